@@ -1,0 +1,1 @@
+"""The API service: uploads in, results out."""

@@ -1,0 +1,1 @@
+"""How the processes are run together on one machine."""

@@ -1,0 +1,33 @@
+"""Backends: where records, blobs and messages are kept. `open_backend` is the one that chooses."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from core.clock import Clock, utc_now
+from core.ports import BlobStore, Publisher, RecordStore
+from core.settings import Settings
+
+if TYPE_CHECKING:
+    from core.backends.embedded.links import LinkSigner
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The three ports of one process. `links` verifies local signed links, where they are local."""
+
+    records: RecordStore
+    blobs: BlobStore
+    publisher: Publisher
+    links: "LinkSigner | None" = None
+
+
+@asynccontextmanager
+async def open_backend(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Backend]:
+    """Open what `BACKEND` names, once a process and after any fork; close it on the way out."""
+    # Imported here so that a backend's packages are loaded only where it is used.
+    from core.backends.embedded import open_embedded
+
+    async with open_embedded(settings, clock) as backend:
+        yield backend

@@ -1,0 +1,126 @@
+"""Every failure Glimpse names. Each carries its own HTTP status, code and retry hint.
+
+`core.problems` turns them into RFC 9457 problem details; nothing else builds an error body.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+
+class GlimpseError(Exception):
+    """A failure with a public explanation.
+
+    `detail` is written for the caller and must hold nothing private. `retry_after` is in seconds.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        retry_after: int | None = None,
+        extra: Mapping[str, object] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.retry_after = retry_after
+        self.extra = dict(extra or {})
+
+
+# --- What a port may raise: vendor errors are translated to these three at the edge. ------------
+
+
+class NotFound(GlimpseError):
+    """The named thing does not exist."""
+
+    status, code, title = 404, "not_found", "Not found"
+
+
+class Conflict(GlimpseError):
+    """The state of the thing forbids the change."""
+
+    status, code, title = 409, "conflict", "Conflict"
+
+
+class Unavailable(GlimpseError):
+    """A part that Glimpse depends on does not answer; the same request may succeed later."""
+
+    status, code, title = 503, "unavailable", "Temporarily unavailable"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        retry_after: int | None = 1,
+        extra: Mapping[str, object] | None = None,
+    ) -> None:
+        super().__init__(detail, retry_after=retry_after, extra=extra)
+
+
+# --- What a caller may get wrong. -----------------------------------------------------------------
+
+
+class InvalidRequest(GlimpseError):
+    """The request cannot be understood as it stands."""
+
+    status, code, title = 422, "invalid_request", "Invalid request"
+
+
+class MalformedEnvelope(GlimpseError):
+    """A push body that is not a Pub/Sub envelope for this worker."""
+
+    status, code, title = 400, "malformed_envelope", "Malformed push envelope"
+
+
+class Unauthenticated(GlimpseError):
+    """The caller did not prove who it is."""
+
+    status, code, title = 401, "unauthenticated", "Unauthenticated"
+
+
+class Forbidden(GlimpseError):
+    """The caller is known, or its link has expired, and may not do this."""
+
+    status, code, title = 403, "forbidden", "Forbidden"
+
+
+class ImageTooLarge(GlimpseError):
+    """More bytes than the limit."""
+
+    status, code, title = 413, "image_too_large", "Image too large"
+
+
+class UnsupportedImage(GlimpseError):
+    """The bytes are not of an accepted image format."""
+
+    status, code, title = 415, "unsupported_image", "Unsupported image type"
+
+
+class InvalidImage(GlimpseError):
+    """The bytes begin like an accepted format but cannot be a picture that Glimpse classifies."""
+
+    status, code, title = 422, "invalid_image", "Invalid image"
+
+
+# --- What ends a record as `error` (the record's `error.code`). -----------------------------------
+
+
+class UndecodableImage(InvalidImage):
+    """The image passed its header check and then failed to decode."""
+
+    code, title = "undecodable_image", "Image cannot be decoded"
+
+
+class ModelUnavailable(Unavailable):
+    """This worker has no bundle for the message's model; another revision may have it."""
+
+    code, title = "model_unavailable", "Model unavailable"
+
+
+class BundleError(GlimpseError):
+    """A model bundle that is incomplete, altered or does not do what its manifest says."""
+
+    code, title = "invalid_bundle", "Invalid model bundle"

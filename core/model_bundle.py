@@ -1,0 +1,138 @@
+"""A model bundle: a folder with `model.onnx`, `model.json`, `labels.txt`, `MODEL_CARD.md`.
+
+`SHA256SUMS` (the format of sha256sum) lists the digests of the first three. The bundle's identity
+is `name@` and the first 12 hex digits of the SHA-256 over those three lines, so the API knows the
+identity without reading the weights, and the worker verifies the files when it loads them.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from core.errors import BundleError
+
+MODEL_FILE, MANIFEST_FILE, LABELS_FILE = "model.onnx", "model.json", "labels.txt"
+SUMS_FILE = "SHA256SUMS"
+_SUMMED = (MODEL_FILE, MANIFEST_FILE, LABELS_FILE)
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Channels = Annotated[tuple[float, ...], Field(min_length=3, max_length=3)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class InputSpec(_Frozen):
+    """The picture tensor: float32, RGB. `batch` is the fixed batch size, or null where free."""
+
+    name: str
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    height: PositiveInt
+    width: PositiveInt
+    batch: PositiveInt | None = None
+
+
+class ResizeRule(_Frozen):
+    """How a picture of any size becomes `height` x `width`.
+
+    `stretch` ignores the aspect ratio. `crop` scales the shorter side to `short_side` and takes
+    the centre.
+    """
+
+    method: Literal["stretch", "crop"]
+    short_side: PositiveInt | None = None
+    resample: Literal["nearest", "box", "bilinear", "bicubic", "lanczos"] = "bilinear"
+
+
+class OutputSpec(_Frozen):
+    """`scores` is the output with one number a label; `embedding` may be absent."""
+
+    scores: str
+    kind: Literal["logits", "probabilities"]
+    embedding: str | None = None
+
+
+class BundleManifest(_Frozen):
+    """`model.json`. A pixel value v in 0..255 enters the network as (v * rescale - mean) / std."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+    input: InputSpec
+    resize: ResizeRule
+    rescale: float = 1 / 255
+    mean: Channels
+    std: Channels
+    outputs: OutputSpec
+    opset: PositiveInt
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What `model.json` and `labels.txt` say, and who the bundle is."""
+
+    folder: Path
+    manifest: BundleManifest
+    labels: tuple[str, ...]
+    identity: str
+
+
+def read_bundle(uri: str | Path) -> Bundle:
+    """Read a bundle without its weights. Raises BundleError."""
+    folder = Path(uri)
+    try:
+        manifest = BundleManifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
+        labels = tuple((folder / LABELS_FILE).read_text(encoding="utf-8").splitlines())
+    except OSError as error:
+        raise BundleError(f"{folder} is not a model bundle: {error.strerror}.") from error
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise BundleError(f"{folder / MANIFEST_FILE} or its labels are invalid: {error}") from error
+    if not labels or not all(label.strip() for label in labels):
+        raise BundleError(f"{folder / LABELS_FILE} needs one label a line.")
+    sums = _recorded_sums(folder) or _computed_sums(folder)
+    digest = hashlib.sha256("".join(sums[name] + "\n" for name in _SUMMED).encode()).hexdigest()
+    return Bundle(folder, manifest, labels, f"{manifest.name}@{digest[:12]}")
+
+
+def verify_bundle(bundle: Bundle) -> None:
+    """Raise BundleError where a file is not the one that `SHA256SUMS` lists."""
+    recorded = _recorded_sums(bundle.folder)
+    if recorded is None:
+        return
+    computed = _computed_sums(bundle.folder)
+    wrong = [name for name in _SUMMED if recorded[name] != computed[name]]
+    if wrong:
+        raise BundleError(f"{bundle.folder}: {', '.join(wrong)} differ from {SUMS_FILE}.")
+
+
+def write_sums(folder: Path) -> None:
+    """Write `SHA256SUMS` for a finished bundle folder."""
+    sums = _computed_sums(folder)
+    (folder / SUMS_FILE).write_text("".join(f"{sums[name]}  {name}\n" for name in _SUMMED))
+
+
+def _computed_sums(folder: Path) -> dict[str, str]:
+    sums = {}
+    for name in _SUMMED:
+        try:
+            with (folder / name).open("rb") as file:
+                sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise BundleError(f"{folder / name}: {error.strerror}.") from error
+    return sums
+
+
+def _recorded_sums(folder: Path) -> dict[str, str] | None:
+    try:
+        lines = (folder / SUMS_FILE).read_text(encoding="ascii").splitlines()
+    except FileNotFoundError:
+        return None
+    sums = {
+        name.strip().lstrip("*"): digest for digest, _, name in (x.partition(" ") for x in lines)
+    }
+    missing = [name for name in _SUMMED if len(sums.get(name, "")) != 64]
+    if missing:
+        raise BundleError(f"{folder / SUMS_FILE} lacks {', '.join(missing)}.")
+    return sums

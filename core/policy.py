@@ -1,0 +1,46 @@
+"""How a message is delivered, as frozen data.
+
+The embedded queue obeys it, the emulator set-up and Terraform are checked against it. All times are
+in seconds. Meanings and bounds are Pub/Sub's:
+https://cloud.google.com/pubsub/docs/push and https://cloud.google.com/pubsub/docs/dead-letter-topics
+"""
+
+from dataclasses import dataclass
+
+# The answers that acknowledge a push; anything else is a refusal and leads to another delivery.
+ACKNOWLEDGING_STATUS = frozenset({102, 200, 201, 202, 204})
+
+CLASSIFY_PATH = "/generate_annotations"
+DEAD_LETTER_PATH = "/generate_annotations_dlq"
+
+
+@dataclass(frozen=True)
+class DeliveryPolicy:
+    """`attempts` deliveries with exponential backoff; then the message is a dead letter.
+
+    `lease` is how long one worker owns a record, `retention` how long an undelivered message is
+    kept, `stale_after` how long a record may stand still before the reconciler looks at it.
+    """
+
+    attempts: int = 10
+    min_backoff: float = 2.0
+    max_backoff: float = 120.0
+    ack_deadline: float = 60.0
+    lease: float = 30.0
+    retention: float = 7 * 24 * 3600.0
+    stale_after: float = 600.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.attempts <= 100:
+            raise ValueError("attempts must be between 1 and 100")
+        if not 0 <= self.min_backoff <= self.max_backoff <= 600:
+            raise ValueError("need 0 <= min_backoff <= max_backoff <= 600")
+        if not 0 < self.lease <= self.ack_deadline <= 600:
+            raise ValueError("need 0 < lease <= ack_deadline <= 600")
+        if self.retention <= self.attempts * self.max_backoff:
+            raise ValueError("retention must outlast every attempt")
+
+    def backoff(self, attempt: int) -> float:
+        """Seconds to wait after the `attempt`-th delivery (1 is the first) was refused."""
+        # The exponent is bounded so that a huge attempt number cannot overflow a float.
+        return min(self.max_backoff, self.min_backoff * 2.0 ** min(attempt - 1, 60))

@@ -1,0 +1,92 @@
+"""What Glimpse needs from a backend: three small protocols, free of any vendor.
+
+Every method may raise `core.errors.Unavailable` (retryable) and nothing else of the vendor's.
+`tests/contract` runs one suite against each backend.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from core.messages import ClassifyImage
+from core.records import Annotation, Claim, Record, RecordError, RecordKey, Status
+
+
+class RecordStore(Protocol):
+    """Records with compare-and-set transitions (`core.records` decides which are allowed)."""
+
+    async def get(self, key: RecordKey) -> Record | None: ...
+
+    async def create(self, record: Record) -> bool:
+        """Store a new record; False where the key already exists."""
+        ...
+
+    async def advance(self, key: RecordKey, from_: Status, to: Status) -> bool:
+        """Move the status if it is `from_`; False otherwise."""
+        ...
+
+    async def claim(self, key: RecordKey, lease: timedelta) -> Claim | None:
+        """Own the record for `lease`; None where unknown, terminal, or owned by another."""
+        ...
+
+    async def complete(self, claim: Claim, annotations: Sequence[Annotation]) -> bool:
+        """Store the result; False unless `claim` holds the current fencing token."""
+        ...
+
+    async def fail(self, claim_or_key: Claim | RecordKey, error: RecordError) -> bool:
+        """End as `error`: under a claim as `complete`, by key only where nobody owns it."""
+        ...
+
+    async def release(self, claim: Claim) -> bool:
+        """Give the claim up, so that the next delivery need not wait for the lease to end."""
+        ...
+
+    async def retry(self, key: RecordKey) -> bool:
+        """From a retryable `error` back to `pending`; False otherwise."""
+        ...
+
+    async def touch(self, key: RecordKey, before: datetime) -> bool:
+        """Mark a non-terminal record last updated before `before` as looked after just now."""
+        ...
+
+    async def stale(self, before: datetime, limit: int) -> list[Record]:
+        """At most `limit` non-terminal records last updated before `before`, oldest first."""
+        ...
+
+    async def delete_image(self, tenant: str, image_hash: str) -> int:
+        """Delete the image's records under every model; the number deleted."""
+        ...
+
+    async def ping(self) -> None:
+        """Return if the store answers, else raise Unavailable."""
+        ...
+
+
+class BlobStore(Protocol):
+    """Private, immutable blobs, named by content: putting twice is putting once."""
+
+    async def put(self, name: str, data: bytes, content_type: str) -> None: ...
+
+    async def get(self, name: str) -> bytes:
+        """The bytes; NotFound where there are none."""
+        ...
+
+    async def exists(self, name: str) -> bool: ...
+
+    async def delete(self, name: str) -> bool:
+        """False where there was nothing to delete."""
+        ...
+
+    async def signed_url(self, name: str, expires_in: timedelta) -> str:
+        """A link that reads the blob until it expires, without other credentials."""
+        ...
+
+    async def ping(self) -> None: ...
+
+
+class Publisher(Protocol):
+    async def publish(self, message: ClassifyImage) -> str:
+        """Hand the message to the queue, durably; its id there. Unavailable where it failed."""
+        ...
+
+    async def ping(self) -> None: ...

@@ -1,0 +1,99 @@
+"""One error shape with one handler: `application/problem+json` (RFC 9457)."""
+
+import http
+import json
+from collections.abc import Mapping
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from core.errors import GlimpseError
+
+log = structlog.get_logger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+
+def problem_response(
+    status: int,
+    code: str,
+    title: str,
+    detail: str,
+    *,
+    extra: Mapping[str, object] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """A problem document.
+
+    `type` is a URN made of the code, so that programs can branch on it; `code` repeats it bare.
+    """
+    document = {
+        "type": f"urn:glimpse:problem:{code}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        **(extra or {}),
+    }
+    return Response(
+        json.dumps(document).encode(),
+        status_code=status,
+        media_type=MEDIA_TYPE,
+        headers={"Cache-Control": "no-store", **(headers or {})},
+    )
+
+
+def response_for(error: GlimpseError) -> Response:
+    """The answer for one of our own errors."""
+    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    return problem_response(
+        error.status, error.code, error.title, error.detail, extra=error.extra, headers=headers
+    )
+
+
+async def _on_glimpse_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, GlimpseError)
+    level = log.error if error.status >= 500 else log.info
+    level("request refused", status=error.status, code=error.code, detail=error.detail)
+    return response_for(error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    phrase = http.HTTPStatus(error.status_code).phrase
+    code = phrase.lower().replace(" ", "_").replace("-", "_").replace("'", "")
+    return problem_response(
+        error.status_code, code, phrase, str(error.detail), headers=error.headers
+    )
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    errors = [
+        {"field": ".".join(str(part) for part in item["loc"]), "message": str(item["msg"])}
+        for item in error.errors()
+    ]
+    detail = "; ".join(f"{item['field']}: {item['message']}" for item in errors)
+    return problem_response(
+        422, "invalid_request", "Invalid request", detail, extra={"errors": errors}
+    )
+
+
+async def _on_unexpected(request: Request, error: Exception) -> Response:
+    # Starlette re-raises after this answer, and the server logs the traceback.
+    return problem_response(
+        500,
+        "internal_error",
+        "Internal error",
+        "The service failed. Nothing about it is your fault.",
+    )
+
+
+def install_problem_handlers(app: FastAPI) -> None:
+    """Answer every error of `app` with problem details."""
+    app.add_exception_handler(GlimpseError, _on_glimpse_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(Exception, _on_unexpected)

@@ -1,0 +1,186 @@
+"""Every setting, typed and validated at start. Names are environment variables, or lines of `.env`.
+
+README's table and `.env.example` are checked against this class by `tests/docs`.
+"""
+
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from core.policy import DeliveryPolicy
+
+DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "models" / "default"
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(gt=0)]
+_DELIVERY = DeliveryPolicy()
+
+
+class Settings(BaseSettings):
+    """One process's configuration; each field's description is its documentation."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    # --- Where things run -----------------------------------------------------------------------
+    backend: Annotated[
+        Literal["embedded"], Field(description="Where records, images and messages are kept")
+    ] = "embedded"
+    host: Annotated[str, Field(description="Address that both services listen on")] = "127.0.0.1"
+    api_port: Annotated[Port, Field(description="Port of the API")] = 8080
+    worker_port: Annotated[Port, Field(description="Port of the worker")] = 8081
+    data_dir: Annotated[Path, Field(description="Folder of the embedded backend's data")] = Path(
+        ".data"
+    )
+    public_url: Annotated[
+        str,
+        Field(
+            pattern=r"^(https?://.*[^/])?$",
+            description="What links in answers begin with; empty makes them relative",
+        ),
+    ] = ""
+
+    # --- The model ------------------------------------------------------------------------------
+    model_uri: Annotated[
+        str, Field(description="Folder of the model bundle that labels images")
+    ] = str(DEFAULT_BUNDLE)
+    extra_model_uris: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(description="Comma-separated bundles that the worker also answers for"),
+    ] = ()
+    loaded_models: Annotated[
+        int, Field(ge=1, description="How many bundles the worker keeps in memory")
+    ] = 2
+    labels_per_image: Annotated[int, Field(ge=1, le=100, description="Labels in a result")] = 5
+
+    # --- Limits ---------------------------------------------------------------------------------
+    max_image_bytes: Annotated[int, Field(ge=1, description="Largest upload, in bytes")] = (
+        10 * 1024 * 1024
+    )
+    max_image_pixels: Annotated[
+        int, Field(ge=1, description="Largest picture, as width times height")
+    ] = 50_000_000
+    max_wait_seconds: Annotated[
+        Seconds, Field(le=60, description="Longest that `Prefer: wait` may hold an answer")
+    ] = 30
+    slow_wait_seconds: Annotated[
+        Seconds, Field(le=60, description="How long `/what/slow` waits before it answers 202")
+    ] = 20
+
+    # --- Results and links ----------------------------------------------------------------------
+    result_cache_entries: Annotated[
+        int, Field(ge=0, description="Finished results each API process keeps; 0 keeps none")
+    ] = 10_000
+    result_cache_seconds: Annotated[
+        Seconds, Field(description="How long it keeps one, and a deleted image may still answer")
+    ] = 60
+    result_max_age_seconds: Annotated[
+        int, Field(ge=0, description="`max-age` of a finished result for browsers and CDNs")
+    ] = 3600
+    link_seconds: Annotated[
+        int, Field(ge=1, le=12 * 3600, description="Validity of a signed link to an image")
+    ] = 900
+
+    # --- Delivery -------------------------------------------------------------------------------
+    delivery_attempts: Annotated[
+        int, Field(description="Deliveries of a message before it is a dead letter")
+    ] = _DELIVERY.attempts
+    min_backoff_seconds: Annotated[
+        float, Field(description="Wait after the first refused delivery; doubles each time")
+    ] = _DELIVERY.min_backoff
+    max_backoff_seconds: Annotated[float, Field(description="Longest wait between deliveries")] = (
+        _DELIVERY.max_backoff
+    )
+    ack_deadline_seconds: Annotated[
+        float, Field(description="How long the worker may take to answer one delivery")
+    ] = _DELIVERY.ack_deadline
+    lease_seconds: Annotated[
+        float, Field(description="How long one worker owns an image before another may take it")
+    ] = _DELIVERY.lease
+    retention_seconds: Annotated[
+        float, Field(description="How long an undelivered message is kept")
+    ] = _DELIVERY.retention
+    stale_seconds: Annotated[
+        float, Field(description="How long a record may stand still before it is looked after")
+    ] = _DELIVERY.stale_after
+    push_concurrency: Annotated[
+        int, Field(ge=1, le=1000, description="Deliveries the embedded queue has in flight")
+    ] = 8
+
+    # --- The worker -----------------------------------------------------------------------------
+    worker_concurrency: Annotated[
+        int, Field(ge=0, description="Images classified at once; 0 means one a core")
+    ] = 0
+    duplicate_wait_seconds: Annotated[
+        Seconds, Field(description="How long a duplicate delivery waits for the first one's result")
+    ] = 5
+    shutdown_seconds: Annotated[
+        Seconds, Field(description="How long a stopping service may finish what it began")
+    ] = 8
+
+    # --- Logs -----------------------------------------------------------------------------------
+    log_format: Annotated[
+        Literal["console", "json"], Field(description="Readable lines, or JSON for Cloud Logging")
+    ] = "console"
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Field(description="Least severity to log")
+    ] = "info"
+
+    @field_validator("extra_model_uris", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.api_port == self.worker_port:
+            raise ValueError("API_PORT and WORKER_PORT must differ")
+        _ = self.delivery  # raises where the numbers contradict each other
+        return self
+
+    @property
+    def delivery(self) -> DeliveryPolicy:
+        return DeliveryPolicy(
+            attempts=self.delivery_attempts,
+            min_backoff=self.min_backoff_seconds,
+            max_backoff=self.max_backoff_seconds,
+            ack_deadline=self.ack_deadline_seconds,
+            lease=self.lease_seconds,
+            retention=self.retention_seconds,
+            stale_after=self.stale_seconds,
+        )
+
+    @property
+    def lease(self) -> timedelta:
+        return timedelta(seconds=self.lease_seconds)
+
+    @property
+    def worker_url(self) -> str:
+        return f"http://{self.host}:{self.worker_port}"
+
+    @property
+    def worker_threads(self) -> int:
+        return self.worker_concurrency or len(os.sched_getaffinity(0))
+
+
+def load_settings() -> Settings:
+    """The settings of this process, or an exit that names each wrong one."""
+    try:
+        return Settings()
+    except ValidationError as invalid:
+        lines = []
+        for error in invalid.errors():
+            name = ".".join(str(part) for part in error["loc"]).upper()
+            message = error["msg"].removeprefix("Value error, ")
+            lines.append(f"  {name}: {message}" if name else f"  {message}")
+        raise SystemExit(
+            "Glimpse cannot start, its settings are wrong:\n" + "\n".join(lines)
+        ) from None

@@ -1,0 +1,80 @@
+"""Structured logs: JSON in Cloud Logging's field names, or readable lines.
+
+Whatever is bound to the context (`image_context`) is on every line until the request ends, so each
+line about one image carries its hash. Fields:
+https://cloud.google.com/logging/docs/structured-logging
+"""
+
+import logging
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from core.records import RecordKey
+
+
+def configure_logging(service: str, log_format: str, level: str) -> None:
+    """Send structlog's lines, and the standard library's, to standard output in one format."""
+    number = logging.getLevelNamesMapping()[level.upper()]
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    final: list[Processor]
+    if log_format == "json":
+        shared.append(_with_service(service))
+        final = [
+            structlog.processors.dict_tracebacks,
+            _cloud_logging_names,
+            structlog.processors.JSONRenderer(),
+        ]
+    else:
+        final = [structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())]
+    structlog.configure(
+        processors=[*shared, *final],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(sys.stdout),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *final],
+        )
+    )
+    logging.basicConfig(level=max(number, logging.INFO), handlers=[handler], force=True)
+    # Every request has our own line; libraries' chatter about connections has no reader.
+    for name in ("uvicorn.access", "httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@contextmanager
+def image_context(key: RecordKey) -> Iterator[None]:
+    """Every line logged inside carries the image's hash and tenant."""
+    with structlog.contextvars.bound_contextvars(image_hash=key.image_hash, tenant=key.tenant):
+        yield
+
+
+def new_traceparent() -> str:
+    """W3C trace context (https://www.w3.org/TR/trace-context/), sampled."""
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+
+
+def _with_service(service: str) -> Processor:
+    def add(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+        event["service"] = service
+        return event
+
+    return add
+
+
+def _cloud_logging_names(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    event["message"] = event.pop("event", "")
+    event["severity"] = str(event.pop("level", "info")).upper()
+    return event

@@ -1,0 +1,30 @@
+"""Pictures drawn at run time, so that none needs a licence."""
+
+import hashlib
+import io
+
+import numpy as np
+from PIL import Image
+
+
+def picture(
+    seed: int = 0,
+    colour: tuple[int, int, int] = (200, 30, 30),
+    size: tuple[int, int] = (96, 64),
+    format_: str = "JPEG",
+) -> bytes:
+    """An encoded picture of one colour with faint noise: each seed gives other bytes."""
+    noise = np.random.default_rng(seed).integers(-12, 13, (size[1], size[0], 3))
+    pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+    return encode(Image.fromarray(pixels), format_)
+
+
+def encode(image: Image.Image, format_: str, **options: object) -> bytes:
+    """`image` as the bytes of a file in `format_`."""
+    buffer = io.BytesIO()
+    image.save(buffer, format_, **options)
+    return buffer.getvalue()
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
