@@ -28,3 +28,53 @@ $(VENV)/.complete: poetry.lock pyproject.toml $(POETRY_VENV)/.complete
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement $(POETRY_VENV)/requirements.txt
 	@touch $@
+
+.PHONY: run
+run: setup ## Start Glimpse: API on 127.0.0.1:8080, worker on 127.0.0.1:8081, queue
+	@exec $(BIN)/python -m compose.supervisor
+
+.PHONY: demo
+demo: setup ## Send a few photos to the running service and show the labels
+	@$(BIN)/python -m compose.demo
+
+.PHONY: test
+test: setup ## Check style, types and boundaries, then run every test
+	@$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: setup ## Style (ruff), types (mypy), import boundaries (import-linter)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: setup ## Rewrite the code in the agreed style
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+.PHONY: bench
+bench: setup ## Measure speed against bare baselines, side by side, and print ratios
+	@$(BIN)/python -m tests.bench $(BENCH_ARGS)
+
+.PHONY: model
+model: ## Make a bundle of a Hugging Face image classifier: make model HF=<id or folder>
+	@test -n "$(HF)" || { echo 'usage: make model HF=google/vit-base-patch16-224'; exit 2; }
+	@$(MAKE) --no-print-directory $(EXPORT_VENV)/.complete
+	$(EXPORT_VENV)/bin/python -m models.export_huggingface "$(HF)" $(if $(OUT),--out "$(OUT)")
+
+EXPORT_VENV := .export-venv
+$(EXPORT_VENV)/.complete: models/requirements-export.txt
+	$(PYTHON) -m venv --clear $(EXPORT_VENV)
+	$(EXPORT_VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+.PHONY: test-export
+test-export: $(EXPORT_VENV)/.complete ## Test training and export (installs PyTorch beside the project)
+	$(EXPORT_VENV)/bin/python -m pytest tests/export $(PYTEST_ARGS)
+
+.PHONY: clean
+clean: ## Delete what was installed and generated; DATA_DIR stays
+	rm -rf $(VENV) $(POETRY_VENV) $(EXPORT_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
