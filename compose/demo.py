@@ -1,0 +1,100 @@
+"""Show Glimpse at work: `make demo` sends a few photos to the running service.
+
+The photos come with scikit-image, free of rights (its data folder's README names each source).
+"""
+
+import hashlib
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+
+import httpx
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from core.settings import load_settings
+
+PHOTOS = ("chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "retina.jpg")
+PATIENCE = 60.0  # seconds
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A row: the first answer, how the image ended, and how long each took in seconds."""
+
+    file: str
+    first_status: int
+    status: str
+    labels: list[str]
+    seconds: float
+    again_status: int
+    again_seconds: float
+
+
+def show(client: httpx.Client, file: str, photo: bytes) -> Shown:
+    """The whole way of one photo: upload, ask until it is finished, upload again."""
+    began = time.perf_counter()
+    first = client.post("/what/fast", files={"img": (file, photo)}).raise_for_status()
+    answer = first.json()
+    image_hash = hashlib.sha256(photo).hexdigest()
+    while answer["status"] not in ("success", "error"):
+        if time.perf_counter() - began > PATIENCE:
+            break
+        time.sleep(0.02)
+        answer = client.get(f"/what/status/{image_hash}").raise_for_status().json()
+    seconds = time.perf_counter() - began
+    began_again = time.perf_counter()
+    again = client.post("/what/fast", files={"img": (file, photo)}).raise_for_status()
+    labels = [f"{a['label']} {100 * a['confidence']:.0f} %" for a in answer["annotations"]]
+    return Shown(
+        file=file,
+        first_status=first.status_code,
+        status=answer["status"],
+        labels=labels or [str((answer["error"] or {}).get("detail", ""))],
+        seconds=seconds,
+        again_status=again.status_code,
+        again_seconds=time.perf_counter() - began_again,
+    )
+
+
+def photos() -> Iterator[tuple[str, bytes]]:
+    folder = files("skimage.data")
+    for name in PHOTOS:
+        yield name, (folder / name).read_bytes()
+
+
+def main() -> None:
+    settings = load_settings()
+    url = f"http://{settings.host}:{settings.api_port}"
+    console = Console()
+    table = Table(title=f"What is in these pictures? ({url})")
+    for column in ("file", "first answer", "status", "labels", "time", "asked again"):
+        table.add_column(column)
+    failed = False
+    try:
+        with httpx.Client(base_url=url, timeout=30) as client:
+            for file, photo in track(
+                list(photos()), "classifying", console=console, transient=True
+            ):
+                row = show(client, file, photo)
+                failed |= row.status != "success"
+                table.add_row(
+                    row.file,
+                    str(row.first_status),
+                    row.status,
+                    "\n".join(row.labels),
+                    f"{1000 * row.seconds:.0f} ms",
+                    f"{row.again_status} in {1000 * row.again_seconds:.1f} ms",
+                    end_section=True,
+                )
+    except httpx.TransportError:
+        sys.exit(f"Nothing answers at {url}. Start it in another terminal: make run")
+    console.print(table)
+    sys.exit(int(failed))
+
+
+if __name__ == "__main__":
+    main()

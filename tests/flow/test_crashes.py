@@ -1,0 +1,153 @@
+"""P1, P2 and P4 against `kill -9`: what was answered 202 ends, once, whatever dies meanwhile."""
+
+import json
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.pictures import picture, sha256
+from tests.support.stack import Stack
+
+IMAGES = 300
+
+
+@pytest.mark.timeout(300)
+def test_kill_9_at_random_moments_loses_nothing(tmp_path: Path, colour_bundle: Path) -> None:
+    seed = random.randrange(10**6)
+    print(f"kill times drawn from seed {seed}")
+    images = {sha256(i): i for i in (picture(seed=n, size=(48, 48)) for n in range(IMAGES))}
+    accepted: list[str] = []
+    with Stack(tmp_path, colour_bundle) as stack:
+        uploading = threading.Event()
+        uploading.set()
+        killer = threading.Thread(target=_kill_at_random, args=(stack, uploading, seed))
+        killer.start()
+        try:
+            with ThreadPoolExecutor(8) as pool:
+                for image_hash, status in pool.map(lambda i: _persist(stack, i), images.values()):
+                    assert status in (200, 202)
+                    if status == 202:
+                        accepted.append(image_hash)
+        finally:
+            uploading.clear()
+            killer.join()
+        results = stack.results(images, patience=120)
+        assert {r["status"] for r in results.values()} == {"success"}
+        finished = _completions(stack)
+    assert len(accepted) > IMAGES / 2
+    # One stored result each: a second completion would have been refused and not logged.
+    assert {image_hash: finished.get(image_hash, 0) for image_hash in images} == dict.fromkeys(
+        images, 1
+    ) or _only_lost_log_lines(finished, images)
+
+
+def _persist(stack: Stack, image: bytes) -> tuple[str, int]:
+    """Upload until there is an answer, as a client does whose server comes back."""
+    for _ in range(200):
+        try:
+            answer = stack.upload(image)
+        except httpx.TransportError:
+            time.sleep(0.1)
+            continue
+        if answer.status_code != 503:
+            return sha256(image), answer.status_code
+        time.sleep(0.1)
+    raise AssertionError("the API never came back")
+
+
+def _kill_at_random(stack: Stack, uploading: threading.Event, seed: int) -> None:
+    draw = random.Random(seed)
+    victims = ["worker", "queue", "api"] * 2
+    draw.shuffle(victims)
+    for name in victims:
+        time.sleep(draw.uniform(0.05, 0.6))
+        stack.kill(name)
+        stack.start(name)
+        if not uploading.is_set():
+            return
+
+
+def _completions(stack: Stack) -> dict[str, int]:
+    """Stored results by image, as the worker logged them."""
+    counts: dict[str, int] = {}
+    for line in stack.log("worker").splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # the torn last line of a killed process
+        if event.get("message") == "classified":
+            counts[event["image_hash"]] = counts.get(event["image_hash"], 0) + 1
+    return counts
+
+
+def _only_lost_log_lines(finished: dict[str, int], images: dict[str, bytes]) -> bool:
+    """A worker killed between storing a result and logging it leaves no line; never two."""
+    missing = [image_hash for image_hash in images if finished.get(image_hash, 0) == 0]
+    return max(finished.values()) == 1 and len(missing) <= 16
+
+
+def test_worker_down_then_back(tmp_path: Path, colour_bundle: Path) -> None:
+    images = [picture(seed=n) for n in range(10)]
+    # Three attempts only: a worker that is not there must not use them up.
+    with Stack(tmp_path, colour_bundle, DELIVERY_ATTEMPTS=3) as stack:
+        stack.stop("worker")
+        for image in images:
+            assert stack.upload(image).status_code == 202
+        time.sleep(2)
+        for image in images:
+            assert stack.api.get(f"/what/status/{sha256(image)}").status_code == 202
+        stack.start("worker")
+        results = stack.results(sha256(image) for image in images)
+    assert {r["status"] for r in results.values()} == {"success"}
+
+
+def test_queue_down_then_back(tmp_path: Path, colour_bundle: Path) -> None:
+    with Stack(tmp_path, colour_bundle) as stack:
+        stack.kill("queue")
+        image = picture(seed=1)
+        assert stack.upload(image).status_code == 202
+        stack.start("queue")
+        assert stack.result(sha256(image))["status"] == "success"
+
+
+def test_message_that_always_fails_ends_as_an_error_and_is_kept(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    settings = {"DELIVERY_ATTEMPTS": 3, "MAX_BACKOFF_SECONDS": 0.3}
+    with Stack(tmp_path, colour_bundle, **settings) as stack:
+        # A worker whose bundle is broken refuses every delivery.
+        stack.stop("worker")
+        broken = tmp_path / "broken"
+        broken.mkdir()
+        good, stack.environment["MODEL_URI"] = stack.environment["MODEL_URI"], str(broken)
+        with pytest.raises(AssertionError, match="did not become ready"):
+            _start_briefly(stack, "worker")
+        image = picture(seed=1)
+        assert stack.upload(image).status_code == 202
+        result = stack.result(sha256(image))
+        assert result["status"] == "error"
+        error = result["error"]
+        assert isinstance(error, dict)
+        assert error["code"] == "model_unavailable"
+        assert error["retryable"] is True
+        # It is kept, and once the worker is mended a new upload tries again.
+        stack.environment["MODEL_URI"] = good
+        stack.stop("worker")
+        stack.start("worker")
+        assert stack.upload(image).status_code == 202
+        assert stack.result(sha256(image))["status"] == "success"
+
+
+def _start_briefly(stack: Stack, name: str) -> None:
+    import tests.support.stack as module
+
+    patience, module.PATIENCE = module.PATIENCE, 3.0
+    try:
+        stack.start(name)
+    finally:
+        module.PATIENCE = patience

@@ -1,0 +1,110 @@
+"""`make run`: one command, logs by name, restarts, a plain word about a taken port."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+
+from tests.support.stack import ROOT, free_port
+
+
+@contextmanager
+def supervisor(folder: Path, bundle: Path, **settings: object) -> Iterator[subprocess.Popen[bytes]]:
+    environment = {
+        **os.environ,
+        "DATA_DIR": str(folder / "data"),
+        "MODEL_URI": str(bundle),
+        **{name: str(value) for name, value in settings.items()},
+    }
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "compose.supervisor"],
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def until(folder: Path, text: str, patience: float = 60) -> str:
+    """The log once it holds `text`."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        log = (folder / "log").read_text(errors="replace")
+        if text in log:
+            return log
+        time.sleep(0.1)
+    raise AssertionError(f"no {text!r} in:\n{log}")
+
+
+def test_runs_restarts_and_stops_everything(tmp_path: Path, colour_bundle: Path) -> None:
+    ports = {"API_PORT": free_port(), "WORKER_PORT": free_port()}
+    with supervisor(tmp_path, colour_bundle, **ports) as process:
+        log = until(tmp_path, "ready: http://127.0.0.1")
+        assert all(f"{name:<7} |" in log for name in ("api", "worker", "queue", "glimpse"))
+        children = psutil.Process(process.pid).children()
+        assert len(children) == 3
+
+        worker = next(c for c in children if c.cmdline()[-1] == "worker")
+        worker.kill()
+        until(tmp_path, "worker ended (signal 9): starting it again")
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not _answers(ports["WORKER_PORT"]):
+            time.sleep(0.1)
+        assert _answers(ports["WORKER_PORT"])
+
+        children = psutil.Process(process.pid).children()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
+        assert not any(child.is_running() for child in children)
+    assert "glimpse | stopped" in (tmp_path / "log").read_text()
+
+
+def test_children_end_with_a_killed_supervisor(tmp_path: Path, colour_bundle: Path) -> None:
+    ports = {"API_PORT": free_port(), "WORKER_PORT": free_port()}
+    with supervisor(tmp_path, colour_bundle, **ports) as process:
+        until(tmp_path, "ready: http://127.0.0.1")
+        children = psutil.Process(process.pid).children()
+        process.kill()
+        _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+
+
+def test_taken_port_is_named(tmp_path: Path, colour_bundle: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        taken = holder.getsockname()[1]
+        ports = {"API_PORT": taken, "WORKER_PORT": free_port()}
+        with supervisor(tmp_path, colour_bundle, **ports) as process:
+            assert process.wait(timeout=30) == 1
+    log = (tmp_path / "log").read_text()
+    assert f"Port {taken} on 127.0.0.1, for the api, is not free" in log
+    assert "set API_PORT" in log
+
+
+def test_wrong_setting_is_named(tmp_path: Path, colour_bundle: Path) -> None:
+    with supervisor(tmp_path, colour_bundle, API_PORT="eighty") as process:
+        assert process.wait(timeout=30) == 1
+    assert "API_PORT" in (tmp_path / "log").read_text()
+
+
+def _answers(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/ready", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False

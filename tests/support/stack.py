@@ -1,0 +1,135 @@
+"""Real processes over HTTP: the API, the worker and the queue, started, killed and restarted."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Self
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[2]
+MODULES = {"worker": "worker", "queue": "core.backends.embedded.queue", "api": "app"}
+PATIENCE = 60.0  # seconds for a process to become ready, on a busy machine
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Stack:
+    """One Glimpse on free ports, its data and logs in `folder`.
+
+    `settings` are environment variables over quick defaults for delivery, so that tests of retries
+    take seconds.
+    """
+
+    def __init__(self, folder: Path, bundle: Path, **settings: object) -> None:
+        self.folder = folder
+        self.api_port, self.worker_port = free_port(), free_port()
+        self.environment = {
+            **{k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "TMPDIR")},
+            "PYTHONUNBUFFERED": "1",
+            "DATA_DIR": str(folder / "data"),
+            "API_PORT": str(self.api_port),
+            "WORKER_PORT": str(self.worker_port),
+            "MODEL_URI": str(bundle),
+            "LOG_FORMAT": "json",
+            "MIN_BACKOFF_SECONDS": "0.1",
+            "MAX_BACKOFF_SECONDS": "1",
+            "LEASE_SECONDS": "2",
+            "ACK_DEADLINE_SECONDS": "10",
+            **{name: str(value) for name, value in settings.items()},
+        }
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.api = httpx.Client(base_url=f"http://127.0.0.1:{self.api_port}", timeout=60)
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.start(*MODULES)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.api.close()
+        for name in list(self.processes):
+            self.stop(name)
+
+    def start(self, *names: str) -> None:
+        """Start processes and wait until those with a port are ready."""
+        for name in names:
+            with self.log_file(name).open("ab") as log:
+                self.processes[name] = subprocess.Popen(
+                    [sys.executable, "-m", MODULES[name]],
+                    cwd=ROOT,
+                    env=self.environment,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+        for name in names:
+            self.wait_ready(name)
+
+    def wait_ready(self, name: str) -> None:
+        port = {"api": self.api_port, "worker": self.worker_port}.get(name)
+        if port is None:
+            return
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            if self.processes[name].poll() is not None:
+                break
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}/ready", timeout=5).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.05)
+        raise AssertionError(f"{name} did not become ready:\n{self.log(name)[-4000:]}")
+
+    def kill(self, name: str) -> None:
+        """`kill -9`: no goodbye."""
+        self.processes[name].kill()
+        self.processes.pop(name).wait()
+
+    def stop(self, name: str) -> int:
+        """SIGTERM, as an orchestrator does; the exit status."""
+        process = self.processes.pop(name)
+        process.send_signal(signal.SIGTERM)
+        try:
+            return process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+
+    def log_file(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
+
+    def log(self, name: str) -> str:
+        return self.log_file(name).read_text(errors="replace")
+
+    def upload(self, image: bytes) -> httpx.Response:
+        return self.api.post("/what/fast", files={"img": ("picture.jpg", image)})
+
+    def result(self, image_hash: str, patience: float = PATIENCE) -> dict[str, object]:
+        """The finished record's body."""
+        return self.results([image_hash], patience)[image_hash]
+
+    def results(
+        self, hashes: Iterable[str], patience: float = PATIENCE
+    ) -> dict[str, dict[str, object]]:
+        """The bodies of all these images once every one is finished."""
+        waiting, finished = set(hashes), {}
+        deadline = time.monotonic() + patience
+        while waiting and time.monotonic() < deadline:
+            for image_hash in list(waiting):
+                answer = self.api.get(f"/what/status/{image_hash}")
+                if answer.status_code == 200:
+                    finished[image_hash] = answer.json()
+                    waiting.discard(image_hash)
+            time.sleep(0.05)
+        assert not waiting, f"{len(waiting)} images did not end within {patience:g} s"
+        return finished
