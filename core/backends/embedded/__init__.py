@@ -1,0 +1,71 @@
+"""The embedded backend: records and queue in SQLite, blobs as files, nothing to install.
+
+Any number of processes may open one data folder at once. The queue that delivers what is published
+is a process of its own: `python -m core.backends.embedded.queue`.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from core.backends import Backend
+from core.backends.embedded import queue_store, records
+from core.backends.embedded.blobs import FileBlobStore
+from core.backends.embedded.database import Database
+from core.backends.embedded.links import LinkSigner, shared_secret
+from core.backends.embedded.publisher import SqlitePublisher
+from core.backends.embedded.queue_store import QueueStore
+from core.backends.embedded.records import SqliteRecordStore
+from core.clock import Clock, utc_now
+from core.errors import Unavailable
+from core.settings import Settings
+
+
+@asynccontextmanager
+async def open_embedded(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Backend]:
+    """The three ports on `settings.data_dir`, which is created if absent.
+
+    Raises Unavailable where the folder or a database in it cannot be used.
+    """
+    secret = await asyncio.to_thread(_prepare, settings.data_dir)
+    links = LinkSigner(secret, settings.public_url)
+    async with AsyncExitStack() as stack:
+        record_store = await stack.enter_async_context(open_records(settings, clock))
+        store = await stack.enter_async_context(open_queue_store(settings))
+        blobs = FileBlobStore(settings.data_dir / "blobs", links, clock)
+        stack.push_async_callback(blobs.close)
+        await blobs.remove_abandoned()
+        yield Backend(record_store, blobs, SqlitePublisher(store, clock), links)
+
+
+@asynccontextmanager
+async def open_records(settings: Settings, clock: Clock) -> AsyncIterator[SqliteRecordStore]:
+    """The records alone."""
+    database = await Database.open(settings.data_dir / "records.db", records.SCHEMA)
+    try:
+        yield SqliteRecordStore(database, clock)
+    finally:
+        await database.close()
+
+
+@asynccontextmanager
+async def open_queue_store(settings: Settings) -> AsyncIterator[QueueStore]:
+    """The queue's tables alone."""
+    database = await Database.open(settings.data_dir / "queue.db", queue_store.SCHEMA)
+    try:
+        yield QueueStore(database)
+    finally:
+        await database.close()
+
+
+def _prepare(data_dir: Path) -> bytes:
+    """Make the folders; the secret that signs links."""
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (data_dir / "blobs").mkdir(mode=0o700, exist_ok=True)
+        return shared_secret(data_dir / "link.key")
+    except OSError as error:
+        raise Unavailable(
+            f"The data folder {data_dir} cannot be used: {error.strerror}."
+        ) from error

@@ -1,0 +1,189 @@
+"""Records in SQLite. `core.records` decides each transition; this applies it in a transaction."""
+
+import json
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+from core import records
+from core.backends.embedded.database import Database, Schema
+from core.backends.embedded.times import from_micros, to_micros
+from core.clock import Clock, utc_now
+from core.records import Annotation, Claim, Record, RecordError, RecordKey, Status
+
+SCHEMA = Schema(
+    version=1,
+    statements=(
+        """
+        CREATE TABLE records (
+            tenant           TEXT NOT NULL,
+            image_hash       TEXT NOT NULL,
+            model            TEXT NOT NULL,
+            status           TEXT NOT NULL,
+            annotations      TEXT NOT NULL,     -- JSON array
+            error            TEXT,              -- JSON object
+            attempts         INTEGER NOT NULL,
+            token            INTEGER NOT NULL,
+            lease_expires_at INTEGER,           -- microseconds since 1970, as all times
+            created_at       INTEGER NOT NULL,
+            updated_at       INTEGER NOT NULL,
+            PRIMARY KEY (tenant, image_hash, model)
+        ) WITHOUT ROWID
+        """,
+        """
+        CREATE INDEX unfinished_records ON records (updated_at)
+        WHERE status IN ('pending', 'queued', 'running')
+        """,
+    ),
+)
+
+_KEY = "tenant = ? AND image_hash = ? AND model = ?"
+_COLUMNS = (
+    "tenant, image_hash, model, status, annotations, error, attempts, token, lease_expires_at,"
+    " created_at, updated_at"
+)
+# ruff's S608 warns of values pasted into SQL; these are constants pasted into constants.
+_SELECT = f"SELECT {_COLUMNS} FROM records WHERE {_KEY}"  # noqa: S608
+_INSERT = (
+    f"INSERT INTO records ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+    " ON CONFLICT DO NOTHING"
+)
+_UPDATE = (
+    "UPDATE records SET status = ?, annotations = ?, error = ?, attempts = ?, token = ?,"  # noqa: S608
+    f" lease_expires_at = ?, created_at = ?, updated_at = ? WHERE {_KEY}"
+)
+# The condition repeats the index's word for word, so that SQLite uses it.
+_STALE = (
+    f"SELECT {_COLUMNS} FROM records"  # noqa: S608
+    " WHERE status IN ('pending', 'queued', 'running') AND updated_at < ?"
+    " ORDER BY updated_at LIMIT ?"
+)
+
+Step = Callable[[Record, datetime], Record | None]
+
+
+class SqliteRecordStore:
+    """`core.ports.RecordStore` on one SQLite file that several processes may share.
+
+    What a client is promised (create, retry, complete, fail, delete) is fsynced. A power loss may
+    undo the newest `advance`, `claim`, `release` and `touch`: no process that knew of them is left
+    then, and the queue delivers again.
+    """
+
+    def __init__(self, database: Database, clock: Clock = utc_now) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def get(self, key: RecordKey) -> Record | None:
+        return await self._database.read(partial(_select, key=key))
+
+    async def create(self, record: Record) -> bool:
+        def insert(connection: sqlite3.Connection) -> bool:
+            row = (*_key_of(record.key), *_state_of(record))
+            return connection.execute(_INSERT, row).rowcount == 1
+
+        return await self._database.write(insert, durable=True)
+
+    async def advance(self, key: RecordKey, from_: Status, to: Status) -> bool:
+        step: Step = lambda record, now: records.advanced(record, from_, to, now)  # noqa: E731
+        return await self._apply(key, step, durable=False) is not None
+
+    async def claim(self, key: RecordKey, lease: timedelta) -> Claim | None:
+        step: Step = lambda record, now: records.claimed(record, now, lease)  # noqa: E731
+        record = await self._apply(key, step, durable=False)
+        return None if record is None else records.claim_of(record)
+
+    async def complete(self, claim: Claim, annotations: Sequence[Annotation]) -> bool:
+        step: Step = lambda record, now: records.completed(record, claim, annotations, now)  # noqa: E731
+        return await self._apply(claim.key, step, durable=True) is not None
+
+    async def fail(self, claim_or_key: Claim | RecordKey, error: RecordError) -> bool:
+        claim = claim_or_key if isinstance(claim_or_key, Claim) else None
+        key = claim_or_key.key if isinstance(claim_or_key, Claim) else claim_or_key
+        step: Step = lambda record, now: records.failed(record, claim, error, now)  # noqa: E731
+        return await self._apply(key, step, durable=True) is not None
+
+    async def release(self, claim: Claim) -> bool:
+        step: Step = lambda record, now: records.released(record, claim, now)  # noqa: E731
+        return await self._apply(claim.key, step, durable=False) is not None
+
+    async def retry(self, key: RecordKey) -> bool:
+        return await self._apply(key, records.retried, durable=True) is not None
+
+    async def touch(self, key: RecordKey, before: datetime) -> bool:
+        step: Step = lambda record, now: records.touched(record, before, now)  # noqa: E731
+        return await self._apply(key, step, durable=False) is not None
+
+    async def stale(self, before: datetime, limit: int) -> list[Record]:
+        def select(connection: sqlite3.Connection) -> list[Record]:
+            rows = connection.execute(_STALE, (to_micros(before), limit)).fetchall()
+            return [_record_of(row) for row in rows]
+
+        return await self._database.read(select)
+
+    async def delete_image(self, tenant: str, image_hash: str) -> int:
+        def delete(connection: sqlite3.Connection) -> int:
+            return connection.execute(
+                "DELETE FROM records WHERE tenant = ? AND image_hash = ?", (tenant, image_hash)
+            ).rowcount
+
+        return await self._database.write(delete, durable=True)
+
+    async def ping(self) -> None:
+        await self._database.read(lambda connection: connection.execute("SELECT 1 FROM records"))
+
+    async def _apply(self, key: RecordKey, step: Step, *, durable: bool) -> Record | None:
+        """Read, decide and write in one transaction; None where refused or unknown."""
+
+        def transition(connection: sqlite3.Connection) -> Record | None:
+            before = _select(connection, key)
+            after = None if before is None else step(before, self._clock())
+            if after is not None:
+                connection.execute(_UPDATE, (*_state_of(after), *_key_of(key)))
+            return after
+
+        return await self._database.write(transition, durable=durable)
+
+
+def _select(connection: sqlite3.Connection, key: RecordKey) -> Record | None:
+    row = connection.execute(_SELECT, _key_of(key)).fetchone()
+    return None if row is None else _record_of(row)
+
+
+def _key_of(key: RecordKey) -> tuple[str, str, str]:
+    return (key.tenant, key.image_hash, key.model)
+
+
+def _state_of(record: Record) -> tuple[object, ...]:
+    """Everything but the key, in the table's order."""
+    lease = record.lease_expires_at
+    return (
+        record.status.value,
+        json.dumps([asdict(each) for each in record.annotations]) if record.annotations else "[]",
+        None if record.error is None else json.dumps(asdict(record.error)),
+        record.attempts,
+        record.token,
+        None if lease is None else to_micros(lease),
+        to_micros(record.created_at),
+        to_micros(record.updated_at),
+    )
+
+
+def _record_of(row: tuple[Any, ...]) -> Record:
+    tenant, image_hash, model, status, annotations, error, attempts, token, lease, born, changed = (
+        row
+    )
+    return Record(
+        key=RecordKey(tenant, image_hash, model),
+        status=Status(status),
+        annotations=tuple(Annotation(**each) for each in json.loads(annotations)),
+        error=None if error is None else RecordError(**json.loads(error)),
+        attempts=attempts,
+        token=token,
+        lease_expires_at=None if lease is None else from_micros(lease),
+        created_at=from_micros(born),
+        updated_at=from_micros(changed),
+    )
