@@ -1,0 +1,1 @@
+"""`make bench`: Glimpse beside bare baselines, in one run, as ratios."""

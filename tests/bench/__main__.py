@@ -1,0 +1,377 @@
+"""Run every measurement and print tables: `make bench`, or `make bench BENCH_ARGS=--quick`.
+
+Servers are pinned to one core and the load to another, so that the one is not measured as the
+other; the whole pipeline has all cores. Baseline and subject take turns, and a ratio is that of the
+medians. Absolute figures are of this machine; the ratios carry over.
+"""
+
+import argparse
+import io
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+
+import httpx
+import psutil
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from core.messages import ClassifyImage
+from core.model_bundle import read_bundle
+from core.records import PUBLIC_TENANT, RecordKey, new_record
+from core.settings import DEFAULT_BUNDLE, Settings
+from tests.bench import load
+from tests.support.bundles import write_colour_bundle
+from tests.support.pictures import encode, picture, sha256
+from tests.support.stack import ROOT, Stack, free_port
+
+CONNECTIONS = 16
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured figure, its baseline where there is one, and the target."""
+
+    name: str
+    figure: str
+    baseline: str
+    ratio: str
+    target: str
+
+
+class Bench:
+    def __init__(self, quick: bool, bundle: Path, folder: Path, progress: Progress) -> None:
+        self.quick = quick
+        self.bundle = bundle
+        self.folder = folder
+        self.progress = progress
+        self.rounds = 1 if quick else 3
+        self.seconds = 1.0 if quick else 4.0
+        self.rows: list[Row] = []
+        cores = sorted(os.sched_getaffinity(0))
+        self.server_core, self.load_core = {cores[0]}, {cores[-1]}
+        self.all_cores = set(cores)
+        self.colours = write_colour_bundle(folder / "colours")
+
+    # --- measurements ----------------------------------------------------------------------------
+
+    def answers(self) -> None:
+        """Cached GET and upload of a known image, against bare FastAPI."""
+        image = photo(0)
+        with self._stack("answers", self.colours) as stack:
+            self._pin(stack, "api")
+            stack.upload(image)
+            body = stack.result(sha256(image))
+            bare_port = free_port()
+            bare = self._spawn("serve", str(bare_port), json.dumps(body))
+            try:
+                _wait_for(bare_port)
+                pairs = {
+                    "cached GET": (
+                        (stack.api_port, load.request("GET", f"/api/v1/images/{sha256(image)}")),
+                        (bare_port, load.request("GET", "/result")),
+                    ),
+                    f"known image, multipart upload of {len(image) // 1000} KB": (
+                        (stack.api_port, load.multipart("/what/fast", image)),
+                        (bare_port, load.multipart("/upload", image)),
+                    ),
+                    f"known image, raw body of {len(image) // 1000} KB": (
+                        (
+                            stack.api_port,
+                            load.request(
+                                "POST", "/api/v1/images", image, Content_Type="image/jpeg"
+                            ),
+                        ),
+                        (bare_port, load.multipart("/upload", image)),
+                    ),
+                }
+                for name, (ours, theirs) in pairs.items():
+                    rates: tuple[list[float], list[float]] = ([], [])
+                    for _ in range(self.rounds):
+                        for kept, (port, wanted) in zip(rates, (ours, theirs), strict=True):
+                            seen = self._load(port, [wanted], self.seconds)
+                            assert set(seen.statuses) == {200}, seen.statuses
+                            kept.append(seen.rate)
+                    self._compare(name, rates[0], rates[1], "requests/s", "0.7")
+            finally:
+                bare.kill()
+                bare.wait()
+
+    def accepting(self) -> None:
+        """New images to their durable 202, with the worker and the queue stopped."""
+        count = 300 if self.quick else 1500
+        with self._stack("accepting", self.colours) as stack:
+            stack.stop("worker")
+            stack.stop("queue")
+            self._pin(stack, "api")
+            for size, name in ((2, "2 KB"), (110, "110 KB")):
+                images = [_padded(n + 10_000 * size, size * 1000) for n in range(count)]
+                seen = self._load(
+                    stack.api_port, [load.multipart("/what/fast", image) for image in images], None
+                )
+                assert set(seen.statuses) == {202}, seen.statuses
+                timing = f"p50 {seen.percentile(50):.0f}, p99 {seen.percentile(99):.0f} ms"
+                figure = f"{seen.rate:.0f} images/s ({timing})"
+                self._row(
+                    f"new image of {name} to its 202, c={CONNECTIONS}", figure, target="300/s"
+                )
+
+    def working(self) -> None:
+        """The worker's images per second against a bare loop on the same core."""
+        count = 100 if self.quick else 400
+        pictures = self.folder / "pictures"
+        pictures.mkdir()
+        images = [photo(n) for n in range(count)]
+        for number, image in enumerate(images):
+            (pictures / f"{number:04}.jpg").write_bytes(image)
+        ours, theirs = [], []
+        for round_ in range(self.rounds):
+            with self._stack(f"working-{round_}", self.bundle, WORKER_CONCURRENCY=1) as stack:
+                stack.stop("queue")
+                stack.stop("api")
+                pushes = self._prepare(stack, images)
+                self._pin(stack, "worker")
+                theirs.append(self._bare_loop(pictures))
+                seen = self._load(stack.worker_port, pushes, None, connections=4)
+                assert set(seen.statuses) == {204}, seen.statuses
+                ours.append(seen.rate)
+        name = f"worker, {read_bundle(self.bundle).manifest.name}, one core"
+        self._compare(name, ours, theirs, "images/s", "0.8")
+
+    def pipeline(self) -> None:
+        """Upload to stored result with a next-to-nothing model, everything on all cores."""
+        count = 500 if self.quick else 2000
+        images = [picture(seed=n, size=(16, 16)) for n in range(count)]
+        rates = []
+        for round_ in range(self.rounds):
+            with self._stack(f"pipeline-{round_}", self.colours, PUSH_CONCURRENCY=16) as stack:
+                began = time.perf_counter()
+                seen = load.run(
+                    stack.api_port, [load.multipart("/what/fast", i) for i in images], CONNECTIONS
+                )
+                assert set(seen.statuses) == {202}, seen.statuses
+                stack.results([sha256(images[-1])])
+                stack.results([sha256(image) for image in images])
+                rates.append(count / (time.perf_counter() - began))
+        self._row(
+            f"pipeline, {count} images, no-op model",
+            f"{statistics.median(rates):.0f} images/s end to end",
+            target="420/s (Celery)",
+        )
+
+    def footprint(self) -> None:
+        """Memory of each process, and the time from start to ready."""
+        with self._stack("footprint", self.bundle) as stack:
+            for number in range(20):
+                stack.upload(photo(number))
+            stack.results([sha256(photo(number)) for number in range(20)])
+            for name, process in stack.processes.items():
+                resident = psutil.Process(process.pid).memory_info().rss / 1e6
+                self._row(
+                    f"memory, {name}", f"{resident:.0f} MB", target="120 MB" * (name == "api")
+                )
+            for name in ("api", "worker"):
+                times = []
+                for _ in range(self.rounds):
+                    stack.stop(name)
+                    began = time.perf_counter()
+                    stack.start(name)
+                    times.append(time.perf_counter() - began)
+                seconds = statistics.median(times)
+                self._row(f"start to ready, {name}", f"{seconds:.2f} s", target="1.5 s")
+
+    # --- helpers ---------------------------------------------------------------------------------
+
+    def _stack(self, name: str, bundle: Path, **settings: object) -> Stack:
+        return Stack(self.folder / name, bundle, LOG_LEVEL="warning", **settings)
+
+    def _pin(self, stack: Stack, name: str) -> None:
+        process = psutil.Process(stack.processes[name].pid)
+        for thread in process.threads():
+            os.sched_setaffinity(thread.id, self.server_core)
+        os.sched_setaffinity(process.pid, self.server_core)
+
+    def _load(
+        self,
+        port: int,
+        requests: list[bytes],
+        seconds: float | None,
+        connections: int = CONNECTIONS,
+    ) -> load.Load:
+        os.sched_setaffinity(0, self.load_core)
+        try:
+            return load.run(port, requests, connections, seconds)
+        finally:
+            os.sched_setaffinity(0, self.all_cores)
+
+    def _spawn(self, *argv: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.bench.bare", *argv],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            preexec_fn=partial(os.sched_setaffinity, 0, self.server_core),  # noqa: PLW1509 - no thread runs yet
+        )
+
+    def _bare_loop(self, pictures: Path) -> float:
+        output, _ = self._spawn("loop", str(self.bundle), str(pictures)).communicate()
+        return float(output)
+
+    def _prepare(self, stack: Stack, images: list[bytes]) -> list[bytes]:
+        """Store the images as the API does; the pushes that ask for their classification."""
+        import asyncio
+        import base64
+
+        from core.backends import open_backend
+
+        model = read_bundle(self.bundle).identity
+        keys = [RecordKey(PUBLIC_TENANT, sha256(image), model) for image in images]
+
+        async def store() -> None:
+            from core.clock import utc_now
+
+            settings = Settings(data_dir=stack.folder / "data")
+            async with open_backend(settings) as backend:
+                for key, image in zip(keys, images, strict=True):
+                    await backend.records.create(new_record(key, utc_now()))
+                    await backend.blobs.put(key.blob_name, image, "image/jpeg")
+
+        asyncio.run(store())
+        pushes = []
+        for number, key in enumerate(keys):
+            message = {
+                "messageId": str(number),
+                "publishTime": "2026-01-01T00:00:00Z",
+                "data": base64.b64encode(b"").decode(),
+                "attributes": ClassifyImage(key).attributes(),
+            }
+            envelope = {"message": message, "subscription": "bench", "deliveryAttempt": 1}
+            body = json.dumps(envelope).encode()
+            pushes.append(
+                load.request("POST", "/generate_annotations", body, Content_Type="application/json")
+            )
+        return pushes
+
+    def _compare(
+        self, name: str, ours: list[float], theirs: list[float], unit: str, target: str
+    ) -> None:
+        subject, baseline = statistics.median(ours), statistics.median(theirs)
+        self._row(
+            name,
+            f"{subject:.0f} {unit}",
+            f"{baseline:.0f} {unit}",
+            f"{subject / baseline:.2f}",
+            target,
+        )
+
+    def _row(
+        self, name: str, figure: str, baseline: str = "", ratio: str = "", target: str = ""
+    ) -> None:
+        self.rows.append(Row(name, figure, baseline, ratio, target))
+        self.progress.console.print(f"{name}: {figure} {ratio and f'= {ratio} of bare'}")
+
+
+def photo(number: int) -> bytes:
+    """A JPEG photo of about 110 KB: a random part of a scikit-image photograph."""
+    names = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
+    draw = random.Random(number)
+    with Image.open(io.BytesIO((files("skimage.data") / names[number % 5]).read_bytes())) as source:
+        image = source.convert("RGB")
+    left, top = draw.randrange(image.width // 4), draw.randrange(image.height // 4)
+    box = (left, top, left + 3 * image.width // 4, top + 3 * image.height // 4)
+    return encode(image.crop(box).resize((800, 600)), "JPEG", quality=88)
+
+
+def _padded(number: int, size: int) -> bytes:
+    """A small valid JPEG made `size` bytes long by what follows its end marker."""
+    image = picture(seed=number, size=(16, 16))
+    return image + bytes(max(0, size - len(image)))
+
+
+def _wait_for(port: int) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            httpx.get(f"http://127.0.0.1:{port}/result")
+        except httpx.TransportError:
+            time.sleep(0.05)
+        else:
+            return
+    raise TimeoutError(f"nothing answers on port {port}")
+
+
+def machine() -> str:
+    """One line about where the figures come from."""
+    model = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.split(":", 1)[1].strip()
+            break
+    memory = psutil.virtual_memory().total / 2**30
+    return (
+        f"{len(os.sched_getaffinity(0))} cores of {model}, {memory:.0f} GiB, "
+        f"Linux {platform.release()}, Python {platform.python_version()}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one short round of each")
+    parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
+    parser.add_argument(
+        "--only", help="comma-separated: answers,accepting,working,pipeline,footprint"
+    )
+    parser.add_argument("--markdown", type=Path, help="also write the table to this file")
+    args = parser.parse_args()
+    console = Console()
+    console.print(machine())
+    with tempfile.TemporaryDirectory() as folder, Progress(console=console) as progress:
+        bench = Bench(args.quick, args.bundle, Path(folder), progress)
+        steps: list[Callable[[], None]] = [
+            bench.answers,
+            bench.accepting,
+            bench.working,
+            bench.pipeline,
+            bench.footprint,
+        ]
+        if args.only:
+            steps = [step for step in steps if step.__name__ in args.only.split(",")]
+        bar = progress.add_task("measuring", total=len(steps))
+        for step in steps:
+            progress.update(bar, description=step.__name__)
+            step()
+            progress.advance(bar)
+    table = Table(title="Glimpse beside bare baselines")
+    columns = ("what", "Glimpse", "bare", "ratio", "target")
+    for column in columns:
+        table.add_column(column)
+    for row in bench.rows:
+        table.add_row(row.name, row.figure, row.baseline, row.ratio, row.target)
+    console.print(table)
+    if args.markdown:
+        lines = [
+            f"Measured on {machine()}.",
+            "",
+            "| " + " | ".join(columns) + " |",
+            "|---" * 5 + "|",
+        ]
+        lines += [
+            f"| {r.name} | {r.figure} | {r.baseline} | {r.ratio} | {r.target} |" for r in bench.rows
+        ]
+        args.markdown.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The baselines: what FastAPI and the model cost with none of Glimpse around them."""
+
+import argparse
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, UploadFile
+
+
+def bare_app(answer: dict[str, Any]) -> FastAPI:
+    """GET gives a plain dict; POST takes the same upload and returns its hash."""
+    app = FastAPI()
+
+    @app.get("/result")
+    async def result() -> dict[str, Any]:
+        return answer
+
+    @app.post("/upload")
+    async def upload(img: UploadFile) -> dict[str, str]:
+        return {"image_hash": hashlib.sha256(await img.read()).hexdigest()}
+
+    return app
+
+
+def serve(port: int, answer: dict[str, Any]) -> None:
+    uvicorn.run(bare_app(answer), host="127.0.0.1", port=port, log_level="error", access_log=False)
+
+
+def decode_and_infer(bundle: Path, pictures: Path) -> float:
+    """Images a second of a plain loop over the worker's own decoder and model, one thread."""
+    from core.model_bundle import read_bundle
+    from core.settings import Settings
+    from worker.classifier import Classifier
+
+    settings = Settings()
+    classifier = Classifier(
+        read_bundle(bundle),
+        max_pixels=settings.max_image_pixels,
+        labels_per_image=settings.labels_per_image,
+    )
+    data = [file.read_bytes() for file in sorted(pictures.iterdir())]
+    began = time.perf_counter()
+    for image in data:
+        classifier.annotate(image)
+    return len(data) / (time.perf_counter() - began)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    server = kinds.add_parser("serve")
+    server.add_argument("port", type=int)
+    server.add_argument("answer")
+    loop = kinds.add_parser("loop")
+    loop.add_argument("bundle", type=Path)
+    loop.add_argument("pictures", type=Path)
+    args = parser.parse_args()
+    if args.kind == "serve":
+        serve(args.port, json.loads(args.answer))
+    else:
+        print(decode_and_infer(args.bundle, args.pictures))
+
+
+if __name__ == "__main__":
+    main()
