@@ -1,0 +1,168 @@
+"""What README and the other pages say is what there is."""
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from compose import settings_docs
+from core.settings import Settings
+from tests.support.pictures import picture, sha256
+from tests.support.stack import ROOT, Stack
+
+README = (ROOT / "README.md").read_text()
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "models").rglob("*.md")]
+)
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def test_settings_table_is_current() -> None:
+    assert settings_docs.readme_with_table(README) == README, "run python -m compose.settings_docs"
+    assert all(f"`{name.upper()}`" in README for name in Settings.model_fields)
+
+
+def test_env_example_is_current_and_valid(tmp_path: Path) -> None:
+    text = (ROOT / ".env.example").read_text()
+    assert text == settings_docs.env_example(), "run python -m compose.settings_docs"
+    uncommented = re.sub(r"^# (?=[A-Z_]+=)", "", text, flags=re.MULTILINE)
+    (tmp_path / ".env").write_text(uncommented)
+    assert Settings(_env_file=tmp_path / ".env").delivery == Settings(_env_file=None).delivery
+
+
+def test_every_make_target_named_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        for target in re.findall(r"(?:^    |`|\s)make ([a-z-]+)(?=[\s`=:,.]|$)", page.read_text()):
+            if f"`make {target}" in page.read_text() or f"    make {target}" in page.read_text():
+                assert target in targets, f"{page.name} names make {target}"
+
+
+def test_every_documented_target_is_in_help() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    phony = set(re.findall(r"^\.PHONY: ([a-z-]+)", makefile, re.MULTILINE))
+    described = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
+    assert phony == described
+    wanted = {"help", "setup", "run", "demo", "test", "lint", "format", "bench", "clean", "model"}
+    assert wanted <= described
+
+
+def test_ci_runs_the_readme_test_command() -> None:
+    assert "    make test\n" in README
+    lines = (ROOT / ".ci/run").read_text().splitlines()
+    commands = [line for line in lines if line and not line.startswith(("#", "set ", "cd "))]
+    assert commands == ["exec make test"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_paths_named_in_the_architecture_exist() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    named = re.findall(r"`((?:app|worker|core|models|compose|tests|docs)/[\w./-]*)`", text)
+    assert len(named) > 5
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert not missing
+
+
+@dataclass(frozen=True)
+class Curl:
+    """A curl command as README writes it, and the statuses its comment announces."""
+
+    line: str
+    method: str
+    url: str
+    headers: dict[str, str]
+    upload: str | None
+    body: str | None
+    statuses: set[int]
+
+    @classmethod
+    def parse(cls, line: str) -> "Curl":
+        command, _, comment = line.partition(" # ")
+        method, url, headers, upload, body = "GET", "", {}, None, None
+        words = iter(shlex.split(command)[1:])
+        for word in words:
+            match word:
+                case "-i" | "-s":
+                    pass
+                case "-F":
+                    method, upload = "POST", next(words).removeprefix("img=@")
+                case "-H":
+                    name, _, value = next(words).partition(": ")
+                    headers[name] = value
+                case "--data-binary":
+                    method, body = "POST", next(words).removeprefix("@")
+                case "-X":
+                    method = next(words)
+                case "-o":
+                    next(words)
+                case _:
+                    assert word.startswith("http://127.0.0.1:8080/"), f"unknown option {word}"
+                    url = word.removeprefix("http://127.0.0.1:8080")
+        statuses = {int(number) for number in re.findall(r"\b[2-5]\d\d\b", comment)}
+        assert statuses, f"no status announced: {line}"
+        return cls(line, method, url, headers, upload, body, statuses)
+
+    def send(
+        self, client: httpx.Client, files: dict[str, bytes], image_hash: str
+    ) -> httpx.Response:
+        upload = {"img": (self.upload, files[self.upload])} if self.upload else None
+        return client.request(
+            self.method,
+            self.url.replace("$HASH", image_hash),
+            headers=self.headers,
+            files=upload,
+            content=files[self.body] if self.body else None,
+        )
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    from core.settings import DEFAULT_BUNDLE
+
+    with Stack(tmp_path_factory.mktemp("readme"), DEFAULT_BUNDLE) as running:
+        yield running
+
+
+def test_curl_examples_do_what_they_say(stack: Stack) -> None:
+    cat = picture(seed=99, size=(320, 240))
+    commands = [
+        Curl.parse(line)
+        for block in blocks("sh")
+        for line in block.splitlines()
+        if line.startswith("curl ")
+    ]
+    assert len(commands) >= 8
+    for command in commands:
+        answer = command.send(stack.api, {"cat.jpg": cat}, sha256(cat))
+        assert answer.status_code in command.statuses, f"{command.line}: {answer.text}"
+        if command.statuses == {202, 200}:
+            assert len(stack.result(sha256(cat))["annotations"]) == 5  # type: ignore[arg-type]
+        if "Location" in command.line:
+            assert answer.headers["location"]
+            assert answer.headers["retry-after"]
+
+
+def test_example_answer_has_the_shape_of_a_real_one(stack: Stack) -> None:
+    (example,) = (json.loads(block) for block in blocks("json"))
+    real = stack.api.post("/what/slow", files={"img": ("p.jpg", picture(seed=98))}).json()
+    assert list(example) == list(real)
+    assert list(example["annotations"][0]) == list(real["annotations"][0])
+    assert type(example["created_at"]) is type(real["created_at"])
+    # Anything else in the example is checked against the bundle that README describes.
+    assert example["model"].split("@")[0] == real["model"].split("@")[0]
+    labels = (ROOT / "models/default/labels.txt").read_text().splitlines()
+    assert {a["label"] for a in example["annotations"]} <= set(labels)
