@@ -36,7 +36,7 @@ STD = (0.2770, 0.2691, 0.2821)
 class Recipe:
     """The numbers of one training run; stored in the checkpoint and in the model card."""
 
-    epochs: int = 18
+    epochs: int = 24
     batch: int = 256
     kernel_lr: float = 0.04
     other_lr: float = 0.1
@@ -69,7 +69,9 @@ def normalise(images: Tensor) -> Tensor:
 
 def optimizers(network: nn.Module, recipe: Recipe) -> list[tuple[torch.optim.Optimizer, float]]:
     """Each optimizer with its peak rate."""
-    kernels, matrices, vectors = [], [], []
+    kernels: list[Tensor] = []
+    matrices: list[Tensor] = []
+    vectors: list[Tensor] = []
     for name, weight in network.named_parameters():
         inner_kernel = weight.ndim == 4 and not name.startswith("stem")
         (kernels if inner_kernel else matrices if weight.ndim > 1 else vectors).append(weight)
