@@ -1,10 +1,17 @@
-"""Delivering a push over HTTP, and telling apart what was refused and what never arrived."""
+"""Delivering a push over HTTP, and telling apart what was refused and what never arrived.
+
+aiohttp, because a push through httpx costs ten times the CPU (0.7 ms against 0.07 ms), and the
+queue shares its machine with the worker that it feeds.
+"""
 
 from types import TracebackType
 
-import httpx
+import aiohttp
 
 CONNECT_SECONDS = 2.0
+# Shorter than the five seconds of uvicorn, the worker's server: no push is sent over a connection
+# that the worker is closing.
+KEEP_SECONDS = 4.0
 
 
 class NotReached(Exception):
@@ -18,15 +25,17 @@ class NoAnswer(Exception):
 class PushClient:
     """POSTs JSON to one service over connections that are kept open. Use with `async with`."""
 
-    def __init__(self, base_url: str, connections: int) -> None:
-        self._client = httpx.AsyncClient(
-            base_url=base_url,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=connections),
-            follow_redirects=False,
-            trust_env=False,  # the worker is local: never through a proxy
-        )
+    def __init__(self, base_url: str) -> None:
+        self._base_url = base_url
 
     async def __aenter__(self) -> "PushClient":
+        self._session = aiohttp.ClientSession(
+            self._base_url,
+            # The queue bounds its pushes; a second bound here would let them wait unseen.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_SECONDS),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"Content-Type": "application/json", "User-Agent": "glimpse-queue"},
+        )
         return self
 
     async def __aexit__(
@@ -35,22 +44,22 @@ class PushClient:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._client.aclose()
+        await self._session.close()
 
     async def post(self, path: str, body: bytes, seconds: float) -> int:
-        """The answer's status. Raises NotReached or NoAnswer; takes at most about `seconds`."""
-        timeout = httpx.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS))
+        """The answer's status, within `seconds`. Raises NotReached or NoAnswer."""
+        timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=min(seconds, CONNECT_SECONDS))
         try:
-            response = await self._client.post(
-                path,
-                content=body,
-                headers={"Content-Type": "application/json"},
-                timeout=timeout,
-            )
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise NotReached(str(error) or type(error).__name__) from error
-        except httpx.TimeoutException as error:
+            async with self._session.post(
+                path, data=body, timeout=timeout, allow_redirects=False
+            ) as response:
+                # The rest of the answer means nothing to a queue; it is read, so that the
+                # connection can be used again.
+                await response.read()
+                return response.status
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise NotReached(str(error)) from error
+        except TimeoutError as error:
             raise NoAnswer(f"no answer within {seconds:g} s") from error
-        except httpx.HTTPError as error:
+        except aiohttp.ClientError as error:
             raise NoAnswer(f"connection broken: {type(error).__name__}") from error
-        return response.status_code

@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import structlog
+import uvloop
 
 from core.backends.embedded import open_queue_store
 from core.backends.embedded.push_client import NoAnswer, NotReached, PushClient
@@ -299,7 +300,7 @@ async def serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     async with (
         open_queue_store(settings) as store,
-        PushClient(settings.worker_url, settings.push_concurrency) as client,
+        PushClient(settings.worker_url) as client,
     ):
         queue = PushQueue(store, client, settings.delivery, settings.push_concurrency)
         for signal_ in (signal.SIGTERM, signal.SIGINT):
@@ -321,7 +322,7 @@ def main() -> None:
     configure_logging("queue", settings.log_format, settings.log_level)
     with owning(settings.data_dir):
         try:
-            asyncio.run(serve(settings))
+            uvloop.run(serve(settings))
         except Unavailable as unavailable:
             raise SystemExit(f"The queue cannot start: {unavailable.detail}") from None
 
