@@ -1,0 +1,30 @@
+"""`python -m worker`: serve until SIGTERM or SIGINT."""
+
+import math
+
+import uvicorn
+
+from core.settings import load_settings
+from core.telemetry import configure_logging
+from worker.main import create_app
+
+
+def main() -> None:
+    """Run the worker with the settings of the environment."""
+    settings = load_settings()
+    configure_logging("worker", settings.log_format, settings.log_level)
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.worker_port,
+        loop="uvloop",
+        http="httptools",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_seconds),
+    )
+
+
+if __name__ == "__main__":
+    main()

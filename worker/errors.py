@@ -1,0 +1,9 @@
+"""What can go wrong in the worker alone."""
+
+from core.errors import GlimpseError
+
+
+class InferenceFailed(GlimpseError):
+    """The model did not give scores for an image that decoded well."""
+
+    status, code, title = 500, "inference_failed", "Inference failed"

@@ -1,0 +1,80 @@
+"""The worker service: what it opens once, and its routes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import structlog
+from fastapi import FastAPI
+
+from core.backends import open_backend
+from core.clock import Clock, utc_now
+from core.health import Check, health_routes
+from core.problems import install_problem_handlers
+from core.request_context import RequestContext
+from core.settings import Settings
+from worker.model_registry import registry_for
+from worker.push_endpoint import push_routes
+from worker.workbench import Workbench
+
+log = structlog.get_logger(__name__)
+
+GIVE_UP_SECONDS = 2.0  # how long the claims of cancelled requests may take to be given up
+
+
+def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
+    """The ASGI application. Its lifespan opens the backend and the default model.
+
+    `app.state.bench` is the `Workbench` while the lifespan lasts.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        models = registry_for(settings)
+        opening = asyncio.create_task(models.open())
+        try:
+            async with open_backend(settings, clock) as backend:
+                await opening
+                bench = app.state.bench = Workbench(settings, backend, models, clock)
+                try:
+                    yield
+                finally:
+                    await _close(bench)
+        finally:
+            opening.cancel()  # only where the backend did not open
+
+    def bench() -> Workbench:
+        bench: Workbench = app.state.bench
+        return bench
+
+    def checks() -> Mapping[str, Check]:
+        here = bench()
+        return {
+            "records": here.backend.records.ping,
+            "blobs": here.backend.blobs.ping,
+            "queue": here.backend.publisher.ping,
+            "model": here.models.check,
+        }
+
+    app = FastAPI(
+        title="Glimpse worker",
+        description="Classifies the images that push messages name. Called by the queue.",
+        lifespan=lifespan,
+    )
+    app.add_middleware(RequestContext)
+    install_problem_handlers(app)
+    app.include_router(push_routes(bench))
+    app.include_router(health_routes(checks))
+    return app
+
+
+async def _close(bench: Workbench) -> None:
+    """Let go of every claim while the backend is still open.
+
+    The server has finished its requests by now, or cancelled those that it could not wait for.
+    """
+    try:
+        await asyncio.wait_for(bench.emptied(), GIVE_UP_SECONDS)
+    except TimeoutError:
+        log.error("claims left to their leases")
+    bench.close()

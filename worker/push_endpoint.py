@@ -1,0 +1,108 @@
+"""The HTTP edge of the worker: push envelopes in, acknowledgements out.
+
+204 acknowledges; every other answer is a refusal and leads to another delivery.
+"""
+
+import json
+import re
+from collections.abc import Callable
+
+import structlog
+from fastapi import APIRouter, Request, Response
+from starlette.exceptions import HTTPException
+
+from core.errors import MalformedEnvelope
+from core.messages import ClassifyImage, PushEnvelope
+from core.policy import CLASSIFY_PATH, DEAD_LETTER_PATH
+from worker.classification import classify
+from worker.dead_letter import bury
+from worker.reconciliation import reconcile
+from worker.workbench import Workbench
+
+log = structlog.get_logger(__name__)
+
+RECONCILE_PATH = "/reconcile"
+# Pub/Sub's largest message: https://cloud.google.com/pubsub/quotas#resource_limits
+MAX_ENVELOPE_BYTES = 10_000_000
+_TRACE_ID = re.compile(r"[0-9a-f]{32}")
+
+
+def push_routes(bench: Callable[[], Workbench]) -> APIRouter:
+    """The routes; `bench()` gives the process's workbench at the time of the request."""
+    router = APIRouter(tags=["push"])
+
+    @router.post(
+        CLASSIFY_PATH,
+        status_code=204,
+        summary="Classify the image that a push envelope names",
+        responses={400: {"description": "Not a push envelope"}, 503: {"description": "Try again"}},
+    )
+    async def generate_annotations(request: Request) -> Response:
+        envelope = PushEnvelope.parse(await _body(request))
+        message = envelope.classify_image()
+        _bind(message)
+        await classify(message, bench())
+        return Response(status_code=204)
+
+    @router.post(
+        DEAD_LETTER_PATH,
+        status_code=204,
+        summary="End the record of a message that used up its deliveries",
+        responses={503: {"description": "Try again"}},
+    )
+    async def generate_annotations_dlq(request: Request) -> Response:
+        try:
+            envelope = PushEnvelope.parse(await _body(request))
+            message = envelope.classify_image()
+        except (MalformedEnvelope, HTTPException) as error:
+            # Nothing would make it readable, and a refusal would bring it back for ever.
+            log.error("dead letter unreadable", detail=error.detail)
+            return Response(status_code=204)
+        _bind(message)
+        await bury(message, envelope.message.attributes, bench())
+        return Response(status_code=204)
+
+    @router.post(
+        RECONCILE_PATH,
+        tags=["operations"],
+        summary="Look after records that stand still",
+        responses={503: {"description": "Try again"}},
+    )
+    async def reconcile_stale(request: Request) -> Response:
+        here = bench()
+        counts = await reconcile(here.backend, here.settings.delivery, here.clock())
+        return Response(json.dumps(counts).encode(), media_type="application/json")
+
+    return router
+
+
+async def _body(request: Request) -> bytes:
+    """The whole body, or 413 as soon as it is known to be too large."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > MAX_ENVELOPE_BYTES:
+        raise _too_large()
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > MAX_ENVELOPE_BYTES:
+            raise _too_large()
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _too_large() -> HTTPException:
+    return HTTPException(413, f"A push envelope has at most {MAX_ENVELOPE_BYTES} bytes.")
+
+
+def _bind(message: ClassifyImage) -> None:
+    """Put the image on every line until the request ends, that of the request itself included.
+
+    `RequestContext` clears it when the next request begins.
+    """
+    bound = {"image_hash": message.key.image_hash, "tenant": message.key.tenant}
+    # version-trace-parent-flags. Where the publisher sent none, the request's own trace stays.
+    parts = message.traceparent.split("-")
+    if len(parts) == 4 and _TRACE_ID.fullmatch(parts[1]):
+        bound["trace"] = parts[1]
+    structlog.contextvars.bind_contextvars(**bound)

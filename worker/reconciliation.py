@@ -1,0 +1,53 @@
+"""Records that stand still: their message is published anew, or they end as `error`.
+
+The last line of defence, for what the queue cannot repair by itself: a message that was lost with
+its queue, or that was never published because the process died before it answered.
+"""
+
+from datetime import datetime, timedelta
+
+import structlog
+
+from core.backends import Backend
+from core.messages import ClassifyImage
+from core.policy import DeliveryPolicy
+from core.records import Record, RecordError
+from core.telemetry import image_context, new_traceparent
+
+log = structlog.get_logger(__name__)
+
+
+async def reconcile(
+    backend: Backend, policy: DeliveryPolicy, now: datetime, limit: int = 100
+) -> dict[str, int]:
+    """Look after at most `limit` stale records, oldest first.
+
+    Returns how many were `republished`, `expired`, or `skipped` because someone else moved them
+    meanwhile; that is why any number of these may run at once. Raises Unavailable, after which the
+    rest are still stale and wait for the next run.
+    """
+    before = now - timedelta(seconds=policy.stale_after)
+    counts = {"republished": 0, "expired": 0, "skipped": 0}
+    for record in await backend.records.stale(before, limit):
+        with image_context(record.key):
+            counts[await _look_after(record, backend, policy, now, before)] += 1
+    return counts
+
+
+async def _look_after(
+    record: Record, backend: Backend, policy: DeliveryPolicy, now: datetime, before: datetime
+) -> str:
+    age = now - record.created_at
+    if age > timedelta(seconds=policy.retention):
+        detail = f"The image was not classified within {policy.retention:g} seconds."
+        error = RecordError("expired", detail, retryable=True)
+        if not await backend.records.fail(record.key, error):
+            return "skipped"
+        log.error("record expired", age_seconds=round(age.total_seconds()))
+        return "expired"
+    # The touch is the turn: of several reconcilers one wins it, and only that one publishes.
+    if not await backend.records.touch(record.key, before):
+        return "skipped"
+    await backend.publisher.publish(ClassifyImage(record.key, new_traceparent()))
+    log.warning("record republished", status=record.status, age_seconds=round(age.total_seconds()))
+    return "republished"

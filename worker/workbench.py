@@ -1,0 +1,80 @@
+"""What one worker process classifies with, and the claims it has in hand."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+import structlog
+
+from core.backends import Backend
+from core.clock import Clock, utc_now
+from core.errors import Unavailable
+from core.records import Claim, RecordKey
+from core.settings import Settings
+from worker.model_registry import ModelRegistry
+
+log = structlog.get_logger(__name__)
+
+
+class Workbench:
+    """Opened once a process, inside its event loop.
+
+    `threads` bounds the pictures decoded at once, and with them the memory. `places` admits twice
+    as many images, so that the next one's bytes are there when a thread becomes free. An image is
+    claimed only once admitted: no lease runs down in a line of unknown length.
+    """
+
+    def __init__(
+        self, settings: Settings, backend: Backend, models: ModelRegistry, clock: Clock = utc_now
+    ) -> None:
+        self.settings = settings
+        self.backend = backend
+        self.models = models
+        self.clock = clock
+        self.threads = ThreadPoolExecutor(settings.worker_threads, thread_name_prefix="inference")
+        self.places = asyncio.Semaphore(2 * settings.worker_threads)
+        self._in_hand = 0
+        self._emptied = asyncio.Event()
+        self._emptied.set()
+
+    @asynccontextmanager
+    async def claimed(self, key: RecordKey) -> AsyncIterator[Claim | None]:
+        """The claim on `key`, or None where it is refused.
+
+        Given up if the work inside does not reach its end, whatever the reason, so that the next
+        delivery need not wait for the lease to run out.
+        """
+        claiming = asyncio.ensure_future(
+            self.backend.records.claim(key, self.settings.lease),
+        )
+        self._in_hand += 1
+        self._emptied.clear()
+        try:
+            # Shielded: a claim that is granted to a cancelled task must be given up all the same.
+            yield await asyncio.shield(claiming)
+        except BaseException:
+            await asyncio.shield(asyncio.ensure_future(self._give_up(claiming)))
+            raise
+        finally:
+            self._in_hand -= 1
+            if not self._in_hand:
+                self._emptied.set()
+
+    async def emptied(self) -> None:
+        """Return once no claim is in hand."""
+        await self._emptied.wait()
+
+    def close(self) -> None:
+        """Take no more work, and do not wait for what nobody waits for."""
+        self.models.close()
+        self.threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _give_up(self, claiming: "asyncio.Future[Claim | None]") -> None:
+        try:
+            claim = await claiming
+            if claim is not None:
+                released = await self.backend.records.release(claim)
+                log.warning("claim given up", attempt=claim.attempt, released=released)
+        except Unavailable as error:
+            log.warning("claim not given up", reason=error.detail)
