@@ -1,0 +1,182 @@
+"""Export a training checkpoint to the default bundle: ONNX, manifest, labels, provenance.
+
+    python -m models.export_default --checkpoint runs/default/checkpoint.pt \
+        --data tiny-imagenet-200 --out models/default
+
+The averaged weights are exported, with batch normalisation folded into the convolutions and
+weights stored as float16. The ONNX file is compared with PyTorch before anything is written, and
+the same checkpoint always gives the same bytes. Needs PyTorch (`models/requirements-train.txt`).
+"""
+
+import argparse
+import copy
+import io
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from core.model_bundle import (
+    Bundle,
+    BundleManifest,
+    InputSpec,
+    OutputSpec,
+    ResizeRule,
+    read_bundle,
+)
+from models import tiny_imagenet
+from models.bundle_writer import folder_bytes, new_folder, write_bundle, write_json
+from models.network import NetworkShape, ResidualNetwork
+from models.onnx_graph import (
+    multiply_accumulates,
+    opset,
+    run,
+    weight_count,
+    with_half_weights,
+    without_traces,
+)
+from models.train import MEAN, STD
+
+NAME = "tiny-imagenet-resnet"
+SIDE = 80
+OPSET = 18
+OUTPUTS = ("logits", "embedding")
+TRAINING_FILE = "training.json"
+
+# Largest accepted difference between ONNX Runtime and PyTorch in float32. Logits span about 10;
+# float16 keeps 11 bits of each weight, which costs a few thousandths (measured).
+EXACT_TOLERANCE = 1e-3
+HALF_TOLERANCE = 5e-2
+
+
+def averaged_network(checkpoint: dict[str, Any]) -> ResidualNetwork:
+    """The network with the averaged weights, ready to classify."""
+    shape: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in checkpoint["shape"].items()
+    }
+    network = ResidualNetwork(NetworkShape(**shape))
+    prefix = "module."
+    network.load_state_dict(
+        {
+            name.removeprefix(prefix): weight
+            for name, weight in checkpoint["average"].items()
+            if name.startswith(prefix)
+        }
+    )
+    return network.eval()
+
+
+def folded(network: ResidualNetwork) -> ResidualNetwork:
+    """A copy without batch normalisation: its scale and shift live in the convolutions."""
+    lean = copy.deepcopy(network)
+    lean.stem[0] = fuse_conv_bn_eval(lean.stem[0], lean.stem[1])
+    lean.stem[1] = nn.Identity()
+    for block in lean.blocks:
+        block.conv1, block.norm1 = fuse_conv_bn_eval(block.conv1, block.norm1), nn.Identity()
+        block.conv2, block.norm2 = fuse_conv_bn_eval(block.conv2, block.norm2), nn.Identity()
+        if isinstance(block.shortcut, nn.Sequential):
+            block.shortcut[1] = fuse_conv_bn_eval(block.shortcut[1], block.shortcut[2])
+            block.shortcut[2] = nn.Identity()
+    return lean.eval()
+
+
+def onnx_of(network: nn.Module, side: int) -> onnx.ModelProto:
+    """The network as an ONNX graph in float32 with a free batch axis."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    program = torch.onnx.export(
+        network,
+        (torch.zeros(2, 3, side, side),),
+        input_names=["pixels"],
+        output_names=list(OUTPUTS),
+        opset_version=OPSET,
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        verbose=False,
+    )
+    assert program is not None
+    buffer = io.BytesIO()
+    program.save(buffer)
+    model = without_traces(onnx.load_model_from_string(buffer.getvalue()))
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+@torch.no_grad()
+def largest_difference(network: nn.Module, model: onnx.ModelProto, side: int) -> float:
+    """max |ONNX - PyTorch| over both outputs, on random pictures in batches of one and of eight."""
+    generator = torch.Generator().manual_seed(0)
+    worst = 0.0
+    for batch in (1, 8):
+        # Smooth noise: single pixels of noise average out and would test little of the range.
+        coarse = torch.randn(batch, 3, 10, 10, generator=generator)
+        pixels = F.interpolate(coarse, size=(side, side), mode="bicubic")
+        expected = network(pixels)
+        actual = run(model, pixels.numpy(), OUTPUTS)
+        for want, got in zip(expected, actual, strict=True):
+            worst = max(worst, float(np.abs(want.numpy() - got).max()))
+    return worst
+
+
+def export(checkpoint_file: Path, data: Path, out: Path, side: int = SIDE) -> Bundle:
+    """Write the bundle to `out`, whole or not at all. SystemExit where the check fails."""
+    checkpoint = torch.load(checkpoint_file, weights_only=True)
+    network = averaged_network(checkpoint)
+    labels = tiny_imagenet.class_labels(data)
+    if len(labels) != network.shape.classes:
+        raise SystemExit(f"{data} has {len(labels)} classes, the checkpoint differs")
+    exact = onnx_of(folded(network), side)
+    _demand(largest_difference(network, exact, side), EXACT_TOLERANCE)
+    model = with_half_weights(exact)
+    difference = largest_difference(network, model, side)
+    _demand(difference, HALF_TOLERANCE)
+    manifest = BundleManifest(
+        name=NAME,
+        input=InputSpec(name="pixels", layout="NCHW", height=side, width=side),
+        resize=ResizeRule(method="crop", short_side=side, resample="bilinear"),
+        mean=MEAN,
+        std=STD,
+        outputs=OutputSpec(scores="logits", kind="logits", embedding="embedding"),
+        opset=opset(model),
+    )
+    with new_folder(out) as folder:
+        write_bundle(folder, model, manifest, labels)
+        write_json(
+            folder / TRAINING_FILE,
+            {
+                "epochs_done": checkpoint["epoch"],
+                "recipe": checkpoint["recipe"],
+                "shape": checkpoint["shape"],
+                "parameters": sum(weight.numel() for weight in network.parameters()),
+                "exported_weights": weight_count(model),
+                "multiply_accumulates": multiply_accumulates(exact),
+                "largest_difference": round(difference, 6),
+                "torch": torch.__version__,
+            },
+        )
+    return read_bundle(out)
+
+
+def _demand(difference: float, tolerance: float) -> None:
+    if not difference <= tolerance:
+        raise SystemExit(f"ONNX differs from PyTorch by {difference:.2g}, allowed {tolerance:.2g}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--checkpoint", type=Path, default=Path("runs/default/checkpoint.pt"))
+    parser.add_argument("--data", type=Path, required=True, help="the unpacked tiny-imagenet-200")
+    parser.add_argument("--out", type=Path, default=Path("models/default"))
+    parser.add_argument("--side", type=int, default=SIDE, help="input height and width in pixels")
+    args = parser.parse_args()
+    bundle = export(args.checkpoint, args.data, args.out, args.side)
+    print(f"{bundle.identity}: {folder_bytes(args.out) / 1e6:.1f} MB in {args.out}")
+
+
+if __name__ == "__main__":
+    main()
