@@ -51,6 +51,7 @@ SCHEMA = Schema(
             died_at      INTEGER NOT NULL,
             attempts     INTEGER NOT NULL,
             reason       TEXT NOT NULL,                -- the last refusal
+            notice_id    INTEGER NOT NULL,             -- its message on `dead-letter`
             replayed_at  INTEGER
         )
         """,
@@ -280,34 +281,37 @@ def _give_up(connection: sqlite3.Connection, id_: int, reason: str, now: datetim
     if row is None:
         return
     attributes, data, published_at, attempts = row
-    connection.execute(
-        """
-        INSERT INTO dead_letters (id, attributes, data, published_at, died_at, attempts, reason)
-        VALUES (?, ?, ?, ?, ?, ?, ?)
-        """,
-        (id_, attributes, data, published_at, to_micros(now), attempts, reason),
-    )
     source = {
         DEAD_LETTER_DELIVERY_COUNT: str(attempts),
         DEAD_LETTER_SUBSCRIPTION: CLASSIFY,
         DEAD_LETTER_PROJECT: PROJECT,
         DEAD_LETTER_PUBLISH_TIME: rfc3339(from_micros(published_at)),
     }
-    row = _new_message(DEAD_LETTER, json.loads(attributes) | source, data, now)
-    connection.execute(_INSERT, row)
+    notice = _new_message(DEAD_LETTER, json.loads(attributes) | source, data, now)
+    notice_id = connection.execute(_INSERT, notice).lastrowid
+    connection.execute(
+        """
+        INSERT INTO dead_letters
+            (id, attributes, data, published_at, died_at, attempts, reason, notice_id)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+        """,
+        (id_, attributes, data, published_at, to_micros(now), attempts, reason, notice_id),
+    )
 
 
 def _replay(connection: sqlite3.Connection, id_: int, now: datetime) -> bool:
     row = connection.execute(
         """
         UPDATE dead_letters SET replayed_at = ? WHERE id = ? AND replayed_at IS NULL
-        RETURNING attributes, data
+        RETURNING attributes, data, notice_id
         """,
         (to_micros(now), id_),
     ).fetchone()
     if row is None:
         return False
-    attributes, data = row
+    attributes, data, notice_id = row
+    # News of the death that has not gone out yet would fail the record of the new attempt.
+    connection.execute("DELETE FROM messages WHERE id = ? AND leased = 0", (notice_id,))
     connection.execute(_INSERT, _new_message(CLASSIFY, json.loads(attributes), data, now))
     return True
 

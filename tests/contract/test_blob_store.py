@@ -1,0 +1,99 @@
+"""Every method of the BlobStore port."""
+
+import asyncio
+import os
+from datetime import timedelta
+
+import pytest
+
+from core.backends import Backend
+from core.errors import NotFound
+from core.ports import BlobStore
+from tests.support.pictures import sha256
+
+DATA = os.urandom(100_000)
+NAME = f"public/{sha256(DATA)}"
+
+
+@pytest.fixture
+def blobs(backend: Backend) -> BlobStore:
+    return backend.blobs
+
+
+async def test_a_blob_comes_back_whole(blobs: BlobStore) -> None:
+    await blobs.put(NAME, DATA, "image/jpeg")
+    assert await blobs.get(NAME) == DATA
+    assert await blobs.exists(NAME)
+
+
+async def test_putting_twice_is_putting_once(blobs: BlobStore) -> None:
+    await asyncio.gather(*(blobs.put(NAME, DATA, "image/jpeg") for _ in range(20)))
+    await blobs.put(NAME, DATA, "image/png")
+    assert await blobs.get(NAME) == DATA
+
+
+async def test_a_missing_blob_is_not_found(blobs: BlobStore) -> None:
+    assert not await blobs.exists(NAME)
+    with pytest.raises(NotFound):
+        await blobs.get(NAME)
+    assert not await blobs.delete(NAME)
+
+
+async def test_delete_takes_it_away_once(blobs: BlobStore) -> None:
+    await blobs.put(NAME, DATA, "image/jpeg")
+    assert await blobs.delete(NAME)
+    assert not await blobs.exists(NAME)
+    assert not await blobs.delete(NAME)
+    await blobs.put(NAME, DATA, "image/jpeg")
+    assert await blobs.get(NAME) == DATA
+
+
+async def test_tenants_do_not_share_blobs(blobs: BlobStore) -> None:
+    await blobs.put(NAME, DATA, "image/jpeg")
+    assert not await blobs.exists(NAME.replace("public", "acme"))
+    assert not await blobs.delete(NAME.replace("public", "acme"))
+    assert await blobs.exists(NAME)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "public",
+        "public/",
+        f"../{'a' * 64}",
+        f"public/../{'a' * 64}",
+        "public/../../etc/passwd",
+        f"/public/{'a' * 64}",
+        f"public/{'A' * 64}",
+        f"public/{'a' * 63}",
+        f"public/{'a' * 64}/b",
+        f"public/{'a' * 64}\n",
+        f"public\x00/{'a' * 64}",
+        f"pub/lic/{'a' * 64}",
+    ],
+)
+async def test_no_name_leads_elsewhere(blobs: BlobStore, name: str) -> None:
+    with pytest.raises(NotFound):
+        await blobs.put(name, DATA, "image/jpeg")
+    with pytest.raises(NotFound):
+        await blobs.get(name)
+    with pytest.raises(NotFound):
+        await blobs.exists(name)
+    with pytest.raises(NotFound):
+        await blobs.delete(name)
+    with pytest.raises(NotFound):
+        await blobs.signed_url(name, timedelta(minutes=1))
+
+
+async def test_a_signed_link_names_the_blob_and_nothing_is_public_without(
+    blobs: BlobStore,
+) -> None:
+    url = await blobs.signed_url(NAME, timedelta(minutes=15))
+    path, _, query = url.partition("?")
+    assert path.endswith(NAME)
+    assert query
+
+
+async def test_ping(blobs: BlobStore) -> None:
+    await blobs.ping()

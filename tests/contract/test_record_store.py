@@ -1,0 +1,338 @@
+"""Every method of the RecordStore port, each transition and each refusal (P2, P3)."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from core.backends import Backend
+from core.ports import RecordStore
+from core.records import (
+    Annotation,
+    Claim,
+    Record,
+    RecordError,
+    RecordKey,
+    Status,
+    new_record,
+)
+from tests.contract.clock import MovableClock
+
+LEASE = timedelta(seconds=30)
+RESULT = (Annotation(1, "Egyptian cat", 0.1 + 0.2), Annotation(2, 'school "bus" é', 1e-17))
+RETRYABLE = RecordError("delivery_exhausted", "Ten deliveries failed.", retryable=True)
+PERMANENT = RecordError("undecodable_image", "The image is truncated.", retryable=False)
+MODEL = "colours@0123456789ab"
+
+
+def key_of(number: int = 1, *, tenant: str = "public", model: str = MODEL) -> RecordKey:
+    return RecordKey(tenant, f"{number:064x}", model)
+
+
+@pytest.fixture
+def records(backend: Backend) -> RecordStore:
+    return backend.records
+
+
+async def stored(records: RecordStore, key: RecordKey) -> Record:
+    record = await records.get(key)
+    assert record is not None
+    return record
+
+
+async def created(records: RecordStore, clock: MovableClock, key: RecordKey) -> Record:
+    record = new_record(key, clock())
+    assert await records.create(record)
+    return record
+
+
+async def claimed(records: RecordStore, clock: MovableClock, key: RecordKey) -> Claim:
+    await created(records, clock, key)
+    claim = await records.claim(key, LEASE)
+    assert claim is not None
+    return claim
+
+
+async def test_an_unknown_record_is_none_and_refuses_everything(
+    records: RecordStore, clock: MovableClock
+) -> None:
+    key = key_of()
+    claim = Claim(key, 1, 1, clock() + LEASE)
+    assert await records.get(key) is None
+    assert not await records.advance(key, Status.PENDING, Status.QUEUED)
+    assert await records.claim(key, LEASE) is None
+    assert not await records.complete(claim, RESULT)
+    assert not await records.fail(key, PERMANENT)
+    assert not await records.fail(claim, PERMANENT)
+    assert not await records.release(claim)
+    assert not await records.retry(key)
+    assert not await records.touch(key, clock.move(1))
+    assert await records.delete_image(key.tenant, key.image_hash) == 0
+    assert await records.stale(clock.move(1), 10) == []
+
+
+async def test_a_created_record_comes_back_unchanged(
+    records: RecordStore, clock: MovableClock
+) -> None:
+    record = await created(records, clock, key_of())
+    assert await records.get(record.key) == record
+
+
+async def test_of_twenty_concurrent_creates_one_wins(
+    records: RecordStore, clock: MovableClock
+) -> None:
+    contenders = [new_record(key_of(), clock.move(0.001)) for _ in range(20)]
+    won = await asyncio.gather(*(records.create(record) for record in contenders))
+    assert won.count(True) == 1
+    assert await records.get(key_of()) == contenders[won.index(True)]
+
+
+async def test_create_leaves_an_existing_record_alone(
+    records: RecordStore, clock: MovableClock
+) -> None:
+    claim = await claimed(records, clock, key_of())
+    assert await records.complete(claim, RESULT)
+    before = await records.get(key_of())
+    clock.move(1)
+    assert not await records.create(new_record(key_of(), clock()))
+    assert await records.get(key_of()) == before
+
+
+async def test_advance_moves_pending_to_queued_once(
+    records: RecordStore, clock: MovableClock
+) -> None:
+    await created(records, clock, key_of())
+    moved = clock.move(1)
+    assert await records.advance(key_of(), Status.PENDING, Status.QUEUED)
+    after = await stored(records, key_of())
+    assert (after.status, after.updated_at) == (Status.QUEUED, moved)
+    assert not await records.advance(key_of(), Status.PENDING, Status.QUEUED)
+
+
+async def test_advance_takes_no_other_step(records: RecordStore, clock: MovableClock) -> None:
+    await created(records, clock, key_of())
+    with pytest.raises(ValueError, match="no transition"):
+        await records.advance(key_of(), Status.PENDING, Status.SUCCESS)
+    assert (await stored(records, key_of())).status is Status.PENDING
+
+
+async def test_a_late_queued_never_overwrites_success(
+    records: RecordStore, clock: MovableClock
+) -> None:
+    claim = await claimed(records, clock, key_of())
+    assert not await records.advance(key_of(), Status.PENDING, Status.QUEUED)
+    assert await records.complete(claim, RESULT)
+    assert not await records.advance(key_of(), Status.PENDING, Status.QUEUED)
+    assert (await stored(records, key_of())).status is Status.SUCCESS
+
+
+async def test_a_claim_owns_the_record_until_its_lease_ends(
+    records: RecordStore, clock: MovableClock
+) -> None:
+    first = await claimed(records, clock, key_of())
+    assert (first.token, first.attempt, first.expires_at) == (1, 1, clock() + LEASE)
+    running = await stored(records, key_of())
+    assert (running.status, running.attempts) == (Status.RUNNING, 1)
+    assert running.leased(clock())
+
+    clock.move(29.999)
+    assert await records.claim(key_of(), LEASE) is None
+    clock.move(0.001)
+    second = await records.claim(key_of(), LEASE)
+    assert second is not None
+    assert (second.token, second.attempt) == (2, 2)
+
+
+async def test_of_twenty_concurrent_claims_one_wins(
+    records: RecordStore, clock: MovableClock
+) -> None:
+    await created(records, clock, key_of())
+    claims = await asyncio.gather(*(records.claim(key_of(), LEASE) for _ in range(20)))
+    assert sum(claim is not None for claim in claims) == 1
+
+
+async def test_complete_stores_the_result_at_full_precision(
+    records: RecordStore, clock: MovableClock
+) -> None:
+    claim = await claimed(records, clock, key_of())
+    ended = clock.move(1)
+    assert await records.complete(claim, RESULT)
+    done = await stored(records, key_of())
+    assert done.status is Status.SUCCESS
+    assert done.annotations == RESULT
+    assert done.updated_at == ended
+    assert (done.error, done.lease_expires_at) == (None, None)
+    assert not await records.complete(claim, RESULT[:1])
+    assert (await stored(records, key_of())).annotations == RESULT
+
+
+async def test_an_old_token_ends_nothing(records: RecordStore, clock: MovableClock) -> None:
+    old = await claimed(records, clock, key_of())
+    clock.move(31)
+    new = await records.claim(key_of(), LEASE)
+    assert new is not None
+    assert not await records.complete(old, RESULT)
+    assert not await records.fail(old, PERMANENT)
+    assert not await records.release(old)
+    assert (await stored(records, key_of())).status is Status.RUNNING
+    assert await records.complete(new, RESULT)
+
+
+async def test_a_claim_whose_lease_ended_may_finish_while_nobody_took_over(
+    records: RecordStore, clock: MovableClock
+) -> None:
+    claim = await claimed(records, clock, key_of())
+    clock.move(31)
+    assert await records.complete(claim, RESULT)
+
+
+async def test_fail_under_a_claim_is_final(records: RecordStore, clock: MovableClock) -> None:
+    claim = await claimed(records, clock, key_of())
+    assert await records.fail(claim, PERMANENT)
+    failed = await stored(records, key_of())
+    assert (failed.status, failed.error) == (Status.ERROR, PERMANENT)
+    assert not await records.complete(claim, RESULT)
+    assert await records.claim(key_of(), LEASE) is None
+    assert not await records.fail(key_of(), RETRYABLE)
+    assert (await stored(records, key_of())).error == PERMANENT
+
+
+async def test_fail_by_key_waits_for_nobody_and_interrupts_nobody(
+    records: RecordStore, clock: MovableClock
+) -> None:
+    claim = await claimed(records, clock, key_of())
+    assert not await records.fail(key_of(), RETRYABLE)
+    clock.move(31)
+    assert await records.fail(key_of(), RETRYABLE)
+    assert not await records.complete(claim, RESULT)
+
+    await created(records, clock, key_of(2))
+    assert await records.fail(key_of(2), RETRYABLE)
+
+
+async def test_fail_by_key_leaves_success_alone(records: RecordStore, clock: MovableClock) -> None:
+    claim = await claimed(records, clock, key_of())
+    assert await records.complete(claim, RESULT)
+    assert not await records.fail(key_of(), RETRYABLE)
+    assert (await stored(records, key_of())).status is Status.SUCCESS
+
+
+async def test_a_released_record_can_be_claimed_at_once(
+    records: RecordStore, clock: MovableClock
+) -> None:
+    claim = await claimed(records, clock, key_of())
+    assert await records.release(claim)
+    assert not (await stored(records, key_of())).leased(clock())
+    again = await records.claim(key_of(), LEASE)
+    assert again is not None
+    assert again.token == 2
+    assert not await records.release(claim)
+    assert await records.complete(again, RESULT)
+    assert not await records.release(again)
+
+
+async def test_retry_leads_only_out_of_a_retryable_error(
+    records: RecordStore, clock: MovableClock
+) -> None:
+    claim = await claimed(records, clock, key_of())
+    assert not await records.retry(key_of())  # running
+    assert await records.fail(claim, RETRYABLE)
+    assert await records.retry(key_of())
+    anew = await stored(records, key_of())
+    assert (anew.status, anew.error) == (Status.PENDING, None)
+    assert not await records.retry(key_of())  # pending
+    second = await records.claim(key_of(), LEASE)
+    assert second is not None
+    assert second.token == 2  # tokens rise across attempts, so the first claim stays refused
+    assert not await records.complete(claim, RESULT)
+    assert await records.fail(second, PERMANENT)
+    assert not await records.retry(key_of())  # permanent
+    assert (await stored(records, key_of())).error == PERMANENT
+
+
+async def test_touch_marks_what_stood_still(records: RecordStore, clock: MovableClock) -> None:
+    created_at = (await created(records, clock, key_of())).created_at
+    later = clock.move(10)
+    assert not await records.touch(key_of(), created_at)  # not before: at that very time
+    assert await records.touch(key_of(), later)
+    assert (await stored(records, key_of())).updated_at == later
+    assert not await records.touch(key_of(), later)  # of two reconcilers one wins
+
+    claim = await records.claim(key_of(), LEASE)
+    assert claim is not None
+    assert not await records.touch(key_of(), clock.move(1))  # owned
+    assert await records.complete(claim, RESULT)
+    assert not await records.touch(key_of(), clock.move(100))  # terminal
+
+
+async def test_stale_lists_the_unfinished_oldest_first(
+    records: RecordStore, clock: MovableClock
+) -> None:
+    for number in (3, 1, 2, 4, 5, 6):
+        await created(records, clock, key_of(number))
+        clock.move(1)
+    running = await records.claim(key_of(5), LEASE)
+    ended = await records.claim(key_of(1), LEASE)
+    assert running is not None
+    assert ended is not None
+    assert await records.complete(ended, RESULT)
+    assert await records.fail(key_of(2), RETRYABLE)
+    assert await records.advance(key_of(4), Status.PENDING, Status.QUEUED)
+
+    found = await records.stale(clock.move(1), 10)
+    assert [record.key for record in found[:2]] == [key_of(3), key_of(6)]
+    assert {record.key for record in found[2:]} == {key_of(4), key_of(5)}
+    assert found[0] == await records.get(key_of(3))
+    assert [record.key for record in await records.stale(clock(), 1)] == [key_of(3)]
+    oldest = found[0].updated_at
+    assert await records.stale(oldest, 10) == []
+    assert [r.key for r in await records.stale(oldest + timedelta(microseconds=1), 10)] == [
+        key_of(3)
+    ]
+
+
+async def test_delete_image_takes_every_model_of_one_tenant(
+    records: RecordStore, clock: MovableClock
+) -> None:
+    other_model, other_tenant = key_of(model="vit@abcdef012345"), key_of(tenant="acme")
+    for key in (key_of(), other_model, other_tenant, key_of(2)):
+        await created(records, clock, key)
+    assert await records.delete_image("public", key_of().image_hash) == 2
+    assert await records.get(key_of()) is None
+    assert await records.get(other_model) is None
+    assert await records.get(other_tenant) is not None
+    assert await records.get(key_of(2)) is not None
+    assert await records.delete_image("public", key_of().image_hash) == 0
+
+
+async def test_a_deleted_record_ends_its_claim(records: RecordStore, clock: MovableClock) -> None:
+    claim = await claimed(records, clock, key_of())
+    assert await records.delete_image("public", key_of().image_hash) == 1
+    assert not await records.complete(claim, RESULT)
+    assert await records.get(key_of()) is None
+
+
+async def test_tenants_and_models_do_not_meet(records: RecordStore, clock: MovableClock) -> None:
+    keys = [key_of(), key_of(tenant="acme"), key_of(model="vit@abcdef012345")]
+    for key in keys:
+        await created(records, clock, key)
+    claim = await records.claim(keys[0], LEASE)
+    assert claim is not None
+    assert await records.complete(claim, RESULT)
+    statuses = [(await stored(records, key)).status for key in keys]
+    assert statuses == [Status.SUCCESS, Status.PENDING, Status.PENDING]
+
+
+async def test_a_cancelled_caller_harms_nobody(records: RecordStore, clock: MovableClock) -> None:
+    callers = [asyncio.create_task(created(records, clock, key_of(n))) for n in range(1, 21)]
+    await asyncio.sleep(0)
+    for caller in callers[::2]:
+        caller.cancel()
+    outcomes = await asyncio.gather(*callers, return_exceptions=True)
+    assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes[::2])
+    for number in range(2, 21, 2):
+        assert await records.get(key_of(number)) is not None
+
+
+async def test_ping(records: RecordStore) -> None:
+    await records.ping()
