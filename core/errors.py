@@ -69,6 +69,12 @@ class InvalidRequest(GlimpseError):
     status, code, title = 422, "invalid_request", "Invalid request"
 
 
+class MalformedBody(GlimpseError):
+    """A request body that does not have the form its headers announce."""
+
+    status, code, title = 400, "malformed_body", "Malformed request body"
+
+
 class MalformedEnvelope(GlimpseError):
     """A push body that is not a Pub/Sub envelope for this worker."""
 

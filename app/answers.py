@@ -1,0 +1,62 @@
+"""HTTP answers out of representations: status, headers, entity tags, not-modified."""
+
+import re
+
+from starlette.responses import Response
+
+from app.preferences import applied
+from app.representation import NO_STORE, Representation
+
+RETRY_AFTER = "1"  # seconds
+_ENTITY_TAG = re.compile(r'(?:W/)?("[^"]*")')
+
+RawHeaders = list[tuple[bytes, bytes]]
+
+
+class EncodedResponse(Response):
+    """A response whose body and headers are bytes already."""
+
+    def __init__(self, status: int, body: bytes, headers: RawHeaders) -> None:
+        self.status_code = status
+        self.background = None
+        self.body = body
+        self.raw_headers = headers
+
+
+def answer(
+    result: Representation,
+    *,
+    location: str,
+    wait: float | None = None,
+    max_age: int | None = None,
+    if_none_match: str | None = None,
+) -> Response:
+    """200, or 202 with `location` while the image is being worked on.
+
+    With `max_age` (seconds) a success may be cached, and 304 answers an `If-None-Match` that has
+    its tag. `wait` is the preference that was honoured.
+    """
+    headers: RawHeaders = []
+    if wait is not None:
+        headers.append((b"preference-applied", applied(wait).encode()))
+    if result.etag is not None and max_age is not None:
+        headers.append((b"etag", result.etag.encode()))
+        headers.append((b"cache-control", b"public, max-age=%d, immutable" % max_age))
+        if if_none_match is not None and matches(if_none_match, result.etag):
+            return EncodedResponse(304, b"", headers)
+    else:
+        headers.append((b"cache-control", NO_STORE.encode()))
+    status = result.http_status
+    if status == 202:
+        headers.append((b"location", location.encode()))
+        headers.append((b"retry-after", RETRY_AFTER.encode()))
+    headers.append((b"content-length", b"%d" % len(result.body)))
+    headers.append((b"content-type", b"application/json"))
+    return EncodedResponse(status, result.body, headers)
+
+
+def matches(if_none_match: str, etag: str) -> bool:
+    """Whether the header lists `etag`, by the weak comparison of RFC 9110, 13.1.2."""
+    if if_none_match.strip() == "*":
+        return True
+    return etag in _ENTITY_TAG.findall(if_none_match)

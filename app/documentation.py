@@ -1,0 +1,235 @@
+"""What /docs says of requests and refusals: the parts of OpenAPI that no signature tells."""
+
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Path
+from pydantic import BaseModel, Field
+
+from app.image_header import ACCEPTED
+from app.representation import ImageBody
+from app.upload import FIELD
+from core import errors
+from core.problems import MEDIA_TYPE
+
+DESCRIPTION = """
+*What is in this picture?* Upload an image, get its most likely labels.
+
+1. `POST` an image. A known one is answered at once (200). A new one is accepted (202): its bytes
+   are stored, its classification is on its way, and nothing that happens to a process loses it.
+2. Follow `Location`, not before `Retry-After` seconds have passed: 202 while it is being worked
+   on, then 200 with the labels, or with an `error` that says why there are none.
+
+The address of a result is the SHA-256 of the image's bytes, so whoever hashes first never uploads a
+known image:
+
+    hash=$(sha256sum cat.jpg | cut -d' ' -f1)
+    curl -fs http://127.0.0.1:8080/api/v1/images/$hash ||
+      curl -s -H 'Prefer: wait=10' --data-binary @cat.jpg http://127.0.0.1:8080/api/v1/images
+
+JPEG, PNG, WebP, GIF (first frame) and AVIF are accepted; the bytes decide, never a header or a file
+name. Every refusal is `application/problem+json` (RFC 9457); branch on its `code`.
+"""
+
+TAGS = [
+    {"name": "images", "description": "The versioned interface: caching, waiting, deleting."},
+    {"name": "what", "description": "The short way: upload, then ask for the status."},
+    {"name": "operations", "description": "For load balancers and supervisors."},
+]
+
+
+class Problem(BaseModel):
+    """Problem details (RFC 9457). Some carry further members."""
+
+    type: str = Field(description="A URN made of the code")
+    title: str
+    status: int = Field(description="The HTTP status")
+    detail: str = Field(description="What is wrong with this request")
+    code: str = Field(description="What programs branch on")
+
+
+_EXAMPLES: dict[type[errors.GlimpseError], str] = {
+    errors.MalformedBody: "The form ends before its closing boundary.",
+    errors.NotFound: "No such image, or not under this model.",
+    errors.ImageTooLarge: "The image is larger than 10485760 bytes.",
+    errors.UnsupportedImage: "The bytes are not a JPEG, PNG, WebP, GIF or AVIF image.",
+    errors.InvalidImage: "The picture is 20000 x 20000 pixels, more than 50000000 in all.",
+    errors.InvalidRequest: "The form has no field 'img'.",
+    errors.Forbidden: "The link has expired.",
+    errors.Unavailable: "The queue does not answer.",
+}
+
+Responses = dict[int | str, dict[str, Any]]
+
+
+def _header(description: str, example: str) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": "string"}, "example": example}
+
+
+def refusals(*kinds: type[errors.GlimpseError]) -> Responses:
+    """The refusals of a route, with an example of each."""
+    responses: Responses = {}
+    for kind in kinds:
+        response = responses.setdefault(
+            kind.status,
+            {
+                "description": kind.title,
+                "content": {
+                    MEDIA_TYPE: {
+                        "schema": {"$ref": "#/components/schemas/Problem"},
+                        "examples": {},
+                    }
+                },
+            },
+        )
+        if kind.title not in response["description"]:
+            response["description"] += f", or {kind.title.lower()}"
+        response["content"][MEDIA_TYPE]["examples"][kind.code] = {
+            "value": {
+                "type": f"urn:glimpse:problem:{kind.code}",
+                "title": kind.title,
+                "status": kind.status,
+                "detail": _EXAMPLES[kind],
+                "code": kind.code,
+            }
+        }
+        if kind.status == 503:
+            response["headers"] = {"Retry-After": _header("Seconds", "1")}
+    return responses
+
+
+UPLOAD_REFUSALS = refusals(
+    errors.MalformedBody,
+    errors.ImageTooLarge,
+    errors.UnsupportedImage,
+    errors.InvalidRequest,
+    errors.InvalidImage,
+    errors.Unavailable,
+)
+LOOKUP_REFUSALS = refusals(errors.NotFound, errors.InvalidRequest, errors.Unavailable)
+
+
+def results(location: str, *, cacheable: bool = False) -> Responses:
+    """200 and 202; `location` is where the 202 points."""
+    finished: dict[str, Any] = {
+        "model": ImageBody,
+        "description": "The end: `success` with labels, or `error` with its reason",
+        "content": {
+            "application/json": {
+                "examples": {"success": {"value": _SUCCESS}, "error": {"value": _ERROR}}
+            }
+        },
+    }
+    if cacheable:
+        finished["headers"] = {
+            "ETag": _header("Of a success; it never changes", '"0f343b0931126a20f133d67c2b018a3b"'),
+            "Cache-Control": _header(
+                "`no-store` unless a success", "public, max-age=3600, immutable"
+            ),
+        }
+    return {
+        200: finished,
+        202: {
+            "model": ImageBody,
+            "description": "Accepted, being worked on",
+            "headers": {
+                "Location": _header("Where the result will be", location),
+                "Retry-After": _header("Seconds to wait before asking", "1"),
+            },
+            "content": {"application/json": {"example": _PENDING}},
+        },
+    }
+
+
+ImageHash = Annotated[str, Path(description="SHA-256 of the image's bytes, in lower-case hex")]
+
+PREFER = {
+    "name": "Prefer",
+    "in": "header",
+    "schema": {"type": "string"},
+    "example": "wait=10",
+    "description": "`wait=n` (RFC 7240) holds the answer for up to n seconds, until the result is "
+    "there; `Preference-Applied` says how long was granted.",
+}
+IF_NONE_MATCH = {
+    "name": "If-None-Match",
+    "in": "header",
+    "schema": {"type": "string"},
+    "description": "Entity tags that you have; 304 answers one that is still right.",
+}
+MODEL = {
+    "name": "model",
+    "in": "query",
+    "schema": {"type": "string"},
+    "description": "Another model's result, by the model's identity; by default the current one's.",
+}
+
+_FORM = {
+    "multipart/form-data": {
+        "schema": {
+            "type": "object",
+            "required": [FIELD],
+            "properties": {
+                FIELD: {"type": "string", "format": "binary", "description": "The image"}
+            },
+        }
+    }
+}
+_RAW = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in ACCEPTED}
+
+FORM_BODY = {"requestBody": {"required": True, "content": _FORM}}
+FORM_OR_RAW_BODY = {
+    "requestBody": {
+        "required": True,
+        "description": f"A form with the image in the field `{FIELD}`, or the image itself.",
+        "content": {**_FORM, **_RAW},
+    },
+    "parameters": [PREFER],
+}
+
+
+def install_documentation(app: FastAPI) -> None:
+    """Complete the schema that FastAPI derives: the shape of a problem, named once."""
+    derive = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schemas = derive().setdefault("components", {}).setdefault("schemas", {})
+            schemas["Problem"] = Problem.model_json_schema()
+        assert app.openapi_schema is not None
+        return app.openapi_schema
+
+    # The way that FastAPI documents for extending the schema.
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+_HASH = "7f83b1657ff1fc53b92dc18148a1d65dfc2d4b1fa3d677284addd200126d9069"
+_PENDING: dict[str, Any] = {
+    "image_hash": _HASH,
+    "status": "pending",
+    "model": "default@0123456789ab",
+    "annotations": [],
+    "image_url": f"/api/v1/images/{_HASH}/content",
+    "error": None,
+    "attempts": 0,
+    "created_at": "2026-11-21T09:30:00.125Z",
+    "updated_at": "2026-11-21T09:30:00.125Z",
+}
+_SUCCESS = _PENDING | {
+    "status": "success",
+    "annotations": [
+        {"index": 1, "label": "Egyptian cat", "confidence": 0.8731},
+        {"index": 2, "label": "tabby", "confidence": 0.0912},
+    ],
+    "attempts": 1,
+    "updated_at": "2026-11-21T09:30:00.310Z",
+}
+_ERROR = _PENDING | {
+    "status": "error",
+    "error": {
+        "code": "undecodable_image",
+        "detail": "The image is truncated.",
+        "retryable": False,
+    },
+    "attempts": 1,
+    "updated_at": "2026-11-21T09:30:00.310Z",
+}

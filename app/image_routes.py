@@ -1,0 +1,105 @@
+"""`/api/v1/images`: the same work with the conventions people expect."""
+
+from fastapi import APIRouter, Request, Response
+
+from app.answers import answer
+from app.documentation import (
+    FORM_OR_RAW_BODY,
+    IF_NONE_MATCH,
+    LOOKUP_REFUSALS,
+    MODEL,
+    PREFER,
+    UPLOAD_REFUSALS,
+    ImageHash,
+    results,
+)
+from app.image_service import ImageService, check_hash, service_of
+from app.preferences import preferred_wait
+from app.representation import NO_STORE, image_path
+from app.upload import read_upload
+from core.request_context import traceparent_of
+
+router = APIRouter(prefix="/api/v1/images", tags=["images"])
+
+
+@router.post(
+    "",
+    summary="Upload an image",
+    description="A form with the field `img`, or the bare bytes under any other content type: "
+    "their type is read from the bytes. 200 with the result of a known image, 202 for a new one; "
+    "with `Prefer: wait=n` the answer waits for the result.",
+    responses={**results("/api/v1/images/7f83b1657ff1…"), **UPLOAD_REFUSALS},
+    openapi_extra=FORM_OR_RAW_BODY,
+)
+async def upload(request: Request) -> Response:
+    service = service_of(request)
+    wait = _wait(request, service)
+    image = await read_upload(request, service.settings.max_image_bytes)
+    result = await service.submit(image, wait or 0, traceparent_of(request.state))
+    return answer(result, location=image_path(result.image_hash), wait=wait)
+
+
+@router.head("/{image_hash}", include_in_schema=False)
+@router.get(
+    "/{image_hash}",
+    summary="An image's result",
+    description="A success never changes: it carries an `ETag` and may be cached. Anything else is "
+    "`no-store`.",
+    responses={
+        **results("/api/v1/images/7f83b1657ff1…", cacheable=True),
+        304: {"description": "You have it already (`If-None-Match`)"},
+        **LOOKUP_REFUSALS,
+    },
+    openapi_extra={"parameters": [MODEL, PREFER, IF_NONE_MATCH]},
+)
+async def read(request: Request, image_hash: ImageHash) -> Response:
+    service = service_of(request)
+    model = request.query_params.get("model", "") if request.scope["query_string"] else ""
+    wait = _wait(request, service)
+    result = await service.find(service.key(image_hash, model), wait or 0)
+    return answer(
+        result,
+        location=image_path(image_hash) + (f"?model={model}" if model else ""),
+        wait=wait,
+        max_age=service.settings.result_max_age_seconds,
+        if_none_match=request.headers.get("if-none-match"),
+    )
+
+
+@router.head("/{image_hash}/content", include_in_schema=False)
+@router.get(
+    "/{image_hash}/content",
+    status_code=307,
+    summary="The image itself",
+    description="Leads to a signed link that expires.",
+    responses={
+        307: {
+            "description": "The link",
+            "headers": {"Location": {"schema": {"type": "string", "format": "uri-reference"}}},
+        },
+        **LOOKUP_REFUSALS,
+    },
+)
+async def content(request: Request, image_hash: ImageHash) -> Response:
+    check_hash(image_hash)
+    link = await service_of(request).content_link(image_hash)
+    return Response(status_code=307, headers={"Location": link, "Cache-Control": NO_STORE})
+
+
+@router.delete(
+    "/{image_hash}",
+    status_code=204,
+    summary="Delete an image",
+    description="Deletes the bytes and the results under every model. Caches may answer with a "
+    "result for as long as they were told that it is good.",
+    responses={204: {"description": "Gone"}, **LOOKUP_REFUSALS},
+)
+async def delete(request: Request, image_hash: ImageHash) -> Response:
+    check_hash(image_hash)
+    await service_of(request).delete(image_hash)
+    return Response(status_code=204, headers={"Cache-Control": NO_STORE})
+
+
+def _wait(request: Request, service: ImageService) -> float | None:
+    values = request.headers.getlist("prefer")
+    return preferred_wait(values, service.settings.max_wait_seconds) if values else None

@@ -1,0 +1,155 @@
+"""What one API process does for its clients; the routes only translate HTTP to this and back."""
+
+import asyncio
+from datetime import timedelta
+
+import structlog
+from fastapi import FastAPI, Request
+
+from app.image_header import accepted_type
+from app.representation import Representation, represent
+from app.result_cache import ResultCache
+from app.submission import Candidate, Submissions
+from app.upload import Upload
+from app.waiting import Waiting
+from core.backends import Backend
+from core.clock import Clock, utc_now
+from core.errors import InvalidRequest, NotFound, Unavailable
+from core.health import Check
+from core.model_bundle import Bundle, read_bundle
+from core.records import IMAGE_HASH, PUBLIC_TENANT, Record, RecordKey, blob_name
+from core.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+
+class ImageService:
+    """Submit, find, read and delete images under one model."""
+
+    def __init__(
+        self, settings: Settings, backend: Backend, bundle: Bundle, clock: Clock = utc_now
+    ) -> None:
+        self.settings = settings
+        self.backend = backend
+        self.model = bundle.identity
+        self.clock = clock
+        self.waiting = Waiting(backend.records)
+        self._cache = ResultCache(settings.result_cache_entries, settings.result_cache_seconds)
+        self._submissions = Submissions(backend, settings.max_image_pixels, clock)
+
+    async def submit(self, upload: Upload, wait: float, traceparent: str) -> Representation:
+        """Take an image in; answer with its record as it stands after at most `wait` seconds.
+
+        Raises UnsupportedImage, InvalidImage, Unavailable. A refused image leaves no trace.
+        """
+        content_type = accepted_type(upload.data)
+        key = RecordKey(PUBLIC_TENANT, upload.image_hash, self.model)
+        _bind(key)
+        known = self._cache.get(key)
+        if known is not None:
+            return known
+        image = Candidate(key, upload.data, content_type, traceparent)
+        record = await self._submissions.submit(image)
+        if wait > 0 and not record.status.terminal:
+            # Where it was deleted meanwhile: what was accepted is what there is to say.
+            record = await self.waiting.until_terminal(key, wait) or record
+        return self._represent(record)
+
+    def cached(self, key: RecordKey) -> Representation | None:
+        """A finished result that this process remembers."""
+        return self._cache.get(key)
+
+    async def find(self, key: RecordKey, wait: float = 0) -> Representation:
+        """The record as it stands, or as it ends within `wait` seconds. Raises NotFound."""
+        known = self._cache.get(key)
+        if known is not None:
+            return known
+        _bind(key)
+        record = await self.backend.records.get(key)
+        if record is not None and wait > 0 and not record.status.terminal:
+            record = await self.waiting.until_terminal(key, wait) or await self.backend.records.get(
+                key
+            )
+        if record is None:
+            raise NotFound("No such image, or not under this model.")
+        return self._represent(record)
+
+    async def content_link(self, image_hash: str) -> str:
+        """A link to the image's bytes that expires. Raises NotFound."""
+        name = blob_name(PUBLIC_TENANT, image_hash)
+        if not await self.backend.blobs.exists(name):
+            raise NotFound("No such image.")
+        validity = timedelta(seconds=self.settings.link_seconds)
+        return await self.backend.blobs.signed_url(name, validity)
+
+    async def delete(self, image_hash: str) -> None:
+        """Delete the image and its results under every model. Raises NotFound.
+
+        The blob goes first: should we fail in between, a record still says what to delete.
+        """
+        had_blob = await self.backend.blobs.delete(blob_name(PUBLIC_TENANT, image_hash))
+        records = await self.backend.records.delete_image(PUBLIC_TENANT, image_hash)
+        self._cache.drop_image(PUBLIC_TENANT, image_hash)
+        if not (had_blob or records):
+            raise NotFound("No such image.")
+        log.info("deleted", image_hash=image_hash, tenant=PUBLIC_TENANT, records=records)
+
+    def key(self, image_hash: str, model: str = "") -> RecordKey:
+        """The key of an image under `model`, or ours. Raises InvalidRequest where malformed."""
+        check_hash(image_hash)
+        try:
+            return RecordKey(PUBLIC_TENANT, image_hash, model or self.model)
+        except ValueError as wrong:
+            raise InvalidRequest(f"The parameter {wrong}.", extra={"field": "model"}) from None
+
+    def checks(self) -> dict[str, Check]:
+        """What readiness asks."""
+        return {
+            "records": self.backend.records.ping,
+            "blobs": self.backend.blobs.ping,
+            "queue": self.backend.publisher.ping,
+            "model": self._check_bundle,
+        }
+
+    async def close(self) -> None:
+        """Finish what was begun."""
+        self.waiting.stop()
+        await self._submissions.close()
+
+    def _represent(self, record: Record) -> Representation:
+        result = represent(record, self.settings.public_url)
+        self._cache.put(record.key, result)
+        return result
+
+    async def _check_bundle(self) -> None:
+        bundle = await asyncio.to_thread(read_bundle, self.settings.model_uri)
+        if bundle.identity != self.model:
+            raise Unavailable(
+                f"The bundle is now {bundle.identity}, this process serves {self.model}: restart."
+            )
+
+
+def service_in(app: FastAPI) -> ImageService:
+    """The service that the application's lifespan opened."""
+    service: ImageService = app.state.service
+    return service
+
+
+def service_of(request: Request) -> ImageService:
+    """The service of the application that serves `request`."""
+    return service_in(request.app)
+
+
+def check_hash(image_hash: str) -> None:
+    """Raise InvalidRequest unless `image_hash` is SHA-256 in lower-case hex."""
+    if not IMAGE_HASH.fullmatch(image_hash):
+        raise InvalidRequest(
+            "An image hash is the SHA-256 of the image's bytes: 64 hex digits in lower case.",
+            extra={"field": "image_hash"},
+        )
+
+
+def _bind(key: RecordKey) -> None:
+    # Not `image_context`: the request's own closing line, outside of here, shall carry it too.
+    # RequestContext clears it when the next request begins.
+    structlog.contextvars.bind_contextvars(image_hash=key.image_hash, tenant=key.tenant)

@@ -1,0 +1,60 @@
+"""`/what`: the short way to an image's labels."""
+
+from fastapi import APIRouter, Request, Response
+
+from app.answers import answer
+from app.documentation import FORM_BODY, LOOKUP_REFUSALS, UPLOAD_REFUSALS, ImageHash, results
+from app.image_service import service_of
+from app.upload import read_upload
+from core.request_context import traceparent_of
+
+router = APIRouter(prefix="/what", tags=["what"])
+
+_RESULTS = results("/what/status/7f83b1657ff1…")
+
+
+@router.post(
+    "/fast",
+    summary="Upload an image, answer at once",
+    description="200 with the labels of a known image; 202 for a new one.",
+    responses={**_RESULTS, **UPLOAD_REFUSALS},
+    openapi_extra=FORM_BODY,
+)
+async def fast(request: Request) -> Response:
+    return await _upload(request, wait=0)
+
+
+@router.post(
+    "/slow",
+    summary="Upload an image, wait for its labels",
+    description="As `/what/fast`, but a new image's answer waits for the labels, for as long as "
+    "`SLOW_WAIT_SECONDS` allows; then 202.",
+    responses={**_RESULTS, **UPLOAD_REFUSALS},
+    openapi_extra=FORM_BODY,
+)
+async def slow(request: Request) -> Response:
+    return await _upload(request, wait=service_of(request).settings.slow_wait_seconds)
+
+
+@router.get(
+    "/status/{image_hash}",
+    summary="What is known about an image",
+    description="202 while it is being worked on, 200 when that has ended, 404 for an image that "
+    "was never uploaded.",
+    responses={**_RESULTS, **LOOKUP_REFUSALS},
+)
+async def status(request: Request, image_hash: ImageHash) -> Response:
+    service = service_of(request)
+    result = await service.find(service.key(image_hash))
+    return answer(result, location=_status_path(image_hash))
+
+
+async def _upload(request: Request, wait: float) -> Response:
+    service = service_of(request)
+    upload = await read_upload(request, service.settings.max_image_bytes, form_only=True)
+    result = await service.submit(upload, wait, traceparent_of(request.state))
+    return answer(result, location=_status_path(result.image_hash))
+
+
+def _status_path(image_hash: str) -> str:
+    return f"/what/status/{image_hash}"

@@ -1,0 +1,119 @@
+"""From an uploaded image to a record with a message on its way: the promise behind a 202.
+
+look up -> create `pending` -> put the blob -> publish. The bytes are stored and the message is
+published before anybody is told that the image is accepted. Both may be repeated, so whoever finds
+a `pending` record repeats them, and a failure or crash in between costs nothing but an upload.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+import structlog
+
+from app.image_header import inspect_header
+from core.backends import Backend
+from core.clock import Clock, utc_now
+from core.errors import GlimpseError, Unavailable
+from core.messages import ClassifyImage
+from core.records import Record, RecordKey, Status, new_record
+from core.telemetry import image_context
+
+log = structlog.get_logger(__name__)
+
+ADVANCE_TIMEOUT = 5.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An image that was offered. `content_type` was sniffed; `traceparent` may be empty."""
+
+    key: RecordKey
+    data: bytes | bytearray
+    content_type: str
+    traceparent: str = ""
+
+
+async def submit(
+    backend: Backend, image: Candidate, max_pixels: int, clock: Clock = utc_now
+) -> Record:
+    """The image's record. Unless it has ended, its bytes are stored and its message is published.
+
+    Raises InvalidImage where a new image's header is refused (and then nothing was stored), and
+    Unavailable where a port fails (and then another upload continues where this one stopped).
+    """
+    record = await _record_of(backend, image, max_pixels, clock)
+    if record.status is Status.PENDING:
+        await backend.blobs.put(image.key.blob_name, bytes(image.data), image.content_type)
+        message_id = await backend.publisher.publish(ClassifyImage(image.key, image.traceparent))
+        log.info("accepted", bytes=len(image.data), type=image.content_type, message=message_id)
+    return record
+
+
+async def _record_of(backend: Backend, image: Candidate, max_pixels: int, clock: Clock) -> Record:
+    """The record as it stands, created or set to try again where that is due."""
+    for _ in range(3):
+        record = await backend.records.get(image.key)
+        if record is None:
+            await asyncio.to_thread(inspect_header, image.data, image.content_type, max_pixels)
+            record = new_record(image.key, clock())
+            if await backend.records.create(record):
+                return record
+        elif record.may_retry:
+            await backend.records.retry(image.key)
+        else:
+            return record
+        # Somebody else created it, or it may try again: what stands there now?
+    raise Unavailable("The image is being changed by others; try again.")
+
+
+class Submissions:
+    """Submits each image once at a time, however many upload it at once.
+
+    Only a saving: `submit` is right without it. What runs for all who wait belongs to none of
+    them, so one client's disconnect cancels nothing for the others.
+    """
+
+    def __init__(self, backend: Backend, max_pixels: int, clock: Clock = utc_now) -> None:
+        self._backend = backend
+        self._max_pixels = max_pixels
+        self._clock = clock
+        self._running: dict[RecordKey, asyncio.Task[Record]] = {}
+        self._afterwards: set[asyncio.Task[None]] = set()
+
+    async def submit(self, image: Candidate) -> Record:
+        """As the function `submit`, shared with everyone who offers the same image meanwhile."""
+        task = self._running.get(image.key)
+        if task is None:
+            task = asyncio.create_task(self._submit(image))
+            self._running[image.key] = task
+            task.add_done_callback(lambda done: self._after(image.key, done))
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """Wait for what is under way."""
+        while pending := [*self._running.values(), *self._afterwards]:
+            await asyncio.wait(pending)
+            await asyncio.sleep(0)  # the callbacks of what has just ended
+
+    async def _submit(self, image: Candidate) -> Record:
+        with image_context(image.key):
+            return await submit(self._backend, image, self._max_pixels, self._clock)
+
+    def _after(self, key: RecordKey, done: "asyncio.Task[Record]") -> None:
+        if done.cancelled() or done.exception() or done.result().status is not Status.PENDING:
+            del self._running[key]
+            return
+        # Until the record says `queued`, those who come next take this submission for theirs.
+        advance = asyncio.create_task(self._advance(key))
+        self._afterwards.add(advance)
+        advance.add_done_callback(self._afterwards.discard)
+
+    async def _advance(self, key: RecordKey) -> None:
+        """Note that the message is out. Losing this is harmless: the worker claims either state."""
+        try:
+            async with asyncio.timeout(ADVANCE_TIMEOUT):
+                await self._backend.records.advance(key, Status.PENDING, Status.QUEUED)
+        except (GlimpseError, TimeoutError) as error:
+            log.warning("record stays pending", image_hash=key.image_hash, reason=str(error))
+        finally:
+            del self._running[key]

@@ -1,0 +1,62 @@
+"""What happens to a body that is answered before it was read to the end."""
+
+import asyncio
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+LINGER_SECONDS = 1.0
+_WITHOUT_BODY = ("GET", "HEAD", "OPTIONS")
+
+
+class CloseOnUnreadBody:
+    """Plain ASGI middleware: an early answer closes its connection, and the rest is not read.
+
+    The answer goes out at once. Then the connection lingers for a moment and what still arrives is
+    thrown away: closing on a client in mid-sentence resets the connection, and the reset can
+    destroy the answer before the client has read it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in _WITHOUT_BODY or not _has_body(scope):
+            await self.app(scope, receive, send)
+            return
+        read_all = closing = False
+
+        async def watched_receive() -> Message:
+            nonlocal read_all
+            message = await receive()
+            read_all = not message.get("more_body", False)  # a disconnect has none either
+            return message
+
+        async def watched_send(message: Message) -> None:
+            nonlocal closing
+            if message["type"] == "http.response.start":
+                closing = not read_all
+                if closing:
+                    headers = [*message["headers"], (b"connection", b"close")]
+                    message = {**message, "headers": headers}
+            elif closing and not message.get("more_body", False):
+                await send({**message, "more_body": True})
+                await discard()
+                message = {"type": "http.response.body", "body": b"", "more_body": False}
+            await send(message)
+
+        async def discard() -> None:
+            try:
+                async with asyncio.timeout(LINGER_SECONDS):
+                    while not read_all:
+                        await watched_receive()
+            except TimeoutError:
+                pass
+
+        await self.app(scope, watched_receive, watched_send)
+
+
+def _has_body(scope: Scope) -> bool:
+    for name, value in scope["headers"]:
+        if name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
+            return True
+    return False

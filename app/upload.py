@@ -1,0 +1,205 @@
+"""An uploaded image: read from the request within a bound, and hashed while it arrives.
+
+`python_multipart`'s streaming parser is used directly: Starlette's form parser would spool every
+image to disk, read it back and cost twice the time.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect, Request
+
+from core.errors import ImageTooLarge, InvalidRequest, MalformedBody
+
+FIELD = "img"
+# What a form may weigh on top of the image: boundaries, part headers, fields that we ignore.
+FORM_OVERHEAD = 64 * 1024
+MAX_PARTS = 32
+# The loop handles this much at once before anything else gets a turn.
+CHUNK = 64 * 1024
+
+# A malformed form is the sender's fault and is answered to the sender, not logged as our warning.
+logging.getLogger("python_multipart").setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """The bytes of one image, not yet known to be one. `image_hash` is SHA-256 in hex."""
+
+    data: bytearray
+    image_hash: str
+
+
+async def read_upload(request: Request, max_bytes: int, *, form_only: bool = False) -> Upload:
+    """Read the image out of a form's field `img`, or out of a raw body of any other type.
+
+    Holds at most `max_bytes` in memory. Raises ImageTooLarge as soon as that is known,
+    MalformedBody for a form that cannot be parsed, InvalidRequest where there is no image or more
+    than one (or no form, under `form_only`), and ClientDisconnect where the sender goes away.
+    """
+    content_type = request.headers.get("content-type", "")
+    if content_type[:19].lower() == "multipart/form-data":
+        form = _Form(_boundary(content_type), max_bytes)
+        await _receive(request, form.feed, max_bytes, max_bytes + FORM_OVERHEAD)
+        return form.upload()
+    if form_only:
+        raise InvalidRequest(
+            f"Send the image as multipart/form-data, in the field {FIELD!r}.",
+            extra={"field": FIELD},
+        )
+    body = _Bytes(max_bytes)
+    await _receive(request, body.feed, max_bytes, max_bytes)
+    return body.upload("The body is empty: send the image's bytes.")
+
+
+class _Bytes:
+    """Bytes that are counted and hashed as they come."""
+
+    __slots__ = ("_data", "_digest", "_max")
+
+    def __init__(self, max_bytes: int) -> None:
+        self._data = bytearray()
+        self._digest = hashlib.sha256()
+        self._max = max_bytes
+
+    def feed(self, part: bytes | memoryview) -> None:
+        if len(self._data) + len(part) > self._max:
+            raise too_large(self._max)
+        self._data += part
+        self._digest.update(part)
+
+    def upload(self, when_empty: str) -> Upload:
+        if not self._data:
+            raise InvalidRequest(when_empty)
+        return Upload(self._data, self._digest.hexdigest())
+
+
+class _Form:
+    """The parser's callbacks: keeps the one part named `img`, counts and drops the others."""
+
+    def __init__(self, boundary: bytes, max_bytes: int) -> None:
+        self._image: _Bytes | None = None
+        self._max = max_bytes
+        self._in_image = False
+        self._parts = 0
+        self._dropped = 0
+        self._header_name = b""
+        self._header_value = b""
+        self._disposition = b""
+        self._ended = False
+        try:
+            self._parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._part_begins,
+                    "on_header_field": self._header_field,
+                    "on_header_value": self._header_value_part,
+                    "on_header_end": self._header_ends,
+                    "on_headers_finished": self._headers_end,
+                    "on_part_data": self._part_data,
+                    "on_end": self._end,
+                },
+            )
+        except FormParserError as error:
+            raise MalformedBody(f"The form cannot be parsed: {error}.") from None
+
+    def feed(self, chunk: bytes) -> None:
+        try:
+            self._parser.write(chunk)
+        except FormParserError as error:
+            raise MalformedBody(f"The form cannot be parsed: {error}.") from None
+
+    def upload(self) -> Upload:
+        if not self._ended:
+            raise MalformedBody("The form ends before its closing boundary.")
+        if self._image is None:
+            raise InvalidRequest(f"The form has no field {FIELD!r}.", extra={"field": FIELD})
+        return self._image.upload(f"The field {FIELD!r} is empty.")
+
+    def _part_begins(self) -> None:
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise InvalidRequest(f"The form has more than {MAX_PARTS} parts.")
+        self._disposition = b""
+        self._in_image = False
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def _header_value_part(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def _header_ends(self) -> None:
+        if self._header_name.lower() == b"content-disposition":
+            self._disposition = self._header_value
+        self._header_name = self._header_value = b""
+
+    def _headers_end(self) -> None:
+        # The file name is the sender's business: nothing here looks at it.
+        _, options = parse_options_header(self._disposition)
+        if options.get(b"name") != FIELD.encode():
+            return
+        if self._image is not None:
+            raise InvalidRequest(
+                f"The form has more than one field {FIELD!r}; send one image a request.",
+                extra={"field": FIELD},
+            )
+        self._image = _Bytes(self._max)
+        self._in_image = True
+
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._in_image:
+            assert self._image is not None
+            self._image.feed(memoryview(data)[start:end])
+            return
+        self._dropped += end - start
+        if self._dropped > FORM_OVERHEAD:
+            raise ImageTooLarge("The form's other fields are too large; only 'img' is read.")
+
+    def _end(self) -> None:
+        self._ended = True
+
+
+async def _receive(
+    request: Request, feed: Callable[[bytes], None], max_bytes: int, max_body: int
+) -> None:
+    announced = request.headers.get("content-length", "")
+    if announced.isascii() and announced.isdigit() and int(announced) > max_body:
+        raise too_large(max_bytes)
+    receive = request.receive
+    received = 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk: bytes = message.get("body", b"")
+        more = message.get("more_body", False)
+        received += len(chunk)
+        if received > max_body:
+            raise too_large(max_bytes)
+        if len(chunk) <= CHUNK:
+            feed(chunk)
+            continue
+        for begin in range(0, len(chunk), CHUNK):
+            feed(chunk[begin : begin + CHUNK])
+            await asyncio.sleep(0)
+
+
+def _boundary(content_type: str) -> bytes:
+    _, options = parse_options_header(content_type)
+    boundary = options.get(b"boundary", b"")
+    if not boundary:
+        raise MalformedBody("The Content-Type names no boundary.")
+    return boundary
+
+
+def too_large(max_bytes: int) -> ImageTooLarge:
+    return ImageTooLarge(
+        f"The image is larger than {max_bytes} bytes.", extra={"max_bytes": max_bytes}
+    )
