@@ -34,7 +34,7 @@ async def bury(message: ClassifyImage, attributes: dict[str, str], bench: Workbe
 
 def _reason(message: ClassifyImage, attributes: dict[str, str], bench: Workbench) -> RecordError:
     model = message.key.model
-    if not bench.models.knows(model):
+    if model not in bench.models.identities:
         return RecordError("model_unavailable", f"No worker has the model {model}.", retryable=True)
     count = attributes.get(DEAD_LETTER_DELIVERY_COUNT, "")
     # The count is the queue's word, shown to clients: only a number may stand there.

@@ -59,9 +59,10 @@ class ModelRegistry:
         for classifier in self._loaded.values():
             classifier.stop()
 
-    def knows(self, model: str) -> bool:
-        """Whether `model` is the identity of one of this worker's bundles."""
-        return model in self._bundles
+    @property
+    def identities(self) -> tuple[str, ...]:
+        """The models that this worker has bundles for, the default one first if it is readable."""
+        return tuple(self._bundles)
 
     async def classifier(self, model: str) -> "Classifier":
         """The loaded model, loading it if need be. Raises ModelUnavailable."""

@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 import structlog
 from fastapi import APIRouter, Request, Response
-from starlette.exceptions import HTTPException
 
 from core.errors import MalformedEnvelope
 from core.messages import ClassifyImage, PushEnvelope
 from core.policy import CLASSIFY_PATH, DEAD_LETTER_PATH
 from worker.classification import classify
 from worker.dead_letter import bury
+from worker.errors import EnvelopeTooLarge
 from worker.reconciliation import reconcile
 from worker.workbench import Workbench
 
@@ -54,7 +54,7 @@ def push_routes(bench: Callable[[], Workbench]) -> APIRouter:
         try:
             envelope = PushEnvelope.parse(await _body(request))
             message = envelope.classify_image()
-        except (MalformedEnvelope, HTTPException) as error:
+        except (MalformedEnvelope, EnvelopeTooLarge) as error:
             # Nothing would make it readable, and a refusal would bring it back for ever.
             log.error("dead letter unreadable", detail=error.detail)
             return Response(status_code=204)
@@ -91,8 +91,8 @@ async def _body(request: Request) -> bytes:
     return b"".join(chunks)
 
 
-def _too_large() -> HTTPException:
-    return HTTPException(413, f"A push envelope has at most {MAX_ENVELOPE_BYTES} bytes.")
+def _too_large() -> EnvelopeTooLarge:
+    return EnvelopeTooLarge(f"A push envelope has at most {MAX_ENVELOPE_BYTES} bytes.")
 
 
 def _bind(message: ClassifyImage) -> None:

@@ -1,0 +1,209 @@
+"""A worker in this process, on a real embedded backend, and what it is fed."""
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from core.backends import Backend
+from core.clock import Clock, utc_now
+from core.messages import ClassifyImage
+from core.model_bundle import write_sums
+from core.records import Record, RecordKey, new_record
+from core.settings import Settings
+from tests.support.bundles import COLOURS, write_colour_bundle
+from tests.support.pictures import picture, sha256
+from worker.main import create_app
+from worker.workbench import Workbench
+
+PATIENCE = 60.0  # seconds until a condition that should come is given up
+UNKNOWN_MODEL = "nobody@0123456789ab"
+
+
+def settings_in(folder: Path, **changes: object) -> Settings:
+    """Settings with data and a colour bundle in `folder`, free of the machine's environment."""
+    values: dict[str, Any] = {
+        "data_dir": folder / "data",
+        "model_uri": str(folder / "model"),
+        "worker_concurrency": 2,
+        "log_level": "warning",
+        **changes,
+    }
+    if not Path(values["model_uri"]).exists():
+        write_colour_bundle(Path(values["model_uri"]))
+    return Settings(_env_file=None, **values)
+
+
+@dataclass
+class RunningWorker:
+    """The service behind an HTTP client, and the same backend to look into."""
+
+    client: httpx.AsyncClient
+    bench: Workbench
+    model: str
+
+    @property
+    def backend(self) -> Backend:
+        return self.bench.backend
+
+    async def submit(self, data: bytes | None = None, *, model: str | None = None) -> RecordKey:
+        """What the API does for a new image, short of publishing."""
+        data = picture() if data is None else data
+        key = RecordKey("public", sha256(data), model or self.model)
+        await self.backend.records.create(new_record(key, self.bench.clock()))
+        await self.backend.blobs.put(key.blob_name, data, "image/jpeg")
+        return key
+
+    async def push(self, key: RecordKey, **changes: object) -> httpx.Response:
+        return await self.client.post("/generate_annotations", content=envelope(key, **changes))
+
+    async def bury(self, key: RecordKey, deliveries: str = "10") -> httpx.Response:
+        attributes = {
+            **ClassifyImage(key).attributes(),
+            "CloudPubSubDeadLetterSourceDeliveryCount": deliveries,
+        }
+        body = envelope(key, attributes=attributes)
+        return await self.client.post("/generate_annotations_dlq", content=body)
+
+    async def record(self, key: RecordKey) -> Record:
+        record = await self.backend.records.get(key)
+        assert record is not None
+        return record
+
+    async def labelled(self, data: bytes) -> str:
+        """The first label that the whole way gives to `data`."""
+        key = await self.submit(data)
+        answer = await self.push(key)
+        assert answer.status_code == 204, answer.text
+        record = await self.record(key)
+        assert record.annotations, record.error
+        return record.annotations[0].label
+
+
+@asynccontextmanager
+async def running_worker(
+    settings: Settings, clock: Clock = utc_now
+) -> AsyncIterator[RunningWorker]:
+    app = create_app(settings, clock)
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://worker") as client:
+            bench: Workbench = app.state.bench
+            models = bench.models.identities
+            yield RunningWorker(client, bench, models[0] if models else UNKNOWN_MODEL)
+
+
+def envelope(key: RecordKey, **message: object) -> bytes:
+    """A push body as Pub/Sub sends it; `message` replaces parts of the message."""
+    return json.dumps(
+        {
+            "subscription": "projects/local/subscriptions/classify",
+            "deliveryAttempt": 1,
+            "message": {
+                "messageId": "1",
+                "publishTime": "2026-11-21T09:30:00.125Z",
+                "attributes": ClassifyImage(key).attributes(),
+                "data": base64.b64encode(b"").decode(),
+                **message,
+            },
+        }
+    ).encode()
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Poll until `condition` holds."""
+    ends = time.monotonic() + PATIENCE
+    while not await condition():
+        assert time.monotonic() < ends, "the condition never came"
+        await asyncio.sleep(0.01)
+
+
+def write_slow_bundle(folder: Path, rounds: int) -> Path:
+    """A colour bundle whose inference takes as many matrix products as the picture is bright.
+
+    `rounds` products for a white picture, each about a millisecond, and none for a black one.
+    """
+    write_colour_bundle(folder, name="slow")
+    model = onnx.load(folder / "model.onnx")
+    graph = model.graph
+    side = 256
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["going"], ["still_going"]),
+            helper.make_node("MatMul", ["matrix_in", "identity"], ["matrix_out"]),
+        ],
+        "round",
+        [
+            helper.make_tensor_value_info("round_number", TensorProto.INT64, []),
+            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("matrix_in", TensorProto.FLOAT, [side, side]),
+        ],
+        [
+            helper.make_tensor_value_info("still_going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("matrix_out", TensorProto.FLOAT, [side, side]),
+        ],
+    )
+    graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.eye(side, dtype=np.float32), "identity"),
+            numpy_helper.from_array(np.array(rounds, np.float32), "rounds"),
+            numpy_helper.from_array(np.array(0, np.float32), "nothing"),
+            numpy_helper.from_array(np.array(True), "yes"),
+        ]
+    )
+    graph.node[-1].output[0] = "colour_logits"
+    graph.node.extend(
+        [
+            helper.make_node("ReduceMean", ["pixels"], ["brightness"], keepdims=0),
+            helper.make_node("Mul", ["brightness", "rounds"], ["product"]),
+            helper.make_node("Cast", ["product"], ["trips"], to=TensorProto.INT64),
+            helper.make_node("Loop", ["trips", "yes", "identity"], ["matrix"], body=body),
+            helper.make_node("ReduceMean", ["matrix"], ["trace"], keepdims=0),
+            helper.make_node("Mul", ["trace", "nothing"], ["zero"]),
+            helper.make_node("Add", ["colour_logits", "zero"], ["logits"]),
+        ]
+    )
+    onnx.checker.check_model(model)
+    onnx.save(model, folder / "model.onnx")
+    write_sums(folder)
+    return folder
+
+
+def write_network(
+    folder: Path,
+    *,
+    nodes: list[onnx.NodeProto],
+    shape: list[int | str],
+    scores: int = len(COLOURS),
+    initializers: dict[str, Any] | None = None,
+    **manifest: object,
+) -> Path:
+    """A colour bundle with another network: `nodes` lead from `pixels` to `scores`.
+
+    `manifest` replaces parts of `model.json`.
+    """
+    write_colour_bundle(folder)
+    graph = helper.make_graph(
+        nodes,
+        "other",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [shape[0], scores])],
+        [numpy_helper.from_array(value, name) for name, value in (initializers or {}).items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, folder / "model.onnx")
+    document = json.loads((folder / "model.json").read_text())
+    document |= {"outputs": {"scores": "scores", "kind": "logits"}} | manifest
+    (folder / "model.json").write_text(json.dumps(document))
+    write_sums(folder)
+    return folder
