@@ -14,6 +14,7 @@ from tests.support.pictures import picture, sha256
 from tests.support.stack import Stack
 
 IMAGES = 300
+UPLOADING_SECONDS = 10.0  # the uploads are spread over this time, so that deaths fall among them
 
 
 @pytest.mark.timeout(300)
@@ -23,19 +24,27 @@ def test_kill_9_at_random_moments_loses_nothing(tmp_path: Path, colour_bundle: P
     images = {sha256(i): i for i in (picture(seed=n, size=(48, 48)) for n in range(IMAGES))}
     accepted: list[str] = []
     with Stack(tmp_path, colour_bundle) as stack:
-        uploading = threading.Event()
-        uploading.set()
-        killer = threading.Thread(target=_kill_at_random, args=(stack, uploading, seed))
+        killed: list[str] = []
+        uploaded = threading.Event()
+        killer = threading.Thread(target=_kill_at_random, args=(stack, uploaded, seed, killed))
         killer.start()
+        began = time.monotonic()
+
+        def upload(numbered: tuple[int, bytes]) -> tuple[str, int]:
+            number, image = numbered
+            time.sleep(max(0.0, began + UPLOADING_SECONDS * number / IMAGES - time.monotonic()))
+            return _persist(stack, image)
+
         try:
             with ThreadPoolExecutor(8) as pool:
-                for image_hash, status in pool.map(lambda i: _persist(stack, i), images.values()):
+                for image_hash, status in pool.map(upload, enumerate(images.values())):
                     assert status in (200, 202)
                     if status == 202:
                         accepted.append(image_hash)
         finally:
-            uploading.clear()
+            uploaded.set()
             killer.join()
+        assert set(killed) == {"worker", "queue", "api"}
         results = stack.results(images, patience=120)
         assert {r["status"] for r in results.values()} == {"success"}
         finished = _completions(stack)
@@ -60,16 +69,14 @@ def _persist(stack: Stack, image: bytes) -> tuple[str, int]:
     raise AssertionError("the API never came back")
 
 
-def _kill_at_random(stack: Stack, uploading: threading.Event, seed: int) -> None:
+def _kill_at_random(stack: Stack, uploaded: threading.Event, seed: int, killed: list[str]) -> None:
     draw = random.Random(seed)
-    victims = ["worker", "queue", "api"] * 2
-    draw.shuffle(victims)
-    for name in victims:
-        time.sleep(draw.uniform(0.05, 0.6))
-        stack.kill(name)
-        stack.start(name)
-        if not uploading.is_set():
-            return
+    while not uploaded.is_set() or len(killed) < 3:
+        for name in draw.sample(("worker", "queue", "api"), 3):
+            time.sleep(draw.uniform(0.05, 0.8))
+            stack.kill(name)
+            killed.append(name)
+            stack.start(name)
 
 
 def _completions(stack: Stack) -> dict[str, int]:
