@@ -5,6 +5,7 @@ queue shares its machine with the worker that it feeds.
 """
 
 from types import TracebackType
+from typing import Self
 
 import aiohttp
 
@@ -28,7 +29,7 @@ class PushClient:
     def __init__(self, base_url: str) -> None:
         self._base_url = base_url
 
-    async def __aenter__(self) -> "PushClient":
+    async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             self._base_url,
             # The queue bounds its pushes; a second bound here would let them wait unseen.

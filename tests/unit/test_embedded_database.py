@@ -1,0 +1,188 @@
+"""The database's threads: shared commits, separate failures, and an end that leaves nothing."""
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from core.backends.embedded.database import Database, Schema
+from core.errors import Unavailable
+
+SCHEMA = Schema(1, ("CREATE TABLE words (word TEXT PRIMARY KEY)",))
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    opened = await Database.open(tmp_path / "words.db", SCHEMA)
+    try:
+        yield opened
+    finally:
+        await opened.close()
+
+
+def insert(word: str, connection: sqlite3.Connection) -> int:
+    return connection.execute("INSERT INTO words VALUES (?)", (word,)).rowcount
+
+
+async def put(database: Database, word: str, *, durable: bool = True) -> int:
+    return await database.write(lambda connection: insert(word, connection), durable=durable)
+
+
+async def words(database: Database) -> list[str]:
+    return await database.read(
+        lambda connection: [
+            word for (word,) in connection.execute("SELECT word FROM words ORDER BY word")
+        ]
+    )
+
+
+async def test_what_was_written_can_be_read_at_once(database: Database) -> None:
+    for number in range(20):
+        await put(database, f"{number:02}", durable=number % 2 == 0)
+        assert len(await words(database)) == number + 1
+
+
+async def test_writes_that_wait_together_share_a_transaction(database: Database) -> None:
+    statements: list[str] = []
+    held = threading.Event()
+
+    def trace_and_hold(connection: sqlite3.Connection) -> None:
+        connection.set_trace_callback(statements.append)
+        assert held.wait(30)
+
+    first = asyncio.create_task(database.write(trace_and_hold, durable=False))
+    await asyncio.sleep(0.05)  # the writer is busy with the first
+    others = [asyncio.create_task(put(database, str(number))) for number in range(10)]
+    await asyncio.sleep(0)
+    held.set()
+    await asyncio.gather(first, *others)
+    assert statements.count("COMMIT") == 2  # the first one's, and one for all the others
+    assert "PRAGMA synchronous = FULL" in statements
+
+
+async def test_one_failure_is_its_own_callers_alone(database: Database) -> None:
+    def insert_and_fail(connection: sqlite3.Connection) -> None:
+        insert("undone", connection)
+        raise LookupError("mine")
+
+    outcomes = await asyncio.gather(
+        put(database, "a"),
+        database.write(insert_and_fail, durable=True),
+        put(database, "b"),
+        put(database, "a"),
+        database.write(lambda connection: connection.execute("SELECT nonsense"), durable=True),
+        put(database, "c"),
+        return_exceptions=True,
+    )
+    assert [type(outcome) for outcome in outcomes] == [
+        int, LookupError, int, Unavailable, Unavailable, int,
+    ]  # fmt: skip
+    assert await words(database) == ["a", "b", "c"]
+
+
+async def test_a_failed_read_is_its_own_callers_alone(database: Database) -> None:
+    await put(database, "a")
+    failed, read = await asyncio.gather(
+        database.read(lambda connection: connection.execute("SELECT nonsense")),
+        words(database),
+        return_exceptions=True,
+    )
+    assert isinstance(failed, Unavailable)
+    assert "nonsense" not in failed.detail  # nothing of the vendor's
+    assert read == ["a"]
+
+
+async def test_readers_cannot_write(database: Database) -> None:
+    with pytest.raises(Unavailable):
+        await database.read(lambda connection: insert("a", connection))
+    assert await words(database) == []
+
+
+async def test_a_cancelled_caller_is_forgotten(database: Database) -> None:
+    callers = [asyncio.create_task(put(database, str(number))) for number in range(10)]
+    await asyncio.sleep(0)
+    for caller in callers:
+        caller.cancel()
+    await asyncio.gather(*callers, return_exceptions=True)
+    assert await put(database, "after") == 1
+
+
+async def test_closing_finishes_what_was_submitted_and_refuses_the_rest(tmp_path: Path) -> None:
+    database = await Database.open(tmp_path / "words.db", SCHEMA)
+    before = {thread.name for thread in threading.enumerate()}
+    assert {"words-writer", "words-reader"} <= before
+    writes = [asyncio.create_task(put(database, str(number))) for number in range(300)]
+    await asyncio.sleep(0)
+    await database.close()
+    assert await asyncio.gather(*writes) == [1] * 300
+    assert not {"words-writer", "words-reader"} & {thread.name for thread in threading.enumerate()}
+    with pytest.raises(Unavailable):
+        await put(database, "late")
+    with pytest.raises(Unavailable):
+        await words(database)
+
+
+async def test_another_schema_version_is_refused(tmp_path: Path) -> None:
+    first = await Database.open(tmp_path / "words.db", SCHEMA)
+    await first.close()
+    with pytest.raises(Unavailable, match="schema version 1"):
+        await Database.open(tmp_path / "words.db", Schema(2, SCHEMA.statements))
+
+
+async def test_a_file_that_is_no_database_is_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "words.db").write_bytes(b"not a database at all" * 1000)
+    with pytest.raises(Unavailable):
+        await Database.open(tmp_path / "words.db", SCHEMA)
+
+
+async def test_waiting_for_another_process_ends_well(database: Database, tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / "words.db", isolation_level=None)
+    try:
+        other.execute("BEGIN IMMEDIATE")
+        writing = asyncio.create_task(put(database, "a"))
+        await asyncio.sleep(0.1)
+        assert not writing.done()
+        assert await words(database) == []  # reads do not wait
+        other.execute("COMMIT")
+        assert await writing == 1
+    finally:
+        other.close()
+
+
+def test_many_processes_make_one_schema(tmp_path: Path) -> None:
+    program = """
+import asyncio, sys
+from pathlib import Path
+from core.backends.embedded.database import Database
+from tests.unit.test_embedded_database import SCHEMA, put
+
+async def main():
+    database = await Database.open(Path(sys.argv[1]), SCHEMA)
+    for number in range(20):
+        await put(database, f"{sys.argv[2]}-{number}")
+    await database.close()
+
+asyncio.run(main())
+"""
+    path = tmp_path / "words.db"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(path), str(number)],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        for number in range(5)
+    ]
+    assert [process.wait(60) for process in processes] == [0] * 5
+    connection = sqlite3.connect(path)
+    try:
+        assert connection.execute("SELECT count(*) FROM words").fetchone() == (100,)
+    finally:
+        connection.close()

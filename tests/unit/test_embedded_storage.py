@@ -1,0 +1,162 @@
+"""Signed links, and what the blobs' folder looks like: private, whole, and left tidy (P5)."""
+
+import asyncio
+import os
+import stat
+import time
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from core.backends import Backend, open_backend
+from core.backends.embedded.links import LinkSigner, shared_secret
+from core.errors import Forbidden, Unavailable
+from core.settings import Settings
+from tests.contract.clock import MovableClock
+from tests.support.pictures import sha256
+
+DATA = b"an image, as far as storage knows"
+NAME = f"public/{sha256(DATA)}"
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path / "data", public_url="")
+
+
+def parts(url: str) -> tuple[str, str, str]:
+    split = urlsplit(url)
+    query = parse_qs(split.query)
+    return split.path, query["expires"][0], query["signature"][0]
+
+
+async def link(backend: Backend, seconds: float = 60) -> tuple[str, str]:
+    url = await backend.blobs.signed_url(NAME, timedelta(seconds=seconds))
+    path, expires, signature = parts(url)
+    assert path == f"/local/blobs/{NAME}"
+    return expires, signature
+
+
+async def test_a_link_holds_until_it_expires(settings: Settings) -> None:
+    clock = MovableClock()
+    async with open_backend(settings, clock) as backend:
+        expires, signature = await link(backend)
+        assert backend.links is not None
+        backend.links.verify(NAME, expires, signature, clock())
+        backend.links.verify(NAME, int(expires), signature, clock.move(59))
+        with pytest.raises(Forbidden, match="expired"):
+            backend.links.verify(NAME, expires, signature, clock.move(1))
+
+
+async def test_nothing_about_a_link_can_be_changed(settings: Settings) -> None:
+    clock = MovableClock()
+    async with open_backend(settings, clock) as backend:
+        expires, signature = await link(backend)
+        other = NAME.replace("public", "acme")
+        last = "0" if signature[-1] != "0" else "1"
+        for name, until, proof in (
+            (other, expires, signature),
+            (NAME, str(int(expires) + 1), signature),
+            (NAME, expires, signature[:-1] + last),
+            (NAME, expires, signature.upper()),
+            (NAME, expires, ""),
+            (NAME, expires, "é\udcff"),
+            (NAME, "", signature),
+            (NAME, "-1", signature),
+            (NAME, "1e9", signature),
+            (NAME, "٣", signature),
+            (NAME, "9" * 5000, signature),
+        ):
+            assert backend.links is not None
+            with pytest.raises(Forbidden):
+                backend.links.verify(name, until, proof, clock())
+
+
+async def test_processes_on_one_folder_accept_each_others_links(settings: Settings) -> None:
+    clock = MovableClock()
+    async with open_backend(settings, clock) as one, open_backend(settings, clock) as other:
+        expires, signature = await link(one)
+        assert other.links is not None
+        other.links.verify(NAME, expires, signature, clock())
+
+
+async def test_another_folder_has_another_secret(settings: Settings, tmp_path: Path) -> None:
+    clock = MovableClock()
+    elsewhere = settings.model_copy(update={"data_dir": tmp_path / "elsewhere"})
+    async with open_backend(settings, clock) as one, open_backend(elsewhere, clock) as other:
+        expires, signature = await link(one)
+        assert other.links is not None
+        with pytest.raises(Forbidden):
+            other.links.verify(NAME, expires, signature, clock())
+
+
+def test_a_public_url_begins_the_link() -> None:
+    url = LinkSigner(b"secret", "https://images.example").url(NAME, MovableClock()())
+    assert url.startswith(f"https://images.example/local/blobs/{NAME}?expires=")
+
+
+async def test_the_secret_is_made_once_and_private(tmp_path: Path) -> None:
+    path = tmp_path / "link.key"
+    secrets = await asyncio.gather(*(asyncio.to_thread(shared_secret, path) for _ in range(20)))
+    assert len(set(secrets)) == 1
+    assert len(secrets[0]) == 32
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert os.listdir(tmp_path) == ["link.key"]
+
+
+async def test_the_data_folder_is_private_and_holds_no_drafts(settings: Settings) -> None:
+    async with open_backend(settings) as backend:
+        await asyncio.gather(*(backend.blobs.put(NAME, DATA, "image/png") for _ in range(20)))
+    assert stat.S_IMODE(settings.data_dir.stat().st_mode) == 0o700
+    tenant, image_hash = NAME.split("/")
+    files = [path for path in (settings.data_dir / "blobs").rglob("*") if path.is_file()]
+    assert files == [settings.data_dir / "blobs" / tenant / image_hash[:2] / image_hash]
+    assert stat.S_IMODE(files[0].parent.stat().st_mode) == 0o700
+
+
+async def test_drafts_of_the_dead_are_removed_and_of_the_living_are_not(
+    settings: Settings,
+) -> None:
+    async with open_backend(settings) as backend:
+        await backend.blobs.put(NAME, DATA, "image/png")
+    folder = settings.data_dir / "blobs" / "public" / sha256(DATA)[:2]
+    old, young = folder / ".draft-old", folder / ".draft-young"
+    for draft in (old, young):
+        draft.write_bytes(b"half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    async with open_backend(settings) as backend:
+        assert await backend.blobs.get(NAME) == DATA
+    assert not old.exists()
+    assert young.exists()
+
+
+async def test_a_folder_that_cannot_be_used_is_unavailable(settings: Settings) -> None:
+    async with open_backend(settings) as backend:
+        blobs = settings.data_dir / "blobs"
+        blobs.rename(settings.data_dir / "moved")
+        blobs.write_bytes(b"a file where a folder was")
+        with pytest.raises(Unavailable) as unavailable:
+            await backend.blobs.put(NAME, DATA, "image/png")
+        assert str(settings.data_dir) not in unavailable.value.detail
+        with pytest.raises(Unavailable):
+            await backend.blobs.ping()
+
+
+async def test_a_data_folder_that_cannot_be_made_is_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(Unavailable):
+        async with open_backend(Settings(data_dir=tmp_path / "file" / "data")):
+            pass
+
+
+async def test_a_closed_backend_is_unavailable(settings: Settings) -> None:
+    async with open_backend(settings) as backend:
+        pass
+    with pytest.raises(Unavailable):
+        await backend.blobs.get(NAME)
+    with pytest.raises(Unavailable):
+        await backend.records.ping()
+    with pytest.raises(Unavailable):
+        await backend.publisher.ping()

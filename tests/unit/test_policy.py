@@ -1,0 +1,55 @@
+"""The delivery policy's bounds, and its backoff."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.policy import ACKNOWLEDGING_STATUS, DeliveryPolicy
+
+
+def test_the_acknowledging_answers_are_pubsubs() -> None:
+    assert {102, 200, 201, 202, 204} == ACKNOWLEDGING_STATUS
+
+
+def test_the_default_policy_keeps_its_own_rules() -> None:
+    policy = DeliveryPolicy()
+    assert policy.lease <= policy.ack_deadline
+    waits = sum(policy.backoff(attempt) for attempt in range(1, policy.attempts))
+    assert waits + policy.attempts * policy.ack_deadline < policy.retention
+
+
+def test_backoff_doubles_up_to_its_bound() -> None:
+    policy = DeliveryPolicy(min_backoff=2, max_backoff=15)
+    assert [policy.backoff(attempt) for attempt in range(1, 6)] == [2, 4, 8, 15, 15]
+
+
+@given(
+    attempt=st.integers(1, 10**9),
+    low=st.floats(0, 600, allow_nan=False),
+    high=st.floats(0, 600, allow_nan=False),
+)
+def test_backoff_never_leaves_its_bounds_nor_shrinks(attempt: int, low: float, high: float) -> None:
+    low, high = sorted((low, high))
+    policy = DeliveryPolicy(min_backoff=low, max_backoff=high)
+    assert low <= policy.backoff(attempt) <= policy.backoff(attempt + 1) <= high
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"attempts": 0}, "attempts"),
+        ({"attempts": 101}, "attempts"),
+        ({"min_backoff": -1}, "min_backoff"),
+        ({"min_backoff": 130}, "min_backoff"),
+        ({"max_backoff": 601}, "max_backoff"),
+        ({"lease": 0}, "lease"),
+        ({"lease": 61}, "lease"),
+        ({"ack_deadline": 601}, "ack_deadline"),
+        ({"retention": 1200}, "retention"),
+    ],
+)
+def test_a_policy_that_contradicts_itself_is_refused(
+    changes: dict[str, float], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        DeliveryPolicy(**changes)  # type: ignore[arg-type]  # attempts is whole in each case

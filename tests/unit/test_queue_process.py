@@ -1,0 +1,270 @@
+"""The queue as the process it is: killed, doubled, stopped, and left without a worker (P1)."""
+
+import asyncio
+import json
+import os
+import random
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.backends import open_backend
+from core.backends.embedded import open_queue_store
+from core.clock import utc_now
+from core.messages import ClassifyImage
+from core.policy import CLASSIFY_PATH, DEAD_LETTER_PATH
+from core.records import RecordError, RecordKey, Status, new_record
+from core.settings import Settings
+from tests.unit.scripted_worker import Delivery, ScriptedWorker, always, first_then, until
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def message(number: int) -> ClassifyImage:
+    return ClassifyImage(RecordKey("public", f"{number:064x}", "colours@0123456789ab"))
+
+
+@pytest.fixture
+async def worker() -> AsyncIterator[ScriptedWorker]:
+    async with ScriptedWorker() as listening:
+        yield listening
+
+
+@pytest.fixture
+def environment(worker: ScriptedWorker, tmp_path: Path) -> dict[str, str]:
+    return {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "DATA_DIR": str(tmp_path / "data"),
+        "WORKER_PORT": str(worker.port),
+        "MIN_BACKOFF_SECONDS": "0.05",
+        "MAX_BACKOFF_SECONDS": "0.2",
+        "DELIVERY_ATTEMPTS": "100",
+        "LOG_FORMAT": "json",
+        "LOG_LEVEL": "info",
+    }
+
+
+@pytest.fixture
+def settings(environment: dict[str, str], worker: ScriptedWorker) -> Settings:
+    return Settings(data_dir=Path(environment["DATA_DIR"]), worker_port=worker.port)
+
+
+async def start(environment: dict[str, str], module: str = "queue", *arguments: str) -> Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        f"core.backends.embedded.{module}",
+        *arguments,
+        cwd=environment["DATA_DIR"].rpartition("/")[0],  # where no .env can interfere
+        env=environment,
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+
+
+@asynccontextmanager
+async def queue_process(environment: dict[str, str]) -> AsyncIterator[Process]:
+    process = await start(environment)
+    try:
+        yield process
+    finally:
+        await killed(process)
+
+
+async def killed(process: Process) -> None:
+    if process.returncode is None:
+        process.kill()
+    await process.communicate()
+
+
+async def stopped(process: Process) -> list[dict[str, Any]]:
+    """End it in good order; the lines it logged."""
+    process.send_signal(signal.SIGTERM)
+    output, errors = await process.communicate()
+    assert (process.returncode, errors) == (0, b"")
+    return [json.loads(line) for line in output.splitlines()]
+
+
+async def publish(settings: Settings, *numbers: int) -> None:
+    async with open_backend(settings) as backend:
+        for number in numbers:
+            await backend.publisher.publish(message(number))
+
+
+async def messages_left(settings: Settings) -> int:
+    async with open_queue_store(settings) as store:
+        return await store._database.read(
+            lambda connection: int(
+                connection.execute("SELECT count(*) FROM messages").fetchone()[0]
+            )
+        )
+
+
+async def test_what_was_published_without_a_queue_is_delivered_by_the_next(
+    environment: dict[str, str], settings: Settings, worker: ScriptedWorker
+) -> None:
+    await publish(settings, *range(10))
+    async with queue_process(environment) as process:
+        await until(lambda: len(worker.deliveries) == 10)
+        await stopped(process)
+    assert {delivery.attempt for delivery in worker.deliveries} == {1}
+    assert await messages_left(settings) == 0
+
+
+async def test_a_publication_is_noticed_while_the_queue_runs(
+    environment: dict[str, str], settings: Settings, worker: ScriptedWorker
+) -> None:
+    async with queue_process(environment):
+        await publish(settings, 1)
+        await until(lambda: len(worker.deliveries) == 1)
+        await publish(settings, 2)
+        await until(lambda: len(worker.deliveries) == 2)
+
+
+async def test_a_killed_queue_loses_nothing(
+    environment: dict[str, str], settings: Settings, worker: ScriptedWorker
+) -> None:
+    async def hang(delivery: Delivery) -> int:
+        await asyncio.sleep(60)
+        return 204
+
+    worker.answer = hang
+    await publish(settings, 1)
+    async with queue_process(environment):
+        await until(lambda: len(worker.deliveries) == 1)
+    worker.answer = always(204)
+    async with queue_process(environment) as process:
+        await until(lambda: len(worker.deliveries) == 2)
+        await stopped(process)
+    # The cut-off delivery counts: the worker had it.
+    assert [delivery.attempt for delivery in worker.deliveries] == [1, 2]
+    assert await messages_left(settings) == 0
+
+
+def has_at_least(worker: ScriptedWorker, wanted: int) -> bool:
+    return len(worker.deliveries) >= wanted
+
+
+async def test_a_queue_killed_again_and_again_delivers_everything(
+    environment: dict[str, str], settings: Settings, worker: ScriptedWorker
+) -> None:
+    chance = random.Random(2)
+    acknowledged: set[str] = set()
+
+    async def acknowledge_some(delivery: Delivery) -> int:
+        await asyncio.sleep(chance.uniform(0, 0.02))
+        if chance.random() < 0.3:
+            return 503
+        acknowledged.add(delivery.image_hash)
+        return 204
+
+    worker.answer = acknowledge_some
+    total = 400
+    await publish(settings, *range(total))
+    for _ in range(4):
+        begun = len(worker.deliveries)
+        async with queue_process(environment):
+            wanted = begun + chance.randint(1, 60)
+            await until(partial(has_at_least, worker, wanted))
+    async with queue_process(environment) as process:
+        await until(lambda: len(acknowledged) == total)
+        await stopped(process)
+    assert await messages_left(settings) == 0
+
+
+async def test_a_second_queue_on_the_same_folder_is_refused(
+    environment: dict[str, str], settings: Settings, worker: ScriptedWorker
+) -> None:
+    await publish(settings, 1)
+    async with queue_process(environment) as first:
+        await until(lambda: len(worker.deliveries) == 1)
+        second = await start(environment)
+        _, errors = await second.communicate()
+        assert second.returncode == 1
+        assert f"Another queue (process {first.pid}) serves" in errors.decode()
+        assert "Traceback" not in errors.decode()
+        await publish(settings, 2)
+        await until(lambda: len(worker.deliveries) == 2)
+
+
+async def test_an_absent_worker_is_logged_once_and_its_return_once(
+    environment: dict[str, str], settings: Settings, worker: ScriptedWorker
+) -> None:
+    await worker.__aexit__(None, None, None)
+    await publish(settings, 1, 2, 3)
+    async with queue_process(environment) as process:
+        await asyncio.sleep(1.5)
+        await worker.__aenter__()
+        await until(lambda: len(worker.deliveries) == 3)
+        lines = [line["message"] for line in await stopped(process)]
+    assert lines.count("worker unreachable; messages wait for it") == 1
+    assert lines.count("worker reachable again") == 1
+    assert len(lines) == 4  # and the two of start and stop
+
+
+async def test_lines_about_an_image_carry_its_hash(
+    environment: dict[str, str], settings: Settings, worker: ScriptedWorker
+) -> None:
+    async def refuse_to_classify(delivery: Delivery) -> int:
+        return 503 if delivery.path == CLASSIFY_PATH else 204
+
+    worker.answer = refuse_to_classify
+    await publish(settings, 7)
+    async with queue_process(environment | {"DELIVERY_ATTEMPTS": "2"}) as process:
+        await until(lambda: len(worker.to(DEAD_LETTER_PATH)) == 1)
+        lines = await stopped(process)
+    about = [line for line in lines if line.get("image_hash") == message(7).key.image_hash]
+    assert [line["message"] for line in about] == ["delivery refused", "dead letter"]
+    assert about[1]["severity"] == "ERROR"
+
+
+async def test_the_worker_is_asked_to_reconcile(
+    environment: dict[str, str], worker: ScriptedWorker
+) -> None:
+    async with queue_process(environment | {"STALE_SECONDS": "2"}) as process:
+        await until(lambda: len(worker.to("/reconcile")) == 2)
+        worker.answer = always(500)
+        await until(lambda: len(worker.to("/reconcile")) == 4)
+        lines = await stopped(process)
+    assert "reconciliation failed" in [line["message"] for line in lines]
+
+
+async def test_dead_letters_are_listed_and_replayed_by_command(
+    environment: dict[str, str], settings: Settings, worker: ScriptedWorker
+) -> None:
+    key = message(1).key
+    async with open_backend(settings) as backend, open_queue_store(settings) as store:
+        await backend.records.create(new_record(key, utc_now()))
+        await backend.records.fail(key, RecordError("delivery_exhausted", "No.", retryable=True))
+        await store.publish(message(1).attributes(), b"", utc_now() - timedelta(days=30))
+        (letter,) = await store.expire(timedelta(days=7), utc_now())
+
+        async def command(*arguments: str) -> str:
+            process = await start(environment, "dead_letters", *arguments)
+            output, errors = await process.communicate()
+            assert (process.returncode, errors) == (0, b"")
+            return output.decode()
+
+        listed = await command("list")
+        assert key.image_hash[:12] in listed
+        assert "older than the retention" in listed
+        assert "Put back 1 of 1" in await command("replay", str(letter.id))
+        assert "Put back 0 of 1" in await command("replay", str(letter.id))
+        assert "No dead letters." in await command("list")
+        assert key.image_hash[:12] in await command("list", "--all")
+        record = await backend.records.get(key)
+        assert record is not None
+        assert record.status is Status.PENDING
+    worker.answer = first_then(503, 204)
+    async with queue_process(environment):
+        await until(lambda: len(worker.deliveries) == 2)
+    assert {delivery.path for delivery in worker.deliveries} == {CLASSIFY_PATH}

@@ -1,0 +1,303 @@
+"""The transitions under random interleavings of claimants, on pure records and in SQLite.
+
+Promise P2: one stored result. Promise P3: the status only moves forward, an old token ends nothing,
+and a terminal status stays, except by a new attempt out of a retryable error.
+"""
+
+import asyncio
+import tempfile
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+)
+
+from core import records
+from core.backends.embedded.database import Database
+from core.backends.embedded.records import SCHEMA, SqliteRecordStore
+from core.records import Annotation, Claim, Record, RecordError, RecordKey, Status
+from tests.contract.clock import MovableClock
+
+T = TypeVar("T")
+
+KEY = RecordKey("public", "ab" * 32, "colours@0123456789ab")
+LEASE = timedelta(seconds=30)
+ORDER = {
+    Status.PENDING: 0,
+    Status.QUEUED: 1,
+    Status.RUNNING: 2,
+    Status.SUCCESS: 3,
+    Status.ERROR: 3,
+}
+
+
+class PureStore:
+    """The port's transitions on one record in memory: `core.records` and nothing else."""
+
+    def __init__(self, clock: MovableClock) -> None:
+        self.clock = clock
+        self.record: Record | None = None
+
+    def _take(self, after: Record | None) -> bool:
+        self.record = after or self.record
+        return after is not None
+
+    async def get(self, key: RecordKey) -> Record | None:
+        return self.record
+
+    async def create(self, record: Record) -> bool:
+        return self.record is None and self._take(record)
+
+    async def advance(self, key: RecordKey, from_: Status, to: Status) -> bool:
+        return self._take(records.advanced(self._now(), from_, to, self.clock()))
+
+    async def claim(self, key: RecordKey, lease: timedelta) -> Claim | None:
+        if self._take(records.claimed(self._now(), self.clock(), lease)):
+            return records.claim_of(self._now())
+        return None
+
+    async def complete(self, claim: Claim, annotations: tuple[Annotation, ...]) -> bool:
+        return self._take(records.completed(self._now(), claim, annotations, self.clock()))
+
+    async def fail(self, claim_or_key: Claim | RecordKey, error: RecordError) -> bool:
+        claim = claim_or_key if isinstance(claim_or_key, Claim) else None
+        return self._take(records.failed(self._now(), claim, error, self.clock()))
+
+    async def release(self, claim: Claim) -> bool:
+        return self._take(records.released(self._now(), claim, self.clock()))
+
+    async def retry(self, key: RecordKey) -> bool:
+        return self._take(records.retried(self._now(), self.clock()))
+
+    async def touch(self, key: RecordKey, before: datetime) -> bool:
+        return self._take(records.touched(self._now(), before, self.clock()))
+
+    def _now(self) -> Record:
+        assert self.record is not None
+        return self.record
+
+
+class Transitions(RuleBasedStateMachine):
+    """Any number of claimants do anything in any order, with old and new claims, over time.
+
+    Each rule reads the record before and after its step and holds the step to the promises. The
+    model is the history that the rules themselves saw: the claims that were granted.
+    """
+
+    claims: Bundle[Claim] = Bundle("claims")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = MovableClock()
+        self.granted: list[Claim] = []
+        self.store: PureStore | SqliteRecordStore = self.open()
+        self.seen: Record
+        self.results = 0
+
+    def open(self) -> PureStore | SqliteRecordStore:
+        return PureStore(self.clock)
+
+    def wait(self, step: Coroutine[Any, Any, T]) -> T:
+        try:
+            step.send(None)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        raise AssertionError("a step on a pure record waited for something")
+
+    def current(self) -> Record:
+        record = self.wait(self.store.get(KEY))
+        assert record is not None
+        return record
+
+    def step(self, action: Callable[[], Coroutine[Any, Any, T]]) -> tuple[Record, T, Record]:
+        before = self.current()
+        outcome = self.wait(action())
+        after = self.current()
+        if not outcome:
+            assert after == before, "a refused transition changed the record"
+        assert after.token >= before.token
+        assert after.attempts >= before.attempts
+        return before, outcome, after
+
+    @initialize()
+    def create(self) -> None:
+        assert self.wait(self.store.create(records.new_record(KEY, self.clock())))
+        self.seen = self.current()
+
+    @rule(seconds=st.sampled_from([0.001, 1, 29.999, 30, 31, 600]))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.move(seconds)
+
+    @rule()
+    def create_again(self) -> None:
+        _, created, _ = self.step(lambda: self.store.create(records.new_record(KEY, self.clock())))
+        assert not created
+
+    @rule()
+    def mark_queued(self) -> None:
+        before, moved, after = self.step(
+            lambda: self.store.advance(KEY, Status.PENDING, Status.QUEUED)
+        )
+        assert moved == (before.status is Status.PENDING)
+        assert not moved or after.status is Status.QUEUED
+
+    @rule(target=claims, lease=st.sampled_from([1, 30]))
+    def claim(self, lease: int) -> Any:
+        before, claim, after = self.step(lambda: self.store.claim(KEY, timedelta(seconds=lease)))
+        free = not before.status.terminal and not before.leased(self.clock())
+        assert (claim is not None) == free
+        if claim is None:
+            return multiple()
+        assert after.status is Status.RUNNING
+        assert all(claim.token > earlier.token for earlier in self.granted), "a token came twice"
+        self.granted.append(claim)
+        return claim
+
+    def current_claim(self, claim: Claim, before: Record) -> bool:
+        return claim == self.granted[-1] and before.status is Status.RUNNING
+
+    @rule(claim=claims, confidence=st.floats(0, 1))
+    def complete(self, claim: Claim, confidence: float) -> None:
+        result = (Annotation(1, "red", confidence),)
+        before, done, after = self.step(lambda: self.store.complete(claim, result))
+        assert done == self.current_claim(claim, before)
+        if done:
+            self.results += 1
+            assert (after.status, after.annotations) == (Status.SUCCESS, result)
+
+    @rule(claim=claims, retryable=st.booleans())
+    def fail(self, claim: Claim, retryable: bool) -> None:
+        error = RecordError("failed", "It failed.", retryable)
+        before, done, after = self.step(lambda: self.store.fail(claim, error))
+        assert done == self.current_claim(claim, before)
+        assert not done or (after.status, after.error) == (Status.ERROR, error)
+
+    @rule(retryable=st.booleans())
+    def fail_by_key(self, retryable: bool) -> None:
+        error = RecordError("delivery_exhausted", "Ten deliveries failed.", retryable)
+        before, done, _ = self.step(lambda: self.store.fail(KEY, error))
+        assert done == (not before.status.terminal and not before.leased(self.clock()))
+
+    @rule(claim=claims)
+    def release(self, claim: Claim) -> None:
+        before, done, after = self.step(lambda: self.store.release(claim))
+        assert done == self.current_claim(claim, before)
+        assert not done or not after.leased(self.clock())
+
+    @rule(claim=consumes(claims))
+    def claimant_dies(self, claim: Claim) -> None:
+        """Nothing is heard of this claim again."""
+
+    @rule(age=st.sampled_from([0, 10, 60]))
+    def touch(self, age: float) -> None:
+        now = self.clock()
+        before, done, after = self.step(lambda: self.store.touch(KEY, now - timedelta(seconds=age)))
+        assert not done or (after.status, after.updated_at) == (before.status, now)
+        assert not (done and before.leased(now))
+
+    @rule()
+    def retry(self) -> None:
+        before, done, after = self.step(lambda: self.store.retry(KEY))
+        assert done == (
+            before.status is Status.ERROR and before.error is not None and before.error.retryable
+        )
+        if done:
+            assert (after.status, after.error) == (Status.PENDING, None)
+            self.seen = after  # the one way back
+
+    @invariant()
+    def status_only_moves_forward(self) -> None:
+        if not hasattr(self, "seen"):
+            return
+        now = self.current()
+        assert ORDER[now.status] >= ORDER[self.seen.status]
+        if self.seen.status.terminal:
+            assert now == self.seen, "a terminal record changed"
+        self.seen = now
+
+    @invariant()
+    def at_most_one_result(self) -> None:
+        assert self.results <= 1
+
+    @invariant()
+    def attempts_count_the_claims(self) -> None:
+        if hasattr(self, "seen"):
+            assert self.current().attempts == len(self.granted)
+
+
+class TransitionsInSqlite(Transitions):
+    """The same, through transactions, rows and threads."""
+
+    def open(self) -> SqliteRecordStore:
+        self.folder = tempfile.TemporaryDirectory()
+        self.runner = asyncio.Runner()
+        self.database = self.runner.run(
+            Database.open(Path(self.folder.name) / "records.db", SCHEMA)
+        )
+        return SqliteRecordStore(self.database, self.clock)
+
+    def wait(self, step: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(step)
+
+    def teardown(self) -> None:
+        self.runner.run(self.database.close())
+        self.runner.close()
+        self.folder.cleanup()
+
+
+# No deadlines: timings are noisy where tests share a machine.
+_SETTINGS = settings(deadline=None, suppress_health_check=list(HealthCheck))
+TestTransitions = Transitions.TestCase
+TestTransitions.settings = settings(_SETTINGS, max_examples=100, stateful_step_count=40)
+TestTransitionsInSqlite = TransitionsInSqlite.TestCase
+TestTransitionsInSqlite.settings = settings(_SETTINGS, max_examples=25, stateful_step_count=40)
+
+
+@pytest.mark.parametrize(
+    ("tenant", "image_hash", "model"),
+    [
+        ("", "ab" * 32, "m@0123456789ab"),
+        ("Public", "ab" * 32, "m@0123456789ab"),
+        ("-public", "ab" * 32, "m@0123456789ab"),
+        ("public/..", "ab" * 32, "m@0123456789ab"),
+        ("public", "AB" * 32, "m@0123456789ab"),
+        ("public", "ab" * 31, "m@0123456789ab"),
+        ("public", "ab" * 32 + "\n", "m@0123456789ab"),
+        ("public", "../" + "a" * 61, "m@0123456789ab"),
+        ("public", "ab" * 32, "m"),
+        ("public", "ab" * 32, "m@0123456789AB"),
+        ("public", "ab" * 32, "a/b@0123456789ab"),
+    ],
+)
+def test_a_malformed_key_cannot_be_made(tenant: str, image_hash: str, model: str) -> None:
+    with pytest.raises(ValueError, match="malformed"):
+        RecordKey(tenant, image_hash, model)
+
+
+def test_a_touch_is_refused_to_the_owned_the_ended_and_the_fresh() -> None:
+    clock = MovableClock()
+    fresh = records.new_record(KEY, clock())
+    later = clock.move(60)
+    assert records.touched(fresh, later, later) == replace(fresh, updated_at=later)
+    assert records.touched(fresh, fresh.updated_at, later) is None
+    owned = records.claimed(fresh, later, LEASE)
+    assert owned is not None
+    assert records.touched(owned, clock.move(1), clock()) is None
+    assert records.touched(owned, clock.move(60), clock()) is not None
+    ended = records.completed(owned, records.claim_of(owned), (), clock())
+    assert ended is not None
+    assert records.touched(ended, clock.move(60), clock()) is None
