@@ -65,6 +65,10 @@ def _header(description: str, example: str) -> dict[str, Any]:
     return {"description": description, "schema": {"type": "string"}, "example": example}
 
 
+def _examples(*names: str) -> dict[str, dict[str, str]]:
+    return {name: {"$ref": f"#/components/examples/{name}"} for name in names}
+
+
 def refusals(*kinds: type[errors.GlimpseError]) -> Responses:
     """The refusals of a route, with an example of each."""
     responses: Responses = {}
@@ -113,11 +117,7 @@ def results(location: str, *, cacheable: bool = False) -> Responses:
     finished: dict[str, Any] = {
         "model": ImageBody,
         "description": "The end: `success` with labels, or `error` with its reason",
-        "content": {
-            "application/json": {
-                "examples": {"success": {"value": _SUCCESS}, "error": {"value": _ERROR}}
-            }
-        },
+        "content": {"application/json": {"examples": _examples("success", "error")}},
     }
     if cacheable:
         finished["headers"] = {
@@ -135,7 +135,7 @@ def results(location: str, *, cacheable: bool = False) -> Responses:
                 "Location": _header("Where the result will be", location),
                 "Retry-After": _header("Seconds to wait before asking", "1"),
             },
-            "content": {"application/json": {"example": _PENDING}},
+            "content": {"application/json": {"examples": _examples("pending")}},
         },
     }
 
@@ -188,13 +188,19 @@ FORM_OR_RAW_BODY = {
 
 
 def install_documentation(app: FastAPI) -> None:
-    """Complete the schema that FastAPI derives: the shape of a problem, named once."""
+    """Complete the schema that FastAPI derives: what is named once and referred to."""
     derive = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            schemas = derive().setdefault("components", {}).setdefault("schemas", {})
-            schemas["Problem"] = Problem.model_json_schema()
+            components = derive().setdefault("components", {})
+            components.setdefault("schemas", {})["Problem"] = Problem.model_json_schema()
+            # Here and not in the routes: FastAPI would leave out what is null.
+            components["examples"] = {
+                "pending": {"summary": "Accepted", "value": _PENDING},
+                "success": {"summary": "Classified", "value": _SUCCESS},
+                "error": {"summary": "Cannot be classified", "value": _ERROR},
+            }
         assert app.openapi_schema is not None
         return app.openapi_schema
 

@@ -1,0 +1,137 @@
+"""The API on a real embedded backend, in this process or behind a real server."""
+
+import asyncio
+import socket
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+
+from app.image_service import ImageService, service_in
+from app.main import create_app
+from core.clock import Clock, utc_now
+from core.ports import RecordStore
+from core.records import Annotation, Record, RecordError, RecordKey
+from core.settings import Settings
+
+LEASE = timedelta(seconds=30)
+LABELS = (Annotation(1, "red", 0.75), Annotation(2, "grey", 0.25))
+
+
+@dataclass(frozen=True)
+class Traces:
+    """How many records, blobs and messages there are."""
+
+    records: int
+    blobs: int
+    messages: int
+
+
+NOTHING = Traces(0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Api:
+    """A running API: a client for it, and what stands behind it."""
+
+    app: FastAPI
+    client: httpx.AsyncClient
+    service: ImageService
+    settings: Settings
+
+    @property
+    def records(self) -> RecordStore:
+        return self.service.backend.records
+
+    def key(self, image_hash: str) -> RecordKey:
+        return self.service.key(image_hash)
+
+    async def record(self, image_hash: str) -> Record:
+        record = await self.records.get(self.key(image_hash))
+        assert record is not None
+        return record
+
+    async def succeed(self, image_hash: str) -> None:
+        """Do what the worker does for an image that it can classify."""
+        claim = await self.records.claim(self.key(image_hash), LEASE)
+        assert claim is not None
+        assert await self.records.complete(claim, LABELS)
+
+    async def fail(self, image_hash: str, *, retryable: bool) -> None:
+        """Do what the worker does for an image that it cannot classify."""
+        claim = await self.records.claim(self.key(image_hash), LEASE)
+        assert claim is not None
+        code = "model_unavailable" if retryable else "undecodable_image"
+        assert await self.records.fail(claim, RecordError(code, "It failed.", retryable))
+
+    async def settle(self) -> None:
+        """Wait for what the API does after its answers."""
+        await self.service._submissions.close()
+
+    def traces(self) -> Traces:
+        folder = self.settings.data_dir
+        blobs = sum(1 for path in (folder / "blobs").rglob("*") if path.is_file())
+        return Traces(
+            _rows(folder / "records.db", "records"), blobs, _rows(folder / "queue.db", "messages")
+        )
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Return once `condition` holds; the test's own timeout ends the wait otherwise."""
+    while not await condition():  # noqa: ASYNC110 - what is waited for sets no event
+        await asyncio.sleep(0.01)
+
+
+def _rows(database: Path, table: str) -> int:
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        (count,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
+        return int(count)
+
+
+def api_settings(tmp_path: Path, bundle: Path, **changes: object) -> Settings:
+    """Settings that no environment and no `.env` can change."""
+    values = {"data_dir": tmp_path / "data", "model_uri": str(bundle), **changes}
+    return Settings(_env_file=None, **values)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def open_api(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Api]:
+    """The API without a network: requests reach the application directly."""
+    app = create_app(settings, clock)
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://api", timeout=60) as client,
+    ):
+        yield Api(app, client, service_in(app), settings)
+
+
+@asynccontextmanager
+async def serve_api(settings: Settings) -> AsyncIterator[tuple[Api, int]]:
+    """The API behind uvicorn on a free port, and the port."""
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app, http="httptools", ws="none", lifespan="on", access_log=False, log_config=None
+    )
+    server = uvicorn.Server(config)
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+
+        async def started() -> bool:
+            assert not task.done(), "the server did not start"
+            return server.started
+
+        await eventually(started)
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            yield Api(app, client, service_in(app), settings), port
+    finally:
+        server.should_exit = True
+        await task

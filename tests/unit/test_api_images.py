@@ -1,0 +1,633 @@
+"""What the routes answer, on the real embedded backend (design.md, section 5)."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from app.image_header import sniff
+from core.clock import utc_now
+from core.records import Status, new_record
+from tests.support.api import LABELS, NOTHING, Api, Traces, api_settings, eventually, open_api
+from tests.support.bundles import write_colour_bundle
+from tests.support.pictures import picture, png_header, sha256
+
+FIELDS = [
+    "image_hash",
+    "status",
+    "model",
+    "annotations",
+    "image_url",
+    "error",
+    "attempts",
+    "created_at",
+    "updated_at",
+]
+IMAGE = picture()
+HASH = sha256(IMAGE)
+STATUS = f"/what/status/{HASH}"
+V1 = "/api/v1/images"
+ITEM = f"{V1}/{HASH}"
+
+
+@pytest.fixture
+async def api(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
+    settings = api_settings(tmp_path, colour_bundle, slow_wait_seconds=0.05, max_wait_seconds=30)
+    async with open_api(settings) as api:
+        yield api
+
+
+def form(data: bytes = IMAGE) -> dict[str, Any]:
+    return {"files": {"img": ("cat.jpg", data, "image/jpeg")}}
+
+
+async def post(api: Api, route: str, data: bytes = IMAGE, **headers: str) -> httpx.Response:
+    if route == V1 + "#raw":
+        return await api.client.post(V1, content=data, headers=headers)
+    return await api.client.post(route, headers=headers, **form(data))
+
+
+def assert_problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["cache-control"] == "no-store"
+    problem: dict[str, Any] = answer.json()
+    assert problem["status"] == status
+    assert problem["code"] == code
+    assert problem["type"] == f"urn:glimpse:problem:{code}"
+    assert problem["title"]
+    assert problem["detail"]
+    return problem
+
+
+UPLOADS = ["/what/fast", "/what/slow", V1, V1 + "#raw"]
+
+
+# --- Upload ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("route", UPLOADS)
+async def test_a_new_image_is_accepted_with_everything_in_place(api: Api, route: str) -> None:
+    """P1: at the 202 the bytes are stored and the message is published."""
+    answer = await post(api, route)
+    traces = api.traces()
+    assert answer.status_code == 202
+    assert traces == Traces(records=1, blobs=1, messages=1)
+    assert answer.headers["location"] == (ITEM if route.startswith(V1) else STATUS)
+    assert answer.headers["retry-after"] == "1"
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["content-type"] == "application/json"
+    body = answer.json()
+    assert list(body) == FIELDS
+    assert body["image_hash"] == HASH
+    assert body["status"] in ("pending", "queued")
+    assert body["model"] == api.service.model
+    assert body["annotations"] == []
+    assert body["image_url"] == f"{ITEM}/content"
+    assert body["error"] is None
+    assert body["attempts"] == 0
+    assert datetime.fromisoformat(body["created_at"]).tzinfo == UTC
+    assert await api.service.backend.blobs.get(f"public/{HASH}") == IMAGE
+    await api.settle()
+    assert (await api.record(HASH)).status is Status.QUEUED
+
+
+@pytest.mark.parametrize("route", UPLOADS)
+async def test_a_known_image_is_answered_at_once(api: Api, route: str) -> None:
+    await post(api, route)
+    await api.settle()
+    await api.succeed(HASH)
+    answers = [await post(api, route), await post(api, route)]  # from the store, from the cache
+    for answer in answers:
+        assert answer.status_code == 200
+        assert "location" not in answer.headers
+        assert "retry-after" not in answer.headers
+        assert answer.headers["cache-control"] == "no-store"
+        assert answer.json()["annotations"] == [
+            {"index": 1, "label": "red", "confidence": 0.75},
+            {"index": 2, "label": "grey", "confidence": 0.25},
+        ]
+        assert answer.json()["attempts"] == 1
+    assert api.traces() == Traces(1, 1, 1)
+
+
+async def test_confidence_keeps_full_precision(api: Api) -> None:
+    await post(api, V1)
+    claim = await api.records.claim(api.key(HASH), timedelta(seconds=30))
+    assert claim is not None
+    awkward = 0.1 + 0.2 - 1e-17
+    assert await api.records.complete(claim, [replace(LABELS[0], confidence=awkward)])
+    answer = await api.client.get(ITEM)
+    assert answer.json()["annotations"][0]["confidence"] == awkward
+
+
+async def test_links_begin_with_the_public_url(tmp_path: Path, colour_bundle: Path) -> None:
+    settings = api_settings(tmp_path, colour_bundle, public_url="https://glimpse.example")
+    async with open_api(settings) as api:
+        body = (await post(api, V1)).json()
+        assert body["image_url"] == f"https://glimpse.example{ITEM}/content"
+        link = (await api.client.get(f"{ITEM}/content")).headers["location"]
+        assert link.startswith("https://glimpse.example/local/blobs/public/")
+
+
+@pytest.mark.parametrize("status", [Status.QUEUED, Status.RUNNING])
+async def test_an_image_under_way_is_not_published_again(api: Api, status: Status) -> None:
+    await post(api, V1)
+    await api.settle()
+    if status is Status.RUNNING:
+        assert await api.records.claim(api.key(HASH), timedelta(seconds=30))
+    answer = await post(api, V1)
+    assert answer.status_code == 202
+    assert answer.json()["status"] == status
+    assert api.traces().messages == 1
+
+
+async def test_an_image_left_pending_is_stored_and_published_again(api: Api) -> None:
+    """P1: a crash between create and publish costs nothing but another upload."""
+    assert await api.records.create(new_record(api.key(HASH), utc_now()))
+    assert api.traces() == Traces(1, 0, 0)
+    assert (await post(api, V1)).status_code == 202
+    assert api.traces() == Traces(1, 1, 1)
+
+
+async def test_a_lasting_error_is_final(api: Api) -> None:
+    await post(api, V1)
+    await api.settle()
+    await api.fail(HASH, retryable=False)
+    answer = await post(api, V1)
+    assert answer.status_code == 200
+    assert answer.json()["error"] == {
+        "code": "undecodable_image",
+        "detail": "It failed.",
+        "retryable": False,
+    }
+    assert api.traces().messages == 1
+
+
+async def test_a_retryable_error_is_tried_again_by_a_new_upload(api: Api) -> None:
+    """Errors are neither cached nor final."""
+    await post(api, V1)
+    await api.settle()
+    await api.fail(HASH, retryable=True)
+    for _ in range(2):
+        answer = await api.client.get(ITEM)
+        assert answer.status_code == 200
+        assert answer.json()["status"] == "error"
+        assert answer.headers["cache-control"] == "no-store"
+        assert "etag" not in answer.headers
+    answer = await post(api, V1)
+    assert answer.status_code == 202
+    assert answer.json()["status"] == "pending"
+    assert answer.json()["error"] is None
+    assert api.traces() == Traces(1, 1, 2)
+    await api.settle()
+    await api.succeed(HASH)
+    assert (await api.client.get(ITEM)).json()["status"] == "success"
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "GIF", "AVIF"])
+async def test_the_clients_content_type_and_file_name_are_not_trusted(
+    api: Api, format_: str
+) -> None:
+    data = picture(format_=format_)
+    files = {"img": ("../../x.exe", data, "application/x-msdownload")}
+    assert (await api.client.post("/what/fast", files=files)).status_code == 202
+    lie = {"content-type": "text/html"}
+    assert (await api.client.post(V1, content=data, headers=lie)).status_code == 202
+    link = (await api.client.get(f"{V1}/{sha256(data)}/content")).headers["location"]
+    assert (await api.client.get(link)).headers["content-type"] == sniff(data)
+
+
+# --- Bad input (P7) -------------------------------------------------------------------------------
+
+TEXT = b"This is plain text, renamed to .jpg."
+
+
+@pytest.mark.parametrize("route", UPLOADS)
+@pytest.mark.parametrize(
+    ("data", "status", "code"),
+    [
+        (b"", 422, "invalid_request"),
+        (TEXT, 415, "unsupported_image"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 415, "unsupported_image"),
+        (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3", 415, "unsupported_image"),
+        (b"\x89PNG\r\n\x1a\n" + b"garbage" * 50, 422, "invalid_image"),
+        (png_header(20_000, 20_000), 422, "invalid_image"),
+        (bytes(11 * 2**20), 413, "image_too_large"),
+    ],
+    ids=["empty", "text", "svg", "pdf", "png-garbage", "bomb", "11MiB"],
+)
+async def test_refused_input_leaves_no_trace(
+    api: Api, route: str, data: bytes, status: int, code: str
+) -> None:
+    assert_problem(await post(api, route, data), status, code)
+    assert api.traces() == NOTHING
+
+
+async def test_a_truncated_jpeg_is_left_to_the_worker(api: Api) -> None:
+    data = picture(size=(640, 480))
+    answer = await post(api, V1, data[: len(data) // 2])
+    assert answer.status_code == 202
+
+
+@pytest.mark.parametrize("route", ["/what/fast", "/what/slow", V1])
+async def test_a_form_without_the_field_names_it(api: Api, route: str) -> None:
+    answer = await api.client.post(route, files={"image": ("cat.jpg", IMAGE)})
+    assert "'img'" in assert_problem(answer, 422, "invalid_request")["detail"]
+    twice = [("img", ("a.jpg", IMAGE)), ("img", ("b.jpg", IMAGE))]
+    answer = await api.client.post(route, files=twice)
+    assert "more than one" in assert_problem(answer, 422, "invalid_request")["detail"]
+    assert api.traces() == NOTHING
+
+
+@pytest.mark.parametrize("route", ["/what/fast", "/what/slow"])
+async def test_the_seed_routes_take_a_form_only(api: Api, route: str) -> None:
+    answer = await api.client.post(route, content=IMAGE, headers={"content-type": "image/jpeg"})
+    assert "'img'" in assert_problem(answer, 422, "invalid_request")["detail"]
+    assert_problem(await api.client.post(route), 422, "invalid_request")
+    assert api.traces() == NOTHING
+
+
+@pytest.mark.parametrize("content_type", ["multipart/form-data", "multipart/form-data; boundary=x"])
+async def test_a_form_that_cannot_be_parsed_is_malformed(api: Api, content_type: str) -> None:
+    headers = {"content-type": content_type}
+    answer = await api.client.post(V1, content=b"--y\r\nnonsense", headers=headers)
+    assert_problem(answer, 400, "malformed_body")
+    assert api.traces() == NOTHING
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "a/b\\c.jpg", "\udcff\udcfe", "", "x" * 5000])
+async def test_strange_file_names_are_ignored(api: Api, name: str) -> None:
+    body = (
+        b'--b\r\nContent-Disposition: form-data; name="img"; filename="'
+        + name.encode("utf-8", "surrogateescape")
+        + b'"\r\n\r\n'
+        + IMAGE
+        + b"\r\n--b--\r\n"
+    )
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    answer = await api.client.post("/what/fast", content=body, headers=headers)
+    if len(name) > 4096:
+        assert_problem(answer, 400, "malformed_body")  # a header line has its bound
+    else:
+        assert answer.status_code == 202
+        assert answer.json()["image_hash"] == HASH
+        files = [p.name for p in (api.settings.data_dir / "blobs").rglob("*") if p.is_file()]
+        assert files == [HASH]
+
+
+BAD_HASHES = ["abc", "g" * 64, HASH.upper(), HASH[:-1], HASH + "0", "%00" * 64, "é" * 64]
+
+
+@pytest.mark.parametrize("image_hash", BAD_HASHES)
+async def test_a_hash_that_is_none_is_refused(api: Api, image_hash: str) -> None:
+    for method, path in (
+        ("GET", f"/what/status/{image_hash}"),
+        ("GET", f"{V1}/{image_hash}"),
+        ("GET", f"{V1}/{image_hash}/content"),
+        ("DELETE", f"{V1}/{image_hash}"),
+    ):
+        problem = assert_problem(await api.client.request(method, path), 422, "invalid_request")
+        assert "64 hex digits" in problem["detail"]
+
+
+async def test_what_is_unknown_is_not_found(api: Api) -> None:
+    for method, path in (
+        ("GET", STATUS),
+        ("GET", ITEM),
+        ("GET", f"{ITEM}/content"),
+        ("DELETE", ITEM),
+        ("GET", "/no/such/page"),
+        ("GET", f"{ITEM}/"),
+    ):
+        assert_problem(await api.client.request(method, path), 404, "not_found")
+    answer = await api.client.put(ITEM)
+    assert_problem(answer, 405, "method_not_allowed")
+    assert "allow" in answer.headers
+
+
+async def test_a_malformed_model_is_refused(api: Api) -> None:
+    answer = await api.client.get(ITEM, params={"model": "../../secret"})
+    assert "model" in assert_problem(answer, 422, "invalid_request")["detail"]
+
+
+# --- Reading --------------------------------------------------------------------------------------
+
+
+async def test_status_says_working_then_done(api: Api) -> None:
+    await post(api, "/what/fast")
+    answer = await api.client.get(STATUS)
+    assert answer.status_code == 202
+    assert answer.headers["location"] == STATUS
+    assert answer.headers["retry-after"] == "1"
+    await api.settle()
+    await api.succeed(HASH)
+    answer = await api.client.get(STATUS)
+    assert answer.status_code == 200
+    assert answer.json()["status"] == "success"
+    assert answer.headers["cache-control"] == "no-store"
+
+
+async def test_a_success_may_be_cached_and_is_not_sent_twice(api: Api) -> None:
+    """P8."""
+    await post(api, V1)
+    working = await api.client.get(ITEM)
+    assert working.status_code == 202
+    assert working.headers["cache-control"] == "no-store"
+    assert "etag" not in working.headers
+    await api.settle()
+    await api.succeed(HASH)
+    answer = await api.client.get(ITEM)
+    tag = answer.headers["etag"]
+    assert tag.startswith('"')
+    assert answer.headers["cache-control"] == "public, max-age=3600, immutable"
+    assert (await api.client.get(ITEM)).headers["etag"] == tag
+    for header in (tag, f"W/{tag}", "*", f'"other", {tag}', f'W/"x",{tag}'):
+        again = await api.client.get(ITEM, headers={"if-none-match": header})
+        assert again.status_code == 304, header
+        assert again.content == b""
+        assert again.headers["etag"] == tag
+        assert again.headers["cache-control"] == answer.headers["cache-control"]
+    for header in ('"other"', tag.strip('"'), ""):
+        again = await api.client.get(ITEM, headers={"if-none-match": header})
+        assert again.status_code == 200, header
+
+
+async def test_results_of_another_process_are_read_alike(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    settings = api_settings(tmp_path, colour_bundle)
+    async with open_api(settings) as one, open_api(settings) as other:
+        await post(one, V1)
+        await one.settle()
+        await other.succeed(HASH)
+        first, second = await one.client.get(ITEM), await other.client.get(ITEM)
+        assert first.headers["etag"] == second.headers["etag"]
+        assert first.content == second.content
+
+
+async def test_the_cache_answers_without_the_store_and_can_be_turned_off(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    for entries, expected in ((10, 200), (0, 404)):
+        settings = api_settings(
+            tmp_path / str(entries), colour_bundle, result_cache_entries=entries
+        )
+        async with open_api(settings) as api:
+            await post(api, V1)
+            await api.settle()
+            await api.succeed(HASH)
+            assert (await api.client.get(ITEM)).status_code == 200
+            await api.records.delete_image("public", HASH)  # behind this process's back
+            assert (await api.client.get(ITEM)).status_code == expected
+
+
+async def test_another_models_result_is_asked_for_by_name(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    other_bundle = write_colour_bundle(tmp_path / "other", name="other")
+    async with open_api(api_settings(tmp_path, other_bundle)) as before:
+        await post(before, V1)
+        await before.settle()
+        await before.succeed(HASH)
+        model = before.service.model
+    async with open_api(api_settings(tmp_path, colour_bundle)) as api:
+        assert (await api.client.get(ITEM)).status_code == 404
+        answer = await api.client.get(ITEM, params={"model": model})
+        assert answer.status_code == 200
+        assert answer.json()["model"] == model
+        # The blob is there already; a new model is a new record and a new message.
+        assert (await post(api, V1)).status_code == 202
+        assert api.traces() == Traces(records=2, blobs=1, messages=2)
+        assert (await api.client.delete(ITEM)).status_code == 204
+        assert api.traces().records == 0
+        assert (await api.client.get(ITEM, params={"model": model})).status_code == 404
+
+
+async def test_head_answers_as_get(api: Api) -> None:
+    await post(api, V1)
+    await api.settle()
+    await api.succeed(HASH)
+    get, head = await api.client.get(ITEM), await api.client.head(ITEM)
+    assert head.status_code == 200
+    assert head.headers == get.headers
+    assert (await api.client.head(f"{ITEM}/content")).status_code == 307
+
+
+# --- Waiting --------------------------------------------------------------------------------------
+
+
+async def finish_soon(api: Api) -> None:
+    """Work on the image as soon as it is there and somebody waits for it."""
+
+    async def awaited() -> bool:
+        return api.service.waiting.polls > 0
+
+    await eventually(awaited)
+    await api.succeed(HASH)
+
+
+async def test_prefer_wait_holds_an_upload_until_the_result_is_there(api: Api) -> None:
+    worker = asyncio.create_task(finish_soon(api))
+    answer = await post(api, V1, prefer="wait=25")
+    await worker
+    assert answer.status_code == 200
+    assert answer.json()["status"] == "success"
+    assert answer.headers["preference-applied"] == "wait=25"
+
+
+async def test_prefer_wait_holds_a_read(api: Api) -> None:
+    await post(api, V1)
+    worker = asyncio.create_task(finish_soon(api))
+    answer = await api.client.get(ITEM, headers={"prefer": 'respond-async, wait="25"; x=1'})
+    await worker
+    assert answer.status_code == 200
+    assert answer.headers["preference-applied"] == "wait=25"
+    assert "etag" in answer.headers
+
+
+async def test_waiting_is_bounded(api: Api) -> None:
+    answer = await post(api, V1, prefer="wait=0")
+    assert answer.status_code == 202
+    assert answer.headers["preference-applied"] == "wait=0"
+    assert "preference-applied" not in (await post(api, V1, prefer="wait=soon")).headers
+    assert (await post(api, "/what/slow")).status_code == 202
+    assert api.service.waiting.polls == 0
+
+
+async def test_a_long_wait_is_cut_to_the_limit(tmp_path: Path, colour_bundle: Path) -> None:
+    async with open_api(api_settings(tmp_path, colour_bundle, max_wait_seconds=0.25)) as api:
+        answer = await post(api, V1, prefer="wait=999")
+        assert answer.status_code == 202
+        assert answer.headers["preference-applied"] == "wait=0.25"
+
+
+async def test_slow_waits_for_the_result(tmp_path: Path, colour_bundle: Path) -> None:
+    async with open_api(api_settings(tmp_path, colour_bundle, slow_wait_seconds=25)) as api:
+        worker = asyncio.create_task(finish_soon(api))
+        answer = await post(api, "/what/slow")
+        await worker
+        assert answer.status_code == 200
+        assert answer.json()["status"] == "success"
+
+
+async def test_waiting_for_an_image_that_is_deleted_ends(api: Api) -> None:
+    await post(api, V1)
+    waiter = asyncio.create_task(api.client.get(ITEM, headers={"prefer": "wait=25"}))
+
+    async def awaited() -> bool:
+        return api.service.waiting.polls > 0
+
+    await eventually(awaited)
+    assert (await api.client.delete(ITEM)).status_code == 204
+    assert_problem(await waiter, 404, "not_found")
+
+
+# --- Content and deletion -------------------------------------------------------------------------
+
+
+async def test_content_is_reached_by_a_link_that_expires(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    """P5."""
+    now = datetime(2026, 11, 21, 12, tzinfo=UTC)
+
+    def clock() -> datetime:
+        return now
+
+    async with open_api(api_settings(tmp_path, colour_bundle, link_seconds=60), clock) as api:
+        await post(api, V1)
+        answer = await api.client.get(f"{ITEM}/content")
+        assert answer.status_code == 307
+        assert answer.headers["cache-control"] == "no-store"
+        link = answer.headers["location"]
+        image = await api.client.get(link)
+        assert image.status_code == 200
+        assert image.content == IMAGE
+        assert image.headers["content-type"] == "image/jpeg"
+        assert image.headers["x-content-type-options"] == "nosniff"
+        assert image.headers["content-security-policy"] == "default-src 'none'; sandbox"
+        assert image.headers["content-disposition"] == "inline"
+        assert image.headers["cache-control"] == "private, max-age=60"
+
+        path, _, query = link.partition("?")
+        other = picture(seed=2)
+        await post(api, V1, other)
+        flipped = link[:-1] + ("0" if link[-1] != "0" else "1")
+        for wrong in (
+            path,
+            flipped,
+            link.replace("expires=", "expires=9"),
+            f"/local/blobs/public/{sha256(other)}?{query}",
+            f"/local/blobs/other/{HASH}?{query}",
+            f"{path}?expires=soon&signature=é",
+        ):
+            assert_problem(await api.client.get(wrong), 403, "forbidden")
+        now += timedelta(seconds=60)
+        problem = assert_problem(await api.client.get(link), 403, "forbidden")
+        assert "expired" in problem["detail"]
+
+
+async def test_delete_removes_everything(api: Api) -> None:
+    await post(api, V1)
+    await api.settle()
+    await api.succeed(HASH)
+    link = (await api.client.get(f"{ITEM}/content")).headers["location"]
+    assert (await api.client.get(ITEM)).status_code == 200
+    answer = await api.client.delete(ITEM)
+    assert answer.status_code == 204
+    assert answer.content == b""
+    assert replace(api.traces(), messages=0) == NOTHING
+    assert_problem(await api.client.get(ITEM), 404, "not_found")
+    assert_problem(await api.client.get(link), 404, "not_found")
+    assert_problem(await api.client.delete(ITEM), 404, "not_found")
+    assert (await post(api, V1)).status_code == 202
+
+
+# --- The rest -------------------------------------------------------------------------------------
+
+
+async def test_the_root_leads_to_the_docs(api: Api) -> None:
+    answer = await api.client.get("/")
+    assert answer.status_code == 307
+    assert answer.headers["location"] == "/docs"
+    docs = await api.client.get("/docs")
+    assert docs.status_code == 200
+    assert "/openapi.json" in docs.text
+
+
+async def test_the_schema_teaches_every_route(api: Api) -> None:
+    schema = (await api.client.get("/openapi.json")).json()
+    assert schema["info"]["title"] == "Glimpse"
+    assert set(schema["paths"]) == {
+        V1,
+        f"{V1}/{{image_hash}}",
+        f"{V1}/{{image_hash}}/content",
+        "/what/fast",
+        "/what/slow",
+        "/what/status/{image_hash}",
+        "/health",
+        "/ready",
+    }
+    for path, operations in schema["paths"].items():
+        for operation in operations.values():
+            assert operation["summary"], path
+            assert operation["tags"], path
+            for status, response in operation["responses"].items():
+                if int(status) >= 400 and path != "/ready":
+                    problem = response["content"]["application/problem+json"]
+                    assert problem["schema"] == {"$ref": "#/components/schemas/Problem"}
+                    for example in problem["examples"].values():
+                        assert example["value"]["status"] == int(status)
+    bodies = schema["paths"][V1]["post"]["requestBody"]["content"]
+    assert {"multipart/form-data", "image/jpeg", "image/avif"} <= set(bodies)
+    assert "img" in bodies["multipart/form-data"]["schema"]["properties"]
+    answers = schema["paths"][V1]["post"]["responses"]
+    for status in ("200", "202"):
+        content = answers[status]["content"]["application/json"]
+        assert content["schema"] == {"$ref": "#/components/schemas/ImageBody"}
+    assert set(schema["components"]["schemas"]["ImageBody"]["properties"]) == set(FIELDS)
+    for reference in _references(schema):
+        _, components, kind, name = reference.split("/")
+        assert name in schema[components][kind]
+
+
+def _references(node: object) -> list[str]:
+    if isinstance(node, dict):
+        found = [value for name, value in node.items() if name == "$ref"]
+        return found + [each for value in node.values() for each in _references(value)]
+    if isinstance(node, list):
+        return [each for value in node for each in _references(value)]
+    return []
+
+
+async def test_documented_examples_have_the_bodys_shape(api: Api) -> None:
+    schema = (await api.client.get("/openapi.json")).json()
+    examples = schema["components"]["examples"]
+    assert set(examples) == {"pending", "success", "error"}
+    for example in examples.values():
+        assert list(example["value"]) == FIELDS
+
+
+async def test_health_and_readiness(api: Api) -> None:
+    assert (await api.client.get("/health")).status_code == 204
+    answer = await api.client.get("/ready")
+    assert answer.status_code == 200
+    assert answer.json()["checks"] == dict.fromkeys(("records", "blobs", "queue", "model"), "ok")
+
+
+async def test_readiness_names_what_fails(tmp_path: Path) -> None:
+    bundle = write_colour_bundle(tmp_path / "bundle")
+    async with open_api(api_settings(tmp_path, bundle)) as api:
+        write_colour_bundle(bundle, sharpness=3.0)
+        problem = assert_problem(await api.client.get("/ready"), 503, "not_ready")
+        assert problem["checks"]["records"] == "ok"
+        assert "restart" in problem["checks"]["model"]
+        (bundle / "model.json").unlink()
+        problem = assert_problem(await api.client.get("/ready"), 503, "not_ready")
+        assert problem["detail"] == "Failing: model."

@@ -1,0 +1,161 @@
+"""P1, P2 and P6 from the API's side: nothing lost, nothing twice, nothing on the loop."""
+
+import asyncio
+import os
+import shutil
+import sqlite3
+import sys
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+from app.submission import Candidate, Submissions
+from core.errors import Unavailable
+from core.records import Status
+from tests.support.api import Api, Traces, api_settings, open_api
+from tests.support.pictures import picture, sha256
+
+V1 = "/api/v1/images"
+IMAGE = picture()
+HASH = sha256(IMAGE)
+
+
+@contextmanager
+def locked(database: Path) -> Iterator[None]:
+    """Hold the database's write lock, as a stuck process would."""
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
+
+
+@pytest.fixture
+async def api(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
+    async with open_api(api_settings(tmp_path, colour_bundle)) as api:
+        yield api
+
+
+async def test_200_simultaneous_posts_of_a_new_image_are_one(api: Api) -> None:
+    routes = ["/what/fast", V1]
+    posts = [api.client.post(routes[i % 2], files={"img": (f"{i}.jpg", IMAGE)}) for i in range(200)]
+    answers = await asyncio.gather(*posts)
+    assert Counter(answer.status_code for answer in answers) == {202: 200}
+    assert {answer.json()["image_hash"] for answer in answers} == {HASH}
+    assert api.traces() == Traces(records=1, blobs=1, messages=1)
+    await api.settle()
+    assert (await api.record(HASH)).status is Status.QUEUED
+
+
+async def test_processes_that_share_a_backend_make_one_record(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    """Without the coalescing of one process: each may publish, but there is one record."""
+    settings = api_settings(tmp_path, colour_bundle)
+    async with open_api(settings) as one, open_api(settings) as other:
+        answers = await asyncio.gather(
+            *(each.client.post(V1, content=IMAGE) for each in (one, other) * 20)
+        )
+        assert {answer.status_code for answer in answers} == {202}
+        traces = one.traces()
+        assert (traces.records, traces.blobs) == (1, 1)
+        assert 1 <= traces.messages <= 2
+
+
+async def test_a_client_that_leaves_takes_nobody_with_it(api: Api) -> None:
+    submissions = Submissions(api.service.backend, max_pixels=10**6)
+    image = Candidate(api.key(HASH), IMAGE, "image/jpeg")
+    leader = asyncio.create_task(submissions.submit(image))
+    followers = [asyncio.create_task(submissions.submit(image)) for _ in range(3)]
+    await asyncio.sleep(0)
+    leader.cancel()
+    records = await asyncio.gather(*followers)
+    assert leader.cancelled()
+    assert {record.status for record in records} == {Status.PENDING}
+    await submissions.close()
+    assert api.traces() == Traces(1, 1, 1)
+
+
+async def test_a_failed_publish_is_503_and_the_next_upload_succeeds(api: Api) -> None:
+    """A failed publish leaves `pending`, and `pending` is published again."""
+    queue = api.settings.data_dir / "queue.db"
+    with locked(queue):
+        answer = await api.client.post(V1, content=IMAGE)
+        assert answer.status_code == 503
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.headers["retry-after"] == "1"
+        assert "sqlite" not in answer.text.lower()
+        assert (await api.record(HASH)).status is Status.PENDING
+    assert api.traces() == Traces(records=1, blobs=1, messages=0)
+    assert (await api.client.post(V1, content=IMAGE)).status_code == 202
+    assert api.traces() == Traces(records=1, blobs=1, messages=1)
+    await api.settle()
+    assert (await api.record(HASH)).status is Status.QUEUED
+
+
+async def test_a_failed_put_is_503_and_publishes_nothing(api: Api) -> None:
+    blobs = api.settings.data_dir / "blobs"
+    shutil.rmtree(blobs)
+    blobs.write_text("a file where the folder should be")
+    answer = await api.client.post("/what/fast", files={"img": ("a.jpg", IMAGE)})
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "1"
+    blobs.unlink()
+    blobs.mkdir()
+    assert api.traces() == Traces(records=1, blobs=0, messages=0)
+    assert (await api.client.post(V1, content=IMAGE)).status_code == 202
+    assert api.traces() == Traces(1, 1, 1)
+
+
+async def test_those_who_share_a_failure_each_get_it_and_may_repeat(api: Api) -> None:
+    blobs = api.settings.data_dir / "blobs"
+    shutil.rmtree(blobs)
+    blobs.touch()
+    answers = await asyncio.gather(*(api.client.post(V1, content=IMAGE) for _ in range(5)))
+    assert {answer.status_code for answer in answers} == {503}
+    blobs.unlink()
+    blobs.mkdir()
+    assert (await api.client.post(V1, content=IMAGE)).status_code == 202
+
+
+async def test_a_stopped_backend_answers_503(tmp_path: Path, colour_bundle: Path) -> None:
+    async with open_api(api_settings(tmp_path, colour_bundle)) as api:
+        service = api.service
+    with pytest.raises(Unavailable):
+        await service.find(service.key(HASH))
+
+
+async def test_headers_are_inspected_and_blobs_written_off_the_loop(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    """P6: no Pillow, no fsync and no rename on the loop's thread."""
+    loop_thread = threading.get_ident()
+    on_loop, elsewhere = Counter[str](), Counter[str]()
+
+    def watch(frame: FrameType, event: str, argument: object) -> None:
+        seen = on_loop if threading.get_ident() == loop_thread else elsewhere
+        if event == "call" and "/PIL/" in frame.f_code.co_filename:
+            seen["pillow"] += 1
+        elif event == "c_call" and argument in (os.fsync, os.replace, os.rename):
+            seen["disk"] += 1
+
+    pictures = [picture(seed) for seed in range(5)]
+    before = sys.getprofile()
+    threading.setprofile(watch)  # for threads that start from now on: all of the backend's
+    try:
+        async with open_api(api_settings(tmp_path, colour_bundle)) as api:
+            sys.setprofile(watch)
+            for data in pictures:
+                answer = await api.client.post(V1, content=data)
+                assert answer.status_code == 202
+            sys.setprofile(before)
+    finally:
+        sys.setprofile(before)
+        threading.setprofile(None)
+    assert on_loop == {}
+    assert elsewhere["pillow"] > 0
+    assert elsewhere["disk"] > 0

@@ -1,0 +1,204 @@
+"""Forms and raw bodies are read exactly, however they are cut into chunks."""
+
+import hashlib
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message
+
+from app.upload import CHUNK, FORM_OVERHEAD, Upload, read_upload
+from core.errors import GlimpseError, ImageTooLarge, InvalidRequest, MalformedBody
+
+LIMIT = 1000
+BOUNDARY = "frontier"
+FORM = f"multipart/form-data; boundary={BOUNDARY}"
+
+
+def part(content: bytes, disposition: bytes = b'form-data; name="img"; filename="a.jpg"') -> bytes:
+    return b"Content-Disposition: " + disposition + b"\r\n\r\n" + content
+
+
+def form(*parts: bytes, end: bytes = b"--\r\n") -> bytes:
+    delimiter = b"--" + BOUNDARY.encode()
+    return b"".join(delimiter + b"\r\n" + each + b"\r\n" for each in parts) + delimiter + end
+
+
+class Sender:
+    """A client's body, in chunks; counts how many were asked for."""
+
+    def __init__(self, chunks: Sequence[bytes], *, leaves: bool = False) -> None:
+        self.chunks = list(chunks)
+        self.leaves = leaves
+        self.taken = 0
+
+    async def __call__(self) -> Message:
+        self.taken += 1
+        if self.taken > len(self.chunks):
+            assert self.leaves, "read beyond the end"
+            return {"type": "http.disconnect"}
+        more = self.leaves or self.taken < len(self.chunks)
+        return {"type": "http.request", "body": self.chunks[self.taken - 1], "more_body": more}
+
+
+async def read(
+    body: bytes | Sender,
+    content_type: str = FORM,
+    *,
+    length: str | None = None,
+    form_only: bool = False,
+    limit: int = LIMIT,
+) -> Upload:
+    sender = body if isinstance(body, Sender) else Sender([body])
+    headers = [(b"content-type", content_type.encode())] if content_type else []
+    if length is not None:
+        headers.append((b"content-length", length.encode()))
+    request = Request({"type": "http", "method": "POST", "headers": headers}, sender)
+    return await read_upload(request, limit, form_only=form_only)
+
+
+async def refusal(*args: object, **kwargs: object) -> GlimpseError:
+    with pytest.raises(GlimpseError) as refused:
+        await read(*args, **kwargs)  # type: ignore[arg-type]
+    return refused.value
+
+
+async def test_the_field_img_is_read_and_hashed() -> None:
+    upload = await read(form(part(b"bytes")))
+    assert bytes(upload.data) == b"bytes"
+    assert upload.image_hash == hashlib.sha256(b"bytes").hexdigest()
+
+
+async def test_a_raw_body_is_read_and_hashed_whatever_its_type() -> None:
+    for content_type in ("image/jpeg", "application/octet-stream", "text/plain", ""):
+        assert bytes((await read(b"bytes", content_type)).data) == b"bytes"
+
+
+@given(st.binary(min_size=1, max_size=300), st.lists(st.integers(1, 40), max_size=30))
+async def test_chunks_may_be_cut_anywhere(content: bytes, cuts: list[int]) -> None:
+    body = form(part(b"ignored", b'form-data; name="note"'), part(content), part(b"", b"form-data"))
+    chunks, begin = [], 0
+    for cut in cuts:
+        chunks.append(body[begin : begin + cut])
+        begin += cut
+    upload = await read(Sender([*chunks, body[begin:]]))
+    assert bytes(upload.data) == content
+    assert upload.image_hash == hashlib.sha256(content).hexdigest()
+
+
+async def test_content_that_looks_like_a_boundary_is_content() -> None:
+    content = b"\r\n--frontie\r\n--frontier!\r\n--\r\n"
+    assert bytes((await read(form(part(content)))).data) == content
+
+
+@pytest.mark.parametrize(
+    "disposition",
+    [
+        b'form-data; name="img"',
+        b"form-data; name=img",
+        b'form-data; name="img"; filename=""',
+        b'form-data; name="img"; filename="../../etc/passwd"',
+        b'form-data; name="img"; filename="C:\\\\temp\\\\cat.jpg"',
+        b'form-data; name="img"; filename="\xff\xfe\x00.jpg"',
+        b'form-data; name="img"; filename="a;b=\\"c\\".jpg"',
+        b"form-data; name=\"img\"; filename*=UTF-8''%e2%82%ac.jpg",
+    ],
+)
+async def test_file_names_do_not_matter(disposition: bytes) -> None:
+    assert bytes((await read(form(part(b"bytes", disposition)))).data) == b"bytes"
+
+
+async def test_the_limit_counts_the_image_alone_and_is_exact() -> None:
+    note = part(bytes(500), b'form-data; name="note"')
+    assert len((await read(form(note, part(bytes(LIMIT))))).data) == LIMIT
+    assert isinstance(await refusal(form(note, part(bytes(LIMIT + 1)))), ImageTooLarge)
+    assert len((await read(bytes(LIMIT), "image/png")).data) == LIMIT
+    assert isinstance(await refusal(bytes(LIMIT + 1), "image/png"), ImageTooLarge)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "length"), [("image/png", LIMIT + 1), (FORM, LIMIT + FORM_OVERHEAD + 1)]
+)
+async def test_an_announced_excess_is_refused_without_reading(
+    content_type: str, length: int
+) -> None:
+    sender = Sender([])
+    assert isinstance(await refusal(sender, content_type, length=str(length)), ImageTooLarge)
+    assert sender.taken == 0
+
+
+@pytest.mark.parametrize("length", [None, "10", "ten", "-5", "٣"])
+async def test_an_unannounced_excess_is_refused_while_reading(length: str | None) -> None:
+    sender = Sender([bytes(400)] * 100)
+    error = await refusal(sender, "image/png", length=length)
+    assert isinstance(error, ImageTooLarge)
+    assert error.extra == {"max_bytes": LIMIT}
+    assert sender.taken == 3
+
+
+async def test_large_chunks_are_taken_in_slices() -> None:
+    content = bytes(range(256)) * (3 * CHUNK // 256) + b"tail"
+    upload = await read(form(part(content)), limit=len(content))
+    assert bytes(upload.data) == content
+    assert upload.image_hash == hashlib.sha256(content).hexdigest()
+
+
+async def test_other_fields_are_bounded() -> None:
+    note = part(bytes(FORM_OVERHEAD + 1), b'form-data; name="note"')
+    assert isinstance(await refusal(form(note), limit=10 * FORM_OVERHEAD), ImageTooLarge)
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (form(part(b"x", b'form-data; name="image"')), "'img'"),
+        (form(part(b"")), "'img' is empty"),
+        (form(part(b"x"), part(b"y")), "more than one field 'img'"),
+        (form(*[part(b"", b'form-data; name="note"')] * 40), "more than 32 parts"),
+        (form(b"Content-Type: image/png\r\n\r\nx"), "'img'"),
+        (b"--frontier--\r\n", "'img'"),
+    ],
+)
+async def test_forms_without_one_image_are_invalid(body: bytes, detail: str) -> None:
+    error = await refusal(body)
+    assert isinstance(error, InvalidRequest)
+    assert detail in error.detail
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (b"", FORM),
+        (b"no form at all", FORM),
+        (form(part(b"bytes"), end=b""), FORM),
+        (form(part(b"bytes"))[:40], FORM),
+        (form(b"no headers here"), FORM),
+        (form(b"X: " + b"y" * 20_000 + b"\r\n\r\n"), FORM),
+        (form(b"".join(b"X%d: y\r\n" % i for i in range(100)) + b"\r\n"), FORM),
+        (form(part(b"bytes")), "multipart/form-data"),
+        (form(part(b"bytes")), "multipart/form-data; boundary="),
+        (form(part(b"bytes")), f"multipart/form-data; boundary={'b' * 500}"),
+    ],
+)
+async def test_forms_that_cannot_be_parsed_are_malformed(body: bytes, content_type: str) -> None:
+    assert isinstance(await refusal(body, content_type), MalformedBody)
+
+
+async def test_an_empty_raw_body_is_invalid() -> None:
+    assert isinstance(await refusal(b"", "image/png"), InvalidRequest)
+
+
+async def test_where_only_a_form_will_do_a_raw_body_is_refused_unread() -> None:
+    sender = Sender([b"bytes"])
+    error = await refusal(sender, "image/png", form_only=True)
+    assert isinstance(error, InvalidRequest)
+    assert error.extra == {"field": "img"}
+    assert sender.taken == 0
+
+
+@pytest.mark.parametrize("content_type", [FORM, "image/png"])
+async def test_a_sender_who_leaves_is_noticed(content_type: str) -> None:
+    with pytest.raises(ClientDisconnect):
+        await read(Sender([form(part(b"bytes"))], leaves=True), content_type)
