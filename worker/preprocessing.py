@@ -5,6 +5,7 @@ Everything here blocks and belongs in the inference threads.
 
 import contextlib
 import io
+import math
 from typing import Final
 
 import numpy as np
@@ -56,6 +57,9 @@ _UPRIGHT: Final = {
     8: Image.Transpose.ROTATE_90,
 }
 _SWAPS_SIDES: Final = frozenset({5, 6, 7, 8})
+# Stored axes that then run the other way, so that an odd margin goes to the same side as upright.
+_REVERSES_X: Final = frozenset({2, 3, 7, 8})
+_REVERSES_Y: Final = frozenset({3, 4, 6, 7})
 
 # Cheap reductions (JPEG's scaled decoding, box averaging) stop at this multiple of the final size;
 # the manifest's filter does the rest, so that the result stays next to a plain resize.
@@ -77,6 +81,9 @@ class Preprocessor:
             self._short_side = rule.short_side
         self._width, self._height = spec.width, spec.height
         self._resample = _RESAMPLE[rule.resample]
+        # A box average of box averages is not the average of the box, unless their edges meet.
+        exact = rule.resample in ("nearest", "box")
+        self._reducing_gap = None if exact else _REDUCING_GAP
         self._max_pixels = max_pixels
         # (v * rescale - mean) / std as one multiplication and one addition a value.
         std = np.asarray(manifest.std, np.float64)
@@ -124,13 +131,21 @@ class Preprocessor:
         swap = orientation in _SWAPS_SIDES
         target = (self._height, self._width) if swap else (self._width, self._height)
         whole = self._whole(image.size, target)
-        gap = _REDUCING_GAP
         size: tuple[float, float] = image.size
-        drafted = image.draft(None, (int(whole[0] * gap), int(whole[1] * gap)))
+        drafted = image.draft(None, (int(whole[0] * _REDUCING_GAP), int(whole[1] * _REDUCING_GAP)))
         if drafted is not None:  # a JPEG, with a fraction of a pixel of padding beyond this box
             size = drafted[1][2:]
+        left, top = (whole[0] - target[0]) / 2, (whole[1] - target[1]) / 2
+        left = math.ceil(left) if orientation in _REVERSES_X else math.floor(left)
+        top = math.ceil(top) if orientation in _REVERSES_Y else math.floor(top)
+        x, y = size[0] / whole[0], size[1] / whole[1]
+        # The last pixel may lie a rounding error outside, which Pillow would refuse.
+        right, bottom = min((left + target[0]) * x, size[0]), min((top + target[1]) * y, size[1])
         reduced = _resizable(image).resize(
-            target, self._resample, box=_centre(size, whole, target), reducing_gap=gap
+            target,
+            self._resample,
+            box=(left * x, top * y, right, bottom),
+            reducing_gap=self._reducing_gap,
         )
         reduced = _on_white(reduced)
         return reduced.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else reduced
@@ -144,17 +159,6 @@ class Preprocessor:
         if width <= height:
             return self._short_side, int(self._short_side * height / width)
         return int(self._short_side * width / height), self._short_side
-
-
-def _centre(
-    size: tuple[float, float], whole: tuple[int, int], target: tuple[int, int]
-) -> tuple[float, float, float, float]:
-    """The box of the source that becomes the centre `target` of the picture resized to `whole`."""
-    left, top = (whole[0] - target[0]) // 2, (whole[1] - target[1]) // 2
-    x, y = size[0] / whole[0], size[1] / whole[1]
-    # The last pixel may lie a rounding error outside, which Pillow would refuse.
-    right, bottom = min((left + target[0]) * x, size[0]), min((top + target[1]) * y, size[1])
-    return left * x, top * y, right, bottom
 
 
 def _orientation(image: Image.Image) -> int:

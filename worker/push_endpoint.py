@@ -3,6 +3,7 @@
 204 acknowledges; every other answer is a refusal and leads to another delivery.
 """
 
+import asyncio
 import json
 import re
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from collections.abc import Callable
 import structlog
 from fastapi import APIRouter, Request, Response
 
-from core.errors import MalformedEnvelope
+from core.errors import MalformedEnvelope, Unavailable
 from core.messages import ClassifyImage, PushEnvelope
 from core.policy import CLASSIFY_PATH, DEAD_LETTER_PATH
 from worker.classification import classify
@@ -41,7 +42,12 @@ def push_routes(bench: Callable[[], Workbench]) -> APIRouter:
         envelope = PushEnvelope.parse(await _body(request))
         message = envelope.classify_image()
         _bind(message)
-        await classify(message, bench())
+        try:
+            await classify(message, bench())
+        except asyncio.CancelledError:
+            # Only a server that stops and can wait no longer cancels a request. Its claim is given
+            # up by now, and the queue should hear more than a broken connection.
+            raise Unavailable("The worker is stopping.") from None
         return Response(status_code=204)
 
     @router.post(

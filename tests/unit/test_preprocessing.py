@@ -86,7 +86,7 @@ def reference(image: Image.Image, spec: BundleManifest) -> NDArray[np.float64]:
         left, top = (whole[0] - width) // 2, (whole[1] - height) // 2
         image = image.resize((whole[0], whole[1]), resample)
         image = image.crop((left, top, left + width, top + height))
-    values = np.asarray(image).astype(np.float64)
+    values: NDArray[np.float64] = np.asarray(image).astype(np.float64)
     values = (values * spec.rescale - np.array(spec.mean)) / np.array(spec.std)
     return (values.transpose(2, 0, 1) if spec.input.layout == "NCHW" else values)[np.newaxis]
 
@@ -209,6 +209,7 @@ def test_an_orientation_that_means_nothing_is_ignored(orientation: int) -> None:
     assert near(seen(encode(halves(), "JPEG", exif=exif.tobytes()))[:, 20:30], BLUE, 30)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # Pillow's remark, and no more than that
 def test_junk_in_exif_does_not_matter() -> None:
     data = encode(halves(), "JPEG", exif=b"Exif\0\0" + b"II*\0" + b"\xff" * 50)
     assert near(seen(data)[:, 20:30], BLUE, 30)
@@ -335,7 +336,7 @@ def _png(width: int, height: int, bits: int, colour: int, compressed: bytes) -> 
 
 
 def test_the_pixel_limit_is_checked_before_decoding() -> None:
-    """The data behind this header would not decode, so the refusal can only come from the header."""
+    """What follows this header would not decode, so it is the header that is refused."""
     bomb = _png(20_000, 20_000, 8, 2, b"never looked at")
     with pytest.raises(InvalidImage) as refused:
         seen(bomb, max_pixels=50_000_000)

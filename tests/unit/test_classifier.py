@@ -1,0 +1,204 @@
+"""ONNX Runtime around bundles of every permitted kind, and the refusal of all others."""
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from core.errors import BundleError
+from core.model_bundle import read_bundle, write_sums
+from tests.support.bundles import COLOURS, write_colour_bundle
+from tests.support.pictures import picture
+from tests.unit.worker_support import write_network, write_slow_bundle
+from worker.classifier import Classifier
+from worker.errors import InferenceFailed
+
+BLUE = picture(1, (20, 20, 220), format_="PNG")
+MEANS = helper.make_node("ReduceMean", ["pixels", "axes"], ["means"], keepdims=0)
+PALETTE = np.array(list(COLOURS.values()), np.float32)
+WEIGHTS = {"weight": 80 * PALETTE.T, "bias": -40 * (PALETTE**2).sum(axis=1)}
+GEMM = helper.make_node("Gemm", ["means", "weight", "bias"], ["scores"])
+
+
+def load(folder: Path, labels: int = 5) -> Classifier:
+    return Classifier(read_bundle(folder), max_pixels=10**6, labels_per_image=labels)
+
+
+def edit(folder: Path, **changes: object) -> Path:
+    path = folder / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    write_sums(folder)
+    return folder
+
+
+def network(folder: Path, layout: str = "NCHW", batch: int | str = "batch", **more: Any) -> Path:
+    """The colour network in another shape, with `softmax` inside if its kind is probabilities."""
+    axes, shape = ([2, 3], [3, 8, 8]) if layout == "NCHW" else ([1, 2], [8, 8, 3])
+    nodes = [MEANS, GEMM]
+    if more.get("outputs", {}).get("kind") == "probabilities":
+        gemm = helper.make_node("Gemm", ["means", "weight", "bias"], ["logits"])
+        nodes = [MEANS, gemm, helper.make_node("Softmax", ["logits"], ["scores"])]
+    return write_network(
+        folder,
+        nodes=nodes,
+        shape=[batch, *shape],
+        initializers={"axes": np.array(axes, np.int64), **WEIGHTS},
+        input={
+            "name": "pixels",
+            "layout": layout,
+            "height": 8,
+            "width": 8,
+            "batch": batch if isinstance(batch, int) else None,
+        },
+        **more,
+    )
+
+
+def test_it_gives_the_most_likely_labels_first(tmp_path: Path) -> None:
+    notes = load(write_colour_bundle(tmp_path, sharpness=2.0)).annotate(BLUE)
+    assert [note.index for note in notes] == [1, 2, 3, 4, 5]
+    # By squared distance from (20, 20, 220): blue, grey, black, then the far ones.
+    assert [note.label for note in notes][:3] == ["blue", "grey", "black"]
+    assert all(type(note.confidence) is float for note in notes)
+    assert all(a.confidence >= b.confidence for a, b in pairwise(notes))
+
+
+def test_the_confidences_are_the_softmax(tmp_path: Path) -> None:
+    notes = load(write_colour_bundle(tmp_path, sharpness=1.0), labels=6).annotate(BLUE)
+    mean = np.array([20, 20, 220]) / 255
+    distances = {name: ((mean - np.array(rgb)) ** 2).sum() for name, rgb in COLOURS.items()}
+    total = sum(math.exp(-distance) for distance in distances.values())
+    for note in notes:
+        expected = math.exp(-distances[note.label]) / total
+        assert note.confidence == pytest.approx(expected, rel=0.02)
+    assert sum(note.confidence for note in notes) == pytest.approx(1.0, abs=1e-12)
+
+
+def test_huge_logits_do_not_overflow(tmp_path: Path) -> None:
+    notes = load(write_colour_bundle(tmp_path, sharpness=1e6)).annotate(BLUE)
+    assert (notes[0].label, notes[0].confidence) == ("blue", 1.0)
+
+
+@pytest.mark.parametrize("labels", [1, 3, 6, 100])
+def test_it_gives_as_many_labels_as_asked_and_there_are(tmp_path: Path, labels: int) -> None:
+    notes = load(write_colour_bundle(tmp_path), labels).annotate(BLUE)
+    assert len(notes) == min(labels, len(COLOURS))
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("batch", ["batch", 1])
+@pytest.mark.parametrize("kind", ["logits", "probabilities"])
+def test_foreign_bundles(tmp_path: Path, layout: str, batch: int | str, kind: str) -> None:
+    folder = network(tmp_path / "other", layout, batch, outputs={"scores": "scores", "kind": kind})
+    notes = load(folder).annotate(BLUE)
+    own = load(write_colour_bundle(tmp_path / "own")).annotate(BLUE)
+    assert [note.label for note in notes] == [note.label for note in own]
+    assert notes[0].confidence == pytest.approx(own[0].confidence, abs=1e-6)
+
+
+CONTRADICTIONS: dict[str, dict[str, Any]] = {
+    "input name": {"input": {"name": "image", "height": 8, "width": 8}},
+    "input size": {"input": {"name": "pixels", "height": 9, "width": 8}},
+    "layout": {"input": {"name": "pixels", "layout": "NHWC", "height": 8, "width": 8}},
+    "batch of four": {"input": {"name": "pixels", "height": 8, "width": 8, "batch": 4}},
+    "scores name": {"outputs": {"scores": "nothing", "kind": "logits"}},
+    "embedding name": {"outputs": {"scores": "logits", "kind": "logits", "embedding": "x"}},
+    "kind": {"outputs": {"scores": "logits", "kind": "probabilities"}},
+    "scores are the embedding": {"outputs": {"scores": "embedding", "kind": "logits"}},
+    "crop": {"resize": {"method": "crop"}},
+}
+
+
+@pytest.mark.parametrize("changes", CONTRADICTIONS.values(), ids=CONTRADICTIONS.keys())
+def test_a_manifest_that_contradicts_the_network_is_refused(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    folder = edit(write_colour_bundle(tmp_path), **changes)
+    with pytest.raises(BundleError):
+        load(folder)
+
+
+def test_a_fixed_batch_that_is_not_declared_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError):
+        load(edit(network(tmp_path, batch=2), input={"name": "pixels", "height": 8, "width": 8}))
+
+
+@pytest.mark.parametrize("labels", ["red\n", "a\n" * 7])
+def test_labels_of_another_number_are_refused(tmp_path: Path, labels: str) -> None:
+    folder = write_colour_bundle(tmp_path)
+    (folder / "labels.txt").write_text(labels)
+    write_sums(folder)
+    with pytest.raises(BundleError, match="number of scores"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.json", "labels.txt"])
+def test_an_altered_file_is_refused(tmp_path: Path, name: str) -> None:
+    folder = write_colour_bundle(tmp_path)
+    with (folder / name).open("ab") as file:
+        file.write(b"\n" if name == "model.json" else b"more\n")
+    with pytest.raises(BundleError, match=name):
+        load(folder)
+
+
+def test_weights_that_are_no_network_are_refused(tmp_path: Path) -> None:
+    folder = write_colour_bundle(tmp_path)
+    (folder / "model.onnx").write_bytes(b"no network")
+    write_sums(folder)
+    with pytest.raises(BundleError):
+        load(folder)
+
+
+@pytest.mark.parametrize("kind", ["logits", "probabilities"])
+def test_scores_that_are_not_numbers_are_not_a_result(tmp_path: Path, kind: str) -> None:
+    """Black gives 0/1 and passes the warm-up; blue divides by zero."""
+    zero = np.zeros(6, np.float32)
+    folder = write_network(
+        tmp_path,
+        nodes=[
+            MEANS,
+            helper.make_node("Gemm", ["means", "weight", "bias"], ["above"]),
+            helper.make_node("ReduceMax", ["means"], ["brightest"], keepdims=0),
+            helper.make_node("Ceil", ["brightest"], ["lit"]),
+            helper.make_node("Sub", ["one", "lit"], ["below"]),
+            helper.make_node("Div", ["above", "below"], ["scores"]),
+        ],
+        shape=["batch", 3, 8, 8],
+        initializers={
+            "axes": np.array([2, 3], np.int64),
+            "weight": np.zeros((3, 6), np.float32),
+            "bias": zero,
+            "one": np.array(1, np.float32),
+        },
+        outputs={"scores": "scores", "kind": kind},
+    )
+    classifier = load(folder)
+    with pytest.raises(InferenceFailed, match="not numbers"):
+        classifier.annotate(BLUE)
+
+
+def test_probabilities_out_of_range_are_not_a_result(tmp_path: Path) -> None:
+    """All zeros while black, as in the warm-up; blue gives 80 and more."""
+    folder = edit(
+        write_network(
+            tmp_path,
+            nodes=[MEANS, helper.make_node("MatMul", ["means", "weight"], ["scores"])],
+            shape=["batch", 3, 8, 8],
+            initializers={"axes": np.array([2, 3], np.int64), "weight": WEIGHTS["weight"]},
+        ),
+        outputs={"scores": "scores", "kind": "probabilities"},
+    )
+    with pytest.raises(InferenceFailed, match="not probabilities"):
+        load(folder).annotate(BLUE)
+
+
+def test_a_stopped_classifier_fails_instead_of_working_on(tmp_path: Path) -> None:
+    classifier = load(write_slow_bundle(tmp_path, rounds=10**7))
+    classifier.stop()
+    with pytest.raises(InferenceFailed):
+        classifier.annotate(picture(1, (250, 250, 250)))

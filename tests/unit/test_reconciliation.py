@@ -1,0 +1,138 @@
+"""Records that stand still are published anew or end (P4)."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from core.records import RecordKey, Status
+from core.settings import Settings
+from tests.support.pictures import picture
+from tests.unit.worker_support import RunningWorker, running_worker, settings_in
+from worker.reconciliation import reconcile
+
+
+class Now:
+    """A clock that stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.moment = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.moment
+
+    def pass_(self, seconds: float) -> None:
+        self.moment += timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def now() -> Now:
+    return Now()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return settings_in(tmp_path, stale_seconds=600, retention_seconds=3600, max_backoff_seconds=60)
+
+
+@pytest.fixture
+async def worker(settings: Settings, now: Now) -> AsyncIterator[RunningWorker]:
+    async with running_worker(settings, now) as running:
+        yield running
+
+
+def published(settings: Settings) -> int:
+    """The messages in the queue's database."""
+    connection = sqlite3.connect(settings.data_dir / "queue.db")
+    try:
+        (count,) = connection.execute("SELECT count(*) FROM messages").fetchone()
+    finally:
+        connection.close()
+    return int(count)
+
+
+async def swept(worker: RunningWorker) -> dict[str, int]:
+    answer = await worker.client.post("/reconcile")
+    assert answer.status_code == 200
+    counts: dict[str, int] = answer.json()
+    return counts
+
+
+async def test_a_record_that_moves_is_left_alone(worker: RunningWorker, now: Now) -> None:
+    await worker.submit()
+    now.pass_(599)
+    assert await swept(worker) == {"republished": 0, "expired": 0, "skipped": 0}
+
+
+async def test_a_stale_record_is_published_once_per_period(
+    worker: RunningWorker, settings: Settings, now: Now
+) -> None:
+    key = await worker.submit()
+    before = published(settings)
+    now.pass_(601)
+    assert (await swept(worker))["republished"] == 1
+    assert (await swept(worker))["republished"] == 0
+    assert published(settings) == before + 1
+    assert (await worker.record(key)).status is Status.PENDING
+    now.pass_(601)
+    assert (await swept(worker))["republished"] == 1
+
+
+async def test_one_whose_owner_died_is_published(worker: RunningWorker, now: Now) -> None:
+    key = await worker.submit()
+    await worker.backend.records.claim(key, timedelta(seconds=30))
+    now.pass_(601)
+    assert (await swept(worker))["republished"] == 1
+    assert (await worker.push(key)).status_code == 204
+    assert (await worker.record(key)).status is Status.SUCCESS
+
+
+async def test_finished_records_are_not_touched(worker: RunningWorker, now: Now) -> None:
+    key = await worker.submit()
+    await worker.push(key)
+    now.pass_(10_000)
+    assert await swept(worker) == {"republished": 0, "expired": 0, "skipped": 0}
+    assert (await worker.record(key)).status is Status.SUCCESS
+
+
+async def test_one_older_than_any_message_ends(
+    worker: RunningWorker, settings: Settings, now: Now
+) -> None:
+    key = await worker.submit()
+    before = published(settings)
+    now.pass_(3601)
+    assert await swept(worker) == {"republished": 0, "expired": 1, "skipped": 0}
+    record = await worker.record(key)
+    assert record.error is not None
+    assert (record.error.code, record.error.retryable) == ("expired", True)
+    assert published(settings) == before
+    assert (await swept(worker))["expired"] == 0
+
+
+async def test_several_at_once_publish_each_record_once(
+    worker: RunningWorker, settings: Settings, now: Now
+) -> None:
+    for seed in range(10):
+        await worker.submit(picture(seed))
+    before = published(settings)
+    now.pass_(601)
+    sweeps = await asyncio.gather(*(swept(worker) for _ in range(6)))
+    assert sum(sweep["republished"] for sweep in sweeps) == 10
+    assert published(settings) == before + 10
+
+
+async def test_the_limit_takes_the_oldest(
+    worker: RunningWorker, settings: Settings, now: Now
+) -> None:
+    keys: list[RecordKey] = []
+    for seed in range(5):
+        keys.append(await worker.submit(picture(seed)))
+        now.pass_(1)
+    now.pass_(601)
+    counts = await reconcile(worker.backend, settings.delivery, now(), limit=2)
+    assert counts["republished"] == 2
+    moved = [key for key in keys if (await worker.record(key)).updated_at == now()]
+    assert moved == keys[:2]
