@@ -1,0 +1,98 @@
+"""The message and its envelope: whatever is sent, an envelope or our refusal."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.errors import MalformedEnvelope
+from core.messages import ClassifyImage, PushEnvelope
+from core.records import RecordKey
+
+KEY = RecordKey("public", "ab" * 32, "colours@0123456789ab")
+
+keys = st.builds(
+    RecordKey,
+    tenant=st.from_regex(r"\A[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z"),
+    image_hash=st.from_regex(r"\A[0-9a-f]{64}\Z"),
+    model=st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,62}@[0-9a-f]{12}\Z"),
+)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(key=keys, traceparent=st.text())
+def test_a_message_survives_its_attributes(key: RecordKey, traceparent: str) -> None:
+    message = ClassifyImage(key, traceparent)
+    assert ClassifyImage.from_attributes(message.attributes()) == message
+
+
+@given(key=keys)
+def test_a_message_survives_the_emulator_s_envelope(key: RecordKey) -> None:
+    """As tried with Pub/Sub's emulator 0.8.20: names twice, no attempt, fields unknown to us."""
+    message = ClassifyImage(key)
+    body = json.dumps(
+        {
+            "subscription": "projects/demo/subscriptions/p",
+            "message": {
+                "publishTime": "2026-11-21T09:30:00.125Z",
+                "publish_time": "2026-11-21T09:30:00.125Z",
+                "messageId": "1",
+                "message_id": "1",
+                "data": "aGVsbG8=",
+                "attributes": message.attributes(),
+            },
+        }
+    )
+    envelope = PushEnvelope.parse(body.encode())
+    assert envelope.classify_image() == message
+    assert envelope.message.payload() == b"hello"
+    assert envelope.deliveryAttempt is None
+
+
+@pytest.mark.parametrize("name", ["tenant", "image_hash", "model"])
+def test_a_missing_attribute_is_named(name: str) -> None:
+    attributes = ClassifyImage(KEY).attributes()
+    del attributes[name]
+    with pytest.raises(MalformedEnvelope, match=name):
+        ClassifyImage.from_attributes(attributes)
+
+
+@given(body=st.binary(max_size=200))
+def test_arbitrary_bytes_are_refused(body: bytes) -> None:
+    with pytest.raises(MalformedEnvelope):
+        PushEnvelope.parse(body).classify_image()
+
+
+@given(
+    message=json_values,
+    subscription=json_values,
+    attempt=json_values,
+)
+def test_arbitrary_json_is_refused(message: object, subscription: object, attempt: object) -> None:
+    body = {"message": message, "subscription": subscription, "deliveryAttempt": attempt}
+    with pytest.raises(MalformedEnvelope):
+        PushEnvelope.parse(json.dumps(body).encode()).classify_image()
+
+
+@given(
+    field=st.sampled_from(["messageId", "attributes", "data", "image_hash", "tenant", "model"]),
+    value=json_values,
+)
+def test_one_wrong_field_is_refused_or_harmless(field: str, value: object) -> None:
+    attributes: dict[str, object] = {**ClassifyImage(KEY).attributes()}
+    message: dict[str, object] = {"messageId": "1", "attributes": attributes, "data": ""}
+    (attributes if field in attributes else message)[field] = value
+    body = json.dumps({"message": message, "subscription": "s"}).encode()
+    try:
+        found = PushEnvelope.parse(body).classify_image()
+    except MalformedEnvelope:
+        return
+    # Accepted: then it is a well-formed key, and only the field that was changed differs.
+    changed = {"image_hash", "tenant", "model"} & {field}
+    for name in {"image_hash", "tenant", "model"} - changed:
+        assert getattr(found.key, name) == getattr(KEY, name)

@@ -1,0 +1,120 @@
+"""Bundles as files: identity, verification, and manifests that are refused."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.errors import BundleError
+from core.model_bundle import read_bundle, verify_bundle, write_sums
+from core.records import MODEL
+from tests.support.bundles import COLOURS, write_colour_bundle
+
+SUMMED = ("model.onnx", "model.json", "labels.txt")
+
+
+def test_the_identity_is_a_digest_over_the_three_files(tmp_path: Path) -> None:
+    folder = write_colour_bundle(tmp_path)
+    lines = "".join(hashlib.sha256((folder / n).read_bytes()).hexdigest() + "\n" for n in SUMMED)
+    bundle = read_bundle(folder)
+    assert bundle.identity == "colours@" + hashlib.sha256(lines.encode()).hexdigest()[:12]
+    assert MODEL.fullmatch(bundle.identity)
+    assert bundle.labels == tuple(COLOURS)
+
+
+def test_the_identity_needs_neither_the_sums_nor_the_place(tmp_path: Path) -> None:
+    folder = write_colour_bundle(tmp_path / "a")
+    identity = read_bundle(folder).identity
+    shutil.copytree(folder, tmp_path / "b")
+    (tmp_path / "b" / "SHA256SUMS").unlink()
+    bundle = read_bundle(str(tmp_path / "b"))
+    assert bundle.identity == identity
+    verify_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", SUMMED)
+def test_every_file_counts(tmp_path: Path, name: str) -> None:
+    folder = write_colour_bundle(tmp_path)
+    before = read_bundle(folder).identity
+    with (folder / name).open("ab") as file:
+        file.write(b"\n" if name == "model.json" else b"more\n")
+    with pytest.raises(BundleError, match=name):
+        verify_bundle(read_bundle(folder))
+    write_sums(folder)
+    verify_bundle(read_bundle(folder))
+    assert read_bundle(folder).identity != before
+
+
+def test_the_identity_is_known_without_the_weights(tmp_path: Path) -> None:
+    folder = write_colour_bundle(tmp_path)
+    before = read_bundle(folder).identity
+    (folder / "model.onnx").unlink()
+    bundle = read_bundle(folder)
+    assert bundle.identity == before
+    with pytest.raises(BundleError, match=r"model\.onnx"):
+        verify_bundle(bundle)
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="sha256sum is not installed")
+def test_the_sums_are_sha256sum_s_own_format(tmp_path: Path) -> None:
+    folder = write_colour_bundle(tmp_path)
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, check=True)
+    by_tool = subprocess.run(
+        ["sha256sum", "--binary", *SUMMED], cwd=folder, check=True, capture_output=True
+    ).stdout
+    before = read_bundle(folder).identity
+    (folder / "SHA256SUMS").write_bytes(by_tool)
+    assert read_bundle(folder).identity == before
+
+
+MANIFESTS: dict[str, dict[str, Any]] = {
+    "unknown field": {"colour": "blue"},
+    "name with a slash": {"name": "a/b"},
+    "empty name": {"name": ""},
+    "no height": {"input": {"name": "x", "width": 8}},
+    "zero width": {"input": {"name": "x", "height": 8, "width": 0}},
+    "unknown layout": {"input": {"name": "x", "height": 8, "width": 8, "layout": "CHWN"}},
+    "unknown method": {"resize": {"method": "squeeze"}},
+    "unknown filter": {"resize": {"method": "stretch", "resample": "hamming"}},
+    "two channels": {"mean": [0.0, 0.0]},
+    "unknown kind": {"outputs": {"scores": "logits", "kind": "odds"}},
+}
+
+
+@pytest.mark.parametrize("changes", MANIFESTS.values(), ids=MANIFESTS.keys())
+def test_a_wrong_manifest_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    path = write_colour_bundle(tmp_path) / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(BundleError):
+        read_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("labels", [b"", b"red\n\nblue\n", b"red\n \nblue\n", b"\xff\xfe\n"])
+def test_labels_are_one_a_line(tmp_path: Path, labels: bytes) -> None:
+    (write_colour_bundle(tmp_path) / "labels.txt").write_bytes(labels)
+    with pytest.raises(BundleError):
+        read_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["model.json", "labels.txt"])
+def test_a_missing_file_is_refused(tmp_path: Path, missing: str) -> None:
+    (write_colour_bundle(tmp_path) / missing).unlink()
+    with pytest.raises(BundleError):
+        read_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("sums", ["", "nonsense", "ab  model.onnx\n"])
+def test_sums_that_lack_a_file_are_refused(tmp_path: Path, sums: str) -> None:
+    (write_colour_bundle(tmp_path) / "SHA256SUMS").write_text(sums)
+    with pytest.raises(BundleError, match="SHA256SUMS"):
+        read_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("uri", ["", "/nowhere", "gs://bucket/bundle", "pyproject.toml"])
+def test_what_is_no_folder_is_refused(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(BundleError):
+        read_bundle(uri or tmp_path)
