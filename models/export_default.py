@@ -37,7 +37,6 @@ from models.onnx_graph import (
     multiply_accumulates,
     opset,
     run,
-    weight_count,
     with_half_weights,
     without_traces,
 )
@@ -128,6 +127,7 @@ def export(checkpoint_file: Path, data: Path, out: Path, side: int = SIDE) -> Bu
     checkpoint = torch.load(checkpoint_file, weights_only=True)
     network = averaged_network(checkpoint)
     labels = tiny_imagenet.class_labels(data)
+    training_pictures = len(tiny_imagenet._listing(data, "train")[0])
     if len(labels) != network.shape.classes:
         raise SystemExit(f"{data} has {len(labels)} classes, the checkpoint differs")
     exact = onnx_of(folded(network), side)
@@ -149,11 +149,11 @@ def export(checkpoint_file: Path, data: Path, out: Path, side: int = SIDE) -> Bu
         write_json(
             folder / TRAINING_FILE,
             {
+                "training_pictures": training_pictures,
                 "epochs_done": checkpoint["epoch"],
                 "recipe": checkpoint["recipe"],
                 "shape": checkpoint["shape"],
                 "parameters": sum(weight.numel() for weight in network.parameters()),
-                "exported_weights": weight_count(model),
                 "multiply_accumulates": multiply_accumulates(exact),
                 "largest_difference": round(difference, 6),
                 "torch": torch.__version__,

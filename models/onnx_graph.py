@@ -77,16 +77,6 @@ def opset(model: onnx.ModelProto) -> int:
     )
 
 
-def weight_count(model: onnx.ModelProto) -> int:
-    """Numbers in floating-point initialisers."""
-    kinds = (TensorProto.FLOAT, TensorProto.FLOAT16)
-    return sum(
-        int(np.prod(tensor.dims, dtype=np.int64))
-        for tensor in model.graph.initializer
-        if tensor.data_type in kinds
-    )
-
-
 def multiply_accumulates(model: onnx.ModelProto) -> int:
     """Multiply-accumulates for one picture in Conv, Gemm and MatMul nodes.
 
