@@ -1,0 +1,162 @@
+"""`python -m app` as a process: what it loads, how it starts, how it stops."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from app import VERSION
+from tests.support.pictures import picture
+from tests.support.stack import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 60.0
+
+
+def environment(tmp_path: Path, bundle: Path, **settings: object) -> dict[str, str]:
+    values = {"DATA_DIR": tmp_path / "data", "MODEL_URI": bundle, **settings}
+    paths = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    return paths | {name: str(value) for name, value in values.items()}
+
+
+@contextmanager
+def running(tmp_path: Path, bundle: Path, port: int) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app"],
+        cwd=tmp_path,  # no `.env` of ours
+        env=environment(tmp_path, bundle, API_PORT=port, LOG_FORMAT="json"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline, "not ready in time"
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}/ready", timeout=5).status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.05)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_it_needs_neither_numpy_nor_onnx_runtime() -> None:
+    code = (
+        "import sys, app.__main__, core.backends.embedded\n"
+        "unwanted = ('numpy', 'onnxruntime', 'torch', 'worker')\n"
+        "print([name for name in unwanted if name in sys.modules])"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.strip() == "[]"
+
+
+def test_its_memory_stays_small_under_uploads(tmp_path: Path, colour_bundle: Path) -> None:
+    port = free_port()
+    with (
+        running(tmp_path, colour_bundle, port) as process,
+        httpx.Client(timeout=PATIENCE) as client,
+    ):
+        for seed in range(20):
+            image = picture(seed, size=(800, 600))
+            answer = client.post(f"http://127.0.0.1:{port}/api/v1/images", content=image)
+            assert answer.status_code == 202
+        assert psutil.Process(process.pid).memory_info().rss < 120 * 10**6
+
+
+def test_sigterm_lets_those_who_wait_go_with_what_is_known(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    port = free_port()
+    answers: list[httpx.Response] = []
+
+    def wait() -> None:
+        url = f"http://127.0.0.1:{port}/api/v1/images"
+        headers = {"prefer": "wait=30"}
+        answers.append(httpx.post(url, content=picture(), headers=headers, timeout=PATIENCE))
+
+    with running(tmp_path, colour_bundle, port) as process:
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        lines = []
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            if '"accepted"' in line:
+                break
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        waiter.join(PATIENCE)
+        output, _ = process.communicate(timeout=PATIENCE)
+        elapsed = time.monotonic() - began
+    assert [answer.status_code for answer in answers] == [202]
+    assert elapsed < 25, "it waited for the waiter"
+    assert "Traceback" not in output
+    assert "Application shutdown complete" in output
+    assert process.returncode in (0, -signal.SIGTERM)
+
+
+def test_a_taken_port_is_said_plainly(tmp_path: Path, colour_bundle: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = run(environment(tmp_path, colour_bundle, API_PORT=port), tmp_path)
+    assert ended.returncode != 0
+    assert "address already in use" in ended.stdout
+    assert str(port) in ended.stdout
+
+
+def test_a_bundle_that_is_none_is_said_plainly(tmp_path: Path) -> None:
+    ended = run(environment(tmp_path, tmp_path / "nowhere"), tmp_path)
+    assert ended.returncode != 0
+    assert "cannot start" in ended.stderr
+    assert "nowhere is not a model bundle" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_wrong_settings_are_said_plainly(tmp_path: Path, colour_bundle: Path) -> None:
+    ended = run(environment(tmp_path, colour_bundle, API_PORT="many"), tmp_path)
+    assert ended.returncode != 0
+    assert "API_PORT" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def run(environ: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "app"],
+        cwd=folder,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def test_the_version_is_the_projects() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        assert tomllib.load(file)["project"]["version"] == VERSION
+
+
+@pytest.mark.parametrize("module", ["worker", "models", "compose"])
+def test_it_imports_core_and_nothing_else(module: str) -> None:
+    for path in (ROOT / "app").glob("*.py"):
+        text = path.read_text()
+        assert f"import {module}" not in text
+        assert f"from {module}" not in text

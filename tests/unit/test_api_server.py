@@ -1,0 +1,193 @@
+"""Uploads over a real connection: refused early, cut off, or lying about their length."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.api import NOTHING, Api, Traces, api_settings, eventually, serve_api
+from tests.support.pictures import picture, sha256
+
+LIMIT = 10 * 2**20
+ELEVEN_MIB = 11 * 2**20
+FORM = "multipart/form-data; boundary=b"
+PART = b'--b\r\nContent-Disposition: form-data; name="img"; filename="a.jpg"\r\n\r\n'
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def code(self) -> str:
+        assert self.headers["content-type"] == "application/problem+json"
+        return str(json.loads(self.body)["code"])
+
+
+class Connection:
+    """A client that does as it pleases."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def head(self, path: str = "/api/v1/images", **headers: str | int) -> None:
+        lines = [f"POST {path} HTTP/1.1", "Host: api"]
+        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        await self.send(("\r\n".join(lines) + "\r\n\r\n").encode())
+
+    async def chunk(self, data: bytes) -> None:
+        await self.send(b"%x\r\n%b\r\n" % (len(data), data))
+
+    async def answer(self) -> Answer:
+        head = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
+        body = await self.reader.readexactly(int(headers["content-length"]))
+        return Answer(int(head[0].split()[1]), headers, body)
+
+    async def closed(self) -> bool:
+        """Whether the server closes the connection, without another byte."""
+        try:
+            return await self.reader.read() == b""
+        except ConnectionResetError:
+            return True
+
+
+@dataclass
+class Served:
+    api: Api
+    port: int
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Connection]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            yield Connection(reader, writer)
+        finally:
+            writer.close()
+
+
+@pytest.fixture
+async def served(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Served]:
+    async with serve_api(api_settings(tmp_path, colour_bundle)) as (api, port):
+        yield Served(api, port)
+
+
+@pytest.mark.parametrize(("path", "type_"), [("/what/fast", FORM), ("/api/v1/images", "image/png")])
+async def test_an_announced_excess_is_refused_before_a_byte_of_it(
+    served: Served, path: str, type_: str
+) -> None:
+    async with served.connect() as client:
+        await client.head(path, content_type=type_, content_length=ELEVEN_MIB)
+        answer = await client.answer()
+        assert answer.status == 413
+        assert answer.code == "image_too_large"
+        assert answer.headers["connection"] == "close"
+        assert await client.closed()
+    assert served.api.traces() == NOTHING
+
+
+async def test_a_client_that_expects_100_continue_is_spared_the_upload(served: Served) -> None:
+    async with served.connect() as client:
+        await client.head(content_length=ELEVEN_MIB, expect="100-continue")
+        assert (await client.answer()).status == 413
+    async with served.connect() as client:
+        image = picture()
+        await client.head(content_length=len(image), expect="100-continue")
+        assert await client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        await client.send(image)
+        assert (await client.answer()).status == 202
+
+
+@pytest.mark.parametrize(("path", "type_"), [("/what/fast", FORM), ("/api/v1/images", "image/png")])
+async def test_an_unannounced_excess_is_refused_while_it_comes(
+    served: Served, path: str, type_: str
+) -> None:
+    """Chunked, without end: the answer does not wait for one."""
+    async with served.connect() as client:
+        await client.head(path, content_type=type_, transfer_encoding="chunked")
+        if type_ == FORM:
+            await client.chunk(PART)
+        piece = b"\x89PNG\r\n\x1a\n" + bytes(65528)
+        for _ in range(LIMIT // len(piece) + 1):
+            await client.chunk(piece)
+        answer = await client.answer()
+        assert answer.status == 413
+        assert answer.headers["connection"] == "close"
+        assert await client.closed()
+    assert served.api.traces() == NOTHING
+
+
+async def test_a_client_in_mid_sentence_still_gets_its_answer(served: Served) -> None:
+    """Closing at once would reset the connection under the client's feet."""
+    async with served.connect() as client:
+        await client.head(content_length=ELEVEN_MIB, content_type="image/png")
+        await client.send(bytes(ELEVEN_MIB))
+        assert (await client.answer()).status == 413
+
+
+async def test_a_refusal_that_has_read_everything_keeps_the_connection(served: Served) -> None:
+    async with served.connect() as client:
+        for _ in range(2):
+            await client.head(content_length=4, content_type="image/png")
+            await client.send(b"text")
+            answer = await client.answer()
+            assert answer.status == 415
+            assert "connection" not in answer.headers
+
+
+async def test_chunked_images_are_taken(served: Served) -> None:
+    image = picture(size=(320, 200))
+    async with served.connect() as client:
+        await client.head(transfer_encoding="chunked")
+        for begin in range(0, len(image), 1000):
+            await client.chunk(image[begin : begin + 1000])
+        await client.send(b"0\r\n\r\n")
+        answer = await client.answer()
+        assert answer.status == 202
+        assert json.loads(answer.body)["image_hash"] == sha256(image)
+
+
+@pytest.mark.parametrize("type_", [FORM, "image/jpeg"])
+async def test_a_client_that_hangs_up_leaves_no_trace(
+    served: Served, type_: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with served.connect() as client:
+        await client.head(content_type=type_, content_length=50_000)
+        await client.send(PART + picture()[:20_000])
+        await asyncio.sleep(0.05)
+    output = ""
+
+    async def logged() -> bool:
+        nonlocal output
+        output += "".join(capfd.readouterr())
+        return "499" in output
+
+    await eventually(logged)
+    assert "Traceback" not in output
+    assert served.api.traces() == NOTHING
+    assert (await served.api.client.get("/health")).status_code == 204
+
+
+async def test_200_simultaneous_posts_over_connections_are_one(served: Served) -> None:
+    """P2, through the server: bodies arrive at different times, and still there is one message."""
+    image = picture(size=(400, 300))
+
+    async def post() -> int:
+        async with served.connect() as client:
+            await client.head(content_length=len(image))
+            await client.send(image)
+            return (await client.answer()).status
+
+    statuses = await asyncio.gather(*(post() for _ in range(200)))
+    assert set(statuses) == {202}
+    assert served.api.traces() == Traces(records=1, blobs=1, messages=1)

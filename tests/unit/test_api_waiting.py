@@ -1,0 +1,108 @@
+"""Many may wait for one result; the store is asked once for all of them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from app.waiting import Waiting
+from core.backends.embedded import open_records
+from core.clock import utc_now
+from core.errors import Unavailable
+from core.ports import RecordStore
+from core.records import RecordKey, Status, new_record
+from tests.support.api import LABELS, api_settings, eventually
+
+KEY = RecordKey("public", "a" * 64, "colours@0123456789ab")
+LEASE = timedelta(seconds=30)
+
+
+@pytest.fixture
+async def records(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[RecordStore]:
+    settings = api_settings(tmp_path, colour_bundle)
+    settings.data_dir.mkdir()
+    async with open_records(settings, utc_now) as store:
+        await store.create(new_record(KEY, utc_now()))
+        yield store
+
+
+async def finish(records: RecordStore) -> None:
+    claim = await records.claim(KEY, LEASE)
+    assert claim is not None
+    assert await records.complete(claim, LABELS)
+
+
+async def waited_for(waiting: Waiting) -> None:
+    async def polling() -> bool:
+        return waiting.polls > 0
+
+    await eventually(polling)
+
+
+async def test_all_who_wait_share_one_poll_and_get_the_result(records: RecordStore) -> None:
+    waiting = Waiting(records)
+    waiters = [asyncio.create_task(waiting.until_terminal(KEY, 30)) for _ in range(50)]
+    await waited_for(waiting)
+    assert waiting.polls == 1
+    await finish(records)
+    ended = await asyncio.gather(*waiters)
+    assert {record.status for record in ended if record} == {Status.SUCCESS}
+    assert all(ended)
+    assert waiting.polls == 0
+
+
+async def test_time_up_for_one_is_not_time_up_for_another(records: RecordStore) -> None:
+    waiting = Waiting(records)
+    patient = asyncio.create_task(waiting.until_terminal(KEY, 30))
+    assert await waiting.until_terminal(KEY, 0.02) is None
+    assert waiting.polls == 1
+    await finish(records)
+    record = await patient
+    assert record is not None
+    assert record.status is Status.SUCCESS
+
+
+async def test_whoever_leaves_takes_nobody_along_and_the_last_ends_the_poll(
+    records: RecordStore,
+) -> None:
+    waiting = Waiting(records)
+    waiters = [asyncio.create_task(waiting.until_terminal(KEY, 30)) for _ in range(2)]
+    await waited_for(waiting)
+    waiters[0].cancel()
+    await asyncio.sleep(0.05)
+    assert waiting.polls == 1
+    assert not waiters[1].done()
+    waiters[1].cancel()
+    await asyncio.gather(*waiters, return_exceptions=True)
+    assert waiting.polls == 0
+
+
+async def test_a_record_that_goes_away_ends_the_wait(records: RecordStore) -> None:
+    waiting = Waiting(records)
+    waiter = asyncio.create_task(waiting.until_terminal(KEY, 30))
+    await waited_for(waiting)
+    await records.delete_image(KEY.tenant, KEY.image_hash)
+    assert await waiter is None
+
+
+async def test_stopping_lets_everyone_go(records: RecordStore) -> None:
+    waiting = Waiting(records)
+    waiters = [asyncio.create_task(waiting.until_terminal(KEY, 3000)) for _ in range(3)]
+    await waited_for(waiting)
+    waiting.stop()
+    assert await asyncio.gather(*waiters) == [None] * 3
+    assert await waiting.until_terminal(KEY, 3000) is None
+
+
+async def test_a_store_that_does_not_answer_is_asked_again(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    settings = api_settings(tmp_path, colour_bundle)
+    settings.data_dir.mkdir()
+    async with open_records(settings, utc_now) as store:
+        pass  # closed: every call is Unavailable from here on
+    with pytest.raises(Unavailable):
+        await store.get(KEY)
+    assert await Waiting(store).until_terminal(KEY, 0.1) is None

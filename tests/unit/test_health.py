@@ -1,0 +1,68 @@
+"""Alive and ready are two questions."""
+
+import asyncio
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+import core.health
+from core.errors import Unavailable
+from core.health import Check, health_routes
+
+
+async def fine() -> None:
+    return None
+
+
+async def unavailable() -> None:
+    raise Unavailable("The queue does not answer.")
+
+
+async def broken() -> None:
+    raise RuntimeError("password 1234")
+
+
+async def stuck() -> None:
+    await asyncio.Event().wait()
+
+
+async def ask(path: str, **checks: Check) -> httpx.Response:
+    app = FastAPI()
+    app.include_router(health_routes(lambda: checks))
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        return await client.get(path)
+
+
+async def test_alive_asks_nobody() -> None:
+    answer = await ask("/health", queue=stuck)
+    assert answer.status_code == 204
+    assert answer.content == b""
+
+
+async def test_ready_when_every_check_passes() -> None:
+    answer = await ask("/ready", records=fine, queue=fine)
+    assert answer.status_code == 200
+    assert answer.json() == {"status": "ready", "checks": {"records": "ok", "queue": "ok"}}
+    assert answer.headers["cache-control"] == "no-store"
+
+
+async def test_not_ready_names_each_that_fails_and_leaks_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(core.health, "CHECK_TIMEOUT", 0.05)
+    answer = await ask("/ready", records=fine, queue=unavailable, blobs=broken, model=stuck)
+    assert answer.status_code == 503
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["retry-after"] == "1"
+    problem = answer.json()
+    assert problem["code"] == "not_ready"
+    assert problem["detail"] == "Failing: queue, blobs, model."
+    assert problem["checks"] == {
+        "records": "ok",
+        "queue": "The queue does not answer.",
+        "blobs": "failed",
+        "model": "no answer within 0.05 s",
+    }
+    assert "1234" not in answer.text

@@ -1,0 +1,142 @@
+"""Settings are validated at start, and each wrong one is named."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from core.settings import DEFAULT_BUNDLE, Settings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder, and none of our names in the environment."""
+    monkeypatch.chdir(tmp_path)
+    names = {name.upper() for name in Settings.model_fields}
+    for name in [name for name in os.environ if name.upper() in names]:
+        monkeypatch.delenv(name)
+
+
+def test_the_defaults_stand_alone() -> None:
+    settings = load_settings()
+    assert (settings.api_port, settings.worker_port) == (8080, 8081)
+    assert settings.backend == "embedded"
+    assert settings.host == "127.0.0.1"
+    assert settings.max_image_bytes == 10 * 2**20
+    assert settings.max_image_pixels == 50_000_000
+    assert settings.max_wait_seconds == 30
+    assert Path(settings.model_uri) == DEFAULT_BUNDLE
+    assert settings.worker_url == "http://127.0.0.1:8081"
+    assert settings.worker_threads >= 1
+
+
+def test_every_setting_is_documented() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+
+
+def test_the_environment_is_read_whatever_its_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_PORT", "9000")
+    monkeypatch.setenv("data_dir", "/tmp/elsewhere")
+    settings = load_settings()
+    assert settings.api_port == 9000
+    assert settings.data_dir == Path("/tmp/elsewhere")
+
+
+def test_a_dotenv_is_read_and_the_environment_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_text(
+        "API_PORT=9000\nWORKER_PORT=9001\n# a comment\nPUBLIC_URL=\nSOMETHING_ELSE=1\n"
+    )
+    monkeypatch.setenv("WORKER_PORT", "9002")
+    settings = load_settings()
+    assert (settings.api_port, settings.worker_port) == (9000, 9002)
+    assert settings.public_url == ""
+
+
+def test_empty_values_mean_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_PORT", "")
+    assert load_settings().api_port == 8080
+
+
+def test_bundles_are_listed_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXTRA_MODEL_URIS", "models/a, models/b ,,")
+    assert load_settings().extra_model_uris == ("models/a", "models/b")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("API_PORT", "many"),
+        ("API_PORT", "0"),
+        ("WORKER_PORT", "65536"),
+        ("BACKEND", "floppy"),
+        ("PUBLIC_URL", "glimpse.example"),
+        ("PUBLIC_URL", "https://glimpse.example/"),
+        ("MAX_IMAGE_BYTES", "0"),
+        ("MAX_IMAGE_PIXELS", "-1"),
+        ("MAX_WAIT_SECONDS", "61"),
+        ("SLOW_WAIT_SECONDS", "0"),
+        ("LABELS_PER_IMAGE", "0"),
+        ("RESULT_CACHE_ENTRIES", "-1"),
+        ("RESULT_CACHE_SECONDS", "0"),
+        ("RESULT_MAX_AGE_SECONDS", "soon"),
+        ("LINK_SECONDS", "43201"),
+        ("LOADED_MODELS", "0"),
+        ("PUSH_CONCURRENCY", "0"),
+        ("WORKER_CONCURRENCY", "-1"),
+        ("LOG_FORMAT", "xml"),
+        ("LOG_LEVEL", "loud"),
+    ],
+)
+def test_a_wrong_value_ends_the_start_and_is_named(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        load_settings()
+    assert f"  {name}: " in str(ended.value)
+
+
+def test_all_wrong_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_PORT", "many")
+    monkeypatch.setenv("LOG_LEVEL", "loud")
+    with pytest.raises(SystemExit) as ended:
+        load_settings()
+    assert "API_PORT" in str(ended.value)
+    assert "LOG_LEVEL" in str(ended.value)
+
+
+def test_the_ports_must_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_PORT", "9000")
+    monkeypatch.setenv("WORKER_PORT", "9000")
+    with pytest.raises(SystemExit, match="API_PORT and WORKER_PORT must differ"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"DELIVERY_ATTEMPTS": "0"}, "attempts"),
+        ({"MIN_BACKOFF_SECONDS": "9", "MAX_BACKOFF_SECONDS": "3"}, "min_backoff"),
+        ({"LEASE_SECONDS": "90"}, "lease"),
+        ({"ACK_DEADLINE_SECONDS": "601"}, "ack_deadline"),
+        ({"RETENTION_SECONDS": "60"}, "retention"),
+    ],
+)
+def test_a_delivery_that_contradicts_itself_is_refused(
+    changes: dict[str, str], complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in changes.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match=complaint):
+        load_settings()
+
+
+def test_delivery_settings_reach_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DELIVERY_ATTEMPTS", "7")
+    monkeypatch.setenv("LEASE_SECONDS", "12")
+    settings = load_settings()
+    assert settings.delivery.attempts == 7
+    assert settings.delivery.lease == settings.lease.total_seconds() == 12
