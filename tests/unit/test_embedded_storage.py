@@ -4,6 +4,7 @@ import asyncio
 import os
 import stat
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -97,13 +98,14 @@ def test_a_public_url_begins_the_link() -> None:
     assert url.startswith(f"https://images.example/local/blobs/{NAME}?expires=")
 
 
-async def test_the_secret_is_made_once_and_private(tmp_path: Path) -> None:
+def test_the_secret_is_made_once_and_private(tmp_path: Path) -> None:
     path = tmp_path / "link.key"
-    secrets = await asyncio.gather(*(asyncio.to_thread(shared_secret, path) for _ in range(20)))
+    with ThreadPoolExecutor(20) as threads:
+        secrets = list(threads.map(shared_secret, [path] * 20))
     assert len(set(secrets)) == 1
     assert len(secrets[0]) == 32
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert os.listdir(tmp_path) == ["link.key"]
+    assert [each.name for each in tmp_path.iterdir()] == ["link.key"]
 
 
 async def test_the_data_folder_is_private_and_holds_no_drafts(settings: Settings) -> None:
