@@ -104,12 +104,13 @@ async def test_what_is_claimed_is_finished(tmp_path: Path) -> None:
         assert (record.status, record.attempts) == (Status.SUCCESS, 1)
 
 
-async def test_what_cannot_be_finished_is_given_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+async def test_what_cannot_be_finished_is_given_up(tmp_path: Path, stop: signal.Signals) -> None:
     """The inference would take hours; neither the lease nor the process may last as long."""
     async with started(tmp_path, rounds=10**7, shutdown_seconds=1) as process:
         pushing = asyncio.create_task(process.push())
         await until(process.running)
-        process.popen.send_signal(signal.SIGTERM)
+        process.popen.send_signal(stop)
         await until(process.gone)
         assert await pushing == 503
         record = await process.backend.records.get(process.key)
