@@ -10,8 +10,6 @@ the same checkpoint always gives the same bytes. Needs PyTorch (`models/requirem
 
 import argparse
 import copy
-import io
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +31,17 @@ from core.model_bundle import (
 from models import tiny_imagenet
 from models.bundle_writer import folder_bytes, new_folder, write_bundle, write_json
 from models.network import NetworkShape, ResidualNetwork
+from models.onnx_export import onnx_of
 from models.onnx_graph import (
     multiply_accumulates,
     opset,
     run,
     with_half_weights,
-    without_traces,
 )
 from models.train import MEAN, STD
 
 NAME = "tiny-imagenet-resnet"
 SIDE = 80
-OPSET = 18
 OUTPUTS = ("logits", "embedding")
 TRAINING_FILE = "training.json"
 
@@ -85,27 +82,6 @@ def folded(network: ResidualNetwork) -> ResidualNetwork:
     return lean.eval()
 
 
-def onnx_of(network: nn.Module, side: int) -> onnx.ModelProto:
-    """The network as an ONNX graph in float32 with a free batch axis."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    program = torch.onnx.export(
-        network,
-        (torch.zeros(2, 3, side, side),),
-        input_names=["pixels"],
-        output_names=list(OUTPUTS),
-        opset_version=OPSET,
-        dynamo=True,
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        verbose=False,
-    )
-    assert program is not None
-    buffer = io.BytesIO()
-    program.save(buffer)
-    model = without_traces(onnx.load_model_from_string(buffer.getvalue()))
-    onnx.checker.check_model(model, full_check=True)
-    return model
-
-
 @torch.no_grad()
 def largest_difference(network: nn.Module, model: onnx.ModelProto, side: int) -> float:
     """max |ONNX - PyTorch| over both outputs, on random pictures in batches of one and of eight."""
@@ -130,7 +106,8 @@ def export(checkpoint_file: Path, data: Path, out: Path, side: int = SIDE) -> Bu
     training_pictures = len(tiny_imagenet._listing(data, "train")[0])
     if len(labels) != network.shape.classes:
         raise SystemExit(f"{data} has {len(labels)} classes, the checkpoint differs")
-    exact = onnx_of(folded(network), side)
+    sample = torch.zeros(2, 3, side, side)
+    exact = onnx_of(folded(network), sample, OUTPUTS, free_batch=True)
     _demand(largest_difference(network, exact, side), EXACT_TOLERANCE)
     model = with_half_weights(exact)
     difference = largest_difference(network, model, side)

@@ -10,8 +10,6 @@ its place. Needs PyTorch and transformers (`models/requirements-export.txt`).
 import argparse
 import contextlib
 import io
-import logging
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -43,10 +41,10 @@ from models.export_manifest import (
     render_card,
     stated_licence,
 )
-from models.onnx_graph import MAX_MODEL_BYTES, opset, run, without_traces
+from models.onnx_export import onnx_of
+from models.onnx_graph import MAX_MODEL_BYTES, opset, run
 from worker.preprocessing import Preprocessor
 
-OPSET = 18
 CHECKED_BATCH = 3
 # Largest accepted difference of an output, as a share of the output's largest value.
 TOLERANCE = 1e-3
@@ -128,23 +126,24 @@ def classifying_layer(model: nn.Module, classes: int, pixels: Tensor) -> nn.Line
     return heads[0] if gives_logits else None
 
 
-def onnx_of(
+def graph_of(
     network: Exported, rule: Preprocessing, names: list[str]
 ) -> tuple[onnx.ModelProto, int | None]:
     """The graph, and its fixed batch size or None where the batch axis is free."""
+    sample = torch.randn(CHECKED_BATCH, 3, rule.height, rule.width)
     try:
-        model = _traced(network, rule, names, CHECKED_BATCH, free=True)
+        model = onnx_of(network, sample, names, free_batch=True)
         # A graph may claim a free axis and still have the traced number built in.
         largest_difference(network, model, rule, names, (1, CHECKED_BATCH + 2))
         return model, None
     except Exception as error:  # noqa: BLE001 - exporter and runtime raise what they like
         print(f"The batch axis cannot be free ({type(error).__name__}); exporting for one picture")
     try:
-        return _traced(network, rule, names, 1, free=False), 1
+        return onnx_of(network, sample[:1], names, free_batch=False), 1
     except Exception as error:
-        root = str(list(_causes(error))[-1]).splitlines()
+        root = str(list(_causes(error))[-1]).partition("\n")[0]
         raise NotExportable(
-            f"PyTorch cannot export this model to ONNX: {root[0] if root else type(error).__name__}"
+            f"PyTorch cannot export this model to ONNX: {root or type(error).__name__}"
         ) from error
 
 
@@ -214,7 +213,7 @@ def export(source: str, out: Path, name: str | None = None, cache: Path | None =
     head = classifying_layer(model, len(labels), sample)
     network = Exported(model, head, rule.flips_channels, multilabel).eval()
     names: list[str] = [kind, "embedding"] if network.has_embedding else [kind]
-    graph, batch = onnx_of(network, rule, names)
+    graph, batch = graph_of(network, rule, names)
     difference = largest_difference(network, graph, rule, names, (1,) if batch else (1, 3))
     if not difference <= TOLERANCE:
         raise NotExportable(
@@ -249,28 +248,6 @@ def export(source: str, out: Path, name: str | None = None, cache: Path | None =
         )
         (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     return read_bundle(out)
-
-
-def _traced(
-    network: Exported, rule: Preprocessing, names: list[str], batch: int, *, free: bool
-) -> onnx.ModelProto:
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            network,
-            (torch.randn(batch, 3, rule.height, rule.width),),
-            input_names=["pixels"],
-            output_names=names,
-            opset_version=OPSET,
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch")},) if free else None,
-            verbose=False,
-        )
-        assert program is not None
-        buffer = io.BytesIO()
-        program.save(buffer)
-    return without_traces(onnx.load_model_from_string(buffer.getvalue()))
 
 
 def _card_of(source: str, cache: Path | None) -> str:

@@ -15,10 +15,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from core.errors import BundleError
 from core.model_bundle import Bundle, read_bundle
 from models.evaluate import Evaluation, read_evaluation
-from models.metrics import ClassScore
+from models.metrics import ClassScore, Timing
 
 TRAINING_FILE, EVALUATION_FILE, CARD_FILE = "training.json", "evaluation.json", "MODEL_CARD.md"
 SHOWN = 15
+_SHARES = ("min_crop_area", "cutmix_share", "cutmix_until", "warmup")
 
 
 class TrainingRecord(BaseModel):
@@ -41,36 +42,22 @@ def render(bundle: Bundle, training: TrainingRecord, result: Evaluation) -> str:
     if result.bundle != bundle.identity:
         raise BundleError(f"the evaluation is of {result.bundle}, not of {bundle.identity}")
     recipe, shape, spec = training.recipe, training.shape, bundle.manifest.input
-    sides = [side for _, side in recipe["sides"]]
+    classes, pictures = len(bundle.labels), training.training_pictures
     below_half = sum(score.top1 < 50 for score in result.classes)
+    sides = _list([side for _, side in recipe["sides"]])
     return f"""# {bundle.manifest.name}
 
-`{bundle.identity}` names the main thing in a photo with one of {len(bundle.labels)} labels. It is
+`{bundle.identity}` names the main thing in a photo with one of {classes} labels. It is
 small enough to live in a repository and fast enough for one processor core. It is meant for trying
 Glimpse and for testing it; bring a larger classifier for production (`models/README.md`).
 
 ## Measured
 
-On all {result.pictures:,} validation pictures of Tiny ImageNet, with the exported ONNX file and the
-worker's own preprocessing, by `models.evaluate`. The validation pictures were not trained on; their
-accuracy was watched during training, and the last epoch is the one that is exported.
+On {result.pictures:,} validation pictures of Tiny ImageNet, with the exported ONNX file and the
+worker's own preprocessing, by `models.evaluate`. The network was not trained on them. Their
+accuracy was watched during training, but no epoch was picked by it: the last one is exported.
 
-| | |
-|---|---|
-| Top-1 accuracy | {result.top1:.2f} % |
-| Top-5 accuracy | {result.top5:.2f} % |
-| Mean stated confidence | {result.mean_confidence:.1f} % |
-| Expected calibration error | {result.calibration_error:.1f} points |
-| Inference on one thread | median {result.inference_ms.median:.2f} ms, p95 {
-        result.inference_ms.p95:.2f} ms |
-| With decoding and resizing | median {result.picture_ms.median:.2f} ms, p95 {
-        result.picture_ms.p95:.2f} ms |
-| Machine | {result.machine}, ONNX Runtime {result.onnxruntime} |
-| Parameters | {training.parameters / 1e6:.2f} million, stored as float16, computed in float32 |
-| Multiply-accumulates a picture | {training.multiply_accumulates / 1e6:.0f} million |
-| Largest difference of an output, ONNX against PyTorch in float32 | {
-        training.largest_difference:.4f} |
-| Bundle | {result.bundle_bytes / 1e6:.2f} MB |
+{_measured(training, result)}
 
 {_confidence_note(result)}
 
@@ -91,7 +78,7 @@ What it takes for what, most often:
 
 ## Not good for
 
-- **Anything that is none of its labels.** It always answers with some of its {len(bundle.labels)}
+- **Anything that is none of its labels.** It always answers with some of its {classes}
   labels, however little they fit, and has no way to say "none of these".
 - **People.** It has no label for a person, and must not be used to judge, identify or sort people.
 - **Medicine, safety, law, or any decision that matters.** It errs often, as the tables show.
@@ -102,50 +89,25 @@ What it takes for what, most often:
 
 ## Data
 
-Tiny ImageNet (Stanford CS231n, http://cs231n.stanford.edu/tiny-imagenet-200.zip): {
-        len(bundle.labels)
-    } classes of ImageNet with {
-        training.training_pictures // len(bundle.labels)
-    } training pictures each, {training.training_pictures:,} in all, scaled to
-64 x 64 pixels. Labels are the first synonym of each WordNet id. The pictures are not part of this
-bundle. They belong to their owners; ImageNet grants access for non-commercial research and education
-(https://www.image-net.org/download.php). Consider those terms before you use these weights
-commercially.
+Tiny ImageNet (Stanford CS231n, http://cs231n.stanford.edu/tiny-imagenet-200.zip): a subset of
+ImageNet with {classes} classes and {pictures // classes} training pictures of each, {pictures:,}
+in all, scaled to 64 x 64 pixels. Labels are the first synonym of each WordNet id.
+
+The pictures are not part of this bundle. They belong to their owners; ImageNet grants access for
+non-commercial research and education (https://www.image-net.org/download.php). Consider those
+terms before you use these weights commercially.
 
 ## Method
 
-A residual network (https://arxiv.org/abs/1512.03385) with a stride-2 stem of {
-        shape["stem"]
-    } channels, stages of {_list(shape["widths"])} channels
-and {
-        _list(shape["depths"])
-    } blocks, average-pooled shortcuts, and squeeze-and-excitation from stage {
-        shape["excite_from"] + 1
-    } on.
-Trained from random weights, without any other data or model, by `models/train.py`:
+A residual network (https://arxiv.org/abs/1512.03385): a stride-2 stem of {shape["stem"]} channels;
+stages of {_list(shape["widths"])} channels with {_list(shape["depths"])} blocks; average-pooled
+shortcuts; squeeze-and-excitation from stage {shape["excite_from"] + 1} on. Trained from random
+weights, without any other data or model, by `models/train.py`:
 
-| | |
-|---|---|
-| Epochs | {training.epochs_done} of {recipe["epochs"]} |
-| Batch | {recipe["batch"]} |
-| Picture sides, small to large | {_list(sides)} pixels |
-| Augmentation | random resized crops of at least {
-        100 * recipe["min_crop_area"]:.0f} % of the area, mirroring |
-| CutMix | {100 * recipe["cutmix_share"]:.0f} % of the batches in the first {
-        100 * recipe["cutmix_until"]:.0f} % of the run |
-| Label smoothing | {recipe["label_smoothing"]} |
-| Inner kernels | Muon, peak rate {recipe["kernel_lr"]}, momentum {recipe["momentum"]} |
-| Everything else | SGD with Nesterov momentum {recipe["momentum"]}, peak rate {
-        recipe["other_lr"]
-    }, weight decay {recipe["weight_decay"]} on matrices |
-| Schedule | linear warm-up over {100 * recipe["warmup"]:.0f} % of the run, then linear to 0 |
-| Precision | bfloat16 autocast on a CPU, PyTorch {training.torch} |
-| Weights exported | running average, decay {recipe["average_decay"]} a step |
-| Seed | {recipe["seed"]} |
+{_recipe(training, sides)}
 
-Outputs: `logits`, one a label, and `embedding`, the {
-        shape["widths"][-1]
-    } averaged features before the last layer.
+Outputs: `logits`, one for each label, and `embedding`, the {shape["widths"][-1]} averaged features
+before the last layer.
 
 ## Licence
 
@@ -169,6 +131,55 @@ byte.
 
 def read_training(content: bytes) -> TrainingRecord:
     return TrainingRecord.model_validate_json(content)
+
+
+def _measured(training: TrainingRecord, result: Evaluation) -> str:
+    rows = {
+        "Top-1 accuracy": f"{result.top1:.2f} %",
+        "Top-5 accuracy": f"{result.top5:.2f} %",
+        "Mean stated confidence": f"{result.mean_confidence:.1f} %",
+        "Expected calibration error": f"{result.calibration_error:.1f} points",
+        "Inference on one thread": _times(result.inference_ms),
+        "With decoding and resizing": _times(result.picture_ms),
+        "Machine": f"{result.machine}, ONNX Runtime {result.onnxruntime}",
+        "Parameters": f"{training.parameters / 1e6:.2f} million, stored as float16",
+        "Multiply-accumulates a picture": f"{training.multiply_accumulates / 1e6:.0f} million",
+        "Largest difference of an output from PyTorch in float32": (
+            f"{training.largest_difference:.4f}"
+        ),
+        "Bundle": f"{result.bundle_bytes / 1e6:.2f} MB",
+    }
+    return _two_columns(rows)
+
+
+def _recipe(training: TrainingRecord, sides: str) -> str:
+    recipe = training.recipe
+    share = {key: f"{100 * recipe[key]:.0f} %" for key in _SHARES}
+    momentum = recipe["momentum"]
+    rows = {
+        "Epochs": f"{training.epochs_done} of {recipe['epochs']}",
+        "Batch": str(recipe["batch"]),
+        "Picture sides, first to last": f"{sides} pixels",
+        "Crops": f"random, resized, at least {share['min_crop_area']} of the area; mirrored",
+        "CutMix": f"{share['cutmix_share']} of batches in the first {share['cutmix_until']}",
+        "Label smoothing": str(recipe["label_smoothing"]),
+        "Inner kernels": f"Muon, peak rate {recipe['kernel_lr']}, momentum {momentum}",
+        "Other weights": f"Nesterov SGD, peak rate {recipe['other_lr']}, momentum {momentum}",
+        "Weight decay": f"{recipe['weight_decay']} on the stem and matrices",
+        "Schedule": f"linear warm-up over {share['warmup']}, then linear to 0",
+        "Precision": f"bfloat16 autocast on a CPU, PyTorch {training.torch}",
+        "Weights exported": f"running average, decay {recipe['average_decay']} a step",
+        "Seed": str(recipe["seed"]),
+    }
+    return _two_columns(rows)
+
+
+def _two_columns(rows: dict[str, str]) -> str:
+    return "\n".join(("| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())))
+
+
+def _times(times: Timing) -> str:
+    return f"median {times.median:.2f} ms, p95 {times.p95:.2f} ms"
 
 
 def _side_option(side: int, recipe: dict[str, Any]) -> str:
