@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import structlog
+from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from core.records import RecordKey
@@ -29,12 +30,17 @@ def configure_logging(service: str, log_format: str, level: str) -> None:
     if log_format == "json":
         shared.append(_with_service(service))
         final = [
-            structlog.processors.dict_tracebacks,
+            # Without local variables: they hold images and signed links.
+            structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
             _cloud_logging_names,
             structlog.processors.JSONRenderer(),
         ]
     else:
-        final = [structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())]
+        final = [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
     structlog.configure(
         processors=[*shared, *final],
         wrapper_class=structlog.make_filtering_bound_logger(number),
