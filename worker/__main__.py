@@ -21,6 +21,7 @@ def main() -> None:
         http="httptools",
         lifespan="on",
         access_log=False,
+        proxy_headers=False,  # nothing here depends on who calls from where
         log_config=None,
         timeout_graceful_shutdown=math.ceil(settings.shutdown_seconds),
     )
