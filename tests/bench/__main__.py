@@ -335,7 +335,7 @@ def main() -> None:
     )
     parser.add_argument("--markdown", type=Path, help="also write the table to this file")
     args = parser.parse_args()
-    console = Console()
+    console = Console(width=max(Console().width, 120))
     console.print(machine())
     with tempfile.TemporaryDirectory() as folder, Progress(console=console) as progress:
         bench = Bench(args.quick, args.bundle, Path(folder), progress)
