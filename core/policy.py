@@ -12,6 +12,7 @@ ACKNOWLEDGING_STATUS = frozenset({102, 200, 201, 202, 204})
 
 CLASSIFY_PATH = "/generate_annotations"
 DEAD_LETTER_PATH = "/generate_annotations_dlq"
+RECONCILE_PATH = "/reconcile"  # called by a scheduler, not by a subscription
 
 
 @dataclass(frozen=True)

@@ -78,11 +78,15 @@ class RecordError:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """`attempts` counts claims. `token` is the fencing token: each claim raises it by one."""
+    """`attempts` counts claims. `token` is the fencing token: each claim raises it by one.
+
+    `submitted_at` is when the wait for a result began: at the creation, or at the last retry.
+    """
 
     key: RecordKey
     created_at: datetime
     updated_at: datetime
+    submitted_at: datetime
     status: Status = Status.PENDING
     annotations: tuple[Annotation, ...] = ()
     error: RecordError | None = None
@@ -118,7 +122,7 @@ _ADVANCES = {(Status.PENDING, Status.QUEUED)}
 
 
 def new_record(key: RecordKey, now: datetime) -> Record:
-    return Record(key=key, created_at=now, updated_at=now)
+    return Record(key=key, created_at=now, updated_at=now, submitted_at=now)
 
 
 def advanced(record: Record, from_: Status, to: Status, now: datetime) -> Record | None:
@@ -187,7 +191,7 @@ def retried(record: Record, now: datetime) -> Record | None:
     """A new attempt, out of a retryable error only. Tokens keep rising across attempts."""
     if not record.may_retry:
         return None
-    return replace(record, status=Status.PENDING, error=None, updated_at=now)
+    return replace(record, status=Status.PENDING, error=None, updated_at=now, submitted_at=now)
 
 
 def touched(record: Record, before: datetime, now: datetime) -> Record | None:

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 
 from core.errors import MalformedEnvelope, Unavailable
 from core.messages import ClassifyImage, PushEnvelope
-from core.policy import CLASSIFY_PATH, DEAD_LETTER_PATH
+from core.policy import CLASSIFY_PATH, DEAD_LETTER_PATH, RECONCILE_PATH
 from worker.classification import classify
 from worker.dead_letter import bury
 from worker.errors import EnvelopeTooLarge
@@ -22,7 +22,6 @@ from worker.workbench import Workbench
 
 log = structlog.get_logger(__name__)
 
-RECONCILE_PATH = "/reconcile"
 # Pub/Sub's largest message: https://cloud.google.com/pubsub/quotas#resource_limits
 MAX_ENVELOPE_BYTES = 10_000_000
 _TRACE_ID = re.compile(r"[0-9a-f]{32}")

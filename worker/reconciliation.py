@@ -37,7 +37,7 @@ async def reconcile(
 async def _look_after(
     record: Record, backend: Backend, policy: DeliveryPolicy, now: datetime, before: datetime
 ) -> str:
-    age = now - record.created_at
+    age = now - record.submitted_at
     if age > timedelta(seconds=policy.retention):
         detail = f"The image was not classified within {policy.retention:g} seconds."
         error = RecordError("expired", detail, retryable=True)

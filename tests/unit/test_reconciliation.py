@@ -112,6 +112,17 @@ async def test_one_older_than_any_message_ends(
     assert (await swept(worker))["expired"] == 0
 
 
+async def test_an_old_record_that_was_retried_has_its_time_again(
+    worker: RunningWorker, now: Now
+) -> None:
+    key = await worker.submit()
+    now.pass_(3601)
+    assert (await swept(worker))["expired"] == 1
+    assert await worker.backend.records.retry(key)
+    now.pass_(601)
+    assert await swept(worker) == {"republished": 1, "expired": 0, "skipped": 0}
+
+
 async def test_several_at_once_publish_each_record_once(
     worker: RunningWorker, settings: Settings, now: Now
 ) -> None:

@@ -30,6 +30,7 @@ SCHEMA = Schema(
             lease_expires_at INTEGER,           -- microseconds since 1970, as all times
             created_at       INTEGER NOT NULL,
             updated_at       INTEGER NOT NULL,
+            submitted_at     INTEGER NOT NULL,
             PRIMARY KEY (tenant, image_hash, model)
         ) WITHOUT ROWID
         """,
@@ -43,17 +44,17 @@ SCHEMA = Schema(
 _KEY = "tenant = ? AND image_hash = ? AND model = ?"
 _COLUMNS = (
     "tenant, image_hash, model, status, annotations, error, attempts, token, lease_expires_at,"
-    " created_at, updated_at"
+    " created_at, updated_at, submitted_at"
 )
 # ruff's S608 warns of values pasted into SQL; these are constants pasted into constants.
 _SELECT = f"SELECT {_COLUMNS} FROM records WHERE {_KEY}"  # noqa: S608
 _INSERT = (
-    f"INSERT INTO records ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+    f"INSERT INTO records ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
     " ON CONFLICT DO NOTHING"
 )
 _UPDATE = (
     "UPDATE records SET status = ?, annotations = ?, error = ?, attempts = ?, token = ?,"  # noqa: S608
-    f" lease_expires_at = ?, created_at = ?, updated_at = ? WHERE {_KEY}"
+    f" lease_expires_at = ?, created_at = ?, updated_at = ?, submitted_at = ? WHERE {_KEY}"
 )
 # The condition repeats the index's word for word, so that SQLite uses it.
 _STALE = (
@@ -169,13 +170,13 @@ def _state_of(record: Record) -> tuple[object, ...]:
         None if lease is None else to_micros(lease),
         to_micros(record.created_at),
         to_micros(record.updated_at),
+        to_micros(record.submitted_at),
     )
 
 
 def _record_of(row: tuple[Any, ...]) -> Record:
-    tenant, image_hash, model, status, annotations, error, attempts, token, lease, born, changed = (
-        row
-    )
+    tenant, image_hash, model, status, annotations, error, *counters, born, changed, begun = row
+    attempts, token, lease = counters
     return Record(
         key=RecordKey(tenant, image_hash, model),
         status=Status(status),
@@ -186,4 +187,5 @@ def _record_of(row: tuple[Any, ...]) -> Record:
         lease_expires_at=None if lease is None else from_micros(lease),
         created_at=from_micros(born),
         updated_at=from_micros(changed),
+        submitted_at=from_micros(begun),
     )

@@ -5,10 +5,10 @@ import asyncio
 import structlog
 
 from core.backends.embedded.push_client import NoAnswer, NotReached, PushClient
+from core.policy import RECONCILE_PATH
 
 log = structlog.get_logger(__name__)
 
-RECONCILE_PATH = "/reconcile"
 ANSWER_SECONDS = 60.0
 
 
