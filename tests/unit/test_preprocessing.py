@@ -236,11 +236,11 @@ def test_bilevel() -> None:
     assert near(pixels, WHITE)
 
 
-@pytest.mark.parametrize("transparency", [0, b"\x00\xff"])
-@pytest.mark.parametrize("format_", ["PNG", "GIF"])
-def test_a_transparent_palette_shows_white(transparency: int | bytes, format_: str) -> None:
-    if format_ == "GIF" and not isinstance(transparency, int):
-        pytest.skip("GIF has one transparent colour")
+# A GIF has one transparent colour, a PNG an opacity for each.
+@pytest.mark.parametrize(
+    ("format_", "transparency"), [("GIF", 0), ("PNG", 0), ("PNG", b"\x00\xff")]
+)
+def test_a_transparent_palette_shows_white(format_: str, transparency: int | bytes) -> None:
     image = Image.new("P", (40, 40), 0)
     image.putpalette([200, 0, 0, 0, 0, 200])
     image.paste(1, (20, 0, 40, 40))
