@@ -1,8 +1,8 @@
 """What /docs says of requests and refusals: the parts of OpenAPI that no signature tells."""
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import FastAPI, Path
+from fastapi import FastAPI
 from pydantic import BaseModel, Field
 
 from app.image_header import ACCEPTED
@@ -140,7 +140,13 @@ def results(location: str, *, cacheable: bool = False) -> Responses:
     }
 
 
-ImageHash = Annotated[str, Path(description="SHA-256 of the image's bytes, in lower-case hex")]
+IMAGE_HASH = {
+    "name": "image_hash",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+    "description": "SHA-256 of the image's bytes, in lower-case hex",
+}
 
 PREFER = {
     "name": "Prefer",

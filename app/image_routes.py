@@ -6,11 +6,11 @@ from app.answers import answer
 from app.documentation import (
     FORM_OR_RAW_BODY,
     IF_NONE_MATCH,
+    IMAGE_HASH,
     LOOKUP_REFUSALS,
     MODEL,
     PREFER,
     UPLOAD_REFUSALS,
-    ImageHash,
     results,
 )
 from app.image_service import ImageService, check_hash, service_of
@@ -19,6 +19,8 @@ from app.representation import NO_STORE, image_path
 from app.upload import read_upload
 from core.request_context import traceparent_of
 
+# Endpoints take the request alone: FastAPI's handling of declared parameters would cost more than
+# a cached answer does. `openapi_extra` documents them.
 router = APIRouter(prefix="/api/v1/images", tags=["images"])
 
 
@@ -50,9 +52,10 @@ async def upload(request: Request) -> Response:
         304: {"description": "You have it already (`If-None-Match`)"},
         **LOOKUP_REFUSALS,
     },
-    openapi_extra={"parameters": [MODEL, PREFER, IF_NONE_MATCH]},
+    openapi_extra={"parameters": [IMAGE_HASH, MODEL, PREFER, IF_NONE_MATCH]},
 )
-async def read(request: Request, image_hash: ImageHash) -> Response:
+async def read(request: Request) -> Response:
+    image_hash = request.path_params["image_hash"]
     service = service_of(request)
     model = request.query_params.get("model", "") if request.scope["query_string"] else ""
     wait = _wait(request, service)
@@ -79,8 +82,10 @@ async def read(request: Request, image_hash: ImageHash) -> Response:
         },
         **LOOKUP_REFUSALS,
     },
+    openapi_extra={"parameters": [IMAGE_HASH]},
 )
-async def content(request: Request, image_hash: ImageHash) -> Response:
+async def content(request: Request) -> Response:
+    image_hash = request.path_params["image_hash"]
     check_hash(image_hash)
     link = await service_of(request).content_link(image_hash)
     return Response(status_code=307, headers={"Location": link, "Cache-Control": NO_STORE})
@@ -93,8 +98,10 @@ async def content(request: Request, image_hash: ImageHash) -> Response:
     description="Deletes the bytes and the results under every model. Caches may answer with a "
     "result for as long as they were told that it is good.",
     responses={204: {"description": "Gone"}, **LOOKUP_REFUSALS},
+    openapi_extra={"parameters": [IMAGE_HASH]},
 )
-async def delete(request: Request, image_hash: ImageHash) -> Response:
+async def delete(request: Request) -> Response:
+    image_hash = request.path_params["image_hash"]
     check_hash(image_hash)
     await service_of(request).delete(image_hash)
     return Response(status_code=204, headers={"Cache-Control": NO_STORE})

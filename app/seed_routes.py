@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request, Response
 
 from app.answers import answer
-from app.documentation import FORM_BODY, LOOKUP_REFUSALS, UPLOAD_REFUSALS, ImageHash, results
+from app.documentation import FORM_BODY, IMAGE_HASH, LOOKUP_REFUSALS, UPLOAD_REFUSALS, results
 from app.image_service import service_of
 from app.upload import read_upload
 from core.request_context import traceparent_of
@@ -42,8 +42,10 @@ async def slow(request: Request) -> Response:
     description="202 while it is being worked on, 200 when that has ended, 404 for an image that "
     "was never uploaded.",
     responses={**_RESULTS, **LOOKUP_REFUSALS},
+    openapi_extra={"parameters": [IMAGE_HASH]},
 )
-async def status(request: Request, image_hash: ImageHash) -> Response:
+async def status(request: Request) -> Response:
+    image_hash = request.path_params["image_hash"]
     service = service_of(request)
     result = await service.find(service.key(image_hash))
     return answer(result, location=_status_path(image_hash))

@@ -576,6 +576,8 @@ async def test_the_schema_teaches_every_route(api: Api) -> None:
     }
     for path, operations in schema["paths"].items():
         for operation in operations.values():
+            parameters = [each["name"] for each in operation.get("parameters", [])]
+            assert ("image_hash" in parameters) == ("{image_hash}" in path), path
             assert operation["summary"], path
             assert operation["tags"], path
             for status, response in operation["responses"].items():
