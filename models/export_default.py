@@ -83,8 +83,13 @@ def folded(network: ResidualNetwork) -> ResidualNetwork:
 
 
 @torch.no_grad()
-def largest_difference(network: nn.Module, model: onnx.ModelProto, side: int) -> float:
-    """max |ONNX - PyTorch| over both outputs, on random pictures in batches of one and of eight."""
+def checked_difference(
+    network: nn.Module, model: onnx.ModelProto, side: int, tolerance: float
+) -> float:
+    """max |ONNX - PyTorch| over both outputs, on random pictures in batches of one and of eight.
+
+    SystemExit where it is above `tolerance`.
+    """
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
     for batch in (1, 8):
@@ -95,6 +100,8 @@ def largest_difference(network: nn.Module, model: onnx.ModelProto, side: int) ->
         actual = run(model, pixels.numpy(), OUTPUTS)
         for want, got in zip(expected, actual, strict=True):
             worst = max(worst, float(np.abs(want.numpy() - got).max()))
+    if not worst <= tolerance:
+        raise SystemExit(f"ONNX differs from PyTorch by {worst:.2g}, allowed {tolerance:.2g}")
     return worst
 
 
@@ -108,10 +115,9 @@ def export(checkpoint_file: Path, data: Path, out: Path, side: int = SIDE) -> Bu
         raise SystemExit(f"{data} has {len(labels)} classes, the checkpoint differs")
     sample = torch.zeros(2, 3, side, side)
     exact = onnx_of(folded(network), sample, OUTPUTS, free_batch=True)
-    _demand(largest_difference(network, exact, side), EXACT_TOLERANCE)
+    checked_difference(network, exact, side, EXACT_TOLERANCE)
     model = with_half_weights(exact)
-    difference = largest_difference(network, model, side)
-    _demand(difference, HALF_TOLERANCE)
+    difference = checked_difference(network, model, side, HALF_TOLERANCE)
     manifest = BundleManifest(
         name=NAME,
         input=InputSpec(name="pixels", layout="NCHW", height=side, width=side),
@@ -137,11 +143,6 @@ def export(checkpoint_file: Path, data: Path, out: Path, side: int = SIDE) -> Bu
             },
         )
     return read_bundle(out)
-
-
-def _demand(difference: float, tolerance: float) -> None:
-    if not difference <= tolerance:
-        raise SystemExit(f"ONNX differs from PyTorch by {difference:.2g}, allowed {tolerance:.2g}")
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Export a Hugging Face image classifier to a model bundle.
 
-    python -m models.export_huggingface google/vit-base-patch16-224 --out bundles/vit
+    python -m models.export_huggingface google/vit-base-patch16-224
 
 The source is a hub id or a folder. `HF_HUB_OFFLINE=1` uses only what the cache holds. The ONNX
 file's outputs and the bundle's preprocessing are compared with the original before the bundle takes
@@ -200,10 +200,16 @@ def drawn_picture(size: tuple[int, int]) -> Image.Image:
     return picture
 
 
-def export(source: str, out: Path, name: str | None = None, cache: Path | None = None) -> Bundle:
-    """Write the bundle to `out`, whole or not at all. Raises NotExportable or FileExistsError."""
+def export(
+    source: str, out: Path | None, name: str | None = None, cache: Path | None = None
+) -> Bundle:
+    """Write the bundle to `out`, whole or not at all. Raises NotExportable or FileExistsError.
+
+    Without `out` the bundle goes to `bundles/` and its name.
+    """
     folder_source = Path(source).is_dir()
     chosen = bundle_name(name or (Path(source).resolve().name if folder_source else source))
+    out = out or Path("bundles") / chosen
     model, processor = load(source, cache)
     labels = label_list(model.config.id2label)
     rule = preprocessing(processor.to_dict())
@@ -307,7 +313,9 @@ def _unreachable(error: BaseException) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("source", help="a hub id such as google/vit-base-patch16-224, or a folder")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the new bundle")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the new bundle; bundles/NAME by default"
+    )
     parser.add_argument("--name", help="the bundle's name; derived from the source by default")
     parser.add_argument("--cache", type=Path, help="where downloads are kept")
     args = parser.parse_args()
@@ -316,8 +324,9 @@ def main() -> None:
         bundle = export(args.source, args.out, args.name, args.cache)
     except (NotExportable, FileExistsError) as error:
         raise SystemExit(str(error)) from error
-    print(f"{bundle.identity}: {folder_bytes(args.out) / 1e6:.1f} MB, {len(bundle.labels)} labels")
-    print(f"Use it with MODEL_URI={args.out}")
+    size = folder_bytes(bundle.folder) / 1e6
+    print(f"{bundle.identity}: {size:.1f} MB, {len(bundle.labels)} labels")
+    print(f"Use it with MODEL_URI={bundle.folder}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """The default bundle's card says what was measured, and only of the bundle that was measured."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from core.errors import BundleError
 from core.model_bundle import Bundle, read_bundle
+from core.settings import DEFAULT_BUNDLE
 from models.bundle_writer import write_json
-from models.evaluate import Evaluation
+from models.evaluate import Evaluation, read_evaluation
 from models.metrics import ClassScore, Confusion, Timing
 from models.model_card import TrainingRecord, main, read_training, render
 from tests.support.bundles import write_colour_bundle
@@ -119,8 +121,6 @@ def test_figures_of_another_bundle_are_refused(bundle: Bundle) -> None:
 def test_the_command_writes_the_card_beside_the_model(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dataclasses import asdict
-
     write_json(bundle.folder / "training.json", TRAINING)
     write_json(bundle.folder / "evaluation.json", asdict(measured(bundle.identity)))
     monkeypatch.setattr("sys.argv", ["model_card", "--bundle", str(bundle.folder)])
@@ -142,3 +142,17 @@ def test_without_an_evaluation_there_is_no_card(
 def test_unknown_training_figures_are_refused() -> None:
     with pytest.raises(ValueError, match="epochs_done"):
         read_training(b'{"training_pictures": 1}')
+
+
+@pytest.mark.skipif(not DEFAULT_BUNDLE.exists(), reason="the default bundle is not built yet")
+def test_the_default_bundles_card_is_of_its_own_figures_and_within_its_limits() -> None:
+    bundle = read_bundle(DEFAULT_BUNDLE)
+    result = read_evaluation((DEFAULT_BUNDLE / "evaluation.json").read_bytes())
+    recorded = read_training((DEFAULT_BUNDLE / "training.json").read_bytes())
+    card = (DEFAULT_BUNDLE / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert card == render(bundle, recorded, result)
+    assert result.pictures == 10_000
+    assert result.top1 >= 58
+    assert result.top5 >= 81
+    assert result.inference_ms.median <= 6
+    assert sum(file.stat().st_size for file in DEFAULT_BUNDLE.iterdir()) <= 13_000_000

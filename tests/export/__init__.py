@@ -1,0 +1,1 @@
+"""What needs PyTorch and transformers: run by `make test-export` in its own environment."""
