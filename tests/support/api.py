@@ -117,7 +117,13 @@ async def serve_api(settings: Settings) -> AsyncIterator[tuple[Api, int]]:
     """The API behind uvicorn on a free port, and the port."""
     app = create_app(settings)
     config = uvicorn.Config(
-        app, http="httptools", ws="none", lifespan="on", access_log=False, log_config=None
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=5,  # a test that fails must not hang
     )
     server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))

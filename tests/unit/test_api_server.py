@@ -13,6 +13,7 @@ from tests.support.api import NOTHING, Api, Traces, api_settings, eventually, se
 from tests.support.pictures import picture, sha256
 
 LIMIT = 10 * 2**20
+PATIENCE = 30.0  # seconds for an answer, on a busy machine
 ELEVEN_MIB = 11 * 2**20
 FORM = "multipart/form-data; boundary=b"
 PART = b'--b\r\nContent-Disposition: form-data; name="img"; filename="a.jpg"\r\n\r\n'
@@ -49,7 +50,8 @@ class Connection:
         await self.send(b"%x\r\n%b\r\n" % (len(data), data))
 
     async def answer(self) -> Answer:
-        head = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        async with asyncio.timeout(PATIENCE):
+            head = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
         body = await self.reader.readexactly(int(headers["content-length"]))
         return Answer(int(head[0].split()[1]), headers, body)
@@ -57,7 +59,8 @@ class Connection:
     async def closed(self) -> bool:
         """Whether the server closes the connection, without another byte."""
         try:
-            return await self.reader.read() == b""
+            async with asyncio.timeout(PATIENCE):
+                return await self.reader.read() == b""
         except ConnectionResetError:
             return True
 
