@@ -43,11 +43,12 @@ async def waited_for(waiting: Waiting) -> None:
 
 async def test_all_who_wait_share_one_poll_and_get_the_result(records: RecordStore) -> None:
     waiting = Waiting(records)
-    before = len(asyncio.all_tasks())
     waiters = [asyncio.create_task(waiting.until_terminal(KEY, 30)) for _ in range(50)]
     await waited_for(waiting)
     assert waiting.polls == 1
-    assert len(asyncio.all_tasks()) == before + 50 + 1
+    running = [repr(task.get_coro()) for task in asyncio.all_tasks()]
+    assert sum("until_terminal" in each for each in running) == 50
+    assert sum("_poll" in each for each in running) == 1
     await finish(records)
     ended = await asyncio.gather(*waiters)
     assert {record.status for record in ended if record} == {Status.SUCCESS}
