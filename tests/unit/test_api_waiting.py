@@ -47,8 +47,8 @@ async def test_all_who_wait_share_one_poll_and_get_the_result(records: RecordSto
     await waited_for(waiting)
     assert waiting.polls == 1
     running = [repr(task.get_coro()) for task in asyncio.all_tasks()]
-    assert sum("until_terminal" in each for each in running) == 50
-    assert sum("_poll" in each for each in running) == 1
+    assert sum("Waiting.until_terminal" in each for each in running) == 50
+    assert sum("Waiting._poll" in each for each in running) == 1
     await finish(records)
     ended = await asyncio.gather(*waiters)
     assert {record.status for record in ended if record} == {Status.SUCCESS}
