@@ -49,7 +49,7 @@ class Recipe:
     warmup: float = 0.1
     average_decay: float = 0.997
     # (share of the run at which it begins, side in pixels)
-    sides: tuple[tuple[float, int], ...] = ((0.0, 32), (0.3, 40), (0.6, 48), (0.88, 64))
+    sides: tuple[tuple[float, int], ...] = ((0.0, 32), (0.3, 40), (0.6, 48), (0.93, 64))
     evaluation_side: int = 80
     seed: int = 0
 
