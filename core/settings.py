@@ -18,6 +18,10 @@ DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "models" / "default"
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 _DELIVERY = DeliveryPolicy()
+# https://cloud.google.com/pubsub/docs/pubsub-basics#resource_names
+_RESOURCE = r"^[A-Za-z][A-Za-z0-9._~%+-]{2,254}$"
+_HOST_PORT = r"^[^\s/]+:[0-9]{1,5}$"
+_URL = r"^https?://[^\s?#]*[^\s/?#]$"
 
 
 class Settings(BaseSettings):
@@ -29,7 +33,8 @@ class Settings(BaseSettings):
 
     # --- Where things run -----------------------------------------------------------------------
     backend: Annotated[
-        Literal["embedded"], Field(description="Where records, images and messages are kept")
+        Literal["embedded", "emulator", "gcp"],
+        Field(description="Where records, images and messages are kept"),
     ] = "embedded"
     host: Annotated[str, Field(description="Address that both services listen on")] = "127.0.0.1"
     api_port: Annotated[Port, Field(description="Port of the API")] = 8080
@@ -113,6 +118,68 @@ class Settings(BaseSettings):
         int, Field(ge=1, le=1000, description="Deliveries the embedded queue has in flight")
     ] = 8
 
+    # --- Google: BACKEND=emulator and BACKEND=gcp -----------------------------------------------
+    google_cloud_project: Annotated[
+        str, Field(description="Project; empty means the credentials' own, or `demo-glimpse`")
+    ] = ""
+    datastore_database: Annotated[
+        str, Field(description="Datastore database; empty means the default one")
+    ] = ""
+    namespace_prefix: Annotated[
+        str,
+        Field(
+            pattern=r"^[0-9A-Za-z._-]{0,36}$",
+            description="What a tenant's Datastore namespace begins with",
+        ),
+    ] = ""
+    bucket: Annotated[
+        str, Field(min_length=3, max_length=63, description="Cloud Storage bucket of the images")
+    ] = "glimpse-images"
+    topic: Annotated[str, Field(pattern=_RESOURCE, description="Pub/Sub topic of the images")] = (
+        "glimpse-images"
+    )
+    subscription: Annotated[
+        str, Field(pattern=_RESOURCE, description="Push subscription of that topic")
+    ] = "glimpse-images-push"
+    dead_letter_topic: Annotated[
+        str, Field(pattern=_RESOURCE, description="Pub/Sub topic of the dead letters")
+    ] = "glimpse-dead-letters"
+    dead_letter_subscription: Annotated[
+        str, Field(pattern=_RESOURCE, description="Push subscription of the dead letters")
+    ] = "glimpse-dead-letters-push"
+    signing_service_account: Annotated[
+        str,
+        Field(description="Who signs links to images; empty means the service's own account"),
+    ] = ""
+    datastore_emulator_host: Annotated[
+        str, Field(pattern=_HOST_PORT, description="Datastore emulator, as host:port")
+    ] = "127.0.0.1:8181"
+    pubsub_emulator_host: Annotated[
+        str, Field(pattern=_HOST_PORT, description="Pub/Sub emulator, as host:port")
+    ] = "127.0.0.1:8085"
+    storage_emulator_host: Annotated[
+        str, Field(pattern=_URL, description="Storage emulator, as a URL")
+    ] = "http://127.0.0.1:9023"
+    push_endpoint: Annotated[
+        str,
+        Field(
+            pattern=rf"^$|{_URL}",
+            description="Where the emulator's pushes go; empty means HOST and WORKER_PORT",
+        ),
+    ] = ""
+
+    # --- Who may push: always checked with BACKEND=gcp ------------------------------------------
+    push_auth: Annotated[
+        bool, Field(description="Whether the worker demands Google's token from who pushes")
+    ] = False
+    push_audience: Annotated[str, Field(description="The token's audience, exactly")] = ""
+    push_service_account: Annotated[
+        str, Field(description="The e-mail of the service account that pushes")
+    ] = ""
+    push_keys_url: Annotated[
+        str, Field(pattern=_URL, description="Keys that may sign such tokens, as a JWK set")
+    ] = "https://www.googleapis.com/oauth2/v3/certs"
+
     # --- The worker -----------------------------------------------------------------------------
     worker_concurrency: Annotated[
         int, Field(ge=0, description="Images classified at once; 0 means one a core")
@@ -144,7 +211,24 @@ class Settings(BaseSettings):
         if self.api_port == self.worker_port:
             raise ValueError("API_PORT and WORKER_PORT must differ")
         _ = self.delivery  # raises where the numbers contradict each other
+        if self.backend != "embedded":
+            self._check_pubsub_bounds()
+        if self.backend == "gcp" and "bucket" not in self.model_fields_set:
+            raise ValueError("BACKEND=gcp needs BUCKET")
+        if self.verifies_pushes and not (self.push_audience and self.push_service_account):
+            reason = "BACKEND=gcp" if self.backend == "gcp" else "PUSH_AUTH"
+            raise ValueError(f"{reason} needs PUSH_AUDIENCE and PUSH_SERVICE_ACCOUNT")
         return self
+
+    def _check_pubsub_bounds(self) -> None:
+        """Raise ValueError for what Pub/Sub would refuse, while the message can still be plain."""
+        for name, value, least, most in (
+            ("DELIVERY_ATTEMPTS", self.delivery_attempts, 5, 100),
+            ("ACK_DEADLINE_SECONDS", self.ack_deadline_seconds, 10, 600),
+            ("RETENTION_SECONDS", self.retention_seconds, 600, 31 * 24 * 3600),
+        ):
+            if not least <= value <= most:
+                raise ValueError(f"Pub/Sub needs {name} between {least} and {most}")
 
     @property
     def delivery(self) -> DeliveryPolicy:
@@ -161,6 +245,10 @@ class Settings(BaseSettings):
     @property
     def lease(self) -> timedelta:
         return timedelta(seconds=self.lease_seconds)
+
+    @property
+    def verifies_pushes(self) -> bool:
+        return self.push_auth or self.backend == "gcp"
 
     @property
     def worker_url(self) -> str:

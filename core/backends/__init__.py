@@ -10,7 +10,7 @@ from core.ports import BlobStore, Publisher, RecordStore
 from core.settings import Settings
 
 if TYPE_CHECKING:
-    from core.backends.embedded.links import LinkSigner
+    from core.backends.links import LinkSigner
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,10 @@ class Backend:
 async def open_backend(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Backend]:
     """Open what `BACKEND` names, once a process and after any fork; close it on the way out."""
     # Imported here so that a backend's packages are loaded only where it is used.
-    from core.backends.embedded import open_embedded
+    if settings.backend == "embedded":
+        from core.backends.embedded import open_embedded as open_chosen
+    else:
+        from core.backends.google import open_google as open_chosen
 
-    async with open_embedded(settings, clock) as backend:
+    async with open_chosen(settings, clock) as backend:
         yield backend

@@ -13,7 +13,7 @@ from core.backends import Backend
 from core.backends.embedded import queue_store, records
 from core.backends.embedded.blobs import FileBlobStore
 from core.backends.embedded.database import Database
-from core.backends.embedded.links import LinkSigner, shared_secret
+from core.backends.links import LinkSigner, shared_secret
 from core.backends.embedded.publisher import SqlitePublisher
 from core.backends.embedded.queue_store import QueueStore
 from core.backends.embedded.records import SqliteRecordStore

@@ -16,7 +16,7 @@ from typing import ParamSpec, TypeVar
 
 import structlog
 
-from core.backends.embedded.links import LinkSigner
+from core.backends.links import LinkSigner
 from core.clock import Clock, utc_now
 from core.errors import NotFound, Unavailable
 from core.records import IMAGE_HASH, TENANT

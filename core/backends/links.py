@@ -1,6 +1,7 @@
 """Links that let their bearer read one blob until they expire, signed with HMAC-SHA256.
 
-All processes on one data folder share one secret, made by whichever comes first.
+For storage that cannot make such links itself: files, and the storage emulator. All processes on
+one data folder share one secret, made by whichever comes first.
 """
 
 import hashlib

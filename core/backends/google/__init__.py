@@ -1,0 +1,45 @@
+"""Google's backend: Datastore, Cloud Storage and Pub/Sub, real or emulated.
+
+`endpoints` is the one module in which the two differ.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from core.backends import Backend
+from core.backends.google.blobs import CloudBlobStore
+from core.backends.google.endpoints import open_endpoints
+from core.backends.google.publisher import PubSubPublisher
+from core.backends.google.records import DatastoreRecordStore
+from core.clock import Clock, utc_now
+from core.settings import Settings
+
+
+@asynccontextmanager
+async def open_google(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Backend]:
+    """The three ports, with one client each, made in the running loop and closed at the end.
+
+    Nothing is contacted yet, so that a process starts while a service is down: readiness says so.
+    Raises Unavailable where there are no credentials.
+    """
+    endpoints = await open_endpoints(settings, clock)
+    async with AsyncExitStack() as stack:
+        datastore_channel = endpoints.datastore_channel()
+        stack.push_async_callback(datastore_channel.close)
+        record_store = DatastoreRecordStore(
+            datastore_channel,
+            endpoints.project,
+            settings.datastore_database,
+            settings.namespace_prefix,
+            clock,
+        )
+        stack.push_async_callback(record_store.close)
+        pubsub_channel = endpoints.pubsub_channel()
+        stack.push_async_callback(pubsub_channel.close)
+        publisher = PubSubPublisher(pubsub_channel, endpoints.project, settings.topic)
+        stack.push_async_callback(publisher.close)
+        client = await asyncio.to_thread(endpoints.storage_client)
+        blobs = CloudBlobStore(client, settings.bucket, endpoints.links)
+        stack.push_async_callback(blobs.close)
+        yield Backend(record_store, blobs, publisher, endpoints.local_links)

@@ -1,0 +1,147 @@
+"""Where Google's services are and who we are to them: the one difference between emulator and gcp.
+
+Emulators are reached in plain text and ask nobody who they are. Google Cloud is reached with the
+application's default credentials: https://cloud.google.com/docs/authentication/adc
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import google.auth
+import grpc.aio
+import requests.adapters
+from google.auth.credentials import AnonymousCredentials, Credentials
+from google.auth.exceptions import DefaultCredentialsError
+from google.auth.transport.requests import AuthorizedSession
+from google.cloud import storage
+from google.cloud.datastore_v1.services.datastore.transports import DatastoreGrpcAsyncIOTransport
+from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
+
+from core.backends.google.blobs import THREADS, Links
+from core.backends.google.signed_links import IamLinks, LocalLinks
+from core.backends.links import LinkSigner, shared_secret
+from core.clock import Clock
+from core.errors import Unavailable
+from core.settings import Settings
+
+DEMO_PROJECT = "demo-glimpse"
+DATASTORE_HOST = "datastore.googleapis.com"
+PUBSUB_HOST = "pubsub.googleapis.com"
+STORAGE_URL = "https://storage.googleapis.com"
+IAM_URL = "https://iamcredentials.googleapis.com"
+SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
+
+# gRPC waits up to two minutes between tries to connect; a service that is back should be used
+# within a second. Sizes are unlimited, as Google's own clients set them.
+CHANNEL_OPTIONS: Sequence[tuple[str, Any]] = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # Otherwise all channels to one address share one connection, and its fate.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Addresses and credentials of one process. `credentials` None means plain text, no one."""
+
+    project: str
+    credentials: Credentials | None
+    datastore_host: str
+    pubsub_host: str
+    storage_url: str
+    links: Links
+    local_links: LinkSigner | None
+
+    def datastore_channel(self) -> grpc.aio.Channel:
+        return self._channel(DatastoreGrpcAsyncIOTransport, self.datastore_host)
+
+    def pubsub_channel(self) -> grpc.aio.Channel:
+        return self._channel(PublisherGrpcAsyncIOTransport, self.pubsub_host)
+
+    def storage_client(self) -> storage.Client:
+        """Blocks. Its connections are as many as the threads that use it."""
+        return storage.Client(
+            project=self.project,
+            credentials=self.credentials or AnonymousCredentials(),
+            client_options={"api_endpoint": self.storage_url},
+            _http=authorized_session(self.credentials, THREADS),
+        )
+
+    def _channel(self, transport: Any, host: str) -> grpc.aio.Channel:
+        if self.credentials is None:
+            return grpc.aio.insecure_channel(host, options=CHANNEL_OPTIONS)
+        return transport.create_channel(
+            host, credentials=self.credentials, options=CHANNEL_OPTIONS, scopes=SCOPES
+        )
+
+
+async def open_endpoints(settings: Settings, clock: Clock) -> Endpoints:
+    """What `BACKEND` means. Raises Unavailable where there are no credentials, or no project."""
+    make = _cloud if settings.backend == "gcp" else _emulators
+    return await asyncio.to_thread(make, settings, clock)
+
+
+def authorized_session(credentials: Credentials | None, connections: int) -> AuthorizedSession:
+    """An HTTP session that keeps at most `connections` connections and makes no more."""
+    session = AuthorizedSession(credentials or AnonymousCredentials())
+    for scheme in ("http://", "https://"):
+        session.mount(
+            scheme,
+            requests.adapters.HTTPAdapter(
+                pool_connections=2, pool_maxsize=connections, pool_block=True
+            ),
+        )
+    return session
+
+
+def _emulators(settings: Settings, clock: Clock) -> Endpoints:
+    try:
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        signer = LinkSigner(shared_secret(settings.data_dir / "link.key"), settings.public_url)
+    except OSError as error:
+        raise Unavailable(
+            f"The data folder {settings.data_dir} cannot be used: {error.strerror}."
+        ) from error
+    return Endpoints(
+        project=settings.google_cloud_project or DEMO_PROJECT,
+        credentials=None,
+        datastore_host=settings.datastore_emulator_host,
+        pubsub_host=settings.pubsub_emulator_host,
+        storage_url=settings.storage_emulator_host,
+        links=LocalLinks(signer, clock),
+        local_links=signer,
+    )
+
+
+def _cloud(settings: Settings, clock: Clock) -> Endpoints:
+    try:
+        credentials, project = google.auth.default(scopes=SCOPES)
+    except DefaultCredentialsError as error:
+        raise Unavailable("There are no Google credentials; see README, Google Cloud.") from error
+    project = settings.google_cloud_project or project
+    if not project:
+        raise Unavailable("The credentials name no project: set GOOGLE_CLOUD_PROJECT.")
+    return Endpoints(
+        project=project,
+        credentials=credentials,
+        datastore_host=DATASTORE_HOST,
+        pubsub_host=PUBSUB_HOST,
+        storage_url=STORAGE_URL,
+        links=IamLinks(
+            credentials,
+            authorized_session(credentials, IamLinks.THREADS),
+            settings.bucket,
+            settings.signing_service_account,
+            iam_url=IAM_URL,
+            storage_url=STORAGE_URL,
+        ),
+        local_links=None,
+    )

@@ -1,0 +1,114 @@
+"""What the emulators need to exist: topics, push subscriptions, a bucket. Terraform's part there.
+
+Running it again changes what differs and leaves the rest, messages included.
+"""
+
+import asyncio
+from datetime import timedelta
+
+from google.api_core.exceptions import AlreadyExists, Conflict
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.pubsub_v1 import PublisherAsyncClient, SubscriberAsyncClient
+from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
+from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcAsyncIOTransport
+from google.pubsub_v1.types import (
+    DeadLetterPolicy,
+    ExpirationPolicy,
+    PushConfig,
+    RetryPolicy,
+    Subscription,
+    Topic,
+    UpdateSubscriptionRequest,
+)
+
+from core.backends.google.endpoints import Endpoints, open_endpoints
+from core.backends.google.errors import translated
+from core.clock import utc_now
+from core.policy import CLASSIFY_PATH, DEAD_LETTER_PATH
+from core.settings import Settings
+
+TIMEOUT = 20.0  # seconds for each request; an emulator's first ones are slow
+_CHANGEABLE = ("push_config", "ack_deadline_seconds", "retry_policy", "dead_letter_policy")
+
+
+async def provision(settings: Settings) -> None:
+    """Create or adjust everything. Raises Unavailable where an emulator does not answer."""
+    endpoints = await open_endpoints(settings, utc_now)
+    with translated("emulator"):
+        await _queues(settings, endpoints)
+        await asyncio.to_thread(_bucket, settings, endpoints)
+
+
+def subscriptions(settings: Settings, project: str) -> list[Subscription]:
+    """The two push subscriptions, as the delivery policy wants them."""
+    base = settings.push_endpoint or settings.worker_url
+    policy = settings.delivery
+    root = f"projects/{project}"
+    retention = timedelta(seconds=policy.retention)
+    retry = RetryPolicy(
+        minimum_backoff=timedelta(seconds=policy.min_backoff),
+        maximum_backoff=timedelta(seconds=policy.max_backoff),
+    )
+
+    def push(name: str, topic: str, path: str, **more: object) -> Subscription:
+        return Subscription(
+            name=f"{root}/subscriptions/{name}",
+            topic=f"{root}/topics/{topic}",
+            push_config=PushConfig(push_endpoint=f"{base}{path}"),
+            ack_deadline_seconds=int(policy.ack_deadline),
+            message_retention_duration=retention,
+            expiration_policy=ExpirationPolicy(),  # without a time: never
+            retry_policy=retry,
+            **more,
+        )
+
+    return [
+        push(
+            settings.subscription,
+            settings.topic,
+            CLASSIFY_PATH,
+            dead_letter_policy=DeadLetterPolicy(
+                dead_letter_topic=f"{root}/topics/{settings.dead_letter_topic}",
+                max_delivery_attempts=policy.attempts,
+            ),
+        ),
+        push(settings.dead_letter_subscription, settings.dead_letter_topic, DEAD_LETTER_PATH),
+    ]
+
+
+async def _queues(settings: Settings, endpoints: Endpoints) -> None:
+    channel = endpoints.pubsub_channel()
+    try:
+        publisher = PublisherAsyncClient(transport=PublisherGrpcAsyncIOTransport(channel=channel))
+        subscriber = SubscriberAsyncClient(
+            transport=SubscriberGrpcAsyncIOTransport(channel=channel)
+        )
+        for name in (settings.topic, settings.dead_letter_topic):
+            topic = Topic(name=f"projects/{endpoints.project}/topics/{name}")
+            try:
+                await publisher.create_topic(request=topic, timeout=TIMEOUT)
+            except AlreadyExists:
+                pass
+        for wanted in subscriptions(settings, endpoints.project):
+            try:
+                await subscriber.create_subscription(request=wanted, timeout=TIMEOUT)
+            except AlreadyExists:
+                paths = [name for name in _CHANGEABLE if name in wanted]
+                await subscriber.update_subscription(
+                    request=UpdateSubscriptionRequest(
+                        subscription=wanted, update_mask=FieldMask(paths=paths)
+                    ),
+                    timeout=TIMEOUT,
+                )
+    finally:
+        await channel.close()
+
+
+def _bucket(settings: Settings, endpoints: Endpoints) -> None:
+    client = endpoints.storage_client()
+    try:
+        client.create_bucket(settings.bucket, timeout=TIMEOUT)
+    except Conflict:
+        pass
+    finally:
+        client.close()

@@ -1,0 +1,101 @@
+"""Publishing to Pub/Sub, in batches that nobody waits for.
+
+A message goes out at once. Those that come while `SENDERS` requests are under way go together with
+the next one: batches grow with the load and cost no delay without it.
+"""
+
+import asyncio
+from collections import deque
+
+import grpc.aio
+from google.api_core.exceptions import (
+    Aborted,
+    InternalServerError,
+    ServiceUnavailable,
+    TooManyRequests,
+)
+from google.api_core.retry import AsyncRetry, if_exception_type
+from google.pubsub_v1 import PublisherAsyncClient
+from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
+from google.pubsub_v1.types import GetTopicRequest, PublishRequest, PublishResponse, PubsubMessage
+
+from core.backends.google.errors import translated
+from core.errors import Unavailable
+from core.messages import ClassifyImage
+
+PART = "message queue"
+SENDERS = 8  # requests at once
+BATCH = 100  # messages in a request; Pub/Sub allows 1,000 and 10 MB
+# Seconds. One try may take REQUEST, all of them and the wait for a sender at most PUBLISH: then the
+# client hears 503 and comes again. A message that went out all the same is a harmless duplicate.
+REQUEST, PUBLISH, PING = 3.0, 5.0, 2.0
+_RETRY = AsyncRetry(
+    predicate=if_exception_type(Aborted, InternalServerError, ServiceUnavailable, TooManyRequests),
+    initial=0.05,
+    maximum=0.5,
+    multiplier=2.0,
+    timeout=2.0,
+)
+
+
+class PubSubPublisher:
+    """`core.ports.Publisher` on one topic."""
+
+    def __init__(self, channel: grpc.aio.Channel, project: str, topic: str) -> None:
+        self._client = PublisherAsyncClient(transport=PublisherGrpcAsyncIOTransport(channel=channel))
+        self._topic = f"projects/{project}/topics/{topic}"
+        self._waiting: deque[tuple[object, asyncio.Future[str]]] = deque()
+        self._senders: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    async def publish(self, message: ClassifyImage) -> str:
+        """The message's id, once Pub/Sub has it. Raises Unavailable, within `PUBLISH` seconds."""
+        if self._closed:
+            raise Unavailable("The message queue is closed.")
+        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._waiting.append((PubsubMessage.pb()(attributes=message.attributes()), future))
+        if len(self._senders) < SENDERS:
+            sender = asyncio.create_task(self._send_all())
+            self._senders.add(sender)
+            sender.add_done_callback(self._senders.discard)
+        with translated(PART):
+            async with asyncio.timeout(PUBLISH):
+                return await future
+
+    async def ping(self) -> None:
+        with translated(PART):
+            request = GetTopicRequest(topic=self._topic)
+            await self._client.get_topic(request=request, retry=None, timeout=PING)
+
+    async def close(self) -> None:
+        """Send what waits."""
+        self._closed = True
+        while self._senders:
+            await asyncio.wait(self._senders)
+
+    async def _send_all(self) -> None:
+        while self._waiting:
+            batch = []
+            while self._waiting and len(batch) < BATCH:
+                message, future = self._waiting.popleft()
+                if not future.done():  # its caller gave up
+                    batch.append((message, future))
+            if batch:
+                await self._send(batch)
+
+    async def _send(self, batch: list[tuple[object, asyncio.Future[str]]]) -> None:
+        raw = PublishRequest.pb()(topic=self._topic, messages=[message for message, _ in batch])
+        try:
+            response = await self._client.publish(
+                request=PublishRequest.wrap(raw), retry=_RETRY, timeout=REQUEST
+            )
+            ids = PublishResponse.pb(response).message_ids
+            outcomes = dict(zip((future for _, future in batch), ids, strict=True))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the callers
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for future, message_id in outcomes.items():
+            if not future.done():
+                future.set_result(message_id)

@@ -1,0 +1,131 @@
+"""Links to images that expire, for a bucket that nobody else can read.
+
+On Google Cloud they are V4 signed URLs, signed by the service's own account through IAM's signBlob:
+no private key is anywhere. https://cloud.google.com/storage/docs/access-control/signed-urls
+On the emulator, which checks no signature, they lead to the API, which does.
+"""
+
+import asyncio
+import base64
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+from google.auth.credentials import Credentials, Signing
+from google.auth.exceptions import TransportError
+from google.auth.transport.requests import AuthorizedSession, Request
+from google.cloud import storage
+
+from core.backends.google.errors import translated
+from core.backends.links import LinkSigner
+from core.clock import Clock
+
+PART = "signing service"
+TIMEOUT = (2.0, 3.0)  # seconds to connect, and between bytes, of one try
+PATIENCE = 5.0  # seconds for a link in all
+
+
+class LocalLinks:
+    """`core.backends.google.blobs.Links` that the API serves itself."""
+
+    def __init__(self, signer: LinkSigner, clock: Clock) -> None:
+        self._signer = signer
+        self._clock = clock
+
+    async def url(self, name: str, expires_in: timedelta) -> str:
+        return self._signer.url(name, self._clock() + expires_in)
+
+    async def close(self) -> None:
+        pass
+
+
+class IamLinks:
+    """`core.backends.google.blobs.Links` that Cloud Storage serves.
+
+    Signing blocks, and an IAM that does not answer must not hold up the storage's threads: it has
+    threads of its own.
+    """
+
+    THREADS = 4
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        session: AuthorizedSession,
+        bucket: str,
+        account: str,
+        *,
+        iam_url: str,
+        storage_url: str,
+    ) -> None:
+        self._signer = IamSigner(credentials, session, account, iam_url)
+        self._storage_url = storage_url
+        # Only to name the object: signing needs no client, and this one never sends anything.
+        self._bucket = storage.Client(project="unused", credentials=credentials).bucket(bucket)
+        self._session = session
+        self._threads = ThreadPoolExecutor(self.THREADS, thread_name_prefix="links")
+
+    async def url(self, name: str, expires_in: timedelta) -> str:
+        loop = asyncio.get_running_loop()
+        with translated(PART):
+            async with asyncio.timeout(PATIENCE):
+                return await loop.run_in_executor(self._threads, self._sign, name, expires_in)
+
+    async def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._session.close()
+
+    def _sign(self, name: str, expires_in: timedelta) -> str:
+        self._signer.prepare()
+        url: str = self._bucket.blob(name).generate_signed_url(
+            version="v4",
+            expiration=expires_in,
+            method="GET",
+            credentials=self._signer,
+            api_access_endpoint=self._storage_url,
+        )
+        return url
+
+
+class IamSigner(Signing):
+    """Signs as a service account through IAM, with time limits of its own.
+
+    google-auth's `iam.Signer` and the Storage client's own call keep trying for two minutes.
+    https://cloud.google.com/iam/docs/reference/credentials/rest/v1/projects.serviceAccounts/signBlob
+    """
+
+    def __init__(
+        self, credentials: Credentials, session: AuthorizedSession, account: str, iam_url: str
+    ) -> None:
+        self._credentials = credentials
+        self._session = session
+        self._account = account
+        self._iam_url = iam_url
+
+    def prepare(self) -> None:
+        """Learn whose credentials these are, which on Cloud Run they know once refreshed."""
+        if self._account:
+            return
+        email = getattr(self._credentials, "service_account_email", "")
+        if email in ("", "default"):
+            self._credentials.refresh(Request())
+            email = getattr(self._credentials, "service_account_email", "")
+        if email in ("", "default"):
+            raise TransportError("the credentials are no service account's")
+        self._account = email
+
+    @property
+    def signer_email(self) -> str:
+        return self._account
+
+    @property
+    def signer(self) -> Any:
+        return self
+
+    def sign_bytes(self, message: bytes) -> bytes:
+        url = f"{self._iam_url}/v1/projects/-/serviceAccounts/{self._account}:signBlob"
+        body = {"payload": base64.b64encode(message).decode("ascii")}
+        response = self._session.post(url, json=body, timeout=TIMEOUT)
+        if response.status_code != 200:
+            raise TransportError(f"signBlob answered {response.status_code}")
+        return base64.b64decode(response.json()["signedBlob"])
