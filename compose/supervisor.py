@@ -117,7 +117,7 @@ class Supervisor:
             stderr=asyncio.subprocess.STDOUT,
             # A session of its own: Ctrl-C reaches the supervisor alone, which then ends the rest.
             start_new_session=True,
-            preexec_fn=_end_with_parent,
+            preexec_fn=end_with_parent,
         )
         assert process.stdout is not None
         show = asyncio.create_task(self._show(program.name, process.stdout))
@@ -146,7 +146,7 @@ class Supervisor:
             self.say(name, line.decode("utf-8", "replace").rstrip())
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """In the child: end when the supervisor dies, however it dies (Linux, prctl(2))."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,6 +1,8 @@
 """One backend after another, each empty and real. A new backend adds its name and its branch."""
 
-from collections.abc import AsyncIterator
+import os
+import secrets
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,11 @@ import pytest
 from core.backends import Backend, open_backend
 from core.settings import Settings
 from tests.contract.clock import MovableClock
+from tests.support.emulators import emulator_environment, running_emulators
+
+# A real project to test against as well; `docs/operations.md` says what it must have.
+PROJECT = os.environ.get("GLIMPSE_TEST_GCP_PROJECT", "")
+BACKENDS = ["embedded", "emulator", *(["gcp"] if PROJECT else [])]
 
 
 @pytest.fixture
@@ -15,12 +22,59 @@ def clock() -> MovableClock:
     return MovableClock()
 
 
-@pytest.fixture(params=["embedded"])
+@pytest.fixture(scope="session")
+def emulator_addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Running emulators' addresses, by the settings' names."""
+    addresses = emulator_environment()
+    with running_emulators(tmp_path_factory.mktemp("emulators"), addresses):
+        yield {name.lower(): value for name, value in addresses.items()}
+
+
+@pytest.fixture(params=BACKENDS)
 def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    if request.param == "emulator":
+        return request.getfixturevalue("emulator_settings")
+    if request.param == "gcp":
+        return cloud_settings(tmp_path)
     return Settings(backend=request.param, data_dir=tmp_path / "data")
 
 
 @pytest.fixture
+def emulator_settings(emulator_addresses: dict[str, str], tmp_path: Path) -> Settings:
+    """The emulators, with a project of its own for every test: they take any."""
+    unique = secrets.token_hex(4)
+    return Settings(
+        backend="emulator",
+        data_dir=tmp_path / "data",
+        google_cloud_project=f"test-{unique}",
+        bucket=f"images-{unique}",
+        # Never reached: what is pushed concerns the flow tests.
+        push_endpoint="http://127.0.0.1:9",
+        **emulator_addresses,  # type: ignore[arg-type]  # each is a string setting
+    )
+
+
+def cloud_settings(tmp_path: Path) -> Settings:
+    """A real project. Each test has namespaces of its own; bucket and topic are shared."""
+    return Settings(
+        backend="gcp",
+        data_dir=tmp_path / "data",
+        google_cloud_project=PROJECT,
+        bucket=os.environ.get("GLIMPSE_TEST_GCP_BUCKET", f"{PROJECT}-glimpse-test"),
+        topic=os.environ.get("GLIMPSE_TEST_GCP_TOPIC", "glimpse-test"),
+        datastore_database=os.environ.get("GLIMPSE_TEST_GCP_DATABASE", ""),
+        signing_service_account=os.environ.get("GLIMPSE_TEST_GCP_SIGNER", ""),
+        namespace_prefix=f"test-{secrets.token_hex(6)}.",
+        push_audience="unused",
+        push_service_account="unused",
+    )
+
+
+@pytest.fixture
 async def backend(settings: Settings, clock: MovableClock) -> AsyncIterator[Backend]:
+    if settings.backend == "emulator":
+        from core.backends.google.provision import provision
+
+        await provision(settings)
     async with open_backend(settings, clock) as opened:
         yield opened

@@ -13,10 +13,10 @@ from core.backends import Backend
 from core.backends.embedded import queue_store, records
 from core.backends.embedded.blobs import FileBlobStore
 from core.backends.embedded.database import Database
-from core.backends.links import LinkSigner, shared_secret
 from core.backends.embedded.publisher import SqlitePublisher
 from core.backends.embedded.queue_store import QueueStore
 from core.backends.embedded.records import SqliteRecordStore
+from core.backends.links import LinkSigner, shared_secret
 from core.clock import Clock, utc_now
 from core.errors import Unavailable
 from core.settings import Settings

@@ -17,7 +17,7 @@ from google.cloud.datastore_v1.types import Entity, Key, PartitionId, Value
 
 from core.records import Annotation, Record, RecordError, RecordKey, Status
 
-IMAGE_KIND, RECORD_KIND = "Image", "Record"
+IMAGE_KIND, RECORD_KIND, TENANT_KIND = "Image", "Record", "Tenant"
 UNFINISHED = "unfinished_at"
 
 RawKey, RawEntity, RawValue = Key.pb(), Entity.pb(), Value.pb()
@@ -46,6 +46,14 @@ class Keys:
             partition_id=self.partition(namespace),
             path=[_PathElement(kind=kind, name=name) for kind, name in pairs],
         )
+
+    @property
+    def tenants_namespace(self) -> str:
+        """Where the list of tenants is kept; no tenant's name has an underscore."""
+        return f"{self.prefix}_tenants"
+
+    def tenant(self, tenant: str) -> Any:
+        return self.path(self.tenants_namespace, (TENANT_KIND, tenant))
 
     def image(self, tenant: str, image_hash: str) -> Any:
         return self.path(self.namespace(tenant), (IMAGE_KIND, image_hash))

@@ -4,6 +4,7 @@ Running it again changes what differs and leaves the rest, messages included.
 """
 
 import asyncio
+from contextlib import suppress
 from datetime import timedelta
 
 from google.api_core.exceptions import AlreadyExists, Conflict
@@ -85,10 +86,8 @@ async def _queues(settings: Settings, endpoints: Endpoints) -> None:
         )
         for name in (settings.topic, settings.dead_letter_topic):
             topic = Topic(name=f"projects/{endpoints.project}/topics/{name}")
-            try:
+            with suppress(AlreadyExists):
                 await publisher.create_topic(request=topic, timeout=TIMEOUT)
-            except AlreadyExists:
-                pass
         for wanted in subscriptions(settings, endpoints.project):
             try:
                 await subscriber.create_subscription(request=wanted, timeout=TIMEOUT)
@@ -107,8 +106,7 @@ async def _queues(settings: Settings, endpoints: Endpoints) -> None:
 def _bucket(settings: Settings, endpoints: Endpoints) -> None:
     client = endpoints.storage_client()
     try:
-        client.create_bucket(settings.bucket, timeout=TIMEOUT)
-    except Conflict:
-        pass
+        with suppress(Conflict):
+            client.create_bucket(settings.bucket, timeout=TIMEOUT)
     finally:
         client.close()

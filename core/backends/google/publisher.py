@@ -42,7 +42,9 @@ class PubSubPublisher:
     """`core.ports.Publisher` on one topic."""
 
     def __init__(self, channel: grpc.aio.Channel, project: str, topic: str) -> None:
-        self._client = PublisherAsyncClient(transport=PublisherGrpcAsyncIOTransport(channel=channel))
+        self._client = PublisherAsyncClient(
+            transport=PublisherGrpcAsyncIOTransport(channel=channel)
+        )
         self._topic = f"projects/{project}/topics/{topic}"
         self._waiting: deque[tuple[object, asyncio.Future[str]]] = deque()
         self._senders: set[asyncio.Task[None]] = set()
@@ -75,7 +77,7 @@ class PubSubPublisher:
 
     async def _send_all(self) -> None:
         while self._waiting:
-            batch = []
+            batch: list[tuple[object, asyncio.Future[str]]] = []
             while self._waiting and len(batch) < BATCH:
                 message, future = self._waiting.popleft()
                 if not future.done():  # its caller gave up

@@ -14,15 +14,19 @@ from typing import Any, TypeVar
 
 import grpc.aio
 import structlog
-from google.api_core.exceptions import Aborted, AlreadyExists, InternalServerError
-from google.api_core.exceptions import ServiceUnavailable
+from google.api_core.exceptions import (
+    Aborted,
+    AlreadyExists,
+    InternalServerError,
+    ServiceUnavailable,
+)
 from google.api_core.retry import AsyncRetry, if_exception_type
 from google.cloud.datastore_v1 import DatastoreAsyncClient
 from google.cloud.datastore_v1.services.datastore.transports import DatastoreGrpcAsyncIOTransport
 from google.cloud.datastore_v1.types import (
+    BeginTransactionRequest,
     CommitRequest,
     CommitResponse,
-    CompositeFilter,
     Filter,
     LookupRequest,
     LookupResponse,
@@ -35,14 +39,15 @@ from google.cloud.datastore_v1.types import (
     RollbackRequest,
     RunQueryRequest,
     RunQueryResponse,
-    TransactionOptions,
 )
 
 from core import records
 from core.backends.google.entities import (
     RECORD_KIND,
+    TENANT_KIND,
     UNFINISHED,
     Keys,
+    RawEntity,
     RawValue,
     entity_of,
     record_of,
@@ -73,7 +78,6 @@ _RETRY = AsyncRetry(
     timeout=2.0,
 )
 _RawMutation, _RawReadOptions, _RawQuery = Mutation.pb(), ReadOptions.pb(), Query.pb()
-_NAMESPACES = "__namespace__"  # https://cloud.google.com/datastore/docs/concepts/metadataqueries
 
 
 class DatastoreRecordStore:
@@ -87,23 +91,28 @@ class DatastoreRecordStore:
         namespace_prefix: str = "",
         clock: Clock = utc_now,
     ) -> None:
-        self._client = DatastoreAsyncClient(transport=DatastoreGrpcAsyncIOTransport(channel=channel))
+        self._client = DatastoreAsyncClient(
+            transport=DatastoreGrpcAsyncIOTransport(channel=channel)
+        )
         self._keys = Keys(project, database, namespace_prefix)
         self._where = {"project_id": project, "database_id": database}
         self._clock = clock
+        self._registered: set[str] = set()
+        self._registering = asyncio.Lock()
         self._rollbacks: set[asyncio.Task[None]] = set()
         self._closed = False
 
     async def get(self, key: RecordKey) -> Record | None:
         with translated(PART):
             self._check_open()
-            response = await self._lookup(self._keys.record(key), None, _RETRY)
-            return self._found(response)
+            return self._found(await self._lookup(self._keys.record(key), retry=_RETRY))
 
     async def create(self, record: Record) -> bool:
         entity = entity_of(record, self._keys.record(record.key))
 
         async def insert() -> bool:
+            if record.key.tenant not in self._registered:
+                await self._register(record.key.tenant)
             try:
                 await self._commit([_RawMutation(insert=entity)])
             except AlreadyExists:
@@ -147,7 +156,7 @@ class DatastoreRecordStore:
         found: list[Record] = []
         with translated(PART):
             self._check_open()
-            for namespace in await self._namespaces():
+            for tenant in await self._tenants():
                 query = _RawQuery(kind=[{"name": RECORD_KIND}], limit={"value": limit})
                 query.filter.CopyFrom(
                     _filter(UNFINISHED, PropertyFilter.Operator.LESS_THAN, time_value(before))
@@ -155,7 +164,7 @@ class DatastoreRecordStore:
                 query.order.add(
                     property={"name": UNFINISHED}, direction=PropertyOrder.Direction.ASCENDING
                 )
-                entities, _ = await self._query(namespace, query, None, _RETRY)
+                entities = await self._query(self._keys.namespace(tenant), query, retry=_RETRY)
                 found += [record_of(entity, self._keys) for entity in entities]
         return nsmallest(limit, found, key=lambda record: record.updated_at)
 
@@ -164,24 +173,16 @@ class DatastoreRecordStore:
         ancestor = RawValue(key_value=self._keys.image(tenant, image_hash))
         query.filter.CopyFrom(_filter("__key__", PropertyFilter.Operator.HAS_ANCESTOR, ancestor))
 
-        async def delete() -> int:
-            entities, transaction = await self._query(
-                self._keys.namespace(tenant), query, _begin(), None
-            )
-            async with _Transaction(self, transaction) as unfinished:
-                if entities:
-                    await self._commit(
-                        [_RawMutation(delete=entity.key) for entity in entities], transaction
-                    )
-                    unfinished.ended = True
-            return len(entities)
+        async def delete(transaction: bytes) -> tuple[int, list[Any]]:
+            entities = await self._query(self._keys.namespace(tenant), query, _inside(transaction))
+            return len(entities), [_RawMutation(delete=entity.key) for entity in entities]
 
-        return await self._persistently(delete)
+        return await self._transact(delete)
 
     async def ping(self) -> None:
         with translated(PART):
             self._check_open()
-            await self._lookup(self._keys.path("", ("Ping", "ping")), None, None)
+            await self._lookup(self._keys.path("", ("Ping", "ping")))
 
     async def close(self) -> None:
         """Let go of the locks that refused transactions still hold."""
@@ -193,19 +194,37 @@ class DatastoreRecordStore:
         """Read, decide and write in one transaction; None where refused or unknown."""
         raw_key = self._keys.record(key)
 
-        async def transition() -> Record | None:
-            response = await self._lookup(raw_key, _begin(), None)
-            async with _Transaction(self, response.transaction) as unfinished:
-                before = self._found(response)
-                after = None if before is None else step(before, self._clock())
-                if after is not None:
-                    # Not an upsert: what was deleted meanwhile stays deleted.
-                    mutation = _RawMutation(update=entity_of(after, raw_key))
-                    await self._commit([mutation], response.transaction)
-                    unfinished.ended = True
-            return after
+        async def transition(transaction: bytes) -> tuple[Record | None, list[Any]]:
+            before = self._found(await self._lookup(raw_key, _inside(transaction)))
+            after = None if before is None else step(before, self._clock())
+            if after is None:
+                return None, []
+            # Not an upsert: what was deleted meanwhile stays deleted.
+            return after, [_RawMutation(update=entity_of(after, raw_key))]
 
-        return await self._persistently(transition)
+        return await self._transact(transition)
+
+    async def _transact(self, work: Callable[[bytes], Awaitable[tuple[T, list[Any]]]]) -> T:
+        """What `work` returns, once the changes that it wants are made.
+
+        Begun by a request of its own, though a read can begin a transaction: the Firestore emulator
+        then locks the record against its own reader.
+        """
+
+        async def attempt() -> T:
+            transaction = await self._begin()
+            committed = False
+            try:
+                result, mutations = await work(transaction)
+                if mutations:
+                    await self._commit(mutations, transaction)
+                    committed = True
+                return result
+            finally:
+                if not committed:
+                    self._roll_back_later(transaction)
+
+        return await self._persistently(attempt)
 
     async def _persistently(self, work: Callable[[], Awaitable[T]]) -> T:
         """Run `work` until nobody else's transaction aborts it. Raises Unavailable."""
@@ -220,7 +239,14 @@ class DatastoreRecordStore:
                         await asyncio.sleep(random.uniform(0, pause))
                 return await work()
 
-    async def _lookup(self, key: Any, options: Any, retry: AsyncRetry | None) -> Any:
+    async def _begin(self) -> bytes:
+        raw = BeginTransactionRequest.pb()(**self._where, transaction_options={"read_write": {}})
+        response = await self._client.begin_transaction(
+            request=BeginTransactionRequest.wrap(raw), retry=None, timeout=REQUEST
+        )
+        return response.transaction
+
+    async def _lookup(self, key: Any, options: Any = None, retry: AsyncRetry | None = None) -> Any:
         raw = LookupRequest.pb()(**self._where, keys=[key], read_options=options)
         response = await self._client.lookup(
             request=LookupRequest.wrap(raw), retry=retry, timeout=REQUEST
@@ -247,11 +273,10 @@ class DatastoreRecordStore:
         return CommitResponse.pb(response)
 
     async def _query(
-        self, namespace: str, query: Any, options: Any, retry: AsyncRetry | None
-    ) -> tuple[list[Any], bytes]:
-        """Every entity that `query` finds, over as many answers as it takes; the transaction."""
+        self, namespace: str, query: Any, options: Any = None, retry: AsyncRetry | None = None
+    ) -> list[Any]:
+        """Every entity that `query` finds, over as many answers as it takes."""
         entities: list[Any] = []
-        transaction = b""
         while True:
             raw = RunQueryRequest.pb()(
                 **self._where,
@@ -259,52 +284,41 @@ class DatastoreRecordStore:
                 query=query,
                 read_options=options,
             )
-            response = RunQueryResponse.pb(
-                await self._client.run_query(
-                    request=RunQueryRequest.wrap(raw), retry=retry, timeout=REQUEST
-                )
+            response = await self._client.run_query(
+                request=RunQueryRequest.wrap(raw), retry=retry, timeout=REQUEST
             )
-            batch = response.batch
-            transaction = transaction or response.transaction
+            batch = RunQueryResponse.pb(response).batch
             entities += [result.entity for result in batch.entity_results]
             if batch.more_results != QueryResultBatch.MoreResultsType.NOT_FINISHED:
-                return entities, transaction
+                return entities
             query.start_cursor = batch.end_cursor
             if query.HasField("limit"):
                 query.limit.value -= len(batch.entity_results)
-            if transaction:
-                options = _RawReadOptions(transaction=transaction)
 
-    async def _namespaces(self) -> list[str]:
-        """The namespaces of all tenants."""
-        prefix = self._keys.prefix
-        query = _RawQuery(kind=[{"name": _NAMESPACES}], projection=[_KEY_ONLY])
-        if prefix:
-            bounds = [
-                _filter("__key__", operator, RawValue(key_value=self._namespace_key(name)))
-                for operator, name in (
-                    (PropertyFilter.Operator.GREATER_THAN_OR_EQUAL, prefix),
-                    # "{" comes right after "z", the last character that a tenant may have.
-                    (PropertyFilter.Operator.LESS_THAN, prefix + "{"),
-                )
-            ]
-            query.filter.CopyFrom(
-                Filter.pb()(
-                    composite_filter={"op": CompositeFilter.Operator.AND, "filters": bounds}
-                )
-            )
-        entities, _ = await self._query("", query, None, _RETRY)
-        names = [entity.key.path[0].name for entity in entities]
-        return [name for name in names if records.TENANT.fullmatch(name.removeprefix(prefix))]
+    async def _register(self, tenant: str) -> None:
+        """Note that the tenant exists, before its first record does, so that `stale` finds it."""
+        async with self._registering:
+            if tenant in self._registered:
+                return
+            key = self._keys.tenant(tenant)
+            if not (await self._lookup(key, retry=_RETRY)).found:
+                await self._commit([_RawMutation(upsert=RawEntity(key=key))])
+            self._registered.add(tenant)
 
-    def _namespace_key(self, name: str) -> Any:
-        return self._keys.path("", (_NAMESPACES, name))
+    async def _tenants(self) -> list[str]:
+        """Every tenant that ever had a record.
+
+        Not Datastore's own query for namespaces, which the Firestore emulator does not have.
+        """
+        query = _RawQuery(kind=[{"name": TENANT_KIND}], projection=[_KEY_ONLY])
+        entities = await self._query(self._keys.tenants_namespace, query, retry=_RETRY)
+        return [entity.key.path[0].name for entity in entities]
 
     def _check_open(self) -> None:
         if self._closed:
             raise Unavailable(f"The {PART} is closed.")
 
-    def roll_back(self, transaction: bytes) -> None:
+    def _roll_back_later(self, transaction: bytes) -> None:
         """Give a transaction's locks up, without anybody waiting for it."""
         task = asyncio.create_task(self._roll_back(transaction))
         self._rollbacks.add(task)
@@ -321,28 +335,12 @@ class DatastoreRecordStore:
             log.debug("rollback failed", reason=type(error).__name__)
 
 
-class _Transaction:
-    """Rolls back on the way out unless `ended`: a lock that is left waits for its time limit."""
-
-    def __init__(self, store: DatastoreRecordStore, transaction: bytes) -> None:
-        self._store = store
-        self._transaction = transaction
-        self.ended = False
-
-    async def __aenter__(self) -> "_Transaction":
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if not self.ended and self._transaction:
-            self._store.roll_back(self._transaction)
-
-
 _KEY_ONLY = {"property": {"name": "__key__"}}
 
 
-def _begin() -> Any:
-    """Read in a new transaction, which the read begins."""
-    return _RawReadOptions(new_transaction=TransactionOptions.pb()(read_write={}))
+def _inside(transaction: bytes) -> Any:
+    """Read as of this transaction, and lock or watch what was read."""
+    return _RawReadOptions(transaction=transaction)
 
 
 def _filter(name: str, operator: int, value: Any) -> Any:

@@ -1,0 +1,254 @@
+"""Google's emulators as plain processes: `python -m compose.emulators`.
+
+Datastore and Pub/Sub are those of an installed gcloud, run by Java without gcloud's own wrapper,
+which costs seconds and leaves its child behind when it is killed. Cloud Storage is
+gcp-storage-emulator, a development dependency.
+"""
+
+import asyncio
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from compose.supervisor import end_with_parent
+from core.backends.google.endpoints import DEMO_PROJECT
+from core.settings import Settings, load_settings
+
+PATIENCE = 120.0  # seconds until an emulator must answer, on a busy machine
+GRACE = 10.0  # seconds that one may take to stop
+_JAVA = ("-Xmx512m", "-XX:+UseSerialGC")
+
+
+class EmulatorsMissing(Exception):
+    """What this machine lacks, as sentences for whoever would like to run them."""
+
+
+@dataclass(frozen=True)
+class Emulator:
+    """One process. It answers GET / with 200 once it is ready."""
+
+    name: str
+    argv: tuple[str, ...]
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}/"
+
+    def answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(self.url, timeout=2) as response:
+                return bool(response.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+
+def sdk_root() -> Path | None:
+    """The folder of the installed gcloud, if there is one."""
+    executable = shutil.which("gcloud")
+    root = os.environ.get("CLOUDSDK_ROOT_DIR") or (
+        executable and Path(executable).resolve().parents[1]
+    )
+    return Path(root) if root and (Path(root) / "platform").is_dir() else None
+
+
+def missing() -> list[str]:
+    """A sentence for everything that the emulators need and this machine lacks."""
+    sentences = []
+    root = sdk_root()
+    if root is None:
+        sentences.append("gcloud is not installed: https://cloud.google.com/sdk/docs/install.")
+    else:
+        sentences += [
+            f"gcloud lacks the component {component}: gcloud components install {component}."
+            for component, jar in (
+                ("cloud-datastore-emulator", _datastore_jar(root)),
+                ("pubsub-emulator", _pubsub_jar(root)),
+            )
+            if jar is None
+        ]
+    if shutil.which("java") is None:
+        sentences.append("Java is not installed; the emulators need version 11 or newer.")
+    if importlib.util.find_spec("gcp_storage_emulator") is None:
+        sentences.append("The Python package gcp-storage-emulator is not installed: make setup.")
+    return sentences
+
+
+def emulators(settings: Settings, folder: Path) -> list[Emulator]:
+    """The three at the addresses in `settings`, data in `folder`. Raises EmulatorsMissing.
+
+    Pub/Sub's keeps everything in memory: when it ends, topics and messages are gone.
+    """
+    if sentences := missing():
+        raise EmulatorsMissing(" ".join(sentences))
+    root = sdk_root()
+    assert root is not None
+    return [
+        _datastore(_datastore_jar(root), folder, *_address(settings.datastore_emulator_host)),
+        _pubsub(_pubsub_jar(root), *_address(settings.pubsub_emulator_host)),
+        _storage(folder, *_address(settings.storage_emulator_host.partition("://")[2])),
+    ]
+
+
+class RunningEmulators:
+    """Starts them, waits until each answers, and stops them at the end; use with `with`."""
+
+    def __init__(self, wanted: Iterable[Emulator], folder: Path) -> None:
+        self.emulators = {emulator.name: emulator for emulator in wanted}
+        self._folder = folder
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            self.start(*self.emulators)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self, *names: str) -> None:
+        """Start these and return once they answer. Raises RuntimeError with their log."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            with self.log_file(name).open("ab") as log:
+                self._processes[name] = subprocess.Popen(
+                    self.emulators[name].argv,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    preexec_fn=end_with_parent,  # noqa: PLW1509 - one prctl, as in the supervisor
+                )
+        deadline = time.monotonic() + PATIENCE
+        for name in names:
+            while not self.emulators[name].answers():
+                if self._processes[name].poll() is not None or time.monotonic() > deadline:
+                    tail = self.log_file(name).read_text(errors="replace")[-2000:]
+                    raise RuntimeError(f"The {name} emulator did not start:\n{tail}")
+                time.sleep(0.1)
+
+    def stop(self, *names: str) -> None:
+        """End these (all, if none is named), gently first."""
+        ending = [self._processes.pop(n) for n in (names or list(self._processes))]
+        for process in ending:
+            process.terminate()
+        for process in ending:
+            try:
+                process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def kill(self, name: str) -> None:
+        """`kill -9`."""
+        self._processes[name].kill()
+        self._processes.pop(name).wait()
+
+    def suspend(self, name: str) -> None:
+        """Let it hang: connections are accepted and nothing answers."""
+        self._processes[name].send_signal(signal.SIGSTOP)
+
+    def resume(self, name: str) -> None:
+        self._processes[name].send_signal(signal.SIGCONT)
+
+    def ended(self) -> list[str]:
+        """Those that were started and have ended by themselves."""
+        return [name for name, process in self._processes.items() if process.poll() is not None]
+
+    def log_file(self, name: str) -> Path:
+        return self._folder / f"{name}.log"
+
+
+def _datastore(jar: Path | None, folder: Path, host: str, port: int) -> Emulator:
+    data = folder / "datastore"
+    command = (
+        "java",
+        *_JAVA,
+        "-cp",
+        str(jar),
+        "com.google.cloud.datastore.emulator.CloudDatastore",
+    )
+    if not (data / "WEB-INF").is_dir():
+        data.parent.mkdir(parents=True, exist_ok=True)
+        create = (*command, "create", f"--project_id={DEMO_PROJECT}", str(data))
+        subprocess.run(create, check=True, capture_output=True, timeout=PATIENCE)
+    start = ("start", f"--host={host}", f"--port={port}", "--consistency=1.0", str(data))
+    return Emulator("datastore", (*command, *start), host, port)
+
+
+def _pubsub(jar: Path | None, host: str, port: int) -> Emulator:
+    argv = ("java", *_JAVA, "-jar", str(jar), f"--host={host}", f"--port={port}")
+    return Emulator("pubsub", argv, host, port)
+
+
+def _storage(folder: Path, host: str, port: int) -> Emulator:
+    data = folder / "storage"
+    data.mkdir(parents=True, exist_ok=True)
+    command = (sys.executable, "-m", "gcp_storage_emulator", "--data-dir", str(data))
+    argv = (*command, "start", "--quiet", f"--host={host}", f"--port={port}")
+    return Emulator("storage", argv, host, port)
+
+
+def _datastore_jar(root: Path) -> Path | None:
+    jar = root / "platform" / "cloud-datastore-emulator" / "CloudDatastore.jar"
+    return jar if jar.is_file() else None
+
+
+def _pubsub_jar(root: Path) -> Path | None:
+    jars = sorted(
+        (root / "platform" / "pubsub-emulator" / "lib").glob("cloud-pubsub-emulator-*.jar")
+    )
+    return jars[-1] if jars else None
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host, int(port)
+
+
+async def _serve(settings: Settings) -> int:
+    from core.backends.google.provision import provision
+
+    folder = settings.data_dir / "emulators"
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    with RunningEmulators(emulators(settings, folder), folder) as running:
+        await provision(settings)
+        for emulator in running.emulators.values():
+            print(f"{emulator.name} emulator: {emulator.host}:{emulator.port}", flush=True)
+        while not stop.is_set():
+            if ended := running.ended():
+                print(f"ended: {', '.join(ended)}; see {folder}", file=sys.stderr)
+                return 1
+            try:
+                await asyncio.wait_for(stop.wait(), 1)
+            except TimeoutError:
+                continue
+    return 0
+
+
+def main() -> None:
+    """Run all three, set up, until SIGTERM or Ctrl-C; the logs are in DATA_DIR/emulators."""
+    try:
+        raise SystemExit(asyncio.run(_serve(load_settings())))
+    except EmulatorsMissing as error:
+        raise SystemExit(f"The emulators cannot run here. {error}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""The emulators for tests: one set for a session, on free ports. Required: never skipped."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from compose.emulators import EmulatorsMissing, RunningEmulators, emulators
+from core.settings import Settings
+from tests.support.stack import free_port
+
+
+def emulator_environment() -> dict[str, str]:
+    """Addresses that are free, as settings of the environment."""
+    return {
+        "DATASTORE_EMULATOR_HOST": f"127.0.0.1:{free_port()}",
+        "PUBSUB_EMULATOR_HOST": f"127.0.0.1:{free_port()}",
+        "STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{free_port()}",
+    }
+
+
+@contextmanager
+def running_emulators(folder: Path, addresses: dict[str, str]) -> Iterator[RunningEmulators]:
+    """All three, at these addresses. A machine without them fails the test, and says why."""
+    values = {name.lower(): value for name, value in addresses.items()}
+    settings = Settings(backend="emulator", **values)  # type: ignore[arg-type]  # names are theirs
+    try:
+        wanted = emulators(settings, folder)
+    except EmulatorsMissing as error:
+        raise AssertionError(f"These tests need Google's emulators. {error}") from None
+    with RunningEmulators(wanted, folder) as running:
+        yield running
