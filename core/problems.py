@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from core.errors import GlimpseError
+from core.errors import GlimpseError, Unauthenticated
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +48,8 @@ def problem_response(
 def response_for(error: GlimpseError) -> Response:
     """The answer for one of our own errors."""
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    if isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"  # RFC 9110, 15.5.2: a 401 has to say how
     return problem_response(
         error.status, error.code, error.title, error.detail, extra=error.extra, headers=headers
     )

@@ -15,6 +15,7 @@ from core.request_context import RequestContext
 from core.settings import Settings
 from worker.model_registry import registry_for
 from worker.push_endpoint import push_routes
+from worker.push_guard import push_guard
 from worker.workbench import Workbench
 
 log = structlog.get_logger(__name__)
@@ -63,7 +64,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
     )
     app.add_middleware(RequestContext)
     install_problem_handlers(app)
-    app.include_router(push_routes(bench))
+    app.include_router(push_routes(bench, push_guard(settings)))
     app.include_router(health_routes(checks))
     return app
 

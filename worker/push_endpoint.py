@@ -6,10 +6,10 @@
 import asyncio
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from core.errors import MalformedEnvelope, Unavailable
 from core.messages import ClassifyImage, PushEnvelope
@@ -27,9 +27,14 @@ MAX_ENVELOPE_BYTES = 10_000_000
 _TRACE_ID = re.compile(r"[0-9a-f]{32}")
 
 
-def push_routes(bench: Callable[[], Workbench]) -> APIRouter:
-    """The routes; `bench()` gives the process's workbench at the time of the request."""
-    router = APIRouter(tags=["push"])
+def push_routes(
+    bench: Callable[[], Workbench], admit: Callable[[Request], Awaitable[None]] | None = None
+) -> APIRouter:
+    """The routes; `bench()` gives the process's workbench at the time of the request.
+
+    `admit` raises for a caller who may not push, before anything of the request's body is read.
+    """
+    router = APIRouter(tags=["push"], dependencies=[Depends(admit)] if admit else [])
 
     @router.post(
         CLASSIFY_PATH,

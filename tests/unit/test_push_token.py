@@ -1,0 +1,346 @@
+"""Push authentication: real tokens, signatures and key server; each claim wrong in turn."""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jwt
+import pytest
+from aiohttp import web
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from pydantic import ValidationError
+
+from core.errors import Forbidden, Unauthenticated, Unavailable
+from core.settings import Settings
+from tests.support.stack import free_port
+from tests.unit.worker_support import envelope, running_worker, settings_in
+from worker.push_token import PushTokenVerifier, SigningKeys
+
+AUDIENCE = "https://worker.example/push"
+ACCOUNT = "pusher@demo.iam.gserviceaccount.com"
+KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+OTHER = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+def jwk(key: rsa.RSAPrivateKey, key_id: str) -> dict[str, Any]:
+    document: dict[str, Any] = jwt.algorithms.RSAAlgorithm.to_jwk(key.public_key(), as_dict=True)
+    return {**document, "kid": key_id, "alg": "RS256", "use": "sig"}
+
+
+class KeyServer:
+    """Serves a JWK set and counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.keys = [jwk(KEY, "one")]
+        self.cache_control = "public, max-age=19800, must-revalidate"
+        self.status = 200
+        self.body: str | None = None
+        self.delay = 0.0
+        self.fetches = 0
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}/certs"
+
+    async def answer(self, request: web.Request) -> web.Response:
+        self.fetches += 1
+        await asyncio.sleep(self.delay)
+        body = json.dumps({"keys": self.keys}) if self.body is None else self.body
+        headers = {"Cache-Control": self.cache_control}
+        return web.Response(
+            text=body, status=self.status, headers=headers, content_type="application/json"
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["KeyServer"]:
+        app = web.Application()
+        app.router.add_get("/certs", self.answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", self.port).start()
+        try:
+            yield self
+        finally:
+            await runner.cleanup()
+
+
+class Seconds:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[KeyServer]:
+    async with KeyServer().running() as running:
+        yield running
+
+
+@pytest.fixture
+def seconds() -> Seconds:
+    return Seconds()
+
+
+@pytest.fixture
+def verifier(server: KeyServer, seconds: Seconds) -> PushTokenVerifier:
+    return PushTokenVerifier(SigningKeys(server.url, seconds), AUDIENCE, ACCOUNT)
+
+
+def claims(**changes: object) -> dict[str, object]:
+    """As Pub/Sub makes them; None takes a claim away."""
+    now = int(time.time())
+    made: dict[str, object] = {
+        "aud": AUDIENCE,
+        "azp": "113774264463038321964",
+        "email": ACCOUNT,
+        "email_verified": True,
+        "exp": now + 3600,
+        "iat": now,
+        "iss": "https://accounts.google.com",
+        "sub": "113774264463038321964",
+        **changes,
+    }
+    return {name: value for name, value in made.items() if value is not None}
+
+
+def token(
+    key: Any = KEY, key_id: str | None = "one", algorithm: str = "RS256", **changes: object
+) -> str:
+    headers = {} if key_id is None else {"kid": key_id}
+    return jwt.encode(claims(**changes), key, algorithm=algorithm, headers=headers)
+
+
+async def test_googles_token_is_admitted(verifier: PushTokenVerifier) -> None:
+    await verifier.verify(f"Bearer {token()}")
+    await verifier.verify(f"bearer {token(iss='accounts.google.com')}")
+
+
+NOW = int(time.time())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"aud": "https://worker.example/push/"},
+        {"aud": "https://worker.example"},
+        {"aud": [AUDIENCE]},
+        {"aud": [AUDIENCE, "https://elsewhere.example"]},
+        {"aud": None},
+        {"iss": "https://accounts.google.com.evil.example"},
+        {"iss": "https://evil.example"},
+        {"iss": None},
+        {"exp": NOW - 120},
+        {"exp": None},
+        {"iat": NOW + 3600},
+        {"iat": None},
+        {"nbf": NOW + 3600},
+        {"email": None},
+        {"email_verified": None},
+        {"sub": None},
+    ],
+    ids=str,
+)
+async def test_a_wrong_claim_is_401(verifier: PushTokenVerifier, wrong: dict[str, object]) -> None:
+    with pytest.raises(Unauthenticated):
+        await verifier.verify(f"Bearer {token(**wrong)}")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"email": "other@demo.iam.gserviceaccount.com"},
+        {"email": ACCOUNT.upper()},
+        {"email": f"{ACCOUNT} "},
+        {"email_verified": False},
+        {"email_verified": "true"},
+        {"email_verified": 1},
+    ],
+    ids=str,
+)
+async def test_another_account_is_403(
+    verifier: PushTokenVerifier, wrong: dict[str, object]
+) -> None:
+    with pytest.raises(Forbidden):
+        await verifier.verify(f"Bearer {token(**wrong)}")
+
+
+def hmac_with_public_key() -> str:
+    """The classic confusion: the public key, which everybody knows, as an HMAC secret."""
+    pem = KEY.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    parts = [{"alg": "HS256", "kid": "one", "typ": "JWT"}, claims()]
+    signed = b".".join(
+        base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in parts
+    )
+    signature = hmac.new(pem, signed, hashlib.sha256).digest()
+    return (signed + b"." + base64.urlsafe_b64encode(signature).rstrip(b"=")).decode()
+
+
+def tampered() -> str:
+    """One claim changed, the signature kept."""
+    header, _, signature = token(email="other@demo.iam.gserviceaccount.com").split(".")
+    body = base64.urlsafe_b64encode(json.dumps(claims()).encode()).rstrip(b"=").decode()
+    return f"{header}.{body}.{signature}"
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: token(key=OTHER),
+        lambda: token(key_id="unknown"),
+        lambda: token(key_id=None),
+        lambda: token(algorithm="RS512"),
+        lambda: token(key=ec.generate_private_key(ec.SECP256R1()), algorithm="ES256"),
+        lambda: token(key="", algorithm="none"),
+        hmac_with_public_key,
+        tampered,
+        lambda: token()[:-4],
+        lambda: "a.b.c",
+        lambda: "x" * 9000,
+        lambda: "",
+    ],
+)
+async def test_a_wrong_signature_is_401(
+    verifier: PushTokenVerifier, made: Callable[[], str]
+) -> None:
+    with pytest.raises(Unauthenticated):
+        await verifier.verify(f"Bearer {made()}")
+
+
+@pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic dXNlcjpwYXNz", "{token}"])
+async def test_no_bearer_token_is_401(verifier: PushTokenVerifier, header: str) -> None:
+    with pytest.raises(Unauthenticated):
+        await verifier.verify(header.format(token=token()))
+
+
+async def test_keys_are_fetched_once_and_until_they_expire(
+    verifier: PushTokenVerifier, server: KeyServer, seconds: Seconds
+) -> None:
+    server.delay = 0.05
+    await asyncio.gather(*(verifier.verify(f"Bearer {token()}") for _ in range(50)))
+    assert server.fetches == 1
+    seconds.now += 19_799
+    await verifier.verify(f"Bearer {token()}")
+    assert server.fetches == 1
+    seconds.now += 1
+    await verifier.verify(f"Bearer {token()}")
+    assert server.fetches == 2
+
+
+async def test_an_unknown_key_is_looked_for_at_most_once_a_minute(
+    verifier: PushTokenVerifier, server: KeyServer, seconds: Seconds
+) -> None:
+    await verifier.verify(f"Bearer {token()}")
+    server.keys.append(jwk(OTHER, "two"))
+    rotated = f"Bearer {token(key=OTHER, key_id='two')}"
+    for _ in range(20):
+        with pytest.raises(Unauthenticated):
+            await verifier.verify(rotated)
+    assert server.fetches == 1
+    seconds.now += 61
+    await verifier.verify(rotated)
+    await verifier.verify(f"Bearer {token()}")
+    assert server.fetches == 2
+
+
+async def test_a_key_that_is_withdrawn_admits_nobody_once_the_set_expires(
+    verifier: PushTokenVerifier, server: KeyServer, seconds: Seconds
+) -> None:
+    await verifier.verify(f"Bearer {token()}")
+    server.keys = [jwk(OTHER, "two")]
+    seconds.now += 19_801
+    with pytest.raises(Unauthenticated):
+        await verifier.verify(f"Bearer {token()}")
+
+
+@pytest.mark.parametrize(
+    "broken", [{"status": 500}, {"body": "<html>"}, {"body": "[]"}, {"keys": []}], ids=str
+)
+async def test_keys_that_cannot_be_had_are_503_and_asked_for_again(
+    verifier: PushTokenVerifier, server: KeyServer, seconds: Seconds, broken: dict[str, Any]
+) -> None:
+    whole = {name: getattr(server, name) for name in broken}
+    for name, value in broken.items():
+        setattr(server, name, value)
+    for _ in range(5):
+        with pytest.raises(Unavailable):
+            await verifier.verify(f"Bearer {token()}")
+    assert server.fetches == 1  # a service that is down is not asked by every push
+    for name, value in whole.items():
+        setattr(server, name, value)
+    seconds.now += 5
+    await verifier.verify(f"Bearer {token()}")
+
+
+async def test_keys_at_hand_outlive_a_failed_search_for_another(
+    verifier: PushTokenVerifier, server: KeyServer, seconds: Seconds
+) -> None:
+    await verifier.verify(f"Bearer {token()}")
+    server.status = 503
+    seconds.now += 61
+    with pytest.raises(Unauthenticated):
+        await verifier.verify(f"Bearer {token(key_id='two')}")
+    await verifier.verify(f"Bearer {token()}")
+
+
+async def test_the_worker_lets_nobody_in_without(tmp_path: Path, server: KeyServer) -> None:
+    settings = settings_in(
+        tmp_path,
+        push_auth=True,
+        push_audience=AUDIENCE,
+        push_service_account=ACCOUNT,
+        push_keys_url=server.url,
+    )
+    async with running_worker(settings) as worker:
+        key = await worker.submit()
+
+        async def push(path: str, **headers: str) -> httpx.Response:
+            return await worker.client.post(path, content=envelope(key), headers=headers)
+
+        paths = ("/generate_annotations", "/generate_annotations_dlq", "/reconcile")
+        for path in paths:
+            refused = await push(path)
+            assert refused.status_code == 401
+            assert refused.headers["content-type"] == "application/problem+json"
+            assert refused.headers["www-authenticate"] == "Bearer"
+            assert refused.json()["code"] == "unauthenticated"
+            other = await push(path, authorization=f"Bearer {token(email='a@b.example')}")
+            assert (other.status_code, other.json()["code"]) == (403, "forbidden")
+        assert (await worker.record(key)).attempts == 0
+
+        good = f"Bearer {token()}"
+        assert (await push("/generate_annotations", authorization=good)).status_code == 204
+        assert (await push("/reconcile", authorization=good)).status_code == 200
+        assert (await worker.record(key)).status == "success"
+        assert (await worker.client.get("/health")).status_code == 204
+
+
+@pytest.mark.parametrize("backend", ["gcp", "emulator"])
+@pytest.mark.parametrize("absent", ["push_audience", "push_service_account"])
+def test_what_a_token_must_say_has_to_be_set(backend: str, absent: str) -> None:
+    values: dict[str, Any] = {
+        "backend": backend,
+        "bucket": "images",
+        "push_auth": backend != "gcp",  # with gcp it needs no asking
+        "push_audience": AUDIENCE,
+        "push_service_account": ACCOUNT,
+    }
+    assert Settings(_env_file=None, **values).verifies_pushes
+    with pytest.raises(ValidationError, match="PUSH_AUDIENCE and PUSH_SERVICE_ACCOUNT"):
+        Settings(_env_file=None, **{**values, absent: ""})
+
+
+def test_gcp_always_verifies() -> None:
+    values: dict[str, Any] = {"push_audience": AUDIENCE, "push_service_account": ACCOUNT}
+    settings = Settings(_env_file=None, backend="gcp", bucket="b-c", push_auth=False, **values)
+    assert settings.verifies_pushes
