@@ -1,5 +1,6 @@
 """Fixtures that every suite may use."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,3 +12,14 @@ from tests.support.bundles import write_colour_bundle
 def colour_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real, tiny model bundle that names a picture's dominant colour."""
     return write_colour_bundle(tmp_path_factory.mktemp("bundles") / "colours")
+
+
+@pytest.fixture(scope="session")
+def emulator_addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Google's emulators, running, shared by every test that does not stop them."""
+    # Imported here: tests of what has nothing to do with Google load none of it.
+    from tests.support.emulators import free_addresses, running_emulators
+
+    addresses = free_addresses()
+    with running_emulators(tmp_path_factory.mktemp("emulators"), addresses):
+        yield addresses

@@ -2,15 +2,15 @@
 
 import os
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from core.backends import Backend, open_backend
 from core.settings import Settings
 from tests.contract.clock import MovableClock
-from tests.support.emulators import emulator_environment, running_emulators
 
 # A real project to test against as well; `docs/operations.md` says what it must have.
 PROJECT = os.environ.get("GLIMPSE_TEST_GCP_PROJECT", "")
@@ -20,14 +20,6 @@ BACKENDS = ["embedded", "emulator", *(["gcp"] if PROJECT else [])]
 @pytest.fixture
 def clock() -> MovableClock:
     return MovableClock()
-
-
-@pytest.fixture(scope="session")
-def emulator_addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Running emulators' addresses, by the settings' names."""
-    addresses = emulator_environment()
-    with running_emulators(tmp_path_factory.mktemp("emulators"), addresses):
-        yield {name.lower(): value for name, value in addresses.items()}
 
 
 @pytest.fixture(params=BACKENDS)
@@ -41,17 +33,11 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def emulator_settings(emulator_addresses: dict[str, str], tmp_path: Path) -> Settings:
-    """The emulators, with a project of its own for every test: they take any."""
-    unique = secrets.token_hex(4)
-    return Settings(
-        backend="emulator",
-        data_dir=tmp_path / "data",
-        google_cloud_project=f"test-{unique}",
-        bucket=f"images-{unique}",
-        # Never reached: what is pushed concerns the flow tests.
-        push_endpoint="http://127.0.0.1:9",
-        **emulator_addresses,  # type: ignore[arg-type]  # each is a string setting
-    )
+    from tests.support.emulators import own_corner
+
+    values: dict[str, Any] = {k.lower(): v for k, v in own_corner(emulator_addresses).items()}
+    # Nobody listens there: what becomes of a message concerns the flow tests.
+    return Settings(data_dir=tmp_path / "data", push_endpoint="http://127.0.0.1:9", **values)
 
 
 def cloud_settings(tmp_path: Path) -> Settings:

@@ -11,9 +11,12 @@ from tests.support.pictures import encode, picture, sha256
 from tests.support.stack import Stack
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory, colour_bundle: Path) -> Iterator[Stack]:
-    with Stack(tmp_path_factory.mktemp("stack"), colour_bundle) as running:
+@pytest.fixture(scope="module", params=["embedded", "emulator"])
+def stack(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, colour_bundle: Path
+) -> Iterator[Stack]:
+    settings = {} if request.param == "embedded" else request.getfixturevalue("emulator_corner")
+    with Stack(tmp_path_factory.mktemp("stack"), colour_bundle, **settings) as running:
         yield running
 
 

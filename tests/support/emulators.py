@@ -1,6 +1,7 @@
 """The emulators for tests: one set for a session, on free ports. Required: never skipped."""
 
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,12 +10,23 @@ from core.settings import Settings
 from tests.support.stack import free_port
 
 
-def emulator_environment() -> dict[str, str]:
-    """Addresses that are free, as settings of the environment."""
+def free_addresses() -> dict[str, str]:
+    """Addresses for the three, as settings of the environment."""
     return {
         "DATASTORE_EMULATOR_HOST": f"127.0.0.1:{free_port()}",
         "PUBSUB_EMULATOR_HOST": f"127.0.0.1:{free_port()}",
         "STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{free_port()}",
+    }
+
+
+def own_corner(addresses: Mapping[str, str]) -> dict[str, str]:
+    """Settings for one test on shared emulators: a project of its own, since they take any."""
+    unique = secrets.token_hex(4)
+    return {
+        "BACKEND": "emulator",
+        "GOOGLE_CLOUD_PROJECT": f"test-{unique}",
+        "BUCKET": f"images-{unique}",
+        **addresses,
     }
 
 

@@ -14,6 +14,7 @@ import httpx
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = {"worker": "worker", "queue": "core.backends.embedded.queue", "api": "app"}
+SET_UP_SECONDS = 120.0
 PATIENCE = 60.0  # seconds for a process to become ready, on a busy machine
 
 
@@ -27,7 +28,7 @@ class Stack:
     """One Glimpse on free ports, its data and logs in `folder`.
 
     `settings` are environment variables over quick defaults for delivery, so that tests of retries
-    take seconds.
+    take seconds. With `BACKEND=emulator` the queue is Pub/Sub's, and the stack sets it up.
     """
 
     def __init__(self, folder: Path, bundle: Path, **settings: object) -> None:
@@ -47,13 +48,17 @@ class Stack:
             "ACK_DEADLINE_SECONDS": "10",
             **{name: str(value) for name, value in settings.items()},
         }
+        self.on_emulators = self.environment.get("BACKEND") == "emulator"
+        self.names = [name for name in MODULES if not (self.on_emulators and name == "queue")]
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.api = httpx.Client(base_url=f"http://127.0.0.1:{self.api_port}", timeout=60)
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            self.start(*MODULES)
+            if self.on_emulators:
+                self.set_up()
+            self.start(*self.names)
         except BaseException:
             self.__exit__()
             raise
@@ -63,6 +68,19 @@ class Stack:
         self.api.close()
         for name in list(self.processes):
             self.stop(name)
+
+    def set_up(self) -> None:
+        """Topics, subscriptions to this stack's worker, and bucket."""
+        done = subprocess.run(
+            [sys.executable, "-m", "compose.emulator_setup"],
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=SET_UP_SECONDS,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
 
     def start(self, *names: str) -> None:
         """Start processes and wait until those with a port are ready."""

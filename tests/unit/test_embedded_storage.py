@@ -10,9 +10,9 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from core.backends.embedded.links import LinkSigner, shared_secret
 
 from core.backends import Backend, open_backend
+from core.backends.links import LinkSigner, shared_secret
 from core.errors import Forbidden, Unavailable
 from core.settings import Settings
 from tests.contract.clock import MovableClock

@@ -81,6 +81,7 @@ def entity_of(record: Record, key: Any) -> Any:
     _number(fields["token"], record.token)
     _time(fields["created_at"], record.created_at)
     _time(fields["updated_at"], record.updated_at)
+    _time(fields["submitted_at"], record.submitted_at)
     if record.lease_expires_at is not None:
         _time(fields["lease_expires_at"], record.lease_expires_at)
     if not record.status.terminal:
@@ -105,6 +106,7 @@ def record_of(entity: Any, keys: Keys) -> Record:
         else None,
         created_at=_moment(fields["created_at"]),
         updated_at=_moment(fields["updated_at"]),
+        submitted_at=_moment(fields["submitted_at"]),
     )
 
 

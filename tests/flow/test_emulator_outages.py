@@ -1,0 +1,172 @@
+"""What the services answer while one of Google's services is down, hangs, or has come back."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from compose.emulators import RunningEmulators
+from core.problems import MEDIA_TYPE
+from tests.support.emulators import free_addresses, own_corner, running_emulators
+from tests.support.pictures import picture, sha256
+from tests.support.stack import Stack
+
+# The clients' own limits are three to eight seconds; this leaves room for a busy machine.
+QUICK = 20.0
+CHECKS = {"datastore": "records", "storage": "blobs", "pubsub": "queue"}
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def corner() -> dict[str, str]:
+    return own_corner(free_addresses())
+
+
+@pytest.fixture(scope="module")
+def emulators(
+    tmp_path_factory: pytest.TempPathFactory, corner: dict[str, str]
+) -> Iterator[RunningEmulators]:
+    """Emulators of this module's own, since it stops them."""
+    addresses = {name: value for name, value in corner.items() if name.endswith("_HOST")}
+    with running_emulators(tmp_path_factory.mktemp("emulators"), addresses) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def stack(
+    tmp_path_factory: pytest.TempPathFactory,
+    colour_bundle: Path,
+    emulators: RunningEmulators,
+    corner: dict[str, str],
+) -> Iterator[Stack]:
+    settings = {**corner, "DELIVERY_ATTEMPTS": 100}
+    with Stack(tmp_path_factory.mktemp("stack"), colour_bundle, **settings) as running:
+        yield running
+
+
+def bring_back(name: str, how: str, emulators: RunningEmulators, stack: Stack) -> None:
+    if how == "hanging":
+        emulators.resume(name)
+        return
+    emulators.start(name)
+    if name == "pubsub":  # it keeps nothing on disk; Google's does
+        stack.set_up()
+
+
+def take_down(name: str, how: str, emulators: RunningEmulators) -> None:
+    if how == "hanging":
+        emulators.suspend(name)
+    else:
+        emulators.stop(name)
+
+
+def timed(call: Callable[[], httpx.Response]) -> tuple[httpx.Response, float]:
+    began = time.monotonic()
+    answer = call()
+    return answer, time.monotonic() - began
+
+
+@pytest.mark.parametrize("how", ["stopped", "hanging"])
+@pytest.mark.parametrize("name", ["datastore", "storage", "pubsub"])
+def test_a_service_that_is_down_is_503_until_it_is_back(
+    stack: Stack, emulators: RunningEmulators, name: str, how: str
+) -> None:
+    image = picture(seed=sum(map(ord, name + how)))
+    image_hash = sha256(image)
+    take_down(name, how, emulators)
+    try:
+        answer, seconds = timed(lambda: stack.upload(image))
+        assert answer.status_code == 503
+        assert answer.headers["content-type"] == MEDIA_TYPE
+        assert int(answer.headers["retry-after"]) >= 1
+        assert answer.json()["code"] == "unavailable"
+        assert seconds < QUICK
+
+        for port in (stack.api_port, stack.worker_port):
+            ready = httpx.get(f"http://127.0.0.1:{port}/ready", timeout=30)
+            assert ready.status_code == 503
+            failing = {k for k, v in ready.json()["checks"].items() if v != "ok"}
+            assert failing == {CHECKS[name]}
+    finally:
+        bring_back(name, how, emulators, stack)
+    # The same processes: nothing was restarted, and the refused image is not stuck.
+    stack.wait_ready("api")
+    stack.wait_ready("worker")
+    assert upload_until_accepted(stack, image) == 202
+    assert stack.result(image_hash)["status"] == "success"
+
+
+def upload_until_accepted(stack: Stack, image: bytes) -> int:
+    """As a client does that is told to come again."""
+    deadline = time.monotonic() + 60
+    while True:
+        answer = stack.upload(image)
+        if answer.status_code != 503 or time.monotonic() > deadline:
+            return answer.status_code
+        time.sleep(int(answer.headers["retry-after"]))
+
+
+def test_a_hanging_storage_does_not_hold_up_the_loop(
+    stack: Stack, emulators: RunningEmulators
+) -> None:
+    images = [picture(seed=500 + n) for n in range(40)]  # more than there are threads
+    answered = threading.Event()
+    emulators.suspend("storage")
+    try:
+        with ThreadPoolExecutor(len(images)) as pool:
+            uploads = [pool.submit(stack.upload, image) for image in images]
+            slowest, asked = 0.0, 0
+            while not all(upload.done() for upload in uploads):
+                health, seconds = timed(lambda: stack.api.get("/health"))
+                assert health.status_code == 204
+                slowest, asked = max(slowest, seconds), asked + 1
+                time.sleep(0.05)
+            answered.set()
+        assert {upload.result().status_code for upload in uploads} == {503}
+        assert asked > 20
+        assert slowest < 2.0  # a blocked loop would answer once storage does: seconds
+    finally:
+        emulators.resume("storage")
+    stack.wait_ready("api")
+    statuses = {upload_until_accepted(stack, image) for image in images}
+    assert statuses <= {200, 202}
+    results = stack.results(sha256(image) for image in images)
+    assert {result["status"] for result in results.values()} == {"success"}
+
+
+@pytest.mark.parametrize("how", ["stopped", "hanging"])
+def test_a_failed_publish_leaves_nothing_stuck(
+    stack: Stack, emulators: RunningEmulators, how: str
+) -> None:
+    image = picture(seed=900 + len(how))
+    take_down("pubsub", how, emulators)
+    try:
+        refused = stack.upload(image)
+        assert refused.status_code == 503
+        assert int(refused.headers["retry-after"]) >= 1
+        # The record is there, and says that nothing is under way yet.
+        status = stack.api.get(f"/what/status/{sha256(image)}")
+        assert (status.status_code, status.json()["status"]) == (202, "pending")
+    finally:
+        bring_back("pubsub", how, emulators, stack)
+    stack.wait_ready("api")
+    assert upload_until_accepted(stack, image) in (200, 202)
+    result = stack.result(sha256(image))
+    assert (result["status"], result["attempts"]) == ("success", 1)
+
+
+def test_an_emulator_that_was_killed_has_kept_what_was_promised(
+    stack: Stack, emulators: RunningEmulators
+) -> None:
+    image = picture(seed=77)
+    assert stack.upload(image).status_code == 202
+    assert stack.result(sha256(image))["status"] == "success"
+    emulators.stop("storage")
+    emulators.start("storage")
+    again = stack.upload(image)
+    assert again.status_code == 200
