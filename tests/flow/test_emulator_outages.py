@@ -1,6 +1,5 @@
 """What the services answer while one of Google's services is down, hangs, or has come back."""
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -76,7 +75,7 @@ def timed(call: Callable[[], httpx.Response]) -> tuple[httpx.Response, float]:
 def test_a_service_that_is_down_is_503_until_it_is_back(
     stack: Stack, emulators: RunningEmulators, name: str, how: str
 ) -> None:
-    image = picture(seed=sum(map(ord, name + how)))
+    image = picture(seed=hash((name, how)) % 2**32)
     image_hash = sha256(image)
     take_down(name, how, emulators)
     try:
@@ -115,7 +114,6 @@ def test_a_hanging_storage_does_not_hold_up_the_loop(
     stack: Stack, emulators: RunningEmulators
 ) -> None:
     images = [picture(seed=500 + n) for n in range(40)]  # more than there are threads
-    answered = threading.Event()
     emulators.suspend("storage")
     try:
         with ThreadPoolExecutor(len(images)) as pool:
@@ -126,7 +124,6 @@ def test_a_hanging_storage_does_not_hold_up_the_loop(
                 assert health.status_code == 204
                 slowest, asked = max(slowest, seconds), asked + 1
                 time.sleep(0.05)
-            answered.set()
         assert {upload.result().status_code for upload in uploads} == {503}
         assert asked > 20
         assert slowest < 2.0  # a blocked loop would answer once storage does: seconds
@@ -143,7 +140,7 @@ def test_a_hanging_storage_does_not_hold_up_the_loop(
 def test_a_failed_publish_leaves_nothing_stuck(
     stack: Stack, emulators: RunningEmulators, how: str
 ) -> None:
-    image = picture(seed=900 + len(how))
+    image = picture(seed=900 + (how == "hanging"))
     take_down("pubsub", how, emulators)
     try:
         refused = stack.upload(image)
@@ -158,15 +155,3 @@ def test_a_failed_publish_leaves_nothing_stuck(
     assert upload_until_accepted(stack, image) in (200, 202)
     result = stack.result(sha256(image))
     assert (result["status"], result["attempts"]) == ("success", 1)
-
-
-def test_an_emulator_that_was_killed_has_kept_what_was_promised(
-    stack: Stack, emulators: RunningEmulators
-) -> None:
-    image = picture(seed=77)
-    assert stack.upload(image).status_code == 202
-    assert stack.result(sha256(image))["status"] == "success"
-    emulators.stop("storage")
-    emulators.start("storage")
-    again = stack.upload(image)
-    assert again.status_code == 200

@@ -1,0 +1,117 @@
+"""Pub/Sub's part on its emulator: redelivery, duplicates, dead letters, a worker that is away."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.backends import open_backend
+from core.backends.google.provision import provision
+from core.messages import ClassifyImage
+from core.model_bundle import read_bundle
+from core.records import RecordKey
+from core.settings import Settings
+from tests.support.pictures import picture, sha256
+from tests.support.stack import Stack
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="module")
+def stack(
+    tmp_path_factory: pytest.TempPathFactory, colour_bundle: Path, emulator_corner: dict[str, str]
+) -> Iterator[Stack]:
+    # Pub/Sub counts a push that finds no worker as a delivery; the embedded queue does not.
+    settings = {**emulator_corner, "DELIVERY_ATTEMPTS": 100}
+    with Stack(tmp_path_factory.mktemp("stack"), colour_bundle, **settings) as running:
+        yield running
+
+
+def settings_of(stack: Stack) -> Settings:
+    values: dict[str, Any] = {name.lower(): value for name, value in stack.environment.items()}
+    names = Settings.model_fields.keys() & values.keys()
+    return Settings(_env_file=None, **{name: values[name] for name in names})
+
+
+def test_worker_down_then_back(stack: Stack) -> None:
+    images = [picture(seed=n) for n in range(10)]
+    stack.stop("worker")
+    for image in images:
+        assert stack.upload(image).status_code == 202
+    time.sleep(2)
+    for image in images:
+        assert stack.api.get(f"/what/status/{sha256(image)}").status_code == 202
+    stack.start("worker")
+    results = stack.results(sha256(image) for image in images)
+    assert {result["status"] for result in results.values()} == {"success"}
+
+
+async def test_duplicates_make_one_result(stack: Stack) -> None:
+    image = picture(seed=20)
+    assert stack.upload(image).status_code == 202
+    model = read_bundle(stack.environment["MODEL_URI"]).identity
+    key = RecordKey("public", sha256(image), model)
+    async with open_backend(settings_of(stack)) as backend:
+        for _ in range(20):
+            await backend.publisher.publish(ClassifyImage(key))
+    result = stack.result(key.image_hash)
+    assert (result["status"], result["attempts"]) == ("success", 1)
+    time.sleep(1)  # the last duplicates
+    assert stack.result(key.image_hash) == result
+    lines = stack.log("worker").splitlines()
+    assert sum(key.image_hash in line and '"classified"' in line for line in lines) == 1
+
+
+def test_a_refused_delivery_comes_again(stack: Stack) -> None:
+    """A worker that dies while it holds a claim: its push is refused and delivered again."""
+    images = [picture(seed=100 + n) for n in range(20)]
+    for image in images:
+        assert stack.upload(image).status_code == 202
+        if image is images[10]:
+            stack.kill("worker")
+    stack.start("worker")
+    results = stack.results(sha256(image) for image in images)
+    assert {result["status"] for result in results.values()} == {"success"}
+
+
+async def test_set_up_again_changes_what_differs_and_loses_nothing(stack: Stack) -> None:
+    stack.stop("worker")
+    image = picture(seed=300)
+    assert stack.upload(image).status_code == 202
+    changed = settings_of(stack).model_copy(update={"ack_deadline_seconds": 20.0})
+    await provision(changed)
+    await provision(settings_of(stack))
+    stack.start("worker")
+    assert stack.result(sha256(image))["status"] == "success"
+
+
+def test_a_message_that_always_fails_ends_as_an_error_and_is_retried_on_request(
+    tmp_path: Path, colour_bundle: Path, emulator_addresses: dict[str, str]
+) -> None:
+    from tests.support.emulators import own_corner
+
+    corner = own_corner(emulator_addresses)
+    settings = {**corner, "DELIVERY_ATTEMPTS": 5, "MAX_BACKOFF_SECONDS": 0.3}
+    with Stack(tmp_path, colour_bundle, **settings) as stack:
+        # A worker that has not the API's model refuses every delivery.
+        stack.stop("worker")
+        good, other = stack.environment["MODEL_URI"], tmp_path / "other"
+        from tests.support.bundles import write_colour_bundle
+
+        stack.environment["MODEL_URI"] = str(write_colour_bundle(other, name="other"))
+        stack.start("worker")
+        image = picture(seed=1)
+        assert stack.upload(image).status_code == 202
+        result = stack.result(sha256(image))
+        assert result["status"] == "error"
+        error = result["error"]
+        assert isinstance(error, dict)
+        assert (error["code"], error["retryable"]) == ("model_unavailable", True)
+
+        stack.stop("worker")
+        stack.environment["MODEL_URI"] = good
+        stack.start("worker")
+        assert stack.upload(image).status_code == 202
+        assert stack.result(sha256(image))["status"] == "success"
