@@ -1,0 +1,260 @@
+"""Where each backend's clients lead, signed links through IAM, and settings that Google refuses."""
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from aiohttp import web
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from google.auth.credentials import AnonymousCredentials
+from pydantic import ValidationError
+
+from core.backends.google.blobs import CloudBlobStore
+from core.backends.google.endpoints import (
+    CHANNEL_OPTIONS,
+    STORAGE_URL,
+    Endpoints,
+    authorized_session,
+    open_endpoints,
+)
+from core.backends.google.provision import subscriptions
+from core.backends.google.signed_links import IamLinks
+from core.clock import utc_now
+from core.errors import NotFound, Unavailable
+from core.settings import Settings
+from tests.support.stack import free_port
+
+ACCOUNT = "api@demo.iam.gserviceaccount.com"
+KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+NAME = f"public/{'a' * 64}"
+
+
+def cloud(**changes: Any) -> Settings:
+    values = {"bucket": "b-c", "push_audience": "a", "push_service_account": "s", **changes}
+    return Settings(_env_file=None, backend="gcp", **values)
+
+
+@pytest.fixture
+def service_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Application default credentials: a key file, of a key that nobody trusts."""
+    pem = KEY.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    document = {
+        "type": "service_account",
+        "project_id": "from-credentials",
+        "private_key": pem.decode(),
+        "client_email": ACCOUNT,
+        "token_uri": "https://oauth2.googleapis.com/token",
+    }
+    path = tmp_path / "key.json"
+    path.write_text(json.dumps(document))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
+    # What a developer's shell may hold must not lead a real deployment to an emulator.
+    for name in ("STORAGE_EMULATOR_HOST", "PUBSUB_EMULATOR_HOST", "DATASTORE_EMULATOR_HOST"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9" if name.startswith("S") else "127.0.0.1:9")
+
+
+@pytest.mark.usefixtures("service_account")
+async def test_gcp_leads_to_google_whatever_the_environment_says() -> None:
+    endpoints = await open_endpoints(cloud(), utc_now)
+    assert endpoints.project == "from-credentials"
+    assert endpoints.credentials is not None
+    assert (endpoints.datastore_host, endpoints.pubsub_host) == (
+        "datastore.googleapis.com",
+        "pubsub.googleapis.com",
+    )
+    assert endpoints.local_links is None
+    client = endpoints.storage_client()
+    assert client.api_endpoint == STORAGE_URL
+    client.close()
+    await endpoints.links.close()
+    named = await open_endpoints(cloud(google_cloud_project="named"), utc_now)
+    assert named.project == "named"
+    await named.links.close()
+
+
+async def test_without_credentials_the_start_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    with pytest.raises(Unavailable, match="no Google credentials"):
+        await open_endpoints(cloud(), utc_now)
+
+
+async def test_emulators_are_reached_as_nobody(tmp_path: Path) -> None:
+    settings = Settings(_env_file=None, backend="emulator", data_dir=tmp_path)
+    endpoints = await open_endpoints(settings, utc_now)
+    assert endpoints.credentials is None
+    assert endpoints.local_links is not None
+    assert endpoints.datastore_host == settings.datastore_emulator_host
+    client = endpoints.storage_client()
+    assert client.api_endpoint == settings.storage_emulator_host
+    client.close()
+
+
+def test_a_service_that_is_back_is_used_within_seconds() -> None:
+    assert dict(CHANNEL_OPTIONS)["grpc.max_reconnect_backoff_ms"] <= 2000
+
+
+class Iam:
+    """IAM's signBlob with a real key."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.status = 200
+        self.asked: list[str] = []
+
+    async def sign(self, request: web.Request) -> web.Response:
+        self.asked.append(request.path)
+        payload = base64.b64decode((await request.json())["payload"])
+        signature = KEY.sign(payload, padding.PKCS1v15(), hashes.SHA256())
+        body = {"keyId": "1", "signedBlob": base64.b64encode(signature).decode()}
+        return web.json_response(body, status=self.status)
+
+
+@pytest.fixture
+async def iam() -> AsyncIterator[Iam]:
+    iam = Iam()
+    app = web.Application()
+    app.router.add_post("/v1/{name:.*}", iam.sign)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", iam.port).start()
+    yield iam
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def links(iam: Iam) -> AsyncIterator[IamLinks]:
+    nobody = AnonymousCredentials()
+    links = IamLinks(
+        nobody,
+        authorized_session(nobody, IamLinks.THREADS),
+        "images",
+        ACCOUNT,
+        iam_url=iam.url,
+        storage_url=STORAGE_URL,
+    )
+    yield links
+    await links.close()
+
+
+def canonical_request(url: str) -> str:
+    """https://cloud.google.com/storage/docs/authentication/canonical-requests"""
+    parts = urlsplit(url)
+    query = "&".join(q for q in parts.query.split("&") if not q.startswith("X-Goog-Signature="))
+    host = f"host:{parts.netloc}\n"
+    return f"GET\n{parts.path}\n{query}\n{host}\nhost\nUNSIGNED-PAYLOAD"
+
+
+async def test_links_are_signed_by_iam(iam: Iam, links: IamLinks) -> None:
+    url = await links.url(NAME, timedelta(minutes=15))
+    assert url.startswith(f"{STORAGE_URL}/images/{NAME}?")
+    assert iam.asked == [f"/v1/projects/-/serviceAccounts/{ACCOUNT}:signBlob"]
+    query = {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
+    assert query["X-Goog-Expires"] == "900"
+    credential = query["X-Goog-Credential"]
+    assert credential.startswith(f"{ACCOUNT}/")
+    digest = hashlib.sha256(canonical_request(url).encode()).hexdigest()
+    scope = credential.removeprefix(f"{ACCOUNT}/")
+    text = f"GOOG4-RSA-SHA256\n{query['X-Goog-Date']}\n{scope}\n{digest}"
+    # Raises where the signature is of anything else.
+    KEY.public_key().verify(
+        bytes.fromhex(query["X-Goog-Signature"]),
+        text.encode(),
+        padding.PKCS1v15(),
+        hashes.SHA256(),
+    )
+
+
+@pytest.mark.parametrize("status", [403, 429, 500, 503])
+async def test_an_iam_that_refuses_is_503(iam: Iam, links: IamLinks, status: int) -> None:
+    iam.status = status
+    with pytest.raises(Unavailable, match="signing service"):
+        await links.url(NAME, timedelta(minutes=15))
+    assert len(iam.asked) == 1  # no two minutes of retries
+
+
+async def test_credentials_that_are_no_service_accounts_sign_nothing(iam: Iam) -> None:
+    nobody = AnonymousCredentials()
+    links = IamLinks(
+        nobody, authorized_session(nobody, 1), "b", "", iam_url=iam.url, storage_url=STORAGE_URL
+    )
+    with pytest.raises(Unavailable):
+        await links.url(NAME, timedelta(minutes=15))
+    await links.close()
+
+
+async def test_a_missing_bucket_is_not_a_missing_image(
+    tmp_path: Path, emulator_addresses: dict[str, str]
+) -> None:
+    """Else a wrong setting would end every image's record as `image_missing`."""
+    values: dict[str, Any] = {k.lower(): v for k, v in emulator_addresses.items()}
+    settings = Settings(_env_file=None, backend="emulator", data_dir=tmp_path, **values)
+    endpoints: Endpoints = await open_endpoints(settings, utc_now)
+    blobs = CloudBlobStore(endpoints.storage_client(), f"none-{os.getpid()}", endpoints.links)
+    try:
+        with pytest.raises(Unavailable):
+            await blobs.ping()
+        with pytest.raises(Unavailable):
+            await blobs.get(NAME)
+        with pytest.raises(NotFound):
+            await blobs.get("public/nonsense")
+    finally:
+        await blobs.close()
+
+
+def test_subscriptions_follow_the_delivery_policy() -> None:
+    settings = Settings(_env_file=None, backend="emulator", push_endpoint="http://worker:8081")
+    classify, dead = subscriptions(settings, "demo")
+    policy = settings.delivery
+    assert classify.push_config.push_endpoint == "http://worker:8081/generate_annotations"
+    assert dead.push_config.push_endpoint == "http://worker:8081/generate_annotations_dlq"
+    assert classify.ack_deadline_seconds == policy.ack_deadline
+    assert classify.message_retention_duration == timedelta(seconds=policy.retention)
+    assert classify.dead_letter_policy.max_delivery_attempts == policy.attempts
+    assert classify.dead_letter_policy.dead_letter_topic == dead.topic
+    assert not dead.dead_letter_policy.dead_letter_topic
+    assert "ttl" not in classify.expiration_policy
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"delivery_attempts": 4}, "DELIVERY_ATTEMPTS between 5 and 100"),
+        ({"ack_deadline_seconds": 5, "lease_seconds": 2}, "ACK_DEADLINE_SECONDS between 10"),
+        ({"retention_seconds": 32 * 24 * 3600}, "RETENTION_SECONDS between 600"),
+        ({"topic": "1"}, "topic"),
+        ({"pubsub_emulator_host": "http://localhost:8085"}, "pubsub_emulator_host"),
+        ({"storage_emulator_host": "localhost:9023"}, "storage_emulator_host"),
+    ],
+    ids=str,
+)
+def test_what_google_would_refuse_is_refused_at_the_start(
+    wrong: dict[str, Any], message: str
+) -> None:
+    Settings(_env_file=None, backend="emulator")
+    with pytest.raises(ValidationError, match=message):
+        Settings(_env_file=None, backend="emulator", **wrong)
+
+
+def test_gcp_needs_a_bucket() -> None:
+    with pytest.raises(ValidationError, match="BUCKET"):
+        Settings(
+            _env_file=None, backend="gcp", push_audience="audience", push_service_account="a@b.c"
+        )
