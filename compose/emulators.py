@@ -101,6 +101,25 @@ def emulators(settings: Settings, folder: Path) -> list[Emulator]:
     ]
 
 
+def firestore_emulator(host: str, port: int) -> Emulator:
+    """Firestore's, in Datastore mode: it locks where Datastore's aborts. Raises EmulatorsMissing.
+
+    For tests: what is right on both is right however the real database settles conflicts.
+    """
+    root = sdk_root()
+    folder = root / "platform" / "cloud-firestore-emulator" if root else None
+    jar = folder / "cloud-firestore-emulator.jar" if folder else None
+    if jar is None or not jar.is_file():
+        component = "cloud-firestore-emulator"
+        raise EmulatorsMissing(
+            f"gcloud lacks the component {component}: gcloud components install {component}."
+        )
+    main = "com.google.cloud.datastore.emulator.firestore.CloudFirestore"
+    command = ("java", *_JAVA, "-Duser.language=en", "-cp", str(jar), main, "start")
+    options = (f"--host={host}", f"--port={port}", "--database-mode=datastore-mode")
+    return Emulator("firestore", (*command, *options), host, port)
+
+
 class RunningEmulators:
     """Starts them, waits until each answers, and stops them at the end; use with `with`."""
 

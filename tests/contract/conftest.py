@@ -1,8 +1,9 @@
 """One backend after another, each empty and real. A new backend adds its name and its branch."""
 
+import asyncio
 import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from tests.contract.clock import MovableClock
 
 # A real project to test against as well; `docs/operations.md` says what it must have.
 PROJECT = os.environ.get("GLIMPSE_TEST_GCP_PROJECT", "")
-BACKENDS = ["embedded", "emulator", *(["gcp"] if PROJECT else [])]
+# `firestore`: the emulators, with Firestore's in place of Datastore's. See `firestore_emulator`.
+BACKENDS = ["embedded", "emulator", "firestore", *(["gcp"] if PROJECT else [])]
 
 
 @pytest.fixture
@@ -24,11 +26,23 @@ def clock() -> MovableClock:
 
 @pytest.fixture(params=BACKENDS)
 def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
-    if request.param == "emulator":
-        return request.getfixturevalue("emulator_settings")
+    if request.param in ("emulator", "firestore"):
+        corner: Settings = request.getfixturevalue("emulator_settings")
+        if request.param == "emulator":
+            return corner
+        address = request.getfixturevalue("firestore_address")
+        return corner.model_copy(update={"datastore_emulator_host": address})
     if request.param == "gcp":
         return cloud_settings(tmp_path)
     return Settings(backend=request.param, data_dir=tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def firestore_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    from tests.support.emulators import running_firestore
+
+    with running_firestore(tmp_path_factory.mktemp("firestore")) as address:
+        yield address
 
 
 @pytest.fixture
@@ -64,3 +78,15 @@ async def backend(settings: Settings, clock: MovableClock) -> AsyncIterator[Back
         await provision(settings)
     async with open_backend(settings, clock) as opened:
         yield opened
+    if settings.backend == "gcp":
+        await asyncio.to_thread(empty_bucket, settings)
+
+
+def empty_bucket(settings: Settings) -> None:
+    """The test bucket is the tests' own: what one leaves behind would surprise the next."""
+    from google.cloud import storage
+
+    client = storage.Client(project=settings.google_cloud_project)
+    for blob in client.list_blobs(settings.bucket):
+        blob.delete()
+    client.close()

@@ -5,7 +5,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from compose.emulators import EmulatorsMissing, RunningEmulators, emulators
+from compose.emulators import (
+    EmulatorsMissing,
+    RunningEmulators,
+    emulators,
+    firestore_emulator,
+)
 from core.settings import Settings
 from tests.support.stack import free_port
 
@@ -41,3 +46,14 @@ def running_emulators(folder: Path, addresses: dict[str, str]) -> Iterator[Runni
         raise AssertionError(f"These tests need Google's emulators. {error}") from None
     with RunningEmulators(wanted, folder) as running:
         yield running
+
+
+@contextmanager
+def running_firestore(folder: Path) -> Iterator[str]:
+    """Firestore's emulator in Datastore mode; its address. Required as the others are."""
+    try:
+        wanted = firestore_emulator("127.0.0.1", free_port())
+    except EmulatorsMissing as error:
+        raise AssertionError(f"These tests need Google's emulators. {error}") from None
+    with RunningEmulators([wanted], folder):
+        yield f"{wanted.host}:{wanted.port}"
