@@ -155,3 +155,22 @@ def test_a_failed_publish_leaves_nothing_stuck(
     assert upload_until_accepted(stack, image) in (200, 202)
     result = stack.result(sha256(image))
     assert (result["status"], result["attempts"]) == ("success", 1)
+
+
+def test_messages_that_a_queue_lost_are_published_again(
+    tmp_path: Path, colour_bundle: Path, emulators: RunningEmulators, corner: dict[str, str]
+) -> None:
+    """Pub/Sub's emulator forgets everything when it ends; the reconciler makes up for it."""
+    settings = {**corner, "GOOGLE_CLOUD_PROJECT": "test-lost-messages", "STALE_SECONDS": 3}
+    images = [picture(seed=700 + n) for n in range(5)]
+    with Stack(tmp_path, colour_bundle, **settings) as stack:
+        stack.stop("worker")
+        for image in images:
+            assert stack.upload(image).status_code == 202
+        emulators.kill("pubsub")
+        emulators.start("pubsub")
+        stack.set_up()
+        stack.start("worker")
+        results = stack.results(sha256(image) for image in images)
+        assert {result["status"] for result in results.values()} == {"success"}
+        assert '"record republished"' in stack.log("worker")

@@ -13,7 +13,12 @@ from typing import Self
 import httpx
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = {"worker": "worker", "queue": "core.backends.embedded.queue", "api": "app"}
+MODULES = {
+    "worker": "worker",
+    "queue": "core.backends.embedded.queue",
+    "scheduler": "compose.scheduler",
+    "api": "app",
+}
 SET_UP_SECONDS = 120.0
 PATIENCE = 60.0  # seconds for a process to become ready, on a busy machine
 
@@ -49,7 +54,9 @@ class Stack:
             **{name: str(value) for name, value in settings.items()},
         }
         self.on_emulators = self.environment.get("BACKEND") == "emulator"
-        self.names = [name for name in MODULES if not (self.on_emulators and name == "queue")]
+        # The embedded queue's process is its own scheduler.
+        absent = "queue" if self.on_emulators else "scheduler"
+        self.names = [name for name in MODULES if name != absent]
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.api = httpx.Client(base_url=f"http://127.0.0.1:{self.api_port}", timeout=60)
 
