@@ -1,5 +1,6 @@
 """Pub/Sub's part on its emulator: redelivery, duplicates, dead letters, a worker that is away."""
 
+import asyncio
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +59,7 @@ async def test_duplicates_make_one_result(stack: Stack) -> None:
             await backend.publisher.publish(ClassifyImage(key))
     result = stack.result(key.image_hash)
     assert (result["status"], result["attempts"]) == ("success", 1)
-    time.sleep(1)  # the last duplicates
+    await asyncio.sleep(1)  # the last duplicates
     assert stack.result(key.image_hash) == result
     lines = stack.log("worker").splitlines()
     assert sum(key.image_hash in line and '"classified"' in line for line in lines) == 1
