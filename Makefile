@@ -30,8 +30,20 @@ $(VENV)/.complete: poetry.lock pyproject.toml $(POETRY_VENV)/.complete
 	@touch $@
 
 .PHONY: run
-run: setup ## Start Glimpse: API on 127.0.0.1:8080, worker on 127.0.0.1:8081, queue
-	@exec $(BIN)/python -m compose.supervisor
+run: setup ## Start Glimpse on what this machine has; BACKEND=embedded|emulator|compose forces one
+	@exec $(BIN)/python -m compose run
+
+.PHONY: stop
+stop: setup ## Stop what make run started, wherever it runs
+	@$(BIN)/python -m compose stop
+
+.PHONY: logs
+logs: setup ## Follow the logs of what make run started
+	@exec $(BIN)/python -m compose logs
+
+.PHONY: purge
+purge: setup ## Stop it, and delete its data: images, results, messages
+	@$(BIN)/python -m compose purge
 
 .PHONY: demo
 demo: setup ## Send a few photos to the running service and show the labels
@@ -43,11 +55,13 @@ test: setup ## Check style, types and boundaries, then run every test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .PHONY: lint
-lint: setup ## Style (ruff), types (mypy), import boundaries (import-linter)
+lint: setup ## Style (ruff), types (mypy), import boundaries (import-linter), Dockerfile, compose.yaml
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint compose/Dockerfile
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec compose/compose.yaml
 
 .PHONY: format
 format: setup ## Rewrite the code in the agreed style

@@ -38,7 +38,7 @@ def main() -> None:
     config = uvicorn.Config(
         app,
         host=settings.host,
-        port=settings.api_port,
+        port=settings.port or settings.api_port,
         loop="uvloop",
         http="httptools",
         ws="none",

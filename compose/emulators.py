@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from compose.supervisor import end_with_parent
-from core.backends.google.endpoints import DEMO_PROJECT
+from compose.children import end_with_parent
 from core.settings import Settings, load_settings
 
 PATIENCE = 120.0  # seconds until an emulator must answer, on a busy machine
@@ -201,6 +200,9 @@ def _datastore(jar: Path | None, folder: Path, host: str, port: int) -> Emulator
         "com.google.cloud.datastore.emulator.CloudDatastore",
     )
     if not (data / "WEB-INF").is_dir():
+        # Imported here, so that asking what is missing loads none of Google's libraries.
+        from core.backends.google.endpoints import DEMO_PROJECT
+
         data.parent.mkdir(parents=True, exist_ok=True)
         create = (*command, "create", f"--project_id={DEMO_PROJECT}", str(data))
         subprocess.run(create, check=True, capture_output=True, timeout=PATIENCE)

@@ -51,6 +51,8 @@ def readme_with_table(readme: str) -> str:
 def _text(default: object) -> str:
     if default == str(DEFAULT_BUNDLE):
         return str(DEFAULT_BUNDLE.relative_to(ROOT))
+    if default is None:
+        return ""
     if isinstance(default, tuple):
         return ",".join(map(str, default))
     if isinstance(default, float):

@@ -1,98 +1,104 @@
 """Run Glimpse's processes on this machine: `python -m compose.supervisor`, or `make run`.
 
-Shows every process's log lines by name, starts a process again when it dies, stops them all on
-Ctrl-C or SIGTERM, and takes them along if it is killed itself.
+Shows every process's log lines by name and keeps them in a file, starts a process again when it
+dies, stops them all on Ctrl-C or SIGTERM, and takes them along if it is killed itself.
 """
 
 import asyncio
-import ctypes
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 
+from compose.children import end_with_parent
+from compose.choice import CannotRun
+from compose.instance import AlreadyRunning, claimed, open_log
+from compose.programs import Plan, Program, plan
 from core.settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 RESTART_DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds; one more quick death gives up
 STEADY_AFTER = 20.0  # seconds; a process that lived this long starts over in that list
-_COLOURS = {"glimpse": 37, "api": 36, "worker": 32, "queue": 35}
-_PR_SET_PDEATHSIG = 1
+_COLOURS = {"api": 36, "worker": 32, "queue": 35, "scheduler": 35, "set-up": 33}
+_OTHERS_COLOUR = 37
+_EMULATORS_COLOUR = 34
 
 
-@dataclass(frozen=True)
-class Program:
-    """One process to keep running. `port` is checked before anything starts."""
-
-    name: str
-    module: str
-    port: int | None = None
-
-    @property
-    def argv(self) -> list[str]:
-        return [sys.executable, "-m", self.module]
-
-
-def programs(settings: Settings) -> list[Program]:
-    """What the embedded backend needs, in the order in which to start it."""
-    return [
-        Program("worker", "worker", settings.worker_port),
-        Program("queue", "core.backends.embedded.queue"),
-        Program("api", "app", settings.api_port),
-    ]
-
-
-def taken_ports(host: str, wanted: Sequence[Program]) -> list[str]:
-    """A sentence for each port that cannot be listened on."""
+def taken_ports(wanted: Sequence[Program]) -> list[str]:
+    """A sentence for each address that cannot be listened on."""
     sentences = []
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for program in wanted:
-        if program.port is None:
+        if program.address is None:
             continue
+        host, port = program.address
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((host, program.port))
+                probe.bind((host, port))
             except OSError as error:
                 sentences.append(
-                    f"Port {program.port} on {host}, for the {program.name}, is not free "
-                    f"({error.strerror}). Stop what uses it, or set {program.name.upper()}_PORT."
+                    f"Port {port} on {host}, for the {program.name}, is not free "
+                    f"({error.strerror}). Stop what uses it, or set {program.setting}."
                 )
     return sentences
 
 
 class Supervisor:
-    """Keeps programs running until `stop` is set, and their output in one place."""
+    """Keeps a plan's programs running until `stop` is set, and their output in one place."""
 
-    def __init__(self, wanted: Sequence[Program], grace: float) -> None:
-        self.programs = wanted
+    def __init__(self, wanted: Plan, grace: float, write: Callable[[str], None]) -> None:
+        self.plan = wanted
         self.grace = grace
         self.stop = asyncio.Event()
+        self.started = asyncio.Event()
         self.failed = False
-        self._width = max(len(name) for name in _COLOURS)
+        self._write = write
+        self._services_ended = asyncio.Event()
+        self._width = max(len(name) for name in ("glimpse", *(p.name for p in wanted.programs)))
+        self._colours = {**_COLOURS, **{p.name: _EMULATORS_COLOUR for p in wanted.emulators}}
         self._coloured = sys.stdout.isatty()
 
     async def run(self) -> None:
         """Return when every program has ended after `stop`."""
-        await asyncio.gather(*(self._keep(program) for program in self.programs))
+        await asyncio.gather(
+            self._run_services(),
+            # They outlive the services, which use them to the end.
+            *(self._keep(program, self._services_ended) for program in self.plan.emulators),
+        )
 
     def say(self, name: str, line: str) -> None:
         prefix = f"{name:<{self._width}} |"
+        self._write(f"{prefix} {line}")
         if self._coloured:
-            prefix = f"\033[{_COLOURS.get(name, 37)}m{prefix}\033[0m"
+            prefix = f"\033[{self._colours.get(name, _OTHERS_COLOUR)}m{prefix}\033[0m"
         print(prefix, line, flush=True)
 
-    async def _keep(self, program: Program) -> None:
+    async def _run_services(self) -> None:
+        try:
+            if self.plan.set_up:
+                status = await self._run_once(self.plan.set_up, self.stop)
+                if status and not self.stop.is_set():
+                    self.say("glimpse", f"{self.plan.set_up.name} failed: giving up")
+                    self.failed = True
+                    self.stop.set()
+            if not self.stop.is_set():
+                self.started.set()
+                await asyncio.gather(*(self._keep(p, self.stop) for p in self.plan.services))
+        finally:
+            self._services_ended.set()
+
+    async def _keep(self, program: Program, until: asyncio.Event) -> None:
         quick_deaths = 0
-        while not self.stop.is_set():
+        while not until.is_set():
             began = time.monotonic()
-            status = await self._run_once(program)
+            status = await self._run_once(program, until)
             if self.stop.is_set():
                 return
             quick_deaths = 0 if time.monotonic() - began > STEADY_AFTER else quick_deaths + 1
@@ -108,11 +114,11 @@ class Supervisor:
             )
             await _wait(self.stop, delay)
 
-    async def _run_once(self, program: Program) -> int:
+    async def _run_once(self, program: Program, until: asyncio.Event) -> int:
         process = await asyncio.create_subprocess_exec(
             *program.argv,
             cwd=ROOT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **program.environment},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             # A session of its own: Ctrl-C reaches the supervisor alone, which then ends the rest.
@@ -122,7 +128,7 @@ class Supervisor:
         assert process.stdout is not None
         show = asyncio.create_task(self._show(program.name, process.stdout))
         ended = asyncio.create_task(process.wait())
-        stopping = asyncio.create_task(self.stop.wait())
+        stopping = asyncio.create_task(until.wait())
         await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not ended.done():
             process.terminate()
@@ -132,6 +138,9 @@ class Supervisor:
                 process.kill()
         stopping.cancel()
         status = await ended
+        # Whatever it started and left behind would hold its port, and its end of the pipe.
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
         await show
         return status
 
@@ -146,12 +155,6 @@ class Supervisor:
             self.say(name, line.decode("utf-8", "replace").rstrip())
 
 
-def end_with_parent() -> None:
-    """In the child: end when the supervisor dies, however it dies (Linux, prctl(2))."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 async def _wait(event: asyncio.Event, seconds: float) -> None:
     try:
         await asyncio.wait_for(event.wait(), seconds)
@@ -163,6 +166,8 @@ async def _announce(supervisor: Supervisor, settings: Settings) -> None:
     """Say when everything answers, and what to do next."""
     api = f"http://{settings.host}:{settings.api_port}"
     waiting = {api, settings.worker_url}
+    while not supervisor.started.is_set() and not supervisor.stop.is_set():
+        await _wait(supervisor.stop, 0.2)
     async with httpx.AsyncClient() as client:
         while waiting and not supervisor.stop.is_set():
             for url in list(waiting):
@@ -178,19 +183,18 @@ async def _announce(supervisor: Supervisor, settings: Settings) -> None:
 
 
 async def supervise(settings: Settings) -> int:
-    """Run until stopped; the exit status."""
-    wanted = programs(settings)
-    for sentence in (taken := taken_ports(settings.host, wanted)):
+    """Run `settings.backend` until stopped; the exit status."""
+    wanted = plan(settings)
+    for sentence in (taken := taken_ports(wanted.programs)):
         print(sentence, file=sys.stderr)
     if taken:
         return 1
-    supervisor = Supervisor(wanted, grace=settings.shutdown_seconds + 2)
+    log = open_log(settings.data_dir)
+    supervisor = Supervisor(wanted, settings.shutdown_seconds + 2, log.info)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, supervisor.stop.set)
-    supervisor.say(
-        "glimpse", f"embedded backend in {settings.data_dir}, model {settings.model_uri}"
-    )
+    supervisor.say("glimpse", wanted.title)
     announcement = asyncio.create_task(_announce(supervisor, settings))
     await supervisor.run()
     await announcement
@@ -199,7 +203,13 @@ async def supervise(settings: Settings) -> int:
 
 
 def main() -> None:
-    raise SystemExit(asyncio.run(supervise(load_settings())))
+    """Run what the settings name, without asking what this machine could run."""
+    settings = load_settings()
+    try:
+        with claimed(settings.data_dir):
+            raise SystemExit(asyncio.run(supervise(settings)))
+    except (AlreadyRunning, CannotRun) as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

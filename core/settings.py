@@ -39,8 +39,12 @@ class Settings(BaseSettings):
     host: Annotated[str, Field(description="Address that both services listen on")] = "127.0.0.1"
     api_port: Annotated[Port, Field(description="Port of the API")] = 8080
     worker_port: Annotated[Port, Field(description="Port of the worker")] = 8081
-    data_dir: Annotated[Path, Field(description="Folder of the embedded backend's data")] = Path(
-        ".data"
+    port: Annotated[
+        Port | None,
+        Field(description="Port of a service that runs alone, whichever it is; Cloud Run sets it"),
+    ] = None
+    data_dir: Annotated[Path, Field(description="Folder of the data that this machine keeps")] = (
+        Path(".data")
     )
     public_url: Annotated[
         str,
@@ -208,7 +212,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.api_port == self.worker_port:
+        if self.api_port == self.worker_port and self.port is None:
             raise ValueError("API_PORT and WORKER_PORT must differ")
         _ = self.delivery  # raises where the numbers contradict each other
         if self.backend != "embedded":

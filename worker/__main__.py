@@ -16,7 +16,7 @@ def main() -> None:
     uvicorn.run(
         create_app(settings),
         host=settings.host,
-        port=settings.worker_port,
+        port=settings.port or settings.worker_port,
         loop="uvloop",
         http="httptools",
         lifespan="on",
