@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -108,15 +108,19 @@ def purge(data_dir: Path) -> list[str]:
     return left
 
 
-def open_log(data_dir: Path) -> logging.Logger:
-    """Where the supervisor writes every line that it shows; bounded in size."""
-    logger = logging.Logger("glimpse")
+@contextmanager
+def opened_log(data_dir: Path) -> Iterator[Callable[[str], None]]:
+    """Writes a line to the log that `make logs` shows; it is bounded in size."""
     handler = logging.handlers.RotatingFileHandler(
         log_file(data_dir), maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8", errors="replace"
     )
     handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.Logger("glimpse")
     logger.addHandler(handler)
-    return logger
+    try:
+        yield logger.info
+    finally:
+        handler.close()
 
 
 def _lock(descriptor: int, kind: int) -> bool:

@@ -18,7 +18,7 @@ import httpx
 
 from compose.children import end_with_parent
 from compose.choice import CannotRun
-from compose.instance import AlreadyRunning, claimed, open_log
+from compose.instance import AlreadyRunning, claimed, opened_log
 from compose.programs import Plan, Program, plan
 from core.settings import Settings, load_settings
 
@@ -189,16 +189,16 @@ async def supervise(settings: Settings) -> int:
         print(sentence, file=sys.stderr)
     if taken:
         return 1
-    log = open_log(settings.data_dir)
-    supervisor = Supervisor(wanted, settings.shutdown_seconds + 2, log.info)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, supervisor.stop.set)
-    supervisor.say("glimpse", wanted.title)
-    announcement = asyncio.create_task(_announce(supervisor, settings))
-    await supervisor.run()
-    await announcement
-    supervisor.say("glimpse", "stopped")
+    with opened_log(settings.data_dir) as write:
+        supervisor = Supervisor(wanted, settings.shutdown_seconds + 2, write)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, supervisor.stop.set)
+        supervisor.say("glimpse", wanted.title)
+        announcement = asyncio.create_task(_announce(supervisor, settings))
+        await supervisor.run()
+        await announcement
+        supervisor.say("glimpse", "stopped")
     return int(supervisor.failed)
 
 

@@ -1,0 +1,152 @@
+"""`compose/Dockerfile`, `.dockerignore` and `compose.yaml` as data, where no Docker engine is.
+
+Understands what these files use and fails on anything else. `unpack` lays out a stage's files as
+a build would, so that an image's command can be run from exactly the files it would have.
+"""
+
+import json
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from tests.support.stack import ROOT
+
+DOCKERFILE = ROOT / "compose" / "Dockerfile"
+COMPOSE = ROOT / "compose" / "compose.yaml"
+IGNORE = ROOT / ".dockerignore"
+_KNOWN = {
+    *("ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE"),
+    *("HEALTHCHECK", "RUN", "USER", "WORKDIR"),
+}
+
+
+@dataclass(frozen=True)
+class Copy:
+    sources: tuple[str, ...]
+    target: str
+    from_stage: str | None
+
+
+@dataclass
+class Stage:
+    """One `FROM … AS name`, with its own instructions and those it inherits, in order."""
+
+    name: str
+    parent: str
+    instructions: list[tuple[str, str]] = field(default_factory=list)
+
+    def all(self, keyword: str) -> list[str]:
+        return [text for word, text in self.instructions if word == keyword]
+
+    def last(self, keyword: str) -> str:
+        return self.all(keyword)[-1]
+
+    @property
+    def command(self) -> list[str]:
+        return exec_form(self.last("CMD"))
+
+    @property
+    def health_command(self) -> list[str]:
+        return exec_form(self.last("HEALTHCHECK").partition("CMD ")[2])
+
+    @property
+    def environment(self) -> dict[str, str]:
+        pairs = (pair.partition("=") for text in self.all("ENV") for pair in text.split())
+        return {name: value for name, _, value in pairs}
+
+    @property
+    def copies(self) -> list[Copy]:
+        found = []
+        for text in self.all("COPY"):
+            words = text.split()
+            options = [word for word in words if word.startswith("--")]
+            *sources, target = [word for word in words if not word.startswith("--")]
+            origin = [o.removeprefix("--from=") for o in options if o.startswith("--from=")]
+            found.append(Copy(tuple(sources), target, origin[0] if origin else None))
+        return found
+
+
+def exec_form(text: str) -> list[str]:
+    """The argv of `["a", "b"]`. Raises ValueError for the shell form."""
+    argv = json.loads(text)
+    if not isinstance(argv, list):
+        raise ValueError(f"not the exec form: {text}")
+    return [str(word) for word in argv]
+
+
+def stages() -> dict[str, Stage]:
+    """Every stage by its name."""
+    text = re.sub(r"^\s*#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE)
+    found: dict[str, Stage] = {}
+    current: Stage | None = None
+    for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+        keyword, _, rest = line.strip().partition(" ")
+        if keyword == "FROM":
+            parent, _, name = rest.partition(" AS ")
+            inherited = found[parent].instructions if parent in found else []
+            current = found[name] = Stage(name, parent, list(inherited))
+        elif keyword:
+            assert keyword in _KNOWN, f"tests/support/images.py does not know {keyword}"
+            if current is not None:
+                current.instructions.append((keyword, rest.strip()))
+    return found
+
+
+def services() -> dict[str, dict[str, Any]]:
+    """The services of compose.yaml, anchors resolved."""
+    return dict(yaml.safe_load(COMPOSE.read_text())["services"])
+
+
+def admitted(path: str) -> bool:
+    """Whether .dockerignore lets this file, relative to the repository, into a build.
+
+    https://docs.docker.com/build/concepts/context/#dockerignore-files: the last matching line
+    decides, and a pattern that matches a folder matches what is in it.
+    """
+    kept = True
+    parts = [path, *map(str, PurePosixPath(path).parents)]
+    for line in IGNORE.read_text().splitlines():
+        rule = line.strip()
+        if not rule or rule.startswith("#"):
+            continue
+        pattern = _pattern(rule.removeprefix("!"))
+        if any(pattern.fullmatch(part) for part in parts):
+            kept = rule.startswith("!")
+    return kept
+
+
+def unpack(stage: Stage, folder: Path) -> Path:
+    """Copy what the stage takes from the repository as a build would; the working directory."""
+    work = folder / stage.last("WORKDIR").lstrip("/")
+    for copy in stage.copies:
+        if copy.from_stage is not None:
+            continue
+        for source in copy.sources:
+            _copy(source, work / copy.target, len(copy.sources) > 1 or copy.target.endswith("/"))
+    return work
+
+
+def _copy(source: str, target: Path, into_folder: bool) -> None:
+    origin = ROOT / source
+    files = [origin] if origin.is_file() else [p for p in origin.rglob("*") if p.is_file()]
+    files = [file for file in files if admitted(str(file.relative_to(ROOT)))]
+    assert files, f"COPY {source}: nothing there, or nothing that .dockerignore admits"
+    for file in files:
+        if origin.is_dir():
+            place = target / file.relative_to(origin)
+        else:
+            place = target / file.name if into_folder or target.is_dir() else target
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(file, place)
+
+
+def _pattern(rule: str) -> re.Pattern[str]:
+    pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", rule.rstrip("/"))
+    known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    return re.compile(
+        "".join(known.get(p, p if p.startswith("[") else re.escape(p)) for p in pieces)
+    )

@@ -1,0 +1,149 @@
+"""What a schema check of compose/compose.yaml cannot see: that it fits images and settings."""
+
+import re
+from typing import Any
+
+import pytest
+
+from compose.emulators import missing
+from core.settings import Settings
+from tests.support.images import COMPOSE, services, stages
+
+SERVICES = services()
+STAGES = stages()
+DEFAULTS = Settings(_env_file=None)
+OURS = ("storage", "set-up", "worker", "api", "scheduler")
+EMULATORS = {"datastore": 8181, "pubsub": 8085, "storage": 9023}
+# Settings that compose.yaml leaves alone, and why.
+FIXED_BY_THE_IMAGE = {"host", "api_port", "worker_port", "port", "data_dir"}
+NOT_FOR_EMULATORS = {
+    "push_concurrency",  # the embedded queue's
+    *("push_auth", "push_audience", "push_service_account", "push_keys_url"),
+    "signing_service_account",
+}
+
+
+def environment(name: str) -> dict[str, str | None]:
+    return dict(SERVICES[name]["environment"])
+
+
+def published(service: dict[str, Any]) -> list[str]:
+    return list(service.get("ports", []))
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_setting_reaches_every_part(name: str) -> None:
+    named = {key.lower() for key in environment(name)}
+    assert named == Settings.model_fields.keys() - FIXED_BY_THE_IMAGE - NOT_FOR_EMULATORS
+
+
+def test_values_are_valid_settings_and_lead_to_the_parts() -> None:
+    given = {k.lower(): v for k, v in environment("api").items() if v is not None}
+    given["log_format"] = re.sub(r"^\$\{LOG_FORMAT:-(\w+)\}$", r"\1", given["log_format"])
+    settings = Settings(_env_file=None, **given)  # type: ignore[arg-type]  # text, as in a process
+    assert settings.backend == "emulator"
+    assert settings.datastore_emulator_host == f"datastore:{EMULATORS['datastore']}"
+    assert settings.pubsub_emulator_host == f"pubsub:{EMULATORS['pubsub']}"
+    assert settings.storage_emulator_host == f"http://storage:{EMULATORS['storage']}"
+    assert settings.push_endpoint == f"http://worker:{DEFAULTS.worker_port}"
+
+
+def test_delivery_policy_is_the_settings_own() -> None:
+    """compose.yaml has no numbers of its own: it hands on the environment's, or none."""
+    delivery = [
+        *("DELIVERY_ATTEMPTS", "MIN_BACKOFF_SECONDS", "MAX_BACKOFF_SECONDS", "STALE_SECONDS"),
+        *("ACK_DEADLINE_SECONDS", "LEASE_SECONDS", "RETENTION_SECONDS"),
+    ]
+    for name in OURS:
+        assert {environment(name)[key] for key in delivery} == {None}
+
+
+def test_targets_exist() -> None:
+    for name, service in SERVICES.items():
+        if build := service.get("build"):
+            assert (COMPOSE.parent / build["context"] / build["dockerfile"]).is_file()
+            assert build["target"] in STAGES, name
+    assert SERVICES["api"]["build"]["target"] == "api"
+    assert SERVICES["worker"]["build"]["target"] == "worker"
+
+
+def test_foreign_images_are_pinned() -> None:
+    images = {s["image"] for s in SERVICES.values() if "build" not in s}
+    assert images
+    for image in images:
+        assert re.search(r":\d+\.\d+\.\d+", image), image
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_waits_can_end(name: str) -> None:
+    for other, how in SERVICES[name].get("depends_on", {}).items():
+        service = SERVICES[other]
+        if how["condition"] == "service_healthy":
+            target = service.get("build", {}).get("target", "")
+            assert "healthcheck" in service or STAGES[target].all("HEALTHCHECK"), other
+        else:
+            assert how["condition"] == "service_completed_successfully"
+            # A job that is started again whenever it ends would never have ended.
+            assert service["restart"] == "no", other
+
+
+def test_services_start_after_the_set_up_and_that_after_the_emulators() -> None:
+    assert SERVICES["set-up"]["depends_on"].keys() == EMULATORS.keys()
+    for name in ("api", "worker", "scheduler"):
+        waits = SERVICES[name]["depends_on"]["set-up"]
+        assert waits == {"condition": "service_completed_successfully"}
+
+
+def test_ports_are_this_machine_s_alone_and_the_services_own() -> None:
+    for service in SERVICES.values():
+        assert all(port.startswith("127.0.0.1:") for port in published(service))
+    for name, port in (("api", DEFAULTS.api_port), ("worker", DEFAULTS.worker_port)):
+        assert published(SERVICES[name]) == [f"127.0.0.1:${{{name.upper()}_PORT:-{port}}}:{port}"]
+        assert STAGES[name].last("EXPOSE") == str(port)
+
+
+@pytest.mark.parametrize(("name", "port"), EMULATORS.items())
+def test_emulators_listen_where_they_are_looked_for(name: str, port: int) -> None:
+    command = " ".join(SERVICES[name]["command"])
+    assert f"0.0.0.0:{port}" in command or f"--host=0.0.0.0 --port={port}" in command
+    assert f"http://127.0.0.1:{port}/" in " ".join(SERVICES[name]["healthcheck"]["test"])
+
+
+def test_emulators_serve_the_project_that_the_services_use() -> None:
+    from core.backends.google.endpoints import DEMO_PROJECT
+
+    for name in ("datastore", "pubsub"):
+        assert f"--project={DEMO_PROJECT}" in SERVICES[name]["command"]
+
+
+def test_commands_are_modules_of_ours_or_of_the_lock() -> None:
+    from importlib.util import find_spec
+
+    for name in ("storage", "set-up", "scheduler"):
+        python, flag, module = SERVICES[name]["command"][:3]
+        assert (python, flag) == ("python", "-m")
+        assert find_spec(module) is not None
+    assert not [s for s in missing() if "gcp-storage-emulator" in s]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_processes_are_reaped_and_gain_no_privileges(name: str) -> None:
+    assert SERVICES[name]["init"] is True
+    assert SERVICES[name]["security_opt"] == ["no-new-privileges:true"]
+    if name in OURS:
+        assert SERVICES[name]["cap_drop"] == ["ALL"]
+
+
+def test_a_stopping_service_has_the_time_that_it_may_take() -> None:
+    for name in ("api", "worker"):
+        assert int(SERVICES[name]["stop_grace_period"].rstrip("s")) > DEFAULTS.shutdown_seconds
+
+
+def test_what_must_last_is_in_named_volumes() -> None:
+    import yaml
+
+    volumes = yaml.safe_load(COMPOSE.read_text())["volumes"]
+    mounted = {
+        v.split(":")[0] for s in SERVICES.values() for v in s.get("volumes", []) if v == str(v)
+    }
+    assert mounted == volumes.keys() == {"datastore", "storage", "api"}

@@ -1,0 +1,152 @@
+"""What no lint of compose/Dockerfile and .dockerignore can see: that they fit this repository."""
+
+import re
+import subprocess
+import tomllib
+
+import pytest
+
+from core.model_bundle import LABELS_FILE, MANIFEST_FILE, MODEL_FILE, SUMS_FILE
+from core.settings import Settings
+from tests.support.images import DOCKERFILE, Stage, admitted, exec_form, stages
+from tests.support.stack import ROOT
+
+STAGES = stages()
+FINAL = ("api", "worker", "development")
+SERVICES = {"api": "app", "worker": "worker"}
+DEFAULTS = Settings(_env_file=None)
+
+
+@pytest.fixture(params=FINAL)
+def final(request: pytest.FixtureRequest) -> Stage:
+    return STAGES[request.param]
+
+
+def requirements_of(stage: Stage) -> str:
+    """The `poetry export` whose file the stage's packages come from."""
+    (packages,) = {c.from_stage for c in stage.copies if c.from_stage}
+    (requirements,) = [s for c in STAGES[packages].copies for s in c.sources]
+    exports = " && ".join(STAGES["lock"].all("RUN")).split(" && ")
+    (export,) = [e for e in exports if f"--output {requirements.rpartition('/')[2]}" in e]
+    return export
+
+
+def test_it_has_the_targets_that_are_promised() -> None:
+    assert set(FINAL) <= STAGES.keys()
+
+
+def test_final_images_run_as_a_fixed_user_who_is_not_root(final: Stage) -> None:
+    user = final.last("USER")
+    assert re.fullmatch(r"[1-9]\d{3,}:[1-9]\d{3,}", user)
+    assert f"--uid {user.partition(':')[0]} " in " ".join(STAGES["runtime"].all("RUN"))
+    # After it nothing is built any more: an image cannot change its own code.
+    words = [word for word, _ in final.instructions]
+    assert not {"RUN", "COPY", "ADD"} & set(words[words.index("USER") :])
+
+
+def test_commands_are_in_the_exec_form(final: Stage) -> None:
+    assert final.command[:2] == ["python", "-m"]
+    assert not final.all("ENTRYPOINT")
+    for text in final.all("HEALTHCHECK"):
+        assert exec_form(text.partition("CMD ")[2])[0] == "python"
+
+
+def test_nothing_is_downloaded_but_locked_packages() -> None:
+    assert "ADD" not in {word for stage in STAGES.values() for word, _ in stage.instructions}
+    runs = [run for stage in STAGES.values() for run in stage.all("RUN")]
+    assert not any(tool in run for run in runs for tool in ("curl", "wget", "apt-get", "git "))
+    for stage in STAGES.values():
+        for run in stage.all("RUN"):
+            if " install " in run and "poetry==" not in run and "install --directory" not in run:
+                assert "--require-hashes" in run, run
+
+
+def test_build_tools_stay_behind(final: Stage) -> None:
+    assert final.parent == "runtime"
+    assert "pip uninstall --yes pip" in " ".join(final.all("RUN"))
+    assert "poetry" not in " ".join(text for _, text in final.instructions)
+    assert {c.from_stage for c in final.copies} == {None, f"{final.name}-packages"}
+    installing = " ".join(STAGES[f"{final.name}-packages"].all("RUN"))
+    assert "venv --without-pip /venv" in installing
+
+
+def test_poetry_is_the_one_that_make_uses() -> None:
+    (pins,) = re.findall(r"^POETRY_PINS := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert f"pip install {pins}" in " ".join(STAGES["lock"].all("RUN"))
+
+
+def test_python_is_one_that_the_project_supports() -> None:
+    (version,) = re.findall(r"^ARG PYTHON_IMAGE=python:3\.(\d+)-slim", DOCKERFILE.read_text(), re.M)
+    tested = re.findall(r'"3\.(\d+)"', (ROOT / ".github/workflows/ci.yml").read_text())
+    assert version in tested
+
+
+def test_worker_alone_has_onnx_runtime() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert any(p.startswith("onnxruntime") for p in project["optional-dependencies"]["worker"])
+    assert not any(p.startswith(("onnxruntime", "numpy")) for p in project["dependencies"])
+    assert "--extras worker" in requirements_of(STAGES["worker"])
+    assert "worker" not in requirements_of(STAGES["api"])
+    for name in SERVICES:
+        assert "--extras google" in requirements_of(STAGES[name])
+        assert not re.search(r"--with|--all-extras", requirements_of(STAGES[name]))
+    assert "--all-extras --with dev" in requirements_of(STAGES["development"])
+
+
+def test_services_have_their_own_code_and_no_other() -> None:
+    taken = {
+        name: {s for c in STAGES[name].copies if not c.from_stage for s in c.sources}
+        for name in SERVICES
+    }
+    bundle = {f"models/default/{name}" for name in (MANIFEST_FILE, LABELS_FILE, SUMS_FILE)}
+    assert taken["api"] == {"LICENSE", "core", "app", *bundle}
+    assert taken["worker"] == {"LICENSE", "core", "worker", "models/default"}
+    assert f"models/default/{MODEL_FILE}" not in taken["api"]
+
+
+@pytest.mark.parametrize("name", [n for n, s in STAGES.items() if s.copies])
+def test_every_source_exists_and_is_admitted(name: str) -> None:
+    for copy in STAGES[name].copies:
+        if copy.from_stage:
+            assert copy.from_stage in STAGES
+            continue
+        for source in copy.sources:
+            origin = ROOT / source
+            assert origin.exists(), f"COPY {source}"
+            files = [origin] if origin.is_file() else [f for f in origin.rglob("*") if f.is_file()]
+            assert any(admitted(str(file.relative_to(ROOT))) for file in files), f"COPY {source}"
+
+
+def test_environment_names_settings_and_ports_agree() -> None:
+    runtime = STAGES["runtime"].environment
+    for name in runtime.keys() - {"PATH"}:
+        if not name.startswith(("PYTHON", "PIP_")):
+            assert name.lower() in Settings.model_fields, name
+    values = {k.lower(): v for k, v in runtime.items() if k.lower() in Settings.model_fields}
+    settings = Settings(_env_file=None, **values)  # type: ignore[arg-type]  # text, as in a process
+    assert settings.host == "0.0.0.0"
+    assert (settings.api_port, settings.worker_port) == (DEFAULTS.api_port, DEFAULTS.worker_port)
+    for name, port in (("api", settings.api_port), ("worker", settings.worker_port)):
+        stage = STAGES[name]
+        assert stage.command == ["python", "-m", SERVICES[name]]
+        assert stage.last("EXPOSE") == str(port)
+        (health,) = stage.all("HEALTHCHECK")
+        assert f"os.environ['{name.upper()}_PORT']" in health
+        assert "'PORT'" in health
+        assert "/health" in health
+
+
+def test_build_context_is_what_git_tracks_and_little_else() -> None:
+    """Secrets, data and environments stay out; all that a test may read is in."""
+    for path in (
+        ".env", ".data/records.db", ".venv/bin/python", ".git/config", "bundles/x/model.onnx",
+        "runs/1/last.pt", "core/__pycache__/a.cpython-311.pyc", "key.json", "app.log",
+    ):  # fmt: skip
+        assert not admitted(path), path
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    left_out = {path for path in listed.stdout.splitlines() if not admitted(path)}
+    assert left_out <= {".pre-commit-config.yaml", ".dockerignore"}, left_out

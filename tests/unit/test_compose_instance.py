@@ -1,0 +1,97 @@
+"""One supervisor for a data folder; what stop and purge do to it."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from compose import instance
+from tests.support.stack import ROOT
+
+_HOLD = """
+import signal, sys, time
+from pathlib import Path
+from compose.instance import claimed
+if sys.argv[2] == "deaf":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+with claimed(Path(sys.argv[1])):
+    print("claimed", flush=True)
+    time.sleep(600)
+"""
+
+
+@contextmanager
+def holder(folder: Path, manner: str = "polite") -> Iterator[subprocess.Popen[str]]:
+    argv = [sys.executable, "-c", _HOLD, str(folder), manner]
+    with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "claimed\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def test_there_is_one_and_it_is_named(tmp_path: Path) -> None:
+    assert instance.running(tmp_path / "data") is None
+    with holder(tmp_path / "data") as process:
+        assert instance.running(tmp_path / "data") == process.pid
+        with pytest.raises(instance.AlreadyRunning, match=str(process.pid)):
+            instance.claimed(tmp_path / "data").__enter__()
+        with pytest.raises(instance.AlreadyRunning):
+            instance.purge(tmp_path / "data")
+
+
+def test_a_killed_one_leaves_the_folder_free(tmp_path: Path) -> None:
+    with holder(tmp_path) as process:
+        process.kill()
+        process.wait()
+        assert instance.pid_file(tmp_path).read_text().strip() == str(process.pid)
+        assert instance.running(tmp_path) is None
+        assert not instance.stop(tmp_path, 1)
+        with instance.claimed(tmp_path):
+            pass
+
+
+def test_stop_ends_it(tmp_path: Path) -> None:
+    assert not instance.stop(tmp_path, 1)
+    with holder(tmp_path) as process:
+        assert instance.stop(tmp_path, 30)
+        assert process.wait() == -signal.SIGTERM
+
+
+def test_stop_says_when_it_does_not_end(tmp_path: Path) -> None:
+    with (
+        holder(tmp_path, "deaf") as process,
+        pytest.raises(instance.DoesNotStop, match=str(process.pid)),
+    ):
+        instance.stop(tmp_path, 0.5)
+
+
+def test_purge_deletes_ours_and_nothing_else(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    assert instance.purge(data) == []
+    (data / "blobs" / "public").mkdir(parents=True)
+    (data / "emulators").mkdir()
+    for name in ("records.db", "records.db-wal", "queue.db", "queue.lock", "link.key",
+                 "glimpse.log", "glimpse.log.1", "blobs/public/x"):  # fmt: skip
+        (data / name).touch()
+    (data / "thesis.txt").touch()
+    assert instance.purge(data) == ["thesis.txt"]
+    assert [path.name for path in data.iterdir()] == ["thesis.txt"]
+    (data / "thesis.txt").unlink()
+    assert instance.purge(data) == []
+    assert not data.exists()
+
+
+def test_log_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instance, "LOG_BYTES", 1000)
+    with instance.opened_log(tmp_path) as write:
+        for number in range(1000):
+            write(f"line {number}, 100 % done")
+    assert sum(path.stat().st_size for path in tmp_path.glob("glimpse.log*")) < 2100
+    assert "line 999, 100 % done" in instance.log_file(tmp_path).read_text()
