@@ -3,6 +3,9 @@
 Servers are pinned to one core and the load to another, so that the one is not measured as the
 other; the whole pipeline has all cores. Baseline and subject take turns, and a ratio is that of the
 medians. Absolute figures are of this machine; the ratios carry over.
+
+`--backend emulator` measures the same on Google's emulators, in rows of their own. Those figures
+are mostly the emulators': its Pub/Sub has two pushes under way at most, and all share this machine.
 """
 
 import argparse
@@ -18,13 +21,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -41,6 +46,7 @@ from core.records import PUBLIC_TENANT, RecordKey, new_record
 from core.settings import DEFAULT_BUNDLE, Settings
 from tests.bench import load
 from tests.support.bundles import write_colour_bundle
+from tests.support.emulators import free_addresses, own_corner, running_emulators
 from tests.support.pictures import encode, picture, sha256
 from tests.support.stack import ROOT, Stack, free_port
 
@@ -59,8 +65,17 @@ class Row:
 
 
 class Bench:
-    def __init__(self, quick: bool, bundle: Path, folder: Path, progress: Progress) -> None:
+    def __init__(
+        self,
+        quick: bool,
+        bundle: Path,
+        folder: Path,
+        progress: Progress,
+        emulators: Mapping[str, str] | None = None,
+    ) -> None:
+        """`emulators` are the addresses of running ones; without them the backend is embedded."""
         self.quick = quick
+        self.emulators = emulators
         self.bundle = bundle
         self.folder = folder
         self.progress = progress
@@ -120,8 +135,7 @@ class Bench:
         """New images to their durable 202, with the worker and the queue stopped."""
         count = 300 if self.quick else 1500
         with self._stack("accepting", self.colours) as stack:
-            stack.stop("worker")
-            stack.stop("queue")
+            self._leave(stack, "api")
             self._pin(stack, "api")
             for size, name in ((2, "2 KB"), (110, "110 KB")):
                 images = [_padded(n + 10_000 * size, size * 1000) for n in range(count)]
@@ -146,8 +160,7 @@ class Bench:
         ours, theirs = [], []
         for round_ in range(self.rounds):
             with self._stack(f"working-{round_}", self.bundle, WORKER_CONCURRENCY=1) as stack:
-                stack.stop("queue")
-                stack.stop("api")
+                self._leave(stack, "worker")
                 pushes = self._prepare(stack, images)
                 self._pin(stack, "worker")
                 theirs.append(self._bare_loop(pictures))
@@ -159,7 +172,7 @@ class Bench:
 
     def pipeline(self) -> None:
         """Upload to stored result with a next-to-nothing model, everything on all cores."""
-        count = 500 if self.quick else 2000
+        count = (500 if self.quick else 2000) // (4 if self.emulators else 1)
         images = [picture(seed=n, size=(16, 16)) for n in range(count)]
         rates = []
         for round_ in range(self.rounds):
@@ -176,7 +189,7 @@ class Bench:
         self._row(
             f"pipeline, {count} images, no-op model",
             f"{statistics.median(rates):.0f} images/s end to end",
-            target="420/s (Celery)",
+            target="" if self.emulators else "420/s (Celery)",
         )
 
     def footprint(self) -> None:
@@ -220,7 +233,13 @@ class Bench:
     # --- helpers ---------------------------------------------------------------------------------
 
     def _stack(self, name: str, bundle: Path, **settings: object) -> Stack:
-        return Stack(self.folder / name, bundle, LOG_LEVEL="warning", **settings)
+        corner = own_corner(self.emulators) if self.emulators else {}
+        return Stack(self.folder / name, bundle, LOG_LEVEL="warning", **corner, **settings)
+
+    def _leave(self, stack: Stack, name: str) -> None:
+        """Stop every other process of the stack."""
+        for other in stack.processes.keys() - {name}:
+            stack.stop(other)
 
     def _pin(self, stack: Stack, name: str) -> None:
         process = psutil.Process(stack.processes[name].pid)
@@ -259,8 +278,7 @@ class Bench:
         keys = [RecordKey(PUBLIC_TENANT, sha256(image), model) for image in images]
 
         async def store() -> None:
-            settings = Settings(data_dir=stack.folder / "data")
-            async with open_backend(settings) as backend:
+            async with open_backend(_settings(stack)) as backend:
                 for key, image in zip(keys, images, strict=True):
                     await backend.records.create(new_record(key, utc_now()))
                     await backend.blobs.put(key.blob_name, image, "image/jpeg")
@@ -296,13 +314,21 @@ class Bench:
     def _row(
         self, name: str, figure: str, baseline: str = "", ratio: str = "", target: str = ""
     ) -> None:
+        if self.emulators:
+            name = f"emulators: {name}"
         self.rows.append(Row(name, figure, baseline, ratio, target))
         self.progress.console.print(f"{name}: {figure} {ratio and f'= {ratio} of bare'}")
 
 
+def _settings(stack: Stack) -> Settings:
+    """Those that the stack's processes have."""
+    values: dict[str, Any] = {name.lower(): text for name, text in stack.environment.items()}
+    return Settings(_env_file=None, **values)
+
+
 async def _finished(stack: Stack) -> None:
     """Return when no record is left that is not final, at little cost to what is measured."""
-    async with open_backend(Settings(data_dir=stack.folder / "data")) as backend:
+    async with open_backend(_settings(stack)) as backend:
         # Another process finishes the records: there is no event to wait for, only to ask again.
         while await backend.records.stale(utc_now() + timedelta(days=1), 1):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
@@ -355,6 +381,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one short round of each")
     parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
+    parser.add_argument("--backend", choices=("embedded", "emulator"), default="embedded")
     parser.add_argument(
         "--only",
         help="comma-separated: answers,accepting,working,pipeline,footprint,responsiveness",
@@ -363,10 +390,16 @@ def main() -> None:
     args = parser.parse_args()
     console = Console(width=max(Console().width, 120))
     console.print(machine())
-    with tempfile.TemporaryDirectory() as folder, Progress(console=console) as progress:
-        bench = Bench(args.quick, args.bundle, Path(folder), progress)
+    with ExitStack() as opened, Progress(console=console) as progress:
+        folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
+        emulators = None
+        if args.backend == "emulator":
+            emulators = free_addresses()
+            opened.enter_context(running_emulators(folder / "emulators", emulators))
+        bench = Bench(args.quick, args.bundle, folder, progress, emulators)
         steps: list[Callable[[], None]] = [
-            bench.answers,
+            # Answers come out of the process's own cache, whatever the backend.
+            *(() if emulators else (bench.answers,)),
             bench.accepting,
             bench.working,
             bench.pipeline,

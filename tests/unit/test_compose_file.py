@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import pytest
+import yaml
 
 from compose.emulators import missing
 from core.settings import Settings
@@ -140,8 +141,6 @@ def test_a_stopping_service_has_the_time_that_it_may_take() -> None:
 
 
 def test_what_must_last_is_in_named_volumes() -> None:
-    import yaml
-
     volumes = yaml.safe_load(COMPOSE.read_text())["volumes"]
     mounted = {
         v.split(":")[0] for s in SERVICES.values() for v in s.get("volumes", []) if v == str(v)
