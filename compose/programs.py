@@ -46,7 +46,7 @@ def plan(settings: Settings) -> Plan:
         return Plan(
             f"Google's emulators in {where}",
             # What Cloud Scheduler and Terraform do elsewhere is the scheduler's part.
-            (worker, Program("scheduler", _module("compose.emulator_keeper")), api),
+            (worker, Program("scheduler", _module("compose.scheduler")), api),
             _emulators(settings),
             Program("set-up", _module("compose.emulator_setup")),
         )
