@@ -16,7 +16,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from core.settings import Settings
 from tests.support.images import Stage, stages, unpack
 from tests.support.stack import free_port
 
@@ -67,13 +66,6 @@ def test_starts_is_healthy_and_stops(name: str, tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=30)
     assert not healthy(stage, environment)
-
-
-def test_port_is_the_one_that_cloud_run_gives(tmp_path: Path) -> None:
-    """The worker's too, where it is the API's default: nothing else runs in that container."""
-    settings = Settings(_env_file=None, port=8080)
-    assert settings.port == settings.api_port
-    assert Settings(_env_file=None, port=8080, worker_port=8080).port == 8080
 
 
 def test_development_image_has_what_the_tests_need(tmp_path: Path) -> None:

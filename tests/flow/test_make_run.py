@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests.support.emulators import free_addresses
+from tests.support.images import COMPOSE
 from tests.support.pictures import picture
 from tests.support.stack import ROOT, free_port
 
@@ -152,6 +153,33 @@ def test_what_cannot_run_says_why(here: Here, asked: str) -> None:
     assert f"BACKEND={asked}" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert not here.data.exists()
+
+
+def test_docker_engine_is_given_compose_yaml(here: Here) -> None:
+    """A stand-in for Docker writes down what it is told; no engine is needed to see that."""
+    path, told = Path(bare(here.folder)), here.folder / "told"
+    docker = path / "docker"
+    docker.write_text(f'#!/bin/sh\necho "$@" >> {told}\ncase "$*" in *ps*) echo 0123abcd;; esac\n')
+    docker.chmod(0o755)
+
+    def compose(command: str, asked: str = "") -> list[str]:
+        """The calls of `docker compose`, without its options, that the command makes."""
+        told.write_text("")
+        done = here.call(command, PATH=str(path), BACKEND=asked)
+        assert done.returncode == 0, done.stderr
+        if command == "run":
+            assert done.stdout.startswith("Backend: compose, because ")
+            assert f"http://127.0.0.1:{here.environment['API_PORT']}/docs" in done.stdout
+        calls = [line for line in told.read_text().splitlines() if line.startswith("compose ")]
+        return [call.partition(f"--file {COMPOSE} ")[2] for call in calls if "--file" in call]
+
+    up = "up --build --remove-orphans"
+    assert compose("run") == compose("run", "compose") == [up]
+    assert compose("logs")[-1] == "logs --follow --tail=200"
+    assert compose("stop") == ["ps --all --quiet", "down"]
+    assert compose("purge")[-1] == "down --volumes"
+    # Whoever asks for processes leaves the containers alone.
+    assert compose("stop", "embedded") == compose("purge", "emulator") == []
 
 
 @pytest.mark.timeout(400)

@@ -115,6 +115,13 @@ def test_the_ports_must_differ(monkeypatch: pytest.MonkeyPatch) -> None:
         load_settings()
 
 
+def test_a_service_that_runs_alone_may_have_any_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cloud Run gives every container PORT=8080, the worker's as well."""
+    monkeypatch.setenv("PORT", "8080")
+    monkeypatch.setenv("WORKER_PORT", "8080")
+    assert load_settings().port == 8080
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
