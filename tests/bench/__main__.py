@@ -142,9 +142,12 @@ class Bench:
                 seen = self._load(
                     stack.api_port, [load.multipart("/what/fast", image) for image in images], None
                 )
+                # An emulator short of time refuses some, which a client sends again.
+                refused = seen.statuses.pop(503, 0) if self.emulators else 0
                 assert set(seen.statuses) == {202}, seen.statuses
                 timing = f"p50 {seen.percentile(50):.0f}, p99 {seen.percentile(99):.0f} ms"
-                figure = f"{seen.rate:.0f} images/s ({timing})"
+                figure = f"{seen.statuses[202] / seen.seconds:.0f} images/s ({timing})"
+                figure += f", {refused} refused" if refused else ""
                 self._row(
                     f"new image of {name} to its 202, c={CONNECTIONS}", figure, target="300/s"
                 )
@@ -189,7 +192,7 @@ class Bench:
         self._row(
             f"pipeline, {count} images, no-op model",
             f"{statistics.median(rates):.0f} images/s end to end",
-            target="" if self.emulators else "420/s (Celery)",
+            target="420/s (Celery)",
         )
 
     def footprint(self) -> None:
@@ -315,7 +318,8 @@ class Bench:
         self, name: str, figure: str, baseline: str = "", ratio: str = "", target: str = ""
     ) -> None:
         if self.emulators:
-            name = f"emulators: {name}"
+            # The targets are the embedded backend's: an emulator is for correctness.
+            name, target = f"emulators: {name}", ""
         self.rows.append(Row(name, figure, baseline, ratio, target))
         self.progress.console.print(f"{name}: {figure} {ratio and f'= {ratio} of bare'}")
 
