@@ -144,12 +144,10 @@ async def test_a_claim_owns_the_record_until_its_lease_ends(
     assert (second.token, second.attempt) == (2, 2)
 
 
-async def test_of_twenty_concurrent_claims_one_wins(
-    records: RecordStore, clock: MovableClock
-) -> None:
+async def test_of_concurrent_claims_one_wins(records: RecordStore, clock: MovableClock) -> None:
     await created(records, clock, key_of())
     answers = await asyncio.gather(
-        *(records.claim(key_of(), LEASE) for _ in range(20)), return_exceptions=True
+        *(records.claim(key_of(), LEASE) for _ in range(5)), return_exceptions=True
     )
     assert sum(isinstance(answer, Claim) for answer in answers) == 1
     # A store that locks may send a contender away to come again, but not with a claim.
