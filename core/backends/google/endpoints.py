@@ -125,7 +125,7 @@ def _cloud(settings: Settings, clock: Clock) -> Endpoints:
     try:
         credentials, project = google.auth.default(scopes=SCOPES)
     except DefaultCredentialsError as error:
-        raise Unavailable("There are no Google credentials; see README, Google Cloud.") from error
+        raise Unavailable("There are no Google credentials; see docs/operations.md.") from error
     project = settings.google_cloud_project or project
     if not project:
         raise Unavailable("The credentials name no project: set GOOGLE_CLOUD_PROJECT.")
