@@ -144,7 +144,6 @@ def test_unknown_training_figures_are_refused() -> None:
         read_training(b'{"training_pictures": 1}')
 
 
-@pytest.mark.skipif(not DEFAULT_BUNDLE.exists(), reason="the default bundle is not built yet")
 def test_the_default_bundles_card_is_of_its_own_figures_and_within_its_limits() -> None:
     bundle = read_bundle(DEFAULT_BUNDLE)
     result = read_evaluation((DEFAULT_BUNDLE / "evaluation.json").read_bytes())
