@@ -55,7 +55,8 @@ Glimpse and for testing it; bring a larger classifier for production (`models/RE
 
 On {result.pictures:,} validation pictures of Tiny ImageNet, with the exported ONNX file and the
 worker's own preprocessing, by `models.evaluate`. The network was not trained on them. Their
-accuracy was watched during training, but no epoch was picked by it: the last one is exported.
+accuracy was watched during training, but no epoch was picked by it: the last one is exported. The
+side of {spec.height} pixels was: it did best of 64, 72, 80 and 88, by 0.2 points.
 
 {_measured(training, result)}
 
@@ -125,7 +126,9 @@ training pictures are under the terms named above.
     python -m models.model_card --bundle models/default
 
 Training repeats up to the rounding of parallel sums; the export of one checkpoint repeats to the
-byte.
+byte. These weights come from a run that was planned for 18 epochs and stretched to 24 after the
+seventh, and whose largest pictures began at 0.93 of the run instead of 0.88 by a change after the
+eighteenth: a run in one piece will differ a little.
 """
 
 
