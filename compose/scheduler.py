@@ -27,7 +27,7 @@ async def schedule(settings: Settings) -> None:
     """Do both, until cancelled."""
     worker = settings.push_endpoint or settings.worker_url
     async with open_backend(settings) as backend, PushClient(worker) as client:
-        interval = max(1.0, settings.stale_seconds / 2)
+        interval = settings.delivery.reconcile_interval
         reconciling = asyncio.create_task(reconcile_regularly(client, interval))
         try:
             while True:

@@ -41,6 +41,11 @@ class DeliveryPolicy:
         if self.retention <= self.attempts * self.max_backoff:
             raise ValueError("retention must outlast every attempt")
 
+    @property
+    def reconcile_interval(self) -> float:
+        """Seconds between two looks for records that stand still."""
+        return max(1.0, self.stale_after / 2)
+
     def backoff(self, attempt: int) -> float:
         """Seconds to wait after the `attempt`-th delivery (1 is the first) was refused."""
         # The exponent is bounded so that a huge attempt number cannot overflow a float.

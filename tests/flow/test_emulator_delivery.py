@@ -1,7 +1,6 @@
 """Pub/Sub's part on its emulator: redelivery, duplicates, dead letters, a worker that is away."""
 
 import asyncio
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from core.messages import ClassifyImage
 from core.model_bundle import read_bundle
 from core.records import RecordKey
 from core.settings import Settings
+from tests.flow.absence import images_wait_for_an_absent_worker
 from tests.support.pictures import picture, sha256
 from tests.support.stack import Stack
 
@@ -37,16 +37,7 @@ def settings_of(stack: Stack) -> Settings:
 
 
 def test_worker_down_then_back(stack: Stack) -> None:
-    images = [picture(seed=n) for n in range(10)]
-    stack.stop("worker")
-    for image in images:
-        assert stack.upload(image).status_code == 202
-    time.sleep(2)
-    for image in images:
-        assert stack.api.get(f"/what/status/{sha256(image)}").status_code == 202
-    stack.start("worker")
-    results = stack.results(sha256(image) for image in images)
-    assert {result["status"] for result in results.values()} == {"success"}
+    images_wait_for_an_absent_worker(stack)
 
 
 async def test_duplicates_make_one_result(stack: Stack) -> None:

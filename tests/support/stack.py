@@ -89,7 +89,7 @@ class Stack:
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def start(self, *names: str) -> None:
+    def start(self, *names: str, patience: float = PATIENCE) -> None:
         """Start processes and wait until those with a port are ready."""
         for name in names:
             with self.log_file(name).open("ab") as log:
@@ -101,13 +101,13 @@ class Stack:
                     stderr=subprocess.STDOUT,
                 )
         for name in names:
-            self.wait_ready(name)
+            self.wait_ready(name, patience)
 
-    def wait_ready(self, name: str) -> None:
+    def wait_ready(self, name: str, patience: float = PATIENCE) -> None:
         port = {"api": self.api_port, "worker": self.worker_port}.get(name)
         if port is None:
             return
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             if self.processes[name].poll() is not None:
                 break

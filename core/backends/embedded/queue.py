@@ -306,7 +306,7 @@ async def serve(settings: Settings) -> None:
         for signal_ in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_, queue.stop)
         scheduler = asyncio.create_task(
-            reconcile_regularly(client, max(1.0, settings.stale_seconds / 2))
+            reconcile_regularly(client, settings.delivery.reconcile_interval)
         )
         log.info("queue delivers", to=settings.worker_url, concurrency=settings.push_concurrency)
         try:
