@@ -72,6 +72,10 @@ format: setup ## Rewrite the code in the agreed style
 bench: setup ## Measure speed against bare baselines, side by side, and print ratios
 	@$(BIN)/python -m tests.bench $(BENCH_ARGS)
 
+.PHONY: chaos
+chaos: setup ## Break everything while clients upload, and check that nothing is lost or done twice
+	@$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
+
 .PHONY: model
 model: ## Make a bundle of a Hugging Face image classifier: make model HF=<id or folder>
 	@test -n "$(HF)" || { echo 'usage: make model HF=google/vit-base-patch16-224'; exit 2; }
