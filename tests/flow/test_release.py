@@ -210,5 +210,3 @@ def test_gcloud_itself_knows_these_commands(words: tuple[str, ...], tmp_path: Pa
         pytest.skip("gcloud is not installed")
     assert done.returncode == 2
     assert "unrecognized arguments: --no-such-flag" in done.stderr
-        "mean '--"
-    )
