@@ -49,19 +49,26 @@ purge: setup ## Stop it, and delete its data: images, results, messages
 demo: setup ## Send a few photos to the running service and show the labels
 	@$(BIN)/python -m compose.demo
 
+.PHONY: smoke
+smoke: setup ## Send a new picture to a running Glimpse and wait for its labels: make smoke URL=<address>
+	@$(BIN)/python -m compose.smoke $(or $(URL),http://127.0.0.1:8080)
+
 .PHONY: test
 test: setup ## Check style, types and boundaries, then run every test
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .PHONY: lint
-lint: setup ## Style (ruff), types (mypy), import boundaries (import-linter), Dockerfile, compose.yaml
+lint: setup ## Style, types, import boundaries, Dockerfile, compose.yaml, workflows
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/hadolint compose/Dockerfile
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec compose/compose.yaml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/zizmor --quiet --offline --no-progress --persona=pedantic .github
 
 .PHONY: format
 format: setup ## Rewrite the code in the agreed style

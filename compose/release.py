@@ -187,6 +187,8 @@ def release(cloud: CloudRun, api: Change, worker: Change, check: Check, journal:
     """The four steps. Raises ReleaseFailed, after going back."""
     # Going back keeps this order: the API first.
     journal.open(cloud, [api.service, worker.service])
+    journal.note("📦", f"`{api.image}`")
+    journal.note("📦", f"`{worker.image}`")
     try:
         new_worker = cloud.add_revision(worker.name, worker.image)
         journal.note("✅", f"`{new_worker.candidate}` is ready, without traffic")
@@ -254,7 +256,7 @@ def _terminated(number: int, frame: object) -> NoReturn:
     raise ReleaseFailed(f"stopped by signal {number}")
 
 
-def _arguments() -> argparse.Namespace:
+def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Release two images on Cloud Run, or go back.")
     parser.add_argument("--journal", type=Path, required=True, help="file for what was so before")
     actions = parser.add_subparsers(dest="action", required=True)
@@ -263,11 +265,11 @@ def _arguments() -> argparse.Namespace:
         run.add_argument(f"--{name}", required=True)
     run.add_argument("--patience", type=float, default=PATIENCE, help="seconds for labels")
     actions.add_parser("roll-back", help="put back what an interrupted run has left")
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:
-    given = _arguments()
+    given = argument_parser().parse_args()
     page = os.environ.get("GITHUB_STEP_SUMMARY")
     journal = Journal(given.journal, Path(page) if page else None)
     signal.signal(signal.SIGTERM, _terminated)
