@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # Poetry only exports the lock; pip installs it with hashes, so any package index will do.
 POETRY_VENV := .poetry
 POETRY_PINS := poetry==2.5.1 poetry-plugin-export==1.10.1
-CODE := app worker core models compose tests
+CODE := app worker core models compose docs tests
 
 .PHONY: help
 help: ## Show this list
@@ -78,6 +78,10 @@ format: setup ## Rewrite the code in the agreed style
 .PHONY: bench
 bench: setup ## Measure speed against bare baselines, side by side, and print ratios
 	@$(BIN)/python -m tests.bench $(BENCH_ARGS)
+
+.PHONY: figures
+figures: setup ## Compute the tables and pictures of docs/cost.md and docs/scale.md again
+	@$(BIN)/python -m docs.figures
 
 .PHONY: model
 model: ## Make a bundle of a Hugging Face image classifier: make model HF=<id or folder>

@@ -9,6 +9,9 @@ starts. So a worker must understand the messages of the API before it and of its
 3. The new API revision is asked one at its own address: new messages work.
 4. The API gets the traffic, and is asked once more.
 
+Behind a load balancer alone (`--api-url`) a revision has no address of its own that is open to us:
+step 3 is left out there, and step 4 is the first to ask the new API.
+
 A failure at any step gives the API's traffic back first, so that no new message is made, and the
 worker's after it. What the new API had published by then is delivered to the old worker: one that
 does not have its model refuses, and the message stays for replay as a dead letter.
@@ -43,7 +46,10 @@ class ReleaseFailed(Exception):
 
 @dataclass(frozen=True)
 class Service:
-    """A Cloud Run service as it stands. `candidate_*` are empty where no revision has the tag."""
+    """A Cloud Run service as it stands.
+
+    `candidate*` are empty where no revision has the tag, addresses where there are none.
+    """
 
     name: str
     url: str
@@ -72,10 +78,10 @@ class CloudRun:
                 *(f"--image={image}", "--no-traffic", f"--tag={TAG}"),
             ),
         )
-        # Some versions of gcloud answer before the tag has its address.
-        service = service if service.candidate_url else self.describe(name)
-        if not (service.candidate and service.candidate_url):
-            raise ReleaseFailed(f"{name}: the new revision has no address")
+        # gcloud may answer before the tag stands in the status.
+        service = service if service.candidate else self.describe(name)
+        if not service.candidate:
+            raise ReleaseFailed(f"{name}: there is no new revision")
         return service
 
     def set_traffic(self, name: str, split: Split) -> None:
@@ -118,7 +124,7 @@ def service_of(name: str, document: Any) -> Service:
         tagged: Mapping[str, str] = next((t for t in targets if t.get("tag") == TAG), {})
         service = Service(
             name=name,
-            url=status["url"],
+            url=status.get("url", ""),
             image=template["containers"][0]["image"],
             traffic=traffic,
             candidate=tagged.get("revisionName", ""),
@@ -168,10 +174,14 @@ class Journal:
 
 @dataclass(frozen=True)
 class Change:
-    """A service as it stands, and the image that it shall run."""
+    """A service as it stands, and the image that it shall run.
+
+    `public_url` is the one address where it can be reached, if it is not the service's own.
+    """
 
     service: Service
     image: str
+    public_url: str = ""
 
     @property
     def name(self) -> str:
@@ -199,11 +209,17 @@ def release(cloud: CloudRun, api: Change, worker: Change, check: Check, journal:
         if api.first:
             journal.note("✅", "the API in service is a placeholder and was not asked")
         else:
-            journal.note("✅", f"the API in service works with it: {check(api.service.url)}")
-        journal.note("✅", f"`{new_api.candidate}` works: {check(new_api.candidate_url)}")
+            journal.note(
+                "✅",
+                f"the API in service works with it: {check(api.public_url or api.service.url)}",
+            )
+        if api.public_url:
+            journal.note("✅", f"`{new_api.candidate}` cannot be asked before it is in service")
+        else:
+            journal.note("✅", f"`{new_api.candidate}` works: {check(new_api.candidate_url)}")
         cloud.set_traffic(api.name, {new_api.candidate: 100})
         journal.note("✅", f"`{new_api.candidate}` takes the requests")
-        journal.note("✅", f"the API in service works: {check(new_api.url)}")
+        journal.note("✅", f"the API in service works: {check(api.public_url or new_api.url)}")
     except Exception as error:
         journal.note("❌", str(error))
         roll_back(journal)
@@ -247,6 +263,8 @@ def _repository(image: str) -> str:
 
 def _check(api_key: str, identity_token: str, patience: float) -> Check:
     def ask(url: str) -> str:
+        if not url:
+            raise ReleaseFailed("the API has no address of its own: give --api-url")
         return smoke(Target(url, api_key, identity_token), patience)
 
     return ask
@@ -263,6 +281,7 @@ def argument_parser() -> argparse.ArgumentParser:
     run = actions.add_parser("run", help="deploy, test, shift the traffic; go back on failure")
     for name in ("project", "region", "api", "worker", "api-image", "worker-image"):
         run.add_argument(f"--{name}", required=True)
+    run.add_argument("--api-url", default="", help="where clients reach the API, if not at its own")
     run.add_argument("--patience", type=float, default=PATIENCE, help="seconds for labels")
     actions.add_parser("roll-back", help="put back what an interrupted run has left")
     return parser
@@ -284,7 +303,7 @@ def main() -> None:
             os.environ.get("GLIMPSE_IDENTITY_TOKEN", ""),
             given.patience,
         )
-        api = Change(cloud.describe(given.api), given.api_image)
+        api = Change(cloud.describe(given.api), given.api_image, given.api_url)
         worker = Change(cloud.describe(given.worker), given.worker_image)
         release(cloud, api, worker, check, journal)
     except ReleaseFailed as error:

@@ -51,11 +51,12 @@ def run_release(cloud: FakeCloudRun, *arguments: str) -> subprocess.CompletedPro
     )
 
 
-def release(cloud: FakeCloudRun) -> subprocess.CompletedProcess[str]:
+def release(cloud: FakeCloudRun, *more: str) -> subprocess.CompletedProcess[str]:
     return run_release(
         cloud,
         *("run", "--project=p", "--region=europe-west1", "--api=api", "--worker=worker"),
         *(f"--api-image={AFTER['api']}", f"--worker-image={AFTER['worker']}", "--patience=20"),
+        *more,
     )
 
 
@@ -121,6 +122,26 @@ def test_failure_after_the_shift_gives_the_api_back_before_the_worker(
         ("api", "--to-revisions=api-00001=90,api-00000=10"),
         ("worker", "--to-revisions=worker-00001=100"),
     ]
+
+
+def test_behind_a_load_balancer_the_public_address_is_asked(
+    cloud: FakeCloudRun, stack: Stack
+) -> None:
+    state = cloud.read()
+    state["services"]["api"]["url"] = ""
+    cloud.write(state)
+    done = release(cloud)
+    assert done.returncode == 1
+    assert "give --api-url" in summary(cloud)
+    assert traffic(cloud) == OLD
+
+    (cloud.folder / "summary.md").unlink()
+    done = release(cloud, f"--api-url={stack.api.base_url}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert summary(cloud).count("works") == 2
+    assert {n: list(t) for n, t in traffic(cloud).items()} == {
+        "api": ["api-00003"], "worker": ["worker-00003"],
+    }  # fmt: skip
 
 
 def test_revision_that_does_not_start_changes_no_traffic(cloud: FakeCloudRun) -> None:

@@ -74,10 +74,11 @@ def described(state: dict[str, Any], name: str) -> dict[str, Any]:
     ]
     for tag, revision in service["tags"].items():
         url = state["candidate_url"].get(name, service["url"])
-        traffic.append({"revisionName": revision, "tag": tag, "url": url})
+        traffic.append({"revisionName": revision, "tag": tag} | ({"url": url} if url else {}))
+    status = {"traffic": traffic} | ({"url": service["url"]} if service["url"] else {})
     return {
         "spec": {"template": {"spec": {"containers": [{"image": service["images"][-1]}]}}},
-        "status": {"url": service["url"], "traffic": traffic},
+        "status": status,
     }
 
 

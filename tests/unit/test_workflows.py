@@ -23,7 +23,7 @@ PINNED = re.compile(r"[\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
 # What is made of a repository's variables reaches GitHub as these, and nothing else does.
 VARIABLES = {
     *("GCP_PROJECT", "GCP_REGION", "GCP_WORKLOAD_IDENTITY_PROVIDER", "GCP_DEPLOYER"),
-    *("GCP_REGISTRY", "API_SERVICE", "WORKER_SERVICE"),
+    *("GCP_REGISTRY", "API_SERVICE", "WORKER_SERVICE", "API_URL"),
 }
 
 
@@ -167,6 +167,7 @@ def test_release_is_started_with_options_that_it_has() -> None:
 
     run, back = parsed("Release"), parsed("Roll back what was left half done")
     assert (run.action, run.project, run.region) == ("run", "gcp_project", "gcp_region")
+    assert run.api_url == "api_url"
     assert (run.api, run.api_image) == ("api_service", "gcp_registry/api@sha256:a")
     assert (run.worker, run.worker_image) == ("worker_service", "gcp_registry/worker@sha256:w")
     assert (back.action, back.journal) == ("roll-back", run.journal)
