@@ -61,7 +61,7 @@ class Work:
     logged_bytes: float = 0.0
     stored_bytes: float = 0.0  # for a month
     worker_memory: float = 1.0  # GiB
-    api_memory: float = 0.5  # GiB
+    api_memory: float = 1.0  # GiB
     cpus: float = 1.0
 
 
@@ -326,7 +326,7 @@ def _fixed_table() -> str:
         ["a month", "US$"],
         [
             ["load balancer", _dollars(IOWA.balancer)],
-            ["an API instance that never stops (1 vCPU, 0.5 GiB)", _dollars(always(0.5))],
+            ["an API instance that never stops (1 vCPU, 1 GiB)", _dollars(always(1.0))],
             ["a worker instance that never stops (1 vCPU, 1 GiB)", _dollars(always(1.0))],
         ],
     )

@@ -1,5 +1,6 @@
 """Pages with calculated figures show what their scripts compute, and these compute rightly."""
 
+import re
 from dataclasses import replace
 from xml.etree import ElementTree
 
@@ -43,6 +44,18 @@ def test_pictures_are_whole_and_have_words_for_who_cannot_see_them() -> None:
         assert "nan" not in svg
 
 
+def test_assumptions_stand_in_the_text() -> None:
+    costs, scales = cost.PAGE.read_text(), scale.PAGE.read_text()
+    assert round(cost.WORKER_WAITS / 0.015) == 7
+    assert "seven\n  requests" in costs
+    assert "15 ms each" in costs
+    assert f"{cost.API_NEW:g} s for the upload and {cost.API_POLL:g} s for each" in costs
+    assert f"an image of {cost.IMAGE_BYTES / 1000:g} kB" in costs
+    assert f"{cost.API_NEW:g} s for the upload and {scale.PUSH:g} s for the push" in scales
+    assert f"busy for {100 * scale.BUSY:g} %" in scales
+    assert f"have {scale.IN_FLIGHT} requests in flight" in scales
+
+
 def test_a_page_without_its_markers_is_refused() -> None:
     with pytest.raises(ValueError, match="needs one"):
         filled("# Page", "new", "table")
@@ -64,7 +77,7 @@ def test_a_bill_by_hand() -> None:
     work = replace(cost.new_image(0.5), api_seconds=0.2)
     assert {line.part: round(line.dollars, 4) for line in cost.bill(work)} == {
         "worker": 13.25,  # 500,000 s x (0.000024 + 0.0000025)
-        "API": 5.05,  # 200,000 s x (0.000024 + 0.00000125)
+        "API": 5.3,  # 200,000 s x (0.000024 + 0.0000025)
         "Cloud Run requests": 1.6,  # 4 million at 0.40
         "Datastore writes": 3.6,  # 40 x 0.09
         "Datastore reads": 1.8,  # 60 x 0.03
@@ -74,7 +87,7 @@ def test_a_bill_by_hand() -> None:
         "load balancer, traffic": 0.8531,  # 114.5e9 bytes in GiB, x 0.008
         "logs": 1.397,  # 3e9 bytes in GiB, x 0.50
     }
-    assert cost.total(work) == pytest.approx(35.22, abs=0.01)
+    assert cost.total(work) == pytest.approx(35.47, abs=0.01)
 
 
 def test_each_price_counts_once() -> None:
@@ -98,6 +111,25 @@ def test_a_known_image_asks_nothing_of_queue_worker_and_storage() -> None:
         parts = {line.part for line in cost.bill(work)}
         assert not parts & {"worker", "Pub/Sub", "Datastore writes", "Cloud Storage operations"}
         assert cost.total(work) < cost.total(cost.bundled_work(MEASURED)) / 10
+
+
+def test_instances_are_those_that_terraform_makes() -> None:
+    """A worker's instance holds a place for each CPU; the bill has one place."""
+    variables = DOCS.parent / "terraform/envs/example/variables.tf"
+    if not variables.exists():
+        pytest.skip("no Terraform in this checkout")
+    sizes = {
+        name: {
+            key: float(value) for key, value in re.findall(r'(\w+) += optional\(\w+, "?(\d+)', body)
+        }
+        for name, body in re.findall(
+            r'^variable "(\w+)" {\n(.*?)^}', variables.read_text(), re.M | re.S
+        )
+    }
+    work = cost.bundled_work(MEASURED)
+    assert (sizes["api"]["cpu"], sizes["api"]["memory"]) == (work.cpus, work.api_memory)
+    assert sizes["api"]["concurrency"] == scale.IN_FLIGHT
+    assert sizes["worker"]["memory"] / sizes["worker"]["cpu"] == work.worker_memory / work.cpus
 
 
 # --- Queueing ------------------------------------------------------------------------------------
