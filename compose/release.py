@@ -153,6 +153,9 @@ class Journal:
         before = {service.name: dict(service.traffic) for service in services}
         document = {"project": cloud.project, "region": cloud.region, "before": before}
         self.path.write_text(json.dumps(document, indent=1))
+        if self.summary is not None:
+            with self.summary.open("a") as page:
+                page.write(f"## Release of {' and '.join(before)}\n\n")
 
     def read(self) -> tuple[CloudRun, dict[str, dict[str, int]]] | None:
         """Where, and each service's traffic before, in the order of going back; None if closed."""

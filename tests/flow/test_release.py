@@ -85,6 +85,8 @@ def test_worker_takes_the_traffic_first_and_both_end_on_the_new_revision(
     # Nothing is left to undo, and no tag keeps a revision warm.
     assert not (cloud.folder / "j").exists()
     assert [s["tags"] for s in cloud.read()["services"].values()] == [{}, {}]
+    assert summary(cloud).startswith("## Release of api and worker\n\n- ")
+    assert all(image in summary(cloud) for image in AFTER.values())
     assert summary(cloud).count("works") == 3
     assert "❌" not in summary(cloud)
 
