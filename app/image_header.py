@@ -10,6 +10,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from core.bounded_reads import BoundedReads, TooManyReads
 from core.errors import InvalidImage, UnsupportedImage
 
 # Opened by class, not with Image.open: that would load every plugin there is, and warn about a
@@ -22,6 +23,8 @@ _READERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     "image/avif": AvifImageFile,
 }
 ACCEPTED = tuple(_READERS)
+# Reads that a header may take. JPEG's largest honest one, ten megabytes of ICC profile, takes 650.
+_MAX_READS = 4_000
 _AVIF_BRANDS = (b"avif", b"avis")
 
 
@@ -58,10 +61,12 @@ def inspect_header(data: bytes | bytearray, content_type: str, max_pixels: int) 
     """
     name = content_type.removeprefix("image/").upper()
     try:
-        with _READERS[content_type](io.BytesIO(data)) as image:
+        with _READERS[content_type](BoundedReads(data, _MAX_READS)) as image:
             width, height = image.size
     except Image.DecompressionBombError:
         raise InvalidImage(f"The picture has more than {max_pixels} pixels.") from None
+    except TooManyReads:
+        raise InvalidImage("The file has too many parts before its picture.") from None
     except Exception:  # noqa: BLE001 - a hostile header makes a parser raise anything
         raise InvalidImage(f"The file begins like {name}, but its header is broken.") from None
     if width < 1 or height < 1:

@@ -4,7 +4,6 @@ Everything here blocks and belongs in a classifier process.
 """
 
 import contextlib
-import io
 import math
 from typing import Final
 
@@ -20,6 +19,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from core.bounded_reads import BoundedReads
 from core.errors import BundleError, InvalidImage, UndecodableImage
 from core.model_bundle import BundleManifest
 
@@ -60,6 +60,10 @@ _SWAPS_SIDES: Final = frozenset({5, 6, 7, 8})
 # Stored axes that then run the other way, so that an odd margin goes to the same side as upright.
 _REVERSES_X: Final = frozenset({2, 3, 7, 8})
 _REVERSES_Y: Final = frozenset({3, 4, 6, 7})
+
+# Reads that one picture may take. Each chunk of a PNG takes three or four, and ten megabytes in
+# chunks of one kilobyte are still an honest file.
+_MAX_READS: Final = 60_000
 
 # Cheap reductions (JPEG's scaled decoding, box averaging) stop at this multiple of the final size;
 # the manifest's filter does the rest, so that the result stays next to a plain resize.
@@ -110,7 +114,9 @@ class Preprocessor:
         """The picture as the network sees it: upright, RGB, of the input's size."""
         with contextlib.ExitStack() as stack:
             try:
-                image = stack.enter_context(Image.open(io.BytesIO(data), formats=_FORMATS))
+                image = stack.enter_context(
+                    Image.open(BoundedReads(data, _MAX_READS), formats=_FORMATS)
+                )
             except Exception as error:
                 raise UndecodableImage("The bytes are not a picture that can be read.") from error
             width, height = image.size

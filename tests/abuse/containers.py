@@ -1,0 +1,168 @@
+"""Image files taken apart and put together by hand: what no honest encoder would write."""
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_AVIF_PARENTS = (b"meta", b"iprp", b"ipco", b"iinf", b"moov", b"trak", b"mdia", b"minf", b"stbl")
+
+
+# --- PNG: https://www.w3.org/TR/png-3/ ------------------------------------------------------------
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    """The kind and the content of each chunk of a whole PNG."""
+    found, at = [], len(PNG_SIGNATURE)
+    while at < len(data):
+        (size,) = struct.unpack_from(">I", data, at)
+        found.append((data[at + 4 : at + 8], data[at + 8 : at + 8 + size]))
+        at += 12 + size
+    return found
+
+
+def png_of(chunks: list[tuple[bytes, bytes]]) -> bytes:
+    return PNG_SIGNATURE + b"".join(png_chunk(*chunk) for chunk in chunks)
+
+
+def png_of_size(
+    width: int, height: int, rows: int, *, depth: int = 8, colour: int = 2, interlaced: int = 0
+) -> bytes:
+    """Claims `width` x `height` and holds `rows` rows of zeros, in truth."""
+    samples = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    row = bytes(1 + (width * depth * samples + 7) // 8)
+    packer, pixels = zlib.compressobj(9), io.BytesIO()
+    for _ in range(rows):
+        pixels.write(packer.compress(row))
+    pixels.write(packer.flush())
+    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
+    palette = [(b"PLTE", bytes(3))] if colour == 3 else []
+    return png_of([(b"IHDR", head), *palette, (b"IDAT", pixels.getvalue()), (b"IEND", b"")])
+
+
+def png_with(data: bytes, *extra: tuple[bytes, bytes], last: bool = False) -> bytes:
+    """The PNG with more chunks: behind its header, or before its end."""
+    chunks = png_chunks(data)
+    at = len(chunks) - 1 if last else 1
+    return png_of([*chunks[:at], *extra, *chunks[at:]])
+
+
+# --- JPEG: ITU-T T.81, annex B --------------------------------------------------------------------
+
+
+def jpeg_segment(marker: int, data: bytes) -> bytes:
+    return bytes((0xFF, marker)) + struct.pack(">H", len(data) + 2) + data
+
+
+def jpeg_with(data: bytes, extra: bytes) -> bytes:
+    """The JPEG with `extra` behind its first marker."""
+    return data[:2] + extra + data[2:]
+
+
+def jpeg_frame(data: bytes) -> int:
+    """Where the height stands in the first frame header; the width follows."""
+    at = 2
+    while data[at + 1] not in (0xC0, 0xC1, 0xC2):
+        at += 2 + int(struct.unpack_from(">H", data, at + 2)[0])
+    return at + 5
+
+
+# --- GIF: GIF89a specification --------------------------------------------------------------------
+
+
+def gif_blocks(data: bytes) -> bytes:
+    """`data` as a chain of sub-blocks."""
+    parts = (data[at : at + 255] for at in range(0, len(data), 255))
+    return b"".join(bytes((len(part),)) + part for part in parts) + b"\0"
+
+
+def gif(
+    size: tuple[int, int], *blocks: bytes, palette: bytes = b"\0\0\0\xff\xff\xff", end: bytes = b";"
+) -> bytes:
+    return b"GIF89a" + struct.pack("<HHBBB", *size, 0x80, 0, 0) + palette + b"".join(blocks) + end
+
+
+def gif_frame(x: int, y: int, width: int, height: int, code_size: int = 2) -> bytes:
+    """A frame of one black pixel, whatever size it claims."""
+    return b"," + struct.pack("<HHHHB", x, y, width, height, 0) + bytes((code_size, 2, 0x44, 1, 0))
+
+
+# --- WebP: RFC 9649 -------------------------------------------------------------------------------
+
+
+def riff_chunk(kind: bytes, data: bytes) -> bytes:
+    return kind + struct.pack("<I", len(data)) + data + bytes(len(data) % 2)
+
+
+def riff_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    found, at = [], 12
+    while at + 8 <= len(data):
+        (size,) = struct.unpack_from("<I", data, at + 4)
+        found.append((data[at : at + 4], data[at + 8 : at + 8 + size]))
+        at += 8 + size + size % 2
+    return found
+
+
+def webp_of(*chunks: bytes) -> bytes:
+    body = b"WEBP" + b"".join(chunks)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def webp_canvas(width: int, height: int, flags: int) -> bytes:
+    sides = struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3]
+    return riff_chunk(b"VP8X", bytes((flags, 0, 0, 0)) + sides)
+
+
+def webp_animation(
+    still: bytes, canvas: tuple[int, int], frames: int, *, offset: int = 0, loops: int = 0
+) -> bytes:
+    """`frames` times the picture of a still WebP, on a canvas of any size."""
+    (kind, picture), *_ = [c for c in riff_chunks(still) if c[0] in (b"VP8 ", b"VP8L")]
+    place = struct.pack("<I", offset // 2)[:3]
+    side = struct.pack("<I", 15)[:3]
+    head = place + place + side + side + bytes(4)
+    frame = riff_chunk(b"ANMF", head + riff_chunk(kind, picture))
+    control = riff_chunk(b"ANIM", bytes(4) + struct.pack("<H", loops))
+    return webp_of(webp_canvas(*canvas, 0x02), control, *(frame for _ in range(frames)))
+
+
+# --- AVIF: ISO/IEC 14496-12, 23008-12 -------------------------------------------------------------
+
+
+def boxes(data: bytes, begin: int = 0, end: int | None = None) -> Iterator[tuple[int, bytes]]:
+    """Offset and type of each box, those inside of others included."""
+    at, end = begin, len(data) if end is None else end
+    while at + 8 <= end:
+        size, kind = struct.unpack_from(">I4s", data, at)
+        yield at, kind
+        size = size or end - at
+        if kind in _AVIF_PARENTS:
+            inner = at + 8 + {b"meta": 4, b"iinf": 6}.get(kind, 0)
+            yield from boxes(data, inner, min(at + size, end))
+        at += max(size, 8)
+
+
+def patched(data: bytes, at: int, value: bytes) -> bytes:
+    return data[:at] + value + data[at + len(value) :]
+
+
+# --- EXIF: a TIFF of one directory ----------------------------------------------------------------
+
+
+def exif(
+    entries: list[tuple[int, int, int, bytes]], *, order: str = "<", following: int = 0
+) -> bytes:
+    """Entries of (tag, type, count, value or offset); `following` is where the next IFD claims to
+    be: 8 makes it this one."""
+    directory = struct.pack(order + "H", len(entries))
+    for tag, kind, count, value in entries:
+        directory += struct.pack(order + "HHI", tag, kind, count & 0xFFFFFFFF) + value[:4].ljust(
+            4, b"\0"
+        )
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    return mark + struct.pack(order + "I", 8) + directory + struct.pack(order + "I", following)

@@ -1,0 +1,28 @@
+"""A few hundred hostile images through real processes; `make abuse` sends thousands (P4, P7)."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.abuse.experiment import SETTINGS, Abuse
+from tests.abuse.hostile import hostile_images
+from tests.support.stack import Stack
+
+INPUTS = 400
+
+
+@pytest.mark.timeout(400)
+def test_hostile_images_are_refused_or_end(tmp_path: Path, colour_bundle: Path) -> None:
+    seed = random.randrange(10**6)
+    print(f"images drawn from seed {seed}")
+    with Stack(tmp_path, colour_bundle, **SETTINGS) as stack:
+        outcome = Abuse(stack).run(hostile_images(INPUTS, seed))
+    assert outcome.wrong == []
+    assert outcome.server_errors == 0
+    assert outcome.inputs > INPUTS * 0.9  # some damage undoes itself and is drawn twice
+    assert len(outcome.families) == 11
+    # Neither everything refused nor everything taken: otherwise this would test little.
+    assert outcome.refused.total() > INPUTS / 10
+    assert outcome.ended["success"] > INPUTS / 20
+    assert outcome.ended["error undecodable_image"] > INPUTS / 20

@@ -1,0 +1,24 @@
+"""Both services answer as their OpenAPI documents say; `make abuse` asks longer (P7)."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.abuse import schema
+from tests.support.stack import Stack
+
+EXAMPLES = 12
+
+
+@pytest.mark.timeout(300)
+def test_every_answer_is_as_documented(tmp_path: Path, colour_bundle: Path) -> None:
+    seed = random.randrange(10**6)
+    print(f"requests drawn from seed {seed}")
+    with Stack(tmp_path, colour_bundle) as stack:
+        for service in schema.SERVICES:
+            outcome = schema.attack(stack, service, EXAMPLES, seed)
+            assert outcome.wrong == []
+            assert outcome.requests >= 20
+            assert outcome.operations >= 5
+            assert {200, 204} <= outcome.statuses.keys()
