@@ -24,7 +24,8 @@ def names() -> dict[str, dict[str, Any]]:
 def readable(kind: str, type_: str) -> set[str]:
     """What an expression may read of a type."""
     known = names()[kind].get(type_, {})
-    return {"id", *known.get("arguments", ()), *known.get("blocks", ()), *known.get("computed", ())}
+    groups = ("required", "optional", "blocks", "computed")
+    return {"id", *(name for group in groups for name in known.get(group, ()))}
 
 
 def problems(modules: list[Module]) -> Iterator[str]:
@@ -48,24 +49,24 @@ def _of_type(block: Block) -> Iterator[str]:
 def _level(
     path: str, body: dict[str, Any], known: dict[str, Any], others: set[str]
 ) -> Iterator[str]:
-    given = attributes(body)
+    given, arguments = attributes(body), {*known["required"], *known["optional"]}
     for name in given:
         if name in known["blocks"]:
             yield f"{path}.{name}: is a block, not an argument"
-        elif name not in known["arguments"]:
+        elif name not in arguments:
             yield f"{path}.{name}: no such argument"
-    for name, need in known["arguments"].items():
-        if need == "required" and name not in given:
+    for name in known["required"]:
+        if name not in given:
             yield f"{path}.{name}: required, and not given"
     seen = set()
     for name, inner in nested(body):
         seen.add(name)
         if name in known["blocks"]:
             yield from _level(f"{path}.{name}", inner, known["blocks"][name], set())
-        elif name in known["arguments"]:
+        elif name in arguments:
             yield f"{path}.{name}: is an argument, not a block"
         elif name not in others:
             yield f"{path}.{name}: no such block"
     for name, block in known["blocks"].items():
-        if block["need"] == "required" and name not in seen:
+        if block["needed"] and name not in seen:
             yield f"{path}.{name}: required block, and not given"

@@ -53,7 +53,7 @@ def schema(package: Path, kind: str, type_: str) -> dict[str, Any]:
     names = _level(top[1], interfaces[config[1]], structs, interfaces)
     own = code[code.rindex("extends cdktf.Terraform") :]
     read = {attribute or block for attribute, block in _COMPUTED.findall(own)}
-    names["computed"] = sorted(read - {*names["arguments"], *names["blocks"]})
+    names["computed"] = sorted(read - {*names["required"], *names["optional"], *names["blocks"]})
     return names
 
 
@@ -63,25 +63,40 @@ def _level(
     structs: dict[str, str],
     interfaces: dict[str, dict[str, str]],
 ) -> dict[str, Any]:
-    arguments: dict[str, str] = {}
+    required, optional = [], []
     blocks: dict[str, Any] = {}
     for name, value, is_block in _ENTRY.findall(entries):
         camel = re.sub(r"_(\w)", lambda match: match[1].upper(), name)
-        need = "required" if properties.get(camel) == "" else "optional"
+        needed = properties.get(camel) == ""
         if is_block == "false":
-            arguments[name] = need
+            (required if needed else optional).append(name)
         elif name != "timeouts":
             struct = re.findall(r"(\w+)ToHclTerraform", value)[-1]
             inner = _level(structs[struct], interfaces[struct[0].upper() + struct[1:]], structs, interfaces)
-            blocks[name] = {"need": need, **inner}
-    return {"arguments": arguments, "blocks": blocks}
+            blocks[name] = {"needed": needed, **inner}
+    return {"required": required, "optional": optional, "blocks": blocks}
 
 
 def merged(names: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """`names` with what `changes` adds to it, at any depth."""
     for key, value in changes.items():
-        names[key] = merged(names.get(key, {}), value) if isinstance(value, dict) else value
+        if isinstance(value, dict):
+            names[key] = merged(names.get(key, {}), value)
+        else:
+            names[key] = sorted({*names.get(key, ()), *value})
     return names
+
+
+def _lines(document: dict[str, Any]) -> str:
+    """JSON with a line for each type, so that a difference can be read."""
+    parts = [f' "{key}": {json.dumps(document[key])}' for key in ("source", "changed_by")]
+    for kind in ("resource", "data", "ephemeral"):
+        types = [
+            f'  "{type_}": {json.dumps(names, sort_keys=True)}'
+            for type_, names in sorted(document[kind].items())
+        ]
+        parts.append(f' "{kind}": {{\n' + ",\n".join(types) + "\n }")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def main() -> None:
@@ -98,7 +113,7 @@ def main() -> None:
         "changed_by": CHANGES.name,
         **merged(found, changes["names"]),
     }
-    NAMES.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    NAMES.write_text(_lines(document), encoding="utf-8")
     print(f"{sum(len(found[kind]) for kind in found)} types in {NAMES}")
 
 
