@@ -14,7 +14,9 @@ def main() -> None:
     if found or not modules:
         raise SystemExit("\n".join(found) or f"There is no Terraform in {root}")
     blocks = sum(len(module.blocks) for module in modules)
-    print(f"Terraform: {blocks} blocks in {len(modules)} modules, every name and reference is known")
+    print(
+        f"Terraform: {blocks} blocks in {len(modules)} modules, every name and reference is known"
+    )
 
 
 if __name__ == "__main__":

@@ -63,7 +63,8 @@ def _level(
     structs: dict[str, str],
     interfaces: dict[str, dict[str, str]],
 ) -> dict[str, Any]:
-    required, optional = [], []
+    required: list[str] = []
+    optional: list[str] = []
     blocks: dict[str, Any] = {}
     for name, value, is_block in _ENTRY.findall(entries):
         camel = re.sub(r"_(\w)", lambda match: match[1].upper(), name)
@@ -72,7 +73,9 @@ def _level(
             (required if needed else optional).append(name)
         elif name != "timeouts":
             struct = re.findall(r"(\w+)ToHclTerraform", value)[-1]
-            inner = _level(structs[struct], interfaces[struct[0].upper() + struct[1:]], structs, interfaces)
+            inner = _level(
+                structs[struct], interfaces[struct[0].upper() + struct[1:]], structs, interfaces
+            )
             blocks[name] = {"needed": needed, **inner}
     return {"required": required, "optional": optional, "blocks": blocks}
 
@@ -100,7 +103,9 @@ def _lines(document: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("package", type=Path)
     package: Path = parser.parse_args().package
     about = json.loads((package / "package.json").read_text(encoding="utf-8"))

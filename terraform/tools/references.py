@@ -27,7 +27,7 @@ def problems(modules: list[Module]) -> Iterator[str]:
 
 def called(module: Module, call: Block) -> Path:
     """The folder that a module call names."""
-    return (module.folder / plain(call.body.get("source", ""))).resolve()
+    return (module.folder / str(plain(call.body.get("source", "")))).resolve()
 
 
 def _of(module: Module, by_folder: dict[Path, Module]) -> Iterator[str]:
@@ -155,7 +155,9 @@ def object_fields(type_: str) -> dict[str, bool]:
 def cycles(by_folder: dict[Path, Module]) -> Iterator[str]:
     """A circle of dependencies, if a root module has one, with everything on it."""
     targets = {
-        called(module, call) for module in by_folder.values() for call in module.of("module").values()
+        called(module, call)
+        for module in by_folder.values()
+        for call in module.of("module").values()
     }
     for folder, module in by_folder.items():
         if folder not in targets:
@@ -173,14 +175,20 @@ def _graph(
     """Terraform's own nodes: each local, variable, output and resource of each called module."""
 
     def nodes(value: object) -> set[str]:
-        return {node for found in references_in(value) for node in _nodes(found, path, module, by_folder)}
+        return {
+            node
+            for found in references_in(value)
+            for node in _nodes(found, path, module, by_folder)
+        }
 
     for name, value in module.locals.items():
         graph.setdefault(f"{path}local.{name}", set()).update(nodes(value))
     for block in module.blocks:
         if block.kind in _OWN:
             prefix = "" if block.kind == "resource" else f"{block.kind}."
-            graph.setdefault(f"{path}{prefix}{'.'.join(block.labels)}", set()).update(nodes(block.body))
+            graph.setdefault(f"{path}{prefix}{'.'.join(block.labels)}", set()).update(
+                nodes(block.body)
+            )
         elif block.kind == "output":
             graph.setdefault(f"{path}output.{block.labels[0]}", set()).update(nodes(block.body))
         elif block.kind == "module":

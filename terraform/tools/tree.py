@@ -6,6 +6,7 @@ Values are python-hcl2's: an expression is a string `${...}`, a quoted string ke
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ _PART = re.compile(r"\.([\w*]+)")
 
 @dataclass(frozen=True)
 class Reference:
-    """What an expression names, as its parts: ("module", "queue", "topic"). Indexes are left out."""
+    """What an expression names: ("module", "queue", "topic"). Indexes are left out."""
 
     parts: tuple[str, ...]
 
@@ -75,8 +76,12 @@ class Module:
     @property
     def providers(self) -> set[str]:
         """Names of the providers it needs."""
-        required = [nested for block in self.blocks if block.kind == "terraform"
-                    for nested in block.body.get("required_providers", [])]
+        required = [
+            nested
+            for block in self.blocks
+            if block.kind == "terraform"
+            for nested in block.body.get("required_providers", [])
+        ]
         return {name for nested in required for name in nested} - _NOTES
 
 
@@ -90,13 +95,17 @@ def load_module(folder: Path) -> Module:
     """The blocks of `folder`'s files. Raises hcl2's error for a file that is not HCL."""
     module = Module(folder.resolve())
     for file in sorted(folder.glob("*.tf")):
-        with file.open(encoding="utf-8") as handle:
-            document = hcl2.load(handle)
-        for kind, found in document.items():
+        for kind, found in _document(file.read_text(encoding="utf-8")).items():
             if kind not in _NOTES:
                 for each in found:
                     module.blocks.extend(_blocks(kind, (), each, file))
     return module
+
+
+@lru_cache(maxsize=512)
+def _document(text: str) -> dict[str, Any]:
+    """Parsed once for the same text: parsing takes most of a check's time. Nobody changes it."""
+    return dict(hcl2.loads(text))
 
 
 def _blocks(kind: str, labels: tuple[str, ...], body: Any, file: Path) -> Iterator[Block]:

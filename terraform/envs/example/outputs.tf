@@ -28,6 +28,11 @@ output "dead_letter_subscription" {
   value       = module.queue.dead_letter_subscription
 }
 
+output "settings" {
+  description = "The API's environment without its secrets, for commands that an operator runs"
+  value       = module.settings.api
+}
+
 # --- For GitHub: repository variables of the deploy workflow -------------------------------------
 output "GCP_PROJECT" {
   description = "Google Cloud project"

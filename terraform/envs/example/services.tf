@@ -49,14 +49,17 @@ module "api" {
   secrets     = { KEY_SECRET = module.secrets.versions["api-keys"] }
   signs_links = true
 
-  # With a domain, the load balancer is the only way in: nobody walks around the throttle.
-  ingress              = var.domain == null ? "INGRESS_TRAFFIC_ALL" : "INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER"
-  default_uri_disabled = var.domain != null
+  ingress              = var.only_load_balancer ? "INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER" : "INGRESS_TRAFFIC_ALL"
+  default_uri_disabled = var.only_load_balancer
   audiences            = compact([local.public_url])
   public               = var.public
-  invokers             = { for member in var.api_invokers : member => member }
   deployers            = module.delivery.deployers
-  deletion_protection  = var.deletion_protection
+  # Who releases asks the new revision a question first.
+  invokers = merge(
+    { for member in var.api_invokers : member => member },
+    { for name, email in module.delivery.deployers : name => "serviceAccount:${email}" },
+  )
+  deletion_protection = var.deletion_protection
 }
 
 module "worker" {

@@ -28,6 +28,17 @@ variable "domain" {
   default     = null
 }
 
+variable "only_load_balancer" {
+  description = "Whether the API's run.app address is switched off, so that nobody walks around the throttle; releases from GitHub ask new revisions there, so they need it on"
+  type        = bool
+  default     = false
+
+  validation {
+    condition     = var.domain != null || !var.only_load_balancer
+    error_message = "Without a domain there is no load balancer."
+  }
+}
+
 variable "public" {
   description = "Whether anybody on the internet reaches the API (which asks for a key); otherwise only api_invokers do"
   type        = bool
@@ -49,6 +60,11 @@ variable "api_keys" {
   description = "Whether callers of the API need a key of its own: required or off"
   type        = string
   default     = "required"
+
+  validation {
+    condition     = var.api_keys == "required" || !var.public
+    error_message = "A public API asks for keys."
+  }
 }
 
 variable "requests_per_minute" {

@@ -30,6 +30,8 @@ locals {
   api = {
     API_KEYS   = var.api_keys
     PUBLIC_URL = var.public_url
+    # Without keys it is Cloud Run's IAM that asks who calls.
+    ALLOW_PUBLIC = tostring(var.api_keys == "off")
   }
 
   worker = {

@@ -57,6 +57,35 @@ run "everything" {
   }
 }
 
+run "nobody_walks_around_the_load_balancer" {
+  command = plan
+
+  variables {
+    project_id         = "example-project"
+    domain             = "labels.example.com"
+    only_load_balancer = true
+  }
+}
+
+run "load_balancer_without_a_domain" {
+  command = plan
+  variables {
+    project_id         = "example-project"
+    only_load_balancer = true
+  }
+  expect_failures = [var.only_load_balancer]
+}
+
+run "public_without_keys" {
+  command = plan
+  variables {
+    project_id = "example-project"
+    public     = true
+    api_keys   = "off"
+  }
+  expect_failures = [var.api_keys]
+}
+
 run "a_zone_is_no_region" {
   command = plan
   variables {
