@@ -72,8 +72,8 @@ def test_the_worker_is_internal_and_called_by_one_account(modules: dict[str, Mod
     worker = service(modules, "worker")
     assert plain(worker["ingress"]) == "INGRESS_TRAFFIC_INTERNAL_ONLY"
     assert worker["public"] is False
-    # Pub/Sub and Scheduler reach it at the run.app address only.
-    assert worker["default_uri_disabled"] is False
+    # Pub/Sub and Scheduler reach it at its run.app address, so that one stays.
+    assert "default_uri_disabled" not in resources(modules)["google_cloud_run_v2_service.this"].body
     callers = {key: value for key, value in worker["invokers"].items() if not key.startswith("__")}
     assert list(callers) == ["push"]
     assert "module.queue.push_account" in callers["push"]

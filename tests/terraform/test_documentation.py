@@ -46,8 +46,7 @@ def test_versions_are_pinned(module: Module) -> None:
     }
     assert set(providers) == module.providers
     if "google" in providers:
-        # 7.7 has default_uri_disabled: tools/provider_changes.json.
-        assert providers["google"] == "~> 7.0, >= 7.7"
+        assert providers["google"] == "~> 7.0"
 
 
 def test_one_file_to_copy_and_one_value_to_give() -> None:
@@ -77,6 +76,7 @@ def test_what_github_needs_is_an_output() -> None:
         "GCP_REGISTRY",
         "API_SERVICE",
         "WORKER_SERVICE",
+        "API_URL",
     }
     assert wanted <= set(example.of("output"))
 

@@ -46,7 +46,7 @@ def test_a_module_without_its_validations_fails(name: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", WITH_PROVIDER)
 def test_the_others_mock_their_provider(name: str) -> None:
-    """They run in CI on GitHub (`make test-terraform`), and must not ask for credentials there."""
+    """They run in CI on GitHub, and must not ask for credentials there."""
     (folder,) = (module.folder for module in load() if module.folder.name == name)
     for file in folder.glob("tests/*.tftest.hcl"):
         assert 'mock_provider "google" {' in file.read_text()

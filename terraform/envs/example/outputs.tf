@@ -68,3 +68,8 @@ output "WORKER_SERVICE" {
   description = "Cloud Run service of the worker"
   value       = module.worker.name
 }
+
+output "API_URL" {
+  description = "Where a release asks an API that only the load balancer reaches; null where it has an address of its own"
+  value       = local.behind_load_balancer ? local.public_url : null
+}

@@ -2,6 +2,9 @@ locals {
   # Answers every request with 200 until the first deploy.
   placeholder = "us-docker.pkg.dev/cloudrun/container/hello"
   public_url  = var.domain == null ? "" : "https://${var.domain}"
+
+  # Then nobody walks around the throttle.
+  behind_load_balancer = var.domain != null && !var.keep_run_address
 }
 
 module "settings" {
@@ -49,11 +52,10 @@ module "api" {
   secrets     = { KEY_SECRET = module.secrets.versions["api-keys"] }
   signs_links = true
 
-  ingress              = var.only_load_balancer ? "INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER" : "INGRESS_TRAFFIC_ALL"
-  default_uri_disabled = var.only_load_balancer
-  audiences            = compact([local.public_url])
-  public               = var.public
-  deployers            = module.delivery.deployers
+  ingress   = local.behind_load_balancer ? "INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER" : "INGRESS_TRAFFIC_ALL"
+  audiences = compact([local.public_url])
+  public    = var.public
+  deployers = module.delivery.deployers
   # Who releases asks the new revision a question first.
   invokers = merge(
     { for member in var.api_invokers : member => member },
@@ -82,12 +84,11 @@ module "worker" {
 
   environment = module.settings.worker
 
-  # Pub/Sub and Cloud Scheduler of this project count as internal, at the run.app address alone.
-  ingress              = "INGRESS_TRAFFIC_INTERNAL_ONLY"
-  default_uri_disabled = false
-  audiences            = [module.names.push_audience]
-  public               = false
-  invokers             = { push = "serviceAccount:${module.queue.push_account}" }
-  deployers            = module.delivery.deployers
-  deletion_protection  = var.deletion_protection
+  # Pub/Sub and Cloud Scheduler of this project count as internal, at the run.app address.
+  ingress             = "INGRESS_TRAFFIC_INTERNAL_ONLY"
+  audiences           = [module.names.push_audience]
+  public              = false
+  invokers            = { push = "serviceAccount:${module.queue.push_account}" }
+  deployers           = module.delivery.deployers
+  deletion_protection = var.deletion_protection
 }

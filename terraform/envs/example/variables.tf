@@ -28,15 +28,10 @@ variable "domain" {
   default     = null
 }
 
-variable "only_load_balancer" {
-  description = "Whether the API's run.app address is switched off, so that nobody walks around the throttle; releases from GitHub ask new revisions there, so they need it on"
+variable "keep_run_address" {
+  description = "Whether the API answers at its run.app address too although it has a domain: releases then try a new revision before it takes traffic, and the throttle can be walked around"
   type        = bool
   default     = false
-
-  validation {
-    condition     = var.domain != null || !var.only_load_balancer
-    error_message = "Without a domain there is no load balancer."
-  }
 }
 
 variable "public" {

@@ -3,7 +3,7 @@ resource "google_pubsub_topic" "dead_letters" {
   project = var.project_id
   name    = var.names.dead_letter_topic
 
-  # So that letters can be sent to the worker again, by seeking back.
+  # So that letters the worker acknowledged can be delivered to it again, by seeking back.
   message_retention_duration = "${var.policy.retention}s"
 
   message_storage_policy {

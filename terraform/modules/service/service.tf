@@ -5,7 +5,6 @@ resource "google_cloud_run_v2_service" "this" {
   description = var.description
 
   ingress              = var.ingress
-  default_uri_disabled = var.default_uri_disabled
   invoker_iam_disabled = var.public
   custom_audiences     = var.audiences
   deletion_protection  = var.deletion_protection

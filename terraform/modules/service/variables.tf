@@ -131,12 +131,6 @@ variable "ingress" {
   }
 }
 
-variable "default_uri_disabled" {
-  description = "Whether the run.app address is switched off; not on a worker, which is called there"
-  type        = bool
-  default     = false
-}
-
 variable "audiences" {
   description = "Audiences that callers' tokens may have besides the service's own address"
   type        = list(string)

@@ -52,28 +52,29 @@ run "everything" {
   }
 
   assert {
+    condition     = output.API_URL == "https://labels.example.com"
+    error_message = "Releases ask it through the load balancer."
+  }
+
+  assert {
     condition     = output.API_SERVICE == "glimpse-api" && output.WORKER_SERVICE == "glimpse-worker"
     error_message = "What GitHub deploys to."
   }
 }
 
-run "nobody_walks_around_the_load_balancer" {
+run "run_address_beside_the_domain" {
   command = plan
 
   variables {
-    project_id         = "example-project"
-    domain             = "labels.example.com"
-    only_load_balancer = true
+    project_id       = "example-project"
+    domain           = "labels.example.com"
+    keep_run_address = true
   }
-}
 
-run "load_balancer_without_a_domain" {
-  command = plan
-  variables {
-    project_id         = "example-project"
-    only_load_balancer = true
+  assert {
+    condition     = output.API_URL == null
+    error_message = "Releases ask it at its own address."
   }
-  expect_failures = [var.only_load_balancer]
 }
 
 run "public_without_keys" {
