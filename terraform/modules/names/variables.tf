@@ -18,7 +18,7 @@ variable "name" {
   }
 
   validation {
-    condition     = !startswith(var.name, "goog")
-    error_message = "Names that begin with goog are Google's own."
+    condition     = !startswith(var.name, "goog") && !startswith(var.name, "gcp-")
+    error_message = "Names that begin with goog or gcp- are Google's own."
   }
 }

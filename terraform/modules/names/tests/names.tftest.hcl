@@ -81,3 +81,11 @@ run "no_project" {
   }
   expect_failures = [var.project_id]
 }
+
+run "googles_own_pool" {
+  command = plan
+  variables {
+    name = "gcp-glimpse"
+  }
+  expect_failures = [var.name]
+}
