@@ -6,6 +6,8 @@ claimant at a time works, and only the current one can finish the record.
 
 import asyncio
 import time
+from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -13,6 +15,8 @@ import structlog
 from core.errors import InvalidImage, ModelUnavailable, NotFound, Unavailable
 from core.messages import ClassifyImage
 from core.records import Annotation, Claim, Record, RecordError, RecordKey
+from core.tracing import current, span
+from worker.metrics import DUPLICATE, LEASE_LOST, SUCCESS, WorkerMetrics
 from worker.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -38,6 +42,7 @@ async def classify(message: ClassifyImage, bench: Workbench) -> None:
         classifier = await bench.models.classifier(key.model)
     except ModelUnavailable:
         if (await _existing(key, bench)).status.terminal:
+            bench.metrics.ended(DUPLICATE)
             return
         raise
     patience_ends: float | None = None
@@ -48,17 +53,20 @@ async def classify(message: ClassifyImage, bench: Workbench) -> None:
                 return
         patience_ends = patience_ends or time.monotonic() + bench.settings.duplicate_wait_seconds
         if await _ended_elsewhere(key, bench, patience_ends):
+            bench.metrics.ended(DUPLICATE)
             return
 
 
 async def _work(claim: Claim, classifier: "Classifier", bench: Workbench, began: float) -> None:
     """The claimed part. `began` is when the message came in, in `time.perf_counter` seconds."""
     records = bench.backend.records
+    bench.metrics.claimed(claim, bench.clock())
     outcome = await _outcome(claim.key, classifier, bench)
-    if isinstance(outcome, RecordError):
-        stored = await records.fail(claim, outcome)
-    else:
-        stored = await records.complete(claim, outcome)
+    with span("store result"):
+        if isinstance(outcome, RecordError):
+            stored = await records.fail(claim, outcome)
+        else:
+            stored = await records.complete(claim, outcome)
     timing = {
         "attempt": claim.attempt,
         "milliseconds": round(1000 * (time.perf_counter() - began), 1),
@@ -67,9 +75,12 @@ async def _work(claim: Claim, classifier: "Classifier", bench: Workbench, began:
         log.warning("lease lost", **timing)
         if not (await _existing(claim.key, bench)).status.terminal:
             raise Unavailable("Another worker has taken the image over.")
+        bench.metrics.ended(LEASE_LOST)
     elif isinstance(outcome, RecordError):
+        bench.metrics.ended(outcome.code)
         log.warning("image refused", code=outcome.code, detail=outcome.detail, **timing)
     else:
+        bench.metrics.ended(SUCCESS)
         log.info("classified", label=outcome[0].label, **timing)
 
 
@@ -78,18 +89,31 @@ async def _outcome(
 ) -> tuple[Annotation, ...] | RecordError:
     """The labels of the image, or the fault of it that every delivery would meet."""
     try:
-        data = await bench.backend.blobs.get(key.blob_name)
+        with span("read image"):
+            data = await bench.backend.blobs.get(key.blob_name)
     except NotFound:
         return RecordError("image_missing", "The stored image is gone: upload it again.", True)
     try:
         # Decoding and inference in one hop, so that `threads` bounds both.
+        annotate = partial(_annotate, classifier, data, bench.metrics)
+        if current().recording:
+            # The classifier's own spans are to find the one around this.
+            annotate = partial(copy_context().run, annotate)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(bench.threads, classifier.annotate, data)
+        return await loop.run_in_executor(bench.threads, annotate)
     except InvalidImage as error:
         return RecordError(error.code, error.detail, False)
     except InferenceFailed:
         log.exception("inference failed", model=key.model)
         raise
+
+
+def _annotate(
+    classifier: "Classifier", data: bytes, metrics: WorkerMetrics
+) -> tuple[Annotation, ...]:
+    """On one of the threads. An image that cannot be decoded counts as well."""
+    with metrics.inference.time():
+        return classifier.annotate(data)
 
 
 async def _ended_elsewhere(key: RecordKey, bench: Workbench, patience_ends: float) -> bool:

@@ -10,9 +10,12 @@ from fastapi import FastAPI
 from core.backends import open_backend
 from core.clock import Clock, utc_now
 from core.health import Check, health_routes
+from core.observation import Observation
+from core.policy import CLASSIFY_PATH, DEAD_LETTER_PATH
 from core.problems import install_problem_handlers
-from core.request_context import RequestContext
+from core.request_context import UNTRACED, RequestContext
 from core.settings import Settings
+from worker.metrics import WorkerMetrics
 from worker.model_registry import registry_for
 from worker.push_endpoint import push_routes
 from worker.push_guard import push_guard
@@ -29,14 +32,17 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
     `app.state.bench` is the `Workbench` while the lifespan lasts.
     """
 
+    observation = Observation("worker", settings)
+    metrics = WorkerMetrics(observation.metrics.registry)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         models = registry_for(settings)
         opening = asyncio.create_task(models.open())
         try:
-            async with open_backend(settings, clock) as backend:
+            async with observation.running(), open_backend(settings, clock) as backend:
                 await opening
-                bench = app.state.bench = Workbench(settings, backend, models, clock)
+                bench = app.state.bench = Workbench(settings, backend, models, metrics, clock)
                 try:
                     yield
                 finally:
@@ -62,10 +68,13 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
         description="Classifies the images that push messages name. Called by the queue.",
         lifespan=lifespan,
     )
-    app.add_middleware(RequestContext)
+    # A delivery has a span of its own, in its message's trace.
+    untraced = (*UNTRACED, CLASSIFY_PATH, DEAD_LETTER_PATH)
+    app.add_middleware(RequestContext, observation=observation, untraced=untraced)
     install_problem_handlers(app)
-    app.include_router(push_routes(bench, push_guard(settings)))
+    app.include_router(push_routes(bench, observation, push_guard(settings)))
     app.include_router(health_routes(checks))
+    observation.expose(app)
     return app
 
 

@@ -12,6 +12,8 @@ from core.clock import Clock, utc_now
 from core.errors import Unavailable
 from core.records import Claim, RecordKey
 from core.settings import Settings
+from core.tracing import span
+from worker.metrics import WorkerMetrics
 from worker.model_registry import ModelRegistry
 
 log = structlog.get_logger(__name__)
@@ -26,11 +28,17 @@ class Workbench:
     """
 
     def __init__(
-        self, settings: Settings, backend: Backend, models: ModelRegistry, clock: Clock = utc_now
+        self,
+        settings: Settings,
+        backend: Backend,
+        models: ModelRegistry,
+        metrics: WorkerMetrics,
+        clock: Clock = utc_now,
     ) -> None:
         self.settings = settings
         self.backend = backend
         self.models = models
+        self.metrics = metrics
         self.clock = clock
         self.threads = ThreadPoolExecutor(settings.worker_threads, thread_name_prefix="inference")
         self.places = asyncio.Semaphore(2 * settings.worker_threads)
@@ -45,9 +53,7 @@ class Workbench:
         Given up if the work inside does not reach its end, whatever the reason, so that the next
         delivery need not wait for the lease to run out.
         """
-        claiming = asyncio.ensure_future(
-            self.backend.records.claim(key, self.settings.lease),
-        )
+        claiming = asyncio.ensure_future(self._claim(key))
         self._in_hand += 1
         self._emptied.clear()
         try:
@@ -69,6 +75,10 @@ class Workbench:
         """Take no more work, and do not wait for what nobody waits for."""
         self.models.close()
         self.threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _claim(self, key: RecordKey) -> Claim | None:
+        with span("claim record"):
+            return await self.backend.records.claim(key, self.settings.lease)
 
     async def _give_up(self, claiming: "asyncio.Future[Claim | None]") -> None:
         try:
