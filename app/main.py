@@ -18,7 +18,7 @@ from core.backends import open_backend
 from core.clock import Clock, utc_now
 from core.health import Check, health_routes
 from core.model_bundle import read_bundle
-from core.observation import Observation
+from core.observation import FASTAPI_TELEMETRY, Observation
 from core.problems import install_problem_handlers
 from core.request_context import RequestContext
 from core.settings import Settings
@@ -34,8 +34,9 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         bundle = await asyncio.to_thread(read_bundle, settings.model_uri)
-        async with observation.running(), open_backend(settings, clock) as backend:
+        async with observation.running() as observed, open_backend(settings, clock) as backend:
             service = ImageService(settings, backend, bundle, metrics, clock)
+            await observed
             app.state.service = service
             log.info("ready", model=bundle.identity, backend=settings.backend)
             try:
@@ -56,6 +57,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
         openapi_tags=TAGS,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         lifespan=lifespan,
+        telemetry=FASTAPI_TELEMETRY,
         redoc_url=None,
         redirect_slashes=False,
     )

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import structlog
 from fastapi import FastAPI, Request, Response
+from fastapi.telemetry import TelemetryConfig
 
 from core.errors import Unavailable
 from core.metrics import METRICS_PATH, ServiceMetrics
@@ -14,6 +15,14 @@ from core.tracing import NO_TRACER, Tracer
 
 log = structlog.get_logger(__name__)
 
+# FastAPI has spans and metrics of its own, for whatever global provider there is; ours are enough.
+FASTAPI_TELEMETRY: TelemetryConfig = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+    "auto_configure": False,
+}
 FLUSH_SECONDS = 2.0  # how long a stopping service may still send spans
 
 
@@ -27,15 +36,18 @@ class Observation:
         self._settings = settings
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Trace and sample inside. What cannot be set up is logged: the service runs without it."""
+    async def running(self) -> AsyncIterator[Awaitable[None]]:
+        """Trace and sample inside. What cannot be set up is logged: the service runs without it.
+
+        Gives what to await before the first request, so that other things open meanwhile.
+        """
         assert self._settings is not None
         opening = asyncio.create_task(self._open(self._settings))
         watching = (
             [asyncio.create_task(self.metrics.watch_event_loop())] if self._settings.metrics else []
         )
         try:
-            yield
+            yield opening
         finally:
             for task in watching:
                 task.cancel()

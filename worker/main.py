@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from core.backends import open_backend
 from core.clock import Clock, utc_now
 from core.health import Check, health_routes
-from core.observation import Observation
+from core.observation import FASTAPI_TELEMETRY, Observation
 from core.policy import CLASSIFY_PATH, DEAD_LETTER_PATH
 from core.problems import install_problem_handlers
 from core.request_context import UNTRACED, RequestContext
@@ -40,8 +40,9 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
         models = registry_for(settings)
         opening = asyncio.create_task(models.open())
         try:
-            async with observation.running(), open_backend(settings, clock) as backend:
+            async with observation.running() as observed, open_backend(settings, clock) as backend:
                 await opening
+                await observed
                 bench = app.state.bench = Workbench(settings, backend, models, metrics, clock)
                 try:
                     yield
@@ -67,6 +68,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
         title="Glimpse worker",
         description="Classifies the images that push messages name. Called by the queue.",
         lifespan=lifespan,
+        telemetry=FASTAPI_TELEMETRY,
     )
     # A delivery has a span of its own, in its message's trace.
     untraced = (*UNTRACED, CLASSIFY_PATH, DEAD_LETTER_PATH)

@@ -40,7 +40,13 @@ def stack(
 
 
 def exporting_to(url: str) -> dict[str, object]:
-    return {"TRACES": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": url, **QUICKLY}
+    return {
+        "TRACES": "otlp",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": url,
+        # FastAPI's own spans, were they on, would stand between ours.
+        "FASTAPI_OTEL_AUTO_CONFIGURE": "true",
+        **QUICKLY,
+    }
 
 
 def logged(stack: Stack, service: str, image_hash: str) -> list[dict[str, Any]]:
@@ -57,7 +63,7 @@ def traces_of(stack: Stack, image_hash: str) -> set[str]:
 
 
 def tree(spans: list[Seen], trace: str, parent: str = "") -> Tree:
-    """The spans of one trace as a tree, below the span `parent`. No name stands twice at a place."""
+    """The spans of one trace as a tree, below the span `parent`. No two siblings share a name."""
     children = [span for span in spans if span.trace == trace and span.parent == parent]
     found = {(span.service, span.name): tree(spans, trace, span.id) for span in children}
     assert len(found) == len(children), [span.name for span in children]
@@ -307,6 +313,15 @@ def test_without_a_collector_everything_works(
 
 
 # --- Logs -----------------------------------------------------------------------------------------
+
+
+def test_with_traces_off_nothing_is_exported(tmp_path: Path, colour_bundle: Path) -> None:
+    with Collector() as collector:
+        settings = {**exporting_to(collector.url), "TRACES": "off"}
+        with Stack(tmp_path, colour_bundle, **settings) as stack:
+            stack.upload(picture(seed=1))
+            stack.result(sha256(picture(seed=1)))
+        assert not collector.spans
 
 
 def test_lines_of_both_services_name_the_images_trace_for_cloud_logging(
