@@ -295,7 +295,9 @@ def broken(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str,
         yield exporting_to(f"http://127.0.0.1:{free_port()}")
     else:
         with socket.create_server(("127.0.0.1", 0)) as silent:
-            yield exporting_to(f"http://127.0.0.1:{silent.getsockname()[1]}")
+            url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+            # Longer than a stop may take, and than `Stack.stop` waits.
+            yield {**exporting_to(url), "OTEL_EXPORTER_OTLP_TIMEOUT": 600}
 
 
 def test_without_a_collector_everything_works(
