@@ -47,7 +47,7 @@ class ServiceMetrics:
         )
         self._seconds = Histogram(
             "glimpse_http_request_duration_seconds",
-            "Time from a request's first byte to its answer's last",
+            "Time to answer, waiting for a result included",
             ["method", "route"],
             buckets=REQUEST_BUCKETS,
             registry=self.registry,

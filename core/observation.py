@@ -74,7 +74,7 @@ class Observation:
             return
         try:
             self.tracer = await asyncio.to_thread(_open_tracer, settings, self._service)
-        except (ImportError, Unavailable) as error:
+        except (ImportError, Unavailable, ValueError) as error:  # the last: wrong OTEL_… variables
             reason = error.detail if isinstance(error, Unavailable) else str(error)
             log.error("traces are off", wanted=settings.traces, reason=reason)
 

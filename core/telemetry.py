@@ -117,4 +117,6 @@ def _with_service(service: str) -> Processor:
 def _cloud_logging_names(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     event["message"] = event.pop("event", "")
     event["severity"] = str(event.pop("level", "info")).upper()
+    # As text it is `time`; Cloud Logging expects an object under `timestamp`.
+    event["time"] = event.pop("timestamp")
     return event

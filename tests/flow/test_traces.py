@@ -285,12 +285,16 @@ def test_spans_are_sent_before_a_service_ends(tmp_path: Path, colour_bundle: Pat
             assert tree(collector.spans, trace) == expected(stack)
 
 
-@pytest.fixture(params=["nobody listens", "it never answers", "no credentials"])
+@pytest.fixture(
+    params=["nobody listens", "it never answers", "no credentials", "no such compression"]
+)
 def broken(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, object]]:
     """Settings under which nothing can be exported."""
     if request.param == "no credentials":
         none = tmp_path / "none"
         yield {"TRACES": "gcp", "NO_GCE_CHECK": "true", "CLOUDSDK_CONFIG": none, "HOME": none}
+    elif request.param == "no such compression":
+        yield {"TRACES": "otlp", "OTEL_EXPORTER_OTLP_COMPRESSION": "zip"}
     elif request.param == "nobody listens":
         yield exporting_to(f"http://127.0.0.1:{free_port()}")
     else:
@@ -310,7 +314,7 @@ def test_without_a_collector_everything_works(
         assert {result["status"] for result in results.values()} == {"success"}
         # Neither hangs on what it could not send: `stop` kills what does, and that is -9.
         assert {stack.stop(name) for name in ("queue", "api", "worker")} <= {0, -15}
-        if broken["TRACES"] == "gcp":
+        if "OTEL_EXPORTER_OTLP_ENDPOINT" not in broken:
             assert '"traces are off"' in stack.log("api")
 
 

@@ -56,7 +56,7 @@ def test_json_lines_have_cloud_loggings_fields(capsys: pytest.CaptureFixture[str
     assert line["severity"] == "WARNING"
     assert line["service"] == "api"
     assert line["bytes"] == 3
-    assert line["timestamp"].endswith("Z")
+    assert line["time"].endswith("Z")
 
 
 def test_the_standard_librarys_lines_look_alike(capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,7 +125,6 @@ def test_new_traces_are_well_formed_and_differ() -> None:
     one, other = new_traceparent(), new_traceparent()
     # Nobody has recorded anything of it yet.
     assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-00", one)
-    assert new_traceparent(sampled=True).endswith("-01")
     assert one != other
 
 
