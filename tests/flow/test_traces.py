@@ -285,16 +285,14 @@ def test_spans_are_sent_before_a_service_ends(tmp_path: Path, colour_bundle: Pat
             assert tree(collector.spans, trace) == expected(stack)
 
 
-@pytest.fixture(
-    params=["nobody listens", "it never answers", "no credentials", "no such compression"]
-)
+@pytest.fixture(params=["nobody listens", "it never answers", "no credentials", "no number"])
 def broken(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, object]]:
     """Settings under which nothing can be exported."""
     if request.param == "no credentials":
         none = tmp_path / "none"
         yield {"TRACES": "gcp", "NO_GCE_CHECK": "true", "CLOUDSDK_CONFIG": none, "HOME": none}
-    elif request.param == "no such compression":
-        yield {"TRACES": "otlp", "OTEL_EXPORTER_OTLP_COMPRESSION": "zip"}
+    elif request.param == "no number":
+        yield {"TRACES": "otlp", "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "few"}
     elif request.param == "nobody listens":
         yield exporting_to(f"http://127.0.0.1:{free_port()}")
     else:
