@@ -6,8 +6,9 @@ from app.answers import answer
 from app.documentation import FORM_BODY, IMAGE_HASH, LOOKUP_REFUSALS, UPLOAD_REFUSALS, results
 from app.image_service import service_of
 from app.upload import read_upload
+from core.request_route import RequestRoute
 
-router = APIRouter(prefix="/what", tags=["what"])
+router = APIRouter(prefix="/what", tags=["what"], route_class=RequestRoute)
 
 _RESULTS = results("/what/status/7f83b1657ff1…")
 

@@ -23,6 +23,7 @@ from core.tracing import (
     Inside,
     Kind,
     Span,
+    Step,
     is_sampled,
     new_traceparent,
     span_id,
@@ -59,6 +60,10 @@ class RecordedSpan(Span):
         links = [trace.Link(self._otel.get_span_context())]
         otel = self._tracer.start_span(name, _NO_CONTEXT, links=links)
         return Inside(_spanned(self._tracer, otel))
+
+    def past(self, step: Step) -> None:
+        here = trace.set_span_in_context(self._otel, _NO_CONTEXT)
+        self._tracer.start_span(step.name, here, start_time=step.began).end(step.ended)
 
     def rename(self, name: str) -> None:
         self._otel.update_name(name)

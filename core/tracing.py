@@ -5,14 +5,16 @@ whether anything records them: with `TRACES=off` a span is one object that does 
 the context travels, into log lines and messages. `core.trace_export` has the spans that record.
 """
 
+import asyncio
 import random
 import re
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, Token
 from enum import StrEnum
 from types import TracebackType
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, NamedTuple, Protocol, Self
 
 Value = str | int | float | bool
 Attributes = Mapping[str, Value]
@@ -59,6 +61,14 @@ def is_sampled(traceparent: str) -> bool:
     return bool(int(traceparent[53:55] or "0", 16) & 1)
 
 
+class Step(NamedTuple):
+    """What another process did, in Unix nanoseconds."""
+
+    name: str
+    began: int
+    ended: int
+
+
 class Span:
     """A span that nothing records: a place in a trace, and all its children.
 
@@ -78,6 +88,9 @@ class Span:
     def new_trace(self, name: str) -> "AbstractContextManager[Span]":
         """A span that begins a trace of its own and is linked to this one."""
         return Inside(Span(new_traceparent()))
+
+    def past(self, step: Step) -> None:
+        """Add a child that is over."""
 
     def rename(self, name: str) -> None:
         """For what is known better at the end than at the beginning."""
@@ -101,6 +114,27 @@ class Span:
         trace: TracebackType | None,
     ) -> None:
         return None
+
+
+class Stopwatch(Span):
+    """A span of a process that exports none: it notes its children, for another to record."""
+
+    __slots__ = ("steps",)
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self.steps: list[Step] = []
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[Span]:
+        began = time.time_ns()
+        try:
+            yield self
+        finally:
+            self.steps.append(Step(name, began, time.time_ns()))
+
+    def child(self, name: str, kind: Kind) -> AbstractContextManager[Span]:
+        return self._timed(name)
 
 
 class Tracer(Protocol):
@@ -171,7 +205,8 @@ class Inside:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is not None:
+        # What is cancelled was not needed any more.
+        if kind is not None and not issubclass(kind, asyncio.CancelledError):
             # The kind of the error and not its words: those may quote what nobody should read.
             self._span.fail(kind.__name__)
         self._span.end()

@@ -20,20 +20,27 @@ QUICKLY = {"OTEL_BSP_SCHEDULE_DELAY": 100}  # milliseconds between two exports
 Tree = dict[tuple[str, str], Any]  # (service, name) of a span, and its children
 
 
+@pytest.fixture(scope="module", params=["embedded", "emulator"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def collector() -> Iterator[Collector]:
+def collector(backend: str) -> Iterator[Collector]:
+    """One for each stack: they are sent the same images."""
     with Collector() as running:
         yield running
 
 
-@pytest.fixture(scope="module", params=["embedded", "emulator"])
+@pytest.fixture(scope="module")
 def stack(
+    backend: str,
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     colour_bundle: Path,
     collector: Collector,
 ) -> Iterator[Stack]:
-    corner = {} if request.param == "embedded" else request.getfixturevalue("emulator_corner")
+    corner = {} if backend == "embedded" else request.getfixturevalue("emulator_corner")
     settings = {**corner, **exporting_to(collector.url)}
     with Stack(tmp_path_factory.mktemp("stack"), colour_bundle, **settings) as running:
         yield running
@@ -193,10 +200,10 @@ def test_a_duplicate_delivery_is_in_the_same_trace(stack: Stack, collector: Coll
     )
     assert answer.status_code == 204
     spans = collector.wait(lambda spans: any("duplicates" in span.name for span in spans))
-    below = tree(spans, trace, producer.id)
-    assert below[("glimpse-worker", "process duplicates")] == {
-        ("glimpse-worker", "claim record"): {}
-    }
+    below = tree(spans, trace, producer.id)[("glimpse-worker", "process duplicates")]
+    # The image may be on its way already when the claim is refused; nothing is done with it.
+    asked = ("glimpse-worker", "claim record")
+    assert {asked} <= set(below) <= {asked, ("glimpse-worker", "read image")}
     (duplicate,) = [span for span in spans if span.name == "process duplicates"]
     assert duplicate.links == (TRACE,)
 
