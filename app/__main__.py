@@ -7,9 +7,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.main import create_app
+from core.backends import BackendOpener, open_backend
+from core.clock import Clock, utc_now
 from core.errors import BundleError
 from core.model_bundle import read_bundle
-from core.settings import load_settings
+from core.settings import Settings, load_settings
 from core.telemetry import configure_logging
 
 
@@ -34,7 +36,12 @@ def main() -> None:
         read_bundle(settings.model_uri)
     except BundleError as error:
         raise SystemExit(f"Glimpse cannot start: {error.detail}") from None
-    app = create_app(settings)
+    serve(settings)
+
+
+def serve(settings: Settings, clock: Clock = utc_now, opener: BackendOpener = open_backend) -> None:
+    """Run the API until SIGTERM or SIGINT."""
+    app = create_app(settings, clock, opener)
     config = uvicorn.Config(
         app,
         host=settings.host,
