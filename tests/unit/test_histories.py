@@ -1,0 +1,384 @@
+"""API, queue and worker together, through random histories (P1 to P4).
+
+Two API processes' applications, one queue and one worker share a real data folder. The test is the
+clock and the network: it decides what is delivered, how often, how late, and who dies in between.
+After every step, and after everything was drained, the promises must hold.
+"""
+
+import asyncio
+import sqlite3
+import tempfile
+from collections.abc import Coroutine, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
+
+from core.backends.embedded import open_queue_store
+from core.backends.embedded.queue import PATHS, envelope
+from core.backends.embedded.queue_store import (
+    CLASSIFY,
+    Acknowledged,
+    GivenUp,
+    Message,
+    Outcome,
+    QueueStore,
+    Refused,
+)
+from core.policy import ACKNOWLEDGING_STATUS, RECONCILE_PATH
+from core.records import Annotation, Claim, Record, RecordKey, Status, new_record
+from tests.contract.clock import MovableClock
+from tests.support.api import Api, open_api
+from tests.support.pictures import picture, sha256
+from tests.unit.worker_support import RunningWorker, running_worker, settings_in
+
+T = TypeVar("T")
+ORDER = {status: rank for rank, status in enumerate(Status)}
+ORDER[Status.ERROR] = ORDER[Status.SUCCESS]
+COLOURS = {"red": (250, 5, 5), "green": (5, 250, 5), "blue": (5, 5, 250)}
+DRAIN_ROUNDS = 60
+
+
+@dataclass
+class World:
+    """The parts of one Glimpse. Opened once: an example brings images that no other has."""
+
+    runner: asyncio.Runner
+    clock: MovableClock
+    apis: list[Api]
+    worker: RunningWorker
+    queue: QueueStore
+    images: int = 0
+
+    def wait(self, step: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(step)
+
+
+WORLD: list[World] = []  # hypothesis makes the machines, so that no fixture can be given to them
+
+
+@pytest.fixture(scope="module", autouse=True)
+def world() -> Iterator[None]:
+    clock = MovableClock()
+    with tempfile.TemporaryDirectory() as folder, asyncio.Runner() as runner:
+        stack = AsyncExitStack()
+        chosen = settings_in(
+            Path(folder),
+            worker_concurrency=1,
+            duplicate_wait_seconds=0.02,
+            delivery_attempts=3,
+            result_cache_entries=0,  # that another process's delete is seen at once
+        )
+
+        async def opened() -> World:
+            apis = [await stack.enter_async_context(open_api(chosen, clock)) for _ in range(2)]
+            worker = await stack.enter_async_context(running_worker(chosen, clock))
+            queue = await stack.enter_async_context(open_queue_store(chosen))
+            return World(runner, clock, apis, worker, queue)
+
+        try:
+            WORLD.append(runner.run(opened()))
+            yield
+        finally:
+            WORLD.clear()
+            runner.run(stack.aclose())
+
+
+@dataclass
+class Image:
+    """What the model knows of one image."""
+
+    data: bytes
+    key: RecordKey
+    label: str  # empty where nothing can be seen
+    accepted: bool = False  # a client has read 202, and nothing was deleted or begun anew since
+    exists: bool = False  # it has a record
+    may_restart: bool = False  # this step may set a retryable error back
+    seen: Record | None = None
+
+
+class Histories(RuleBasedStateMachine):
+    """Clients upload, ask and delete; messages are delivered or not; processes die."""
+
+    images = Bundle("images")
+    claims = Bundle("claims")  # of workers that died, or stall
+    envelopes = Bundle("envelopes")  # of everything that was ever delivered
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = WORLD[0]
+        self.clock = self.world.clock
+        self.policy = self.world.apis[0].settings.delivery
+        self.records = self.world.worker.backend.records
+        self.blobs = self.world.worker.backend.blobs
+        self.known: list[Image] = []
+        self.in_flight: list[Message] = []
+
+    # --- Clients ----------------------------------------------------------------------------------
+
+    @rule(target=images, label=st.sampled_from([*COLOURS, ""]))
+    def somebody_takes_a_picture(self, label: str) -> Image:
+        self.world.images += 1
+        data = picture(self.world.images, COLOURS.get(label, (9, 9, 9)), size=(48, 48))
+        data = data if label else data[: len(data) * 9 // 10]
+        image = Image(data, RecordKey("public", sha256(data), self.world.worker.model), label)
+        self.known.append(image)
+        return image
+
+    @rule(image=images, times=st.integers(1, 3))
+    def upload(self, image: Image, times: int) -> None:
+        """By several clients at once, to either process."""
+        self.world.wait(self._upload(image, times))
+
+    async def _upload(self, image: Image, times: int) -> None:
+        image.may_restart = True
+        apis = self.world.apis
+        answers = await asyncio.gather(
+            *(
+                apis[n % 2].client.post("/api/v1/images", content=image.data)
+                for n in range(1, times + 1)
+            )
+        )
+        for api in apis:
+            await api.settle()
+        image.exists = True
+        for answer in answers:
+            assert answer.status_code in (200, 202), answer.text
+            image.accepted = image.accepted or answer.status_code == 202
+            final = answer.json()["status"] in ("success", "error")
+            assert final == (answer.status_code == 200)
+
+    @rule(image=images, steps=st.integers(1, 3))
+    def api_dies_during_an_upload(self, image: Image, steps: int) -> None:
+        """After creating the record, storing the blob, or publishing: no client heard of it."""
+        self.world.wait(self._half_an_upload(image, steps))
+
+    async def _half_an_upload(self, image: Image, steps: int) -> None:
+        backend = self.world.apis[0].service.backend
+        record = await backend.records.get(image.key)
+        if record is None:
+            await backend.records.create(new_record(image.key, self.clock()))
+        elif await backend.records.retry(image.key):
+            image.may_restart = True
+            image.accepted = False  # what was promised has ended; of the new attempt nobody heard
+        image.exists = True
+        if steps > 1:
+            await backend.blobs.put(image.key.blob_name, image.data, "image/jpeg")
+        if steps > 2:
+            await self.world.queue.publish(
+                {
+                    "tenant": image.key.tenant,
+                    "image_hash": image.key.image_hash,
+                    "model": image.key.model,
+                },
+                b"",
+                self.clock(),
+            )
+
+    @rule(image=images)
+    def delete(self, image: Image) -> None:
+        api = self.world.apis[0]
+        answer = self.world.wait(api.client.delete(f"/api/v1/images/{image.key.image_hash}"))
+        assert answer.status_code == (204 if image.exists else 404)
+        image.exists = image.accepted = False
+        image.seen = None
+
+    # --- The queue --------------------------------------------------------------------------------
+
+    @rule(limit=st.integers(1, 4))
+    def lease_messages(self, limit: int) -> None:
+        self.in_flight += self.world.wait(self.world.queue.turn([], limit, self.clock()))
+
+    @rule(target=envelopes, draw=st.integers(0, 9), copies=st.integers(1, 2))
+    def deliver(self, draw: int, copies: int) -> Any:
+        """Perhaps twice at once; the queue hears one of the answers."""
+        if not self.in_flight:
+            return multiple()
+        message = self.in_flight.pop(draw % len(self.in_flight))
+        self.world.wait(self._deliver(message, copies))
+        return message
+
+    @rule(message=envelopes)
+    def deliver_late(self, message: Message) -> None:
+        """Once more what was settled long ago; nobody hears the answer."""
+        self.world.wait(self._push(message))
+
+    @rule(draw=st.integers(0, 9))
+    def refuse(self, draw: int) -> None:
+        """The worker could not be asked, or broke."""
+        if self.in_flight:
+            message = self.in_flight.pop(draw % len(self.in_flight))
+            self.world.wait(self._settle(message, acknowledged=False))
+
+    @rule()
+    def queue_dies(self) -> None:
+        """Whatever was in flight is delivered again."""
+        self.in_flight.clear()
+        self.world.wait(self.world.queue.void_leases())
+
+    @rule(draw=st.integers(0, 9))
+    def replay_a_dead_letter(self, draw: int) -> None:
+        letters = self.world.wait(self.world.queue.dead_letters())
+        mine = {image.key.image_hash: image for image in self.known}
+        letters = [each for each in letters if each.attributes["image_hash"] in mine]
+        if letters:
+            letter = letters[draw % len(letters)]
+            mine[letter.attributes["image_hash"]].may_restart = True
+            self.world.wait(self.world.queue.replay([letter.id], self.clock()))
+
+    async def _deliver(self, message: Message, copies: int = 1) -> None:
+        answers = await asyncio.gather(*(self._push(message) for _ in range(copies)))
+        await self._settle(message, answers[-1].status_code in ACKNOWLEDGING_STATUS)
+
+    async def _push(self, message: Message) -> httpx.Response:
+        worker = self.world.worker.client
+        answer = await worker.post(PATHS[message.subscription], content=envelope(message))
+        assert answer.status_code in (204, 404, 503), answer.text
+        return answer
+
+    async def _settle(self, message: Message, acknowledged: bool) -> None:
+        now = self.clock()
+        outcome: Outcome
+        if acknowledged:
+            outcome = Acknowledged(message.id)
+        elif message.subscription == CLASSIFY and message.attempt >= self.policy.attempts:
+            outcome = GivenUp(message.id, "HTTP 503")
+        else:
+            wait = timedelta(seconds=self.policy.backoff(message.attempt))
+            outcome = Refused(message.id, now + wait)
+        await self.world.queue.turn([outcome], 0, now)
+
+    # --- Workers that die, time, the reconciler ---------------------------------------------------
+
+    @rule(target=claims, image=images)
+    def worker_dies_after_its_claim(self, image: Image) -> Any:
+        claim = self.world.wait(self.records.claim(image.key, timedelta(seconds=self.policy.lease)))
+        return multiple() if claim is None else claim
+
+    @rule(claim=claims)
+    def a_stalled_worker_wakes_up(self, claim: Claim) -> None:
+        """It was not dead, and has a result; it counts only while nobody took the image over."""
+        image = next(each for each in self.known if each.key == claim.key)
+        before = self.world.wait(self.records.get(claim.key))
+        label = image.label or "red"
+        stored = self.world.wait(self.records.complete(claim, (Annotation(1, label, 1.0),)))
+        owned = before is not None and before.status is Status.RUNNING
+        assert stored == (owned and before is not None and before.token == claim.token)
+
+    @rule(seconds=st.sampled_from([0.5, 5.0, 31.0, 61.0, 700.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.move(seconds)
+
+    @rule(at_once=st.integers(1, 2))
+    def reconcile(self, at_once: int) -> None:
+        self.world.wait(self._reconcile(at_once))
+
+    async def _reconcile(self, at_once: int = 1) -> None:
+        worker = self.world.worker.client
+        for answer in await asyncio.gather(*(worker.post(RECONCILE_PATH) for _ in range(at_once))):
+            assert answer.status_code == 200, answer.text
+
+    # --- The promises -----------------------------------------------------------------------------
+
+    @invariant()
+    def what_was_accepted_is_kept(self) -> None:
+        """P1: its bytes are there, and a message that leads to its end, or the end itself."""
+        waiting = self.world.wait(self._messages())
+        for image in self.known:
+            record = self.world.wait(self.records.get(image.key))
+            assert (record is not None) == image.exists
+            if record is None or not image.accepted:
+                continue
+            assert self.world.wait(self.blobs.get(image.key.blob_name)) == image.data
+            assert record.status.terminal or image.key.image_hash in waiting, "no message is left"
+
+    @invariant()
+    def status_moves_forward_and_results_stay(self) -> None:
+        """P2, P3: one result, and no way back but out of a retryable error."""
+        for image in self.known:
+            record = self.world.wait(self.records.get(image.key))
+            seen, image.seen = image.seen, record
+            restarted, image.may_restart = image.may_restart, False
+            if seen is None or record is None:
+                continue
+            if seen.status.terminal and record != seen:
+                assert seen.may_retry, "a final state changed"
+                assert restarted, "a new attempt that nobody asked for"
+            elif not seen.status.terminal:
+                assert ORDER[record.status] >= ORDER[seen.status]
+            assert record.token >= seen.token
+            assert record.attempts >= seen.attempts
+
+    async def _messages(self) -> set[str]:
+        """The images that messages in the queue are about, those in flight included."""
+        read = self.world.queue._database.read
+        rows = await read(
+            lambda connection: connection.execute(
+                "SELECT json_extract(attributes, '$.image_hash') FROM messages"
+            ).fetchall()
+        )
+        return {image_hash for (image_hash,) in rows}
+
+    def teardown(self) -> None:
+        try:
+            self._all_ends()
+        finally:
+            self.world.wait(self._forget())
+
+    async def _forget(self) -> None:
+        """Leave nothing to the next example, whatever became of this one."""
+        for image in self.known:
+            await self.records.delete_image(image.key.tenant, image.key.image_hash)
+
+        def empty(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM messages")
+            connection.execute("DELETE FROM dead_letters")
+
+        await self.world.queue._database.write(empty, durable=False)
+
+    def _all_ends(self) -> None:
+        self.world.wait(self._drain())
+        for image in self.known:
+            record = self.world.wait(self.records.get(image.key))
+            if not image.exists:
+                assert record is None, "a deleted image came back"
+                continue
+            assert record is not None
+            assert record.status.terminal, f"never ended: {record}"
+            if record.status is Status.SUCCESS and image.label:
+                assert record.annotations[0].label == image.label
+            if record.error is not None and not record.error.retryable:
+                assert not image.label, f"a good picture was refused: {record.error}"
+        self.status_moves_forward_and_results_stay()
+
+    async def _drain(self) -> None:
+        """P4: with the worker well and time passing, the queue and the reconciler end all."""
+        self.in_flight.clear()
+        await self.world.queue.void_leases()
+        for _ in range(DRAIN_ROUNDS):
+            while leased := await self.world.queue.turn([], 50, self.clock()):
+                for message in leased:
+                    await self._deliver(message)
+            found = [await self.records.get(image.key) for image in self.known if image.exists]
+            ended = all(record is not None and record.status.terminal for record in found)
+            if ended and not await self._messages():
+                return
+            self.clock.move(self.policy.stale_after + 1)
+            await self._reconcile()
+        raise AssertionError("something never ended")
+
+
+TestHistories = Histories.TestCase
+TestHistories.settings = settings(
+    max_examples=40,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
