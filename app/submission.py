@@ -42,12 +42,21 @@ async def submit(
     Unavailable where a port fails (and then another upload continues where this one stopped).
     """
     record = await _record_of(backend, image, max_pixels, clock)
-    if record.status is Status.PENDING:
+    if record.status is Status.PENDING or not await _stored(backend, image.key, record):
         with span("store image"):
             await backend.blobs.put(image.key.blob_name, bytes(image.data), image.content_type)
         message_id = await publish(backend.publisher, image.key)
         log.info("accepted", bytes=len(image.data), type=image.content_type, message=message_id)
     return record
+
+
+async def _stored(backend: Backend, key: RecordKey, record: Record) -> bool:
+    """Whether the bytes need not be put again.
+
+    `running` is no proof of them: a message that outlived the image's deletion lets a worker claim
+    the record of a new upload before that has stored anything.
+    """
+    return record.status.terminal or await backend.blobs.exists(key.blob_name)
 
 
 async def _record_of(backend: Backend, image: Candidate, max_pixels: int, clock: Clock) -> Record:

@@ -19,7 +19,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, precondition, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
 from core.backends.embedded import open_queue_store
 from core.backends.embedded.queue import PATHS, envelope
@@ -32,6 +32,7 @@ from core.backends.embedded.queue_store import (
     QueueStore,
     Refused,
 )
+from core.messages import ClassifyImage
 from core.policy import ACKNOWLEDGING_STATUS, RECONCILE_PATH
 from core.records import Annotation, Claim, Record, RecordKey, Status, new_record
 from tests.contract.clock import MovableClock
@@ -45,6 +46,7 @@ ORDER[Status.ERROR] = ORDER[Status.SUCCESS]
 COLOURS = {"red": (250, 5, 5), "green": (5, 250, 5), "blue": (5, 5, 250)}
 DRAIN_ROUNDS = 20
 MOST_IMAGES = 2
+NUMBERS = st.integers(0, 9)
 
 
 @dataclass
@@ -109,8 +111,6 @@ class Histories(RuleBasedStateMachine):
     """Clients upload, ask and delete; messages are delivered or not; processes die."""
 
     images = Bundle("images")
-    claims = Bundle("claims")  # of workers that died, or stall
-    envelopes = Bundle("envelopes")  # of everything that was ever delivered
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,7 +120,11 @@ class Histories(RuleBasedStateMachine):
         self.records = self.world.worker.backend.records
         self.blobs = self.world.worker.backend.blobs
         self.known: list[Image] = []
+        # Drawn from by number, not as bundles: how concurrent requests interleave is not drawn, and
+        # a history must be drawn the same way again.
         self.in_flight: list[Message] = []
+        self.delivered: list[Message] = []
+        self.claims: list[Claim] = []  # of workers that died, or stall
 
     # --- Clients ----------------------------------------------------------------------------------
 
@@ -175,15 +179,7 @@ class Histories(RuleBasedStateMachine):
         if steps > 1:
             await backend.blobs.put(image.key.blob_name, image.data, "image/jpeg")
         if steps > 2:
-            await self.world.queue.publish(
-                {
-                    "tenant": image.key.tenant,
-                    "image_hash": image.key.image_hash,
-                    "model": image.key.model,
-                },
-                b"",
-                self.clock(),
-            )
+            await backend.publisher.publish(ClassifyImage(image.key))
 
     @rule(image=images)
     def delete(self, image: Image) -> None:
@@ -195,29 +191,44 @@ class Histories(RuleBasedStateMachine):
 
     # --- The queue --------------------------------------------------------------------------------
 
+    @rule()
+    def everything_is_delivered(self) -> None:
+        for message in self.world.wait(self.world.queue.turn([], 50, self.clock())):
+            self.world.wait(self._deliver(message))
+
+    @rule()
+    def everything_is_given_up(self) -> None:
+        """Every delivery left of each message failed."""
+        now = self.clock()
+        messages = self.world.wait(self.world.queue.turn([], 50, now))
+        letters = [GivenUp(m.id, "HTTP 503") for m in messages if m.subscription == CLASSIFY]
+        notices = [Refused(m.id, now) for m in messages if m.subscription != CLASSIFY]
+        self.world.wait(self.world.queue.turn([*letters, *notices], 0, now))
+
     @rule(limit=st.integers(1, 4))
     def lease_messages(self, limit: int) -> None:
         self.in_flight += self.world.wait(self.world.queue.turn([], limit, self.clock()))
 
-    @precondition(lambda self: self.in_flight)
-    @rule(target=envelopes, draw=st.integers(0, 9), copies=st.integers(1, 2))
-    def deliver(self, draw: int, copies: int) -> Message:
+    @rule(draw=NUMBERS, copies=st.integers(1, 2))
+    def deliver(self, draw: int, copies: int) -> None:
         """Perhaps twice at once; the queue hears one of the answers."""
-        message = self.in_flight.pop(draw % len(self.in_flight))
-        self.world.wait(self._deliver(message, copies))
-        return message
+        if self.in_flight:
+            message = self.in_flight.pop(draw % len(self.in_flight))
+            self.delivered.append(message)
+            self.world.wait(self._deliver(message, copies))
 
-    @rule(message=envelopes)
-    def deliver_late(self, message: Message) -> None:
+    @rule(draw=NUMBERS)
+    def deliver_late(self, draw: int) -> None:
         """Once more what was settled long ago; nobody hears the answer."""
-        self.world.wait(self._push(message))
+        if self.delivered:
+            self.world.wait(self._push(self.delivered[draw % len(self.delivered)]))
 
-    @precondition(lambda self: self.in_flight)
-    @rule(draw=st.integers(0, 9))
+    @rule(draw=NUMBERS)
     def refuse(self, draw: int) -> None:
         """The worker could not be asked, or broke."""
-        message = self.in_flight.pop(draw % len(self.in_flight))
-        self.world.wait(self._settle(message, acknowledged=False))
+        if self.in_flight:
+            message = self.in_flight.pop(draw % len(self.in_flight))
+            self.world.wait(self._settle(message, acknowledged=False))
 
     @rule()
     def queue_dies(self) -> None:
@@ -225,7 +236,7 @@ class Histories(RuleBasedStateMachine):
         self.in_flight.clear()
         self.world.wait(self.world.queue.void_leases())
 
-    @rule(draw=st.integers(0, 9))
+    @rule(draw=NUMBERS)
     def replay_a_dead_letter(self, draw: int) -> None:
         letters = self.world.wait(self.world.queue.dead_letters())
         mine = {image.key.image_hash: image for image in self.known}
@@ -259,20 +270,34 @@ class Histories(RuleBasedStateMachine):
 
     # --- Workers that die, time, the reconciler ---------------------------------------------------
 
-    @rule(target=claims, image=images)
-    def worker_dies_after_its_claim(self, image: Image) -> Any:
-        claim = self.world.wait(self.records.claim(image.key, timedelta(seconds=self.policy.lease)))
-        return multiple() if claim is None else claim
+    @rule(draw=NUMBERS, noticed=st.booleans())
+    def worker_dies_after_its_claim(self, draw: int, noticed: bool) -> None:
+        """The queue hears of it by the broken connection, or by its deadline."""
+        if not self.in_flight:
+            return
+        message = self.in_flight[draw % len(self.in_flight)]
+        if message.subscription != CLASSIFY:
+            return
+        key = ClassifyImage.from_attributes(message.attributes).key
+        claim = self.world.wait(self.records.claim(key, timedelta(seconds=self.policy.lease)))
+        if claim is not None:
+            self.claims.append(claim)
+        if noticed:
+            self.in_flight.remove(message)
+            self.world.wait(self._settle(message, acknowledged=False))
 
-    @rule(claim=claims)
-    def a_stalled_worker_wakes_up(self, claim: Claim) -> None:
+    @rule(draw=NUMBERS)
+    def a_stalled_worker_wakes_up(self, draw: int) -> None:
         """It was not dead, and has a result; it counts only while nobody took the image over."""
+        if not self.claims:
+            return
+        claim = self.claims[draw % len(self.claims)]
         image = next(each for each in self.known if each.key == claim.key)
         before = self.world.wait(self.records.get(claim.key))
         label = image.label or "red"
         stored = self.world.wait(self.records.complete(claim, (Annotation(1, label, 1.0),)))
-        owned = before is not None and before.status is Status.RUNNING
-        assert stored == (owned and before is not None and before.token == claim.token)
+        running = before is not None and before.status is Status.RUNNING
+        assert stored == (running and before is not None and before.token == claim.token)
 
     @rule(seconds=st.sampled_from([0.5, 5.0, 31.0, 61.0, 700.0]))
     def time_passes(self, seconds: float) -> None:
