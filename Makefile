@@ -92,6 +92,35 @@ bench: setup ## Measure speed against bare baselines, side by side, and print ra
 chaos: setup ## Break everything while clients upload, and check that nothing is lost or done twice
 	@$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
+.PHONY: abuse
+abuse: setup ## Send thousands of hostile images and drawn requests, and check that each is refused or ends
+	@$(BIN)/python -m tests.abuse $(ABUSE_ARGS)
+
+# Coverage-guided fuzzing has packages of its own: Atheris is not there for every Python of ours.
+FUZZ_VENV := .fuzz-venv
+FUZZ_SECONDS ?= 60
+$(FUZZ_VENV)/.complete: tests/fuzz/requirements.txt poetry.lock $(POETRY_VENV)/.complete $(VENV)/.complete
+	$(PYTHON) -m venv --clear $(FUZZ_VENV)
+	$(FUZZ_VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes --requirement $(POETRY_VENV)/requirements.txt
+	$(FUZZ_VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+.PHONY: fuzz
+fuzz: $(FUZZ_VENV)/.complete ## Fuzz what reads strangers' bytes, guided by coverage: make fuzz FUZZ_SECONDS=600
+	@$(FUZZ_VENV)/bin/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
+
+# Asks a database on the internet, so it is no part of `make lint`.
+AUDIT_VENV := .audit-venv
+AUDIT_PINS := pip-audit==2.10.1
+$(AUDIT_VENV)/.complete: Makefile
+	$(PYTHON) -m venv --clear $(AUDIT_VENV)
+	$(AUDIT_VENV)/bin/pip install --quiet --disable-pip-version-check $(AUDIT_PINS)
+	@touch $@
+
+.PHONY: audit
+audit: setup $(AUDIT_VENV)/.complete ## Look the locked packages up in the database of known vulnerabilities (needs the internet)
+	$(AUDIT_VENV)/bin/pip-audit --require-hashes --disable-pip --requirement $(POETRY_VENV)/requirements.txt
+
 .PHONY: figures
 figures: setup ## Compute the tables and pictures of docs/cost.md and docs/scale.md again
 	@$(BIN)/python -m docs.figures

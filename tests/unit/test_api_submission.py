@@ -16,8 +16,8 @@ import pytest
 
 from app.submission import Candidate, Submissions
 from core.errors import Unavailable
-from core.records import Status
-from tests.support.api import Api, Traces, api_settings, open_api
+from core.records import Status, new_record
+from tests.support.api import LEASE, Api, Traces, api_settings, open_api
 from tests.support.pictures import picture, sha256
 
 V1 = "/api/v1/images"
@@ -159,3 +159,14 @@ async def test_headers_are_inspected_and_blobs_written_off_the_loop(
     assert on_loop == {}
     assert elsewhere["pillow"] > 0
     assert elsewhere["disk"] > 0
+
+
+async def test_a_record_that_is_running_is_no_proof_of_its_image(api: Api) -> None:
+    """A message that outlived the image's deletion claims the record of a new upload, whose API
+    process then dies before it has stored the bytes: the next upload must store them."""
+    await api.records.create(new_record(api.key(HASH), api.service.clock()))
+    assert await api.records.claim(api.key(HASH), LEASE) is not None
+    assert (await api.client.post(V1, content=IMAGE)).status_code == 202
+    assert api.traces() == Traces(records=1, blobs=1, messages=1)
+    assert (await api.client.post(V1, content=IMAGE)).status_code == 202
+    assert api.traces() == Traces(records=1, blobs=1, messages=1)

@@ -19,7 +19,14 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 
 from core.backends.embedded import open_queue_store
 from core.backends.embedded.queue import PATHS, envelope
@@ -129,9 +136,18 @@ class Histories(RuleBasedStateMachine):
     # --- Clients ----------------------------------------------------------------------------------
 
     # Few images, so that much happens to each.
+    @initialize(target=images)
+    def the_first_picture(self) -> Image:
+        image = self._picture("red")
+        self.world.wait(self._upload(image, 1))
+        return image
+
     @precondition(lambda self: len(self.known) < MOST_IMAGES)
     @rule(target=images, label=st.sampled_from([*COLOURS, ""]))
-    def somebody_takes_a_picture(self, label: str) -> Image:
+    def another_picture(self, label: str) -> Image:
+        return self._picture(label)
+
+    def _picture(self, label: str) -> Image:
         self.world.images += 1
         data = picture(self.world.images, COLOURS.get(label, (9, 9, 9)), size=(48, 48))
         data = data if label else data[: len(data) * 9 // 10]
@@ -205,15 +221,12 @@ class Histories(RuleBasedStateMachine):
         notices = [Refused(m.id, now) for m in messages if m.subscription != CLASSIFY]
         self.world.wait(self.world.queue.turn([*letters, *notices], 0, now))
 
-    @rule(limit=st.integers(1, 4))
-    def lease_messages(self, limit: int) -> None:
-        self.in_flight += self.world.wait(self.world.queue.turn([], limit, self.clock()))
-
     @rule(draw=NUMBERS, copies=st.integers(1, 2))
     def deliver(self, draw: int, copies: int) -> None:
         """Perhaps twice at once; the queue hears one of the answers."""
-        if self.in_flight:
-            message = self.in_flight.pop(draw % len(self.in_flight))
+        message = self._begun(draw)
+        if message is not None:
+            self.in_flight.remove(message)
             self.delivered.append(message)
             self.world.wait(self._deliver(message, copies))
 
@@ -226,8 +239,9 @@ class Histories(RuleBasedStateMachine):
     @rule(draw=NUMBERS)
     def refuse(self, draw: int) -> None:
         """The worker could not be asked, or broke."""
-        if self.in_flight:
-            message = self.in_flight.pop(draw % len(self.in_flight))
+        message = self._begun(draw)
+        if message is not None:
+            self.in_flight.remove(message)
             self.world.wait(self._settle(message, acknowledged=False))
 
     @rule()
@@ -245,6 +259,11 @@ class Histories(RuleBasedStateMachine):
             letter = letters[draw % len(letters)]
             mine[letter.attributes["image_hash"]].may_restart = True
             self.world.wait(self.world.queue.replay([letter.id], self.clock()))
+
+    def _begun(self, draw: int) -> Message | None:
+        """A delivery in flight; what is due is begun first."""
+        self.in_flight += self.world.wait(self.world.queue.turn([], 4, self.clock()))
+        return self.in_flight[draw % len(self.in_flight)] if self.in_flight else None
 
     async def _deliver(self, message: Message, copies: int = 1) -> None:
         answers = await asyncio.gather(*(self._push(message) for _ in range(copies)))
@@ -270,13 +289,11 @@ class Histories(RuleBasedStateMachine):
 
     # --- Workers that die, time, the reconciler ---------------------------------------------------
 
-    @rule(draw=NUMBERS, noticed=st.booleans())
-    def worker_dies_after_its_claim(self, draw: int, noticed: bool) -> None:
+    @rule(draw=NUMBERS, noticed=st.booleans(), silence=st.sampled_from([0.0, 31.0]))
+    def worker_dies_after_its_claim(self, draw: int, noticed: bool, silence: float) -> None:
         """The queue hears of it by the broken connection, or by its deadline."""
-        if not self.in_flight:
-            return
-        message = self.in_flight[draw % len(self.in_flight)]
-        if message.subscription != CLASSIFY:
+        message = self._begun(draw)
+        if message is None or message.subscription != CLASSIFY:
             return
         key = ClassifyImage.from_attributes(message.attributes).key
         claim = self.world.wait(self.records.claim(key, timedelta(seconds=self.policy.lease)))
@@ -285,6 +302,7 @@ class Histories(RuleBasedStateMachine):
         if noticed:
             self.in_flight.remove(message)
             self.world.wait(self._settle(message, acknowledged=False))
+        self.clock.move(silence)
 
     @rule(draw=NUMBERS)
     def a_stalled_worker_wakes_up(self, draw: int) -> None:
@@ -404,7 +422,7 @@ class Histories(RuleBasedStateMachine):
 
 TestHistories = Histories.TestCase
 TestHistories.settings = settings(
-    max_examples=120,
+    max_examples=60,
     stateful_step_count=50,
     deadline=None,
     suppress_health_check=list(HealthCheck),

@@ -1,0 +1,103 @@
+"""Where fuzzing begins: small inputs that reach deep, made by code, so that git holds none."""
+
+import itertools
+import json
+
+from PIL import Image
+
+from core.messages import ClassifyImage
+from core.records import RecordKey
+from tests.abuse import containers as c
+from tests.abuse.hostile import Hostile, crafted
+from tests.fuzz.targets import BOUNDARY, TARGETS
+from tests.support.pictures import encode, picture
+
+_LARGEST = 4_000  # bytes: a fuzzer learns from small inputs
+
+
+def seeds(target: str) -> list[bytes]:
+    """The inputs of one of `TARGETS`."""
+    if target == "envelope":
+        return _envelopes()
+    return _forms() if target == "multipart" else _pictures()
+
+
+def replayed(target: str) -> list[bytes]:
+    """More than a fuzzer begins with: what a quick test goes through without one."""
+    whole = seeds(target)
+    cut = [data[: len(data) * share // 8] for data in whole for share in range(8)]
+    flipped = [
+        data[:at] + bytes((data[at] ^ 0x20,)) + data[at + 1 :]
+        for data in whole
+        for at in range(0, len(data), max(1, len(data) // 25))
+    ]
+    return [*whole, *cut, *flipped]
+
+
+def _envelopes() -> list[bytes]:
+    attributes = ClassifyImage(RecordKey("public", "ab" * 32, "m@0123456789ab")).attributes()
+    message = {
+        "messageId": "1",
+        "publishTime": "2026-11-21T09:30:00Z",
+        "attributes": attributes,
+        "data": "aGVsbG8=",
+    }
+    whole = {"subscription": "projects/p/subscriptions/s", "deliveryAttempt": 1, "message": message}
+    variants: list[object] = [
+        whole,
+        {"message": {"messageId": "1"}, "subscription": ""},
+        {**whole, "message": {**message, "data": "a"}},
+        {**whole, "message": {**message, "attributes": {**attributes, "tenant": "../x"}}},
+        {**whole, "message": {**message, "attributes": {**attributes, "traceparent": "00-1-2-3"}}},
+        {**whole, "deliveryAttempt": 10**400},
+        [],
+        None,
+    ]
+    return [json.dumps(each).encode() for each in variants] + [b"", b"{", b"\xff\xfe{}", b"[" * 500]
+
+
+def _forms() -> list[bytes]:
+    def part(head: str, body: bytes) -> bytes:
+        return b"--" + BOUNDARY + b"\r\n" + head.encode() + b"\r\n\r\n" + body + b"\r\n"
+
+    image = 'Content-Disposition: form-data; name="img"; filename="a.jpg"'
+    other = 'Content-Disposition: form-data; name="other"'
+    end = b"--" + BOUNDARY + b"--\r\n"
+    forms = [
+        part(image, b"bytes") + end,
+        part(image, b"bytes"),
+        part(other, b"1") + part(image, b"\r\n--edg\r\n") + end,
+        part(image, b"a") * 2 + end,
+        part(other, b"") * 40 + end,
+        part("Content-Disposition: form-data; name*=UTF-8''img", b"a") + end,
+        part(image + "\r\nContent-Transfer-Encoding: base64", b"YQ==") + end,
+        part("X: " + "y" * 3_000, b"a") + end,
+        end,
+        b"",
+        b"\r\n" * 20,
+    ]
+    return [bytes((size,)) + form for form, size in itertools.product(forms, (0, 15, 255))]
+
+
+def _pictures() -> list[bytes]:
+    honest = [picture(size=(9, 7), format_=f) for f in ("JPEG", "PNG", "GIF", "WEBP", "AVIF")]
+    modes = [
+        encode(Image.new(mode, (9, 7)), format_, **options)
+        for mode, format_, options in (
+            ("CMYK", "JPEG", {}),
+            ("L", "JPEG", {"progressive": True}),
+            ("P", "PNG", {}),
+            ("I;16", "PNG", {}),
+            ("LA", "PNG", {}),
+            ("RGBA", "WEBP", {"lossless": True}),
+            ("RGBA", "AVIF", {}),
+        )
+    ]
+    turned = c.jpeg_segment(0xE1, b"Exif\0\0" + c.exif([(0x0112, 3, 1, b"\6\0")]))
+    hostile = (each for each in crafted() if each.family in ("animation", "exif", "dimensions"))
+    few: list[Hostile] = list(itertools.islice(hostile, 0, None, 12))
+    bad = [data for each in few if 0 < len(data := each.make()) <= _LARGEST]
+    return [*honest, *modes, c.jpeg_with(honest[0], turned), *bad]
+
+
+__all__ = ["TARGETS", "replayed", "seeds"]

@@ -1,0 +1,97 @@
+"""What is fuzzed: functions of bytes that may refuse them, and may raise nothing else."""
+
+import asyncio
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from starlette.requests import Request
+
+from app.image_header import accepted_type, inspect_header
+from app.upload import read_upload
+from core.errors import (
+    ImageTooLarge,
+    InvalidImage,
+    InvalidRequest,
+    MalformedBody,
+    MalformedEnvelope,
+    UnsupportedImage,
+)
+from core.messages import PushEnvelope
+from core.model_bundle import BundleManifest
+from worker.preprocessing import Preprocessor
+
+MAX_BYTES = 100_000
+MAX_PIXELS = 250_000
+BOUNDARY = b"edge"
+MANIFEST = {
+    "name": "fuzz",
+    "input": {"name": "pixels", "layout": "NCHW", "height": 8, "width": 8},
+    "resize": {"method": "stretch", "resample": "bilinear"},
+    "mean": [0.0, 0.0, 0.0],
+    "std": [1.0, 1.0, 1.0],
+    "outputs": {"scores": "logits", "kind": "logits"},
+    "opset": 18,
+}
+
+
+def envelope(data: bytes) -> None:
+    """The worker's reading of a push."""
+    try:
+        message = PushEnvelope.parse(data).classify_image()
+    except MalformedEnvelope:
+        return
+    assert message.attributes()["image_hash"] == message.key.image_hash
+
+
+def multipart(data: bytes) -> None:
+    """The API's reading of a form, in chunks whose size the first byte says."""
+    size, body = (data[0] if data else 0) + 1, data[1:]
+    chunks = [body[at : at + size] for at in range(0, len(body), size)] or [b""]
+    messages = [
+        {"type": "http.request", "body": chunk, "more_body": number < len(chunks)}
+        for number, chunk in enumerate(chunks, start=1)
+    ]
+    position = iter(messages)
+
+    async def receive() -> Any:
+        return next(position)
+
+    content_type = b"multipart/form-data; boundary=" + BOUNDARY
+    scope = {"type": "http", "method": "POST", "headers": [(b"content-type", content_type)]}
+    try:
+        upload = asyncio.run(read_upload(Request(scope, receive), MAX_BYTES))
+    except (MalformedBody, InvalidRequest, ImageTooLarge):
+        return
+    assert 0 < len(upload.data) <= MAX_BYTES
+    assert upload.data in body
+
+
+def header(data: bytes) -> None:
+    """The API's look at an image's first bytes."""
+    try:
+        inspect_header(data, accepted_type(data), MAX_PIXELS)
+    except (InvalidImage, UnsupportedImage):
+        return
+
+
+def preparation(data: bytes) -> None:
+    """The worker's way from bytes to a tensor."""
+    try:
+        tensor = _preprocessor().tensor(data)
+    except InvalidImage:
+        return
+    assert tensor.shape == (1, 3, 8, 8)
+
+
+@functools.cache
+def _preprocessor() -> Preprocessor:
+    return Preprocessor(BundleManifest.model_validate(MANIFEST), MAX_PIXELS)
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "envelope": envelope,
+    "multipart": multipart,
+    "header": header,
+    "preparation": preparation,
+}
