@@ -91,8 +91,8 @@ class Abuse:
         ):
             self._http = http
             for _ in senders.map(self._send, images):
-                self._follow(patient=False)
-            self._follow(patient=True)
+                pass
+            self._follow(0)
             self._look_for_traces_of_the_refused()
         memory.stop()
         outcome.seconds = time.monotonic() - began
@@ -112,8 +112,7 @@ class Abuse:
                 return
             self._seen.add(image_hash)
             self._names[image_hash] = f"{image.family}: {image.name}"
-        while len(self._open) > BACKLOG:
-            time.sleep(0.02)
+        self._follow(BACKLOG)
         began = time.monotonic()
         answer = self._post(image, data)
         if answer is not None:
@@ -153,19 +152,18 @@ class Abuse:
 
     # --- Following --------------------------------------------------------------------------------
 
-    def _follow(self, *, patient: bool) -> None:
-        """Ask what became of those accepted; when `patient`, until every one has ended."""
+    def _follow(self, most: int) -> None:
+        """Ask what became of those accepted until at most `most` of them have not ended."""
         ends = time.monotonic() + END_SECONDS
-        while True:
+        while len(self._open) > most:
             with self._lock:
-                waiting = list(self._open) if patient or len(self._open) > BACKLOG // 2 else []
+                waiting = list(self._open)
             for image_hash in waiting:
                 self._ask(image_hash)
-            if not patient or not self._open:
-                return
             if time.monotonic() > ends:
-                self._wrong_all(f"never ended: {self._names[each]}" for each in self._open)
-                return
+                with self._lock:
+                    self._wrong_all(f"never ended: {self._names[each]}" for each in self._open)
+                    self._open.clear()
             time.sleep(0.1)
 
     def _ask(self, image_hash: str) -> None:
@@ -173,13 +171,15 @@ class Abuse:
         if answer.status_code == 202:
             return
         with self._lock:
-            del self._open[image_hash]
+            if self._open.pop(image_hash, None) is None:
+                return  # another sender has heard of it
         if answer.status_code != 200:
             self._wrong(f"{answer.status_code} for an accepted {self._names[image_hash]}")
             return
         told = answer.json()
         error = told["error"]
-        self._outcome.ended[told["status"] + (f" {error['code']}" if error else "")] += 1
+        with self._lock:
+            self._outcome.ended[told["status"] + (f" {error['code']}" if error else "")] += 1
         if error is not None and error["retryable"]:
             self._wrong(f"a retryable {error['code']} from {self._names[image_hash]}")
 
