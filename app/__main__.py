@@ -6,8 +6,10 @@ import socket
 import uvicorn
 from fastapi import FastAPI
 
+from app.head_limit import bounded_protocol
 from app.main import create_app
 from core.errors import BundleError
+from core.exposure import Exposed
 from core.model_bundle import read_bundle
 from core.settings import load_settings
 from core.telemetry import configure_logging
@@ -34,19 +36,23 @@ def main() -> None:
         read_bundle(settings.model_uri)
     except BundleError as error:
         raise SystemExit(f"Glimpse cannot start: {error.detail}") from None
-    app = create_app(settings)
+    try:
+        app = create_app(settings)
+    except Exposed as error:
+        raise SystemExit(f"Glimpse cannot start: {error}") from None
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port or settings.api_port,
         loop="uvloop",
-        http="httptools",
+        http=bounded_protocol(settings.max_header_bytes),
         ws="none",
         lifespan="on",
         access_log=False,
         log_config=None,
         server_header=False,
-        proxy_headers=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
         timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
     )
     with contextlib.suppress(KeyboardInterrupt):

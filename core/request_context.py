@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Iterable, MutableMapping
 from typing import Any
 
 import structlog
@@ -11,6 +12,10 @@ from core.telemetry import new_traceparent
 
 log = structlog.get_logger("request")
 
+RawHeaders = tuple[tuple[bytes, bytes], ...]
+
+_POLICY = b"content-security-policy"
+_ADDED = "response_headers"
 _TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -19,17 +24,23 @@ class RequestContext:
 
     Sets `scope["state"]["traceparent"]`: the caller's if well-formed, else a new one. Reads that
     succeed are logged at debug, everything else at info.
+
+    Every answer carries `headers`, and what `add_headers` added. A policy for its content that the
+    answer brings itself stays the only one.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, headers: RawHeaders = ()) -> None:
         self.app = app
+        self.headers = headers
+        self.without_policy = tuple(pair for pair in headers if pair[0] != _POLICY)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         traceparent = _traceparent(scope)
-        scope.setdefault("state", {})["traceparent"] = traceparent
+        state = scope.setdefault("state", {})
+        state["traceparent"] = traceparent
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(trace=traceparent[3:35])
         began, status = time.perf_counter(), 500
@@ -38,6 +49,12 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                own = message["headers"]
+                ours = self.headers
+                for name, _ in own:
+                    if name == _POLICY:
+                        ours = self.without_policy
+                message["headers"] = [*own, *ours, *state.get(_ADDED, ())]
             await send(message)
 
         try:
@@ -52,6 +69,12 @@ class RequestContext:
                 status=status,
                 milliseconds=milliseconds,
             )
+
+
+def add_headers(scope: MutableMapping[str, Any], headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Let the answer to this request carry `headers`, whatever answer it will be."""
+    state = scope.setdefault("state", {})
+    state[_ADDED] = (*state.get(_ADDED, ()), *headers)
 
 
 def _traceparent(scope: Scope) -> str:

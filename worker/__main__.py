@@ -4,6 +4,7 @@ import math
 
 import uvicorn
 
+from core.exposure import Exposed, check_worker
 from core.settings import load_settings
 from core.telemetry import configure_logging
 from worker.main import create_app
@@ -12,6 +13,10 @@ from worker.main import create_app
 def main() -> None:
     """Run the worker with the settings of the environment."""
     settings = load_settings()
+    try:
+        check_worker(settings)
+    except Exposed as error:
+        raise SystemExit(f"Glimpse cannot start: {error}") from None
     configure_logging("worker", settings.log_format, settings.log_level)
     uvicorn.run(
         create_app(settings),

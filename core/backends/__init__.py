@@ -1,12 +1,22 @@
-"""Backends: where records, blobs and messages are kept. `open_backend` is the one that chooses."""
+"""Backends: where records, blobs, messages and keys are kept.
+
+`open_backend` and, where keys are asked for, `open_access` are the ones that choose.
+"""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from core.clock import Clock, utc_now
-from core.ports import BlobStore, Publisher, RecordStore
+from core.ports import (
+    AllowanceStore,
+    BlobStore,
+    KeyStore,
+    Publisher,
+    RecordStore,
+    UsageStore,
+)
 from core.settings import Settings
 
 if TYPE_CHECKING:
@@ -23,6 +33,16 @@ class Backend:
     links: "LinkSigner | None" = None
 
 
+@dataclass(frozen=True)
+class Access:
+    """What knows who may come in. `secret` is that of the keyed hash."""
+
+    keys: KeyStore
+    allowances: AllowanceStore
+    usage: UsageStore
+    secret: bytes = field(repr=False)
+
+
 @asynccontextmanager
 async def open_backend(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Backend]:
     """Open what `BACKEND` names, once a process and after any fork; close it on the way out."""
@@ -34,3 +54,15 @@ async def open_backend(settings: Settings, clock: Clock = utc_now) -> AsyncItera
 
     async with open_chosen(settings, clock) as backend:
         yield backend
+
+
+@asynccontextmanager
+async def open_access(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Access]:
+    """Open the keys of what `BACKEND` names. Only the API and its key command need them."""
+    if settings.backend == "embedded":
+        from core.backends.embedded import open_embedded_access as open_chosen
+    else:
+        from core.backends.google import open_google_access as open_chosen
+
+    async with open_chosen(settings, clock) as access:
+        yield access

@@ -17,7 +17,7 @@ from app.image_service import ImageService, service_in
 from app.main import create_app
 from core.clock import Clock, utc_now
 from core.ports import RecordStore
-from core.records import Annotation, Record, RecordError, RecordKey
+from core.records import PUBLIC_TENANT, Annotation, Record, RecordError, RecordKey
 from core.settings import Settings
 
 LEASE = timedelta(seconds=30)
@@ -50,7 +50,7 @@ class Api:
         return self.service.backend.records
 
     def key(self, image_hash: str) -> RecordKey:
-        return self.service.key(image_hash)
+        return self.service.key(PUBLIC_TENANT, image_hash)
 
     async def record(self, image_hash: str) -> Record:
         record = await self.records.get(self.key(image_hash))
