@@ -25,6 +25,7 @@ def docs_routes(title: str) -> APIRouter:
         swagger_ui_parameters={"persistAuthorization": False},
     )
     policy = content_policy(bytes(page.body))
+    encoded = b""
 
     @router.get("/docs")
     @public
@@ -36,7 +37,9 @@ def docs_routes(title: str) -> APIRouter:
     @router.get("/openapi.json")
     @public
     async def schema(request: Request) -> Response:
-        return Response(json.dumps(request.app.openapi()), media_type="application/json")
+        nonlocal encoded
+        encoded = encoded or json.dumps(request.app.openapi()).encode()
+        return Response(encoded, media_type="application/json")
 
     @router.get("/")
     @public

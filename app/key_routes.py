@@ -113,7 +113,9 @@ _OFF: Responses = refusals(errors.Conflict)
 
 
 def _body(model: type[BaseModel], *, required: bool) -> dict[str, Any]:
-    content = {"application/json": {"schema": model.model_json_schema()}}
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)  # what it refers to is among the answers' parts
+    content = {"application/json": {"schema": schema}}
     return {"requestBody": {"required": required, "content": content}}
 
 

@@ -73,7 +73,12 @@ class Keys:
             raise InvalidRequest(f"The key's {wrong}.") from None
         if not await self._store.create(key):
             raise Conflict("That id exists; try again.")
-        log.info("key created", key=key.id, tenant=key.tenant, scopes=sorted(key.scopes))
+        log.info(
+            "key created",
+            key=key.id,
+            tenant=key.tenant,
+            scopes=[s.value for s in sorted(key.scopes)],
+        )
         return Issued(key, token.text)
 
     async def list(self, tenant: str | None = None) -> list[ApiKey]:
