@@ -8,16 +8,22 @@ from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import uvicorn
 from fastapi import FastAPI
+from starlette.routing import Route
 
+from app.gate import Gate
 from app.image_service import ImageService, service_in
+from app.key_service import Issued, Keys, Wanted
 from app.main import create_app
 from core.clock import Clock, utc_now
+from core.identity import ALL_SCOPES, Scope
 from core.ports import RecordStore
 from core.records import PUBLIC_TENANT, Annotation, Record, RecordError, RecordKey
+from core.route_access import access_of, every_route
 from core.settings import Settings
 
 LEASE = timedelta(seconds=30)
@@ -49,17 +55,17 @@ class Api:
     def records(self) -> RecordStore:
         return self.service.backend.records
 
-    def key(self, image_hash: str) -> RecordKey:
-        return self.service.key(PUBLIC_TENANT, image_hash)
+    def key(self, image_hash: str, tenant: str = PUBLIC_TENANT) -> RecordKey:
+        return self.service.key(tenant, image_hash)
 
     async def record(self, image_hash: str) -> Record:
         record = await self.records.get(self.key(image_hash))
         assert record is not None
         return record
 
-    async def succeed(self, image_hash: str) -> None:
+    async def succeed(self, image_hash: str, tenant: str = PUBLIC_TENANT) -> None:
         """Do what the worker does for an image that it can classify."""
-        claim = await self.records.claim(self.key(image_hash), LEASE)
+        claim = await self.records.claim(self.key(image_hash, tenant), LEASE)
         assert claim is not None
         assert await self.records.complete(claim, LABELS)
 
@@ -69,6 +75,18 @@ class Api:
         assert claim is not None
         code = "model_unavailable" if retryable else "undecodable_image"
         assert await self.records.fail(claim, RecordError(code, "It failed.", retryable))
+
+    @property
+    def gate(self) -> Gate:
+        gate = self.app.state.gate
+        assert isinstance(gate, Gate), "these settings ask for no keys"
+        return gate
+
+    async def issue(self, tenant: str, *scopes: Scope, **changes: Any) -> Issued:
+        """A key of `tenant`; without scopes, with all of them."""
+        keys = Keys(self.gate.access.keys, self.gate.hasher, self.gate.clock)
+        wanted = Wanted(tenant, "test", frozenset(scopes) or ALL_SCOPES, **changes)
+        return await keys.create(wanted)
 
     async def settle(self) -> None:
         """Wait for what the API does after its answers."""
@@ -92,6 +110,21 @@ def _rows(database: Path, table: str) -> int:
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
         (count,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
         return int(count)
+
+
+def bearer(issued: Issued) -> dict[str, str]:
+    """The header that a client with this key sends."""
+    return {"Authorization": f"Bearer {issued.text}"}
+
+
+def routes_of(app: FastAPI) -> list[tuple[str, str, Scope | str | None]]:
+    """(method, path, what it asks for) of everything that the application answers."""
+    found = []
+    for route in every_route(app.router.routes):
+        assert isinstance(route, Route), f"{route} is of a kind that these tests do not know"
+        methods = sorted(route.methods or ())
+        found += [(method, route.path, access_of(route)) for method in methods]
+    return found
 
 
 def api_settings(tmp_path: Path, bundle: Path, **changes: object) -> Settings:
