@@ -1,7 +1,6 @@
 """The API on a real embedded backend, in this process or behind a real server."""
 
 import asyncio
-import socket
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
@@ -25,6 +24,7 @@ from core.ports import RecordStore
 from core.records import PUBLIC_TENANT, Annotation, Record, RecordError, RecordKey
 from core.route_access import access_of, every_route
 from core.settings import Settings
+from tests.support.server import serving
 
 LEASE = timedelta(seconds=30)
 LABELS = (Annotation(1, "red", 0.75), Annotation(2, "grey", 0.25))
@@ -158,19 +158,8 @@ async def serve_api(settings: Settings) -> AsyncIterator[tuple[Api, int]]:
         log_config=None,
         timeout_graceful_shutdown=5,  # a test that fails must not hang
     )
-    server = uvicorn.Server(config)
-    listener = socket.create_server(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-
-        async def started() -> bool:
-            assert not task.done(), "the server did not start"
-            return server.started
-
-        await eventually(started)
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            yield Api(app, client, service_in(app), settings), port
-    finally:
-        server.should_exit = True
-        await task
+    async with (
+        serving(config) as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
+    ):
+        yield Api(app, client, service_in(app), settings), port
