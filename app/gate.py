@@ -156,7 +156,7 @@ class Gate:
         end = None if key is None else key.good_until(digest, now)
         if key is None or end is None:
             self._refused[digest] = _REFUSED
-            self._known.pop(digest, None)
+            self.forget(key_id)  # its other text may be as bad by now
             log.warning("key refused", key=key_id)
             raise Unauthenticated(_REFUSED)
         account = self._accounts.get(key_id)

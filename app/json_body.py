@@ -4,6 +4,7 @@ from typing import TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from core.errors import BodyTooLarge, InvalidRequest
 
@@ -23,8 +24,15 @@ async def read_json(request: Request, model: type[Model], max_bytes: int = MAX_B
         return model.model_validate_json(bytes(body) or b"{}")
     except ValidationError as invalid:
         errors = [
-            {"field": ".".join(map(str, error["loc"])) or "body", "message": error["msg"]}
+            {"field": _field(error), "message": error["msg"]}
             for error in invalid.errors(include_input=False, include_url=False)
         ]
         detail = "; ".join(f"{error['field']}: {error['message']}" for error in errors)
         raise InvalidRequest(detail, extra={"errors": errors}) from None
+
+
+def _field(error: ErrorDetails) -> str:
+    """Where the error is. A name that we do not know is the sender's, and might be anything."""
+    if error["type"] == "extra_forbidden":
+        return "unknown field"
+    return ".".join(map(str, error["loc"])) or "body"
