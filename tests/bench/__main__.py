@@ -99,7 +99,9 @@ class Bench:
     def _answers(self, folder: str, suffix: str, **settings: str) -> None:
         image = photo(0)
         with self._stack(folder, self.colours, **settings) as stack:
-            key = {"X_API_Key": stack.make_key("--scopes", "all")} if settings else {}
+            key: dict[str, Any] = (
+                {"X_API_Key": stack.make_key("--scopes", "all")} if settings else {}
+            )
             self._pin(stack, "api")
             stack.upload(image)
             body = stack.result(sha256(image))

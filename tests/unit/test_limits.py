@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -156,7 +157,7 @@ async def test_a_quota_is_of_a_day(
 async def test_a_keys_own_limits_win(
     tmp_path: Path, colour_bundle: Path, clock: MovableClock
 ) -> None:
-    settings = {"rate_limit": "2/minute", "daily_quota": 2}
+    settings: dict[str, Any] = {"rate_limit": "2/minute", "daily_quota": 2}
     async with limited(tmp_path, colour_bundle, clock, **settings) as (api,):
         own = await api.issue("acme", rate=Rate(5, 1), daily_quota=0)
         for _ in range(5):
@@ -196,7 +197,7 @@ async def test_processes_share_one_limit(
 async def test_limits_survive_a_restart(
     tmp_path: Path, colour_bundle: Path, clock: MovableClock
 ) -> None:
-    settings = {"rate_limit": "off", "daily_quota": 4}
+    settings: dict[str, Any] = {"rate_limit": "off", "daily_quota": 4}
     async with limited(tmp_path, colour_bundle, clock, **settings) as (api,):
         issued = await api.issue("acme")
         assert [(await ask(api, issued)).status_code for _ in range(3)] == [404] * 3
