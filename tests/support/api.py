@@ -129,7 +129,12 @@ def routes_of(app: FastAPI) -> list[tuple[str, str, Scope | str | None]]:
 
 def api_settings(tmp_path: Path, bundle: Path, **changes: object) -> Settings:
     """Settings that no environment and no `.env` can change."""
-    values = {"data_dir": tmp_path / "data", "model_uri": str(bundle), **changes}
+    values = {
+        "host": "127.0.0.1",
+        "data_dir": tmp_path / "data",
+        "model_uri": str(bundle),
+        **changes,
+    }
     return Settings(_env_file=None, **values)  # type: ignore[arg-type]
 
 

@@ -24,7 +24,7 @@ GCP = {
 
 
 def settings(**values: Any) -> Settings:
-    return Settings(_env_file=None, **values)
+    return Settings(_env_file=None, **{"host": "127.0.0.1", **values})
 
 
 @pytest.mark.parametrize(
