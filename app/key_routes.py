@@ -26,8 +26,9 @@ from core.api_keys import NAME
 from core.clock import utc_now
 from core.identity import Principal, Scope
 from core.limits import Rate
+from core.request_route import RequestRoute
 
-router = APIRouter(prefix="/api/v1/keys", tags=["keys"])
+router = APIRouter(prefix="/api/v1/keys", tags=["keys"], route_class=RequestRoute)
 
 
 class NewKey(BaseModel):

@@ -12,9 +12,10 @@ from app.guard import requires
 from app.representation import NO_STORE
 from core import errors
 from core.identity import Principal, Scope
+from core.request_route import RequestRoute
 from core.usage import Usage
 
-router = APIRouter(prefix="/api/v1/usage", tags=["keys"])
+router = APIRouter(prefix="/api/v1/usage", tags=["keys"], route_class=RequestRoute)
 
 DEFAULT_DAYS, MOST_DAYS = 30, 366
 
