@@ -8,10 +8,12 @@ from fastapi import FastAPI
 
 from app.head_limit import bounded_protocol
 from app.main import create_app
+from core.backends import BackendOpener, open_backend
+from core.clock import Clock, utc_now
 from core.errors import BundleError
 from core.exposure import Exposed
 from core.model_bundle import read_bundle
-from core.settings import load_settings
+from core.settings import Settings, load_settings
 from core.telemetry import configure_logging
 
 
@@ -36,8 +38,13 @@ def main() -> None:
         read_bundle(settings.model_uri)
     except BundleError as error:
         raise SystemExit(f"Glimpse cannot start: {error.detail}") from None
+    serve(settings)
+
+
+def serve(settings: Settings, clock: Clock = utc_now, opener: BackendOpener = open_backend) -> None:
+    """Run the API until SIGTERM or SIGINT; exit where it would be open to everyone."""
     try:
-        app = create_app(settings)
+        app = create_app(settings, clock, opener)
     except Exposed as error:
         raise SystemExit(f"Glimpse cannot start: {error}") from None
     config = uvicorn.Config(

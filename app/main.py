@@ -17,7 +17,7 @@ from app.gate import open_gate
 from app.image_service import ImageService, service_in
 from app.security_headers import security_headers
 from app.unread_body import CloseOnUnreadBody
-from core.backends import open_backend
+from core.backends import BackendOpener, open_backend
 from core.clock import Clock, utc_now
 from core.exposure import check_api
 from core.health import Check, health_routes
@@ -37,7 +37,9 @@ _CORS_ANSWER_HEADERS = (
 )
 
 
-def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
+def create_app(
+    settings: Settings, clock: Clock = utc_now, opener: BackendOpener = open_backend
+) -> FastAPI:
     """The API under `settings`. Its lifespan opens the backend and reads the model's manifest.
 
     Raises Exposed where anyone could reach it and nobody would be asked for a key.
@@ -48,7 +50,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         bundle = await asyncio.to_thread(read_bundle, settings.model_uri)
         async with (
-            open_backend(settings, clock) as backend,
+            opener(settings, clock) as backend,
             open_gate(settings, clock) as app.state.gate,
         ):
             service = ImageService(settings, backend, bundle, clock)

@@ -4,8 +4,10 @@ import math
 
 import uvicorn
 
+from core.backends import BackendOpener, open_backend
+from core.clock import Clock, utc_now
 from core.exposure import Exposed, check_worker
-from core.settings import load_settings
+from core.settings import Settings, load_settings
 from core.telemetry import configure_logging
 from worker.main import create_app
 
@@ -18,8 +20,13 @@ def main() -> None:
     except Exposed as error:
         raise SystemExit(f"Glimpse cannot start: {error}") from None
     configure_logging("worker", settings.log_format, settings.log_level)
+    serve(settings)
+
+
+def serve(settings: Settings, clock: Clock = utc_now, opener: BackendOpener = open_backend) -> None:
+    """Run the worker until SIGTERM or SIGINT."""
     uvicorn.run(
-        create_app(settings),
+        create_app(settings, clock, opener),
         host=settings.host,
         port=settings.port or settings.worker_port,
         loop="uvloop",

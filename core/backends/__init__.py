@@ -4,9 +4,9 @@
 """
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from core.clock import Clock, utc_now
 from core.ports import (
@@ -41,6 +41,14 @@ class Access:
     allowances: AllowanceStore
     usage: UsageStore
     secret: bytes = field(repr=False)
+
+
+class BackendOpener(Protocol):
+    """What `open_backend` is; tests open theirs with faults."""
+
+    def __call__(
+        self, settings: Settings, clock: Clock
+    ) -> AbstractAsyncContextManager[Backend]: ...
 
 
 @asynccontextmanager
