@@ -30,6 +30,7 @@ log = structlog.get_logger(__name__)
 
 WRITE_SECONDS = 10.0  # between two writings of counts; a process that is killed loses as much
 CLOSE_SECONDS = 3.0
+SHARE_SECONDS = 2.0  # that a request may wait for its limit's next share
 MOST_KNOWN = 10_000  # keys
 MOST_REFUSED = 4_096
 _REFUSED = "The API key is not valid."
@@ -192,11 +193,12 @@ class Gate:
                 return False
             limit = share.limit
             try:
-                grant = await self.access.allowances.take(account.principal.key_id, limit)
-            except Unavailable as error:
-                # Counting is not worth a refusal: for this window the process keeps to the limit
-                # by itself.
-                log.warning("limit not shared", detail=error.detail)
+                async with asyncio.timeout(SHARE_SECONDS):
+                    grant = await self.access.allowances.take(account.principal.key_id, limit)
+            except (Unavailable, TimeoutError) as error:
+                # Counting is worth neither a refusal nor a long wait: for this window the process
+                # keeps to the limit by itself.
+                log.warning("limit not shared", reason=str(error) or "no answer in time")
                 window = limit.window(now)
                 asked_before = share.end == window + limit.seconds
                 grant = Grant(window, share.left if asked_before else limit.quota, 0)

@@ -69,7 +69,7 @@ def photos() -> Iterator[tuple[str, bytes]]:
 
 
 def _key() -> dict[str, str]:
-    key = os.environ.get("GLIMPSE_KEY", "")
+    key = os.environ.get("GLIMPSE_API_KEY", "")
     return {"X-API-Key": key} if key else {}
 
 
@@ -100,7 +100,7 @@ def main() -> None:
     except httpx.HTTPStatusError as refused:
         if refused.response.status_code != httpx.codes.UNAUTHORIZED:
             raise
-        sys.exit('It asks for a key: GLIMPSE_KEY="$(make --silent key NAME=demo)" make demo')
+        sys.exit('It asks for a key: GLIMPSE_API_KEY="$(make --silent key NAME=demo)" make demo')
     except httpx.TransportError:
         sys.exit(f"Nothing answers at {url}. Start it in another terminal: make run")
     console.print(table)

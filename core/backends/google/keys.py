@@ -27,7 +27,7 @@ from core.usage import Usage
 KEY_KIND, ALLOWANCE_KIND, USAGE_KIND = "ApiKey", "Allowance", "Usage"
 # No tenant's name has an underscore.
 ACCESS = "_access"
-SHARDS = 16
+SHARDS, WRITERS = 16, 8
 
 Step = Callable[[ApiKey, datetime], ApiKey | None]
 
@@ -124,10 +124,10 @@ class DatastoreUsageStore:
         self._datastore = datastore
         # One of a few for each process: they seldom meet, and reading adds up but a few.
         self._shard = random.randrange(SHARDS)
+        self._writers = asyncio.Semaphore(WRITERS)
 
     async def add(self, counts: Sequence[Usage]) -> None:
-        ordered = sorted(counts, key=lambda usage: (usage.tenant, usage.day, usage.key_id))
-        await asyncio.gather(*(self._add(usage) for usage in ordered))
+        await asyncio.gather(*(self._add(usage) for usage in counts))
 
     async def read(self, tenant: str, since: date) -> list[Usage]:
         keys = self._datastore.keys
@@ -152,7 +152,8 @@ class DatastoreUsageStore:
                 _number(entity.properties[field], getattr(after, field))
             return None, [RawMutation(upsert=entity)]
 
-        await self._datastore.transact(add)
+        async with self._writers:
+            await self._datastore.transact(add)
 
 
 def _by_day(usage: Usage) -> tuple[date, str]:
