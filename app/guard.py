@@ -16,7 +16,7 @@ Endpoint = Callable[..., Awaitable[Response]]
 
 
 def requires(scope: Scope) -> Callable[[Endpoint], Endpoint]:
-    """Let the endpoint have a parameter `principal`, and only callers whose key has `scope`.
+    """Let in only callers whose key has `scope`; the endpoint may have a parameter `principal`.
 
     Beside it the endpoint takes `request`, and whatever else FastAPI shall give it. Raises
     Unauthenticated, Forbidden, RateLimited before the endpoint or the body of the request is
@@ -24,12 +24,16 @@ def requires(scope: Scope) -> Callable[[Endpoint], Endpoint]:
     """
 
     def decorate(endpoint: Endpoint) -> Endpoint:
+        signature = inspect.signature(endpoint)
+        wants_principal = "principal" in signature.parameters
+
         async def guarded(request: Request, **others: Any) -> Response:
             gate = request.scope["app"].state.gate
             principal = ANONYMOUS if gate is None else await gate.admit(request.scope, scope)
-            return await endpoint(request=request, principal=principal, **others)
+            if wants_principal:
+                return await endpoint(request=request, principal=principal, **others)
+            return await endpoint(request=request, **others)
 
-        signature = inspect.signature(endpoint)
         outside = [p for name, p in signature.parameters.items() if name != "principal"]
         guarded.__signature__ = signature.replace(parameters=outside)  # type: ignore[attr-defined]
         guarded.__name__, guarded.__doc__ = endpoint.__name__, endpoint.__doc__

@@ -19,7 +19,6 @@ from app.preferences import preferred_wait
 from app.representation import NO_STORE, image_path
 from app.upload import read_upload
 from core.identity import Principal, Scope
-from core.request_context import traceparent_of
 from core.request_route import RequestRoute
 
 # Endpoints take the request alone: FastAPI's handling of declared parameters would cost more than
@@ -42,7 +41,7 @@ async def upload(request: Request, principal: Principal) -> Response:
     wait = _wait(request, service)
     image = await read_upload(request, service.settings.max_image_bytes)
     count_image(request, principal, len(image.data))
-    result = await service.submit(principal.tenant, image, wait or 0, traceparent_of(request.state))
+    result = await service.submit(principal.tenant, image, wait or 0)
     return answer(result, location=image_path(result.image_hash), wait=wait)
 
 

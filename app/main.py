@@ -14,14 +14,18 @@ from app.allowed_hosts import AllowedHosts
 from app.docs_page import docs_routes
 from app.documentation import DESCRIPTION, TAGS, install_documentation
 from app.gate import open_gate
+from app.guard import requires
 from app.image_service import ImageService, service_in
+from app.metrics import ApiMetrics
 from app.security_headers import security_headers
 from app.unread_body import CloseOnUnreadBody
 from core.backends import BackendOpener, open_backend
 from core.clock import Clock, utc_now
 from core.exposure import check_api
 from core.health import Check, health_routes
+from core.identity import Scope
 from core.model_bundle import read_bundle
+from core.observation import FASTAPI_TELEMETRY, Observation
 from core.problems import install_problem_handlers
 from core.request_context import RequestContext
 from core.route_access import check_every_route
@@ -45,15 +49,19 @@ def create_app(
     Raises Exposed where anyone could reach it and nobody would be asked for a key.
     """
     check_api(settings)
+    observation = Observation("api", settings)
+    metrics = ApiMetrics(observation.metrics.registry)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         bundle = await asyncio.to_thread(read_bundle, settings.model_uri)
         async with (
+            observation.running() as observed,
             opener(settings, clock) as backend,
             open_gate(settings, clock) as app.state.gate,
         ):
-            service = ImageService(settings, backend, bundle, clock)
+            service = ImageService(settings, backend, bundle, metrics, clock)
+            await observed
             app.state.service = service
             log.info("ready", model=bundle.identity, backend=settings.backend)
             try:
@@ -65,6 +73,9 @@ def create_app(
         gate = app.state.gate
         return {**service_in(app).checks(), **({} if gate is None else {"keys": gate.check})}
 
+    async def refresh() -> None:
+        await metrics.look_at(service_in(app).backend.publisher)
+
     app = FastAPI(
         title="Glimpse",
         version=VERSION,
@@ -72,6 +83,7 @@ def create_app(
         openapi_tags=TAGS,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         lifespan=lifespan,
+        telemetry=FASTAPI_TELEMETRY,
         docs_url=None,
         openapi_url=None,
         redoc_url=None,
@@ -88,6 +100,7 @@ def create_app(
         *((docs_routes(app.title),) if settings.docs else ()),
     ):
         app.router.routes.extend(router.routes)
+    observation.expose(app, refresh, requires(Scope.ADMIN))
     check_every_route(app.router.routes)
     install_documentation(app, keys_required=settings.keys_required)
     install_problem_handlers(app)
@@ -103,7 +116,7 @@ def create_app(
         )
     if settings.allowed_hosts:
         app.add_middleware(AllowedHosts, hosts=settings.allowed_hosts)
-    app.add_middleware(RequestContext, headers=security_headers(settings))
+    app.add_middleware(RequestContext, headers=security_headers(settings), observation=observation)
     return app
 
 

@@ -8,7 +8,6 @@ from app.guard import count_image, requires
 from app.image_service import service_of
 from app.upload import read_upload
 from core.identity import Principal, Scope
-from core.request_context import traceparent_of
 from core.request_route import RequestRoute
 
 router = APIRouter(prefix="/what", tags=["what"], route_class=RequestRoute)
@@ -61,8 +60,9 @@ async def status(request: Request, principal: Principal) -> Response:
 async def _upload(request: Request, principal: Principal, wait: float) -> Response:
     service = service_of(request)
     upload = await read_upload(request, service.settings.max_image_bytes, form_only=True)
+    upload = await read_upload(request, service.settings.max_image_bytes, form_only=True)
     count_image(request, principal, len(upload.data))
-    result = await service.submit(principal.tenant, upload, wait, traceparent_of(request.state))
+    result = await service.submit(principal.tenant, upload, wait)
     return answer(result, location=_status_path(result.image_hash))
 
 

@@ -19,7 +19,9 @@ def main() -> None:
         check_worker(settings)
     except Exposed as error:
         raise SystemExit(f"Glimpse cannot start: {error}") from None
-    configure_logging("worker", settings.log_format, settings.log_level)
+    configure_logging(
+        "worker", settings.log_format, settings.log_level, settings.google_cloud_project
+    )
     serve(settings)
 
 

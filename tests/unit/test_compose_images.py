@@ -89,7 +89,8 @@ def test_worker_alone_has_onnx_runtime() -> None:
     assert "--extras worker" in requirements_of(STAGES["worker"])
     assert "worker" not in requirements_of(STAGES["api"])
     for name in SERVICES:
-        assert "--extras google" in requirements_of(STAGES[name])
+        for extra in ("google", "traces"):
+            assert f"--extras {extra}" in requirements_of(STAGES[name])
         assert not re.search(r"--with|--all-extras", requirements_of(STAGES[name]))
     assert "--all-extras --with dev" in requirements_of(STAGES["development"])
 

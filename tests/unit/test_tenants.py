@@ -127,6 +127,15 @@ async def usage(world: World) -> None:
         assert {row["key_id"] for row in answer.json()["usage"]} == {world.bob.key.id}
 
 
+async def metrics(world: World) -> None:
+    """They are of the whole service, and so name nobody."""
+    answer = await world.ask(world.bob, "GET", "/metrics")
+    assert answer.status_code == 200
+    assert "glimpse_" in answer.text
+    for mark in ("ada", world.ada.key.id, HASH):
+        assert mark not in answer.text
+
+
 # Each route that asks for a key, and how it is tried. A new route fails the test below until it is
 # here.
 CASES: dict[tuple[str, str], Callable[[World], Awaitable[None]]] = {
@@ -146,6 +155,7 @@ CASES: dict[tuple[str, str], Callable[[World], Awaitable[None]]] = {
         w, "POST", "/api/v1/keys/{}/rotate"
     ),
     ("GET", "/api/v1/usage"): usage,
+    ("GET", "/metrics"): metrics,
 }
 
 
