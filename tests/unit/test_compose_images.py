@@ -143,6 +143,8 @@ def test_build_context_is_what_git_tracks_and_little_else() -> None:
     for path in (
         ".env", ".data/records.db", ".venv/bin/python", ".git/config", "bundles/x/model.onnx",
         "runs/1/last.pt", "core/__pycache__/a.cpython-311.pyc", "key.json", "app.log",
+        "terraform/envs/example/terraform.tfvars", "terraform/envs/example/terraform.tfstate",
+        "terraform/envs/example/.terraform/providers/x",
     ):  # fmt: skip
         assert not admitted(path), path
     if shutil.which("git") is None:
