@@ -33,6 +33,7 @@ name. Every refusal is `application/problem+json` (RFC 9457); branch on its `cod
 TAGS = [
     {"name": "images", "description": "The versioned interface: caching, waiting, deleting."},
     {"name": "what", "description": "The short way: upload, then ask for the status."},
+    {"name": "dead letters", "description": "Messages that used up their deliveries."},
     {"name": "operations", "description": "For load balancers and supervisors."},
 ]
 
@@ -55,6 +56,7 @@ _EXAMPLES: dict[type[errors.GlimpseError], str] = {
     errors.InvalidImage: "The picture is 20000 x 20000 pixels, more than 50000000 in all.",
     errors.InvalidRequest: "The form has no field 'img'.",
     errors.Forbidden: "The link has expired.",
+    errors.Conflict: "A worker is still classifying the image; try again.",
     errors.Unavailable: "The queue does not answer.",
 }
 

@@ -35,7 +35,9 @@ class ImageService:
         self.clock = clock
         self.waiting = Waiting(backend.records)
         self._cache = ResultCache(settings.result_cache_entries, settings.result_cache_seconds)
-        self._submissions = Submissions(backend, settings.max_image_pixels, clock)
+        self._submissions = Submissions(
+            backend, settings.max_image_pixels, clock, settings.delivery
+        )
 
     async def submit(self, upload: Upload, wait: float, traceparent: str) -> Representation:
         """Take an image in; answer with its record as it stands after at most `wait` seconds.

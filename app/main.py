@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import RedirectResponse
 from starlette.requests import ClientDisconnect
 
-from app import VERSION, image_routes, local_blobs, seed_routes
+from app import VERSION, dead_letter_routes, image_routes, local_blobs, seed_routes
 from app.documentation import DESCRIPTION, TAGS, install_documentation
 from app.image_service import ImageService, service_in
 from app.unread_body import CloseOnUnreadBody
@@ -53,7 +53,12 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
         redirect_slashes=False,
     )
     # Taken over one by one: what `include_router` builds is matched twice for each request.
-    for router in (image_routes.router, seed_routes.router, local_blobs.router):
+    for router in (
+        image_routes.router,
+        seed_routes.router,
+        local_blobs.router,
+        dead_letter_routes.router,
+    ):
         app.router.routes.extend(router.routes)
     app.include_router(health_routes(checks))
     app.add_api_route("/", _to_docs, include_in_schema=False)

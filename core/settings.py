@@ -118,6 +118,9 @@ class Settings(BaseSettings):
     stale_seconds: Annotated[
         float, Field(description="How long a record may stand still before it is looked after")
     ] = _DELIVERY.stale_after
+    dead_letter_retention_seconds: Annotated[
+        float, Field(description="How long a dead letter is kept, replayed or not")
+    ] = _DELIVERY.dead_letter_retention
     push_concurrency: Annotated[
         int, Field(ge=1, le=1000, description="Deliveries the embedded queue has in flight")
     ] = 8
@@ -244,6 +247,7 @@ class Settings(BaseSettings):
             lease=self.lease_seconds,
             retention=self.retention_seconds,
             stale_after=self.stale_seconds,
+            dead_letter_retention=self.dead_letter_retention_seconds,
         )
 
     @property

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import contextlib
 import json
 import re
 from collections.abc import Awaitable, Callable
@@ -57,19 +58,19 @@ def push_routes(
     @router.post(
         DEAD_LETTER_PATH,
         status_code=204,
-        summary="End the record of a message that used up its deliveries",
+        summary="Keep a message that used up its deliveries, and end its record",
         responses={503: {"description": "Try again"}},
     )
     async def generate_annotations_dlq(request: Request) -> Response:
         try:
             envelope = PushEnvelope.parse(await _body(request))
-            message = envelope.classify_image()
         except (MalformedEnvelope, EnvelopeTooLarge) as error:
-            # Nothing would make it readable, and a refusal would bring it back for ever.
+            # No envelope, so no letter of a queue's. A refusal would bring it back for ever.
             log.error("dead letter unreadable", detail=error.detail)
             return Response(status_code=204)
-        _bind(message)
-        await bury(message, envelope.message.attributes, bench())
+        with contextlib.suppress(MalformedEnvelope):
+            _bind(envelope.classify_image())
+        await bury(envelope, bench())
         return Response(status_code=204)
 
     @router.post(

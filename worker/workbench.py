@@ -10,8 +10,9 @@ import structlog
 from core.backends import Backend
 from core.clock import Clock, utc_now
 from core.errors import Unavailable
-from core.records import Claim, RecordKey
+from core.records import Claim, RecordError, RecordKey
 from core.settings import Settings
+from worker.errors import last_failure
 from worker.model_registry import ModelRegistry
 
 log = structlog.get_logger(__name__)
@@ -53,8 +54,9 @@ class Workbench:
         try:
             # Shielded: a claim that is granted to a cancelled task must be given up all the same.
             yield await asyncio.shield(claiming)
-        except BaseException:
-            await asyncio.shield(asyncio.ensure_future(self._give_up(claiming)))
+        except BaseException as error:
+            giving_up = asyncio.ensure_future(self._give_up(claiming, last_failure(error)))
+            await asyncio.shield(giving_up)
             raise
         finally:
             self._in_hand -= 1
@@ -70,11 +72,14 @@ class Workbench:
         self.models.close()
         self.threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _give_up(self, claiming: "asyncio.Future[Claim | None]") -> None:
+    async def _give_up(self, claiming: "asyncio.Future[Claim | None]", reason: RecordError) -> None:
+        """Release the claim. The record keeps `reason`, should this have been the last delivery."""
         try:
             claim = await claiming
             if claim is not None:
-                released = await self.backend.records.release(claim)
-                log.warning("claim given up", attempt=claim.attempt, released=released)
+                released = await self.backend.records.release(claim, reason)
+                log.warning(
+                    "claim given up", attempt=claim.attempt, released=released, code=reason.code
+                )
         except Unavailable as error:
             log.warning("claim not given up", reason=error.detail)
