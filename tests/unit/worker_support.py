@@ -4,9 +4,10 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from core.backends import Backend
-from core.clock import Clock, utc_now
+from core.clock import Clock, rfc3339, utc_now
+from core.dead_letters.letter import DeadLetter, LetterFilter
 from core.messages import ClassifyImage
 from core.model_bundle import write_sums
 from core.records import Record, RecordKey, new_record
@@ -67,13 +69,24 @@ class RunningWorker:
     async def push(self, key: RecordKey, **changes: object) -> httpx.Response:
         return await self.client.post("/generate_annotations", content=envelope(key, **changes))
 
-    async def bury(self, key: RecordKey, deliveries: str = "10") -> httpx.Response:
+    async def bury(
+        self, key: RecordKey, deliveries: str = "10", reason: str = "", **changes: object
+    ) -> httpx.Response:
+        """The queue's notice that the message died just now."""
         attributes = {
             **ClassifyImage(key).attributes(),
             "CloudPubSubDeadLetterSourceDeliveryCount": deliveries,
+            "CloudPubSubDeadLetterSourceTopicPublishTime": "2026-11-21T09:30:00.125Z",
         }
-        body = envelope(key, attributes=attributes)
+        if reason:
+            attributes["GlimpseDeadLetterSourceReason"] = reason
+        # A moment later than now: the notice's milliseconds must not round the death away.
+        died = rfc3339(self.bench.clock() + timedelta(milliseconds=1))
+        body = envelope(key, **{"attributes": attributes, "publishTime": died, **changes})
         return await self.client.post("/generate_annotations_dlq", content=body)
+
+    async def letters(self, tenant: str = "public") -> Sequence[DeadLetter]:
+        return await self.backend.dead_letters.list(LetterFilter(tenant), 100)
 
     async def record(self, key: RecordKey) -> Record:
         record = await self.backend.records.get(key)

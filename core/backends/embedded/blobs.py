@@ -5,6 +5,7 @@ fsynced, and renamed into place.
 """
 
 import asyncio
+import errno
 import os
 import secrets
 import time
@@ -58,7 +59,7 @@ class FileBlobStore:
             raise NotFound("There is no such image.") from None
 
     async def exists(self, name: str) -> bool:
-        return await self._run(self._path(name).is_file)
+        return await self._run(_exists, self._folder, self._path(name))
 
     async def delete(self, name: str) -> bool:
         try:
@@ -100,6 +101,15 @@ class FileBlobStore:
         except OSError as error:
             log.error("image storage failed", reason=f"{type(error).__name__}: {error.strerror}")
             raise Unavailable("The image storage does not answer.") from error
+
+
+def _exists(root: Path, path: Path) -> bool:
+    if path.is_file():
+        return True
+    # Without its folder nothing is known about a blob, and absence has consequences.
+    if not root.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "there is no folder of images")
+    return False
 
 
 def _put(root: Path, path: Path, data: bytes) -> None:
