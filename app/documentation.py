@@ -51,6 +51,8 @@ class Problem(BaseModel):
 _EXAMPLES: dict[type[errors.GlimpseError], str] = {
     errors.MalformedBody: "The form ends before its closing boundary.",
     errors.NotFound: "No such image, or not under this model.",
+    errors.UploadTooSlow: "The image came slower than 16384 bytes a second.",
+    errors.Overloaded: "The service has as much to do as it can hold; try again.",
     errors.ImageTooLarge: "The image is larger than 10485760 bytes.",
     errors.UnsupportedImage: "The bytes are not a JPEG, PNG, WebP, GIF or AVIF image.",
     errors.InvalidImage: "The picture is 20000 x 20000 pixels, more than 50000000 in all.",
@@ -105,11 +107,13 @@ def refusals(*kinds: type[errors.GlimpseError]) -> Responses:
 
 UPLOAD_REFUSALS = refusals(
     errors.MalformedBody,
+    errors.UploadTooSlow,
     errors.ImageTooLarge,
     errors.UnsupportedImage,
     errors.InvalidRequest,
     errors.InvalidImage,
     errors.Unavailable,
+    errors.Overloaded,
 )
 LOOKUP_REFUSALS = refusals(errors.NotFound, errors.InvalidRequest, errors.Unavailable)
 

@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from app import VERSION, dead_letter_routes, image_routes, local_blobs, seed_routes
 from app.documentation import DESCRIPTION, TAGS, install_documentation
 from app.image_service import ImageService, service_in
+from app.stopping import AnswerWhenCancelled
 from app.unread_body import CloseOnUnreadBody
 from core.backends import open_backend
 from core.clock import Clock, utc_now
@@ -66,6 +67,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
     install_problem_handlers(app)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_middleware(CloseOnUnreadBody)
+    app.add_middleware(AnswerWhenCancelled)
     app.add_middleware(RequestContext)
     return app
 

@@ -50,7 +50,7 @@ async def submit(
     """
     record = await _record_of(backend, image, max_pixels, clock, policy)
     if record.status is Status.PENDING:
-        await backend.blobs.put(image.key.blob_name, bytes(image.data), image.content_type)
+        await backend.blobs.put(image.key.blob_name, image.data, image.content_type)
         message_id = await backend.publisher.publish(ClassifyImage(image.key, image.traceparent))
         log.info("accepted", bytes=len(image.data), type=image.content_type, message=message_id)
     return record

@@ -80,7 +80,7 @@ class RecordStore(Protocol):
 class BlobStore(Protocol):
     """Private, immutable blobs, named by content: putting twice is putting once."""
 
-    async def put(self, name: str, data: bytes, content_type: str) -> None: ...
+    async def put(self, name: str, data: bytes | bytearray, content_type: str) -> None: ...
 
     async def get(self, name: str) -> bytes:
         """The bytes; NotFound where there are none."""

@@ -42,7 +42,7 @@ class FileBlobStore:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="blobs")
         self._closed = False
 
-    async def put(self, name: str, data: bytes, content_type: str) -> None:
+    async def put(self, name: str, data: bytes | bytearray, content_type: str) -> None:
         """Store `data`, on disk before this returns; nothing happens where it already is.
 
         The content type is not kept: readers learn it from the bytes.
@@ -112,7 +112,7 @@ def _exists(root: Path, path: Path) -> bool:
     return False
 
 
-def _put(root: Path, path: Path, data: bytes) -> None:
+def _put(root: Path, path: Path, data: bytes | bytearray) -> None:
     folder = path.parent
     if not path.exists():
         _make_folder(folder, root)
