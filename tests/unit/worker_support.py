@@ -220,3 +220,25 @@ def write_network(
     (folder / "model.json").write_text(json.dumps(document))
     write_sums(folder)
     return folder
+
+
+def write_failing_bundle(folder: Path) -> Path:
+    """A bundle that loads, and whose scores are not numbers for any picture with light in it."""
+    return write_network(
+        folder,
+        nodes=[
+            helper.make_node("ReduceMean", ["pixels", "axes"], ["means"], keepdims=0),
+            helper.make_node("Gemm", ["means", "weight", "bias"], ["above"]),
+            helper.make_node("ReduceMax", ["means"], ["brightest"], keepdims=0),
+            helper.make_node("Ceil", ["brightest"], ["lit"]),
+            helper.make_node("Sub", ["one", "lit"], ["below"]),
+            helper.make_node("Div", ["above", "below"], ["scores"]),
+        ],
+        shape=["batch", 3, 8, 8],
+        initializers={
+            "axes": np.array([2, 3], np.int64),
+            "weight": np.zeros((3, len(COLOURS)), np.float32),
+            "bias": np.zeros(len(COLOURS), np.float32),
+            "one": np.array(1, np.float32),
+        },
+    )
