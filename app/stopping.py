@@ -2,7 +2,7 @@
 
 import asyncio
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core.errors import Unavailable
 from core.problems import response_for
@@ -18,18 +18,15 @@ class AnswerWhenCancelled:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
-
-        async def watched_send(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
         try:
-            await self.app(scope, receive, watched_send)
-        except asyncio.CancelledError:
-            if begun or scope["type"] != "http":
+            await self.app(scope, receive, send)
+        except asyncio.CancelledError as cancelled:
+            if scope["type"] != "http":
                 raise
             response = response_for(Unavailable("The service is stopping; try again."))
             response.headers["connection"] = "close"
-            await response(scope, receive, send)
+            try:
+                await response(scope, receive, send)
+            except RuntimeError:
+                # An answer has begun. To watch for that would cost every request something.
+                raise cancelled from None

@@ -186,31 +186,35 @@ async def _receive(
         if int(announced) > max_body:
             raise too_large(max_bytes)
         slot.expect(int(announced))
+    await slot.reading(_read(request, feed, slot, max_bytes, max_body))
+
+
+async def _read(
+    request: Request,
+    feed: Callable[[bytes], None],
+    slot: UploadSlot,
+    max_bytes: int,
+    max_body: int,
+) -> None:
     receive = request.receive
     received = 0
     more = True
-    try:
-        async with slot.reading():
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnect
-                chunk: bytes = message.get("body", b"")
-                more = message.get("more_body", False)
-                received += len(chunk)
-                if received > max_body:
-                    raise too_large(max_bytes)
-                slot.hold(len(chunk))
-                if len(chunk) <= CHUNK:
-                    feed(chunk)
-                    continue
-                for begin in range(0, len(chunk), CHUNK):
-                    feed(chunk[begin : begin + CHUNK])
-                    await asyncio.sleep(0)
-    except TimeoutError:
-        raise slot.too_late() from None
-    finally:
-        slot.read()
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk: bytes = message.get("body", b"")
+        more = message.get("more_body", False)
+        received += len(chunk)
+        if received > max_body:
+            raise too_large(max_bytes)
+        slot.hold(len(chunk))
+        if len(chunk) <= CHUNK:
+            feed(chunk)
+            continue
+        for begin in range(0, len(chunk), CHUNK):
+            feed(chunk[begin : begin + CHUNK])
+            await asyncio.sleep(0)
 
 
 def _boundary(content_type: str) -> bytes:

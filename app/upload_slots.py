@@ -7,12 +7,14 @@ else out. Whoever sends slower than the least rate is sent away.
 
 import asyncio
 import random
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from core.errors import GlimpseError, Overloaded, Unavailable, UploadTooSlow
 
+LOOK_SECONDS = 0.25  # between two looks at who is too slow
 RETRY_AFTER = (1, 5)  # seconds, drawn between, so that those sent away do not return together
 
 
@@ -30,13 +32,18 @@ class UploadLimits:
 
 
 class UploadSlots:
-    """The slots of one process. Used on its event loop alone."""
+    """The slots of one process. Used on its event loop alone.
+
+    One timer looks after all of them: a timer for each upload would cost more than reading a small
+    one does.
+    """
 
     def __init__(self, limits: UploadLimits) -> None:
         self.limits = limits
         self.bytes_held = 0
         self._taken: set[UploadSlot] = set()
         self._stop_at: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def in_flight(self) -> int:
@@ -47,40 +54,53 @@ class UploadSlots:
         """A slot, to be used as a context. Raises Overloaded where none is free."""
         if len(self._taken) >= self.limits.uploads:
             raise overloaded()
-        slot = UploadSlot(self)
+        loop = asyncio.get_running_loop()
+        slot = UploadSlot(self, loop.time())
         self._taken.add(slot)
+        if self._timer is None:
+            self._timer = loop.call_later(LOOK_SECONDS, self._look)
         return slot
 
     def stop(self, seconds: float) -> None:
         """Send away, after `seconds`, who is still sending then."""
-        self._stop_at = asyncio.get_running_loop().time() + seconds
+        loop = asyncio.get_running_loop()
+        self._stop_at = loop.time() + seconds
+        loop.call_at(self._stop_at, self._send_away)
+
+    def _look(self) -> None:
+        self._timer = None
+        self._send_away()
+        if self._taken:
+            self._timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
+
+    def _send_away(self) -> None:
+        """Everybody who sends and whose time is up."""
+        now = asyncio.get_running_loop().time()
+        stopping = self._stop_at is not None and now >= self._stop_at
         for slot in self._taken:
-            slot.stop(self._stop_at)
-
-    def _deadline(self, began: float, received: int) -> float:
-        latest = began + self.limits.grace + received / self.limits.rate
-        return latest if self._stop_at is None else min(latest, self._stop_at)
-
-    def _too_late(self, now: float) -> GlimpseError:
-        if self._stop_at is not None and now >= self._stop_at:
-            return Unavailable("The service is stopping; send the image again.")
-        return UploadTooSlow(
-            f"The image came slower than {self.limits.rate} bytes a second.",
-            extra={"min_bytes_per_second": self.limits.rate},
-        )
+            if stopping:
+                slot.send_away(Unavailable("The service is stopping; send the image again."))
+            elif now >= slot.began + self.limits.grace + slot.held / self.limits.rate:
+                slot.send_away(
+                    UploadTooSlow(
+                        f"The image came slower than {self.limits.rate} bytes a second.",
+                        extra={"min_bytes_per_second": self.limits.rate},
+                    )
+                )
 
 
 class UploadSlot:
-    """One upload's slot: what it holds, and until when it may send."""
+    """One upload's slot: what it holds, since when (the loop's clock), and who reads it."""
 
-    __slots__ = ("_began", "_held", "_released", "_slots", "_timeout")
+    __slots__ = ("_reader", "_reason", "_released", "_slots", "began", "held")
 
-    def __init__(self, slots: UploadSlots) -> None:
+    def __init__(self, slots: UploadSlots, began: float) -> None:
+        self.began = began
+        self.held = 0
         self._slots = slots
-        self._held = 0
         self._released = False
-        self._began = 0.0
-        self._timeout: asyncio.Timeout | None = None
+        self._reader: asyncio.Task[object] | None = None
+        self._reason: GlimpseError | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -99,41 +119,37 @@ class UploadSlot:
             raise overloaded()
 
     def hold(self, received: int) -> None:
-        """Count bytes that have come, and give time for more. Raises Overloaded."""
+        """Count bytes that have come. Raises Overloaded."""
         slots = self._slots
         if slots.bytes_held + received > slots.limits.bytes_:
             raise overloaded()
         slots.bytes_held += received
-        self._held += received
-        if self._timeout is not None:
-            self._timeout.reschedule(slots._deadline(self._began, self._held))
+        self.held += received
 
     def release(self) -> None:
         """Give slot and bytes back, once."""
         if not self._released:
             self._released = True
-            self._slots.bytes_held -= self._held
+            self._slots.bytes_held -= self.held
             self._slots._taken.discard(self)
 
-    def reading(self) -> asyncio.Timeout:
-        """The context in which the body is read; it ends with TimeoutError, see `too_late`."""
-        self._began = asyncio.get_running_loop().time()
-        self._timeout = asyncio.timeout_at(self._slots._deadline(self._began, 0))
-        return self._timeout
+    async def reading(self, body: Awaitable[None]) -> None:
+        """Wait for the body to be read. Raises what `send_away` was told, at the next pause."""
+        self._reader = asyncio.current_task()
+        try:
+            await body
+        except asyncio.CancelledError:
+            if self._reason is None or self._reader is None or self._reader.uncancel() > 0:
+                raise  # somebody else's doing
+            raise self._reason from None
+        finally:
+            self._reader = None
 
-    def read(self) -> None:
-        """The body has come: its time counts no more."""
-        self._timeout = None
-
-    def stop(self, at: float) -> None:
-        """Send the sender away at that time of the loop's, or earlier if it was late anyway."""
-        if self._timeout is not None and not self._timeout.expired():
-            when = self._timeout.when()
-            self._timeout.reschedule(at if when is None else min(when, at))
-
-    def too_late(self) -> GlimpseError:
-        """What the sender is told when its time is up."""
-        return self._slots._too_late(asyncio.get_running_loop().time())
+    def send_away(self, reason: GlimpseError) -> None:
+        """End the reading, if it goes on."""
+        if self._reader is not None and self._reason is None:
+            self._reason = reason
+            self._reader.cancel()
 
 
 def overloaded() -> Overloaded:
