@@ -20,6 +20,7 @@ from core.dead_letters.letter import CODE, LETTER_ID, DeadLetter, LetterFilter
 from core.dead_letters.replay import Replay, replay, replay_all
 from core.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from core.records import PUBLIC_TENANT
+from core.request_route import RequestRoute
 
 DEFAULT_LIMIT, LARGEST_LIMIT = 50, 200
 _POSITION = re.compile(r"[0-9]{16}-[0-9a-f]{32}")
@@ -106,7 +107,7 @@ _LIST_REFUSALS = refusals(InvalidRequest, Unavailable)
 _LETTER_REFUSALS = refusals(NotFound, InvalidRequest, Unavailable)
 
 # As the images' routes: the request alone, documented by hand.
-router = APIRouter(prefix="/api/v1/dead-letters", tags=["dead letters"])
+router = APIRouter(prefix="/api/v1/dead-letters", tags=["dead letters"], route_class=RequestRoute)
 
 
 @router.get(

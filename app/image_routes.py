@@ -18,10 +18,11 @@ from app.preferences import preferred_wait
 from app.representation import NO_STORE, image_path
 from app.upload import read_upload
 from core.request_context import traceparent_of
+from core.request_route import RequestRoute
 
 # Endpoints take the request alone: FastAPI's handling of declared parameters would cost more than
 # a cached answer does. `openapi_extra` documents them.
-router = APIRouter(prefix="/api/v1/images", tags=["images"])
+router = APIRouter(prefix="/api/v1/images", tags=["images"], route_class=RequestRoute)
 
 
 @router.post(

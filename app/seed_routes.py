@@ -7,8 +7,9 @@ from app.documentation import FORM_BODY, IMAGE_HASH, LOOKUP_REFUSALS, UPLOAD_REF
 from app.image_service import service_of
 from app.upload import read_upload
 from core.request_context import traceparent_of
+from core.request_route import RequestRoute
 
-router = APIRouter(prefix="/what", tags=["what"])
+router = APIRouter(prefix="/what", tags=["what"], route_class=RequestRoute)
 
 _RESULTS = results("/what/status/7f83b1657ff1…")
 

@@ -212,6 +212,10 @@ class Settings(BaseSettings):
     worker_concurrency: Annotated[
         int, Field(ge=0, description="Images classified at once; 0 means one a core")
     ] = 0
+    classify_seconds: Annotated[
+        Seconds,
+        Field(description="Longest that one image may be decoded and classified"),
+    ] = 20
     duplicate_wait_seconds: Annotated[
         Seconds, Field(description="How long a duplicate delivery waits for the first one's result")
     ] = 5
@@ -289,7 +293,7 @@ class Settings(BaseSettings):
         return f"http://{self.host}:{self.worker_port}"
 
     @property
-    def worker_threads(self) -> int:
+    def classifier_processes(self) -> int:
         return self.worker_concurrency or len(os.sched_getaffinity(0))
 
 

@@ -6,22 +6,21 @@ claimant at a time works, and only the current one can finish the record.
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable
 
 import structlog
 
 from core.errors import InvalidImage, ModelUnavailable, NotFound, Unavailable
 from core.messages import ClassifyImage
 from core.records import UPLOAD_LOST, Annotation, Claim, Record, RecordError, RecordKey
+from worker.classifier_pool import RemoteClassifier
+from worker.errors import ClassifierLost, InferenceFailed
 from worker.workbench import Workbench
-
-if TYPE_CHECKING:
-    # ONNX Runtime and NumPy are imported by the thread that loads the first model.
-    from worker.classifier import Classifier
-from worker.errors import InferenceFailed
 
 log = structlog.get_logger(__name__)
 
+# An image that has taken down this many classifiers is not given to another by a redelivery.
+LOST_CLASSIFIERS = 3
 FIRST_POLL, LAST_POLL = 0.02, 0.25  # seconds between looks at a record that another works on
 
 
@@ -42,19 +41,25 @@ async def classify(message: ClassifyImage, bench: Workbench) -> None:
         raise
     patience_ends: float | None = None
     while True:
-        async with bench.places, bench.claimed(key) as claim:
+        async with bench.places, bench.reading(key) as image, bench.claimed(key) as claim:
             if claim is not None:
-                await _work(claim, classifier, bench, began)
+                await _work(claim, image, classifier, bench, began)
                 return
         patience_ends = patience_ends or time.monotonic() + bench.settings.duplicate_wait_seconds
         if await _ended_elsewhere(key, bench, patience_ends):
             return
 
 
-async def _work(claim: Claim, classifier: "Classifier", bench: Workbench, began: float) -> None:
+async def _work(
+    claim: Claim,
+    image: Awaitable[bytes],
+    classifier: RemoteClassifier,
+    bench: Workbench,
+    began: float,
+) -> None:
     """The claimed part. `began` is when the message came in, in `time.perf_counter` seconds."""
     records = bench.backend.records
-    outcome = await _outcome(claim.key, classifier, bench)
+    outcome = await _outcome(claim, image, classifier)
     if isinstance(outcome, RecordError):
         stored = await records.fail(claim, outcome)
     else:
@@ -74,22 +79,25 @@ async def _work(claim: Claim, classifier: "Classifier", bench: Workbench, began:
 
 
 async def _outcome(
-    key: RecordKey, classifier: "Classifier", bench: Workbench
+    claim: Claim, image: Awaitable[bytes], classifier: RemoteClassifier
 ) -> tuple[Annotation, ...] | RecordError:
     """The labels of the image, or the fault of it that every delivery would meet."""
     try:
-        data = await bench.backend.blobs.get(key.blob_name)
+        data = await image
     except NotFound:
         return RecordError("image_missing", "The stored image is gone: upload it again.", True)
     try:
-        # Decoding and inference in one hop, so that `threads` bounds both.
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(bench.threads, classifier.annotate, data)
+        return await classifier.annotate(data)
     except InvalidImage as error:
         return RecordError(error.code, error.detail, False)
-    except InferenceFailed:
-        log.exception("inference failed", model=key.model)
+    except InferenceFailed as error:
+        cause = "\n".join(getattr(error, "__notes__", ()))
+        log.error("inference failed", model=claim.key.model, cause=cause)
         raise
+    except ClassifierLost as error:
+        if claim.attempt < LOST_CLASSIFIERS:
+            raise
+        return RecordError(error.code, error.detail, True)
 
 
 async def _ended_elsewhere(key: RecordKey, bench: Workbench, patience_ends: float) -> bool:

@@ -25,7 +25,6 @@ class Classifier:
         self._count = min(labels_per_image, len(bundle.labels))
         self._input, self._output = manifest.input.name, manifest.outputs.scores
         self._logits = manifest.outputs.kind == "logits"
-        self._options = ort.RunOptions()
         try:
             self._session = ort.InferenceSession(
                 str(bundle.folder / MODEL_FILE),
@@ -45,14 +44,10 @@ class Classifier:
         """
         return self._annotations(self._scores(self._preprocessor.tensor(data)))
 
-    def stop(self) -> None:
-        """Make running and later inferences fail at the next node of the graph."""
-        self._options.terminate = True
-
     def _scores(self, tensor: NDArray[np.float32]) -> NDArray[np.float64]:
         """One probability a label."""
         try:
-            (output,) = self._session.run([self._output], {self._input: tensor}, self._options)
+            (output,) = self._session.run([self._output], {self._input: tensor})
         except Exception as error:
             raise InferenceFailed("The model failed on this image.") from error
         scores = np.asarray(output, np.float64).ravel()

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from core.errors import GlimpseError
+from core.errors import GlimpseError, Unavailable
 from core.records import RecordError
 
 
@@ -10,6 +10,12 @@ class InferenceFailed(GlimpseError):
     """The model did not give scores for an image that decoded well."""
 
     status, code, title = 500, "inference_failed", "Inference failed"
+
+
+class ClassifierLost(Unavailable):
+    """The process that worked on the image ended, or was ended because it took too long."""
+
+    code, title = "classifier_lost", "Classifier lost"
 
 
 class EnvelopeTooLarge(GlimpseError):

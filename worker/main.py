@@ -13,7 +13,8 @@ from core.health import Check, health_routes
 from core.problems import install_problem_handlers
 from core.request_context import RequestContext
 from core.settings import Settings
-from worker.model_registry import registry_for
+from worker.classifier_pool import ClassifierPool
+from worker.model_registry import ModelRegistry
 from worker.push_endpoint import push_routes
 from worker.push_guard import push_guard
 from worker.workbench import Workbench
@@ -31,8 +32,10 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        models = registry_for(settings)
-        opening = asyncio.create_task(models.open())
+        pool = ClassifierPool(settings)
+        uris = (settings.model_uri, *settings.extra_model_uris)
+        models = ModelRegistry(uris, settings.loaded_models, pool.load)
+        opening = asyncio.create_task(_open(pool, models))
         try:
             async with open_backend(settings, clock) as backend:
                 await opening
@@ -40,9 +43,11 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
                 try:
                     yield
                 finally:
-                    await _close(bench)
+                    await _let_go(bench)
         finally:
             opening.cancel()  # only where the backend did not open
+            await asyncio.gather(opening, return_exceptions=True)
+            await pool.close()
 
     def bench() -> Workbench:
         bench: Workbench = app.state.bench
@@ -64,12 +69,18 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
     )
     app.add_middleware(RequestContext)
     install_problem_handlers(app)
-    app.include_router(push_routes(bench, push_guard(settings)))
+    # Taken over one by one: what `include_router` builds is matched twice for each request.
+    app.router.routes.extend(push_routes(bench, push_guard(settings)).routes)
     app.include_router(health_routes(checks))
     return app
 
 
-async def _close(bench: Workbench) -> None:
+async def _open(pool: ClassifierPool, models: ModelRegistry) -> None:
+    await pool.start()
+    await models.open()
+
+
+async def _let_go(bench: Workbench) -> None:
     """Let go of every claim while the backend is still open.
 
     The server has finished its requests by now, or cancelled those that it could not wait for.
@@ -78,4 +89,3 @@ async def _close(bench: Workbench) -> None:
         await asyncio.wait_for(bench.emptied(), GIVE_UP_SECONDS)
     except TimeoutError:
         log.error("claims left to their leases")
-    bench.close()

@@ -3,19 +3,14 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 from cachetools import LRUCache
 
 from core.errors import BundleError, ModelUnavailable
 from core.model_bundle import Bundle, read_bundle
-from core.settings import Settings
-
-if TYPE_CHECKING:
-    # ONNX Runtime and NumPy are imported by the thread that loads the first model.
-    from worker.classifier import Classifier
+from worker.classifier_pool import RemoteClassifier
 
 log = structlog.get_logger(__name__)
 
@@ -23,21 +18,24 @@ LOAD_RETRY_SECONDS = 10.0  # a bundle that failed to load is not read again for 
 
 
 class ModelRegistry:
-    """Finds the model a message names. Loads off the event loop, once however many ask.
+    """Finds the model a message names. Loads it once, however many ask.
 
     The first of `uris` is the default model, loaded by `open`; the others load when first asked
     for. At most `capacity` stay in memory, the least recently used one goes.
     """
 
     def __init__(
-        self, uris: Sequence[str], capacity: int, load: "Callable[[Bundle], Classifier]"
+        self,
+        uris: Sequence[str],
+        capacity: int,
+        load: Callable[[Bundle], Awaitable[RemoteClassifier]],
     ) -> None:
         self._uris = tuple(dict.fromkeys(uris))
         self._load = load
         self._bundles: dict[str, Bundle] = {}
         self._default: Bundle | BundleError = BundleError("The default model is not loaded yet.")
-        self._loaded: LRUCache[str, Classifier] = LRUCache(capacity)
-        self._loading: dict[str, asyncio.Task[Classifier]] = {}
+        self._loaded: LRUCache[str, RemoteClassifier] = LRUCache(capacity)
+        self._loading: dict[str, asyncio.Task[RemoteClassifier]] = {}
         self._failed: dict[str, tuple[float, str]] = {}  # when, and why
 
     async def open(self) -> None:
@@ -54,17 +52,12 @@ class ModelRegistry:
             with contextlib.suppress(ModelUnavailable):
                 await self.classifier(self._default.identity)
 
-    def close(self) -> None:
-        """Stop the inferences that still run; what they would give has no taker any more."""
-        for classifier in self._loaded.values():
-            classifier.stop()
-
     @property
     def identities(self) -> tuple[str, ...]:
         """The models that this worker has bundles for, the default one first if it is readable."""
         return tuple(self._bundles)
 
-    async def classifier(self, model: str) -> "Classifier":
+    async def classifier(self, model: str) -> RemoteClassifier:
         """The loaded model, loading it if need be. Raises ModelUnavailable."""
         loaded = self._loaded.get(model)
         if loaded is not None:
@@ -83,22 +76,22 @@ class ModelRegistry:
             raise self._default
         await self.classifier(self._default.identity)
 
-    async def _load_once(self, bundle: Bundle) -> "Classifier":
+    async def _load_once(self, bundle: Bundle) -> RemoteClassifier:
         failed = self._failed.get(bundle.identity)
         if failed is not None and time.monotonic() - failed[0] < LOAD_RETRY_SECONDS:
             raise BundleError(failed[1])
         task = self._loading.get(bundle.identity)
         if task is None:
-            task = asyncio.create_task(self._load_off_the_loop(bundle))
+            task = asyncio.create_task(self._load_anew(bundle))
             task.add_done_callback(_retrieved)
             self._loading[bundle.identity] = task
         # One waiter that goes away must not take the load from the others.
         return await asyncio.shield(task)
 
-    async def _load_off_the_loop(self, bundle: Bundle) -> "Classifier":
+    async def _load_anew(self, bundle: Bundle) -> RemoteClassifier:
         began = time.perf_counter()
         try:
-            classifier = await asyncio.to_thread(self._load, bundle)
+            classifier = await self._load(bundle)
         except Exception as error:
             reason = error.detail if isinstance(error, BundleError) else "Loading it failed."
             log.exception("model refused", model=bundle.identity, reason=reason)
@@ -113,23 +106,6 @@ class ModelRegistry:
         return classifier
 
 
-def registry_for(settings: Settings) -> ModelRegistry:
-    """The registry of `MODEL_URI` and `EXTRA_MODEL_URIS`, not yet open."""
-
-    def load(bundle: Bundle) -> "Classifier":
-        from worker.classifier import Classifier
-
-        return Classifier(
-            bundle,
-            max_pixels=settings.max_image_pixels,
-            labels_per_image=settings.labels_per_image,
-        )
-
-    return ModelRegistry(
-        (settings.model_uri, *settings.extra_model_uris), settings.loaded_models, load
-    )
-
-
 def _read(uri: str) -> Bundle | BundleError:
     try:
         return read_bundle(uri)
@@ -137,7 +113,7 @@ def _read(uri: str) -> Bundle | BundleError:
         return error
 
 
-def _retrieved(task: "asyncio.Task[Classifier]") -> None:
+def _retrieved(task: "asyncio.Task[RemoteClassifier]") -> None:
     """Take note of a failure that nobody waits for any more (it is logged already)."""
     if not task.cancelled():
         task.exception()

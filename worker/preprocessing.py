@@ -1,6 +1,6 @@
 """Encoded bytes to the network's input tensor: decode under limits, set upright, resize, normalise.
 
-Everything here blocks and belongs in the inference threads.
+Everything here blocks and belongs in a classifier process.
 """
 
 import contextlib
@@ -67,7 +67,7 @@ _REDUCING_GAP: Final = 2.0
 
 
 class Preprocessor:
-    """One manifest's way from encoded bytes to a float32 tensor. Stateless, so threads share it."""
+    """One manifest's way from encoded bytes to a float32 tensor. Stateless."""
 
     def __init__(self, manifest: BundleManifest, max_pixels: int) -> None:
         """`max_pixels` is width times height. Raises BundleError for a rule that cannot work."""

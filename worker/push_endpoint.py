@@ -5,16 +5,18 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import re
 from collections.abc import Awaitable, Callable
 
 import structlog
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from core.errors import MalformedEnvelope, Unavailable
 from core.messages import ClassifyImage, PushEnvelope
 from core.policy import CLASSIFY_PATH, DEAD_LETTER_PATH, RECONCILE_PATH
+from core.request_route import RequestRoute
 from worker.classification import classify
 from worker.dead_letter import bury
 from worker.errors import EnvelopeTooLarge
@@ -22,6 +24,8 @@ from worker.reconciliation import reconcile
 from worker.workbench import Workbench
 
 log = structlog.get_logger(__name__)
+
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 # Pub/Sub's largest message: https://cloud.google.com/pubsub/quotas#resource_limits
 MAX_ENVELOPE_BYTES = 10_000_000
@@ -35,7 +39,18 @@ def push_routes(
 
     `admit` raises for a caller who may not push, before anything of the request's body is read.
     """
-    router = APIRouter(tags=["push"], dependencies=[Depends(admit)] if admit else [])
+    router = APIRouter(tags=["push"], route_class=RequestRoute)
+
+    def admitted(endpoint: Endpoint) -> Endpoint:
+        if admit is None:
+            return endpoint
+
+        @functools.wraps(endpoint)
+        async def ask_first(request: Request) -> Response:
+            await admit(request)
+            return await endpoint(request)
+
+        return ask_first
 
     @router.post(
         CLASSIFY_PATH,
@@ -43,6 +58,7 @@ def push_routes(
         summary="Classify the image that a push envelope names",
         responses={400: {"description": "Not a push envelope"}, 503: {"description": "Try again"}},
     )
+    @admitted
     async def generate_annotations(request: Request) -> Response:
         envelope = PushEnvelope.parse(await _body(request))
         message = envelope.classify_image()
@@ -61,6 +77,7 @@ def push_routes(
         summary="Keep a message that used up its deliveries, and end its record",
         responses={503: {"description": "Try again"}},
     )
+    @admitted
     async def generate_annotations_dlq(request: Request) -> Response:
         try:
             envelope = PushEnvelope.parse(await _body(request))
@@ -79,6 +96,7 @@ def push_routes(
         summary="Look after records that stand still",
         responses={503: {"description": "Try again"}},
     )
+    @admitted
     async def reconcile_stale(request: Request) -> Response:
         here = bench()
         counts = await reconcile(here.backend, here.settings.delivery, here.clock())

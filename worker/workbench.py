@@ -1,8 +1,7 @@
 """What one worker process classifies with, and the claims it has in hand."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 
 import structlog
@@ -21,9 +20,9 @@ log = structlog.get_logger(__name__)
 class Workbench:
     """Opened once a process, inside its event loop.
 
-    `threads` bounds the pictures decoded at once, and with them the memory. `places` admits twice
-    as many images, so that the next one's bytes are there when a thread becomes free. An image is
-    claimed only once admitted: no lease runs down in a line of unknown length.
+    `places` admits twice as many images as there are processes to classify them, so that the next
+    one's bytes are there when a process becomes free. An image is claimed only once admitted: no
+    lease runs down in a line of unknown length.
     """
 
     def __init__(
@@ -33,11 +32,20 @@ class Workbench:
         self.backend = backend
         self.models = models
         self.clock = clock
-        self.threads = ThreadPoolExecutor(settings.worker_threads, thread_name_prefix="inference")
-        self.places = asyncio.Semaphore(2 * settings.worker_threads)
+        self.places = asyncio.Semaphore(2 * settings.classifier_processes)
         self._in_hand = 0
         self._emptied = asyncio.Event()
         self._emptied.set()
+
+    @asynccontextmanager
+    async def reading(self, key: RecordKey) -> AsyncIterator[Awaitable[bytes]]:
+        """The image's bytes, on their way while the claim is: most claims are granted."""
+        image = asyncio.ensure_future(self.backend.blobs.get(key.blob_name))
+        image.add_done_callback(_retrieved)
+        try:
+            yield image
+        finally:
+            image.cancel()  # only where the claim was refused
 
     @asynccontextmanager
     async def claimed(self, key: RecordKey) -> AsyncIterator[Claim | None]:
@@ -67,11 +75,6 @@ class Workbench:
         """Return once no claim is in hand."""
         await self._emptied.wait()
 
-    def close(self) -> None:
-        """Take no more work, and do not wait for what nobody waits for."""
-        self.models.close()
-        self.threads.shutdown(wait=False, cancel_futures=True)
-
     async def _give_up(self, claiming: "asyncio.Future[Claim | None]", reason: RecordError) -> None:
         """Release the claim. The record keeps `reason`, should this have been the last delivery."""
         try:
@@ -83,3 +86,9 @@ class Workbench:
                 )
         except Unavailable as error:
             log.warning("claim not given up", reason=error.detail)
+
+
+def _retrieved(image: "asyncio.Future[bytes]") -> None:
+    """A failure to read matters to none but a claimant, who hears of it by waiting."""
+    if not image.cancelled():
+        image.exception()

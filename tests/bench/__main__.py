@@ -202,7 +202,7 @@ class Bench:
                 stack.upload(photo(number))
             stack.results([sha256(photo(number)) for number in range(20)])
             for name, process in stack.processes.items():
-                resident = psutil.Process(process.pid).memory_info().rss / 1e6
+                resident = sum(each.memory_info().rss for each in _family(process.pid)) / 1e6
                 self._row(
                     f"memory, {name}", f"{resident:.0f} MB", target="120 MB" * (name == "api")
                 )
@@ -245,10 +245,10 @@ class Bench:
             stack.stop(other)
 
     def _pin(self, stack: Stack, name: str) -> None:
-        process = psutil.Process(stack.processes[name].pid)
-        for thread in process.threads():
-            os.sched_setaffinity(thread.id, self.server_core)
-        os.sched_setaffinity(process.pid, self.server_core)
+        for process in _family(stack.processes[name].pid):
+            for thread in process.threads():
+                os.sched_setaffinity(thread.id, self.server_core)
+            os.sched_setaffinity(process.pid, self.server_core)
 
     def _load(
         self,
@@ -336,6 +336,12 @@ async def _finished(stack: Stack) -> None:
         # Another process finishes the records: there is no event to wait for, only to ask again.
         while await backend.records.stale(utc_now() + timedelta(days=1), 1):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    """A process and its children."""
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
 
 
 def photo(number: int) -> bytes:

@@ -14,7 +14,7 @@ from core.errors import BundleError
 from core.model_bundle import read_bundle, write_sums
 from tests.support.bundles import COLOURS, write_colour_bundle
 from tests.support.pictures import picture
-from tests.unit.worker_support import write_network, write_slow_bundle
+from tests.unit.worker_support import write_network
 from worker.classifier import Classifier
 from worker.errors import InferenceFailed
 
@@ -195,10 +195,3 @@ def test_probabilities_out_of_range_are_not_a_result(tmp_path: Path) -> None:
     )
     with pytest.raises(InferenceFailed, match="not probabilities"):
         load(folder).annotate(BLUE)
-
-
-def test_a_stopped_classifier_fails_instead_of_working_on(tmp_path: Path) -> None:
-    classifier = load(write_slow_bundle(tmp_path, rounds=10**7))
-    classifier.stop()
-    with pytest.raises(InferenceFailed):
-        classifier.annotate(picture(1, (250, 250, 250)))

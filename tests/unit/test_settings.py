@@ -27,7 +27,7 @@ def test_the_defaults_stand_alone() -> None:
     assert settings.max_wait_seconds == 30
     assert Path(settings.model_uri) == DEFAULT_BUNDLE
     assert settings.worker_url == "http://127.0.0.1:8081"
-    assert settings.worker_threads >= 1
+    assert settings.classifier_processes >= 1
 
 
 def test_every_setting_is_documented() -> None:

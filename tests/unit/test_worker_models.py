@@ -1,7 +1,7 @@
-"""The registry: what is loaded when, how often, where, and what happens when it cannot be."""
+"""The registry: what is loaded when, how often, and what happens when it cannot be."""
 
 import asyncio
-import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -9,22 +9,30 @@ import pytest
 from core.errors import BundleError, ModelUnavailable
 from core.model_bundle import Bundle, read_bundle
 from tests.support.bundles import write_colour_bundle
+from tests.unit.worker_support import settings_in
 from worker import model_registry
-from worker.classifier import Classifier
+from worker.classifier_pool import ClassifierPool, RemoteClassifier
 from worker.model_registry import ModelRegistry
 
 
 class Loads:
-    """Loads real bundles and notes which, and in which thread."""
+    """Loads real bundles in a real process, and notes which."""
 
-    def __init__(self) -> None:
+    def __init__(self, pool: ClassifierPool) -> None:
+        self.pool = pool
         self.models: list[str] = []
-        self.threads: set[int] = set()
 
-    def __call__(self, bundle: Bundle) -> Classifier:
+    async def __call__(self, bundle: Bundle) -> RemoteClassifier:
         self.models.append(bundle.manifest.name)
-        self.threads.add(threading.get_ident())
-        return Classifier(bundle, max_pixels=10**6, labels_per_image=5)
+        return await self.pool.load(bundle)
+
+
+@pytest.fixture
+async def loads(tmp_path: Path) -> AsyncIterator[Loads]:
+    pool = ClassifierPool(settings_in(tmp_path, worker_concurrency=1))
+    await pool.start()
+    yield Loads(pool)
+    await pool.close()
 
 
 @pytest.fixture
@@ -36,19 +44,16 @@ def identity(uri: str) -> str:
     return read_bundle(uri).identity
 
 
-async def test_only_the_default_is_loaded_at_the_start(bundles: list[str]) -> None:
-    loads = Loads()
+async def test_only_the_default_is_loaded_at_the_start(bundles: list[str], loads: Loads) -> None:
     registry = ModelRegistry(bundles, 2, loads)
     await registry.open()
     assert loads.models == ["a"]
     assert registry.identities == tuple(map(identity, bundles))
     await registry.check()
     assert loads.models == ["a"]
-    assert threading.get_ident() not in loads.threads
 
 
-async def test_many_requests_load_a_model_once(bundles: list[str]) -> None:
-    loads = Loads()
+async def test_many_requests_load_a_model_once(bundles: list[str], loads: Loads) -> None:
     registry = ModelRegistry(bundles, 2, loads)
     await registry.open()
     found = await asyncio.gather(*(registry.classifier(identity(bundles[1])) for _ in range(50)))
@@ -57,9 +62,8 @@ async def test_many_requests_load_a_model_once(bundles: list[str]) -> None:
 
 
 async def test_one_that_goes_away_does_not_take_the_load_from_the_others(
-    bundles: list[str],
+    bundles: list[str], loads: Loads
 ) -> None:
-    loads = Loads()
     registry = ModelRegistry(bundles, 2, loads)
     await registry.open()
     first = asyncio.create_task(registry.classifier(identity(bundles[1])))
@@ -70,8 +74,7 @@ async def test_one_that_goes_away_does_not_take_the_load_from_the_others(
     assert loads.models == ["a", "b"]
 
 
-async def test_the_least_recently_used_goes(bundles: list[str]) -> None:
-    loads = Loads()
+async def test_the_least_recently_used_goes(bundles: list[str], loads: Loads) -> None:
     registry = ModelRegistry(bundles, 2, loads)
     await registry.open()
     a, b, c = map(identity, bundles)
@@ -80,21 +83,20 @@ async def test_the_least_recently_used_goes(bundles: list[str]) -> None:
     assert loads.models == ["a", "b", "c", "b"]
 
 
-async def test_an_unknown_model_is_unavailable(bundles: list[str]) -> None:
-    registry = ModelRegistry(bundles, 2, Loads())
+async def test_an_unknown_model_is_unavailable(bundles: list[str], loads: Loads) -> None:
+    registry = ModelRegistry(bundles, 2, loads)
     await registry.open()
     with pytest.raises(ModelUnavailable, match="nobody@0123456789ab"):
         await registry.classifier("nobody@0123456789ab")
 
 
 async def test_a_bad_bundle_is_reported_and_the_others_work(
-    bundles: list[str], monkeypatch: pytest.MonkeyPatch
+    bundles: list[str], loads: Loads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = identity(bundles[1])
     bad = Path(bundles[0])
     whole = (bad / "labels.txt").read_text()
     (bad / "labels.txt").write_text(whole.upper())
-    loads = Loads()
     registry = ModelRegistry(bundles, 2, loads)
     await registry.open()
     with pytest.raises(ModelUnavailable):
@@ -107,8 +109,8 @@ async def test_a_bad_bundle_is_reported_and_the_others_work(
     await registry.check()
 
 
-async def test_a_missing_bundle_is_named(tmp_path: Path, bundles: list[str]) -> None:
-    registry = ModelRegistry([str(tmp_path / "absent"), *bundles], 2, Loads())
+async def test_a_missing_bundle_is_named(tmp_path: Path, bundles: list[str], loads: Loads) -> None:
+    registry = ModelRegistry([str(tmp_path / "absent"), *bundles], 2, loads)
     await registry.open()
     with pytest.raises(BundleError, match="absent"):
         await registry.check()

@@ -242,8 +242,12 @@ class _Writer(_DatabaseThread):
             self._full = full
         _begin(connection)
         try:
-            for job in batch:
-                self._run_one(connection, job)
+            if len(batch) == 1:
+                # What fails alone takes nothing with it: the transaction does for a savepoint.
+                batch[0].result = batch[0].work(connection)
+            else:
+                for job in batch:
+                    self._run_one(connection, job)
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:

@@ -171,7 +171,7 @@ class SqliteRecordStore:
 
 def _select(connection: sqlite3.Connection, key: RecordKey) -> Record | None:
     row = connection.execute(_SELECT, _key_of(key)).fetchone()
-    return None if row is None else _record_of(row)
+    return None if row is None else _record_of(row, key)
 
 
 def _key_of(key: RecordKey) -> tuple[str, str, str]:
@@ -183,7 +183,7 @@ def _state_of(record: Record) -> tuple[object, ...]:
     lease = record.lease_expires_at
     return (
         record.status.value,
-        json.dumps([asdict(each) for each in record.annotations]) if record.annotations else "[]",
+        _annotations_json(record.annotations) if record.annotations else "[]",
         None if record.error is None else json.dumps(asdict(record.error)),
         record.attempts,
         record.token,
@@ -194,13 +194,30 @@ def _state_of(record: Record) -> tuple[object, ...]:
     )
 
 
-def _record_of(row: tuple[Any, ...]) -> Record:
+def _annotations_json(annotations: Sequence[Annotation]) -> str:
+    # `asdict` would copy each value deeply, at several times the cost.
+    return json.dumps(
+        [
+            {"index": each.index, "label": each.label, "confidence": each.confidence}
+            for each in annotations
+        ]
+    )
+
+
+def _annotations_of(text: str) -> tuple[Annotation, ...]:
+    if text == "[]":
+        return ()
+    return tuple(Annotation(**each) for each in json.loads(text))
+
+
+def _record_of(row: tuple[Any, ...], key: RecordKey | None = None) -> Record:
+    """`key` is the row's, where the caller has it: checking one costs as much as reading it."""
     tenant, image_hash, model, status, annotations, error, *counters, born, changed, begun = row
     attempts, token, lease = counters
     return Record(
-        key=RecordKey(tenant, image_hash, model),
+        key=key or RecordKey(tenant, image_hash, model),
         status=Status(status),
-        annotations=tuple(Annotation(**each) for each in json.loads(annotations)),
+        annotations=_annotations_of(annotations),
         error=None if error is None else RecordError(**json.loads(error)),
         attempts=attempts,
         token=token,

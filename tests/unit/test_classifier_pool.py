@@ -1,0 +1,206 @@
+"""The processes that classify: what a hang, a crash and the end of the worker do to the others."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+
+from core.errors import BundleError, Unavailable, UndecodableImage
+from core.model_bundle import read_bundle
+from core.records import Status
+from core.settings import Settings
+from tests.support.pictures import encode, picture
+from tests.unit.worker_support import running_worker, settings_in, until, write_slow_bundle
+from worker.classifier_pool import ClassifierPool, RemoteClassifier
+from worker.errors import ClassifierLost
+
+ROOT = Path(__file__).resolve().parents[2]
+FOREVER = 10**7  # rounds of the slow bundle: hours, inside one native call
+RED = picture(1)
+BLACK = encode(Image.new("RGB", (16, 16)), "PNG")  # without a speck: each would take its time
+WHITE = picture(7, (250, 250, 250))
+
+
+@asynccontextmanager
+async def pool_of(
+    folder: Path, rounds: int = 0, **changes: object
+) -> AsyncIterator[tuple[ClassifierPool, RemoteClassifier]]:
+    """A pool with a bundle that takes for ever over a white picture, if `rounds` say so."""
+    if rounds:
+        changes["model_uri"] = str(write_slow_bundle(folder / "slow", rounds))
+    settings: Settings = settings_in(folder, **{"worker_concurrency": 1, **changes})
+    pool = ClassifierPool(settings)
+    await pool.start()
+    try:
+        yield pool, await pool.load(read_bundle(settings.model_uri))
+    finally:
+        await pool.close()
+
+
+def processes(of: int | None = None) -> list[psutil.Process]:
+    """The classifier processes of this process, or of another."""
+    return [
+        child
+        for child in psutil.Process(of).children()
+        if "worker.classifier_process" in child.cmdline()
+    ]
+
+
+async def test_answers_come_to_those_who_asked(tmp_path: Path) -> None:
+    async with pool_of(tmp_path, worker_concurrency=2) as (_, classifier):
+        colours = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220)}
+        asked = [(name, picture(seed, rgb)) for seed in range(20) for name, rgb in colours.items()]
+        found = await asyncio.gather(*(classifier.annotate(image) for _, image in asked))
+        assert [notes[0].label for notes in found] == [name for name, _ in asked]
+        assert [note.index for note in found[0]] == [1, 2, 3, 4, 5]
+
+
+async def test_a_large_image_arrives_whole(tmp_path: Path) -> None:
+    async with pool_of(tmp_path) as (_, classifier):
+        padded = RED + bytes(9_000_000)  # more than a socket holds at once
+        assert (await classifier.annotate(padded))[0].label == "red"
+
+
+async def test_faults_of_the_image_are_its_own(tmp_path: Path) -> None:
+    async with pool_of(tmp_path) as (_, classifier):
+        before = processes()
+        for broken in (b"", b"no picture", RED[:200]):
+            with pytest.raises(UndecodableImage):
+                await classifier.annotate(broken)
+        assert (await classifier.annotate(RED))[0].label == "red"
+        assert processes() == before
+
+
+async def test_a_hang_costs_the_image_that_hangs_and_no_other(tmp_path: Path) -> None:
+    async with pool_of(tmp_path, FOREVER, classify_seconds=1.0) as (_, classifier):
+        (before,) = processes()
+        hanging = asyncio.create_task(classifier.annotate(WHITE))
+        await asyncio.sleep(0)
+        behind = [asyncio.create_task(classifier.annotate(BLACK)) for _ in range(5)]
+        with pytest.raises(ClassifierLost, match="longer than 1 s"):
+            await hanging
+        assert len(await asyncio.gather(*behind)) == 5
+        (after,) = processes()
+        assert after.pid != before.pid
+        assert not before.is_running()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
+async def test_a_crash_costs_the_image_in_work_and_no_other(
+    tmp_path: Path, how: signal.Signals
+) -> None:
+    async with pool_of(tmp_path, FOREVER) as (_, classifier):
+        crashing = asyncio.create_task(classifier.annotate(WHITE))
+        await asyncio.sleep(0)
+        behind = [asyncio.create_task(classifier.annotate(BLACK)) for _ in range(5)]
+        await asyncio.sleep(0.3)
+        processes()[0].send_signal(how)
+        with pytest.raises(ClassifierLost):
+            await crashing
+        assert len(await asyncio.gather(*behind)) == 5
+
+
+async def test_a_caller_that_goes_away_harms_nobody(tmp_path: Path) -> None:
+    async with pool_of(tmp_path, rounds=300) as (_, classifier):
+        leaving = asyncio.create_task(classifier.annotate(WHITE))
+        await asyncio.sleep(0.05)
+        leaving.cancel()
+        notes = await asyncio.gather(*(classifier.annotate(image) for image in (BLACK, WHITE)))
+        assert notes[0] != notes[1]
+
+
+async def test_a_bundle_that_fails_to_load_is_reported_by_each_load(tmp_path: Path) -> None:
+    async with pool_of(tmp_path) as (pool, classifier):
+        broken = write_slow_bundle(tmp_path / "broken", 1)
+        (broken / "model.onnx").write_bytes(b"no network")
+        with pytest.raises(BundleError):
+            await pool.load(read_bundle(broken))
+        assert (await classifier.annotate(RED))[0].label == "red"
+
+
+async def test_closing_ends_every_process_whatever_it_does(tmp_path: Path) -> None:
+    async with pool_of(tmp_path, FOREVER, worker_concurrency=2) as (pool, classifier):
+        hanging = asyncio.create_task(classifier.annotate(WHITE))
+        await asyncio.sleep(0.1)
+        assert len(processes()) == 2
+        await pool.close()
+        with pytest.raises(Unavailable, match="stopping"):
+            await hanging
+        assert not processes()
+        with pytest.raises(Unavailable, match="stopping"):
+            await classifier.annotate(BLACK)
+
+
+async def test_a_killed_worker_leaves_no_process_behind(tmp_path: Path) -> None:
+    script = (
+        "import asyncio, sys\n"
+        "from core.model_bundle import read_bundle\n"
+        "from core.settings import Settings\n"
+        "from worker.classifier_pool import ClassifierPool\n"
+        "async def main():\n"
+        "    pool = ClassifierPool(Settings(worker_concurrency=2))\n"
+        "    await pool.start()\n"
+        "    classifier = await pool.load(read_bundle(sys.argv[1]))\n"
+        "    asyncio.ensure_future(classifier.annotate(open(sys.argv[2], 'rb').read()))\n"
+        "    await asyncio.sleep(0.2)\n"
+        "    print('hanging', flush=True)\n"
+        "    await asyncio.sleep(1000)\n"
+        "asyncio.run(main())\n"
+    )
+    bundle = write_slow_bundle(tmp_path / "slow", FOREVER)
+    (tmp_path / "white.png").write_bytes(WHITE)
+    parent = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", script, str(bundle), str(tmp_path / "white.png")),
+        cwd=ROOT,
+        env={**os.environ, "DATA_DIR": str(tmp_path / "data")},
+        stdout=subprocess.PIPE,
+    )
+    assert parent.stdout is not None
+    assert await parent.stdout.readline() == b"hanging\n"
+    children = processes(parent.pid)
+    assert len(children) == 2
+    parent.kill()
+    await parent.wait()
+
+    async def gone() -> bool:
+        return not any(
+            child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children
+        )
+
+    await until(gone)
+
+
+async def test_an_image_that_takes_classifiers_down_ends_as_an_error(tmp_path: Path) -> None:
+    """It is delivered again, since the fault may have been the machine's; but not for ever."""
+    uri = str(write_slow_bundle(tmp_path / "slow", FOREVER))
+    settings = settings_in(tmp_path, model_uri=uri, worker_concurrency=1, classify_seconds=0.3)
+    async with running_worker(settings) as worker:
+        key = await worker.submit(WHITE)
+        statuses = [(await worker.push(key)).status_code for _ in range(3)]
+        assert statuses == [503, 503, 204]
+        record = await worker.record(key)
+        assert record.status is Status.ERROR
+        assert record.error is not None
+        assert (record.error.code, record.error.retryable) == ("classifier_lost", True)
+        # The worker goes on.
+        assert (await worker.push(await worker.submit(BLACK))).status_code == 204
+
+
+async def test_a_process_that_dies_while_it_loads_fails_the_load(tmp_path: Path) -> None:
+    async with pool_of(tmp_path) as (pool, classifier):
+        other = read_bundle(write_slow_bundle(tmp_path / "other", 1))
+        processes()[0].suspend()
+        loading = asyncio.create_task(pool.load(other))
+        await asyncio.sleep(0.05)
+        processes()[0].kill()
+        with pytest.raises(ClassifierLost):
+            await loading
+        assert (await classifier.annotate(RED))[0].label == "red"

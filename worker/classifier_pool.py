@@ -1,0 +1,294 @@
+"""The processes that classify, each with its own model in memory, and the work they have in hand.
+
+Why processes and not threads: a native decoder that hangs cannot be stopped inside a thread, one
+that crashes ends the whole process, and Python's lock lets threads get in each other's way.
+"""
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import structlog
+
+from core.errors import Unavailable, UndecodableImage
+from core.model_bundle import Bundle
+from core.records import Annotation
+from core.settings import Settings
+from worker.classifier_protocol import ERRORS, REPLY, REQUEST
+from worker.errors import ClassifierLost
+
+log = structlog.get_logger(__name__)
+
+LOAD_SECONDS = 120.0  # for reading and warming up a large model on a slow disk
+FIRST_PAUSE, LAST_PAUSE = 0.1, 5.0  # seconds before a process that ended is replaced
+ROOT = Path(__file__).resolve().parents[1]
+
+Answer: TypeAlias = "asyncio.Future[tuple[Annotation, ...]]"
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """One frame, kept until it is answered so that another process can be given it."""
+
+    name: bytes  # of the model, as the protocol has it
+    image: bytes  # empty: load the model
+    seconds: float
+    answer: Answer
+
+
+class ClassifierPool:
+    """`count` processes; each takes one image at a time and has the next one at hand.
+
+    Open inside the event loop with `start`. A process that ends, or works on one image for longer
+    than `settings.classify_seconds`, is replaced; only the image it was working on hears of it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._members = [_Member(settings) for _ in range(settings.classifier_processes)]
+
+    async def start(self) -> None:
+        """Return once the processes are started; they load their models when asked to."""
+        await asyncio.gather(*(member.start() for member in self._members))
+
+    async def load(self, bundle: Bundle) -> "RemoteClassifier":
+        """Have every process load `bundle`. Raises BundleError, or ClassifierLost."""
+        name = json.dumps([bundle.identity, str(bundle.folder.resolve())]).encode()
+        answers = [member.ask(name, b"", LOAD_SECONDS) for member in self._members]
+        found = await asyncio.gather(*answers, return_exceptions=True)
+        for outcome in found:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return RemoteClassifier(self, bundle, name)
+
+    async def annotate(self, name: bytes, image: bytes) -> tuple[Annotation, ...]:
+        least = min(self._members, key=_Member.in_hand)
+        return await least.ask(name, image, self._settings.classify_seconds)
+
+    async def close(self) -> None:
+        """End the processes, whatever they are doing; who waits for them hears Unavailable."""
+        await asyncio.gather(*(member.close() for member in self._members))
+
+
+class RemoteClassifier:
+    """A model that every process of a pool has loaded."""
+
+    def __init__(self, pool: ClassifierPool, bundle: Bundle, name: bytes) -> None:
+        self.bundle = bundle
+        self._pool = pool
+        self._name = name
+
+    async def annotate(self, image: bytes) -> tuple[Annotation, ...]:
+        """The most likely labels of an encoded image, most likely first.
+
+        Raises UndecodableImage or InvalidImage for the image's faults, InferenceFailed for the
+        model's, ClassifierLost where the process ended or had to be ended over it.
+        """
+        if not image:
+            raise UndecodableImage("The image has no bytes.")
+        return await self._pool.annotate(self._name, image)
+
+
+class _Member(asyncio.Protocol):
+    """One place in the pool: its process, the connection to it, and what it has been asked."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._asked: deque[_Request] = deque()  # the first one is being worked on
+        self._transport: asyncio.Transport | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._replacing: asyncio.Task[None] | None = None
+        self._received = b""
+        self._pause = FIRST_PAUSE
+        self._warm: set[bytes] = set()  # the models that this process was told to load
+        self._closed = False
+
+    def in_hand(self) -> int:
+        return len(self._asked)
+
+    def ask(self, name: bytes, image: bytes, seconds: float) -> Answer:
+        """The answer to one frame. Cancelling it leaves the process to finish for nobody."""
+        answer: Answer = asyncio.get_running_loop().create_future()
+        if self._closed:
+            answer.set_exception(_stopping())
+            return answer
+        if image and name not in self._warm:
+            # Apart, so that loading takes nothing of the time that one image may have.
+            self._add(_loading(name))
+        self._add(_Request(name, image, seconds, answer))
+        return answer
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        try:
+            with theirs:
+                self._process = await asyncio.to_thread(_spawn, self._settings, theirs)
+            transport, _ = await loop.create_connection(lambda: self, sock=ours)
+        except BaseException:
+            ours.close()
+            raise
+        self._transport = transport
+        waiting, self._asked = self._asked, deque()
+        self._warm.clear()
+        for request in waiting:
+            if request.image and request.name not in self._warm:
+                self._add(_loading(request.name))
+            self._add(request)
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._replacing is not None:
+            self._replacing.cancel()
+            await asyncio.gather(self._replacing, return_exceptions=True)
+        self._unwatch()
+        for request in self._asked:
+            _settle(request, error=_stopping())
+        self._asked.clear()
+        if self._transport is not None:
+            self._transport.close()
+        await self._end()
+
+    # --- What the connection tells ----------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        while len(self._received) >= REPLY.size:
+            (size,) = REPLY.unpack_from(self._received)
+            if len(self._received) < REPLY.size + size:
+                return
+            document = json.loads(self._received[REPLY.size : REPLY.size + size])
+            self._received = self._received[REPLY.size + size :]
+            self._answered(document)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._received = b""
+        if not self._closed:
+            self._replacing = asyncio.ensure_future(self._replace())
+
+    # --- Inside -----------------------------------------------------------------------------------
+
+    def _add(self, request: _Request) -> None:
+        self._asked.append(request)
+        self._warm.add(request.name)
+        if self._transport is not None:
+            head = REQUEST.pack(len(request.name), len(request.image))
+            self._transport.writelines((head + request.name, request.image))
+        if len(self._asked) == 1:
+            self._watch()
+
+    def _answered(self, document: dict[str, Any]) -> None:
+        self._pause = FIRST_PAUSE
+        request = self._asked.popleft()
+        self._watch()
+        if "error" in document:
+            code, detail, cause = document["error"]
+            error = ERRORS[code](detail)
+            if cause:
+                error.add_note(cause)  # for the log: the traceback of the other process
+            _settle(request, error=error)
+            return
+        notes = enumerate(document["annotations"], start=1)
+        found = tuple(Annotation(index, label, score) for index, (label, score) in notes)
+        if not request.answer.done():
+            request.answer.set_result(found)
+
+    def _watch(self) -> None:
+        """Give the first request its time from now on."""
+        self._unwatch()
+        if self._asked:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._asked[0].seconds, self._expired)
+
+    def _unwatch(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _expired(self) -> None:
+        """Too long over one image: nothing but its end stops a native decoder."""
+        self._timer = None
+        request = self._asked[0]
+        reason = f"The image took longer than {request.seconds:g} s."
+        _settle(request, error=ClassifierLost(reason))
+        if self._process is not None and self._transport is not None:
+            self._process.kill()  # and `connection_lost` follows
+        else:
+            self._asked.popleft()
+            self._watch()
+
+    async def _replace(self) -> None:
+        """A new process; the request that was being worked on is not given to it."""
+        self._unwatch()
+        status = await self._end()
+        if self._asked:
+            self._give_up(self._asked.popleft())
+        log.error("classifier process ended", status=status, waiting=len(self._asked))
+        while True:
+            self._watch()
+            await asyncio.sleep(self._pause)
+            self._pause = min(2 * self._pause, LAST_PAUSE)
+            try:
+                await self.start()
+            except OSError as error:
+                log.error("classifier process not started", reason=str(error))
+            else:
+                return
+
+    def _give_up(self, lost: _Request) -> None:
+        """Fail what the process was at: an image, or a model and all that wait for it."""
+        behind = [] if lost.image else [each for each in self._asked if each.name == lost.name]
+        for request in (lost, *behind):
+            _settle(request, error=ClassifierLost("The process that classified the image ended."))
+        self._asked = deque(each for each in self._asked if each not in behind)
+
+    async def _end(self) -> int | None:
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        process.kill()
+        return await asyncio.to_thread(process.wait)
+
+
+def _spawn(settings: Settings, connection: socket.socket) -> "subprocess.Popen[bytes]":
+    descriptor = connection.fileno()
+    command = [
+        *(sys.executable, "-m", "worker.classifier_process", str(descriptor)),
+        *("--capacity", str(settings.loaded_models)),
+        *("--max-pixels", str(settings.max_image_pixels)),
+        *("--labels-per-image", str(settings.labels_per_image)),
+    ]
+    # Our own interpreter and numbers of our own settings.
+    return subprocess.Popen(  # noqa: S603
+        command, cwd=ROOT, pass_fds=[descriptor], stdin=subprocess.DEVNULL
+    )
+
+
+def _loading(name: bytes) -> _Request:
+    """To load a model beforehand; should it fail, the image behind it hears why."""
+    answer: Answer = asyncio.get_running_loop().create_future()
+    answer.add_done_callback(_heard)
+    return _Request(name, b"", LOAD_SECONDS, answer)
+
+
+def _heard(answer: Answer) -> None:
+    if not answer.cancelled():
+        answer.exception()
+
+
+def _settle(request: _Request, *, error: Exception) -> None:
+    if not request.answer.done():  # its caller may have gone away
+        request.answer.set_exception(error)
+
+
+def _stopping() -> Unavailable:
+    return Unavailable("The worker is stopping.")

@@ -1,0 +1,25 @@
+"""What the worker and its classifier processes say to each other over a stream socket.
+
+A request is a frame of
+
+    4 bytes N, 4 bytes M, N bytes of JSON [identity, folder], M bytes of an encoded image
+
+where no image means: load the model. Each is answered, in order, by
+
+    4 bytes N, N bytes of JSON {"annotations": [[label, confidence], ...]}
+                            or {"error": [code, detail, traceback]}
+
+Lengths are big-endian. Both ends are of one release, so there is no version.
+"""
+
+import struct
+
+from core.errors import BundleError, GlimpseError, InvalidImage, UndecodableImage
+from worker.errors import InferenceFailed
+
+REQUEST = struct.Struct(">II")
+REPLY = struct.Struct(">I")
+# What may come back, by its code; whatever else is raised comes back as InferenceFailed.
+ERRORS: dict[str, type[GlimpseError]] = {
+    error.code: error for error in (InvalidImage, UndecodableImage, InferenceFailed, BundleError)
+}
