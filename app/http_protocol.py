@@ -5,29 +5,34 @@ trailers included), and a stop that still answers what has been sent.
 """
 
 import asyncio
+import http
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.unread_body import CloseOnUnreadBody
 from app.upload_slots import overloaded
 from core.problems import problem_response, response_for
 
-# What a request may send without a byte of its body among it.
 HEAD_BYTES = 64 * 1024
 # For how long a stopping server reads from idle connections what was on its way to it.
 DRAIN_SECONDS = 0.3
+_HEAD_TOO_LARGE = (431, "head_too_large", "The request's line and headers are too large.")
 _FREE_PATHS = ("/health",)  # answered however much there is to do
 
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """At most `connections` are served. Each sends a request's headers within `head_seconds`."""
+    """At most `connections` are served. Each sends a request's head within `head_seconds`.
+
+    A head is its first line and its headers, of at most `head_bytes`.
+    """
 
     connections: int
     head_seconds: float
+    head_bytes: int = HEAD_BYTES
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -35,7 +40,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     limits: ConnectionLimits
     _head_since: float | None = None  # on the loop's clock, while a request's headers are awaited
-    _idle_bytes = 0  # received without progress
+    _idle_bytes = 0  # received without progress: neither a head's end nor a byte of a body
+    _incoming = 0  # what is being looked at
     _progress = False
     _stopping = False
 
@@ -50,13 +56,14 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._progress = False
+        self._incoming = len(data)
         super().data_received(data)
         if self._progress:
             self._idle_bytes = 0
             return
         self._idle_bytes += len(data)
-        if self._idle_bytes > HEAD_BYTES:
-            self._refuse(431, "headers_too_large", "The headers are too large.")
+        if self._idle_bytes > self.limits.head_bytes:
+            self._refuse(*_HEAD_TOO_LARGE)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -65,7 +72,11 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._head_since = None
         self._progress = True
+        app = self.app
+        if self._idle_bytes + self._incoming > self.limits.head_bytes and self._head_too_large():
+            self.app = _TOO_LARGE
         super().on_headers_complete()
+        self.app = app
         if self._stopping:
             self.cycle.keep_alive = False
 
@@ -99,6 +110,10 @@ class HttpProtocol(HttpToolsProtocol):
         if not self._answering():
             self.transport.close()
 
+    def _head_too_large(self) -> bool:
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        return size > self.limits.head_bytes
+
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
@@ -116,7 +131,15 @@ def http_protocol(limits: ConnectionLimits) -> type[HttpProtocol]:
     return type("LimitedHttpProtocol", (HttpProtocol,), {"limits": limits})
 
 
-def _refusing(app: Any) -> ASGIApp:
+async def _refuse_head(scope: Scope, receive: Receive, send: Send) -> None:
+    response = problem_response(*_problem_of(*_HEAD_TOO_LARGE), headers={"Connection": "close"})
+    await response(scope, receive, send)
+
+
+_TOO_LARGE: Any = CloseOnUnreadBody(_refuse_head)
+
+
+def _refusing(app: Any) -> Any:
     """What a connection meets that is one too many."""
 
     async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
@@ -130,7 +153,11 @@ def _refusing(app: Any) -> ASGIApp:
     return CloseOnUnreadBody(refuse)
 
 
+def _problem_of(status: int, code: str, detail: str) -> tuple[int, str, str, str]:
+    return status, code, http.HTTPStatus(status).phrase, detail
+
+
 def _problem(status: int, code: str, detail: str) -> bytes:
-    response = problem_response(status, code, detail.rstrip("."), detail)
+    response = problem_response(*_problem_of(status, code, detail))
     head = b"".join(b"%b: %b\r\n" % header for header in response.raw_headers)
     return STATUS_LINE[status] + head + b"connection: close\r\n\r\n" + bytes(response.body)

@@ -343,6 +343,17 @@ async def test_endless_headers_are_cut(served: Served, where: str) -> None:
     assert (await served.api.client.get("/health")).status_code == 204
 
 
+async def test_a_large_head_in_one_piece_is_refused(served: Served) -> None:
+    async with served.connect() as client:
+        await client.head(content_length=4, content_type="image/png", x_large="a" * 60_000)
+        await client.send(b"text")
+        assert (await client.answer()).status == 415
+        await client.head(content_length=4, content_type="image/png", x_large="a" * 70_000)
+        answer = await client.answer()
+        assert (answer.status, answer.code) == (431, "head_too_large")
+        assert await client.closed()
+
+
 async def test_what_is_no_http_is_a_problem_as_well(served: Served) -> None:
     async with served.connect() as client:
         await client.send(b"\x16\x03\x01 hello\r\n\r\n")
