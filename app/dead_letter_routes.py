@@ -151,7 +151,8 @@ async def replay_letters(request: Request) -> Response:
 
 @router.get(
     "/{id}",
-    summary="One letter, with its payload",
+    summary="One letter",
+    description="As the list has it, and with its payload.",
     responses={200: {"model": FullLetterBody}, **_LETTER_REFUSALS},
     openapi_extra={"parameters": [_LETTER_ID]},
 )
