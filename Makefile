@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # Poetry only exports the lock; pip installs it with hashes, so any package index will do.
 POETRY_VENV := .poetry
 POETRY_PINS := poetry==2.5.1 poetry-plugin-export==1.10.1
-CODE := app worker core models compose tests
+CODE := app worker core models compose docs tests
 
 .PHONY: help
 help: ## Show this list
@@ -49,19 +49,26 @@ purge: setup ## Stop it, and delete its data: images, results, messages
 demo: setup ## Send a few photos to the running service and show the labels
 	@$(BIN)/python -m compose.demo
 
+.PHONY: smoke
+smoke: setup ## Send a new picture to a running Glimpse and wait for its labels: make smoke URL=<address>
+	@$(BIN)/python -m compose.smoke $(or $(URL),http://127.0.0.1:8080)
+
 .PHONY: test
 test: setup ## Check style, types and boundaries, then run every test
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .PHONY: lint
-lint: setup ## Style (ruff), types (mypy), import boundaries (import-linter), Dockerfile, compose.yaml
+lint: setup ## Style, types, import boundaries, Dockerfile, compose.yaml, workflows
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/hadolint compose/Dockerfile
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec compose/compose.yaml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/zizmor --quiet --offline --no-progress --persona=pedantic .github
 
 .PHONY: format
 format: setup ## Rewrite the code in the agreed style
@@ -71,6 +78,14 @@ format: setup ## Rewrite the code in the agreed style
 .PHONY: bench
 bench: setup ## Measure speed against bare baselines, side by side, and print ratios
 	@$(BIN)/python -m tests.bench $(BENCH_ARGS)
+
+.PHONY: chaos
+chaos: setup ## Break everything while clients upload, and check that nothing is lost or done twice
+	@$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
+
+.PHONY: figures
+figures: setup ## Compute the tables and pictures of docs/cost.md and docs/scale.md again
+	@$(BIN)/python -m docs.figures
 
 .PHONY: model
 model: ## Make a bundle of a Hugging Face image classifier: make model HF=<id or folder>

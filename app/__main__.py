@@ -4,9 +4,11 @@ import contextlib
 
 from app.main import create_app
 from app.server import Server, raise_file_limit
+from core.backends import BackendOpener, open_backend
+from core.clock import Clock, utc_now
 from core.errors import BundleError
 from core.model_bundle import read_bundle
-from core.settings import load_settings
+from core.settings import Settings, load_settings
 from core.telemetry import configure_logging
 
 
@@ -17,9 +19,15 @@ def main() -> None:
         read_bundle(settings.model_uri)
     except BundleError as error:
         raise SystemExit(f"Glimpse cannot start: {error.detail}") from None
+    serve(settings)
+
+
+def serve(settings: Settings, clock: Clock = utc_now, opener: BackendOpener = open_backend) -> None:
+    """Run the API until SIGTERM or SIGINT."""
     raise_file_limit(settings.max_connections)
+    app = create_app(settings, clock, opener)
     with contextlib.suppress(KeyboardInterrupt):
-        Server(settings, create_app(settings)).run()
+        Server(settings, app).run()
 
 
 if __name__ == "__main__":

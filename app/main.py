@@ -14,7 +14,7 @@ from app.documentation import DESCRIPTION, TAGS, install_documentation
 from app.image_service import ImageService, service_in
 from app.stopping import AnswerWhenCancelled
 from app.unread_body import CloseOnUnreadBody
-from core.backends import open_backend
+from core.backends import BackendOpener, open_backend
 from core.clock import Clock, utc_now
 from core.health import Check, health_routes
 from core.model_bundle import read_bundle
@@ -25,13 +25,15 @@ from core.settings import Settings
 log = structlog.get_logger(__name__)
 
 
-def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
+def create_app(
+    settings: Settings, clock: Clock = utc_now, opener: BackendOpener = open_backend
+) -> FastAPI:
     """The API under `settings`. Its lifespan opens the backend and reads the model's manifest."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         bundle = await asyncio.to_thread(read_bundle, settings.model_uri)
-        async with open_backend(settings, clock) as backend:
+        async with opener(settings, clock) as backend:
             service = ImageService(settings, backend, bundle, clock)
             app.state.service = service
             log.info("ready", model=bundle.identity, backend=settings.backend)

@@ -25,7 +25,7 @@ CHECK_SECONDS = 5.0
 
 async def schedule(settings: Settings) -> None:
     """Do both, until cancelled."""
-    worker = settings.push_endpoint or settings.worker_url
+    worker = settings.push_url
     async with open_backend(settings) as backend, PushClient(worker) as client:
         interval = settings.delivery.reconcile_interval
         reconciling = asyncio.create_task(reconcile_regularly(client, interval))

@@ -192,7 +192,7 @@ class Settings(BaseSettings):
         str,
         Field(
             pattern=rf"^$|{_URL}",
-            description="Where the emulator's pushes go; empty means HOST and WORKER_PORT",
+            description="Where local queues push to; empty means HOST and WORKER_PORT",
         ),
     ] = ""
 
@@ -291,6 +291,11 @@ class Settings(BaseSettings):
     @property
     def worker_url(self) -> str:
         return f"http://{self.host}:{self.worker_port}"
+
+    @property
+    def push_url(self) -> str:
+        """Where pushes go, less their path."""
+        return self.push_endpoint or self.worker_url
 
     @property
     def classifier_processes(self) -> int:

@@ -4,7 +4,9 @@ import math
 
 import uvicorn
 
-from core.settings import load_settings
+from core.backends import BackendOpener, open_backend
+from core.clock import Clock, utc_now
+from core.settings import Settings, load_settings
 from core.telemetry import configure_logging
 from worker.main import create_app
 
@@ -13,8 +15,13 @@ def main() -> None:
     """Run the worker with the settings of the environment."""
     settings = load_settings()
     configure_logging("worker", settings.log_format, settings.log_level)
+    serve(settings)
+
+
+def serve(settings: Settings, clock: Clock = utc_now, opener: BackendOpener = open_backend) -> None:
+    """Run the worker until SIGTERM or SIGINT."""
     uvicorn.run(
-        create_app(settings),
+        create_app(settings, clock, opener),
         host=settings.host,
         port=settings.port or settings.worker_port,
         loop="uvloop",

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import structlog
 from fastapi import FastAPI
 
-from core.backends import open_backend
+from core.backends import BackendOpener, open_backend
 from core.clock import Clock, utc_now
 from core.health import Check, health_routes
 from core.problems import install_problem_handlers
@@ -24,7 +24,9 @@ log = structlog.get_logger(__name__)
 GIVE_UP_SECONDS = 2.0  # how long the claims of cancelled requests may take to be given up
 
 
-def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
+def create_app(
+    settings: Settings, clock: Clock = utc_now, opener: BackendOpener = open_backend
+) -> FastAPI:
     """The ASGI application. Its lifespan opens the backend and the default model.
 
     `app.state.bench` is the `Workbench` while the lifespan lasts.
@@ -37,7 +39,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
         models = ModelRegistry(uris, settings.loaded_models, pool.load)
         opening = asyncio.create_task(_open(pool, models))
         try:
-            async with open_backend(settings, clock) as backend:
+            async with opener(settings, clock) as backend:
                 await opening
                 bench = app.state.bench = Workbench(settings, backend, models, clock)
                 try:

@@ -1,9 +1,9 @@
 """Backends: where records, blobs and messages are kept. `open_backend` is the one that chooses."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from core.clock import Clock, utc_now
 from core.ports import BlobStore, DeadLetterStore, Publisher, RecordStore
@@ -22,6 +22,14 @@ class Backend:
     publisher: Publisher
     dead_letters: DeadLetterStore
     links: "LinkSigner | None" = None
+
+
+class BackendOpener(Protocol):
+    """What `open_backend` is; tests open theirs with faults."""
+
+    def __call__(
+        self, settings: Settings, clock: Clock
+    ) -> AbstractAsyncContextManager[Backend]: ...
 
 
 @asynccontextmanager

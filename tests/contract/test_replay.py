@@ -106,10 +106,15 @@ async def test_of_concurrent_replays_one_attempt_comes(
 ) -> None:
     """Each may publish, which is harmless; the record is set free once and the letter resolved."""
     key, letter = await died(counted, clock)
-    outcomes = await asyncio.gather(*(replay(counted, "public", letter.id) for _ in range(5)))
-    assert set(outcomes) <= {Replay.REPLAYED, Replay.RESOLVED}
-    assert Replay.REPLAYED in outcomes
-    assert 1 <= len(counting.published) == outcomes.count(Replay.REPLAYED)
+    outcomes = await asyncio.gather(
+        *(replay(counted, "public", letter.id) for _ in range(3)), return_exceptions=True
+    )
+    # A store that locks may send a contender away, who comes again.
+    done = [outcome for outcome in outcomes if not isinstance(outcome, Unavailable)]
+    done.append(await replay(counted, "public", letter.id))
+    assert set(done) <= {Replay.REPLAYED, Replay.RESOLVED}
+    assert {key} == set(counting.published)
+    assert 1 <= len(counting.published) <= 3
     assert (await record_of(counted, key)).status is Status.QUEUED
     assert await resolved(counted, letter)
 

@@ -92,16 +92,20 @@ class Stack:
     def start(self, *names: str, patience: float = PATIENCE) -> None:
         """Start processes and wait until those with a port are ready."""
         for name in names:
-            with self.log_file(name).open("ab") as log:
-                self.processes[name] = subprocess.Popen(
-                    [sys.executable, "-m", MODULES[name]],
-                    cwd=ROOT,
-                    env=self.environment,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
+            self.processes[name] = self.launch(name)
         for name in names:
             self.wait_ready(name, patience)
+
+    def launch(self, name: str) -> "subprocess.Popen[bytes]":
+        """The process, whose output goes to its log."""
+        with self.log_file(name).open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", MODULES[name]],
+                cwd=ROOT,
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
 
     def wait_ready(self, name: str, patience: float = PATIENCE) -> None:
         port = {"api": self.api_port, "worker": self.worker_port}.get(name)

@@ -289,7 +289,7 @@ async def serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     async with (
         open_queue_store(settings) as store,
-        PushClient(settings.worker_url) as client,
+        PushClient(settings.push_url) as client,
     ):
         queue = PushQueue(store, client, settings.delivery, settings.push_concurrency)
         for signal_ in (signal.SIGTERM, signal.SIGINT):
@@ -297,7 +297,7 @@ async def serve(settings: Settings) -> None:
         scheduler = asyncio.create_task(
             reconcile_regularly(client, settings.delivery.reconcile_interval)
         )
-        log.info("queue delivers", to=settings.worker_url, concurrency=settings.push_concurrency)
+        log.info("queue delivers", to=settings.push_url, concurrency=settings.push_concurrency)
         try:
             await queue.run(settings.shutdown_seconds)
         finally:

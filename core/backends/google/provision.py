@@ -45,7 +45,7 @@ def subscriptions(settings: Settings, project: str) -> list[Subscription]:
     The emulator (0.8.20) forgets messages whose push met a closed port if there is a retry policy:
     of ten, one to five never came again. Without one it repeats every second.
     """
-    base = settings.push_endpoint or settings.worker_url
+    base = settings.push_url
     policy = settings.delivery
     root = f"projects/{project}"
     retention = timedelta(seconds=policy.retention)

@@ -1,0 +1,1 @@
+"""The pages' own folder; `docs.figures` computes what they show."""

@@ -1,0 +1,100 @@
+"""Break everything while clients upload, and check what was promised: `make chaos`.
+
+    make chaos CHAOS_ARGS="--minutes 5 --backend emulator --seed 7 --markdown figures.md"
+
+Exits with 1 where a promise was broken, and prints the seed that draws the same faults again.
+"""
+
+import argparse
+import random
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from tests.chaos.experiment import ChaosStack, Experiment, Outcome
+from tests.support.bundles import write_colour_bundle
+from tests.support.emulators import free_addresses, own_corner, running_emulators
+
+BACKENDS = ("embedded", "emulator")
+
+
+def run(backend: str, seconds: float, seed: int, progress: Progress, folder: Path) -> Outcome:
+    """One experiment on `backend`, everything in `folder`."""
+    with ExitStack() as opened:
+        emulators, corner = None, {}
+        if backend == "emulator":
+            corner = own_corner(free_addresses())
+            addresses = {name: value for name, value in corner.items() if name.endswith("_HOST")}
+            emulators = opened.enter_context(running_emulators(folder / "emulators", addresses))
+        stack = ChaosStack(folder / "stack", write_colour_bundle(folder / "model"), seed, **corner)
+        bar = progress.add_task(backend, total=1.0)
+
+        def show(phase: str, share: float) -> None:
+            progress.update(bar, description=f"{backend}: {phase}", completed=share)
+
+        # The emulators do a tenth of what the embedded backend does.
+        rate = 40.0 if emulators is None else 6.0
+        outcome = Experiment(stack, seconds, seed, show, emulators, rate).run()
+        progress.update(bar, description=backend, completed=1.0)
+        return outcome
+
+
+def rows(outcome: Outcome) -> list[tuple[str, str]]:
+    """The table's lines."""
+    statuses = ", ".join(f"{n} x {status}" for status, n in sorted(outcome.answers.items()))
+    injected = sum(outcome.injected.values())
+    return [
+        ("faults for", f"{outcome.seconds:.0f} s"),
+        ("load held", f"{outcome.rate:.0f} answers/s ({statuses})"),
+        ("faults injected", f"{injected}, besides failing port calls"),
+        *((f"  {name}", str(count)) for name, count in sorted(outcome.injected.items())),
+        ("images accepted", str(outcome.accepted)),
+        ("images lost", str(len(outcome.lost))),
+        ("results stored twice", str(len(outcome.duplicates))),
+        ("final states that changed", str(len(outcome.changed))),
+        ("records that never ended", str(len(outcome.stuck))),
+        ("wrong answers (5xx other than 503, and the like)", str(len(outcome.wrong))),
+        ("longest time to end", f"{outcome.longest_seconds:.1f} s"),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=3.0, help="of faults, for each backend")
+    parser.add_argument("--backend", choices=BACKENDS, help="one only")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    parser.add_argument("--markdown", type=Path, help="also write the tables to this file")
+    args = parser.parse_args()
+    console = Console(width=max(Console().width, 100))
+    console.print(f"seed {args.seed}")
+    outcomes: dict[str, Outcome] = {}
+    with Progress(console=console) as progress:
+        for backend in (args.backend,) if args.backend else BACKENDS:
+            with tempfile.TemporaryDirectory() as folder:
+                outcomes[backend] = run(
+                    backend, 60 * args.minutes, args.seed, progress, Path(folder)
+                )
+    text = [f"Seed {args.seed}.", ""]
+    for backend, outcome in outcomes.items():
+        table = Table("", backend, title=f"Chaos on the {backend} backend")
+        text += [f"| | {backend} |", "|---|---|"]
+        for name, value in rows(outcome):
+            table.add_row(name, value)
+            text.append(f"| {name.strip()} | {value} |")
+        text.append("")
+        console.print(table)
+        for kind in ("lost", "duplicates", "changed", "stuck", "wrong"):
+            for line in getattr(outcome, kind)[:20]:
+                console.print(f"[red]{kind}[/red] {line}", highlight=False)
+    if args.markdown:
+        args.markdown.write_text("\n".join(text))
+    sys.exit(0 if all(outcome.held for outcome in outcomes.values()) else 1)
+
+
+if __name__ == "__main__":
+    main()

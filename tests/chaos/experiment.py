@@ -1,0 +1,255 @@
+"""One experiment: load, faults, calm, and then what must hold."""
+
+import asyncio
+import json
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from compose.emulators import RunningEmulators
+from core.backends import open_backend
+from core.clock import utc_now
+from core.records import Record
+from core.settings import Settings
+from tests.chaos.faults import Fault, faults
+from tests.chaos.load import Client, Ledger
+from tests.chaos.push_proxy import PushProxy
+from tests.chaos.stepping_clock import set_offset
+from tests.support.stack import MODULES, ROOT, Stack, free_port
+
+CLIENTS = 8
+PORT_FAULTS = 0.02  # share of port calls that fail, and as many come late
+PUSH_FAULTS = 0.02  # share of pushes that meet each kind of fault
+LONGEST_LULL = 1.0  # seconds between two faults
+CALM_SECONDS = 240.0  # how long what was accepted may take to end once the faults are over
+
+
+class ChaosStack(Stack):
+    """A stack whose services have faulty ports, and whose queue pushes through a proxy."""
+
+    def __init__(self, folder: Path, bundle: Path, seed: int, **settings: object) -> None:
+        super().__init__(folder, bundle, **settings)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.clock = folder / "clock"
+        set_offset(self.clock, 0.0)
+        self.proxy_port = free_port()
+        self.environment |= {
+            "CHAOS_RATE": str(PORT_FAULTS),
+            "CHAOS_SEED": str(seed),
+            "CHAOS_CLOCK": str(self.clock),
+            "STALE_SECONDS": "5",
+            # A fault is no reason to give up: what must end `success` has to be tried until then.
+            "DELIVERY_ATTEMPTS": "100",
+            "PUSH_ENDPOINT": f"http://127.0.0.1:{self.proxy_port}",
+        }
+
+    def launch(self, name: str) -> "subprocess.Popen[bytes]":
+        faulty = name in ("api", "worker")
+        module = ("tests.chaos.service", name) if faulty else (MODULES[name],)
+        process = subprocess.Popen(
+            [sys.executable, "-m", *module],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        # Lines go through a pipe, as under any supervisor: a full disk must not end the log.
+        threading.Thread(target=self._keep, args=(name, process), daemon=True).start()
+        return process
+
+    def _keep(self, name: str, process: "subprocess.Popen[bytes]") -> None:
+        assert process.stdout is not None
+        with process.stdout, self.log_file(name).open("ab") as log:
+            for line in process.stdout:
+                log.write(line)
+                log.flush()
+
+
+@dataclass
+class Outcome:
+    """What an experiment did, and what it found. Every list is empty where all held."""
+
+    seconds: float
+    rate: float  # uploads answered a second, while faults were injected
+    accepted: int
+    injected: Counter[str]
+    answers: Counter[int]
+    longest_seconds: float
+    lost: list[str]
+    duplicates: list[str]
+    changed: list[str]
+    stuck: list[str]
+    wrong: list[str]
+
+    @property
+    def held(self) -> bool:
+        return not (self.lost or self.duplicates or self.changed or self.stuck or self.wrong)
+
+
+class Experiment:
+    """Clients upload for `seconds` while one fault follows the other; then everything is checked.
+
+    `progress(phase, share)` is told how far it is.
+    """
+
+    def __init__(
+        self,
+        stack: ChaosStack,
+        seconds: float,
+        seed: int,
+        progress: Callable[[str, float], None],
+        emulators: RunningEmulators | None = None,
+        uploads_a_second: float = 40.0,
+    ) -> None:
+        self._stack = stack
+        self._seconds = seconds
+        self._draw = random.Random(seed)
+        self._progress = progress
+        self._emulators = emulators
+        self._rate = uploads_a_second
+        self._seed = seed
+        self._rest: list[Fault] = []
+        self.ledger = Ledger()
+
+    def run(self) -> Outcome:
+        stack = self._stack
+        worker = f"http://127.0.0.1:{stack.worker_port}"
+        with PushProxy(stack.proxy_port, worker, PUSH_FAULTS, self._seed) as proxy, stack:
+            injected = self._storm(proxy)
+            answers = Counter(self.ledger.answers)
+            rate = sum(answers.values()) / (time.monotonic() - self._began)
+            self._wait_until_all_ended()
+            stuck = self._stuck()
+            self._look_again()
+            wrong = self.ledger.wrong + proxy.wrong + self._service_errors()
+            injected += proxy.injected
+        return Outcome(
+            seconds=self._seconds,
+            rate=rate,
+            accepted=len(self.ledger.accepted),
+            injected=injected,
+            answers=answers,
+            longest_seconds=self.ledger.longest,
+            lost=self._lost(),
+            duplicates=[h for h, count in self._stored().items() if count > 1],
+            changed=self.ledger.changed,
+            stuck=stuck,
+            wrong=wrong,
+        )
+
+    # --- The storm --------------------------------------------------------------------------------
+
+    def _storm(self, proxy: PushProxy) -> Counter[str]:
+        over = threading.Event()
+        clients = [
+            Client(str(self._stack.api.base_url), self.ledger, n, self._rate / CLIENTS, over)
+            for n in range(CLIENTS)
+        ]
+        self._began = time.monotonic()
+        for client in clients:
+            client.start()
+        injected: Counter[str] = Counter()
+        try:
+            ends = self._began + self._seconds
+            kinds = faults(self._stack, self._stack.clock, self._draw, self._emulators)
+            while (left := ends - time.monotonic()) > 0:
+                # Each kind once, in a new order, before any comes again.
+                self._rest = self._rest or self._draw.sample(kinds, len(kinds))
+                fault = self._rest.pop()
+                self._progress(fault.name, 1 - left / self._seconds)
+                fault.inflict()
+                injected[fault.name] += 1
+                time.sleep(self._draw.uniform(0, LONGEST_LULL))
+        finally:
+            over.set()
+            for client in clients:
+                client.join(90)
+        proxy.calm()
+        set_offset(self._stack.clock, 0.0)
+        self._stack.environment["CHAOS_RATE"] = "0"
+        for name in ("api", "worker"):
+            self._stack.stop(name)
+            self._stack.start(name, patience=120)
+        return injected
+
+    # --- What must hold ---------------------------------------------------------------------------
+
+    def _wait_until_all_ended(self) -> None:
+        ends = time.monotonic() + CALM_SECONDS
+        most = max(len(self.ledger.unfinished), 1)
+        while (left := self.ledger.unfinished) and time.monotonic() < ends:
+            self._progress("waiting for what was accepted", 1 - len(left) / most)
+            for image_hash in left:
+                self._ask(image_hash)
+            time.sleep(0.2)
+
+    def _look_again(self) -> None:
+        """A terminal state never changes: every result is read once more."""
+        for image_hash in list(self.ledger.results):
+            self._ask(image_hash)
+
+    def _ask(self, image_hash: str) -> None:
+        try:
+            self.ledger.note(self._stack.api.get(f"/what/status/{image_hash}"), image_hash)
+        except httpx.TransportError as error:
+            self.ledger.wrong.append(f"the API did not answer after the faults: {error}")
+
+    def _lost(self) -> list[str]:
+        """Accepted, and not ended with a result."""
+        results = self.ledger.results
+        return [
+            f"{h}: {results[h]['status'] if h in results else 'never ended'}"
+            for h in self.ledger.accepted
+            if h not in results or results[h]["status"] != "success"
+        ]
+
+    def _stuck(self) -> list[str]:
+        """Records that are not final, whoever made them: an upload that was refused may, too."""
+        values: dict[str, Any] = {k.lower(): v for k, v in self._stack.environment.items()}
+        settings = Settings(_env_file=None, **values)
+
+        async def unfinished() -> list[Record]:
+            async with open_backend(settings) as backend:
+                return await backend.records.stale(utc_now() + timedelta(days=1), 1000)
+
+        ends = time.monotonic() + CALM_SECONDS
+        while (left := asyncio.run(unfinished())) and time.monotonic() < ends:
+            self._progress("waiting for records that nobody was told of", 0.5)
+            time.sleep(0.5)
+        return [f"{record.key.image_hash}: {record.status}" for record in left]
+
+    def _stored(self) -> Counter[str]:
+        """Stored results by image, as the worker logged them."""
+        return Counter(
+            line["image_hash"] for line in self._lines("worker") if line["message"] == "classified"
+        )
+
+    def _service_errors(self) -> list[str]:
+        """Answers of 5xx other than 503 that the services' own logs tell of."""
+        return [
+            f"{name}: {line['status']} to {line['path']}"
+            for name in ("api", "worker")
+            for line in self._lines(name)
+            if line["message"] == "request" and line["status"] >= 500 and line["status"] != 503
+        ]
+
+    def _lines(self, name: str) -> list[dict[str, Any]]:
+        lines = []
+        for text in self._stack.log(name).splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue  # the torn last line of a killed process, or a traceback's
+            if isinstance(line, dict) and "message" in line:
+                lines.append(line)
+        return lines

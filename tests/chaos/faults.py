@@ -1,0 +1,134 @@
+"""What is done to running processes and to the files below them, one fault at a time."""
+
+import contextlib
+import random
+import resource
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from compose.emulators import RunningEmulators
+from tests.chaos.stepping_clock import set_offset
+from tests.support.stack import Stack
+
+LONGEST_PAUSE = 3.0  # seconds; more than the lease of the experiment's stack
+LONGEST_OUTAGE = 2.0
+LARGEST_STEP = 20.0  # a lease lasts longer by as much as the clock that granted it ran ahead
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`inflict` does it, waits, and undoes it; the process may be gone by then."""
+
+    name: str
+    inflict: Callable[[], None]
+
+
+def faults(
+    stack: Stack, clock: Path, draw: random.Random, emulators: RunningEmulators | None
+) -> list[Fault]:
+    """Every fault that this backend can meet. Emulators keep their own files and their own time."""
+    found = [
+        Fault(f"{deed} {name}", lambda deed=deed, name=name: deeds[deed](name))  # type: ignore[misc]
+        for deed in ("kill -9", "freeze")
+        for name in stack.names
+    ]
+    deeds: dict[str, Callable[[str], None]] = {
+        "kill -9": lambda name: _kill(stack, name),
+        "freeze": lambda name: _freeze(stack, name, draw),
+    }
+    found += [
+        Fault("kill -9 a classifier process", lambda: _kill_classifier(stack, draw)),
+        Fault("step the clock", lambda: _step(clock, draw)),
+    ]
+    if emulators is None:
+        data = Path(stack.environment["DATA_DIR"])
+        found += [
+            Fault(f"disk full for {name}", lambda name=name: _fill(stack, name, draw))  # type: ignore[misc]
+            for name in stack.names
+        ]
+        found.append(Fault("image folder read-only", lambda: _take_away(data / "blobs", draw)))
+    else:
+        found += [
+            Fault(f"restart {name}", lambda name=name: _restart(stack, emulators, name))  # type: ignore[misc]
+            for name in ("datastore", "storage", "pubsub")
+        ]
+        found += [
+            Fault(f"freeze {name}", lambda name=name: _hang(emulators, name, draw))  # type: ignore[misc]
+            for name in ("datastore", "storage", "pubsub")
+        ]
+    return found
+
+
+def _kill(stack: Stack, name: str) -> None:
+    stack.kill(name)
+    stack.start(name, patience=120)
+
+
+def _freeze(stack: Stack, name: str, draw: random.Random) -> None:
+    with _gone_is_fine():
+        process = psutil.Process(stack.processes[name].pid)
+        process.suspend()
+        try:
+            time.sleep(draw.uniform(0.2, LONGEST_PAUSE))
+        finally:
+            process.resume()
+
+
+def _kill_classifier(stack: Stack, draw: random.Random) -> None:
+    with _gone_is_fine():
+        children = psutil.Process(stack.processes["worker"].pid).children()
+        if children:
+            draw.choice(children).kill()
+
+
+def _step(clock: Path, draw: random.Random) -> None:
+    set_offset(clock, draw.uniform(-LARGEST_STEP, LARGEST_STEP))
+
+
+def _fill(stack: Stack, name: str, draw: random.Random) -> None:
+    """No file of the process may grow: every write fails as on a full disk (EFBIG for ENOSPC)."""
+    with _gone_is_fine():
+        process = psutil.Process(stack.processes[name].pid)
+        _, most = process.rlimit(resource.RLIMIT_FSIZE)
+        process.rlimit(resource.RLIMIT_FSIZE, (0, most))
+        try:
+            time.sleep(draw.uniform(0.2, LONGEST_OUTAGE))
+        finally:
+            process.rlimit(resource.RLIMIT_FSIZE, (most, most))
+
+
+def _take_away(folder: Path, draw: random.Random) -> None:
+    """Nothing can be written below it, nor read (for root a folder's mode forbids nothing)."""
+    aside = folder.rename(folder.with_name("aside"))
+    folder.write_bytes(b"")
+    try:
+        time.sleep(draw.uniform(0.2, LONGEST_OUTAGE))
+    finally:
+        folder.unlink()
+        aside.rename(folder)
+
+
+def _restart(stack: Stack, emulators: RunningEmulators, name: str) -> None:
+    emulators.stop(name)
+    time.sleep(0.5)
+    emulators.start(name)
+    if name == "pubsub":
+        stack.set_up()  # it keeps nothing on disk; Google's does
+
+
+def _hang(emulators: RunningEmulators, name: str, draw: random.Random) -> None:
+    emulators.suspend(name)
+    try:
+        time.sleep(draw.uniform(0.2, LONGEST_OUTAGE))
+    finally:
+        emulators.resume(name)
+
+
+@contextlib.contextmanager
+def _gone_is_fine() -> Iterator[None]:
+    with contextlib.suppress(psutil.NoSuchProcess, KeyError):
+        yield

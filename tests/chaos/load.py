@@ -1,0 +1,116 @@
+"""Clients that upload, ask again, and write down whatever they were told."""
+
+import random
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from tests.support.pictures import picture, sha256
+
+PATIENCE = 0.2  # seconds before a client tries again
+
+
+@dataclass
+class Ledger:
+    """What clients saw. `accepted` and `ended` hold `time.monotonic` seconds by image hash."""
+
+    accepted: dict[str, float] = field(default_factory=dict)
+    ended: dict[str, float] = field(default_factory=dict)
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    answers: Counter[int] = field(default_factory=Counter)
+    changed: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def note(self, answer: httpx.Response, image_hash: str) -> None:
+        """One answer about one image, checked against what was said before."""
+        with self.lock:
+            self.answers[answer.status_code] += 1
+            if answer.status_code not in (200, 202, 503):
+                where = f"{answer.request.method} {answer.request.url.path}"
+                self.wrong.append(f"{answer.status_code} to {where}: {answer.text[:200]}")
+                return
+            if answer.status_code == 503:
+                return
+            told = answer.json()
+            known = self.results.get(image_hash)
+            if answer.status_code == 202:
+                self.accepted.setdefault(image_hash, time.monotonic())
+                if known is not None:
+                    self.changed.append(f"{image_hash}: {known['status']}, then {told['status']}")
+            elif known is None:
+                self.results[image_hash] = told
+                self.ended[image_hash] = time.monotonic()
+            elif known != told:
+                self.changed.append(f"{image_hash}: {known}, then {told}")
+
+    @property
+    def unfinished(self) -> set[str]:
+        with self.lock:
+            return self.accepted.keys() - self.results.keys()
+
+    @property
+    def longest(self) -> float:
+        """Seconds from the first 202 of an image to its end as seen by a client."""
+        accepted = self.accepted
+        times = (end - accepted[each] for each, end in self.ended.items() if each in accepted)
+        return max(times, default=0.0)
+
+
+class Client(threading.Thread):
+    """Uploads an image of its own until it is accepted, now and then one that is known, and asks.
+
+    Every client comes back after a 503 or a broken connection, as a client should.
+    """
+
+    def __init__(
+        self, base_url: str, ledger: Ledger, number: int, rate: float, stop: threading.Event
+    ) -> None:
+        """`rate` is in new images a second."""
+        super().__init__(name=f"client-{number}", daemon=True)
+        self._base_url = base_url
+        self._ledger = ledger
+        self._number = number
+        self._pause = 1 / rate
+        self._stop_event = stop
+        self._draw = random.Random(number)
+
+    def run(self) -> None:
+        sent: list[bytes] = []
+        with httpx.Client(base_url=self._base_url, timeout=60) as http:
+            while not self._stop_event.is_set():
+                image = picture(seed=self._number * 1_000_000 + len(sent), size=(32, 32))
+                sent.append(image)
+                self._until_taken(http, image)
+                again = self._draw.choice(sent)
+                if self._draw.random() < 0.3:
+                    self._try(http, again)
+                self._ask(http, sha256(again))
+                self._stop_event.wait(self._pause)
+
+    def _until_taken(self, http: httpx.Client, image: bytes) -> None:
+        while self._try(http, image) not in (200, 202):
+            if self._stop_event.wait(PATIENCE):
+                return
+
+    def _try(self, http: httpx.Client, image: bytes) -> int:
+        """The status; 0 where the connection broke."""
+        try:
+            answer = http.post("/what/fast", files={"img": ("picture.jpg", image)})
+        except httpx.TransportError:
+            return 0
+        self._ledger.note(answer, sha256(image))
+        return answer.status_code
+
+    def _ask(self, http: httpx.Client, image_hash: str) -> None:
+        try:
+            answer = http.get(f"/what/status/{image_hash}")
+        except httpx.TransportError:
+            return
+        if answer.status_code == 404 and image_hash not in self._ledger.accepted:
+            return  # its upload was never accepted
+        self._ledger.note(answer, image_hash)

@@ -1,0 +1,111 @@
+"""A proxy between the queue and the worker that duplicates, delays, corrupts and loses pushes."""
+
+import asyncio
+import random
+import threading
+from collections import Counter
+from typing import Self
+
+import aiohttp
+from aiohttp import web
+
+LONGEST_DELAY = 1.0  # seconds; pushes that wait differently arrive in another order
+ATTEMPTS_SECONDS = 30.0
+
+
+class PushProxy:
+    """Listens on `port` in a thread of its own and passes pushes on to `worker_url`.
+
+    `rate` is the share of pushes that each kind of fault meets. `injected` counts them by kind;
+    `wrong` lists what the worker answered that it never should.
+    """
+
+    def __init__(self, port: int, worker_url: str, rate: float, seed: int) -> None:
+        self._port = port
+        self._worker_url = worker_url
+        self._rate = rate
+        self._draw = random.Random(seed)
+        self._loop = asyncio.new_event_loop()
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="push-proxy", daemon=True)
+        self.injected: Counter[str] = Counter()
+        self.wrong: list[str] = []
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._started.wait(30), "the proxy did not start"
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(30)
+
+    def calm(self) -> None:
+        """Inject no more."""
+        self._rate = 0.0
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._serve())
+        self._loop.close()
+
+    async def _serve(self) -> None:
+        self._stop = asyncio.Event()
+        app = web.Application(client_max_size=20 * 1024 * 1024)
+        app.router.add_post("/{path:.*}", self._push)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        timeout = aiohttp.ClientTimeout(total=ATTEMPTS_SECONDS)
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=4)
+        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as self._session:
+            await web.TCPSite(runner, "127.0.0.1", self._port).start()
+            self._started.set()
+            await self._stop.wait()
+            await runner.cleanup()
+
+    async def _push(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        path = request.path
+        kind = self._kind()
+        if kind:
+            self.injected[f"push {kind}"] += 1
+        if kind == "delayed":
+            await asyncio.sleep(self._draw.uniform(0, LONGEST_DELAY))
+        if kind == "duplicated":
+            statuses = await asyncio.gather(*(self._forward(path, body) for _ in range(2)))
+            return web.Response(status=max(statuses))
+        if kind == "corrupted":
+            await self._forward(path, self._corrupt(body))
+            return web.Response(status=503)
+        status = await self._forward(path, body)
+        if kind == "answer lost":
+            assert request.transport is not None
+            request.transport.abort()
+        return web.Response(status=status)
+
+    def _kind(self) -> str:
+        place = self._draw.random()
+        for kind in ("delayed", "duplicated", "corrupted", "answer lost"):
+            place -= self._rate
+            if place < 0:
+                return kind
+        return ""
+
+    def _corrupt(self, body: bytes) -> bytes:
+        if not body:
+            return b"\xff"
+        at = self._draw.randrange(len(body))
+        if self._draw.random() < 0.5:
+            return body[:at]
+        return body[:at] + bytes([body[at] ^ (1 << self._draw.randrange(8))]) + body[at + 1 :]
+
+    async def _forward(self, path: str, body: bytes) -> int:
+        """The worker's status; 503 where there is no worker."""
+        try:
+            async with self._session.post(self._worker_url + path, data=body) as answer:
+                await answer.read()
+                if answer.status >= 500 and answer.status != 503:
+                    self.wrong.append(f"worker: {answer.status} to {path}")
+                return answer.status
+        except (aiohttp.ClientError, TimeoutError):
+            return 503

@@ -1,0 +1,217 @@
+"""Pages with calculated figures show what their scripts compute, and these compute rightly."""
+
+import re
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import pytest
+
+from docs.figures import cost, measured, scale
+from docs.figures.page import DOCS, filled
+from docs.figures.queueing import Scaling, Service, erlang_c, mean_wait, quantile, simulate
+
+MEASURED = measured.read_measured()
+EXPONENTIAL, CONSTANT = Service(0.0, 0.1), Service(0.1, 0.0)
+
+
+# --- The pages -----------------------------------------------------------------------------------
+def test_cost_page_is_current() -> None:
+    assert cost.PAGE.read_text() == cost.page(MEASURED), "run make figures"
+
+
+def test_scale_page_is_current() -> None:
+    assert scale.PAGE.read_text() == scale.page(MEASURED), "run make figures"
+
+
+def test_pictures_are_current() -> None:
+    for name, svg in scale.pictures(MEASURED).items():
+        assert (DOCS / "images" / name).read_text() == svg, "run make figures"
+        assert f"](images/{name})" in scale.PAGE.read_text()
+
+
+def test_pictures_are_whole_and_have_words_for_who_cannot_see_them() -> None:
+    labels = {
+        scale.LOAD_PICTURE.name: {"1 place", "4 places", "16 places", "64 places", "aim"},
+        scale.BURST_PICTURE.name: {start.label for start in scale.STARTS},
+    }
+    for name, svg in scale.pictures(MEASURED).items():
+        texts: dict[str, set[str]] = {"title": set(), "desc": set(), "text": set()}
+        for element in ElementTree.fromstring(svg).iter():
+            texts.get(element.tag.rpartition("}")[2], set()).add(element.text or "")
+        assert len(texts["title"]) == len(texts["desc"]) == 1
+        assert labels[name] <= texts["text"]
+        assert "prefers-color-scheme: dark" in svg
+        assert "nan" not in svg
+
+
+def test_assumptions_stand_in_the_text() -> None:
+    costs, scales = cost.PAGE.read_text(), scale.PAGE.read_text()
+    assert round(cost.WORKER_WAITS / 0.015) == 7
+    assert "seven\n  requests" in costs
+    assert "15 ms each" in costs
+    assert f"{cost.API_NEW:g} s for the upload and {cost.API_POLL:g} s for each" in costs
+    assert f"an image of {cost.IMAGE_BYTES / 1000:g} kB" in costs
+    assert f"{cost.API_NEW:g} s for the upload and {scale.PUSH:g} s for the push" in scales
+    assert f"busy for {100 * scale.BUSY:g} %" in scales
+    assert f"have {scale.IN_FLIGHT} requests in flight" in scales
+
+
+def test_a_page_without_its_markers_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs one"):
+        filled("# Page", "new", "table")
+    page = "<!-- new: begin -->\nold\n<!-- new: end -->"
+    assert filled(page, "new", "table") == "<!-- new: begin -->\ntable\n<!-- new: end -->"
+
+
+def test_measured_figures_are_those_of_the_benchmarks() -> None:
+    page = measured.BENCHMARKS.read_text()
+    assert f"| cached GET | {MEASURED.cached_gets:g} requests/s" in page
+    assert f"one core | {MEASURED.worker_images:g} images/s" in page
+    evaluation = (DOCS.parent / "models/default/MODEL_CARD.md").read_text()
+    assert f"| median {1000 * MEASURED.annotate:.2f} ms" in evaluation
+
+
+# --- Cost ----------------------------------------------------------------------------------------
+def test_a_bill_by_hand() -> None:
+    """With round numbers, each line worked out here."""
+    work = replace(cost.new_image(0.5), api_seconds=0.2)
+    assert {line.part: round(line.dollars, 4) for line in cost.bill(work)} == {
+        "worker": 13.25,  # 500,000 s x (0.000024 + 0.0000025)
+        "API": 5.3,  # 200,000 s x (0.000024 + 0.0000025)
+        "Cloud Run requests": 1.6,  # 4 million at 0.40
+        "Datastore writes": 3.6,  # 40 x 0.09
+        "Datastore reads": 1.8,  # 60 x 0.03
+        "Cloud Storage operations": 5.4,  # 1000 x (0.005 + 0.0004)
+        "Cloud Storage, a month": 2.2,  # 110 GB x 0.020
+        "Pub/Sub": 0.0728,  # 2e9 bytes of a TiB, x 40
+        "load balancer, traffic": 0.8531,  # 114.5e9 bytes in GiB, x 0.008
+        "logs": 1.397,  # 3e9 bytes in GiB, x 0.50
+    }
+    assert cost.total(work) == pytest.approx(35.47, abs=0.01)
+
+
+def test_each_price_counts_once() -> None:
+    """A dollar more a unit is as many dollars more as there are units."""
+    work = cost.bundled_work(MEASURED)
+    before = cost.total(work)
+    for field, units in (
+        ("reads", 6e6),
+        ("writes", 4e6),
+        ("requests", 4e6),
+        ("class_a", 1e6),
+        ("class_b", 1e6),
+        ("cpu", 1e6 * (work.api_seconds + work.worker_seconds)),
+    ):
+        dearer = replace(cost.IOWA, **{field: getattr(cost.IOWA, field) + 1})
+        assert cost.total(work, dearer) - before == pytest.approx(units)
+
+
+def test_a_known_image_asks_nothing_of_queue_worker_and_storage() -> None:
+    for work in (cost.KNOWN, cost.LOOKED_UP, cost.SENT_AGAIN):
+        parts = {line.part for line in cost.bill(work)}
+        assert not parts & {"worker", "Pub/Sub", "Datastore writes", "Cloud Storage operations"}
+        assert cost.total(work) < cost.total(cost.bundled_work(MEASURED)) / 10
+
+
+def test_instances_are_those_that_terraform_makes() -> None:
+    """A worker's instance holds a place for each CPU; the bill has one place."""
+    variables = DOCS.parent / "terraform/envs/example/variables.tf"
+    if not variables.exists():
+        pytest.skip("no Terraform in this checkout")
+    sizes = {
+        name: {
+            key: float(value) for key, value in re.findall(r'(\w+) += optional\(\w+, "?(\d+)', body)
+        }
+        for name, body in re.findall(
+            r'^variable "(\w+)" {\n(.*?)^}', variables.read_text(), re.M | re.S
+        )
+    }
+    work = cost.bundled_work(MEASURED)
+    assert (sizes["api"]["cpu"], sizes["api"]["memory"]) == (work.cpus, work.api_memory)
+    assert sizes["api"]["concurrency"] == scale.IN_FLIGHT
+    assert sizes["worker"]["memory"] / sizes["worker"]["cpu"] == work.worker_memory / work.cpus
+
+
+# --- Queueing ------------------------------------------------------------------------------------
+def test_erlang_s_formula_where_it_is_known() -> None:
+    # One place waits as often as it is busy; two with a load of one: a third of all wait.
+    assert erlang_c(1, 0.7) == pytest.approx(0.7)
+    assert erlang_c(2, 1.0) == pytest.approx(1 / 3)
+    # Against the sum that the formula is usually written as.
+    assert erlang_c(5, 4.0) == pytest.approx(0.5541, abs=1e-4)
+    assert erlang_c(100, 0.0) == 0.0
+    with pytest.raises(ValueError, match="without end"):
+        erlang_c(2, 2.0)
+
+
+@pytest.mark.parametrize(("places", "load"), [(1, 0.5), (2, 0.7), (8, 0.75)])
+def test_simulation_agrees_with_erlang(places: int, load: float) -> None:
+    """Exponential times: the share that waits, and for how long."""
+    rate = load * places / EXPONENTIAL.mean
+    seconds = 120_000 / rate
+    outcome = simulate(rate, EXPONENTIAL, places, seconds, warm_up=seconds / 20)
+    waits = [wait for wait in outcome.waited if wait > 0]
+    share = len(waits) / len(outcome.waited)
+    assert share == pytest.approx(erlang_c(places, rate * 0.1), rel=0.03)
+    mean = sum(outcome.waited) / len(outcome.waited)
+    assert mean == pytest.approx(mean_wait(places, rate, EXPONENTIAL), rel=0.08)
+    assert len(outcome.waited) / (seconds * 0.95) == pytest.approx(rate, rel=0.02)
+
+
+def test_simulation_agrees_with_pollaczek_and_khinchine() -> None:
+    """One place, constant times: half of the exponential wait."""
+    outcome = simulate(8.0, CONSTANT, 1, 15_000.0, warm_up=500.0)
+    mean = sum(outcome.waited) / len(outcome.waited)
+    assert mean == pytest.approx(0.8 * 0.1 / (2 * 0.2), rel=0.05)
+    assert mean_wait(1, 8.0, CONSTANT) == pytest.approx(mean_wait(1, 8.0, EXPONENTIAL) / 2)
+
+
+def test_same_seed_same_figures() -> None:
+    first = simulate(20.0, EXPONENTIAL, 4, 50.0, seed=3)
+    assert first == simulate(20.0, EXPONENTIAL, 4, 50.0, seed=3)
+    assert first != simulate(20.0, EXPONENTIAL, 4, 50.0, seed=4)
+
+
+def test_every_image_that_arrives_is_finished_and_the_first_comes_first() -> None:
+    outcome = simulate(50.0, CONSTANT, 2, 60.0)  # far more than two places can do
+    assert len(outcome.latency) == pytest.approx(3000, rel=0.1)
+    assert outcome.arrived == sorted(outcome.arrived)
+    assert max(outcome.latency) > 60
+    assert min(outcome.latency) >= CONSTANT.mean
+
+
+def test_a_changing_rate_is_followed() -> None:
+    outcome = simulate(
+        lambda time: 100.0 if time < 50 else 10.0, CONSTANT, 100, 100.0, highest=100.0
+    )
+    early = sum(arrived < 50 for arrived in outcome.arrived)
+    assert early == pytest.approx(5000, rel=0.05)
+    assert len(outcome.arrived) - early == pytest.approx(500, rel=0.15)
+
+
+def test_places_come_after_their_delay_and_not_beyond_the_most() -> None:
+    scaling = Scaling(most=7, step=3, interval=1.0, delay=4.0)
+    outcome = simulate(200.0, CONSTANT, 1, 30.0, scaling=scaling)
+    assert outcome.places == [(0.0, 1), (5.0, 4), (5.0, 7)]
+
+
+def test_slow_starts_hurt_and_warm_places_help() -> None:
+    service = scale.worker_service(MEASURED)
+    slowest, slow, quick, warm = (
+        quantile(scale.in_a_burst(service, start).latency, 0.99) for start in scale.STARTS
+    )
+    assert slowest > slow > quick > warm
+
+
+def test_quantile_is_the_nearest_rank() -> None:
+    values = [float(n) for n in range(1, 101)]
+    assert quantile(values, 0.99) == 99.0
+    assert quantile(values, 0.5) == 50.0
+    assert quantile([3.0], 0.01) == 3.0
+    with pytest.raises(ValueError, match="no values"):
+        quantile([], 0.5)
+
+
+def test_a_pool_for_a_load_has_the_work_and_some_rest() -> None:
+    assert scale.places_for(0.1, EXPONENTIAL) == 1
+    assert scale.places_for(70.0, EXPONENTIAL) == 10  # 7 at work, 70 % of 10

@@ -1,0 +1,300 @@
+"""What linters of .github cannot see: that it fits this repository, and its own rules."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from compose.release import argument_parser
+from tests.support.images import DOCKERFILE, admitted, stages
+from tests.support.stack import ROOT
+
+WORKFLOWS = {path.name: path for path in sorted((ROOT / ".github/workflows").glob("*.yml"))}
+PINNED = re.compile(r"[\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
+# What is made of a repository's variables reaches GitHub as these, and nothing else does.
+VARIABLES = {
+    *("GCP_PROJECT", "GCP_REGION", "GCP_WORKLOAD_IDENTITY_PROVIDER", "GCP_DEPLOYER"),
+    *("GCP_REGISTRY", "API_SERVICE", "WORKER_SERVICE", "API_URL"),
+}
+
+
+def workflow(name: str) -> dict[str, Any]:
+    # YAML 1.1 reads the key `on` as true.
+    document: dict[Any, Any] = yaml.safe_load(WORKFLOWS[name].read_text())
+    return {("on" if key is True else key): value for key, value in document.items()}
+
+
+def jobs() -> list[tuple[str, dict[str, Any]]]:
+    return [(f"{n}:{job}", body) for n in WORKFLOWS for job, body in workflow(n)["jobs"].items()]
+
+
+def steps() -> list[tuple[str, dict[str, Any]]]:
+    return [(name, step) for name, job in jobs() for step in job.get("steps", [])]
+
+
+def commands() -> list[tuple[str, str]]:
+    return [(name, str(step["run"])) for name, step in steps() if "run" in step]
+
+
+def deploy_steps() -> dict[str, dict[str, Any]]:
+    mine = [step for name, step in steps() if name == "deploy.yml:deploy"]
+    return {step["name"]: step for step in mine if "name" in step}
+
+
+def test_actions_are_pinned_by_commit_and_say_which_version_that_is() -> None:
+    pins: dict[str, set[str]] = {}
+    for path in WORKFLOWS.values():
+        for used in re.findall(r"^\s*(?:- )?uses: (.+)$", path.read_text(), re.MULTILINE):
+            if used.startswith("./"):
+                assert (ROOT / used.split()[0]).is_file()
+                continue
+            assert PINNED.fullmatch(used), used
+            action, _, pin = used.partition("@")
+            pins.setdefault(action, set()).add(pin)
+    assert len(pins) >= 5
+    assert {action: len(found) for action, found in pins.items() if len(found) > 1} == {}
+
+
+@pytest.mark.parametrize(("name", "job"), jobs(), ids=lambda value: str(value)[:30])
+def test_jobs_may_do_little_and_end(name: str, job: dict[str, Any]) -> None:
+    extra = {"id-token": "write"} if name == "deploy.yml:deploy" else {}
+    assert job["permissions"] == {"contents": "read", **extra}
+    assert "uses" in job or 0 < job["timeout-minutes"] <= 60
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_workflows_grant_nothing_and_do_not_pile_up(name: str) -> None:
+    assert workflow(name)["permissions"] == {}
+    assert "github.ref" in workflow(name)["concurrency"]["group"]
+    assert "pull_request_target" not in workflow(name)["on"]
+
+
+def test_a_release_is_never_cut_off_by_the_next() -> None:
+    assert workflow("deploy.yml")["concurrency"]["cancel-in-progress"] is False
+
+
+def test_checkouts_leave_no_credentials_behind() -> None:
+    checkouts = [step for _, step in steps() if "actions/checkout@" in step.get("uses", "")]
+    assert len(checkouts) >= 5
+    assert all(step["with"]["persist-credentials"] is False for step in checkouts)
+
+
+def test_nothing_from_outside_is_pasted_into_a_shell() -> None:
+    for name, command in commands():
+        assert "${{" not in command, name
+        assert len(command.splitlines()) <= 3, f"{name}: a script can be tested, this cannot"
+
+
+def test_commands_are_those_of_this_repository() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    seen = set()
+    for name, command in commands():
+        words = shlex.split(command)
+        seen.add(words[0])
+        match words:
+            case ["make", target, *_]:
+                assert target in targets, name
+            case ["python3", "-m", module, *_]:
+                assert find_spec(module) is not None, name
+            case [script, *_] if script.startswith(".ci/"):
+                assert os.access(ROOT / script, os.X_OK), name
+    assert {"make", "python3", ".ci/run", ".ci/terraform"} <= seen
+
+
+def test_every_python_that_is_promised_is_tested() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (oldest,) = re.findall(r">=(3\.\d+)", project["requires-python"])
+    (shipped,) = re.findall(r"^ARG PYTHON_IMAGE=python:(3\.\d+)", DOCKERFILE.read_text(), re.M)
+    test = workflow("ci.yml")["jobs"]["test"]
+    assert {oldest, shipped} <= set(test["strategy"]["matrix"]["python"])
+    assert shipped not in str(test["continue-on-error"])
+    assert oldest not in str(test["continue-on-error"])
+
+
+def test_main_is_deployed_only_after_the_checks_of_a_pull_request() -> None:
+    deploy = workflow("deploy.yml")
+    assert "pull_request" in workflow("ci.yml")["on"]
+    assert "workflow_call" in workflow("ci.yml")["on"]
+    assert deploy["on"]["push"] == {"branches": ["main"]}
+    assert deploy["jobs"]["check"]["uses"] == "./.github/workflows/ci.yml"
+    assert deploy["jobs"]["deploy"]["needs"] == "check"
+    assert deploy["jobs"]["deploy"]["environment"] == "production"
+    assert "refs/heads/main" in deploy["jobs"]["deploy"]["if"]
+
+
+def test_variables_are_the_documented_ones() -> None:
+    text = WORKFLOWS["deploy.yml"].read_text()
+    head = text[: text.index("\nname:")]
+    assert set(re.findall(r"\bvars\.(\w+)", text)) == VARIABLES
+    assert set(re.findall(r"\b[A-Z]+_[A-Z_]+\b", head)) == VARIABLES | {"SMOKE_API_KEY"}
+    assert set(re.findall(r"\bsecrets\.(\w+)", text)) == {"SMOKE_API_KEY"}
+    assert "vars." not in WORKFLOWS["ci.yml"].read_text()
+
+
+def test_images_are_built_for_the_services_and_released_by_digest() -> None:
+    found = deploy_steps()
+    for name in ("api", "worker"):
+        (build,) = [s for s in found.values() if s.get("with", {}).get("target") == name]
+        assert name in stages()
+        assert build["id"] == name
+        assert (ROOT / build["with"]["file"]).samefile(DOCKERFILE)
+        assert build["with"]["push"] is True
+        assert build["with"]["sbom"] is True
+        assert f"/{name}:" in build["with"]["tags"]
+        digest = f"${{{{ steps.{name}.outputs.digest }}}}"
+        assert found["Release"]["env"][f"{name.upper()}_DIGEST"] == digest
+
+
+def test_release_is_started_with_options_that_it_has() -> None:
+    found = deploy_steps()
+    values = {name: name.lower() for name in VARIABLES}
+    values |= {"RUNNER_TEMP": "tmp", "API_DIGEST": "sha256:a", "WORKER_DIGEST": "sha256:w"}
+
+    def parsed(step: str) -> Any:
+        command = re.sub(r"\$(\w+)", lambda match: values[match[1]], found[step]["run"])
+        python, flag, module, *words = shlex.split(command)
+        assert (python, flag, module) == ("python3", "-m", "compose.release")
+        return argument_parser().parse_args(words)
+
+    run, back = parsed("Release"), parsed("Roll back what was left half done")
+    assert (run.action, run.project, run.region) == ("run", "gcp_project", "gcp_region")
+    assert run.api_url == "api_url"
+    assert (run.api, run.api_image) == ("api_service", "gcp_registry/api@sha256:a")
+    assert (run.worker, run.worker_image) == ("worker_service", "gcp_registry/worker@sha256:w")
+    assert (back.action, back.journal) == ("roll-back", run.journal)
+    assert list(found)[-1] == "Roll back what was left half done"
+    condition = found["Roll back what was left half done"]["if"]
+    assert condition == "failure() || cancelled()"
+
+
+@pytest.mark.parametrize("module", ["compose.release", "compose.smoke"])
+def test_what_runs_on_a_bare_machine_needs_no_package(module: str) -> None:
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {module}"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_dependabot_looks_where_something_is() -> None:
+    updates = yaml.safe_load((ROOT / ".github/dependabot.yml").read_text())["updates"]
+    assert len({update["package-ecosystem"] for update in updates}) == len(updates) >= 4
+    for update in updates:
+        assert update["cooldown"]["default-days"] >= 7
+        assert update["groups"]
+        for folder in update.get("directories") or [update["directory"]]:
+            pattern = folder.strip("/")
+            # The images of development hold no Terraform.
+            if pattern.startswith("terraform/") and not (ROOT / "terraform").exists():
+                continue
+            assert not pattern or list(ROOT.glob(pattern)), folder
+
+
+# --- .gcloudignore -------------------------------------------------------------------------------
+SECRETS = (
+    *(".env", ".data/records.db", ".venv/bin/python", ".git/config", "gha-creds-12.json"),
+    *("key.json", "terraform/envs/example/terraform.tfvars", "bundles/x/model.onnx"),
+    *("core/__pycache__/a.cpython-311.pyc", "models/runs/last.pt", "compose/.env"),
+)
+
+
+@pytest.fixture(scope="module")
+def uploaded(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """What .gcloudignore lets through of this repository and some secrets, as git reads its rules.
+
+    https://cloud.google.com/sdk/gcloud/reference/topic/gcloudignore: the syntax is gitignore's.
+    """
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    folder = tmp_path_factory.mktemp("upload")
+    tops = ["app", "worker", "core", "models", "compose", "tests", "docs", ".github", ".ci"]
+    files = [f for top in tops for f in (ROOT / top).rglob("*") if f.is_file()]
+    files += [f for f in ROOT.iterdir() if f.is_file()]
+    names = {str(f.relative_to(ROOT)) for f in files} - {".git", ".gitignore"}
+    for name in names | set(SECRETS):
+        if not name.startswith(".git/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+    (folder / ".gitignore").write_text((ROOT / ".gcloudignore").read_text())
+
+    def git(*words: str) -> str:
+        command = ["git", "-c", "core.excludesFile=", *words]
+        return subprocess.run(
+            command, cwd=folder, check=True, capture_output=True, text=True
+        ).stdout
+
+    git("init", "--quiet")
+    return set(git("ls-files", "--others", "--exclude-standard").splitlines())
+
+
+def test_uploads_hold_what_the_services_are_built_from(uploaded: set[str]) -> None:
+    assert "compose/Dockerfile" in uploaded
+    for name in ("lock", "api", "worker", "runtime"):
+        for copy in stages()[name].copies:
+            for source in copy.sources if copy.from_stage is None else ():
+                assert any(f == source or f.startswith(f"{source}/") for f in uploaded), source
+
+
+def test_uploads_hold_no_secret_and_nothing_that_a_build_would_not_take(
+    uploaded: set[str],
+) -> None:
+    assert not uploaded & set(SECRETS)
+    assert {name for name in uploaded if not admitted(name)} == set()
+    assert not {n for n in uploaded if n.startswith(("tests/", "docs/", ".github/", ".ci/"))}
+
+
+# --- .ci/terraform -------------------------------------------------------------------------------
+GOOD = 'variable "name" {\n  type = string\n}\n\noutput "name" {\n  value = upper(var.name)\n}\n'
+TEST = 'variables {\n  name = "a"\n}\n\nrun "it" {\n  assert {\n    condition     = output.name == "A"\n    error_message = "not in capitals"\n  }\n}\n'  # noqa: E501
+
+
+def run_terraform(root: Path) -> subprocess.CompletedProcess[str]:
+    if shutil.which("terraform") is None:
+        assert not os.environ.get("CI"), "CI must have Terraform"
+        pytest.skip("terraform is not installed")
+    return subprocess.run(
+        [ROOT / ".ci/terraform", root], capture_output=True, text=True, check=False, timeout=100
+    )
+
+
+@pytest.fixture
+def terraform(tmp_path: Path) -> Path:
+    module = tmp_path / "modules" / "names"
+    (module / "tests").mkdir(parents=True)
+    (tmp_path / "envs" / "example").mkdir(parents=True)
+    (module / "main.tf").write_text(GOOD)
+    (module / "tests" / "names.tftest.hcl").write_text(TEST)
+    (tmp_path / "envs/example/main.tf").write_text(
+        'module "names" {\n  source = "../../modules/names"\n  name   = "a"\n}\n'
+    )
+    return tmp_path
+
+
+def test_terraform_is_validated_and_tested(terraform: Path) -> None:
+    done = run_terraform(terraform)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "== envs/example/" in done.stdout
+    assert "1 passed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "wrong"),
+    [
+        ("modules/names/main.tf", GOOD.replace("  type =", "     type=")),
+        ("modules/names/main.tf", GOOD.replace("upper", "lower")),
+        ("envs/example/main.tf", 'module "names" {\n  source = "../../modules/names"\n}\n'),
+    ],
+    ids=["format", "test", "missing variable"],
+)
+def test_terraform_that_is_wrong_is_refused(terraform: Path, file: str, wrong: str) -> None:
+    (terraform / file).write_text(wrong)
+    assert run_terraform(terraform).returncode != 0
