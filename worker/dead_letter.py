@@ -19,7 +19,11 @@ from core.messages import (
     PushEnvelope,
 )
 from core.records import Record, RecordError, Status
+from core.tracing import span
 from worker.workbench import Workbench
+
+# Why a letter failed no record.
+UNREADABLE, UNKNOWN_IMAGE, FINISHED_IMAGE = "unreadable", "unknown_image", "finished_image"
 
 log = structlog.get_logger(__name__)
 
@@ -40,6 +44,7 @@ async def bury(envelope: PushEnvelope, bench: Workbench) -> None:
         reason = RecordError(unreadable.code, unreadable.detail, retryable=True)
         letter = _letter(envelope, reason, bench)
         await bench.backend.dead_letters.add(letter)
+        bench.metrics.buried(UNREADABLE)
         log.error("dead letter unreadable", letter=letter.id, detail=unreadable.detail)
         return
     records, letters = bench.backend.records, bench.backend.dead_letters
@@ -50,18 +55,25 @@ async def bury(envelope: PushEnvelope, bench: Workbench) -> None:
     letter = _letter(envelope, reason, bench)
     if record is not None and record.status is Status.SUCCESS:
         await letters.resolve(letter.tenant, letter.id)
+        bench.metrics.buried(FINISHED_IMAGE)
         log.info("dead letter for a finished image", status=record.status)
         return
-    await letters.add(letter)
+    with span("keep dead letter"):
+        await letters.add(letter)
     error = _exhausted(reason, letter)
     # A later attempt is another message's business: this one may be delivered late, or again.
-    if await records.fail(message.key, error, submitted_by=letter.died_at):
+    with span("fail record"):
+        failed = await records.fail(message.key, error, submitted_by=letter.died_at)
+    if failed:
+        bench.metrics.buried(error.code)
         log.error("dead letter", letter=letter.id, code=error.code, detail=error.detail)
         return
     record = await records.get(message.key)
     if record is None:
+        bench.metrics.buried(UNKNOWN_IMAGE)
         log.error("dead letter for an unknown image", letter=letter.id, model=message.key.model)
     elif record.status.terminal or record.submitted_at > letter.died_at:
+        bench.metrics.buried(FINISHED_IMAGE)
         log.info("dead letter of an earlier attempt", letter=letter.id, status=record.status)
     else:
         raise Unavailable("A worker is still classifying this image.")

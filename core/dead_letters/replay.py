@@ -14,8 +14,9 @@ from core.backends import Backend
 from core.dead_letters.letter import DeadLetter, LetterFilter
 from core.errors import MalformedEnvelope, NotFound
 from core.messages import ClassifyImage
+from core.publishing import publish
 from core.records import RecordError, Status
-from core.telemetry import image_context, new_traceparent
+from core.telemetry import image_context
 
 log = structlog.get_logger(__name__)
 
@@ -93,7 +94,7 @@ async def _new_attempt(backend: Backend, letter: DeadLetter, message: ClassifyIm
     if record.status is Status.PENDING:
         # Also where another call has set it free and may have died since: publishing twice is
         # harmless, not publishing would leave it to the reconciler.
-        await backend.publisher.publish(ClassifyImage(key, new_traceparent()))
+        await publish(backend.publisher, key)
         await records.advance(key, Status.PENDING, Status.QUEUED)
         return Replay.REPLAYED
     if retried or record.submitted_at > letter.died_at:

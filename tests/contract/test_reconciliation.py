@@ -10,7 +10,7 @@ import pytest
 from app.submission import Candidate, submit
 from core.backends import Backend
 from core.messages import ClassifyImage
-from core.ports import BlobStore, Publisher
+from core.ports import Backlog, BlobStore, Publisher
 from core.records import Record, RecordKey, Status, new_record
 from core.settings import Settings
 from tests.contract.clock import MovableClock
@@ -25,6 +25,7 @@ class Counting:
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
+        self.system, self.topic = publisher.system, publisher.topic
         self.published: list[RecordKey] = []
 
     async def publish(self, message: ClassifyImage) -> str:
@@ -33,6 +34,9 @@ class Counting:
 
     async def ping(self) -> None:
         await self._publisher.ping()
+
+    async def backlog(self) -> Backlog | None:
+        return await self._publisher.backlog()
 
 
 @pytest.fixture
