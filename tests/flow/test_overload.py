@@ -20,7 +20,7 @@ CLIENTS = 500
 SECONDS = 12.0
 ROOM = 96 * 2**20
 # The process as it starts, and for each upload what sockets and buffers hold, on top of the room.
-BOUND = ROOM * 9 // 8 + 120 * 2**20 + 256 * 300 * 2**10
+BOUND = ROOM * 9 // 8 + 160 * 2**20 + 256 * 300 * 2**10
 
 
 async def fast_clients(base: str, ends: float, outcomes: Counter[int]) -> None:
