@@ -37,6 +37,7 @@ TAGS = [
     {"name": "images", "description": "The versioned interface: caching, waiting, deleting."},
     {"name": "what", "description": "The short way: upload, then ask for the status."},
     {"name": "keys", "description": "Who may ask, and how much; where keys are required."},
+    {"name": "dead letters", "description": "Messages that used up their deliveries."},
     {"name": "operations", "description": "For load balancers and supervisors."},
 ]
 
@@ -54,6 +55,8 @@ class Problem(BaseModel):
 _EXAMPLES: dict[type[errors.GlimpseError], str] = {
     errors.MalformedBody: "The form ends before its closing boundary.",
     errors.NotFound: "No such image, or not under this model.",
+    errors.UploadTooSlow: "The image came slower than 16384 bytes a second.",
+    errors.Overloaded: "The service has as much to do as it can hold; try again.",
     errors.ImageTooLarge: "The image is larger than 10485760 bytes.",
     errors.UnsupportedImage: "The bytes are not a JPEG, PNG, WebP, GIF or AVIF image.",
     errors.InvalidImage: "The picture is 20000 x 20000 pixels, more than 50000000 in all.",
@@ -61,7 +64,7 @@ _EXAMPLES: dict[type[errors.GlimpseError], str] = {
     errors.Unauthenticated: "The API key is not valid.",
     errors.Forbidden: "This needs a key with the scope 'admin'.",
     errors.RateLimited: "More than 600 requests in 60 seconds; more in 17.",
-    errors.Conflict: "The key is revoked or has expired.",
+    errors.Conflict: "The state of the thing forbids it.",
     errors.Unavailable: "The queue does not answer.",
 }
 
@@ -110,11 +113,13 @@ def refusals(*kinds: type[errors.GlimpseError]) -> Responses:
 
 UPLOAD_REFUSALS = refusals(
     errors.MalformedBody,
+    errors.UploadTooSlow,
     errors.ImageTooLarge,
     errors.UnsupportedImage,
     errors.InvalidRequest,
     errors.InvalidImage,
     errors.Unavailable,
+    errors.Overloaded,
 )
 LOOKUP_REFUSALS = refusals(errors.NotFound, errors.InvalidRequest, errors.Unavailable)
 

@@ -39,9 +39,10 @@ router = APIRouter(prefix="/api/v1/images", tags=["images"], route_class=Request
 async def upload(request: Request, principal: Principal) -> Response:
     service = service_of(request)
     wait = _wait(request, service)
-    image = await read_upload(request, service.settings.max_image_bytes)
-    count_image(request, principal, len(image.data))
-    result = await service.submit(principal.tenant, image, wait or 0)
+    with service.uploads.take() as slot:
+        image = await read_upload(request, service.settings.max_image_bytes, slot)
+        count_image(request, principal, len(image.data))
+        result = await service.submit(principal.tenant, image, wait or 0)
     return answer(result, location=image_path(result.image_hash), wait=wait)
 
 

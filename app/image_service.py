@@ -13,6 +13,7 @@ from app.representation import Representation, represent
 from app.result_cache import ResultCache
 from app.submission import Candidate, Submissions
 from app.upload import Upload
+from app.upload_slots import UploadLimits, UploadSlots
 from app.waiting import Waiting
 from core.backends import Backend
 from core.clock import Clock, utc_now
@@ -24,6 +25,8 @@ from core.settings import Settings
 from core.telemetry import bind_image
 
 log = structlog.get_logger(__name__)
+
+CLOSE_SECONDS = 2.0
 
 
 class ImageService:
@@ -44,13 +47,24 @@ class ImageService:
         self.clock = clock
         self.waiting = Waiting(backend.records)
         self.finished_headers = finished_headers(settings)
+        self.uploads = UploadSlots(
+            UploadLimits(
+                uploads=settings.max_uploads_in_flight,
+                bytes_=settings.max_upload_bytes_in_flight,
+                grace=settings.upload_grace_seconds,
+                rate=settings.min_upload_bytes_per_second,
+            )
+        )
         self._cache = ResultCache(settings.result_cache_entries, settings.result_cache_seconds)
-        self._submissions = Submissions(backend, settings.max_image_pixels, clock)
+        self._submissions = Submissions(
+            backend, settings.max_image_pixels, clock, settings.delivery
+        )
 
     async def submit(self, tenant: str, upload: Upload, wait: float) -> Representation:
         """Take an image of `tenant` in; its record as it stands after at most `wait` seconds.
 
-        Raises UnsupportedImage, InvalidImage, Unavailable. A refused image leaves no trace.
+        The upload is released once it is stored: whoever waits holds none of its bytes. Raises
+        UnsupportedImage, InvalidImage, Unavailable. A refused image leaves no trace.
         """
         content_type = accepted_type(upload.data)
         key = RecordKey(tenant, upload.image_hash, self.model)
@@ -61,6 +75,7 @@ class ImageService:
             return known
         image = Candidate(key, upload.data, content_type)
         record = await self._submissions.submit(image)
+        upload.release()
         if wait > 0 and not record.status.terminal:
             # Where it was deleted meanwhile: what was accepted is what there is to say.
             record = await self.waiting.until_terminal(key, wait) or record
@@ -123,10 +138,18 @@ class ImageService:
             "model": self._check_bundle,
         }
 
-    async def close(self) -> None:
-        """Finish what was begun."""
+    def stop(self, seconds: float) -> None:
+        """Let those go who wait for a result, and after `seconds` those who are still sending."""
         self.waiting.stop()
-        await self._submissions.close()
+        self.uploads.stop(seconds)
+
+    async def close(self) -> None:
+        """Finish what was begun, unless it takes too long: nobody was promised anything yet."""
+        self.waiting.stop()
+        try:
+            await asyncio.wait_for(self._submissions.close(), CLOSE_SECONDS)
+        except TimeoutError:
+            log.error("uploads left unfinished")
 
     def _represent(self, record: Record) -> Representation:
         result = represent(record, self.settings.public_url)

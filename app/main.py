@@ -9,7 +9,15 @@ from fastapi import FastAPI, Request, Response
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
-from app import VERSION, image_routes, key_routes, local_blobs, seed_routes, usage_routes
+from app import (
+    VERSION,
+    dead_letter_routes,
+    image_routes,
+    key_routes,
+    local_blobs,
+    seed_routes,
+    usage_routes,
+)
 from app.allowed_hosts import AllowedHosts
 from app.docs_page import docs_routes
 from app.documentation import DESCRIPTION, TAGS, install_documentation
@@ -18,6 +26,7 @@ from app.guard import requires
 from app.image_service import ImageService, service_in
 from app.metrics import ApiMetrics
 from app.security_headers import security_headers
+from app.stopping import AnswerWhenCancelled
 from app.unread_body import CloseOnUnreadBody
 from core.backends import BackendOpener, open_backend
 from core.clock import Clock, utc_now
@@ -94,6 +103,7 @@ def create_app(
         image_routes.router,
         seed_routes.router,
         local_blobs.router,
+        dead_letter_routes.router,
         key_routes.router,
         usage_routes.router,
         health_routes(checks),
@@ -106,6 +116,7 @@ def create_app(
     install_problem_handlers(app)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_middleware(CloseOnUnreadBody)
+    app.add_middleware(AnswerWhenCancelled)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

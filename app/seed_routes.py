@@ -59,9 +59,11 @@ async def status(request: Request, principal: Principal) -> Response:
 
 async def _upload(request: Request, principal: Principal, wait: float) -> Response:
     service = service_of(request)
-    upload = await read_upload(request, service.settings.max_image_bytes, form_only=True)
-    count_image(request, principal, len(upload.data))
-    result = await service.submit(principal.tenant, upload, wait)
+    limit = service.settings.max_image_bytes
+    with service.uploads.take() as slot:
+        upload = await read_upload(request, limit, slot, form_only=True)
+        count_image(request, principal, len(upload.data))
+        result = await service.submit(principal.tenant, upload, wait)
     return answer(result, location=_status_path(result.image_hash))
 
 

@@ -12,6 +12,7 @@ from core.clock import Clock, utc_now
 from core.ports import (
     AllowanceStore,
     BlobStore,
+    DeadLetterStore,
     KeyStore,
     Publisher,
     RecordStore,
@@ -25,11 +26,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Backend:
-    """The three ports of one process. `links` verifies local signed links, where they are local."""
+    """The four ports of one process. `links` verifies local signed links, where they are local."""
 
     records: RecordStore
     blobs: BlobStore
     publisher: Publisher
+    dead_letters: DeadLetterStore
     links: "LinkSigner | None" = None
 
 

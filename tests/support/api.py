@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 from fastapi import FastAPI
 from starlette.routing import Route
 
@@ -18,6 +17,7 @@ from app.gate import Gate
 from app.image_service import ImageService, service_in
 from app.key_service import Issued, Keys, Wanted
 from app.main import create_app
+from app.server import Server
 from core.clock import Clock, utc_now
 from core.identity import ALL_SCOPES, Scope
 from core.ports import RecordStore
@@ -154,17 +154,10 @@ async def open_api(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[
 async def serve_api(settings: Settings) -> AsyncIterator[tuple[Api, int]]:
     """The API behind uvicorn on a free port, and the port."""
     app = create_app(settings)
-    config = uvicorn.Config(
-        app,
-        http="httptools",
-        ws="none",
-        lifespan="on",
-        access_log=False,
-        log_config=None,
-        timeout_graceful_shutdown=5,  # a test that fails must not hang
-    )
+    # A test that fails must not hang.
+    server = Server(settings.model_copy(update={"shutdown_seconds": 5.0}), app)
     async with (
-        serving(config) as port,
+        serving(server) as port,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
     ):
         yield Api(app, client, service_in(app), settings), port

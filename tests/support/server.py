@@ -9,9 +9,8 @@ import uvicorn
 
 
 @asynccontextmanager
-async def serving(config: uvicorn.Config) -> AsyncIterator[int]:
+async def serving(server: uvicorn.Server) -> AsyncIterator[int]:
     """The port, once the server answers there; it has stopped when the block is left."""
-    server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:

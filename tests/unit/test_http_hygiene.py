@@ -1,22 +1,15 @@
-"""What every answer carries, who may call from a page, for which hosts, and bounds on requests."""
+"""What every answer carries, who may call from a page, and for which hosts."""
 
-import asyncio
 import base64
 import hashlib
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx
 import pytest
-import uvicorn
 
-from app.head_limit import bounded_protocol
-from app.main import create_app
-from core.settings import Settings
 from tests.support.api import Api, api_settings, open_api, routes_of
 from tests.support.pictures import picture, sha256
-from tests.support.server import serving
 
 IMAGE = picture()
 HASH = sha256(IMAGE)
@@ -146,91 +139,3 @@ async def test_only_listed_hosts_are_answered_for(
             assert answer.headers["x-content-type-options"] == "nosniff"
         # Probes ask by address.
         assert (await api.client.get("/health", headers={"Host": host})).status_code == 204
-
-
-# --- Over a connection ----------------------------------------------------------------------------
-
-LIMIT = 2048
-
-
-@pytest.fixture
-async def port(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[int]:
-    settings = api_settings(tmp_path, colour_bundle, max_header_bytes=LIMIT)
-    async with serving(config_of(settings)) as port:
-        yield port
-
-
-def config_of(settings: Settings) -> uvicorn.Config:
-    return uvicorn.Config(
-        create_app(settings),
-        http=bounded_protocol(settings.max_header_bytes),
-        ws="none",
-        lifespan="on",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        timeout_graceful_shutdown=5,
-    )
-
-
-async def exchange(port: int, *parts: bytes) -> bytes:
-    """What the server says to these bytes until it closes."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        for part in parts:
-            writer.write(part)
-            await writer.drain()
-            await asyncio.sleep(0.01)
-        async with asyncio.timeout(30):
-            return await reader.read()
-    except ConnectionResetError:
-        return b""
-    finally:
-        writer.close()
-
-
-def get(*headers: bytes, path: bytes = b"/health") -> bytes:
-    lines = [b"GET " + path + b" HTTP/1.1", b"Host: a", b"Connection: close", *headers]
-    return b"\r\n".join(lines) + b"\r\n\r\n"
-
-
-async def test_a_head_within_the_bound_is_read(port: int) -> None:
-    answer = await exchange(port, get(b"X: " + b"a" * (LIMIT - 200)))
-    assert answer.startswith(b"HTTP/1.1 204 ")
-
-
-@pytest.mark.parametrize(
-    "request_",
-    [
-        get(b"X: " + b"a" * LIMIT),
-        get(*(b"X%d: a" % number for number in range(LIMIT // 8))),
-        get(path=b"/health?" + b"a" * LIMIT),
-    ],
-    ids=["one long header", "many headers", "a long address"],
-)
-async def test_a_head_beyond_it_is_refused(port: int, request_: bytes) -> None:
-    answer = await exchange(port, request_)
-    assert answer.startswith(b"HTTP/1.1 431 ")
-    assert b'"code": "head_too_large"' in answer
-    assert b"connection: close" in answer.lower()
-
-
-async def test_a_head_without_end_is_refused_while_it_comes(port: int) -> None:
-    begun = b"GET /health HTTP/1.1\r\nHost: a\r\nX: "
-    answer = await exchange(port, begun, *([b"a" * 100] * (LIMIT // 100 + 2)))
-    assert answer.startswith(b"HTTP/1.1 431 ")
-
-
-async def test_bodies_do_not_count_as_head(port: int) -> None:
-    image = picture(size=(320, 200))
-    assert len(image) > LIMIT
-    head = b"POST /api/v1/images HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: %d"
-    answer = await exchange(port, head % len(image) + b"\r\n\r\n", image[:3000], image[3000:])
-    assert answer.startswith(b"HTTP/1.1 202 ")
-
-
-async def test_the_next_request_of_a_connection_is_counted_anew(port: int) -> None:
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
-        for _ in range(10):
-            answer = await client.get("/health", headers={"X": "a" * (LIMIT // 2)})
-            assert answer.status_code == 204

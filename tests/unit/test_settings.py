@@ -103,7 +103,6 @@ def test_a_rate_may_be_off(monkeypatch: pytest.MonkeyPatch) -> None:
         ("RATE_LIMIT", "600"),
         ("RATE_LIMIT", "0/minute"),
         ("DAILY_QUOTA", "-1"),
-        ("MAX_HEADER_BYTES", "100"),
         ("LOG_LEVEL", "loud"),
     ],
 )

@@ -9,24 +9,31 @@ import httpx
 import pytest
 
 from app.key_service import Issued
+from core.clock import utc_now
+from core.dead_letters.letter import DeadLetter, letter_id, tenant_of
 from core.identity import Scope
-from core.records import Status
+from core.messages import ClassifyImage
+from core.records import RecordKey, Status
 from tests.support.api import LABELS, Api, api_settings, bearer, open_api, routes_of
 from tests.support.pictures import picture, sha256
 
 IMAGE = picture()
 HASH = sha256(IMAGE)
 UNKNOWN = "0" * 64
-V1 = "/api/v1/images"
+V1, LETTERS = "/api/v1/images", "/api/v1/dead-letters"
 
 
 @dataclass
 class World:
-    """Ada's tenant has an image with its result, which is cached, and a key. Bob's has a key."""
+    """Ada's tenant has an image with its result, which is cached, a dead letter and a key.
+
+    Bob's has a key.
+    """
 
     api: Api
     ada: Issued
     bob: Issued
+    letter: DeadLetter
 
     async def ask(self, who: Issued, method: str, path: str, **options: Any) -> httpx.Response:
         headers = {**bearer(who), **options.pop("headers", {})}
@@ -53,12 +60,30 @@ def comparable(headers: httpx.Headers) -> dict[str, str]:
 async def world(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[World]:
     settings = api_settings(tmp_path, colour_bundle, api_keys="required", slow_wait_seconds=0.05)
     async with open_api(settings) as api:
-        there = World(api, await api.issue("ada"), await api.issue("bob"))
+        letter = letter_about(api.key(UNKNOWN, "ada"))
+        assert await api.service.backend.dead_letters.add(letter)
+        there = World(api, await api.issue("ada"), await api.issue("bob"), letter)
         assert (await there.ask(there.ada, "POST", V1, content=IMAGE)).status_code == 202
         await api.settle()
         await api.succeed(HASH, "ada")
         assert (await there.ask(there.ada, "GET", f"{V1}/{HASH}")).status_code == 200
         yield there
+
+
+def letter_about(key: RecordKey) -> DeadLetter:
+    attributes = ClassifyImage(key).attributes()
+    return DeadLetter(
+        id=letter_id(attributes, b"", "1"),
+        tenant=tenant_of(attributes),
+        attributes=attributes,
+        payload=b"",
+        payload_size=0,
+        attempts=10,
+        code="inference_failed",
+        detail="The model failed.",
+        published_at=utc_now(),
+        died_at=utc_now(),
+    )
 
 
 async def uploads_are_separate(world: World, path: str, **options: Any) -> None:
@@ -127,6 +152,31 @@ async def usage(world: World) -> None:
         assert {row["key_id"] for row in answer.json()["usage"]} == {world.bob.key.id}
 
 
+async def listing_letters(world: World) -> None:
+    """Not even with a cursor out of Ada's list."""
+    listed = (await world.ask(world.ada, "GET", LETTERS + "?limit=1")).json()
+    assert [letter["id"] for letter in listed["dead_letters"]] == [world.letter.id]
+    for query in ("", "?resolved=true", f"?cursor={listed['next_cursor']}"):
+        answer = await world.ask(world.bob, "GET", LETTERS + query)
+        assert answer.json() == {"dead_letters": [], "next_cursor": None}
+
+
+async def replaying_letters(world: World) -> None:
+    answer = await world.ask(world.bob, "POST", f"{LETTERS}/replay")
+    assert answer.json()["replayed"] == answer.json()["resolved"] == 0
+    await letter_is_untouched(world)
+
+
+async def others_letters(world: World, method: str, path: str) -> None:
+    await world.same_refusal(method, path.format(world.letter.id), path.format("ab" * 16))
+    await letter_is_untouched(world)
+
+
+async def letter_is_untouched(world: World) -> None:
+    kept = await world.api.service.backend.dead_letters.get("ada", world.letter.id)
+    assert kept is not None and kept.resolved_at is None
+
+
 async def metrics(world: World) -> None:
     """They are of the whole service, and so name nobody."""
     answer = await world.ask(world.bob, "GET", "/metrics")
@@ -156,6 +206,11 @@ CASES: dict[tuple[str, str], Callable[[World], Awaitable[None]]] = {
     ),
     ("GET", "/api/v1/usage"): usage,
     ("GET", "/metrics"): metrics,
+    ("GET", LETTERS): listing_letters,
+    ("POST", LETTERS + "/replay"): replaying_letters,
+    ("GET", LETTERS + "/{id}"): lambda w: others_letters(w, "GET", LETTERS + "/{}"),
+    ("DELETE", LETTERS + "/{id}"): lambda w: others_letters(w, "DELETE", LETTERS + "/{}"),
+    ("POST", LETTERS + "/{id}/replay"): lambda w: others_letters(w, "POST", LETTERS + "/{}/replay"),
 }
 
 
