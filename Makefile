@@ -8,7 +8,8 @@ BIN := $(VENV)/bin
 # Poetry only exports the lock; pip installs it with hashes, so any package index will do.
 POETRY_VENV := .poetry
 POETRY_PINS := poetry==2.5.1 poetry-plugin-export==1.10.1
-CODE := app worker core models compose docs tests
+CHECKOV_VENV := .checkov-venv
+CODE := app worker core models compose docs terraform tests
 
 .PHONY: help
 help: ## Show this list
@@ -59,7 +60,7 @@ test: setup ## Check style, types and boundaries, then run every test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .PHONY: lint
-lint: setup ## Style, types, import boundaries, Dockerfile, compose.yaml, workflows
+lint: setup $(CHECKOV_VENV)/.complete ## Style, types, import boundaries, Dockerfile, compose.yaml, workflows, Terraform
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
@@ -69,6 +70,14 @@ lint: setup ## Style, types, import boundaries, Dockerfile, compose.yaml, workfl
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
 	$(BIN)/zizmor --quiet --offline --no-progress --persona=pedantic .github
+	$(BIN)/python -m terraform.tools.check
+	$(CHECKOV_VENV)/bin/checkov --config-file terraform/.checkov.yaml
+
+# checkov pins some sixty packages exactly, so it lives beside the project's.
+$(CHECKOV_VENV)/.complete: terraform/tools/requirements-checkov.txt
+	$(PYTHON) -m venv --clear $(CHECKOV_VENV)
+	$(CHECKOV_VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
 
 .PHONY: format
 format: setup ## Rewrite the code in the agreed style
@@ -105,5 +114,5 @@ test-export: $(EXPORT_VENV)/.complete ## Test training and export (installs PyTo
 
 .PHONY: clean
 clean: ## Delete what was installed and generated; DATA_DIR stays
-	rm -rf $(VENV) $(POETRY_VENV) $(EXPORT_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(POETRY_VENV) $(EXPORT_VENV) $(CHECKOV_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -31,7 +31,7 @@ class Server(uvicorn.Server):
 
 def main() -> None:
     settings = load_settings()
-    configure_logging("api", settings.log_format, settings.log_level)
+    configure_logging("api", settings.log_format, settings.log_level, settings.google_cloud_project)
     try:
         read_bundle(settings.model_uri)
     except BundleError as error:

@@ -17,7 +17,6 @@ from app.image_service import ImageService, check_hash, service_of
 from app.preferences import preferred_wait
 from app.representation import NO_STORE, image_path
 from app.upload import read_upload
-from core.request_context import traceparent_of
 from core.request_route import RequestRoute
 
 # Endpoints take the request alone: FastAPI's handling of declared parameters would cost more than
@@ -38,7 +37,7 @@ async def upload(request: Request) -> Response:
     service = service_of(request)
     wait = _wait(request, service)
     image = await read_upload(request, service.settings.max_image_bytes)
-    result = await service.submit(image, wait or 0, traceparent_of(request.state))
+    result = await service.submit(image, wait or 0)
     return answer(result, location=image_path(result.image_hash), wait=wait)
 
 

@@ -7,6 +7,7 @@ import structlog
 from fastapi import FastAPI, Request
 
 from app.image_header import accepted_type
+from app.metrics import ApiMetrics
 from app.representation import Representation, represent
 from app.result_cache import ResultCache
 from app.submission import Candidate, Submissions
@@ -19,6 +20,7 @@ from core.health import Check
 from core.model_bundle import Bundle, read_bundle
 from core.records import IMAGE_HASH, PUBLIC_TENANT, Record, RecordKey, blob_name
 from core.settings import Settings
+from core.telemetry import bind_image
 
 log = structlog.get_logger(__name__)
 
@@ -27,9 +29,15 @@ class ImageService:
     """Submit, find, read and delete images under one model."""
 
     def __init__(
-        self, settings: Settings, backend: Backend, bundle: Bundle, clock: Clock = utc_now
+        self,
+        settings: Settings,
+        backend: Backend,
+        bundle: Bundle,
+        metrics: ApiMetrics,
+        clock: Clock = utc_now,
     ) -> None:
         self.settings = settings
+        self.metrics = metrics
         self.backend = backend
         self.model = bundle.identity
         self.clock = clock
@@ -37,22 +45,24 @@ class ImageService:
         self._cache = ResultCache(settings.result_cache_entries, settings.result_cache_seconds)
         self._submissions = Submissions(backend, settings.max_image_pixels, clock)
 
-    async def submit(self, upload: Upload, wait: float, traceparent: str) -> Representation:
+    async def submit(self, upload: Upload, wait: float) -> Representation:
         """Take an image in; answer with its record as it stands after at most `wait` seconds.
 
         Raises UnsupportedImage, InvalidImage, Unavailable. A refused image leaves no trace.
         """
         content_type = accepted_type(upload.data)
         key = RecordKey(PUBLIC_TENANT, upload.image_hash, self.model)
-        _bind(key)
+        bind_image(key)
         known = self._cache.get(key)
         if known is not None:
+            self.metrics.uploaded(known.status, cached=True)
             return known
-        image = Candidate(key, upload.data, content_type, traceparent)
+        image = Candidate(key, upload.data, content_type)
         record = await self._submissions.submit(image)
         if wait > 0 and not record.status.terminal:
             # Where it was deleted meanwhile: what was accepted is what there is to say.
             record = await self.waiting.until_terminal(key, wait) or record
+        self.metrics.uploaded(record.status, cached=False)
         return self._represent(record)
 
     def cached(self, key: RecordKey) -> Representation | None:
@@ -64,7 +74,7 @@ class ImageService:
         known = self._cache.get(key)
         if known is not None:
             return known
-        _bind(key)
+        bind_image(key)
         record = await self.backend.records.get(key)
         if record is not None and wait > 0 and not record.status.terminal:
             record = await self.waiting.until_terminal(key, wait) or await self.backend.records.get(
@@ -147,9 +157,3 @@ def check_hash(image_hash: str) -> None:
             "An image hash is the SHA-256 of the image's bytes: 64 hex digits in lower case.",
             extra={"field": "image_hash"},
         )
-
-
-def _bind(key: RecordKey) -> None:
-    # Not `image_context`: the request's own closing line, outside of here, shall carry it too.
-    # RequestContext clears it when the next request begins.
-    structlog.contextvars.bind_contextvars(image_hash=key.image_hash, tenant=key.tenant)

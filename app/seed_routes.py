@@ -6,7 +6,6 @@ from app.answers import answer
 from app.documentation import FORM_BODY, IMAGE_HASH, LOOKUP_REFUSALS, UPLOAD_REFUSALS, results
 from app.image_service import service_of
 from app.upload import read_upload
-from core.request_context import traceparent_of
 from core.request_route import RequestRoute
 
 router = APIRouter(prefix="/what", tags=["what"], route_class=RequestRoute)
@@ -55,7 +54,7 @@ async def status(request: Request) -> Response:
 async def _upload(request: Request, wait: float) -> Response:
     service = service_of(request)
     upload = await read_upload(request, service.settings.max_image_bytes, form_only=True)
-    result = await service.submit(upload, wait, traceparent_of(request.state))
+    result = await service.submit(upload, wait)
     return answer(result, location=_status_path(result.image_hash))
 
 

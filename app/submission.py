@@ -14,9 +14,10 @@ from app.image_header import inspect_header
 from core.backends import Backend
 from core.clock import Clock, utc_now
 from core.errors import GlimpseError, Unavailable
-from core.messages import ClassifyImage
+from core.publishing import publish
 from core.records import Record, RecordKey, Status, new_record
 from core.telemetry import image_context
+from core.tracing import span
 
 log = structlog.get_logger(__name__)
 
@@ -25,12 +26,11 @@ ADVANCE_TIMEOUT = 5.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An image that was offered. `content_type` was sniffed; `traceparent` may be empty."""
+    """An image that was offered. `content_type` was sniffed."""
 
     key: RecordKey
     data: bytes | bytearray
     content_type: str
-    traceparent: str = ""
 
 
 async def submit(
@@ -43,8 +43,9 @@ async def submit(
     """
     record = await _record_of(backend, image, max_pixels, clock)
     if record.status is Status.PENDING:
-        await backend.blobs.put(image.key.blob_name, bytes(image.data), image.content_type)
-        message_id = await backend.publisher.publish(ClassifyImage(image.key, image.traceparent))
+        with span("store image"):
+            await backend.blobs.put(image.key.blob_name, bytes(image.data), image.content_type)
+        message_id = await publish(backend.publisher, image.key)
         log.info("accepted", bytes=len(image.data), type=image.content_type, message=message_id)
     return record
 
@@ -52,11 +53,14 @@ async def submit(
 async def _record_of(backend: Backend, image: Candidate, max_pixels: int, clock: Clock) -> Record:
     """The record as it stands, created or set to try again where that is due."""
     for _ in range(3):
-        record = await backend.records.get(image.key)
+        with span("look up record"):
+            record = await backend.records.get(image.key)
         if record is None:
             await asyncio.to_thread(inspect_header, image.data, image.content_type, max_pixels)
             record = new_record(image.key, clock())
-            if await backend.records.create(record):
+            with span("create record"):
+                created = await backend.records.create(record)
+            if created:
                 return record
         elif record.may_retry:
             await backend.records.retry(image.key)
@@ -111,8 +115,9 @@ class Submissions:
     async def _advance(self, key: RecordKey) -> None:
         """Note that the message is out. Losing this is harmless: the worker claims either state."""
         try:
-            async with asyncio.timeout(ADVANCE_TIMEOUT):
-                await self._backend.records.advance(key, Status.PENDING, Status.QUEUED)
+            with span("mark queued"):
+                async with asyncio.timeout(ADVANCE_TIMEOUT):
+                    await self._backend.records.advance(key, Status.PENDING, Status.QUEUED)
         except (GlimpseError, TimeoutError) as error:
             log.warning("record stays pending", image_hash=key.image_hash, reason=str(error))
         finally:

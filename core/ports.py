@@ -5,6 +5,7 @@ Every method may raise `core.errors.Unavailable` (retryable) and nothing else of
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -84,9 +85,26 @@ class BlobStore(Protocol):
     async def ping(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Messages that wait for their first or another delivery; `oldest_age` is in seconds."""
+
+    messages: int
+    oldest_age: float
+
+
 class Publisher(Protocol):
+    """`system` and `topic` are what traces call the queue (OpenTelemetry's `messaging.system`)."""
+
+    system: str
+    topic: str
+
     async def publish(self, message: ClassifyImage) -> str:
         """Hand the message to the queue, durably; its id there. Unavailable where it failed."""
         ...
 
     async def ping(self) -> None: ...
+
+    async def backlog(self) -> Backlog | None:
+        """The queue's depth, or None where it is known elsewhere (Cloud Monitoring has it)."""
+        ...

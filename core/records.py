@@ -109,12 +109,16 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to finish one record until `expires_at`, proved by `token`."""
+    """The right to finish one record until `expires_at`, proved by `token`.
+
+    `submitted_at` is the record's: since then a client waits.
+    """
 
     key: RecordKey
     token: int
     attempt: int
     expires_at: datetime = field(compare=False)
+    submitted_at: datetime = field(compare=False)
 
 
 # Which steps `advance` may take: forward, and only between states that no worker owns.
@@ -151,7 +155,9 @@ def claimed(record: Record, now: datetime, lease: timedelta) -> Record | None:
 def claim_of(record: Record) -> Claim:
     """The claim that `claimed` has just granted."""
     assert record.lease_expires_at is not None
-    return Claim(record.key, record.token, record.attempts, record.lease_expires_at)
+    return Claim(
+        record.key, record.token, record.attempts, record.lease_expires_at, record.submitted_at
+    )
 
 
 def completed(

@@ -1,37 +1,49 @@
-"""Middleware around every request: trace context, log context, one log line."""
+"""Middleware around every request: its span, its log context, one log line, its metrics."""
 
-import re
 import time
-from typing import Any
+from collections.abc import Collection
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from core.telemetry import new_traceparent
+from core.metrics import METRICS_PATH, UNMATCHED
+from core.observation import Observation
+from core.tracing import Kind, Span, make_current, new_traceparent, parsed_traceparent
 
 log = structlog.get_logger("request")
 
-_TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+# Asked for by machines, every few seconds: traces of them would hide the others.
+UNTRACED = ("/health", "/ready", METRICS_PATH)
 
 
 class RequestContext:
     """Plain ASGI middleware (a `BaseHTTPMiddleware` would cost a task for each request).
 
-    Sets `scope["state"]["traceparent"]`: the caller's if well-formed, else a new one. Reads that
-    succeed are logged at debug, everything else at info.
+    The current span continues the caller's trace context if that is well-formed, and begins a trace
+    otherwise. Reads that succeed are logged at debug, everything else at info. Requests for
+    `untraced` paths record no span of their own.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        observation: Observation | None = None,
+        untraced: Collection[str] = UNTRACED,
+    ) -> None:
         self.app = app
+        self._observation = observation or Observation()
+        self._metrics = self._observation.metrics
+        self._untraced = frozenset(untraced)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        traceparent = _traceparent(scope)
-        scope.setdefault("state", {})["traceparent"] = traceparent
+        method, metrics = scope["method"], self._metrics
         structlog.contextvars.clear_contextvars()
-        structlog.contextvars.bind_contextvars(trace=traceparent[3:35])
+        span = self._begin(method, scope)
+        make_current(span)
+        metrics.in_flight += 1
         began, status = time.perf_counter(), 500
 
         async def watch(message: Message) -> None:
@@ -43,27 +55,50 @@ class RequestContext:
         try:
             await self.app(scope, receive, watch)
         finally:
-            read = scope["method"] in ("GET", "HEAD") and status < 400
-            milliseconds = round(1000 * (time.perf_counter() - began), 1)
+            seconds = time.perf_counter() - began
+            metrics.in_flight -= 1
+            route = scope.get("route")
+            template = UNMATCHED if route is None else route.path
+            metrics.answered(method, template, status, seconds)
+            if span.recording:
+                _end(span, scope, template, status)
+            read = method in ("GET", "HEAD") and status < 400
             (log.debug if read else log.info)(
                 "request",
-                method=scope["method"],
+                method=method,
                 path=scope["path"],
                 status=status,
-                milliseconds=milliseconds,
+                milliseconds=round(1000 * seconds, 1),
             )
+
+    def _begin(self, method: str, scope: Scope) -> Span:
+        traceparent = _traceparent(scope)
+        if scope["path"] in self._untraced:
+            return Span(traceparent or new_traceparent())
+        return self._observation.tracer.begin(method, Kind.SERVER, traceparent)
+
+
+def _end(span: Span, scope: Scope, template: str, status: int) -> None:
+    """https://opentelemetry.io/docs/specs/semconv/http/http-spans/#http-server-span"""
+    if template != UNMATCHED:
+        span.rename(f"{scope['method']} {template}")
+        span.set({"http.route": template})
+    span.set(
+        {
+            "http.request.method": scope["method"],
+            "url.path": scope["path"],
+            "url.scheme": scope["scheme"],
+            "http.response.status_code": status,
+        }
+    )
+    if status >= 500:
+        span.fail(str(status))
+    span.end()
 
 
 def _traceparent(scope: Scope) -> str:
     headers: list[tuple[bytes, bytes]] = scope["headers"]
     for name, value in headers:
         if name == b"traceparent":
-            text = value.decode("latin-1")
-            if _TRACEPARENT.fullmatch(text):
-                return text
-    return new_traceparent()
-
-
-def traceparent_of(state: Any) -> str:
-    """The trace context that the middleware left on `request.state`."""
-    return str(getattr(state, "traceparent", ""))
+            return parsed_traceparent(value.decode("latin-1"))
+    return ""

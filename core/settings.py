@@ -199,13 +199,23 @@ class Settings(BaseSettings):
         Seconds, Field(description="How long a stopping service may finish what it began")
     ] = 8
 
-    # --- Logs -----------------------------------------------------------------------------------
+    # --- Logs, traces, metrics ------------------------------------------------------------------
     log_format: Annotated[
         Literal["console", "json"], Field(description="Readable lines, or JSON for Cloud Logging")
     ] = "console"
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="Least severity to log")
     ] = "info"
+    traces: Annotated[
+        Literal["off", "otlp", "gcp"],
+        Field(
+            description="Where traces go: nowhere, to a collector (the standard "
+            "`OTEL_EXPORTER_OTLP_ENDPOINT` says which), or to Cloud Trace"
+        ),
+    ] = "off"
+    metrics: Annotated[
+        bool, Field(description="Whether both services answer `/metrics` for Prometheus")
+    ] = True
 
     @field_validator("extra_model_uris", mode="before")
     @classmethod

@@ -1,12 +1,11 @@
 """Structured logs: JSON in Cloud Logging's field names, or readable lines.
 
-Whatever is bound to the context (`image_context`) is on every line until the request ends, so each
-line about one image carries its hash. Fields:
+Whatever is bound to the context (`bind_image`) is on every line until the request ends, so each
+line about one image carries its hash; and each line carries the trace it belongs to. Fields:
 https://cloud.google.com/logging/docs/structured-logging
 """
 
 import logging
-import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,19 +15,26 @@ from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from core.records import RecordKey
+from core.tracing import current, is_sampled, span_id, trace_id
 
 
-def configure_logging(service: str, log_format: str, level: str) -> None:
-    """Send structlog's lines, and the standard library's, to standard output in one format."""
+def configure_logging(service: str, log_format: str, level: str, project: str = "") -> None:
+    """Send structlog's lines, and the standard library's, to standard output in one format.
+
+    With a Google Cloud `project`, lines in JSON name their trace the way Cloud Logging links it.
+    """
     number = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        with_trace,
     ]
     final: list[Processor]
     if log_format == "json":
         shared.append(_with_service(service))
+        if project:
+            shared.append(_with_cloud_trace(project))
         final = [
             # Without local variables: they hold images and signed links.
             structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
@@ -63,14 +69,41 @@ def configure_logging(service: str, log_format: str, level: str) -> None:
 @contextmanager
 def image_context(key: RecordKey) -> Iterator[None]:
     """Every line logged inside carries the image's hash and tenant."""
-    with structlog.contextvars.bound_contextvars(image_hash=key.image_hash, tenant=key.tenant):
+    with structlog.contextvars.bound_contextvars(**_names(key)):
         yield
 
 
-def new_traceparent() -> str:
-    """W3C trace context (https://www.w3.org/TR/trace-context/), sampled."""
-    # Unique is enough: these ids are no secret, and every request draws one.
-    return f"00-{random.getrandbits(128):032x}-{random.getrandbits(64):016x}-01"
+def bind_image(key: RecordKey) -> None:
+    """As `image_context`, until the request ends: its own closing line carries the image too.
+
+    `RequestContext` clears it when the next request begins.
+    """
+    structlog.contextvars.bind_contextvars(**_names(key))
+
+
+def _names(key: RecordKey) -> dict[str, str]:
+    return {"image_hash": key.image_hash, "tenant": key.tenant}
+
+
+def with_trace(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """structlog's processor that names the trace of the line."""
+    traceparent = current().traceparent
+    if traceparent:
+        event["trace"] = trace_id(traceparent)
+    return event
+
+
+def _with_cloud_trace(project: str) -> Processor:
+    def add(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+        traceparent = current().traceparent
+        if traceparent:
+            trace = f"projects/{project}/traces/{trace_id(traceparent)}"
+            event["logging.googleapis.com/trace"] = trace
+            event["logging.googleapis.com/spanId"] = span_id(traceparent)
+            event["logging.googleapis.com/trace_sampled"] = is_sampled(traceparent)
+        return event
+
+    return add
 
 
 def _with_service(service: str) -> Processor:
@@ -84,4 +117,6 @@ def _with_service(service: str) -> Processor:
 def _cloud_logging_names(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     event["message"] = event.pop("event", "")
     event["severity"] = str(event.pop("level", "info")).upper()
+    # As text it is `time`; Cloud Logging expects an object under `timestamp`.
+    event["time"] = event.pop("timestamp")
     return event

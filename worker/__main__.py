@@ -14,7 +14,9 @@ from worker.main import create_app
 def main() -> None:
     """Run the worker with the settings of the environment."""
     settings = load_settings()
-    configure_logging("worker", settings.log_format, settings.log_level)
+    configure_logging(
+        "worker", settings.log_format, settings.log_level, settings.google_cloud_project
+    )
     serve(settings)
 
 

@@ -13,8 +13,10 @@ import structlog
 from core.errors import InvalidImage, ModelUnavailable, NotFound, Unavailable
 from core.messages import ClassifyImage
 from core.records import Annotation, Claim, Record, RecordError, RecordKey
+from core.tracing import Step, current, span
 from worker.classifier_pool import RemoteClassifier
 from worker.errors import ClassifierLost, InferenceFailed
+from worker.metrics import DUPLICATE, LEASE_LOST, SUCCESS, WorkerMetrics
 from worker.workbench import Workbench
 
 log = structlog.get_logger(__name__)
@@ -37,6 +39,7 @@ async def classify(message: ClassifyImage, bench: Workbench) -> None:
         classifier = await bench.models.classifier(key.model)
     except ModelUnavailable:
         if (await _existing(key, bench)).status.terminal:
+            bench.metrics.ended(DUPLICATE)
             return
         raise
     patience_ends: float | None = None
@@ -47,6 +50,7 @@ async def classify(message: ClassifyImage, bench: Workbench) -> None:
                 return
         patience_ends = patience_ends or time.monotonic() + bench.settings.duplicate_wait_seconds
         if await _ended_elsewhere(key, bench, patience_ends):
+            bench.metrics.ended(DUPLICATE)
             return
 
 
@@ -59,11 +63,13 @@ async def _work(
 ) -> None:
     """The claimed part. `began` is when the message came in, in `time.perf_counter` seconds."""
     records = bench.backend.records
-    outcome = await _outcome(claim, image, classifier)
-    if isinstance(outcome, RecordError):
-        stored = await records.fail(claim, outcome)
-    else:
-        stored = await records.complete(claim, outcome)
+    bench.metrics.claimed(claim, bench.clock())
+    outcome = await _outcome(claim, image, classifier, bench.metrics)
+    with span("store result"):
+        if isinstance(outcome, RecordError):
+            stored = await records.fail(claim, outcome)
+        else:
+            stored = await records.complete(claim, outcome)
     timing = {
         "attempt": claim.attempt,
         "milliseconds": round(1000 * (time.perf_counter() - began), 1),
@@ -72,22 +78,26 @@ async def _work(
         log.warning("lease lost", **timing)
         if not (await _existing(claim.key, bench)).status.terminal:
             raise Unavailable("Another worker has taken the image over.")
+        bench.metrics.ended(LEASE_LOST)
     elif isinstance(outcome, RecordError):
+        bench.metrics.ended(outcome.code)
         log.warning("image refused", code=outcome.code, detail=outcome.detail, **timing)
     else:
+        bench.metrics.ended(SUCCESS)
         log.info("classified", label=outcome[0].label, **timing)
 
 
 async def _outcome(
-    claim: Claim, image: Awaitable[bytes], classifier: RemoteClassifier
+    claim: Claim, image: Awaitable[bytes], classifier: RemoteClassifier, metrics: WorkerMetrics
 ) -> tuple[Annotation, ...] | RecordError:
     """The labels of the image, or the fault of it that every delivery would meet."""
     try:
         data = await image
     except NotFound:
         return RecordError("image_missing", "The stored image is gone: upload it again.", True)
+    steps: list[Step] = []
     try:
-        return await classifier.annotate(data)
+        return await classifier.annotate(data, steps)
     except InvalidImage as error:
         return RecordError(error.code, error.detail, False)
     except InferenceFailed as error:
@@ -98,6 +108,11 @@ async def _outcome(
         if claim.attempt < LOST_CLASSIFIERS:
             raise
         return RecordError(error.code, error.detail, True)
+    finally:
+        for step in steps:
+            current().past(step)
+        if steps:
+            metrics.inference.observe((steps[-1].ended - steps[0].began) / 1e9)
 
 
 async def _ended_elsewhere(key: RecordKey, bench: Workbench, patience_ends: float) -> bool:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from core.errors import BundleError
 from core.model_bundle import MODEL_FILE, Bundle, verify_bundle
 from core.records import Annotation
+from core.tracing import span
 from worker.errors import InferenceFailed
 from worker.preprocessing import Preprocessor
 
@@ -42,7 +43,10 @@ class Classifier:
         Raises UndecodableImage or InvalidImage for the image's faults, InferenceFailed for the
         model's.
         """
-        return self._annotations(self._scores(self._preprocessor.tensor(data)))
+        with span("decode"):
+            tensor = self._preprocessor.tensor(data)
+        with span("infer"):
+            return self._annotations(self._scores(tensor))
 
     def _scores(self, tensor: NDArray[np.float32]) -> NDArray[np.float64]:
         """One probability a label."""

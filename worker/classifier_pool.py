@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,6 +20,7 @@ from core.errors import Unavailable, UndecodableImage
 from core.model_bundle import Bundle
 from core.records import Annotation
 from core.settings import Settings
+from core.tracing import Step
 from worker.classifier_protocol import ERRORS, REPLY, REQUEST
 from worker.errors import ClassifierLost
 
@@ -40,6 +41,7 @@ class _Request:
     image: bytes  # empty: load the model
     seconds: float
     answer: Answer
+    steps: list[Step] = field(default_factory=list)  # filled in before the answer comes
 
 
 class ClassifierPool:
@@ -67,9 +69,11 @@ class ClassifierPool:
                 raise outcome
         return RemoteClassifier(self, bundle, name)
 
-    async def annotate(self, name: bytes, image: bytes) -> tuple[Annotation, ...]:
+    async def annotate(
+        self, name: bytes, image: bytes, steps: list[Step]
+    ) -> tuple[Annotation, ...]:
         least = min(self._members, key=_Member.in_hand)
-        return await least.ask(name, image, self._settings.classify_seconds)
+        return await least.ask(name, image, self._settings.classify_seconds, steps)
 
     async def close(self) -> None:
         """End the processes, whatever they are doing; who waits for them hears Unavailable."""
@@ -84,15 +88,18 @@ class RemoteClassifier:
         self._pool = pool
         self._name = name
 
-    async def annotate(self, image: bytes) -> tuple[Annotation, ...]:
+    async def annotate(
+        self, image: bytes, steps: list[Step] | None = None
+    ) -> tuple[Annotation, ...]:
         """The most likely labels of an encoded image, most likely first.
 
-        Raises UndecodableImage or InvalidImage for the image's faults, InferenceFailed for the
-        model's, ClassifierLost where the process ended or had to be ended over it.
+        What the process did, and when, is appended to `steps` if it answers at all. Raises
+        UndecodableImage or InvalidImage for the image's faults, InferenceFailed for the model's,
+        ClassifierLost where the process ended or had to be ended over it.
         """
         if not image:
             raise UndecodableImage("The image has no bytes.")
-        return await self._pool.annotate(self._name, image)
+        return await self._pool.annotate(self._name, image, [] if steps is None else steps)
 
 
 class _Member(asyncio.Protocol):
@@ -113,7 +120,9 @@ class _Member(asyncio.Protocol):
     def in_hand(self) -> int:
         return len(self._asked)
 
-    def ask(self, name: bytes, image: bytes, seconds: float) -> Answer:
+    def ask(
+        self, name: bytes, image: bytes, seconds: float, steps: list[Step] | None = None
+    ) -> Answer:
         """The answer to one frame. Cancelling it leaves the process to finish for nobody."""
         answer: Answer = asyncio.get_running_loop().create_future()
         if self._closed:
@@ -122,7 +131,7 @@ class _Member(asyncio.Protocol):
         if image and name not in self._warm:
             # Apart, so that loading takes nothing of the time that one image may have.
             self._add(_loading(name))
-        self._add(_Request(name, image, seconds, answer))
+        self._add(_Request(name, image, seconds, answer, [] if steps is None else steps))
         return answer
 
     async def start(self) -> None:
@@ -190,6 +199,7 @@ class _Member(asyncio.Protocol):
         self._pause = FIRST_PAUSE
         request = self._asked.popleft()
         self._watch()
+        request.steps.extend(Step(*step) for step in document["steps"])
         if "error" in document:
             code, detail, cause = document["error"]
             error = ERRORS[code](detail)

@@ -17,6 +17,7 @@ from cachetools import LRUCache
 
 from core.errors import BundleError, GlimpseError, InvalidImage
 from core.model_bundle import read_bundle
+from core.tracing import Stopwatch, make_current
 from worker.classifier import Classifier
 from worker.classifier_protocol import ERRORS, REPLY, REQUEST
 from worker.errors import InferenceFailed
@@ -34,6 +35,11 @@ class Models:
 
     def answer(self, name: bytes, image: bytes) -> dict[str, object]:
         """The reply to one frame."""
+        watch = Stopwatch()
+        make_current(watch)
+        return {**self._answer(name, image), "steps": watch.steps}
+
+    def _answer(self, name: bytes, image: bytes) -> dict[str, object]:
         try:
             classifier = self._loaded.get(name) or self._load(name)
             found = classifier.annotate(image) if image else ()

@@ -6,10 +6,11 @@ A request is a frame of
 
 where no image means: load the model. Each is answered, in order, by
 
-    4 bytes N, N bytes of JSON {"annotations": [[label, confidence], ...]}
-                            or {"error": [code, detail, traceback]}
+    4 bytes N, N bytes of JSON {"annotations": [[label, confidence], ...], "steps": ...}
+                            or {"error": [code, detail, traceback], "steps": ...}
 
-Lengths are big-endian. Both ends are of one release, so there is no version.
+where the steps are [[name, began, ended], ...], in Unix nanoseconds. Lengths are big-endian. Both
+ends are of one release, so there is no version.
 """
 
 import struct

@@ -8,7 +8,11 @@ import structlog
 from core.errors import Unavailable
 from core.messages import DEAD_LETTER_DELIVERY_COUNT, ClassifyImage
 from core.records import RecordError
+from core.tracing import span
 from worker.workbench import Workbench
+
+# Why a letter failed no record.
+UNREADABLE, UNKNOWN_IMAGE, FINISHED_IMAGE = "unreadable", "unknown_image", "finished_image"
 
 log = structlog.get_logger(__name__)
 
@@ -20,13 +24,18 @@ async def bury(message: ClassifyImage, attributes: dict[str, str], bench: Workbe
     Unavailable while a worker still owns the record: that one may yet succeed.
     """
     error = _reason(message, attributes, bench)
-    if await bench.backend.records.fail(message.key, error):
+    with span("fail record"):
+        failed = await bench.backend.records.fail(message.key, error)
+    if failed:
+        bench.metrics.buried(error.code)
         log.error("dead letter", code=error.code, detail=error.detail)
         return
     record = await bench.backend.records.get(message.key)
     if record is None:
+        bench.metrics.buried(UNKNOWN_IMAGE)
         log.error("dead letter for an unknown image", model=message.key.model)
     elif record.status.terminal:
+        bench.metrics.buried(FINISHED_IMAGE)
         log.info("dead letter for a finished image", status=record.status)
     else:
         raise Unavailable("A worker is still classifying this image.")

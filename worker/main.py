@@ -10,10 +10,13 @@ from fastapi import FastAPI
 from core.backends import BackendOpener, open_backend
 from core.clock import Clock, utc_now
 from core.health import Check, health_routes
+from core.observation import FASTAPI_TELEMETRY, Observation
+from core.policy import CLASSIFY_PATH, DEAD_LETTER_PATH
 from core.problems import install_problem_handlers
-from core.request_context import RequestContext
+from core.request_context import UNTRACED, RequestContext
 from core.settings import Settings
 from worker.classifier_pool import ClassifierPool
+from worker.metrics import WorkerMetrics
 from worker.model_registry import ModelRegistry
 from worker.push_endpoint import push_routes
 from worker.push_guard import push_guard
@@ -32,6 +35,9 @@ def create_app(
     `app.state.bench` is the `Workbench` while the lifespan lasts.
     """
 
+    observation = Observation("worker", settings)
+    metrics = WorkerMetrics(observation.metrics.registry)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         pool = ClassifierPool(settings)
@@ -39,9 +45,10 @@ def create_app(
         models = ModelRegistry(uris, settings.loaded_models, pool.load)
         opening = asyncio.create_task(_open(pool, models))
         try:
-            async with opener(settings, clock) as backend:
+            async with observation.running() as observed, opener(settings, clock) as backend:
                 await opening
-                bench = app.state.bench = Workbench(settings, backend, models, clock)
+                await observed
+                bench = app.state.bench = Workbench(settings, backend, models, metrics, clock)
                 try:
                     yield
                 finally:
@@ -68,12 +75,16 @@ def create_app(
         title="Glimpse worker",
         description="Classifies the images that push messages name. Called by the queue.",
         lifespan=lifespan,
+        telemetry=FASTAPI_TELEMETRY,
     )
-    app.add_middleware(RequestContext)
+    # A delivery has a span of its own, in its message's trace.
+    untraced = (*UNTRACED, CLASSIFY_PATH, DEAD_LETTER_PATH)
+    app.add_middleware(RequestContext, observation=observation, untraced=untraced)
     install_problem_handlers(app)
     # Taken over one by one: what `include_router` builds is matched twice for each request.
-    app.router.routes.extend(push_routes(bench, push_guard(settings)).routes)
+    app.router.routes.extend(push_routes(bench, observation, push_guard(settings)).routes)
     app.include_router(health_routes(checks))
+    observation.expose(app)
     return app
 
 

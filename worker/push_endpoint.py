@@ -6,18 +6,19 @@
 import asyncio
 import functools
 import json
-import re
 from collections.abc import Awaitable, Callable
 
 import structlog
 from fastapi import APIRouter, Request, Response
 
-from core.errors import MalformedEnvelope, Unavailable
-from core.messages import ClassifyImage, PushEnvelope
+from core.errors import GlimpseError, MalformedEnvelope, Unavailable
+from core.messages import PushEnvelope
+from core.observation import Observation
 from core.policy import CLASSIFY_PATH, DEAD_LETTER_PATH, RECONCILE_PATH
 from core.request_route import RequestRoute
 from worker.classification import classify
-from worker.dead_letter import bury
+from worker.dead_letter import UNREADABLE, bury
+from worker.delivery import delivery
 from worker.errors import EnvelopeTooLarge
 from worker.reconciliation import reconcile
 from worker.workbench import Workbench
@@ -28,11 +29,12 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 # Pub/Sub's largest message: https://cloud.google.com/pubsub/quotas#resource_limits
 MAX_ENVELOPE_BYTES = 10_000_000
-_TRACE_ID = re.compile(r"[0-9a-f]{32}")
 
 
 def push_routes(
-    bench: Callable[[], Workbench], admit: Callable[[Request], Awaitable[None]] | None = None
+    bench: Callable[[], Workbench],
+    observation: Observation,
+    admit: Callable[[Request], Awaitable[None]] | None = None,
 ) -> APIRouter:
     """The routes; `bench()` gives the process's workbench at the time of the request.
 
@@ -60,14 +62,18 @@ def push_routes(
     @admitted
     async def generate_annotations(request: Request) -> Response:
         envelope = PushEnvelope.parse(await _body(request))
-        message = envelope.classify_image()
-        _bind(message)
-        try:
-            await classify(message, bench())
-        except asyncio.CancelledError:
-            # Only a server that stops and can wait no longer cancels a request. Its claim is given
-            # up by now, and the queue should hear more than a broken connection.
-            raise Unavailable("The worker is stopping.") from None
+        message, here = envelope.classify_image(), bench()
+        with delivery(request, envelope, message, here.backend.publisher, observation.tracer):
+            try:
+                await classify(message, here)
+            except asyncio.CancelledError:
+                # Only a server that stops and can wait no longer cancels a request. Its claim is
+                # given up by now, and the queue should hear more than a broken connection.
+                here.metrics.ended(Unavailable.code)
+                raise Unavailable("The worker is stopping.") from None
+            except GlimpseError as error:
+                here.metrics.ended(error.code)
+                raise
         return Response(status_code=204)
 
     @router.post(
@@ -84,9 +90,11 @@ def push_routes(
         except (MalformedEnvelope, EnvelopeTooLarge) as error:
             # Nothing would make it readable, and a refusal would bring it back for ever.
             log.error("dead letter unreadable", detail=error.detail)
+            bench().metrics.buried(UNREADABLE)
             return Response(status_code=204)
-        _bind(message)
-        await bury(message, envelope.message.attributes, bench())
+        here = bench()
+        with delivery(request, envelope, message, here.backend.publisher, observation.tracer):
+            await bury(message, envelope.message.attributes, here)
         return Response(status_code=204)
 
     @router.post(
@@ -99,6 +107,7 @@ def push_routes(
     async def reconcile_stale(request: Request) -> Response:
         here = bench()
         counts = await reconcile(here.backend, here.settings.delivery, here.clock())
+        here.metrics.reconciled(counts)
         return Response(json.dumps(counts).encode(), media_type="application/json")
 
     return router
@@ -121,16 +130,3 @@ async def _body(request: Request) -> bytes:
 
 def _too_large() -> EnvelopeTooLarge:
     return EnvelopeTooLarge(f"A push envelope has at most {MAX_ENVELOPE_BYTES} bytes.")
-
-
-def _bind(message: ClassifyImage) -> None:
-    """Put the image on every line until the request ends, that of the request itself included.
-
-    `RequestContext` clears it when the next request begins.
-    """
-    bound = {"image_hash": message.key.image_hash, "tenant": message.key.tenant}
-    # version-trace-parent-flags. Where the publisher sent none, the request's own trace stays.
-    parts = message.traceparent.split("-")
-    if len(parts) == 4 and _TRACE_ID.fullmatch(parts[1]):
-        bound["trace"] = parts[1]
-    structlog.contextvars.bind_contextvars(**bound)

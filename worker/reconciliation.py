@@ -9,10 +9,11 @@ from datetime import datetime, timedelta
 import structlog
 
 from core.backends import Backend
-from core.messages import ClassifyImage
 from core.policy import DeliveryPolicy
+from core.publishing import publish
 from core.records import Record, RecordError
-from core.telemetry import image_context, new_traceparent
+from core.telemetry import image_context
+from core.tracing import current
 
 log = structlog.get_logger(__name__)
 
@@ -29,7 +30,8 @@ async def reconcile(
     before = now - timedelta(seconds=policy.stale_after)
     counts = {"republished": 0, "expired": 0, "skipped": 0}
     for record in await backend.records.stale(before, limit):
-        with image_context(record.key):
+        # The message that was lost took its trace with it.
+        with image_context(record.key), current().new_trace("reconcile record"):
             counts[await _look_after(record, backend, policy, now, before)] += 1
     return counts
 
@@ -48,6 +50,6 @@ async def _look_after(
     # The touch is the turn: of several reconcilers one wins it, and only that one publishes.
     if not await backend.records.touch(record.key, before):
         return "skipped"
-    await backend.publisher.publish(ClassifyImage(record.key, new_traceparent()))
+    await publish(backend.publisher, record.key)
     log.warning("record republished", status=record.status, age_seconds=round(age.total_seconds()))
     return "republished"

@@ -11,6 +11,8 @@ from core.clock import Clock, utc_now
 from core.errors import Unavailable
 from core.records import Claim, RecordKey
 from core.settings import Settings
+from core.tracing import span
+from worker.metrics import WorkerMetrics
 from worker.model_registry import ModelRegistry
 
 log = structlog.get_logger(__name__)
@@ -25,11 +27,17 @@ class Workbench:
     """
 
     def __init__(
-        self, settings: Settings, backend: Backend, models: ModelRegistry, clock: Clock = utc_now
+        self,
+        settings: Settings,
+        backend: Backend,
+        models: ModelRegistry,
+        metrics: WorkerMetrics,
+        clock: Clock = utc_now,
     ) -> None:
         self.settings = settings
         self.backend = backend
         self.models = models
+        self.metrics = metrics
         self.clock = clock
         self.places = asyncio.Semaphore(2 * settings.classifier_processes)
         self._in_hand = 0
@@ -39,7 +47,7 @@ class Workbench:
     @asynccontextmanager
     async def reading(self, key: RecordKey) -> AsyncIterator[Awaitable[bytes]]:
         """The image's bytes, on their way while the claim is: most claims are granted."""
-        image = asyncio.ensure_future(self.backend.blobs.get(key.blob_name))
+        image = asyncio.ensure_future(self._read(key))
         image.add_done_callback(_retrieved)
         try:
             yield image
@@ -53,9 +61,7 @@ class Workbench:
         Given up if the work inside does not reach its end, whatever the reason, so that the next
         delivery need not wait for the lease to run out.
         """
-        claiming = asyncio.ensure_future(
-            self.backend.records.claim(key, self.settings.lease),
-        )
+        claiming = asyncio.ensure_future(self._claim(key))
         self._in_hand += 1
         self._emptied.clear()
         try:
@@ -72,6 +78,14 @@ class Workbench:
     async def emptied(self) -> None:
         """Return once no claim is in hand."""
         await self._emptied.wait()
+
+    async def _read(self, key: RecordKey) -> bytes:
+        with span("read image"):
+            return await self.backend.blobs.get(key.blob_name)
+
+    async def _claim(self, key: RecordKey) -> Claim | None:
+        with span("claim record"):
+            return await self.backend.records.claim(key, self.settings.lease)
 
     async def _give_up(self, claiming: "asyncio.Future[Claim | None]") -> None:
         try:

@@ -28,5 +28,18 @@ async def test_two_processes_worth_of_backends_share_one_queue(
     assert len(set(ids)) == 2
 
 
+async def test_the_queues_depth_is_known_or_left_to_others(backend: Backend) -> None:
+    before = await backend.publisher.backlog()
+    await asyncio.gather(*(backend.publisher.publish(message(n)) for n in range(3)))
+    after = await backend.publisher.backlog()
+    if before is None:
+        assert after is None
+    else:
+        assert after is not None
+        assert (before.messages, before.oldest_age) == (0, 0)
+        assert after.messages == 3
+        assert after.oldest_age >= 0
+
+
 async def test_ping(backend: Backend) -> None:
     await backend.publisher.ping()

@@ -58,7 +58,7 @@ async def test_an_unknown_record_is_none_and_refuses_everything(
     records: RecordStore, clock: MovableClock
 ) -> None:
     key = key_of()
-    claim = Claim(key, 1, 1, clock() + LEASE)
+    claim = Claim(key, 1, 1, clock() + LEASE, clock())
     assert await records.get(key) is None
     assert not await records.advance(key, Status.PENDING, Status.QUEUED)
     assert await records.claim(key, LEASE) is None

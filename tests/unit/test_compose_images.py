@@ -89,7 +89,8 @@ def test_worker_alone_has_onnx_runtime() -> None:
     assert "--extras worker" in requirements_of(STAGES["worker"])
     assert "worker" not in requirements_of(STAGES["api"])
     for name in SERVICES:
-        assert "--extras google" in requirements_of(STAGES[name])
+        for extra in ("google", "traces"):
+            assert f"--extras {extra}" in requirements_of(STAGES[name])
         assert not re.search(r"--with|--all-extras", requirements_of(STAGES[name]))
     assert "--all-extras --with dev" in requirements_of(STAGES["development"])
 
@@ -142,6 +143,8 @@ def test_build_context_is_what_git_tracks_and_little_else() -> None:
     for path in (
         ".env", ".data/records.db", ".venv/bin/python", ".git/config", "bundles/x/model.onnx",
         "runs/1/last.pt", "core/__pycache__/a.cpython-311.pyc", "key.json", "app.log",
+        "terraform/envs/example/terraform.tfvars", "terraform/envs/example/terraform.tfstate",
+        "terraform/envs/example/.terraform/providers/x",
     ):  # fmt: skip
         assert not admitted(path), path
     if shutil.which("git") is None:

@@ -10,12 +10,13 @@ from typing import Any
 import httpx
 import pytest
 import structlog
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 
 from core.problems import install_problem_handlers
 from core.records import RecordKey
-from core.request_context import RequestContext, traceparent_of
-from core.telemetry import configure_logging, image_context, new_traceparent
+from core.request_context import RequestContext
+from core.telemetry import configure_logging, image_context
+from core.tracing import NOWHERE, current, make_current, new_traceparent, parsed_traceparent
 
 KEY = RecordKey("public", "a" * 64, "colours@0123456789ab")
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -28,16 +29,18 @@ def _restore() -> Iterator[None]:
     handlers, level = root.handlers[:], root.level
     configuration = structlog.get_config()
     structlog.contextvars.clear_contextvars()
+    make_current(NOWHERE)
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
     structlog.configure(**configuration)
     structlog.contextvars.clear_contextvars()
+    make_current(NOWHERE)
 
 
-def configure(service: str, log_format: str, level: str) -> None:
+def configure(service: str, log_format: str, level: str, project: str = "") -> None:
     """As a process does, but loggers of modules must not be tied to one test's captured output."""
-    configure_logging(service, log_format, level)
+    configure_logging(service, log_format, level, project)
     structlog.configure(cache_logger_on_first_use=False)
 
 
@@ -53,7 +56,7 @@ def test_json_lines_have_cloud_loggings_fields(capsys: pytest.CaptureFixture[str
     assert line["severity"] == "WARNING"
     assert line["service"] == "api"
     assert line["bytes"] == 3
-    assert line["timestamp"].endswith("Z")
+    assert line["time"].endswith("Z")
 
 
 def test_the_standard_librarys_lines_look_alike(capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,7 +123,8 @@ async def test_every_line_inside_an_image_context_carries_its_hash(
 
 def test_new_traces_are_well_formed_and_differ() -> None:
     one, other = new_traceparent(), new_traceparent()
-    assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-01", one)
+    # Nobody has recorded anything of it yet.
+    assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-00", one)
     assert one != other
 
 
@@ -133,10 +137,10 @@ def application() -> FastAPI:
     app.add_middleware(RequestContext)
 
     @app.api_route("/trace", methods=["GET", "POST"])
-    async def trace(request: Request) -> str:
+    async def trace() -> str:
         structlog.get_logger("test").info("working")
         structlog.contextvars.bind_contextvars(image_hash=KEY.image_hash)
-        return traceparent_of(request.state)
+        return current().traceparent
 
     return app
 
@@ -151,11 +155,47 @@ async def test_the_callers_trace_is_kept() -> None:
     assert (await ask(traceparent=TRACEPARENT)).json() == TRACEPARENT
 
 
-@pytest.mark.parametrize("wrong", ["", "00-xyz", TRACEPARENT.upper(), TRACEPARENT + "-extra"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "",
+        "00-xyz",
+        TRACEPARENT.upper(),
+        TRACEPARENT + "-extra",
+        "ff" + TRACEPARENT[2:],
+        f"00-{'0' * 32}-b7ad6b7169203331-01",
+        f"00-0af7651916cd43dd8448eb211c80319c-{'0' * 16}-01",
+    ],
+)
 async def test_a_malformed_trace_is_replaced(wrong: str) -> None:
     trace = (await ask(traceparent=wrong)).json()
     assert trace != wrong
-    assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-01", trace)
+    assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-00", trace)
+
+
+def test_a_later_versions_trace_is_read_as_ours() -> None:
+    assert parsed_traceparent("01" + TRACEPARENT[2:] + "-more") == TRACEPARENT
+
+
+async def test_with_a_project_lines_name_the_trace_as_cloud_logging_does(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure("api", "json", "info", "a-project")
+    await ask("POST", traceparent=TRACEPARENT)
+    await ask("POST", traceparent=TRACEPARENT[:-1] + "0")
+    logged = [line for line in lines(capsys) if line["message"] == "request"]
+    assert [line["logging.googleapis.com/trace_sampled"] for line in logged] == [True, False]
+    for line in logged:
+        trace = "projects/a-project/traces/0af7651916cd43dd8448eb211c80319c"
+        assert line["logging.googleapis.com/trace"] == trace
+        assert line["logging.googleapis.com/spanId"] == "b7ad6b7169203331"
+
+
+def test_without_a_request_there_is_no_trace(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("api", "json", "info", "a-project")
+    structlog.get_logger("test").info("starting")
+    (line,) = lines(capsys)
+    assert not [name for name in line if "trace" in name]
 
 
 async def test_a_request_ends_in_one_line_with_its_trace(

@@ -18,6 +18,7 @@ import structlog
 from core.messages import ClassifyImage
 from core.model_bundle import read_bundle
 from core.records import Annotation, RecordKey, Status
+from core.telemetry import with_trace
 from tests.support.bundles import write_colour_bundle
 from tests.support.pictures import picture
 from tests.unit.worker_support import (
@@ -90,7 +91,7 @@ async def test_every_line_about_an_image_carries_its_hash_and_its_trace(
     key = await worker.submit()
     trace = "0af7651916cd43dd8448eb211c80319c"
     message = ClassifyImage(key, f"00-{trace}-b7ad6b7169203331-01")
-    processors = [structlog.contextvars.merge_contextvars]
+    processors = [structlog.contextvars.merge_contextvars, with_trace]
     with structlog.testing.capture_logs(processors=processors) as lines:
         await worker.push(key, attributes=message.attributes())
         await worker.push(RecordKey("public", HASH, worker.model))

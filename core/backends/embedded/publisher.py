@@ -1,14 +1,16 @@
 """Publishing: an fsynced row in the queue's database, whether or not the queue is running."""
 
-from core.backends.embedded.queue_store import QueueStore
+from core.backends.embedded.queue_store import CLASSIFY, QueueStore
 from core.clock import Clock, utc_now
 from core.messages import ClassifyImage
+from core.ports import Backlog
 
 
 class SqlitePublisher:
     """`core.ports.Publisher`."""
 
     def __init__(self, store: QueueStore, clock: Clock = utc_now) -> None:
+        self.system, self.topic = "glimpse", CLASSIFY
         self._store = store
         self._clock = clock
 
@@ -17,3 +19,8 @@ class SqlitePublisher:
 
     async def ping(self) -> None:
         await self._store.ping()
+
+    async def backlog(self) -> Backlog:
+        messages, oldest = await self._store.waiting()
+        age = (self._clock() - oldest).total_seconds() if oldest else 0.0
+        return Backlog(messages, max(0.0, age))

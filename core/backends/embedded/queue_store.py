@@ -142,6 +142,18 @@ class QueueStore:
 
         return await self._database.write(insert, durable=True)
 
+    async def waiting(self) -> tuple[int, datetime | None]:
+        """How many messages wait for the worker, and when the oldest was published."""
+
+        def count(connection: sqlite3.Connection) -> tuple[int, datetime | None]:
+            number, oldest = connection.execute(
+                "SELECT count(*), min(published_at) FROM messages WHERE subscription = ?",
+                (CLASSIFY,),
+            ).fetchone()
+            return number, None if oldest is None else from_micros(oldest)
+
+        return await self._database.read(count)
+
     async def ping(self) -> None:
         await self._database.read(lambda connection: connection.execute("SELECT 1 FROM messages"))
 

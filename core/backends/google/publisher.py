@@ -45,6 +45,7 @@ class PubSubPublisher:
         self._client = PublisherAsyncClient(
             transport=PublisherGrpcAsyncIOTransport(channel=channel)
         )
+        self.system, self.topic = "gcp_pubsub", topic
         self._topic = f"projects/{project}/topics/{topic}"
         self._waiting: deque[tuple[object, asyncio.Future[str]]] = deque()
         self._senders: set[asyncio.Task[None]] = set()
@@ -68,6 +69,9 @@ class PubSubPublisher:
         with translated(PART):
             request = GetTopicRequest(topic=self._topic)
             await self._client.get_topic(request=request, retry=None, timeout=PING)
+
+    async def backlog(self) -> None:
+        """Not known here: `subscription/num_undelivered_messages` in Cloud Monitoring is."""
 
     async def close(self) -> None:
         """Send what waits."""

@@ -1,0 +1,45 @@
+"""What the API alone counts."""
+
+import asyncio
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter
+
+from core.errors import GlimpseError
+from core.metrics import BacklogCollector
+from core.ports import Publisher
+from core.records import Status
+
+log = structlog.get_logger(__name__)
+
+BACKLOG_SECONDS = 1.0  # how long a scrape may wait for the queue's depth
+
+
+class ApiMetrics:
+    """On one application's registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        uploads = Counter(
+            "glimpse_uploads",
+            "Images taken in, by the record's status in the answer",
+            ["status", "cache"],
+            registry=registry,
+        )
+        # All of them at once: a series that is there from the start shows its first increase.
+        self._misses = {status: uploads.labels(str(status), "miss") for status in Status}
+        self._hits = {Status.SUCCESS: uploads.labels(str(Status.SUCCESS), "hit")}
+        self._queue = BacklogCollector()
+        registry.register(self._queue)
+
+    def uploaded(self, status: Status, *, cached: bool) -> None:
+        """Count an upload that was answered with a record, out of the process's cache or not."""
+        (self._hits if cached else self._misses)[status].inc()
+
+    async def look_at(self, publisher: Publisher) -> None:
+        """Look the queue's depth up. Raises nothing: what cannot be known is not shown."""
+        try:
+            async with asyncio.timeout(BACKLOG_SECONDS):
+                self._queue.backlog = await publisher.backlog()
+        except (GlimpseError, TimeoutError) as error:
+            self._queue.backlog = None
+            log.warning("queue depth unknown", reason=str(error))

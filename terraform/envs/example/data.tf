@@ -1,0 +1,37 @@
+# What is kept: images, records, secrets.
+module "images" {
+  source = "../../modules/images"
+
+  project_id          = module.project.project_id
+  name                = module.names.bucket
+  location            = var.region
+  api_account         = module.api.account
+  worker_account      = module.worker.account
+  coldline_after_days = var.images.coldline_after_days
+  delete_after_days   = var.images.delete_after_days
+  soft_delete_days    = var.images.soft_delete_days
+  force_destroy       = var.force_destroy_images
+}
+
+module "records" {
+  source = "../../modules/records"
+
+  project_id             = module.project.project_id
+  name                   = module.names.database
+  location               = var.region
+  accounts               = { api = module.api.account, worker = module.worker.account }
+  delete_protection      = var.deletion_protection
+  point_in_time_recovery = var.point_in_time_recovery
+}
+
+module "secrets" {
+  source = "../../modules/secrets"
+
+  project_id = module.project.project_id
+  prefix     = module.names.prefix
+  readers    = { api = module.api.account, worker = module.worker.account }
+  secrets = {
+    api-keys = { version = var.key_secret_version }
+    webhooks = { version = var.webhook_secret_version, format = "whsec" }
+  }
+}

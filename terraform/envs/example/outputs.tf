@@ -1,0 +1,75 @@
+output "api_url" {
+  description = "Where the API is"
+  value       = var.domain == null ? module.api.url : local.public_url
+}
+
+output "dns" {
+  description = "The record that the domain needs; null without a domain"
+  value       = var.domain == null ? null : "${var.domain}. A ${module.edge[0].address}"
+}
+
+output "dashboard" {
+  description = "Where to look first"
+  value       = module.observability.dashboard
+}
+
+output "bucket" {
+  description = "Bucket of the images"
+  value       = module.images.bucket
+}
+
+output "database" {
+  description = "Datastore database of the records"
+  value       = module.records.database
+}
+
+output "dead_letter_subscription" {
+  description = "Subscription of the dead letters"
+  value       = module.queue.dead_letter_subscription
+}
+
+output "settings" {
+  description = "The API's environment without its secrets, for commands that an operator runs"
+  value       = module.settings.api
+}
+
+# --- For GitHub: repository variables of the deploy workflow -------------------------------------
+output "GCP_PROJECT" {
+  description = "Google Cloud project"
+  value       = var.project_id
+}
+
+output "GCP_REGION" {
+  description = "Region of the services"
+  value       = var.region
+}
+
+output "GCP_WORKLOAD_IDENTITY_PROVIDER" {
+  description = "Provider that GitHub presents its token to; null without github_repository"
+  value       = module.delivery.workload_identity_provider
+}
+
+output "GCP_DEPLOYER" {
+  description = "E-mail of the account that GitHub deploys as; null without github_repository"
+  value       = lookup(module.delivery.deployers, "github", null)
+}
+
+output "GCP_REGISTRY" {
+  description = "Where images are pushed to, as host/project/repository"
+  value       = module.delivery.registry
+}
+
+output "API_SERVICE" {
+  description = "Cloud Run service of the API"
+  value       = module.api.name
+}
+
+output "WORKER_SERVICE" {
+  description = "Cloud Run service of the worker"
+  value       = module.worker.name
+}
+
+output "API_URL" {
+  description = "Where a release asks an API that only the load balancer reaches; null where it has an address of its own"
+  value       = local.behind_load_balancer ? local.public_url : null
+}

@@ -1,0 +1,94 @@
+locals {
+  # Answers every request with 200 until the first deploy.
+  placeholder = "us-docker.pkg.dev/cloudrun/container/hello"
+  public_url  = var.domain == null ? "" : "https://${var.domain}"
+
+  # Then nobody walks around the throttle.
+  behind_load_balancer = var.domain != null && !var.keep_run_address
+}
+
+module "settings" {
+  source = "../../modules/settings"
+
+  project_id  = module.project.project_id
+  policy      = module.policy
+  bucket      = module.images.bucket
+  database    = module.records.database
+  public_url  = local.public_url
+  worker_cpus = var.worker.cpu
+  api_keys    = var.api_keys
+  metrics     = var.metrics
+  extra       = var.extra_settings
+  queue = {
+    topic = module.queue.topic
+    # By name: the subscriptions are made after the worker that they push to.
+    subscription             = module.names.subscription
+    dead_letter_topic        = module.names.dead_letter_topic
+    dead_letter_subscription = module.names.dead_letter_subscription
+    push_audience            = module.names.push_audience
+    push_account             = module.queue.push_account
+  }
+}
+
+module "api" {
+  source = "../../modules/service"
+
+  project_id  = module.project.project_id
+  region      = var.region
+  name        = module.names.api
+  description = "Glimpse API: takes images, answers with labels"
+  image       = coalesce(var.api.image, local.placeholder)
+
+  cpu                   = var.api.cpu
+  memory                = var.api.memory
+  cpu_idle              = var.api.cpu_idle
+  concurrency           = var.api.concurrency
+  min_instances         = var.api.min_instances
+  max_instances         = var.api.max_instances
+  timeout_seconds       = 60 # twice the longest wait for a result
+  execution_environment = "EXECUTION_ENVIRONMENT_GEN1"
+
+  environment = module.settings.api
+  secrets     = { KEY_SECRET = module.secrets.versions["api-keys"] }
+  signs_links = true
+
+  ingress   = local.behind_load_balancer ? "INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER" : "INGRESS_TRAFFIC_ALL"
+  audiences = compact([local.public_url])
+  public    = var.public
+  deployers = module.delivery.deployers
+  # Who releases asks the new revision a question first.
+  invokers = merge(
+    { for member in var.api_invokers : member => member },
+    { for name, email in module.delivery.deployers : name => "serviceAccount:${email}" },
+  )
+  deletion_protection = var.deletion_protection
+}
+
+module "worker" {
+  source = "../../modules/service"
+
+  project_id  = module.project.project_id
+  region      = var.region
+  name        = module.names.worker
+  description = "Glimpse worker: classifies the images that Pub/Sub pushes"
+  image       = coalesce(var.worker.image, local.placeholder)
+
+  cpu                   = var.worker.cpu
+  memory                = var.worker.memory
+  cpu_idle              = var.worker.cpu_idle
+  concurrency           = var.worker.cpu * var.worker.requests_per_cpu
+  min_instances         = var.worker.min_instances
+  max_instances         = var.worker.max_instances
+  timeout_seconds       = module.policy.ack_deadline # after that nobody waits for the answer
+  execution_environment = "EXECUTION_ENVIRONMENT_GEN2"
+
+  environment = module.settings.worker
+
+  # Pub/Sub and Cloud Scheduler of this project count as internal, at the run.app address.
+  ingress             = "INGRESS_TRAFFIC_INTERNAL_ONLY"
+  audiences           = [module.names.push_audience]
+  public              = false
+  invokers            = { push = "serviceAccount:${module.queue.push_account}" }
+  deployers           = module.delivery.deployers
+  deletion_protection = var.deletion_protection
+}

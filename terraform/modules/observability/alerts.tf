@@ -1,0 +1,155 @@
+locals {
+  subscription_is = "resource.type=\"pubsub_subscription\" AND resource.labels.subscription_id=\"${var.subscription}\""
+  letters_are     = "resource.type=\"pubsub_subscription\" AND resource.labels.subscription_id=\"${var.dead_letter_subscription}\""
+  api_is          = "resource.type=\"cloud_run_revision\" AND resource.labels.service_name=\"${var.api_service}\""
+  worker_is       = "resource.type=\"cloud_run_revision\" AND resource.labels.service_name=\"${var.worker_service}\""
+  requests        = "metric.type=\"run.googleapis.com/request_count\""
+  user_metric     = "metric.type=\"logging.googleapis.com/user/${var.prefix}"
+
+  # filter over denominator, aligned over window and then added up (or, for percentiles, the worst),
+  # above threshold for as long as duration. runbook is a heading in docs/operations.md.
+  alerts = {
+    dead_letters = {
+      title       = "Dead letters"
+      severity    = "ERROR"
+      filter      = "${local.subscription_is} AND metric.type=\"pubsub.googleapis.com/subscription/dead_letter_message_count\""
+      denominator = null
+      aligner     = "ALIGN_DELTA"
+      reducer     = "REDUCE_SUM"
+      window      = "300s"
+      duration    = "0s"
+      threshold   = 0
+      runbook     = "alert-dead-letters"
+    }
+    oldest_message = {
+      title       = "Oldest message waits too long"
+      severity    = "ERROR"
+      filter      = "${local.subscription_is} AND metric.type=\"pubsub.googleapis.com/subscription/oldest_unacked_message_age\""
+      denominator = null
+      aligner     = "ALIGN_MAX"
+      reducer     = "REDUCE_MAX"
+      window      = "60s"
+      duration    = "300s"
+      threshold   = var.thresholds.oldest_message_seconds
+      runbook     = "alert-oldest-message"
+    }
+    api_errors = {
+      title       = "API answers 5xx"
+      severity    = "CRITICAL"
+      filter      = "${local.api_is} AND ${local.requests} AND metric.labels.response_code_class=\"5xx\""
+      denominator = "${local.api_is} AND ${local.requests}"
+      aligner     = "ALIGN_DELTA"
+      reducer     = "REDUCE_SUM"
+      window      = "300s"
+      duration    = "300s"
+      threshold   = var.thresholds.api_error_ratio
+      runbook     = "alert-api-errors"
+    }
+    api_latency = {
+      title       = "API is slow"
+      severity    = "WARNING"
+      filter      = "${local.api_is} AND metric.type=\"run.googleapis.com/request_latencies\""
+      denominator = null
+      aligner     = "ALIGN_PERCENTILE_99"
+      reducer     = "REDUCE_MAX"
+      window      = "300s"
+      duration    = "600s"
+      threshold   = var.thresholds.api_p99_seconds * 1000
+      runbook     = "alert-api-latency"
+    }
+    worker_errors = {
+      title       = "Worker refuses messages"
+      severity    = "ERROR"
+      filter      = "${local.worker_is} AND ${local.requests} AND metric.labels.response_code_class!=\"2xx\""
+      denominator = "${local.worker_is} AND ${local.requests}"
+      aligner     = "ALIGN_DELTA"
+      reducer     = "REDUCE_SUM"
+      window      = "300s"
+      duration    = "600s"
+      threshold   = var.thresholds.worker_error_ratio
+      runbook     = "alert-worker-errors"
+    }
+    expired = {
+      title       = "Images were never classified"
+      severity    = "ERROR"
+      filter      = "${local.worker_is} AND ${local.user_metric}/expired\""
+      denominator = null
+      aligner     = "ALIGN_DELTA"
+      reducer     = "REDUCE_SUM"
+      window      = "300s"
+      duration    = "0s"
+      threshold   = 0
+      runbook     = "alert-expired-images"
+    }
+    reconciler = {
+      title       = "Reconciler fails"
+      severity    = "WARNING"
+      filter      = "resource.type=\"cloud_scheduler_job\" AND ${local.user_metric}/reconciler_failed\""
+      denominator = null
+      aligner     = "ALIGN_DELTA"
+      reducer     = "REDUCE_SUM"
+      window      = "600s"
+      duration    = "600s"
+      threshold   = 0
+      runbook     = "alert-reconciler"
+    }
+  }
+}
+
+resource "google_monitoring_alert_policy" "this" {
+  for_each = local.alerts
+
+  project               = var.project_id
+  display_name          = "${var.prefix}: ${each.value.title}"
+  severity              = each.value.severity
+  combiner              = "OR"
+  notification_channels = local.channels
+
+  conditions {
+    display_name = each.value.title
+
+    condition_threshold {
+      filter             = each.value.filter
+      denominator_filter = each.value.denominator
+      comparison         = "COMPARISON_GT"
+      threshold_value    = each.value.threshold
+      duration           = each.value.duration
+
+      aggregations {
+        alignment_period     = each.value.window
+        per_series_aligner   = each.value.aligner
+        cross_series_reducer = each.value.reducer
+      }
+
+      dynamic "denominator_aggregations" {
+        for_each = each.value.denominator == null ? [] : [each.value.aligner]
+        content {
+          alignment_period     = each.value.window
+          per_series_aligner   = denominator_aggregations.value
+          cross_series_reducer = each.value.reducer
+        }
+      }
+    }
+  }
+
+  documentation {
+    mime_type = "text/markdown"
+    subject   = "${var.prefix}: ${each.value.title}"
+    content = (
+      var.runbook_url == null
+      ? "What to do: docs/operations.md, section ${each.value.runbook}."
+      : "What to do: ${var.runbook_url}#${each.value.runbook}"
+    )
+  }
+
+  alert_strategy {
+    auto_close = "86400s"
+  }
+
+  # A policy can name only metrics that exist.
+  depends_on = [
+    google_logging_metric.classification_time,
+    google_logging_metric.counted,
+    google_logging_metric.reconciler_failed,
+  ]
+}

@@ -1,0 +1,128 @@
+# One image's way from left to right and down: requests, queue, worker, results.
+locals {
+  charts = [
+    {
+      title = "Requests to the API, by answer"
+      unit  = "requests/s"
+      lines = [{ filter = "${local.api_is} AND ${local.requests}", aligner = "ALIGN_RATE", reducer = "REDUCE_SUM", by = ["metric.label.response_code_class"], name = "" }]
+    },
+    {
+      title = "The API's answers: median and 99 of 100"
+      unit  = "ms"
+      lines = [
+        { filter = "${local.api_is} AND metric.type=\"run.googleapis.com/request_latencies\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_PERCENTILE_50", by = [], name = "median" },
+        { filter = "${local.api_is} AND metric.type=\"run.googleapis.com/request_latencies\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_PERCENTILE_99", by = [], name = "99 of 100" },
+      ]
+    },
+    {
+      title = "New images accepted"
+      unit  = "images/s"
+      lines = [{ filter = "${local.api_is} AND ${local.user_metric}/accepted\"", aligner = "ALIGN_RATE", reducer = "REDUCE_SUM", by = [], name = "accepted" }]
+    },
+    {
+      title = "Messages that wait"
+      unit  = "messages"
+      lines = [
+        { filter = "${local.subscription_is} AND metric.type=\"pubsub.googleapis.com/subscription/num_undelivered_messages\"", aligner = "ALIGN_MEAN", reducer = "REDUCE_SUM", by = [], name = "images" },
+        { filter = "${local.letters_are} AND metric.type=\"pubsub.googleapis.com/subscription/num_undelivered_messages\"", aligner = "ALIGN_MEAN", reducer = "REDUCE_SUM", by = [], name = "dead letters" },
+      ]
+    },
+    {
+      title = "Age of the oldest message"
+      unit  = "s"
+      lines = [{ filter = "${local.subscription_is} AND metric.type=\"pubsub.googleapis.com/subscription/oldest_unacked_message_age\"", aligner = "ALIGN_MAX", reducer = "REDUCE_MAX", by = [], name = "oldest" }]
+    },
+    {
+      title = "Deliveries, by answer"
+      unit  = "pushes/s"
+      lines = [{ filter = "${local.subscription_is} AND metric.type=\"pubsub.googleapis.com/subscription/push_request_count\"", aligner = "ALIGN_RATE", reducer = "REDUCE_SUM", by = ["metric.label.response_class"], name = "" }]
+    },
+    {
+      title = "From the worker's door to the stored result"
+      unit  = "ms"
+      lines = [
+        { filter = "${local.worker_is} AND ${local.user_metric}/classification_time\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_PERCENTILE_50", by = [], name = "median" },
+        { filter = "${local.worker_is} AND ${local.user_metric}/classification_time\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_PERCENTILE_99", by = [], name = "99 of 100" },
+      ]
+    },
+    {
+      title = "Instances"
+      unit  = "instances"
+      lines = [
+        { filter = "${local.api_is} AND metric.type=\"run.googleapis.com/container/instance_count\"", aligner = "ALIGN_MAX", reducer = "REDUCE_SUM", by = [], name = "API" },
+        { filter = "${local.worker_is} AND metric.type=\"run.googleapis.com/container/instance_count\"", aligner = "ALIGN_MAX", reducer = "REDUCE_SUM", by = [], name = "worker" },
+      ]
+    },
+    {
+      title = "How busy the worker's CPUs are: 99 of 100 instances"
+      unit  = "share"
+      lines = [{ filter = "${local.worker_is} AND metric.type=\"run.googleapis.com/container/cpu/utilizations\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_PERCENTILE_99", by = [], name = "CPU" }]
+    },
+    {
+      title = "Images classified"
+      unit  = "images/s"
+      lines = [{ filter = "${local.worker_is} AND ${local.user_metric}/classified\"", aligner = "ALIGN_RATE", reducer = "REDUCE_SUM", by = [], name = "classified" }]
+    },
+    {
+      title = "Images refused, by reason"
+      unit  = "images"
+      lines = [{ filter = "${local.worker_is} AND ${local.user_metric}/refused\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_SUM", by = ["metric.label.code"], name = "" }]
+    },
+    {
+      title = "Given up, lost and found"
+      unit  = "images"
+      lines = [
+        { filter = "${local.worker_is} AND ${local.user_metric}/dead_letters\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_SUM", by = [], name = "dead letters" },
+        { filter = "${local.worker_is} AND ${local.user_metric}/unreadable\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_SUM", by = [], name = "unreadable dead letters" },
+        { filter = "${local.worker_is} AND ${local.user_metric}/expired\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_SUM", by = [], name = "expired" },
+        { filter = "${local.worker_is} AND ${local.user_metric}/republished\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_SUM", by = [], name = "published again" },
+        { filter = "${local.worker_is} AND ${local.user_metric}/lease_lost\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_SUM", by = [], name = "lease lost" },
+      ]
+    },
+  ]
+}
+
+resource "google_monitoring_dashboard" "this" {
+  project = var.project_id
+
+  dashboard_json = jsonencode({
+    displayName = "${var.prefix}: the way of an image"
+    mosaicLayout = {
+      columns = 48
+      tiles = [
+        for index, chart in local.charts : {
+          xPos   = 16 * (index % 3)
+          yPos   = 14 * floor(index / 3)
+          width  = 16
+          height = 14
+          widget = {
+            title = chart.title
+            xyChart = {
+              yAxis = { label = chart.unit, scale = "LINEAR" }
+              dataSets = [
+                for line in chart.lines : {
+                  plotType       = "LINE"
+                  targetAxis     = "Y1"
+                  legendTemplate = line.name
+                  timeSeriesQuery = {
+                    timeSeriesFilter = {
+                      filter = line.filter
+                      aggregation = {
+                        alignmentPeriod    = "60s"
+                        perSeriesAligner   = line.aligner
+                        crossSeriesReducer = line.reducer
+                        groupByFields      = line.by
+                      }
+                    }
+                  }
+                }
+              ]
+            }
+          }
+        }
+      ]
+    }
+  })
+
+  depends_on = [google_logging_metric.classification_time, google_logging_metric.counted]
+}

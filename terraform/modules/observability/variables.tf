@@ -1,0 +1,88 @@
+variable "project_id" {
+  description = "Google Cloud project"
+  type        = string
+}
+
+variable "prefix" {
+  description = "What the metrics' and policies' names begin with"
+  type        = string
+}
+
+variable "api_service" {
+  description = "Name of the API's Cloud Run service"
+  type        = string
+}
+
+variable "worker_service" {
+  description = "Name of the worker's Cloud Run service"
+  type        = string
+}
+
+variable "subscription" {
+  description = "Name of the images' push subscription"
+  type        = string
+}
+
+variable "dead_letter_subscription" {
+  description = "Name of the dead letters' push subscription"
+  type        = string
+}
+
+variable "scheduler_job" {
+  description = "Name of the job that calls the reconciler"
+  type        = string
+}
+
+variable "alert_email" {
+  description = "Who is told of alerts; null for nobody"
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.alert_email == null ? true : can(regex("^[^@\\s]+@[^@\\s]+$", var.alert_email))
+    error_message = "An e-mail address."
+  }
+}
+
+variable "notification_channels" {
+  description = "Further channels that exist already, as projects/PROJECT/notificationChannels/NUMBER"
+  type        = list(string)
+  default     = []
+
+  validation {
+    condition     = alltrue([for channel in var.notification_channels : can(regex("^projects/[^/]+/notificationChannels/[0-9]+$", channel))])
+    error_message = "As projects/PROJECT/notificationChannels/NUMBER."
+  }
+}
+
+variable "runbook_url" {
+  description = "Where docs/operations.md can be read; alerts link to its sections. Null leaves the links out"
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.runbook_url == null ? true : startswith(var.runbook_url, "https://")
+    error_message = "It begins with https://."
+  }
+}
+
+variable "thresholds" {
+  description = "When alerts fire: seconds that the oldest message may wait; shares of failed requests, 0 to 1; seconds within which 99 of 100 answers come"
+  type = object({
+    oldest_message_seconds = optional(number, 600)
+    api_error_ratio        = optional(number, 0.02)
+    worker_error_ratio     = optional(number, 0.1)
+    api_p99_seconds        = optional(number, 10)
+  })
+  default = {}
+
+  validation {
+    condition     = var.thresholds.api_error_ratio > 0 && var.thresholds.api_error_ratio < 1 && var.thresholds.worker_error_ratio > 0 && var.thresholds.worker_error_ratio < 1
+    error_message = "Ratios lie between 0 and 1."
+  }
+
+  validation {
+    condition     = var.thresholds.oldest_message_seconds > 0 && var.thresholds.api_p99_seconds > 0
+    error_message = "Times are above 0."
+  }
+}

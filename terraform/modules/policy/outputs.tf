@@ -1,0 +1,64 @@
+output "attempts" {
+  description = "Deliveries of a message before it is a dead letter"
+  value       = local.attempts
+}
+
+output "min_backoff" {
+  description = "Seconds after the first refused delivery"
+  value       = local.min_backoff
+}
+
+output "max_backoff" {
+  description = "Most seconds between two deliveries"
+  value       = local.max_backoff
+}
+
+output "ack_deadline" {
+  description = "Seconds that the worker may take to answer one delivery, and its request timeout"
+  value       = local.ack_deadline
+}
+
+output "lease" {
+  description = "Seconds that one worker owns a record"
+  value       = local.lease
+}
+
+output "retention" {
+  description = "Seconds that an undelivered message is kept"
+  value       = local.retention
+}
+
+output "stale_after" {
+  description = "Seconds that a record may stand still before it is looked after"
+  value       = local.stale_after
+}
+
+output "reconcile_interval" {
+  description = "Seconds between two looks for records that stand still"
+  value       = local.reconcile_interval
+}
+
+output "classify_path" {
+  description = "Where the worker takes messages"
+  value       = local.classify_path
+}
+
+output "dead_letter_path" {
+  description = "Where the worker takes dead letters"
+  value       = local.dead_letter_path
+}
+
+output "reconcile_path" {
+  description = "Where the worker looks for records that stand still"
+  value       = local.reconcile_path
+}
+
+output "reconcile_schedule" {
+  description = "The same interval for Cloud Scheduler, in cron's notation"
+  value       = "*/${floor(local.reconcile_interval / 60)} * * * *"
+
+  precondition {
+    condition     = local.reconcile_interval >= 60 && 3600 % local.reconcile_interval == 0
+    error_message = "Cron knows whole minutes that divide an hour: change stale_after."
+  }
+}

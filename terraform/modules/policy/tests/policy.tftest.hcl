@@ -1,0 +1,32 @@
+run "schedule" {
+  command = plan
+
+  assert {
+    condition     = output.reconcile_interval == output.stale_after / 2
+    error_message = "A record is looked after twice within the time that it may stand still."
+  }
+
+  assert {
+    condition     = output.reconcile_schedule == "*/5 * * * *"
+    error_message = "300 seconds are every fifth minute."
+  }
+}
+
+run "order" {
+  command = plan
+
+  assert {
+    condition     = output.min_backoff <= output.max_backoff && output.max_backoff <= 600
+    error_message = "Pub/Sub's backoff ends at 600 seconds."
+  }
+
+  assert {
+    condition     = output.lease <= output.ack_deadline && output.ack_deadline <= 600
+    error_message = "A lease outlives no delivery."
+  }
+
+  assert {
+    condition     = output.retention > output.attempts * output.max_backoff
+    error_message = "Messages are kept longer than all their attempts take."
+  }
+}

@@ -1,0 +1,49 @@
+resource "google_pubsub_topic" "dead_letters" {
+  #checkov:skip=CKV_GCP_83:Messages hold a hash and no image; Google's own encryption is enough
+  project = var.project_id
+  name    = var.names.dead_letter_topic
+
+  # So that letters the worker acknowledged can be delivered to it again, by seeking back.
+  message_retention_duration = "${var.policy.retention}s"
+
+  message_storage_policy {
+    allowed_persistence_regions = [var.region]
+  }
+}
+
+resource "google_pubsub_topic_iam_member" "agent" {
+  project = var.project_id
+  topic   = google_pubsub_topic.dead_letters.name
+  role    = "roles/pubsub.publisher"
+  member  = local.pubsub_agent
+}
+
+# A topic without a subscription loses what is sent to it.
+resource "google_pubsub_subscription" "dead_letters" {
+  project = var.project_id
+  name    = var.names.dead_letter_subscription
+  topic   = google_pubsub_topic.dead_letters.id
+
+  ack_deadline_seconds       = var.policy.ack_deadline
+  message_retention_duration = "${var.policy.retention}s"
+
+  push_config {
+    push_endpoint = "${var.worker_url}${var.policy.dead_letter_path}"
+
+    oidc_token {
+      service_account_email = google_service_account.push.email
+      audience              = var.push_audience
+    }
+  }
+
+  retry_policy {
+    minimum_backoff = "${var.policy.min_backoff}s"
+    maximum_backoff = "${var.policy.max_backoff}s"
+  }
+
+  expiration_policy {
+    ttl = ""
+  }
+
+  depends_on = [google_service_account_iam_member.push_token]
+}

@@ -1,0 +1,92 @@
+mock_provider "google" {}
+
+variables {
+  project_id            = "example-project"
+  region                = "europe-west1"
+  name                  = "glimpse-worker"
+  description           = "Glimpse worker"
+  image                 = "europe-west1-docker.pkg.dev/example-project/glimpse/worker"
+  cpu                   = 2
+  memory                = "2Gi"
+  cpu_idle              = true
+  concurrency           = 4
+  max_instances         = 10
+  timeout_seconds       = 60
+  execution_environment = "EXECUTION_ENVIRONMENT_GEN2"
+  environment           = { BACKEND = "gcp" }
+  ingress               = "INGRESS_TRAFFIC_INTERNAL_ONLY"
+}
+
+run "private_by_default" {
+  command = plan
+
+  assert {
+    condition     = google_cloud_run_v2_service.this.invoker_iam_disabled == false && length(google_cloud_run_v2_service_iam_member.invoker) == 0
+    error_message = "Nobody may call it unless they are named."
+  }
+
+  assert {
+    condition     = google_cloud_run_v2_service.this.deletion_protection
+    error_message = "It is protected unless somebody says otherwise."
+  }
+
+  assert {
+    condition     = length(google_service_account_iam_member.signer) == 0
+    error_message = "It signs nothing unless told to."
+  }
+}
+
+run "probes" {
+  command = plan
+
+  assert {
+    condition     = google_cloud_run_v2_service.this.template[0].containers[0].startup_probe[0].http_get[0].path == "/ready"
+    error_message = "It starts when everything it needs answers."
+  }
+
+  assert {
+    condition     = google_cloud_run_v2_service.this.template[0].containers[0].liveness_probe[0].http_get[0].path == "/health"
+    error_message = "It lives as long as the process answers."
+  }
+}
+
+run "resources" {
+  command = plan
+
+  assert {
+    condition     = google_cloud_run_v2_service.this.template[0].containers[0].resources[0].cpu_idle && google_cloud_run_v2_service.this.template[0].containers[0].resources[0].startup_cpu_boost
+    error_message = "What is billed is said, and starts are boosted."
+  }
+}
+
+run "secrets_are_references" {
+  command = plan
+
+  variables {
+    secrets = { KEY_SECRET = { secret = "glimpse-api-keys", version = "1" } }
+  }
+
+  assert {
+    condition = one([
+      for env in google_cloud_run_v2_service.this.template[0].containers[0].env :
+      env.value_source[0].secret_key_ref[0].secret if env.name == "KEY_SECRET"
+    ]) == "glimpse-api-keys"
+    error_message = "A secret's value is in no setting."
+  }
+}
+
+run "everybody_is_not_an_invoker" {
+  command = plan
+  variables {
+    invokers = { all = "allUsers" }
+  }
+  expect_failures = [var.invokers]
+}
+
+run "more_minimum_than_maximum" {
+  command = plan
+  variables {
+    min_instances = 11
+  }
+  expect_failures = [var.min_instances]
+}

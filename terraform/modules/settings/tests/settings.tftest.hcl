@@ -1,0 +1,104 @@
+variables {
+  project_id  = "example-project"
+  bucket      = "example-bucket"
+  database    = "glimpse"
+  worker_cpus = 2
+  policy = {
+    attempts     = 10
+    min_backoff  = 2
+    max_backoff  = 120
+    ack_deadline = 60
+    lease        = 30
+    retention    = 604800
+    stale_after  = 600
+  }
+  queue = {
+    topic                    = "images"
+    subscription             = "images-push"
+    dead_letter_topic        = "letters"
+    dead_letter_subscription = "letters-push"
+    push_audience            = "https://worker.internal"
+    push_account             = "push@example-project.iam.gserviceaccount.com"
+  }
+}
+
+run "private_by_default" {
+  command = plan
+
+  assert {
+    condition     = output.api.API_KEYS == "required"
+    error_message = "Without a word to the contrary, callers need a key."
+  }
+
+  assert {
+    condition     = output.api.METRICS == "false"
+    error_message = "Without a word to the contrary, the API shows no metrics."
+  }
+}
+
+run "worker_cores" {
+  command = plan
+
+  assert {
+    condition     = output.worker.WORKER_CONCURRENCY == "2"
+    error_message = "As many images at once as there are CPUs."
+  }
+
+  assert {
+    condition     = !contains(keys(output.worker), "PUBLIC_URL")
+    error_message = "The worker makes no links."
+  }
+}
+
+run "extra_wins" {
+  command = plan
+
+  variables {
+    extra = { LOG_LEVEL = "debug" }
+  }
+
+  assert {
+    condition     = output.api.LOG_LEVEL == "debug" && output.worker.LOG_LEVEL == "debug"
+    error_message = "Further settings win over ours."
+  }
+}
+
+run "half_a_cpu" {
+  command = plan
+  variables {
+    worker_cpus = 0.5
+  }
+  expect_failures = [var.worker_cpus]
+}
+
+run "keys_misspelt" {
+  command = plan
+  variables {
+    api_keys = "yes"
+  }
+  expect_failures = [var.api_keys]
+}
+
+run "url_with_slash" {
+  command = plan
+  variables {
+    public_url = "https://labels.example.com/"
+  }
+  expect_failures = [var.public_url]
+}
+
+run "lower_case_setting" {
+  command = plan
+  variables {
+    extra = { log_level = "debug" }
+  }
+  expect_failures = [var.extra]
+}
+
+run "unknown_level" {
+  command = plan
+  variables {
+    log_level = "trace"
+  }
+  expect_failures = [var.log_level]
+}

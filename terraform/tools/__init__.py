@@ -1,0 +1,1 @@
+"""Checks of the Terraform beside it that need neither a provider nor Google Cloud."""

@@ -1,0 +1,115 @@
+"""What both services tell Prometheus, after traffic that is known."""
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.metrics import families, samples, series
+from tests.support.pictures import picture, sha256
+from tests.support.stack import ROOT, Stack
+
+REQUESTS = "glimpse_http_requests_total"
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory, colour_bundle: Path) -> Iterator[Stack]:
+    with Stack(tmp_path_factory.mktemp("stack"), colour_bundle) as running:
+        yield running
+
+
+def exposition(stack: Stack, service: str) -> str:
+    port = {"api": stack.api_port, "worker": stack.worker_port}[service]
+    answer = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30)
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    return answer.text
+
+
+def documented() -> dict[str, dict[str, tuple[str, frozenset[str]]]]:
+    """Type and labels of each metric by service and name, as docs/operations.md has them."""
+    text = (ROOT / "docs/operations.md").read_text()
+    rows = re.findall(r"^\| `(glimpse_\w+)` \| (\w+) \|([^|]*)\|([^|]*)\|", text, re.MULTILINE)
+    assert len(rows) > 8
+    found: dict[str, dict[str, tuple[str, frozenset[str]]]] = {"api": {}, "worker": {}}
+    for name, kind, labels, services in rows:
+        for service in found.keys() if services.strip() == "both" else {services.strip()}:
+            found[service][name] = (kind, frozenset(re.findall(r"`(\w+)`", labels)))
+    return found
+
+
+def test_known_traffic_is_counted(stack: Stack) -> None:
+    image, broken = picture(seed=1), picture(seed=2, size=(400, 300))[:2000]
+    before = {service: samples(exposition(stack, service)) for service in ("api", "worker")}
+    assert stack.upload(image).status_code == 202
+    stack.result(sha256(image))
+    for _ in range(3):  # out of the process's cache: asking for the status has filled it
+        assert stack.upload(image).status_code == 200
+    assert stack.upload(b"no image").status_code == 415
+    assert stack.upload(broken).status_code == 202
+    stack.result(sha256(broken))
+    assert stack.api.get("/what/status/" + "0" * 64).status_code == 404
+
+    def gained(service: str, name: str, **labels: object) -> float:
+        key = series(name, **labels)
+        return samples(exposition(stack, service)).get(key, 0) - before[service].get(key, 0)
+
+    fast = {"method": "POST", "route": "/what/fast"}
+    assert gained("api", REQUESTS, **fast, status=202) == 2
+    assert gained("api", REQUESTS, **fast, status=200) == 3
+    assert gained("api", REQUESTS, **fast, status=415) == 1
+    status = {"method": "GET", "route": "/what/status/{image_hash}"}
+    assert gained("api", REQUESTS, **status, status=404) == 1
+    assert gained("api", REQUESTS, **status, status=200) == 2
+    assert gained("api", "glimpse_http_request_duration_seconds_count", **fast) == 6
+    assert gained("api", "glimpse_uploads_total", status="success", cache="hit") == 3
+    assert gained("api", "glimpse_uploads_total", status="pending", cache="miss") == 2
+
+    push = {"method": "POST", "route": "/generate_annotations", "status": 204}
+    assert gained("worker", REQUESTS, **push) == 2
+    assert gained("worker", "glimpse_classifications_total", code="success") == 1
+    assert gained("worker", "glimpse_classifications_total", code="undecodable_image") == 1
+    assert gained("worker", "glimpse_queue_delay_seconds_count") == 2
+    assert gained("worker", "glimpse_inference_duration_seconds_count") == 2
+    # The scrape itself is under way.
+    assert gained("worker", "glimpse_http_requests_in_flight") == 0
+    assert samples(exposition(stack, "worker"))["glimpse_http_requests_in_flight"] == 1
+
+
+def test_the_queues_depth_is_seen_while_the_worker_is_away(stack: Stack) -> None:
+    stack.stop("worker")
+    for seed in (11, 12, 13):
+        stack.upload(picture(seed=seed))
+    seen = samples(exposition(stack, "api"))
+    assert seen["glimpse_queue_messages"] == 3
+    assert seen["glimpse_queue_oldest_message_age_seconds"] > 0
+    stack.start("worker")
+    stack.results(sha256(picture(seed=seed)) for seed in (11, 12, 13))
+    ends = time.monotonic() + 30
+    while samples(exposition(stack, "api"))["glimpse_queue_messages"]:
+        assert time.monotonic() < ends
+
+
+def test_the_documents_table_is_what_there_is(stack: Stack) -> None:
+    # Each metric with labels has been counted once.
+    image = picture(seed=21)
+    stack.upload(image)
+    stack.result(sha256(image))
+    worker = httpx.Client(base_url=f"http://127.0.0.1:{stack.worker_port}", timeout=30)
+    with worker:
+        worker.post("/generate_annotations_dlq", content=b"?")
+        worker.post("/reconcile")
+    for service, wanted in documented().items():
+        there = families(exposition(stack, service))
+        ours = {name: entry for name, entry in there.items() if name.startswith("glimpse_")}
+        assert ours == wanted, service
+        assert {name for name in there if not name.startswith("glimpse_")} == {
+            "process_cpu_seconds_total",
+            "process_max_fds",
+            "process_open_fds",
+            "process_resident_memory_bytes",
+            "process_start_time_seconds",
+            "process_virtual_memory_bytes",
+        }

@@ -1,0 +1,53 @@
+"""Terraform for tests: a copy of the tree to work in, and the binary. CI must have it."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from terraform.tools.tree import TERRAFORM
+
+
+def copy_of_tree(folder: Path) -> Path:
+    """A copy of the Terraform tree that a test may change, without what Terraform left there."""
+    ignored = shutil.ignore_patterns(".terraform", "__pycache__", "*.tfstate*")
+    return Path(shutil.copytree(TERRAFORM, folder / "terraform", ignore=ignored))
+
+
+def terraform(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Terraform in `folder`. Skips the test without the binary; with `CI` set, fails it."""
+    binary = shutil.which("terraform")
+    if binary is None:
+        reason = "This test needs Terraform 1.11 or newer on the PATH."
+        if os.environ.get("CI"):
+            raise AssertionError(f"{reason} It is required in CI.")
+        pytest.skip(reason)
+    # A person's own configuration or a debugged provider has no part in a test.
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("TF_")
+    } | {"TF_IN_AUTOMATION": "1", "CHECKPOINT_DISABLE": "1"}
+    return subprocess.run(
+        [binary, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+
+
+def outputs(folder: Path, configuration: str) -> dict[str, Any]:
+    """What a root module without providers gives, once applied."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "main.tf").write_text(configuration, encoding="utf-8")
+    for arguments in (("init",), ("apply", "-auto-approve")):
+        done = terraform(folder, *arguments, "-no-color", "-input=false")
+        assert done.returncode == 0, done.stdout + done.stderr
+    shown = terraform(folder, "output", "-json")
+    assert shown.returncode == 0, shown.stderr
+    return {name: each["value"] for name, each in json.loads(shown.stdout).items()}

@@ -1,0 +1,127 @@
+"""Who may do what: least privilege, one account each, nothing public."""
+
+import re
+from typing import Any
+
+from terraform.tools.tree import Block, Module, nested, plain
+
+# Every role of the tree, by the resource that gives it. A new one is added here, with thought.
+ROLES = {
+    "google_artifact_registry_repository_iam_member.deployer": "roles/artifactregistry.writer",
+    "google_cloud_run_v2_service_iam_member.deployer": "roles/run.developer",
+    "google_cloud_run_v2_service_iam_member.invoker": "roles/run.invoker",
+    "google_project_iam_member.records": "roles/datastore.user",
+    "google_project_iam_member.traces": "roles/cloudtrace.agent",
+    "google_pubsub_subscription_iam_member.agent": "roles/pubsub.subscriber",
+    "google_pubsub_topic_iam_member.agent": "roles/pubsub.publisher",
+    "google_pubsub_topic_iam_member.publisher": "roles/pubsub.publisher",
+    "google_pubsub_topic_iam_member.viewer": "roles/pubsub.viewer",
+    "google_secret_manager_secret_iam_member.reader": "roles/secretmanager.secretAccessor",
+    "google_service_account_iam_member.deployer": "roles/iam.serviceAccountUser",
+    "google_service_account_iam_member.github": "roles/iam.workloadIdentityUser",
+    "google_service_account_iam_member.push_token": "roles/iam.serviceAccountTokenCreator",
+    "google_service_account_iam_member.signer": "roles/iam.serviceAccountTokenCreator",
+    "google_storage_bucket_iam_member.api": "roles/storage.objectUser",
+    "google_storage_bucket_iam_member.worker": "roles/storage.objectViewer",
+}
+
+
+def resources(modules: dict[str, Module]) -> dict[str, Block]:
+    return {
+        name: block for module in modules.values() for name, block in module.of("resource").items()
+    }
+
+
+def test_these_are_all_the_roles(modules: dict[str, Module]) -> None:
+    found = {
+        name: plain(block.body["role"])
+        for name, block in resources(modules).items()
+        if "_iam_" in name and "role" in block.body
+    }
+    assert found == ROLES
+
+
+def test_grants_add_and_never_replace(modules: dict[str, Module]) -> None:
+    """A binding or a policy would take away what others were given."""
+    assert not [name for name in resources(modules) if re.search(r"_iam_(binding|policy)\.", name)]
+
+
+def test_the_role_on_records_ends_at_one_database(modules: dict[str, Module]) -> None:
+    grant = resources(modules)["google_project_iam_member.records"].body
+    expression = dict(nested(grant))["condition"]["expression"]
+    assert "resource.name ==" in expression
+    assert "databases/${var.name}" in expression
+
+
+def test_nothing_is_public(modules: dict[str, Module]) -> None:
+    for module in modules.values():
+        for block in module.blocks:
+            if block.kind != "variable":
+                assert "allUsers" not in str(block.body), block.name
+    bucket = resources(modules)["google_storage_bucket.images"].body
+    assert bucket["uniform_bucket_level_access"] is True
+    assert plain(bucket["public_access_prevention"]) == "enforced"
+    assert modules["example"].of("variable")["public"].body["default"] is False
+
+
+def service(modules: dict[str, Module], name: str) -> dict[str, Any]:
+    return modules["example"].of("module")[name].body
+
+
+def test_the_worker_is_internal_and_called_by_one_account(modules: dict[str, Module]) -> None:
+    worker = service(modules, "worker")
+    assert plain(worker["ingress"]) == "INGRESS_TRAFFIC_INTERNAL_ONLY"
+    assert worker["public"] is False
+    # Pub/Sub and Scheduler reach it at its run.app address, so that one stays.
+    assert "default_uri_disabled" not in resources(modules)["google_cloud_run_v2_service.this"].body
+    callers = {key: value for key, value in worker["invokers"].items() if not key.startswith("__")}
+    assert list(callers) == ["push"]
+    assert "module.queue.push_account" in callers["push"]
+
+
+def test_all_callers_of_the_worker_use_that_account_and_audience(
+    modules: dict[str, Module],
+) -> None:
+    found = resources(modules)
+    tokens = [
+        dict(nested(dict(nested(found[name].body))[block]))["oidc_token"]
+        for name, block in (
+            ("google_pubsub_subscription.images", "push_config"),
+            ("google_pubsub_subscription.dead_letters", "push_config"),
+            ("google_cloud_scheduler_job.reconciler", "http_target"),
+        )
+    ]
+    for token in tokens:
+        assert token["service_account_email"] == "${google_service_account.push.email}"
+        assert token["audience"] == "${var.push_audience}"
+    # The worker demands what they send, and Cloud Run lets the audience through.
+    assert "module.names.push_audience" in str(service(modules, "worker")["audiences"])
+    assert "module.names.push_audience" in str(modules["example"].of("module")["settings"].body)
+    assert "module.names.push_audience" in str(modules["example"].of("module")["queue"].body)
+
+
+def test_each_has_an_account_of_its_own(modules: dict[str, Module]) -> None:
+    accounts = [name for name in resources(modules) if name.startswith("google_service_account.")]
+    # this: one for each service.
+    assert sorted(accounts) == [
+        "google_service_account.deployer",
+        "google_service_account.push",
+        "google_service_account.this",
+    ]
+    assert not [name for name in resources(modules) if "service_account_key" in name]
+
+
+def test_github_is_one_repository_and_one_branch(modules: dict[str, Module]) -> None:
+    provider = resources(modules)["google_iam_workload_identity_pool_provider.github"].body
+    assert "local.conditions" in provider["attribute_condition"]
+    conditions = str(modules["delivery"].locals["conditions"])
+    for claim in ("assertion.repository ==", "assertion.ref ==", "assertion.repository_id =="):
+        assert claim in conditions
+
+
+def test_values_of_secrets_are_in_no_state(modules: dict[str, Module]) -> None:
+    for name, block in resources(modules).items():
+        assert "secret_data" not in block.body, name
+    assert "ephemeral.random_password" in str(
+        resources(modules)["google_secret_manager_secret_version.this"].body["secret_data_wo"]
+    )

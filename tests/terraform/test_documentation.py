@@ -1,0 +1,100 @@
+"""READMEs, descriptions, versions and the example say what is there."""
+
+import json
+import re
+
+import hcl2
+import pytest
+
+from core.policy import DeliveryPolicy
+from terraform.tools import tables
+from terraform.tools.tree import TERRAFORM, Module, load, nested, plain
+from tests.support.stack import ROOT
+
+MODULES = load()
+names = pytest.mark.parametrize("module", MODULES, ids=lambda module: module.folder.name)
+
+
+@names
+def test_the_tables_are_current(module: Module) -> None:
+    readme = tables.readme_of(module).read_text()
+    assert tables.readme_with_tables(readme, module) == readme, (
+        "run python -m terraform.tools.tables"
+    )
+    for name in [*module.of("variable"), *module.of("output")]:
+        assert f"| `{name}` |" in readme
+
+
+@names
+def test_everything_is_described_and_typed(module: Module) -> None:
+    for name, variable in module.of("variable").items():
+        assert plain(variable.body["description"]), name
+        assert "type" in variable.body, name
+    for name, output in module.of("output").items():
+        assert plain(output.body["description"]), name
+
+
+@names
+def test_versions_are_pinned(module: Module) -> None:
+    (terraform,) = (block for block in module.blocks if block.kind == "terraform")
+    assert plain(terraform.body["required_version"]) == ">= 1.11"
+    providers = {
+        name: plain(provider["version"])
+        for _, required in nested(terraform.body)
+        for name, provider in required.items()
+        if not name.startswith("__")
+    }
+    assert set(providers) == module.providers
+    if "google" in providers:
+        assert providers["google"] == "~> 7.0"
+
+
+def test_one_file_to_copy_and_one_value_to_give() -> None:
+    (example,) = (module for module in MODULES if module.folder.name == "example")
+    variables = example.of("variable")
+    required = [name for name, block in variables.items() if "default" not in block.body]
+    assert required == ["project_id"]
+    text = (example.folder / "terraform.tfvars.example").read_text()
+    given = hcl2.loads(re.sub(r"^# (?=\w+ += )", "", text, flags=re.MULTILINE))
+    assert set(given) - {"__comments__", "__inline_comments__"} <= set(variables)
+    assert len(given) > 6
+    assert re.search(r"^project_id +=", text, re.MULTILINE)
+
+
+def test_the_remote_state_is_a_bucket() -> None:
+    backend = hcl2.loads((TERRAFORM / "envs/example/backend.tf.example").read_text())
+    assert set(backend["terraform"][0]["backend"][0]) == {'"gcs"'}
+
+
+def test_what_github_needs_is_an_output() -> None:
+    (example,) = (module for module in MODULES if module.folder.name == "example")
+    wanted = {
+        "GCP_PROJECT",
+        "GCP_REGION",
+        "GCP_WORKLOAD_IDENTITY_PROVIDER",
+        "GCP_DEPLOYER",
+        "GCP_REGISTRY",
+        "API_SERVICE",
+        "WORKER_SERVICE",
+        "API_URL",
+    }
+    assert wanted <= set(example.of("output"))
+
+
+def test_the_list_of_modules_is_whole() -> None:
+    text = (TERRAFORM / "README.md").read_text()
+    for module in MODULES:
+        if module.folder.parent.name == "modules":
+            assert f"(modules/{module.folder.name}/README.md)" in text
+
+
+def test_no_secret_and_no_state_can_be_committed() -> None:
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert {"*.tfstate", "*.tfstate.*", "*.tfvars", ".terraform/"} <= set(ignored)
+
+
+def test_images_outlive_their_messages() -> None:
+    (images,) = (module for module in MODULES if module.folder.name == "images")
+    validation = json.dumps(images.of("variable")["delete_after_days"].body["validation"])
+    least = int(re.search(r">= (\d+)", validation)[1])  # type: ignore[index]
+    assert least * 24 * 3600 > DeliveryPolicy().retention

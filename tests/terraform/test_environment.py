@@ -1,0 +1,85 @@
+"""What Terraform sets, `core/settings.py` reads and accepts."""
+
+from pathlib import Path
+
+import pytest
+
+from core.settings import Settings
+from terraform.tools.tree import Module
+from tests.support.terraform import outputs
+
+# Settings that other changes are adding; delete a line when its setting is in core/settings.py.
+COMING = {
+    "API_KEYS",  # off or required
+    "ALLOW_PUBLIC",  # whether to serve others without keys
+    "KEY_SECRET",  # the key of the hash under which API keys are stored
+    "WEBHOOK_SECRET",  # signs webhooks
+}
+KNOWN = {name.upper() for name in Settings.model_fields} | COMING
+
+ROOT_MODULE = """
+module "names" {{
+  source     = "{modules}/names"
+  project_id = "example-project"
+  name       = "glimpse"
+}}
+module "policy" {{ source = "{modules}/policy" }}
+module "settings" {{
+  source      = "{modules}/settings"
+  project_id  = "example-project"
+  policy      = module.policy
+  bucket      = module.names.bucket
+  database    = module.names.database
+  public_url  = "{public_url}"
+  worker_cpus = 2
+  queue = {{
+    topic                    = module.names.topic
+    subscription             = module.names.subscription
+    dead_letter_topic        = module.names.dead_letter_topic
+    dead_letter_subscription = module.names.dead_letter_subscription
+    push_audience            = module.names.push_audience
+    push_account             = "${{module.names.push}}@example-project.iam.gserviceaccount.com"
+  }}
+}}
+output "api" {{ value = module.settings.api }}
+output "worker" {{ value = module.settings.worker }}
+"""
+
+
+def test_every_name_is_a_setting(modules: dict[str, Module]) -> None:
+    """Read as text, so that it holds where Terraform is not installed."""
+    set_ = {
+        name
+        for part in ("common", "api", "worker")
+        for name in modules["settings"].locals[part]
+        if not name.startswith("__")
+    }
+    services = modules["example"].of("module")
+    secret = {
+        name for service in ("api", "worker") for name in services[service].body.get("secrets", {})
+    }
+    assert len(set_) > 15
+    assert "KEY_SECRET" in secret
+    assert (set_ | secret) - KNOWN == set()
+
+
+@pytest.mark.parametrize("public_url", ["", "https://labels.example.com"])
+def test_the_services_accept_their_environment(
+    modules: dict[str, Module], tmp_path: Path, public_url: str
+) -> None:
+    folder = modules["settings"].folder.parent
+    given = outputs(tmp_path, ROOT_MODULE.format(modules=folder, public_url=public_url))
+    for service in ("api", "worker"):
+        environment = {name.lower(): value for name, value in given[service].items()}
+        settings = Settings(_env_file=None, **environment)
+        assert settings.backend == "gcp"
+        assert settings.verifies_pushes
+        assert settings.log_format == "json"
+        assert settings.delivery == Settings(_env_file=None).delivery
+        assert settings.google_cloud_project == "example-project"
+        # Every value arrives as it was given, whatever its type here.
+        for name, value in environment.items():
+            if name in Settings.model_fields:
+                assert str(getattr(settings, name)).removesuffix(".0").lower() == value.lower()
+    assert given["api"]["PUBLIC_URL"] == public_url
+    assert int(given["worker"]["WORKER_CONCURRENCY"]) == 2

@@ -1,0 +1,144 @@
+"""Metrics of log lines find lines that the code writes; alerts lead to runbooks that exist."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from terraform.tools.tree import Module, code, nested, plain
+from tests.support.stack import ROOT
+
+LEVELS = {"debug", "info", "warning", "error", "exception"}
+
+
+def calls(*folders: str) -> Iterator[tuple[str, set[str], str]]:
+    """Every `log.level("message", field=...)`: the message, its fields, the file's text."""
+    for folder in folders:
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            if "embedded" in file.parts:  # runs nowhere on Google Cloud
+                continue
+            text = file.read_text()
+            for node in ast.walk(ast.parse(text)):
+                if (
+                    isinstance(node, ast.Call)
+                    and isinstance(node.func, ast.Attribute)
+                    and node.func.attr in LEVELS
+                    and node.args
+                    and isinstance(node.args[0], ast.Constant)
+                    and isinstance(node.args[0].value, str)
+                ):
+                    yield node.args[0].value, {each.arg or "**" for each in node.keywords}, text
+
+
+LINES = {"api": [*calls("app", "core")], "worker": [*calls("worker", "core")]}
+
+
+@pytest.fixture(scope="module")
+def counted(modules: dict[str, Module]) -> dict[str, dict[str, Any]]:
+    """The metrics that count lines, by name."""
+    found: dict[str, dict[str, Any]] = modules["observability"].locals["counted"]
+    return {name: metric for name, metric in found.items() if not name.startswith("__")}
+
+
+def service_of(metric: dict[str, Any]) -> str:
+    match = re.fullmatch(r"\$\{local\.(\w+)_lines\}", metric["lines"])
+    assert match
+    return match[1]
+
+
+def test_every_message_is_one_that_the_service_writes(counted: dict[str, dict[str, Any]]) -> None:
+    assert len(counted) >= 7
+    for name, metric in counted.items():
+        written = {message for message, _, _ in LINES[service_of(metric)]}
+        assert plain(metric["message"]) in written, name
+
+
+def test_every_label_is_a_field_of_its_line(counted: dict[str, dict[str, Any]]) -> None:
+    labelled = {name: metric for name, metric in counted.items() if metric["label"] is not None}
+    assert labelled
+    for name, metric in labelled.items():
+        message, label = plain(metric["message"]), plain(metric["label"])
+        fields = [fields for said, fields, _ in LINES[service_of(metric)] if said == message]
+        assert any(label in each for each in fields), name
+
+
+def test_the_time_of_a_classification_is_in_its_line(modules: dict[str, Module]) -> None:
+    body = modules["observability"].of("resource")["google_logging_metric.classification_time"].body
+    (message,) = re.findall(r'jsonPayload\.message=\\*"([^"\\]+)', body["filter"])
+    (field,) = re.findall(r"EXTRACT\(jsonPayload\.(\w+)\)", body["value_extractor"])
+    (text,) = [text for said, _, text in LINES["worker"] if said == message]
+    assert f'"{field}":' in text
+
+
+def test_lines_have_the_names_that_filters_use() -> None:
+    """`message` and fields at the top of the JSON: Cloud Logging makes jsonPayload of the rest."""
+    assert 'event["message"] = event.pop("event"' in (ROOT / "core/telemetry.py").read_text()
+
+
+def alerts(modules: dict[str, Module]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = modules["observability"].locals["alerts"]
+    return {name: alert for name, alert in found.items() if not name.startswith("__")}
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", each).strip().lower().replace(" ", "-") for each in headings}
+
+
+def test_every_alert_has_a_runbook_and_every_runbook_an_alert(modules: dict[str, Module]) -> None:
+    wanted = {plain(alert["runbook"]) for alert in alerts(modules).values()}
+    there = anchors(ROOT / "docs/operations.md")
+    assert {each for each in there if each.startswith("alert-")} == wanted
+
+
+def test_the_issues_alerts_are_there(modules: dict[str, Module]) -> None:
+    found = alerts(modules)
+    filters = {name: str(alert["filter"]) for name, alert in found.items()}
+    assert "dead_letter_message_count" in filters["dead_letters"]
+    assert found["dead_letters"]["threshold"] == 0
+    assert "oldest_unacked_message_age" in filters["oldest_message"]
+    assert "5xx" in filters["api_errors"]
+    assert found["api_errors"]["denominator"] is not None
+    assert "request_latencies" in filters["api_latency"]
+    assert plain(found["api_latency"]["aligner"]) == "ALIGN_PERCENTILE_99"
+    assert found["worker_errors"]["denominator"] is not None
+
+
+def user_metrics(text: str) -> set[str]:
+    return set(re.findall(r"local\.user_metric\}/(\w+)", text))
+
+
+def test_alerts_and_charts_use_metrics_that_exist(
+    modules: dict[str, Module], counted: dict[str, dict[str, Any]]
+) -> None:
+    made = {*counted} | {
+        plain(block.body["name"]).rpartition("/")[2]
+        for name, block in modules["observability"].of("resource").items()
+        if name.startswith("google_logging_metric.") and "for_each" not in block.body
+    }
+    module = modules["observability"]
+    used = user_metrics(str(module.locals["charts"])) | user_metrics(str(module.locals["alerts"]))
+    assert used <= made
+    assert made <= used, "a metric that nobody looks at"
+
+
+def test_the_dashboard_follows_an_image(modules: dict[str, Module]) -> None:
+    charts = modules["observability"].locals["charts"]
+    assert len(charts) == 12
+    stations = [" ".join(map(str, charts[start : start + 3])) for start in range(0, 12, 3)]
+    for station, sign in zip(
+        stations, ["api_is", "subscription_is", "worker_is", "classified"], strict=True
+    ):
+        assert sign in station
+    resource = modules["observability"].of("resource")["google_monitoring_dashboard.this"]
+    assert "jsonencode" in code(resource.body["dashboard_json"])
+
+
+def test_alerts_tell_whom_the_variable_names(modules: dict[str, Module]) -> None:
+    policy = modules["observability"].of("resource")["google_monitoring_alert_policy.this"].body
+    assert policy["notification_channels"] == "${local.channels}"
+    assert "documentation" in dict(nested(policy))

@@ -1,0 +1,62 @@
+"""What the worker alone counts."""
+
+from datetime import datetime
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from core.records import Claim
+
+# Seconds: a queue that is empty hands over in milliseconds, one that was stopped after hours.
+DELAY_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200)
+INFERENCE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+SUCCESS, DUPLICATE, LEASE_LOST = "success", "duplicate", "lease_lost"
+
+
+class WorkerMetrics:
+    """On one application's registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._delay = Histogram(
+            "glimpse_queue_delay_seconds",
+            "Time from accepting an image to claiming its record",
+            buckets=DELAY_BUCKETS,
+            registry=registry,
+        )
+        self.inference = Histogram(
+            "glimpse_inference_duration_seconds",
+            "Time to decode an image and run the model on it",
+            buckets=INFERENCE_BUCKETS,
+            registry=registry,
+        )
+        self._classifications = Counter(
+            "glimpse_classifications",
+            "Messages taken on, by how that ended",
+            ["code"],
+            registry=registry,
+        )
+        self._dead_letters = Counter(
+            "glimpse_dead_letters", "Dead letters taken in", ["code"], registry=registry
+        )
+        self._reconciled = Counter(
+            "glimpse_reconciled_records",
+            "Records that stood still, by what was done",
+            ["outcome"],
+            registry=registry,
+        )
+        for code in (SUCCESS, DUPLICATE, LEASE_LOST):
+            self._classifications.labels(code)
+
+    def claimed(self, claim: Claim, now: datetime) -> None:
+        self._delay.observe(max(0.0, (now - claim.submitted_at).total_seconds()))
+
+    def ended(self, code: str) -> None:
+        """Count a message: one of the words above, or the code of an error."""
+        self._classifications.labels(code).inc()
+
+    def buried(self, code: str) -> None:
+        """Count a dead letter, by the code that its record ended with or why it has none."""
+        self._dead_letters.labels(code).inc()
+
+    def reconciled(self, counts: dict[str, int]) -> None:
+        for outcome, count in counts.items():
+            self._reconciled.labels(outcome).inc(count)
