@@ -28,7 +28,7 @@ from tests.chaos.stepping_clock import set_offset
 from tests.support.stack import MODULES, ROOT, Stack, free_port
 
 CLIENTS = 8
-PORT_FAULTS = 0.02  # share of port calls that fail; five times as many come late
+PORT_FAULTS = 0.02  # share of port calls that fail; fifteen times as many come late
 PUSH_FAULTS = 0.02  # share of pushes that meet each kind of fault
 LONGEST_LULL = 1.0  # seconds between two faults
 SECOND_WORKER = "worker-2"
@@ -57,6 +57,8 @@ class ChaosStack(Stack):
             "CHAOS_SEED": str(seed),
             "CHAOS_CLOCK": str(self.clock),
             "STALE_SECONDS": "5",
+            # No backlog: a message comes again while the one that had it is still frozen.
+            "PUSH_CONCURRENCY": "48",
             # Shorter than a freeze: what a frozen worker holds is given to the other one.
             "LEASE_SECONDS": "2",
             "ACK_DEADLINE_SECONDS": "2" if "BACKEND" not in settings else "10",
@@ -128,7 +130,7 @@ class Experiment:
         seed: int,
         progress: Callable[[str, float], None],
         emulators: RunningEmulators | None = None,
-        uploads_a_second: float = 40.0,
+        uploads_a_second: float = 20.0,
     ) -> None:
         self._stack = stack
         self._seconds = seconds
@@ -274,4 +276,5 @@ class Experiment:
                 continue  # the torn last line of a killed process, or a traceback's
             if isinstance(line, dict) and "message" in line:
                 lines.append(line)
+        assert lines, f"{name} logged nothing: nothing could be told from it"
         return lines

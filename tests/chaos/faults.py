@@ -73,7 +73,9 @@ def _freeze(stack: Stack, name: str, draw: random.Random) -> None:
         process = psutil.Process(stack.processes[name].pid)
         process.suspend()
         try:
-            time.sleep(draw.uniform(0.2, LONGEST_PAUSE))
+            # A frozen worker is let be until another may have taken its work over.
+            least = 2.5 if name.startswith("worker") else 0.2
+            time.sleep(draw.uniform(least, LONGEST_PAUSE))
         finally:
             process.resume()
 

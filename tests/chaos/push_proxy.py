@@ -79,8 +79,7 @@ class PushProxy:
             await self._forward(path, self._corrupt(body))
             return web.Response(status=503)
         status = await self._forward(path, body)
-        if kind == "answer lost":
-            assert request.transport is not None
+        if kind == "answer lost" and request.transport is not None:
             request.transport.abort()
         return web.Response(status=status)
 
