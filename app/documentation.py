@@ -33,6 +33,7 @@ name. Every refusal is `application/problem+json` (RFC 9457); branch on its `cod
 TAGS = [
     {"name": "images", "description": "The versioned interface: caching, waiting, deleting."},
     {"name": "what", "description": "The short way: upload, then ask for the status."},
+    {"name": "dead letters", "description": "Messages that used up their deliveries."},
     {"name": "operations", "description": "For load balancers and supervisors."},
 ]
 
@@ -50,11 +51,14 @@ class Problem(BaseModel):
 _EXAMPLES: dict[type[errors.GlimpseError], str] = {
     errors.MalformedBody: "The form ends before its closing boundary.",
     errors.NotFound: "No such image, or not under this model.",
+    errors.UploadTooSlow: "The image came slower than 16384 bytes a second.",
+    errors.Overloaded: "The service has as much to do as it can hold; try again.",
     errors.ImageTooLarge: "The image is larger than 10485760 bytes.",
     errors.UnsupportedImage: "The bytes are not a JPEG, PNG, WebP, GIF or AVIF image.",
     errors.InvalidImage: "The picture is 20000 x 20000 pixels, more than 50000000 in all.",
     errors.InvalidRequest: "The form has no field 'img'.",
     errors.Forbidden: "The link has expired.",
+    errors.Conflict: "A worker is still classifying the image; try again.",
     errors.Unavailable: "The queue does not answer.",
 }
 
@@ -103,11 +107,13 @@ def refusals(*kinds: type[errors.GlimpseError]) -> Responses:
 
 UPLOAD_REFUSALS = refusals(
     errors.MalformedBody,
+    errors.UploadTooSlow,
     errors.ImageTooLarge,
     errors.UnsupportedImage,
     errors.InvalidRequest,
     errors.InvalidImage,
     errors.Unavailable,
+    errors.Overloaded,
 )
 LOOKUP_REFUSALS = refusals(errors.NotFound, errors.InvalidRequest, errors.Unavailable)
 

@@ -36,8 +36,9 @@ router = APIRouter(prefix="/api/v1/images", tags=["images"], route_class=Request
 async def upload(request: Request) -> Response:
     service = service_of(request)
     wait = _wait(request, service)
-    image = await read_upload(request, service.settings.max_image_bytes)
-    result = await service.submit(image, wait or 0)
+    with service.uploads.take() as slot:
+        image = await read_upload(request, service.settings.max_image_bytes, slot)
+        result = await service.submit(image, wait or 0)
     return answer(result, location=image_path(result.image_hash), wait=wait)
 
 

@@ -12,6 +12,7 @@ from app.representation import Representation, represent
 from app.result_cache import ResultCache
 from app.submission import Candidate, Submissions
 from app.upload import Upload
+from app.upload_slots import UploadLimits, UploadSlots
 from app.waiting import Waiting
 from core.backends import Backend
 from core.clock import Clock, utc_now
@@ -23,6 +24,8 @@ from core.settings import Settings
 from core.telemetry import bind_image
 
 log = structlog.get_logger(__name__)
+
+CLOSE_SECONDS = 2.0
 
 
 class ImageService:
@@ -42,13 +45,24 @@ class ImageService:
         self.model = bundle.identity
         self.clock = clock
         self.waiting = Waiting(backend.records)
+        self.uploads = UploadSlots(
+            UploadLimits(
+                uploads=settings.max_uploads_in_flight,
+                bytes_=settings.max_upload_bytes_in_flight,
+                grace=settings.upload_grace_seconds,
+                rate=settings.min_upload_bytes_per_second,
+            )
+        )
         self._cache = ResultCache(settings.result_cache_entries, settings.result_cache_seconds)
-        self._submissions = Submissions(backend, settings.max_image_pixels, clock)
+        self._submissions = Submissions(
+            backend, settings.max_image_pixels, clock, settings.delivery
+        )
 
     async def submit(self, upload: Upload, wait: float) -> Representation:
         """Take an image in; answer with its record as it stands after at most `wait` seconds.
 
-        Raises UnsupportedImage, InvalidImage, Unavailable. A refused image leaves no trace.
+        The upload is released once it is stored: whoever waits holds none of its bytes. Raises
+        UnsupportedImage, InvalidImage, Unavailable. A refused image leaves no trace.
         """
         content_type = accepted_type(upload.data)
         key = RecordKey(PUBLIC_TENANT, upload.image_hash, self.model)
@@ -59,6 +73,7 @@ class ImageService:
             return known
         image = Candidate(key, upload.data, content_type)
         record = await self._submissions.submit(image)
+        upload.release()
         if wait > 0 and not record.status.terminal:
             # Where it was deleted meanwhile: what was accepted is what there is to say.
             record = await self.waiting.until_terminal(key, wait) or record
@@ -121,10 +136,18 @@ class ImageService:
             "model": self._check_bundle,
         }
 
-    async def close(self) -> None:
-        """Finish what was begun."""
+    def stop(self, seconds: float) -> None:
+        """Let those go who wait for a result, and after `seconds` those who are still sending."""
         self.waiting.stop()
-        await self._submissions.close()
+        self.uploads.stop(seconds)
+
+    async def close(self) -> None:
+        """Finish what was begun, unless it takes too long: nobody was promised anything yet."""
+        self.waiting.stop()
+        try:
+            await asyncio.wait_for(self._submissions.close(), CLOSE_SECONDS)
+        except TimeoutError:
+            log.error("uploads left unfinished")
 
     def _represent(self, record: Record) -> Representation:
         result = represent(record, self.settings.public_url)

@@ -9,10 +9,11 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import RedirectResponse
 from starlette.requests import ClientDisconnect
 
-from app import VERSION, image_routes, local_blobs, seed_routes
+from app import VERSION, dead_letter_routes, image_routes, local_blobs, seed_routes
 from app.documentation import DESCRIPTION, TAGS, install_documentation
 from app.image_service import ImageService, service_in
 from app.metrics import ApiMetrics
+from app.stopping import AnswerWhenCancelled
 from app.unread_body import CloseOnUnreadBody
 from core.backends import BackendOpener, open_backend
 from core.clock import Clock, utc_now
@@ -64,7 +65,12 @@ def create_app(
         redirect_slashes=False,
     )
     # Taken over one by one: what `include_router` builds is matched twice for each request.
-    for router in (image_routes.router, seed_routes.router, local_blobs.router):
+    for router in (
+        image_routes.router,
+        seed_routes.router,
+        local_blobs.router,
+        dead_letter_routes.router,
+    ):
         app.router.routes.extend(router.routes)
     app.include_router(health_routes(checks))
     app.add_api_route("/", _to_docs, include_in_schema=False)
@@ -73,6 +79,7 @@ def create_app(
     install_problem_handlers(app)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_middleware(CloseOnUnreadBody)
+    app.add_middleware(AnswerWhenCancelled)
     app.add_middleware(RequestContext, observation=observation)
     return app
 

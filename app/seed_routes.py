@@ -53,8 +53,10 @@ async def status(request: Request) -> Response:
 
 async def _upload(request: Request, wait: float) -> Response:
     service = service_of(request)
-    upload = await read_upload(request, service.settings.max_image_bytes, form_only=True)
-    result = await service.submit(upload, wait)
+    limit = service.settings.max_image_bytes
+    with service.uploads.take() as slot:
+        upload = await read_upload(request, limit, slot, form_only=True)
+        result = await service.submit(upload, wait)
     return answer(result, location=_status_path(result.image_hash))
 
 

@@ -60,6 +60,12 @@ class Unavailable(GlimpseError):
         super().__init__(detail, retry_after=retry_after, extra=extra)
 
 
+class Overloaded(Unavailable):
+    """More is under way than this process has room for."""
+
+    code, title = "overloaded", "Overloaded"
+
+
 # --- What a caller may get wrong. -----------------------------------------------------------------
 
 
@@ -97,6 +103,12 @@ class ImageTooLarge(GlimpseError):
     """More bytes than the limit."""
 
     status, code, title = 413, "image_too_large", "Image too large"
+
+
+class UploadTooSlow(GlimpseError):
+    """The bytes of an upload come slower than they must."""
+
+    status, code, title = 408, "upload_too_slow", "Upload too slow"
 
 
 class UnsupportedImage(GlimpseError):

@@ -1,4 +1,4 @@
-"""What Glimpse needs from a backend: three small protocols, free of any vendor.
+"""What Glimpse needs from a backend: four small protocols, free of any vendor.
 
 Every method may raise `core.errors.Unavailable` (retryable) and nothing else of the vendor's.
 `tests/contract` runs one suite against each backend.
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
+from core.dead_letters.letter import DeadLetter, LetterFilter
 from core.messages import ClassifyImage
 from core.records import Annotation, Claim, Record, RecordError, RecordKey, Status
 
@@ -34,12 +35,26 @@ class RecordStore(Protocol):
         """Store the result; False unless `claim` holds the current fencing token."""
         ...
 
-    async def fail(self, claim_or_key: Claim | RecordKey, error: RecordError) -> bool:
-        """End as `error`: under a claim as `complete`, by key only where nobody owns it."""
+    async def fail(
+        self,
+        claim_or_key: Claim | RecordKey,
+        error: RecordError,
+        *,
+        submitted_by: datetime | None = None,
+        untouched_since: datetime | None = None,
+    ) -> bool:
+        """End as `error`: under a claim as `complete`, by key only where nobody owns it.
+
+        By key it can be bound to what the caller saw: False where the attempt was submitted after
+        `submitted_by`, or the record changed at `untouched_since` or later.
+        """
         ...
 
-    async def release(self, claim: Claim) -> bool:
-        """Give the claim up, so that the next delivery need not wait for the lease to end."""
+    async def release(self, claim: Claim, error: RecordError | None = None) -> bool:
+        """Give the claim up, so that the next delivery need not wait for the lease to end.
+
+        `error` is why; the record keeps it as its last failure until it is retried or succeeds.
+        """
         ...
 
     async def retry(self, key: RecordKey) -> bool:
@@ -66,7 +81,7 @@ class RecordStore(Protocol):
 class BlobStore(Protocol):
     """Private, immutable blobs, named by content: putting twice is putting once."""
 
-    async def put(self, name: str, data: bytes, content_type: str) -> None: ...
+    async def put(self, name: str, data: bytes | bytearray, content_type: str) -> None: ...
 
     async def get(self, name: str) -> bytes:
         """The bytes; NotFound where there are none."""
@@ -108,3 +123,31 @@ class Publisher(Protocol):
     async def backlog(self) -> Backlog | None:
         """The queue's depth, or None where it is known elsewhere (Cloud Monitoring has it)."""
         ...
+
+
+class DeadLetterStore(Protocol):
+    """Dead letters by tenant, until they are deleted or purged."""
+
+    async def add(self, letter: DeadLetter) -> bool:
+        """Keep a letter, durably; False, and nothing changes, where its id is kept already."""
+        ...
+
+    async def get(self, tenant: str, id_: str) -> DeadLetter | None: ...
+
+    async def list(self, wanted: LetterFilter, limit: int, after: str = "") -> Sequence[DeadLetter]:
+        """At most `limit` letters, newest first; only those behind the position `after`."""
+        ...
+
+    async def resolve(self, tenant: str, id_: str) -> bool:
+        """Mark as settled, now; False where it is unknown or was resolved before."""
+        ...
+
+    async def delete(self, tenant: str, id_: str) -> bool:
+        """False where there was nothing to delete."""
+        ...
+
+    async def purge(self, before: datetime, limit: int) -> int:
+        """Delete at most `limit` letters, of any tenant, that died before `before`; how many."""
+        ...
+
+    async def ping(self) -> None: ...

@@ -15,6 +15,9 @@ from core.policy import DeliveryPolicy
 
 DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "models" / "default"
 
+# What a form may weigh on top of the image: boundaries, part headers, fields that we ignore.
+FORM_OVERHEAD = 64 * 1024
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 _DELIVERY = DeliveryPolicy()
@@ -75,6 +78,24 @@ class Settings(BaseSettings):
     max_image_pixels: Annotated[
         int, Field(ge=1, description="Largest picture, as width times height")
     ] = 50_000_000
+    max_uploads_in_flight: Annotated[
+        int, Field(ge=1, description="Uploads that one API process takes in at once")
+    ] = 256
+    max_upload_bytes_in_flight: Annotated[
+        int, Field(ge=1, description="Bytes of uploads that it holds at once")
+    ] = 128 * 1024 * 1024
+    upload_grace_seconds: Annotated[
+        Seconds, Field(description="How long an upload may take, however slow it is")
+    ] = 10
+    min_upload_bytes_per_second: Annotated[
+        int, Field(ge=1, description="How fast an upload must come once that time has passed")
+    ] = 16 * 1024
+    header_seconds: Annotated[
+        Seconds, Field(description="How long a client may take to send a request's headers")
+    ] = 10
+    max_connections: Annotated[
+        int, Field(ge=1, description="Connections that one API process serves at once")
+    ] = 1000
     max_wait_seconds: Annotated[
         Seconds, Field(le=60, description="Longest that `Prefer: wait` may hold an answer")
     ] = 30
@@ -118,6 +139,9 @@ class Settings(BaseSettings):
     stale_seconds: Annotated[
         float, Field(description="How long a record may stand still before it is looked after")
     ] = _DELIVERY.stale_after
+    dead_letter_retention_seconds: Annotated[
+        float, Field(description="How long a dead letter is kept, replayed or not")
+    ] = _DELIVERY.dead_letter_retention
     push_concurrency: Annotated[
         int, Field(ge=1, le=1000, description="Deliveries the embedded queue has in flight")
     ] = 8
@@ -228,6 +252,11 @@ class Settings(BaseSettings):
     def _check(self) -> Self:
         if self.api_port == self.worker_port and self.port is None:
             raise ValueError("API_PORT and WORKER_PORT must differ")
+        if self.max_upload_bytes_in_flight < self.max_image_bytes + FORM_OVERHEAD:
+            raise ValueError(
+                "MAX_UPLOAD_BYTES_IN_FLIGHT must have room for one image of MAX_IMAGE_BYTES"
+                f" and {FORM_OVERHEAD} bytes of form"
+            )
         _ = self.delivery  # raises where the numbers contradict each other
         if self.backend != "embedded":
             self._check_pubsub_bounds()
@@ -258,6 +287,7 @@ class Settings(BaseSettings):
             lease=self.lease_seconds,
             retention=self.retention_seconds,
             stale_after=self.stale_seconds,
+            dead_letter_retention=self.dead_letter_retention_seconds,
         )
 
     @property

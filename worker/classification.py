@@ -12,7 +12,7 @@ import structlog
 
 from core.errors import InvalidImage, ModelUnavailable, NotFound, Unavailable
 from core.messages import ClassifyImage
-from core.records import Annotation, Claim, Record, RecordError, RecordKey
+from core.records import UPLOAD_LOST, Annotation, Claim, Record, RecordError, RecordKey
 from core.tracing import Step, current, span
 from worker.classifier_pool import RemoteClassifier
 from worker.errors import ClassifierLost, InferenceFailed
@@ -124,6 +124,9 @@ async def _ended_elsewhere(key: RecordKey, bench: Workbench, patience_ends: floa
     pause = FIRST_POLL
     while True:
         record = await _existing(key, bench)
+        if record.error is not None and record.error.code == UPLOAD_LOST:
+            # Its message is here, so the upload was only slow: the image is there by now.
+            return not await bench.backend.records.retry(key)
         if record.status.terminal:
             log.info("finished by another delivery", status=record.status)
             return True

@@ -9,9 +9,10 @@ import structlog
 from core.backends import Backend
 from core.clock import Clock, utc_now
 from core.errors import Unavailable
-from core.records import Claim, RecordKey
+from core.records import Claim, RecordError, RecordKey
 from core.settings import Settings
 from core.tracing import span
+from worker.errors import last_failure
 from worker.metrics import WorkerMetrics
 from worker.model_registry import ModelRegistry
 
@@ -67,8 +68,9 @@ class Workbench:
         try:
             # Shielded: a claim that is granted to a cancelled task must be given up all the same.
             yield await asyncio.shield(claiming)
-        except BaseException:
-            await asyncio.shield(asyncio.ensure_future(self._give_up(claiming)))
+        except BaseException as error:
+            giving_up = asyncio.ensure_future(self._give_up(claiming, last_failure(error)))
+            await asyncio.shield(giving_up)
             raise
         finally:
             self._in_hand -= 1
@@ -87,12 +89,15 @@ class Workbench:
         with span("claim record"):
             return await self.backend.records.claim(key, self.settings.lease)
 
-    async def _give_up(self, claiming: "asyncio.Future[Claim | None]") -> None:
+    async def _give_up(self, claiming: "asyncio.Future[Claim | None]", reason: RecordError) -> None:
+        """Release the claim. The record keeps `reason`, should this have been the last delivery."""
         try:
             claim = await claiming
             if claim is not None:
-                released = await self.backend.records.release(claim)
-                log.warning("claim given up", attempt=claim.attempt, released=released)
+                released = await self.backend.records.release(claim, reason)
+                log.warning(
+                    "claim given up", attempt=claim.attempt, released=released, code=reason.code
+                )
         except Unavailable as error:
             log.warning("claim not given up", reason=error.detail)
 

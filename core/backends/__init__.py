@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from core.clock import Clock, utc_now
-from core.ports import BlobStore, Publisher, RecordStore
+from core.ports import BlobStore, DeadLetterStore, Publisher, RecordStore
 from core.settings import Settings
 
 if TYPE_CHECKING:
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Backend:
-    """The three ports of one process. `links` verifies local signed links, where they are local."""
+    """The four ports of one process. `links` verifies local signed links, where they are local."""
 
     records: RecordStore
     blobs: BlobStore
     publisher: Publisher
+    dead_letters: DeadLetterStore
     links: "LinkSigner | None" = None
 
 

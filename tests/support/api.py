@@ -10,11 +10,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import httpx
-import uvicorn
 from fastapi import FastAPI
 
 from app.image_service import ImageService, service_in
 from app.main import create_app
+from app.server import Server
 from core.clock import Clock, utc_now
 from core.ports import RecordStore
 from core.records import Annotation, Record, RecordError, RecordKey
@@ -116,16 +116,8 @@ async def open_api(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[
 async def serve_api(settings: Settings) -> AsyncIterator[tuple[Api, int]]:
     """The API behind uvicorn on a free port, and the port."""
     app = create_app(settings)
-    config = uvicorn.Config(
-        app,
-        http="httptools",
-        ws="none",
-        lifespan="on",
-        access_log=False,
-        log_config=None,
-        timeout_graceful_shutdown=5,  # a test that fails must not hang
-    )
-    server = uvicorn.Server(config)
+    # A test that fails must not hang.
+    server = Server(settings.model_copy(update={"shutdown_seconds": 5.0}), app)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     task = asyncio.create_task(server.serve(sockets=[listener]))

@@ -12,7 +12,8 @@ from pathlib import Path
 from core.backends import Backend
 from core.backends.embedded import queue_store, records
 from core.backends.embedded.blobs import FileBlobStore
-from core.backends.embedded.database import Database
+from core.backends.embedded.database import Database, Schema
+from core.backends.embedded.dead_letters import SqliteDeadLetterStore
 from core.backends.embedded.publisher import SqlitePublisher
 from core.backends.embedded.queue_store import QueueStore
 from core.backends.embedded.records import SqliteRecordStore
@@ -24,37 +25,39 @@ from core.settings import Settings
 
 @asynccontextmanager
 async def open_embedded(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Backend]:
-    """The three ports on `settings.data_dir`, which is created if absent.
+    """The four ports on `settings.data_dir`, which is created if absent.
 
     Raises Unavailable where the folder or a database in it cannot be used.
     """
     secret = await asyncio.to_thread(_prepare, settings.data_dir)
     links = LinkSigner(secret, settings.public_url)
     async with AsyncExitStack() as stack:
-        record_store = await stack.enter_async_context(open_records(settings, clock))
+        database = await stack.enter_async_context(_open(settings, "records.db", records.SCHEMA))
         store = await stack.enter_async_context(open_queue_store(settings))
         blobs = FileBlobStore(settings.data_dir / "blobs", links, clock)
         stack.push_async_callback(blobs.close)
         await blobs.remove_abandoned()
-        yield Backend(record_store, blobs, SqlitePublisher(store, clock), links)
-
-
-@asynccontextmanager
-async def open_records(settings: Settings, clock: Clock) -> AsyncIterator[SqliteRecordStore]:
-    """The records alone."""
-    database = await Database.open(settings.data_dir / "records.db", records.SCHEMA)
-    try:
-        yield SqliteRecordStore(database, clock)
-    finally:
-        await database.close()
+        yield Backend(
+            SqliteRecordStore(database, clock),
+            blobs,
+            SqlitePublisher(store, clock),
+            SqliteDeadLetterStore(database, clock),
+            links,
+        )
 
 
 @asynccontextmanager
 async def open_queue_store(settings: Settings) -> AsyncIterator[QueueStore]:
     """The queue's tables alone."""
-    database = await Database.open(settings.data_dir / "queue.db", queue_store.SCHEMA)
-    try:
+    async with _open(settings, "queue.db", queue_store.SCHEMA) as database:
         yield QueueStore(database)
+
+
+@asynccontextmanager
+async def _open(settings: Settings, name: str, schema: Schema) -> AsyncIterator[Database]:
+    database = await Database.open(settings.data_dir / name, schema)
+    try:
+        yield database
     finally:
         await database.close()
 
