@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 
 import structlog
+from cachetools import LRUCache
 
 from core.backends import Backend
 from core.clock import Clock, utc_now
@@ -17,6 +18,10 @@ from worker.metrics import WorkerMetrics
 from worker.model_registry import ModelRegistry
 
 log = structlog.get_logger(__name__)
+
+# An image that has taken down this many classifiers is not given to another by a redelivery.
+LOST_CLASSIFIERS = 3
+REMEMBERED_LOSSES = 10_000  # images
 
 
 class Workbench:
@@ -41,6 +46,7 @@ class Workbench:
         self.metrics = metrics
         self.clock = clock
         self.places = asyncio.Semaphore(2 * settings.classifier_processes)
+        self._losses: LRUCache[RecordKey, int] = LRUCache(REMEMBERED_LOSSES)
         self._in_hand = 0
         self._emptied = asyncio.Event()
         self._emptied.set()
@@ -76,6 +82,14 @@ class Workbench:
             self._in_hand -= 1
             if not self._in_hand:
                 self._emptied.set()
+
+    def blamed(self, key: RecordKey) -> bool:
+        """Note that a classifier was lost over this image; whether it has taken enough of them.
+
+        Each worker counts for itself: the attempts on the record have many other reasons.
+        """
+        self._losses[key] = self._losses.get(key, 0) + 1
+        return self._losses[key] >= LOST_CLASSIFIERS
 
     async def emptied(self) -> None:
         """Return once no claim is in hand."""

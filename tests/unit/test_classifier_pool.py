@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
@@ -204,3 +205,18 @@ async def test_a_process_that_dies_while_it_loads_fails_the_load(tmp_path: Path)
         with pytest.raises(ClassifierLost):
             await loading
         assert (await classifier.annotate(RED))[0].label == "red"
+
+
+async def test_attempts_that_failed_for_other_reasons_are_not_held_against_an_image(
+    tmp_path: Path,
+) -> None:
+    uri = str(write_slow_bundle(tmp_path / "slow", FOREVER))
+    settings = settings_in(tmp_path, model_uri=uri, worker_concurrency=1, classify_seconds=0.3)
+    async with running_worker(settings) as worker:
+        key = await worker.submit(WHITE)
+        for _ in range(5):
+            claim = await worker.backend.records.claim(key, timedelta(seconds=30))
+            assert claim is not None
+            await worker.backend.records.release(claim)
+        assert (await worker.push(key)).status_code == 503
+        assert (await worker.record(key)).status is Status.RUNNING
