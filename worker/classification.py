@@ -7,6 +7,7 @@ claimant at a time works, and only the current one can finish the record.
 import asyncio
 import time
 from collections.abc import Awaitable
+from pathlib import Path
 
 import structlog
 
@@ -15,6 +16,7 @@ from core.messages import ClassifyImage
 from core.records import UPLOAD_LOST, Annotation, Claim, Record, RecordError, RecordKey
 from core.tracing import Step, current, span
 from worker.classifier_pool import RemoteClassifier
+from worker.classifier_protocol import READ
 from worker.errors import ClassifierLost, InferenceFailed
 from worker.metrics import DUPLICATE, LEASE_LOST, SUCCESS
 from worker.workbench import Workbench
@@ -54,7 +56,7 @@ async def classify(message: ClassifyImage, bench: Workbench) -> None:
 
 async def _work(
     claim: Claim,
-    image: Awaitable[bytes],
+    image: Awaitable[bytes | Path],
     classifier: RemoteClassifier,
     bench: Workbench,
     began: float,
@@ -86,16 +88,14 @@ async def _work(
 
 
 async def _outcome(
-    claim: Claim, image: Awaitable[bytes], classifier: RemoteClassifier, bench: Workbench
+    claim: Claim, image: Awaitable[bytes | Path], classifier: RemoteClassifier, bench: Workbench
 ) -> tuple[Annotation, ...] | RecordError:
     """The labels of the image, or the fault of it that every delivery would meet."""
-    try:
-        data = await image
-    except NotFound:
-        return RecordError("image_missing", "The stored image is gone: upload it again.", True)
     steps: list[Step] = []
     try:
-        return await classifier.annotate(data, steps)
+        return await classifier.annotate(await image, steps)
+    except NotFound:
+        return RecordError("image_missing", "The stored image is gone: upload it again.", True)
     except InvalidImage as error:
         return RecordError(error.code, error.detail, False)
     except InferenceFailed as error:
@@ -109,8 +109,9 @@ async def _outcome(
     finally:
         for step in steps:
             current().past(step)
-        if steps:
-            bench.metrics.inference.observe((steps[-1].ended - steps[0].began) / 1e9)
+        work = [step for step in steps if step.name != READ]
+        if work:
+            bench.metrics.inference.observe((work[-1].ended - work[0].began) / 1e9)
 
 
 async def _ended_elsewhere(key: RecordKey, bench: Workbench, patience_ends: float) -> bool:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from core.errors import BundleError, Unavailable, UndecodableImage
+from core.errors import BundleError, NotFound, Unavailable, UndecodableImage
 from core.model_bundle import read_bundle
 from core.records import Status
 from core.settings import Settings
@@ -68,6 +68,16 @@ async def test_a_large_image_arrives_whole(tmp_path: Path) -> None:
     async with pool_of(tmp_path) as (_, classifier):
         padded = RED + bytes(9_000_000)  # more than a socket holds at once
         assert (await classifier.annotate(padded))[0].label == "red"
+
+
+async def test_a_file_is_read_by_the_process(tmp_path: Path) -> None:
+    async with pool_of(tmp_path) as (_, classifier):
+        (tmp_path / "picture").write_bytes(RED)
+        assert (await classifier.annotate(tmp_path / "picture"))[0].label == "red"
+        with pytest.raises(NotFound):
+            await classifier.annotate(tmp_path / "absent")
+        with pytest.raises(Unavailable):
+            await classifier.annotate(tmp_path)  # a folder cannot be read
 
 
 async def test_faults_of_the_image_are_its_own(tmp_path: Path) -> None:
