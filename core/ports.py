@@ -7,6 +7,7 @@ Every method may raise `core.errors.Unavailable` (retryable) and nothing else of
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from pathlib import Path
 from typing import Protocol
 
 from core.api_keys import ApiKey
@@ -88,6 +89,13 @@ class BlobStore(Protocol):
 
     async def get(self, name: str) -> bytes:
         """The bytes; NotFound where there are none."""
+        ...
+
+    def file(self, name: str) -> Path | None:
+        """The file that holds the blob, if there is one, where another process here may read it.
+
+        None where blobs are not files. Asks nobody: the file may not be there.
+        """
         ...
 
     async def exists(self, name: str) -> bool: ...

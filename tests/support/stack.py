@@ -107,8 +107,12 @@ class Stack:
                 stderr=subprocess.STDOUT,
             )
 
+    def port_of(self, name: str) -> int | None:
+        """Where a process answers over HTTP, if it does."""
+        return {"api": self.api_port, "worker": self.worker_port}.get(name)
+
     def wait_ready(self, name: str, patience: float = PATIENCE) -> None:
-        port = {"api": self.api_port, "worker": self.worker_port}.get(name)
+        port = self.port_of(name)
         if port is None:
             return
         deadline = time.monotonic() + patience

@@ -36,7 +36,7 @@ class FileBlobStore:
     """`core.ports.BlobStore` on a folder that several processes may share."""
 
     def __init__(self, folder: Path, links: LinkSigner, clock: Clock = utc_now) -> None:
-        self._folder = folder
+        self._folder = folder.absolute()  # as a process that works elsewhere needs it
         self._links = links
         self._clock = clock
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="blobs")
@@ -57,6 +57,9 @@ class FileBlobStore:
             return await self._run(self._path(name).read_bytes)
         except FileNotFoundError:
             raise NotFound("There is no such image.") from None
+
+    def file(self, name: str) -> Path | None:
+        return self._path(name)
 
     async def exists(self, name: str) -> bool:
         return await self._run(_exists, self._folder, self._path(name))

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from google.api_core.exceptions import NotFound as VendorNotFound
@@ -54,6 +55,9 @@ class CloudBlobStore:
 
     async def get(self, name: str) -> bytes:
         return await self._run(lambda: self._get(_checked(name)))
+
+    def file(self, name: str) -> Path | None:
+        return None
 
     async def exists(self, name: str) -> bool:
         blob = self._bucket.blob(_checked(name))
