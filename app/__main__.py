@@ -7,6 +7,7 @@ from app.server import Server, raise_file_limit
 from core.backends import BackendOpener, open_backend
 from core.clock import Clock, utc_now
 from core.errors import BundleError
+from core.exposure import Exposed
 from core.model_bundle import read_bundle
 from core.settings import Settings, load_settings
 from core.telemetry import configure_logging
@@ -23,9 +24,12 @@ def main() -> None:
 
 
 def serve(settings: Settings, clock: Clock = utc_now, opener: BackendOpener = open_backend) -> None:
-    """Run the API until SIGTERM or SIGINT."""
+    """Run the API until SIGTERM or SIGINT; exit where it would be open to everyone."""
+    try:
+        app = create_app(settings, clock, opener)
+    except Exposed as error:
+        raise SystemExit(f"Glimpse cannot start: {error}") from None
     raise_file_limit(settings.max_connections)
-    app = create_app(settings, clock, opener)
     with contextlib.suppress(KeyboardInterrupt):
         Server(settings, app).run()
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 
 from app.answers import EncodedResponse
 from app.documentation import refusals
+from app.guard import requires
 from app.image_service import service_of
 from app.representation import NO_STORE
 from core.backends import Backend
@@ -19,7 +20,7 @@ from core.clock import rfc3339
 from core.dead_letters.letter import CODE, LETTER_ID, DeadLetter, LetterFilter
 from core.dead_letters.replay import Replay, replay, replay_all
 from core.errors import Conflict, InvalidRequest, NotFound, Unavailable
-from core.records import PUBLIC_TENANT
+from core.identity import Principal, Scope
 from core.request_route import RequestRoute
 
 DEFAULT_LIMIT, LARGEST_LIMIT = 50, 200
@@ -122,8 +123,9 @@ router = APIRouter(prefix="/api/v1/dead-letters", tags=["dead letters"], route_c
         ]
     },
 )
-async def list_letters(request: Request) -> Response:
-    wanted, limit, after = selection(request, PUBLIC_TENANT)
+@requires(Scope.ADMIN)
+async def list_letters(request: Request, principal: Principal) -> Response:
+    wanted, limit, after = selection(request, principal.tenant)
     letters = await _backend(request).dead_letters.list(wanted, limit, after)
     more = len(letters) == limit
     return _json(
@@ -142,8 +144,9 @@ async def list_letters(request: Request) -> Response:
     responses={200: {"model": ReplaysBody}, **_LIST_REFUSALS},
     openapi_extra={"parameters": _SELECTION},
 )
-async def replay_letters(request: Request) -> Response:
-    wanted, limit, after = selection(request, PUBLIC_TENANT)
+@requires(Scope.ADMIN)
+async def replay_letters(request: Request, principal: Principal) -> Response:
+    wanted, limit, after = selection(request, principal.tenant)
     done = await replay_all(_backend(request), wanted, limit, after)
     counts = {outcome.value: done.counts[outcome] for outcome in Replay}
     return _json({**counts, "next_cursor": encode_cursor(done.after) if done.after else None})
@@ -156,8 +159,9 @@ async def replay_letters(request: Request) -> Response:
     responses={200: {"model": FullLetterBody}, **_LETTER_REFUSALS},
     openapi_extra={"parameters": [_LETTER_ID]},
 )
-async def read_letter(request: Request) -> Response:
-    letter = await _backend(request).dead_letters.get(PUBLIC_TENANT, _id(request))
+@requires(Scope.ADMIN)
+async def read_letter(request: Request, principal: Principal) -> Response:
+    letter = await _backend(request).dead_letters.get(principal.tenant, _id(request))
     if letter is None:
         raise NotFound("There is no such dead letter.")
     payload = base64.b64encode(letter.payload).decode()
@@ -172,8 +176,9 @@ async def read_letter(request: Request) -> Response:
     responses={200: {"model": ReplayBody}, **_LETTER_REFUSALS, **refusals(Conflict)},
     openapi_extra={"parameters": [_LETTER_ID]},
 )
-async def replay_letter(request: Request) -> Response:
-    outcome = await replay(_backend(request), PUBLIC_TENANT, _id(request))
+@requires(Scope.ADMIN)
+async def replay_letter(request: Request, principal: Principal) -> Response:
+    outcome = await replay(_backend(request), principal.tenant, _id(request))
     if outcome is Replay.BUSY:
         raise Conflict("A worker is still classifying the image; try again.", retry_after=5)
     if outcome is Replay.UNREADABLE:
@@ -189,8 +194,9 @@ async def replay_letter(request: Request) -> Response:
     responses={204: {"description": "Gone"}, **_LETTER_REFUSALS},
     openapi_extra={"parameters": [_LETTER_ID]},
 )
-async def delete_letter(request: Request) -> Response:
-    if not await _backend(request).dead_letters.delete(PUBLIC_TENANT, _id(request)):
+@requires(Scope.ADMIN)
+async def delete_letter(request: Request, principal: Principal) -> Response:
+    if not await _backend(request).dead_letters.delete(principal.tenant, _id(request)):
         raise NotFound("There is no such dead letter.")
     return Response(status_code=204, headers={"Cache-Control": NO_STORE})
 

@@ -99,6 +99,24 @@ class Forbidden(GlimpseError):
     status, code, title = 403, "forbidden", "Forbidden"
 
 
+class RateLimited(GlimpseError):
+    """The key has used up one of its limits."""
+
+    status, code, title = 429, "rate_limited", "Too many requests"
+
+
+class InvalidHost(GlimpseError):
+    """The request names a host that this service does not answer for."""
+
+    status, code, title = 400, "invalid_host", "Invalid host"
+
+
+class BodyTooLarge(GlimpseError):
+    """A request body, other than an image, beyond its bound."""
+
+    status, code, title = 413, "body_too_large", "Request body too large"
+
+
 class ImageTooLarge(GlimpseError):
     """More bytes than the limit."""
 

@@ -1,4 +1,4 @@
-"""What Glimpse needs from a backend: four small protocols, free of any vendor.
+"""What Glimpse needs from a backend: small protocols, free of any vendor.
 
 Every method may raise `core.errors.Unavailable` (retryable) and nothing else of the vendor's.
 `tests/contract` runs one suite against each backend.
@@ -6,13 +6,16 @@ Every method may raise `core.errors.Unavailable` (retryable) and nothing else of
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
+from core.api_keys import ApiKey
 from core.dead_letters.letter import DeadLetter, LetterFilter
+from core.limits import Grant, Limit
 from core.messages import ClassifyImage
 from core.records import Annotation, Claim, Record, RecordError, RecordKey, Status
+from core.usage import Usage
 
 
 class RecordStore(Protocol):
@@ -159,3 +162,50 @@ class DeadLetterStore(Protocol):
         ...
 
     async def ping(self) -> None: ...
+
+
+# --- What the API needs where it asks for keys. ---------------------------------------------------
+
+
+class KeyStore(Protocol):
+    """API keys (`core.api_keys` decides which changes are allowed)."""
+
+    async def create(self, key: ApiKey) -> bool:
+        """Store a new key; False where the id already exists."""
+        ...
+
+    async def get(self, key_id: str) -> ApiKey | None: ...
+
+    async def keys(self, tenant: str | None = None) -> list[ApiKey]:
+        """Every key of a tenant, or of all of them, oldest first."""
+        ...
+
+    async def rotate(self, key_id: str, digest: bytes, overlap: timedelta) -> ApiKey | None:
+        """Give the key a new secret; None where it is unknown, revoked or expired."""
+        ...
+
+    async def revoke(self, key_id: str) -> bool:
+        """False where it is unknown, or revoked already."""
+        ...
+
+    async def touch(self, key_id: str, at: datetime) -> bool:
+        """Note a use; False where it is unknown, or was noted within the minute before."""
+        ...
+
+
+class AllowanceStore(Protocol):
+    """How much of each key's limits is taken, shared by every process (`core.limits`)."""
+
+    async def take(self, key_id: str, limit: Limit) -> Grant: ...
+
+
+class UsageStore(Protocol):
+    """Counts by key and day."""
+
+    async def add(self, counts: Sequence[Usage]) -> None:
+        """Add to what is there. All or, where it raises, possibly some."""
+        ...
+
+    async def read(self, tenant: str, since: date) -> list[Usage]:
+        """Everything of a tenant from this day on, in the order of days, then of keys."""
+        ...

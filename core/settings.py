@@ -8,9 +8,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from core.key_tokens import LEAST_SECRET_BYTES
+from core.limits import Rate
 from core.policy import DeliveryPolicy
 
 DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "models" / "default"
@@ -70,6 +72,57 @@ class Settings(BaseSettings):
         int, Field(ge=1, description="How many bundles the worker keeps in memory")
     ] = 2
     labels_per_image: Annotated[int, Field(ge=1, le=100, description="Labels in a result")] = 5
+
+    # --- Who may ask ----------------------------------------------------------------------------
+    api_keys: Annotated[
+        Literal["off", "required"],
+        Field(description="Whether the API answers only who has a key"),
+    ] = "off"
+    allow_public: Annotated[
+        bool,
+        Field(
+            description="Serve other machines without asking who they are: something in front does"
+        ),
+    ] = False
+    key_secret: Annotated[
+        SecretStr | None,
+        Field(
+            min_length=LEAST_SECRET_BYTES,
+            description="Secret of the keys' hashes; empty means one that `DATA_DIR` keeps",
+        ),
+    ] = None
+    key_cache_seconds: Annotated[
+        Seconds,
+        Field(le=60, description="How long a process trusts a key it has seen, revoked or not"),
+    ] = 30
+    rate_limit: Annotated[
+        str,
+        Field(
+            pattern=r"^(off|[1-9][0-9]{0,8}/(second|minute|hour))$",
+            description="Requests of one key: a count a `second`, `minute` or `hour`, or `off`",
+        ),
+    ] = "600/minute"
+    daily_quota: Annotated[
+        int, Field(ge=0, description="Requests of one key in a day (UTC); 0 means any number")
+    ] = 0
+
+    # --- HTTP -----------------------------------------------------------------------------------
+    docs: Annotated[bool, Field(description="Whether there is `/docs` and `/openapi.json`")] = True
+    cors_origins: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(description="Comma-separated origins whose pages may call the API; `*` means any"),
+    ] = ()
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(description="Comma-separated hosts that the API answers for; empty means any"),
+    ] = ()
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(description="Comma-separated proxies whose `X-Forwarded-For` is believed; `*`: any"),
+    ] = ()
 
     # --- Limits ---------------------------------------------------------------------------------
     max_image_bytes: Annotated[int, Field(ge=1, description="Largest upload, in bytes")] = (
@@ -241,7 +294,9 @@ class Settings(BaseSettings):
         bool, Field(description="Whether both services answer `/metrics` for Prometheus")
     ] = True
 
-    @field_validator("extra_model_uris", mode="before")
+    @field_validator(
+        "extra_model_uris", "cors_origins", "allowed_hosts", "trusted_proxies", mode="before"
+    )
     @classmethod
     def _split_commas(cls, value: object) -> object:
         if isinstance(value, str):
@@ -289,6 +344,14 @@ class Settings(BaseSettings):
             stale_after=self.stale_seconds,
             dead_letter_retention=self.dead_letter_retention_seconds,
         )
+
+    @property
+    def keys_required(self) -> bool:
+        return self.api_keys == "required"
+
+    @property
+    def rate(self) -> Rate | None:
+        return None if self.rate_limit == "off" else Rate.parse(self.rate_limit)
 
     @property
     def lease(self) -> timedelta:

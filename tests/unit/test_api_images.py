@@ -575,6 +575,10 @@ async def test_the_schema_teaches_every_route(api: Api) -> None:
         "/what/fast",
         "/what/slow",
         "/what/status/{image_hash}",
+        "/api/v1/keys",
+        "/api/v1/keys/{key_id}",
+        "/api/v1/keys/{key_id}/rotate",
+        "/api/v1/usage",
         "/health",
         "/ready",
     }

@@ -35,6 +35,7 @@ UNKNOWN_MODEL = "nobody@0123456789ab"
 def settings_in(folder: Path, **changes: object) -> Settings:
     """Settings with data and a colour bundle in `folder`, free of the machine's environment."""
     values: dict[str, Any] = {
+        "host": "127.0.0.1",
         "data_dir": folder / "data",
         "model_uri": str(folder / "model"),
         "worker_concurrency": 2,

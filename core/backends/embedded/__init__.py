@@ -9,14 +9,20 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from core.backends import Backend
-from core.backends.embedded import queue_store, records
+from core.backends import Access, Backend
+from core.backends.embedded import keys, queue_store, records
 from core.backends.embedded.blobs import FileBlobStore
 from core.backends.embedded.database import Database, Schema
 from core.backends.embedded.dead_letters import SqliteDeadLetterStore
+from core.backends.embedded.keys import (
+    SqliteAllowanceStore,
+    SqliteKeyStore,
+    SqliteUsageStore,
+)
 from core.backends.embedded.publisher import SqlitePublisher
 from core.backends.embedded.queue_store import QueueStore
 from core.backends.embedded.records import SqliteRecordStore
+from core.backends.key_secret import local_key_secret
 from core.backends.links import LinkSigner, shared_secret
 from core.clock import Clock, utc_now
 from core.errors import Unavailable
@@ -44,6 +50,22 @@ async def open_embedded(settings: Settings, clock: Clock = utc_now) -> AsyncIter
             SqliteDeadLetterStore(database, clock),
             links,
         )
+
+
+@asynccontextmanager
+async def open_embedded_access(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Access]:
+    """Keys, limits and usage in a file of their own. Raises Unavailable."""
+    secret = await asyncio.to_thread(local_key_secret, settings)
+    database = await Database.open(settings.data_dir / "keys.db", keys.SCHEMA)
+    try:
+        yield Access(
+            SqliteKeyStore(database, clock),
+            SqliteAllowanceStore(database, clock),
+            SqliteUsageStore(database),
+            secret,
+        )
+    finally:
+        await database.close()
 
 
 @asynccontextmanager

@@ -7,12 +7,19 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from core.backends import Backend
+from core.backends import Access, Backend
 from core.backends.google.blobs import CloudBlobStore
+from core.backends.google.datastore import Datastore
 from core.backends.google.dead_letters import DatastoreDeadLetterStore
 from core.backends.google.endpoints import open_endpoints
+from core.backends.google.keys import (
+    DatastoreAllowanceStore,
+    DatastoreKeyStore,
+    DatastoreUsageStore,
+)
 from core.backends.google.publisher import PubSubPublisher
 from core.backends.google.records import DatastoreRecordStore
+from core.backends.key_secret import local_key_secret
 from core.clock import Clock, utc_now
 from core.settings import Settings
 
@@ -47,3 +54,28 @@ async def open_google(settings: Settings, clock: Clock = utc_now) -> AsyncIterat
         blobs = CloudBlobStore(client, settings.bucket, endpoints.links)
         stack.push_async_callback(blobs.close)
         yield Backend(record_store, blobs, publisher, dead_letters, endpoints.local_links)
+
+
+@asynccontextmanager
+async def open_google_access(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Access]:
+    """Keys, limits and usage in Datastore. Raises Unavailable where there are no credentials."""
+    secret = await asyncio.to_thread(local_key_secret, settings)
+    endpoints = await open_endpoints(settings, clock)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(endpoints.links.close)
+        channel = endpoints.datastore_channel()
+        stack.push_async_callback(channel.close)
+        datastore = Datastore(
+            channel,
+            endpoints.project,
+            settings.datastore_database,
+            settings.namespace_prefix,
+            "key store",
+        )
+        stack.push_async_callback(datastore.close)
+        yield Access(
+            DatastoreKeyStore(datastore, clock),
+            DatastoreAllowanceStore(datastore, clock),
+            DatastoreUsageStore(datastore),
+            secret,
+        )
