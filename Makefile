@@ -50,6 +50,15 @@ purge: setup ## Stop it, and delete its data: images, results, messages
 demo: setup ## Send a few photos to the running service and show the labels
 	@$(BIN)/python -m compose.demo
 
+.PHONY: key
+key: setup ## Make an API key: make key NAME=<what for> [TENANT= SCOPES= EXPIRES=90d]
+	@test -n "$(NAME)" || { echo 'usage: make key NAME=laptop [TENANT=public] [SCOPES=classify,read] [EXPIRES=90d]'; exit 2; }
+	@$(BIN)/python -m app.keys create "$(NAME)" $(if $(TENANT),--tenant "$(TENANT)") $(if $(SCOPES),--scopes "$(SCOPES)") $(if $(EXPIRES),--expires "$(EXPIRES)")
+
+.PHONY: keys
+keys: setup ## List the API keys
+	@$(BIN)/python -m app.keys list
+
 .PHONY: smoke
 smoke: setup ## Send a new picture to a running Glimpse and wait for its labels: make smoke URL=<address>
 	@$(BIN)/python -m compose.smoke $(or $(URL),http://127.0.0.1:8080)

@@ -6,6 +6,7 @@ from starlette.responses import Response
 
 from app.preferences import applied
 from app.representation import NO_STORE, Representation
+from core.settings import Settings
 
 RETRY_AFTER = "1"  # seconds
 _ENTITY_TAG = re.compile(r'(?:W/)?("[^"]*")')
@@ -23,25 +24,39 @@ class EncodedResponse(Response):
         self.raw_headers = headers
 
 
+def finished_headers(settings: Settings) -> RawHeaders:
+    """How long a finished result may be kept, and by whom.
+
+    By anyone where anyone may ask. Where keys say whose an image is, by the one who asked: a CDN
+    must not give it to the next.
+    """
+    if settings.keys_required:
+        who, more = b"private", [(b"vary", b"Authorization, X-API-Key")]
+    else:
+        who, more = b"public", []
+    value = b"%b, max-age=%d, immutable" % (who, settings.result_max_age_seconds)
+    return [(b"cache-control", value), *more]
+
+
 def answer(
     result: Representation,
     *,
     location: str,
     wait: float | None = None,
-    max_age: int | None = None,
+    finished: RawHeaders | None = None,
     if_none_match: str | None = None,
 ) -> Response:
     """200, or 202 with `location` while the image is being worked on.
 
-    With `max_age` (seconds) a success may be cached, and 304 answers an `If-None-Match` that has
-    its tag. `wait` is the preference that was honoured.
+    With `finished` (`finished_headers`) a success may be cached, and 304 answers an `If-None-Match`
+    that has its tag. `wait` is the preference that was honoured.
     """
     headers: RawHeaders = []
     if wait is not None:
         headers.append((b"preference-applied", applied(wait).encode()))
-    if result.etag is not None and max_age is not None:
+    if result.etag is not None and finished is not None:
         headers.append((b"etag", result.etag.encode()))
-        headers.append((b"cache-control", b"public, max-age=%d, immutable" % max_age))
+        headers += finished
         if if_none_match is not None and matches(if_none_match, result.etag):
             return EncodedResponse(304, b"", headers)
     else:

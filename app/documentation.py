@@ -3,13 +3,16 @@
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 
 from app.image_header import ACCEPTED
 from app.representation import ImageBody
 from app.upload import FIELD
 from core import errors
+from core.identity import Scope
 from core.problems import MEDIA_TYPE
+from core.route_access import access_of, every_route
 
 DESCRIPTION = """
 *What is in this picture?* Upload an image, get its most likely labels.
@@ -33,6 +36,8 @@ name. Every refusal is `application/problem+json` (RFC 9457); branch on its `cod
 TAGS = [
     {"name": "images", "description": "The versioned interface: caching, waiting, deleting."},
     {"name": "what", "description": "The short way: upload, then ask for the status."},
+    {"name": "keys", "description": "Who may ask, and how much; where keys are required."},
+    {"name": "dead letters", "description": "Messages that used up their deliveries."},
     {"name": "operations", "description": "For load balancers and supervisors."},
 ]
 
@@ -50,11 +55,16 @@ class Problem(BaseModel):
 _EXAMPLES: dict[type[errors.GlimpseError], str] = {
     errors.MalformedBody: "The form ends before its closing boundary.",
     errors.NotFound: "No such image, or not under this model.",
+    errors.UploadTooSlow: "The image came slower than 16384 bytes a second.",
+    errors.Overloaded: "The service has as much to do as it can hold; try again.",
     errors.ImageTooLarge: "The image is larger than 10485760 bytes.",
     errors.UnsupportedImage: "The bytes are not a JPEG, PNG, WebP, GIF or AVIF image.",
     errors.InvalidImage: "The picture is 20000 x 20000 pixels, more than 50000000 in all.",
     errors.InvalidRequest: "The form has no field 'img'.",
-    errors.Forbidden: "The link has expired.",
+    errors.Unauthenticated: "The API key is not valid.",
+    errors.Forbidden: "This needs a key with the scope 'admin'.",
+    errors.RateLimited: "More than 600 requests in 60 seconds; more in 17.",
+    errors.Conflict: "The state of the thing forbids it.",
     errors.Unavailable: "The queue does not answer.",
 }
 
@@ -96,18 +106,20 @@ def refusals(*kinds: type[errors.GlimpseError]) -> Responses:
                 "code": kind.code,
             }
         }
-        if kind.status == 503:
+        if kind.status in (429, 503):
             response["headers"] = {"Retry-After": _header("Seconds", "1")}
     return responses
 
 
 UPLOAD_REFUSALS = refusals(
     errors.MalformedBody,
+    errors.UploadTooSlow,
     errors.ImageTooLarge,
     errors.UnsupportedImage,
     errors.InvalidRequest,
     errors.InvalidImage,
     errors.Unavailable,
+    errors.Overloaded,
 )
 LOOKUP_REFUSALS = refusals(errors.NotFound, errors.InvalidRequest, errors.Unavailable)
 
@@ -193,13 +205,47 @@ FORM_OR_RAW_BODY = {
 }
 
 
-def install_documentation(app: FastAPI) -> None:
+GUARD_REFUSALS = refusals(errors.Unauthenticated, errors.Forbidden, errors.RateLimited)
+_SCHEMES: dict[str, dict[str, str]] = {
+    "bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An API key, as in `Authorization: Bearer glp_…`",
+    },
+    "header": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "X-API-Key",
+        "description": "The same, where `Authorization` belongs to something in front",
+    },
+}
+
+
+def _add_security(app: FastAPI, schema: dict[str, Any], keys_required: bool) -> None:
+    """What each operation asks of its caller, as `app.guard` has marked it."""
+    schema["components"]["securitySchemes"] = _SCHEMES
+    anyone: list[dict[str, list[str]]] = [] if keys_required else [{}]
+    for route in every_route(app.router.routes):
+        scope = access_of(route)
+        if not isinstance(route, APIRoute) or not isinstance(scope, Scope):
+            continue
+        for method in route.methods or ():
+            operation = schema["paths"].get(route.path_format, {}).get(method.lower())
+            if operation is not None:
+                operation["security"] = [{"bearer": []}, {"header": []}, *anyone]
+                operation["description"] += f"\n\nNeeds a key with the scope `{scope.value}`."
+                for status, response in GUARD_REFUSALS.items():
+                    operation["responses"].setdefault(str(status), response)
+
+
+def install_documentation(app: FastAPI, *, keys_required: bool) -> None:
     """Complete the schema that FastAPI derives: what is named once and referred to."""
     derive = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            components = derive().setdefault("components", {})
+            schema = derive()
+            components = schema.setdefault("components", {})
             components.setdefault("schemas", {})["Problem"] = Problem.model_json_schema()
             # Here and not in the routes: FastAPI would leave out what is null.
             components["examples"] = {
@@ -207,6 +253,7 @@ def install_documentation(app: FastAPI) -> None:
                 "success": {"summary": "Classified", "value": _SUCCESS},
                 "error": {"summary": "Cannot be classified", "value": _ERROR},
             }
+            _add_security(app, schema, keys_required)
         assert app.openapi_schema is not None
         return app.openapi_schema
 

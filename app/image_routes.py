@@ -13,10 +13,12 @@ from app.documentation import (
     UPLOAD_REFUSALS,
     results,
 )
+from app.guard import count_image, requires
 from app.image_service import ImageService, check_hash, service_of
 from app.preferences import preferred_wait
 from app.representation import NO_STORE, image_path
 from app.upload import read_upload
+from core.identity import Principal, Scope
 from core.request_route import RequestRoute
 
 # Endpoints take the request alone: FastAPI's handling of declared parameters would cost more than
@@ -33,11 +35,14 @@ router = APIRouter(prefix="/api/v1/images", tags=["images"], route_class=Request
     responses={**results("/api/v1/images/7f83b1657ff1…"), **UPLOAD_REFUSALS},
     openapi_extra=FORM_OR_RAW_BODY,
 )
-async def upload(request: Request) -> Response:
+@requires(Scope.CLASSIFY)
+async def upload(request: Request, principal: Principal) -> Response:
     service = service_of(request)
     wait = _wait(request, service)
-    image = await read_upload(request, service.settings.max_image_bytes)
-    result = await service.submit(image, wait or 0)
+    with service.uploads.take() as slot:
+        image = await read_upload(request, service.settings.max_image_bytes, slot)
+        count_image(request, principal, len(image.data))
+        result = await service.submit(principal.tenant, image, wait or 0)
     return answer(result, location=image_path(result.image_hash), wait=wait)
 
 
@@ -54,17 +59,18 @@ async def upload(request: Request) -> Response:
     },
     openapi_extra={"parameters": [IMAGE_HASH, MODEL, PREFER, IF_NONE_MATCH]},
 )
-async def read(request: Request) -> Response:
+@requires(Scope.READ)
+async def read(request: Request, principal: Principal) -> Response:
     image_hash = request.path_params["image_hash"]
     service = service_of(request)
     model = request.query_params.get("model", "") if request.scope["query_string"] else ""
     wait = _wait(request, service)
-    result = await service.find(service.key(image_hash, model), wait or 0)
+    result = await service.find(service.key(principal.tenant, image_hash, model), wait or 0)
     return answer(
         result,
         location=image_path(image_hash) + (f"?model={model}" if model else ""),
         wait=wait,
-        max_age=service.settings.result_max_age_seconds,
+        finished=service.finished_headers,
         if_none_match=request.headers.get("if-none-match"),
     )
 
@@ -84,10 +90,11 @@ async def read(request: Request) -> Response:
     },
     openapi_extra={"parameters": [IMAGE_HASH]},
 )
-async def content(request: Request) -> Response:
+@requires(Scope.READ)
+async def content(request: Request, principal: Principal) -> Response:
     image_hash = request.path_params["image_hash"]
     check_hash(image_hash)
-    link = await service_of(request).content_link(image_hash)
+    link = await service_of(request).content_link(principal.tenant, image_hash)
     return Response(status_code=307, headers={"Location": link, "Cache-Control": NO_STORE})
 
 
@@ -100,10 +107,11 @@ async def content(request: Request) -> Response:
     responses={204: {"description": "Gone"}, **LOOKUP_REFUSALS},
     openapi_extra={"parameters": [IMAGE_HASH]},
 )
-async def delete(request: Request) -> Response:
+@requires(Scope.ADMIN)
+async def delete(request: Request, principal: Principal) -> Response:
     image_hash = request.path_params["image_hash"]
     check_hash(image_hash)
-    await service_of(request).delete(image_hash)
+    await service_of(request).delete(principal.tenant, image_hash)
     return Response(status_code=204, headers={"Cache-Control": NO_STORE})
 
 

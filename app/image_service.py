@@ -6,23 +6,27 @@ from datetime import timedelta
 import structlog
 from fastapi import FastAPI, Request
 
+from app.answers import finished_headers
 from app.image_header import accepted_type
 from app.metrics import ApiMetrics
 from app.representation import Representation, represent
 from app.result_cache import ResultCache
 from app.submission import Candidate, Submissions
 from app.upload import Upload
+from app.upload_slots import UploadLimits, UploadSlots
 from app.waiting import Waiting
 from core.backends import Backend
 from core.clock import Clock, utc_now
 from core.errors import InvalidRequest, NotFound, Unavailable
 from core.health import Check
 from core.model_bundle import Bundle, read_bundle
-from core.records import IMAGE_HASH, PUBLIC_TENANT, Record, RecordKey, blob_name
+from core.records import IMAGE_HASH, Record, RecordKey, blob_name
 from core.settings import Settings
 from core.telemetry import bind_image
 
 log = structlog.get_logger(__name__)
+
+CLOSE_SECONDS = 2.0
 
 
 class ImageService:
@@ -42,16 +46,28 @@ class ImageService:
         self.model = bundle.identity
         self.clock = clock
         self.waiting = Waiting(backend.records)
+        self.finished_headers = finished_headers(settings)
+        self.uploads = UploadSlots(
+            UploadLimits(
+                uploads=settings.max_uploads_in_flight,
+                bytes_=settings.max_upload_bytes_in_flight,
+                grace=settings.upload_grace_seconds,
+                rate=settings.min_upload_bytes_per_second,
+            )
+        )
         self._cache = ResultCache(settings.result_cache_entries, settings.result_cache_seconds)
-        self._submissions = Submissions(backend, settings.max_image_pixels, clock)
+        self._submissions = Submissions(
+            backend, settings.max_image_pixels, clock, settings.delivery
+        )
 
-    async def submit(self, upload: Upload, wait: float) -> Representation:
-        """Take an image in; answer with its record as it stands after at most `wait` seconds.
+    async def submit(self, tenant: str, upload: Upload, wait: float) -> Representation:
+        """Take an image of `tenant` in; its record as it stands after at most `wait` seconds.
 
-        Raises UnsupportedImage, InvalidImage, Unavailable. A refused image leaves no trace.
+        The upload is released once it is stored: whoever waits holds none of its bytes. Raises
+        UnsupportedImage, InvalidImage, Unavailable. A refused image leaves no trace.
         """
         content_type = accepted_type(upload.data)
-        key = RecordKey(PUBLIC_TENANT, upload.image_hash, self.model)
+        key = RecordKey(tenant, upload.image_hash, self.model)
         bind_image(key)
         known = self._cache.get(key)
         if known is not None:
@@ -59,6 +75,7 @@ class ImageService:
             return known
         image = Candidate(key, upload.data, content_type)
         record = await self._submissions.submit(image)
+        upload.release()
         if wait > 0 and not record.status.terminal:
             # Where it was deleted meanwhile: what was accepted is what there is to say.
             record = await self.waiting.until_terminal(key, wait) or record
@@ -84,31 +101,31 @@ class ImageService:
             raise NotFound("No such image, or not under this model.")
         return self._represent(record)
 
-    async def content_link(self, image_hash: str) -> str:
+    async def content_link(self, tenant: str, image_hash: str) -> str:
         """A link to the image's bytes that expires. Raises NotFound."""
-        name = blob_name(PUBLIC_TENANT, image_hash)
+        name = blob_name(tenant, image_hash)
         if not await self.backend.blobs.exists(name):
             raise NotFound("No such image.")
         validity = timedelta(seconds=self.settings.link_seconds)
         return await self.backend.blobs.signed_url(name, validity)
 
-    async def delete(self, image_hash: str) -> None:
-        """Delete the image and its results under every model. Raises NotFound.
+    async def delete(self, tenant: str, image_hash: str) -> None:
+        """Delete the tenant's image and its results under every model. Raises NotFound.
 
         The blob goes first: should we fail in between, a record still says what to delete.
         """
-        had_blob = await self.backend.blobs.delete(blob_name(PUBLIC_TENANT, image_hash))
-        records = await self.backend.records.delete_image(PUBLIC_TENANT, image_hash)
-        self._cache.drop_image(PUBLIC_TENANT, image_hash)
+        had_blob = await self.backend.blobs.delete(blob_name(tenant, image_hash))
+        records = await self.backend.records.delete_image(tenant, image_hash)
+        self._cache.drop_image(tenant, image_hash)
         if not (had_blob or records):
             raise NotFound("No such image.")
-        log.info("deleted", image_hash=image_hash, tenant=PUBLIC_TENANT, records=records)
+        log.info("deleted", image_hash=image_hash, tenant=tenant, records=records)
 
-    def key(self, image_hash: str, model: str = "") -> RecordKey:
+    def key(self, tenant: str, image_hash: str, model: str = "") -> RecordKey:
         """The key of an image under `model`, or ours. Raises InvalidRequest where malformed."""
         check_hash(image_hash)
         try:
-            return RecordKey(PUBLIC_TENANT, image_hash, model or self.model)
+            return RecordKey(tenant, image_hash, model or self.model)
         except ValueError as wrong:
             raise InvalidRequest(f"The parameter {wrong}.", extra={"field": "model"}) from None
 
@@ -121,10 +138,18 @@ class ImageService:
             "model": self._check_bundle,
         }
 
-    async def close(self) -> None:
-        """Finish what was begun."""
+    def stop(self, seconds: float) -> None:
+        """Let those go who wait for a result, and after `seconds` those who are still sending."""
         self.waiting.stop()
-        await self._submissions.close()
+        self.uploads.stop(seconds)
+
+    async def close(self) -> None:
+        """Finish what was begun, unless it takes too long: nobody was promised anything yet."""
+        self.waiting.stop()
+        try:
+            await asyncio.wait_for(self._submissions.close(), CLOSE_SECONDS)
+        except TimeoutError:
+            log.error("uploads left unfinished")
 
     def _represent(self, record: Record) -> Representation:
         result = represent(record, self.settings.public_url)

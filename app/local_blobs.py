@@ -6,12 +6,14 @@ from app.image_header import sniff
 from app.image_service import service_of
 from core.errors import NotFound
 from core.records import blob_name
+from core.route_access import public
 
 router = APIRouter(prefix="/local/blobs", include_in_schema=False)
 
 
 @router.head("/{tenant}/{image_hash}")
 @router.get("/{tenant}/{image_hash}")
+@public  # the link's signature says who may
 async def blob(request: Request, tenant: str, image_hash: str) -> Response:
     """The bytes, to whoever bears a valid link. Raises Forbidden, NotFound."""
     service = service_of(request)
@@ -32,6 +34,5 @@ async def blob(request: Request, tenant: str, image_hash: str) -> Response:
             "Content-Disposition": "inline",
             # Someone else's bytes, shown on our origin: they may be an image and nothing more.
             "Content-Security-Policy": "default-src 'none'; sandbox",
-            "X-Content-Type-Options": "nosniff",
         },
     )

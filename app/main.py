@@ -6,37 +6,69 @@ from contextlib import asynccontextmanager
 
 import structlog
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import RedirectResponse
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
-from app import VERSION, image_routes, local_blobs, seed_routes
+from app import (
+    VERSION,
+    dead_letter_routes,
+    image_routes,
+    key_routes,
+    local_blobs,
+    seed_routes,
+    usage_routes,
+)
+from app.allowed_hosts import AllowedHosts
+from app.docs_page import docs_routes
 from app.documentation import DESCRIPTION, TAGS, install_documentation
+from app.gate import open_gate
+from app.guard import requires
 from app.image_service import ImageService, service_in
 from app.metrics import ApiMetrics
+from app.security_headers import security_headers
+from app.stopping import AnswerWhenCancelled
 from app.unread_body import CloseOnUnreadBody
 from core.backends import BackendOpener, open_backend
 from core.clock import Clock, utc_now
+from core.exposure import check_api
 from core.health import Check, health_routes
+from core.identity import Scope
 from core.model_bundle import read_bundle
 from core.observation import FASTAPI_TELEMETRY, Observation
 from core.problems import install_problem_handlers
 from core.request_context import RequestContext
+from core.route_access import check_every_route
 from core.settings import Settings
 
 log = structlog.get_logger(__name__)
+
+_CORS_REQUEST_HEADERS = (
+    *("Authorization", "X-API-Key", "Content-Type", "If-None-Match", "Prefer", "Traceparent"),
+)
+_CORS_ANSWER_HEADERS = (
+    *("ETag", "Location", "Preference-Applied", "RateLimit", "RateLimit-Policy", "Retry-After"),
+)
 
 
 def create_app(
     settings: Settings, clock: Clock = utc_now, opener: BackendOpener = open_backend
 ) -> FastAPI:
-    """The API under `settings`. Its lifespan opens the backend and reads the model's manifest."""
+    """The API under `settings`. Its lifespan opens the backend and reads the model's manifest.
+
+    Raises Exposed where anyone could reach it and nobody would be asked for a key.
+    """
+    check_api(settings)
     observation = Observation("api", settings)
     metrics = ApiMetrics(observation.metrics.registry)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         bundle = await asyncio.to_thread(read_bundle, settings.model_uri)
-        async with observation.running() as observed, opener(settings, clock) as backend:
+        async with (
+            observation.running() as observed,
+            opener(settings, clock) as backend,
+            open_gate(settings, clock) as app.state.gate,
+        ):
             service = ImageService(settings, backend, bundle, metrics, clock)
             await observed
             app.state.service = service
@@ -47,7 +79,8 @@ def create_app(
                 await service.close()
 
     def checks() -> dict[str, Check]:
-        return service_in(app).checks()
+        gate = app.state.gate
+        return {**service_in(app).checks(), **({} if gate is None else {"keys": gate.check})}
 
     async def refresh() -> None:
         await metrics.look_at(service_in(app).backend.publisher)
@@ -60,25 +93,42 @@ def create_app(
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         lifespan=lifespan,
         telemetry=FASTAPI_TELEMETRY,
+        docs_url=None,
+        openapi_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
     # Taken over one by one: what `include_router` builds is matched twice for each request.
-    for router in (image_routes.router, seed_routes.router, local_blobs.router):
+    for router in (
+        image_routes.router,
+        seed_routes.router,
+        local_blobs.router,
+        dead_letter_routes.router,
+        key_routes.router,
+        usage_routes.router,
+        health_routes(checks),
+        *((docs_routes(app.title),) if settings.docs else ()),
+    ):
         app.router.routes.extend(router.routes)
-    app.include_router(health_routes(checks))
-    app.add_api_route("/", _to_docs, include_in_schema=False)
-    observation.expose(app, refresh)
-    install_documentation(app)
+    observation.expose(app, refresh, requires(Scope.ADMIN))
+    check_every_route(app.router.routes)
+    install_documentation(app, keys_required=settings.keys_required)
     install_problem_handlers(app)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_middleware(CloseOnUnreadBody)
-    app.add_middleware(RequestContext, observation=observation)
+    app.add_middleware(AnswerWhenCancelled)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "HEAD", "POST", "DELETE"),
+            allow_headers=_CORS_REQUEST_HEADERS,
+            expose_headers=_CORS_ANSWER_HEADERS,
+        )
+    if settings.allowed_hosts:
+        app.add_middleware(AllowedHosts, hosts=settings.allowed_hosts)
+    app.add_middleware(RequestContext, headers=security_headers(settings), observation=observation)
     return app
-
-
-async def _to_docs() -> Response:
-    return RedirectResponse("/docs")
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:

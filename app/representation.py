@@ -37,7 +37,8 @@ def represent(record: Record, public_url: str) -> Representation:
 
 
 def encode(record: Record, public_url: str) -> bytes:
-    error = record.error
+    # Before the end it is only why the last delivery was refused.
+    error = record.error if record.status is Status.ERROR else None
     document: dict[str, Any] = {
         "image_hash": record.key.image_hash,
         "status": record.status,

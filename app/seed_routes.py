@@ -4,8 +4,10 @@ from fastapi import APIRouter, Request, Response
 
 from app.answers import answer
 from app.documentation import FORM_BODY, IMAGE_HASH, LOOKUP_REFUSALS, UPLOAD_REFUSALS, results
+from app.guard import count_image, requires
 from app.image_service import service_of
 from app.upload import read_upload
+from core.identity import Principal, Scope
 from core.request_route import RequestRoute
 
 router = APIRouter(prefix="/what", tags=["what"], route_class=RequestRoute)
@@ -20,8 +22,9 @@ _RESULTS = results("/what/status/7f83b1657ff1…")
     responses={**_RESULTS, **UPLOAD_REFUSALS},
     openapi_extra=FORM_BODY,
 )
-async def fast(request: Request) -> Response:
-    return await _upload(request, wait=0)
+@requires(Scope.CLASSIFY)
+async def fast(request: Request, principal: Principal) -> Response:
+    return await _upload(request, principal, wait=0)
 
 
 @router.post(
@@ -32,8 +35,10 @@ async def fast(request: Request) -> Response:
     responses={**_RESULTS, **UPLOAD_REFUSALS},
     openapi_extra=FORM_BODY,
 )
-async def slow(request: Request) -> Response:
-    return await _upload(request, wait=service_of(request).settings.slow_wait_seconds)
+@requires(Scope.CLASSIFY)
+async def slow(request: Request, principal: Principal) -> Response:
+    wait = service_of(request).settings.slow_wait_seconds
+    return await _upload(request, principal, wait)
 
 
 @router.get(
@@ -44,17 +49,21 @@ async def slow(request: Request) -> Response:
     responses={**_RESULTS, **LOOKUP_REFUSALS},
     openapi_extra={"parameters": [IMAGE_HASH]},
 )
-async def status(request: Request) -> Response:
+@requires(Scope.READ)
+async def status(request: Request, principal: Principal) -> Response:
     image_hash = request.path_params["image_hash"]
     service = service_of(request)
-    result = await service.find(service.key(image_hash))
+    result = await service.find(service.key(principal.tenant, image_hash))
     return answer(result, location=_status_path(image_hash))
 
 
-async def _upload(request: Request, wait: float) -> Response:
+async def _upload(request: Request, principal: Principal, wait: float) -> Response:
     service = service_of(request)
-    upload = await read_upload(request, service.settings.max_image_bytes, form_only=True)
-    result = await service.submit(upload, wait)
+    limit = service.settings.max_image_bytes
+    with service.uploads.take() as slot:
+        upload = await read_upload(request, limit, slot, form_only=True)
+        count_image(request, principal, len(upload.data))
+        result = await service.submit(principal.tenant, upload, wait)
     return answer(result, location=_status_path(result.image_hash))
 
 

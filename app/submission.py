@@ -7,6 +7,7 @@ a `pending` record repeats them, and a failure or crash in between costs nothing
 
 import asyncio
 from dataclasses import dataclass
+from datetime import datetime
 
 import structlog
 
@@ -14,6 +15,7 @@ from app.image_header import inspect_header
 from core.backends import Backend
 from core.clock import Clock, utc_now
 from core.errors import GlimpseError, Unavailable
+from core.policy import DeliveryPolicy
 from core.publishing import publish
 from core.records import Record, RecordKey, Status, new_record
 from core.telemetry import image_context
@@ -22,6 +24,7 @@ from core.tracing import span
 log = structlog.get_logger(__name__)
 
 ADVANCE_TIMEOUT = 5.0  # seconds
+DEFAULT_POLICY = DeliveryPolicy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +37,21 @@ class Candidate:
 
 
 async def submit(
-    backend: Backend, image: Candidate, max_pixels: int, clock: Clock = utc_now
+    backend: Backend,
+    image: Candidate,
+    max_pixels: int,
+    clock: Clock = utc_now,
+    policy: DeliveryPolicy = DEFAULT_POLICY,
 ) -> Record:
     """The image's record. Unless it has ended, its bytes are stored and its message is published.
 
     Raises InvalidImage where a new image's header is refused (and then nothing was stored), and
     Unavailable where a port fails (and then another upload continues where this one stopped).
     """
-    record = await _record_of(backend, image, max_pixels, clock)
+    record = await _record_of(backend, image, max_pixels, clock, policy)
     if record.status is Status.PENDING or not await _stored(backend, image.key, record):
         with span("store image"):
-            await backend.blobs.put(image.key.blob_name, bytes(image.data), image.content_type)
+            await backend.blobs.put(image.key.blob_name, image.data, image.content_type)
         message_id = await publish(backend.publisher, image.key)
         log.info("accepted", bytes=len(image.data), type=image.content_type, message=message_id)
     return record
@@ -59,9 +66,11 @@ async def _stored(backend: Backend, key: RecordKey, record: Record) -> bool:
     return record.status.terminal or await backend.blobs.exists(key.blob_name)
 
 
-async def _record_of(backend: Backend, image: Candidate, max_pixels: int, clock: Clock) -> Record:
+async def _record_of(
+    backend: Backend, image: Candidate, max_pixels: int, clock: Clock, policy: DeliveryPolicy
+) -> Record:
     """The record as it stands, created or set to try again where that is due."""
-    for _ in range(3):
+    for _ in range(4):
         with span("look up record"):
             record = await backend.records.get(image.key)
         if record is None:
@@ -73,10 +82,17 @@ async def _record_of(backend: Backend, image: Candidate, max_pixels: int, clock:
                 return record
         elif record.may_retry:
             await backend.records.retry(image.key)
+        elif record.status is Status.PENDING and _old(record, clock(), policy):
+            # The reconciler may be about to call its image lost, which we are about to put there.
+            await backend.records.touch(image.key, clock())
         else:
             return record
         # Somebody else created it, or it may try again: what stands there now?
     raise Unavailable("The image is being changed by others; try again.")
+
+
+def _old(record: Record, now: datetime, policy: DeliveryPolicy) -> bool:
+    return (now - record.updated_at).total_seconds() > policy.touch_after
 
 
 class Submissions:
@@ -86,10 +102,17 @@ class Submissions:
     them, so one client's disconnect cancels nothing for the others.
     """
 
-    def __init__(self, backend: Backend, max_pixels: int, clock: Clock = utc_now) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        max_pixels: int,
+        clock: Clock = utc_now,
+        policy: DeliveryPolicy = DEFAULT_POLICY,
+    ) -> None:
         self._backend = backend
         self._max_pixels = max_pixels
         self._clock = clock
+        self._policy = policy
         self._running: dict[RecordKey, asyncio.Task[Record]] = {}
         self._afterwards: set[asyncio.Task[None]] = set()
 
@@ -110,7 +133,7 @@ class Submissions:
 
     async def _submit(self, image: Candidate) -> Record:
         with image_context(image.key):
-            return await submit(self._backend, image, self._max_pixels, self._clock)
+            return await submit(self._backend, image, self._max_pixels, self._clock, self._policy)
 
     def _after(self, key: RecordKey, done: "asyncio.Task[Record]") -> None:
         if done.cancelled() or done.exception() or done.result().status is not Status.PENDING:

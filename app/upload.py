@@ -14,11 +14,11 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
+from app.upload_slots import UploadSlot
 from core.errors import ImageTooLarge, InvalidRequest, MalformedBody
+from core.settings import FORM_OVERHEAD
 
 FIELD = "img"
-# What a form may weigh on top of the image: boundaries, part headers, fields that we ignore.
-FORM_OVERHEAD = 64 * 1024
 MAX_PARTS = 32
 # The loop handles this much at once before anything else gets a turn.
 CHUNK = 64 * 1024
@@ -33,28 +33,37 @@ class Upload:
 
     data: bytearray
     image_hash: str
+    slot: UploadSlot
+
+    def release(self) -> None:
+        """Let go of the bytes, and of the slot."""
+        self.data.clear()
+        self.slot.release()
 
 
-async def read_upload(request: Request, max_bytes: int, *, form_only: bool = False) -> Upload:
+async def read_upload(
+    request: Request, max_bytes: int, slot: UploadSlot, *, form_only: bool = False
+) -> Upload:
     """Read the image out of a form's field `img`, or out of a raw body of any other type.
 
     Holds at most `max_bytes` in memory. Raises ImageTooLarge as soon as that is known,
     MalformedBody for a form that cannot be parsed, InvalidRequest where there is no image or more
-    than one (or no form, under `form_only`), and ClientDisconnect where the sender goes away.
+    than one (or no form, under `form_only`), Overloaded where `slot` has no room, UploadTooSlow,
+    and ClientDisconnect where the sender goes away.
     """
     content_type = request.headers.get("content-type", "")
     if content_type[:19].lower() == "multipart/form-data":
         form = _Form(_boundary(content_type), max_bytes)
-        await _receive(request, form.feed, max_bytes, max_bytes + FORM_OVERHEAD)
-        return form.upload()
+        await _receive(request, form.feed, slot, max_bytes, max_bytes + FORM_OVERHEAD)
+        return form.upload(slot)
     if form_only:
         raise InvalidRequest(
             f"Send the image as multipart/form-data, in the field {FIELD!r}.",
             extra={"field": FIELD},
         )
     body = _Bytes(max_bytes)
-    await _receive(request, body.feed, max_bytes, max_bytes)
-    return body.upload("The body is empty: send the image's bytes.")
+    await _receive(request, body.feed, slot, max_bytes, max_bytes)
+    return body.upload(slot, "The body is empty: send the image's bytes.")
 
 
 class _Bytes:
@@ -73,10 +82,10 @@ class _Bytes:
         self._data += part
         self._digest.update(part)
 
-    def upload(self, when_empty: str) -> Upload:
+    def upload(self, slot: UploadSlot, when_empty: str) -> Upload:
         if not self._data:
             raise InvalidRequest(when_empty)
-        return Upload(self._data, self._digest.hexdigest())
+        return Upload(self._data, self._digest.hexdigest(), slot)
 
 
 class _Form:
@@ -114,12 +123,12 @@ class _Form:
         except FormParserError as error:
             raise MalformedBody(f"The form cannot be parsed: {error}.") from None
 
-    def upload(self) -> Upload:
+    def upload(self, slot: UploadSlot) -> Upload:
         if not self._ended:
             raise MalformedBody("The form ends before its closing boundary.")
         if self._image is None:
             raise InvalidRequest(f"The form has no field {FIELD!r}.", extra={"field": FIELD})
-        return self._image.upload(f"The field {FIELD!r} is empty.")
+        return self._image.upload(slot, f"The field {FIELD!r} is empty.")
 
     def _part_begins(self) -> None:
         self._parts += 1
@@ -166,11 +175,27 @@ class _Form:
 
 
 async def _receive(
-    request: Request, feed: Callable[[bytes], None], max_bytes: int, max_body: int
+    request: Request,
+    feed: Callable[[bytes], None],
+    slot: UploadSlot,
+    max_bytes: int,
+    max_body: int,
 ) -> None:
     announced = request.headers.get("content-length", "")
-    if announced.isascii() and announced.isdigit() and int(announced) > max_body:
-        raise too_large(max_bytes)
+    if announced.isascii() and announced.isdigit():
+        if int(announced) > max_body:
+            raise too_large(max_bytes)
+        slot.expect(int(announced))
+    await slot.reading(_read(request, feed, slot, max_bytes, max_body))
+
+
+async def _read(
+    request: Request,
+    feed: Callable[[bytes], None],
+    slot: UploadSlot,
+    max_bytes: int,
+    max_body: int,
+) -> None:
     receive = request.receive
     received = 0
     more = True
@@ -183,6 +208,7 @@ async def _receive(
         received += len(chunk)
         if received > max_body:
             raise too_large(max_bytes)
+        slot.hold(len(chunk))
         if len(chunk) <= CHUNK:
             feed(chunk)
             continue

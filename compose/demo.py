@@ -4,6 +4,7 @@ The photos come with scikit-image, free of rights (its data folder's README name
 """
 
 import hashlib
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -67,6 +68,11 @@ def photos() -> Iterator[tuple[str, bytes]]:
         yield name, (folder / name).read_bytes()
 
 
+def _key() -> dict[str, str]:
+    key = os.environ.get("GLIMPSE_API_KEY", "")
+    return {"X-API-Key": key} if key else {}
+
+
 def main() -> None:
     settings = load_settings()
     url = f"http://{settings.host}:{settings.api_port}"
@@ -76,7 +82,7 @@ def main() -> None:
         table.add_column(column, no_wrap=True)
     failed = False
     try:
-        with httpx.Client(base_url=url, timeout=30) as client:
+        with httpx.Client(base_url=url, timeout=30, headers=_key()) as client:
             for file, photo in track(
                 list(photos()), "classifying", console=console, transient=True
             ):
@@ -91,6 +97,10 @@ def main() -> None:
                     f"{row.again_status} in {1000 * row.again_seconds:.1f} ms",
                     end_section=True,
                 )
+    except httpx.HTTPStatusError as refused:
+        if refused.response.status_code != httpx.codes.UNAUTHORIZED:
+            raise
+        sys.exit('It asks for a key: GLIMPSE_API_KEY="$(make --silent key NAME=demo)" make demo')
     except httpx.TransportError:
         sys.exit(f"Nothing answers at {url}. Start it in another terminal: make run")
     console.print(table)

@@ -60,6 +60,12 @@ class Unavailable(GlimpseError):
         super().__init__(detail, retry_after=retry_after, extra=extra)
 
 
+class Overloaded(Unavailable):
+    """More is under way than this process has room for."""
+
+    code, title = "overloaded", "Overloaded"
+
+
 # --- What a caller may get wrong. -----------------------------------------------------------------
 
 
@@ -93,10 +99,34 @@ class Forbidden(GlimpseError):
     status, code, title = 403, "forbidden", "Forbidden"
 
 
+class RateLimited(GlimpseError):
+    """The key has used up one of its limits."""
+
+    status, code, title = 429, "rate_limited", "Too many requests"
+
+
+class InvalidHost(GlimpseError):
+    """The request names a host that this service does not answer for."""
+
+    status, code, title = 400, "invalid_host", "Invalid host"
+
+
+class BodyTooLarge(GlimpseError):
+    """A request body, other than an image, beyond its bound."""
+
+    status, code, title = 413, "body_too_large", "Request body too large"
+
+
 class ImageTooLarge(GlimpseError):
     """More bytes than the limit."""
 
     status, code, title = 413, "image_too_large", "Image too large"
+
+
+class UploadTooSlow(GlimpseError):
+    """The bytes of an upload come slower than they must."""
+
+    status, code, title = 408, "upload_too_slow", "Upload too slow"
 
 
 class UnsupportedImage(GlimpseError):

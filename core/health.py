@@ -9,6 +9,7 @@ from fastapi import APIRouter, Response
 
 from core.errors import GlimpseError
 from core.problems import problem_response
+from core.route_access import public
 
 log = structlog.get_logger(__name__)
 
@@ -21,6 +22,7 @@ def health_routes(checks: Callable[[], Mapping[str, Check]]) -> APIRouter:
     router = APIRouter(tags=["operations"])
 
     @router.get("/health", status_code=204, summary="Is the process alive?")
+    @public
     async def health() -> Response:
         return Response(status_code=204)
 
@@ -29,6 +31,7 @@ def health_routes(checks: Callable[[], Mapping[str, Check]]) -> APIRouter:
         summary="Does everything it depends on answer?",
         responses={503: {"description": "Problem details; `checks` names what fails"}},
     )
+    @public
     async def ready() -> Response:
         named = checks()
         outcomes = await asyncio.gather(*(_outcome(name, named[name]) for name in named))

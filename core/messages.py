@@ -16,6 +16,17 @@ from core.records import RecordKey
 # A dead-lettered message carries these (set by Pub/Sub, and by the embedded queue alike).
 DEAD_LETTER_DELIVERY_COUNT = "CloudPubSubDeadLetterSourceDeliveryCount"
 DEAD_LETTER_SUBSCRIPTION = "CloudPubSubDeadLetterSourceSubscription"
+DEAD_LETTER_PROJECT = "CloudPubSubDeadLetterSourceSubscriptionProject"
+DEAD_LETTER_PUBLISH_TIME = "CloudPubSubDeadLetterSourceTopicPublishTime"
+# Set by the embedded queue alone: how the last delivery was refused.
+DEAD_LETTER_REASON = "GlimpseDeadLetterSourceReason"
+DEAD_LETTER_ATTRIBUTES = (
+    DEAD_LETTER_DELIVERY_COUNT,
+    DEAD_LETTER_SUBSCRIPTION,
+    DEAD_LETTER_PROJECT,
+    DEAD_LETTER_PUBLISH_TIME,
+    DEAD_LETTER_REASON,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from fastapi.telemetry import TelemetryConfig
 
 from core.errors import Unavailable
 from core.metrics import METRICS_PATH, ServiceMetrics
+from core.route_access import public
 from core.settings import Settings
 from core.tracing import NO_TRACER, Tracer
 
@@ -24,6 +25,9 @@ FASTAPI_TELEMETRY: TelemetryConfig = {
     "auto_configure": False,
 }
 FLUSH_SECONDS = 2.0  # how long a stopping service may still send spans
+
+
+Endpoint = Callable[..., Awaitable[Response]]
 
 
 class Observation:
@@ -56,8 +60,16 @@ class Observation:
             if tracer is not NO_TRACER:
                 await asyncio.to_thread(tracer.close, FLUSH_SECONDS)
 
-    def expose(self, app: FastAPI, refresh: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Answer `/metrics`, unless the settings say no. `refresh` runs before each answer."""
+    def expose(
+        self,
+        app: FastAPI,
+        refresh: Callable[[], Awaitable[None]] | None = None,
+        guard: Callable[[Endpoint], Endpoint] = public,
+    ) -> None:
+        """Answer `/metrics`, unless the settings say no. `refresh` runs before each answer.
+
+        `guard` says who may ask.
+        """
 
         async def metrics(request: Request) -> Response:
             if refresh is not None:
@@ -67,7 +79,7 @@ class Observation:
             return Response(body, headers={"Content-Type": media_type, "Cache-Control": "no-store"})
 
         if self._settings is not None and self._settings.metrics:
-            app.add_api_route(METRICS_PATH, metrics, include_in_schema=False)
+            app.add_api_route(METRICS_PATH, guard(metrics), include_in_schema=False)
 
     async def _open(self, settings: Settings) -> None:
         if settings.traces == "off":

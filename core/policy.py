@@ -20,7 +20,8 @@ class DeliveryPolicy:
     """`attempts` deliveries with exponential backoff; then the message is a dead letter.
 
     `lease` is how long one worker owns a record, `retention` how long an undelivered message is
-    kept, `stale_after` how long a record may stand still before the reconciler looks at it.
+    kept, `stale_after` how long a record may stand still before the reconciler looks at it,
+    `dead_letter_retention` how long a dead letter is kept.
     """
 
     attempts: int = 10
@@ -30,6 +31,7 @@ class DeliveryPolicy:
     lease: float = 30.0
     retention: float = 7 * 24 * 3600.0
     stale_after: float = 600.0
+    dead_letter_retention: float = 30 * 24 * 3600.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.attempts <= 100:
@@ -40,11 +42,21 @@ class DeliveryPolicy:
             raise ValueError("need 0 < lease <= ack_deadline <= 600")
         if self.retention <= self.attempts * self.max_backoff:
             raise ValueError("retention must outlast every attempt")
+        if self.dead_letter_retention <= 0:
+            raise ValueError("dead_letter_retention must be positive")
 
     @property
     def reconcile_interval(self) -> float:
         """Seconds between two looks for records that stand still."""
         return max(1.0, self.stale_after / 2)
+
+    @property
+    def touch_after(self) -> float:
+        """Seconds after which an upload that repeats another's says so before it begins.
+
+        Long before the reconciler may take the record for lost, and longer than any upload takes.
+        """
+        return self.stale_after / 2
 
     def backoff(self, attempt: int) -> float:
         """Seconds to wait after the `attempt`-th delivery (1 is the first) was refused."""

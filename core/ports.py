@@ -1,4 +1,4 @@
-"""What Glimpse needs from a backend: three small protocols, free of any vendor.
+"""What Glimpse needs from a backend: small protocols, free of any vendor.
 
 Every method may raise `core.errors.Unavailable` (retryable) and nothing else of the vendor's.
 `tests/contract` runs one suite against each backend.
@@ -6,11 +6,16 @@ Every method may raise `core.errors.Unavailable` (retryable) and nothing else of
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
+from pathlib import Path
 from typing import Protocol
 
+from core.api_keys import ApiKey
+from core.dead_letters.letter import DeadLetter, LetterFilter
+from core.limits import Grant, Limit
 from core.messages import ClassifyImage
 from core.records import Annotation, Claim, Record, RecordError, RecordKey, Status
+from core.usage import Usage
 
 
 class RecordStore(Protocol):
@@ -34,12 +39,26 @@ class RecordStore(Protocol):
         """Store the result; False unless `claim` holds the current fencing token."""
         ...
 
-    async def fail(self, claim_or_key: Claim | RecordKey, error: RecordError) -> bool:
-        """End as `error`: under a claim as `complete`, by key only where nobody owns it."""
+    async def fail(
+        self,
+        claim_or_key: Claim | RecordKey,
+        error: RecordError,
+        *,
+        submitted_by: datetime | None = None,
+        untouched_since: datetime | None = None,
+    ) -> bool:
+        """End as `error`: under a claim as `complete`, by key only where nobody owns it.
+
+        By key it can be bound to what the caller saw: False where the attempt was submitted after
+        `submitted_by`, or the record changed at `untouched_since` or later.
+        """
         ...
 
-    async def release(self, claim: Claim) -> bool:
-        """Give the claim up, so that the next delivery need not wait for the lease to end."""
+    async def release(self, claim: Claim, error: RecordError | None = None) -> bool:
+        """Give the claim up, so that the next delivery need not wait for the lease to end.
+
+        `error` is why; the record keeps it as its last failure until it is retried or succeeds.
+        """
         ...
 
     async def retry(self, key: RecordKey) -> bool:
@@ -66,10 +85,17 @@ class RecordStore(Protocol):
 class BlobStore(Protocol):
     """Private, immutable blobs, named by content: putting twice is putting once."""
 
-    async def put(self, name: str, data: bytes, content_type: str) -> None: ...
+    async def put(self, name: str, data: bytes | bytearray, content_type: str) -> None: ...
 
     async def get(self, name: str) -> bytes:
         """The bytes; NotFound where there are none."""
+        ...
+
+    def file(self, name: str) -> Path | None:
+        """The file that holds the blob, if there is one, where another process here may read it.
+
+        None where blobs are not files. Asks nobody: the file may not be there.
+        """
         ...
 
     async def exists(self, name: str) -> bool: ...
@@ -107,4 +133,79 @@ class Publisher(Protocol):
 
     async def backlog(self) -> Backlog | None:
         """The queue's depth, or None where it is known elsewhere (Cloud Monitoring has it)."""
+        ...
+
+
+class DeadLetterStore(Protocol):
+    """Dead letters by tenant, until they are deleted or purged."""
+
+    async def add(self, letter: DeadLetter) -> bool:
+        """Keep a letter, durably; False, and nothing changes, where its id is kept already."""
+        ...
+
+    async def get(self, tenant: str, id_: str) -> DeadLetter | None: ...
+
+    async def list(self, wanted: LetterFilter, limit: int, after: str = "") -> Sequence[DeadLetter]:
+        """At most `limit` letters, newest first; only those behind the position `after`."""
+        ...
+
+    async def resolve(self, tenant: str, id_: str) -> bool:
+        """Mark as settled, now; False where it is unknown or was resolved before."""
+        ...
+
+    async def delete(self, tenant: str, id_: str) -> bool:
+        """False where there was nothing to delete."""
+        ...
+
+    async def purge(self, before: datetime, limit: int) -> int:
+        """Delete at most `limit` letters, of any tenant, that died before `before`; how many."""
+        ...
+
+    async def ping(self) -> None: ...
+
+
+# --- What the API needs where it asks for keys. ---------------------------------------------------
+
+
+class KeyStore(Protocol):
+    """API keys (`core.api_keys` decides which changes are allowed)."""
+
+    async def create(self, key: ApiKey) -> bool:
+        """Store a new key; False where the id already exists."""
+        ...
+
+    async def get(self, key_id: str) -> ApiKey | None: ...
+
+    async def keys(self, tenant: str | None = None) -> list[ApiKey]:
+        """Every key of a tenant, or of all of them, oldest first."""
+        ...
+
+    async def rotate(self, key_id: str, digest: bytes, overlap: timedelta) -> ApiKey | None:
+        """Give the key a new secret; None where it is unknown, revoked or expired."""
+        ...
+
+    async def revoke(self, key_id: str) -> bool:
+        """False where it is unknown, or revoked already."""
+        ...
+
+    async def touch(self, key_id: str, at: datetime) -> bool:
+        """Note a use; False where it is unknown, or was noted within the minute before."""
+        ...
+
+
+class AllowanceStore(Protocol):
+    """How much of each key's limits is taken, shared by every process (`core.limits`)."""
+
+    async def take(self, key_id: str, limit: Limit) -> Grant: ...
+
+
+class UsageStore(Protocol):
+    """Counts by key and day."""
+
+    async def add(self, counts: Sequence[Usage]) -> None:
+        """Add to what is there. All or, where it raises, possibly some."""
+        ...
+
+    async def read(self, tenant: str, since: date) -> list[Usage]:
+        """Everything of a tenant from this day on, in the order of days, then of keys."""
         ...

@@ -58,7 +58,9 @@ def response_for(error: GlimpseError) -> Response:
 async def _on_glimpse_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, GlimpseError)
     level = log.error if error.status >= 500 else log.info
-    level("request refused", status=error.status, code=error.code, detail=error.detail)
+    # Who tries keys should be found; nobody else's address is written down.
+    who = {"client": request.client.host} if error.status == 401 and request.client else {}
+    level("request refused", status=error.status, code=error.code, detail=error.detail, **who)
     return response_for(error)
 
 

@@ -17,6 +17,7 @@ IMAGE_HASH = re.compile(r"[0-9a-f]{64}")
 TENANT = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}@[0-9a-f]{12}")
 PUBLIC_TENANT = "public"
+UPLOAD_LOST = "upload_lost"  # the code of a record whose image was never stored
 
 
 class Status(StrEnum):
@@ -69,7 +70,7 @@ class Annotation:
 
 @dataclass(frozen=True, slots=True)
 class RecordError:
-    """Why a record ended as `error`; `retryable` says whether a new upload may try again."""
+    """Why a record failed; `retryable` says whether a new upload may try again."""
 
     code: str
     detail: str
@@ -81,6 +82,7 @@ class Record:
     """`attempts` counts claims. `token` is the fencing token: each claim raises it by one.
 
     `submitted_at` is when the wait for a result began: at the creation, or at the last retry.
+    `error` is why the record ended as `error`; before its end, why the last delivery was refused.
     """
 
     key: RecordKey
@@ -170,15 +172,33 @@ def completed(
         record,
         status=Status.SUCCESS,
         annotations=tuple(annotations),
+        error=None,
         lease_expires_at=None,
         updated_at=now,
     )
 
 
-def failed(record: Record, claim: Claim | None, error: RecordError, now: datetime) -> Record | None:
-    """Error. Without a claim (dead letter, reconciler) refused while a worker owns the record."""
+def failed(
+    record: Record,
+    claim: Claim | None,
+    error: RecordError,
+    now: datetime,
+    *,
+    submitted_by: datetime | None = None,
+    untouched_since: datetime | None = None,
+) -> Record | None:
+    """Error. Without a claim (dead letter, reconciler) refused while a worker owns the record.
+
+    Who fails it without a claim has read something before. `submitted_by` refuses where a later
+    attempt has begun since, `untouched_since` where the record changed at that time or later.
+    """
     if claim is None:
-        refused = record.status.terminal or record.leased(now)
+        refused = (
+            record.status.terminal
+            or record.leased(now)
+            or (submitted_by is not None and record.submitted_at > submitted_by)
+            or (untouched_since is not None and record.updated_at >= untouched_since)
+        )
     else:
         refused = not _owns(record, claim)
     if refused:
@@ -186,11 +206,13 @@ def failed(record: Record, claim: Claim | None, error: RecordError, now: datetim
     return replace(record, status=Status.ERROR, error=error, lease_expires_at=None, updated_at=now)
 
 
-def released(record: Record, claim: Claim, now: datetime) -> Record | None:
-    """Given up unfinished: still `running`, but anyone may claim it at once."""
+def released(
+    record: Record, claim: Claim, now: datetime, error: RecordError | None = None
+) -> Record | None:
+    """Given up unfinished, because of `error`: still `running`, but anyone may claim it at once."""
     if not _owns(record, claim):
         return None
-    return replace(record, lease_expires_at=now, updated_at=now)
+    return replace(record, error=error or record.error, lease_expires_at=now, updated_at=now)
 
 
 def retried(record: Record, now: datetime) -> Record | None:

@@ -1,7 +1,8 @@
 """Middleware around every request: its span, its log context, one log line, its metrics."""
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, MutableMapping
+from typing import Any
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -12,6 +13,10 @@ from core.tracing import Kind, Span, make_current, new_traceparent, parsed_trace
 
 log = structlog.get_logger("request")
 
+RawHeaders = tuple[tuple[bytes, bytes], ...]
+
+_POLICY = b"content-security-policy"
+_ADDED = "response_headers"
 # Asked for by machines, every few seconds: traces of them would hide the others.
 UNTRACED = ("/health", "/ready", METRICS_PATH)
 
@@ -22,6 +27,9 @@ class RequestContext:
     The current span continues the caller's trace context if that is well-formed, and begins a trace
     otherwise. Reads that succeed are logged at debug, everything else at info. Requests for
     `untraced` paths record no span of their own.
+
+    Every answer carries `headers`, and what `add_headers` added. A policy for its content that the
+    answer brings itself stays the only one.
     """
 
     def __init__(
@@ -29,8 +37,11 @@ class RequestContext:
         app: ASGIApp,
         observation: Observation | None = None,
         untraced: Collection[str] = UNTRACED,
+        headers: RawHeaders = (),
     ) -> None:
         self.app = app
+        self.headers = headers
+        self.without_policy = tuple(pair for pair in headers if pair[0] != _POLICY)
         self._observation = observation or Observation()
         self._metrics = self._observation.metrics
         self._untraced = frozenset(untraced)
@@ -40,6 +51,7 @@ class RequestContext:
             await self.app(scope, receive, send)
             return
         method, metrics = scope["method"], self._metrics
+        state = scope.setdefault("state", {})
         structlog.contextvars.clear_contextvars()
         span = self._begin(method, scope)
         make_current(span)
@@ -50,6 +62,12 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                own = message["headers"]
+                ours = self.headers
+                for name, _ in own:
+                    if name == _POLICY:
+                        ours = self.without_policy
+                message["headers"] = [*own, *ours, *state.get(_ADDED, ())]
             await send(message)
 
         try:
@@ -94,6 +112,12 @@ def _end(span: Span, scope: Scope, template: str, status: int) -> None:
     if status >= 500:
         span.fail(str(status))
     span.end()
+
+
+def add_headers(scope: MutableMapping[str, Any], headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Let the answer to this request carry `headers`, whatever answer it will be."""
+    state = scope.setdefault("state", {})
+    state[_ADDED] = (*state.get(_ADDED, ()), *headers)
 
 
 def _traceparent(scope: Scope) -> str:

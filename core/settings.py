@@ -8,12 +8,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from core.key_tokens import LEAST_SECRET_BYTES
+from core.limits import Rate
 from core.policy import DeliveryPolicy
 
 DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "models" / "default"
+
+# What a form may weigh on top of the image: boundaries, part headers, fields that we ignore.
+FORM_OVERHEAD = 64 * 1024
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -68,6 +73,57 @@ class Settings(BaseSettings):
     ] = 2
     labels_per_image: Annotated[int, Field(ge=1, le=100, description="Labels in a result")] = 5
 
+    # --- Who may ask ----------------------------------------------------------------------------
+    api_keys: Annotated[
+        Literal["off", "required"],
+        Field(description="Whether the API answers only who has a key"),
+    ] = "off"
+    allow_public: Annotated[
+        bool,
+        Field(
+            description="Serve other machines without asking who they are: something in front does"
+        ),
+    ] = False
+    key_secret: Annotated[
+        SecretStr | None,
+        Field(
+            min_length=LEAST_SECRET_BYTES,
+            description="Secret of the keys' hashes; empty means one that `DATA_DIR` keeps",
+        ),
+    ] = None
+    key_cache_seconds: Annotated[
+        Seconds,
+        Field(le=60, description="How long a process trusts a key it has seen, revoked or not"),
+    ] = 30
+    rate_limit: Annotated[
+        str,
+        Field(
+            pattern=r"^(off|[1-9][0-9]{0,8}/(second|minute|hour))$",
+            description="Requests of one key: a count a `second`, `minute` or `hour`, or `off`",
+        ),
+    ] = "600/minute"
+    daily_quota: Annotated[
+        int, Field(ge=0, description="Requests of one key in a day (UTC); 0 means any number")
+    ] = 0
+
+    # --- HTTP -----------------------------------------------------------------------------------
+    docs: Annotated[bool, Field(description="Whether there is `/docs` and `/openapi.json`")] = True
+    cors_origins: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(description="Comma-separated origins whose pages may call the API; `*` means any"),
+    ] = ()
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(description="Comma-separated hosts that the API answers for; empty means any"),
+    ] = ()
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(description="Comma-separated proxies whose `X-Forwarded-For` is believed; `*`: any"),
+    ] = ()
+
     # --- Limits ---------------------------------------------------------------------------------
     max_image_bytes: Annotated[int, Field(ge=1, description="Largest upload, in bytes")] = (
         10 * 1024 * 1024
@@ -75,6 +131,24 @@ class Settings(BaseSettings):
     max_image_pixels: Annotated[
         int, Field(ge=1, description="Largest picture, as width times height")
     ] = 50_000_000
+    max_uploads_in_flight: Annotated[
+        int, Field(ge=1, description="Uploads that one API process takes in at once")
+    ] = 256
+    max_upload_bytes_in_flight: Annotated[
+        int, Field(ge=1, description="Bytes of uploads that it holds at once")
+    ] = 128 * 1024 * 1024
+    upload_grace_seconds: Annotated[
+        Seconds, Field(description="How long an upload may take, however slow it is")
+    ] = 10
+    min_upload_bytes_per_second: Annotated[
+        int, Field(ge=1, description="How fast an upload must come once that time has passed")
+    ] = 16 * 1024
+    header_seconds: Annotated[
+        Seconds, Field(description="How long a client may take to send a request's headers")
+    ] = 10
+    max_connections: Annotated[
+        int, Field(ge=1, description="Connections that one API process serves at once")
+    ] = 1000
     max_wait_seconds: Annotated[
         Seconds, Field(le=60, description="Longest that `Prefer: wait` may hold an answer")
     ] = 30
@@ -118,6 +192,9 @@ class Settings(BaseSettings):
     stale_seconds: Annotated[
         float, Field(description="How long a record may stand still before it is looked after")
     ] = _DELIVERY.stale_after
+    dead_letter_retention_seconds: Annotated[
+        float, Field(description="How long a dead letter is kept, replayed or not")
+    ] = _DELIVERY.dead_letter_retention
     push_concurrency: Annotated[
         int, Field(ge=1, le=1000, description="Deliveries the embedded queue has in flight")
     ] = 8
@@ -217,7 +294,9 @@ class Settings(BaseSettings):
         bool, Field(description="Whether both services answer `/metrics` for Prometheus")
     ] = True
 
-    @field_validator("extra_model_uris", mode="before")
+    @field_validator(
+        "extra_model_uris", "cors_origins", "allowed_hosts", "trusted_proxies", mode="before"
+    )
     @classmethod
     def _split_commas(cls, value: object) -> object:
         if isinstance(value, str):
@@ -228,6 +307,11 @@ class Settings(BaseSettings):
     def _check(self) -> Self:
         if self.api_port == self.worker_port and self.port is None:
             raise ValueError("API_PORT and WORKER_PORT must differ")
+        if self.max_upload_bytes_in_flight < self.max_image_bytes + FORM_OVERHEAD:
+            raise ValueError(
+                "MAX_UPLOAD_BYTES_IN_FLIGHT must have room for one image of MAX_IMAGE_BYTES"
+                f" and {FORM_OVERHEAD} bytes of form"
+            )
         _ = self.delivery  # raises where the numbers contradict each other
         if self.backend != "embedded":
             self._check_pubsub_bounds()
@@ -258,7 +342,16 @@ class Settings(BaseSettings):
             lease=self.lease_seconds,
             retention=self.retention_seconds,
             stale_after=self.stale_seconds,
+            dead_letter_retention=self.dead_letter_retention_seconds,
         )
+
+    @property
+    def keys_required(self) -> bool:
+        return self.api_keys == "required"
+
+    @property
+    def rate(self) -> Rate | None:
+        return None if self.rate_limit == "off" else Rate.parse(self.rate_limit)
 
     @property
     def lease(self) -> timedelta:

@@ -6,6 +6,7 @@ import uvicorn
 
 from core.backends import BackendOpener, open_backend
 from core.clock import Clock, utc_now
+from core.exposure import Exposed, check_worker
 from core.settings import Settings, load_settings
 from core.telemetry import configure_logging
 from worker.main import create_app
@@ -14,6 +15,10 @@ from worker.main import create_app
 def main() -> None:
     """Run the worker with the settings of the environment."""
     settings = load_settings()
+    try:
+        check_worker(settings)
+    except Exposed as error:
+        raise SystemExit(f"Glimpse cannot start: {error}") from None
     configure_logging(
         "worker", settings.log_format, settings.log_level, settings.google_cloud_project
     )

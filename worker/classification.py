@@ -7,22 +7,22 @@ claimant at a time works, and only the current one can finish the record.
 import asyncio
 import time
 from collections.abc import Awaitable
+from pathlib import Path
 
 import structlog
 
 from core.errors import InvalidImage, ModelUnavailable, NotFound, Unavailable
 from core.messages import ClassifyImage
-from core.records import Annotation, Claim, Record, RecordError, RecordKey
+from core.records import UPLOAD_LOST, Annotation, Claim, Record, RecordError, RecordKey
 from core.tracing import Step, current, span
 from worker.classifier_pool import RemoteClassifier
+from worker.classifier_protocol import READ
 from worker.errors import ClassifierLost, InferenceFailed
-from worker.metrics import DUPLICATE, LEASE_LOST, SUCCESS, WorkerMetrics
+from worker.metrics import DUPLICATE, LEASE_LOST, SUCCESS
 from worker.workbench import Workbench
 
 log = structlog.get_logger(__name__)
 
-# An image that has taken down this many classifiers is not given to another by a redelivery.
-LOST_CLASSIFIERS = 3
 FIRST_POLL, LAST_POLL = 0.02, 0.25  # seconds between looks at a record that another works on
 
 
@@ -56,7 +56,7 @@ async def classify(message: ClassifyImage, bench: Workbench) -> None:
 
 async def _work(
     claim: Claim,
-    image: Awaitable[bytes],
+    image: Awaitable[bytes | Path],
     classifier: RemoteClassifier,
     bench: Workbench,
     began: float,
@@ -64,7 +64,7 @@ async def _work(
     """The claimed part. `began` is when the message came in, in `time.perf_counter` seconds."""
     records = bench.backend.records
     bench.metrics.claimed(claim, bench.clock())
-    outcome = await _outcome(claim, image, classifier, bench.metrics)
+    outcome = await _outcome(claim, image, classifier, bench)
     with span("store result"):
         if isinstance(outcome, RecordError):
             stored = await records.fail(claim, outcome)
@@ -88,16 +88,14 @@ async def _work(
 
 
 async def _outcome(
-    claim: Claim, image: Awaitable[bytes], classifier: RemoteClassifier, metrics: WorkerMetrics
+    claim: Claim, image: Awaitable[bytes | Path], classifier: RemoteClassifier, bench: Workbench
 ) -> tuple[Annotation, ...] | RecordError:
     """The labels of the image, or the fault of it that every delivery would meet."""
-    try:
-        data = await image
-    except NotFound:
-        return RecordError("image_missing", "The stored image is gone: upload it again.", True)
     steps: list[Step] = []
     try:
-        return await classifier.annotate(data, steps)
+        return await classifier.annotate(await image, steps)
+    except NotFound:
+        return RecordError("image_missing", "The stored image is gone: upload it again.", True)
     except InvalidImage as error:
         return RecordError(error.code, error.detail, False)
     except InferenceFailed as error:
@@ -105,14 +103,15 @@ async def _outcome(
         log.error("inference failed", model=claim.key.model, cause=cause)
         raise
     except ClassifierLost as error:
-        if claim.attempt < LOST_CLASSIFIERS:
+        if not bench.blamed(claim.key):
             raise
         return RecordError(error.code, error.detail, True)
     finally:
         for step in steps:
             current().past(step)
-        if steps:
-            metrics.inference.observe((steps[-1].ended - steps[0].began) / 1e9)
+        work = [step for step in steps if step.name != READ]
+        if work:
+            bench.metrics.inference.observe((work[-1].ended - work[0].began) / 1e9)
 
 
 async def _ended_elsewhere(key: RecordKey, bench: Workbench, patience_ends: float) -> bool:
@@ -124,6 +123,9 @@ async def _ended_elsewhere(key: RecordKey, bench: Workbench, patience_ends: floa
     pause = FIRST_POLL
     while True:
         record = await _existing(key, bench)
+        if record.error is not None and record.error.code == UPLOAD_LOST:
+            # Its message is here, so the upload was only slow: the image is there by now.
+            return not await bench.backend.records.retry(key)
         if record.status.terminal:
             log.info("finished by another delivery", status=record.status)
             return True

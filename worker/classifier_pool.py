@@ -6,6 +6,7 @@ that crashes ends the whole process, and Python's lock lets threads get in each 
 
 import asyncio
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -16,12 +17,12 @@ from typing import Any, TypeAlias
 
 import structlog
 
-from core.errors import Unavailable, UndecodableImage
+from core.errors import Unavailable
 from core.model_bundle import Bundle
 from core.records import Annotation
 from core.settings import Settings
 from core.tracing import Step
-from worker.classifier_protocol import ERRORS, REPLY, REQUEST
+from worker.classifier_protocol import ERRORS, FILE, IMAGE, LOAD, REPLY, REQUEST
 from worker.errors import ClassifierLost
 
 log = structlog.get_logger(__name__)
@@ -37,8 +38,9 @@ Answer: TypeAlias = "asyncio.Future[tuple[Annotation, ...]]"
 class _Request:
     """One frame, kept until it is answered so that another process can be given it."""
 
+    kind: int
     name: bytes  # of the model, as the protocol has it
-    image: bytes  # empty: load the model
+    data: bytes
     seconds: float
     answer: Answer
     steps: list[Step] = field(default_factory=list)  # filled in before the answer comes
@@ -62,7 +64,7 @@ class ClassifierPool:
     async def load(self, bundle: Bundle) -> "RemoteClassifier":
         """Have every process load `bundle`. Raises BundleError, or ClassifierLost."""
         name = json.dumps([bundle.identity, str(bundle.folder.resolve())]).encode()
-        answers = [member.ask(name, b"", LOAD_SECONDS) for member in self._members]
+        answers = [member.ask(LOAD, name, b"", LOAD_SECONDS) for member in self._members]
         found = await asyncio.gather(*answers, return_exceptions=True)
         for outcome in found:
             if isinstance(outcome, BaseException):
@@ -70,10 +72,10 @@ class ClassifierPool:
         return RemoteClassifier(self, bundle, name)
 
     async def annotate(
-        self, name: bytes, image: bytes, steps: list[Step]
+        self, kind: int, name: bytes, data: bytes, steps: list[Step]
     ) -> tuple[Annotation, ...]:
         least = min(self._members, key=_Member.in_hand)
-        return await least.ask(name, image, self._settings.classify_seconds, steps)
+        return await least.ask(kind, name, data, self._settings.classify_seconds, steps)
 
     async def close(self) -> None:
         """End the processes, whatever they are doing; who waits for them hears Unavailable."""
@@ -89,17 +91,17 @@ class RemoteClassifier:
         self._name = name
 
     async def annotate(
-        self, image: bytes, steps: list[Step] | None = None
+        self, image: bytes | Path, steps: list[Step] | None = None
     ) -> tuple[Annotation, ...]:
-        """The most likely labels of an encoded image, most likely first.
+        """The most likely labels of an encoded image, or of the file of one; most likely first.
 
         What the process did, and when, is appended to `steps` if it answers at all. Raises
         UndecodableImage or InvalidImage for the image's faults, InferenceFailed for the model's,
-        ClassifierLost where the process ended or had to be ended over it.
+        NotFound or Unavailable for the file's, and ClassifierLost where the process ended or had to
+        be ended over it.
         """
-        if not image:
-            raise UndecodableImage("The image has no bytes.")
-        return await self._pool.annotate(self._name, image, [] if steps is None else steps)
+        kind, data = (FILE, os.fsencode(image)) if isinstance(image, Path) else (IMAGE, image)
+        return await self._pool.annotate(kind, self._name, data, [] if steps is None else steps)
 
 
 class _Member(asyncio.Protocol):
@@ -121,17 +123,22 @@ class _Member(asyncio.Protocol):
         return len(self._asked)
 
     def ask(
-        self, name: bytes, image: bytes, seconds: float, steps: list[Step] | None = None
+        self,
+        kind: int,
+        name: bytes,
+        data: bytes,
+        seconds: float,
+        steps: list[Step] | None = None,
     ) -> Answer:
         """The answer to one frame. Cancelling it leaves the process to finish for nobody."""
         answer: Answer = asyncio.get_running_loop().create_future()
         if self._closed:
             answer.set_exception(_stopping())
             return answer
-        if image and name not in self._warm:
+        if kind != LOAD and name not in self._warm:
             # Apart, so that loading takes nothing of the time that one image may have.
             self._add(_loading(name))
-        self._add(_Request(name, image, seconds, answer, [] if steps is None else steps))
+        self._add(_Request(kind, name, data, seconds, answer, [] if steps is None else steps))
         return answer
 
     async def start(self) -> None:
@@ -149,7 +156,7 @@ class _Member(asyncio.Protocol):
         waiting, self._asked = self._asked, deque()
         self._warm.clear()
         for request in waiting:
-            if request.image and request.name not in self._warm:
+            if request.kind != LOAD and request.name not in self._warm:
                 self._add(_loading(request.name))
             self._add(request)
 
@@ -190,8 +197,8 @@ class _Member(asyncio.Protocol):
         self._asked.append(request)
         self._warm.add(request.name)
         if self._transport is not None:
-            head = REQUEST.pack(len(request.name), len(request.image))
-            self._transport.writelines((head + request.name, request.image))
+            head = REQUEST.pack(request.kind, len(request.name), len(request.data))
+            self._transport.writelines((head + request.name, request.data))
         if len(self._asked) == 1:
             self._watch()
 
@@ -256,7 +263,7 @@ class _Member(asyncio.Protocol):
 
     def _give_up(self, lost: _Request) -> None:
         """Fail what the process was at: an image, or a model and all that wait for it."""
-        behind = [] if lost.image else [each for each in self._asked if each.name == lost.name]
+        behind = [each for each in self._asked if lost.kind == LOAD and each.name == lost.name]
         for request in (lost, *behind):
             _settle(request, error=ClassifierLost("The process that classified the image ended."))
         self._asked = deque(each for each in self._asked if each not in behind)
@@ -287,7 +294,7 @@ def _loading(name: bytes) -> _Request:
     """To load a model beforehand; should it fail, the image behind it hears why."""
     answer: Answer = asyncio.get_running_loop().create_future()
     answer.add_done_callback(_heard)
-    return _Request(name, b"", LOAD_SECONDS, answer)
+    return _Request(LOAD, name, b"", LOAD_SECONDS, answer)
 
 
 def _heard(answer: Answer) -> None:

@@ -7,19 +7,21 @@ import argparse
 import contextlib
 import ctypes
 import json
+import os
 import signal
 import socket
 import sys
 import traceback
+from pathlib import Path
 from typing import BinaryIO
 
 from cachetools import LRUCache
 
-from core.errors import BundleError, GlimpseError, InvalidImage
+from core.errors import BundleError, GlimpseError, InvalidImage, NotFound, Unavailable
 from core.model_bundle import read_bundle
-from core.tracing import Stopwatch, make_current
+from core.tracing import Stopwatch, make_current, span
 from worker.classifier import Classifier
-from worker.classifier_protocol import ERRORS, REPLY, REQUEST
+from worker.classifier_protocol import ERRORS, FILE, LOAD, READ, REPLY, REQUEST
 from worker.errors import InferenceFailed
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -33,18 +35,21 @@ class Models:
         self._max_pixels = max_pixels
         self._labels_per_image = labels_per_image
 
-    def answer(self, name: bytes, image: bytes) -> dict[str, object]:
+    def answer(self, kind: int, name: bytes, data: bytes) -> dict[str, object]:
         """The reply to one frame."""
         watch = Stopwatch()
         make_current(watch)
-        return {**self._answer(name, image), "steps": watch.steps}
+        return {**self._answer(kind, name, data), "steps": watch.steps}
 
-    def _answer(self, name: bytes, image: bytes) -> dict[str, object]:
+    def _answer(self, kind: int, name: bytes, data: bytes) -> dict[str, object]:
         try:
             classifier = self._loaded.get(name) or self._load(name)
-            found = classifier.annotate(image) if image else ()
+            if kind == LOAD:
+                return {"annotations": []}
+            found = classifier.annotate(_read(data) if kind == FILE else data)
         except GlimpseError as error:
-            cause = "" if isinstance(error, InvalidImage) else traceback.format_exc()
+            expected = isinstance(error, InvalidImage | NotFound | Unavailable)
+            cause = "" if expected else traceback.format_exc()
             code = error.code if error.code in ERRORS else InferenceFailed.code
             return {"error": [code, error.detail, cause]}
         except Exception:  # noqa: BLE001 - the other side must hear of it, whatever it is
@@ -68,9 +73,20 @@ def serve(connection: socket.socket, models: Models) -> None:
     """Answer frames until the other side closes the connection."""
     with connection, connection.makefile("rb") as frames:
         while len(head := frames.read(REQUEST.size)) == REQUEST.size:
-            name, image = (_exactly(frames, size) for size in REQUEST.unpack(head))
-            reply = json.dumps(models.answer(name, image)).encode()
+            kind, *sizes = REQUEST.unpack(head)
+            name, data = (_exactly(frames, size) for size in sizes)
+            reply = json.dumps(models.answer(kind, name, data)).encode()
             connection.sendall(REPLY.pack(len(reply)) + reply)
+
+
+def _read(path: bytes) -> bytes:
+    with span(READ):
+        try:
+            return Path(os.fsdecode(path)).read_bytes()
+        except FileNotFoundError:
+            raise NotFound("There is no such image.") from None
+        except OSError as error:
+            raise Unavailable("The image storage does not answer.") from error
 
 
 def _exactly(frames: BinaryIO, size: int) -> bytes:

@@ -2,9 +2,10 @@
 
 A request is a frame of
 
-    4 bytes N, 4 bytes M, N bytes of JSON [identity, folder], M bytes of an encoded image
+    1 byte K, 4 bytes N, 4 bytes M, N bytes of JSON [identity, folder], M bytes
 
-where no image means: load the model. Each is answered, in order, by
+where K says what the M bytes are: nothing (load the model), an encoded image, or the path of a file
+that holds one. Each is answered, in order, by
 
     4 bytes N, N bytes of JSON {"annotations": [[label, confidence], ...], "steps": ...}
                             or {"error": [code, detail, traceback], "steps": ...}
@@ -15,12 +16,25 @@ ends are of one release, so there is no version.
 
 import struct
 
-from core.errors import BundleError, GlimpseError, InvalidImage, UndecodableImage
+from core.errors import (
+    BundleError,
+    GlimpseError,
+    InvalidImage,
+    NotFound,
+    Unavailable,
+    UndecodableImage,
+)
 from worker.errors import InferenceFailed
 
-REQUEST = struct.Struct(">II")
+LOAD, IMAGE, FILE = range(3)
+READ = "read image"  # the step that reads a file
+REQUEST = struct.Struct(">BII")
 REPLY = struct.Struct(">I")
 # What may come back, by its code; whatever else is raised comes back as InferenceFailed.
 ERRORS: dict[str, type[GlimpseError]] = {
-    error.code: error for error in (InvalidImage, UndecodableImage, InferenceFailed, BundleError)
+    error.code: error
+    for error in (
+        *(NotFound, Unavailable, InvalidImage, UndecodableImage),
+        *(InferenceFailed, BundleError),
+    )
 }

@@ -1,13 +1,24 @@
-"""A message that used up its deliveries: its record ends as a retryable `error`.
+"""A message that used up its deliveries: the letter is kept, then its record ends as `error`.
 
-The letter itself stays in the queue's keeping, from where it can be replayed.
+In this order, and acknowledged last: whatever dies in between, the queue delivers the letter again,
+and both steps find what they did before.
 """
+
+from datetime import UTC, datetime
 
 import structlog
 
-from core.errors import Unavailable
-from core.messages import DEAD_LETTER_DELIVERY_COUNT, ClassifyImage
-from core.records import RecordError
+from core.dead_letters.letter import PAYLOAD_KEPT, DeadLetter, letter_id, tenant_of
+from core.errors import MalformedEnvelope, Unavailable
+from core.messages import (
+    DEAD_LETTER_ATTRIBUTES,
+    DEAD_LETTER_DELIVERY_COUNT,
+    DEAD_LETTER_PUBLISH_TIME,
+    DEAD_LETTER_REASON,
+    ClassifyImage,
+    PushEnvelope,
+)
+from core.records import Record, RecordError, Status
 from core.tracing import span
 from worker.workbench import Workbench
 
@@ -16,40 +27,117 @@ UNREADABLE, UNKNOWN_IMAGE, FINISHED_IMAGE = "unreadable", "unknown_image", "fini
 
 log = structlog.get_logger(__name__)
 
+EXHAUSTED = "delivery_exhausted"
+REASON_KEPT = 200  # characters of what the queue says
+_EPOCH, _END = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 
-async def bury(message: ClassifyImage, attributes: dict[str, str], bench: Workbench) -> None:
-    """Fail the letter's record, unless it is finished or gone. Returning acknowledges the letter.
 
-    `attributes` are the message's, with those that the queue adds to a dead letter. Raises
-    Unavailable while a worker still owns the record: that one may yet succeed.
+async def bury(envelope: PushEnvelope, bench: Workbench) -> None:
+    """Keep the letter and fail its record, unless that succeeded. Returning acknowledges it.
+
+    Raises Unavailable while a worker still owns the record: that one may yet succeed.
     """
-    error = _reason(message, attributes, bench)
-    with span("fail record"):
-        failed = await bench.backend.records.fail(message.key, error)
-    if failed:
-        bench.metrics.buried(error.code)
-        log.error("dead letter", code=error.code, detail=error.detail)
+    try:
+        message = ClassifyImage.from_attributes(envelope.message.attributes)
+    except MalformedEnvelope as unreadable:
+        # It names no record, and nothing would make it readable: somebody has to look at it.
+        reason = RecordError(unreadable.code, unreadable.detail, retryable=True)
+        letter = _letter(envelope, reason, bench)
+        await bench.backend.dead_letters.add(letter)
+        bench.metrics.buried(UNREADABLE)
+        log.error("dead letter unreadable", letter=letter.id, detail=unreadable.detail)
         return
-    record = await bench.backend.records.get(message.key)
-    if record is None:
-        bench.metrics.buried(UNKNOWN_IMAGE)
-        log.error("dead letter for an unknown image", model=message.key.model)
-    elif record.status.terminal:
+    records, letters = bench.backend.records, bench.backend.dead_letters
+    record = await records.get(message.key)
+    if record is not None and record.leased(bench.clock()):
+        raise Unavailable("A worker is still classifying this image.")
+    reason = _reason(message, envelope.message.attributes, record, bench)
+    letter = _letter(envelope, reason, bench)
+    if record is not None and record.status is Status.SUCCESS:
+        await letters.resolve(letter.tenant, letter.id)
         bench.metrics.buried(FINISHED_IMAGE)
         log.info("dead letter for a finished image", status=record.status)
+        return
+    with span("keep dead letter"):
+        await letters.add(letter)
+    error = _exhausted(reason, letter)
+    # A later attempt is another message's business: this one may be delivered late, or again.
+    with span("fail record"):
+        failed = await records.fail(message.key, error, submitted_by=letter.died_at)
+    if failed:
+        bench.metrics.buried(error.code)
+        log.error("dead letter", letter=letter.id, code=error.code, detail=error.detail)
+        return
+    record = await records.get(message.key)
+    if record is None:
+        bench.metrics.buried(UNKNOWN_IMAGE)
+        log.error("dead letter for an unknown image", letter=letter.id, model=message.key.model)
+    elif record.status.terminal or record.submitted_at > letter.died_at:
+        bench.metrics.buried(FINISHED_IMAGE)
+        log.info("dead letter of an earlier attempt", letter=letter.id, status=record.status)
     else:
         raise Unavailable("A worker is still classifying this image.")
 
 
-def _reason(message: ClassifyImage, attributes: dict[str, str], bench: Workbench) -> RecordError:
+def _reason(
+    message: ClassifyImage, attributes: dict[str, str], record: Record | None, bench: Workbench
+) -> RecordError:
+    """The last failure, by the best witness there is."""
     model = message.key.model
     if model not in bench.models.identities:
         return RecordError("model_unavailable", f"No worker has the model {model}.", retryable=True)
-    count = attributes.get(DEAD_LETTER_DELIVERY_COUNT, "")
-    # The count is the queue's word, shown to clients: only a number may stand there.
-    after = (
-        f"{int(count)} deliveries" if count.isdecimal() and len(count) < 10 else "its deliveries"
-    )
+    if record is None:
+        return RecordError("not_found", "There is no record of this image.", retryable=True)
+    if record.error is not None:
+        return record.error
+    # The queue's word is shown to clients: plain text, and not much of it.
+    told = attributes.get(DEAD_LETTER_REASON, "")[:REASON_KEPT]
+    detail = told if told.isprintable() and told else "The queue does not say why."
+    return RecordError(EXHAUSTED, detail, retryable=True)
+
+
+def _exhausted(reason: RecordError, letter: DeadLetter) -> RecordError:
+    """What the record says of it."""
+    if reason.code == "model_unavailable":
+        return reason
+    after = f"{letter.attempts} deliveries" if letter.attempts else "its deliveries"
+    last = reason.detail if reason.code == EXHAUSTED else f"{reason.code}: {reason.detail}"
     return RecordError(
-        "delivery_exhausted", f"The image was not classified after {after}.", retryable=True
+        EXHAUSTED, f"The image was not classified after {after}. Last failure: {last}", True
     )
+
+
+def _letter(envelope: PushEnvelope, reason: RecordError, bench: Workbench) -> DeadLetter:
+    message = envelope.message
+    attributes = {
+        name: value
+        for name, value in message.attributes.items()
+        if name not in DEAD_LETTER_ATTRIBUTES
+    }
+    payload = message.payload()
+    count = message.attributes.get(DEAD_LETTER_DELIVERY_COUNT, "")
+    published = message.attributes.get(DEAD_LETTER_PUBLISH_TIME, "")
+    died_at = _moment(message.publishTime) or bench.clock()
+    return DeadLetter(
+        id=letter_id(attributes, payload, published or message.messageId),
+        tenant=tenant_of(attributes),
+        attributes=attributes,
+        payload=payload[:PAYLOAD_KEPT],
+        payload_size=len(payload),
+        # Shown to clients: only a number may stand there.
+        attempts=int(count) if count.isascii() and count.isdecimal() and len(count) < 10 else 0,
+        code=reason.code,
+        detail=reason.detail,
+        published_at=_moment(published) or died_at,
+        died_at=died_at,
+    )
+
+
+def _moment(text: str) -> datetime | None:
+    """A time of the queue's, or None where it is none."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return moment.astimezone(UTC) if _EPOCH < moment < _END else None

@@ -1,6 +1,9 @@
-"""What can go wrong in the worker alone."""
+"""What can go wrong in the worker alone, and what a record keeps of a failure."""
+
+import asyncio
 
 from core.errors import GlimpseError, Unavailable
+from core.records import RecordError
 
 
 class InferenceFailed(GlimpseError):
@@ -19,3 +22,12 @@ class EnvelopeTooLarge(GlimpseError):
     """A push body of more bytes than a Pub/Sub message can have."""
 
     status, code, title = 413, "envelope_too_large", "Push envelope too large"
+
+
+def last_failure(error: BaseException) -> RecordError:
+    """Why a claim was given up, in words that a client may read."""
+    if isinstance(error, GlimpseError):
+        return RecordError(error.code, error.detail, retryable=True)
+    if isinstance(error, asyncio.CancelledError):
+        return RecordError("worker_stopped", "The worker stopped before it was done.", True)
+    return RecordError("internal_error", "The worker failed.", retryable=True)

@@ -79,22 +79,26 @@ def push_routes(
     @router.post(
         DEAD_LETTER_PATH,
         status_code=204,
-        summary="End the record of a message that used up its deliveries",
+        summary="Keep a message that used up its deliveries, and end its record",
         responses={503: {"description": "Try again"}},
     )
     @admitted
     async def generate_annotations_dlq(request: Request) -> Response:
         try:
             envelope = PushEnvelope.parse(await _body(request))
-            message = envelope.classify_image()
         except (MalformedEnvelope, EnvelopeTooLarge) as error:
-            # Nothing would make it readable, and a refusal would bring it back for ever.
+            # No envelope, so no letter of a queue's. A refusal would bring it back for ever.
             log.error("dead letter unreadable", detail=error.detail)
             bench().metrics.buried(UNREADABLE)
             return Response(status_code=204)
         here = bench()
+        try:
+            message = envelope.classify_image()
+        except MalformedEnvelope:
+            await bury(envelope, here)
+            return Response(status_code=204)
         with delivery(request, envelope, message, here.backend.publisher, observation.tracer):
-            await bury(message, envelope.message.attributes, here)
+            await bury(envelope, here)
         return Response(status_code=204)
 
     @router.post(
@@ -107,7 +111,7 @@ def push_routes(
     async def reconcile_stale(request: Request) -> Response:
         here = bench()
         counts = await reconcile(here.backend, here.settings.delivery, here.clock())
-        here.metrics.reconciled(counts)
+        here.metrics.reconciled({k: n for k, n in counts.items() if k != "purged"})
         return Response(json.dumps(counts).encode(), media_type="application/json")
 
     return router

@@ -3,19 +3,26 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import structlog
+from cachetools import LRUCache
 
 from core.backends import Backend
 from core.clock import Clock, utc_now
 from core.errors import Unavailable
-from core.records import Claim, RecordKey
+from core.records import Claim, RecordError, RecordKey
 from core.settings import Settings
 from core.tracing import span
+from worker.errors import last_failure
 from worker.metrics import WorkerMetrics
 from worker.model_registry import ModelRegistry
 
 log = structlog.get_logger(__name__)
+
+# An image that has taken down this many classifiers is not given to another by a redelivery.
+LOST_CLASSIFIERS = 3
+REMEMBERED_LOSSES = 10_000  # images
 
 
 class Workbench:
@@ -40,13 +47,24 @@ class Workbench:
         self.metrics = metrics
         self.clock = clock
         self.places = asyncio.Semaphore(2 * settings.classifier_processes)
+        self._losses: LRUCache[RecordKey, int] = LRUCache(REMEMBERED_LOSSES)
         self._in_hand = 0
         self._emptied = asyncio.Event()
         self._emptied.set()
 
     @asynccontextmanager
-    async def reading(self, key: RecordKey) -> AsyncIterator[Awaitable[bytes]]:
-        """The image's bytes, on their way while the claim is: most claims are granted."""
+    async def reading(self, key: RecordKey) -> AsyncIterator[Awaitable[bytes | Path]]:
+        """The image's bytes, on their way while the claim is: most claims are granted.
+
+        Where blobs are files here, the file: who classifies it reads it.
+        """
+        image: asyncio.Future[bytes | Path]
+        file = self.backend.blobs.file(key.blob_name)
+        if file is not None:
+            image = asyncio.get_running_loop().create_future()
+            image.set_result(file)
+            yield image
+            return
         image = asyncio.ensure_future(self._read(key))
         image.add_done_callback(_retrieved)
         try:
@@ -67,19 +85,28 @@ class Workbench:
         try:
             # Shielded: a claim that is granted to a cancelled task must be given up all the same.
             yield await asyncio.shield(claiming)
-        except BaseException:
-            await asyncio.shield(asyncio.ensure_future(self._give_up(claiming)))
+        except BaseException as error:
+            giving_up = asyncio.ensure_future(self._give_up(claiming, last_failure(error)))
+            await asyncio.shield(giving_up)
             raise
         finally:
             self._in_hand -= 1
             if not self._in_hand:
                 self._emptied.set()
 
+    def blamed(self, key: RecordKey) -> bool:
+        """Note that a classifier was lost over this image; whether it has taken enough of them.
+
+        Each worker counts for itself: the attempts on the record have many other reasons.
+        """
+        self._losses[key] = self._losses.get(key, 0) + 1
+        return self._losses[key] >= LOST_CLASSIFIERS
+
     async def emptied(self) -> None:
         """Return once no claim is in hand."""
         await self._emptied.wait()
 
-    async def _read(self, key: RecordKey) -> bytes:
+    async def _read(self, key: RecordKey) -> bytes | Path:
         with span("read image"):
             return await self.backend.blobs.get(key.blob_name)
 
@@ -87,17 +114,20 @@ class Workbench:
         with span("claim record"):
             return await self.backend.records.claim(key, self.settings.lease)
 
-    async def _give_up(self, claiming: "asyncio.Future[Claim | None]") -> None:
+    async def _give_up(self, claiming: "asyncio.Future[Claim | None]", reason: RecordError) -> None:
+        """Release the claim. The record keeps `reason`, should this have been the last delivery."""
         try:
             claim = await claiming
             if claim is not None:
-                released = await self.backend.records.release(claim)
-                log.warning("claim given up", attempt=claim.attempt, released=released)
+                released = await self.backend.records.release(claim, reason)
+                log.warning(
+                    "claim given up", attempt=claim.attempt, released=released, code=reason.code
+                )
         except Unavailable as error:
             log.warning("claim not given up", reason=error.detail)
 
 
-def _retrieved(image: "asyncio.Future[bytes]") -> None:
+def _retrieved(image: "asyncio.Future[bytes | Path]") -> None:
     """A failure to read matters to none but a claimant, who hears of it by waiting."""
     if not image.cancelled():
         image.exception()

@@ -1,12 +1,23 @@
-"""Backends: where records, blobs and messages are kept. `open_backend` is the one that chooses."""
+"""Backends: where records, blobs, messages and keys are kept.
+
+`open_backend` and, where keys are asked for, `open_access` are the ones that choose.
+"""
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from core.clock import Clock, utc_now
-from core.ports import BlobStore, Publisher, RecordStore
+from core.ports import (
+    AllowanceStore,
+    BlobStore,
+    DeadLetterStore,
+    KeyStore,
+    Publisher,
+    RecordStore,
+    UsageStore,
+)
 from core.settings import Settings
 
 if TYPE_CHECKING:
@@ -15,12 +26,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Backend:
-    """The three ports of one process. `links` verifies local signed links, where they are local."""
+    """The four ports of one process. `links` verifies local signed links, where they are local."""
 
     records: RecordStore
     blobs: BlobStore
     publisher: Publisher
+    dead_letters: DeadLetterStore
     links: "LinkSigner | None" = None
+
+
+@dataclass(frozen=True)
+class Access:
+    """What knows who may come in. `secret` is that of the keyed hash."""
+
+    keys: KeyStore
+    allowances: AllowanceStore
+    usage: UsageStore
+    secret: bytes = field(repr=False)
 
 
 class BackendOpener(Protocol):
@@ -42,3 +64,15 @@ async def open_backend(settings: Settings, clock: Clock = utc_now) -> AsyncItera
 
     async with open_chosen(settings, clock) as backend:
         yield backend
+
+
+@asynccontextmanager
+async def open_access(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Access]:
+    """Open the keys of what `BACKEND` names. Only the API and its key command need them."""
+    if settings.backend == "embedded":
+        from core.backends.embedded import open_embedded_access as open_chosen
+    else:
+        from core.backends.google import open_google_access as open_chosen
+
+    async with open_chosen(settings, clock) as access:
+        yield access

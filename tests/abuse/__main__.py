@@ -64,7 +64,7 @@ def _mebibytes(size: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--inputs", type=int, default=5_000, help="hostile images")
+    parser.add_argument("--inputs", type=int, default=5_200, help="hostile images")
     parser.add_argument("--requests", type=int, default=200, help="drawn for each operation")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--markdown", type=Path, help="also write the tables to this file")

@@ -37,7 +37,7 @@ def request(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-def multipart(path: str, image: bytes) -> bytes:
+def multipart(path: str, image: bytes, **headers: str) -> bytes:
     """An upload of `image` in the field `img`, as curl sends it."""
     boundary = "----------------------------bench"
     body = (
@@ -48,7 +48,8 @@ def multipart(path: str, image: bytes) -> bytes:
         + image
         + f"\r\n--{boundary}--\r\n".encode()
     )
-    return request("POST", path, body, Content_Type=f"multipart/form-data; boundary={boundary}")
+    content_type = f"multipart/form-data; boundary={boundary}"
+    return request("POST", path, body, Content_Type=content_type, **headers)
 
 
 def run(

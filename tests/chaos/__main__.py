@@ -37,8 +37,8 @@ def run(backend: str, seconds: float, seed: int, progress: Progress, folder: Pat
         def show(phase: str, share: float) -> None:
             progress.update(bar, description=f"{backend}: {phase}", completed=share)
 
-        # The emulators do a tenth of what the embedded backend does.
-        rate = 40.0 if emulators is None else 6.0
+        # The emulators do a fraction of what the embedded backend does.
+        rate = 20.0 if emulators is None else 6.0
         outcome = Experiment(stack, seconds, seed, show, emulators, rate).run()
         progress.update(bar, description=backend, completed=1.0)
         return outcome

@@ -28,14 +28,21 @@ from tests.chaos.stepping_clock import set_offset
 from tests.support.stack import MODULES, ROOT, Stack, free_port
 
 CLIENTS = 8
-PORT_FAULTS = 0.02  # share of port calls that fail, and as many come late
+PORT_FAULTS = 0.02  # share of port calls that fail; fifteen times as many come late
 PUSH_FAULTS = 0.02  # share of pushes that meet each kind of fault
 LONGEST_LULL = 1.0  # seconds between two faults
+SECOND_WORKER = "worker-2"
 CALM_SECONDS = 240.0  # how long what was accepted may take to end once the faults are over
 
 
+WORKERS = ("worker", SECOND_WORKER)
+
+
 class ChaosStack(Stack):
-    """A stack whose services have faulty ports, and whose queue pushes through a proxy."""
+    """A stack of faulty services, two of them workers, whose queue pushes through a proxy.
+
+    With one worker alone, nobody would take over what a frozen one has claimed.
+    """
 
     def __init__(self, folder: Path, bundle: Path, seed: int, **settings: object) -> None:
         super().__init__(folder, bundle, **settings)
@@ -43,29 +50,43 @@ class ChaosStack(Stack):
         self.clock = folder / "clock"
         set_offset(self.clock, 0.0)
         self.proxy_port = free_port()
+        self.second_port = free_port()
+        self.names.append(SECOND_WORKER)
         self.environment |= {
             "CHAOS_RATE": str(PORT_FAULTS),
             "CHAOS_SEED": str(seed),
             "CHAOS_CLOCK": str(self.clock),
             "STALE_SECONDS": "5",
+            # No backlog: a message comes again while the one that had it is still frozen.
+            "PUSH_CONCURRENCY": "48",
+            # Shorter than a freeze: what a frozen worker holds is given to the other one.
+            "LEASE_SECONDS": "2",
+            "ACK_DEADLINE_SECONDS": "2" if "BACKEND" not in settings else "10",
             # A fault is no reason to give up: what must end `success` has to be tried until then.
             "DELIVERY_ATTEMPTS": "100",
             "PUSH_ENDPOINT": f"http://127.0.0.1:{self.proxy_port}",
         }
 
     def launch(self, name: str) -> "subprocess.Popen[bytes]":
-        faulty = name in ("api", "worker")
-        module = ("tests.chaos.service", name) if faulty else (MODULES[name],)
+        service = "worker" if name in WORKERS else name
+        faulty = service in ("api", "worker")
+        module = ("tests.chaos.service", service) if faulty else (MODULES[name],)
+        environment = dict(self.environment)
+        if name == SECOND_WORKER:
+            environment["WORKER_PORT"] = str(self.second_port)
         process = subprocess.Popen(
             [sys.executable, "-m", *module],
             cwd=ROOT,
-            env=self.environment,
+            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
         # Lines go through a pipe, as under any supervisor: a full disk must not end the log.
         threading.Thread(target=self._keep, args=(name, process), daemon=True).start()
         return process
+
+    def port_of(self, name: str) -> int | None:
+        return self.second_port if name == SECOND_WORKER else super().port_of(name)
 
     def _keep(self, name: str, process: "subprocess.Popen[bytes]") -> None:
         assert process.stdout is not None
@@ -109,7 +130,7 @@ class Experiment:
         seed: int,
         progress: Callable[[str, float], None],
         emulators: RunningEmulators | None = None,
-        uploads_a_second: float = 40.0,
+        uploads_a_second: float = 20.0,
     ) -> None:
         self._stack = stack
         self._seconds = seconds
@@ -123,8 +144,8 @@ class Experiment:
 
     def run(self) -> Outcome:
         stack = self._stack
-        worker = f"http://127.0.0.1:{stack.worker_port}"
-        with PushProxy(stack.proxy_port, worker, PUSH_FAULTS, self._seed) as proxy, stack:
+        workers = [f"http://127.0.0.1:{stack.port_of(name)}" for name in WORKERS]
+        with PushProxy(stack.proxy_port, workers, PUSH_FAULTS, self._seed) as proxy, stack:
             injected = self._storm(proxy)
             answers = Counter(self.ledger.answers)
             rate = sum(answers.values()) / (time.monotonic() - self._began)
@@ -177,7 +198,7 @@ class Experiment:
         proxy.calm()
         set_offset(self._stack.clock, 0.0)
         self._stack.environment["CHAOS_RATE"] = "0"
-        for name in ("api", "worker"):
+        for name in ("api", *WORKERS):
             self._stack.stop(name)
             self._stack.start(name, patience=120)
         return injected
@@ -231,14 +252,17 @@ class Experiment:
     def _stored(self) -> Counter[str]:
         """Stored results by image, as the worker logged them."""
         return Counter(
-            line["image_hash"] for line in self._lines("worker") if line["message"] == "classified"
+            line["image_hash"]
+            for name in WORKERS
+            for line in self._lines(name)
+            if line["message"] == "classified"
         )
 
     def _service_errors(self) -> list[str]:
         """Answers of 5xx other than 503 that the services' own logs tell of."""
         return [
             f"{name}: {line['status']} to {line['path']}"
-            for name in ("api", "worker")
+            for name in ("api", *WORKERS)
             for line in self._lines(name)
             if line["message"] == "request" and line["status"] >= 500 and line["status"] != 503
         ]
@@ -252,4 +276,5 @@ class Experiment:
                 continue  # the torn last line of a killed process, or a traceback's
             if isinstance(line, dict) and "message" in line:
                 lines.append(line)
+        assert lines, f"{name} logged nothing: nothing could be told from it"
         return lines

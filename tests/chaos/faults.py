@@ -14,7 +14,7 @@ from compose.emulators import RunningEmulators
 from tests.chaos.stepping_clock import set_offset
 from tests.support.stack import Stack
 
-LONGEST_PAUSE = 3.0  # seconds; more than the lease of the experiment's stack
+LONGEST_PAUSE = 6.0  # seconds; more than the lease and the ack deadline of the experiment
 LONGEST_OUTAGE = 2.0
 LARGEST_STEP = 20.0  # a lease lasts longer by as much as the clock that granted it ran ahead
 
@@ -73,7 +73,9 @@ def _freeze(stack: Stack, name: str, draw: random.Random) -> None:
         process = psutil.Process(stack.processes[name].pid)
         process.suspend()
         try:
-            time.sleep(draw.uniform(0.2, LONGEST_PAUSE))
+            # A frozen worker is let be until another may have taken its work over.
+            least = 2.5 if name.startswith("worker") else 0.2
+            time.sleep(draw.uniform(least, LONGEST_PAUSE))
         finally:
             process.resume()
 

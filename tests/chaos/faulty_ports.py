@@ -12,11 +12,11 @@ from core.clock import Clock, utc_now
 from core.errors import Unavailable
 from core.settings import Settings
 
-LONGEST_DELAY = 0.2  # seconds
+LONGEST_DELAY = 0.5  # seconds
 
 
 class FaultyPort:
-    """Stands for a port; `rate` is the share of calls that fail, as many more come late.
+    """Stands for a port; `rate` is the share of calls that fail, fifteen times as many come late.
 
     Half of the failures come after the work was done: the answer was lost, and who asked cannot
     know. Those are the ones that make double work, where anything does.
@@ -33,10 +33,10 @@ class FaultyPort:
 
     def _faulty(self, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def call(*args: Any, **kwargs: Any) -> Any:
-            fate = self._draw.random() / self._rate if self._rate else 2.0
+            fate = self._draw.random() / self._rate if self._rate else 16.0
             if fate < 0.5:
                 raise Unavailable("A fault was injected before the call.")
-            if 1 <= fate < 2:
+            if 1 <= fate < 16:
                 await asyncio.sleep(self._draw.uniform(0, LONGEST_DELAY))
             result = await method(*args, **kwargs)
             if fate < 1:

@@ -4,6 +4,7 @@ import asyncio
 import random
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from typing import Self
 
 import aiohttp
@@ -14,15 +15,15 @@ ATTEMPTS_SECONDS = 30.0
 
 
 class PushProxy:
-    """Listens on `port` in a thread of its own and passes pushes on to `worker_url`.
+    """Listens on `port` in a thread of its own and passes pushes on to one of `worker_urls`.
 
     `rate` is the share of pushes that each kind of fault meets. `injected` counts them by kind;
     `wrong` lists what the worker answered that it never should.
     """
 
-    def __init__(self, port: int, worker_url: str, rate: float, seed: int) -> None:
+    def __init__(self, port: int, worker_urls: Sequence[str], rate: float, seed: int) -> None:
         self._port = port
-        self._worker_url = worker_url
+        self._worker_urls = worker_urls
         self._rate = rate
         self._draw = random.Random(seed)
         self._loop = asyncio.new_event_loop()
@@ -78,8 +79,7 @@ class PushProxy:
             await self._forward(path, self._corrupt(body))
             return web.Response(status=503)
         status = await self._forward(path, body)
-        if kind == "answer lost":
-            assert request.transport is not None
+        if kind == "answer lost" and request.transport is not None:
             request.transport.abort()
         return web.Response(status=status)
 
@@ -101,8 +101,9 @@ class PushProxy:
 
     async def _forward(self, path: str, body: bytes) -> int:
         """The worker's status; 503 where there is no worker."""
+        worker = self._draw.choice(self._worker_urls)
         try:
-            async with self._session.post(self._worker_url + path, data=body) as answer:
+            async with self._session.post(worker + path, data=body) as answer:
                 await answer.read()
                 if answer.status >= 500 and answer.status != 503:
                     self.wrong.append(f"worker: {answer.status} to {path}")

@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 from core.settings import load_settings
+from core.telemetry import configure_logging
 from tests.chaos.faulty_ports import faulty_backend
 from tests.chaos.stepping_clock import SteppingClock
 
 
 def main() -> None:
     settings = load_settings()
+    configure_logging(sys.argv[1], settings.log_format, settings.log_level)
     seed = int(os.environ["CHAOS_SEED"]) + os.getpid()
     opener = faulty_backend(float(os.environ["CHAOS_RATE"]), seed)
     clock = SteppingClock(Path(os.environ["CHAOS_CLOCK"]))

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
-from core.backends import Backend, open_backend
+from core.backends import Access, Backend, open_access, open_backend
 from core.settings import Settings
 from tests.contract.clock import MovableClock
 
@@ -65,6 +66,7 @@ def cloud_settings(tmp_path: Path) -> Settings:
         datastore_database=os.environ.get("GLIMPSE_TEST_GCP_DATABASE", ""),
         signing_service_account=os.environ.get("GLIMPSE_TEST_GCP_SIGNER", ""),
         namespace_prefix=f"test-{secrets.token_hex(6)}.",
+        key_secret=SecretStr(secrets.token_hex(32)),
         push_audience="unused",
         push_service_account="unused",
     )
@@ -80,6 +82,12 @@ async def backend(settings: Settings, clock: MovableClock) -> AsyncIterator[Back
         yield opened
     if settings.backend == "gcp":
         await asyncio.to_thread(empty_bucket, settings)
+
+
+@pytest.fixture
+async def access(settings: Settings, clock: MovableClock) -> AsyncIterator[Access]:
+    async with open_access(settings, clock) as opened:
+        yield opened
 
 
 def empty_bucket(settings: Settings) -> None:

@@ -26,6 +26,14 @@ async def test_a_blob_comes_back_whole(blobs: BlobStore) -> None:
     assert await blobs.exists(NAME)
 
 
+async def test_a_file_of_its_own_holds_the_blob_or_there_is_none(blobs: BlobStore) -> None:
+    await blobs.put(NAME, DATA, "image/jpeg")
+    file = blobs.file(NAME)
+    if file is not None:
+        assert file.is_absolute()
+        assert await asyncio.to_thread(file.read_bytes) == DATA
+
+
 async def test_putting_twice_is_putting_once(blobs: BlobStore) -> None:
     await asyncio.gather(*(blobs.put(NAME, DATA, "image/jpeg") for _ in range(20)))
     await blobs.put(NAME, DATA, "image/png")

@@ -222,6 +222,49 @@ async def test_fail_by_key_leaves_success_alone(records: RecordStore, clock: Mov
     assert (await stored(records, key_of())).status is Status.SUCCESS
 
 
+async def test_fail_by_key_is_bound_to_what_its_caller_saw(
+    records: RecordStore, clock: MovableClock
+) -> None:
+    """A dead letter or a reconciler comes late; the record may be in its next attempt by then."""
+    record = await created(records, clock, key_of())
+    clock.move(10)
+    died = clock()
+    assert await records.fail(key_of(), RETRYABLE, submitted_by=died)
+    clock.move(10)
+    assert await records.retry(key_of())
+    assert not await records.fail(key_of(), RETRYABLE, submitted_by=died)
+    assert (await stored(records, key_of())).status is Status.PENDING
+    # Submitted at that very moment is submitted by then; changed at it is changed since.
+    submitted = (await stored(records, key_of())).submitted_at
+    assert submitted > record.submitted_at
+    assert not await records.fail(key_of(), RETRYABLE, untouched_since=submitted)
+    assert await records.fail(key_of(), RETRYABLE, submitted_by=submitted)
+
+    await created(records, clock, key_of(2))
+    looked = clock.move(10)
+    assert await records.touch(key_of(2), looked)
+    assert not await records.fail(key_of(2), RETRYABLE, untouched_since=looked)
+    assert await records.fail(key_of(2), RETRYABLE, untouched_since=clock.move(1))
+
+
+async def test_a_release_leaves_its_reason_until_the_record_ends(
+    records: RecordStore, clock: MovableClock
+) -> None:
+    claim = await claimed(records, clock, key_of())
+    assert await records.release(claim, RETRYABLE)
+    assert (await stored(records, key_of())).error == RETRYABLE
+    again = await records.claim(key_of(), LEASE)
+    assert again is not None
+    assert await records.release(again)  # without a word: the last known reason stays
+    record = await stored(records, key_of())
+    assert (record.status, record.error) == (Status.RUNNING, RETRYABLE)
+    assert not await records.retry(key_of())  # it has not ended
+    last = await records.claim(key_of(), LEASE)
+    assert last is not None
+    assert await records.complete(last, RESULT)
+    assert (await stored(records, key_of())).error is None
+
+
 async def test_a_released_record_can_be_claimed_at_once(
     records: RecordStore, clock: MovableClock
 ) -> None:

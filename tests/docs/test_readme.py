@@ -77,6 +77,18 @@ def test_paths_named_in_the_architecture_exist() -> None:
     assert not missing
 
 
+def test_each_threat_that_is_answered_names_a_test_that_there_is() -> None:
+    text = (ROOT / "docs/threat-model.md").read_text()
+    answered = text.partition("## Threats")[2].partition("## What is not promised")[0]
+    rows = [line for line in answered.splitlines() if line.startswith("| ") and "---" not in line]
+    threats = [row for row in rows if not row.startswith("| threat ")]
+    assert len(threats) > 20
+    for row in threats:
+        named = re.findall(r"`(tests/[\w/]+\.py)`", row)
+        assert named, row
+        assert all((ROOT / name).is_file() for name in named), row
+
+
 @dataclass(frozen=True)
 class Curl:
     """A curl command as README writes it, and the statuses its comment announces."""

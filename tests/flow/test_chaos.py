@@ -41,7 +41,7 @@ def assert_kept(outcome: Outcome) -> None:
 @pytest.mark.timeout(500)
 def test_the_embedded_backend_survives_a_storm(tmp_path: Path, colour_bundle: Path) -> None:
     seed = random.randrange(10**6)
-    assert_kept(storm(ChaosStack(tmp_path, colour_bundle, seed), seed, None, 40.0))
+    assert_kept(storm(ChaosStack(tmp_path, colour_bundle, seed), seed, None, 20.0))
 
 
 @pytest.mark.timeout(500)

@@ -79,7 +79,7 @@ async def test_set_up_again_changes_what_differs_and_loses_nothing(stack: Stack)
     assert stack.result(sha256(image))["status"] == "success"
 
 
-def test_a_message_that_always_fails_ends_as_an_error_and_is_retried_on_request(
+def test_a_message_that_always_fails_ends_as_an_error_and_is_replayed_on_request(
     tmp_path: Path, colour_bundle: Path, emulator_addresses: dict[str, str]
 ) -> None:
     from tests.support.emulators import own_corner
@@ -102,8 +102,15 @@ def test_a_message_that_always_fails_ends_as_an_error_and_is_retried_on_request(
         assert isinstance(error, dict)
         assert (error["code"], error["retryable"]) == ("model_unavailable", True)
 
+        (letter,) = stack.api.get("/api/v1/dead-letters").json()["dead_letters"]
+        assert letter["error"]["code"] == "model_unavailable"
+        assert letter["attributes"]["image_hash"] == sha256(image)
+        assert letter["attempts"] == 5
+
         stack.stop("worker")
         stack.environment["MODEL_URI"] = good
         stack.start("worker")
-        assert stack.upload(image).status_code == 202
+        replay = f"/api/v1/dead-letters/{letter['id']}/replay"
+        assert stack.api.post(replay).json() == {"outcome": "replayed"}
         assert stack.result(sha256(image))["status"] == "success"
+        assert stack.api.post(replay).json() == {"outcome": "resolved"}

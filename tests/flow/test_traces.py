@@ -237,7 +237,10 @@ def test_every_delivery_and_the_dead_letter_are_in_the_images_trace(
     assert {span.attributes["error.type"] for span in deliveries} == {"ModelUnavailable"}
     (letter,) = [span for span in spans if span.name == "process dead-letter"]
     assert not letter.failed
-    assert tree(spans, trace, letter.id) == {("glimpse-worker", "fail record"): {}}
+    assert tree(spans, trace, letter.id) == {
+        ("glimpse-worker", "keep dead letter"): {},
+        ("glimpse-worker", "fail record"): {},
+    }
 
 
 def test_an_image_that_stood_still_begins_a_trace_of_its_own(

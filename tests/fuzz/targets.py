@@ -1,9 +1,8 @@
 """What is fuzzed: functions of bytes that may refuse them, and may raise nothing else."""
 
-import asyncio
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 
@@ -20,6 +19,8 @@ from core.errors import (
 from core.messages import PushEnvelope
 from core.model_bundle import BundleManifest
 from worker.preprocessing import Preprocessor
+
+T = TypeVar("T")
 
 MAX_BYTES = 100_000
 MAX_PIXELS = 250_000
@@ -60,11 +61,21 @@ def multipart(data: bytes) -> None:
     content_type = b"multipart/form-data; boundary=" + BOUNDARY
     scope = {"type": "http", "method": "POST", "headers": [(b"content-type", content_type)]}
     try:
-        upload = asyncio.run(read_upload(Request(scope, receive), MAX_BYTES))
+        upload = _at_once(read_upload(Request(scope, receive), MAX_BYTES))
     except (MalformedBody, InvalidRequest, ImageTooLarge):
         return
     assert 0 < len(upload.data) <= MAX_BYTES
     assert upload.data in body
+
+
+def _at_once(reading: Coroutine[Any, Any, T]) -> T:
+    """The result of what never waits here: an event loop for each input would take all the time."""
+    try:
+        reading.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    raise AssertionError("it waited")
 
 
 def header(data: bytes) -> None:

@@ -1,24 +1,30 @@
 """The API on a real embedded backend, in this process or behind a real server."""
 
 import asyncio
-import socket
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
-import uvicorn
 from fastapi import FastAPI
+from starlette.routing import Route
 
+from app.gate import Gate
 from app.image_service import ImageService, service_in
+from app.key_service import Issued, Keys, Wanted
 from app.main import create_app
+from app.server import Server
 from core.clock import Clock, utc_now
+from core.identity import ALL_SCOPES, Scope
 from core.ports import RecordStore
-from core.records import Annotation, Record, RecordError, RecordKey
+from core.records import PUBLIC_TENANT, Annotation, Record, RecordError, RecordKey
+from core.route_access import access_of, every_route
 from core.settings import Settings
+from tests.support.server import serving
 
 LEASE = timedelta(seconds=30)
 LABELS = (Annotation(1, "red", 0.75), Annotation(2, "grey", 0.25))
@@ -49,17 +55,17 @@ class Api:
     def records(self) -> RecordStore:
         return self.service.backend.records
 
-    def key(self, image_hash: str) -> RecordKey:
-        return self.service.key(image_hash)
+    def key(self, image_hash: str, tenant: str = PUBLIC_TENANT) -> RecordKey:
+        return self.service.key(tenant, image_hash)
 
     async def record(self, image_hash: str) -> Record:
         record = await self.records.get(self.key(image_hash))
         assert record is not None
         return record
 
-    async def succeed(self, image_hash: str) -> None:
+    async def succeed(self, image_hash: str, tenant: str = PUBLIC_TENANT) -> None:
         """Do what the worker does for an image that it can classify."""
-        claim = await self.records.claim(self.key(image_hash), LEASE)
+        claim = await self.records.claim(self.key(image_hash, tenant), LEASE)
         assert claim is not None
         assert await self.records.complete(claim, LABELS)
 
@@ -69,6 +75,18 @@ class Api:
         assert claim is not None
         code = "model_unavailable" if retryable else "undecodable_image"
         assert await self.records.fail(claim, RecordError(code, "It failed.", retryable))
+
+    @property
+    def gate(self) -> Gate:
+        gate = self.app.state.gate
+        assert isinstance(gate, Gate), "these settings ask for no keys"
+        return gate
+
+    async def issue(self, tenant: str, *scopes: Scope, **changes: Any) -> Issued:
+        """A key of `tenant`; without scopes, with all of them."""
+        keys = Keys(self.gate.access.keys, self.gate.hasher, self.gate.clock)
+        wanted = Wanted(tenant, "test", frozenset(scopes) or ALL_SCOPES, **changes)
+        return await keys.create(wanted)
 
     async def settle(self) -> None:
         """Wait for what the API does after its answers."""
@@ -94,9 +112,29 @@ def _rows(database: Path, table: str) -> int:
         return int(count)
 
 
+def bearer(issued: Issued) -> dict[str, str]:
+    """The header that a client with this key sends."""
+    return {"Authorization": f"Bearer {issued.text}"}
+
+
+def routes_of(app: FastAPI) -> list[tuple[str, str, Scope | str | None]]:
+    """(method, path, what it asks for) of everything that the application answers."""
+    found = []
+    for route in every_route(app.router.routes):
+        assert isinstance(route, Route), f"{route} is of a kind that these tests do not know"
+        methods = sorted(route.methods or ())
+        found += [(method, route.path, access_of(route)) for method in methods]
+    return found
+
+
 def api_settings(tmp_path: Path, bundle: Path, **changes: object) -> Settings:
     """Settings that no environment and no `.env` can change."""
-    values = {"data_dir": tmp_path / "data", "model_uri": str(bundle), **changes}
+    values = {
+        "host": "127.0.0.1",
+        "data_dir": tmp_path / "data",
+        "model_uri": str(bundle),
+        **changes,
+    }
     return Settings(_env_file=None, **values)  # type: ignore[arg-type]
 
 
@@ -116,28 +154,10 @@ async def open_api(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[
 async def serve_api(settings: Settings) -> AsyncIterator[tuple[Api, int]]:
     """The API behind uvicorn on a free port, and the port."""
     app = create_app(settings)
-    config = uvicorn.Config(
-        app,
-        http="httptools",
-        ws="none",
-        lifespan="on",
-        access_log=False,
-        log_config=None,
-        timeout_graceful_shutdown=5,  # a test that fails must not hang
-    )
-    server = uvicorn.Server(config)
-    listener = socket.create_server(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-
-        async def started() -> bool:
-            assert not task.done(), "the server did not start"
-            return server.started
-
-        await eventually(started)
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            yield Api(app, client, service_in(app), settings), port
-    finally:
-        server.should_exit = True
-        await task
+    # A test that fails must not hang.
+    server = Server(settings.model_copy(update={"shutdown_seconds": 5.0}), app)
+    async with (
+        serving(server) as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
+    ):
+        yield Api(app, client, service_in(app), settings), port

@@ -107,8 +107,12 @@ class Stack:
                 stderr=subprocess.STDOUT,
             )
 
+    def port_of(self, name: str) -> int | None:
+        """Where a process answers over HTTP, if it does."""
+        return {"api": self.api_port, "worker": self.worker_port}.get(name)
+
     def wait_ready(self, name: str, patience: float = PATIENCE) -> None:
-        port = {"api": self.api_port, "worker": self.worker_port}.get(name)
+        port = self.port_of(name)
         if port is None:
             return
         deadline = time.monotonic() + patience
@@ -143,6 +147,22 @@ class Stack:
 
     def log(self, name: str) -> str:
         return self.log_file(name).read_text(errors="replace")
+
+    def make_key(self, *arguments: str) -> str:
+        """A key of this stack's, made by the command that makes them; `api` uses it from now on."""
+        done = subprocess.run(
+            [sys.executable, "-m", "app.keys", "create", "test", *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=SET_UP_SECONDS,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        key = done.stdout.strip()
+        self.api.headers["X-API-Key"] = key
+        return key
 
     def upload(self, image: bytes) -> httpx.Response:
         return self.api.post("/what/fast", files={"img": ("picture.jpg", image)})

@@ -44,7 +44,7 @@ def counted(modules: dict[str, Module]) -> dict[str, dict[str, Any]]:
 
 
 def service_of(metric: dict[str, Any]) -> str:
-    match = re.fullmatch(r"\$\{local\.(\w+)_lines\}", metric["lines"])
+    match = re.fullmatch(r"\$\{local\.(api|worker)(_\w+)?_lines\}", metric["lines"])
     assert match
     return match[1]
 

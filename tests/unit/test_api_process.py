@@ -1,5 +1,6 @@
 """`python -m app` as a process: what it loads, how it starts, how it stops."""
 
+import json
 import os
 import signal
 import socket
@@ -31,11 +32,13 @@ def environment(tmp_path: Path, bundle: Path, **settings: object) -> dict[str, s
 
 
 @contextmanager
-def running(tmp_path: Path, bundle: Path, port: int) -> Iterator[subprocess.Popen[str]]:
+def running(
+    tmp_path: Path, bundle: Path, port: int, **settings: str
+) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [sys.executable, "-m", "app"],
         cwd=tmp_path,  # no `.env` of ours
-        env=environment(tmp_path, bundle, API_PORT=port, LOG_FORMAT="json"),
+        env=environment(tmp_path, bundle, API_PORT=port, LOG_FORMAT="json", **settings),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -111,6 +114,29 @@ def test_sigterm_lets_those_who_wait_go_with_what_is_known(
     assert "Traceback" not in output
     assert "Application shutdown complete" in output
     assert process.returncode in (0, -signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("trusted", "client"),
+    [("", "127.0.0.1"), ("10.9.9.9", "127.0.0.1"), ("127.0.0.1", "203.0.113.9")],
+)
+def test_who_tries_keys_is_written_down_as_trusted_proxies_say(
+    tmp_path: Path, colour_bundle: Path, trusted: str, client: str
+) -> None:
+    port = free_port()
+    settings = {"API_KEYS": "required", "TRUSTED_PROXIES": trusted}
+    with running(tmp_path, colour_bundle, port, **settings) as process:
+        answer = httpx.get(
+            f"http://127.0.0.1:{port}/api/v1/usage",
+            headers={"X-Forwarded-For": "203.0.113.9", "X-API-Key": "glp_no"},
+            timeout=PATIENCE,
+        )
+        assert answer.status_code == 401
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=PATIENCE)
+    lines = [json.loads(line) for line in output.splitlines()]
+    (refusal,) = [line for line in lines if line["message"] == "request refused"]
+    assert refusal["client"] == client
 
 
 def test_a_taken_port_is_said_plainly(tmp_path: Path, colour_bundle: Path) -> None:

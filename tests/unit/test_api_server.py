@@ -1,6 +1,7 @@
 """Uploads over a real connection: refused early, cut off, or lying about their length."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -194,3 +195,200 @@ async def test_200_simultaneous_posts_over_connections_are_one(served: Served) -
     statuses = await asyncio.gather(*(post() for _ in range(200)))
     assert set(statuses) == {202}
     assert served.api.traces() == Traces(records=1, blobs=1, messages=1)
+
+
+# --- More than there is room for, and slower than there is time for. ------------------------------
+
+
+@asynccontextmanager
+async def serving(tmp_path: Path, bundle: Path, **settings: object) -> AsyncIterator[Served]:
+    async with serve_api(api_settings(tmp_path, bundle, **settings)) as (api, port):
+        yield Served(api, port)
+
+
+@pytest.mark.parametrize(("path", "type_"), [("/what/fast", FORM), ("/api/v1/images", "image/png")])
+async def test_one_upload_too_many_is_refused_before_it_is_read(
+    tmp_path: Path, colour_bundle: Path, path: str, type_: str
+) -> None:
+    async with (
+        serving(tmp_path, colour_bundle, max_uploads_in_flight=1) as served,
+        served.connect() as slow,
+        served.connect() as fast,
+    ):
+        await slow.head(path, content_type=type_, content_length=1000)
+        await slow.send(PART)
+        await eventually_in_flight(served, 1)
+        await fast.head(path, content_type=type_, content_length=LIMIT)
+        answer = await fast.answer()
+        assert (answer.status, answer.code) == (503, "overloaded")
+        assert 1 <= int(answer.headers["retry-after"]) <= 5
+        assert answer.headers["connection"] == "close"
+        slow.writer.close()
+        await eventually_in_flight(served, 0)
+        async with served.connect() as later:
+            image = picture()
+            await later.head(content_length=len(image))
+            await later.send(image)
+            assert (await later.answer()).status == 202
+
+
+async def test_bytes_are_refused_when_there_is_no_room_for_them(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    limits = {"max_image_bytes": 100_000, "max_upload_bytes_in_flight": 200_000}
+    async with (
+        serving(tmp_path, colour_bundle, **limits) as served,
+        served.connect() as first,
+        served.connect() as second,
+        served.connect() as third,
+    ):
+        for client in (first, second):
+            await client.head(content_length=100_000)
+            await client.send(bytes(90_000))
+        uploads = served.api.service.uploads
+
+        async def held() -> bool:
+            return uploads.bytes_held == 180_000
+
+        await eventually(held)
+        # Announced, and not announced.
+        await third.head(content_length=20_001)
+        assert (await third.answer()).code == "overloaded"
+        async with served.connect() as fourth:
+            await fourth.head(transfer_encoding="chunked")
+            await fourth.chunk(bytes(20_001))
+            assert (await fourth.answer()).code == "overloaded"
+        # Those that were let in go on.
+        await first.send(bytes(10_000))
+        assert (await first.answer()).status == 415
+        await second.send(bytes(10_000))
+        assert (await second.answer()).status == 415
+        assert (uploads.bytes_held, uploads.in_flight) == (0, 0)
+
+
+async def test_who_waits_for_a_result_holds_no_bytes(tmp_path: Path, colour_bundle: Path) -> None:
+    async with (
+        serving(tmp_path, colour_bundle, max_uploads_in_flight=1) as served,
+        served.connect() as waiting,
+    ):
+        image = picture()
+        await waiting.head(content_length=len(image), prefer="wait=30")
+        await waiting.send(image)
+
+        async def polls() -> bool:
+            return served.api.service.waiting.polls == 1
+
+        await eventually(polls)
+        assert served.api.service.uploads.in_flight == 0
+        await served.api.succeed(sha256(image))
+        assert (await waiting.answer()).status == 200
+
+
+@pytest.mark.parametrize(("path", "type_"), [("/what/fast", FORM), ("/api/v1/images", "image/png")])
+async def test_a_body_that_does_not_come_is_given_up(
+    tmp_path: Path, colour_bundle: Path, path: str, type_: str
+) -> None:
+    async with (
+        serving(tmp_path, colour_bundle, upload_grace_seconds=0.2) as served,
+        served.connect() as client,
+    ):
+        await client.head(path, content_type=type_, content_length=1000)
+        answer = await client.answer()
+        assert (answer.status, answer.code) == (408, "upload_too_slow")
+        assert answer.headers["connection"] == "close"
+        assert await client.closed()
+
+
+async def test_headers_that_do_not_come_are_given_up(tmp_path: Path, colour_bundle: Path) -> None:
+    async with (
+        serving(tmp_path, colour_bundle, header_seconds=0.2) as served,
+        served.connect() as silent,
+        served.connect() as slow,
+    ):
+        await slow.send(b"POST /what/fast HTTP/1.1\r\nHost:")
+        answer = await slow.answer()
+        assert (answer.status, answer.code) == (408, "headers_too_slow")
+        assert await slow.closed()
+        assert await silent.closed()
+        # A second request on a connection that was used has no more time.
+        async with served.connect() as again:
+            await again.head(content_length=4, content_type="image/png")
+            await again.send(b"text")
+            assert (await again.answer()).status == 415
+            await again.send(b"GET /health")
+            assert (await again.answer()).status == 408
+
+
+@pytest.mark.parametrize("where", ["headers", "one header", "trailers", "one trailer"])
+async def test_endless_headers_are_cut(served: Served, where: str) -> None:
+    async with served.connect() as client:
+        if where.endswith(("headers", "header")):
+            await client.send(b"GET /health HTTP/1.1\r\nHost: api\r\n")
+        else:
+            await client.head(transfer_encoding="chunked")
+            await client.send(b"1\r\nx\r\n0\r\n")
+        if where.startswith("one"):
+            await client.send(b"a: ")
+        piece = b"a" * 1000 if where.startswith("one") else b"a: b\r\n" * 200
+        with contextlib.suppress(ConnectionError):
+            for _ in range(1000):
+                await client.send(piece)
+                await asyncio.sleep(0)
+        received = b""
+        with contextlib.suppress(ConnectionError):
+            async with asyncio.timeout(PATIENCE):
+                received = await client.reader.read()
+        # The reset of a connection that was cut in mid-sentence may destroy the answer.
+        assert not received or b" 431 " in received.partition(b"\r\n")[0]
+    assert (await served.api.client.get("/health")).status_code == 204
+
+
+async def test_a_large_head_in_one_piece_is_refused(served: Served) -> None:
+    async with served.connect() as client:
+        await client.head(content_length=4, content_type="image/png", x_large="a" * 60_000)
+        await client.send(b"text")
+        assert (await client.answer()).status == 415
+        await client.head(content_length=4, content_type="image/png", x_large="a" * 70_000)
+        answer = await client.answer()
+        assert (answer.status, answer.code) == (431, "head_too_large")
+        assert await client.closed()
+
+
+async def test_what_is_no_http_is_a_problem_as_well(served: Served) -> None:
+    async with served.connect() as client:
+        await client.send(b"\x16\x03\x01 hello\r\n\r\n")
+        answer = await client.answer()
+        assert (answer.status, answer.code) == (400, "malformed_request")
+        assert await client.closed()
+
+
+async def test_a_connection_too_many_is_told_so_and_health_is_not(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        served = await stack.enter_async_context(
+            serving(tmp_path, colour_bundle, max_connections=3)
+        )
+        for _ in range(3):
+            client = await stack.enter_async_context(served.connect())
+            await client.head(content_length=4, content_type="image/png")
+        await eventually_in_flight(served, 3)
+        image = picture()
+        surplus = await stack.enter_async_context(served.connect())
+        await surplus.head(content_length=len(image))
+        await surplus.send(image)
+        answer = await surplus.answer()
+        assert (answer.status, answer.code) == (503, "overloaded")
+        assert "retry-after" in answer.headers
+        assert answer.headers["connection"] == "close"
+        probe = await stack.enter_async_context(served.connect())
+        await probe.send(b"GET /health HTTP/1.1\r\nHost: api\r\n\r\n")
+        assert (await probe.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+        assert served.api.traces() == NOTHING
+
+
+async def eventually_in_flight(served: Served, uploads: int) -> None:
+    async def reached() -> bool:
+        return served.api.service.uploads.in_flight == uploads
+
+    await eventually(reached)

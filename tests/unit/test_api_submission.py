@@ -16,7 +16,7 @@ import pytest
 
 from app.submission import Candidate, Submissions
 from core.errors import Unavailable
-from core.records import Status, new_record
+from core.records import PUBLIC_TENANT, Status, new_record
 from tests.support.api import LEASE, Api, Traces, api_settings, open_api
 from tests.support.pictures import picture, sha256
 
@@ -126,7 +126,7 @@ async def test_a_stopped_backend_answers_503(tmp_path: Path, colour_bundle: Path
     async with open_api(api_settings(tmp_path, colour_bundle)) as api:
         service = api.service
     with pytest.raises(Unavailable):
-        await service.find(service.key(HASH))
+        await service.find(service.key(PUBLIC_TENANT, HASH))
 
 
 async def test_headers_are_inspected_and_blobs_written_off_the_loop(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.waiting import Waiting
-from core.backends.embedded import open_records
+from core.backends import open_backend
 from core.clock import utc_now
 from core.errors import Unavailable
 from core.ports import RecordStore
@@ -23,9 +23,9 @@ LEASE = timedelta(seconds=30)
 async def records(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[RecordStore]:
     settings = api_settings(tmp_path, colour_bundle)
     settings.data_dir.mkdir()
-    async with open_records(settings, utc_now) as store:
-        await store.create(new_record(KEY, utc_now()))
-        yield store
+    async with open_backend(settings) as backend:
+        await backend.records.create(new_record(KEY, utc_now()))
+        yield backend.records
 
 
 async def finish(records: RecordStore) -> None:
@@ -104,8 +104,8 @@ async def test_a_store_that_does_not_answer_is_asked_again(
 ) -> None:
     settings = api_settings(tmp_path, colour_bundle)
     settings.data_dir.mkdir()
-    async with open_records(settings, utc_now) as store:
-        pass  # closed: every call is Unavailable from here on
+    async with open_backend(settings) as backend:
+        store = backend.records  # closed: every call is Unavailable from here on
     with pytest.raises(Unavailable):
         await store.get(KEY)
     assert await Waiting(store).until_terminal(KEY, 0.1) is None

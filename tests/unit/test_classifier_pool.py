@@ -7,13 +7,14 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import pytest
 from PIL import Image
 
-from core.errors import BundleError, Unavailable, UndecodableImage
+from core.errors import BundleError, NotFound, Unavailable, UndecodableImage
 from core.model_bundle import read_bundle
 from core.records import Status
 from core.settings import Settings
@@ -67,6 +68,16 @@ async def test_a_large_image_arrives_whole(tmp_path: Path) -> None:
     async with pool_of(tmp_path) as (_, classifier):
         padded = RED + bytes(9_000_000)  # more than a socket holds at once
         assert (await classifier.annotate(padded))[0].label == "red"
+
+
+async def test_a_file_is_read_by_the_process(tmp_path: Path) -> None:
+    async with pool_of(tmp_path) as (_, classifier):
+        (tmp_path / "picture").write_bytes(RED)
+        assert (await classifier.annotate(tmp_path / "picture"))[0].label == "red"
+        with pytest.raises(NotFound):
+            await classifier.annotate(tmp_path / "absent")
+        with pytest.raises(Unavailable):
+            await classifier.annotate(tmp_path)  # a folder cannot be read
 
 
 async def test_faults_of_the_image_are_its_own(tmp_path: Path) -> None:
@@ -204,3 +215,18 @@ async def test_a_process_that_dies_while_it_loads_fails_the_load(tmp_path: Path)
         with pytest.raises(ClassifierLost):
             await loading
         assert (await classifier.annotate(RED))[0].label == "red"
+
+
+async def test_attempts_that_failed_for_other_reasons_are_not_held_against_an_image(
+    tmp_path: Path,
+) -> None:
+    uri = str(write_slow_bundle(tmp_path / "slow", FOREVER))
+    settings = settings_in(tmp_path, model_uri=uri, worker_concurrency=1, classify_seconds=0.3)
+    async with running_worker(settings) as worker:
+        key = await worker.submit(WHITE)
+        for _ in range(5):
+            claim = await worker.backend.records.claim(key, timedelta(seconds=30))
+            assert claim is not None
+            await worker.backend.records.release(claim)
+        assert (await worker.push(key)).status_code == 503
+        assert (await worker.record(key)).status is Status.RUNNING

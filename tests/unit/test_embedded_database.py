@@ -11,8 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from core.backends import open_backend
+from core.backends.embedded import dead_letters, records
 from core.backends.embedded.database import Database, Schema
+from core.backends.embedded.records import SqliteRecordStore
+from core.clock import utc_now
+from core.dead_letters.letter import LetterFilter
 from core.errors import Unavailable
+from core.records import RecordKey, new_record
+from core.settings import Settings
 
 SCHEMA = Schema(1, ("CREATE TABLE words (word TEXT PRIMARY KEY)",))
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,6 +134,49 @@ async def test_closing_finishes_what_was_submitted_and_refuses_the_rest(tmp_path
         await put(database, "late")
     with pytest.raises(Unavailable):
         await words(database)
+
+
+async def test_an_older_schema_is_upgraded_step_by_step(tmp_path: Path) -> None:
+    first = await Database.open(tmp_path / "words.db", SCHEMA)
+    await put(first, "kept")
+    await first.close()
+    add = "ALTER TABLE words ADD COLUMN {} TEXT NOT NULL DEFAULT '{}'"
+    third = Schema(
+        version=SCHEMA.version + 2,
+        statements=(),
+        upgrades={
+            SCHEMA.version: (add.format("second", "two"),),
+            SCHEMA.version + 1: (add.format("third", "three"),),
+        },
+    )
+    for _ in range(2):  # once
+        database = await Database.open(tmp_path / "words.db", third)
+        rows = await database.read(
+            lambda connection: connection.execute("SELECT * FROM words").fetchall()
+        )
+        assert [row[-3:] for row in rows] == [("kept", "two", "three")]
+        await database.close()
+    # Where a step is missing nothing is touched.
+    torn = Schema(version=SCHEMA.version + 4, statements=(), upgrades={SCHEMA.version + 3: ()})
+    with pytest.raises(Unavailable, match=f"schema version {third.version}"):
+        await Database.open(tmp_path / "words.db", torn)
+
+
+async def test_records_of_version_1_are_kept(tmp_path: Path) -> None:
+    """That version had no dead letters."""
+    old = Schema(
+        version=1,
+        statements=[each for each in records.SCHEMA.statements if each not in dead_letters.TABLE],
+    )
+    key = RecordKey("public", "a" * 64, "colours@0123456789ab")
+    (tmp_path / "data").mkdir()
+    database = await Database.open(tmp_path / "data" / "records.db", old)
+    assert await SqliteRecordStore(database).create(new_record(key, utc_now()))
+    await database.close()
+    settings = Settings(_env_file=None, data_dir=tmp_path / "data")
+    async with open_backend(settings) as backend:
+        assert await backend.records.get(key) is not None
+        assert await backend.dead_letters.list(LetterFilter("public"), 1) == []
 
 
 async def test_another_schema_version_is_refused(tmp_path: Path) -> None:

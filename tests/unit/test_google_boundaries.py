@@ -52,7 +52,7 @@ from {service} import create_app
 
 async def main():
     data_dir, model = Path({str(tmp_path / "data")!r}), {str(colour_bundle)!r}
-    app = create_app(Settings(_env_file=None, data_dir=data_dir, model_uri=model))
+    app = create_app(Settings(_env_file=None, host="127.0.0.1", data_dir=data_dir, model_uri=model))
     async with app.router.lifespan_context(app):
         pass
 

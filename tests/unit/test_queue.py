@@ -1,22 +1,25 @@
 """The push queue against a real HTTP server: what acknowledges, what repeats, what dies (P4)."""
 
 import asyncio
+import json
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from core.backends.embedded import open_queue_store, open_records
-from core.backends.embedded.dead_letters import replay, table
+from core.backends.embedded import open_queue_store, queue_store
+from core.backends.embedded.database import Database, Schema
 from core.backends.embedded.push_client import PushClient
 from core.backends.embedded.queue import PushQueue
-from core.backends.embedded.queue_store import DeadLetter, Outcome, QueueStore, Refused
+from core.backends.embedded.queue_store import Outcome, QueueStore, Refused
+from core.backends.embedded.times import to_micros
 from core.clock import utc_now
 from core.messages import ClassifyImage, PushEnvelope
 from core.policy import CLASSIFY_PATH, DEAD_LETTER_PATH
-from core.records import RecordError, RecordKey, Status, new_record
+from core.records import RecordKey
 from core.settings import Settings
 from tests.unit.scripted_worker import Delivery, ScriptedWorker, always, first_then, until
 
@@ -138,7 +141,6 @@ async def test_every_other_answer_leads_to_another_delivery(
         (CLASSIFY_PATH, 1),
         (CLASSIFY_PATH, 2),
     ]
-    assert await store.dead_letters() == []
 
 
 async def test_refusals_are_repeated_with_growing_pauses(
@@ -187,7 +189,7 @@ async def test_a_connection_broken_by_the_worker_is_a_refusal(
     assert [delivery.attempt for delivery in worker.deliveries] == [1, 2]
 
 
-async def test_a_message_that_always_fails_becomes_a_dead_letter_and_is_kept(
+async def test_a_message_that_always_fails_becomes_a_dead_letter(
     store: QueueStore, settings: Settings, worker: ScriptedWorker
 ) -> None:
     async def answer(delivery: Delivery) -> int:
@@ -211,11 +213,8 @@ async def test_a_message_that_always_fails_becomes_a_dead_letter_and_is_kept(
         "CloudPubSubDeadLetterSourceTopicPublishTime": worker.deliveries[0].envelope["message"][
             "publishTime"
         ],
+        "GlimpseDeadLetterSourceReason": "HTTP 503",
     }
-
-    (letter,) = await store.dead_letters()
-    assert (letter.id, letter.attempts, letter.reason) == (int(id_), 3, "HTTP 503")
-    assert letter.attributes == message(1).attributes()
 
 
 async def test_there_are_no_dead_letters_of_dead_letters(
@@ -230,57 +229,66 @@ async def test_there_are_no_dead_letters_of_dead_letters(
     async with running(store, settings):
         await emptied(store)
     assert len(worker.to(DEAD_LETTER_PATH)) == 6  # more than the policy's attempts
-    assert len({d.envelope["message"]["messageId"] for d in worker.to(DEAD_LETTER_PATH)}) == 1
-    assert len(await store.dead_letters()) == 1
+    notices = [delivery.envelope["message"] for delivery in worker.to(DEAD_LETTER_PATH)]
+    assert len({(notice["messageId"], notice["publishTime"]) for notice in notices}) == 1
 
 
-async def dead_letter(store: QueueStore, number: int = 1) -> DeadLetter:
-    """Let one message die of old age."""
-    long_ago = utc_now() - timedelta(days=30)
-    await store.publish(message(number).attributes(), b"", long_ago)
-    (letter,) = await store.expire(timedelta(days=7), utc_now())
-    return letter
-
-
-async def test_a_replayed_dead_letter_is_a_new_message_for_a_free_record(
-    store: QueueStore, settings: Settings, worker: ScriptedWorker
+async def test_dead_letters_of_version_1_are_handed_to_the_worker(
+    settings: Settings, worker: ScriptedWorker
 ) -> None:
-    async with open_records(settings, utc_now) as records:
-        for number in (1, 2):
-            assert await records.create(new_record(key_of(number), utc_now()))
-            error = RecordError("delivery_exhausted", "Nobody answered.", retryable=True)
-            assert await records.fail(key_of(number), error)
-        first, second = await dead_letter(store, 1), await dead_letter(store, 2)
+    """That version kept them in a table of its own, replayed or not, their notices told or not."""
+    old = Schema(
+        version=1,
+        statements=(
+            *queue_store.SCHEMA.statements,
+            """
+            CREATE TABLE dead_letters (
+                id INTEGER PRIMARY KEY, attributes TEXT NOT NULL, data BLOB NOT NULL,
+                published_at INTEGER NOT NULL, died_at INTEGER NOT NULL,
+                attempts INTEGER NOT NULL, reason TEXT NOT NULL, notice_id INTEGER NOT NULL,
+                replayed_at INTEGER
+            )
+            """,
+        ),
+    )
+    died = datetime(2026, 11, 20, 10, 0, 0, 250_000, tzinfo=UTC)
+    database = await Database.open(settings.data_dir / "queue.db", old)
 
-        assert await replay(store, records, [first.id, 999]) == [first.id]
-        freed, untouched = await records.get(key_of(1)), await records.get(key_of(2))
-        assert freed is not None
-        assert untouched is not None
-        assert (freed.status, untouched.status) == (Status.PENDING, Status.ERROR)
-        assert [letter.id for letter in await store.dead_letters()] == [second.id]
+    def fill(connection: sqlite3.Connection) -> None:
+        connection.execute(
+            "INSERT INTO messages (id, subscription, attributes, data, published_at, due_at)"
+            " VALUES (20, 'dead-letter', ?, x'', 0, 0)",
+            (json.dumps(message(2).attributes()),),
+        )
+        for number, notice, replayed in ((1, 10, None), (2, 20, None), (3, 30, 1)):
+            connection.execute(
+                "INSERT INTO dead_letters VALUES (?, ?, x'00ff', ?, ?, 3, 'HTTP 503', ?, ?)",
+                (
+                    number,
+                    json.dumps(message(number).attributes()),
+                    to_micros(died - timedelta(minutes=1)),
+                    to_micros(died),
+                    notice,
+                    replayed,
+                ),
+            )
 
-        assert await replay(store, records, None) == [second.id]
-        assert await replay(store, records, [first.id]) == []  # once only
-        assert await store.dead_letters() == []
-        assert len(await store.dead_letters(replayed=True)) == 2
-
-    async with running(store, settings):
+    await database.write(fill, durable=True)
+    await database.close()
+    async with open_queue_store(settings) as store, running(store, settings):
         await emptied(store)
-    # The news of their deaths had not gone out, and must not: it would fail the new attempts.
-    assert worker.to(DEAD_LETTER_PATH) == []
-    assert [(d.image_hash, d.attempt) for d in worker.deliveries] == [
-        (key_of(1).image_hash, 1),
-        (key_of(2).image_hash, 1),
-    ]
-
-
-async def test_the_table_of_dead_letters_lines_up(store: QueueStore) -> None:
-    letter = await dead_letter(store)
-    heading, line = table([letter]).splitlines()
-    assert heading.split() == [
-        "ID", "IMAGE", "MODEL", "DELIVERIES", "DIED", "REPLAYED", "REASON",
-    ]  # fmt: skip
-    assert line.index("older than the retention") == heading.index("REASON")
+    assert {delivery.path for delivery in worker.deliveries} == {DEAD_LETTER_PATH}
+    notices = {d.image_hash: d.envelope["message"] for d in worker.deliveries}
+    assert set(notices) == {key_of(1).image_hash, key_of(2).image_hash}
+    first = notices[key_of(1).image_hash]
+    assert (first["publishTime"], first["data"]) == ("2026-11-20T10:00:00.250Z", "AP8=")
+    assert first["attributes"] == message(1).attributes() | {
+        "CloudPubSubDeadLetterSourceDeliveryCount": "3",
+        "CloudPubSubDeadLetterSourceSubscription": "classify",
+        "CloudPubSubDeadLetterSourceSubscriptionProject": "local",
+        "CloudPubSubDeadLetterSourceTopicPublishTime": "2026-11-20T09:59:00.250Z",
+        "GlimpseDeadLetterSourceReason": "HTTP 503",
+    }
 
 
 class CountingClient(PushClient):
@@ -361,14 +369,15 @@ async def test_a_message_older_than_the_retention_becomes_a_dead_letter(
 ) -> None:
     old = await store.publish(message(1).attributes(), b"", utc_now() - timedelta(hours=2))
     await publish(store, 2)
-    letters = await store.expire(timedelta(hours=1), utc_now())
-    assert [(letter.id, letter.reason) for letter in letters] == [
-        (int(old), "older than the retention")
-    ]
+    expired = await store.expire(timedelta(hours=1), utc_now())
+    assert [str(message.id) for message in expired] == [old]
     async with running(store, settings):
         await emptied(store)
     assert [delivery.image_hash for delivery in worker.to(CLASSIFY_PATH)] == [key_of(2).image_hash]
-    assert [d.image_hash for d in worker.to(DEAD_LETTER_PATH)] == [key_of(1).image_hash]
+    (notice,) = worker.to(DEAD_LETTER_PATH)
+    assert notice.image_hash == key_of(1).image_hash
+    reason = notice.envelope["message"]["attributes"]["GlimpseDeadLetterSourceReason"]
+    assert reason == "older than the retention"
 
 
 async def test_the_queue_itself_looks_for_old_messages(
@@ -378,15 +387,13 @@ async def test_the_queue_itself_looks_for_old_messages(
     await store.publish(message(1).attributes(), b"", utc_now() - timedelta(hours=2))
 
     async def given_up() -> bool:
-        return bool(await store.dead_letters())
+        return [subscription for subscription, _, _ in await waiting(store)] == ["dead-letter"]
 
     async with running(store, settings):
         await until(given_up)
-    assert [subscription for subscription, _, _ in await waiting(store)] == ["dead-letter"]
-    # News that nobody took within the retention is dropped; the dead letter stays.
-    assert await store.expire(timedelta(hours=1), utc_now() + timedelta(hours=2)) == []
-    assert await waiting(store) == []
-    assert len(await store.dead_letters()) == 1
+    # The only trace of a dead letter does not age: nobody has it until the worker does.
+    assert await store.expire(timedelta(hours=1), utc_now() + timedelta(days=365)) == []
+    assert await given_up()
 
 
 async def test_a_stopping_queue_lets_deliveries_end_and_begins_none(

@@ -9,7 +9,6 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,11 @@ import pytest
 
 from core.backends import open_backend
 from core.backends.embedded import open_queue_store
-from core.clock import utc_now
 from core.messages import ClassifyImage
 from core.policy import CLASSIFY_PATH, DEAD_LETTER_PATH
-from core.records import RecordError, RecordKey, Status, new_record
+from core.records import RecordKey
 from core.settings import Settings
-from tests.unit.scripted_worker import Delivery, ScriptedWorker, always, first_then, until
+from tests.unit.scripted_worker import Delivery, ScriptedWorker, always, until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -236,35 +234,3 @@ async def test_the_worker_is_asked_to_reconcile(
         await until(lambda: len(worker.to("/reconcile")) == 4)
         lines = await stopped(process)
     assert "reconciliation failed" in [line["message"] for line in lines]
-
-
-async def test_dead_letters_are_listed_and_replayed_by_command(
-    environment: dict[str, str], settings: Settings, worker: ScriptedWorker
-) -> None:
-    key = message(1).key
-    async with open_backend(settings) as backend, open_queue_store(settings) as store:
-        await backend.records.create(new_record(key, utc_now()))
-        await backend.records.fail(key, RecordError("delivery_exhausted", "No.", retryable=True))
-        await store.publish(message(1).attributes(), b"", utc_now() - timedelta(days=30))
-        (letter,) = await store.expire(timedelta(days=7), utc_now())
-
-        async def command(*arguments: str) -> str:
-            process = await start(environment, "dead_letters", *arguments)
-            output, errors = await process.communicate()
-            assert (process.returncode, errors) == (0, b"")
-            return output.decode()
-
-        listed = await command("list")
-        assert key.image_hash[:12] in listed
-        assert "older than the retention" in listed
-        assert "Put back 1 of 1" in await command("replay", str(letter.id))
-        assert "Put back 0 of 1" in await command("replay", str(letter.id))
-        assert "No dead letters." in await command("list")
-        assert key.image_hash[:12] in await command("list", "--all")
-        record = await backend.records.get(key)
-        assert record is not None
-        assert record.status is Status.PENDING
-    worker.answer = first_then(503, 204)
-    async with queue_process(environment):
-        await until(lambda: len(worker.deliveries) == 2)
-    assert {delivery.path for delivery in worker.deliveries} == {CLASSIFY_PATH}

@@ -54,17 +54,21 @@ def published(settings: Settings) -> int:
     return int(count)
 
 
+def counts(**changes: int) -> dict[str, int]:
+    return dict.fromkeys(("republished", "lost", "expired", "skipped", "purged"), 0) | changes
+
+
 async def swept(worker: RunningWorker) -> dict[str, int]:
     answer = await worker.client.post("/reconcile")
     assert answer.status_code == 200
-    counts: dict[str, int] = answer.json()
-    return counts
+    found: dict[str, int] = answer.json()
+    return found
 
 
 async def test_a_record_that_moves_is_left_alone(worker: RunningWorker, now: Now) -> None:
     await worker.submit()
     now.pass_(599)
-    assert await swept(worker) == {"republished": 0, "expired": 0, "skipped": 0}
+    assert not any((await swept(worker)).values())
 
 
 async def test_a_stale_record_is_published_once_per_period(
@@ -94,7 +98,7 @@ async def test_finished_records_are_not_touched(worker: RunningWorker, now: Now)
     key = await worker.submit()
     await worker.push(key)
     now.pass_(10_000)
-    assert await swept(worker) == {"republished": 0, "expired": 0, "skipped": 0}
+    assert not any((await swept(worker)).values())
     assert (await worker.record(key)).status is Status.SUCCESS
 
 
@@ -104,7 +108,7 @@ async def test_one_older_than_any_message_ends(
     key = await worker.submit()
     before = published(settings)
     now.pass_(3601)
-    assert await swept(worker) == {"republished": 0, "expired": 1, "skipped": 0}
+    assert await swept(worker) == counts(republished=0, expired=1)
     record = await worker.record(key)
     assert record.error is not None
     assert (record.error.code, record.error.retryable) == ("expired", True)
@@ -120,7 +124,7 @@ async def test_an_old_record_that_was_retried_has_its_time_again(
     assert (await swept(worker))["expired"] == 1
     assert await worker.backend.records.retry(key)
     now.pass_(601)
-    assert await swept(worker) == {"republished": 1, "expired": 0, "skipped": 0}
+    assert await swept(worker) == counts(republished=1, expired=0)
 
 
 async def test_several_at_once_publish_each_record_once(
@@ -143,7 +147,51 @@ async def test_the_limit_takes_the_oldest(
         keys.append(await worker.submit(picture(seed)))
         now.pass_(1)
     now.pass_(601)
-    counts = await reconcile(worker.backend, settings.delivery, now(), limit=2)
-    assert counts["republished"] == 2
+    done = await reconcile(worker.backend, settings.delivery, now(), limit=2)
+    assert done["republished"] == 2
     moved = [key for key in keys if (await worker.record(key)).updated_at == now()]
     assert moved == keys[:2]
+
+
+async def test_one_whose_image_is_gone_ends_and_a_late_message_mends_it(
+    worker: RunningWorker, settings: Settings, now: Now
+) -> None:
+    """An upload so slow that it was called lost: its message is the proof that it was not."""
+    image = picture(1)
+    key = await worker.submit(image)
+    await worker.backend.blobs.delete(key.blob_name)
+    before = published(settings)
+    now.pass_(601)
+    assert await swept(worker) == counts(lost=1)
+    record = await worker.record(key)
+    assert record.error is not None
+    assert (record.error.code, record.error.retryable) == ("upload_lost", True)
+    assert published(settings) == before
+    await worker.backend.blobs.put(key.blob_name, image, "image/jpeg")
+    assert (await worker.push(key)).status_code == 204
+    assert (await worker.record(key)).status is Status.SUCCESS
+
+
+async def test_an_unreadable_image_storage_ends_no_record(
+    worker: RunningWorker, settings: Settings, now: Now
+) -> None:
+    key = await worker.submit()
+    now.pass_(601)
+    blobs = settings.data_dir / "blobs"
+    blobs.rename(blobs.with_name("away"))
+    blobs.write_text("not a folder")
+    assert (await worker.client.post("/reconcile")).status_code == 503
+    assert (await worker.record(key)).status is Status.PENDING
+    blobs.unlink()
+    blobs.with_name("away").rename(blobs)
+    assert await swept(worker) == counts(republished=1)
+
+
+async def test_old_dead_letters_are_purged(worker: RunningWorker, now: Now) -> None:
+    key = await worker.submit()
+    await worker.bury(key)
+    now.pass_(30 * 24 * 3600 - 1)
+    assert (await swept(worker))["purged"] == 0
+    now.pass_(2)
+    assert (await swept(worker))["purged"] == 1
+    assert await worker.letters() == []

@@ -60,9 +60,18 @@ def test_empty_values_mean_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings().api_port == 8080
 
 
-def test_bundles_are_listed_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EXTRA_MODEL_URIS", "models/a, models/b ,,")
-    assert load_settings().extra_model_uris == ("models/a", "models/b")
+@pytest.mark.parametrize(
+    "name", ["extra_model_uris", "cors_origins", "allowed_hosts", "trusted_proxies"]
+)
+def test_lists_are_written_with_commas(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name.upper(), "models/a, models/b ,,")
+    assert getattr(load_settings(), name) == ("models/a", "models/b")
+
+
+def test_a_rate_may_be_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert str(load_settings().rate) == "600/minute"
+    monkeypatch.setenv("RATE_LIMIT", "off")
+    assert load_settings().rate is None
 
 
 @pytest.mark.parametrize(
@@ -87,6 +96,13 @@ def test_bundles_are_listed_with_commas(monkeypatch: pytest.MonkeyPatch) -> None
         ("PUSH_CONCURRENCY", "0"),
         ("WORKER_CONCURRENCY", "-1"),
         ("LOG_FORMAT", "xml"),
+        ("API_KEYS", "maybe"),
+        ("ALLOW_PUBLIC", "perhaps"),
+        ("KEY_SECRET", "short"),
+        ("KEY_CACHE_SECONDS", "61"),
+        ("RATE_LIMIT", "600"),
+        ("RATE_LIMIT", "0/minute"),
+        ("DAILY_QUOTA", "-1"),
         ("LOG_LEVEL", "loud"),
     ],
 )

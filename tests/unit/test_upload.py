@@ -9,10 +9,13 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
-from app.upload import CHUNK, FORM_OVERHEAD, Upload, read_upload
+from app.upload import CHUNK, Upload, read_upload
+from app.upload_slots import UploadLimits, UploadSlots
 from core.errors import GlimpseError, ImageTooLarge, InvalidRequest, MalformedBody
+from core.settings import FORM_OVERHEAD
 
 LIMIT = 1000
+LIMITS = UploadLimits(uploads=1, bytes_=2**30, grace=60, rate=1)
 BOUNDARY = "frontier"
 FORM = f"multipart/form-data; boundary={BOUNDARY}"
 
@@ -56,7 +59,8 @@ async def read(
     if length is not None:
         headers.append((b"content-length", length.encode()))
     request = Request({"type": "http", "method": "POST", "headers": headers}, sender)
-    return await read_upload(request, limit, form_only=form_only)
+    with UploadSlots(LIMITS).take() as slot:
+        return await read_upload(request, limit, slot, form_only=form_only)
 
 
 async def refusal(*args: object, **kwargs: object) -> GlimpseError:

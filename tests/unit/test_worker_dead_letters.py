@@ -1,12 +1,19 @@
 """Messages that used up their deliveries (P4)."""
 
+import asyncio
+import base64
+import sqlite3
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from core.records import Annotation, RecordKey, Status
+from core.clock import rfc3339
+from core.messages import ClassifyImage
+from core.records import Annotation, RecordError, RecordKey, Status
+from tests.support.pictures import picture
 from tests.unit.worker_support import UNKNOWN_MODEL, RunningWorker, running_worker, settings_in
 
 
@@ -17,11 +24,11 @@ async def worker(tmp_path: Path) -> AsyncIterator[RunningWorker]:
 
 
 @pytest.mark.parametrize(
-    ("deliveries", "told"),
-    [("7", "after 7 deliveries"), ("", "its deliveries"), ("<b>", "its deliveries")],
+    ("deliveries", "told", "counted"),
+    [("7", "after 7 deliveries", 7), ("", "its deliveries", 0), ("<b>", "its deliveries", 0)],
 )
 async def test_the_record_ends_as_a_retryable_error(
-    worker: RunningWorker, deliveries: str, told: str
+    worker: RunningWorker, deliveries: str, told: str, counted: int
 ) -> None:
     key = await worker.submit()
     assert (await worker.bury(key, deliveries)).status_code == 204
@@ -31,6 +38,141 @@ async def test_the_record_ends_as_a_retryable_error(
     assert record.error.code == "delivery_exhausted"
     assert record.error.retryable
     assert told in record.error.detail
+    (letter,) = await worker.letters()
+    assert (letter.attempts, letter.code) == (counted, "delivery_exhausted")
+
+
+async def test_the_letter_is_kept_as_it_was_published(worker: RunningWorker) -> None:
+    key = await worker.submit()
+    message = ClassifyImage(key, f"00-{'a' * 32}-{'b' * 16}-01")
+    died = worker.bench.clock()
+    payload = base64.b64encode(b"\x00\xff").decode()
+    attributes = message.attributes() | {
+        "CloudPubSubDeadLetterSourceDeliveryCount": "10",
+        "CloudPubSubDeadLetterSourceSubscription": "classify",
+        "CloudPubSubDeadLetterSourceSubscriptionProject": "local",
+        "CloudPubSubDeadLetterSourceTopicPublishTime": "2026-11-20T23:59:59.125Z",
+    }
+    await worker.bury(key, attributes=attributes, data=payload, publishTime=died.isoformat())
+    (letter,) = await worker.letters()
+    assert letter.attributes == message.attributes()
+    assert (letter.payload, letter.payload_size, letter.attempts) == (b"\x00\xff", 2, 10)
+    assert letter.published_at == datetime(2026, 11, 20, 23, 59, 59, 125_000, tzinfo=UTC)
+    assert (letter.died_at, letter.resolved_at) == (died, None)
+
+
+async def test_of_a_huge_payload_the_beginning_is_kept(worker: RunningWorker) -> None:
+    key = await worker.submit()
+    payload = bytes(range(256)) * 2048
+    await worker.bury(key, data=base64.b64encode(payload).decode())
+    (letter,) = await worker.letters()
+    assert (letter.payload, letter.payload_size) == (payload[: 256 * 1024], 512 * 1024)
+
+
+async def test_a_notice_that_comes_again_is_one_letter(worker: RunningWorker) -> None:
+    """Also under another message id, as when Pub/Sub forwards a message twice."""
+    key = await worker.submit()
+    for id_ in ("1", "1", "2"):
+        assert (await worker.bury(key, messageId=id_)).status_code == 204
+    assert len(await worker.letters()) == 1
+
+
+async def test_the_reason_of_the_last_refusal_reaches_record_and_letter(
+    worker: RunningWorker,
+) -> None:
+    """A blob store that cannot be read, as the last delivery met it."""
+    key = await worker.submit()
+    folder = worker.bench.settings.data_dir / "blobs" / "public" / key.image_hash[:2]
+    blob = folder / key.image_hash
+    blob.unlink()
+    blob.mkdir()  # reading it fails, and not because it is absent
+    assert (await worker.push(key)).status_code == 503
+    record = await worker.record(key)
+    assert record.status is Status.RUNNING
+    assert record.error is not None
+    assert record.error.code == "unavailable"
+    # Another refusal after it, without a word of its own, leaves the reason alone.
+    claim = await worker.backend.records.claim(key, timedelta(minutes=1))
+    assert claim is not None
+    assert await worker.backend.records.release(claim)
+    assert (await worker.bury(key, reason="HTTP 503")).status_code == 204
+    error = (await worker.record(key)).error
+    assert error is not None
+    assert (error.code, error.retryable) == ("delivery_exhausted", True)
+    told = "unavailable: The image storage does not answer."
+    assert error.detail.endswith(f"after 10 deliveries. Last failure: {told}")
+    (letter,) = await worker.letters()
+    assert f"{letter.code}: {letter.detail}" == told
+
+
+async def test_the_queue_s_word_counts_where_the_worker_had_none(worker: RunningWorker) -> None:
+    key, other = await worker.submit(), await worker.submit(picture(2))
+    await worker.bury(key, reason="no answer within 60 s")
+    await worker.bury(other, reason="\x1b[2J")
+    told, silent = [(await worker.record(each)).error for each in (key, other)]
+    assert told is not None
+    assert told.detail.endswith("Last failure: no answer within 60 s")
+    assert silent is not None
+    assert silent.detail.endswith("The queue does not say why.")
+
+
+async def test_a_success_forgets_the_failures_before_it(worker: RunningWorker) -> None:
+    key = await worker.submit()
+    claim = await worker.backend.records.claim(key, timedelta(minutes=1))
+    assert claim is not None
+    await worker.backend.records.release(claim, RecordError("unavailable", "No disk.", True))
+    assert (await worker.push(key)).status_code == 204
+    record = await worker.record(key)
+    assert (record.status, record.error) == (Status.SUCCESS, None)
+
+
+async def test_an_unreadable_letter_is_kept_for_somebody_to_look_at(worker: RunningWorker) -> None:
+    attributes = {
+        "image_hash": "?",
+        "tenant": "acme",
+        "CloudPubSubDeadLetterSourceDeliveryCount": "3",
+    }
+    key = RecordKey("public", "cd" * 32, worker.model)
+    assert (await worker.bury(key, attributes=attributes)).status_code == 204
+    (letter,) = await worker.letters("acme")
+    assert (letter.code, letter.attempts) == ("malformed_envelope", 3)
+    assert letter.attributes == {"image_hash": "?", "tenant": "acme"}
+    assert (await worker.bury(key, attributes={"tenant": "../etc"})).status_code == 204
+    assert len(await worker.letters()) == 1
+
+
+async def test_a_late_notice_leaves_a_later_attempt_alone(worker: RunningWorker) -> None:
+    """A notice is delivered until it is acknowledged: perhaps after the letter was replayed."""
+    key = await worker.submit()
+    died = rfc3339(worker.bench.clock() + timedelta(milliseconds=1))
+    assert (await worker.bury(key, publishTime=died)).status_code == 204
+    await asyncio.sleep(0.005)
+    assert await worker.backend.records.retry(key)
+    assert (await worker.bury(key, publishTime=died)).status_code == 204
+    assert (await worker.record(key)).status is Status.PENDING
+    assert len(await worker.letters()) == 1
+
+
+async def test_a_letter_is_kept_before_its_record_ends(worker: RunningWorker) -> None:
+    """Killed after the first step, the worker finds the second still to be done."""
+    key = await worker.submit()
+    died = rfc3339(worker.bench.clock() + timedelta(milliseconds=1))
+
+    def refuse(connection: sqlite3.Connection) -> None:
+        connection.execute(
+            "CREATE TRIGGER refusal BEFORE UPDATE ON records BEGIN SELECT RAISE(ABORT, 'x'); END"
+        )
+
+    with closing(sqlite3.connect(worker.bench.settings.data_dir / "records.db")) as connection:
+        refuse(connection)
+        connection.commit()
+        assert (await worker.bury(key, publishTime=died)).status_code == 503
+        assert len(await worker.letters()) == 1
+        connection.execute("DROP TRIGGER refusal")
+        connection.commit()
+    assert (await worker.bury(key, publishTime=died)).status_code == 204
+    assert (await worker.record(key)).status is Status.ERROR
+    assert len(await worker.letters()) == 1
 
 
 async def test_a_model_that_nobody_has_is_named(worker: RunningWorker) -> None:
@@ -48,6 +190,7 @@ async def test_a_result_is_never_overwritten(worker: RunningWorker) -> None:
     before = await worker.record(key)
     assert (await worker.bury(key)).status_code == 204
     assert await worker.record(key) == before
+    assert await worker.letters() == []
 
 
 async def test_an_owned_record_is_left_to_its_owner(worker: RunningWorker) -> None:
@@ -57,6 +200,7 @@ async def test_an_owned_record_is_left_to_its_owner(worker: RunningWorker) -> No
     answer = await worker.bury(key)
     assert answer.status_code == 503
     assert "retry-after" in answer.headers
+    assert await worker.letters() == []  # it may yet succeed
     assert await worker.backend.records.complete(claim, [Annotation(1, "red", 1.0)])
     assert (await worker.bury(key)).status_code == 204
     assert (await worker.record(key)).status is Status.SUCCESS
@@ -69,10 +213,12 @@ async def test_a_dead_owner_does_not_save_the_record(worker: RunningWorker) -> N
     assert (await worker.record(key)).status is Status.ERROR
 
 
-async def test_a_letter_about_nothing_is_acknowledged(worker: RunningWorker) -> None:
+async def test_a_letter_about_nothing_is_kept_and_acknowledged(worker: RunningWorker) -> None:
     key = RecordKey("public", "cd" * 32, worker.model)
     assert (await worker.bury(key)).status_code == 204
     assert await worker.backend.records.get(key) is None
+    (letter,) = await worker.letters()
+    assert letter.code == "not_found"
 
 
 async def test_a_replayed_letter_mends_the_record(worker: RunningWorker) -> None:

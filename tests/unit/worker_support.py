@@ -4,9 +4,10 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from core.backends import Backend
-from core.clock import Clock, utc_now
+from core.clock import Clock, rfc3339, utc_now
+from core.dead_letters.letter import DeadLetter, LetterFilter
 from core.messages import ClassifyImage
 from core.model_bundle import write_sums
 from core.records import Record, RecordKey, new_record
@@ -33,6 +35,7 @@ UNKNOWN_MODEL = "nobody@0123456789ab"
 def settings_in(folder: Path, **changes: object) -> Settings:
     """Settings with data and a colour bundle in `folder`, free of the machine's environment."""
     values: dict[str, Any] = {
+        "host": "127.0.0.1",
         "data_dir": folder / "data",
         "model_uri": str(folder / "model"),
         "worker_concurrency": 2,
@@ -67,13 +70,24 @@ class RunningWorker:
     async def push(self, key: RecordKey, **changes: object) -> httpx.Response:
         return await self.client.post("/generate_annotations", content=envelope(key, **changes))
 
-    async def bury(self, key: RecordKey, deliveries: str = "10") -> httpx.Response:
+    async def bury(
+        self, key: RecordKey, deliveries: str = "10", reason: str = "", **changes: object
+    ) -> httpx.Response:
+        """The queue's notice that the message died just now."""
         attributes = {
             **ClassifyImage(key).attributes(),
             "CloudPubSubDeadLetterSourceDeliveryCount": deliveries,
+            "CloudPubSubDeadLetterSourceTopicPublishTime": "2026-11-21T09:30:00.125Z",
         }
-        body = envelope(key, attributes=attributes)
+        if reason:
+            attributes["GlimpseDeadLetterSourceReason"] = reason
+        # A moment later than now: the notice's milliseconds must not round the death away.
+        died = rfc3339(self.bench.clock() + timedelta(milliseconds=1))
+        body = envelope(key, **{"attributes": attributes, "publishTime": died, **changes})
         return await self.client.post("/generate_annotations_dlq", content=body)
+
+    async def letters(self, tenant: str = "public") -> Sequence[DeadLetter]:
+        return await self.backend.dead_letters.list(LetterFilter(tenant), 100)
 
     async def record(self, key: RecordKey) -> Record:
         record = await self.backend.records.get(key)
@@ -207,3 +221,25 @@ def write_network(
     (folder / "model.json").write_text(json.dumps(document))
     write_sums(folder)
     return folder
+
+
+def write_failing_bundle(folder: Path) -> Path:
+    """A bundle that loads, and whose scores are not numbers for any picture with light in it."""
+    return write_network(
+        folder,
+        nodes=[
+            helper.make_node("ReduceMean", ["pixels", "axes"], ["means"], keepdims=0),
+            helper.make_node("Gemm", ["means", "weight", "bias"], ["above"]),
+            helper.make_node("ReduceMax", ["means"], ["brightest"], keepdims=0),
+            helper.make_node("Ceil", ["brightest"], ["lit"]),
+            helper.make_node("Sub", ["one", "lit"], ["below"]),
+            helper.make_node("Div", ["above", "below"], ["scores"]),
+        ],
+        shape=["batch", 3, 8, 8],
+        initializers={
+            "axes": np.array([2, 3], np.int64),
+            "weight": np.zeros((3, len(COLOURS)), np.float32),
+            "bias": np.zeros(len(COLOURS), np.float32),
+            "one": np.array(1, np.float32),
+        },
+    )

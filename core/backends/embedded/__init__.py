@@ -9,13 +9,20 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from core.backends import Backend
-from core.backends.embedded import queue_store, records
+from core.backends import Access, Backend
+from core.backends.embedded import keys, queue_store, records
 from core.backends.embedded.blobs import FileBlobStore
-from core.backends.embedded.database import Database
+from core.backends.embedded.database import Database, Schema
+from core.backends.embedded.dead_letters import SqliteDeadLetterStore
+from core.backends.embedded.keys import (
+    SqliteAllowanceStore,
+    SqliteKeyStore,
+    SqliteUsageStore,
+)
 from core.backends.embedded.publisher import SqlitePublisher
 from core.backends.embedded.queue_store import QueueStore
 from core.backends.embedded.records import SqliteRecordStore
+from core.backends.key_secret import local_key_secret
 from core.backends.links import LinkSigner, shared_secret
 from core.clock import Clock, utc_now
 from core.errors import Unavailable
@@ -24,27 +31,39 @@ from core.settings import Settings
 
 @asynccontextmanager
 async def open_embedded(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Backend]:
-    """The three ports on `settings.data_dir`, which is created if absent.
+    """The four ports on `settings.data_dir`, which is created if absent.
 
     Raises Unavailable where the folder or a database in it cannot be used.
     """
     secret = await asyncio.to_thread(_prepare, settings.data_dir)
     links = LinkSigner(secret, settings.public_url)
     async with AsyncExitStack() as stack:
-        record_store = await stack.enter_async_context(open_records(settings, clock))
+        database = await stack.enter_async_context(_open(settings, "records.db", records.SCHEMA))
         store = await stack.enter_async_context(open_queue_store(settings))
         blobs = FileBlobStore(settings.data_dir / "blobs", links, clock)
         stack.push_async_callback(blobs.close)
         await blobs.remove_abandoned()
-        yield Backend(record_store, blobs, SqlitePublisher(store, clock), links)
+        yield Backend(
+            SqliteRecordStore(database, clock),
+            blobs,
+            SqlitePublisher(store, clock),
+            SqliteDeadLetterStore(database, clock),
+            links,
+        )
 
 
 @asynccontextmanager
-async def open_records(settings: Settings, clock: Clock) -> AsyncIterator[SqliteRecordStore]:
-    """The records alone."""
-    database = await Database.open(settings.data_dir / "records.db", records.SCHEMA)
+async def open_embedded_access(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Access]:
+    """Keys, limits and usage in a file of their own. Raises Unavailable."""
+    secret = await asyncio.to_thread(local_key_secret, settings)
+    database = await Database.open(settings.data_dir / "keys.db", keys.SCHEMA)
     try:
-        yield SqliteRecordStore(database, clock)
+        yield Access(
+            SqliteKeyStore(database, clock),
+            SqliteAllowanceStore(database, clock),
+            SqliteUsageStore(database),
+            secret,
+        )
     finally:
         await database.close()
 
@@ -52,9 +71,15 @@ async def open_records(settings: Settings, clock: Clock) -> AsyncIterator[Sqlite
 @asynccontextmanager
 async def open_queue_store(settings: Settings) -> AsyncIterator[QueueStore]:
     """The queue's tables alone."""
-    database = await Database.open(settings.data_dir / "queue.db", queue_store.SCHEMA)
-    try:
+    async with _open(settings, "queue.db", queue_store.SCHEMA) as database:
         yield QueueStore(database)
+
+
+@asynccontextmanager
+async def _open(settings: Settings, name: str, schema: Schema) -> AsyncIterator[Database]:
+    database = await Database.open(settings.data_dir / name, schema)
+    try:
+        yield database
     finally:
         await database.close()
 

@@ -5,6 +5,7 @@ fsynced, and renamed into place.
 """
 
 import asyncio
+import errno
 import os
 import secrets
 import time
@@ -35,13 +36,13 @@ class FileBlobStore:
     """`core.ports.BlobStore` on a folder that several processes may share."""
 
     def __init__(self, folder: Path, links: LinkSigner, clock: Clock = utc_now) -> None:
-        self._folder = folder
+        self._folder = folder.absolute()  # as a process that works elsewhere needs it
         self._links = links
         self._clock = clock
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="blobs")
         self._closed = False
 
-    async def put(self, name: str, data: bytes, content_type: str) -> None:
+    async def put(self, name: str, data: bytes | bytearray, content_type: str) -> None:
         """Store `data`, on disk before this returns; nothing happens where it already is.
 
         The content type is not kept: readers learn it from the bytes.
@@ -57,8 +58,11 @@ class FileBlobStore:
         except FileNotFoundError:
             raise NotFound("There is no such image.") from None
 
+    def file(self, name: str) -> Path | None:
+        return self._path(name)
+
     async def exists(self, name: str) -> bool:
-        return await self._run(self._path(name).is_file)
+        return await self._run(_exists, self._folder, self._path(name))
 
     async def delete(self, name: str) -> bool:
         try:
@@ -102,7 +106,16 @@ class FileBlobStore:
             raise Unavailable("The image storage does not answer.") from error
 
 
-def _put(root: Path, path: Path, data: bytes) -> None:
+def _exists(root: Path, path: Path) -> bool:
+    if path.is_file():
+        return True
+    # Without its folder nothing is known about a blob, and absence has consequences.
+    if not root.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "there is no folder of images")
+    return False
+
+
+def _put(root: Path, path: Path, data: bytes | bytearray) -> None:
     folder = path.parent
     if not path.exists():
         _make_folder(folder, root)

@@ -10,8 +10,8 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
@@ -31,10 +31,23 @@ BATCH = 256  # most functions in one transaction, so that nobody waits behind an
 
 @dataclass(frozen=True)
 class Schema:
-    """The statements that make version `version` out of an empty file."""
+    """The statements that make version `version` out of an empty file.
+
+    `upgrades` holds those that lead from an older version to the next one.
+    """
 
     version: int
     statements: Sequence[str]
+    upgrades: Mapping[int, Sequence[str]] = field(default_factory=dict)
+
+    def steps_from(self, found: int) -> Sequence[str] | None:
+        """What makes a file of version `found` ours, or None where nothing does."""
+        if found == 0:
+            return self.statements
+        path = range(found, self.version)
+        if found > self.version or any(version not in self.upgrades for version in path):
+            return None
+        return [statement for version in path for statement in self.upgrades[version]]
 
 
 @dataclass(slots=True, eq=False)
@@ -203,16 +216,17 @@ class _Writer(_DatabaseThread):
         _begin(connection)
         try:
             (found,) = connection.execute("PRAGMA user_version").fetchone()
-            if found == 0:
-                for statement in self.schema.statements:
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA user_version = {self.schema.version:d}")
-            elif found != self.schema.version:
+            steps = self.schema.steps_from(found)
+            if steps is None:
                 raise Unavailable(
                     f"{self.path} has schema version {found}, this release needs "
                     f"{self.schema.version}.",
                     retry_after=None,
                 )
+            for statement in steps:
+                connection.execute(statement)
+            if found != self.schema.version:
+                connection.execute(f"PRAGMA user_version = {self.schema.version:d}")
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:

@@ -1,95 +1,152 @@
-"""Looking at dead letters and putting them back.
+"""Dead letters in SQLite, in the database of the records that they are about."""
 
-python -m core.backends.embedded.dead_letters list [--all]
-python -m core.backends.embedded.dead_letters replay [ID ...]      (no ID: all of them)
-"""
+import json
+import sqlite3
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
 
-import argparse
-import asyncio
-import sys
-from collections.abc import Iterable, Sequence
+from core.backends.embedded.database import Database
+from core.backends.embedded.times import from_micros, to_micros
+from core.clock import Clock, utc_now
+from core.dead_letters.letter import DeadLetter, LetterFilter, older_than
 
-from core.backends.embedded import open_queue_store, open_records
-from core.backends.embedded.queue_store import DeadLetter, QueueStore
-from core.clock import Clock, rfc3339, utc_now
-from core.errors import MalformedEnvelope, Unavailable
-from core.messages import ClassifyImage
-from core.ports import RecordStore
-from core.settings import Settings, load_settings
-
-
-async def replay(
-    store: QueueStore, records: RecordStore, ids: Iterable[int] | None, clock: Clock = utc_now
-) -> list[int]:
-    """Deliver dead letters anew: those named, or all (None). The ids of those put back.
-
-    A dead letter has failed its record; the record is set free first, so that no delivery can meet
-    it while it is still `error`. One whose record cannot be tried again is put back all the same:
-    the worker finds it finished, or gone, and acknowledges.
+TABLE: Sequence[str] = (
+    # Times are microseconds since 1970. `position` sorts the newest first.
     """
-    wanted = None if ids is None else set(ids)
-    chosen = [
-        letter for letter in await store.dead_letters() if wanted is None or letter.id in wanted
-    ]
-    for letter in chosen:
-        try:
-            message = ClassifyImage.from_attributes(letter.attributes)
-        except MalformedEnvelope:
-            continue  # it names no record
-        await records.retry(message.key)
-    return await store.replay([letter.id for letter in chosen], clock())
-
-
-def table(letters: Sequence[DeadLetter]) -> str:
-    """The letters as aligned columns under a heading."""
-    rows = [("ID", "IMAGE", "MODEL", "DELIVERIES", "DIED", "REPLAYED", "REASON")]
-    rows += [
-        (
-            str(letter.id),
-            letter.attributes.get("image_hash", "-")[:12],
-            letter.attributes.get("model", "-"),
-            str(letter.attempts),
-            rfc3339(letter.died_at),
-            "-" if letter.replayed_at is None else rfc3339(letter.replayed_at),
-            letter.reason,
-        )
-        for letter in letters
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
+    CREATE TABLE dead_letters (
+        tenant       TEXT NOT NULL,
+        id           TEXT NOT NULL,
+        position     TEXT NOT NULL,
+        code         TEXT NOT NULL,
+        detail       TEXT NOT NULL,
+        attributes   TEXT NOT NULL,         -- JSON object of strings
+        payload      BLOB NOT NULL,
+        payload_size INTEGER NOT NULL,
+        attempts     INTEGER NOT NULL,
+        published_at INTEGER NOT NULL,
+        died_at      INTEGER NOT NULL,
+        resolved_at  INTEGER,
+        PRIMARY KEY (tenant, id)
     )
+    """,
+    "CREATE INDEX dead_letters_by_age ON dead_letters (tenant, position)",
+    "CREATE INDEX dead_letters_of_all ON dead_letters (position)",
+)
+
+_COLUMNS = (
+    "tenant, id, code, detail, attributes, payload, payload_size, attempts, published_at, died_at,"
+    " resolved_at"
+)
+# ruff's S608 warns of values pasted into SQL; these are constants pasted into constants.
+_INSERT = (
+    f"INSERT INTO dead_letters ({_COLUMNS}, position)"  # noqa: S608
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+)
+_GET = f"SELECT {_COLUMNS} FROM dead_letters WHERE tenant = ? AND id = ?"  # noqa: S608
+_LIST = (
+    f"SELECT {_COLUMNS} FROM dead_letters"  # noqa: S608
+    " WHERE tenant = ?1 AND position > ?2 AND position < ?3"
+    " AND (?4 = '' OR code = ?4) AND (?5 OR resolved_at IS NULL) ORDER BY position LIMIT ?6"
+)
 
 
-async def run(settings: Settings, arguments: argparse.Namespace) -> str:
-    """What the command prints."""
-    async with open_queue_store(settings) as store:
-        if arguments.command == "list":
-            letters = await store.dead_letters(replayed=arguments.all)
-            return table(letters) if letters else "No dead letters."
-        async with open_records(settings, utc_now) as records:
-            done = await replay(store, records, arguments.ids or None)
-    missing = sorted(set(arguments.ids) - set(done))
-    lines = [f"Put back {len(done)} of {len(arguments.ids) or len(done)} dead letters."]
-    if missing:
-        lines.append(f"Unknown, or put back before: {', '.join(map(str, missing))}.")
-    return "\n".join(lines)
+class SqliteDeadLetterStore:
+    """`core.ports.DeadLetterStore`. Every change is fsynced but `resolve`, which may be redone."""
+
+    def __init__(self, database: Database, clock: Clock = utc_now) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def add(self, letter: DeadLetter) -> bool:
+        row = (
+            letter.tenant,
+            letter.id,
+            letter.code,
+            letter.detail,
+            json.dumps(dict(letter.attributes)),
+            letter.payload,
+            letter.payload_size,
+            letter.attempts,
+            to_micros(letter.published_at),
+            to_micros(letter.died_at),
+            None if letter.resolved_at is None else to_micros(letter.resolved_at),
+            letter.position,
+        )
+
+        def insert(connection: sqlite3.Connection) -> bool:
+            return connection.execute(_INSERT, row).rowcount == 1
+
+        return await self._database.write(insert, durable=True)
+
+    async def get(self, tenant: str, id_: str) -> DeadLetter | None:
+        def select(connection: sqlite3.Connection) -> DeadLetter | None:
+            row = connection.execute(_GET, (tenant, id_)).fetchone()
+            return None if row is None else _letter_of(row)
+
+        return await self._database.read(select)
+
+    async def list(self, wanted: LetterFilter, limit: int, after: str = "") -> Sequence[DeadLetter]:
+        low, high = wanted.bounds(after)
+        values = (wanted.tenant, low, high, wanted.code, wanted.resolved, limit)
+
+        def select(connection: sqlite3.Connection) -> Sequence[DeadLetter]:
+            return [_letter_of(row) for row in connection.execute(_LIST, values)]
+
+        return await self._database.read(select)
+
+    async def resolve(self, tenant: str, id_: str) -> bool:
+        def update(connection: sqlite3.Connection) -> bool:
+            return (
+                connection.execute(
+                    "UPDATE dead_letters SET resolved_at = ?"
+                    " WHERE tenant = ? AND id = ? AND resolved_at IS NULL",
+                    (to_micros(self._clock()), tenant, id_),
+                ).rowcount
+                == 1
+            )
+
+        return await self._database.write(update, durable=False)
+
+    async def delete(self, tenant: str, id_: str) -> bool:
+        def delete(connection: sqlite3.Connection) -> bool:
+            return (
+                connection.execute(
+                    "DELETE FROM dead_letters WHERE tenant = ? AND id = ?", (tenant, id_)
+                ).rowcount
+                == 1
+            )
+
+        return await self._database.write(delete, durable=True)
+
+    async def purge(self, before: datetime, limit: int) -> int:
+        def purge(connection: sqlite3.Connection) -> int:
+            return connection.execute(
+                "DELETE FROM dead_letters WHERE rowid IN"
+                " (SELECT rowid FROM dead_letters WHERE position > ? LIMIT ?)",
+                (older_than(before), limit),
+            ).rowcount
+
+        return await self._database.write(purge, durable=True)
+
+    async def ping(self) -> None:
+        await self._database.read(
+            lambda connection: connection.execute("SELECT 1 FROM dead_letters")
+        )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="dead_letters", description="Dead letters of the queue.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    list_ = commands.add_parser("list", help="show those that wait")
-    list_.add_argument("--all", action="store_true", help="also those that were put back")
-    replay_ = commands.add_parser("replay", help="deliver them anew")
-    replay_.add_argument("ids", nargs="*", type=int, metavar="ID", help="which ones; none: all")
-    arguments = parser.parse_args()
-    try:
-        sys.stdout.write(asyncio.run(run(load_settings(), arguments)) + "\n")
-    except Unavailable as unavailable:
-        raise SystemExit(unavailable.detail) from None
-
-
-if __name__ == "__main__":
-    main()
+def _letter_of(row: tuple[Any, ...]) -> DeadLetter:
+    tenant, id_, code, detail, attributes, payload, size, attempts, published, died, resolved = row
+    return DeadLetter(
+        id=id_,
+        tenant=tenant,
+        attributes=json.loads(attributes),
+        payload=payload,
+        payload_size=size,
+        attempts=attempts,
+        code=code,
+        detail=detail,
+        published_at=from_micros(published),
+        died_at=from_micros(died),
+        resolved_at=None if resolved is None else from_micros(resolved),
+    )

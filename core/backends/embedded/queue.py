@@ -23,9 +23,9 @@ from core.backends.embedded.push_client import NoAnswer, NotReached, PushClient
 from core.backends.embedded.queue_store import (
     CLASSIFY,
     DEAD_LETTER,
+    EXPIRED,
     PROJECT,
     Acknowledged,
-    DeadLetter,
     GivenUp,
     Message,
     Outcome,
@@ -220,8 +220,8 @@ class PushQueue:
         retention = timedelta(seconds=self._policy.retention)
         while True:
             try:
-                for letter in await self._store.expire(retention, self._clock()):
-                    _log_expired(letter)
+                for message in await self._store.expire(retention, self._clock()):
+                    log.error("dead letter", **_names(message), reason=EXPIRED)
             except Unavailable as unavailable:
                 log.error("old messages cannot be given up", reason=unavailable.detail)
             await asyncio.sleep(min(EXPIRY_CHECK, self._policy.retention / 4))
@@ -259,17 +259,6 @@ def _names(message: Message) -> dict[str, object]:
         "subscription": message.subscription,
         "attempt": message.attempt,
     }
-
-
-def _log_expired(letter: DeadLetter) -> None:
-    log.error(
-        "dead letter",
-        image_hash=letter.attributes.get("image_hash", ""),
-        tenant=letter.attributes.get("tenant", ""),
-        message_id=letter.id,
-        attempt=letter.attempts,
-        reason=letter.reason,
-    )
 
 
 @contextmanager

@@ -1,14 +1,17 @@
-"""What the push queue remembers: messages on two subscriptions, and the dead letters it keeps.
+"""What the push queue remembers: messages on two subscriptions.
+
+A message that is given up moves to the dead-letter subscription, from where the worker takes it
+into the keeping of `core.ports.DeadLetterStore`. It stays there until the worker has.
 
 Publishers insert from their own processes; one queue process, the owner, leases, settles and
-deletes. Only a publication and a replay are fsynced: they are promises. A power loss may undo the
+deletes. Only a publication is fsynced: it is a promise. A power loss may undo the
 owner's newest bookkeeping, and then a message is delivered again with a smaller attempt number,
 which at-least-once delivery allows anyway; the death of every process undoes nothing.
 """
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -16,16 +19,38 @@ from typing import Any
 from core.backends.embedded.database import Database, Schema
 from core.backends.embedded.times import from_micros, to_micros
 from core.clock import rfc3339
-from core.messages import DEAD_LETTER_DELIVERY_COUNT, DEAD_LETTER_SUBSCRIPTION
+from core.messages import (
+    DEAD_LETTER_DELIVERY_COUNT,
+    DEAD_LETTER_PROJECT,
+    DEAD_LETTER_PUBLISH_TIME,
+    DEAD_LETTER_REASON,
+    DEAD_LETTER_SUBSCRIPTION,
+)
 
 PROJECT = "local"
 CLASSIFY = "classify"
 DEAD_LETTER = "dead-letter"
-DEAD_LETTER_PROJECT = "CloudPubSubDeadLetterSourceSubscriptionProject"
-DEAD_LETTER_PUBLISH_TIME = "CloudPubSubDeadLetterSourceTopicPublishTime"
+
+# Version 1 kept dead letters in a table of its own. They become notices to the worker, which keeps
+# them now; of one whose notice is still here there is nothing to do.
+_NOTICES_OF_VERSION_1 = f"""
+    INSERT INTO messages (subscription, attributes, data, published_at, due_at)
+    SELECT '{DEAD_LETTER}', json_patch(attributes, json_object(
+               '{DEAD_LETTER_DELIVERY_COUNT}', CAST(attempts AS TEXT),
+               '{DEAD_LETTER_SUBSCRIPTION}', '{CLASSIFY}',
+               '{DEAD_LETTER_PROJECT}', '{PROJECT}',
+               '{DEAD_LETTER_PUBLISH_TIME}',
+               strftime('%Y-%m-%dT%H:%M:%fZ', published_at / 1000000.0, 'unixepoch'),
+               '{DEAD_LETTER_REASON}', reason
+           )), data, died_at, died_at
+    FROM dead_letters
+    WHERE replayed_at IS NULL AND notice_id NOT IN (SELECT id FROM messages)
+    ORDER BY id
+"""  # noqa: S608 - constants pasted into a constant
 
 SCHEMA = Schema(
-    version=1,
+    version=2,
+    upgrades={1: (_NOTICES_OF_VERSION_1, "DROP TABLE dead_letters")},
     statements=(
         # Times are microseconds since 1970. AUTOINCREMENT, so that no id is ever used again.
         """
@@ -42,22 +67,13 @@ SCHEMA = Schema(
         """,
         "CREATE INDEX due_messages ON messages (due_at) WHERE leased = 0",
         "CREATE INDEX message_ages ON messages (published_at)",
-        """
-        CREATE TABLE dead_letters (
-            id           INTEGER PRIMARY KEY,          -- of the message that died
-            attributes   TEXT NOT NULL,
-            data         BLOB NOT NULL,
-            published_at INTEGER NOT NULL,
-            died_at      INTEGER NOT NULL,
-            attempts     INTEGER NOT NULL,
-            reason       TEXT NOT NULL,                -- the last refusal
-            notice_id    INTEGER NOT NULL,             -- its message on `dead-letter`
-            replayed_at  INTEGER
-        )
-        """,
     ),
 )
 
+EXPIRED = "older than the retention"
+
+# What a `Message` is made of, but the number of its delivery.
+_MESSAGE = "id, subscription, attributes, data, published_at"
 _INSERT = """
     INSERT INTO messages (subscription, attributes, data, published_at, due_at)
     VALUES (?, ?, ?, ?, ?)
@@ -74,19 +90,6 @@ class Message:
     data: bytes
     published_at: datetime
     attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A message that was given up after `attempts` deliveries, and is kept."""
-
-    id: int
-    attributes: dict[str, str]
-    published_at: datetime
-    died_at: datetime
-    attempts: int
-    reason: str
-    replayed_at: datetime | None
 
 
 # --- How a delivery ends. -------------------------------------------------------------------------
@@ -116,7 +119,7 @@ class Unreached:
 
 @dataclass(frozen=True, slots=True)
 class GivenUp:
-    """No more deliveries: the message becomes a dead letter."""
+    """No more deliveries: the message becomes a dead letter, because of `reason`."""
 
     id: int
     reason: str
@@ -202,45 +205,24 @@ class QueueStore:
 
         return await self._database.read(look)
 
-    async def expire(self, retention: timedelta, now: datetime) -> list[DeadLetter]:
-        """Give up the messages that are older than `retention`; the dead letters made of them.
+    async def expire(self, retention: timedelta, now: datetime) -> list[Message]:
+        """Give up the messages that are older than `retention`; those given up.
 
-        What is left on the dead-letter subscription is dropped: its dead letter is kept already.
+        Not those on the dead-letter subscription: they are the only trace of a dead letter.
         """
         cutoff = to_micros(now - retention)
 
-        def expire(connection: sqlite3.Connection) -> list[DeadLetter]:
-            connection.execute(
-                "DELETE FROM messages WHERE leased = 0 AND published_at < ? AND subscription = ?",
-                (cutoff, DEAD_LETTER),
-            )
+        def expire(connection: sqlite3.Connection) -> list[Message]:
             rows = connection.execute(
-                "SELECT id FROM messages WHERE leased = 0 AND published_at < ?", (cutoff,)
+                f"SELECT {_MESSAGE}, attempts FROM messages"  # noqa: S608
+                " WHERE leased = 0 AND published_at < ? AND subscription = ?",
+                (cutoff, CLASSIFY),
             ).fetchall()
-            for (id_,) in rows:
-                _give_up(connection, id_, "older than the retention", now)
-            return [letter for (id_,) in rows for letter in _dead_letters(connection, id_)]
+            for row in rows:
+                _give_up(connection, row[0], EXPIRED, now)
+            return [_message_of(row) for row in rows]
 
         return await self._database.write(expire, durable=False)
-
-    # --- Dead letters -----------------------------------------------------------------------------
-
-    async def dead_letters(self, *, replayed: bool = False) -> list[DeadLetter]:
-        """Those kept, oldest first; with `replayed` also those that were put back."""
-        letters = await self._database.read(_dead_letters)
-        return [letter for letter in letters if replayed or letter.replayed_at is None]
-
-    async def replay(self, ids: Iterable[int], now: datetime) -> list[int]:
-        """Put dead letters back for the worker, as new messages; the ids that were there.
-
-        One that was replayed before and died again has another id: an id is replayed once.
-        """
-        wanted = list(ids)
-
-        def replay(connection: sqlite3.Connection) -> list[int]:
-            return [id_ for id_ in wanted if _replay(connection, id_, now)]
-
-        return await self._database.write(replay, durable=True)
 
 
 def _new_message(
@@ -252,20 +234,20 @@ def _new_message(
 
 def _lease(connection: sqlite3.Connection, limit: int, now: datetime) -> list[Message]:
     rows = connection.execute(
-        """
-        SELECT id, subscription, attributes, data, published_at, attempts + 1 FROM messages
-        WHERE leased = 0 AND due_at <= ? ORDER BY due_at LIMIT ?
-        """,
+        f"SELECT {_MESSAGE}, attempts + 1 FROM messages"  # noqa: S608
+        " WHERE leased = 0 AND due_at <= ? ORDER BY due_at LIMIT ?",
         (to_micros(now), limit),
     ).fetchall()
     connection.executemany(
         "UPDATE messages SET leased = 1, attempts = attempts + 1 WHERE id = ?",
         [(row[0],) for row in rows],
     )
-    return [
-        Message(id_, subscription, json.loads(attributes), data, from_micros(published), attempt)
-        for id_, subscription, attributes, data, published, attempt in rows
-    ]
+    return [_message_of(row) for row in rows]
+
+
+def _message_of(row: tuple[Any, ...]) -> Message:
+    id_, subscription, attributes, data, published, attempt = row
+    return Message(id_, subscription, json.loads(attributes), data, from_micros(published), attempt)
 
 
 def _settle(connection: sqlite3.Connection, outcome: Outcome, now: datetime) -> None:
@@ -285,7 +267,7 @@ def _settle(connection: sqlite3.Connection, outcome: Outcome, now: datetime) -> 
 
 
 def _give_up(connection: sqlite3.Connection, id_: int, reason: str, now: datetime) -> None:
-    """Keep the message as a dead letter and tell the dead-letter subscription."""
+    """Move the message to the dead-letter subscription."""
     row = connection.execute(
         "DELETE FROM messages WHERE id = ? RETURNING attributes, data, published_at, attempts",
         (id_,),
@@ -298,53 +280,7 @@ def _give_up(connection: sqlite3.Connection, id_: int, reason: str, now: datetim
         DEAD_LETTER_SUBSCRIPTION: CLASSIFY,
         DEAD_LETTER_PROJECT: PROJECT,
         DEAD_LETTER_PUBLISH_TIME: rfc3339(from_micros(published_at)),
+        DEAD_LETTER_REASON: reason,
     }
     notice = _new_message(DEAD_LETTER, json.loads(attributes) | source, data, now)
-    notice_id = connection.execute(_INSERT, notice).lastrowid
-    connection.execute(
-        """
-        INSERT INTO dead_letters
-            (id, attributes, data, published_at, died_at, attempts, reason, notice_id)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?)
-        """,
-        (id_, attributes, data, published_at, to_micros(now), attempts, reason, notice_id),
-    )
-
-
-def _replay(connection: sqlite3.Connection, id_: int, now: datetime) -> bool:
-    row = connection.execute(
-        """
-        UPDATE dead_letters SET replayed_at = ? WHERE id = ? AND replayed_at IS NULL
-        RETURNING attributes, data, notice_id
-        """,
-        (to_micros(now), id_),
-    ).fetchone()
-    if row is None:
-        return False
-    attributes, data, notice_id = row
-    # News of the death that has not gone out yet would fail the record of the new attempt.
-    connection.execute("DELETE FROM messages WHERE id = ? AND leased = 0", (notice_id,))
-    connection.execute(_INSERT, _new_message(CLASSIFY, json.loads(attributes), data, now))
-    return True
-
-
-def _dead_letters(connection: sqlite3.Connection, id_: int | None = None) -> list[DeadLetter]:
-    rows: list[tuple[Any, ...]] = connection.execute(
-        """
-        SELECT id, attributes, published_at, died_at, attempts, reason, replayed_at
-        FROM dead_letters WHERE ?1 IS NULL OR id = ?1 ORDER BY id
-        """,
-        (id_,),
-    ).fetchall()
-    return [
-        DeadLetter(
-            id=letter,
-            attributes=json.loads(attributes),
-            published_at=from_micros(published_at),
-            died_at=from_micros(died_at),
-            attempts=attempts,
-            reason=reason,
-            replayed_at=None if replayed_at is None else from_micros(replayed_at),
-        )
-        for letter, attributes, published_at, died_at, attempts, reason, replayed_at in rows
-    ]
+    connection.execute(_INSERT, notice)

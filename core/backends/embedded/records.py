@@ -9,14 +9,17 @@ from functools import partial
 from typing import Any
 
 from core import records
+from core.backends.embedded import dead_letters
 from core.backends.embedded.database import Database, Schema
 from core.backends.embedded.times import from_micros, to_micros
 from core.clock import Clock, utc_now
 from core.records import Annotation, Claim, Record, RecordError, RecordKey, Status
 
 SCHEMA = Schema(
-    version=1,
+    version=2,
+    upgrades={1: dead_letters.TABLE},
     statements=(
+        *dead_letters.TABLE,
         """
         CREATE TABLE records (
             tenant           TEXT NOT NULL,
@@ -101,14 +104,31 @@ class SqliteRecordStore:
         step: Step = lambda record, now: records.completed(record, claim, annotations, now)  # noqa: E731
         return await self._apply(claim.key, step, durable=True) is not None
 
-    async def fail(self, claim_or_key: Claim | RecordKey, error: RecordError) -> bool:
+    async def fail(
+        self,
+        claim_or_key: Claim | RecordKey,
+        error: RecordError,
+        *,
+        submitted_by: datetime | None = None,
+        untouched_since: datetime | None = None,
+    ) -> bool:
         claim = claim_or_key if isinstance(claim_or_key, Claim) else None
         key = claim_or_key.key if isinstance(claim_or_key, Claim) else claim_or_key
-        step: Step = lambda record, now: records.failed(record, claim, error, now)  # noqa: E731
+
+        def step(record: Record, now: datetime) -> Record | None:
+            return records.failed(
+                record,
+                claim,
+                error,
+                now,
+                submitted_by=submitted_by,
+                untouched_since=untouched_since,
+            )
+
         return await self._apply(key, step, durable=True) is not None
 
-    async def release(self, claim: Claim) -> bool:
-        step: Step = lambda record, now: records.released(record, claim, now)  # noqa: E731
+    async def release(self, claim: Claim, error: RecordError | None = None) -> bool:
+        step: Step = lambda record, now: records.released(record, claim, now, error)  # noqa: E731
         return await self._apply(claim.key, step, durable=False) is not None
 
     async def retry(self, key: RecordKey) -> bool:

@@ -7,18 +7,26 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from core.backends import Backend
+from core.backends import Access, Backend
 from core.backends.google.blobs import CloudBlobStore
+from core.backends.google.datastore import Datastore
+from core.backends.google.dead_letters import DatastoreDeadLetterStore
 from core.backends.google.endpoints import open_endpoints
+from core.backends.google.keys import (
+    DatastoreAllowanceStore,
+    DatastoreKeyStore,
+    DatastoreUsageStore,
+)
 from core.backends.google.publisher import PubSubPublisher
 from core.backends.google.records import DatastoreRecordStore
+from core.backends.key_secret import local_key_secret
 from core.clock import Clock, utc_now
 from core.settings import Settings
 
 
 @asynccontextmanager
 async def open_google(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Backend]:
-    """The three ports, with one client each, made in the running loop and closed at the end.
+    """The four ports, with one client each, made in the running loop and closed at the end.
 
     Nothing is contacted yet, so that a process starts while a service is down: readiness says so.
     Raises Unavailable where there are no credentials.
@@ -27,14 +35,17 @@ async def open_google(settings: Settings, clock: Clock = utc_now) -> AsyncIterat
     async with AsyncExitStack() as stack:
         datastore_channel = endpoints.datastore_channel()
         stack.push_async_callback(datastore_channel.close)
-        record_store = DatastoreRecordStore(
+        database = (
             datastore_channel,
             endpoints.project,
             settings.datastore_database,
             settings.namespace_prefix,
             clock,
         )
+        record_store = DatastoreRecordStore(*database)
         stack.push_async_callback(record_store.close)
+        dead_letters = DatastoreDeadLetterStore(*database)
+        stack.push_async_callback(dead_letters.close)
         pubsub_channel = endpoints.pubsub_channel()
         stack.push_async_callback(pubsub_channel.close)
         publisher = PubSubPublisher(pubsub_channel, endpoints.project, settings.topic)
@@ -42,4 +53,29 @@ async def open_google(settings: Settings, clock: Clock = utc_now) -> AsyncIterat
         client = await asyncio.to_thread(endpoints.storage_client)
         blobs = CloudBlobStore(client, settings.bucket, endpoints.links)
         stack.push_async_callback(blobs.close)
-        yield Backend(record_store, blobs, publisher, endpoints.local_links)
+        yield Backend(record_store, blobs, publisher, dead_letters, endpoints.local_links)
+
+
+@asynccontextmanager
+async def open_google_access(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Access]:
+    """Keys, limits and usage in Datastore. Raises Unavailable where there are no credentials."""
+    secret = await asyncio.to_thread(local_key_secret, settings)
+    endpoints = await open_endpoints(settings, clock)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(endpoints.links.close)
+        channel = endpoints.datastore_channel()
+        stack.push_async_callback(channel.close)
+        datastore = Datastore(
+            channel,
+            endpoints.project,
+            settings.datastore_database,
+            settings.namespace_prefix,
+            "key store",
+        )
+        stack.push_async_callback(datastore.close)
+        yield Access(
+            DatastoreKeyStore(datastore, clock),
+            DatastoreAllowanceStore(datastore, clock),
+            DatastoreUsageStore(datastore),
+            secret,
+        )

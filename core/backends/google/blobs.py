@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from google.api_core.exceptions import NotFound as VendorNotFound
@@ -48,12 +49,15 @@ class CloudBlobStore:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="blobs")
         self._closed = False
 
-    async def put(self, name: str, data: bytes, content_type: str) -> None:
+    async def put(self, name: str, data: bytes | bytearray, content_type: str) -> None:
         """Store `data`; nothing happens where it already is, as the name is its hash."""
         await self._run(lambda: self._put(_checked(name), data, content_type))
 
     async def get(self, name: str) -> bytes:
         return await self._run(lambda: self._get(_checked(name)))
+
+    def file(self, name: str) -> Path | None:
+        return None
 
     async def exists(self, name: str) -> bool:
         blob = self._bucket.blob(_checked(name))
@@ -75,10 +79,10 @@ class CloudBlobStore:
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
         self._client.close()
 
-    def _put(self, name: str, data: bytes, content_type: str) -> None:
+    def _put(self, name: str, data: bytes | bytearray, content_type: str) -> None:
         try:
             self._bucket.blob(name).upload_from_string(
-                data,
+                bytes(data),  # here, so that no more copies exist than threads
                 content_type=content_type,
                 if_generation_match=0,  # create, never replace; it also makes a retry safe
                 checksum=CHECKSUM,

@@ -72,18 +72,18 @@ def entity_of(record: Record, key: Any) -> Any:
     """The entity to store under the raw `key`."""
     entity = RawEntity(key=key)
     fields = entity.properties
-    _text(fields["status"], record.status.value)
+    set_text(fields["status"], record.status.value)
     if record.annotations:
-        _text(fields["annotations"], json.dumps([asdict(each) for each in record.annotations]))
+        set_text(fields["annotations"], json.dumps([asdict(each) for each in record.annotations]))
     if record.error is not None:
-        _text(fields["error"], json.dumps(asdict(record.error)))
-    _number(fields["attempts"], record.attempts)
-    _number(fields["token"], record.token)
-    _time(fields["created_at"], record.created_at)
-    _time(fields["updated_at"], record.updated_at)
-    _time(fields["submitted_at"], record.submitted_at)
+        set_text(fields["error"], json.dumps(asdict(record.error)))
+    set_number(fields["attempts"], record.attempts)
+    set_number(fields["token"], record.token)
+    set_time(fields["created_at"], record.created_at)
+    set_time(fields["updated_at"], record.updated_at)
+    set_time(fields["submitted_at"], record.submitted_at)
     if record.lease_expires_at is not None:
-        _time(fields["lease_expires_at"], record.lease_expires_at)
+        set_time(fields["lease_expires_at"], record.lease_expires_at)
     if not record.status.terminal:
         fields[UNFINISHED].timestamp_value.FromDatetime(record.updated_at)
     return entity
@@ -101,12 +101,12 @@ def record_of(entity: Any, keys: Keys) -> Record:
         error=None if error is None else RecordError(**error),
         attempts=fields["attempts"].integer_value,
         token=fields["token"].integer_value,
-        lease_expires_at=_moment(fields["lease_expires_at"])
+        lease_expires_at=moment_of(fields["lease_expires_at"])
         if "lease_expires_at" in fields
         else None,
-        created_at=_moment(fields["created_at"]),
-        updated_at=_moment(fields["updated_at"]),
-        submitted_at=_moment(fields["submitted_at"]),
+        created_at=moment_of(fields["created_at"]),
+        updated_at=moment_of(fields["updated_at"]),
+        submitted_at=moment_of(fields["submitted_at"]),
     )
 
 
@@ -117,19 +117,20 @@ def time_value(moment: datetime) -> Any:
     return value
 
 
-def _text(value: Any, text: str) -> None:
+def set_text(value: Any, text: str) -> None:
+    """As a property that is not indexed, as the two below."""
     value.string_value, value.exclude_from_indexes = text, True
 
 
-def _number(value: Any, number: int) -> None:
+def set_number(value: Any, number: int) -> None:
     value.integer_value, value.exclude_from_indexes = number, True
 
 
-def _time(value: Any, moment: datetime) -> None:
+def set_time(value: Any, moment: datetime) -> None:
     value.timestamp_value.FromDatetime(moment)
     value.exclude_from_indexes = True
 
 
-def _moment(value: Any) -> datetime:
+def moment_of(value: Any) -> datetime:
     moment: datetime = value.timestamp_value.ToDatetime(tzinfo=UTC)
     return moment

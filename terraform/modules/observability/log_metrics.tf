@@ -9,6 +9,9 @@ locals {
     "resource.labels.service_name=\"${var.worker_service}\"",
   ])
 
+  # The other code, upload_lost, is a client that went away.
+  worker_expired_lines = "${local.worker_lines} AND jsonPayload.code=\"expired\""
+
   # Lines that are counted, by the metric's name. label names a field to count by.
   counted = {
     accepted     = { lines = local.api_lines, message = "accepted", label = null, means = "Uploads whose image is stored and whose message is published" }
@@ -18,7 +21,7 @@ locals {
     unreadable   = { lines = local.worker_lines, message = "dead letter unreadable", label = null, means = "Dead letters that name no image" }
     lease_lost   = { lines = local.worker_lines, message = "lease lost", label = null, means = "Results refused because another worker had taken over" }
     republished  = { lines = local.worker_lines, message = "record republished", label = null, means = "Records that stood still and were published again" }
-    expired      = { lines = local.worker_lines, message = "record expired", label = null, means = "Records given up after the retention" }
+    expired      = { lines = local.worker_expired_lines, message = "record ended", label = null, means = "Records given up after the retention" }
   }
 }
 

@@ -8,6 +8,8 @@ locals {
   retention    = 604800 # seconds an undelivered message is kept
   stale_after  = 600    # seconds a record may stand still
 
+  dead_letter_retention = 2592000 # seconds a dead letter is kept
+
   classify_path    = "/generate_annotations"
   dead_letter_path = "/generate_annotations_dlq"
   reconcile_path   = "/reconcile"

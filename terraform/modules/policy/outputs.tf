@@ -33,6 +33,11 @@ output "stale_after" {
   value       = local.stale_after
 }
 
+output "dead_letter_retention" {
+  description = "Seconds that a dead letter is kept"
+  value       = local.dead_letter_retention
+}
+
 output "reconcile_interval" {
   description = "Seconds between two looks for records that stand still"
   value       = local.reconcile_interval

@@ -21,6 +21,8 @@ locals {
     RETENTION_SECONDS    = tostring(var.policy.retention)
     STALE_SECONDS        = tostring(var.policy.stale_after)
 
+    DEAD_LETTER_RETENTION_SECONDS = tostring(var.policy.dead_letter_retention)
+
     LOG_FORMAT = "json"
     LOG_LEVEL  = var.log_level
     TRACES     = "gcp"

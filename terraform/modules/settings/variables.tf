@@ -13,6 +13,8 @@ variable "policy" {
     lease        = number
     retention    = number
     stale_after  = number
+
+    dead_letter_retention = number
   })
 }
 

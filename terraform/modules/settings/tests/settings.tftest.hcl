@@ -11,6 +11,8 @@ variables {
     lease        = 30
     retention    = 604800
     stale_after  = 600
+
+    dead_letter_retention = 2592000
   }
   queue = {
     topic                    = "images"

@@ -1,0 +1,50 @@
+"""`@requires(scope)`: the endpoint runs for those who may, and learns who it is.
+
+A decorator and not a FastAPI dependency: resolving one would cost more than a cached answer does.
+"""
+
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import Request, Response
+
+from core.identity import ANONYMOUS, Principal, Scope
+from core.route_access import mark
+
+Endpoint = Callable[..., Awaitable[Response]]
+
+
+def requires(scope: Scope) -> Callable[[Endpoint], Endpoint]:
+    """Let in only callers whose key has `scope`; the endpoint may have a parameter `principal`.
+
+    Beside it the endpoint takes `request`, and whatever else FastAPI shall give it. Raises
+    Unauthenticated, Forbidden, RateLimited before the endpoint or the body of the request is
+    touched. Where no keys are asked for, the principal is `ANONYMOUS`.
+    """
+
+    def decorate(endpoint: Endpoint) -> Endpoint:
+        signature = inspect.signature(endpoint)
+        wants_principal = "principal" in signature.parameters
+
+        async def guarded(request: Request, **others: Any) -> Response:
+            gate = request.scope["app"].state.gate
+            principal = ANONYMOUS if gate is None else await gate.admit(request.scope, scope)
+            if wants_principal:
+                return await endpoint(request=request, principal=principal, **others)
+            return await endpoint(request=request, **others)
+
+        outside = [p for name, p in signature.parameters.items() if name != "principal"]
+        guarded.__signature__ = signature.replace(parameters=outside)  # type: ignore[attr-defined]
+        guarded.__name__, guarded.__doc__ = endpoint.__name__, endpoint.__doc__
+        guarded.__module__ = endpoint.__module__
+        return mark(guarded, scope)
+
+    return decorate
+
+
+def count_image(request: Request, principal: Principal, size: int) -> None:
+    """Note in the usage of the caller's key that an image of `size` bytes was uploaded."""
+    gate = request.scope["app"].state.gate
+    if gate is not None:
+        gate.count_image(principal, size)

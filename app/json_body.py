@@ -1,0 +1,38 @@
+"""A small JSON body: read within a bound, checked against a model."""
+
+from typing import TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from core.errors import BodyTooLarge, InvalidRequest
+
+MAX_BYTES = 16 * 1024
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+async def read_json(request: Request, model: type[Model], max_bytes: int = MAX_BYTES) -> Model:
+    """Raises BodyTooLarge, and InvalidRequest that names what is wrong without repeating it."""
+    body = bytearray()
+    async for chunk in request.stream():
+        if len(body) + len(chunk) > max_bytes:
+            raise BodyTooLarge(f"The body has more than {max_bytes} bytes.")
+        body += chunk
+    try:
+        return model.model_validate_json(bytes(body) or b"{}")
+    except ValidationError as invalid:
+        errors = [
+            {"field": _field(error), "message": error["msg"]}
+            for error in invalid.errors(include_input=False, include_url=False)
+        ]
+        detail = "; ".join(f"{error['field']}: {error['message']}" for error in errors)
+        raise InvalidRequest(detail, extra={"errors": errors}) from None
+
+
+def _field(error: ErrorDetails) -> str:
+    """Where the error is. A name that we do not know is the sender's, and might be anything."""
+    if error["type"] == "extra_forbidden":
+        return "unknown field"
+    return ".".join(map(str, error["loc"])) or "body"

@@ -1,0 +1,178 @@
+"""Dead letters in Datastore: entities `DeadLetter/{id}` in the tenant's namespace.
+
+A position (see `core.dead_letters.letter`) is unique and sorts the newest first, so one indexed
+property answers a whole listing. There are four, with and without the code in front, of all letters
+and of those not resolved yet: no composite index is needed, which somebody would have to set up.
+"""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import grpc.aio
+from google.cloud.datastore_v1.types import CompositeFilter, Filter, PropertyFilter, PropertyOrder
+
+from core.backends.google.datastore import (
+    KEY_ONLY,
+    Datastore,
+    RawMutation,
+    RawQuery,
+    property_filter,
+)
+from core.backends.google.entities import (
+    RawEntity,
+    RawValue,
+    moment_of,
+    set_number,
+    set_text,
+    set_time,
+)
+from core.clock import Clock, utc_now
+from core.dead_letters.letter import DeadLetter, LetterFilter, older_than
+
+KIND = "DeadLetter"
+PART = "dead-letter store"
+MOST_MUTATIONS = 500  # in one commit: https://cloud.google.com/datastore/docs/concepts/limits
+_ALL, _ALL_BY_CODE, _OPEN, _OPEN_BY_CODE = "all", "all_by_code", "open", "open_by_code"
+
+
+class DatastoreDeadLetterStore:
+    """`core.ports.DeadLetterStore` on one database."""
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        project: str,
+        database: str = "",
+        namespace_prefix: str = "",
+        clock: Clock = utc_now,
+    ) -> None:
+        self._datastore = Datastore(channel, project, database, namespace_prefix, PART)
+        self._clock = clock
+
+    async def add(self, letter: DeadLetter) -> bool:
+        entity = _entity_of(letter, self._key(letter.tenant, letter.id))
+        return await self._datastore.insert(entity, letter.tenant)
+
+    async def get(self, tenant: str, id_: str) -> DeadLetter | None:
+        entity = await self._datastore.find(self._key(tenant, id_))
+        return None if entity is None else _letter_of(entity, tenant)
+
+    async def list(self, wanted: LetterFilter, limit: int, after: str = "") -> Sequence[DeadLetter]:
+        low, high = wanted.bounds(after)
+        name = _ALL if wanted.resolved else _OPEN
+        if wanted.code:
+            name = _ALL_BY_CODE if wanted.resolved else _OPEN_BY_CODE
+            low, high = _by_code(wanted.code, low), _by_code(wanted.code, high)
+        query = _between(name, low, high)
+        query.limit.value = limit
+        entities = await self._datastore.query(wanted.tenant, query)
+        return [_letter_of(entity, wanted.tenant) for entity in entities]
+
+    async def resolve(self, tenant: str, id_: str) -> bool:
+        key = self._key(tenant, id_)
+
+        async def resolve(transaction: bytes) -> tuple[bool, Sequence[Any]]:
+            entity = await self._datastore.find_in(key, transaction)
+            if entity is None or "resolved_at" in entity.properties:
+                return False, []
+            set_time(entity.properties["resolved_at"], self._clock())
+            for name in (_OPEN, _OPEN_BY_CODE):
+                entity.properties.pop(name, None)
+            return True, [RawMutation(update=entity)]
+
+        return await self._datastore.transact(resolve)
+
+    async def delete(self, tenant: str, id_: str) -> bool:
+        key = self._key(tenant, id_)
+
+        async def delete(transaction: bytes) -> tuple[bool, Sequence[Any]]:
+            if await self._datastore.find_in(key, transaction) is None:
+                return False, []
+            return True, [RawMutation(delete=key)]
+
+        return await self._datastore.transact(delete)
+
+    async def purge(self, before: datetime, limit: int) -> int:
+        purged = 0
+        for tenant in await self._datastore.tenants():
+            query = _between(_ALL, older_than(before), "~")
+            query.projection.add(**KEY_ONLY)
+            while purged < limit:
+                query.limit.value = min(limit - purged, MOST_MUTATIONS)
+                keys = [entity.key for entity in await self._datastore.query(tenant, query)]
+                if not keys:
+                    break
+                await self._datastore.delete(keys)
+                purged += len(keys)
+        return purged
+
+    async def ping(self) -> None:
+        await self._datastore.ping()
+
+    async def close(self) -> None:
+        await self._datastore.close()
+
+    def _key(self, tenant: str, id_: str) -> Any:
+        keys = self._datastore.keys
+        return keys.path(keys.namespace(tenant), (KIND, id_))
+
+
+def _between(name: str, low: str, high: str) -> Any:
+    """Those whose text `name` lies between `low` and `high`, both excluded, in its order."""
+    query = RawQuery(kind=[{"name": KIND}])
+    operator = PropertyFilter.Operator
+    bounds = CompositeFilter.pb()(
+        op=CompositeFilter.Operator.AND,
+        filters=[
+            property_filter(name, operator.GREATER_THAN, RawValue(string_value=low)),
+            property_filter(name, operator.LESS_THAN, RawValue(string_value=high)),
+        ],
+    )
+    query.filter.CopyFrom(Filter.pb()(composite_filter=bounds))
+    query.order.add(property={"name": name}, direction=PropertyOrder.Direction.ASCENDING)
+    return query
+
+
+def _by_code(code: str, position: str) -> str:
+    return f"{code}:{position}"
+
+
+def _entity_of(letter: DeadLetter, key: Any) -> Any:
+    entity = RawEntity(key=key)
+    fields = entity.properties
+    set_text(fields["attributes"], json.dumps(dict(letter.attributes), ensure_ascii=False))
+    fields["payload"].blob_value = letter.payload
+    fields["payload"].exclude_from_indexes = True
+    set_number(fields["payload_size"], letter.payload_size)
+    set_number(fields["attempts"], letter.attempts)
+    set_text(fields["code"], letter.code)
+    set_text(fields["detail"], letter.detail)
+    set_time(fields["published_at"], letter.published_at)
+    set_time(fields["died_at"], letter.died_at)
+    fields[_ALL].string_value = letter.position
+    fields[_ALL_BY_CODE].string_value = _by_code(letter.code, letter.position)
+    if letter.resolved_at is None:
+        fields[_OPEN].string_value = letter.position
+        fields[_OPEN_BY_CODE].string_value = _by_code(letter.code, letter.position)
+    else:
+        set_time(fields["resolved_at"], letter.resolved_at)
+    return entity
+
+
+def _letter_of(entity: Any, tenant: str) -> DeadLetter:
+    fields = entity.properties
+    return DeadLetter(
+        id=entity.key.path[0].name,
+        tenant=tenant,
+        attributes=json.loads(fields["attributes"].string_value),
+        payload=fields["payload"].blob_value,
+        payload_size=fields["payload_size"].integer_value,
+        attempts=fields["attempts"].integer_value,
+        code=fields["code"].string_value,
+        detail=fields["detail"].string_value,
+        published_at=moment_of(fields["published_at"]),
+        died_at=moment_of(fields["died_at"]),
+        resolved_at=moment_of(fields["resolved_at"]) if "resolved_at" in fields else None,
+    )

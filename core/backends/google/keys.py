@@ -1,0 +1,245 @@
+"""API keys, their limits and their usage in Datastore. `core` decides; these apply it.
+
+Keys and allowances are in a namespace of their own, since a key is looked up before its tenant is
+known: `ApiKey/{id}` and `Allowance/{id}:{limit}`. Usage is in the tenant's namespace, as
+`Usage/{day}:{key}:{shard}`: processes that count the same key write different entities.
+"""
+
+import asyncio
+import json
+import random
+from collections.abc import Callable, Sequence
+from datetime import UTC, date, datetime, timedelta
+from itertools import groupby
+from typing import Any
+
+from google.cloud.datastore_v1.types import PropertyFilter
+
+from core import api_keys
+from core.api_keys import ApiKey
+from core.backends.google.datastore import Datastore, RawMutation, RawQuery, property_filter
+from core.backends.google.entities import RawEntity, RawValue
+from core.clock import Clock, utc_now
+from core.identity import Scope
+from core.limits import Allowance, Grant, Limit, Rate, granted
+from core.usage import Usage
+
+KEY_KIND, ALLOWANCE_KIND, USAGE_KIND = "ApiKey", "Allowance", "Usage"
+# No tenant's name has an underscore.
+ACCESS = "_access"
+SHARDS, WRITERS = 16, 8
+
+Step = Callable[[ApiKey, datetime], ApiKey | None]
+
+
+class DatastoreKeyStore:
+    """`core.ports.KeyStore`."""
+
+    def __init__(self, datastore: Datastore, clock: Clock = utc_now) -> None:
+        self._datastore = datastore
+        self._clock = clock
+
+    async def create(self, key: ApiKey) -> bool:
+        raw_key = self._raw_key(key.id)
+
+        async def insert(transaction: bytes) -> tuple[bool, list[Any]]:
+            if await self._datastore.find_in(raw_key, transaction) is not None:
+                return False, []
+            return True, [RawMutation(insert=_entity_of(key, raw_key))]
+
+        return await self._datastore.transact(insert)
+
+    async def get(self, key_id: str) -> ApiKey | None:
+        entity = await self._datastore.find(self._raw_key(key_id))
+        return None if entity is None else _key_of(entity)
+
+    async def keys(self, tenant: str | None = None) -> list[ApiKey]:
+        query = RawQuery(kind=[{"name": KEY_KIND}])
+        if tenant is not None:
+            equal = PropertyFilter.Operator.EQUAL
+            query.filter.CopyFrom(property_filter("tenant", equal, RawValue(string_value=tenant)))
+        found = [_key_of(entity) for entity in await self._datastore.query(ACCESS, query)]
+        return sorted(found, key=lambda key: (key.created_at, key.id))
+
+    async def rotate(self, key_id: str, digest: bytes, overlap: timedelta) -> ApiKey | None:
+        step: Step = lambda key, now: api_keys.rotated(key, digest, overlap, now)  # noqa: E731
+        return await self._apply(key_id, step)
+
+    async def revoke(self, key_id: str) -> bool:
+        return await self._apply(key_id, api_keys.revoked) is not None
+
+    async def touch(self, key_id: str, at: datetime) -> bool:
+        step: Step = lambda key, now: api_keys.touched(key, at)  # noqa: E731
+        return await self._apply(key_id, step) is not None
+
+    async def _apply(self, key_id: str, step: Step) -> ApiKey | None:
+        raw_key = self._raw_key(key_id)
+
+        async def change(transaction: bytes) -> tuple[ApiKey | None, list[Any]]:
+            entity = await self._datastore.find_in(raw_key, transaction)
+            after = None if entity is None else step(_key_of(entity), self._clock())
+            if after is None:
+                return None, []
+            return after, [RawMutation(update=_entity_of(after, raw_key))]
+
+        return await self._datastore.transact(change)
+
+    def _raw_key(self, key_id: str) -> Any:
+        keys = self._datastore.keys
+        return keys.path(keys.namespace(ACCESS), (KEY_KIND, key_id))
+
+
+class DatastoreAllowanceStore:
+    """`core.ports.AllowanceStore`. Shares keep writes to one entity far below one a second."""
+
+    def __init__(self, datastore: Datastore, clock: Clock = utc_now) -> None:
+        self._datastore = datastore
+        self._clock = clock
+
+    async def take(self, key_id: str, limit: Limit) -> Grant:
+        keys = self._datastore.keys
+        raw_key = keys.path(keys.namespace(ACCESS), (ALLOWANCE_KIND, f"{key_id}:{limit.name}"))
+
+        async def take(transaction: bytes) -> tuple[Grant, list[Any]]:
+            entity = await self._datastore.find_in(raw_key, transaction)
+            before = None
+            if entity is not None:
+                fields = entity.properties
+                before = Allowance(fields["window"].integer_value, fields["taken"].integer_value)
+            after, grant = granted(before, limit, self._clock())
+            if not grant.count:
+                return grant, []
+            entity = RawEntity(key=raw_key)
+            _number(entity.properties["window"], after.window)
+            _number(entity.properties["taken"], after.taken)
+            return grant, [RawMutation(upsert=entity)]
+
+        return await self._datastore.transact(take)
+
+
+class DatastoreUsageStore:
+    """`core.ports.UsageStore`."""
+
+    def __init__(self, datastore: Datastore) -> None:
+        self._datastore = datastore
+        # One of a few for each process: they seldom meet, and reading adds up but a few.
+        self._shard = random.randrange(SHARDS)
+        self._writers = asyncio.Semaphore(WRITERS)
+
+    async def add(self, counts: Sequence[Usage]) -> None:
+        await asyncio.gather(*(self._add(usage) for usage in counts))
+
+    async def read(self, tenant: str, since: date) -> list[Usage]:
+        keys = self._datastore.keys
+        first = keys.path(keys.namespace(tenant), (USAGE_KIND, since.isoformat()))
+        query = RawQuery(kind=[{"name": USAGE_KIND}])
+        operator = PropertyFilter.Operator.GREATER_THAN_OR_EQUAL
+        query.filter.CopyFrom(property_filter("__key__", operator, RawValue(key_value=first)))
+        found = [_usage_of(entity, tenant) for entity in await self._datastore.query(tenant, query)]
+        found.sort(key=_by_day)
+        return [_sum(list(shards)) for _, shards in groupby(found, key=_by_day)]
+
+    async def _add(self, usage: Usage) -> None:
+        keys = self._datastore.keys
+        name = f"{usage.day.isoformat()}:{usage.key_id}:{self._shard}"
+        raw_key = keys.path(keys.namespace(usage.tenant), (USAGE_KIND, name))
+
+        async def add(transaction: bytes) -> tuple[None, list[Any]]:
+            before = await self._datastore.find_in(raw_key, transaction)
+            after = usage if before is None else usage + _usage_of(before, usage.tenant)
+            entity = RawEntity(key=raw_key)
+            for field in ("requests", "images", "bytes", "refused"):
+                _number(entity.properties[field], getattr(after, field))
+            return None, [RawMutation(upsert=entity)]
+
+        async with self._writers:
+            await self._datastore.transact(add)
+
+
+def _by_day(usage: Usage) -> tuple[date, str]:
+    return usage.day, usage.key_id
+
+
+def _sum(counts: list[Usage]) -> Usage:
+    total = counts[0]
+    for usage in counts[1:]:
+        total += usage
+    return total
+
+
+def _usage_of(entity: Any, tenant: str) -> Usage:
+    day, key_id, _ = entity.key.path[0].name.split(":")
+    fields = entity.properties
+    return Usage(
+        tenant,
+        key_id,
+        date.fromisoformat(day),
+        fields["requests"].integer_value,
+        fields["images"].integer_value,
+        fields["bytes"].integer_value,
+        fields["refused"].integer_value,
+    )
+
+
+_TIMES = ("expires_at", "revoked_at", "last_used_at", "rotated_at", "previous_expires_at")
+
+
+def _entity_of(key: ApiKey, raw_key: Any) -> Any:
+    """Only `tenant` is indexed."""
+    entity = RawEntity(key=raw_key)
+    fields = entity.properties
+    fields["tenant"].string_value = key.tenant
+    _text(fields["name"], key.name)
+    _text(fields["scopes"], json.dumps(sorted(key.scopes)))
+    _blob(fields["digest"], key.digest)
+    _time(fields["created_at"], key.created_at)
+    for name in _TIMES:
+        if (at := getattr(key, name)) is not None:
+            _time(fields[name], at)
+    if key.previous_digest is not None:
+        _blob(fields["previous_digest"], key.previous_digest)
+    if key.rate is not None:
+        _text(fields["rate"], str(key.rate))
+    if key.daily_quota is not None:
+        _number(fields["daily_quota"], key.daily_quota)
+    return entity
+
+
+def _key_of(entity: Any) -> ApiKey:
+    fields = entity.properties
+    return ApiKey(
+        id=entity.key.path[0].name,
+        tenant=fields["tenant"].string_value,
+        name=fields["name"].string_value,
+        scopes=frozenset(Scope(name) for name in json.loads(fields["scopes"].string_value)),
+        digest=fields["digest"].blob_value,
+        created_at=_moment(fields["created_at"]),
+        previous_digest=(
+            fields["previous_digest"].blob_value if "previous_digest" in fields else None
+        ),
+        rate=Rate.parse(fields["rate"].string_value) if "rate" in fields else None,
+        daily_quota=fields["daily_quota"].integer_value if "daily_quota" in fields else None,
+        **{name: _moment(fields[name]) for name in _TIMES if name in fields},
+    )
+
+
+def _text(value: Any, text: str) -> None:
+    value.string_value, value.exclude_from_indexes = text, True
+
+
+def _blob(value: Any, data: bytes) -> None:
+    value.blob_value, value.exclude_from_indexes = data, True
+
+
+def _number(value: Any, number: int) -> None:
+    value.integer_value, value.exclude_from_indexes = number, True
+
+
+def _time(value: Any, moment: datetime) -> None:
+    value.timestamp_value.FromDatetime(moment)
+    value.exclude_from_indexes = True
+
+
+def _moment(value: Any) -> datetime:
+    moment: datetime = value.timestamp_value.ToDatetime(tzinfo=UTC)
+    return moment

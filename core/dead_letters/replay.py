@@ -1,0 +1,102 @@
+"""Replaying dead letters: a new attempt of the record, and a new message for it.
+
+Any step may be the last one before a crash, and anybody may do the same at once: whoever comes
+next finds how far it got. A letter is resolved last, so none is lost.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from enum import StrEnum
+
+import structlog
+
+from core.backends import Backend
+from core.dead_letters.letter import DeadLetter, LetterFilter
+from core.errors import MalformedEnvelope, NotFound
+from core.messages import ClassifyImage
+from core.publishing import publish
+from core.records import RecordError, Status
+from core.telemetry import image_context
+
+log = structlog.get_logger(__name__)
+
+
+class Replay(StrEnum):
+    """How a replay ended.
+
+    `replayed`: a new attempt is on its way. `resolved`: nothing to do, since the record has
+    succeeded, cannot be tried again, is being tried again already, or its image is gone. `busy`:
+    a worker still owns the record; later. `unreadable`: the letter names no image.
+    """
+
+    REPLAYED = "replayed"
+    RESOLVED = "resolved"
+    BUSY = "busy"
+    UNREADABLE = "unreadable"
+
+
+@dataclass(frozen=True, slots=True)
+class Replays:
+    """How many replays ended how; `after` is where the next call goes on, empty at the end."""
+
+    counts: Counter[Replay]
+    after: str
+
+
+async def replay(backend: Backend, tenant: str, id_: str) -> Replay:
+    """Replay one letter. Replaying it again changes nothing. Raises NotFound, Unavailable."""
+    letter = await backend.dead_letters.get(tenant, id_)
+    if letter is None:
+        raise NotFound("There is no such dead letter.")
+    return await _replay(backend, letter)
+
+
+async def replay_all(
+    backend: Backend, wanted: LetterFilter, limit: int, after: str = ""
+) -> Replays:
+    """Replay at most `limit` of the letters that `wanted` selects, newest first.
+
+    Raises Unavailable, after which those that were replayed are.
+    """
+    letters = await backend.dead_letters.list(wanted, limit, after)
+    counts: Counter[Replay] = Counter()
+    for letter in letters:
+        counts[await _replay(backend, letter)] += 1
+    return Replays(counts, letters[-1].position if len(letters) == limit else "")
+
+
+async def _replay(backend: Backend, letter: DeadLetter) -> Replay:
+    if letter.resolved_at is not None:
+        return Replay.RESOLVED
+    try:
+        message = ClassifyImage.from_attributes(dict(letter.attributes))
+    except MalformedEnvelope:
+        return Replay.UNREADABLE
+    with image_context(message.key):
+        outcome = await _new_attempt(backend, letter, message)
+        if outcome in (Replay.REPLAYED, Replay.RESOLVED):
+            await backend.dead_letters.resolve(letter.tenant, letter.id)
+        log.info("dead letter replayed", letter=letter.id, outcome=outcome)
+    return outcome
+
+
+async def _new_attempt(backend: Backend, letter: DeadLetter, message: ClassifyImage) -> Replay:
+    key, records = message.key, backend.records
+    # First what the letter's burial may not have come to yet: it would end the new attempt.
+    error = RecordError(letter.code, letter.detail, retryable=True)
+    await records.fail(key, error, submitted_by=letter.died_at)
+    if not await backend.blobs.exists(key.blob_name):
+        return Replay.RESOLVED
+    retried = await records.retry(key)
+    record = await records.get(key)
+    if record is None or record.status.terminal:
+        return Replay.RESOLVED
+    if record.status is Status.PENDING:
+        # Also where another call has set it free and may have died since: publishing twice is
+        # harmless, not publishing would leave it to the reconciler.
+        await publish(backend.publisher, key)
+        await records.advance(key, Status.PENDING, Status.QUEUED)
+        return Replay.REPLAYED
+    if retried or record.submitted_at > letter.died_at:
+        return Replay.RESOLVED
+    return Replay.BUSY

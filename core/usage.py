@@ -1,0 +1,34 @@
+"""What each key has asked for, by the day."""
+
+from dataclasses import dataclass
+from datetime import date
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Counts of one key on one day (UTC).
+
+    `requests` were let through, `refused` were beyond a limit; `images` were uploaded, with `bytes`
+    in all, known ones and refused ones included.
+    """
+
+    tenant: str
+    key_id: str
+    day: date
+    requests: int = 0
+    images: int = 0
+    bytes: int = 0
+    refused: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        if (self.tenant, self.key_id, self.day) != (other.tenant, other.key_id, other.day):
+            raise ValueError("only counts of the same key and day add up")
+        return Usage(
+            self.tenant,
+            self.key_id,
+            self.day,
+            self.requests + other.requests,
+            self.images + other.images,
+            self.bytes + other.bytes,
+            self.refused + other.refused,
+        )

@@ -1,0 +1,66 @@
+"""The AllowanceStore port: shares never add up to more than the limit."""
+
+import asyncio
+
+import pytest
+
+from core.backends import Access, open_access
+from core.limits import DAY, Limit
+from core.ports import AllowanceStore
+from core.settings import Settings
+from tests.contract.clock import MovableClock
+
+LIMIT = Limit("rate", 100, 60)
+
+
+@pytest.fixture
+def allowances(access: Access) -> AllowanceStore:
+    return access.allowances
+
+
+async def taken(store: AllowanceStore, limit: Limit, key_id: str = "key1") -> list[int]:
+    """Take until nothing is left; the shares."""
+    shares = []
+    while (grant := await store.take(key_id, limit)).count:
+        shares.append(grant.count)
+        assert grant.left == limit.quota - sum(shares)
+        assert grant.window == limit.window(grant.window)
+    return shares
+
+
+async def test_shares_add_up_to_the_limit_and_grow_small(allowances: AllowanceStore) -> None:
+    shares = await taken(allowances, LIMIT)
+    assert sum(shares) == 100
+    assert shares[0] == 12
+    assert shares[-8:] == [1] * 8
+    assert (await allowances.take("key1", LIMIT)).count == 0
+
+
+async def test_keys_and_limits_do_not_share(allowances: AllowanceStore) -> None:
+    assert sum(await taken(allowances, Limit("rate", 3, 60))) == 3
+    assert sum(await taken(allowances, Limit("rate", 3, 60), "key2")) == 3
+    assert sum(await taken(allowances, Limit("day", 2, DAY))) == 2
+
+
+async def test_a_new_window_begins_anew(allowances: AllowanceStore, clock: MovableClock) -> None:
+    limit = Limit("rate", 3, 60)
+    first = (await allowances.take("key1", limit)).window
+    while (await allowances.take("key1", limit)).count:
+        pass
+    clock.move(60)
+    grant = await allowances.take("key1", limit)
+    assert (grant.window, grant.count, grant.left) == (first + 60, 1, 2)
+
+
+async def test_two_processes_that_ask_at_once_never_get_more_than_there_is(
+    access: Access, settings: Settings, clock: MovableClock
+) -> None:
+    limit = Limit("rate", 10, 60)
+    async with open_access(settings, clock) as other:
+        counts = []
+        for _ in range(7):
+            grants = await asyncio.gather(
+                access.allowances.take("key1", limit), other.allowances.take("key1", limit)
+            )
+            counts += [grant.count for grant in grants]
+    assert sum(counts) == 10

@@ -1,0 +1,184 @@
+"""Dead letters on every backend: kept once, listed newest first, resolved, deleted, purged."""
+
+import asyncio
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from core.backends import Backend
+from core.dead_letters.letter import DeadLetter, LetterFilter, letter_id
+from core.ports import DeadLetterStore
+from tests.contract.clock import MovableClock
+
+PUBLIC = LetterFilter("public")
+
+
+@pytest.fixture
+def letters(backend: Backend) -> DeadLetterStore:
+    return backend.dead_letters
+
+
+def letter(
+    clock: MovableClock, number: int, *, tenant: str = "public", code: str = "inference_failed"
+) -> DeadLetter:
+    """One that dies now; the number tells it from others."""
+    attributes = {"image_hash": f"{number:064x}", "model": "m@0123456789ab", "tenant": tenant}
+    return DeadLetter(
+        id=letter_id(attributes, b"", "1"),
+        tenant=tenant,
+        attributes=attributes,
+        payload=b"\x00\xffbytes",
+        payload_size=7,
+        attempts=10,
+        code=code,
+        detail="The model failed on this image, zweimal: ä.",
+        published_at=clock() - timedelta(minutes=5),
+        died_at=clock(),
+    )
+
+
+async def aged(
+    letters: DeadLetterStore, clock: MovableClock, count: int, **changes: str
+) -> list[DeadLetter]:
+    """Letters that died a second apart, newest first."""
+    made = []
+    for number in range(count):
+        made.append(letter(clock, number, **changes))
+        assert await letters.add(made[-1])
+        clock.move(1)
+    return made[::-1]
+
+
+async def test_a_letter_comes_back_unchanged(letters: DeadLetterStore, clock: MovableClock) -> None:
+    kept = letter(clock, 1)
+    assert await letters.get("public", kept.id) is None
+    assert await letters.add(kept)
+    assert await letters.get("public", kept.id) == kept
+    assert await letters.list(PUBLIC, 10) == [kept]
+
+
+async def test_the_largest_letter_is_kept(letters: DeadLetterStore, clock: MovableClock) -> None:
+    attributes = {f"name-{n}": "ä" * 500 for n in range(100)}
+    large = replace(letter(clock, 1), attributes=attributes, payload=bytes(256 * 1024))
+    assert await letters.add(large)
+    assert await letters.get("public", large.id) == large
+
+
+async def test_adding_again_changes_nothing(letters: DeadLetterStore, clock: MovableClock) -> None:
+    kept = letter(clock, 1)
+    assert await letters.add(kept)
+    clock.move(60)
+    assert not await letters.add(replace(kept, died_at=clock(), code="other"))
+    assert await letters.list(PUBLIC, 10) == [kept]
+
+
+async def test_of_concurrent_adds_one_wins(letters: DeadLetterStore, clock: MovableClock) -> None:
+    kept = letter(clock, 1)
+    added = await asyncio.gather(*(letters.add(kept) for _ in range(10)))
+    assert added.count(True) == 1
+    assert await letters.list(PUBLIC, 10) == [kept]
+
+
+async def test_a_listing_goes_on_from_a_position(
+    letters: DeadLetterStore, clock: MovableClock
+) -> None:
+    made = await aged(letters, clock, 7)
+    seen: list[DeadLetter] = []
+    while page := await letters.list(PUBLIC, 3, seen[-1].position if seen else ""):
+        assert len(page) <= 3
+        seen += page
+        # What dies meanwhile is newer than any place in the listing, and moves none.
+        assert await letters.add(letter(clock, 100 + len(seen)))
+        clock.move(1)
+    assert seen == made
+
+
+async def test_letters_of_one_moment_are_all_listed(
+    letters: DeadLetterStore, clock: MovableClock
+) -> None:
+    made = [letter(clock, number) for number in range(5)]
+    for each in made:
+        await letters.add(each)
+    seen: list[DeadLetter] = []
+    while page := await letters.list(PUBLIC, 2, seen[-1].position if seen else ""):
+        seen += page
+    assert sorted(each.id for each in seen) == sorted(each.id for each in made)
+
+
+async def test_filters_select(letters: DeadLetterStore, clock: MovableClock) -> None:
+    made = await aged(letters, clock, 4)
+    other = letter(clock, 50, code="unavailable")
+    await letters.add(other)
+
+    async def listed(**changes: object) -> list[DeadLetter]:
+        return list(await letters.list(replace(PUBLIC, **changes), 10))  # type: ignore[arg-type]
+
+    assert await listed() == [other, *made]
+    assert await listed(code="unavailable") == [other]
+    assert await listed(code="inference_failed") == made
+    assert await listed(code="inference") == []
+    # `since` includes, `before` excludes.
+    assert await listed(since=made[1].died_at) == [other, *made[:2]]
+    assert await listed(before=made[1].died_at) == made[2:]
+    assert await listed(since=made[2].died_at, before=made[0].died_at) == made[1:3]
+    assert await listed(since=made[2].died_at, code="inference_failed") == made[:3]
+    within = replace(PUBLIC, code="inference_failed", before=made[0].died_at)
+    assert list(await letters.list(within, 10, made[1].position)) == made[2:]
+
+
+async def test_a_resolved_letter_is_kept_and_listed_on_demand(
+    letters: DeadLetterStore, clock: MovableClock
+) -> None:
+    young, old = await aged(letters, clock, 2)
+    assert await letters.resolve("public", old.id)
+    resolved = replace(old, resolved_at=clock())
+    clock.move(5)
+    assert not await letters.resolve("public", old.id)  # once
+    assert not await letters.resolve("public", "ab" * 16)
+    assert await letters.get("public", old.id) == resolved
+    assert await letters.list(PUBLIC, 10) == [young]
+    assert await letters.list(replace(PUBLIC, code=old.code), 10) == [young]
+    everything = replace(PUBLIC, resolved=True)
+    assert await letters.list(everything, 10) == [young, resolved]
+    assert await letters.list(replace(everything, code=old.code), 10) == [young, resolved]
+    assert not await letters.add(old)  # a notice that comes again does not open it again
+    assert await letters.list(PUBLIC, 10) == [young]
+
+
+async def test_delete_takes_it_away_once(letters: DeadLetterStore, clock: MovableClock) -> None:
+    kept, gone = await aged(letters, clock, 2)
+    assert await letters.delete("public", gone.id)
+    assert not await letters.delete("public", gone.id)
+    assert await letters.get("public", gone.id) is None
+    assert await letters.list(PUBLIC, 10) == [kept]
+
+
+async def test_purge_deletes_the_old_of_every_tenant_within_its_limit(
+    letters: DeadLetterStore, clock: MovableClock
+) -> None:
+    ours = await aged(letters, clock, 3)
+    theirs = await aged(letters, clock, 3, tenant="acme")
+    await letters.resolve("public", ours[2].id)
+    before = theirs[0].died_at
+    assert await letters.purge(before, 2) == 2
+    assert await letters.purge(before, 10) == 3
+    assert await letters.purge(before, 10) == 0
+    assert await letters.list(replace(PUBLIC, resolved=True), 10) == []
+    assert await letters.list(LetterFilter("acme"), 10) == theirs[:1]
+
+
+async def test_tenants_do_not_meet(letters: DeadLetterStore, clock: MovableClock) -> None:
+    mine, theirs = letter(clock, 1), letter(clock, 1, tenant="acme")
+    await letters.add(mine)
+    assert await letters.get("acme", mine.id) is None
+    assert not await letters.resolve("acme", mine.id)
+    assert not await letters.delete("acme", mine.id)
+    assert await letters.list(LetterFilter("acme"), 10) == []
+    # The same id in two tenants is two letters.
+    assert await letters.add(replace(theirs, id=mine.id))
+    assert await letters.get("public", mine.id) == mine
+
+
+async def test_ping(letters: DeadLetterStore) -> None:
+    await letters.ping()

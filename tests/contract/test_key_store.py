@@ -1,0 +1,183 @@
+"""Every method of the KeyStore port, each change and each refusal."""
+
+import asyncio
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import pytest
+
+from core.api_keys import ApiKey
+from core.backends import Access, open_access
+from core.identity import ALL_SCOPES, Scope
+from core.limits import Rate
+from core.ports import KeyStore
+from core.settings import Settings
+from tests.contract.clock import MovableClock
+
+HOUR = timedelta(hours=1)
+FIRST, SECOND, THIRD = bytes([1]) * 32, bytes([2]) * 32, bytes([3]) * 32
+
+
+@pytest.fixture
+def keys(access: Access) -> KeyStore:
+    return access.keys
+
+
+def new_key(clock: MovableClock, number: int = 1, **changes: object) -> ApiKey:
+    plain = ApiKey(
+        id=f"key{number:09}",
+        tenant="acme",
+        name="The laptop, é",
+        scopes=frozenset({Scope.CLASSIFY, Scope.READ}),
+        digest=FIRST,
+        created_at=clock(),
+    )
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+async def stored(keys: KeyStore, key_id: str) -> ApiKey:
+    key = await keys.get(key_id)
+    assert key is not None
+    return key
+
+
+def good(key: ApiKey, digest: bytes, at: datetime) -> bool:
+    return key.good_until(digest, at) is not None
+
+
+async def test_an_unknown_key_is_none_and_refuses_everything(
+    keys: KeyStore, clock: MovableClock
+) -> None:
+    assert await keys.get("key000000001") is None
+    assert await keys.keys() == []
+    assert await keys.rotate("key000000001", SECOND, HOUR) is None
+    assert not await keys.revoke("key000000001")
+    assert not await keys.touch("key000000001", clock())
+
+
+async def test_a_key_comes_back_unchanged(keys: KeyStore, clock: MovableClock) -> None:
+    plain = new_key(clock)
+    full = new_key(
+        clock,
+        2,
+        scopes=ALL_SCOPES,
+        expires_at=clock() + HOUR,
+        revoked_at=clock() + 2 * HOUR,
+        last_used_at=clock() + 3 * HOUR,
+        rotated_at=clock() + 4 * HOUR,
+        previous_digest=SECOND,
+        previous_expires_at=clock() + 5 * HOUR,
+        rate=Rate(7, 3600),
+        daily_quota=0,
+    )
+    for key in (plain, full):
+        assert await keys.create(key)
+        assert await keys.get(key.id) == key
+
+
+async def test_of_concurrent_creates_of_one_id_one_wins(
+    keys: KeyStore, clock: MovableClock
+) -> None:
+    contenders = [new_key(clock, name=f"number {n}") for n in range(4)]
+    won = await asyncio.gather(*(keys.create(key) for key in contenders))
+    assert won.count(True) == 1
+    assert await keys.get("key000000001") == contenders[won.index(True)]
+
+
+async def test_keys_are_listed_by_tenant_oldest_first(keys: KeyStore, clock: MovableClock) -> None:
+    made = []
+    for number, tenant in ((3, "acme"), (1, "other"), (2, "acme")):
+        made.append(new_key(clock, number, tenant=tenant))
+        assert await keys.create(made[-1])
+        clock.move(1)
+    assert [key.id for key in await keys.keys("acme")] == ["key000000003", "key000000002"]
+    assert await keys.keys("other") == [made[1]]
+    assert await keys.keys("nobody") == []
+    assert await keys.keys() == made
+
+
+async def test_after_a_rotation_both_secrets_are_good_until_the_overlap_ends(
+    keys: KeyStore, clock: MovableClock
+) -> None:
+    await keys.create(new_key(clock))
+    rotated_at = clock.move(10)
+    after = await keys.rotate("key000000001", SECOND, HOUR)
+    assert after is not None
+    assert after == await stored(keys, after.id)
+    assert (after.rotated_at, after.previous_expires_at) == (rotated_at, rotated_at + HOUR)
+    assert good(after, FIRST, clock()) and good(after, SECOND, clock())
+    clock.move(3599.999)
+    assert good(after, FIRST, clock())
+    clock.move(0.001)
+    assert not good(after, FIRST, clock())
+    assert good(after, SECOND, clock())
+
+
+async def test_a_second_rotation_ends_the_first_secret(keys: KeyStore, clock: MovableClock) -> None:
+    await keys.create(new_key(clock))
+    await keys.rotate("key000000001", SECOND, HOUR)
+    after = await keys.rotate("key000000001", THIRD, HOUR)
+    assert after is not None
+    assert [good(after, each, clock()) for each in (FIRST, SECOND, THIRD)] == [False, True, True]
+
+
+async def test_a_rotation_without_overlap_ends_the_old_secret_at_once(
+    keys: KeyStore, clock: MovableClock
+) -> None:
+    await keys.create(new_key(clock))
+    after = await keys.rotate("key000000001", SECOND, timedelta())
+    assert after is not None
+    assert not good(after, FIRST, clock())
+
+
+async def test_revoking_ends_every_secret_for_good(keys: KeyStore, clock: MovableClock) -> None:
+    await keys.create(new_key(clock))
+    await keys.rotate("key000000001", SECOND, HOUR)
+    clock.move(1)
+    assert await keys.revoke("key000000001")
+    after = await stored(keys, "key000000001")
+    assert after.revoked_at == clock()
+    assert not good(after, FIRST, clock())
+    assert not good(after, SECOND, clock())
+    assert not await keys.revoke("key000000001")
+    assert await keys.rotate("key000000001", THIRD, HOUR) is None
+
+
+async def test_an_expired_key_cannot_be_rotated(keys: KeyStore, clock: MovableClock) -> None:
+    await keys.create(new_key(clock, expires_at=clock() + HOUR))
+    clock.move(3600)
+    assert await keys.rotate("key000000001", SECOND, HOUR) is None
+    assert not good(await stored(keys, "key000000001"), FIRST, clock())
+
+
+async def test_uses_are_noted_to_the_minute(keys: KeyStore, clock: MovableClock) -> None:
+    await keys.create(new_key(clock))
+    first = clock.move(5)
+    assert await keys.touch("key000000001", first)
+    assert not await keys.touch("key000000001", clock.move(59))
+    assert (await stored(keys, "key000000001")).last_used_at == first
+    second = clock.move(1)
+    assert await keys.touch("key000000001", second)
+    assert (await stored(keys, "key000000001")).last_used_at == second
+
+
+async def test_a_touch_and_a_revocation_at_once_lose_neither(
+    keys: KeyStore, clock: MovableClock
+) -> None:
+    """A use that is noted late must not bring a revoked key back."""
+    await keys.create(new_key(clock))
+    done = await asyncio.gather(keys.touch("key000000001", clock()), keys.revoke("key000000001"))
+    assert all(done)
+    after = await stored(keys, "key000000001")
+    assert after.revoked_at == clock() == after.last_used_at
+
+
+async def test_two_processes_see_one_store(
+    access: Access, settings: Settings, clock: MovableClock
+) -> None:
+    async with open_access(settings, clock) as other:
+        await access.keys.create(new_key(clock))
+        assert await other.keys.get("key000000001") == new_key(clock)
+        assert other.secret == access.secret
+        await other.keys.revoke("key000000001")
+        assert (await stored(access.keys, "key000000001")).revoked_at is not None

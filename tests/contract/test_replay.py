@@ -1,0 +1,246 @@
+"""Replaying dead letters on every backend (P3, P4): one new attempt, however often asked for."""
+
+import argparse
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from core.backends import Backend, open_backend
+from core.dead_letters.__main__ import run
+from core.dead_letters.letter import DeadLetter, LetterFilter, letter_id
+from core.dead_letters.replay import Replay, replay, replay_all
+from core.errors import NotFound, Unavailable
+from core.messages import ClassifyImage
+from core.records import Annotation, Record, RecordError, RecordKey, Status, new_record
+from core.settings import Settings
+from tests.contract.clock import MovableClock
+from tests.contract.test_reconciliation import Counting
+from tests.support.pictures import picture, sha256
+
+MODEL = "m@0123456789ab"
+ERROR = RecordError("delivery_exhausted", "Last failure: inference_failed", retryable=True)
+
+
+@pytest.fixture
+def counting(backend: Backend) -> Counting:
+    return Counting(backend.publisher)
+
+
+@pytest.fixture
+def counted(backend: Backend, counting: Counting) -> Backend:
+    return Backend(backend.records, backend.blobs, counting, backend.dead_letters)
+
+
+async def died(
+    backend: Backend, clock: MovableClock, number: int = 1, *, buried: bool = True
+) -> tuple[RecordKey, DeadLetter]:
+    """An image whose message used up its deliveries a moment ago.
+
+    Not `buried`: the letter is kept and its record has not ended yet.
+    """
+    image = picture(number)
+    key = RecordKey("public", sha256(image), MODEL)
+    await backend.records.create(new_record(key, clock()))
+    await backend.blobs.put(key.blob_name, image, "image/jpeg")
+    await backend.records.advance(key, Status.PENDING, Status.QUEUED)
+    clock.move(60)
+    attributes = ClassifyImage(key).attributes()
+    letter = DeadLetter(
+        id=letter_id(attributes, b"", "1"),
+        tenant="public",
+        attributes=attributes,
+        payload=b"",
+        payload_size=0,
+        attempts=10,
+        code="inference_failed",
+        detail="The model failed.",
+        published_at=clock(),
+        died_at=clock(),
+    )
+    assert await backend.dead_letters.add(letter)
+    if buried:
+        assert await backend.records.fail(key, ERROR, submitted_by=letter.died_at)
+    clock.move(60)
+    return key, letter
+
+
+async def record_of(backend: Backend, key: RecordKey) -> Record:
+    record = await backend.records.get(key)
+    assert record is not None
+    return record
+
+
+async def resolved(backend: Backend, letter: DeadLetter) -> bool:
+    kept = await backend.dead_letters.get("public", letter.id)
+    assert kept is not None
+    return kept.resolved_at is not None
+
+
+async def succeed(backend: Backend, settings: Settings, key: RecordKey) -> None:
+    claim = await backend.records.claim(key, settings.lease)
+    assert claim is not None
+    assert await backend.records.complete(claim, [Annotation(1, "red", 1.0)])
+
+
+@pytest.mark.parametrize("buried", [True, False])
+async def test_a_replay_is_a_new_attempt_with_a_message(
+    counted: Backend, counting: Counting, settings: Settings, clock: MovableClock, buried: bool
+) -> None:
+    key, letter = await died(counted, clock, buried=buried)
+    assert await replay(counted, "public", letter.id) is Replay.REPLAYED
+    record = await record_of(counted, key)
+    assert (record.status, record.error, record.submitted_at) == (Status.QUEUED, None, clock())
+    assert counting.published == [key]
+    assert await resolved(counted, letter)
+    # The burial that comes late, or again, leaves the new attempt alone.
+    assert not await counted.records.fail(key, ERROR, submitted_by=letter.died_at)
+    # So does replaying it again.
+    assert await replay(counted, "public", letter.id) is Replay.RESOLVED
+    assert counting.published == [key]
+    await succeed(counted, settings, key)
+
+
+async def test_of_concurrent_replays_one_attempt_comes(
+    counted: Backend, counting: Counting, clock: MovableClock
+) -> None:
+    """Each may publish, which is harmless; the record is set free once and the letter resolved."""
+    key, letter = await died(counted, clock)
+    outcomes = await asyncio.gather(
+        *(replay(counted, "public", letter.id) for _ in range(3)), return_exceptions=True
+    )
+    # A store that locks may send a contender away, who comes again.
+    done = [outcome for outcome in outcomes if not isinstance(outcome, Unavailable)]
+    done.append(await replay(counted, "public", letter.id))
+    assert set(done) <= {Replay.REPLAYED, Replay.RESOLVED}
+    assert {key} == set(counting.published)
+    assert 1 <= len(counting.published) <= 3
+    assert (await record_of(counted, key)).status is Status.QUEUED
+    assert await resolved(counted, letter)
+
+
+async def test_a_replay_that_cannot_publish_is_finished_by_the_next(
+    counted: Backend, counting: Counting, settings: Settings, clock: MovableClock
+) -> None:
+    key, letter = await died(counted, clock)
+    async with open_backend(settings, clock) as closed:
+        pass
+    broken = Backend(counted.records, counted.blobs, closed.publisher, counted.dead_letters)
+    with pytest.raises(Unavailable):
+        await replay(broken, "public", letter.id)
+    assert (await record_of(counted, key)).status is Status.PENDING
+    assert not await resolved(counted, letter)
+    assert await replay(counted, "public", letter.id) is Replay.REPLAYED
+    assert counting.published == [key]
+    assert await resolved(counted, letter)
+
+
+async def test_where_nothing_is_to_be_done_the_letter_is_resolved(
+    counted: Backend, counting: Counting, settings: Settings, clock: MovableClock
+) -> None:
+    async def outcome(letter: DeadLetter) -> Replay:
+        found = await replay(counted, "public", letter.id)
+        assert await resolved(counted, letter) is (found is Replay.RESOLVED)
+        return found
+
+    # The record has succeeded meanwhile, by a new upload.
+    key, letter = await died(counted, clock, 1)
+    await counted.records.retry(key)
+    await succeed(counted, settings, key)
+    assert await outcome(letter) is Replay.RESOLVED
+    assert (await record_of(counted, key)).status is Status.SUCCESS
+
+    # A new upload is being tried.
+    key, letter = await died(counted, clock, 2)
+    await counted.records.retry(key)
+    await counted.records.advance(key, Status.PENDING, Status.QUEUED)
+    assert await outcome(letter) is Replay.RESOLVED
+
+    # It failed for good.
+    key, letter = await died(counted, clock, 3)
+    await counted.records.retry(key)
+    claim = await counted.records.claim(key, settings.lease)
+    assert claim is not None
+    await counted.records.fail(claim, RecordError("undecodable_image", "Torn.", retryable=False))
+    assert await outcome(letter) is Replay.RESOLVED
+    assert (await record_of(counted, key)).status is Status.ERROR
+
+    # The image was deleted, with its record or without.
+    key, letter = await died(counted, clock, 4)
+    await counted.blobs.delete(key.blob_name)
+    assert await outcome(letter) is Replay.RESOLVED
+    assert (await record_of(counted, key)).status is Status.ERROR
+    key, letter = await died(counted, clock, 5)
+    await counted.blobs.delete(key.blob_name)
+    await counted.records.delete_image("public", key.image_hash)
+    assert await outcome(letter) is Replay.RESOLVED
+    assert counting.published == []
+
+
+async def test_an_owned_record_is_left_to_its_owner(
+    counted: Backend, counting: Counting, settings: Settings, clock: MovableClock
+) -> None:
+    key, letter = await died(counted, clock, buried=False)
+    assert await counted.records.claim(key, settings.lease) is not None
+    assert await replay(counted, "public", letter.id) is Replay.BUSY
+    assert (counting.published, await resolved(counted, letter)) == ([], False)
+    clock.move(settings.lease_seconds + 1)  # the owner has died
+    assert await replay(counted, "public", letter.id) is Replay.REPLAYED
+
+
+async def test_an_unknown_letter_is_not_found(counted: Backend, clock: MovableClock) -> None:
+    _, letter = await died(counted, clock)
+    with pytest.raises(NotFound):
+        await replay(counted, "public", "ab" * 16)
+    with pytest.raises(NotFound):
+        await replay(counted, "acme", letter.id)
+
+
+async def test_many_are_replayed_page_by_page(
+    counted: Backend, counting: Counting, clock: MovableClock
+) -> None:
+    made = [await died(counted, clock, number) for number in range(5)]
+    nobody = replace(made[0][1], id="ab" * 16, attributes={"tenant": "public"}, died_at=clock())
+    await counted.dead_letters.add(nobody)
+    wanted, after, total = LetterFilter("public"), "", 0
+    while True:
+        done = await replay_all(counted, wanted, 2, after)
+        total += done.counts[Replay.REPLAYED]
+        if not done.after:
+            break
+        assert sum(done.counts.values()) == 2
+        after = done.after
+    assert total == 5
+    assert {key.image_hash for key in counting.published} == {key.image_hash for key, _ in made}
+    assert await counted.dead_letters.list(wanted, 10) == [nobody]  # it names no image
+    assert (await replay_all(counted, wanted, 2)).counts == {Replay.UNREADABLE: 1}
+
+
+async def test_the_command_works_on_it(
+    backend: Backend, settings: Settings, clock: MovableClock
+) -> None:
+    key, letter = await died(backend, clock, 1)
+    _, other = await died(backend, clock, 2)
+
+    async def command(name: str, **values: object) -> str:
+        known = {"tenant": "public", "code": "", "all": False, "ids": [], "days": 0.0}
+        return await run(settings, argparse.Namespace(command=name, **known | values))
+
+    listed = await command("list")
+    heading, first, second = listed.splitlines()
+    assert heading.split() == [
+        "ID", "IMAGE", "MODEL", "DELIVERIES", "DIED", "RESOLVED", "REASON",
+    ]  # fmt: skip
+    assert first.index("inference_failed: The model failed.") == heading.index("REASON")
+    assert other.id in first
+    assert letter.id in second
+    assert key.image_hash[:12] in second
+    assert await command("list", code="unavailable") == "No dead letters."
+    assert await command("replay", ids=[letter.id, "ab" * 16]) == "1 replayed, 1 unknown."
+    assert await command("replay", ids=[letter.id]) == "1 resolved."
+    assert len((await command("list")).splitlines()) == 2
+    assert len((await command("list", all=True)).splitlines()) == 3
+    assert await command("replay") == "1 replayed."
+    assert await command("replay") == "No dead letters."
+    assert await command("purge", days=-1e5) == "2 deleted."
+    assert await command("list", all=True) == "No dead letters."

@@ -1,0 +1,45 @@
+"""The UsageStore port: counts of any number of processes add up."""
+
+import asyncio
+from datetime import date
+
+from core.backends import Access, open_access
+from core.settings import Settings
+from core.usage import Usage
+
+DAY, NEXT = date(2026, 11, 20), date(2026, 11, 21)
+
+
+async def test_counts_of_one_day_add_up(access: Access) -> None:
+    await access.usage.add([Usage("acme", "key1", DAY, 3, 2, 2_000_000_000, 1)])
+    await access.usage.add([Usage("acme", "key1", DAY, 1, 1, 2_000_000_000, 0)])
+    assert await access.usage.read("acme", DAY) == [
+        Usage("acme", "key1", DAY, 4, 3, 4_000_000_000, 1)
+    ]
+
+
+async def test_reading_begins_with_a_day_and_keeps_to_a_tenant(access: Access) -> None:
+    mine = [Usage("acme", "key2", DAY, 1), Usage("acme", "key1", NEXT, 2)]
+    mine.append(Usage("acme", "key2", NEXT, 3))
+    await access.usage.add([*reversed(mine), Usage("other", "key3", NEXT, 4)])
+    assert await access.usage.read("acme", DAY) == mine
+    assert await access.usage.read("acme", NEXT) == mine[1:]
+    assert await access.usage.read("other", DAY) == [Usage("other", "key3", NEXT, 4)]
+    assert await access.usage.read("nobody", DAY) == []
+    assert await access.usage.read("acme", date(2026, 11, 22)) == []
+
+
+async def test_nothing_to_add_is_nothing(access: Access) -> None:
+    await access.usage.add([])
+    assert await access.usage.read("acme", DAY) == []
+
+
+async def test_counts_of_two_processes_at_once_add_up(access: Access, settings: Settings) -> None:
+    async with open_access(settings) as other:
+        await asyncio.gather(
+            *(
+                store.add([Usage("acme", "key1", DAY, 1, 1, 10, 0)])
+                for store in (access.usage, other.usage, access.usage, other.usage)
+            )
+        )
+    assert await access.usage.read("acme", DAY) == [Usage("acme", "key1", DAY, 4, 4, 40, 0)]

@@ -1,0 +1,106 @@
+"""Nothing that lets anybody in, and nothing of an image, is in any log, at any level.
+
+Real processes at debug level meet every route with marked secrets, in every way that goes wrong as
+well; then all that they wrote is searched.
+"""
+
+import base64
+import io
+import json
+import re
+import secrets
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from app.main import create_app
+from tests.support.api import api_settings, routes_of
+from tests.support.pictures import sha256
+from tests.support.stack import Stack
+
+
+def marked_image(marker: str) -> bytes:
+    text = PngInfo()
+    text.add_text("Comment", marker)
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30), "red").save(file, "PNG", pnginfo=text)
+    return file.getvalue()
+
+
+def forms_of(secret: str) -> list[bytes]:
+    """How a log could hold it."""
+    raw = secret.encode()
+    return [raw, raw.hex().encode(), base64.b64encode(raw)[:-4], base64.b64encode(b"a" + raw)[4:-4]]
+
+
+@pytest.mark.parametrize("log_format", ["console", "json"])
+def test_no_secret_and_no_byte_of_an_image_is_in_any_log(
+    tmp_path: Path, colour_bundle: Path, log_format: str
+) -> None:
+    marks = {name: f"{name}-{secrets.token_hex(12)}" for name in ("secret", "image", "forged", "q")}
+    image = marked_image(marks["image"])
+    assert marks["image"].encode() in image
+    settings = {
+        "API_KEYS": "required",
+        "KEY_SECRET": f"{marks['secret']}-{'x' * 32}",
+        "LOG_LEVEL": "debug",
+        "LOG_FORMAT": log_format,
+    }
+    with Stack(tmp_path / "stack", colour_bundle, **settings) as stack:
+        hidden = set(marks.values())
+        hidden.add(stack.make_key("--scopes", "all"))
+        good = dict(stack.api.headers)
+        stack.upload(image)
+        image_hash = sha256(image)
+        stack.result(image_hash)
+        link = stack.api.get(f"/api/v1/images/{image_hash}/content").headers["location"]
+        hidden.add(re.search("signature=([0-9a-f]{64})", link)[1])  # type: ignore[index]
+        made = stack.api.post("/api/v1/keys", json={"name": "n"}).json()
+        rotated = stack.api.post(f"/api/v1/keys/{made['id']}/rotate").json()
+        hidden |= {made["key"], rotated["key"]}
+
+        def send(method: str, path: str, headers: dict[str, str], **body: Any) -> None:
+            with httpx.Client(base_url=stack.api.base_url, timeout=60) as client:
+                client.request(method, path, headers=headers, **body)
+
+        forged = {"Authorization": f"Bearer glp_{marks['forged']}", "Cookie": marks["forged"]}
+        app = create_app(api_settings(tmp_path, colour_bundle))
+        routes = [(m, p) for m, p, _ in routes_of(app) if m != "DELETE"]
+        assert len(routes) >= 15
+        for method, route in [*routes, ("GET", "/no/such"), ("PUT", "/what/fast")]:
+            path = re.sub(r"\{image_hash\}", image_hash, route)
+            path = re.sub(r"\{\w+\}", "public", path) + f"?signature={marks['q']}&expires=9"
+            for headers in (good, forged, {}):
+                if method in ("GET", "HEAD"):
+                    send(method, path, headers)
+                    continue
+                send(method, path, headers, files={"img": (marks["q"], image)})
+                send(method, path, headers, content=image)
+                send(method, path, headers, content=image[:60])
+                send(method, path, headers, json={marks["q"]: marks["q"], "name": 7})
+        send("GET", link, {})
+        send("GET", link[:-1] + "0", {})
+        # The worker's own routes, with a body that is no envelope and a token that is none.
+        for path in ("/generate_annotations", "/generate_annotations_dlq", "/reconcile"):
+            httpx.post(
+                f"http://127.0.0.1:{stack.worker_port}{path}",
+                headers=forged,
+                content=json.dumps({"message": {"data": marks["q"]}}),
+                timeout=60,
+            )
+        names = list(stack.processes)
+        for name in names:
+            stack.stop(name)
+        written = b"".join(stack.log_file(name).read_bytes() for name in names)
+    # It was at debug level, and about these requests.
+    assert written.count(b"/api/v1/images") > 10
+    assert made["id"].encode() in written
+    for secret in hidden:
+        for form in forms_of(secret):
+            assert form not in written, f"{secret.split('-')[0]} is in a log"
+    assert b"\x89PNG" not in written
+    assert b"\\x89PNG" not in written

@@ -1,0 +1,344 @@
+"""Who is let in: every route says what it asks for, and asks for it."""
+
+import re
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from app.main import create_app
+from core.clock import utc_now
+from core.identity import ALL_SCOPES, Scope, scopes_of
+from core.route_access import PUBLIC, check_every_route, public
+from tests.contract.clock import MovableClock
+from tests.support.api import NOTHING, Api, api_settings, bearer, open_api, routes_of
+from tests.support.pictures import picture, sha256
+
+IMAGE = picture()
+HASH = sha256(IMAGE)
+PATH = f"/api/v1/images/{HASH}"  # unknown: 404 to who is let in
+# Whoever asks is answered, and by what right.
+OPEN = {
+    ("GET", "/"),  # leads to the documentation
+    ("GET", "/docs"),
+    ("GET", "/openapi.json"),
+    ("GET", "/health"),
+    ("GET", "/ready"),
+    ("GET", "/local/blobs/{tenant}/{image_hash}"),  # by the signature of the link
+    ("HEAD", "/local/blobs/{tenant}/{image_hash}"),
+}
+
+
+@pytest.fixture
+async def api(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
+    settings = api_settings(tmp_path, colour_bundle, api_keys="required", slow_wait_seconds=0.05)
+    async with open_api(settings) as api:
+        yield api
+
+
+def guarded(app: FastAPI) -> list[tuple[str, str, Scope]]:
+    return [(m, p, access) for m, p, access in routes_of(app) if isinstance(access, Scope)]
+
+
+def address(path: str) -> str:
+    return re.sub(r"\{\w+\}", HASH, path)
+
+
+def assert_problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    if answer.request.method == "HEAD":
+        return {}
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = answer.json()
+    assert problem["code"] == code
+    return problem
+
+
+async def test_what_is_open_is_listed_here(api: Api) -> None:
+    routes = routes_of(api.app)
+    assert {(m, path) for m, path, access in routes if access == PUBLIC} == OPEN
+    assert all(access is not None for _, _, access in routes)
+
+
+def test_a_route_that_says_nothing_stops_the_start() -> None:
+    app = FastAPI(openapi_url=None)
+
+    @app.get("/said")
+    @public
+    async def said() -> str:
+        return ""
+
+    check_every_route(app.router.routes)
+
+    @app.get("/unsaid")
+    async def unsaid() -> str:
+        return ""
+
+    with pytest.raises(RuntimeError, match="GET /unsaid"):
+        check_every_route(app.router.routes)
+
+
+async def test_every_other_route_asks_for_a_key(api: Api) -> None:
+    routes = guarded(api.app)
+    assert len(routes) >= 14
+    wrong: dict[str, dict[str, Any]] = {
+        "": {},
+        "unknown scheme": {"Authorization": "Basic Z2xwOng="},
+        "empty": {"Authorization": "Bearer "},
+        "malformed": {"Authorization": "Bearer glp_short"},
+        "not ours": {"X-API-Key": f"glp_{'a' * 63}"},
+        "not text": {"X-API-Key": "gl\xffp".encode("latin-1")},
+    }
+    for method, path, _ in routes:
+        for headers in wrong.values():
+            answer = await api.client.request(
+                method, address(path), headers=headers, content=IMAGE if method == "POST" else None
+            )
+            assert_problem(answer, 401, "unauthenticated")
+            assert answer.headers["www-authenticate"] == "Bearer"
+            assert "ratelimit" not in answer.headers
+    assert api.traces() == NOTHING
+
+
+async def test_a_key_is_never_taken_from_the_address(api: Api) -> None:
+    issued = await api.issue("public")
+    for name in ("key", "api_key", "access_token", "x-api-key"):
+        path = f"/api/v1/images/{HASH}?{name}={issued.text}"
+        assert_problem(await api.client.get(path), 401, "unauthenticated")
+
+
+async def test_every_route_asks_for_its_scope(api: Api) -> None:
+    """A key with every other scope is refused, and one with this scope alone comes through."""
+    for method, path, scope in guarded(api.app):
+        without = await api.issue("public", *(ALL_SCOPES - {scope}))
+        just = await api.issue("public", scope)
+        content = IMAGE if method == "POST" else None
+        answer = await api.client.request(
+            method, address(path), headers=bearer(without), content=content
+        )
+        problem = assert_problem(answer, 403, "forbidden")
+        if problem:
+            assert problem["scope"] == scope
+        answer = await api.client.request(
+            method, address(path), headers=bearer(just), content=content
+        )
+        assert answer.status_code not in (401, 403), (method, path)
+
+
+async def test_a_key_comes_in_either_header(api: Api) -> None:
+    issued = await api.issue("public")
+    for headers in (
+        {"Authorization": f"Bearer {issued.text}"},
+        {"Authorization": f"bearer  {issued.text} "},
+        {"X-API-Key": issued.text},
+        # Behind a check of Cloud Run's own, that one has the other header.
+        {"Authorization": "Bearer eyJhbGciOi.e30.x", "X-API-Key": issued.text},
+    ):
+        answer = await api.client.get(f"/api/v1/images/{HASH}", headers=headers)
+        assert answer.status_code == 404, headers
+    wrong = {"Authorization": f"Bearer {issued.text}", "X-API-Key": "glp_no"}
+    answer = await api.client.get(f"/api/v1/images/{HASH}", headers=wrong)
+    assert answer.status_code == 401
+
+
+async def test_changing_any_character_of_a_key_makes_it_none(api: Api) -> None:
+    text = (await api.issue("public")).text
+    for place, character in enumerate(text):
+        other = text[:place] + ("a" if character != "a" else "b") + text[place + 1 :]
+        answer = await api.client.get("/api/v1/usage", headers={"X-API-Key": other})
+        assert answer.status_code == 401, place
+
+
+async def test_a_made_up_key_costs_no_look_up(tmp_path: Path, colour_bundle: Path) -> None:
+    """No amplification: the tag tells without the store, even while the store is down."""
+    settings = api_settings(tmp_path, colour_bundle, api_keys="required")
+    async with open_api(settings) as api:
+        issued = await api.issue("public")
+        await api.gate.access.keys._database.close()  # type: ignore[attr-defined]
+        forged = f"glp_{'x' * 63}"
+        answer = await api.client.get("/api/v1/usage", headers={"X-API-Key": forged})
+        assert_problem(answer, 401, "unauthenticated")
+        answer = await api.client.get("/api/v1/usage", headers=bearer(issued))
+        assert_problem(answer, 503, "unavailable")
+        assert (await api.client.get("/health")).status_code == 204
+        ready = await api.client.get("/ready")
+        assert_problem(ready, 503, "not_ready")
+        assert ready.json()["checks"]["keys"] != "ok"
+
+
+async def test_revoking_takes_effect_at_once_here_and_elsewhere_in_time(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    settings = api_settings(
+        tmp_path, colour_bundle, api_keys="required", key_cache_seconds=0.2, rate_limit="off"
+    )
+    async with open_api(settings) as api, open_api(settings) as other:
+        admin, victim = await api.issue("acme"), await api.issue("acme", Scope.READ)
+        for process in (api, other):
+            answer = await process.client.get(PATH, headers=bearer(victim))
+            assert answer.status_code == 404
+        path = f"/api/v1/keys/{victim.key.id}"
+        answer = await api.client.delete(path, headers=bearer(admin))
+        assert answer.status_code == 204
+        answer = await api.client.get(PATH, headers=bearer(victim))
+        assert_problem(answer, 401, "unauthenticated")
+        while (await other.client.get(PATH, headers=bearer(victim))).status_code == 404:
+            pass  # the test's own time limit is the bound
+        assert (await api.client.delete(path, headers=bearer(admin))).status_code == 204
+
+
+async def test_keys_expire(tmp_path: Path, colour_bundle: Path) -> None:
+    clock = MovableClock()
+    settings = api_settings(
+        tmp_path, colour_bundle, api_keys="required", key_cache_seconds=0.05, rate_limit="off"
+    )
+    async with open_api(settings, clock) as api:
+        issued = await api.issue("acme", expires_at=clock() + timedelta(hours=1))
+        clock.move(3599)
+        answer = await api.client.get(PATH, headers=bearer(issued))
+        assert answer.status_code == 404
+        clock.move(1)
+        while (await api.client.get(PATH, headers=bearer(issued))).status_code == 404:
+            pass
+        answer = await api.client.get(PATH, headers=bearer(issued))
+        assert_problem(answer, 401, "unauthenticated")
+
+
+async def test_where_no_keys_are_asked_for_there_are_none(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    async with open_api(api_settings(tmp_path, colour_bundle)) as api:
+        assert api.app.state.gate is None
+        answer = await api.client.post("/api/v1/images", content=IMAGE)
+        assert answer.status_code == 202
+        assert "ratelimit" not in answer.headers
+        for method, path in (("GET", "/api/v1/keys"), ("POST", "/api/v1/keys")):
+            problem = assert_problem(await api.client.request(method, path), 409, "conflict")
+            assert "API_KEYS=off" in problem["detail"]
+        assert_problem(await api.client.get("/api/v1/usage"), 409, "conflict")
+        assert not (api.settings.data_dir / "keys.db").exists()
+
+
+async def test_the_schema_says_what_each_route_asks_for(api: Api) -> None:
+    schema = (await api.client.get("/openapi.json")).json()
+    assert schema["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
+    for method, path, access in routes_of(api.app):
+        operation = schema["paths"].get(path, {}).get(method.lower())
+        if operation is None:
+            continue
+        if access == PUBLIC:
+            assert "security" not in operation
+        else:
+            assert operation["security"] == [{"bearer": []}, {"header": []}]
+            assert f"scope `{access}`" in operation["description"]
+            assert {"401", "403", "429"} <= set(operation["responses"])
+
+
+def test_the_schema_says_that_keys_are_optional_where_they_are(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    schema = create_app(api_settings(tmp_path, colour_bundle)).openapi()
+    assert {} in schema["paths"]["/what/fast"]["post"]["security"]
+
+
+def test_scopes_are_read_from_names() -> None:
+    assert scopes_of(["read", " classify "]) == {Scope.READ, Scope.CLASSIFY}
+    assert scopes_of(["all"]) == ALL_SCOPES
+    for wrong in (["write"], [], [""], ["all", "none"]):
+        with pytest.raises(ValueError, match="scope"):
+            scopes_of(wrong)
+
+
+# --- Administration -------------------------------------------------------------------------------
+
+
+async def test_a_key_is_made_listed_rotated_and_revoked(api: Api) -> None:
+    admin = bearer(await api.issue("acme"))
+    body = {
+        "name": "camera 3",
+        "scopes": ["classify"],
+        "expires": "90d",
+        "rate_limit": "5/second",
+        "daily_quota": 1000,
+    }
+    made = await api.client.post("/api/v1/keys", json=body, headers=admin)
+    assert made.status_code == 201
+    assert made.headers["cache-control"] == "no-store"
+    document = made.json()
+    first = document.pop("key")
+    assert first.startswith(document["prefix"].removesuffix("…"))
+    assert (document["name"], document["scopes"], document["tenant"]) == (
+        "camera 3",
+        ["classify"],
+        "acme",
+    )
+    assert (document["rate_limit"], document["daily_quota"]) == ("5/second", 1000)
+
+    listed = await api.client.get("/api/v1/keys", headers=admin)
+    assert listed.json()["keys"][1] == document
+    assert first not in listed.text
+
+    async def upload(key: str) -> int:
+        answer = await api.client.post("/api/v1/images", content=IMAGE, headers={"X-API-Key": key})
+        return answer.status_code
+
+    assert await upload(first) == 202
+    path = f"/api/v1/keys/{document['id']}"
+    rotated = await api.client.post(f"{path}/rotate", headers=admin)
+    second = rotated.json()["key"]
+    assert rotated.json()["id"] == document["id"]
+    assert second != first
+    assert [await upload(first), await upload(second)] == [202, 202]
+    rotated = await api.client.post(f"{path}/rotate", json={"overlap_seconds": 0}, headers=admin)
+    third = rotated.json()["key"]
+    assert [await upload(key) for key in (first, second, third)] == [401, 401, 202]
+    assert (await api.client.delete(path, headers=admin)).status_code == 204
+    assert await upload(third) == 401
+    answer = await api.client.post(f"{path}/rotate", headers=admin)
+    assert_problem(answer, 409, "conflict")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"name": ""},
+        {"name": "x" * 101},
+        {"name": "line\nbreak"},
+        {"name": "x", "scopes": []},
+        {"name": "x", "scopes": ["root"]},
+        {"name": "x", "expires": "soon"},
+        {"name": "x", "expires": "2020-01-01"},
+        {"name": "x", "rate_limit": "fast"},
+        {"name": "x", "daily_quota": -1},
+        {"name": "x", "id": "0" * 12},
+        [],
+        "x",
+    ],
+)
+async def test_a_key_that_cannot_be_is_refused(api: Api, body: object) -> None:
+    admin = bearer(await api.issue("acme"))
+    answer = await api.client.post("/api/v1/keys", json=body, headers=admin)
+    assert_problem(answer, 422, "invalid_request")
+    assert len((await api.client.get("/api/v1/keys", headers=admin)).json()["keys"]) == 1
+
+
+async def test_a_body_beyond_reason_is_refused(api: Api) -> None:
+    admin = bearer(await api.issue("acme"))
+    answer = await api.client.post("/api/v1/keys", content=b" " * 20_000, headers=admin)
+    assert_problem(answer, 413, "body_too_large")
+    answer = await api.client.post("/api/v1/keys", content=b"{", headers=admin)
+    assert_problem(answer, 422, "invalid_request")
+
+
+async def test_the_time_of_the_last_use_is_noted(api: Api) -> None:
+    issued = await api.issue("acme")
+    before = utc_now()
+    await api.client.get("/api/v1/usage", headers=bearer(issued))
+    key = await api.gate.access.keys.get(issued.key.id)
+    assert key is not None and key.last_used_at is not None
+    assert before <= key.last_used_at <= utc_now()

@@ -1,0 +1,106 @@
+"""A stopping API: what was sent is answered, and what cannot be finished is told so."""
+
+import asyncio
+import socket
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.http_protocol import HttpProtocol
+from app.image_service import service_in
+from app.main import create_app
+from app.server import Server
+from tests.support.api import api_settings, eventually
+from tests.support.pictures import picture
+
+PATIENCE = 30.0
+
+
+@asynccontextmanager
+async def serving(
+    tmp_path: Path, bundle: Path, **settings: object
+) -> AsyncIterator[tuple[Server, int]]:
+    server = Server(wanted := api_settings(tmp_path, bundle, **settings), create_app(wanted))
+    listener = socket.create_server(("127.0.0.1", 0))
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+
+        async def started() -> bool:
+            assert not task.done(), "the server did not start"
+            return server.started
+
+        await eventually(started)
+        yield server, listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        await task
+
+
+async def test_what_was_sent_before_the_stop_is_answered(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    """Also on a connection that was idle: its request lies in the socket and is not read yet."""
+    async with serving(tmp_path, colour_bundle) as (server, port):
+        with socket.create_connection(("127.0.0.1", port)) as client:
+
+            async def accepted() -> bool:
+                return len(server.server_state.connections) == 1
+
+            await eventually(accepted)
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: api\r\n\r\n")
+            # No turn of the loop in between.
+            (connection,) = server.server_state.connections
+            assert isinstance(connection, HttpProtocol)
+            connection.shutdown()
+            client.settimeout(PATIENCE)
+            answer = await asyncio.to_thread(_everything, client)
+        assert answer.startswith(b"HTTP/1.1 204")
+        assert b"connection: close" in answer
+
+
+def _everything(client: socket.socket) -> bytes:
+    received = b""
+    while piece := client.recv(4096):
+        received += piece
+    return received
+
+
+async def test_an_idle_connection_does_not_hold_the_stop_up(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    async with serving(tmp_path, colour_bundle) as (server, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        server.should_exit = True
+        async with asyncio.timeout(PATIENCE):
+            assert await reader.read() == b""
+        writer.close()
+
+
+async def test_a_request_that_cannot_be_finished_is_told_so(
+    tmp_path: Path, colour_bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A store that does not answer outlasts the time that a stop has."""
+    async with (
+        serving(tmp_path, colour_bundle, shutdown_seconds=1) as (server, port),
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as client,
+    ):
+        with closing(sqlite3.connect(tmp_path / "data" / "records.db")) as other:
+            other.execute("BEGIN IMMEDIATE")  # nobody else can write
+            posting = asyncio.create_task(client.post("/what/fast", files={"img": picture()}))
+            submissions = service_in(server._app)._submissions
+
+            async def under_way() -> bool:
+                return bool(submissions._running)
+
+            await eventually(under_way)
+            server.should_exit = True
+            answer = await posting
+            other.rollback()
+    assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+    assert "stopping" in answer.json()["detail"]
+    assert (answer.headers["connection"], answer.headers["retry-after"]) == ("close", "1")
+    assert "Traceback" not in "".join(capfd.readouterr())

@@ -1,0 +1,129 @@
+"""A service that anyone could reach asks who they are, or does not start."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.main import create_app
+from core.exposure import Exposed, check_api, check_worker, loopback
+from core.settings import Settings
+from tests.support.stack import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+SECRET = "k" * 32
+GCP = {
+    "backend": "gcp",
+    "bucket": "images",
+    "push_audience": "a",
+    "push_service_account": "b",
+}
+
+
+def settings(**values: Any) -> Settings:
+    return Settings(_env_file=None, **{"host": "127.0.0.1", **values})
+
+
+@pytest.mark.parametrize(
+    ("host", "here"),
+    [
+        ("127.0.0.1", True),
+        ("127.1.2.3", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.168.1.5", False),
+        ("glimpse.example", False),
+        ("localhost.evil.example", False),
+        ("", False),
+    ],
+)
+def test_what_this_machine_alone_can_reach(host: str, here: bool) -> None:
+    assert loopback(host) is here
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"host": "::1"},
+        {"host": "0.0.0.0", "api_keys": "required"},
+        {"host": "0.0.0.0", "allow_public": True},
+        {**GCP, "api_keys": "required", "key_secret": SECRET},
+        {**GCP, "allow_public": True},
+    ],
+)
+def test_an_api_that_may_start(values: dict[str, Any]) -> None:
+    check_api(settings(**values))
+
+
+@pytest.mark.parametrize(
+    ("values", "what_to_set"),
+    [
+        ({"host": "0.0.0.0"}, "API_KEYS=required"),
+        ({"host": "10.0.0.7"}, "ALLOW_PUBLIC=true"),
+        (GCP, "API_KEYS=required"),
+        ({**GCP, "host": "0.0.0.0"}, "API_KEYS=required"),
+        ({**GCP, "api_keys": "required"}, "KEY_SECRET"),
+    ],
+)
+def test_an_api_that_may_not(values: dict[str, Any], what_to_set: str) -> None:
+    with pytest.raises(Exposed, match=what_to_set):
+        check_api(settings(**values))
+    with pytest.raises(Exposed):
+        create_app(settings(**values))
+
+
+def test_the_worker_asks_for_tokens_instead() -> None:
+    check_worker(settings())
+    check_worker(settings(host="0.0.0.0", allow_public=True))
+    check_worker(settings(**GCP, host="0.0.0.0"))
+    push = {"push_auth": True, "push_audience": "a", "push_service_account": "b"}
+    check_worker(settings(host="0.0.0.0", **push))
+    with pytest.raises(Exposed, match="PUSH_AUTH"):
+        check_worker(settings(host="0.0.0.0", api_keys="required"))
+
+
+@pytest.mark.parametrize("module", ["app", "worker"])
+def test_the_process_ends_with_what_to_set(
+    tmp_path: Path, colour_bundle: Path, module: str
+) -> None:
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "DATA_DIR": str(tmp_path / "data"),
+        "MODEL_URI": str(colour_bundle),
+        "HOST": "0.0.0.0",
+        "PORT": str(free_port()),
+    }
+    ended = subprocess.run(
+        [sys.executable, "-m", module],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert "Glimpse cannot start: HOST=0.0.0.0 lets other machines in" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_secret_setting_is_never_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from core.settings import load_settings
+
+    assert SECRET not in repr(settings(key_secret=SECRET))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KEY_SECRET", "too-short-but-mine")
+    with pytest.raises(SystemExit) as ended:
+        load_settings()
+    assert "KEY_SECRET" in str(ended.value)
+    assert "too-short-but-mine" not in str(ended.value)

@@ -1,0 +1,141 @@
+"""What every answer carries, who may call from a page, and for which hosts."""
+
+import base64
+import hashlib
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.api import Api, api_settings, open_api, routes_of
+from tests.support.pictures import picture, sha256
+
+IMAGE = picture()
+HASH = sha256(IMAGE)
+STRICT = "default-src 'none'; frame-ancestors 'none'"
+
+
+@pytest.fixture
+async def api(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
+    async with open_api(api_settings(tmp_path, colour_bundle)) as api:
+        yield api
+
+
+async def test_every_answer_of_every_route_carries_them(api: Api) -> None:
+    """Those that refuse, and those of paths that there are not, too."""
+    tried = [(m, re.sub(r"\{\w+\}", HASH, path)) for m, path, _ in routes_of(api.app)]
+    tried += [("GET", "/no/such/page"), ("PUT", "/what/fast"), ("OPTIONS", "/what/fast")]
+    for method, path in tried:
+        answer = await api.client.request(method, path)
+        assert answer.headers.get_list("x-content-type-options") == ["nosniff"], path
+        assert answer.headers.get_list("referrer-policy") == ["no-referrer"], path
+        (policy,) = answer.headers.get_list("content-security-policy")
+        assert "default-src 'none'" in policy, path
+        assert "strict-transport-security" not in answer.headers
+        if "/docs" not in path:
+            assert policy == STRICT, path
+        assert "server" not in answer.headers
+        assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_an_image_is_shown_as_an_image_and_nothing_else(api: Api) -> None:
+    await api.client.post("/api/v1/images", content=IMAGE)
+    link = (await api.client.get(f"/api/v1/images/{HASH}/content")).headers["location"]
+    answer = await api.client.get(link)
+    policies = answer.headers.get_list("content-security-policy")
+    assert policies == ["default-src 'none'; sandbox"]
+    assert answer.headers.get_list("x-content-type-options") == ["nosniff"]
+
+
+async def test_https_is_demanded_where_it_is_offered(tmp_path: Path, colour_bundle: Path) -> None:
+    settings = api_settings(tmp_path, colour_bundle, public_url="https://glimpse.example")
+    async with open_api(settings) as api:
+        answer = await api.client.get("/health")
+        assert answer.headers["strict-transport-security"] == "max-age=31536000"
+
+
+async def test_the_docs_page_runs_its_own_script_and_no_other(api: Api) -> None:
+    answer = await api.client.get("/docs")
+    policy = dict(
+        part.split(" ", 1) for part in answer.headers["content-security-policy"].split("; ")
+    )
+    scripts = re.findall(r"<script>(.*?)</script>", answer.text, re.DOTALL)
+    assert scripts
+    for script in scripts:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in policy["script-src"]
+    assert "unsafe" not in policy["script-src"]
+    assert policy["frame-ancestors"] == policy["default-src"] == "'none'"
+    for source in re.findall(r'(?:src|href)="(https://[^/"]+)', answer.text):
+        assert any(source in allowed for allowed in policy.values()), source
+
+
+async def test_the_docs_can_be_left_out(tmp_path: Path, colour_bundle: Path) -> None:
+    async with open_api(api_settings(tmp_path, colour_bundle, docs=False)) as api:
+        for path in ("/", "/docs", "/openapi.json", "/redoc", "/docs/oauth2-redirect"):
+            answer = await api.client.get(path)
+            assert answer.status_code == 404, path
+            assert answer.json()["code"] == "not_found"
+
+
+# --- Other origins, other hosts -------------------------------------------------------------------
+
+PREFLIGHT = {
+    "Origin": "https://app.example",
+    "Access-Control-Request-Method": "POST",
+    "Access-Control-Request-Headers": "authorization,prefer",
+}
+
+
+async def test_pages_elsewhere_may_not_call_unless_told(api: Api) -> None:
+    answer = await api.client.options("/api/v1/images", headers=PREFLIGHT)
+    assert answer.status_code == 405
+    assert not any(name.startswith("access-control") for name in answer.headers)
+
+
+async def test_pages_of_listed_origins_may_call(tmp_path: Path, colour_bundle: Path) -> None:
+    settings = api_settings(
+        tmp_path, colour_bundle, cors_origins=("https://app.example",), api_keys="required"
+    )
+    async with open_api(settings) as api:
+        answer = await api.client.options("/api/v1/images", headers=PREFLIGHT)
+        assert answer.status_code == 200  # a preflight has no key
+        assert answer.headers["access-control-allow-origin"] == "https://app.example"
+        assert "authorization" in answer.headers["access-control-allow-headers"].lower()
+        assert "access-control-allow-credentials" not in answer.headers
+        answer = await api.client.get("/ready", headers={"Origin": "https://app.example"})
+        assert "RateLimit" in answer.headers["access-control-expose-headers"]
+        stranger = PREFLIGHT | {"Origin": "https://evil.example"}
+        answer = await api.client.options("/api/v1/images", headers=stranger)
+        assert answer.status_code == 400
+        assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("glimpse.example", 404),
+        ("GLIMPSE.example:8080", 404),
+        ("a.cdn.example", 404),
+        ("cdn.example", 400),
+        ("evilcdn.example", 400),
+        ("glimpse.example.evil", 400),
+        ("[::1]:8080", 404),
+        ("[::2]:8080", 400),
+        ("127.0.0.1", 400),
+        ("", 400),
+    ],
+)
+async def test_only_listed_hosts_are_answered_for(
+    tmp_path: Path, colour_bundle: Path, host: str, status: int
+) -> None:
+    hosts = ("glimpse.example", "*.cdn.example", "[::1]")
+    async with open_api(api_settings(tmp_path, colour_bundle, allowed_hosts=hosts)) as api:
+        answer = await api.client.get(f"/what/status/{HASH}", headers={"Host": host})
+        assert answer.status_code == status
+        if status == 400:
+            assert answer.json()["code"] == "invalid_host"
+            assert answer.headers["x-content-type-options"] == "nosniff"
+        # Probes ask by address.
+        assert (await api.client.get("/health", headers={"Host": host})).status_code == 204

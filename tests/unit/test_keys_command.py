@@ -1,0 +1,163 @@
+"""`python -m app.keys` and `make key`."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.key_service import duration
+from core.backends import open_access
+from core.identity import Scope
+from core.settings import Settings
+from tests.support.api import api_settings, open_api
+
+ROOT = Path(__file__).resolve().parents[2]
+KEY = re.compile(r"glp_[0-9a-z]{12}[0-9A-Za-z]{51}\n")
+
+
+class Command:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT),
+            "DATA_DIR": str(folder / "data"),
+            "API_KEYS": "required",
+        }
+
+    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "app.keys", *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def made(self, *arguments: str) -> str:
+        done = self("create", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert KEY.fullmatch(done.stdout)
+        return done.stdout.strip()
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Iterator[Command]:
+    yield Command(tmp_path)
+
+
+async def test_the_first_key_opens_the_api(
+    command: Command, tmp_path: Path, colour_bundle: Path
+) -> None:
+    """With no key there is nobody who could make one by the routes: the command can."""
+    key = command.made("laptop", "--tenant", "acme", "--scopes", "all")
+    async with open_api(api_settings(tmp_path, colour_bundle, api_keys="required")) as api:
+        answer = await api.client.get("/api/v1/keys", headers={"X-API-Key": key})
+        assert answer.status_code == 200
+        (listed,) = answer.json()["keys"]
+        assert (listed["name"], listed["tenant"]) == ("laptop", "acme")
+
+
+async def test_a_key_is_made_listed_rotated_and_revoked(command: Command, tmp_path: Path) -> None:
+    first = command.made(
+        "camera",
+        *("--scopes", "read,classify", "--expires", "90d"),
+        *("--rate-limit", "5/second", "--daily-quota", "100"),
+    )
+    listed = command("list")
+    assert first not in listed.stdout + listed.stderr
+    key_id = first[4:16]
+    (row,) = [line for line in listed.stdout.splitlines() if line.startswith(key_id)]
+    for text in ("camera", "public", "classify,read", "5/second,100/day", "active"):
+        assert text in row
+    (document,) = json.loads(command("list", "--json").stdout)
+    assert (document["id"], document["daily_quota"]) == (key_id, 100)
+
+    rotated = command("rotate", key_id, "--overlap", "1h")
+    assert KEY.fullmatch(rotated.stdout)
+    assert rotated.stdout[4:16] == key_id
+    assert "The old one is good until" in rotated.stderr
+    revoked = command("revoke", key_id)
+    assert revoked.returncode == 0
+    assert "after 30 s" in revoked.stderr
+    assert "revoked" in command("list").stdout
+    async with open_access(Settings(_env_file=None, data_dir=tmp_path / "data")) as access:
+        key = await access.keys.get(key_id)
+        assert key is not None
+        assert key.scopes == {Scope.READ, Scope.CLASSIFY}
+
+
+def test_a_key_can_go_to_a_file_that_nobody_else_reads(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    done = command("create", "job", "--output", str(file))
+    assert done.returncode == 0
+    assert done.stdout == ""
+    assert KEY.fullmatch(file.read_text())
+    assert file.read_text().strip() not in done.stderr
+    assert file.stat().st_mode & 0o777 == 0o600
+    again = command("create", "job", "--output", str(file))
+    assert again.returncode == 1
+    assert "File exists" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("create", "x", "--scopes", "root"), "'root' is no scope"),
+        (("create", "x", "--tenant", "No Tenant"), "tenant is malformed"),
+        (("create", "x", "--expires", "soon"), "90d"),
+        (("create", "x", "--expires", "2020-01-01"), "expired before"),
+        (("create", "x", "--rate-limit", "fast"), "600/minute"),
+        (("create", ""), "name is malformed"),
+        (("rotate", "0" * 12), "no such key"),
+        (("rotate", "../../etc"), "no such key"),
+        (("revoke", "0" * 12), "no such key"),
+        (("rotate", "0" * 12, "--overlap", "1y"), "90d"),
+    ],
+)
+def test_what_cannot_be_is_said_plainly(
+    command: Command, arguments: tuple[str, ...], complaint: str
+) -> None:
+    done = command(*arguments)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert complaint.lower() in done.stderr.lower()
+    assert "Traceback" not in done.stderr
+
+
+def test_it_says_when_keys_are_not_asked_for(command: Command) -> None:
+    command.environment["API_KEYS"] = "off"
+    done = command("create", "early")
+    assert "API_KEYS=required" in done.stderr
+    assert "There are no keys" not in command("list").stdout
+
+
+def test_an_empty_list_says_how_to_begin(command: Command) -> None:
+    assert command("list").stdout == "There are no keys: make key NAME=…\n"
+
+
+def test_make_key_hands_everything_over(tmp_path: Path) -> None:
+    given = ["NAME=camera 3", "TENANT=acme", "SCOPES=read", "EXPIRES=90d"]
+    shown = subprocess.run(
+        ["make", "--dry-run", "--old-file=setup", "key", *given],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout
+    wanted = 'python -m app.keys create "camera 3" --tenant "acme" --scopes "read" --expires "90d"'
+    assert wanted in shown
+
+
+@pytest.mark.parametrize("text", ["90d", "12h", "30m", "45s"])
+def test_durations(text: str) -> None:
+    units = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
+    assert duration(text).total_seconds() == int(text[:-1]) * units[text[-1]]

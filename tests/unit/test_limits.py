@@ -1,0 +1,303 @@
+"""Rates and quotas of a key: counted exactly, told in headers, refused with 429."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.key_service import Issued
+from core.errors import Unavailable
+from core.identity import Scope
+from core.limits import DAY, Allowance, Limit, Rate, granted
+from tests.contract.clock import MovableClock
+from tests.support.api import Api, api_settings, bearer, open_api
+
+NOW = datetime(2026, 11, 21, 9, 30, 12, tzinfo=UTC)
+
+
+# --- Shares ---------------------------------------------------------------------------------------
+
+
+@given(quota=st.integers(1, 10_000), others=st.integers(0, 12_000))
+def test_a_share_is_an_eighth_of_what_is_left_and_at_least_one(quota: int, others: int) -> None:
+    limit = Limit("rate", quota, 60)
+    before = Allowance(limit.window(NOW.timestamp()), others)
+    after, grant = granted(before, limit, NOW)
+    left = max(0, quota - others)
+    assert grant.count == min(left, max(1, left // 8))
+    assert after.taken == others + grant.count
+    assert grant.left == left - grant.count
+
+
+@given(quota=st.integers(1, 5_000))
+def test_shares_of_one_window_are_the_quota_and_are_few(quota: int) -> None:
+    limit, state, shares = Limit("rate", quota, 60), None, []
+    while True:
+        state, grant = granted(state, limit, NOW)
+        if not grant.count:
+            break
+        shares.append(grant.count)
+    assert sum(shares) == quota
+    assert len(shares) <= 64
+
+
+def test_clocks_that_differ_a_little_count_in_one_window() -> None:
+    """At the turn of a minute the slower machine draws on the window of the faster one."""
+    limit = Limit("rate", 100, 60)
+    turn = datetime(2026, 11, 21, 9, 31, tzinfo=UTC)
+    ahead, _ = granted(None, limit, turn + timedelta(milliseconds=20))
+    behind, grant = granted(ahead, limit, turn - timedelta(milliseconds=20))
+    assert behind.window == ahead.window == grant.window
+    assert behind.taken > ahead.taken
+
+
+def test_a_window_of_a_clock_that_was_wrong_holds_nobody_up() -> None:
+    limit = Limit("rate", 100, 60)
+    wrong, _ = granted(None, limit, NOW + timedelta(days=365))
+    right, grant = granted(wrong, limit, NOW)
+    assert right.window == limit.window(NOW.timestamp())
+    assert grant.count == 12
+
+
+def test_days_begin_at_midnight_utc() -> None:
+    window = Limit("day", 1, DAY).window(NOW.timestamp())
+    assert datetime.fromtimestamp(window, UTC) == datetime(2026, 11, 21, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [("600/minute", Rate(600, 60)), ("1/second", Rate(1, 1)), ("5/hour", Rate(5, 3600))],
+)
+def test_a_rate_is_read_and_written(text: str, rate: Rate) -> None:
+    assert Rate.parse(text) == rate
+    assert str(rate) == text
+
+
+@pytest.mark.parametrize("text", ["", "600", "0/minute", "-1/minute", "1/day", "1 / minute", "x/s"])
+def test_a_rate_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="600/minute"):
+        Rate.parse(text)
+
+
+# --- At the gate ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock() -> MovableClock:
+    clock = MovableClock()
+    clock.now = NOW
+    return clock
+
+
+@asynccontextmanager
+async def limited(
+    folder: Path, bundle: Path, clock: MovableClock, processes: int = 1, **settings: object
+) -> AsyncIterator[list[Api]]:
+    """That many API processes' worth of applications on one data folder."""
+    chosen = api_settings(folder, bundle, api_keys="required", **settings)
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(open_api(chosen, clock)) for _ in range(processes)]
+
+
+async def ask(api: Api, issued: Issued) -> httpx.Response:
+    return await api.client.get(f"/api/v1/images/{'0' * 64}", headers=bearer(issued))
+
+
+async def test_a_rate_is_told_kept_and_over_with_its_window(
+    tmp_path: Path, colour_bundle: Path, clock: MovableClock
+) -> None:
+    async with limited(tmp_path, colour_bundle, clock, rate_limit="20/minute") as (api,):
+        issued = await api.issue("acme")
+        for number in range(20):
+            answer = await ask(api, issued)
+            assert answer.status_code == 404
+            assert answer.headers["ratelimit-policy"] == '"rate";q=20;w=60'
+            assert answer.headers["ratelimit"] == f'"rate";r={19 - number};t=48'
+        clock.move(8.5)
+        for _ in range(3):
+            answer = await ask(api, issued)
+            assert answer.status_code == 429
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert answer.headers["retry-after"] == "40"
+            assert answer.headers["ratelimit"] == '"rate";r=0;t=40'
+            assert answer.json()["code"] == "rate_limited"
+            assert answer.json()["violated-policies"] == ["rate"]
+        clock.move(float(answer.headers["retry-after"]))
+        answer = await ask(api, issued)
+        assert answer.status_code == 404
+        assert answer.headers["ratelimit"] == '"rate";r=19;t=60'
+
+
+async def test_a_quota_is_of_a_day(
+    tmp_path: Path, colour_bundle: Path, clock: MovableClock
+) -> None:
+    async with limited(tmp_path, colour_bundle, clock, daily_quota=3) as (api,):
+        issued = await api.issue("acme")
+        statuses = []
+        for _ in range(4):
+            clock.move(61)
+            answer = await ask(api, issued)
+            statuses.append(answer.status_code)
+        assert statuses == [404, 404, 404, 429]
+        assert answer.headers["ratelimit-policy"] == '"rate";q=600;w=60, "day";q=3;w=86400'
+        assert answer.json()["violated-policies"] == ["day"]
+        clock.move(float(answer.headers["retry-after"]))
+        assert clock().date() == datetime(2026, 11, 22, tzinfo=UTC).date()
+        assert (await ask(api, issued)).status_code == 404
+
+
+async def test_a_keys_own_limits_win(
+    tmp_path: Path, colour_bundle: Path, clock: MovableClock
+) -> None:
+    settings: dict[str, Any] = {"rate_limit": "2/minute", "daily_quota": 2}
+    async with limited(tmp_path, colour_bundle, clock, **settings) as (api,):
+        own = await api.issue("acme", rate=Rate(5, 1), daily_quota=0)
+        for _ in range(5):
+            answer = await ask(api, own)
+            assert answer.status_code == 404
+        assert answer.headers["ratelimit-policy"] == '"rate";q=5;w=1'
+        assert (await ask(api, own)).status_code == 429
+        other = await api.issue("acme")
+        assert (await ask(api, other)).status_code == 404
+
+
+async def test_without_limits_there_are_no_headers(
+    tmp_path: Path, colour_bundle: Path, clock: MovableClock
+) -> None:
+    async with limited(tmp_path, colour_bundle, clock, rate_limit="off") as (api,):
+        answer = await ask(api, await api.issue("acme"))
+        assert answer.status_code == 404
+        assert "ratelimit" not in answer.headers
+
+
+@pytest.mark.parametrize("quota", [1, 7, 20, 100])
+async def test_processes_share_one_limit(
+    tmp_path: Path, colour_bundle: Path, clock: MovableClock, quota: int
+) -> None:
+    """Asked at once and in turn, three processes let through exactly what one would."""
+    settings = {"rate_limit": f"{quota}/minute"}
+    async with limited(tmp_path, colour_bundle, clock, processes=3, **settings) as processes:
+        issued = await processes[0].issue("acme")
+        answers = await asyncio.gather(
+            *(ask(processes[n % 3], issued) for n in range(3 * quota + 10))
+        )
+        let_through = sum(answer.status_code == 404 for answer in answers)
+        assert let_through == quota
+        assert {answer.status_code for answer in answers} <= {404, 429}
+
+
+async def test_limits_survive_a_restart(
+    tmp_path: Path, colour_bundle: Path, clock: MovableClock
+) -> None:
+    settings: dict[str, Any] = {"rate_limit": "off", "daily_quota": 4}
+    async with limited(tmp_path, colour_bundle, clock, **settings) as (api,):
+        issued = await api.issue("acme")
+        assert [(await ask(api, issued)).status_code for _ in range(3)] == [404] * 3
+    async with limited(tmp_path, colour_bundle, clock, **settings) as (api,):
+        assert [(await ask(api, issued)).status_code for _ in range(2)] == [404, 429]
+
+
+async def test_a_limit_that_cannot_be_shared_is_kept_alone(
+    tmp_path: Path, colour_bundle: Path, clock: MovableClock
+) -> None:
+    """The store of allowances fails between two shares: nobody is refused for that."""
+    async with limited(tmp_path, colour_bundle, clock, rate_limit="20/minute") as (api,):
+        issued = await api.issue("acme")
+        assert (await ask(api, issued)).status_code == 404
+        await api.gate.access.allowances._database.close()  # type: ignore[attr-defined]
+        statuses = [(await ask(api, issued)).status_code for _ in range(25)]
+        assert statuses == [404] * 19 + [429] * 6
+
+
+# --- Usage ----------------------------------------------------------------------------------------
+
+
+async def usage(api: Api, issued: Issued, query: str = "") -> list[dict[str, object]]:
+    answer = await api.client.get(f"/api/v1/usage{query}", headers=bearer(issued))
+    assert answer.status_code == 200, answer.text
+    rows: list[dict[str, object]] = answer.json()["usage"]
+    return rows
+
+
+async def test_usage_counts_requests_images_bytes_and_refusals_by_the_day(
+    tmp_path: Path, colour_bundle: Path, clock: MovableClock
+) -> None:
+    async with limited(tmp_path, colour_bundle, clock, rate_limit="3/minute") as (api,):
+        issued = await api.issue("acme")
+        image = b"\xff\xd8\xff not much of an image"
+        for _ in range(2):
+            await api.client.post("/api/v1/images", content=image, headers=bearer(issued))
+        for _ in range(3):
+            await ask(api, issued)
+        clock.move(DAY)
+        rows = await usage(api, issued)
+        assert rows == [
+            {
+                "day": "2026-11-21",
+                "key_id": issued.key.id,
+                "requests": 3,
+                "images": 2,
+                "bytes": 2 * len(image),
+                "refused": 2,
+            },
+            {
+                "day": "2026-11-22",
+                "key_id": issued.key.id,
+                "requests": 1,
+                "images": 0,
+                "bytes": 0,
+                "refused": 0,
+            },
+        ]
+        assert [row["day"] for row in await usage(api, issued, "?days=1")] == ["2026-11-22"]
+
+
+async def test_an_administrator_sees_the_tenant_and_others_themselves(
+    tmp_path: Path, colour_bundle: Path, clock: MovableClock
+) -> None:
+    async with limited(tmp_path, colour_bundle, clock) as (api,):
+        admin, reader = await api.issue("acme"), await api.issue("acme", Scope.READ)
+        await ask(api, reader)
+        await ask(api, admin)
+        assert {row["key_id"] for row in await usage(api, admin)} == {admin.key.id}
+        both = {row["key_id"] for row in await usage(api, admin, "?keys=all")}
+        assert both == {admin.key.id, reader.key.id}
+        assert {row["key_id"] for row in await usage(api, reader)} == {reader.key.id}
+        answer = await api.client.get("/api/v1/usage?keys=all", headers=bearer(reader))
+        assert answer.status_code == 403
+        for query in ("?days=0", "?days=367", "?days=x", "?days=-1", "?keys=theirs"):
+            answer = await api.client.get(f"/api/v1/usage{query}", headers=bearer(reader))
+            assert answer.status_code == 422, query
+
+
+async def test_counts_are_written_when_a_process_ends(
+    tmp_path: Path, colour_bundle: Path, clock: MovableClock
+) -> None:
+    async with limited(tmp_path, colour_bundle, clock) as (api,):
+        issued = await api.issue("acme")
+        for _ in range(5):
+            await ask(api, issued)
+    async with limited(tmp_path, colour_bundle, clock) as (api,):
+        assert [row["requests"] for row in await usage(api, issued)] == [6]
+
+
+async def test_usage_that_cannot_be_written_disturbs_nobody_and_is_kept(
+    tmp_path: Path, colour_bundle: Path, clock: MovableClock
+) -> None:
+    async with limited(tmp_path, colour_bundle, clock, rate_limit="off") as (api,):
+        issued = await api.issue("acme")
+        await ask(api, issued)
+        with closing(sqlite3.connect(api.settings.data_dir / "keys.db")) as other:
+            other.execute("BEGIN IMMEDIATE")  # longer than anybody waits for it
+            with pytest.raises(Unavailable):
+                await api.gate.write()
+            assert (await ask(api, issued)).status_code == 404
+        assert [row["requests"] for row in await usage(api, issued)] == [3]

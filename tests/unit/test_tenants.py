@@ -1,0 +1,258 @@
+"""One tenant neither sees nor changes anything of another's, on any route that there is."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from app.key_service import Issued
+from core.clock import utc_now
+from core.dead_letters.letter import DeadLetter, letter_id, tenant_of
+from core.identity import Scope
+from core.messages import ClassifyImage
+from core.records import RecordKey, Status
+from tests.support.api import LABELS, Api, api_settings, bearer, open_api, routes_of
+from tests.support.pictures import picture, sha256
+
+IMAGE = picture()
+HASH = sha256(IMAGE)
+UNKNOWN = "0" * 64
+V1, LETTERS = "/api/v1/images", "/api/v1/dead-letters"
+
+
+@dataclass
+class World:
+    """Ada's tenant has an image with its result, which is cached, a dead letter and a key.
+
+    Bob's has a key.
+    """
+
+    api: Api
+    ada: Issued
+    bob: Issued
+    letter: DeadLetter
+
+    async def ask(self, who: Issued, method: str, path: str, **options: Any) -> httpx.Response:
+        headers = {**bearer(who), **options.pop("headers", {})}
+        return await self.api.client.request(method, path, headers=headers, **options)
+
+    async def same_refusal(
+        self, method: str, theirs: str, unknown: str, **options: Any
+    ) -> httpx.Response:
+        """Bob learns of Ada's what he learns of what nobody has: the same answer, word for word."""
+        answers = [await self.ask(self.bob, method, path, **options) for path in (theirs, unknown)]
+        for answer in answers:
+            assert answer.status_code == 404, answer.text
+        assert answers[0].content == answers[1].content
+        assert comparable(answers[0].headers) == comparable(answers[1].headers)
+        assert (await self.ask(self.ada, "GET", f"{V1}/{HASH}")).status_code == 200
+        return answers[0]
+
+
+def comparable(headers: httpx.Headers) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if name != "ratelimit"}
+
+
+@pytest.fixture
+async def world(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[World]:
+    settings = api_settings(tmp_path, colour_bundle, api_keys="required", slow_wait_seconds=0.05)
+    async with open_api(settings) as api:
+        letter = letter_about(api.key(UNKNOWN, "ada"))
+        assert await api.service.backend.dead_letters.add(letter)
+        there = World(api, await api.issue("ada"), await api.issue("bob"), letter)
+        assert (await there.ask(there.ada, "POST", V1, content=IMAGE)).status_code == 202
+        await api.settle()
+        await api.succeed(HASH, "ada")
+        assert (await there.ask(there.ada, "GET", f"{V1}/{HASH}")).status_code == 200
+        yield there
+
+
+def letter_about(key: RecordKey) -> DeadLetter:
+    attributes = ClassifyImage(key).attributes()
+    return DeadLetter(
+        id=letter_id(attributes, b"", "1"),
+        tenant=tenant_of(attributes),
+        attributes=attributes,
+        payload=b"",
+        payload_size=0,
+        attempts=10,
+        code="inference_failed",
+        detail="The model failed.",
+        published_at=utc_now(),
+        died_at=utc_now(),
+    )
+
+
+async def uploads_are_separate(world: World, path: str, **options: Any) -> None:
+    """The bytes that Ada has are new to Bob: stored and classified again, for him."""
+    answer = await world.ask(world.bob, "POST", path, **options)
+    assert answer.status_code == 202
+    assert answer.json()["annotations"] == []
+    assert world.api.traces().messages == 2
+    await world.api.settle()
+    mine = await world.api.records.get(world.api.key(HASH, "bob"))
+    adas = await world.api.records.get(world.api.key(HASH, "ada"))
+    assert mine is not None and mine.status is Status.QUEUED
+    assert adas is not None and adas.annotations == LABELS
+    blobs = world.api.service.backend.blobs
+    assert await blobs.get(f"bob/{HASH}") == await blobs.get(f"ada/{HASH}") == IMAGE
+
+
+def form() -> dict[str, Any]:
+    return {"files": {"img": ("cat.jpg", IMAGE)}}
+
+
+async def results(world: World, method: str, path: str) -> None:
+    await world.same_refusal(method, path.format(HASH), path.format(UNKNOWN))
+
+
+async def reading(world: World, method: str) -> None:
+    """Neither the cache nor an entity tag is a way around."""
+    etag = (await world.ask(world.ada, "GET", f"{V1}/{HASH}")).headers["etag"]
+    for headers in ({}, {"If-None-Match": etag}, {"If-None-Match": "*"}, {"Prefer": "wait=1"}):
+        await world.same_refusal(method, f"{V1}/{HASH}", f"{V1}/{UNKNOWN}", headers=headers)
+    model = f"?model={world.api.service.model}"
+    await world.same_refusal(method, f"{V1}/{HASH}{model}", f"{V1}/{UNKNOWN}{model}")
+
+
+async def deleting(world: World) -> None:
+    await world.same_refusal("DELETE", f"{V1}/{HASH}", f"{V1}/{UNKNOWN}")
+    assert await world.api.service.backend.blobs.exists(f"ada/{HASH}")
+
+
+async def listing_keys(world: World) -> None:
+    answer = await world.ask(world.bob, "GET", "/api/v1/keys")
+    assert [key["id"] for key in answer.json()["keys"]] == [world.bob.key.id]
+
+
+async def making_keys(world: World) -> None:
+    """A tenant's administrator makes keys of that tenant only, whatever the body says."""
+    path, body = "/api/v1/keys", {"name": "mine", "scopes": ["read"]}
+    answer = await world.ask(world.bob, "POST", path, json={**body, "tenant": "ada"})
+    assert answer.status_code == 422
+    answer = await world.ask(world.bob, "POST", path, json=body)
+    assert answer.status_code == 201
+    assert answer.json()["tenant"] == "bob"
+    headers = {"X-API-Key": answer.json()["key"]}
+    assert (await world.api.client.get(f"{V1}/{HASH}", headers=headers)).status_code == 404
+
+
+async def others_keys(world: World, method: str, path: str) -> None:
+    await world.same_refusal(method, path.format(world.ada.key.id), path.format("0" * 12))
+    assert await world.api.gate.access.keys.get(world.ada.key.id) == world.ada.key
+
+
+async def usage(world: World) -> None:
+    for whose in ("own", "all"):
+        answer = await world.ask(world.bob, "GET", f"/api/v1/usage?keys={whose}")
+        assert answer.json()["tenant"] == "bob"
+        assert {row["key_id"] for row in answer.json()["usage"]} == {world.bob.key.id}
+
+
+async def listing_letters(world: World) -> None:
+    """Not even with a cursor out of Ada's list."""
+    listed = (await world.ask(world.ada, "GET", LETTERS + "?limit=1")).json()
+    assert [letter["id"] for letter in listed["dead_letters"]] == [world.letter.id]
+    for query in ("", "?resolved=true", f"?cursor={listed['next_cursor']}"):
+        answer = await world.ask(world.bob, "GET", LETTERS + query)
+        assert answer.json() == {"dead_letters": [], "next_cursor": None}
+
+
+async def replaying_letters(world: World) -> None:
+    answer = await world.ask(world.bob, "POST", f"{LETTERS}/replay")
+    assert answer.json()["replayed"] == answer.json()["resolved"] == 0
+    await letter_is_untouched(world)
+
+
+async def others_letters(world: World, method: str, path: str) -> None:
+    await world.same_refusal(method, path.format(world.letter.id), path.format("ab" * 16))
+    await letter_is_untouched(world)
+
+
+async def letter_is_untouched(world: World) -> None:
+    kept = await world.api.service.backend.dead_letters.get("ada", world.letter.id)
+    assert kept is not None and kept.resolved_at is None
+
+
+async def metrics(world: World) -> None:
+    """They are of the whole service, and so name nobody."""
+    answer = await world.ask(world.bob, "GET", "/metrics")
+    assert answer.status_code == 200
+    assert "glimpse_" in answer.text
+    for mark in ("ada", world.ada.key.id, HASH):
+        assert mark not in answer.text
+
+
+# Each route that asks for a key, and how it is tried. A new route fails the test below until it is
+# here.
+CASES: dict[tuple[str, str], Callable[[World], Awaitable[None]]] = {
+    ("POST", V1): lambda w: uploads_are_separate(w, V1, content=IMAGE),
+    ("POST", "/what/fast"): lambda w: uploads_are_separate(w, "/what/fast", **form()),
+    ("POST", "/what/slow"): lambda w: uploads_are_separate(w, "/what/slow", **form()),
+    ("GET", "/what/status/{image_hash}"): lambda w: results(w, "GET", "/what/status/{}"),
+    ("GET", V1 + "/{image_hash}"): lambda w: reading(w, "GET"),
+    ("HEAD", V1 + "/{image_hash}"): lambda w: reading(w, "HEAD"),
+    ("DELETE", V1 + "/{image_hash}"): deleting,
+    ("GET", V1 + "/{image_hash}/content"): lambda w: results(w, "GET", V1 + "/{}/content"),
+    ("HEAD", V1 + "/{image_hash}/content"): lambda w: results(w, "HEAD", V1 + "/{}/content"),
+    ("GET", "/api/v1/keys"): listing_keys,
+    ("POST", "/api/v1/keys"): making_keys,
+    ("DELETE", "/api/v1/keys/{key_id}"): lambda w: others_keys(w, "DELETE", "/api/v1/keys/{}"),
+    ("POST", "/api/v1/keys/{key_id}/rotate"): lambda w: others_keys(
+        w, "POST", "/api/v1/keys/{}/rotate"
+    ),
+    ("GET", "/api/v1/usage"): usage,
+    ("GET", "/metrics"): metrics,
+    ("GET", LETTERS): listing_letters,
+    ("POST", LETTERS + "/replay"): replaying_letters,
+    ("GET", LETTERS + "/{id}"): lambda w: others_letters(w, "GET", LETTERS + "/{}"),
+    ("DELETE", LETTERS + "/{id}"): lambda w: others_letters(w, "DELETE", LETTERS + "/{}"),
+    ("POST", LETTERS + "/{id}/replay"): lambda w: others_letters(w, "POST", LETTERS + "/{}/replay"),
+}
+
+
+async def test_every_route_that_asks_for_a_key_is_tried(world: World) -> None:
+    guarded = {(m, path) for m, path, access in routes_of(world.api.app) if access in list(Scope)}
+    assert guarded == set(CASES), "say in CASES how a new route keeps tenants apart"
+
+
+@pytest.mark.parametrize("route", CASES, ids=" ".join)
+async def test_tenants_are_kept_apart(world: World, route: tuple[str, str]) -> None:
+    await CASES[route](world)
+
+
+async def test_a_signed_link_is_for_one_tenants_image(world: World) -> None:
+    answer = await world.ask(world.ada, "GET", f"{V1}/{HASH}/content")
+    link = answer.headers["location"]
+    assert f"/ada/{HASH}?" in link
+    assert (await world.api.client.get(link)).content == IMAGE  # it needs no key
+    await world.api.service.backend.blobs.put(f"bob/{HASH}", IMAGE, "image/jpeg")
+    moved = await world.api.client.get(link.replace("/ada/", "/bob/"))
+    assert moved.status_code == 403
+
+
+async def test_nobody_in_between_may_keep_a_result(world: World) -> None:
+    """A CDN that kept it would hand it to the next tenant."""
+    path = f"{V1}/{HASH}"
+    fresh = await world.ask(world.ada, "GET", path)
+    same = await world.ask(world.ada, "GET", path, headers={"If-None-Match": fresh.headers["etag"]})
+    assert (fresh.status_code, same.status_code) == (200, 304)
+    for answer in (fresh, same):
+        assert answer.headers["cache-control"] == "private, max-age=3600, immutable"
+        assert answer.headers["vary"] == "Authorization, X-API-Key"
+    refused = await world.api.client.get(path)
+    assert refused.status_code == 401
+    assert refused.headers["cache-control"] == "no-store"
+
+
+async def test_without_keys_anyone_may_keep_it(tmp_path: Path, colour_bundle: Path) -> None:
+    async with open_api(api_settings(tmp_path, colour_bundle)) as api:
+        await api.client.post(V1, content=IMAGE)
+        await api.settle()
+        await api.succeed(HASH)
+        answer = await api.client.get(f"{V1}/{HASH}")
+        assert answer.headers["cache-control"] == "public, max-age=3600, immutable"
+        assert "vary" not in answer.headers
