@@ -252,13 +252,23 @@ class Histories(RuleBasedStateMachine):
 
     @rule(draw=NUMBERS)
     def replay_a_dead_letter(self, draw: int) -> None:
-        letters = self.world.wait(self.world.queue.dead_letters())
-        mine = {image.key.image_hash: image for image in self.known}
-        letters = [each for each in letters if each.attributes["image_hash"] in mine]
-        if letters:
-            letter = letters[draw % len(letters)]
-            mine[letter.attributes["image_hash"]].may_restart = True
-            self.world.wait(self.world.queue.replay([letter.id], self.clock()))
+        self.world.wait(self._replay(draw))
+
+    async def _replay(self, draw: int) -> None:
+        letters = await self._letters()
+        if not letters:
+            return
+        letter = letters[draw % len(letters)]
+        for image in self.known:
+            image.may_restart |= image.key.image_hash == letter["image_hash"]
+        client = self.world.apis[0].client
+        answer = await client.post(f"/api/v1/dead-letters/{letter['id']}/replay")
+        assert answer.status_code in (200, 409, 503), answer.text
+
+    async def _letters(self) -> list[dict[str, Any]]:
+        answer = await self.world.apis[0].client.get("/api/v1/dead-letters")
+        letters: list[dict[str, Any]] = answer.json()["dead_letters"]
+        return letters
 
     def _begun(self, draw: int) -> Message | None:
         """A delivery in flight; what is due is begun first."""
@@ -384,9 +394,11 @@ class Histories(RuleBasedStateMachine):
 
         def empty(connection: sqlite3.Connection) -> None:
             connection.execute("DELETE FROM messages")
-            connection.execute("DELETE FROM dead_letters")
 
         await self.world.queue._database.write(empty, durable=False)
+        while letters := await self._letters():
+            for letter in letters:
+                await self.world.apis[0].client.delete(f"/api/v1/dead-letters/{letter['id']}")
 
     def _all_ends(self) -> None:
         self.world.wait(self._drain())
