@@ -8,7 +8,7 @@ import structlog
 from fastapi import APIRouter, Response
 
 from core.errors import GlimpseError
-from core.problems import problem_response
+from core.problems import MEDIA_TYPE, problem_response
 from core.route_access import public
 
 log = structlog.get_logger(__name__)
@@ -29,7 +29,12 @@ def health_routes(checks: Callable[[], Mapping[str, Check]]) -> APIRouter:
     @router.get(
         "/ready",
         summary="Does everything it depends on answer?",
-        responses={503: {"description": "Problem details; `checks` names what fails"}},
+        responses={
+            503: {
+                "description": "Problem details; `checks` names what fails",
+                "content": {MEDIA_TYPE: {"schema": {"type": "object", "required": ["checks"]}}},
+            }
+        },
     )
     @public
     async def ready() -> Response:

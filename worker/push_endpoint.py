@@ -11,7 +11,14 @@ from collections.abc import Awaitable, Callable
 import structlog
 from fastapi import APIRouter, Request, Response
 
-from core.errors import GlimpseError, MalformedEnvelope, Unavailable
+from core.errors import (
+    Forbidden,
+    GlimpseError,
+    MalformedEnvelope,
+    NotFound,
+    Unauthenticated,
+    Unavailable,
+)
 from core.messages import PushEnvelope
 from core.observation import Observation
 from core.policy import CLASSIFY_PATH, DEAD_LETTER_PATH, RECONCILE_PATH
@@ -19,7 +26,8 @@ from core.request_route import RequestRoute
 from worker.classification import classify
 from worker.dead_letter import UNREADABLE, bury
 from worker.delivery import delivery
-from worker.errors import EnvelopeTooLarge
+from worker.documentation import ENVELOPE_BODY, refusals
+from worker.errors import EnvelopeTooLarge, InferenceFailed
 from worker.reconciliation import reconcile
 from worker.workbench import Workbench
 
@@ -57,7 +65,16 @@ def push_routes(
         CLASSIFY_PATH,
         status_code=204,
         summary="Classify the image that a push envelope names",
-        responses={400: {"description": "Not a push envelope"}, 503: {"description": "Try again"}},
+        responses=refusals(
+            MalformedEnvelope,
+            Unauthenticated,
+            Forbidden,
+            NotFound,
+            EnvelopeTooLarge,
+            InferenceFailed,
+            Unavailable,
+        ),
+        openapi_extra=ENVELOPE_BODY,
     )
     @admitted
     async def generate_annotations(request: Request) -> Response:
@@ -80,7 +97,8 @@ def push_routes(
         DEAD_LETTER_PATH,
         status_code=204,
         summary="Keep a message that used up its deliveries, and end its record",
-        responses={503: {"description": "Try again"}},
+        responses=refusals(Unauthenticated, Forbidden, Unavailable),
+        openapi_extra=ENVELOPE_BODY,
     )
     @admitted
     async def generate_annotations_dlq(request: Request) -> Response:
@@ -105,7 +123,7 @@ def push_routes(
         RECONCILE_PATH,
         tags=["operations"],
         summary="Look after records that stand still",
-        responses={503: {"description": "Try again"}},
+        responses=refusals(Unauthenticated, Forbidden, Unavailable),
     )
     @admitted
     async def reconcile_stale(request: Request) -> Response:

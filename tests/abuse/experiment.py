@@ -212,7 +212,7 @@ class Abuse:
         ends = time.monotonic() + 10  # the last acknowledgement is written after its answer
         while (left := _rows(folder / "queue.db", "messages")) and time.monotonic() < ends:
             time.sleep(0.1)
-        letters = _rows(folder / "dead_letters.db", "dead_letters")
+        letters = _rows(folder / "records.db", "dead_letters")
         if left or letters:
             self._wrong(f"{left} messages and {letters} dead letters are left")
 
