@@ -1,13 +1,16 @@
 """What is fuzzed: functions of bytes that may refuse them, and may raise nothing else."""
 
+import asyncio
+import atexit
 import functools
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 from starlette.requests import Request
 
 from app.image_header import accepted_type, inspect_header
-from app.upload import read_upload
+from app.upload import Upload, read_upload
+from app.upload_slots import UploadLimits, UploadSlots
 from core.errors import (
     ImageTooLarge,
     InvalidImage,
@@ -20,10 +23,9 @@ from core.messages import PushEnvelope
 from core.model_bundle import BundleManifest
 from worker.preprocessing import Preprocessor
 
-T = TypeVar("T")
-
 MAX_BYTES = 100_000
 MAX_PIXELS = 250_000
+_SLOTS = UploadSlots(UploadLimits(uploads=1, bytes_=10**6, grace=60.0, rate=10**6))
 BOUNDARY = b"edge"
 MANIFEST = {
     "name": "fuzz",
@@ -61,21 +63,24 @@ def multipart(data: bytes) -> None:
     content_type = b"multipart/form-data; boundary=" + BOUNDARY
     scope = {"type": "http", "method": "POST", "headers": [(b"content-type", content_type)]}
     try:
-        upload = _at_once(read_upload(Request(scope, receive), MAX_BYTES))
+        upload = _runner().run(_read(Request(scope, receive)))
     except (MalformedBody, InvalidRequest, ImageTooLarge):
         return
     assert 0 < len(upload.data) <= MAX_BYTES
-    assert upload.data in body
+    assert bytes(upload.data) in body
 
 
-def _at_once(reading: Coroutine[Any, Any, T]) -> T:
-    """The result of what never waits here: an event loop for each input would take all the time."""
-    try:
-        reading.send(None)
-    except StopIteration as done:
-        result: T = done.value
-        return result
-    raise AssertionError("it waited")
+async def _read(request: Request) -> Upload:
+    with _SLOTS.take() as slot:
+        return await read_upload(request, MAX_BYTES, slot)
+
+
+@functools.cache
+def _runner() -> asyncio.Runner:
+    """One event loop for all inputs: one for each would take most of the time."""
+    runner = asyncio.Runner()
+    atexit.register(runner.close)
+    return runner
 
 
 def header(data: bytes) -> None:
