@@ -53,6 +53,7 @@ ORDER[Status.ERROR] = ORDER[Status.SUCCESS]
 COLOURS = {"red": (250, 5, 5), "green": (5, 250, 5), "blue": (5, 5, 250)}
 DRAIN_ROUNDS = 20
 MOST_IMAGES = 2
+DELIVERY_SECONDS = 0.01
 NUMBERS = st.integers(0, 9)
 
 
@@ -215,7 +216,7 @@ class Histories(RuleBasedStateMachine):
     @rule()
     def everything_is_given_up(self) -> None:
         """Every delivery left of each message failed."""
-        now = self.clock()
+        now = self.clock.move(DELIVERY_SECONDS)
         messages = self.world.wait(self.world.queue.turn([], 50, now))
         letters = [GivenUp(m.id, "HTTP 503") for m in messages if m.subscription == CLASSIFY]
         notices = [Refused(m.id, now) for m in messages if m.subscription != CLASSIFY]
@@ -286,7 +287,7 @@ class Histories(RuleBasedStateMachine):
         return answer
 
     async def _settle(self, message: Message, acknowledged: bool) -> None:
-        now = self.clock()
+        now = self.clock.move(DELIVERY_SECONDS)
         outcome: Outcome
         if acknowledged:
             outcome = Acknowledged(message.id)
