@@ -52,7 +52,7 @@ ORDER = {status: rank for rank, status in enumerate(Status)}
 ORDER[Status.ERROR] = ORDER[Status.SUCCESS]
 COLOURS = {"red": (250, 5, 5), "green": (5, 250, 5), "blue": (5, 5, 250)}
 DRAIN_ROUNDS = 20
-MOST_IMAGES = 2
+MOST_IMAGES = 3
 DELIVERY_SECONDS = 0.01
 NUMBERS = st.integers(0, 9)
 
@@ -141,6 +141,12 @@ class Histories(RuleBasedStateMachine):
     def the_first_picture(self) -> Image:
         image = self._picture("red")
         self.world.wait(self._upload(image, 1))
+        return image
+
+    @initialize(target=images, steps=st.integers(1, 3))
+    def the_second_picture(self, steps: int) -> Image:
+        image = self._picture("green")
+        self.world.wait(self._half_an_upload(image, steps))
         return image
 
     @precondition(lambda self: len(self.known) < MOST_IMAGES)
