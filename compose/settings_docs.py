@@ -56,7 +56,7 @@ def _text(default: object) -> str:
     if isinstance(default, tuple):
         return ",".join(map(str, default))
     if isinstance(default, float):
-        return f"{default:g}"
+        return str(int(default)) if default.is_integer() else f"{default:g}"
     return str(default)
 
 

@@ -22,7 +22,7 @@ from core.clock import utc_now
 from core.records import Record
 from core.settings import Settings
 from tests.chaos.faults import Fault, faults
-from tests.chaos.load import Client, Ledger
+from tests.chaos.load import Client, Ledger, Watcher
 from tests.chaos.push_proxy import PushProxy
 from tests.chaos.stepping_clock import set_offset
 from tests.support.stack import MODULES, ROOT, Stack, free_port
@@ -172,7 +172,10 @@ class Experiment:
 
     def _storm(self, proxy: PushProxy) -> Counter[str]:
         over = threading.Event()
-        clients = [
+        clients: list[threading.Thread] = [
+            Watcher(str(self._stack.api.base_url), self.ledger, over)
+        ]
+        clients += [
             Client(str(self._stack.api.base_url), self.ledger, n, self._rate / CLIENTS, over)
             for n in range(CLIENTS)
         ]

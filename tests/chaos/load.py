@@ -61,6 +61,24 @@ class Ledger:
         return max(times, default=0.0)
 
 
+class Watcher(threading.Thread):
+    """Asks for every accepted image until it has ended, so that its end is seen when it comes."""
+
+    def __init__(self, base_url: str, ledger: Ledger, stop: threading.Event) -> None:
+        super().__init__(name="watcher", daemon=True)
+        self._base_url = base_url
+        self._ledger = ledger
+        self._stop_event = stop
+
+    def run(self) -> None:
+        with httpx.Client(base_url=self._base_url, timeout=60) as http:
+            while not self._stop_event.wait(PATIENCE):
+                for image_hash in self._ledger.unfinished:
+                    if self._stop_event.is_set():
+                        break
+                    ask(http, self._ledger, image_hash)
+
+
 class Client(threading.Thread):
     """Uploads an image of its own until it is accepted, now and then one that is known, and asks.
 
@@ -89,7 +107,7 @@ class Client(threading.Thread):
                 again = self._draw.choice(sent)
                 if self._draw.random() < 0.3:
                     self._try(http, again)
-                self._ask(http, sha256(again))
+                ask(http, self._ledger, sha256(again))
                 self._stop_event.wait(self._pause)
 
     def _until_taken(self, http: httpx.Client, image: bytes) -> None:
@@ -106,11 +124,13 @@ class Client(threading.Thread):
         self._ledger.note(answer, sha256(image))
         return answer.status_code
 
-    def _ask(self, http: httpx.Client, image_hash: str) -> None:
-        try:
-            answer = http.get(f"/what/status/{image_hash}")
-        except httpx.TransportError:
-            return
-        if answer.status_code == 404 and image_hash not in self._ledger.accepted:
-            return  # its upload was never accepted
-        self._ledger.note(answer, image_hash)
+
+def ask(http: httpx.Client, ledger: Ledger, image_hash: str) -> None:
+    """Note what is said about the image, if anything is."""
+    try:
+        answer = http.get(f"/what/status/{image_hash}")
+    except httpx.TransportError:
+        return
+    if answer.status_code == 404 and image_hash not in ledger.accepted:
+        return  # its upload was never accepted
+    ledger.note(answer, image_hash)
