@@ -98,3 +98,21 @@ def test_images_outlive_their_messages() -> None:
     validation = json.dumps(images.of("variable")["delete_after_days"].body["validation"])
     least = int(re.search(r">= (\d+)", validation)[1])  # type: ignore[index]
     assert least * 24 * 3600 > DeliveryPolicy().retention
+
+
+def test_the_lock_holds_every_provider_at_an_allowed_version() -> None:
+    (example,) = (module for module in MODULES if module.folder.name == "example")
+    text = (example.folder / ".terraform.lock.hcl").read_text()
+    locked = {
+        plain(address).removeprefix("registry.terraform.io/hashicorp/"): body
+        for block in hcl2.loads(text)["provider"]
+        for address, body in block.items()
+    }
+    assert set(locked) == example.providers
+    for name, body in locked.items():
+        assert plain(body["constraints"]) in (example.folder / "versions.tf").read_text(), name
+        major = plain(body["constraints"]).removeprefix("~> ").split(".")[0]
+        assert plain(body["version"]).split(".")[0] == major, name
+        sums = {plain(each) for each in body["hashes"]}
+        releases = {each for each in sums if re.fullmatch(r"zh:[0-9a-f]{64}", each)}
+        assert len(releases) >= 12, f"{name}: one for each platform of the release"
