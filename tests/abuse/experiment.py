@@ -1,6 +1,5 @@
 """Hostile images against real processes, and what must hold for every one of them."""
 
-import json
 import sqlite3
 import threading
 import time
@@ -218,7 +217,7 @@ class Abuse:
 
     def _read_logs(self) -> None:
         outcome = self._outcome
-        for line in self._lines("worker"):
+        for line in self._stack.log_lines("worker"):
             if line["message"] == "classifier process ended":
                 outcome.classifiers_lost += 1
             if "milliseconds" in line and line["message"] in ("classified", "image refused"):
@@ -226,24 +225,13 @@ class Abuse:
                 seconds = line["milliseconds"] / 1000
                 outcome.slowest_image = max(outcome.slowest_image, (seconds, name))
         for name in ("api", "worker"):
-            for line in self._lines(name):
+            for line in self._stack.log_lines(name):
                 status = line["status"] if line["message"] == "request" else 0
                 if status >= 500 and status != 503:
                     outcome.server_errors += 1
                     self._wrong(f"the {name} answered {status} to {line['path']}")
             if "Traceback" in self._stack.log(name):
                 self._wrong(f"the {name}'s log has a traceback")
-
-    def _lines(self, name: str) -> list[dict[str, Any]]:
-        lines = []
-        for text in self._stack.log(name).splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(line, dict) and "message" in line:
-                lines.append(line)
-        return lines
 
     def _wrong(self, what: str) -> None:
         self._outcome.wrong.append(what)

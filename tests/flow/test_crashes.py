@@ -1,9 +1,9 @@
 """P1, P2 and P4 against `kill -9`: what was answered 202 ends, once, whatever dies meanwhile."""
 
-import json
 import random
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -92,17 +92,11 @@ def _kill_at_random(stack: Stack, uploaded: threading.Event, seed: int, killed: 
             stack.start(name)
 
 
-def _completions(stack: Stack) -> dict[str, int]:
+def _completions(stack: Stack) -> Counter[str]:
     """Stored results by image, as the worker logged them."""
-    counts: dict[str, int] = {}
-    for line in stack.log("worker").splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue  # the torn last line of a killed process
-        if event.get("message") == "classified":
-            counts[event["image_hash"]] = counts.get(event["image_hash"], 0) + 1
-    return counts
+    return Counter(
+        line["image_hash"] for line in stack.log_lines("worker") if line["message"] == "classified"
+    )
 
 
 def test_worker_down_then_back(tmp_path: Path, colour_bundle: Path) -> None:

@@ -1,5 +1,6 @@
 """Real processes over HTTP: the API, the worker and the queue, started, killed and restarted."""
 
+import json
 import os
 import signal
 import socket
@@ -8,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import httpx
 
@@ -163,6 +164,18 @@ class Stack:
         key = done.stdout.strip()
         self.api.headers["X-API-Key"] = key
         return key
+
+    def log_lines(self, name: str) -> list[dict[str, Any]]:
+        """What was logged as JSON; a killed process may have left half a line, which is dropped."""
+        lines = []
+        for text in self.log(name).splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if isinstance(line, dict) and "message" in line:
+                lines.append(line)
+        return lines
 
     def upload(self, image: bytes) -> httpx.Response:
         return self.api.post("/what/fast", files={"img": ("picture.jpg", image)})

@@ -56,16 +56,13 @@ async def open_embedded(settings: Settings, clock: Clock = utc_now) -> AsyncIter
 async def open_embedded_access(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Access]:
     """Keys, limits and usage in a file of their own. Raises Unavailable."""
     secret = await asyncio.to_thread(local_key_secret, settings)
-    database = await Database.open(settings.data_dir / "keys.db", keys.SCHEMA)
-    try:
+    async with _open(settings, "keys.db", keys.SCHEMA) as database:
         yield Access(
             SqliteKeyStore(database, clock),
             SqliteAllowanceStore(database, clock),
             SqliteUsageStore(database),
             secret,
         )
-    finally:
-        await database.close()
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from core.backends.embedded.database import Database
-from core.backends.embedded.times import from_micros, to_micros
+from core.backends.embedded.times import from_micros, micros_or_null, moment_or_none, to_micros
 from core.clock import Clock, utc_now
 from core.dead_letters.letter import DeadLetter, LetterFilter, older_than
 
@@ -70,7 +70,7 @@ class SqliteDeadLetterStore:
             letter.attempts,
             to_micros(letter.published_at),
             to_micros(letter.died_at),
-            None if letter.resolved_at is None else to_micros(letter.resolved_at),
+            micros_or_null(letter.resolved_at),
             letter.position,
         )
 
@@ -148,5 +148,5 @@ def _letter_of(row: tuple[Any, ...]) -> DeadLetter:
         detail=detail,
         published_at=from_micros(published),
         died_at=from_micros(died),
-        resolved_at=None if resolved is None else from_micros(resolved),
+        resolved_at=moment_or_none(resolved),
     )

@@ -9,7 +9,12 @@ from typing import Any
 from core import api_keys
 from core.api_keys import ApiKey
 from core.backends.embedded.database import Database, Schema
-from core.backends.embedded.times import from_micros, to_micros
+from core.backends.embedded.times import (
+    from_micros,
+    micros_or_null,
+    moment_or_none,
+    to_micros,
+)
 from core.clock import Clock, utc_now
 from core.identity import Scope
 from core.limits import Allowance, Grant, Limit, Rate, granted
@@ -195,14 +200,6 @@ def _select(connection: sqlite3.Connection, key_id: str) -> ApiKey | None:
     return None if row is None else _key_of(row)
 
 
-def _micros(moment: datetime | None) -> int | None:
-    return None if moment is None else to_micros(moment)
-
-
-def _moment(micros: int | None) -> datetime | None:
-    return None if micros is None else from_micros(micros)
-
-
 def _row_of(key: ApiKey) -> tuple[object, ...]:
     """In the table's order."""
     return (
@@ -212,12 +209,12 @@ def _row_of(key: ApiKey) -> tuple[object, ...]:
         " ".join(sorted(key.scopes)),
         key.digest,
         to_micros(key.created_at),
-        _micros(key.expires_at),
-        _micros(key.revoked_at),
-        _micros(key.last_used_at),
-        _micros(key.rotated_at),
+        micros_or_null(key.expires_at),
+        micros_or_null(key.revoked_at),
+        micros_or_null(key.last_used_at),
+        micros_or_null(key.rotated_at),
         key.previous_digest,
-        _micros(key.previous_expires_at),
+        micros_or_null(key.previous_expires_at),
         None if key.rate is None else str(key.rate),
         key.daily_quota,
     )
@@ -233,12 +230,12 @@ def _key_of(row: tuple[Any, ...]) -> ApiKey:
         scopes=frozenset(Scope(scope) for scope in scopes.split()),
         digest=digest,
         created_at=from_micros(created),
-        expires_at=_moment(expires),
-        revoked_at=_moment(revoked),
-        last_used_at=_moment(used),
-        rotated_at=_moment(rotated),
+        expires_at=moment_or_none(expires),
+        revoked_at=moment_or_none(revoked),
+        last_used_at=moment_or_none(used),
+        rotated_at=moment_or_none(rotated),
         previous_digest=previous,
-        previous_expires_at=_moment(previous_end),
+        previous_expires_at=moment_or_none(previous_end),
         rate=None if rate is None else Rate.parse(rate),
         daily_quota=quota,
     )

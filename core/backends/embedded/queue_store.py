@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from core.backends.embedded.database import Database, Schema
-from core.backends.embedded.times import from_micros, to_micros
+from core.backends.embedded.times import from_micros, moment_or_none, to_micros
 from core.clock import rfc3339
 from core.messages import (
     DEAD_LETTER_DELIVERY_COUNT,
@@ -153,7 +153,7 @@ class QueueStore:
                 "SELECT count(*), min(published_at) FROM messages WHERE subscription = ?",
                 (CLASSIFY,),
             ).fetchone()
-            return number, None if oldest is None else from_micros(oldest)
+            return number, moment_or_none(oldest)
 
         return await self._database.read(count)
 
@@ -201,7 +201,7 @@ class QueueStore:
             (due,) = connection.execute(
                 "SELECT min(due_at) FROM messages WHERE leased = 0"
             ).fetchone()
-            return version, None if due is None else from_micros(due)
+            return version, moment_or_none(due)
 
         return await self._database.read(look)
 

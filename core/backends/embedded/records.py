@@ -11,7 +11,7 @@ from typing import Any
 from core import records
 from core.backends.embedded import dead_letters
 from core.backends.embedded.database import Database, Schema
-from core.backends.embedded.times import from_micros, to_micros
+from core.backends.embedded.times import from_micros, micros_or_null, moment_or_none, to_micros
 from core.clock import Clock, utc_now
 from core.records import Annotation, Claim, Record, RecordError, RecordKey, Status
 
@@ -187,7 +187,7 @@ def _state_of(record: Record) -> tuple[object, ...]:
         None if record.error is None else json.dumps(asdict(record.error)),
         record.attempts,
         record.token,
-        None if lease is None else to_micros(lease),
+        micros_or_null(lease),
         to_micros(record.created_at),
         to_micros(record.updated_at),
         to_micros(record.submitted_at),
@@ -221,7 +221,7 @@ def _record_of(row: tuple[Any, ...], key: RecordKey | None = None) -> Record:
         error=None if error is None else RecordError(**json.loads(error)),
         attempts=attempts,
         token=token,
-        lease_expires_at=None if lease is None else from_micros(lease),
+        lease_expires_at=moment_or_none(lease),
         created_at=from_micros(born),
         updated_at=from_micros(changed),
         submitted_at=from_micros(begun),

@@ -24,6 +24,7 @@ from core.backends.google.entities import (
     RawEntity,
     RawValue,
     moment_of,
+    set_blob,
     set_number,
     set_text,
     set_time,
@@ -143,8 +144,7 @@ def _entity_of(letter: DeadLetter, key: Any) -> Any:
     entity = RawEntity(key=key)
     fields = entity.properties
     set_text(fields["attributes"], json.dumps(dict(letter.attributes), ensure_ascii=False))
-    fields["payload"].blob_value = letter.payload
-    fields["payload"].exclude_from_indexes = True
+    set_blob(fields["payload"], letter.payload)
     set_number(fields["payload_size"], letter.payload_size)
     set_number(fields["attempts"], letter.attempts)
     set_text(fields["code"], letter.code)

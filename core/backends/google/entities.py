@@ -118,8 +118,12 @@ def time_value(moment: datetime) -> Any:
 
 
 def set_text(value: Any, text: str) -> None:
-    """As a property that is not indexed, as the two below."""
+    """As a property that is not indexed, as the three below."""
     value.string_value, value.exclude_from_indexes = text, True
+
+
+def set_blob(value: Any, data: bytes) -> None:
+    value.blob_value, value.exclude_from_indexes = data, True
 
 
 def set_number(value: Any, number: int) -> None:

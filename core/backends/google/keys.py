@@ -9,7 +9,7 @@ import asyncio
 import json
 import random
 from collections.abc import Callable, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from itertools import groupby
 from typing import Any
 
@@ -18,7 +18,15 @@ from google.cloud.datastore_v1.types import PropertyFilter
 from core import api_keys
 from core.api_keys import ApiKey
 from core.backends.google.datastore import Datastore, RawMutation, RawQuery, property_filter
-from core.backends.google.entities import RawEntity, RawValue
+from core.backends.google.entities import (
+    RawEntity,
+    RawValue,
+    moment_of,
+    set_blob,
+    set_number,
+    set_text,
+    set_time,
+)
 from core.clock import Clock, utc_now
 from core.identity import Scope
 from core.limits import Allowance, Grant, Limit, Rate, granted
@@ -110,8 +118,8 @@ class DatastoreAllowanceStore:
             if not grant.count:
                 return grant, []
             entity = RawEntity(key=raw_key)
-            _number(entity.properties["window"], after.window)
-            _number(entity.properties["taken"], after.taken)
+            set_number(entity.properties["window"], after.window)
+            set_number(entity.properties["taken"], after.taken)
             return grant, [RawMutation(upsert=entity)]
 
         return await self._datastore.transact(take)
@@ -149,7 +157,7 @@ class DatastoreUsageStore:
             after = usage if before is None else usage + _usage_of(before, usage.tenant)
             entity = RawEntity(key=raw_key)
             for field in ("requests", "images", "bytes", "refused"):
-                _number(entity.properties[field], getattr(after, field))
+                set_number(entity.properties[field], getattr(after, field))
             return None, [RawMutation(upsert=entity)]
 
         async with self._writers:
@@ -189,19 +197,19 @@ def _entity_of(key: ApiKey, raw_key: Any) -> Any:
     entity = RawEntity(key=raw_key)
     fields = entity.properties
     fields["tenant"].string_value = key.tenant
-    _text(fields["name"], key.name)
-    _text(fields["scopes"], json.dumps(sorted(key.scopes)))
-    _blob(fields["digest"], key.digest)
-    _time(fields["created_at"], key.created_at)
+    set_text(fields["name"], key.name)
+    set_text(fields["scopes"], json.dumps(sorted(key.scopes)))
+    set_blob(fields["digest"], key.digest)
+    set_time(fields["created_at"], key.created_at)
     for name in _TIMES:
         if (at := getattr(key, name)) is not None:
-            _time(fields[name], at)
+            set_time(fields[name], at)
     if key.previous_digest is not None:
-        _blob(fields["previous_digest"], key.previous_digest)
+        set_blob(fields["previous_digest"], key.previous_digest)
     if key.rate is not None:
-        _text(fields["rate"], str(key.rate))
+        set_text(fields["rate"], str(key.rate))
     if key.daily_quota is not None:
-        _number(fields["daily_quota"], key.daily_quota)
+        set_number(fields["daily_quota"], key.daily_quota)
     return entity
 
 
@@ -213,33 +221,11 @@ def _key_of(entity: Any) -> ApiKey:
         name=fields["name"].string_value,
         scopes=frozenset(Scope(name) for name in json.loads(fields["scopes"].string_value)),
         digest=fields["digest"].blob_value,
-        created_at=_moment(fields["created_at"]),
+        created_at=moment_of(fields["created_at"]),
         previous_digest=(
             fields["previous_digest"].blob_value if "previous_digest" in fields else None
         ),
         rate=Rate.parse(fields["rate"].string_value) if "rate" in fields else None,
         daily_quota=fields["daily_quota"].integer_value if "daily_quota" in fields else None,
-        **{name: _moment(fields[name]) for name in _TIMES if name in fields},
+        **{name: moment_of(fields[name]) for name in _TIMES if name in fields},
     )
-
-
-def _text(value: Any, text: str) -> None:
-    value.string_value, value.exclude_from_indexes = text, True
-
-
-def _blob(value: Any, data: bytes) -> None:
-    value.blob_value, value.exclude_from_indexes = data, True
-
-
-def _number(value: Any, number: int) -> None:
-    value.integer_value, value.exclude_from_indexes = number, True
-
-
-def _time(value: Any, moment: datetime) -> None:
-    value.timestamp_value.FromDatetime(moment)
-    value.exclude_from_indexes = True
-
-
-def _moment(value: Any) -> datetime:
-    moment: datetime = value.timestamp_value.ToDatetime(tzinfo=UTC)
-    return moment
