@@ -9,39 +9,30 @@ import argparse
 import random
 import sys
 import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from tests.chaos.experiment import ChaosStack, Experiment, Outcome
+from tests.chaos.experiment import Experiment, Outcome, prepared
 from tests.support.bundles import write_colour_bundle
-from tests.support.emulators import free_addresses, own_corner, running_emulators
 
 BACKENDS = ("embedded", "emulator")
 
 
 def run(backend: str, seconds: float, seed: int, progress: Progress, folder: Path) -> Outcome:
     """One experiment on `backend`, everything in `folder`."""
-    with ExitStack() as opened:
-        emulators, corner = None, {}
-        if backend == "emulator":
-            corner = own_corner(free_addresses())
-            addresses = {name: value for name, value in corner.items() if name.endswith("_HOST")}
-            emulators = opened.enter_context(running_emulators(folder / "emulators", addresses))
-        stack = ChaosStack(folder / "stack", write_colour_bundle(folder / "model"), seed, **corner)
-        bar = progress.add_task(backend, total=1.0)
+    bundle = write_colour_bundle(folder / "model")
+    bar = progress.add_task(backend, total=1.0)
 
-        def show(phase: str, share: float) -> None:
-            progress.update(bar, description=f"{backend}: {phase}", completed=share)
+    def show(phase: str, share: float) -> None:
+        progress.update(bar, description=f"{backend}: {phase}", completed=share)
 
-        # The emulators do a fraction of what the embedded backend does.
-        rate = 20.0 if emulators is None else 6.0
+    with prepared(backend, folder, bundle, seed) as (stack, emulators, rate):
         outcome = Experiment(stack, seconds, seed, show, emulators, rate).run()
-        progress.update(bar, description=backend, completed=1.0)
-        return outcome
+    progress.update(bar, description=backend, completed=1.0)
+    return outcome
 
 
 def rows(outcome: Outcome) -> list[tuple[str, str]]:

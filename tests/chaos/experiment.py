@@ -1,14 +1,14 @@
 """One experiment: load, faults, calm, and then what must hold."""
 
 import asyncio
-import json
 import random
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +25,7 @@ from tests.chaos.faults import Fault, faults
 from tests.chaos.load import Client, Ledger, Watcher
 from tests.chaos.push_proxy import PushProxy
 from tests.chaos.stepping_clock import set_offset
+from tests.support.emulators import free_addresses, own_corner, running_emulators
 from tests.support.stack import MODULES, ROOT, Stack, free_port
 
 CLIENTS = 8
@@ -75,7 +76,7 @@ class ChaosStack(Stack):
         if name == SECOND_WORKER:
             environment["WORKER_PORT"] = str(self.second_port)
         process = subprocess.Popen(
-            [sys.executable, "-m", *module],
+            [sys.executable, "-m", "tests.chaos.humble", *module],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,
@@ -117,6 +118,21 @@ class Outcome:
         return not (self.lost or self.duplicates or self.changed or self.stuck or self.wrong)
 
 
+@contextmanager
+def prepared(
+    backend: str, folder: Path, bundle: Path, seed: int
+) -> Iterator[tuple[ChaosStack, RunningEmulators | None, float]]:
+    """A stack on `backend`, the emulators below it if it has them, and its uploads a second."""
+    if backend == "embedded":
+        yield ChaosStack(folder / "stack", bundle, seed), None, 20.0
+        return
+    corner = own_corner(free_addresses())
+    addresses = {name: value for name, value in corner.items() if name.endswith("_HOST")}
+    with running_emulators(folder / "emulators", addresses) as emulators:
+        # They do a fraction of what the embedded backend does.
+        yield ChaosStack(folder / "stack", bundle, seed, **corner), emulators, 6.0
+
+
 class Experiment:
     """Clients upload for `seconds` while one fault follows the other; then everything is checked.
 
@@ -129,8 +145,8 @@ class Experiment:
         seconds: float,
         seed: int,
         progress: Callable[[str, float], None],
-        emulators: RunningEmulators | None = None,
-        uploads_a_second: float = 20.0,
+        emulators: RunningEmulators | None,
+        uploads_a_second: float,
     ) -> None:
         self._stack = stack
         self._seconds = seconds
@@ -271,13 +287,6 @@ class Experiment:
         ]
 
     def _lines(self, name: str) -> list[dict[str, Any]]:
-        lines = []
-        for text in self._stack.log(name).splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue  # the torn last line of a killed process, or a traceback's
-            if isinstance(line, dict) and "message" in line:
-                lines.append(line)
+        lines = self._stack.log_lines(name)
         assert lines, f"{name} logged nothing: nothing could be told from it"
         return lines

@@ -6,6 +6,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -32,34 +33,22 @@ def faults(
 ) -> list[Fault]:
     """Every fault that this backend can meet. Emulators keep their own files and their own time."""
     found = [
-        Fault(f"{deed} {name}", lambda deed=deed, name=name: deeds[deed](name))  # type: ignore[misc]
-        for deed in ("kill -9", "freeze")
-        for name in stack.names
+        Fault("kill -9 a classifier process", partial(_kill_classifier, stack, draw)),
+        Fault("step the clock", partial(_step, clock, draw)),
     ]
-    deeds: dict[str, Callable[[str], None]] = {
-        "kill -9": lambda name: _kill(stack, name),
-        "freeze": lambda name: _freeze(stack, name, draw),
-    }
-    found += [
-        Fault("kill -9 a classifier process", lambda: _kill_classifier(stack, draw)),
-        Fault("step the clock", lambda: _step(clock, draw)),
-    ]
+    for name in stack.names:
+        found.append(Fault(f"kill -9 {name}", partial(_kill, stack, name)))
+        found.append(Fault(f"freeze {name}", partial(_freeze, stack, name, draw)))
+        if emulators is None:
+            found.append(Fault(f"disk full for {name}", partial(_fill, stack, name, draw)))
     if emulators is None:
         data = Path(stack.environment["DATA_DIR"])
-        found += [
-            Fault(f"disk full for {name}", lambda name=name: _fill(stack, name, draw))  # type: ignore[misc]
-            for name in stack.names
-        ]
-        found.append(Fault("image folder read-only", lambda: _take_away(data / "blobs", draw)))
+        found.append(Fault("data folder read-only", partial(_forbid, data, draw)))
+        found.append(Fault("no image folder", partial(_take_away, data / "blobs", draw)))
     else:
-        found += [
-            Fault(f"restart {name}", lambda name=name: _restart(stack, emulators, name))  # type: ignore[misc]
-            for name in ("datastore", "storage", "pubsub")
-        ]
-        found += [
-            Fault(f"freeze {name}", lambda name=name: _hang(emulators, name, draw))  # type: ignore[misc]
-            for name in ("datastore", "storage", "pubsub")
-        ]
+        for name in ("datastore", "storage", "pubsub"):
+            found.append(Fault(f"restart {name}", partial(_restart, stack, emulators, name)))
+            found.append(Fault(f"freeze {name}", partial(_hang, emulators, name, draw)))
     return found
 
 
@@ -104,7 +93,7 @@ def _fill(stack: Stack, name: str, draw: random.Random) -> None:
 
 
 def _take_away(folder: Path, draw: random.Random) -> None:
-    """Nothing can be written below it, nor read (for root a folder's mode forbids nothing)."""
+    """Nothing can be written below it, nor read."""
     aside = folder.rename(folder.with_name("aside"))
     folder.write_bytes(b"")
     try:
@@ -112,6 +101,19 @@ def _take_away(folder: Path, draw: random.Random) -> None:
     finally:
         folder.unlink()
         aside.rename(folder)
+
+
+def _forbid(data: Path, draw: random.Random) -> None:
+    """No name below it can be made or taken away. The services hold no right to override modes."""
+    folders = [data, *(path for path in data.rglob("*") if path.is_dir())]
+    modes = [folder.stat().st_mode for folder in folders]
+    try:
+        for folder in folders:
+            folder.chmod(0o500)
+        time.sleep(draw.uniform(0.2, LONGEST_OUTAGE))
+    finally:
+        for folder, mode in zip(folders, modes, strict=True):
+            folder.chmod(mode)
 
 
 def _restart(stack: Stack, emulators: RunningEmulators, name: str) -> None:
