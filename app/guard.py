@@ -35,6 +35,7 @@ def requires(scope: Scope) -> Callable[[Endpoint], Endpoint]:
             return await endpoint(request=request, **others)
 
         outside = [p for name, p in signature.parameters.items() if name != "principal"]
+        # Where FastAPI looks for parameters; mypy's functions have no such attribute.
         guarded.__signature__ = signature.replace(parameters=outside)  # type: ignore[attr-defined]
         guarded.__name__, guarded.__doc__ = endpoint.__name__, endpoint.__doc__
         guarded.__module__ = endpoint.__module__

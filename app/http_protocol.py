@@ -45,6 +45,7 @@ class HttpProtocol(HttpToolsProtocol):
     _progress = False
     _stopping = False
 
+    # Narrower than asyncio's, as uvicorn's own: its servers give no other transport.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._head_since = self.loop.time()

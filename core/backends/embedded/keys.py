@@ -87,6 +87,7 @@ _ADD = """
         refused = refused + excluded.refused
 """
 
+# Steps are lambdas with a name (ruff's E731): a type says what a `def` would spell out.
 Step = Callable[[ApiKey, datetime], ApiKey | None]
 
 

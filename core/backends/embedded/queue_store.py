@@ -214,7 +214,7 @@ class QueueStore:
 
         def expire(connection: sqlite3.Connection) -> list[Message]:
             rows = connection.execute(
-                f"SELECT {_MESSAGE}, attempts FROM messages"  # noqa: S608
+                f"SELECT {_MESSAGE}, attempts FROM messages"  # noqa: S608 - constants, as below
                 " WHERE leased = 0 AND published_at < ? AND subscription = ?",
                 (cutoff, CLASSIFY),
             ).fetchall()
@@ -234,7 +234,7 @@ def _new_message(
 
 def _lease(connection: sqlite3.Connection, limit: int, now: datetime) -> list[Message]:
     rows = connection.execute(
-        f"SELECT {_MESSAGE}, attempts + 1 FROM messages"  # noqa: S608
+        f"SELECT {_MESSAGE}, attempts + 1 FROM messages"  # noqa: S608 - constants
         " WHERE leased = 0 AND due_at <= ? ORDER BY due_at LIMIT ?",
         (to_micros(now), limit),
     ).fetchall()

@@ -37,6 +37,7 @@ KEY_KIND, ALLOWANCE_KIND, USAGE_KIND = "ApiKey", "Allowance", "Usage"
 ACCESS = "_access"
 SHARDS, WRITERS = 16, 8
 
+# Steps are lambdas with a name (ruff's E731): a type says what a `def` would spell out.
 Step = Callable[[ApiKey, datetime], ApiKey | None]
 
 
