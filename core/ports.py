@@ -4,7 +4,7 @@ Every method may raise `core.errors.Unavailable` (retryable) and nothing else of
 `tests/contract` runs one suite against each backend.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -22,6 +22,13 @@ class RecordStore(Protocol):
     """Records with compare-and-set transitions (`core.records` decides which are allowed)."""
 
     async def get(self, key: RecordKey) -> Record | None: ...
+
+    async def get_many(self, keys: Sequence[RecordKey]) -> Mapping[RecordKey, Record]:
+        """The records that are there, of any number of keys, at the price of few requests.
+
+        A key may be named twice. Of many keys the records need not be of one instant.
+        """
+        ...
 
     async def create(self, record: Record) -> bool:
         """Store a new record; False where the key already exists."""
