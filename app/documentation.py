@@ -55,7 +55,7 @@ class Problem(BaseModel):
 _EXAMPLES: dict[type[errors.GlimpseError], str] = {
     errors.MalformedBody: "The form ends before its closing boundary.",
     errors.NotFound: "No such image, or not under this model.",
-    errors.UploadTooSlow: "The image came slower than 16384 bytes a second.",
+    errors.UploadTooSlow: "The upload came slower than 16384 bytes a second.",
     errors.Overloaded: "The service has as much to do as it can hold; try again.",
     errors.ImageTooLarge: "The image is larger than 10485760 bytes.",
     errors.UnsupportedImage: "The bytes are not a JPEG, PNG, WebP, GIF or AVIF image.",
