@@ -1,7 +1,6 @@
 """`/api/v1/dead-letters`: messages that used up their deliveries, for whoever operates this."""
 
 import base64
-import binascii
 import json
 import re
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from app.answers import EncodedResponse
+from app.cursor import decode_cursor, encode_cursor
 from app.documentation import refusals
 from app.guard import requires
 from app.image_service import service_of
@@ -216,7 +216,7 @@ def selection(request: Request, tenant: str) -> tuple[LetterFilter, int, str]:
     wanted = LetterFilter(
         tenant, code, _moment(query, "since"), _moment(query, "before"), resolved == "true"
     )
-    return wanted, int(limit), decode_cursor(query.get("cursor", ""))
+    return wanted, int(limit), decode_cursor(query.get("cursor", ""), _POSITION)
 
 
 def letter_document(letter: DeadLetter) -> dict[str, object]:
@@ -233,25 +233,6 @@ def letter_document(letter: DeadLetter) -> dict[str, object]:
         "dead_lettered_at": rfc3339(letter.died_at),
         "resolved_at": letter.resolved_at and rfc3339(letter.resolved_at),
     }
-
-
-def encode_cursor(position: str) -> str:
-    """Opaque to clients, so that its form may change."""
-    return base64.urlsafe_b64encode(position.encode()).decode().rstrip("=")
-
-
-def decode_cursor(cursor: str) -> str:
-    """The position in a cursor, empty for none. Raises InvalidRequest."""
-    if not cursor:
-        return ""
-    try:
-        padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
-        position = base64.b64decode(padded, altchars=b"-_", validate=True).decode("ascii")
-    except (binascii.Error, ValueError):
-        position = ""
-    if not _POSITION.fullmatch(position):
-        raise _invalid("cursor", "is not one of ours")
-    return position
 
 
 def _moment(query: Any, name: str) -> datetime | None:

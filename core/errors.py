@@ -123,6 +123,18 @@ class ImageTooLarge(GlimpseError):
     status, code, title = 413, "image_too_large", "Image too large"
 
 
+class BatchTooLarge(GlimpseError):
+    """More images, or more bytes, than one job may have."""
+
+    status, code, title = 413, "batch_too_large", "Batch too large"
+
+
+class UnsupportedMediaType(GlimpseError):
+    """A body of a type that this route does not read."""
+
+    status, code, title = 415, "unsupported_media_type", "Unsupported media type"
+
+
 class UploadTooSlow(GlimpseError):
     """The bytes of an upload come slower than they must."""
 
