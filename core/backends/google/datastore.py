@@ -50,6 +50,7 @@ T = TypeVar("T")
 # nobody waits for.
 REQUEST, TRANSACTION, ROLLBACK = 3.0, 8.0, 3.0
 ATTEMPTS = 12  # of a transaction that others keep aborting
+MOST_KEYS = 1000  # of a lookup: https://cloud.google.com/datastore/docs/concepts/limits
 FIRST_PAUSE, LAST_PAUSE = 0.01, 0.5  # seconds between them, at random up to a doubling limit
 # Lookups and queries change nothing and may be repeated.
 RETRY = AsyncRetry(
@@ -90,11 +91,25 @@ class Datastore:
         """The entity under `key`, or None. Raises Unavailable."""
         with translated(self._part):
             self._check_open()
-            return self._found(await self._lookup(key, retry=RETRY))
+            return self._found(await self._lookup([key], retry=RETRY))
+
+    async def find_many(self, keys: Sequence[Any]) -> list[Any]:
+        """Those entities under `keys` that are there, in no order. Raises Unavailable."""
+        entities: list[Any] = []
+        rest = list(keys)
+        with translated(self._part):
+            self._check_open()
+            while rest:
+                response = await self._lookup(rest[:MOST_KEYS], retry=RETRY)
+                if not (response.found or response.missing):  # or we might ask for ever
+                    raise Unavailable(f"The {self._part} does not answer.")
+                entities += [result.entity for result in response.found]
+                rest = [*response.deferred, *rest[MOST_KEYS:]]
+        return entities
 
     async def find_in(self, key: Any, transaction: bytes) -> Any | None:
         """As `find`, inside of a transaction of `transact`."""
-        return self._found(await self._lookup(key, _inside(transaction)))
+        return self._found(await self._lookup([key], _inside(transaction)))
 
     async def insert(self, entity: Any, tenant: str) -> bool:
         """Store a new entity of `tenant`; False where its key exists. Raises Unavailable."""
@@ -164,7 +179,7 @@ class Datastore:
     async def ping(self) -> None:
         with translated(self._part):
             self._check_open()
-            await self._lookup(self.keys.path("", ("Ping", "ping")))
+            await self._lookup([self.keys.path("", ("Ping", "ping"))])
 
     async def close(self) -> None:
         """Let go of the locks that refused transactions still hold."""
@@ -192,8 +207,10 @@ class Datastore:
         )
         return response.transaction
 
-    async def _lookup(self, key: Any, options: Any = None, retry: AsyncRetry | None = None) -> Any:
-        raw = LookupRequest.pb()(**self._where, keys=[key], read_options=options)
+    async def _lookup(
+        self, keys: Sequence[Any], options: Any = None, retry: AsyncRetry | None = None
+    ) -> Any:
+        raw = LookupRequest.pb()(**self._where, keys=keys, read_options=options)
         response = await self._client.lookup(
             request=LookupRequest.wrap(raw), retry=retry, timeout=REQUEST
         )
@@ -249,7 +266,7 @@ class Datastore:
             if tenant in self._registered:
                 return
             key = self.keys.tenant(tenant)
-            if not (await self._lookup(key, retry=RETRY)).found:
+            if not (await self._lookup([key], retry=RETRY)).found:
                 await self._commit([RawMutation(upsert=RawEntity(key=key))])
             self._registered.add(tenant)
 
