@@ -15,9 +15,9 @@ Store = Callable[[BatchImage], Awaitable[None]]
 class Intake:
     """Hands each image to `store`, and lets go of its bytes once that has returned.
 
-    At most `AT_ONCE` images of `most_bytes` together are being stored; until there is room, the
-    sender waits. What `store` raises ends the batch, except where it is about the image: that is
-    the image's `error`. Equal images are stored once.
+    While `AT_ONCE` images, or more than `most_bytes` of them, are being stored, the sender waits.
+    What `store` raises ends the batch, except where it is about the image: that is the image's
+    `error`. Equal images are stored once.
     """
 
     def __init__(self, store: Store, slot: UploadSlot, most_bytes: int) -> None:
@@ -38,13 +38,11 @@ class Intake:
             self._let_go(image)
             return
         self._first[image.image_hash] = image
-        while self._tasks and (
-            len(self._tasks) >= AT_ONCE or self._bytes + len(image.data) > self._most_bytes
-        ):
-            with self._slot.paused():
-                await self._some()
         self._bytes += len(image.data)
         self._tasks.add(asyncio.create_task(self._stored(image)))
+        while len(self._tasks) >= AT_ONCE or self._bytes > self._most_bytes:
+            with self._slot.paused():
+                await self._some()
 
     async def finish(self) -> list[BatchImage]:
         """All of them, stored or with an error. Raises what one has met."""

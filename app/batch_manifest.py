@@ -12,9 +12,10 @@ from pydantic import (
     model_validator,
 )
 
-from app.batch_upload import MAX_ITEMS, check_count
+from app.batch_upload import check_count
 from app.json_body import parse_json
 from core.errors import InvalidRequest
+from core.policy import MAX_JOB_ITEMS
 from core.priority import Priority
 from core.records import IMAGE_HASH
 
@@ -24,7 +25,7 @@ MAX_ALL_METADATA_BYTES = 512 * 1024
 _HASH = {"type": "string", "pattern": f"^{IMAGE_HASH.pattern}$"}
 _ENTRIES = {
     "type": "array",
-    "maxItems": MAX_ITEMS,
+    "maxItems": MAX_JOB_ITEMS,
     "description": "SHA-256 of images that the service has, or that come with this request",
     "items": {
         "oneOf": [
@@ -79,7 +80,7 @@ class BatchManifest(BaseModel):
         """Bare hashes as entries: a mistake is then named once, and not for either form."""
         if not isinstance(value, list):
             return value
-        check_count(len(value), MAX_ITEMS)
+        check_count(len(value), MAX_JOB_ITEMS)
         return [{"image_hash": each} if isinstance(each, str) else each for each in value]
 
     @model_validator(mode="after")

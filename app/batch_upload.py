@@ -15,9 +15,9 @@ from app.form_parser import FormParser
 from app.upload import CHUNK, too_large
 from app.upload_slots import UploadSlot
 from core.errors import BatchTooLarge, GlimpseError, InvalidImage, InvalidRequest
+from core.policy import MAX_JOB_ITEMS
 
 FIELD, MANIFEST_FIELD = "imgs", "manifest"
-MAX_ITEMS = 1000
 MAX_MANIFEST_BYTES = 1024 * 1024  # 1,000 hashes, and metadata of half a kilobyte each
 MAX_NAME = 200  # characters
 
@@ -28,7 +28,7 @@ class BatchLimits:
 
     bytes_: int
     image_bytes: int
-    items: int = MAX_ITEMS
+    items: int = MAX_JOB_ITEMS
 
 
 @dataclass(slots=True)

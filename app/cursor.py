@@ -6,6 +6,8 @@ import re
 
 from core.errors import InvalidRequest
 
+POSITION = re.compile(r"[0-9]{16}-[0-9a-f]{32}")  # those of `core.positions`
+
 
 def encode_cursor(position: str) -> str:
     return base64.urlsafe_b64encode(position.encode()).decode().rstrip("=")

@@ -22,7 +22,10 @@ _EMAIL = re.compile(
     r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})(?:\.[A-Za-z0-9][A-Za-z0-9-]{0,62})*"
 )
 _MOST_EMAIL = 254  # characters: RFC 5321, 4.5.3.1.3, less the angle brackets
-_IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
+IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
+
+
+_IN_QUERY = ("priority", "not_before", "notify_email")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ def options_of(request: Request, now: datetime) -> JobOptions:
     priority, moment, email = (_once(query.getlist(name), name) for name in _IN_QUERY)
     cancel_after = _once(request.headers.getlist("cancel-after"), "Cancel-After")
     key = _once(request.headers.getlist("idempotency-key"), "Idempotency-Key")
-    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
+    if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
         raise _invalid("Idempotency-Key", "has 1 to 255 printable ASCII characters")
     return JobOptions(
         priority=None if priority is None else _priority(priority),
@@ -75,9 +78,6 @@ def with_manifest(asked: JobOptions, manifest: BatchManifest, now: datetime) -> 
     return asked
 
 
-_IN_QUERY = ("priority", "not_before", "notify_email")
-
-
 def _once(values: list[str], name: str) -> str | None:
     if len(values) > 1:
         raise _invalid(name, "is given twice")
@@ -90,8 +90,7 @@ def _priority(text: str) -> Priority:
     return Priority(text)
 
 
-def _moment(text: str, now: datetime) -> datetime | None:
-    """None where it has passed."""
+def _moment(text: str, now: datetime) -> datetime:
     try:
         if not _MOMENT.fullmatch(text):
             raise ValueError
@@ -100,7 +99,7 @@ def _moment(text: str, now: datetime) -> datetime | None:
         raise _invalid("not_before", "is a time as in 2026-11-21T09:30:00Z") from None
     if moment - now > MOST_DELAY:
         raise _invalid("not_before", f"is at most {MOST_DELAY.days} days ahead")
-    return moment if moment > now else None
+    return moment
 
 
 def _email(text: str) -> str:

@@ -75,6 +75,18 @@ class InvalidRequest(GlimpseError):
     status, code, title = 422, "invalid_request", "Invalid request"
 
 
+class IdempotencyKeyReused(InvalidRequest):
+    """The key of an earlier request, with another body."""
+
+    code, title = "idempotency_key_reused", "Idempotency key reused"
+
+
+class NotUploaded(InvalidRequest):
+    """An image that was named by its hash, and that nobody has stored."""
+
+    code, title = "not_uploaded", "Image not uploaded"
+
+
 class MalformedBody(GlimpseError):
     """A request body that does not have the form its headers announce."""
 
