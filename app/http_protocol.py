@@ -17,6 +17,7 @@ from app.upload_slots import overloaded
 from core.problems import problem_response, response_for
 
 HEAD_BYTES = 64 * 1024
+ABORT = "glimpse.abort"  # the extension of ASGI that drops a connection at once, unsent bytes too
 # For how long a stopping server reads from idle connections what was on its way to it.
 DRAIN_SECONDS = 0.3
 _HEAD_TOO_LARGE = (431, "head_too_large", "The request's line and headers are too large.")
@@ -44,11 +45,13 @@ class HttpProtocol(HttpToolsProtocol):
     _incoming = 0  # what is being looked at
     _progress = False
     _stopping = False
+    _extensions: Any  # what a request's scope offers beyond the standard
 
     # Narrower than asyncio's, as uvicorn's own: its servers give no other transport.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._head_since = self.loop.time()
+        self._extensions = {ABORT: transport.abort}
         surplus = len(self.connections) - self.limits.connections
         if surplus > self.limits.connections:
             transport.abort()
@@ -73,6 +76,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._head_since = None
         self._progress = True
+        self.scope["extensions"] = self._extensions
         app = self.app
         if self._idle_bytes + self._incoming > self.limits.head_bytes and self._head_too_large():
             self.app = _TOO_LARGE

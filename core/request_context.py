@@ -17,6 +17,7 @@ RawHeaders = tuple[tuple[bytes, bytes], ...]
 
 _POLICY = b"content-security-policy"
 _ADDED = "response_headers"
+_ANSWERED = "answered_at"
 # Asked for by machines, every few seconds: traces of them would hide the others.
 UNTRACED = ("/health", "/ready", METRICS_PATH)
 
@@ -73,7 +74,9 @@ class RequestContext:
         try:
             await self.app(scope, receive, watch)
         finally:
-            seconds = time.perf_counter() - began
+            ended = time.perf_counter()
+            # What is streamed is answered when it begins: its length says nothing about us.
+            seconds = state.get(_ANSWERED, ended) - began
             metrics.in_flight -= 1
             route = scope.get("route")
             template = UNMATCHED if route is None else route.path
@@ -86,7 +89,7 @@ class RequestContext:
                 method=method,
                 path=scope["path"],
                 status=status,
-                milliseconds=round(1000 * seconds, 1),
+                milliseconds=round(1000 * (ended - began), 1),
             )
 
     def _begin(self, method: str, scope: Scope) -> Span:
@@ -118,6 +121,11 @@ def add_headers(scope: MutableMapping[str, Any], headers: Iterable[tuple[bytes, 
     """Let the answer to this request carry `headers`, whatever answer it will be."""
     state = scope.setdefault("state", {})
     state[_ADDED] = (*state.get(_ADDED, ()), *headers)
+
+
+def answered(scope: MutableMapping[str, Any]) -> None:
+    """Let the time to answer this request end here, though the answer goes on."""
+    scope.setdefault("state", {})[_ANSWERED] = time.perf_counter()
 
 
 def _traceparent(scope: Scope) -> str:
