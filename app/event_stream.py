@@ -117,12 +117,12 @@ class EventStream(Response):
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)
         answered(scope)
-        piece = b"retry: %d\n\n" % random.randint(LEAST_RETRY, MOST_RETRY)
+        retry = b"retry: %d\n\n" % random.randint(LEAST_RETRY, MOST_RETRY)
+        await self._send(send, retry, more=True)
         while (event := await self._events.next()) is not Signal.ENDED:
-            piece += encode(event) if isinstance(event, Event) else HEARTBEAT
+            piece = encode(event) if isinstance(event, Event) else HEARTBEAT
             await self._send(send, piece, more=True)
-            piece = b""
-        await self._send(send, piece, more=False)
+        await self._send(send, b"", more=False)
 
     async def _send(self, send: Send, piece: bytes, *, more: bool) -> None:
         message = {"type": "http.response.body", "body": piece, "more_body": more}
