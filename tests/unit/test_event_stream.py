@@ -351,7 +351,7 @@ async def heard(reader: Any, comments: int) -> bool:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str, float], None]:
     """Constants of ours that are too long for a test."""
-    return lambda module, name, seconds: monkeypatch.setattr(module, name, seconds)
+    return monkeypatch.setattr
 
 
 # --- When something fails. ------------------------------------------------------------------------
