@@ -12,11 +12,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.answers import EncodedResponse
-from app.http_protocol import ABORT
 from app.live_events import Event, LiveEvents, event_id
 from app.live_streams import LiveStreams
 from app.patience import Patience, Stalled
 from app.representation import NO_STORE
+from app.socket_protocol import ABORT
 from app.watching import Changes, Signal, Watcher
 from core.request_context import answered
 
