@@ -1,19 +1,51 @@
-"""A job as clients see it."""
+"""Jobs and their results as clients see them: JSON, lines of JSON, and CSV."""
 
+import csv
+import io
+import json
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, Field
 
-from app.representation import ErrorBody
+from app.job_service import ItemResult
+from app.representation import AnnotationBody, ErrorBody
 from core.clock import rfc3339
-from core.jobs import Job, JobStatus
+from core.jobs import CANCELLED, ItemState, Job, JobStatus
 from core.priority import Priority
+from core.records import RecordError, Status
+
+RESULT_DELETED = "result_deleted"  # the code of an item whose image was deleted after it succeeded
+
+COLUMNS = (
+    *("position", "image_hash", "name", "status", "label", "confidence"),
+    *("annotations", "error_code", "error_detail", "metadata"),
+)
+# What spreadsheets take for the beginning of a formula:
+# https://owasp.org/www-community/attacks/CSV_Injection
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_DELETED = RecordError(RESULT_DELETED, "The image was deleted, and its result with it.", False)
+
+
+def job_path(job_id: str) -> str:
+    return f"/api/v1/jobs/{job_id}"
+
+
+def accepted_document(job: Job, public_url: str) -> dict[str, Any]:
+    """What whoever has created a job is told."""
+    path = public_url + job_path(job.key.id)
+    return {
+        "job_id": job.key.id,
+        "status": job.status,
+        "message": f"{_images(job.counts.total)} accepted: poll poll_url, or listen to stream_url.",
+        "poll_url": path,
+        "stream_url": f"{path}/stream",
+    }
 
 
 def job_document(job: Job, public_url: str) -> dict[str, Any]:
-    """`job` as JSON wants it; links in it begin with `public_url`."""
-    error = job.error
-    address = public_url + job_path(job.key.id)
+    """A job as it stands."""
+    path = public_url + job_path(job.key.id)
     return {
         "job_id": job.key.id,
         "type": job.type,
@@ -24,44 +56,191 @@ def job_document(job: Job, public_url: str) -> dict[str, Any]:
         "failed": job.counts.failed,
         "cancelled": job.cancelled_items,
         "priority": job.priority,
+        "model": job.model,
         "created_at": rfc3339(job.created_at),
         "started_at": job.started_at and rfc3339(job.started_at),
         "completed_at": job.completed_at and rfc3339(job.completed_at),
         "not_before": job.not_before and rfc3339(job.not_before),
         "deadline": job.deadline and rfc3339(job.deadline),
-        "error": error
-        and {"code": error.code, "detail": error.detail, "retryable": error.retryable},
-        "poll_url": address,
-        "stream_url": address + "/stream",
-        "results_url": address + "/results",
+        "result": _summary(job) if job.status.terminal else None,
+        "error": job.error and error_document(job.error),
+        "poll_url": path,
+        "stream_url": f"{path}/stream",
+        "results_url": f"{path}/results",
     }
 
 
-def job_path(job_id: str) -> str:
-    return f"/api/v1/jobs/{job_id}"
+def result_document(job: Job, result: ItemResult) -> dict[str, Any]:
+    """One item as it stands; its labels are those of its image."""
+    item, record = result.item, result.record
+    status, error = _state_of(job, result)
+    labels = record.annotations if record is not None and status == Status.SUCCESS else ()
+    return {
+        "position": item.position,
+        "image_hash": item.image_hash or None,
+        "name": item.name or None,
+        "status": status,
+        "annotations": [
+            {"index": each.index, "label": each.label, "confidence": each.confidence}
+            for each in labels
+        ],
+        "error": error and error_document(error),
+        "metadata": dict(item.metadata),
+    }
 
 
-# --- What /docs says about the body. --------------------------------------------------------------
+def error_document(error: RecordError) -> dict[str, Any]:
+    return {"code": error.code, "detail": error.detail, "retryable": error.retryable}
+
+
+def json_lines(job: Job, results: Iterable[ItemResult]) -> bytes:
+    """One result a line (https://github.com/ndjson/ndjson-spec)."""
+    lines = (_compact(result_document(job, each)) + "\n" for each in results)
+    return "".join(lines).encode()
+
+
+def csv_header() -> bytes:
+    return _csv([COLUMNS])
+
+
+def csv_lines(job: Job, results: Iterable[ItemResult]) -> bytes:
+    """One result a line (RFC 4180); no text in it is a formula to a spreadsheet."""
+    return _csv(_row(result_document(job, each)) for each in results)
+
+
+def _row(document: dict[str, Any]) -> tuple[object, ...]:
+    labels, error = document["annotations"], document["error"] or {}
+    best = labels[0] if labels else {}
+    return (
+        document["position"],
+        document["image_hash"],
+        _text(document["name"]),
+        document["status"],
+        _text(best.get("label")),
+        best.get("confidence"),
+        _compact(labels) if labels else "",
+        error.get("code"),
+        _text(error.get("detail")),
+        _compact(document["metadata"]) if document["metadata"] else "",
+    )
+
+
+def _csv(rows: Iterable[Iterable[object]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode()
+
+
+def _text(value: str | None) -> str:
+    text = value or ""
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def _state_of(job: Job, result: ItemResult) -> tuple[str, RecordError | None]:
+    item, record = result.item, result.record
+    if item.state is ItemState.FAILED:
+        return Status.ERROR, item.error
+    if item.state is ItemState.SUCCEEDED:
+        if record is None or record.status is not Status.SUCCESS:
+            return Status.ERROR, _DELETED
+        return Status.SUCCESS, None
+    if job.status.terminal:
+        return CANCELLED, None
+    if record is None:
+        return Status.PENDING, None
+    # Before the end it is only why the last delivery was refused.
+    return record.status, record.error if record.status is Status.ERROR else None
+
+
+def _summary(job: Job) -> str:
+    counts = job.counts
+    parts = [f"{counts.succeeded} of {_images(counts.total)} classified"]
+    if counts.failed:
+        parts.append(f"{counts.failed} failed")
+    if job.cancelled_items:
+        parts.append(f"{job.cancelled_items} not begun")
+    return ", ".join(parts) + "."
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
+
+
+def _compact(document: object) -> str:
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+
+
+# --- What /docs says about the bodies. ------------------------------------------------------------
+
+
+class AcceptedJobBody(BaseModel):
+    """A job that will run."""
+
+    job_id: str = Field(pattern="^[0-9a-f]{32}$")
+    status: JobStatus = Field(description="`pending`, unless the Idempotency-Key is an earlier one")
+    message: str = Field(examples=["2 images accepted: poll poll_url, or listen to stream_url."])
+    poll_url: str
+    stream_url: str
 
 
 class JobBody(BaseModel):
-    """A job and how far it is."""
+    """A job as it stands."""
 
-    job_id: str
+    job_id: str = Field(pattern="^[0-9a-f]{32}$")
     type: str = Field(examples=["batch-predict"])
-    status: JobStatus = Field(description="`pending` → `running` → the end, which is final")
+    status: JobStatus = Field(
+        description="`pending` → `running` → `completed`, `failed` or `cancelled`. `completed` "
+        "also where some images failed; `failed` where the job as such could not be run."
+    )
     progress: int = Field(ge=0, le=100, description="Percent of the images that have ended")
-    total: int = Field(ge=0, description="Images")
+    total: int = Field(ge=1)
     succeeded: int = Field(ge=0)
     failed: int = Field(ge=0)
-    cancelled: int = Field(ge=0, description="Images that will not be classified for this job")
+    cancelled: int = Field(ge=0, description="Images that the end of the job left undone")
     priority: Priority
-    created_at: str = Field(description="RFC 3339, UTC", examples=["2026-11-21T09:30:00.125Z"])
+    model: str = Field(description="Identity of the model that labels the images")
+    created_at: str = Field(description="RFC 3339, UTC")
     started_at: str | None
     completed_at: str | None
     not_before: str | None = Field(description="When it may begin")
-    deadline: str | None = Field(description="When it is cancelled, unless it has ended")
-    error: ErrorBody | None = Field(description="Why it failed, or was cancelled by us")
+    deadline: str | None = Field(description="When it is cancelled unless it has ended")
+    result: str | None = Field(description="The end in one sentence")
+    error: ErrorBody | None = Field(description="Why it failed, or was cancelled by itself")
     poll_url: str
-    stream_url: str = Field(description="Its changes as they come")
+    stream_url: str
     results_url: str
+
+
+class JobListBody(BaseModel):
+    """A page of jobs, newest first."""
+
+    jobs: list[JobBody]
+    next_cursor: str | None = Field(
+        description="What `cursor` of the next page is; null at the end"
+    )
+
+
+class JobResultBody(BaseModel):
+    """One image of a job."""
+
+    position: int = Field(ge=0, description="Its place in the batch; 0 is the first")
+    image_hash: str | None = Field(description="SHA-256; null where the image could not be read")
+    name: str | None = Field(description="Last part of the file's name, where there was one")
+    status: str = Field(
+        description="As an image's, or `cancelled`",
+        examples=["pending", "queued", "running", "success", "error", "cancelled"],
+    )
+    annotations: list[AnnotationBody]
+    error: ErrorBody | None
+    metadata: dict[str, Any] = Field(description="As it was given")
+
+
+class JobResultsBody(BaseModel):
+    """A page of results, in the order of the batch."""
+
+    job_id: str
+    status: JobStatus
+    results: list[JobResultBody]
+    next_cursor: str | None = Field(
+        description="What `cursor` of the next page is; null at the end"
+    )

@@ -135,6 +135,9 @@ class Settings(BaseSettings):
     max_image_pixels: Annotated[
         int, Field(ge=1, description="Largest picture, as width times height")
     ] = 50_000_000
+    max_batch_bytes: Annotated[
+        int, Field(ge=1, description="Largest batch of images, in bytes, packed or not")
+    ] = 256 * 1024 * 1024
     max_uploads_in_flight: Annotated[
         int, Field(ge=1, description="Uploads that one API process takes in at once")
     ] = 256
