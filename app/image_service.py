@@ -18,7 +18,6 @@ from app.submission import Candidate, Submissions
 from app.upload import Upload
 from app.upload_slots import UploadLimits, UploadSlots
 from app.waiting import Waiting
-from app.watching import Watcher
 from core.backends import Backend
 from core.clock import Clock, utc_now
 from core.errors import InvalidRequest, NotFound, Unavailable
@@ -52,10 +51,10 @@ class ImageService:
         self.clock = clock
         self.waiting = Waiting(backend.records)
         self.streams = LiveStreams(settings.max_streams, settings.stream_seconds, metrics.live)
-        self.watcher = Watcher(
+        self.watcher = self.streams.watcher(
+            "images",
             backend.records.get_many,
             partial(image_event, public_url=settings.public_url),
-            looked=metrics.live.looking_for("images"),
         )
         self.finished_headers = finished_headers(settings)
         self.uploads = UploadSlots(
@@ -153,14 +152,12 @@ class ImageService:
         """Let those go who wait for a result, and after `seconds` those who are still sending."""
         self.waiting.stop()
         self.streams.stop()
-        self.watcher.stop()
         self.uploads.stop(seconds)
 
     async def close(self) -> None:
         """Finish what was begun, unless it takes too long: nobody was promised anything yet."""
         self.waiting.stop()
         self.streams.stop()
-        self.watcher.stop()
         try:
             await asyncio.wait_for(self._submissions.close(), CLOSE_SECONDS)
         except TimeoutError:

@@ -4,8 +4,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from app.job_representation import job_document
 from app.live_events import Event, Kind, encoded
+from app.watching import Watcher
 from core.jobs import Job, JobKey, JobStatus
 from core.ports import JobStore
+
+JobWatcher = Watcher[JobKey, Job, Event]
 
 _KINDS = {
     JobStatus.COMPLETED: Kind.COMPLETE,

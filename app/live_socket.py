@@ -24,8 +24,14 @@ from core.errors import Forbidden, GlimpseError, InvalidRequest
 
 log = structlog.get_logger(__name__)
 
-DONE, UNSUITABLE, AGAIN = 1000, 1008, 1012  # RFC 6455, 7.4.1, and IANA's registry of close codes
+DONE, UNSUITABLE, FAILED, AGAIN = (
+    1000,
+    1008,
+    1011,
+    1012,
+)  # RFC 6455, 7.4.1, and IANA's registry of close codes
 REFUSED = 4000  # and an HTTP status
+PONG = b'{"id":null,"event":"pong","data":null}'
 MOST_REFUSALS = 10  # messages that make no sense, in one socket's life
 
 
@@ -65,7 +71,7 @@ class LiveSocket:
         except Stalled:
             log.info("socket dropped", reason="the client takes nothing any more")
             self._websocket.scope["extensions"][ABORT]()
-        except (WebSocketDisconnect, RuntimeError):
+        except WebSocketDisconnect:
             log.debug("socket closed by its client")
         finally:
             obeying.cancel()
@@ -76,25 +82,24 @@ class LiveSocket:
 
     async def _obey(self) -> None:
         """Read what the client says, until it leaves."""
-        while True:
-            received = await self._websocket.receive()
-            if received["type"] == "websocket.disconnect":
-                self._changes.end()
-                return
-            try:
-                action = action_in(received.get("text"))
-                if action == "ping":
-                    await self._send(b'{"id":null,"event":"pong","data":null}')
-                else:
-                    await self._cancel()
-            except GlimpseError as error:
-                await self._refuse(error)
-            except Stalled:
-                return  # the one who tells events notices as well
-            except Exception:
-                log.exception("message not obeyed")
-                self._end(1011)
-                return
+        try:
+            while (received := await self._websocket.receive())["type"] == "websocket.receive":
+                await self._follow(received.get("text"))
+            self._changes.end()
+        except (WebSocketDisconnect, Stalled):
+            self._changes.end()
+        except Exception:
+            log.exception("message not obeyed")
+            self._end(FAILED)
+
+    async def _follow(self, text: str | None) -> None:
+        try:
+            if action_in(text) == "ping":
+                await self._send(PONG)
+            else:
+                await self._cancel()
+        except GlimpseError as error:
+            await self._refuse(error)
 
     async def _refuse(self, error: GlimpseError) -> None:
         self._refusals += 1

@@ -1,13 +1,18 @@
 """The open streams of one process: how many there may be, for how long, and their common end."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+from app.live_events import Event
 from app.metrics import LiveMetrics
 from app.upload_slots import overloaded
+from app.watching import Watcher
 from core.errors import Unavailable
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
 
 class Stream(Protocol):
@@ -29,6 +34,19 @@ class LiveStreams:
         self._places = 0
         self._open: set[Stream] = set()
         self._stopping = False
+        self._watchers: list[Callable[[], None]] = []  # what stops each of them
+
+    def watcher(
+        self,
+        what: str,
+        look_up: Callable[[Sequence[K]], Awaitable[Mapping[K, V]]],
+        describe: Callable[[V], Event],
+    ) -> Watcher[K, V, Event]:
+        """What the streams about `what` watch; it stops with them."""
+        looked = self._metrics.looking_for(what)
+        watcher = Watcher(look_up, describe, looked=looked)
+        self._watchers.append(watcher.stop)
+        return watcher
 
     def __len__(self) -> int:
         return self._places
@@ -64,5 +82,7 @@ class LiveStreams:
     def stop(self) -> None:
         """Finish all of them; there will be no more."""
         self._stopping = True
+        for stop in self._watchers:
+            stop()
         for stream in self._open:
             stream.finish()
