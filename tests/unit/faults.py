@@ -44,7 +44,7 @@ def watched(backend: Backend, happens: Happening) -> Backend:
 
 
 class FaultAt:
-    """One call fails: the `number`-th, before its work or after, as if its answer was lost."""
+    """One call fails: the `number`-th to begin, or the `number`-th to end, its answer lost."""
 
     def __init__(self, number: int, after: bool) -> None:
         self.number = number
@@ -53,9 +53,10 @@ class FaultAt:
         self.failed = ""
 
     async def __call__(self, name: str, after: bool) -> None:
-        if not after:
-            self.calls += 1
-        if self.calls == self.number and after == self.after and not self.failed:
+        if after != self.after:
+            return
+        self.calls += 1
+        if self.calls == self.number:
             self.failed = name
             raise Unavailable("A fault was injected.")
 
