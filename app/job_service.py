@@ -23,6 +23,7 @@ from core.settings import Settings
 
 log = structlog.get_logger(__name__)
 
+NO_SUCH_JOB = "There is no such job."
 PAGE = 200  # items that are read at once where all of them are
 
 
@@ -151,4 +152,4 @@ def jobs_of(request: Request) -> JobService:
 
 
 def _no_such_job() -> NotFound:
-    return NotFound("There is no such job.")
+    return NotFound(NO_SUCH_JOB)

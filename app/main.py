@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import structlog
 from fastapi import FastAPI, Request, Response
@@ -14,6 +15,7 @@ from app import (
     dead_letter_routes,
     image_routes,
     job_routes,
+    job_stream_routes,
     key_routes,
     local_blobs,
     lookup_routes,
@@ -26,6 +28,7 @@ from app.documentation import DESCRIPTION, TAGS, install_documentation
 from app.gate import open_gate
 from app.guard import requires
 from app.image_service import ImageService, service_in
+from app.job_events import job_event, sealed_jobs
 from app.job_service import JobService
 from app.metrics import ApiMetrics
 from app.security_headers import security_headers
@@ -46,7 +49,15 @@ from core.settings import Settings
 log = structlog.get_logger(__name__)
 
 _CORS_REQUEST_HEADERS = (
-    *("Authorization", "X-API-Key", "Content-Type", "If-None-Match", "Prefer", "Traceparent"),
+    *(
+        "Authorization",
+        "X-API-Key",
+        "Content-Type",
+        "If-None-Match",
+        "Last-Event-ID",
+        "Prefer",
+        "Traceparent",
+    ),
     *("Cancel-After", "Idempotency-Key"),
 )
 _CORS_ANSWER_HEADERS = (
@@ -77,6 +88,11 @@ def create_app(
             await observed
             app.state.service = service
             app.state.jobs = JobService(settings, backend, bundle.identity, clock)
+            app.state.job_watcher = service.streams.watcher(
+                "jobs",
+                sealed_jobs(backend.jobs),
+                partial(job_event, public_url=settings.public_url),
+            )
             log.info("ready", model=bundle.identity, backend=settings.backend)
             try:
                 yield
@@ -109,6 +125,7 @@ def create_app(
         lookup_routes.router,
         seed_routes.router,
         job_routes.router,
+        job_stream_routes.router,
         local_blobs.router,
         dead_letter_routes.router,
         key_routes.router,

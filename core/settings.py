@@ -155,7 +155,16 @@ class Settings(BaseSettings):
     ] = 10
     max_connections: Annotated[
         int, Field(ge=1, description="Connections that one API process serves at once")
-    ] = 1000
+    ] = 3000
+    max_streams: Annotated[
+        int, Field(ge=0, description="Streams of live updates among them; 0 allows none")
+    ] = 2000
+    stream_seconds: Annotated[
+        Seconds,
+        Field(
+            gt=0, description="How long one may last; Cloud Run allows an hour. Clients come again"
+        ),
+    ] = 3300
     max_wait_seconds: Annotated[
         Seconds, Field(le=60, description="Longest that `Prefer: wait` may hold an answer")
     ] = 30
