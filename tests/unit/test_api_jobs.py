@@ -411,12 +411,12 @@ async def test_the_same_key_and_batch_are_one_job(api: Api) -> None:
 async def test_the_same_key_with_another_batch_is_an_error(api: Api) -> None:
     first = await create(api, RED, BLUE, **under("a"))
     before = api.traces()
-    for images, more in (
+    for images, params in (
         ((RED,), {}),
         ((BLUE, RED), {}),
-        ((RED, BLUE), {"params": {"priority": "low"}}),
+        ((RED, BLUE), {"priority": "low"}),
     ):
-        answer = await api.client.post(CREATE, files=files(*images), **under("a"), **more)
+        answer = await api.client.post(CREATE, files=files(*images), params=params, **under("a"))
         problem = assert_problem(answer, 422, "idempotency_key_reused")
         assert problem["job_id"] == first
     entries = [{"image_hash": sha256(RED), "metadata": {"a": 1}}, sha256(BLUE)]
