@@ -166,7 +166,7 @@ class DeadLetterStore(Protocol):
 
 
 class WebhookStore(Protocol):
-    """Webhooks by tenant, with their secrets (`core.webhooks` decides which changes are allowed)."""
+    """Webhooks by tenant, and their secrets (`core.webhooks` decides which changes are allowed)."""
 
     async def create(self, webhook: Webhook, most: int) -> bool:
         """Store a new one; False where its id exists, or the tenant has `most` already."""

@@ -37,7 +37,7 @@ class NoAnswer(Exception):
 
 
 def parse_url(text: str, *, allow_private: bool) -> URL:
-    """The URL, in the client's own reading. Raises InvalidRequest, and PrivateAddress for a literal.
+    """The URL as the client reads it. Raises InvalidRequest, and PrivateAddress for a literal.
 
     With `allow_private` also `http` and any address.
     """

@@ -199,6 +199,34 @@ class Settings(BaseSettings):
         int, Field(ge=1, le=1000, description="Deliveries the embedded queue has in flight")
     ] = 8
 
+    # --- Notifications ---------------------------------------------------------------------------
+    webhook_allow_private: Annotated[
+        bool,
+        Field(description="Whether webhooks may lead to private addresses, and go without TLS"),
+    ] = False
+    webhook_seconds: Annotated[
+        Seconds, Field(le=30, description="How long a webhook's receiver may take to answer")
+    ] = 15
+    notification_concurrency: Annotated[
+        int, Field(ge=1, le=1000, description="Notifications that one worker process sends at once")
+    ] = 32
+    smtp_url: Annotated[
+        SecretStr,
+        Field(
+            description="Mail server, as smtp://user:password@host:587 (STARTTLS where offered) or "
+            "smtps://…:465 (TLS); empty: no e-mail"
+        ),
+    ] = SecretStr("")
+    email_from: Annotated[str, Field(description="Sender of e-mail; needed with SMTP_URL")] = ""
+    email_allowed_domains: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(
+            description="Comma-separated domains that e-mail may go to; empty means that of "
+            "EMAIL_FROM, `*` any"
+        ),
+    ] = ()
+
     # --- Google: BACKEND=emulator and BACKEND=gcp -----------------------------------------------
     google_cloud_project: Annotated[
         str, Field(description="Project; empty means the credentials' own, or `demo-glimpse`")
@@ -295,7 +323,12 @@ class Settings(BaseSettings):
     ] = True
 
     @field_validator(
-        "extra_model_uris", "cors_origins", "allowed_hosts", "trusted_proxies", mode="before"
+        "extra_model_uris",
+        "cors_origins",
+        "allowed_hosts",
+        "trusted_proxies",
+        "email_allowed_domains",
+        mode="before",
     )
     @classmethod
     def _split_commas(cls, value: object) -> object:

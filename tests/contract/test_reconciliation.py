@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -46,7 +47,7 @@ def counting(backend: Backend) -> Counting:
 
 @pytest.fixture
 def counted(backend: Backend, counting: Counting) -> Backend:
-    return Backend(backend.records, backend.blobs, counting, backend.dead_letters)
+    return replace(backend, publisher=counting)
 
 
 async def stored(backend: Backend, clock: MovableClock, number: int, *, blob: bool) -> RecordKey:
@@ -134,7 +135,7 @@ async def test_an_upload_that_comes_as_its_record_is_called_lost_is_kept(
 
     if first == "upload":
         blobs: Any = Interrupted(counted.blobs, upload)
-        watched = Backend(counted.records, blobs, counted.publisher, counted.dead_letters)
+        watched = replace(counted, blobs=blobs)
         counts = await reconcile(watched, policy, now)
         assert (counts["lost"], counts["skipped"]) == (0, 1)
     else:

@@ -31,6 +31,7 @@ from core.settings import Settings
 
 WEBHOOKS = "webhooks.db"
 
+
 @asynccontextmanager
 async def open_embedded(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Backend]:
     """The ports on `settings.data_dir`, which is created if absent.

@@ -45,8 +45,8 @@ _COLUMNS = (
 # ruff's S608 warns of values pasted into SQL; these are constants pasted into constants.
 _SELECT = f"SELECT {_COLUMNS} FROM webhooks WHERE tenant = ?"  # noqa: S608
 _VALUES = "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_INSERT = f"INSERT INTO webhooks ({_COLUMNS}) {_VALUES} ON CONFLICT DO NOTHING"  # noqa: S608
-_REPLACE = f"REPLACE INTO webhooks ({_COLUMNS}) {_VALUES}"  # noqa: S608
+_INSERT = f"INSERT INTO webhooks ({_COLUMNS}) {_VALUES} ON CONFLICT DO NOTHING"
+_REPLACE = f"REPLACE INTO webhooks ({_COLUMNS}) {_VALUES}"
 
 Step = Callable[[Webhook, datetime], Webhook | None]
 
