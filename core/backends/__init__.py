@@ -13,6 +13,7 @@ from core.ports import (
     AllowanceStore,
     BlobStore,
     DeadLetterStore,
+    JobStore,
     KeyStore,
     Publisher,
     RecordStore,
@@ -33,6 +34,7 @@ class Backend:
     blobs: BlobStore
     publisher: Publisher
     dead_letters: DeadLetterStore
+    jobs: JobStore
     webhooks: WebhookStore
     links: "LinkSigner | None" = None
 

@@ -14,6 +14,7 @@ from core.backends.embedded import keys, queue_store, records, webhooks
 from core.backends.embedded.blobs import FileBlobStore
 from core.backends.embedded.database import Database, Schema
 from core.backends.embedded.dead_letters import SqliteDeadLetterStore
+from core.backends.embedded.jobs import SqliteJobStore
 from core.backends.embedded.keys import (
     SqliteAllowanceStore,
     SqliteKeyStore,
@@ -52,6 +53,7 @@ async def open_embedded(settings: Settings, clock: Clock = utc_now) -> AsyncIter
             blobs,
             SqlitePublisher(store, clock),
             SqliteDeadLetterStore(database, clock),
+            SqliteJobStore(database, clock, settings.jobs),
             SqliteWebhookStore(hooks, clock),
             links,
         )

@@ -51,12 +51,19 @@ async def open_google(settings: Settings, clock: Clock = utc_now) -> AsyncIterat
         stack.push_async_callback(webhooks.close)
         pubsub_channel = endpoints.pubsub_channel()
         stack.push_async_callback(pubsub_channel.close)
-        publisher = PubSubPublisher(pubsub_channel, endpoints.project, settings.topic)
+        publisher = PubSubPublisher(pubsub_channel, endpoints.project, settings.topic_prefix)
         stack.push_async_callback(publisher.close)
         client = await asyncio.to_thread(endpoints.storage_client)
         blobs = CloudBlobStore(client, settings.bucket, endpoints.links)
         stack.push_async_callback(blobs.close)
-        yield Backend(record_store, blobs, publisher, dead_letters, webhooks, endpoints.local_links)
+        yield Backend(
+            record_store,
+            blobs,
+            publisher,
+            dead_letters,
+            webhooks=webhooks,
+            links=endpoints.local_links,
+        )
 
 
 @asynccontextmanager
