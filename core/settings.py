@@ -6,6 +6,7 @@ README's table and `.env.example` are checked against this class by `tests/docs`
 import os
 from dataclasses import replace
 from datetime import timedelta
+from email.utils import parseaddr
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -15,6 +16,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from core.channels import NOTIFICATIONS, Channel
 from core.key_tokens import LEAST_SECRET_BYTES
 from core.limits import Rate
+from core.mail_address import domain_of
+from core.mail_server import MailServer
 from core.policy import DeliveryPolicy, JobPolicy
 
 DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "models" / "default"
@@ -367,6 +370,11 @@ class Settings(BaseSettings):
             )
         # These raise where the numbers contradict each other.
         _ = self.delivery, self.notification_delivery
+        if self.mail_server is not None:
+            try:
+                domain_of(parseaddr(self.email_from)[1])
+            except ValueError:
+                raise ValueError("SMTP_URL needs EMAIL_FROM, as in glimpse@example.com") from None
         if self.backend != "embedded":
             self._check_pubsub_bounds()
         if self.backend == "gcp" and "bucket" not in self.model_fields_set:
@@ -422,6 +430,20 @@ class Settings(BaseSettings):
             retention=self.job_retention_seconds,
             stale_after=self.stale_seconds,
         )
+
+    @property
+    def mail_server(self) -> MailServer | None:
+        """None where no e-mail is sent."""
+        url = self.smtp_url.get_secret_value()
+        return MailServer.parse(url) if url else None
+
+    @property
+    def email_domains(self) -> frozenset[str]:
+        """Domains that e-mail may go to (`core.mail_address`); none where none is sent."""
+        if self.mail_server is None:
+            return frozenset()
+        named = frozenset(domain.lower() for domain in self.email_allowed_domains)
+        return named or frozenset({domain_of(parseaddr(self.email_from)[1])})
 
     @property
     def keys_required(self) -> bool:
