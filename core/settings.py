@@ -411,11 +411,13 @@ class Settings(BaseSettings):
     @property
     def notification_delivery(self) -> DeliveryPolicy:
         """As `delivery`, more patient: a receiver may be down for hours."""
+        longest = self.notification_attempts * self.notification_max_backoff_seconds
         return replace(
             self.delivery,
             attempts=self.notification_attempts,
             min_backoff=self.notification_min_backoff_seconds,
             max_backoff=self.notification_max_backoff_seconds,
+            retention=max(self.retention_seconds, longest + 3600),
         )
 
     def channel_delivery(self, channel: Channel) -> DeliveryPolicy:

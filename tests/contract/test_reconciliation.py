@@ -10,7 +10,8 @@ import pytest
 
 from app.submission import Candidate, submit
 from core.backends import Backend
-from core.messages import ClassifyImage
+from core.channels import Channel
+from core.messages import ClassifyImage, Message
 from core.ports import Backlog, BlobStore, Publisher
 from core.records import Record, RecordKey, Status, new_record
 from core.settings import Settings
@@ -26,10 +27,14 @@ class Counting:
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
-        self.system, self.topic = publisher.system, publisher.topic
+        self.system = publisher.system
         self.published: list[RecordKey] = []
 
-    async def publish(self, message: ClassifyImage) -> str:
+    def topic(self, channel: Channel) -> str:
+        return self._publisher.topic(channel)
+
+    async def publish(self, message: Message) -> str:
+        assert isinstance(message, ClassifyImage)
         self.published.append(message.key)
         return await self._publisher.publish(message)
 

@@ -35,7 +35,7 @@ from core.backends.embedded.queue_store import (
     Unreached,
 )
 from core.backends.embedded.scheduler import call_regularly
-from core.channels import ALL_CHANNELS, DEAD_LETTERS, Channel, Lane
+from core.channels import ALL_CHANNELS, CHANNELS, DEAD_LETTERS, Channel, Lane
 from core.clock import Clock, rfc3339, utc_now
 from core.errors import Unavailable
 from core.policy import ACKNOWLEDGING_STATUS, RECONCILE_PATH, SCHEDULE_PATH, DeliveryPolicy
@@ -168,13 +168,12 @@ class PushQueue:
             # One message at a time finds out whether the worker is back.
             probing = bool(self._pushes) or asyncio.get_running_loop().time() < self._probe_at
             return [] if probing else [Room(1, CHANNELS_OF[next(iter(due))])]
+        free = {lane: self._sizes[lane] - self._in_flight[lane] for lane in Lane if lane in due}
+        if not any(free.values()):
+            return []
         self._turns += 1
         step = -1 if self._turns % FAIR_TURNS == 0 else 1
-        return [
-            Room(free, CHANNELS_OF[lane][::step])
-            for lane in Lane
-            if lane in due and (free := self._sizes[lane] - self._in_flight[lane]) > 0
-        ]
+        return [Room(size, CHANNELS_OF[lane][::step]) for lane, size in free.items() if size]
 
     async def _woken(self) -> bool:
         """Wait until a push ends, or it is time to look; True where a push ended."""
@@ -258,15 +257,17 @@ class PushQueue:
     # --- Retention --------------------------------------------------------------------------------
 
     async def _expire_regularly(self) -> None:
-        kept = self._policies(DEAD_LETTERS).retention
-        retention = timedelta(seconds=kept)
+        # Not the dead letters': what is there is the only trace of them.
+        kept = {channel: self._policies(channel).retention for channel in CHANNELS}
         while True:
             try:
-                for message in await self._store.expire(retention, self._clock()):
-                    log.error("dead letter", **_names(message), reason=EXPIRED)
+                for channel, seconds in kept.items():
+                    retention = timedelta(seconds=seconds)
+                    for message in await self._store.expire(channel, retention, self._clock()):
+                        log.error("dead letter", **_names(message), reason=EXPIRED)
             except Unavailable as unavailable:
                 log.error("old messages cannot be given up", reason=unavailable.detail)
-            await asyncio.sleep(min(EXPIRY_CHECK, kept / 4))
+            await asyncio.sleep(min(EXPIRY_CHECK, min(kept.values()) / 4))
 
 
 def envelope(message: Message) -> bytes:

@@ -237,18 +237,15 @@ class QueueStore:
 
         return await self._database.read(look)
 
-    async def expire(self, retention: timedelta, now: datetime) -> list[Message]:
-        """Give up the messages that are older than `retention`; those given up.
-
-        Not those on the dead letters' channel: they are the only trace of a dead letter.
-        """
+    async def expire(self, channel: Channel, retention: timedelta, now: datetime) -> list[Message]:
+        """Give up the channel's messages that are older than `retention`; those given up."""
         cutoff = to_micros(now - retention)
 
         def expire(connection: sqlite3.Connection) -> list[Message]:
             rows = connection.execute(
                 f"SELECT {_MESSAGE}, attempts FROM messages"  # noqa: S608 - constants, as below
-                " WHERE leased = 0 AND published_at < ? AND channel <> ?",
-                (cutoff, DEAD_LETTERS.name),
+                " WHERE leased = 0 AND published_at < ? AND channel = ?",
+                (cutoff, channel.name),
             ).fetchall()
             for row in rows:
                 _give_up(connection, row[0], EXPIRED, now)
