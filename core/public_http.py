@@ -115,6 +115,20 @@ class PublicResolver(AbstractResolver):
             )
         return results
 
+    async def check(self, text: str, seconds: float) -> None:
+        """Raise InvalidRequest for what is no URL of ours, PrivateAddress for what leads inside.
+
+        A name that cannot be resolved within `seconds` passes: each use checks it again.
+        """
+        url = parse_url(text, allow_private=self._allow_private)
+        if self._allow_private:
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self.resolve(url.raw_host or "", url.port or 443)
+        except (OSError, UnicodeError):  # the first of which TimeoutError is
+            return
+
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -160,20 +174,6 @@ class PublicClient:
     ) -> None:
         await self._session.close()
         await self._resolver.close()
-
-    async def check(self, text: str, seconds: float) -> None:
-        """Raise InvalidRequest for what is no URL of ours, PrivateAddress for what leads inside.
-
-        A name that cannot be resolved now passes: it is checked again each time it is used.
-        """
-        url = parse_url(text, allow_private=self.allow_private)
-        if self.allow_private:
-            return
-        try:
-            async with asyncio.timeout(seconds):
-                await self._resolver.resolve(url.raw_host or "", url.port or 443)
-        except (OSError, UnicodeError):  # the first of which TimeoutError is
-            return
 
     async def post(self, text: str, body: bytes, headers: Mapping[str, str]) -> int:
         """The answer's status. Raises PrivateAddress, InvalidRequest and NoAnswer."""

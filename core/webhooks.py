@@ -116,6 +116,11 @@ def parse_secret(text: str) -> bytes:
     return secret
 
 
+def message_id(job: str, event: str) -> str:
+    """What a receiver knows a message by: the same, however often it is delivered."""
+    return f"{job}.{event}"
+
+
 def signature(secret: bytes, message_id: str, timestamp: int, body: bytes) -> str:
     """`v1,` and the signature of the message; `timestamp` is in seconds since 1970."""
     signed = b"%b.%d.%b" % (message_id.encode(), timestamp, body)

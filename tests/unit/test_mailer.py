@@ -185,12 +185,12 @@ async def test_a_wrong_password_is_the_operators_to_mend_and_tried_again() -> No
 
 
 async def test_no_password_crosses_a_network_in_the_clear() -> None:
-    """On this machine it may; `localhost.localdomain` stands for another one."""
+    """On this machine it may; 0.0.0.0 stands for another one, which it might be."""
     mailbox = Mailbox()
     async with mail_server(mailbox, auth_require_tls=False) as port:
         await a_mailer(port, user="ada", password="correct horse").send(a_message())
         assert len(mailbox.logins) == 1
-        elsewhere = {"host": "0.0.0.0", "user": "ada", "password": "correct horse"}
+        elsewhere: dict[str, Any] = {"host": "0.0.0.0", "user": "ada", "password": "correct horse"}
         with pytest.raises(Unavailable, match="TLS"):
             await a_mailer(port, **elsewhere).send(a_message())
     assert len(mailbox.logins) == len(mailbox.messages) == 1

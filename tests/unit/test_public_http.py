@@ -63,14 +63,17 @@ async def test_no_form_of_a_private_address_is_connected_to(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["localhost", *LITERALS])
 async def test_checking_refuses_what_leads_inside(host: str) -> None:
-    async with a_client(allow_private=False) as client:
-        with pytest.raises(PrivateAddress):
-            await client.check(f"https://{host}/hook", 5)
+    resolver = PublicResolver(allow_private=False)
+    with pytest.raises(PrivateAddress):
+        await resolver.check(f"https://{host}/hook", 5)
+    await resolver.close()
 
 
 async def test_what_cannot_be_resolved_now_passes_the_check_and_gets_no_answer() -> None:
+    resolver = PublicResolver(allow_private=False)
+    await resolver.check("https://no-such-host.invalid/hook", 5)
+    await resolver.close()
     async with a_client(allow_private=False) as client:
-        await client.check("https://no-such-host.invalid/hook", 5)
         with pytest.raises(NoAnswer):
             await client.post("https://no-such-host.invalid/hook", b"{}", {})
 
