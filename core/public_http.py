@@ -7,6 +7,7 @@ advisory GHSA-j2hp-6m75-v4j4.
 """
 
 import asyncio
+import re
 import socket
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,8 @@ LONGEST_URL = 2048
 RESOLVERS = 8  # names looked up at once
 CONNECT_SECONDS = 5.0
 BUFFER = 4096  # bytes of an answer's body that may arrive before it is closed, unread
+# What a C library reads as an IPv4 address, and the URL Standard too ("ends in a number").
+_SHORT_ADDRESS = re.compile(r"^(?!\d+\.\d+\.\d+\.\d+$)(?:[^:]*\.)?(?:\d+|0[xX][0-9a-fA-F]*)\.?$")
 
 
 class PrivateAddress(GlimpseError):
@@ -55,6 +58,8 @@ def parse_url(text: str, *, allow_private: bool) -> URL:
         raise _invalid(f"begins with {' or '.join(f'{each}://' for each in schemes)}")
     if not host or not port:
         raise _invalid("names no host")
+    if _SHORT_ADDRESS.search(host):
+        raise _invalid("has an address that is not written in full")
     if url.raw_user is not None or url.raw_password is not None:
         raise _invalid("holds no user and no password")
     if url.fragment or text.endswith("#"):

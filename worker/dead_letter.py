@@ -15,6 +15,7 @@ from core.messages import (
     DEAD_LETTER_DELIVERY_COUNT,
     DEAD_LETTER_PUBLISH_TIME,
     DEAD_LETTER_REASON,
+    KIND,
     ClassifyImage,
     PushEnvelope,
 )
@@ -24,6 +25,7 @@ from worker.workbench import Workbench
 
 # Why a letter failed no record.
 UNREADABLE, UNKNOWN_IMAGE, FINISHED_IMAGE = "unreadable", "unknown_image", "finished_image"
+NOTIFICATION = "notification"
 
 log = structlog.get_logger(__name__)
 
@@ -37,12 +39,15 @@ async def bury(envelope: PushEnvelope, bench: Workbench) -> None:
 
     Raises Unavailable while a worker still owns the record: that one may yet succeed.
     """
+    if envelope.message.attributes.get(KIND) == "notify":
+        await _bury_notification(envelope, bench)
+        return
     try:
         message = ClassifyImage.from_attributes(envelope.message.attributes)
     except MalformedEnvelope as unreadable:
         # It names no record, and nothing would make it readable: somebody has to look at it.
         reason = RecordError(unreadable.code, unreadable.detail, retryable=True)
-        letter = _letter(envelope, reason, bench)
+        letter = letter_of(envelope, reason, bench.clock())
         await bench.backend.dead_letters.add(letter)
         bench.metrics.buried(UNREADABLE)
         log.error("dead letter unreadable", letter=letter.id, detail=unreadable.detail)
@@ -52,7 +57,7 @@ async def bury(envelope: PushEnvelope, bench: Workbench) -> None:
     if record is not None and record.leased(bench.clock()):
         raise Unavailable("A worker is still classifying this image.")
     reason = _reason(message, envelope.message.attributes, record, bench)
-    letter = _letter(envelope, reason, bench)
+    letter = letter_of(envelope, reason, bench.clock())
     if record is not None and record.status is Status.SUCCESS:
         await letters.resolve(letter.tenant, letter.id)
         bench.metrics.buried(FINISHED_IMAGE)
@@ -90,10 +95,22 @@ def _reason(
         return RecordError("not_found", "There is no record of this image.", retryable=True)
     if record.error is not None:
         return record.error
-    # The queue's word is shown to clients: plain text, and not much of it.
+    return _told(attributes)
+
+
+def _told(attributes: dict[str, str]) -> RecordError:
+    """The last failure in the queue's word, which clients are shown: plain text, and not much."""
     told = attributes.get(DEAD_LETTER_REASON, "")[:REASON_KEPT]
     detail = told if told.isprintable() and told else "The queue does not say why."
     return RecordError(EXHAUSTED, detail, retryable=True)
+
+
+async def _bury_notification(envelope: PushEnvelope, bench: Workbench) -> None:
+    """Nothing but the letter is to be kept: the job has ended, whoever is told of it."""
+    letter = letter_of(envelope, _told(envelope.message.attributes), bench.clock())
+    await bench.backend.dead_letters.add(letter)
+    bench.metrics.buried(NOTIFICATION)
+    log.error("dead letter", letter=letter.id, code=letter.code, detail=letter.detail)
 
 
 def _exhausted(reason: RecordError, letter: DeadLetter) -> RecordError:
@@ -107,7 +124,8 @@ def _exhausted(reason: RecordError, letter: DeadLetter) -> RecordError:
     )
 
 
-def _letter(envelope: PushEnvelope, reason: RecordError, bench: Workbench) -> DeadLetter:
+def letter_of(envelope: PushEnvelope, reason: RecordError, now: datetime) -> DeadLetter:
+    """The message as a letter; `now` is when it died, where the queue does not say."""
     message = envelope.message
     attributes = {
         name: value
@@ -117,7 +135,7 @@ def _letter(envelope: PushEnvelope, reason: RecordError, bench: Workbench) -> De
     payload = message.payload()
     count = message.attributes.get(DEAD_LETTER_DELIVERY_COUNT, "")
     published = message.attributes.get(DEAD_LETTER_PUBLISH_TIME, "")
-    died_at = _moment(message.publishTime) or bench.clock()
+    died_at = _moment(message.publishTime) or now
     return DeadLetter(
         id=letter_id(attributes, payload, published or message.messageId),
         tenant=tenant_of(attributes),

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import structlog
 from fastapi import Request
 
-from core.messages import ClassifyImage, PushEnvelope
+from core.messages import ClassifyImage, Message, PushEnvelope
 from core.ports import Publisher
 from core.telemetry import bind_image
 from core.tracing import NO_TRACER, Kind, Tracer, current, make_current, parsed_traceparent
@@ -15,7 +16,7 @@ from core.tracing import NO_TRACER, Kind, Tracer, current, make_current, parsed_
 def delivery(
     request: Request,
     envelope: PushEnvelope,
-    message: ClassifyImage,
+    message: Message,
     publisher: Publisher,
     tracer: Tracer,
 ) -> Iterator[None]:
@@ -37,7 +38,12 @@ def delivery(
         link=link,
     )
     make_current(span)
-    bind_image(message.key)
+    if isinstance(message, ClassifyImage):
+        bind_image(message.key)
+        about = {"glimpse.image_hash": message.key.image_hash, "glimpse.model": message.key.model}
+    else:
+        structlog.contextvars.bind_contextvars(job=message.job, tenant=message.tenant)
+        about = {"glimpse.job": message.job}
     if not span.recording:
         yield
         return
@@ -49,8 +55,7 @@ def delivery(
             "messaging.operation.type": "process",
             "messaging.operation.name": "process",
             "messaging.message.id": envelope.message.messageId,
-            "glimpse.image_hash": message.key.image_hash,
-            "glimpse.model": message.key.model,
+            **about,
         }
     )
     if envelope.deliveryAttempt is not None:

@@ -13,7 +13,7 @@ import structlog
 from core.backends import Backend
 from core.dead_letters.letter import DeadLetter, LetterFilter
 from core.errors import MalformedEnvelope, NotFound
-from core.messages import ClassifyImage
+from core.messages import ClassifyImage, Notify, message_of
 from core.publishing import publish
 from core.records import RecordError, Status
 from core.telemetry import image_context
@@ -69,8 +69,12 @@ async def _replay(backend: Backend, letter: DeadLetter) -> Replay:
     if letter.resolved_at is not None:
         return Replay.RESOLVED
     try:
-        message = ClassifyImage.from_attributes(dict(letter.attributes))
+        message = message_of(letter.attributes)
     except MalformedEnvelope:
+        return Replay.UNREADABLE
+    if isinstance(message, Notify):
+        return await _notify_again(backend, letter, message)
+    if not isinstance(message, ClassifyImage):
         return Replay.UNREADABLE
     with image_context(message.key):
         outcome = await _new_attempt(backend, letter, message)
@@ -78,6 +82,14 @@ async def _replay(backend: Backend, letter: DeadLetter) -> Replay:
             await backend.dead_letters.resolve(letter.tenant, letter.id)
         log.info("dead letter replayed", letter=letter.id, outcome=outcome)
     return outcome
+
+
+async def _notify_again(backend: Backend, letter: DeadLetter, message: Notify) -> Replay:
+    """Once more, to the same receiver, who knows the message by its id."""
+    await publish(backend.publisher, message)
+    await backend.dead_letters.resolve(letter.tenant, letter.id)
+    log.info("dead letter replayed", letter=letter.id, outcome=Replay.REPLAYED)
+    return Replay.REPLAYED
 
 
 async def _new_attempt(backend: Backend, letter: DeadLetter, message: ClassifyImage) -> Replay:
