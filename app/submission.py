@@ -15,9 +15,11 @@ from app.image_header import inspect_header
 from core.backends import Backend
 from core.clock import Clock, utc_now
 from core.errors import GlimpseError, Unavailable
+from core.messages import ClassifyImage
 from core.policy import DeliveryPolicy
+from core.priority import Priority
 from core.publishing import publish
-from core.records import Record, RecordKey, Status, new_record
+from core.records import Record, RecordKey, Status, new_record, wanted
 from core.telemetry import image_context
 from core.tracing import span
 
@@ -48,45 +50,58 @@ async def submit(
     Raises InvalidImage where a new image's header is refused (and then nothing was stored), and
     Unavailable where a port fails (and then another upload continues where this one stopped).
     """
-    record = await _record_of(backend, image, max_pixels, clock, policy)
-    if record.status is Status.PENDING or not await _stored(backend, image.key, record):
+    record, asked_anew = await record_of(backend, image, max_pixels, clock, policy)
+    if asked_anew or record.status is Status.PENDING or not await stored(backend, record):
         with span("store image"):
             await backend.blobs.put(image.key.blob_name, image.data, image.content_type)
-        message_id = await publish(backend.publisher, image.key)
+        message_id = await publish(backend.publisher, ClassifyImage(image.key))
         log.info("accepted", bytes=len(image.data), type=image.content_type, message=message_id)
     return record
 
 
-async def _stored(backend: Backend, key: RecordKey, record: Record) -> bool:
+async def stored(backend: Backend, record: Record) -> bool:
     """Whether the bytes need not be put again.
 
     `running` is no proof of them: a message that outlived the image's deletion lets a worker claim
     the record of a new upload before that has stored anything.
     """
-    return record.status.terminal or await backend.blobs.exists(key.blob_name)
+    return record.status.terminal or await backend.blobs.exists(record.key.blob_name)
 
 
-async def _record_of(
-    backend: Backend, image: Candidate, max_pixels: int, clock: Clock, policy: DeliveryPolicy
-) -> Record:
-    """The record as it stands, created or set to try again where that is due."""
+async def record_of(
+    backend: Backend,
+    image: Candidate,
+    max_pixels: int,
+    clock: Clock = utc_now,
+    policy: DeliveryPolicy = DEFAULT_POLICY,
+    priority: Priority = Priority.HIGH,
+    job: str = "",
+) -> tuple[Record, bool]:
+    """The record as it stands, created or set to try again where that is due.
+
+    And whether whoever asks (`job`, or a client by itself) has to publish a message of its own,
+    although it was asked for before: that one was less urgent, or a job's, which can be cancelled.
+    """
     for _ in range(4):
         with span("look up record"):
             record = await backend.records.get(image.key)
         if record is None:
             await asyncio.to_thread(inspect_header, image.data, image.content_type, max_pixels)
-            record = new_record(image.key, clock())
+            record = new_record(image.key, clock(), priority, job)
             with span("create record"):
                 created = await backend.records.create(record)
             if created:
-                return record
+                return record, False
         elif record.may_retry:
-            await backend.records.retry(image.key)
+            await backend.records.retry(image.key, priority, job)
+        elif wanted(record, priority, job) is not None:
+            if await backend.records.want(image.key, priority, job):
+                return record, True
         elif record.status is Status.PENDING and _old(record, clock(), policy):
             # The reconciler may be about to call its image lost, which we are about to put there.
             await backend.records.touch(image.key, clock())
         else:
-            return record
+            return record, False
         # Somebody else created it, or it may try again: what stands there now?
     raise Unavailable("The image is being changed by others; try again.")
 

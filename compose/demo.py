@@ -1,4 +1,4 @@
-"""Show Glimpse at work: `make demo` sends a few photos to the running service.
+"""Show Glimpse at work: `make demo` sends a few photos to the running service, then a batch.
 
 The photos come with scikit-image, free of rights (its data folder's README names each source).
 """
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from compose.demo_batch import show_batch
 from core.settings import load_settings
 
 PHOTOS = ("chelsea.png", "coffee.png", "rocket.jpg", "astronaut.png")
@@ -97,13 +98,14 @@ def main() -> None:
                     f"{row.again_status} in {1000 * row.again_seconds:.1f} ms",
                     end_section=True,
                 )
+            console.print(table)
+            failed |= not show_batch(client, PHOTOS, console)
     except httpx.HTTPStatusError as refused:
         if refused.response.status_code != httpx.codes.UNAUTHORIZED:
             raise
         sys.exit('It asks for a key: GLIMPSE_API_KEY="$(make --silent key NAME=demo)" make demo')
     except httpx.TransportError:
         sys.exit(f"Nothing answers at {url}. Start it in another terminal: make run")
-    console.print(table)
     sys.exit(int(failed))
 
 

@@ -1,7 +1,8 @@
 """The parts of Cloud Scheduler and Terraform beside the emulators: `python -m compose.scheduler`.
 
-It asks the worker to look after stale records, regularly; the embedded queue does so by itself. And
-Pub/Sub's emulator forgets everything when it ends, so it is set up anew whenever the topic is gone.
+It asks the worker to look after stale records and due jobs, regularly; the embedded queue does so
+by itself. And Pub/Sub's emulator forgets everything when it ends, so it is set up anew whenever a
+topic is gone.
 """
 
 import asyncio
@@ -13,8 +14,9 @@ import structlog
 from compose.emulator_setup import set_up
 from core.backends import Backend, open_backend
 from core.backends.embedded.push_client import PushClient
-from core.backends.embedded.scheduler import reconcile_regularly
+from core.backends.embedded.scheduler import call_regularly
 from core.errors import GlimpseError, Unavailable
+from core.policy import RECONCILE_PATH, SCHEDULE_PATH
 from core.settings import Settings, load_settings
 from core.telemetry import configure_logging
 
@@ -27,15 +29,17 @@ async def schedule(settings: Settings) -> None:
     """Do both, until cancelled."""
     worker = settings.push_url
     async with open_backend(settings) as backend, PushClient(worker) as client:
-        interval = settings.delivery.reconcile_interval
-        reconciling = asyncio.create_task(reconcile_regularly(client, interval))
+        calls = asyncio.gather(
+            call_regularly(client, RECONCILE_PATH, settings.delivery.reconcile_interval),
+            call_regularly(client, SCHEDULE_PATH, settings.schedule_seconds),
+        )
         try:
             while True:
                 await asyncio.sleep(CHECK_SECONDS)
                 await _set_up_again_if_gone(settings, backend)
         finally:
-            reconciling.cancel()
-            await asyncio.gather(reconciling, return_exceptions=True)
+            calls.cancel()
+            await asyncio.gather(calls, return_exceptions=True)
 
 
 async def _set_up_again_if_gone(settings: Settings, backend: Backend) -> None:

@@ -1,17 +1,23 @@
-"""The one message there is, and the push envelope it arrives in.
+"""The messages, and the push envelope they arrive in.
 
 The envelope is Pub/Sub's: https://cloud.google.com/pubsub/docs/push#receive_push
 """
 
 import base64
 import binascii
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from core import channels
+from core.channels import Channel
 from core.errors import MalformedEnvelope
-from core.records import RecordKey
+from core.policy import MAX_JOB_ITEMS
+from core.priority import Priority
+from core.records import TENANT, RecordKey
 
 # A dead-lettered message carries these (set by Pub/Sub, and by the embedded queue alike).
 DEAD_LETTER_DELIVERY_COUNT = "CloudPubSubDeadLetterSourceDeliveryCount"
@@ -29,12 +35,32 @@ DEAD_LETTER_ATTRIBUTES = (
 )
 
 
+KIND = "kind"  # the attribute that says which message it is; absent in a ClassifyImage
+JOB_ID = re.compile(r"[0-9a-f]{32}")
+EVENT = re.compile(r"[a-z]+(?:\.[a-z_]+)*")
+_TARGET = re.compile(r"[A-Za-z0-9_-]{0,64}")
+
+
 @dataclass(frozen=True, slots=True)
 class ClassifyImage:
-    """Classify this image under this model. `traceparent` is W3C trace context, or empty."""
+    """Classify this image under this model. `traceparent` is W3C trace context, or empty.
+
+    For an item of a job, `job` is the job's id and `position` the item's.
+    """
 
     key: RecordKey
     traceparent: str = ""
+    priority: Priority = Priority.HIGH
+    job: str = ""
+    position: int = 0
+
+    @property
+    def channel(self) -> Channel:
+        return channels.IMAGES[self.priority]
+
+    @property
+    def tenant(self) -> str:
+        return self.key.tenant
 
     def attributes(self) -> dict[str, str]:
         attributes = {
@@ -42,20 +68,123 @@ class ClassifyImage:
             "model": self.key.model,
             "tenant": self.key.tenant,
         }
+        if self.priority is not Priority.HIGH:
+            attributes["priority"] = self.priority.value
+        if self.job:
+            attributes["job"] = self.job
+            attributes["position"] = str(self.position)
         if self.traceparent:
             attributes["traceparent"] = self.traceparent
         return attributes
 
     @classmethod
-    def from_attributes(cls, attributes: dict[str, str]) -> "ClassifyImage":
+    def from_attributes(cls, attributes: Mapping[str, str]) -> "ClassifyImage":
         """Raises MalformedEnvelope where an attribute is missing or cannot be what it claims."""
+        if attributes.get(KIND, "classify") != "classify":
+            raise MalformedEnvelope("The message names no image.")
         try:
             key = RecordKey(attributes["tenant"], attributes["image_hash"], attributes["model"])
         except KeyError as missing:
             raise MalformedEnvelope(f"The attribute {missing.args[0]} is missing.") from None
         except ValueError as wrong:
             raise MalformedEnvelope(f"The attribute {wrong}.") from None
-        return cls(key, attributes.get("traceparent", ""))
+        job = attributes.get("job", "")
+        if job and not JOB_ID.fullmatch(job):
+            raise MalformedEnvelope("The attribute job is malformed.")
+        position = attributes.get("position", "0")
+        if not (position.isascii() and position.isdecimal() and int(position[:9]) < MAX_JOB_ITEMS):
+            raise MalformedEnvelope("The attribute position is malformed.")
+        priority = attributes.get("priority", Priority.HIGH)
+        if priority not in list(Priority):
+            raise MalformedEnvelope("The attribute priority is malformed.")
+        trace = attributes.get("traceparent", "")
+        return cls(key, trace, Priority(priority), job, int(position))
+
+
+@dataclass(frozen=True, slots=True)
+class RunJob:
+    """Bring a job on: publish what is open of it, settle what is known."""
+
+    tenant: str
+    job: str
+    traceparent: str = ""
+
+    @property
+    def channel(self) -> Channel:
+        return channels.JOBS
+
+    def attributes(self) -> dict[str, str]:
+        attributes = {KIND: "run_job", "tenant": self.tenant, "job": self.job}
+        if self.traceparent:
+            attributes["traceparent"] = self.traceparent
+        return attributes
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, str]) -> "RunJob":
+        """Raises MalformedEnvelope."""
+        if attributes.get(KIND) != "run_job":
+            raise MalformedEnvelope("The message starts no job.")
+        return cls(*_job_of(attributes), attributes.get("traceparent", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """Tell what became of a job: `event` is as in `job.completed`.
+
+    Without a `target` it asks for one such message to each of those who want to hear of it; with
+    one (a webhook's id, or `email`) it is that.
+    """
+
+    tenant: str
+    job: str
+    event: str
+    target: str = ""
+    traceparent: str = ""
+
+    @property
+    def channel(self) -> Channel:
+        return channels.NOTIFICATIONS
+
+    def attributes(self) -> dict[str, str]:
+        attributes = {KIND: "notify", "tenant": self.tenant, "job": self.job, "event": self.event}
+        if self.target:
+            attributes["target"] = self.target
+        if self.traceparent:
+            attributes["traceparent"] = self.traceparent
+        return attributes
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, str]) -> "Notify":
+        """Raises MalformedEnvelope."""
+        if attributes.get(KIND) != "notify":
+            raise MalformedEnvelope("The message notifies nobody.")
+        event, target = attributes.get("event", ""), attributes.get("target", "")
+        if not (EVENT.fullmatch(event) and _TARGET.fullmatch(target)):
+            raise MalformedEnvelope("The attribute event or target is malformed.")
+        trace = attributes.get("traceparent", "")
+        return cls(*_job_of(attributes), event, target, trace)
+
+
+Message = ClassifyImage | RunJob | Notify
+
+
+def message_of(attributes: Mapping[str, str]) -> Message:
+    """The message with these attributes. Raises MalformedEnvelope."""
+    match attributes.get(KIND, "classify"):
+        case "classify":
+            return ClassifyImage.from_attributes(attributes)
+        case "run_job":
+            return RunJob.from_attributes(attributes)
+        case "notify":
+            return Notify.from_attributes(attributes)
+    raise MalformedEnvelope("The attribute kind is none that is known.")
+
+
+def _job_of(attributes: Mapping[str, str]) -> tuple[str, str]:
+    tenant, job = attributes.get("tenant", ""), attributes.get("job", "")
+    if not (TENANT.fullmatch(tenant) and JOB_ID.fullmatch(job)):
+        raise MalformedEnvelope("The attribute tenant or job is missing or malformed.")
+    return tenant, job
 
 
 class PushedMessage(BaseModel):

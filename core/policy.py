@@ -12,7 +12,11 @@ ACKNOWLEDGING_STATUS = frozenset({102, 200, 201, 202, 204})
 
 CLASSIFY_PATH = "/generate_annotations"
 DEAD_LETTER_PATH = "/generate_annotations_dlq"
-RECONCILE_PATH = "/reconcile"  # called by a scheduler, not by a subscription
+JOBS_PATH = "/jobs"
+NOTIFICATIONS_PATH = "/notifications"
+# Called by a scheduler, not by a subscription.
+RECONCILE_PATH = "/reconcile"
+SCHEDULE_PATH = "/schedule"
 
 
 @dataclass(frozen=True)
@@ -62,3 +66,27 @@ class DeliveryPolicy:
         """Seconds to wait after the `attempt`-th delivery (1 is the first) was refused."""
         # The exponent is bounded so that a huge attempt number cannot overflow a float.
         return min(self.max_backoff, self.min_backoff * 2.0 ** min(attempt - 1, 60))
+
+
+@dataclass(frozen=True)
+class JobPolicy:
+    """What becomes of jobs when. All times are in seconds.
+
+    `schedule_interval`: between two looks of the local scheduler (Cloud Scheduler's is a minute).
+    `refresh_interval`: between two counts of a running job's items. `retention`: how long a job and
+    its items are kept after its end. `longest`: when an unfinished job is given up. `unsealed`:
+    when one whose creation never ended is deleted. `stale_after`: how long a job may show no
+    progress before its open items are published anew. `announce_after`: how long whoever ended a
+    job may take to announce that, before the scheduler does it.
+    """
+
+    schedule_interval: float = 1.0
+    refresh_interval: float = 0.5
+    retention: float = 30 * 24 * 3600.0
+    longest: float = 7 * 24 * 3600.0
+    unsealed: float = 3600.0
+    stale_after: float = 600.0
+    announce_after: float = 30.0
+
+
+MAX_JOB_ITEMS = 1000

@@ -4,18 +4,23 @@ Every method may raise `core.errors.Unavailable` (retryable) and nothing else of
 `tests/contract` runs one suite against each backend.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
 from core.api_keys import ApiKey
+from core.channels import Channel
 from core.dead_letters.letter import DeadLetter, LetterFilter
+from core.jobs import ItemState, Job, JobFilter, JobItem, JobKey
 from core.limits import Grant, Limit
-from core.messages import ClassifyImage
+from core.messages import Message
+from core.priority import Priority
 from core.records import Annotation, Claim, Record, RecordError, RecordKey, Status
 from core.usage import Usage
+
+JobStep = Callable[[Job, datetime], Job | None]
 
 
 class RecordStore(Protocol):
@@ -46,11 +51,13 @@ class RecordStore(Protocol):
         *,
         submitted_by: datetime | None = None,
         untouched_since: datetime | None = None,
+        only_for: str = "",
     ) -> bool:
         """End as `error`: under a claim as `complete`, by key only where nobody owns it.
 
         By key it can be bound to what the caller saw: False where the attempt was submitted after
-        `submitted_by`, or the record changed at `untouched_since` or later.
+        `submitted_by`, or the record changed at `untouched_since` or later. With `only_for`, a
+        job's id, also False where anyone but that job asked for the image.
         """
         ...
 
@@ -61,8 +68,14 @@ class RecordStore(Protocol):
         """
         ...
 
-    async def retry(self, key: RecordKey) -> bool:
-        """From a retryable `error` back to `pending`; False otherwise."""
+    async def retry(
+        self, key: RecordKey, priority: Priority = Priority.HIGH, job: str = ""
+    ) -> bool:
+        """From a retryable `error` back to `pending`, asked for by `job`; False otherwise."""
+        ...
+
+    async def want(self, key: RecordKey, priority: Priority, job: str = "") -> bool:
+        """Note that another asks for it; False where that changes nothing (`records.wanted`)."""
         ...
 
     async def touch(self, key: RecordKey, before: datetime) -> bool:
@@ -120,20 +133,84 @@ class Backlog:
 
 
 class Publisher(Protocol):
-    """`system` and `topic` are what traces call the queue (OpenTelemetry's `messaging.system`)."""
+    """`system` is what traces call the queue (OpenTelemetry's `messaging.system`)."""
 
     system: str
-    topic: str
 
-    async def publish(self, message: ClassifyImage) -> str:
+    def topic(self, channel: Channel) -> str:
+        """The name of the channel's topic."""
+        ...
+
+    async def publish(self, message: Message) -> str:
         """Hand the message to the queue, durably; its id there. Unavailable where it failed."""
         ...
 
     async def ping(self) -> None: ...
 
     async def backlog(self) -> Backlog | None:
-        """The queue's depth, or None where it is known elsewhere (Cloud Monitoring has it)."""
+        """The depth of the images' channels, or None where Cloud Monitoring has it."""
         ...
+
+
+class JobStore(Protocol):
+    """Jobs and their items (`core.jobs` decides which changes are allowed)."""
+
+    async def create(self, job: Job) -> bool:
+        """Store a new job; False where the id already exists."""
+        ...
+
+    async def add_items(self, key: JobKey, items: Sequence[JobItem]) -> None:
+        """Store items of an unsealed job. Those whose position is there already stay."""
+        ...
+
+    async def get(self, key: JobKey) -> Job | None: ...
+
+    async def get_many(self, keys: Sequence[JobKey]) -> Mapping[JobKey, Job]:
+        """Those that exist, in as few look-ups as there can be."""
+        ...
+
+    async def list(self, wanted: JobFilter, limit: int, after: str = "") -> Sequence[Job]:
+        """At most `limit` sealed jobs, newest first; only those behind the position `after`."""
+        ...
+
+    async def items(
+        self, key: JobKey, limit: int, after: int = -1, state: ItemState | None = None
+    ) -> Sequence[JobItem]:
+        """At most `limit` items behind the position `after`, in their order."""
+        ...
+
+    async def change(self, key: JobKey, step: JobStep) -> Job | None:
+        """Apply a transition; the job after it, or None where it is refused or there is no job.
+
+        `step` may be called more than once.
+        """
+        ...
+
+    async def settle(
+        self, key: JobKey, position: int, error: RecordError | None, interval: timedelta
+    ) -> Job | None:
+        """End an open item and its twins: with `error`, or well. Settled ones stay as they are.
+
+        Then as `refresh`.
+        """
+        ...
+
+    async def refresh(self, key: JobKey, interval: timedelta = timedelta(0)) -> Job | None:
+        """Count the items; the job if that changed it, which ends it where no item is open.
+
+        Not where the last count is younger than `interval`, unless no item is open.
+        """
+        ...
+
+    async def due(self, now: datetime, limit: int) -> Sequence[Job]:
+        """At most `limit` jobs, of any tenant, whose `wake_at` is not after `now`, oldest first."""
+        ...
+
+    async def delete(self, key: JobKey) -> bool:
+        """Delete the job and its items; False where there was none."""
+        ...
+
+    async def ping(self) -> None: ...
 
 
 class DeadLetterStore(Protocol):

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from core.priority import Priority
+
 IMAGE_HASH = re.compile(r"[0-9a-f]{64}")
 TENANT = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}@[0-9a-f]{12}")
@@ -83,6 +85,8 @@ class Record:
 
     `submitted_at` is when the wait for a result began: at the creation, or at the last retry.
     `error` is why the record ended as `error`; before its end, why the last delivery was refused.
+    `priority` is the most urgent that anybody asked for. `job` is the one job that alone asked,
+    empty as soon as anybody else has.
     """
 
     key: RecordKey
@@ -95,6 +99,8 @@ class Record:
     attempts: int = 0
     token: int = 0
     lease_expires_at: datetime | None = None
+    priority: Priority = Priority.HIGH
+    job: str = ""
 
     def leased(self, now: datetime) -> bool:
         """Whether a worker owns the record at `now`."""
@@ -113,7 +119,7 @@ class Record:
 class Claim:
     """The right to finish one record until `expires_at`, proved by `token`.
 
-    `submitted_at` is the record's: since then a client waits.
+    `submitted_at` is the record's: since then a client waits. So is `job`.
     """
 
     key: RecordKey
@@ -121,14 +127,19 @@ class Claim:
     attempt: int
     expires_at: datetime = field(compare=False)
     submitted_at: datetime = field(compare=False)
+    job: str = field(default="", compare=False)
 
 
 # Which steps `advance` may take: forward, and only between states that no worker owns.
 _ADVANCES = {(Status.PENDING, Status.QUEUED)}
 
 
-def new_record(key: RecordKey, now: datetime) -> Record:
-    return Record(key=key, created_at=now, updated_at=now, submitted_at=now)
+def new_record(
+    key: RecordKey, now: datetime, priority: Priority = Priority.HIGH, job: str = ""
+) -> Record:
+    return Record(
+        key=key, created_at=now, updated_at=now, submitted_at=now, priority=priority, job=job
+    )
 
 
 def advanced(record: Record, from_: Status, to: Status, now: datetime) -> Record | None:
@@ -158,7 +169,12 @@ def claim_of(record: Record) -> Claim:
     """The claim that `claimed` has just granted."""
     assert record.lease_expires_at is not None
     return Claim(
-        record.key, record.token, record.attempts, record.lease_expires_at, record.submitted_at
+        record.key,
+        record.token,
+        record.attempts,
+        record.lease_expires_at,
+        record.submitted_at,
+        record.job,
     )
 
 
@@ -186,9 +202,11 @@ def failed(
     *,
     submitted_by: datetime | None = None,
     untouched_since: datetime | None = None,
+    only_for: str = "",
 ) -> Record | None:
     """Error. Without a claim (dead letter, reconciler) refused while a worker owns the record.
 
+    With `only_for`, a job's id, refused where anyone but that job asked for the image.
     Who fails it without a claim has read something before. `submitted_by` refuses where a later
     attempt has begun since, `untouched_since` where the record changed at that time or later.
     """
@@ -201,7 +219,7 @@ def failed(
         )
     else:
         refused = not _owns(record, claim)
-    if refused:
+    if refused or (only_for and record.job != only_for):
         return None
     return replace(record, status=Status.ERROR, error=error, lease_expires_at=None, updated_at=now)
 
@@ -215,11 +233,34 @@ def released(
     return replace(record, error=error or record.error, lease_expires_at=now, updated_at=now)
 
 
-def retried(record: Record, now: datetime) -> Record | None:
+def retried(
+    record: Record, now: datetime, priority: Priority = Priority.HIGH, job: str = ""
+) -> Record | None:
     """A new attempt, out of a retryable error only. Tokens keep rising across attempts."""
     if not record.may_retry:
         return None
-    return replace(record, status=Status.PENDING, error=None, updated_at=now, submitted_at=now)
+    return replace(
+        record,
+        status=Status.PENDING,
+        error=None,
+        updated_at=now,
+        submitted_at=now,
+        priority=priority,
+        job=job,
+    )
+
+
+def wanted(record: Record, priority: Priority, job: str = "") -> Record | None:
+    """Somebody else asks for it as well: `job`, or a client by itself.
+
+    Refused when terminal, and where it is as urgent already and belongs to no other job. Where this
+    is granted, whoever asked publishes a message of its own.
+    """
+    urgency = record.priority.most_urgent(priority)
+    owner = record.job if record.job == job else ""
+    if record.status.terminal or (urgency is record.priority and owner == record.job):
+        return None
+    return replace(record, priority=urgency, job=owner)
 
 
 def touched(record: Record, before: datetime, now: datetime) -> Record | None:

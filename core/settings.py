@@ -4,6 +4,7 @@ README's table and `.env.example` are checked against this class by `tests/docs`
 """
 
 import os
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -11,9 +12,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from core.channels import NOTIFICATIONS, Channel
 from core.key_tokens import LEAST_SECRET_BYTES
 from core.limits import Rate
-from core.policy import DeliveryPolicy
+from core.policy import DeliveryPolicy, JobPolicy
 
 DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "models" / "default"
 
@@ -23,8 +25,10 @@ FORM_OVERHEAD = 64 * 1024
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 _DELIVERY = DeliveryPolicy()
+_JOBS = JobPolicy()
+# Of at most 255 characters, some are the channel's name.
 # https://cloud.google.com/pubsub/docs/pubsub-basics#resource_names
-_RESOURCE = r"^[A-Za-z][A-Za-z0-9._~%+-]{2,254}$"
+_RESOURCE_PREFIX = r"^[A-Za-z][A-Za-z0-9._~%+-]{2,199}$"
 _HOST_PORT = r"^[^\s/]+:[0-9]{1,5}$"
 _URL = r"^https?://[^\s?#]*[^\s/?#]$"
 
@@ -196,8 +200,32 @@ class Settings(BaseSettings):
         float, Field(description="How long a dead letter is kept, replayed or not")
     ] = _DELIVERY.dead_letter_retention
     push_concurrency: Annotated[
-        int, Field(ge=1, le=1000, description="Deliveries the embedded queue has in flight")
+        int,
+        Field(ge=1, le=1000, description="Images the embedded queue has in delivery"),
     ] = 8
+    notification_concurrency: Annotated[
+        int, Field(ge=1, le=1000, description="Notifications that are delivered at once")
+    ] = 16
+    notification_attempts: Annotated[
+        int, Field(description="Deliveries of a notification before it is a dead letter")
+    ] = 40
+    notification_min_backoff_seconds: Annotated[
+        float, Field(description="Wait after a notification's first refused delivery; doubles")
+    ] = 10
+    notification_max_backoff_seconds: Annotated[
+        float, Field(description="Longest wait between deliveries of a notification")
+    ] = 600
+
+    # --- Jobs -----------------------------------------------------------------------------------
+    schedule_seconds: Annotated[
+        Seconds, Field(le=60, description="Time between two looks for jobs that are due, locally")
+    ] = _JOBS.schedule_interval
+    job_refresh_seconds: Annotated[
+        float, Field(ge=0, description="Least time between two counts of a running job's items")
+    ] = _JOBS.refresh_interval
+    job_retention_seconds: Annotated[
+        Seconds, Field(description="How long a finished job and its items are kept")
+    ] = _JOBS.retention
 
     # --- Google: BACKEND=emulator and BACKEND=gcp -----------------------------------------------
     google_cloud_project: Annotated[
@@ -216,18 +244,13 @@ class Settings(BaseSettings):
     bucket: Annotated[
         str, Field(min_length=3, max_length=63, description="Cloud Storage bucket of the images")
     ] = "glimpse-images"
-    topic: Annotated[str, Field(pattern=_RESOURCE, description="Pub/Sub topic of the images")] = (
-        "glimpse-images"
-    )
-    subscription: Annotated[
-        str, Field(pattern=_RESOURCE, description="Push subscription of that topic")
-    ] = "glimpse-images-push"
-    dead_letter_topic: Annotated[
-        str, Field(pattern=_RESOURCE, description="Pub/Sub topic of the dead letters")
-    ] = "glimpse-dead-letters"
-    dead_letter_subscription: Annotated[
-        str, Field(pattern=_RESOURCE, description="Push subscription of the dead letters")
-    ] = "glimpse-dead-letters-push"
+    topic_prefix: Annotated[
+        str,
+        Field(
+            pattern=_RESOURCE_PREFIX,
+            description="What the names of topics and subscriptions begin with",
+        ),
+    ] = "glimpse"
     signing_service_account: Annotated[
         str,
         Field(description="Who signs links to images; empty means the service's own account"),
@@ -312,7 +335,8 @@ class Settings(BaseSettings):
                 "MAX_UPLOAD_BYTES_IN_FLIGHT must have room for one image of MAX_IMAGE_BYTES"
                 f" and {FORM_OVERHEAD} bytes of form"
             )
-        _ = self.delivery  # raises where the numbers contradict each other
+        # These raise where the numbers contradict each other.
+        _ = self.delivery, self.notification_delivery
         if self.backend != "embedded":
             self._check_pubsub_bounds()
         if self.backend == "gcp" and "bucket" not in self.model_fields_set:
@@ -326,6 +350,7 @@ class Settings(BaseSettings):
         """Raise ValueError for what Pub/Sub would refuse, while the message can still be plain."""
         for name, value, least, most in (
             ("DELIVERY_ATTEMPTS", self.delivery_attempts, 5, 100),
+            ("NOTIFICATION_ATTEMPTS", self.notification_attempts, 5, 100),
             ("ACK_DEADLINE_SECONDS", self.ack_deadline_seconds, 10, 600),
             ("RETENTION_SECONDS", self.retention_seconds, 600, 31 * 24 * 3600),
         ):
@@ -343,6 +368,31 @@ class Settings(BaseSettings):
             retention=self.retention_seconds,
             stale_after=self.stale_seconds,
             dead_letter_retention=self.dead_letter_retention_seconds,
+        )
+
+    @property
+    def notification_delivery(self) -> DeliveryPolicy:
+        """As `delivery`, more patient: a receiver may be down for hours."""
+        longest = self.notification_attempts * self.notification_max_backoff_seconds
+        return replace(
+            self.delivery,
+            attempts=self.notification_attempts,
+            min_backoff=self.notification_min_backoff_seconds,
+            max_backoff=self.notification_max_backoff_seconds,
+            retention=max(self.retention_seconds, longest + 3600),
+        )
+
+    def channel_delivery(self, channel: Channel) -> DeliveryPolicy:
+        """How messages on `channel` are delivered."""
+        return self.notification_delivery if channel is NOTIFICATIONS else self.delivery
+
+    @property
+    def jobs(self) -> JobPolicy:
+        return JobPolicy(
+            schedule_interval=self.schedule_seconds,
+            refresh_interval=self.job_refresh_seconds,
+            retention=self.job_retention_seconds,
+            stale_after=self.stale_seconds,
         )
 
     @property

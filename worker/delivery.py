@@ -44,7 +44,7 @@ def delivery(
     span.set(
         {
             "messaging.system": publisher.system,
-            "messaging.destination.name": publisher.topic,
+            "messaging.destination.name": publisher.topic(message.channel),
             "messaging.destination.subscription.name": subscription,
             "messaging.operation.type": "process",
             "messaging.operation.name": "process",

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from core.backends import Backend
+from core.messages import ClassifyImage
 from core.policy import DeliveryPolicy
 from core.publishing import publish
 from core.records import UPLOAD_LOST, Record, RecordError
@@ -57,7 +58,7 @@ async def _look_after(
     # The touch is the turn: of several reconcilers one wins it, and only that one publishes.
     if not await backend.records.touch(record.key, before):
         return "skipped"
-    await publish(backend.publisher, record.key)
+    await publish(backend.publisher, ClassifyImage(record.key, priority=record.priority))
     log.warning("record republished", status=record.status, age_seconds=round(age.total_seconds()))
     return "republished"
 

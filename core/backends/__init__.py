@@ -13,6 +13,7 @@ from core.ports import (
     AllowanceStore,
     BlobStore,
     DeadLetterStore,
+    JobStore,
     KeyStore,
     Publisher,
     RecordStore,
@@ -26,12 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Backend:
-    """The four ports of one process. `links` verifies local signed links, where they are local."""
+    """The ports of one process. `links` verifies local signed links, where they are local."""
 
     records: RecordStore
     blobs: BlobStore
     publisher: Publisher
     dead_letters: DeadLetterStore
+    jobs: JobStore
     links: "LinkSigner | None" = None
 
 

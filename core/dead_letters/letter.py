@@ -9,17 +9,15 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
+from core.positions import older_than, position
 from core.records import PUBLIC_TENANT, TENANT
 
 LETTER_ID = re.compile(r"[0-9a-f]{32}")
 CODE = re.compile(r"[a-z0-9_]{1,64}")
 # Our own messages have no payload. Of others this much is kept: an entity has at most 1 MiB.
 PAYLOAD_KEPT = 256 * 1024
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_END = 10**16 - 1  # microseconds; the year 2286
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,7 @@ class DeadLetter:
     @property
     def position(self) -> str:
         """Unique in its tenant; a younger letter's sorts before an older one's."""
-        return f"{_place(self.died_at)}-{self.id}"
+        return position(self.died_at, self.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +68,6 @@ class LetterFilter:
         return low, "~" if self.since is None else older_than(self.since)
 
 
-def older_than(moment: datetime) -> str:
-    """The positions of letters that died before `moment` sort after this, all others before it."""
-    return f"{_place(moment)}."  # a dot sorts behind the dash of a position
-
-
 def letter_id(attributes: Mapping[str, str], payload: bytes, published: str) -> str:
     """The same for every notice of the same message's death, and of no other message.
 
@@ -88,7 +81,3 @@ def tenant_of(attributes: Mapping[str, str]) -> str:
     """Whose letter it is; one that names nobody is the public tenant's."""
     tenant = attributes.get("tenant", "")
     return tenant if TENANT.fullmatch(tenant) else PUBLIC_TENANT
-
-
-def _place(moment: datetime) -> str:
-    return f"{_END - (moment - _EPOCH) // timedelta(microseconds=1):016d}"

@@ -94,7 +94,7 @@ async def _new_attempt(backend: Backend, letter: DeadLetter, message: ClassifyIm
     if record.status is Status.PENDING:
         # Also where another call has set it free and may have died since: publishing twice is
         # harmless, not publishing would leave it to the reconciler.
-        await publish(backend.publisher, key)
+        await publish(backend.publisher, ClassifyImage(key))
         await records.advance(key, Status.PENDING, Status.QUEUED)
         return Replay.REPLAYED
     if retried or record.submitted_at > letter.died_at:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 
 from app.submission import Candidate, submit
 from core.backends import Backend
-from core.messages import ClassifyImage
+from core.channels import Channel
+from core.messages import ClassifyImage, Message
 from core.ports import Backlog, BlobStore, Publisher
 from core.records import Record, RecordKey, Status, new_record
 from core.settings import Settings
@@ -25,10 +27,14 @@ class Counting:
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
-        self.system, self.topic = publisher.system, publisher.topic
+        self.system = publisher.system
         self.published: list[RecordKey] = []
 
-    async def publish(self, message: ClassifyImage) -> str:
+    def topic(self, channel: Channel) -> str:
+        return self._publisher.topic(channel)
+
+    async def publish(self, message: Message) -> str:
+        assert isinstance(message, ClassifyImage)
         self.published.append(message.key)
         return await self._publisher.publish(message)
 
@@ -46,7 +52,7 @@ def counting(backend: Backend) -> Counting:
 
 @pytest.fixture
 def counted(backend: Backend, counting: Counting) -> Backend:
-    return Backend(backend.records, backend.blobs, counting, backend.dead_letters)
+    return replace(backend, publisher=counting)
 
 
 async def stored(backend: Backend, clock: MovableClock, number: int, *, blob: bool) -> RecordKey:
@@ -134,7 +140,7 @@ async def test_an_upload_that_comes_as_its_record_is_called_lost_is_kept(
 
     if first == "upload":
         blobs: Any = Interrupted(counted.blobs, upload)
-        watched = Backend(counted.records, blobs, counted.publisher, counted.dead_letters)
+        watched = replace(counted, blobs=blobs)
         counts = await reconcile(watched, policy, now)
         assert (counts["lost"], counts["skipped"]) == (0, 1)
     else:

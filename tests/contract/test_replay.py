@@ -29,7 +29,7 @@ def counting(backend: Backend) -> Counting:
 
 @pytest.fixture
 def counted(backend: Backend, counting: Counting) -> Backend:
-    return Backend(backend.records, backend.blobs, counting, backend.dead_letters)
+    return replace(backend, publisher=counting)
 
 
 async def died(
@@ -125,7 +125,7 @@ async def test_a_replay_that_cannot_publish_is_finished_by_the_next(
     key, letter = await died(counted, clock)
     async with open_backend(settings, clock) as closed:
         pass
-    broken = Backend(counted.records, counted.blobs, closed.publisher, counted.dead_letters)
+    broken = replace(counted, publisher=closed.publisher)
     with pytest.raises(Unavailable):
         await replay(broken, "public", letter.id)
     assert (await record_of(counted, key)).status is Status.PENDING

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from core.backends import open_backend
-from core.backends.embedded import dead_letters, records
+from core.backends.embedded import dead_letters
 from core.backends.embedded.database import Database, Schema
-from core.backends.embedded.records import SqliteRecordStore
-from core.clock import utc_now
 from core.dead_letters.letter import LetterFilter
 from core.errors import Unavailable
-from core.records import RecordKey, new_record
+from core.jobs import JobFilter
+from core.priority import Priority
+from core.records import RecordKey, Status
 from core.settings import Settings
 
 SCHEMA = Schema(1, ("CREATE TABLE words (word TEXT PRIMARY KEY)",))
@@ -162,21 +162,55 @@ async def test_an_older_schema_is_upgraded_step_by_step(tmp_path: Path) -> None:
         await Database.open(tmp_path / "words.db", torn)
 
 
-async def test_records_of_version_1_are_kept(tmp_path: Path) -> None:
-    """That version had no dead letters."""
-    old = Schema(
-        version=1,
-        statements=[each for each in records.SCHEMA.statements if each not in dead_letters.TABLE],
-    )
+RECORDS_OF_VERSION_1 = (
+    """
+    CREATE TABLE records (
+        tenant           TEXT NOT NULL,
+        image_hash       TEXT NOT NULL,
+        model            TEXT NOT NULL,
+        status           TEXT NOT NULL,
+        annotations      TEXT NOT NULL,
+        error            TEXT,
+        attempts         INTEGER NOT NULL,
+        token            INTEGER NOT NULL,
+        lease_expires_at INTEGER,
+        created_at       INTEGER NOT NULL,
+        updated_at       INTEGER NOT NULL,
+        submitted_at     INTEGER NOT NULL,
+        PRIMARY KEY (tenant, image_hash, model)
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE INDEX unfinished_records ON records (updated_at)
+    WHERE status IN ('pending', 'queued', 'running')
+    """,
+)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+async def test_records_of_older_versions_are_kept(tmp_path: Path, version: int) -> None:
+    """The first had no dead letters, the second no jobs."""
+    tables = (*RECORDS_OF_VERSION_1, *(dead_letters.TABLE if version == 2 else ()))
     key = RecordKey("public", "a" * 64, "colours@0123456789ab")
     (tmp_path / "data").mkdir()
-    database = await Database.open(tmp_path / "data" / "records.db", old)
-    assert await SqliteRecordStore(database).create(new_record(key, utc_now()))
+    path = tmp_path / "data" / "records.db"
+    database = await Database.open(path, Schema(version=version, statements=tables))
+
+    def fill(connection: sqlite3.Connection) -> None:
+        row = (key.tenant, key.image_hash, key.model)
+        connection.execute(
+            "INSERT INTO records VALUES (?, ?, ?, 'queued', '[]', NULL, 0, 0, NULL, 5, 6, 7)", row
+        )
+
+    await database.write(fill, durable=True)
     await database.close()
     settings = Settings(_env_file=None, data_dir=tmp_path / "data")
     async with open_backend(settings) as backend:
-        assert await backend.records.get(key) is not None
+        record = await backend.records.get(key)
+        assert record is not None
+        assert (record.status, record.priority, record.job) == (Status.QUEUED, Priority.HIGH, "")
         assert await backend.dead_letters.list(LetterFilter("public"), 1) == []
+        assert await backend.jobs.list(JobFilter("public"), 1) == []
 
 
 async def test_another_schema_version_is_refused(tmp_path: Path) -> None:

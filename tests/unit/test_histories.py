@@ -29,16 +29,17 @@ from hypothesis.stateful import (
 )
 
 from core.backends.embedded import open_queue_store
-from core.backends.embedded.queue import PATHS, envelope
+from core.backends.embedded.queue import envelope
 from core.backends.embedded.queue_store import (
-    CLASSIFY,
     Acknowledged,
     GivenUp,
     Message,
     Outcome,
     QueueStore,
     Refused,
+    Room,
 )
+from core.channels import ALL_CHANNELS, DEAD_LETTERS, Lane
 from core.messages import ClassifyImage
 from core.policy import ACKNOWLEDGING_STATUS, RECONCILE_PATH
 from core.records import Annotation, Claim, Record, RecordKey, Status, new_record
@@ -54,6 +55,7 @@ COLOURS = {"red": (250, 5, 5), "green": (5, 250, 5), "blue": (5, 5, 250)}
 DRAIN_ROUNDS = 20
 MOST_IMAGES = 3
 DELIVERY_SECONDS = 0.01
+EVERYTHING = [Room(50, ALL_CHANNELS)]
 NUMBERS = st.integers(0, 9)
 
 
@@ -216,17 +218,17 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def everything_is_delivered(self) -> None:
-        for message in self.world.wait(self.world.queue.turn([], 50, self.clock())):
+        for message in self.world.wait(self.world.queue.turn([], EVERYTHING, self.clock())):
             self.world.wait(self._deliver(message))
 
     @rule()
     def everything_is_given_up(self) -> None:
         """Every delivery left of each message failed."""
         now = self.clock.move(DELIVERY_SECONDS)
-        messages = self.world.wait(self.world.queue.turn([], 50, now))
-        letters = [GivenUp(m.id, "HTTP 503") for m in messages if m.subscription == CLASSIFY]
-        notices = [Refused(m.id, now) for m in messages if m.subscription != CLASSIFY]
-        self.world.wait(self.world.queue.turn([*letters, *notices], 0, now))
+        messages = self.world.wait(self.world.queue.turn([], EVERYTHING, now))
+        letters = [GivenUp(m.id, "HTTP 503") for m in messages if m.channel is not DEAD_LETTERS]
+        notices = [Refused(m.id, now) for m in messages if m.channel is DEAD_LETTERS]
+        self.world.wait(self.world.queue.turn([*letters, *notices], [], now))
 
     @rule(draw=NUMBERS, copies=st.integers(1, 2))
     def deliver(self, draw: int, copies: int) -> None:
@@ -279,7 +281,8 @@ class Histories(RuleBasedStateMachine):
 
     def _begun(self, draw: int) -> Message | None:
         """A delivery in flight; what is due is begun first."""
-        self.in_flight += self.world.wait(self.world.queue.turn([], 4, self.clock()))
+        begun = self.world.queue.turn([], [Room(4, ALL_CHANNELS)], self.clock())
+        self.in_flight += self.world.wait(begun)
         return self.in_flight[draw % len(self.in_flight)] if self.in_flight else None
 
     async def _deliver(self, message: Message, copies: int = 1) -> None:
@@ -288,7 +291,7 @@ class Histories(RuleBasedStateMachine):
 
     async def _push(self, message: Message) -> httpx.Response:
         worker = self.world.worker.client
-        answer = await worker.post(PATHS[message.subscription], content=envelope(message))
+        answer = await worker.post(message.channel.path, content=envelope(message))
         assert answer.status_code in (204, 404, 503), answer.text
         return answer
 
@@ -297,12 +300,12 @@ class Histories(RuleBasedStateMachine):
         outcome: Outcome
         if acknowledged:
             outcome = Acknowledged(message.id)
-        elif message.subscription == CLASSIFY and message.attempt >= self.policy.attempts:
+        elif message.channel is not DEAD_LETTERS and message.attempt >= self.policy.attempts:
             outcome = GivenUp(message.id, "HTTP 503")
         else:
             wait = timedelta(seconds=self.policy.backoff(message.attempt))
             outcome = Refused(message.id, now + wait)
-        await self.world.queue.turn([outcome], 0, now)
+        await self.world.queue.turn([outcome], [], now)
 
     # --- Workers that die, time, the reconciler ---------------------------------------------------
 
@@ -310,7 +313,7 @@ class Histories(RuleBasedStateMachine):
     def worker_dies_after_its_claim(self, draw: int, noticed: bool, silence: float) -> None:
         """The queue hears of it by the broken connection, or by its deadline."""
         message = self._begun(draw)
-        if message is None or message.subscription != CLASSIFY:
+        if message is None or message.channel.lane is not Lane.IMAGES:
             return
         key = ClassifyImage.from_attributes(message.attributes).key
         claim = self.world.wait(self.records.claim(key, timedelta(seconds=self.policy.lease)))
@@ -427,7 +430,7 @@ class Histories(RuleBasedStateMachine):
         self.in_flight.clear()
         await self.world.queue.void_leases()
         for _ in range(DRAIN_ROUNDS):
-            while leased := await self.world.queue.turn([], 50, self.clock()):
+            while leased := await self.world.queue.turn([], EVERYTHING, self.clock()):
                 for message in leased:
                     await self._deliver(message)
             found = [await self.records.get(image.key) for image in self.known if image.exists]

@@ -10,15 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from core.backends.embedded import open_queue_store, queue_store
+from core.backends.embedded import open_queue_store
 from core.backends.embedded.database import Database, Schema
 from core.backends.embedded.push_client import PushClient
-from core.backends.embedded.queue import PushQueue
-from core.backends.embedded.queue_store import Outcome, QueueStore, Refused
+from core.backends.embedded.queue import PushQueue, lane_sizes
+from core.backends.embedded.queue_store import Outcome, QueueStore, Refused, Room
 from core.backends.embedded.times import to_micros
+from core.channels import ALL_CHANNELS, DEAD_LETTERS, IMAGES, NOTIFICATIONS, Channel, Lane
 from core.clock import utc_now
 from core.messages import ClassifyImage, PushEnvelope
-from core.policy import CLASSIFY_PATH, DEAD_LETTER_PATH
+from core.policy import CLASSIFY_PATH, DEAD_LETTER_PATH, NOTIFICATIONS_PATH
+from core.priority import Priority
 from core.records import RecordKey
 from core.settings import Settings
 from tests.unit.scripted_worker import Delivery, ScriptedWorker, always, first_then, until
@@ -38,6 +40,27 @@ def message(number: int) -> ClassifyImage:
 async def worker() -> AsyncIterator[ScriptedWorker]:
     async with ScriptedWorker() as listening:
         yield listening
+
+
+HIGH, LOW = IMAGES[Priority.HIGH], IMAGES[Priority.LOW]
+SUBSCRIPTIONS = "projects/local/subscriptions"
+ROOM = [Room(10, ALL_CHANNELS)]
+STATEMENTS_OF_VERSION_2 = (
+    """
+    CREATE TABLE messages (
+        id           INTEGER PRIMARY KEY AUTOINCREMENT,
+        subscription TEXT NOT NULL,
+        attributes   TEXT NOT NULL,
+        data         BLOB NOT NULL,
+        published_at INTEGER NOT NULL,
+        due_at       INTEGER NOT NULL,
+        attempts     INTEGER NOT NULL DEFAULT 0,
+        leased       INTEGER NOT NULL DEFAULT 0
+    )
+    """,
+    "CREATE INDEX due_messages ON messages (due_at) WHERE leased = 0",
+    "CREATE INDEX message_ages ON messages (published_at)",
+)
 
 
 @pytest.fixture
@@ -66,7 +89,7 @@ async def running(
     store: QueueStore, settings: Settings, grace: float = 20
 ) -> AsyncIterator[PushQueue]:
     async with PushClient(settings.worker_url) as client:
-        queue = PushQueue(store, client, settings.delivery, settings.push_concurrency)
+        queue = PushQueue(store, client, settings.channel_delivery, sizes_of(settings))
         task = asyncio.create_task(queue.run(grace))
         try:
             yield queue
@@ -75,12 +98,18 @@ async def running(
             await task
 
 
-async def publish(store: QueueStore, number: int = 1) -> str:
-    return await store.publish(message(number).attributes(), b"", utc_now())
+def sizes_of(settings: Settings) -> dict[Lane, int]:
+    return lane_sizes(settings.push_concurrency, settings.notification_concurrency)
+
+
+async def publish(
+    store: QueueStore, number: int = 1, channel: Channel = HIGH, age: timedelta = timedelta(0)
+) -> str:
+    return await store.publish(channel, message(number).attributes(), b"", utc_now() - age)
 
 
 async def emptied(store: QueueStore) -> None:
-    """Wait until no message is left on either subscription."""
+    """Wait until no message is left on any channel."""
 
     async def empty() -> bool:
         return not await waiting(store)
@@ -91,7 +120,7 @@ async def emptied(store: QueueStore) -> None:
 async def waiting(store: QueueStore) -> list[tuple[str, int, int]]:
     return await store._database.read(
         lambda connection: connection.execute(
-            "SELECT subscription, attempts, leased FROM messages ORDER BY id"
+            "SELECT channel, attempts, leased FROM messages ORDER BY id"
         ).fetchall()
     )
 
@@ -106,7 +135,7 @@ async def test_a_push_is_pubsubs(
     assert delivery.path == CLASSIFY_PATH
     assert delivery.headers["content-type"] == "application/json"
     assert set(delivery.envelope) == {"subscription", "message", "deliveryAttempt"}
-    assert delivery.envelope["subscription"] == "projects/local/subscriptions/classify"
+    assert delivery.envelope["subscription"] == f"{SUBSCRIPTIONS}/glimpse-images-high-push"
     assert delivery.envelope["deliveryAttempt"] == 1
     pushed = delivery.envelope["message"]
     assert pushed["messageId"] == pushed["message_id"] == id_
@@ -202,13 +231,13 @@ async def test_a_message_that_always_fails_becomes_a_dead_letter(
     assert [delivery.attempt for delivery in worker.to(CLASSIFY_PATH)] == [1, 2, 3]
 
     (notice,) = worker.to(DEAD_LETTER_PATH)
-    assert notice.envelope["subscription"] == "projects/local/subscriptions/dead-letter"
+    assert notice.envelope["subscription"] == f"{SUBSCRIPTIONS}/glimpse-dead-letters-push"
     assert notice.attempt is None
     pushed = notice.envelope["message"]
     assert pushed["messageId"] != id_
     assert pushed["attributes"] == message(1).attributes() | {
         "CloudPubSubDeadLetterSourceDeliveryCount": "3",
-        "CloudPubSubDeadLetterSourceSubscription": "classify",
+        "CloudPubSubDeadLetterSourceSubscription": "glimpse-images-high-push",
         "CloudPubSubDeadLetterSourceSubscriptionProject": "local",
         "CloudPubSubDeadLetterSourceTopicPublishTime": worker.deliveries[0].envelope["message"][
             "publishTime"
@@ -240,7 +269,7 @@ async def test_dead_letters_of_version_1_are_handed_to_the_worker(
     old = Schema(
         version=1,
         statements=(
-            *queue_store.SCHEMA.statements,
+            *STATEMENTS_OF_VERSION_2,
             """
             CREATE TABLE dead_letters (
                 id INTEGER PRIMARY KEY, attributes TEXT NOT NULL, data BLOB NOT NULL,
@@ -291,6 +320,117 @@ async def test_dead_letters_of_version_1_are_handed_to_the_worker(
     }
 
 
+async def test_messages_of_version_2_find_their_channels(
+    settings: Settings, worker: ScriptedWorker
+) -> None:
+    """That version had one channel of images, and called its channels subscriptions."""
+    database = await Database.open(
+        settings.data_dir / "queue.db", Schema(version=2, statements=STATEMENTS_OF_VERSION_2)
+    )
+
+    def fill(connection: sqlite3.Connection) -> None:
+        for number, subscription in ((1, "classify"), (2, "dead-letter")):
+            connection.execute(
+                "INSERT INTO messages (subscription, attributes, data, published_at, due_at)"
+                " VALUES (?, ?, x'', 0, 0)",
+                (subscription, json.dumps(message(number).attributes())),
+            )
+
+    await database.write(fill, durable=True)
+    await database.close()
+    async with open_queue_store(settings) as store:
+        leased = await store.turn([], ROOM, utc_now())
+    assert {m.channel: m.attributes for m in leased} == {
+        HIGH: message(1).attributes(),
+        DEAD_LETTERS: message(2).attributes(),
+    }
+
+
+async def test_the_most_urgent_goes_first(
+    store: QueueStore, settings: Settings, worker: ScriptedWorker
+) -> None:
+    """One of high priority behind a thousand of low priority is among the next few."""
+    for number in range(1000):
+        await publish(store, number, LOW)
+    gate = asyncio.Event()
+
+    async def wait_at_the_gate(delivery: Delivery) -> int:
+        await gate.wait()
+        return 204
+
+    worker.answer = wait_at_the_gate
+    async with running(store, settings):
+        await until(lambda: worker.in_flight == 4)
+        await publish(store, 5000)
+        gate.set()
+        await until(lambda: len(worker.deliveries) >= 100)
+    order = [int(delivery.image_hash, 16) for delivery in worker.deliveries]
+    # Behind the four that were in flight, and one turn in which the least urgent goes first.
+    assert order.index(5000) < 4 + 8
+
+
+async def test_the_least_urgent_moves_as_well(
+    store: QueueStore, settings: Settings, worker: ScriptedWorker
+) -> None:
+    for number in range(200):
+        await publish(store, number)
+    await publish(store, 5000, LOW)
+    async with running(store, settings):
+        await emptied(store)
+    order = [int(delivery.image_hash, 16) for delivery in worker.deliveries]
+    assert order.index(5000) < 150
+
+
+async def test_lanes_do_not_wait_for_each_other(
+    store: QueueStore, settings: Settings, worker: ScriptedWorker
+) -> None:
+    """Receivers of notifications that never answer hold up no image."""
+    crowded = settings.model_copy(update={"notification_concurrency": 2})
+
+    async def hang(delivery: Delivery) -> int:
+        if delivery.path == NOTIFICATIONS_PATH:
+            await asyncio.sleep(60)
+        return 204
+
+    worker.answer = hang
+    for number in range(10):
+        await publish(store, number, NOTIFICATIONS)
+    async with running(store, crowded, grace=0.05):
+        await until(lambda: len(worker.to(NOTIFICATIONS_PATH)) == 2)
+        for number in range(20):
+            await publish(store, number)
+        await until(lambda: len(worker.to(CLASSIFY_PATH)) == 20)
+        assert len(worker.to(NOTIFICATIONS_PATH)) == 2
+
+
+async def test_channels_have_policies_of_their_own(
+    store: QueueStore, settings: Settings, worker: ScriptedWorker
+) -> None:
+    patient = settings.model_copy(
+        update={
+            "notification_attempts": 5,
+            "notification_min_backoff_seconds": 0.01,
+            "notification_max_backoff_seconds": 0.02,
+        }
+    )
+
+    async def answer(delivery: Delivery) -> int:
+        return 204 if delivery.path == DEAD_LETTER_PATH else 503
+
+    worker.answer = answer
+    await publish(store, 1, NOTIFICATIONS)
+    await publish(store, 2)
+    async with running(store, patient):
+        await emptied(store)
+    assert [delivery.attempt for delivery in worker.to(NOTIFICATIONS_PATH)] == [1, 2, 3, 4, 5]
+    assert [delivery.attempt for delivery in worker.to(CLASSIFY_PATH)] == [1, 2, 3]
+    sources = {
+        d.envelope["message"]["attributes"]["CloudPubSubDeadLetterSourceSubscription"]
+        for d in worker.to(DEAD_LETTER_PATH)
+    }
+    assert sources == {"glimpse-notifications-push", "glimpse-images-high-push"}
+
+
 class CountingClient(PushClient):
     """The real client, and how often it was used."""
 
@@ -309,7 +449,7 @@ async def test_a_push_that_never_arrived_does_not_count(
         await publish(store, number)
     patient = settings.model_copy(update={"max_backoff_seconds": 0.3})
     async with CountingClient(settings.worker_url) as client:
-        queue = PushQueue(store, client, patient.delivery, concurrency=4)
+        queue = PushQueue(store, client, patient.channel_delivery, sizes_of(patient))
         task = asyncio.create_task(queue.run(20))
         # Four went out together; from then on there is one probe at a time, after 0.1, 0.2, 0.3,
         # 0.3... seconds: about six in the 1.5 seconds below, where hammering makes hundreds.
@@ -367,9 +507,9 @@ async def test_a_refused_message_holds_up_no_other(
 async def test_a_message_older_than_the_retention_becomes_a_dead_letter(
     store: QueueStore, settings: Settings, worker: ScriptedWorker
 ) -> None:
-    old = await store.publish(message(1).attributes(), b"", utc_now() - timedelta(hours=2))
+    old = await publish(store, 1, age=timedelta(hours=2))
     await publish(store, 2)
-    expired = await store.expire(timedelta(hours=1), utc_now())
+    expired = await store.expire(HIGH, timedelta(hours=1), utc_now())
     assert [str(message.id) for message in expired] == [old]
     async with running(store, settings):
         await emptied(store)
@@ -384,15 +524,17 @@ async def test_the_queue_itself_looks_for_old_messages(
     store: QueueStore, settings: Settings, worker: ScriptedWorker
 ) -> None:
     await worker.__aexit__(None, None, None)  # also while the worker is down
-    await store.publish(message(1).attributes(), b"", utc_now() - timedelta(hours=2))
+    await publish(store, 1, age=timedelta(hours=2))
 
     async def given_up() -> bool:
-        return [subscription for subscription, _, _ in await waiting(store)] == ["dead-letter"]
+        return [channel for channel, _, _ in await waiting(store)] == [DEAD_LETTERS.name]
 
     async with running(store, settings):
         await until(given_up)
     # The only trace of a dead letter does not age: nobody has it until the worker does.
-    assert await store.expire(timedelta(hours=1), utc_now() + timedelta(days=365)) == []
+    ancient = settings.model_copy(update={"retention_seconds": 1e-9})
+    async with running(store, ancient):
+        await asyncio.sleep(0.2)
     assert await given_up()
 
 
@@ -437,9 +579,9 @@ async def test_a_delivery_cut_off_by_the_stop_is_repeated(
 async def test_an_outcome_for_a_message_that_is_gone_changes_nothing(store: QueueStore) -> None:
     await publish(store)
     gone: list[Outcome] = [Refused(999, utc_now())]
-    (leased,) = await store.turn(gone, 10, utc_now())
+    (leased,) = await store.turn(gone, ROOM, utc_now())
     assert leased.attempt == 1
-    assert await store.turn([], 10, utc_now()) == []  # it is leased
+    assert await store.turn([], ROOM, utc_now()) == []  # it is leased
     assert await store.void_leases() == 1
-    (again,) = await store.turn([], 10, utc_now())
+    (again,) = await store.turn([], ROOM, utc_now())
     assert (again.id, again.attempt) == (leased.id, 2)

@@ -233,4 +233,5 @@ async def test_the_worker_is_asked_to_reconcile(
         worker.answer = always(500)
         await until(lambda: len(worker.to("/reconcile")) == 4)
         lines = await stopped(process)
-    assert "reconciliation failed" in [line["message"] for line in lines]
+    failed = [line["path"] for line in lines if line["message"] == "call failed"]
+    assert {"/reconcile", "/schedule"} <= set(failed)

@@ -14,6 +14,7 @@ from core.backends.embedded import keys, queue_store, records
 from core.backends.embedded.blobs import FileBlobStore
 from core.backends.embedded.database import Database, Schema
 from core.backends.embedded.dead_letters import SqliteDeadLetterStore
+from core.backends.embedded.jobs import SqliteJobStore
 from core.backends.embedded.keys import (
     SqliteAllowanceStore,
     SqliteKeyStore,
@@ -31,7 +32,7 @@ from core.settings import Settings
 
 @asynccontextmanager
 async def open_embedded(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Backend]:
-    """The four ports on `settings.data_dir`, which is created if absent.
+    """The ports on `settings.data_dir`, which is created if absent.
 
     Raises Unavailable where the folder or a database in it cannot be used.
     """
@@ -48,6 +49,7 @@ async def open_embedded(settings: Settings, clock: Clock = utc_now) -> AsyncIter
             blobs,
             SqlitePublisher(store, clock),
             SqliteDeadLetterStore(database, clock),
+            SqliteJobStore(database, clock, settings.jobs),
             links,
         )
 

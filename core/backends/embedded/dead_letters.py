@@ -9,7 +9,8 @@ from typing import Any
 from core.backends.embedded.database import Database
 from core.backends.embedded.times import from_micros, micros_or_null, moment_or_none, to_micros
 from core.clock import Clock, utc_now
-from core.dead_letters.letter import DeadLetter, LetterFilter, older_than
+from core.dead_letters.letter import DeadLetter, LetterFilter
+from core.positions import older_than
 
 TABLE: Sequence[str] = (
     # Times are microseconds since 1970. `position` sorts the newest first.

@@ -1,8 +1,9 @@
 """Publishing: an fsynced row in the queue's database, whether or not the queue is running."""
 
-from core.backends.embedded.queue_store import CLASSIFY, QueueStore
+from core.backends.embedded.queue_store import PREFIX, QueueStore
+from core.channels import Channel
 from core.clock import Clock, utc_now
-from core.messages import ClassifyImage
+from core.messages import Message
 from core.ports import Backlog
 
 
@@ -10,12 +11,15 @@ class SqlitePublisher:
     """`core.ports.Publisher`."""
 
     def __init__(self, store: QueueStore, clock: Clock = utc_now) -> None:
-        self.system, self.topic = "glimpse", CLASSIFY
+        self.system = "glimpse"
         self._store = store
         self._clock = clock
 
-    async def publish(self, message: ClassifyImage) -> str:
-        return await self._store.publish(message.attributes(), b"", self._clock())
+    def topic(self, channel: Channel) -> str:
+        return channel.topic(PREFIX)
+
+    async def publish(self, message: Message) -> str:
+        return await self._store.publish(message.channel, message.attributes(), b"", self._clock())
 
     async def ping(self) -> None:
         await self._store.ping()

@@ -10,7 +10,8 @@ import fcntl
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,9 +22,8 @@ import uvloop
 from core.backends.embedded import open_queue_store
 from core.backends.embedded.push_client import NoAnswer, NotReached, PushClient
 from core.backends.embedded.queue_store import (
-    CLASSIFY,
-    DEAD_LETTER,
     EXPIRED,
+    PREFIX,
     PROJECT,
     Acknowledged,
     GivenUp,
@@ -31,50 +31,71 @@ from core.backends.embedded.queue_store import (
     Outcome,
     QueueStore,
     Refused,
+    Room,
     Unreached,
 )
-from core.backends.embedded.scheduler import reconcile_regularly
+from core.backends.embedded.scheduler import call_regularly
+from core.channels import ALL_CHANNELS, CHANNELS, DEAD_LETTERS, Channel, Lane
 from core.clock import Clock, rfc3339, utc_now
 from core.errors import Unavailable
-from core.policy import ACKNOWLEDGING_STATUS, CLASSIFY_PATH, DEAD_LETTER_PATH, DeliveryPolicy
+from core.policy import ACKNOWLEDGING_STATUS, RECONCILE_PATH, SCHEDULE_PATH, DeliveryPolicy
 from core.settings import Settings, load_settings
 from core.telemetry import configure_logging
 
 log = structlog.get_logger(__name__)
 
-PATHS = {CLASSIFY: CLASSIFY_PATH, DEAD_LETTER: DEAD_LETTER_PATH}
+CHANNELS_OF = {
+    lane: tuple(channel for channel in ALL_CHANNELS if channel.lane is lane) for lane in Lane
+}
+FAIR_TURNS = 8  # every so many turns the least urgent goes first, so that it moves at all
 POLL = 0.01  # seconds between looks for publications of other processes
 FIRST_PROBE = 0.1  # seconds until an unreachable worker is tried again; doubles each time
 LAST_PROBE = 5.0
 EXPIRY_CHECK = 60.0
 
 
+Policies = Callable[[Channel], DeliveryPolicy]
+
+
+def lane_sizes(images: int, notifications: int) -> dict[Lane, int]:
+    """How many deliveries of each lane may be in flight."""
+    return {
+        Lane.IMAGES: images,
+        Lane.JOBS: 2,
+        Lane.NOTIFICATIONS: notifications,
+        Lane.DEAD_LETTERS: 4,
+    }
+
+
 class PushQueue:
     """Leases what is due, pushes it, and records how each push ended.
 
-    `concurrency` pushes are in flight at most. One task leases and settles, in one transaction
-    a turn, so that a busy queue costs one commit for many messages.
+    At most `sizes[lane]` pushes of a lane are in flight; what fills one lane delays no other. One
+    task leases and settles, in one transaction a turn, so that a busy queue costs one commit for
+    many messages.
     """
 
     def __init__(
         self,
         store: QueueStore,
         client: PushClient,
-        policy: DeliveryPolicy,
-        concurrency: int,
+        policies: Policies,
+        sizes: Mapping[Lane, int],
         clock: Clock = utc_now,
     ) -> None:
         self._store = store
         self._client = client
-        self._policy = policy
-        self._concurrency = concurrency
+        self._policies = policies
+        self._sizes = sizes
         self._clock = clock
+        self._in_flight: Counter[Lane] = Counter()
+        self._turns = 0
         self._wake = asyncio.Event()
         self._stopping = False
         self._pushes: set[asyncio.Task[None]] = set()
         self._outcomes: list[Outcome] = []
         self._seen = -1
-        self._next_due: datetime | None = None
+        self._due: dict[Channel, datetime] = {}
         self._unreached = 0  # tries in a row that did not reach the worker
         self._probe_at = 0.0  # on the loop's clock
 
@@ -108,49 +129,63 @@ class PushQueue:
 
     async def _turn(self) -> None:
         self._wake.clear()
-        room = self._room()
-        if self._outcomes or (room and self._due()):
-            leased = await self._settle_and_lease(room)
+        rooms = self._rooms()
+        if self._outcomes or rooms:
+            leased = await self._settle_and_lease(rooms)
             for message in leased:
+                self._in_flight[message.channel.lane] += 1
                 task = asyncio.create_task(self._deliver(message))
                 self._pushes.add(task)
                 task.add_done_callback(self._pushes.discard)
-            if len(leased) == room:
-                self._next_due = self._clock()  # there may be more
-            else:
-                self._seen, self._next_due = -1, None  # look when the next one is due
-        elif await self._woken(room):
+            taken = Counter(message.channel.lane for message in leased)
+            for room in rooms:
+                lane = room.channels[0].lane
+                if taken[lane] < room.size:
+                    # It has no more: look when the next one is due.
+                    self._seen = -1
+                    for channel in CHANNELS_OF[lane]:
+                        self._due.pop(channel, None)
+        elif await self._woken():
             return
         else:
             await self._look()
 
-    async def _settle_and_lease(self, room: int) -> list[Message]:
+    async def _settle_and_lease(self, rooms: Sequence[Room]) -> list[Message]:
         outcomes, self._outcomes = self._outcomes, []
         try:
-            return await self._store.turn(outcomes, room, self._clock())
+            return await self._store.turn(outcomes, rooms, self._clock())
         except BaseException:
             self._outcomes = outcomes + self._outcomes  # not recorded: the next turn's
             raise
 
-    def _room(self) -> int:
-        """How many deliveries may begin now."""
+    def _rooms(self) -> list[Room]:
+        """Where deliveries may begin now, of the lanes that have something due."""
+        now = self._clock()
+        due = {channel.lane for channel, moment in self._due.items() if moment <= now}
+        if not due:
+            return []
         if self._unreached:
             # One message at a time finds out whether the worker is back.
             probing = bool(self._pushes) or asyncio.get_running_loop().time() < self._probe_at
-            return 0 if probing else 1
-        return self._concurrency - len(self._pushes)
+            return [] if probing else [Room(1, CHANNELS_OF[next(iter(due))])]
+        free = {lane: self._sizes[lane] - self._in_flight[lane] for lane in Lane if lane in due}
+        if not any(free.values()):
+            return []
+        self._turns += 1
+        step = -1 if self._turns % FAIR_TURNS == 0 else 1
+        return [Room(size, CHANNELS_OF[lane][::step]) for lane, size in free.items() if size]
 
-    def _due(self) -> bool:
-        return self._next_due is not None and self._next_due <= self._clock()
-
-    async def _woken(self, room: int) -> bool:
+    async def _woken(self) -> bool:
         """Wait until a push ends, or it is time to look; True where a push ended."""
         wait: float | None = POLL
-        if not room:
+        if self._unreached:
             # Nothing can begin, so there is nothing to look for.
             wait = None
-            if self._unreached and not self._pushes:
+            if not self._pushes:
                 wait = max(0.0, self._probe_at - asyncio.get_running_loop().time())
+                wait = max(wait, POLL)
+        elif all(self._in_flight[lane] >= size for lane, size in self._sizes.items()):
+            wait = None
         try:
             await asyncio.wait_for(self._wake.wait(), wait)
         except TimeoutError:
@@ -159,8 +194,8 @@ class PushQueue:
 
     async def _look(self) -> None:
         version, due = await self._store.look(self._seen)
-        if version != self._seen:
-            self._seen, self._next_due = version, due
+        if due is not None:
+            self._seen, self._due = version, dict(due)
 
     async def _finish(self, grace: float) -> None:
         if self._pushes:
@@ -169,14 +204,16 @@ class PushQueue:
             push.cancel()
         await asyncio.gather(*self._pushes, return_exceptions=True)
         # Those cut off stay leased; the next queue frees them.
-        await self._settle_and_lease(0)
+        await self._settle_and_lease(())
 
     # --- One delivery -----------------------------------------------------------------------------
 
     async def _deliver(self, message: Message) -> None:
         try:
             status = await self._client.post(
-                PATHS[message.subscription], envelope(message), self._policy.ack_deadline
+                message.channel.path,
+                envelope(message),
+                self._policies(message.channel).ack_deadline,
             )
         except NotReached as error:
             self._note_unreached(str(error))
@@ -191,21 +228,24 @@ class PushQueue:
                 outcome = Acknowledged(message.id)
             else:
                 outcome = self._refused(message, f"HTTP {status}")
+        self._in_flight[message.channel.lane] -= 1
         self._outcomes.append(outcome)
         self._wake.set()
 
     def _refused(self, message: Message, reason: str) -> Outcome:
-        if message.subscription == CLASSIFY and message.attempt >= self._policy.attempts:
+        policy = self._policies(message.channel)
+        if message.channel is not DEAD_LETTERS and message.attempt >= policy.attempts:
             log.error("dead letter", **_names(message), reason=reason)
             return GivenUp(message.id, reason)
-        wait = self._policy.backoff(message.attempt)
+        wait = policy.backoff(message.attempt)
         log.warning("delivery refused", **_names(message), reason=reason, again_in=wait)
         return Refused(message.id, self._clock() + timedelta(seconds=wait))
 
     def _note_unreached(self, reason: str) -> None:
         if not self._unreached:
             log.warning("worker unreachable; messages wait for it", reason=reason)
-        wait = min(LAST_PROBE, self._policy.max_backoff, FIRST_PROBE * 2.0**self._unreached)
+        longest = self._policies(DEAD_LETTERS).max_backoff
+        wait = min(LAST_PROBE, longest, FIRST_PROBE * 2.0**self._unreached)
         self._unreached = min(self._unreached + 1, 60)
         self._probe_at = asyncio.get_running_loop().time() + wait
 
@@ -217,25 +257,27 @@ class PushQueue:
     # --- Retention --------------------------------------------------------------------------------
 
     async def _expire_regularly(self) -> None:
-        retention = timedelta(seconds=self._policy.retention)
+        # Not the dead letters': what is there is the only trace of them.
+        kept = {channel: self._policies(channel).retention for channel in CHANNELS}
         while True:
             try:
-                for message in await self._store.expire(retention, self._clock()):
-                    log.error("dead letter", **_names(message), reason=EXPIRED)
+                for channel, seconds in kept.items():
+                    retention = timedelta(seconds=seconds)
+                    for message in await self._store.expire(channel, retention, self._clock()):
+                        log.error("dead letter", **_names(message), reason=EXPIRED)
             except Unavailable as unavailable:
                 log.error("old messages cannot be given up", reason=unavailable.detail)
-            await asyncio.sleep(min(EXPIRY_CHECK, self._policy.retention / 4))
+            await asyncio.sleep(min(EXPIRY_CHECK, min(kept.values()) / 4))
 
 
 def envelope(message: Message) -> bytes:
     """The body that Pub/Sub would POST: https://cloud.google.com/pubsub/docs/push#receive_push
 
-    `deliveryAttempt` is there only with a dead-letter policy, so not on the dead-letter
-    subscription.
+    `deliveryAttempt` is there only with a dead-letter policy, so not for dead letters.
     """
     published = rfc3339(message.published_at)
     body: dict[str, object] = {
-        "subscription": f"projects/{PROJECT}/subscriptions/{message.subscription}",
+        "subscription": f"projects/{PROJECT}/subscriptions/{message.channel.subscription(PREFIX)}",
         "message": {
             "messageId": str(message.id),
             "message_id": str(message.id),
@@ -245,7 +287,7 @@ def envelope(message: Message) -> bytes:
             "attributes": message.attributes,
         },
     }
-    if message.subscription == CLASSIFY:
+    if message.channel is not DEAD_LETTERS:
         body["deliveryAttempt"] = message.attempt
     return json.dumps(body).encode()
 
@@ -256,7 +298,7 @@ def _names(message: Message) -> dict[str, object]:
         "image_hash": message.attributes.get("image_hash", ""),
         "tenant": message.attributes.get("tenant", ""),
         "message_id": message.id,
-        "subscription": message.subscription,
+        "channel": message.channel.name,
         "attempt": message.attempt,
     }
 
@@ -291,11 +333,13 @@ async def serve(settings: Settings) -> None:
         open_queue_store(settings) as store,
         PushClient(settings.push_url) as client,
     ):
-        queue = PushQueue(store, client, settings.delivery, settings.push_concurrency)
+        sizes = lane_sizes(settings.push_concurrency, settings.notification_concurrency)
+        queue = PushQueue(store, client, settings.channel_delivery, sizes)
         for signal_ in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_, queue.stop)
-        scheduler = asyncio.create_task(
-            reconcile_regularly(client, settings.delivery.reconcile_interval)
+        scheduler = asyncio.gather(
+            call_regularly(client, RECONCILE_PATH, settings.delivery.reconcile_interval),
+            call_regularly(client, SCHEDULE_PATH, settings.schedule_seconds),
         )
         log.info("queue delivers", to=settings.push_url, concurrency=settings.push_concurrency)
         try:

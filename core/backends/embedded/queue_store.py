@@ -1,6 +1,6 @@
-"""What the push queue remembers: messages on two subscriptions.
+"""What the push queue remembers: messages on the channels of `core.channels`.
 
-A message that is given up moves to the dead-letter subscription, from where the worker takes it
+A message that is given up moves to the dead letters' channel, from where the worker takes it
 into the keeping of `core.ports.DeadLetterStore`. It stays there until the worker has.
 
 Publishers insert from their own processes; one queue process, the owner, leases, settles and
@@ -11,13 +11,14 @@ which at-least-once delivery allows anyway; the death of every process undoes no
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from core.backends.embedded.database import Database, Schema
 from core.backends.embedded.times import from_micros, moment_or_none, to_micros
+from core.channels import ALL_CHANNELS, BY_NAME, DEAD_LETTERS, IMAGES, Channel
 from core.clock import rfc3339
 from core.messages import (
     DEAD_LETTER_DELIVERY_COUNT,
@@ -26,18 +27,20 @@ from core.messages import (
     DEAD_LETTER_REASON,
     DEAD_LETTER_SUBSCRIPTION,
 )
+from core.priority import Priority
 
 PROJECT = "local"
-CLASSIFY = "classify"
-DEAD_LETTER = "dead-letter"
+PREFIX = "glimpse"
+
+_DUE_INDEX = "CREATE INDEX due_messages ON messages (channel, due_at) WHERE leased = 0"
 
 # Version 1 kept dead letters in a table of its own. They become notices to the worker, which keeps
 # them now; of one whose notice is still here there is nothing to do.
 _NOTICES_OF_VERSION_1 = f"""
     INSERT INTO messages (subscription, attributes, data, published_at, due_at)
-    SELECT '{DEAD_LETTER}', json_patch(attributes, json_object(
+    SELECT 'dead-letter', json_patch(attributes, json_object(
                '{DEAD_LETTER_DELIVERY_COUNT}', CAST(attempts AS TEXT),
-               '{DEAD_LETTER_SUBSCRIPTION}', '{CLASSIFY}',
+               '{DEAD_LETTER_SUBSCRIPTION}', 'classify',
                '{DEAD_LETTER_PROJECT}', '{PROJECT}',
                '{DEAD_LETTER_PUBLISH_TIME}',
                strftime('%Y-%m-%dT%H:%M:%fZ', published_at / 1000000.0, 'unixepoch'),
@@ -48,15 +51,27 @@ _NOTICES_OF_VERSION_1 = f"""
     ORDER BY id
 """  # noqa: S608 - constants pasted into a constant
 
+# Version 2 had one channel of images, and called its channels subscriptions.
+_UPGRADE_OF_VERSION_2 = (
+    "DROP INDEX due_messages",
+    "ALTER TABLE messages RENAME COLUMN subscription TO channel",
+    f"UPDATE messages SET channel = '{IMAGES[Priority.HIGH].name}' WHERE channel = 'classify'",  # noqa: S608
+    f"UPDATE messages SET channel = '{DEAD_LETTERS.name}' WHERE channel = 'dead-letter'",  # noqa: S608
+    _DUE_INDEX,
+)
+
 SCHEMA = Schema(
-    version=2,
-    upgrades={1: (_NOTICES_OF_VERSION_1, "DROP TABLE dead_letters")},
+    version=3,
+    upgrades={
+        1: (_NOTICES_OF_VERSION_1, "DROP TABLE dead_letters"),
+        2: _UPGRADE_OF_VERSION_2,
+    },
     statements=(
         # Times are microseconds since 1970. AUTOINCREMENT, so that no id is ever used again.
         """
         CREATE TABLE messages (
             id           INTEGER PRIMARY KEY AUTOINCREMENT,
-            subscription TEXT NOT NULL,
+            channel      TEXT NOT NULL,
             attributes   TEXT NOT NULL,                -- JSON object of strings
             data         BLOB NOT NULL,
             published_at INTEGER NOT NULL,
@@ -65,7 +80,7 @@ SCHEMA = Schema(
             leased       INTEGER NOT NULL DEFAULT 0    -- 1 while a delivery is in flight
         )
         """,
-        "CREATE INDEX due_messages ON messages (due_at) WHERE leased = 0",
+        _DUE_INDEX,
         "CREATE INDEX message_ages ON messages (published_at)",
     ),
 )
@@ -73,9 +88,9 @@ SCHEMA = Schema(
 EXPIRED = "older than the retention"
 
 # What a `Message` is made of, but the number of its delivery.
-_MESSAGE = "id, subscription, attributes, data, published_at"
+_MESSAGE = "id, channel, attributes, data, published_at"
 _INSERT = """
-    INSERT INTO messages (subscription, attributes, data, published_at, due_at)
+    INSERT INTO messages (channel, attributes, data, published_at, due_at)
     VALUES (?, ?, ?, ?, ?)
 """
 
@@ -85,7 +100,7 @@ class Message:
     """A message under lease; `attempt` is the number of this delivery and starts at 1."""
 
     id: int
-    subscription: str
+    channel: Channel
     attributes: dict[str, str]
     data: bytes
     published_at: datetime
@@ -128,6 +143,14 @@ class GivenUp:
 Outcome = Acknowledged | Refused | Unreached | GivenUp
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """At most `size` more deliveries of these channels together, those of the first preferred."""
+
+    size: int
+    channels: Sequence[Channel]
+
+
 class QueueStore:
     """The queue's table work. Every method may raise Unavailable."""
 
@@ -136,9 +159,11 @@ class QueueStore:
 
     # --- For publishers ---------------------------------------------------------------------------
 
-    async def publish(self, attributes: dict[str, str], data: bytes, now: datetime) -> str:
+    async def publish(
+        self, channel: Channel, attributes: dict[str, str], data: bytes, now: datetime
+    ) -> str:
         """Enqueue for the worker, fsynced; the message's id."""
-        row = _new_message(CLASSIFY, attributes, data, now)
+        row = _new_message(channel, attributes, data, now)
 
         def insert(connection: sqlite3.Connection) -> str:
             return str(connection.execute(_INSERT, row).lastrowid)
@@ -146,12 +171,12 @@ class QueueStore:
         return await self._database.write(insert, durable=True)
 
     async def waiting(self) -> tuple[int, datetime | None]:
-        """How many messages wait for the worker, and when the oldest was published."""
+        """How many images wait for the worker, and when the oldest was published."""
 
         def count(connection: sqlite3.Connection) -> tuple[int, datetime | None]:
             number, oldest = connection.execute(
-                "SELECT count(*), min(published_at) FROM messages WHERE subscription = ?",
-                (CLASSIFY,),
+                "SELECT count(*), min(published_at) FROM messages WHERE channel IN (?, ?, ?)",
+                [channel.name for channel in IMAGES.values()],
             ).fetchone()
             return number, moment_or_none(oldest)
 
@@ -173,8 +198,10 @@ class QueueStore:
 
         return await self._database.write(void, durable=False)
 
-    async def turn(self, outcomes: Sequence[Outcome], limit: int, now: datetime) -> list[Message]:
-        """Record how deliveries ended and begin at most `limit` others: one transaction.
+    async def turn(
+        self, outcomes: Sequence[Outcome], rooms: Sequence[Room], now: datetime
+    ) -> list[Message]:
+        """Record how deliveries ended and begin as many others as there is room: one transaction.
 
         Each message returned is leased and its attempt is counted, before it is delivered.
         """
@@ -182,41 +209,43 @@ class QueueStore:
         def work(connection: sqlite3.Connection) -> list[Message]:
             for outcome in outcomes:
                 _settle(connection, outcome, now)
-            return _lease(connection, limit, now) if limit > 0 else []
+            return [message for room in rooms for message in _lease(connection, room, now)]
 
         return await self._database.write(work, durable=False)
 
-    async def look(self, seen: int) -> tuple[int, datetime | None]:
-        """The database's version, and when the next free message is due.
+    async def look(self, seen: int) -> tuple[int, Mapping[Channel, datetime] | None]:
+        """The database's version, and when the next free message of each channel is due.
 
         The version changes with every commit, here or in another process. While it is still `seen`
         nothing is looked up and None is returned: this is cheap enough to ask every few
         milliseconds.
         """
 
-        def look(connection: sqlite3.Connection) -> tuple[int, datetime | None]:
+        def look(connection: sqlite3.Connection) -> tuple[int, dict[Channel, datetime] | None]:
             (version,) = connection.execute("PRAGMA data_version").fetchone()
             if version == seen:
                 return version, None
-            (due,) = connection.execute(
-                "SELECT min(due_at) FROM messages WHERE leased = 0"
-            ).fetchone()
-            return version, moment_or_none(due)
+            due = {}
+            for channel in ALL_CHANNELS:
+                (moment,) = connection.execute(
+                    "SELECT min(due_at) FROM messages WHERE leased = 0 AND channel = ?",
+                    (channel.name,),
+                ).fetchone()
+                if moment is not None:
+                    due[channel] = from_micros(moment)
+            return version, due
 
         return await self._database.read(look)
 
-    async def expire(self, retention: timedelta, now: datetime) -> list[Message]:
-        """Give up the messages that are older than `retention`; those given up.
-
-        Not those on the dead-letter subscription: they are the only trace of a dead letter.
-        """
+    async def expire(self, channel: Channel, retention: timedelta, now: datetime) -> list[Message]:
+        """Give up the channel's messages that are older than `retention`; those given up."""
         cutoff = to_micros(now - retention)
 
         def expire(connection: sqlite3.Connection) -> list[Message]:
             rows = connection.execute(
                 f"SELECT {_MESSAGE}, attempts FROM messages"  # noqa: S608 - constants, as below
-                " WHERE leased = 0 AND published_at < ? AND subscription = ?",
-                (cutoff, CLASSIFY),
+                " WHERE leased = 0 AND published_at < ? AND channel = ?",
+                (cutoff, channel.name),
             ).fetchall()
             for row in rows:
                 _give_up(connection, row[0], EXPIRED, now)
@@ -226,18 +255,21 @@ class QueueStore:
 
 
 def _new_message(
-    subscription: str, attributes: dict[str, str], data: bytes, now: datetime
+    channel: Channel, attributes: dict[str, str], data: bytes, now: datetime
 ) -> tuple[object, ...]:
     micros = to_micros(now)
-    return (subscription, json.dumps(attributes), data, micros, micros)
+    return (channel.name, json.dumps(attributes), data, micros, micros)
 
 
-def _lease(connection: sqlite3.Connection, limit: int, now: datetime) -> list[Message]:
-    rows = connection.execute(
-        f"SELECT {_MESSAGE}, attempts + 1 FROM messages"  # noqa: S608 - constants
-        " WHERE leased = 0 AND due_at <= ? ORDER BY due_at LIMIT ?",
-        (to_micros(now), limit),
-    ).fetchall()
+def _lease(connection: sqlite3.Connection, room: Room, now: datetime) -> list[Message]:
+    rows: list[tuple[Any, ...]] = []
+    for channel in room.channels:
+        if len(rows) < room.size:
+            rows += connection.execute(
+                f"SELECT {_MESSAGE}, attempts + 1 FROM messages"  # noqa: S608 - constants
+                " WHERE leased = 0 AND channel = ? AND due_at <= ? ORDER BY due_at LIMIT ?",
+                (channel.name, to_micros(now), room.size - len(rows)),
+            ).fetchall()
     connection.executemany(
         "UPDATE messages SET leased = 1, attempts = attempts + 1 WHERE id = ?",
         [(row[0],) for row in rows],
@@ -246,8 +278,10 @@ def _lease(connection: sqlite3.Connection, limit: int, now: datetime) -> list[Me
 
 
 def _message_of(row: tuple[Any, ...]) -> Message:
-    id_, subscription, attributes, data, published, attempt = row
-    return Message(id_, subscription, json.loads(attributes), data, from_micros(published), attempt)
+    id_, channel, attributes, data, published, attempt = row
+    return Message(
+        id_, BY_NAME[channel], json.loads(attributes), data, from_micros(published), attempt
+    )
 
 
 def _settle(connection: sqlite3.Connection, outcome: Outcome, now: datetime) -> None:
@@ -267,20 +301,21 @@ def _settle(connection: sqlite3.Connection, outcome: Outcome, now: datetime) -> 
 
 
 def _give_up(connection: sqlite3.Connection, id_: int, reason: str, now: datetime) -> None:
-    """Move the message to the dead-letter subscription."""
+    """Move the message to the dead letters' channel."""
     row = connection.execute(
-        "DELETE FROM messages WHERE id = ? RETURNING attributes, data, published_at, attempts",
+        "DELETE FROM messages WHERE id = ?"
+        " RETURNING channel, attributes, data, published_at, attempts",
         (id_,),
     ).fetchone()
     if row is None:
         return
-    attributes, data, published_at, attempts = row
+    channel, attributes, data, published_at, attempts = row
     source = {
         DEAD_LETTER_DELIVERY_COUNT: str(attempts),
-        DEAD_LETTER_SUBSCRIPTION: CLASSIFY,
+        DEAD_LETTER_SUBSCRIPTION: BY_NAME[channel].subscription(PREFIX),
         DEAD_LETTER_PROJECT: PROJECT,
         DEAD_LETTER_PUBLISH_TIME: rfc3339(from_micros(published_at)),
         DEAD_LETTER_REASON: reason,
     }
-    notice = _new_message(DEAD_LETTER, json.loads(attributes) | source, data, now)
+    notice = _new_message(DEAD_LETTERS, json.loads(attributes) | source, data, now)
     connection.execute(_INSERT, notice)

@@ -9,17 +9,26 @@ from functools import partial
 from typing import Any
 
 from core import records
-from core.backends.embedded import dead_letters
+from core.backends.embedded import dead_letters, jobs
 from core.backends.embedded.database import Database, Schema
 from core.backends.embedded.times import from_micros, micros_or_null, moment_or_none, to_micros
 from core.clock import Clock, utc_now
+from core.priority import Priority
 from core.records import Annotation, Claim, Record, RecordError, RecordKey, Status
 
 SCHEMA = Schema(
-    version=2,
-    upgrades={1: dead_letters.TABLE},
+    version=3,
+    upgrades={
+        1: dead_letters.TABLE,
+        2: (
+            *jobs.TABLES,
+            "ALTER TABLE records ADD COLUMN priority TEXT NOT NULL DEFAULT 'high'",
+            "ALTER TABLE records ADD COLUMN job TEXT NOT NULL DEFAULT ''",
+        ),
+    },
     statements=(
         *dead_letters.TABLE,
+        *jobs.TABLES,
         """
         CREATE TABLE records (
             tenant           TEXT NOT NULL,
@@ -34,6 +43,8 @@ SCHEMA = Schema(
             created_at       INTEGER NOT NULL,
             updated_at       INTEGER NOT NULL,
             submitted_at     INTEGER NOT NULL,
+            priority         TEXT NOT NULL DEFAULT 'high',
+            job              TEXT NOT NULL DEFAULT '',
             PRIMARY KEY (tenant, image_hash, model)
         ) WITHOUT ROWID
         """,
@@ -47,17 +58,18 @@ SCHEMA = Schema(
 _KEY = "tenant = ? AND image_hash = ? AND model = ?"
 _COLUMNS = (
     "tenant, image_hash, model, status, annotations, error, attempts, token, lease_expires_at,"
-    " created_at, updated_at, submitted_at"
+    " created_at, updated_at, submitted_at, priority, job"
 )
 # ruff's S608 warns of values pasted into SQL; these are constants pasted into constants.
 _SELECT = f"SELECT {_COLUMNS} FROM records WHERE {_KEY}"  # noqa: S608
 _INSERT = (
-    f"INSERT INTO records ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+    f"INSERT INTO records ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
     " ON CONFLICT DO NOTHING"
 )
 _UPDATE = (
     "UPDATE records SET status = ?, annotations = ?, error = ?, attempts = ?, token = ?,"  # noqa: S608
-    f" lease_expires_at = ?, created_at = ?, updated_at = ?, submitted_at = ? WHERE {_KEY}"
+    " lease_expires_at = ?, created_at = ?, updated_at = ?, submitted_at = ?, priority = ?,"
+    f" job = ? WHERE {_KEY}"
 )
 # The condition repeats the index's word for word, so that SQLite uses it.
 _STALE = (
@@ -111,6 +123,7 @@ class SqliteRecordStore:
         *,
         submitted_by: datetime | None = None,
         untouched_since: datetime | None = None,
+        only_for: str = "",
     ) -> bool:
         claim = claim_or_key if isinstance(claim_or_key, Claim) else None
         key = claim_or_key.key if isinstance(claim_or_key, Claim) else claim_or_key
@@ -123,6 +136,7 @@ class SqliteRecordStore:
                 now,
                 submitted_by=submitted_by,
                 untouched_since=untouched_since,
+                only_for=only_for,
             )
 
         return await self._apply(key, step, durable=True) is not None
@@ -131,8 +145,15 @@ class SqliteRecordStore:
         step: Step = lambda record, now: records.released(record, claim, now, error)  # noqa: E731
         return await self._apply(claim.key, step, durable=False) is not None
 
-    async def retry(self, key: RecordKey) -> bool:
-        return await self._apply(key, records.retried, durable=True) is not None
+    async def retry(
+        self, key: RecordKey, priority: Priority = Priority.HIGH, job: str = ""
+    ) -> bool:
+        step: Step = lambda record, now: records.retried(record, now, priority, job)  # noqa: E731
+        return await self._apply(key, step, durable=True) is not None
+
+    async def want(self, key: RecordKey, priority: Priority, job: str = "") -> bool:
+        step: Step = lambda record, now: records.wanted(record, priority, job)  # noqa: E731
+        return await self._apply(key, step, durable=True) is not None
 
     async def touch(self, key: RecordKey, before: datetime) -> bool:
         step: Step = lambda record, now: records.touched(record, before, now)  # noqa: E731
@@ -191,6 +212,8 @@ def _state_of(record: Record) -> tuple[object, ...]:
         to_micros(record.created_at),
         to_micros(record.updated_at),
         to_micros(record.submitted_at),
+        record.priority.value,
+        record.job,
     )
 
 
@@ -212,8 +235,8 @@ def _annotations_of(text: str) -> tuple[Annotation, ...]:
 
 def _record_of(row: tuple[Any, ...], key: RecordKey | None = None) -> Record:
     """`key` is the row's, where the caller has it: checking one costs as much as reading it."""
-    tenant, image_hash, model, status, annotations, error, *counters, born, changed, begun = row
-    attempts, token, lease = counters
+    tenant, image_hash, model, status, annotations, error, *rest = row
+    attempts, token, lease, born, changed, begun, priority, job = rest
     return Record(
         key=key or RecordKey(tenant, image_hash, model),
         status=Status(status),
@@ -225,4 +248,6 @@ def _record_of(row: tuple[Any, ...], key: RecordKey | None = None) -> Record:
         created_at=from_micros(born),
         updated_at=from_micros(changed),
         submitted_at=from_micros(begun),
+        priority=Priority(priority),
+        job=job,
     )

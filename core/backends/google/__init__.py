@@ -48,7 +48,7 @@ async def open_google(settings: Settings, clock: Clock = utc_now) -> AsyncIterat
         stack.push_async_callback(dead_letters.close)
         pubsub_channel = endpoints.pubsub_channel()
         stack.push_async_callback(pubsub_channel.close)
-        publisher = PubSubPublisher(pubsub_channel, endpoints.project, settings.topic)
+        publisher = PubSubPublisher(pubsub_channel, endpoints.project, settings.topic_prefix)
         stack.push_async_callback(publisher.close)
         client = await asyncio.to_thread(endpoints.storage_client)
         blobs = CloudBlobStore(client, settings.bucket, endpoints.links)

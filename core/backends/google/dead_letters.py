@@ -30,7 +30,8 @@ from core.backends.google.entities import (
     set_time,
 )
 from core.clock import Clock, utc_now
-from core.dead_letters.letter import DeadLetter, LetterFilter, older_than
+from core.dead_letters.letter import DeadLetter, LetterFilter
+from core.positions import older_than
 
 KIND = "DeadLetter"
 PART = "dead-letter store"

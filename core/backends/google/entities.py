@@ -15,6 +15,7 @@ from typing import Any
 
 from google.cloud.datastore_v1.types import Entity, Key, PartitionId, Value
 
+from core.priority import Priority
 from core.records import Annotation, Record, RecordError, RecordKey, Status
 
 IMAGE_KIND, RECORD_KIND, TENANT_KIND = "Image", "Record", "Tenant"
@@ -82,6 +83,10 @@ def entity_of(record: Record, key: Any) -> Any:
     set_time(fields["created_at"], record.created_at)
     set_time(fields["updated_at"], record.updated_at)
     set_time(fields["submitted_at"], record.submitted_at)
+    if record.priority is not Priority.HIGH:
+        set_text(fields["priority"], record.priority.value)
+    if record.job:
+        set_text(fields["job"], record.job)
     if record.lease_expires_at is not None:
         set_time(fields["lease_expires_at"], record.lease_expires_at)
     if not record.status.terminal:
@@ -107,6 +112,10 @@ def record_of(entity: Any, keys: Keys) -> Record:
         created_at=moment_of(fields["created_at"]),
         updated_at=moment_of(fields["updated_at"]),
         submitted_at=moment_of(fields["submitted_at"]),
+        priority=Priority(fields["priority"].string_value)
+        if "priority" in fields
+        else Priority.HIGH,
+        job=fields["job"].string_value if "job" in fields else "",
     )
 
 

@@ -23,8 +23,8 @@ from google.pubsub_v1.types import (
 
 from core.backends.google.endpoints import Endpoints, open_endpoints
 from core.backends.google.errors import translated
+from core.channels import ALL_CHANNELS, DEAD_LETTERS, Channel
 from core.clock import utc_now
-from core.policy import CLASSIFY_PATH, DEAD_LETTER_PATH
 from core.settings import Settings
 
 TIMEOUT = 20.0  # seconds for each request; an emulator's first ones are slow
@@ -40,39 +40,31 @@ async def provision(settings: Settings) -> None:
 
 
 def subscriptions(settings: Settings, project: str) -> list[Subscription]:
-    """The two push subscriptions, as the delivery policy wants them, but for the backoff.
+    """One push subscription a channel, as its delivery policy wants it, but for the backoff.
 
     The emulator (0.8.20) forgets messages whose push met a closed port if there is a retry policy:
     of ten, one to five never came again. Without one it repeats every second.
     """
-    base = settings.push_url
-    policy = settings.delivery
-    root = f"projects/{project}"
-    retention = timedelta(seconds=policy.retention)
+    root, prefix = f"projects/{project}", settings.topic_prefix
+    dead_letters = f"{root}/topics/{DEAD_LETTERS.topic(prefix)}"
 
-    def push(name: str, topic: str, path: str, **more: object) -> Subscription:
-        return Subscription(
-            name=f"{root}/subscriptions/{name}",
-            topic=f"{root}/topics/{topic}",
-            push_config=PushConfig(push_endpoint=f"{base}{path}"),
+    def push(channel: Channel) -> Subscription:
+        policy = settings.channel_delivery(channel)
+        subscription = Subscription(
+            name=f"{root}/subscriptions/{channel.subscription(prefix)}",
+            topic=f"{root}/topics/{channel.topic(prefix)}",
+            push_config=PushConfig(push_endpoint=f"{settings.push_url}{channel.path}"),
             ack_deadline_seconds=int(policy.ack_deadline),
-            message_retention_duration=retention,
+            message_retention_duration=timedelta(seconds=policy.retention),
             expiration_policy=ExpirationPolicy(),  # without a time: never
-            **more,
         )
+        if channel is not DEAD_LETTERS:
+            subscription.dead_letter_policy = DeadLetterPolicy(
+                dead_letter_topic=dead_letters, max_delivery_attempts=policy.attempts
+            )
+        return subscription
 
-    return [
-        push(
-            settings.subscription,
-            settings.topic,
-            CLASSIFY_PATH,
-            dead_letter_policy=DeadLetterPolicy(
-                dead_letter_topic=f"{root}/topics/{settings.dead_letter_topic}",
-                max_delivery_attempts=policy.attempts,
-            ),
-        ),
-        push(settings.dead_letter_subscription, settings.dead_letter_topic, DEAD_LETTER_PATH),
-    ]
+    return [push(channel) for channel in ALL_CHANNELS]
 
 
 async def _queues(settings: Settings, endpoints: Endpoints) -> None:
@@ -82,7 +74,8 @@ async def _queues(settings: Settings, endpoints: Endpoints) -> None:
         subscriber = SubscriberAsyncClient(
             transport=SubscriberGrpcAsyncIOTransport(channel=channel)
         )
-        for name in (settings.topic, settings.dead_letter_topic):
+        for each in ALL_CHANNELS:
+            name = each.topic(settings.topic_prefix)
             topic = Topic(name=f"projects/{endpoints.project}/topics/{name}")
             with suppress(AlreadyExists):
                 await publisher.create_topic(request=topic, timeout=TIMEOUT)

@@ -20,8 +20,9 @@ from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOT
 from google.pubsub_v1.types import GetTopicRequest, PublishRequest, PublishResponse, PubsubMessage
 
 from core.backends.google.errors import translated
+from core.channels import CHANNELS, Channel
 from core.errors import Unavailable
-from core.messages import ClassifyImage
+from core.messages import Message
 
 PART = "message queue"
 SENDERS = 8  # requests at once
@@ -39,22 +40,51 @@ _RETRY = AsyncRetry(
 
 
 class PubSubPublisher:
-    """`core.ports.Publisher` on one topic."""
+    """`core.ports.Publisher` on the topics whose names begin with `prefix`."""
 
-    def __init__(self, channel: grpc.aio.Channel, project: str, topic: str) -> None:
+    def __init__(self, channel: grpc.aio.Channel, project: str, prefix: str) -> None:
         self._client = PublisherAsyncClient(
             transport=PublisherGrpcAsyncIOTransport(channel=channel)
         )
-        self.system, self.topic = "gcp_pubsub", topic
-        self._topic = f"projects/{project}/topics/{topic}"
-        self._waiting: deque[tuple[object, asyncio.Future[str]]] = deque()
-        self._senders: set[asyncio.Task[None]] = set()
+        self.system = "gcp_pubsub"
+        self._prefix = prefix
+        self._topics = {
+            each: _Topic(self._client, f"projects/{project}/topics/{each.topic(prefix)}")
+            for each in CHANNELS
+        }
         self._closed = False
 
-    async def publish(self, message: ClassifyImage) -> str:
+    def topic(self, channel: Channel) -> str:
+        return channel.topic(self._prefix)
+
+    async def publish(self, message: Message) -> str:
         """The message's id, once Pub/Sub has it. Raises Unavailable, within `PUBLISH` seconds."""
         if self._closed:
             raise Unavailable("The message queue is closed.")
+        return await self._topics[message.channel].publish(message)
+
+    async def ping(self) -> None:
+        await asyncio.gather(*(topic.ping() for topic in self._topics.values()))
+
+    async def backlog(self) -> None:
+        """Not known here: `subscription/num_undelivered_messages` in Cloud Monitoring is."""
+
+    async def close(self) -> None:
+        """Send what waits."""
+        self._closed = True
+        await asyncio.gather(*(topic.emptied() for topic in self._topics.values()))
+
+
+class _Topic:
+    """What waits for one topic, and who sends it."""
+
+    def __init__(self, client: PublisherAsyncClient, name: str) -> None:
+        self._client = client
+        self._name = name
+        self._waiting: deque[tuple[object, asyncio.Future[str]]] = deque()
+        self._senders: set[asyncio.Task[None]] = set()
+
+    async def publish(self, message: Message) -> str:
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._waiting.append((PubsubMessage.pb()(attributes=message.attributes()), future))
         if len(self._senders) < SENDERS:
@@ -67,15 +97,11 @@ class PubSubPublisher:
 
     async def ping(self) -> None:
         with translated(PART):
-            request = GetTopicRequest(topic=self._topic)
+            request = GetTopicRequest(topic=self._name)
             await self._client.get_topic(request=request, retry=None, timeout=PING)
 
-    async def backlog(self) -> None:
-        """Not known here: `subscription/num_undelivered_messages` in Cloud Monitoring is."""
-
-    async def close(self) -> None:
-        """Send what waits."""
-        self._closed = True
+    async def emptied(self) -> None:
+        """Return once everything is sent."""
         while self._senders:
             await asyncio.wait(self._senders)
 
@@ -90,7 +116,7 @@ class PubSubPublisher:
                 await self._send(batch)
 
     async def _send(self, batch: list[tuple[object, asyncio.Future[str]]]) -> None:
-        raw = PublishRequest.pb()(topic=self._topic, messages=[message for message, _ in batch])
+        raw = PublishRequest.pb()(topic=self._name, messages=[message for message, _ in batch])
         try:
             response = await self._client.publish(
                 request=PublishRequest.wrap(raw), retry=_RETRY, timeout=REQUEST

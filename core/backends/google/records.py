@@ -25,6 +25,7 @@ from core.backends.google.entities import (
     time_value,
 )
 from core.clock import Clock, utc_now
+from core.priority import Priority
 from core.records import Annotation, Claim, Record, RecordError, RecordKey, Status
 
 Step = Callable[[Record, datetime], Record | None]
@@ -74,6 +75,7 @@ class DatastoreRecordStore:
         *,
         submitted_by: datetime | None = None,
         untouched_since: datetime | None = None,
+        only_for: str = "",
     ) -> bool:
         claim = claim_or_key if isinstance(claim_or_key, Claim) else None
         key = claim_or_key.key if isinstance(claim_or_key, Claim) else claim_or_key
@@ -86,6 +88,7 @@ class DatastoreRecordStore:
                 now,
                 submitted_by=submitted_by,
                 untouched_since=untouched_since,
+                only_for=only_for,
             )
 
         return await self._apply(key, step) is not None
@@ -94,8 +97,15 @@ class DatastoreRecordStore:
         step: Step = lambda record, now: records.released(record, claim, now, error)  # noqa: E731
         return await self._apply(claim.key, step) is not None
 
-    async def retry(self, key: RecordKey) -> bool:
-        return await self._apply(key, records.retried) is not None
+    async def retry(
+        self, key: RecordKey, priority: Priority = Priority.HIGH, job: str = ""
+    ) -> bool:
+        step: Step = lambda record, now: records.retried(record, now, priority, job)  # noqa: E731
+        return await self._apply(key, step) is not None
+
+    async def want(self, key: RecordKey, priority: Priority, job: str = "") -> bool:
+        step: Step = lambda record, now: records.wanted(record, priority, job)  # noqa: E731
+        return await self._apply(key, step) is not None
 
     async def touch(self, key: RecordKey, before: datetime) -> bool:
         step: Step = lambda record, now: records.touched(record, before, now)  # noqa: E731

@@ -1,0 +1,93 @@
+"""The second part of `make demo`: many pictures as one job, watched live."""
+
+import io
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+
+import httpx
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+PICTURES = 120
+CROP = 192  # pixels
+BROKEN = 3  # files that are no pictures: each fails its item, and not the job
+COMMON = 6  # labels shown
+
+
+@dataclass(frozen=True)
+class Event:
+    """A server-sent event; `data` is its JSON."""
+
+    name: str
+    data: dict[str, object]
+
+
+def events(lines: Iterator[str]) -> Iterator[Event]:
+    """The events of a stream's lines (WHATWG HTML, 9.2.6), heartbeats left out."""
+    name, data = "message", ""
+    for line in lines:
+        field, _, value = line.partition(":")
+        if not line:
+            if data:
+                yield Event(name, json.loads(data))
+            name, data = "message", ""
+        elif field == "event":
+            name = value.strip()
+        elif field == "data":
+            data += value.removeprefix(" ")
+
+
+def crops(names: Sequence[str], count: int) -> Iterator[tuple[str, bytes]]:
+    """Distinct cut-outs of the photos, new ones each time: nothing of them is known yet."""
+    draw = random.Random()
+    photos = [Image.open(str(files("skimage.data") / name)).convert("RGB") for name in names]
+    for number in range(count):
+        photo = draw.choice(photos)
+        left = draw.randrange(photo.width - CROP)
+        top = draw.randrange(photo.height - CROP)
+        file = io.BytesIO()
+        photo.crop((left, top, left + CROP, top + CROP)).save(file, "JPEG", quality=85)
+        yield f"{number:03d}.jpg", file.getvalue()
+
+
+def show_batch(client: httpx.Client, names: Sequence[str], console: Console) -> bool:
+    """Upload a batch and follow it to its end; whether it came to the one it should have."""
+    pictures = [*crops(names, PICTURES), *((f"note-{n}.jpg", b"a note") for n in range(BROKEN))]
+    upload = [("imgs", picture) for picture in pictures]
+    created = client.post("/api/v1/jobs/batch-predict", files=upload).raise_for_status().json()
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[failed]} failed"),
+        TimeElapsedColumn(),
+        console=console,
+    )
+    job: dict[str, object] = {}
+    with bar, client.stream("GET", created["stream_url"], timeout=60) as stream:
+        stream.raise_for_status()
+        task = bar.add_task("one job", total=len(pictures), failed=0)
+        for event in events(stream.iter_lines()):
+            job = event.data
+            settled = int(str(job["succeeded"])) + int(str(job["failed"]))
+            bar.update(task, completed=settled, failed=job["failed"])
+    labels: Counter[str] = Counter()
+    results = client.get(
+        f"{created['poll_url']}/results", headers={"Accept": "application/x-ndjson"}
+    )
+    for line in results.raise_for_status().iter_lines():
+        if annotations := json.loads(line)["annotations"]:
+            labels[annotations[0]["label"]] += 1
+    table = Table(title=f"Job {created['job_id'][:8]}… {job['status']}: the most frequent labels")
+    table.add_column("label")
+    table.add_column("pictures", justify="right")
+    for label, number in labels.most_common(COMMON):
+        table.add_row(label, str(number))
+    console.print(table)
+    return job["status"] == "completed" and job["failed"] == BROKEN

@@ -1,0 +1,274 @@
+"""Jobs in SQLite, in the database of the records. `core.jobs` decides, this applies."""
+
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from core import jobs
+from core.backends.embedded.database import Database
+from core.backends.embedded.times import to_micros
+from core.clock import Clock, utc_now
+from core.jobs import Counts, ItemState, Job, JobFilter, JobItem, JobKey
+from core.policy import JobPolicy
+from core.ports import JobStep
+from core.records import RecordError
+
+TABLES: Sequence[str] = (
+    # A job is kept as a JSON object; what is searched for has columns beside it.
+    """
+    CREATE TABLE jobs (
+        tenant   TEXT NOT NULL,
+        id       TEXT NOT NULL,
+        position TEXT NOT NULL,         -- sorts the newest first
+        status   TEXT NOT NULL,
+        type     TEXT NOT NULL,
+        owner    TEXT NOT NULL,
+        sealed   INTEGER NOT NULL,
+        wake_at  INTEGER NOT NULL,      -- microseconds since 1970
+        document TEXT NOT NULL,
+        PRIMARY KEY (tenant, id)
+    ) WITHOUT ROWID
+    """,
+    "CREATE INDEX jobs_by_age ON jobs (tenant, position) WHERE sealed = 1",
+    "CREATE INDEX jobs_due ON jobs (wake_at)",
+    """
+    CREATE TABLE job_items (
+        tenant     TEXT NOT NULL,
+        job        TEXT NOT NULL,
+        position   INTEGER NOT NULL,
+        image_hash TEXT NOT NULL,
+        name       TEXT NOT NULL,
+        metadata   TEXT NOT NULL,       -- JSON object
+        state      TEXT NOT NULL,
+        error      TEXT,                -- JSON object
+        twin_of    INTEGER,
+        twins      TEXT NOT NULL,       -- JSON array of positions
+        PRIMARY KEY (tenant, job, position)
+    ) WITHOUT ROWID
+    """,
+    "CREATE INDEX job_items_by_state ON job_items (tenant, job, state)",
+)
+
+_JOB = TypeAdapter(Job)
+_KEY = "tenant = ? AND id = ?"
+_ITEMS_OF = "tenant = ? AND job = ?"
+_ITEM = "position, image_hash, name, metadata, state, error, twin_of, twins"
+# ruff's S608 warns of values pasted into SQL; these are constants pasted into constants.
+_GET = f"SELECT document FROM jobs WHERE {_KEY}"  # noqa: S608
+_INSERT = (
+    "INSERT INTO jobs (tenant, id, position, status, type, owner, sealed, wake_at, document)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+)
+_UPDATE = f"UPDATE jobs SET status = ?, sealed = ?, wake_at = ?, document = ? WHERE {_KEY}"  # noqa: S608
+_LIST = (
+    "SELECT document FROM jobs WHERE tenant = ?1 AND sealed = 1 AND position > ?2"
+    " AND (?3 = '' OR status = ?3) AND (?4 = '' OR type = ?4) AND (?5 IS NULL OR owner = ?5)"
+    " ORDER BY position LIMIT ?6"
+)
+_INSERT_ITEM = (
+    f"INSERT INTO job_items (tenant, job, {_ITEM})"  # noqa: S608
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+)
+_ITEMS = (
+    f"SELECT {_ITEM} FROM job_items WHERE {_ITEMS_OF} AND position > ?"  # noqa: S608
+    " AND state LIKE ? ORDER BY position LIMIT ?"
+)
+_OPEN = f"SELECT 1 FROM job_items WHERE {_ITEMS_OF} AND state = 'open' LIMIT 1"  # noqa: S608
+_COUNT = f"SELECT state, count(*) FROM job_items WHERE {_ITEMS_OF} GROUP BY state"  # noqa: S608
+_TWINS = f"SELECT twins FROM job_items WHERE {_ITEMS_OF} AND position = ?"  # noqa: S608
+_SETTLE = (
+    "UPDATE job_items SET state = ?, error = ?"  # noqa: S608
+    f" WHERE {_ITEMS_OF} AND position = ? AND state = 'open'"
+)
+KEYS_A_QUERY = 400  # SQLite takes 32,766 values; each key has two
+
+
+class SqliteJobStore:
+    """`core.ports.JobStore`.
+
+    What a client is promised (create, items, changes) is fsynced. A power loss may undo the newest
+    settling; the job's open items are looked after again then.
+    """
+
+    def __init__(
+        self, database: Database, clock: Clock = utc_now, policy: JobPolicy = jobs.POLICY
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._policy = policy
+
+    async def create(self, job: Job) -> bool:
+        row = (*_key_of(job.key), job.position, job.status, job.type, job.owner)
+        rest = (job.sealed, to_micros(job.wake_at), _document(job))
+
+        def insert(connection: sqlite3.Connection) -> bool:
+            return connection.execute(_INSERT, (*row, *rest)).rowcount == 1
+
+        return await self._database.write(insert, durable=True)
+
+    async def add_items(self, key: JobKey, items: Sequence[JobItem]) -> None:
+        rows = [(*_key_of(key), *_row_of(item)) for item in items]
+        await self._database.write(
+            lambda connection: connection.executemany(_INSERT_ITEM, rows), durable=True
+        )
+
+    async def get(self, key: JobKey) -> Job | None:
+        return await self._database.read(lambda connection: _select(connection, key))
+
+    async def get_many(self, keys: Sequence[JobKey]) -> Mapping[JobKey, Job]:
+        def select(connection: sqlite3.Connection) -> dict[JobKey, Job]:
+            found: dict[JobKey, Job] = {}
+            for begin in range(0, len(keys), KEYS_A_QUERY):
+                chunk = keys[begin : begin + KEYS_A_QUERY]
+                marks = ", ".join(["(?, ?)"] * len(chunk))
+                rows = connection.execute(
+                    f"SELECT document FROM jobs WHERE (tenant, id) IN (VALUES {marks})",  # noqa: S608
+                    [value for key in chunk for value in _key_of(key)],
+                )
+                for (document,) in rows:
+                    job = _JOB.validate_json(document)
+                    found[job.key] = job
+            return found
+
+        return await self._database.read(select)
+
+    async def list(self, wanted: JobFilter, limit: int, after: str = "") -> Sequence[Job]:
+        values = (wanted.tenant, after, wanted.status, wanted.type, wanted.owner, limit)
+
+        def select(connection: sqlite3.Connection) -> Sequence[Job]:
+            return [_JOB.validate_json(text) for (text,) in connection.execute(_LIST, values)]
+
+        return await self._database.read(select)
+
+    async def items(
+        self, key: JobKey, limit: int, after: int = -1, state: ItemState | None = None
+    ) -> Sequence[JobItem]:
+        values = (*_key_of(key), after, state or "%", limit)
+
+        def select(connection: sqlite3.Connection) -> Sequence[JobItem]:
+            return [_item_of(row) for row in connection.execute(_ITEMS, values)]
+
+        return await self._database.read(select)
+
+    async def change(self, key: JobKey, step: JobStep) -> Job | None:
+        def transition(connection: sqlite3.Connection) -> Job | None:
+            before = _select(connection, key)
+            after = None if before is None else step(before, self._clock())
+            if after is not None:
+                _update(connection, after)
+            return after
+
+        return await self._database.write(transition, durable=True)
+
+    async def settle(
+        self, key: JobKey, position: int, error: RecordError | None, interval: timedelta
+    ) -> Job | None:
+        state = ItemState.SUCCEEDED if error is None else ItemState.FAILED
+        told = None if error is None else json.dumps(asdict(error))
+
+        def settle(connection: sqlite3.Connection) -> Job | None:
+            row = connection.execute(_TWINS, (*_key_of(key), position)).fetchone()
+            if row is None:
+                return None
+            for each in (position, *json.loads(row[0])):
+                connection.execute(_SETTLE, (state, told, *_key_of(key), each))
+            return self._refresh(connection, key, interval)
+
+        return await self._database.write(settle, durable=False)
+
+    async def refresh(self, key: JobKey, interval: timedelta = timedelta(0)) -> Job | None:
+        return await self._database.write(
+            lambda connection: self._refresh(connection, key, interval), durable=False
+        )
+
+    async def due(self, now: datetime, limit: int) -> Sequence[Job]:
+        def select(connection: sqlite3.Connection) -> Sequence[Job]:
+            rows = connection.execute(
+                "SELECT document FROM jobs WHERE wake_at <= ? ORDER BY wake_at LIMIT ?",
+                (to_micros(now), limit),
+            )
+            return [_JOB.validate_json(text) for (text,) in rows]
+
+        return await self._database.read(select)
+
+    async def delete(self, key: JobKey) -> bool:
+        def delete(connection: sqlite3.Connection) -> bool:
+            connection.execute(f"DELETE FROM job_items WHERE {_ITEMS_OF}", _key_of(key))  # noqa: S608
+            return (
+                connection.execute(f"DELETE FROM jobs WHERE {_KEY}", _key_of(key)).rowcount == 1  # noqa: S608
+            )
+
+        return await self._database.write(delete, durable=True)
+
+    async def ping(self) -> None:
+        await self._database.read(lambda connection: connection.execute("SELECT 1 FROM jobs"))
+
+    def _refresh(
+        self, connection: sqlite3.Connection, key: JobKey, interval: timedelta
+    ) -> Job | None:
+        job, now = _select(connection, key), self._clock()
+        if job is None:
+            return None
+        any_open = connection.execute(_OPEN, _key_of(key)).fetchone() is not None
+        if any_open and now < job.counted_at + interval:
+            return None
+        by_state = dict(connection.execute(_COUNT, _key_of(key)).fetchall())
+        counts = Counts(
+            job.counts.total,
+            by_state.get(ItemState.SUCCEEDED, 0),
+            by_state.get(ItemState.FAILED, 0),
+        )
+        after = jobs.counted(job, counts, now, self._policy)
+        if after is not None:
+            _update(connection, after)
+        return after
+
+
+def _select(connection: sqlite3.Connection, key: JobKey) -> Job | None:
+    row = connection.execute(_GET, _key_of(key)).fetchone()
+    return None if row is None else _JOB.validate_json(row[0])
+
+
+def _update(connection: sqlite3.Connection, job: Job) -> None:
+    state = (job.status, job.sealed, to_micros(job.wake_at), _document(job))
+    connection.execute(_UPDATE, (*state, *_key_of(job.key)))
+
+
+def _document(job: Job) -> str:
+    return _JOB.dump_json(job).decode()
+
+
+def _key_of(key: JobKey) -> tuple[str, str]:
+    return (key.tenant, key.id)
+
+
+def _row_of(item: JobItem) -> tuple[object, ...]:
+    return (
+        item.position,
+        item.image_hash,
+        item.name,
+        json.dumps(dict(item.metadata)),
+        item.state,
+        None if item.error is None else json.dumps(asdict(item.error)),
+        item.twin_of,
+        json.dumps(item.twins),
+    )
+
+
+def _item_of(row: tuple[Any, ...]) -> JobItem:
+    place, image_hash, name, metadata, state, error, twin_of, twins = row
+    return JobItem(
+        position=place,
+        image_hash=image_hash,
+        name=name,
+        metadata=json.loads(metadata),
+        state=ItemState(state),
+        error=None if error is None else RecordError(**json.loads(error)),
+        twin_of=twin_of,
+        twins=tuple(json.loads(twins)),
+    )

@@ -1,0 +1,228 @@
+"""Batches against `kill -9`: right totals, one inference an image, results whole and in order."""
+
+import json
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.pictures import picture, sha256
+from tests.support.stack import Stack
+
+ITEMS, KNOWN, DUPLICATES, BROKEN = 1000, 300, 100, 50
+NEW = ITEMS - KNOWN - DUPLICATES - BROKEN
+TERMINAL = {"completed", "failed", "cancelled"}
+PATIENCE = 240.0  # seconds, for a job on the emulators of a busy machine
+
+
+@pytest.fixture(params=["embedded", "emulator"])
+def backend(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Settings that choose the backend."""
+    if request.param == "embedded":
+        return {}
+    corner: dict[str, str] = request.getfixturevalue("emulator_corner")
+    # Pub/Sub counts a push that finds no worker as a delivery; the embedded queue does not.
+    return {**corner, "DELIVERY_ATTEMPTS": "100"}
+
+
+@dataclass
+class Batch:
+    """A thousand files: broken ones, known ones and duplicates among those that are new."""
+
+    files: list[bytes]
+    known: list[bytes]
+    new: set[str] = field(default_factory=set)
+    broken: set[int] = field(default_factory=set)
+
+
+def batch(seed: int) -> Batch:
+    draw = random.Random(seed)
+    known = [picture(seed=n, size=(40, 40)) for n in range(KNOWN)]
+    new = [picture(seed=10_000 + n, size=(40, 40)) for n in range(NEW)]
+    # Half of the broken are refused by their first bytes, half only by who decodes them.
+    broken = [b"no picture %d" % n for n in range(BROKEN // 2)]
+    broken += [picture(seed=20_000 + n, size=(40, 40))[:-200] for n in range(BROKEN // 2)]
+    files = [*known, *new, *broken, *draw.choices(known + new, k=DUPLICATES)]
+    draw.shuffle(files)
+    bad = {sha256(each) for each in broken}
+    where = {n for n, each in enumerate(files) if sha256(each) in bad}
+    return Batch(files, known, {sha256(each) for each in new}, where)
+
+
+def submit(stack: Stack, files: list[bytes], **headers: str) -> dict[str, Any]:
+    """Create the job, as a client does whose server comes back: under one key, until it answers."""
+    upload = [("imgs", (f"{n:04d}.jpg", data)) for n, data in enumerate(files)]
+    for _ in range(100):
+        try:
+            answer = stack.api.post("/api/v1/jobs/batch-predict", files=upload, headers=headers)
+        except httpx.TransportError:
+            time.sleep(0.2)
+            continue
+        if answer.status_code != 503:
+            assert answer.status_code == 202, answer.text
+            created: dict[str, Any] = answer.json()
+            return created
+        time.sleep(0.2)
+    raise AssertionError("the API never came back")
+
+
+def job_of(stack: Stack, job_id: str) -> dict[str, Any]:
+    for _ in range(100):
+        try:
+            answer = stack.api.get(f"/api/v1/jobs/{job_id}")
+        except httpx.TransportError:
+            time.sleep(0.1)
+            continue
+        if answer.status_code != 503:
+            assert answer.status_code == 200, answer.text
+            job: dict[str, Any] = answer.json()
+            return job
+        time.sleep(0.1)
+    raise AssertionError("the API never came back")
+
+
+def progress(stack: Stack, job_id: str, patience: float = PATIENCE) -> Iterator[dict[str, Any]]:
+    """The job as it goes on, to its end."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        job = job_of(stack, job_id)
+        yield job
+        if job["status"] in TERMINAL:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"the job did not end: {job}")
+
+
+def ended(stack: Stack, job_id: str) -> dict[str, Any]:
+    *_, job = progress(stack, job_id)
+    return job
+
+
+def results(stack: Stack, job_id: str) -> list[dict[str, Any]]:
+    answer = stack.api.get(
+        f"/api/v1/jobs/{job_id}/results", headers={"Accept": "application/x-ndjson"}
+    )
+    assert answer.status_code == 200
+    return [json.loads(line) for line in answer.text.splitlines()]
+
+
+def stored_results(stack: Stack) -> Counter[str]:
+    """Stored results by image, as the workers logged them."""
+    return Counter(
+        line["image_hash"] for line in stack.log_lines("worker") if line["message"] == "classified"
+    )
+
+
+@pytest.mark.timeout(480)
+def test_a_thousand_images_though_everything_dies_twice(
+    tmp_path: Path, colour_bundle: Path, backend: dict[str, str]
+) -> None:
+    seed = random.randrange(10**6)
+    print(f"drawn from seed {seed}")
+    wanted, draw = batch(seed), random.Random(seed)
+    with Stack(tmp_path, colour_bundle, **backend) as stack:
+        first = submit(stack, wanted.known)
+        assert ended(stack, first["job_id"])["succeeded"] == KNOWN
+        inferences_before = stored_results(stack).total()
+
+        def die_while_it_is_created() -> None:
+            time.sleep(draw.uniform(0.1, 0.6))
+            stack.kill("api")
+            stack.start("api")
+
+        dying = threading.Thread(target=die_while_it_is_created)
+        dying.start()
+        created = submit(stack, wanted.files, **{"Idempotency-Key": f"batch-{seed}"})
+        dying.join()
+        deaths = [("worker", 5), ("api", 20), ("worker", 50)]
+        shown = -1
+        for job in progress(stack, created["job_id"]):
+            assert job["progress"] >= shown, "progress went back"
+            shown = job["progress"]
+            if deaths and shown >= deaths[0][1]:
+                name, _ = deaths.pop(0)
+                stack.kill(name)
+                stack.start(name)
+        assert not deaths, "the job was too quick to be interrupted"
+        assert (job["status"], job["progress"]) == ("completed", 100)
+        assert (job["total"], job["succeeded"], job["failed"], job["cancelled"]) == (
+            ITEMS,
+            ITEMS - BROKEN,
+            BROKEN,
+            0,
+        )
+        lines = results(stack, created["job_id"])
+        assert [line["index"] for line in lines] == list(range(ITEMS))
+        for number, (line, data) in enumerate(zip(lines, wanted.files, strict=True)):
+            assert line["name"] == f"{number:04d}.jpg"
+            if number in wanted.broken:
+                assert (line["status"], line["annotations"]) == ("failed", [])
+                assert line["error"]["code"] in ("unsupported_image", "undecodable_image")
+            else:
+                assert (line["status"], line["error"]) == ("succeeded", None)
+                assert line["image_hash"] == sha256(data)
+                assert line["annotations"][0]["label"] == "red"
+        # Asked again under the same key: the same job, and nothing runs.
+        again = submit(stack, wanted.files, **{"Idempotency-Key": f"batch-{seed}"})
+        assert again["job_id"] == created["job_id"]
+        done = stored_results(stack)
+    # One stored result each: a second completion would have been refused and not logged. A worker
+    # killed between storing a result and logging it leaves no line.
+    assert max(done.values()) == 1
+    assert set(done) <= wanted.new | {sha256(each) for each in wanted.known}
+    assert NEW - 16 <= done.total() - inferences_before <= NEW
+
+
+@pytest.mark.timeout(300)
+def test_after_a_cancel_no_item_begins(
+    tmp_path: Path, colour_bundle: Path, backend: dict[str, str]
+) -> None:
+    seed = random.randrange(10**6)
+    print(f"drawn from seed {seed}")
+    draw = random.Random(seed)
+    with Stack(tmp_path, colour_bundle, **backend, WORKER_CONCURRENCY=1) as stack:
+        for number in range(4):
+            files = [picture(seed=1000 * (seed + number) + n, size=(300, 300)) for n in range(150)]
+            created = submit(stack, files)
+            cancel_at = draw.uniform(0, 40)  # percent
+            for job in progress(stack, created["job_id"]):
+                if job["progress"] >= cancel_at:
+                    break
+            answer = stack.api.delete(f"/api/v1/jobs/{created['job_id']}")
+            ran_before = stored_results(stack).total()
+            assert answer.status_code == 200, "the job was too quick to be cancelled"
+            assert answer.json()["status"] == "cancelled"
+            again = stack.api.delete(f"/api/v1/jobs/{created['job_id']}")
+            assert again.status_code == 200  # it stays cancelled, however often it is asked for
+            _until_quiet(stack, {sha256(each) for each in files})
+            # What was in hand at that moment may have come through: two places a process.
+            assert stored_results(stack).total() - ran_before <= 2
+            job = job_of(stack, created["job_id"])
+            assert job["status"] == "cancelled"
+            assert job["succeeded"] + job["failed"] + job["cancelled"] == job["total"] == 150
+            states = Counter(line["status"] for line in results(stack, created["job_id"]))
+            assert states["succeeded"] == job["succeeded"]
+            assert states["cancelled"] == job["cancelled"] > 0
+            # What did not run can be asked for again.
+        last = submit(stack, files)
+        assert ended(stack, last["job_id"])["succeeded"] == 150
+
+
+def _until_quiet(stack: Stack, hashes: set[str]) -> None:
+    """Wait until no image of these is left unfinished."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        answer = stack.api.post("/api/v1/images/lookup", json={"image_hashes": sorted(hashes)})
+        assert answer.status_code == 200, answer.text
+        known = answer.json()["known"].values()
+        if not any(each["status"] in ("pending", "queued", "running") for each in known):
+            return
+        time.sleep(0.2)
+    raise AssertionError("images of a cancelled job never ended")

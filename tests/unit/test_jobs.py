@@ -1,0 +1,206 @@
+"""Jobs: which transitions there are, and that no sequence of them breaks what was promised."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core import jobs
+from core.jobs import Action, Counts, Job, JobKey, JobStatus, due_action, job_id_for, new_job_id
+from core.policy import JobPolicy
+from core.records import RecordError
+
+NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
+POLICY = JobPolicy(retention=1000, longest=5000, unsealed=100, stale_after=60, announce_after=30)
+BROKEN = RecordError("delivery_exhausted", "It could not be run.", True)
+
+
+def job(total: int = 10, **changes: object) -> Job:
+    made = jobs.new_job(JobKey("public", "a" * 32), "", "m@0123456789ab", total, NOW, policy=POLICY)
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def sealed(total: int = 10, **changes: object) -> Job:
+    after = jobs.sealed(job(total, **changes), NOW, POLICY)
+    assert after is not None
+    return after
+
+
+def running(total: int = 10, **changes: object) -> Job:
+    after = jobs.started(sealed(total, **changes), NOW, POLICY)
+    assert after is not None
+    return after
+
+
+def later(seconds: float) -> datetime:
+    return NOW + timedelta(seconds=seconds)
+
+
+def test_the_way_of_a_job() -> None:
+    waiting = sealed()
+    assert (waiting.status, waiting.progress, waiting.sealed) == (JobStatus.PENDING, 0, True)
+    begun = running()
+    assert (begun.status, begun.started_at) == (JobStatus.RUNNING, NOW)
+    half = jobs.counted(begun, Counts(10, 4, 1), later(1), POLICY)
+    assert half is not None
+    assert (half.progress, half.status, half.counted_at) == (50, JobStatus.RUNNING, later(1))
+    done = jobs.counted(half, Counts(10, 8, 2), later(2), POLICY)
+    assert done is not None
+    assert (done.progress, done.status, done.completed_at) == (100, JobStatus.COMPLETED, later(2))
+    assert waiting.revision < begun.revision < half.revision < done.revision
+
+
+def test_a_job_of_known_images_ends_before_it_began() -> None:
+    done = jobs.counted(sealed(3), Counts(3, 3, 0), later(1), POLICY)
+    assert done is not None
+    assert done.status is JobStatus.COMPLETED
+
+
+def test_failed_items_do_not_fail_the_job() -> None:
+    done = jobs.counted(running(2), Counts(2, 0, 2), later(1), POLICY)
+    assert done is not None
+    assert (done.status, done.error) == (JobStatus.COMPLETED, None)
+
+
+def test_an_older_count_changes_nothing() -> None:
+    half = jobs.counted(running(), Counts(10, 5), later(1), POLICY)
+    assert half is not None
+    assert jobs.counted(half, Counts(10, 4), later(2), POLICY) is None
+    assert jobs.counted(half, Counts(10, 5), later(2), POLICY) is None
+
+
+def test_what_was_in_hand_at_the_cancel_counts_and_changes_no_status() -> None:
+    half = jobs.counted(running(), Counts(10, 5), later(1), POLICY)
+    assert half is not None
+    over = jobs.cancelled(half, later(2), policy=POLICY)
+    assert over is not None
+    assert (over.cancelled_items, over.progress) == (5, 50)
+    more = jobs.counted(over, Counts(10, 6), later(3), POLICY)
+    assert more is not None
+    assert (more.status, more.cancelled_items) == (JobStatus.CANCELLED, 4)
+    assert more.completed_at == later(2)
+    # Even where all of them came through: it was cancelled.
+    every = jobs.counted(more, Counts(10, 10), later(4), POLICY)
+    assert every is not None
+    assert (every.status, every.progress) == (JobStatus.CANCELLED, 99)
+
+
+def test_nothing_ends_twice() -> None:
+    over = jobs.cancelled(running(), later(1), policy=POLICY)
+    assert over is not None
+    assert jobs.cancelled(over, later(2), policy=POLICY) is None
+    assert jobs.failed(over, BROKEN, later(2), POLICY) is None
+    assert jobs.started(over, later(2), POLICY) is None
+
+
+def test_it_begins_once_and_not_before_its_time() -> None:
+    assert jobs.started(job(), NOW, POLICY) is None  # its items are not all there
+    assert jobs.started(running(), NOW, POLICY) is None
+    early = sealed(not_before=later(50))
+    assert early.wake_at == later(50)
+    assert jobs.started(early, later(49), POLICY) is None
+    assert jobs.started(early, later(50), POLICY) is not None
+    late = sealed(deadline=later(10))
+    assert jobs.started(late, later(10), POLICY) is None
+
+
+def test_it_is_sealed_once() -> None:
+    assert jobs.sealed(sealed(), later(5), POLICY) is None
+
+
+@pytest.mark.parametrize(
+    ("made", "moment", "action"),
+    [
+        (job(), 99, Action.WAIT),
+        (job(), 100, Action.DELETE),  # its creation never ended
+        (sealed(), 29, Action.WAIT),
+        (sealed(), 30, Action.RUN),  # whoever created it died before it told anybody
+        (sealed(not_before=later(500)), 499, Action.WAIT),
+        (sealed(not_before=later(500)), 500, Action.RUN),
+        (sealed(not_before=later(500), deadline=later(20)), 20, Action.CANCEL),
+        (running(), 59, Action.WAIT),
+        (running(), 60, Action.RUN),  # nothing has moved
+        (running(deadline=later(20)), 19, Action.WAIT),
+        (running(deadline=later(20)), 20, Action.CANCEL),
+        (running(), 5000, Action.EXPIRE),
+        (jobs.cancelled(running(), NOW, policy=POLICY), 29, Action.WAIT),
+        (jobs.cancelled(running(), NOW, policy=POLICY), 30, Action.ANNOUNCE),
+    ],
+)
+def test_what_the_scheduler_does(made: Job, moment: float, action: Action) -> None:
+    assert due_action(made, later(moment), POLICY) is action
+
+
+def test_an_announced_job_is_kept_for_the_retention() -> None:
+    over = jobs.cancelled(running(), later(1), policy=POLICY)
+    assert over is not None
+    told = jobs.announced(over, later(2), POLICY)
+    assert told is not None
+    assert jobs.announced(told, later(3), POLICY) is None
+    assert told.revision == over.revision  # nothing that a watcher should see
+    assert due_action(told, later(1000), POLICY) is Action.WAIT
+    assert due_action(told, later(1001), POLICY) is Action.DELETE
+
+
+def test_of_several_schedulers_one_has_the_turn() -> None:
+    seen = sealed()
+    turn = jobs.looked_after(seen, seen.wake_at, later(30), POLICY)
+    assert turn is not None
+    assert turn.wake_at == later(60)  # again, should this come to nothing
+    assert jobs.looked_after(turn, seen.wake_at, later(30), POLICY) is None
+    assert jobs.looked_after(seen, seen.wake_at, later(29), POLICY) is None
+
+
+def test_keys_and_ids() -> None:
+    JobKey("public", new_job_id())
+    with pytest.raises(ValueError, match="job_id"):
+        JobKey("public", "../../etc")
+    with pytest.raises(ValueError, match="tenant"):
+        JobKey("Public!", "a" * 32)
+    ids = {job_id_for(*who) for who in (("a", "b", "k"), ("a", "", "k"), ("b", "b", "k"))}
+    assert len(ids | {job_id_for("a", "b", "k")}) == 3
+
+
+steps = st.lists(
+    st.sampled_from(["seal", "start", "count", "cancel", "fail", "announce", "look"]), max_size=30
+)
+
+
+@given(steps, st.data())
+def test_no_sequence_breaks_a_promise(names: list[str], data: st.DataObject) -> None:
+    """P3 and P4 for jobs: the end is final, counts only rise, and something always wakes it."""
+    here, settled, now = job(), 0, NOW
+    for name in names:
+        now += timedelta(seconds=data.draw(st.integers(0, 40)))
+        if name == "count":
+            settled = data.draw(st.integers(max(0, settled - 1), 10))
+        made = data.draw(st.integers(0, settled))
+        after = {
+            "seal": lambda: jobs.sealed(here, now, POLICY),  # noqa: B023
+            "start": lambda: jobs.started(here, now, POLICY),  # noqa: B023
+            "count": lambda: jobs.counted(
+                here,  # noqa: B023
+                Counts(10, made, settled - made),  # noqa: B023
+                now,  # noqa: B023
+                POLICY,
+            ),
+            "cancel": lambda: jobs.cancelled(here, now, policy=POLICY),  # noqa: B023
+            "fail": lambda: jobs.failed(here, BROKEN, now, POLICY),  # noqa: B023
+            "announce": lambda: jobs.announced(here, now, POLICY),  # noqa: B023
+            "look": lambda: jobs.looked_after(here, here.wake_at, now, POLICY),  # noqa: B023
+        }[name]()
+        if after is None:
+            continue
+        if here.status.terminal:
+            assert after.status is here.status
+            assert after.completed_at == here.completed_at
+        assert after.counts.settled >= here.counts.settled
+        seen = ("status", "counts", "progress", "error")
+        changed = any(getattr(after, field) != getattr(here, field) for field in seen)
+        assert after.revision == here.revision + changed
+        assert (after.progress == 100) is (after.status is JobStatus.COMPLETED)
+        assert not (after.status is JobStatus.COMPLETED and after.counts.open)
+        assert after.wake_at > here.created_at
+        here = after
