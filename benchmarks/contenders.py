@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from benchmarks.batch import Batch, Seen, Survived
-from benchmarks.glimpse import HASHES, SINGLES, ZIP, Glimpse
+from benchmarks.glimpse import CONNECTIONS, HASHES, SINGLES, ZIP, Glimpse
 from benchmarks.peer import Peer
 from benchmarks.redis_server import ALWAYS, DEFAULT
 
@@ -39,7 +39,7 @@ class Contender:
 
 _SYNCED: Final = "nothing: images, records and messages are synced to disk before the answer"
 _LEASE: Final = "delivered again when the lease ends (30 s); one result an image"
-_SNAPSHOT: Final = "everything since Redis's last snapshot: up to an hour"
+_SNAPSHOT: Final = "everything since Redis's last snapshot: up to 5 min"
 _APPEND_ONLY: Final = "nothing: Redis syncs its log before it answers"
 _BY_HASH: Final = "one message a task, by one client; images lie on disk beforehand"
 
@@ -54,15 +54,15 @@ CONTENDERS: Final[Sequence[Contender]] = (
     Contender(
         "Glimpse, job of stored images",
         Glimpse(HASHES),
-        "2 classifier processes; one request with 1,000 hashes",
-        "one HTTP request; images lie on disk beforehand; a record and a job's item for each",
+        "2 classifier processes; one request with all hashes",
+        "one HTTP request; images lie on disk beforehand; a record and an item of the job for each",
         _SYNCED,
         _LEASE,
     ),
     Contender(
         "Glimpse, job as a zip",
         Glimpse(ZIP),
-        "2 classifier processes; one request with 1,000 images",
+        "2 classifier processes; one request with all images",
         "the upload, SHA-256, the header's inspection and storage of every image as well",
         _SYNCED,
         _LEASE,
@@ -70,7 +70,7 @@ CONTENDERS: Final[Sequence[Contender]] = (
     Contender(
         "Glimpse, single uploads",
         Glimpse(SINGLES),
-        f"2 classifier processes; 1,000 requests over {16} connections",
+        f"2 classifier processes; a request an image, over {CONNECTIONS} connections",
         "an HTTP request, SHA-256, inspection and storage of every image as well",
         _SYNCED,
         _LEASE,
