@@ -9,11 +9,11 @@ from app.batches import Batches
 from app.job_creation import JobCreation, JobOrder, wanted_images
 from app.job_options import options_of, with_manifest
 from app.upload_slots import UploadSlot
+from core import job_endings
 from core.backends import Backend
 from core.clock import Clock, utc_now
 from core.errors import Conflict, Forbidden, NotFound
 from core.identity import Principal, Scope
-from core.job_endings import cancel
 from core.jobs import Job, JobFilter, JobItem, JobKey, JobStatus
 from core.records import Record, RecordKey
 from core.settings import Settings
@@ -87,7 +87,7 @@ class JobService:
     async def cancel(self, principal: Principal, job_id: str) -> Job:
         """The job, cancelled; nothing of it begins any more. Raises Conflict where it has ended."""
         job = await self.find(principal, job_id)
-        after = await cancel(self._backend, job.key, self._policy)
+        after = await job_endings.cancel(self._backend, job.key, self._policy)
         if after is None:
             job = await self.find(principal, job_id)
             if job.status is not JobStatus.CANCELLED:

@@ -21,6 +21,7 @@ from app import (
     lookup_routes,
     seed_routes,
     usage_routes,
+    webhook_routes,
 )
 from app.allowed_hosts import AllowedHosts
 from app.docs_page import docs_routes
@@ -34,6 +35,7 @@ from app.metrics import ApiMetrics
 from app.security_headers import security_headers
 from app.stopping import AnswerWhenCancelled
 from app.unread_body import CloseOnUnreadBody
+from app.webhook_service import Webhooks
 from core.backends import BackendOpener, open_backend
 from core.clock import Clock, utc_now
 from core.exposure import check_api
@@ -42,6 +44,7 @@ from core.identity import Scope
 from core.model_bundle import read_bundle
 from core.observation import FASTAPI_TELEMETRY, Observation
 from core.problems import install_problem_handlers
+from core.public_http import PublicResolver
 from core.request_context import RequestContext
 from core.route_access import check_every_route
 from core.settings import Settings
@@ -93,11 +96,14 @@ def create_app(
                 sealed_jobs(backend.jobs),
                 partial(job_event, public_url=settings.public_url),
             )
+            resolver = PublicResolver(allow_private=settings.webhook_allow_private)
+            app.state.webhooks = Webhooks(backend, resolver, clock)
             log.info("ready", model=bundle.identity, backend=settings.backend)
             try:
                 yield
             finally:
                 await service.close()
+                await resolver.close()
 
     def checks() -> dict[str, Check]:
         gate = app.state.gate
@@ -130,6 +136,7 @@ def create_app(
         dead_letter_routes.router,
         key_routes.router,
         usage_routes.router,
+        webhook_routes.router,
         health_routes(checks),
         *((docs_routes(app.title),) if settings.docs else ()),
     ):

@@ -54,6 +54,12 @@ class WorkerMetrics:
             registry=registry,
         )
         self._succeeded, self._failed = items.labels("succeeded"), items.labels("failed")
+        self._notifications = Counter(
+            "glimpse_notifications",
+            "Deliveries of notifications, by how they ended",
+            ["kind", "outcome"],
+            registry=registry,
+        )
         for code in (SUCCESS, DUPLICATE, LEASE_LOST):
             self._classifications.labels(code)
 
@@ -77,3 +83,7 @@ class WorkerMetrics:
     def reconciled(self, counts: dict[str, int]) -> None:
         for outcome, count in counts.items():
             self._reconciled.labels(outcome).inc(count)
+
+    def notified(self, kind: str, outcome: str) -> None:
+        """Count one delivery of a notification: `webhook` or `email`, and how it ended."""
+        self._notifications.labels(kind, outcome).inc()
