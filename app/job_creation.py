@@ -163,14 +163,16 @@ class JobCreation:
         if sealed is None:
             raise Unavailable("The job took too long to create; try again.")
         log.info("job accepted", job=job.key.id, images=len(items), priority=job.priority)
-        if sealed.not_before is None:
-            await self._run(sealed)
+        await self._begin(sealed, items)
         return sealed
 
-    async def _run(self, job: Job) -> None:
+    async def _begin(self, job: Job, items: Sequence[JobItem]) -> None:
         """The scheduler does it where we fail to: the job is sealed."""
         try:
-            await publish(self._backend.publisher, RunJob(job.key.tenant, job.key.id))
+            if job.not_before is None:
+                await publish(self._backend.publisher, RunJob(job.key.tenant, job.key.id))
+            elif 0 < sum(item.state is ItemState.FAILED for item in items) < len(items):
+                await self._backend.jobs.refresh(job.key)  # it may be long before anybody counts
         except GlimpseError as error:
             log.warning("job starts later", job=job.key.id, reason=error.detail)
 

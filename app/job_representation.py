@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable
+from enum import StrEnum
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -11,20 +12,31 @@ from pydantic import BaseModel, Field
 from app.job_service import ItemResult
 from app.representation import AnnotationBody, ErrorBody
 from core.clock import rfc3339
-from core.jobs import CANCELLED, ItemState, Job, JobStatus
+from core.jobs import ItemState, Job, JobStatus
 from core.priority import Priority
 from core.records import RecordError, Status
 
 RESULT_DELETED = "result_deleted"  # the code of an item whose image was deleted after it succeeded
 
 COLUMNS = (
-    *("position", "image_hash", "name", "status", "label", "confidence"),
+    *("index", "image_hash", "name", "status", "label", "confidence"),
     *("annotations", "error_code", "error_detail", "metadata"),
 )
 # What spreadsheets take for the beginning of a formula:
 # https://owasp.org/www-community/attacks/CSV_Injection
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _DELETED = RecordError(RESULT_DELETED, "The image was deleted, and its result with it.", False)
+
+
+class ItemStatus(StrEnum):
+    """How far an image of a job is."""
+
+    PENDING = "pending"
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
 
 
 def job_path(job_id: str) -> str:
@@ -74,9 +86,10 @@ def result_document(job: Job, result: ItemResult) -> dict[str, Any]:
     """One item as it stands; its labels are those of its image."""
     item, record = result.item, result.record
     status, error = _state_of(job, result)
-    labels = record.annotations if record is not None and status == Status.SUCCESS else ()
+    succeeded = record is not None and status is ItemStatus.SUCCEEDED
+    labels = record.annotations if record is not None and succeeded else ()
     return {
-        "position": item.position,
+        "index": item.position,
         "image_hash": item.image_hash or None,
         "name": item.name or None,
         "status": status,
@@ -112,7 +125,7 @@ def _row(document: dict[str, Any]) -> tuple[object, ...]:
     labels, error = document["annotations"], document["error"] or {}
     best = labels[0] if labels else {}
     return (
-        document["position"],
+        document["index"],
         document["image_hash"],
         _text(document["name"]),
         document["status"],
@@ -136,20 +149,20 @@ def _text(value: str | None) -> str:
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
-def _state_of(job: Job, result: ItemResult) -> tuple[str, RecordError | None]:
+def _state_of(job: Job, result: ItemResult) -> tuple[ItemStatus, RecordError | None]:
     item, record = result.item, result.record
     if item.state is ItemState.FAILED:
-        return Status.ERROR, item.error
+        return ItemStatus.FAILED, item.error
     if item.state is ItemState.SUCCEEDED:
         if record is None or record.status is not Status.SUCCESS:
-            return Status.ERROR, _DELETED
-        return Status.SUCCESS, None
+            return ItemStatus.FAILED, _DELETED
+        return ItemStatus.SUCCEEDED, None
     if job.status.terminal:
-        return CANCELLED, None
+        return ItemStatus.CANCELLED, None
     if record is None:
-        return Status.PENDING, None
-    # Before the end it is only why the last delivery was refused.
-    return record.status, record.error if record.status is Status.ERROR else None
+        return ItemStatus.PENDING, None
+    # A record that has ended is about to settle its item.
+    return (ItemStatus.RUNNING if record.status.terminal else ItemStatus(record.status)), None
 
 
 def _summary(job: Job) -> str:
@@ -223,13 +236,10 @@ class JobListBody(BaseModel):
 class JobResultBody(BaseModel):
     """One image of a job."""
 
-    position: int = Field(ge=0, description="Its place in the batch; 0 is the first")
+    index: int = Field(ge=0, description="Its place in the batch; 0 is the first")
     image_hash: str | None = Field(description="SHA-256; null where the image could not be read")
     name: str | None = Field(description="Last part of the file's name, where there was one")
-    status: str = Field(
-        description="As an image's, or `cancelled`",
-        examples=["pending", "queued", "running", "success", "error", "cancelled"],
-    )
+    status: ItemStatus = Field(description="`cancelled`: the job ended before it")
     annotations: list[AnnotationBody]
     error: ErrorBody | None
     metadata: dict[str, Any] = Field(description="As it was given")
