@@ -102,7 +102,8 @@ class JobService:
             return job
         log.info("job cancelled", job=job_id)
         await self._announce(after)
-        return after
+        # Of what had ended by then, the last count may lack some.
+        return await self._backend.jobs.refresh(job.key) or after
 
     async def results(self, job: Job, limit: int, after: int = -1) -> Sequence[ItemResult]:
         """At most `limit` items behind the position `after`, with their records."""
