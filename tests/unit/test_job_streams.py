@@ -26,7 +26,7 @@ from core.backends import Backend
 from core.clock import utc_now
 from core.identity import Scope
 from core.jobs import JobItem, JobKey, JobStatus, new_job, new_job_id
-from core.records import PUBLIC_TENANT
+from core.records import PUBLIC_TENANT, RecordError
 from core.route_access import check_every_route
 from tests.support.api import Api, api_settings, bearer, eventually, serve_api, sockets_of
 from tests.support.event_streams import Received, everything, reading
@@ -445,7 +445,7 @@ def mute_socket(api: Api, key: JobKey) -> socket.socket:
 
 async def flood(api: Api, key: JobKey) -> None:
     """A last event of megabytes."""
-    long = jobs.RecordError("long", "x" * 8_000_000, retryable=False)
+    long = RecordError("long", "x" * 8_000_000, retryable=False)
     assert await backend_of(api).jobs.change(key, lambda job, now: jobs.failed(job, long, now))
 
 

@@ -15,12 +15,13 @@ from core.identity import Scope
 from core.messages import ClassifyImage
 from core.records import RecordKey, Status
 from tests.support.api import LABELS, Api, api_settings, bearer, open_api, routes_of
+from tests.support.jobs import running_job, settle
 from tests.support.pictures import picture, sha256
 
 IMAGE = picture()
 HASH = sha256(IMAGE)
 UNKNOWN = "0" * 64
-V1, LETTERS = "/api/v1/images", "/api/v1/dead-letters"
+V1, LETTERS, JOBS = "/api/v1/images", "/api/v1/dead-letters", "/api/v1/jobs"
 
 
 @dataclass
@@ -177,6 +178,14 @@ async def letter_is_untouched(world: World) -> None:
     assert kept is not None and kept.resolved_at is None
 
 
+async def others_job_streams(world: World, path: str) -> None:
+    backend, owner = world.api.service.backend, world.ada.key.id
+    key = await running_job(backend, 1, tenant="ada", owner=owner)
+    await settle(backend, key, 0)
+    await world.same_refusal("GET", path.format(key.id), path.format("ab" * 16))
+    assert b"complete" in (await world.ask(world.ada, "GET", path.format(key.id))).content
+
+
 async def metrics(world: World) -> None:
     """They are of the whole service, and so name nobody."""
     answer = await world.ask(world.bob, "GET", "/metrics")
@@ -207,6 +216,7 @@ CASES: dict[tuple[str, str], Callable[[World], Awaitable[None]]] = {
     ),
     ("GET", "/api/v1/usage"): usage,
     ("GET", "/metrics"): metrics,
+    ("GET", JOBS + "/{job_id}/stream"): lambda w: others_job_streams(w, JOBS + "/{}/stream"),
     ("GET", LETTERS): listing_letters,
     ("POST", LETTERS + "/replay"): replaying_letters,
     ("GET", LETTERS + "/{id}"): lambda w: others_letters(w, "GET", LETTERS + "/{}"),
