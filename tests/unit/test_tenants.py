@@ -15,6 +15,7 @@ from core.identity import Scope
 from core.messages import ClassifyImage
 from core.records import RecordKey, Status
 from tests.support.api import LABELS, Api, api_settings, bearer, open_api, routes_of
+from tests.support.jobs import running_job, settle
 from tests.support.pictures import picture, sha256
 
 IMAGE = picture()
@@ -227,6 +228,14 @@ async def looking_up(world: World) -> None:
         assert answer.json()["missing"] == missing
 
 
+async def others_job_streams(world: World, path: str) -> None:
+    backend, owner = world.api.service.backend, world.ada.key.id
+    key = await running_job(backend, 1, tenant="ada", owner=owner)
+    await settle(backend, key, 0)
+    await world.same_refusal("GET", path.format(key.id), path.format("ab" * 16))
+    assert b"complete" in (await world.ask(world.ada, "GET", path.format(key.id))).content
+
+
 async def metrics(world: World) -> None:
     """They are of the whole service, and so name nobody."""
     answer = await world.ask(world.bob, "GET", "/metrics")
@@ -263,6 +272,7 @@ CASES: dict[tuple[str, str], Callable[[World], Awaitable[None]]] = {
     ),
     ("GET", "/api/v1/usage"): usage,
     ("GET", "/metrics"): metrics,
+    ("GET", JOBS + "/{job_id}/stream"): lambda w: others_job_streams(w, JOBS + "/{}/stream"),
     ("GET", LETTERS): listing_letters,
     ("POST", LETTERS + "/replay"): replaying_letters,
     ("GET", LETTERS + "/{id}"): lambda w: others_letters(w, "GET", LETTERS + "/{}"),
