@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import structlog
 from fastapi import FastAPI, Request, Response
@@ -13,8 +14,11 @@ from app import (
     VERSION,
     dead_letter_routes,
     image_routes,
+    job_routes,
+    job_stream_routes,
     key_routes,
     local_blobs,
+    lookup_routes,
     seed_routes,
     usage_routes,
     webhook_routes,
@@ -26,6 +30,8 @@ from app.documentation import DESCRIPTION, TAGS, install_documentation
 from app.gate import open_gate
 from app.guard import requires
 from app.image_service import ImageService, service_in
+from app.job_events import job_event, sealed_jobs
+from app.job_service import JobService
 from app.metrics import ApiMetrics
 from app.security_headers import security_headers
 from app.stopping import AnswerWhenCancelled
@@ -47,7 +53,16 @@ from core.settings import Settings
 log = structlog.get_logger(__name__)
 
 _CORS_REQUEST_HEADERS = (
-    *("Authorization", "X-API-Key", "Content-Type", "If-None-Match", "Prefer", "Traceparent"),
+    *(
+        "Authorization",
+        "X-API-Key",
+        "Content-Type",
+        "If-None-Match",
+        "Last-Event-ID",
+        "Prefer",
+        "Traceparent",
+    ),
+    *("Cancel-After", "Idempotency-Key"),
 )
 _CORS_ANSWER_HEADERS = (
     *("ETag", "Location", "Preference-Applied", "RateLimit", "RateLimit-Policy", "Retry-After"),
@@ -79,6 +94,12 @@ def create_app(
             app.state.service = service
             resolver = PublicResolver(allow_private=settings.webhook_allow_private)
             app.state.webhooks = Webhooks(backend, resolver, clock)
+            app.state.jobs = JobService(settings, backend, bundle.identity, clock)
+            app.state.job_watcher = service.streams.watcher(
+                "jobs",
+                sealed_jobs(backend.jobs),
+                partial(job_event, public_url=settings.public_url),
+            )
             log.info("ready", model=bundle.identity, backend=settings.backend)
             async with open_audit(settings, bundle.identity, dropped, clock) as app.state.audit:
                 try:
@@ -110,7 +131,10 @@ def create_app(
     # Taken over one by one: what `include_router` builds is matched twice for each request.
     for router in (
         image_routes.router,
+        lookup_routes.router,
         seed_routes.router,
+        job_routes.router,
+        job_stream_routes.router,
         local_blobs.router,
         dead_letter_routes.router,
         key_routes.router,

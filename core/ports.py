@@ -29,6 +29,13 @@ class RecordStore(Protocol):
 
     async def get(self, key: RecordKey) -> Record | None: ...
 
+    async def get_many(self, keys: Sequence[RecordKey]) -> Mapping[RecordKey, Record]:
+        """The records that are there, of any number of keys, at the price of few requests.
+
+        A key may be named twice. Of many keys the records need not be of one instant.
+        """
+        ...
+
     async def create(self, record: Record) -> bool:
         """Store a new record; False where the key already exists."""
         ...

@@ -138,6 +138,9 @@ class Settings(BaseSettings):
     max_image_pixels: Annotated[
         int, Field(ge=1, description="Largest picture, as width times height")
     ] = 50_000_000
+    max_batch_bytes: Annotated[
+        int, Field(ge=1, description="Largest batch of images, in bytes, packed or not")
+    ] = 256 * 1024 * 1024
     max_uploads_in_flight: Annotated[
         int, Field(ge=1, description="Uploads that one API process takes in at once")
     ] = 256
@@ -155,7 +158,16 @@ class Settings(BaseSettings):
     ] = 10
     max_connections: Annotated[
         int, Field(ge=1, description="Connections that one API process serves at once")
-    ] = 1000
+    ] = 3000
+    max_streams: Annotated[
+        int, Field(ge=0, description="Streams of live updates among them; 0 allows none")
+    ] = 2000
+    stream_seconds: Annotated[
+        Seconds,
+        Field(
+            gt=0, description="How long one may last; Cloud Run allows an hour. Clients come again"
+        ),
+    ] = 3300
     max_wait_seconds: Annotated[
         Seconds, Field(le=60, description="Longest that `Prefer: wait` may hold an answer")
     ] = 30

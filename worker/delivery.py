@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import structlog
 from fastapi import Request
 
 from core.messages import ClassifyImage, Message, PushEnvelope
 from core.ports import Publisher
-from core.telemetry import bind_image
+from core.telemetry import bind_message
 from core.tracing import NO_TRACER, Kind, Tracer, current, make_current, parsed_traceparent
 
 
@@ -20,7 +19,7 @@ def delivery(
     publisher: Publisher,
     tracer: Tracer,
 ) -> Iterator[None]:
-    """Inside, and on the request's closing line, everything logged and traced is the image's.
+    """Inside, and on the request's closing line, everything logged and traced is the message's.
 
     Each delivery of a message is a span of one trace. The request itself may be in another, which
     Cloud Run begins: the two are linked. Names:
@@ -38,12 +37,7 @@ def delivery(
         link=link,
     )
     make_current(span)
-    if isinstance(message, ClassifyImage):
-        bind_image(message.key)
-        about = {"glimpse.image_hash": message.key.image_hash, "glimpse.model": message.key.model}
-    else:
-        structlog.contextvars.bind_contextvars(job=message.job, tenant=message.tenant)
-        about = {"glimpse.job": message.job}
+    bind_message(message)
     if not span.recording:
         yield
         return
@@ -55,9 +49,12 @@ def delivery(
             "messaging.operation.type": "process",
             "messaging.operation.name": "process",
             "messaging.message.id": envelope.message.messageId,
-            **about,
         }
     )
+    if isinstance(message, ClassifyImage):
+        span.set({"glimpse.image_hash": message.key.image_hash, "glimpse.model": message.key.model})
+    if message.job:
+        span.set({"glimpse.job": message.job})
     if envelope.deliveryAttempt is not None:
         attempt = envelope.deliveryAttempt
         span.set({"messaging.gcp_pubsub.message.delivery_attempt": attempt})

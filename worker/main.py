@@ -11,7 +11,7 @@ from core.backends import BackendOpener, open_backend
 from core.clock import Clock, utc_now
 from core.health import Check, health_routes
 from core.observation import FASTAPI_TELEMETRY, Observation
-from core.policy import CLASSIFY_PATH, DEAD_LETTER_PATH, NOTIFICATIONS_PATH
+from core.policy import CLASSIFY_PATH, DEAD_LETTER_PATH, JOBS_PATH, NOTIFICATIONS_PATH
 from core.problems import install_problem_handlers
 from core.request_context import UNTRACED, RequestContext
 from core.settings import Settings
@@ -85,7 +85,7 @@ def create_app(
         telemetry=FASTAPI_TELEMETRY,
     )
     # A delivery has a span of its own, in its message's trace.
-    untraced = (*UNTRACED, CLASSIFY_PATH, DEAD_LETTER_PATH, NOTIFICATIONS_PATH)
+    untraced = (*UNTRACED, CLASSIFY_PATH, JOBS_PATH, NOTIFICATIONS_PATH, DEAD_LETTER_PATH)
     app.add_middleware(RequestContext, observation=observation, untraced=untraced)
     install_problem_handlers(app)
     # Taken over one by one: what `include_router` builds is matched twice for each request.

@@ -12,6 +12,7 @@ from core.backends.google.blobs import CloudBlobStore
 from core.backends.google.datastore import Datastore
 from core.backends.google.dead_letters import DatastoreDeadLetterStore
 from core.backends.google.endpoints import open_endpoints
+from core.backends.google.jobs import DatastoreJobStore
 from core.backends.google.keys import (
     DatastoreAllowanceStore,
     DatastoreKeyStore,
@@ -47,6 +48,8 @@ async def open_google(settings: Settings, clock: Clock = utc_now) -> AsyncIterat
         stack.push_async_callback(record_store.close)
         dead_letters = DatastoreDeadLetterStore(*database)
         stack.push_async_callback(dead_letters.close)
+        jobs = DatastoreJobStore(*database, policy=settings.jobs)
+        stack.push_async_callback(jobs.close)
         webhooks = DatastoreWebhookStore(Datastore(*database[:4], "webhook store"), clock)
         stack.push_async_callback(webhooks.close)
         pubsub_channel = endpoints.pubsub_channel()
@@ -61,8 +64,9 @@ async def open_google(settings: Settings, clock: Clock = utc_now) -> AsyncIterat
             blobs,
             publisher,
             dead_letters,
-            webhooks=webhooks,
-            links=endpoints.local_links,
+            jobs,
+            webhooks,
+            endpoints.local_links,
         )
 
 
