@@ -1,6 +1,9 @@
 """HTTP answers out of representations: status, headers, entity tags, not-modified."""
 
+import json
 import re
+from collections.abc import Iterable
+from typing import Any
 
 from starlette.responses import Response
 
@@ -22,6 +25,19 @@ class EncodedResponse(Response):
         self.background = None
         self.body = body
         self.raw_headers = headers
+
+
+def json_answer(
+    document: dict[str, Any], status: int = 200, headers: Iterable[tuple[bytes, bytes]] = ()
+) -> Response:
+    """An answer that nobody may keep."""
+    body = json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
+    ours = [
+        (b"cache-control", NO_STORE.encode()),
+        (b"content-length", b"%d" % len(body)),
+        (b"content-type", b"application/json"),
+    ]
+    return EncodedResponse(status, body, [*ours, *headers])
 
 
 def finished_headers(settings: Settings) -> RawHeaders:

@@ -1,17 +1,15 @@
 """`/api/v1/dead-letters`: messages that used up their deliveries, for whoever operates this."""
 
 import base64
-import binascii
-import json
-import re
 from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
-from app.answers import EncodedResponse
-from app.documentation import refusals
+from app.answers import json_answer
+from app.cursor import POSITION, decode_cursor, encode_cursor
+from app.documentation import query_parameter, refusals
 from app.guard import requires
 from app.image_service import service_of
 from app.representation import NO_STORE
@@ -24,7 +22,6 @@ from core.identity import Principal, Scope
 from core.request_route import RequestRoute
 
 DEFAULT_LIMIT, LARGEST_LIMIT = 50, 200
-_POSITION = re.compile(r"[0-9]{16}-[0-9a-f]{32}")
 
 
 class LetterError(BaseModel):
@@ -82,21 +79,12 @@ class ReplaysBody(BaseModel):
     next_cursor: str | None = Field(description="Where the next call goes on; null at the end")
 
 
-def _parameter(name: str, description: str, **schema: Any) -> dict[str, Any]:
-    return {
-        "name": name,
-        "in": "query",
-        "schema": {"type": "string", **schema},
-        "description": description,
-    }
-
-
 _SELECTION = [
-    _parameter("code", "Only of this error code", pattern=f"^{CODE.pattern}$"),
-    _parameter("since", "Only those given up at this time or later", format="date-time"),
-    _parameter("before", "Only those given up before this time", format="date-time"),
-    _parameter("cursor", "`next_cursor` of the answer before"),
-    _parameter("limit", "How many", type="integer", minimum=1, maximum=LARGEST_LIMIT),
+    query_parameter("code", "Only of this error code", pattern=f"^{CODE.pattern}$"),
+    query_parameter("since", "Only those given up at this time or later", format="date-time"),
+    query_parameter("before", "Only those given up before this time", format="date-time"),
+    query_parameter("cursor", "`next_cursor` of the answer before"),
+    query_parameter("limit", "How many", type="integer", minimum=1, maximum=LARGEST_LIMIT),
 ]
 _LETTER_ID = {
     "name": "id",
@@ -119,7 +107,7 @@ router = APIRouter(prefix="/api/v1/dead-letters", tags=["dead letters"], route_c
     openapi_extra={
         "parameters": [
             *_SELECTION,
-            _parameter("resolved", "Also those that are resolved", enum=["true", "false"]),
+            query_parameter("resolved", "Also those that are resolved", enum=["true", "false"]),
         ]
     },
 )
@@ -128,7 +116,7 @@ async def list_letters(request: Request, principal: Principal) -> Response:
     wanted, limit, after = selection(request, principal.tenant)
     letters = await _backend(request).dead_letters.list(wanted, limit, after)
     more = len(letters) == limit
-    return _json(
+    return json_answer(
         {
             "dead_letters": [letter_document(letter) for letter in letters],
             "next_cursor": encode_cursor(letters[-1].position) if more else None,
@@ -149,7 +137,7 @@ async def replay_letters(request: Request, principal: Principal) -> Response:
     wanted, limit, after = selection(request, principal.tenant)
     done = await replay_all(_backend(request), wanted, limit, after)
     counts = {outcome.value: done.counts[outcome] for outcome in Replay}
-    return _json({**counts, "next_cursor": encode_cursor(done.after) if done.after else None})
+    return json_answer({**counts, "next_cursor": encode_cursor(done.after) if done.after else None})
 
 
 @router.get(
@@ -165,7 +153,7 @@ async def read_letter(request: Request, principal: Principal) -> Response:
     if letter is None:
         raise NotFound("There is no such dead letter.")
     payload = base64.b64encode(letter.payload).decode()
-    return _json({**letter_document(letter), "payload": payload})
+    return json_answer({**letter_document(letter), "payload": payload})
 
 
 @router.post(
@@ -183,7 +171,7 @@ async def replay_letter(request: Request, principal: Principal) -> Response:
         raise Conflict("A worker is still classifying the image; try again.", retry_after=5)
     if outcome is Replay.UNREADABLE:
         raise Conflict("The letter names no image: it can only be deleted.")
-    return _json({"outcome": outcome})
+    return json_answer({"outcome": outcome})
 
 
 @router.delete(
@@ -216,7 +204,7 @@ def selection(request: Request, tenant: str) -> tuple[LetterFilter, int, str]:
     wanted = LetterFilter(
         tenant, code, _moment(query, "since"), _moment(query, "before"), resolved == "true"
     )
-    return wanted, int(limit), decode_cursor(query.get("cursor", ""))
+    return wanted, int(limit), decode_cursor(query.get("cursor", ""), POSITION)
 
 
 def letter_document(letter: DeadLetter) -> dict[str, object]:
@@ -233,25 +221,6 @@ def letter_document(letter: DeadLetter) -> dict[str, object]:
         "dead_lettered_at": rfc3339(letter.died_at),
         "resolved_at": letter.resolved_at and rfc3339(letter.resolved_at),
     }
-
-
-def encode_cursor(position: str) -> str:
-    """Opaque to clients, so that its form may change."""
-    return base64.urlsafe_b64encode(position.encode()).decode().rstrip("=")
-
-
-def decode_cursor(cursor: str) -> str:
-    """The position in a cursor, empty for none. Raises InvalidRequest."""
-    if not cursor:
-        return ""
-    try:
-        padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
-        position = base64.b64decode(padded, altchars=b"-_", validate=True).decode("ascii")
-    except (binascii.Error, ValueError):
-        position = ""
-    if not _POSITION.fullmatch(position):
-        raise _invalid("cursor", "is not one of ours")
-    return position
 
 
 def _moment(query: Any, name: str) -> datetime | None:
@@ -281,13 +250,3 @@ def _invalid(field: str, rule: str) -> InvalidRequest:
 
 def _backend(request: Request) -> Backend:
     return service_of(request).backend
-
-
-def _json(document: dict[str, Any]) -> Response:
-    body = json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
-    headers = [
-        (b"cache-control", NO_STORE.encode()),
-        (b"content-length", b"%d" % len(body)),
-        (b"content-type", b"application/json"),
-    ]
-    return EncodedResponse(200, body, headers)

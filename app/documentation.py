@@ -12,6 +12,7 @@ from app.upload import FIELD
 from core import errors
 from core.identity import Scope
 from core.problems import MEDIA_TYPE
+from core.public_http import PrivateAddress
 from core.route_access import access_of, every_route
 
 DESCRIPTION = """
@@ -36,7 +37,9 @@ name. Every refusal is `application/problem+json` (RFC 9457); branch on its `cod
 TAGS = [
     {"name": "images", "description": "The versioned interface: caching, waiting, deleting."},
     {"name": "what", "description": "The short way: upload, then ask for the status."},
+    {"name": "jobs", "description": "Many images as one piece of work."},
     {"name": "keys", "description": "Who may ask, and how much; where keys are required."},
+    {"name": "webhooks", "description": "Who is told when a job ends."},
     {"name": "dead letters", "description": "Messages that used up their deliveries."},
     {"name": "operations", "description": "For load balancers and supervisors."},
 ]
@@ -55,24 +58,39 @@ class Problem(BaseModel):
 _EXAMPLES: dict[type[errors.GlimpseError], str] = {
     errors.MalformedBody: "The form ends before its closing boundary.",
     errors.NotFound: "No such image, or not under this model.",
-    errors.UploadTooSlow: "The image came slower than 16384 bytes a second.",
+    errors.UploadTooSlow: "The upload came slower than 16384 bytes a second.",
     errors.Overloaded: "The service has as much to do as it can hold; try again.",
     errors.ImageTooLarge: "The image is larger than 10485760 bytes.",
     errors.UnsupportedImage: "The bytes are not a JPEG, PNG, WebP, GIF or AVIF image.",
+    errors.BatchTooLarge: "A batch has at most 1000 images; send more as several.",
+    errors.BodyTooLarge: "The body has more than 131072 bytes.",
+    errors.UnsupportedMediaType: "Send a form, a zip, or a JSON document.",
+    errors.IdempotencyKeyReused: "This Idempotency-Key has created another job; use a new one.",
     errors.InvalidImage: "The picture is 20000 x 20000 pixels, more than 50000000 in all.",
     errors.InvalidRequest: "The form has no field 'img'.",
     errors.Unauthenticated: "The API key is not valid.",
     errors.Forbidden: "This needs a key with the scope 'admin'.",
     errors.RateLimited: "More than 600 requests in 60 seconds; more in 17.",
     errors.Conflict: "The state of the thing forbids it.",
+    errors.BodyTooLarge: "The body has more than 16384 bytes.",
     errors.Unavailable: "The queue does not answer.",
+    PrivateAddress: "The URL leads to an address that is not public.",
 }
 
 Responses = dict[int | str, dict[str, Any]]
 
 
-def _header(description: str, example: str) -> dict[str, Any]:
+def header(description: str, example: str) -> dict[str, Any]:
     return {"description": description, "schema": {"type": "string"}, "example": example}
+
+
+def query_parameter(name: str, description: str, **schema: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": "query",
+        "schema": {"type": "string", **schema},
+        "description": description,
+    }
 
 
 def _examples(*names: str) -> dict[str, dict[str, str]]:
@@ -107,7 +125,7 @@ def refusals(*kinds: type[errors.GlimpseError]) -> Responses:
             }
         }
         if kind.status in (429, 503):
-            response["headers"] = {"Retry-After": _header("Seconds", "1")}
+            response["headers"] = {"Retry-After": header("Seconds", "1")}
     return responses
 
 
@@ -133,8 +151,8 @@ def results(location: str, *, cacheable: bool = False) -> Responses:
     }
     if cacheable:
         finished["headers"] = {
-            "ETag": _header("Of a success; it never changes", '"0f343b0931126a20f133d67c2b018a3b"'),
-            "Cache-Control": _header(
+            "ETag": header("Of a success; it never changes", '"0f343b0931126a20f133d67c2b018a3b"'),
+            "Cache-Control": header(
                 "`no-store` unless a success", "public, max-age=3600, immutable"
             ),
         }
@@ -144,13 +162,39 @@ def results(location: str, *, cacheable: bool = False) -> Responses:
             "model": ImageBody,
             "description": "Accepted, being worked on",
             "headers": {
-                "Location": _header("Where the result will be", location),
-                "Retry-After": _header("Seconds to wait before asking", "1"),
+                "Location": header("Where the result will be", location),
+                "Retry-After": header("Seconds to wait before asking", "1"),
             },
             "content": {"application/json": {"examples": _examples("pending")}},
         },
     }
 
+
+def stream_of(what: str) -> Responses:
+    """200 and 204 of a stream of events about `what`."""
+    return {
+        200: {
+            "description": f"Events (WHATWG HTML, 9.2): `update` with the {what} as it is then, at "
+            "most twice a second; at the end `complete` or `error`. `id` rises. A comment every 15 "
+            "seconds says that we live. A stream that ends without its last event is to be opened "
+            "again, with `Last-Event-ID`.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _STREAM}},
+        },
+        204: {"description": "You have the last event: there is nothing left to tell"},
+    }
+
+
+_STREAM = """retry: 1500
+
+id: 1795253400125000
+event: update
+data: {"image_hash":"7f83b1657ff1…","status":"pending","annotations":[]}
+
+id: 1795253400310000
+event: complete
+data: {"image_hash":"7f83b1657ff1…","status":"success","annotations":[…]}
+
+"""
 
 IMAGE_HASH = {
     "name": "image_hash",
@@ -181,6 +225,22 @@ MODEL = {
     "description": "Another model's result, by the model's identity; by default the current one's.",
 }
 
+STREAM_PARAMETERS = [
+    {
+        "name": "Last-Event-ID",
+        "in": "header",
+        "schema": {"type": "string"},
+        "description": "The id of the last event that you have; nothing up to it is repeated. "
+        "Browsers send it by themselves when they come again.",
+    },
+    {
+        "name": "last_event_id",
+        "in": "query",
+        "schema": {"type": "string"},
+        "description": "The same for a first request, where the header cannot be set.",
+    },
+]
+
 _FORM = {
     "multipart/form-data": {
         "schema": {
@@ -205,6 +265,7 @@ FORM_OR_RAW_BODY = {
 }
 
 
+STREAM_REFUSALS = refusals(errors.Overloaded, errors.Unavailable)
 GUARD_REFUSALS = refusals(errors.Unauthenticated, errors.Forbidden, errors.RateLimited)
 _SCHEMES: dict[str, dict[str, str]] = {
     "bearer": {

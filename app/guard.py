@@ -8,7 +8,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import Request, Response
+from starlette.requests import HTTPConnection
+from starlette.websockets import WebSocket
 
+from app.live_socket import refuse
+from core.errors import GlimpseError
 from core.identity import ANONYMOUS, Principal, Scope
 from core.route_access import mark
 
@@ -28,6 +32,7 @@ def requires(scope: Scope) -> Callable[[Endpoint], Endpoint]:
         wants_principal = "principal" in signature.parameters
 
         async def guarded(request: Request, **others: Any) -> Response:
+            # As `admitted`, which is one call more for each request.
             gate = request.scope["app"].state.gate
             principal = ANONYMOUS if gate is None else await gate.admit(request.scope, scope)
             if wants_principal:
@@ -42,6 +47,34 @@ def requires(scope: Scope) -> Callable[[Endpoint], Endpoint]:
         return mark(guarded, scope)
 
     return decorate
+
+
+SocketEndpoint = Callable[[WebSocket, Principal], Awaitable[None]]
+
+
+def socket_requires(scope: Scope) -> Callable[[SocketEndpoint], Callable[..., Awaitable[None]]]:
+    """As `requires`, for the endpoint of a WebSocket that it has yet to accept.
+
+    Closes the socket by what the endpoint raises before it has accepted, too.
+    """
+
+    def decorate(endpoint: SocketEndpoint) -> Callable[..., Awaitable[None]]:
+        async def guarded(websocket: WebSocket) -> None:
+            try:
+                await endpoint(websocket, await admitted(websocket, scope))
+            except GlimpseError as error:
+                await refuse(websocket, error)
+
+        guarded.__name__, guarded.__doc__ = endpoint.__name__, endpoint.__doc__
+        return mark(guarded, scope)
+
+    return decorate
+
+
+async def admitted(connection: HTTPConnection, scope: Scope) -> Principal:
+    """Who is on this connection, with a key that has `scope`; raises as `Gate.admit`."""
+    gate = connection.scope["app"].state.gate
+    return ANONYMOUS if gate is None else await gate.admit(connection.scope, scope)
 
 
 def count_image(request: Request, principal: Principal, size: int) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from app import socket_protocol
+from app.socket_protocol import ABORT, SocketProtocol
 from app.unread_body import CloseOnUnreadBody
 from app.upload_slots import overloaded
 from core.problems import problem_response, response_for
@@ -20,6 +22,7 @@ HEAD_BYTES = 64 * 1024
 # For how long a stopping server reads from idle connections what was on its way to it.
 DRAIN_SECONDS = 0.3
 _HEAD_TOO_LARGE = (431, "head_too_large", "The request's line and headers are too large.")
+_OVERLOADED = (503, "overloaded", "The service has as much to do as it can hold; try again.")
 _FREE_PATHS = ("/health",)  # answered however much there is to do
 
 
@@ -44,11 +47,13 @@ class HttpProtocol(HttpToolsProtocol):
     _incoming = 0  # what is being looked at
     _progress = False
     _stopping = False
+    _extensions: Any  # what a request's scope offers beyond the standard
 
     # Narrower than asyncio's, as uvicorn's own: its servers give no other transport.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._head_since = self.loop.time()
+        self._extensions = {ABORT: transport.abort}
         surplus = len(self.connections) - self.limits.connections
         if surplus > self.limits.connections:
             transport.abort()
@@ -73,13 +78,32 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._head_since = None
         self._progress = True
+        self.scope["extensions"] = self._extensions
         app = self.app
         if self._idle_bytes + self._incoming > self.limits.head_bytes and self._head_too_large():
             self.app = _TOO_LARGE
         super().on_headers_complete()
         self.app = app
-        if self._stopping:
+        if self._stopping and self.cycle is not None:
             self.cycle.keep_alive = False
+
+    def _should_upgrade(self) -> bool:
+        # Elsewhere it is an offer that we leave (RFC 9110, 7.8).
+        wanted = self.url.startswith(socket_protocol.PATHS) and self.scope["method"] == "GET"
+        return wanted and super()._should_upgrade()
+
+    def handle_websocket_upgrade(self) -> None:
+        """Give the connection away, unless it is one that would be refused as HTTP, too."""
+        if self._head_too_large():
+            self._refuse(*_HEAD_TOO_LARGE)
+        elif self._stopping or self.app is not self.config.loaded_app:
+            self._refuse(*_OVERLOADED)
+        else:
+            super().handle_websocket_upgrade()
+            protocol = self.transport.get_protocol()
+            # Its parser is narrower than ours, and uvicorn does not tell the client.
+            if isinstance(protocol, SocketProtocol) and not protocol.handshake_initiated:
+                self._refuse(*_HEAD_TOO_LARGE)
 
     def on_body(self, body: bytes) -> None:
         self._progress = True

@@ -10,16 +10,21 @@ from app.documentation import (
     LOOKUP_REFUSALS,
     MODEL,
     PREFER,
+    STREAM_PARAMETERS,
+    STREAM_REFUSALS,
     UPLOAD_REFUSALS,
     results,
+    stream_of,
 )
+from app.event_stream import open_stream
 from app.guard import count_image, requires
-from app.image_service import ImageService, check_hash, service_of
+from app.image_service import UNKNOWN_IMAGE, ImageService, check_hash, service_of
 from app.preferences import preferred_wait
 from app.representation import NO_STORE, image_path
 from app.upload import read_upload
 from core.identity import Principal, Scope
 from core.request_route import RequestRoute
+from core.telemetry import bind_image
 
 # Endpoints take the request alone: FastAPI's handling of declared parameters would cost more than
 # a cached answer does. `openapi_extra` documents them.
@@ -73,6 +78,23 @@ async def read(request: Request, principal: Principal) -> Response:
         finished=service.finished_headers,
         if_none_match=request.headers.get("if-none-match"),
     )
+
+
+@router.get(
+    "/{image_hash}/stream",
+    summary="An image's changes, as they come",
+    description="Server-sent events: first the image as it is, then each change of it, at the end "
+    "`complete` or `error`. Then the stream is closed.",
+    responses={**stream_of("image"), **LOOKUP_REFUSALS, **STREAM_REFUSALS},
+    openapi_extra={"parameters": [IMAGE_HASH, MODEL, *STREAM_PARAMETERS]},
+)
+@requires(Scope.READ)
+async def stream(request: Request, principal: Principal) -> Response:
+    image_hash = request.path_params["image_hash"]
+    service = service_of(request)
+    key = service.key(principal.tenant, image_hash, request.query_params.get("model", ""))
+    bind_image(key)
+    return await open_stream(request, service.streams, service.watcher, key, UNKNOWN_IMAGE)
 
 
 @router.head("/{image_hash}/content", include_in_schema=False)

@@ -2,12 +2,15 @@
 
 import asyncio
 from datetime import timedelta
+from functools import partial
 
 import structlog
 from fastapi import FastAPI, Request
 
 from app.answers import finished_headers
+from app.image_events import image_event
 from app.image_header import accepted_type
+from app.live_streams import LiveStreams
 from app.metrics import ApiMetrics
 from app.representation import Representation, represent
 from app.result_cache import ResultCache
@@ -27,6 +30,7 @@ from core.telemetry import bind_image
 log = structlog.get_logger(__name__)
 
 CLOSE_SECONDS = 2.0
+UNKNOWN_IMAGE = "No such image, or not under this model."
 
 
 class ImageService:
@@ -46,6 +50,12 @@ class ImageService:
         self.model = bundle.identity
         self.clock = clock
         self.waiting = Waiting(backend.records)
+        self.streams = LiveStreams(settings.max_streams, settings.stream_seconds, metrics.live)
+        self.watcher = self.streams.watcher(
+            "images",
+            backend.records.get_many,
+            partial(image_event, public_url=settings.public_url),
+        )
         self.finished_headers = finished_headers(settings)
         self.uploads = UploadSlots(
             UploadLimits(
@@ -98,7 +108,7 @@ class ImageService:
                 key
             )
         if record is None:
-            raise NotFound("No such image, or not under this model.")
+            raise NotFound(UNKNOWN_IMAGE)
         return self._represent(record)
 
     async def content_link(self, tenant: str, image_hash: str) -> str:
@@ -141,11 +151,13 @@ class ImageService:
     def stop(self, seconds: float) -> None:
         """Let those go who wait for a result, and after `seconds` those who are still sending."""
         self.waiting.stop()
+        self.streams.stop()
         self.uploads.stop(seconds)
 
     async def close(self) -> None:
         """Finish what was begun, unless it takes too long: nobody was promised anything yet."""
         self.waiting.stop()
+        self.streams.stop()
         try:
             await asyncio.wait_for(self._submissions.close(), CLOSE_SECONDS)
         except TimeoutError:

@@ -1,6 +1,6 @@
 """A small JSON body: read within a bound, checked against a model."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
@@ -9,6 +9,7 @@ from pydantic_core import ErrorDetails
 from core.errors import BodyTooLarge, InvalidRequest
 
 MAX_BYTES = 16 * 1024
+MOST_ERRORS = 10  # of one body that are named
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -20,15 +21,28 @@ async def read_json(request: Request, model: type[Model], max_bytes: int = MAX_B
         if len(body) + len(chunk) > max_bytes:
             raise BodyTooLarge(f"The body has more than {max_bytes} bytes.")
         body += chunk
+    return parse_json(bytes(body), model)
+
+
+def parse_json(body: bytes, model: type[Model]) -> Model:
+    """`body` as `model`; an empty one counts as `{}`. Raises InvalidRequest as `read_json` does."""
     try:
-        return model.model_validate_json(bytes(body) or b"{}")
+        return model.model_validate_json(body or b"{}")
     except ValidationError as invalid:
         errors = [
             {"field": _field(error), "message": error["msg"]}
-            for error in invalid.errors(include_input=False, include_url=False)
+            for error in invalid.errors(include_input=False, include_url=False)[:MOST_ERRORS]
         ]
         detail = "; ".join(f"{error['field']}: {error['message']}" for error in errors)
         raise InvalidRequest(detail, extra={"errors": errors}) from None
+
+
+def body_schema(model: type[BaseModel], *, required: bool) -> dict[str, Any]:
+    """What /docs says of such a body (`openapi_extra`)."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)  # what it refers to is among the answers' parts
+    content = {"application/json": {"schema": schema}}
+    return {"requestBody": {"required": required, "content": content}}
 
 
 def _field(error: ErrorDetails) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import structlog
 from fastapi import FastAPI, Request, Response
@@ -13,10 +14,14 @@ from app import (
     VERSION,
     dead_letter_routes,
     image_routes,
+    job_routes,
+    job_stream_routes,
     key_routes,
     local_blobs,
+    lookup_routes,
     seed_routes,
     usage_routes,
+    webhook_routes,
 )
 from app.allowed_hosts import AllowedHosts
 from app.docs_page import docs_routes
@@ -24,10 +29,13 @@ from app.documentation import DESCRIPTION, TAGS, install_documentation
 from app.gate import open_gate
 from app.guard import requires
 from app.image_service import ImageService, service_in
+from app.job_events import job_event, sealed_jobs
+from app.job_service import JobService
 from app.metrics import ApiMetrics
 from app.security_headers import security_headers
 from app.stopping import AnswerWhenCancelled
 from app.unread_body import CloseOnUnreadBody
+from app.webhook_service import Webhooks
 from core.backends import BackendOpener, open_backend
 from core.clock import Clock, utc_now
 from core.exposure import check_api
@@ -36,6 +44,7 @@ from core.identity import Scope
 from core.model_bundle import read_bundle
 from core.observation import FASTAPI_TELEMETRY, Observation
 from core.problems import install_problem_handlers
+from core.public_http import PublicResolver
 from core.request_context import RequestContext
 from core.route_access import check_every_route
 from core.settings import Settings
@@ -43,7 +52,16 @@ from core.settings import Settings
 log = structlog.get_logger(__name__)
 
 _CORS_REQUEST_HEADERS = (
-    *("Authorization", "X-API-Key", "Content-Type", "If-None-Match", "Prefer", "Traceparent"),
+    *(
+        "Authorization",
+        "X-API-Key",
+        "Content-Type",
+        "If-None-Match",
+        "Last-Event-ID",
+        "Prefer",
+        "Traceparent",
+    ),
+    *("Cancel-After", "Idempotency-Key"),
 )
 _CORS_ANSWER_HEADERS = (
     *("ETag", "Location", "Preference-Applied", "RateLimit", "RateLimit-Policy", "Retry-After"),
@@ -72,11 +90,20 @@ def create_app(
             service = ImageService(settings, backend, bundle, metrics, clock)
             await observed
             app.state.service = service
+            app.state.jobs = JobService(settings, backend, bundle.identity, clock)
+            app.state.job_watcher = service.streams.watcher(
+                "jobs",
+                sealed_jobs(backend.jobs),
+                partial(job_event, public_url=settings.public_url),
+            )
+            resolver = PublicResolver(allow_private=settings.webhook_allow_private)
+            app.state.webhooks = Webhooks(backend, resolver, clock)
             log.info("ready", model=bundle.identity, backend=settings.backend)
             try:
                 yield
             finally:
                 await service.close()
+                await resolver.close()
 
     def checks() -> dict[str, Check]:
         gate = app.state.gate
@@ -101,11 +128,15 @@ def create_app(
     # Taken over one by one: what `include_router` builds is matched twice for each request.
     for router in (
         image_routes.router,
+        lookup_routes.router,
         seed_routes.router,
+        job_routes.router,
+        job_stream_routes.router,
         local_blobs.router,
         dead_letter_routes.router,
         key_routes.router,
         usage_routes.router,
+        webhook_routes.router,
         health_routes(checks),
         *((docs_routes(app.title),) if settings.docs else ()),
     ):

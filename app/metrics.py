@@ -1,9 +1,10 @@
 """What the API alone counts."""
 
 import asyncio
+from collections.abc import Callable
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from core.errors import GlimpseError
 from core.metrics import BacklogCollector
@@ -12,6 +13,7 @@ from core.records import Status
 
 log = structlog.get_logger(__name__)
 
+TRANSPORTS = ("sse", "websocket")
 BACKLOG_SECONDS = 1.0  # how long a scrape may wait for the queue's depth
 
 
@@ -28,6 +30,7 @@ class ApiMetrics:
         # All of them at once: a series that is there from the start shows its first increase.
         self._misses = {status: uploads.labels(str(status), "miss") for status in Status}
         self._hits = {Status.SUCCESS: uploads.labels(str(Status.SUCCESS), "hit")}
+        self.live = LiveMetrics(registry)
         self._queue = BacklogCollector()
         registry.register(self._queue)
 
@@ -43,3 +46,39 @@ class ApiMetrics:
         except (GlimpseError, TimeoutError) as error:
             self._queue.backlog = None
             log.warning("queue depth unknown", reason=str(error))
+
+
+class LiveMetrics:
+    """Open streams, and what it costs to look for changes on their behalf."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._open = Gauge(
+            "glimpse_live_streams", "Streams that are open", ["transport"], registry=registry
+        )
+        self._lookups = Counter(
+            "glimpse_live_lookups",
+            "Look-ups of everything that is watched, or has just come",
+            ["what"],
+            registry=registry,
+        )
+        self._keys = Counter(
+            "glimpse_live_lookup_keys", "Records that they asked for", ["what"], registry=registry
+        )
+        for transport in TRANSPORTS:
+            self._open.labels(transport)
+
+    def opened(self, transport: str) -> None:
+        self._open.labels(transport).inc()
+
+    def closed(self, transport: str) -> None:
+        self._open.labels(transport).dec()
+
+    def looking_for(self, what: str) -> Callable[[int], None]:
+        """A function that counts one look-up, and the keys in it."""
+        lookups, keys = self._lookups.labels(what), self._keys.labels(what)
+
+        def looked(number: int) -> None:
+            lookups.inc()
+            keys.inc(number)
+
+        return looked

@@ -8,6 +8,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.http_protocol import ConnectionLimits, HttpProtocol, http_protocol
+from app.socket_protocol import MESSAGE_BYTES, PING_SECONDS, PONG_SECONDS, SocketProtocol
 from app.unread_body import LINGER_SECONDS
 from core.settings import Settings
 
@@ -30,7 +31,11 @@ class Server(uvicorn.Server):
                 port=settings.port or settings.api_port,
                 loop="uvloop",
                 http=http_protocol(limits),
-                ws="none",
+                ws=SocketProtocol,
+                ws_max_size=MESSAGE_BYTES,
+                ws_ping_interval=PING_SECONDS,
+                ws_ping_timeout=PONG_SECONDS,
+                ws_per_message_deflate=False,  # memory for each connection, and messages are short
                 lifespan="on",
                 access_log=False,
                 log_config=None,

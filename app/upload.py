@@ -1,30 +1,21 @@
-"""An uploaded image: read from the request within a bound, and hashed while it arrives.
-
-`python_multipart`'s streaming parser is used directly: Starlette's form parser would spool every
-image to disk, read it back and cost twice the time.
-"""
+"""An uploaded image: read from the request within a bound, and hashed while it arrives."""
 
 import asyncio
 import hashlib
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
+from app.form_parser import FormParser, is_form
 from app.upload_slots import UploadSlot
-from core.errors import ImageTooLarge, InvalidRequest, MalformedBody
+from core.errors import ImageTooLarge, InvalidRequest
 from core.settings import FORM_OVERHEAD
 
 FIELD = "img"
 MAX_PARTS = 32
 # The loop handles this much at once before anything else gets a turn.
 CHUNK = 64 * 1024
-
-# A malformed form is the sender's fault and is answered to the sender, not logged as our warning.
-logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +43,8 @@ async def read_upload(
     and ClientDisconnect where the sender goes away.
     """
     content_type = request.headers.get("content-type", "")
-    if content_type[:19].lower() == "multipart/form-data":
-        form = _Form(_boundary(content_type), max_bytes)
+    if is_form(content_type):
+        form = _Form(content_type, max_bytes)
         await _receive(request, form.feed, slot, max_bytes, max_bytes + FORM_OVERHEAD)
         return form.upload(slot)
     if form_only:
@@ -88,70 +79,30 @@ class _Bytes:
         return Upload(self._data, self._digest.hexdigest(), slot)
 
 
-class _Form:
-    """The parser's callbacks: keeps the one part named `img`, counts and drops the others."""
+class _Form(FormParser):
+    """Keeps the one part named `img`, counts and drops the others."""
 
-    def __init__(self, boundary: bytes, max_bytes: int) -> None:
+    def __init__(self, content_type: str, max_bytes: int) -> None:
+        super().__init__(content_type)
         self._image: _Bytes | None = None
         self._max = max_bytes
         self._in_image = False
         self._parts = 0
         self._dropped = 0
-        self._header_name = b""
-        self._header_value = b""
-        self._disposition = b""
-        self._ended = False
-        try:
-            self._parser = MultipartParser(
-                boundary,
-                {
-                    "on_part_begin": self._part_begins,
-                    "on_header_field": self._header_field,
-                    "on_header_value": self._header_value_part,
-                    "on_header_end": self._header_ends,
-                    "on_headers_finished": self._headers_end,
-                    "on_part_data": self._part_data,
-                    "on_end": self._end,
-                },
-            )
-        except FormParserError as error:
-            raise MalformedBody(f"The form cannot be parsed: {error}.") from None
-
-    def feed(self, chunk: bytes) -> None:
-        try:
-            self._parser.write(chunk)
-        except FormParserError as error:
-            raise MalformedBody(f"The form cannot be parsed: {error}.") from None
 
     def upload(self, slot: UploadSlot) -> Upload:
-        if not self._ended:
-            raise MalformedBody("The form ends before its closing boundary.")
+        self.close()
         if self._image is None:
             raise InvalidRequest(f"The form has no field {FIELD!r}.", extra={"field": FIELD})
         return self._image.upload(slot, f"The field {FIELD!r} is empty.")
 
-    def _part_begins(self) -> None:
+    def part_begins(self, options: Mapping[bytes, bytes]) -> None:
         self._parts += 1
         if self._parts > MAX_PARTS:
             raise InvalidRequest(f"The form has more than {MAX_PARTS} parts.")
-        self._disposition = b""
-        self._in_image = False
-
-    def _header_field(self, data: bytes, start: int, end: int) -> None:
-        self._header_name += data[start:end]
-
-    def _header_value_part(self, data: bytes, start: int, end: int) -> None:
-        self._header_value += data[start:end]
-
-    def _header_ends(self) -> None:
-        if self._header_name.lower() == b"content-disposition":
-            self._disposition = self._header_value
-        self._header_name = self._header_value = b""
-
-    def _headers_end(self) -> None:
         # The file name is the sender's business: nothing here looks at it.
-        _, options = parse_options_header(self._disposition)
-        if options.get(b"name") != FIELD.encode():
+        self._in_image = options.get(b"name") == FIELD.encode()
+        if not self._in_image:
             return
         if self._image is not None:
             raise InvalidRequest(
@@ -159,19 +110,15 @@ class _Form:
                 extra={"field": FIELD},
             )
         self._image = _Bytes(self._max)
-        self._in_image = True
 
-    def _part_data(self, data: bytes, start: int, end: int) -> None:
+    def part_data(self, data: memoryview) -> None:
         if self._in_image:
             assert self._image is not None
-            self._image.feed(memoryview(data)[start:end])
+            self._image.feed(data)
             return
-        self._dropped += end - start
+        self._dropped += len(data)
         if self._dropped > FORM_OVERHEAD:
             raise ImageTooLarge("The form's other fields are too large; only 'img' is read.")
-
-    def _end(self) -> None:
-        self._ended = True
 
 
 async def _receive(
@@ -215,14 +162,6 @@ async def _read(
         for begin in range(0, len(chunk), CHUNK):
             feed(chunk[begin : begin + CHUNK])
             await asyncio.sleep(0)
-
-
-def _boundary(content_type: str) -> bytes:
-    _, options = parse_options_header(content_type)
-    boundary = options.get(b"boundary", b"")
-    if not boundary:
-        raise MalformedBody("The Content-Type names no boundary.")
-    return boundary
 
 
 def too_large(max_bytes: int) -> ImageTooLarge:

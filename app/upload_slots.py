@@ -2,12 +2,14 @@
 
 What is refused here is refused before memory grows. An upload holds its slot until its image is
 stored, and the bytes that it has sent, not those that it has announced: a slow sender keeps nobody
-else out. Whoever sends slower than the least rate is sent away.
+else out. Whoever sends slower than the least rate is sent away. A batch lets go of each image once
+that is stored; its rate is that of everything it has sent.
 """
 
 import asyncio
 import random
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -80,23 +82,31 @@ class UploadSlots:
         for slot in self._taken:
             if stopping:
                 slot.send_away(Unavailable("The service is stopping; send the image again."))
-            elif now >= slot.began + self.limits.grace + slot.held / self.limits.rate:
+            elif slot.pauses:
+                continue  # we keep it waiting, not it us
+            elif now >= slot.began + self.limits.grace + slot.received / self.limits.rate:
                 slot.send_away(
                     UploadTooSlow(
-                        f"The image came slower than {self.limits.rate} bytes a second.",
+                        f"The upload came slower than {self.limits.rate} bytes a second.",
                         extra={"min_bytes_per_second": self.limits.rate},
                     )
                 )
 
 
 class UploadSlot:
-    """One upload's slot: what it holds, since when (the loop's clock), and who reads it."""
+    """One upload's slot: what came and what it holds of that, since when (the loop's clock), and
+    who reads it.
+    """
 
-    __slots__ = ("_reader", "_reason", "_released", "_slots", "began", "held")
+    __slots__ = (
+        *("_reader", "_reason", "_released", "_slots"),
+        *("began", "held", "pauses", "received"),
+    )
 
     def __init__(self, slots: UploadSlots, began: float) -> None:
         self.began = began
-        self.held = 0
+        self.received = self.held = 0
+        self.pauses = False
         self._slots = slots
         self._released = False
         self._reader: asyncio.Task[object] | None = None
@@ -125,6 +135,29 @@ class UploadSlot:
             raise overloaded()
         slots.bytes_held += received
         self.held += received
+        self.received += received
+
+    def keep(self, unpacked: int) -> None:
+        """Count bytes that we hold and that nobody has sent like that. Raises Overloaded."""
+        self.hold(unpacked)
+        self.received -= unpacked
+
+    def let_go(self, count: int) -> None:
+        """Give back some of what is held; the slot stays."""
+        if not self._released:
+            self._slots.bytes_held -= count
+            self.held -= count
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """While we do not read, the sender cannot send: that time is not the sender's."""
+        loop = asyncio.get_running_loop()
+        since, self.pauses = loop.time(), True
+        try:
+            yield
+        finally:
+            self.pauses = False
+            self.began += loop.time() - since
 
     def release(self) -> None:
         """Give slot and bytes back, once."""

@@ -75,6 +75,18 @@ class InvalidRequest(GlimpseError):
     status, code, title = 422, "invalid_request", "Invalid request"
 
 
+class IdempotencyKeyReused(InvalidRequest):
+    """The key of an earlier request, with another body."""
+
+    code, title = "idempotency_key_reused", "Idempotency key reused"
+
+
+class NotUploaded(InvalidRequest):
+    """An image that was named by its hash, and that nobody has stored."""
+
+    code, title = "not_uploaded", "Image not uploaded"
+
+
 class MalformedBody(GlimpseError):
     """A request body that does not have the form its headers announce."""
 
@@ -121,6 +133,18 @@ class ImageTooLarge(GlimpseError):
     """More bytes than the limit."""
 
     status, code, title = 413, "image_too_large", "Image too large"
+
+
+class BatchTooLarge(GlimpseError):
+    """More images, or more bytes, than one job may have."""
+
+    status, code, title = 413, "batch_too_large", "Batch too large"
+
+
+class UnsupportedMediaType(GlimpseError):
+    """A body of a type that this route does not read."""
+
+    status, code, title = 415, "unsupported_media_type", "Unsupported media type"
 
 
 class UploadTooSlow(GlimpseError):

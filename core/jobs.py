@@ -271,12 +271,20 @@ def announced(job: Job, now: datetime, policy: JobPolicy = POLICY) -> Job | None
 def looked_after(job: Job, seen: datetime, now: datetime, policy: JobPolicy = POLICY) -> Job | None:
     """The scheduler's turn at a job that it saw with `wake_at` at `seen`: of several, one wins it.
 
-    The next turn comes after another while, should this one come to nothing.
+    The next turn comes after another while, should this one come to nothing. For a job that only
+    waits behind more urgent ones that while doubles: each turn publishes all of it again.
     """
     if job.wake_at != seen or job.wake_at > now:
         return None
-    pause = policy.stale_after if job.status is JobStatus.RUNNING else policy.announce_after
-    return replace(job, wake_at=_first(job, now + _seconds(pause)))
+    wake = now + _seconds(policy.announce_after)
+    if job.status is JobStatus.RUNNING:
+        patience = min(now - job.updated_at, _seconds(policy.longest / 14))
+        wake = now + max(_seconds(policy.stale_after), patience)
+    elif job.announced:
+        wake = max(wake, _expiry(job, policy))
+    if job.deadline is not None and not job.over(now):
+        wake = min(wake, job.deadline)
+    return replace(job, wake_at=wake)
 
 
 class Action(StrEnum):

@@ -17,6 +17,7 @@ RawHeaders = tuple[tuple[bytes, bytes], ...]
 
 _POLICY = b"content-security-policy"
 _ADDED = "response_headers"
+_ANSWERED = "answered_at"
 # Asked for by machines, every few seconds: traces of them would hide the others.
 UNTRACED = ("/health", "/ready", METRICS_PATH)
 
@@ -48,7 +49,8 @@ class RequestContext:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            follow = self._follow_socket if scope["type"] == "websocket" else self.app
+            await follow(scope, receive, send)
             return
         method, metrics = scope["method"], self._metrics
         state = scope.setdefault("state", {})
@@ -73,20 +75,68 @@ class RequestContext:
         try:
             await self.app(scope, receive, watch)
         finally:
-            seconds = time.perf_counter() - began
+            ended = time.perf_counter()
+            # What is streamed is answered when it begins: its length says nothing about us.
+            seconds = state.get(_ANSWERED, ended) - began
             metrics.in_flight -= 1
             route = scope.get("route")
             template = UNMATCHED if route is None else route.path
             metrics.answered(method, template, status, seconds)
             if span.recording:
-                _end(span, scope, template, status)
+                _end(span, method, scope, template, status)
             read = method in ("GET", "HEAD") and status < 400
             (log.debug if read else log.info)(
                 "request",
                 method=method,
                 path=scope["path"],
                 status=status,
-                milliseconds=round(1000 * seconds, 1),
+                milliseconds=round(1000 * (ended - began), 1),
+            )
+
+    async def _follow_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A WebSocket is a GET that is answered 101, or refused, and goes on until it is closed."""
+        metrics = self._metrics
+        structlog.contextvars.clear_contextvars()
+        span = self._begin("GET", scope)
+        make_current(span)
+        metrics.in_flight += 1
+        began, answered_at = time.perf_counter(), 0.0
+        status, code = 500, 1006  # RFC 6455, 7.1.5: nobody has closed it in due form
+
+        async def watch_receive() -> Message:
+            nonlocal code
+            message = await receive()
+            if message["type"] == "websocket.disconnect":
+                code = message.get("code", code)
+            return message
+
+        async def watch_send(message: Message) -> None:
+            nonlocal status, code, answered_at
+            if message["type"] == "websocket.accept":
+                status, answered_at = 101, time.perf_counter()
+            elif message["type"] == "websocket.http.response.start":
+                status = message["status"]
+            elif message["type"] == "websocket.close":
+                code = message.get("code", 1000)
+                status = 101 if answered_at else 403
+            await send(message)
+
+        try:
+            await self.app(scope, watch_receive, watch_send)
+        finally:
+            ended = time.perf_counter()
+            metrics.in_flight -= 1
+            route = scope.get("route")
+            template = UNMATCHED if route is None else route.path
+            metrics.answered("GET", template, status, (answered_at or ended) - began)
+            if span.recording:
+                _end(span, "GET", scope, template, status)
+            log.info(
+                "websocket",
+                path=scope["path"],
+                status=status,
+                code=code,
+                milliseconds=round(1000 * (ended - began), 1),
             )
 
     def _begin(self, method: str, scope: Scope) -> Span:
@@ -96,14 +146,14 @@ class RequestContext:
         return self._observation.tracer.begin(method, Kind.SERVER, traceparent)
 
 
-def _end(span: Span, scope: Scope, template: str, status: int) -> None:
+def _end(span: Span, method: str, scope: Scope, template: str, status: int) -> None:
     """https://opentelemetry.io/docs/specs/semconv/http/http-spans/#http-server-span"""
     if template != UNMATCHED:
-        span.rename(f"{scope['method']} {template}")
+        span.rename(f"{method} {template}")
         span.set({"http.route": template})
     span.set(
         {
-            "http.request.method": scope["method"],
+            "http.request.method": method,
             "url.path": scope["path"],
             "url.scheme": scope["scheme"],
             "http.response.status_code": status,
@@ -118,6 +168,11 @@ def add_headers(scope: MutableMapping[str, Any], headers: Iterable[tuple[bytes, 
     """Let the answer to this request carry `headers`, whatever answer it will be."""
     state = scope.setdefault("state", {})
     state[_ADDED] = (*state.get(_ADDED, ()), *headers)
+
+
+def answered(scope: MutableMapping[str, Any]) -> None:
+    """Let the time to answer this request end here, though the answer goes on."""
+    scope.setdefault("state", {})[_ANSWERED] = time.perf_counter()
 
 
 def _traceparent(scope: Scope) -> str:

@@ -6,6 +6,7 @@ README's table and `.env.example` are checked against this class by `tests/docs`
 import os
 from dataclasses import replace
 from datetime import timedelta
+from email.utils import parseaddr
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -15,6 +16,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from core.channels import NOTIFICATIONS, Channel
 from core.key_tokens import LEAST_SECRET_BYTES
 from core.limits import Rate
+from core.mail_address import domain_of
+from core.mail_server import MailServer
 from core.policy import DeliveryPolicy, JobPolicy
 
 DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "models" / "default"
@@ -135,6 +138,9 @@ class Settings(BaseSettings):
     max_image_pixels: Annotated[
         int, Field(ge=1, description="Largest picture, as width times height")
     ] = 50_000_000
+    max_batch_bytes: Annotated[
+        int, Field(ge=1, description="Largest batch of images, in bytes, packed or not")
+    ] = 256 * 1024 * 1024
     max_uploads_in_flight: Annotated[
         int, Field(ge=1, description="Uploads that one API process takes in at once")
     ] = 256
@@ -152,7 +158,16 @@ class Settings(BaseSettings):
     ] = 10
     max_connections: Annotated[
         int, Field(ge=1, description="Connections that one API process serves at once")
-    ] = 1000
+    ] = 3000
+    max_streams: Annotated[
+        int, Field(ge=0, description="Streams of live updates among them; 0 allows none")
+    ] = 2000
+    stream_seconds: Annotated[
+        Seconds,
+        Field(
+            gt=0, description="How long one may last; Cloud Run allows an hour. Clients come again"
+        ),
+    ] = 3300
     max_wait_seconds: Annotated[
         Seconds, Field(le=60, description="Longest that `Prefer: wait` may hold an answer")
     ] = 30
@@ -226,6 +241,31 @@ class Settings(BaseSettings):
     job_retention_seconds: Annotated[
         Seconds, Field(description="How long a finished job and its items are kept")
     ] = _JOBS.retention
+
+    # --- Notifications ---------------------------------------------------------------------------
+    webhook_allow_private: Annotated[
+        bool,
+        Field(description="Whether webhooks may lead to private addresses, and go without TLS"),
+    ] = False
+    webhook_seconds: Annotated[
+        Seconds, Field(le=30, description="How long a webhook's receiver may take to answer")
+    ] = 15
+    smtp_url: Annotated[
+        SecretStr,
+        Field(
+            description="Mail server, as smtp://user:password@host:587 (STARTTLS where offered) or "
+            "smtps://…:465 (TLS); empty: no e-mail"
+        ),
+    ] = SecretStr("")
+    email_from: Annotated[str, Field(description="Sender of e-mail; needed with SMTP_URL")] = ""
+    email_allowed_domains: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(
+            description="Comma-separated domains that e-mail may go to; empty means that of "
+            "EMAIL_FROM, `*` any"
+        ),
+    ] = ()
 
     # --- Google: BACKEND=emulator and BACKEND=gcp -----------------------------------------------
     google_cloud_project: Annotated[
@@ -318,7 +358,12 @@ class Settings(BaseSettings):
     ] = True
 
     @field_validator(
-        "extra_model_uris", "cors_origins", "allowed_hosts", "trusted_proxies", mode="before"
+        "extra_model_uris",
+        "cors_origins",
+        "allowed_hosts",
+        "trusted_proxies",
+        "email_allowed_domains",
+        mode="before",
     )
     @classmethod
     def _split_commas(cls, value: object) -> object:
@@ -337,6 +382,11 @@ class Settings(BaseSettings):
             )
         # These raise where the numbers contradict each other.
         _ = self.delivery, self.notification_delivery
+        if self.mail_server is not None:
+            try:
+                domain_of(parseaddr(self.email_from)[1])
+            except ValueError:
+                raise ValueError("SMTP_URL needs EMAIL_FROM, as in glimpse@example.com") from None
         if self.backend != "embedded":
             self._check_pubsub_bounds()
         if self.backend == "gcp" and "bucket" not in self.model_fields_set:
@@ -394,6 +444,20 @@ class Settings(BaseSettings):
             retention=self.job_retention_seconds,
             stale_after=self.stale_seconds,
         )
+
+    @property
+    def mail_server(self) -> MailServer | None:
+        """None where no e-mail is sent."""
+        url = self.smtp_url.get_secret_value()
+        return MailServer.parse(url) if url else None
+
+    @property
+    def email_domains(self) -> frozenset[str]:
+        """Domains that e-mail may go to (`core.mail_address`); none where none is sent."""
+        if self.mail_server is None:
+            return frozenset()
+        named = frozenset(domain.lower() for domain in self.email_allowed_domains)
+        return named or frozenset({domain_of(parseaddr(self.email_from)[1])})
 
     @property
     def keys_required(self) -> bool:

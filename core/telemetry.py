@@ -7,13 +7,14 @@ https://cloud.google.com/logging/docs/structured-logging
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from core.messages import ClassifyImage, Message
 from core.records import RecordKey
 from core.tracing import current, is_sampled, span_id, trace_id
 
@@ -81,8 +82,28 @@ def bind_image(key: RecordKey) -> None:
     structlog.contextvars.bind_contextvars(**_names(key))
 
 
+@contextmanager
+def message_context(message: Message) -> Iterator[None]:
+    """As `image_context`, of what a message is about: an image, a job, or a job's item."""
+    with structlog.contextvars.bound_contextvars(**_names_of(message)):
+        yield
+
+
+def bind_message(message: Message) -> None:
+    """As `bind_image`, of what a message is about."""
+    structlog.contextvars.bind_contextvars(**_names_of(message))
+
+
 def _names(key: RecordKey) -> dict[str, str]:
     return {"image_hash": key.image_hash, "tenant": key.tenant}
+
+
+def _names_of(message: Message) -> Mapping[str, str | int]:
+    if not isinstance(message, ClassifyImage):
+        return {"job": message.job, "tenant": message.tenant}
+    if not message.job:
+        return _names(message.key)
+    return {**_names(message.key), "job": message.job, "position": message.position}
 
 
 def with_trace(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 
 from fastapi import Request
 
-from core.messages import ClassifyImage, PushEnvelope
+from core.messages import ClassifyImage, Message, PushEnvelope
 from core.ports import Publisher
-from core.telemetry import bind_image
+from core.telemetry import bind_message
 from core.tracing import NO_TRACER, Kind, Tracer, current, make_current, parsed_traceparent
 
 
@@ -15,11 +15,11 @@ from core.tracing import NO_TRACER, Kind, Tracer, current, make_current, parsed_
 def delivery(
     request: Request,
     envelope: PushEnvelope,
-    message: ClassifyImage,
+    message: Message,
     publisher: Publisher,
     tracer: Tracer,
 ) -> Iterator[None]:
-    """Inside, and on the request's closing line, everything logged and traced is the image's.
+    """Inside, and on the request's closing line, everything logged and traced is the message's.
 
     Each delivery of a message is a span of one trace. The request itself may be in another, which
     Cloud Run begins: the two are linked. Names:
@@ -37,7 +37,7 @@ def delivery(
         link=link,
     )
     make_current(span)
-    bind_image(message.key)
+    bind_message(message)
     if not span.recording:
         yield
         return
@@ -49,10 +49,12 @@ def delivery(
             "messaging.operation.type": "process",
             "messaging.operation.name": "process",
             "messaging.message.id": envelope.message.messageId,
-            "glimpse.image_hash": message.key.image_hash,
-            "glimpse.model": message.key.model,
         }
     )
+    if isinstance(message, ClassifyImage):
+        span.set({"glimpse.image_hash": message.key.image_hash, "glimpse.model": message.key.model})
+    if message.job:
+        span.set({"glimpse.job": message.job})
     if envelope.deliveryAttempt is not None:
         attempt = envelope.deliveryAttempt
         span.set({"messaging.gcp_pubsub.message.delivery_attempt": attempt})

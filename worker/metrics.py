@@ -4,7 +4,8 @@ from datetime import datetime
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from core.records import Claim
+from core.jobs import JobStatus
+from core.records import Claim, RecordError
 
 # Seconds: a queue that is empty hands over in milliseconds, one that was stopped after hours.
 DELAY_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200)
@@ -43,6 +44,22 @@ class WorkerMetrics:
             ["outcome"],
             registry=registry,
         )
+        self._jobs = Counter(
+            "glimpse_jobs_ended", "Jobs that ended here, by how", ["status"], registry=registry
+        )
+        items = Counter(
+            "glimpse_job_items",
+            "Items of jobs that ended, equal ones of a job counted once",
+            ["outcome"],
+            registry=registry,
+        )
+        self._succeeded, self._failed = items.labels("succeeded"), items.labels("failed")
+        self._notifications = Counter(
+            "glimpse_notifications",
+            "Deliveries of notifications, by how they ended",
+            ["kind", "outcome"],
+            registry=registry,
+        )
         for code in (SUCCESS, DUPLICATE, LEASE_LOST):
             self._classifications.labels(code)
 
@@ -57,6 +74,16 @@ class WorkerMetrics:
         """Count a dead letter, by the code that its record ended with or why it has none."""
         self._dead_letters.labels(code).inc()
 
+    def job_ended(self, status: JobStatus) -> None:
+        self._jobs.labels(status.value).inc()
+
+    def item_ended(self, error: RecordError | None) -> None:
+        (self._succeeded if error is None else self._failed).inc()
+
     def reconciled(self, counts: dict[str, int]) -> None:
         for outcome, count in counts.items():
             self._reconciled.labels(outcome).inc(count)
+
+    def notified(self, kind: str, outcome: str) -> None:
+        """Count one delivery of a notification: `webhook` or `email`, and how it ended."""
+        self._notifications.labels(kind, outcome).inc()

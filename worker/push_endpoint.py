@@ -6,7 +6,8 @@
 import asyncio
 import functools
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 import structlog
 from fastapi import APIRouter, Request, Response
@@ -19,24 +20,30 @@ from core.errors import (
     Unauthenticated,
     Unavailable,
 )
-from core.messages import PushEnvelope
+from core.messages import PushEnvelope, RunJob, message_of
 from core.observation import Observation
-from core.policy import CLASSIFY_PATH, DEAD_LETTER_PATH, RECONCILE_PATH
+from core.policy import (
+    CLASSIFY_PATH,
+    DEAD_LETTER_PATH,
+    JOBS_PATH,
+    RECONCILE_PATH,
+    SCHEDULE_PATH,
+)
 from core.request_route import RequestRoute
 from worker.classification import classify
 from worker.dead_letter import UNREADABLE, bury
 from worker.delivery import delivery
 from worker.documentation import ENVELOPE_BODY, refusals
 from worker.errors import EnvelopeTooLarge, InferenceFailed
+from worker.job_schedule import look_after_jobs
+from worker.jobs import run_job
+from worker.push_body import read_body
 from worker.reconciliation import reconcile
 from worker.workbench import Workbench
 
 log = structlog.get_logger(__name__)
 
 Endpoint = Callable[[Request], Awaitable[Response]]
-
-# Pub/Sub's largest message: https://cloud.google.com/pubsub/quotas#resource_limits
-MAX_ENVELOPE_BYTES = 10_000_000
 
 
 def push_routes(
@@ -78,32 +85,48 @@ def push_routes(
     )
     @admitted
     async def generate_annotations(request: Request) -> Response:
-        envelope = PushEnvelope.parse(await _body(request))
+        envelope = PushEnvelope.parse(await read_body(request))
         message, here = envelope.classify_image(), bench()
         with delivery(request, envelope, message, here.backend.publisher, observation.tracer):
             try:
-                await classify(message, here)
-            except asyncio.CancelledError:
-                # Only a server that stops and can wait no longer cancels a request. Its claim is
-                # given up by now, and the queue should hear more than a broken connection.
-                here.metrics.ended(Unavailable.code)
-                raise Unavailable("The worker is stopping.") from None
+                with _unless_stopped():
+                    await classify(message, here)
             except GlimpseError as error:
                 here.metrics.ended(error.code)
                 raise
         return Response(status_code=204)
 
     @router.post(
+        JOBS_PATH,
+        status_code=204,
+        summary="Bring the job on that a push envelope names",
+        responses=refusals(
+            MalformedEnvelope, Unauthenticated, Forbidden, EnvelopeTooLarge, Unavailable
+        ),
+        openapi_extra=ENVELOPE_BODY,
+    )
+    @admitted
+    async def run(request: Request) -> Response:
+        envelope = PushEnvelope.parse(await read_body(request))
+        message, here = RunJob.from_attributes(envelope.message.attributes), bench()
+        with (
+            delivery(request, envelope, message, here.backend.publisher, observation.tracer),
+            _unless_stopped(),
+        ):
+            await run_job(message, here)
+        return Response(status_code=204)
+
+    @router.post(
         DEAD_LETTER_PATH,
         status_code=204,
-        summary="Keep a message that used up its deliveries, and end its record",
+        summary="Keep a message that used up its deliveries, and end what waited for it",
         responses=refusals(Unauthenticated, Forbidden, Unavailable),
         openapi_extra=ENVELOPE_BODY,
     )
     @admitted
     async def generate_annotations_dlq(request: Request) -> Response:
         try:
-            envelope = PushEnvelope.parse(await _body(request))
+            envelope = PushEnvelope.parse(await read_body(request))
         except (MalformedEnvelope, EnvelopeTooLarge) as error:
             # No envelope, so no letter of a queue's. A refusal would bring it back for ever.
             log.error("dead letter unreadable", detail=error.detail)
@@ -111,7 +134,7 @@ def push_routes(
             return Response(status_code=204)
         here = bench()
         try:
-            message = envelope.classify_image()
+            message = message_of(envelope.message.attributes)
         except MalformedEnvelope:
             await bury(envelope, here)
             return Response(status_code=204)
@@ -132,23 +155,29 @@ def push_routes(
         here.metrics.reconciled({k: n for k, n in counts.items() if k != "purged"})
         return Response(json.dumps(counts).encode(), media_type="application/json")
 
+    @router.post(
+        SCHEDULE_PATH,
+        tags=["operations"],
+        summary="Look after jobs whose time has come",
+        responses=refusals(Unauthenticated, Forbidden, Unavailable),
+    )
+    @admitted
+    async def look_after_due_jobs(request: Request) -> Response:
+        here = bench()
+        counts = await look_after_jobs(here, here.clock())
+        return Response(json.dumps(counts).encode(), media_type="application/json")
+
     return router
 
 
-async def _body(request: Request) -> bytes:
-    """The whole body, or 413 as soon as it is known to be too large."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > MAX_ENVELOPE_BYTES:
-        raise _too_large()
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > MAX_ENVELOPE_BYTES:
-            raise _too_large()
-        chunks.append(chunk)
-    return b"".join(chunks)
+@contextmanager
+def _unless_stopped() -> Iterator[None]:
+    """Turn a cancellation into a refusal.
 
-
-def _too_large() -> EnvelopeTooLarge:
-    return EnvelopeTooLarge(f"A push envelope has at most {MAX_ENVELOPE_BYTES} bytes.")
+    Only a server that stops and can wait no longer cancels a request. Its claim is given up by now,
+    and the queue should hear more than a broken connection.
+    """
+    try:
+        yield
+    except asyncio.CancelledError:
+        raise Unavailable("The worker is stopping.") from None

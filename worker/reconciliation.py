@@ -1,53 +1,89 @@
 """Records that stand still: their message is published anew, or they end as `error`.
 
 The last line of defence, for what the queue cannot repair by itself: a message that was lost with
-its queue, or that was never published because the process died before it answered. The same run
-clears away dead letters that are too old.
+its queue, or that was never published because the process died before it answered. What a job left
+behind ends here too. The same run clears away dead letters that are too old.
 """
 
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 import structlog
 
 from core.backends import Backend
+from core.jobs import JobKey
 from core.messages import ClassifyImage
 from core.policy import DeliveryPolicy
 from core.publishing import publish
 from core.records import UPLOAD_LOST, Record, RecordError
 from core.telemetry import image_context
 from core.tracing import current
+from worker.job_items import CANCELLED
 
 log = structlog.get_logger(__name__)
 
 RECORDS, LETTERS = 100, 500  # most that one run looks after, so that it ends in time
+PAGES = 10  # of so many records; a job that waits for its time has a thousand of them
+OUTCOMES = ("republished", "lost", "expired", "cancelled", "waiting", "skipped", "purged")
 
 
 async def reconcile(
     backend: Backend, policy: DeliveryPolicy, now: datetime, limit: int = RECORDS
 ) -> dict[str, int]:
-    """Look after at most `limit` stale records, oldest first.
+    """Look after at most `limit` stale records, oldest first, and pass over those of live jobs.
 
     Returns how many were `republished`, failed because their image is `lost` or because they are
-    `expired`, or `skipped` because someone else moved them meanwhile; that is why any number of
+    `expired`, `cancelled` because the one job that asked for them is over, `waiting` since that one
+    is not, or `skipped` because someone else moved them meanwhile; that is why any number of
     these may run at once. `purged` counts dead letters past their retention. Raises Unavailable,
     after which the rest are still stale and wait for the next run.
     """
     before = now - timedelta(seconds=policy.stale_after)
-    counts = {"republished": 0, "lost": 0, "expired": 0, "skipped": 0, "purged": 0}
-    for record in await backend.records.stale(before, limit):
-        # The message that was lost took its trace with it.
-        with image_context(record.key), current().new_trace("reconcile record"):
-            counts[await _look_after(record, backend, policy, now, before)] += 1
+    counts: Counter[str] = Counter(dict.fromkeys(OUTCOMES, 0))
+    for _ in range(PAGES):
+        records = await backend.records.stale(before, limit)
+        over = await _jobs_over(backend, records, now)
+        waiting = [record for record in records if record.job and not over[_job_key(record)]]
+        # The job publishes its images again where it does not get on; until its end they are no
+        # business of ours. Marked, they make way for those behind them.
+        await asyncio.gather(*(backend.records.touch(each.key, before) for each in waiting))
+        counts["waiting"] += len(waiting)
+        for record in records:
+            if record.job and not over[_job_key(record)]:
+                continue
+            # The message that was lost took its trace with it.
+            with image_context(record.key), current().new_trace("reconcile record"):
+                counts[await _look_after(record, backend, policy, now, before)] += 1
+        if len(records) < limit or len(waiting) < len(records):
+            break
     too_old = now - timedelta(seconds=policy.dead_letter_retention)
     counts["purged"] = await backend.dead_letters.purge(too_old, LETTERS)
-    if any(counts.values()):
+    if any(count for outcome, count in counts.items() if outcome != "waiting"):
         log.info("reconciled", **counts)
-    return counts
+    return dict(counts)
+
+
+def _job_key(record: Record) -> JobKey:
+    return JobKey(record.key.tenant, record.job)
+
+
+async def _jobs_over(
+    backend: Backend, records: Sequence[Record], now: datetime
+) -> dict[JobKey, bool]:
+    """Of every job that alone asked for one of these: whether nobody waits for it any more."""
+    keys = {_job_key(record) for record in records if record.job}
+    found = await backend.jobs.get_many(list(keys)) if keys else {}
+    return {key: key not in found or found[key].over(now) for key in keys}
 
 
 async def _look_after(
     record: Record, backend: Backend, policy: DeliveryPolicy, now: datetime, before: datetime
 ) -> str:
+    if record.job:
+        return await _end(record, backend, "cancelled", CANCELLED, before)
     age = now - record.submitted_at
     if age > timedelta(seconds=policy.retention):
         detail = f"The image was not classified within {policy.retention:g} seconds."
@@ -67,7 +103,9 @@ async def _end(
     record: Record, backend: Backend, outcome: str, error: RecordError, before: datetime
 ) -> str:
     # Only while it still stands: an upload that found it may have moved it since.
-    if not await backend.records.fail(record.key, error, untouched_since=before):
+    of = record.job
+    if not await backend.records.fail(record.key, error, untouched_since=before, only_for=of):
         return "skipped"
-    log.error("record ended", code=error.code, status=record.status)
+    level = logging.INFO if of else logging.ERROR
+    log.log(level, "record ended", code=error.code, status=record.status)
     return outcome

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import structlog
@@ -17,6 +18,7 @@ from core.tracing import span
 from worker.errors import last_failure
 from worker.metrics import WorkerMetrics
 from worker.model_registry import ModelRegistry
+from worker.places import PriorityPlaces
 
 log = structlog.get_logger(__name__)
 
@@ -29,8 +31,9 @@ class Workbench:
     """Opened once a process, inside its event loop.
 
     `places` admits twice as many images as there are processes to classify them, so that the next
-    one's bytes are there when a process becomes free. An image is claimed only once admitted: no
-    lease runs down in a line of unknown length.
+    one's bytes are there when a process becomes free, the most urgent first: Pub/Sub pushes the
+    messages of every priority at once. An image is claimed only once admitted: no lease runs down
+    in a line of unknown length. `jobs` says what becomes of jobs when.
     """
 
     def __init__(
@@ -46,7 +49,9 @@ class Workbench:
         self.models = models
         self.metrics = metrics
         self.clock = clock
-        self.places = asyncio.Semaphore(2 * settings.classifier_processes)
+        self.places = PriorityPlaces(2 * settings.classifier_processes)
+        self.jobs = settings.jobs
+        self.refresh_interval = timedelta(seconds=self.jobs.refresh_interval)
         self._losses: LRUCache[RecordKey, int] = LRUCache(REMEMBERED_LOSSES)
         self._in_hand = 0
         self._emptied = asyncio.Event()

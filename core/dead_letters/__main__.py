@@ -25,11 +25,11 @@ PAGE = 200
 
 def table(letters: Sequence[DeadLetter]) -> str:
     """The letters as aligned columns under a heading."""
-    rows = [("ID", "IMAGE", "MODEL", "DELIVERIES", "DIED", "RESOLVED", "REASON")]
+    rows = [("ID", "IMAGE/JOB", "MODEL", "DELIVERIES", "DIED", "RESOLVED", "REASON")]
     rows += [
         (
             letter.id,
-            letter.attributes.get("image_hash", "-")[:12],
+            letter.attributes.get("image_hash", letter.attributes.get("job", "-"))[:12],
             letter.attributes.get("model", "-")[:80],
             str(letter.attempts),
             rfc3339(letter.died_at),

@@ -79,6 +79,31 @@ async def test_a_created_record_comes_back_unchanged(
     assert await records.get(record.key) == record
 
 
+async def test_get_many_finds_what_is_there_of_any_tenant_and_model(
+    records: RecordStore, clock: MovableClock
+) -> None:
+    keys = [key_of(), key_of(2), key_of(tenant="acme"), key_of(model="vit@abcdef012345")]
+    there = {key: await created(records, clock, key) for key in keys}
+    claim = await records.claim(key_of(2), LEASE)
+    assert claim is not None
+    assert await records.complete(claim, RESULT)
+    there[key_of(2)] = await stored(records, key_of(2))
+    others = [key_of(3), key_of(2, tenant="acme"), key_of(tenant="empty")]
+    assert await records.get_many([*keys, *others, key_of()]) == there
+    assert await records.get_many(others) == {}
+    assert await records.get_many([]) == {}
+
+
+async def test_get_many_takes_more_keys_than_a_request_may_have(
+    records: RecordStore, clock: MovableClock
+) -> None:
+    there = [key_of(number) for number in range(1, 2600, 25)]
+    for start in range(0, len(there), 20):
+        await asyncio.gather(*(created(records, clock, key) for key in there[start : start + 20]))
+    asked = [key_of(number) for number in range(2600)]
+    assert sorted(await records.get_many(asked), key=str) == sorted(there, key=str)
+
+
 async def test_of_twenty_concurrent_creates_one_wins(
     records: RecordStore, clock: MovableClock
 ) -> None:

@@ -229,7 +229,7 @@ async def test_the_command_works_on_it(
     listed = await command("list")
     heading, first, second = listed.splitlines()
     assert heading.split() == [
-        "ID", "IMAGE", "MODEL", "DELIVERIES", "DIED", "RESOLVED", "REASON",
+        "ID", "IMAGE/JOB", "MODEL", "DELIVERIES", "DIED", "RESOLVED", "REASON",
     ]  # fmt: skip
     assert first.index("inference_failed: The model failed.") == heading.index("REASON")
     assert other.id in first

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 from fastapi import FastAPI
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 
 from app.gate import Gate
 from app.image_service import ImageService, service_in
@@ -121,10 +121,18 @@ def routes_of(app: FastAPI) -> list[tuple[str, str, Scope | str | None]]:
     """(method, path, what it asks for) of everything that the application answers."""
     found = []
     for route in every_route(app.router.routes):
+        if isinstance(route, WebSocketRoute):
+            continue  # `sockets_of` has them
         assert isinstance(route, Route), f"{route} is of a kind that these tests do not know"
         methods = sorted(route.methods or ())
         found += [(method, route.path, access_of(route)) for method in methods]
     return found
+
+
+def sockets_of(app: FastAPI) -> list[tuple[str, Scope | str | None]]:
+    """(path, what it asks for) of every WebSocket."""
+    routes = every_route(app.router.routes)
+    return [(r.path, access_of(r)) for r in routes if isinstance(r, WebSocketRoute)]
 
 
 def api_settings(tmp_path: Path, bundle: Path, **changes: object) -> Settings:

@@ -196,6 +196,7 @@ CASES: dict[tuple[str, str], Callable[[World], Awaitable[None]]] = {
     ("GET", V1 + "/{image_hash}"): lambda w: reading(w, "GET"),
     ("HEAD", V1 + "/{image_hash}"): lambda w: reading(w, "HEAD"),
     ("DELETE", V1 + "/{image_hash}"): deleting,
+    ("GET", V1 + "/{image_hash}/stream"): lambda w: results(w, "GET", V1 + "/{}/stream"),
     ("GET", V1 + "/{image_hash}/content"): lambda w: results(w, "GET", V1 + "/{}/content"),
     ("HEAD", V1 + "/{image_hash}/content"): lambda w: results(w, "HEAD", V1 + "/{}/content"),
     ("GET", "/api/v1/keys"): listing_keys,

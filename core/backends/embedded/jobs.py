@@ -7,12 +7,11 @@ from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from core import jobs
 from core.backends.embedded.database import Database
 from core.backends.embedded.times import to_micros
 from core.clock import Clock, utc_now
+from core.job_codec import job_of_text, text_of_job
 from core.jobs import Counts, ItemState, Job, JobFilter, JobItem, JobKey
 from core.policy import JobPolicy
 from core.ports import JobStep
@@ -54,7 +53,6 @@ TABLES: Sequence[str] = (
     "CREATE INDEX job_items_by_state ON job_items (tenant, job, state)",
 )
 
-_JOB = TypeAdapter(Job)
 _KEY = "tenant = ? AND id = ?"
 _ITEMS_OF = "tenant = ? AND job = ?"
 _ITEM = "position, image_hash, name, metadata, state, error, twin_of, twins"
@@ -104,7 +102,7 @@ class SqliteJobStore:
 
     async def create(self, job: Job) -> bool:
         row = (*_key_of(job.key), job.position, job.status, job.type, job.owner)
-        rest = (job.sealed, to_micros(job.wake_at), _document(job))
+        rest = (job.sealed, to_micros(job.wake_at), text_of_job(job))
 
         def insert(connection: sqlite3.Connection) -> bool:
             return connection.execute(_INSERT, (*row, *rest)).rowcount == 1
@@ -131,7 +129,7 @@ class SqliteJobStore:
                     [value for key in chunk for value in _key_of(key)],
                 )
                 for (document,) in rows:
-                    job = _JOB.validate_json(document)
+                    job = job_of_text(document)
                     found[job.key] = job
             return found
 
@@ -141,7 +139,7 @@ class SqliteJobStore:
         values = (wanted.tenant, after, wanted.status, wanted.type, wanted.owner, limit)
 
         def select(connection: sqlite3.Connection) -> Sequence[Job]:
-            return [_JOB.validate_json(text) for (text,) in connection.execute(_LIST, values)]
+            return [job_of_text(text) for (text,) in connection.execute(_LIST, values)]
 
         return await self._database.read(select)
 
@@ -192,7 +190,7 @@ class SqliteJobStore:
                 "SELECT document FROM jobs WHERE wake_at <= ? ORDER BY wake_at LIMIT ?",
                 (to_micros(now), limit),
             )
-            return [_JOB.validate_json(text) for (text,) in rows]
+            return [job_of_text(text) for (text,) in rows]
 
         return await self._database.read(select)
 
@@ -231,16 +229,12 @@ class SqliteJobStore:
 
 def _select(connection: sqlite3.Connection, key: JobKey) -> Job | None:
     row = connection.execute(_GET, _key_of(key)).fetchone()
-    return None if row is None else _JOB.validate_json(row[0])
+    return None if row is None else job_of_text(row[0])
 
 
 def _update(connection: sqlite3.Connection, job: Job) -> None:
-    state = (job.status, job.sealed, to_micros(job.wake_at), _document(job))
+    state = (job.status, job.sealed, to_micros(job.wake_at), text_of_job(job))
     connection.execute(_UPDATE, (*state, *_key_of(job.key)))
-
-
-def _document(job: Job) -> str:
-    return _JOB.dump_json(job).decode()
 
 
 def _key_of(key: JobKey) -> tuple[str, str]:

@@ -2,7 +2,8 @@
 
 import json
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from functools import partial
@@ -62,6 +63,11 @@ _COLUMNS = (
 )
 # ruff's S608 warns of values pasted into SQL; these are constants pasted into constants.
 _SELECT = f"SELECT {_COLUMNS} FROM records WHERE {_KEY}"  # noqa: S608
+# An array in one parameter: a statement for any number of keys, which SQLite prepares once.
+_SELECT_MANY = (
+    f"SELECT {_COLUMNS} FROM records WHERE tenant = ? AND model = ?"  # noqa: S608
+    " AND image_hash IN (SELECT value FROM json_each(?))"
+)
 _INSERT = (
     f"INSERT INTO records ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
     " ON CONFLICT DO NOTHING"
@@ -95,6 +101,11 @@ class SqliteRecordStore:
 
     async def get(self, key: RecordKey) -> Record | None:
         return await self._database.read(partial(_select, key=key))
+
+    async def get_many(self, keys: Sequence[RecordKey]) -> Mapping[RecordKey, Record]:
+        if not keys:
+            return {}
+        return await self._database.read(partial(_select_many, keys=keys))
 
     async def create(self, record: Record) -> bool:
         def insert(connection: sqlite3.Connection) -> bool:
@@ -193,6 +204,20 @@ class SqliteRecordStore:
 def _select(connection: sqlite3.Connection, key: RecordKey) -> Record | None:
     row = connection.execute(_SELECT, _key_of(key)).fetchone()
     return None if row is None else _record_of(row, key)
+
+
+def _select_many(
+    connection: sqlite3.Connection, keys: Sequence[RecordKey]
+) -> dict[RecordKey, Record]:
+    groups: defaultdict[tuple[str, str], dict[str, RecordKey]] = defaultdict(dict)
+    for key in keys:
+        groups[key.tenant, key.model][key.image_hash] = key
+    found: dict[RecordKey, Record] = {}
+    for group, wanted in groups.items():
+        for row in connection.execute(_SELECT_MANY, (*group, json.dumps(list(wanted)))):
+            key = wanted[row[1]]
+            found[key] = _record_of(row, key)
+    return found
 
 
 def _key_of(key: RecordKey) -> tuple[str, str, str]:

@@ -12,6 +12,7 @@ from core.backends.google.blobs import CloudBlobStore
 from core.backends.google.datastore import Datastore
 from core.backends.google.dead_letters import DatastoreDeadLetterStore
 from core.backends.google.endpoints import open_endpoints
+from core.backends.google.jobs import DatastoreJobStore
 from core.backends.google.keys import (
     DatastoreAllowanceStore,
     DatastoreKeyStore,
@@ -19,6 +20,7 @@ from core.backends.google.keys import (
 )
 from core.backends.google.publisher import PubSubPublisher
 from core.backends.google.records import DatastoreRecordStore
+from core.backends.google.webhooks import DatastoreWebhookStore
 from core.backends.key_secret import local_key_secret
 from core.clock import Clock, utc_now
 from core.settings import Settings
@@ -26,7 +28,7 @@ from core.settings import Settings
 
 @asynccontextmanager
 async def open_google(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Backend]:
-    """The four ports, with one client each, made in the running loop and closed at the end.
+    """The ports, with one client each, made in the running loop and closed at the end.
 
     Nothing is contacted yet, so that a process starts while a service is down: readiness says so.
     Raises Unavailable where there are no credentials.
@@ -46,6 +48,10 @@ async def open_google(settings: Settings, clock: Clock = utc_now) -> AsyncIterat
         stack.push_async_callback(record_store.close)
         dead_letters = DatastoreDeadLetterStore(*database)
         stack.push_async_callback(dead_letters.close)
+        jobs = DatastoreJobStore(*database, policy=settings.jobs)
+        stack.push_async_callback(jobs.close)
+        webhooks = DatastoreWebhookStore(Datastore(*database[:4], "webhook store"), clock)
+        stack.push_async_callback(webhooks.close)
         pubsub_channel = endpoints.pubsub_channel()
         stack.push_async_callback(pubsub_channel.close)
         publisher = PubSubPublisher(pubsub_channel, endpoints.project, settings.topic_prefix)
@@ -53,7 +59,15 @@ async def open_google(settings: Settings, clock: Clock = utc_now) -> AsyncIterat
         client = await asyncio.to_thread(endpoints.storage_client)
         blobs = CloudBlobStore(client, settings.bucket, endpoints.links)
         stack.push_async_callback(blobs.close)
-        yield Backend(record_store, blobs, publisher, dead_letters, endpoints.local_links)
+        yield Backend(
+            record_store,
+            blobs,
+            publisher,
+            dead_letters,
+            jobs,
+            webhooks=webhooks,
+            links=endpoints.local_links,
+        )
 
 
 @asynccontextmanager

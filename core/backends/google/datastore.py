@@ -7,7 +7,7 @@ transaction is run again, from its read.
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import grpc.aio
@@ -50,10 +50,13 @@ T = TypeVar("T")
 # nobody waits for.
 REQUEST, TRANSACTION, ROLLBACK = 3.0, 8.0, 3.0
 ATTEMPTS = 12  # of a transaction that others keep aborting
+# Of a lookup, and of a commit: https://cloud.google.com/datastore/docs/concepts/limits
+MOST_KEYS, MOST_MUTATIONS = 1000, 500
 FIRST_PAUSE, LAST_PAUSE = 0.01, 0.5  # seconds between them, at random up to a doubling limit
-# Lookups and queries change nothing and may be repeated.
+# Lookups and queries change nothing and may be repeated. Aborted: an ancestor's query that met a
+# commit, on the Datastore emulator.
 RETRY = AsyncRetry(
-    predicate=if_exception_type(InternalServerError, ServiceUnavailable),
+    predicate=if_exception_type(Aborted, InternalServerError, ServiceUnavailable),
     initial=0.05,
     maximum=0.5,
     multiplier=2.0,
@@ -90,11 +93,21 @@ class Datastore:
         """The entity under `key`, or None. Raises Unavailable."""
         with translated(self._part):
             self._check_open()
-            return self._found(await self._lookup(key, retry=RETRY))
+            return self._found(await self._lookup([key], retry=RETRY))
+
+    async def find_many(self, keys: Sequence[Any]) -> list[Any]:
+        """Those entities under `keys` that are there, in no order. Raises Unavailable."""
+        with translated(self._part):
+            self._check_open()
+            return await self._lookup_all(keys, retry=RETRY)
 
     async def find_in(self, key: Any, transaction: bytes) -> Any | None:
         """As `find`, inside of a transaction of `transact`."""
-        return self._found(await self._lookup(key, _inside(transaction)))
+        return self._found(await self._lookup([key], _inside(transaction)))
+
+    async def find_many_in(self, keys: Sequence[Any], transaction: bytes) -> list[Any]:
+        """As `find_many`, inside of a transaction of `transact`."""
+        return await self._lookup_all(keys, _inside(transaction))
 
     async def insert(self, entity: Any, tenant: str) -> bool:
         """Store a new entity of `tenant`; False where its key exists. Raises Unavailable."""
@@ -109,6 +122,16 @@ class Datastore:
             return True
 
         return await self._persistently(insert)
+
+    async def insert_missing(self, entities: Sequence[Any]) -> None:
+        """Store those whose key is not there yet, of a tenant that is known. Raises Unavailable.
+
+        Not all at once: some may be there before others, or alone where it raises.
+        """
+        for begin in range(0, len(entities), MOST_MUTATIONS):
+            chunk = entities[begin : begin + MOST_MUTATIONS]
+            if not await self._insert_all(chunk):
+                await self.transact(self._adding_missing(chunk))
 
     async def delete(self, keys: Sequence[Any]) -> None:
         """Delete the entities that are there. Raises Unavailable."""
@@ -147,7 +170,7 @@ class Datastore:
         """
 
         async def attempt() -> T:
-            transaction = await self._begin()
+            transaction = await self._begin({"read_write": {}})
             committed = False
             try:
                 result, mutations = await work(transaction)
@@ -161,10 +184,22 @@ class Datastore:
 
         return await self._persistently(attempt)
 
+    async def snapshot(self, work: Callable[[bytes], Awaitable[T]]) -> T:
+        """What `work` returns, whose reads are all of one moment. Nobody waits for them."""
+
+        async def attempt() -> T:
+            transaction = await self._begin({"read_only": {}})
+            try:
+                return await work(transaction)
+            finally:
+                self._roll_back_later(transaction)
+
+        return await self._persistently(attempt)
+
     async def ping(self) -> None:
         with translated(self._part):
             self._check_open()
-            await self._lookup(self.keys.path("", ("Ping", "ping")))
+            await self._lookup([self.keys.path("", ("Ping", "ping"))])
 
     async def close(self) -> None:
         """Let go of the locks that refused transactions still hold."""
@@ -185,19 +220,63 @@ class Datastore:
                         await asyncio.sleep(random.uniform(0, pause))
                 return await work()
 
-    async def _begin(self) -> bytes:
-        raw = BeginTransactionRequest.pb()(**self._where, transaction_options={"read_write": {}})
+    async def _insert_all(self, entities: Sequence[Any]) -> bool:
+        """False where one was there: then any of the others may be there now, or not."""
+
+        async def insert() -> bool:
+            try:
+                await self._commit([RawMutation(insert=entity) for entity in entities])
+            except AlreadyExists:
+                return False
+            return True
+
+        return await self._persistently(insert)
+
+    def _adding_missing(
+        self, entities: Sequence[Any]
+    ) -> Callable[[bytes], Awaitable[tuple[None, Sequence[Any]]]]:
+        """Work for `transact`; an upsert of what its transaction knows to be absent is an insert
+        that never fails for being too late: the transaction is run again instead."""
+        by_path = {_path(entity): entity for entity in entities}
+
+        async def add(transaction: bytes) -> tuple[None, Sequence[Any]]:
+            missing = dict(by_path)
+            keys = [entity.key for entity in entities]
+            for entity in await self.find_many_in(keys, transaction):
+                missing.pop(_path(entity), None)
+            return None, [RawMutation(upsert=entity) for entity in missing.values()]
+
+        return add
+
+    async def _begin(self, options: Mapping[str, Any]) -> bytes:
+        raw = BeginTransactionRequest.pb()(**self._where, transaction_options=options)
         response = await self._client.begin_transaction(
             request=BeginTransactionRequest.wrap(raw), retry=None, timeout=REQUEST
         )
         return response.transaction
 
-    async def _lookup(self, key: Any, options: Any = None, retry: AsyncRetry | None = None) -> Any:
-        raw = LookupRequest.pb()(**self._where, keys=[key], read_options=options)
+    async def _lookup(
+        self, keys: Sequence[Any], options: Any = None, retry: AsyncRetry | None = None
+    ) -> Any:
+        raw = LookupRequest.pb()(**self._where, keys=keys, read_options=options)
         response = await self._client.lookup(
             request=LookupRequest.wrap(raw), retry=retry, timeout=REQUEST
         )
         return LookupResponse.pb(response)
+
+    async def _lookup_all(
+        self, keys: Sequence[Any], options: Any = None, retry: AsyncRetry | None = None
+    ) -> list[Any]:
+        """Those that are there, over as many answers as it takes."""
+        entities: list[Any] = []
+        rest = list(keys)
+        while rest:
+            response = await self._lookup(rest[:MOST_KEYS], options, retry)
+            if not (response.found or response.missing):  # or we might ask for ever
+                raise Unavailable(f"The {self._part} does not answer.")
+            entities += [result.entity for result in response.found]
+            rest = [*response.deferred, *rest[MOST_KEYS:]]
+        return entities
 
     def _found(self, response: Any) -> Any | None:
         if response.deferred:  # the server did not get round to the one key there is
@@ -249,7 +328,7 @@ class Datastore:
             if tenant in self._registered:
                 return
             key = self.keys.tenant(tenant)
-            if not (await self._lookup(key, retry=RETRY)).found:
+            if not (await self._lookup([key], retry=RETRY)).found:
                 await self._commit([RawMutation(upsert=RawEntity(key=key))])
             self._registered.add(tenant)
 
@@ -278,6 +357,11 @@ def property_filter(name: str, operator: int, value: Any) -> Any:
     return Filter.pb()(
         property_filter=PropertyFilter.pb()(property={"name": name}, op=operator, value=value)
     )
+
+
+def _path(entity: Any) -> tuple[tuple[str, str], ...]:
+    """What tells an entity from all others of its tenant."""
+    return tuple((element.kind, element.name) for element in entity.key.path)
 
 
 def _inside(transaction: bytes) -> Any:

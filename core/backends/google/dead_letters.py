@@ -15,6 +15,7 @@ from google.cloud.datastore_v1.types import CompositeFilter, Filter, PropertyFil
 
 from core.backends.google.datastore import (
     KEY_ONLY,
+    MOST_MUTATIONS,
     Datastore,
     RawMutation,
     RawQuery,
@@ -35,7 +36,6 @@ from core.positions import older_than
 
 KIND = "DeadLetter"
 PART = "dead-letter store"
-MOST_MUTATIONS = 500  # in one commit: https://cloud.google.com/datastore/docs/concepts/limits
 _ALL, _ALL_BY_CODE, _OPEN, _OPEN_BY_CODE = "all", "all_by_code", "open", "open_by_code"
 
 

@@ -1,6 +1,6 @@
 """Records in Datastore. `core.records` decides each transition, a transaction applies it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from heapq import nsmallest
 from typing import Any
@@ -50,6 +50,12 @@ class DatastoreRecordStore:
 
     async def get(self, key: RecordKey) -> Record | None:
         return self._record(await self._datastore.find(self._keys.record(key)))
+
+    async def get_many(self, keys: Sequence[RecordKey]) -> Mapping[RecordKey, Record]:
+        # Datastore takes a key once in a request.
+        entities = await self._datastore.find_many([self._keys.record(key) for key in set(keys)])
+        found = (record_of(entity, self._keys) for entity in entities)
+        return {record.key: record for record in found}
 
     async def create(self, record: Record) -> bool:
         entity = entity_of(record, self._keys.record(record.key))

@@ -1,0 +1,93 @@
+"""Batches as they come in: whatever their form, their images end in storage, one by one."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from starlette.requests import Request
+
+from app.batch_intake import Intake
+from app.batch_manifest import BatchManifest, parse_manifest
+from app.batch_upload import MAX_MANIFEST_BYTES, BatchImage, BatchLimits, read_body, read_form
+from app.batch_zip import MEDIA_TYPES, ZipSpool, read_zip
+from app.form_parser import is_form
+from app.image_header import accepted_type, inspect_header
+from app.upload_slots import UploadSlot
+from core.errors import UnsupportedMediaType
+from core.ports import BlobStore
+from core.records import blob_name
+from core.settings import FORM_OVERHEAD, Settings
+
+JSON = "application/json"
+ACCEPTED = ("multipart/form-data", MEDIA_TYPES[0], JSON)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """`images` came with the request: they are stored, or have an `error`."""
+
+    images: list[BatchImage]
+    manifest: BatchManifest
+
+
+class Batches:
+    """What one process needs to read batches."""
+
+    def __init__(self, settings: Settings, blobs: BlobStore) -> None:
+        self._blobs = blobs
+        self._max_pixels = settings.max_image_pixels
+        self._limits = BatchLimits(settings.max_batch_bytes, settings.max_image_bytes)
+        self._spool = ZipSpool(settings.data_dir / "spool")
+        # Beside these the image is held that is arriving.
+        room = settings.max_upload_bytes_in_flight - settings.max_image_bytes - FORM_OVERHEAD
+        self._most_storing = min(settings.max_image_bytes, room)
+
+    async def read(
+        self, request: Request, tenant: str, slot: UploadSlot, count: Callable[[int], None]
+    ) -> Batch:
+        """Read the request; `count` is called with the size of each image.
+
+        Raises UnsupportedMediaType, MalformedBody, InvalidRequest, BatchTooLarge, Overloaded,
+        UploadTooSlow, Unavailable, and ClientDisconnect. Then no more than images were stored.
+        """
+        content_type = request.headers.get("content-type", "")
+        media_type = content_type.partition(";")[0].strip().lower()
+        if media_type == JSON:
+            return Batch([], parse_manifest(await _small_body(request, slot)))
+        intake = Intake(partial(self._store, tenant), slot, self._most_storing)
+
+        async def take(image: BatchImage) -> None:
+            count(len(image.data))
+            await intake.take(image)
+
+        try:
+            text = b""
+            if is_form(content_type):
+                text = await read_form(request, slot, self._limits, take)
+            elif media_type in MEDIA_TYPES:
+                await read_zip(request, slot, self._limits, self._spool, take)
+            else:
+                raise UnsupportedMediaType(
+                    "Send a form, a zip, or a JSON document.", extra={"accepted": ACCEPTED}
+                )
+            manifest = parse_manifest(text)
+            return Batch(await intake.finish(), manifest)
+        finally:
+            await intake.close()
+
+    async def _store(self, tenant: str, image: BatchImage) -> None:
+        content_type = accepted_type(image.data)
+        await asyncio.to_thread(inspect_header, image.data, content_type, self._max_pixels)
+        await self._blobs.put(blob_name(tenant, image.image_hash), image.data, content_type)
+
+
+async def _small_body(request: Request, slot: UploadSlot) -> bytes:
+    body = bytearray()
+
+    async def feed(chunk: bytes) -> None:
+        body.extend(chunk)
+
+    limits = BatchLimits(MAX_MANIFEST_BYTES, MAX_MANIFEST_BYTES)
+    await read_body(request, slot, limits, feed)
+    return bytes(body)

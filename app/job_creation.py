@@ -1,0 +1,247 @@
+"""From a batch to a job: the promise behind its 202.
+
+job -> items -> records -> seal -> publish. Everything may be repeated: whoever creates a job under
+the same Idempotency-Key goes on where a crash has stopped, and a job that was never sealed is
+deleted by the scheduler. Its images are stored before.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import partial
+
+import structlog
+
+from app.batch_upload import check_count
+from app.batches import Batch
+from app.bounded_tasks import for_each
+from app.image_lookup import look_up
+from app.job_options import JobOptions
+from core import jobs
+from core.backends import Backend
+from core.clock import Clock, rfc3339, utc_now
+from core.errors import GlimpseError, IdempotencyKeyReused, InvalidRequest, NotUploaded, Unavailable
+from core.identity import Principal
+from core.jobs import ItemState, Job, JobItem, JobKey
+from core.messages import RunJob
+from core.policy import MAX_JOB_ITEMS, DeliveryPolicy, JobPolicy
+from core.priority import Priority
+from core.publishing import publish
+from core.records import Record, RecordError, RecordKey, Status, new_record, wanted
+
+log = structlog.get_logger(__name__)
+
+AT_ONCE = 16  # records that are written at once
+DEFAULT_DELIVERY = DeliveryPolicy()
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An image that a job shall have, or why it has none."""
+
+    image_hash: str
+    name: str = ""
+    metadata: Mapping[str, object] = field(default_factory=dict)
+    error: GlimpseError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobOrder:
+    """What a client asks for."""
+
+    principal: Principal
+    model: str
+    images: Sequence[Wanted]
+    options: JobOptions
+
+    def __post_init__(self) -> None:
+        """Raises InvalidRequest where there are no images, BatchTooLarge where too many."""
+        if not self.images:
+            raise InvalidRequest("The batch has no images.")
+        check_count(len(self.images), MAX_JOB_ITEMS)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what the client has said; nothing that we know ourselves, so that it never changes."""
+        options = self.options
+        images = [
+            [each.image_hash or f"{each.error and each.error.code} {each.name}", each.metadata]
+            for each in self.images
+        ]
+        said = [
+            images,
+            options.priority,
+            options.not_before and rfc3339(options.not_before),
+            options.notify_email,
+            options.cancel_after and options.cancel_after.total_seconds(),
+        ]
+        text = json.dumps(said, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def wanted_images(batch: Batch) -> list[Wanted]:
+    """What the manifest lists, in its order, then what came with the request and is not listed."""
+    came = {image.image_hash: image for image in reversed(batch.images) if image.image_hash}
+    listed: list[Wanted] = []
+    for entry in batch.manifest.image_hashes:
+        image = came.get(entry.image_hash)
+        name, error = ("", None) if image is None else (image.name, image.error)
+        listed.append(Wanted(entry.image_hash, name, entry.metadata, error))
+    hashes = {each.image_hash for each in listed}
+    others = [
+        Wanted(image.image_hash, image.name, error=image.error)
+        for image in batch.images
+        if not image.image_hash or image.image_hash not in hashes
+    ]
+    return [*listed, *others]
+
+
+class JobCreation:
+    """Creates the jobs of one process."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        clock: Clock = utc_now,
+        policy: JobPolicy = jobs.POLICY,
+        delivery: DeliveryPolicy = DEFAULT_DELIVERY,
+    ) -> None:
+        self._backend = backend
+        self._clock = clock
+        self._policy = policy
+        self._delivery = delivery
+
+    async def create(self, order: JobOrder) -> Job:
+        """The job, sealed: it will run, whatever becomes of this process.
+
+        Raises IdempotencyKeyReused, and Unavailable, after which the same request goes on.
+        """
+        now, options = self._clock(), order.options
+        key = JobKey(order.principal.tenant, _job_id(order))
+        job = jobs.new_job(
+            key,
+            order.principal.key_id,
+            order.model,
+            len(order.images),
+            now,
+            priority=options.priority or Priority.NORMAL,
+            fingerprint=order.fingerprint,
+            not_before=_ahead(options.not_before, now),
+            deadline=None if options.cancel_after is None else now + options.cancel_after,
+            notify_email=options.notify_email,
+            policy=self._policy,
+        )
+        if not await self._backend.jobs.create(job):
+            there = await self._backend.jobs.get(key)
+            if there is None:
+                raise Unavailable("The job is being deleted; try again.")
+            if there.fingerprint != job.fingerprint:
+                raise IdempotencyKeyReused(
+                    "This Idempotency-Key has created another job; use a new one.",
+                    extra={"job_id": key.id},
+                )
+            if there.sealed:
+                return there
+            job = there  # somebody has not finished that, or is just about it
+            before = await self._backend.jobs.items(key, MAX_JOB_ITEMS)
+            return await self._fill(job, order, before)
+        return await self._fill(job, order)
+
+    async def _fill(self, job: Job, order: JobOrder, before: Sequence[JobItem] = ()) -> Job:
+        """`before` are the items that are there already."""
+        items, records = await self._items(job, order, before)
+        await self._backend.jobs.add_items(job.key, items)
+        adopt = partial(self._adopt, job)
+        await for_each(records.items(), lambda found: adopt(*found), AT_ONCE)
+        sealed = await self._backend.jobs.change(
+            job.key, lambda job, now: jobs.sealed(job, now, self._policy)
+        )
+        if sealed is None:  # by another request with the same key
+            sealed = await self._backend.jobs.get(job.key)
+        if sealed is None:
+            raise Unavailable("The job took too long to create; try again.")
+        log.info("job accepted", job=job.key.id, images=len(items), priority=job.priority)
+        await self._begin(sealed, items)
+        return sealed
+
+    async def _begin(self, job: Job, items: Sequence[JobItem]) -> None:
+        """The scheduler does it where we fail to: the job is sealed."""
+        try:
+            if job.not_before is None:
+                await publish(self._backend.publisher, RunJob(job.key.tenant, job.key.id))
+            elif 0 < sum(item.state is ItemState.FAILED for item in items) < len(items):
+                await self._backend.jobs.refresh(job.key)  # it may be long before anybody counts
+        except GlimpseError as error:
+            log.warning("job starts later", job=job.key.id, reason=error.detail)
+
+    async def _items(
+        self, job: Job, order: JobOrder, before: Sequence[JobItem]
+    ) -> tuple[list[JobItem], dict[RecordKey, Record | None]]:
+        """The items, and the record, if there is one, of each image that is to be worked on."""
+        tenant = job.key.tenant
+        keys = {
+            each.image_hash: RecordKey(tenant, each.image_hash, job.model)
+            for each in order.images
+            if each.image_hash and each.error is None
+        }
+        present = await look_up(self._backend, list(keys.values()))
+        # What was missing at first stays so, or a twin would wait for an item that has failed.
+        missing = {each.image_hash for each in before if each.state is ItemState.FAILED}
+        items: list[JobItem] = []
+        first: dict[str, int] = {}
+        records: dict[RecordKey, Record | None] = {}
+        for position, each in enumerate(order.images):
+            item = JobItem(position, each.image_hash, each.name, each.metadata)
+            key, error = keys.get(each.image_hash), each.error
+            if key is not None and (each.image_hash in missing or not present[key].known):
+                error = NotUploaded("The service has no image with this hash: upload it.")
+            if error is not None:
+                failure = RecordError(error.code, error.detail, isinstance(error, NotUploaded))
+                item = replace(item, state=ItemState.FAILED, error=failure)
+            elif each.image_hash in first:
+                primary = first[each.image_hash]
+                item = replace(item, twin_of=primary)
+                items[primary] = replace(items[primary], twins=(*items[primary].twins, position))
+            else:
+                assert key is not None
+                first[each.image_hash] = position
+                records[key] = present[key].record
+            items.append(item)
+        return items, records
+
+    async def _adopt(self, job: Job, key: RecordKey, record: Record | None) -> None:
+        """See that there is a record which the job's message can bring to its end."""
+        records = self._backend.records
+        for _ in range(4):
+            now = self._clock()
+            if record is None:
+                done = await records.create(new_record(key, now, job.priority, job.key.id))
+            elif record.may_retry:
+                done = await records.retry(key, job.priority, job.key.id)
+            elif wanted(record, job.priority, job.key.id) is not None:
+                done = await records.want(key, job.priority, job.key.id)
+            elif record.status is Status.PENDING and self._old(record, now):
+                # The reconciler may be about to call its image lost.
+                done = await records.touch(key, now)
+            else:
+                return
+            if done:
+                return
+            record = await records.get(key)  # somebody was faster
+        raise Unavailable("An image is being changed by others; try again.")
+
+    def _old(self, record: Record, now: datetime) -> bool:
+        return (now - record.updated_at).total_seconds() > self._delivery.touch_after
+
+
+def _job_id(order: JobOrder) -> str:
+    key = order.options.idempotency_key
+    if not key:
+        return jobs.new_job_id()
+    return jobs.job_id_for(order.principal.tenant, order.principal.key_id, key)
+
+
+def _ahead(moment: datetime | None, now: datetime) -> datetime | None:
+    return moment if moment is not None and moment > now else None

@@ -1,0 +1,154 @@
+"""What one API process does about jobs; the routes only translate HTTP to this and back."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+from fastapi import FastAPI, Request
+
+from app.batches import Batches
+from app.job_creation import JobCreation, JobOrder, wanted_images
+from app.job_options import options_of, with_manifest
+from app.upload_slots import UploadSlot
+from core import jobs
+from core.backends import Backend
+from core.clock import Clock, utc_now
+from core.errors import Conflict, Forbidden, GlimpseError, NotFound
+from core.identity import Principal, Scope
+from core.jobs import Job, JobFilter, JobItem, JobKey, JobStatus
+from core.messages import Notify
+from core.publishing import publish
+from core.records import Record, RecordKey
+from core.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+NO_SUCH_JOB = "There is no such job."
+PAGE = 200  # items that are read at once where all of them are
+
+
+@dataclass(frozen=True, slots=True)
+class ItemResult:
+    """An item, and its image's record as far as there is one."""
+
+    item: JobItem
+    record: Record | None
+
+
+class JobService:
+    """Create, find, read and cancel jobs under one model."""
+
+    def __init__(
+        self, settings: Settings, backend: Backend, model: str, clock: Clock = utc_now
+    ) -> None:
+        self.public_url = settings.public_url
+        self._backend = backend
+        self._model = model
+        self._clock = clock
+        self._policy = settings.jobs
+        self._batches = Batches(settings, backend.blobs)
+        self._creation = JobCreation(backend, clock, settings.jobs, settings.delivery)
+
+    async def create(
+        self,
+        request: Request,
+        principal: Principal,
+        slot: UploadSlot,
+        count: Callable[[int], None],
+    ) -> Job:
+        """The job that the request asks for. `count` is called with the size of each image.
+
+        Raises what `options_of`, `Batches.read` and `JobCreation.create` do.
+        """
+        now = self._clock()
+        asked = options_of(request, now)
+        batch = await self._batches.read(request, principal.tenant, slot, count)
+        slot.release()
+        options = with_manifest(asked, batch.manifest, now)
+        order = JobOrder(principal, self._model, wanted_images(batch), options)
+        return await self._creation.create(order)
+
+    async def find(self, principal: Principal, job_id: str) -> Job:
+        """Raises NotFound, also for another tenant's, and Forbidden for another key's."""
+        try:
+            key = JobKey(principal.tenant, job_id)
+        except ValueError:
+            raise _no_such_job() from None
+        job = await self._backend.jobs.get(key)
+        if job is None or not job.sealed:
+            raise _no_such_job()
+        if job.owner != principal.key_id and Scope.ADMIN not in principal.scopes:
+            raise Forbidden("The job belongs to another key.")
+        return job
+
+    async def list(
+        self, principal: Principal, status: str, type_: str, limit: int, after: str
+    ) -> Sequence[Job]:
+        """Those of the caller's key, or for an administrator those of the tenant."""
+        owner = None if Scope.ADMIN in principal.scopes else principal.key_id
+        wanted = JobFilter(principal.tenant, status, type_, owner)
+        return await self._backend.jobs.list(wanted, limit, after)
+
+    async def cancel(self, principal: Principal, job_id: str) -> Job:
+        """The job, cancelled; nothing of it begins any more. Raises Conflict where it has ended."""
+        job = await self.find(principal, job_id)
+        after = await self._backend.jobs.change(
+            job.key, lambda job, now: jobs.cancelled(job, now, policy=self._policy)
+        )
+        if after is None:
+            job = await self.find(principal, job_id)
+            if job.status is not JobStatus.CANCELLED:
+                raise Conflict(f"The job has ended: it is {job.status}.")
+            return job
+        log.info("job cancelled", job=job_id)
+        await self._announce(after)
+        return after
+
+    async def results(self, job: Job, limit: int, after: int = -1) -> Sequence[ItemResult]:
+        """At most `limit` items behind the position `after`, with their records."""
+        items = await self._backend.jobs.items(job.key, limit, after)
+        keys = {
+            item.image_hash: RecordKey(job.key.tenant, item.image_hash, job.model)
+            for item in items
+            if item.image_hash
+        }
+        records = await self._backend.records.get_many(list(keys.values()))
+        return [
+            ItemResult(item, records.get(keys[item.image_hash]) if item.image_hash else None)
+            for item in items
+        ]
+
+    async def all_results(self, job: Job) -> AsyncIterator[Sequence[ItemResult]]:
+        """Every item in order, a page at a time."""
+        after = -1
+        while page := await self.results(job, PAGE, after):
+            yield page
+            if len(page) < PAGE:
+                return
+            after = page[-1].item.position
+
+    async def _announce(self, job: Job) -> None:
+        """The scheduler does it where we fail to."""
+        tenant, id_ = job.key.tenant, job.key.id
+        try:
+            await publish(self._backend.publisher, Notify(tenant, id_, f"job.{job.status}"))
+            await self._backend.jobs.change(
+                job.key, lambda job, now: jobs.announced(job, now, self._policy)
+            )
+        except GlimpseError as error:
+            log.warning("job announced later", job=id_, reason=error.detail)
+
+
+def jobs_in(app: FastAPI) -> JobService:
+    """The service that the application's lifespan opened."""
+    service: JobService = app.state.jobs
+    return service
+
+
+def jobs_of(request: Request) -> JobService:
+    """The service of the application that serves `request`."""
+    return jobs_in(request.app)
+
+
+def _no_such_job() -> NotFound:
+    return NotFound(NO_SUCH_JOB)

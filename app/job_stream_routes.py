@@ -1,0 +1,91 @@
+"""A job's changes as they come: server-sent events, and a WebSocket that can also cancel."""
+
+from contextlib import ExitStack
+
+from fastapi import APIRouter, Request, Response
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocket
+
+from app.documentation import STREAM_PARAMETERS, STREAM_REFUSALS, refusals, stream_of
+from app.event_stream import open_stream
+from app.guard import admitted, requires, socket_requires
+from app.image_service import ImageService
+from app.job_events import JobWatcher
+from app.job_service import NO_SUCH_JOB, JobService, jobs_in, jobs_of
+from app.live_events import LiveEvents, event_id
+from app.live_socket import LiveSocket, check_origin
+from app.socket_protocol import PATHS
+from core import errors
+from core.identity import Principal, Scope
+from core.jobs import Job
+from core.messages import JOB_ID
+from core.request_route import RequestRoute
+
+SOCKET_PATH = PATHS.decode() + "jobs/{job_id}"
+
+_PARAMETERS = [
+    {
+        "name": "job_id",
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string", "pattern": f"^{JOB_ID.pattern}$"},
+    },
+    *STREAM_PARAMETERS,
+]
+
+router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"], route_class=RequestRoute)
+
+
+@router.get(
+    "/{job_id}/stream",
+    summary="A job's changes, as they come",
+    description="Server-sent events: first the job as it is, then each change of it, at the end "
+    "`complete`, or `error` where it failed or was cancelled. Then the stream is closed.\n\n"
+    f'`WS {SOCKET_PATH}` has the same events as messages `{{"id", "event", "data"}}`, takes '
+    '`last_event_id` as well, and cancels the job on the message `{"action": "cancel"}`. It is '
+    "closed with 1000 after the last event, with 1012 where you are to come again, and with 4000 "
+    "plus a status where HTTP would answer with that: 4401, 4403, 4404, 4429, 4503.",
+    responses={
+        **stream_of("job"),
+        **refusals(errors.NotFound, errors.Forbidden),
+        **STREAM_REFUSALS,
+    },
+    openapi_extra={"parameters": _PARAMETERS},
+)
+@requires(Scope.JOBS)
+async def stream(request: Request, principal: Principal) -> Response:
+    job = await jobs_of(request).find(principal, request.path_params["job_id"])
+    service, watcher = _parts(request)
+    return await open_stream(request, service.streams, watcher, job.key, NO_SUCH_JOB)
+
+
+@socket_requires(Scope.JOBS)
+async def follow(websocket: WebSocket, principal: Principal) -> None:
+    service, watcher = _parts(websocket)
+    jobs: JobService = jobs_in(websocket.app)
+    check_origin(websocket, service.settings.cors_origins)
+    job = await jobs.find(principal, websocket.path_params["job_id"])
+
+    async def cancel() -> Job:
+        # As DELETE does it: asked for a key anew, and counted.
+        return await jobs.cancel(await admitted(websocket, Scope.JOBS), job.key.id)
+
+    with ExitStack() as held:
+        held.enter_context(service.streams.place("websocket"))
+        changes = held.enter_context(watcher.watching(job.key))
+        after = event_id(websocket.query_params.get("last_event_id"))
+        events = LiveEvents(changes, after)
+        if not await events.open(NO_SUCH_JOB):
+            changes.end()
+        await websocket.accept()
+        socket = LiveSocket(websocket, events, changes, cancel)
+        with service.streams.running(socket):
+            await socket.run()
+
+
+router.routes.append(WebSocketRoute(SOCKET_PATH, follow, name="follow"))
+
+
+def _parts(connection: Request | WebSocket) -> tuple[ImageService, JobWatcher]:
+    state = connection.app.state
+    return state.service, state.job_watcher

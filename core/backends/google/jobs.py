@@ -1,0 +1,347 @@
+"""Jobs in Datastore: `Job/{id}` in the tenant's namespace, its items `Item/{position}` below it.
+
+Job and item are JSON texts; what is searched for stands beside them as an indexed property. Every
+query is one that Datastore's built-in indexes answer, so that nobody has to set an index up: by
+ancestor, equality and key for items, by a range of one property for jobs. A job has one property
+for each way to list it, as dead letters do.
+https://cloud.google.com/datastore/docs/concepts/indexes
+
+A settled item changes no entity but its own. The job is written when its items are counted, at most
+once in `SLOWEST_REFRESH`, and when it ends.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import datetime, timedelta
+from heapq import nsmallest
+from typing import Any
+
+import grpc.aio
+from google.cloud.datastore_v1.types import CompositeFilter, Filter, PropertyFilter, PropertyOrder
+
+from core import jobs
+from core.backends.google.datastore import (
+    KEY_ONLY,
+    MOST_MUTATIONS,
+    TRANSACTION,
+    Datastore,
+    RawMutation,
+    RawQuery,
+    property_filter,
+)
+from core.backends.google.entities import RawEntity, RawValue, set_text, time_value
+from core.backends.google.errors import translated
+from core.backends.google.turns import Turns
+from core.clock import Clock, utc_now
+from core.job_codec import item_of_text, job_of_text, text_of_item, text_of_job
+from core.jobs import Counts, ItemState, Job, JobFilter, JobItem, JobKey
+from core.policy import JobPolicy
+from core.ports import JobStep
+from core.records import RecordError
+
+JOB_KIND, ITEM_KIND = "Job", "Item"
+PART = "job store"
+# Datastore advises against more than one write a second to an entity:
+# https://cloud.google.com/datastore/docs/best-practices
+SLOWEST_REFRESH = timedelta(seconds=1)
+_DOCUMENT, _STATE, _WAKE_AT = "document", "state", "wake_at"
+_Operator = PropertyFilter.Operator
+
+
+class DatastoreJobStore:
+    """`core.ports.JobStore` on one database.
+
+    An `interval` below `SLOWEST_REFRESH` is taken for that, but for none at all.
+    """
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        project: str,
+        database: str = "",
+        namespace_prefix: str = "",
+        clock: Clock = utc_now,
+        *,
+        policy: JobPolicy = jobs.POLICY,
+    ) -> None:
+        self._datastore = Datastore(channel, project, database, namespace_prefix, PART)
+        self._keys = self._datastore.keys
+        self._clock = clock
+        self._policy = policy
+        self._turns = Turns()
+
+    async def create(self, job: Job) -> bool:
+        return await self._datastore.insert(self._entity_of(job), job.key.tenant)
+
+    async def add_items(self, key: JobKey, items: Sequence[JobItem]) -> None:
+        entities = [_entity_of_item(self._item_key(key, item.position), item) for item in items]
+        await self._datastore.insert_missing(entities)
+
+    async def get(self, key: JobKey) -> Job | None:
+        return _job_of(await self._datastore.find(self._key(key)))
+
+    async def get_many(self, keys: Sequence[JobKey]) -> Mapping[JobKey, Job]:
+        wanted = [self._key(key) for key in dict.fromkeys(keys)]
+        found = [job_of_text(_text(each)) for each in await self._datastore.find_many(wanted)]
+        return {job.key: job for job in found}
+
+    async def list(self, wanted: JobFilter, limit: int, after: str = "") -> Sequence[Job]:
+        """As the port says; the type is looked at here, so it may take more than one query."""
+        found: list[Job] = []
+        while len(found) < limit:
+            query = _listing(wanted, after, limit)
+            page = [
+                job_of_text(_text(entity))
+                for entity in await self._datastore.query(wanted.tenant, query)
+            ]
+            found += [job for job in page if wanted.type in ("", job.type)]
+            if len(page) < limit:
+                break
+            after = page[-1].position
+        return found[:limit]
+
+    async def items(
+        self, key: JobKey, limit: int, after: int = -1, state: ItemState | None = None
+    ) -> Sequence[JobItem]:
+        query = self._items_query(key, state, limit)
+        behind = RawValue(key_value=self._item_key(key, after))
+        if after >= 0:
+            query.filter.composite_filter.filters.append(
+                property_filter("__key__", _Operator.GREATER_THAN, behind)
+            )
+        query.order.add(property={"name": "__key__"}, direction=PropertyOrder.Direction.ASCENDING)
+        entities = await self._datastore.query(key.tenant, query)
+        return [item_of_text(_text(entity)) for entity in entities]
+
+    async def change(self, key: JobKey, step: JobStep) -> Job | None:
+        async with self._turn(key):
+            return await self._apply(key, step)
+
+    async def settle(
+        self, key: JobKey, position: int, error: RecordError | None, interval: timedelta
+    ) -> Job | None:
+        """As the port says, in one transaction unless there are more twins than fit in one.
+
+        The item itself is settled with the last of them: should that not be reached, the item is
+        still open and will be settled again.
+        """
+        rest = await self._settle(key, (position,), error, with_twins=True)
+        if rest is None:
+            return None
+        for begin in range(0, len(rest), MOST_MUTATIONS):
+            await self._settle(key, rest[begin : begin + MOST_MUTATIONS], error)
+        return await self.refresh(key, interval)
+
+    async def refresh(self, key: JobKey, interval: timedelta = timedelta(0)) -> Job | None:
+        job, any_open = await asyncio.gather(self.get(key), self._any_open(key))
+        pause = max(interval, SLOWEST_REFRESH) if interval else interval
+        if job is None or (any_open and self._clock() < job.counted_at + pause):
+            return None
+        async with self._turn(key):
+            counts, before = await asyncio.gather(self._count(key, job.counts.total), self.get(key))
+
+            def step(job: Job, now: datetime) -> Job | None:
+                if counts.open and now < job.counted_at + pause:  # another was faster
+                    return None
+                return jobs.counted(job, counts, now, self._policy)
+
+            # Most of those that waited for their turn find nothing left to do.
+            if before is None or step(before, self._clock()) is None:
+                return None
+            return await self._apply(key, step)
+
+    async def due(self, now: datetime, limit: int) -> Sequence[Job]:
+        """As the port says; one query for each tenant, since queries stay inside a namespace."""
+        found: list[Job] = []
+        query = RawQuery(kind=[{"name": JOB_KIND}], limit={"value": limit})
+        query.filter.CopyFrom(
+            property_filter(_WAKE_AT, _Operator.LESS_THAN_OR_EQUAL, time_value(now))
+        )
+        query.order.add(property={"name": _WAKE_AT}, direction=PropertyOrder.Direction.ASCENDING)
+        for tenant in await self._datastore.tenants():
+            entities = await self._datastore.query(tenant, query)
+            found += [job_of_text(_text(entity)) for entity in entities]
+        return nsmallest(limit, found, key=lambda job: job.wake_at)
+
+    async def delete(self, key: JobKey) -> bool:
+        """As the port says. The items go first: what is left of a job is found again by its row."""
+        query = self._items_query(key, None, MOST_MUTATIONS)
+        query.projection.add(**KEY_ONLY)
+        while found := await self._datastore.query(key.tenant, query):
+            await self._datastore.delete([entity.key for entity in found])
+
+        async def delete(transaction: bytes) -> tuple[bool, Sequence[Any]]:
+            if await self._datastore.find_in(self._key(key), transaction) is None:
+                return False, []
+            return True, [RawMutation(delete=self._key(key))]
+
+        return await self._datastore.transact(delete)
+
+    async def ping(self) -> None:
+        await self._datastore.ping()
+
+    async def close(self) -> None:
+        await self._datastore.close()
+
+    @asynccontextmanager
+    async def _turn(self, key: JobKey) -> AsyncIterator[None]:
+        """Changes of one job in this process go one after another. Raises Unavailable."""
+        with translated(PART):
+            async with self._turns.turn(key, TRANSACTION):
+                yield
+
+    async def _apply(self, key: JobKey, step: JobStep) -> Job | None:
+        async def transition(transaction: bytes) -> tuple[Job | None, Sequence[Any]]:
+            before = _job_of(await self._datastore.find_in(self._key(key), transaction))
+            after = None if before is None else step(before, self._clock())
+            if after is None:
+                return None, []
+            # Not an upsert: what was deleted meanwhile stays deleted.
+            return after, [RawMutation(update=self._entity_of(after))]
+
+        return await self._datastore.transact(transition)
+
+    async def _settle(
+        self,
+        key: JobKey,
+        positions: Sequence[int],
+        error: RecordError | None,
+        *,
+        with_twins: bool = False,
+    ) -> Sequence[int] | None:
+        """Settle those of these items that are open. None where there are none at all.
+
+        Otherwise what is still to be settled: with the twins it may be too much for one commit,
+        and then it is left alone.
+        """
+
+        async def settle(transaction: bytes) -> tuple[Sequence[int] | None, Sequence[Any]]:
+            entities = await self._find_items(key, positions, transaction)
+            if not entities:
+                return None, []
+            if with_twins:
+                twins = [twin for each in entities for twin in item_of_text(_text(each)).twins]
+                if len(twins) + len(entities) > MOST_MUTATIONS:
+                    return (*twins, *positions), []
+                entities = [*entities, *await self._find_items(key, twins, transaction)]
+            ended = (_settled(entity, error) for entity in entities)
+            return (), [RawMutation(update=entity) for entity in ended if entity is not None]
+
+        return await self._datastore.transact(settle)
+
+    async def _find_items(
+        self, key: JobKey, positions: Sequence[int], transaction: bytes
+    ) -> Sequence[Any]:
+        keys = [self._item_key(key, position) for position in positions]
+        return await self._datastore.find_many_in(keys, transaction)
+
+    async def _any_open(self, key: JobKey) -> bool:
+        query = self._items_query(key, ItemState.OPEN, 1)
+        query.projection.add(**KEY_ONLY)
+        return bool(await self._datastore.query(key.tenant, query))
+
+    async def _count(self, key: JobKey, total: int) -> Counts:
+        """All of one moment, or an item that ends meanwhile would be counted twice.
+
+        By keys, which cost as much as an aggregation would: the Datastore emulator has none.
+        """
+
+        async def count(transaction: bytes) -> dict[ItemState, int]:
+            numbers = {}
+            for state in (ItemState.OPEN, ItemState.FAILED):
+                query = self._items_query(key, state)
+                query.projection.add(**KEY_ONLY)
+                found = await self._datastore.query_in(key.tenant, query, transaction)
+                numbers[state] = len(found)
+            return numbers
+
+        by_state = await self._datastore.snapshot(count)
+        failed = by_state[ItemState.FAILED]
+        return Counts(total, total - by_state[ItemState.OPEN] - failed, failed)
+
+    def _items_query(self, key: JobKey, state: ItemState | None, limit: int | None = None) -> Any:
+        query = RawQuery(kind=[{"name": ITEM_KIND}])
+        if limit is not None:
+            query.limit.value = limit
+        job = RawValue(key_value=self._key(key))
+        filters = [property_filter("__key__", _Operator.HAS_ANCESTOR, job)]
+        if state is not None:
+            value = RawValue(string_value=state.value)
+            filters.append(property_filter(_STATE, _Operator.EQUAL, value))
+        query.filter.CopyFrom(_all_of(filters))
+        return query
+
+    def _key(self, key: JobKey) -> Any:
+        return self._keys.path(self._keys.namespace(key.tenant), (JOB_KIND, key.id))
+
+    def _item_key(self, key: JobKey, position: int) -> Any:
+        """Zeros in front, so that keys sort as positions do."""
+        namespace = self._keys.namespace(key.tenant)
+        return self._keys.path(namespace, (JOB_KIND, key.id), (ITEM_KIND, f"{position:06d}"))
+
+    def _entity_of(self, job: Job) -> Any:
+        entity = RawEntity(key=self._key(job.key))
+        set_text(entity.properties[_DOCUMENT], text_of_job(job))
+        entity.properties[_WAKE_AT].CopyFrom(time_value(job.wake_at))
+        if job.sealed:
+            for name, prefix in _listings(job.owner, job.status):
+                entity.properties[name].string_value = f"{prefix}{job.position}"
+        return entity
+
+
+def _listings(owner: str, status: str) -> Sequence[tuple[str, str]]:
+    """The names of the properties by which a job is listed, and what each has before its position.
+
+    In the order: of all, with one status, of one owner, of one owner with one status.
+    """
+    return (
+        ("all", ""),
+        ("by_status", f"{status}:"),
+        ("by_owner", f"{owner}:"),
+        ("by_owner_and_status", f"{owner}:{status}:"),
+    )
+
+
+def _listing(wanted: JobFilter, after: str, limit: int) -> Any:
+    place = 2 * (wanted.owner is not None) + bool(wanted.status)
+    name, prefix = _listings(wanted.owner or "", wanted.status)[place]
+    query = RawQuery(kind=[{"name": JOB_KIND}], limit={"value": limit})
+    bounds = (
+        property_filter(name, _Operator.GREATER_THAN, RawValue(string_value=f"{prefix}{after}")),
+        property_filter(name, _Operator.LESS_THAN, RawValue(string_value=f"{prefix}~")),
+    )
+    query.filter.CopyFrom(_all_of(bounds))
+    query.order.add(property={"name": name}, direction=PropertyOrder.Direction.ASCENDING)
+    return query
+
+
+def _all_of(filters: Sequence[Any]) -> Any:
+    both = CompositeFilter.pb()(op=CompositeFilter.Operator.AND, filters=filters)
+    return Filter.pb()(composite_filter=both)
+
+
+def _entity_of_item(key: Any, item: JobItem) -> Any:
+    entity = RawEntity(key=key)
+    set_text(entity.properties[_DOCUMENT], text_of_item(item))
+    entity.properties[_STATE].string_value = item.state.value
+    return entity
+
+
+def _settled(entity: Any, error: RecordError | None) -> Any | None:
+    """The item with its end; None where it has one."""
+    item = item_of_text(_text(entity))
+    if item.state is not ItemState.OPEN:
+        return None
+    state = ItemState.SUCCEEDED if error is None else ItemState.FAILED
+    return _entity_of_item(entity.key, replace(item, state=state, error=error))
+
+
+def _job_of(entity: Any | None) -> Job | None:
+    return None if entity is None else job_of_text(_text(entity))
+
+
+def _text(entity: Any) -> str:
+    text: str = entity.properties[_DOCUMENT].string_value
+    return text

@@ -1,0 +1,552 @@
+"""`GET /api/v1/images/{hash}/stream` over real connections."""
+
+import asyncio
+import itertools
+import random
+import socket
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from app import event_stream, live_events, patience
+from app.event_stream import encode
+from app.image_service import service_in
+from app.live_events import Event, Kind
+from app.main import create_app
+from app.server import Server
+from core.identity import Scope
+from core.records import RecordError, Status
+from core.settings import Settings
+from tests.support.api import LEASE, Api, api_settings, bearer, eventually, open_api, serve_api
+from tests.support.event_streams import Received, everything, reading
+from tests.support.metrics import samples, series
+from tests.support.pictures import picture, sha256
+from tests.support.server import serving
+
+PATIENCE = 30.0
+UNKNOWN = "0" * 64
+
+
+def path_of(image: bytes) -> str:
+    return f"/api/v1/images/{sha256(image)}/stream"
+
+
+@pytest.fixture
+async def served(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
+    async with serve_api(api_settings(tmp_path, colour_bundle)) as (api, _):
+        yield api
+        # Whatever a test did: its streams are gone, and nothing looks for them.
+        await eventually(lambda: released(api))
+
+
+async def released(api: Api) -> bool:
+    service = api.service
+    return (len(service.streams), len(service.watcher), service.watcher.running) == (0, 0, False)
+
+
+async def uploaded(api: Api, seed: int = 0) -> bytes:
+    image = picture(seed=seed)
+    answer = await api.client.post("/api/v1/images", content=image)
+    assert answer.status_code == 202
+    await api.settle()
+    return image
+
+
+async def move(api: Api, image: bytes) -> None:
+    """Change the record in a way that clients see, without ending it."""
+    key = api.key(sha256(image))
+    claim = await api.records.claim(key, LEASE)
+    assert claim is not None
+    assert await api.records.release(claim)
+
+
+def check_order(events: list[Received]) -> None:
+    ids = [int(event.id) for event in events if event.id]
+    assert ids == sorted(set(ids)), ids
+    assert [event.event for event in events[:-1]] == ["update"] * (len(events) - 1)
+
+
+# --- What a stream tells. -------------------------------------------------------------------------
+
+
+async def test_a_stream_tells_the_state_then_each_change_and_ends_with_the_result(
+    served: Api,
+) -> None:
+    image = await uploaded(served)
+    seen = []
+    async with reading(served.client, path_of(image)) as reader:
+        assert reader.response.headers["cache-control"] == "no-store"
+        assert reader.response.headers["x-accel-buffering"] == "no"
+        assert reader.response.headers["x-content-type-options"] == "nosniff"
+        events = reader.events()
+        seen.append(await anext(events))
+        assert seen[0].data["status"] == "queued"
+        assert await served.records.claim(served.key(sha256(image)), LEASE)
+        seen.append(await anext(events))
+        assert seen[1].data["status"] == "running"
+        record = await served.record(sha256(image))
+        claim = await served.records.claim(record.key, LEASE)
+        assert claim is None
+        await finish_running(served, image)
+        seen += [event async for event in events]  # the server closes it
+    check_order(seen)
+    assert reader.retry is not None
+    assert 1000 <= reader.retry <= 3000
+    last = seen[-1]
+    assert (last.event, last.data["status"]) == ("complete", "success")
+    answer = await served.client.get(f"/api/v1/images/{sha256(image)}")
+    assert last.data == answer.json()
+    updated = (await served.record(sha256(image))).updated_at
+    assert int(last.id) == round(updated.timestamp() * 1_000_000)
+
+
+async def finish_running(api: Api, image: bytes) -> None:
+    """As the worker whose claim the test did not keep."""
+    with closing(sqlite3.connect(api.settings.data_dir / "records.db")) as database:
+        database.execute("UPDATE records SET lease_expires_at = 0")
+        database.commit()
+    await api.succeed(sha256(image))
+
+
+async def test_a_failed_image_ends_with_an_error(served: Api) -> None:
+    image = await uploaded(served)
+    await served.fail(sha256(image), retryable=False)
+    (event,) = await everything(served.client, path_of(image))
+    assert (event.event, event.data["error"]["code"]) == ("error", "undecodable_image")
+
+
+async def test_a_deleted_image_ends_with_an_error_and_is_unknown_from_then_on(served: Api) -> None:
+    image = await uploaded(served)
+    async with reading(served.client, path_of(image)) as reader:
+        events = reader.events()
+        await anext(events)
+        assert (await served.client.delete(path_of(image).removesuffix("/stream"))).is_success
+        (event,) = [event async for event in events]
+    assert (event.event, event.data["code"]) == ("error", "not_found")
+    again = await served.client.get(path_of(image), headers={"Last-Event-ID": event.id})
+    assert again.status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        (f"/api/v1/images/{UNKNOWN}/stream", 404, "not_found"),
+        ("/api/v1/images/cat/stream", 422, "invalid_request"),
+        (f"/api/v1/images/{UNKNOWN}/stream?model=cat", 422, "invalid_request"),
+    ],
+)
+async def test_what_cannot_be_watched_is_refused(
+    served: Api, path: str, status: int, code: str
+) -> None:
+    answer = await served.client.get(path)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+# --- Coming again. --------------------------------------------------------------------------------
+
+
+async def test_nothing_is_repeated_and_after_the_last_event_there_is_nothing(served: Api) -> None:
+    image = await uploaded(served)
+    path = path_of(image)
+    async with reading(served.client, path) as reader:
+        first = await anext(reader.events())
+    # By header, and by the parameter of a first request; the header is the newer one.
+    for options in (
+        {"headers": {"Last-Event-ID": first.id}},
+        {"params": {"last_event_id": first.id}},
+        {"headers": {"Last-Event-ID": first.id}, "params": {"last_event_id": "1"}},
+    ):
+        async with served.client.stream("GET", path, **options) as response:  # type: ignore[arg-type]
+            assert response.status_code == 200
+            text = ""
+            with pytest.raises(httpx.ReadTimeout):
+                async with asyncio.timeout(PATIENCE):
+                    async for piece in _impatient(response):
+                        text += piece
+        assert text.startswith("retry: ")
+        assert "data" not in text
+    await served.succeed(sha256(image))
+    (last,) = await everything(served.client, path, first.id)
+    assert last.event == "complete"
+    for options in (
+        {"headers": {"Last-Event-ID": last.id}},
+        {"params": {"last_event_id": last.id}},
+    ):
+        answer = await served.client.get(path, **options)  # type: ignore[arg-type]
+        assert (answer.status_code, answer.content) == (204, b"")
+        assert answer.headers["cache-control"] == "no-store"
+    # Whoever has not seen exactly that event gets it, from whatever clock its last id comes.
+    for other in (first.id, str(int(last.id) + 1_000_000), "", "cat", "-1", "9" * 40):
+        assert await everything(served.client, path, other) == [last]
+
+
+async def _impatient(response: httpx.Response) -> AsyncIterator[str]:
+    """Text until nothing comes for a while; raises as httpx does."""
+    pieces = response.aiter_text()
+    while True:
+        try:
+            yield await asyncio.wait_for(anext(pieces), 1.2)
+        except TimeoutError:
+            raise httpx.ReadTimeout("quiet") from None
+
+
+async def test_a_client_that_loses_every_second_connection_misses_and_repeats_nothing(
+    served: Api,
+) -> None:
+    """It drops each second event too: it lost the connection before it could read it."""
+    image = await uploaded(served)
+    draw = random.Random(6)
+    seen: list[Received] = []
+    last_id = ""
+
+    async def work() -> None:
+        for _ in range(8):
+            await asyncio.sleep(draw.uniform(0.2, 0.9))
+            await move(served, image)
+        await served.succeed(sha256(image))
+
+    working = asyncio.create_task(work())
+    for connection in itertools.count():
+        async with reading(served.client, path_of(image), last_id) as reader:
+            async for event in reader.events():
+                if connection % 2 and draw.random() < 0.5:
+                    break  # lost: it is as if it had never come
+                seen.append(event)
+                last_id = event.id
+                if connection % 2 == 0:
+                    break
+        if seen and seen[-1].event != "update":
+            break
+    await working
+    check_order(seen)
+    assert [event.event for event in seen].count("complete") == 1
+    attempts = [event.data["attempts"] for event in seen]
+    assert attempts == sorted(attempts)
+    assert attempts[-1] == 9
+    answer = await served.client.get(path_of(image), headers={"Last-Event-ID": last_id})
+    assert answer.status_code == 204
+
+
+async def test_a_new_attempt_is_told_to_who_has_seen_the_error(served: Api) -> None:
+    image = await uploaded(served)
+    await served.fail(sha256(image), retryable=True)
+    (failed,) = await everything(served.client, path_of(image))
+    assert failed.event == "error"
+    assert (await served.client.post("/api/v1/images", content=image)).status_code == 202
+    async with reading(served.client, path_of(image), failed.id) as reader:
+        events = reader.events()
+        assert (await anext(events)).data["status"] in ("pending", "queued")
+        await served.succeed(sha256(image))
+        rest = [event async for event in events]
+    assert rest[-1].event == "complete"
+
+
+# --- How often, and what for. ---------------------------------------------------------------------
+
+
+async def test_at_most_two_updates_a_second_and_the_last_event_at_once(served: Api) -> None:
+    """Others come and go, for whom the record is looked at far more often."""
+    image = await uploaded(served)
+    times: list[float] = []
+
+    async def follow() -> Received:
+        async with reading(served.client, path_of(image)) as reader:
+            async for event in reader.events():
+                if event.event != "update":
+                    return event
+                times.append(time.monotonic())
+        raise AssertionError("no end")
+
+    following = asyncio.create_task(follow())
+    until = time.monotonic() + 4
+    while time.monotonic() < until:
+        await move(served, image)
+        async with reading(served.client, path_of(image)) as reader:
+            await anext(reader.events())
+    await served.succeed(sha256(image))
+    async with asyncio.timeout(PATIENCE):
+        last = await following
+    assert last.event == "complete"
+    assert len(times) >= 4
+    # No second has a third update in it; what a network may add to one gap it takes from another.
+    assert all(third - first > 0.9 for first, third in zip(times, times[2:], strict=False)), times
+
+
+async def test_many_streams_of_many_images_share_each_look(served: Api) -> None:
+    images = [await uploaded(served, seed) for seed in range(5)]
+    async with AsyncExitStack() as stack:
+        limits = httpx.Limits(max_connections=200)
+        base = served.client.base_url
+        client = await stack.enter_async_context(
+            httpx.AsyncClient(base_url=base, limits=limits, timeout=PATIENCE)
+        )
+        readers = [
+            await stack.enter_async_context(reading(client, path_of(image)))
+            for image in images
+            for _ in range(20)
+        ]
+        streams = [reader.events() for reader in readers]
+        await asyncio.gather(*(anext(stream) for stream in streams))
+        before = await scraped(served)
+        assert before[series("glimpse_live_streams", transport="sse")] == 100
+        assert len(served.service.watcher) == 5
+        began = time.monotonic()
+        await asyncio.sleep(2.2)
+        looks, keys = await looked_since(served, before)
+        assert looks <= (time.monotonic() - began) / 0.5 + 1
+        assert looks >= 2
+        assert keys == 5 * looks
+        for image in images:
+            await served.succeed(sha256(image))
+        ends = await asyncio.gather(*(rest(stream) for stream in streams))
+        assert all([event.event for event in end] == ["complete"] for end in ends)
+    await eventually(lambda: released(served))
+    seen = await scraped(served)
+    assert seen[series("glimpse_live_streams", transport="sse")] == 0
+    route = "/api/v1/images/{image_hash}/stream"
+    name = "glimpse_http_request_duration_seconds_sum"
+    # A hundred streams of seconds each: the time to their first byte is what is told of them.
+    assert seen[series(name, method="GET", route=route)] < 100
+
+
+async def rest(stream: AsyncIterator[Received]) -> list[Received]:
+    return [event async for event in stream]
+
+
+async def scraped(api: Api) -> dict[str, float]:
+    return samples((await api.client.get("/metrics")).text)
+
+
+async def looked_since(api: Api, before: dict[str, float]) -> tuple[float, float]:
+    after = await scraped(api)
+    names = ("glimpse_live_lookups_total", "glimpse_live_lookup_keys_total")
+    looks, keys = (after[s] - before[s] for s in (series(name, what="images") for name in names))
+    return looks, keys
+
+
+async def test_heartbeats_keep_a_quiet_stream_alive(
+    served: Api, short: Callable[[Any, str, float], None]
+) -> None:
+    short(live_events, "HEARTBEAT_SECONDS", 0.2)
+    image = await uploaded(served)
+    async with reading(served.client, path_of(image)) as reader:
+        events = reader.events()
+        await anext(events)
+        waiting = asyncio.create_task(rest(events))
+        await eventually(lambda: heard(reader, 3))
+        await served.succeed(sha256(image))
+        assert [event.event for event in await waiting] == ["complete"]
+
+
+async def heard(reader: Any, comments: int) -> bool:
+    return bool(reader.comments >= comments)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str, float], None]:
+    """Constants of ours that are too long for a test."""
+    return monkeypatch.setattr
+
+
+# --- When something fails. ------------------------------------------------------------------------
+
+
+async def test_a_store_that_fails_delays_and_loses_nothing(
+    served: Api, short: Callable[[Any, str, float], None]
+) -> None:
+    short(live_events, "FIRST_SECONDS", 0.3)
+    image = await uploaded(served)
+    async with reading(served.client, path_of(image)) as reader:
+        events = reader.events()
+        await anext(events)
+        with closing(sqlite3.connect(served.settings.data_dir / "records.db")) as database:
+            database.execute("ALTER TABLE records RENAME TO elsewhere")
+            refused = await served.client.get(path_of(image))
+            assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
+            assert refused.headers["retry-after"]
+            await asyncio.sleep(1.2)
+            database.execute("ALTER TABLE elsewhere RENAME TO records")
+        await served.succeed(sha256(image))
+        assert [event.event async for event in events] == ["complete"]
+
+
+async def test_who_leaves_is_forgotten(served: Api) -> None:
+    image = await uploaded(served)
+    for _ in range(3):
+        async with reading(served.client, path_of(image)) as reader:
+            await anext(reader.events())
+            assert len(served.service.streams) == 1
+        await eventually(lambda: released(served))
+    # One that leaves before it is answered, and one that leaves without a word.
+    port = served.client.base_url.port
+    head = f"GET {path_of(image)} HTTP/1.1\r\nHost: api\r\n\r\n".encode()
+    for patient in (False, True):
+        with socket.create_connection(("127.0.0.1", port)) as rude:
+            rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            rude.sendall(head)
+            if patient:
+                await eventually(lambda: opened(served, 1))
+        await eventually(lambda: released(served))
+
+
+async def opened(api: Api, streams: int) -> bool:
+    return len(api.service.streams) == streams
+
+
+async def test_who_reads_nothing_is_dropped_and_holds_nothing_up(
+    tmp_path: Path, colour_bundle: Path, short: Callable[[Any, str, float], None]
+) -> None:
+    """Megabytes of an error fill every buffer on the way to a client that has stopped reading."""
+    short(patience, "STALL_SECONDS", 1.0)
+    async with stoppable(api_settings(tmp_path, colour_bundle)) as (server, api):
+        image = await uploaded(api)
+        with mute_client(api, image):
+            await eventually(lambda: opened(api, 1))
+            await flood(api, image)
+            await eventually(lambda: released(api))
+            await eventually(lambda: connected(server, 1))  # that of `api.client`
+
+
+@contextmanager
+def mute_client(api: Api, image: bytes) -> Iterator[None]:
+    """One that asks for a stream and reads nothing of it."""
+    with socket.create_connection(("127.0.0.1", api.client.base_url.port or 0)) as mute:
+        mute.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        mute.sendall(f"GET {path_of(image)} HTTP/1.1\r\nHost: api\r\n\r\n".encode())
+        yield
+
+
+async def flood(api: Api, image: bytes) -> None:
+    claim = await api.records.claim(api.key(sha256(image)), LEASE)
+    assert claim is not None
+    assert await api.records.fail(claim, RecordError("long", "x" * 8_000_000, retryable=True))
+
+
+async def connected(server: Server, connections: int) -> bool:
+    return len(server.server_state.connections) == connections
+
+
+# --- Limits, and the end. -------------------------------------------------------------------------
+
+
+async def test_there_are_at_most_so_many_streams(tmp_path: Path, colour_bundle: Path) -> None:
+    async with serve_api(api_settings(tmp_path, colour_bundle, max_streams=2)) as (api, _):
+        image = await uploaded(api)
+        async with AsyncExitStack() as stack:
+            for _ in range(2):
+                await stack.enter_async_context(reading(api.client, path_of(image)))
+            refused = await api.client.get(path_of(image))
+            assert (refused.status_code, refused.json()["code"]) == (503, "overloaded")
+            assert int(refused.headers["retry-after"]) >= 1
+            # Nothing else is.
+            assert (await api.client.get(path_of(image).removesuffix("/stream"))).is_success
+        await eventually(lambda: released(api))
+        await api.succeed(sha256(image))
+        assert [e.event for e in await everything(api.client, path_of(image))] == ["complete"]
+
+
+async def test_a_stream_ends_in_time_and_goes_on_where_it_was(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    async with serve_api(api_settings(tmp_path, colour_bundle, stream_seconds=0.4)) as (api, _):
+        image = await uploaded(api)
+        first = await everything(api.client, path_of(image))
+        assert [event.event for event in first] == ["update"]
+        assert await everything(api.client, path_of(image), first[-1].id) == []
+        await api.succeed(sha256(image))
+        (last,) = await everything(api.client, path_of(image), first[-1].id)
+        assert last.event == "complete"
+
+
+@asynccontextmanager
+async def stoppable(settings: Settings) -> AsyncIterator[tuple[Server, Api]]:
+    """As `serve_api`, with the server."""
+    server = Server(settings, app := create_app(settings))
+    async with (
+        serving(server) as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as client,
+    ):
+        yield server, Api(app, client, service_in(app), settings)
+
+
+async def test_a_stop_closes_streams_and_is_not_held_up_by_them(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    """Not even by a client that reads nothing: this server would wait for it for an hour."""
+    settings = api_settings(tmp_path, colour_bundle, shutdown_seconds=3600.0)
+    async with AsyncExitStack() as stack:
+        server, api = await stack.enter_async_context(stoppable(settings))
+        image, other = await uploaded(api), await uploaded(api, 1)
+        readers = [
+            await stack.enter_async_context(reading(api.client, path_of(image))) for _ in range(20)
+        ]
+        streams = [reader.events() for reader in readers]
+        await asyncio.gather(*(anext(stream) for stream in streams))
+        stack.enter_context(mute_client(api, other))
+        await eventually(lambda: opened(api, 21))
+        await flood(api, other)
+        await asyncio.sleep(1)  # by then it is being sent
+        server.should_exit = True
+        async with asyncio.timeout(PATIENCE):
+            ends = await asyncio.gather(*(rest(stream) for stream in streams))
+            await eventually(lambda: connected(server, 0))
+        assert all(event.event == "update" for end in ends for event in end)
+
+
+# --- Several processes, tenants, and the format. --------------------------------------------------
+
+
+async def test_several_processes_see_each_others_changes(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    settings = api_settings(tmp_path, colour_bundle)
+    async with serve_api(settings) as (one, _), serve_api(settings) as (other, _):
+        image = await uploaded(one)
+        async with (
+            reading(one.client, path_of(image)) as here,
+            reading(other.client, path_of(image)) as there,
+        ):
+            streams = [here.events(), there.events()]
+            firsts = [await anext(stream) for stream in streams]
+            assert firsts[0] == firsts[1]
+            await other.succeed(sha256(image))
+            lasts = [await rest(stream) for stream in streams]
+        assert lasts[0] == lasts[1]
+        # A client that goes on elsewhere has missed nothing.
+        assert await everything(other.client, path_of(image), firsts[0].id) == lasts[0][-1:]
+
+
+async def test_a_stream_asks_for_a_key_as_any_reading_does(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    settings = api_settings(tmp_path, colour_bundle, api_keys="required")
+    async with serve_api(settings) as (api, _):
+        ada, bob = await api.issue("ada"), await api.issue("bob", Scope.READ)
+        image = picture()
+        await api.client.post("/api/v1/images", content=image, headers=bearer(ada))
+        await api.settle()
+        await api.succeed(sha256(image), "ada")
+        for headers, status in (({}, 401), (bearer(bob), 404), (bearer(ada), 200)):
+            answer = await api.client.get(path_of(image), headers=headers)
+            assert answer.status_code == status
+
+
+async def test_a_finished_image_needs_no_server(tmp_path: Path, colour_bundle: Path) -> None:
+    async with open_api(api_settings(tmp_path, colour_bundle)) as api:
+        image = await uploaded(api)
+        await api.succeed(sha256(image))
+        assert (await api.record(sha256(image))).status is Status.SUCCESS
+        (event,) = await everything(api.client, path_of(image))
+        assert event.event == "complete"
+
+
+def test_an_event_is_encoded_as_the_standard_reads_it() -> None:
+    assert encode(Event(7, Kind.UPDATE, b"{}")) == b"id: 7\nevent: update\ndata: {}\n\n"
+    assert encode(Event(None, Kind.ERROR, b"a\nb")) == b"event: error\ndata: a\ndata: b\n\n"
+    assert event_stream.HEARTBEAT.startswith(b":")

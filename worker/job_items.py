@@ -1,0 +1,52 @@
+"""Ending one item of a job and, with the last one, the job."""
+
+from datetime import datetime
+
+import structlog
+
+from core import jobs
+from core.job_endings import announce
+from core.jobs import Job, JobKey, JobStatus
+from core.ports import JobStore
+from core.records import RecordError
+from worker.workbench import Workbench
+
+log = structlog.get_logger(__name__)
+
+# What a record ends with that only a job asked for which is over.
+CANCELLED = RecordError(jobs.CANCELLED, "The job that asked for the image is over.", True)
+
+
+async def is_over(store: JobStore, key: JobKey, now: datetime) -> bool:
+    """Whether nothing of the job may begin any more; so it is with one that is deleted."""
+    job = await store.get(key)
+    return job is None or job.over(now)
+
+
+async def settle(job: JobKey, position: int, error: RecordError | None, bench: Workbench) -> None:
+    """End the item and its twins: with `error`, or well. Raises Unavailable.
+
+    Settling again changes nothing.
+    """
+    after = await bench.backend.jobs.settle(job, position, error, bench.refresh_interval)
+    bench.metrics.item_ended(error)
+    await close(after, bench)
+
+
+async def close(counted: Job | None, bench: Workbench) -> None:
+    """Announce the end of a job that a count has just completed; `counted` is as counts return it.
+
+    Only a count completes a job, and none changes a completed one: this is said of a job once.
+    """
+    if counted is None or counted.status is not JobStatus.COMPLETED:
+        return
+    counts = counted.counts
+    log.info(
+        "job completed",
+        job=counted.key.id,
+        tenant=counted.key.tenant,
+        succeeded=counts.succeeded,
+        failed=counts.failed,
+    )
+    bench.metrics.job_ended(counted.status)
+    await announce(bench.backend, counted, bench.jobs)

@@ -1,0 +1,55 @@
+"""A bounded number of places, and a line for them in which the most urgent go first."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from core.priority import Priority
+
+FAIR_TURNS = 8  # every so many turns the least urgent goes first, so that it moves at all
+
+
+class PriorityPlaces:
+    """As `asyncio.Semaphore(size)`; who has waited longest goes first among equals only."""
+
+    def __init__(self, size: int) -> None:
+        self._free = size
+        self._lines: dict[Priority, deque[asyncio.Future[None]]] = {
+            priority: deque() for priority in Priority
+        }
+        self._turns = 0
+
+    @asynccontextmanager
+    async def at(self, priority: Priority) -> AsyncIterator[None]:
+        """Inside, a place is taken."""
+        await self._enter(priority)
+        try:
+            yield
+        finally:
+            self._leave()
+
+    async def _enter(self, priority: Priority) -> None:
+        # A place is free only while nobody waits: who leaves hands it over.
+        if self._free:
+            self._free -= 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._lines[priority].append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():
+                self._leave()  # it was handed over in the same moment
+            raise
+
+    def _leave(self) -> None:
+        self._turns += 1
+        order = list(self._lines.values())
+        for line in reversed(order) if self._turns % FAIR_TURNS == 0 else order:
+            while line:
+                turn = line.popleft()
+                if not turn.done():  # or it was given up
+                    turn.set_result(None)
+                    return
+        self._free += 1
