@@ -40,7 +40,8 @@ def test_figures_are_the_medians_of_the_runs() -> None:
     runs = [seen(0.5, 2.0, 1, 1, 1), seen(9.0, 100.0, 9, 9, 9), seen(0.1, 1.0, 3, 3, 3)]
     figures = table.medians(1000, runs)
     assert (figures.rate, figures.accepted) == (500, 0.5)
-    assert (figures.p50, figures.p99) == (pytest.approx(3), pytest.approx(3))
+    assert figures.p50 == pytest.approx(3)
+    assert figures.p99 == pytest.approx(3)
     assert (figures.worker_memory, figures.memory) == (20, 40)
     assert figures.jobs_per_minute == 30
 
