@@ -88,12 +88,13 @@ class JobService:
         """The job, cancelled; nothing of it begins any more. Raises Conflict where it has ended."""
         job = await self.find(principal, job_id)
         after = await job_endings.cancel(self._backend, job.key, self._policy)
-        if after is not None:
-            return after
-        job = await self.find(principal, job_id)
-        if job.status is not JobStatus.CANCELLED:
-            raise Conflict(f"The job has ended: it is {job.status}.")
-        return job
+        if after is None:
+            job = await self.find(principal, job_id)
+            if job.status is not JobStatus.CANCELLED:
+                raise Conflict(f"The job has ended: it is {job.status}.")
+            return job
+        # Of what had ended by then, the last count may lack some.
+        return await self._backend.jobs.refresh(job.key) or after
 
     async def results(self, job: Job, limit: int, after: int = -1) -> Sequence[ItemResult]:
         """At most `limit` items behind the position `after`, with their records."""

@@ -3,7 +3,6 @@
 from contextlib import ExitStack
 
 from fastapi import APIRouter, Request, Response
-from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
 from app.documentation import STREAM_PARAMETERS, STREAM_REFUSALS, refusals, stream_of
@@ -19,7 +18,7 @@ from core import errors
 from core.identity import Principal, Scope
 from core.jobs import Job
 from core.messages import JOB_ID
-from core.request_route import RequestRoute
+from core.request_route import RequestRoute, SocketRoute
 
 SOCKET_PATH = PATHS.decode() + "jobs/{job_id}"
 
@@ -75,15 +74,14 @@ async def follow(websocket: WebSocket, principal: Principal) -> None:
         changes = held.enter_context(watcher.watching(job.key))
         after = event_id(websocket.query_params.get("last_event_id"))
         events = LiveEvents(changes, after)
-        if not await events.open(NO_SUCH_JOB):
-            changes.end()
+        await events.open(NO_SUCH_JOB)  # where nothing is left to tell, it is closed as well
         await websocket.accept()
         socket = LiveSocket(websocket, events, changes, cancel)
         with service.streams.running(socket):
             await socket.run()
 
 
-router.routes.append(WebSocketRoute(SOCKET_PATH, follow, name="follow"))
+router.routes.append(SocketRoute(SOCKET_PATH, follow, name="follow"))
 
 
 def _parts(connection: Request | WebSocket) -> tuple[ImageService, JobWatcher]:

@@ -75,9 +75,12 @@ class LiveEvents:
             raise NotFound(absent)
         if isinstance(state, Signal):
             raise Unavailable("Cannot look for changes now; try again.")
-        self._first = state
         # By its very id: a higher one may come from another machine's clock.
-        return not (state.last and state.id == self._after)
+        if state.last and state.id == self._after:
+            self._changes.end()
+            return False
+        self._first = state
+        return True
 
     async def next(self) -> Event | Signal:
         """The next event; `Signal.QUIET` where it is time for a sign of life instead.
