@@ -1,8 +1,11 @@
 """`/api/v1/images`: the same work with the conventions people expect."""
 
+import time
+
 from fastapi import APIRouter, Request, Response
 
 from app.answers import answer
+from app.audit import audited
 from app.documentation import (
     FORM_OR_RAW_BODY,
     IF_NONE_MATCH,
@@ -43,13 +46,16 @@ router = APIRouter(prefix="/api/v1/images", tags=["images"], route_class=Request
 )
 @requires(Scope.CLASSIFY)
 async def upload(request: Request, principal: Principal) -> Response:
+    began = time.perf_counter()
     service = service_of(request)
     wait = _wait(request, service)
     with service.uploads.take() as slot:
         image = await read_upload(request, service.settings.max_image_bytes, slot)
-        count_image(request, principal, len(image.data))
-        result = await service.submit(principal.tenant, image, wait or 0)
-    return answer(result, location=image_path(result.image_hash), wait=wait)
+        size = len(image.data)
+        count_image(request, principal, size)
+        result, cached = await service.submit(principal.tenant, image, wait or 0)
+    response = answer(result, location=image_path(result.image_hash), wait=wait)
+    return audited(response, request, principal, result, cached=cached, size=size, began=began)
 
 
 @router.head("/{image_hash}", include_in_schema=False)

@@ -3,25 +3,20 @@
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
-import structlog
 from fastapi import FastAPI, Request
 
 from app.batches import Batches
 from app.job_creation import JobCreation, JobOrder, wanted_images
 from app.job_options import options_of, with_manifest
 from app.upload_slots import UploadSlot
-from core import jobs
+from core import job_endings
 from core.backends import Backend
 from core.clock import Clock, utc_now
-from core.errors import Conflict, Forbidden, GlimpseError, NotFound
+from core.errors import Conflict, Forbidden, NotFound
 from core.identity import Principal, Scope
 from core.jobs import Job, JobFilter, JobItem, JobKey, JobStatus
-from core.messages import Notify
-from core.publishing import publish
 from core.records import Record, RecordKey
 from core.settings import Settings
-
-log = structlog.get_logger(__name__)
 
 NO_SUCH_JOB = "There is no such job."
 PAGE = 200  # items that are read at once where all of them are
@@ -92,16 +87,12 @@ class JobService:
     async def cancel(self, principal: Principal, job_id: str) -> Job:
         """The job, cancelled; nothing of it begins any more. Raises Conflict where it has ended."""
         job = await self.find(principal, job_id)
-        after = await self._backend.jobs.change(
-            job.key, lambda job, now: jobs.cancelled(job, now, policy=self._policy)
-        )
+        after = await job_endings.cancel(self._backend, job.key, self._policy)
         if after is None:
             job = await self.find(principal, job_id)
             if job.status is not JobStatus.CANCELLED:
                 raise Conflict(f"The job has ended: it is {job.status}.")
             return job
-        log.info("job cancelled", job=job_id)
-        await self._announce(after)
         # Of what had ended by then, the last count may lack some.
         return await self._backend.jobs.refresh(job.key) or after
 
@@ -127,17 +118,6 @@ class JobService:
             if len(page) < PAGE:
                 return
             after = page[-1].item.position
-
-    async def _announce(self, job: Job) -> None:
-        """The scheduler does it where we fail to."""
-        tenant, id_ = job.key.tenant, job.key.id
-        try:
-            await publish(self._backend.publisher, Notify(tenant, id_, f"job.{job.status}"))
-            await self._backend.jobs.change(
-                job.key, lambda job, now: jobs.announced(job, now, self._policy)
-            )
-        except GlimpseError as error:
-            log.warning("job announced later", job=id_, reason=error.detail)
 
 
 def jobs_in(app: FastAPI) -> JobService:

@@ -11,11 +11,8 @@ are mostly the emulators': its Pub/Sub has two pushes under way at most, and all
 import argparse
 import asyncio
 import base64
-import io
 import json
 import os
-import platform
-import random
 import statistics
 import subprocess
 import sys
@@ -27,13 +24,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
-from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -45,12 +40,13 @@ from core.model_bundle import read_bundle
 from core.records import PUBLIC_TENANT, RecordKey, new_record
 from core.settings import DEFAULT_BUNDLE, Settings
 from tests.bench import load
+from tests.bench.machine import machine
 from tests.bench.streams import open_streams
 from tests.support.bundles import write_colour_bundle
 from tests.support.emulators import free_addresses, own_corner, running_emulators
 from tests.support.jobs import running_job, settle
 from tests.support.metrics import samples
-from tests.support.pictures import encode, picture, sha256
+from tests.support.pictures import photo, picture, sha256
 from tests.support.stack import ROOT, Stack, free_port
 
 CONNECTIONS = 16
@@ -441,17 +437,6 @@ def _family(pid: int) -> list[psutil.Process]:
     return [process, *process.children(recursive=True)]
 
 
-def photo(number: int) -> bytes:
-    """A JPEG photo of about 110 KB: a random part of a scikit-image photograph."""
-    names = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
-    draw = random.Random(number)
-    with Image.open(io.BytesIO((files("skimage.data") / names[number % 5]).read_bytes())) as source:
-        image = source.convert("RGB")
-    left, top = draw.randrange(image.width // 4), draw.randrange(image.height // 4)
-    box = (left, top, left + 3 * image.width // 4, top + 3 * image.height // 4)
-    return encode(image.crop(box).resize((800, 600)), "JPEG", quality=88)
-
-
 def _padded(number: int, size: int) -> bytes:
     """A small valid JPEG made `size` bytes long by what follows its end marker."""
     image = picture(seed=number, size=(16, 16))
@@ -468,20 +453,6 @@ def _wait_for(port: int) -> None:
         else:
             return
     raise TimeoutError(f"nothing answers on port {port}")
-
-
-def machine() -> str:
-    """One line about where the figures come from."""
-    model = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.split(":", 1)[1].strip()
-            break
-    memory = psutil.virtual_memory().total / 2**30
-    return (
-        f"{len(os.sched_getaffinity(0))} cores of {model}, {memory:.0f} GiB, "
-        f"Linux {platform.release()}, Python {platform.python_version()}"
-    )
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import io
 import json
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -32,9 +32,10 @@ from tests.support.pictures import picture, png_header, sha256
 
 JOBS = "/api/v1/jobs"
 CREATE = JOBS + "/batch-predict"
-RED, BLUE, GREEN = (picture(n, colour, (16, 16)) for n, colour in enumerate(
-    [(200, 30, 30), (30, 30, 200), (30, 200, 30)]
-))
+RED, BLUE, GREEN = (
+    picture(n, colour, (16, 16))
+    for n, colour in enumerate([(200, 30, 30), (30, 30, 200), (30, 200, 30)])
+)
 UNKNOWN = "0" * 64
 ZIP = {"Content-Type": "application/zip"}
 
@@ -326,14 +327,20 @@ async def test_wrong_options_are_refused_unread(
         (form(*[part(RED)] * 1001), FORM, 413, "batch_too_large"),
         (archive((f"{n}", b"x") for n in range(1001)), "application/zip", 413, "batch_too_large"),
         (json.dumps({"image_hashes": [UNKNOWN] * 1001}).encode(), "application/json", 413, ""),
-        (form(part(RED), *[part(b"x")] * 999, manifest(b'{"image_hashes":["' + b"0" * 64 + b'"]}')),
-         FORM, 413, "batch_too_large"),
+        (
+            form(
+                part(RED), *[part(b"x")] * 999, manifest(b'{"image_hashes":["' + b"0" * 64 + b'"]}')
+            ),
+            FORM,
+            413,
+            "batch_too_large",
+        ),
         (form(part(RED), manifest(b"{")), FORM, 422, "invalid_request"),
         (form(part(RED), manifest(b'{"gs_prefix":"gs://a/b"}')), FORM, 422, "invalid_request"),
         (form(part(RED), end=b""), FORM, 400, "malformed_body"),
         (archive({"a": RED})[:-9], "application/zip", 400, "malformed_body"),
         (b"{", "application/json", 422, "invalid_request"),
-        (form(), FORM, 400, "malformed_body"),
+        (form(), FORM, 422, "invalid_request"),
         (form(manifest(b"{}")), FORM, 422, "invalid_request"),
         (archive({"folder/": b""}), "application/zip", 422, "invalid_request"),
         (b"{}", "application/json", 422, "invalid_request"),
@@ -404,12 +411,12 @@ async def test_the_same_key_and_batch_are_one_job(api: Api) -> None:
 async def test_the_same_key_with_another_batch_is_an_error(api: Api) -> None:
     first = await create(api, RED, BLUE, **under("a"))
     before = api.traces()
-    for images, more in (
+    for images, params in (
         ((RED,), {}),
         ((BLUE, RED), {}),
-        ((RED, BLUE), {"params": {"priority": "low"}}),
+        ((RED, BLUE), {"priority": "low"}),
     ):
-        answer = await api.client.post(CREATE, files=files(*images), **under("a"), **more)
+        answer = await api.client.post(CREATE, files=files(*images), params=params, **under("a"))
         problem = assert_problem(answer, 422, "idempotency_key_reused")
         assert problem["job_id"] == first
     entries = [{"image_hash": sha256(RED), "metadata": {"a": 1}}, sha256(BLUE)]
@@ -597,9 +604,7 @@ async def test_a_job_is_shown_as_it_goes_on(tmp_path: Path, colour_bundle: Path)
         await api.service.backend.jobs.change(JobKey(PUBLIC_TENANT, job_id), jobs.started)
         clock.move(1)
         await api.succeed(sha256(RED))
-        await api.service.backend.jobs.settle(
-            JobKey(PUBLIC_TENANT, job_id), 0, None, timedelta(0)
-        )
+        await api.service.backend.jobs.settle(JobKey(PUBLIC_TENANT, job_id), 0, None, timedelta(0))
         half = (await api.client.get(f"{JOBS}/{job_id}")).json()
         assert half == {
             **first,
@@ -704,7 +709,7 @@ async def test_wrong_questions_for_jobs_are_refused(api: Api, query: str, field:
 
 
 async def test_a_job_is_its_owners_and_the_administrators(keyed: Api) -> None:
-    owner, other = (await keyed.issue("acme", Scope.JOBS) for _ in range(2))
+    owner, other = [await keyed.issue("acme", Scope.JOBS) for _ in range(2)]
     admin = await keyed.issue("acme", Scope.JOBS, Scope.ADMIN)
     stranger = await keyed.issue("other")
     reader = await keyed.issue("acme", Scope.READ, Scope.CLASSIFY)
@@ -811,9 +816,7 @@ async def test_a_deleted_image_disappears_from_results(api: Api) -> None:
 
 async def many(api: Api, count: int) -> str:
     """A job of `count` images, every third of them bad, run to its end."""
-    images = [
-        b"bad %d" % n if n % 3 == 0 else picture(n, size=(8, 8)) for n in range(count)
-    ]
+    images = [b"bad %d" % n if n % 3 == 0 else picture(n, size=(8, 8)) for n in range(count)]
     job_id = await create(api, *images)
     await run(api, job_id)
     return job_id
@@ -839,7 +842,9 @@ async def test_results_come_by_pages_in_order(api: Api) -> None:
     assert answer.json()["next_cursor"] is None
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=1001", "cursor=x", "cursor=LTE", "cursor=OTk5OTk"])
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=1001", "cursor=x", "cursor=LTE", "cursor=OTk5OTk"]
+)
 async def test_wrong_questions_for_results_are_refused(api: Api, query: str) -> None:
     job_id = await create(api, RED)
     answer = await api.client.get(f"{JOBS}/{job_id}/results?{query}")
@@ -883,9 +888,7 @@ async def test_no_cell_is_a_formula(api: Api, name: str, cell: str) -> None:
     claim = await api.records.claim(api.key(sha256(RED)), LEASE)
     assert claim is not None
     await api.records.complete(claim, [Annotation(1, name, 1.0)])
-    await api.service.backend.jobs.settle(
-        JobKey(PUBLIC_TENANT, job_id), 0, None, timedelta(0)
-    )
+    await api.service.backend.jobs.settle(JobKey(PUBLIC_TENANT, job_id), 0, None, timedelta(0))
     answer = await api.client.get(f"{JOBS}/{job_id}/results", headers={"Accept": "text/csv"})
     (row,) = csv.DictReader(io.StringIO(answer.text))
     assert (row["name"], row["label"]) == (cell, cell)

@@ -94,7 +94,21 @@ def test_durations(text: str, seconds: int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "4s", "0", "169h", "7d", "-90s", "1.5h", "30m1h", "90 s", "9" * 50, "soon", "s", "\u0663\u0660s"],
+    [
+        "",
+        "4s",
+        "0",
+        "169h",
+        "7d",
+        "-90s",
+        "1.5h",
+        "30m1h",
+        "90 s",
+        "9" * 50,
+        "soon",
+        "s",
+        "\u0663\u0660s",
+    ],
 )
 def test_wrong_durations(text: str) -> None:
     raw = [(b"cancel-after", text.encode())]

@@ -178,6 +178,56 @@ async def letter_is_untouched(world: World) -> None:
     assert kept is not None and kept.resolved_at is None
 
 
+async def adas_job(world: World) -> str:
+    batch = {"image_hashes": [HASH]}
+    answer = await world.ask(world.ada, "POST", f"{JOBS}/batch-predict", json=batch)
+    assert answer.status_code == 202
+    job_id: str = answer.json()["job_id"]
+    return job_id
+
+
+async def making_jobs(world: World) -> None:
+    """A hash is no way to Ada's image, and her Idempotency-Key is not Bob's."""
+    made = []
+    for who in (world.ada, world.bob):
+        answer = await world.ask(
+            who,
+            "POST",
+            f"{JOBS}/batch-predict",
+            json={"image_hashes": [HASH]},
+            headers={"Idempotency-Key": "same"},
+        )
+        assert answer.status_code == 202
+        made.append(answer.json()["job_id"])
+    assert made[0] != made[1]
+    answer = await world.ask(world.bob, "GET", f"{JOBS}/{made[1]}/results")
+    assert answer.json()["results"][0]["error"]["code"] == "not_uploaded"
+
+
+async def listing_jobs(world: World) -> None:
+    """Not even with a cursor out of Ada's list."""
+    job_id = await adas_job(world)
+    listed = (await world.ask(world.ada, "GET", f"{JOBS}?limit=1")).json()
+    assert [job["job_id"] for job in listed["jobs"]] == [job_id]
+    for query in ("", "?status=pending", f"?cursor={listed['next_cursor']}"):
+        answer = await world.ask(world.bob, "GET", JOBS + query)
+        assert answer.json() == {"jobs": [], "next_cursor": None}
+
+
+async def others_jobs(world: World, method: str, path: str) -> None:
+    job_id = await adas_job(world)
+    await world.same_refusal(method, path.format(job_id), path.format("ab" * 16))
+    answer = await world.ask(world.ada, "GET", f"{JOBS}/{job_id}")
+    assert answer.json()["status"] == "pending"
+
+
+async def looking_up(world: World) -> None:
+    """What Ada has, known or stored, is missing to Bob."""
+    for who, missing in ((world.ada, []), (world.bob, [HASH])):
+        answer = await world.ask(who, "POST", f"{V1}/lookup", json={"image_hashes": [HASH]})
+        assert answer.json()["missing"] == missing
+
+
 async def others_job_streams(world: World, path: str) -> None:
     backend, owner = world.api.service.backend, world.ada.key.id
     key = await running_job(backend, 1, tenant="ada", owner=owner)
@@ -208,6 +258,12 @@ CASES: dict[tuple[str, str], Callable[[World], Awaitable[None]]] = {
     ("GET", V1 + "/{image_hash}/stream"): lambda w: results(w, "GET", V1 + "/{}/stream"),
     ("GET", V1 + "/{image_hash}/content"): lambda w: results(w, "GET", V1 + "/{}/content"),
     ("HEAD", V1 + "/{image_hash}/content"): lambda w: results(w, "HEAD", V1 + "/{}/content"),
+    ("POST", V1 + "/lookup"): looking_up,
+    ("POST", JOBS + "/batch-predict"): making_jobs,
+    ("GET", JOBS): listing_jobs,
+    ("GET", JOBS + "/{job_id}"): lambda w: others_jobs(w, "GET", JOBS + "/{}"),
+    ("DELETE", JOBS + "/{job_id}"): lambda w: others_jobs(w, "DELETE", JOBS + "/{}"),
+    ("GET", JOBS + "/{job_id}/results"): lambda w: others_jobs(w, "GET", JOBS + "/{}/results"),
     ("GET", "/api/v1/keys"): listing_keys,
     ("POST", "/api/v1/keys"): making_keys,
     ("DELETE", "/api/v1/keys/{key_id}"): lambda w: others_keys(w, "DELETE", "/api/v1/keys/{}"),
