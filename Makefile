@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 POETRY_VENV := .poetry
 POETRY_PINS := poetry==2.5.1 poetry-plugin-export==1.10.1
 CHECKOV_VENV := .checkov-venv
-CODE := app worker core models compose docs terraform tests
+CODE := app worker core models compose docs terraform tests benchmarks
 
 .PHONY: help
 help: ## Show this list
@@ -97,6 +97,10 @@ format: setup ## Rewrite the code in the agreed style
 bench: setup ## Measure speed against bare baselines, side by side, and print ratios
 	@$(BIN)/python -m tests.bench $(BENCH_ARGS)
 
+.PHONY: compare
+compare: setup ## The same work through Celery, RQ and taskiq, side by side (needs redis-server): COMPARE_ARGS=--quick
+	@$(BIN)/python -m benchmarks $(COMPARE_ARGS)
+
 .PHONY: chaos
 chaos: setup ## Break everything while clients upload, and check that nothing is lost or done twice
 	@$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
@@ -152,5 +156,5 @@ test-export: $(EXPORT_VENV)/.complete ## Test training and export (installs PyTo
 
 .PHONY: clean
 clean: ## Delete what was installed and generated; DATA_DIR stays
-	rm -rf $(VENV) $(POETRY_VENV) $(EXPORT_VENV) $(CHECKOV_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(POETRY_VENV) $(EXPORT_VENV) $(CHECKOV_VENV) benchmarks/.venvs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,7 +1,7 @@
 """A batch that came as a zip: kept aside while it arrives, then read entry by entry.
 
-Nothing that the archive says of itself is believed: each entry is read up to the largest image and
-no further, and all of them together up to the largest batch.
+Whatever the archive says of itself: each entry is read up to the largest image and no further, and
+all of them together up to the largest batch.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from app.batch_upload import (
 )
 from app.upload import too_large
 from app.upload_slots import UploadSlot, overloaded
-from core.errors import GlimpseError, InvalidImage, MalformedBody, Unavailable
+from core.errors import InvalidImage, MalformedBody, Unavailable
 
 T = TypeVar("T")
 
@@ -116,7 +116,6 @@ class ZipEntries:
     def __init__(self, file: IO[bytes], limits: BatchLimits) -> None:
         """Raises MalformedBody, and BatchTooLarge where it holds more than a batch may."""
         self._limits = limits
-        self._read = 0
         try:
             self._archive = zipfile.ZipFile(_Bounded(file))
         except OSError:
@@ -129,13 +128,13 @@ class ZipEntries:
         # Entries that share their bytes are how little becomes a lot.
         if sum(info.compress_size for info in infos) > file.seek(0, os.SEEK_END):
             raise MalformedBody("The zip's entries overlap.")
-        # A lie is found out while reading; who tells the truth hears it before anything is stored.
-        most = limits.image_bytes + 1
+        # `zipfile` unpacks no more of an entry than it claims; if that is too little, it is broken.
+        most = limits.image_bytes + STEP
         if sum(min(info.file_size, most) for info in self.wanted) > limits.bytes_:
             raise too_many_bytes(limits)
 
     def read(self, info: zipfile.ZipInfo) -> BatchImage:
-        """One image. Raises BatchTooLarge where all of them together are too much."""
+        """One image, or why there is none."""
         image = BatchImage(display_name(info.filename))
         if info.flag_bits & _ENCRYPTED:
             image.error = InvalidImage("The zip's entry is encrypted.")
@@ -147,13 +146,12 @@ class ZipEntries:
         try:
             with self._archive.open(info) as entry:
                 while image.error is None and (part := entry.read(STEP)):
-                    self._count(len(part))
                     if len(image.data) + len(part) > self._limits.image_bytes:
                         image.error = too_large(self._limits.image_bytes)
                     else:
                         image.data += part
                         digest.update(part)
-        except (OSError, GlimpseError):
+        except OSError:
             raise
         except Exception:  # noqa: BLE001 - a broken entry makes it raise anything
             image.error = InvalidImage("The zip's entry is broken.")
@@ -164,11 +162,6 @@ class ZipEntries:
         else:
             image.error = empty()
         return image
-
-    def _count(self, unpacked: int) -> None:
-        self._read += unpacked
-        if self._read > self._limits.bytes_:
-            raise too_many_bytes(self._limits)
 
 
 class _Bounded:

@@ -12,6 +12,7 @@ from app.upload import FIELD
 from core import errors
 from core.identity import Scope
 from core.problems import MEDIA_TYPE
+from core.public_http import PrivateAddress
 from core.route_access import access_of, every_route
 
 DESCRIPTION = """
@@ -38,6 +39,7 @@ TAGS = [
     {"name": "what", "description": "The short way: upload, then ask for the status."},
     {"name": "jobs", "description": "Many images as one piece of work."},
     {"name": "keys", "description": "Who may ask, and how much; where keys are required."},
+    {"name": "webhooks", "description": "Who is told when a job ends."},
     {"name": "dead letters", "description": "Messages that used up their deliveries."},
     {"name": "operations", "description": "For load balancers and supervisors."},
 ]
@@ -70,7 +72,9 @@ _EXAMPLES: dict[type[errors.GlimpseError], str] = {
     errors.Forbidden: "This needs a key with the scope 'admin'.",
     errors.RateLimited: "More than 600 requests in 60 seconds; more in 17.",
     errors.Conflict: "The state of the thing forbids it.",
+    errors.BodyTooLarge: "The body has more than 16384 bytes.",
     errors.Unavailable: "The queue does not answer.",
+    PrivateAddress: "The URL leads to an address that is not public.",
 }
 
 Responses = dict[int | str, dict[str, Any]]

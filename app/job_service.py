@@ -3,25 +3,21 @@
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
-import structlog
 from fastapi import FastAPI, Request
 
 from app.batches import Batches
 from app.job_creation import JobCreation, JobOrder, wanted_images
-from app.job_options import options_of, with_manifest
+from app.job_options import JobOptions, options_of, with_manifest
 from app.upload_slots import UploadSlot
-from core import jobs
+from core import job_endings
 from core.backends import Backend
 from core.clock import Clock, utc_now
-from core.errors import Conflict, Forbidden, GlimpseError, NotFound
+from core.errors import Conflict, Forbidden, NotFound
 from core.identity import Principal, Scope
 from core.jobs import Job, JobFilter, JobItem, JobKey, JobStatus
-from core.messages import Notify
-from core.publishing import publish
+from core.mail_address import check_address
 from core.records import Record, RecordKey
 from core.settings import Settings
-
-log = structlog.get_logger(__name__)
 
 NO_SUCH_JOB = "There is no such job."
 PAGE = 200  # items that are read at once where all of them are
@@ -42,6 +38,7 @@ class JobService:
         self, settings: Settings, backend: Backend, model: str, clock: Clock = utc_now
     ) -> None:
         self.public_url = settings.public_url
+        self._email_domains = settings.email_domains
         self._backend = backend
         self._model = model
         self._clock = clock
@@ -58,15 +55,21 @@ class JobService:
     ) -> Job:
         """The job that the request asks for. `count` is called with the size of each image.
 
-        Raises what `options_of`, `Batches.read` and `JobCreation.create` do.
+        Raises what `options_of`, `check_address`, `Batches.read` and `JobCreation.create` do.
         """
         now = self._clock()
         asked = options_of(request, now)
+        self._check_email(asked)
         batch = await self._batches.read(request, principal.tenant, slot, count)
         slot.release()
         options = with_manifest(asked, batch.manifest, now)
+        self._check_email(options)
         order = JobOrder(principal, self._model, wanted_images(batch), options)
         return await self._creation.create(order)
+
+    def _check_email(self, options: JobOptions) -> None:
+        if options.notify_email:
+            check_address(options.notify_email, self._email_domains)
 
     async def find(self, principal: Principal, job_id: str) -> Job:
         """Raises NotFound, also for another tenant's, and Forbidden for another key's."""
@@ -92,17 +95,14 @@ class JobService:
     async def cancel(self, principal: Principal, job_id: str) -> Job:
         """The job, cancelled; nothing of it begins any more. Raises Conflict where it has ended."""
         job = await self.find(principal, job_id)
-        after = await self._backend.jobs.change(
-            job.key, lambda job, now: jobs.cancelled(job, now, policy=self._policy)
-        )
+        after = await job_endings.cancel(self._backend, job.key, self._policy)
         if after is None:
             job = await self.find(principal, job_id)
             if job.status is not JobStatus.CANCELLED:
                 raise Conflict(f"The job has ended: it is {job.status}.")
             return job
-        log.info("job cancelled", job=job_id)
-        await self._announce(after)
-        return after
+        # Of what had ended by then, the last count may lack some.
+        return await self._backend.jobs.refresh(job.key) or after
 
     async def results(self, job: Job, limit: int, after: int = -1) -> Sequence[ItemResult]:
         """At most `limit` items behind the position `after`, with their records."""
@@ -126,17 +126,6 @@ class JobService:
             if len(page) < PAGE:
                 return
             after = page[-1].item.position
-
-    async def _announce(self, job: Job) -> None:
-        """The scheduler does it where we fail to."""
-        tenant, id_ = job.key.tenant, job.key.id
-        try:
-            await publish(self._backend.publisher, Notify(tenant, id_, f"job.{job.status}"))
-            await self._backend.jobs.change(
-                job.key, lambda job, now: jobs.announced(job, now, self._policy)
-            )
-        except GlimpseError as error:
-            log.warning("job announced later", job=id_, reason=error.detail)
 
 
 def jobs_in(app: FastAPI) -> JobService:

@@ -1,6 +1,6 @@
 """A small JSON body: read within a bound, checked against a model."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
@@ -35,6 +35,14 @@ def parse_json(body: bytes, model: type[Model]) -> Model:
         ]
         detail = "; ".join(f"{error['field']}: {error['message']}" for error in errors)
         raise InvalidRequest(detail, extra={"errors": errors}) from None
+
+
+def body_schema(model: type[BaseModel], *, required: bool) -> dict[str, Any]:
+    """What /docs says of such a body (`openapi_extra`)."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)  # what it refers to is among the answers' parts
+    content = {"application/json": {"schema": schema}}
+    return {"requestBody": {"required": required, "content": content}}
 
 
 def _field(error: ErrorDetails) -> str:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from app.documentation import Responses, refusals
 from app.gate import Gate
 from app.guard import requires
-from app.json_body import read_json
+from app.json_body import body_schema, read_json
 from app.key_service import (
     DEFAULT_OVERLAP,
     LONGEST_OVERLAP,
@@ -113,20 +113,13 @@ _KEY_ID: dict[str, Any] = {
 _OFF: Responses = refusals(errors.Conflict)
 
 
-def _body(model: type[BaseModel], *, required: bool) -> dict[str, Any]:
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)  # what it refers to is among the answers' parts
-    content = {"application/json": {"schema": schema}}
-    return {"requestBody": {"required": required, "content": content}}
-
-
 @router.post(
     "",
     status_code=201,
     summary="Make a key",
     description="For the tenant of the key that asks. Its text is in this answer and nowhere else.",
     responses={201: {"model": IssuedKeyBody}, **refusals(errors.InvalidRequest), **_OFF},
-    openapi_extra=_body(NewKey, required=True),
+    openapi_extra=body_schema(NewKey, required=True),
 )
 @requires(Scope.ADMIN)
 async def create(request: Request, principal: Principal) -> Response:
@@ -185,7 +178,7 @@ async def revoke(request: Request, principal: Principal) -> Response:
         200: {"model": IssuedKeyBody},
         **refusals(errors.NotFound, errors.InvalidRequest, errors.Conflict),
     },
-    openapi_extra={**_KEY_ID, **_body(Rotation, required=False)},
+    openapi_extra={**_KEY_ID, **body_schema(Rotation, required=False)},
 )
 @requires(Scope.ADMIN)
 async def rotate(request: Request, principal: Principal) -> Response:

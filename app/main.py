@@ -21,8 +21,10 @@ from app import (
     lookup_routes,
     seed_routes,
     usage_routes,
+    webhook_routes,
 )
 from app.allowed_hosts import AllowedHosts
+from app.audit import dropped_counter, open_audit
 from app.docs_page import docs_routes
 from app.documentation import DESCRIPTION, TAGS, install_documentation
 from app.gate import open_gate
@@ -34,6 +36,7 @@ from app.metrics import ApiMetrics
 from app.security_headers import security_headers
 from app.stopping import AnswerWhenCancelled
 from app.unread_body import CloseOnUnreadBody
+from app.webhook_service import Webhooks
 from core.backends import BackendOpener, open_backend
 from core.clock import Clock, utc_now
 from core.exposure import check_api
@@ -42,6 +45,7 @@ from core.identity import Scope
 from core.model_bundle import read_bundle
 from core.observation import FASTAPI_TELEMETRY, Observation
 from core.problems import install_problem_handlers
+from core.public_http import PublicResolver
 from core.request_context import RequestContext
 from core.route_access import check_every_route
 from core.settings import Settings
@@ -75,6 +79,7 @@ def create_app(
     check_api(settings)
     observation = Observation("api", settings)
     metrics = ApiMetrics(observation.metrics.registry)
+    dropped = dropped_counter(observation.metrics.registry)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -87,6 +92,8 @@ def create_app(
             service = ImageService(settings, backend, bundle, metrics, clock)
             await observed
             app.state.service = service
+            resolver = PublicResolver(allow_private=settings.webhook_allow_private)
+            app.state.webhooks = Webhooks(backend, resolver, clock)
             app.state.jobs = JobService(settings, backend, bundle.identity, clock)
             app.state.job_watcher = service.streams.watcher(
                 "jobs",
@@ -94,10 +101,12 @@ def create_app(
                 partial(job_event, public_url=settings.public_url),
             )
             log.info("ready", model=bundle.identity, backend=settings.backend)
-            try:
-                yield
-            finally:
-                await service.close()
+            async with open_audit(settings, bundle.identity, dropped, clock) as app.state.audit:
+                try:
+                    yield
+                finally:
+                    await service.close()
+                    await resolver.close()
 
     def checks() -> dict[str, Check]:
         gate = app.state.gate
@@ -130,6 +139,7 @@ def create_app(
         dead_letter_routes.router,
         key_routes.router,
         usage_routes.router,
+        webhook_routes.router,
         health_routes(checks),
         *((docs_routes(app.title),) if settings.docs else ()),
     ):

@@ -74,6 +74,7 @@ async def record_of(
     max_pixels: int,
     clock: Clock = utc_now,
     policy: DeliveryPolicy = DEFAULT_POLICY,
+    *,
     priority: Priority = Priority.HIGH,
     job: str = "",
 ) -> tuple[Record, bool]:

@@ -6,6 +6,7 @@ Both come from `core.settings.Settings`, so neither can name what does not exist
 import re
 from pathlib import Path
 
+from pydantic import SecretStr
 from pydantic_core import PydanticUndefined
 
 from core.settings import DEFAULT_BUNDLE, Settings
@@ -53,6 +54,8 @@ def _text(default: object) -> str:
         return str(DEFAULT_BUNDLE.relative_to(ROOT))
     if default is None:
         return ""
+    if isinstance(default, SecretStr):
+        return default.get_secret_value()
     if isinstance(default, tuple):
         return ",".join(map(str, default))
     if isinstance(default, float):

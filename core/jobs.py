@@ -239,9 +239,10 @@ def counted(job: Job, counts: Counts, now: datetime, policy: JobPolicy = POLICY)
     if job.status.terminal or counts.open:
         if counts == job.counts:
             return None
-        wake = job.wake_at if job.status.terminal else now + _seconds(policy.stale_after)
         after = _changed(job, now, counts=counts, counted_at=now)
-        return after if job.status.terminal else replace(after, wake_at=_first(job, wake))
+        if job.status is not JobStatus.RUNNING:
+            return after
+        return replace(after, wake_at=_first(job, now + _seconds(policy.stale_after)))
     return _ended(replace(job, counts=counts, counted_at=now), JobStatus.COMPLETED, now, policy)
 
 

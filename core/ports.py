@@ -19,6 +19,7 @@ from core.messages import Message
 from core.priority import Priority
 from core.records import Annotation, Claim, Record, RecordError, RecordKey, Status
 from core.usage import Usage
+from core.webhooks import Webhook
 
 JobStep = Callable[[Job, datetime], Job | None]
 
@@ -246,6 +247,38 @@ class DeadLetterStore(Protocol):
         ...
 
     async def ping(self) -> None: ...
+
+
+class WebhookStore(Protocol):
+    """Webhooks by tenant, and their secrets (`core.webhooks` decides which changes are allowed)."""
+
+    async def create(self, webhook: Webhook, most: int) -> bool:
+        """Store a new one; False where its id exists, or the tenant has `most` already."""
+        ...
+
+    async def get(self, tenant: str, id_: str) -> Webhook | None: ...
+
+    async def list(self, tenant: str) -> list[Webhook]:
+        """All of the tenant's, oldest first."""
+        ...
+
+    async def rotate(
+        self, tenant: str, id_: str, secret: bytes, overlap: timedelta
+    ) -> Webhook | None:
+        """Give it a new secret, beside which the old one signs for `overlap`; None if unknown."""
+        ...
+
+    async def disable(self, tenant: str, id_: str, reason: str) -> bool:
+        """False where it is unknown, or disabled already."""
+        ...
+
+    async def enable(self, tenant: str, id_: str) -> bool:
+        """False where it is unknown, or enabled already."""
+        ...
+
+    async def delete(self, tenant: str, id_: str) -> bool:
+        """False where there was nothing to delete."""
+        ...
 
 
 # --- What the API needs where it asks for keys. ---------------------------------------------------

@@ -6,6 +6,7 @@ README's table and `.env.example` are checked against this class by `tests/docs`
 import os
 from dataclasses import replace
 from datetime import timedelta
+from email.utils import parseaddr
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -15,6 +16,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from core.channels import NOTIFICATIONS, Channel
 from core.key_tokens import LEAST_SECRET_BYTES
 from core.limits import Rate
+from core.mail_address import domain_of
+from core.mail_server import MailServer
 from core.policy import DeliveryPolicy, JobPolicy
 
 DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "models" / "default"
@@ -239,6 +242,31 @@ class Settings(BaseSettings):
         Seconds, Field(description="How long a finished job and its items are kept")
     ] = _JOBS.retention
 
+    # --- Notifications ---------------------------------------------------------------------------
+    webhook_allow_private: Annotated[
+        bool,
+        Field(description="Whether webhooks may lead to private addresses, and go without TLS"),
+    ] = False
+    webhook_seconds: Annotated[
+        Seconds, Field(le=30, description="How long a webhook's receiver may take to answer")
+    ] = 15
+    smtp_url: Annotated[
+        SecretStr,
+        Field(
+            description="Mail server, as smtp://user:password@host:587 (STARTTLS where offered) or "
+            "smtps://…:465 (TLS); empty: no e-mail"
+        ),
+    ] = SecretStr("")
+    email_from: Annotated[str, Field(description="Sender of e-mail; needed with SMTP_URL")] = ""
+    email_allowed_domains: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(
+            description="Comma-separated domains that e-mail may go to; empty means that of "
+            "EMAIL_FROM, `*` any"
+        ),
+    ] = ()
+
     # --- Google: BACKEND=emulator and BACKEND=gcp -----------------------------------------------
     google_cloud_project: Annotated[
         str, Field(description="Project; empty means the credentials' own, or `demo-glimpse`")
@@ -318,6 +346,9 @@ class Settings(BaseSettings):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="Least severity to log")
     ] = "info"
+    audit_log: Annotated[
+        bool, Field(description="Whether the API writes a line for each image it is given")
+    ] = True
     traces: Annotated[
         Literal["off", "otlp", "gcp"],
         Field(
@@ -330,7 +361,12 @@ class Settings(BaseSettings):
     ] = True
 
     @field_validator(
-        "extra_model_uris", "cors_origins", "allowed_hosts", "trusted_proxies", mode="before"
+        "extra_model_uris",
+        "cors_origins",
+        "allowed_hosts",
+        "trusted_proxies",
+        "email_allowed_domains",
+        mode="before",
     )
     @classmethod
     def _split_commas(cls, value: object) -> object:
@@ -349,6 +385,11 @@ class Settings(BaseSettings):
             )
         # These raise where the numbers contradict each other.
         _ = self.delivery, self.notification_delivery
+        if self.mail_server is not None:
+            try:
+                domain_of(parseaddr(self.email_from)[1])
+            except ValueError:
+                raise ValueError("SMTP_URL needs EMAIL_FROM, as in glimpse@example.com") from None
         if self.backend != "embedded":
             self._check_pubsub_bounds()
         if self.backend == "gcp" and "bucket" not in self.model_fields_set:
@@ -406,6 +447,20 @@ class Settings(BaseSettings):
             retention=self.job_retention_seconds,
             stale_after=self.stale_seconds,
         )
+
+    @property
+    def mail_server(self) -> MailServer | None:
+        """None where no e-mail is sent."""
+        url = self.smtp_url.get_secret_value()
+        return MailServer.parse(url) if url else None
+
+    @property
+    def email_domains(self) -> frozenset[str]:
+        """Domains that e-mail may go to (`core.mail_address`); none where none is sent."""
+        if self.mail_server is None:
+            return frozenset()
+        named = frozenset(domain.lower() for domain in self.email_allowed_domains)
+        return named or frozenset({domain_of(parseaddr(self.email_from)[1])})
 
     @property
     def keys_required(self) -> bool:

@@ -50,7 +50,7 @@ async def bury(envelope: PushEnvelope, bench: Workbench) -> None:
     except MalformedEnvelope as unreadable:
         # It names nothing, and nothing would make it readable: somebody has to look at it.
         reason = RecordError(unreadable.code, unreadable.detail, retryable=True)
-        letter = _letter(envelope, reason, bench)
+        letter = letter_of(envelope, reason, bench.clock())
         await bench.backend.dead_letters.add(letter)
         bench.metrics.buried(UNREADABLE)
         log.error("dead letter unreadable", letter=letter.id, detail=unreadable.detail)
@@ -78,7 +78,7 @@ async def _bury_image(
     if record is not None and record.leased(bench.clock()):
         raise Unavailable("A worker is still classifying this image.")
     reason = _reason(message, envelope.message.attributes, record, bench)
-    letter = _letter(envelope, reason, bench)
+    letter = letter_of(envelope, reason, bench.clock())
     if record is not None and record.status is Status.SUCCESS:
         await letters.resolve(letter.tenant, letter.id)
         bench.metrics.buried(FINISHED_IMAGE)
@@ -110,7 +110,7 @@ async def _bury_run(message: RunJob, envelope: PushEnvelope, bench: Workbench) -
     """End the job as failed, unless it has ended."""
     backend, key = bench.backend, JobKey(message.tenant, message.job)
     reason = _told(envelope.message.attributes)
-    letter = _letter(envelope, reason, bench)
+    letter = letter_of(envelope, reason, bench.clock())
     job = await backend.jobs.get(key)
     if job is None or job.status in (JobStatus.COMPLETED, JobStatus.CANCELLED):
         await backend.dead_letters.resolve(letter.tenant, letter.id)
@@ -129,7 +129,7 @@ async def _bury_run(message: RunJob, envelope: PushEnvelope, bench: Workbench) -
 async def _bury_notice(envelope: PushEnvelope, bench: Workbench) -> None:
     """Nothing waits for it but whoever it was meant for."""
     reason = _told(envelope.message.attributes)
-    letter = _letter(envelope, reason, bench)
+    letter = letter_of(envelope, reason, bench.clock())
     await bench.backend.dead_letters.add(letter)
     bench.metrics.buried(reason.code)
     log.error("dead letter", letter=letter.id, code=reason.code, detail=reason.detail)
@@ -165,7 +165,8 @@ def _exhausted(what: str, reason: RecordError, letter: DeadLetter) -> RecordErro
     return RecordError(EXHAUSTED, f"{what} after {after}. Last failure: {last}", True)
 
 
-def _letter(envelope: PushEnvelope, reason: RecordError, bench: Workbench) -> DeadLetter:
+def letter_of(envelope: PushEnvelope, reason: RecordError, now: datetime) -> DeadLetter:
+    """The message as a letter; `now` is when it died, where the queue does not say."""
     message = envelope.message
     attributes = {
         name: value
@@ -175,7 +176,7 @@ def _letter(envelope: PushEnvelope, reason: RecordError, bench: Workbench) -> De
     payload = message.payload()
     count = message.attributes.get(DEAD_LETTER_DELIVERY_COUNT, "")
     published = message.attributes.get(DEAD_LETTER_PUBLISH_TIME, "")
-    died_at = _moment(message.publishTime) or bench.clock()
+    died_at = _moment(message.publishTime) or now
     return DeadLetter(
         id=letter_id(attributes, payload, published or message.messageId),
         tenant=tenant_of(attributes),

@@ -11,13 +11,15 @@ from core.backends import BackendOpener, open_backend
 from core.clock import Clock, utc_now
 from core.health import Check, health_routes
 from core.observation import FASTAPI_TELEMETRY, Observation
-from core.policy import CLASSIFY_PATH, DEAD_LETTER_PATH, JOBS_PATH
+from core.policy import CLASSIFY_PATH, DEAD_LETTER_PATH, JOBS_PATH, NOTIFICATIONS_PATH
 from core.problems import install_problem_handlers
 from core.request_context import UNTRACED, RequestContext
 from core.settings import Settings
 from worker.classifier_pool import ClassifierPool
 from worker.metrics import WorkerMetrics
 from worker.model_registry import ModelRegistry
+from worker.notification_routes import notification_routes
+from worker.notifier import Notifier, open_notifier
 from worker.push_endpoint import push_routes
 from worker.push_guard import push_guard
 from worker.workbench import Workbench
@@ -49,10 +51,11 @@ def create_app(
                 await opening
                 await observed
                 bench = app.state.bench = Workbench(settings, backend, models, metrics, clock)
-                try:
-                    yield
-                finally:
-                    await _let_go(bench)
+                async with open_notifier(settings, backend, metrics, clock) as app.state.notifier:
+                    try:
+                        yield
+                    finally:
+                        await _let_go(bench)
         finally:
             opening.cancel()  # only where the backend did not open
             await asyncio.gather(opening, return_exceptions=True)
@@ -61,6 +64,10 @@ def create_app(
     def bench() -> Workbench:
         bench: Workbench = app.state.bench
         return bench
+
+    def notifier() -> Notifier:
+        notifier: Notifier = app.state.notifier
+        return notifier
 
     def checks() -> Mapping[str, Check]:
         here = bench()
@@ -78,11 +85,13 @@ def create_app(
         telemetry=FASTAPI_TELEMETRY,
     )
     # A delivery has a span of its own, in its message's trace.
-    untraced = (*UNTRACED, CLASSIFY_PATH, JOBS_PATH, DEAD_LETTER_PATH)
+    untraced = (*UNTRACED, CLASSIFY_PATH, JOBS_PATH, NOTIFICATIONS_PATH, DEAD_LETTER_PATH)
     app.add_middleware(RequestContext, observation=observation, untraced=untraced)
     install_problem_handlers(app)
     # Taken over one by one: what `include_router` builds is matched twice for each request.
-    app.router.routes.extend(push_routes(bench, observation, push_guard(settings)).routes)
+    guard = push_guard(settings)
+    app.router.routes.extend(push_routes(bench, observation, guard).routes)
+    app.router.routes.extend(notification_routes(bench, notifier, observation, guard).routes)
     app.include_router(health_routes(checks))
     observation.expose(app)
     return app

@@ -44,6 +44,12 @@ class WorkerMetrics:
             ["outcome"],
             registry=registry,
         )
+        self._notifications = Counter(
+            "glimpse_notifications",
+            "Deliveries of notifications, by how they ended",
+            ["kind", "outcome"],
+            registry=registry,
+        )
         self._jobs = Counter(
             "glimpse_jobs_ended", "Jobs that ended here, by how", ["status"], registry=registry
         )
@@ -77,3 +83,7 @@ class WorkerMetrics:
     def reconciled(self, counts: dict[str, int]) -> None:
         for outcome, count in counts.items():
             self._reconciled.labels(outcome).inc(count)
+
+    def notified(self, kind: str, outcome: str) -> None:
+        """Count one delivery of a notification: `webhook` or `email`, and how it ended."""
+        self._notifications.labels(kind, outcome).inc()

@@ -3,11 +3,9 @@
 204 acknowledges; every other answer is a refusal and leads to another delivery.
 """
 
-import asyncio
 import functools
 import json
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 
 import structlog
 from fastapi import APIRouter, Request, Response
@@ -37,15 +35,14 @@ from worker.documentation import ENVELOPE_BODY, refusals
 from worker.errors import EnvelopeTooLarge, InferenceFailed
 from worker.job_schedule import look_after_jobs
 from worker.jobs import run_job
+from worker.push_body import read_body
 from worker.reconciliation import reconcile
+from worker.stopping import unless_stopped
 from worker.workbench import Workbench
 
 log = structlog.get_logger(__name__)
 
 Endpoint = Callable[[Request], Awaitable[Response]]
-
-# Pub/Sub's largest message: https://cloud.google.com/pubsub/quotas#resource_limits
-MAX_ENVELOPE_BYTES = 10_000_000
 
 
 def push_routes(
@@ -87,11 +84,11 @@ def push_routes(
     )
     @admitted
     async def generate_annotations(request: Request) -> Response:
-        envelope = PushEnvelope.parse(await _body(request))
+        envelope = PushEnvelope.parse(await read_body(request))
         message, here = envelope.classify_image(), bench()
         with delivery(request, envelope, message, here.backend.publisher, observation.tracer):
             try:
-                with _unless_stopped():
+                with unless_stopped():
                     await classify(message, here)
             except GlimpseError as error:
                 here.metrics.ended(error.code)
@@ -109,11 +106,11 @@ def push_routes(
     )
     @admitted
     async def run(request: Request) -> Response:
-        envelope = PushEnvelope.parse(await _body(request))
+        envelope = PushEnvelope.parse(await read_body(request))
         message, here = RunJob.from_attributes(envelope.message.attributes), bench()
         with (
             delivery(request, envelope, message, here.backend.publisher, observation.tracer),
-            _unless_stopped(),
+            unless_stopped(),
         ):
             await run_job(message, here)
         return Response(status_code=204)
@@ -128,7 +125,7 @@ def push_routes(
     @admitted
     async def generate_annotations_dlq(request: Request) -> Response:
         try:
-            envelope = PushEnvelope.parse(await _body(request))
+            envelope = PushEnvelope.parse(await read_body(request))
         except (MalformedEnvelope, EnvelopeTooLarge) as error:
             # No envelope, so no letter of a queue's. A refusal would bring it back for ever.
             log.error("dead letter unreadable", detail=error.detail)
@@ -170,35 +167,3 @@ def push_routes(
         return Response(json.dumps(counts).encode(), media_type="application/json")
 
     return router
-
-
-@contextmanager
-def _unless_stopped() -> Iterator[None]:
-    """Turn a cancellation into a refusal.
-
-    Only a server that stops and can wait no longer cancels a request. Its claim is given up by now,
-    and the queue should hear more than a broken connection.
-    """
-    try:
-        yield
-    except asyncio.CancelledError:
-        raise Unavailable("The worker is stopping.") from None
-
-
-async def _body(request: Request) -> bytes:
-    """The whole body, or 413 as soon as it is known to be too large."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > MAX_ENVELOPE_BYTES:
-        raise _too_large()
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > MAX_ENVELOPE_BYTES:
-            raise _too_large()
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
-def _too_large() -> EnvelopeTooLarge:
-    return EnvelopeTooLarge(f"A push envelope has at most {MAX_ENVELOPE_BYTES} bytes.")

@@ -18,6 +18,7 @@ from core.ports import (
     Publisher,
     RecordStore,
     UsageStore,
+    WebhookStore,
 )
 from core.settings import Settings
 
@@ -34,6 +35,7 @@ class Backend:
     publisher: Publisher
     dead_letters: DeadLetterStore
     jobs: JobStore
+    webhooks: WebhookStore
     links: "LinkSigner | None" = None
 
 

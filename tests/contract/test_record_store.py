@@ -8,6 +8,7 @@ import pytest
 from core.backends import Backend
 from core.errors import Unavailable
 from core.ports import RecordStore
+from core.priority import Priority
 from core.records import (
     Annotation,
     Claim,
@@ -23,6 +24,8 @@ LEASE = timedelta(seconds=30)
 RESULT = (Annotation(1, "Egyptian cat", 0.1 + 0.2), Annotation(2, 'school "bus" é', 1e-17))
 RETRYABLE = RecordError("delivery_exhausted", "Ten deliveries failed.", retryable=True)
 PERMANENT = RecordError("undecodable_image", "The image is truncated.", retryable=False)
+CANCELLED = RecordError("cancelled", "The job was cancelled.", retryable=True)
+JOB = "5" * 32
 MODEL = "colours@0123456789ab"
 
 
@@ -67,6 +70,7 @@ async def test_an_unknown_record_is_none_and_refuses_everything(
     assert not await records.fail(claim, PERMANENT)
     assert not await records.release(claim)
     assert not await records.retry(key)
+    assert not await records.want(key, Priority.HIGH)
     assert not await records.touch(key, clock.move(1))
     assert await records.delete_image(key.tenant, key.image_hash) == 0
     assert await records.stale(clock.move(1), 10) == []
@@ -321,6 +325,107 @@ async def test_retry_leads_only_out_of_a_retryable_error(
     assert await records.fail(second, PERMANENT)
     assert not await records.retry(key_of())  # permanent
     assert (await stored(records, key_of())).error == PERMANENT
+
+
+async def test_a_record_keeps_who_wants_it_and_how_urgently(
+    records: RecordStore, clock: MovableClock
+) -> None:
+    plain = await created(records, clock, key_of())
+    assert (plain.priority, plain.job) == (Priority.HIGH, "")
+    wanted = new_record(key_of(2), clock(), Priority.LOW, JOB)
+    assert await records.create(wanted)
+    assert await records.get(wanted.key) == wanted
+    assert await records.advance(wanted.key, Status.PENDING, Status.QUEUED)
+    claim = await records.claim(wanted.key, LEASE)
+    assert claim is not None
+    assert claim.job == JOB
+    running = await stored(records, wanted.key)
+    assert (running.priority, running.job) == (Priority.LOW, JOB)
+    assert await records.complete(claim, RESULT)
+    ended = await stored(records, wanted.key)
+    assert (ended.priority, ended.job) == (Priority.LOW, JOB)
+
+
+async def test_want_raises_the_urgency_and_frees_of_a_job(
+    records: RecordStore, clock: MovableClock
+) -> None:
+    key, other_job = key_of(), "0" * 32
+    assert not await records.want(key, Priority.HIGH)  # unknown
+    assert await records.create(new_record(key, clock(), Priority.LOW, JOB))
+    clock.move(1)
+    assert not await records.want(key, Priority.LOW, JOB)
+    assert await records.want(key, Priority.NORMAL, JOB)
+    first = await stored(records, key)
+    assert (first.priority, first.job) == (Priority.NORMAL, JOB)
+    assert first.updated_at < clock()  # the reconciler's clock runs on
+    assert await records.want(key, Priority.LOW, other_job)
+    shared = await stored(records, key)
+    assert (shared.priority, shared.job) == (Priority.NORMAL, "")
+    assert not await records.want(key, Priority.NORMAL, JOB)
+    assert await records.want(key, Priority.HIGH)
+    assert not await records.want(key, Priority.HIGH)
+    claim = await records.claim(key, LEASE)
+    assert claim is not None
+    assert (claim.job, (await stored(records, key)).priority) == ("", Priority.HIGH)
+    assert await records.complete(claim, RESULT)
+    assert not await records.want(key, Priority.HIGH, JOB)  # terminal
+
+
+async def test_a_claimed_record_may_still_be_wanted(
+    records: RecordStore, clock: MovableClock
+) -> None:
+    assert await records.create(new_record(key_of(), clock(), Priority.LOW, JOB))
+    claim = await records.claim(key_of(), LEASE)
+    assert claim is not None
+    assert await records.want(key_of(), Priority.HIGH)
+    assert not await records.fail(claim, CANCELLED, only_for=JOB)
+    assert await records.complete(claim, RESULT)  # the claim is what it was
+
+
+async def test_fail_for_one_job_only(records: RecordStore, clock: MovableClock) -> None:
+    key = key_of()
+    assert await records.create(new_record(key, clock(), Priority.LOW, JOB))
+    assert not await records.fail(key, CANCELLED, only_for="0" * 32)
+    claim = await records.claim(key, LEASE)
+    assert claim is not None
+    assert not await records.fail(claim, CANCELLED, only_for="0" * 32)
+    assert await records.fail(claim, CANCELLED, only_for=JOB)
+    assert (await stored(records, key)).error == CANCELLED
+    assert await records.create(new_record(key_of(2), clock(), Priority.LOW, JOB))
+    assert await records.fail(key_of(2), CANCELLED, only_for=JOB)
+    await created(records, clock, key_of(3))
+    assert not await records.fail(key_of(3), CANCELLED, only_for=JOB)  # a client's own
+
+
+async def test_of_a_wish_and_a_cancellation_at_once_one_is_refused(
+    records: RecordStore, clock: MovableClock
+) -> None:
+    """Whoever wants a picture gets it, or is told to ask for a new attempt."""
+    for number in range(1, 4):
+        key = key_of(number)
+        assert await records.create(new_record(key, clock(), Priority.LOW, JOB))
+        claim = await records.claim(key, LEASE)
+        assert claim is not None
+        wanted, failed = await asyncio.gather(
+            records.want(key, Priority.HIGH), records.fail(claim, CANCELLED, only_for=JOB)
+        )
+        assert wanted is not failed
+        assert (await stored(records, key)).status is (Status.ERROR if failed else Status.RUNNING)
+
+
+async def test_retry_says_who_asks_now(records: RecordStore, clock: MovableClock) -> None:
+    claim = await claimed(records, clock, key_of())
+    assert await records.fail(claim, RETRYABLE)
+    assert await records.retry(key_of(), Priority.LOW, JOB)
+    anew = await stored(records, key_of())
+    assert (anew.priority, anew.job) == (Priority.LOW, JOB)
+    second = await records.claim(key_of(), LEASE)
+    assert second is not None
+    assert second.job == JOB
+    assert await records.fail(second, RETRYABLE, only_for=JOB)
+    assert await records.retry(key_of())
+    last = await stored(records, key_of())
+    assert (last.priority, last.job) == (Priority.HIGH, "")
 
 
 async def test_touch_marks_what_stood_still(records: RecordStore, clock: MovableClock) -> None:

@@ -1,6 +1,7 @@
 """The API on a real embedded backend, in this process or behind a real server."""
 
 import asyncio
+import json
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
@@ -18,6 +19,7 @@ from app.image_service import ImageService, service_in
 from app.key_service import Issued, Keys, Wanted
 from app.main import create_app
 from app.server import Server
+from core.backends import BackendOpener, open_backend
 from core.clock import Clock, utc_now
 from core.identity import ALL_SCOPES, Scope
 from core.ports import RecordStore
@@ -92,6 +94,23 @@ class Api:
         """Wait for what the API does after its answers."""
         await self.service._submissions.close()
 
+    def messages(self) -> list[dict[str, str]]:
+        """The attributes of what waits in the queue, oldest first."""
+        path = self.settings.data_dir / "queue.db"
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+            rows = connection.execute("SELECT attributes FROM messages ORDER BY id")
+            return [json.loads(attributes) for (attributes,) in rows]
+
+    def rows(self, table: str) -> int:
+        """How many rows there are of records, jobs or their items."""
+        return _rows(self.settings.data_dir / "records.db", table)
+
+    def execute(self, statement: str) -> None:
+        """Change the records' database behind the API's back."""
+        with closing(sqlite3.connect(self.settings.data_dir / "records.db")) as connection:
+            connection.execute(statement)
+            connection.commit()
+
     def traces(self) -> Traces:
         folder = self.settings.data_dir
         blobs = sum(1 for path in (folder / "blobs").rglob("*") if path.is_file())
@@ -147,9 +166,11 @@ def api_settings(tmp_path: Path, bundle: Path, **changes: object) -> Settings:
 
 
 @asynccontextmanager
-async def open_api(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Api]:
+async def open_api(
+    settings: Settings, clock: Clock = utc_now, opener: BackendOpener = open_backend
+) -> AsyncIterator[Api]:
     """The API without a network: requests reach the application directly."""
-    app = create_app(settings, clock)
+    app = create_app(settings, clock, opener)
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),

@@ -1,14 +1,19 @@
-"""A job as the API makes one, straight through the ports, and what became of it."""
+"""Jobs straight through the ports, as the API makes and the worker moves them."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from core.backends import Backend
-from core.jobs import Job, JobItem, JobKey, new_job, new_job_id, sealed
+from core.clock import utc_now
+from core.jobs import Job, JobItem, JobKey, new_job, new_job_id, sealed, started
 from core.messages import RunJob
 from core.priority import Priority
-from core.records import RecordKey, new_record
+from core.records import PUBLIC_TENANT, RecordError, RecordKey, new_record
 from tests.support.pictures import sha256
+
+MODEL = "colours@0123456789ab"
+BROKEN = RecordError("undecodable_image", "The image is truncated.", retryable=False)
+AT_ONCE = timedelta(0)
 
 
 async def create_job(
@@ -26,7 +31,7 @@ async def create_job(
 
     With `published` also the message that starts it.
     """
-    key = JobKey("public", new_job_id())
+    key = JobKey(PUBLIC_TENANT, new_job_id())
     places: dict[str, list[int]] = {}
     for position, image in enumerate(images):
         places.setdefault(sha256(image), []).append(position)
@@ -35,9 +40,15 @@ async def create_job(
         await backend.blobs.put(record.blob_name, images[positions[0]], "image/jpeg")
         await backend.records.create(new_record(record, now, priority, key.id))
     job = new_job(
-        key, "", model, len(images), now, priority=priority, not_before=not_before,
+        key,
+        "",
+        model,
+        len(images),
+        now,
+        priority=priority,
+        not_before=not_before,
         deadline=deadline,
-    )  # fmt: skip
+    )
     assert await backend.jobs.create(job)
     items = []
     for image_hash, (first, *others) in places.items():
@@ -48,6 +59,22 @@ async def create_job(
     if published:
         await backend.publisher.publish(RunJob(key.tenant, key.id))
     return key
+
+
+async def running_job(
+    backend: Backend, items: int = 4, tenant: str = PUBLIC_TENANT, owner: str = ""
+) -> JobKey:
+    """A job whose items wait for images that nobody has."""
+    key = JobKey(tenant, new_job_id())
+    assert await backend.jobs.create(new_job(key, owner, MODEL, items, utc_now()))
+    await backend.jobs.add_items(key, [JobItem(n, f"{n:064x}") for n in range(items)])
+    assert await backend.jobs.change(key, sealed)
+    assert await backend.jobs.change(key, started)
+    return key
+
+
+async def settle(backend: Backend, key: JobKey, position: int, *, broken: bool = False) -> None:
+    await backend.jobs.settle(key, position, BROKEN if broken else None, AT_ONCE)
 
 
 async def job_of(backend: Backend, key: JobKey) -> Job:

@@ -2,8 +2,10 @@
 
 import hashlib
 import io
+import random
 import struct
 import zlib
+from importlib.resources import files
 
 import numpy as np
 from PIL import Image
@@ -19,6 +21,17 @@ def picture(
     noise = np.random.default_rng(seed).integers(-12, 13, (size[1], size[0], 3))
     pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
     return encode(Image.fromarray(pixels), format_)
+
+
+def photo(number: int) -> bytes:
+    """A JPEG photo of about 110 KB: a random part of a scikit-image photograph."""
+    names = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
+    draw = random.Random(number)
+    with Image.open(io.BytesIO((files("skimage.data") / names[number % 5]).read_bytes())) as source:
+        image = source.convert("RGB")
+    left, top = draw.randrange(image.width // 4), draw.randrange(image.height // 4)
+    box = (left, top, left + 3 * image.width // 4, top + 3 * image.height // 4)
+    return encode(image.crop(box).resize((800, 600)), "JPEG", quality=88)
 
 
 def encode(image: Image.Image, format_: str, **options: object) -> bytes:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
-from core.backends.embedded.queue_store import Message
+from core.backends.embedded.queue_store import GivenUp, Message
 from core.channels import JOBS
 from core.clock import rfc3339
 from core.jobs import Job, JobItem, JobKey, JobStatus, new_job, new_job_id, sealed
@@ -218,7 +218,7 @@ class JobHistories(Histories):
                 return
 
     async def _settle_as_dead(self, message: Message) -> None:
-        outcome = test_histories.GivenUp(message.id, "HTTP 503")
+        outcome = GivenUp(message.id, "HTTP 503")
         await self.world.queue.turn([outcome], [], self.clock())
 
     # --- The promises -----------------------------------------------------------------------------

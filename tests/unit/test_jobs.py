@@ -52,6 +52,13 @@ def test_the_way_of_a_job() -> None:
     assert waiting.revision < begun.revision < half.revision < done.revision
 
 
+def test_counting_does_not_wake_a_job_that_waits_to_begin() -> None:
+    waiting = sealed(not_before=later(500))
+    after = jobs.counted(waiting, Counts(10, 0, 1), later(1), POLICY)
+    assert after is not None
+    assert (after.counts.failed, after.wake_at) == (1, later(500))
+
+
 def test_a_job_of_known_images_ends_before_it_began() -> None:
     done = jobs.counted(sealed(3), Counts(3, 3, 0), later(1), POLICY)
     assert done is not None

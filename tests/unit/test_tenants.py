@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from core.identity import Scope
 from core.messages import ClassifyImage
 from core.records import RecordKey, Status
 from tests.support.api import LABELS, Api, api_settings, bearer, open_api, routes_of
+from tests.support.jobs import running_job, settle
 from tests.support.pictures import picture, sha256
 
 IMAGE = picture()
 HASH = sha256(IMAGE)
 UNKNOWN = "0" * 64
-V1, LETTERS = "/api/v1/images", "/api/v1/dead-letters"
+V1, LETTERS, JOBS = "/api/v1/images", "/api/v1/dead-letters", "/api/v1/jobs"
+HOOKS = "/api/v1/webhooks"
 
 
 @dataclass
@@ -177,6 +180,95 @@ async def letter_is_untouched(world: World) -> None:
     assert kept is not None and kept.resolved_at is None
 
 
+async def adas_job(world: World) -> str:
+    batch = {"image_hashes": [HASH]}
+    answer = await world.ask(world.ada, "POST", f"{JOBS}/batch-predict", json=batch)
+    assert answer.status_code == 202
+    job_id: str = answer.json()["job_id"]
+    return job_id
+
+
+async def making_jobs(world: World) -> None:
+    """A hash is no way to Ada's image, and her Idempotency-Key is not Bob's."""
+    made = []
+    for who in (world.ada, world.bob):
+        answer = await world.ask(
+            who,
+            "POST",
+            f"{JOBS}/batch-predict",
+            json={"image_hashes": [HASH]},
+            headers={"Idempotency-Key": "same"},
+        )
+        assert answer.status_code == 202
+        made.append(answer.json()["job_id"])
+    assert made[0] != made[1]
+    answer = await world.ask(world.bob, "GET", f"{JOBS}/{made[1]}/results")
+    assert answer.json()["results"][0]["error"]["code"] == "not_uploaded"
+
+
+async def listing_jobs(world: World) -> None:
+    """Not even with a cursor out of Ada's list."""
+    job_id = await adas_job(world)
+    listed = (await world.ask(world.ada, "GET", f"{JOBS}?limit=1")).json()
+    assert [job["job_id"] for job in listed["jobs"]] == [job_id]
+    for query in ("", "?status=pending", f"?cursor={listed['next_cursor']}"):
+        answer = await world.ask(world.bob, "GET", JOBS + query)
+        assert answer.json() == {"jobs": [], "next_cursor": None}
+
+
+async def others_jobs(world: World, method: str, path: str) -> None:
+    job_id = await adas_job(world)
+    await world.same_refusal(method, path.format(job_id), path.format("ab" * 16))
+    answer = await world.ask(world.ada, "GET", f"{JOBS}/{job_id}")
+    assert answer.json()["status"] == "pending"
+
+
+async def looking_up(world: World) -> None:
+    """What Ada has, known or stored, is missing to Bob."""
+    for who, missing in ((world.ada, []), (world.bob, [HASH])):
+        answer = await world.ask(who, "POST", f"{V1}/lookup", json={"image_hashes": [HASH]})
+        assert answer.json()["missing"] == missing
+
+
+async def others_job_streams(world: World, path: str) -> None:
+    backend, owner = world.api.service.backend, world.ada.key.id
+    key = await running_job(backend, 1, tenant="ada", owner=owner)
+    await settle(backend, key, 0)
+    await world.same_refusal("GET", path.format(key.id), path.format("ab" * 16))
+    assert b"complete" in (await world.ask(world.ada, "GET", path.format(key.id))).content
+
+
+async def adas_webhook(world: World) -> str:
+    """Its id. An address in its URL: these tests ask no name server."""
+    body = {"url": "https://93.184.215.14/"}
+    answer = await world.ask(world.ada, "POST", HOOKS, json=body)
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
+
+
+async def listing_webhooks(world: World) -> None:
+    await adas_webhook(world)
+    assert (await world.ask(world.bob, "GET", HOOKS)).json() == {"webhooks": []}
+
+
+async def making_webhooks(world: World) -> None:
+    """Bob's is Bob's, whatever the body says; Ada's does not count as his."""
+    theirs = await adas_webhook(world)
+    body = {"url": "https://93.184.215.14/"}
+    answer = await world.ask(world.bob, "POST", HOOKS, json={**body, "tenant": "ada"})
+    assert answer.status_code == 422
+    assert (await world.ask(world.bob, "POST", HOOKS, json=body)).status_code == 201
+    listed = (await world.ask(world.ada, "GET", HOOKS)).json()["webhooks"]
+    assert [each["id"] for each in listed] == [theirs]
+
+
+async def others_webhooks(world: World, method: str, path: str) -> None:
+    theirs = await adas_webhook(world)
+    before = await world.api.service.backend.webhooks.get("ada", theirs)
+    await world.same_refusal(method, path.format(theirs), path.format("wh_" + "0" * 24))
+    assert await world.api.service.backend.webhooks.get("ada", theirs) == before
+
+
 async def metrics(world: World) -> None:
     """They are of the whole service, and so name nobody."""
     answer = await world.ask(world.bob, "GET", "/metrics")
@@ -199,6 +291,12 @@ CASES: dict[tuple[str, str], Callable[[World], Awaitable[None]]] = {
     ("GET", V1 + "/{image_hash}/stream"): lambda w: results(w, "GET", V1 + "/{}/stream"),
     ("GET", V1 + "/{image_hash}/content"): lambda w: results(w, "GET", V1 + "/{}/content"),
     ("HEAD", V1 + "/{image_hash}/content"): lambda w: results(w, "HEAD", V1 + "/{}/content"),
+    ("POST", V1 + "/lookup"): looking_up,
+    ("POST", JOBS + "/batch-predict"): making_jobs,
+    ("GET", JOBS): listing_jobs,
+    ("GET", JOBS + "/{job_id}"): lambda w: others_jobs(w, "GET", JOBS + "/{}"),
+    ("DELETE", JOBS + "/{job_id}"): lambda w: others_jobs(w, "DELETE", JOBS + "/{}"),
+    ("GET", JOBS + "/{job_id}/results"): lambda w: others_jobs(w, "GET", JOBS + "/{}/results"),
     ("GET", "/api/v1/keys"): listing_keys,
     ("POST", "/api/v1/keys"): making_keys,
     ("DELETE", "/api/v1/keys/{key_id}"): lambda w: others_keys(w, "DELETE", "/api/v1/keys/{}"),
@@ -207,6 +305,19 @@ CASES: dict[tuple[str, str], Callable[[World], Awaitable[None]]] = {
     ),
     ("GET", "/api/v1/usage"): usage,
     ("GET", "/metrics"): metrics,
+    ("GET", JOBS + "/{job_id}/stream"): lambda w: others_job_streams(w, JOBS + "/{}/stream"),
+    ("GET", HOOKS): listing_webhooks,
+    ("POST", HOOKS): making_webhooks,
+    **{
+        (method, HOOKS + path.replace("{}", "{webhook_id}")): partial(
+            others_webhooks, method=method, path=HOOKS + path
+        )
+        for method, path in (
+            ("GET", "/{}"),
+            ("DELETE", "/{}"),
+            *(("POST", f"/{{}}/{what}") for what in ("rotate", "test", "enable")),
+        )
+    },
     ("GET", LETTERS): listing_letters,
     ("POST", LETTERS + "/replay"): replaying_letters,
     ("GET", LETTERS + "/{id}"): lambda w: others_letters(w, "GET", LETTERS + "/{}"),

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from app.upload import read_upload
-from app.upload_slots import UploadLimits, UploadSlots
+from app.upload_slots import UploadLimits, UploadSlot, UploadSlots
 from core.errors import Overloaded, Unavailable, UploadTooSlow
 
 LIMITS = UploadLimits(uploads=3, bytes_=1000, grace=60, rate=1)
@@ -42,6 +42,38 @@ async def test_no_more_bytes_than_there_is_room_for() -> None:
         assert (slots.bytes_held, slots.in_flight) == (600, 1)
         first.hold(400)
     assert (slots.bytes_held, slots.in_flight) == (0, 0)
+
+
+async def test_what_is_let_go_of_makes_room_and_still_counts_as_sent() -> None:
+    slots = UploadSlots(LIMITS)
+    with slots.take() as slot:
+        slot.hold(1000)
+        slot.let_go(700)
+        assert (slots.bytes_held, slot.held, slot.received) == (300, 300, 1000)
+        slot.keep(700)  # nobody has sent these
+        assert (slots.bytes_held, slot.held, slot.received) == (1000, 1000, 1000)
+        with pytest.raises(Overloaded):
+            slot.keep(1)
+        slot.release()
+        slot.let_go(500)  # too late: they are given back
+        assert slots.bytes_held == 0
+
+
+async def test_who_is_kept_waiting_is_not_slow_but_hears_of_a_stop() -> None:
+    slots = UploadSlots(UploadLimits(uploads=1, bytes_=1000, grace=0.05, rate=10**6))
+
+    async def pause(slot: UploadSlot, seconds: float) -> None:
+        with slot.paused():
+            await asyncio.sleep(seconds)
+
+    with slots.take() as slot:
+        await slot.reading(pause(slot, 0.6))
+        began = slot.began
+        await slot.reading(pause(slot, 0.1))
+        assert slot.began >= began + 0.1
+        slots.stop(0.1)
+        with pytest.raises(Unavailable, match="stopping"):
+            await slot.reading(pause(slot, 60))
 
 
 class Dripping:

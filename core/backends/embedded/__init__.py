@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from core.backends import Access, Backend
-from core.backends.embedded import keys, queue_store, records
+from core.backends.embedded import keys, queue_store, records, webhooks
 from core.backends.embedded.blobs import FileBlobStore
 from core.backends.embedded.database import Database, Schema
 from core.backends.embedded.dead_letters import SqliteDeadLetterStore
@@ -23,11 +23,14 @@ from core.backends.embedded.keys import (
 from core.backends.embedded.publisher import SqlitePublisher
 from core.backends.embedded.queue_store import QueueStore
 from core.backends.embedded.records import SqliteRecordStore
+from core.backends.embedded.webhooks import SqliteWebhookStore
 from core.backends.key_secret import local_key_secret
 from core.backends.links import LinkSigner, shared_secret
 from core.clock import Clock, utc_now
 from core.errors import Unavailable
 from core.settings import Settings
+
+WEBHOOKS = "webhooks.db"
 
 
 @asynccontextmanager
@@ -41,6 +44,7 @@ async def open_embedded(settings: Settings, clock: Clock = utc_now) -> AsyncIter
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(_open(settings, "records.db", records.SCHEMA))
         store = await stack.enter_async_context(open_queue_store(settings))
+        hooks = await stack.enter_async_context(_open(settings, WEBHOOKS, webhooks.SCHEMA))
         blobs = FileBlobStore(settings.data_dir / "blobs", links, clock)
         stack.push_async_callback(blobs.close)
         await blobs.remove_abandoned()
@@ -50,6 +54,7 @@ async def open_embedded(settings: Settings, clock: Clock = utc_now) -> AsyncIter
             SqlitePublisher(store, clock),
             SqliteDeadLetterStore(database, clock),
             SqliteJobStore(database, clock, settings.jobs),
+            SqliteWebhookStore(hooks, clock),
             links,
         )
 
@@ -88,6 +93,8 @@ def _prepare(data_dir: Path) -> bytes:
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         (data_dir / "blobs").mkdir(mode=0o700, exist_ok=True)
+        # It holds secrets in the clear. SQLite gives its other files the mode of the first.
+        (data_dir / WEBHOOKS).touch(mode=0o600)
         return shared_secret(data_dir / "link.key")
     except OSError as error:
         raise Unavailable(

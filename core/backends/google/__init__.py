@@ -20,6 +20,7 @@ from core.backends.google.keys import (
 )
 from core.backends.google.publisher import PubSubPublisher
 from core.backends.google.records import DatastoreRecordStore
+from core.backends.google.webhooks import DatastoreWebhookStore
 from core.backends.key_secret import local_key_secret
 from core.clock import Clock, utc_now
 from core.settings import Settings
@@ -49,6 +50,8 @@ async def open_google(settings: Settings, clock: Clock = utc_now) -> AsyncIterat
         stack.push_async_callback(dead_letters.close)
         jobs = DatastoreJobStore(*database, policy=settings.jobs)
         stack.push_async_callback(jobs.close)
+        webhooks = DatastoreWebhookStore(Datastore(*database[:4], "webhook store"), clock)
+        stack.push_async_callback(webhooks.close)
         pubsub_channel = endpoints.pubsub_channel()
         stack.push_async_callback(pubsub_channel.close)
         publisher = PubSubPublisher(pubsub_channel, endpoints.project, settings.topic_prefix)
@@ -56,7 +59,15 @@ async def open_google(settings: Settings, clock: Clock = utc_now) -> AsyncIterat
         client = await asyncio.to_thread(endpoints.storage_client)
         blobs = CloudBlobStore(client, settings.bucket, endpoints.links)
         stack.push_async_callback(blobs.close)
-        yield Backend(record_store, blobs, publisher, dead_letters, jobs, endpoints.local_links)
+        yield Backend(
+            record_store,
+            blobs,
+            publisher,
+            dead_letters,
+            jobs,
+            webhooks,
+            endpoints.local_links,
+        )
 
 
 @asynccontextmanager

@@ -1,0 +1,234 @@
+"""`/api/v1/webhooks`: where a tenant is told of what happens, for who may administer it.
+
+Reading them needs that scope too: the address of a receiver often lets in whoever knows it.
+"""
+
+import json
+from datetime import timedelta
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.documentation import Responses, refusals
+from app.guard import requires
+from app.json_body import body_schema, read_json
+from app.representation import NO_STORE
+from app.webhook_service import DEFAULT_OVERLAP, LONGEST_OVERLAP, Issued, Webhooks, document
+from core import errors
+from core.identity import Principal, Scope
+from core.public_http import LONGEST_URL, PrivateAddress
+from core.request_route import RequestRoute
+from core.webhooks import WEBHOOK_ID, Event
+
+router = APIRouter(prefix="/api/v1/webhooks", tags=["webhooks"], route_class=RequestRoute)
+
+JobEvent = Literal[Event.JOB_COMPLETED, Event.JOB_FAILED, Event.JOB_CANCELLED]
+
+
+class NewWebhook(BaseModel):
+    """A webhook to be made, for the tenant of the key that asks."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: Annotated[
+        str,
+        Field(max_length=LONGEST_URL, description="https, to an address of the public internet"),
+    ]
+    events: Annotated[
+        frozenset[JobEvent], Field(min_length=1, description="What it is told; all by default")
+    ] = frozenset({Event.JOB_COMPLETED, Event.JOB_FAILED, Event.JOB_CANCELLED})
+    description: Annotated[str, Field(max_length=200, description="For yourselves")] = ""
+
+
+class SecretRotation(BaseModel):
+    """How a webhook's secret is rotated."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    overlap_seconds: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=int(LONGEST_OVERLAP.total_seconds()),
+            description="How long the old secret signs beside the new one",
+        ),
+    ] = int(DEFAULT_OVERLAP.total_seconds())
+
+
+class WebhookBody(BaseModel):
+    """A webhook, without its secret."""
+
+    id: str
+    url: str
+    description: str
+    events: list[Event]
+    enabled: bool
+    disabled_at: str | None
+    disabled_reason: str | None = Field(description="As in: it answered 410")
+    created_at: str
+    created_by: str | None = Field(description="The id of the key that made it")
+    rotated_at: str | None
+    previous_expires_at: str | None = Field(description="Until when the secret before signs too")
+
+
+class IssuedWebhookBody(WebhookBody):
+    """A webhook with its secret, which is shown this once."""
+
+    secret: str = Field(description="What its receiver verifies signatures with: `whsec_…`")
+
+
+class WebhooksBody(BaseModel):
+    webhooks: list[WebhookBody]
+
+
+class WebhookTestBody(BaseModel):
+    """A test that is on its way."""
+
+    message_id: str = Field(description="Its `webhook-id` header")
+
+
+_ID: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "webhook_id",
+            "in": "path",
+            "required": True,
+            "schema": {"type": "string", "pattern": f"^{WEBHOOK_ID.pattern}$"},
+        }
+    ]
+}
+_REFUSALS: Responses = refusals(errors.NotFound, errors.Unavailable)
+
+
+@router.post(
+    "",
+    status_code=201,
+    summary="Make a webhook",
+    description="From now on it is told when a job of the tenant's ends. Its secret is in this "
+    "answer and nowhere else. docs/notifications.md says how to verify what it is sent.",
+    responses={
+        201: {"model": IssuedWebhookBody},
+        **refusals(
+            errors.Conflict,
+            errors.InvalidRequest,
+            PrivateAddress,
+            errors.BodyTooLarge,
+            errors.Unavailable,
+        ),
+    },
+    openapi_extra=body_schema(NewWebhook, required=True),
+)
+@requires(Scope.ADMIN)
+async def create(request: Request, principal: Principal) -> Response:
+    wanted = await read_json(request, NewWebhook)
+    made = await _webhooks(request).create(
+        principal, wanted.url, frozenset(wanted.events), wanted.description
+    )
+    return _answer(_issued(made), 201)
+
+
+@router.get(
+    "",
+    summary="List the tenant's webhooks",
+    description="Oldest first, those that are disabled as well.",
+    responses={200: {"model": WebhooksBody}, **refusals(errors.Unavailable)},
+)
+@requires(Scope.ADMIN)
+async def list_webhooks(request: Request, principal: Principal) -> Response:
+    found = await _webhooks(request).list(principal.tenant)
+    return _answer({"webhooks": [document(each) for each in found]})
+
+
+@router.get(
+    "/{webhook_id}",
+    summary="One webhook",
+    description="As the list has it.",
+    responses={200: {"model": WebhookBody}, **_REFUSALS},
+    openapi_extra=_ID,
+)
+@requires(Scope.ADMIN)
+async def read(request: Request, principal: Principal) -> Response:
+    return _answer(document(await _webhooks(request).get(principal.tenant, _id(request))))
+
+
+@router.post(
+    "/{webhook_id}/rotate",
+    summary="Give a webhook a new secret",
+    description="What it is sent carries two signatures until `overlap_seconds` have passed, so "
+    "that the receiver can be given the new secret at leisure.",
+    responses={
+        200: {"model": IssuedWebhookBody},
+        **refusals(errors.NotFound, errors.InvalidRequest, errors.BodyTooLarge, errors.Unavailable),
+    },
+    openapi_extra={**_ID, **body_schema(SecretRotation, required=False)},
+)
+@requires(Scope.ADMIN)
+async def rotate(request: Request, principal: Principal) -> Response:
+    rotation = await read_json(request, SecretRotation)
+    overlap = timedelta(seconds=rotation.overlap_seconds)
+    made = await _webhooks(request).rotate(principal.tenant, _id(request), overlap)
+    return _answer(_issued(made))
+
+
+@router.post(
+    "/{webhook_id}/test",
+    status_code=202,
+    summary="Send a test",
+    description="An event `webhook.test`, on the way that every other takes.",
+    responses={202: {"model": WebhookTestBody}, **_REFUSALS, **refusals(errors.Conflict)},
+    openapi_extra=_ID,
+)
+@requires(Scope.ADMIN)
+async def test(request: Request, principal: Principal) -> Response:
+    message_id = await _webhooks(request).test(principal.tenant, _id(request))
+    return _answer({"message_id": message_id}, 202)
+
+
+@router.post(
+    "/{webhook_id}/enable",
+    summary="Enable a webhook",
+    description="One that was disabled because its receiver answered 410. Again changes nothing.",
+    responses={200: {"model": WebhookBody}, **_REFUSALS},
+    openapi_extra=_ID,
+)
+@requires(Scope.ADMIN)
+async def enable(request: Request, principal: Principal) -> Response:
+    return _answer(document(await _webhooks(request).enable(principal.tenant, _id(request))))
+
+
+@router.delete(
+    "/{webhook_id}",
+    status_code=204,
+    summary="Delete a webhook",
+    description="It is told nothing any more, not even what is on its way.",
+    responses={204: {"description": "Gone"}, **_REFUSALS},
+    openapi_extra=_ID,
+)
+@requires(Scope.ADMIN)
+async def delete(request: Request, principal: Principal) -> Response:
+    await _webhooks(request).delete(principal.tenant, _id(request))
+    return Response(status_code=204, headers={"Cache-Control": NO_STORE})
+
+
+def _webhooks(request: Request) -> Webhooks:
+    webhooks: Webhooks = request.app.state.webhooks
+    return webhooks
+
+
+def _id(request: Request) -> str:
+    id_: str = request.path_params["webhook_id"]
+    return id_
+
+
+def _issued(made: Issued) -> dict[str, object]:
+    return {**document(made.webhook), "secret": made.secret}
+
+
+def _answer(body: dict[str, Any], status: int = 200) -> Response:
+    return Response(
+        json.dumps(body, ensure_ascii=False),
+        status,
+        media_type="application/json",
+        headers={"Cache-Control": NO_STORE},
+    )

@@ -1,0 +1,1 @@
+"""`make compare`: jobs of 1,000 images through Glimpse and through Celery, RQ and taskiq."""

@@ -1,0 +1,201 @@
+"""A run of Glimpse: API, queue and worker as processes, on the embedded backend."""
+
+import asyncio
+import io
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from benchmarks.batch import WORKERS, Batch, Seen, Survived, digest_labels
+from benchmarks.peers import surroundings
+from benchmarks.processes import family_memory
+from core.backends import open_backend
+from core.clock import utc_now
+from core.policy import DeliveryPolicy
+from core.records import PUBLIC_TENANT
+from core.settings import Settings
+from tests.bench import load
+from tests.support.pictures import picture, sha256
+from tests.support.stack import Stack
+
+SINGLES, ZIP, HASHES = "singles", "zip", "hashes"
+
+CONNECTIONS = 16
+WARM_UPS = 40
+POLL_SECONDS = 0.025
+RUN_SECONDS = 120.0
+
+JOBS = "/api/v1/jobs/batch-predict"
+
+
+@dataclass(frozen=True)
+class Glimpse:
+    """`way` is how the images come: SINGLES (an upload each), ZIP (one job with the images), or
+    HASHES (one job that names images which are stored already, as the peers' are).
+    """
+
+    way: str
+
+    def measure(self, batch: Batch, folder: Path) -> Seen:
+        with _stack(batch, folder) as stack:
+            self._prepare(stack, batch)
+            began = time.perf_counter()
+            latencies, job = self._send(stack, batch)
+            accepted = time.perf_counter()
+            with _progress(stack, batch, job) as progress:
+                left, ended = _wait(progress, 0, RUN_SECONDS)
+            if left:
+                raise RuntimeError(f"{left} images did not end:\n{stack.log('worker')[-4000:]}")
+            memory = {name: family_memory(each.pid) for name, each in stack.processes.items()}
+            return Seen(
+                accepted - began,
+                ended - began,
+                latencies,
+                memory["worker"],
+                sum(memory.values()),
+                _checked(stack, batch),
+            )
+
+    def survive(self, batch: Batch, folder: Path, patience: float) -> Survived:
+        """Kill the worker once half of the results are there, and start it again."""
+        with _stack(batch, folder) as stack:
+            self._prepare(stack, batch)
+            _, job = self._send(stack, batch)
+            with _progress(stack, batch, job) as progress:
+                _wait(progress, len(batch.hashes) // 2, RUN_SECONDS)
+                stack.kill("worker")
+                killed = time.perf_counter()
+                stack.start("worker")
+                missing, ended = _wait(progress, 0, patience)
+            return Survived(missing, max(0.0, ended - killed))
+
+    def _prepare(self, stack: Stack, batch: Batch) -> None:
+        """Warm up with other images; store those that a job will only name."""
+        others = [picture(seed=1_000_000 + n, size=(16, 16)) for n in range(WARM_UPS)]
+        for image in others:
+            stack.upload(image)
+        stack.results(map(sha256, others))
+        if self.way == HASHES:
+            asyncio.run(_store(stack, batch))
+
+    def _send(self, stack: Stack, batch: Batch) -> tuple[list[float], str]:
+        """How long each upload took in seconds; or the address of the one job."""
+        if self.way == SINGLES:
+            uploads = [load.multipart("/what/fast", batch.read(each)) for each in batch.hashes]
+            seen = load.run(stack.api_port, uploads, CONNECTIONS)
+            if set(seen.statuses) != {202}:
+                raise RuntimeError(f"Uploads were refused: {seen.statuses}")
+            return seen.latencies, ""
+        if self.way == ZIP:
+            headers = {"Content-Type": "application/zip"}
+            answer = stack.api.post(JOBS, content=_zipped(batch), headers=headers)
+        else:
+            answer = stack.api.post(JOBS, json={"image_hashes": list(batch.hashes)})
+        if answer.status_code != 202:
+            raise RuntimeError(f"The job was refused: {answer.status_code} {answer.text[:500]}")
+        return [], str(answer.json()["poll_url"])
+
+
+@contextmanager
+def _progress(stack: Stack, batch: Batch, job: str) -> Iterator[Callable[[], int]]:
+    """A function that says how many images of the batch have not ended.
+
+    A job is asked over HTTP; without one the records are, at little cost to what is measured.
+    """
+    if job:
+
+        def ask() -> int:
+            answer = stack.api.get(job)
+            answer.raise_for_status()
+            return left_of(answer.json())
+
+        yield ask
+        return
+    with asyncio.Runner() as runner:
+        opened = open_backend(_settings(stack))
+        backend = runner.run(opened.__aenter__())
+        try:
+            count, later = len(batch.hashes), timedelta(days=1)
+            yield lambda: len(runner.run(backend.records.stale(utc_now() + later, count)))
+        finally:
+            runner.run(opened.__aexit__(None, None, None))
+
+
+def _wait(left: Callable[[], int], until: int, patience: float) -> tuple[int, float]:
+    """Return once at most `until` are left, or nothing has ended for `patience` seconds.
+
+    How many are left, and when the last of the others was seen to end.
+    """
+    now_left, seen = left(), time.perf_counter()
+    while now_left > until and time.perf_counter() < seen + patience:
+        time.sleep(POLL_SECONDS)
+        before, now_left = now_left, left()
+        if now_left < before:
+            seen = time.perf_counter()
+    return now_left, seen
+
+
+def left_of(job: dict[str, Any]) -> int:
+    """How many images a job waits for, by what the API says of it; 0 once it has ended.
+
+    Raises RuntimeError where it ended otherwise than by having all of them.
+    """
+    if job["status"] in ("pending", "running"):
+        # Not before the job itself says so: its last item may be stored and the job not yet ended.
+        return max(1, int(job["total"]) - int(job["succeeded"]) - int(job["failed"]))
+    if job["status"] != "completed":
+        raise RuntimeError(f"The job ended as {job}")
+    return 0
+
+
+def _stack(batch: Batch, folder: Path) -> Stack:
+    """Glimpse as it is shipped, with as many classifiers as the others have workers."""
+    policy = DeliveryPolicy()
+    return Stack(
+        folder,
+        batch.bundle,
+        LOG_LEVEL="warning",
+        WORKER_CONCURRENCY=WORKERS,
+        MIN_BACKOFF_SECONDS=policy.min_backoff,
+        MAX_BACKOFF_SECONDS=policy.max_backoff,
+        LEASE_SECONDS=policy.lease,
+        ACK_DEADLINE_SECONDS=policy.ack_deadline,
+    )
+
+
+def _settings(stack: Stack) -> Settings:
+    """Those that the stack's processes have."""
+    values: dict[str, Any] = {name.lower(): text for name, text in stack.environment.items()}
+    return Settings(_env_file=None, **values)
+
+
+async def _store(stack: Stack, batch: Batch) -> None:
+    async with open_backend(_settings(stack)) as backend:
+        for each in batch.hashes:
+            await backend.blobs.put(f"{PUBLIC_TENANT}/{each}", batch.read(each), "image/jpeg")
+
+
+def _zipped(batch: Batch) -> bytes:
+    """JPEGs do not shrink, so they are only put one after the other."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for each in batch.hashes:
+            archive.writestr(f"{each}.jpg", batch.read(each))
+    return buffer.getvalue()
+
+
+def _checked(stack: Stack, batch: Batch) -> str:
+    """A digest of the results, once every one is known to be a success."""
+    results = stack.results(batch.hashes)
+    best: dict[str, str] = {}
+    for image_hash, result in results.items():
+        if result["status"] != "success":
+            raise RuntimeError(f"{image_hash}: {result['error']}")
+        annotations: Any = result["annotations"]
+        best[image_hash] = annotations[0]["label"]
+    return "" if batch.task == surroundings.NO_OP else digest_labels(best)

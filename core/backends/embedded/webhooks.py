@@ -1,0 +1,155 @@
+"""Webhooks in SQLite, in a file of their own that only its owner may read: it holds their secrets.
+
+`core.webhooks` decides; this applies it.
+"""
+
+import sqlite3
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+from core import webhooks
+from core.backends.embedded.database import Database, Schema
+from core.backends.embedded.times import from_micros, micros_or_null, moment_or_none, to_micros
+from core.clock import Clock, utc_now
+from core.webhooks import Event, Webhook
+
+SCHEMA = Schema(
+    version=1,
+    statements=(
+        """
+        CREATE TABLE webhooks (
+            tenant              TEXT NOT NULL,
+            id                  TEXT NOT NULL,
+            owner               TEXT NOT NULL,
+            url                 TEXT NOT NULL,
+            events              TEXT NOT NULL,      -- separated by spaces
+            secret              BLOB NOT NULL,
+            created_at          INTEGER NOT NULL,   -- microseconds since 1970, as all times
+            description         TEXT NOT NULL,
+            rotated_at          INTEGER,
+            previous_secret     BLOB,
+            previous_expires_at INTEGER,
+            disabled_at         INTEGER,
+            disabled_reason     TEXT NOT NULL,
+            PRIMARY KEY (tenant, id)
+        ) WITHOUT ROWID
+        """,
+    ),
+)
+
+_COLUMNS = (
+    "tenant, id, owner, url, events, secret, created_at, description, rotated_at,"
+    " previous_secret, previous_expires_at, disabled_at, disabled_reason"
+)
+# ruff's S608 warns of values pasted into SQL; these are constants pasted into constants.
+_SELECT = f"SELECT {_COLUMNS} FROM webhooks WHERE tenant = ?"  # noqa: S608
+_VALUES = "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT = f"INSERT INTO webhooks ({_COLUMNS}) {_VALUES} ON CONFLICT DO NOTHING"
+_REPLACE = f"REPLACE INTO webhooks ({_COLUMNS}) {_VALUES}"
+
+Step = Callable[[Webhook, datetime], Webhook | None]
+
+
+class SqliteWebhookStore:
+    """`core.ports.WebhookStore`. What tells somebody, or no longer does, is fsynced."""
+
+    def __init__(self, database: Database, clock: Clock = utc_now) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def create(self, webhook: Webhook, most: int) -> bool:
+        def insert(connection: sqlite3.Connection) -> bool:
+            (count,) = connection.execute(
+                "SELECT count(*) FROM webhooks WHERE tenant = ?", (webhook.tenant,)
+            ).fetchone()
+            return count < most and connection.execute(_INSERT, _row_of(webhook)).rowcount == 1
+
+        return await self._database.write(insert, durable=True)
+
+    async def get(self, tenant: str, id_: str) -> Webhook | None:
+        return await self._database.read(lambda connection: _select(connection, tenant, id_))
+
+    async def list(self, tenant: str) -> list[Webhook]:
+        def select(connection: sqlite3.Connection) -> list[Webhook]:
+            rows = connection.execute(f"{_SELECT} ORDER BY created_at, id", (tenant,)).fetchall()
+            return [_webhook_of(row) for row in rows]
+
+        return await self._database.read(select)
+
+    async def rotate(
+        self, tenant: str, id_: str, secret: bytes, overlap: timedelta
+    ) -> Webhook | None:
+        step: Step = lambda hook, now: webhooks.rotated(hook, secret, overlap, now)  # noqa: E731
+        return await self._apply(tenant, id_, step)
+
+    async def disable(self, tenant: str, id_: str, reason: str) -> bool:
+        step: Step = lambda hook, now: webhooks.disabled(hook, reason, now)  # noqa: E731
+        return await self._apply(tenant, id_, step) is not None
+
+    async def enable(self, tenant: str, id_: str) -> bool:
+        step: Step = lambda hook, now: webhooks.enabled(hook)  # noqa: E731
+        return await self._apply(tenant, id_, step) is not None
+
+    async def delete(self, tenant: str, id_: str) -> bool:
+        def delete(connection: sqlite3.Connection) -> bool:
+            done = connection.execute(
+                "DELETE FROM webhooks WHERE tenant = ? AND id = ?", (tenant, id_)
+            )
+            return done.rowcount == 1
+
+        return await self._database.write(delete, durable=True)
+
+    async def _apply(self, tenant: str, id_: str, step: Step) -> Webhook | None:
+        def change(connection: sqlite3.Connection) -> Webhook | None:
+            before = _select(connection, tenant, id_)
+            after = None if before is None else step(before, self._clock())
+            if after is not None:
+                connection.execute(_REPLACE, _row_of(after))
+            return after
+
+        return await self._database.write(change, durable=True)
+
+
+def _select(connection: sqlite3.Connection, tenant: str, id_: str) -> Webhook | None:
+    row = connection.execute(f"{_SELECT} AND id = ?", (tenant, id_)).fetchone()
+    return None if row is None else _webhook_of(row)
+
+
+def _row_of(webhook: Webhook) -> tuple[object, ...]:
+    """In the table's order."""
+    return (
+        webhook.tenant,
+        webhook.id,
+        webhook.owner,
+        webhook.url,
+        " ".join(sorted(webhook.events)),
+        webhook.secret,
+        to_micros(webhook.created_at),
+        webhook.description,
+        micros_or_null(webhook.rotated_at),
+        webhook.previous_secret,
+        micros_or_null(webhook.previous_expires_at),
+        micros_or_null(webhook.disabled_at),
+        webhook.disabled_reason,
+    )
+
+
+def _webhook_of(row: tuple[Any, ...]) -> Webhook:
+    tenant, id_, owner, url, events, secret, created, description, *rest = row
+    rotated, previous, previous_end, disabled, reason = rest
+    return Webhook(
+        id=id_,
+        tenant=tenant,
+        owner=owner,
+        url=url,
+        events=frozenset(Event(event) for event in events.split()),
+        secret=secret,
+        created_at=from_micros(created),
+        description=description,
+        rotated_at=moment_or_none(rotated),
+        previous_secret=previous,
+        previous_expires_at=moment_or_none(previous_end),
+        disabled_at=moment_or_none(disabled),
+        disabled_reason=reason,
+    )

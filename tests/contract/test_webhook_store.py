@@ -1,0 +1,187 @@
+"""Every method of the WebhookStore port, each change and each refusal."""
+
+import asyncio
+import stat
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from core.backends import Backend, open_backend
+from core.ports import WebhookStore
+from core.settings import Settings
+from core.webhooks import JOB_EVENTS, MOST_WEBHOOKS, Event, Webhook
+from tests.contract.clock import MovableClock
+
+HOUR = timedelta(hours=1)
+FIRST, SECOND, THIRD = bytes([1]) * 32, bytes([2]) * 32, bytes([0]) * 64
+
+
+@pytest.fixture
+def webhooks(backend: Backend) -> WebhookStore:
+    return backend.webhooks
+
+
+def new_webhook(clock: MovableClock, number: int = 1, **changes: object) -> Webhook:
+    plain = Webhook(
+        id=f"wh_{number:024x}",
+        tenant="acme",
+        owner="key000000001",
+        url="https://example.com/hooks?a=é",
+        events=JOB_EVENTS,
+        secret=FIRST,
+        created_at=clock(),
+    )
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+async def stored(webhooks: WebhookStore, webhook: Webhook) -> Webhook:
+    found = await webhooks.get(webhook.tenant, webhook.id)
+    assert found is not None
+    return found
+
+
+async def test_an_unknown_webhook_is_none_and_refuses_everything(webhooks: WebhookStore) -> None:
+    unknown = "acme", f"wh_{1:024x}"
+    assert await webhooks.get(*unknown) is None
+    assert await webhooks.list("acme") == []
+    assert await webhooks.rotate(*unknown, SECOND, HOUR) is None
+    assert not await webhooks.disable(*unknown, "gone")
+    assert not await webhooks.enable(*unknown)
+    assert not await webhooks.delete(*unknown)
+
+
+async def test_a_webhook_comes_back_unchanged(webhooks: WebhookStore, clock: MovableClock) -> None:
+    plain = new_webhook(clock)
+    full = new_webhook(
+        clock,
+        2,
+        owner="",
+        events=frozenset({Event.JOB_FAILED}),
+        description="Orders, é",
+        secret=THIRD,
+        rotated_at=clock() + HOUR,
+        previous_secret=SECOND,
+        previous_expires_at=clock() + 2 * HOUR,
+        disabled_at=clock() + 3 * HOUR,
+        disabled_reason="It answered 410.",
+    )
+    for webhook in (plain, full):
+        assert await webhooks.create(webhook, MOST_WEBHOOKS)
+        assert await webhooks.get("acme", webhook.id) == webhook
+
+
+async def test_a_tenant_sees_its_own_oldest_first(
+    webhooks: WebhookStore, clock: MovableClock
+) -> None:
+    made = []
+    for number, tenant in ((3, "acme"), (1, "other"), (2, "acme")):
+        made.append(new_webhook(clock, number, tenant=tenant))
+        assert await webhooks.create(made[-1], MOST_WEBHOOKS)
+        clock.move(1)
+    assert await webhooks.list("acme") == [made[0], made[2]]
+    assert await webhooks.list("other") == [made[1]]
+    assert await webhooks.get("other", made[0].id) is None
+    assert not await webhooks.delete("other", made[0].id)
+    assert not await webhooks.disable("other", made[0].id, "theirs")
+    assert await webhooks.rotate("other", made[0].id, SECOND, HOUR) is None
+    assert await webhooks.list("acme") == [made[0], made[2]]
+
+
+async def test_an_id_is_given_once(webhooks: WebhookStore, clock: MovableClock) -> None:
+    assert await webhooks.create(new_webhook(clock), MOST_WEBHOOKS)
+    again = new_webhook(clock, url="https://example.org/")
+    assert not await webhooks.create(again, MOST_WEBHOOKS)
+    assert await webhooks.list("acme") == [new_webhook(clock)]
+
+
+async def test_of_many_made_at_once_no_more_than_the_most_are(
+    webhooks: WebhookStore, clock: MovableClock
+) -> None:
+    contenders = [new_webhook(clock, number) for number in range(5)]
+    made = await asyncio.gather(*(webhooks.create(each, 3) for each in contenders))
+    assert made.count(True) == 3
+    assert len(await webhooks.list("acme")) == 3
+    assert await webhooks.create(new_webhook(clock, 9, tenant="other"), 3)
+    assert await webhooks.delete("acme", (await webhooks.list("acme"))[0].id)
+    assert await webhooks.create(new_webhook(clock, 10), 3)
+
+
+async def test_both_secrets_sign_until_the_overlap_ends(
+    webhooks: WebhookStore, clock: MovableClock
+) -> None:
+    webhook = new_webhook(clock)
+    await webhooks.create(webhook, MOST_WEBHOOKS)
+    rotated_at = clock.move(10)
+    after = await webhooks.rotate("acme", webhook.id, SECOND, HOUR)
+    assert after == await stored(webhooks, webhook)
+    assert after is not None and after.rotated_at == rotated_at
+    assert after.secrets_at(clock()) == (SECOND, FIRST)
+    assert after.secrets_at(clock.move(3599.999)) == (SECOND, FIRST)
+    assert after.secrets_at(clock.move(0.001)) == (SECOND,)
+    again = await webhooks.rotate("acme", webhook.id, THIRD, timedelta())
+    assert again == await stored(webhooks, webhook)
+    assert again is not None and again.secrets_at(clock()) == (THIRD,)
+    assert again.previous_secret is None
+
+
+async def test_the_first_reason_to_disable_stays(
+    webhooks: WebhookStore, clock: MovableClock
+) -> None:
+    webhook = new_webhook(clock)
+    await webhooks.create(webhook, MOST_WEBHOOKS)
+    disabled_at = clock.move(1)
+    assert await webhooks.disable("acme", webhook.id, "It answered 410.")
+    clock.move(1)
+    assert not await webhooks.disable("acme", webhook.id, "Another reason.")
+    after = await stored(webhooks, webhook)
+    assert (after.disabled_at, after.disabled_reason) == (disabled_at, "It answered 410.")
+    assert not after.wants(Event.JOB_COMPLETED)
+    assert await webhooks.enable("acme", webhook.id)
+    assert not await webhooks.enable("acme", webhook.id)
+    assert await stored(webhooks, webhook) == webhook
+
+
+async def test_a_rotation_and_a_disabling_at_once_lose_neither(
+    webhooks: WebhookStore, clock: MovableClock
+) -> None:
+    webhook = new_webhook(clock)
+    await webhooks.create(webhook, MOST_WEBHOOKS)
+    await asyncio.gather(
+        webhooks.rotate("acme", webhook.id, SECOND, HOUR),
+        webhooks.disable("acme", webhook.id, "gone"),
+    )
+    after = await stored(webhooks, webhook)
+    assert after.secret == SECOND and not after.enabled
+
+
+async def test_what_is_deleted_is_gone(webhooks: WebhookStore, clock: MovableClock) -> None:
+    webhook = new_webhook(clock)
+    await webhooks.create(webhook, MOST_WEBHOOKS)
+    assert await webhooks.delete("acme", webhook.id)
+    assert not await webhooks.delete("acme", webhook.id)
+    assert await webhooks.list("acme") == []
+    assert await webhooks.rotate("acme", webhook.id, SECOND, HOUR) is None
+
+
+async def test_two_processes_see_one_store(
+    webhooks: WebhookStore, settings: Settings, clock: MovableClock
+) -> None:
+    webhook = new_webhook(clock)
+    async with open_backend(settings, clock) as other:
+        await webhooks.create(webhook, MOST_WEBHOOKS)
+        assert await other.webhooks.get("acme", webhook.id) == webhook
+        await other.webhooks.disable("acme", webhook.id, "gone")
+        assert not (await stored(webhooks, webhook)).enabled
+
+
+async def test_only_its_owner_reads_the_file(
+    webhooks: WebhookStore, settings: Settings, clock: MovableClock
+) -> None:
+    if settings.backend != "embedded":
+        pytest.skip("Datastore has no files")
+    await webhooks.create(new_webhook(clock), MOST_WEBHOOKS)
+    files = sorted(settings.data_dir.glob("webhooks.db*"))
+    assert len(files) >= 2, "the database and its log"
+    for file in files:
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600, file.name

@@ -1,0 +1,74 @@
+"""Batches as clients would send them, right ones and wrong ones."""
+
+import io
+import struct
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+
+from starlette.requests import Request
+from starlette.types import Message
+
+BOUNDARY = "frontier"
+FORM = f"multipart/form-data; boundary={BOUNDARY}"
+
+
+def part(content: bytes, name: str = "imgs", filename: bytes = b"a.jpg") -> bytes:
+    """A form's part. Parts of fields have no `filename`."""
+    file = b'; filename="' + filename + b'"' if filename else b""
+    disposition = b'Content-Disposition: form-data; name="' + name.encode() + b'"' + file
+    return disposition + b"\r\n\r\n" + content
+
+
+def manifest(text: bytes) -> bytes:
+    return part(text, "manifest", b"")
+
+
+def form(*parts: bytes, end: bytes = b"--\r\n") -> bytes:
+    delimiter = b"--" + BOUNDARY.encode()
+    return b"".join(delimiter + b"\r\n" + each + b"\r\n" for each in parts) + delimiter + end
+
+
+def archive(
+    entries: Mapping[str, bytes] | Iterable[tuple[str, bytes]],
+    method: int = zipfile.ZIP_DEFLATED,
+) -> bytes:
+    """A zip of these files, in this order."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as out:
+        for name, data in entries.items() if isinstance(entries, Mapping) else entries:
+            out.writestr(name, data)
+    return buffer.getvalue()
+
+
+def patched(data: bytes, signature: bytes, offset: int, form_: str, *values: int) -> bytes:
+    """`data` with numbers overwritten in the first header that has this signature."""
+    out = bytearray(data)
+    struct.pack_into(form_, out, data.index(signature) + offset, *values)
+    return bytes(out)
+
+
+class Sender:
+    """A client's body, in chunks; counts how many were asked for."""
+
+    def __init__(self, chunks: Sequence[bytes], *, leaves: bool = False) -> None:
+        self.chunks = list(chunks)
+        self.leaves = leaves
+        self.taken = 0
+
+    async def __call__(self) -> Message:
+        self.taken += 1
+        if self.taken > len(self.chunks):
+            assert self.leaves, "read beyond the end"
+            return {"type": "http.disconnect"}
+        more = self.leaves or self.taken < len(self.chunks)
+        return {"type": "http.request", "body": self.chunks[self.taken - 1], "more_body": more}
+
+
+def cut(body: bytes, size: int) -> list[bytes]:
+    return [body[begin : begin + size] for begin in range(0, len(body), size)] or [b""]
+
+
+def request(sender: Sender, content_type: str, **headers: str) -> Request:
+    named = {"content-type": content_type, **headers}
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in named.items()]
+    return Request({"type": "http", "method": "POST", "headers": raw}, sender)

@@ -1,0 +1,87 @@
+"""Receivers of webhooks: real servers on 127.0.0.1, as polite or as rude as a test needs them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a receiver was sent; header names are in lower case."""
+
+    target: str
+    headers: dict[str, str]
+    body: bytes
+    raw: bytes
+
+
+class Receiver:
+    """Remembers what it was sent and answers `answer`, which a test may change."""
+
+    def __init__(self, answer: bytes = OK) -> None:
+        self.answer = answer
+        self.requests: list[Request] = []
+        self.connections = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        head = await reader.readuntil(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").strip().split("\r\n")
+        headers = {name.lower(): value for name, _, value in (x.partition(": ") for x in lines)}
+        body = await reader.readexactly(int(headers["content-length"]))
+        self.requests.append(Request(first.split()[1], headers, body, head + body))
+        writer.write(await self.reply())
+        await writer.drain()
+        await reader.read()  # until the client closes
+
+    async def reply(self) -> bytes:
+        return self.answer
+
+
+class SilentReceiver(Receiver):
+    """Takes everything in and never answers."""
+
+    async def reply(self) -> bytes:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+def status(code: int, **headers: str) -> bytes:
+    """An answer without a body."""
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"HTTP/1.1 {code} Whatever\r\n{lines}content-length: 0\r\n\r\n".encode()
+
+
+@asynccontextmanager
+async def listening(serve: Serve) -> AsyncIterator[int]:
+    """A server on a free port of 127.0.0.1; the port. Its connections end with the block."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        try:
+            await serve(reader, writer)
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
+            pass  # the client is gone, or the test is over
+        finally:
+            tasks.discard(task)
+            writer.close()
+
+    server = await asyncio.start_server(serve_one, "127.0.0.1", 0)
+    try:
+        yield int(server.sockets[0].getsockname()[1])
+    finally:
+        server.close()
+        for task in list(tasks):
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        await server.wait_closed()
+        await asyncio.sleep(0)  # the transports that were closed

@@ -1,0 +1,989 @@
+"""Jobs over HTTP: created whole or not at all, shown to those who may see them, cancelled."""
+
+import asyncio
+import csv
+import dataclasses
+import io
+import json
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from app.batch_upload import FIELD
+from core import jobs
+from core.backends import Backend, open_backend
+from core.clock import Clock, utc_now
+from core.errors import Unavailable
+from core.identity import Scope
+from core.jobs import ItemState, Job, JobItem, JobKey, JobStatus
+from core.priority import Priority
+from core.records import PUBLIC_TENANT, Annotation, RecordError, Status
+from core.settings import Settings
+from tests.contract.clock import MovableClock
+from tests.support.api import LEASE, NOTHING, Api, api_settings, bearer, open_api
+from tests.support.batches import FORM, archive, form, manifest, part
+from tests.support.pictures import picture, png_header, sha256
+
+JOBS = "/api/v1/jobs"
+CREATE = JOBS + "/batch-predict"
+RED, BLUE, GREEN = (
+    picture(n, colour, (16, 16))
+    for n, colour in enumerate([(200, 30, 30), (30, 30, 200), (30, 200, 30)])
+)
+UNKNOWN = "0" * 64
+ZIP = {"Content-Type": "application/zip"}
+
+
+@pytest.fixture
+async def api(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
+    async with open_api(api_settings(tmp_path, colour_bundle)) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def keyed(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
+    async with open_api(api_settings(tmp_path, colour_bundle, api_keys="required")) as opened:
+        yield opened
+
+
+def files(*images: bytes) -> list[tuple[str, tuple[str, bytes]]]:
+    return [(FIELD, (f"{number}.jpg", data)) for number, data in enumerate(images)]
+
+
+async def create(api: Api, *images: bytes, **options: Any) -> str:
+    """The id of a job."""
+    answer = await api.client.post(CREATE, files=files(*images), **options)
+    assert answer.status_code == 202, answer.text
+    job_id: str = answer.json()["job_id"]
+    return job_id
+
+
+async def by_hash(api: Api, *entries: object, **options: Any) -> httpx.Response:
+    document = options.pop("document", {})
+    return await api.client.post(CREATE, json={"image_hashes": entries, **document}, **options)
+
+
+async def job(api: Api, job_id: str, tenant: str = PUBLIC_TENANT) -> Job:
+    found = await api.service.backend.jobs.get(JobKey(tenant, job_id))
+    assert found is not None
+    return found
+
+
+async def items(api: Api, job_id: str, tenant: str = PUBLIC_TENANT) -> list[JobItem]:
+    return list(await api.service.backend.jobs.items(JobKey(tenant, job_id), 1000))
+
+
+async def results(api: Api, job_id: str, **headers: str) -> list[dict[str, Any]]:
+    answer = await api.client.get(f"{JOBS}/{job_id}/results?limit=1000", headers=headers)
+    assert answer.status_code == 200, answer.text
+    found: list[dict[str, Any]] = answer.json()["results"]
+    return found
+
+
+async def run(api: Api, job_id: str, tenant: str = PUBLIC_TENANT) -> Job:
+    """Do what the worker does for a job of images that are red, or cannot be decoded."""
+    store, key = api.service.backend.jobs, JobKey(tenant, job_id)
+    await store.change(key, jobs.started)
+    for item in await items(api, job_id, tenant):
+        if item.state is ItemState.OPEN and item.twin_of is None:
+            record = await api.records.get(api.key(item.image_hash, tenant))
+            assert record is not None
+            if not record.status.terminal:
+                await api.succeed(item.image_hash, tenant)
+            await store.settle(key, item.position, None, timedelta(0))
+    await store.refresh(key)
+    return await job(api, job_id, tenant)
+
+
+def codes(found: list[JobItem]) -> list[str]:
+    return [item.error.code if item.error else "" for item in found]
+
+
+def assert_problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = answer.json()
+    assert problem["code"] == code
+    return problem
+
+
+def no_jobs(api: Api) -> bool:
+    """Nothing was promised: there is no record, no message and no job."""
+    traces = api.traces()
+    return (traces.records, traces.messages, api.rows("jobs")) == (0, 0, 0)
+
+
+# --- Creation. ------------------------------------------------------------------------------------
+
+
+async def test_a_form_becomes_a_job(api: Api) -> None:
+    answer = await api.client.post(CREATE, files=files(RED, BLUE))
+    assert answer.status_code == 202
+    body = answer.json()
+    path = f"{JOBS}/{body['job_id']}"
+    assert body == {
+        "job_id": body["job_id"],
+        "status": "pending",
+        "message": "2 images accepted: poll poll_url, or listen to stream_url.",
+        "poll_url": path,
+        "stream_url": path + "/stream",
+    }
+    assert answer.headers["location"] == path
+    assert answer.headers["cache-control"] == "no-store"
+    assert api.messages() == [
+        {"kind": "run_job", "tenant": "public", "job": body["job_id"], **_trace(api)}
+    ]
+    for position, (item, image) in enumerate(
+        zip(await items(api, body["job_id"]), (RED, BLUE), strict=True)
+    ):
+        assert item == JobItem(position, sha256(image), f"{position}.jpg")
+        record = await api.record(sha256(image))
+        assert (record.status, record.job) == (Status.PENDING, body["job_id"])
+        assert record.priority is Priority.NORMAL
+        assert await api.service.backend.blobs.get(f"public/{sha256(image)}") == image
+    made = await job(api, body["job_id"])
+    assert (made.sealed, made.status, made.counts.total) == (True, JobStatus.PENDING, 2)
+    assert (made.owner, made.type, made.model) == ("", "batch-predict", api.service.model)
+
+
+def _trace(api: Api) -> dict[str, str]:
+    return {key: value for key, value in api.messages()[0].items() if key == "traceparent"}
+
+
+async def test_a_zip_becomes_a_job(api: Api) -> None:
+    body = archive({"photos/a.jpg": RED, "photos/b.png": BLUE, "__MACOSX/._a.jpg": b"x"})
+    answer = await api.client.post(CREATE, content=body, headers=ZIP)
+    assert answer.status_code == 202
+    found = await items(api, answer.json()["job_id"])
+    assert [(item.image_hash, item.name) for item in found] == [
+        (sha256(RED), "a.jpg"),
+        (sha256(BLUE), "b.png"),
+    ]
+    assert api.traces() == dataclasses.replace(NOTHING, records=2, blobs=2, messages=1)
+
+
+async def test_hashes_become_a_job_where_the_images_are_there(api: Api) -> None:
+    await api.client.post("/api/v1/images", content=RED)
+    await api.service.backend.blobs.put(f"public/{sha256(BLUE)}", BLUE, "image/jpeg")
+    entries = [
+        {"image_hash": sha256(RED), "metadata": {"shelf": "ä"}},
+        UNKNOWN,
+        sha256(BLUE),
+        {"image_hash": UNKNOWN, "metadata": {"again": True}},
+    ]
+    answer = await by_hash(api, *entries)
+    assert answer.status_code == 202
+    found = await items(api, answer.json()["job_id"])
+    assert codes(found) == ["", "not_uploaded", "", "not_uploaded"]
+    assert [item.metadata for item in found] == [{"shelf": "ä"}, {}, {}, {"again": True}]
+    assert found[1].error is not None and found[1].error.retryable
+    # Of the red one a client had asked by itself: it is not this job's alone.
+    assert (await api.record(sha256(RED))).job == ""
+    assert (await api.record(sha256(BLUE))).job == answer.json()["job_id"]
+    assert await api.records.get(api.key(UNKNOWN)) is None
+
+
+async def test_a_manifest_says_what_comes_along(api: Api) -> None:
+    """Only what is missing is sent; what is sent and not listed comes after the list."""
+    await api.service.backend.blobs.put(f"public/{sha256(BLUE)}", BLUE, "image/jpeg")
+    listed = {
+        "image_hashes": [sha256(BLUE), {"image_hash": sha256(RED), "metadata": {"n": 2}}],
+        "priority": "low",
+    }
+    for parts in (
+        [manifest(json.dumps(listed).encode()), part(GREEN, filename=b"g.jpg"), part(RED)],
+        [part(GREEN, filename=b"g.jpg"), part(RED), manifest(json.dumps(listed).encode())],
+    ):
+        answer = await api.client.post(CREATE, content=form(*parts), headers={"Content-Type": FORM})
+        assert answer.status_code == 202
+        found = await items(api, answer.json()["job_id"])
+        assert [(item.image_hash, item.name, dict(item.metadata)) for item in found] == [
+            (sha256(BLUE), "", {}),
+            (sha256(RED), "a.jpg", {"n": 2}),
+            (sha256(GREEN), "g.jpg", {}),
+        ]
+        assert (await job(api, answer.json()["job_id"])).priority is Priority.LOW
+
+
+async def test_of_equal_images_the_first_is_worked_on(api: Api) -> None:
+    job_id = await create(api, RED, BLUE, RED, RED, BLUE)
+    found = await items(api, job_id)
+    assert [item.twin_of for item in found] == [None, None, 0, 0, 1]
+    assert [item.twins for item in found] == [(2, 3), (4,), (), (), ()]
+    assert api.traces().blobs == api.traces().records == 2
+    assert (await run(api, job_id)).counts == jobs.Counts(5, 5, 0)
+
+
+async def test_one_bad_image_fails_its_item_and_not_the_job(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    settings = api_settings(tmp_path, colour_bundle, max_image_bytes=5000, max_image_pixels=10_000)
+    async with open_api(settings) as api:
+        bad = [b"", b"no picture", bytes(5001), png_header(3000, 3000), RED[:20], RED]
+        for body, headers in (
+            (form(*(part(each) for each in bad)), {"Content-Type": FORM}),
+            (archive([(f"{n}.jpg", each) for n, each in enumerate(bad)]), ZIP),
+        ):
+            answer = await api.client.post(CREATE, content=body, headers=headers)
+            assert answer.status_code == 202
+            found = await items(api, answer.json()["job_id"])
+            assert codes(found) == [
+                *("invalid_image", "unsupported_image", "image_too_large"),
+                *("invalid_image", "invalid_image", ""),
+            ]
+            assert [item.state for item in found[:5]] == [ItemState.FAILED] * 5
+            assert not any(item.error.retryable for item in found[:5] if item.error)
+            assert found[2].image_hash == "" and found[1].image_hash == sha256(b"no picture")
+            shown = await results(api, answer.json()["job_id"])
+            assert shown[2]["image_hash"] is None
+            assert shown[2]["error"]["detail"] == "The image is larger than 5000 bytes."
+        assert api.traces().records == api.traces().blobs == 1
+        made = await run(api, answer.json()["job_id"])
+        assert (made.status, made.counts) == (JobStatus.COMPLETED, jobs.Counts(6, 1, 5))
+
+
+async def test_known_images_cost_nothing(api: Api) -> None:
+    """Resubmitting a manifest costs only what is missing."""
+    first = await create(api, RED, BLUE)
+    await run(api, first)
+    before = api.traces()
+    again = await by_hash(api, sha256(RED), sha256(BLUE))
+    assert again.status_code == 202
+    assert codes(await items(api, again.json()["job_id"])) == ["", ""]
+    assert api.traces() == dataclasses.replace(before, messages=before.messages + 1)
+    assert (await api.record(sha256(RED))).job == first
+
+
+async def test_an_image_that_failed_for_now_is_tried_again(api: Api) -> None:
+    first = await create(api, RED, BLUE)
+    await api.fail(sha256(RED), retryable=True)
+    await api.fail(sha256(BLUE), retryable=False)
+    answer = await by_hash(api, sha256(RED), sha256(BLUE))
+    red, blue = await api.record(sha256(RED)), await api.record(sha256(BLUE))
+    assert (red.status, red.job) == (Status.PENDING, answer.json()["job_id"])
+    assert (blue.status, blue.job) == (Status.ERROR, first)
+
+
+async def test_an_image_that_two_jobs_want_belongs_to_neither(api: Api) -> None:
+    await create(api, RED)
+    await create(api, RED, params={"priority": "high"})
+    record = await api.record(sha256(RED))
+    assert (record.job, record.priority) == ("", Priority.HIGH)
+
+
+async def test_a_job_may_wait_and_has_a_deadline(tmp_path: Path, colour_bundle: Path) -> None:
+    clock = MovableClock()
+    mail = {"smtp_url": "smtp://mail.example.org", "email_from": "glimpse@example.org"}
+    async with open_api(api_settings(tmp_path, colour_bundle, **mail), clock) as api:
+        answer = await api.client.post(
+            CREATE,
+            files=files(RED, b"bad"),
+            params={"not_before": "2026-11-21T10:30:00Z", "notify_email": "ada@example.org"},
+            headers={"Cancel-After": "2h"},
+        )
+        made = await job(api, answer.json()["job_id"])
+        assert made.not_before is not None and made.not_before == made.wake_at
+        assert made.deadline == clock.now + timedelta(hours=2)
+        assert made.notify_email == "ada@example.org"
+        assert made.counts.failed == 1, "nobody else counts for an hour"
+        assert api.messages() == []
+        assert await api.service.backend.jobs.due(clock.now, 10) == []
+        shown = (await api.client.get(answer.headers["location"])).json()
+        assert shown["not_before"] == "2026-11-21T10:30:00.000Z"
+        assert shown["deadline"] == "2026-11-21T11:30:00.123Z"
+        # What has passed already does not hold it up.
+        await create(api, RED, params={"not_before": "2026-11-21T09:00:00Z"})
+        assert len(api.messages()) == 1
+
+
+@pytest.mark.parametrize("mail", [False, True], ids=["no e-mail at all", "not to that domain"])
+async def test_nobody_is_promised_an_e_mail_that_will_not_be_sent(
+    tmp_path: Path, colour_bundle: Path, mail: bool
+) -> None:
+    here = {"smtp_url": "smtp://mail.example.org", "email_from": "glimpse@example.org"}
+    settings = api_settings(tmp_path, colour_bundle, **(here if mail else {}))
+    async with open_api(settings) as api:
+        for options in (
+            {"files": files(RED), "params": {"notify_email": "ada@example.com"}},
+            {"json": {"image_hashes": [sha256(RED)], "notify_email": "ada@example.com"}},
+        ):
+            answer = await api.client.post(CREATE, **options)  # type: ignore[arg-type]
+            assert (answer.status_code, answer.json()["field"]) == (422, "notify_email")
+        assert (await api.client.get("/api/v1/jobs")).json()["jobs"] == []
+        assert api.messages() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"params": {"priority": "urgent"}}, "priority"),
+        ({"params": {"not_before": "soon"}}, "not_before"),
+        ({"params": {"notify_email": "nobody"}}, "notify_email"),
+        ({"headers": {"Cancel-After": "1s"}}, "Cancel-After"),
+        ({"headers": {"Idempotency-Key": "x" * 256}}, "Idempotency-Key"),
+    ],
+)
+async def test_wrong_options_are_refused_unread(
+    api: Api, options: dict[str, Any], field: str
+) -> None:
+    problem = assert_problem(
+        await api.client.post(CREATE, files=files(RED), **options), 422, "invalid_request"
+    )
+    assert problem["field"] == field
+    assert api.traces() == NOTHING
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "status", "code"),
+    [
+        (form(*[part(RED)] * 1001), FORM, 413, "batch_too_large"),
+        (archive((f"{n}", b"x") for n in range(1001)), "application/zip", 413, "batch_too_large"),
+        (json.dumps({"image_hashes": [UNKNOWN] * 1001}).encode(), "application/json", 413, ""),
+        (
+            form(
+                part(RED), *[part(b"x")] * 999, manifest(b'{"image_hashes":["' + b"0" * 64 + b'"]}')
+            ),
+            FORM,
+            413,
+            "batch_too_large",
+        ),
+        (form(part(RED), manifest(b"{")), FORM, 422, "invalid_request"),
+        (form(part(RED), manifest(b'{"gs_prefix":"gs://a/b"}')), FORM, 422, "invalid_request"),
+        (form(part(RED), end=b""), FORM, 400, "malformed_body"),
+        (archive({"a": RED})[:-9], "application/zip", 400, "malformed_body"),
+        (b"{", "application/json", 422, "invalid_request"),
+        (form(), FORM, 422, "invalid_request"),
+        (form(manifest(b"{}")), FORM, 422, "invalid_request"),
+        (archive({"folder/": b""}), "application/zip", 422, "invalid_request"),
+        (b"{}", "application/json", 422, "invalid_request"),
+        (b"", "application/json", 422, "invalid_request"),
+        (RED, "image/jpeg", 415, "unsupported_media_type"),
+        (RED, "", 415, "unsupported_media_type"),
+    ],
+)
+async def test_what_is_wrong_as_a_whole_promises_nothing(
+    api: Api, body: bytes, content_type: str, status: int, code: str
+) -> None:
+    headers = {"Content-Type": content_type} if content_type else {}
+    answer = await api.client.post(CREATE, content=body, headers=headers)
+    assert_problem(answer, status, code or answer.json()["code"])
+    assert no_jobs(api)
+
+
+async def test_the_largest_batch_is_taken(api: Api) -> None:
+    """1,000 images, most of them bad, so that no time is lost."""
+    images = [RED, *(b"%d" % n for n in range(998)), BLUE]
+    found = await items(api, await create(api, *images))
+    assert [item.position for item in found] == list(range(1000))
+    assert codes(found) == ["", *["unsupported_image"] * 998, ""]
+
+
+async def test_no_more_than_max_batch_bytes(tmp_path: Path, colour_bundle: Path) -> None:
+    settings = api_settings(tmp_path, colour_bundle, max_batch_bytes=2000)
+    async with open_api(settings) as api:
+        body = form(*[part(RED)] * 10)
+        answer = await api.client.post(CREATE, content=body, headers={"Content-Type": FORM})
+        problem = assert_problem(answer, 413, "batch_too_large")
+        assert problem["max_bytes"] == 2000
+        packed = archive({f"{n}": bytes(1500) for n in range(2)})
+        answer = await api.client.post(CREATE, content=packed, headers=ZIP)
+        assert_problem(answer, 413, "batch_too_large")
+        assert no_jobs(api)
+
+
+async def test_images_in_a_batch_count_as_usage(keyed: Api) -> None:
+    key = await keyed.issue("acme", Scope.JOBS, Scope.READ)
+    await create(keyed, RED, BLUE, b"bad", headers=bearer(key))
+    await keyed.gate.write()
+    usage = await keyed.client.get("/api/v1/usage", headers=bearer(key))
+    (row,) = usage.json()["usage"]
+    assert (row["images"], row["bytes"]) == (3, len(RED) + len(BLUE) + 3)
+
+
+# --- Repeating a creation. ------------------------------------------------------------------------
+
+
+def under(key: str) -> dict[str, Any]:
+    return {"headers": {"Idempotency-Key": key}}
+
+
+async def test_the_same_key_and_batch_are_one_job(api: Api) -> None:
+    first = await create(api, RED, b"bad", **under("a"))
+    before = api.traces()
+    again = await api.client.post(CREATE, files=files(RED, b"bad"), **under("a"))
+    assert (again.status_code, again.json()["job_id"]) == (202, first)
+    assert api.traces() == before
+    await run(api, first)
+    last = await api.client.post(CREATE, files=files(RED, b"bad"), **under("a"))
+    assert last.json()["status"] == "completed"
+    assert await create(api, RED, b"bad", **under("b")) != first
+    assert await create(api, RED, b"bad") != first
+
+
+async def test_the_same_key_with_another_batch_is_an_error(api: Api) -> None:
+    first = await create(api, RED, BLUE, **under("a"))
+    before = api.traces()
+    for images, params in (
+        ((RED,), {}),
+        ((BLUE, RED), {}),
+        ((RED, BLUE), {"priority": "low"}),
+    ):
+        answer = await api.client.post(CREATE, files=files(*images), params=params, **under("a"))
+        problem = assert_problem(answer, 422, "idempotency_key_reused")
+        assert problem["job_id"] == first
+    entries = [{"image_hash": sha256(RED), "metadata": {"a": 1}}, sha256(BLUE)]
+    answer = await by_hash(api, *entries, **under("a"))
+    assert_problem(answer, 422, "idempotency_key_reused")
+    assert api.traces() == before
+    # The form does not matter, what is in it does.
+    assert (await by_hash(api, sha256(RED), sha256(BLUE), **under("a"))).json()["job_id"] == first
+
+
+async def test_a_key_is_its_owners(keyed: Api) -> None:
+    ids = set()
+    for tenant in ("acme", "acme", "other"):
+        headers = {**bearer(await keyed.issue(tenant)), "Idempotency-Key": "a"}
+        ids.add(await create(keyed, RED, headers=headers))
+    assert len(ids) == 3
+
+
+async def test_two_at_once_under_one_key_are_one_job(api: Api) -> None:
+    images = [picture(n, size=(8, 8)) for n in range(20)]
+    made = await asyncio.gather(*(create(api, *images, *images, **under("a")) for _ in range(5)))
+    assert len(set(made)) == 1
+    found = await items(api, made[0])
+    assert [item.twin_of for item in found] == [None] * 20 + list(range(20))
+    assert (await run(api, made[0])).counts == jobs.Counts(40, 40, 0)
+
+
+class Failing:
+    """Stands for a port whose calls fail by the plan: a call's name, and whether it works first."""
+
+    def __init__(self, port: object, plan: dict[str, bool]) -> None:
+        self._port, self._plan = port, plan
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._port, name)
+        if name not in self._plan:
+            return method
+
+        async def fails(*args: Any, **options: Any) -> None:
+            if self._plan[name]:
+                await method(*args, **options)
+            raise Unavailable("A fault was injected.")
+
+        return fails
+
+
+@asynccontextmanager
+async def failing_api(
+    tmp_path: Path, colour_bundle: Path, **plans: dict[str, bool]
+) -> AsyncIterator[Api]:
+    """An API whose ports fail by plans that the test may change."""
+
+    @asynccontextmanager
+    async def opener(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Backend]:
+        async with open_backend(settings, clock) as backend:
+            ports: dict[str, Any] = {
+                name: Failing(getattr(backend, name), plan) for name, plan in plans.items()
+            }
+            yield dataclasses.replace(backend, **ports)
+
+    async with open_api(api_settings(tmp_path, colour_bundle), opener=opener) as api:
+        yield api
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(
+    ("port", "call"),
+    [
+        *(("jobs", "create"), ("jobs", "get"), ("jobs", "add_items"), ("jobs", "change")),
+        *(("records", "get_many"), ("records", "create"), ("blobs", "put"), ("blobs", "exists")),
+    ],
+)
+async def test_a_creation_that_was_interrupted_goes_on(
+    tmp_path: Path, colour_bundle: Path, port: str, call: str, after: bool
+) -> None:
+    """Nothing is shown of it before, and nobody was promised anything."""
+    plan = {call: after}
+    async with failing_api(tmp_path, colour_bundle, **{port: plan}) as api:
+        images = files(RED, BLUE, RED, b"bad")
+        answer = await api.client.post(CREATE, files=images, **under("a"))
+        if call == "get":  # it is asked for on the second time alone
+            assert answer.status_code == 202
+            answer = await api.client.post(CREATE, files=images, **under("a"))
+        assert_problem(answer, 503, "unavailable")
+        assert "retry-after" in answer.headers
+        plan.clear()
+        if call not in ("change", "get"):
+            assert (await api.client.get(JOBS)).json()["jobs"] == []
+        job_id = await create(api, RED, BLUE, RED, b"bad", **under("a"))
+        made = await run(api, job_id)
+        assert (made.status, made.counts) == (JobStatus.COMPLETED, jobs.Counts(4, 3, 1))
+        assert api.rows("jobs") == 1
+
+
+async def test_an_item_that_was_missing_at_first_stays_so_with_its_twins(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    plan = {"change": False}
+    async with failing_api(tmp_path, colour_bundle, jobs=plan) as api:
+        hashes = [sha256(RED), sha256(BLUE), sha256(RED)]
+        await api.service.backend.blobs.put(f"public/{sha256(BLUE)}", BLUE, "image/jpeg")
+        answer = await by_hash(api, *hashes, **under("a"))
+        assert_problem(answer, 503, "unavailable")
+        # As where a store has taken a part of them, and the image came before the rest.
+        await api.service.backend.blobs.put(f"public/{sha256(RED)}", RED, "image/jpeg")
+        api.execute("DELETE FROM job_items WHERE position > 0")
+        plan.clear()
+        answer = await by_hash(api, *hashes, **under("a"))
+        found = await items(api, answer.json()["job_id"])
+        assert codes(found) == ["not_uploaded", "", "not_uploaded"]
+        assert (await run(api, answer.json()["job_id"])).status is JobStatus.COMPLETED
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+async def test_a_job_that_is_sealed_runs_though_its_message_fails(
+    tmp_path: Path, colour_bundle: Path, after: bool
+) -> None:
+    """The scheduler begins it within half a minute."""
+    async with failing_api(tmp_path, colour_bundle, publisher={"publish": after}) as api:
+        made = await job(api, await create(api, RED))
+        (due,) = await api.service.backend.jobs.due(utc_now() + timedelta(seconds=31), 10)
+        assert due.key == made.key
+        assert jobs.due_action(due, due.wake_at) is jobs.Action.RUN
+
+
+async def test_a_client_who_leaves_leaves_no_job(api: Api) -> None:
+    body = form(part(RED), part(BLUE))
+
+    async def interrupted() -> AsyncIterator[bytes]:
+        yield body[: len(body) // 2]
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        await api.client.post(CREATE, content=interrupted(), headers={"Content-Type": FORM})
+    assert no_jobs(api)
+    assert api.service.uploads.in_flight == api.service.uploads.bytes_held == 0
+
+
+async def test_where_there_is_no_slot_a_batch_is_refused_unread(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    settings = api_settings(tmp_path, colour_bundle, max_uploads_in_flight=1)
+    async with open_api(settings) as api:
+        with api.service.uploads.take():
+            answer = await api.client.post(CREATE, files=files(RED))
+        assert_problem(answer, 503, "overloaded")
+        assert api.traces() == NOTHING
+
+
+# --- Reading. -------------------------------------------------------------------------------------
+
+
+async def test_a_job_is_shown_as_it_goes_on(tmp_path: Path, colour_bundle: Path) -> None:
+    clock = MovableClock()
+    settings = api_settings(tmp_path, colour_bundle, public_url="https://glimpse.example")
+    async with open_api(settings, clock) as api:
+        job_id = await create(api, RED, BLUE, RED, b"bad", params={"priority": "high"})
+        url = f"https://glimpse.example{JOBS}/{job_id}"
+        answer = await api.client.get(f"{JOBS}/{job_id}")
+        assert answer.headers["cache-control"] == "no-store"
+        first = answer.json()
+        assert first == {
+            "job_id": job_id,
+            "type": "batch-predict",
+            "status": "pending",
+            "progress": 0,
+            "total": 4,
+            "succeeded": 0,
+            "failed": 0,
+            "cancelled": 0,
+            "priority": "high",
+            "model": api.service.model,
+            "created_at": "2026-11-21T09:30:00.123Z",
+            "started_at": None,
+            "completed_at": None,
+            "not_before": None,
+            "deadline": None,
+            "result": None,
+            "error": None,
+            "poll_url": url,
+            "stream_url": url + "/stream",
+            "results_url": url + "/results",
+        }
+        clock.move(1)
+        await api.service.backend.jobs.change(JobKey(PUBLIC_TENANT, job_id), jobs.started)
+        clock.move(1)
+        await api.succeed(sha256(RED))
+        await api.service.backend.jobs.settle(JobKey(PUBLIC_TENANT, job_id), 0, None, timedelta(0))
+        half = (await api.client.get(f"{JOBS}/{job_id}")).json()
+        assert half == {
+            **first,
+            "status": "running",
+            "progress": 75,
+            "succeeded": 2,
+            "failed": 1,
+            "started_at": "2026-11-21T09:30:01.123Z",
+        }
+        clock.move(1)
+        await run(api, job_id)
+        assert (await api.client.get(f"{JOBS}/{job_id}")).json() == {
+            **half,
+            "status": "completed",
+            "progress": 100,
+            "succeeded": 3,
+            "completed_at": "2026-11-21T09:30:03.123Z",
+            "result": "3 of 4 images classified, 1 failed.",
+        }
+
+
+async def test_a_job_that_could_not_be_run_says_why(api: Api) -> None:
+    job_id = await create(api, RED)
+    error = RecordError("expired", "It took too long.", False)
+    await api.service.backend.jobs.change(
+        JobKey(PUBLIC_TENANT, job_id), lambda job, now: jobs.failed(job, error, now)
+    )
+    shown = (await api.client.get(f"{JOBS}/{job_id}")).json()
+    assert shown["status"] == "failed"
+    assert shown["error"] == {"code": "expired", "detail": "It took too long.", "retryable": False}
+    assert shown["result"] == "0 of 1 image classified, 1 not begun."
+    assert [each["status"] for each in await results(api, job_id)] == ["cancelled"]
+
+
+@pytest.mark.parametrize("job_id", ["ab" * 16, "x", "AB" * 16, "ab" * 17, "%00", "..%2f"])
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+async def test_an_unknown_job_is_not_found(api: Api, method: str, job_id: str) -> None:
+    assert_problem(await api.client.request(method, f"{JOBS}/{job_id}"), 404, "not_found")
+
+
+async def test_a_job_that_is_not_sealed_is_shown_to_nobody(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    async with failing_api(tmp_path, colour_bundle, jobs={"change": False}) as api:
+        await api.client.post(CREATE, files=files(RED), **under("a"))
+        job_id = jobs.job_id_for(PUBLIC_TENANT, "", "a")
+        assert not (await job(api, job_id)).sealed
+        for path in ("", "/results"):
+            answer = await api.client.get(f"{JOBS}/{job_id}{path}")
+            assert_problem(answer, 404, "not_found")
+        assert (await api.client.get(JOBS)).json() == {"jobs": [], "next_cursor": None}
+
+
+async def test_jobs_are_listed_newest_first_and_by_pages(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    clock = MovableClock()
+    async with open_api(api_settings(tmp_path, colour_bundle), clock) as api:
+        made = []
+        for _ in range(5):
+            clock.move(1)
+            made.append(await create(api, RED))
+        await run(api, made[1])
+        listed, cursor = [], ""
+        for expected in (2, 2, 1):
+            answer = await api.client.get(f"{JOBS}?limit=2&cursor={cursor}")
+            page = answer.json()
+            assert len(page["jobs"]) == expected
+            listed += [each["job_id"] for each in page["jobs"]]
+            cursor = page["next_cursor"]
+        assert listed == made[::-1]
+        assert cursor is None
+        for query, wanted in (
+            ("status=completed", [made[1]]),
+            ("status=pending&limit=1", [made[4]]),
+            ("status=cancelled", []),
+            ("type=batch-predict", made[::-1]),
+            ("status=completed&type=batch-predict", [made[1]]),
+        ):
+            page = (await api.client.get(f"{JOBS}?{query}")).json()
+            assert [each["job_id"] for each in page["jobs"]] == wanted
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("limit=0", "limit"),
+        ("limit=201", "limit"),
+        ("limit=ten", "limit"),
+        ("cursor=nonsense", "cursor"),
+        ("cursor=%C3%A4", "cursor"),
+        ("status=done", "status"),
+        ("type=training", "type"),
+    ],
+)
+async def test_wrong_questions_for_jobs_are_refused(api: Api, query: str, field: str) -> None:
+    problem = assert_problem(await api.client.get(f"{JOBS}?{query}"), 422, "invalid_request")
+    assert problem["field"] == field
+
+
+# --- Whose they are. ------------------------------------------------------------------------------
+
+
+async def test_a_job_is_its_owners_and_the_administrators(keyed: Api) -> None:
+    owner, other = [await keyed.issue("acme", Scope.JOBS) for _ in range(2)]
+    admin = await keyed.issue("acme", Scope.JOBS, Scope.ADMIN)
+    stranger = await keyed.issue("other")
+    reader = await keyed.issue("acme", Scope.READ, Scope.CLASSIFY)
+    job_id = await create(keyed, RED, headers=bearer(owner))
+    expected = {owner: 200, admin: 200, other: 403, stranger: 404, reader: 403}
+    for key, status in expected.items():
+        for path in ("", "/results"):
+            answer = await keyed.client.get(f"{JOBS}/{job_id}{path}", headers=bearer(key))
+            assert answer.status_code == status
+    listed = {owner: 1, admin: 1, other: 0, stranger: 0}
+    for key, count in listed.items():
+        answer = await keyed.client.get(JOBS, headers=bearer(key))
+        assert len(answer.json()["jobs"]) == count
+    for key in (other, stranger, reader):
+        answer = await keyed.client.delete(f"{JOBS}/{job_id}", headers=bearer(key))
+        assert answer.status_code == expected[key]
+    assert (await job(keyed, job_id, "acme")).status is JobStatus.PENDING
+    answer = await keyed.client.delete(f"{JOBS}/{job_id}", headers=bearer(admin))
+    assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+
+
+async def test_jobs_need_their_scope(keyed: Api) -> None:
+    key = await keyed.issue("acme", Scope.READ, Scope.CLASSIFY, Scope.ADMIN)
+    answer = await keyed.client.post(CREATE, files=files(RED), headers=bearer(key))
+    assert_problem(answer, 403, "forbidden")
+    assert keyed.traces() == NOTHING
+
+
+async def test_a_hash_is_no_way_to_another_tenants_image(keyed: Api) -> None:
+    await create(keyed, RED, headers=bearer(await keyed.issue("acme")))
+    other = bearer(await keyed.issue("other"))
+    answer = await by_hash(keyed, sha256(RED), headers=other)
+    assert codes(await items(keyed, answer.json()["job_id"], "other")) == ["not_uploaded"]
+
+
+# --- Results. -------------------------------------------------------------------------------------
+
+
+async def test_results_join_items_and_records(api: Api) -> None:
+    body = {
+        "image_hashes": [
+            {"image_hash": sha256(RED), "metadata": {"shelf": 7}},
+            sha256(BLUE),
+            UNKNOWN,
+            sha256(RED),
+        ]
+    }
+    parts = [manifest(json.dumps(body).encode()), part(RED, filename=b"red.jpg"), part(BLUE)]
+    answer = await api.client.post(CREATE, content=form(*parts), headers={"Content-Type": FORM})
+    job_id = answer.json()["job_id"]
+    red = {
+        "index": 0,
+        "image_hash": sha256(RED),
+        "name": "red.jpg",
+        "status": "pending",
+        "annotations": [],
+        "error": None,
+        "metadata": {"shelf": 7},
+    }
+    first = await results(api, job_id)
+    assert first[0] == red
+    assert first[2] == {
+        "index": 2,
+        "image_hash": UNKNOWN,
+        "name": None,
+        "status": "failed",
+        "annotations": [],
+        "error": {
+            "code": "not_uploaded",
+            "detail": "The service has no image with this hash: upload it.",
+            "retryable": True,
+        },
+        "metadata": {},
+    }
+    key = JobKey(PUBLIC_TENANT, job_id)
+    claim = await api.records.claim(api.key(sha256(BLUE)), LEASE)
+    assert claim is not None
+    assert (await results(api, job_id))[1]["status"] == "running"
+    await api.succeed(sha256(RED))
+    assert (await results(api, job_id))[0]["status"] == "running", "not settled yet"
+    await api.service.backend.jobs.settle(key, 0, None, timedelta(0))
+    error = RecordError("undecodable_image", "It is broken.", False)
+    await api.records.fail(claim, error)
+    await api.service.backend.jobs.settle(key, 1, error, timedelta(0))
+    last = await results(api, job_id)
+    labels = [
+        {"index": 1, "label": "red", "confidence": 0.75},
+        {"index": 2, "label": "grey", "confidence": 0.25},
+    ]
+    assert last[0] == {**red, "status": "succeeded", "annotations": labels}
+    assert last[3] == {**last[0], "index": 3, "metadata": {}}
+    assert (last[1]["status"], last[1]["annotations"]) == ("failed", [])
+    assert last[1]["error"]["code"] == "undecodable_image"
+
+
+async def test_a_deleted_image_disappears_from_results(api: Api) -> None:
+    job_id = await create(api, RED)
+    await run(api, job_id)
+    assert (await api.client.delete(f"/api/v1/images/{sha256(RED)}")).status_code == 204
+    (result,) = await results(api, job_id)
+    assert (result["status"], result["annotations"]) == ("failed", [])
+    assert result["error"]["code"] == "result_deleted"
+
+
+async def many(api: Api, count: int) -> str:
+    """A job of `count` images, every third of them bad, run to its end."""
+    images = [b"bad %d" % n if n % 3 == 0 else picture(n, size=(8, 8)) for n in range(count)]
+    job_id = await create(api, *images)
+    await run(api, job_id)
+    return job_id
+
+
+async def test_results_come_by_pages_in_order(api: Api) -> None:
+    job_id = await many(api, 25)
+    found, cursor, pages = [], "", 0
+    while cursor is not None:
+        answer = await api.client.get(f"{JOBS}/{job_id}/results?limit=10&cursor={cursor}")
+        page = answer.json()
+        assert (page["job_id"], page["status"]) == (job_id, "completed")
+        assert answer.headers["vary"] == "Accept"
+        found += page["results"]
+        cursor, pages = page["next_cursor"], pages + 1
+    assert pages == 3
+    assert [each["index"] for each in found] == list(range(25))
+    assert [each["status"] for each in found] == [
+        "succeeded" if n % 3 else "failed" for n in range(25)
+    ]
+    # A last page that is full says that it is the last.
+    answer = await api.client.get(f"{JOBS}/{job_id}/results?limit=25")
+    assert answer.json()["next_cursor"] is None
+
+
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=1001", "cursor=x", "cursor=LTE", "cursor=OTk5OTk"]
+)
+async def test_wrong_questions_for_results_are_refused(api: Api, query: str) -> None:
+    job_id = await create(api, RED)
+    answer = await api.client.get(f"{JOBS}/{job_id}/results?{query}")
+    assert_problem(answer, 422, "invalid_request")
+
+
+async def test_all_results_stream_as_lines(api: Api) -> None:
+    """More than are read at once."""
+    job_id = await many(api, 450)
+    pages = await results(api, job_id)
+    for accept in ("application/x-ndjson", "application/x-ndjson, application/json;q=0.5"):
+        answer = await api.client.get(f"{JOBS}/{job_id}/results", headers={"Accept": accept})
+        assert answer.headers["content-type"] == "application/x-ndjson"
+        assert answer.headers["cache-control"] == "no-store"
+        assert [json.loads(line) for line in answer.text.splitlines()] == pages
+        assert answer.text.endswith("}\n")
+    answer = await api.client.get(f"{JOBS}/{job_id}/results", headers={"Accept": "text/csv"})
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+    assert f"job-{job_id}.csv" in answer.headers["content-disposition"]
+    rows = list(csv.DictReader(io.StringIO(answer.text)))
+    assert [int(row["index"]) for row in rows] == list(range(450))
+    assert rows[0]["error_code"] == "unsupported_image"
+    assert (rows[1]["label"], float(rows[1]["confidence"])) == ("red", 0.75)
+    assert json.loads(rows[1]["annotations"]) == pages[1]["annotations"]
+
+
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        ("=HYPERLINK(1).jpg", "'=HYPERLINK(1).jpg"),
+        ("+1.jpg", "'+1.jpg"),
+        ("-1.jpg", "'-1.jpg"),
+        ("@sum.jpg", "'@sum.jpg"),
+        ('a,"b".jpg', 'a,"b".jpg'),
+        ("cat.jpg", "cat.jpg"),
+    ],
+)
+async def test_no_cell_is_a_formula(api: Api, name: str, cell: str) -> None:
+    answer = await api.client.post(CREATE, content=archive({name: RED}), headers=ZIP)
+    job_id = answer.json()["job_id"]
+    claim = await api.records.claim(api.key(sha256(RED)), LEASE)
+    assert claim is not None
+    await api.records.complete(claim, [Annotation(1, name, 1.0)])
+    await api.service.backend.jobs.settle(JobKey(PUBLIC_TENANT, job_id), 0, None, timedelta(0))
+    answer = await api.client.get(f"{JOBS}/{job_id}/results", headers={"Accept": "text/csv"})
+    (row,) = csv.DictReader(io.StringIO(answer.text))
+    assert (row["name"], row["label"]) == (cell, cell)
+
+
+async def test_a_store_that_is_away_is_said_before_the_answer_begins(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    plan: dict[str, bool] = {}
+    async with failing_api(tmp_path, colour_bundle, jobs=plan) as api:
+        job_id = await create(api, RED)
+        plan["items"] = False
+        for accept in ("application/json", "application/x-ndjson", "text/csv"):
+            answer = await api.client.get(f"{JOBS}/{job_id}/results", headers={"Accept": accept})
+            assert_problem(answer, 503, "unavailable")
+
+
+# --- Cancelling. ----------------------------------------------------------------------------------
+
+
+async def test_a_cancelled_job_is_over_and_word_of_it_is_given(api: Api) -> None:
+    job_id = await create(api, RED, BLUE, b"bad")
+    answer = await api.client.delete(f"{JOBS}/{job_id}")
+    assert answer.status_code == 200
+    body = answer.json()
+    assert (body["status"], body["total"], body["failed"], body["cancelled"]) == (
+        *("cancelled", 3),
+        *(1, 2),
+    )
+    assert body["completed_at"] is not None
+    assert body["result"] == "0 of 3 images classified, 1 failed, 2 not begun."
+    assert [each["status"] for each in await results(api, job_id)] == [
+        *("cancelled", "cancelled", "failed"),
+    ]
+    sent = [(each["kind"], each.get("event")) for each in api.messages()]
+    assert sent == [("run_job", None), ("notify", "job.cancelled")]
+    assert (await job(api, job_id)).announced
+    # Again, and nothing changes.
+    assert (await api.client.delete(f"{JOBS}/{job_id}")).json() == body
+    assert len(api.messages()) == 2
+
+
+async def test_a_job_that_has_ended_cannot_be_cancelled(api: Api) -> None:
+    job_id = await create(api, RED)
+    await run(api, job_id)
+    problem = assert_problem(await api.client.delete(f"{JOBS}/{job_id}"), 409, "conflict")
+    assert "completed" in problem["detail"]
+    assert (await job(api, job_id)).status is JobStatus.COMPLETED
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+async def test_a_cancel_is_one_though_word_of_it_fails(
+    tmp_path: Path, colour_bundle: Path, after: bool
+) -> None:
+    plan: dict[str, bool] = {}
+    async with failing_api(tmp_path, colour_bundle, publisher=plan) as api:
+        job_id = await create(api, RED)
+        plan["publish"] = after
+        answer = await api.client.delete(f"{JOBS}/{job_id}")
+        assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+        made = await job(api, job_id)
+        assert not made.announced
+        assert jobs.due_action(made, made.wake_at) is jobs.Action.ANNOUNCE
+
+
+async def test_cancelling_and_ending_at_once_have_one_outcome(api: Api) -> None:
+    draw = random.Random(7)
+    for _ in range(10):
+        job_id = await create(api, *(picture(draw.randrange(10**6), size=(8, 8)) for _ in range(3)))
+
+        async def cancel(job_id: str = job_id) -> int:
+            await asyncio.sleep(draw.uniform(0, 0.01))
+            return (await api.client.delete(f"{JOBS}/{job_id}")).status_code
+
+        status, made = await asyncio.gather(cancel(), run(api, job_id))
+        made = await job(api, job_id)
+        assert (status, made.status) in [
+            (200, JobStatus.CANCELLED),
+            (409, JobStatus.COMPLETED),
+        ]

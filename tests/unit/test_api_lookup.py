@@ -1,0 +1,120 @@
+"""Which images need not be sent: those with a result, and those whose bytes are here."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.clock import utc_now
+from core.identity import Scope
+from core.records import PUBLIC_TENANT, RecordKey, new_record
+from tests.support.api import NOTHING, Api, api_settings, bearer, open_api
+from tests.support.pictures import picture, sha256
+
+LOOKUP = "/api/v1/images/lookup"
+IMAGES = [picture(n, size=(8, 8)) for n in range(6)]
+HASHES = [sha256(image) for image in IMAGES]
+OTHER_MODEL = "other@0123456789ab"
+
+
+@pytest.fixture
+async def api(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
+    async with open_api(api_settings(tmp_path, colour_bundle)) as opened:
+        yield opened
+
+
+async def lookup(api: Api, *hashes: str, **more: Any) -> dict[str, Any]:
+    answer = await api.client.post(LOOKUP, json={"image_hashes": hashes, **more})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["cache-control"] == "no-store"
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+async def test_what_is_known_and_what_is_missing(api: Api) -> None:
+    queued, done, failed, retryable, stored, unknown = HASHES
+    for image in IMAGES[:4]:
+        await api.client.post("/api/v1/images", content=image)
+    await api.settle()
+    await api.succeed(done)
+    await api.fail(failed, retryable=False)
+    await api.fail(retryable, retryable=True)
+    await api.service.backend.blobs.put(f"public/{stored}", IMAGES[4], "image/jpeg")
+    assert await lookup(api, *HASHES) == {
+        "known": {
+            queued: {"status": "queued", "stored": True},
+            done: {"status": "success", "stored": False},
+            failed: {"status": "error", "stored": False},
+            retryable: {"status": "error", "stored": True},
+            stored: {"status": None, "stored": True},
+        },
+        "missing": [unknown],
+    }
+
+
+async def test_a_record_without_its_bytes_is_no_image(api: Api) -> None:
+    """Whoever created it may never have got as far as storing them."""
+    assert await api.records.create(new_record(api.key(HASHES[0]), utc_now()))
+    assert (await lookup(api, HASHES[0]))["missing"] == [HASHES[0]]
+    await api.client.post("/api/v1/images", content=IMAGES[1])
+    await api.fail(HASHES[1], retryable=True)
+    await api.service.backend.blobs.delete(f"public/{HASHES[1]}")
+    assert (await lookup(api, HASHES[1]))["missing"] == [HASHES[1]]
+
+
+async def test_a_result_is_that_of_one_model(api: Api) -> None:
+    await api.client.post("/api/v1/images", content=IMAGES[0])
+    await api.succeed(HASHES[0])
+    found = await lookup(api, HASHES[0], model=OTHER_MODEL)
+    assert found["known"] == {HASHES[0]: {"status": None, "stored": True}}
+    key = RecordKey(PUBLIC_TENANT, HASHES[1], OTHER_MODEL)
+    assert await api.records.create(new_record(key, utc_now()))
+    claim = await api.records.claim(key, api.settings.lease)
+    assert claim is not None and await api.records.complete(claim, [])
+    assert (await lookup(api, HASHES[1]))["missing"] == [HASHES[1]]
+    found = await lookup(api, HASHES[1], model=OTHER_MODEL)
+    assert found["known"] == {HASHES[1]: {"status": "success", "stored": False}}
+
+
+async def test_each_is_answered_once_and_asking_stores_nothing(api: Api) -> None:
+    hashes = [f"{n:064x}" for n in range(500)]
+    found = await lookup(api, *hashes, *hashes)
+    assert found == {"known": {}, "missing": hashes}
+    assert await lookup(api) == {"known": {}, "missing": []}
+    assert api.traces() == NOTHING
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"", 422, "invalid_request"),
+        (b"{", 422, "invalid_request"),
+        (b"[]", 422, "invalid_request"),
+        (b'{"image_hashes": "x"}', 422, "invalid_request"),
+        (b'{"image_hashes": ["x"]}', 422, "invalid_request"),
+        (b'{"image_hashes": [1]}', 422, "invalid_request"),
+        (b'{"image_hashes": [], "more": 1}', 422, "invalid_request"),
+        (b'{"image_hashes": [], "model": "x"}', 200, ""),
+        (b'{"image_hashes": ["%b"], "model": "x"}' % HASHES[0].encode(), 422, "invalid_request"),
+        (b'{"image_hashes": [%b]}' % b",".join([b'"x"'] * 1001), 413, "batch_too_large"),
+        (b" " * (128 * 1024 + 1), 413, "body_too_large"),
+    ],
+)
+async def test_wrong_questions(api: Api, body: bytes, status: int, code: str) -> None:
+    answer = await api.client.post(LOOKUP, content=body)
+    assert answer.status_code == status, answer.text
+    assert answer.json().get("code", "") == code
+
+
+async def test_it_is_for_who_may_read(tmp_path: Path, colour_bundle: Path) -> None:
+    async with open_api(api_settings(tmp_path, colour_bundle, api_keys="required")) as api:
+        ada, bob = await api.issue("ada"), await api.issue("bob", Scope.READ)
+        await api.client.post("/api/v1/images", content=IMAGES[0], headers=bearer(ada))
+        wanted = {"image_hashes": [HASHES[0]]}
+        for key, missing in ((ada, []), (bob, [HASHES[0]])):
+            answer = await api.client.post(LOOKUP, json=wanted, headers=bearer(key))
+            assert answer.json()["missing"] == missing
+        other = await api.issue("ada", Scope.CLASSIFY, Scope.JOBS, Scope.ADMIN)
+        answer = await api.client.post(LOOKUP, json=wanted, headers=bearer(other))
+        assert answer.status_code == 403

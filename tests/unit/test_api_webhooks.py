@@ -1,0 +1,201 @@
+"""`/api/v1/webhooks` over HTTP: what is made, shown once, refused, rotated, tested and deleted."""
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from core.identity import Scope
+from core.webhooks import MOST_WEBHOOKS, parse_secret
+from tests.support.api import Api, api_settings, bearer, open_api, routes_of
+
+URL = "/api/v1/webhooks"
+HOOK = "https://93.184.215.14/hooks?token=abc"  # a literal: these tests ask no name server
+
+
+@pytest.fixture
+async def api(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
+    async with open_api(api_settings(tmp_path, colour_bundle)) as opened:
+        yield opened
+
+
+async def made(api: Api, **body: Any) -> dict[str, Any]:
+    answer = await api.client.post(URL, json={"url": HOOK, **body})
+    assert answer.status_code == 201, answer.text
+    document: dict[str, Any] = answer.json()
+    return document
+
+
+def messages(api: Api) -> list[dict[str, str]]:
+    """The attributes of what was published."""
+    path = api.settings.data_dir / "queue.db"
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        rows = connection.execute("SELECT attributes FROM messages ORDER BY id").fetchall()
+    return [json.loads(row[0]) for row in rows]
+
+
+async def test_a_webhook_is_made_and_its_secret_shown_once(api: Api) -> None:
+    answer = await api.client.post(URL, json={"url": HOOK, "description": "Orders, é"})
+    assert answer.status_code == 201
+    assert answer.headers["cache-control"] == "no-store"
+    document = answer.json()
+    secret = document.pop("secret")
+    assert secret.startswith("whsec_") and len(parse_secret(secret)) == 32
+    assert document == {
+        "id": document["id"],
+        "url": HOOK,
+        "description": "Orders, é",
+        "events": ["job.cancelled", "job.completed", "job.failed"],
+        "enabled": True,
+        "disabled_at": None,
+        "disabled_reason": None,
+        "created_at": document["created_at"],
+        "created_by": None,
+        "rotated_at": None,
+        "previous_expires_at": None,
+    }
+    one = await api.client.get(f"{URL}/{document['id']}")
+    listed = await api.client.get(URL)
+    assert one.json() == document
+    assert listed.json() == {"webhooks": [document]}
+    for later in (one, listed):
+        assert "whsec_" not in later.text
+
+
+async def test_it_is_told_what_it_asked_for(api: Api) -> None:
+    document = await made(api, events=["job.failed"])
+    assert document["events"] == ["job.failed"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"url": ""},
+        {"url": "not a url"},
+        {"url": "http://93.184.215.14/"},
+        {"url": "ftp://93.184.215.14/"},
+        {"url": "https://user:pw@93.184.215.14/"},
+        {"url": "https://93.184.215.14/#x"},
+        {"url": "https://93.184.215.14/" + "a" * 2048},
+        {"url": HOOK, "events": []},
+        {"url": HOOK, "events": ["webhook.test"]},
+        {"url": HOOK, "events": ["job.started"]},
+        {"url": HOOK, "description": "a\nb"},
+        {"url": HOOK, "description": "a" * 201},
+        {"url": HOOK, "tenant": "other"},
+        {"url": HOOK, "secret": "whsec_AAAA"},
+        {"url": 7},
+    ],
+)
+async def test_what_cannot_be_a_webhook_is_refused(api: Api, body: dict[str, Any]) -> None:
+    answer = await api.client.post(URL, json=body)
+    assert answer.status_code == 422, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert (await api.client.get(URL)).json() == {"webhooks": []}
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1", "localhost", "10.0.0.1", "169.254.169.254", "[::1]", "0.0.0.0"),
+        *("[::ffff:127.0.0.1]", "[64:ff9b::a9fe:a9fe]", "[2002:7f00:1::]", "[fd00::1]"),
+    ],
+)
+async def test_an_address_that_is_not_public_is_refused_and_said_to_be_that(
+    api: Api, host: str
+) -> None:
+    answer = await api.client.post(URL, json={"url": f"https://{host}/hook"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "private_address")
+    assert host not in answer.text
+    assert (await api.client.get(URL)).json() == {"webhooks": []}
+
+
+async def test_private_addresses_are_allowed_by_a_setting(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    settings = api_settings(tmp_path, colour_bundle, webhook_allow_private=True)
+    async with open_api(settings) as api:
+        await made(api, url="http://localhost:8000/hook")
+
+
+async def test_there_are_only_so_many(api: Api) -> None:
+    answers = await asyncio.gather(
+        *(api.client.post(URL, json={"url": HOOK}) for _ in range(MOST_WEBHOOKS + 3))
+    )
+    assert sorted(answer.status_code for answer in answers) == [201] * MOST_WEBHOOKS + [409] * 3
+    first = (await api.client.get(URL)).json()["webhooks"][0]["id"]
+    assert (await api.client.delete(f"{URL}/{first}")).status_code == 204
+    await made(api)
+
+
+async def test_a_rotation_shows_the_new_secret_and_how_long_the_old_one_signs(api: Api) -> None:
+    document = await made(api)
+    path = f"{URL}/{document['id']}/rotate"
+    rotated = (await api.client.post(path, json={"overlap_seconds": 60})).json()
+    assert rotated["secret"] not in ("", document["secret"])
+    assert rotated["rotated_at"] < rotated["previous_expires_at"]
+    at_once = (await api.client.post(path, json={"overlap_seconds": 0})).json()
+    assert at_once["previous_expires_at"] is None
+    assert (await api.client.post(path)).json()["previous_expires_at"] is not None
+    stored = await api.service.backend.webhooks.get("public", document["id"])
+    assert stored is not None and stored.previous_secret == parse_secret(at_once["secret"])
+    for wrong in ({"overlap_seconds": -1}, {"overlap_seconds": 8 * 86400}, {"overlap": 1}):
+        assert (await api.client.post(path, json=wrong)).status_code == 422
+
+
+async def test_a_test_is_published_to_the_one_webhook(api: Api) -> None:
+    document = await made(api, events=["job.failed"])
+    answer = await api.client.post(f"{URL}/{document['id']}/test")
+    assert answer.status_code == 202
+    (message,) = messages(api)
+    assert message["kind"] == "notify" and message["target"] == document["id"]
+    assert message["event"] == "webhook.test"
+    assert answer.json() == {"message_id": f"{message['job']}.webhook.test"}
+
+
+async def test_a_disabled_webhook_says_why_and_is_enabled_again(api: Api) -> None:
+    document = await made(api)
+    path = f"{URL}/{document['id']}"
+    await api.service.backend.webhooks.disable("public", document["id"], "It answered 410.")
+    shown = (await api.client.get(path)).json()
+    assert (shown["enabled"], shown["disabled_reason"]) == (False, "It answered 410.")
+    assert shown["disabled_at"] is not None
+    assert (await api.client.post(f"{path}/test")).status_code == 409
+    for _ in range(2):
+        enabled = await api.client.post(f"{path}/enable")
+        assert enabled.status_code == 200 and enabled.json()["enabled"]
+    assert (await api.client.post(f"{path}/test")).status_code == 202
+
+
+@pytest.mark.parametrize("id_", ["wh_" + "0" * 24, "wh_", "x", "WH_" + "0" * 24, "%00"])
+async def test_what_nobody_has_is_not_found(api: Api, id_: str) -> None:
+    answers: list[httpx.Response] = [
+        await api.client.get(f"{URL}/{id_}"),
+        await api.client.delete(f"{URL}/{id_}"),
+        *[await api.client.post(f"{URL}/{id_}/{what}") for what in ("rotate", "test", "enable")],
+    ]
+    assert {answer.status_code for answer in answers} == {404}
+
+
+async def test_only_an_administrator_sees_or_changes_them(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    """Reading as well: the address of a receiver often lets in whoever knows it."""
+    async with open_api(api_settings(tmp_path, colour_bundle, api_keys="required")) as api:
+        ours = [(m, p) for m, p, _ in routes_of(api.app) if p.startswith(URL)]
+        assert len(ours) == 7
+        others = await api.issue("acme", Scope.CLASSIFY, Scope.READ, Scope.JOBS)
+        for method, route in ours:
+            path = route.replace("{webhook_id}", "wh_" + "0" * 24)
+            answer = await api.client.request(method, path, headers=bearer(others))
+            assert answer.status_code == 403, f"{method} {path}"
+        admin = await api.issue("acme")
+        answer = await api.client.post(URL, json={"url": HOOK}, headers=bearer(admin))
+        assert answer.json()["created_by"] == admin.key.id

@@ -1,0 +1,327 @@
+"""E-mail over a real SMTP server: taken, refused for now or for good, unreachable, with TLS."""
+
+import asyncio
+import socket
+import ssl
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.message import EmailMessage
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from pydantic import ValidationError
+
+from core.errors import InvalidRequest, Unavailable
+from core.jobs import Counts, Job, JobKey, JobStatus, new_job
+from core.mail_address import check_address
+from core.mail_server import MailServer
+from core.records import RecordError
+from core.settings import Settings
+from tests.support.mail import Mailbox, mail_server
+from worker.job_email import job_email
+from worker.mailer import EmailRefused, Mailer
+
+NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
+SENDER = "Glimpse <glimpse@example.com>"
+
+
+def a_job(status: JobStatus = JobStatus.COMPLETED, **changes: Any) -> Job:
+    key = JobKey("acme", "0123456789abcdef" * 2)
+    job = new_job(key, "", "m@0123456789ab", 1000, NOW, notify_email="ada@example.com")
+    values = {
+        "status": status,
+        "counts": Counts(1000, 990, 10),
+        "started_at": NOW,
+        "completed_at": NOW + timedelta(seconds=71.25),
+        **changes,
+    }
+    return replace(job, **values)
+
+
+def a_message() -> EmailMessage:
+    return job_email(a_job(), "job.completed", SENDER, "https://glimpse.example.com")
+
+
+def a_mailer(port: int, seconds: float = 5.0, **changes: Any) -> Mailer:
+    server = MailServer(**{"host": "127.0.0.1", "port": port, "tls": False, **changes})
+    return Mailer(server, "example.com", seconds=seconds)
+
+
+async def test_a_message_arrives_as_it_was_composed() -> None:
+    mailbox = Mailbox()
+    async with mail_server(mailbox) as port:
+        await a_mailer(port).send(a_message())
+    (message,) = mailbox.messages
+    assert message["Subject"] == ("Glimpse: your job is complete, 990 of 1,000 images classified")
+    assert message["From"] == SENDER
+    assert message["To"] == "ada@example.com"
+    assert message["Date"] == "Sat, 21 Nov 2026 09:31:11 +0000"
+    assert message["Message-ID"] == "<0123456789abcdef0123456789abcdef.job.completed@example.com>"
+    assert message["Auto-Submitted"] == "auto-generated"
+    text, html = (part.get_content() for part in message.iter_parts())
+    assert [part.get_content_type() for part in message.iter_parts()] == ["text/plain", "text/html"]
+    for body in (text, html):
+        for said in ("1,000", "990", "10", "1 min 11 s", "0123456789abcdef0123456789abcdef"):
+            assert said in body
+        assert "https://glimpse.example.com/api/v1/jobs/0123456789abcdef" in body
+
+
+async def test_two_deliveries_are_one_message_to_whoever_looks() -> None:
+    """At least once, and by its Message-ID no more than once."""
+    mailbox = Mailbox()
+    async with mail_server(mailbox) as port:
+        for _ in range(2):
+            await a_mailer(port).send(a_message())
+    first, second = mailbox.messages
+    assert first["Message-ID"] == second["Message-ID"]
+    assert first["Date"] == second["Date"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "failure"),
+    [
+        ({"on_recipient": "450 mailbox busy"}, Unavailable),
+        ({"on_recipient": "550 no such user"}, EmailRefused),
+        ({"on_data": "451 local error"}, Unavailable),
+        ({"on_data": "554 looks like spam"}, EmailRefused),
+    ],
+)
+async def test_4xx_may_pass_and_5xx_will_not(
+    answers: dict[str, str], failure: type[Exception]
+) -> None:
+    mailbox = Mailbox(**answers)  # type: ignore[arg-type]
+    async with mail_server(mailbox) as port:
+        with pytest.raises(failure) as refused:
+            await a_mailer(port).send(a_message())
+        assert type(refused.value) is failure
+        mailbox.on_recipient = mailbox.on_data = "250 OK"
+        await a_mailer(port).send(a_message())
+    assert len(mailbox.messages) == 1
+
+
+async def test_a_dead_a_silent_and_a_rude_server_are_tried_again() -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async def rude(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await reader.read()
+        writer.close()
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        unused = probe.getsockname()[1]
+    with pytest.raises(Unavailable):
+        await a_mailer(unused).send(a_message())
+    for serve in (silent, rude):
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server:
+            with pytest.raises(Unavailable):
+                await a_mailer(server.sockets[0].getsockname()[1], 0.3).send(a_message())
+            await asyncio.sleep(0.05)
+
+
+# --- TLS ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def server_tls(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
+    return context
+
+
+@pytest.fixture
+def client_tls(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+@pytest.mark.parametrize("from_the_start", [True, False], ids=["tls", "starttls"])
+async def test_tls_is_spoken_where_it_can_be(
+    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, from_the_start: bool
+) -> None:
+    mailbox = Mailbox()
+    # The server does not know of TLS that was there before it.
+    options: dict[str, Any] = (
+        {"tls": server_tls, "auth_require_tls": False}
+        if from_the_start
+        else {"tls_context": server_tls}
+    )
+    async with mail_server(mailbox, **options) as port:
+        server = MailServer("127.0.0.1", port, from_the_start, "ada", "correct horse")
+        await Mailer(server, "example.com", client_tls, 5).send(a_message())
+    assert mailbox.logins == [(b"ada", b"correct horse")]
+    assert len(mailbox.messages) == 1
+    assert from_the_start or mailbox.encrypted == [True]
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_not_trusted(
+    server_tls: ssl.SSLContext,
+) -> None:
+    mailbox = Mailbox()
+    async with mail_server(mailbox, tls_context=server_tls) as port:
+        with pytest.raises(Unavailable):
+            await a_mailer(port).send(a_message())
+    assert mailbox.messages == []
+
+
+async def test_a_wrong_password_is_the_operators_to_mend_and_tried_again() -> None:
+    mailbox = Mailbox()
+    async with mail_server(mailbox, auth_require_tls=False) as port:
+        with pytest.raises(Unavailable):
+            await a_mailer(port, user="ada", password="wrong").send(a_message())
+    assert mailbox.logins and mailbox.messages == []
+
+
+async def test_no_password_crosses_a_network_in_the_clear() -> None:
+    """On this machine it may; 0.0.0.0 stands for another one, which it might be."""
+    mailbox = Mailbox()
+    async with mail_server(mailbox, auth_require_tls=False) as port:
+        await a_mailer(port, user="ada", password="correct horse").send(a_message())
+        assert len(mailbox.logins) == 1
+        elsewhere: dict[str, Any] = {"host": "0.0.0.0", "user": "ada", "password": "correct horse"}
+        with pytest.raises(Unavailable, match="TLS"):
+            await a_mailer(port, **elsewhere).send(a_message())
+    assert len(mailbox.logins) == len(mailbox.messages) == 1
+
+
+# --- What it says ---------------------------------------------------------------------------------
+
+
+class Tags(HTMLParser):
+    """Which tags there are, and whether each is closed in its turn."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+        self.open: list[str] = []
+        self.feed(html)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.seen.append(tag)
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+HOSTILE = "<script>alert('&\"')</script>\r\nBcc: eve@example.com"
+
+
+@pytest.mark.parametrize("status", [JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED])
+def test_whatever_a_job_holds_stays_text(status: JobStatus) -> None:
+    job = a_job(status, error=RecordError("x", HOSTILE, False))
+    message = job_email(job, f"job.{status}", SENDER, "https://g.example/<b>\"'&")
+    text, html = (part.get_content() for part in message.iter_parts())
+    assert "<script" not in html and "<b>" not in html
+    assert set(Tags(html).seen) <= {
+        *("html", "head", "meta", "title", "body", "div", "h1", "table", "tr", "td", "p", "a", "br")
+    }
+    assert "src=" not in html and "url(" not in html, "nothing is loaded from anywhere"
+    assert message["Bcc"] is None and "\nBcc" not in text
+    assert f"{status}" in message["Message-ID"]
+
+
+def test_a_job_that_never_began_is_told_about() -> None:
+    job = a_job(JobStatus.CANCELLED, counts=Counts(1), started_at=None)
+    message = job_email(job, "job.cancelled", "glimpse@example.com", "")
+    text = message.get_body(("plain",)).get_content()  # type: ignore[union-attr]
+    assert "was cancelled" in text and "Not begun" in text and "Results" not in text
+    assert message["Subject"].endswith("0 of 1 image classified")
+
+
+# --- Settings and addresses -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "ada",
+        "@example.com",
+        "ada@",
+        "ada@@example.com",
+        "a b@example.com",
+        "ada@exa mple.com",
+        "ada@example.com\r\nBcc: eve@example.com",
+        "Ada <ada@example.com>",
+        "ada@example.com,b@c.de",
+        "é@example.com",
+        "ada@-example.com",
+        "ada@[127.0.0.1]",
+        "a" * 65 + "@example.com",
+        "ada@" + "a." * 130 + "com",
+        ".ada@example.com",
+        "ada@example.com\n",
+    ],
+)
+def test_what_is_no_plain_address_is_refused(address: str) -> None:
+    with pytest.raises(InvalidRequest):
+        check_address(address, {"*"})
+
+
+def test_mail_goes_to_named_domains_only() -> None:
+    check_address("ada@EXAMPLE.com", {"example.com"})
+    check_address("ada@anywhere.example", {"*"})
+    for address, domains in (
+        ("ada@example.org", {"example.com"}),
+        ("ada@sub.example.com", {"example.com"}),
+        ("ada@example.com", set()),
+    ):
+        with pytest.raises(InvalidRequest):
+            check_address(address, domains)
+
+
+def settings(tmp_path: Path, **changes: Any) -> Settings:
+    return Settings(_env_file=None, data_dir=tmp_path, **changes)
+
+
+def test_by_default_only_the_senders_domain_is_written_to(tmp_path: Path) -> None:
+    assert settings(tmp_path).email_domains == frozenset()
+    here = {"smtp_url": "smtp://mail.example.com", "email_from": SENDER}
+    assert settings(tmp_path, **here).email_domains == {"example.com"}
+    named = settings(tmp_path, **here, email_allowed_domains="A.example, b.example")
+    assert named.email_domains == {"a.example", "b.example"}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mail.example.com",
+        "http://mail.example.com",
+        "smtp://",
+        "smtp://mail:x",
+        "smtp://mail/inbox",
+        "smtp://:secret-of-ours@/",
+        "smtp://u:secret-of-ours@mail?x=y",
+    ],
+)
+def test_a_wrong_mail_server_stops_the_start_and_is_not_repeated(url: str, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="SMTP_URL") as wrong:
+        settings(tmp_path, smtp_url=url, email_from=SENDER)
+    assert "secret-of-ours" not in str(wrong.value)
+
+
+def test_mail_needs_a_sender(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="EMAIL_FROM"):
+        settings(tmp_path, smtp_url="smtp://mail.example.com")
+
+
+def test_a_server_is_read_from_its_url() -> None:
+    server = MailServer.parse("smtps://ada%40example.com:p%3Aw%2F@mail.example.com")
+    assert server == MailServer("mail.example.com", 465, True, "ada@example.com", "p:w/")
+    assert MailServer.parse("smtp://mail") == MailServer("mail", 587, False)
+    assert "p:w/" not in repr(server)

@@ -1,0 +1,497 @@
+"""The worker tells receivers: each at least once, as the same message; none holds up another."""
+
+import asyncio
+import base64
+import json
+import secrets
+import socket
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import standardwebhooks
+
+from core import jobs
+from core.dead_letters.replay import Replay
+from core.dead_letters.replay import replay as replay_letter
+from core.errors import Overloaded, Unavailable
+from core.jobs import Counts, Job, JobKey, JobStatus, new_job, new_job_id
+from core.messages import Notify
+from core.settings import Settings
+from core.webhooks import JOB_EVENTS, Event, Webhook, new_secret, new_webhook_id, secret_text
+from tests.support.mail import Mailbox, mail_server
+from tests.support.pictures import picture
+from tests.support.receivers import Receiver, SilentReceiver, listening, status
+from tests.unit.worker_support import RunningWorker, running_worker, settings_in
+from worker.receiver_places import ReceiverPlaces
+
+TENANT = "acme"
+
+
+def settings_for(folder: Path, **changes: object) -> Settings:
+    values = {"webhook_allow_private": True, "webhook_seconds": 0.5, "worker_concurrency": 1}
+    return settings_in(folder, **{**values, **changes})
+
+
+@pytest.fixture
+async def worker(tmp_path: Path) -> AsyncIterator[RunningWorker]:
+    async with running_worker(settings_for(tmp_path)) as running:
+        yield running
+
+
+async def ended_job(
+    worker: RunningWorker, end: JobStatus = JobStatus.COMPLETED, notify_email: str = ""
+) -> Job:
+    """A job without items, which therefore ends as soon as somebody counts."""
+    store, now = worker.backend.jobs, worker.bench.clock()
+    key = JobKey(TENANT, new_job_id())
+    assert await store.create(new_job(key, "", worker.model, 0, now, notify_email=notify_email))
+    assert await store.change(key, jobs.sealed)
+    step = {
+        JobStatus.COMPLETED: partial(jobs.counted, counts=Counts(0)),
+        JobStatus.CANCELLED: jobs.cancelled,
+    }[end]
+    job = await store.change(key, lambda job, now: step(job, now=now))  # type: ignore[operator]
+    assert job is not None and job.status is end
+    return job
+
+
+async def hook_at(worker: RunningWorker, url: str | int, **changes: Any) -> Webhook:
+    """A webhook to this URL, or to this port of 127.0.0.1."""
+    values: dict[str, Any] = {
+        "id": new_webhook_id(),
+        "tenant": TENANT,
+        "owner": "",
+        "url": url if isinstance(url, str) else f"http://127.0.0.1:{url}/hook",
+        "events": JOB_EVENTS,
+        "secret": new_secret(),
+        "created_at": worker.bench.clock(),
+        **changes,
+    }
+    webhook = Webhook(**values)
+    assert await worker.backend.webhooks.create(webhook, 100)
+    return webhook
+
+
+async def push(
+    worker: RunningWorker, message: Notify, path: str = "/notifications", **more: str
+) -> httpx.Response:
+    envelope = {
+        "subscription": "projects/local/subscriptions/glimpse-notifications-push",
+        "deliveryAttempt": 1,
+        "message": {
+            "messageId": "7",
+            "publishTime": "2026-11-21T09:30:00.125Z",
+            "attributes": {**message.attributes(), **more},
+            "data": base64.b64encode(b"").decode(),
+        },
+    }
+    return await worker.client.post(path, json=envelope, timeout=30)
+
+
+async def tell(worker: RunningWorker, webhook: Webhook, job: Job) -> httpx.Response:
+    return await push(worker, Notify(TENANT, job.key.id, f"job.{job.status}", webhook.id))
+
+
+def published(worker: RunningWorker) -> list[dict[str, str]]:
+    path = worker.bench.settings.data_dir / "queue.db"
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        rows = connection.execute("SELECT attributes FROM messages ORDER BY id").fetchall()
+    return [json.loads(row[0]) for row in rows]
+
+
+def count(worker: RunningWorker, kind: str, outcome: str) -> float:
+    return worker.bench.metrics._notifications.labels(kind, outcome)._value.get()  # type: ignore[no-any-return]
+
+
+# --- Who is told --------------------------------------------------------------------------------
+
+
+async def test_one_message_goes_to_each_who_wants_to_hear_of_it(worker: RunningWorker) -> None:
+    everything = await hook_at(worker, "https://93.184.215.14/a")
+    failures = await hook_at(
+        worker, "https://93.184.215.14/b", events=frozenset({Event.JOB_FAILED})
+    )
+    disabled = await hook_at(worker, "https://93.184.215.14/c")
+    await worker.backend.webhooks.disable(TENANT, disabled.id, "gone")
+    await hook_at(worker, "https://93.184.215.14/d", tenant="other")
+    job = await ended_job(worker, notify_email="ada@example.com")
+    answer = await push(worker, Notify(TENANT, job.key.id, "job.completed"))
+    assert answer.status_code == 204
+    sent = published(worker)
+    assert [message["target"] for message in sent] == [everything.id, "email"]
+    assert {(m["tenant"], m["job"], m["event"]) for m in sent} == {
+        (TENANT, job.key.id, "job.completed")
+    }
+    await push(worker, Notify(TENANT, job.key.id, "job.failed"))
+    assert {m["target"] for m in published(worker)[2:]} == {everything.id, failures.id, "email"}
+
+
+async def test_a_job_that_is_gone_has_no_news(worker: RunningWorker) -> None:
+    async with listening(Receiver().serve) as port:
+        webhook = await hook_at(worker, port)
+        for target in ("", "email", webhook.id):
+            answer = await push(worker, Notify(TENANT, new_job_id(), "job.completed", target))
+            assert answer.status_code == 204
+    assert published(worker) == []
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"event": "job.started"},
+        {"event": "x"},
+        {"target": "somebody"},
+        {"kind": "run_job"},
+        {"job": "x"},
+        {"tenant": "A"},
+    ],
+)
+async def test_what_is_no_notification_is_malformed(
+    worker: RunningWorker, attributes: dict[str, str]
+) -> None:
+    message = Notify(TENANT, new_job_id(), "job.completed")
+    answer = await push(worker, message, **attributes)
+    assert (answer.status_code, answer.json()["code"]) == (400, "malformed_envelope")
+
+
+# --- Webhooks -----------------------------------------------------------------------------------
+
+
+async def test_a_receiver_is_told_what_it_can_verify(worker: RunningWorker) -> None:
+    receiver = Receiver()
+    async with listening(receiver.serve) as port:
+        webhook = await hook_at(worker, port)
+        job = await ended_job(worker)
+        assert (await tell(worker, webhook, job)).status_code == 204
+    (request,) = receiver.requests
+    event = standardwebhooks.Webhook(secret_text(webhook.secret)).verify(
+        request.body.decode(), request.headers
+    )
+    assert request.headers["webhook-id"] == f"{job.key.id}.job.completed"
+    assert request.headers["content-type"] == "application/json"
+    assert request.headers["user-agent"].startswith("Glimpse-Webhooks/")
+    assert event["type"] == "job.completed"
+    assert event["data"]["job_id"] == job.key.id
+    assert (event["data"]["status"], event["data"]["progress"]) == ("completed", 100)
+    assert event["timestamp"] == event["data"]["completed_at"]
+    assert len(request.body) < 1000
+    assert count(worker, "webhook", "delivered") == 1
+
+
+async def test_a_message_that_comes_again_is_the_same_one(worker: RunningWorker) -> None:
+    """At least once; its receiver knows it by its id."""
+    receiver = Receiver()
+    async with listening(receiver.serve) as port:
+        webhook = await hook_at(worker, port)
+        job = await ended_job(worker)
+        for _ in range(2):
+            assert (await tell(worker, webhook, job)).status_code == 204
+    first, second = receiver.requests
+    assert first.headers["webhook-id"] == second.headers["webhook-id"]
+    assert first.body == second.body
+
+
+async def test_during_a_rotation_both_secrets_verify(worker: RunningWorker) -> None:
+    receiver = Receiver()
+    async with listening(receiver.serve) as port:
+        before = await hook_at(worker, port)
+        after = await worker.backend.webhooks.rotate(
+            TENANT, before.id, new_secret(), timedelta(hours=1)
+        )
+        assert after is not None
+        await tell(worker, before, await ended_job(worker))
+    (request,) = receiver.requests
+    assert len(request.headers["webhook-signature"].split()) == 2
+    for each in (before, after):
+        standardwebhooks.Webhook(secret_text(each.secret)).verify(
+            request.body.decode(), request.headers
+        )
+
+
+async def test_a_test_is_delivered_whatever_the_webhook_listens_to(worker: RunningWorker) -> None:
+    receiver = Receiver()
+    async with listening(receiver.serve) as port:
+        webhook = await hook_at(worker, port, events=frozenset({Event.JOB_FAILED}))
+        id_ = new_job_id()
+        answer = await push(worker, Notify(TENANT, id_, "webhook.test", webhook.id))
+    assert answer.status_code == 204
+    (request,) = receiver.requests
+    assert request.headers["webhook-id"] == f"{id_}.webhook.test"
+    assert json.loads(request.body)["data"] == {"webhook_id": webhook.id}
+
+
+async def test_any_other_answer_brings_the_message_again(worker: RunningWorker) -> None:
+    elsewhere, receiver = Receiver(), Receiver()
+    job = await ended_job(worker)
+    codes = (301, 302, 307, 308, 400, 401, 404, 429, 500, 503, 600)
+    async with listening(elsewhere.serve) as other, listening(receiver.serve) as port:
+        webhook = await hook_at(worker, port)
+        for code in codes:
+            receiver.answer = status(code, location=f"http://127.0.0.1:{other}/")
+            answer = await tell(worker, webhook, job)
+            assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+            assert answer.headers["retry-after"]
+        receiver.answer = status(201)
+        assert (await tell(worker, webhook, job)).status_code == 204
+    assert len(receiver.requests) == len(codes) + 1
+    assert elsewhere.connections == 0, "no redirect is followed"
+    assert count(worker, "webhook", "failed") == len(codes)
+    assert await worker.letters(TENANT) == []
+
+
+async def test_a_receiver_who_is_gone_is_not_told_again(worker: RunningWorker) -> None:
+    receiver = Receiver(status(410))
+    async with listening(receiver.serve) as port:
+        webhook = await hook_at(worker, port)
+        for _ in range(2):
+            assert (await tell(worker, webhook, await ended_job(worker))).status_code == 204
+    assert len(receiver.requests) == 1
+    stored = await worker.backend.webhooks.get(TENANT, webhook.id)
+    assert stored is not None and not stored.enabled
+    assert "410" in stored.disabled_reason
+
+
+async def test_a_deleted_webhook_is_told_nothing_of_what_was_on_its_way(
+    worker: RunningWorker,
+) -> None:
+    receiver = Receiver()
+    async with listening(receiver.serve) as port:
+        webhook = await hook_at(worker, port)
+        await worker.backend.webhooks.delete(TENANT, webhook.id)
+        assert (await tell(worker, webhook, await ended_job(worker))).status_code == 204
+    assert receiver.connections == 0
+
+
+async def test_a_dead_and_a_silent_receiver_bring_the_message_again(
+    worker: RunningWorker,
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        nobody = probe.getsockname()[1]
+    job = await ended_job(worker)
+    async with listening(SilentReceiver().serve) as silent:
+        for port in (nobody, silent):
+            assert (await tell(worker, await hook_at(worker, port), job)).status_code == 503
+
+
+async def test_a_private_address_is_never_connected_to_and_kept_as_a_dead_letter(
+    tmp_path: Path,
+) -> None:
+    """Also by a webhook that was made when that was allowed, or whose name leads elsewhere now."""
+    receiver = Receiver()
+    hosts = ["127.0.0.1", "localhost", "[::1]", "127.1", "[::ffff:127.0.0.1]", "[64:ff9b::7f00:1]"]
+    settings = settings_for(tmp_path, webhook_allow_private=False)
+    async with running_worker(settings) as worker, listening(receiver.serve) as port:
+        urls = [*(f"https://{host}:{port}/" for host in hosts), f"http://localhost:{port}/"]
+        job = await ended_job(worker)
+        for number, url in enumerate(urls, start=1):
+            webhook = await hook_at(worker, url)
+            for _ in range(2):
+                assert (await tell(worker, webhook, job)).status_code == 204, url
+            letters = await worker.letters(TENANT)
+            assert len(letters) == number, "one letter, however often the message came"
+            (letter,) = (each for each in letters if each.attributes["target"] == webhook.id)
+            malformed = url == urls[-1] or "127.1:" in url
+            assert letter.code == ("invalid_request" if malformed else "private_address")
+            assert str(port) not in letter.detail
+    assert receiver.connections == 0
+
+
+# --- Nobody holds up anybody ---------------------------------------------------------------------
+
+
+async def test_silent_receivers_hold_up_neither_others_nor_images(worker: RunningWorker) -> None:
+    """Many more messages than places wait for one who never answers."""
+    good = Receiver()
+    job = await ended_job(worker)
+    async with listening(SilentReceiver().serve) as silent, listening(good.serve) as port:
+        slow, fast = await hook_at(worker, silent), await hook_at(worker, port)
+        stuck = [asyncio.create_task(tell(worker, slow, job)) for _ in range(40)]
+        await asyncio.sleep(0.1)
+        assert (await tell(worker, fast, job)).status_code == 204
+        key = await worker.submit(picture(5))
+        assert (await worker.push(key)).status_code == 204
+        assert not all(task.done() for task in stuck), "the silent one should still be waited for"
+        assert {answer.status_code for answer in await asyncio.gather(*stuck)} == {503}
+
+
+async def test_one_who_fails_is_tried_by_one_message_at_a_time(worker: RunningWorker) -> None:
+    receiver = SilentReceiver()
+    job = await ended_job(worker)
+    async with listening(receiver.serve) as port:
+        webhook = await hook_at(worker, port)
+        assert (await tell(worker, webhook, job)).status_code == 503
+        answers = await asyncio.gather(*(tell(worker, webhook, job) for _ in range(8)))
+    assert {answer.status_code for answer in answers} == {503}
+    assert sorted(answer.json()["code"] for answer in answers) == ["overloaded"] * 7 + [
+        "unavailable"
+    ]
+    assert len(receiver.requests) == 2
+
+
+async def test_places_are_given_back_and_a_success_forgives() -> None:
+    places = ReceiverPlaces(total=2, each=1, wait_seconds=0.05)
+    async with places.at("a"):
+        with pytest.raises(Overloaded):
+            async with places.at("a"):
+                raise AssertionError
+        async with places.at("b"):
+            with pytest.raises(Overloaded):
+                async with places.at("c"):
+                    raise AssertionError
+    with pytest.raises(Unavailable, match="dead"):
+        async with places.at("a"):
+            raise Unavailable("dead")
+    async with places.at("a"):  # the one that tries
+        with pytest.raises(Overloaded, match="one message"):
+            async with places.at("a"):
+                raise AssertionError
+    patient = asyncio.Event()
+
+    async def hold() -> None:
+        async with places.at("a"):
+            await patient.wait()
+
+    holder = asyncio.create_task(hold())
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match="places"):  # it waited: "a" is trusted again
+        async with places.at("a"):
+            raise AssertionError
+    patient.set()
+    await holder
+    assert places._receivers == {}
+    async with places.at("a"), places.at("b"):
+        pass
+
+
+# --- Dead letters ---------------------------------------------------------------------------------
+
+
+async def test_a_notification_that_used_up_its_deliveries_is_kept_and_sent_again(
+    worker: RunningWorker,
+) -> None:
+    job = await ended_job(worker)
+    message = Notify(TENANT, job.key.id, "job.completed", new_webhook_id())
+    for _ in range(2):
+        answer = await push(
+            worker,
+            message,
+            "/generate_annotations_dlq",
+            CloudPubSubDeadLetterSourceDeliveryCount="40",
+            GlimpseDeadLetterSourceReason="HTTP 503",
+        )
+        assert answer.status_code == 204
+    (letter,) = await worker.letters(TENANT)
+    assert (letter.code, letter.detail, letter.attempts) == ("delivery_exhausted", "HTTP 503", 40)
+    assert letter.attributes == message.attributes()
+    assert await replay_letter(worker.backend, TENANT, letter.id) is Replay.REPLAYED
+    assert await replay_letter(worker.backend, TENANT, letter.id) is Replay.RESOLVED
+    (again,) = published(worker)
+    assert {name: again[name] for name in message.attributes()} == message.attributes()
+
+
+# --- E-mail ---------------------------------------------------------------------------------------
+
+
+def mail_settings(folder: Path, port: int) -> Settings:
+    url = f"smtp://127.0.0.1:{port}"
+    return settings_for(folder, smtp_url=url, email_from="glimpse@example.com")
+
+
+@asynccontextmanager
+async def mailing_worker(folder: Path, mailbox: Mailbox) -> AsyncIterator[RunningWorker]:
+    async with mail_server(mailbox) as port, running_worker(mail_settings(folder, port)) as worker:
+        yield worker
+
+
+async def mail_to(worker: RunningWorker, address: str = "ada@example.com") -> httpx.Response:
+    job = await ended_job(worker, notify_email=address)
+    return await push(worker, Notify(TENANT, job.key.id, "job.completed", "email"))
+
+
+async def test_mail_is_sent_once_for_each_delivery_as_one_message(tmp_path: Path) -> None:
+    mailbox = Mailbox()
+    async with (
+        mail_server(mailbox) as port,
+        running_worker(mail_settings(tmp_path, port)) as worker,
+    ):
+        job = await ended_job(worker, JobStatus.CANCELLED, "ada@example.com")
+        message = Notify(TENANT, job.key.id, "job.cancelled", "email")
+        for _ in range(2):
+            assert (await push(worker, message)).status_code == 204
+        assert count(worker, "email", "delivered") == 2
+    first, second = mailbox.messages
+    assert first["To"] == "ada@example.com"
+    assert (
+        first["Message-ID"] == second["Message-ID"] == f"<{job.key.id}.job.cancelled@example.com>"
+    )
+
+
+async def test_mail_refused_for_now_comes_again_and_for_good_is_kept(tmp_path: Path) -> None:
+    mailbox = Mailbox(on_recipient="450 try later")
+    async with (
+        mail_server(mailbox) as port,
+        running_worker(mail_settings(tmp_path, port)) as worker,
+    ):
+        assert (await mail_to(worker)).status_code == 503
+        assert await worker.letters(TENANT) == []
+        mailbox.on_recipient = "550 no such user"
+        assert (await mail_to(worker)).status_code == 204
+        (letter,) = await worker.letters(TENANT)
+        assert letter.code == "email_refused" and "550" in letter.detail
+        assert (count(worker, "email", "failed"), count(worker, "email", "refused")) == (1, 1)
+
+
+async def test_mail_to_a_domain_that_is_not_named_any_more_is_not_sent(tmp_path: Path) -> None:
+    mailbox = Mailbox()
+    async with (
+        mail_server(mailbox) as port,
+        running_worker(mail_settings(tmp_path, port)) as worker,
+    ):
+        assert (await mail_to(worker, "eve@example.org")).status_code == 204
+        (letter,) = await worker.letters(TENANT)
+        assert letter.code == "email_refused"
+    assert mailbox.messages == []
+
+
+async def test_a_dead_mail_server_is_tried_again(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        unused = probe.getsockname()[1]
+    async with running_worker(mail_settings(tmp_path, unused)) as worker:
+        assert (await mail_to(worker)).status_code == 503
+
+
+async def test_without_a_mail_server_nothing_is_lost_silently(worker: RunningWorker) -> None:
+    assert (await mail_to(worker)).status_code == 204
+    (letter,) = await worker.letters(TENANT)
+    assert letter.code == "email_refused"
+
+
+# --- What is written down -------------------------------------------------------------------------
+
+
+async def test_no_log_has_a_secret_or_an_address(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marker = secrets.token_hex(8)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        nobody = probe.getsockname()[1]
+    async with running_worker(settings_for(tmp_path)) as worker:
+        job = await ended_job(worker)
+        async with listening(Receiver(status(500)).serve) as port:
+            for where in (port, nobody):
+                webhook = await hook_at(worker, f"http://127.0.0.1:{where}/{marker}")
+                assert (await tell(worker, webhook, job)).status_code == 503
+    written = capsys.readouterr().out
+    assert "webhook not told" in written
+    assert marker not in written
+    assert secret_text(webhook.secret).removeprefix("whsec_") not in written

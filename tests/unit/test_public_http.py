@@ -1,0 +1,231 @@
+"""No request that a stranger asks for reaches into the network we are in, in whatever form."""
+
+import asyncio
+import gzip
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from core.errors import InvalidRequest
+from core.public_http import (
+    LONGEST_URL,
+    NoAnswer,
+    PrivateAddress,
+    PublicClient,
+    PublicResolver,
+    parse_url,
+)
+from tests.support.receivers import OK, Receiver, SilentReceiver, listening, status
+
+
+@asynccontextmanager
+async def a_client(
+    seconds: float = 5.0, *, allow_private: bool = True
+) -> AsyncIterator[PublicClient]:
+    async with PublicClient(seconds, allow_private=allow_private, user_agent="Test/1") as client:
+        yield client
+
+
+LITERALS = [
+    "127.0.0.1",
+    "10.0.0.1",
+    "169.254.169.254",
+    "[::1]",
+    "[::ffff:127.0.0.1]",
+    "[::ffff:7f00:1]",
+    "[64:ff9b::7f00:1]",
+    "[2002:7f00:1::]",
+    "[fe80::1]",
+    "[fd00::1]",
+    "0.0.0.0",
+]
+# What a C library may read as 127.0.0.1, and names that lead there.
+DISGUISED = ["0177.0.0.1", "localhost", "LOCALHOST.", "ip6-localhost"]
+
+
+@pytest.mark.parametrize("host", LITERALS)
+def test_a_private_literal_is_refused_where_it_is_written_down(host: str) -> None:
+    with pytest.raises(PrivateAddress):
+        parse_url(f"https://{host}/hook", allow_private=False)
+    assert parse_url(f"http://{host}:8000/hook", allow_private=True).port == 8000
+
+
+@pytest.mark.parametrize("host", [*LITERALS, *DISGUISED])
+async def test_no_form_of_a_private_address_is_connected_to(host: str) -> None:
+    receiver = Receiver()
+    async with listening(receiver.serve) as port, a_client(allow_private=False) as client:
+        with pytest.raises((PrivateAddress, NoAnswer)):
+            await client.post(f"https://{host}:{port}/", b"{}", {})
+    assert receiver.connections == 0
+
+
+@pytest.mark.parametrize("host", ["localhost", *LITERALS])
+async def test_checking_refuses_what_leads_inside(host: str) -> None:
+    resolver = PublicResolver(allow_private=False)
+    with pytest.raises(PrivateAddress):
+        await resolver.check(f"https://{host}/hook", 5)
+    await resolver.close()
+
+
+async def test_what_cannot_be_resolved_now_passes_the_check_and_gets_no_answer() -> None:
+    resolver = PublicResolver(allow_private=False)
+    await resolver.check("https://no-such-host.invalid/hook", 5)
+    await resolver.close()
+    async with a_client(allow_private=False) as client:
+        with pytest.raises(NoAnswer):
+            await client.post("https://no-such-host.invalid/hook", b"{}", {})
+
+
+async def test_the_socket_itself_is_refused_where_a_check_before_it_was_got_around() -> None:
+    async with a_client(allow_private=False) as client:
+        for address, family in (("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)):
+            with pytest.raises(PrivateAddress):
+                client._socket((family, socket.SOCK_STREAM, 6, "", (address, 443)))
+        client._socket((socket.AF_INET, socket.SOCK_STREAM, 6, "", ("8.8.8.8", 443))).close()
+
+
+async def test_a_resolver_gives_the_addresses_that_it_checked() -> None:
+    resolver = PublicResolver(allow_private=True)
+    found = await resolver.resolve("localhost", 443)
+    assert {each["host"] for each in found} <= {"127.0.0.1", "::1"}
+    assert all(each["flags"] & socket.AI_NUMERICHOST for each in found)
+    await resolver.close()
+    private = PublicResolver(allow_private=False)
+    with pytest.raises(PrivateAddress):
+        await private.resolve("localhost", 443)
+    await private.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("", "begins"),
+        ("example.com", "begins"),
+        ("http://example.com/", "begins with https://"),
+        ("ftp://example.com/", "begins"),
+        ("file:///etc/passwd", "begins"),
+        ("https://", "URL"),
+        ("https:///path", "URL|host"),
+        ("https://user@example.com/", "user"),
+        ("https://user:pw@example.com/", "user"),
+        ("https://example.com/#part", "fragment"),
+        ("https://example.com/#", "fragment"),
+        ("https://example.com:0/", "host|URL"),
+        ("https://example.com:99999/", "URL"),
+        ("https://exa mple.com/", "URL|space"),
+        ("https://example.com/a b", "space"),
+        ("https://example.com/\r\nX: y", "space|control"),
+        ("https://[::1/", "URL"),
+        *((f"https://{host}/", "in full") for host in ("127.1", "2130706433", "0x7f000001")),
+        *((f"https://{host}/", "in full") for host in ("0177.1", "1.2.3.4.5", "0x7f.1")),
+        ("https://example.com/" + "a" * LONGEST_URL, "characters"),
+    ],
+)
+def test_what_is_no_url_of_ours_is_refused(url: str, why: str) -> None:
+    with pytest.raises(InvalidRequest, match=why):
+        parse_url(url, allow_private=False)
+
+
+async def test_a_post_arrives_as_it_was_sent_and_asks_no_proxy() -> None:
+    receiver = Receiver(status(204))
+    async with listening(receiver.serve) as port, a_client() as client:
+        code = await client.post(
+            f"http://localhost:{port}/hook?a=1", b'{"a":1}', {"webhook-id": "7"}
+        )
+    assert code == 204
+    (request,) = receiver.requests
+    assert request.raw.startswith(b"POST /hook?a=1 HTTP/1.1\r\n")
+    assert request.body == b'{"a":1}'
+    assert request.headers["webhook-id"] == "7"
+    assert request.headers["user-agent"] == "Test/1"
+
+
+async def test_a_proxy_of_the_environment_is_not_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    proxy = Receiver()
+    receiver = Receiver(status(204))
+    async with listening(proxy.serve) as proxy_port, listening(receiver.serve) as port:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy_port}")
+        async with a_client() as client:
+            assert await client.post(f"http://127.0.0.1:{port}/", b"{}", {}) == 204
+    assert proxy.connections == 0
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_an_answer_and_not_followed(code: int) -> None:
+    target = Receiver()
+    async with listening(target.serve) as target_port:
+        receiver = Receiver(status(code, location=f"http://127.0.0.1:{target_port}/"))
+        async with listening(receiver.serve) as port, a_client() as client:
+            assert await client.post(f"http://127.0.0.1:{port}/", b"{}", {}) == code
+    assert target.connections == 0
+
+
+async def test_cookies_are_not_kept_and_connections_neither() -> None:
+    receiver = Receiver(OK.replace(b"OK\r\n", b"OK\r\nset-cookie: a=b\r\n"))
+    async with listening(receiver.serve) as port, a_client() as client:
+        for _ in range(2):
+            assert await client.post(f"http://127.0.0.1:{port}/", b"{}", {}) == 200
+    assert receiver.connections == 2
+    assert "cookie" not in receiver.requests[1].headers
+
+
+async def test_a_silent_receiver_is_given_up() -> None:
+    async with listening(SilentReceiver().serve) as port, a_client(seconds=0.2) as client:
+        with pytest.raises(NoAnswer, match=r"no answer within 0\.2 s"):
+            await client.post(f"http://127.0.0.1:{port}/", b"{}", {})
+
+
+async def test_a_receiver_that_drips_its_head_is_given_up_too() -> None:
+    async def dripping(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n")
+        for number in range(1000):
+            writer.write(b"x-%d: y\r\n" % number)
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+    async with listening(dripping) as port, a_client(seconds=0.3) as client:
+        with pytest.raises(NoAnswer):
+            await client.post(f"http://127.0.0.1:{port}/", b"{}", {})
+
+
+@pytest.mark.parametrize("encoding", [b"identity", b"gzip"])
+async def test_an_endless_answer_is_not_read(encoding: bytes) -> None:
+    """The status counts; a bomb is neither read nor unpacked."""
+    sent = 0
+    chunk = gzip.compress(bytes(10_000_000))
+
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(
+            b"HTTP/1.1 200 OK\r\ncontent-encoding: %b\r\ncontent-length: 99999999999\r\n\r\n"
+            % encoding
+        )
+        while sent < 1_000_000_000:
+            writer.write(chunk)
+            await writer.drain()
+            sent += len(chunk)
+
+    async with listening(endless) as port, a_client() as client:
+        assert await client.post(f"http://127.0.0.1:{port}/", b"{}", {}) == 200
+    assert sent < 50_000_000  # what the kernel's buffers take
+
+
+async def test_nobody_there_and_no_http_are_no_answer() -> None:
+    async def rude(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 mail.example.com ESMTP\r\n")
+        await writer.drain()
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        unused = probe.getsockname()[1]
+    async with listening(rude) as port, a_client() as client:
+        for where in (port, unused):
+            with pytest.raises(NoAnswer):
+                await client.post(f"http://127.0.0.1:{where}/", b"{}", {})
+        with pytest.raises(NoAnswer, match="TLS"):
+            await client.post(f"https://127.0.0.1:{port}/", b"{}", {})

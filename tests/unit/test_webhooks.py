@@ -1,0 +1,111 @@
+"""Secrets and signatures are those of Standard Webhooks; nothing shows a secret."""
+
+import base64
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import standardwebhooks
+
+from core import webhooks
+from core.webhooks import (
+    JOB_EVENTS,
+    Event,
+    Webhook,
+    new_secret,
+    new_webhook_id,
+    parse_secret,
+    secret_text,
+    signature,
+    signed_headers,
+)
+
+NOW = datetime.now(UTC)
+
+
+def a_webhook(**changes: object) -> Webhook:
+    values: dict[str, object] = {
+        "id": new_webhook_id(),
+        "tenant": "acme",
+        "owner": "",
+        "url": "https://example.com/",
+        "events": JOB_EVENTS,
+        "secret": new_secret(),
+        "created_at": NOW,
+        **changes,
+    }
+    return Webhook(**values)  # type: ignore[arg-type]
+
+
+def test_the_published_vector_is_met() -> None:
+    """The vector of the specification's reference libraries."""
+    secret = parse_secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+    body = b'{"test": 2432232314}'
+    expected = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+    assert signature(secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body) == expected
+
+
+def test_the_reference_library_accepts_what_we_sign() -> None:
+    hook = a_webhook()
+    body = '{"type":"job.completed","data":{"name":"é"}}'.encode()
+    headers = signed_headers(hook, "job.1", body, NOW)
+    receiver = standardwebhooks.Webhook(secret_text(hook.secret))
+    assert receiver.verify(body.decode(), headers)["type"] == "job.completed"
+    for changed in (
+        {**headers, "webhook-id": "job.2"},
+        {**headers, "webhook-timestamp": str(int(NOW.timestamp()) - 1)},
+        {**headers, "webhook-signature": "v1," + base64.b64encode(bytes(32)).decode()},
+    ):
+        with pytest.raises(standardwebhooks.WebhookVerificationError):
+            receiver.verify(body.decode(), changed)
+
+
+def test_during_a_rotation_either_secret_verifies() -> None:
+    before = a_webhook()
+    after = webhooks.rotated(before, new_secret(), timedelta(hours=1), NOW)
+    body = b"{}"
+    for at, both in ((NOW, True), (NOW + timedelta(hours=1), False)):
+        headers = signed_headers(after, "job.1", body, at)
+        assert len(headers["webhook-signature"].split()) == (2 if both else 1)
+    headers = signed_headers(after, "job.1", body, NOW)
+    for hook in (before, after):
+        standardwebhooks.Webhook(secret_text(hook.secret)).verify("{}", headers)
+
+
+def test_a_secret_is_long_random_and_never_shown() -> None:
+    one, other = new_secret(), new_secret()
+    assert one != other
+    assert 24 <= len(one) <= 64
+    assert parse_secret(secret_text(one)) == one
+    hook = webhooks.rotated(a_webhook(secret=one), other, timedelta(hours=1), NOW)
+    for secret in (one, other):
+        for form in (secret_text(secret), secret.hex(), repr(secret)):
+            assert form not in repr(hook)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "whsec_", "whsec_é", "whsec_!", f"whsec_{'A' * 20}", f"whsec_{'A' * 100}"]
+)
+def test_what_is_no_secret_is_refused_and_not_repeated(text: str) -> None:
+    with pytest.raises(ValueError, match="secret") as refused:
+        parse_secret(text)
+    assert not text or text not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"id": "1"}, {"tenant": "A"}, {"description": "a\nb"}, {"secret": b"short"}],
+)
+def test_a_malformed_webhook_cannot_be(changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="malformed"):
+        a_webhook(**changes)
+
+
+def test_it_wants_the_events_it_names_while_it_is_enabled() -> None:
+    hook = a_webhook(events=frozenset({Event.JOB_FAILED}))
+    assert hook.wants(Event.JOB_FAILED)
+    assert not hook.wants(Event.JOB_COMPLETED)
+    off = webhooks.disabled(hook, "It answered 410.", NOW)
+    assert off is not None and not off.wants(Event.JOB_FAILED)
+    assert webhooks.disabled(off, "again", NOW) is None
+    assert webhooks.enabled(off) == hook
+    assert webhooks.enabled(hook) is None
