@@ -299,10 +299,7 @@ class JobHistories(Histories):
 
 TestJobHistories = JobHistories.TestCase
 TestJobHistories.settings = settings(
-    max_examples=int(__import__("os").environ.get("EX", "60")),
-    phases=[p for p in __import__("hypothesis").Phase if p.name != "shrink"]
-    if "EX" in __import__("os").environ
-    else list(__import__("hypothesis").Phase),
+    max_examples=60,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),
