@@ -669,7 +669,7 @@ async def test_nothing_is_done_where_nothing_is_due(
     with structlog.testing.capture_logs() as lines:
         assert await worker.schedule() == {}
     assert set(calls) == {"jobs.due"}
-    assert [line["event"] for line in lines] == ["request"]
+    assert [line["log_level"] for line in lines] == ["debug"]
     assert await job_of(worker.backend, key) == before
 
 
