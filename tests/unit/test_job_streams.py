@@ -495,8 +495,9 @@ async def test_a_socket_that_reads_nothing_is_dropped(
 
 
 async def test_a_stop_closes_sockets_and_is_not_held_up_by_them(
-    tmp_path: Path, colour_bundle: Path
+    tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(patience, "STALL_SECONDS", 3600.0)
     async with AsyncExitStack() as stack:
         server, api = await stack.enter_async_context(stoppable(tmp_path, colour_bundle))
         key, other = await running_job(backend_of(api)), await running_job(backend_of(api))
