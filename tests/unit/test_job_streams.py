@@ -16,7 +16,7 @@ from starlette.routing import WebSocketRoute
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from app import patience
+from app import live_events, patience
 from app.http_protocol import HEAD_BYTES
 from app.image_service import service_in
 from app.main import create_app
@@ -411,6 +411,30 @@ async def test_a_socket_that_leaves_is_forgotten(served: Api) -> None:
         await ws.recv()
         ws.transport.abort()
         await eventually(lambda: released(served))
+
+
+async def test_a_socket_ends_with_its_job(served: Api) -> None:
+    key = await running_job(backend_of(served))
+    async with connect(socket_of(served, key.id)) as ws:
+        await ws.recv()
+        assert await backend_of(served).jobs.delete(key)
+        (end,) = await messages(ws)
+        assert (end["event"], end["data"]["code"], ws.close_code) == ("error", "not_found", 4404)
+
+
+async def test_a_socket_does_not_outlive_its_key(
+    tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_events, "HEARTBEAT_SECONDS", 0.1)
+    settings = api_settings(tmp_path, colour_bundle, api_keys="required", key_cache_seconds=0.3)
+    async with serve_api(settings) as (api, _):
+        ada = await api.issue("ada", Scope.JOBS)
+        key = await running_job(backend_of(api), tenant="ada", owner=ada.key.id)
+        async with connect(socket_of(api, key.id), additional_headers=bearer(ada)) as ws:
+            await ws.recv()
+            assert await api.gate.access.keys.revoke(ada.key.id)
+            (end,) = await messages(ws)
+            assert (end["data"]["code"], ws.close_code) == ("unauthenticated", 4401)
 
 
 async def test_a_socket_ends_in_time(tmp_path: Path, colour_bundle: Path) -> None:
