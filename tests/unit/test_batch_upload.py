@@ -349,7 +349,9 @@ async def test_a_huge_directory_is_refused_before_it_is_read(tmp_path: Path) -> 
 
 
 ENDLESS = patched(archive({"a": b"x"}), END, 12, "<I", 2**31)
-OUTSIDE = patched(archive({"a": b"x"}), CENTRAL, 42, "<I", 2**31)
+BEHIND = patched(archive({"a": b"x"}), CENTRAL, 42, "<I", 2**31)
+# The directory is said to lie later than it does, and so each entry earlier: before the beginning.
+BEFORE = patched(archive({"a": b"x"}), END, 16, "<I", 2**31)
 
 
 @pytest.mark.parametrize(
@@ -371,8 +373,9 @@ async def test_an_empty_zip_has_no_images(tmp_path: Path) -> None:
     assert (await read(archive({}), tmp_path, ZIP))[0].images == []
 
 
-async def test_an_entry_outside_of_the_archive_fails_alone(tmp_path: Path) -> None:
-    taken, _ = await read(OUTSIDE, tmp_path, ZIP)
+@pytest.mark.parametrize("body", [BEHIND, BEFORE], ids=["behind", "before"])
+async def test_an_entry_outside_of_the_archive_fails_alone(tmp_path: Path, body: bytes) -> None:
+    taken, _ = await read(body, tmp_path, ZIP)
     assert taken.codes == ["invalid_image"]
 
 
