@@ -1,8 +1,11 @@
 """`/api/v1/images`: the same work with the conventions people expect."""
 
+import time
+
 from fastapi import APIRouter, Request, Response
 
 from app.answers import answer
+from app.audit import audited
 from app.documentation import (
     FORM_OR_RAW_BODY,
     IF_NONE_MATCH,
@@ -17,8 +20,9 @@ from app.documentation import (
     stream_of,
 )
 from app.event_stream import open_stream
-from app.guard import count_image, requires
+from app.guard import admission, count_image, requires
 from app.image_service import UNKNOWN_IMAGE, ImageService, check_hash, service_of
+from app.live_streams import Watched
 from app.preferences import preferred_wait
 from app.representation import NO_STORE, image_path
 from app.upload import read_upload
@@ -42,13 +46,16 @@ router = APIRouter(prefix="/api/v1/images", tags=["images"], route_class=Request
 )
 @requires(Scope.CLASSIFY)
 async def upload(request: Request, principal: Principal) -> Response:
+    began = time.perf_counter()
     service = service_of(request)
     wait = _wait(request, service)
     with service.uploads.take() as slot:
         image = await read_upload(request, service.settings.max_image_bytes, slot)
-        count_image(request, principal, len(image.data))
-        result = await service.submit(principal.tenant, image, wait or 0)
-    return answer(result, location=image_path(result.image_hash), wait=wait)
+        size = len(image.data)
+        count_image(request, principal, size)
+        result, cached = await service.submit(principal.tenant, image, wait or 0)
+    response = answer(result, location=image_path(result.image_hash), wait=wait)
+    return audited(response, request, principal, result, cached=cached, size=size, began=began)
 
 
 @router.head("/{image_hash}", include_in_schema=False)
@@ -94,7 +101,8 @@ async def stream(request: Request, principal: Principal) -> Response:
     service = service_of(request)
     key = service.key(principal.tenant, image_hash, request.query_params.get("model", ""))
     bind_image(key)
-    return await open_stream(request, service.streams, service.watcher, key, UNKNOWN_IMAGE)
+    watched = Watched(service.streams, service.watcher, key, UNKNOWN_IMAGE)
+    return await open_stream(request, watched, admission(request, Scope.READ))
 
 
 @router.head("/{image_hash}/content", include_in_schema=False)

@@ -70,11 +70,12 @@ class ImageService:
             backend, settings.max_image_pixels, clock, settings.delivery
         )
 
-    async def submit(self, tenant: str, upload: Upload, wait: float) -> Representation:
+    async def submit(self, tenant: str, upload: Upload, wait: float) -> tuple[Representation, bool]:
         """Take an image of `tenant` in; its record as it stands after at most `wait` seconds.
 
-        The upload is released once it is stored: whoever waits holds none of its bytes. Raises
-        UnsupportedImage, InvalidImage, Unavailable. A refused image leaves no trace.
+        And whether it had ended before, so that nothing was left to do. The upload is released once
+        it is stored: whoever waits holds none of its bytes. Raises UnsupportedImage, InvalidImage,
+        Unavailable. A refused image leaves no trace.
         """
         content_type = accepted_type(upload.data)
         key = RecordKey(tenant, upload.image_hash, self.model)
@@ -82,15 +83,16 @@ class ImageService:
         known = self._cache.get(key)
         if known is not None:
             self.metrics.uploaded(known.status, cached=True)
-            return known
+            return known, True
         image = Candidate(key, upload.data, content_type)
         record = await self._submissions.submit(image)
         upload.release()
+        ended_before = record.status.terminal
         if wait > 0 and not record.status.terminal:
             # Where it was deleted meanwhile: what was accepted is what there is to say.
             record = await self.waiting.until_terminal(key, wait) or record
         self.metrics.uploaded(record.status, cached=False)
-        return self._represent(record)
+        return self._represent(record), ended_before
 
     def cached(self, key: RecordKey) -> Representation | None:
         """A finished result that this process remembers."""

@@ -24,6 +24,7 @@ from core.backends import Backend
 from core.clock import Clock, rfc3339, utc_now
 from core.errors import GlimpseError, IdempotencyKeyReused, InvalidRequest, NotUploaded, Unavailable
 from core.identity import Principal
+from core.job_images import ask_for
 from core.jobs import ItemState, Job, JobItem, JobKey
 from core.messages import RunJob
 from core.policy import MAX_JOB_ITEMS, DeliveryPolicy, JobPolicy
@@ -221,7 +222,7 @@ class JobCreation:
             elif record.may_retry:
                 done = await records.retry(key, job.priority, job.key.id)
             elif wanted(record, job.priority, job.key.id) is not None:
-                done = await records.want(key, job.priority, job.key.id)
+                done = await ask_for(self._backend, record, job, now)
             elif record.status is Status.PENDING and self._old(record, now):
                 # The reconciler may be about to call its image lost.
                 done = await records.touch(key, now)

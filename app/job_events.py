@@ -2,9 +2,9 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from app.job_representation import job_document
 from app.live_events import Event, Kind, encoded
 from app.watching import Watcher
+from core.job_document import job_document
 from core.jobs import Job, JobKey, JobStatus
 from core.ports import JobStore
 

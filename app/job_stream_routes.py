@@ -3,23 +3,23 @@
 from contextlib import ExitStack
 
 from fastapi import APIRouter, Request, Response
-from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
 from app.documentation import STREAM_PARAMETERS, STREAM_REFUSALS, refusals, stream_of
 from app.event_stream import open_stream
-from app.guard import admitted, requires, socket_requires
+from app.guard import admission, admitted, requires, socket_requires
 from app.image_service import ImageService
 from app.job_events import JobWatcher
 from app.job_service import NO_SUCH_JOB, JobService, jobs_in, jobs_of
 from app.live_events import LiveEvents, event_id
 from app.live_socket import LiveSocket, check_origin
+from app.live_streams import Watched
 from app.socket_protocol import PATHS
 from core import errors
 from core.identity import Principal, Scope
 from core.jobs import Job
 from core.messages import JOB_ID
-from core.request_route import RequestRoute
+from core.request_route import RequestRoute, SocketRoute
 
 SOCKET_PATH = PATHS.decode() + "jobs/{job_id}"
 
@@ -56,7 +56,8 @@ router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"], route_class=RequestRout
 async def stream(request: Request, principal: Principal) -> Response:
     job = await jobs_of(request).find(principal, request.path_params["job_id"])
     service, watcher = _parts(request)
-    return await open_stream(request, service.streams, watcher, job.key, NO_SUCH_JOB)
+    watched = Watched(service.streams, watcher, job.key, NO_SUCH_JOB)
+    return await open_stream(request, watched, admission(request, Scope.JOBS))
 
 
 @socket_requires(Scope.JOBS)
@@ -74,16 +75,15 @@ async def follow(websocket: WebSocket, principal: Principal) -> None:
         held.enter_context(service.streams.place("websocket"))
         changes = held.enter_context(watcher.watching(job.key))
         after = event_id(websocket.query_params.get("last_event_id"))
-        events = LiveEvents(changes, after)
-        if not await events.open(NO_SUCH_JOB):
-            changes.end()
+        events = LiveEvents(changes, admission(websocket, Scope.JOBS), after)
+        await events.open(NO_SUCH_JOB)  # where nothing is left to tell, it is closed as well
         await websocket.accept()
         socket = LiveSocket(websocket, events, changes, cancel)
         with service.streams.running(socket):
             await socket.run()
 
 
-router.routes.append(WebSocketRoute(SOCKET_PATH, follow, name="follow"))
+router.routes.append(SocketRoute(SOCKET_PATH, follow, name="follow"))
 
 
 def _parts(connection: Request | WebSocket) -> tuple[ImageService, JobWatcher]:

@@ -24,6 +24,7 @@ from app import (
     webhook_routes,
 )
 from app.allowed_hosts import AllowedHosts
+from app.audit import dropped_counter, open_audit
 from app.docs_page import docs_routes
 from app.documentation import DESCRIPTION, TAGS, install_documentation
 from app.gate import open_gate
@@ -78,6 +79,7 @@ def create_app(
     check_api(settings)
     observation = Observation("api", settings)
     metrics = ApiMetrics(observation.metrics.registry)
+    dropped = dropped_counter(observation.metrics.registry)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -90,20 +92,21 @@ def create_app(
             service = ImageService(settings, backend, bundle, metrics, clock)
             await observed
             app.state.service = service
+            resolver = PublicResolver(allow_private=settings.webhook_allow_private)
+            app.state.webhooks = Webhooks(backend, resolver, clock)
             app.state.jobs = JobService(settings, backend, bundle.identity, clock)
             app.state.job_watcher = service.streams.watcher(
                 "jobs",
                 sealed_jobs(backend.jobs),
                 partial(job_event, public_url=settings.public_url),
             )
-            resolver = PublicResolver(allow_private=settings.webhook_allow_private)
-            app.state.webhooks = Webhooks(backend, resolver, clock)
             log.info("ready", model=bundle.identity, backend=settings.backend)
-            try:
-                yield
-            finally:
-                await service.close()
-                await resolver.close()
+            async with open_audit(settings, bundle.identity, dropped, clock) as app.state.audit:
+                try:
+                    yield
+                finally:
+                    await service.close()
+                    await resolver.close()
 
     def checks() -> dict[str, Check]:
         gate = app.state.gate

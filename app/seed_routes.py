@@ -1,8 +1,11 @@
 """`/what`: the short way to an image's labels."""
 
+import time
+
 from fastapi import APIRouter, Request, Response
 
 from app.answers import answer
+from app.audit import audited
 from app.documentation import FORM_BODY, IMAGE_HASH, LOOKUP_REFUSALS, UPLOAD_REFUSALS, results
 from app.guard import count_image, requires
 from app.image_service import service_of
@@ -58,13 +61,16 @@ async def status(request: Request, principal: Principal) -> Response:
 
 
 async def _upload(request: Request, principal: Principal, wait: float) -> Response:
+    began = time.perf_counter()
     service = service_of(request)
     limit = service.settings.max_image_bytes
     with service.uploads.take() as slot:
         upload = await read_upload(request, limit, slot, form_only=True)
-        count_image(request, principal, len(upload.data))
-        result = await service.submit(principal.tenant, upload, wait)
-    return answer(result, location=_status_path(result.image_hash))
+        size = len(upload.data)
+        count_image(request, principal, size)
+        result, cached = await service.submit(principal.tenant, upload, wait)
+    response = answer(result, location=_status_path(result.image_hash))
+    return audited(response, request, principal, result, cached=cached, size=size, began=began)
 
 
 def _status_path(image_hash: str) -> str:

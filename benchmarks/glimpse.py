@@ -112,7 +112,7 @@ def _progress(stack: Stack, batch: Batch, job: str) -> Iterator[Callable[[], int
         def ask() -> int:
             answer = stack.api.get(job)
             answer.raise_for_status()
-            return _left_of(answer.json())
+            return left_of(answer.json())
 
         yield ask
         return
@@ -140,7 +140,11 @@ def _wait(left: Callable[[], int], until: int, patience: float) -> tuple[int, fl
     return now_left, seen
 
 
-def _left_of(job: dict[str, Any]) -> int:
+def left_of(job: dict[str, Any]) -> int:
+    """How many images a job waits for, by what the API says of it; 0 once it has ended.
+
+    Raises RuntimeError where it ended otherwise than by having all of them.
+    """
     if job["status"] in ("pending", "running"):
         # Not before the job itself says so: its last item may be stored and the job not yet ended.
         return max(1, int(job["total"]) - int(job["succeeded"]) - int(job["failed"]))

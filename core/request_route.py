@@ -3,7 +3,8 @@
 from typing import Any
 
 from fastapi.routing import APIRoute
-from starlette.routing import request_response
+from starlette.routing import Match, WebSocketRoute, request_response
+from starlette.types import Scope
 
 
 class RequestRoute(APIRoute):
@@ -27,3 +28,11 @@ class RequestRoute(APIRoute):
         ):
             raise TypeError(f"{self.path}: the endpoint may declare the request and nothing else")
         self.app = request_response(self.endpoint)
+
+
+class SocketRoute(WebSocketRoute):
+    """A WebSocket's route that can be told from its scope, as FastAPI's routes can."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child = super().matches(scope)
+        return match, child if match is Match.NONE else {**child, "route": self}

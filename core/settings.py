@@ -346,6 +346,9 @@ class Settings(BaseSettings):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="Least severity to log")
     ] = "info"
+    audit_log: Annotated[
+        bool, Field(description="Whether the API writes a line for each image it is given")
+    ] = True
     traces: Annotated[
         Literal["off", "otlp", "gcp"],
         Field(

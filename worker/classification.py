@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 
 from core.errors import InvalidImage, ModelUnavailable, NotFound, Unavailable
+from core.job_images import CANCELLED, is_over
 from core.jobs import JobKey
 from core.messages import ClassifyImage
 from core.records import UPLOAD_LOST, Annotation, Claim, Record, RecordError, RecordKey
@@ -21,7 +22,7 @@ from core.tracing import Step, current, span
 from worker.classifier_pool import RemoteClassifier
 from worker.classifier_protocol import READ
 from worker.errors import ClassifierLost, InferenceFailed
-from worker.job_items import CANCELLED, is_over, settle
+from worker.job_items import settle
 from worker.metrics import DUPLICATE, LEASE_LOST, SUCCESS
 from worker.workbench import Workbench
 

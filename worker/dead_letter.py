@@ -32,7 +32,6 @@ from worker.workbench import Workbench
 # Why a letter ended nothing.
 UNREADABLE, UNKNOWN_IMAGE, FINISHED_IMAGE = "unreadable", "unknown_image", "finished_image"
 FINISHED_JOB = "finished_job"
-NOTIFICATION = "notification"
 
 log = structlog.get_logger(__name__)
 
@@ -64,7 +63,7 @@ async def bury(envelope: PushEnvelope, bench: Workbench) -> None:
         case RunJob():
             await _bury_run(message, envelope, bench)
         case Notify():
-            await _bury_notification(envelope, bench)
+            await _bury_notice(envelope, bench)
 
 
 async def _bury_image(
@@ -127,12 +126,12 @@ async def _bury_run(message: RunJob, envelope: PushEnvelope, bench: Workbench) -
     log.error("dead letter", letter=letter.id, code=error.code, detail=error.detail)
 
 
-async def _bury_notification(envelope: PushEnvelope, bench: Workbench) -> None:
-    """Nothing but the letter is to be kept: the job has ended, whoever is told of it."""
+async def _bury_notice(envelope: PushEnvelope, bench: Workbench) -> None:
+    """Nothing waits for it but whoever it was meant for."""
     reason = _told(envelope.message.attributes)
     letter = letter_of(envelope, reason, bench.clock())
     await bench.backend.dead_letters.add(letter)
-    bench.metrics.buried(NOTIFICATION)
+    bench.metrics.buried(reason.code)
     log.error("dead letter", letter=letter.id, code=reason.code, detail=reason.detail)
 
 

@@ -1,26 +1,13 @@
 """Ending one item of a job and, with the last one, the job."""
 
-from datetime import datetime
-
 import structlog
 
-from core import jobs
 from core.job_endings import announce
 from core.jobs import Job, JobKey, JobStatus
-from core.ports import JobStore
 from core.records import RecordError
 from worker.workbench import Workbench
 
 log = structlog.get_logger(__name__)
-
-# What a record ends with that only a job asked for which is over.
-CANCELLED = RecordError(jobs.CANCELLED, "The job that asked for the image is over.", True)
-
-
-async def is_over(store: JobStore, key: JobKey, now: datetime) -> bool:
-    """Whether nothing of the job may begin any more; so it is with one that is deleted."""
-    job = await store.get(key)
-    return job is None or job.over(now)
 
 
 async def settle(job: JobKey, position: int, error: RecordError | None, bench: Workbench) -> None:

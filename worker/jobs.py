@@ -10,12 +10,13 @@ from functools import partial
 
 import structlog
 
-from core import jobs, records
+from core import jobs
+from core.job_images import CANCELLED, ask_for
 from core.jobs import ItemState, Job, JobItem, JobKey, JobStatus
 from core.messages import ClassifyImage, RunJob
 from core.publishing import publish
 from core.records import Record, RecordError, RecordKey, Status
-from worker.job_items import CANCELLED, close, is_over, settle
+from worker.job_items import close, settle
 from worker.workbench import Workbench
 
 log = structlog.get_logger(__name__)
@@ -74,7 +75,7 @@ async def _bring_on_item(position: int, record: Record | None, job: Job, bench: 
         ):
             await settle(job.key, position, record.error, bench)
             return False
-        if await _asked_for(record, job, bench):
+        if await ask_for(bench.backend, record, job, bench.clock()):
             message = ClassifyImage(key, priority=job.priority, job=job.key.id, position=position)
             await publish(bench.backend.publisher, message)
             return True
@@ -88,21 +89,6 @@ def _worth_another_attempt(record: Record, job: Job) -> bool:
     assert record.error is not None
     before = job.started_at is None or record.updated_at < job.started_at
     return record.may_retry and (before or record.error.code == CANCELLED.code)
-
-
-async def _asked_for(record: Record, job: Job, bench: Workbench) -> bool:
-    """Note that the job asks for the record; False where that has to be decided anew."""
-    store = bench.backend.records
-    if record.status.terminal:
-        return await store.retry(record.key, job.priority, job.key.id)
-    if records.wanted(record, job.priority, job.key.id) is None:
-        return True  # it is noted
-    if record.job and record.job != job.key.id:
-        other = JobKey(job.key.tenant, record.job)
-        abandoned = await is_over(bench.backend.jobs, other, bench.clock())
-        if abandoned and await store.fail(record.key, CANCELLED, only_for=other.id):
-            return False  # nobody else waits for it: it begins anew, as this job's alone
-    return await store.want(record.key, job.priority, job.key.id)
 
 
 def _record_key(item: JobItem, job: Job) -> RecordKey | None:

@@ -85,7 +85,7 @@ def create_app(
         telemetry=FASTAPI_TELEMETRY,
     )
     # A delivery has a span of its own, in its message's trace.
-    untraced = (*UNTRACED, CLASSIFY_PATH, JOBS_PATH, DEAD_LETTER_PATH, NOTIFICATIONS_PATH)
+    untraced = (*UNTRACED, CLASSIFY_PATH, JOBS_PATH, NOTIFICATIONS_PATH, DEAD_LETTER_PATH)
     app.add_middleware(RequestContext, observation=observation, untraced=untraced)
     install_problem_handlers(app)
     # Taken over one by one: what `include_router` builds is matched twice for each request.

@@ -44,6 +44,12 @@ class WorkerMetrics:
             ["outcome"],
             registry=registry,
         )
+        self._notifications = Counter(
+            "glimpse_notifications",
+            "Deliveries of notifications, by how they ended",
+            ["kind", "outcome"],
+            registry=registry,
+        )
         self._jobs = Counter(
             "glimpse_jobs_ended", "Jobs that ended here, by how", ["status"], registry=registry
         )
@@ -54,12 +60,6 @@ class WorkerMetrics:
             registry=registry,
         )
         self._succeeded, self._failed = items.labels("succeeded"), items.labels("failed")
-        self._notifications = Counter(
-            "glimpse_notifications",
-            "Deliveries of notifications, by how they ended",
-            ["kind", "outcome"],
-            registry=registry,
-        )
         for code in (SUCCESS, DUPLICATE, LEASE_LOST):
             self._classifications.labels(code)
 

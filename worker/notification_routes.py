@@ -1,6 +1,5 @@
 """The worker's edge for notifications: a channel of their own, so that none delays an image."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 
 from fastapi import APIRouter, Request, Response
@@ -17,6 +16,7 @@ from worker.documentation import ENVELOPE_BODY, refusals
 from worker.errors import EnvelopeTooLarge
 from worker.notifier import Notifier, Undeliverable
 from worker.push_body import read_body
+from worker.stopping import unless_stopped
 from worker.workbench import Workbench
 
 
@@ -48,11 +48,12 @@ def notification_routes(
             await admit(request)
         envelope = PushEnvelope.parse(await read_body(request))
         message, here = Notify.from_attributes(envelope.message.attributes), bench()
-        with delivery(request, envelope, message, here.backend.publisher, observation.tracer):
+        with (
+            delivery(request, envelope, message, here.backend.publisher, observation.tracer),
+            unless_stopped(),
+        ):
             try:
                 await notifier().notify(message)
-            except asyncio.CancelledError:
-                raise Unavailable("The worker is stopping.") from None
             except Undeliverable as failure:
                 # Kept, and acknowledged: the queue would bring it again for hours, for nothing.
                 reason = RecordError(failure.code, failure.detail, retryable=True)

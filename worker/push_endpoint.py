@@ -3,11 +3,9 @@
 204 acknowledges; every other answer is a refusal and leads to another delivery.
 """
 
-import asyncio
 import functools
 import json
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 
 import structlog
 from fastapi import APIRouter, Request, Response
@@ -39,6 +37,7 @@ from worker.job_schedule import look_after_jobs
 from worker.jobs import run_job
 from worker.push_body import read_body
 from worker.reconciliation import reconcile
+from worker.stopping import unless_stopped
 from worker.workbench import Workbench
 
 log = structlog.get_logger(__name__)
@@ -89,7 +88,7 @@ def push_routes(
         message, here = envelope.classify_image(), bench()
         with delivery(request, envelope, message, here.backend.publisher, observation.tracer):
             try:
-                with _unless_stopped():
+                with unless_stopped():
                     await classify(message, here)
             except GlimpseError as error:
                 here.metrics.ended(error.code)
@@ -111,7 +110,7 @@ def push_routes(
         message, here = RunJob.from_attributes(envelope.message.attributes), bench()
         with (
             delivery(request, envelope, message, here.backend.publisher, observation.tracer),
-            _unless_stopped(),
+            unless_stopped(),
         ):
             await run_job(message, here)
         return Response(status_code=204)
@@ -168,16 +167,3 @@ def push_routes(
         return Response(json.dumps(counts).encode(), media_type="application/json")
 
     return router
-
-
-@contextmanager
-def _unless_stopped() -> Iterator[None]:
-    """Turn a cancellation into a refusal.
-
-    Only a server that stops and can wait no longer cancels a request. Its claim is given up by now,
-    and the queue should hear more than a broken connection.
-    """
-    try:
-        yield
-    except asyncio.CancelledError:
-        raise Unavailable("The worker is stopping.") from None

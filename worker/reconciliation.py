@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from core.backends import Backend
+from core.job_images import CANCELLED
 from core.jobs import JobKey
 from core.messages import ClassifyImage
 from core.policy import DeliveryPolicy
@@ -21,7 +22,6 @@ from core.publishing import publish
 from core.records import UPLOAD_LOST, Record, RecordError
 from core.telemetry import image_context
 from core.tracing import current
-from worker.job_items import CANCELLED
 
 log = structlog.get_logger(__name__)
 

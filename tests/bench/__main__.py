@@ -41,8 +41,11 @@ from core.records import PUBLIC_TENANT, RecordKey, new_record
 from core.settings import DEFAULT_BUNDLE, Settings
 from tests.bench import load
 from tests.bench.machine import machine
+from tests.bench.streams import open_streams
 from tests.support.bundles import write_colour_bundle
 from tests.support.emulators import free_addresses, own_corner, running_emulators
+from tests.support.jobs import running_job, settle
+from tests.support.metrics import samples
 from tests.support.pictures import photo, picture, sha256
 from tests.support.stack import ROOT, Stack, free_port
 
@@ -241,6 +244,67 @@ class Bench:
                 large.result()
                 small.result()
 
+    def streaming(self) -> None:
+        """A thousand streams on one API process: what they cost, quiet and busy."""
+        with self._stack("streaming", self.colours) as stack:
+            self._leave(stack, "api")
+            self._pin(stack, "api")
+            os.sched_setaffinity(0, self.load_core)
+            try:
+                asyncio.run(self._stream(stack, 100 if self.quick else 1000))
+            finally:
+                os.sched_setaffinity(0, self.all_cores)
+
+    async def _stream(self, stack: Stack, count: int) -> None:
+        seconds = 2 * self.seconds + 2
+        process = psutil.Process(stack.processes["api"].pid)
+        model = read_bundle(self.colours).identity
+        keys = [RecordKey(PUBLIC_TENANT, f"{n:064x}", model) for n in range(count)]
+        paths = [f"/api/v1/images/{key.image_hash}/stream" for key in keys]
+        async with open_backend(_settings(stack)) as backend:
+            for key in keys:
+                await backend.records.create(new_record(key, utc_now()))
+            async with open_streams(stack.api_port, paths[:20]):
+                pass  # what the first of all make the process load is no stream's
+            before = process.memory_info().rss
+            async with open_streams(stack.api_port, paths) as readers:
+                held = process.memory_info().rss - before
+                self._row(
+                    f"{count} streams of as many images, memory",
+                    f"{held / count / 1e3:.0f} KB each",
+                )
+                meter = _Meter(process, stack)
+                await asyncio.sleep(seconds)
+                self._row(f"{count} streams of as many images, quiet", meter.read())
+                meter = _Meter(process, stack)
+                began, late = time.monotonic(), []
+                for number, (key, reader) in enumerate(zip(keys, readers, strict=True)):
+                    await asyncio.sleep(began + seconds * number / count - time.monotonic())
+                    claim = await backend.records.claim(key, timedelta(seconds=60))
+                    assert claim is not None
+                    assert await backend.records.complete(claim, [])
+                    late.append((time.monotonic(), reader))
+                figures = meter.read()
+                await asyncio.gather(*(reader.over.wait() for reader in readers))
+                delays = [1000 * (reader.last_at - ended) for ended, reader in late]
+                figures += f"; an end is told after p50 {statistics.median(delays):.0f} ms"
+                self._row(f"{count} streams, {count / seconds:.0f} images end a second", figures)
+            key_ = await running_job(backend, count)
+            async with open_streams(
+                stack.api_port, [f"/api/v1/jobs/{key_.id}/stream"] * count
+            ) as all_:
+                meter, began = _Meter(process, stack), time.monotonic()
+                for number in range(count):
+                    await asyncio.sleep(began + seconds * number / count - time.monotonic())
+                    await settle(backend, key_, number)
+                figures = meter.read()
+                await asyncio.gather(*(reader.over.wait() for reader in all_))
+                events = sum(reader.events for reader in all_) / count
+                figures += f"; {events:.0f} events each"
+                self._row(
+                    f"{count} streams of one job, {count / seconds:.0f} items a second", figures
+                )
+
     # --- helpers ---------------------------------------------------------------------------------
 
     def _stack(self, name: str, bundle: Path, **settings: object) -> Stack:
@@ -332,6 +396,27 @@ class Bench:
         self.progress.console.print(f"{name}: {figure} {ratio and f'= {ratio} of bare'}")
 
 
+class _Meter:
+    """A process's share of a core, and its look-ups, from now on."""
+
+    def __init__(self, process: psutil.Process, stack: Stack) -> None:
+        self._process = process
+        self._stack = stack
+        self._since = self._now()
+
+    def read(self) -> str:
+        (began, cpu, looks), (ended, cpu_then, looks_then) = self._since, self._now()
+        seconds = ended - began
+        share = 100 * (cpu_then - cpu) / seconds
+        return f"{share:.1f} % of a core, {(looks_then - looks) / seconds:.1f} look-ups/s"
+
+    def _now(self) -> tuple[float, float, float]:
+        seen = samples(self._stack.api.get("/metrics").text)
+        looks = sum(v for name, v in seen.items() if name.startswith("glimpse_live_lookups_total"))
+        times = self._process.cpu_times()
+        return time.monotonic(), times.user + times.system, looks
+
+
 def _settings(stack: Stack) -> Settings:
     """Those that the stack's processes have."""
     values: dict[str, Any] = {name.lower(): text for name, text in stack.environment.items()}
@@ -377,7 +462,8 @@ def main() -> None:
     parser.add_argument("--backend", choices=("embedded", "emulator"), default="embedded")
     parser.add_argument(
         "--only",
-        help="comma-separated: answers,accepting,working,pipeline,footprint,responsiveness",
+        help="comma-separated: answers,accepting,working,pipeline,footprint,responsiveness,"
+        "streaming",
     )
     parser.add_argument("--markdown", type=Path, help="also write the table to this file")
     args = parser.parse_args()
@@ -398,6 +484,8 @@ def main() -> None:
             bench.pipeline,
             bench.footprint,
             bench.responsiveness,
+            # What is measured is the API's own work: an emulator would add its own.
+            *(() if emulators else (bench.streaming,)),
         ]
         if args.only:
             steps = [step for step in steps if step.__name__ in args.only.split(",")]

@@ -56,13 +56,13 @@ def emulator_settings(emulator_addresses: dict[str, str], tmp_path: Path) -> Set
 
 
 def cloud_settings(tmp_path: Path) -> Settings:
-    """A real project. Each test has namespaces of its own; bucket and topic are shared."""
+    """A real project. Each test has namespaces of its own; bucket and topics are shared."""
     return Settings(
         backend="gcp",
         data_dir=tmp_path / "data",
         google_cloud_project=PROJECT,
         bucket=os.environ.get("GLIMPSE_TEST_GCP_BUCKET", f"{PROJECT}-glimpse-test"),
-        topic=os.environ.get("GLIMPSE_TEST_GCP_TOPIC", "glimpse-test"),
+        topic_prefix=os.environ.get("GLIMPSE_TEST_GCP_TOPIC_PREFIX", "glimpse-test"),
         datastore_database=os.environ.get("GLIMPSE_TEST_GCP_DATABASE", ""),
         signing_service_account=os.environ.get("GLIMPSE_TEST_GCP_SIGNER", ""),
         namespace_prefix=f"test-{secrets.token_hex(6)}.",

@@ -2,20 +2,74 @@
 
 import asyncio
 
+import pytest
+
 from core.backends import Backend, open_backend
-from core.messages import ClassifyImage
+from core.channels import CHANNELS
+from core.errors import Unavailable
+from core.messages import ClassifyImage, Message, Notify, RunJob, message_of
+from core.priority import Priority
 from core.records import RecordKey
 from core.settings import Settings
 
+JOB = "5" * 32
 
-def message(number: int) -> ClassifyImage:
-    return ClassifyImage(RecordKey("public", f"{number:064x}", "colours@0123456789ab"))
+
+def message(number: int, priority: Priority = Priority.HIGH) -> ClassifyImage:
+    key = RecordKey("public", f"{number:064x}", "colours@0123456789ab")
+    return ClassifyImage(key, priority=priority)
+
+
+def one_of_each() -> list[Message]:
+    """In the order of `CHANNELS`."""
+    images = [message(number, priority) for number, priority in enumerate(Priority)]
+    return [*images, RunJob("public", JOB), Notify("public", JOB, "job.completed")]
 
 
 async def test_each_publication_has_an_id_of_its_own(backend: Backend) -> None:
     ids = await asyncio.gather(*(backend.publisher.publish(message(n % 10)) for n in range(100)))
     assert all(ids)
     assert len(set(ids)) == 100
+
+
+async def test_every_kind_of_message_has_a_channel_and_is_taken(backend: Backend) -> None:
+    messages = one_of_each()
+    assert [each.channel for each in messages] == list(CHANNELS)
+    ids = await asyncio.gather(*(backend.publisher.publish(each) for each in messages))
+    assert all(ids)
+    assert len(set(ids)) == len(CHANNELS)
+    topics = [backend.publisher.topic(channel) for channel in CHANNELS]
+    assert len(set(topics)) == len(CHANNELS)
+
+
+async def test_on_pub_sub_each_goes_to_its_own_topic(emulator_settings: Settings) -> None:
+    from core.backends.google.provision import provision
+    from tests.support.emulators import first_messages
+
+    await provision(emulator_settings)
+    prefix = emulator_settings.topic_prefix
+    async with (
+        open_backend(emulator_settings) as backend,
+        first_messages(emulator_settings, [each.topic(prefix) for each in CHANNELS]) as first,
+    ):
+        for each in one_of_each():
+            await backend.publisher.publish(each)
+        found = {topic: await first(topic) for topic in map(backend.publisher.topic, CHANNELS)}
+    assert [message_of(attributes) for attributes in found.values()] == one_of_each()
+
+
+async def test_the_publisher_is_not_ready_where_one_topic_is_missing(
+    emulator_settings: Settings,
+) -> None:
+    from core.backends.google.provision import provision
+    from tests.support.emulators import delete_topic
+
+    await provision(emulator_settings)
+    async with open_backend(emulator_settings) as backend:
+        await backend.publisher.ping()
+        await delete_topic(emulator_settings, CHANNELS[-1].topic(emulator_settings.topic_prefix))
+        with pytest.raises(Unavailable):
+            await backend.publisher.ping()
 
 
 async def test_two_processes_worth_of_backends_share_one_queue(

@@ -2,11 +2,12 @@
 
 import os
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+import grpc.aio
 import pytest
 
 from compose.emulators import (
@@ -29,12 +30,16 @@ def free_addresses() -> dict[str, str]:
 
 
 def own_corner(addresses: Mapping[str, str]) -> dict[str, str]:
-    """Settings for one test on shared emulators: a project of its own, since they take any."""
+    """Settings for one test on shared emulators: a project of its own, since they take any.
+
+    Bucket and topics have names of their own as well, so that nothing works by a default.
+    """
     unique = secrets.token_hex(4)
     return {
         "BACKEND": "emulator",
         "GOOGLE_CLOUD_PROJECT": f"test-{unique}",
         "BUCKET": f"images-{unique}",
+        "TOPIC_PREFIX": f"corner-{unique}",
         **addresses,
     }
 
@@ -49,6 +54,50 @@ def _without_emulators(missing: EmulatorsMissing) -> NoReturn:
     if os.environ.get("CI"):
         raise AssertionError(f"{reason} They are required in CI.") from None
     pytest.skip(reason)
+
+
+@asynccontextmanager
+async def first_messages(
+    settings: Settings, topics: Sequence[str]
+) -> AsyncIterator[Callable[[str], Awaitable[dict[str, str]]]]:
+    """Gives a function that waits for the first message of a topic, for its attributes.
+
+    It listens from now on, beside the subscriptions that there are.
+    """
+    from google.pubsub_v1 import SubscriberAsyncClient
+    from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcAsyncIOTransport
+    from google.pubsub_v1.types import PullRequest, Subscription
+
+    root = f"projects/{settings.google_cloud_project}"
+
+    def listener(topic: str) -> str:
+        return f"{root}/subscriptions/{topic}-listener"
+
+    async with grpc.aio.insecure_channel(settings.pubsub_emulator_host) as channel:
+        subscriber = SubscriberAsyncClient(
+            transport=SubscriberGrpcAsyncIOTransport(channel=channel)
+        )
+        for topic in topics:
+            wanted = Subscription(name=listener(topic), topic=f"{root}/topics/{topic}")
+            await subscriber.create_subscription(request=wanted)
+
+        async def first(topic: str) -> dict[str, str]:
+            request = PullRequest(subscription=listener(topic), max_messages=1)
+            response = await subscriber.pull(request=request, timeout=20)
+            return dict(response.received_messages[0].message.attributes)
+
+        yield first
+
+
+async def delete_topic(settings: Settings, topic: str) -> None:
+    from google.pubsub_v1 import PublisherAsyncClient
+    from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
+    from google.pubsub_v1.types import DeleteTopicRequest
+
+    async with grpc.aio.insecure_channel(settings.pubsub_emulator_host) as channel:
+        publisher = PublisherAsyncClient(transport=PublisherGrpcAsyncIOTransport(channel=channel))
+        name = f"projects/{settings.google_cloud_project}/topics/{topic}"
+        await publisher.delete_topic(request=DeleteTopicRequest(topic=name))
 
 
 @contextmanager

@@ -63,3 +63,4 @@ def test_the_api_has_time_for_the_longest_wait(modules: dict[str, Module]) -> No
     timeout = modules["example"].of("module")["api"].body["timeout_seconds"]
     settings = Settings(_env_file=None)
     assert timeout >= 2 * max(settings.max_wait_seconds, settings.slow_wait_seconds)
+    assert timeout >= settings.stream_seconds + 60

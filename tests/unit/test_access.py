@@ -35,7 +35,9 @@ OPEN = {
 
 @pytest.fixture
 async def api(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
-    settings = api_settings(tmp_path, colour_bundle, api_keys="required", slow_wait_seconds=0.05)
+    settings = api_settings(
+        tmp_path, colour_bundle, api_keys="required", slow_wait_seconds=0.05, stream_seconds=0.05
+    )
     async with open_api(settings) as api:
         yield api
 

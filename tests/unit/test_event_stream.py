@@ -537,6 +537,31 @@ async def test_a_stream_asks_for_a_key_as_any_reading_does(
             assert answer.status_code == status
 
 
+async def test_a_stream_does_not_outlive_its_key(
+    tmp_path: Path, colour_bundle: Path, short: Callable[[Any, str, float], None]
+) -> None:
+    short(live_events, "HEARTBEAT_SECONDS", 0.1)
+    settings = api_settings(
+        tmp_path, colour_bundle, api_keys="required", key_cache_seconds=0.3, rate_limit="4/hour"
+    )
+    async with serve_api(settings) as (api, _):
+        ada = await api.issue("ada")
+        image = picture()
+        await api.client.post("/api/v1/images", content=image, headers=bearer(ada))
+        await api.settle()
+        async with reading(api.client, path_of(image), **bearer(ada)) as reader:
+            events = reader.events()
+            await anext(events)
+            waiting = asyncio.create_task(rest(events))
+            # Asked for again and again, and that is not counted as a request.
+            await eventually(lambda: heard(reader, 12))
+            assert not waiting.done()
+            assert await api.gate.access.keys.revoke(ada.key.id)
+            async with asyncio.timeout(PATIENCE):
+                (end,) = await waiting
+        assert (end.event, end.data["code"]) == ("error", "unauthenticated")
+
+
 async def test_a_finished_image_needs_no_server(tmp_path: Path, colour_bundle: Path) -> None:
     async with open_api(api_settings(tmp_path, colour_bundle)) as api:
         image = await uploaded(api)

@@ -220,17 +220,38 @@ async def test_a_missing_bucket_is_not_a_missing_image(
 
 
 def test_subscriptions_follow_the_delivery_policy() -> None:
-    settings = Settings(_env_file=None, backend="emulator", push_endpoint="http://worker:8081")
-    classify, dead = subscriptions(settings, "demo")
-    policy = settings.delivery
-    assert classify.push_config.push_endpoint == "http://worker:8081/generate_annotations"
-    assert dead.push_config.push_endpoint == "http://worker:8081/generate_annotations_dlq"
-    assert classify.ack_deadline_seconds == policy.ack_deadline
-    assert classify.message_retention_duration == timedelta(seconds=policy.retention)
-    assert classify.dead_letter_policy.max_delivery_attempts == policy.attempts
-    assert classify.dead_letter_policy.dead_letter_topic == dead.topic
-    assert not dead.dead_letter_policy.dead_letter_topic
-    assert "ttl" not in classify.expiration_policy
+    settings = Settings(
+        _env_file=None,
+        backend="emulator",
+        push_endpoint="http://worker:8081",
+        topic_prefix="corner",
+        notification_attempts=23,
+    )
+    made = {each.name: each for each in subscriptions(settings, "demo")}
+    root, policy = "projects/demo", settings.delivery
+    assert {name: each.push_config.push_endpoint for name, each in made.items()} == {
+        f"{root}/subscriptions/corner-{name}-push": f"http://worker:8081{path}"
+        for name, path in {
+            "images-high": "/generate_annotations",
+            "images-normal": "/generate_annotations",
+            "images-low": "/generate_annotations",
+            "jobs": "/jobs",
+            "notifications": "/notifications",
+            "dead-letters": "/generate_annotations_dlq",
+        }.items()
+    }
+    for name, each in made.items():
+        assert each.topic == name.replace("subscriptions", "topics").removesuffix("-push")
+        assert each.ack_deadline_seconds == policy.ack_deadline
+        assert each.message_retention_duration == timedelta(seconds=policy.retention)
+        assert "ttl" not in each.expiration_policy
+        dead = each.dead_letter_policy
+        if name.endswith("dead-letters-push"):
+            assert not dead.dead_letter_topic
+        else:
+            assert dead.dead_letter_topic == f"{root}/topics/corner-dead-letters"
+            patient = name.endswith("notifications-push")
+            assert dead.max_delivery_attempts == (23 if patient else policy.attempts)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +260,7 @@ def test_subscriptions_follow_the_delivery_policy() -> None:
         ({"delivery_attempts": 4}, "DELIVERY_ATTEMPTS between 5 and 100"),
         ({"ack_deadline_seconds": 5, "lease_seconds": 2}, "ACK_DEADLINE_SECONDS between 10"),
         ({"retention_seconds": 32 * 24 * 3600}, "RETENTION_SECONDS between 600"),
-        ({"topic": "1"}, "topic"),
+        ({"topic_prefix": "1"}, "topic_prefix"),
         ({"pubsub_emulator_host": "http://localhost:8085"}, "pubsub_emulator_host"),
         ({"storage_emulator_host": "localhost:9023"}, "storage_emulator_host"),
     ],

@@ -12,7 +12,7 @@ from core.records import RecordKey, Status
 from core.settings import Settings
 from tests.support.pictures import picture
 from tests.unit.worker_support import RunningWorker, running_worker, settings_in
-from worker.reconciliation import reconcile
+from worker.reconciliation import OUTCOMES, reconcile
 
 
 class Now:
@@ -55,7 +55,7 @@ def published(settings: Settings) -> int:
 
 
 def counts(**changes: int) -> dict[str, int]:
-    return dict.fromkeys(("republished", "lost", "expired", "skipped", "purged"), 0) | changes
+    return dict.fromkeys(OUTCOMES, 0) | changes
 
 
 async def swept(worker: RunningWorker) -> dict[str, int]:

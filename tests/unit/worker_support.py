@@ -3,10 +3,11 @@
 import asyncio
 import base64
 import json
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from core.backends import Backend
+from core.channels import Channel
 from core.clock import Clock, rfc3339, utc_now
 from core.dead_letters.letter import DeadLetter, LetterFilter
-from core.messages import ClassifyImage
+from core.jobs import JobKey
+from core.messages import ClassifyImage, Message, RunJob, message_of
 from core.model_bundle import write_sums
 from core.records import Record, RecordKey, new_record
 from core.settings import Settings
@@ -67,6 +70,30 @@ class RunningWorker:
         await self.backend.blobs.put(key.blob_name, data, "image/jpeg")
         return key
 
+    async def send(self, message: Message, **changes: object) -> httpx.Response:
+        """Deliver any message where its channel leads."""
+        attributes = {"attributes": message.attributes()}
+        return await self.client.post(message.channel.path, content=body(**attributes, **changes))
+
+    async def run_job(self, key: JobKey) -> httpx.Response:
+        return await self.send(RunJob(key.tenant, key.id))
+
+    async def schedule(self) -> dict[str, int]:
+        """What the scheduler did."""
+        answer = await self.client.post("/schedule")
+        assert answer.status_code == 200, answer.text
+        done: dict[str, int] = answer.json()
+        return done
+
+    def published(self, channel: Channel | None = None) -> list[Message]:
+        """The messages in the queue's database, in their order."""
+        with closing(sqlite3.connect(self.bench.settings.data_dir / "queue.db")) as connection:
+            rows = connection.execute(
+                "SELECT attributes FROM messages WHERE ?1 = '' OR channel = ?1 ORDER BY id",
+                (channel.name if channel else "",),
+            ).fetchall()
+        return [replace(message_of(json.loads(text)), traceparent="") for (text,) in rows]
+
     async def push(self, key: RecordKey, **changes: object) -> httpx.Response:
         return await self.client.post("/generate_annotations", content=envelope(key, **changes))
 
@@ -74,8 +101,14 @@ class RunningWorker:
         self, key: RecordKey, deliveries: str = "10", reason: str = "", **changes: object
     ) -> httpx.Response:
         """The queue's notice that the message died just now."""
+        return await self.bury_message(ClassifyImage(key), deliveries, reason, **changes)
+
+    async def bury_message(
+        self, message: Message, deliveries: str = "10", reason: str = "", **changes: object
+    ) -> httpx.Response:
+        """As `bury`, of any message."""
         attributes = {
-            **ClassifyImage(key).attributes(),
+            **message.attributes(),
             "CloudPubSubDeadLetterSourceDeliveryCount": deliveries,
             "CloudPubSubDeadLetterSourceTopicPublishTime": "2026-11-21T09:30:00.125Z",
         }
@@ -83,8 +116,8 @@ class RunningWorker:
             attributes["GlimpseDeadLetterSourceReason"] = reason
         # A moment later than now: the notice's milliseconds must not round the death away.
         died = rfc3339(self.bench.clock() + timedelta(milliseconds=1))
-        body = envelope(key, **{"attributes": attributes, "publishTime": died, **changes})
-        return await self.client.post("/generate_annotations_dlq", content=body)
+        notice = body(**{"attributes": attributes, "publishTime": died, **changes})
+        return await self.client.post("/generate_annotations_dlq", content=notice)
 
     async def letters(self, tenant: str = "public") -> Sequence[DeadLetter]:
         return await self.backend.dead_letters.list(LetterFilter(tenant), 100)
@@ -119,6 +152,11 @@ async def running_worker(
 
 def envelope(key: RecordKey, **message: object) -> bytes:
     """A push body as Pub/Sub sends it; `message` replaces parts of the message."""
+    return body(**{"attributes": ClassifyImage(key).attributes(), **message})
+
+
+def body(**message: object) -> bytes:
+    """As `envelope`, of any message."""
     return json.dumps(
         {
             "subscription": "projects/local/subscriptions/classify",
@@ -126,7 +164,6 @@ def envelope(key: RecordKey, **message: object) -> bytes:
             "message": {
                 "messageId": "1",
                 "publishTime": "2026-11-21T09:30:00.125Z",
-                "attributes": ClassifyImage(key).attributes(),
                 "data": base64.b64encode(b"").decode(),
                 **message,
             },

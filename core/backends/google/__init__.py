@@ -65,8 +65,8 @@ async def open_google(settings: Settings, clock: Clock = utc_now) -> AsyncIterat
             publisher,
             dead_letters,
             jobs,
-            webhooks=webhooks,
-            links=endpoints.local_links,
+            webhooks,
+            endpoints.local_links,
         )
 
 

@@ -1,0 +1,91 @@
+"""Jobs straight through the ports, as the API makes and the worker moves them."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from core.backends import Backend
+from core.clock import utc_now
+from core.jobs import Job, JobItem, JobKey, new_job, new_job_id, sealed, started
+from core.messages import RunJob
+from core.priority import Priority
+from core.records import PUBLIC_TENANT, RecordError, RecordKey, new_record
+from tests.support.pictures import sha256
+
+MODEL = "colours@0123456789ab"
+BROKEN = RecordError("undecodable_image", "The image is truncated.", retryable=False)
+AT_ONCE = timedelta(0)
+
+
+async def create_job(
+    backend: Backend,
+    model: str,
+    images: Sequence[bytes],
+    now: datetime,
+    *,
+    priority: Priority = Priority.NORMAL,
+    not_before: datetime | None = None,
+    deadline: datetime | None = None,
+    published: bool = False,
+) -> JobKey:
+    """Blobs, records that are not there yet, items in the order of `images`, and the sealed job.
+
+    With `published` also the message that starts it.
+    """
+    key = JobKey(PUBLIC_TENANT, new_job_id())
+    places: dict[str, list[int]] = {}
+    for position, image in enumerate(images):
+        places.setdefault(sha256(image), []).append(position)
+    for image_hash, positions in places.items():
+        record = RecordKey(key.tenant, image_hash, model)
+        await backend.blobs.put(record.blob_name, images[positions[0]], "image/jpeg")
+        await backend.records.create(new_record(record, now, priority, key.id))
+    job = new_job(
+        key,
+        "",
+        model,
+        len(images),
+        now,
+        priority=priority,
+        not_before=not_before,
+        deadline=deadline,
+    )
+    assert await backend.jobs.create(job)
+    items = []
+    for image_hash, (first, *others) in places.items():
+        items.append(JobItem(first, image_hash, twins=tuple(others)))
+        items += [JobItem(other, image_hash, twin_of=first) for other in others]
+    await backend.jobs.add_items(key, items)
+    assert await backend.jobs.change(key, sealed) is not None
+    if published:
+        await backend.publisher.publish(RunJob(key.tenant, key.id))
+    return key
+
+
+async def running_job(
+    backend: Backend, items: int = 4, tenant: str = PUBLIC_TENANT, owner: str = ""
+) -> JobKey:
+    """A job whose items wait for images that nobody has."""
+    key = JobKey(tenant, new_job_id())
+    assert await backend.jobs.create(new_job(key, owner, MODEL, items, utc_now()))
+    await backend.jobs.add_items(key, [JobItem(n, f"{n:064x}") for n in range(items)])
+    assert await backend.jobs.change(key, sealed)
+    assert await backend.jobs.change(key, started)
+    return key
+
+
+async def settle(backend: Backend, key: JobKey, position: int, *, broken: bool = False) -> None:
+    await backend.jobs.settle(key, position, BROKEN if broken else None, AT_ONCE)
+
+
+async def job_of(backend: Backend, key: JobKey) -> Job:
+    job = await backend.jobs.get(key)
+    assert job is not None
+    return job
+
+
+async def states(backend: Backend, key: JobKey) -> list[str]:
+    """Of each item, in order: `open`, `succeeded`, or the code of its error."""
+    return [
+        item.error.code if item.error else item.state.value
+        for item in await backend.jobs.items(key, 2000)
+    ]

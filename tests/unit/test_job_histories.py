@@ -1,0 +1,292 @@
+"""Jobs among everything else that happens to images: random histories, as in `test_histories`.
+
+What is promised of jobs must hold after every step, and all of them must end.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import httpx
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize, invariant, precondition, rule
+
+from core.backends.embedded.queue_store import GivenUp, Message
+from core.channels import JOBS
+from core.clock import rfc3339
+from core.jobs import Job, JobItem, JobKey, JobStatus, new_job, new_job_id, sealed
+from core.policy import SCHEDULE_PATH
+from core.records import Status, new_record
+from tests.unit import test_histories
+from tests.unit.test_histories import DRAIN_ROUNDS, NUMBERS, Histories, Image, world
+
+__all__ = ["world"]  # the fixture
+
+MOST_JOBS = 4
+UNCLASSIFIED = {"cancelled", "expired", "upload_lost", "delivery_exhausted", "image_missing"}
+
+
+@dataclass
+class Batch:
+    """What the model knows of one job."""
+
+    key: JobKey
+    images: Sequence[Image]
+    seen: Job | None = None
+    cancelled: bool = False  # and the client has read so
+
+
+class JobHistories(Histories):
+    """Jobs are created, run, cancelled and looked after; their processes die."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.jobs = self.world.worker.backend.jobs
+        self.batches: list[Batch] = []
+        self.barred: list[Image] = []  # those that only cancelled jobs asked for
+
+    # --- Creating ---------------------------------------------------------------------------------
+
+    @initialize(delay=st.sampled_from([0, 0, 100]))
+    def the_first_job(self, delay: int) -> None:
+        self.world.wait(self._create([self._picture("blue"), *self.known[:1]], delay, 0))
+
+    @precondition(lambda self: len(self.batches) < MOST_JOBS)
+    @rule(
+        draws=st.lists(NUMBERS, min_size=1, max_size=4),
+        delay=st.sampled_from([0, 0, 100]),
+        cut_off=st.sampled_from([0, 0, 300]),
+    )
+    def create_a_job(self, draws: list[int], delay: int, cut_off: int) -> None:
+        """Of any images, some of them twice."""
+        chosen = [self.known[draw % len(self.known)] for draw in draws]
+        self.world.wait(self._create(chosen, delay, cut_off))
+
+    async def _create(self, images: list[Image], delay: int, cut_off: int) -> None:
+        await self._asked(images)
+        parameters: dict[str, Any] = {"priority": "low"}
+        if delay:
+            parameters["not_before"] = rfc3339(self.clock() + timedelta(seconds=delay))
+        answer = await self.world.apis[0].client.post(
+            "/api/v1/jobs/batch-predict",
+            files=[("imgs", (f"{n}.jpg", image.data)) for n, image in enumerate(images)],
+            params=parameters,
+            headers={"Cancel-After": str(cut_off)} if cut_off else {},
+        )
+        assert answer.status_code == 202, answer.text
+        for image in images:
+            image.exists = True
+        self.batches.append(Batch(JobKey("public", answer.json()["job_id"]), images))
+
+    @precondition(lambda self: len(self.batches) < MOST_JOBS)
+    @rule(draw=NUMBERS, steps=st.integers(1, 4))
+    def api_dies_while_it_creates_a_job(self, draw: int, steps: int) -> None:
+        """After the row, the items, the image's record, or sealing it."""
+        image = self.known[draw % len(self.known)]
+        self.world.wait(self._half_a_job(image, steps))
+
+    async def _half_a_job(self, image: Image, steps: int) -> None:
+        await self._asked([image])
+        backend, now = self.world.apis[0].service.backend, self.clock()
+        key = JobKey("public", new_job_id())
+        await backend.blobs.put(image.key.blob_name, image.data, "image/jpeg")
+        await backend.jobs.create(new_job(key, "", image.key.model, 1, now))
+        if steps > 1:
+            await backend.jobs.add_items(key, [JobItem(0, image.key.image_hash)])
+        if steps > 2:
+            if await backend.records.create(new_record(image.key, now, job=key.id)):
+                image.accepted = False
+            image.exists = True
+        if steps > 3:
+            assert await backend.jobs.change(key, sealed)
+            self.batches.append(Batch(key, [image]))
+
+    async def _asked(self, images: Sequence[Image]) -> None:
+        """Somebody asks for these: what is said of images that nobody wants is over."""
+        for image in images:
+            image.in_a_job = image.may_restart = True
+            record = await self.records.get(image.key)
+            if record is not None and record.may_retry:
+                image.accepted = False  # that promise has ended; this one is the job's
+            self._unbar(image)
+
+    # --- Cancelling -------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.batches)
+    @rule(draw=NUMBERS)
+    def cancel(self, draw: int) -> None:
+        self.world.wait(self._cancel(self.batches[draw % len(self.batches)]))
+
+    async def _cancel(self, batch: Batch) -> None:
+        before = await self.jobs.get(batch.key)
+        answer = await self.world.apis[1].client.delete(f"/api/v1/jobs/{batch.key.id}")
+        if before is None:
+            assert answer.status_code == 404
+            return
+        over = before.status in (JobStatus.COMPLETED, JobStatus.FAILED)
+        assert answer.status_code == (409 if over else 200), answer.text
+        if over:
+            return
+        assert answer.json()["status"] == "cancelled"
+        batch.cancelled = True
+        for image in batch.images:
+            record = await self.records.get(image.key)
+            if (
+                record is not None
+                and record.job == batch.key.id
+                # Nobody has it in hand, not even somebody who is taken for dead.
+                and record.status in (Status.PENDING, Status.QUEUED)
+                and not await self._others_wait(image)
+            ):
+                self.barred.append(image)
+
+    async def _others_wait(self, image: Image) -> bool:
+        for batch in self.batches:
+            job = await self.jobs.get(batch.key)
+            if image in batch.images and job is not None and not job.over(self.clock()):
+                return True
+        return False
+
+    def _unbar(self, image: Image) -> None:
+        self.barred = [each for each in self.barred if each is not image]
+
+    # --- What else asks for images ----------------------------------------------------------------
+
+    async def _upload(self, image: Image, times: int) -> None:
+        self._unbar(image)
+        await super()._upload(image, times)
+
+    async def _half_an_upload(self, image: Image, steps: int) -> None:
+        self._unbar(image)
+        await super()._half_an_upload(image, steps)
+
+    async def _replay(self, draw: int) -> None:
+        self.barred.clear()  # any of them, for all that is known here
+        await super()._replay(draw)
+
+    async def _push(self, message: Message) -> httpx.Response:
+        for image in self.known:
+            image.may_restart |= image.in_a_job  # its job may try it again
+        return await super()._push(message)
+
+    @rule(draw=NUMBERS)
+    def a_stalled_worker_wakes_up(self, draw: int) -> None:
+        if self.claims:
+            claim = self.claims[draw % len(self.claims)]
+            if any(image.key == claim.key for image in self.barred):
+                return  # a worker that has a claim asks for the job before it does anything else
+        super().a_stalled_worker_wakes_up(draw)
+
+    # --- The scheduler ----------------------------------------------------------------------------
+
+    @rule(at_once=st.integers(1, 2))
+    def schedule(self, at_once: int) -> None:
+        for _ in range(at_once):
+            self.world.wait(self._schedule())
+
+    async def _reconcile(self, at_once: int = 1) -> None:
+        await super()._reconcile(at_once)
+        await self._schedule()
+
+    async def _schedule(self) -> None:
+        answer = await self.world.worker.client.post(SCHEDULE_PATH)
+        assert answer.status_code == 200, answer.text
+
+    @rule()
+    def a_run_is_given_up(self) -> None:
+        """The message that runs a job, at its first delivery."""
+        for message in self.in_flight:
+            if message.channel is JOBS:
+                self.in_flight.remove(message)
+                self.world.wait(self._settle_as_dead(message))
+                return
+
+    async def _settle_as_dead(self, message: Message) -> None:
+        outcome = GivenUp(message.id, "HTTP 503")
+        await self.world.queue.turn([outcome], [], self.clock())
+
+    # --- The promises -----------------------------------------------------------------------------
+
+    @invariant()
+    def jobs_move_forward(self) -> None:
+        for batch in self.batches:
+            self.world.wait(self._look_at(batch))
+
+    async def _look_at(self, batch: Batch) -> None:
+        seen, job = batch.seen, await self.jobs.get(batch.key)
+        batch.seen = job
+        if job is None:
+            assert seen is not None
+            assert seen.status.terminal, "a job that had not ended is gone"
+            return
+        items = await self.jobs.items(batch.key, 10)
+        ended = [item for item in items if item.state.value != "open"]
+        assert len(items) == job.counts.total
+        assert job.counts.settled <= len(ended)
+        if batch.cancelled:
+            assert job.status is JobStatus.CANCELLED, "a cancelled job went on"
+        if job.status is JobStatus.COMPLETED:
+            assert job.counts.settled == len(ended) == len(items), "items of a completed job wait"
+            failed = sum(item.error is not None for item in items)
+            assert job.counts.failed == failed
+        for item in items:
+            if item.twin_of is not None:
+                first = items[item.twin_of]
+                assert (item.state, item.error) == (first.state, first.error)
+        if seen is not None:
+            assert job.revision >= seen.revision
+            assert job.counts.settled >= seen.counts.settled
+            assert (job.revision == seen.revision) == (
+                (job.status, job.counts) == (seen.status, seen.counts)
+            )
+            if seen.status.terminal:
+                assert job.status is seen.status, "a final state changed"
+
+    @invariant()
+    def nothing_runs_after_its_cancellation(self) -> None:
+        for image in self.barred:
+            record = self.world.wait(self.records.get(image.key))
+            if record is None or not record.status.terminal:
+                continue
+            assert record.status is Status.ERROR, "it was classified"
+            assert record.error is not None
+            assert record.error.code in UNCLASSIFIED, "it was decoded"
+
+    async def _drain(self) -> None:
+        """All that `super` says, and with the scheduler every job ends and says so."""
+        for _ in range(DRAIN_ROUNDS):
+            await super()._drain()
+            await self._schedule()
+            found = [await self.jobs.get(batch.key) for batch in self.batches]
+            if all(job is None or (job.status.terminal and job.announced) for job in found):
+                await self._deliver_all()
+                return
+            self.clock.move(31)
+        raise AssertionError("a job never ended")
+
+    async def _deliver_all(self) -> None:
+        now = self.clock()
+        while leased := await self.world.queue.turn([], test_histories.EVERYTHING, now):
+            for message in leased:
+                await self._deliver(message)
+
+    def _all_ends(self) -> None:
+        super()._all_ends()
+        self.jobs_move_forward()
+        self.nothing_runs_after_its_cancellation()
+
+    async def _forget(self) -> None:
+        await super()._forget()
+        for job in await self.jobs.due(self.clock() + timedelta(days=1000), 1000):
+            await self.jobs.delete(job.key)
+
+
+TestJobHistories = JobHistories.TestCase
+TestJobHistories.settings = settings(
+    max_examples=60,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)

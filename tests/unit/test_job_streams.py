@@ -1,0 +1,546 @@
+"""A job's events over both transports, and the WebSocket's own ways, over real connections."""
+
+import asyncio
+import json
+import logging
+import random
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.routing import WebSocketRoute
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from app import live_events, patience
+from app.http_protocol import HEAD_BYTES
+from app.image_service import service_in
+from app.main import create_app
+from app.server import Server
+from core import jobs
+from core.backends import Backend
+from core.clock import utc_now
+from core.identity import Scope
+from core.jobs import JobItem, JobKey, JobStatus, new_job, new_job_id
+from core.records import PUBLIC_TENANT, RecordError
+from core.route_access import check_every_route
+from tests.support.api import Api, api_settings, bearer, eventually, serve_api, sockets_of
+from tests.support.event_streams import Received, everything, reading
+from tests.support.jobs import MODEL, job_of, running_job, settle
+from tests.support.metrics import samples, series
+from tests.support.server import serving
+
+PATIENCE = 30.0
+
+
+@pytest.fixture
+async def served(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
+    async with serve_api(api_settings(tmp_path, colour_bundle)) as (api, _):
+        yield api
+        await eventually(lambda: released(api))
+
+
+async def released(api: Api) -> bool:
+    watcher = api.app.state.job_watcher
+    return (len(api.service.streams), len(watcher), watcher.running) == (0, 0, False)
+
+
+def backend_of(api: Api) -> Backend:
+    return api.service.backend
+
+
+def stream_of(key: JobKey) -> str:
+    return f"/api/v1/jobs/{key.id}/stream"
+
+
+def socket_of(api: Api, job_id: str, query: str = "") -> str:
+    return f"ws://127.0.0.1:{api.client.base_url.port}/api/v1/ws/jobs/{job_id}{query}"
+
+
+async def messages(ws: ClientConnection) -> list[dict[str, Any]]:
+    """All until the server closes the socket."""
+    received = []
+    with suppress(ConnectionClosed):  # which is how a code other than 1000 is told
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                received.append(json.loads(await ws.recv()))
+    return received
+
+
+def check_order(events: list[Received]) -> None:
+    ids, kinds = [int(event.id) for event in events], [event.event for event in events]
+    progress = [event.data["progress"] for event in events]
+    assert ids == sorted(set(ids))
+    assert progress == sorted(progress)
+    assert kinds[:-1] == ["update"] * (len(kinds) - 1)
+
+
+# --- Server-sent events. --------------------------------------------------------------------------
+
+
+async def test_a_jobs_stream_tells_its_progress_and_its_end(served: Api) -> None:
+    backend = backend_of(served)
+    key = await running_job(backend)
+    async with reading(served.client, stream_of(key)) as reader:
+        events = reader.events()
+        seen = [await anext(events)]
+        for position in range(4):
+            await settle(backend, key, position, broken=position == 2)
+            if position < 3:
+                seen.append(await anext(events))
+        seen += [event async for event in events]
+    job = await job_of(backend, key)
+    assert [event.data["progress"] for event in seen] == [0, 25, 50, 75, 100]
+    check_order(seen)
+    assert (seen[-1].event, int(seen[-1].id)) == ("complete", job.revision)
+    answer = await served.client.get(f"/api/v1/jobs/{key.id}")
+    assert seen[-1].data == answer.json()
+    again = await served.client.get(stream_of(key), headers={"Last-Event-ID": seen[-1].id})
+    assert again.status_code == 204
+
+
+async def test_a_cancelled_job_ends_with_an_error(served: Api) -> None:
+    key = await running_job(backend_of(served))
+    async with reading(served.client, stream_of(key)) as reader:
+        events = reader.events()
+        await anext(events)
+        assert (await served.client.delete(f"/api/v1/jobs/{key.id}")).status_code == 200
+        (end,) = [event async for event in events]
+    assert (end.event, end.data["status"], end.data["cancelled"]) == ("error", "cancelled", 4)
+
+
+async def test_a_job_that_is_not_shown_yet_cannot_be_watched(served: Api) -> None:
+    backend = backend_of(served)
+    key = JobKey(PUBLIC_TENANT, new_job_id())
+    assert await backend.jobs.create(new_job(key, "", MODEL, 1, utc_now()))
+    for id_ in (key.id, new_job_id(), "cat"):
+        answer = await served.client.get(f"/api/v1/jobs/{id_}/stream")
+        assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+    await backend.jobs.add_items(key, [JobItem(0, "0" * 64)])
+    assert await backend.jobs.change(key, jobs.sealed)
+    async with reading(served.client, stream_of(key)) as reader:
+        assert (await anext(reader.events())).data["status"] == "pending"
+
+
+async def test_a_client_that_loses_every_second_event_misses_and_repeats_nothing(
+    served: Api,
+) -> None:
+    """It changes between the transports, too: the ids are the same."""
+    backend = backend_of(served)
+    key = await running_job(backend, 40)
+    draw = random.Random(6)
+
+    async def work() -> None:
+        for position in draw.sample(range(40), 40):
+            await asyncio.sleep(draw.uniform(0, 0.2))
+            await settle(backend, key, position, broken=draw.random() < 0.1)
+
+    working = asyncio.create_task(work())
+    seen: list[Received] = []
+    connection = 0
+    while not seen or seen[-1].event == "update":
+        connection += 1
+        lost = connection % 2 == 0
+        event = await next_event(
+            served, key, seen[-1].id if seen else "", socket_=connection % 3 == 0
+        )
+        if not lost:
+            seen.append(event)
+    await working
+    check_order(seen)
+    assert seen[-1].event == "complete"
+    assert seen[-1].data["succeeded"] + seen[-1].data["failed"] == 40
+
+
+async def next_event(api: Api, key: JobKey, last_id: str, *, socket_: bool) -> Received:
+    async with asyncio.timeout(PATIENCE):
+        if socket_:
+            query = f"?last_event_id={last_id}" if last_id else ""
+            async with connect(socket_of(api, key.id, query)) as ws:
+                message = json.loads(await ws.recv())
+                return Received(str(message["id"]), message["event"], message["data"])
+        async with reading(api.client, stream_of(key), last_id) as reader:
+            return await anext(reader.events())
+
+
+# --- WebSockets. ----------------------------------------------------------------------------------
+
+
+async def test_a_socket_has_the_same_events_and_is_closed_after_the_last(served: Api) -> None:
+    backend = backend_of(served)
+    key = await running_job(backend, 2)
+    async with connect(socket_of(served, key.id)) as ws:
+        first = json.loads(await ws.recv())
+        assert first.keys() == {"id", "event", "data"}
+        assert (first["event"], first["data"]["job_id"]) == ("update", key.id)
+        await settle(backend, key, 0)
+        await settle(backend, key, 1)
+        rest = await messages(ws)
+        assert ws.close_code == 1000
+    assert rest[-1]["event"] == "complete"
+    (event,) = await everything(served.client, stream_of(key))
+    assert rest[-1] == {"id": int(event.id), "event": event.event, "data": event.data}
+    # Coming again, with what it has seen: the last event again, or nothing.
+    async with connect(socket_of(served, key.id, f"?last_event_id={first['id']}")) as ws:
+        assert await messages(ws) == rest[-1:]
+    async with connect(socket_of(served, key.id, f"?last_event_id={rest[-1]['id']}")) as ws:
+        assert await messages(ws) == []
+        assert ws.close_code == 1000
+
+
+async def test_a_client_cancels_its_job(served: Api) -> None:
+    key = await running_job(backend_of(served))
+    async with (
+        connect(socket_of(served, key.id)) as ws,
+        connect(socket_of(served, key.id)) as other,
+    ):
+        await ws.recv()
+        await ws.send('{"action": "cancel"}')
+        (end,) = await messages(ws)
+        seen = await messages(other)
+    assert (end["event"], end["data"]["status"]) == ("error", "cancelled")
+    assert seen[-1] == end
+    assert (await job_of(backend_of(served), key)).status is JobStatus.CANCELLED
+
+
+async def test_what_makes_no_sense_is_answered_and_does_no_harm(served: Api) -> None:
+    backend = backend_of(served)
+    key = await running_job(backend, 1)
+    async with connect(socket_of(served, key.id)) as ws:
+        await ws.recv()
+        for nonsense in ("", "cancel", "[]", '{"action": ["cancel"]}', '{"action": "no"}', b"\0\1"):
+            await ws.send(nonsense)
+            answer = json.loads(await ws.recv())
+            assert answer["id"] is None
+            assert (answer["event"], answer["data"]["code"]) == ("refused", "invalid_request")
+        await ws.send("[" * 4000)
+        assert json.loads(await ws.recv())["event"] == "refused"
+        await ws.send('{"action": "ping"}')
+        assert json.loads(await ws.recv()) == {"id": None, "event": "pong", "data": None}
+        await (await ws.ping())
+        await settle(backend, key, 0)
+        assert [message["event"] for message in await messages(ws)] == ["complete"]
+
+
+async def test_who_talks_nonsense_all_the_time_is_sent_away(served: Api) -> None:
+    key = await running_job(backend_of(served))
+    async with connect(socket_of(served, key.id)) as ws:
+        await ws.recv()
+        for _ in range(11):
+            await ws.send("nonsense")
+        assert len(await messages(ws)) == 10
+        assert ws.close_code == 1008
+
+
+async def test_a_message_has_a_longest_length(served: Api) -> None:
+    key = await running_job(backend_of(served))
+    async with connect(socket_of(served, key.id)) as ws:
+        await ws.recv()
+        await ws.send("x" * 4097)
+        assert await messages(ws) == []
+        assert ws.close_code == 1009
+
+
+async def test_cancelling_what_has_ended_is_refused(served: Api) -> None:
+    """The socket sees the end half a second late: until then the client may ask."""
+    backend = backend_of(served)
+    key = await running_job(backend, 1)
+    async with connect(socket_of(served, key.id)) as ws:
+        await ws.recv()
+        await settle(backend, key, 0)
+        await ws.send('{"action": "cancel"}')
+        seen = await messages(ws)
+    assert seen[-1]["event"] == "complete"
+    assert [m["data"]["code"] for m in seen if m["event"] == "refused"] in ([], ["conflict"])
+    assert (await job_of(backend, key)).status is JobStatus.COMPLETED
+
+
+async def closing_code(
+    address: str, **options: Any
+) -> tuple[int | None, str, list[dict[str, Any]]]:
+    async with connect(address, **options) as ws:
+        said = await messages(ws)
+        return ws.close_code, ws.close_reason or "", said
+
+
+async def test_sockets_are_refused_as_requests_are(tmp_path: Path, colour_bundle: Path) -> None:
+    settings = api_settings(tmp_path, colour_bundle, api_keys="required", rate_limit="1000/minute")
+    async with serve_api(settings) as (api, _):
+        ada, bob = await api.issue("acme", Scope.JOBS), await api.issue("acme", Scope.JOBS)
+        chief, eve = await api.issue("acme"), await api.issue("evil")
+        reader = await api.issue("acme", Scope.READ)
+        key = await running_job(backend_of(api), tenant="acme", owner=ada.key.id)
+        address = socket_of(api, key.id)
+        for who, status, code in (
+            (None, 401, "unauthenticated"),
+            (reader, 403, "forbidden"),
+            (bob, 403, "forbidden"),
+            (eve, 404, "not_found"),
+        ):
+            headers = {} if who is None else bearer(who)
+            closed, reason, said = await closing_code(address, additional_headers=headers)
+            assert (closed, reason) == (4000 + status, code)
+            assert [(m["event"], m["data"]["code"]) for m in said] == [("error", code)]
+            answer = await api.client.get(stream_of(key), headers=headers)
+            assert (answer.status_code, answer.json()["code"]) == (status, code)
+        for who in (ada, chief):
+            async with connect(address, additional_headers=bearer(who)) as ws:
+                assert json.loads(await ws.recv())["event"] == "update"
+        # A key that is revoked while its socket is open cancels nothing.
+        async with connect(address, additional_headers=bearer(ada)) as ws:
+            await ws.recv()
+            assert await api.gate.access.keys.revoke(ada.key.id)
+            api.gate.forget(ada.key.id)
+            await ws.send('{"action": "cancel"}')
+            answer = json.loads(await ws.recv())
+            assert (answer["event"], answer["data"]["code"]) == ("refused", "unauthenticated")
+        assert (await job_of(backend_of(api), key)).status is JobStatus.RUNNING
+        await eventually(lambda: released(api))
+
+
+@pytest.mark.parametrize(
+    ("origins", "origin", "admitted"),
+    [
+        ((), None, True),
+        ((), "http://{host}", True),
+        ((), "https://evil.example", False),
+        ((), "null", False),
+        (("https://app.example",), "https://app.example", True),
+        (("https://app.example",), "https://evil.example", False),
+        (("*",), "https://evil.example", True),
+    ],
+)
+async def test_pages_of_other_sites_open_no_socket(
+    tmp_path: Path,
+    colour_bundle: Path,
+    origins: tuple[str, ...],
+    origin: str | None,
+    admitted: bool,
+) -> None:
+    async with serve_api(api_settings(tmp_path, colour_bundle, cors_origins=origins)) as (
+        api,
+        port,
+    ):
+        key = await running_job(backend_of(api), 1)
+        await settle(backend_of(api), key, 0)
+        claimed = origin and origin.format(host=f"127.0.0.1:{port}")
+        code, _, _ = await closing_code(socket_of(api, key.id), origin=claimed)
+        assert code == (1000 if admitted else 4403)
+
+
+async def test_a_handshake_that_is_none_is_refused(served: Api) -> None:
+    key = await running_job(backend_of(served))
+    address = socket_of(served, key.id)
+    for more, status in (
+        ({"X-Long": "x" * (HEAD_BYTES + 1)}, 431),
+        ({"X-Long": "x" * 9000}, 431),  # more than the WebSocket library reads in a line
+        ({f"X-{n}": "x" for n in range(130)}, 431),
+    ):
+        with pytest.raises(InvalidStatus) as refused:
+            async with connect(address, additional_headers=more):
+                pass
+        assert refused.value.response.status_code == status
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket"}
+    path = f"/api/v1/ws/jobs/{key.id}"
+    assert (await served.client.get(path, headers=upgrade)).status_code in (400, 426)
+    assert (await served.client.post(path, headers=upgrade)).status_code == 404
+    assert (await served.client.get(path)).status_code == 404
+    # Anywhere else the offer to upgrade is not taken up.
+    assert (await served.client.get("/health", headers=upgrade)).status_code == 204
+    with pytest.raises(InvalidStatus):
+        async with connect(f"ws://127.0.0.1:{served.client.base_url.port}/api/v1/ws/cats"):
+            pass
+
+
+async def test_bytes_that_are_no_frames_end_the_connection_quietly(
+    served: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = await running_job(backend_of(served))
+    head = (
+        f"GET /api/v1/ws/jobs/{key.id} HTTP/1.1\r\nHost: api\r\nConnection: Upgrade\r\n"
+        "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    ).encode()
+    for early in (b"", b"\xff" * 100):
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.client.base_url.port)
+        writer.write(head)
+        writer.write(early)
+        await asyncio.sleep(0.3)
+        writer.write(b"\xff" * 100)
+        async with asyncio.timeout(PATIENCE):
+            await reader.read()
+        writer.close()
+        await eventually(lambda: released(served))
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+async def test_sockets_count_as_streams_and_connections(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    settings = api_settings(tmp_path, colour_bundle, max_streams=2, max_connections=5)
+    async with serve_api(settings) as (api, _), AsyncExitStack() as stack:
+        key = await running_job(backend_of(api))
+        for _ in range(2):
+            ws = await stack.enter_async_context(connect(socket_of(api, key.id)))
+            await ws.recv()
+        seen = samples((await api.client.get("/metrics")).text)
+        assert seen[series("glimpse_live_streams", transport="websocket")] == 2
+        code, reason, _ = await closing_code(socket_of(api, key.id))
+        assert (code, reason) == (4503, "overloaded")
+        assert (await api.client.get(stream_of(key))).status_code == 503
+        idle = [await asyncio.open_connection("127.0.0.1", api.client.base_url.port) for _ in "ab"]
+        with pytest.raises(InvalidStatus) as refused:
+            async with connect(socket_of(api, key.id)):
+                pass
+        assert refused.value.response.status_code == 503
+        for _, writer in idle:
+            writer.close()
+
+
+async def test_a_socket_that_leaves_is_forgotten(served: Api) -> None:
+    key = await running_job(backend_of(served))
+    async with connect(socket_of(served, key.id)) as ws:
+        await ws.recv()
+        assert len(served.service.streams) == 1
+    await eventually(lambda: released(served))
+    async with connect(socket_of(served, key.id)) as ws:
+        await ws.recv()
+        ws.transport.abort()
+        await eventually(lambda: released(served))
+
+
+async def test_a_socket_ends_with_its_job(served: Api) -> None:
+    key = await running_job(backend_of(served))
+    async with connect(socket_of(served, key.id)) as ws:
+        await ws.recv()
+        assert await backend_of(served).jobs.delete(key)
+        (end,) = await messages(ws)
+        assert (end["event"], end["data"]["code"], ws.close_code) == ("error", "not_found", 4404)
+
+
+async def test_a_socket_does_not_outlive_its_key(
+    tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_events, "HEARTBEAT_SECONDS", 0.1)
+    settings = api_settings(tmp_path, colour_bundle, api_keys="required", key_cache_seconds=0.3)
+    async with serve_api(settings) as (api, _):
+        ada = await api.issue("ada", Scope.JOBS)
+        key = await running_job(backend_of(api), tenant="ada", owner=ada.key.id)
+        async with connect(socket_of(api, key.id), additional_headers=bearer(ada)) as ws:
+            await ws.recv()
+            assert await api.gate.access.keys.revoke(ada.key.id)
+            (end,) = await messages(ws)
+            assert (end["data"]["code"], ws.close_code) == ("unauthenticated", 4401)
+
+
+async def test_a_socket_ends_in_time(tmp_path: Path, colour_bundle: Path) -> None:
+    async with serve_api(api_settings(tmp_path, colour_bundle, stream_seconds=0.4)) as (api, _):
+        key = await running_job(backend_of(api))
+        code, _, said = await closing_code(socket_of(api, key.id))
+        assert (code, [message["event"] for message in said]) == (1012, ["update"])
+
+
+@asynccontextmanager
+async def stoppable(tmp_path: Path, bundle: Path) -> AsyncIterator[tuple[Server, Api]]:
+    settings = api_settings(tmp_path, bundle, shutdown_seconds=3600.0)
+    server = Server(settings, app := create_app(settings))
+    async with (
+        serving(server) as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as client,
+    ):
+        yield server, Api(app, client, service_in(app), settings)
+
+
+def mute_socket(api: Api, key: JobKey) -> socket.socket:
+    """One that completes the handshake and reads nothing of what follows."""
+    mute = socket.create_connection(("127.0.0.1", api.client.base_url.port or 0))
+    mute.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    mute.sendall(
+        f"GET /api/v1/ws/jobs/{key.id} HTTP/1.1\r\nHost: api\r\nConnection: Upgrade\r\n"
+        "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
+    )
+    return mute
+
+
+async def flood(api: Api, key: JobKey) -> None:
+    """A last event of megabytes."""
+    long = RecordError("long", "x" * 8_000_000, retryable=False)
+    assert await backend_of(api).jobs.change(key, lambda job, now: jobs.failed(job, long, now))
+
+
+async def opened(api: Api, streams: int) -> bool:
+    return len(api.service.streams) == streams
+
+
+async def connected(server: Server, connections: int) -> bool:
+    return len(server.server_state.connections) == connections
+
+
+async def test_a_socket_that_reads_nothing_is_dropped(
+    tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "STALL_SECONDS", 1.0)
+    async with stoppable(tmp_path, colour_bundle) as (server, api):
+        key = await running_job(backend_of(api))
+        with mute_socket(api, key):
+            await eventually(lambda: opened(api, 1))
+            await flood(api, key)
+            await eventually(lambda: released(api))
+            await eventually(lambda: connected(server, 0))
+
+
+async def test_a_stop_closes_sockets_and_is_not_held_up_by_them(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    async with AsyncExitStack() as stack:
+        server, api = await stack.enter_async_context(stoppable(tmp_path, colour_bundle))
+        key, other = await running_job(backend_of(api)), await running_job(backend_of(api))
+        sockets = [
+            await stack.enter_async_context(connect(socket_of(api, key.id))) for _ in range(10)
+        ]
+        for ws in sockets:
+            await ws.recv()
+        stack.enter_context(mute_socket(api, other))
+        await eventually(lambda: opened(api, 11))
+        await flood(api, other)
+        await asyncio.sleep(1)  # by then it is being sent
+        server.should_exit = True
+        for ws in sockets:
+            with pytest.raises(ConnectionClosed):
+                async with asyncio.timeout(PATIENCE):
+                    await ws.recv()
+            assert ws.close_code == 1012
+        async with asyncio.timeout(PATIENCE):
+            await eventually(lambda: connected(server, 0))
+
+
+# --- What every socket has to have. ---------------------------------------------------------------
+
+
+async def test_every_socket_says_whom_it_is_for(served: Api) -> None:
+    assert sockets_of(served.app) == [("/api/v1/ws/jobs/{job_id}", Scope.JOBS)]
+
+    async def anybody(websocket: Any) -> None: ...
+
+    with pytest.raises(RuntimeError, match="/api/v1/ws/open"):
+        check_every_route([WebSocketRoute("/api/v1/ws/open", anybody)])
+
+
+async def test_a_socket_is_counted_and_logged_by_its_template(
+    served: Api, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = await running_job(backend_of(served), 1)
+    await settle(backend_of(served), key, 0)
+    await closing_code(socket_of(served, key.id, "?last_event_id=secret"))
+    await eventually(lambda: released(served))
+    seen = samples((await served.client.get("/metrics")).text)
+    labels = {"method": "GET", "route": "/api/v1/ws/jobs/{job_id}", "status": 101}
+    assert seen[series("glimpse_http_requests_total", **labels)] == 1
+    printed = capsys.readouterr().out
+    assert "websocket" in printed
+    assert "secret" not in printed

@@ -1,0 +1,96 @@
+"""Places that the most urgent take first."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from core.priority import Priority
+from worker.places import FAIR_TURNS, PriorityPlaces
+
+HIGH, NORMAL, LOW = Priority
+
+
+async def served(arrivals: Sequence[Priority], size: int = 1) -> list[int]:
+    """The order in which these, who all arrive while every place is taken, have their turns."""
+    places, order = PriorityPlaces(size), list[int]()
+    release = asyncio.Event()
+
+    async def hold() -> None:
+        async with places.at(HIGH):
+            await release.wait()
+
+    async def enter(number: int, priority: Priority) -> None:
+        async with places.at(priority):
+            order.append(number)
+            await asyncio.sleep(0)
+
+    tasks = [asyncio.create_task(hold()) for _ in range(size)]
+    await asyncio.sleep(0)
+    tasks += [asyncio.create_task(enter(n, each)) for n, each in enumerate(arrivals)]
+    await asyncio.sleep(0)
+    assert order == []
+    release.set()
+    await asyncio.gather(*tasks)
+    return order
+
+
+async def test_the_most_urgent_go_first_and_equals_in_turn() -> None:
+    assert await served([LOW, NORMAL, HIGH, LOW, HIGH]) == [2, 4, 1, 0, 3]
+
+
+async def test_an_urgent_one_behind_a_thousand_has_the_next_turn() -> None:
+    assert (await served([LOW] * 1000 + [HIGH])).index(1000) == 0
+
+
+async def test_the_least_urgent_move_as_well() -> None:
+    order = await served([HIGH] * 100 + [LOW] * 3)
+    assert [order.index(100 + n) + 1 for n in range(3)] == [FAIR_TURNS, 2 * FAIR_TURNS,
+                                                           3 * FAIR_TURNS]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [1, 3])
+async def test_no_more_are_inside_than_there_are_places(size: int) -> None:
+    places, inside, most = PriorityPlaces(size), 0, 0
+
+    async def enter(priority: Priority) -> None:
+        nonlocal inside, most
+        async with places.at(priority):
+            inside += 1
+            most = max(most, inside)
+            await asyncio.sleep(0)
+            inside -= 1
+
+    await asyncio.gather(*(enter(priority) for priority in list(Priority) * 20))
+    assert most == size
+
+
+async def test_who_gives_up_takes_no_place_along() -> None:
+    """In the line, or in the very moment in which its turn comes."""
+    places = PriorityPlaces(1)
+    release = asyncio.Event()
+
+    async def hold(priority: Priority) -> None:
+        async with places.at(priority):
+            await release.wait()
+
+    first, waits, handed = [asyncio.create_task(hold(each)) for each in (HIGH, LOW, NORMAL)]
+    await asyncio.sleep(0)
+    waits.cancel()
+    first.cancel()
+    await asyncio.gather(first, waits, return_exceptions=True)
+    handed.cancel()  # it has the place by now, or is about to
+    await asyncio.gather(handed, return_exceptions=True)
+    async with asyncio.timeout(5), places.at(LOW):
+        pass
+    # Handed over and cancelled before it runs.
+    keeper = asyncio.create_task(hold(HIGH))
+    await asyncio.sleep(0)
+    unlucky = asyncio.create_task(hold(LOW))
+    await asyncio.sleep(0)
+    release.set()
+    await asyncio.sleep(0)  # the keeper leaves: the place is the other's, which has not run yet
+    unlucky.cancel()
+    await asyncio.gather(keeper, unlucky, return_exceptions=True)
+    async with asyncio.timeout(5), places.at(LOW):
+        pass
