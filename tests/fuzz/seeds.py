@@ -12,7 +12,7 @@ from core.records import RecordKey
 from tests.abuse import containers as c
 from tests.abuse.hostile import Hostile, crafted
 from tests.fuzz.targets import BOUNDARY, TARGETS
-from tests.support.batches import archive, patched
+from tests.support.batches import archive, nameless, patched
 from tests.support.pictures import encode, picture
 
 _LARGEST = 4_000  # bytes: a fuzzer learns from small inputs
@@ -93,6 +93,7 @@ def _archives() -> list[bytes]:
     return [
         *packed,
         archive(files, zipfile.ZIP_LZMA),
+        nameless(),
         streamed.getvalue(),
         b"before" + packed[0],
         patched(packed[0], end, 12, "<I", 2**31),

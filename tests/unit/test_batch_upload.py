@@ -31,6 +31,7 @@ from tests.support.batches import (
     cut,
     form,
     manifest,
+    nameless,
     part,
     patched,
     request,
@@ -245,11 +246,17 @@ async def test_every_image_of_a_zip_is_read_in_order(tmp_path: Path, method: int
 
 
 async def test_folders_and_what_systems_leave_in_archives_are_skipped(tmp_path: Path) -> None:
-    names = ["photos/", "photos/a.jpg", ".DS_Store", "photos/.hidden/b.jpg", "__MACOSX/._a.jpg"]
+    images = ["photos/a.jpg", "./b.jpg", "../c.jpg"]
+    names = ["photos/", ".DS_Store", "photos/.hidden/x.jpg", "__MACOSX/x.jpg", *images]
     taken, _ = await read(
         archive([(name, b"x" * (name[-1] != "/")) for name in names]), tmp_path, ZIP
     )
-    assert [each.name for each in taken.images] == ["a.jpg"]
+    assert [each.name for each in taken.images] == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+async def test_an_entry_without_a_name_is_an_image(tmp_path: Path) -> None:
+    taken, _ = await read(nameless(), tmp_path, ZIP)
+    assert (taken.bytes, taken.images[0].name) == ([b"x"], "")
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
