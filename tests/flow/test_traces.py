@@ -224,7 +224,9 @@ def test_every_delivery_and_the_dead_letter_are_in_the_images_trace(
             assert stack.result(sha256(image))["status"] == "error"
             (trace,) = traces_of(stack, sha256(image))
             spans = collector.wait(
-                lambda spans: any(span.name == "process glimpse-dead-letters-push" for span in spans)
+                lambda found: any(
+                    span.name == "process glimpse-dead-letters-push" for span in found
+                )
             )
     deliveries = [span for span in spans if span.name == "process glimpse-images-high-push"]
     assert {span.trace for span in spans if span.kind == "consumer"} == {trace}
