@@ -12,12 +12,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.answers import EncodedResponse
-from app.live_events import Event, LiveEvents, event_id
-from app.live_streams import LiveStreams
+from app.live_events import Admission, Event, LiveEvents, event_id
+from app.live_streams import LiveStreams, Watched
 from app.patience import Patience, Stalled
 from app.representation import NO_STORE
 from app.socket_protocol import ABORT
-from app.watching import Changes, Signal, Watcher
+from app.watching import Changes, Signal
 from core.request_context import answered
 
 log = structlog.get_logger(__name__)
@@ -55,22 +55,20 @@ def last_event_id(request: Request) -> int | None:
 
 async def open_stream(
     request: Request,
-    streams: LiveStreams,
-    watcher: Watcher[K, V, Event],
-    key: K,
-    absent: str,
+    watched: Watched[K, V],
+    admission: Admission,
 ) -> Response:
-    """The stream of `key`; 204, after which no browser comes again, where nothing is left to tell.
+    """The stream of what is `watched`; 204 where nothing is left to tell: no browser asks again.
 
-    Raises NotFound in the words of `absent`, Overloaded, Unavailable.
+    Raises NotFound, Overloaded, Unavailable.
     """
     with ExitStack() as held:
-        held.enter_context(streams.place("sse"))
-        changes = held.enter_context(watcher.watching(key))
-        events = LiveEvents(changes, last_event_id(request))
-        if not await events.open(absent):
+        held.enter_context(watched.streams.place("sse"))
+        changes = held.enter_context(watched.watcher.watching(watched.key))
+        events = LiveEvents(changes, admission, last_event_id(request))
+        if not await events.open(watched.absent):
             return EncodedResponse(204, b"", [(b"cache-control", NO_STORE.encode())])
-        return EventStream(events, changes, streams, held.pop_all())
+        return EventStream(events, changes, watched.streams, held.pop_all())
 
 
 class EventStream(Response):

@@ -97,6 +97,23 @@ class Gate:
             )
         return principal
 
+    @property
+    def trusted_seconds(self) -> float:
+        """How long a key may go on to be used after it was verified."""
+        return self._settings.key_cache_seconds
+
+    async def readmit(self, scope: MutableMapping[str, Any], needed: Scope) -> None:
+        """As `admit`, of a connection that was admitted before and lasts: nothing is counted."""
+        text = key_in(scope["headers"])
+        digest = self.hasher.digest(text)
+        known = self._known.get(digest)
+        if known is None or self._monotonic() >= known.until:
+            known = await self._verify(text, digest)
+        if needed not in known.account.principal.scopes:
+            raise Forbidden(
+                f"This needs a key with the scope {needed.value!r}.", extra={"scope": needed.value}
+            )
+
     def count_image(self, principal: Principal, size: int) -> None:
         """Note that an image of `size` bytes was uploaded."""
         account = self._accounts.get(principal.key_id)

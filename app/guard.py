@@ -4,13 +4,16 @@ A decorator and not a FastAPI dependency: resolving one would cost more than a c
 """
 
 import inspect
+import math
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from fastapi import Request, Response
 from starlette.requests import HTTPConnection
 from starlette.websockets import WebSocket
 
+from app.live_events import Admission
 from app.live_socket import refuse
 from core.errors import GlimpseError
 from core.identity import ANONYMOUS, Principal, Scope
@@ -75,6 +78,14 @@ async def admitted(connection: HTTPConnection, scope: Scope) -> Principal:
     """Who is on this connection, with a key that has `scope`; raises as `Gate.admit`."""
     gate = connection.scope["app"].state.gate
     return ANONYMOUS if gate is None else await gate.admit(connection.scope, scope)
+
+
+def admission(connection: HTTPConnection, scope: Scope) -> Admission:
+    """What asks, of a connection that lasts, whether its key would still be let in."""
+    gate = connection.scope["app"].state.gate
+    if gate is None:
+        return Admission(math.inf, None)
+    return Admission(gate.trusted_seconds, partial(gate.readmit, connection.scope, scope))
 
 
 def count_image(request: Request, principal: Principal, size: int) -> None:

@@ -20,8 +20,9 @@ from app.documentation import (
     stream_of,
 )
 from app.event_stream import open_stream
-from app.guard import count_image, requires
+from app.guard import admission, count_image, requires
 from app.image_service import UNKNOWN_IMAGE, ImageService, check_hash, service_of
+from app.live_streams import Watched
 from app.preferences import preferred_wait
 from app.representation import NO_STORE, image_path
 from app.upload import read_upload
@@ -100,7 +101,8 @@ async def stream(request: Request, principal: Principal) -> Response:
     service = service_of(request)
     key = service.key(principal.tenant, image_hash, request.query_params.get("model", ""))
     bind_image(key)
-    return await open_stream(request, service.streams, service.watcher, key, UNKNOWN_IMAGE)
+    watched = Watched(service.streams, service.watcher, key, UNKNOWN_IMAGE)
+    return await open_stream(request, watched, admission(request, Scope.READ))
 
 
 @router.head("/{image_hash}/content", include_in_schema=False)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from app.job_service import ItemResult
 from app.representation import AnnotationBody, ErrorBody
-from core.clock import rfc3339
+from core.job_document import error_document, images, job_path
 from core.jobs import ItemState, Job, JobStatus
 from core.priority import Priority
 from core.records import RecordError, Status
@@ -39,46 +39,15 @@ class ItemStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
-def job_path(job_id: str) -> str:
-    return f"/api/v1/jobs/{job_id}"
-
-
 def accepted_document(job: Job, public_url: str) -> dict[str, Any]:
     """What whoever has created a job is told."""
     path = public_url + job_path(job.key.id)
     return {
         "job_id": job.key.id,
         "status": job.status,
-        "message": f"{_images(job.counts.total)} accepted: poll poll_url, or listen to stream_url.",
+        "message": f"{images(job.counts.total)} accepted: poll poll_url, or listen to stream_url.",
         "poll_url": path,
         "stream_url": f"{path}/stream",
-    }
-
-
-def job_document(job: Job, public_url: str) -> dict[str, Any]:
-    """A job as it stands."""
-    path = public_url + job_path(job.key.id)
-    return {
-        "job_id": job.key.id,
-        "type": job.type,
-        "status": job.status,
-        "progress": job.progress,
-        "total": job.counts.total,
-        "succeeded": job.counts.succeeded,
-        "failed": job.counts.failed,
-        "cancelled": job.cancelled_items,
-        "priority": job.priority,
-        "model": job.model,
-        "created_at": rfc3339(job.created_at),
-        "started_at": job.started_at and rfc3339(job.started_at),
-        "completed_at": job.completed_at and rfc3339(job.completed_at),
-        "not_before": job.not_before and rfc3339(job.not_before),
-        "deadline": job.deadline and rfc3339(job.deadline),
-        "result": _summary(job) if job.status.terminal else None,
-        "error": job.error and error_document(job.error),
-        "poll_url": path,
-        "stream_url": f"{path}/stream",
-        "results_url": f"{path}/results",
     }
 
 
@@ -100,10 +69,6 @@ def result_document(job: Job, result: ItemResult) -> dict[str, Any]:
         "error": error and error_document(error),
         "metadata": dict(item.metadata),
     }
-
-
-def error_document(error: RecordError) -> dict[str, Any]:
-    return {"code": error.code, "detail": error.detail, "retryable": error.retryable}
 
 
 def json_lines(job: Job, results: Iterable[ItemResult]) -> bytes:
@@ -163,20 +128,6 @@ def _state_of(job: Job, result: ItemResult) -> tuple[ItemStatus, RecordError | N
         return ItemStatus.PENDING, None
     # A record that has ended is about to settle its item.
     return (ItemStatus.RUNNING if record.status.terminal else ItemStatus(record.status)), None
-
-
-def _summary(job: Job) -> str:
-    counts = job.counts
-    parts = [f"{counts.succeeded} of {_images(counts.total)} classified"]
-    if counts.failed:
-        parts.append(f"{counts.failed} failed")
-    if job.cancelled_items:
-        parts.append(f"{job.cancelled_items} not begun")
-    return ", ".join(parts) + "."
-
-
-def _images(count: int) -> str:
-    return "1 image" if count == 1 else f"{count} images"
 
 
 def _compact(document: object) -> str:

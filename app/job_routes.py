@@ -24,8 +24,6 @@ from app.job_representation import (
     accepted_document,
     csv_header,
     csv_lines,
-    job_document,
-    job_path,
     json_lines,
     result_document,
 )
@@ -33,6 +31,7 @@ from app.job_service import ItemResult, JobService, jobs_of
 from app.representation import NO_STORE
 from core import errors
 from core.identity import Principal, Scope
+from core.job_document import job_document, job_path
 from core.jobs import JOB_TYPES, Job, JobStatus
 from core.messages import JOB_ID
 from core.policy import MAX_JOB_ITEMS

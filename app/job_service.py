@@ -7,7 +7,7 @@ from fastapi import FastAPI, Request
 
 from app.batches import Batches
 from app.job_creation import JobCreation, JobOrder, wanted_images
-from app.job_options import options_of, with_manifest
+from app.job_options import JobOptions, options_of, with_manifest
 from app.upload_slots import UploadSlot
 from core import job_endings
 from core.backends import Backend
@@ -15,6 +15,7 @@ from core.clock import Clock, utc_now
 from core.errors import Conflict, Forbidden, NotFound
 from core.identity import Principal, Scope
 from core.jobs import Job, JobFilter, JobItem, JobKey, JobStatus
+from core.mail_address import check_address
 from core.records import Record, RecordKey
 from core.settings import Settings
 
@@ -37,6 +38,7 @@ class JobService:
         self, settings: Settings, backend: Backend, model: str, clock: Clock = utc_now
     ) -> None:
         self.public_url = settings.public_url
+        self._email_domains = settings.email_domains
         self._backend = backend
         self._model = model
         self._clock = clock
@@ -53,15 +55,21 @@ class JobService:
     ) -> Job:
         """The job that the request asks for. `count` is called with the size of each image.
 
-        Raises what `options_of`, `Batches.read` and `JobCreation.create` do.
+        Raises what `options_of`, `check_address`, `Batches.read` and `JobCreation.create` do.
         """
         now = self._clock()
         asked = options_of(request, now)
+        self._check_email(asked)
         batch = await self._batches.read(request, principal.tenant, slot, count)
         slot.release()
         options = with_manifest(asked, batch.manifest, now)
+        self._check_email(options)
         order = JobOrder(principal, self._model, wanted_images(batch), options)
         return await self._creation.create(order)
+
+    def _check_email(self, options: JobOptions) -> None:
+        if options.notify_email:
+            check_address(options.notify_email, self._email_domains)
 
     async def find(self, principal: Principal, job_id: str) -> Job:
         """Raises NotFound, also for another tenant's, and Forbidden for another key's."""

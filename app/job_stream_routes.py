@@ -7,12 +7,13 @@ from starlette.websockets import WebSocket
 
 from app.documentation import STREAM_PARAMETERS, STREAM_REFUSALS, refusals, stream_of
 from app.event_stream import open_stream
-from app.guard import admitted, requires, socket_requires
+from app.guard import admission, admitted, requires, socket_requires
 from app.image_service import ImageService
 from app.job_events import JobWatcher
 from app.job_service import NO_SUCH_JOB, JobService, jobs_in, jobs_of
 from app.live_events import LiveEvents, event_id
 from app.live_socket import LiveSocket, check_origin
+from app.live_streams import Watched
 from app.socket_protocol import PATHS
 from core import errors
 from core.identity import Principal, Scope
@@ -55,7 +56,8 @@ router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"], route_class=RequestRout
 async def stream(request: Request, principal: Principal) -> Response:
     job = await jobs_of(request).find(principal, request.path_params["job_id"])
     service, watcher = _parts(request)
-    return await open_stream(request, service.streams, watcher, job.key, NO_SUCH_JOB)
+    watched = Watched(service.streams, watcher, job.key, NO_SUCH_JOB)
+    return await open_stream(request, watched, admission(request, Scope.JOBS))
 
 
 @socket_requires(Scope.JOBS)
@@ -73,7 +75,7 @@ async def follow(websocket: WebSocket, principal: Principal) -> None:
         held.enter_context(service.streams.place("websocket"))
         changes = held.enter_context(watcher.watching(job.key))
         after = event_id(websocket.query_params.get("last_event_id"))
-        events = LiveEvents(changes, after)
+        events = LiveEvents(changes, admission(websocket, Scope.JOBS), after)
         await events.open(NO_SUCH_JOB)  # where nothing is left to tell, it is closed as well
         await websocket.accept()
         socket = LiveSocket(websocket, events, changes, cancel)

@@ -7,7 +7,7 @@ as messages of a WebSocket.
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -31,17 +31,27 @@ class Kind(StrEnum):
 class Event:
     """`id` rises from event to event of one thing. `data` is JSON.
 
-    Only an event about something that is not there any more has no id.
+    Only an event that says why there are no others has no id, and `refused`: the status of an
+    answer that said so.
     """
 
     id: int | None
     kind: Kind
     data: bytes
+    refused: int | None = None
 
     @property
     def last(self) -> bool:
         """Whether nothing comes after it."""
         return self.kind is not Kind.UPDATE
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Who was let in is asked for a key again every `seconds`: `check` raises where it is bad."""
+
+    seconds: float
+    check: Callable[[], Awaitable[None]] | None
 
 
 class LiveEvents:
@@ -55,12 +65,15 @@ class LiveEvents:
     def __init__(
         self,
         changes: Changes[Event],
+        admission: Admission,
         after: int | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._changes = changes
         self._after = after
         self._now = now
+        self._admission = admission
+        self._check_at = now() + admission.seconds
         self._next_update = now()
         self._first: Event | None = None
 
@@ -89,6 +102,11 @@ class LiveEvents:
         """
         while True:
             state = await self._newest()
+            if state is Signal.ENDED:
+                return state
+            if self._now() >= self._check_at and (refused := await self._refused()) is not None:
+                self._changes.end()
+                return refusal(refused)
             if state is Signal.ABSENT:
                 self._changes.end()
                 return gone()
@@ -101,6 +119,18 @@ class LiveEvents:
                 self._after = state.id
                 self._next_update = self._now() + UPDATE_SECONDS
                 return state
+
+    async def _refused(self) -> GlimpseError | None:
+        """Why the client is let in no longer: a stream must not outlive its key."""
+        assert self._admission.check is not None
+        try:
+            await self._admission.check()
+        except Unavailable:
+            pass  # it was good, and nobody says that it is not
+        except GlimpseError as error:
+            return error
+        self._check_at = self._now() + self._admission.seconds
+        return None
 
     async def _newest(self) -> Event | Signal:
         """The newest state, an update not before its time."""
@@ -125,7 +155,8 @@ def gone() -> Event:
 
 def refusal(error: GlimpseError) -> Event:
     """An event that says why there are no others."""
-    return Event(None, Kind.ERROR, encoded({"code": error.code, "detail": error.detail}))
+    data = encoded({"code": error.code, "detail": error.detail})
+    return Event(None, Kind.ERROR, data, error.status)
 
 
 def encoded(document: Mapping[str, object]) -> bytes:

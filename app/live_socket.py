@@ -62,12 +62,12 @@ class LiveSocket:
         """Tell events and obey, until the last event or until one of us leaves."""
         obeying = asyncio.create_task(self._obey())
         try:
-            last = False
             while (event := await self._events.next()) is not Signal.ENDED:
                 if isinstance(event, Event):  # else it is quiet, and uvicorn's pings go on
                     await self._send(message_of(event))
-                    last = event.last
-            await self._patience.send(self._websocket.close(DONE if last else self._code))
+                    if event.last:
+                        self._code = DONE if event.refused is None else REFUSED + event.refused
+            await self._patience.send(self._websocket.close(self._code))
         except Stalled:
             log.info("socket dropped", reason="the client takes nothing any more")
             self._websocket.scope["extensions"][ABORT]()

@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from app.live_events import Event
 from app.metrics import LiveMetrics
@@ -21,6 +22,16 @@ class Stream(Protocol):
     def finish(self) -> None:
         """Come to an end soon, without saying that this is the end of what was watched."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Watched(Generic[K, V]):
+    """What a stream is about. `absent` says in a refusal that there is no such thing."""
+
+    streams: "LiveStreams"
+    watcher: Watcher[K, V, Event]
+    key: K
+    absent: str
 
 
 class LiveStreams:

@@ -84,7 +84,8 @@ def show_batch(client: httpx.Client, names: Sequence[str], console: Console) -> 
     for line in results.raise_for_status().iter_lines():
         if annotations := json.loads(line)["annotations"]:
             labels[annotations[0]["label"]] += 1
-    table = Table(title=f"Job {created['job_id'][:8]}… {job['status']}: the most frequent labels")
+    console.print(f"Job {created['job_id']}: {job['status']}. The most frequent labels:")
+    table = Table()
     table.add_column("label")
     table.add_column("pictures", justify="right")
     for label, number in labels.most_common(COMMON):

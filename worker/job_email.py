@@ -10,6 +10,7 @@ from email.utils import format_datetime, parseaddr
 from html import escape
 
 from core.clock import rfc3339
+from core.job_document import job_path
 from core.jobs import Job, JobStatus
 from core.mail_address import domain_of
 
@@ -34,7 +35,7 @@ def job_email(job: Job, event: str, sender: str, public_url: str) -> EmailMessag
     name, address = parseaddr(sender)
     domain = domain_of(address)
     rows = _rows(job)
-    link = f"{public_url}/api/v1/jobs/{job.key.id}/results" if public_url else ""
+    link = f"{public_url}{job_path(job.key.id)}/results" if public_url else ""
     message = EmailMessage(policy=SMTP)
     message["Subject"] = f"Glimpse: your job {_ENDED[job.status]}, {_summary(job)}"
     message["From"] = Address(display_name=name, addr_spec=address)

@@ -112,7 +112,8 @@ class Notifier:
             if job is None:
                 self.metrics.notified(WEBHOOK, DROPPED)
                 return
-            body = _body(event, rfc3339(job.completed_at or job.updated_at), job_document(job))
+            ended = rfc3339(job.completed_at or job.updated_at)
+            body = _body(event, ended, job_document(job, self.settings.public_url))
         async with self.places.at(hook.id):
             status = await self._post(hook, message_id(message.job, event), body)
             if status == 410:

@@ -97,21 +97,24 @@ class Curl:
     method: str
     url: str
     headers: dict[str, str]
-    upload: str | None
+    uploads: list[tuple[str, str]]
     body: str | None
     statuses: set[int]
 
     @classmethod
     def parse(cls, line: str) -> "Curl":
         command, _, comment = line.partition(" # ")
-        method, url, headers, upload, body = "GET", "", {}, None, None
+        method, url, headers, body = "GET", "", {}, None
+        uploads: list[tuple[str, str]] = []
         words = iter(shlex.split(command)[1:])
         for word in words:
             match word:
-                case "-i" | "-s":
+                case "-i" | "-s" | "-sN":
                     pass
                 case "-F":
-                    method, upload = "POST", next(words).removeprefix("img=@")
+                    name, _, file = next(words).partition("=@")
+                    method = "POST"
+                    uploads.append((name, file))
                 case "-H":
                     name, _, value = next(words).partition(": ")
                     headers[name] = value
@@ -126,17 +129,20 @@ class Curl:
                     url = word.removeprefix("http://127.0.0.1:8080")
         statuses = {int(number) for number in re.findall(r"\b[2-5]\d\d\b", comment)}
         assert statuses, f"no status announced: {line}"
-        return cls(line, method, url, headers, upload, body, statuses)
+        return cls(line, method, url, headers, uploads, body, statuses)
 
     def send(
-        self, client: httpx.Client, files: dict[str, bytes], image_hash: str
+        self, client: httpx.Client, files: dict[str, bytes], variables: dict[str, str]
     ) -> httpx.Response:
-        upload = {"img": (self.upload, files[self.upload])} if self.upload else None
+        url = self.url
+        for name, value in variables.items():
+            url = url.replace(name, value)
+        uploads = [(name, (file, files[file])) for name, file in self.uploads]
         return client.request(
             self.method,
-            self.url.replace("$HASH", image_hash),
+            url,
             headers=self.headers,
-            files=upload,
+            files=uploads or None,
             content=files[self.body] if self.body else None,
         )
 
@@ -150,19 +156,27 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 def test_curl_examples_do_what_they_say(stack: Stack) -> None:
-    cat = picture(seed=99, size=(320, 240))
+    cat, dog = picture(seed=99, size=(320, 240)), picture(seed=100, size=(320, 240))
+    variables = {"$HASH": sha256(cat)}
     commands = [
         Curl.parse(line)
         for block in blocks("sh")
         for line in block.splitlines()
         if line.startswith("curl ")
     ]
-    assert len(commands) >= 8
+    assert len(commands) >= 13
     for command in commands:
-        answer = command.send(stack.api, {"cat.jpg": cat}, sha256(cat))
+        answer = command.send(stack.api, {"cat.jpg": cat, "dog.jpg": dog}, variables)
         assert answer.status_code in command.statuses, f"{command.line}: {answer.text}"
         if command.statuses == {202, 200}:
             assert len(stack.result(sha256(cat))["annotations"]) == 5  # type: ignore[arg-type]
+        if "job_id" in command.line:
+            variables["$JOB"] = answer.json()["job_id"]
+        if "events" in command.line:
+            assert "event: complete" in answer.text
+        if "text/csv" in command.line:
+            rows = answer.text.splitlines()[1:]
+            assert [row.split(",")[2] for row in rows] == ["cat.jpg", "dog.jpg"]
         if "Location" in command.line:
             assert answer.headers["location"]
             assert answer.headers["retry-after"]

@@ -279,7 +279,8 @@ async def test_an_image_that_two_jobs_want_belongs_to_neither(api: Api) -> None:
 
 async def test_a_job_may_wait_and_has_a_deadline(tmp_path: Path, colour_bundle: Path) -> None:
     clock = MovableClock()
-    async with open_api(api_settings(tmp_path, colour_bundle), clock) as api:
+    mail = {"smtp_url": "smtp://mail.example.org", "email_from": "glimpse@example.org"}
+    async with open_api(api_settings(tmp_path, colour_bundle, **mail), clock) as api:
         answer = await api.client.post(
             CREATE,
             files=files(RED, b"bad"),
@@ -299,6 +300,23 @@ async def test_a_job_may_wait_and_has_a_deadline(tmp_path: Path, colour_bundle: 
         # What has passed already does not hold it up.
         await create(api, RED, params={"not_before": "2026-11-21T09:00:00Z"})
         assert len(api.messages()) == 1
+
+
+@pytest.mark.parametrize("mail", [False, True], ids=["no e-mail at all", "not to that domain"])
+async def test_nobody_is_promised_an_e_mail_that_will_not_be_sent(
+    tmp_path: Path, colour_bundle: Path, mail: bool
+) -> None:
+    here = {"smtp_url": "smtp://mail.example.org", "email_from": "glimpse@example.org"}
+    settings = api_settings(tmp_path, colour_bundle, **(here if mail else {}))
+    async with open_api(settings) as api:
+        for options in (
+            {"files": files(RED), "params": {"notify_email": "ada@example.com"}},
+            {"json": {"image_hashes": [sha256(RED)], "notify_email": "ada@example.com"}},
+        ):
+            answer = await api.client.post(CREATE, **options)  # type: ignore[arg-type]
+            assert (answer.status_code, answer.json()["field"]) == (422, "notify_email")
+        assert (await api.client.get("/api/v1/jobs")).json()["jobs"] == []
+        assert api.messages() == []
 
 
 @pytest.mark.parametrize(

@@ -199,17 +199,3 @@ async def test_only_an_administrator_sees_or_changes_them(
         admin = await api.issue("acme")
         answer = await api.client.post(URL, json={"url": HOOK}, headers=bearer(admin))
         assert answer.json()["created_by"] == admin.key.id
-
-
-async def test_two_tenants_do_not_meet(tmp_path: Path, colour_bundle: Path) -> None:
-    async with open_api(api_settings(tmp_path, colour_bundle, api_keys="required")) as api:
-        ada, bob = bearer(await api.issue("ada")), bearer(await api.issue("bob"))
-        id_ = (await api.client.post(URL, json={"url": HOOK}, headers=ada)).json()["id"]
-        assert (await api.client.get(URL, headers=bob)).json() == {"webhooks": []}
-        for method, path in (
-            *(("GET", ""), ("DELETE", ""), ("POST", "/rotate"), ("POST", "/test")),
-            ("POST", "/enable"),
-        ):
-            answer = await api.client.request(method, f"{URL}/{id_}{path}", headers=bob)
-            assert answer.status_code == 404
-        assert (await api.client.get(f"{URL}/{id_}", headers=ada)).json()["rotated_at"] is None

@@ -410,7 +410,7 @@ async def test_who_reads_nothing_is_dropped_and_holds_nothing_up(
             await eventually(lambda: opened(api, 1))
             await flood(api, image)
             await eventually(lambda: released(api))
-            await eventually(lambda: connected(server, 1))  # that of `api.client`
+            await eventually(lambda: connected(server, 0))  # `api.client`'s is closed as idle
 
 
 @contextmanager
@@ -476,9 +476,10 @@ async def stoppable(settings: Settings) -> AsyncIterator[tuple[Server, Api]]:
 
 
 async def test_a_stop_closes_streams_and_is_not_held_up_by_them(
-    tmp_path: Path, colour_bundle: Path
+    tmp_path: Path, colour_bundle: Path, short: Callable[[Any, str, float], None]
 ) -> None:
     """Not even by a client that reads nothing: this server would wait for it for an hour."""
+    short(patience, "STALL_SECONDS", 3600.0)
     settings = api_settings(tmp_path, colour_bundle, shutdown_seconds=3600.0)
     async with AsyncExitStack() as stack:
         server, api = await stack.enter_async_context(stoppable(settings))
@@ -535,6 +536,31 @@ async def test_a_stream_asks_for_a_key_as_any_reading_does(
         for headers, status in (({}, 401), (bearer(bob), 404), (bearer(ada), 200)):
             answer = await api.client.get(path_of(image), headers=headers)
             assert answer.status_code == status
+
+
+async def test_a_stream_does_not_outlive_its_key(
+    tmp_path: Path, colour_bundle: Path, short: Callable[[Any, str, float], None]
+) -> None:
+    short(live_events, "HEARTBEAT_SECONDS", 0.1)
+    settings = api_settings(
+        tmp_path, colour_bundle, api_keys="required", key_cache_seconds=0.3, rate_limit="4/hour"
+    )
+    async with serve_api(settings) as (api, _):
+        ada = await api.issue("ada")
+        image = picture()
+        await api.client.post("/api/v1/images", content=image, headers=bearer(ada))
+        await api.settle()
+        async with reading(api.client, path_of(image), **bearer(ada)) as reader:
+            events = reader.events()
+            await anext(events)
+            waiting = asyncio.create_task(rest(events))
+            # Asked for again and again, and that is not counted as a request.
+            await eventually(lambda: heard(reader, 12))
+            assert not waiting.done()
+            assert await api.gate.access.keys.revoke(ada.key.id)
+            async with asyncio.timeout(PATIENCE):
+                (end,) = await waiting
+        assert (end.event, end.data["code"]) == ("error", "unauthenticated")
 
 
 async def test_a_finished_image_needs_no_server(tmp_path: Path, colour_bundle: Path) -> None:

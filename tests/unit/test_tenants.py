@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ IMAGE = picture()
 HASH = sha256(IMAGE)
 UNKNOWN = "0" * 64
 V1, LETTERS, JOBS = "/api/v1/images", "/api/v1/dead-letters", "/api/v1/jobs"
+HOOKS = "/api/v1/webhooks"
 
 
 @dataclass
@@ -236,6 +238,37 @@ async def others_job_streams(world: World, path: str) -> None:
     assert b"complete" in (await world.ask(world.ada, "GET", path.format(key.id))).content
 
 
+async def adas_webhook(world: World) -> str:
+    """Its id. An address in its URL: these tests ask no name server."""
+    body = {"url": "https://93.184.215.14/"}
+    answer = await world.ask(world.ada, "POST", HOOKS, json=body)
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
+
+
+async def listing_webhooks(world: World) -> None:
+    await adas_webhook(world)
+    assert (await world.ask(world.bob, "GET", HOOKS)).json() == {"webhooks": []}
+
+
+async def making_webhooks(world: World) -> None:
+    """Bob's is Bob's, whatever the body says; Ada's does not count as his."""
+    theirs = await adas_webhook(world)
+    body = {"url": "https://93.184.215.14/"}
+    answer = await world.ask(world.bob, "POST", HOOKS, json={**body, "tenant": "ada"})
+    assert answer.status_code == 422
+    assert (await world.ask(world.bob, "POST", HOOKS, json=body)).status_code == 201
+    listed = (await world.ask(world.ada, "GET", HOOKS)).json()["webhooks"]
+    assert [each["id"] for each in listed] == [theirs]
+
+
+async def others_webhooks(world: World, method: str, path: str) -> None:
+    theirs = await adas_webhook(world)
+    before = await world.api.service.backend.webhooks.get("ada", theirs)
+    await world.same_refusal(method, path.format(theirs), path.format("wh_" + "0" * 24))
+    assert await world.api.service.backend.webhooks.get("ada", theirs) == before
+
+
 async def metrics(world: World) -> None:
     """They are of the whole service, and so name nobody."""
     answer = await world.ask(world.bob, "GET", "/metrics")
@@ -273,6 +306,18 @@ CASES: dict[tuple[str, str], Callable[[World], Awaitable[None]]] = {
     ("GET", "/api/v1/usage"): usage,
     ("GET", "/metrics"): metrics,
     ("GET", JOBS + "/{job_id}/stream"): lambda w: others_job_streams(w, JOBS + "/{}/stream"),
+    ("GET", HOOKS): listing_webhooks,
+    ("POST", HOOKS): making_webhooks,
+    **{
+        (method, HOOKS + path.replace("{}", "{webhook_id}")): partial(
+            others_webhooks, method=method, path=HOOKS + path
+        )
+        for method, path in (
+            ("GET", "/{}"),
+            ("DELETE", "/{}"),
+            *(("POST", f"/{{}}/{what}") for what in ("rotate", "test", "enable")),
+        )
+    },
     ("GET", LETTERS): listing_letters,
     ("POST", LETTERS + "/replay"): replaying_letters,
     ("GET", LETTERS + "/{id}"): lambda w: others_letters(w, "GET", LETTERS + "/{}"),

@@ -4,10 +4,11 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import ExitStack
 
 import pytest
 
-from app.watching import TICK, Changes, Signal, Watcher
+from app.watching import GATHER, TICK, Changes, Signal, Watcher
 from core.errors import Unavailable
 
 PATIENCE = 10.0
@@ -122,6 +123,17 @@ async def test_who_comes_later_is_looked_for_alone_and_at_once(store: Store) -> 
                 assert await value_of(third) == 7
             assert await value_of(first) == 7
     assert store.looks == [["a"], ["b"], ["a"]]
+
+
+async def test_those_who_come_one_after_another_share_looks_too(store: Store) -> None:
+    watcher = Watcher(store.look_up, State, tick=3600)
+    now = asyncio.get_running_loop().time
+    began = now()
+    with ExitStack() as stack:
+        for number in range(60):
+            stack.enter_context(watcher.watching(str(number)))
+            await asyncio.sleep(0.001)
+        assert len(store.looks) <= (now() - began) / GATHER + 2
 
 
 async def test_no_state_is_older_than_the_watch_that_gets_it(store: Store) -> None:

@@ -213,7 +213,8 @@ class SqliteJobStore:
         if job is None:
             return None
         any_open = connection.execute(_OPEN, _key_of(key)).fetchone() is not None
-        if any_open and now < job.counted_at + interval:
+        # What a cancelled job had in hand counts at once: nothing comes that would count it later.
+        if any_open and not job.status.terminal and now < job.counted_at + interval:
             return None
         by_state = dict(connection.execute(_COUNT, _key_of(key)).fetchall())
         counts = Counts(

@@ -137,7 +137,12 @@ class DatastoreJobStore:
     async def refresh(self, key: JobKey, interval: timedelta = timedelta(0)) -> Job | None:
         job, any_open = await asyncio.gather(self.get(key), self._any_open(key))
         pause = max(interval, SLOWEST_REFRESH) if interval else interval
-        if job is None or (any_open and self._clock() < job.counted_at + pause):
+        if job is None:
+            return None
+        # What a cancelled job had in hand counts at once: nothing comes that would count it later.
+        if job.status.terminal:
+            pause = timedelta(0)
+        elif any_open and self._clock() < job.counted_at + pause:
             return None
         async with self._turn(key):
             counts, before = await asyncio.gather(self._count(key, job.counts.total), self.get(key))

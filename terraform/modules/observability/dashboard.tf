@@ -88,8 +88,9 @@ locals {
       title = "Jobs ended, by status"
       unit  = "jobs"
       lines = [
+        { filter = "${local.worker_is} AND ${local.user_metric}/jobs_completed\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_SUM", by = [], name = "completed" },
         { filter = "${local.worker_is} AND ${local.user_metric}/jobs_ended\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_SUM", by = ["metric.label.status"], name = "" },
-        { filter = "${local.api_is} AND ${local.user_metric}/jobs_cancelled\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_SUM", by = [], name = "by its owner" },
+        { filter = "${local.api_is} AND ${local.user_metric}/jobs_cancelled\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_SUM", by = [], name = "cancelled by its owner" },
       ]
     },
     {

@@ -22,7 +22,8 @@ locals {
     lease_lost        = { lines = local.worker_lines, message = "lease lost", label = null, means = "Results refused because another worker had taken over" }
     republished       = { lines = local.worker_lines, message = "record republished", label = null, means = "Records that stood still and were published again" }
     jobs_accepted     = { lines = local.api_lines, message = "job accepted", label = null, means = "Jobs whose images are stored" }
-    jobs_ended        = { lines = local.worker_lines, message = "job ended", label = "status", means = "Jobs that the worker has ended" }
+    jobs_completed    = { lines = local.worker_lines, message = "job completed", label = null, means = "Jobs none of whose images is open" }
+    jobs_ended        = { lines = local.worker_lines, message = "job ended", label = "status", means = "Jobs that the worker has ended before that" }
     jobs_cancelled    = { lines = local.api_lines, message = "job ended", label = null, means = "Jobs that their owners have cancelled" }
     webhooks_told     = { lines = local.worker_lines, message = "webhook told", label = null, means = "Notifications that a receiver took" }
     webhooks_not_told = { lines = local.worker_lines, message = "webhook not told", label = null, means = "Notifications that a receiver did not take" }
