@@ -61,8 +61,10 @@ class Intake:
 
     async def _some(self) -> None:
         done, self._tasks = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
+        # Of several that failed at once all are heard, and the first is told.
+        failures = [failure for task in done if (failure := task.exception())]
+        if failures:
+            raise failures[0]
 
     async def _stored(self, image: BatchImage) -> None:
         size = len(image.data)

@@ -191,8 +191,13 @@ class _Bounded:
 
 def _skipped(info: zipfile.ZipInfo) -> bool:
     """Folders, and what systems leave in archives: nobody means these as images."""
-    parts = info.filename.split("/")
-    return info.is_dir() or any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    # Not `is_dir`, which Python 3.11 cannot say of an entry without a name.
+    *folders, name = info.filename.split("/")
+    return bool(folders and not name) or any(_hidden(part) for part in (*folders, name))
+
+
+def _hidden(part: str) -> bool:
+    return part == "__MACOSX" or (part.startswith(".") and part not in (".", ".."))
 
 
 async def _blocking(work: Callable[[], T]) -> T:

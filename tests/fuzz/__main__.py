@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-TARGETS = ("envelope", "multipart", "header", "preparation")
+TARGETS = ("envelope", "multipart", "header", "preparation", "archive", "manifest")
 ROOT = Path(__file__).resolve().parents[2]
 LONGEST_INPUT = 16_384  # bytes
 LONGEST_RUN = 30  # seconds over one input before it counts as a hang

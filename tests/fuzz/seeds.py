@@ -1,7 +1,9 @@
 """Where fuzzing begins: small inputs that reach deep, made by code, so that git holds none."""
 
+import io
 import itertools
 import json
+import zipfile
 
 from PIL import Image
 
@@ -10,6 +12,7 @@ from core.records import RecordKey
 from tests.abuse import containers as c
 from tests.abuse.hostile import Hostile, crafted
 from tests.fuzz.targets import BOUNDARY, TARGETS
+from tests.support.batches import archive, nameless, patched
 from tests.support.pictures import encode, picture
 
 _LARGEST = 4_000  # bytes: a fuzzer learns from small inputs
@@ -19,7 +22,8 @@ def seeds(target: str) -> list[bytes]:
     """The inputs of one of `TARGETS`."""
     if target == "envelope":
         return _envelopes()
-    return _forms() if target == "multipart" else _pictures()
+    made = {"multipart": _forms, "archive": _archives, "manifest": _manifests}
+    return made.get(target, _pictures)()
 
 
 def replayed(target: str) -> list[bytes]:
@@ -77,6 +81,43 @@ def _forms() -> list[bytes]:
         b"\r\n" * 20,
     ]
     return [bytes((size,)) + form for form, size in itertools.product(forms, (0, 15, 255))]
+
+
+def _archives() -> list[bytes]:
+    files = {"a.jpg": b"image " * 20, "folder/": b"", "folder/b.jpg": b"x", "__MACOSX/._a": b""}
+    packed = [archive(files, method) for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED)]
+    streamed = io.BytesIO()
+    with zipfile.ZipFile(streamed, "w") as out, out.open("ä.jpg", "w", force_zip64=True) as file:
+        file.write(b"image")
+    end = b"PK\x05\x06"
+    return [
+        *packed,
+        archive(files, zipfile.ZIP_LZMA),
+        nameless(),
+        streamed.getvalue(),
+        b"before" + packed[0],
+        patched(packed[0], end, 12, "<I", 2**31),
+        patched(packed[0], end, 16, "<I", 2**31),
+        patched(packed[0], b"PK\x01\x02", 8, "<H", 0x801),
+        patched(packed[0], b"PK\x01\x02", 20, "<II", 2**31, 2**31),
+        end + bytes(18),
+        b"",
+    ]
+
+
+def _manifests() -> list[bytes]:
+    entry = {"image_hash": "ab" * 32, "metadata": {"shelf": [1, None, {"ä": 1e300}]}}
+    options = {"priority": "low", "not_before": "2026-11-21T09:30:00Z", "notify_email": "a@b.org"}
+    variants: list[object] = [
+        {"image_hashes": [entry, "cd" * 32], **options},
+        {"image_hashes": [{**entry, "metadata": {"a": "x" * 2100}}]},
+        {"image_hashes": [[], 1, None, "x"]},
+        {"gs_prefix": "gs://bucket/prefix"},
+        {"image_hashes": {}, "more": 1},
+        [],
+    ]
+    raw = [b"", b"{", b"\xff", b'{"image_hashes": ' + b"[" * 500, b'{"priority": NaN}']
+    return [json.dumps(each).encode() for each in variants] + raw
 
 
 def _pictures() -> list[bytes]:

@@ -3,15 +3,21 @@
 import asyncio
 import atexit
 import functools
+import io
+import json
 from collections.abc import Callable
 from typing import Any
 
 from starlette.requests import Request
 
+from app.batch_manifest import parse_manifest
+from app.batch_upload import BatchLimits
+from app.batch_zip import ZipEntries
 from app.image_header import accepted_type, inspect_header
 from app.upload import Upload, read_upload
 from app.upload_slots import UploadLimits, UploadSlots
 from core.errors import (
+    BatchTooLarge,
     ImageTooLarge,
     InvalidImage,
     InvalidRequest,
@@ -25,6 +31,7 @@ from worker.preprocessing import Preprocessor
 
 MAX_BYTES = 100_000
 MAX_PIXELS = 250_000
+_BATCH = BatchLimits(bytes_=10 * MAX_BYTES, image_bytes=MAX_BYTES)
 _SLOTS = UploadSlots(UploadLimits(uploads=1, bytes_=10**6, grace=60.0, rate=10**6))
 BOUNDARY = b"edge"
 MANIFEST = {
@@ -105,9 +112,35 @@ def _preprocessor() -> Preprocessor:
     return Preprocessor(BundleManifest.model_validate(MANIFEST), MAX_PIXELS)
 
 
+def archive(data: bytes) -> None:
+    """The API's reading of a batch that came as a zip."""
+    try:
+        entries = ZipEntries(io.BytesIO(data), _BATCH)
+    except (MalformedBody, BatchTooLarge):
+        return
+    unpacked = 0
+    for entry in entries.wanted:
+        image = entries.read(entry)
+        assert (image.error is None) == bool(image.image_hash)
+        assert len(image.data) <= _BATCH.image_bytes
+        unpacked += len(image.data)
+    assert unpacked <= _BATCH.bytes_
+
+
+def manifest(data: bytes) -> None:
+    """The API's reading of a batch's document."""
+    try:
+        batch = parse_manifest(data)
+    except (InvalidRequest, BatchTooLarge):
+        return
+    json.dumps([entry.metadata for entry in batch.image_hashes], allow_nan=False).encode()
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "envelope": envelope,
     "multipart": multipart,
     "header": header,
     "preparation": preparation,
+    "archive": archive,
+    "manifest": manifest,
 }

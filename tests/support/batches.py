@@ -47,6 +47,12 @@ def patched(data: bytes, signature: bytes, offset: int, form_: str, *values: int
     return bytes(out)
 
 
+def nameless() -> bytes:
+    """A zip of one file without a name; what was the name is now an extra field."""
+    named = archive({"a": b"x"})
+    return patched(patched(named, b"PK\x03\x04", 26, "<HH", 0, 1), b"PK\x01\x02", 28, "<HH", 0, 1)
+
+
 class Sender:
     """A client's body, in chunks; counts how many were asked for."""
 

@@ -313,7 +313,7 @@ async def test_nobody_is_promised_an_e_mail_that_will_not_be_sent(
             {"files": files(RED), "params": {"notify_email": "ada@example.com"}},
             {"json": {"image_hashes": [sha256(RED)], "notify_email": "ada@example.com"}},
         ):
-            answer = await api.client.post(CREATE, **options)  # type: ignore[arg-type]
+            answer = await api.client.post(CREATE, **options)
             assert (answer.status_code, answer.json()["field"]) == (422, "notify_email")
         assert (await api.client.get("/api/v1/jobs")).json()["jobs"] == []
         assert api.messages() == []

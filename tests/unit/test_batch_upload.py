@@ -31,6 +31,7 @@ from tests.support.batches import (
     cut,
     form,
     manifest,
+    nameless,
     part,
     patched,
     request,
@@ -245,11 +246,17 @@ async def test_every_image_of_a_zip_is_read_in_order(tmp_path: Path, method: int
 
 
 async def test_folders_and_what_systems_leave_in_archives_are_skipped(tmp_path: Path) -> None:
-    names = ["photos/", "photos/a.jpg", ".DS_Store", "photos/.hidden/b.jpg", "__MACOSX/._a.jpg"]
+    images = ["photos/a.jpg", "./b.jpg", "../c.jpg"]
+    names = ["photos/", ".DS_Store", "photos/.hidden/x.jpg", "__MACOSX/x.jpg", *images]
     taken, _ = await read(
         archive([(name, b"x" * (name[-1] != "/")) for name in names]), tmp_path, ZIP
     )
-    assert [each.name for each in taken.images] == ["a.jpg"]
+    assert [each.name for each in taken.images] == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+async def test_an_entry_without_a_name_is_an_image(tmp_path: Path) -> None:
+    taken, _ = await read(nameless(), tmp_path, ZIP)
+    assert (taken.bytes, taken.images[0].name) == ([b"x"], "")
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -349,7 +356,9 @@ async def test_a_huge_directory_is_refused_before_it_is_read(tmp_path: Path) -> 
 
 
 ENDLESS = patched(archive({"a": b"x"}), END, 12, "<I", 2**31)
-OUTSIDE = patched(archive({"a": b"x"}), CENTRAL, 42, "<I", 2**31)
+BEHIND = patched(archive({"a": b"x"}), CENTRAL, 42, "<I", 2**31)
+# The directory is said to lie later than it does, and so each entry earlier: before the beginning.
+BEFORE = patched(archive({"a": b"x"}), END, 16, "<I", 2**31)
 
 
 @pytest.mark.parametrize(
@@ -371,8 +380,9 @@ async def test_an_empty_zip_has_no_images(tmp_path: Path) -> None:
     assert (await read(archive({}), tmp_path, ZIP))[0].images == []
 
 
-async def test_an_entry_outside_of_the_archive_fails_alone(tmp_path: Path) -> None:
-    taken, _ = await read(OUTSIDE, tmp_path, ZIP)
+@pytest.mark.parametrize("body", [BEHIND, BEFORE], ids=["behind", "before"])
+async def test_an_entry_outside_of_the_archive_fails_alone(tmp_path: Path, body: bytes) -> None:
+    taken, _ = await read(body, tmp_path, ZIP)
     assert taken.codes == ["invalid_image"]
 
 

@@ -12,6 +12,7 @@ from app.main import create_app as create_api
 from core.errors import BundleError
 from core.model_bundle import read_bundle
 from core.records import RecordKey
+from tests.support.batches import archive
 from tests.support.pictures import picture, sha256
 from tests.unit.worker_support import envelope, settings_in
 from worker.main import create_app as create_worker
@@ -64,6 +65,7 @@ async def _every_kind_of_request(api: httpx.AsyncClient, worker: httpx.AsyncClie
         assert (await api.get(f"/what/status/{sha256(image)}")).status_code == 200
     image_hash = sha256(images[0])
     assert (await api.post("/api/v1/images", content=images[0])).status_code == 200
+    await _every_kind_of_batch(api, images)
     link = await api.get(f"/api/v1/images/{image_hash}/content")
     assert link.status_code == 307
     assert (await api.get(link.headers["location"])).content == images[0]
@@ -76,3 +78,23 @@ async def _every_kind_of_request(api: httpx.AsyncClient, worker: httpx.AsyncClie
     assert (await worker.post("/generate_annotations", content=b"{}")).status_code == 400
     assert (await worker.post("/reconcile", content=b"{}")).status_code == 200
     assert (await api.delete(f"/api/v1/images/{image_hash}")).status_code == 204
+
+
+async def _every_kind_of_batch(api: httpx.AsyncClient, images: list[bytes]) -> None:
+    path = "/api/v1/jobs/batch-predict"
+    new = [*images, b"no image", picture(seed=4)]
+    zipped = archive((f"{number}.jpg", image) for number, image in enumerate(new))
+    hashes = {"image_hashes": [sha256(image) for image in new]}
+    for answer in (
+        await api.post(path, files=[("imgs", ("p.jpg", image)) for image in new]),
+        await api.post(path, content=zipped, headers={"Content-Type": "application/zip"}),
+        await api.post(path, json=hashes),
+    ):
+        assert answer.status_code == 202
+        job = answer.headers["location"]
+        for accept in ("application/json", "application/x-ndjson", "text/csv"):
+            results = await api.get(f"{job}/results", headers={"Accept": accept})
+            assert results.status_code == 200
+        assert (await api.get("/api/v1/jobs")).status_code == 200
+        assert (await api.delete(job)).json()["status"] == "cancelled"
+    assert (await api.post("/api/v1/images/lookup", json=hashes)).status_code == 200
