@@ -65,6 +65,9 @@ class WorkerMetrics:
                 self._notifications.labels(kind, outcome)
         for code in (SUCCESS, DUPLICATE, LEASE_LOST):
             self._classifications.labels(code)
+        for status in JobStatus:
+            if status.terminal:
+                self._jobs.labels(status.value)
 
     def claimed(self, claim: Claim, now: datetime) -> None:
         self._delay.observe(max(0.0, (now - claim.submitted_at).total_seconds()))
