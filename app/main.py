@@ -30,7 +30,7 @@ from app.documentation import DESCRIPTION, TAGS, install_documentation
 from app.gate import open_gate
 from app.guard import requires
 from app.image_service import ImageService, service_in
-from app.job_events import job_event, sealed_jobs
+from app.job_events import job_event
 from app.job_service import JobService
 from app.metrics import ApiMetrics
 from app.security_headers import security_headers
@@ -97,7 +97,7 @@ def create_app(
             app.state.jobs = JobService(settings, backend, bundle.identity, clock)
             app.state.job_watcher = service.streams.watcher(
                 "jobs",
-                sealed_jobs(backend.jobs),
+                backend.jobs.get_many,
                 partial(job_event, public_url=settings.public_url),
             )
             log.info("ready", model=bundle.identity, backend=settings.backend)

@@ -19,8 +19,6 @@ _log.setLevel(logging.WARNING)  # its lines about connections quote whole addres
 class SocketProtocol(WebSocketsSansIOProtocol):
     """One connection, taken over from `HttpProtocol`."""
 
-    logger: logging.Logger = _log
-
     def handle_connect(self, event: Request) -> None:
         self.logger = _log
         super().handle_connect(event)
@@ -36,9 +34,3 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         # Something else than the beginning of a WebSocket: nobody there would understand a frame.
         self.queue.put_nowait({"type": "websocket.disconnect", "code": 1006})
         self.transport.abort()
-
-    def shutdown(self) -> None:
-        if self.writable.is_set():
-            super().shutdown()
-        else:
-            self.transport.abort()  # closing waits until everything is sent, and nobody reads it

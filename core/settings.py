@@ -219,7 +219,8 @@ class Settings(BaseSettings):
         Field(ge=1, le=1000, description="Images the embedded queue has in delivery"),
     ] = 8
     notification_concurrency: Annotated[
-        int, Field(ge=1, le=1000, description="Notifications that are delivered at once")
+        int,
+        Field(ge=1, le=1000, description="Notifications that a queue or a worker delivers at once"),
     ] = 16
     notification_attempts: Annotated[
         int, Field(description="Deliveries of a notification before it is a dead letter")

@@ -60,6 +60,9 @@ class WorkerMetrics:
             registry=registry,
         )
         self._succeeded, self._failed = items.labels("succeeded"), items.labels("failed")
+        for kind in ("webhook", "email"):
+            for outcome in ("delivered", "failed"):
+                self._notifications.labels(kind, outcome)
         for code in (SUCCESS, DUPLICATE, LEASE_LOST):
             self._classifications.labels(code)
 

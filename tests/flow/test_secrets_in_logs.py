@@ -41,13 +41,17 @@ def forms_of(secret: str) -> list[bytes]:
 def test_no_secret_and_no_byte_of_an_image_is_in_any_log(
     tmp_path: Path, colour_bundle: Path, log_format: str
 ) -> None:
-    marks = {name: f"{name}-{secrets.token_hex(12)}" for name in ("secret", "image", "forged", "q")}
+    marks = {
+        name: f"{name}-{secrets.token_hex(12)}"
+        for name in ("secret", "image", "forged", "q", "hook")
+    }
     image = marked_image(marks["image"])
     assert marks["image"].encode() in image
     settings = {
         "API_KEYS": "required",
         "KEY_SECRET": f"{marks['secret']}-{'x' * 32}",
         "LOG_LEVEL": "debug",
+        "WEBHOOK_ALLOW_PRIVATE": "true",
         "LOG_FORMAT": log_format,
     }
     with Stack(tmp_path / "stack", colour_bundle, **settings) as stack:
@@ -62,6 +66,13 @@ def test_no_secret_and_no_byte_of_an_image_is_in_any_log(
         made = stack.api.post("/api/v1/keys", json={"name": "n"}).json()
         rotated = stack.api.post(f"/api/v1/keys/{made['id']}/rotate").json()
         hidden |= {made["key"], rotated["key"]}
+        # Nobody listens there: a test of the webhook fails, and that is logged.
+        hook = stack.api.post(
+            "/api/v1/webhooks", json={"url": f"http://127.0.0.1:9/{marks['hook']}"}
+        ).json()
+        turned = stack.api.post(f"/api/v1/webhooks/{hook['id']}/rotate").json()
+        hidden |= {each["secret"].removeprefix("whsec_") for each in (hook, turned)}
+        assert stack.api.post(f"/api/v1/webhooks/{hook['id']}/test").status_code == 202
 
         def send(method: str, path: str, headers: dict[str, str], **body: Any) -> None:
             with httpx.Client(base_url=stack.api.base_url, timeout=60) as client:
@@ -85,7 +96,10 @@ def test_no_secret_and_no_byte_of_an_image_is_in_any_log(
         send("GET", link, {})
         send("GET", link[:-1] + "0", {})
         # The worker's own routes, with a body that is no envelope and a token that is none.
-        for path in ("/generate_annotations", "/generate_annotations_dlq", "/reconcile"):
+        for path in (
+            *("/generate_annotations", "/generate_annotations_dlq", "/reconcile"),
+            "/notifications",
+        ):
             httpx.post(
                 f"http://127.0.0.1:{stack.worker_port}{path}",
                 headers=forged,
@@ -99,6 +113,7 @@ def test_no_secret_and_no_byte_of_an_image_is_in_any_log(
     # It was at debug level, and about these requests.
     assert written.count(b"/api/v1/images") > 10
     assert made["id"].encode() in written
+    assert b"webhook not told" in written and hook["id"].encode() in written
     for secret in hidden:
         for form in forms_of(secret):
             assert form not in written, f"{secret.split('-')[0]} is in a log"

@@ -14,6 +14,8 @@ from tests.support.collector import Collector, Seen
 from tests.support.pictures import picture, sha256
 from tests.support.stack import Stack, free_port
 
+DELIVERY = "process glimpse-images-high-push"
+DEAD_LETTER = "process glimpse-dead-letters-push"
 TRACE, CLIENT_SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 QUICKLY = {"OTEL_BSP_SCHEDULE_DELAY": 100}  # milliseconds between two exports
 
@@ -223,18 +225,14 @@ def test_every_delivery_and_the_dead_letter_are_in_the_images_trace(
             stack.upload(image)
             assert stack.result(sha256(image))["status"] == "error"
             (trace,) = traces_of(stack, sha256(image))
-            spans = collector.wait(
-                lambda found: any(
-                    span.name == "process glimpse-dead-letters-push" for span in found
-                )
-            )
-    deliveries = [span for span in spans if span.name == "process glimpse-images-high-push"]
+            spans = collector.wait(lambda spans: any(span.name == DEAD_LETTER for span in spans))
+    deliveries = [span for span in spans if span.name == DELIVERY]
     assert {span.trace for span in spans if span.kind == "consumer"} == {trace}
     attempt = "messaging.gcp_pubsub.message.delivery_attempt"
     assert sorted(span.attributes[attempt] for span in deliveries) == [1, 2, 3]
     assert all(span.failed for span in deliveries)
     assert {span.attributes["error.type"] for span in deliveries} == {"ModelUnavailable"}
-    (letter,) = [span for span in spans if span.name == "process glimpse-dead-letters-push"]
+    (letter,) = [span for span in spans if span.name == DEAD_LETTER]
     assert not letter.failed
     assert tree(spans, trace, letter.id) == {
         ("glimpse-worker", "keep dead letter"): {},
@@ -266,14 +264,12 @@ def test_an_image_that_stood_still_begins_a_trace_of_its_own(
                 pass
             stack.start("queue")
             stack.result(sha256(picture(seed=1)))
-            spans = collector.wait(
-                lambda spans: any(span.name == "process glimpse-images-high-push" for span in spans)
-            )
+            spans = collector.wait(lambda spans: any(span.name == DELIVERY for span in spans))
     (record,) = [span for span in spans if span.name == "reconcile record"]
     assert record.trace != TRACE
     assert record.links == (TRACE,)
     below = tree(spans, record.trace, record.id)
-    assert ("glimpse-worker", "process glimpse-images-high-push") in names(below)
+    assert ("glimpse-worker", DELIVERY) in names(below)
     assert "POST /reconcile" in {span.name for span in spans if span.trace == TRACE}
 
 

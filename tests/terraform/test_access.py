@@ -86,9 +86,9 @@ def test_all_callers_of_the_worker_use_that_account_and_audience(
     tokens = [
         dict(nested(dict(nested(found[name].body))[block]))["oidc_token"]
         for name, block in (
-            ("google_pubsub_subscription.images", "push_config"),
+            ("google_pubsub_subscription.channel", "push_config"),
             ("google_pubsub_subscription.dead_letters", "push_config"),
-            ("google_cloud_scheduler_job.reconciler", "http_target"),
+            ("google_cloud_scheduler_job.call", "http_target"),
         )
     ]
     for token in tokens:

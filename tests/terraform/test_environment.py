@@ -1,18 +1,16 @@
 """What Terraform sets, `core/settings.py` reads and accepts."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from core.channels import ALL_CHANNELS
 from core.settings import Settings
-from terraform.tools.tree import Module
+from terraform.tools.tree import Module, code
 from tests.support.terraform import outputs
 
-# Settings that other changes are adding; delete a line when its setting is in core/settings.py.
-COMING = {
-    "WEBHOOK_SECRET",  # signs webhooks
-}
-KNOWN = {name.upper() for name in Settings.model_fields} | COMING
+KNOWN = {name.upper() for name in Settings.model_fields}
 
 ROOT_MODULE = """
 module "names" {{
@@ -29,13 +27,11 @@ module "settings" {{
   database    = module.names.database
   public_url  = "{public_url}"
   worker_cpus = 2
+  api_streams = 160
   queue = {{
-    topic                    = module.names.topic
-    subscription             = module.names.subscription
-    dead_letter_topic        = module.names.dead_letter_topic
-    dead_letter_subscription = module.names.dead_letter_subscription
-    push_audience            = module.names.push_audience
-    push_account             = "${{module.names.push}}@example-project.iam.gserviceaccount.com"
+    topic_prefix  = module.names.prefix
+    push_audience = module.names.push_audience
+    push_account  = "${{module.names.push}}@example-project.iam.gserviceaccount.com"
   }}
 }}
 output "api" {{ value = module.settings.api }}
@@ -47,16 +43,18 @@ def test_every_name_is_a_setting(modules: dict[str, Module]) -> None:
     """Read as text, so that it holds where Terraform is not installed."""
     set_ = {
         name
-        for part in ("common", "api", "worker")
+        for part in ("common", "email", "api", "worker")
         for name in modules["settings"].locals[part]
         if not name.startswith("__")
     }
-    services = modules["example"].of("module")
-    secret = {
-        name for service in ("api", "worker") for name in services[service].body.get("secrets", {})
-    }
+    example = modules["example"]
+    expressions = [
+        *(code(example.of("module")[service].body["secrets"]) for service in ("api", "worker")),
+        code(example.locals["mail_server"]),
+    ]
+    secret = set(re.findall(r"\b([A-Z][A-Z_]+) = ", " ".join(expressions)))
     assert len(set_) > 15
-    assert "KEY_SECRET" in secret
+    assert secret == {"KEY_SECRET", "SMTP_URL"}
     assert (set_ | secret) - KNOWN == set()
 
 
@@ -72,7 +70,10 @@ def test_the_services_accept_their_environment(
         assert settings.backend == "gcp"
         assert settings.verifies_pushes
         assert settings.log_format == "json"
-        assert settings.delivery == Settings(_env_file=None).delivery
+        for channel in ALL_CHANNELS:
+            ours = Settings(_env_file=None).channel_delivery(channel)
+            assert settings.channel_delivery(channel) == ours
+        assert settings.topic_prefix == "glimpse"
         assert settings.google_cloud_project == "example-project"
         # Every value arrives as it was given, whatever its type here.
         for name, value in environment.items():

@@ -15,13 +15,13 @@ from tests.support.stack import ROOT
 # file, what stands there, what is put in its place, what must be said of it
 MISTAKES = {
     "argument that does not exist": (
-        "modules/queue/subscription.tf",
+        "modules/queue/subscriptions.tf",
         "ack_deadline_seconds ",
         "ack_deadline ",
         "ack_deadline: no such argument",
     ),
     "argument in a nested block": (
-        "modules/queue/subscription.tf",
+        "modules/queue/subscriptions.tf",
         "max_delivery_attempts",
         "max_attempts",
         "dead_letter_policy.max_attempts: no such argument",
@@ -39,7 +39,7 @@ MISTAKES = {
         "soft_delete: no such block",
     ),
     "block written as an argument": (
-        "modules/queue/topic.tf",
+        "modules/queue/topics.tf",
         "message_storage_policy {\n",
         "message_storage_policy = {\n",
         "message_storage_policy: is a block, not an argument",
@@ -148,8 +148,8 @@ MISTAKES = {
     ),
     "circle": (
         "envs/example/services.tf",
-        "module.names.subscription",
-        "module.queue.subscription",
+        "push_audience = module.names.push_audience",
+        "push_audience = module.queue.subscriptions.jobs",
         "a circle: ",
     ),
 }

@@ -8,29 +8,37 @@ from typing import Any
 
 import pytest
 
+from core.channels import CHANNELS, IMAGES, NOTIFICATIONS
+from core.priority import Priority
+from core.settings import Settings
 from terraform.tools.tree import Module, code, nested, plain
 from tests.support.stack import ROOT
 
-LEVELS = {"debug", "info", "warning", "error", "exception"}
+LEVELS = {"debug", "info", "warning", "error", "exception", "log"}
 
 
 def calls(*folders: str) -> Iterator[tuple[str, set[str], str]]:
-    """Every `log.level("message", field=...)`: the message, its fields, the file's text."""
+    """Every `log.level("message", field=...)`: the message, its fields, the file's text.
+
+    And every `log.log(level, "message", ...)` and `(log.a if b else log.c)("message", ...)`.
+    """
     for folder in folders:
         for file in sorted((ROOT / folder).rglob("*.py")):
             if "embedded" in file.parts:  # runs nowhere on Google Cloud
                 continue
             text = file.read_text()
             for node in ast.walk(ast.parse(text)):
-                if (
-                    isinstance(node, ast.Call)
-                    and isinstance(node.func, ast.Attribute)
-                    and node.func.attr in LEVELS
-                    and node.args
-                    and isinstance(node.args[0], ast.Constant)
-                    and isinstance(node.args[0].value, str)
-                ):
-                    yield node.args[0].value, {each.arg or "**" for each in node.keywords}, text
+                if not isinstance(node, ast.Call):
+                    continue
+                method = node.func.body if isinstance(node.func, ast.IfExp) else node.func
+                if not isinstance(method, ast.Attribute) or method.attr not in LEVELS:
+                    continue
+                place = 1 if method.attr == "log" else 0
+                if len(node.args) <= place:
+                    continue
+                said = node.args[place]
+                if isinstance(said, ast.Constant) and isinstance(said.value, str):
+                    yield said.value, {each.arg or "**" for each in node.keywords}, text
 
 
 LINES = {"api": [*calls("app", "core")], "worker": [*calls("worker", "core")]}
@@ -65,12 +73,30 @@ def test_every_label_is_a_field_of_its_line(counted: dict[str, dict[str, Any]]) 
         assert any(label in each for each in fields), name
 
 
-def test_the_time_of_a_classification_is_in_its_line(modules: dict[str, Module]) -> None:
-    body = modules["observability"].of("resource")["google_logging_metric.classification_time"].body
+def message_and_field(modules: dict[str, Module], metric: str) -> tuple[str, str]:
+    body = modules["observability"].of("resource")[f"google_logging_metric.{metric}"].body
     (message,) = re.findall(r'jsonPayload\.message=\\*"([^"\\]+)', body["filter"])
     (field,) = re.findall(r"EXTRACT\(jsonPayload\.(\w+)\)", body["value_extractor"])
+    return message, field
+
+
+def test_the_time_of_a_classification_is_in_its_line(modules: dict[str, Module]) -> None:
+    message, field = message_and_field(modules, "classification_time")
     (text,) = [text for said, _, text in LINES["worker"] if said == message]
     assert f'"{field}":' in text
+
+
+def test_the_time_of_an_upload_is_in_its_line(modules: dict[str, Module]) -> None:
+    """And so is what tells it from batches and reads."""
+    message, field = message_and_field(modules, "upload_time")
+    body = modules["observability"].of("resource")["google_logging_metric.upload_time"].body
+    filters = set(re.findall(r"jsonPayload\.(\w+)", body["filter"])) - {"message"}
+    (fields,) = [fields for said, fields, _ in LINES["api"] if said == message]
+    assert filters == {"method", "path"}
+    assert {field, *filters} <= fields
+    (batches,) = re.findall(r'NOT jsonPayload\.path:\\*"([^"\\]+)', body["filter"])
+    assert batches in "/api/v1/jobs/batch-predict"
+    assert not any(batches in path for path in ("/api/v1/images", "/what/fast", "/what/slow"))
 
 
 def test_lines_have_the_names_that_filters_use() -> None:
@@ -79,7 +105,9 @@ def test_lines_have_the_names_that_filters_use() -> None:
 
 
 def alerts(modules: dict[str, Module]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = modules["observability"].locals["alerts"]
+    """Each by its name; the one of every channel's backlog is there once."""
+    found: dict[str, dict[str, Any]] = dict(modules["observability"].locals["alerts"])
+    found["oldest_message"] = modules["observability"].locals["oldest_message"]
     return {name: alert for name, alert in found.items() if not name.startswith("__")}
 
 
@@ -97,15 +125,41 @@ def test_every_alert_has_a_runbook_and_every_runbook_an_alert(modules: dict[str,
 
 def test_the_issues_alerts_are_there(modules: dict[str, Module]) -> None:
     found = alerts(modules)
-    filters = {name: str(alert["filter"]) for name, alert in found.items()}
+    filters = {name: str(alert.get("filter", "")) for name, alert in found.items()}
     assert "dead_letter_message_count" in filters["dead_letters"]
     assert found["dead_letters"]["threshold"] == 0
-    assert "oldest_unacked_message_age" in filters["oldest_message"]
     assert "5xx" in filters["api_errors"]
     assert found["api_errors"]["denominator"] is not None
-    assert "request_latencies" in filters["api_latency"]
+    assert "upload_time" in filters["api_latency"]
     assert plain(found["api_latency"]["aligner"]) == "ALIGN_PERCENTILE_99"
     assert found["worker_errors"]["denominator"] is not None
+
+
+def test_every_channel_has_an_alert_the_urgent_ones_a_strict_one(
+    modules: dict[str, Module],
+) -> None:
+    module = modules["observability"]
+    assert "oldest_unacked_message_age" in module.locals["backlogs"]
+    assert "for channel, filter in local.subscription_is" in code(module.locals["backlogs"])
+    policy = module.of("resource")["google_monitoring_alert_policy.this"].body
+    assert policy["for_each"] == "${merge(local.alerts, local.backlogs)}"
+    stated = re.findall(r"([\w-]+) = (\d+)", code(module.locals["oldest_message_seconds"]))
+    seconds = {name: int(number) for name, number in stated}
+    assert seconds.keys() == {channel.name for channel in CHANNELS}
+    images = [seconds[IMAGES[priority].name] for priority in Priority]
+    assert images == sorted(images)
+    assert len(set(images)) == 3
+    # A receiver that is down for all deliveries of its message is no backlog of ours.
+    patience = Settings(_env_file=None).notification_delivery
+    assert seconds[NOTIFICATIONS.name] > sum(map(patience.backoff, range(1, patience.attempts)))
+
+
+def test_a_dead_receiver_alarms_nobody_about_images(modules: dict[str, Module]) -> None:
+    found = alerts(modules)
+    for name in ("dead_letters", "worker_errors"):
+        assert "${local.work_is}" in found[name]["filter"]
+    work = modules["observability"].locals["work_is"]
+    assert re.search(r'if channel != \\*"notifications\\*"', work)
 
 
 def user_metrics(text: str) -> set[str]:
@@ -128,11 +182,10 @@ def test_alerts_and_charts_use_metrics_that_exist(
 
 def test_the_dashboard_follows_an_image(modules: dict[str, Module]) -> None:
     charts = modules["observability"].locals["charts"]
-    assert len(charts) == 12
-    stations = [" ".join(map(str, charts[start : start + 3])) for start in range(0, 12, 3)]
-    for station, sign in zip(
-        stations, ["api_is", "subscription_is", "worker_is", "classified"], strict=True
-    ):
+    assert len(charts) == 15
+    stations = [" ".join(map(str, charts[start : start + 3])) for start in range(0, 15, 3)]
+    signs = ["api_is", "messages_to", "worker_is", "classified", "jobs_ended"]
+    for station, sign in zip(stations, signs, strict=True):
         assert sign in station
     resource = modules["observability"].of("resource")["google_monitoring_dashboard.this"]
     assert "jsonencode" in code(resource.body["dashboard_json"])

@@ -18,7 +18,7 @@ EMULATORS = {"datastore": 8181, "pubsub": 8085, "storage": 9023}
 # Settings that compose.yaml leaves alone, and why.
 FIXED_BY_THE_IMAGE = {"host", "api_port", "worker_port", "port", "data_dir"}
 NOT_FOR_EMULATORS = {
-    *("push_concurrency", "notification_concurrency"),  # the embedded queue's
+    "push_concurrency",  # the embedded queue's
     *("push_auth", "push_audience", "push_service_account", "push_keys_url"),
     "signing_service_account",
 }

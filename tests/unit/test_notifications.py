@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 import standardwebhooks
+from blockbuster import blockbuster_ctx
 
 from core import jobs
 from core.dead_letters.replay import Replay
@@ -473,6 +474,22 @@ async def test_without_a_mail_server_nothing_is_lost_silently(worker: RunningWor
     assert (await mail_to(worker)).status_code == 204
     (letter,) = await worker.letters(TENANT)
     assert letter.code == "email_refused"
+
+
+async def test_telling_makes_no_blocking_call(tmp_path: Path) -> None:
+    """P6: neither looking a name up, nor a webhook, nor an e-mail."""
+    receiver, mailbox = Receiver(), Mailbox()
+    async with (
+        mailing_worker(tmp_path, mailbox) as worker,
+        listening(receiver.serve) as port,
+    ):
+        webhook = await hook_at(worker, f"http://localhost:{port}/")
+        job = await ended_job(worker, notify_email="ada@example.com")
+        with blockbuster_ctx(["worker", "core"]):
+            for target in ("", webhook.id, "email"):
+                message = Notify(TENANT, job.key.id, "job.completed", target)
+                assert (await push(worker, message)).status_code == 204
+    assert len(receiver.requests) == len(mailbox.messages) == 1
 
 
 # --- What is written down -------------------------------------------------------------------------

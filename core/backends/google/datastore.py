@@ -123,6 +123,25 @@ class Datastore:
 
         return await self._persistently(insert)
 
+    async def insert_together(self, entities: Sequence[Any]) -> bool:
+        """Store new entities, all of them or, where a key exists, none: False. Raises Unavailable.
+
+        Reads nothing, and so locks nothing that others read.
+        """
+
+        async def insert() -> bool:
+            transaction = await self._begin({"read_write": {}})
+            try:
+                await self._commit([RawMutation(insert=entity) for entity in entities], transaction)
+            except BaseException as error:
+                self._roll_back_later(transaction)
+                if isinstance(error, AlreadyExists):
+                    return False
+                raise
+            return True
+
+        return await self._persistently(insert)
+
     async def insert_missing(self, entities: Sequence[Any]) -> None:
         """Store those whose key is not there yet, of a tenant that is known. Raises Unavailable.
 

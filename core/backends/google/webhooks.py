@@ -1,31 +1,34 @@
-"""Webhooks in Datastore: `Webhooks/all` above `Webhook/{id}`, in the tenant's namespace.
+"""Webhooks in Datastore: `Webhook/{id}` and `WebhookSlot/{number}`, in the tenant's namespace.
 
-The parent is written with each new webhook, so that of two made at once one counts the other.
+Each webhook holds one of the slots that there may be, and is inserted together with it. So there
+are never too many, and who makes one locks nothing that others read, which Firestore is slow to
+undo.
 Their secrets are as private as the database is. `core.webhooks` decides; this applies it.
 """
 
 import json
+import random
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from google.cloud.datastore_v1.types import PropertyFilter
-
 from core import webhooks
-from core.backends.google.datastore import Datastore, RawMutation, RawQuery, property_filter
+from core.backends.google.datastore import Datastore, RawMutation, RawQuery
 from core.backends.google.entities import (
     RawEntity,
-    RawValue,
     moment_of,
     set_blob,
+    set_number,
     set_text,
     set_time,
 )
 from core.clock import Clock, utc_now
+from core.errors import Unavailable
 from core.webhooks import Event, Webhook
 
-PARENT_KIND, KIND = "Webhooks", "Webhook"
-_PARENT = (PARENT_KIND, "all")
+KIND, SLOT_KIND, SLOT = "Webhook", "WebhookSlot", "slot"
+ROUNDS = 8  # of somebody else being quicker
+_EVERY = RawQuery(kind=[{"name": KIND}])
 _TIMES = ("rotated_at", "previous_expires_at", "disabled_at")
 
 # Steps are lambdas with a name (ruff's E731): a type says what a `def` would spell out.
@@ -40,31 +43,25 @@ class DatastoreWebhookStore:
         self._clock = clock
 
     async def create(self, webhook: Webhook, most: int) -> bool:
-        keys = self._datastore.keys
-        parent = keys.path(keys.namespace(webhook.tenant), _PARENT)
-        raw_key = self._raw_key(webhook.tenant, webhook.id)
-
-        async def insert(transaction: bytes) -> tuple[bool, Sequence[Any]]:
-            await self._datastore.find_in(parent, transaction)
-            query = self._query(webhook.tenant)
-            there = await self._datastore.query_in(webhook.tenant, query, transaction)
-            if len(there) >= most or any(entity.key == raw_key for entity in there):
-                return False, []
-            marked = RawEntity(key=parent)
-            set_time(marked.properties["changed_at"], webhook.created_at)
-            return True, [
-                RawMutation(upsert=marked),
-                RawMutation(insert=_entity_of(webhook, raw_key)),
-            ]
-
-        return await self._datastore.transact(insert)
+        for _ in range(ROUNDS):
+            there = await self._datastore.query(webhook.tenant, _EVERY)
+            taken = {entity.properties[SLOT].integer_value for entity in there}
+            free = [slot for slot in range(most) if slot not in taken]
+            if not free or any(entity.key.path[-1].name == webhook.id for entity in there):
+                return False
+            slot = random.choice(free)
+            entity = _entity_of(webhook, self._raw_key(webhook.tenant, webhook.id), slot)
+            held = RawEntity(key=self._slot_key(webhook.tenant, slot))
+            if await self._datastore.insert_together([held, entity]):
+                return True
+        raise Unavailable("The webhooks are being changed by others; try again.")
 
     async def get(self, tenant: str, id_: str) -> Webhook | None:
         entity = await self._datastore.find(self._raw_key(tenant, id_))
         return None if entity is None else _webhook_of(entity, tenant)
 
     async def list(self, tenant: str) -> list[Webhook]:
-        entities = await self._datastore.query(tenant, self._query(tenant))
+        entities = await self._datastore.query(tenant, _EVERY)
         found = [_webhook_of(entity, tenant) for entity in entities]
         return sorted(found, key=lambda webhook: (webhook.created_at, webhook.id))
 
@@ -86,9 +83,11 @@ class DatastoreWebhookStore:
         raw_key = self._raw_key(tenant, id_)
 
         async def delete(transaction: bytes) -> tuple[bool, Sequence[Any]]:
-            if await self._datastore.find_in(raw_key, transaction) is None:
+            entity = await self._datastore.find_in(raw_key, transaction)
+            if entity is None:
                 return False, []
-            return True, [RawMutation(delete=raw_key)]
+            slot = self._slot_key(tenant, entity.properties[SLOT].integer_value)
+            return True, [RawMutation(delete=raw_key), RawMutation(delete=slot)]
 
         return await self._datastore.transact(delete)
 
@@ -97,10 +96,13 @@ class DatastoreWebhookStore:
 
         async def change(transaction: bytes) -> tuple[Webhook | None, Sequence[Any]]:
             entity = await self._datastore.find_in(raw_key, transaction)
-            after = None if entity is None else step(_webhook_of(entity, tenant), self._clock())
+            if entity is None:
+                return None, []
+            after = step(_webhook_of(entity, tenant), self._clock())
             if after is None:
                 return None, []
-            return after, [RawMutation(update=_entity_of(after, raw_key))]
+            slot = entity.properties[SLOT].integer_value
+            return after, [RawMutation(update=_entity_of(after, raw_key, slot))]
 
         return await self._datastore.transact(change)
 
@@ -109,19 +111,14 @@ class DatastoreWebhookStore:
 
     def _raw_key(self, tenant: str, id_: str) -> Any:
         keys = self._datastore.keys
-        return keys.path(keys.namespace(tenant), _PARENT, (KIND, id_))
+        return keys.path(keys.namespace(tenant), (KIND, id_))
 
-    def _query(self, tenant: str) -> Any:
+    def _slot_key(self, tenant: str, slot: int) -> Any:
         keys = self._datastore.keys
-        ancestor = RawValue(key_value=keys.path(keys.namespace(tenant), _PARENT))
-        query = RawQuery(kind=[{"name": KIND}])
-        query.filter.CopyFrom(
-            property_filter("__key__", PropertyFilter.Operator.HAS_ANCESTOR, ancestor)
-        )
-        return query
+        return keys.path(keys.namespace(tenant), (SLOT_KIND, str(slot)))
 
 
-def _entity_of(webhook: Webhook, raw_key: Any) -> Any:
+def _entity_of(webhook: Webhook, raw_key: Any, slot: int) -> Any:
     """Nothing of it is indexed."""
     entity = RawEntity(key=raw_key)
     fields = entity.properties
@@ -132,6 +129,7 @@ def _entity_of(webhook: Webhook, raw_key: Any) -> Any:
     if webhook.previous_secret is not None:
         set_blob(fields["previous_secret"], webhook.previous_secret)
     set_time(fields["created_at"], webhook.created_at)
+    set_number(fields[SLOT], slot)
     for name in _TIMES:
         if (at := getattr(webhook, name)) is not None:
             set_time(fields[name], at)

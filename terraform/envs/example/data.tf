@@ -30,8 +30,6 @@ module "secrets" {
   project_id = module.project.project_id
   prefix     = module.names.prefix
   readers    = { api = module.api.account, worker = module.worker.account }
-  secrets = {
-    api-keys = { version = var.key_secret_version }
-    webhooks = { version = var.webhook_secret_version, format = "whsec" }
-  }
+  secrets    = { api-keys = { version = var.key_secret_version } }
+  given      = var.email == null ? {} : { smtp = { secret = var.email.secret, version = var.email.version } }
 }

@@ -13,9 +13,9 @@ module "observability" {
   prefix                   = module.names.prefix
   api_service              = module.api.name
   worker_service           = module.worker.name
-  subscription             = module.queue.subscription
+  subscriptions            = module.queue.subscriptions
   dead_letter_subscription = module.queue.dead_letter_subscription
-  scheduler_job            = module.queue.scheduler_job
+  scheduler_jobs           = module.queue.scheduler_jobs
   alert_email              = var.alert_email
   notification_channels    = var.notification_channels
   runbook_url              = local.runbook_url

@@ -3,6 +3,9 @@ locals {
   placeholder = "us-docker.pkg.dev/cloudrun/container/hello"
   public_url  = var.domain == null ? "" : "https://${var.domain}"
 
+  # The API has it to know whether, and to whom, e-mail can go.
+  mail_server = var.email == null ? {} : { SMTP_URL = module.secrets.versions["smtp"] }
+
   # Then nobody walks around the throttle.
   behind_load_balancer = var.domain != null && !var.keep_run_address
 }
@@ -16,17 +19,15 @@ module "settings" {
   database    = module.records.database
   public_url  = local.public_url
   worker_cpus = var.worker.cpu
+  api_streams = var.api.streams
   api_keys    = var.api_keys
   metrics     = var.metrics
+  email       = var.email
   extra       = var.extra_settings
   queue = {
-    topic = module.queue.topic
-    # By name: the subscriptions are made after the worker that they push to.
-    subscription             = module.names.subscription
-    dead_letter_topic        = module.names.dead_letter_topic
-    dead_letter_subscription = module.names.dead_letter_subscription
-    push_audience            = module.names.push_audience
-    push_account             = module.queue.push_account
+    topic_prefix  = module.queue.topic_prefix
+    push_audience = module.names.push_audience
+    push_account  = module.queue.push_account
   }
 }
 
@@ -42,14 +43,14 @@ module "api" {
   cpu                   = var.api.cpu
   memory                = var.api.memory
   cpu_idle              = var.api.cpu_idle
-  concurrency           = var.api.concurrency
+  concurrency           = var.api.concurrency + var.api.streams
   min_instances         = var.api.min_instances
   max_instances         = var.api.max_instances
   timeout_seconds       = 3600 # the longest there is: a stream ends before it, by STREAM_SECONDS
   execution_environment = "EXECUTION_ENVIRONMENT_GEN1"
 
   environment = module.settings.api
-  secrets     = { KEY_SECRET = module.secrets.versions["api-keys"] }
+  secrets     = merge({ KEY_SECRET = module.secrets.versions["api-keys"] }, local.mail_server)
   signs_links = true
 
   ingress   = local.behind_load_balancer ? "INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER" : "INGRESS_TRAFFIC_ALL"
@@ -70,19 +71,20 @@ module "worker" {
   project_id  = module.project.project_id
   region      = var.region
   name        = module.names.worker
-  description = "Glimpse worker: classifies the images that Pub/Sub pushes"
+  description = "Glimpse worker: does what Pub/Sub pushes"
   image       = coalesce(var.worker.image, local.placeholder)
 
   cpu                   = var.worker.cpu
   memory                = var.worker.memory
   cpu_idle              = var.worker.cpu_idle
-  concurrency           = var.worker.cpu * var.worker.requests_per_cpu
+  concurrency           = var.worker.cpu * var.worker.requests_per_cpu + var.worker.waiting_requests
   min_instances         = var.worker.min_instances
   max_instances         = var.worker.max_instances
   timeout_seconds       = module.policy.ack_deadline # after that nobody waits for the answer
   execution_environment = "EXECUTION_ENVIRONMENT_GEN2"
 
   environment = module.settings.worker
+  secrets     = local.mail_server
 
   # Pub/Sub and Cloud Scheduler of this project count as internal, at the run.app address.
   ingress             = "INGRESS_TRAFFIC_INTERNAL_ONLY"

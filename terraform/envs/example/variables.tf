@@ -70,13 +70,14 @@ variable "requests_per_minute" {
 
 # --- The services ------------------------------------------------------------------------------
 variable "api" {
-  description = "The API's first image and its instances; an image of null is a placeholder until the first deploy"
+  description = "The API's first image and its instances; streams of live updates come on top of concurrency; an image of null is a placeholder until the first deploy"
   type = object({
     image         = optional(string)
     cpu           = optional(number, 1)
     memory        = optional(string, "1Gi")
     cpu_idle      = optional(bool, true)
     concurrency   = optional(number, 40)
+    streams       = optional(number, 160)
     min_instances = optional(number, 0)
     max_instances = optional(number, 10)
   })
@@ -84,13 +85,14 @@ variable "api" {
 }
 
 variable "worker" {
-  description = "The worker's first image and its instances; requests_per_cpu lets one image be fetched while another is classified"
+  description = "The worker's first image and its instances; requests_per_cpu lets one image be fetched while another is classified, waiting_requests leaves room for notifications, which wait for others and need no CPU"
   type = object({
     image            = optional(string)
     cpu              = optional(number, 2)
     memory           = optional(string, "2Gi")
     cpu_idle         = optional(bool, true)
     requests_per_cpu = optional(number, 2)
+    waiting_requests = optional(number, 8)
     min_instances    = optional(number, 0)
     max_instances    = optional(number, 10)
   })
@@ -99,6 +101,11 @@ variable "worker" {
   validation {
     condition     = var.worker.requests_per_cpu >= 1 && var.worker.requests_per_cpu <= 8
     error_message = "requests_per_cpu lies between 1 and 8: more would only wait inside."
+  }
+
+  validation {
+    condition     = var.worker.waiting_requests >= 0 && var.worker.waiting_requests <= 64
+    error_message = "waiting_requests lies between 0 and 64: images may take that room too, and wait inside."
   }
 }
 
@@ -120,10 +127,15 @@ variable "key_secret_version" {
   default     = 1
 }
 
-variable "webhook_secret_version" {
-  description = "Raise it to make a new secret that signs webhooks"
-  type        = number
-  default     = 1
+variable "email" {
+  description = "Mail server for jobs' notifications: a secret of this project whose value is SMTP_URL, its version, the sender, and the domains that e-mail may go to (none: the sender's own; * any); null sends none"
+  type = object({
+    secret          = string
+    version         = optional(string, "latest")
+    from            = string
+    allowed_domains = optional(list(string), [])
+  })
+  default = null
 }
 
 # --- What is kept ------------------------------------------------------------------------------
@@ -196,10 +208,11 @@ variable "runbook_url" {
 variable "alert_thresholds" {
   description = "When alerts fire; see modules/observability"
   type = object({
-    oldest_message_seconds = optional(number, 600)
-    api_error_ratio        = optional(number, 0.02)
-    worker_error_ratio     = optional(number, 0.1)
-    api_p99_seconds        = optional(number, 10)
+    oldest_message_seconds = optional(map(number))
+    notifications_given_up = optional(number)
+    api_error_ratio        = optional(number)
+    worker_error_ratio     = optional(number)
+    api_p99_seconds        = optional(number)
   })
   default = {}
 }

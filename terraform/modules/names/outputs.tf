@@ -28,33 +28,13 @@ output "database" {
   value       = var.name
 }
 
-output "topic" {
-  description = "Topic of the images"
-  value       = "${var.name}-images"
-}
-
-output "subscription" {
-  description = "Push subscription of that topic"
-  value       = "${var.name}-images-push"
-}
-
-output "dead_letter_topic" {
-  description = "Topic of the dead letters"
-  value       = "${var.name}-dead-letters"
-}
-
-output "dead_letter_subscription" {
-  description = "Push subscription of the dead letters"
-  value       = "${var.name}-dead-letters-push"
-}
-
 output "registry" {
   description = "Artifact Registry repository of the images of API and worker"
   value       = var.name
 }
 
 output "prefix" {
-  description = "What other names begin with"
+  description = "What other names begin with, those of topics and subscriptions among them"
   value       = var.name
 }
 

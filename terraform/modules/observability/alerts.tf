@@ -1,10 +1,18 @@
 locals {
-  subscription_is = "resource.type=\"pubsub_subscription\" AND resource.labels.subscription_id=\"${var.subscription}\""
-  letters_are     = "resource.type=\"pubsub_subscription\" AND resource.labels.subscription_id=\"${var.dead_letter_subscription}\""
-  api_is          = "resource.type=\"cloud_run_revision\" AND resource.labels.service_name=\"${var.api_service}\""
-  worker_is       = "resource.type=\"cloud_run_revision\" AND resource.labels.service_name=\"${var.worker_service}\""
-  requests        = "metric.type=\"run.googleapis.com/request_count\""
-  user_metric     = "metric.type=\"logging.googleapis.com/user/${var.prefix}"
+  # Of one channel, of some, of all that are published to, of the dead letters.
+  subscription_is = {
+    for channel, name in var.subscriptions :
+    channel => "resource.type=\"pubsub_subscription\" AND resource.labels.subscription_id=\"${name}\""
+  }
+  work_is     = "resource.type=\"pubsub_subscription\" AND resource.labels.subscription_id=one_of(${join(", ", [for channel, name in var.subscriptions : "\"${name}\"" if channel != "notifications"])})"
+  messages_to = "resource.type=\"pubsub_subscription\" AND resource.labels.subscription_id=one_of(${join(", ", [for name in values(var.subscriptions) : "\"${name}\""])})"
+  letters_are = "resource.type=\"pubsub_subscription\" AND resource.labels.subscription_id=\"${var.dead_letter_subscription}\""
+
+  api_is      = "resource.type=\"cloud_run_revision\" AND resource.labels.service_name=\"${var.api_service}\""
+  worker_is   = "resource.type=\"cloud_run_revision\" AND resource.labels.service_name=\"${var.worker_service}\""
+  pushes      = "metric.type=\"pubsub.googleapis.com/subscription/push_request_count\""
+  requests    = "metric.type=\"run.googleapis.com/request_count\""
+  user_metric = "metric.type=\"logging.googleapis.com/user/${var.prefix}"
 
   # filter over denominator, aligned over window and then added up (or, for percentiles, the worst),
   # above threshold for as long as duration. runbook is a heading in docs/operations.md.
@@ -12,7 +20,7 @@ locals {
     dead_letters = {
       title       = "Dead letters"
       severity    = "ERROR"
-      filter      = "${local.subscription_is} AND metric.type=\"pubsub.googleapis.com/subscription/dead_letter_message_count\""
+      filter      = "${local.work_is} AND metric.type=\"pubsub.googleapis.com/subscription/dead_letter_message_count\""
       denominator = null
       aligner     = "ALIGN_DELTA"
       reducer     = "REDUCE_SUM"
@@ -21,17 +29,18 @@ locals {
       threshold   = 0
       runbook     = "alert-dead-letters"
     }
-    oldest_message = {
-      title       = "Oldest message waits too long"
-      severity    = "ERROR"
-      filter      = "${local.subscription_is} AND metric.type=\"pubsub.googleapis.com/subscription/oldest_unacked_message_age\""
+    # A receiver that is down for hours is its owner's to mend; many of them may be ours.
+    notifications = {
+      title       = "Notifications are given up"
+      severity    = "WARNING"
+      filter      = "${local.subscription_is["notifications"]} AND metric.type=\"pubsub.googleapis.com/subscription/dead_letter_message_count\""
       denominator = null
-      aligner     = "ALIGN_MAX"
-      reducer     = "REDUCE_MAX"
-      window      = "60s"
-      duration    = "300s"
-      threshold   = var.thresholds.oldest_message_seconds
-      runbook     = "alert-oldest-message"
+      aligner     = "ALIGN_DELTA"
+      reducer     = "REDUCE_SUM"
+      window      = "3600s"
+      duration    = "0s"
+      threshold   = var.thresholds.notifications_given_up
+      runbook     = "alert-notifications"
     }
     api_errors = {
       title       = "API answers 5xx"
@@ -48,7 +57,7 @@ locals {
     api_latency = {
       title       = "API is slow"
       severity    = "WARNING"
-      filter      = "${local.api_is} AND metric.type=\"run.googleapis.com/request_latencies\""
+      filter      = "${local.api_is} AND ${local.user_metric}/upload_time\""
       denominator = null
       aligner     = "ALIGN_PERCENTILE_99"
       reducer     = "REDUCE_MAX"
@@ -60,8 +69,8 @@ locals {
     worker_errors = {
       title       = "Worker refuses messages"
       severity    = "ERROR"
-      filter      = "${local.worker_is} AND ${local.requests} AND metric.labels.response_code_class!=\"2xx\""
-      denominator = "${local.worker_is} AND ${local.requests}"
+      filter      = "${local.work_is} AND ${local.pushes} AND metric.labels.response_class!=\"ack\""
+      denominator = "${local.work_is} AND ${local.pushes}"
       aligner     = "ALIGN_DELTA"
       reducer     = "REDUCE_SUM"
       window      = "300s"
@@ -81,23 +90,50 @@ locals {
       threshold   = 0
       runbook     = "alert-expired-images"
     }
-    reconciler = {
-      title       = "Reconciler fails"
+    scheduler = {
+      title       = "Scheduled calls of the worker fail"
       severity    = "WARNING"
-      filter      = "resource.type=\"cloud_scheduler_job\" AND ${local.user_metric}/reconciler_failed\""
+      filter      = "resource.type=\"cloud_scheduler_job\" AND ${local.user_metric}/scheduler_failed\""
       denominator = null
       aligner     = "ALIGN_DELTA"
       reducer     = "REDUCE_SUM"
       window      = "600s"
       duration    = "600s"
       threshold   = 0
-      runbook     = "alert-reconciler"
+      runbook     = "alert-scheduler"
     }
+  }
+
+  # One for each channel: what is urgent for one is usual for another. That of notifications is more
+  # than all deliveries to a receiver that is down take together.
+  oldest_message_seconds = merge({
+    images-high   = 300
+    images-normal = 3600
+    images-low    = 21600
+    jobs          = 600
+    notifications = 25200
+  }, var.thresholds.oldest_message_seconds)
+  oldest_message = {
+    severity    = "ERROR"
+    denominator = null
+    aligner     = "ALIGN_MAX"
+    reducer     = "REDUCE_MAX"
+    window      = "60s"
+    duration    = "300s"
+    runbook     = "alert-oldest-message"
+  }
+  backlogs = {
+    for channel, filter in local.subscription_is :
+    "oldest_message_${channel}" => merge(local.oldest_message, {
+      title     = "Oldest message of ${channel} waits too long"
+      filter    = "${filter} AND metric.type=\"pubsub.googleapis.com/subscription/oldest_unacked_message_age\""
+      threshold = local.oldest_message_seconds[channel]
+    })
   }
 }
 
 resource "google_monitoring_alert_policy" "this" {
-  for_each = local.alerts
+  for_each = merge(local.alerts, local.backlogs)
 
   project               = var.project_id
   display_name          = "${var.prefix}: ${each.value.title}"
@@ -150,6 +186,7 @@ resource "google_monitoring_alert_policy" "this" {
   depends_on = [
     google_logging_metric.classification_time,
     google_logging_metric.counted,
-    google_logging_metric.reconciler_failed,
+    google_logging_metric.scheduler_failed,
+    google_logging_metric.upload_time,
   ]
 }

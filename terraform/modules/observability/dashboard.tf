@@ -1,4 +1,4 @@
-# One image's way from left to right and down: requests, queue, worker, results.
+# One image's way from left to right and down: requests, queue, worker, results; then jobs.
 locals {
   charts = [
     {
@@ -7,11 +7,11 @@ locals {
       lines = [{ filter = "${local.api_is} AND ${local.requests}", aligner = "ALIGN_RATE", reducer = "REDUCE_SUM", by = ["metric.label.response_code_class"], name = "" }]
     },
     {
-      title = "The API's answers: median and 99 of 100"
+      title = "The API's answers: the median, and 99 of 100 uploads"
       unit  = "ms"
       lines = [
         { filter = "${local.api_is} AND metric.type=\"run.googleapis.com/request_latencies\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_PERCENTILE_50", by = [], name = "median" },
-        { filter = "${local.api_is} AND metric.type=\"run.googleapis.com/request_latencies\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_PERCENTILE_99", by = [], name = "99 of 100" },
+        { filter = "${local.api_is} AND ${local.user_metric}/upload_time\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_PERCENTILE_99", by = [], name = "99 of 100 uploads" },
       ]
     },
     {
@@ -20,22 +20,22 @@ locals {
       lines = [{ filter = "${local.api_is} AND ${local.user_metric}/accepted\"", aligner = "ALIGN_RATE", reducer = "REDUCE_SUM", by = [], name = "accepted" }]
     },
     {
-      title = "Messages that wait"
+      title = "Messages that wait, by channel"
       unit  = "messages"
       lines = [
-        { filter = "${local.subscription_is} AND metric.type=\"pubsub.googleapis.com/subscription/num_undelivered_messages\"", aligner = "ALIGN_MEAN", reducer = "REDUCE_SUM", by = [], name = "images" },
+        { filter = "${local.messages_to} AND metric.type=\"pubsub.googleapis.com/subscription/num_undelivered_messages\"", aligner = "ALIGN_MEAN", reducer = "REDUCE_SUM", by = ["resource.label.subscription_id"], name = "" },
         { filter = "${local.letters_are} AND metric.type=\"pubsub.googleapis.com/subscription/num_undelivered_messages\"", aligner = "ALIGN_MEAN", reducer = "REDUCE_SUM", by = [], name = "dead letters" },
       ]
     },
     {
-      title = "Age of the oldest message"
+      title = "Age of the oldest message, by channel"
       unit  = "s"
-      lines = [{ filter = "${local.subscription_is} AND metric.type=\"pubsub.googleapis.com/subscription/oldest_unacked_message_age\"", aligner = "ALIGN_MAX", reducer = "REDUCE_MAX", by = [], name = "oldest" }]
+      lines = [{ filter = "${local.messages_to} AND metric.type=\"pubsub.googleapis.com/subscription/oldest_unacked_message_age\"", aligner = "ALIGN_MAX", reducer = "REDUCE_MAX", by = ["resource.label.subscription_id"], name = "" }]
     },
     {
-      title = "Deliveries, by answer"
+      title = "Deliveries, by channel and answer"
       unit  = "pushes/s"
-      lines = [{ filter = "${local.subscription_is} AND metric.type=\"pubsub.googleapis.com/subscription/push_request_count\"", aligner = "ALIGN_RATE", reducer = "REDUCE_SUM", by = ["metric.label.response_class"], name = "" }]
+      lines = [{ filter = "${local.messages_to} AND ${local.pushes}", aligner = "ALIGN_RATE", reducer = "REDUCE_SUM", by = ["resource.label.subscription_id", "metric.label.response_class"], name = "" }]
     },
     {
       title = "From the worker's door to the stored result"
@@ -77,6 +77,29 @@ locals {
         { filter = "${local.worker_is} AND ${local.user_metric}/expired\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_SUM", by = [], name = "expired" },
         { filter = "${local.worker_is} AND ${local.user_metric}/republished\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_SUM", by = [], name = "published again" },
         { filter = "${local.worker_is} AND ${local.user_metric}/lease_lost\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_SUM", by = [], name = "lease lost" },
+      ]
+    },
+    {
+      title = "Jobs accepted"
+      unit  = "jobs"
+      lines = [{ filter = "${local.api_is} AND ${local.user_metric}/jobs_accepted\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_SUM", by = [], name = "accepted" }]
+    },
+    {
+      title = "Jobs ended, by status"
+      unit  = "jobs"
+      lines = [
+        { filter = "${local.worker_is} AND ${local.user_metric}/jobs_completed\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_SUM", by = [], name = "completed" },
+        { filter = "${local.worker_is} AND ${local.user_metric}/jobs_ended\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_SUM", by = ["metric.label.status"], name = "" },
+        { filter = "${local.api_is} AND ${local.user_metric}/jobs_cancelled\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_SUM", by = [], name = "cancelled by its owner" },
+      ]
+    },
+    {
+      title = "Who is told of jobs"
+      unit  = "notifications"
+      lines = [
+        { filter = "${local.worker_is} AND ${local.user_metric}/webhooks_told\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_SUM", by = [], name = "webhooks" },
+        { filter = "${local.worker_is} AND ${local.user_metric}/webhooks_not_told\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_SUM", by = [], name = "webhooks, in vain" },
+        { filter = "${local.worker_is} AND ${local.user_metric}/emails_sent\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_SUM", by = [], name = "e-mail" },
       ]
     },
   ]
@@ -124,5 +147,5 @@ resource "google_monitoring_dashboard" "this" {
     }
   })
 
-  depends_on = [google_logging_metric.classification_time, google_logging_metric.counted]
+  depends_on = [google_logging_metric.classification_time, google_logging_metric.counted, google_logging_metric.upload_time]
 }

@@ -14,14 +14,21 @@ locals {
 
   # Lines that are counted, by the metric's name. label names a field to count by.
   counted = {
-    accepted     = { lines = local.api_lines, message = "accepted", label = null, means = "Uploads whose image is stored and whose message is published" }
-    classified   = { lines = local.worker_lines, message = "classified", label = null, means = "Images that got labels" }
-    refused      = { lines = local.worker_lines, message = "image refused", label = "code", means = "Images that cannot be classified" }
-    dead_letters = { lines = local.worker_lines, message = "dead letter", label = "code", means = "Images given up after their last delivery" }
-    unreadable   = { lines = local.worker_lines, message = "dead letter unreadable", label = null, means = "Dead letters that name no image" }
-    lease_lost   = { lines = local.worker_lines, message = "lease lost", label = null, means = "Results refused because another worker had taken over" }
-    republished  = { lines = local.worker_lines, message = "record republished", label = null, means = "Records that stood still and were published again" }
-    expired      = { lines = local.worker_expired_lines, message = "record ended", label = null, means = "Records given up after the retention" }
+    accepted          = { lines = local.api_lines, message = "accepted", label = null, means = "Uploads whose image is stored and whose message is published" }
+    classified        = { lines = local.worker_lines, message = "classified", label = null, means = "Images that got labels" }
+    refused           = { lines = local.worker_lines, message = "image refused", label = "code", means = "Images that cannot be classified" }
+    dead_letters      = { lines = local.worker_lines, message = "dead letter", label = "code", means = "Images given up after their last delivery" }
+    unreadable        = { lines = local.worker_lines, message = "dead letter unreadable", label = null, means = "Dead letters that name no image" }
+    lease_lost        = { lines = local.worker_lines, message = "lease lost", label = null, means = "Results refused because another worker had taken over" }
+    republished       = { lines = local.worker_lines, message = "record republished", label = null, means = "Records that stood still and were published again" }
+    jobs_accepted     = { lines = local.api_lines, message = "job accepted", label = null, means = "Jobs whose images are stored" }
+    jobs_completed    = { lines = local.worker_lines, message = "job completed", label = null, means = "Jobs none of whose images is open" }
+    jobs_ended        = { lines = local.worker_lines, message = "job ended", label = "status", means = "Jobs that the worker has ended before that" }
+    jobs_cancelled    = { lines = local.api_lines, message = "job ended", label = null, means = "Jobs that their owners have cancelled" }
+    webhooks_told     = { lines = local.worker_lines, message = "webhook told", label = null, means = "Notifications that a receiver took" }
+    webhooks_not_told = { lines = local.worker_lines, message = "webhook not told", label = null, means = "Notifications that a receiver did not take" }
+    emails_sent       = { lines = local.worker_lines, message = "e-mail sent", label = null, means = "Notifications that a mail server took" }
+    expired           = { lines = local.worker_expired_lines, message = "record ended", label = null, means = "Records given up after the retention" }
   }
 }
 
@@ -75,14 +82,39 @@ resource "google_logging_metric" "classification_time" {
   }
 }
 
+# Cloud Run's own latencies have streams of live updates in them, which last as long as they may. The
+# API's line has not; and a whole batch takes as long as its sender does.
+resource "google_logging_metric" "upload_time" {
+  project         = var.project_id
+  name            = "${var.prefix}/upload_time"
+  description     = "Milliseconds from the beginning of an image's upload to the answer"
+  filter          = "${local.api_lines} AND jsonPayload.message=\"request\" AND jsonPayload.method=\"POST\" AND NOT jsonPayload.path:\"/jobs/\""
+  value_extractor = "EXTRACT(jsonPayload.milliseconds)"
+
+  metric_descriptor {
+    metric_kind = "DELTA"
+    value_type  = "DISTRIBUTION"
+    unit        = "ms"
+  }
+
+  # From 1 ms to 100 s, each a third wider than the one before.
+  bucket_options {
+    exponential_buckets {
+      num_finite_buckets = 40
+      growth_factor      = 1.333
+      scale              = 1
+    }
+  }
+}
+
 # The scheduler reports on itself; its lines are Google's.
-resource "google_logging_metric" "reconciler_failed" {
+resource "google_logging_metric" "scheduler_failed" {
   project     = var.project_id
-  name        = "${var.prefix}/reconciler_failed"
-  description = "Calls of the reconciler that failed"
+  name        = "${var.prefix}/scheduler_failed"
+  description = "Scheduled calls of the worker that failed"
   filter = join(" AND ", [
     "resource.type=\"cloud_scheduler_job\"",
-    "resource.labels.job_id=\"${var.scheduler_job}\"",
+    "resource.labels.job_id=(${join(" OR ", [for name in var.scheduler_jobs : "\"${name}\""])})",
     "severity>=ERROR",
   ])
 

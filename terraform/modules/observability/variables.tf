@@ -18,9 +18,14 @@ variable "worker_service" {
   type        = string
 }
 
-variable "subscription" {
-  description = "Name of the images' push subscription"
-  type        = string
+variable "subscriptions" {
+  description = "Names of the push subscriptions, by their channels; dead letters aside"
+  type        = map(string)
+
+  validation {
+    condition     = contains(keys(var.subscriptions), "notifications")
+    error_message = "There is one of notifications, which have alerts of their own."
+  }
 }
 
 variable "dead_letter_subscription" {
@@ -28,9 +33,9 @@ variable "dead_letter_subscription" {
   type        = string
 }
 
-variable "scheduler_job" {
-  description = "Name of the job that calls the reconciler"
-  type        = string
+variable "scheduler_jobs" {
+  description = "Names of the jobs that call the worker regularly"
+  type        = list(string)
 }
 
 variable "alert_email" {
@@ -67,9 +72,10 @@ variable "runbook_url" {
 }
 
 variable "thresholds" {
-  description = "When alerts fire: seconds that the oldest message may wait; shares of failed requests, 0 to 1; seconds within which 99 of 100 answers come"
+  description = "When alerts fire: seconds that the oldest message may wait, by channel; notifications given up in an hour; shares of failed requests, 0 to 1; seconds within which 99 of 100 answers come"
   type = object({
-    oldest_message_seconds = optional(number, 600)
+    oldest_message_seconds = optional(map(number), {})
+    notifications_given_up = optional(number, 10)
     api_error_ratio        = optional(number, 0.02)
     worker_error_ratio     = optional(number, 0.1)
     api_p99_seconds        = optional(number, 10)
@@ -82,7 +88,17 @@ variable "thresholds" {
   }
 
   validation {
-    condition     = var.thresholds.oldest_message_seconds > 0 && var.thresholds.api_p99_seconds > 0
+    condition     = alltrue([for seconds in values(var.thresholds.oldest_message_seconds) : seconds > 0]) && var.thresholds.api_p99_seconds > 0
     error_message = "Times are above 0."
+  }
+
+  validation {
+    condition     = alltrue([for channel in keys(var.thresholds.oldest_message_seconds) : contains(keys(var.subscriptions), channel)])
+    error_message = "oldest_message_seconds are by channel, such as images-high."
+  }
+
+  validation {
+    condition     = var.thresholds.notifications_given_up >= 0
+    error_message = "Not below 0."
   }
 }

@@ -1,4 +1,4 @@
-# How a message is delivered: DeliveryPolicy and the paths of core/policy.py. A test reads both.
+# How a message is delivered: the policies, paths and channels of core. A test reads both.
 locals {
   attempts     = 10     # deliveries before a message is a dead letter
   min_backoff  = 2      # seconds after the first refusal; doubles each time
@@ -10,9 +10,46 @@ locals {
 
   dead_letter_retention = 2592000 # seconds a dead letter is kept
 
-  classify_path    = "/generate_annotations"
-  dead_letter_path = "/generate_annotations_dlq"
-  reconcile_path   = "/reconcile"
+  # A receiver of notifications may be down for hours.
+  notification_attempts    = 40
+  notification_min_backoff = 10
+  notification_max_backoff = 600
+
+  classify_path      = "/generate_annotations"
+  jobs_path          = "/jobs"
+  notifications_path = "/notifications"
+  dead_letter_path   = "/generate_annotations_dlq"
+  reconcile_path     = "/reconcile"
+  schedule_path      = "/schedule"
 
   reconcile_interval = max(1, local.stale_after / 2)
+
+  delivery = {
+    attempts     = local.attempts
+    min_backoff  = local.min_backoff
+    max_backoff  = local.max_backoff
+    ack_deadline = local.ack_deadline
+    retention    = local.retention
+  }
+  notification_delivery = merge(local.delivery, {
+    attempts    = local.notification_attempts
+    min_backoff = local.notification_min_backoff
+    max_backoff = local.notification_max_backoff
+    retention = max(
+      local.retention,
+      local.notification_attempts * local.notification_max_backoff + 3600,
+    )
+  })
+
+  # CHANNELS of core/channels.py: one topic and one push subscription each.
+  channels = {
+    images-high   = merge(local.delivery, { path = local.classify_path })
+    images-normal = merge(local.delivery, { path = local.classify_path })
+    images-low    = merge(local.delivery, { path = local.classify_path })
+    jobs          = merge(local.delivery, { path = local.jobs_path })
+    notifications = merge(local.notification_delivery, { path = local.notifications_path })
+  }
+
+  # Where messages of all others end that used up their deliveries.
+  dead_letters = merge(local.delivery, { name = "dead-letters", path = local.dead_letter_path })
 }

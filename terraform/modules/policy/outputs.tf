@@ -43,14 +43,29 @@ output "reconcile_interval" {
   value       = local.reconcile_interval
 }
 
-output "classify_path" {
-  description = "Where the worker takes messages"
-  value       = local.classify_path
+output "notification_attempts" {
+  description = "Deliveries of a notification before it is a dead letter"
+  value       = local.notification_attempts
 }
 
-output "dead_letter_path" {
-  description = "Where the worker takes dead letters"
-  value       = local.dead_letter_path
+output "notification_min_backoff" {
+  description = "Seconds after a notification's first refused delivery"
+  value       = local.notification_min_backoff
+}
+
+output "notification_max_backoff" {
+  description = "Most seconds between two deliveries of a notification"
+  value       = local.notification_max_backoff
+}
+
+output "channels" {
+  description = "For each channel that is published to: where the worker takes its messages, and how they are delivered"
+  value       = local.channels
+}
+
+output "dead_letters" {
+  description = "The same for the one channel of all dead letters, with its name"
+  value       = local.dead_letters
 }
 
 output "reconcile_path" {
@@ -66,4 +81,14 @@ output "reconcile_schedule" {
     condition     = local.reconcile_interval >= 60 && 3600 % local.reconcile_interval == 0
     error_message = "Cron knows whole minutes that divide an hour: change stale_after."
   }
+}
+
+output "schedule_path" {
+  description = "Where the worker looks for jobs that are due"
+  value       = local.schedule_path
+}
+
+output "schedule" {
+  description = "How often it does: every minute, the least that Cloud Scheduler knows"
+  value       = "* * * * *"
 }

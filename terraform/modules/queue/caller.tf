@@ -12,5 +12,5 @@ resource "google_service_account_iam_member" "push_token" {
   member             = local.pubsub_agent
 
   # Pub/Sub's account is made with the first topic of a project.
-  depends_on = [google_pubsub_topic.images]
+  depends_on = [google_pubsub_topic.channel]
 }

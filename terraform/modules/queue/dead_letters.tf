@@ -1,10 +1,10 @@
 resource "google_pubsub_topic" "dead_letters" {
-  #checkov:skip=CKV_GCP_83:Messages hold a hash and no image; Google's own encryption is enough
+  #checkov:skip=CKV_GCP_83:Messages hold names and no image; Google's own encryption is enough
   project = var.project_id
-  name    = var.names.dead_letter_topic
+  name    = local.dead_letters
 
   # So that letters the worker acknowledged can be delivered to it again, by seeking back.
-  message_retention_duration = "${var.policy.retention}s"
+  message_retention_duration = "${var.policy.dead_letters.retention}s"
 
   message_storage_policy {
     allowed_persistence_regions = [var.region]
@@ -21,14 +21,14 @@ resource "google_pubsub_topic_iam_member" "agent" {
 # A topic without a subscription loses what is sent to it.
 resource "google_pubsub_subscription" "dead_letters" {
   project = var.project_id
-  name    = var.names.dead_letter_subscription
+  name    = "${local.dead_letters}-push"
   topic   = google_pubsub_topic.dead_letters.id
 
-  ack_deadline_seconds       = var.policy.ack_deadline
-  message_retention_duration = "${var.policy.retention}s"
+  ack_deadline_seconds       = var.policy.dead_letters.ack_deadline
+  message_retention_duration = "${var.policy.dead_letters.retention}s"
 
   push_config {
-    push_endpoint = "${var.worker_url}${var.policy.dead_letter_path}"
+    push_endpoint = "${var.worker_url}${var.policy.dead_letters.path}"
 
     oidc_token {
       service_account_email = google_service_account.push.email
@@ -37,8 +37,8 @@ resource "google_pubsub_subscription" "dead_letters" {
   }
 
   retry_policy {
-    minimum_backoff = "${var.policy.min_backoff}s"
-    maximum_backoff = "${var.policy.max_backoff}s"
+    minimum_backoff = "${var.policy.dead_letters.min_backoff}s"
+    maximum_backoff = "${var.policy.dead_letters.max_backoff}s"
   }
 
   expiration_policy {

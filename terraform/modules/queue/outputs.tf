@@ -1,18 +1,13 @@
-output "topic" {
-  description = "Name of the topic, once the services may publish to it"
-  value       = google_pubsub_topic.images.name
+output "topic_prefix" {
+  description = "What the topics' names begin with, once the services may publish to them"
+  value       = var.names.prefix
 
   depends_on = [google_pubsub_topic_iam_member.publisher, google_pubsub_topic_iam_member.viewer]
 }
 
-output "subscription" {
-  description = "Name of the push subscription"
-  value       = google_pubsub_subscription.images.name
-}
-
-output "dead_letter_topic" {
-  description = "Name of the topic of the dead letters"
-  value       = google_pubsub_topic.dead_letters.name
+output "subscriptions" {
+  description = "Names of the push subscriptions, by their channels; dead letters aside"
+  value       = { for channel, subscription in google_pubsub_subscription.channel : channel => subscription.name }
 }
 
 output "dead_letter_subscription" {
@@ -25,7 +20,7 @@ output "push_account" {
   value       = google_service_account.push.email
 }
 
-output "scheduler_job" {
-  description = "Name of the job that calls the reconciler"
-  value       = google_cloud_scheduler_job.reconciler.name
+output "scheduler_jobs" {
+  description = "Names of the jobs that call the worker regularly"
+  value       = [for call in google_cloud_scheduler_job.call : call.name]
 }

@@ -14,54 +14,61 @@ variable "region" {
 }
 
 variable "names" {
-  description = "Names of topics, subscriptions and the account that pushes"
+  description = "The account that pushes, and what names of topics, subscriptions and scheduled calls begin with"
   type = object({
-    topic                    = string
-    subscription             = string
-    dead_letter_topic        = string
-    dead_letter_subscription = string
-    push                     = string
-    prefix                   = string
+    push   = string
+    prefix = string
   })
 }
 
 variable "policy" {
-  description = "How messages are delivered: the outputs of module policy"
+  description = "The channels, how their messages are delivered, and when the worker is called: the outputs of module policy"
   type = object({
-    attempts           = number
-    min_backoff        = number
-    max_backoff        = number
-    ack_deadline       = number
-    retention          = number
+    channels = map(object({
+      path         = string
+      attempts     = number
+      min_backoff  = number
+      max_backoff  = number
+      ack_deadline = number
+      retention    = number
+    }))
+    dead_letters = object({
+      name         = string
+      path         = string
+      min_backoff  = number
+      max_backoff  = number
+      ack_deadline = number
+      retention    = number
+    })
     reconcile_schedule = string
-    classify_path      = string
-    dead_letter_path   = string
     reconcile_path     = string
+    schedule           = string
+    schedule_path      = string
   })
 
   validation {
-    condition     = var.policy.attempts >= 5 && var.policy.attempts <= 100
+    condition     = alltrue([for channel in values(var.policy.channels) : channel.attempts >= 5 && channel.attempts <= 100])
     error_message = "Pub/Sub makes 5 to 100 attempts."
   }
 
   validation {
-    condition     = var.policy.ack_deadline >= 10 && var.policy.ack_deadline <= 600
+    condition     = alltrue([for channel in concat(values(var.policy.channels), [var.policy.dead_letters]) : channel.ack_deadline >= 10 && channel.ack_deadline <= 600])
     error_message = "Pub/Sub waits 10 to 600 seconds for an answer."
   }
 
   validation {
-    condition     = var.policy.min_backoff >= 0 && var.policy.min_backoff <= var.policy.max_backoff && var.policy.max_backoff <= 600
+    condition     = alltrue([for channel in concat(values(var.policy.channels), [var.policy.dead_letters]) : channel.min_backoff >= 0 && channel.min_backoff <= channel.max_backoff && channel.max_backoff <= 600])
     error_message = "Pub/Sub waits 0 to 600 seconds between attempts, the minimum not above the maximum."
   }
 
   validation {
-    condition     = var.policy.retention >= 600 && var.policy.retention <= 2678400
+    condition     = alltrue([for channel in concat(values(var.policy.channels), [var.policy.dead_letters]) : channel.retention >= 600 && channel.retention <= 2678400])
     error_message = "Pub/Sub keeps messages 10 minutes to 31 days."
   }
 }
 
 variable "publishers" {
-  description = "E-mails of the accounts that publish and look whether the topic is there, by any name"
+  description = "E-mails of the accounts that publish and look whether the topics are there, by any name"
   type        = map(string)
 }
 

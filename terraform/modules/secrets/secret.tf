@@ -20,12 +20,8 @@ ephemeral "random_password" "value" {
 resource "google_secret_manager_secret_version" "this" {
   for_each = var.secrets
 
-  secret = google_secret_manager_secret.this[each.key].id
-  secret_data_wo = (
-    each.value.format == "whsec"
-    ? "whsec_${base64encode(ephemeral.random_password.value[each.key].result)}"
-    : ephemeral.random_password.value[each.key].result
-  )
+  secret                 = google_secret_manager_secret.this[each.key].id
+  secret_data_wo         = ephemeral.random_password.value[each.key].result
   secret_data_wo_version = each.value.version
 
   # The revision before the change still reads the old value, and a roll-back needs it.
@@ -37,8 +33,13 @@ resource "google_secret_manager_secret_version" "this" {
 }
 
 locals {
+  # Names that are known before the secrets are made.
+  names = merge(
+    { for name in keys(var.secrets) : name => "${var.prefix}-${name}" },
+    { for name, given in var.given : name => given.secret },
+  )
   grants = {
-    for pair in setproduct(keys(var.secrets), keys(var.readers)) :
+    for pair in setproduct(keys(local.names), keys(var.readers)) :
     "${pair[0]}/${pair[1]}" => { secret = pair[0], reader = pair[1] }
   }
 }
@@ -47,7 +48,9 @@ resource "google_secret_manager_secret_iam_member" "reader" {
   for_each = local.grants
 
   project   = var.project_id
-  secret_id = google_secret_manager_secret.this[each.value.secret].secret_id
+  secret_id = local.names[each.value.secret]
   role      = "roles/secretmanager.secretAccessor"
   member    = "serviceAccount:${var.readers[each.value.reader]}"
+
+  depends_on = [google_secret_manager_secret.this]
 }

@@ -9,10 +9,9 @@ variable "prefix" {
 }
 
 variable "secrets" {
-  description = "Secrets to make. A higher version makes a new value; format is text, or whsec for a Standard Webhooks key"
+  description = "Secrets to make. A higher version makes a new value"
   type = map(object({
     version = optional(number, 1)
-    format  = optional(string, "text")
   }))
 
   validation {
@@ -21,13 +20,27 @@ variable "secrets" {
   }
 
   validation {
-    condition     = alltrue([for secret in values(var.secrets) : contains(["text", "whsec"], secret.format)])
-    error_message = "A format is text or whsec."
+    condition     = alltrue([for secret in values(var.secrets) : secret.version >= 1])
+    error_message = "Versions begin at 1."
+  }
+}
+
+variable "given" {
+  description = "Secrets that are there already, of this project, since others know their values: what they are called here, their names, and which version is read"
+  type = map(object({
+    secret  = string
+    version = string
+  }))
+  default = {}
+
+  validation {
+    condition     = alltrue([for name in keys(var.given) : !contains(keys(var.secrets), name)])
+    error_message = "A secret is either made or given."
   }
 
   validation {
-    condition     = alltrue([for secret in values(var.secrets) : secret.version >= 1])
-    error_message = "Versions begin at 1."
+    condition     = alltrue([for given in values(var.given) : can(regex("^[A-Za-z0-9_-]{1,255}$", given.secret)) && can(regex("^(latest|[1-9][0-9]*)$", given.version))])
+    error_message = "A secret's name without its project; a version's number, or latest."
   }
 }
 

@@ -6,12 +6,9 @@ locals {
     DATASTORE_DATABASE   = var.database
     BUCKET               = var.bucket
 
-    TOPIC                    = var.queue.topic
-    SUBSCRIPTION             = var.queue.subscription
-    DEAD_LETTER_TOPIC        = var.queue.dead_letter_topic
-    DEAD_LETTER_SUBSCRIPTION = var.queue.dead_letter_subscription
-    PUSH_AUDIENCE            = var.queue.push_audience
-    PUSH_SERVICE_ACCOUNT     = var.queue.push_account
+    TOPIC_PREFIX         = var.queue.topic_prefix
+    PUSH_AUDIENCE        = var.queue.push_audience
+    PUSH_SERVICE_ACCOUNT = var.queue.push_account
 
     DELIVERY_ATTEMPTS    = tostring(var.policy.attempts)
     MIN_BACKOFF_SECONDS  = tostring(var.policy.min_backoff)
@@ -23,10 +20,20 @@ locals {
 
     DEAD_LETTER_RETENTION_SECONDS = tostring(var.policy.dead_letter_retention)
 
+    NOTIFICATION_ATTEMPTS            = tostring(var.policy.notification_attempts)
+    NOTIFICATION_MIN_BACKOFF_SECONDS = tostring(var.policy.notification_min_backoff)
+    NOTIFICATION_MAX_BACKOFF_SECONDS = tostring(var.policy.notification_max_backoff)
+
     LOG_FORMAT = "json"
     LOG_LEVEL  = var.log_level
     TRACES     = "gcp"
     METRICS    = tostring(var.metrics)
+  }
+
+  # Only where e-mail is sent.
+  email = {
+    EMAIL_FROM            = try(var.email.from, "")
+    EMAIL_ALLOWED_DOMAINS = try(join(",", var.email.allowed_domains), "")
   }
 
   api = {
@@ -34,6 +41,8 @@ locals {
     PUBLIC_URL = var.public_url
     # Without keys it is Cloud Run's IAM that asks who calls.
     ALLOW_PUBLIC = tostring(var.api_keys == "off")
+    # Each holds one of the requests that an instance takes at once.
+    MAX_STREAMS = tostring(var.api_streams)
   }
 
   worker = {

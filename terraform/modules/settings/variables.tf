@@ -15,6 +15,10 @@ variable "policy" {
     stale_after  = number
 
     dead_letter_retention = number
+
+    notification_attempts    = number
+    notification_min_backoff = number
+    notification_max_backoff = number
   })
 }
 
@@ -29,14 +33,11 @@ variable "database" {
 }
 
 variable "queue" {
-  description = "Names of topics and subscriptions, and who pushes with which audience"
+  description = "What the names of topics and subscriptions begin with, and who pushes with which audience"
   type = object({
-    topic                    = string
-    subscription             = string
-    dead_letter_topic        = string
-    dead_letter_subscription = string
-    push_audience            = string
-    push_account             = string
+    topic_prefix  = string
+    push_audience = string
+    push_account  = string
   })
 }
 
@@ -58,6 +59,30 @@ variable "worker_cpus" {
   validation {
     condition     = var.worker_cpus >= 1 && floor(var.worker_cpus) == var.worker_cpus
     error_message = "A whole number of CPUs."
+  }
+}
+
+variable "api_streams" {
+  description = "Streams of live updates that an instance of the API holds at once; 0 for none"
+  type        = number
+
+  validation {
+    condition     = var.api_streams >= 0 && floor(var.api_streams) == var.api_streams
+    error_message = "A whole number, not below 0."
+  }
+}
+
+variable "email" {
+  description = "Sender of e-mail, and the domains that it goes to (none: the sender's own; * any); null where none is sent"
+  type = object({
+    from            = string
+    allowed_domains = optional(list(string), [])
+  })
+  default = null
+
+  validation {
+    condition     = var.email == null ? true : can(regex("^[^@\\s]+@[^@\\s]+$", var.email.from))
+    error_message = "An e-mail address."
   }
 }
 

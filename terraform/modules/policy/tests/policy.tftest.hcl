@@ -30,3 +30,22 @@ run "order" {
     error_message = "Messages are kept longer than all their attempts take."
   }
 }
+
+run "channels" {
+  command = plan
+
+  assert {
+    condition     = alltrue([for each in output.channels : each.attempts >= 5 && each.attempts <= 100 && each.max_backoff <= 600 && each.retention <= 2678400])
+    error_message = "Every channel keeps within Pub/Sub's bounds."
+  }
+
+  assert {
+    condition     = alltrue([for each in output.channels : each.retention > each.attempts * each.max_backoff])
+    error_message = "Messages of every channel are kept longer than all their attempts take."
+  }
+
+  assert {
+    condition     = !contains(keys(output.channels), output.dead_letters.name)
+    error_message = "Dead letters are nobody's to publish."
+  }
+}

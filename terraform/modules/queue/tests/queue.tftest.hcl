@@ -7,56 +7,84 @@ variables {
   worker_url     = "https://worker.example.run.app"
   push_audience  = "https://worker.internal"
   publishers     = { api = "api@example.iam.gserviceaccount.com", worker = "worker@example.iam.gserviceaccount.com" }
-  names = {
-    topic                    = "images"
-    subscription             = "images-push"
-    dead_letter_topic        = "letters"
-    dead_letter_subscription = "letters-push"
-    push                     = "glimpse-push"
-    prefix                   = "glimpse"
+  names          = { push = "glimpse-push", prefix = "glimpse" }
+}
+
+run "policy" {
+  command = plan
+  module {
+    source = "../policy"
   }
-  policy = {
-    attempts           = 10
-    min_backoff        = 2
-    max_backoff        = 120
-    ack_deadline       = 60
-    retention          = 604800
-    reconcile_schedule = "*/5 * * * *"
-    classify_path      = "/generate_annotations"
-    dead_letter_path   = "/generate_annotations_dlq"
-    reconcile_path     = "/reconcile"
+}
+
+run "channels" {
+  command = plan
+  variables {
+    policy = run.policy
+  }
+
+  assert {
+    condition     = sort([for each in google_pubsub_topic.channel : each.name]) == tolist(["glimpse-images-high", "glimpse-images-low", "glimpse-images-normal", "glimpse-jobs", "glimpse-notifications"])
+    error_message = "A topic for each channel."
+  }
+
+  assert {
+    condition     = alltrue([for channel, each in google_pubsub_subscription.channel : each.name == "glimpse-${channel}-push"])
+    error_message = "And a push subscription."
+  }
+
+  assert {
+    condition     = google_pubsub_topic.dead_letters.name == "glimpse-dead-letters" && google_pubsub_subscription.dead_letters.name == "glimpse-dead-letters-push"
+    error_message = "And one of each for the dead letters of all."
   }
 }
 
 run "delivery" {
   command = plan
+  variables {
+    policy = run.policy
+  }
 
   assert {
-    condition     = google_pubsub_subscription.images.ack_deadline_seconds == 60 && google_pubsub_subscription.images.message_retention_duration == "604800s"
+    condition     = alltrue([for each in google_pubsub_subscription.channel : each.ack_deadline_seconds == 60 && each.message_retention_duration == "604800s"])
     error_message = "Deadline and retention are the policy's."
   }
 
   assert {
-    condition     = google_pubsub_subscription.images.dead_letter_policy[0].max_delivery_attempts == 10
+    condition     = { for channel, each in google_pubsub_subscription.channel : channel => each.dead_letter_policy[0].max_delivery_attempts } == { images-high = 10, images-normal = 10, images-low = 10, jobs = 10, notifications = 40 }
     error_message = "So many attempts as the policy says."
   }
 
   assert {
-    condition     = google_pubsub_subscription.images.retry_policy[0].minimum_backoff == "2s" && google_pubsub_subscription.images.retry_policy[0].maximum_backoff == "120s"
+    condition     = google_pubsub_subscription.channel["images-high"].retry_policy[0].minimum_backoff == "2s" && google_pubsub_subscription.channel["images-high"].retry_policy[0].maximum_backoff == "120s"
     error_message = "The backoff is the policy's."
   }
 
   assert {
-    condition     = google_pubsub_subscription.images.expiration_policy[0].ttl == "" && google_pubsub_subscription.dead_letters.expiration_policy[0].ttl == ""
+    condition     = google_pubsub_subscription.channel["notifications"].retry_policy[0].minimum_backoff == "10s" && google_pubsub_subscription.channel["notifications"].retry_policy[0].maximum_backoff == "600s"
+    error_message = "A receiver of notifications has more time."
+  }
+
+  assert {
+    condition     = alltrue([for each in concat(values(google_pubsub_subscription.channel), [google_pubsub_subscription.dead_letters]) : each.expiration_policy[0].ttl == ""])
     error_message = "No subscription expires."
   }
 }
 
 run "worker_is_called_with_a_token" {
   command = plan
+  variables {
+    policy = run.policy
+  }
 
   assert {
-    condition     = google_pubsub_subscription.images.push_config[0].push_endpoint == "https://worker.example.run.app/generate_annotations"
+    condition = { for channel, each in google_pubsub_subscription.channel : channel => trimprefix(each.push_config[0].push_endpoint, "https://worker.example.run.app") } == {
+      images-high   = "/generate_annotations"
+      images-normal = "/generate_annotations"
+      images-low    = "/generate_annotations"
+      jobs          = "/jobs"
+      notifications = "/notifications"
+    }
     error_message = "Messages go to the worker."
   }
 
@@ -66,19 +94,25 @@ run "worker_is_called_with_a_token" {
   }
 
   assert {
-    condition = alltrue([
-      for audience in [
-        google_pubsub_subscription.images.push_config[0].oidc_token[0].audience,
-        google_pubsub_subscription.dead_letters.push_config[0].oidc_token[0].audience,
-        google_cloud_scheduler_job.reconciler.http_target[0].oidc_token[0].audience,
-      ] : audience == "https://worker.internal"
-    ])
-    error_message = "All three state the audience."
+    condition     = { for name, each in google_cloud_scheduler_job.call : "${each.name} ${each.schedule}" => each.http_target[0].uri } == { "glimpse-reconcile */5 * * * *" = "https://worker.example.run.app/reconcile", "glimpse-schedule * * * * *" = "https://worker.example.run.app/schedule" }
+    error_message = "The scheduler calls it as well."
+  }
+
+  assert {
+    condition = alltrue(concat(
+      [for each in google_pubsub_subscription.channel : each.push_config[0].oidc_token[0].audience == "https://worker.internal"],
+      [for each in google_cloud_scheduler_job.call : each.http_target[0].oidc_token[0].audience == "https://worker.internal"],
+      [google_pubsub_subscription.dead_letters.push_config[0].oidc_token[0].audience == "https://worker.internal"],
+    ))
+    error_message = "All of them state the audience."
   }
 }
 
 run "dead_lettering_is_granted" {
   command = plan
+  variables {
+    policy = run.policy
+  }
 
   assert {
     condition     = google_pubsub_topic_iam_member.agent.member == "serviceAccount:service-123456789012@gcp-sa-pubsub.iam.gserviceaccount.com"
@@ -86,25 +120,27 @@ run "dead_lettering_is_granted" {
   }
 
   assert {
-    condition     = google_pubsub_subscription_iam_member.agent.role == "roles/pubsub.subscriber"
+    condition     = { for channel, each in google_pubsub_subscription_iam_member.agent : channel => each.role } == { for channel, each in google_pubsub_subscription.channel : channel => "roles/pubsub.subscriber" }
     error_message = "And acknowledges what it moved."
+  }
+}
+
+run "both_services_publish_to_every_channel" {
+  command = plan
+  variables {
+    policy = run.policy
+  }
+
+  assert {
+    condition     = length(google_pubsub_topic_iam_member.publisher) == 10 && length(google_pubsub_topic_iam_member.viewer) == 10
+    error_message = "Five channels, two services."
   }
 }
 
 run "too_few_attempts" {
   command = plan
   variables {
-    policy = {
-      attempts           = 4
-      min_backoff        = 2
-      max_backoff        = 120
-      ack_deadline       = 60
-      retention          = 604800
-      reconcile_schedule = "*/5 * * * *"
-      classify_path      = "/generate_annotations"
-      dead_letter_path   = "/generate_annotations_dlq"
-      reconcile_path     = "/reconcile"
-    }
+    policy = merge(run.policy, { channels = { jobs = merge(run.policy.channels.jobs, { attempts = 4 }) } })
   }
   expect_failures = [var.policy]
 }

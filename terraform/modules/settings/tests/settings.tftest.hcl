@@ -3,6 +3,7 @@ variables {
   bucket      = "example-bucket"
   database    = "glimpse"
   worker_cpus = 2
+  api_streams = 160
   policy = {
     attempts     = 10
     min_backoff  = 2
@@ -13,14 +14,15 @@ variables {
     stale_after  = 600
 
     dead_letter_retention = 2592000
+
+    notification_attempts    = 40
+    notification_min_backoff = 10
+    notification_max_backoff = 600
   }
   queue = {
-    topic                    = "images"
-    subscription             = "images-push"
-    dead_letter_topic        = "letters"
-    dead_letter_subscription = "letters-push"
-    push_audience            = "https://worker.internal"
-    push_account             = "push@example-project.iam.gserviceaccount.com"
+    topic_prefix  = "glimpse"
+    push_audience = "https://worker.internal"
+    push_account  = "push@example-project.iam.gserviceaccount.com"
   }
 }
 
@@ -63,6 +65,53 @@ run "extra_wins" {
     condition     = output.api.LOG_LEVEL == "debug" && output.worker.LOG_LEVEL == "debug"
     error_message = "Further settings win over ours."
   }
+}
+
+run "streams_are_the_apis" {
+  command = plan
+
+  assert {
+    condition     = output.api.MAX_STREAMS == "160" && !contains(keys(output.worker), "MAX_STREAMS")
+    error_message = "As many streams as the API is given requests for."
+  }
+}
+
+run "no_email_by_default" {
+  command = plan
+
+  assert {
+    condition     = !contains(keys(output.api), "EMAIL_FROM") && !contains(keys(output.worker), "EMAIL_FROM")
+    error_message = "Without a sender there is no e-mail."
+  }
+}
+
+run "email" {
+  command = plan
+
+  variables {
+    email = { from = "glimpse@example.com", allowed_domains = ["example.com", "example.org"] }
+  }
+
+  assert {
+    condition     = output.worker.EMAIL_FROM == "glimpse@example.com" && output.api.EMAIL_ALLOWED_DOMAINS == "example.com,example.org"
+    error_message = "The API checks addresses, the worker writes to them."
+  }
+}
+
+run "no_sender" {
+  command = plan
+  variables {
+    email = { from = "glimpse" }
+  }
+  expect_failures = [var.email]
+}
+
+run "half_a_stream" {
+  command = plan
+  variables {
+    api_streams = 0.5
+  }
+  expect_failures = [var.api_streams]
 }
 
 run "half_a_cpu" {

@@ -1,14 +1,17 @@
-resource "google_pubsub_subscription" "images" {
+# One for each channel: what is slow or fails on one delays nothing on another.
+resource "google_pubsub_subscription" "channel" {
+  for_each = var.policy.channels
+
   project = var.project_id
-  name    = var.names.subscription
-  topic   = google_pubsub_topic.images.id
+  name    = "${var.names.prefix}-${each.key}-push"
+  topic   = google_pubsub_topic.channel[each.key].id
 
   # Also the time limit of one push.
-  ack_deadline_seconds       = var.policy.ack_deadline
-  message_retention_duration = "${var.policy.retention}s"
+  ack_deadline_seconds       = each.value.ack_deadline
+  message_retention_duration = "${each.value.retention}s"
 
   push_config {
-    push_endpoint = "${var.worker_url}${var.policy.classify_path}"
+    push_endpoint = "${var.worker_url}${each.value.path}"
 
     oidc_token {
       service_account_email = google_service_account.push.email
@@ -17,13 +20,13 @@ resource "google_pubsub_subscription" "images" {
   }
 
   retry_policy {
-    minimum_backoff = "${var.policy.min_backoff}s"
-    maximum_backoff = "${var.policy.max_backoff}s"
+    minimum_backoff = "${each.value.min_backoff}s"
+    maximum_backoff = "${each.value.max_backoff}s"
   }
 
   dead_letter_policy {
     dead_letter_topic     = google_pubsub_topic.dead_letters.id
-    max_delivery_attempts = var.policy.attempts
+    max_delivery_attempts = each.value.attempts
   }
 
   # An idle subscription would be deleted after 31 days.
@@ -36,8 +39,10 @@ resource "google_pubsub_subscription" "images" {
 
 # Without it Pub/Sub does not count deliveries, and nothing ever becomes a dead letter.
 resource "google_pubsub_subscription_iam_member" "agent" {
+  for_each = var.policy.channels
+
   project      = var.project_id
-  subscription = google_pubsub_subscription.images.name
+  subscription = google_pubsub_subscription.channel[each.key].name
   role         = "roles/pubsub.subscriber"
   member       = local.pubsub_agent
 }
