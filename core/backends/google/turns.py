@@ -12,6 +12,10 @@ class Turns:
     def __init__(self) -> None:
         self._locks: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
 
+    def taken(self, key: Hashable) -> bool:
+        lock = self._locks.get(key)
+        return lock is not None and lock.locked()
+
     @asynccontextmanager
     async def turn(self, key: Hashable, patience: float) -> AsyncIterator[None]:
         """One at a time for `key`. Raises TimeoutError after `patience` seconds of waiting."""
