@@ -26,8 +26,8 @@ class RequestContext:
     """Plain ASGI middleware (a `BaseHTTPMiddleware` would cost a task for each request).
 
     The current span continues the caller's trace context if that is well-formed, and begins a trace
-    otherwise. Reads that succeed are logged at debug, everything else at info. Requests for
-    `untraced` paths record no span of their own.
+    otherwise. Reads that succeed are logged at debug, and so are requests for `quiet` paths,
+    everything else at info. Requests for `untraced` paths record no span of their own.
 
     Every answer carries `headers`, and what `add_headers` added. A policy for its content that the
     answer brings itself stays the only one.
@@ -39,6 +39,7 @@ class RequestContext:
         observation: Observation | None = None,
         untraced: Collection[str] = UNTRACED,
         headers: RawHeaders = (),
+        quiet: Collection[str] = (),
     ) -> None:
         self.app = app
         self.headers = headers
@@ -46,6 +47,7 @@ class RequestContext:
         self._observation = observation or Observation()
         self._metrics = self._observation.metrics
         self._untraced = frozenset(untraced)
+        self._quiet = frozenset(quiet)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -84,8 +86,8 @@ class RequestContext:
             metrics.answered(method, template, status, seconds)
             if span.recording:
                 _end(span, method, scope, template, status)
-            read = method in ("GET", "HEAD") and status < 400
-            (log.debug if read else log.info)(
+            read = method in ("GET", "HEAD") or scope["path"] in self._quiet
+            (log.debug if read and status < 400 else log.info)(
                 "request",
                 method=method,
                 path=scope["path"],

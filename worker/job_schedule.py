@@ -17,6 +17,7 @@ from core.policy import JobPolicy
 from core.ports import JobStep
 from core.publishing import publish
 from core.records import RecordError
+from core.tracing import NO_TRACER, Inside, Kind, Tracer
 from worker.workbench import Workbench
 
 log = structlog.get_logger(__name__)
@@ -24,7 +25,9 @@ log = structlog.get_logger(__name__)
 JOBS = 200  # most that one run looks after, so that it ends in time
 
 
-async def look_after_jobs(bench: Workbench, now: datetime, limit: int = JOBS) -> dict[str, int]:
+async def look_after_jobs(
+    bench: Workbench, now: datetime, limit: int = JOBS, tracer: Tracer = NO_TRACER
+) -> dict[str, int]:
     """Do what is due of at most `limit` jobs; how many were begun, cancelled and so on.
 
     Raises Unavailable, after which the rest are still due and wait for the next run. What has come
@@ -38,7 +41,8 @@ async def look_after_jobs(bench: Workbench, now: datetime, limit: int = JOBS) ->
             continue  # another took it, or the job has moved on
         seen = replace(mine, wake_at=job.wake_at)
         action = jobs.due_action(seen, now, bench.jobs)
-        await _act(action, mine, bench)
+        with Inside(tracer.begin(f"{action.value} job", Kind.INTERNAL, "")):
+            await _act(action, mine, bench)
         if action is not Action.WAIT:
             counts[action.value] += 1
             log.info("job looked after", action=action.value, job=job.key.id, tenant=job.key.tenant)

@@ -11,7 +11,13 @@ from core.backends import BackendOpener, open_backend
 from core.clock import Clock, utc_now
 from core.health import Check, health_routes
 from core.observation import FASTAPI_TELEMETRY, Observation
-from core.policy import CLASSIFY_PATH, DEAD_LETTER_PATH, JOBS_PATH, NOTIFICATIONS_PATH
+from core.policy import (
+    CLASSIFY_PATH,
+    DEAD_LETTER_PATH,
+    JOBS_PATH,
+    NOTIFICATIONS_PATH,
+    SCHEDULE_PATH,
+)
 from core.problems import install_problem_handlers
 from core.request_context import UNTRACED, RequestContext
 from core.settings import Settings
@@ -84,9 +90,15 @@ def create_app(
         lifespan=lifespan,
         telemetry=FASTAPI_TELEMETRY,
     )
-    # A delivery has a span of its own, in its message's trace.
-    untraced = (*UNTRACED, CLASSIFY_PATH, JOBS_PATH, NOTIFICATIONS_PATH, DEAD_LETTER_PATH)
-    app.add_middleware(RequestContext, observation=observation, untraced=untraced)
+    # A delivery has a span of its own, in its message's trace. The schedule is asked for every
+    # second: what is done about a job has a span and a line of its own.
+    pushed = (CLASSIFY_PATH, JOBS_PATH, NOTIFICATIONS_PATH, DEAD_LETTER_PATH)
+    app.add_middleware(
+        RequestContext,
+        observation=observation,
+        untraced=(*UNTRACED, *pushed, SCHEDULE_PATH),
+        quiet=(SCHEDULE_PATH,),
+    )
     install_problem_handlers(app)
     # Taken over one by one: what `include_router` builds is matched twice for each request.
     guard = push_guard(settings)

@@ -163,7 +163,7 @@ def push_routes(
     @admitted
     async def look_after_due_jobs(request: Request) -> Response:
         here = bench()
-        counts = await look_after_jobs(here, here.clock())
+        counts = await look_after_jobs(here, here.clock(), tracer=observation.tracer)
         return Response(json.dumps(counts).encode(), media_type="application/json")
 
     return router

@@ -17,7 +17,7 @@ from core.records import Record, RecordKey, Status, new_record
 from core.settings import Settings
 from tests.contract.clock import MovableClock
 from tests.support.pictures import picture, sha256
-from worker.reconciliation import reconcile
+from worker.reconciliation import OUTCOMES, reconcile
 
 MODEL = "m@0123456789ab"
 
@@ -28,14 +28,19 @@ class Counting:
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
         self.system = publisher.system
-        self.published: list[RecordKey] = []
+        self.messages: list[Message] = []
+
+    @property
+    def published(self) -> list[RecordKey]:
+        """The images of the messages, which are all of that kind."""
+        assert all(isinstance(message, ClassifyImage) for message in self.messages)
+        return [message.key for message in self.messages if isinstance(message, ClassifyImage)]
 
     def topic(self, channel: Channel) -> str:
         return self._publisher.topic(channel)
 
     async def publish(self, message: Message) -> str:
-        assert isinstance(message, ClassifyImage)
-        self.published.append(message.key)
+        self.messages.append(message)
         return await self._publisher.publish(message)
 
     async def ping(self) -> None:
@@ -158,5 +163,5 @@ async def test_dead_letters_past_their_retention_are_purged(
     young, _ = await aged(counted.dead_letters, clock, 2)
     now = young.died_at + timedelta(seconds=settings.delivery.dead_letter_retention)
     counts = await reconcile(counted, settings.delivery, now)
-    assert counts == {"republished": 0, "lost": 0, "expired": 0, "skipped": 0, "purged": 1}
+    assert counts == dict.fromkeys(OUTCOMES, 0) | {"purged": 1}
     assert await counted.dead_letters.list(PUBLIC, 10) == [young]

@@ -11,7 +11,9 @@ from core.dead_letters.__main__ import run
 from core.dead_letters.letter import DeadLetter, LetterFilter, letter_id
 from core.dead_letters.replay import Replay, replay, replay_all
 from core.errors import NotFound, Unavailable
-from core.messages import ClassifyImage
+from core.jobs import JobKey, cancelled, new_job, new_job_id, sealed
+from core.messages import ClassifyImage, Message, Notify, RunJob
+from core.priority import Priority
 from core.records import Annotation, Record, RecordError, RecordKey, Status, new_record
 from core.settings import Settings
 from tests.contract.clock import MovableClock
@@ -45,7 +47,16 @@ async def died(
     await backend.blobs.put(key.blob_name, image, "image/jpeg")
     await backend.records.advance(key, Status.PENDING, Status.QUEUED)
     clock.move(60)
-    attributes = ClassifyImage(key).attributes()
+    letter = await kept(backend, clock, ClassifyImage(key))
+    if buried:
+        assert await backend.records.fail(key, ERROR, submitted_by=letter.died_at)
+    clock.move(60)
+    return key, letter
+
+
+async def kept(backend: Backend, clock: MovableClock, message: Message) -> DeadLetter:
+    """The letter of a message that died just now."""
+    attributes = message.attributes()
     letter = DeadLetter(
         id=letter_id(attributes, b"", "1"),
         tenant="public",
@@ -59,10 +70,7 @@ async def died(
         died_at=clock(),
     )
     assert await backend.dead_letters.add(letter)
-    if buried:
-        assert await backend.records.fail(key, ERROR, submitted_by=letter.died_at)
-    clock.move(60)
-    return key, letter
+    return letter
 
 
 async def record_of(backend: Backend, key: RecordKey) -> Record:
@@ -99,6 +107,53 @@ async def test_a_replay_is_a_new_attempt_with_a_message(
     assert await replay(counted, "public", letter.id) is Replay.RESOLVED
     assert counting.published == [key]
     await succeed(counted, settings, key)
+
+
+async def test_an_item_of_a_job_is_tried_again_for_its_image_alone(
+    counted: Backend, counting: Counting, clock: MovableClock
+) -> None:
+    """The item was settled when its message died."""
+    image, job = picture(1), new_job_id()
+    key = RecordKey("public", sha256(image), MODEL)
+    await counted.records.create(new_record(key, clock(), Priority.LOW, job))
+    await counted.blobs.put(key.blob_name, image, "image/jpeg")
+    letter = await kept(counted, clock, ClassifyImage(key, "", Priority.LOW, job, 7))
+    assert await counted.records.fail(key, ERROR)
+    assert await replay(counted, "public", letter.id) is Replay.REPLAYED
+    assert [replace(each, traceparent="") for each in counting.messages] == [
+        ClassifyImage(key, priority=Priority.LOW)
+    ]
+    record = await record_of(counted, key)
+    assert (record.status, record.job, record.priority) == (Status.QUEUED, "", Priority.LOW)
+
+
+async def test_a_job_is_run_again_unless_it_is_over(
+    counted: Backend, counting: Counting, clock: MovableClock
+) -> None:
+    key = JobKey("public", new_job_id())
+    await counted.jobs.create(new_job(key, "", MODEL, 1, clock()))
+    assert await counted.jobs.change(key, sealed)
+    letter = await kept(counted, clock, RunJob("public", key.id))
+    assert await replay(counted, "public", letter.id) is Replay.REPLAYED
+    assert await resolved(counted, letter)
+    assert await counted.jobs.change(key, cancelled)
+    clock.move(1)
+    late = await kept(counted, clock, RunJob("public", key.id, f"00-{'a' * 32}-{'b' * 16}-01"))
+    assert await replay(counted, "public", late.id) is Replay.RESOLVED
+    assert await resolved(counted, late)
+    assert [replace(each, traceparent="") for each in counting.messages] == [
+        RunJob("public", key.id)
+    ]
+
+
+async def test_a_notification_is_sent_again_as_it_was(
+    counted: Backend, counting: Counting, clock: MovableClock
+) -> None:
+    message = Notify("public", new_job_id(), "job.completed", "email")
+    letter = await kept(counted, clock, message)
+    assert await replay(counted, "public", letter.id) is Replay.REPLAYED
+    assert [replace(each, traceparent="") for each in counting.messages] == [message]
+    assert await resolved(counted, letter)
 
 
 async def test_of_concurrent_replays_one_attempt_comes(

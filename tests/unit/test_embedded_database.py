@@ -94,6 +94,26 @@ async def test_one_failure_is_its_own_callers_alone(database: Database) -> None:
     assert await words(database) == ["a", "b", "c"]
 
 
+async def test_no_cursor_leaves_its_thread(database: Database) -> None:
+    """Freed on another thread it would break whatever runs the same statement at that moment."""
+    assert await database.read(lambda connection: connection.execute("SELECT 1")) is None
+    rows = [(f"{number}",) for number in range(3)]
+    for _ in range(2):  # one alone, several together
+        written = await asyncio.gather(
+            *(
+                database.write(
+                    lambda connection: connection.executemany(
+                        "INSERT INTO words VALUES (?) ON CONFLICT DO NOTHING", rows
+                    ),
+                    durable=False,
+                )
+                for _ in range(20)
+            )
+        )
+        assert written == [None] * 20
+    assert await words(database) == ["0", "1", "2"]
+
+
 async def test_a_failed_read_is_its_own_callers_alone(database: Database) -> None:
     await put(database, "a")
     failed, read = await asyncio.gather(

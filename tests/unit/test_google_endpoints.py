@@ -242,7 +242,7 @@ def test_subscriptions_follow_the_delivery_policy() -> None:
     }
     for name, each in made.items():
         assert each.topic == name.replace("subscriptions", "topics").removesuffix("-push")
-        assert each.ack_deadline_seconds == 600  # not the policy's: see there
+        assert each.ack_deadline_seconds == policy.ack_deadline
         assert each.message_retention_duration == timedelta(seconds=policy.retention)
         assert "ttl" not in each.expiration_policy
         dead = each.dead_letter_policy

@@ -20,7 +20,7 @@ from core.jobs import Job, JobItem, JobKey, JobStatus, new_job, new_job_id, seal
 from core.policy import SCHEDULE_PATH
 from core.records import Status, new_record
 from tests.unit import test_histories
-from tests.unit.test_histories import DRAIN_ROUNDS, NUMBERS, Histories, Image, world
+from tests.unit.test_histories import COLOURS, DRAIN_ROUNDS, NUMBERS, Histories, Image, world
 
 __all__ = ["world"]  # the fixture
 
@@ -49,9 +49,12 @@ class JobHistories(Histories):
 
     # --- Creating ---------------------------------------------------------------------------------
 
-    @initialize(delay=st.sampled_from([0, 0, 100]))
-    def the_first_job(self, delay: int) -> None:
-        self.world.wait(self._create([self._picture("blue"), *self.known[:1]], delay, 0))
+    @initialize(delay=st.sampled_from([0, 0, 0, 100]), begun=st.sampled_from([True, True, False]))
+    def the_first_job(self, delay: int, begun: bool) -> None:
+        image = self._picture("blue")
+        self.world.wait(self._create([image, *self.known[:1], image], delay, 0))
+        if begun:
+            self.everything_is_delivered()
 
     @precondition(lambda self: len(self.batches) < MOST_JOBS)
     @rule(
@@ -115,9 +118,12 @@ class JobHistories(Histories):
     # --- Cancelling -------------------------------------------------------------------------------
 
     @precondition(lambda self: self.batches)
-    @rule(draw=NUMBERS)
-    def cancel(self, draw: int) -> None:
+    @rule(draw=NUMBERS, delivered=st.booleans())
+    def cancel(self, draw: int, delivered: bool) -> None:
+        """And perhaps its messages arrive just then."""
         self.world.wait(self._cancel(self.batches[draw % len(self.batches)]))
+        if delivered:
+            self.everything_is_delivered()
 
     async def _cancel(self, batch: Batch) -> None:
         before = await self.jobs.get(batch.key)
@@ -151,6 +157,14 @@ class JobHistories(Histories):
 
     def _unbar(self, image: Image) -> None:
         self.barred = [each for each in self.barred if each is not image]
+
+    @precondition(lambda self: len(self.batches) < MOST_JOBS)
+    @rule(label=st.sampled_from([*COLOURS, ""]), delivered=st.booleans())
+    def a_job_is_cancelled_on_its_way(self, label: str, delivered: bool) -> None:
+        """Its messages are out, and arrive now or later."""
+        self.world.wait(self._create([self._picture(label)], 0, 0))
+        self.everything_is_delivered()
+        self.cancel(len(self.batches) - 1, delivered)
 
     # --- What else asks for images ----------------------------------------------------------------
 

@@ -515,6 +515,28 @@ async def test_concurrent_starts_and_deliveries_end_the_job_once(worker: Running
         assert (await worker.record(key_of(worker, image))).attempts == 1
 
 
+# --- Priorities -----------------------------------------------------------------------------------
+
+
+async def test_the_most_urgent_message_is_let_in_first(worker: RunningWorker) -> None:
+    """Pub/Sub pushes all priorities at once."""
+    images, urgent = pictures(100), picture(next(_numbers))
+    key = await a_job(worker, images, priority=Priority.LOW)
+    await worker.run_job(key)
+    high = await worker.submit(urgent)
+    low = worker.published(channels.IMAGES[Priority.LOW])
+    with structlog.testing.capture_logs(
+        processors=[structlog.contextvars.merge_contextvars]
+    ) as lines:
+        pushed = [asyncio.create_task(worker.send(message)) for message in low]
+        await asyncio.sleep(0)
+        answers = await asyncio.gather(*pushed, worker.push(high))
+    assert {answer.status_code for answer in answers} == {204}
+    order = [line["image_hash"] for line in lines if line["event"] == "classified"]
+    assert len(order) == 101
+    assert order.index(high.image_hash) <= 4
+
+
 # --- Dead letters ---------------------------------------------------------------------------------
 
 
@@ -647,7 +669,7 @@ async def test_nothing_is_done_where_nothing_is_due(
     with structlog.testing.capture_logs() as lines:
         assert await worker.schedule() == {}
     assert set(calls) == {"jobs.due"}
-    assert [line["event"] for line in lines] == ["request"]
+    assert [line["log_level"] for line in lines] == ["debug"]
     assert await job_of(worker.backend, key) == before
 
 

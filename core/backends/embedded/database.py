@@ -58,6 +58,15 @@ class _Job:
     result: Any = None
     error: BaseException | None = None
 
+    def run(self, connection: sqlite3.Connection) -> None:
+        result = self.work(connection)
+        if isinstance(result, sqlite3.Cursor):
+            # It stays on this thread: let go of on another, it would reset its statement there,
+            # which is shared with whoever runs the same one here at that moment.
+            result.close()
+            result = None
+        self.result = result
+
     def settle(self) -> None:
         if self.future.done():  # the caller was cancelled and no longer asks
             return
@@ -244,7 +253,7 @@ class _Writer(_DatabaseThread):
         try:
             if len(batch) == 1:
                 # What fails alone takes nothing with it: the transaction does for a savepoint.
-                batch[0].result = batch[0].work(connection)
+                batch[0].run(connection)
             else:
                 for job in batch:
                     self._run_one(connection, job)
@@ -257,7 +266,7 @@ class _Writer(_DatabaseThread):
     def _run_one(self, connection: sqlite3.Connection, job: _Job) -> None:
         connection.execute("SAVEPOINT job")
         try:
-            job.result = job.work(connection)
+            job.run(connection)
         except Exception as error:
             if not connection.in_transaction:
                 raise  # SQLite itself gave the transaction up (disk full, I/O error): all failed
@@ -280,7 +289,7 @@ class _Reader(_DatabaseThread):
         try:
             for job in batch:
                 try:
-                    job.result = job.work(connection)
+                    job.run(connection)
                 except Exception as error:  # noqa: BLE001 - it belongs to the caller
                     job.error = translated(error, self.path)
         finally:

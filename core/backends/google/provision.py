@@ -28,7 +28,6 @@ from core.clock import utc_now
 from core.settings import Settings
 
 TIMEOUT = 20.0  # seconds for each request; an emulator's first ones are slow
-LONGEST_DEADLINE = 600  # seconds; Pub/Sub has no longer one
 _CHANGEABLE = ("push_config", "ack_deadline_seconds", "dead_letter_policy")
 
 
@@ -41,12 +40,14 @@ async def provision(settings: Settings) -> None:
 
 
 def subscriptions(settings: Settings, project: str) -> list[Subscription]:
-    """One push subscription a channel, as its delivery policy wants it, but for two things.
+    """One push subscription a channel, as its delivery policy wants it, but for the backoff.
 
     The emulator (0.8.20) forgets messages whose push met a closed port if there is a retry policy:
-    of ten, one to five never came again. Without one it repeats every second. And its ack deadline
-    runs for messages that wait for one of its two pushes: with 10 s, of 300 published at once the
-    last ten had not come after four minutes.
+    of ten, one to five never came again. Without one it repeats every second.
+
+    Its ack deadline also runs for messages that wait for one of its two pushes, and messages that a
+    dead worker had come back only after it. With 10 s, of 300 published at once the last ten had
+    not come after four minutes; with 600 s, a job stood still for as long after its worker died.
     """
     root, prefix = f"projects/{project}", settings.topic_prefix
     dead_letters = f"{root}/topics/{DEAD_LETTERS.topic(prefix)}"
@@ -57,7 +58,7 @@ def subscriptions(settings: Settings, project: str) -> list[Subscription]:
             name=f"{root}/subscriptions/{channel.subscription(prefix)}",
             topic=f"{root}/topics/{channel.topic(prefix)}",
             push_config=PushConfig(push_endpoint=f"{settings.push_url}{channel.path}"),
-            ack_deadline_seconds=LONGEST_DEADLINE,
+            ack_deadline_seconds=int(policy.ack_deadline),
             message_retention_duration=timedelta(seconds=policy.retention),
             expiration_policy=ExpirationPolicy(),  # without a time: never
         )

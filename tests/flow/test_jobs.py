@@ -1,0 +1,124 @@
+"""What happens to jobs in time, with real processes: priorities, delays and deadlines."""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.pictures import picture, sha256
+from tests.support.stack import Stack
+
+PATIENCE = 120.0
+FEW = 25  # images: those in delivery when the urgent one came, and some
+
+
+@pytest.fixture(params=["embedded", "emulator"])
+def backend(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Settings that choose the backend."""
+    if request.param == "embedded":
+        return {}
+    corner: dict[str, str] = request.getfixturevalue("emulator_corner")
+    # Pub/Sub counts a push that finds no worker as a delivery; the embedded queue does not.
+    return {**corner, "DELIVERY_ATTEMPTS": "100"}
+
+
+def created(stack: Stack, images: list[bytes], cancel_after: str = "", **options: str) -> str:
+    """The id of a new job."""
+    answer = stack.api.post(
+        "/api/v1/jobs/batch-predict",
+        files=[("imgs", (f"{n}.jpg", image)) for n, image in enumerate(images)],
+        params=options,
+        headers={"Cancel-After": cancel_after} if cancel_after else {},
+    )
+    assert answer.status_code == 202, answer.text
+    job_id: str = answer.json()["job_id"]
+    return job_id
+
+
+def job_of(stack: Stack, job_id: str) -> dict[str, Any]:
+    answer = stack.api.get(f"/api/v1/jobs/{job_id}")
+    assert answer.status_code == 200, answer.text
+    job: dict[str, Any] = answer.json()
+    return job
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.02)
+
+
+def classified(stack: Stack) -> list[str]:
+    """The images whose results were stored, in that order."""
+    return [
+        line["image_hash"] for line in stack.log_lines("worker") if line["message"] == "classified"
+    ]
+
+
+@pytest.mark.timeout(300)
+def test_one_urgent_image_among_a_thousand_others_is_not_kept_waiting(
+    tmp_path: Path, colour_bundle: Path, backend: dict[str, str]
+) -> None:
+    images = [picture(seed=n, size=(48, 48)) for n in range(1000)]
+    urgent = picture(seed=5000)
+    with Stack(tmp_path, colour_bundle, WORKER_CONCURRENCY=1, **backend) as stack:
+        job_id = created(stack, images, priority="low")
+        until(lambda: len(classified(stack)) >= 20)
+        assert stack.upload(urgent).status_code == 202
+        before = len(classified(stack))
+        assert stack.result(sha256(urgent))["status"] == "success"
+        assert job_of(stack, job_id)["progress"] < 90, "the job was too quick to be in the way"
+        done = classified(stack)
+        assert done.index(sha256(urgent)) - before <= FEW
+        assert stack.api.delete(f"/api/v1/jobs/{job_id}").status_code == 200
+
+
+@pytest.mark.timeout(300)
+def test_a_delayed_job_begins_in_time_though_everything_was_restarted(
+    tmp_path: Path, colour_bundle: Path, backend: dict[str, str]
+) -> None:
+    images = [picture(seed=n, size=(48, 48)) for n in range(5)]
+    with Stack(tmp_path, colour_bundle, **backend) as stack:
+        begins = datetime.now(UTC) + timedelta(seconds=12)
+        job_id = created(stack, images, not_before=begins.isoformat())
+        for name in stack.names:
+            stack.kill(name)
+        stack.start(*stack.names)
+        assert datetime.now(UTC) < begins, "the restart took too long to show anything"
+        assert job_of(stack, job_id)["status"] == "pending"
+        assert classified(stack) == []
+        until(lambda: job_of(stack, job_id)["status"] == "completed")
+        job = job_of(stack, job_id)
+        assert job["succeeded"] == 5
+        assert datetime.fromisoformat(job["started_at"]) >= begins.replace(microsecond=0)
+
+
+@pytest.mark.timeout(300)
+def test_nothing_of_a_job_begins_after_its_deadline(
+    tmp_path: Path, colour_bundle: Path, backend: dict[str, str]
+) -> None:
+    images = [picture(seed=n, size=(1200, 1200)) for n in range(60)]
+    with Stack(tmp_path, colour_bundle, WORKER_CONCURRENCY=1, **backend) as stack:
+        began = time.monotonic()
+        job_id = created(stack, images, cancel_after="5s")
+        until(lambda: "job brought on" in stack.log("worker"))
+        stack.kill("worker")
+        ran = len(classified(stack))
+        time.sleep(max(0.0, began + 6 - time.monotonic()))
+        stack.start("worker")
+        until(lambda: job_of(stack, job_id)["status"] == "cancelled")
+        job = job_of(stack, job_id)
+        assert job["error"]["code"] == "deadline_exceeded"
+        assert job["succeeded"] + job["cancelled"] == job["total"] == 60
+        assert job["cancelled"] > 0, "the job was too quick to be cut off"
+        until(lambda: all(image_ended(stack, image) for image in images))
+        assert len(classified(stack)) == ran
+
+
+def image_ended(stack: Stack, image: bytes) -> bool:
+    answer = stack.api.get(f"/api/v1/images/{sha256(image)}")
+    return answer.status_code == 200 and answer.json()["status"] in ("success", "error")
