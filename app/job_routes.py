@@ -11,7 +11,7 @@ from app.answers import json_answer
 from app.batch_manifest import BatchManifest
 from app.batch_upload import FIELD, MANIFEST_FIELD
 from app.batch_zip import MEDIA_TYPES
-from app.cursor import POSITION, decode_cursor, encode_cursor
+from app.cursor import POSITION, decode_cursor, encode_cursor, page_limit
 from app.documentation import header, query_parameter, refusals
 from app.guard import count_image, requires
 from app.image_service import service_of
@@ -165,7 +165,7 @@ async def list_jobs(request: Request, principal: Principal) -> Response:
     jobs, query = jobs_of(request), request.query_params
     status = _one_of(query.get("status", ""), "status", list(JobStatus))
     type_ = _one_of(query.get("type", ""), "type", JOB_TYPES)
-    limit = _limit(request, DEFAULT_JOBS, MOST_JOBS)
+    limit = page_limit(request, DEFAULT_JOBS, MOST_JOBS)
     after = decode_cursor(query.get("cursor", ""), POSITION)
     page = await jobs.list(principal, status, type_, limit, after)
     more = len(page) == limit
@@ -224,7 +224,7 @@ async def read_results(request: Request, principal: Principal) -> Response:
     kind = preferred(", ".join(request.headers.getlist("accept")), (JSON, NDJSON, CSV))
     if kind != JSON:
         return await _streamed(jobs, job, kind)
-    limit = _limit(request, DEFAULT_RESULTS, MOST_RESULTS)
+    limit = page_limit(request, DEFAULT_RESULTS, MOST_RESULTS)
     cursor = decode_cursor(request.query_params.get("cursor", ""), _PLACE)
     page = await jobs.results(job, limit, int(cursor or -1))
     more = len(page) == limit and page[-1].item.position + 1 < job.counts.total
@@ -272,13 +272,6 @@ async def _streamed(jobs: JobService, job: Job, kind: str) -> Response:
     if kind == CSV:
         headers["Content-Disposition"] = f'attachment; filename="job-{job.key.id}.csv"'
     return StreamingResponse(body(), media_type=kind, headers=headers)
-
-
-def _limit(request: Request, default: int, most: int) -> int:
-    text = request.query_params.get("limit", str(default))
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= most):
-        raise _invalid("limit", f"is a number from 1 to {most}")
-    return int(text)
 
 
 def _one_of(text: str, name: str, known: Sequence[str]) -> str:

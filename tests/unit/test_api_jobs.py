@@ -712,6 +712,8 @@ async def test_jobs_are_listed_newest_first_and_by_pages(
         ("limit=0", "limit"),
         ("limit=201", "limit"),
         ("limit=ten", "limit"),
+        ("limit=0000000011000", "limit"),  # begins as a small number
+        ("limit=000000001" + 5000 * "0", "limit"),
         ("cursor=nonsense", "cursor"),
         ("cursor=%C3%A4", "cursor"),
         ("status=done", "status"),
@@ -861,7 +863,7 @@ async def test_results_come_by_pages_in_order(api: Api) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["limit=0", "limit=1001", "cursor=x", "cursor=LTE", "cursor=OTk5OTk"]
+    "query", ["limit=0", "limit=1001", "limit=0000000011000", "cursor=x", "cursor=LTE", "cursor=OTk5OTk"]
 )
 async def test_wrong_questions_for_results_are_refused(api: Api, query: str) -> None:
     job_id = await create(api, RED)
