@@ -145,6 +145,8 @@ class JobCreation:
                 )
             if there.sealed:
                 return there
+            if there.status.terminal:
+                raise Unavailable("The job is being deleted; try again.")
             job = there  # somebody has not finished that, or is just about it
             before = await self._backend.jobs.items(key, MAX_JOB_ITEMS)
             return await self._fill(job, order, before)
@@ -161,7 +163,7 @@ class JobCreation:
         )
         if sealed is None:  # by another request with the same key
             sealed = await self._backend.jobs.get(job.key)
-        if sealed is None:
+        if sealed is None or not sealed.sealed:
             raise Unavailable("The job took too long to create; try again.")
         log.info("job accepted", job=job.key.id, images=len(items), priority=job.priority)
         await self._begin(sealed, items)

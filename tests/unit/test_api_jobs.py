@@ -3,6 +3,7 @@
 import asyncio
 import csv
 import dataclasses
+import functools
 import io
 import json
 import random
@@ -527,6 +528,25 @@ async def test_a_creation_that_was_interrupted_goes_on(
         made = await run(api, job_id)
         assert (made.status, made.counts) == (JobStatus.COMPLETED, jobs.Counts(4, 3, 1))
         assert api.rows("jobs") == 1
+
+
+async def test_a_creation_goes_on_too_late(tmp_path: Path, colour_bundle: Path) -> None:
+    """The scheduler is deleting the job: nothing is promised, and the next try makes a new one."""
+    plan = {"change": False}
+    async with failing_api(tmp_path, colour_bundle, jobs=plan) as api:
+        for _ in range(2):
+            answer = await api.client.post(CREATE, files=files(RED), **under("a"))
+            assert_problem(answer, 503, "unavailable")
+            plan.clear()
+            store = api.service.backend.jobs
+            for late in await store.due(utc_now() + timedelta(hours=2), 10):
+                turn = functools.partial(
+                    lambda seen, job, now: jobs.looked_after(job, seen, now + timedelta(hours=2)),
+                    late.wake_at,
+                )
+                assert await store.change(late.key, turn)
+        assert await store.delete(late.key)
+        assert (await job(api, await create(api, RED, **under("a")))).sealed
 
 
 async def test_an_item_that_was_missing_at_first_stays_so_with_its_twins(

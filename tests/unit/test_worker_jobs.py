@@ -723,6 +723,21 @@ async def test_a_job_that_stands_still_is_published_anew_at_growing_intervals(
     assert len(turns) <= 12
 
 
+async def test_a_job_that_waits_to_be_started_is_asked_for_less_and_less_often(
+    worker: RunningWorker, clock: MovableClock
+) -> None:
+    """Each of these messages, once it comes, would publish every open image again."""
+    await a_job(worker, pictures(1), not_before=clock() + timedelta(days=1))
+    clock.move(24 * 3600)
+    began, turns = clock(), []
+    while clock() - began < timedelta(hours=1):
+        if await worker.schedule():
+            turns.append(round((clock() - began).total_seconds()))
+        clock.move(10)
+    assert turns[:7] == [0, 30, 60, 120, 240, 480, 960]
+    assert len(turns) <= 12
+
+
 async def test_progress_puts_the_repair_off(worker: RunningWorker, clock: MovableClock) -> None:
     key = await a_job(worker, pictures(3))
     await worker.run_job(key)
@@ -805,6 +820,7 @@ async def test_a_store_that_does_not_answer_is_asked_again(
     worker: RunningWorker, clock: MovableClock
 ) -> None:
     key = await a_job(worker, pictures(1), deadline=clock() + timedelta(seconds=60))
+    await worker.run_job(key)
     clock.move(60)
     plain = worker.backend
     for number in range(1, 4):
