@@ -221,6 +221,10 @@ class JobCreation:
             now = self._clock()
             if record is None:
                 done = await records.create(new_record(key, now, job.priority, job.key.id))
+            elif job.not_before is not None:
+                # It asks when it begins. Whoever else waits must not seem to be in a hurry: what
+                # two jobs want is everybody's, and the reconciler has it classified.
+                return
             elif record.may_retry:
                 done = await records.retry(key, job.priority, job.key.id)
             elif wanted(record, job.priority, job.key.id) is not None:

@@ -23,6 +23,7 @@ from core.clock import Clock, utc_now
 from core.errors import Unavailable
 from core.identity import Scope
 from core.jobs import ItemState, Job, JobItem, JobKey, JobStatus
+from core.policy import DeliveryPolicy
 from core.priority import Priority
 from core.records import PUBLIC_TENANT, Annotation, RecordError, Status
 from core.settings import Settings
@@ -30,6 +31,7 @@ from tests.contract.clock import MovableClock
 from tests.support.api import LEASE, NOTHING, Api, api_settings, bearer, open_api
 from tests.support.batches import FORM, archive, form, manifest, part
 from tests.support.pictures import picture, png_header, sha256
+from worker.reconciliation import reconcile
 
 JOBS = "/api/v1/jobs"
 CREATE = JOBS + "/batch-predict"
@@ -276,6 +278,22 @@ async def test_an_image_that_two_jobs_want_belongs_to_neither(api: Api) -> None:
     await create(api, RED, params={"priority": "high"})
     record = await api.record(sha256(RED))
     assert (record.job, record.priority) == ("", Priority.HIGH)
+
+
+async def test_what_two_jobs_want_tomorrow_is_not_begun_today(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    clock = MovableClock()
+    async with open_api(api_settings(tmp_path, colour_bundle), clock) as api:
+        tomorrow = {"params": {"not_before": "2026-11-22T09:30:00Z"}}
+        first = await create(api, RED, **tomorrow)
+        await create(api, RED, **tomorrow)
+        assert (await api.record(sha256(RED))).job == first
+        clock.move(1000)
+        backend = api.service.backend
+        counts = await reconcile(backend, DeliveryPolicy(), clock())
+        assert {outcome: count for outcome, count in counts.items() if count} == {"waiting": 1}
+        assert api.messages() == []
 
 
 async def test_a_job_may_wait_and_has_a_deadline(tmp_path: Path, colour_bundle: Path) -> None:
