@@ -82,6 +82,17 @@ class JobOrder:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class Created:
+    """A job, and by their hashes the images that it was created for, with the record of each.
+
+    As that was before. No images where the job was there already, and none that are not stored.
+    """
+
+    job: Job
+    images: Mapping[str, Record | None] = field(default_factory=dict)
+
+
 def wanted_images(batch: Batch) -> list[Wanted]:
     """What the manifest lists, in its order, then what came with the request and is not listed."""
     came = {image.image_hash: image for image in reversed(batch.images) if image.image_hash}
@@ -114,7 +125,7 @@ class JobCreation:
         self._policy = policy
         self._delivery = delivery
 
-    async def create(self, order: JobOrder) -> Job:
+    async def create(self, order: JobOrder) -> Created:
         """The job, sealed: it will run, whatever becomes of this process.
 
         Raises IdempotencyKeyReused, and Unavailable, after which the same request goes on.
@@ -144,7 +155,7 @@ class JobCreation:
                     extra={"job_id": key.id},
                 )
             if there.sealed:
-                return there
+                return Created(there)
             if there.status.terminal:
                 raise Unavailable("The job is being deleted; try again.")
             job = there  # somebody has not finished that, or is just about it
@@ -152,7 +163,7 @@ class JobCreation:
             return await self._fill(job, order, before)
         return await self._fill(job, order)
 
-    async def _fill(self, job: Job, order: JobOrder, before: Sequence[JobItem] = ()) -> Job:
+    async def _fill(self, job: Job, order: JobOrder, before: Sequence[JobItem] = ()) -> Created:
         """`before` are the items that are there already."""
         items, records = await self._items(job, order, before)
         await self._backend.jobs.add_items(job.key, items)
@@ -167,7 +178,7 @@ class JobCreation:
             raise Unavailable("The job took too long to create; try again.")
         log.info("job accepted", job=job.key.id, images=len(items), priority=job.priority)
         await self._begin(sealed, items)
-        return sealed
+        return Created(sealed, {key.image_hash: record for key, record in records.items()})
 
     async def _begin(self, job: Job, items: Sequence[JobItem]) -> None:
         """The scheduler does it where we fail to: the job is sealed."""

@@ -1,6 +1,7 @@
 """`/api/v1/jobs`: many images as one piece of work."""
 
 import re
+import time
 from collections.abc import AsyncIterator, Sequence
 
 from fastapi import APIRouter, Request, Response
@@ -8,6 +9,7 @@ from starlette.responses import StreamingResponse
 
 from app.acceptance import preferred
 from app.answers import json_answer
+from app.audit import audited_job
 from app.batch_manifest import BatchManifest
 from app.batch_upload import FIELD, MANIFEST_FIELD
 from app.batch_zip import MEDIA_TYPES
@@ -131,15 +133,17 @@ router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"], route_class=RequestRout
 )
 @requires(Scope.JOBS)
 async def batch_predict(request: Request, principal: Principal) -> Response:
-    jobs = jobs_of(request)
+    began, jobs = time.perf_counter(), jobs_of(request)
 
     def count(size: int) -> None:
         count_image(request, principal, size)
 
     with service_of(request).uploads.take() as slot:
-        job = await jobs.create(request, principal, slot, count)
+        created = await jobs.create(request, principal, slot, count)
+    job = created.job
     location = (b"location", job_path(job.key.id).encode())
-    return json_answer(accepted_document(job, jobs.public_url), 202, [location])
+    response = json_answer(accepted_document(job, jobs.public_url), 202, [location])
+    return audited_job(response, request, principal, job, created.images, began=began)
 
 
 @router.get(

@@ -901,7 +901,8 @@ async def test_results_come_by_pages_in_order(api: Api) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["limit=0", "limit=1001", "limit=0000000011000", "cursor=x", "cursor=LTE", "cursor=OTk5OTk"]
+    "query",
+    ["limit=0", "limit=1001", "limit=0000000011000", "cursor=x", "cursor=LTE", "cursor=OTk5OTk"],
 )
 async def test_wrong_questions_for_results_are_refused(api: Api, query: str) -> None:
     job_id = await create(api, RED)

@@ -169,10 +169,10 @@ def test_what_the_scheduler_deletes_cannot_be_sealed_meanwhile() -> None:
     assert due_action(turn, turn.wake_at, POLICY) is Action.DELETE
 
 
-@pytest.mark.parametrize("changes", [{"deadline": later(4000)}, {}], ids=["overdue", "expired"])
-def test_an_end_that_comes_to_nothing_is_tried_again_soon(changes: dict[str, object]) -> None:
+@pytest.mark.parametrize("deadline", [later(4000), None], ids=["overdue", "expired"])
+def test_an_end_that_comes_to_nothing_is_tried_again_soon(deadline: datetime | None) -> None:
     """However long the job stood still before."""
-    seen = replace(running(**changes), wake_at=later(5000))
+    seen = replace(running(deadline=deadline), wake_at=later(5000))
     turn = jobs.looked_after(seen, seen.wake_at, later(5000), POLICY)
     assert turn is not None
     assert turn.wake_at == later(5030)
