@@ -701,6 +701,12 @@ async def test_an_unknown_job_is_not_found(api: Api, method: str, job_id: str) -
     assert_problem(await api.client.request(method, f"{JOBS}/{job_id}"), 404, "not_found")
 
 
+async def test_a_method_that_a_job_does_not_have_is_told_from_those_it_has(api: Api) -> None:
+    answer = await api.client.put(f"{JOBS}/{UNKNOWN[:32]}")
+    assert_problem(answer, 405, "method_not_allowed")
+    assert answer.headers["allow"] == "DELETE, GET"
+
+
 async def test_a_job_that_is_not_sealed_is_shown_to_nobody(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
