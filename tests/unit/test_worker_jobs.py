@@ -14,10 +14,10 @@ import structlog
 from core import channels, jobs
 from core.errors import Unavailable
 from core.job_endings import cancel
-from core.jobs import Counts, Job, JobItem, JobKey, JobStatus, new_job, new_job_id
+from core.jobs import Counts, ItemState, Job, JobItem, JobKey, JobStatus, new_job, new_job_id
 from core.messages import ClassifyImage, Message, Notify, RunJob
 from core.priority import Priority
-from core.records import Annotation, RecordError, RecordKey, Status
+from core.records import Annotation, RecordError, RecordKey, Status, new_record
 from tests.contract.clock import MovableClock
 from tests.support.jobs import create_job, job_of, states
 from tests.support.pictures import picture, sha256
@@ -118,6 +118,23 @@ async def test_a_job_ends_with_its_last_item_and_that_is_announced(worker: Runni
     assert (job.status, job.counts) == (JobStatus.COMPLETED, Counts(3, 2, 1))
     assert job.announced
     assert notices(worker) == [Notify("public", key.id, "job.completed")]
+
+
+async def test_a_twin_of_an_item_that_has_failed_goes_by_itself(worker: RunningWorker) -> None:
+    """As where two requests with the same key each stored a part of the items."""
+    image = pictures(1)[0]
+    await worker.backend.blobs.put(key_of(worker, image).blob_name, image, "image/jpeg")
+    await worker.backend.records.create(new_record(key_of(worker, image), worker.bench.clock()))
+    key = JobKey("public", new_job_id())
+    await worker.backend.jobs.create(new_job(key, "", worker.model, 2, worker.bench.clock()))
+    error = RecordError("not_uploaded", "It was not there.", True)
+    failed = JobItem(0, sha256(image), state=ItemState.FAILED, error=error)
+    await worker.backend.jobs.add_items(key, [failed, JobItem(1, sha256(image), twin_of=0)])
+    await worker.backend.jobs.change(key, jobs.sealed)
+    await worker.run_job(key)
+    await deliver(worker, *worker.published())
+    job = await job_of(worker.backend, key)
+    assert (job.status, job.counts) == (JobStatus.COMPLETED, Counts(2, 1, 1))
 
 
 async def test_a_repeated_start_publishes_what_is_open_and_changes_nothing(
