@@ -19,6 +19,7 @@ from app.batches import Batch
 from app.bounded_tasks import for_each
 from app.image_lookup import look_up
 from app.job_options import JobOptions
+from app.submission import untouched
 from core import jobs
 from core.backends import Backend
 from core.clock import Clock, rfc3339, utc_now
@@ -240,7 +241,7 @@ class JobCreation:
                 done = await records.retry(key, job.priority, job.key.id)
             elif wanted(record, job.priority, job.key.id) is not None:
                 done = await ask_for(self._backend, record, job, now)
-            elif record.status is Status.PENDING and self._old(record, now):
+            elif record.status is Status.PENDING and untouched(record, now, self._delivery):
                 # The reconciler may be about to call its image lost.
                 done = await records.touch(key, now)
             else:
@@ -249,9 +250,6 @@ class JobCreation:
                 return
             record = await records.get(key)  # somebody was faster
         raise Unavailable("An image is being changed by others; try again.")
-
-    def _old(self, record: Record, now: datetime) -> bool:
-        return (now - record.updated_at).total_seconds() > self._delivery.touch_after
 
 
 def _job_id(order: JobOrder) -> str:

@@ -14,7 +14,7 @@ from app.batch_manifest import BatchManifest
 from app.batch_upload import FIELD, MANIFEST_FIELD
 from app.batch_zip import MEDIA_TYPES
 from app.cursor import POSITION, decode_cursor, encode_cursor, page_limit
-from app.documentation import header, query_parameter, refusals
+from app.documentation import JOB_ID_PARAMETER, header, query_parameter, refusals
 from app.guard import count_image, requires
 from app.image_service import service_of
 from app.job_options import IDEMPOTENCY_KEY
@@ -35,7 +35,6 @@ from core import errors
 from core.identity import Principal, Scope
 from core.job_document import job_document, job_path
 from core.jobs import JOB_TYPES, Job, JobStatus
-from core.messages import JOB_ID
 from core.policy import MAX_JOB_ITEMS
 from core.priority import Priority
 from core.request_route import RequestRoute
@@ -46,12 +45,6 @@ DEFAULT_RESULTS, MOST_RESULTS = 100, MAX_JOB_ITEMS
 _PLACE = re.compile(r"[0-9]{1,4}")
 _VARY = (b"vary", b"Accept")
 
-_JOB_ID = {
-    "name": "job_id",
-    "in": "path",
-    "required": True,
-    "schema": {"type": "string", "pattern": f"^{JOB_ID.pattern}$"},
-}
 _OPTIONS = [
     query_parameter("priority", "`normal`, if nobody says", enum=list(Priority)),
     query_parameter("not_before", "When it may begin", format="date-time"),
@@ -186,7 +179,7 @@ async def list_jobs(request: Request, principal: Principal) -> Response:
     summary="A job",
     description="How far it is. The counts of a running job are at most a moment old.",
     responses={200: {"model": JobBody}, **_JOB_REFUSALS},
-    openapi_extra={"parameters": [_JOB_ID]},
+    openapi_extra={"parameters": [JOB_ID_PARAMETER]},
 )
 @requires(Scope.JOBS)
 async def read_job(request: Request, principal: Principal) -> Response:
@@ -213,7 +206,7 @@ async def read_job(request: Request, principal: Principal) -> Response:
     },
     openapi_extra={
         "parameters": [
-            _JOB_ID,
+            JOB_ID_PARAMETER,
             query_parameter("cursor", "`next_cursor` of the page before; of JSON alone"),
             query_parameter(
                 "limit", "How many; of JSON alone", type="integer", minimum=1, maximum=MOST_RESULTS
@@ -248,7 +241,7 @@ async def read_results(request: Request, principal: Principal) -> Response:
     summary="Cancel a job",
     description="What of it has not begun never does. Repeating it changes nothing.",
     responses={200: {"model": JobBody}, **_JOB_REFUSALS, **refusals(errors.Conflict)},
-    openapi_extra={"parameters": [_JOB_ID]},
+    openapi_extra={"parameters": [JOB_ID_PARAMETER]},
 )
 @requires(Scope.JOBS)
 async def cancel_job(request: Request, principal: Principal) -> Response:
