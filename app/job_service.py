@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fastapi import FastAPI, Request
 
 from app.batches import Batches
-from app.job_creation import JobCreation, JobOrder, wanted_images
+from app.job_creation import Created, JobCreation, JobOrder, wanted_images
 from app.job_options import JobOptions, options_of, with_manifest
 from app.upload_slots import UploadSlot
 from core import job_endings
@@ -52,7 +52,7 @@ class JobService:
         principal: Principal,
         slot: UploadSlot,
         count: Callable[[int], None],
-    ) -> Job:
+    ) -> Created:
         """The job that the request asks for. `count` is called with the size of each image.
 
         Raises what `options_of`, `check_address`, `Batches.read` and `JobCreation.create` do.

@@ -38,9 +38,14 @@ async def run_job(message: RunJob, bench: Workbench) -> None:
     else:
         job = await store.get(key)
     published, after = 0, -1
+    first: set[int] = set()  # open items that others may be twins of
     while job is not None and job.status is JobStatus.RUNNING and not job.over(bench.clock()):
         page = await store.items(key, PAGE, after, ItemState.OPEN)
-        published += await _bring_on(page, job, bench)
+        first.update(item.position for item in page if item.twin_of is None)
+        # Twins are settled with the item that they are like. Two requests with the same key, and an
+        # image that came between them, can leave a twin of one that has failed: it goes by itself.
+        alone = [item for item in page if item.twin_of not in first]
+        published += await _bring_on(alone, job, bench)
         if len(page) < PAGE:
             log.info("job brought on", published=published)
             await close(await store.refresh(key), bench)
@@ -50,14 +55,9 @@ async def run_job(message: RunJob, bench: Workbench) -> None:
     log.info("job left alone", status=None if job is None else job.status.value)
 
 
-async def _bring_on(page: Iterable[JobItem], job: Job, bench: Workbench) -> int:
+async def _bring_on(items: Iterable[JobItem], job: Job, bench: Workbench) -> int:
     """How many of the items a message was published for."""
-    wanted: dict[int, RecordKey | None] = {
-        # Twins are settled with the item that they are like.
-        item.position: _record_key(item, job)
-        for item in page
-        if item.twin_of is None
-    }
+    wanted = {item.position: _record_key(item, job) for item in items}
     found = await bench.backend.records.get_many([key for key in wanted.values() if key])
     outcomes = await _all(
         _bring_on_item(position, None if key is None else found.get(key), job, bench)
