@@ -14,7 +14,7 @@ from pydantic import (
 
 from app.batch_upload import check_count
 from app.json_body import parse_json
-from core.errors import InvalidRequest
+from app.object_prefix import ObjectPrefix
 from core.policy import MAX_JOB_ITEMS
 from core.priority import Priority
 from core.records import IMAGE_HASH
@@ -69,7 +69,10 @@ class BatchManifest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     image_hashes: Annotated[list[BatchEntry], WithJsonSchema(_ENTRIES)] = []
-    gs_prefix: Annotated[str | None, Field(description="Reserved")] = None
+    gs_prefix: Annotated[
+        str | None,
+        Field(description="`gs://bucket/prefix`: all images there, of a bucket that is allowed"),
+    ] = None
     priority: Annotated[Priority | None, Field(description="`normal`, if nobody says")] = None
     not_before: Annotated[str | None, Field(description="When it may begin (RFC 3339)")] = None
     notify_email: Annotated[str | None, Field(description="Who is told of its end")] = None
@@ -83,6 +86,13 @@ class BatchManifest(BaseModel):
         check_count(len(value), MAX_JOB_ITEMS)
         return [{"image_hash": each} if isinstance(each, str) else each for each in value]
 
+    @field_validator("gs_prefix")
+    @classmethod
+    def _prefix(cls, value: str | None) -> str | None:
+        if value is not None:
+            ObjectPrefix.parse(value)
+        return value
+
     @model_validator(mode="after")
     def _small(self) -> Self:
         size = sum(_size(entry.metadata) for entry in self.image_hashes if entry.metadata)
@@ -95,13 +105,7 @@ class BatchManifest(BaseModel):
 
 def parse_manifest(body: bytes) -> BatchManifest:
     """Raises InvalidRequest that says what is wrong, and BatchTooLarge."""
-    manifest = parse_json(body, BatchManifest)
-    if manifest.gs_prefix is not None:
-        raise InvalidRequest(
-            "gs_prefix is not supported here: send images, or their hashes.",
-            extra={"field": "gs_prefix"},
-        )
-    return manifest
+    return parse_json(body, BatchManifest)
 
 
 def _size(metadata: dict[str, Any]) -> int:

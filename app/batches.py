@@ -1,4 +1,7 @@
-"""Batches as they come in: whatever their form, their images end in storage, one by one."""
+"""Batches as they come in: whatever their form, their images end in storage, one by one.
+
+Those that lie in a bucket are fetched from there, and then are as if they had been sent.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -9,13 +12,15 @@ from starlette.requests import Request
 
 from app.batch_intake import Intake
 from app.batch_manifest import BatchManifest, parse_manifest
+from app.batch_objects import FIELD, ObjectReader, Taken
 from app.batch_upload import MAX_MANIFEST_BYTES, BatchImage, BatchLimits, read_body, read_form
 from app.batch_zip import MEDIA_TYPES, ZipSpool, read_zip
 from app.form_parser import is_form
 from app.image_header import accepted_type, inspect_header
+from app.object_prefix import ObjectPrefix
 from app.upload_slots import UploadSlot
-from core.errors import UnsupportedMediaType
-from core.ports import BlobStore
+from core.backends import Backend
+from core.errors import InvalidRequest, UnsupportedMediaType
 from core.records import blob_name
 from core.settings import FORM_OVERHEAD, Settings
 
@@ -25,17 +30,21 @@ ACCEPTED = ("multipart/form-data", MEDIA_TYPES[0], JSON)
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`images` came with the request: they are stored, or have an `error`."""
+    """`images` came with the request, `bytes_` in all: they are stored, or have an `error`."""
 
     images: list[BatchImage]
     manifest: BatchManifest
+    bytes_: int = 0
 
 
 class Batches:
     """What one process needs to read batches."""
 
-    def __init__(self, settings: Settings, blobs: BlobStore) -> None:
-        self._blobs = blobs
+    def __init__(self, settings: Settings, backend: Backend) -> None:
+        self._blobs = backend.blobs
+        self._objects = backend.objects
+        self._import_buckets = frozenset(settings.import_buckets)
+        self._backend = settings.backend
         self._max_pixels = settings.max_image_pixels
         self._limits = BatchLimits(settings.max_batch_bytes, settings.max_image_bytes)
         self._spool = ZipSpool(settings.data_dir / "spool")
@@ -56,8 +65,11 @@ class Batches:
         if media_type == JSON:
             return Batch([], parse_manifest(await _small_body(request, slot)))
         intake = Intake(partial(self._store, tenant), slot, self._most_storing)
+        size = 0
 
         async def take(image: BatchImage) -> None:
+            nonlocal size
+            size += len(image.data)
             count(len(image.data))
             await intake.take(image)
 
@@ -72,7 +84,45 @@ class Batches:
                     "Send a form, a zip, or a JSON document.", extra={"accepted": ACCEPTED}
                 )
             manifest = parse_manifest(text)
-            return Batch(await intake.finish(), manifest)
+            return Batch(await intake.finish(), manifest, size)
+        finally:
+            await intake.close()
+
+    def check_import(self, where: ObjectPrefix) -> None:
+        """Raise InvalidRequest where its objects are not for clients, or there can be none."""
+        if self._backend == "embedded":
+            reason = "needs BACKEND=gcp or emulator: send images, or their hashes"
+        elif where.bucket not in self._import_buckets:
+            reason = "is of a bucket that the setting IMPORT_BUCKETS does not allow"
+        else:
+            return
+        raise InvalidRequest(f"gs_prefix {reason}.", extra={"field": FIELD})
+
+    async def fetch(
+        self,
+        where: ObjectPrefix,
+        before: Taken,
+        tenant: str,
+        slot: UploadSlot,
+        count: Callable[[int], None],
+    ) -> list[BatchImage]:
+        """The objects' images, stored or with an error; `count` as in `read`.
+
+        Raises InvalidRequest, BatchTooLarge, Overloaded, Unavailable.
+        """
+        self.check_import(where)
+        assert self._objects is not None, "opened wherever buckets are allowed"
+        intake = Intake(partial(self._store, tenant), slot, self._most_storing)
+        reader = ObjectReader(self._objects, where, slot, self._limits)
+
+        async def take(image: BatchImage) -> None:
+            count(len(image.data))
+            await intake.take(image)
+
+        try:
+            with slot.paused():  # nobody sends
+                await reader.read(before, take)
+                return await intake.finish()
         finally:
             await intake.close()
 

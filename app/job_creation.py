@@ -7,14 +7,14 @@ deleted by the scheduler. Its images are stored before.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 
 import structlog
 
-from app.batch_upload import check_count
+from app.batch_upload import BatchImage, check_count
 from app.batches import Batch
 from app.bounded_tasks import for_each
 from app.image_lookup import look_up
@@ -51,36 +51,47 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class JobOrder:
-    """What a client asks for."""
+    """What a client asks for: `images`, and after them what was `fetched` from `gs_prefix`."""
 
     principal: Principal
     model: str
     images: Sequence[Wanted]
     options: JobOptions
+    gs_prefix: str = ""
+    fetched: Sequence[Wanted] = ()
 
     def __post_init__(self) -> None:
         """Raises InvalidRequest where there are no images, BatchTooLarge where too many."""
-        if not self.images:
+        if not self.images and not self.gs_prefix:
             raise InvalidRequest("The batch has no images.")
-        check_count(len(self.images), MAX_JOB_ITEMS)
+        check_count(len(self.images) + len(self.fetched), MAX_JOB_ITEMS)
 
     @property
-    def fingerprint(self) -> str:
+    def all_images(self) -> Sequence[Wanted]:
+        return [*self.images, *self.fetched]
+
+    @property
+    def said(self) -> str:
         """Of what the client has said; nothing that we know ourselves, so that it never changes."""
         options = self.options
-        images = [
-            [each.image_hash or f"{each.error and each.error.code} {each.name}", each.metadata]
-            for each in self.images
-        ]
-        said = [
-            images,
+        said: list[object] = [
+            _contents(self.images),
             options.priority,
             options.not_before and rfc3339(options.not_before),
             options.notify_email,
             options.cancel_after and options.cancel_after.total_seconds(),
         ]
-        text = json.dumps(said, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        if self.gs_prefix:
+            said.append(self.gs_prefix)
+        return _digest(said)
+
+    @property
+    def fingerprint(self) -> str:
+        """`said`, and behind a dot what was fetched, which is the bucket's and may change."""
+        if not self.gs_prefix:
+            return self.said
+        names = [each.name for each in self.fetched]
+        return f"{self.said}.{_digest([_contents(self.fetched), names])}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +114,12 @@ def wanted_images(batch: Batch) -> list[Wanted]:
         name, error = ("", None) if image is None else (image.name, image.error)
         listed.append(Wanted(entry.image_hash, name, entry.metadata, error))
     hashes = {each.image_hash for each in listed}
-    others = [
-        Wanted(image.image_hash, image.name, error=image.error)
-        for image in batch.images
-        if not image.image_hash or image.image_hash not in hashes
-    ]
-    return [*listed, *others]
+    others = (each for each in batch.images if each.image_hash not in hashes)
+    return [*listed, *as_wanted(others)]
+
+
+def as_wanted(images: Iterable[BatchImage]) -> list[Wanted]:
+    return [Wanted(each.image_hash, each.name, error=each.error) for each in images]
 
 
 class JobCreation:
@@ -137,7 +148,7 @@ class JobCreation:
             key,
             order.principal.key_id,
             order.model,
-            len(order.images),
+            len(order.all_images),
             now,
             priority=options.priority or Priority.NORMAL,
             fingerprint=order.fingerprint,
@@ -150,19 +161,35 @@ class JobCreation:
             there = await self._backend.jobs.get(key)
             if there is None:
                 raise Unavailable("The job is being deleted; try again.")
-            if there.fingerprint != job.fingerprint:
-                raise IdempotencyKeyReused(
-                    "This Idempotency-Key has created another job; use a new one.",
-                    extra={"job_id": key.id},
-                )
+            _check_said(there, order)
             if there.sealed:
                 return Created(there)
             if there.status.terminal:
                 raise Unavailable("The job is being deleted; try again.")
+            if there.fingerprint != job.fingerprint:
+                # Its items are of what was there then.
+                raise IdempotencyKeyReused(
+                    "What gs_prefix names has changed since this Idempotency-Key began a job; "
+                    "use a new one.",
+                    extra={"job_id": key.id},
+                )
             job = there  # somebody has not finished that, or is just about it
             before = await self._backend.jobs.items(key, MAX_JOB_ITEMS)
             return await self._fill(job, order, before)
         return await self._fill(job, order)
+
+    async def created_before(self, order: JobOrder) -> Job | None:
+        """The job, sealed, that the same words under the same Idempotency-Key have created.
+
+        Raises IdempotencyKeyReused where other words have.
+        """
+        if not order.options.idempotency_key:
+            return None
+        there = await self._backend.jobs.get(JobKey(order.principal.tenant, _job_id(order)))
+        if there is None:
+            return None
+        _check_said(there, order)
+        return there if there.sealed else None
 
     async def _fill(self, job: Job, order: JobOrder, before: Sequence[JobItem] = ()) -> Created:
         """`before` are the items that are there already."""
@@ -198,7 +225,7 @@ class JobCreation:
         tenant = job.key.tenant
         keys = {
             each.image_hash: RecordKey(tenant, each.image_hash, job.model)
-            for each in order.images
+            for each in order.all_images
             if each.image_hash and each.error is None
         }
         present = await look_up(self._backend, list(keys.values()))
@@ -207,7 +234,7 @@ class JobCreation:
         items: list[JobItem] = []
         first: dict[str, int] = {}
         records: dict[RecordKey, Record | None] = {}
-        for position, each in enumerate(order.images):
+        for position, each in enumerate(order.all_images):
             item = JobItem(position, each.image_hash, each.name, each.metadata)
             key, error = keys.get(each.image_hash), each.error
             if key is not None and (each.image_hash in missing or not present[key].known):
@@ -257,6 +284,26 @@ def _job_id(order: JobOrder) -> str:
     if not key:
         return jobs.new_job_id()
     return jobs.job_id_for(order.principal.tenant, order.principal.key_id, key)
+
+
+def _check_said(there: Job, order: JobOrder) -> None:
+    if there.fingerprint.partition(".")[0] != order.said:
+        raise IdempotencyKeyReused(
+            "This Idempotency-Key has created another job; use a new one.",
+            extra={"job_id": there.key.id},
+        )
+
+
+def _contents(images: Iterable[Wanted]) -> list[object]:
+    return [
+        [each.image_hash or f"{each.error and each.error.code} {each.name}", each.metadata]
+        for each in images
+    ]
+
+
+def _digest(things: object) -> str:
+    text = json.dumps(things, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _ahead(moment: datetime | None, now: datetime) -> datetime | None:

@@ -1,13 +1,15 @@
 """What one API process does about jobs; the routes only translate HTTP to this and back."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastapi import FastAPI, Request
 
+from app.batch_objects import Taken
 from app.batches import Batches
-from app.job_creation import Created, JobCreation, JobOrder, wanted_images
+from app.job_creation import Created, JobCreation, JobOrder, as_wanted, wanted_images
 from app.job_options import JobOptions, options_of, with_manifest
+from app.object_prefix import ObjectPrefix
 from app.upload_slots import UploadSlot
 from core import job_endings
 from core.backends import Backend
@@ -43,7 +45,7 @@ class JobService:
         self._model = model
         self._clock = clock
         self._policy = settings.jobs
-        self._batches = Batches(settings, backend.blobs)
+        self._batches = Batches(settings, backend)
         self._creation = JobCreation(backend, clock, settings.jobs, settings.delivery)
 
     async def create(
@@ -55,16 +57,26 @@ class JobService:
     ) -> Created:
         """The job that the request asks for. `count` is called with the size of each image.
 
-        Raises what `options_of`, `check_address`, `Batches.read` and `JobCreation.create` do.
+        Raises what `options_of`, `check_address`, `Batches` and `JobCreation.create` do.
         """
         now = self._clock()
         asked = options_of(request, now)
         self._check_email(asked)
         batch = await self._batches.read(request, principal.tenant, slot, count)
-        slot.release()
         options = with_manifest(asked, batch.manifest, now)
         self._check_email(options)
-        order = JobOrder(principal, self._model, wanted_images(batch), options)
+        images, prefix = wanted_images(batch), batch.manifest.gs_prefix
+        order = JobOrder(principal, self._model, images, options, prefix or "")
+        if prefix:
+            where = ObjectPrefix.parse(prefix)
+            self._batches.check_import(where)
+            there = await self._creation.created_before(order)
+            if there is not None:
+                return Created(there)
+            before = Taken(len(images), batch.bytes_)
+            fetched = await self._batches.fetch(where, before, principal.tenant, slot, count)
+            order = replace(order, fetched=as_wanted(fetched))
+        slot.release()
         return await self._creation.create(order)
 
     def _check_email(self, options: JobOptions) -> None:

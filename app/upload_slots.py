@@ -150,7 +150,13 @@ class UploadSlot:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """While we do not read, the sender cannot send: that time is not the sender's."""
+        """While we do not read, the sender cannot send: that time is not the sender's.
+
+        A pause within another ends with that one.
+        """
+        if self.pauses:
+            yield
+            return
         loop = asyncio.get_running_loop()
         since, self.pauses = loop.time(), True
         try:

@@ -133,6 +133,33 @@ class BlobStore(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object in a bucket; `size` in bytes."""
+
+    name: str
+    size: int
+
+
+class ObjectSource(Protocol):
+    """Objects in buckets that are not ours, as far as the service's own account may read them."""
+
+    async def list(self, bucket: str, prefix: str, limit: int) -> Sequence[StoredObject]:
+        """At most `limit` objects whose names begin with `prefix`, in the order of the names.
+
+        Not those whose names end in a slash, which stand for folders. NotFound where there is no
+        such bucket.
+        """
+        ...
+
+    async def read(self, bucket: str, name: str, max_bytes: int) -> bytes:
+        """The object's bytes as they are stored; of a larger one the first `max_bytes + 1`.
+
+        NotFound where there is none.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Backlog:
     """Messages that wait for their first or another delivery; `oldest_age` is in seconds."""
 
@@ -201,6 +228,10 @@ class JobStore(Protocol):
 
         Then as `refresh`.
         """
+        ...
+
+    async def settle_many(self, key: JobKey, outcomes: Mapping[int, RecordError | None]) -> None:
+        """As `settle` for each of these positions, without counting."""
         ...
 
     async def refresh(self, key: JobKey, interval: timedelta = timedelta(0)) -> Job | None:

@@ -33,6 +33,8 @@ _JOBS = JobPolicy()
 # https://cloud.google.com/pubsub/docs/pubsub-basics#resource_names
 _RESOURCE_PREFIX = r"^[A-Za-z][A-Za-z0-9._~%+-]{2,199}$"
 _HOST_PORT = r"^[^\s/]+:[0-9]{1,5}$"
+# https://cloud.google.com/storage/docs/buckets#naming
+BUCKET_NAME = r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
 _URL = r"^https?://[^\s?#]*[^\s/?#]$"
 
 
@@ -285,6 +287,14 @@ class Settings(BaseSettings):
     bucket: Annotated[
         str, Field(min_length=3, max_length=63, description="Cloud Storage bucket of the images")
     ] = "glimpse-images"
+    import_buckets: Annotated[
+        tuple[Annotated[str, Field(pattern=rf"^{BUCKET_NAME}$")], ...],
+        NoDecode,
+        Field(
+            description="Comma-separated buckets that jobs may take images from (`gs_prefix`), "
+            "anybody's who may make jobs; empty means none"
+        ),
+    ] = ()
     topic_prefix: Annotated[
         str,
         Field(
@@ -367,6 +377,7 @@ class Settings(BaseSettings):
         "allowed_hosts",
         "trusted_proxies",
         "email_allowed_domains",
+        "import_buckets",
         mode="before",
     )
     @classmethod
@@ -393,6 +404,9 @@ class Settings(BaseSettings):
                 raise ValueError("SMTP_URL needs EMAIL_FROM, as in glimpse@example.com") from None
         if self.backend != "embedded":
             self._check_pubsub_bounds()
+        if self.bucket in self.import_buckets:
+            # One tenant could import another's images.
+            raise ValueError("IMPORT_BUCKETS must not have BUCKET, which holds every tenant's")
         if self.backend == "gcp" and "bucket" not in self.model_fields_set:
             raise ValueError("BACKEND=gcp needs BUCKET")
         if self.verifies_pushes and not (self.push_audience and self.push_service_account):

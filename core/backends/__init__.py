@@ -15,6 +15,7 @@ from core.ports import (
     DeadLetterStore,
     JobStore,
     KeyStore,
+    ObjectSource,
     Publisher,
     RecordStore,
     UsageStore,
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Backend:
-    """The ports of one process. `links` verifies local signed links, where they are local."""
+    """The ports of one process. `links` verifies local signed links, where they are local.
+
+    `objects` is there where clients may import from buckets.
+    """
 
     records: RecordStore
     blobs: BlobStore
@@ -37,6 +41,7 @@ class Backend:
     jobs: JobStore
     webhooks: WebhookStore
     links: "LinkSigner | None" = None
+    objects: ObjectSource | None = None
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ ROLES = {
     "google_service_account_iam_member.push_token": "roles/iam.serviceAccountTokenCreator",
     "google_service_account_iam_member.signer": "roles/iam.serviceAccountTokenCreator",
     "google_storage_bucket_iam_member.api": "roles/storage.objectUser",
+    "google_storage_bucket_iam_member.importer": "roles/storage.objectViewer",
     "google_storage_bucket_iam_member.worker": "roles/storage.objectViewer",
 }
 

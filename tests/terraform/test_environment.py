@@ -43,7 +43,7 @@ def test_every_name_is_a_setting(modules: dict[str, Module]) -> None:
     """Read as text, so that it holds where Terraform is not installed."""
     set_ = {
         name
-        for part in ("common", "email", "api", "worker")
+        for part in ("common", "email", "imports", "api", "worker")
         for name in modules["settings"].locals[part]
         if not name.startswith("__")
     }

@@ -38,7 +38,7 @@ def watched(backend: Backend, happens: Happening) -> Backend:
     ports: dict[str, Any] = {
         field.name: Watched(field.name, getattr(backend, field.name), happens)
         for field in dataclasses.fields(backend)
-        if field.name != "links"
+        if field.name != "links" and getattr(backend, field.name) is not None
     }
     return dataclasses.replace(backend, **ports)
 

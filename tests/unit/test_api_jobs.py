@@ -395,6 +395,25 @@ async def test_what_is_wrong_as_a_whole_promises_nothing(
     assert no_jobs(api)
 
 
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (b'{"gs_prefix":"gs://photos/a"}', "application/json"),
+        (form(part(RED), manifest(b'{"gs_prefix":"gs://photos/a"}')), FORM),
+    ],
+)
+async def test_no_bucket_without_google(
+    tmp_path: Path, colour_bundle: Path, body: bytes, content_type: str
+) -> None:
+    """The refusal says what is missing, also where the bucket as such would be allowed."""
+    async with open_api(api_settings(tmp_path, colour_bundle, import_buckets="photos")) as api:
+        answer = await api.client.post(CREATE, content=body, headers={"Content-Type": content_type})
+        problem = assert_problem(answer, 422, "invalid_request")
+        assert problem["field"] == "gs_prefix"
+        assert "BACKEND" in problem["detail"]
+        assert no_jobs(api)
+
+
 async def test_the_largest_batch_is_taken(api: Api) -> None:
     """1,000 images, most of them bad, so that no time is lost."""
     images = [RED, *(b"%d" % n for n in range(998)), BLUE]

@@ -230,7 +230,8 @@ def test_images_are_hashes_or_objects() -> None:
         (manifest(image_hashes=[{"image_hash": HASH, "more": 1}]), "unknown field"),
         (manifest(secret_field=1), "unknown field"),
         (manifest(priority="urgent"), "priority"),
-        (manifest(gs_prefix="gs://bucket/photos"), "gs_prefix"),
+        (manifest(gs_prefix="photos/"), "gs_prefix"),
+        (manifest(gs_prefix=["gs://bucket/photos"]), "gs_prefix"),
         (b'{"image_hashes": [{"image_hash": "%b", "metadata": {"a": NaN}}]}' % HASH.encode(), ""),
         (
             b'{"image_hashes": [{"image_hash": "%b", "metadata": {"a": "\\ud800"}}]}'

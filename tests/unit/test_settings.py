@@ -68,6 +68,24 @@ def test_lists_are_written_with_commas(name: str, monkeypatch: pytest.MonkeyPatc
     assert getattr(load_settings(), name) == ("models/a", "models/b")
 
 
+def test_buckets_to_import_from_are_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().import_buckets == ()
+    monkeypatch.setenv("IMPORT_BUCKETS", "photos, more.photos")
+    assert load_settings().import_buckets == ("photos", "more.photos")
+    for wrong in ("gs://photos", "photos/2026", "*", "Photos"):
+        monkeypatch.setenv("IMPORT_BUCKETS", f"photos,{wrong}")
+        with pytest.raises(SystemExit, match="IMPORT_BUCKETS"):
+            load_settings()
+
+
+def test_nobody_imports_from_the_bucket_of_all_tenants(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKEND", "emulator")
+    monkeypatch.setenv("BUCKET", "images")
+    monkeypatch.setenv("IMPORT_BUCKETS", "photos,images")
+    with pytest.raises(SystemExit, match="every tenant's"):
+        load_settings()
+
+
 def test_a_rate_may_be_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(load_settings().rate) == "600/minute"
     monkeypatch.setenv("RATE_LIMIT", "off")

@@ -66,7 +66,13 @@ async def test_who_is_kept_waiting_is_not_slow_but_hears_of_a_stop() -> None:
         with slot.paused():
             await asyncio.sleep(seconds)
 
+    async def pause_within(slot: UploadSlot) -> None:
+        with slot.paused():
+            await pause(slot, 0.01)
+            await asyncio.sleep(0.6)
+
     with slots.take() as slot:
+        await slot.reading(pause_within(slot))
         await slot.reading(pause(slot, 0.6))
         began = slot.began
         await slot.reading(pause(slot, 0.1))

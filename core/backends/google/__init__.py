@@ -18,6 +18,7 @@ from core.backends.google.keys import (
     DatastoreKeyStore,
     DatastoreUsageStore,
 )
+from core.backends.google.objects import CloudObjectSource
 from core.backends.google.publisher import PubSubPublisher
 from core.backends.google.records import DatastoreRecordStore
 from core.backends.google.webhooks import DatastoreWebhookStore
@@ -59,6 +60,10 @@ async def open_google(settings: Settings, clock: Clock = utc_now) -> AsyncIterat
         client = await asyncio.to_thread(endpoints.storage_client)
         blobs = CloudBlobStore(client, settings.bucket, endpoints.links)
         stack.push_async_callback(blobs.close)
+        objects = None
+        if settings.import_buckets:
+            objects = CloudObjectSource(await asyncio.to_thread(endpoints.storage_client))
+            stack.push_async_callback(objects.close)
         yield Backend(
             record_store,
             blobs,
@@ -67,6 +72,7 @@ async def open_google(settings: Settings, clock: Clock = utc_now) -> AsyncIterat
             jobs,
             webhooks,
             endpoints.local_links,
+            objects,
         )
 
 

@@ -120,17 +120,34 @@ class DatastoreJobStore:
     async def settle(
         self, key: JobKey, position: int, error: RecordError | None, interval: timedelta
     ) -> Job | None:
-        """As the port says, in one transaction up to `TOGETHER`.
-
-        The item itself is settled with the last of them: should that not be reached, the item is
-        still open and will be settled again.
-        """
-        rest = await self._settle(key, (position,), error, with_twins=True)
-        if rest is None:
+        """As the port says, in one transaction up to `TOGETHER`."""
+        if not await self._settle_together(key, {position: error}):
             return None
-        for begin in range(0, len(rest), TOGETHER):
-            await self._settle(key, rest[begin : begin + TOGETHER], error)
         return await self.refresh(key, interval)
+
+    async def settle_many(self, key: JobKey, outcomes: Mapping[int, RecordError | None]) -> None:
+        """As the port says, one transaction after another: a job's many would abort each other."""
+        positions = list(outcomes)
+        for begin in range(0, len(positions), TOGETHER):
+            chunk = {place: outcomes[place] for place in positions[begin : begin + TOGETHER]}
+            await self._settle_together(key, chunk)
+
+    async def _settle_together(
+        self, key: JobKey, outcomes: Mapping[int, RecordError | None]
+    ) -> bool:
+        """Whether any of these items is there.
+
+        Where they are too many with their twins, they are settled after those: should that not be
+        reached, they are still open and will be settled again.
+        """
+        rest = await self._settle(key, outcomes, with_twins=True)
+        if rest is None:
+            return False
+        places = list(rest)
+        for begin in range(0, len(places), TOGETHER):
+            chunk = {place: rest[place] for place in places[begin : begin + TOGETHER]}
+            await self._settle(key, chunk)
+        return True
 
     async def refresh(self, key: JobKey, interval: timedelta = timedelta(0)) -> Job | None:
         job, any_open = await asyncio.gather(self.get(key), self._any_open(key))
@@ -212,28 +229,34 @@ class DatastoreJobStore:
     async def _settle(
         self,
         key: JobKey,
-        positions: Sequence[int],
-        error: RecordError | None,
+        outcomes: Mapping[int, RecordError | None],
         *,
         with_twins: bool = False,
-    ) -> Sequence[int] | None:
+    ) -> Mapping[int, RecordError | None] | None:
         """Settle those of these items that are open. None where there are none at all.
 
         Otherwise what is still to be settled: with the twins it may be too much for a transaction,
         and then it is left alone.
         """
 
-        async def settle(transaction: bytes) -> tuple[Sequence[int] | None, Sequence[Any]]:
-            entities = await self._find_items(key, positions, transaction)
+        async def settle(
+            transaction: bytes,
+        ) -> tuple[Mapping[int, RecordError | None] | None, Sequence[Any]]:
+            entities = await self._find_items(key, list(outcomes), transaction)
             if not entities:
                 return None, []
+            every = dict(outcomes)
             if with_twins:
-                twins = [twin for each in entities for twin in item_of_text(_text(each)).twins]
+                items = [item_of_text(_text(each)) for each in entities]
+                twins = {twin: outcomes[item.position] for item in items for twin in item.twins}
                 if len(twins) + len(entities) > TOGETHER:
-                    return (*twins, *positions), []
-                entities = [*entities, *await self._find_items(key, twins, transaction)]
-            ended = (_settled(entity, error) for entity in entities)
-            return (), [RawMutation(update=entity) for entity in ended if entity is not None]
+                    return {**twins, **outcomes}, []
+                every |= twins
+                entities = [*entities, *await self._find_items(key, list(twins), transaction)]
+            ended = (
+                _settled(entity, every[item_of_text(_text(entity)).position]) for entity in entities
+            )
+            return {}, [RawMutation(update=entity) for entity in ended if entity is not None]
 
         return await self._datastore.transact(settle)
 

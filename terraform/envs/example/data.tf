@@ -7,6 +7,7 @@ module "images" {
   location            = var.region
   api_account         = module.api.account
   worker_account      = module.worker.account
+  import_buckets      = var.import_buckets
   coldline_after_days = var.images.coldline_after_days
   delete_after_days   = var.images.delete_after_days
   soft_delete_days    = var.images.soft_delete_days

@@ -138,6 +138,12 @@ variable "email" {
   default = null
 }
 
+variable "import_buckets" {
+  description = "Buckets that exist already and that jobs may take images from (gs_prefix), anybody's who may make jobs"
+  type        = list(string)
+  default     = []
+}
+
 # --- What is kept ------------------------------------------------------------------------------
 variable "deletion_protection" {
   description = "Whether services and database refuse to be deleted; false before tearing down"

@@ -2,5 +2,9 @@ output "bucket" {
   description = "The bucket's name, once the services may use it"
   value       = google_storage_bucket.images.name
 
-  depends_on = [google_storage_bucket_iam_member.api, google_storage_bucket_iam_member.worker]
+  depends_on = [
+    google_storage_bucket_iam_member.api,
+    google_storage_bucket_iam_member.importer,
+    google_storage_bucket_iam_member.worker,
+  ]
 }

@@ -28,6 +28,17 @@ variable "worker_account" {
   type        = string
 }
 
+variable "import_buckets" {
+  description = "Buckets that exist already and whose objects the API may list and read, for jobs"
+  type        = list(string)
+  default     = []
+
+  validation {
+    condition     = !contains(var.import_buckets, var.name)
+    error_message = "Not the bucket of the images: one tenant could import another's."
+  }
+}
+
 variable "coldline_after_days" {
   description = "Days after which an image moves to a cheaper class that costs more to read; null never moves it"
   type        = number

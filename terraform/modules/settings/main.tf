@@ -36,6 +36,11 @@ locals {
     EMAIL_ALLOWED_DOMAINS = try(join(",", var.email.allowed_domains), "")
   }
 
+  # Only where jobs may import.
+  imports = {
+    IMPORT_BUCKETS = join(",", var.import_buckets)
+  }
+
   api = {
     API_KEYS   = var.api_keys
     PUBLIC_URL = var.public_url

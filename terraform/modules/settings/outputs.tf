@@ -1,6 +1,6 @@
 output "api" {
   description = "Environment of the API"
-  value       = merge(local.common, var.email == null ? {} : local.email, local.api, var.extra)
+  value       = merge(local.common, var.email == null ? {} : local.email, length(var.import_buckets) == 0 ? {} : local.imports, local.api, var.extra)
 }
 
 output "worker" {

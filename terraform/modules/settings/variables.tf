@@ -86,6 +86,17 @@ variable "email" {
   }
 }
 
+variable "import_buckets" {
+  description = "Buckets that jobs may take images from, anybody's who may make jobs"
+  type        = list(string)
+  default     = []
+
+  validation {
+    condition     = alltrue([for name in var.import_buckets : can(regex("^[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]$", name))])
+    error_message = "Names of buckets, without gs://."
+  }
+}
+
 variable "api_keys" {
   description = "Whether callers of the API need a key: required or off"
   type        = string

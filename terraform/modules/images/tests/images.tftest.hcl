@@ -27,6 +27,35 @@ run "private" {
   }
 }
 
+run "imports_are_read_only" {
+  command = plan
+  variables {
+    import_buckets = ["example-photos"]
+  }
+
+  assert {
+    condition     = google_storage_bucket_iam_member.importer["example-photos"].role == "roles/storage.objectViewer"
+    error_message = "The API only reads what it imports."
+  }
+}
+
+run "nothing_is_imported_by_default" {
+  command = plan
+
+  assert {
+    condition     = length(google_storage_bucket_iam_member.importer) == 0
+    error_message = "Without a word to the contrary, no bucket."
+  }
+}
+
+run "imports_from_its_own" {
+  command = plan
+  variables {
+    import_buckets = ["example-project-glimpse-images"]
+  }
+  expect_failures = [var.import_buckets]
+}
+
 run "deleted_before_its_message" {
   command = plan
   variables {

@@ -98,6 +98,36 @@ run "email" {
   }
 }
 
+run "no_imports_by_default" {
+  command = plan
+
+  assert {
+    condition     = !contains(keys(output.api), "IMPORT_BUCKETS")
+    error_message = "Without a bucket nothing is imported."
+  }
+}
+
+run "imports_are_the_apis" {
+  command = plan
+
+  variables {
+    import_buckets = ["photos", "more-photos"]
+  }
+
+  assert {
+    condition     = output.api.IMPORT_BUCKETS == "photos,more-photos" && !contains(keys(output.worker), "IMPORT_BUCKETS")
+    error_message = "The API reads them, the worker does not."
+  }
+}
+
+run "bucket_as_an_address" {
+  command = plan
+  variables {
+    import_buckets = ["gs://photos"]
+  }
+  expect_failures = [var.import_buckets]
+}
+
 run "no_sender" {
   command = plan
   variables {

@@ -1,0 +1,303 @@
+"""Jobs of images that lie in a bucket: `gs_prefix`, on the storage emulator."""
+
+import dataclasses
+import json
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from core.backends import Backend, open_backend
+from core.backends.google.provision import provision
+from core.clock import Clock, utc_now
+from core.errors import Unavailable
+from core.jobs import JobItem, JobKey
+from core.policy import MAX_JOB_ITEMS
+from core.ports import JobStore, ObjectSource, StoredObject
+from core.records import PUBLIC_TENANT
+from core.settings import Settings
+from tests.flow.test_batches import ended, results, stored_results
+from tests.support.api import Api, api_settings, open_api
+from tests.support.buckets import fill, remove
+from tests.support.pictures import picture, png_header, sha256
+from tests.support.stack import Stack
+
+CREATE = "/api/v1/jobs/batch-predict"
+RED, BLUE, GREEN = (
+    picture(n, colour, (16, 16))
+    for n, colour in enumerate([(200, 30, 30), (30, 30, 200), (30, 200, 30)])
+)
+Opener = Callable[..., Any]
+
+
+@pytest.fixture
+def bucket() -> str:
+    return f"imports-{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+async def settings(
+    tmp_path: Path, colour_bundle: Path, emulator_addresses: dict[str, str], bucket: str
+) -> Settings:
+    from tests.support.emulators import own_corner
+
+    corner = {name.lower(): value for name, value in own_corner(emulator_addresses).items()}
+    chosen = api_settings(tmp_path, colour_bundle, **corner, import_buckets=bucket)
+    # Nobody listens there: the messages are not what this is about.
+    await provision(chosen.model_copy(update={"push_endpoint": "http://127.0.0.1:9"}))
+    return chosen
+
+
+@pytest.fixture
+async def api(settings: Settings) -> AsyncIterator[Api]:
+    async with open_api(settings) as opened:
+        yield opened
+
+
+async def ask(api: Api, prefix: str, key: str = "", **document: object) -> httpx.Response:
+    headers = {"Idempotency-Key": key} if key else {}
+    body = {"gs_prefix": prefix, **document}
+    return await api.client.post(CREATE, json=body, headers=headers)
+
+
+async def items(api: Api, answer: httpx.Response) -> list[JobItem]:
+    assert answer.status_code == 202, answer.text
+    key = JobKey(PUBLIC_TENANT, answer.json()["job_id"])
+    return list(await api.service.backend.jobs.items(key, MAX_JOB_ITEMS))
+
+
+def refused(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    problem: dict[str, Any] = answer.json()
+    assert (answer.status_code, problem["code"]) == (status, code), answer.text
+    return problem
+
+
+# --- The whole way. -------------------------------------------------------------------------------
+
+
+async def test_a_bucket_is_classified_once(
+    tmp_path: Path, colour_bundle: Path, emulator_corner: dict[str, str], bucket: str
+) -> None:
+    pictures = {f"2026/{n:02d}.jpg": picture(seed=n, size=(40, 40)) for n in range(20)}
+    bad = {"2026/03.txt": b"no picture", "2026/05-cut.jpg": picture(99, size=(40, 40))[:-200]}
+    stored = {**pictures, **bad, "2026/twin/1.jpg": pictures["2026/00.jpg"], "2025/x.jpg": RED}
+    settings = Settings(_env_file=None, **{k.lower(): v for k, v in emulator_corner.items()})  # type: ignore[arg-type]
+    await fill(settings, bucket, stored)
+    names = sorted(name for name in stored if name.startswith("2026/"))
+    with Stack(tmp_path, colour_bundle, **emulator_corner, IMPORT_BUCKETS=bucket) as stack:
+        answer = stack.api.post(CREATE, json={"gs_prefix": f"gs://{bucket}/2026/"})
+        assert answer.status_code == 202, answer.text
+        job = ended(stack, answer.json()["job_id"])
+        assert (job["total"], job["succeeded"], job["failed"]) == (23, 21, 2)
+        lines = results(stack, answer.json()["job_id"])
+        assert [line["name"] for line in lines] == [name.removeprefix("2026/") for name in names]
+        for name, line in zip(names, lines, strict=True):
+            assert (line["status"] == "failed") == (name in bad)
+            if name not in bad:
+                assert line["image_hash"] == sha256(stored[name])
+        inferences = stored_results(stack)
+        assert max(inferences.values()) == 1
+        again = stack.api.post(CREATE, json={"gs_prefix": f"gs://{bucket}/2026/"})
+        assert ended(stack, again.json()["job_id"])["succeeded"] == 21
+        assert stored_results(stack) == inferences
+
+
+# --- Creation. ------------------------------------------------------------------------------------
+
+
+async def test_objects_are_as_good_as_uploads(api: Api, settings: Settings, bucket: str) -> None:
+    huge = b"\x89PNG\r\n\x1a\n" + b"x" * settings.max_image_bytes
+    bomb = png_header(60_000, 60_000)
+    stored = {"1": RED, "2": b"text", "3": b"", "4": huge, "5": bomb, "6": RED, "7/a\nb.jpg": BLUE}
+    await fill(settings, bucket, stored)
+    found = await items(api, await ask(api, f"gs://{bucket}/"))
+    assert [item.error.code if item.error else "" for item in found] == [
+        *("", "unsupported_image", "invalid_image", "image_too_large", "invalid_image", "", "")
+    ]
+    assert [item.name for item in found] == ["1", "2", "3", "4", "5", "6", "7/ab.jpg"]
+    assert [item.image_hash for item in found][::5] == [sha256(RED), sha256(RED)]
+    assert found[5].twin_of == 0
+    blobs = api.service.backend.blobs
+    assert await blobs.get(f"{PUBLIC_TENANT}/{sha256(BLUE)}") == BLUE
+    assert not await blobs.exists(f"{PUBLIC_TENANT}/{sha256(bomb)}")
+
+
+async def test_names_begin_below_the_prefixs_folder(
+    api: Api, settings: Settings, bucket: str
+) -> None:
+    await fill(settings, bucket, {"a/img-1.jpg": RED, "a/img-2/x.jpg": BLUE})
+    found = await items(api, await ask(api, f"gs://{bucket}/a/img-"))
+    assert [item.name for item in found] == ["img-1.jpg", "img-2/x.jpg"]
+    (only,) = await items(api, await ask(api, f"gs://{bucket}/a/img-1.jpg"))
+    assert only.name == "img-1.jpg"
+
+
+async def test_a_form_may_bring_more(api: Api, settings: Settings, bucket: str) -> None:
+    await fill(settings, bucket, {"a": RED, "b": BLUE})
+    manifest = json.dumps({"gs_prefix": f"gs://{bucket}/"})
+    upload: list[tuple[str, Any]] = [("imgs", ("0.jpg", GREEN)), ("imgs", ("1.jpg", BLUE))]
+    answer = await api.client.post(CREATE, files=upload, data={"manifest": manifest})
+    found = await items(api, answer)
+    assert [item.name for item in found] == ["0.jpg", "1.jpg", "a", "b"]
+    assert found[3].twin_of == 1
+
+
+async def test_a_bucket_that_is_not_allowed_is_not_touched(
+    api: Api, settings: Settings, bucket: str
+) -> None:
+    """Not another's that the account could read, and not that of all tenants' images."""
+    other = f"{bucket}-other"
+    await fill(settings, other, {"a": RED})
+    await api.service.backend.blobs.put(f"{PUBLIC_TENANT}/{sha256(RED)}", RED, "image/jpeg")
+    for name in (other, settings.bucket):
+        problem = refused(await ask(api, f"gs://{name}/"), 422, "invalid_request")
+        assert problem["field"] == "gs_prefix"
+        assert "IMPORT_BUCKETS" in problem["detail"]
+
+
+async def test_nothing_there_is_said(api: Api, settings: Settings, bucket: str) -> None:
+    for _ in range(2):
+        problem = refused(await ask(api, f"gs://{bucket}/a"), 422, "invalid_request")
+        assert problem["field"] == "gs_prefix"
+        await fill(settings, bucket, {"b": RED, "a/": b""})
+
+
+async def test_no_more_objects_than_a_batch_may_have(
+    api: Api, settings: Settings, bucket: str
+) -> None:
+    """The emulator takes long for a thousand, so most of this batch are hashes."""
+    await fill(settings, bucket, {"1": RED, "2": BLUE, "3": GREEN})
+    others = [f"{n:064x}" for n in range(MAX_JOB_ITEMS - 2)]
+    answer = await ask(api, f"gs://{bucket}/", image_hashes=others)
+    assert refused(answer, 413, "batch_too_large")["max_items"] == MAX_JOB_ITEMS
+    # Nothing was read for that.
+    assert not await api.service.backend.blobs.exists(f"public/{sha256(RED)}")
+
+
+async def test_no_more_bytes_than_a_batch_may_have(settings: Settings, bucket: str) -> None:
+    size = len(RED) + len(BLUE)
+    await fill(settings, bucket, {"1": RED, "2": BLUE})
+    for most, status in ((size - 1, 413), (size, 202)):
+        changed = settings.model_copy(update={"max_batch_bytes": most})
+        async with open_api(changed) as api:
+            answer = await ask(api, f"gs://{bucket}/")
+            assert answer.status_code == status, answer.text
+            if status == 413:
+                assert refused(answer, 413, "batch_too_large")["max_bytes"] == most
+                assert not await api.service.backend.blobs.exists(f"public/{sha256(RED)}")
+
+
+async def test_room_for_one_image_is_enough(settings: Settings, bucket: str) -> None:
+    """Whatever is read ahead, a batch by itself never needs more memory than there is."""
+    pictures = {f"{n:02d}": picture(n, size=(64, 64)) for n in range(30)}
+    largest = max(len(data) for data in pictures.values())
+    await fill(settings, bucket, pictures)
+    tight = {"max_image_bytes": largest, "max_upload_bytes_in_flight": largest + 64 * 1024}
+    async with open_api(settings.model_copy(update=tight)) as api:
+        found = await items(api, await ask(api, f"gs://{bucket}/"))
+        assert [item.image_hash for item in found] == [sha256(data) for data in pictures.values()]
+        assert api.service.uploads.bytes_held == 0
+
+
+# --- Objects that change. -------------------------------------------------------------------------
+
+
+class Meddled:
+    """The objects, of which some change after they were listed."""
+
+    def __init__(self, real: ObjectSource, before_reading: Callable[[], Awaitable[None]]) -> None:
+        self._real = real
+        self._before_reading = before_reading
+
+    async def list(self, bucket: str, prefix: str, limit: int) -> list[StoredObject]:
+        found = list(await self._real.list(bucket, prefix, limit))
+        await self._before_reading()
+        return found
+
+    async def read(self, bucket: str, name: str, max_bytes: int) -> bytes:
+        return await self._real.read(bucket, name, max_bytes)
+
+
+def meddling(before_reading: Callable[[], Awaitable[None]]) -> Opener:
+    @asynccontextmanager
+    async def opener(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Backend]:
+        async with open_backend(settings, clock) as backend:
+            assert backend.objects is not None
+            objects = Meddled(backend.objects, before_reading)
+            yield dataclasses.replace(backend, objects=objects)
+
+    return opener
+
+
+async def test_what_changes_while_it_is_read_fails_alone(settings: Settings, bucket: str) -> None:
+    small = png_header(16, 16)
+    await fill(settings, bucket, {"gone": RED, "grown": small, "shrunk": BLUE, "stays": GREEN})
+
+    async def change() -> None:
+        await remove(settings, bucket, "gone")
+        await fill(settings, bucket, {"grown": small + b"x", "shrunk": small})
+
+    async with open_api(settings, opener=meddling(change)) as api:
+        found = await items(api, await ask(api, f"gs://{bucket}/"))
+        codes = [item.error.code if item.error else "" for item in found]
+        assert codes == ["not_found", "conflict", "", ""]
+        assert found[2].image_hash == sha256(small)
+        assert api.service.uploads.bytes_held == 0
+
+
+# --- Repeating a creation. ------------------------------------------------------------------------
+
+
+async def test_the_same_key_is_the_same_job_whatever_became_of_the_bucket(
+    api: Api, settings: Settings, bucket: str
+) -> None:
+    await fill(settings, bucket, {"a/1": RED})
+    first = await ask(api, f"gs://{bucket}/a", "key")
+    await fill(settings, bucket, {"a/1": GREEN, "a/2": BLUE})
+    again = await ask(api, f"gs://{bucket}/a", "key")
+    assert (again.status_code, again.json()) == (202, first.json())
+    assert len(await items(api, again)) == 1
+    for other in (f"gs://{bucket}/a/", f"gs://{bucket}/"):
+        refused(await ask(api, other, "key"), 422, "idempotency_key_reused")
+    refused(
+        await ask(api, f"gs://{bucket}/a", "key", priority="low"), 422, "idempotency_key_reused"
+    )
+
+
+@pytest.mark.parametrize("changed", [False, True], ids=["unchanged", "changed"])
+async def test_a_creation_that_broke_off_goes_on_with_what_it_began(
+    settings: Settings, bucket: str, changed: bool
+) -> None:
+    """Items of two states of a bucket would not be one job."""
+    await fill(settings, bucket, {"1": RED, "3": GREEN})
+    plan = {"fails": True}
+
+    class Breaking:
+        def __init__(self, real: JobStore) -> None:
+            self._real = real
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._real, name)
+
+        async def add_items(self, *arguments: Any) -> None:
+            await self._real.add_items(*arguments)
+            if plan.pop("fails", False):
+                raise Unavailable("It broke off.")
+
+    @asynccontextmanager
+    async def opener(opened: Settings, clock: Clock = utc_now) -> AsyncIterator[Backend]:
+        async with open_backend(opened, clock) as backend:
+            yield dataclasses.replace(backend, jobs=Breaking(backend.jobs))  # type: ignore[arg-type]
+
+    async with open_api(settings, opener=opener) as api:
+        assert (await ask(api, f"gs://{bucket}/", "key")).status_code == 503
+        if changed:
+            await fill(settings, bucket, {"2": BLUE})
+            refused(await ask(api, f"gs://{bucket}/", "key"), 422, "idempotency_key_reused")
+            return
+        found = await items(api, await ask(api, f"gs://{bucket}/", "key"))
+        assert [item.image_hash for item in found] == [sha256(RED), sha256(GREEN)]

@@ -1,0 +1,34 @@
+"""Buckets of others on the storage emulator, as an operator's would be."""
+
+import asyncio
+from collections.abc import Mapping
+
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import storage
+
+from core.settings import Settings
+
+
+async def fill(settings: Settings, bucket: str, objects: Mapping[str, bytes]) -> None:
+    """Store these objects; make the bucket if it is not there."""
+    await asyncio.to_thread(_fill, settings, bucket, objects)
+
+
+async def remove(settings: Settings, bucket: str, name: str) -> None:
+    await asyncio.to_thread(lambda: _client(settings).bucket(bucket).blob(name).delete())
+
+
+def _fill(settings: Settings, bucket: str, objects: Mapping[str, bytes]) -> None:
+    client = _client(settings)
+    there = client.lookup_bucket(bucket) or client.create_bucket(bucket)
+    for name, data in objects.items():
+        there.blob(name).upload_from_string(data, "application/octet-stream", retry=None)
+    client.close()
+
+
+def _client(settings: Settings) -> storage.Client:
+    return storage.Client(
+        project="demo",
+        credentials=AnonymousCredentials(),
+        client_options={"api_endpoint": settings.storage_emulator_host},
+    )
