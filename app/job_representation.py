@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any
@@ -24,7 +25,8 @@ COLUMNS = (
 )
 # What spreadsheets take for the beginning of a formula:
 # https://owasp.org/www-community/attacks/CSV_Injection
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# Some take `;` for the end of a cell, wherever there are commas.
+_FORMULA = re.compile(r"(^|;)(?=[=+\-@\t\r])")
 _DELETED = RecordError(RESULT_DELETED, "The image was deleted, and its result with it.", False)
 
 
@@ -96,10 +98,10 @@ def _row(document: dict[str, Any]) -> tuple[object, ...]:
         document["status"],
         _text(best.get("label")),
         best.get("confidence"),
-        _compact(labels) if labels else "",
+        _json(labels) if labels else "",
         error.get("code"),
         _text(error.get("detail")),
-        _compact(document["metadata"]) if document["metadata"] else "",
+        _json(document["metadata"]) if document["metadata"] else "",
     )
 
 
@@ -110,8 +112,12 @@ def _csv(rows: Iterable[Iterable[object]]) -> bytes:
 
 
 def _text(value: str | None) -> str:
-    text = value or ""
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    return _FORMULA.sub(r"\1'", value or "")
+
+
+def _json(document: object) -> str:
+    """The same document without a `;`, which JSON has within strings alone."""
+    return _compact(document).replace(";", r"\u003b")
 
 
 def _state_of(job: Job, result: ItemResult) -> tuple[ItemStatus, RecordError | None]:

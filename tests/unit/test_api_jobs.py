@@ -964,6 +964,8 @@ async def test_all_results_stream_as_lines(api: Api) -> None:
         ("@sum.jpg", "'@sum.jpg"),
         ('a,"b".jpg', 'a,"b".jpg'),
         ("cat.jpg", "cat.jpg"),
+        ("cat; dog;.jpg", "cat; dog;.jpg"),
+        ("a;=1+1;@b.jpg", "a;'=1+1;'@b.jpg"),
     ],
 )
 async def test_no_cell_is_a_formula(api: Api, name: str, cell: str) -> None:
@@ -976,6 +978,8 @@ async def test_no_cell_is_a_formula(api: Api, name: str, cell: str) -> None:
     answer = await api.client.get(f"{JOBS}/{job_id}/results", headers={"Accept": "text/csv"})
     (row,) = csv.DictReader(io.StringIO(answer.text))
     assert (row["name"], row["label"]) == (cell, cell)
+    assert ";" not in row["annotations"]
+    assert json.loads(row["annotations"])[0]["label"] == name
 
 
 async def test_a_store_that_is_away_is_said_before_the_answer_begins(
