@@ -289,9 +289,9 @@ async def test_a_creation_that_broke_off_goes_on_with_what_it_began(
                 raise Unavailable("It broke off.")
 
     @asynccontextmanager
-    async def opener(opened: Settings, clock: Clock = utc_now) -> AsyncIterator[Backend]:
-        async with open_backend(opened, clock) as backend:
-            yield dataclasses.replace(backend, jobs=Breaking(backend.jobs))  # type: ignore[arg-type]
+    async def opener(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Backend]:
+        async with open_backend(settings, clock) as backend:
+            yield dataclasses.replace(backend, jobs=Breaking(backend.jobs))
 
     async with open_api(settings, opener=opener) as api:
         assert (await ask(api, f"gs://{bucket}/", "key")).status_code == 503
