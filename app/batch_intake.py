@@ -1,13 +1,15 @@
 """Checks and stores a batch's images while the next ones arrive, a few at a time."""
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 
 from app.batch_upload import BatchImage
 from app.upload_slots import UploadSlot
-from core.errors import GlimpseError
+from core.errors import GlimpseError, Unavailable
 
 AT_ONCE = 8
+PAUSES = (0.2, 0.8, 2.0)  # seconds at most before an image that met a fault is stored again
 
 Store = Callable[[BatchImage], Awaitable[None]]
 
@@ -17,7 +19,7 @@ class Intake:
 
     While `AT_ONCE` images, or more than `most_bytes` of them, are being stored, the sender waits.
     What `store` raises ends the batch, except where it is about the image: that is the image's
-    `error`. Equal images are stored once.
+    `error`. Where it is Unavailable that is tried a few times. Equal images are stored once.
     """
 
     def __init__(self, store: Store, slot: UploadSlot, most_bytes: int) -> None:
@@ -69,7 +71,7 @@ class Intake:
     async def _stored(self, image: BatchImage) -> None:
         size = len(image.data)
         try:
-            await self._store(image)
+            await self._persistently(image)
         except GlimpseError as error:
             if error.status >= 500:
                 raise
@@ -77,6 +79,15 @@ class Intake:
         finally:
             self._bytes -= size
             self._let_go(image)
+
+    async def _persistently(self, image: BatchImage) -> None:
+        """Of a thousand images one may meet a fault: all would have to be sent again for it."""
+        for pause in PAUSES:
+            try:
+                return await self._store(image)
+            except Unavailable:
+                await asyncio.sleep(random.uniform(0.5, 1.0) * pause)
+        return await self._store(image)
 
     def _let_go(self, image: BatchImage) -> None:
         self._slot.let_go(len(image.data))

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from app.answers import json_answer
-from app.cursor import POSITION, decode_cursor, encode_cursor
+from app.cursor import POSITION, decode_cursor, encode_cursor, page_limit
 from app.documentation import query_parameter, refusals
 from app.guard import requires
 from app.image_service import service_of
@@ -195,16 +195,14 @@ def selection(request: Request, tenant: str) -> tuple[LetterFilter, int, str]:
     code = query.get("code", "")
     if code and not CODE.fullmatch(code):
         raise _invalid("code", "has lower-case letters, digits and underscores")
-    limit = query.get("limit", str(DEFAULT_LIMIT))
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= LARGEST_LIMIT):
-        raise _invalid("limit", f"is a number from 1 to {LARGEST_LIMIT}")
+    limit = page_limit(request, DEFAULT_LIMIT, LARGEST_LIMIT)
     resolved = query.get("resolved", "false")
     if resolved not in ("true", "false"):
         raise _invalid("resolved", "is true or false")
     wanted = LetterFilter(
         tenant, code, _moment(query, "since"), _moment(query, "before"), resolved == "true"
     )
-    return wanted, int(limit), decode_cursor(query.get("cursor", ""), POSITION)
+    return wanted, limit, decode_cursor(query.get("cursor", ""), POSITION)
 
 
 def letter_document(letter: DeadLetter) -> dict[str, object]:

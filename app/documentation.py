@@ -11,6 +11,7 @@ from app.representation import ImageBody
 from app.upload import FIELD
 from core import errors
 from core.identity import Scope
+from core.messages import JOB_ID
 from core.problems import MEDIA_TYPE
 from core.public_http import PrivateAddress
 from core.route_access import access_of, every_route
@@ -202,6 +203,13 @@ IMAGE_HASH = {
     "required": True,
     "schema": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
     "description": "SHA-256 of the image's bytes, in lower-case hex",
+}
+
+JOB_ID_PARAMETER = {
+    "name": "job_id",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string", "pattern": f"^{JOB_ID.pattern}$"},
 }
 
 PREFER = {

@@ -19,6 +19,7 @@ from app.batches import Batch
 from app.bounded_tasks import for_each
 from app.image_lookup import look_up
 from app.job_options import JobOptions
+from app.submission import untouched
 from core import jobs
 from core.backends import Backend
 from core.clock import Clock, rfc3339, utc_now
@@ -93,6 +94,17 @@ class JobOrder:
         return f"{self.said}.{_digest([_contents(self.fetched), names])}"
 
 
+@dataclass(frozen=True, slots=True)
+class Created:
+    """A job, and by their hashes the images that it was created for, with the record of each.
+
+    As that was before. No images where the job was there already, and none that are not stored.
+    """
+
+    job: Job
+    images: Mapping[str, Record | None] = field(default_factory=dict)
+
+
 def wanted_images(batch: Batch) -> list[Wanted]:
     """What the manifest lists, in its order, then what came with the request and is not listed."""
     came = {image.image_hash: image for image in reversed(batch.images) if image.image_hash}
@@ -125,7 +137,7 @@ class JobCreation:
         self._policy = policy
         self._delivery = delivery
 
-    async def create(self, order: JobOrder) -> Job:
+    async def create(self, order: JobOrder) -> Created:
         """The job, sealed: it will run, whatever becomes of this process.
 
         Raises IdempotencyKeyReused, and Unavailable, after which the same request goes on.
@@ -151,7 +163,9 @@ class JobCreation:
                 raise Unavailable("The job is being deleted; try again.")
             _check_said(there, order)
             if there.sealed:
-                return there
+                return Created(there)
+            if there.status.terminal:
+                raise Unavailable("The job is being deleted; try again.")
             if there.fingerprint != job.fingerprint:
                 # Its items are of what was there then.
                 raise IdempotencyKeyReused(
@@ -177,7 +191,7 @@ class JobCreation:
         _check_said(there, order)
         return there if there.sealed else None
 
-    async def _fill(self, job: Job, order: JobOrder, before: Sequence[JobItem] = ()) -> Job:
+    async def _fill(self, job: Job, order: JobOrder, before: Sequence[JobItem] = ()) -> Created:
         """`before` are the items that are there already."""
         items, records = await self._items(job, order, before)
         await self._backend.jobs.add_items(job.key, items)
@@ -188,11 +202,11 @@ class JobCreation:
         )
         if sealed is None:  # by another request with the same key
             sealed = await self._backend.jobs.get(job.key)
-        if sealed is None:
+        if sealed is None or not sealed.sealed:
             raise Unavailable("The job took too long to create; try again.")
         log.info("job accepted", job=job.key.id, images=len(items), priority=job.priority)
         await self._begin(sealed, items)
-        return sealed
+        return Created(sealed, {key.image_hash: record for key, record in records.items()})
 
     async def _begin(self, job: Job, items: Sequence[JobItem]) -> None:
         """The scheduler does it where we fail to: the job is sealed."""
@@ -246,11 +260,15 @@ class JobCreation:
             now = self._clock()
             if record is None:
                 done = await records.create(new_record(key, now, job.priority, job.key.id))
+            elif job.not_before is not None:
+                # It asks when it begins. Whoever else waits must not seem to be in a hurry: what
+                # two jobs want is everybody's, and the reconciler has it classified.
+                return
             elif record.may_retry:
                 done = await records.retry(key, job.priority, job.key.id)
             elif wanted(record, job.priority, job.key.id) is not None:
                 done = await ask_for(self._backend, record, job, now)
-            elif record.status is Status.PENDING and self._old(record, now):
+            elif record.status is Status.PENDING and untouched(record, now, self._delivery):
                 # The reconciler may be about to call its image lost.
                 done = await records.touch(key, now)
             else:
@@ -259,9 +277,6 @@ class JobCreation:
                 return
             record = await records.get(key)  # somebody was faster
         raise Unavailable("An image is being changed by others; try again.")
-
-    def _old(self, record: Record, now: datetime) -> bool:
-        return (now - record.updated_at).total_seconds() > self._delivery.touch_after
 
 
 def _job_id(order: JobOrder) -> str:

@@ -1,6 +1,7 @@
 """`/api/v1/jobs`: many images as one piece of work."""
 
 import re
+import time
 from collections.abc import AsyncIterator, Sequence
 
 from fastapi import APIRouter, Request, Response
@@ -8,11 +9,12 @@ from starlette.responses import StreamingResponse
 
 from app.acceptance import preferred
 from app.answers import json_answer
+from app.audit import audited_job
 from app.batch_manifest import BatchManifest
 from app.batch_upload import FIELD, MANIFEST_FIELD
 from app.batch_zip import MEDIA_TYPES
-from app.cursor import POSITION, decode_cursor, encode_cursor
-from app.documentation import header, query_parameter, refusals
+from app.cursor import POSITION, decode_cursor, encode_cursor, page_limit
+from app.documentation import JOB_ID_PARAMETER, header, query_parameter, refusals
 from app.guard import count_image, requires
 from app.image_service import service_of
 from app.job_options import IDEMPOTENCY_KEY
@@ -33,7 +35,6 @@ from core import errors
 from core.identity import Principal, Scope
 from core.job_document import job_document, job_path
 from core.jobs import JOB_TYPES, Job, JobStatus
-from core.messages import JOB_ID
 from core.policy import MAX_JOB_ITEMS
 from core.priority import Priority
 from core.request_route import RequestRoute
@@ -44,12 +45,6 @@ DEFAULT_RESULTS, MOST_RESULTS = 100, MAX_JOB_ITEMS
 _PLACE = re.compile(r"[0-9]{1,4}")
 _VARY = (b"vary", b"Accept")
 
-_JOB_ID = {
-    "name": "job_id",
-    "in": "path",
-    "required": True,
-    "schema": {"type": "string", "pattern": f"^{JOB_ID.pattern}$"},
-}
 _OPTIONS = [
     query_parameter("priority", "`normal`, if nobody says", enum=list(Priority)),
     query_parameter("not_before", "When it may begin", format="date-time"),
@@ -132,15 +127,17 @@ router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"], route_class=RequestRout
 )
 @requires(Scope.JOBS)
 async def batch_predict(request: Request, principal: Principal) -> Response:
-    jobs = jobs_of(request)
+    began, jobs = time.perf_counter(), jobs_of(request)
 
     def count(size: int) -> None:
         count_image(request, principal, size)
 
     with service_of(request).uploads.take() as slot:
-        job = await jobs.create(request, principal, slot, count)
+        created = await jobs.create(request, principal, slot, count)
+    job = created.job
     location = (b"location", job_path(job.key.id).encode())
-    return json_answer(accepted_document(job, jobs.public_url), 202, [location])
+    response = json_answer(accepted_document(job, jobs.public_url), 202, [location])
+    return audited_job(response, request, principal, job, created.images, began=began)
 
 
 @router.get(
@@ -166,7 +163,7 @@ async def list_jobs(request: Request, principal: Principal) -> Response:
     jobs, query = jobs_of(request), request.query_params
     status = _one_of(query.get("status", ""), "status", list(JobStatus))
     type_ = _one_of(query.get("type", ""), "type", JOB_TYPES)
-    limit = _limit(request, DEFAULT_JOBS, MOST_JOBS)
+    limit = page_limit(request, DEFAULT_JOBS, MOST_JOBS)
     after = decode_cursor(query.get("cursor", ""), POSITION)
     page = await jobs.list(principal, status, type_, limit, after)
     more = len(page) == limit
@@ -183,7 +180,7 @@ async def list_jobs(request: Request, principal: Principal) -> Response:
     summary="A job",
     description="How far it is. The counts of a running job are at most a moment old.",
     responses={200: {"model": JobBody}, **_JOB_REFUSALS},
-    openapi_extra={"parameters": [_JOB_ID]},
+    openapi_extra={"parameters": [JOB_ID_PARAMETER]},
 )
 @requires(Scope.JOBS)
 async def read_job(request: Request, principal: Principal) -> Response:
@@ -210,7 +207,7 @@ async def read_job(request: Request, principal: Principal) -> Response:
     },
     openapi_extra={
         "parameters": [
-            _JOB_ID,
+            JOB_ID_PARAMETER,
             query_parameter("cursor", "`next_cursor` of the page before; of JSON alone"),
             query_parameter(
                 "limit", "How many; of JSON alone", type="integer", minimum=1, maximum=MOST_RESULTS
@@ -225,7 +222,7 @@ async def read_results(request: Request, principal: Principal) -> Response:
     kind = preferred(", ".join(request.headers.getlist("accept")), (JSON, NDJSON, CSV))
     if kind != JSON:
         return await _streamed(jobs, job, kind)
-    limit = _limit(request, DEFAULT_RESULTS, MOST_RESULTS)
+    limit = page_limit(request, DEFAULT_RESULTS, MOST_RESULTS)
     cursor = decode_cursor(request.query_params.get("cursor", ""), _PLACE)
     page = await jobs.results(job, limit, int(cursor or -1))
     more = len(page) == limit and page[-1].item.position + 1 < job.counts.total
@@ -245,7 +242,7 @@ async def read_results(request: Request, principal: Principal) -> Response:
     summary="Cancel a job",
     description="What of it has not begun never does. Repeating it changes nothing.",
     responses={200: {"model": JobBody}, **_JOB_REFUSALS, **refusals(errors.Conflict)},
-    openapi_extra={"parameters": [_JOB_ID]},
+    openapi_extra={"parameters": [JOB_ID_PARAMETER]},
 )
 @requires(Scope.JOBS)
 async def cancel_job(request: Request, principal: Principal) -> Response:
@@ -273,13 +270,6 @@ async def _streamed(jobs: JobService, job: Job, kind: str) -> Response:
     if kind == CSV:
         headers["Content-Disposition"] = f'attachment; filename="job-{job.key.id}.csv"'
     return StreamingResponse(body(), media_type=kind, headers=headers)
-
-
-def _limit(request: Request, default: int, most: int) -> int:
-    text = request.query_params.get("limit", str(default))
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= most):
-        raise _invalid("limit", f"is a number from 1 to {most}")
-    return int(text)
 
 
 def _one_of(text: str, name: str, known: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from fastapi import FastAPI, Request
 
 from app.batch_objects import Taken
 from app.batches import Batches
-from app.job_creation import JobCreation, JobOrder, as_wanted, wanted_images
+from app.job_creation import Created, JobCreation, JobOrder, as_wanted, wanted_images
 from app.job_options import JobOptions, options_of, with_manifest
 from app.object_prefix import ObjectPrefix
 from app.upload_slots import UploadSlot
@@ -54,7 +54,7 @@ class JobService:
         principal: Principal,
         slot: UploadSlot,
         count: Callable[[int], None],
-    ) -> Job:
+    ) -> Created:
         """The job that the request asks for. `count` is called with the size of each image.
 
         Raises what `options_of`, `check_address`, `Batches` and `JobCreation.create` do.
@@ -72,7 +72,7 @@ class JobService:
             self._batches.check_import(where)
             there = await self._creation.created_before(order)
             if there is not None:
-                return there
+                return Created(there)
             before = Taken(len(images), batch.bytes_)
             fetched = await self._batches.fetch(where, before, principal.tenant, slot, count)
             order = replace(order, fetched=as_wanted(fetched))

@@ -5,7 +5,13 @@ from contextlib import ExitStack
 from fastapi import APIRouter, Request, Response
 from starlette.websockets import WebSocket
 
-from app.documentation import STREAM_PARAMETERS, STREAM_REFUSALS, refusals, stream_of
+from app.documentation import (
+    JOB_ID_PARAMETER,
+    STREAM_PARAMETERS,
+    STREAM_REFUSALS,
+    refusals,
+    stream_of,
+)
 from app.event_stream import open_stream
 from app.guard import admission, admitted, requires, socket_requires
 from app.image_service import ImageService
@@ -18,20 +24,9 @@ from app.socket_protocol import PATHS
 from core import errors
 from core.identity import Principal, Scope
 from core.jobs import Job
-from core.messages import JOB_ID
 from core.request_route import RequestRoute, SocketRoute
 
 SOCKET_PATH = PATHS.decode() + "jobs/{job_id}"
-
-_PARAMETERS = [
-    {
-        "name": "job_id",
-        "in": "path",
-        "required": True,
-        "schema": {"type": "string", "pattern": f"^{JOB_ID.pattern}$"},
-    },
-    *STREAM_PARAMETERS,
-]
 
 router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"], route_class=RequestRoute)
 
@@ -50,7 +45,7 @@ router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"], route_class=RequestRout
         **refusals(errors.NotFound, errors.Forbidden),
         **STREAM_REFUSALS,
     },
-    openapi_extra={"parameters": _PARAMETERS},
+    openapi_extra={"parameters": [JOB_ID_PARAMETER, *STREAM_PARAMETERS]},
 )
 @requires(Scope.JOBS)
 async def stream(request: Request, principal: Principal) -> Response:

@@ -74,31 +74,28 @@ async def record_of(
     max_pixels: int,
     clock: Clock = utc_now,
     policy: DeliveryPolicy = DEFAULT_POLICY,
-    *,
-    priority: Priority = Priority.HIGH,
-    job: str = "",
 ) -> tuple[Record, bool]:
     """The record as it stands, created or set to try again where that is due.
 
-    And whether whoever asks (`job`, or a client by itself) has to publish a message of its own,
-    although it was asked for before: that one was less urgent, or a job's, which can be cancelled.
+    And whether whoever asks has to publish a message of its own, although it was asked for before:
+    that one was less urgent, or a job's, which can be cancelled.
     """
     for _ in range(4):
         with span("look up record"):
             record = await backend.records.get(image.key)
         if record is None:
             await asyncio.to_thread(inspect_header, image.data, image.content_type, max_pixels)
-            record = new_record(image.key, clock(), priority, job)
+            record = new_record(image.key, clock())
             with span("create record"):
                 created = await backend.records.create(record)
             if created:
                 return record, False
         elif record.may_retry:
-            await backend.records.retry(image.key, priority, job)
-        elif wanted(record, priority, job) is not None:
-            if await backend.records.want(image.key, priority, job):
+            await backend.records.retry(image.key)
+        elif wanted(record, Priority.HIGH) is not None:
+            if await backend.records.want(image.key, Priority.HIGH):
                 return record, True
-        elif record.status is Status.PENDING and _old(record, clock(), policy):
+        elif record.status is Status.PENDING and untouched(record, clock(), policy):
             # The reconciler may be about to call its image lost, which we are about to put there.
             await backend.records.touch(image.key, clock())
         else:
@@ -107,7 +104,8 @@ async def record_of(
     raise Unavailable("The image is being changed by others; try again.")
 
 
-def _old(record: Record, now: datetime, policy: DeliveryPolicy) -> bool:
+def untouched(record: Record, now: datetime, policy: DeliveryPolicy) -> bool:
+    """Whether nobody has moved the record for so long that the reconciler may soon look at it."""
     return (now - record.updated_at).total_seconds() > policy.touch_after
 
 

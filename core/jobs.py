@@ -207,8 +207,11 @@ def new_job(
 
 
 def sealed(job: Job, now: datetime, policy: JobPolicy = POLICY) -> Job | None:
-    """All items are stored. From now on it is shown, and the scheduler starts it if nobody does."""
-    if job.sealed:
+    """All items are stored. From now on it is shown, and the scheduler starts it if nobody does.
+
+    Refused where it took so long that the scheduler is about to delete it.
+    """
+    if job.sealed or job.status.terminal:
         return None
     wake = job.not_before or now + _seconds(policy.announce_after)
     return replace(job, sealed=True, updated_at=now, wake_at=_first(job, wake))
@@ -272,20 +275,32 @@ def announced(job: Job, now: datetime, policy: JobPolicy = POLICY) -> Job | None
 def looked_after(job: Job, seen: datetime, now: datetime, policy: JobPolicy = POLICY) -> Job | None:
     """The scheduler's turn at a job that it saw with `wake_at` at `seen`: of several, one wins it.
 
-    The next turn comes after another while, should this one come to nothing. For a job that only
-    waits behind more urgent ones that while doubles: each turn publishes all of it again.
+    The next turn comes after another while, should this one come to nothing. Where the job is to
+    be run that while doubles: it may only wait behind others, and each turn publishes it again.
+    What was never sealed cannot be from here on.
     """
     if job.wake_at != seen or job.wake_at > now:
         return None
     wake = now + _seconds(policy.announce_after)
-    if job.status is JobStatus.RUNNING:
-        patience = min(now - job.updated_at, _seconds(policy.longest / 14))
-        wake = now + max(_seconds(policy.stale_after), patience)
+    if not (job.sealed or job.status.terminal):
+        return _changed(job, now, status=JobStatus.FAILED, wake_at=wake)
+    if due_action(job, now, policy) is Action.RUN:
+        wake = now + _patience(job, now, policy)
     elif job.announced:
         wake = max(wake, _expiry(job, policy))
     if job.deadline is not None and not job.over(now):
         wake = min(wake, job.deadline)
     return replace(job, wake_at=wake)
+
+
+def _patience(job: Job, now: datetime, policy: JobPolicy) -> timedelta:
+    """How long to wait until a job that has not got on is run again: as long as it has waited."""
+    waited = now - max(job.updated_at, job.not_before or job.updated_at)
+    if job.status is JobStatus.RUNNING:
+        least, most = policy.stale_after, policy.longest / 14
+    else:
+        least, most = policy.announce_after, policy.stale_after
+    return max(_seconds(least), min(waited, _seconds(most)))
 
 
 class Action(StrEnum):

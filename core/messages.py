@@ -38,6 +38,7 @@ DEAD_LETTER_ATTRIBUTES = (
 KIND = "kind"  # the attribute that says which message it is; absent in a ClassifyImage
 JOB_ID = re.compile(r"[0-9a-f]{32}")
 EVENT = re.compile(r"[a-z]+(?:\.[a-z_]+)*")
+_POSITION = re.compile(r"[0-9]{1,9}")
 _TARGET = re.compile(r"[A-Za-z0-9_-]{0,64}")
 
 
@@ -92,7 +93,7 @@ class ClassifyImage:
         if job and not JOB_ID.fullmatch(job):
             raise MalformedEnvelope("The attribute job is malformed.")
         position = attributes.get("position", "0")
-        if not (position.isascii() and position.isdecimal() and int(position[:9]) < MAX_JOB_ITEMS):
+        if not (_POSITION.fullmatch(position) and int(position) < MAX_JOB_ITEMS):
             raise MalformedEnvelope("The attribute position is malformed.")
         priority = attributes.get("priority", Priority.HIGH)
         if priority not in list(Priority):

@@ -230,6 +230,10 @@ class JobStore(Protocol):
         """
         ...
 
+    async def settle_many(self, key: JobKey, outcomes: Mapping[int, RecordError | None]) -> None:
+        """As `settle` for each of these positions, without counting."""
+        ...
+
     async def refresh(self, key: JobKey, interval: timedelta = timedelta(0)) -> Job | None:
         """Count the items; the job if that changed it, which ends it where no item is open.
 

@@ -8,6 +8,7 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from core.errors import GlimpseError, Unauthenticated
 
@@ -68,9 +69,20 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     phrase = http.HTTPStatus(error.status_code).phrase
     code = phrase.lower().replace(" ", "_").replace("-", "_").replace("'", "")
-    return problem_response(
-        error.status_code, code, phrase, str(error.detail), headers=error.headers
-    )
+    headers = error.headers
+    if error.status_code == 405:
+        headers = {"Allow": ", ".join(_methods_at(request))}
+    return problem_response(error.status_code, code, phrase, str(error.detail), headers=headers)
+
+
+def _methods_at(request: Request) -> list[str]:
+    """Every method that the path has: Starlette names those of one route (RFC 9110, 15.5.6)."""
+    matching = [
+        route
+        for route in request.app.routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+    ]
+    return sorted({method for route in matching for method in route.methods or ()})
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:

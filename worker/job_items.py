@@ -1,5 +1,7 @@
 """Ending one item of a job and, with the last one, the job."""
 
+from collections.abc import Mapping
+
 import structlog
 
 from core.job_endings import announce
@@ -18,6 +20,19 @@ async def settle(job: JobKey, position: int, error: RecordError | None, bench: W
     after = await bench.backend.jobs.settle(job, position, error, bench.refresh_interval)
     bench.metrics.item_ended(error)
     await close(after, bench)
+
+
+async def settle_many(
+    job: JobKey, outcomes: Mapping[int, RecordError | None], bench: Workbench
+) -> None:
+    """As `settle` for each of these items. Counting them is left to whoever has settled the last.
+
+    So it does not end the job.
+    """
+    if outcomes:
+        await bench.backend.jobs.settle_many(job, outcomes)
+        for error in outcomes.values():
+            bench.metrics.item_ended(error)
 
 
 async def close(counted: Job | None, bench: Workbench) -> None:

@@ -16,7 +16,7 @@ from core.jobs import ItemState, Job, JobItem, JobKey, JobStatus
 from core.messages import ClassifyImage, RunJob
 from core.publishing import publish
 from core.records import Record, RecordError, RecordKey, Status
-from worker.job_items import close, settle
+from worker.job_items import close, settle_many
 from worker.workbench import Workbench
 
 log = structlog.get_logger(__name__)
@@ -38,9 +38,14 @@ async def run_job(message: RunJob, bench: Workbench) -> None:
     else:
         job = await store.get(key)
     published, after = 0, -1
+    first: set[int] = set()  # open items that others may be twins of
     while job is not None and job.status is JobStatus.RUNNING and not job.over(bench.clock()):
         page = await store.items(key, PAGE, after, ItemState.OPEN)
-        published += await _bring_on(page, job, bench)
+        first.update(item.position for item in page if item.twin_of is None)
+        # Twins are settled with the item that they are like. Two requests with the same key, and an
+        # image that came between them, can leave a twin of one that has failed: it goes by itself.
+        alone = [item for item in page if item.twin_of not in first]
+        published += await _bring_on(alone, job, bench)
         if len(page) < PAGE:
             log.info("job brought on", published=published)
             await close(await store.refresh(key), bench)
@@ -50,37 +55,40 @@ async def run_job(message: RunJob, bench: Workbench) -> None:
     log.info("job left alone", status=None if job is None else job.status.value)
 
 
-async def _bring_on(page: Iterable[JobItem], job: Job, bench: Workbench) -> int:
+async def _bring_on(items: Iterable[JobItem], job: Job, bench: Workbench) -> int:
     """How many of the items a message was published for."""
-    wanted: dict[int, RecordKey | None] = {
-        # Twins are settled with the item that they are like.
-        item.position: _record_key(item, job)
-        for item in page
-        if item.twin_of is None
-    }
+    wanted = {item.position: _record_key(item, job) for item in items}
     found = await bench.backend.records.get_many([key for key in wanted.values() if key])
-    outcomes = await _all(
-        _bring_on_item(position, None if key is None else found.get(key), job, bench)
+    known: dict[int, RecordError | None] = {}
+    published = await _all(
+        _bring_on_item(position, None if key is None else found.get(key), job, known, bench)
         for position, key in wanted.items()
     )
-    return sum(outcomes)
+    await settle_many(job.key, known, bench)
+    return sum(published)
 
 
-async def _bring_on_item(position: int, record: Record | None, job: Job, bench: Workbench) -> bool:
-    """Whether a message was published for the item; otherwise it was settled."""
+async def _bring_on_item(
+    position: int,
+    record: Record | None,
+    job: Job,
+    known: dict[int, RecordError | None],
+    bench: Workbench,
+) -> bool:
+    """Whether a message was published for the item; otherwise how it ended is noted in `known`."""
     while record is not None:
         key = record.key
         if record.status is Status.SUCCESS or (
             record.status is Status.ERROR and not _worth_another_attempt(record, job)
         ):
-            await settle(job.key, position, record.error, bench)
+            known[position] = record.error
             return False
         if await ask_for(bench.backend, record, job, bench.clock()):
             message = ClassifyImage(key, priority=job.priority, job=job.key.id, position=position)
             await publish(bench.backend.publisher, message)
             return True
         record = await bench.backend.records.get(key)  # somebody moved it
-    await settle(job.key, position, MISSING, bench)
+    known[position] = MISSING
     return False
 
 

@@ -97,6 +97,33 @@ def new_image(worker_seconds: float, memory: float = 1.0) -> Work:
     )
 
 
+# Assumed: an image's share of the request that brings a thousand.
+API_IN_BATCH = 0.050
+# Assumed as above: is the job over, three requests for the item, and two at once for the job.
+JOB_WAITS = 0.075
+RESULT_BYTES = 300  # a row of the results
+
+
+def image_of_a_job(worker_seconds: float, memory: float = 1.0) -> Work:
+    """One of a thousand that come together; all results are fetched once.
+
+    What the job itself needs, a thousandth of it, is left out.
+    """
+    return replace(
+        new_image(worker_seconds + JOB_WAITS, memory),
+        api_seconds=API_IN_BATCH,
+        api_requests=0,
+        # Of the record: look-up, its turn, claim, completion, result. Of the item: its turn, its
+        # end, result. Of the job: before the work, and at the item's end whether it is the last.
+        reads=5 + 3 + 3,
+        # Creation, claim, completion of the record; creation and end of the item.
+        writes=3 + 2,
+        balanced_bytes=IMAGE_BYTES + RESULT_BYTES,
+        # The audit line, the push and `classified`.
+        logged_bytes=3 * LINE_BYTES,
+    )
+
+
 # A client that hashes first asks by name; the result is in the process's memory.
 KNOWN = Work(
     api_seconds=API_KNOWN, api_requests=1, balanced_bytes=ANSWER_BYTES, logged_bytes=LINE_BYTES
@@ -193,12 +220,17 @@ def bundled_work(measured: Measured) -> Work:
     return new_image(WORKER_WAITS + measured.worker_seconds)
 
 
+def job_work(measured: Measured) -> Work:
+    return image_of_a_job(WORKER_WAITS + measured.worker_seconds)
+
+
 def tables(measured: Measured) -> dict[str, str]:
     """The page's tables by the names of their markers."""
     work = bundled_work(measured)
     return {
         "prices": _price_table(),
         "new": _bill_table(work),
+        "job": _bill_table(job_work(measured), "a million new images in jobs"),
         "known": _known_table(),
         "worker-time": _worker_time_table(),
         "models": _model_table(measured),
@@ -245,11 +277,11 @@ def _price_table() -> str:
     )
 
 
-def _bill_table(work: Work) -> str:
+def _bill_table(work: Work, title: str = "a million new images") -> str:
     lines = bill(work)
     rows = [[line.part, line.units, _dollars(line.dollars)] for line in lines]
     return table(
-        ["a million new images", "each", "US$"],
+        [title, "each", "US$"],
         [*rows, ["**together**", "", f"**{_dollars(total(work))}**"]],
     )
 
@@ -322,12 +354,18 @@ def _fixed_table() -> str:
     def always(memory: float) -> float:
         return MONTH * (IOWA.cpu_always + memory * IOWA.memory_always)
 
+    stream = MONTH * (IOWA.cpu + IOWA.memory)
+    looks = MONTH / 60
+    # Billed by tenths of a second, of two CPUs and two GiB; a query for tenants, one for each.
+    schedule = looks * (0.1 * 2 * (IOWA.cpu + IOWA.memory) + IOWA.requests + 2 * IOWA.reads)
     return table(
         ["a month", "US$"],
         [
             ["load balancer", _dollars(IOWA.balancer)],
             ["an API instance that never stops (1 vCPU, 1 GiB)", _dollars(always(1.0))],
             ["a worker instance that never stops (1 vCPU, 1 GiB)", _dollars(always(1.0))],
+            ["an API instance that always holds a stream open", _dollars(stream)],
+            ["the schedule's look each minute, one tenant", _dollars(schedule)],
         ],
     )
 

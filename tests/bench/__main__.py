@@ -37,6 +37,7 @@ from core.backends import open_backend
 from core.clock import utc_now
 from core.messages import ClassifyImage
 from core.model_bundle import read_bundle
+from core.policy import MAX_JOB_ITEMS
 from core.records import PUBLIC_TENANT, RecordKey, new_record
 from core.settings import DEFAULT_BUNDLE, Settings
 from tests.bench import load
@@ -205,6 +206,34 @@ class Bench:
             f"{statistics.median(rates):.0f} images/s end to end",
             target="420/s (Celery)",
         )
+
+    def batches(self) -> None:
+        """Jobs of a thousand images, from the first byte of the upload to the last result."""
+        count = 250 if self.quick or self.emulators else MAX_JOB_ITEMS
+        images = {
+            "no-op model": (self.colours, [picture(seed=n, size=(16, 16)) for n in range(count)]),
+            "photos of 110 KB": (self.bundle, [photo(n) for n in range(count)]),
+        }
+        for work, (bundle, files) in images.items():
+            accepted, ended = [], []
+            for round_ in range(self.rounds):
+                name = f"batch-{work.split()[0]}-{round_}"
+                with self._stack(name, bundle, PUSH_CONCURRENCY=16) as stack:
+                    began = time.perf_counter()
+                    upload = [("imgs", (f"{n}.jpg", data)) for n, data in enumerate(files)]
+                    job = stack.api.post("/api/v1/jobs/batch-predict", files=upload).json()
+                    accepted.append(time.perf_counter() - began)
+                    while job["status"] in ("pending", "running"):
+                        time.sleep(0.02)
+                        job = stack.api.get(f"/api/v1/jobs/{job['job_id']}").json()
+                    ended.append(time.perf_counter() - began)
+                    assert job["succeeded"] == count, job
+            seconds = statistics.median(ended)
+            self._row(
+                f"a job of {count}, {work}",
+                f"{seconds:.1f} s, {60 / seconds:.1f} a minute, {count / seconds:.0f} images/s;"
+                f" 202 after {statistics.median(accepted):.1f} s",
+            )
 
     def footprint(self) -> None:
         """Memory of each process, and the time from start to ready."""
@@ -462,8 +491,8 @@ def main() -> None:
     parser.add_argument("--backend", choices=("embedded", "emulator"), default="embedded")
     parser.add_argument(
         "--only",
-        help="comma-separated: answers,accepting,working,pipeline,footprint,responsiveness,"
-        "streaming",
+        help="comma-separated: answers,accepting,working,pipeline,batches,footprint,"
+        "responsiveness,streaming",
     )
     parser.add_argument("--markdown", type=Path, help="also write the table to this file")
     args = parser.parse_args()
@@ -482,6 +511,7 @@ def main() -> None:
             bench.accepting,
             bench.working,
             bench.pipeline,
+            bench.batches,
             bench.footprint,
             bench.responsiveness,
             # What is measured is the API's own work: an emulator would add its own.

@@ -45,6 +45,7 @@ def rows(outcome: Outcome) -> list[tuple[str, str]]:
         ("faults injected", f"{injected}, besides failing port calls"),
         *((f"  {name}", str(count)) for name, count in sorted(outcome.injected.items())),
         ("images accepted", str(outcome.accepted)),
+        ("jobs accepted", str(outcome.jobs)),
         ("images lost", str(len(outcome.lost))),
         ("results stored twice", str(len(outcome.duplicates))),
         ("final states that changed", str(len(outcome.changed))),

@@ -21,6 +21,7 @@ from core.backends import open_backend
 from core.clock import utc_now
 from core.records import Record
 from core.settings import Settings
+from tests.chaos.batches import Batcher, JobLedger
 from tests.chaos.faults import Fault, faults
 from tests.chaos.load import Client, Ledger, Watcher
 from tests.chaos.push_proxy import PushProxy
@@ -104,6 +105,7 @@ class Outcome:
     seconds: float
     rate: float  # uploads answered a second, while faults were injected
     accepted: int
+    jobs: int
     injected: Counter[str]
     answers: Counter[int]
     longest_seconds: float
@@ -157,6 +159,7 @@ class Experiment:
         self._seed = seed
         self._rest: list[Fault] = []
         self.ledger = Ledger()
+        self.jobs = JobLedger()
 
     def run(self) -> Outcome:
         stack = self._stack
@@ -169,11 +172,13 @@ class Experiment:
             stuck = self._stuck()
             self._look_again()
             wrong = self.ledger.wrong + proxy.wrong + self._service_errors()
+            wrong += self.jobs.check(stack.api)
             injected += proxy.injected
         return Outcome(
             seconds=self._seconds,
             rate=rate,
             accepted=len(self.ledger.accepted),
+            jobs=len(self.jobs.cancelled),
             injected=injected,
             answers=answers,
             longest_seconds=self.ledger.longest,
@@ -195,6 +200,8 @@ class Experiment:
             Client(str(self._stack.api.base_url), self.ledger, n, self._rate / CLIENTS, over)
             for n in range(CLIENTS)
         ]
+        jobs = Batcher(str(self._stack.api.base_url), self.jobs, self._rate / 20, self._seed, over)
+        clients.append(jobs)
         self._began = time.monotonic()
         for client in clients:
             client.start()
@@ -231,6 +238,13 @@ class Experiment:
             self._progress("waiting for what was accepted", 1 - len(left) / most)
             for image_hash in left:
                 self._ask(image_hash)
+            time.sleep(0.2)
+        while (open_jobs := self.jobs.unfinished()) and time.monotonic() < ends:
+            self._progress("waiting for jobs", 0.5)
+            for job_id in open_jobs:
+                answer = self._stack.api.get(f"/api/v1/jobs/{job_id}")
+                if answer.status_code == 200:
+                    self.jobs.note(answer.json())
             time.sleep(0.2)
 
     def _look_again(self) -> None:

@@ -290,6 +290,33 @@ async def test_a_thousand_twins_end_together(store: JobStore, clock: MovableCloc
     assert [item.position for item in await store.items(job.key, total)] == list(range(total))
 
 
+async def test_many_are_settled_with_their_twins_and_counted_later(
+    store: JobStore, clock: MovableClock
+) -> None:
+    """More than fit in one transaction; some are settled before, and some are not there."""
+    twins = [JobItem(place, f"{0:064x}", twin_of=0) for place in range(60, 90)]
+    first = JobItem(0, f"{0:064x}", twins=tuple(range(60, 90)))
+    job = await running(store, job_of(clock, total=90), [first, *items_of(60, 1), *twins])
+    await store.settle(job.key, 5, BROKEN, ALWAYS)
+    outcomes = {place: BROKEN if place % 10 == 0 else None for place in range(58)}
+    await store.settle_many(job.key, {**outcomes, 500: None})
+    assert (await stored(store, job.key)).counts == Counts(90, 0, 1)  # nobody has counted
+    items = {item.position: item for item in await store.items(job.key, 100)}
+    assert {place for place, item in items.items() if item.state is ItemState.OPEN} == {58, 59}
+    for place, item in items.items():
+        if item.state is not ItemState.OPEN:
+            broken = place % 10 == 0 or place == 5 or place >= 60
+            assert item.error == (BROKEN if broken else None), place
+    after = await store.refresh(job.key)
+    assert after is not None
+    failed = 6 + 1 + 30
+    assert after.counts == Counts(90, 88 - failed, failed)
+    await store.settle_many(job.key, {58: None, 59: None})
+    last = await store.refresh(job.key)
+    assert last is not None
+    assert last.status is JobStatus.COMPLETED
+
+
 async def test_of_concurrent_settlers_one_sees_the_end(
     stores: Sequence[JobStore], clock: MovableClock
 ) -> None:
@@ -301,6 +328,27 @@ async def test_of_concurrent_settlers_one_sees_the_end(
     assert len(ends) == 1
     assert ends[0].counts == Counts(25, 25)
     assert await store.get(job.key) == ends[0]
+
+
+async def test_settlers_do_not_hold_each_other_up(
+    stores: Sequence[JobStore], clock: MovableClock
+) -> None:
+    """Eight at once, with a count now and then, until all is done: none is sent away."""
+    total = 240
+    job = await running(stores[0], job_of(clock, total=total))
+    places = iter(range(total))
+    seen: list[Job] = []
+
+    async def settler(store: JobStore) -> None:
+        for place in places:
+            clock.move(0.05)
+            after = await store.settle(job.key, place, None, timedelta(seconds=1))
+            seen.extend([] if after is None else [after])
+
+    await asyncio.gather(*(settler(stores[n % 2]) for n in range(8)))
+    assert [each.status for each in seen].count(JobStatus.COMPLETED) == 1
+    assert len(seen) <= 14  # at most once in a second, and the end
+    assert (await stored(stores[0], job.key)).counts == Counts(total, total)
 
 
 async def test_progress_never_goes_back(stores: Sequence[JobStore], clock: MovableClock) -> None:

@@ -90,6 +90,29 @@ def test_a_bill_by_hand() -> None:
     assert cost.total(work) == pytest.approx(35.47, abs=0.01)
 
 
+def test_a_bill_of_a_job_by_hand() -> None:
+    work = replace(cost.image_of_a_job(0.425), api_seconds=0.2)
+    lines = {line.part: round(line.dollars, 4) for line in cost.bill(work)}
+    assert lines["worker"] == 13.25  # 425,000 s, and 75,000 s of waiting for item and job
+    assert lines["Cloud Run requests"] == 0.4  # the push
+    assert lines["Datastore writes"] == 4.5  # 50 x 0.09
+    assert lines["Datastore reads"] == 3.3  # 110 x 0.03
+    alone = {line.part: line.dollars for line in cost.bill(cost.bundled_work(MEASURED))}
+    for part in ("Cloud Storage operations", "Cloud Storage, a month", "Pub/Sub"):
+        assert lines[part] == round(alone[part], 4)
+
+
+def test_assumptions_about_jobs_stand_in_the_text() -> None:
+    text = cost.PAGE.read_text()
+    assert f"{cost.API_IN_BATCH:g} s for an image's share" in text
+    assert round(cost.JOB_WAITS / 0.015) == 5
+    assert "five at 15 ms" in text
+    work = cost.job_work(MEASURED)
+    assert (work.writes, work.reads) == (5, 11)
+    assert "five writes" in text
+    assert "eleven reads" in text
+
+
 def test_each_price_counts_once() -> None:
     """A dollar more a unit is as many dollars more as there are units."""
     work = cost.bundled_work(MEASURED)

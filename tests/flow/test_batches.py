@@ -33,7 +33,7 @@ def backend(request: pytest.FixtureRequest) -> dict[str, str]:
     corner: dict[str, str] = request.getfixturevalue("emulator_corner")
     # Pub/Sub counts a push that finds no worker as a delivery; the embedded queue does not.
     # Its deadline runs while a message waits for one of the emulator's two pushes.
-    return {**corner, "DELIVERY_ATTEMPTS": "100", "ACK_DEADLINE_SECONDS": "60"}
+    return {**corner, "DELIVERY_ATTEMPTS": "100", "ACK_DEADLINE_SECONDS": "600"}
 
 
 @dataclass

@@ -125,6 +125,7 @@ async def test_filters_select(api: Api) -> None:
         ("limit", "201"),
         ("limit", "-1"),
         ("limit", "1000000000000000000000"),
+        ("limit", "0000000011000"),
         ("limit", "²"),
         ("limit", "many"),
         ("code", "No!"),

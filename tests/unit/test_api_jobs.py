@@ -3,6 +3,7 @@
 import asyncio
 import csv
 import dataclasses
+import functools
 import io
 import json
 import random
@@ -22,6 +23,7 @@ from core.clock import Clock, utc_now
 from core.errors import Unavailable
 from core.identity import Scope
 from core.jobs import ItemState, Job, JobItem, JobKey, JobStatus
+from core.policy import DeliveryPolicy
 from core.priority import Priority
 from core.records import PUBLIC_TENANT, Annotation, RecordError, Status
 from core.settings import Settings
@@ -29,6 +31,7 @@ from tests.contract.clock import MovableClock
 from tests.support.api import LEASE, NOTHING, Api, api_settings, bearer, open_api
 from tests.support.batches import FORM, archive, form, manifest, part
 from tests.support.pictures import picture, png_header, sha256
+from worker.reconciliation import reconcile
 
 JOBS = "/api/v1/jobs"
 CREATE = JOBS + "/batch-predict"
@@ -275,6 +278,22 @@ async def test_an_image_that_two_jobs_want_belongs_to_neither(api: Api) -> None:
     await create(api, RED, params={"priority": "high"})
     record = await api.record(sha256(RED))
     assert (record.job, record.priority) == ("", Priority.HIGH)
+
+
+async def test_what_two_jobs_want_tomorrow_is_not_begun_today(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    clock = MovableClock()
+    async with open_api(api_settings(tmp_path, colour_bundle), clock) as api:
+        tomorrow = {"params": {"not_before": "2026-11-22T09:30:00Z"}}
+        first = await create(api, RED, **tomorrow)
+        await create(api, RED, **tomorrow)
+        assert (await api.record(sha256(RED))).job == first
+        clock.move(1000)
+        backend = api.service.backend
+        counts = await reconcile(backend, DeliveryPolicy(), clock())
+        assert {outcome: count for outcome, count in counts.items() if count} == {"waiting": 1}
+        assert api.messages() == []
 
 
 async def test_a_job_may_wait_and_has_a_deadline(tmp_path: Path, colour_bundle: Path) -> None:
@@ -548,6 +567,25 @@ async def test_a_creation_that_was_interrupted_goes_on(
         assert api.rows("jobs") == 1
 
 
+async def test_a_creation_goes_on_too_late(tmp_path: Path, colour_bundle: Path) -> None:
+    """The scheduler is deleting the job: nothing is promised, and the next try makes a new one."""
+    plan = {"change": False}
+    async with failing_api(tmp_path, colour_bundle, jobs=plan) as api:
+        for _ in range(2):
+            answer = await api.client.post(CREATE, files=files(RED), **under("a"))
+            assert_problem(answer, 503, "unavailable")
+            plan.clear()
+            store = api.service.backend.jobs
+            for late in await store.due(utc_now() + timedelta(hours=2), 10):
+                turn = functools.partial(
+                    lambda seen, job, now: jobs.looked_after(job, seen, now + timedelta(hours=2)),
+                    late.wake_at,
+                )
+                assert await store.change(late.key, turn)
+        assert await store.delete(late.key)
+        assert (await job(api, await create(api, RED, **under("a")))).sealed
+
+
 async def test_an_item_that_was_missing_at_first_stays_so_with_its_twins(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
@@ -682,6 +720,12 @@ async def test_an_unknown_job_is_not_found(api: Api, method: str, job_id: str) -
     assert_problem(await api.client.request(method, f"{JOBS}/{job_id}"), 404, "not_found")
 
 
+async def test_a_method_that_a_job_does_not_have_is_told_from_those_it_has(api: Api) -> None:
+    answer = await api.client.put(f"{JOBS}/{UNKNOWN[:32]}")
+    assert_problem(answer, 405, "method_not_allowed")
+    assert answer.headers["allow"] == "DELETE, GET"
+
+
 async def test_a_job_that_is_not_sealed_is_shown_to_nobody(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
@@ -731,6 +775,8 @@ async def test_jobs_are_listed_newest_first_and_by_pages(
         ("limit=0", "limit"),
         ("limit=201", "limit"),
         ("limit=ten", "limit"),
+        ("limit=0000000011000", "limit"),  # begins as a small number
+        ("limit=000000001" + 5000 * "0", "limit"),
         ("cursor=nonsense", "cursor"),
         ("cursor=%C3%A4", "cursor"),
         ("status=done", "status"),
@@ -880,7 +926,8 @@ async def test_results_come_by_pages_in_order(api: Api) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["limit=0", "limit=1001", "cursor=x", "cursor=LTE", "cursor=OTk5OTk"]
+    "query",
+    ["limit=0", "limit=1001", "limit=0000000011000", "cursor=x", "cursor=LTE", "cursor=OTk5OTk"],
 )
 async def test_wrong_questions_for_results_are_refused(api: Api, query: str) -> None:
     job_id = await create(api, RED)

@@ -96,6 +96,36 @@ async def test_each_image_that_is_given_leaves_a_line(tmp_path: Path, colour_bun
         }
 
 
+async def test_each_image_of_a_batch_leaves_a_line(tmp_path: Path, colour_bundle: Path) -> None:
+    """That is stored; a repetition of the request gives no image, and equal ones are one."""
+    known, new = picture(3), picture(4)
+    async with opened(tmp_path, colour_bundle, api_keys="required") as (api, lines):
+        key = await api.issue("acme")
+        await api.client.post("/what/fast", files={"img": known}, headers=bearer(key))
+        await api.settle()
+        await api.succeed(sha256(known), "acme")
+        await api.app.state.audit.flush()
+        lines.clear()
+        batch = [("imgs", each) for each in (known, new, b"no image", new)]
+        headers = {**bearer(key), "Idempotency-Key": "once"}
+        for _ in range(2):
+            answer = await api.client.post(
+                "/api/v1/jobs/batch-predict", files=batch, headers=headers
+            )
+            assert answer.status_code == 202
+        unknown = {"image_hashes": ["0" * 64]}
+        await api.client.post("/api/v1/jobs/batch-predict", json=unknown, headers=bearer(key))
+        await api.app.state.audit.flush()
+    assert [(line["image_hash"], line["status"], line["cached"]) for line in lines] == [
+        (sha256(known), "success", True),
+        (sha256(new), "pending", False),
+    ]
+    for line in lines:
+        assert line["job"] == answer.json()["job_id"]
+        assert (line["tenant"], line["key"]) == ("acme", key.key.id)
+        assert "bytes" not in line
+
+
 async def test_lines_are_on_standard_output_at_every_level(
     tmp_path: Path, colour_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -74,16 +74,29 @@ async def test_a_bad_image_fails_alone_and_so_does_its_like(slot: UploadSlot) ->
     assert slot.held == 0
 
 
-async def test_a_storage_that_fails_ends_the_batch(slot: UploadSlot) -> None:
+async def test_a_storage_that_goes_on_failing_ends_the_batch(slot: UploadSlot) -> None:
     intake = Intake(Storage(), slot, 10**6)
     with pytest.raises(Unavailable):
         for number in range(100):
             await intake.take(image(b"storage" if number == 3 else b"%d" % number, slot))
-    await intake.close()
-    intake = Intake(Storage(), slot, 10**6)
-    await intake.take(image(b"storage", slot))
-    with pytest.raises(Unavailable):
         await intake.finish()
+    await intake.close()
+    assert slot.held == 0
+
+
+async def test_one_fault_of_the_storage_costs_nothing_but_time(slot: UploadSlot) -> None:
+    storage, faults = Storage(), iter([Unavailable("The storage is away.")])
+
+    async def store(image: BatchImage) -> None:
+        for fault in faults:
+            raise fault
+        await storage(image)
+
+    intake = Intake(store, slot, 10**6)
+    for number in range(10):
+        await intake.take(image(b"%d" % number, slot))
+    assert [each.error for each in await intake.finish()] == [None] * 10
+    assert len(storage.stored) == 10
 
 
 @pytest.mark.parametrize(("size", "most_bytes", "most"), [(10, 10**6, AT_ONCE), (100, 250, 3)])

@@ -160,6 +160,24 @@ def test_of_several_schedulers_one_has_the_turn() -> None:
     assert jobs.looked_after(seen, seen.wake_at, later(29), POLICY) is None
 
 
+def test_what_the_scheduler_deletes_cannot_be_sealed_meanwhile() -> None:
+    """Or a job that was promised a moment ago would be gone."""
+    late = job()
+    turn = jobs.looked_after(late, late.wake_at, later(100), POLICY)
+    assert turn is not None
+    assert jobs.sealed(turn, later(100), POLICY) is None
+    assert due_action(turn, turn.wake_at, POLICY) is Action.DELETE
+
+
+@pytest.mark.parametrize("deadline", [later(4000), None], ids=["overdue", "expired"])
+def test_an_end_that_comes_to_nothing_is_tried_again_soon(deadline: datetime | None) -> None:
+    """However long the job stood still before."""
+    seen = replace(running(deadline=deadline), wake_at=later(5000))
+    turn = jobs.looked_after(seen, seen.wake_at, later(5000), POLICY)
+    assert turn is not None
+    assert turn.wake_at == later(5030)
+
+
 def test_keys_and_ids() -> None:
     JobKey("public", new_job_id())
     with pytest.raises(ValueError, match="job_id"):

@@ -14,10 +14,10 @@ import structlog
 from core import channels, jobs
 from core.errors import Unavailable
 from core.job_endings import cancel
-from core.jobs import Counts, Job, JobItem, JobKey, JobStatus, new_job, new_job_id
+from core.jobs import Counts, ItemState, Job, JobItem, JobKey, JobStatus, new_job, new_job_id
 from core.messages import ClassifyImage, Message, Notify, RunJob
 from core.priority import Priority
-from core.records import Annotation, RecordError, RecordKey, Status
+from core.records import Annotation, RecordError, RecordKey, Status, new_record
 from tests.contract.clock import MovableClock
 from tests.support.jobs import create_job, job_of, states
 from tests.support.pictures import picture, sha256
@@ -118,6 +118,23 @@ async def test_a_job_ends_with_its_last_item_and_that_is_announced(worker: Runni
     assert (job.status, job.counts) == (JobStatus.COMPLETED, Counts(3, 2, 1))
     assert job.announced
     assert notices(worker) == [Notify("public", key.id, "job.completed")]
+
+
+async def test_a_twin_of_an_item_that_has_failed_goes_by_itself(worker: RunningWorker) -> None:
+    """As where two requests with the same key each stored a part of the items."""
+    image = pictures(1)[0]
+    await worker.backend.blobs.put(key_of(worker, image).blob_name, image, "image/jpeg")
+    await worker.backend.records.create(new_record(key_of(worker, image), worker.bench.clock()))
+    key = JobKey("public", new_job_id())
+    await worker.backend.jobs.create(new_job(key, "", worker.model, 2, worker.bench.clock()))
+    error = RecordError("not_uploaded", "It was not there.", True)
+    failed = JobItem(0, sha256(image), state=ItemState.FAILED, error=error)
+    await worker.backend.jobs.add_items(key, [failed, JobItem(1, sha256(image), twin_of=0)])
+    await worker.backend.jobs.change(key, jobs.sealed)
+    await worker.run_job(key)
+    await deliver(worker, *worker.published())
+    job = await job_of(worker.backend, key)
+    assert (job.status, job.counts) == (JobStatus.COMPLETED, Counts(2, 1, 1))
 
 
 async def test_a_repeated_start_publishes_what_is_open_and_changes_nothing(
@@ -723,6 +740,21 @@ async def test_a_job_that_stands_still_is_published_anew_at_growing_intervals(
     assert len(turns) <= 12
 
 
+async def test_a_job_that_waits_to_be_started_is_asked_for_less_and_less_often(
+    worker: RunningWorker, clock: MovableClock
+) -> None:
+    """Each of these messages, once it comes, would publish every open image again."""
+    await a_job(worker, pictures(1), not_before=clock() + timedelta(days=1))
+    clock.move(24 * 3600)
+    began, turns = clock(), []
+    while clock() - began < timedelta(hours=1):
+        if await worker.schedule():
+            turns.append(round((clock() - began).total_seconds()))
+        clock.move(10)
+    assert turns[:7] == [0, 30, 60, 120, 240, 480, 960]
+    assert len(turns) <= 12
+
+
 async def test_progress_puts_the_repair_off(worker: RunningWorker, clock: MovableClock) -> None:
     key = await a_job(worker, pictures(3))
     await worker.run_job(key)
@@ -805,6 +837,7 @@ async def test_a_store_that_does_not_answer_is_asked_again(
     worker: RunningWorker, clock: MovableClock
 ) -> None:
     key = await a_job(worker, pictures(1), deadline=clock() + timedelta(seconds=60))
+    await worker.run_job(key)
     clock.move(60)
     plain = worker.backend
     for number in range(1, 4):

@@ -166,18 +166,19 @@ class SqliteJobStore:
     async def settle(
         self, key: JobKey, position: int, error: RecordError | None, interval: timedelta
     ) -> Job | None:
-        state = ItemState.SUCCEEDED if error is None else ItemState.FAILED
-        told = None if error is None else json.dumps(asdict(error))
-
         def settle(connection: sqlite3.Connection) -> Job | None:
-            row = connection.execute(_TWINS, (*_key_of(key), position)).fetchone()
-            if row is None:
+            if not _settle(connection, key, position, error):
                 return None
-            for each in (position, *json.loads(row[0])):
-                connection.execute(_SETTLE, (state, told, *_key_of(key), each))
             return self._refresh(connection, key, interval)
 
         return await self._database.write(settle, durable=False)
+
+    async def settle_many(self, key: JobKey, outcomes: Mapping[int, RecordError | None]) -> None:
+        def settle(connection: sqlite3.Connection) -> None:
+            for position, error in outcomes.items():
+                _settle(connection, key, position, error)
+
+        await self._database.write(settle, durable=False)
 
     async def refresh(self, key: JobKey, interval: timedelta = timedelta(0)) -> Job | None:
         return await self._database.write(
@@ -226,6 +227,20 @@ class SqliteJobStore:
         if after is not None:
             _update(connection, after)
         return after
+
+
+def _settle(
+    connection: sqlite3.Connection, key: JobKey, position: int, error: RecordError | None
+) -> bool:
+    """False where there is no such item."""
+    row = connection.execute(_TWINS, (*_key_of(key), position)).fetchone()
+    if row is None:
+        return False
+    state = ItemState.SUCCEEDED if error is None else ItemState.FAILED
+    told = None if error is None else json.dumps(asdict(error))
+    for each in (position, *json.loads(row[0])):
+        connection.execute(_SETTLE, (state, told, *_key_of(key), each))
+    return True
 
 
 def _select(connection: sqlite3.Connection, key: JobKey) -> Job | None:

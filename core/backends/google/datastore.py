@@ -7,7 +7,7 @@ transaction is run again, from its read.
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import grpc.aio
@@ -49,14 +49,15 @@ T = TypeVar("T")
 # Seconds: for one request, for a transaction with all its attempts, and for a rollback, which
 # nobody waits for.
 REQUEST, TRANSACTION, ROLLBACK = 3.0, 8.0, 3.0
+A_MUTATION = 0.01  # more for each that is committed together with others
 ATTEMPTS = 12  # of a transaction that others keep aborting
 # Of a lookup, and of a commit: https://cloud.google.com/datastore/docs/concepts/limits
 MOST_KEYS, MOST_MUTATIONS = 1000, 500
+INSERTS = 200  # in a commit, so that it takes no longer than a request may
 FIRST_PAUSE, LAST_PAUSE = 0.01, 0.5  # seconds between them, at random up to a doubling limit
-# Lookups and queries change nothing and may be repeated. Aborted: an ancestor's query that met a
-# commit, on the Datastore emulator.
+# Lookups and queries change nothing and may be repeated.
 RETRY = AsyncRetry(
-    predicate=if_exception_type(Aborted, InternalServerError, ServiceUnavailable),
+    predicate=if_exception_type(InternalServerError, ServiceUnavailable),
     initial=0.05,
     maximum=0.5,
     multiplier=2.0,
@@ -130,7 +131,7 @@ class Datastore:
         """
 
         async def insert() -> bool:
-            transaction = await self._begin({"read_write": {}})
+            transaction = await self._begin()
             try:
                 await self._commit([RawMutation(insert=entity) for entity in entities], transaction)
             except BaseException as error:
@@ -145,12 +146,14 @@ class Datastore:
     async def insert_missing(self, entities: Sequence[Any]) -> None:
         """Store those whose key is not there yet, of a tenant that is known. Raises Unavailable.
 
-        Not all at once: some may be there before others, or alone where it raises.
+        Not all at once: some may be there before others, or alone where it raises. What is there
+        must stay there meanwhile.
         """
-        for begin in range(0, len(entities), MOST_MUTATIONS):
-            chunk = entities[begin : begin + MOST_MUTATIONS]
-            if not await self._insert_all(chunk):
-                await self.transact(self._adding_missing(chunk))
+        for begin in range(0, len(entities), INSERTS):
+            missing = list(entities[begin : begin + INSERTS])
+            while missing and not await self._insert_all(missing):
+                there = {_path(each) for each in await self.find_many([e.key for e in missing])}
+                missing = [entity for entity in missing if _path(entity) not in there]
 
     async def delete(self, keys: Sequence[Any]) -> None:
         """Delete the entities that are there. Raises Unavailable."""
@@ -189,7 +192,7 @@ class Datastore:
         """
 
         async def attempt() -> T:
-            transaction = await self._begin({"read_write": {}})
+            transaction = await self._begin()
             committed = False
             try:
                 result, mutations = await work(transaction)
@@ -200,18 +203,6 @@ class Datastore:
             finally:
                 if not committed:
                     self._roll_back_later(transaction)
-
-        return await self._persistently(attempt)
-
-    async def snapshot(self, work: Callable[[bytes], Awaitable[T]]) -> T:
-        """What `work` returns, whose reads are all of one moment. Nobody waits for them."""
-
-        async def attempt() -> T:
-            transaction = await self._begin({"read_only": {}})
-            try:
-                return await work(transaction)
-            finally:
-                self._roll_back_later(transaction)
 
         return await self._persistently(attempt)
 
@@ -251,24 +242,8 @@ class Datastore:
 
         return await self._persistently(insert)
 
-    def _adding_missing(
-        self, entities: Sequence[Any]
-    ) -> Callable[[bytes], Awaitable[tuple[None, Sequence[Any]]]]:
-        """Work for `transact`; an upsert of what its transaction knows to be absent is an insert
-        that never fails for being too late: the transaction is run again instead."""
-        by_path = {_path(entity): entity for entity in entities}
-
-        async def add(transaction: bytes) -> tuple[None, Sequence[Any]]:
-            missing = dict(by_path)
-            keys = [entity.key for entity in entities]
-            for entity in await self.find_many_in(keys, transaction):
-                missing.pop(_path(entity), None)
-            return None, [RawMutation(upsert=entity) for entity in missing.values()]
-
-        return add
-
-    async def _begin(self, options: Mapping[str, Any]) -> bytes:
-        raw = BeginTransactionRequest.pb()(**self._where, transaction_options=options)
+    async def _begin(self) -> bytes:
+        raw = BeginTransactionRequest.pb()(**self._where, transaction_options={"read_write": {}})
         response = await self._client.begin_transaction(
             request=BeginTransactionRequest.wrap(raw), retry=None, timeout=REQUEST
         )
@@ -311,8 +286,9 @@ class Datastore:
         )
         if transaction:
             raw.transaction = transaction
+        patience = REQUEST + A_MUTATION * len(mutations)
         response = await self._client.commit(
-            request=CommitRequest.wrap(raw), retry=None, timeout=REQUEST
+            request=CommitRequest.wrap(raw), retry=None, timeout=patience
         )
         return CommitResponse.pb(response)
 

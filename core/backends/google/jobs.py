@@ -1,13 +1,15 @@
-"""Jobs in Datastore: `Job/{id}` in the tenant's namespace, its items `Item/{position}` below it.
+"""Jobs in Datastore: `Job/{id}` in the tenant's namespace, its items `Item/{id}-{position}` there.
 
 Job and item are JSON texts; what is searched for stands beside them as an indexed property. Every
 query is one that Datastore's built-in indexes answer, so that nobody has to set an index up: by
-ancestor, equality and key for items, by a range of one property for jobs. A job has one property
+equality and a range of keys for items, by a range of one property for jobs. A job has one property
 for each way to list it, as dead letters do.
 https://cloud.google.com/datastore/docs/concepts/indexes
 
-A settled item changes no entity but its own. The job is written when its items are counted, at most
-once in `SLOWEST_REFRESH`, and when it ends.
+A settled item changes no entity but its own, and items have no ancestor: where there are entity
+groups (in the Datastore emulator), all items of a job would be one, and settling them would be
+waiting in line. The job is written when its items are counted, at most once in `SLOWEST_REFRESH`,
+and when it ends.
 """
 
 import asyncio
@@ -42,6 +44,8 @@ from core.ports import JobStep
 from core.records import RecordError
 
 JOB_KIND, ITEM_KIND = "Job", "Item"
+LAST_POSITION = 999_999
+TOGETHER = 25  # items in a transaction; the Datastore emulator allows no more
 PART = "job store"
 # Datastore advises against more than one write a second to an entity:
 # https://cloud.google.com/datastore/docs/best-practices
@@ -105,13 +109,7 @@ class DatastoreJobStore:
     async def items(
         self, key: JobKey, limit: int, after: int = -1, state: ItemState | None = None
     ) -> Sequence[JobItem]:
-        query = self._items_query(key, state, limit)
-        behind = RawValue(key_value=self._item_key(key, after))
-        if after >= 0:
-            query.filter.composite_filter.filters.append(
-                property_filter("__key__", _Operator.GREATER_THAN, behind)
-            )
-        query.order.add(property={"name": "__key__"}, direction=PropertyOrder.Direction.ASCENDING)
+        query = self._items_query(key, state, limit, after)
         entities = await self._datastore.query(key.tenant, query)
         return [item_of_text(_text(entity)) for entity in entities]
 
@@ -122,33 +120,53 @@ class DatastoreJobStore:
     async def settle(
         self, key: JobKey, position: int, error: RecordError | None, interval: timedelta
     ) -> Job | None:
-        """As the port says, in one transaction unless there are more twins than fit in one.
-
-        The item itself is settled with the last of them: should that not be reached, the item is
-        still open and will be settled again.
-        """
-        rest = await self._settle(key, (position,), error, with_twins=True)
-        if rest is None:
+        """As the port says, in one transaction up to `TOGETHER`."""
+        if not await self._settle_together(key, {position: error}):
             return None
-        for begin in range(0, len(rest), MOST_MUTATIONS):
-            await self._settle(key, rest[begin : begin + MOST_MUTATIONS], error)
         return await self.refresh(key, interval)
+
+    async def settle_many(self, key: JobKey, outcomes: Mapping[int, RecordError | None]) -> None:
+        """As the port says, one transaction after another: a job's many would abort each other."""
+        positions = list(outcomes)
+        for begin in range(0, len(positions), TOGETHER):
+            chunk = {place: outcomes[place] for place in positions[begin : begin + TOGETHER]}
+            await self._settle_together(key, chunk)
+
+    async def _settle_together(
+        self, key: JobKey, outcomes: Mapping[int, RecordError | None]
+    ) -> bool:
+        """Whether any of these items is there.
+
+        Where they are too many with their twins, they are settled after those: should that not be
+        reached, they are still open and will be settled again.
+        """
+        rest = await self._settle(key, outcomes, with_twins=True)
+        if rest is None:
+            return False
+        places = list(rest)
+        for begin in range(0, len(places), TOGETHER):
+            chunk = {place: rest[place] for place in places[begin : begin + TOGETHER]}
+            await self._settle(key, chunk)
+        return True
 
     async def refresh(self, key: JobKey, interval: timedelta = timedelta(0)) -> Job | None:
         job, any_open = await asyncio.gather(self.get(key), self._any_open(key))
-        pause = max(interval, SLOWEST_REFRESH) if interval else interval
         if job is None:
             return None
+        pause = max(interval, SLOWEST_REFRESH) if interval else interval
         # What a cancelled job had in hand counts at once: nothing comes that would count it later.
         if job.status.terminal:
             pause = timedelta(0)
-        elif any_open and self._clock() < job.counted_at + pause:
+        counting = bool(pause) and self._turns.taken(key)
+        if any_open and (counting or self._clock() < job.counted_at + pause):
             return None
         async with self._turn(key):
             counts, before = await asyncio.gather(self._count(key, job.counts.total), self.get(key))
 
             def step(job: Job, now: datetime) -> Job | None:
                 if counts.open and now < job.counted_at + pause:  # another was faster
+                    return None
+                if _older(counts, job.counts):
                     return None
                 return jobs.counted(job, counts, now, self._policy)
 
@@ -211,28 +229,34 @@ class DatastoreJobStore:
     async def _settle(
         self,
         key: JobKey,
-        positions: Sequence[int],
-        error: RecordError | None,
+        outcomes: Mapping[int, RecordError | None],
         *,
         with_twins: bool = False,
-    ) -> Sequence[int] | None:
+    ) -> Mapping[int, RecordError | None] | None:
         """Settle those of these items that are open. None where there are none at all.
 
-        Otherwise what is still to be settled: with the twins it may be too much for one commit,
+        Otherwise what is still to be settled: with the twins it may be too much for a transaction,
         and then it is left alone.
         """
 
-        async def settle(transaction: bytes) -> tuple[Sequence[int] | None, Sequence[Any]]:
-            entities = await self._find_items(key, positions, transaction)
+        async def settle(
+            transaction: bytes,
+        ) -> tuple[Mapping[int, RecordError | None] | None, Sequence[Any]]:
+            entities = await self._find_items(key, list(outcomes), transaction)
             if not entities:
                 return None, []
+            every = dict(outcomes)
             if with_twins:
-                twins = [twin for each in entities for twin in item_of_text(_text(each)).twins]
-                if len(twins) + len(entities) > MOST_MUTATIONS:
-                    return (*twins, *positions), []
-                entities = [*entities, *await self._find_items(key, twins, transaction)]
-            ended = (_settled(entity, error) for entity in entities)
-            return (), [RawMutation(update=entity) for entity in ended if entity is not None]
+                items = [item_of_text(_text(each)) for each in entities]
+                twins = {twin: outcomes[item.position] for item in items for twin in item.twins}
+                if len(twins) + len(entities) > TOGETHER:
+                    return {**twins, **outcomes}, []
+                every |= twins
+                entities = [*entities, *await self._find_items(key, list(twins), transaction)]
+            ended = (
+                _settled(entity, every[item_of_text(_text(entity)).position]) for entity in entities
+            )
+            return {}, [RawMutation(update=entity) for entity in ended if entity is not None]
 
         return await self._datastore.transact(settle)
 
@@ -248,34 +272,38 @@ class DatastoreJobStore:
         return bool(await self._datastore.query(key.tenant, query))
 
     async def _count(self, key: JobKey, total: int) -> Counts:
-        """All of one moment, or an item that ends meanwhile would be counted twice.
+        """What has ended: numbers that only rise, so that no moment has to be held still for them.
 
         By keys, which cost as much as an aggregation would: the Datastore emulator has none.
         """
 
-        async def count(transaction: bytes) -> dict[ItemState, int]:
-            numbers = {}
-            for state in (ItemState.OPEN, ItemState.FAILED):
-                query = self._items_query(key, state)
-                query.projection.add(**KEY_ONLY)
-                found = await self._datastore.query_in(key.tenant, query, transaction)
-                numbers[state] = len(found)
-            return numbers
+        async def number(state: ItemState) -> int:
+            query = self._items_query(key, state)
+            query.projection.add(**KEY_ONLY)
+            return len(await self._datastore.query(key.tenant, query))
 
-        by_state = await self._datastore.snapshot(count)
-        failed = by_state[ItemState.FAILED]
-        return Counts(total, total - by_state[ItemState.OPEN] - failed, failed)
+        succeeded, failed = await asyncio.gather(
+            number(ItemState.SUCCEEDED), number(ItemState.FAILED)
+        )
+        return Counts(total, succeeded, failed)
 
-    def _items_query(self, key: JobKey, state: ItemState | None, limit: int | None = None) -> Any:
+    def _items_query(
+        self, key: JobKey, state: ItemState | None, limit: int | None = None, after: int = -1
+    ) -> Any:
+        """Those of the job behind the position `after`, in the order of their keys."""
         query = RawQuery(kind=[{"name": ITEM_KIND}])
         if limit is not None:
             query.limit.value = limit
-        job = RawValue(key_value=self._key(key))
-        filters = [property_filter("__key__", _Operator.HAS_ANCESTOR, job)]
+        first, last = self._item_key(key, after + 1), self._item_key(key, LAST_POSITION)
+        filters = [
+            property_filter("__key__", _Operator.GREATER_THAN_OR_EQUAL, RawValue(key_value=first)),
+            property_filter("__key__", _Operator.LESS_THAN_OR_EQUAL, RawValue(key_value=last)),
+        ]
         if state is not None:
             value = RawValue(string_value=state.value)
             filters.append(property_filter(_STATE, _Operator.EQUAL, value))
         query.filter.CopyFrom(_all_of(filters))
+        query.order.add(property={"name": "__key__"}, direction=PropertyOrder.Direction.ASCENDING)
         return query
 
     def _key(self, key: JobKey) -> Any:
@@ -283,8 +311,8 @@ class DatastoreJobStore:
 
     def _item_key(self, key: JobKey, position: int) -> Any:
         """Zeros in front, so that keys sort as positions do."""
-        namespace = self._keys.namespace(key.tenant)
-        return self._keys.path(namespace, (JOB_KIND, key.id), (ITEM_KIND, f"{position:06d}"))
+        name = f"{key.id}-{position:06d}"
+        return self._keys.path(self._keys.namespace(key.tenant), (ITEM_KIND, name))
 
     def _entity_of(self, job: Job) -> Any:
         entity = RawEntity(key=self._key(job.key))
@@ -332,6 +360,11 @@ def _entity_of_item(key: Any, item: JobItem) -> Any:
     set_text(entity.properties[_DOCUMENT], text_of_item(item))
     entity.properties[_STATE].string_value = item.state.value
     return entity
+
+
+def _older(counts: Counts, than: Counts) -> bool:
+    """Whether one of the numbers was taken before that of `than`, by another process."""
+    return counts.succeeded < than.succeeded or counts.failed < than.failed
 
 
 def _settled(entity: Any, error: RecordError | None) -> Any | None:

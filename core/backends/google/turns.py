@@ -12,6 +12,14 @@ class Turns:
     def __init__(self) -> None:
         self._locks: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
 
+    def __len__(self) -> int:
+        """How many keys somebody has, or waits for."""
+        return len(self._locks)
+
+    def taken(self, key: Hashable) -> bool:
+        lock = self._locks.get(key)
+        return lock is not None and lock.locked()
+
     @asynccontextmanager
     async def turn(self, key: Hashable, patience: float) -> AsyncIterator[None]:
         """One at a time for `key`. Raises TimeoutError after `patience` seconds of waiting."""

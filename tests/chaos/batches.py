@@ -1,0 +1,143 @@
+"""A client that works in batches: creates jobs, cancels some, and writes down what it was told."""
+
+import random
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from tests.chaos.load import PATIENCE
+from tests.support.pictures import picture
+
+NEW, BROKEN = 10, 2
+TOTAL = NEW + BROKEN + 1  # one is there twice
+TERMINAL = {"completed", "failed", "cancelled"}
+
+
+@dataclass
+class JobLedger:
+    """Jobs that were answered 202, and whether a cancellation was; what was wrong about them."""
+
+    cancelled: dict[str, bool] = field(default_factory=dict)
+    last: dict[str, dict[str, Any]] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def note(self, job: dict[str, Any]) -> None:
+        """A job as it was shown, checked against what was shown before."""
+        with self.lock:
+            before = self.last.get(job["job_id"])
+            self.last[job["job_id"]] = job
+            if before is None:
+                return
+            if before["status"] in TERMINAL and before["status"] != job["status"]:
+                self.wrong.append(f"{before['job_id']}: {before['status']}, then {job['status']}")
+            if before["progress"] > job["progress"]:
+                self.wrong.append(f"{before['job_id']}: {before['progress']} %, then less")
+
+    def unfinished(self) -> set[str]:
+        with self.lock:
+            ended = {id_ for id_, job in self.last.items() if job["status"] in TERMINAL}
+            return self.cancelled.keys() - ended
+
+    def check(self, http: httpx.Client) -> list[str]:
+        """What is wrong about the jobs, once the faults are over and time has passed."""
+        wrong = list(self.wrong)
+        for job_id, was_cancelled in self.cancelled.items():
+            answer = http.get(f"/api/v1/jobs/{job_id}")
+            if answer.status_code != 200:
+                wrong.append(f"{job_id}: accepted, then {answer.status_code}")
+                continue
+            job = answer.json()
+            results = http.get(f"/api/v1/jobs/{job_id}/results").json()["results"]
+            states = [each["status"] for each in results]
+            counts = [job[name] for name in ("succeeded", "failed", "cancelled")]
+            named = [states.count(name) for name in ("succeeded", "failed", "cancelled")]
+            if counts != named or sum(counts) != TOTAL:
+                wrong.append(f"{job_id}: counts {counts}, items {named}")
+            if [each["index"] for each in results] != list(range(TOTAL)):
+                wrong.append(f"{job_id}: results out of order")
+            if was_cancelled and job["status"] != "cancelled":
+                wrong.append(f"{job_id}: cancelled, then {job['status']}")
+            if not was_cancelled and (job["status"], counts) != (
+                "completed",
+                [TOTAL - BROKEN, BROKEN, 0],
+            ):
+                wrong.append(f"{job_id}: {job['status']} with {counts}")
+        return wrong
+
+
+class Batcher(threading.Thread):
+    """Creates one job after another, under a key that makes a repetition the same job."""
+
+    def __init__(
+        self, base_url: str, ledger: JobLedger, rate: float, seed: int, stop: threading.Event
+    ) -> None:
+        """`rate` is in jobs a second, `seed` tells its images from those of others."""
+        super().__init__(name="batcher", daemon=True)
+        self._base_url = base_url
+        self._ledger = ledger
+        self._pause = 1 / rate
+        self._stop_event = stop
+        self._draw = random.Random(seed)
+
+    def run(self) -> None:
+        number = 0
+        with httpx.Client(base_url=self._base_url, timeout=60) as http:
+            while not self._stop_event.is_set():
+                number += 1
+                job_id = self._until_taken(http, number)
+                if job_id and self._draw.random() < 0.3:
+                    self._stop_event.wait(self._draw.uniform(0, 1))
+                    self._cancel(http, job_id)
+                for each in self._ledger.unfinished():
+                    self._look(http, each)
+                self._stop_event.wait(self._pause)
+
+    def _until_taken(self, http: httpx.Client, number: int) -> str:
+        new = [picture(seed=900_000_000 + number * 100 + n, size=(32, 32)) for n in range(NEW)]
+        broken = [b"no picture %d %d" % (number, n) for n in range(BROKEN)]
+        files = [("imgs", (f"{n}.jpg", data)) for n, data in enumerate([*new, *broken, new[0]])]
+        headers = {"Idempotency-Key": f"chaos-{number}"}
+        while not self._stop_event.is_set():
+            try:
+                answer = http.post("/api/v1/jobs/batch-predict", files=files, headers=headers)
+            except httpx.TransportError:
+                answer = None
+            if answer is not None and answer.status_code == 202:
+                job_id: str = answer.json()["job_id"]
+                with self._ledger.lock:
+                    self._ledger.cancelled[job_id] = False
+                return job_id
+            if answer is not None and answer.status_code != 503:
+                self._ledger.wrong.append(f"{answer.status_code} to a batch: {answer.text[:200]}")
+                return ""
+            self._stop_event.wait(PATIENCE)
+        return ""
+
+    def _cancel(self, http: httpx.Client, job_id: str) -> None:
+        """Until there is an answer: 200, or 409 where it has ended."""
+        while not self._stop_event.is_set():
+            try:
+                answer = http.delete(f"/api/v1/jobs/{job_id}")
+            except httpx.TransportError:
+                answer = None
+            if answer is not None and answer.status_code in (200, 409):
+                with self._ledger.lock:
+                    self._ledger.cancelled[job_id] = answer.status_code == 200
+                return
+            self._stop_event.wait(PATIENCE)
+        # Nobody heard whether it was: either is right.
+        with self._ledger.lock:
+            del self._ledger.cancelled[job_id]
+
+    def _look(self, http: httpx.Client, job_id: str) -> None:
+        try:
+            answer = http.get(f"/api/v1/jobs/{job_id}")
+        except httpx.TransportError:
+            return
+        if answer.status_code == 200:
+            self._ledger.note(answer.json())
+        elif answer.status_code != 503:
+            self._ledger.wrong.append(f"{job_id}: {answer.status_code} to a look")

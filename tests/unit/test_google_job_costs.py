@@ -1,0 +1,98 @@
+"""What a job's items ask of Datastore: the reads and writes that docs/cost.md has of them."""
+
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import grpc.aio
+import pytest
+
+from core import jobs
+from core.backends.google.jobs import DatastoreJobStore
+from core.jobs import ItemState, JobItem, JobKey, new_job
+
+KEY = JobKey("public", "7" * 32)
+ITEMS = 100
+SELDOM = timedelta(hours=1)
+
+
+@dataclass
+class Meter(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]  # untyped
+    """Counts what Datastore bills: each key, each entity found (one at least), each change."""
+
+    units: Counter[str] = field(default_factory=Counter)
+
+    async def intercept_unary_unary(
+        self, continuation: Callable[..., Any], details: Any, request: Any
+    ) -> Any:
+        call = await continuation(details, request)
+        response, raw = await call, type(request).pb(request)
+        match details.method.decode().rpartition("/")[2]:
+            case "Lookup":
+                self.units["reads"] += len(raw.keys)
+            case "RunQuery":
+                found = len(type(response).pb(response).batch.entity_results)
+                # Of a query that finds keys, only the query is billed.
+                self.units["reads"] += 1 if raw.query.projection else max(1, found)
+            case "Commit":
+                self.units["writes"] += len(raw.mutations)
+        return call
+
+    def taken(self) -> dict[str, float]:
+        """For each item, since the last time."""
+        units, self.units = self.units, Counter()
+        return {name: count / ITEMS for name, count in units.items()}
+
+
+@pytest.fixture
+def meter() -> Meter:
+    return Meter()
+
+
+@pytest.fixture
+async def store(
+    emulator_addresses: dict[str, str], meter: Meter
+) -> AsyncIterator[DatastoreJobStore]:
+    address = emulator_addresses["DATASTORE_EMULATOR_HOST"]
+    async with grpc.aio.insecure_channel(address, interceptors=[meter]) as channel:
+        store = DatastoreJobStore(channel, f"test-{secrets.token_hex(4)}")
+        yield store
+        await store.close()
+
+
+async def test_an_item_costs_two_writes_and_its_reads(
+    store: DatastoreJobStore, meter: Meter
+) -> None:
+    assert await store.create(new_job(KEY, "", "m@0123456789ab", ITEMS, datetime.now(UTC)))
+    await store.add_items(KEY, [JobItem(place, f"{place:064x}") for place in range(ITEMS)])
+    await store.change(KEY, jobs.sealed)
+    await store.change(KEY, jobs.started)
+    created = meter.taken()
+    assert 1 < created["writes"] < 1.1  # the item; and a little for the job
+    assert created["reads"] < 0.1
+
+    assert len(await store.items(KEY, ITEMS, state=ItemState.OPEN)) == ITEMS
+    assert meter.taken() == {"reads": 1}  # its turn
+
+    for place in range(ITEMS - 1):
+        assert await store.settle(KEY, place, None, SELDOM) is None
+    ended = meter.taken()
+    assert 0.9 < ended["writes"] <= 1
+    # The item, its job, and whether any other is open.
+    assert 2.9 < ended["reads"] <= 3
+
+
+async def test_counting_costs_two_reads_however_many_items_there_are(
+    store: DatastoreJobStore, meter: Meter
+) -> None:
+    assert await store.create(new_job(KEY, "", "m@0123456789ab", ITEMS, datetime.now(UTC)))
+    done = [JobItem(place, "", state=ItemState.SUCCEEDED) for place in range(ITEMS - 1)]
+    await store.add_items(KEY, [*done, JobItem(ITEMS - 1, "")])
+    await store.change(KEY, jobs.sealed)
+    meter.taken()
+    assert await store.refresh(KEY) is not None
+    # Two counts; the job three times (before, in its turn, in its transaction) and one more query.
+    assert meter.taken() == {"reads": 6 / ITEMS, "writes": 1 / ITEMS}
