@@ -112,7 +112,7 @@ router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"], route_class=RequestRout
     summary="Classify a batch of images",
     description="Up to 1,000 images: a form with the field `imgs` repeated, a zip, or a JSON "
     "document with the hashes of images that the service has (`POST /api/v1/images/lookup` says "
-    "which). Its `gs_prefix` adds all images of a bucket whose names begin so, if the operator "
+    "which). Its `gs_prefix` adds every image of a bucket whose name begins so, if the operator "
     "allows that bucket. A bad image fails its item and not the job. 202 means that the images are "
     "stored and that the job will run, whatever happens to a process.",
     responses={

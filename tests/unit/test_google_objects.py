@@ -1,5 +1,6 @@
 """What the emulator does not do: listings of several pages, and objects that unpack themselves."""
 
+import contextlib
 import gzip
 import json
 from collections.abc import AsyncIterator
@@ -38,7 +39,14 @@ class Cloud:
             body["nextPageToken"] = following  # type: ignore[assignment]
         return web.Response(text=json.dumps(body), content_type="application/json")
 
-    async def download(self, request: web.Request) -> web.Response:
+    async def download(self, request: web.Request) -> web.StreamResponse:
+        if request.match_info["name"] == "endless":
+            answer = web.StreamResponse()
+            await answer.prepare(request)
+            with contextlib.suppress(ConnectionError):  # it was hung up on
+                while True:
+                    await answer.write(bytes(10_000))
+            return answer
         # As it does for whoever accepts gzip.
         headers = {"Content-Encoding": "gzip", "X-Goog-Stored-Content-Encoding": "gzip"}
         return web.Response(body=BOMB, headers=headers)
@@ -80,6 +88,11 @@ async def test_pages_are_read_as_far_as_the_limit(
 async def test_an_object_is_read_as_it_is_stored(cloud: tuple[Cloud, CloudObjectSource]) -> None:
     _, source = cloud
     assert await source.read("photos", "bomb", 10_000) == BOMB
+
+
+async def test_what_has_no_end_is_not_waited_for(cloud: tuple[Cloud, CloudObjectSource]) -> None:
+    _, source = cloud
+    assert await source.read("photos", "endless", 50_000) == bytes(50_001)
 
 
 async def test_a_bucket_that_we_may_not_list_is_ours_to_mend(
