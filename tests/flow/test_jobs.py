@@ -20,7 +20,7 @@ def backend(request: pytest.FixtureRequest) -> dict[str, str]:
     """Settings that choose the backend."""
     if request.param == "embedded":
         return {}
-    corner: dict[str, str] = request.getfixturevalue("emulator_corner")
+    corner: dict[str, str] = request.getfixturevalue("own_emulators")
     # Pub/Sub counts a push that finds no worker as a delivery; the embedded queue does not.
     return {**corner, "DELIVERY_ATTEMPTS": "100"}
 
