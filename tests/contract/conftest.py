@@ -77,7 +77,7 @@ async def backend(settings: Settings, clock: MovableClock) -> AsyncIterator[Back
     if settings.backend == "emulator":
         from core.backends.google.provision import provision
 
-        await provision(settings)
+        await provision(settings, pushing=False)  # nobody listens
     async with open_backend(settings, clock) as opened:
         yield opened
     if settings.backend == "gcp":

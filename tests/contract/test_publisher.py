@@ -46,7 +46,7 @@ async def test_on_pub_sub_each_goes_to_its_own_topic(emulator_settings: Settings
     from core.backends.google.provision import provision
     from tests.support.emulators import first_messages
 
-    await provision(emulator_settings)
+    await provision(emulator_settings, pushing=False)
     prefix = emulator_settings.topic_prefix
     async with (
         open_backend(emulator_settings) as backend,
@@ -64,7 +64,7 @@ async def test_the_publisher_is_not_ready_where_one_topic_is_missing(
     from core.backends.google.provision import provision
     from tests.support.emulators import delete_topic
 
-    await provision(emulator_settings)
+    await provision(emulator_settings, pushing=False)
     async with open_backend(emulator_settings) as backend:
         await backend.publisher.ping()
         await delete_topic(emulator_settings, CHANNELS[-1].topic(emulator_settings.topic_prefix))

@@ -48,7 +48,7 @@ async def settings(
     corner = {name.lower(): value for name, value in own_corner(emulator_addresses).items()}
     chosen = api_settings(tmp_path, colour_bundle, **corner, import_buckets=bucket)
     # Nobody listens there: the messages are not what this is about.
-    await provision(chosen.model_copy(update={"push_endpoint": "http://127.0.0.1:9"}))
+    await provision(chosen, pushing=False)
     return chosen
 
 

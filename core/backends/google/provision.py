@@ -31,11 +31,14 @@ TIMEOUT = 20.0  # seconds for each request; an emulator's first ones are slow
 _CHANGEABLE = ("push_config", "ack_deadline_seconds", "dead_letter_policy")
 
 
-async def provision(settings: Settings) -> None:
-    """Create or adjust everything. Raises Unavailable where an emulator does not answer."""
+async def provision(settings: Settings, *, pushing: bool = True) -> None:
+    """Create or adjust everything. Raises Unavailable where an emulator does not answer.
+
+    Without `pushing`, no subscriptions: the emulator keeps three threads busy for each, for ever.
+    """
     endpoints = await open_endpoints(settings, utc_now)
     with translated("emulator"):
-        await _queues(settings, endpoints)
+        await _queues(settings, endpoints, pushing)
         await asyncio.to_thread(_bucket, settings, endpoints)
 
 
@@ -71,7 +74,7 @@ def subscriptions(settings: Settings, project: str) -> list[Subscription]:
     return [push(channel) for channel in ALL_CHANNELS]
 
 
-async def _queues(settings: Settings, endpoints: Endpoints) -> None:
+async def _queues(settings: Settings, endpoints: Endpoints, pushing: bool) -> None:
     channel = endpoints.pubsub_channel()
     try:
         publisher = PublisherAsyncClient(transport=PublisherGrpcAsyncIOTransport(channel=channel))
@@ -83,7 +86,7 @@ async def _queues(settings: Settings, endpoints: Endpoints) -> None:
             topic = Topic(name=f"projects/{endpoints.project}/topics/{name}")
             with suppress(AlreadyExists):
                 await publisher.create_topic(request=topic, timeout=TIMEOUT)
-        for wanted in subscriptions(settings, endpoints.project):
+        for wanted in subscriptions(settings, endpoints.project) if pushing else ():
             try:
                 await subscriber.create_subscription(request=wanted, timeout=TIMEOUT)
             except AlreadyExists:
