@@ -17,7 +17,8 @@ from pathlib import Path
 LOG_BYTES = 10_000_000  # of the log; as much again is kept of what came before
 # Whatever Glimpse writes into a data folder. Nothing else is ever deleted from one.
 _OURS = (
-    *("records.db*", "queue.db*", "keys.db*", "queue.lock", "blobs", "link.key", "key.secret"),
+    *("records.db*", "queue.db*", "keys.db*", "webhooks.db*", "queue.lock", "blobs", "spool"),
+    *("link.key", "key.secret"),
     *("emulators", "glimpse.log*"),
 )
 _CLAIM_SECONDS = 1.0  # as long as a look at the lock may hold it
