@@ -1,12 +1,12 @@
 """`/api/v1/keys`: a tenant's keys, for those of its keys that may administer it."""
 
-import json
 from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from app.answers import json_answer
 from app.documentation import Responses, refusals
 from app.gate import Gate
 from app.guard import requires
@@ -136,7 +136,7 @@ async def create(request: Request, principal: Principal) -> Response:
             daily_quota=wanted.daily_quota,
         )
     )
-    return _answer(_issued(issued, now), 201)
+    return json_answer(_issued(issued, now), 201)
 
 
 @router.get(
@@ -150,7 +150,7 @@ async def list_keys(request: Request, principal: Principal) -> Response:
     gate = _gate(request)
     found = await _keys(gate).list(principal.tenant)
     now = gate.clock()
-    return _answer({"keys": [document(key, now) for key in found]})
+    return json_answer({"keys": [document(key, now) for key in found]})
 
 
 @router.delete(
@@ -188,7 +188,7 @@ async def rotate(request: Request, principal: Principal) -> Response:
     overlap = timedelta(seconds=rotation.overlap_seconds)
     issued = await _keys(gate).rotate(key_id, overlap, principal.tenant)
     gate.forget(key_id)
-    return _answer(_issued(issued, gate.clock()))
+    return json_answer(_issued(issued, gate.clock()))
 
 
 def _gate(request: Request) -> Gate:
@@ -204,12 +204,3 @@ def _keys(gate: Gate) -> Keys:
 
 def _issued(issued: Issued, now: datetime) -> dict[str, object]:
     return {**document(issued.key, now), "key": issued.text}
-
-
-def _answer(body: dict[str, Any], status: int = 200) -> Response:
-    return Response(
-        json.dumps(body, ensure_ascii=False),
-        status,
-        media_type="application/json",
-        headers={"Cache-Control": NO_STORE},
-    )

@@ -1,15 +1,14 @@
 """`/api/v1/usage`: what a key, or all of a tenant's keys, asked for, by the day."""
 
-import json
 from datetime import timedelta
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
+from app.answers import json_answer
 from app.documentation import refusals
 from app.gate import Gate
 from app.guard import requires
-from app.representation import NO_STORE
 from core import errors
 from core.identity import Principal, Scope
 from core.request_route import RequestRoute
@@ -88,9 +87,7 @@ async def usage(request: Request, principal: Principal) -> Response:
     found = await gate.access.usage.read(principal.tenant, since)
     rows = [_row(u) for u in found if whose == "all" or u.key_id == principal.key_id]
     body = {"tenant": principal.tenant, "since": since.isoformat(), "usage": rows}
-    return Response(
-        json.dumps(body), media_type="application/json", headers={"Cache-Control": NO_STORE}
-    )
+    return json_answer(body)
 
 
 def _days(text: str) -> int:

@@ -3,13 +3,13 @@
 Reading them needs that scope too: the address of a receiver often lets in whoever knows it.
 """
 
-import json
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.answers import json_answer
 from app.documentation import Responses, refusals
 from app.guard import requires
 from app.json_body import body_schema, read_json
@@ -125,7 +125,7 @@ async def create(request: Request, principal: Principal) -> Response:
     made = await _webhooks(request).create(
         principal, wanted.url, frozenset(wanted.events), wanted.description
     )
-    return _answer(_issued(made), 201)
+    return json_answer(_issued(made), 201)
 
 
 @router.get(
@@ -137,7 +137,7 @@ async def create(request: Request, principal: Principal) -> Response:
 @requires(Scope.ADMIN)
 async def list_webhooks(request: Request, principal: Principal) -> Response:
     found = await _webhooks(request).list(principal.tenant)
-    return _answer({"webhooks": [document(each) for each in found]})
+    return json_answer({"webhooks": [document(each) for each in found]})
 
 
 @router.get(
@@ -149,7 +149,7 @@ async def list_webhooks(request: Request, principal: Principal) -> Response:
 )
 @requires(Scope.ADMIN)
 async def read(request: Request, principal: Principal) -> Response:
-    return _answer(document(await _webhooks(request).get(principal.tenant, _id(request))))
+    return json_answer(document(await _webhooks(request).get(principal.tenant, _id(request))))
 
 
 @router.post(
@@ -168,7 +168,7 @@ async def rotate(request: Request, principal: Principal) -> Response:
     rotation = await read_json(request, SecretRotation)
     overlap = timedelta(seconds=rotation.overlap_seconds)
     made = await _webhooks(request).rotate(principal.tenant, _id(request), overlap)
-    return _answer(_issued(made))
+    return json_answer(_issued(made))
 
 
 @router.post(
@@ -182,7 +182,7 @@ async def rotate(request: Request, principal: Principal) -> Response:
 @requires(Scope.ADMIN)
 async def test(request: Request, principal: Principal) -> Response:
     message_id = await _webhooks(request).test(principal.tenant, _id(request))
-    return _answer({"message_id": message_id}, 202)
+    return json_answer({"message_id": message_id}, 202)
 
 
 @router.post(
@@ -194,7 +194,7 @@ async def test(request: Request, principal: Principal) -> Response:
 )
 @requires(Scope.ADMIN)
 async def enable(request: Request, principal: Principal) -> Response:
-    return _answer(document(await _webhooks(request).enable(principal.tenant, _id(request))))
+    return json_answer(document(await _webhooks(request).enable(principal.tenant, _id(request))))
 
 
 @router.delete(
@@ -223,12 +223,3 @@ def _id(request: Request) -> str:
 
 def _issued(made: Issued) -> dict[str, object]:
     return {**document(made.webhook), "secret": made.secret}
-
-
-def _answer(body: dict[str, Any], status: int = 200) -> Response:
-    return Response(
-        json.dumps(body, ensure_ascii=False),
-        status,
-        media_type="application/json",
-        headers={"Cache-Control": NO_STORE},
-    )
