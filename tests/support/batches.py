@@ -3,10 +3,11 @@
 import io
 import struct
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from starlette.requests import Request
-from starlette.types import Message
+
+from tests.support.sender import Sender
 
 BOUNDARY = "frontier"
 FORM = f"multipart/form-data; boundary={BOUNDARY}"
@@ -51,23 +52,6 @@ def nameless() -> bytes:
     """A zip of one file without a name; what was the name is now an extra field."""
     named = archive({"a": b"x"})
     return patched(patched(named, b"PK\x03\x04", 26, "<HH", 0, 1), b"PK\x01\x02", 28, "<HH", 0, 1)
-
-
-class Sender:
-    """A client's body, in chunks; counts how many were asked for."""
-
-    def __init__(self, chunks: Sequence[bytes], *, leaves: bool = False) -> None:
-        self.chunks = list(chunks)
-        self.leaves = leaves
-        self.taken = 0
-
-    async def __call__(self) -> Message:
-        self.taken += 1
-        if self.taken > len(self.chunks):
-            assert self.leaves, "read beyond the end"
-            return {"type": "http.disconnect"}
-        more = self.leaves or self.taken < len(self.chunks)
-        return {"type": "http.request", "body": self.chunks[self.taken - 1], "more_body": more}
 
 
 def cut(body: bytes, size: int) -> list[bytes]:

@@ -26,7 +26,6 @@ from core.errors import (
 )
 from tests.support.batches import (
     FORM,
-    Sender,
     archive,
     cut,
     form,
@@ -36,6 +35,7 @@ from tests.support.batches import (
     patched,
     request,
 )
+from tests.support.sender import Sender
 
 ZIP = "application/zip"
 LIMITS = BatchLimits(bytes_=100_000, image_bytes=1000, items=5)

@@ -1,18 +1,17 @@
 """Forms and raw bodies are read exactly, however they are cut into chunks."""
 
 import hashlib
-from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import Message
 
 from app.upload import CHUNK, Upload, read_upload
 from app.upload_slots import UploadLimits, UploadSlots
 from core.errors import GlimpseError, ImageTooLarge, InvalidRequest, MalformedBody
 from core.settings import FORM_OVERHEAD
+from tests.support.sender import Sender
 
 LIMIT = 1000
 LIMITS = UploadLimits(uploads=1, bytes_=2**30, grace=60, rate=1)
@@ -27,23 +26,6 @@ def part(content: bytes, disposition: bytes = b'form-data; name="img"; filename=
 def form(*parts: bytes, end: bytes = b"--\r\n") -> bytes:
     delimiter = b"--" + BOUNDARY.encode()
     return b"".join(delimiter + b"\r\n" + each + b"\r\n" for each in parts) + delimiter + end
-
-
-class Sender:
-    """A client's body, in chunks; counts how many were asked for."""
-
-    def __init__(self, chunks: Sequence[bytes], *, leaves: bool = False) -> None:
-        self.chunks = list(chunks)
-        self.leaves = leaves
-        self.taken = 0
-
-    async def __call__(self) -> Message:
-        self.taken += 1
-        if self.taken > len(self.chunks):
-            assert self.leaves, "read beyond the end"
-            return {"type": "http.disconnect"}
-        more = self.leaves or self.taken < len(self.chunks)
-        return {"type": "http.request", "body": self.chunks[self.taken - 1], "more_body": more}
 
 
 async def read(
