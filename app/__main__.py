@@ -2,13 +2,15 @@
 
 import contextlib
 
+from fastapi import FastAPI
+
 from app.main import create_app
+from app.model import awaited_model
 from app.server import Server, raise_file_limit
 from core.backends import BackendOpener, open_backend
 from core.clock import Clock, utc_now
 from core.errors import BundleError
-from core.exposure import Exposed
-from core.model_bundle import read_bundle
+from core.exposure import Exposed, check_api
 from core.settings import Settings, load_settings
 from core.telemetry import configure_logging
 
@@ -17,10 +19,14 @@ def main() -> None:
     settings = load_settings()
     configure_logging("api", settings.log_format, settings.log_level, settings.google_cloud_project)
     try:
-        read_bundle(settings.model_uri)
-    except BundleError as error:
-        raise SystemExit(f"Glimpse cannot start: {error.detail}") from None
-    serve(settings)
+        check_api(settings)
+        # Here and not in the lifespan: until that one has begun, the server heeds no signal.
+        app = create_app(settings, bundle=awaited_model(settings))
+    except (Exposed, BundleError) as error:
+        raise SystemExit(f"Glimpse cannot start: {error}") from None
+    except KeyboardInterrupt:
+        return
+    _run(settings, app)
 
 
 def serve(settings: Settings, clock: Clock = utc_now, opener: BackendOpener = open_backend) -> None:
@@ -29,6 +35,10 @@ def serve(settings: Settings, clock: Clock = utc_now, opener: BackendOpener = op
         app = create_app(settings, clock, opener)
     except Exposed as error:
         raise SystemExit(f"Glimpse cannot start: {error}") from None
+    _run(settings, app)
+
+
+def _run(settings: Settings, app: FastAPI) -> None:
     raise_file_limit(settings.max_connections)
     with contextlib.suppress(KeyboardInterrupt):
         Server(settings, app).run()

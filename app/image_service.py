@@ -48,6 +48,7 @@ class ImageService:
         self.metrics = metrics
         self.backend = backend
         self.model = bundle.identity
+        self._bundle = bundle
         self.clock = clock
         self.waiting = Waiting(backend.records)
         self.streams = LiveStreams(settings.max_streams, settings.stream_seconds, metrics.live)
@@ -171,7 +172,9 @@ class ImageService:
         return result
 
     async def _check_bundle(self) -> None:
-        bundle = await asyncio.to_thread(read_bundle, self.settings.model_uri)
+        # Where it lies here: what came from a bucket is ours since the start, whatever becomes of
+        # the bucket.
+        bundle = await asyncio.to_thread(read_bundle, self._bundle.folder)
         if bundle.identity != self.model:
             raise Unavailable(
                 f"The bundle is now {bundle.identity}, this process serves {self.model}: restart."

@@ -33,6 +33,7 @@ from app.image_service import ImageService, service_in
 from app.job_events import job_event
 from app.job_service import JobService
 from app.metrics import ApiMetrics
+from app.model import read_model
 from app.security_headers import security_headers
 from app.stopping import AnswerWhenCancelled
 from app.unread_body import CloseOnUnreadBody
@@ -42,7 +43,7 @@ from core.clock import Clock, utc_now
 from core.exposure import check_api
 from core.health import Check, health_routes
 from core.identity import Scope
-from core.model_bundle import read_bundle
+from core.model_bundle import Bundle
 from core.observation import FASTAPI_TELEMETRY, Observation
 from core.problems import install_problem_handlers
 from core.public_http import PublicResolver
@@ -70,11 +71,15 @@ _CORS_ANSWER_HEADERS = (
 
 
 def create_app(
-    settings: Settings, clock: Clock = utc_now, opener: BackendOpener = open_backend
+    settings: Settings,
+    clock: Clock = utc_now,
+    opener: BackendOpener = open_backend,
+    bundle: Bundle | None = None,
 ) -> FastAPI:
-    """The API under `settings`. Its lifespan opens the backend and reads the model's manifest.
+    """The API under `settings`. Its lifespan opens the backend.
 
-    Raises Exposed where anyone could reach it and nobody would be asked for a key.
+    `bundle` is the model; without it the lifespan reads its manifest. Raises Exposed where anyone
+    could reach the API and nobody would be asked for a key.
     """
     check_api(settings)
     observation = Observation("api", settings)
@@ -83,25 +88,25 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        bundle = await asyncio.to_thread(read_bundle, settings.model_uri)
+        model = bundle if bundle is not None else await asyncio.to_thread(read_model, settings)
         async with (
             observation.running() as observed,
             opener(settings, clock) as backend,
             open_gate(settings, clock) as app.state.gate,
         ):
-            service = ImageService(settings, backend, bundle, metrics, clock)
+            service = ImageService(settings, backend, model, metrics, clock)
             await observed
             app.state.service = service
             resolver = PublicResolver(allow_private=settings.webhook_allow_private)
             app.state.webhooks = Webhooks(backend, resolver, clock)
-            app.state.jobs = JobService(settings, backend, bundle.identity, clock)
+            app.state.jobs = JobService(settings, backend, model.identity, clock)
             app.state.job_watcher = service.streams.watcher(
                 "jobs",
                 backend.jobs.get_many,
                 partial(job_event, public_url=settings.public_url),
             )
-            log.info("ready", model=bundle.identity, backend=settings.backend)
-            async with open_audit(settings, bundle.identity, dropped, clock) as app.state.audit:
+            log.info("ready", model=model.identity, backend=settings.backend)
+            async with open_audit(settings, model.identity, dropped, clock) as app.state.audit:
                 try:
                     yield
                 finally:

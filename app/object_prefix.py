@@ -6,7 +6,7 @@ It names objects for the service's own account to read, and is no address that a
 import re
 from dataclasses import dataclass
 
-from core.settings import BUCKET_NAME
+from core.bucket_folder import BUCKET_NAME
 
 # https://cloud.google.com/storage/docs/objects#naming
 MAX_PREFIX_BYTES = 1024

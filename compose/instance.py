@@ -18,7 +18,7 @@ LOG_BYTES = 10_000_000  # of the log; as much again is kept of what came before
 # Whatever Glimpse writes into a data folder. Nothing else is ever deleted from one.
 _OURS = (
     *("records.db*", "queue.db*", "keys.db*", "webhooks.db*", "queue.lock", "blobs", "spool"),
-    *("link.key", "key.secret"),
+    *("link.key", "key.secret", "model-cache"),
     *("emulators", "glimpse.log*"),
 )
 _CLAIM_SECONDS = 1.0  # as long as a look at the lock may hold it

@@ -184,3 +184,11 @@ class BundleError(GlimpseError):
     """A model bundle that is incomplete, altered or does not do what its manifest says."""
 
     code, title = "invalid_bundle", "Invalid model bundle"
+
+
+class BundleUnavailable(BundleError):
+    """A model bundle that cannot be read for now: it is not there, or not ours to read, or its
+    storage does not answer. It may come by itself.
+    """
+
+    code, title = "bundle_unavailable", "Model bundle unavailable"

@@ -1,11 +1,15 @@
 """A model bundle: a folder with `model.onnx`, `model.json`, `labels.txt`, `MODEL_CARD.md`.
 
+Everything here blocks. `core.backends.bundles` finds bundles that lie elsewhere.
+
 `SHA256SUMS` (the format of sha256sum) lists the digests of the first three. The bundle's identity
 is `name@` and the first 12 hex digits of the SHA-256 over those three lines, so the API knows the
 identity without reading the weights, and the worker verifies the files when it loads them.
 """
 
 import hashlib
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,7 +20,9 @@ from core.errors import BundleError
 
 MODEL_FILE, MANIFEST_FILE, LABELS_FILE = "model.onnx", "model.json", "labels.txt"
 SUMS_FILE = "SHA256SUMS"
-_SUMMED = (MODEL_FILE, MANIFEST_FILE, LABELS_FILE)
+SUMMED_FILES = (MODEL_FILE, MANIFEST_FILE, LABELS_FILE)
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Channels = Annotated[tuple[float, ...], Field(min_length=3, max_length=3)]
@@ -91,48 +97,70 @@ def read_bundle(uri: str | Path) -> Bundle:
         raise BundleError(f"{folder / MANIFEST_FILE} or its labels are invalid: {error}") from error
     if not labels or not all(label.strip() for label in labels):
         raise BundleError(f"{folder / LABELS_FILE} needs one label a line.")
-    sums = _recorded_sums(folder) or _computed_sums(folder)
-    digest = hashlib.sha256("".join(sums[name] + "\n" for name in _SUMMED).encode()).hexdigest()
-    return Bundle(folder, manifest, labels, f"{manifest.name}@{digest[:12]}")
+    sums = recorded_sums(folder) or _computed_sums(folder)
+    return Bundle(folder, manifest, labels, f"{manifest.name}@{digest_of(sums)[:12]}")
 
 
 def verify_bundle(bundle: Bundle) -> None:
     """Raise BundleError where a file is not the one that `SHA256SUMS` lists."""
-    recorded = _recorded_sums(bundle.folder)
+    recorded = recorded_sums(bundle.folder)
     if recorded is None:
         return
     computed = _computed_sums(bundle.folder)
-    wrong = [name for name in _SUMMED if recorded[name] != computed[name]]
+    wrong = [name for name in SUMMED_FILES if recorded[name] != computed[name]]
     if wrong:
         raise BundleError(f"{bundle.folder}: {', '.join(wrong)} differ from {SUMS_FILE}.")
 
 
 def write_sums(folder: Path) -> None:
     """Write `SHA256SUMS` for a finished bundle folder."""
-    sums = _computed_sums(folder)
-    (folder / SUMS_FILE).write_text("".join(f"{sums[name]}  {name}\n" for name in _SUMMED))
+    (folder / SUMS_FILE).write_text(sums_text(_computed_sums(folder)))
+
+
+def recorded_sums(folder: Path) -> dict[str, str] | None:
+    """What `SHA256SUMS` says, or None where there is none. Raises BundleError."""
+    try:
+        text = (folder / SUMS_FILE).read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BundleError(f"{folder / SUMS_FILE}: {error.strerror}.") from error
+    return parse_sums(text, str(folder / SUMS_FILE))
+
+
+def parse_sums(text: bytes, where: str) -> dict[str, str]:
+    """The digests of the three files in `SHA256SUMS`. Raises BundleError that names `where`."""
+    lines = text.decode("ascii", errors="replace").splitlines()
+    named = {
+        name.strip().lstrip("*"): digest for digest, _, name in (x.partition(" ") for x in lines)
+    }
+    missing = [name for name in SUMMED_FILES if not _DIGEST.fullmatch(named.get(name, ""))]
+    if missing:
+        raise BundleError(f"{where} lacks {', '.join(missing)}.")
+    return {name: named[name] for name in SUMMED_FILES}
+
+
+def sums_text(sums: Mapping[str, str]) -> str:
+    """`SHA256SUMS` of these digests."""
+    return "".join(f"{sums[name]}  {name}\n" for name in SUMMED_FILES)
+
+
+def digest_of(sums: Mapping[str, str]) -> str:
+    """What tells bundles apart: 64 hex digits. Their identity has the first 12."""
+    return hashlib.sha256("".join(sums[name] + "\n" for name in SUMMED_FILES).encode()).hexdigest()
 
 
 def _computed_sums(folder: Path) -> dict[str, str]:
     sums = {}
-    for name in _SUMMED:
+    for name in SUMMED_FILES:
         try:
-            with (folder / name).open("rb") as file:
-                sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            sums[name] = file_sum(folder / name)
         except OSError as error:
             raise BundleError(f"{folder / name}: {error.strerror}.") from error
     return sums
 
 
-def _recorded_sums(folder: Path) -> dict[str, str] | None:
-    try:
-        lines = (folder / SUMS_FILE).read_text(encoding="ascii").splitlines()
-    except FileNotFoundError:
-        return None
-    sums = {
-        name.strip().lstrip("*"): digest for digest, _, name in (x.partition(" ") for x in lines)
-    }
-    missing = [name for name in _SUMMED if len(sums.get(name, "")) != 64]
-    if missing:
-        raise BundleError(f"{folder / SUMS_FILE} lacks {', '.join(missing)}.")
-    return sums
+def file_sum(path: Path) -> str:
+    """A file's SHA-256 in hex. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,9 +10,17 @@ from email.utils import parseaddr
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from core.bucket_folder import BUCKET_NAME, BucketFolder
 from core.channels import NOTIFICATIONS, Channel
 from core.key_tokens import LEAST_SECRET_BYTES
 from core.limits import Rate
@@ -25,6 +33,14 @@ DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "models" / "default"
 # What a form may weigh on top of the image: boundaries, part headers, fields that we ignore.
 FORM_OVERHEAD = 64 * 1024
 
+
+def _model_uri(uri: str) -> str:
+    """`uri`; ValueError where it is neither a path nor gs://bucket/folder."""
+    BucketFolder.of(uri)
+    return uri
+
+
+ModelUri = Annotated[str, AfterValidator(_model_uri)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 _DELIVERY = DeliveryPolicy()
@@ -33,8 +49,6 @@ _JOBS = JobPolicy()
 # https://cloud.google.com/pubsub/docs/pubsub-basics#resource_names
 _RESOURCE_PREFIX = r"^[A-Za-z][A-Za-z0-9._~%+-]{2,199}$"
 _HOST_PORT = r"^[^\s/]+:[0-9]{1,5}$"
-# https://cloud.google.com/storage/docs/buckets#naming
-BUCKET_NAME = r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
 _URL = r"^https?://[^\s?#]*[^\s/?#]$"
 
 
@@ -70,13 +84,22 @@ class Settings(BaseSettings):
 
     # --- The model ------------------------------------------------------------------------------
     model_uri: Annotated[
-        str, Field(description="Folder of the model bundle that labels images")
+        ModelUri,
+        Field(
+            description="Model bundle that labels images: a folder, or `gs://bucket/folder`",
+        ),
     ] = str(DEFAULT_BUNDLE)
     extra_model_uris: Annotated[
-        tuple[str, ...],
+        tuple[ModelUri, ...],
         NoDecode,
         Field(description="Comma-separated bundles that the worker also answers for"),
     ] = ()
+    model_cache_dir: Annotated[
+        Path | None,
+        Field(
+            description="Folder that bundles from `gs://` are kept in; empty means one in DATA_DIR"
+        ),
+    ] = None
     loaded_models: Annotated[
         int, Field(ge=1, description="How many bundles the worker keeps in memory")
     ] = 2
@@ -476,6 +499,25 @@ class Settings(BaseSettings):
             return frozenset()
         named = frozenset(domain.lower() for domain in self.email_allowed_domains)
         return named or frozenset({domain_of(parseaddr(self.email_from)[1])})
+
+    @property
+    def model_uris(self) -> tuple[str, ...]:
+        """Those that the worker answers for, the one that labels new images first."""
+        return (self.model_uri, *self.extra_model_uris)
+
+    @property
+    def model_cache(self) -> Path:
+        return self.model_cache_dir or self.data_dir / "model-cache"
+
+    @property
+    def emulated_buckets(self) -> bool:
+        """Whether `gs://` means the storage emulator's.
+
+        With BACKEND=embedded it does where STORAGE_EMULATOR_HOST is set, as for Google's libraries.
+        """
+        if self.backend == "embedded":
+            return "storage_emulator_host" in self.model_fields_set
+        return self.backend == "emulator"
 
     @property
     def keys_required(self) -> bool:

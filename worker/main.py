@@ -8,6 +8,7 @@ import structlog
 from fastapi import FastAPI
 
 from core.backends import BackendOpener, open_backend
+from core.backends.bundles import open_bundles
 from core.clock import Clock, utc_now
 from core.health import Check, health_routes
 from core.observation import FASTAPI_TELEMETRY, Observation
@@ -32,6 +33,7 @@ from worker.workbench import Workbench
 
 log = structlog.get_logger(__name__)
 
+MODEL_SECONDS = 20.0  # how long a start may wait for the default model
 GIVE_UP_SECONDS = 2.0  # how long the claims of cancelled requests may take to be given up
 
 
@@ -49,12 +51,12 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         pool = ClassifierPool(settings)
-        uris = (settings.model_uri, *settings.extra_model_uris)
-        models = ModelRegistry(uris, settings.loaded_models, pool.load)
+        bundles = open_bundles(settings, settings.model_uris)
+        models = ModelRegistry(settings.model_uris, bundles, settings.loaded_models, pool.load)
         opening = asyncio.create_task(_open(pool, models))
         try:
             async with observation.running() as observed, opener(settings, clock) as backend:
-                await opening
+                await _opened(opening)
                 await observed
                 bench = app.state.bench = Workbench(settings, backend, models, metrics, clock)
                 async with open_notifier(settings, backend, metrics, clock) as app.state.notifier:
@@ -63,8 +65,10 @@ def create_app(
                     finally:
                         await _let_go(bench)
         finally:
-            opening.cancel()  # only where the backend did not open
+            opening.cancel()  # where the backend did not open, or the model is still on its way
             await asyncio.gather(opening, return_exceptions=True)
+            bundles.close()
+            await models.close()
             await pool.close()
 
     def bench() -> Workbench:
@@ -112,6 +116,15 @@ def create_app(
 async def _open(pool: ClassifierPool, models: ModelRegistry) -> None:
     await pool.start()
     await models.open()
+
+
+async def _opened(opening: "asyncio.Task[None]") -> None:
+    """Wait for the default model, though not for ever: a worker without one is alive, not ready."""
+    await asyncio.wait((opening,), timeout=MODEL_SECONDS)
+    if opening.done():
+        await opening
+    else:
+        log.warning("serving before the model is there")
 
 
 async def _let_go(bench: Workbench) -> None:

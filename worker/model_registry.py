@@ -3,99 +3,166 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import structlog
 from cachetools import LRUCache
 
-from core.errors import BundleError, ModelUnavailable
-from core.model_bundle import Bundle, read_bundle
+from core.backends.bundles import Bundles, pauses
+from core.errors import BundleError, BundleUnavailable, GlimpseError, ModelUnavailable
+from core.model_bundle import Bundle
 from worker.classifier_pool import RemoteClassifier
 
 log = structlog.get_logger(__name__)
 
-LOAD_RETRY_SECONDS = 10.0  # a bundle that failed to load is not read again for every message
+# A bundle that failed to load is not loaded again for every message, nor fetched over and over.
+LOAD_RETRY_SECONDS = 10.0  # after the first failure; doubles with each that follows
+MAX_LOAD_RETRY_SECONDS = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Why a bundle did not load, when, and for which time in a row."""
+
+    reason: str
+    at: float  # on the monotonic clock
+    count: int
+
+    @property
+    def recent(self) -> bool:
+        pause: float = LOAD_RETRY_SECONDS * 2 ** (self.count - 1)
+        return time.monotonic() - self.at < min(pause, MAX_LOAD_RETRY_SECONDS)
 
 
 class ModelRegistry:
     """Finds the model a message names. Loads it once, however many ask.
 
     The first of `uris` is the default model, loaded by `open`; the others load when first asked
-    for. At most `capacity` stay in memory, the least recently used one goes.
+    for. At most `capacity` stay in memory, the least recently used one goes. What could not be read
+    is looked for again until it is there, and so is a default model that did not load.
     """
 
     def __init__(
         self,
         uris: Sequence[str],
+        bundles: Bundles,
         capacity: int,
         load: Callable[[Bundle], Awaitable[RemoteClassifier]],
     ) -> None:
-        self._uris = tuple(dict.fromkeys(uris))
+        self._default = uris[0]
+        self._bundles = bundles
         self._load = load
-        self._bundles: dict[str, Bundle] = {}
-        self._default: Bundle | BundleError = BundleError("The default model is not loaded yet.")
+        # By URI, in their order.
+        self._found: dict[str, Bundle | BundleError] = {
+            uri: BundleUnavailable(f"{uri} is not read yet.") for uri in uris
+        }
         self._loaded: LRUCache[str, RemoteClassifier] = LRUCache(capacity)
         self._loading: dict[str, asyncio.Task[RemoteClassifier]] = {}
-        self._failed: dict[str, tuple[float, str]] = {}  # when, and why
+        self._failed: dict[str, _Failure] = {}
+        self._trying: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Read every manifest and load the default model. Bad bundles are logged, not raised."""
-        found = await asyncio.gather(*(asyncio.to_thread(_read, uri) for uri in self._uris))
-        self._default = found[0]
-        for uri, bundle in zip(self._uris, found, strict=True):
-            if isinstance(bundle, BundleError):
-                log.error("bundle unreadable", uri=uri, reason=bundle.detail)
-            else:
-                self._bundles.setdefault(bundle.identity, bundle)
-        if isinstance(self._default, Bundle):
-            # A failure is logged where it happens, and `check` keeps the worker from being ready.
-            with contextlib.suppress(ModelUnavailable):
-                await self.classifier(self._default.identity)
+        await self._read(self._found)
+        if not await self._complete():
+            self._trying = asyncio.create_task(self._try_again())
+
+    async def close(self) -> None:
+        """Look for nothing any more. What is being fetched ends when `bundles` is closed."""
+        tasks = [*self._loading.values(), *([self._trying] if self._trying else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     @property
     def identities(self) -> tuple[str, ...]:
         """The models that this worker has bundles for, the default one first if it is readable."""
-        return tuple(self._bundles)
+        bundles = (found for found in self._found.values() if isinstance(found, Bundle))
+        return tuple(dict.fromkeys(bundle.identity for bundle in bundles))
 
     async def classifier(self, model: str) -> RemoteClassifier:
         """The loaded model, loading it if need be. Raises ModelUnavailable."""
         loaded = self._loaded.get(model)
         if loaded is not None:
             return loaded
-        bundle = self._bundles.get(model)
-        if bundle is None:
-            raise ModelUnavailable(f"This worker has no bundle for the model {model}.")
-        try:
-            return await self._load_once(bundle)
-        except BundleError as error:
-            raise ModelUnavailable(f"The model {model} could not be loaded.") from error
+        for uri, found in self._found.items():
+            if isinstance(found, Bundle) and found.identity == model:
+                try:
+                    return await self._load_once(uri, found)
+                except BundleError as error:
+                    raise ModelUnavailable(f"The model {model} could not be loaded.") from error
+        raise ModelUnavailable(f"This worker has no bundle for the model {model}.")
 
     async def check(self) -> None:
         """Return if the default model can be used, else raise BundleError or ModelUnavailable."""
-        if isinstance(self._default, BundleError):
-            raise self._default
-        await self.classifier(self._default.identity)
+        found = self._found[self._default]
+        if isinstance(found, BundleError):
+            # A new one: raising it again and again would make its traceback longer each time.
+            raise type(found)(found.detail)
+        await self.classifier(found.identity)
 
-    async def _load_once(self, bundle: Bundle) -> RemoteClassifier:
+    async def _try_again(self) -> None:
+        for pause in pauses():
+            await asyncio.sleep(pause)
+            # What did not load may have been mended meanwhile, and be another model by that.
+            await self._read(
+                uri
+                for uri, found in self._found.items()
+                if not isinstance(found, Bundle) or found.identity in self._failed
+            )
+            if await self._complete():
+                return
+
+    async def _complete(self) -> bool:
+        """Whether nothing is left to look for: all is read, and the default model loaded."""
+        # A failure is logged where it happens, and `check` keeps the worker from being ready.
+        with contextlib.suppress(GlimpseError):
+            await self.check()
+            return all(isinstance(found, Bundle) for found in self._found.values())
+        return False
+
+    async def _read(self, uris: Iterable[str]) -> None:
+        await asyncio.gather(*(self._read_one(uri) for uri in list(uris)))
+
+    async def _read_one(self, uri: str) -> None:
+        before = self._found[uri]
+        try:
+            found = await asyncio.to_thread(self._bundles.manifest, uri)
+        except BundleError as error:
+            self._found[uri] = error
+            if not isinstance(before, BundleError) or before.detail != error.detail:
+                log.error("bundle unreadable", uri=uri, reason=error.detail)
+            return
+        self._found[uri] = found
+        if isinstance(before, BundleError):
+            log.info("bundle read", uri=uri, model=found.identity)
+
+    async def _load_once(self, uri: str, bundle: Bundle) -> RemoteClassifier:
         failed = self._failed.get(bundle.identity)
-        if failed is not None and time.monotonic() - failed[0] < LOAD_RETRY_SECONDS:
-            raise BundleError(failed[1])
+        if failed is not None and failed.recent:
+            raise BundleError(failed.reason)
         task = self._loading.get(bundle.identity)
         if task is None:
-            task = asyncio.create_task(self._load_anew(bundle))
+            task = asyncio.create_task(self._load_anew(uri, bundle))
             task.add_done_callback(_retrieved)
             self._loading[bundle.identity] = task
         # One waiter that goes away must not take the load from the others.
         return await asyncio.shield(task)
 
-    async def _load_anew(self, bundle: Bundle) -> RemoteClassifier:
-        began = time.perf_counter()
+    async def _load_anew(self, uri: str, bundle: Bundle) -> RemoteClassifier:
+        began, fetched = time.perf_counter(), False
         try:
+            await asyncio.to_thread(self._bundles.weights, uri, bundle)
+            fetched = True
             classifier = await self._load(bundle)
         except Exception as error:
             reason = error.detail if isinstance(error, BundleError) else "Loading it failed."
-            log.exception("model refused", model=bundle.identity, reason=reason)
-            self._failed[bundle.identity] = (time.monotonic(), reason)
+            # Of the fetching, the reason says all. The loading's own process has more, as a note.
+            log.error("model refused", model=bundle.identity, reason=reason, exc_info=fetched)
+            before = self._failed.get(bundle.identity)
+            count = 1 + (before.count if before and not isinstance(error, BundleUnavailable) else 0)
+            self._failed[bundle.identity] = _Failure(reason, time.monotonic(), count)
             raise BundleError(reason) from error
         finally:
             del self._loading[bundle.identity]
@@ -104,13 +171,6 @@ class ModelRegistry:
         milliseconds = round(1000 * (time.perf_counter() - began))
         log.info("model loaded", model=bundle.identity, milliseconds=milliseconds)
         return classifier
-
-
-def _read(uri: str) -> Bundle | BundleError:
-    try:
-        return read_bundle(uri)
-    except BundleError as error:
-        return error
 
 
 def _retrieved(task: "asyncio.Task[RemoteClassifier]") -> None:

@@ -16,7 +16,7 @@ DEFAULTS = Settings(_env_file=None)
 OURS = ("storage", "set-up", "worker", "api", "scheduler")
 EMULATORS = {"datastore": 8181, "pubsub": 8085, "storage": 9023}
 # Settings that compose.yaml leaves alone, and why.
-FIXED_BY_THE_IMAGE = {"host", "api_port", "worker_port", "port", "data_dir"}
+FIXED_BY_THE_IMAGE = {"host", "api_port", "worker_port", "port", "data_dir", "model_cache_dir"}
 NOT_FOR_EMULATORS = {
     "push_concurrency",  # the embedded queue's
     *("push_auth", "push_audience", "push_service_account", "push_keys_url"),

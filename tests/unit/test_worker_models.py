@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from core.backends.bundles import Bundles
 from core.errors import BundleError, ModelUnavailable
 from core.model_bundle import Bundle, read_bundle
 from tests.support.bundles import write_colour_bundle
@@ -45,7 +46,7 @@ def identity(uri: str) -> str:
 
 
 async def test_only_the_default_is_loaded_at_the_start(bundles: list[str], loads: Loads) -> None:
-    registry = ModelRegistry(bundles, 2, loads)
+    registry = ModelRegistry(bundles, Bundles(), 2, loads)
     await registry.open()
     assert loads.models == ["a"]
     assert registry.identities == tuple(map(identity, bundles))
@@ -54,7 +55,7 @@ async def test_only_the_default_is_loaded_at_the_start(bundles: list[str], loads
 
 
 async def test_many_requests_load_a_model_once(bundles: list[str], loads: Loads) -> None:
-    registry = ModelRegistry(bundles, 2, loads)
+    registry = ModelRegistry(bundles, Bundles(), 2, loads)
     await registry.open()
     found = await asyncio.gather(*(registry.classifier(identity(bundles[1])) for _ in range(50)))
     assert loads.models == ["a", "b"]
@@ -64,7 +65,7 @@ async def test_many_requests_load_a_model_once(bundles: list[str], loads: Loads)
 async def test_one_that_goes_away_does_not_take_the_load_from_the_others(
     bundles: list[str], loads: Loads
 ) -> None:
-    registry = ModelRegistry(bundles, 2, loads)
+    registry = ModelRegistry(bundles, Bundles(), 2, loads)
     await registry.open()
     first = asyncio.create_task(registry.classifier(identity(bundles[1])))
     second = asyncio.create_task(registry.classifier(identity(bundles[1])))
@@ -75,7 +76,7 @@ async def test_one_that_goes_away_does_not_take_the_load_from_the_others(
 
 
 async def test_the_least_recently_used_goes(bundles: list[str], loads: Loads) -> None:
-    registry = ModelRegistry(bundles, 2, loads)
+    registry = ModelRegistry(bundles, Bundles(), 2, loads)
     await registry.open()
     a, b, c = map(identity, bundles)
     for model in (b, a, c, a, b):
@@ -84,7 +85,7 @@ async def test_the_least_recently_used_goes(bundles: list[str], loads: Loads) ->
 
 
 async def test_an_unknown_model_is_unavailable(bundles: list[str], loads: Loads) -> None:
-    registry = ModelRegistry(bundles, 2, loads)
+    registry = ModelRegistry(bundles, Bundles(), 2, loads)
     await registry.open()
     with pytest.raises(ModelUnavailable, match="nobody@0123456789ab"):
         await registry.classifier("nobody@0123456789ab")
@@ -97,7 +98,7 @@ async def test_a_bad_bundle_is_reported_and_the_others_work(
     bad = Path(bundles[0])
     whole = (bad / "labels.txt").read_text()
     (bad / "labels.txt").write_text(whole.upper())
-    registry = ModelRegistry(bundles, 2, loads)
+    registry = ModelRegistry(bundles, Bundles(), 2, loads)
     await registry.open()
     with pytest.raises(ModelUnavailable):
         await registry.check()
@@ -110,7 +111,7 @@ async def test_a_bad_bundle_is_reported_and_the_others_work(
 
 
 async def test_a_missing_bundle_is_named(tmp_path: Path, bundles: list[str], loads: Loads) -> None:
-    registry = ModelRegistry([str(tmp_path / "absent"), *bundles], 2, loads)
+    registry = ModelRegistry([str(tmp_path / "absent"), *bundles], Bundles(), 2, loads)
     await registry.open()
     with pytest.raises(BundleError, match="absent"):
         await registry.check()

@@ -68,12 +68,7 @@ class Endpoints:
 
     def storage_client(self) -> storage.Client:
         """Blocks. Its connections are as many as the threads that use it."""
-        return storage.Client(
-            project=self.project,
-            credentials=self.credentials or AnonymousCredentials(),
-            client_options={"api_endpoint": self.storage_url},
-            _http=authorized_session(self.credentials, THREADS),
-        )
+        return _storage_client(self.project, self.credentials, self.storage_url, THREADS)
 
     def _channel(self, transport: Any, host: str) -> grpc.aio.Channel:
         if self.credentials is None:
@@ -89,6 +84,17 @@ async def open_endpoints(settings: Settings, clock: Clock) -> Endpoints:
     return await asyncio.to_thread(make, settings, clock)
 
 
+def bucket_client(settings: Settings, connections: int) -> storage.Client:
+    """A client for buckets beside the backend's own, whatever `BACKEND` is. Blocks.
+
+    Raises Unavailable where there are no credentials. No project is needed to read objects.
+    """
+    if settings.emulated_buckets:
+        return _storage_client(DEMO_PROJECT, None, settings.storage_emulator_host, connections)
+    credentials, project = _default_credentials()
+    return _storage_client(project, credentials, STORAGE_URL, connections)
+
+
 def authorized_session(credentials: Credentials | None, connections: int) -> AuthorizedSession:
     """An HTTP session that keeps at most `connections` connections and makes no more."""
     session = AuthorizedSession(credentials or AnonymousCredentials())
@@ -100,6 +106,25 @@ def authorized_session(credentials: Credentials | None, connections: int) -> Aut
             ),
         )
     return session
+
+
+def _storage_client(
+    project: str | None, credentials: Credentials | None, url: str, connections: int
+) -> storage.Client:
+    return storage.Client(
+        project=project,
+        credentials=credentials or AnonymousCredentials(),
+        client_options={"api_endpoint": url},
+        _http=authorized_session(credentials, connections),
+    )
+
+
+def _default_credentials() -> tuple[Credentials, str | None]:
+    try:
+        credentials, project = google.auth.default(scopes=SCOPES)
+    except DefaultCredentialsError as error:
+        raise Unavailable("There are no Google credentials; see docs/operations.md.") from error
+    return credentials, project
 
 
 def _emulators(settings: Settings, clock: Clock) -> Endpoints:
@@ -122,10 +147,7 @@ def _emulators(settings: Settings, clock: Clock) -> Endpoints:
 
 
 def _cloud(settings: Settings, clock: Clock) -> Endpoints:
-    try:
-        credentials, project = google.auth.default(scopes=SCOPES)
-    except DefaultCredentialsError as error:
-        raise Unavailable("There are no Google credentials; see docs/operations.md.") from error
+    credentials, project = _default_credentials()
     project = settings.google_cloud_project or project
     if not project:
         raise Unavailable("The credentials name no project: set GOOGLE_CLOUD_PROJECT.")

@@ -44,7 +44,7 @@ class CloudObjectSource:
 
     async def read(self, bucket: str, name: str, max_bytes: int) -> bytes:
         return await self._run(
-            lambda until: self._read(bucket, name, max_bytes, until), MISSING_OBJECT
+            lambda until: read_object(self._client, bucket, name, max_bytes, until), MISSING_OBJECT
         )
 
     async def close(self) -> None:
@@ -52,19 +52,6 @@ class CloudObjectSource:
         # What still runs ends within its own time limits.
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
         self._client.close()
-
-    def _read(self, bucket: str, name: str, max_bytes: int, until: float) -> bytes:
-        data = _Bounded(max_bytes + 1, until)
-        with suppress(_Full):
-            self._client.bucket(bucket).blob(name).download_to_file(
-                data,
-                # As it is stored: what unpacks itself on the way would have no bound.
-                raw_download=True,
-                checksum=CHECKSUM,
-                timeout=TIMEOUT,
-                retry=RETRY,
-            )
-        return data.getvalue()
 
     async def _run(self, work: Callable[[float], T], missing: str) -> T:
         """`work` is told when its time is up, on the monotonic clock."""
@@ -75,6 +62,26 @@ class CloudObjectSource:
         with translated(PART, missing=missing):
             async with asyncio.timeout(PATIENCE):
                 return await loop.run_in_executor(self._threads, work, until)
+
+
+def read_object(
+    client: storage.Client, bucket: str, name: str, max_bytes: int, until: float
+) -> bytes:
+    """An object's bytes, or `max_bytes + 1` of them where it has more. Blocks.
+
+    Raises what Google raises, and TimeoutError after `until` on the monotonic clock.
+    """
+    data = _Bounded(max_bytes + 1, until)
+    with suppress(_Full):
+        client.bucket(bucket).blob(name).download_to_file(
+            data,
+            # As it is stored: what unpacks itself on the way would have no bound.
+            raw_download=True,
+            checksum=CHECKSUM,
+            timeout=TIMEOUT,
+            retry=RETRY,
+        )
+    return data.getvalue()
 
 
 def _listed(

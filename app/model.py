@@ -1,0 +1,42 @@
+"""The model whose labels the API answers with: its manifest, read at the start."""
+
+import time
+from collections.abc import Callable
+
+import structlog
+
+from core.backends.bundles import open_bundles, pauses
+from core.errors import BundleUnavailable
+from core.model_bundle import Bundle
+from core.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+
+def read_model(settings: Settings) -> Bundle:
+    """The bundle of `MODEL_URI` without its weights. Blocks.
+
+    Raises BundleUnavailable where it cannot be read for now, BundleError where it is wrong.
+    """
+    bundles = open_bundles(settings, (settings.model_uri,))
+    try:
+        return bundles.manifest(settings.model_uri)
+    finally:
+        bundles.close()
+
+
+def awaited_model(settings: Settings, wait: Callable[[float], None] = time.sleep) -> Bundle:
+    """As `read_model`, looking again with `wait` in between until it is there.
+
+    Raises BundleError where it is wrong: then somebody has to do something about it.
+    """
+    said = ""
+    for pause in pauses():
+        try:
+            return read_model(settings)
+        except BundleUnavailable as error:
+            if error.detail != said:
+                log.error("waiting for the model", uri=settings.model_uri, reason=error.detail)
+                said = error.detail
+            wait(pause)
+    raise AssertionError("there is always another pause")
