@@ -7,10 +7,12 @@ application's default credentials: https://cloud.google.com/docs/authentication/
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 import google.auth
 import grpc.aio
+import requests
 import requests.adapters
 from google.auth.credentials import AnonymousCredentials, Credentials
 from google.auth.exceptions import DefaultCredentialsError
@@ -96,16 +98,25 @@ def bucket_client(settings: Settings, connections: int) -> storage.Client:
 
 
 def authorized_session(credentials: Credentials | None, connections: int) -> AuthorizedSession:
-    """An HTTP session that keeps at most `connections` connections and makes no more."""
+    """An HTTP session that keeps at most `connections` connections."""
     session = AuthorizedSession(credentials or AnonymousCredentials())
     for scheme in ("http://", "https://"):
-        session.mount(
-            scheme,
-            requests.adapters.HTTPAdapter(
-                pool_connections=2, pool_maxsize=connections, pool_block=True
-            ),
-        )
+        session.mount(scheme, _Adapter(pool_connections=2, pool_maxsize=connections))
     return session
+
+
+class _Adapter(requests.adapters.HTTPAdapter):
+    """Reads a refusal at once, which frees its connection.
+
+    Google's client leaves it unread, and holds it while it asks again: a few threads that are
+    refused together would hold every connection, and each wait for another's.
+    """
+
+    def send(self, *args: Any, **kwargs: Any) -> requests.Response:
+        response = super().send(*args, **kwargs)
+        if response.status_code >= HTTPStatus.BAD_REQUEST:
+            _ = response.content
+        return response
 
 
 def _storage_client(
