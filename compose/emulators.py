@@ -96,8 +96,18 @@ def emulators(settings: Settings, folder: Path) -> list[Emulator]:
     return [
         _datastore(_datastore_jar(root), folder, *_address(settings.datastore_emulator_host)),
         _pubsub(_pubsub_jar(root), *_address(settings.pubsub_emulator_host)),
-        _storage(folder, *_address(settings.storage_emulator_host.partition("://")[2])),
+        storage_emulator(folder, settings.storage_emulator_host),
     ]
+
+
+def storage_emulator(folder: Path, url: str) -> Emulator:
+    """Cloud Storage's alone, at `url`, data in `folder`. It needs nothing but Python."""
+    host, port = _address(url.partition("://")[2])
+    data = folder / "storage"
+    data.mkdir(parents=True, exist_ok=True)
+    command = (sys.executable, "-m", "gcp_storage_emulator", "--data-dir", str(data))
+    argv = (*command, "start", "--quiet", f"--host={host}", f"--port={port}")
+    return Emulator("storage", argv, host, port)
 
 
 def firestore_emulator(host: str, port: int) -> Emulator:
@@ -213,14 +223,6 @@ def _datastore(jar: Path | None, folder: Path, host: str, port: int) -> Emulator
 def _pubsub(jar: Path | None, host: str, port: int) -> Emulator:
     argv = ("java", *_JAVA, "-jar", str(jar), f"--host={host}", f"--port={port}")
     return Emulator("pubsub", argv, host, port)
-
-
-def _storage(folder: Path, host: str, port: int) -> Emulator:
-    data = folder / "storage"
-    data.mkdir(parents=True, exist_ok=True)
-    command = (sys.executable, "-m", "gcp_storage_emulator", "--data-dir", str(data))
-    argv = (*command, "start", "--quiet", f"--host={host}", f"--port={port}")
-    return Emulator("storage", argv, host, port)
 
 
 def _datastore_jar(root: Path) -> Path | None:

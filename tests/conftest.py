@@ -23,3 +23,12 @@ def emulator_addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
     addresses = free_addresses()
     with running_emulators(tmp_path_factory.mktemp("emulators"), addresses):
         yield addresses
+
+
+@pytest.fixture(scope="session")
+def storage_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The storage emulator by itself, for what needs buckets and no other part of Google's."""
+    from tests.support.emulators import running_storage
+
+    with running_storage(tmp_path_factory.mktemp("storage")) as url:
+        yield url

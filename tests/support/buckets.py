@@ -1,7 +1,8 @@
 """Buckets of others on the storage emulator, as an operator's would be."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
@@ -16,6 +17,16 @@ async def fill(settings: Settings, bucket: str, objects: Mapping[str, bytes]) ->
 
 async def remove(settings: Settings, bucket: str, name: str) -> None:
     await asyncio.to_thread(lambda: _client(settings).bucket(bucket).blob(name).delete())
+
+
+async def fill_bundle(
+    settings: Settings, bucket: str, folder: str, bundle: Path, without: Collection[str] = ()
+) -> str:
+    """Upload a bundle, as `gcloud storage cp -r` does; its URI."""
+    files = {path.name: path.read_bytes() for path in bundle.iterdir()}  # noqa: ASYNC240 - a few
+    objects = {f"{folder}/{name}": data for name, data in files.items() if name not in without}
+    await fill(settings, bucket, objects)
+    return f"gs://{bucket}/{folder}"
 
 
 def _fill(settings: Settings, bucket: str, objects: Mapping[str, bytes]) -> None:

@@ -15,6 +15,7 @@ from compose.emulators import (
     RunningEmulators,
     emulators,
     firestore_emulator,
+    storage_emulator,
 )
 from core.settings import Settings
 from tests.support.stack import free_port
@@ -111,6 +112,14 @@ def running_emulators(folder: Path, addresses: dict[str, str]) -> Iterator[Runni
         _without_emulators(error)
     with RunningEmulators(wanted, folder) as running:
         yield running
+
+
+@contextmanager
+def running_storage(folder: Path, url: str = "") -> Iterator[str]:
+    """Cloud Storage's alone, which every machine can run; its URL."""
+    url = url or f"http://127.0.0.1:{free_port()}"
+    with RunningEmulators([storage_emulator(folder, url)], folder):
+        yield url
 
 
 @contextmanager

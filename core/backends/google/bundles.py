@@ -80,7 +80,7 @@ class CloudBundleObjects:
             with translated(PART, missing=file):
                 try:
                     yield
-                except (api.Forbidden, api.Unauthorized):
+                except api.Forbidden:
                     raise BundleUnavailable(
                         f"{file} is not ours to read: the service's account needs "
                         f"roles/storage.objectViewer on the bucket {place.bucket}."

@@ -1,0 +1,472 @@
+"""Bundles out of a bucket: the cache and Google's client, against a scripted Cloud Storage.
+
+What the storage emulator cannot do is done here: refusals, downloads that break off or never end,
+and counting what was asked for. `tests/contract/test_bundles.py` has the emulator.
+"""
+
+import asyncio
+import contextlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from core import bundle_cache
+from core.backends.bundles import Bundles, open_bundles
+from core.errors import BundleError, BundleUnavailable
+from core.model_bundle import Bundle, read_bundle, verify_bundle, write_sums
+from core.settings import Settings
+from tests.support.bundles import write_colour_bundle
+from tests.support.stack import ROOT
+
+URI = "gs://models/bundles/colours"
+WEIGHTS = "model.onnx"
+SMALL = ["SHA256SUMS", "model.json", "labels.txt"]
+
+
+class Cloud:
+    """Answers as Cloud Storage's JSON API does, with the files of one folder as the objects."""
+
+    def __init__(self, bundle: Path) -> None:
+        self.bundle = bundle
+        self.url = ""
+        self.status: dict[str, int] = {}  # what to answer for a file instead
+        # Of the weights alone:
+        self.breaks_after = 0  # bytes of an answer, after which the connection ends
+        self.endless = False
+        self.asked: list[str] = []  # names, and where in the file
+        self.reading = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+
+    async def list(self, request: web.Request) -> web.Response:
+        if request.match_info["bucket"] != "models":
+            return web.json_response({"error": {"message": "no such bucket"}}, status=404)
+        names = [f"bundles/colours/{path.name}" for path in self.bundle.iterdir()]
+        found = [name for name in names if name.startswith(request.query["prefix"])]
+        items = [{"name": name} for name in found][: int(request.query["maxResults"])]
+        return web.Response(text=json.dumps({"items": items}), content_type="application/json")
+
+    async def download(self, request: web.Request) -> web.StreamResponse:
+        folder, _, name = request.match_info["name"].rpartition("/")
+        span = re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range", "bytes=0-"))
+        assert span is not None
+        begin = int(span[1])
+        self.asked.append(f"{name}@{begin}" if begin else name)
+        if name in self.status:
+            return web.Response(status=self.status[name], text="refused")
+        there = request.match_info["bucket"] == "models" and folder == "bundles/colours"
+        if not there or not (self.bundle / name).is_file():
+            return web.Response(status=404, text="no such object")
+        data = (self.bundle / name).read_bytes()[begin:]
+        status = 206 if begin else 200
+        if name != WEIGHTS:
+            return web.Response(body=data)
+        self.reading.set()
+        await self.go_on.wait()
+        if not self.breaks_after and not self.endless:
+            return web.Response(body=data, status=status)
+        answer = web.StreamResponse(status=status)
+        if not self.endless:
+            answer.content_length = len(data)
+        await answer.prepare(request)
+        with contextlib.suppress(ConnectionError):  # it was hung up on
+            while self.endless:
+                await answer.write(bytes(10_000))
+                await asyncio.sleep(0)
+        await answer.write(data[: self.breaks_after])
+        if len(data) > self.breaks_after:
+            assert request.transport is not None
+            request.transport.close()
+        return answer
+
+
+@pytest.fixture
+async def cloud(tmp_path: Path) -> AsyncIterator[Cloud]:
+    cloud, app = Cloud(write_colour_bundle(tmp_path / "bundle")), web.Application()
+    app.router.add_get("/storage/v1/b/{bucket}/o", cloud.list)
+    app.router.add_get("/download/storage/v1/b/{bucket}/o/{name:.+}", cloud.download)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0][:2]
+    cloud.url = f"http://{host}:{port}"
+    yield cloud
+    cloud.endless = False
+    await runner.cleanup()
+
+
+@pytest.fixture
+def settings(tmp_path: Path, cloud: Cloud) -> Settings:
+    return Settings(
+        _env_file=None,
+        data_dir=tmp_path / "data",
+        storage_emulator_host=cloud.url,
+        model_uri=URI,
+    )
+
+
+@pytest.fixture
+async def bundles(settings: Settings) -> AsyncIterator[Bundles]:
+    opened = open_bundles(settings, settings.model_uris)
+    yield opened
+    opened.close()
+
+
+async def manifest(bundles: Bundles, uri: str = URI) -> Bundle:
+    return await asyncio.to_thread(bundles.manifest, uri)
+
+
+async def whole(bundles: Bundles) -> Bundle:
+    bundle = await manifest(bundles)
+    await asyncio.to_thread(bundles.weights, URI, bundle)
+    return bundle
+
+
+def files(settings: Settings) -> set[str]:
+    """The cache's files, less the lock."""
+    found = {path.name for path in settings.model_cache.rglob("*") if path.is_file()}
+    return found - {bundle_cache.LOCK}
+
+
+# --- What is fetched, and what is not. ------------------------------------------------------------
+
+
+async def test_the_manifest_comes_without_the_weights(
+    bundles: Bundles, cloud: Cloud, settings: Settings
+) -> None:
+    bundle = await manifest(bundles)
+    original = read_bundle(cloud.bundle)
+    assert (bundle.identity, bundle.labels) == (original.identity, original.labels)
+    assert bundle.manifest == original.manifest
+    assert cloud.asked == SMALL
+    assert files(settings) == set(SMALL)
+    assert bundle.folder.parent == settings.data_dir.absolute() / "model-cache"
+
+
+async def test_the_weights_come_when_they_are_wanted(
+    bundles: Bundles, cloud: Cloud, settings: Settings
+) -> None:
+    bundle = await whole(bundles)
+    verify_bundle(bundle)
+    assert cloud.asked == [*SMALL, WEIGHTS]
+    assert files(settings) == {*SMALL, WEIGHTS}
+    assert (bundle.folder / WEIGHTS).read_bytes() == (cloud.bundle / WEIGHTS).read_bytes()
+
+
+async def test_the_next_process_fetches_only_the_sums(
+    bundles: Bundles, cloud: Cloud, settings: Settings
+) -> None:
+    await whole(bundles)
+    cloud.asked.clear()
+    other = open_bundles(settings, settings.model_uris)
+    verify_bundle(await whole(other))
+    other.close()
+    assert cloud.asked == ["SHA256SUMS"]
+
+
+@pytest.mark.parametrize("name", ["model.json", "labels.txt", WEIGHTS])
+async def test_what_was_damaged_in_the_cache_is_fetched_again(
+    bundles: Bundles, cloud: Cloud, name: str
+) -> None:
+    path = (await whole(bundles)).folder / name
+    path.write_bytes(path.read_bytes()[:-1])
+    cloud.asked.clear()
+    verify_bundle(await whole(bundles))
+    assert cloud.asked == ["SHA256SUMS", name]
+
+
+async def test_another_bundle_in_the_same_place_is_another_folder(
+    bundles: Bundles, cloud: Cloud
+) -> None:
+    first = await whole(bundles)
+    write_colour_bundle(cloud.bundle, sharpness=20)
+    second = await whole(bundles)
+    assert first.identity != second.identity
+    verify_bundle(first)
+    verify_bundle(second)
+
+
+async def test_a_cache_of_ones_own_choice(settings: Settings, tmp_path: Path) -> None:
+    chosen = settings.model_copy(update={"model_cache_dir": tmp_path / "elsewhere"})
+    opened = open_bundles(chosen, chosen.model_uris)
+    bundle = await whole(opened)
+    opened.close()
+    assert bundle.folder.parent == tmp_path / "elsewhere"
+    assert not settings.model_cache.exists()
+
+
+async def test_a_path_is_read_where_it_is(bundles: Bundles, cloud: Cloud) -> None:
+    path = str(cloud.bundle)
+    bundle = await manifest(bundles, path)
+    assert bundle.folder == cloud.bundle
+    await asyncio.to_thread(bundles.weights, path, bundle)
+    assert cloud.asked == []
+
+
+# --- Bundles that are wrong. ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["model.json", "labels.txt", WEIGHTS])
+async def test_what_differs_from_the_sums_is_refused_and_not_kept(
+    bundles: Bundles, cloud: Cloud, settings: Settings, name: str
+) -> None:
+    path = cloud.bundle / name
+    path.write_bytes(path.read_bytes() + b"\n")
+    for _ in range(2):
+        with pytest.raises(BundleError, match=f"{URI}: {name} differs from SHA256SUMS") as refused:
+            await whole(bundles)
+        assert not isinstance(refused.value, BundleUnavailable)
+        assert name not in files(settings)
+        assert bundle_cache.PART not in files(settings)
+    # Mended in the bucket, it is taken.
+    path.write_bytes(path.read_bytes()[:-1])
+    verify_bundle(await whole(bundles))
+
+
+async def test_without_sums_it_is_refused(bundles: Bundles, cloud: Cloud) -> None:
+    (cloud.bundle / "SHA256SUMS").unlink()
+    with pytest.raises(BundleError, match=f"{URI} has no SHA256SUMS, which a bundle in a bucket"):
+        await manifest(bundles)
+
+
+@pytest.mark.parametrize("sums", [b"", b"nonsense", b"\xff\xfe", b"ab  model.onnx\n"])
+async def test_sums_that_are_none_are_refused(bundles: Bundles, cloud: Cloud, sums: bytes) -> None:
+    (cloud.bundle / "SHA256SUMS").write_bytes(sums)
+    with pytest.raises(BundleError, match=f"{URI}/SHA256SUMS lacks model.onnx"):
+        await manifest(bundles)
+
+
+async def test_a_digest_is_never_a_path(bundles: Bundles, cloud: Cloud, tmp_path: Path) -> None:
+    evil = "../" * 21 + "x"
+    (cloud.bundle / "SHA256SUMS").write_text(
+        "".join(f"{evil}  {name}\n" for name in (WEIGHTS, "model.json", "labels.txt"))
+    )
+    with pytest.raises(BundleError, match="lacks"):
+        await manifest(bundles)
+
+
+async def test_a_manifest_that_is_none_names_the_uri(bundles: Bundles, cloud: Cloud) -> None:
+    (cloud.bundle / "model.json").write_text("{}")
+    write_sums(cloud.bundle)
+    with pytest.raises(BundleError, match=URI):
+        await manifest(bundles)
+
+
+@pytest.mark.parametrize("name", SMALL)
+async def test_what_should_be_small_is_not_read_beyond_its_bound(
+    bundles: Bundles, cloud: Cloud, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle_cache, "SMALL_FILE_BYTES", 2000)
+    for size in (2000, 2001):
+        (cloud.bundle / name).write_bytes(bytes(size))
+        if name != "SHA256SUMS":
+            write_sums(cloud.bundle)
+        said = ""
+        try:
+            await manifest(bundles)
+        except BundleError as error:
+            said = error.detail
+        assert (said == f"{URI}/{name} has more than 2000 bytes.") == (size > 2000), said
+
+
+# --- Bundles that cannot be read for now. ---------------------------------------------------------
+
+
+async def unavailable(bundles: Bundles, uri: str = URI) -> str:
+    with pytest.raises(BundleUnavailable) as refused:
+        await manifest(bundles, uri)
+    return refused.value.detail
+
+
+async def test_what_is_missing_is_named(bundles: Bundles, cloud: Cloud) -> None:
+    for uri, said in (
+        ("gs://nobody/x", "gs://nobody/x is not there: there is no bucket nobody."),
+        ("gs://models/x", "gs://models/x is empty: the bucket has nothing of that name."),
+    ):
+        assert await unavailable(bundles, uri) == said
+    (cloud.bundle / "labels.txt").unlink()
+    assert "has no labels.txt" in await unavailable(bundles)
+
+
+async def test_what_may_not_be_read_names_the_role(bundles: Bundles, cloud: Cloud) -> None:
+    cloud.status["model.json"] = 403
+    said = await unavailable(bundles)
+    assert f"{URI}/model.json" in said
+    assert "roles/storage.objectViewer on the bucket models" in said
+
+
+@pytest.mark.parametrize("status", [400, 401, 429, 500, 503])
+async def test_a_storage_that_fails_is_named(bundles: Bundles, cloud: Cloud, status: int) -> None:
+    cloud.status["SHA256SUMS"] = status
+    assert await unavailable(bundles) == (
+        f"{URI}/SHA256SUMS cannot be fetched. The model storage does not answer."
+    )
+    cloud.status.clear()
+    verify_bundle(await whole(bundles))
+
+
+async def test_without_credentials_the_error_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BACKEND=embedded without STORAGE_EMULATOR_HOST means Google itself."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    opened = open_bundles(Settings(_env_file=None, data_dir=tmp_path, model_uri=URI), (URI,))
+    said = await unavailable(opened)
+    opened.close()
+    assert URI in said
+    assert "There are no Google credentials" in said
+
+
+async def test_a_cache_that_cannot_be_written_is_named(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    blocked = settings.model_copy(update={"model_cache_dir": tmp_path / "file"})
+    opened = open_bundles(blocked, blocked.model_uris)
+    with pytest.raises(BundleError, match=r"file.*cannot be used: Not a directory"):
+        await manifest(opened)
+    opened.close()
+
+
+async def test_a_full_disk_is_no_fault_of_the_storage(
+    bundles: Bundles, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = await manifest(bundles)
+    (bundle.folder / bundle_cache.PART).symlink_to("/dev/full")
+    with pytest.raises(BundleError, match="No space left on device") as full:
+        await asyncio.to_thread(bundles.weights, URI, bundle)
+    assert not isinstance(full.value, BundleUnavailable)
+    verify_bundle(await whole(bundles))
+
+
+# --- Downloads that break off. --------------------------------------------------------------------
+
+
+async def test_a_download_that_breaks_off_goes_on_where_it_was(
+    bundles: Bundles, cloud: Cloud
+) -> None:
+    bundle = await manifest(bundles)
+    cloud.breaks_after = 300
+    cloud.asked.clear()
+    await asyncio.to_thread(bundles.weights, URI, bundle)
+    verify_bundle(bundle)
+    size = (cloud.bundle / WEIGHTS).stat().st_size
+    assert cloud.asked == [WEIGHTS, *(f"{WEIGHTS}@{n}" for n in range(300, size, 300))]
+
+
+async def test_one_that_brings_nothing_is_given_up(
+    bundles: Bundles, cloud: Cloud, settings: Settings
+) -> None:
+    bundle = await manifest(bundles)
+    cloud.status[WEIGHTS] = 503
+    with pytest.raises(BundleUnavailable, match=f"{URI}/{WEIGHTS} cannot be fetched"):
+        await asyncio.to_thread(bundles.weights, URI, bundle)
+    assert files(settings) == set(SMALL)
+    cloud.status.clear()
+    await asyncio.to_thread(bundles.weights, URI, bundle)
+    verify_bundle(bundle)
+
+
+async def test_what_a_killed_process_left_is_no_model(bundles: Bundles, cloud: Cloud) -> None:
+    bundle = await manifest(bundles)
+    data = (cloud.bundle / WEIGHTS).read_bytes()
+    (bundle.folder / bundle_cache.PART).write_bytes(b"x" * len(data) * 2)
+    await asyncio.to_thread(bundles.weights, URI, bundle)
+    verify_bundle(bundle)
+    assert not (bundle.folder / bundle_cache.PART).exists()
+
+
+async def test_a_download_that_takes_too_long_ends(
+    bundles: Bundles, cloud: Cloud, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = await manifest(bundles)
+    monkeypatch.setattr(bundle_cache, "FETCH_SECONDS", 0.5)
+    cloud.endless = True
+    with pytest.raises(BundleUnavailable, match=f"{URI} did not come within 0.5 s"):
+        await asyncio.to_thread(bundles.weights, URI, bundle)
+    assert files(settings) == set(SMALL)
+
+
+async def test_a_stop_ends_a_download(bundles: Bundles, cloud: Cloud, settings: Settings) -> None:
+    bundle = await manifest(bundles)
+    cloud.endless = True
+    fetching = asyncio.create_task(asyncio.to_thread(bundles.weights, URI, bundle))
+    await cloud.reading.wait()
+    bundles.close()
+    with pytest.raises(BundleUnavailable, match="the process stops"):
+        await fetching
+    assert files(settings) == set(SMALL)
+
+
+# --- Several at once. -----------------------------------------------------------------------------
+
+
+async def test_of_many_threads_one_fetches(settings: Settings, cloud: Cloud) -> None:
+    opened = [open_bundles(settings, settings.model_uris) for _ in range(6)]
+    cloud.go_on.clear()
+    asking = asyncio.gather(*(whole(each) for each in opened))
+    await cloud.reading.wait()
+    cloud.go_on.set()
+    for bundle in await asking:
+        verify_bundle(bundle)
+    assert cloud.asked.count(WEIGHTS) == 1
+    for each in opened:
+        each.close()
+
+
+FETCH = """
+import sys
+from pathlib import Path
+from core.backends.bundles import open_bundles
+from core.model_bundle import verify_bundle
+from core.settings import Settings
+data, host, uri = sys.argv[1:]
+settings = Settings(_env_file=None, data_dir=Path(data), storage_emulator_host=host, model_uri=uri)
+bundles = open_bundles(settings, (uri,))
+bundle = bundles.manifest(uri)
+bundles.weights(uri, bundle)
+verify_bundle(bundle)
+"""
+
+
+def start_fetching(settings: Settings, cloud: Cloud) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", FETCH, str(settings.data_dir), cloud.url, URI],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+async def output(process: "subprocess.Popen[str]") -> str:
+    return (await asyncio.to_thread(process.communicate))[0]
+
+
+async def test_of_several_processes_one_fetches(settings: Settings, cloud: Cloud) -> None:
+    processes = [start_fetching(settings, cloud) for _ in range(3)]
+    found = await asyncio.gather(*(output(process) for process in processes))
+    assert [process.returncode for process in processes] == [0, 0, 0], found
+    assert cloud.asked.count(WEIGHTS) == 1
+
+
+async def test_a_process_that_dies_while_it_fetches_leaves_the_way_free(
+    settings: Settings, cloud: Cloud, bundles: Bundles
+) -> None:
+    cloud.endless = True
+    process = start_fetching(settings, cloud)
+    await cloud.reading.wait()
+    part = next(settings.model_cache.glob(f"*/{bundle_cache.PART}"))
+    process.kill()
+    await asyncio.to_thread(process.communicate)
+    cloud.endless = False
+    assert part.exists(), "it died before it was tidied"
+    verify_bundle(await whole(bundles))
