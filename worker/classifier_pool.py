@@ -63,7 +63,8 @@ class ClassifierPool:
 
     async def load(self, bundle: Bundle) -> "RemoteClassifier":
         """Have every process load `bundle`. Raises BundleError, or ClassifierLost."""
-        name = json.dumps([bundle.identity, str(bundle.folder.resolve())]).encode()
+        folder = await asyncio.to_thread(bundle.folder.resolve)
+        name = json.dumps([bundle.identity, str(folder)]).encode()
         answers = [member.ask(LOAD, name, b"", LOAD_SECONDS) for member in self._members]
         found = await asyncio.gather(*answers, return_exceptions=True)
         for outcome in found:

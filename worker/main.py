@@ -33,7 +33,7 @@ from worker.workbench import Workbench
 
 log = structlog.get_logger(__name__)
 
-MODEL_SECONDS = 20.0  # how long a start may wait for the default model
+MODEL_SECONDS = 10.0  # how long a start may wait for the default model
 GIVE_UP_SECONDS = 2.0  # how long the claims of cancelled requests may take to be given up
 
 

@@ -16,23 +16,28 @@ from worker.classifier_pool import RemoteClassifier
 
 log = structlog.get_logger(__name__)
 
-# A bundle that failed to load is not loaded again for every message, nor fetched over and over.
-LOAD_RETRY_SECONDS = 10.0  # after the first failure; doubles with each that follows
-MAX_LOAD_RETRY_SECONDS = 300.0
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """Seconds. A pause doubles with each failure that follows, up to the longest.
+
+    `look` is before looking again for a bundle that cannot be read; `load` before loading one again
+    that failed to, which may be to fetch gigabytes, and is not done for every message.
+    """
+
+    look: float = 1.0
+    longest_look: float = 15.0
+    load: float = 10.0
+    longest_load: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """Why a bundle did not load, when, and for which time in a row."""
+    """Why a bundle did not load, for which time in a row, and when it may be tried again."""
 
     reason: str
-    at: float  # on the monotonic clock
     count: int
-
-    @property
-    def recent(self) -> bool:
-        pause: float = LOAD_RETRY_SECONDS * 2 ** (self.count - 1)
-        return time.monotonic() - self.at < min(pause, MAX_LOAD_RETRY_SECONDS)
+    until: float  # on the monotonic clock
 
 
 class ModelRegistry:
@@ -49,7 +54,12 @@ class ModelRegistry:
         bundles: Bundles,
         capacity: int,
         load: Callable[[Bundle], Awaitable[RemoteClassifier]],
+        *,
+        retries: Retries = Retries(),
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._retries = retries
+        self._monotonic = monotonic
         self._default = uris[0]
         self._bundles = bundles
         self._load = load
@@ -103,7 +113,7 @@ class ModelRegistry:
         await self.classifier(found.identity)
 
     async def _try_again(self) -> None:
-        for pause in pauses():
+        for pause in pauses(self._retries.look, self._retries.longest_look):
             await asyncio.sleep(pause)
             # What did not load may have been mended meanwhile, and be another model by that.
             await self._read(
@@ -140,7 +150,7 @@ class ModelRegistry:
 
     async def _load_once(self, uri: str, bundle: Bundle) -> RemoteClassifier:
         failed = self._failed.get(bundle.identity)
-        if failed is not None and failed.recent:
+        if failed is not None and self._monotonic() < failed.until:
             raise BundleError(failed.reason)
         task = self._loading.get(bundle.identity)
         if task is None:
@@ -160,9 +170,7 @@ class ModelRegistry:
             reason = error.detail if isinstance(error, BundleError) else "Loading it failed."
             # Of the fetching, the reason says all. The loading's own process has more, as a note.
             log.error("model refused", model=bundle.identity, reason=reason, exc_info=fetched)
-            before = self._failed.get(bundle.identity)
-            count = 1 + (before.count if before and not isinstance(error, BundleUnavailable) else 0)
-            self._failed[bundle.identity] = _Failure(reason, time.monotonic(), count)
+            self._failed[bundle.identity] = self._failure(bundle, reason, error)
             raise BundleError(reason) from error
         finally:
             del self._loading[bundle.identity]
@@ -171,6 +179,13 @@ class ModelRegistry:
         milliseconds = round(1000 * (time.perf_counter() - began))
         log.info("model loaded", model=bundle.identity, milliseconds=milliseconds)
         return classifier
+
+    def _failure(self, bundle: Bundle, reason: str, error: Exception) -> _Failure:
+        before = self._failed.get(bundle.identity)
+        # A storage that is down costs nothing, and should be used as soon as it is back.
+        count = 0 if before is None or isinstance(error, BundleUnavailable) else before.count
+        pause = min(self._retries.load * 2**count, self._retries.longest_load)
+        return _Failure(reason, count + 1, self._monotonic() + pause)
 
 
 def _retrieved(task: "asyncio.Task[RemoteClassifier]") -> None:

@@ -4,14 +4,11 @@ Everything here blocks, and knows no vendor. `open_bundles` is the one place tha
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import chain, repeat
 
 from core.bucket_folder import BucketFolder
 from core.bundle_cache import BundleCache
 from core.model_bundle import Bundle, read_bundle
 from core.settings import Settings
-
-_FIRST_PAUSES, _LAST_PAUSE = (1.0, 2.0, 4.0, 8.0), 15.0  # seconds
 
 
 class Bundles:
@@ -63,6 +60,9 @@ def open_bundles(settings: Settings, uris: Sequence[str]) -> Bundles:
     return Bundles(BundleCache(settings.model_cache, CloudBundleObjects(settings)))
 
 
-def pauses() -> Iterator[float]:
-    """Seconds to wait before each further look for a bundle that was not there."""
-    return chain(_FIRST_PAUSES, repeat(_LAST_PAUSE))
+def pauses(first: float = 1.0, longest: float = 15.0) -> Iterator[float]:
+    """Seconds to wait before each further look for a bundle that was not there; they double."""
+    pause = first
+    while True:
+        yield pause
+        pause = min(2 * pause, longest)

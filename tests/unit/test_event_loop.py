@@ -1,6 +1,7 @@
 """P6: the event loop never blocks. A detector raises where a blocking call is made on it."""
 
 import asyncio
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import pytest
 from blockbuster import BlockBuster, BlockingError, blockbuster_ctx
 
 from app.main import create_app as create_api
-from core.errors import BundleError
+from core.errors import BundleError, BundleUnavailable
 from core.model_bundle import read_bundle
 from core.records import RecordKey
 from tests.support.batches import archive
+from tests.support.buckets import fill_bundle
 from tests.support.pictures import picture, sha256
 from tests.unit.worker_support import envelope, settings_in
 from worker.main import create_app as create_worker
@@ -50,6 +52,27 @@ async def test_no_request_makes_a_blocking_call(tmp_path: Path, detector: BlockB
             detector.deactivate()
             for client in clients:
                 await client.aclose()
+
+
+async def test_looking_for_a_model_in_a_bucket_makes_no_blocking_call(
+    tmp_path: Path, colour_bundle: Path, storage_url: str, detector: BlockBuster
+) -> None:
+    model, bucket = "colours", f"models-{secrets.token_hex(4)}"
+    settings = settings_in(tmp_path, storage_emulator_host=storage_url).model_copy(
+        update={"model_uri": f"gs://{bucket}/{model}"}
+    )
+    worker = create_worker(settings)
+    async with worker.router.lifespan_context(worker):
+        detector.activate()
+        try:
+            with pytest.raises(BundleUnavailable, match="no bucket"):
+                await worker.state.bench.models.check()
+            await fill_bundle(settings, bucket, model, colour_bundle)
+            while not worker.state.bench.models.identities:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+            await worker.state.bench.models.check()
+        finally:
+            detector.deactivate()
 
 
 async def _every_kind_of_request(api: httpx.AsyncClient, worker: httpx.AsyncClient) -> None:

@@ -5,16 +5,12 @@ and counting what was asked for. `tests/contract/test_bundles.py` has the emulat
 """
 
 import asyncio
-import contextlib
-import json
-import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from aiohttp import web
 
 from core import bundle_cache
 from core.backends.bundles import Bundles, open_bundles
@@ -22,87 +18,20 @@ from core.errors import BundleError, BundleUnavailable
 from core.model_bundle import Bundle, read_bundle, verify_bundle, write_sums
 from core.settings import Settings
 from tests.support.bundles import write_colour_bundle
+from tests.support.scripted_storage import URI, WEIGHTS, ScriptedStorage, scripted_storage
 from tests.support.stack import ROOT
 
-URI = "gs://models/bundles/colours"
-WEIGHTS = "model.onnx"
 SMALL = ["SHA256SUMS", "model.json", "labels.txt"]
 
 
-class Cloud:
-    """Answers as Cloud Storage's JSON API does, with the files of one folder as the objects."""
-
-    def __init__(self, bundle: Path) -> None:
-        self.bundle = bundle
-        self.url = ""
-        self.status: dict[str, int] = {}  # what to answer for a file instead
-        # Of the weights alone:
-        self.breaks_after = 0  # bytes of an answer, after which the connection ends
-        self.endless = False
-        self.asked: list[str] = []  # names, and where in the file
-        self.reading = asyncio.Event()
-        self.go_on = asyncio.Event()
-        self.go_on.set()
-
-    async def list(self, request: web.Request) -> web.Response:
-        if request.match_info["bucket"] != "models":
-            return web.json_response({"error": {"message": "no such bucket"}}, status=404)
-        names = [f"bundles/colours/{path.name}" for path in self.bundle.iterdir()]
-        found = [name for name in names if name.startswith(request.query["prefix"])]
-        items = [{"name": name} for name in found][: int(request.query["maxResults"])]
-        return web.Response(text=json.dumps({"items": items}), content_type="application/json")
-
-    async def download(self, request: web.Request) -> web.StreamResponse:
-        folder, _, name = request.match_info["name"].rpartition("/")
-        span = re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range", "bytes=0-"))
-        assert span is not None
-        begin = int(span[1])
-        self.asked.append(f"{name}@{begin}" if begin else name)
-        if name in self.status:
-            return web.Response(status=self.status[name], text="refused")
-        there = request.match_info["bucket"] == "models" and folder == "bundles/colours"
-        if not there or not (self.bundle / name).is_file():
-            return web.Response(status=404, text="no such object")
-        data = (self.bundle / name).read_bytes()[begin:]
-        status = 206 if begin else 200
-        if name != WEIGHTS:
-            return web.Response(body=data)
-        self.reading.set()
-        await self.go_on.wait()
-        if not self.breaks_after and not self.endless:
-            return web.Response(body=data, status=status)
-        answer = web.StreamResponse(status=status)
-        if not self.endless:
-            answer.content_length = len(data)
-        await answer.prepare(request)
-        with contextlib.suppress(ConnectionError):  # it was hung up on
-            while self.endless:
-                await answer.write(bytes(10_000))
-                await asyncio.sleep(0)
-        await answer.write(data[: self.breaks_after])
-        if len(data) > self.breaks_after:
-            assert request.transport is not None
-            request.transport.close()
-        return answer
+@pytest.fixture
+async def cloud(tmp_path: Path) -> AsyncIterator[ScriptedStorage]:
+    async with scripted_storage(write_colour_bundle(tmp_path / "bundle")) as cloud:
+        yield cloud
 
 
 @pytest.fixture
-async def cloud(tmp_path: Path) -> AsyncIterator[Cloud]:
-    cloud, app = Cloud(write_colour_bundle(tmp_path / "bundle")), web.Application()
-    app.router.add_get("/storage/v1/b/{bucket}/o", cloud.list)
-    app.router.add_get("/download/storage/v1/b/{bucket}/o/{name:.+}", cloud.download)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    host, port = runner.addresses[0][:2]
-    cloud.url = f"http://{host}:{port}"
-    yield cloud
-    cloud.endless = False
-    await runner.cleanup()
-
-
-@pytest.fixture
-def settings(tmp_path: Path, cloud: Cloud) -> Settings:
+def settings(tmp_path: Path, cloud: ScriptedStorage) -> Settings:
     return Settings(
         _env_file=None,
         data_dir=tmp_path / "data",
@@ -138,7 +67,7 @@ def files(settings: Settings) -> set[str]:
 
 
 async def test_the_manifest_comes_without_the_weights(
-    bundles: Bundles, cloud: Cloud, settings: Settings
+    bundles: Bundles, cloud: ScriptedStorage, settings: Settings
 ) -> None:
     bundle = await manifest(bundles)
     original = read_bundle(cloud.bundle)
@@ -150,7 +79,7 @@ async def test_the_manifest_comes_without_the_weights(
 
 
 async def test_the_weights_come_when_they_are_wanted(
-    bundles: Bundles, cloud: Cloud, settings: Settings
+    bundles: Bundles, cloud: ScriptedStorage, settings: Settings
 ) -> None:
     bundle = await whole(bundles)
     verify_bundle(bundle)
@@ -160,7 +89,7 @@ async def test_the_weights_come_when_they_are_wanted(
 
 
 async def test_the_next_process_fetches_only_the_sums(
-    bundles: Bundles, cloud: Cloud, settings: Settings
+    bundles: Bundles, cloud: ScriptedStorage, settings: Settings
 ) -> None:
     await whole(bundles)
     cloud.asked.clear()
@@ -172,7 +101,7 @@ async def test_the_next_process_fetches_only_the_sums(
 
 @pytest.mark.parametrize("name", ["model.json", "labels.txt", WEIGHTS])
 async def test_what_was_damaged_in_the_cache_is_fetched_again(
-    bundles: Bundles, cloud: Cloud, name: str
+    bundles: Bundles, cloud: ScriptedStorage, name: str
 ) -> None:
     path = (await whole(bundles)).folder / name
     path.write_bytes(path.read_bytes()[:-1])
@@ -182,7 +111,7 @@ async def test_what_was_damaged_in_the_cache_is_fetched_again(
 
 
 async def test_another_bundle_in_the_same_place_is_another_folder(
-    bundles: Bundles, cloud: Cloud
+    bundles: Bundles, cloud: ScriptedStorage
 ) -> None:
     first = await whole(bundles)
     write_colour_bundle(cloud.bundle, sharpness=20)
@@ -201,7 +130,7 @@ async def test_a_cache_of_ones_own_choice(settings: Settings, tmp_path: Path) ->
     assert not settings.model_cache.exists()
 
 
-async def test_a_path_is_read_where_it_is(bundles: Bundles, cloud: Cloud) -> None:
+async def test_a_path_is_read_where_it_is(bundles: Bundles, cloud: ScriptedStorage) -> None:
     path = str(cloud.bundle)
     bundle = await manifest(bundles, path)
     assert bundle.folder == cloud.bundle
@@ -214,7 +143,7 @@ async def test_a_path_is_read_where_it_is(bundles: Bundles, cloud: Cloud) -> Non
 
 @pytest.mark.parametrize("name", ["model.json", "labels.txt", WEIGHTS])
 async def test_what_differs_from_the_sums_is_refused_and_not_kept(
-    bundles: Bundles, cloud: Cloud, settings: Settings, name: str
+    bundles: Bundles, cloud: ScriptedStorage, settings: Settings, name: str
 ) -> None:
     path = cloud.bundle / name
     path.write_bytes(path.read_bytes() + b"\n")
@@ -229,20 +158,24 @@ async def test_what_differs_from_the_sums_is_refused_and_not_kept(
     verify_bundle(await whole(bundles))
 
 
-async def test_without_sums_it_is_refused(bundles: Bundles, cloud: Cloud) -> None:
+async def test_without_sums_it_is_refused(bundles: Bundles, cloud: ScriptedStorage) -> None:
     (cloud.bundle / "SHA256SUMS").unlink()
     with pytest.raises(BundleError, match=f"{URI} has no SHA256SUMS, which a bundle in a bucket"):
         await manifest(bundles)
 
 
 @pytest.mark.parametrize("sums", [b"", b"nonsense", b"\xff\xfe", b"ab  model.onnx\n"])
-async def test_sums_that_are_none_are_refused(bundles: Bundles, cloud: Cloud, sums: bytes) -> None:
+async def test_sums_that_are_none_are_refused(
+    bundles: Bundles, cloud: ScriptedStorage, sums: bytes
+) -> None:
     (cloud.bundle / "SHA256SUMS").write_bytes(sums)
     with pytest.raises(BundleError, match=f"{URI}/SHA256SUMS lacks model.onnx"):
         await manifest(bundles)
 
 
-async def test_a_digest_is_never_a_path(bundles: Bundles, cloud: Cloud, tmp_path: Path) -> None:
+async def test_a_digest_is_never_a_path(
+    bundles: Bundles, cloud: ScriptedStorage, tmp_path: Path
+) -> None:
     evil = "../" * 21 + "x"
     (cloud.bundle / "SHA256SUMS").write_text(
         "".join(f"{evil}  {name}\n" for name in (WEIGHTS, "model.json", "labels.txt"))
@@ -251,7 +184,9 @@ async def test_a_digest_is_never_a_path(bundles: Bundles, cloud: Cloud, tmp_path
         await manifest(bundles)
 
 
-async def test_a_manifest_that_is_none_names_the_uri(bundles: Bundles, cloud: Cloud) -> None:
+async def test_a_manifest_that_is_none_names_the_uri(
+    bundles: Bundles, cloud: ScriptedStorage
+) -> None:
     (cloud.bundle / "model.json").write_text("{}")
     write_sums(cloud.bundle)
     with pytest.raises(BundleError, match=URI):
@@ -260,7 +195,7 @@ async def test_a_manifest_that_is_none_names_the_uri(bundles: Bundles, cloud: Cl
 
 @pytest.mark.parametrize("name", SMALL)
 async def test_what_should_be_small_is_not_read_beyond_its_bound(
-    bundles: Bundles, cloud: Cloud, name: str, monkeypatch: pytest.MonkeyPatch
+    bundles: Bundles, cloud: ScriptedStorage, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bundle_cache, "SMALL_FILE_BYTES", 2000)
     for size in (2000, 2001):
@@ -284,7 +219,7 @@ async def unavailable(bundles: Bundles, uri: str = URI) -> str:
     return refused.value.detail
 
 
-async def test_what_is_missing_is_named(bundles: Bundles, cloud: Cloud) -> None:
+async def test_what_is_missing_is_named(bundles: Bundles, cloud: ScriptedStorage) -> None:
     for uri, said in (
         ("gs://nobody/x", "gs://nobody/x is not there: there is no bucket nobody."),
         ("gs://models/x", "gs://models/x is empty: the bucket has nothing of that name."),
@@ -294,7 +229,9 @@ async def test_what_is_missing_is_named(bundles: Bundles, cloud: Cloud) -> None:
     assert "has no labels.txt" in await unavailable(bundles)
 
 
-async def test_what_may_not_be_read_names_the_role(bundles: Bundles, cloud: Cloud) -> None:
+async def test_what_may_not_be_read_names_the_role(
+    bundles: Bundles, cloud: ScriptedStorage
+) -> None:
     cloud.status["model.json"] = 403
     said = await unavailable(bundles)
     assert f"{URI}/model.json" in said
@@ -302,7 +239,9 @@ async def test_what_may_not_be_read_names_the_role(bundles: Bundles, cloud: Clou
 
 
 @pytest.mark.parametrize("status", [400, 401, 429, 500, 503])
-async def test_a_storage_that_fails_is_named(bundles: Bundles, cloud: Cloud, status: int) -> None:
+async def test_a_storage_that_fails_is_named(
+    bundles: Bundles, cloud: ScriptedStorage, status: int
+) -> None:
     cloud.status["SHA256SUMS"] = status
     assert await unavailable(bundles) == (
         f"{URI}/SHA256SUMS cannot be fetched. The model storage does not answer."
@@ -337,7 +276,7 @@ async def test_a_cache_that_cannot_be_written_is_named(settings: Settings, tmp_p
 
 
 async def test_a_full_disk_is_no_fault_of_the_storage(
-    bundles: Bundles, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+    bundles: Bundles, cloud: ScriptedStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = await manifest(bundles)
     (bundle.folder / bundle_cache.PART).symlink_to("/dev/full")
@@ -351,7 +290,7 @@ async def test_a_full_disk_is_no_fault_of_the_storage(
 
 
 async def test_a_download_that_breaks_off_goes_on_where_it_was(
-    bundles: Bundles, cloud: Cloud
+    bundles: Bundles, cloud: ScriptedStorage
 ) -> None:
     bundle = await manifest(bundles)
     cloud.breaks_after = 300
@@ -363,7 +302,7 @@ async def test_a_download_that_breaks_off_goes_on_where_it_was(
 
 
 async def test_one_that_brings_nothing_is_given_up(
-    bundles: Bundles, cloud: Cloud, settings: Settings
+    bundles: Bundles, cloud: ScriptedStorage, settings: Settings
 ) -> None:
     bundle = await manifest(bundles)
     cloud.status[WEIGHTS] = 503
@@ -375,7 +314,9 @@ async def test_one_that_brings_nothing_is_given_up(
     verify_bundle(bundle)
 
 
-async def test_what_a_killed_process_left_is_no_model(bundles: Bundles, cloud: Cloud) -> None:
+async def test_what_a_killed_process_left_is_no_model(
+    bundles: Bundles, cloud: ScriptedStorage
+) -> None:
     bundle = await manifest(bundles)
     data = (cloud.bundle / WEIGHTS).read_bytes()
     (bundle.folder / bundle_cache.PART).write_bytes(b"x" * len(data) * 2)
@@ -385,7 +326,7 @@ async def test_what_a_killed_process_left_is_no_model(bundles: Bundles, cloud: C
 
 
 async def test_a_download_that_takes_too_long_ends(
-    bundles: Bundles, cloud: Cloud, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    bundles: Bundles, cloud: ScriptedStorage, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = await manifest(bundles)
     monkeypatch.setattr(bundle_cache, "FETCH_SECONDS", 0.5)
@@ -395,7 +336,9 @@ async def test_a_download_that_takes_too_long_ends(
     assert files(settings) == set(SMALL)
 
 
-async def test_a_stop_ends_a_download(bundles: Bundles, cloud: Cloud, settings: Settings) -> None:
+async def test_a_stop_ends_a_download(
+    bundles: Bundles, cloud: ScriptedStorage, settings: Settings
+) -> None:
     bundle = await manifest(bundles)
     cloud.endless = True
     fetching = asyncio.create_task(asyncio.to_thread(bundles.weights, URI, bundle))
@@ -409,7 +352,7 @@ async def test_a_stop_ends_a_download(bundles: Bundles, cloud: Cloud, settings: 
 # --- Several at once. -----------------------------------------------------------------------------
 
 
-async def test_of_many_threads_one_fetches(settings: Settings, cloud: Cloud) -> None:
+async def test_of_many_threads_one_fetches(settings: Settings, cloud: ScriptedStorage) -> None:
     opened = [open_bundles(settings, settings.model_uris) for _ in range(6)]
     cloud.go_on.clear()
     asking = asyncio.gather(*(whole(each) for each in opened))
@@ -437,7 +380,7 @@ verify_bundle(bundle)
 """
 
 
-def start_fetching(settings: Settings, cloud: Cloud) -> "subprocess.Popen[str]":
+def start_fetching(settings: Settings, cloud: ScriptedStorage) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-c", FETCH, str(settings.data_dir), cloud.url, URI],
         cwd=ROOT,
@@ -451,7 +394,7 @@ async def output(process: "subprocess.Popen[str]") -> str:
     return (await asyncio.to_thread(process.communicate))[0]
 
 
-async def test_of_several_processes_one_fetches(settings: Settings, cloud: Cloud) -> None:
+async def test_of_several_processes_one_fetches(settings: Settings, cloud: ScriptedStorage) -> None:
     processes = [start_fetching(settings, cloud) for _ in range(3)]
     found = await asyncio.gather(*(output(process) for process in processes))
     assert [process.returncode for process in processes] == [0, 0, 0], found
@@ -459,7 +402,7 @@ async def test_of_several_processes_one_fetches(settings: Settings, cloud: Cloud
 
 
 async def test_a_process_that_dies_while_it_fetches_leaves_the_way_free(
-    settings: Settings, cloud: Cloud, bundles: Bundles
+    settings: Settings, cloud: ScriptedStorage, bundles: Bundles
 ) -> None:
     cloud.endless = True
     process = start_fetching(settings, cloud)

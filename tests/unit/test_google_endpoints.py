@@ -23,6 +23,7 @@ from core.backends.google.endpoints import (
     STORAGE_URL,
     Endpoints,
     authorized_session,
+    bucket_client,
     open_endpoints,
 )
 from core.backends.google.provision import subscriptions
@@ -82,6 +83,21 @@ async def test_gcp_leads_to_google_whatever_the_environment_says() -> None:
     named = await open_endpoints(cloud(google_cloud_project="named"), utc_now)
     assert named.project == "named"
     await named.links.close()
+
+
+@pytest.mark.usefixtures("service_account")
+def test_buckets_beside_the_backends_own_are_where_the_settings_say(tmp_path: Path) -> None:
+    for settings, url in (
+        (cloud(), STORAGE_URL),
+        (Settings(_env_file=None, backend="emulator"), "http://127.0.0.1:9"),  # the environment's
+        (
+            Settings(_env_file=None, storage_emulator_host="http://127.0.0.1:1"),
+            "http://127.0.0.1:1",
+        ),
+    ):
+        client = bucket_client(settings, 1)
+        assert client.api_endpoint == url
+        client.close()
 
 
 async def test_without_credentials_the_start_says_so(

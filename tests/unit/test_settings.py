@@ -181,3 +181,48 @@ def test_delivery_settings_reach_the_policy(monkeypatch: pytest.MonkeyPatch) -> 
     settings = load_settings()
     assert settings.delivery.attempts == 7
     assert settings.delivery.lease == settings.lease.total_seconds() == 12
+
+
+@pytest.mark.parametrize("name", ["MODEL_URI", "EXTRA_MODEL_URIS"])
+def test_a_model_is_a_path_or_a_folder_of_a_bucket(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for right in ("bundles/x", "/srv/x", "gs://models/x", "gs://models/2026/x/"):
+        monkeypatch.setenv(name, right)
+        assert right in load_settings().model_uris
+    for wrong in ("gs://models", "gs://models/", "gs://Models/x", "s3://models/x", "gs://m/../x"):
+        monkeypatch.setenv(name, wrong)
+        with pytest.raises(SystemExit, match=rf"{name}.*: is neither a path nor"):
+            load_settings()
+
+
+def test_the_model_cache_is_in_the_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA_DIR", "/srv/data")
+    monkeypatch.setenv("MODEL_CACHE_DIR", "")
+    assert load_settings().model_cache == Path("/srv/data/model-cache")
+    monkeypatch.setenv("MODEL_CACHE_DIR", "/srv/models")
+    assert load_settings().model_cache == Path("/srv/models")
+
+
+@pytest.mark.parametrize(
+    ("changes", "emulated"),
+    [
+        ({}, False),
+        ({"STORAGE_EMULATOR_HOST": "http://127.0.0.1:9"}, True),
+        ({"BACKEND": "emulator"}, True),
+        (
+            {
+                **{"BACKEND": "gcp", "BUCKET": "images", "PUSH_AUDIENCE": "a"},
+                **{"PUSH_SERVICE_ACCOUNT": "s", "STORAGE_EMULATOR_HOST": "http://127.0.0.1:9"},
+            },
+            False,
+        ),
+    ],
+    ids=["embedded", "embedded with an emulator", "emulator", "gcp"],
+)
+def test_whose_buckets_are_meant(
+    changes: dict[str, str], emulated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in changes.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().emulated_buckets is emulated

@@ -1,19 +1,20 @@
 """The registry: what is loaded when, how often, and what happens when it cannot be."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from core.backends.bundles import Bundles
 from core.errors import BundleError, ModelUnavailable
-from core.model_bundle import Bundle, read_bundle
+from core.model_bundle import Bundle, read_bundle, write_sums
 from tests.support.bundles import write_colour_bundle
 from tests.unit.worker_support import settings_in
-from worker import model_registry
 from worker.classifier_pool import ClassifierPool, RemoteClassifier
-from worker.model_registry import ModelRegistry
+from worker.model_registry import ModelRegistry, Retries
 
 
 class Loads:
@@ -92,13 +93,14 @@ async def test_an_unknown_model_is_unavailable(bundles: list[str], loads: Loads)
 
 
 async def test_a_bad_bundle_is_reported_and_the_others_work(
-    bundles: list[str], loads: Loads, monkeypatch: pytest.MonkeyPatch
+    bundles: list[str], loads: Loads
 ) -> None:
+    now = 0.0
     good = identity(bundles[1])
     bad = Path(bundles[0])
     whole = (bad / "labels.txt").read_text()
     (bad / "labels.txt").write_text(whole.upper())
-    registry = ModelRegistry(bundles, Bundles(), 2, loads)
+    registry = ModelRegistry(bundles, Bundles(), 2, loads, monotonic=lambda: now)
     await registry.open()
     with pytest.raises(ModelUnavailable):
         await registry.check()
@@ -106,8 +108,9 @@ async def test_a_bad_bundle_is_reported_and_the_others_work(
     assert loads.models == ["a", "b"], "a failed load is not repeated for every message"
     # Once the time to try again has come, a repaired bundle is taken.
     (bad / "labels.txt").write_text(whole)
-    monkeypatch.setattr(model_registry, "LOAD_RETRY_SECONDS", 0.0)
+    now += Retries().load
     await registry.check()
+    await registry.close()
 
 
 async def test_a_missing_bundle_is_named(tmp_path: Path, bundles: list[str], loads: Loads) -> None:
@@ -116,3 +119,109 @@ async def test_a_missing_bundle_is_named(tmp_path: Path, bundles: list[str], loa
     with pytest.raises(BundleError, match="absent"):
         await registry.check()
     assert len(registry.identities) == 3
+    await registry.close()
+
+
+# --- What comes later. ----------------------------------------------------------------------------
+
+
+# Look again every few milliseconds.
+IMPATIENT = Retries(look=0.02, longest_look=0.02, load=0.01, longest_load=0.01)
+
+
+async def ready(registry: ModelRegistry) -> None:
+    """Wait until the worker would be ready; the test's own timeout ends it otherwise."""
+    while True:
+        try:
+            return await registry.check()
+        except (BundleError, ModelUnavailable):
+            await asyncio.sleep(0.01)
+
+
+async def test_what_was_missing_is_found_by_itself(tmp_path: Path, loads: Loads) -> None:
+    late, other = tmp_path / "late", tmp_path / "other"
+    registry = ModelRegistry([str(late), str(other)], Bundles(), 2, loads, retries=IMPATIENT)
+    await registry.open()
+    assert registry.identities == ()
+    await asyncio.to_thread(write_colour_bundle, other, "other")
+    while not registry.identities:  # noqa: ASYNC110 - what is waited for sets no event
+        await asyncio.sleep(0.01)
+    # Nobody asks for anything: it is found, and loaded, all the same.
+    await asyncio.to_thread(write_colour_bundle, late, "late")
+    while not loads.models:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    await ready(registry)
+    assert loads.models == ["late"]
+    assert registry.identities == (identity(str(late)), identity(str(other)))
+    await registry.close()
+
+
+async def test_a_default_that_was_mended_into_another_model_is_taken(
+    bundles: list[str], loads: Loads
+) -> None:
+    """As when the sums were left out of an upload, and came behind it."""
+    labels = Path(bundles[0]) / "labels.txt"
+    labels.write_text(labels.read_text().upper())
+    before = identity(bundles[0])
+    registry = ModelRegistry(bundles, Bundles(), 2, loads, retries=IMPATIENT)
+    await registry.open()
+    assert registry.identities[0] == before
+    await asyncio.to_thread(write_sums, Path(bundles[0]))
+    await ready(registry)
+    assert registry.identities[0] == identity(bundles[0]) != before
+    await registry.close()
+
+
+async def test_nothing_is_looked_for_once_all_is_there(bundles: list[str], loads: Loads) -> None:
+    looked: list[str] = []
+
+    class Counting(Bundles):
+        def manifest(self, uri: str) -> Bundle:
+            looked.append(uri)
+            return super().manifest(uri)
+
+    away = await asyncio.to_thread(shutil.move, bundles[1], f"{bundles[1]}-away")
+    registry = ModelRegistry(bundles, Counting(), 2, loads, retries=IMPATIENT)
+    await registry.open()
+    assert looked == bundles
+    while len(looked) < 6:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    # What was there is not read again: it could be another bundle by now.
+    assert set(looked[3:]) == {bundles[1]}
+    await asyncio.to_thread(shutil.move, away, bundles[1])
+    while len(registry.identities) < 3:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    seen = len(looked)
+    await asyncio.sleep(0.2)
+    assert len(looked) == seen
+    await registry.close()
+
+
+async def test_a_model_that_fails_is_loaded_ever_less_often(
+    bundles: list[str], loads: Loads
+) -> None:
+    """Each time may be gigabytes out of a bucket."""
+    now = 0.0
+    labels = Path(bundles[0]) / "labels.txt"
+    labels.write_text(labels.read_text().upper())
+    registry = ModelRegistry(bundles[:1], Bundles(), 2, loads, monotonic=lambda: now)
+    await registry.open()
+    await registry.close()
+    moments = [now]
+    while now < 1500:
+        now += 1
+        tries = len(loads.models)
+        with pytest.raises(ModelUnavailable):
+            await registry.check()
+        if len(loads.models) > tries:
+            moments.append(now)
+    pauses = [later - earlier for earlier, later in pairwise(moments)]
+    assert pauses == [10, 20, 40, 80, 160, 300, 300, 300]
+
+
+async def test_a_closed_registry_looks_for_nothing(tmp_path: Path, loads: Loads) -> None:
+    registry = ModelRegistry([str(tmp_path / "absent")], Bundles(), 2, loads, retries=IMPATIENT)
+    await registry.open()
+    others = asyncio.all_tasks()
+    await registry.close()
+    assert len(others - asyncio.all_tasks()) == 1

@@ -1,0 +1,185 @@
+"""Models that lie in a bucket: `MODEL_URI=gs://bucket/folder`, with real processes."""
+
+import asyncio
+import secrets
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from core.model_bundle import read_bundle
+from core.settings import Settings
+from tests.support.buckets import fill_bundle
+from tests.support.bundles import write_colour_bundle
+from tests.support.emulators import running_storage
+from tests.support.pictures import picture, sha256
+from tests.support.scripted_storage import URI, scripted_storage
+from tests.support.stack import Stack, free_port
+
+RED = picture(1, (200, 30, 30), (16, 16))
+
+
+@pytest.fixture
+def bucket() -> str:
+    return f"models-{secrets.token_hex(4)}"
+
+
+@pytest.fixture(params=["embedded", "emulator"])
+def environment(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """A backend, and where its buckets are."""
+    if request.param == "embedded":
+        yield {"STORAGE_EMULATOR_HOST": request.getfixturevalue("storage_url")}
+    else:
+        yield request.getfixturevalue("emulator_corner")
+
+
+def upload(environment: dict[str, str], bucket: str, folder: str, bundle: Path) -> str:
+    host = environment["STORAGE_EMULATOR_HOST"]
+    settings = Settings(_env_file=None, storage_emulator_host=host)
+    return asyncio.run(fill_bundle(settings, bucket, folder, bundle))
+
+
+def messages(stack: Stack, name: str) -> list[str]:
+    return [line["message"] for line in stack.log_lines(name)]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """The test's own timeout ends the wait."""
+    while not condition():
+        time.sleep(0.05)
+
+
+def labelled(stack: Stack, image: bytes) -> dict[str, object]:
+    assert stack.upload(image).status_code == 202
+    result = stack.result(sha256(image))
+    assert result["status"] == "success", result
+    return result
+
+
+def test_an_image_is_labelled_by_a_model_out_of_a_bucket(
+    tmp_path: Path, colour_bundle: Path, environment: dict[str, str], bucket: str
+) -> None:
+    uri = upload(environment, bucket, "models/colours", colour_bundle)
+    other = write_colour_bundle(tmp_path / "other", name="other")
+    extra = upload(environment, bucket, "models/other", other)
+    own = tmp_path / "api-models"
+    values = {**environment, "MODEL_URI": uri, "EXTRA_MODEL_URIS": f"{extra},{colour_bundle}"}
+    stack = Stack(tmp_path / "stack", colour_bundle, **values)
+    stack.environment["MODEL_CACHE_DIR"] = str(own)
+    stack.names.remove("worker")
+    with stack:
+        # The API is there without any weights.
+        assert {path.name for path in own.rglob("*") if path.is_file()} == {
+            *("SHA256SUMS", "model.json", "labels.txt")
+        }
+        del stack.environment["MODEL_CACHE_DIR"]
+        stack.start("worker")
+        result = labelled(stack, RED)
+        assert result["model"] == read_bundle(colour_bundle).identity
+        annotations = result["annotations"]
+        assert isinstance(annotations, list)
+        assert annotations[0]["label"] == "red"
+        cache = tmp_path / "stack" / "data" / "model-cache"
+        # The other model's weights come when somebody wants them.
+        assert len(list(cache.glob("*/model.json"))) == 2
+        assert len(list(cache.glob("*/model.onnx"))) == 1
+        assert messages(stack, "worker").count("bundle fetched") == 1
+        # The next one finds them here.
+        stack.kill("worker")
+        stack.start("worker")
+        labelled(stack, picture(2, (30, 30, 200), (16, 16)))
+        assert messages(stack, "worker").count("bundle fetched") == 1
+        assert messages(stack, "worker").count("model loaded") == 2
+
+
+def test_a_model_that_is_not_there_yet_is_waited_for(
+    tmp_path: Path, colour_bundle: Path, storage_url: str, bucket: str
+) -> None:
+    environment = {"STORAGE_EMULATOR_HOST": storage_url}
+    uri = f"gs://{bucket}/models/colours"
+    stack = Stack(tmp_path / "stack", colour_bundle, **environment, MODEL_URI=uri)
+    with_worker, stack.names = stack.names, []
+    with stack:
+        for name in with_worker:
+            stack.processes[name] = stack.launch(name)
+        with _client(stack) as worker:
+            missing = f"{uri} is not there: there is no bucket {bucket}."
+            _waits_for_it(worker, missing)
+            # The worker is alive and says why it is not ready; the API waits before it listens.
+            until(lambda: "waiting for the model" in messages(stack, "api"))
+            with pytest.raises(httpx.ConnectError):
+                stack.api.get("/health")
+            assert upload(environment, bucket, "models/colours", colour_bundle) == uri
+            for name in ("worker", "api"):
+                stack.wait_ready(name)
+        assert labelled(stack, RED)["model"] == read_bundle(colour_bundle).identity
+        reasons = [line["reason"] for line in stack.log_lines("worker") if "reason" in line]
+        assert reasons.count(missing) == 1
+        for name in ("worker", "api"):
+            assert "Traceback" not in stack.log(name)
+
+
+def test_a_storage_that_is_down_is_waited_for(tmp_path: Path, colour_bundle: Path) -> None:
+    environment = {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{free_port()}"}
+    url = environment["STORAGE_EMULATOR_HOST"]
+    with running_storage(tmp_path / "storage", url):
+        uri = upload(environment, "models", "colours", colour_bundle)
+    stack = Stack(tmp_path / "stack", colour_bundle, **environment, MODEL_URI=uri)
+    with_worker, stack.names = stack.names, []
+    with stack:
+        for name in with_worker:
+            stack.processes[name] = stack.launch(name)
+        with _client(stack) as worker:
+            _waits_for_it(
+                worker, f"{uri}/SHA256SUMS cannot be fetched. The model storage does not answer."
+            )
+        with running_storage(tmp_path / "storage", url):
+            for name in ("worker", "api"):
+                stack.wait_ready(name)
+        # It is not needed any more.
+        labelled(stack, RED)
+        for name in ("worker", "api"):
+            assert "Traceback" not in stack.log(name)
+
+
+async def test_a_worker_stops_in_the_middle_of_a_download(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    async with scripted_storage(colour_bundle) as storage:
+        storage.endless = True
+        values = {"STORAGE_EMULATOR_HOST": storage.url, "MODEL_URI": URI}
+        stack = Stack(tmp_path / "stack", colour_bundle, **values)
+        stack.names = []
+        with stack, _client(stack) as worker:
+            stack.processes["worker"] = stack.launch("worker")
+            await storage.reading.wait()
+            # It serves before the model is there, and says what it waits for.
+            await asyncio.to_thread(until, lambda: _alive(worker))
+            answer = await asyncio.to_thread(worker.get, "/ready")
+            assert (answer.status_code, answer.json()["checks"]["records"]) == (503, "ok")
+            assert await asyncio.to_thread(stack.stop, "worker") in (0, -signal.SIGTERM)
+        log = stack.log("worker")
+        assert "Application shutdown complete" in log
+        assert "Traceback" not in log
+        assert not list((tmp_path / "stack").rglob("*.part"))
+
+
+def _client(stack: Stack) -> httpx.Client:
+    return httpx.Client(base_url=f"http://127.0.0.1:{stack.worker_port}", timeout=10)
+
+
+def _alive(worker: httpx.Client) -> bool:
+    try:
+        return worker.get("/health").status_code == 204
+    except httpx.TransportError:
+        return False
+
+
+def _waits_for_it(worker: httpx.Client, reason: str) -> None:
+    until(lambda: _alive(worker))
+    until(lambda: worker.get("/ready").json()["checks"]["model"] == reason)
+    assert worker.get("/ready").status_code == 503
+    assert worker.get("/health").status_code == 204

@@ -1,0 +1,116 @@
+"""The API's model out of a bucket: waited for where it may come, refused where it is wrong."""
+
+import asyncio
+import secrets
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.model import awaited_model, read_model
+from core.errors import BundleError
+from core.model_bundle import read_bundle
+from core.settings import Settings
+from tests.support.api import open_api
+from tests.support.buckets import fill_bundle, remove
+from tests.unit.test_api_process import PATIENCE, environment, run
+
+
+@pytest.fixture
+def bucket() -> str:
+    return f"models-{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+def settings(storage_url: str, tmp_path: Path, bucket: str) -> Settings:
+    return Settings(
+        _env_file=None,
+        host="127.0.0.1",
+        data_dir=tmp_path / "data",
+        storage_emulator_host=storage_url,
+        model_uri=f"gs://{bucket}/colours",
+    )
+
+
+def test_it_is_waited_for(settings: Settings, bucket: str, colour_bundle: Path) -> None:
+    waited: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        without = ("model.onnx", "labels.txt") if len(waited) == 3 else ()
+        if len(waited) > 2:
+            asyncio.run(fill_bundle(settings, bucket, "colours", colour_bundle, without))
+
+    bundle = awaited_model(settings, wait)
+    assert waited == [1, 2, 4, 8]
+    assert bundle.identity == read_bundle(colour_bundle).identity
+    assert {path.name for path in bundle.folder.iterdir()} == {
+        *("SHA256SUMS", "model.json", "labels.txt")
+    }
+
+
+def test_a_path_is_not_waited_for(settings: Settings, tmp_path: Path) -> None:
+    local = settings.model_copy(update={"model_uri": str(tmp_path / "nowhere")})
+    with pytest.raises(BundleError, match="nowhere is not a model bundle"):
+        awaited_model(local, lambda _: pytest.fail("it waits"))
+
+
+async def test_what_is_wrong_is_not_waited_for(
+    settings: Settings, bucket: str, colour_bundle: Path
+) -> None:
+    await fill_bundle(settings, bucket, "colours", colour_bundle)
+    await fill_bundle(settings, bucket, "colours", Path("models/default"), ["SHA256SUMS"])
+    with pytest.raises(BundleError, match=r"model\.json differs from SHA256SUMS"):
+        await asyncio.to_thread(awaited_model, settings, lambda _: pytest.fail("it waits"))
+
+
+async def test_the_application_serves_it_whatever_becomes_of_the_bucket(
+    settings: Settings, bucket: str, colour_bundle: Path
+) -> None:
+    await fill_bundle(settings, bucket, "colours", colour_bundle)
+    async with open_api(settings) as api:
+        assert api.service.model == read_bundle(colour_bundle).identity
+        await remove(settings, bucket, "colours/SHA256SUMS")
+        answer = await api.client.get("/ready")
+        assert answer.json()["checks"]["model"] == "ok"
+    with pytest.raises(BundleError):
+        await asyncio.to_thread(read_model, settings)
+
+
+def test_a_process_says_plainly_what_is_wrong_with_it(
+    settings: Settings, bucket: str, colour_bundle: Path, tmp_path: Path
+) -> None:
+    asyncio.run(fill_bundle(settings, bucket, "colours", colour_bundle))
+    asyncio.run(fill_bundle(settings, bucket, "colours", Path("models/default"), ["SHA256SUMS"]))
+    values = {"STORAGE_EMULATOR_HOST": settings.storage_emulator_host}
+    ended = run(
+        environment(tmp_path, Path(), **{**values, "MODEL_URI": settings.model_uri}), tmp_path
+    )
+    assert ended.returncode == 1
+    assert f"cannot start: {settings.model_uri}: model.json differs" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_that_waits_can_be_stopped(
+    settings: Settings, tmp_path: Path, number: signal.Signals
+) -> None:
+    values = {"STORAGE_EMULATOR_HOST": settings.storage_emulator_host, "LOG_FORMAT": "json"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app"],
+        cwd=tmp_path,
+        env=environment(tmp_path, Path(), **{**values, "MODEL_URI": settings.model_uri}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    said = process.stdout.readline()
+    assert "waiting for the model" in said
+    assert f"there is no bucket {settings.model_uri.split('/')[2]}" in said
+    process.send_signal(number)
+    rest, _ = process.communicate(timeout=PATIENCE)
+    assert "Traceback" not in rest
+    assert process.returncode in (0, -number)
