@@ -5,6 +5,7 @@ and counting what was asked for. `tests/contract/test_bundles.py` has the emulat
 """
 
 import asyncio
+import random
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -276,8 +277,9 @@ async def test_a_cache_that_cannot_be_written_is_named(settings: Settings, tmp_p
 
 
 async def test_a_full_disk_is_no_fault_of_the_storage(
-    bundles: Bundles, cloud: ScriptedStorage, monkeypatch: pytest.MonkeyPatch
+    bundles: Bundles, cloud: ScriptedStorage
 ) -> None:
+    give_weights(cloud, 100_000)
     bundle = await manifest(bundles)
     (bundle.folder / bundle_cache.PART).symlink_to("/dev/full")
     with pytest.raises(BundleError, match="No space left on device") as full:
@@ -286,19 +288,26 @@ async def test_a_full_disk_is_no_fault_of_the_storage(
     verify_bundle(await whole(bundles))
 
 
+def give_weights(cloud: ScriptedStorage, size: int) -> None:
+    """So many bytes, of which no two stretches are alike; no model of anything."""
+    (cloud.bundle / WEIGHTS).write_bytes(random.Random(1).randbytes(size))
+    write_sums(cloud.bundle)
+
+
 # --- Downloads that break off. --------------------------------------------------------------------
 
 
 async def test_a_download_that_breaks_off_goes_on_where_it_was(
     bundles: Bundles, cloud: ScriptedStorage
 ) -> None:
+    """For longer than Google's client would go on trying."""
+    give_weights(cloud, 8000)
     bundle = await manifest(bundles)
-    cloud.breaks_after = 300
+    cloud.breaks_after = 400
     cloud.asked.clear()
     await asyncio.to_thread(bundles.weights, URI, bundle)
     verify_bundle(bundle)
-    size = (cloud.bundle / WEIGHTS).stat().st_size
-    assert cloud.asked == [WEIGHTS, *(f"{WEIGHTS}@{n}" for n in range(300, size, 300))]
+    assert cloud.asked == [WEIGHTS, *(f"{WEIGHTS}@{n}" for n in range(400, 8000, 400))]
 
 
 async def test_one_that_brings_nothing_is_given_up(
