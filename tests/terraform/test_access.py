@@ -23,6 +23,7 @@ ROLES = {
     "google_service_account_iam_member.signer": "roles/iam.serviceAccountTokenCreator",
     "google_storage_bucket_iam_member.api": "roles/storage.objectUser",
     "google_storage_bucket_iam_member.importer": "roles/storage.objectViewer",
+    "google_storage_bucket_iam_member.model": "roles/storage.objectViewer",
     "google_storage_bucket_iam_member.worker": "roles/storage.objectViewer",
 }
 

@@ -28,6 +28,7 @@ module "settings" {{
   public_url  = "{public_url}"
   worker_cpus = 2
   api_streams = 160
+  {more}
   queue = {{
     topic_prefix  = module.names.prefix
     push_audience = module.names.push_audience
@@ -43,7 +44,7 @@ def test_every_name_is_a_setting(modules: dict[str, Module]) -> None:
     """Read as text, so that it holds where Terraform is not installed."""
     set_ = {
         name
-        for part in ("common", "email", "imports", "api", "worker")
+        for part in ("common", "email", "imports", "model", "models", "api", "worker")
         for name in modules["settings"].locals[part]
         if not name.startswith("__")
     }
@@ -63,7 +64,7 @@ def test_the_services_accept_their_environment(
     modules: dict[str, Module], tmp_path: Path, public_url: str
 ) -> None:
     folder = modules["settings"].folder.parent
-    given = outputs(tmp_path, ROOT_MODULE.format(modules=folder, public_url=public_url))
+    given = outputs(tmp_path, ROOT_MODULE.format(modules=folder, public_url=public_url, more=""))
     for service in ("api", "worker"):
         environment = {name.lower(): value for name, value in given[service].items()}
         settings = Settings(_env_file=None, **environment)
@@ -81,3 +82,19 @@ def test_the_services_accept_their_environment(
                 assert str(getattr(settings, name)).removesuffix(".0").lower() == value.lower()
     assert given["api"]["PUBLIC_URL"] == public_url
     assert int(given["worker"]["WORKER_CONCURRENCY"]) == 2
+
+
+def test_the_services_accept_a_model_from_a_bucket(
+    modules: dict[str, Module], tmp_path: Path
+) -> None:
+    more = """
+  model_uri        = "gs://example-models/2026/vit"
+  extra_model_uris = ["gs://other-models/a", "models/default"]
+"""
+    folder = modules["settings"].folder.parent
+    given = outputs(tmp_path, ROOT_MODULE.format(modules=folder, public_url="", more=more))
+    for service, extra in (("api", ()), ("worker", ("gs://other-models/a", "models/default"))):
+        environment = {name.lower(): value for name, value in given[service].items()}
+        settings = Settings(_env_file=None, **environment)
+        assert settings.model_uris == ("gs://example-models/2026/vit", *extra)
+        assert not settings.emulated_buckets

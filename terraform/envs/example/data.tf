@@ -1,4 +1,4 @@
-# What is kept: images, records, secrets.
+# What is kept: images, records, secrets. And what is read: models.
 module "images" {
   source = "../../modules/images"
 
@@ -12,6 +12,15 @@ module "images" {
   delete_after_days   = var.images.delete_after_days
   soft_delete_days    = var.images.soft_delete_days
   force_destroy       = var.force_destroy_images
+}
+
+module "models" {
+  source = "../../modules/models"
+
+  model_uri        = var.model_uri
+  extra_model_uris = var.extra_model_uris
+  api_account      = module.api.account
+  worker_account   = module.worker.account
 }
 
 module "records" {

@@ -13,18 +13,20 @@ locals {
 module "settings" {
   source = "../../modules/settings"
 
-  project_id     = module.project.project_id
-  policy         = module.policy
-  bucket         = module.images.bucket
-  database       = module.records.database
-  public_url     = local.public_url
-  worker_cpus    = var.worker.cpu
-  api_streams    = var.api.streams
-  api_keys       = var.api_keys
-  metrics        = var.metrics
-  email          = var.email
-  import_buckets = var.import_buckets
-  extra          = var.extra_settings
+  project_id       = module.project.project_id
+  policy           = module.policy
+  bucket           = module.images.bucket
+  database         = module.records.database
+  public_url       = local.public_url
+  worker_cpus      = var.worker.cpu
+  api_streams      = var.api.streams
+  api_keys         = var.api_keys
+  metrics          = var.metrics
+  email            = var.email
+  import_buckets   = var.import_buckets
+  model_uri        = module.models.model_uri
+  extra_model_uris = module.models.extra_model_uris
+  extra            = var.extra_settings
   queue = {
     topic_prefix  = module.queue.topic_prefix
     push_audience = module.names.push_audience

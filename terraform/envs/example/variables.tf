@@ -109,6 +109,18 @@ variable "worker" {
   }
 }
 
+variable "model_uri" {
+  description = "Model: gs://bucket/folder of a bucket that exists already, or a folder of the images; null for the one they bring. A container's disk is its memory, so worker.memory holds a bucket's model once more"
+  type        = string
+  default     = null
+}
+
+variable "extra_model_uris" {
+  description = "Further models that the worker answers for, likewise: the one before, while a new one comes into service"
+  type        = list(string)
+  default     = []
+}
+
 variable "metrics" {
   description = "Whether both services answer /metrics; the API's would be as public as the API"
   type        = bool

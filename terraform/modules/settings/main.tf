@@ -36,6 +36,16 @@ locals {
     EMAIL_ALLOWED_DOMAINS = try(join(",", var.email.allowed_domains), "")
   }
 
+  # Only where it is not the one that the images bring.
+  model = {
+    MODEL_URI = var.model_uri
+  }
+
+  # Only where there are any.
+  models = {
+    EXTRA_MODEL_URIS = join(",", var.extra_model_uris)
+  }
+
   # Only where jobs may import.
   imports = {
     IMPORT_BUCKETS = join(",", var.import_buckets)

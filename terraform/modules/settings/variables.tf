@@ -86,6 +86,28 @@ variable "email" {
   }
 }
 
+variable "model_uri" {
+  description = "Model of both services: gs://bucket/folder, or a folder of the images; null for the one they bring"
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.model_uri == null ? true : can(regex("^(gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]/.*[^/]|[^:]+)$", var.model_uri))
+    error_message = "A folder, or gs://bucket/folder."
+  }
+}
+
+variable "extra_model_uris" {
+  description = "Further models that the worker answers for, likewise"
+  type        = list(string)
+  default     = []
+
+  validation {
+    condition     = alltrue([for uri in var.extra_model_uris : can(regex("^(gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]/[^,]*[^/,]|[^:,]+)$", uri))])
+    error_message = "Folders, or gs://bucket/folder, without commas."
+  }
+}
+
 variable "import_buckets" {
   description = "Buckets that jobs may take images from, anybody's who may make jobs"
   type        = list(string)

@@ -62,6 +62,26 @@ run "everything" {
   }
 }
 
+run "a_model_from_a_bucket" {
+  command = plan
+
+  variables {
+    project_id       = "example-project"
+    model_uri        = "gs://example-models/vit"
+    extra_model_uris = ["models/default"]
+  }
+
+  assert {
+    condition     = module.settings.worker.MODEL_URI == "gs://example-models/vit" && module.settings.api.MODEL_URI == "gs://example-models/vit"
+    error_message = "Both services have it, once they may read it."
+  }
+
+  assert {
+    condition     = module.settings.worker.EXTRA_MODEL_URIS == "models/default"
+    error_message = "The worker goes on answering for the one before."
+  }
+}
+
 run "run_address_beside_the_domain" {
   command = plan
 

@@ -98,6 +98,58 @@ run "email" {
   }
 }
 
+run "the_model_that_the_images_bring" {
+  command = plan
+
+  assert {
+    condition     = !contains(keys(output.api), "MODEL_URI") && !contains(keys(output.worker), "EXTRA_MODEL_URIS")
+    error_message = "Without a word to the contrary, the model of the images."
+  }
+}
+
+run "a_model_from_a_bucket" {
+  command = plan
+
+  variables {
+    model_uri        = "gs://example-models/2026/vit"
+    extra_model_uris = ["models/default", "gs://example-models/before"]
+  }
+
+  assert {
+    condition     = output.api.MODEL_URI == "gs://example-models/2026/vit" && output.worker.MODEL_URI == output.api.MODEL_URI
+    error_message = "Both services have the same model."
+  }
+
+  assert {
+    condition     = output.worker.EXTRA_MODEL_URIS == "models/default,gs://example-models/before" && !contains(keys(output.api), "EXTRA_MODEL_URIS")
+    error_message = "Further models are the worker's."
+  }
+}
+
+run "a_bucket_is_no_model" {
+  command = plan
+  variables {
+    model_uri = "gs://example-models/"
+  }
+  expect_failures = [var.model_uri]
+}
+
+run "a_model_elsewhere" {
+  command = plan
+  variables {
+    extra_model_uris = ["s3://example-models/vit"]
+  }
+  expect_failures = [var.extra_model_uris]
+}
+
+run "two_models_in_one" {
+  command = plan
+  variables {
+    extra_model_uris = ["models/default,bundles/vit"]
+  }
+  expect_failures = [var.extra_model_uris]
+}
+
 run "no_imports_by_default" {
   command = plan
 
