@@ -326,7 +326,9 @@ def main() -> None:
         raise SystemExit(str(error)) from error
     size = folder_bytes(bundle.folder) / 1e6
     print(f"{bundle.identity}: {size:.1f} MB, {len(bundle.labels)} labels")
-    print(f"Use it with MODEL_URI={bundle.folder}")
+    print(f"Use it with MODEL_URI={bundle.folder}, or from a bucket of yours:")
+    print(f"  gcloud storage cp -r {bundle.folder} gs://BUCKET/models/")
+    print(f"  MODEL_URI=gs://BUCKET/models/{bundle.folder.name}")
 
 
 if __name__ == "__main__":
