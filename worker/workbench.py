@@ -15,6 +15,7 @@ from core.errors import Unavailable
 from core.records import Claim, RecordError, RecordKey
 from core.settings import Settings
 from core.tracing import span
+from worker.classifier_protocol import GROUP
 from worker.errors import last_failure
 from worker.metrics import WorkerMetrics
 from worker.model_registry import ModelRegistry
@@ -30,9 +31,9 @@ REMEMBERED_LOSSES = 10_000  # images
 class Workbench:
     """Opened once a process, inside its event loop.
 
-    `places` admits twice as many images as there are processes to classify them, so that the next
-    one's bytes are there when a process becomes free, the most urgent first: Pub/Sub pushes the
-    messages of every priority at once. An image is claimed only once admitted: no lease runs down
+    `places` admits two groups of images for each process that classifies, so that the next one is
+    there when a process becomes free, the most urgent first: Pub/Sub pushes the messages of every
+    priority at once. An image is claimed only once admitted: no lease runs down
     in a line of unknown length. `jobs` says what becomes of jobs when.
     """
 
@@ -49,7 +50,7 @@ class Workbench:
         self.models = models
         self.metrics = metrics
         self.clock = clock
-        self.places = PriorityPlaces(2 * settings.classifier_processes)
+        self.places = PriorityPlaces(2 * GROUP * settings.classifier_processes)
         self.jobs = settings.jobs
         self.refresh_interval = timedelta(seconds=self.jobs.refresh_interval)
         self._losses: LRUCache[RecordKey, int] = LRUCache(REMEMBERED_LOSSES)

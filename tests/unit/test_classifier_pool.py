@@ -5,8 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -53,6 +53,16 @@ def processes(of: int | None = None) -> list[psutil.Process]:
         for child in psutil.Process(of).children()
         if "worker.classifier_process" in child.cmdline()
     ]
+
+
+@contextmanager
+def suspended(*stopped: psutil.Process) -> Iterator[None]:
+    """What is asked of them meanwhile waits for them together."""
+    for process in stopped:
+        process.suspend()
+    yield
+    for process in stopped:
+        process.resume()
 
 
 async def test_answers_come_to_those_who_asked(tmp_path: Path) -> None:
@@ -102,6 +112,36 @@ async def test_a_hang_costs_the_image_that_hangs_and_no_other(tmp_path: Path) ->
         (after,) = processes()
         assert after.pid != before.pid
         assert not before.is_running()
+
+
+async def test_a_hang_in_company_costs_the_image_that_hangs_and_no_other(tmp_path: Path) -> None:
+    async with pool_of(tmp_path, FOREVER, classify_seconds=1.0) as (_, classifier):
+        await classifier.annotate(BLACK)  # what one takes is known: now they go together
+        with suspended(*processes()):
+            asked = [
+                asyncio.create_task(classifier.annotate(image))
+                for image in (BLACK, WHITE, BLACK, BLACK, BLACK)
+            ]
+            await asyncio.sleep(0.1)
+        before = processes()
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        assert [isinstance(each, ClassifierLost) for each in found] == [
+            *(False, True, False, False, False)
+        ]
+        assert "longer than 1 s" in str(found[1])
+        assert processes() != before
+
+
+async def test_what_nobody_waits_for_is_not_tried_again(tmp_path: Path) -> None:
+    async with pool_of(tmp_path, FOREVER, classify_seconds=1000) as (_, classifier):
+        leaving = [asyncio.create_task(classifier.annotate(WHITE)) for _ in range(2)]
+        staying = asyncio.create_task(classifier.annotate(BLACK))
+        await asyncio.sleep(0.1)
+        for task in leaving:
+            task.cancel()
+        processes()[0].kill()
+        # A white one would keep the new process for a thousand seconds.
+        assert len(await asyncio.wait_for(staying, 60)) == 5
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
