@@ -72,6 +72,14 @@ class ClassifierPool:
                 raise outcome
         return RemoteClassifier(self, bundle, name)
 
+    def at_hand(self) -> int:
+        """How many images should be here, so that no process ever waits for its next ones.
+
+        That is what it works on and as much again; for a slow model one and one more, so that the
+        urgent are not kept behind what was let in before them.
+        """
+        return 2 * sum(member.together for member in self._members)
+
     async def annotate(self, frame: Frame, steps: list[Step]) -> tuple[Annotation, ...]:
         least = min(self._members, key=_Member.in_hand)
         return await least.ask(frame, self._settings.classify_seconds, steps)
@@ -119,6 +127,7 @@ class _Member(asyncio.Protocol):
         self._warm: set[bytes] = set()  # the models that this process was told to load
         self._reason = ENDED  # why the process ended, should it end
         self._closed = False
+        self.together = 1  # the images that the process takes together, as it said last
 
     def in_hand(self) -> int:
         return len(self._asked)
@@ -203,6 +212,7 @@ class _Member(asyncio.Protocol):
         self._pause = FIRST_PAUSE
         request = self._asked.popleft()
         self._watch()
+        self.together = document["together"]
         request.steps.extend(Step(*step) for step in document["steps"])
         if "error" in document:
             code, detail, cause = document["error"]

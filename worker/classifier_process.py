@@ -85,10 +85,12 @@ class Models:
         for group in self._groups(frames):
             began = time.perf_counter()
             replies = self._together(group) if len(group) > 1 else [self._alone(group[0])]
-            model = self._loaded.get(group[0].name)
-            if model is not None and group[0].kind != LOAD:
-                model.took((time.perf_counter() - began) / len(group))
-            yield replies
+            model, together = self._loaded.get(group[0].name), 1
+            if model is not None:
+                if group[0].kind != LOAD:
+                    model.took((time.perf_counter() - began) / len(group))
+                together = model.most()
+            yield [{**reply, "together": together} for reply in replies]
 
     def _groups(self, frames: Iterable[Frame]) -> Iterator[list[Frame]]:
         waiting = deque(frames)

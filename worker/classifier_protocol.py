@@ -8,10 +8,11 @@ where K says what the M bytes are: nothing (load the model), an encoded image, o
 that holds one. Its highest bit asks that the image be worked on alone. Each is answered, in order,
 by
 
-    4 bytes N, N bytes of JSON {"annotations": [[label, confidence], ...], "steps": ...}
-                            or {"error": [code, detail, traceback], "steps": ...}
+    4 bytes N, N bytes of JSON {"annotations": [[label, confidence], ...], "steps", "together"}
+                            or {"error": [code, detail, traceback], "steps", "together"}
 
-where the steps are [[name, began, ended], ...], in Unix nanoseconds. Lengths are big-endian. Both
+where the steps are [[name, began, ended], ...], in Unix nanoseconds, and `together` is how many
+images of the model the process would take together by now. Lengths are big-endian. Both
 ends are of one release, so there is no version.
 """
 

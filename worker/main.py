@@ -56,7 +56,9 @@ def create_app(
             async with observation.running() as observed, opener(settings, clock) as backend:
                 await opening
                 await observed
-                bench = app.state.bench = Workbench(settings, backend, models, metrics, clock)
+                bench = app.state.bench = Workbench(
+                    settings, backend, models, metrics, at_hand=pool.at_hand, clock=clock
+                )
                 async with open_notifier(settings, backend, metrics, clock) as app.state.notifier:
                     try:
                         yield

@@ -1,7 +1,7 @@
 """What one worker process classifies with, and the claims it has in hand."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +15,6 @@ from core.errors import Unavailable
 from core.records import Claim, RecordError, RecordKey
 from core.settings import Settings
 from core.tracing import span
-from worker.classifier_protocol import GROUP
 from worker.errors import last_failure
 from worker.metrics import WorkerMetrics
 from worker.model_registry import ModelRegistry
@@ -31,9 +30,8 @@ REMEMBERED_LOSSES = 10_000  # images
 class Workbench:
     """Opened once a process, inside its event loop.
 
-    `places` admits two groups of images for each process that classifies, so that the next one is
-    there when a process becomes free, the most urgent first: Pub/Sub pushes the messages of every
-    priority at once. An image is claimed only once admitted: no lease runs down
+    `places` admits as many images as `at_hand` says, the most urgent first: Pub/Sub pushes the
+    messages of every priority at once. An image is claimed only once admitted: no lease runs down
     in a line of unknown length. `jobs` says what becomes of jobs when.
     """
 
@@ -43,6 +41,8 @@ class Workbench:
         backend: Backend,
         models: ModelRegistry,
         metrics: WorkerMetrics,
+        *,
+        at_hand: Callable[[], int],
         clock: Clock = utc_now,
     ) -> None:
         self.settings = settings
@@ -50,7 +50,7 @@ class Workbench:
         self.models = models
         self.metrics = metrics
         self.clock = clock
-        self.places = PriorityPlaces(2 * GROUP * settings.classifier_processes)
+        self.places = PriorityPlaces(at_hand)
         self.jobs = settings.jobs
         self.refresh_interval = timedelta(seconds=self.jobs.refresh_interval)
         self._losses: LRUCache[RecordKey, int] = LRUCache(REMEMBERED_LOSSES)

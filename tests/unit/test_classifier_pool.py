@@ -21,6 +21,7 @@ from core.settings import Settings
 from tests.support.pictures import encode, picture
 from tests.unit.worker_support import running_worker, settings_in, until, write_slow_bundle
 from worker.classifier_pool import ClassifierPool, RemoteClassifier
+from worker.classifier_protocol import GROUP
 from worker.errors import ClassifierLost
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -157,6 +158,18 @@ async def test_a_crash_costs_the_image_in_work_and_no_other(
         with pytest.raises(ClassifierLost):
             await crashing
         assert len(await asyncio.gather(*behind)) == 5
+
+
+async def test_more_images_are_at_hand_for_a_fast_model_than_for_a_slow_one(
+    tmp_path: Path,
+) -> None:
+    async with pool_of(tmp_path, rounds=1500, worker_concurrency=2) as (pool, classifier):
+        assert pool.at_hand() == 2 * 2
+        for _ in range(2):
+            await asyncio.gather(*(classifier.annotate(BLACK) for _ in range(2)))
+        assert pool.at_hand() == 2 * 2 * GROUP
+        await asyncio.gather(*(classifier.annotate(WHITE) for _ in range(4)))
+        assert pool.at_hand() == 2 * 2
 
 
 async def test_a_caller_that_goes_away_harms_nobody(tmp_path: Path) -> None:
