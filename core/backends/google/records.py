@@ -5,7 +5,6 @@ from datetime import datetime
 from heapq import nsmallest
 from typing import Any
 
-import grpc.aio
 from google.cloud.datastore_v1.types import PropertyFilter, PropertyOrder
 
 from core.backends.google.datastore import (
@@ -27,22 +26,13 @@ from core.backends.transitions import RecordTransitions, Transition
 from core.clock import Clock, utc_now
 from core.records import Record, RecordKey
 
-PART = "record store"
-
 
 class DatastoreRecordStore(RecordTransitions):
-    """`core.ports.RecordStore` on one database."""
+    """`core.ports.RecordStore`."""
 
-    def __init__(
-        self,
-        channel: grpc.aio.Channel,
-        project: str,
-        database: str = "",
-        namespace_prefix: str = "",
-        clock: Clock = utc_now,
-    ) -> None:
-        self._datastore = Datastore(channel, project, database, namespace_prefix, PART)
-        self._keys = self._datastore.keys
+    def __init__(self, datastore: Datastore, clock: Clock = utc_now) -> None:
+        self._datastore = datastore
+        self._keys = datastore.keys
         self._clock = clock
 
     async def get(self, key: RecordKey) -> Record | None:
@@ -88,9 +78,6 @@ class DatastoreRecordStore(RecordTransitions):
 
     async def ping(self) -> None:
         await self._datastore.ping()
-
-    async def close(self) -> None:
-        await self._datastore.close()
 
     async def _apply(
         self, key: RecordKey, transition: Transition[Record], *, durable: bool

@@ -91,9 +91,6 @@ class DatastoreWebhookStore(WebhookTransitions):
 
         return await self._datastore.transact(apply)
 
-    async def close(self) -> None:
-        await self._datastore.close()
-
     def _raw_key(self, tenant: str, id_: str) -> Any:
         keys = self._datastore.keys
         return keys.path(keys.namespace(tenant), (KIND, id_))
