@@ -94,3 +94,10 @@ async def test_a_server_that_answers_nothing_is_unavailable() -> None:
     async with served(LazyDatastore(0)) as store:
         with pytest.raises(Unavailable):
             await store.get_many([key_of(1)])
+
+
+async def test_a_store_whose_database_is_closed_is_unavailable() -> None:
+    async with served(LazyDatastore(1)) as store:
+        assert await store.get(key_of(1)) is not None
+    with pytest.raises(Unavailable, match="The record store is closed"):
+        await store.get(key_of(1))
