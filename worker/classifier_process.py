@@ -133,12 +133,13 @@ class Models:
             # Where nothing is wrong with any of them, the network does not take several after all.
             model.together = any("error" in reply for reply in replies)
             return replies
+        steps = [step._replace(images=len(good)) for step in shared.steps]
         replies = []
         for tensor, watch in zip(tensors, watches, strict=True):
             if isinstance(tensor, _Failure):
                 replies.append(_reply(tensor, watch))
             else:
-                watch.steps += shared.steps
+                watch.steps += steps
                 replies.append(_reply(next(found), watch))
         return replies
 

@@ -11,9 +11,9 @@ by
     4 bytes N, N bytes of JSON {"annotations": [[label, confidence], ...], "steps", "together"}
                             or {"error": [code, detail, traceback], "steps", "together"}
 
-where the steps are [[name, began, ended], ...], in Unix nanoseconds, and `together` is how many
-images of the model the process would take together by now. Lengths are big-endian. Both
-ends are of one release, so there is no version.
+where the steps are [[name, began, ended, images], ...] as in `core.tracing`, and `together` is how
+many images of the model the process would take together by now. Lengths are big-endian. Both ends
+are of one release, so there is no version.
 """
 
 import json

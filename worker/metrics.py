@@ -25,7 +25,7 @@ class WorkerMetrics:
         )
         self.inference = Histogram(
             "glimpse_inference_duration_seconds",
-            "Time to decode an image and run the model on it",
+            "Time to decode an image and infer its labels; its share of what several went through",
             buckets=INFERENCE_BUCKETS,
             registry=registry,
         )

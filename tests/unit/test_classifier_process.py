@@ -68,7 +68,9 @@ def test_what_is_said_of_an_image_is_the_same_in_company(models: Models, name: b
         assert said == pytest.approx(expected, abs=1e-6)
         # Its own decoding, and the inference that it shared.
         assert [step.name for step in one["steps"]] == ["decode", "infer"]
-    assert len({reply["steps"][1] for reply in together}) == 1
+    (shared,) = {reply["steps"][1] for reply in together}
+    assert shared.images == 3
+    assert all(reply["steps"][0].images == 1 for reply in together)
 
 
 def test_in_company_an_images_faults_are_its_own(
