@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import ClientDisconnect
 
 from app.batch_upload import FIELD
 from core import jobs
@@ -622,7 +623,7 @@ async def test_a_client_who_leaves_leaves_no_job(api: Api) -> None:
 
     async def interrupted() -> AsyncIterator[bytes]:
         yield body[: len(body) // 2]
-        raise ConnectionError
+        raise ClientDisconnect
 
     with pytest.raises(ConnectionError):
         await api.client.post(CREATE, content=interrupted(), headers={"Content-Type": FORM})
