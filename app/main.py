@@ -94,7 +94,7 @@ def create_app(
             app.state.service = service
             resolver = PublicResolver(allow_private=settings.webhook_allow_private)
             app.state.webhooks = Webhooks(backend, resolver, clock)
-            app.state.jobs = JobService(settings, backend, bundle.identity, clock)
+            app.state.jobs = JobService(settings, backend, bundle.identity, metrics, clock)
             app.state.job_watcher = service.streams.watcher(
                 "jobs",
                 backend.jobs.get_many,

@@ -31,6 +31,7 @@ from core.settings import Settings
 from tests.contract.clock import MovableClock
 from tests.support.api import LEASE, NOTHING, Api, api_settings, bearer, open_api
 from tests.support.batches import FORM, archive, form, manifest, part
+from tests.support.metrics import samples, series
 from tests.support.pictures import picture, png_header, sha256
 from worker.reconciliation import reconcile
 
@@ -625,8 +626,8 @@ async def test_a_client_who_leaves_leaves_no_job(api: Api) -> None:
         yield body[: len(body) // 2]
         raise ClientDisconnect
 
-    with pytest.raises(ConnectionError):
-        await api.client.post(CREATE, content=interrupted(), headers={"Content-Type": FORM})
+    answer = await api.client.post(CREATE, content=interrupted(), headers={"Content-Type": FORM})
+    assert answer.status_code == 499
     assert no_jobs(api)
     assert api.service.uploads.in_flight == api.service.uploads.bytes_held == 0
 
@@ -1018,6 +1019,27 @@ async def test_a_cancelled_job_is_over_and_word_of_it_is_given(api: Api) -> None
     # Again, and nothing changes.
     assert (await api.client.delete(f"{JOBS}/{job_id}")).json() == body
     assert len(api.messages()) == 2
+
+
+async def ended_jobs(api: Api) -> dict[str, float]:
+    """How many jobs the API says that it has ended, by status."""
+    seen = samples((await api.client.get("/metrics")).text)
+    name = "glimpse_jobs_ended_total"
+    return {key: value for key, value in seen.items() if key.startswith(name)}
+
+
+async def test_a_cancelled_job_is_counted_once(api: Api) -> None:
+    cancelled = series("glimpse_jobs_ended_total", status="cancelled")
+    # There from the start, so that the first increase shows; the others are the worker's.
+    assert await ended_jobs(api) == {cancelled: 0}
+    job_id, other, done = [await create(api, image) for image in (RED, BLUE, GREEN)]
+    await run(api, done)
+    cancels = [api.client.delete(f"{JOBS}/{each}") for each in (job_id, job_id, other, done)]
+    answers = await asyncio.gather(*cancels)
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 409]
+    assert (await api.client.delete(f"{JOBS}/{job_id}")).status_code == 200
+    assert (await api.client.delete(f"{JOBS}/{'0' * 32}")).status_code == 404
+    assert await ended_jobs(api) == {cancelled: 2}
 
 
 async def test_a_job_that_has_ended_cannot_be_cancelled(api: Api) -> None:
