@@ -1,7 +1,6 @@
 """Every method of the WebhookStore port, each change and each refusal."""
 
 import asyncio
-import stat
 from dataclasses import replace
 from datetime import timedelta
 
@@ -173,15 +172,3 @@ async def test_two_processes_see_one_store(
         assert await other.webhooks.get("acme", webhook.id) == webhook
         await other.webhooks.disable("acme", webhook.id, "gone")
         assert not (await stored(webhooks, webhook)).enabled
-
-
-async def test_only_its_owner_reads_the_file(
-    webhooks: WebhookStore, settings: Settings, clock: MovableClock
-) -> None:
-    if settings.backend != "embedded":
-        pytest.skip("Datastore has no files")
-    await webhooks.create(new_webhook(clock), MOST_WEBHOOKS)
-    files = sorted(settings.data_dir.glob("webhooks.db*"))
-    assert len(files) >= 2, "the database and its log"
-    for file in files:
-        assert stat.S_IMODE(file.stat().st_mode) == 0o600, file.name

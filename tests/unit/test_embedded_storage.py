@@ -15,11 +15,13 @@ from core.backends import Backend, open_backend
 from core.backends.links import LinkSigner, shared_secret
 from core.errors import Forbidden, Unavailable
 from core.settings import Settings
+from core.webhooks import JOB_EVENTS, MOST_WEBHOOKS, Webhook, new_secret
 from tests.contract.clock import MovableClock
 from tests.support.pictures import sha256
 
 DATA = b"an image, as far as storage knows"
 NAME = f"public/{sha256(DATA)}"
+HOOK = "https://example.com/hooks"
 
 
 @pytest.fixture
@@ -132,6 +134,17 @@ async def test_drafts_of_the_dead_are_removed_and_of_the_living_are_not(
         assert await backend.blobs.get(NAME) == DATA
     assert not old.exists()
     assert young.exists()
+
+
+async def test_only_its_owner_reads_the_webhooks_secrets(settings: Settings) -> None:
+    clock = MovableClock()
+    webhook = Webhook("wh_" + "0" * 24, "acme", "", HOOK, JOB_EVENTS, new_secret(), clock())
+    async with open_backend(settings, clock) as backend:
+        assert await backend.webhooks.create(webhook, MOST_WEBHOOKS)
+        files = sorted(settings.data_dir.glob("webhooks.db*"))
+        assert len(files) >= 2, "the database and its log"
+        for file in files:
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600, file.name
 
 
 async def test_a_folder_that_cannot_be_used_is_unavailable(settings: Settings) -> None:
