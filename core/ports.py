@@ -362,3 +362,7 @@ class UsageStore(Protocol):
     async def read(self, tenant: str, since: date) -> list[Usage]:
         """Everything of a tenant from this day on, in the order of days, then of keys."""
         ...
+
+    async def purge(self, before: date, limit: int) -> int:
+        """Delete at most `limit` rows, of any tenant, of days before this; how many."""
+        ...
