@@ -222,7 +222,7 @@ class Settings(BaseSettings):
     push_concurrency: Annotated[
         int,
         Field(ge=1, le=1000, description="Images the embedded queue has in delivery"),
-    ] = 8
+    ] = 16
     notification_concurrency: Annotated[
         int,
         Field(ge=1, le=1000, description="Notifications that a queue or a worker delivers at once"),

@@ -60,8 +60,15 @@ def create_app(
             ):
                 await opening
                 await observed
-                bench = Workbench(settings, backend, models, metrics, clock, usage=usage)
-                app.state.bench = bench
+                bench = app.state.bench = Workbench(
+                    settings,
+                    backend,
+                    models,
+                    metrics,
+                    at_hand=pool.at_hand,
+                    usage=usage,
+                    clock=clock,
+                )
                 async with open_notifier(settings, backend, metrics, clock) as app.state.notifier:
                     try:
                         yield

@@ -4,15 +4,13 @@
 """
 
 import sqlite3
-from collections.abc import Callable
-from datetime import datetime, timedelta
 from typing import Any
 
-from core import webhooks
 from core.backends.embedded.database import Database, Schema
 from core.backends.embedded.times import from_micros, micros_or_null, moment_or_none, to_micros
+from core.backends.transitions import Transition, WebhookTransitions
 from core.clock import Clock, utc_now
-from core.webhooks import Change, Delivery, Event, Webhook
+from core.webhooks import Delivery, Event, Webhook
 
 SCHEMA = Schema(
     version=2,
@@ -61,11 +59,9 @@ _VALUES = "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT = f"INSERT INTO webhooks ({_COLUMNS}) {_VALUES} ON CONFLICT DO NOTHING"
 _REPLACE = f"REPLACE INTO webhooks ({_COLUMNS}) {_VALUES}"
 
-Step = Callable[[Webhook, datetime], Webhook | None]
 
-
-class SqliteWebhookStore:
-    """`core.ports.WebhookStore`. What tells somebody, or no longer does, is fsynced."""
+class SqliteWebhookStore(WebhookTransitions):
+    """`core.ports.WebhookStore`. Every change is fsynced."""
 
     def __init__(self, database: Database, clock: Clock = utc_now) -> None:
         self._database = database
@@ -90,22 +86,6 @@ class SqliteWebhookStore:
 
         return await self._database.read(select)
 
-    async def rotate(
-        self, tenant: str, id_: str, secret: bytes, overlap: timedelta
-    ) -> Webhook | None:
-        step: Step = lambda hook, now: webhooks.rotated(hook, secret, overlap, now)  # noqa: E731
-        return await self._apply(tenant, id_, step)
-
-    async def change(self, tenant: str, id_: str, change: Change) -> Webhook | None:
-        step: Step = lambda hook, now: webhooks.changed(hook, change, now)  # noqa: E731
-        return await self._apply(tenant, id_, step)
-
-    async def note(
-        self, tenant: str, id_: str, url: str, delivery: Delivery, gone: str = ""
-    ) -> bool:
-        step: Step = lambda hook, now: webhooks.noted(hook, url, delivery, gone)  # noqa: E731
-        return await self._apply(tenant, id_, step) is not None
-
     async def delete(self, tenant: str, id_: str) -> bool:
         def delete(connection: sqlite3.Connection) -> bool:
             done = connection.execute(
@@ -115,15 +95,17 @@ class SqliteWebhookStore:
 
         return await self._database.write(delete, durable=True)
 
-    async def _apply(self, tenant: str, id_: str, step: Step) -> Webhook | None:
-        def change(connection: sqlite3.Connection) -> Webhook | None:
-            before = _select(connection, tenant, id_)
-            after = None if before is None else step(before, self._clock())
+    async def _apply(
+        self, key: tuple[str, str], transition: Transition[Webhook], *, durable: bool
+    ) -> Webhook | None:
+        def apply(connection: sqlite3.Connection) -> Webhook | None:
+            before = _select(connection, *key)
+            after = None if before is None else transition(before, self._clock())
             if after is not None:
                 connection.execute(_REPLACE, _row_of(after))
             return after
 
-        return await self._database.write(change, durable=True)
+        return await self._database.write(apply, durable=durable)
 
 
 def _select(connection: sqlite3.Connection, tenant: str, id_: str) -> Webhook | None:

@@ -8,11 +8,9 @@ Their secrets are as private as the database is. `core.webhooks` decides; this a
 
 import json
 import random
-from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Sequence
 from typing import Any
 
-from core import webhooks
 from core.backends.google.datastore import Datastore, RawMutation, RawQuery
 from core.backends.google.entities import (
     RawEntity,
@@ -22,20 +20,18 @@ from core.backends.google.entities import (
     set_text,
     set_time,
 )
+from core.backends.transitions import Transition, WebhookTransitions
 from core.clock import Clock, utc_now
 from core.errors import Unavailable
-from core.webhooks import Change, Delivery, Event, Webhook
+from core.webhooks import Delivery, Event, Webhook
 
 KIND, SLOT_KIND, SLOT = "Webhook", "WebhookSlot", "slot"
 ROUNDS = 8  # of somebody else being quicker
 _EVERY = RawQuery(kind=[{"name": KIND}])
 _TIMES = ("rotated_at", "previous_expires_at", "disabled_at")
 
-# Steps are lambdas with a name (ruff's E731): a type says what a `def` would spell out.
-Step = Callable[[Webhook, datetime], Webhook | None]
 
-
-class DatastoreWebhookStore:
+class DatastoreWebhookStore(WebhookTransitions):
     """`core.ports.WebhookStore`."""
 
     def __init__(self, datastore: Datastore, clock: Clock = utc_now) -> None:
@@ -65,22 +61,6 @@ class DatastoreWebhookStore:
         found = [_webhook_of(entity, tenant) for entity in entities]
         return sorted(found, key=lambda webhook: (webhook.created_at, webhook.id))
 
-    async def rotate(
-        self, tenant: str, id_: str, secret: bytes, overlap: timedelta
-    ) -> Webhook | None:
-        step: Step = lambda hook, now: webhooks.rotated(hook, secret, overlap, now)  # noqa: E731
-        return await self._apply(tenant, id_, step)
-
-    async def change(self, tenant: str, id_: str, change: Change) -> Webhook | None:
-        step: Step = lambda hook, now: webhooks.changed(hook, change, now)  # noqa: E731
-        return await self._apply(tenant, id_, step)
-
-    async def note(
-        self, tenant: str, id_: str, url: str, delivery: Delivery, gone: str = ""
-    ) -> bool:
-        step: Step = lambda hook, now: webhooks.noted(hook, url, delivery, gone)  # noqa: E731
-        return await self._apply(tenant, id_, step) is not None
-
     async def delete(self, tenant: str, id_: str) -> bool:
         raw_key = self._raw_key(tenant, id_)
 
@@ -93,23 +73,23 @@ class DatastoreWebhookStore:
 
         return await self._datastore.transact(delete)
 
-    async def _apply(self, tenant: str, id_: str, step: Step) -> Webhook | None:
+    async def _apply(
+        self, key: tuple[str, str], transition: Transition[Webhook], *, durable: bool
+    ) -> Webhook | None:
+        tenant, id_ = key
         raw_key = self._raw_key(tenant, id_)
 
-        async def change(transaction: bytes) -> tuple[Webhook | None, Sequence[Any]]:
+        async def apply(transaction: bytes) -> tuple[Webhook | None, Sequence[Any]]:
             entity = await self._datastore.find_in(raw_key, transaction)
             if entity is None:
                 return None, []
-            after = step(_webhook_of(entity, tenant), self._clock())
+            after = transition(_webhook_of(entity, tenant), self._clock())
             if after is None:
                 return None, []
             slot = entity.properties[SLOT].integer_value
             return after, [RawMutation(update=_entity_of(after, raw_key, slot))]
 
-        return await self._datastore.transact(change)
-
-    async def close(self) -> None:
-        await self._datastore.close()
+        return await self._datastore.transact(apply)
 
     def _raw_key(self, tenant: str, id_: str) -> Any:
         keys = self._datastore.keys
