@@ -94,7 +94,7 @@ def create_app(
             app.state.service = service
             resolver = PublicResolver(allow_private=settings.webhook_allow_private)
             app.state.webhooks = Webhooks(backend, resolver, clock)
-            app.state.jobs = JobService(settings, backend, bundle.identity, clock)
+            app.state.jobs = JobService(settings, backend, bundle.identity, metrics, clock)
             app.state.job_watcher = service.streams.watcher(
                 "jobs",
                 backend.jobs.get_many,
@@ -155,7 +155,7 @@ def create_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=("GET", "HEAD", "POST", "DELETE"),
+            allow_methods=("GET", "HEAD", "POST", "PATCH", "DELETE"),
             allow_headers=_CORS_REQUEST_HEADERS,
             expose_headers=_CORS_ANSWER_HEADERS,
         )

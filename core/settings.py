@@ -114,6 +114,9 @@ class Settings(BaseSettings):
     daily_quota: Annotated[
         int, Field(ge=0, description="Requests of one key in a day (UTC); 0 means any number")
     ] = 0
+    usage_retention_days: Annotated[
+        int, Field(ge=1, le=36_500, description="How many days a key's counts are kept")
+    ] = 400
 
     # --- HTTP -----------------------------------------------------------------------------------
     docs: Annotated[bool, Field(description="Whether there is `/docs` and `/openapi.json`")] = True

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import structlog
 from fastapi import FastAPI
 
-from core.backends import BackendOpener, open_backend
+from core.backends import BackendOpener, open_backend, open_usage
 from core.clock import Clock, utc_now
 from core.health import Check, health_routes
 from core.observation import FASTAPI_TELEMETRY, Observation
@@ -53,11 +53,21 @@ def create_app(
         models = ModelRegistry(uris, settings.loaded_models, pool.load)
         opening = asyncio.create_task(_open(pool, models))
         try:
-            async with observation.running() as observed, opener(settings, clock) as backend:
+            async with (
+                observation.running() as observed,
+                opener(settings, clock) as backend,
+                open_usage(settings, clock) as usage,
+            ):
                 await opening
                 await observed
                 bench = app.state.bench = Workbench(
-                    settings, backend, models, metrics, at_hand=pool.at_hand, clock=clock
+                    settings,
+                    backend,
+                    models,
+                    metrics,
+                    at_hand=pool.at_hand,
+                    usage=usage,
+                    clock=clock,
                 )
                 async with open_notifier(settings, backend, metrics, clock) as app.state.notifier:
                     try:

@@ -12,6 +12,7 @@ from cachetools import LRUCache
 from core.backends import Backend
 from core.clock import Clock, utc_now
 from core.errors import Unavailable
+from core.ports import UsageStore
 from core.records import Claim, RecordError, RecordKey
 from core.settings import Settings
 from core.tracing import span
@@ -32,7 +33,8 @@ class Workbench:
 
     `places` admits as many images as `at_hand` says, the most urgent first: Pub/Sub pushes the
     messages of every priority at once. An image is claimed only once admitted: no lease runs down
-    in a line of unknown length. `jobs` says what becomes of jobs when.
+    in a line of unknown length. `jobs` says what becomes of jobs when. Of what the API keeps about
+    keys a worker has the counts alone, `usage`, to clear the old ones away.
     """
 
     def __init__(
@@ -43,10 +45,12 @@ class Workbench:
         metrics: WorkerMetrics,
         *,
         at_hand: Callable[[], int],
+        usage: UsageStore,
         clock: Clock = utc_now,
     ) -> None:
         self.settings = settings
         self.backend = backend
+        self.usage = usage
         self.models = models
         self.metrics = metrics
         self.clock = clock

@@ -13,7 +13,7 @@ from core import api_keys, records, webhooks
 from core.api_keys import ApiKey
 from core.priority import Priority
 from core.records import Annotation, Claim, Record, RecordError, RecordKey, Status
-from core.webhooks import Webhook
+from core.webhooks import Change, Delivery, Webhook
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -143,7 +143,8 @@ class KeyTransitions(Transitions[str, ApiKey]):
 class WebhookTransitions(Transitions[tuple[str, str], Webhook]):
     """The transitions of `core.ports.WebhookStore`, by tenant and id.
 
-    They say who is told of what, and with which secret: all are durable.
+    What says who is told of what, and with which secret, is durable. How the last delivery ended
+    may be forgotten.
     """
 
     async def rotate(
@@ -155,16 +156,19 @@ class WebhookTransitions(Transitions[tuple[str, str], Webhook]):
             durable=True,
         )
 
-    async def disable(self, tenant: str, id_: str, reason: str) -> bool:
-        after = await self._apply(
+    async def change(self, tenant: str, id_: str, change: Change) -> Webhook | None:
+        return await self._apply(
             (tenant, id_),
-            lambda webhook, now: webhooks.disabled(webhook, reason, now),
+            lambda webhook, now: webhooks.changed(webhook, change, now),
             durable=True,
         )
-        return after is not None
 
-    async def enable(self, tenant: str, id_: str) -> bool:
+    async def note(
+        self, tenant: str, id_: str, url: str, delivery: Delivery, gone: str = ""
+    ) -> bool:
         after = await self._apply(
-            (tenant, id_), lambda webhook, now: webhooks.enabled(webhook), durable=True
+            (tenant, id_),
+            lambda webhook, now: webhooks.noted(webhook, url, delivery, gone),
+            durable=bool(gone),
         )
         return after is not None

@@ -13,7 +13,7 @@ from core.backends.embedded.database import Database, Schema, Work
 from core.identity import ALL_SCOPES
 from core.priority import Priority
 from core.records import Annotation, RecordError, RecordKey, Status, new_record
-from core.webhooks import JOB_EVENTS, MOST_WEBHOOKS, Webhook
+from core.webhooks import JOB_EVENTS, MOST_WEBHOOKS, Change, Delivery, Event, Webhook
 from tests.contract.clock import MovableClock
 
 T = TypeVar("T")
@@ -98,6 +98,8 @@ async def test_whom_a_webhook_tells(tmp_path: Path) -> None:
         store, syncs = webhooks.SqliteWebhookStore(database, clock), database.syncs
         assert await syncs(store.create(webhook, MOST_WEBHOOKS))
         assert await syncs(store.rotate("acme", webhook.id, bytes([1]) * 32, MINUTE))
-        assert await syncs(store.disable("acme", webhook.id, "It answered 410."))
-        assert await syncs(store.enable("acme", webhook.id))
+        told, gone = Delivery(clock(), Event.JOB_FAILED, 200), Delivery(clock(), Event.TEST, 410)
+        assert not await syncs(store.note("acme", webhook.id, url, told))
+        assert await syncs(store.note("acme", webhook.id, url, gone, gone="It answered 410."))
+        assert await syncs(store.change("acme", webhook.id, Change(enabled=True)))
         assert await syncs(store.delete("acme", webhook.id))

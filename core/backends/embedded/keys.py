@@ -183,6 +183,16 @@ class SqliteUsageStore:
 
         return await self._database.read(select)
 
+    async def purge(self, before: date, limit: int) -> int:
+        def purge(connection: sqlite3.Connection) -> int:
+            return connection.execute(
+                "DELETE FROM usage WHERE (tenant, day, key_id) IN"
+                " (SELECT tenant, day, key_id FROM usage WHERE day < ? LIMIT ?)",
+                (before.isoformat(), limit),
+            ).rowcount
+
+        return await self._database.write(purge, durable=False)
+
 
 def _select(connection: sqlite3.Connection, key_id: str) -> ApiKey | None:
     row = connection.execute(f"{_SELECT} WHERE id = ?", (key_id,)).fetchone()

@@ -10,10 +10,10 @@ from core.backends.embedded.database import Database, Schema
 from core.backends.embedded.times import from_micros, micros_or_null, moment_or_none, to_micros
 from core.backends.transitions import Transition, WebhookTransitions
 from core.clock import Clock, utc_now
-from core.webhooks import Event, Webhook
+from core.webhooks import Delivery, Event, Webhook
 
 SCHEMA = Schema(
-    version=1,
+    version=2,
     statements=(
         """
         CREATE TABLE webhooks (
@@ -30,19 +30,32 @@ SCHEMA = Schema(
             previous_expires_at INTEGER,
             disabled_at         INTEGER,
             disabled_reason     TEXT NOT NULL,
+            delivered_at        INTEGER,            -- the last delivery, as these four
+            delivered_event     TEXT,
+            delivered_status    INTEGER,
+            delivered_error     TEXT,
             PRIMARY KEY (tenant, id)
         ) WITHOUT ROWID
         """,
     ),
+    upgrades={
+        1: (
+            "ALTER TABLE webhooks ADD COLUMN delivered_at INTEGER",
+            "ALTER TABLE webhooks ADD COLUMN delivered_event TEXT",
+            "ALTER TABLE webhooks ADD COLUMN delivered_status INTEGER",
+            "ALTER TABLE webhooks ADD COLUMN delivered_error TEXT",
+        )
+    },
 )
 
 _COLUMNS = (
     "tenant, id, owner, url, events, secret, created_at, description, rotated_at,"
-    " previous_secret, previous_expires_at, disabled_at, disabled_reason"
+    " previous_secret, previous_expires_at, disabled_at, disabled_reason,"
+    " delivered_at, delivered_event, delivered_status, delivered_error"
 )
 # ruff's S608 warns of values pasted into SQL; these are constants pasted into constants.
 _SELECT = f"SELECT {_COLUMNS} FROM webhooks WHERE tenant = ?"  # noqa: S608
-_VALUES = "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_VALUES = "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT = f"INSERT INTO webhooks ({_COLUMNS}) {_VALUES} ON CONFLICT DO NOTHING"
 _REPLACE = f"REPLACE INTO webhooks ({_COLUMNS}) {_VALUES}"
 
@@ -102,6 +115,7 @@ def _select(connection: sqlite3.Connection, tenant: str, id_: str) -> Webhook | 
 
 def _row_of(webhook: Webhook) -> tuple[object, ...]:
     """In the table's order."""
+    last = webhook.last_delivery
     return (
         webhook.tenant,
         webhook.id,
@@ -116,12 +130,17 @@ def _row_of(webhook: Webhook) -> tuple[object, ...]:
         micros_or_null(webhook.previous_expires_at),
         micros_or_null(webhook.disabled_at),
         webhook.disabled_reason,
+        *(
+            (None, None, None, None)
+            if last is None
+            else (to_micros(last.at), last.event.value, last.status, last.error)
+        ),
     )
 
 
 def _webhook_of(row: tuple[Any, ...]) -> Webhook:
     tenant, id_, owner, url, events, secret, created, description, *rest = row
-    rotated, previous, previous_end, disabled, reason = rest
+    rotated, previous, previous_end, disabled, reason, delivered, event, status, error = rest
     return Webhook(
         id=id_,
         tenant=tenant,
@@ -136,4 +155,9 @@ def _webhook_of(row: tuple[Any, ...]) -> Webhook:
         previous_expires_at=moment_or_none(previous_end),
         disabled_at=moment_or_none(disabled),
         disabled_reason=reason,
+        last_delivery=(
+            None
+            if delivered is None
+            else Delivery(from_micros(delivered), Event(event), status, error)
+        ),
     )

@@ -24,6 +24,7 @@ from core.backends.google.records import DatastoreRecordStore
 from core.backends.google.webhooks import DatastoreWebhookStore
 from core.backends.key_secret import local_key_secret
 from core.clock import Clock, utc_now
+from core.ports import UsageStore
 from core.settings import Settings
 
 
@@ -62,6 +63,18 @@ async def open_google(settings: Settings, clock: Clock = utc_now) -> AsyncIterat
             endpoints.local_links,
             objects,
         )
+
+
+@asynccontextmanager
+async def open_google_usage(
+    settings: Settings, clock: Clock = utc_now
+) -> AsyncIterator[UsageStore]:
+    """Usage in Datastore. Raises Unavailable where there are no credentials."""
+    endpoints = await open_endpoints(settings, clock)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(endpoints.links.close)
+        open_datastore = _datastore_opener(stack, endpoints, settings)
+        yield DatastoreUsageStore(await open_datastore("usage store"))
 
 
 @asynccontextmanager

@@ -137,6 +137,15 @@ class Datastore:
 
         return await self._persistently(insert)
 
+    async def register(self, tenant: str) -> None:
+        """See that `tenants` has the tenant; a process asks once. Raises Unavailable."""
+        if tenant not in self._registered:
+
+            async def register() -> None:
+                await self._register(tenant)
+
+            await self._persistently(register)
+
     async def insert_together(self, entities: Sequence[Any]) -> bool:
         """Store new entities, all of them or, where a key exists, none: False. Raises Unavailable.
 

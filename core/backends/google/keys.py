@@ -16,7 +16,14 @@ from typing import Any
 from google.cloud.datastore_v1.types import PropertyFilter
 
 from core.api_keys import ApiKey
-from core.backends.google.datastore import Datastore, RawMutation, RawQuery, property_filter
+from core.backends.google.datastore import (
+    KEY_ONLY,
+    MOST_MUTATIONS,
+    Datastore,
+    RawMutation,
+    RawQuery,
+    property_filter,
+)
 from core.backends.google.entities import (
     RawEntity,
     RawValue,
@@ -122,6 +129,8 @@ class DatastoreUsageStore:
         # One of a few for each process: they seldom meet, and reading adds up but a few.
         self._shard = random.randrange(SHARDS)
         self._writers = asyncio.Semaphore(WRITERS)
+        # Nothing is ever added to days long past: each is looked for once, not every few minutes.
+        self._purged_before: date | None = None
 
     async def add(self, counts: Sequence[Usage]) -> None:
         await asyncio.gather(*(self._add(usage) for usage in counts))
@@ -136,7 +145,33 @@ class DatastoreUsageStore:
         found.sort(key=_by_day)
         return [_sum(list(shards)) for _, shards in groupby(found, key=_by_day)]
 
+    async def purge(self, before: date, limit: int) -> int:
+        if before == self._purged_before:
+            return 0
+        purged, keys = 0, self._datastore.keys
+        for tenant in await self._datastore.tenants():
+            first = keys.path(keys.namespace(tenant), (USAGE_KIND, before.isoformat()))
+            query = RawQuery(kind=[{"name": USAGE_KIND}])
+            query.projection.add(**KEY_ONLY)
+            older = property_filter(
+                "__key__", PropertyFilter.Operator.LESS_THAN, RawValue(key_value=first)
+            )
+            query.filter.CopyFrom(older)
+            while True:
+                if purged == limit:
+                    return purged
+                query.limit.value = min(limit - purged, MOST_MUTATIONS)
+                found = [entity.key for entity in await self._datastore.query(tenant, query)]
+                if not found:
+                    break
+                await self._datastore.delete(found)
+                purged += len(found)
+        self._purged_before = before
+        return purged
+
     async def _add(self, usage: Usage) -> None:
+        # Or `purge` would not find it: a tenant may have nothing but counts.
+        await self._datastore.register(usage.tenant)
         keys = self._datastore.keys
         name = f"{usage.day.isoformat()}:{usage.key_id}:{self._shard}"
         raw_key = keys.path(keys.namespace(usage.tenant), (USAGE_KIND, name))

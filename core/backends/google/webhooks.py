@@ -23,7 +23,7 @@ from core.backends.google.entities import (
 from core.backends.transitions import Transition, WebhookTransitions
 from core.clock import Clock, utc_now
 from core.errors import Unavailable
-from core.webhooks import Event, Webhook
+from core.webhooks import Delivery, Event, Webhook
 
 KIND, SLOT_KIND, SLOT = "Webhook", "WebhookSlot", "slot"
 ROUNDS = 8  # of somebody else being quicker
@@ -115,6 +115,12 @@ def _entity_of(webhook: Webhook, raw_key: Any, slot: int) -> Any:
     for name in _TIMES:
         if (at := getattr(webhook, name)) is not None:
             set_time(fields[name], at)
+    if (last := webhook.last_delivery) is not None:
+        set_time(fields["delivered_at"], last.at)
+        set_text(fields["delivered_event"], last.event.value)
+        set_text(fields["delivered_error"], last.error)
+        if last.status is not None:
+            set_number(fields["delivered_status"], last.status)
     return entity
 
 
@@ -132,5 +138,18 @@ def _webhook_of(entity: Any, tenant: str) -> Webhook:
         description=fields["description"].string_value,
         previous_secret=previous,
         disabled_reason=fields["disabled_reason"].string_value,
+        last_delivery=_delivery_of(fields),
         **{name: moment_of(fields[name]) for name in _TIMES if name in fields},
+    )
+
+
+def _delivery_of(fields: Any) -> Delivery | None:
+    if "delivered_at" not in fields:
+        return None
+    answered = "delivered_status" in fields
+    return Delivery(
+        moment_of(fields["delivered_at"]),
+        Event(fields["delivered_event"].string_value),
+        fields["delivered_status"].integer_value if answered else None,
+        fields["delivered_error"].string_value,
     )
