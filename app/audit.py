@@ -11,7 +11,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.representation import Representation
+from core.background import in_background
 from core.clock import Clock, rfc3339, utc_now
 from core.identity import Principal
 from core.jobs import Job
@@ -266,11 +267,8 @@ async def open_audit(
         yield None
         return
     audit = AuditLog(settings, model, dropped, clock=clock)
-    writing = asyncio.create_task(audit.run())
     try:
-        yield audit
+        async with in_background(audit.run()):
+            yield audit
     finally:
-        writing.cancel()
-        with suppress(asyncio.CancelledError):
-            await writing
         await audit.close()

@@ -5,12 +5,16 @@ file to disk, read it back and cost twice the time.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from core.errors import MalformedBody
+
+if TYPE_CHECKING:  # it is not there when the program runs
+    from python_multipart.multipart import MultipartCallbacks
 
 FORM = "multipart/form-data"
 
@@ -27,7 +31,7 @@ class FormParser:
         self._header_value = b""
         self._disposition = b""
         self._ended = False
-        callbacks: dict[str, Callable[..., None]] = {
+        callbacks: MultipartCallbacks = {
             "on_part_begin": self._part,
             "on_header_field": self._header_field,
             "on_header_value": self._header_value_part,
@@ -38,7 +42,7 @@ class FormParser:
             "on_end": self._end,
         }
         try:
-            self._parser = MultipartParser(_boundary(content_type), callbacks)  # type: ignore[arg-type]
+            self._parser = MultipartParser(_boundary(content_type), callbacks)
         except FormParserError as error:
             raise malformed(error) from None
 

@@ -7,7 +7,7 @@ An answer must not wait for a store that it does not need: a key that was verifi
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, MutableMapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from app.account import Account, Share
 from app.credentials import key_in
 from core.api_keys import TOUCH_EVERY, ApiKey
 from core.backends import Access, open_access
+from core.background import in_background
 from core.clock import Clock, utc_now
 from core.errors import Forbidden, GlimpseError, RateLimited, Unauthenticated, Unavailable
 from core.identity import Principal, Scope
@@ -253,11 +254,8 @@ async def open_gate(settings: Settings, clock: Clock = utc_now) -> AsyncIterator
         return
     async with open_access(settings, clock) as access:
         gate = Gate(access, settings, clock)
-        writing = asyncio.create_task(gate.run())
         try:
-            yield gate
+            async with in_background(gate.run()):
+                yield gate
         finally:
-            writing.cancel()
-            with suppress(asyncio.CancelledError):
-                await writing
             await gate.close()

@@ -9,6 +9,7 @@ from app.batch_objects import Taken
 from app.batches import Batches
 from app.job_creation import Created, JobCreation, JobOrder, as_wanted, wanted_images
 from app.job_options import JobOptions, options_of, with_manifest
+from app.metrics import ApiMetrics
 from app.object_prefix import ObjectPrefix
 from app.upload_slots import UploadSlot
 from core import job_endings
@@ -37,12 +38,18 @@ class JobService:
     """Create, find, read and cancel jobs under one model."""
 
     def __init__(
-        self, settings: Settings, backend: Backend, model: str, clock: Clock = utc_now
+        self,
+        settings: Settings,
+        backend: Backend,
+        model: str,
+        metrics: ApiMetrics,
+        clock: Clock = utc_now,
     ) -> None:
         self.public_url = settings.public_url
         self._email_domains = settings.email_domains
         self._backend = backend
         self._model = model
+        self._metrics = metrics
         self._clock = clock
         self._policy = settings.jobs
         self._batches = Batches(settings, backend)
@@ -113,6 +120,7 @@ class JobService:
             if job.status is not JobStatus.CANCELLED:
                 raise Conflict(f"The job has ended: it is {job.status}.")
             return job
+        self._metrics.job_cancelled()
         # Of what had ended by then, the last count may lack some.
         return await self._backend.jobs.refresh(job.key) or after
 

@@ -1,5 +1,6 @@
 """A small JSON body: read within a bound, checked against a model."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -37,11 +38,20 @@ def parse_json(body: bytes, model: type[Model]) -> Model:
         raise InvalidRequest(detail, extra={"errors": errors}) from None
 
 
-def body_schema(model: type[BaseModel], *, required: bool) -> dict[str, Any]:
+def body_schema(
+    model: type[BaseModel],
+    *,
+    required: bool,
+    media_types: Sequence[str] = ("application/json",),
+    examples: Mapping[str, object] | None = None,
+) -> dict[str, Any]:
     """What /docs says of such a body (`openapi_extra`)."""
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
     schema.pop("$defs", None)  # what it refers to is among the answers' parts
-    content = {"application/json": {"schema": schema}}
+    body: dict[str, Any] = {"schema": schema}
+    if examples:
+        body["examples"] = {name: {"value": value} for name, value in examples.items()}
+    content = dict.fromkeys(media_types, body)
     return {"requestBody": {"required": required, "content": content}}
 
 

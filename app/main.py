@@ -99,7 +99,7 @@ def create_app(
             app.state.service = service
             resolver = PublicResolver(allow_private=settings.webhook_allow_private)
             app.state.webhooks = Webhooks(backend, resolver, clock)
-            app.state.jobs = JobService(settings, backend, model.identity, clock)
+            app.state.jobs = JobService(settings, backend, model.identity, metrics, clock)
             app.state.job_watcher = service.streams.watcher(
                 "jobs",
                 backend.jobs.get_many,
@@ -160,7 +160,7 @@ def create_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=("GET", "HEAD", "POST", "DELETE"),
+            allow_methods=("GET", "HEAD", "POST", "PATCH", "DELETE"),
             allow_headers=_CORS_REQUEST_HEADERS,
             expose_headers=_CORS_ANSWER_HEADERS,
         )

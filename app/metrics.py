@@ -7,7 +7,8 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from core.errors import GlimpseError
-from core.metrics import BacklogCollector
+from core.jobs import JobStatus
+from core.metrics import BacklogCollector, jobs_ended
 from core.ports import Publisher
 from core.records import Status
 
@@ -30,6 +31,8 @@ class ApiMetrics:
         # All of them at once: a series that is there from the start shows its first increase.
         self._misses = {status: uploads.labels(str(status), "miss") for status in Status}
         self._hits = {Status.SUCCESS: uploads.labels(str(Status.SUCCESS), "hit")}
+        # Clients cancel; whatever else ends a job is the worker's.
+        self._cancelled = jobs_ended(registry).labels(JobStatus.CANCELLED.value)
         self.live = LiveMetrics(registry)
         self._queue = BacklogCollector()
         registry.register(self._queue)
@@ -37,6 +40,10 @@ class ApiMetrics:
     def uploaded(self, status: Status, *, cached: bool) -> None:
         """Count an upload that was answered with a record, out of the process's cache or not."""
         (self._hits if cached else self._misses)[status].inc()
+
+    def job_cancelled(self) -> None:
+        """Count a job that a client has cancelled, once."""
+        self._cancelled.inc()
 
     async def look_at(self, publisher: Publisher) -> None:
         """Look the queue's depth up. Raises nothing: what cannot be known is not shown."""

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from app.answers import json_answer
 from app.documentation import Responses, refusals
@@ -18,12 +18,26 @@ from app.webhook_service import DEFAULT_OVERLAP, LONGEST_OVERLAP, Issued, Webhoo
 from core import errors
 from core.identity import Principal, Scope
 from core.public_http import LONGEST_URL, PrivateAddress
+from core.request_context import add_headers
 from core.request_route import RequestRoute
-from core.webhooks import WEBHOOK_ID, Event
+from core.webhooks import JOB_EVENTS, WEBHOOK_ID, Change, Event
 
 router = APIRouter(prefix="/api/v1/webhooks", tags=["webhooks"], route_class=RequestRoute)
 
 JobEvent = Literal[Event.JOB_COMPLETED, Event.JOB_FAILED, Event.JOB_CANCELLED]
+
+
+Url = Annotated[
+    str,
+    Field(max_length=LONGEST_URL, description="https, to an address of the public internet"),
+]
+Events = Annotated[
+    frozenset[JobEvent], Field(min_length=1, description="What it is told; all by default")
+]
+Description = Annotated[str, Field(max_length=200, description="For yourselves")]
+
+MERGE_PATCH = "application/merge-patch+json"
+PATCHES = (MERGE_PATCH, "application/json")
 
 
 class NewWebhook(BaseModel):
@@ -31,14 +45,39 @@ class NewWebhook(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    url: Annotated[
-        str,
-        Field(max_length=LONGEST_URL, description="https, to an address of the public internet"),
-    ]
-    events: Annotated[
-        frozenset[JobEvent], Field(min_length=1, description="What it is told; all by default")
-    ] = frozenset({Event.JOB_COMPLETED, Event.JOB_FAILED, Event.JOB_CANCELLED})
-    description: Annotated[str, Field(max_length=200, description="For yourselves")] = ""
+    url: Url
+    events: Events = frozenset({Event.JOB_COMPLETED, Event.JOB_FAILED, Event.JOB_CANCELLED})
+    description: Description = ""
+
+
+def _without_defaults(schema: dict[str, Any]) -> None:
+    """What is not in a patch stays as it is; ours stand for that and tell nobody else anything."""
+    for member in schema["properties"].values():
+        member.pop("default", None)
+
+
+class WebhookPatch(BaseModel):
+    """What is to be different (RFC 7396): null brings a member's default back."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_without_defaults)
+
+    url: Url = ""
+    events: Events | None = None
+    description: Description | None = None
+    enabled: Annotated[
+        StrictBool | None, Field(description="Whether it is told of anything; true by default")
+    ] = None
+
+    def change(self) -> Change:
+        """Of the members that are there."""
+        there = self.model_fields_set
+        plain = Change(
+            url=self.url,
+            events=JOB_EVENTS if self.events is None else frozenset(self.events),
+            description=self.description or "",
+            enabled=self.enabled is not False,
+        )
+        return Change(**{name: getattr(plain, name) for name in there})
 
 
 class SecretRotation(BaseModel):
@@ -56,6 +95,15 @@ class SecretRotation(BaseModel):
     ] = int(DEFAULT_OVERLAP.total_seconds())
 
 
+class DeliveryBody(BaseModel):
+    """How the last attempt ended to tell a webhook of something."""
+
+    at: str
+    event: Event
+    status: int | None = Field(description="Of its answer")
+    error: str | None = Field(description="Where there was none: `no_answer`, `private_address`")
+
+
 class WebhookBody(BaseModel):
     """A webhook, without its secret."""
 
@@ -70,6 +118,9 @@ class WebhookBody(BaseModel):
     created_by: str | None = Field(description="The id of the key that made it")
     rotated_at: str | None
     previous_expires_at: str | None = Field(description="Until when the secret before signs too")
+    last_delivery: DeliveryBody | None = Field(
+        description="To this URL. One that ended as the one before is noted once a minute"
+    )
 
 
 class IssuedWebhookBody(WebhookBody):
@@ -152,6 +203,51 @@ async def read(request: Request, principal: Principal) -> Response:
     return json_answer(document(await _webhooks(request).get(principal.tenant, _id(request))))
 
 
+@router.patch(
+    "/{webhook_id}",
+    summary="Change a webhook",
+    description="A JSON merge patch (RFC 7396): what is not in it stays, and null brings a "
+    "default back. The secret stays; `enabled` may be set to false, and to true again. What is on "
+    "its way goes to the new URL.",
+    responses={
+        200: {"model": WebhookBody},
+        **refusals(
+            errors.NotFound,
+            errors.InvalidRequest,
+            PrivateAddress,
+            errors.BodyTooLarge,
+            errors.UnsupportedMediaType,
+            errors.Unavailable,
+        ),
+    },
+    openapi_extra={
+        **_ID,
+        **body_schema(
+            WebhookPatch,
+            required=True,
+            media_types=PATCHES,
+            examples={
+                "another receiver": {"url": "https://example.com/new-hooks"},
+                "failures only": {"events": ["job.failed"]},
+                "off": {"enabled": False},
+                "everything again": {"events": None, "enabled": True},
+            },
+        ),
+    },
+)
+@requires(Scope.ADMIN)
+async def change(request: Request, principal: Principal) -> Response:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type not in PATCHES:
+        add_headers(request.scope, ((b"accept-patch", MERGE_PATCH.encode()),))  # RFC 5789, 2.2
+        raise errors.UnsupportedMediaType(
+            "Send a JSON merge patch.", extra={"accepted": list(PATCHES)}
+        )
+    patch = await read_json(request, WebhookPatch)
+    changed = await _webhooks(request).change(principal.tenant, _id(request), patch.change())
+    return json_answer(document(changed))
+
+
 @router.post(
     "/{webhook_id}/rotate",
     summary="Give a webhook a new secret",
@@ -188,13 +284,15 @@ async def test(request: Request, principal: Principal) -> Response:
 @router.post(
     "/{webhook_id}/enable",
     summary="Enable a webhook",
-    description="One that was disabled because its receiver answered 410. Again changes nothing.",
+    description="One that its receiver's 410 has disabled, or a change. Again changes nothing.",
     responses={200: {"model": WebhookBody}, **_REFUSALS},
     openapi_extra=_ID,
 )
 @requires(Scope.ADMIN)
 async def enable(request: Request, principal: Principal) -> Response:
-    return json_answer(document(await _webhooks(request).enable(principal.tenant, _id(request))))
+    enabled = Change(enabled=True)
+    changed = await _webhooks(request).change(principal.tenant, _id(request), enabled)
+    return json_answer(document(changed))
 
 
 @router.delete(

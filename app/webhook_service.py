@@ -16,8 +16,11 @@ from core.publishing import publish
 from core.webhooks import (
     MOST_WEBHOOKS,
     WEBHOOK_ID,
+    Change,
+    Delivery,
     Event,
     Webhook,
+    changed,
     message_id,
     new_secret,
     new_webhook_id,
@@ -104,12 +107,21 @@ class Webhooks:
         await publish(self._publisher, message)
         return message_id(message.job, Event.TEST)
 
-    async def enable(self, tenant: str, id_: str) -> Webhook:
-        """Enabled, whether it was before or not. Raises NotFound."""
-        await self.get(tenant, id_)
-        if await self._store.enable(tenant, id_):
-            log.info("webhook enabled", webhook=id_, tenant=tenant)
-        return await self.get(tenant, id_)
+    async def change(self, tenant: str, id_: str, change: Change) -> Webhook:
+        """The webhook as it is then. Raises what `create` does for what it takes, and NotFound."""
+        if change.url is not None:
+            await self._resolver.check(change.url, CHECK_SECONDS)
+        before = await self.get(tenant, id_)
+        try:
+            if changed(before, change, self._clock()) == before:
+                return before
+        except ValueError as wrong:
+            raise errors.InvalidRequest(f"The webhook's {wrong}.") from None
+        after = await self._store.change(tenant, id_, change)
+        if after is None:
+            raise _unknown()
+        log.info("webhook changed", webhook=id_, tenant=tenant, enabled=after.enabled)
+        return after
 
     async def delete(self, tenant: str, id_: str) -> None:
         """Raises NotFound."""
@@ -136,6 +148,18 @@ def document(webhook: Webhook) -> dict[str, object]:
         "created_by": webhook.owner or None,
         "rotated_at": when(webhook.rotated_at),
         "previous_expires_at": when(webhook.previous_expires_at),
+        "last_delivery": _delivery(webhook.last_delivery),
+    }
+
+
+def _delivery(last: Delivery | None) -> dict[str, object] | None:
+    if last is None:
+        return None
+    return {
+        "at": rfc3339(last.at),
+        "event": last.event,
+        "status": last.status,
+        "error": last.error or None,
     }
 
 

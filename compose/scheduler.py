@@ -13,10 +13,9 @@ import structlog
 
 from compose.emulator_setup import set_up
 from core.backends import Backend, open_backend
-from core.backends.embedded.push_client import PushClient
-from core.backends.embedded.scheduler import call_regularly
+from core.backends.push_client import PushClient
+from core.backends.regular_calls import regular_calls
 from core.errors import GlimpseError, Unavailable
-from core.policy import RECONCILE_PATH, SCHEDULE_PATH
 from core.settings import Settings, load_settings
 from core.telemetry import configure_logging
 
@@ -27,19 +26,14 @@ CHECK_SECONDS = 5.0
 
 async def schedule(settings: Settings) -> None:
     """Do both, until cancelled."""
-    worker = settings.push_url
-    async with open_backend(settings) as backend, PushClient(worker) as client:
-        calls = asyncio.gather(
-            call_regularly(client, RECONCILE_PATH, settings.delivery.reconcile_interval),
-            call_regularly(client, SCHEDULE_PATH, settings.schedule_seconds),
-        )
-        try:
-            while True:
-                await asyncio.sleep(CHECK_SECONDS)
-                await _set_up_again_if_gone(settings, backend)
-        finally:
-            calls.cancel()
-            await asyncio.gather(calls, return_exceptions=True)
+    async with (
+        open_backend(settings) as backend,
+        PushClient(settings.push_url) as client,
+        regular_calls(client, settings),
+    ):
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            await _set_up_again_if_gone(settings, backend)
 
 
 async def _set_up_again_if_gone(settings: Settings, backend: Backend) -> None:

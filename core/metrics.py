@@ -93,6 +93,13 @@ class ServiceMetrics:
         return encode(self.registry), media_type
 
 
+def jobs_ended(registry: CollectorRegistry) -> Counter:
+    """Both services end jobs, each one in one of them: the sum over all processes is right."""
+    return Counter(
+        "glimpse_jobs_ended", "Jobs that ended here, by how", ["status"], registry=registry
+    )
+
+
 class BacklogCollector:
     """The queue's depth as it was last looked up, and nothing where it is not known."""
 

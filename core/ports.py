@@ -19,7 +19,7 @@ from core.messages import Message
 from core.priority import Priority
 from core.records import Annotation, Claim, Record, RecordError, RecordKey, Status
 from core.usage import Usage
-from core.webhooks import Webhook
+from core.webhooks import Change, Delivery, Webhook
 
 JobStep = Callable[[Job, datetime], Job | None]
 
@@ -299,12 +299,17 @@ class WebhookStore(Protocol):
         """Give it a new secret, beside which the old one signs for `overlap`; None if unknown."""
         ...
 
-    async def disable(self, tenant: str, id_: str, reason: str) -> bool:
-        """False where it is unknown, or disabled already."""
+    async def change(self, tenant: str, id_: str, change: Change) -> Webhook | None:
+        """The webhook after the change; None if unknown."""
         ...
 
-    async def enable(self, tenant: str, id_: str) -> bool:
-        """False where it is unknown, or enabled already."""
+    async def note(
+        self, tenant: str, id_: str, url: str, delivery: Delivery, gone: str = ""
+    ) -> bool:
+        """Note a delivery to `url`, and with `gone`, a reason, disable the webhook.
+
+        False where nothing of that is worth a write (`core.webhooks.noted`), or it is unknown.
+        """
         ...
 
     async def delete(self, tenant: str, id_: str) -> bool:
@@ -356,4 +361,8 @@ class UsageStore(Protocol):
 
     async def read(self, tenant: str, since: date) -> list[Usage]:
         """Everything of a tenant from this day on, in the order of days, then of keys."""
+        ...
+
+    async def purge(self, before: date, limit: int) -> int:
+        """Delete at most `limit` rows, of any tenant, of days before this; how many."""
         ...

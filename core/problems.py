@@ -8,13 +8,16 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core.errors import GlimpseError, Unauthenticated
 
 log = structlog.get_logger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+BEGUN = "answer_begun"  # in a request's state, by `RequestContext`
 
 
 def problem_response(
@@ -97,14 +100,44 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
     )
 
 
-async def _on_unexpected(request: Request, error: Exception) -> Response:
-    # Starlette re-raises after this answer, and the server logs the traceback.
-    return problem_response(
+class AnswerUnexpected:
+    """Plain ASGI middleware: `answer_unexpected` for what no handler knows.
+
+    The innermost, where Starlette's own is the outermost: so what the others add to an answer, to
+    a page elsewhere or to a client that still sends, this one has as well.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.app(scope, receive, send)
+        except Exception as error:
+            if not unanswered(scope):
+                raise
+            await answer_unexpected(error, scope, receive, send)
+
+
+def unanswered(scope: Scope) -> bool:
+    """Whether an error can still be answered.
+
+    Where an answer has begun it is raised instead: the server logs it, and breaks the connection,
+    without which a reader would take half an answer for the whole.
+    """
+    return scope["type"] == "http" and BEGUN not in scope.get("state", ())
+
+
+async def answer_unexpected(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+    """Log an error with its traceback and answer 500."""
+    log.error("unexpected error", exc_info=error)
+    response = problem_response(
         500,
         "internal_error",
         "Internal error",
         "The service failed. Nothing about it is your fault.",
     )
+    await response(scope, receive, send)
 
 
 def install_problem_handlers(app: FastAPI) -> None:
@@ -112,4 +145,4 @@ def install_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(GlimpseError, _on_glimpse_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
-    app.add_exception_handler(Exception, _on_unexpected)
+    app.user_middleware.append(Middleware(AnswerUnexpected))

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.metrics import METRICS_PATH, UNMATCHED
 from core.observation import Observation
+from core.problems import BEGUN, answer_unexpected, unanswered
 from core.tracing import Kind, Span, make_current, new_traceparent, parsed_traceparent
 
 log = structlog.get_logger("request")
@@ -66,6 +67,7 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                state[BEGUN] = True
                 own = message["headers"]
                 ours = self.headers
                 for name, _ in own:
@@ -76,6 +78,11 @@ class RequestContext:
 
         try:
             await self.app(scope, receive, watch)
+        except Exception as error:
+            if not unanswered(scope):
+                span.fail(type(error).__name__)
+                raise
+            await answer_unexpected(error, scope, receive, watch)
         finally:
             ended = time.perf_counter()
             # What is streamed is answered when it begins: its length says nothing about us.

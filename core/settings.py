@@ -137,6 +137,9 @@ class Settings(BaseSettings):
     daily_quota: Annotated[
         int, Field(ge=0, description="Requests of one key in a day (UTC); 0 means any number")
     ] = 0
+    usage_retention_days: Annotated[
+        int, Field(ge=1, le=36_500, description="How many days a key's counts are kept")
+    ] = 400
 
     # --- HTTP -----------------------------------------------------------------------------------
     docs: Annotated[bool, Field(description="Whether there is `/docs` and `/openapi.json`")] = True
@@ -242,7 +245,7 @@ class Settings(BaseSettings):
     push_concurrency: Annotated[
         int,
         Field(ge=1, le=1000, description="Images the embedded queue has in delivery"),
-    ] = 8
+    ] = 16
     notification_concurrency: Annotated[
         int,
         Field(ge=1, le=1000, description="Notifications that a queue or a worker delivers at once"),

@@ -63,7 +63,9 @@ class RecordedSpan(Span):
 
     def past(self, step: Step) -> None:
         here = trace.set_span_in_context(self._otel, _NO_CONTEXT)
-        self._tracer.start_span(step.name, here, start_time=step.began).end(step.ended)
+        together = {"glimpse.images": step.images} if step.images > 1 else {}
+        span = self._tracer.start_span(step.name, here, attributes=together, start_time=step.began)
+        span.end(step.ended)
 
     def rename(self, name: str) -> None:
         self._otel.update_name(name)

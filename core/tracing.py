@@ -62,11 +62,12 @@ def is_sampled(traceparent: str) -> bool:
 
 
 class Step(NamedTuple):
-    """What another process did, in Unix nanoseconds."""
+    """What another process did, in Unix nanoseconds, and for how many images at once."""
 
     name: str
     began: int
     ended: int
+    images: int = 1
 
 
 class Span:

@@ -21,6 +21,9 @@ WEBHOOK_ID = re.compile(r"wh_[0-9a-f]{24}")
 DESCRIPTION = re.compile(r"[^\x00-\x1f\x7f]{0,200}")
 LONGEST_URL = 2048
 MOST_WEBHOOKS = 20  # of one tenant
+# A busy receiver is told often, and each note is a write: of equal ends one in this time is noted.
+NOTE_INTERVAL = timedelta(minutes=1)
+TURNED_OFF = "It was turned off."
 
 SECRET_PREFIX = "whsec_"  # noqa: S105 - how every secret begins, and no secret
 SECRET_BYTES = 32
@@ -45,11 +48,39 @@ JOB_EVENTS = frozenset({Event.JOB_COMPLETED, Event.JOB_FAILED, Event.JOB_CANCELL
 
 
 @dataclass(frozen=True, slots=True)
+class Delivery:
+    """How an attempt to tell a webhook of `event` ended.
+
+    `status` is the answer's. Without an answer it is None, and `error` is the code of what was
+    wrong.
+    """
+
+    at: datetime
+    event: Event
+    status: int | None = None
+    error: str = ""
+
+    @property
+    def succeeded(self) -> bool:
+        return self.status is not None and 200 <= self.status < 300
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is to be different about a webhook; None stays as it is."""
+
+    url: str | None = None
+    events: frozenset[Event] | None = None
+    description: str | None = None
+    enabled: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Webhook:
     """`events` are those it is told; `owner` is the key that made it, empty for anyone.
 
     After a rotation what is sent carries a signature of each secret until `previous_expires_at`.
-    A webhook is enabled while `disabled_at` is None.
+    A webhook is enabled while `disabled_at` is None. `last_delivery` is to its present URL.
     """
 
     id: str
@@ -65,6 +96,7 @@ class Webhook:
     previous_expires_at: datetime | None = None
     disabled_at: datetime | None = None
     disabled_reason: str = ""
+    last_delivery: Delivery | None = None
 
     def __post_init__(self) -> None:
         for value, pattern, name in (
@@ -164,3 +196,46 @@ def enabled(webhook: Webhook) -> Webhook | None:
     if webhook.enabled:
         return None
     return replace(webhook, disabled_at=None, disabled_reason="")
+
+
+def changed(webhook: Webhook, change: Change, now: datetime) -> Webhook:
+    """As the change says. Nothing is known yet of deliveries to another URL than before."""
+    after = webhook
+    if change.enabled is not None:
+        after = (
+            enabled(webhook) if change.enabled else disabled(webhook, TURNED_OFF, now)
+        ) or after
+    moved = change.url is not None and change.url != webhook.url
+    return replace(
+        after,
+        url=webhook.url if change.url is None else change.url,
+        events=webhook.events if change.events is None else change.events,
+        description=webhook.description if change.description is None else change.description,
+        last_delivery=None if moved else webhook.last_delivery,
+    )
+
+
+def noted(webhook: Webhook, url: str, delivery: Delivery, gone: str = "") -> Webhook | None:
+    """With a delivery to `url` noted; with `gone`, a reason, disabled as well.
+
+    Refused where it has another URL by now, and where the note before says as much: one that ended
+    as well or as ill, less than `NOTE_INTERVAL` ago, or a later one. A test is always noted, for
+    somebody waits for it.
+    """
+    if webhook.url != url:
+        return None
+    before = webhook.last_delivery
+    if before is None:
+        news = True
+    elif delivery.at < before.at:
+        news = False
+    else:
+        news = (
+            delivery.event is Event.TEST
+            or delivery.succeeded != before.succeeded
+            or delivery.at - before.at >= NOTE_INTERVAL
+        )
+    after = replace(webhook, last_delivery=delivery) if news else webhook
+    if gone:
+        after = disabled(after, gone, delivery.at) or after
+    return None if after is webhook else after

@@ -1,5 +1,7 @@
 """One loaded model: ONNX Runtime around a bundle. Everything here blocks."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
@@ -37,32 +39,50 @@ class Classifier:
         self._check_signature()
         self._warm_up()
 
+    @property
+    def free_batch(self) -> bool:
+        """Whether the network says that it takes several images at once."""
+        return self.bundle.manifest.input.batch is None
+
     def annotate(self, data: bytes) -> tuple[Annotation, ...]:
         """The most likely labels of an encoded image, most likely first.
 
         Raises UndecodableImage or InvalidImage for the image's faults, InferenceFailed for the
         model's.
         """
-        with span("decode"):
-            tensor = self._preprocessor.tensor(data)
-        with span("infer"):
-            return self._annotations(self._scores(tensor))
+        (annotations,) = self.infer([self.tensor(data)])
+        return annotations
 
-    def _scores(self, tensor: NDArray[np.float32]) -> NDArray[np.float64]:
-        """One probability a label."""
+    def tensor(self, data: bytes) -> NDArray[np.float32]:
+        """An encoded image as the network takes it. Raises UndecodableImage or InvalidImage."""
+        with span("decode"):
+            return self._preprocessor.tensor(data)
+
+    def infer(self, tensors: Sequence[NDArray[np.float32]]) -> list[tuple[Annotation, ...]]:
+        """The most likely labels of each image, most likely first. Raises InferenceFailed.
+
+        More than one image only where `free_batch` says so.
+        """
+        with span("infer"):
+            batch = tensors[0] if len(tensors) == 1 else np.concatenate(tensors)
+            return [self._annotations(scores) for scores in self._scores(batch)]
+
+    def _scores(self, batch: NDArray[np.float32]) -> NDArray[np.float64]:
+        """One probability a label, in a row for each image."""
         try:
-            (output,) = self._session.run([self._output], {self._input: tensor})
+            (output,) = self._session.run([self._output], {self._input: batch})
         except Exception as error:
             raise InferenceFailed("The model failed on this image.") from error
-        scores = np.asarray(output, np.float64).ravel()
-        if scores.size != len(self.bundle.labels):
+        scores = np.asarray(output, np.float64)
+        if scores.size != len(batch) * len(self.bundle.labels):
             raise InferenceFailed("The model gave another number of scores than it has labels.")
+        scores = scores.reshape(len(batch), -1)
         if not np.isfinite(scores).all():
             raise InferenceFailed("The model gave scores that are not numbers.")
         if self._logits:
             # Shifted by the greatest, so that no exponential can overflow.
-            scores = np.exp(scores - scores.max())
-            scores /= scores.sum()
+            scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+            scores /= scores.sum(axis=1, keepdims=True)
         elif scores.min() < -1e-3 or scores.max() > 1 + 1e-3:
             raise InferenceFailed("The model gave scores that are not probabilities.")
         return scores

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,13 +23,14 @@ from core.model_bundle import Bundle
 from core.records import Annotation
 from core.settings import Settings
 from core.tracing import Step
-from worker.classifier_protocol import ERRORS, FILE, IMAGE, LOAD, REPLY, REQUEST
+from worker.classifier_protocol import ERRORS, FILE, GROUP, IMAGE, LOAD, REPLY, Frame
 from worker.errors import ClassifierLost
 
 log = structlog.get_logger(__name__)
 
 LOAD_SECONDS = 120.0  # for reading and warming up a large model on a slow disk
 FIRST_PAUSE, LAST_PAUSE = 0.1, 5.0  # seconds before a process that ended is replaced
+ENDED = "The process that classified the image ended."
 ROOT = Path(__file__).resolve().parents[1]
 
 Answer: TypeAlias = "asyncio.Future[tuple[Annotation, ...]]"
@@ -38,19 +40,18 @@ Answer: TypeAlias = "asyncio.Future[tuple[Annotation, ...]]"
 class _Request:
     """One frame, kept until it is answered so that another process can be given it."""
 
-    kind: int
-    name: bytes  # of the model, as the protocol has it
-    data: bytes
+    frame: Frame
     seconds: float
     answer: Answer
     steps: list[Step] = field(default_factory=list)  # filled in before the answer comes
 
 
 class ClassifierPool:
-    """`count` processes; each takes one image at a time and has the next one at hand.
+    """`count` processes; each has the next images at hand, and may take several together.
 
-    Open inside the event loop with `start`. A process that ends, or works on one image for longer
-    than `settings.classify_seconds`, is replaced; only the image it was working on hears of it.
+    Open inside the event loop with `start`. A process that ends, or gives no answer for longer than
+    `settings.classify_seconds`, is replaced. What it may have been working on is given to the new
+    one, each image alone: only the one with which a process ends again hears of it.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -65,18 +66,24 @@ class ClassifierPool:
         """Have every process load `bundle`. Raises BundleError, or ClassifierLost."""
         folder = await asyncio.to_thread(bundle.folder.resolve)
         name = json.dumps([bundle.identity, str(folder)]).encode()
-        answers = [member.ask(LOAD, name, b"", LOAD_SECONDS) for member in self._members]
+        answers = [member.ask(Frame(LOAD, name, b""), LOAD_SECONDS) for member in self._members]
         found = await asyncio.gather(*answers, return_exceptions=True)
         for outcome in found:
             if isinstance(outcome, BaseException):
                 raise outcome
         return RemoteClassifier(self, bundle, name)
 
-    async def annotate(
-        self, kind: int, name: bytes, data: bytes, steps: list[Step]
-    ) -> tuple[Annotation, ...]:
+    def at_hand(self) -> int:
+        """How many images should be here, so that no process ever waits for its next ones.
+
+        That is what it works on and as much again; for a slow model one and one more, so that the
+        urgent are not kept behind what was let in before them.
+        """
+        return 2 * sum(member.together for member in self._members)
+
+    async def annotate(self, frame: Frame, steps: list[Step]) -> tuple[Annotation, ...]:
         least = min(self._members, key=_Member.in_hand)
-        return await least.ask(kind, name, data, self._settings.classify_seconds, steps)
+        return await least.ask(frame, self._settings.classify_seconds, steps)
 
     async def close(self) -> None:
         """End the processes, whatever they are doing; who waits for them hears Unavailable."""
@@ -102,7 +109,8 @@ class RemoteClassifier:
         be ended over it.
         """
         kind, data = (FILE, os.fsencode(image)) if isinstance(image, Path) else (IMAGE, image)
-        return await self._pool.annotate(kind, self._name, data, [] if steps is None else steps)
+        frame = Frame(kind, self._name, data)
+        return await self._pool.annotate(frame, [] if steps is None else steps)
 
 
 class _Member(asyncio.Protocol):
@@ -110,7 +118,7 @@ class _Member(asyncio.Protocol):
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._asked: deque[_Request] = deque()  # the first one is being worked on
+        self._asked: deque[_Request] = deque()  # `_in_work` says which are being worked on
         self._transport: asyncio.Transport | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -118,28 +126,21 @@ class _Member(asyncio.Protocol):
         self._received = b""
         self._pause = FIRST_PAUSE
         self._warm: set[bytes] = set()  # the models that this process was told to load
+        self._reason = ENDED  # why the process ended, should it end
         self._closed = False
+        self.together = 1  # the images that the process takes together, as it said last
 
     def in_hand(self) -> int:
         return len(self._asked)
 
-    def ask(
-        self,
-        kind: int,
-        name: bytes,
-        data: bytes,
-        seconds: float,
-        steps: list[Step] | None = None,
-    ) -> Answer:
+    def ask(self, frame: Frame, seconds: float, steps: list[Step] | None = None) -> Answer:
         """The answer to one frame. Cancelling it leaves the process to finish for nobody."""
         answer: Answer = asyncio.get_running_loop().create_future()
         if self._closed:
             answer.set_exception(_stopping())
             return answer
-        if kind != LOAD and name not in self._warm:
-            # Apart, so that loading takes nothing of the time that one image may have.
-            self._add(_loading(name))
-        self._add(_Request(kind, name, data, seconds, answer, [] if steps is None else steps))
+        self._warm_up(frame)
+        self._add(_Request(frame, seconds, answer, [] if steps is None else steps))
         return answer
 
     async def start(self) -> None:
@@ -157,8 +158,9 @@ class _Member(asyncio.Protocol):
         waiting, self._asked = self._asked, deque()
         self._warm.clear()
         for request in waiting:
-            if request.kind != LOAD and request.name not in self._warm:
-                self._add(_loading(request.name))
+            if request.answer.done():
+                continue  # its caller has gone away
+            self._warm_up(request.frame)
             self._add(request)
 
     async def close(self) -> None:
@@ -194,12 +196,16 @@ class _Member(asyncio.Protocol):
 
     # --- Inside -----------------------------------------------------------------------------------
 
+    def _warm_up(self, frame: Frame) -> None:
+        """Have the frame's model loaded apart, so that it takes nothing of an image's time."""
+        if frame.kind != LOAD and frame.name not in self._warm:
+            self._add(_loading(frame.name))
+
     def _add(self, request: _Request) -> None:
         self._asked.append(request)
-        self._warm.add(request.name)
+        self._warm.add(request.frame.name)
         if self._transport is not None:
-            head = REQUEST.pack(request.kind, len(request.name), len(request.data))
-            self._transport.writelines((head + request.name, request.data))
+            self._transport.writelines(request.frame.packed())
         if len(self._asked) == 1:
             self._watch()
 
@@ -207,6 +213,7 @@ class _Member(asyncio.Protocol):
         self._pause = FIRST_PAUSE
         request = self._asked.popleft()
         self._watch()
+        self.together = document["together"]
         request.steps.extend(Step(*step) for step in document["steps"])
         if "error" in document:
             code, detail, cause = document["error"]
@@ -219,6 +226,18 @@ class _Member(asyncio.Protocol):
         found = tuple(Annotation(index, label, score) for index, (label, score) in notes)
         if not request.answer.done():
             request.answer.set_result(found)
+
+    def _in_work(self) -> list[_Request]:
+        """What the process may be working on: one request, or a group that it took together."""
+        first, *others = list(islice(self._asked, GROUP))
+        if first.frame.kind == LOAD or first.frame.alone:
+            return [first]
+
+        def beside(request: _Request) -> bool:
+            frame = request.frame
+            return frame.name == first.frame.name and frame.kind != LOAD and not frame.alone
+
+        return [first, *takewhile(beside, others)]
 
     def _watch(self) -> None:
         """Give the first request its time from now on."""
@@ -235,21 +254,21 @@ class _Member(asyncio.Protocol):
     def _expired(self) -> None:
         """Too long over one image: nothing but its end stops a native decoder."""
         self._timer = None
-        request = self._asked[0]
-        reason = f"The image took longer than {request.seconds:g} s."
-        _settle(request, error=ClassifierLost(reason))
+        reason = f"The image took longer than {self._asked[0].seconds:g} s."
         if self._process is not None and self._transport is not None:
+            self._reason = reason
             self._process.kill()  # and `connection_lost` follows
         else:
-            self._asked.popleft()
+            _settle(self._asked.popleft(), error=ClassifierLost(reason))
             self._watch()
 
     async def _replace(self) -> None:
-        """A new process; the request that was being worked on is not given to it."""
+        """A new process, and what becomes of what the old one was working on."""
         self._unwatch()
         status = await self._end()
+        reason, self._reason = self._reason, ENDED
         if self._asked:
-            self._give_up(self._asked.popleft())
+            self._hold_to_account(self._in_work(), reason)
         log.error("classifier process ended", status=status, waiting=len(self._asked))
         while True:
             self._watch()
@@ -262,11 +281,23 @@ class _Member(asyncio.Protocol):
             else:
                 return
 
-    def _give_up(self, lost: _Request) -> None:
-        """Fail what the process was at: an image, or a model and all that wait for it."""
-        behind = [each for each in self._asked if lost.kind == LOAD and each.name == lost.name]
-        for request in (lost, *behind):
-            _settle(request, error=ClassifierLost("The process that classified the image ended."))
+    def _hold_to_account(self, in_work: list[_Request], reason: str) -> None:
+        """Fail the one request that the process ended over; of several, each is tried alone.
+
+        With a model that does not load, all fail that wait for it.
+        """
+        first = in_work[0]
+        if len(in_work) > 1:
+            for request in in_work:
+                request.frame = request.frame._replace(alone=True)
+            return
+        behind = (
+            [each for each in self._asked if each.frame.name == first.frame.name]
+            if first.frame.kind == LOAD
+            else [first]
+        )
+        for request in behind:
+            _settle(request, error=ClassifierLost(reason))
         self._asked = deque(each for each in self._asked if each not in behind)
 
     async def _end(self) -> int | None:
@@ -295,7 +326,7 @@ def _loading(name: bytes) -> _Request:
     """To load a model beforehand; should it fail, the image behind it hears why."""
     answer: Answer = asyncio.get_running_loop().create_future()
     answer.add_done_callback(_heard)
-    return _Request(LOAD, name, b"", LOAD_SECONDS, answer)
+    return _Request(Frame(LOAD, name, b""), LOAD_SECONDS, answer)
 
 
 def _heard(answer: Answer) -> None:

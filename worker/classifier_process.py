@@ -1,6 +1,10 @@
-"""A process that decodes and classifies one image at a time; `worker.classifier_pool` starts it.
+"""A process that decodes and classifies images; `worker.classifier_pool` starts it.
 
 A decoder that hangs or crashes on a hostile picture takes this process with it and nothing else.
+
+Images that wait for it go through a small network together: that shares what is done once a run,
+and one answer wakes the worker for all of them. A slow network gains nothing by it, and its images
+would only wait for each other, so how many go together depends on how long one takes.
 """
 
 import argparse
@@ -11,72 +15,197 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, TypeVar
 
+import numpy as np
 from cachetools import LRUCache
+from numpy.typing import NDArray
 
 from core.errors import BundleError, GlimpseError, InvalidImage, NotFound, Unavailable
 from core.model_bundle import read_bundle
+from core.records import Annotation
 from core.tracing import Stopwatch, make_current, span
 from worker.classifier import Classifier
-from worker.classifier_protocol import ERRORS, FILE, LOAD, READ, REPLY, REQUEST
+from worker.classifier_protocol import (
+    ERRORS,
+    FILE,
+    GROUP,
+    LOAD,
+    READ,
+    Frame,
+    FrameReader,
+    packed_reply,
+)
 from worker.errors import InferenceFailed
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+
+GROUP_SECONDS = 0.1  # longest that images may be expected to take together
+_NEWEST = 0.2  # the weight of the newest measurement in the time that an image takes
+
+Reply = dict[str, Any]
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Loaded:
+    """A model in memory. `seconds` is what one image takes by and large; 0 before the first."""
+
+    classifier: Classifier
+    seconds: float = 0.0
+    together: bool = True
+
+    def most(self) -> int:
+        """How many images to take together."""
+        if not (self.together and self.classifier.free_batch and self.seconds):
+            return 1
+        return max(1, min(GROUP, int(GROUP_SECONDS / self.seconds)))
+
+    def took(self, seconds: float) -> None:
+        self.seconds += (seconds - self.seconds) * (_NEWEST if self.seconds else 1.0)
 
 
 class Models:
     """The models in this process's memory, the least recently used one going first."""
 
     def __init__(self, capacity: int, max_pixels: int, labels_per_image: int) -> None:
-        self._loaded: LRUCache[bytes, Classifier] = LRUCache(capacity)
+        self._loaded: LRUCache[bytes, _Loaded] = LRUCache(capacity)
         self._max_pixels = max_pixels
         self._labels_per_image = labels_per_image
 
-    def answer(self, kind: int, name: bytes, data: bytes) -> dict[str, object]:
-        """The reply to one frame."""
-        watch = Stopwatch()
-        make_current(watch)
-        return {**self._answer(kind, name, data), "steps": watch.steps}
+    def answers(self, frames: Iterable[Frame]) -> Iterator[list[Reply]]:
+        """The replies to `frames`, in their order; those that are ready together come together."""
+        for group in self._groups(frames):
+            began = time.perf_counter()
+            replies = self._together(group) if len(group) > 1 else [self._alone(group[0])]
+            model, together = self._loaded.get(group[0].name), 1
+            if model is not None:
+                if group[0].kind != LOAD:
+                    model.took((time.perf_counter() - began) / len(group))
+                together = model.most()
+            yield [{**reply, "together": together} for reply in replies]
 
-    def _answer(self, kind: int, name: bytes, data: bytes) -> dict[str, object]:
+    def _groups(self, frames: Iterable[Frame]) -> Iterator[list[Frame]]:
+        waiting = deque(frames)
+        while waiting:
+            first = waiting.popleft()
+            group = [first]
+            model = self._loaded.get(first.name)
+            most = 1 if model is None or first.kind == LOAD or first.alone else model.most()
+            while waiting and len(group) < most:
+                frame = waiting[0]
+                if frame.kind == LOAD or frame.alone or frame.name != first.name:
+                    break
+                group.append(waiting.popleft())
+            yield group
+
+    def _alone(self, frame: Frame) -> Reply:
+        def annotations() -> tuple[Annotation, ...]:
+            model = self._loaded.get(frame.name) or self._load(frame.name)
+            if frame.kind == LOAD:
+                return ()
+            return model.classifier.annotate(_image(frame))
+
+        watch = _new_watch()
+        outcome = _outcome(annotations)
+        return _reply(outcome, watch)
+
+    def _together(self, group: list[Frame]) -> list[Reply]:
+        """The replies to images of one model that is loaded. Each image's faults are its own."""
+        model = self._loaded[group[0].name]
+        tensors, watches = [], []
+        for frame in group:
+            watches.append(_new_watch())
+            tensors.append(_outcome(partial(_tensor, model.classifier, frame)))
+        good = [each for each in tensors if not isinstance(each, _Failure)]
+        shared = _new_watch()
         try:
-            classifier = self._loaded.get(name) or self._load(name)
-            if kind == LOAD:
-                return {"annotations": []}
-            found = classifier.annotate(_read(data) if kind == FILE else data)
-        except GlimpseError as error:
-            expected = isinstance(error, InvalidImage | NotFound | Unavailable)
-            cause = "" if expected else traceback.format_exc()
-            code = error.code if error.code in ERRORS else InferenceFailed.code
-            return {"error": [code, error.detail, cause]}
-        except Exception:  # noqa: BLE001 - the other side must hear of it, whatever it is
-            detail = "The classifier failed on this image."
-            return {"error": [InferenceFailed.code, detail, traceback.format_exc()]}
-        return {"annotations": [[note.label, note.confidence] for note in found]}
+            found = iter(model.classifier.infer(good) if good else ())
+        except Exception:  # noqa: BLE001 - whatever it is, each hears its own reason
+            replies = [self._alone(frame) for frame in group]
+            # Where nothing is wrong with any of them, the network does not take several after all.
+            model.together = any("error" in reply for reply in replies)
+            return replies
+        steps = [step._replace(images=len(good)) for step in shared.steps]
+        replies = []
+        for tensor, watch in zip(tensors, watches, strict=True):
+            if isinstance(tensor, _Failure):
+                replies.append(_reply(tensor, watch))
+            else:
+                watch.steps += steps
+                replies.append(_reply(next(found), watch))
+        return replies
 
-    def _load(self, name: bytes) -> Classifier:
+    def _load(self, name: bytes) -> _Loaded:
         identity, folder = json.loads(name)
         bundle = read_bundle(folder)
         if bundle.identity != identity:
             raise BundleError(f"{identity}: the folder holds {bundle.identity} by now.")
-        classifier = Classifier(
-            bundle, max_pixels=self._max_pixels, labels_per_image=self._labels_per_image
+        loaded = self._loaded[name] = _Loaded(
+            Classifier(bundle, max_pixels=self._max_pixels, labels_per_image=self._labels_per_image)
         )
-        self._loaded[name] = classifier
-        return classifier
+        return loaded
 
 
 def serve(connection: socket.socket, models: Models) -> None:
     """Answer frames until the other side closes the connection."""
-    with connection, connection.makefile("rb") as frames:
-        while len(head := frames.read(REQUEST.size)) == REQUEST.size:
-            kind, *sizes = REQUEST.unpack(head)
-            name, data = (_exactly(frames, size) for size in sizes)
-            reply = json.dumps(models.answer(kind, name, data)).encode()
-            connection.sendall(REPLY.pack(len(reply)) + reply)
+    reader = FrameReader(connection)
+    with connection:
+        while frames := reader.take(GROUP):
+            for replies in models.answers(frames):
+                connection.sendall(b"".join(map(packed_reply, replies)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """What is said of an image that failed: the error's code, its detail, and a traceback."""
+
+    code: str
+    detail: str
+    cause: str
+
+
+def _outcome(work: Callable[[], T]) -> T | _Failure:
+    """What `work` gives, or why it failed."""
+    try:
+        return work()
+    except GlimpseError as error:
+        expected = isinstance(error, InvalidImage | NotFound | Unavailable)
+        cause = "" if expected else traceback.format_exc()
+        code = error.code if error.code in ERRORS else InferenceFailed.code
+        return _Failure(code, error.detail, cause)
+    except Exception:  # noqa: BLE001 - the other side must hear of it, whatever it is
+        detail = "The classifier failed on this image."
+        return _Failure(InferenceFailed.code, detail, traceback.format_exc())
+
+
+def _reply(outcome: tuple[Annotation, ...] | _Failure, watch: Stopwatch) -> Reply:
+    if isinstance(outcome, _Failure):
+        error = [outcome.code, outcome.detail, outcome.cause]
+        return {"error": error, "steps": watch.steps}
+    found = [[note.label, note.confidence] for note in outcome]
+    return {"annotations": found, "steps": watch.steps}
+
+
+def _new_watch() -> Stopwatch:
+    watch = Stopwatch()
+    make_current(watch)
+    return watch
+
+
+def _tensor(classifier: Classifier, frame: Frame) -> NDArray[np.float32]:
+    return classifier.tensor(_image(frame))
+
+
+def _image(frame: Frame) -> bytes:
+    return _read(frame.data) if frame.kind == FILE else frame.data
 
 
 def _read(path: bytes) -> bytes:
@@ -87,13 +216,6 @@ def _read(path: bytes) -> bytes:
             raise NotFound("There is no such image.") from None
         except OSError as error:
             raise Unavailable("The image storage does not answer.") from error
-
-
-def _exactly(frames: BinaryIO, size: int) -> bytes:
-    data = frames.read(size)
-    if len(data) < size:
-        raise EOFError
-    return data
 
 
 def _die_with_parent() -> None:
@@ -114,7 +236,7 @@ def main() -> None:
         signal.signal(each, signal.SIG_IGN)
     _die_with_parent()
     models = Models(args.capacity, args.max_pixels, args.labels_per_image)
-    with contextlib.suppress(EOFError, ConnectionError):
+    with contextlib.suppress(ConnectionError):
         serve(socket.socket(fileno=args.descriptor), models)
 
 

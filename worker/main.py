@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import structlog
 from fastapi import FastAPI
 
-from core.backends import BackendOpener, open_backend
+from core.backends import BackendOpener, open_backend, open_usage
 from core.backends.bundles import open_bundles
 from core.clock import Clock, utc_now
 from core.health import Check, health_routes
@@ -55,10 +55,22 @@ def create_app(
         models = ModelRegistry(settings.model_uris, bundles, settings.loaded_models, pool.load)
         opening = asyncio.create_task(_open(pool, models))
         try:
-            async with observation.running() as observed, opener(settings, clock) as backend:
+            async with (
+                observation.running() as observed,
+                opener(settings, clock) as backend,
+                open_usage(settings, clock) as usage,
+            ):
                 await _opened(opening)
                 await observed
-                bench = app.state.bench = Workbench(settings, backend, models, metrics, clock)
+                bench = app.state.bench = Workbench(
+                    settings,
+                    backend,
+                    models,
+                    metrics,
+                    at_hand=pool.at_hand,
+                    usage=usage,
+                    clock=clock,
+                )
                 async with open_notifier(settings, backend, metrics, clock) as app.state.notifier:
                     try:
                         yield

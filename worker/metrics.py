@@ -5,6 +5,7 @@ from datetime import datetime
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from core.jobs import JobStatus
+from core.metrics import jobs_ended
 from core.records import Claim, RecordError
 
 # Seconds: a queue that is empty hands over in milliseconds, one that was stopped after hours.
@@ -25,7 +26,7 @@ class WorkerMetrics:
         )
         self.inference = Histogram(
             "glimpse_inference_duration_seconds",
-            "Time to decode an image and run the model on it",
+            "Time to decode an image and infer its labels; its share of what several went through",
             buckets=INFERENCE_BUCKETS,
             registry=registry,
         )
@@ -50,9 +51,7 @@ class WorkerMetrics:
             ["kind", "outcome"],
             registry=registry,
         )
-        self._jobs = Counter(
-            "glimpse_jobs_ended", "Jobs that ended here, by how", ["status"], registry=registry
-        )
+        self._jobs = jobs_ended(registry)
         items = Counter(
             "glimpse_job_items",
             "Items of jobs that ended, equal ones of a job counted once",

@@ -23,7 +23,15 @@ from core.messages import Notify
 from core.public_http import NoAnswer, PrivateAddress, PublicClient
 from core.publishing import publish
 from core.settings import Settings
-from core.webhooks import WEBHOOK_ID, Event, Webhook, message_id, signed_headers
+from core.webhooks import (
+    WEBHOOK_ID,
+    Delivery,
+    Event,
+    Webhook,
+    message_id,
+    noted,
+    signed_headers,
+)
 from worker.job_email import job_email
 from worker.mailer import SECONDS as MAIL_SECONDS
 from worker.mailer import EmailRefused, Mailer
@@ -34,6 +42,7 @@ log = structlog.get_logger(__name__)
 
 EMAIL, WEBHOOK = "email", "webhook"  # the first is a target, both are labels of a metric
 DELIVERED, DROPPED, REFUSED, FAILED, GONE = "delivered", "dropped", "refused", "failed", "gone"
+NO_ANSWER = "no_answer"  # what a note of a delivery says of the network's failures
 USER_AGENT = "Glimpse-Webhooks/1"
 
 
@@ -115,18 +124,22 @@ class Notifier:
             ended = rfc3339(job.completed_at or job.updated_at)
             body = _body(event, ended, job_document(job, self.settings.public_url))
         async with self.places.at(hook.id):
-            status = await self._post(hook, message_id(message.job, event), body)
+            status = await self._post(hook, event, message_id(message.job, event), body)
+            told = Delivery(self.clock(), event, status)
             if status == 410:
-                await self.backend.webhooks.disable(hook.tenant, hook.id, "It answered 410 Gone.")
                 self.metrics.notified(WEBHOOK, GONE)
-                log.warning("webhook disabled: it answered 410", webhook=hook.id)
-            elif 200 <= status < 300:
+                why, store = "It answered 410 Gone.", self.backend.webhooks
+                if await store.note(hook.tenant, hook.id, hook.url, told, gone=why):
+                    log.warning("webhook disabled: it answered 410", webhook=hook.id)
+                return
+            await self._note(hook, told)
+            if told.succeeded:
                 self.metrics.notified(WEBHOOK, DELIVERED)
                 log.info("webhook told", webhook=hook.id, status=status)
             else:
                 self._failed(hook, f"it answered {status}")
 
-    async def _post(self, hook: Webhook, id_: str, body: bytes) -> int:
+    async def _post(self, hook: Webhook, event: Event, id_: str, body: bytes) -> int:
         headers = {
             "Content-Type": "application/json",
             **signed_headers(hook, id_, body, self.clock()),
@@ -134,11 +147,23 @@ class Notifier:
         try:
             return await self.client.post(hook.url, body, headers)
         except NoAnswer as error:
+            await self._note(hook, Delivery(self.clock(), event, error=NO_ANSWER))
             self._failed(hook, str(error))
         except (PrivateAddress, InvalidRequest) as refusal:
+            await self._note(hook, Delivery(self.clock(), event, error=refusal.code))
             self.metrics.notified(WEBHOOK, REFUSED)
             log.error("webhook refused", webhook=hook.id, code=refusal.code, detail=refusal.detail)
             raise Undeliverable(refusal.code, refusal.detail) from None
+
+    async def _note(self, hook: Webhook, told: Delivery) -> None:
+        """For its owner to see. Most say what is known: they cost no look at the store."""
+        if noted(hook, hook.url, told) is None:
+            return
+        try:
+            await self.backend.webhooks.note(hook.tenant, hook.id, hook.url, told)
+        except Unavailable as error:
+            # The receiver has been told, or has not: that is what the queue must hear.
+            log.warning("delivery not noted", webhook=hook.id, reason=error.detail)
 
     def _failed(self, hook: Webhook, why: str) -> NoReturn:
         self.metrics.notified(WEBHOOK, FAILED)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from core.priority import Priority
@@ -11,10 +11,15 @@ FAIR_TURNS = 8  # every so many turns the least urgent goes first, so that it mo
 
 
 class PriorityPlaces:
-    """As `asyncio.Semaphore(size)`; who has waited longest goes first among equals only."""
+    """As `asyncio.Semaphore`; who has waited longest goes first among equals only.
 
-    def __init__(self, size: int) -> None:
-        self._free = size
+    `size()` says how many places there are by now, at least one. Where they become fewer, nobody
+    is sent away; where they become more, whoever leaves next lets more in.
+    """
+
+    def __init__(self, size: Callable[[], int]) -> None:
+        self._size = size
+        self._taken = 0
         self._lines: dict[Priority, deque[asyncio.Future[None]]] = {
             priority: deque() for priority in Priority
         }
@@ -30,9 +35,8 @@ class PriorityPlaces:
             self._leave()
 
     async def _enter(self, priority: Priority) -> None:
-        # A place is free only while nobody waits: who leaves hands it over.
-        if self._free:
-            self._free -= 1
+        if not any(self._lines.values()) and self._taken < self._size():
+            self._taken += 1
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._lines[priority].append(turn)
@@ -44,6 +48,12 @@ class PriorityPlaces:
             raise
 
     def _leave(self) -> None:
+        self._taken -= 1
+        while self._taken < self._size() and self._next():
+            self._taken += 1
+
+    def _next(self) -> bool:
+        """Let the next one in line in. False where there is none."""
         self._turns += 1
         order = list(self._lines.values())
         for line in reversed(order) if self._turns % FAIR_TURNS == 0 else order:
@@ -51,5 +61,5 @@ class PriorityPlaces:
                 turn = line.popleft()
                 if not turn.done():  # or it was given up
                     turn.set_result(None)
-                    return
-        self._free += 1
+                    return True
+        return False

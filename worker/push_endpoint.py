@@ -36,7 +36,7 @@ from worker.errors import EnvelopeTooLarge, InferenceFailed
 from worker.job_schedule import look_after_jobs
 from worker.jobs import run_job
 from worker.push_body import read_body
-from worker.reconciliation import reconcile
+from worker.reconciliation import purge_usage, reconcile
 from worker.stopping import unless_stopped
 from worker.workbench import Workbench
 
@@ -150,8 +150,12 @@ def push_routes(
     @admitted
     async def reconcile_stale(request: Request) -> Response:
         here = bench()
-        counts = await reconcile(here.backend, here.settings.delivery, here.clock())
+        now = here.clock()
+        counts = await reconcile(here.backend, here.settings.delivery, now)
         here.metrics.reconciled({k: n for k, n in counts.items() if k != "purged"})
+        counts["usage_purged"] = await purge_usage(
+            here.usage, here.settings.usage_retention_days, now
+        )
         return Response(json.dumps(counts).encode(), media_type="application/json")
 
     @router.post(

@@ -2,7 +2,7 @@
 
 The last line of defence, for what the queue cannot repair by itself: a message that was lost with
 its queue, or that was never published because the process died before it answered. What a job left
-behind ends here too. The same run clears away dead letters that are too old.
+behind ends here too. The same run clears away dead letters and counts of keys that are too old.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from core.job_images import CANCELLED
 from core.jobs import JobKey
 from core.messages import ClassifyImage
 from core.policy import DeliveryPolicy
+from core.ports import UsageStore
 from core.publishing import publish
 from core.records import UPLOAD_LOST, Record, RecordError
 from core.telemetry import image_context
@@ -25,7 +26,8 @@ from core.tracing import current
 
 log = structlog.get_logger(__name__)
 
-RECORDS, LETTERS = 100, 500  # most that one run looks after, so that it ends in time
+# Most that one run looks after, so that it ends in time: records, dead letters, days of keys.
+RECORDS, LETTERS, COUNTS = 100, 500, 500
 PAGES = 10  # of so many records; a job that waits for its time has a thousand of them
 OUTCOMES = ("republished", "lost", "expired", "cancelled", "waiting", "skipped", "purged")
 
@@ -64,6 +66,17 @@ async def reconcile(
     if any(count for outcome, count in counts.items() if outcome != "waiting"):
         log.info("reconciled", **counts)
     return dict(counts)
+
+
+async def purge_usage(usage: UsageStore, days: int, now: datetime, limit: int = COUNTS) -> int:
+    """Delete at most `limit` counts that are more than `days` days old; how many.
+
+    Raises Unavailable, after which they are still there and wait for the next run.
+    """
+    purged = await usage.purge(now.date() - timedelta(days=days), limit)
+    if purged:
+        log.info("usage purged", rows=purged)
+    return purged
 
 
 def _job_key(record: Record) -> JobKey:

@@ -1,7 +1,7 @@
 """What one worker process classifies with, and the claims it has in hand."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +12,7 @@ from cachetools import LRUCache
 from core.backends import Backend
 from core.clock import Clock, utc_now
 from core.errors import Unavailable
+from core.ports import UsageStore
 from core.records import Claim, RecordError, RecordKey
 from core.settings import Settings
 from core.tracing import span
@@ -30,10 +31,10 @@ REMEMBERED_LOSSES = 10_000  # images
 class Workbench:
     """Opened once a process, inside its event loop.
 
-    `places` admits twice as many images as there are processes to classify them, so that the next
-    one's bytes are there when a process becomes free, the most urgent first: Pub/Sub pushes the
+    `places` admits as many images as `at_hand` says, the most urgent first: Pub/Sub pushes the
     messages of every priority at once. An image is claimed only once admitted: no lease runs down
-    in a line of unknown length. `jobs` says what becomes of jobs when.
+    in a line of unknown length. `jobs` says what becomes of jobs when. Of what the API keeps about
+    keys a worker has the counts alone, `usage`, to clear the old ones away.
     """
 
     def __init__(
@@ -42,14 +43,18 @@ class Workbench:
         backend: Backend,
         models: ModelRegistry,
         metrics: WorkerMetrics,
+        *,
+        at_hand: Callable[[], int],
+        usage: UsageStore,
         clock: Clock = utc_now,
     ) -> None:
         self.settings = settings
         self.backend = backend
+        self.usage = usage
         self.models = models
         self.metrics = metrics
         self.clock = clock
-        self.places = PriorityPlaces(2 * settings.classifier_processes)
+        self.places = PriorityPlaces(at_hand)
         self.jobs = settings.jobs
         self.refresh_interval = timedelta(seconds=self.jobs.refresh_interval)
         self._losses: LRUCache[RecordKey, int] = LRUCache(REMEMBERED_LOSSES)

@@ -1,6 +1,7 @@
 """Backends: where records, blobs, messages and keys are kept.
 
-`open_backend` and, where keys are asked for, `open_access` are the ones that choose.
+`open_backend` and, where keys are asked for, `open_access` are the ones that choose. For whoever
+clears away what keys were counted for there is `open_usage`.
 """
 
 from collections.abc import AsyncIterator
@@ -85,3 +86,15 @@ async def open_access(settings: Settings, clock: Clock = utc_now) -> AsyncIterat
 
     async with open_chosen(settings, clock) as access:
         yield access
+
+
+@asynccontextmanager
+async def open_usage(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[UsageStore]:
+    """Open the counts of what `BACKEND` names, and nothing that tells who may come in."""
+    if settings.backend == "embedded":
+        from core.backends.embedded import open_embedded_usage as open_chosen
+    else:
+        from core.backends.google import open_google_usage as open_chosen
+
+    async with open_chosen(settings, clock) as usage:
+        yield usage

@@ -179,7 +179,7 @@ class Bench:
                 pushes = self._prepare(stack, images)
                 self._pin(stack, "worker")
                 theirs.append(self._bare_loop(pictures))
-                seen = self._load(stack.worker_port, pushes, None, connections=4)
+                seen = self._load(stack.worker_port, pushes, None, connections=8)
                 assert set(seen.statuses) == {204}, seen.statuses
                 ours.append(seen.rate)
         name = f"worker, {read_bundle(self.bundle).manifest.name}, one core"

@@ -3,11 +3,11 @@
 import asyncio
 from datetime import date
 
-from core.backends import Access, open_access
+from core.backends import Access, open_access, open_usage
 from core.settings import Settings
 from core.usage import Usage
 
-DAY, NEXT = date(2026, 11, 20), date(2026, 11, 21)
+DAY, NEXT, LATER = date(2026, 11, 20), date(2026, 11, 21), date(2026, 11, 22)
 
 
 async def test_counts_of_one_day_add_up(access: Access) -> None:
@@ -26,12 +26,29 @@ async def test_reading_begins_with_a_day_and_keeps_to_a_tenant(access: Access) -
     assert await access.usage.read("acme", NEXT) == mine[1:]
     assert await access.usage.read("other", DAY) == [Usage("other", "key3", NEXT, 4)]
     assert await access.usage.read("nobody", DAY) == []
-    assert await access.usage.read("acme", date(2026, 11, 22)) == []
+    assert await access.usage.read("acme", LATER) == []
 
 
 async def test_nothing_to_add_is_nothing(access: Access) -> None:
     await access.usage.add([])
     assert await access.usage.read("acme", DAY) == []
+
+
+async def test_old_days_of_every_tenant_are_purged_within_a_limit(
+    access: Access, settings: Settings
+) -> None:
+    """By who has the counts alone. A tenant may have nothing else."""
+    old = [Usage("acme", f"key{n}", day, 1) for day in (DAY, NEXT) for n in range(3)]
+    kept = Usage("acme", "key1", LATER, 2)
+    await access.usage.add([*old, kept, Usage("other", "key9", DAY, 1)])
+    async with open_usage(settings) as usage:
+        assert await usage.purge(DAY, 10) == 0
+        assert await usage.purge(LATER, 2) == 2
+        assert len(await access.usage.read("acme", DAY)) >= 5
+        assert await usage.purge(LATER, 100) == 5
+        assert await usage.purge(LATER, 100) == 0
+    assert await access.usage.read("acme", DAY) == [kept]
+    assert await access.usage.read("other", DAY) == []
 
 
 async def test_counts_of_two_processes_at_once_add_up(access: Access, settings: Settings) -> None:

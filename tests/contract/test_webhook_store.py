@@ -1,19 +1,28 @@
 """Every method of the WebhookStore port, each change and each refusal."""
 
 import asyncio
-import stat
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from core.backends import Backend, open_backend
 from core.ports import WebhookStore
 from core.settings import Settings
-from core.webhooks import JOB_EVENTS, MOST_WEBHOOKS, Event, Webhook
+from core.webhooks import (
+    JOB_EVENTS,
+    MOST_WEBHOOKS,
+    TURNED_OFF,
+    Change,
+    Delivery,
+    Event,
+    Webhook,
+)
 from tests.contract.clock import MovableClock
 
 HOUR = timedelta(hours=1)
+URL = "https://example.com/hooks?a=é"
 FIRST, SECOND, THIRD = bytes([1]) * 32, bytes([2]) * 32, bytes([0]) * 64
 
 
@@ -27,7 +36,7 @@ def new_webhook(clock: MovableClock, number: int = 1, **changes: object) -> Webh
         id=f"wh_{number:024x}",
         tenant="acme",
         owner="key000000001",
-        url="https://example.com/hooks?a=é",
+        url=URL,
         events=JOB_EVENTS,
         secret=FIRST,
         created_at=clock(),
@@ -41,13 +50,16 @@ async def stored(webhooks: WebhookStore, webhook: Webhook) -> Webhook:
     return found
 
 
-async def test_an_unknown_webhook_is_none_and_refuses_everything(webhooks: WebhookStore) -> None:
+async def test_an_unknown_webhook_is_none_and_refuses_everything(
+    webhooks: WebhookStore, clock: MovableClock
+) -> None:
     unknown = "acme", f"wh_{1:024x}"
     assert await webhooks.get(*unknown) is None
     assert await webhooks.list("acme") == []
     assert await webhooks.rotate(*unknown, SECOND, HOUR) is None
-    assert not await webhooks.disable(*unknown, "gone")
-    assert not await webhooks.enable(*unknown)
+    assert await webhooks.change(*unknown, Change(enabled=False)) is None
+    told = Delivery(clock(), Event.TEST, 410)
+    assert not await webhooks.note(*unknown, URL, told, gone="It answered 410.")
     assert not await webhooks.delete(*unknown)
 
 
@@ -65,8 +77,11 @@ async def test_a_webhook_comes_back_unchanged(webhooks: WebhookStore, clock: Mov
         previous_expires_at=clock() + 2 * HOUR,
         disabled_at=clock() + 3 * HOUR,
         disabled_reason="It answered 410.",
+        last_delivery=Delivery(clock() + 3 * HOUR, Event.JOB_FAILED, 410),
     )
-    for webhook in (plain, full):
+    failing = replace(plain, id=f"wh_{3:024x}")
+    failing = replace(failing, last_delivery=Delivery(clock(), Event.TEST, error="no_answer"))
+    for webhook in (plain, full, failing):
         assert await webhooks.create(webhook, MOST_WEBHOOKS)
         assert await webhooks.get("acme", webhook.id) == webhook
 
@@ -83,7 +98,7 @@ async def test_a_tenant_sees_its_own_oldest_first(
     assert await webhooks.list("other") == [made[1]]
     assert await webhooks.get("other", made[0].id) is None
     assert not await webhooks.delete("other", made[0].id)
-    assert not await webhooks.disable("other", made[0].id, "theirs")
+    assert await webhooks.change("other", made[0].id, Change(enabled=False)) is None
     assert await webhooks.rotate("other", made[0].id, SECOND, HOUR) is None
     assert await webhooks.list("acme") == [made[0], made[2]]
 
@@ -125,21 +140,82 @@ async def test_both_secrets_sign_until_the_overlap_ends(
     assert again.previous_secret is None
 
 
+async def test_a_change_touches_what_it_names(webhooks: WebhookStore, clock: MovableClock) -> None:
+    webhook = new_webhook(clock)
+    await webhooks.create(webhook, MOST_WEBHOOKS)
+    expected = webhook
+    steps: tuple[dict[str, Any], ...] = (
+        {},
+        {"events": frozenset({Event.JOB_FAILED})},
+        {"description": "é"},
+        {"url": URL + "b"},
+        {"url": URL, "events": JOB_EVENTS, "description": ""},
+    )
+    for fields in steps:
+        expected = replace(expected, **fields)
+        assert await webhooks.change("acme", webhook.id, Change(**fields)) == expected
+        assert await stored(webhooks, webhook) == expected
+    assert expected == webhook
+
+
 async def test_the_first_reason_to_disable_stays(
     webhooks: WebhookStore, clock: MovableClock
 ) -> None:
     webhook = new_webhook(clock)
     await webhooks.create(webhook, MOST_WEBHOOKS)
-    disabled_at = clock.move(1)
-    assert await webhooks.disable("acme", webhook.id, "It answered 410.")
+    told = Delivery(clock.move(1), Event.JOB_COMPLETED, 410)
+    assert await webhooks.note("acme", webhook.id, URL, told, gone="It answered 410.")
     clock.move(1)
-    assert not await webhooks.disable("acme", webhook.id, "Another reason.")
+    assert await webhooks.change("acme", webhook.id, Change(enabled=False)) is not None
     after = await stored(webhooks, webhook)
-    assert (after.disabled_at, after.disabled_reason) == (disabled_at, "It answered 410.")
+    assert (after.disabled_at, after.disabled_reason) == (told.at, "It answered 410.")
+    assert after.last_delivery == told
     assert not after.wants(Event.JOB_COMPLETED)
-    assert await webhooks.enable("acme", webhook.id)
-    assert not await webhooks.enable("acme", webhook.id)
-    assert await stored(webhooks, webhook) == webhook
+    for _ in range(2):
+        enabled = await webhooks.change("acme", webhook.id, Change(enabled=True))
+        assert enabled == replace(webhook, last_delivery=told)
+        assert await stored(webhooks, webhook) == enabled
+    disabled_at = clock.move(1)
+    await webhooks.change("acme", webhook.id, Change(enabled=False))
+    after = await stored(webhooks, webhook)
+    assert (after.disabled_at, after.disabled_reason) == (disabled_at, TURNED_OFF)
+
+
+async def test_the_last_delivery_is_noted_when_it_says_something_new(
+    webhooks: WebhookStore, clock: MovableClock
+) -> None:
+    webhook = new_webhook(clock)
+    await webhooks.create(webhook, MOST_WEBHOOKS)
+
+    async def noted(status: int | None, error: str = "") -> bool:
+        told = Delivery(clock(), Event.JOB_COMPLETED, status, error)
+        done = await webhooks.note("acme", webhook.id, URL, told)
+        assert (await stored(webhooks, webhook) == replace(webhook, last_delivery=told)) == done
+        return done
+
+    assert await noted(200)
+    clock.move(59)
+    assert not await noted(204)
+    assert await noted(None, "no_answer")
+    clock.move(59)
+    assert not await noted(500)
+    clock.move(1)
+    assert await noted(500)
+    assert await noted(200)
+
+
+async def test_what_was_sent_to_an_earlier_url_says_nothing_of_this_one(
+    webhooks: WebhookStore, clock: MovableClock
+) -> None:
+    webhook = new_webhook(clock)
+    await webhooks.create(webhook, MOST_WEBHOOKS)
+    told = Delivery(clock(), Event.JOB_COMPLETED, 200)
+    assert await webhooks.note("acme", webhook.id, URL, told)
+    moved = await webhooks.change("acme", webhook.id, Change(url="https://example.com/new"))
+    assert moved is not None and moved.last_delivery is None
+    gone = Delivery(clock.move(1), Event.JOB_COMPLETED, 410)
+    assert not await webhooks.note("acme", webhook.id, URL, gone, gone="It answered 410.")
+    assert await stored(webhooks, webhook) == moved
 
 
 async def test_a_rotation_and_a_disabling_at_once_lose_neither(
@@ -149,7 +225,7 @@ async def test_a_rotation_and_a_disabling_at_once_lose_neither(
     await webhooks.create(webhook, MOST_WEBHOOKS)
     await asyncio.gather(
         webhooks.rotate("acme", webhook.id, SECOND, HOUR),
-        webhooks.disable("acme", webhook.id, "gone"),
+        webhooks.change("acme", webhook.id, Change(enabled=False)),
     )
     after = await stored(webhooks, webhook)
     assert after.secret == SECOND and not after.enabled
@@ -171,17 +247,5 @@ async def test_two_processes_see_one_store(
     async with open_backend(settings, clock) as other:
         await webhooks.create(webhook, MOST_WEBHOOKS)
         assert await other.webhooks.get("acme", webhook.id) == webhook
-        await other.webhooks.disable("acme", webhook.id, "gone")
+        await other.webhooks.change("acme", webhook.id, Change(enabled=False))
         assert not (await stored(webhooks, webhook)).enabled
-
-
-async def test_only_its_owner_reads_the_file(
-    webhooks: WebhookStore, settings: Settings, clock: MovableClock
-) -> None:
-    if settings.backend != "embedded":
-        pytest.skip("Datastore has no files")
-    await webhooks.create(new_webhook(clock), MOST_WEBHOOKS)
-    files = sorted(settings.data_dir.glob("webhooks.db*"))
-    assert len(files) >= 2, "the database and its log"
-    for file in files:
-        assert stat.S_IMODE(file.stat().st_mode) == 0o600, file.name

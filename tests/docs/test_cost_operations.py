@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc.aio
 
+from core.backends.google.datastore import Datastore
 from core.backends.google.records import DatastoreRecordStore
 from core.clock import utc_now
 from core.records import Annotation, RecordKey, Status, new_record
@@ -44,8 +45,11 @@ async def test_one_new_image_makes_the_operations_that_are_charged(
     prefix = f"cost-{uuid.uuid4().hex[:8]}-"
     settings = Settings(_env_file=None)
     key = RecordKey("public", "ab" * 32, "model@0123456789ab")
-    async with grpc.aio.insecure_channel(address, interceptors=[counting]) as channel:
-        store = DatastoreRecordStore(channel, "demo-glimpse", namespace_prefix=prefix)
+    async with (
+        grpc.aio.insecure_channel(address, interceptors=[counting]) as channel,
+        Datastore(channel, "demo-glimpse", "record store", namespace_prefix=prefix) as datastore,
+    ):
+        store = DatastoreRecordStore(datastore)
         # A tenant's first image also registers the tenant.
         await store.create(new_record(RecordKey("public", "cd" * 32, key.model), utc_now()))
         counting.seen.clear()
@@ -57,7 +61,6 @@ async def test_one_new_image_makes_the_operations_that_are_charged(
         claim = await store.claim(key, settings.lease)
         assert claim is not None
         assert await store.complete(claim, [Annotation(1, "cat", 0.9)])
-        await store.close()
 
     questions = 2  # that the client asks meanwhile
     work = cost.bundled_work(read_measured())

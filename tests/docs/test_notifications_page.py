@@ -66,7 +66,7 @@ def test_every_event_and_setting_is_named() -> None:
 def test_every_route_is_named() -> None:
     app = create_app(Settings(_env_file=None, host="127.0.0.1"))
     there = {(m, path) for m, path, _ in routes_of(app) if path.startswith("/api/v1/webhooks")}
-    cells = re.findall(r"^\| (`(?:GET|POST|DELETE) .*?`) \|", PAGE, re.MULTILINE)
+    cells = re.findall(r"^\| (`(?:GET|POST|PATCH|DELETE) .*?`) \|", PAGE, re.MULTILINE)
     named = {
         (method, path.replace("…", "/api/v1/webhooks").replace("{id}", "{webhook_id}"))
         for cell in cells

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,35 +62,20 @@ def batch(seed: int) -> Batch:
 
 
 def submit(stack: Stack, files: list[bytes], **headers: str) -> dict[str, Any]:
-    """Create the job, as a client does whose server comes back: under one key, until it answers."""
+    """Create the job; under a key, so that asking again creates no other."""
     upload = [("imgs", (f"{n:04d}.jpg", data)) for n, data in enumerate(files)]
-    for _ in range(100):
-        try:
-            answer = stack.api.post("/api/v1/jobs/batch-predict", files=upload, headers=headers)
-        except httpx.TransportError:
-            time.sleep(0.2)
-            continue
-        if answer.status_code != 503:
-            assert answer.status_code == 202, answer.text
-            created: dict[str, Any] = answer.json()
-            return created
-        time.sleep(0.2)
-    raise AssertionError("the API never came back")
+    create = partial(stack.api.post, "/api/v1/jobs/batch-predict", files=upload, headers=headers)
+    return document(stack.insist(create), 202)
 
 
 def job_of(stack: Stack, job_id: str) -> dict[str, Any]:
-    for _ in range(100):
-        try:
-            answer = stack.api.get(f"/api/v1/jobs/{job_id}")
-        except httpx.TransportError:
-            time.sleep(0.1)
-            continue
-        if answer.status_code != 503:
-            assert answer.status_code == 200, answer.text
-            job: dict[str, Any] = answer.json()
-            return job
-        time.sleep(0.1)
-    raise AssertionError("the API never came back")
+    return document(stack.insist(partial(stack.api.get, f"/api/v1/jobs/{job_id}")), 200)
+
+
+def document(answer: httpx.Response, status: int) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    body: dict[str, Any] = answer.json()
+    return body
 
 
 def progress(stack: Stack, job_id: str, patience: float = PATIENCE) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,6 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.flow.absence import images_wait_for_an_absent_worker
@@ -46,7 +45,7 @@ def test_kill_9_at_random_moments_loses_nothing(
         def upload(numbered: tuple[int, bytes]) -> tuple[str, int]:
             number, image = numbered
             time.sleep(max(0.0, began + UPLOADING_SECONDS * number / IMAGES - time.monotonic()))
-            return _persist(stack, image)
+            return sha256(image), stack.insist(lambda: stack.upload(image)).status_code
 
         try:
             with ThreadPoolExecutor(8) as pool:
@@ -66,20 +65,6 @@ def test_kill_9_at_random_moments_loses_nothing(
     # killed between storing a result and logging it leaves no line.
     assert max(finished.values()) == 1
     assert sum(image_hash not in finished for image_hash in images) <= 16
-
-
-def _persist(stack: Stack, image: bytes) -> tuple[str, int]:
-    """Upload until there is an answer, as a client does whose server comes back."""
-    for _ in range(200):
-        try:
-            answer = stack.upload(image)
-        except httpx.TransportError:
-            time.sleep(0.1)
-            continue
-        if answer.status_code != 503:
-            return sha256(image), answer.status_code
-        time.sleep(0.1)
-    raise AssertionError("the API never came back")
 
 
 def _kill_at_random(stack: Stack, uploaded: threading.Event, seed: int, killed: list[str]) -> None:

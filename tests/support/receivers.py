@@ -51,6 +51,19 @@ class SilentReceiver(Receiver):
         raise AssertionError
 
 
+class SlowReceiver(Receiver):
+    """Answers once it may: `asked` is set when it has the first request."""
+
+    def __init__(self, answer: bytes = OK) -> None:
+        super().__init__(answer)
+        self.asked, self.may_answer = asyncio.Event(), asyncio.Event()
+
+    async def reply(self) -> bytes:
+        self.asked.set()
+        await self.may_answer.wait()
+        return self.answer
+
+
 def status(code: int, **headers: str) -> bytes:
     """An answer without a body."""
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Self
 
@@ -176,6 +176,20 @@ class Stack:
             if isinstance(line, dict) and "message" in line:
                 lines.append(line)
         return lines
+
+    def insist(self, ask: Callable[[], httpx.Response]) -> httpx.Response:
+        """Ask as a client does whose server comes back: until there is an answer, and no 503."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            try:
+                answer = ask()
+            except httpx.TransportError:
+                pass
+            else:
+                if answer.status_code != 503:
+                    return answer
+            time.sleep(0.1)
+        raise AssertionError(f"the API never came back:\n{self.log('api')[-4000:]}")
 
     def upload(self, image: bytes) -> httpx.Response:
         return self.api.post("/what/fast", files={"img": ("picture.jpg", image)})

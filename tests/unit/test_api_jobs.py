@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import ClientDisconnect
 
 from app.batch_upload import FIELD
 from core import jobs
@@ -28,8 +29,9 @@ from core.priority import Priority
 from core.records import PUBLIC_TENANT, Annotation, RecordError, Status
 from core.settings import Settings
 from tests.contract.clock import MovableClock
-from tests.support.api import LEASE, NOTHING, Api, api_settings, bearer, open_api
-from tests.support.batches import FORM, archive, form, manifest, part
+from tests.support.api import LEASE, NOTHING, Api, api_settings, bearer, eventually, open_api
+from tests.support.batches import BOUNDARY, FORM, archive, form, manifest, part
+from tests.support.metrics import samples, series
 from tests.support.pictures import picture, png_header, sha256
 from worker.reconciliation import reconcile
 
@@ -622,12 +624,49 @@ async def test_a_client_who_leaves_leaves_no_job(api: Api) -> None:
 
     async def interrupted() -> AsyncIterator[bytes]:
         yield body[: len(body) // 2]
-        raise ConnectionError
+        raise ClientDisconnect
 
-    with pytest.raises(ConnectionError):
-        await api.client.post(CREATE, content=interrupted(), headers={"Content-Type": FORM})
+    answer = await api.client.post(CREATE, content=interrupted(), headers={"Content-Type": FORM})
+    assert answer.status_code == 499
     assert no_jobs(api)
     assert api.service.uploads.in_flight == api.service.uploads.bytes_held == 0
+
+
+async def refused(api: Api, *images: bytes) -> None:
+    """A batch that is refused for its last part, when these images have been stored."""
+    delimiter = f"--{BOUNDARY}\r\n".encode()
+    body = form(*map(part, images), part(b"x", "no such field"))
+    begin, _, end = body.rpartition(delimiter)
+
+    async def all_stored() -> bool:
+        return api.traces().blobs == len(images)
+
+    async def sent() -> AsyncIterator[bytes]:
+        yield begin + delimiter
+        await eventually(all_stored)
+        yield end
+
+    answer = await api.client.post(CREATE, content=sent(), headers={"Content-Type": FORM})
+    assert_problem(answer, 422, "invalid_request")
+    assert no_jobs(api)
+    assert api.traces().blobs == len(images)
+
+
+async def test_what_a_refused_batch_has_stored_need_not_be_sent_again(api: Api) -> None:
+    await refused(api, RED, BLUE)
+    hashes = [sha256(RED), sha256(BLUE)]
+    found = (await api.client.post("/api/v1/images/lookup", json={"image_hashes": hashes})).json()
+    assert (list(found["known"]), found["missing"]) == (hashes, [])
+    job_id = (await by_hash(api, *hashes)).json()["job_id"]
+    assert (await run(api, job_id)).counts.succeeded == 2
+
+
+async def test_what_a_refused_batch_has_stored_can_be_deleted(api: Api) -> None:
+    await refused(api, RED)
+    path = f"/api/v1/images/{sha256(RED)}"
+    assert (await api.client.delete(path)).status_code == 204
+    assert api.traces() == NOTHING
+    assert (await api.client.delete(path)).status_code == 404
 
 
 async def test_where_there_is_no_slot_a_batch_is_refused_unread(
@@ -1017,6 +1056,27 @@ async def test_a_cancelled_job_is_over_and_word_of_it_is_given(api: Api) -> None
     # Again, and nothing changes.
     assert (await api.client.delete(f"{JOBS}/{job_id}")).json() == body
     assert len(api.messages()) == 2
+
+
+async def ended_jobs(api: Api) -> dict[str, float]:
+    """How many jobs the API says that it has ended, by status."""
+    seen = samples((await api.client.get("/metrics")).text)
+    name = "glimpse_jobs_ended_total"
+    return {key: value for key, value in seen.items() if key.startswith(name)}
+
+
+async def test_a_cancelled_job_is_counted_once(api: Api) -> None:
+    cancelled = series("glimpse_jobs_ended_total", status="cancelled")
+    # There from the start, so that the first increase shows; the others are the worker's.
+    assert await ended_jobs(api) == {cancelled: 0}
+    job_id, other, done = [await create(api, image) for image in (RED, BLUE, GREEN)]
+    await run(api, done)
+    cancels = [api.client.delete(f"{JOBS}/{each}") for each in (job_id, job_id, other, done)]
+    answers = await asyncio.gather(*cancels)
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 409]
+    assert (await api.client.delete(f"{JOBS}/{job_id}")).status_code == 200
+    assert (await api.client.delete(f"{JOBS}/{'0' * 32}")).status_code == 404
+    assert await ended_jobs(api) == {cancelled: 2}
 
 
 async def test_a_job_that_has_ended_cannot_be_cancelled(api: Api) -> None:

@@ -5,14 +5,17 @@ import json
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import structlog
 
+from core.clock import rfc3339
 from core.identity import Scope
-from core.webhooks import MOST_WEBHOOKS, parse_secret
+from core.webhooks import MOST_WEBHOOKS, Delivery, Event, parse_secret
 from tests.support.api import Api, api_settings, bearer, open_api, routes_of
 
 URL = "/api/v1/webhooks"
@@ -59,6 +62,7 @@ async def test_a_webhook_is_made_and_its_secret_shown_once(api: Api) -> None:
         "created_by": None,
         "rotated_at": None,
         "previous_expires_at": None,
+        "last_delivery": None,
     }
     one = await api.client.get(f"{URL}/{document['id']}")
     listed = await api.client.get(URL)
@@ -163,7 +167,9 @@ async def test_a_test_is_published_to_the_one_webhook(api: Api) -> None:
 async def test_a_disabled_webhook_says_why_and_is_enabled_again(api: Api) -> None:
     document = await made(api)
     path = f"{URL}/{document['id']}"
-    await api.service.backend.webhooks.disable("public", document["id"], "It answered 410.")
+    told = Delivery(datetime.now(UTC), Event.JOB_FAILED, 410)
+    store = api.service.backend.webhooks
+    assert await store.note("public", document["id"], HOOK, told, gone="It answered 410.")
     shown = (await api.client.get(path)).json()
     assert (shown["enabled"], shown["disabled_reason"]) == (False, "It answered 410.")
     assert shown["disabled_at"] is not None
@@ -174,11 +180,138 @@ async def test_a_disabled_webhook_says_why_and_is_enabled_again(api: Api) -> Non
     assert (await api.client.post(f"{path}/test")).status_code == 202
 
 
+# --- Changes --------------------------------------------------------------------------------------
+
+MERGE_PATCH = "application/merge-patch+json"
+ALL_EVENTS = ["job.cancelled", "job.completed", "job.failed"]
+
+
+async def patch(
+    api: Api, id_: str, body: object, content_type: str = MERGE_PATCH, **headers: str
+) -> httpx.Response:
+    return await api.client.patch(
+        f"{URL}/{id_}",
+        content=body if isinstance(body, bytes) else json.dumps(body).encode(),
+        headers={"Content-Type": content_type, **headers},
+    )
+
+
+async def shown(api: Api, id_: str) -> dict[str, Any]:
+    document: dict[str, Any] = (await api.client.get(f"{URL}/{id_}")).json()
+    return document
+
+
+async def test_a_patch_changes_what_is_in_it_and_nothing_else(api: Api) -> None:
+    before = await made(api, description="Orders")
+    secret = before.pop("secret")
+    steps: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({}, {}),
+        ({"url": HOOK + "2"}, {"url": HOOK + "2"}),
+        ({"events": ["job.failed"]}, {"events": ["job.failed"]}),
+        ({"description": "é"}, {"description": "é"}),
+        # RFC 7396: null takes a member away, and one that is not there has its default.
+        ({"events": None, "description": None}, {"events": ALL_EVENTS, "description": ""}),
+        ({"enabled": None}, {}),
+        ({"url": HOOK, "description": "Orders"}, {"url": HOOK, "description": "Orders"}),
+    ]
+    expected = dict(before)
+    for body, difference in steps:
+        expected |= difference
+        answer = await patch(api, before["id"], body)
+        assert (answer.status_code, answer.json()) == (200, expected), body
+        assert answer.headers["cache-control"] == "no-store"
+        assert await shown(api, before["id"]) == expected
+    assert expected == before
+    stored = await api.service.backend.webhooks.get("public", before["id"])
+    assert stored is not None and stored.secret == parse_secret(secret)
+    as_json = await patch(api, before["id"], {"description": ""}, "application/json; charset=utf-8")
+    assert as_json.status_code == 200
+
+
+async def test_a_patch_turns_a_webhook_off_and_on(api: Api) -> None:
+    document = await made(api)
+    id_ = document["id"]
+    off = (await patch(api, id_, {"enabled": False})).json()
+    assert (off["enabled"], off["disabled_reason"]) == (False, "It was turned off.")
+    assert off["disabled_at"] is not None
+    assert (await patch(api, id_, {"enabled": False})).json() == off
+    assert (await api.client.post(f"{URL}/{id_}/test")).status_code == 409
+    # As the route that enables does: nothing is left of why it was off.
+    on = (await patch(api, id_, {"enabled": True, "events": ["job.failed"]})).json()
+    assert on == {
+        **{name: value for name, value in document.items() if name != "secret"},
+        "events": ["job.failed"],
+    }
+
+
+async def test_what_is_known_of_an_address_is_not_said_of_the_next(api: Api) -> None:
+    id_ = (await made(api))["id"]
+    at = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
+    for told, expected in (
+        (Delivery(at, Event.JOB_FAILED, 500), {"status": 500, "error": None}),
+        (
+            Delivery(at + timedelta(minutes=1), Event.JOB_FAILED, None, "no_answer"),
+            {"status": None, "error": "no_answer"},
+        ),
+    ):
+        assert await api.service.backend.webhooks.note("public", id_, HOOK, told)
+        last = (await shown(api, id_))["last_delivery"]
+        assert last == {"at": rfc3339(told.at), "event": "job.failed", **expected}
+    assert (await patch(api, id_, {"url": HOOK})).json()["last_delivery"] == last
+    assert (await patch(api, id_, {"url": HOOK + "2"})).json()["last_delivery"] is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *({"url": None}, {"url": ""}, {"url": "http://93.184.215.14/"}, {"url": 7}),
+        *({"url": "https://127.0.0.1/"}, {"url": "https://93.184.215.14/" + "a" * 2048}),
+        *({"events": []}, {"events": ["webhook.test"]}, {"events": "job.failed"}),
+        *({"description": "a\nb"}, {"description": "a" * 201}),
+        *({"enabled": "yes"}, {"enabled": 1}),
+        *({"id": "wh_" + "0" * 24}, {"secret": "whsec_AAAA"}, {"tenant": "other"}),
+        *({"last_delivery": None}, {"url": HOOK + "2", "disabled_reason": ""}),
+        *([], None, "text", 7, b"{", b"[" * 10_000),
+    ],
+)
+async def test_a_wrong_patch_changes_nothing(api: Api, body: object) -> None:
+    document = await made(api)
+    answer = await patch(api, document["id"], body)
+    assert answer.status_code == 422, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    document.pop("secret")
+    assert await shown(api, document["id"]) == document
+
+
+@pytest.mark.parametrize("content_type", ["application/json-patch+json", "text/plain", ""])
+async def test_other_kinds_of_patches_are_refused(api: Api, content_type: str) -> None:
+    document = await made(api)
+    answer = await patch(api, document["id"], {"enabled": False}, content_type)
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
+    assert answer.headers["accept-patch"] == MERGE_PATCH
+    assert (await shown(api, document["id"]))["enabled"]
+
+
+async def test_a_line_says_which_webhook_was_changed_and_no_address(
+    api: Api,
+) -> None:
+    id_ = (await made(api))["id"]
+    with structlog.testing.capture_logs() as lines:
+        await patch(api, id_, {"url": HOOK + "2"})
+        await patch(api, id_, {"url": HOOK + "2"})  # nothing changes
+    changed = [line for line in lines if line["event"] == "webhook changed"]
+    assert [(line["webhook"], line["tenant"], line["enabled"]) for line in changed] == [
+        (id_, "public", True)
+    ]
+    assert "token=" not in str(lines)
+
+
 @pytest.mark.parametrize("id_", ["wh_" + "0" * 24, "wh_", "x", "WH_" + "0" * 24, "%00"])
 async def test_what_nobody_has_is_not_found(api: Api, id_: str) -> None:
     answers: list[httpx.Response] = [
         await api.client.get(f"{URL}/{id_}"),
         await api.client.delete(f"{URL}/{id_}"),
+        await patch(api, id_, {"enabled": False}),
         *[await api.client.post(f"{URL}/{id_}/{what}") for what in ("rotate", "test", "enable")],
     ]
     assert {answer.status_code for answer in answers} == {404}
@@ -190,7 +323,7 @@ async def test_only_an_administrator_sees_or_changes_them(
     """Reading as well: the address of a receiver often lets in whoever knows it."""
     async with open_api(api_settings(tmp_path, colour_bundle, api_keys="required")) as api:
         ours = [(m, p) for m, p, _ in routes_of(api.app) if p.startswith(URL)]
-        assert len(ours) == 7
+        assert len(ours) == 8
         others = await api.issue("acme", Scope.CLASSIFY, Scope.READ, Scope.JOBS)
         for method, route in ours:
             path = route.replace("{webhook_id}", "wh_" + "0" * 24)

@@ -5,8 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from core.settings import Settings
 from tests.support.pictures import encode, picture
 from tests.unit.worker_support import running_worker, settings_in, until, write_slow_bundle
 from worker.classifier_pool import ClassifierPool, RemoteClassifier
+from worker.classifier_protocol import GROUP
 from worker.errors import ClassifierLost
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,6 +54,16 @@ def processes(of: int | None = None) -> list[psutil.Process]:
         for child in psutil.Process(of).children()
         if "worker.classifier_process" in child.cmdline()
     ]
+
+
+@contextmanager
+def suspended(*stopped: psutil.Process) -> Iterator[None]:
+    """What is asked of them meanwhile waits for them together."""
+    for process in stopped:
+        process.suspend()
+    yield
+    for process in stopped:
+        process.resume()
 
 
 async def test_answers_come_to_those_who_asked(tmp_path: Path) -> None:
@@ -104,6 +115,36 @@ async def test_a_hang_costs_the_image_that_hangs_and_no_other(tmp_path: Path) ->
         assert not before.is_running()
 
 
+async def test_a_hang_in_company_costs_the_image_that_hangs_and_no_other(tmp_path: Path) -> None:
+    async with pool_of(tmp_path, FOREVER, classify_seconds=1.0) as (_, classifier):
+        await classifier.annotate(BLACK)  # what one takes is known: now they go together
+        with suspended(*processes()):
+            asked = [
+                asyncio.create_task(classifier.annotate(image))
+                for image in (BLACK, WHITE, BLACK, BLACK, BLACK)
+            ]
+            await asyncio.sleep(0.1)
+        before = processes()
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        assert [isinstance(each, ClassifierLost) for each in found] == [
+            *(False, True, False, False, False)
+        ]
+        assert "longer than 1 s" in str(found[1])
+        assert processes() != before
+
+
+async def test_what_nobody_waits_for_is_not_tried_again(tmp_path: Path) -> None:
+    async with pool_of(tmp_path, FOREVER, classify_seconds=1000) as (_, classifier):
+        leaving = [asyncio.create_task(classifier.annotate(WHITE)) for _ in range(2)]
+        staying = asyncio.create_task(classifier.annotate(BLACK))
+        await asyncio.sleep(0.1)
+        for task in leaving:
+            task.cancel()
+        processes()[0].kill()
+        # A white one would keep the new process for a thousand seconds.
+        assert len(await asyncio.wait_for(staying, 60)) == 5
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
 async def test_a_crash_costs_the_image_in_work_and_no_other(
     tmp_path: Path, how: signal.Signals
@@ -117,6 +158,19 @@ async def test_a_crash_costs_the_image_in_work_and_no_other(
         with pytest.raises(ClassifierLost):
             await crashing
         assert len(await asyncio.gather(*behind)) == 5
+
+
+async def test_more_images_are_at_hand_for_a_fast_model_than_for_a_slow_one(
+    tmp_path: Path,
+) -> None:
+    async with pool_of(tmp_path, rounds=1500, worker_concurrency=2) as (pool, classifier):
+        assert pool.at_hand() == 2 * 2
+        for _ in range(2):
+            await asyncio.gather(*(classifier.annotate(BLACK) for _ in range(2)))
+        assert pool.at_hand() == 2 * 2 * GROUP
+        for _ in range(3):  # one slow picture is not yet a slow model
+            await asyncio.gather(*(classifier.annotate(WHITE) for _ in range(2)))
+        assert pool.at_hand() == 2 * 2
 
 
 async def test_a_caller_that_goes_away_harms_nobody(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import socket
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
+from contextlib import AsyncExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,22 @@ import pytest
 
 from app import event_stream, live_events, patience
 from app.event_stream import encode
-from app.image_service import service_in
 from app.live_events import Event, Kind
-from app.main import create_app
-from app.server import Server
 from core.identity import Scope
 from core.records import RecordError, Status
-from core.settings import Settings
 from tests.support.api import LEASE, Api, api_settings, bearer, eventually, open_api, serve_api
 from tests.support.event_streams import Received, everything, reading
+from tests.support.live_streams import (
+    PATIENCE,
+    connected,
+    opened,
+    released,
+    serve_streams,
+    stoppable,
+)
 from tests.support.metrics import samples, series
 from tests.support.pictures import picture, sha256
-from tests.support.server import serving
 
-PATIENCE = 30.0
 UNKNOWN = "0" * 64
 
 
@@ -39,15 +41,8 @@ def path_of(image: bytes) -> str:
 
 @pytest.fixture
 async def served(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
-    async with serve_api(api_settings(tmp_path, colour_bundle)) as (api, _):
+    async with serve_streams(api_settings(tmp_path, colour_bundle)) as api:
         yield api
-        # Whatever a test did: its streams are gone, and nothing looks for them.
-        await eventually(lambda: released(api))
-
-
-async def released(api: Api) -> bool:
-    service = api.service
-    return (len(service.streams), len(service.watcher), service.watcher.running) == (0, 0, False)
 
 
 async def uploaded(api: Api, seed: int = 0) -> bytes:
@@ -395,10 +390,6 @@ async def test_who_leaves_is_forgotten(served: Api) -> None:
         await eventually(lambda: released(served))
 
 
-async def opened(api: Api, streams: int) -> bool:
-    return len(api.service.streams) == streams
-
-
 async def test_who_reads_nothing_is_dropped_and_holds_nothing_up(
     tmp_path: Path, colour_bundle: Path, short: Callable[[Any, str, float], None]
 ) -> None:
@@ -426,10 +417,6 @@ async def flood(api: Api, image: bytes) -> None:
     claim = await api.records.claim(api.key(sha256(image)), LEASE)
     assert claim is not None
     assert await api.records.fail(claim, RecordError("long", "x" * 8_000_000, retryable=True))
-
-
-async def connected(server: Server, connections: int) -> bool:
-    return len(server.server_state.connections) == connections
 
 
 # --- Limits, and the end. -------------------------------------------------------------------------
@@ -462,17 +449,6 @@ async def test_a_stream_ends_in_time_and_goes_on_where_it_was(
         await api.succeed(sha256(image))
         (last,) = await everything(api.client, path_of(image), first[-1].id)
         assert last.event == "complete"
-
-
-@asynccontextmanager
-async def stoppable(settings: Settings) -> AsyncIterator[tuple[Server, Api]]:
-    """As `serve_api`, with the server."""
-    server = Server(settings, app := create_app(settings))
-    async with (
-        serving(server) as port,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as client,
-    ):
-        yield server, Api(app, client, service_in(app), settings)
 
 
 async def test_a_stop_closes_streams_and_is_not_held_up_by_them(

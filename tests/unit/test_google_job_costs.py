@@ -11,6 +11,7 @@ import grpc.aio
 import pytest
 
 from core import jobs
+from core.backends.google.datastore import Datastore
 from core.backends.google.jobs import DatastoreJobStore
 from core.jobs import ItemState, JobItem, JobKey, new_job
 
@@ -57,10 +58,11 @@ async def store(
     emulator_addresses: dict[str, str], meter: Meter
 ) -> AsyncIterator[DatastoreJobStore]:
     address = emulator_addresses["DATASTORE_EMULATOR_HOST"]
-    async with grpc.aio.insecure_channel(address, interceptors=[meter]) as channel:
-        store = DatastoreJobStore(channel, f"test-{secrets.token_hex(4)}")
-        yield store
-        await store.close()
+    async with (
+        grpc.aio.insecure_channel(address, interceptors=[meter]) as channel,
+        Datastore(channel, f"test-{secrets.token_hex(4)}", "job store") as datastore,
+    ):
+        yield DatastoreJobStore(datastore)
 
 
 async def test_an_item_costs_two_writes_and_its_reads(

@@ -11,6 +11,7 @@ import grpc.aio
 import pytest
 from google.cloud.datastore_v1.types import LookupRequest, LookupResponse
 
+from core.backends.google.datastore import Datastore
 from core.backends.google.entities import Keys, entity_of
 from core.backends.google.records import DatastoreRecordStore
 from core.clock import utc_now
@@ -69,10 +70,11 @@ async def served(datastore: LazyDatastore) -> AsyncIterator[DatastoreRecordStore
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            store = DatastoreRecordStore(channel, PROJECT)
-            yield store
-            await store.close()
+        async with (
+            grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+            Datastore(channel, PROJECT, "record store") as database,
+        ):
+            yield DatastoreRecordStore(database)
     finally:
         await server.stop(None)
 
@@ -92,3 +94,10 @@ async def test_a_server_that_answers_nothing_is_unavailable() -> None:
     async with served(LazyDatastore(0)) as store:
         with pytest.raises(Unavailable):
             await store.get_many([key_of(1)])
+
+
+async def test_a_store_whose_database_is_closed_is_unavailable() -> None:
+    async with served(LazyDatastore(1)) as store:
+        assert await store.get(key_of(1)) is not None
+    with pytest.raises(Unavailable, match="The record store is closed"):
+        await store.get(key_of(1))

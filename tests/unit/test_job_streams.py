@@ -6,11 +6,10 @@ import logging
 import random
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from starlette.routing import WebSocketRoute
 from websockets.asyncio.client import ClientConnection, connect
@@ -18,9 +17,6 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from app import live_events, patience
 from app.http_protocol import HEAD_BYTES
-from app.image_service import service_in
-from app.main import create_app
-from app.server import Server
 from core import jobs
 from core.backends import Backend
 from core.clock import utc_now
@@ -31,22 +27,21 @@ from core.route_access import check_every_route
 from tests.support.api import Api, api_settings, bearer, eventually, serve_api, sockets_of
 from tests.support.event_streams import Received, everything, reading
 from tests.support.jobs import MODEL, job_of, running_job, settle
+from tests.support.live_streams import (
+    PATIENCE,
+    connected,
+    opened,
+    released,
+    serve_streams,
+    stoppable,
+)
 from tests.support.metrics import samples, series
-from tests.support.server import serving
-
-PATIENCE = 30.0
 
 
 @pytest.fixture
 async def served(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
-    async with serve_api(api_settings(tmp_path, colour_bundle)) as (api, _):
+    async with serve_streams(api_settings(tmp_path, colour_bundle)) as api:
         yield api
-        await eventually(lambda: released(api))
-
-
-async def released(api: Api) -> bool:
-    watcher = api.app.state.job_watcher
-    return (len(api.service.streams), len(watcher), watcher.running) == (0, 0, False)
 
 
 def backend_of(api: Api) -> Backend:
@@ -446,17 +441,6 @@ async def test_a_socket_ends_in_time(tmp_path: Path, colour_bundle: Path) -> Non
         assert (code, [message["event"] for message in said]) == (1012, ["update"])
 
 
-@asynccontextmanager
-async def stoppable(tmp_path: Path, bundle: Path) -> AsyncIterator[tuple[Server, Api]]:
-    settings = api_settings(tmp_path, bundle, shutdown_seconds=3600.0)
-    server = Server(settings, app := create_app(settings))
-    async with (
-        serving(server) as port,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as client,
-    ):
-        yield server, Api(app, client, service_in(app), settings)
-
-
 def mute_socket(api: Api, key: JobKey) -> socket.socket:
     """One that completes the handshake and reads nothing of what follows."""
     mute = socket.create_connection(("127.0.0.1", api.client.base_url.port or 0))
@@ -475,19 +459,12 @@ async def flood(api: Api, key: JobKey) -> None:
     assert await backend_of(api).jobs.change(key, lambda job, now: jobs.failed(job, long, now))
 
 
-async def opened(api: Api, streams: int) -> bool:
-    return len(api.service.streams) == streams
-
-
-async def connected(server: Server, connections: int) -> bool:
-    return len(server.server_state.connections) == connections
-
-
 async def test_a_socket_that_reads_nothing_is_dropped(
     tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(patience, "STALL_SECONDS", 1.0)
-    async with stoppable(tmp_path, colour_bundle) as (server, api):
+    settings = api_settings(tmp_path, colour_bundle, shutdown_seconds=3600.0)
+    async with stoppable(settings) as (server, api):
         key = await running_job(backend_of(api))
         with mute_socket(api, key):
             await eventually(lambda: opened(api, 1))
@@ -500,8 +477,9 @@ async def test_a_stop_closes_sockets_and_is_not_held_up_by_them(
     tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(patience, "STALL_SECONDS", 3600.0)
+    settings = api_settings(tmp_path, colour_bundle, shutdown_seconds=3600.0)
     async with AsyncExitStack() as stack:
-        server, api = await stack.enter_async_context(stoppable(tmp_path, colour_bundle))
+        server, api = await stack.enter_async_context(stoppable(settings))
         key, other = await running_job(backend_of(api)), await running_job(backend_of(api))
         sockets = [
             await stack.enter_async_context(connect(socket_of(api, key.id))) for _ in range(10)

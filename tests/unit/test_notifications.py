@@ -19,16 +19,29 @@ import standardwebhooks
 from blockbuster import blockbuster_ctx
 
 from core import jobs
+from core.backends import Backend, open_backend
+from core.clock import Clock
 from core.dead_letters.replay import Replay
 from core.dead_letters.replay import replay as replay_letter
 from core.errors import Overloaded, Unavailable
 from core.jobs import Counts, Job, JobKey, JobStatus, new_job, new_job_id
 from core.messages import Notify
 from core.settings import Settings
-from core.webhooks import JOB_EVENTS, Event, Webhook, new_secret, new_webhook_id, secret_text
+from core.webhooks import (
+    JOB_EVENTS,
+    Change,
+    Delivery,
+    Event,
+    Webhook,
+    new_secret,
+    new_webhook_id,
+    secret_text,
+)
+from tests.contract.clock import MovableClock
 from tests.support.mail import Mailbox, mail_server
 from tests.support.pictures import picture
-from tests.support.receivers import Receiver, SilentReceiver, listening, status
+from tests.support.receivers import Receiver, SilentReceiver, SlowReceiver, listening, status
+from tests.unit.faults import watched
 from tests.unit.worker_support import RunningWorker, running_worker, settings_in
 from worker.receiver_places import ReceiverPlaces
 
@@ -120,7 +133,7 @@ async def test_one_message_goes_to_each_who_wants_to_hear_of_it(worker: RunningW
         worker, "https://93.184.215.14/b", events=frozenset({Event.JOB_FAILED})
     )
     disabled = await hook_at(worker, "https://93.184.215.14/c")
-    await worker.backend.webhooks.disable(TENANT, disabled.id, "gone")
+    await worker.backend.webhooks.change(TENANT, disabled.id, Change(enabled=False))
     await hook_at(worker, "https://93.184.215.14/d", tenant="other")
     job = await ended_job(worker, notify_email="ada@example.com")
     answer = await push(worker, Notify(TENANT, job.key.id, "job.completed"))
@@ -259,6 +272,90 @@ async def test_a_receiver_who_is_gone_is_not_told_again(worker: RunningWorker) -
     assert "410" in stored.disabled_reason
 
 
+async def last_delivery(worker: RunningWorker, webhook: Webhook) -> Delivery | None:
+    stored = await worker.backend.webhooks.get(TENANT, webhook.id)
+    assert stored is not None
+    return stored.last_delivery
+
+
+async def test_each_kind_of_end_is_noted_for_the_webhooks_owner(tmp_path: Path) -> None:
+    clock, receiver, silent = MovableClock(), Receiver(), SilentReceiver()
+    async with (
+        running_worker(settings_for(tmp_path), clock) as worker,
+        listening(receiver.serve) as port,
+        listening(silent.serve) as mute,
+    ):
+        webhook, job = await hook_at(worker, port), await ended_job(worker)
+        assert await last_delivery(worker, webhook) is None
+
+        async def told(code: int) -> Delivery | None:
+            receiver.answer = status(code)
+            await tell(worker, webhook, job)
+            return await last_delivery(worker, webhook)
+
+        first = clock()
+        good = Delivery(first, Event.JOB_COMPLETED, 200)
+        assert await told(200) == good
+        # Success upon success is noted once a minute; whatever else happens, at once.
+        clock.move(59)
+        assert await told(204) == good
+        assert await told(500) == Delivery(clock(), Event.JOB_COMPLETED, 500)
+        assert await told(200) == Delivery(clock(), Event.JOB_COMPLETED, 200)
+        clock.move(60)
+        assert await told(204) == Delivery(clock(), Event.JOB_COMPLETED, 204)
+        clock.move(1)
+        await push(worker, Notify(TENANT, new_job_id(), Event.TEST, webhook.id))
+        assert await last_delivery(worker, webhook) == Delivery(clock(), Event.TEST, 204)
+        assert await told(410) == Delivery(clock(), Event.JOB_COMPLETED, 410)
+        unheard = await hook_at(worker, mute)
+        await tell(worker, unheard, job)
+        no_answer = Delivery(clock(), Event.JOB_COMPLETED, error="no_answer")
+        assert await last_delivery(worker, unheard) == no_answer
+
+
+async def test_a_receiver_that_left_an_address_does_not_disable_the_next(
+    worker: RunningWorker,
+) -> None:
+    """Its 410 was on the way while the webhook was given another URL."""
+    async with asyncio.timeout(30):
+        receiver = SlowReceiver(status(410))
+        async with listening(receiver.serve) as port:
+            webhook = await hook_at(worker, port)
+            telling = asyncio.create_task(tell(worker, webhook, await ended_job(worker)))
+            await receiver.asked.wait()
+            moved = Change(url="https://example.com/next")
+            assert await worker.backend.webhooks.change(TENANT, webhook.id, moved) is not None
+            receiver.may_answer.set()
+            assert (await telling).status_code == 204
+    stored = await worker.backend.webhooks.get(TENANT, webhook.id)
+    assert stored is not None and stored.enabled
+    assert stored.last_delivery is None
+
+
+async def test_a_delivery_that_cannot_be_noted_was_one_all_the_same(tmp_path: Path) -> None:
+    async def fault(name: str, after: bool) -> None:
+        if name == "webhooks.note":
+            raise Unavailable("A fault was injected.")
+
+    @asynccontextmanager
+    async def faulty(settings: Settings, clock: Clock) -> AsyncIterator[Backend]:
+        async with open_backend(settings, clock) as backend:
+            yield watched(backend, fault)
+
+    receiver = Receiver()
+    async with (
+        running_worker(settings_for(tmp_path), opener=faulty) as worker,
+        listening(receiver.serve) as port,
+    ):
+        webhook, job = await hook_at(worker, port), await ended_job(worker)
+        assert (await tell(worker, webhook, job)).status_code == 204
+        assert await last_delivery(worker, webhook) is None
+        assert count(worker, "webhook", "delivered") == 1
+        # The end of a webhook must not be lost.
+        receiver.answer = status(410)
+        assert (await tell(worker, webhook, job)).status_code == 503
+
+
 async def test_a_deleted_webhook_is_told_nothing_of_what_was_on_its_way(
     worker: RunningWorker,
 ) -> None:
@@ -298,6 +395,8 @@ async def test_a_private_address_is_never_connected_to_and_kept_as_a_dead_letter
                 assert (await tell(worker, webhook, job)).status_code == 204, url
             letters = await worker.letters(TENANT)
             assert len(letters) == number, "one letter, however often the message came"
+            noted = await last_delivery(worker, webhook)
+            assert noted is not None and noted.error in ("private_address", "invalid_request"), url
             (letter,) = (each for each in letters if each.attributes["target"] == webhook.id)
             malformed = url == urls[-1] or "127.1:" in url
             assert letter.code == ("invalid_request" if malformed else "private_address")

@@ -13,7 +13,7 @@ HIGH, NORMAL, LOW = Priority
 
 async def served(arrivals: Sequence[Priority], size: int = 1) -> list[int]:
     """The order in which these, who all arrive while every place is taken, have their turns."""
-    places, order = PriorityPlaces(size), list[int]()
+    places, order = PriorityPlaces(lambda: size), list[int]()
     release = asyncio.Event()
 
     async def hold() -> None:
@@ -51,7 +51,7 @@ async def test_the_least_urgent_move_as_well() -> None:
 
 @pytest.mark.parametrize("size", [1, 3])
 async def test_no_more_are_inside_than_there_are_places(size: int) -> None:
-    places, inside, most = PriorityPlaces(size), 0, 0
+    places, inside, most = PriorityPlaces(lambda: size), 0, 0
 
     async def enter(priority: Priority) -> None:
         nonlocal inside, most
@@ -67,7 +67,7 @@ async def test_no_more_are_inside_than_there_are_places(size: int) -> None:
 
 async def test_who_gives_up_takes_no_place_along() -> None:
     """In the line, or in the very moment in which its turn comes."""
-    places = PriorityPlaces(1)
+    places = PriorityPlaces(lambda: 1)
     release = asyncio.Event()
 
     async def hold(priority: Priority) -> None:
@@ -94,3 +94,54 @@ async def test_who_gives_up_takes_no_place_along() -> None:
     await asyncio.gather(keeper, unlucky, return_exceptions=True)
     async with asyncio.timeout(5), places.at(LOW):
         pass
+
+
+async def test_more_are_let_in_once_there_are_more_places_and_fewer_once_there_are_fewer() -> None:
+    size = 1
+    places, inside = PriorityPlaces(lambda: size), set[int]()
+    leave = [asyncio.Event() for _ in range(8)]
+
+    async def enter(number: int) -> None:
+        async with places.at(HIGH):
+            inside.add(number)
+            await leave[number].wait()
+        inside.remove(number)
+
+    async def left(*numbers: int) -> set[int]:
+        for number in numbers:
+            leave[number].set()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return inside
+
+    tasks = [asyncio.create_task(enter(number)) for number in range(8)]
+    assert await left() == {0}
+    size = 3
+    assert await left() == {0}
+    assert await left(0) == {1, 2, 3}
+    size = 2
+    assert await left(1) == {2, 3}
+    assert await left(2) == {3, 4}
+    assert await left(3, 4) == {5, 6}
+    await left(5, 6, 7)
+    await asyncio.gather(*tasks)
+
+
+async def test_who_comes_waits_behind_those_who_wait_though_a_place_is_free() -> None:
+    size, order = 1, list[int]()
+    places, release = PriorityPlaces(lambda: size), asyncio.Event()
+
+    async def enter(number: int) -> None:
+        async with places.at(HIGH):
+            order.append(number)
+            await release.wait()
+
+    tasks = [asyncio.create_task(enter(number)) for number in range(2)]
+    await asyncio.sleep(0)
+    size = 2
+    tasks.append(asyncio.create_task(enter(2)))
+    await asyncio.sleep(0)
+    assert order == [0]
+    release.set()
+    await asyncio.gather(*tasks)
+    assert order == [0, 1, 2]

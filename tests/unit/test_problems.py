@@ -36,7 +36,7 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
         kind: type[GlimpseError] = getattr(errors, name)
         raise kind("What happened.", extra={"more": 1})
 
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client
 

@@ -12,10 +12,10 @@ import pytest
 
 from core.backends.embedded import open_queue_store
 from core.backends.embedded.database import Database, Schema
-from core.backends.embedded.push_client import PushClient
 from core.backends.embedded.queue import PushQueue, lane_sizes
 from core.backends.embedded.queue_store import Outcome, QueueStore, Refused, Room
 from core.backends.embedded.times import to_micros
+from core.backends.push_client import PushClient
 from core.channels import ALL_CHANNELS, DEAD_LETTERS, IMAGES, NOTIFICATIONS, Channel, Lane
 from core.clock import utc_now
 from core.messages import ClassifyImage, PushEnvelope

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from core.backends import open_usage
 from core.records import RecordKey, Status
 from core.settings import Settings
+from core.usage import Usage
 from tests.support.pictures import picture
 from tests.unit.worker_support import RunningWorker, running_worker, settings_in
 from worker.reconciliation import OUTCOMES, reconcile
@@ -55,7 +57,7 @@ def published(settings: Settings) -> int:
 
 
 def counts(**changes: int) -> dict[str, int]:
-    return dict.fromkeys(OUTCOMES, 0) | changes
+    return dict.fromkeys((*OUTCOMES, "usage_purged"), 0) | changes
 
 
 async def swept(worker: RunningWorker) -> dict[str, int]:
@@ -195,3 +197,27 @@ async def test_old_dead_letters_are_purged(worker: RunningWorker, now: Now) -> N
     now.pass_(2)
     assert (await swept(worker))["purged"] == 1
     assert await worker.letters() == []
+
+
+async def test_counts_of_keys_are_kept_for_so_many_days(
+    worker: RunningWorker, settings: Settings, now: Now
+) -> None:
+    today = now().date()
+    kept = Usage("acme", "key1", today, 1)
+    async with open_usage(settings) as usage:
+        await usage.add([kept, Usage("acme", "key1", today - timedelta(days=1), 1)])
+        now.pass_(399 * 24 * 3600)
+        assert (await swept(worker))["usage_purged"] == 0
+        now.pass_(24 * 3600)
+        assert (await swept(worker))["usage_purged"] == 1
+        assert await usage.read("acme", today - timedelta(days=1)) == [kept]
+        now.pass_(24 * 3600)
+        assert (await swept(worker))["usage_purged"] == 1
+        assert await usage.read("acme", today - timedelta(days=1)) == []
+
+
+async def test_a_worker_needs_no_secret_of_the_keys(
+    worker: RunningWorker, settings: Settings
+) -> None:
+    assert (await worker.client.post("/reconcile")).status_code == 200
+    assert not (settings.data_dir / "key.secret").exists()

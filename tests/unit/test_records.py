@@ -8,7 +8,7 @@ import asyncio
 import tempfile
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ from hypothesis.stateful import (
 from core import records
 from core.backends.embedded.database import Database
 from core.backends.embedded.records import SCHEMA, SqliteRecordStore
+from core.backends.transitions import RecordTransitions, Transition
 from core.records import Annotation, Claim, Record, RecordError, RecordKey, Status
 from tests.contract.clock import MovableClock
 
@@ -44,50 +45,29 @@ ORDER = {
 }
 
 
-class PureStore:
-    """The port's transitions on one record in memory: `core.records` and nothing else."""
+class PureStore(RecordTransitions):
+    """The port's transitions on one record in memory."""
 
     def __init__(self, clock: MovableClock) -> None:
         self.clock = clock
         self.record: Record | None = None
 
-    def _take(self, after: Record | None) -> bool:
-        self.record = after or self.record
-        return after is not None
-
     async def get(self, key: RecordKey) -> Record | None:
         return self.record
 
     async def create(self, record: Record) -> bool:
-        return self.record is None and self._take(record)
+        if self.record is not None:
+            return False
+        self.record = record
+        return True
 
-    async def advance(self, key: RecordKey, from_: Status, to: Status) -> bool:
-        return self._take(records.advanced(self._now(), from_, to, self.clock()))
-
-    async def claim(self, key: RecordKey, lease: timedelta) -> Claim | None:
-        if self._take(records.claimed(self._now(), self.clock(), lease)):
-            return records.claim_of(self._now())
-        return None
-
-    async def complete(self, claim: Claim, annotations: tuple[Annotation, ...]) -> bool:
-        return self._take(records.completed(self._now(), claim, annotations, self.clock()))
-
-    async def fail(self, claim_or_key: Claim | RecordKey, error: RecordError) -> bool:
-        claim = claim_or_key if isinstance(claim_or_key, Claim) else None
-        return self._take(records.failed(self._now(), claim, error, self.clock()))
-
-    async def release(self, claim: Claim) -> bool:
-        return self._take(records.released(self._now(), claim, self.clock()))
-
-    async def retry(self, key: RecordKey) -> bool:
-        return self._take(records.retried(self._now(), self.clock()))
-
-    async def touch(self, key: RecordKey, before: datetime) -> bool:
-        return self._take(records.touched(self._now(), before, self.clock()))
-
-    def _now(self) -> Record:
+    async def _apply(
+        self, key: RecordKey, transition: Transition[Record], *, durable: bool
+    ) -> Record | None:
         assert self.record is not None
-        return self.record
+        after = transition(self.record, self.clock())
+        self.record = after or self.record
+        return after
 
 
 class Transitions(RuleBasedStateMachine):

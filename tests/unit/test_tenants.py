@@ -262,10 +262,11 @@ async def making_webhooks(world: World) -> None:
     assert [each["id"] for each in listed] == [theirs]
 
 
-async def others_webhooks(world: World, method: str, path: str) -> None:
+async def others_webhooks(world: World, method: str, path: str, **options: Any) -> None:
     theirs = await adas_webhook(world)
     before = await world.api.service.backend.webhooks.get("ada", theirs)
-    await world.same_refusal(method, path.format(theirs), path.format("wh_" + "0" * 24))
+    nobodys = path.format("wh_" + "0" * 24)
+    await world.same_refusal(method, path.format(theirs), nobodys, **options)
     assert await world.api.service.backend.webhooks.get("ada", theirs) == before
 
 
@@ -308,6 +309,9 @@ CASES: dict[tuple[str, str], Callable[[World], Awaitable[None]]] = {
     ("GET", JOBS + "/{job_id}/stream"): lambda w: others_job_streams(w, JOBS + "/{}/stream"),
     ("GET", HOOKS): listing_webhooks,
     ("POST", HOOKS): making_webhooks,
+    ("PATCH", HOOKS + "/{webhook_id}"): lambda w: others_webhooks(
+        w, "PATCH", HOOKS + "/{}", json={"enabled": False}
+    ),
     **{
         (method, HOOKS + path.replace("{}", "{webhook_id}")): partial(
             others_webhooks, method=method, path=HOOKS + path

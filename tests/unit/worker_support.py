@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from core.backends import Backend
+from core.backends import Backend, BackendOpener, open_backend
 from core.channels import Channel
 from core.clock import Clock, rfc3339, utc_now
 from core.dead_letters.letter import DeadLetter, LetterFilter
@@ -139,9 +139,9 @@ class RunningWorker:
 
 @asynccontextmanager
 async def running_worker(
-    settings: Settings, clock: Clock = utc_now
+    settings: Settings, clock: Clock = utc_now, opener: BackendOpener = open_backend
 ) -> AsyncIterator[RunningWorker]:
-    app = create_app(settings, clock)
+    app = create_app(settings, clock, opener)
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://worker") as client:

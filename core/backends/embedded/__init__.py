@@ -28,9 +28,10 @@ from core.backends.key_secret import local_key_secret
 from core.backends.links import LinkSigner, shared_secret
 from core.clock import Clock, utc_now
 from core.errors import Unavailable
+from core.ports import UsageStore
 from core.settings import Settings
 
-WEBHOOKS = "webhooks.db"
+KEYS, WEBHOOKS = "keys.db", "webhooks.db"
 
 
 @asynccontextmanager
@@ -60,10 +61,19 @@ async def open_embedded(settings: Settings, clock: Clock = utc_now) -> AsyncIter
 
 
 @asynccontextmanager
+async def open_embedded_usage(
+    settings: Settings, clock: Clock = utc_now
+) -> AsyncIterator[UsageStore]:
+    """Usage, in the file of the keys. Raises Unavailable."""
+    async with _open(settings, KEYS, keys.SCHEMA) as database:
+        yield SqliteUsageStore(database)
+
+
+@asynccontextmanager
 async def open_embedded_access(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Access]:
     """Keys, limits and usage in a file of their own. Raises Unavailable."""
     secret = await asyncio.to_thread(local_key_secret, settings)
-    async with _open(settings, "keys.db", keys.SCHEMA) as database:
+    async with _open(settings, KEYS, keys.SCHEMA) as database:
         yield Access(
             SqliteKeyStore(database, clock),
             SqliteAllowanceStore(database, clock),

@@ -1,12 +1,11 @@
 """API keys, their limits and their usage in SQLite. `core` decides; these apply it."""
 
 import sqlite3
-from collections.abc import Callable, Sequence
-from datetime import date, datetime, timedelta
+from collections.abc import Sequence
+from datetime import date
 from functools import partial
 from typing import Any
 
-from core import api_keys
 from core.api_keys import ApiKey
 from core.backends.embedded.database import Database, Schema
 from core.backends.embedded.times import (
@@ -15,6 +14,7 @@ from core.backends.embedded.times import (
     moment_or_none,
     to_micros,
 )
+from core.backends.transitions import KeyTransitions, Transition
 from core.clock import Clock, utc_now
 from core.identity import Scope
 from core.limits import Allowance, Grant, Limit, Rate, granted
@@ -87,12 +87,9 @@ _ADD = """
         refused = refused + excluded.refused
 """
 
-# Steps are lambdas with a name (ruff's E731): a type says what a `def` would spell out.
-Step = Callable[[ApiKey, datetime], ApiKey | None]
 
-
-class SqliteKeyStore:
-    """`core.ports.KeyStore`. What lets somebody in or keeps them out is fsynced."""
+class SqliteKeyStore(KeyTransitions):
+    """`core.ports.KeyStore`. `create` is fsynced, and so is what `KeyTransitions` calls durable."""
 
     def __init__(self, database: Database, clock: Clock = utc_now) -> None:
         self._database = database
@@ -117,26 +114,17 @@ class SqliteKeyStore:
 
         return await self._database.read(select)
 
-    async def rotate(self, key_id: str, digest: bytes, overlap: timedelta) -> ApiKey | None:
-        step: Step = lambda key, now: api_keys.rotated(key, digest, overlap, now)  # noqa: E731
-        return await self._apply(key_id, step, durable=True)
-
-    async def revoke(self, key_id: str) -> bool:
-        return await self._apply(key_id, api_keys.revoked, durable=True) is not None
-
-    async def touch(self, key_id: str, at: datetime) -> bool:
-        step: Step = lambda key, now: api_keys.touched(key, at)  # noqa: E731
-        return await self._apply(key_id, step, durable=False) is not None
-
-    async def _apply(self, key_id: str, step: Step, *, durable: bool) -> ApiKey | None:
-        def change(connection: sqlite3.Connection) -> ApiKey | None:
-            before = _select(connection, key_id)
-            after = None if before is None else step(before, self._clock())
+    async def _apply(
+        self, key: str, transition: Transition[ApiKey], *, durable: bool
+    ) -> ApiKey | None:
+        def apply(connection: sqlite3.Connection) -> ApiKey | None:
+            before = _select(connection, key)
+            after = None if before is None else transition(before, self._clock())
             if after is not None:
                 connection.execute(_REPLACE, _row_of(after))
             return after
 
-        return await self._database.write(change, durable=durable)
+        return await self._database.write(apply, durable=durable)
 
 
 class SqliteAllowanceStore:
@@ -194,6 +182,16 @@ class SqliteUsageStore:
             ]
 
         return await self._database.read(select)
+
+    async def purge(self, before: date, limit: int) -> int:
+        def purge(connection: sqlite3.Connection) -> int:
+            return connection.execute(
+                "DELETE FROM usage WHERE (tenant, day, key_id) IN"
+                " (SELECT tenant, day, key_id FROM usage WHERE day < ? LIMIT ?)",
+                (before.isoformat(), limit),
+            ).rowcount
+
+        return await self._database.write(purge, durable=False)
 
 
 def _select(connection: sqlite3.Connection, key_id: str) -> ApiKey | None:

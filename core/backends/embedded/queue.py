@@ -20,7 +20,6 @@ import structlog
 import uvloop
 
 from core.backends.embedded import open_queue_store
-from core.backends.embedded.push_client import NoAnswer, NotReached, PushClient
 from core.backends.embedded.queue_store import (
     EXPIRED,
     PREFIX,
@@ -34,11 +33,13 @@ from core.backends.embedded.queue_store import (
     Room,
     Unreached,
 )
-from core.backends.embedded.scheduler import call_regularly
+from core.backends.push_client import NoAnswer, NotReached, PushClient
+from core.backends.regular_calls import regular_calls
+from core.background import in_background
 from core.channels import ALL_CHANNELS, CHANNELS, DEAD_LETTERS, Channel, Lane
 from core.clock import Clock, rfc3339, utc_now
 from core.errors import Unavailable
-from core.policy import ACKNOWLEDGING_STATUS, RECONCILE_PATH, SCHEDULE_PATH, DeliveryPolicy
+from core.policy import ACKNOWLEDGING_STATUS, DeliveryPolicy
 from core.settings import Settings, load_settings
 from core.telemetry import configure_logging
 
@@ -112,17 +113,16 @@ class PushQueue:
         freed = await self._store.void_leases()
         if freed:
             log.info("a queue died before this one: its deliveries are repeated", messages=freed)
-        expiry = asyncio.create_task(self._expire_regularly())
         try:
-            while not self._stopping:
-                try:
-                    await self._turn()
-                except Unavailable as unavailable:
-                    log.error("the queue cannot work; it tries again", reason=unavailable.detail)
-                    await asyncio.sleep(1)
+            async with in_background(self._expire_regularly()):
+                while not self._stopping:
+                    try:
+                        await self._turn()
+                    except Unavailable as unavailable:
+                        reason = unavailable.detail
+                        log.error("the queue cannot work; it tries again", reason=reason)
+                        await asyncio.sleep(1)
         finally:
-            expiry.cancel()
-            await asyncio.gather(expiry, return_exceptions=True)
             await self._finish(grace)
 
     # --- Leasing and settling ---------------------------------------------------------------------
@@ -337,16 +337,11 @@ async def serve(settings: Settings) -> None:
         queue = PushQueue(store, client, settings.channel_delivery, sizes)
         for signal_ in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_, queue.stop)
-        scheduler = asyncio.gather(
-            call_regularly(client, RECONCILE_PATH, settings.delivery.reconcile_interval),
-            call_regularly(client, SCHEDULE_PATH, settings.schedule_seconds),
-        )
         log.info("queue delivers", to=settings.push_url, concurrency=settings.push_concurrency)
         try:
-            await queue.run(settings.shutdown_seconds)
+            async with regular_calls(client, settings):
+                await queue.run(settings.shutdown_seconds)
         finally:
-            scheduler.cancel()
-            await asyncio.gather(scheduler, return_exceptions=True)
             log.info("queue stopped")
 
 

@@ -3,19 +3,19 @@
 import json
 import sqlite3
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from typing import Any
 
-from core import records
 from core.backends.embedded import dead_letters, jobs
 from core.backends.embedded.database import Database, Schema
 from core.backends.embedded.times import from_micros, micros_or_null, moment_or_none, to_micros
+from core.backends.transitions import RecordTransitions, Transition
 from core.clock import Clock, utc_now
 from core.priority import Priority
-from core.records import Annotation, Claim, Record, RecordError, RecordKey, Status
+from core.records import Annotation, Record, RecordError, RecordKey, Status
 
 SCHEMA = Schema(
     version=3,
@@ -84,15 +84,11 @@ _STALE = (
     " ORDER BY updated_at LIMIT ?"
 )
 
-Step = Callable[[Record, datetime], Record | None]
 
-
-class SqliteRecordStore:
+class SqliteRecordStore(RecordTransitions):
     """`core.ports.RecordStore` on one SQLite file that several processes may share.
 
-    What a client is promised (create, retry, complete, fail, delete) is fsynced. A power loss may
-    undo the newest `advance`, `claim`, `release` and `touch`: no process that knew of them is left
-    then, and the queue delivers again.
+    `create` and `delete_image` are fsynced, and so is what `RecordTransitions` calls durable.
     """
 
     def __init__(self, database: Database, clock: Clock = utc_now) -> None:
@@ -114,62 +110,6 @@ class SqliteRecordStore:
 
         return await self._database.write(insert, durable=True)
 
-    async def advance(self, key: RecordKey, from_: Status, to: Status) -> bool:
-        step: Step = lambda record, now: records.advanced(record, from_, to, now)  # noqa: E731
-        return await self._apply(key, step, durable=False) is not None
-
-    async def claim(self, key: RecordKey, lease: timedelta) -> Claim | None:
-        step: Step = lambda record, now: records.claimed(record, now, lease)  # noqa: E731
-        record = await self._apply(key, step, durable=False)
-        return None if record is None else records.claim_of(record)
-
-    async def complete(self, claim: Claim, annotations: Sequence[Annotation]) -> bool:
-        step: Step = lambda record, now: records.completed(record, claim, annotations, now)  # noqa: E731
-        return await self._apply(claim.key, step, durable=True) is not None
-
-    async def fail(
-        self,
-        claim_or_key: Claim | RecordKey,
-        error: RecordError,
-        *,
-        submitted_by: datetime | None = None,
-        untouched_since: datetime | None = None,
-        only_for: str = "",
-    ) -> bool:
-        claim = claim_or_key if isinstance(claim_or_key, Claim) else None
-        key = claim_or_key.key if isinstance(claim_or_key, Claim) else claim_or_key
-
-        def step(record: Record, now: datetime) -> Record | None:
-            return records.failed(
-                record,
-                claim,
-                error,
-                now,
-                submitted_by=submitted_by,
-                untouched_since=untouched_since,
-                only_for=only_for,
-            )
-
-        return await self._apply(key, step, durable=True) is not None
-
-    async def release(self, claim: Claim, error: RecordError | None = None) -> bool:
-        step: Step = lambda record, now: records.released(record, claim, now, error)  # noqa: E731
-        return await self._apply(claim.key, step, durable=False) is not None
-
-    async def retry(
-        self, key: RecordKey, priority: Priority = Priority.HIGH, job: str = ""
-    ) -> bool:
-        step: Step = lambda record, now: records.retried(record, now, priority, job)  # noqa: E731
-        return await self._apply(key, step, durable=True) is not None
-
-    async def want(self, key: RecordKey, priority: Priority, job: str = "") -> bool:
-        step: Step = lambda record, now: records.wanted(record, priority, job)  # noqa: E731
-        return await self._apply(key, step, durable=True) is not None
-
-    async def touch(self, key: RecordKey, before: datetime) -> bool:
-        step: Step = lambda record, now: records.touched(record, before, now)  # noqa: E731
-        return await self._apply(key, step, durable=False) is not None
-
     async def stale(self, before: datetime, limit: int) -> list[Record]:
         def select(connection: sqlite3.Connection) -> list[Record]:
             rows = connection.execute(_STALE, (to_micros(before), limit)).fetchall()
@@ -188,17 +128,17 @@ class SqliteRecordStore:
     async def ping(self) -> None:
         await self._database.read(lambda connection: connection.execute("SELECT 1 FROM records"))
 
-    async def _apply(self, key: RecordKey, step: Step, *, durable: bool) -> Record | None:
-        """Read, decide and write in one transaction; None where refused or unknown."""
-
-        def transition(connection: sqlite3.Connection) -> Record | None:
+    async def _apply(
+        self, key: RecordKey, transition: Transition[Record], *, durable: bool
+    ) -> Record | None:
+        def apply(connection: sqlite3.Connection) -> Record | None:
             before = _select(connection, key)
-            after = None if before is None else step(before, self._clock())
+            after = None if before is None else transition(before, self._clock())
             if after is not None:
                 connection.execute(_UPDATE, (*_state_of(after), *_key_of(key)))
             return after
 
-        return await self._database.write(transition, durable=durable)
+        return await self._database.write(apply, durable=durable)
 
 
 def _select(connection: sqlite3.Connection, key: RecordKey) -> Record | None:

@@ -4,18 +4,16 @@
 """
 
 import sqlite3
-from collections.abc import Callable
-from datetime import datetime, timedelta
 from typing import Any
 
-from core import webhooks
 from core.backends.embedded.database import Database, Schema
 from core.backends.embedded.times import from_micros, micros_or_null, moment_or_none, to_micros
+from core.backends.transitions import Transition, WebhookTransitions
 from core.clock import Clock, utc_now
-from core.webhooks import Event, Webhook
+from core.webhooks import Delivery, Event, Webhook
 
 SCHEMA = Schema(
-    version=1,
+    version=2,
     statements=(
         """
         CREATE TABLE webhooks (
@@ -32,27 +30,38 @@ SCHEMA = Schema(
             previous_expires_at INTEGER,
             disabled_at         INTEGER,
             disabled_reason     TEXT NOT NULL,
+            delivered_at        INTEGER,            -- the last delivery, as these four
+            delivered_event     TEXT,
+            delivered_status    INTEGER,
+            delivered_error     TEXT,
             PRIMARY KEY (tenant, id)
         ) WITHOUT ROWID
         """,
     ),
+    upgrades={
+        1: (
+            "ALTER TABLE webhooks ADD COLUMN delivered_at INTEGER",
+            "ALTER TABLE webhooks ADD COLUMN delivered_event TEXT",
+            "ALTER TABLE webhooks ADD COLUMN delivered_status INTEGER",
+            "ALTER TABLE webhooks ADD COLUMN delivered_error TEXT",
+        )
+    },
 )
 
 _COLUMNS = (
     "tenant, id, owner, url, events, secret, created_at, description, rotated_at,"
-    " previous_secret, previous_expires_at, disabled_at, disabled_reason"
+    " previous_secret, previous_expires_at, disabled_at, disabled_reason,"
+    " delivered_at, delivered_event, delivered_status, delivered_error"
 )
 # ruff's S608 warns of values pasted into SQL; these are constants pasted into constants.
 _SELECT = f"SELECT {_COLUMNS} FROM webhooks WHERE tenant = ?"  # noqa: S608
-_VALUES = "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_VALUES = "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT = f"INSERT INTO webhooks ({_COLUMNS}) {_VALUES} ON CONFLICT DO NOTHING"
 _REPLACE = f"REPLACE INTO webhooks ({_COLUMNS}) {_VALUES}"
 
-Step = Callable[[Webhook, datetime], Webhook | None]
 
-
-class SqliteWebhookStore:
-    """`core.ports.WebhookStore`. What tells somebody, or no longer does, is fsynced."""
+class SqliteWebhookStore(WebhookTransitions):
+    """`core.ports.WebhookStore`. Every change is fsynced."""
 
     def __init__(self, database: Database, clock: Clock = utc_now) -> None:
         self._database = database
@@ -77,20 +86,6 @@ class SqliteWebhookStore:
 
         return await self._database.read(select)
 
-    async def rotate(
-        self, tenant: str, id_: str, secret: bytes, overlap: timedelta
-    ) -> Webhook | None:
-        step: Step = lambda hook, now: webhooks.rotated(hook, secret, overlap, now)  # noqa: E731
-        return await self._apply(tenant, id_, step)
-
-    async def disable(self, tenant: str, id_: str, reason: str) -> bool:
-        step: Step = lambda hook, now: webhooks.disabled(hook, reason, now)  # noqa: E731
-        return await self._apply(tenant, id_, step) is not None
-
-    async def enable(self, tenant: str, id_: str) -> bool:
-        step: Step = lambda hook, now: webhooks.enabled(hook)  # noqa: E731
-        return await self._apply(tenant, id_, step) is not None
-
     async def delete(self, tenant: str, id_: str) -> bool:
         def delete(connection: sqlite3.Connection) -> bool:
             done = connection.execute(
@@ -100,15 +95,17 @@ class SqliteWebhookStore:
 
         return await self._database.write(delete, durable=True)
 
-    async def _apply(self, tenant: str, id_: str, step: Step) -> Webhook | None:
-        def change(connection: sqlite3.Connection) -> Webhook | None:
-            before = _select(connection, tenant, id_)
-            after = None if before is None else step(before, self._clock())
+    async def _apply(
+        self, key: tuple[str, str], transition: Transition[Webhook], *, durable: bool
+    ) -> Webhook | None:
+        def apply(connection: sqlite3.Connection) -> Webhook | None:
+            before = _select(connection, *key)
+            after = None if before is None else transition(before, self._clock())
             if after is not None:
                 connection.execute(_REPLACE, _row_of(after))
             return after
 
-        return await self._database.write(change, durable=True)
+        return await self._database.write(apply, durable=durable)
 
 
 def _select(connection: sqlite3.Connection, tenant: str, id_: str) -> Webhook | None:
@@ -118,6 +115,7 @@ def _select(connection: sqlite3.Connection, tenant: str, id_: str) -> Webhook | 
 
 def _row_of(webhook: Webhook) -> tuple[object, ...]:
     """In the table's order."""
+    last = webhook.last_delivery
     return (
         webhook.tenant,
         webhook.id,
@@ -132,12 +130,17 @@ def _row_of(webhook: Webhook) -> tuple[object, ...]:
         micros_or_null(webhook.previous_expires_at),
         micros_or_null(webhook.disabled_at),
         webhook.disabled_reason,
+        *(
+            (None, None, None, None)
+            if last is None
+            else (to_micros(last.at), last.event.value, last.status, last.error)
+        ),
     )
 
 
 def _webhook_of(row: tuple[Any, ...]) -> Webhook:
     tenant, id_, owner, url, events, secret, created, description, *rest = row
-    rotated, previous, previous_end, disabled, reason = rest
+    rotated, previous, previous_end, disabled, reason, delivered, event, status, error = rest
     return Webhook(
         id=id_,
         tenant=tenant,
@@ -152,4 +155,9 @@ def _webhook_of(row: tuple[Any, ...]) -> Webhook:
         previous_expires_at=moment_or_none(previous_end),
         disabled_at=moment_or_none(disabled),
         disabled_reason=reason,
+        last_delivery=(
+            None
+            if delivered is None
+            else Delivery(from_micros(delivered), Event(event), status, error)
+        ),
     )

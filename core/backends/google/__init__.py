@@ -4,14 +4,14 @@
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from core.backends import Access, Backend
 from core.backends.google.blobs import CloudBlobStore
 from core.backends.google.datastore import Datastore
 from core.backends.google.dead_letters import DatastoreDeadLetterStore
-from core.backends.google.endpoints import open_endpoints
+from core.backends.google.endpoints import Endpoints, open_endpoints
 from core.backends.google.jobs import DatastoreJobStore
 from core.backends.google.keys import (
     DatastoreAllowanceStore,
@@ -24,6 +24,7 @@ from core.backends.google.records import DatastoreRecordStore
 from core.backends.google.webhooks import DatastoreWebhookStore
 from core.backends.key_secret import local_key_secret
 from core.clock import Clock, utc_now
+from core.ports import UsageStore
 from core.settings import Settings
 
 
@@ -36,23 +37,11 @@ async def open_google(settings: Settings, clock: Clock = utc_now) -> AsyncIterat
     """
     endpoints = await open_endpoints(settings, clock)
     async with AsyncExitStack() as stack:
-        datastore_channel = endpoints.datastore_channel()
-        stack.push_async_callback(datastore_channel.close)
-        database = (
-            datastore_channel,
-            endpoints.project,
-            settings.datastore_database,
-            settings.namespace_prefix,
-            clock,
-        )
-        record_store = DatastoreRecordStore(*database)
-        stack.push_async_callback(record_store.close)
-        dead_letters = DatastoreDeadLetterStore(*database)
-        stack.push_async_callback(dead_letters.close)
-        jobs = DatastoreJobStore(*database, policy=settings.jobs)
-        stack.push_async_callback(jobs.close)
-        webhooks = DatastoreWebhookStore(Datastore(*database[:4], "webhook store"), clock)
-        stack.push_async_callback(webhooks.close)
+        open_datastore = _datastore_opener(stack, endpoints, settings)
+        records = DatastoreRecordStore(await open_datastore("record store"), clock)
+        dead_letters = DatastoreDeadLetterStore(await open_datastore("dead-letter store"), clock)
+        jobs = DatastoreJobStore(await open_datastore("job store"), clock, settings.jobs)
+        webhooks = DatastoreWebhookStore(await open_datastore("webhook store"), clock)
         pubsub_channel = endpoints.pubsub_channel()
         stack.push_async_callback(pubsub_channel.close)
         publisher = PubSubPublisher(pubsub_channel, endpoints.project, settings.topic_prefix)
@@ -65,7 +54,7 @@ async def open_google(settings: Settings, clock: Clock = utc_now) -> AsyncIterat
             objects = CloudObjectSource(await asyncio.to_thread(endpoints.storage_client))
             stack.push_async_callback(objects.close)
         yield Backend(
-            record_store,
+            records,
             blobs,
             publisher,
             dead_letters,
@@ -77,25 +66,52 @@ async def open_google(settings: Settings, clock: Clock = utc_now) -> AsyncIterat
 
 
 @asynccontextmanager
+async def open_google_usage(
+    settings: Settings, clock: Clock = utc_now
+) -> AsyncIterator[UsageStore]:
+    """Usage in Datastore. Raises Unavailable where there are no credentials."""
+    endpoints = await open_endpoints(settings, clock)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(endpoints.links.close)
+        open_datastore = _datastore_opener(stack, endpoints, settings)
+        yield DatastoreUsageStore(await open_datastore("usage store"))
+
+
+@asynccontextmanager
 async def open_google_access(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Access]:
     """Keys, limits and usage in Datastore. Raises Unavailable where there are no credentials."""
     secret = await asyncio.to_thread(local_key_secret, settings)
     endpoints = await open_endpoints(settings, clock)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(endpoints.links.close)
-        channel = endpoints.datastore_channel()
-        stack.push_async_callback(channel.close)
-        datastore = Datastore(
-            channel,
-            endpoints.project,
-            settings.datastore_database,
-            settings.namespace_prefix,
-            "key store",
-        )
-        stack.push_async_callback(datastore.close)
+        open_datastore = _datastore_opener(stack, endpoints, settings)
+        datastore = await open_datastore("key store")
         yield Access(
             DatastoreKeyStore(datastore, clock),
             DatastoreAllowanceStore(datastore, clock),
             DatastoreUsageStore(datastore),
             secret,
         )
+
+
+def _datastore_opener(
+    stack: AsyncExitStack, endpoints: Endpoints, settings: Settings
+) -> Callable[[str], Awaitable[Datastore]]:
+    """Opens the database for each store, by the name that errors are to have for it.
+
+    All share one channel. `stack` closes them.
+    """
+    channel = endpoints.datastore_channel()
+    stack.push_async_callback(channel.close)
+
+    async def open_datastore(part: str) -> Datastore:
+        datastore = Datastore(
+            channel,
+            endpoints.project,
+            part,
+            database=settings.datastore_database,
+            namespace_prefix=settings.namespace_prefix,
+        )
+        return await stack.enter_async_context(datastore)
+
+    return open_datastore

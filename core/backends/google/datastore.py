@@ -8,7 +8,7 @@ transaction is run again, from its read.
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc.aio
 import structlog
@@ -69,18 +69,22 @@ KEY_ONLY = {"property": {"name": "__key__"}}
 
 
 class Datastore:
-    """One database, for one store; `part` is what callers know that store by in an error."""
+    """One database, for one store or a few. Use with `async with`; the channel stays open.
+
+    `part` is what callers know these stores by in an error. `database` is empty for the default.
+    """
 
     def __init__(
         self,
         channel: grpc.aio.Channel,
         project: str,
-        database: str,
-        namespace_prefix: str,
         part: str,
+        *,
+        database: str = "",
+        namespace_prefix: str = "",
     ) -> None:
         self.keys = Keys(project, database, namespace_prefix)
-        self._part = part
+        self.part = part
         self._client = DatastoreAsyncClient(
             transport=DatastoreGrpcAsyncIOTransport(channel=channel)
         )
@@ -90,15 +94,24 @@ class Datastore:
         self._rollbacks: set[asyncio.Task[None]] = set()
         self._closed = False
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Let go of the locks that refused transactions still hold."""
+        self._closed = True
+        if self._rollbacks:
+            await asyncio.wait(self._rollbacks)
+
     async def find(self, key: Any) -> Any | None:
         """The entity under `key`, or None. Raises Unavailable."""
-        with translated(self._part):
+        with translated(self.part):
             self._check_open()
             return self._found(await self._lookup([key], retry=RETRY))
 
     async def find_many(self, keys: Sequence[Any]) -> list[Any]:
         """Those entities under `keys` that are there, in no order. Raises Unavailable."""
-        with translated(self._part):
+        with translated(self.part):
             self._check_open()
             return await self._lookup_all(keys, retry=RETRY)
 
@@ -123,6 +136,15 @@ class Datastore:
             return True
 
         return await self._persistently(insert)
+
+    async def register(self, tenant: str) -> None:
+        """See that `tenants` has the tenant; a process asks once. Raises Unavailable."""
+        if tenant not in self._registered:
+
+            async def register() -> None:
+                await self._register(tenant)
+
+            await self._persistently(register)
 
     async def insert_together(self, entities: Sequence[Any]) -> bool:
         """Store new entities, all of them or, where a key exists, none: False. Raises Unavailable.
@@ -165,7 +187,7 @@ class Datastore:
 
     async def query(self, tenant: str, query: Any) -> list[Any]:
         """Every entity of the tenant that `query` finds. Raises Unavailable."""
-        with translated(self._part):
+        with translated(self.part):
             self._check_open()
             return await self._query(self.keys.namespace(tenant), query, retry=RETRY)
 
@@ -179,7 +201,7 @@ class Datastore:
         Not Datastore's own query for namespaces, which the Firestore emulator does not have.
         """
         query = RawQuery(kind=[{"name": TENANT_KIND}], projection=[KEY_ONLY])
-        with translated(self._part):
+        with translated(self.part):
             self._check_open()
             entities = await self._query(self.keys.tenants_namespace, query, retry=RETRY)
         return [entity.key.path[0].name for entity in entities]
@@ -207,19 +229,13 @@ class Datastore:
         return await self._persistently(attempt)
 
     async def ping(self) -> None:
-        with translated(self._part):
+        with translated(self.part):
             self._check_open()
             await self._lookup([self.keys.path("", ("Ping", "ping"))])
 
-    async def close(self) -> None:
-        """Let go of the locks that refused transactions still hold."""
-        self._closed = True
-        if self._rollbacks:
-            await asyncio.wait(self._rollbacks)
-
     async def _persistently(self, work: Callable[[], Awaitable[T]]) -> T:
         """Run `work` until nobody else's transaction aborts it. Raises Unavailable."""
-        with translated(self._part):
+        with translated(self.part):
             self._check_open()
             async with asyncio.timeout(TRANSACTION):
                 for attempt in range(ATTEMPTS):
@@ -267,14 +283,14 @@ class Datastore:
         while rest:
             response = await self._lookup(rest[:MOST_KEYS], options, retry)
             if not (response.found or response.missing):  # or we might ask for ever
-                raise Unavailable(f"The {self._part} does not answer.")
+                raise Unavailable(f"The {self.part} does not answer.")
             entities += [result.entity for result in response.found]
             rest = [*response.deferred, *rest[MOST_KEYS:]]
         return entities
 
     def _found(self, response: Any) -> Any | None:
         if response.deferred:  # the server did not get round to the one key there is
-            raise Unavailable(f"The {self._part} does not answer.")
+            raise Unavailable(f"The {self.part} does not answer.")
         return response.found[0].entity if response.found else None
 
     async def _commit(self, mutations: Sequence[Any], transaction: bytes = b"") -> Any:
@@ -329,7 +345,7 @@ class Datastore:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise Unavailable(f"The {self._part} is closed.")
+            raise Unavailable(f"The {self.part} is closed.")
 
     def _roll_back_later(self, transaction: bytes) -> None:
         """Give a transaction's locks up, without anybody waiting for it."""

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-import grpc.aio
 from google.cloud.datastore_v1.types import CompositeFilter, Filter, PropertyFilter, PropertyOrder
 
 from core.backends.google.datastore import (
@@ -35,22 +34,14 @@ from core.dead_letters.letter import DeadLetter, LetterFilter
 from core.positions import older_than
 
 KIND = "DeadLetter"
-PART = "dead-letter store"
 _ALL, _ALL_BY_CODE, _OPEN, _OPEN_BY_CODE = "all", "all_by_code", "open", "open_by_code"
 
 
 class DatastoreDeadLetterStore:
-    """`core.ports.DeadLetterStore` on one database."""
+    """`core.ports.DeadLetterStore`."""
 
-    def __init__(
-        self,
-        channel: grpc.aio.Channel,
-        project: str,
-        database: str = "",
-        namespace_prefix: str = "",
-        clock: Clock = utc_now,
-    ) -> None:
-        self._datastore = Datastore(channel, project, database, namespace_prefix, PART)
+    def __init__(self, datastore: Datastore, clock: Clock = utc_now) -> None:
+        self._datastore = datastore
         self._clock = clock
 
     async def add(self, letter: DeadLetter) -> bool:
@@ -112,9 +103,6 @@ class DatastoreDeadLetterStore:
 
     async def ping(self) -> None:
         await self._datastore.ping()
-
-    async def close(self) -> None:
-        await self._datastore.close()
 
     def _key(self, tenant: str, id_: str) -> Any:
         keys = self._datastore.keys

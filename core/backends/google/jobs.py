@@ -20,7 +20,6 @@ from datetime import datetime, timedelta
 from heapq import nsmallest
 from typing import Any
 
-import grpc.aio
 from google.cloud.datastore_v1.types import CompositeFilter, Filter, PropertyFilter, PropertyOrder
 
 from core import jobs
@@ -46,7 +45,6 @@ from core.records import RecordError
 JOB_KIND, ITEM_KIND = "Job", "Item"
 LAST_POSITION = 999_999
 TOGETHER = 25  # items in a transaction; the Datastore emulator allows no more
-PART = "job store"
 # Datastore advises against more than one write a second to an entity:
 # https://cloud.google.com/datastore/docs/best-practices
 SLOWEST_REFRESH = timedelta(seconds=1)
@@ -55,23 +53,16 @@ _Operator = PropertyFilter.Operator
 
 
 class DatastoreJobStore:
-    """`core.ports.JobStore` on one database.
+    """`core.ports.JobStore`.
 
     An `interval` below `SLOWEST_REFRESH` is taken for that, but for none at all.
     """
 
     def __init__(
-        self,
-        channel: grpc.aio.Channel,
-        project: str,
-        database: str = "",
-        namespace_prefix: str = "",
-        clock: Clock = utc_now,
-        *,
-        policy: JobPolicy = jobs.POLICY,
+        self, datastore: Datastore, clock: Clock = utc_now, policy: JobPolicy = jobs.POLICY
     ) -> None:
-        self._datastore = Datastore(channel, project, database, namespace_prefix, PART)
-        self._keys = self._datastore.keys
+        self._datastore = datastore
+        self._keys = datastore.keys
         self._clock = clock
         self._policy = policy
         self._turns = Turns()
@@ -205,13 +196,10 @@ class DatastoreJobStore:
     async def ping(self) -> None:
         await self._datastore.ping()
 
-    async def close(self) -> None:
-        await self._datastore.close()
-
     @asynccontextmanager
     async def _turn(self, key: JobKey) -> AsyncIterator[None]:
         """Changes of one job in this process go one after another. Raises Unavailable."""
-        with translated(PART):
+        with translated(self._datastore.part):
             async with self._turns.turn(key, TRANSACTION):
                 yield
 

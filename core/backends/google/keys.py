@@ -8,16 +8,22 @@ known: `ApiKey/{id}` and `Allowance/{id}:{limit}`. Usage is in the tenant's name
 import asyncio
 import json
 import random
-from collections.abc import Callable, Sequence
-from datetime import date, datetime, timedelta
+from collections.abc import Sequence
+from datetime import date
 from itertools import groupby
 from typing import Any
 
 from google.cloud.datastore_v1.types import PropertyFilter
 
-from core import api_keys
 from core.api_keys import ApiKey
-from core.backends.google.datastore import Datastore, RawMutation, RawQuery, property_filter
+from core.backends.google.datastore import (
+    KEY_ONLY,
+    MOST_MUTATIONS,
+    Datastore,
+    RawMutation,
+    RawQuery,
+    property_filter,
+)
 from core.backends.google.entities import (
     RawEntity,
     RawValue,
@@ -27,6 +33,7 @@ from core.backends.google.entities import (
     set_text,
     set_time,
 )
+from core.backends.transitions import KeyTransitions, Transition
 from core.clock import Clock, utc_now
 from core.identity import Scope
 from core.limits import Allowance, Grant, Limit, Rate, granted
@@ -37,11 +44,8 @@ KEY_KIND, ALLOWANCE_KIND, USAGE_KIND = "ApiKey", "Allowance", "Usage"
 ACCESS = "_access"
 SHARDS, WRITERS = 16, 8
 
-# Steps are lambdas with a name (ruff's E731): a type says what a `def` would spell out.
-Step = Callable[[ApiKey, datetime], ApiKey | None]
 
-
-class DatastoreKeyStore:
+class DatastoreKeyStore(KeyTransitions):
     """`core.ports.KeyStore`."""
 
     def __init__(self, datastore: Datastore, clock: Clock = utc_now) -> None:
@@ -70,28 +74,19 @@ class DatastoreKeyStore:
         found = [_key_of(entity) for entity in await self._datastore.query(ACCESS, query)]
         return sorted(found, key=lambda key: (key.created_at, key.id))
 
-    async def rotate(self, key_id: str, digest: bytes, overlap: timedelta) -> ApiKey | None:
-        step: Step = lambda key, now: api_keys.rotated(key, digest, overlap, now)  # noqa: E731
-        return await self._apply(key_id, step)
+    async def _apply(
+        self, key: str, transition: Transition[ApiKey], *, durable: bool
+    ) -> ApiKey | None:
+        raw_key = self._raw_key(key)
 
-    async def revoke(self, key_id: str) -> bool:
-        return await self._apply(key_id, api_keys.revoked) is not None
-
-    async def touch(self, key_id: str, at: datetime) -> bool:
-        step: Step = lambda key, now: api_keys.touched(key, at)  # noqa: E731
-        return await self._apply(key_id, step) is not None
-
-    async def _apply(self, key_id: str, step: Step) -> ApiKey | None:
-        raw_key = self._raw_key(key_id)
-
-        async def change(transaction: bytes) -> tuple[ApiKey | None, list[Any]]:
+        async def apply(transaction: bytes) -> tuple[ApiKey | None, list[Any]]:
             entity = await self._datastore.find_in(raw_key, transaction)
-            after = None if entity is None else step(_key_of(entity), self._clock())
+            after = None if entity is None else transition(_key_of(entity), self._clock())
             if after is None:
                 return None, []
             return after, [RawMutation(update=_entity_of(after, raw_key))]
 
-        return await self._datastore.transact(change)
+        return await self._datastore.transact(apply)
 
     def _raw_key(self, key_id: str) -> Any:
         keys = self._datastore.keys
@@ -134,6 +129,8 @@ class DatastoreUsageStore:
         # One of a few for each process: they seldom meet, and reading adds up but a few.
         self._shard = random.randrange(SHARDS)
         self._writers = asyncio.Semaphore(WRITERS)
+        # Nothing is ever added to days long past: each is looked for once, not every few minutes.
+        self._purged_before: date | None = None
 
     async def add(self, counts: Sequence[Usage]) -> None:
         await asyncio.gather(*(self._add(usage) for usage in counts))
@@ -148,7 +145,33 @@ class DatastoreUsageStore:
         found.sort(key=_by_day)
         return [_sum(list(shards)) for _, shards in groupby(found, key=_by_day)]
 
+    async def purge(self, before: date, limit: int) -> int:
+        if before == self._purged_before:
+            return 0
+        purged, keys = 0, self._datastore.keys
+        for tenant in await self._datastore.tenants():
+            first = keys.path(keys.namespace(tenant), (USAGE_KIND, before.isoformat()))
+            query = RawQuery(kind=[{"name": USAGE_KIND}])
+            query.projection.add(**KEY_ONLY)
+            older = property_filter(
+                "__key__", PropertyFilter.Operator.LESS_THAN, RawValue(key_value=first)
+            )
+            query.filter.CopyFrom(older)
+            while True:
+                if purged == limit:
+                    return purged
+                query.limit.value = min(limit - purged, MOST_MUTATIONS)
+                found = [entity.key for entity in await self._datastore.query(tenant, query)]
+                if not found:
+                    break
+                await self._datastore.delete(found)
+                purged += len(found)
+        self._purged_before = before
+        return purged
+
     async def _add(self, usage: Usage) -> None:
+        # Or `purge` would not find it: a tenant may have nothing but counts.
+        await self._datastore.register(usage.tenant)
         keys = self._datastore.keys
         name = f"{usage.day.isoformat()}:{usage.key_id}:{self._shard}"
         raw_key = keys.path(keys.namespace(usage.tenant), (USAGE_KIND, name))

@@ -1,14 +1,12 @@
 """Records in Datastore. `core.records` decides each transition, a transaction applies it."""
 
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from heapq import nsmallest
 from typing import Any
 
-import grpc.aio
 from google.cloud.datastore_v1.types import PropertyFilter, PropertyOrder
 
-from core import records
 from core.backends.google.datastore import (
     KEY_ONLY,
     Datastore,
@@ -24,28 +22,17 @@ from core.backends.google.entities import (
     record_of,
     time_value,
 )
+from core.backends.transitions import RecordTransitions, Transition
 from core.clock import Clock, utc_now
-from core.priority import Priority
-from core.records import Annotation, Claim, Record, RecordError, RecordKey, Status
-
-Step = Callable[[Record, datetime], Record | None]
-
-PART = "record store"
+from core.records import Record, RecordKey
 
 
-class DatastoreRecordStore:
-    """`core.ports.RecordStore` on one database."""
+class DatastoreRecordStore(RecordTransitions):
+    """`core.ports.RecordStore`."""
 
-    def __init__(
-        self,
-        channel: grpc.aio.Channel,
-        project: str,
-        database: str = "",
-        namespace_prefix: str = "",
-        clock: Clock = utc_now,
-    ) -> None:
-        self._datastore = Datastore(channel, project, database, namespace_prefix, PART)
-        self._keys = self._datastore.keys
+    def __init__(self, datastore: Datastore, clock: Clock = utc_now) -> None:
+        self._datastore = datastore
+        self._keys = datastore.keys
         self._clock = clock
 
     async def get(self, key: RecordKey) -> Record | None:
@@ -60,62 +47,6 @@ class DatastoreRecordStore:
     async def create(self, record: Record) -> bool:
         entity = entity_of(record, self._keys.record(record.key))
         return await self._datastore.insert(entity, record.key.tenant)
-
-    async def advance(self, key: RecordKey, from_: Status, to: Status) -> bool:
-        step: Step = lambda record, now: records.advanced(record, from_, to, now)  # noqa: E731
-        return await self._apply(key, step) is not None
-
-    async def claim(self, key: RecordKey, lease: timedelta) -> Claim | None:
-        step: Step = lambda record, now: records.claimed(record, now, lease)  # noqa: E731
-        record = await self._apply(key, step)
-        return None if record is None else records.claim_of(record)
-
-    async def complete(self, claim: Claim, annotations: Sequence[Annotation]) -> bool:
-        step: Step = lambda record, now: records.completed(record, claim, annotations, now)  # noqa: E731
-        return await self._apply(claim.key, step) is not None
-
-    async def fail(
-        self,
-        claim_or_key: Claim | RecordKey,
-        error: RecordError,
-        *,
-        submitted_by: datetime | None = None,
-        untouched_since: datetime | None = None,
-        only_for: str = "",
-    ) -> bool:
-        claim = claim_or_key if isinstance(claim_or_key, Claim) else None
-        key = claim_or_key.key if isinstance(claim_or_key, Claim) else claim_or_key
-
-        def step(record: Record, now: datetime) -> Record | None:
-            return records.failed(
-                record,
-                claim,
-                error,
-                now,
-                submitted_by=submitted_by,
-                untouched_since=untouched_since,
-                only_for=only_for,
-            )
-
-        return await self._apply(key, step) is not None
-
-    async def release(self, claim: Claim, error: RecordError | None = None) -> bool:
-        step: Step = lambda record, now: records.released(record, claim, now, error)  # noqa: E731
-        return await self._apply(claim.key, step) is not None
-
-    async def retry(
-        self, key: RecordKey, priority: Priority = Priority.HIGH, job: str = ""
-    ) -> bool:
-        step: Step = lambda record, now: records.retried(record, now, priority, job)  # noqa: E731
-        return await self._apply(key, step) is not None
-
-    async def want(self, key: RecordKey, priority: Priority, job: str = "") -> bool:
-        step: Step = lambda record, now: records.wanted(record, priority, job)  # noqa: E731
-        return await self._apply(key, step) is not None
-
-    async def touch(self, key: RecordKey, before: datetime) -> bool:
-        step: Step = lambda record, now: records.touched(record, before, now)  # noqa: E731
-        return await self._apply(key, step) is not None
 
     async def stale(self, before: datetime, limit: int) -> list[Record]:
         """As the port says; one query for each tenant, since queries stay inside a namespace."""
@@ -148,22 +79,20 @@ class DatastoreRecordStore:
     async def ping(self) -> None:
         await self._datastore.ping()
 
-    async def close(self) -> None:
-        await self._datastore.close()
-
-    async def _apply(self, key: RecordKey, step: Step) -> Record | None:
-        """Read, decide and write in one transaction; None where refused or unknown."""
+    async def _apply(
+        self, key: RecordKey, transition: Transition[Record], *, durable: bool
+    ) -> Record | None:
         raw_key = self._keys.record(key)
 
-        async def transition(transaction: bytes) -> tuple[Record | None, list[Any]]:
+        async def apply(transaction: bytes) -> tuple[Record | None, list[Any]]:
             before = self._record(await self._datastore.find_in(raw_key, transaction))
-            after = None if before is None else step(before, self._clock())
+            after = None if before is None else transition(before, self._clock())
             if after is None:
                 return None, []
             # Not an upsert: what was deleted meanwhile stays deleted.
             return after, [RawMutation(update=entity_of(after, raw_key))]
 
-        return await self._datastore.transact(transition)
+        return await self._datastore.transact(apply)
 
     def _record(self, entity: Any | None) -> Record | None:
         return None if entity is None else record_of(entity, self._keys)

@@ -8,11 +8,9 @@ Their secrets are as private as the database is. `core.webhooks` decides; this a
 
 import json
 import random
-from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Sequence
 from typing import Any
 
-from core import webhooks
 from core.backends.google.datastore import Datastore, RawMutation, RawQuery
 from core.backends.google.entities import (
     RawEntity,
@@ -22,20 +20,18 @@ from core.backends.google.entities import (
     set_text,
     set_time,
 )
+from core.backends.transitions import Transition, WebhookTransitions
 from core.clock import Clock, utc_now
 from core.errors import Unavailable
-from core.webhooks import Event, Webhook
+from core.webhooks import Delivery, Event, Webhook
 
 KIND, SLOT_KIND, SLOT = "Webhook", "WebhookSlot", "slot"
 ROUNDS = 8  # of somebody else being quicker
 _EVERY = RawQuery(kind=[{"name": KIND}])
 _TIMES = ("rotated_at", "previous_expires_at", "disabled_at")
 
-# Steps are lambdas with a name (ruff's E731): a type says what a `def` would spell out.
-Step = Callable[[Webhook, datetime], Webhook | None]
 
-
-class DatastoreWebhookStore:
+class DatastoreWebhookStore(WebhookTransitions):
     """`core.ports.WebhookStore`."""
 
     def __init__(self, datastore: Datastore, clock: Clock = utc_now) -> None:
@@ -65,20 +61,6 @@ class DatastoreWebhookStore:
         found = [_webhook_of(entity, tenant) for entity in entities]
         return sorted(found, key=lambda webhook: (webhook.created_at, webhook.id))
 
-    async def rotate(
-        self, tenant: str, id_: str, secret: bytes, overlap: timedelta
-    ) -> Webhook | None:
-        step: Step = lambda hook, now: webhooks.rotated(hook, secret, overlap, now)  # noqa: E731
-        return await self._apply(tenant, id_, step)
-
-    async def disable(self, tenant: str, id_: str, reason: str) -> bool:
-        step: Step = lambda hook, now: webhooks.disabled(hook, reason, now)  # noqa: E731
-        return await self._apply(tenant, id_, step) is not None
-
-    async def enable(self, tenant: str, id_: str) -> bool:
-        step: Step = lambda hook, now: webhooks.enabled(hook)  # noqa: E731
-        return await self._apply(tenant, id_, step) is not None
-
     async def delete(self, tenant: str, id_: str) -> bool:
         raw_key = self._raw_key(tenant, id_)
 
@@ -91,23 +73,23 @@ class DatastoreWebhookStore:
 
         return await self._datastore.transact(delete)
 
-    async def _apply(self, tenant: str, id_: str, step: Step) -> Webhook | None:
+    async def _apply(
+        self, key: tuple[str, str], transition: Transition[Webhook], *, durable: bool
+    ) -> Webhook | None:
+        tenant, id_ = key
         raw_key = self._raw_key(tenant, id_)
 
-        async def change(transaction: bytes) -> tuple[Webhook | None, Sequence[Any]]:
+        async def apply(transaction: bytes) -> tuple[Webhook | None, Sequence[Any]]:
             entity = await self._datastore.find_in(raw_key, transaction)
             if entity is None:
                 return None, []
-            after = step(_webhook_of(entity, tenant), self._clock())
+            after = transition(_webhook_of(entity, tenant), self._clock())
             if after is None:
                 return None, []
             slot = entity.properties[SLOT].integer_value
             return after, [RawMutation(update=_entity_of(after, raw_key, slot))]
 
-        return await self._datastore.transact(change)
-
-    async def close(self) -> None:
-        await self._datastore.close()
+        return await self._datastore.transact(apply)
 
     def _raw_key(self, tenant: str, id_: str) -> Any:
         keys = self._datastore.keys
@@ -133,6 +115,12 @@ def _entity_of(webhook: Webhook, raw_key: Any, slot: int) -> Any:
     for name in _TIMES:
         if (at := getattr(webhook, name)) is not None:
             set_time(fields[name], at)
+    if (last := webhook.last_delivery) is not None:
+        set_time(fields["delivered_at"], last.at)
+        set_text(fields["delivered_event"], last.event.value)
+        set_text(fields["delivered_error"], last.error)
+        if last.status is not None:
+            set_number(fields["delivered_status"], last.status)
     return entity
 
 
@@ -150,5 +138,18 @@ def _webhook_of(entity: Any, tenant: str) -> Webhook:
         description=fields["description"].string_value,
         previous_secret=previous,
         disabled_reason=fields["disabled_reason"].string_value,
+        last_delivery=_delivery_of(fields),
         **{name: moment_of(fields[name]) for name in _TIMES if name in fields},
+    )
+
+
+def _delivery_of(fields: Any) -> Delivery | None:
+    if "delivered_at" not in fields:
+        return None
+    answered = "delivered_status" in fields
+    return Delivery(
+        moment_of(fields["delivered_at"]),
+        Event(fields["delivered_event"].string_value),
+        fields["delivered_status"].integer_value if answered else None,
+        fields["delivered_error"].string_value,
     )

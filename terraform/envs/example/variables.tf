@@ -85,13 +85,13 @@ variable "api" {
 }
 
 variable "worker" {
-  description = "The worker's first image and its instances; requests_per_cpu lets one image be fetched while another is classified, waiting_requests leaves room for notifications, which wait for others and need no CPU"
+  description = "The worker's first image and its instances; requests_per_cpu lets the next images be fetched while others are classified, of which a fast model takes four together; waiting_requests leaves room for notifications, which wait for others and need no CPU"
   type = object({
     image            = optional(string)
     cpu              = optional(number, 2)
     memory           = optional(string, "2Gi")
     cpu_idle         = optional(bool, true)
-    requests_per_cpu = optional(number, 2)
+    requests_per_cpu = optional(number, 4)
     waiting_requests = optional(number, 8)
     min_instances    = optional(number, 0)
     max_instances    = optional(number, 10)

@@ -1,14 +1,26 @@
-"""The part that Cloud Scheduler plays in the cloud: it calls the worker, regularly."""
+"""The part that Cloud Scheduler plays in the cloud: the worker is called, regularly."""
 
 import asyncio
+from contextlib import AbstractAsyncContextManager
 
 import structlog
 
-from core.backends.embedded.push_client import NoAnswer, NotReached, PushClient
+from core.backends.push_client import NoAnswer, NotReached, PushClient
+from core.background import in_background
+from core.policy import RECONCILE_PATH, SCHEDULE_PATH
+from core.settings import Settings
 
 log = structlog.get_logger(__name__)
 
 ANSWER_SECONDS = 60.0
+
+
+def regular_calls(client: PushClient, settings: Settings) -> AbstractAsyncContextManager[None]:
+    """While it is open, the worker is asked to look after stale records and due jobs."""
+    return in_background(
+        call_regularly(client, RECONCILE_PATH, settings.delivery.reconcile_interval),
+        call_regularly(client, SCHEDULE_PATH, settings.schedule_seconds),
+    )
 
 
 async def call_regularly(client: PushClient, path: str, interval: float) -> None:
