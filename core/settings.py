@@ -339,7 +339,12 @@ class Settings(BaseSettings):
         str, Field(pattern=_HOST_PORT, description="Pub/Sub emulator, as host:port")
     ] = "127.0.0.1:8085"
     storage_emulator_host: Annotated[
-        str, Field(pattern=_URL, description="Storage emulator, as a URL")
+        str,
+        Field(
+            pattern=_URL,
+            description="Storage emulator, as a URL; where set, `gs://` means it with "
+            "BACKEND=embedded too",
+        ),
     ] = "http://127.0.0.1:9023"
     push_endpoint: Annotated[
         str,
