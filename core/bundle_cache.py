@@ -80,7 +80,7 @@ class BundleCache:
         sums = parse_sums(text, f"{place}/{SUMS_FILE}")
         home = self._folder / digest_of(sums)
         with _disk(home):
-            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_folder(home)
             for name in (MANIFEST_FILE, LABELS_FILE):
                 if not _agrees(home / name, sums[name]):
                     data = self._objects.read(place, name, SMALL_FILE_BYTES)
@@ -113,7 +113,7 @@ class BundleCache:
                     self._fetch(place, path, digest, until)
 
     def close(self) -> None:
-        """Stop what is being fetched; every later call fails."""
+        """Stop what is being fetched, in whichever thread; fetch no weights any more."""
         self._stopped.set()
         self._objects.close()
 
@@ -196,6 +196,13 @@ def _agrees(path: Path, digest: str) -> bool:
         return file_sum(path) == digest
     except FileNotFoundError:
         return False
+
+
+def _make_folder(path: Path) -> None:
+    """Create `path` and what is above it, DATA_DIR perhaps, for its owner alone."""
+    if not path.is_dir():
+        _make_folder(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
 
 
 def _place(path: Path, data: bytes) -> None:

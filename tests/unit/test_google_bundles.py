@@ -6,6 +6,7 @@ and counting what was asked for. `tests/contract/test_bundles.py` has the emulat
 
 import asyncio
 import random
+import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -120,6 +121,13 @@ async def test_another_bundle_in_the_same_place_is_another_folder(
     assert first.identity != second.identity
     verify_bundle(first)
     verify_bundle(second)
+
+
+async def test_the_folders_are_their_owners_alone(bundles: Bundles, settings: Settings) -> None:
+    """The first to write into DATA_DIR makes it, and keys and images come into it later."""
+    bundle = await manifest(bundles)
+    for folder in (settings.data_dir, settings.model_cache, bundle.folder):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 async def test_a_cache_of_ones_own_choice(settings: Settings, tmp_path: Path) -> None:
@@ -271,7 +279,7 @@ async def test_a_cache_that_cannot_be_written_is_named(settings: Settings, tmp_p
     (tmp_path / "file").write_text("no folder")
     blocked = settings.model_copy(update={"model_cache_dir": tmp_path / "file"})
     opened = open_bundles(blocked, blocked.model_uris)
-    with pytest.raises(BundleError, match=r"file.*cannot be used: Not a directory"):
+    with pytest.raises(BundleError, match=r"file.*cannot be used: File exists"):
         await manifest(opened)
     opened.close()
 
