@@ -3,8 +3,9 @@
     python -m models.export_default --checkpoint runs/default/checkpoint.pt \
         --data tiny-imagenet-200 --out models/default
 
-The averaged weights are exported, with batch normalisation folded into the convolutions and
-weights stored as float16. The ONNX file is compared with PyTorch before anything is written, and
+The averaged weights are exported, with batch normalisation folded into the convolutions, one
+temperature folded into the last layer so that confidences mean what they say, and weights stored as
+float16. The ONNX file is compared with PyTorch before anything is written, and
 the same checkpoint always gives the same bytes. Needs PyTorch (`models/requirements-train.txt`).
 """
 
@@ -30,6 +31,8 @@ from core.model_bundle import (
 )
 from models import tiny_imagenet
 from models.bundle_writer import folder_bytes, new_folder, write_bundle, write_json
+from models.calibration import temperature
+from models.evaluate import MAX_PIXELS
 from models.network import NetworkShape, ResidualNetwork
 from models.onnx_export import onnx_of
 from models.onnx_graph import (
@@ -39,11 +42,14 @@ from models.onnx_graph import (
     with_half_weights,
 )
 from models.train import MEAN, STD
+from worker.preprocessing import Preprocessor
 
 NAME = "tiny-imagenet-resnet"
 SIDE = 80
 OUTPUTS = ("logits", "embedding")
 TRAINING_FILE = "training.json"
+CALIBRATION_SHARE = 2  # every second validation picture tells how sure to be
+BATCH = 100
 
 # Largest accepted difference between ONNX Runtime and PyTorch in float32. Logits span about 10;
 # float16 keeps 11 bits of each weight, which costs a few thousandths (measured).
@@ -83,6 +89,33 @@ def folded(network: ResidualNetwork) -> ResidualNetwork:
 
 
 @torch.no_grad()
+def fitted_temperature(
+    network: nn.Module, manifest: BundleManifest, data: Path
+) -> tuple[float, int]:
+    """The temperature, in hundredths, and the number of validation pictures that it was fitted on.
+
+    The pictures go through the worker's own preprocessing.
+    """
+    files, truth = tiny_imagenet._listing(data, "val")
+    files, truth = files[::CALIBRATION_SHARE], truth[::CALIBRATION_SHARE]
+    preprocessor = Preprocessor(manifest, MAX_PIXELS)
+    logits = []
+    for begin in range(0, len(files), BATCH):
+        tensors = [preprocessor.tensor(each.read_bytes()) for each in files[begin : begin + BATCH]]
+        logits.append(network(torch.from_numpy(np.concatenate(tensors)))[0].numpy())
+    return round(temperature(np.concatenate(logits), np.array(truth)), 2), len(files)
+
+
+@torch.no_grad()
+def cooled(network: ResidualNetwork, degrees: float) -> ResidualNetwork:
+    """A copy whose logits are those of `network` divided by the temperature `degrees`."""
+    copied = copy.deepcopy(network)
+    copied.head.weight /= degrees
+    copied.head.bias /= degrees
+    return copied
+
+
+@torch.no_grad()
 def checked_difference(
     network: nn.Module, model: onnx.ModelProto, side: int, tolerance: float
 ) -> float:
@@ -113,22 +146,17 @@ def export(checkpoint_file: Path, data: Path, out: Path, side: int = SIDE) -> Bu
     training_pictures = len(tiny_imagenet._listing(data, "train")[0])
     if len(labels) != network.shape.classes:
         raise SystemExit(f"{data} has {len(labels)} classes, the checkpoint differs")
+    # The opset is known only once there is a graph, and preprocessing does not ask for it.
+    manifest = _manifest(side, version=1)
+    degrees, fitted_on = fitted_temperature(network, manifest, data)
+    network = cooled(network, degrees)
     sample = torch.zeros(2, 3, side, side)
     exact = onnx_of(folded(network), sample, OUTPUTS, free_batch=True)
     checked_difference(network, exact, side, EXACT_TOLERANCE)
     model = with_half_weights(exact)
     difference = checked_difference(network, model, side, HALF_TOLERANCE)
-    manifest = BundleManifest(
-        name=NAME,
-        input=InputSpec(name="pixels", layout="NCHW", height=side, width=side),
-        resize=ResizeRule(method="crop", short_side=side, resample="bilinear"),
-        mean=MEAN,
-        std=STD,
-        outputs=OutputSpec(scores="logits", kind="logits", embedding="embedding"),
-        opset=opset(model),
-    )
     with new_folder(out) as folder:
-        write_bundle(folder, model, manifest, labels)
+        write_bundle(folder, model, _manifest(side, opset(model)), labels)
         write_json(
             folder / TRAINING_FILE,
             {
@@ -139,10 +167,24 @@ def export(checkpoint_file: Path, data: Path, out: Path, side: int = SIDE) -> Bu
                 "parameters": sum(weight.numel() for weight in network.parameters()),
                 "multiply_accumulates": multiply_accumulates(exact),
                 "largest_difference": round(difference, 6),
+                "temperature": degrees,
+                "temperature_pictures": fitted_on,
                 "torch": torch.__version__,
             },
         )
     return read_bundle(out)
+
+
+def _manifest(side: int, version: int) -> BundleManifest:
+    return BundleManifest(
+        name=NAME,
+        input=InputSpec(name="pixels", layout="NCHW", height=side, width=side),
+        resize=ResizeRule(method="crop", short_side=side, resample="bilinear"),
+        mean=MEAN,
+        std=STD,
+        outputs=OutputSpec(scores="logits", kind="logits", embedding="embedding"),
+        opset=version,
+    )
 
 
 def main() -> None:

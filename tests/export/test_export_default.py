@@ -9,7 +9,9 @@ import torch
 
 from core.model_bundle import read_bundle
 from models import tiny_imagenet
+from models.calibration import temperature
 from models.export_default import averaged_network, checked_difference, export, folded
+from models.model_card import read_training
 from models.network import NetworkShape
 from models.onnx_export import onnx_of
 from models.train import Recipe, Training, accuracy, normalise
@@ -89,15 +91,30 @@ def test_the_bundle_agrees_with_the_averaged_weights_on_pictures(
 ) -> None:
     network = averaged_network(torch.load(checkpoint, weights_only=True))
     bundle = read_bundle(bundle_folder)
+    degrees = read_training((bundle_folder / "training.json").read_bytes()).temperature
     classifier = Classifier(bundle, max_pixels=10**6, labels_per_image=4)
     preprocessor = Preprocessor(bundle.manifest, max_pixels=10**6)
     for label, colour in COLOURS.items():
         photo = picture(7, colour, (64, 64))
         with torch.no_grad():
             logits = network(torch.from_numpy(preprocessor.tensor(photo)))[0][0]
-        expected = dict(zip(bundle.labels, logits.softmax(0).tolist(), strict=True))
+        expected = dict(zip(bundle.labels, (logits / degrees).softmax(0).tolist(), strict=True))
         got = {each.label: each.confidence for each in classifier.annotate(photo)}
         assert got == pytest.approx(expected, abs=2e-3), label
+
+
+def test_confidences_are_fitted_to_the_validation_pictures(
+    data: Path, checkpoint: Path, bundle_folder: Path
+) -> None:
+    network = averaged_network(torch.load(checkpoint, weights_only=True))
+    preprocessor = Preprocessor(read_bundle(bundle_folder).manifest, max_pixels=10**6)
+    files, truth = tiny_imagenet._listing(data, "val")
+    tensors = np.concatenate([preprocessor.tensor(each.read_bytes()) for each in files[::2]])
+    with torch.no_grad():
+        logits = network(torch.from_numpy(tensors))[0].numpy()
+    recorded = read_training((bundle_folder / "training.json").read_bytes())
+    assert recorded.temperature == round(temperature(logits, np.array(truth[::2])), 2) != 1.0
+    assert recorded.temperature_pictures == len(files[::2])
 
 
 def test_preprocessing_is_what_the_network_was_trained_with(bundle_folder: Path) -> None:

@@ -44,6 +44,8 @@ TRAINING = {
     "parameters": 3_685_296,
     "multiply_accumulates": 572_341_760,
     "largest_difference": 0.001173,
+    "temperature": 0.71,
+    "temperature_pictures": 5_000,
     "torch": "2.13.0",
 }
 
@@ -98,6 +100,8 @@ def test_the_card_holds_the_figures(bundle: Bundle) -> None:
         "at least 35 % of the area",
         "32, 64 pixels",
         "more often than its confidences",
+        "a temperature of 0.71",
+        "fitted on 5,000 of the validation",
     ):
         assert figure in card, figure
 
