@@ -2,14 +2,16 @@
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from models.calibration import LEAST, MOST, temperature
 
 
-def drawn(logits: np.ndarray, degrees: float, seed: int = 0) -> np.ndarray:
+def drawn(logits: NDArray[np.float32], degrees: float, seed: int = 0) -> NDArray[np.int64]:
     """A class for each row, with the probabilities of softmax(logits / degrees)."""
     noise = np.random.default_rng(seed).gumbel(size=logits.shape)
-    return (logits / degrees + noise).argmax(axis=1)
+    classes: NDArray[np.int64] = np.argmax(logits / degrees + noise, axis=1)
+    return classes
 
 
 @pytest.mark.parametrize("degrees", [0.5, 0.8, 1.0, 1.7, 3.0])
