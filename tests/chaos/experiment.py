@@ -19,6 +19,7 @@ import httpx
 from compose.emulators import RunningEmulators
 from core.backends import open_backend
 from core.clock import utc_now
+from core.jobs import JobKey
 from core.records import Record
 from core.settings import Settings
 from tests.chaos.batches import Batcher, JobLedger
@@ -268,13 +269,25 @@ class Experiment:
         ]
 
     def _stuck(self) -> list[str]:
-        """Records that are not final, whoever made them: an upload that was refused may, too."""
+        """Records that are not final, whoever made them: an upload that was refused may, too.
+
+        All but those of a job that the API died over before it could promise it: the next request
+        with the same Idempotency-Key may go on with it, and for an hour they wait for that.
+        """
         values: dict[str, Any] = {k.lower(): v for k, v in self._stack.environment.items()}
         settings = Settings(_env_file=None, **values)
 
         async def unfinished() -> list[Record]:
             async with open_backend(settings) as backend:
-                return await backend.records.stale(utc_now() + timedelta(days=1), 1000)
+                records = await backend.records.stale(utc_now() + timedelta(days=1), 1000)
+                keys = {JobKey(record.key.tenant, record.job) for record in records if record.job}
+                jobs = await backend.jobs.get_many(list(keys)) if keys else {}
+            unsealed = {key for key, job in jobs.items() if not job.sealed}
+            return [
+                record
+                for record in records
+                if JobKey(record.key.tenant, record.job) not in unsealed
+            ]
 
         ends = time.monotonic() + CALM_SECONDS
         while (left := asyncio.run(unfinished())) and time.monotonic() < ends:
