@@ -280,14 +280,10 @@ class Experiment:
         async def unfinished() -> list[Record]:
             async with open_backend(settings) as backend:
                 records = await backend.records.stale(utc_now() + timedelta(days=1), 1000)
-                keys = {JobKey(record.key.tenant, record.job) for record in records if record.job}
+                keys = {JobKey(each.key.tenant, each.job) for each in records if each.job}
                 jobs = await backend.jobs.get_many(list(keys)) if keys else {}
-            unsealed = {key for key, job in jobs.items() if not job.sealed}
-            return [
-                record
-                for record in records
-                if JobKey(record.key.tenant, record.job) not in unsealed
-            ]
+            unpromised = {(key.tenant, key.id) for key, job in jobs.items() if not job.sealed}
+            return [each for each in records if (each.key.tenant, each.job) not in unpromised]
 
         ends = time.monotonic() + CALM_SECONDS
         while (left := asyncio.run(unfinished())) and time.monotonic() < ends:
