@@ -191,9 +191,9 @@ def _differs(place: BucketFolder, name: str) -> BundleError:
     return BundleError(f"{place}: {name} differs from {SUMS_FILE}.")
 
 
-def _agrees(path: Path, digest: str) -> bool:
+def _agrees(path: Path, recorded: str) -> bool:
     try:
-        return file_sum(path) == digest
+        return file_sum(path) == recorded
     except FileNotFoundError:
         return False
 

@@ -19,7 +19,13 @@ from core.model_bundle import read_bundle
 from core.records import Status
 from core.settings import Settings
 from tests.support.pictures import encode, picture
-from tests.unit.worker_support import running_worker, settings_in, until, write_slow_bundle
+from tests.unit.worker_support import (
+    classifier_processes,
+    running_worker,
+    settings_in,
+    until,
+    write_slow_bundle,
+)
 from worker.classifier_pool import ClassifierPool, RemoteClassifier
 from worker.classifier_protocol import GROUP
 from worker.errors import ClassifierLost
@@ -45,15 +51,6 @@ async def pool_of(
         yield pool, await pool.load(read_bundle(settings.model_uri))
     finally:
         await pool.close()
-
-
-def processes(of: int | None = None) -> list[psutil.Process]:
-    """The classifier processes of this process, or of another."""
-    return [
-        child
-        for child in psutil.Process(of).children()
-        if "worker.classifier_process" in child.cmdline()
-    ]
 
 
 @contextmanager
@@ -93,24 +90,24 @@ async def test_a_file_is_read_by_the_process(tmp_path: Path) -> None:
 
 async def test_faults_of_the_image_are_its_own(tmp_path: Path) -> None:
     async with pool_of(tmp_path) as (_, classifier):
-        before = processes()
+        before = classifier_processes()
         for broken in (b"", b"no picture", RED[:200]):
             with pytest.raises(UndecodableImage):
                 await classifier.annotate(broken)
         assert (await classifier.annotate(RED))[0].label == "red"
-        assert processes() == before
+        assert classifier_processes() == before
 
 
 async def test_a_hang_costs_the_image_that_hangs_and_no_other(tmp_path: Path) -> None:
     async with pool_of(tmp_path, FOREVER, classify_seconds=1.0) as (_, classifier):
-        (before,) = processes()
+        (before,) = classifier_processes()
         hanging = asyncio.create_task(classifier.annotate(WHITE))
         await asyncio.sleep(0)
         behind = [asyncio.create_task(classifier.annotate(BLACK)) for _ in range(5)]
         with pytest.raises(ClassifierLost, match="longer than 1 s"):
             await hanging
         assert len(await asyncio.gather(*behind)) == 5
-        (after,) = processes()
+        (after,) = classifier_processes()
         assert after.pid != before.pid
         assert not before.is_running()
 
@@ -118,19 +115,19 @@ async def test_a_hang_costs_the_image_that_hangs_and_no_other(tmp_path: Path) ->
 async def test_a_hang_in_company_costs_the_image_that_hangs_and_no_other(tmp_path: Path) -> None:
     async with pool_of(tmp_path, FOREVER, classify_seconds=1.0) as (_, classifier):
         await classifier.annotate(BLACK)  # what one takes is known: now they go together
-        with suspended(*processes()):
+        with suspended(*classifier_processes()):
             asked = [
                 asyncio.create_task(classifier.annotate(image))
                 for image in (BLACK, WHITE, BLACK, BLACK, BLACK)
             ]
             await asyncio.sleep(0.1)
-        before = processes()
+        before = classifier_processes()
         found = await asyncio.gather(*asked, return_exceptions=True)
         assert [isinstance(each, ClassifierLost) for each in found] == [
             *(False, True, False, False, False)
         ]
         assert "longer than 1 s" in str(found[1])
-        assert processes() != before
+        assert classifier_processes() != before
 
 
 async def test_what_nobody_waits_for_is_not_tried_again(tmp_path: Path) -> None:
@@ -140,7 +137,7 @@ async def test_what_nobody_waits_for_is_not_tried_again(tmp_path: Path) -> None:
         await asyncio.sleep(0.1)
         for task in leaving:
             task.cancel()
-        processes()[0].kill()
+        classifier_processes()[0].kill()
         # A white one would keep the new process for a thousand seconds.
         assert len(await asyncio.wait_for(staying, 60)) == 5
 
@@ -154,7 +151,7 @@ async def test_a_crash_costs_the_image_in_work_and_no_other(
         await asyncio.sleep(0)
         behind = [asyncio.create_task(classifier.annotate(BLACK)) for _ in range(5)]
         await asyncio.sleep(0.3)
-        processes()[0].send_signal(how)
+        classifier_processes()[0].send_signal(how)
         with pytest.raises(ClassifierLost):
             await crashing
         assert len(await asyncio.gather(*behind)) == 5
@@ -195,11 +192,11 @@ async def test_closing_ends_every_process_whatever_it_does(tmp_path: Path) -> No
     async with pool_of(tmp_path, FOREVER, worker_concurrency=2) as (pool, classifier):
         hanging = asyncio.create_task(classifier.annotate(WHITE))
         await asyncio.sleep(0.1)
-        assert len(processes()) == 2
+        assert len(classifier_processes()) == 2
         await pool.close()
         with pytest.raises(Unavailable, match="stopping"):
             await hanging
-        assert not processes()
+        assert not classifier_processes()
         with pytest.raises(Unavailable, match="stopping"):
             await classifier.annotate(BLACK)
 
@@ -230,7 +227,7 @@ async def test_a_killed_worker_leaves_no_process_behind(tmp_path: Path) -> None:
     )
     assert parent.stdout is not None
     assert await parent.stdout.readline() == b"hanging\n"
-    children = processes(parent.pid)
+    children = classifier_processes(parent.pid)
     assert len(children) == 2
     parent.kill()
     await parent.wait()
@@ -262,10 +259,10 @@ async def test_an_image_that_takes_classifiers_down_ends_as_an_error(tmp_path: P
 async def test_a_process_that_dies_while_it_loads_fails_the_load(tmp_path: Path) -> None:
     async with pool_of(tmp_path) as (pool, classifier):
         other = read_bundle(write_slow_bundle(tmp_path / "other", 1))
-        processes()[0].suspend()
+        classifier_processes()[0].suspend()
         loading = asyncio.create_task(pool.load(other))
         await asyncio.sleep(0.05)
-        processes()[0].kill()
+        classifier_processes()[0].kill()
         with pytest.raises(ClassifierLost):
             await loading
         assert (await classifier.annotate(RED))[0].label == "red"

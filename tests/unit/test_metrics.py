@@ -6,7 +6,6 @@ from pathlib import Path
 
 import grpc.aio
 import httpx
-import psutil
 from PIL import Image
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
@@ -19,7 +18,12 @@ from core.records import RecordKey
 from tests.support.api import api_settings, eventually, open_api
 from tests.support.metrics import samples, series
 from tests.support.pictures import encode, picture
-from tests.unit.worker_support import running_worker, settings_in, write_slow_bundle
+from tests.unit.worker_support import (
+    classifier_processes,
+    running_worker,
+    settings_in,
+    write_slow_bundle,
+)
 from worker.classifier_protocol import GROUP
 
 REQUESTS = "glimpse_http_requests_total"
@@ -112,7 +116,7 @@ async def test_images_that_went_together_share_the_time_of_their_inference(tmp_p
         assert (await worker.push(await worker.submit(black))).status_code == 204
         before = (await scraped(worker.client))["glimpse_inference_duration_seconds_sum"]
         keys = [await worker.submit(picture(seed, (250, 250, 250))) for seed in range(GROUP)]
-        (process,) = psutil.Process().children()
+        (process,) = classifier_processes()
         process.suspend()
         pushes = asyncio.gather(*(worker.push(key) for key in keys))
         await asyncio.sleep(0.3)

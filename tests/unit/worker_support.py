@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import numpy as np
 import onnx
+import psutil
 from onnx import TensorProto, helper, numpy_helper
 
 from core.backends import Backend, BackendOpener, open_backend
@@ -280,3 +281,12 @@ def write_failing_bundle(folder: Path) -> Path:
             "one": np.array(1, np.float32),
         },
     )
+
+
+def classifier_processes(of: int | None = None) -> list[psutil.Process]:
+    """The classifier processes of this process, or of another."""
+    return [
+        child
+        for child in psutil.Process(of).children()
+        if "worker.classifier_process" in child.cmdline()
+    ]
