@@ -86,7 +86,7 @@ def progress(stack: Stack, job_id: str, patience: float = PATIENCE) -> Iterator[
         yield job
         if job["status"] in TERMINAL:
             return
-        time.sleep(0.1)
+        time.sleep(0.05)
     raise AssertionError(f"the job did not end: {job}")
 
 
@@ -131,9 +131,9 @@ def test_a_thousand_images_though_everything_dies_twice(
         dying.start()
         created = submit(stack, wanted.files, **{"Idempotency-Key": f"batch-{seed}"})
         dying.join()
-        deaths = [("worker", 5), ("api", 20), ("worker", 50)]
-        if "queue" in stack.names:
-            deaths.append(("queue", 70))
+        # The API last: while it is away, the others go on without being seen, to the end perhaps.
+        deaths = [("worker", 5), ("queue", 20), ("worker", 40), ("api", 60)]
+        deaths = [(name, percent) for name, percent in deaths if name in stack.names]
         shown = -1
         for job in progress(stack, created["job_id"]):
             assert job["progress"] >= shown, "progress went back"
