@@ -20,6 +20,7 @@ from typing import BinaryIO, Protocol
 import structlog
 
 from core.bucket_folder import BucketFolder
+from core.durable_files import sync_folder, write_whole
 from core.errors import BundleError, BundleUnavailable
 from core.model_bundle import (
     LABELS_FILE,
@@ -86,10 +87,10 @@ class BundleCache:
                     data = self._objects.read(place, name, SMALL_FILE_BYTES)
                     if hashlib.sha256(data).hexdigest() != sums[name]:
                         raise _differs(place, name)
-                    _place(home / name, data)
+                    _keep(home / name, data)
             ours = sums_text(sums).encode()
             if not _agrees(home / SUMS_FILE, hashlib.sha256(ours).hexdigest()):
-                _place(home / SUMS_FILE, ours)
+                _keep(home / SUMS_FILE, ours)
         try:
             return read_bundle(home)
         except BundleError as error:
@@ -133,7 +134,7 @@ class BundleCache:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
         milliseconds = round(1000 * (time.monotonic() - began))
         log.info("bundle fetched", uri=str(place), bytes=size, milliseconds=milliseconds)
 
@@ -205,24 +206,7 @@ def _make_folder(path: Path) -> None:
         path.mkdir(mode=0o700, exist_ok=True)
 
 
-def _place(path: Path, data: bytes) -> None:
-    """Write a small file so that its name never leads to half of it."""
-    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-    try:
-        with draft.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _keep(path: Path, data: bytes) -> None:
+    """Write a small file, by a draft of its own: others may be writing the same one."""
+    write_whole(data, path.with_name(f"{path.name}.{secrets.token_hex(8)}"), path)
+    sync_folder(path.parent)

@@ -19,6 +19,7 @@ import structlog
 
 from core.backends.links import LinkSigner
 from core.clock import Clock, utc_now
+from core.durable_files import sync_folder, write_whole
 from core.errors import NotFound, Unavailable
 from core.records import IMAGE_HASH, TENANT
 
@@ -120,18 +121,10 @@ def _put(root: Path, path: Path, data: bytes | bytearray) -> None:
     if not path.exists():
         _make_folder(folder, root)
         draft = folder / f"{DRAFT}{secrets.token_hex(8)}"
-        try:
-            with draft.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            # The name is the content's hash: replacing an equal blob changes nothing.
-            draft.replace(path)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
+        # The name is the content's hash: replacing an equal blob changes nothing.
+        write_whole(data, draft, path)
     # Also where the blob was there: whoever put it may not have got as far as this line.
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def _make_folder(folder: Path, root: Path) -> None:
@@ -141,20 +134,12 @@ def _make_folder(folder: Path, root: Path) -> None:
     if folder != root:
         _make_folder(folder.parent, root)
     folder.mkdir(mode=0o700, exist_ok=True)
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
 
 
 def _delete(path: Path) -> None:
     path.unlink()
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(path.parent)
 
 
 def _check(folder: Path) -> None:
