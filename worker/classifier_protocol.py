@@ -109,7 +109,8 @@ class FrameReader:
         middle, end = head + name_size, head + name_size + size
         if len(buffer) < end:
             return None
-        name, data = bytes(buffer[head:middle]), bytes(buffer[middle:end])
+        with memoryview(buffer) as view:  # a slice of the buffer itself would be one more copy
+            name, data = bytes(view[head:middle]), bytes(view[middle:end])
         del buffer[:end]
         return Frame(kind & ~_ALONE, name, data, bool(kind & _ALONE))
 
