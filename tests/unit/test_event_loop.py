@@ -16,6 +16,7 @@ from core.records import RecordKey
 from tests.support.batches import archive
 from tests.support.buckets import fill_bundle
 from tests.support.pictures import picture, sha256
+from tests.unit.scripted_worker import until
 from tests.unit.worker_support import envelope, settings_in
 from worker.main import create_app as create_worker
 
@@ -68,8 +69,7 @@ async def test_looking_for_a_model_in_a_bucket_makes_no_blocking_call(
             with pytest.raises(BundleUnavailable, match="no bucket"):
                 await worker.state.bench.models.check()
             await fill_bundle(settings, bucket, model, colour_bundle)
-            while not worker.state.bench.models.identities:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+            await until(lambda: worker.state.bench.models.identities != ())
             await worker.state.bench.models.check()
         finally:
             detector.deactivate()

@@ -12,6 +12,7 @@ from core.backends.bundles import Bundles
 from core.errors import BundleError, ModelUnavailable
 from core.model_bundle import Bundle, read_bundle, write_sums
 from tests.support.bundles import write_colour_bundle
+from tests.unit.scripted_worker import until
 from tests.unit.worker_support import settings_in
 from worker.classifier_pool import ClassifierPool, RemoteClassifier
 from worker.model_registry import ModelRegistry, Retries
@@ -142,14 +143,12 @@ async def test_what_was_missing_is_found_by_itself(tmp_path: Path, loads: Loads)
     late, other = tmp_path / "late", tmp_path / "other"
     registry = ModelRegistry([str(late), str(other)], Bundles(), 2, loads, retries=IMPATIENT)
     await registry.open()
-    assert registry.identities == ()
+    assert list(registry.identities) == []
     await asyncio.to_thread(write_colour_bundle, other, "other")
-    while not registry.identities:  # noqa: ASYNC110 - what is waited for sets no event
-        await asyncio.sleep(0.01)
+    await until(lambda: registry.identities != ())
     # Nobody asks for anything: it is found, and loaded, all the same.
     await asyncio.to_thread(write_colour_bundle, late, "late")
-    while not loads.models:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    await until(lambda: loads.models != [])
     await ready(registry)
     assert loads.models == ["late"]
     assert registry.identities == (identity(str(late)), identity(str(other)))
@@ -184,13 +183,11 @@ async def test_nothing_is_looked_for_once_all_is_there(bundles: list[str], loads
     registry = ModelRegistry(bundles, Counting(), 2, loads, retries=IMPATIENT)
     await registry.open()
     assert looked == bundles
-    while len(looked) < 6:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    await until(lambda: len(looked) >= 6)
     # What was there is not read again: it could be another bundle by now.
     assert set(looked[3:]) == {bundles[1]}
     await asyncio.to_thread(shutil.move, away, bundles[1])
-    while len(registry.identities) < 3:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    await until(lambda: len(registry.identities) >= 3)
     seen = len(looked)
     await asyncio.sleep(0.2)
     assert len(looked) == seen
