@@ -16,18 +16,18 @@ from typing import Any
 
 import httpx
 
-from compose.emulators import RunningEmulators
 from core.backends import open_backend
 from core.clock import utc_now
 from core.jobs import JobKey
 from core.records import Record
 from core.settings import Settings
 from tests.chaos.batches import Batcher, JobLedger
+from tests.chaos.emulators import ChaosEmulators, running_behind_lines
 from tests.chaos.faults import Fault, faults
 from tests.chaos.load import Client, Ledger, Watcher
 from tests.chaos.push_proxy import PushProxy
 from tests.chaos.stepping_clock import set_offset
-from tests.support.emulators import free_addresses, own_corner, running_emulators
+from tests.support.emulators import free_addresses, own_corner
 from tests.support.stack import MODULES, ROOT, Stack, free_port
 
 CLIENTS = 8
@@ -124,14 +124,13 @@ class Outcome:
 @contextmanager
 def prepared(
     backend: str, folder: Path, bundle: Path, seed: int
-) -> Iterator[tuple[ChaosStack, RunningEmulators | None, float]]:
+) -> Iterator[tuple[ChaosStack, ChaosEmulators | None, float]]:
     """A stack on `backend`, the emulators below it if it has them, and its uploads a second."""
     if backend == "embedded":
         yield ChaosStack(folder / "stack", bundle, seed), None, 20.0
         return
     corner = own_corner(free_addresses())
-    addresses = {name: value for name, value in corner.items() if name.endswith("_HOST")}
-    with running_emulators(folder / "emulators", addresses) as emulators:
+    with running_behind_lines(folder / "emulators", corner) as emulators:
         # They do a fraction of what the embedded backend does.
         yield ChaosStack(folder / "stack", bundle, seed, **corner), emulators, 6.0
 
@@ -148,7 +147,7 @@ class Experiment:
         seconds: float,
         seed: int,
         progress: Callable[[str, float], None],
-        emulators: RunningEmulators | None,
+        emulators: ChaosEmulators | None,
         uploads_a_second: float,
     ) -> None:
         self._stack = stack

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from compose.emulators import RunningEmulators
+from tests.chaos.emulators import ChaosEmulators
 from tests.chaos.stepping_clock import set_offset
 from tests.support.stack import Stack
 
@@ -29,7 +29,7 @@ class Fault:
 
 
 def faults(
-    stack: Stack, clock: Path, draw: random.Random, emulators: RunningEmulators | None
+    stack: Stack, clock: Path, draw: random.Random, emulators: ChaosEmulators | None
 ) -> list[Fault]:
     """Every fault that this backend can meet. Emulators keep their own files and their own time."""
     found = [
@@ -116,20 +116,16 @@ def _forbid(data: Path, draw: random.Random) -> None:
             folder.chmod(mode)
 
 
-def _restart(stack: Stack, emulators: RunningEmulators, name: str) -> None:
-    emulators.stop(name)
-    time.sleep(0.5)
-    emulators.start(name)
+def _restart(stack: Stack, emulators: ChaosEmulators, name: str) -> None:
+    with emulators.stopped(name):
+        time.sleep(0.5)
     if name == "pubsub":
         stack.set_up()  # it keeps nothing on disk; Google's does
 
 
-def _hang(emulators: RunningEmulators, name: str, draw: random.Random) -> None:
-    emulators.suspend(name)
-    try:
+def _hang(emulators: ChaosEmulators, name: str, draw: random.Random) -> None:
+    with emulators.frozen(name):
         time.sleep(draw.uniform(0.2, LONGEST_OUTAGE))
-    finally:
-        emulators.resume(name)
 
 
 @contextlib.contextmanager
