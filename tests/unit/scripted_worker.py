@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+from core.policy import RECONCILE_PATH, SCHEDULE_PATH
+
+CALLED_REGULARLY = (RECONCILE_PATH, SCHEDULE_PATH)
 Answer = Callable[["Delivery"], Awaitable[int]]
 
 
@@ -35,18 +38,25 @@ class Delivery:
 
 
 class ScriptedWorker:
-    """Listens on 127.0.0.1 while entered; entered again, on the same port."""
+    """Listens on 127.0.0.1 while entered; entered again, on the same port.
+
+    `deliveries` are pushes, which `answer` answers; `calls` are those of the clock, which a queue's
+    process makes beside them, and `answer_to_calls` answers.
+    """
 
     def __init__(self) -> None:
         self.port = 0
         self.deliveries: list[Delivery] = []
+        self.calls: list[Delivery] = []
         self.in_flight = 0
         self.most_in_flight = 0
         self.answer: Answer = always(204)
+        self.answer_to_calls: Answer = always(204)
         self._connections: set[asyncio.Task[None]] = set()
 
     def to(self, path: str) -> list[Delivery]:
-        return [delivery for delivery in self.deliveries if delivery.path == path]
+        """Pushes and calls to `path`, in their order."""
+        return [each for each in [*self.deliveries, *self.calls] if each.path == path]
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
@@ -92,6 +102,9 @@ class ScriptedWorker:
 
     async def _handle(self, path: str, headers: dict[str, str], body: bytes) -> int:
         delivery = Delivery(path, headers, body, asyncio.get_running_loop().time())
+        if path in CALLED_REGULARLY:
+            self.calls.append(delivery)
+            return await self.answer_to_calls(delivery)
         self.deliveries.append(delivery)
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)

@@ -18,7 +18,7 @@ import pytest
 from core.backends import open_backend
 from core.backends.embedded import open_queue_store
 from core.messages import ClassifyImage
-from core.policy import CLASSIFY_PATH, DEAD_LETTER_PATH
+from core.policy import CLASSIFY_PATH, DEAD_LETTER_PATH, RECONCILE_PATH, SCHEDULE_PATH
 from core.records import RecordKey
 from core.settings import Settings
 from tests.unit.scripted_worker import Delivery, ScriptedWorker, always, until
@@ -233,9 +233,9 @@ async def test_the_worker_is_asked_to_reconcile(
     environment: dict[str, str], worker: ScriptedWorker
 ) -> None:
     async with queue_process(environment | {"STALE_SECONDS": "2"}) as process:
-        await until(lambda: len(worker.to("/reconcile")) == 2)
-        worker.answer = always(500)
-        await until(lambda: len(worker.to("/reconcile")) == 4)
+        await until(lambda: len(worker.to(RECONCILE_PATH)) >= 2)
+        worker.answer_to_calls = always(500)
+        await until(lambda: len(worker.to(RECONCILE_PATH)) >= 4)
         lines = await stopped(process)
     failed = [line["path"] for line in lines if line["message"] == "call failed"]
-    assert {"/reconcile", "/schedule"} <= set(failed)
+    assert {RECONCILE_PATH, SCHEDULE_PATH} <= set(failed)
