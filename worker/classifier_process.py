@@ -75,7 +75,15 @@ class _Loaded:
 class Models:
     """The models in this process's memory, the least recently used one going first."""
 
-    def __init__(self, capacity: int, max_pixels: int, labels_per_image: int) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        max_pixels: int,
+        labels_per_image: int,
+        now: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`now`, in seconds, tells what an image takes."""
+        self._now = now
         self._loaded: LRUCache[bytes, _Loaded] = LRUCache(capacity)
         self._max_pixels = max_pixels
         self._labels_per_image = labels_per_image
@@ -83,12 +91,12 @@ class Models:
     def answers(self, frames: Iterable[Frame]) -> Iterator[list[Reply]]:
         """The replies to `frames`, in their order; those that are ready together come together."""
         for group in self._groups(frames):
-            began = time.perf_counter()
+            began = self._now()
             replies = self._together(group) if len(group) > 1 else [self._alone(group[0])]
             model, together = self._loaded.get(group[0].name), 1
             if model is not None:
                 if group[0].kind != LOAD:
-                    model.took((time.perf_counter() - began) / len(group))
+                    model.took((self._now() - began) / len(group))
                 together = model.most()
             yield [{**reply, "together": together} for reply in replies]
 

@@ -20,6 +20,7 @@ from app.key_service import Issued, Keys, Wanted
 from app.main import create_app
 from app.server import Server
 from core.backends import BackendOpener, open_backend
+from core.backends.embedded.blobs import DRAFT
 from core.clock import Clock, utc_now
 from core.identity import ALL_SCOPES, Scope
 from core.ports import RecordStore
@@ -113,7 +114,9 @@ class Api:
 
     def traces(self) -> Traces:
         folder = self.settings.data_dir
-        blobs = sum(1 for path in (folder / "blobs").rglob("*") if path.is_file())
+        files = (path for path in (folder / "blobs").rglob("*") if path.is_file())
+        # A draft is on its way: it is no blob before it has a blob's name.
+        blobs = sum(1 for path in files if not path.name.startswith(DRAFT))
         return Traces(
             _rows(folder / "records.db", "records"), blobs, _rows(folder / "queue.db", "messages")
         )

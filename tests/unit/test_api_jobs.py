@@ -437,11 +437,13 @@ async def test_no_more_than_max_batch_bytes(tmp_path: Path, colour_bundle: Path)
         assert no_jobs(api)
 
 
-async def test_images_in_a_batch_count_as_usage(keyed: Api) -> None:
-    key = await keyed.issue("acme", Scope.JOBS, Scope.READ)
-    await create(keyed, RED, BLUE, b"bad", headers=bearer(key))
-    await keyed.gate.write()
-    usage = await keyed.client.get("/api/v1/usage", headers=bearer(key))
+async def test_images_in_a_batch_count_as_usage(tmp_path: Path, colour_bundle: Path) -> None:
+    settings = api_settings(tmp_path, colour_bundle, api_keys="required")
+    async with open_api(settings, MovableClock()) as keyed:  # all of it on one day
+        key = await keyed.issue("acme", Scope.JOBS, Scope.READ)
+        await create(keyed, RED, BLUE, b"bad", headers=bearer(key))
+        await keyed.gate.write()
+        usage = await keyed.client.get("/api/v1/usage", headers=bearer(key))
     (row,) = usage.json()["usage"]
     assert (row["images"], row["bytes"]) == (3, len(RED) + len(BLUE) + 3)
 

@@ -92,10 +92,10 @@ def test_sigterm_lets_those_who_wait_go_with_what_is_known(
 
     def wait() -> None:
         url = f"http://127.0.0.1:{port}/api/v1/images"
-        headers = {"prefer": "wait=30"}
+        headers = {"prefer": "wait=60"}
         answers.append(httpx.post(url, content=picture(), headers=headers, timeout=PATIENCE))
 
-    with running(tmp_path, colour_bundle, port) as process:
+    with running(tmp_path, colour_bundle, port, MAX_WAIT_SECONDS="60") as process:
         waiter = threading.Thread(target=wait)
         waiter.start()
         lines = []
@@ -104,13 +104,11 @@ def test_sigterm_lets_those_who_wait_go_with_what_is_known(
             lines.append(line)
             if '"accepted"' in line:
                 break
-        began = time.monotonic()
         process.send_signal(signal.SIGTERM)
         waiter.join(PATIENCE)
         output, _ = process.communicate(timeout=PATIENCE)
-        elapsed = time.monotonic() - began
+    # Had it waited for the waiter, its time to stop would have passed, and that is a 503.
     assert [answer.status_code for answer in answers] == [202]
-    assert elapsed < 25, "it waited for the waiter"
     assert "Traceback" not in output
     assert "Application shutdown complete" in output
     assert process.returncode in (0, -signal.SIGTERM)

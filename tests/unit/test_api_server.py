@@ -301,7 +301,7 @@ async def test_a_body_that_does_not_come_is_given_up(
 
 async def test_headers_that_do_not_come_are_given_up(tmp_path: Path, colour_bundle: Path) -> None:
     async with (
-        serving(tmp_path, colour_bundle, header_seconds=0.2) as served,
+        serving(tmp_path, colour_bundle, header_seconds=2) as served,
         served.connect() as silent,
         served.connect() as slow,
     ):

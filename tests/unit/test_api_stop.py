@@ -14,6 +14,7 @@ from app.http_protocol import HttpProtocol
 from app.image_service import service_in
 from app.main import create_app
 from app.server import Server
+from core.backends.embedded import database
 from tests.support.api import api_settings, eventually
 from tests.support.pictures import picture
 
@@ -81,9 +82,13 @@ async def test_an_idle_connection_does_not_hold_the_stop_up(
 
 
 async def test_a_request_that_cannot_be_finished_is_told_so(
-    tmp_path: Path, colour_bundle: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    colour_bundle: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A store that does not answer outlasts the time that a stop has."""
+    monkeypatch.setattr(database, "BUSY_SECONDS", 60.0)  # however slowly the stop comes
     async with (
         serving(tmp_path, colour_bundle, shutdown_seconds=1) as (server, port),
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as client,

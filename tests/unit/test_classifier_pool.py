@@ -32,6 +32,7 @@ from worker.errors import ClassifierLost
 
 ROOT = Path(__file__).resolve().parents[2]
 FOREVER = 10**7  # rounds of the slow bundle: hours, inside one native call
+PATIENCE = 3.0  # seconds for an image: those that do not hang never need them
 RED = picture(1)
 BLACK = encode(Image.new("RGB", (16, 16)), "PNG")  # without a speck: each would take its time
 WHITE = picture(7, (250, 250, 250))
@@ -61,6 +62,13 @@ def suspended(*stopped: psutil.Process) -> Iterator[None]:
     yield
     for process in stopped:
         process.resume()
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 async def test_answers_come_to_those_who_asked(tmp_path: Path) -> None:
@@ -99,12 +107,12 @@ async def test_faults_of_the_image_are_its_own(tmp_path: Path) -> None:
 
 
 async def test_a_hang_costs_the_image_that_hangs_and_no_other(tmp_path: Path) -> None:
-    async with pool_of(tmp_path, FOREVER, classify_seconds=1.0) as (_, classifier):
+    async with pool_of(tmp_path, FOREVER, classify_seconds=PATIENCE) as (_, classifier):
         (before,) = classifier_processes()
         hanging = asyncio.create_task(classifier.annotate(WHITE))
         await asyncio.sleep(0)
         behind = [asyncio.create_task(classifier.annotate(BLACK)) for _ in range(5)]
-        with pytest.raises(ClassifierLost, match="longer than 1 s"):
+        with pytest.raises(ClassifierLost, match=f"longer than {PATIENCE:g} s"):
             await hanging
         assert len(await asyncio.gather(*behind)) == 5
         (after,) = classifier_processes()
@@ -113,7 +121,7 @@ async def test_a_hang_costs_the_image_that_hangs_and_no_other(tmp_path: Path) ->
 
 
 async def test_a_hang_in_company_costs_the_image_that_hangs_and_no_other(tmp_path: Path) -> None:
-    async with pool_of(tmp_path, FOREVER, classify_seconds=1.0) as (_, classifier):
+    async with pool_of(tmp_path, FOREVER, classify_seconds=PATIENCE) as (_, classifier):
         await classifier.annotate(BLACK)  # what one takes is known: now they go together
         with suspended(*classifier_processes()):
             asked = [
@@ -126,7 +134,7 @@ async def test_a_hang_in_company_costs_the_image_that_hangs_and_no_other(tmp_pat
         assert [isinstance(each, ClassifierLost) for each in found] == [
             *(False, True, False, False, False)
         ]
-        assert "longer than 1 s" in str(found[1])
+        assert f"longer than {PATIENCE:g} s" in str(found[1])
         assert classifier_processes() != before
 
 
@@ -162,12 +170,14 @@ async def test_more_images_are_at_hand_for_a_fast_model_than_for_a_slow_one(
 ) -> None:
     async with pool_of(tmp_path, rounds=1500, worker_concurrency=2) as (pool, classifier):
         assert pool.at_hand() == 2 * 2
-        for _ in range(2):
-            await asyncio.gather(*(classifier.annotate(BLACK) for _ in range(2)))
-        assert pool.at_hand() == 2 * 2 * GROUP
-        for _ in range(3):  # one slow picture is not yet a slow model
-            await asyncio.gather(*(classifier.annotate(WHITE) for _ in range(2)))
-        assert pool.at_hand() == 2 * 2
+
+        async def after(image: bytes, at_hand: int) -> bool:
+            # What one takes is an average: one that was held up does not make a model slow.
+            await asyncio.gather(*(classifier.annotate(image) for _ in range(2)))
+            return pool.at_hand() == at_hand
+
+        await until(lambda: after(BLACK, 2 * 2 * GROUP))
+        await until(lambda: after(WHITE, 2 * 2))
 
 
 async def test_a_caller_that_goes_away_harms_nobody(tmp_path: Path) -> None:
@@ -233,17 +243,16 @@ async def test_a_killed_worker_leaves_no_process_behind(tmp_path: Path) -> None:
     await parent.wait()
 
     async def gone() -> bool:
-        return not any(
-            child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children
-        )
+        return not any(map(alive, children))
 
     await until(gone)
+    assert await parent.stdout.read() == b"", "nobody has it open, and so it is closed here"
 
 
 async def test_an_image_that_takes_classifiers_down_ends_as_an_error(tmp_path: Path) -> None:
     """It is delivered again, since the fault may have been the machine's; but not for ever."""
     uri = str(write_slow_bundle(tmp_path / "slow", FOREVER))
-    settings = settings_in(tmp_path, model_uri=uri, worker_concurrency=1, classify_seconds=0.3)
+    settings = settings_in(tmp_path, model_uri=uri, worker_concurrency=1, classify_seconds=PATIENCE)
     async with running_worker(settings) as worker:
         key = await worker.submit(WHITE)
         statuses = [(await worker.push(key)).status_code for _ in range(3)]
@@ -261,7 +270,11 @@ async def test_a_process_that_dies_while_it_loads_fails_the_load(tmp_path: Path)
         other = read_bundle(write_slow_bundle(tmp_path / "other", 1))
         classifier_processes()[0].suspend()
         loading = asyncio.create_task(pool.load(other))
-        await asyncio.sleep(0.05)
+
+        async def asked() -> bool:
+            return pool._members[0].in_hand() == 1
+
+        await until(asked)
         classifier_processes()[0].kill()
         with pytest.raises(ClassifierLost):
             await loading

@@ -1,5 +1,6 @@
 """What one classifier process does with frames: which images it takes together, and with what."""
 
+import itertools
 import json
 import socket
 from collections.abc import Iterator
@@ -34,8 +35,12 @@ def name(tmp_path: Path) -> bytes:
 
 @pytest.fixture
 def models(name: bytes) -> Models:
-    """With the colours in memory, and one image behind them: what that took is known."""
-    models = Models(capacity=2, max_pixels=10**6, labels_per_image=3)
+    """With the colours in memory, and one image behind them: what that took is known.
+
+    A millisecond, whatever else the machine does: the clock goes on by one at each look.
+    """
+    ticks = itertools.count()
+    models = Models(2, max_pixels=10**6, labels_per_image=3, now=lambda: next(ticks) / 1000)
     warm_up = [Frame(LOAD, name, b""), Frame(IMAGE, name, PHOTOS["red"])]
     assert [len(replies) for replies in models.answers(warm_up)] == [1, 1]
     return models

@@ -58,14 +58,15 @@ async def test_what_was_written_can_be_read_at_once(database: Database) -> None:
 
 async def test_writes_that_wait_together_share_a_transaction(database: Database) -> None:
     statements: list[str] = []
-    held = threading.Event()
+    begun, held = threading.Event(), threading.Event()
 
     def trace_and_hold(connection: sqlite3.Connection) -> None:
         connection.set_trace_callback(statements.append)
+        begun.set()
         assert held.wait(30)
 
     first = asyncio.create_task(database.write(trace_and_hold, durable=False))
-    await asyncio.sleep(0.05)  # the writer is busy with the first
+    assert await asyncio.to_thread(begun.wait, 30), "the writer is busy with the first"
     others = [asyncio.create_task(put(database, str(number))) for number in range(10)]
     await asyncio.sleep(0)
     held.set()

@@ -18,8 +18,17 @@ from app import event_stream, live_events, patience
 from app.event_stream import encode
 from app.live_events import Event, Kind
 from core.identity import Scope
-from core.records import RecordError, Status
-from tests.support.api import LEASE, Api, api_settings, bearer, eventually, open_api, serve_api
+from core.records import Claim, RecordError, Status
+from tests.support.api import (
+    LABELS,
+    LEASE,
+    Api,
+    api_settings,
+    bearer,
+    eventually,
+    open_api,
+    serve_api,
+)
 from tests.support.event_streams import Received, everything, reading
 from tests.support.live_streams import (
     PATIENCE,
@@ -59,6 +68,17 @@ async def move(api: Api, image: bytes) -> None:
     claim = await api.records.claim(key, LEASE)
     assert claim is not None
     assert await api.records.release(claim)
+
+
+async def begun(api: Api, *images: bytes) -> list[Claim]:
+    """As a worker does before anybody looks: what is left to see of it is one change, its end."""
+    claims = [await api.records.claim(api.key(sha256(image)), LEASE) for image in images]
+    return [claim for claim in claims if claim is not None]
+
+
+async def finish(api: Api, *claims: Claim) -> None:
+    for claim in claims:
+        assert await api.records.complete(claim, LABELS)
 
 
 def check_order(events: list[Received]) -> None:
@@ -159,11 +179,12 @@ async def test_nothing_is_repeated_and_after_the_last_event_there_is_nothing(ser
     ):
         async with served.client.stream("GET", path, **options) as response:  # type: ignore[arg-type]
             assert response.status_code == 200
-            text = ""
-            with pytest.raises(httpx.ReadTimeout):
-                async with asyncio.timeout(PATIENCE):
-                    async for piece in _impatient(response):
-                        text += piece
+            pieces = response.aiter_text()
+            async with asyncio.timeout(PATIENCE):
+                text = await anext(pieces)
+            with pytest.raises(TimeoutError):
+                async for piece in _impatient(pieces):
+                    text += piece
         assert text.startswith("retry: ")
         assert "data" not in text
     await served.succeed(sha256(image))
@@ -181,14 +202,10 @@ async def test_nothing_is_repeated_and_after_the_last_event_there_is_nothing(ser
         assert await everything(served.client, path, other) == [last]
 
 
-async def _impatient(response: httpx.Response) -> AsyncIterator[str]:
-    """Text until nothing comes for a while; raises as httpx does."""
-    pieces = response.aiter_text()
+async def _impatient(pieces: AsyncIterator[str]) -> AsyncIterator[str]:
+    """Text, until nothing comes for a while: then TimeoutError."""
     while True:
-        try:
-            yield await asyncio.wait_for(anext(pieces), 1.2)
-        except TimeoutError:
-            raise httpx.ReadTimeout("quiet") from None
+        yield await asyncio.wait_for(anext(pieces), 1.2)
 
 
 async def test_a_client_that_loses_every_second_connection_misses_and_repeats_nothing(
@@ -258,9 +275,9 @@ async def test_at_most_two_updates_a_second_and_the_last_event_at_once(served: A
                 times.append(time.monotonic())
         raise AssertionError("no end")
 
+    began = time.monotonic()
     following = asyncio.create_task(follow())
-    until = time.monotonic() + 4
-    while time.monotonic() < until:
+    while time.monotonic() < began + 4 or len(times) < 4:
         await move(served, image)
         async with reading(served.client, path_of(image)) as reader:
             await anext(reader.events())
@@ -268,13 +285,14 @@ async def test_at_most_two_updates_a_second_and_the_last_event_at_once(served: A
     async with asyncio.timeout(PATIENCE):
         last = await following
     assert last.event == "complete"
-    assert len(times) >= 4
-    # No second has a third update in it; what a network may add to one gap it takes from another.
-    assert all(third - first > 0.9 for first, third in zip(times, times[2:], strict=False)), times
+    # None is early: what delays an update on its way to the client delays the next ones not less.
+    early = [n for n, at in enumerate(times) if at < began + 0.5 * n]
+    assert not early, [at - began for at in times]
 
 
 async def test_many_streams_of_many_images_share_each_look(served: Api) -> None:
     images = [await uploaded(served, seed) for seed in range(5)]
+    claims = await begun(served, *images)
     async with AsyncExitStack() as stack:
         limits = httpx.Limits(max_connections=200)
         base = served.client.base_url
@@ -288,17 +306,16 @@ async def test_many_streams_of_many_images_share_each_look(served: Api) -> None:
         ]
         streams = [reader.events() for reader in readers]
         await asyncio.gather(*(anext(stream) for stream in streams))
+        began = time.monotonic()
         before = await scraped(served)
         assert before[series("glimpse_live_streams", transport="sse")] == 100
         assert len(served.service.watcher) == 5
-        began = time.monotonic()
         await asyncio.sleep(2.2)
+        await eventually(lambda: looked_twice(served, before))
         looks, keys = await looked_since(served, before)
         assert looks <= (time.monotonic() - began) / 0.5 + 1
-        assert looks >= 2
         assert keys == 5 * looks
-        for image in images:
-            await served.succeed(sha256(image))
+        await finish(served, *claims)
         ends = await asyncio.gather(*(rest(stream) for stream in streams))
         assert all([event.event for event in end] == ["complete"] for end in ends)
     await eventually(lambda: released(served))
@@ -318,6 +335,11 @@ async def scraped(api: Api) -> dict[str, float]:
     return samples((await api.client.get("/metrics")).text)
 
 
+async def looked_twice(api: Api, before: dict[str, float]) -> bool:
+    looks, _ = await looked_since(api, before)
+    return looks >= 2
+
+
 async def looked_since(api: Api, before: dict[str, float]) -> tuple[float, float]:
     after = await scraped(api)
     names = ("glimpse_live_lookups_total", "glimpse_live_lookup_keys_total")
@@ -330,12 +352,13 @@ async def test_heartbeats_keep_a_quiet_stream_alive(
 ) -> None:
     short(live_events, "HEARTBEAT_SECONDS", 0.2)
     image = await uploaded(served)
+    claims = await begun(served, image)
     async with reading(served.client, path_of(image)) as reader:
         events = reader.events()
         await anext(events)
         waiting = asyncio.create_task(rest(events))
         await eventually(lambda: heard(reader, 3))
-        await served.succeed(sha256(image))
+        await finish(served, *claims)
         assert [event.event for event in await waiting] == ["complete"]
 
 
@@ -357,6 +380,7 @@ async def test_a_store_that_fails_delays_and_loses_nothing(
 ) -> None:
     short(live_events, "FIRST_SECONDS", 0.3)
     image = await uploaded(served)
+    claims = await begun(served, image)
     async with reading(served.client, path_of(image)) as reader:
         events = reader.events()
         await anext(events)
@@ -367,7 +391,7 @@ async def test_a_store_that_fails_delays_and_loses_nothing(
             assert refused.headers["retry-after"]
             await asyncio.sleep(1.2)
             database.execute("ALTER TABLE elsewhere RENAME TO records")
-        await served.succeed(sha256(image))
+        await finish(served, *claims)
         assert [event.event async for event in events] == ["complete"]
 
 
@@ -485,6 +509,7 @@ async def test_several_processes_see_each_others_changes(
     settings = api_settings(tmp_path, colour_bundle)
     async with serve_api(settings) as (one, _), serve_api(settings) as (other, _):
         image = await uploaded(one)
+        claims = await begun(one, image)
         async with (
             reading(one.client, path_of(image)) as here,
             reading(other.client, path_of(image)) as there,
@@ -492,7 +517,7 @@ async def test_several_processes_see_each_others_changes(
             streams = [here.events(), there.events()]
             firsts = [await anext(stream) for stream in streams]
             assert firsts[0] == firsts[1]
-            await other.succeed(sha256(image))
+            await finish(other, *claims)
             lasts = [await rest(stream) for stream in streams]
         assert lasts[0] == lasts[1]
         # A client that goes on elsewhere has missed nothing.

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import json
 import sqlite3
 import time
@@ -285,8 +286,9 @@ def write_failing_bundle(folder: Path) -> Path:
 
 def classifier_processes(of: int | None = None) -> list[psutil.Process]:
     """The classifier processes of this process, or of another."""
-    return [
-        child
-        for child in psutil.Process(of).children()
-        if "worker.classifier_process" in child.cmdline()
-    ]
+    found = []
+    for child in psutil.Process(of).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            if "worker.classifier_process" in child.cmdline():
+                found.append(child)
+    return found
