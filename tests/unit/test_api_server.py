@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from app import unread_body
 from tests.support.api import NOTHING, Api, Traces, api_settings, eventually, serve_api
 from tests.support.pictures import picture, sha256
 
@@ -131,8 +132,11 @@ async def test_an_unannounced_excess_is_refused_while_it_comes(
     assert served.api.traces() == NOTHING
 
 
-async def test_a_client_in_mid_sentence_still_gets_its_answer(served: Served) -> None:
+async def test_a_client_in_mid_sentence_still_gets_its_answer(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Closing at once would reset the connection under the client's feet."""
+    monkeypatch.setattr(unread_body, "LINGER_SECONDS", PATIENCE)  # for as long as it speaks
     async with served.connect() as client:
         await client.head(content_length=ELEVEN_MIB, content_type="image/png")
         await client.send(bytes(ELEVEN_MIB))
