@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trustme
+from aiosmtplib import SMTPAuthenticationError
 from pydantic import ValidationError
 
 from core.errors import InvalidRequest, Unavailable
@@ -172,8 +173,9 @@ async def test_a_certificate_that_nobody_vouches_for_is_not_trusted(
 async def test_a_wrong_password_is_the_operators_to_mend_and_tried_again() -> None:
     mailbox = Mailbox()
     async with mail_server(mailbox, auth_require_tls=False) as port:
-        with pytest.raises(Unavailable):
+        with pytest.raises(Unavailable) as refused:
             await a_mailer(port, user="ada", password="wrong").send(a_message())
+    assert isinstance(refused.value.__cause__, SMTPAuthenticationError)
     assert mailbox.logins and mailbox.messages == []
 
 
