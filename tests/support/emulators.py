@@ -133,12 +133,12 @@ def warm_up(datastore: str) -> None:
     )
     with grpc.insecure_channel(datastore) as channel:
         client = DatastoreClient(transport=DatastoreGrpcTransport(channel=channel))
-        client.commit(
+        written = CommitRequest(
             project_id=project,
             mode=CommitRequest.Mode.NON_TRANSACTIONAL,
             mutations=[Mutation(upsert=Entity(key=key))],
-            timeout=WARM_UP_SECONDS,
         )
+        client.commit(written, timeout=WARM_UP_SECONDS)
         client.lookup(project_id=project, keys=[key], timeout=WARM_UP_SECONDS)
 
 

@@ -78,7 +78,7 @@ async def mail_server(
     finally:
         server.close()
         for each in served:
-            if each.transport is not None:
+            if isinstance(each.transport, asyncio.Transport):
                 each.transport.abort()
         await server.wait_closed()
         for _ in range(CLOSING_TURNS):
