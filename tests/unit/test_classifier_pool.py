@@ -154,7 +154,7 @@ async def test_what_nobody_waits_for_is_not_tried_again(tmp_path: Path) -> None:
 async def test_a_crash_costs_the_image_in_work_and_no_other(
     tmp_path: Path, how: signal.Signals
 ) -> None:
-    async with pool_of(tmp_path, FOREVER) as (_, classifier):
+    async with pool_of(tmp_path, FOREVER, classify_seconds=3) as (_, classifier):
         crashing = asyncio.create_task(classifier.annotate(WHITE))
         await asyncio.sleep(0)
         behind = [asyncio.create_task(classifier.annotate(BLACK)) for _ in range(5)]
