@@ -70,7 +70,6 @@ def not_at_midnight() -> None:
         time.sleep(left + 1)
 
 
-@pytest.mark.timeout(120 + MOST_SECONDS)
 def test_two_processes_are_one_service_to_a_key(apis: tuple[Stack, Stack]) -> None:
     first, second = apis
     not_at_midnight()

@@ -99,7 +99,6 @@ def labels(here: Here) -> dict[str, object]:
     return dict(answer.json())
 
 
-@pytest.mark.timeout(300)
 def test_bare_machine_is_embedded_and_the_commands_belong_to_it(here: Here) -> None:
     path = bare(here.folder)
     with here.running(PATH=path) as process:
@@ -140,7 +139,6 @@ def test_bare_machine_is_embedded_and_the_commands_belong_to_it(here: Here) -> N
     assert here.call("logs", PATH=path).returncode == 1
 
 
-@pytest.mark.timeout(300)
 def test_purge_stops_first(here: Here) -> None:
     with here.running(BACKEND="embedded") as process:
         assert here.call("purge", BACKEND="embedded").returncode == 0
