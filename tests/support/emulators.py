@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+import grpc
 import grpc.aio
 import pytest
 
@@ -20,6 +21,8 @@ from compose.emulators import (
 )
 from core.settings import Settings
 from tests.support.stack import free_port
+
+WARM_UP_SECONDS = 60.0
 
 
 def free_addresses() -> dict[str, str]:
@@ -120,7 +123,32 @@ def running_emulators(folder: Path, addresses: dict[str, str]) -> Iterator[Runni
     except EmulatorsMissing as error:
         _without_emulators(error)
     with RunningEmulators(wanted, folder) as running:
+        warm_up(settings.datastore_emulator_host)
         yield running
+
+
+def warm_up(datastore: str) -> None:
+    """Write and read once: Java loads what it needs for that, slowly, on a busy machine for
+    seconds. Nobody who uses a database waits that long for an answer.
+    """
+    from google.cloud.datastore_v1 import DatastoreClient
+    from google.cloud.datastore_v1.services.datastore.transports import DatastoreGrpcTransport
+    from google.cloud.datastore_v1.types import CommitRequest, Entity, Key, Mutation, PartitionId
+
+    project = "warm-up"
+    key = Key(
+        partition_id=PartitionId(project_id=project),
+        path=[Key.PathElement(kind="Any", name="one")],
+    )
+    with grpc.insecure_channel(datastore) as channel:
+        client = DatastoreClient(transport=DatastoreGrpcTransport(channel=channel))
+        written = CommitRequest(
+            project_id=project,
+            mode=CommitRequest.Mode.NON_TRANSACTIONAL,
+            mutations=[Mutation(upsert=Entity(key=key))],
+        )
+        client.commit(written, timeout=WARM_UP_SECONDS)
+        client.lookup(project_id=project, keys=[key], timeout=WARM_UP_SECONDS)
 
 
 @contextmanager
@@ -138,5 +166,7 @@ def running_firestore(folder: Path) -> Iterator[str]:
         wanted = firestore_emulator("127.0.0.1", free_port())
     except EmulatorsMissing as error:
         _without_emulators(error)
+    address = f"{wanted.host}:{wanted.port}"
     with RunningEmulators([wanted], folder):
-        yield f"{wanted.host}:{wanted.port}"
+        warm_up(address)
+        yield address

@@ -1,8 +1,9 @@
 """Receivers of webhooks: real servers on 127.0.0.1, as polite or as rude as a test needs them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -70,6 +71,14 @@ def status(code: int, **headers: str) -> bytes:
     """An answer without a body."""
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     return f"HTTP/1.1 {code} Whatever\r\n{lines}content-length: 0\r\n\r\n".encode()
+
+
+@contextmanager
+def nobody() -> Iterator[int]:
+    """A port of 127.0.0.1 that refuses every connection: it is taken, and nobody listens there."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield int(taken.getsockname()[1])
 
 
 @asynccontextmanager

@@ -61,10 +61,15 @@ class ScriptedStorage:
         if not self.endless:
             answer.content_length = len(data)
         await answer.prepare(request)
-        with contextlib.suppress(ConnectionError):  # it was hung up on
-            while self.endless:
-                await answer.write(bytes(10_000))
-                await asyncio.sleep(0)
+        if self.endless:
+            with contextlib.suppress(ConnectionError):  # it was hung up on
+                while self.endless:
+                    await answer.write(bytes(10_000))
+                    await asyncio.sleep(0)
+            # What nobody reads would keep the socket open for longer than the test lasts.
+            if request.transport is not None:
+                request.transport.abort()
+            return answer
         await answer.write(data[: self.breaks_after])
         if len(data) > self.breaks_after:
             assert request.transport is not None

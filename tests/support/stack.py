@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -24,10 +25,25 @@ SET_UP_SECONDS = 120.0
 PATIENCE = 60.0  # seconds for a process to become ready, on a busy machine
 
 
+# Below those that Linux, macOS and Windows give to connections: one of these could take a port
+# before whoever is told of it listens there.
+PORTS = range(20_000, 32_768)
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of 127.0.0.1 where nobody listens, and that nobody else in this process was given."""
+    while True:
+        port = secrets.choice(PORTS)
+        if port in _given:
+            continue
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        _given.add(port)
+        return port
 
 
 def until(condition: Callable[[], object], what: str, patience: float = PATIENCE) -> None:

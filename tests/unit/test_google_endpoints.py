@@ -31,7 +31,6 @@ from core.backends.google.signed_links import IamLinks
 from core.clock import utc_now
 from core.errors import NotFound, Unavailable
 from core.settings import Settings
-from tests.support.stack import free_port
 
 ACCOUNT = "api@demo.iam.gserviceaccount.com"
 KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -130,8 +129,7 @@ class Iam:
     """IAM's signBlob with a real key."""
 
     def __init__(self) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = ""
         self.status = 200
         self.asked: list[str] = []
 
@@ -150,7 +148,9 @@ async def iam() -> AsyncIterator[Iam]:
     app.router.add_post("/v1/{name:.*}", iam.sign)
     runner = web.AppRunner(app)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", iam.port).start()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0][:2]
+    iam.url = f"http://{host}:{port}"
     yield iam
     await runner.cleanup()
 

@@ -48,6 +48,9 @@ from tests.support.api import Api, open_api
 from tests.support.pictures import picture, sha256
 from tests.unit.worker_support import RunningWorker, running_worker, settings_in
 
+# Thousands of steps, each of which writes to a disk: a busy machine takes minutes over them.
+pytestmark = pytest.mark.timeout(900)
+
 T = TypeVar("T")
 ORDER = {status: rank for rank, status in enumerate(Status)}
 ORDER[Status.ERROR] = ORDER[Status.SUCCESS]

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import httpx
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
@@ -23,6 +24,8 @@ from tests.unit import test_histories
 from tests.unit.test_histories import COLOURS, DRAIN_ROUNDS, NUMBERS, Histories, Image, world
 
 __all__ = ["world"]  # the fixture
+
+pytestmark = pytest.mark.timeout(900)  # as there
 
 MOST_JOBS = 4
 UNCLASSIFIED = {"cancelled", "expired", "upload_lost", "delivery_exhausted", "image_missing"}

@@ -247,7 +247,8 @@ async def test_cancelling_what_has_ended_is_refused(served: Api) -> None:
     async with connect(socket_of(served, key.id)) as ws:
         await ws.recv()
         await settle(backend, key, 0)
-        await ws.send('{"action": "cancel"}')
+        with suppress(ConnectionClosed):  # it has seen the end already
+            await ws.send('{"action": "cancel"}')
         seen = await messages(ws)
     assert seen[-1]["event"] == "complete"
     assert [m["data"]["code"] for m in seen if m["event"] == "refused"] in ([], ["conflict"])
@@ -369,7 +370,8 @@ async def test_bytes_that_are_no_frames_end_the_connection_quietly(
         await asyncio.sleep(0.3)
         writer.write(b"\xff" * 100)
         async with asyncio.timeout(PATIENCE):
-            await reader.read()
+            with suppress(ConnectionError):  # it was dropped with bytes of ours unread
+                await reader.read()
         writer.close()
         await eventually(lambda: released(served))
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]

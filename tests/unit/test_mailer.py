@@ -1,7 +1,6 @@
 """E-mail over a real SMTP server: taken, refused for now or for good, unreachable, with TLS."""
 
 import asyncio
-import socket
 import ssl
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import trustme
+from aiosmtplib import SMTPAuthenticationError
 from pydantic import ValidationError
 
 from core.errors import InvalidRequest, Unavailable
@@ -21,6 +21,7 @@ from core.mail_server import MailServer
 from core.records import RecordError
 from core.settings import Settings
 from tests.support.mail import Mailbox, mail_server
+from tests.support.receivers import listening, nobody
 from worker.job_email import job_email
 from worker.mailer import EmailRefused, Mailer
 
@@ -45,7 +46,7 @@ def a_message() -> EmailMessage:
     return job_email(a_job(), "job.completed", SENDER, "https://glimpse.example.com")
 
 
-def a_mailer(port: int, seconds: float = 5.0, **changes: Any) -> Mailer:
+def a_mailer(port: int, seconds: float = 30.0, **changes: Any) -> Mailer:
     server = MailServer(**{"host": "127.0.0.1", "port": port, "tls": False, **changes})
     return Mailer(server, "example.com", seconds=seconds)
 
@@ -105,24 +106,17 @@ async def test_4xx_may_pass_and_5xx_will_not(
 async def test_a_dead_a_silent_and_a_rude_server_are_tried_again() -> None:
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
-        writer.close()
 
     async def rude(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         await reader.read()
-        writer.close()
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        unused = probe.getsockname()[1]
-    with pytest.raises(Unavailable):
+    with nobody() as unused, pytest.raises(Unavailable):
         await a_mailer(unused).send(a_message())
     for serve in (silent, rude):
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        async with server:
+        async with listening(serve) as port:
             with pytest.raises(Unavailable):
-                await a_mailer(server.sockets[0].getsockname()[1], 0.3).send(a_message())
-            await asyncio.sleep(0.05)
+                await a_mailer(port, 0.3).send(a_message())
 
 
 # --- TLS ------------------------------------------------------------------------------------------
@@ -160,7 +154,7 @@ async def test_tls_is_spoken_where_it_can_be(
     )
     async with mail_server(mailbox, **options) as port:
         server = MailServer("127.0.0.1", port, from_the_start, "ada", "correct horse")
-        await Mailer(server, "example.com", client_tls, 5).send(a_message())
+        await Mailer(server, "example.com", client_tls, 30).send(a_message())
     assert mailbox.logins == [(b"ada", b"correct horse")]
     assert len(mailbox.messages) == 1
     assert from_the_start or mailbox.encrypted == [True]
@@ -179,8 +173,9 @@ async def test_a_certificate_that_nobody_vouches_for_is_not_trusted(
 async def test_a_wrong_password_is_the_operators_to_mend_and_tried_again() -> None:
     mailbox = Mailbox()
     async with mail_server(mailbox, auth_require_tls=False) as port:
-        with pytest.raises(Unavailable):
+        with pytest.raises(Unavailable) as refused:
             await a_mailer(port, user="ada", password="wrong").send(a_message())
+    assert isinstance(refused.value.__cause__, SMTPAuthenticationError)
     assert mailbox.logins and mailbox.messages == []
 
 

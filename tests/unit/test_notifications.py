@@ -4,7 +4,6 @@ import asyncio
 import base64
 import json
 import secrets
-import socket
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -40,16 +39,23 @@ from core.webhooks import (
 from tests.contract.clock import MovableClock
 from tests.support.mail import Mailbox, mail_server
 from tests.support.pictures import picture
-from tests.support.receivers import Receiver, SilentReceiver, SlowReceiver, listening, status
+from tests.support.receivers import (
+    Receiver,
+    SilentReceiver,
+    SlowReceiver,
+    listening,
+    nobody,
+    status,
+)
 from tests.unit.faults import watched
-from tests.unit.worker_support import RunningWorker, running_worker, settings_in
-from worker.receiver_places import ReceiverPlaces
+from tests.unit.worker_support import RunningWorker, running_worker, settings_in, until
+from worker.receiver_places import PLACES_EACH, ReceiverPlaces
 
 TENANT = "acme"
 
 
 def settings_for(folder: Path, **changes: object) -> Settings:
-    values = {"webhook_allow_private": True, "webhook_seconds": 0.5, "worker_concurrency": 1}
+    values = {"webhook_allow_private": True, "webhook_seconds": 30, "worker_concurrency": 1}
     return settings_in(folder, **{**values, **changes})
 
 
@@ -279,11 +285,10 @@ async def last_delivery(worker: RunningWorker, webhook: Webhook) -> Delivery | N
 
 
 async def test_each_kind_of_end_is_noted_for_the_webhooks_owner(tmp_path: Path) -> None:
-    clock, receiver, silent = MovableClock(), Receiver(), SilentReceiver()
+    clock, receiver = MovableClock(), Receiver()
     async with (
         running_worker(settings_for(tmp_path), clock) as worker,
         listening(receiver.serve) as port,
-        listening(silent.serve) as mute,
     ):
         webhook, job = await hook_at(worker, port), await ended_job(worker)
         assert await last_delivery(worker, webhook) is None
@@ -307,8 +312,9 @@ async def test_each_kind_of_end_is_noted_for_the_webhooks_owner(tmp_path: Path) 
         await push(worker, Notify(TENANT, new_job_id(), Event.TEST, webhook.id))
         assert await last_delivery(worker, webhook) == Delivery(clock(), Event.TEST, 204)
         assert await told(410) == Delivery(clock(), Event.JOB_COMPLETED, 410)
-        unheard = await hook_at(worker, mute)
-        await tell(worker, unheard, job)
+        with nobody() as deaf:
+            unheard = await hook_at(worker, deaf)
+            await tell(worker, unheard, job)
         no_answer = Delivery(clock(), Event.JOB_COMPLETED, error="no_answer")
         assert await last_delivery(worker, unheard) == no_answer
 
@@ -367,16 +373,18 @@ async def test_a_deleted_webhook_is_told_nothing_of_what_was_on_its_way(
     assert receiver.connections == 0
 
 
-async def test_a_dead_and_a_silent_receiver_bring_the_message_again(
-    worker: RunningWorker,
-) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        nobody = probe.getsockname()[1]
-    job = await ended_job(worker)
-    async with listening(SilentReceiver().serve) as silent:
-        for port in (nobody, silent):
-            assert (await tell(worker, await hook_at(worker, port), job)).status_code == 503
+async def test_a_dead_and_a_silent_receiver_bring_the_message_again(tmp_path: Path) -> None:
+    async with (
+        running_worker(settings_for(tmp_path, webhook_seconds=0.5)) as worker,
+        listening(SilentReceiver().serve) as silent,
+    ):
+        job = await ended_job(worker)
+        with nobody() as dead:
+            for port in (dead, silent):
+                webhook = await hook_at(worker, port)
+                assert (await tell(worker, webhook, job)).status_code == 503
+                noted = await last_delivery(worker, webhook)
+                assert noted is not None and noted.error == "no_answer"
 
 
 async def test_a_private_address_is_never_connected_to_and_kept_as_a_dead_letter(
@@ -408,27 +416,41 @@ async def test_a_private_address_is_never_connected_to_and_kept_as_a_dead_letter
 
 
 async def test_silent_receivers_hold_up_neither_others_nor_images(worker: RunningWorker) -> None:
-    """Many more messages than places wait for one who never answers."""
-    good = Receiver()
+    """Many more messages than places wait for one who does not answer."""
+    good, silent = Receiver(), SlowReceiver(status(500))
+
+    async def stuck_there() -> bool:
+        return len(silent.requests) >= PLACES_EACH
+
     job = await ended_job(worker)
-    async with listening(SilentReceiver().serve) as silent, listening(good.serve) as port:
-        slow, fast = await hook_at(worker, silent), await hook_at(worker, port)
+    async with listening(silent.serve) as mute, listening(good.serve) as port:
+        slow, fast = await hook_at(worker, mute), await hook_at(worker, port)
         stuck = [asyncio.create_task(tell(worker, slow, job)) for _ in range(40)]
-        await asyncio.sleep(0.1)
+        await until(stuck_there)
         assert (await tell(worker, fast, job)).status_code == 204
         key = await worker.submit(picture(5))
         assert (await worker.push(key)).status_code == 204
         assert not all(task.done() for task in stuck), "the silent one should still be waited for"
+        silent.may_answer.set()
         assert {answer.status_code for answer in await asyncio.gather(*stuck)} == {503}
 
 
 async def test_one_who_fails_is_tried_by_one_message_at_a_time(worker: RunningWorker) -> None:
-    receiver = SilentReceiver()
+    receiver = SlowReceiver(status(500))
     job = await ended_job(worker)
     async with listening(receiver.serve) as port:
         webhook = await hook_at(worker, port)
+        receiver.may_answer.set()
         assert (await tell(worker, webhook, job)).status_code == 503
-        answers = await asyncio.gather(*(tell(worker, webhook, job) for _ in range(8)))
+        receiver.may_answer.clear()
+        telling = [asyncio.create_task(tell(worker, webhook, job)) for _ in range(8)]
+
+        async def others_refused() -> bool:
+            return sum(task.done() for task in telling) >= 7
+
+        await until(others_refused)
+        receiver.may_answer.set()
+        answers = await asyncio.gather(*telling)
     assert {answer.status_code for answer in answers} == {503}
     assert sorted(answer.json()["code"] for answer in answers) == ["overloaded"] * 7 + [
         "unavailable"
@@ -562,11 +584,9 @@ async def test_mail_to_a_domain_that_is_not_named_any_more_is_not_sent(tmp_path:
 
 
 async def test_a_dead_mail_server_is_tried_again(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        unused = probe.getsockname()[1]
-    async with running_worker(mail_settings(tmp_path, unused)) as worker:
-        assert (await mail_to(worker)).status_code == 503
+    with nobody() as unused:
+        async with running_worker(mail_settings(tmp_path, unused)) as worker:
+            assert (await mail_to(worker)).status_code == 503
 
 
 async def test_without_a_mail_server_nothing_is_lost_silently(worker: RunningWorker) -> None:
@@ -598,15 +618,13 @@ async def test_no_log_has_a_secret_or_an_address(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     marker = secrets.token_hex(8)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        nobody = probe.getsockname()[1]
     async with running_worker(settings_for(tmp_path)) as worker:
         job = await ended_job(worker)
         async with listening(Receiver(status(500)).serve) as port:
-            for where in (port, nobody):
-                webhook = await hook_at(worker, f"http://127.0.0.1:{where}/{marker}")
-                assert (await tell(worker, webhook, job)).status_code == 503
+            with nobody() as dead:
+                for where in (port, dead):
+                    webhook = await hook_at(worker, f"http://127.0.0.1:{where}/{marker}")
+                    assert (await tell(worker, webhook, job)).status_code == 503
     written = capsys.readouterr().out
     assert "webhook not told" in written
     assert marker not in written

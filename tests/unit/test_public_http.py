@@ -17,12 +17,12 @@ from core.public_http import (
     PublicResolver,
     parse_url,
 )
-from tests.support.receivers import OK, Receiver, SilentReceiver, listening, status
+from tests.support.receivers import OK, Receiver, SilentReceiver, listening, nobody, status
 
 
 @asynccontextmanager
 async def a_client(
-    seconds: float = 5.0, *, allow_private: bool = True
+    seconds: float = 30.0, *, allow_private: bool = True
 ) -> AsyncIterator[PublicClient]:
     async with PublicClient(seconds, allow_private=allow_private, user_agent="Test/1") as client:
         yield client
@@ -55,7 +55,10 @@ def test_a_private_literal_is_refused_where_it_is_written_down(host: str) -> Non
 @pytest.mark.parametrize("host", [*LITERALS, *DISGUISED])
 async def test_no_form_of_a_private_address_is_connected_to(host: str) -> None:
     receiver = Receiver()
-    async with listening(receiver.serve) as port, a_client(allow_private=False) as client:
+    async with (
+        listening(receiver.serve) as port,
+        a_client(seconds=5.0, allow_private=False) as client,
+    ):
         with pytest.raises((PrivateAddress, NoAnswer)):
             await client.post(f"https://{host}:{port}/", b"{}", {})
     assert receiver.connections == 0
@@ -65,7 +68,7 @@ async def test_no_form_of_a_private_address_is_connected_to(host: str) -> None:
 async def test_checking_refuses_what_leads_inside(host: str) -> None:
     resolver = PublicResolver(allow_private=False)
     with pytest.raises(PrivateAddress):
-        await resolver.check(f"https://{host}/hook", 5)
+        await resolver.check(f"https://{host}/hook", 30)
     await resolver.close()
 
 
@@ -73,7 +76,7 @@ async def test_what_cannot_be_resolved_now_passes_the_check_and_gets_no_answer()
     resolver = PublicResolver(allow_private=False)
     await resolver.check("https://no-such-host.invalid/hook", 5)
     await resolver.close()
-    async with a_client(allow_private=False) as client:
+    async with a_client(seconds=5.0, allow_private=False) as client:
         with pytest.raises(NoAnswer):
             await client.post("https://no-such-host.invalid/hook", b"{}", {})
 
@@ -220,12 +223,10 @@ async def test_nobody_there_and_no_http_are_no_answer() -> None:
         writer.write(b"220 mail.example.com ESMTP\r\n")
         await writer.drain()
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        unused = probe.getsockname()[1]
     async with listening(rude) as port, a_client() as client:
-        for where in (port, unused):
-            with pytest.raises(NoAnswer):
-                await client.post(f"http://127.0.0.1:{where}/", b"{}", {})
+        with nobody() as unused:
+            for where in (port, unused):
+                with pytest.raises(NoAnswer):
+                    await client.post(f"http://127.0.0.1:{where}/", b"{}", {})
         with pytest.raises(NoAnswer, match="TLS"):
             await client.post(f"https://127.0.0.1:{port}/", b"{}", {})
