@@ -1,8 +1,19 @@
 """Fixtures of the flow suite."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+# Each test waits for several processes to start, and a busy machine takes half a minute over one.
+SECONDS = 300
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What a test here may take in all, unless it says so itself."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SECONDS))
 
 
 @pytest.fixture(scope="module")

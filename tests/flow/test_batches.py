@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.support.pictures import picture, sha256
-from tests.support.stack import Stack
+from tests.support.stack import Stack, until
 from worker.classifier_protocol import GROUP
 
 ITEMS, KNOWN, DUPLICATES, BROKEN = 1000, 300, 100, 50
@@ -24,6 +24,7 @@ ITEMS, KNOWN, DUPLICATES, BROKEN = 1000, 300, 100, 50
 CANCELLED = {"embedded": (4, 500), "emulator": (2, 100)}
 NEW = ITEMS - KNOWN - DUPLICATES - BROKEN
 TERMINAL = {"completed", "failed", "cancelled"}
+PROCESSES = 2  # that classify
 PATIENCE = 240.0  # seconds, for a job on the emulators of a busy machine
 
 
@@ -65,7 +66,9 @@ def batch(seed: int) -> Batch:
 def submit(stack: Stack, files: list[bytes], **headers: str) -> dict[str, Any]:
     """Create the job; under a key, so that asking again creates no other."""
     upload = [("imgs", (f"{n:04d}.jpg", data)) for n, data in enumerate(files)]
-    create = partial(stack.api.post, "/api/v1/jobs/batch-predict", files=upload, headers=headers)
+    path = "/api/v1/jobs/batch-predict"
+    # The emulators store thirty images a second, and fewer on a busy machine.
+    create = partial(stack.api.post, path, files=upload, headers=headers, timeout=PATIENCE)
     return document(stack.insist(create), 202)
 
 
@@ -118,7 +121,7 @@ def test_a_thousand_images_though_everything_dies_twice(
     seed = random.randrange(10**6)
     print(f"drawn from seed {seed}")
     wanted, draw = batch(seed), random.Random(seed)
-    with Stack(tmp_path, colour_bundle, **backend) as stack:
+    with Stack(tmp_path, colour_bundle, **backend, WORKER_CONCURRENCY=PROCESSES) as stack:
         first = submit(stack, wanted.known)
         assert ended(stack, first["job_id"])["succeeded"] == KNOWN
         inferences_before = stored_results(stack).total()
@@ -168,10 +171,11 @@ def test_a_thousand_images_though_everything_dies_twice(
         assert again["job_id"] == created["job_id"]
         done = stored_results(stack)
     # One stored result each: a second completion would have been refused and not logged. A worker
-    # killed between storing a result and logging it leaves no line.
+    # killed between storing results and logging them leaves no lines: of what it had at hand.
     assert max(done.values()) == 1
     assert set(done) <= wanted.new | {sha256(each) for each in wanted.known}
-    assert NEW - 16 <= done.total() - inferences_before <= NEW
+    unlogged = 2 * (2 * GROUP * PROCESSES)  # of two such deaths
+    assert NEW - unlogged <= done.total() - inferences_before <= NEW
 
 
 @pytest.mark.timeout(300)
@@ -200,15 +204,22 @@ def test_after_a_cancel_no_item_begins(
             _until_quiet(stack, {sha256(each) for each in files})
             # What was in hand at that moment may have come through: a group in work and the next.
             assert stored_results(stack).total() - ran_before <= 2 * GROUP
+            # An item is counted a moment after its image has ended.
+            until(partial(_agrees, stack, created["job_id"]), "items and job agree")
             job = job_of(stack, created["job_id"])
             assert job["status"] == "cancelled"
             assert job["succeeded"] + job["failed"] + job["cancelled"] == job["total"] == images
-            states = Counter(line["status"] for line in results(stack, created["job_id"]))
-            assert states["succeeded"] == job["succeeded"]
-            assert states["cancelled"] == job["cancelled"] > 0
+            assert job["cancelled"] > 0
             # What did not run can be asked for again.
         last = submit(stack, files)
         assert ended(stack, last["job_id"])["succeeded"] == images
+
+
+def _agrees(stack: Stack, job_id: str) -> bool:
+    """Whether the job counts as many of each kind as its results show."""
+    job = job_of(stack, job_id)
+    states = Counter(line["status"] for line in results(stack, job_id))
+    return all(states[kind] == job[kind] for kind in ("succeeded", "failed", "cancelled"))
 
 
 def _until_quiet(stack: Stack, hashes: set[str]) -> None:

@@ -168,7 +168,7 @@ async def test_a_worker_stops_in_the_middle_of_a_download(
 
 
 def _client(stack: Stack) -> httpx.Client:
-    return httpx.Client(base_url=f"http://127.0.0.1:{stack.worker_port}", timeout=10)
+    return httpx.Client(base_url=f"http://127.0.0.1:{stack.worker_port}", timeout=60)
 
 
 def _alive(worker: httpx.Client) -> bool:

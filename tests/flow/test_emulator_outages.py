@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -12,7 +13,7 @@ from compose.emulators import RunningEmulators
 from core.problems import MEDIA_TYPE
 from tests.support.emulators import free_addresses, own_corner, running_emulators
 from tests.support.pictures import picture, sha256
-from tests.support.stack import Stack
+from tests.support.stack import Stack, until
 
 # The clients' own limits are three to eight seconds; this leaves room for a busy machine.
 QUICK = 20.0
@@ -43,7 +44,8 @@ def stack(
     emulators: RunningEmulators,
     corner: dict[str, str],
 ) -> Iterator[Stack]:
-    settings = {**corner, "DELIVERY_ATTEMPTS": 100}
+    # A busy machine must not outlive a lease: that would be a second attempt.
+    settings = {**corner, "DELIVERY_ATTEMPTS": 100, "LEASE_SECONDS": 10}
     with Stack(tmp_path_factory.mktemp("stack"), colour_bundle, **settings) as running:
         yield running
 
@@ -87,17 +89,23 @@ def test_a_service_that_is_down_is_503_until_it_is_back(
         assert seconds < QUICK
 
         for port in (stack.api_port, stack.worker_port):
-            ready = httpx.get(f"http://127.0.0.1:{port}/ready", timeout=30)
-            assert ready.status_code == 503
-            failing = {k for k, v in ready.json()["checks"].items() if v != "ok"}
-            assert failing == {CHECKS[name]}
+            # Each check has two seconds, which another one may need on a busy machine.
+            until(partial(fails_alone, port, CHECKS[name]), f"{name} alone fails")
     finally:
         bring_back(name, how, emulators, stack)
     # The same processes: nothing was restarted, and the refused image is not stuck.
     stack.wait_ready("api")
     stack.wait_ready("worker")
-    assert upload_until_accepted(stack, image) == 202
+    # A hanging Pub/Sub has the message that it was sent, and may deliver it before we ask again.
+    assert upload_until_accepted(stack, image) in (200, 202)
     assert stack.result(image_hash)["status"] == "success"
+
+
+def fails_alone(port: int, check: str) -> bool:
+    """Whether that alone keeps the service from being ready."""
+    ready = httpx.get(f"http://127.0.0.1:{port}/ready", timeout=60)
+    assert ready.status_code == 503
+    return {name for name, outcome in ready.json()["checks"].items() if outcome != "ok"} == {check}
 
 
 def upload_until_accepted(stack: Stack, image: bytes) -> int:
@@ -126,7 +134,7 @@ def test_a_hanging_storage_does_not_hold_up_the_loop(
                 time.sleep(0.05)
         assert {upload.result().status_code for upload in uploads} == {503}
         assert asked > 20
-        assert slowest < 2.0  # a blocked loop would answer once storage does: seconds
+        assert slowest < 4.0  # a blocked loop would answer when storage is given up: 5 s and more
     finally:
         emulators.resume("storage")
     stack.wait_ready("api")

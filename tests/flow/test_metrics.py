@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.metrics import families, samples, series
 from tests.support.pictures import picture, sha256
-from tests.support.stack import ROOT, Stack
+from tests.support.stack import PATIENCE, ROOT, Stack, until
 
 REQUESTS = "glimpse_http_requests_total"
 
@@ -52,33 +52,60 @@ def test_known_traffic_is_counted(stack: Stack) -> None:
     stack.result(sha256(broken))
     assert stack.api.get("/what/status/" + "0" * 64).status_code == 404
 
-    def gained(service: str, name: str, **labels: object) -> float:
-        key = series(name, **labels)
-        return samples(exposition(stack, service)).get(key, 0) - before[service].get(key, 0)
-
     fast = {"method": "POST", "route": "/what/fast"}
-    assert gained("api", REQUESTS, **fast, status=202) == 2
-    assert gained("api", REQUESTS, **fast, status=200) == 3
-    assert gained("api", REQUESTS, **fast, status=415) == 1
     status = {"method": "GET", "route": "/what/status/{image_hash}"}
-    assert gained("api", REQUESTS, **status, status=404) == 1
-    assert gained("api", REQUESTS, **status, status=200) == 2
-    assert gained("api", "glimpse_http_request_duration_seconds_count", **fast) == 6
-    assert gained("api", "glimpse_uploads_total", status="success", cache="hit") == 3
-    assert gained("api", "glimpse_uploads_total", status="pending", cache="miss") == 2
-
     push = {"method": "POST", "route": "/generate_annotations", "status": 204}
-    assert gained("worker", REQUESTS, **push) == 2
-    assert gained("worker", "glimpse_classifications_total", code="success") == 1
-    assert gained("worker", "glimpse_classifications_total", code="undecodable_image") == 1
-    assert gained("worker", "glimpse_queue_delay_seconds_count") == 2
-    assert gained("worker", "glimpse_inference_duration_seconds_count") == 2
-    # The scrape itself is under way.
-    assert gained("worker", "glimpse_http_requests_in_flight") == 0
-    assert samples(exposition(stack, "worker"))["glimpse_http_requests_in_flight"] == 1
+    wanted = {
+        "api": {
+            series(REQUESTS, **fast, status=202): 2,
+            series(REQUESTS, **fast, status=200): 3,
+            series(REQUESTS, **fast, status=415): 1,
+            series(REQUESTS, **status, status=404): 1,
+            series(REQUESTS, **status, status=200): 2,
+            series("glimpse_http_request_duration_seconds_count", **fast): 6,
+            series("glimpse_uploads_total", status="success", cache="hit"): 3,
+            series("glimpse_uploads_total", status="pending", cache="miss"): 2,
+        },
+        "worker": {
+            series(REQUESTS, **push): 2,
+            series("glimpse_classifications_total", code="success"): 1,
+            series("glimpse_classifications_total", code="undecodable_image"): 1,
+            series("glimpse_queue_delay_seconds_count"): 2,
+            series("glimpse_inference_duration_seconds_count"): 2,
+        },
+    }
+    for service, counts in wanted.items():
+        assert gained(stack, service, before[service], counts) == counts
+    # The scrape itself is under way; now and then a call of the scheduler's is as well.
+    until(lambda: in_flight(stack) == 1, "nothing but the scrape in flight")
+
+
+def gained(
+    stack: Stack, service: str, before: dict[str, float], wanted: dict[str, int]
+) -> dict[str, float]:
+    """How much more there is of each series, once it is enough.
+
+    A request is counted a moment after it was answered.
+    """
+    ends = time.monotonic() + PATIENCE
+    while True:
+        now = samples(exposition(stack, service))
+        more = {key: now.get(key, 0) - before.get(key, 0) for key in wanted}
+        if all(more[key] >= wanted[key] for key in wanted) or time.monotonic() > ends:
+            return more
+        time.sleep(0.05)
+
+
+def in_flight(stack: Stack) -> float:
+    return samples(exposition(stack, "worker"))["glimpse_http_requests_in_flight"]
+
+
+def queued(stack: Stack) -> float:
+    return samples(exposition(stack, "api"))["glimpse_queue_messages"]
 
 
 def test_the_queues_depth_is_seen_while_the_worker_is_away(stack: Stack) -> None:
+    until(lambda: queued(stack) == 0, "what earlier tests sent is delivered")
     stack.stop("worker")
     for seed in (11, 12, 13):
         stack.upload(picture(seed=seed))
@@ -87,9 +114,7 @@ def test_the_queues_depth_is_seen_while_the_worker_is_away(stack: Stack) -> None
     assert seen["glimpse_queue_oldest_message_age_seconds"] > 0
     stack.start("worker")
     stack.results(sha256(picture(seed=seed)) for seed in (11, 12, 13))
-    ends = time.monotonic() + 30
-    while samples(exposition(stack, "api"))["glimpse_queue_messages"]:
-        assert time.monotonic() < ends
+    until(lambda: queued(stack) == 0, "the queue is empty")
 
 
 def test_the_documents_table_is_what_there_is(stack: Stack) -> None:

@@ -6,7 +6,7 @@ Receivers are servers of this test on 127.0.0.1, one of which never answers.
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,9 @@ import standardwebhooks
 from tests.support.mail import Mailbox, mail_server
 from tests.support.pictures import picture
 from tests.support.receivers import Receiver, SilentReceiver, listening, status
-from tests.support.stack import Stack
+from tests.support.stack import Stack, until
 
 HOOKS, JOBS = "/api/v1/webhooks", "/api/v1/jobs"
-PATIENCE = 60.0
 QUICK = {
     "WEBHOOK_ALLOW_PRIVATE": "true",
     "WEBHOOK_SECONDS": "1",
@@ -28,13 +27,6 @@ QUICK = {
     "NOTIFICATION_MAX_BACKOFF_SECONDS": "0.5",
     "EMAIL_FROM": "Glimpse <glimpse@example.com>",
 }
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {PATIENCE:g} s"
-        time.sleep(0.05)
 
 
 class World:
@@ -79,6 +71,11 @@ def hook(stack: Stack, port: int, **body: object) -> dict[str, Any]:
     assert answer.status_code == 201, answer.text
     made: dict[str, Any] = answer.json()
     return made
+
+
+def shown(stack: Stack, webhook: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = stack.api.get(f"{HOOKS}/{webhook['id']}").json()
+    return found
 
 
 def batch(stack: Stack, images: int, **params: str) -> str:
@@ -129,9 +126,9 @@ def test_whoever_wants_to_hear_of_a_job_does_though_everything_dies(
         until(lambda: len(moody.requests) >= 2, "the moody one is tried again")
         moody.answer = status(204)
         until(lambda: mailbox.messages, "the e-mail arrives")
-        until(lambda: gone.requests, "the one that is gone is told")
-        told_so_far = len(moody.requests)
-        until(lambda: len(moody.requests) > told_so_far, "the moody one is told")
+        until(lambda: status(204) in moody.answers, "the moody one is told")
+        # Told, perhaps twice: a worker that dies over the first answer has not noted it.
+        until(lambda: not shown(stack, hooks["gone"])["enabled"], "the one that is gone is noted")
 
         # The silent one is still tried, and holds up nobody: an image, another job, its news.
         began = time.monotonic()
@@ -139,7 +136,7 @@ def test_whoever_wants_to_hear_of_a_job_does_though_everything_dies(
         other = batch(stack, 3)
         until(lambda: f"{other}.job.completed" in ids(good), "news of another job")
         print(f"another job and its news: {time.monotonic() - began:.1f} s")
-        shown = stack.api.get(f"{HOOKS}/{hooks['gone']['id']}").json()
+        last = shown(stack, hooks["gone"])
 
     for event in told(good, hooks["good"]):
         assert event["type"] == "job.completed"
@@ -150,7 +147,7 @@ def test_whoever_wants_to_hear_of_a_job_does_though_everything_dies(
     assert ids(good) == {f"{job_id}.job.completed", f"{other}.job.completed"}
     assert f"{job_id}.job.completed" in ids(moody)
     assert failures.requests == []
-    assert (shown["enabled"], shown["disabled_reason"]) == (False, "It answered 410 Gone.")
+    assert (last["enabled"], last["disabled_reason"]) == (False, "It answered 410 Gone.")
     assert ids(gone) == {f"{job_id}.job.completed"}
     assert {m["Message-ID"] for m in mailbox.messages} == {f"<{job_id}.job.completed@example.com>"}
     assert "20 of 20 images classified" in mailbox.messages[0]["Subject"]
@@ -162,7 +159,9 @@ def test_a_dead_receiver_becomes_a_dead_letter_that_can_be_sent_again(
 ) -> None:
     receiver = Receiver(status(503))
     port = world.listen(listening(receiver.serve))
-    with Stack(tmp_path, colour_bundle, **QUICK, NOTIFICATION_ATTEMPTS=3) as stack:
+    # Nobody is silent here: each attempt is answered, however long a busy machine takes to.
+    settings = {**QUICK, "WEBHOOK_SECONDS": "15", "NOTIFICATION_ATTEMPTS": "3"}
+    with Stack(tmp_path, colour_bundle, **settings) as stack:
         webhook = hook(stack, port)
         answer = stack.api.post(f"{HOOKS}/{webhook['id']}/test")
         assert answer.status_code == 202
@@ -180,7 +179,7 @@ def test_a_dead_receiver_becomes_a_dead_letter_that_can_be_sent_again(
         receiver.answer = status(200)
         replayed = stack.api.post(f"/api/v1/dead-letters/{letter['id']}/replay")
         assert replayed.json() == {"outcome": "replayed"}
-        until(lambda: len(receiver.requests) == 4, "the replayed message")
+        until(lambda: len(receiver.requests) >= 4, "the replayed message")
         assert stack.api.get("/api/v1/dead-letters").json()["dead_letters"] == []
     assert ids(receiver) == {answer.json()["message_id"]}
     assert told(receiver, webhook)[-1]["type"] == "webhook.test"

@@ -1,5 +1,6 @@
 """The whole way of an image through real processes: upload, push, classify, ask again."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,14 +9,16 @@ import httpx
 import pytest
 
 from tests.support.pictures import encode, picture, sha256
-from tests.support.stack import Stack
+from tests.support.stack import Stack, until
 
 
 @pytest.fixture(scope="module", params=["embedded", "emulator"])
 def stack(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, colour_bundle: Path
 ) -> Iterator[Stack]:
-    settings = {} if request.param == "embedded" else request.getfixturevalue("emulator_corner")
+    corner = {} if request.param == "embedded" else request.getfixturevalue("emulator_corner")
+    # Nobody dies here. A lease that a busy machine outlives would make a second inference.
+    settings = {**corner, "LEASE_SECONDS": 60, "ACK_DEADLINE_SECONDS": 60}
     with Stack(tmp_path_factory.mktemp("stack"), colour_bundle, **settings) as running:
         yield running
 
@@ -93,7 +96,11 @@ def test_two_hundred_simultaneous_uploads_make_one_inference(stack: Stack) -> No
     with httpx.Client(base_url=stack.api.base_url, timeout=60, limits=limits) as client:
 
         def post(_: int) -> int:
-            return client.post("/what/fast", files={"img": ("p.jpg", image)}).status_code
+            while True:
+                status = client.post("/what/fast", files={"img": ("p.jpg", image)}).status_code
+                if status != 503 or not stack.on_emulators:
+                    return status
+                time.sleep(1)  # the emulators are slow, and a client is told to come again
 
         with ThreadPoolExecutor(200) as pool:
             statuses = list(pool.map(post, range(200)))
@@ -101,7 +108,7 @@ def test_two_hundred_simultaneous_uploads_make_one_inference(stack: Stack) -> No
     result = stack.result(image_hash)
     assert result["status"] == "success"
     assert result["attempts"] == 1
-    assert classifications(stack, image_hash) == 1
+    assert stack.classifications(image_hash) == 1
 
 
 def test_deleted_image_is_unknown_and_can_come_again(stack: Stack) -> None:
@@ -118,8 +125,8 @@ def test_every_log_line_of_an_image_carries_its_hash(stack: Stack) -> None:
     image_hash = sha256(image)
     stack.upload(image)
     stack.result(image_hash)
-    assert image_hash in stack.log("api")
-    assert classifications(stack, image_hash) == 1
+    until(lambda: image_hash in stack.log("api"), "the API's line about the image")
+    assert stack.classifications(image_hash) == 1
 
 
 def test_animated_gif_is_labelled_by_its_first_frame(stack: Stack) -> None:
@@ -129,9 +136,3 @@ def test_animated_gif_is_labelled_by_its_first_frame(stack: Stack) -> None:
     image = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
     answer = stack.api.post("/what/slow", files={"img": ("p.gif", image)})
     assert answer.json()["annotations"][0]["label"] == "blue"
-
-
-def classifications(stack: Stack, image_hash: str) -> int:
-    """How often the worker says that it classified the image."""
-    lines = stack.log("worker").splitlines()
-    return sum(1 for line in lines if image_hash in line and '"classified"' in line)

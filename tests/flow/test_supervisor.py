@@ -70,7 +70,8 @@ def test_runs_restarts_and_stops_everything(tmp_path: Path, colour_bundle: Path)
         children = psutil.Process(process.pid).children()
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 0
-        assert not any(child.is_running() for child in children)
+        _, alive = psutil.wait_procs(children, timeout=30)
+        assert not alive
     assert "glimpse | stopped" in (tmp_path / "log").read_text()
 
 

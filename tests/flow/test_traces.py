@@ -12,7 +12,7 @@ import pytest
 from tests.support.bundles import write_colour_bundle
 from tests.support.collector import Collector, Seen
 from tests.support.pictures import picture, sha256
-from tests.support.stack import Stack, free_port
+from tests.support.stack import Stack, free_port, until
 
 DELIVERY = "process glimpse-images-high-push"
 DEAD_LETTER = "process glimpse-dead-letters-push"
@@ -60,12 +60,19 @@ def exporting_to(url: str) -> dict[str, object]:
 
 def logged(stack: Stack, service: str, image_hash: str) -> list[dict[str, Any]]:
     """The service's log lines about the image."""
-    lines = [json.loads(line) for line in stack.log(service).splitlines() if image_hash in line]
-    return [line for line in lines if line.get("image_hash") == image_hash]
+    return [line for line in stack.log_lines(service) if line.get("image_hash") == image_hash]
 
 
 def traces_of(stack: Stack, image_hash: str) -> set[str]:
-    """The traces that log lines about the image name, those of asking for its status aside."""
+    """The traces that log lines about the image name, those of asking for its status aside.
+
+    A result can be read a moment before the worker writes its last lines about it.
+    """
+
+    def pushed() -> bool:
+        return any(line["message"] == "request" for line in logged(stack, "worker", image_hash))
+
+    until(pushed, "the line of a push that was answered")
     lines = [*logged(stack, "api", image_hash), *logged(stack, "worker", image_hash)]
     assert len(lines) > 2
     return {line["trace"] for line in lines if line.get("method") != "GET"}
@@ -196,6 +203,7 @@ def test_a_duplicate_delivery_is_in_the_same_trace(stack: Stack, collector: Coll
         f"http://127.0.0.1:{stack.worker_port}/generate_annotations",
         content=json.dumps(envelope),
         headers={"traceparent": f"00-{TRACE}-{CLIENT_SPAN}-01"},  # as Cloud Run would add
+        timeout=60,
     )
     assert answer.status_code == 204
     spans = collector.wait(lambda spans: any("duplicates" in span.name for span in spans))
@@ -244,7 +252,8 @@ def test_an_image_that_stood_still_begins_a_trace_of_its_own(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
     with Collector() as collector:
-        settings = {**exporting_to(collector.url), "STALE_SECONDS": 0.2}
+        # Long enough for one new message to arrive before the next would be published.
+        settings = {**exporting_to(collector.url), "STALE_SECONDS": 5}
         with Stack(tmp_path, colour_bundle, **settings) as stack:
             stack.stop("queue")
             stack.upload(picture(seed=1))
@@ -258,10 +267,9 @@ def test_an_image_that_stood_still_begins_a_trace_of_its_own(
             ours = {"traceparent": f"00-{TRACE}-{CLIENT_SPAN}-01"}
 
             def republished() -> bool:
-                return bool(httpx.post(url, headers=ours).json()["republished"])
+                return bool(httpx.post(url, headers=ours, timeout=60).json()["republished"])
 
-            while not republished():
-                pass
+            until(republished, "the record is taken for stale")
             stack.start("queue")
             stack.result(sha256(picture(seed=1)))
             spans = collector.wait(lambda spans: any(span.name == DELIVERY for span in spans))

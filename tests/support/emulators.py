@@ -1,5 +1,6 @@
 """The emulators for tests: one set for a session, on free ports. CI must have them."""
 
+import asyncio
 import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -87,8 +88,16 @@ async def first_messages(
 
         async def first(topic: str) -> dict[str, str]:
             request = PullRequest(subscription=listener(topic), max_messages=1)
+            async with asyncio.timeout(60):
+                # A pull may end with nothing, and be asked for again.
+                while not (found := await pulled(request)):
+                    pass
+            return found
+
+        async def pulled(request: PullRequest) -> dict[str, str]:
             response = await subscriber.pull(request=request, timeout=20)
-            return dict(response.received_messages[0].message.attributes)
+            received = response.received_messages
+            return dict(received[0].message.attributes) if received else {}
 
         yield first
 

@@ -22,11 +22,12 @@ class Request:
 
 
 class Receiver:
-    """Remembers what it was sent and answers `answer`, which a test may change."""
+    """Remembers what it was sent and what it answered: `answer`, which a test may change."""
 
     def __init__(self, answer: bytes = OK) -> None:
         self.answer = answer
         self.requests: list[Request] = []
+        self.answers: list[bytes] = []
         self.connections = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -36,7 +37,8 @@ class Receiver:
         headers = {name.lower(): value for name, _, value in (x.partition(": ") for x in lines)}
         body = await reader.readexactly(int(headers["content-length"]))
         self.requests.append(Request(first.split()[1], headers, body, head + body))
-        writer.write(await self.reply())
+        self.answers.append(await self.reply())
+        writer.write(self.answers[-1])
         await writer.drain()
         await reader.read()  # until the client closes
 

@@ -46,6 +46,14 @@ def free_port() -> int:
         return port
 
 
+def until(condition: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
+    """Wait until `condition` holds; fail where it does not."""
+    deadline = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {patience:g} s"
+        time.sleep(0.05)
+
+
 class Stack:
     """One Glimpse on free ports, its data and logs in `folder`.
 
@@ -192,6 +200,21 @@ class Stack:
             if isinstance(line, dict) and "message" in line:
                 lines.append(line)
         return lines
+
+    def classifications(self, image_hash: str) -> int:
+        """How often the worker says that it stored labels of the image, once it has said so.
+
+        A result can be read a moment before the worker writes its line about it.
+        """
+
+        def lines() -> int:
+            return sum(
+                line["message"] == "classified" and line.get("image_hash") == image_hash
+                for line in self.log_lines("worker")
+            )
+
+        until(lines, "the worker's line about the image")
+        return lines()
 
     def insist(self, ask: Callable[[], httpx.Response]) -> httpx.Response:
         """Ask as a client does whose server comes back: until there is an answer, and no 503."""

@@ -131,7 +131,7 @@ def first_then(first: int, then: int) -> Answer:
 
 
 async def until(
-    condition: Callable[[], bool | Coroutine[Any, Any, bool]], seconds: float = 30
+    condition: Callable[[], bool | Coroutine[Any, Any, bool]], seconds: float = 60
 ) -> None:
     """Wait until `condition`, plain or async, holds; fail where it does not within `seconds`."""
     async with asyncio.timeout(seconds):

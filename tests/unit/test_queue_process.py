@@ -92,6 +92,16 @@ async def stopped(process: Process) -> list[dict[str, Any]]:
     return [json.loads(line) for line in output.splitlines()]
 
 
+async def logged(process: Process, message: str) -> list[dict[str, Any]]:
+    """The lines it logs up to this one."""
+    assert process.stdout is not None
+    lines: list[dict[str, Any]] = []
+    async with asyncio.timeout(60):
+        while not lines or lines[-1]["message"] != message:
+            lines.append(json.loads(await process.stdout.readline()))
+    return lines
+
+
 async def publish(settings: Settings, *numbers: int) -> None:
     async with open_backend(settings) as backend:
         for number in numbers:
@@ -203,14 +213,17 @@ async def test_an_absent_worker_is_logged_once_and_its_return_once(
 ) -> None:
     await worker.__aexit__(None, None, None)
     await publish(settings, 1, 2, 3)
+    unreachable = "worker unreachable; messages wait for it"
     async with queue_process(environment) as process:
-        await asyncio.sleep(1.5)
+        lines = await logged(process, unreachable)
+        await asyncio.sleep(1)  # it is tried again and again meanwhile
         await worker.__aenter__()
         await until(lambda: len(worker.deliveries) == 3)
-        lines = [line["message"] for line in await stopped(process)]
-    assert lines.count("worker unreachable; messages wait for it") == 1
-    assert lines.count("worker reachable again") == 1
-    assert len(lines) == 4  # and the two of start and stop
+        lines += await stopped(process)
+    messages = [line["message"] for line in lines]
+    assert messages.count(unreachable) == 1
+    assert messages.count("worker reachable again") == 1
+    assert len(messages) == 4  # and the two of start and stop
 
 
 async def test_lines_about_an_image_carry_its_hash(
@@ -235,7 +248,9 @@ async def test_the_worker_is_asked_to_reconcile(
     async with queue_process(environment | {"STALE_SECONDS": "2"}) as process:
         await until(lambda: len(worker.to(RECONCILE_PATH)) >= 2)
         worker.answer_to_calls = always(500)
-        await until(lambda: len(worker.to(RECONCILE_PATH)) >= 4)
+        before = {path: len(worker.to(path)) for path in (RECONCILE_PATH, SCHEDULE_PATH)}
+        # A second one of each comes only when the answer to the first has been noted.
+        await until(lambda: all(len(worker.to(path)) >= n + 2 for path, n in before.items()))
         lines = await stopped(process)
     failed = [line["path"] for line in lines if line["message"] == "call failed"]
     assert {RECONCILE_PATH, SCHEDULE_PATH} <= set(failed)

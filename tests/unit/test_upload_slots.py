@@ -110,9 +110,9 @@ async def test_who_sends_slower_than_the_least_rate_is_sent_away() -> None:
 
 
 async def test_who_sends_fast_enough_may_take_longer_than_the_grace() -> None:
-    slots = UploadSlots(UploadLimits(uploads=1, bytes_=10**6, grace=0.5, rate=1000))
-    body = Dripping(0.05, bytes(1000), chunks=20)  # a second in all, at 20 kB a second
-    assert len(await read(slots, body)) == 20_000
+    slots = UploadSlots(UploadLimits(uploads=1, bytes_=10**6, grace=2, rate=1000))
+    body = Dripping(0.15, bytes(10_000), chunks=20)  # three seconds in all, at 67 kB a second
+    assert len(await read(slots, body)) == 200_000
 
 
 async def test_a_stop_sends_away_who_is_still_sending_then() -> None:
@@ -122,7 +122,7 @@ async def test_a_stop_sends_away_who_is_still_sending_then() -> None:
         for body in (Dripping(0.01), Dripping(0.01, chunks=3))
     )
     await asyncio.sleep(0.005)
-    slots.stop(0.3)
+    slots.stop(2)
     assert await fast == b"xxx"
     with pytest.raises(Unavailable, match="stopping"):
         await slow

@@ -5,25 +5,30 @@ import json
 import shutil
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import structlog
 
 from core.messages import ClassifyImage
 from core.model_bundle import read_bundle
-from core.records import Annotation, RecordKey, Status
+from core.records import Annotation, Claim, RecordKey, Status
 from core.telemetry import with_trace
+from tests.contract.clock import MovableClock
 from tests.support.bundles import write_colour_bundle
 from tests.support.pictures import picture
+from tests.unit.faults import Once, watched
 from tests.unit.worker_support import (
     UNKNOWN_MODEL,
     RunningWorker,
+    classifier_processes,
     running_worker,
     settings_in,
     until,
@@ -164,33 +169,56 @@ async def test_an_expired_lease_passes_to_the_next_worker(worker: RunningWorker)
 
 @pytest.mark.parametrize("finished", [True, False])
 async def test_a_worker_that_lost_its_lease_changes_nothing(tmp_path: Path, finished: bool) -> None:
-    uri = str(write_slow_bundle(tmp_path / "slow", rounds=1500))
-    async with running_worker(settings_in(tmp_path, model_uri=uri, lease_seconds=0.01)) as worker:
-        key = await worker.submit(WHITE)
+    """Its inference outlasts the lease, and another takes the record before it can store."""
+    clock = MovableClock()
+    async with running_worker(settings_in(tmp_path), clock) as worker:
+        key, plain = await worker.submit(), worker.backend
+        thieves: list[Claim] = []
+
+        async def steal() -> None:
+            clock.move(worker.bench.settings.lease_seconds)
+            thief = await plain.records.claim(key, MINUTE)
+            assert thief is not None
+            thieves.append(thief)
+            if finished:
+                assert await plain.records.complete(thief, [Annotation(1, "stolen", 1.0)])
+
+        worker.bench.backend = watched(plain, Once("records.complete", 1, steal))
+        answer = await worker.push(key)
+        worker.bench.backend = plain
+        (thief,) = thieves
+        record = await worker.record(key)
+        if finished:
+            assert answer.status_code == 204
+            assert record.annotations[0].label == "stolen"
+        else:
+            assert_problem(answer, 503, "unavailable")
+            assert record.token == thief.token
+            assert record.leased(clock())
+
+
+async def test_a_cancelled_delivery_gives_its_claim_up(worker: RunningWorker) -> None:
+    key = await worker.submit()
+    with standing_still(classifier_processes()):
         pushing = asyncio.create_task(worker.push(key))
         await until(lambda: running(worker, key))
-        await asyncio.sleep(0.05)
-        thief = await worker.backend.records.claim(key, MINUTE)
-        assert thief is not None
-        if finished:
-            await worker.backend.records.complete(thief, [Annotation(1, "stolen", 1.0)])
-            assert (await pushing).status_code == 204
-            assert (await worker.record(key)).annotations[0].label == "stolen"
-        else:
-            assert_problem(await pushing, 503, "unavailable")
-            assert (await worker.record(key)).token == thief.token
-            assert (await worker.record(key)).leased(worker.bench.clock())
+        pushing.cancel()
+        assert_problem(await pushing, 503, "unavailable")
+        assert not (await worker.record(key)).leased(worker.bench.clock())
+    assert (await worker.push(key)).status_code == 204
+    assert (await worker.record(key)).status is Status.SUCCESS
 
 
-async def test_a_cancelled_delivery_gives_its_claim_up(slow_worker: RunningWorker) -> None:
-    key = await slow_worker.submit(WHITE)
-    pushing = asyncio.create_task(slow_worker.push(key))
-    await until(lambda: running(slow_worker, key))
-    pushing.cancel()
-    assert_problem(await pushing, 503, "unavailable")
-    assert not (await slow_worker.record(key)).leased(slow_worker.bench.clock())
-    assert (await slow_worker.push(key)).status_code == 204
-    assert (await slow_worker.record(key)).status is Status.SUCCESS
+@contextmanager
+def standing_still(processes: list[psutil.Process]) -> Iterator[None]:
+    """Whatever they are given, they end nothing of it meanwhile."""
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.resume()
 
 
 # --- Faults of the image: recorded and acknowledged ----------------------------------------------

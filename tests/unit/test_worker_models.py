@@ -139,15 +139,20 @@ async def ready(registry: ModelRegistry) -> None:
             await asyncio.sleep(0.01)
 
 
+def appear(folder: Path) -> None:
+    """A bundle of its folder's name, there from one moment to the next: half of one may fail."""
+    write_colour_bundle(folder.with_suffix(".new"), folder.name).rename(folder)
+
+
 async def test_what_was_missing_is_found_by_itself(tmp_path: Path, loads: Loads) -> None:
     late, other = tmp_path / "late", tmp_path / "other"
     registry = ModelRegistry([str(late), str(other)], Bundles(), 2, loads, retries=IMPATIENT)
     await registry.open()
     assert list(registry.identities) == []
-    await asyncio.to_thread(write_colour_bundle, other, "other")
+    await asyncio.to_thread(appear, other)
     await until(lambda: registry.identities != ())
     # Nobody asks for anything: it is found, and loaded, all the same.
-    await asyncio.to_thread(write_colour_bundle, late, "late")
+    await asyncio.to_thread(appear, late)
     await until(lambda: loads.models != [])
     await ready(registry)
     assert loads.models == ["late"]

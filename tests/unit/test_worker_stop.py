@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -20,6 +19,7 @@ from core.model_bundle import read_bundle
 from core.records import RecordKey, Status, new_record
 from core.settings import Settings
 from tests.support.pictures import picture, sha256
+from tests.support.stack import free_port
 from tests.unit.worker_support import envelope, settings_in, until, write_slow_bundle
 
 WHITE = picture(7, (250, 250, 250))
@@ -61,9 +61,7 @@ class Process:
 @asynccontextmanager
 async def started(tmp_path: Path, rounds: int, shutdown_seconds: float) -> AsyncIterator[Process]:
     bundle = write_slow_bundle(tmp_path / "slow", rounds)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     settings: Settings = settings_in(tmp_path, model_uri=str(bundle))
     environment = {
         **os.environ,
