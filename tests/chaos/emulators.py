@@ -6,7 +6,7 @@ from pathlib import Path
 
 from compose.emulators import RunningEmulators
 from tests.chaos.cuttable_line import CuttableLine
-from tests.support.emulators import running_emulators
+from tests.support.emulators import addresses_in, running_emulators
 from tests.support.stack import free_port
 
 ADDRESS = "DATASTORE_EMULATOR_HOST"
@@ -47,7 +47,7 @@ class ChaosEmulators:
 @contextmanager
 def running_behind_lines(folder: Path, corner: Mapping[str, str]) -> Iterator[ChaosEmulators]:
     """The emulators, reached at the addresses in `corner`."""
-    addresses = {name: value for name, value in corner.items() if name.endswith("_HOST")}
+    addresses = addresses_in(corner)
     reached, behind = addresses[ADDRESS], free_port()
     addresses[ADDRESS] = f"127.0.0.1:{behind}"
     with (

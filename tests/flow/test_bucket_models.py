@@ -3,8 +3,7 @@
 import asyncio
 import secrets
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -17,7 +16,7 @@ from tests.support.bundles import write_colour_bundle
 from tests.support.emulators import running_storage
 from tests.support.pictures import picture, sha256
 from tests.support.scripted_storage import URI, scripted_storage
-from tests.support.stack import Stack, free_port
+from tests.support.stack import Stack, free_port, until
 
 RED = picture(1, (200, 30, 30), (16, 16))
 
@@ -44,12 +43,6 @@ def upload(environment: dict[str, str], bucket: str, folder: str, bundle: Path) 
 
 def messages(stack: Stack, name: str) -> list[str]:
     return [line["message"] for line in stack.log_lines(name)]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """The test's own timeout ends the wait."""
-    while not condition():
-        time.sleep(0.05)
 
 
 def labelled(stack: Stack, image: bytes) -> dict[str, object]:
@@ -109,7 +102,7 @@ def test_a_model_that_is_not_there_yet_is_waited_for(
             missing = f"{uri} is not there: there is no bucket {bucket}."
             _waits_for_it(worker, missing)
             # The worker is alive and says why it is not ready; the API waits before it listens.
-            until(lambda: "waiting for the model" in messages(stack, "api"))
+            until(lambda: "waiting for the model" in messages(stack, "api"), "the API waits")
             with pytest.raises(httpx.ConnectError):
                 stack.api.get("/health")
             assert upload(environment, bucket, "models/colours", colour_bundle) == uri
@@ -157,7 +150,7 @@ async def test_a_worker_stops_in_the_middle_of_a_download(
             stack.processes["worker"] = stack.launch("worker")
             await storage.reading.wait()
             # It serves before the model is there, and says what it waits for.
-            await asyncio.to_thread(until, lambda: _alive(worker))
+            await asyncio.to_thread(until, lambda: _alive(worker), "the worker lives")
             answer = await asyncio.to_thread(worker.get, "/ready")
             assert (answer.status_code, answer.json()["checks"]["records"]) == (503, "ok")
             assert await asyncio.to_thread(stack.stop, "worker") in (0, -signal.SIGTERM)
@@ -179,7 +172,7 @@ def _alive(worker: httpx.Client) -> bool:
 
 
 def _waits_for_it(worker: httpx.Client, reason: str) -> None:
-    until(lambda: _alive(worker))
-    until(lambda: worker.get("/ready").json()["checks"]["model"] == reason)
+    until(lambda: _alive(worker), "the worker lives")
+    until(lambda: worker.get("/ready").json()["checks"]["model"] == reason, reason)
     assert worker.get("/ready").status_code == 503
     assert worker.get("/health").status_code == 204

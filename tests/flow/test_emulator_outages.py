@@ -11,7 +11,7 @@ import pytest
 
 from compose.emulators import RunningEmulators
 from core.problems import MEDIA_TYPE
-from tests.support.emulators import free_addresses, own_corner, running_emulators
+from tests.support.emulators import addresses_in, free_addresses, own_corner, running_emulators
 from tests.support.pictures import picture, sha256
 from tests.support.stack import Stack, until
 
@@ -32,8 +32,8 @@ def emulators(
     tmp_path_factory: pytest.TempPathFactory, corner: dict[str, str]
 ) -> Iterator[RunningEmulators]:
     """Emulators of this module's own, since it stops them."""
-    addresses = {name: value for name, value in corner.items() if name.endswith("_HOST")}
-    with running_emulators(tmp_path_factory.mktemp("emulators"), addresses) as running:
+    folder = tmp_path_factory.mktemp("emulators")
+    with running_emulators(folder, addresses_in(corner)) as running:
         yield running
 
 

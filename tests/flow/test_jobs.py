@@ -1,7 +1,6 @@
 """What happens to jobs in time, with real processes: priorities, delays and deadlines."""
 
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.pictures import picture, sha256
-from tests.support.stack import Stack
+from tests.support.stack import Stack, until
 from tests.unit.worker_support import write_slow_bundle
 
 PATIENCE = 120.0
@@ -49,13 +48,6 @@ def job_of(stack: Stack, job_id: str) -> dict[str, Any]:
     return job
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.02)
-
-
 def classified(stack: Stack) -> list[str]:
     """The images whose results were stored, in that order."""
     return [
@@ -72,7 +64,7 @@ def test_one_urgent_image_among_a_thousand_others_is_not_kept_waiting(
     settings = {**backend, "WORKER_CONCURRENCY": "1", "PUSH_CONCURRENCY": str(PUSHES)}
     with Stack(tmp_path, colour_bundle, **settings) as stack:
         job_id = created(stack, images, priority="low")
-        until(lambda: len(classified(stack)) >= 20)
+        until(lambda: len(classified(stack)) >= 20, "the job is on its way", PATIENCE)
         assert stack.upload(urgent).status_code == 202
         before = len(classified(stack))
         assert stack.result(sha256(urgent))["status"] == "success"
@@ -101,7 +93,7 @@ def test_a_delayed_job_begins_in_time_though_everything_was_restarted(
         else:
             pytest.fail("the restarts took too long to show anything")
         assert (status, early) == ("pending", set())
-        until(lambda: job_of(stack, job_id)["status"] == "completed")
+        until(lambda: job_of(stack, job_id)["status"] == "completed", "its end", PATIENCE)
         job = job_of(stack, job_id)
         assert job["succeeded"] == 5
         assert datetime.fromisoformat(job["started_at"]) >= begins.replace(microsecond=0)
@@ -117,17 +109,17 @@ def test_nothing_of_a_job_begins_after_its_deadline(
     with Stack(tmp_path / "stack", bundle, WORKER_CONCURRENCY=1, **backend) as stack:
         job_id = created(stack, images, cancel_after="15s")
         deadline = datetime.fromisoformat(job_of(stack, job_id)["deadline"])
-        until(lambda: "job brought on" in stack.log("worker"))
+        until(lambda: "job brought on" in stack.log("worker"), "its messages", PATIENCE)
         stack.kill("worker")
         ran = len(classified(stack))
         time.sleep(max(0.0, (deadline - datetime.now(UTC)).total_seconds() + 0.5))
         stack.start("worker")
-        until(lambda: job_of(stack, job_id)["status"] == "cancelled")
+        until(lambda: job_of(stack, job_id)["status"] == "cancelled", "its end", PATIENCE)
         job = job_of(stack, job_id)
         assert job["error"]["code"] == "deadline_exceeded"
         assert job["succeeded"] + job["cancelled"] == job["total"] == 60
         assert job["cancelled"] > 0, "the job was too quick to be cut off"
-        until(lambda: all(image_ended(stack, image) for image in images))
+        until(lambda: all(image_ended(stack, image) for image in images), "all end", PATIENCE)
         assert len(classified(stack)) == ran
 
 

@@ -34,6 +34,11 @@ def free_addresses() -> dict[str, str]:
     }
 
 
+def addresses_in(corner: Mapping[str, str]) -> dict[str, str]:
+    """Where the emulators of a corner are, as `free_addresses` has it."""
+    return {name: value for name, value in corner.items() if name.endswith("_HOST")}
+
+
 def own_corner(addresses: Mapping[str, str]) -> dict[str, str]:
     """Settings for one test on shared emulators: a project of its own, since they take any.
 

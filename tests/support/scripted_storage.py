@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -62,19 +62,28 @@ class ScriptedStorage:
             answer.content_length = len(data)
         await answer.prepare(request)
         if self.endless:
-            with contextlib.suppress(ConnectionError):  # it was hung up on
-                while self.endless:
-                    await answer.write(bytes(10_000))
-                    await asyncio.sleep(0)
-            # What nobody reads would keep the socket open for longer than the test lasts.
-            if request.transport is not None:
-                request.transport.abort()
+            await write_while(lambda: self.endless, answer, request)
             return answer
         await answer.write(data[: self.breaks_after])
         if len(data) > self.breaks_after:
             assert request.transport is not None
             request.transport.close()
         return answer
+
+
+async def write_while(
+    going: Callable[[], bool], answer: web.StreamResponse, request: web.Request
+) -> None:
+    """Write zeros, or until whoever asked hangs up. The connection ends with it."""
+    try:
+        with contextlib.suppress(ConnectionError):
+            while going():
+                await answer.write(bytes(10_000))
+                await asyncio.sleep(0)
+    finally:
+        # What nobody reads would keep the socket open for longer than the test lasts.
+        if request.transport is not None:
+            request.transport.abort()
 
 
 @asynccontextmanager

@@ -5,7 +5,8 @@ import secrets
 import signal
 import subprocess
 import sys
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -94,21 +95,34 @@ def test_a_process_says_plainly_what_is_wrong_with_it(
     assert "Traceback" not in ended.stderr
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Processes started inside hear SIGINT, as a terminal's do.
+
+    A test run that a shell started in the background ignores it, and what is ignored is inherited;
+    what is handled is not (POSIX, exec).
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_process_that_waits_can_be_stopped(
     settings: Settings, tmp_path: Path, number: signal.Signals
 ) -> None:
     values = {"STORAGE_EMULATOR_HOST": settings.storage_emulator_host, "LOG_FORMAT": "json"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "app"],
-        cwd=tmp_path,
-        env=environment(tmp_path, Path(), **{**values, "MODEL_URI": settings.model_uri}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        # As a terminal starts it; what a shell runs in the background inherits that it ignores it.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no thread runs here
-    )
+    with interruptible():
+        process = subprocess.Popen(
+            [sys.executable, "-m", "app"],
+            cwd=tmp_path,
+            env=environment(tmp_path, Path(), **{**values, "MODEL_URI": settings.model_uri}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
     assert process.stdout is not None
     said = process.stdout.readline()
     assert "waiting for the model" in said

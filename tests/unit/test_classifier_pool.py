@@ -19,11 +19,11 @@ from core.model_bundle import read_bundle
 from core.records import Status
 from core.settings import Settings
 from tests.support.pictures import encode, picture
+from tests.unit.scripted_worker import until
 from tests.unit.worker_support import (
     classifier_processes,
     running_worker,
     settings_in,
-    until,
     write_slow_bundle,
 )
 from worker.classifier_pool import ClassifierPool, RemoteClassifier

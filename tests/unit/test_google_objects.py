@@ -1,6 +1,5 @@
 """What the emulator does not do: listings of several pages, and objects that unpack themselves."""
 
-import contextlib
 import gzip
 import json
 from collections.abc import AsyncIterator
@@ -13,6 +12,7 @@ from google.cloud import storage
 from core.backends.google.objects import CloudObjectSource
 from core.errors import Unavailable
 from core.ports import StoredObject
+from tests.support.scripted_storage import write_while
 
 PAGES = {
     "": (["a/"], "2"),
@@ -43,14 +43,7 @@ class Cloud:
         if request.match_info["name"] == "endless":
             answer = web.StreamResponse()
             await answer.prepare(request)
-            try:
-                with contextlib.suppress(ConnectionError):  # it was hung up on
-                    while True:
-                        await answer.write(bytes(10_000))
-            finally:
-                # What nobody reads would keep the socket open for longer than the test lasts.
-                if request.transport is not None:
-                    request.transport.abort()
+            await write_while(lambda: True, answer, request)
             return answer
         # As it does for whoever accepts gzip.
         headers = {"Content-Encoding": "gzip", "X-Goog-Stored-Content-Encoding": "gzip"}

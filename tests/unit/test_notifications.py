@@ -48,7 +48,8 @@ from tests.support.receivers import (
     status,
 )
 from tests.unit.faults import watched
-from tests.unit.worker_support import RunningWorker, running_worker, settings_in, until
+from tests.unit.scripted_worker import until
+from tests.unit.worker_support import RunningWorker, running_worker, settings_in
 from worker.receiver_places import PLACES_EACH, ReceiverPlaces
 
 TENANT = "acme"
@@ -418,15 +419,11 @@ async def test_a_private_address_is_never_connected_to_and_kept_as_a_dead_letter
 async def test_silent_receivers_hold_up_neither_others_nor_images(worker: RunningWorker) -> None:
     """Many more messages than places wait for one who does not answer."""
     good, silent = Receiver(), SlowReceiver(status(500))
-
-    async def stuck_there() -> bool:
-        return len(silent.requests) >= PLACES_EACH
-
     job = await ended_job(worker)
     async with listening(silent.serve) as mute, listening(good.serve) as port:
         slow, fast = await hook_at(worker, mute), await hook_at(worker, port)
         stuck = [asyncio.create_task(tell(worker, slow, job)) for _ in range(40)]
-        await until(stuck_there)
+        await until(lambda: len(silent.requests) >= PLACES_EACH)
         assert (await tell(worker, fast, job)).status_code == 204
         key = await worker.submit(picture(5))
         assert (await worker.push(key)).status_code == 204
@@ -444,11 +441,7 @@ async def test_one_who_fails_is_tried_by_one_message_at_a_time(worker: RunningWo
         assert (await tell(worker, webhook, job)).status_code == 503
         receiver.may_answer.clear()
         telling = [asyncio.create_task(tell(worker, webhook, job)) for _ in range(8)]
-
-        async def others_refused() -> bool:
-            return sum(task.done() for task in telling) >= 7
-
-        await until(others_refused)
+        await until(lambda: sum(task.done() for task in telling) >= 7)
         receiver.may_answer.set()
         answers = await asyncio.gather(*telling)
     assert {answer.status_code for answer in answers} == {503}

@@ -25,13 +25,13 @@ from tests.contract.clock import MovableClock
 from tests.support.bundles import write_colour_bundle
 from tests.support.pictures import picture
 from tests.unit.faults import Once, watched
+from tests.unit.scripted_worker import until
 from tests.unit.worker_support import (
     UNKNOWN_MODEL,
     RunningWorker,
     classifier_processes,
     running_worker,
     settings_in,
-    until,
     write_slow_bundle,
 )
 from worker.classifier import Classifier

@@ -1,12 +1,10 @@
 """A worker in this process, on a real embedded backend, and what it is fed."""
 
-import asyncio
 import base64
 import contextlib
 import json
 import sqlite3
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -33,7 +31,6 @@ from tests.support.pictures import picture, sha256
 from worker.main import create_app
 from worker.workbench import Workbench
 
-PATIENCE = 60.0  # seconds until a condition that should come is given up
 UNKNOWN_MODEL = "nobody@0123456789ab"
 
 
@@ -171,14 +168,6 @@ def body(**message: object) -> bytes:
             },
         }
     ).encode()
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Poll until `condition` holds."""
-    ends = time.monotonic() + PATIENCE
-    while not await condition():
-        assert time.monotonic() < ends, "the condition never came"
-        await asyncio.sleep(0.01)
 
 
 def write_slow_bundle(folder: Path, rounds: int) -> Path:
