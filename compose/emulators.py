@@ -103,7 +103,7 @@ def emulators(settings: Settings, folder: Path) -> list[Emulator]:
 def storage_emulator(folder: Path, url: str) -> Emulator:
     """Cloud Storage's alone, at `url`, data in `folder`. It needs nothing but Python."""
     host, port = _address(url.partition("://")[2])
-    data = folder / "storage"
+    data = (folder / "storage").absolute()  # it takes no other
     data.mkdir(parents=True, exist_ok=True)
     command = (sys.executable, "-m", "gcp_storage_emulator", "--data-dir", str(data))
     argv = (*command, "start", "--quiet", f"--host={host}", f"--port={port}")
