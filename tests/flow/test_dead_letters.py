@@ -95,7 +95,7 @@ def test_letters_are_kept_once_whoever_is_killed_and_replayed_to_success(
 
 
 def test_the_model_s_own_failure_is_what_the_client_reads(tmp_path: Path) -> None:
-    from tests.unit.worker_support import write_failing_bundle
+    from tests.support.bundles import write_failing_bundle
 
     bundle = write_failing_bundle(tmp_path / "bundle")
     settings = {"DELIVERY_ATTEMPTS": 3, "MAX_BACKOFF_SECONDS": 0.3}

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from tests.support.bundles import write_slow_bundle
 from tests.support.pictures import picture, sha256
 from tests.support.stack import Stack, until
-from tests.unit.worker_support import write_slow_bundle
 
 PATIENCE = 120.0
 PUSHES = 16
@@ -57,12 +57,14 @@ def classified(stack: Stack) -> list[str]:
 
 @pytest.mark.timeout(300)
 def test_one_urgent_image_among_a_thousand_others_is_not_kept_waiting(
-    tmp_path: Path, colour_bundle: Path, backend: dict[str, str]
+    tmp_path: Path, backend: dict[str, str]
 ) -> None:
+    # So slow a model that most of the job is still to come when the urgent image has ended.
+    bundle = write_slow_bundle(tmp_path / "slow", rounds=500)
     images = [picture(seed=n, size=(48, 48)) for n in range(1000)]
     urgent = picture(seed=5000)
     settings = {**backend, "WORKER_CONCURRENCY": "1", "PUSH_CONCURRENCY": str(PUSHES)}
-    with Stack(tmp_path, colour_bundle, **settings) as stack:
+    with Stack(tmp_path / "stack", bundle, **settings) as stack:
         job_id = created(stack, images, priority="low")
         until(lambda: len(classified(stack)) >= 20, "the job is on its way", PATIENCE)
         assert stack.upload(urgent).status_code == 202

@@ -12,9 +12,8 @@ from onnx import helper
 
 from core.errors import BundleError
 from core.model_bundle import read_bundle, write_sums
-from tests.support.bundles import COLOURS, write_colour_bundle
+from tests.support.bundles import COLOURS, write_colour_bundle, write_network
 from tests.support.pictures import picture
-from tests.unit.worker_support import write_network
 from worker.classifier import Classifier
 from worker.errors import InferenceFailed
 

@@ -18,14 +18,10 @@ from core.errors import BundleError, NotFound, Unavailable, UndecodableImage
 from core.model_bundle import read_bundle
 from core.records import Status
 from core.settings import Settings
+from tests.support.bundles import write_slow_bundle
 from tests.support.pictures import encode, picture
 from tests.unit.scripted_worker import until
-from tests.unit.worker_support import (
-    classifier_processes,
-    running_worker,
-    settings_in,
-    write_slow_bundle,
-)
+from tests.unit.worker_support import classifier_processes, running_worker, settings_in
 from worker.classifier_pool import ClassifierPool, RemoteClassifier
 from worker.classifier_protocol import GROUP
 from worker.errors import ClassifierLost

@@ -12,9 +12,8 @@ from onnx import helper
 from PIL import Image
 
 from core.model_bundle import read_bundle
-from tests.support.bundles import write_colour_bundle
+from tests.support.bundles import write_colour_bundle, write_failing_bundle, write_network
 from tests.support.pictures import encode, picture
-from tests.unit.worker_support import write_failing_bundle, write_network
 from worker.classifier_process import Models, Reply
 from worker.classifier_protocol import FILE, GROUP, IMAGE, LOAD, Frame, FrameReader
 

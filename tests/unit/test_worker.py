@@ -22,7 +22,7 @@ from core.model_bundle import read_bundle
 from core.records import Annotation, Claim, RecordKey, Status
 from core.telemetry import with_trace
 from tests.contract.clock import MovableClock
-from tests.support.bundles import write_colour_bundle
+from tests.support.bundles import write_colour_bundle, write_slow_bundle
 from tests.support.pictures import picture
 from tests.unit.faults import Once, watched
 from tests.unit.scripted_worker import until
@@ -32,7 +32,6 @@ from tests.unit.worker_support import (
     classifier_processes,
     running_worker,
     settings_in,
-    write_slow_bundle,
 )
 from worker.classifier import Classifier
 
