@@ -51,7 +51,7 @@ def show(client: httpx.Client, file: str, photo: bytes) -> Shown:
     began_again = time.perf_counter()
     again = client.post("/what/fast", files={"img": (file, photo)}).raise_for_status()
     best = answer["annotations"][:3]
-    labels = [f"{a['label']} {100 * a['confidence']:.0f} %" for a in best]
+    labels = [f"{a['label']} {a['confidence']:.0%}" for a in best]
     return Shown(
         file=file,
         first_status=first.status_code,
@@ -79,8 +79,9 @@ def main() -> None:
     url = f"http://{settings.host}:{settings.api_port}"
     console = Console()
     table = Table(title=f"What is in these pictures? ({url})")
-    for column in ("file", "first", "status", "labels", "time", "asked again"):
-        table.add_column(column, no_wrap=True)
+    # All but the labels, which may be long, have a place of their own in 80 columns.
+    for column in ("file", "first", "status", "labels", "time", "again"):
+        table.add_column(column, no_wrap=column != "labels")
     failed = False
     try:
         with httpx.Client(base_url=url, timeout=30, headers=_key()) as client:
@@ -95,7 +96,7 @@ def main() -> None:
                     row.status,
                     "\n".join(row.labels),
                     f"{1000 * row.seconds:.0f} ms",
-                    f"{row.again_status} in {1000 * row.again_seconds:.1f} ms",
+                    f"{row.again_status}, {1000 * row.again_seconds:.0f} ms",
                     end_section=True,
                 )
             console.print(table)
