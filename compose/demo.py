@@ -76,7 +76,7 @@ def _key() -> dict[str, str]:
 
 def main() -> None:
     settings = load_settings()
-    url = f"http://{settings.host}:{settings.api_port}"
+    url = settings.api_url
     console = Console()
     table = Table(title=f"What is in these pictures? ({url})")
     # All but the labels, which may be long, have a place of their own in 80 columns.
@@ -84,7 +84,7 @@ def main() -> None:
         table.add_column(column, no_wrap=column != "labels")
     failed = False
     try:
-        with httpx.Client(base_url=url, timeout=30, headers=_key()) as client:
+        with httpx.Client(base_url=url, timeout=30, headers=_key(), trust_env=False) as client:
             for file, photo in track(
                 list(photos()), "classifying", console=console, transient=True
             ):

@@ -78,7 +78,9 @@ class Supervisor:
         self._write(f"{prefix} {line}")
         if self._coloured:
             prefix = f"\033[{self._colours.get(name, _OTHERS_COLOUR)}m{prefix}\033[0m"
-        print(prefix, line, flush=True)
+        # Whoever watched may be gone, with the terminal or at the end of a pipe. All go on.
+        with suppress(OSError):
+            print(prefix, line, flush=True)
 
     async def _run_services(self) -> None:
         try:
@@ -164,11 +166,12 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
 
 async def _announce(supervisor: Supervisor, settings: Settings) -> None:
     """Say when everything answers, and what to do next."""
-    api = f"http://{settings.host}:{settings.api_port}"
+    api = settings.api_url
     waiting = {api, settings.worker_url}
     while not supervisor.started.is_set() and not supervisor.stop.is_set():
         await _wait(supervisor.stop, 0.2)
-    async with httpx.AsyncClient() as client:
+    # Without the environment's proxies: they do not lead to this machine.
+    async with httpx.AsyncClient(trust_env=False) as client:
         while waiting and not supervisor.stop.is_set():
             for url in list(waiting):
                 try:
@@ -192,8 +195,9 @@ async def supervise(settings: Settings) -> int:
     with opened_log(settings.data_dir) as write:
         supervisor = Supervisor(wanted, settings.shutdown_seconds + 2, write)
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, supervisor.stop.set)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
+                loop.add_signal_handler(number, supervisor.stop.set)
         supervisor.say("glimpse", wanted.title)
         announcement = asyncio.create_task(_announce(supervisor, settings))
         await supervisor.run()

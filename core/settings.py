@@ -544,8 +544,16 @@ class Settings(BaseSettings):
         return self.push_auth or self.backend == "gcp"
 
     @property
+    def api_url(self) -> str:
+        return self._url(self.api_port)
+
+    @property
     def worker_url(self) -> str:
-        return f"http://{self.host}:{self.worker_port}"
+        return self._url(self.worker_port)
+
+    def _url(self, port: int) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{port}"
 
     @property
     def push_url(self) -> str:

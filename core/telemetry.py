@@ -8,7 +8,8 @@ https://cloud.google.com/logging/docs/structured-logging
 import logging
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import TextIO, cast
 
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
@@ -17,6 +18,26 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from core.messages import ClassifyImage, Message
 from core.records import RecordKey
 from core.tracing import current, is_sampled, span_id, trace_id
+
+
+class _BestEffort:
+    """A text file on which no failure to write is anybody's: that line is lost, and nothing else.
+
+    A full disk or a closed pipe behind standard output must not fail what was logged about. The
+    standard library's handlers think so too.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            return self._file.write(text)
+        return 0
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._file.flush()
 
 
 def configure_logging(service: str, log_format: str, level: str, project: str = "") -> None:
@@ -51,7 +72,7 @@ def configure_logging(service: str, log_format: str, level: str, project: str = 
     structlog.configure(
         processors=[*shared, *final],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(sys.stdout),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _BestEffort(sys.stdout))),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stdout)

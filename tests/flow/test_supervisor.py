@@ -17,7 +17,10 @@ from tests.support.stack import ROOT, free_port
 
 
 @contextmanager
-def supervisor(folder: Path, bundle: Path, **settings: object) -> Iterator[subprocess.Popen[bytes]]:
+def supervisor(
+    folder: Path, bundle: Path, output: int | None = None, **settings: object
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A supervisor that writes into `log`, or where `output` leads."""
     environment = {
         **os.environ,
         "DATA_DIR": str(folder / "data"),
@@ -29,7 +32,7 @@ def supervisor(folder: Path, bundle: Path, **settings: object) -> Iterator[subpr
             [sys.executable, "-m", "compose.supervisor"],
             cwd=ROOT,
             env=environment,
-            stdout=log,
+            stdout=log if output is None else output,
             stderr=subprocess.STDOUT,
         )
     try:
@@ -40,15 +43,16 @@ def supervisor(folder: Path, bundle: Path, **settings: object) -> Iterator[subpr
             process.wait()
 
 
-def until(folder: Path, text: str, patience: float = 60) -> str:
+def until(folder: Path, text: str, patience: float = 60, log: str = "log") -> str:
     """The log once it holds `text`."""
-    deadline = time.monotonic() + patience
+    deadline, content = time.monotonic() + patience, ""
     while time.monotonic() < deadline:
-        log = (folder / "log").read_text(errors="replace")
-        if text in log:
-            return log
+        if (folder / log).exists():
+            content = (folder / log).read_text(errors="replace")
+        if text in content:
+            return content
         time.sleep(0.1)
-    raise AssertionError(f"no {text!r} in:\n{log}")
+    raise AssertionError(f"no {text!r} in:\n{content}")
 
 
 def test_runs_restarts_and_stops_everything(tmp_path: Path, colour_bundle: Path) -> None:
@@ -83,6 +87,28 @@ def test_children_end_with_a_killed_supervisor(tmp_path: Path, colour_bundle: Pa
         process.kill()
         _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive
+
+
+def test_whoever_watched_may_go_away(tmp_path: Path, colour_bundle: Path) -> None:
+    """As with `make run | head`, and a terminal that is closed: more is said than a pipe holds."""
+    ports = {"API_PORT": free_port(), "WORKER_PORT": free_port()}
+    read, write = os.pipe()
+    with supervisor(tmp_path, colour_bundle, write, **ports) as process:
+        os.close(write)
+        until(tmp_path / "data", "ready: http://127.0.0.1", log="glimpse.log")
+        os.close(read)
+        with httpx.Client(base_url=f"http://127.0.0.1:{ports['API_PORT']}", timeout=30) as client:
+            for _ in range(2000):
+                assert client.get(f"/what/status/{'0' * 64}").status_code == 404
+        children = psutil.Process(process.pid).children()
+        process.send_signal(signal.SIGHUP)
+        process.wait(timeout=30)
+        _, alive = psutil.wait_procs(children, timeout=30)
+        assert not alive
+    log = (tmp_path / "data" / "glimpse.log").read_text()
+    assert len(log) > 2 * 65_536
+    assert "Application shutdown complete" in log
+    assert "glimpse | stopped" in log
 
 
 def test_taken_port_is_named(tmp_path: Path, colour_bundle: Path) -> None:

@@ -30,6 +30,13 @@ def test_the_defaults_stand_alone() -> None:
     assert settings.classifier_processes >= 1
 
 
+def test_an_ipv6_address_makes_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOST", "::1")
+    settings = load_settings()
+    assert settings.worker_url == "http://[::1]:8081"
+    assert settings.api_url == "http://[::1]:8080"
+
+
 def test_every_setting_is_documented() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description, name

@@ -1,6 +1,8 @@
 """Logs: two formats, one set of fields, and the image's hash on every line about it."""
 
 import asyncio
+import errno
+import io
 import json
 import logging
 import re
@@ -57,6 +59,25 @@ def test_json_lines_have_cloud_loggings_fields(capsys: pytest.CaptureFixture[str
     assert line["service"] == "api"
     assert line["bytes"] == 3
     assert line["time"].endswith("Z")
+
+
+class FullDisk(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def flush(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_line_that_cannot_be_written_fails_nothing(
+    log_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout", FullDisk())
+    monkeypatch.setattr("sys.stderr", FullDisk())
+    configure("api", log_format, "info")
+    structlog.get_logger("test").info("accepted")
+    logging.getLogger("uvicorn.error").info("Started")
 
 
 def test_the_standard_librarys_lines_look_alike(capsys: pytest.CaptureFixture[str]) -> None:
