@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 LOG_BYTES = 10_000_000  # of the log; as much again is kept of what came before
 # Whatever Glimpse writes into a data folder. Nothing else is ever deleted from one.
@@ -43,22 +44,38 @@ def log_file(data_dir: Path) -> Path:
 @contextmanager
 def claimed(data_dir: Path) -> Iterator[None]:
     """Be the folder's one supervisor, whose process id others find. Raises AlreadyRunning."""
-    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with pid_file(data_dir).open("a+") as file:
-        deadline = time.monotonic() + _CLAIM_SECONDS
-        while not _lock(file.fileno(), fcntl.LOCK_EX):
+    with _locked(data_dir) as file:
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+        file.truncate(0)
+
+
+def _locked(data_dir: Path) -> TextIO:
+    """The pid file, with a lock on it that ends when it is closed. Raises AlreadyRunning."""
+    deadline = time.monotonic() + _CLAIM_SECONDS
+    while True:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = pid_file(data_dir).open("a+")
+        # A purge deletes the file that it holds: a lock on that one would be seen by nobody.
+        if _lock(file.fileno(), fcntl.LOCK_EX) and _is_at(pid_file(data_dir), file):
+            return file
+        with file:
             if time.monotonic() > deadline:
                 file.seek(0)
                 raise AlreadyRunning(
                     f"Glimpse runs in {data_dir.resolve()} already (process "
                     f"{file.read().strip()}). End it with make stop, or set DATA_DIR."
                 )
-            time.sleep(0.05)
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield
-        file.truncate(0)
+        time.sleep(0.05)
+
+
+def _is_at(path: Path, file: TextIO) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def running(data_dir: Path) -> int | None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 # The answers that acknowledge a push; anything else is a refusal and leads to another delivery.
 ACKNOWLEDGING_STATUS = frozenset({102, 200, 201, 202, 204})
 
+LONGEST_ACK_DEADLINE = 600.0  # seconds
+
 CLASSIFY_PATH = "/generate_annotations"
 DEAD_LETTER_PATH = "/generate_annotations_dlq"
 JOBS_PATH = "/jobs"
@@ -42,7 +44,7 @@ class DeliveryPolicy:
             raise ValueError("attempts must be between 1 and 100")
         if not 0 <= self.min_backoff <= self.max_backoff <= 600:
             raise ValueError("need 0 <= min_backoff <= max_backoff <= 600")
-        if not 0 < self.lease <= self.ack_deadline <= 600:
+        if not 0 < self.lease <= self.ack_deadline <= LONGEST_ACK_DEADLINE:
             raise ValueError("need 0 < lease <= ack_deadline <= 600")
         if self.retention <= self.attempts * self.max_backoff:
             raise ValueError("retention must outlast every attempt")

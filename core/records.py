@@ -13,12 +13,15 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from core.policy import LONGEST_ACK_DEADLINE
 from core.priority import Priority
 
 IMAGE_HASH = re.compile(r"[0-9a-f]{64}")
 TENANT = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}@[0-9a-f]{12}")
 PUBLIC_TENANT = "public"
+# No policy has a longer one: what seems to last longer was granted before the clock went back.
+LONGEST_LEASE = timedelta(seconds=LONGEST_ACK_DEADLINE)
 UPLOAD_LOST = "upload_lost"  # the code of a record whose image was never stored
 
 
@@ -107,7 +110,7 @@ class Record:
         return (
             self.status is Status.RUNNING
             and self.lease_expires_at is not None
-            and self.lease_expires_at > now
+            and now < self.lease_expires_at <= now + LONGEST_LEASE
         )
 
     @property
@@ -271,4 +274,9 @@ def touched(record: Record, before: datetime, now: datetime) -> Record | None:
 
 
 def _owns(record: Record, claim: Claim) -> bool:
-    return record.status is Status.RUNNING and record.token == claim.token
+    # Tokens begin anew with a record that was deleted and created again.
+    return (
+        record.status is Status.RUNNING
+        and record.token == claim.token
+        and record.submitted_at == claim.submitted_at
+    )

@@ -5,9 +5,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from core.priority import Priority
-
-FAIR_TURNS = 8  # every so many turns the least urgent goes first, so that it moves at all
+from core.priority import Priority, in_turn
 
 
 class PriorityPlaces:
@@ -55,8 +53,7 @@ class PriorityPlaces:
     def _next(self) -> bool:
         """Let the next one in line in. False where there is none."""
         self._turns += 1
-        order = list(self._lines.values())
-        for line in reversed(order) if self._turns % FAIR_TURNS == 0 else order:
+        for line in in_turn([line for line in self._lines.values() if line], self._turns):
             while line:
                 turn = line.popleft()
                 if not turn.done():  # or it was given up

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from core.backends import Backend
+from core.errors import Unavailable
 from core.job_images import CANCELLED
 from core.jobs import JobKey
 from core.messages import ClassifyImage
@@ -28,6 +29,7 @@ log = structlog.get_logger(__name__)
 
 # Most that one run looks after, so that it ends in time: records, dead letters, days of keys.
 RECORDS, LETTERS, COUNTS = 100, 500, 500
+FAILURES = 10  # after so many it is the store that does not answer, and no single record
 PAGES = 10  # of so many records; a job that waits for its time has a thousand of them
 OUTCOMES = ("republished", "lost", "expired", "cancelled", "waiting", "skipped", "purged")
 
@@ -40,11 +42,12 @@ async def reconcile(
     Returns how many were `republished`, failed because their image is `lost` or because they are
     `expired`, `cancelled` because the one job that asked for them is over, `waiting` since that one
     is not, or `skipped` because someone else moved them meanwhile; that is why any number of
-    these may run at once. `purged` counts dead letters past their retention. Raises Unavailable,
-    after which the rest are still stale and wait for the next run.
+    these may run at once. `purged` counts dead letters past their retention. Raises Unavailable
+    where a store did not answer; a record that it was asked for in vain holds up no other.
     """
     before = now - timedelta(seconds=policy.stale_after)
     counts: Counter[str] = Counter(dict.fromkeys(OUTCOMES, 0))
+    failures: list[Unavailable] = []
     for _ in range(PAGES):
         records = await backend.records.stale(before, limit)
         over = await _jobs_over(backend, records, now)
@@ -58,13 +61,21 @@ async def reconcile(
                 continue
             # The message that was lost took its trace with it.
             with image_context(record.key), current().new_trace("reconcile record"):
-                counts[await _look_after(record, backend, policy, now, before)] += 1
+                try:
+                    counts[await _look_after(record, backend, policy, now, before)] += 1
+                except Unavailable as unavailable:
+                    log.warning("record not looked after", reason=unavailable.detail)
+                    failures.append(unavailable)
+                    if len(failures) == FAILURES:
+                        raise
         if len(records) < limit or len(waiting) < len(records):
             break
     too_old = now - timedelta(seconds=policy.dead_letter_retention)
     counts["purged"] = await backend.dead_letters.purge(too_old, LETTERS)
     if any(count for outcome, count in counts.items() if outcome != "waiting"):
         log.info("reconciled", **counts)
+    if failures:
+        raise failures[0]
     return dict(counts)
 
 

@@ -490,6 +490,31 @@ async def test_a_deleted_record_ends_its_claim(records: RecordStore, clock: Mova
     assert await records.get(key_of()) is None
 
 
+async def test_a_claim_ends_nothing_of_a_record_that_was_deleted_and_came_again(
+    records: RecordStore, clock: MovableClock
+) -> None:
+    old = await claimed(records, clock, key_of())
+    assert await records.delete_image("public", key_of().image_hash) == 1
+    clock.move(1)
+    new = await claimed(records, clock, key_of())
+    assert (old.token, old.key) == (new.token, new.key)
+    assert not await records.complete(old, RESULT)
+    assert not await records.fail(old, PERMANENT)
+    assert not await records.release(old)
+    assert await records.complete(new, RESULT)
+
+
+async def test_a_lease_that_was_granted_before_the_clock_went_back_is_no_lease(
+    records: RecordStore, clock: MovableClock
+) -> None:
+    old = await claimed(records, clock, key_of())
+    clock.move(-3600)
+    new = await records.claim(key_of(), LEASE)
+    assert new is not None
+    assert not await records.complete(old, RESULT)
+    assert await records.complete(new, RESULT)
+
+
 async def test_tenants_and_models_do_not_meet(records: RecordStore, clock: MovableClock) -> None:
     keys = [key_of(), key_of(tenant="acme"), key_of(model="vit@abcdef012345")]
     for key in keys:

@@ -1,8 +1,12 @@
 """One supervisor for a data folder; what stop and purge do to it."""
 
+import fcntl
+import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,6 +90,22 @@ def test_purge_deletes_ours_and_nothing_else(tmp_path: Path) -> None:
     (data / "thesis.txt").unlink()
     assert instance.purge(data) == []
     assert not data.exists()
+
+
+def test_who_waits_while_it_is_purged_gets_a_folder_that_others_see(tmp_path: Path) -> None:
+    """The lock it waited for was on a file that the purge has deleted since."""
+    data = tmp_path / "data"
+    data.mkdir()
+    with instance.pid_file(data).open("a+") as purging:
+        fcntl.flock(purging, fcntl.LOCK_EX)
+
+        def purge() -> None:
+            shutil.rmtree(data)
+            purging.close()
+
+        threading.Timer(0.3, purge).start()
+        with instance.claimed(data):
+            assert instance.running(data) == os.getpid()
 
 
 def test_log_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from core.priority import Priority
-from worker.places import FAIR_TURNS, PriorityPlaces
+from core.priority import FAIR_TURNS, Priority
+from worker.places import PriorityPlaces
 
 HIGH, NORMAL, LOW = Priority
 
@@ -47,6 +47,11 @@ async def test_the_least_urgent_move_as_well() -> None:
     order = await served([HIGH] * 100 + [LOW] * 3)
     assert [order.index(100 + n) + 1 for n in range(3)] == [FAIR_TURNS, 2 * FAIR_TURNS,
                                                            3 * FAIR_TURNS]  # fmt: skip
+
+
+async def test_the_middle_moves_though_there_are_others_on_both_sides() -> None:
+    order = await served([HIGH] * 100 + [LOW] * 100 + [NORMAL] * 3)
+    assert order.index(202) < 3 * 2 * FAIR_TURNS
 
 
 @pytest.mark.parametrize("size", [1, 3])

@@ -42,7 +42,7 @@ async def worker() -> AsyncIterator[ScriptedWorker]:
         yield listening
 
 
-HIGH, LOW = IMAGES[Priority.HIGH], IMAGES[Priority.LOW]
+HIGH, NORMAL, LOW = (IMAGES[priority] for priority in Priority)
 SUBSCRIPTIONS = "projects/local/subscriptions"
 ROOM = [Room(10, ALL_CHANNELS)]
 STATEMENTS_OF_VERSION_2 = (
@@ -379,6 +379,29 @@ async def test_the_least_urgent_moves_as_well(
         await emptied(store)
     order = [int(delivery.image_hash, 16) for delivery in worker.deliveries]
     assert order.index(5000) < 150
+
+
+async def test_the_middle_moves_though_there_are_others_on_both_sides(
+    store: QueueStore, settings: Settings, worker: ScriptedWorker
+) -> None:
+    for number in range(200):
+        await publish(store, number)
+        await publish(store, 1000 + number, LOW)
+    await publish(store, 5000, NORMAL)
+    async with running(store, settings):
+        await emptied(store)
+    order = [int(delivery.image_hash, 16) for delivery in worker.deliveries]
+    assert order.index(5000) < 150
+
+
+async def test_what_was_published_before_the_clock_went_back_is_delivered(
+    store: QueueStore, settings: Settings, worker: ScriptedWorker
+) -> None:
+    await publish(store, 1, age=-timedelta(hours=2))
+    await publish(store, 2, NOTIFICATIONS, age=-timedelta(hours=2))
+    async with running(store, settings):
+        await emptied(store)
+    assert len(worker.deliveries) == 2
 
 
 async def test_lanes_do_not_wait_for_each_other(

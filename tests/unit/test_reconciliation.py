@@ -2,19 +2,23 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from core.backends import open_usage
+from core.errors import Unavailable
+from core.ports import BlobStore
 from core.records import RecordKey, Status
 from core.settings import Settings
 from core.usage import Usage
 from tests.support.pictures import picture
 from tests.unit.worker_support import RunningWorker, running_worker, settings_in
-from worker.reconciliation import OUTCOMES, reconcile
+from worker.reconciliation import FAILURES, OUTCOMES, reconcile
 
 
 class Now:
@@ -187,6 +191,45 @@ async def test_an_unreadable_image_storage_ends_no_record(
     blobs.unlink()
     blobs.with_name("away").rename(blobs)
     assert await swept(worker) == counts(republished=1)
+
+
+class PartlyUnreadable:
+    """A blob store in which nobody can say whether these images are there."""
+
+    def __init__(self, blobs: BlobStore, unreadable: Collection[str]) -> None:
+        self._blobs = blobs
+        self._unreadable = unreadable
+
+    async def exists(self, name: str) -> bool:
+        if name in self._unreadable:
+            raise Unavailable("The disk does not answer.")
+        return await self._blobs.exists(name)
+
+
+async def test_images_that_cannot_be_looked_for_hold_up_nothing_else(
+    worker: RunningWorker, settings: Settings, now: Now
+) -> None:
+    buried = await worker.submit(picture(0))
+    await worker.bury(buried)
+    now.pass_(settings.dead_letter_retention_seconds)
+    keys = list[RecordKey]()  # the oldest first
+    for seed in range(1, 20):
+        keys.append(await worker.submit(picture(seed)))
+        now.pass_(1)
+    now.pass_(601)
+    before = published(settings)
+
+    async def sweep(unreadable: int) -> None:
+        names = {key.blob_name for key in keys[:unreadable]}
+        blobs = cast(BlobStore, PartlyUnreadable(worker.backend.blobs, names))
+        with pytest.raises(Unavailable):
+            await reconcile(replace(worker.backend, blobs=blobs), settings.delivery, now())
+
+    await sweep(FAILURES)  # so many that it is the store which does not answer
+    assert (published(settings), len(await worker.letters())) == (before, 1)
+    await sweep(FAILURES - 1)
+    assert published(settings) == before + len(keys) - FAILURES + 1
+    assert await worker.letters() == []
 
 
 async def test_old_dead_letters_are_purged(worker: RunningWorker, now: Now) -> None:

@@ -40,6 +40,7 @@ from core.channels import ALL_CHANNELS, CHANNELS, DEAD_LETTERS, Channel, Lane
 from core.clock import Clock, rfc3339, utc_now
 from core.errors import Unavailable
 from core.policy import ACKNOWLEDGING_STATUS, DeliveryPolicy
+from core.priority import in_turn
 from core.settings import Settings, load_settings
 from core.telemetry import configure_logging
 
@@ -48,7 +49,6 @@ log = structlog.get_logger(__name__)
 CHANNELS_OF = {
     lane: tuple(channel for channel in ALL_CHANNELS if channel.lane is lane) for lane in Lane
 }
-FAIR_TURNS = 8  # every so many turns the least urgent goes first, so that it moves at all
 POLL = 0.01  # seconds between looks for publications of other processes
 FIRST_PROBE = 0.1  # seconds until an unreachable worker is tried again; doubles each time
 LAST_PROBE = 5.0
@@ -161,19 +161,24 @@ class PushQueue:
     def _rooms(self) -> list[Room]:
         """Where deliveries may begin now, of the lanes that have something due."""
         now = self._clock()
-        due = {channel.lane for channel, moment in self._due.items() if moment <= now}
+        due = [channel for channel in ALL_CHANNELS if channel in self._due]
+        due = [channel for channel in due if self._due[channel] <= now]
         if not due:
             return []
         if self._unreached:
             # One message at a time finds out whether the worker is back.
             probing = bool(self._pushes) or asyncio.get_running_loop().time() < self._probe_at
-            return [] if probing else [Room(1, CHANNELS_OF[next(iter(due))])]
-        free = {lane: self._sizes[lane] - self._in_flight[lane] for lane in Lane if lane in due}
+            return [] if probing else [Room(1, CHANNELS_OF[due[0].lane])]
+        waiting = {lane: [channel for channel in due if channel.lane is lane] for lane in Lane}
+        free = {lane: self._sizes[lane] - self._in_flight[lane] for lane in Lane if waiting[lane]}
         if not any(free.values()):
             return []
         self._turns += 1
-        step = -1 if self._turns % FAIR_TURNS == 0 else 1
-        return [Room(size, CHANNELS_OF[lane][::step]) for lane, size in free.items() if size]
+        return [Room(size, self._order(waiting[lane], lane)) for lane, size in free.items() if size]
+
+    def _order(self, waiting: Sequence[Channel], lane: Lane) -> Sequence[Channel]:
+        """Those that have something, in turn; then the rest, which may have something by now."""
+        return tuple(dict.fromkeys((*in_turn(waiting, self._turns), *CHANNELS_OF[lane])))
 
     async def _woken(self) -> bool:
         """Wait until a push ends, or it is time to look; True where a push ended."""
@@ -259,8 +264,15 @@ class PushQueue:
     async def _expire_regularly(self) -> None:
         # Not the dead letters': what is there is the only trace of them.
         kept = {channel: self._policies(channel).retention for channel in CHANNELS}
+        waits = {
+            channel: timedelta(seconds=self._policies(channel).max_backoff)
+            for channel in ALL_CHANNELS
+        }
         while True:
             try:
+                if hastened := await self._store.hasten(waits, self._clock()):
+                    log.warning("the clock went back; messages wait no longer", messages=hastened)
+                    self._seen = -1
                 for channel, seconds in kept.items():
                     retention = timedelta(seconds=seconds)
                     for message in await self._store.expire(channel, retention, self._clock()):

@@ -213,6 +213,21 @@ class QueueStore:
 
         return await self._database.write(work, durable=False)
 
+    async def hasten(self, longest: Mapping[Channel, timedelta], now: datetime) -> int:
+        """Make due what would wait longer than its channel's messages ever do; how many.
+
+        No message is put off for longer: the clock has gone back since.
+        """
+        latest = [(to_micros(now), c.name, to_micros(now + wait)) for c, wait in longest.items()]
+
+        def hasten(connection: sqlite3.Connection) -> int:
+            return connection.executemany(
+                "UPDATE messages SET due_at = ? WHERE leased = 0 AND channel = ? AND due_at > ?",
+                latest,
+            ).rowcount
+
+        return await self._database.write(hasten, durable=False)
+
     async def look(self, seen: int) -> tuple[int, Mapping[Channel, datetime] | None]:
         """The database's version, and when the next free message of each channel is due.
 
