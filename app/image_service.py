@@ -127,9 +127,11 @@ class ImageService:
 
         The blob goes first: should we fail in between, a record still says what to delete.
         """
-        had_blob = await self.backend.blobs.delete(blob_name(tenant, image_hash))
-        records = await self.backend.records.delete_image(tenant, image_hash)
-        self._cache.drop_image(tenant, image_hash)
+        name = blob_name(tenant, image_hash)
+        async with self._submissions.deleting(name):
+            had_blob = await self.backend.blobs.delete(name)
+            records = await self.backend.records.delete_image(tenant, image_hash)
+            self._cache.drop_image(tenant, image_hash)
         if not (had_blob or records):
             raise NotFound("No such image.")
         log.info("deleted", image_hash=image_hash, tenant=tenant, records=records)

@@ -6,6 +6,9 @@ a `pending` record repeats them, and a failure or crash in between costs nothing
 """
 
 import asyncio
+import weakref
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -26,6 +29,7 @@ from core.tracing import span
 log = structlog.get_logger(__name__)
 
 ADVANCE_TIMEOUT = 5.0  # seconds
+ATTEMPTS = 4  # at an image that others change meanwhile
 DEFAULT_POLICY = DeliveryPolicy()
 
 
@@ -50,13 +54,19 @@ async def submit(
     Raises InvalidImage where a new image's header is refused (and then nothing was stored), and
     Unavailable where a port fails (and then another upload continues where this one stopped).
     """
-    record, asked_anew = await record_of(backend, image, max_pixels, clock, policy)
-    if asked_anew or record.status is Status.PENDING or not await stored(backend, record):
+    for _ in range(ATTEMPTS):
+        record, asked_anew = await record_of(backend, image, max_pixels, clock, policy)
+        unpublished = asked_anew or record.status is Status.PENDING
+        if not unpublished and await stored(backend, record):
+            return record
         with span("store image"):
             await backend.blobs.put(image.key.blob_name, image.data, image.content_type)
         message_id = await publish(backend.publisher, ClassifyImage(image.key))
-        log.info("accepted", bytes=len(image.data), type=image.content_type, message=message_id)
-    return record
+        # Another process may have deleted it under our hands, and with it what the message is for.
+        if await backend.records.get(image.key) is not None:
+            log.info("accepted", bytes=len(image.data), type=image.content_type, message=message_id)
+            return record
+    raise _changed_by_others()
 
 
 async def stored(backend: Backend, record: Record) -> bool:
@@ -80,7 +90,7 @@ async def record_of(
     And whether whoever asks has to publish a message of its own, although it was asked for before:
     that one was less urgent, or a job's, which can be cancelled.
     """
-    for _ in range(4):
+    for _ in range(ATTEMPTS):
         with span("look up record"):
             record = await backend.records.get(image.key)
         if record is None:
@@ -101,7 +111,7 @@ async def record_of(
         else:
             return record, False
         # Somebody else created it, or it may try again: what stands there now?
-    raise Unavailable("The image is being changed by others; try again.")
+    raise _changed_by_others()
 
 
 def untouched(record: Record, now: datetime, policy: DeliveryPolicy) -> bool:
@@ -109,11 +119,16 @@ def untouched(record: Record, now: datetime, policy: DeliveryPolicy) -> bool:
     return (now - record.updated_at).total_seconds() > policy.touch_after
 
 
+def _changed_by_others() -> Unavailable:
+    return Unavailable("The image is being changed by others; try again.")
+
+
 class Submissions:
     """Submits each image once at a time, however many upload it at once.
 
     Only a saving: `submit` is right without it. What runs for all who wait belongs to none of
-    them, so one client's disconnect cancels nothing for the others.
+    them, so one client's disconnect cancels nothing for the others. Nobody shares what was done
+    before the image was deleted.
     """
 
     def __init__(
@@ -129,15 +144,32 @@ class Submissions:
         self._policy = policy
         self._running: dict[RecordKey, asyncio.Task[Record]] = {}
         self._afterwards: set[asyncio.Task[None]] = set()
+        # By blob name; held by whoever submits the image or deletes it.
+        self._locks = weakref.WeakValueDictionary[str, asyncio.Lock]()
 
     async def submit(self, image: Candidate) -> Record:
         """As the function `submit`, shared with everyone who offers the same image meanwhile."""
-        task = self._running.get(image.key)
+        while (task := self._running.get(image.key)) is not None and task.done():
+            # It is over but for the note that it is: another process may have deleted it since.
+            record = await self._backend.records.get(image.key)
+            if record is not None and record.submitted_at == task.result().submitted_at:
+                return record
+            self._end(image.key, task)
         if task is None:
             task = asyncio.create_task(self._submit(image))
             self._running[image.key] = task
             task.add_done_callback(lambda done: self._after(image.key, done))
         return await asyncio.shield(task)
+
+    @asynccontextmanager
+    async def deleting(self, blob_name: str) -> AsyncIterator[None]:
+        """While it is open, nobody submits the image; what was submitted before is forgotten."""
+        async with self._lock(blob_name):
+            yield
+            # Those that are not done wait for the lock, and begin after this.
+            for key, task in list(self._running.items()):
+                if key.blob_name == blob_name and task.done():
+                    self._end(key, task)
 
     async def close(self) -> None:
         """Wait for what is under way."""
@@ -146,19 +178,25 @@ class Submissions:
             await asyncio.sleep(0)  # the callbacks of what has just ended
 
     async def _submit(self, image: Candidate) -> Record:
-        with image_context(image.key):
-            return await submit(self._backend, image, self._max_pixels, self._clock, self._policy)
+        async with self._lock(image.key.blob_name):
+            with image_context(image.key):
+                return await submit(
+                    self._backend, image, self._max_pixels, self._clock, self._policy
+                )
+
+    def _lock(self, blob_name: str) -> asyncio.Lock:
+        return self._locks.setdefault(blob_name, asyncio.Lock())
 
     def _after(self, key: RecordKey, done: "asyncio.Task[Record]") -> None:
         if done.cancelled() or done.exception() or done.result().status is not Status.PENDING:
-            del self._running[key]
+            self._end(key, done)
             return
         # Until the record says `queued`, those who come next take this submission for theirs.
-        advance = asyncio.create_task(self._advance(key))
+        advance = asyncio.create_task(self._advance(key, done))
         self._afterwards.add(advance)
         advance.add_done_callback(self._afterwards.discard)
 
-    async def _advance(self, key: RecordKey) -> None:
+    async def _advance(self, key: RecordKey, done: "asyncio.Task[Record]") -> None:
         """Note that the message is out. Losing this is harmless: the worker claims either state."""
         try:
             with span("mark queued"):
@@ -167,4 +205,8 @@ class Submissions:
         except (GlimpseError, TimeoutError) as error:
             log.warning("record stays pending", image_hash=key.image_hash, reason=str(error))
         finally:
+            self._end(key, done)
+
+    def _end(self, key: RecordKey, done: "asyncio.Task[Record]") -> None:
+        if self._running.get(key) is done:  # and not forgotten, or followed by another
             del self._running[key]

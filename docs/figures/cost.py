@@ -82,8 +82,8 @@ def new_image(worker_seconds: float, memory: float = 1.0) -> Work:
         worker_seconds=worker_seconds,
         api_requests=3,
         pushes=1,
-        # Look-up, `queued`, claim, completion, two questions.
-        reads=6,
+        # Look-up, is it still there, `queued`, claim, completion, two questions.
+        reads=7,
         # Creation, `queued`, claim, completion.
         writes=4,
         stored_objects=1,

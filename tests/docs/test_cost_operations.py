@@ -57,6 +57,7 @@ async def test_one_new_image_makes_the_operations_that_are_charged(
         # The way of one image, as app/submission.py and worker/classification.py go it.
         assert await store.get(key) is None
         assert await store.create(new_record(key, utc_now()))
+        assert await store.get(key) is not None
         assert await store.advance(key, Status.PENDING, Status.QUEUED)
         claim = await store.claim(key, settings.lease)
         assert claim is not None

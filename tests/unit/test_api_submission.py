@@ -19,6 +19,7 @@ from core.errors import Unavailable
 from core.records import PUBLIC_TENANT, Status, new_record
 from tests.support.api import LEASE, Api, Traces, api_settings, open_api
 from tests.support.pictures import picture, sha256
+from tests.unit.scripted_worker import until
 
 V1 = "/api/v1/images"
 IMAGE = picture()
@@ -32,6 +33,10 @@ def locked(database: Path) -> Iterator[None]:
         connection.execute("BEGIN IMMEDIATE")
         yield
         connection.execute("ROLLBACK")
+
+
+async def until_stored(api: Api) -> None:
+    await until(lambda: api.traces().blobs > 0)
 
 
 @pytest.fixture
@@ -95,6 +100,55 @@ async def test_a_failed_publish_is_503_and_the_next_upload_succeeds(api: Api) ->
     assert api.traces() == Traces(records=1, blobs=1, messages=1)
     await api.settle()
     assert (await api.record(HASH)).status is Status.QUEUED
+
+
+async def test_a_deletion_waits_for_an_upload_under_way(api: Api) -> None:
+    """And takes all of it along, whoever joined it: nobody can read what has been deleted."""
+    with locked(api.settings.data_dir / "queue.db"):
+        first = asyncio.create_task(api.client.post(V1, content=IMAGE))
+        await until_stored(api)
+        deletion = asyncio.create_task(api.client.delete(f"{V1}/{HASH}"))
+        await asyncio.wait({deletion}, timeout=0.2)
+        assert not deletion.done()
+        second = asyncio.create_task(api.client.post(V1, content=IMAGE))
+        await asyncio.sleep(0.1)
+    answers = await asyncio.gather(first, second, deletion)
+    assert [answer.status_code for answer in answers] == [202, 202, 204]
+    assert (await api.client.get(f"{V1}/{HASH}")).status_code == 404
+    assert (await api.client.get(f"{V1}/{HASH}/content")).status_code == 404
+    assert (await api.client.post(V1, content=IMAGE)).status_code == 202
+    assert (await api.client.get(f"{V1}/{HASH}")).status_code == 202
+
+
+async def test_an_upload_after_a_deletion_owes_nothing_to_one_before_it(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    """Not even to one that was under way all the time, of which another process knew nothing."""
+    settings = api_settings(tmp_path, colour_bundle)
+    async with open_api(settings) as api, open_api(settings) as another:
+        with locked(settings.data_dir / "queue.db"):
+            before = asyncio.create_task(api.client.post(V1, content=IMAGE))
+            await until_stored(api)
+            assert (await another.client.delete(f"{V1}/{HASH}")).status_code == 204
+            after = asyncio.create_task(api.client.post(V1, content=IMAGE))
+            await asyncio.sleep(0.1)
+        answers = await asyncio.gather(before, after)
+        assert [answer.status_code for answer in answers] == [202, 202]
+        assert (await api.client.get(f"{V1}/{HASH}")).status_code == 202
+        assert (await api.client.get(f"{V1}/{HASH}/content")).status_code == 307
+
+
+async def test_an_upload_after_another_processs_deletion_is_a_new_one(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    settings = api_settings(tmp_path, colour_bundle)
+    async with open_api(settings) as api, open_api(settings) as another:
+        for _ in range(20):
+            assert (await api.client.post(V1, content=IMAGE)).status_code == 202
+            assert (await another.client.delete(f"{V1}/{HASH}")).status_code == 204
+            assert (await api.client.post(V1, content=IMAGE)).status_code == 202
+            assert (await api.client.get(f"{V1}/{HASH}")).status_code == 202
+            assert (await another.client.delete(f"{V1}/{HASH}")).status_code == 204
 
 
 async def test_a_failed_put_is_503_and_publishes_nothing(api: Api) -> None:
