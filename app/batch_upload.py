@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from app.form_parser import FormParser
 from app.upload import CHUNK, too_large
 from app.upload_slots import UploadSlot
+from core.content_length import announced_bytes
 from core.errors import BatchTooLarge, GlimpseError, InvalidImage, InvalidRequest
 from core.policy import MAX_JOB_ITEMS
 
@@ -142,11 +143,11 @@ async def read_body(
 
     Raises BatchTooLarge as soon as that is known, Overloaded, UploadTooSlow, ClientDisconnect.
     """
-    announced = request.headers.get("content-length", "")
-    if announced.isascii() and announced.isdigit():
-        if int(announced) > limits.bytes_:
+    announced = announced_bytes(request)
+    if announced is not None:
+        if announced > limits.bytes_:
             raise too_many_bytes(limits)
-        slot.expect(min(int(announced), limits.image_bytes))
+        slot.expect(min(announced, limits.image_bytes))
     await slot.reading(_read(request, slot, limits, feed))
 
 

@@ -6,9 +6,11 @@ trailers included), and a stop that still answers what has been sent.
 
 import asyncio
 import http
+import sys
 from dataclasses import dataclass
 from typing import Any
 
+import httptools
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -23,6 +25,7 @@ HEAD_BYTES = 64 * 1024
 DRAIN_SECONDS = 0.3
 _HEAD_TOO_LARGE = (431, "head_too_large", "The request's line and headers are too large.")
 _OVERLOADED = (503, "overloaded", "The service has as much to do as it can hold; try again.")
+_OFFER = (b"upgrade", b"http2-settings")  # headers, and options of `Connection`
 _FREE_PATHS = ("/health",)  # answered however much there is to do
 
 
@@ -45,7 +48,9 @@ class HttpProtocol(HttpToolsProtocol):
     _head_since: float | None = None  # on the loop's clock, while a request's headers are awaited
     _idle_bytes = 0  # received without progress: neither a head's end nor a byte of a body
     _incoming = 0  # what is being looked at
+    _data = b""
     _progress = False
+    _deaf = False  # what comes after a request that could not be read is nobody's
     _stopping = False
     _extensions: Any  # what a request's scope offers beyond the standard
 
@@ -61,8 +66,10 @@ class HttpProtocol(HttpToolsProtocol):
             self.app = _refusing(self.app)
 
     def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
         self._progress = False
-        self._incoming = len(data)
+        self._incoming, self._data = len(data), data
         super().data_received(data)
         if self._progress:
             self._idle_bytes = 0
@@ -76,6 +83,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._head_since = self.loop.time()
 
     def on_headers_complete(self) -> None:
+        if self._declined():
+            return  # it is read again without its offer, in a moment
         self._head_since = None
         self._progress = True
         self.scope["extensions"] = self._extensions
@@ -92,6 +101,41 @@ class HttpProtocol(HttpToolsProtocol):
         wanted = self.url.startswith(socket_protocol.PATHS) and self.scope["method"] == "GET"
         return wanted and super()._should_upgrade()
 
+    def _declined(self) -> bool:
+        """Whether the request offers another protocol that we leave, as HTTP/2 without TLS."""
+        self.scope["method"] = self.parser.get_method().decode("ascii")
+        offers = self.parser.should_upgrade() and self.scope["method"] != "CONNECT"
+        return offers and not self._should_upgrade()
+
+    def on_message_complete(self) -> None:
+        if not self._declined():
+            super().on_message_complete()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Read a declined request again, without its offer.
+
+        The parser takes what follows an offer for the other protocol's, and so leaves the body.
+        """
+        upgrade = sys.exc_info()[1]  # we are called where it was caught
+        assert isinstance(upgrade, httptools.HttpParserUpgrade)
+        rest = self._data[upgrade.args[0] :]
+        head = self._head_without_offer()
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self.data_received(head + rest)
+
+    def _head_without_offer(self) -> bytes:
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        for name, value in self.headers:
+            kept = value
+            if name == b"connection":
+                options = [option.strip() for option in value.split(b",")]
+                kept = b", ".join(each for each in options if each.lower() not in _OFFER)
+            if name not in _OFFER and kept:
+                lines.append(b"%b: %b" % (name, kept))
+        return b"\r\n".join((*lines, b"", b""))
+
     def handle_websocket_upgrade(self) -> None:
         """Give the connection away, unless it is one that would be refused as HTTP, too."""
         if self._head_too_large():
@@ -104,6 +148,11 @@ class HttpProtocol(HttpToolsProtocol):
             # Its parser is narrower than ours, and uvicorn does not tell the client.
             if isinstance(protocol, SocketProtocol) and not protocol.handshake_initiated:
                 self._refuse(*_HEAD_TOO_LARGE)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self._answering():
+            self._head_since = self.loop.time()  # uvicorn's own patience ends with the next byte
 
     def on_body(self, body: bytes) -> None:
         self._progress = True
@@ -143,8 +192,15 @@ class HttpProtocol(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _refuse(self, status: int, code: str, detail: str) -> None:
-        """Close, with a problem document unless an answer has begun."""
+        """Close, with a problem document unless an answer has begun.
+
+        Where a whole request is being answered, that answer comes first, and is the last.
+        """
         if self.transport.is_closing():
+            return
+        if self._answering() and not self.cycle.more_body:
+            self.cycle.keep_alive = False
+            self._deaf = True
             return
         if not (self._answering() and self.cycle.response_started):
             self.transport.write(_problem(status, code, detail))

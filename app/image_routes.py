@@ -53,7 +53,7 @@ async def upload(request: Request, principal: Principal) -> Response:
         image = await read_upload(request, service.settings.max_image_bytes, slot)
         size = len(image.data)
         count_image(request, principal, size)
-        result, cached = await service.submit(principal.tenant, image, wait or 0)
+        result, cached = await service.submit(principal.tenant, image, wait or 0, request.receive)
     response = answer(result, location=image_path(result.image_hash), wait=wait)
     return audited(response, request, principal, result, cached=cached, size=size, began=began)
 
@@ -77,13 +77,14 @@ async def read(request: Request, principal: Principal) -> Response:
     service = service_of(request)
     model = request.query_params.get("model", "") if request.scope["query_string"] else ""
     wait = _wait(request, service)
-    result = await service.find(service.key(principal.tenant, image_hash, model), wait or 0)
+    key = service.key(principal.tenant, image_hash, model)
+    result = await service.find(key, wait or 0, request.receive)
     return answer(
         result,
         location=image_path(image_hash) + (f"?model={model}" if model else ""),
         wait=wait,
         finished=service.finished_headers,
-        if_none_match=request.headers.get("if-none-match"),
+        if_none_match=", ".join(request.headers.getlist("if-none-match")) or None,
     )
 
 

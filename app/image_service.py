@@ -6,6 +6,7 @@ from functools import partial
 
 import structlog
 from fastapi import FastAPI, Request
+from starlette.types import Receive
 
 from app.answers import finished_headers
 from app.image_events import image_event
@@ -71,12 +72,15 @@ class ImageService:
             backend, settings.max_image_pixels, clock, settings.delivery
         )
 
-    async def submit(self, tenant: str, upload: Upload, wait: float) -> tuple[Representation, bool]:
+    async def submit(
+        self, tenant: str, upload: Upload, wait: float, receive: Receive
+    ) -> tuple[Representation, bool]:
         """Take an image of `tenant` in; its record as it stands after at most `wait` seconds.
 
         And whether it had ended before, so that nothing was left to do. The upload is released once
         it is stored: whoever waits holds none of its bytes. Raises UnsupportedImage, InvalidImage,
-        Unavailable. A refused image leaves no trace.
+        Unavailable. A refused image leaves no trace. A client that leaves, as `receive` tells, is
+        waited for no longer.
         """
         content_type = accepted_type(upload.data)
         key = RecordKey(tenant, upload.image_hash, self.model)
@@ -91,7 +95,7 @@ class ImageService:
         ended_before = record.status.terminal
         if wait > 0 and not record.status.terminal:
             # Where it was deleted meanwhile: what was accepted is what there is to say.
-            record = await self.waiting.until_terminal(key, wait) or record
+            record = await self.waiting.until_terminal(key, wait, receive) or record
         self.metrics.uploaded(record.status, cached=False)
         return self._represent(record), ended_before
 
@@ -99,17 +103,21 @@ class ImageService:
         """A finished result that this process remembers."""
         return self._cache.get(key)
 
-    async def find(self, key: RecordKey, wait: float = 0) -> Representation:
-        """The record as it stands, or as it ends within `wait` seconds. Raises NotFound."""
+    async def find(
+        self, key: RecordKey, wait: float = 0, receive: Receive | None = None
+    ) -> Representation:
+        """The record as it stands, or as it ends within `wait` seconds. Raises NotFound.
+
+        With the request's `receive`, waiting ends where the client leaves.
+        """
         known = self._cache.get(key)
         if known is not None:
             return known
         bind_image(key)
         record = await self.backend.records.get(key)
         if record is not None and wait > 0 and not record.status.terminal:
-            record = await self.waiting.until_terminal(key, wait) or await self.backend.records.get(
-                key
-            )
+            ended = await self.waiting.until_terminal(key, wait, receive)
+            record = ended or await self.backend.records.get(key)
         if record is None:
             raise NotFound(UNKNOWN_IMAGE)
         return self._represent(record)

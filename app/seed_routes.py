@@ -44,6 +44,7 @@ async def slow(request: Request, principal: Principal) -> Response:
     return await _upload(request, principal, wait)
 
 
+@router.head("/status/{image_hash}", include_in_schema=False)
 @router.get(
     "/status/{image_hash}",
     summary="What is known about an image",
@@ -68,7 +69,7 @@ async def _upload(request: Request, principal: Principal, wait: float) -> Respon
         upload = await read_upload(request, limit, slot, form_only=True)
         size = len(upload.data)
         count_image(request, principal, size)
-        result, cached = await service.submit(principal.tenant, upload, wait)
+        result, cached = await service.submit(principal.tenant, upload, wait, request.receive)
     response = answer(result, location=_status_path(result.image_hash))
     return audited(response, request, principal, result, cached=cached, size=size, began=began)
 

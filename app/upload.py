@@ -9,6 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from app.form_parser import FormParser, is_form
 from app.upload_slots import UploadSlot
+from core.content_length import announced_bytes
 from core.errors import ImageTooLarge, InvalidRequest
 from core.settings import FORM_OVERHEAD
 
@@ -128,11 +129,11 @@ async def _receive(
     max_bytes: int,
     max_body: int,
 ) -> None:
-    announced = request.headers.get("content-length", "")
-    if announced.isascii() and announced.isdigit():
-        if int(announced) > max_body:
+    announced = announced_bytes(request)
+    if announced is not None:
+        if announced > max_body:
             raise too_large(max_bytes)
-        slot.expect(int(announced))
+        slot.expect(announced)
     await slot.reading(_read(request, feed, slot, max_bytes, max_body))
 
 

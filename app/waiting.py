@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass
 
 import structlog
+from starlette.types import Receive
 
 from core.errors import Unavailable
 from core.ports import RecordStore
@@ -33,8 +34,14 @@ class Waiting:
         """How many images are being waited for."""
         return len(self._polls)
 
-    async def until_terminal(self, key: RecordKey, seconds: float) -> Record | None:
-        """The record once it has ended; None when time is up, it is gone, or we are stopping."""
+    async def until_terminal(
+        self, key: RecordKey, seconds: float, receive: Receive | None = None
+    ) -> Record | None:
+        """The record once it has ended; None when time is up, it is gone, or we are stopping.
+
+        Nor does it go on for a client that has left, as a request's `receive` tells whose body has
+        been read.
+        """
         if self._stopping.is_set() or seconds <= 0:
             return None
         poll = self._polls.get(key)
@@ -42,10 +49,17 @@ class Waiting:
             poll = _Poll(asyncio.create_task(self._poll(key)))
             self._polls[key] = poll
         poll.waiters += 1
+        left = asyncio.create_task(_left(receive)) if receive else None
         try:
-            done, _ = await asyncio.wait({poll.task}, timeout=seconds)
-            return poll.task.result() if done else None
+            await asyncio.wait(
+                {poll.task, left} if left else {poll.task},
+                timeout=seconds,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            return poll.task.result() if poll.task.done() else None
         finally:
+            if left:
+                left.cancel()
             poll.waiters -= 1
             if poll.waiters == 0:
                 poll.task.cancel()
@@ -76,3 +90,9 @@ class Waiting:
         except TimeoutError:
             return False
         return True
+
+
+async def _left(receive: Receive) -> None:
+    """Return once the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

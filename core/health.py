@@ -21,6 +21,7 @@ def health_routes(checks: Callable[[], Mapping[str, Check]]) -> APIRouter:
     """Routes for the checks that `checks()` returns at the time of the request."""
     router = APIRouter(tags=["operations"])
 
+    @router.head("/health", status_code=204, include_in_schema=False)
     @router.get("/health", status_code=204, summary="Is the process alive?")
     @public
     async def health() -> Response:

@@ -2,6 +2,7 @@
 
 from fastapi import Request
 
+from core.content_length import announced_bytes
 from worker.errors import EnvelopeTooLarge
 
 # Pub/Sub's largest message: https://cloud.google.com/pubsub/quotas#resource_limits
@@ -10,8 +11,8 @@ MAX_ENVELOPE_BYTES = 10_000_000
 
 async def read_body(request: Request) -> bytes:
     """The whole body, or EnvelopeTooLarge as soon as it is known to be."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > MAX_ENVELOPE_BYTES:
+    announced = announced_bytes(request)
+    if announced is not None and announced > MAX_ENVELOPE_BYTES:
         raise _too_large()
     chunks: list[bytes] = []
     size = 0

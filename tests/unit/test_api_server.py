@@ -358,6 +358,84 @@ async def test_a_large_head_in_one_piece_is_refused(served: Served) -> None:
         assert await client.closed()
 
 
+H2C = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ\r\n"
+POST = f"POST /api/v1/images HTTP/1.1\r\nHost: api\r\n{H2C}"
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 40])
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_an_offer_of_http2_is_left_and_the_body_read(
+    served: Served, chunked: bool, pieces: int
+) -> None:
+    """As Java's HttpClient and `curl --http2` make it."""
+    image = picture()
+    body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(image), image) if chunked else image
+    length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(image)}"
+    request = f"{POST}{length}\r\n\r\n".encode() + body
+    request += f"GET /api/v1/images/{sha256(image)} HTTP/1.1\r\nHost: api\r\n{H2C}\r\n".encode()
+    async with served.connect() as client:
+        size = -(-len(request) // pieces)
+        for begin in range(0, len(request), size):
+            await client.send(request[begin : begin + size])
+            await asyncio.sleep(0.001)
+        assert (await client.answer()).status == 202
+        assert (await client.answer()).status == 202
+    assert served.api.traces().records == 1
+
+
+async def test_a_request_inside_the_body_of_an_offer_is_not_answered(served: Served) -> None:
+    inner = b"GET /openapi.json HTTP/1.1\r\nHost: api\r\n\r\n"
+    async with served.connect() as client:
+        await client.send(f"{POST}Content-Length: {len(inner)}\r\n\r\n".encode())
+        await asyncio.sleep(0.05)
+        await client.send(inner)
+        assert (await client.answer()).status == 415
+        await client.send(b"GET /ready HTTP/1.1\r\nHost: api\r\nConnection: close\r\n\r\n")
+        assert (await client.answer()).status == 200
+        assert await client.closed()
+
+
+@pytest.mark.parametrize(
+    ("more", "then"),
+    [("", b"\r\n"), ("Content-Length: 9\r\n", b"x"), ("Transfer-Encoding: chunked\r\n", b"9\r\nx")],
+)
+async def test_a_byte_after_an_answer_buys_no_time(
+    tmp_path: Path, colour_bundle: Path, more: str, then: bytes
+) -> None:
+    async with (
+        serving(tmp_path, colour_bundle, header_seconds=1) as served,
+        served.connect() as client,
+    ):
+        await client.send(f"GET /ready HTTP/1.1\r\nHost: api\r\n{more}\r\n".encode())
+        assert (await client.answer()).status == 200
+        await client.send(then)
+        async with asyncio.timeout(PATIENCE):
+            rest = await client.reader.read()
+        assert rest == b"" or b" 408 " in rest.partition(b"\r\n")[0]
+
+
+@pytest.mark.parametrize("path", ["/api/v1/images", "/what/fast", "/api/v1/jobs/batch-predict"])
+async def test_a_length_of_thousands_of_digits_is_a_number(served: Served, path: str) -> None:
+    async with served.connect() as client:
+        await client.head(path, content_type="image/png", content_length="0" * 5000 + "4")
+        await client.send(b"text")
+        assert (await client.answer()).status in (415, 422)
+    async with served.connect() as client:
+        await client.head(path, content_type="image/png", content_length="9" * 19)
+        assert (await client.answer()).status in (400, 413, 415, 422)
+
+
+async def test_garbage_behind_a_request_does_not_take_its_answers_place(served: Served) -> None:
+    image = picture()
+    async with served.connect() as client:
+        head = f"POST /api/v1/images HTTP/1.1\r\nHost: api\r\nContent-Length: {len(image)}\r\n\r\n"
+        await client.send(head.encode() + image + b"\x01\r\n\r\n")
+        answer = await client.answer()
+        assert answer.status == 202
+        assert await client.closed()
+    assert served.api.traces().records == 1
+
+
 async def test_what_is_no_http_is_a_problem_as_well(served: Served) -> None:
     async with served.connect() as client:
         await client.send(b"\x16\x03\x01 hello\r\n\r\n")

@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from starlette.types import Message
 
 from app.waiting import Waiting
 from core.backends import open_backend
@@ -65,6 +66,23 @@ async def test_time_up_for_one_is_not_time_up_for_another(records: RecordStore) 
     record = await patient
     assert record is not None
     assert record.status is Status.SUCCESS
+
+
+async def test_a_client_that_left_is_waited_for_no_longer(records: RecordStore) -> None:
+    waiting = Waiting(records)
+    messages = asyncio.Queue[Message]()
+    here = asyncio.create_task(waiting.until_terminal(KEY, 30))
+    gone = asyncio.create_task(waiting.until_terminal(KEY, 30, messages.get))
+    await waited_for(waiting)
+    await messages.put({"type": "http.request", "body": b"", "more_body": False})
+    await asyncio.sleep(0.05)
+    assert not gone.done()
+    await messages.put({"type": "http.disconnect"})
+    async with asyncio.timeout(10):
+        assert await gone is None
+    assert waiting.polls == 1
+    await finish(records)
+    assert await here is not None
 
 
 async def test_whoever_leaves_takes_nobody_along_and_the_last_ends_the_poll(
