@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable
 
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, PngImagePlugin
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -13,6 +13,9 @@ from PIL.WebPImagePlugin import WebPImageFile
 from app.avif_frames import announced_frames
 from core.bounded_reads import BoundedReads, TooManyReads
 from core.errors import InvalidImage, UnsupportedImage
+from core.picture_limits import MAX_SIDE, MAX_TEXT_CHUNK
+
+PngImagePlugin.MAX_TEXT_CHUNK = MAX_TEXT_CHUNK
 
 # Opened by class, not with Image.open: that would load every plugin there is, and warn about a
 # pixel limit that is not ours.
@@ -77,6 +80,11 @@ def inspect_header(data: bytes | bytearray, content_type: str, max_pixels: int) 
         raise InvalidImage(f"The file begins like {name}, but its header is broken.") from None
     if width < 1 or height < 1:
         raise InvalidImage(f"The picture is {width} x {height} pixels: there is nothing to see.")
+    if max(width, height) > MAX_SIDE:
+        raise InvalidImage(
+            f"The picture is {width} x {height} pixels: no side may have over {MAX_SIDE}.",
+            extra={"width": width, "height": height, "max_side": MAX_SIDE},
+        )
     if width * height > max_pixels:
         raise InvalidImage(
             f"The picture is {width} x {height} pixels, more than {max_pixels} in all.",

@@ -6,9 +6,8 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 import structlog
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect
 
 from app import (
     VERSION,
@@ -153,7 +152,6 @@ def create_app(
     check_every_route(app.router.routes)
     install_documentation(app, keys_required=settings.keys_required)
     install_problem_handlers(app)
-    app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_middleware(CloseOnUnreadBody)
     app.add_middleware(AnswerWhenCancelled)
     if settings.cors_origins:
@@ -168,8 +166,3 @@ def create_app(
         app.add_middleware(AllowedHosts, hosts=settings.allowed_hosts)
     app.add_middleware(RequestContext, headers=security_headers(settings), observation=observation)
     return app
-
-
-async def _on_disconnect(request: Request, error: Exception) -> Response:
-    # Nobody reads this; the status (nginx's) says in our log what happened.
-    return Response(status_code=499)

@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -57,6 +58,11 @@ def response_for(error: GlimpseError) -> Response:
     return problem_response(
         error.status, error.code, error.title, error.detail, extra=error.extra, headers=headers
     )
+
+
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    # Nobody reads this; the status (nginx's) says in our log what happened.
+    return Response(status_code=499)
 
 
 async def _on_glimpse_error(request: Request, error: Exception) -> Response:
@@ -144,5 +150,6 @@ def install_problem_handlers(app: FastAPI) -> None:
     """Answer every error of `app` with problem details."""
     app.add_exception_handler(GlimpseError, _on_glimpse_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.user_middleware.append(Middleware(AnswerUnexpected))

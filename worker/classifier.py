@@ -1,6 +1,8 @@
 """One loaded model: ONNX Runtime around a bundle. Everything here blocks."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnxruntime as ort
@@ -29,11 +31,7 @@ class Classifier:
         self._input, self._output = manifest.input.name, manifest.outputs.scores
         self._logits = manifest.outputs.kind == "logits"
         try:
-            self._session = ort.InferenceSession(
-                str(bundle.folder / MODEL_FILE),
-                _session_options(),
-                providers=["CPUExecutionProvider"],
-            )
+            self._session = _session(bundle.folder / MODEL_FILE)
         except Exception as error:
             raise BundleError(f"{bundle.identity}: ONNX Runtime refuses the model.") from error
         self._check_signature()
@@ -126,6 +124,20 @@ class Classifier:
             self._scores(np.zeros((1, *picture), np.float32))
         except InferenceFailed as error:
             raise BundleError(f"{self.bundle.identity}: {error.detail}") from error
+
+
+def _session(model: Path) -> ort.InferenceSession:
+    """The network in `model` and nowhere else.
+
+    ONNX Runtime would take weights out of other files beside it, which the bundle's identity does
+    not cover. Where it sees the file there is nothing beside it.
+    """
+    with TemporaryDirectory(prefix="glimpse-") as alone:
+        link = Path(alone) / MODEL_FILE
+        link.symlink_to(model.resolve())
+        return ort.InferenceSession(
+            str(link), _session_options(), providers=["CPUExecutionProvider"]
+        )
 
 
 def _session_options() -> ort.SessionOptions:

@@ -284,7 +284,8 @@ class _Member(asyncio.Protocol):
     def _hold_to_account(self, in_work: list[_Request], reason: str) -> None:
         """Fail the one request that the process ended over; of several, each is tried alone.
 
-        With a model that does not load, all fail that wait for it.
+        With a model that does not load, all fail that wait for it: that is not the images' doing,
+        so nobody is blamed for it.
         """
         first = in_work[0]
         if len(in_work) > 1:
@@ -297,7 +298,9 @@ class _Member(asyncio.Protocol):
             else [first]
         )
         for request in behind:
-            _settle(request, error=ClassifierLost(reason))
+            innocent = request is not first
+            error = Unavailable(f"The model was not loaded. {reason}") if innocent else None
+            _settle(request, error=error or ClassifierLost(reason))
         self._asked = deque(each for each in self._asked if each not in behind)
 
     async def _end(self) -> int | None:

@@ -22,9 +22,11 @@ from PIL import (
 from core.bounded_reads import BoundedReads
 from core.errors import BundleError, InvalidImage, UndecodableImage
 from core.model_bundle import BundleManifest
+from core.picture_limits import MAX_SIDE, MAX_TEXT_CHUNK
 
 # `max_pixels` is the limit, and it is checked here: Pillow's own would contradict the setting.
 Image.MAX_IMAGE_PIXELS = None
+PngImagePlugin.MAX_TEXT_CHUNK = MAX_TEXT_CHUNK
 
 # Naming the plugins registers them, and keeps Pillow from importing all forty on the first WebP.
 _FORMATS: Final = tuple(
@@ -91,8 +93,11 @@ class Preprocessor:
         self._max_pixels = max_pixels
         # (v * rescale - mean) / std as one multiplication and one addition a value.
         std = np.asarray(manifest.std, np.float64)
-        scale = (manifest.rescale / std).astype(np.float32)
-        shift = (-np.asarray(manifest.mean, np.float64) / std).astype(np.float32)
+        with np.errstate(all="ignore"):  # what comes of it is looked at
+            scale = (manifest.rescale / std).astype(np.float32)
+            shift = (-np.asarray(manifest.mean, np.float64) / std).astype(np.float32)
+        if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
+            raise BundleError("The manifest's rescale, mean and std must give finite numbers.")
         self._channels_first = spec.layout == "NCHW"
         shape = (3, 1, 1) if self._channels_first else (1, 1, 3)
         self._scale, self._shift = scale.reshape(shape), shift.reshape(shape)
@@ -117,6 +122,8 @@ class Preprocessor:
                 image = stack.enter_context(
                     Image.open(BoundedReads(data, _MAX_READS), formats=_FORMATS)
                 )
+            except MemoryError:  # ours, and not the file's: its size is not known yet
+                raise
             except Exception as error:
                 raise UndecodableImage("The bytes are not a picture that can be read.") from error
             width, height = image.size
@@ -124,10 +131,19 @@ class Preprocessor:
                 raise InvalidImage(
                     f"{width} x {height} pixels are more than the {self._max_pixels} allowed."
                 )
+            if max(width, height) > MAX_SIDE:
+                raise InvalidImage(
+                    f"The picture is {width} x {height} pixels: no side may have over {MAX_SIDE}."
+                )
             # Pillow's parsers raise whatever a broken file leads them to (OSError, SyntaxError,
-            # struct.error, zlib.error, MemoryError, ...), so there is no closed list to catch.
+            # struct.error, zlib.error, ...), so there is no closed list to catch.
             try:
+                if isinstance(image, PngImagePlugin.PngImageFile):
+                    # Looking for EXIF would decode it too, and forgive what is wrong with pixels.
+                    image.load()
                 return self._reduced(image)
+            except MemoryError:  # ours: what is allowed fits elsewhere, or later
+                raise
             except Exception as error:
                 raise UndecodableImage("The picture is damaged or incomplete.") from error
 

@@ -41,16 +41,21 @@ def encode(image: Image.Image, format_: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def png_header(width: int, height: int) -> bytes:
-    """A well-formed PNG that claims a size and holds next to nothing."""
+def png(size: tuple[int, int], packed: bytes, *others: tuple[bytes, bytes]) -> bytes:
+    """A PNG in RGB whose pixels are `packed`, with other chunks, named, before them."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         checksum = struct.pack(">I", zlib.crc32(kind + data))
         return struct.pack(">I", len(data)) + kind + data + checksum
 
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    pixels = chunk(b"IDAT", zlib.compress(bytes(1000)))
-    return b"\x89PNG\r\n\x1a\n" + head + pixels + chunk(b"IEND", b"")
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0))
+    more = b"".join(chunk(kind, data) for kind, data in others)
+    return b"\x89PNG\r\n\x1a\n" + head + more + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A well-formed PNG that claims a size and holds next to nothing."""
+    return png((width, height), zlib.compress(bytes(1000)))
 
 
 def sha256(data: bytes) -> str:

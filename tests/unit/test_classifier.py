@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import helper
 
@@ -142,6 +143,18 @@ def test_an_altered_file_is_refused(tmp_path: Path, name: str) -> None:
     with (folder / name).open("ab") as file:
         file.write(b"\n" if name == "model.json" else b"more\n")
     with pytest.raises(BundleError, match=name):
+        load(folder)
+
+
+def test_weights_beside_the_model_are_refused(tmp_path: Path) -> None:
+    """The bundle's identity does not cover them: two models would have one name."""
+    folder = write_colour_bundle(tmp_path)
+    model = onnx.load(folder / "model.onnx")
+    where = {"save_as_external_data": True, "location": "weights.bin", "size_threshold": 50}
+    onnx.save_model(model, folder / "model.onnx", **where)
+    write_sums(folder)
+    assert (folder / "weights.bin").exists()
+    with pytest.raises(BundleError, match="refuses the model"):
         load(folder)
 
 

@@ -277,6 +277,26 @@ async def test_a_process_that_dies_while_it_loads_fails_the_load(tmp_path: Path)
         assert (await classifier.annotate(RED))[0].label == "red"
 
 
+async def test_images_behind_a_model_that_was_not_loaded_are_not_blamed(tmp_path: Path) -> None:
+    """No classifier looked at them: they wait, and are tried for as long as any delivery is."""
+    async with pool_of(tmp_path) as (pool, classifier):
+        (process,) = classifier_processes()
+        process.kill()
+        await until(lambda: not alive(process) and bool(classifier_processes()))
+        replacement = classifier_processes()[0]
+        replacement.suspend()
+        waiting = asyncio.create_task(classifier.annotate(RED))
+
+        async def asked() -> bool:
+            return pool._members[0].in_hand() >= 1
+
+        await until(asked)
+        replacement.kill()
+        with pytest.raises(Unavailable, match="not loaded"):
+            await waiting
+        assert (await classifier.annotate(RED))[0].label == "red"
+
+
 async def test_attempts_that_failed_for_other_reasons_are_not_held_against_an_image(
     tmp_path: Path,
 ) -> None:

@@ -10,9 +10,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from app.image_header import inspect_header
 from core.errors import BundleError, InvalidImage, UndecodableImage
 from core.model_bundle import BundleManifest
-from tests.support.pictures import encode, picture
+from tests.support.pictures import encode, picture, png
 from worker.preprocessing import Preprocessor
 
 RED, BLUE, GREEN, WHITE = (220, 20, 20), (20, 20, 220), (20, 200, 20), (255, 255, 255)
@@ -384,3 +385,59 @@ def test_a_header_alone_is_undecodable(data: bytes) -> None:
 def test_an_svg_is_undecodable() -> None:
     with pytest.raises(UndecodableImage):
         seen(b'<svg xmlns="http://www.w3.org/2000/svg"/>')
+
+
+# --- Damaged pixels ------------------------------------------------------------------------------
+
+
+ROWS = b"".join(b"\0" + bytes(RED) * 64 for _ in range(64))
+DAMAGED = {
+    "no zlib": b"nonsense" * 50,
+    "no such filter": zlib.compress(ROWS.replace(b"\0", b"\x63", 1)),
+    "zlib that breaks off in the middle": zlib.compress(ROWS, 0)[:6000] + b"\xff" * 6000,
+}
+
+
+@pytest.mark.parametrize("packed", DAMAGED.values(), ids=DAMAGED.keys())
+def test_a_png_with_damaged_pixels_is_undecodable(packed: bytes) -> None:
+    """Looking for its orientation decodes it, and must not forgive what is found."""
+    assert near(seen(png((64, 64), zlib.compress(ROWS))), RED)
+    with pytest.raises(UndecodableImage):
+        seen(png((64, 64), packed))
+
+
+def test_a_png_with_a_large_profile_is_a_picture() -> None:
+    profile = zlib.compress(bytes(3 * 2**20))
+    data = png((64, 64), zlib.compress(ROWS), (b"iCCP", b"display\0\0" + profile))
+    inspect_header(data, "image/png", 10**6)
+    assert near(seen(data), RED)
+
+
+@pytest.mark.parametrize("size", [(1, 65_536), (65_536, 1)])
+def test_a_side_that_makes_a_picture_all_edge_is_refused(size: tuple[int, int]) -> None:
+    packed = zlib.compress((b"\0" + bytes(RED) * size[0]) * size[1])
+    with pytest.raises(InvalidImage, match="65535"):
+        seen(png(size, packed))
+    with pytest.raises(InvalidImage, match="65535"):
+        inspect_header(png(size, packed), "image/png", 10**6)
+
+
+def test_too_little_memory_is_not_the_pictures_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it ends as would stand for ever; elsewhere, or later, there is room for it."""
+
+    def full(*arguments: object, **named: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "resize", full)
+    with pytest.raises(MemoryError):
+        seen(picture())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"mean": (float("nan"), 0, 0)}, {"rescale": float("nan")}, {"std": (1e-320, 1, 1)}],
+    ids=["mean", "rescale", "std"],
+)
+def test_numbers_that_are_none_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(BundleError, match="finite"):
+        preprocessor(**changes)

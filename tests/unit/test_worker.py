@@ -16,6 +16,7 @@ import httpx
 import psutil
 import pytest
 import structlog
+from starlette.requests import ClientDisconnect
 
 from core.messages import ClassifyImage
 from core.model_bundle import read_bundle
@@ -493,3 +494,12 @@ async def test_no_decoding_and_no_inference_in_the_worker_s_own_process(tmp_path
     finally:
         sys.setprofile(None)
         threading.setprofile(None)
+
+
+@pytest.mark.parametrize("path", ["/generate_annotations", "/generate_annotations_dlq"])
+async def test_a_push_that_breaks_off_is_no_fault_of_ours(worker: RunningWorker, path: str) -> None:
+    async def interrupted() -> AsyncIterator[bytes]:
+        yield b'{"message": {'
+        raise ClientDisconnect
+
+    assert (await worker.client.post(path, content=interrupted())).status_code == 499
