@@ -19,6 +19,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from core.avif import check_announced, is_avif_container
 from core.bounded_reads import BoundedReads
 from core.errors import BundleError, InvalidImage, UndecodableImage
 from core.model_bundle import BundleManifest
@@ -117,6 +118,8 @@ class Preprocessor:
 
     def picture(self, data: bytes) -> Image.Image:
         """The picture as the network sees it: upright, RGB, of the input's size."""
+        if is_avif_container(data):
+            check_announced(data, self._max_pixels)
         with contextlib.ExitStack() as stack:
             try:
                 image = stack.enter_context(

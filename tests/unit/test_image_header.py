@@ -9,9 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from app.avif_frames import announced_frames
 from app.image_header import ACCEPTED, accepted_type, inspect_header, sniff
-from core.bounded_reads import TooManyReads
 from core.errors import InvalidImage, UnsupportedImage
 from tests.support.pictures import encode, picture, png_header
 
@@ -88,37 +86,6 @@ def test_everything_else_is_unsupported(data: bytes) -> None:
 def test_avif_by_a_compatible_brand() -> None:
     data = b"\x00\x00\x00\x1cftypmif1\x00\x00\x00\x00mif1avifmiaf"
     assert sniff(data) == "image/avif"
-
-
-def animation(frames: int | None = None) -> bytes:
-    """An AVIF sequence of three frames, or one that announces `frames` of a byte each."""
-    file = io.BytesIO()
-    first, *rest = (Image.new("RGB", (16, 16), (80 * n, 0, 0)) for n in range(3))
-    first.save(file, "AVIF", save_all=True, append_images=rest)
-    if frames is None:
-        return file.getvalue()
-    head, box, tail = file.getvalue().partition(b"stsz")
-    # Version and flags, the size that all have, how many there are.
-    return head + box + tail[:4] + (1).to_bytes(4, "big") + frames.to_bytes(4, "big") + tail[12:]
-
-
-def test_an_animation_announces_its_frames() -> None:
-    assert announced_frames(animation(), 1000) == 3
-    assert announced_frames(_SMALL["AVIF"], 1000) == 0
-    inspect_header(animation(), "image/avif", 10**6)
-
-
-def test_an_animation_of_millions_of_frames_is_refused_before_it_is_opened() -> None:
-    with pytest.raises(InvalidImage, match="more than 10000 frames"):
-        inspect_header(animation(2_592_000), "image/avif", 10**6)
-
-
-@pytest.mark.parametrize("head", [b"", b"\0\0\0\x08moov" * 2000, b"\0\0\0\0free", b"\0\0\0\1free"])
-def test_boxes_that_lead_nowhere_end(head: bytes) -> None:
-    assert announced_frames(head, 5000) == 0
-    if len(head) > 10_000:
-        with pytest.raises(TooManyReads):
-            announced_frames(head, 100)
 
 
 @pytest.mark.parametrize("format_", ["PNG", "GIF", "WEBP", "AVIF", "JPEG"])

@@ -1,0 +1,124 @@
+"""What an AVIF file announces is judged before a decoder believes it (P7)."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from app.image_header import inspect_header
+from core.avif import Size, announced, check_announced, is_avif_container
+from core.bounded_reads import TooManyReads
+from core.errors import InvalidImage
+from tests.unit.test_preprocessing import preprocessor
+
+BOXES = 1000
+
+
+def still(size: tuple[int, int], mode: str = "RGB", **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, size, 90 if mode == "L" else (200, 30, 60, 128)[: len(mode)]).save(
+        file, "AVIF", **options
+    )
+    return file.getvalue()
+
+
+def animation(frames: int | None = None) -> bytes:
+    """An AVIF sequence of three frames, or one that announces `frames` of a byte each."""
+    file = io.BytesIO()
+    first, *rest = (Image.new("RGB", (16, 16), (80 * n, 0, 0)) for n in range(3))
+    first.save(file, "AVIF", save_all=True, append_images=rest)
+    if frames is None:
+        return file.getvalue()
+    head, box, tail = file.getvalue().partition(b"stsz")
+    # Version and flags, the size that all have, how many there are.
+    return head + box + tail[:4] + (1).to_bytes(4, "big") + frames.to_bytes(4, "big") + tail[12:]
+
+
+def modest(data: bytes, size: tuple[int, int]) -> bytes:
+    """The file, with a container that says 64 by 64 pixels of it."""
+    honest = b"".join(side.to_bytes(4, "big") for side in size)
+    assert honest in data
+    return data.replace(honest, (64).to_bytes(4, "big") * 2)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (12, 9), (65, 64), (640, 481), (1920, 1080)])
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RGB", {}),
+        ("RGB", {"subsampling": "4:4:4", "quality": 100}),
+        ("RGB", {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"}),
+        ("RGBA", {}),
+        ("L", {"range": "limited"}),
+    ],
+)
+def test_a_picture_is_coded_in_its_own_size(
+    size: tuple[int, int], mode: str, options: dict[str, Any]
+) -> None:
+    data = still(size, mode, **options)
+    found = announced(data, BOXES)
+    assert found.frames == 0
+    assert set(found.sizes) == {Size(*size)}  # of the colours, and of what is transparent
+    check_announced(data, max_pixels=size[0] * size[1])
+
+
+def test_an_animation_has_frames_of_its_size() -> None:
+    found = announced(animation(), BOXES)
+    assert found.frames == 3
+    assert set(found.sizes) == {Size(16, 16)}
+    inspect_header(animation(), "image/avif", 10**6)
+    preprocessor(10**6).picture(animation())
+
+
+ENTRANCES: dict[str, Callable[[bytes], object]] = {
+    "API": lambda data: inspect_header(data, "image/avif", 10**6),
+    "worker": lambda data: preprocessor(10**6).picture(data),
+}
+
+
+@pytest.mark.parametrize("enter", ENTRANCES.values(), ids=ENTRANCES.keys())
+def test_an_animation_of_millions_of_frames_is_refused_before_it_is_opened(
+    enter: Callable[[bytes], object],
+) -> None:
+    with pytest.raises(InvalidImage, match="more than 10000 frames"):
+        enter(animation(2_592_000))
+
+
+@pytest.mark.parametrize("enter", ENTRANCES.values(), ids=ENTRANCES.keys())
+def test_a_picture_that_is_larger_than_its_container_says_is_refused(
+    enter: Callable[[bytes], object],
+) -> None:
+    enter(modest(still((1000, 999)), (1000, 999)))
+    with pytest.raises(InvalidImage, match="coded in 1200 x 900 pixels"):
+        enter(modest(still((1200, 900)), (1200, 900)))
+
+
+@pytest.mark.parametrize("where", range(40))
+def test_what_is_broken_off_or_flipped_raises_nothing_else(where: int) -> None:
+    data = bytearray(still((64, 48), "RGBA"))
+    step = len(data) // 40
+    announced(data[: where * step], BOXES)
+    for at in range(where * step, (where + 1) * step):
+        flipped = bytearray(data)
+        flipped[at] ^= 0xFF
+        try:
+            announced(flipped, BOXES)
+        except TooManyReads:
+            continue
+
+
+@pytest.mark.parametrize("data", [b"", b"\0\0\0\x08moov" * 2000, b"\0\0\0\0free", b"\0\0\0\1free"])
+def test_boxes_that_lead_nowhere_end(data: bytes) -> None:
+    assert announced(data, 5000) == (0, ())
+    if len(data) > 10_000:
+        with pytest.raises(TooManyReads):
+            announced(data, 100)
+        with pytest.raises(InvalidImage, match="too many parts"):
+            check_announced(data * 3, 10**6)
+
+
+def test_only_files_of_that_family_are_looked_at() -> None:
+    assert is_avif_container(still((8, 8)))
+    assert not is_avif_container(b"\x89PNG\r\n\x1a\n")
