@@ -1,16 +1,28 @@
 """Which changes are on disk before their caller goes on (P1), and which a power loss may undo."""
 
+import os
 import sqlite3
+import stat
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
+import pytest
+
+from core import jobs
 from core.api_keys import ApiKey
-from core.backends.embedded import keys, records, webhooks
+from core.backends.embedded import dead_letters, keys, queue_store, records, webhooks
+from core.backends.embedded.blobs import FileBlobStore
 from core.backends.embedded.database import Database, Schema, Work
+from core.backends.embedded.jobs import SqliteJobStore
+from core.backends.embedded.publisher import SqlitePublisher
+from core.backends.links import LinkSigner
+from core.dead_letters.letter import DeadLetter, letter_id
 from core.identity import ALL_SCOPES
+from core.jobs import JobItem, JobKey, new_job
+from core.messages import ClassifyImage
 from core.priority import Priority
 from core.records import Annotation, RecordError, RecordKey, Status, new_record
 from core.webhooks import JOB_EVENTS, MOST_WEBHOOKS, Change, Delivery, Event, Webhook
@@ -43,6 +55,11 @@ class ObservedDatabase(Database):
         """Whether `change`, which must be granted, is on disk when it returns."""
         self.modes.clear()
         assert await change
+        return self.synced
+
+    @property
+    def synced(self) -> bool:
+        """Whether the one write since `modes` was cleared waited for the disk."""
         (mode,) = self.modes
         return mode == FULL
 
@@ -103,3 +120,118 @@ async def test_whom_a_webhook_tells(tmp_path: Path) -> None:
         assert await syncs(store.note("acme", webhook.id, url, gone, gone="It answered 410."))
         assert await syncs(store.change("acme", webhook.id, Change(enabled=True)))
         assert await syncs(store.delete("acme", webhook.id))
+
+
+async def test_what_a_publisher_was_told_is_published(tmp_path: Path) -> None:
+    clock = MovableClock()
+    async with observed(tmp_path / "queue.db", queue_store.SCHEMA) as database:
+        publisher = SqlitePublisher(queue_store.QueueStore(database), clock)
+        assert await database.syncs(publisher.publish(ClassifyImage(KEY)))
+
+
+async def test_what_became_of_a_message_that_died(tmp_path: Path) -> None:
+    clock = MovableClock()
+    attributes = {"image_hash": KEY.image_hash, "model": KEY.model, "tenant": KEY.tenant}
+    letter = DeadLetter(
+        id=letter_id(attributes, b"", "1"),
+        tenant=KEY.tenant,
+        attributes=attributes,
+        payload=b"",
+        payload_size=0,
+        attempts=10,
+        code="inference_failed",
+        detail="The model failed on this image.",
+        published_at=clock(),
+        died_at=clock(),
+    )
+    async with observed(tmp_path / "records.db", records.SCHEMA) as database:
+        store, syncs = dead_letters.SqliteDeadLetterStore(database, clock), database.syncs
+        assert await syncs(store.add(letter))
+        assert not await syncs(store.resolve(letter.tenant, letter.id))
+        assert await syncs(store.delete(letter.tenant, letter.id))
+        assert await store.add(letter)
+        assert await syncs(store.purge(clock.move(1), 10))
+
+
+async def test_what_a_client_is_promised_about_a_job(tmp_path: Path) -> None:
+    clock = MovableClock()
+    key, at_once = JobKey(KEY.tenant, f"{1:032x}"), timedelta(0)
+    async with observed(tmp_path / "records.db", records.SCHEMA) as database:
+        store, syncs = SqliteJobStore(database, clock), database.syncs
+        assert await syncs(store.create(new_job(key, "", KEY.model, 2, clock())))
+        database.modes.clear()
+        await store.add_items(key, [JobItem(n, f"{n:064x}") for n in range(2)])
+        assert database.synced
+        assert await syncs(store.change(key, jobs.sealed))
+        assert await syncs(store.change(key, jobs.started))
+        assert not await syncs(store.settle(key, 0, None, at_once))
+        database.modes.clear()
+        await store.settle_many(key, {1: ERROR})
+        assert not database.synced
+        assert not await syncs(store.refresh(key))
+        assert await syncs(store.delete(key))
+
+
+class ObservedDisk:
+    """What was asked of the disk, in order: names that changed, and what was to be on it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._steps: list[tuple[str, int]] = []
+        self._sizes: dict[int, int] = {}
+        fsync, replace = os.fsync, os.replace
+
+        def observed_fsync(descriptor: int) -> None:
+            status = os.fstat(descriptor)
+            self._steps.append(("sync", status.st_ino))
+            if stat.S_ISREG(status.st_mode):
+                self._sizes[status.st_ino] = status.st_size
+            fsync(descriptor)
+
+        def observed_replace(source: Path, target: Path) -> None:
+            self._steps.append(("rename", source.stat().st_ino))
+            replace(source, target)
+
+        monkeypatch.setattr(os, "fsync", observed_fsync)
+        monkeypatch.setattr(os, "replace", observed_replace)
+
+    def steps(self, *paths: Path) -> list[tuple[str, Path | None]]:
+        """Those since the last call, of files and folders as they are called by now."""
+        names = {path.stat().st_ino: path for path in paths}
+        steps = [(step, names.get(number)) for step, number in self._steps]
+        self._steps.clear()
+        return steps
+
+    def synced_size(self, path: Path) -> int:
+        """How many bytes of the file had left this process when it was synced."""
+        return self._sizes[path.stat().st_ino]
+
+
+async def test_an_image_is_on_disk_before_its_name_and_its_name_before_the_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, name = b"an image, as far as storage knows", f"{KEY.tenant}/{KEY.image_hash}"
+    root = tmp_path / "blobs"
+    store = FileBlobStore(root, LinkSigner(b"secret", ""))
+    path = store.file(name)
+    assert path is not None
+    folders = [path.parent, path.parent.parent, root, tmp_path]
+    disk = ObservedDisk(monkeypatch)
+    try:
+        await store.put(name, data, "image/jpeg")
+        assert disk.steps(path, *folders) == [
+            # Each new folder's own name, without which the image's would lead nowhere.
+            *(("sync", folder) for folder in folders[:0:-1]),
+            ("sync", path),
+            ("rename", path),
+            ("sync", path.parent),
+        ]
+        assert disk.synced_size(path) == len(data)
+
+        # Whoever put it may have died before the last step.
+        await store.put(name, data, "image/jpeg")
+        assert disk.steps(path, *folders) == [("sync", path.parent)]
+
+        assert await store.delete(name)
+        assert disk.steps(*folders) == [("sync", path.parent)]
+    finally:
+        await store.close()
