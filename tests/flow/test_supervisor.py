@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 
 from tests.support.stack import ROOT, free_port
 
@@ -111,17 +112,20 @@ def test_whoever_watched_may_go_away(tmp_path: Path, colour_bundle: Path) -> Non
     assert "glimpse | stopped" in log
 
 
-def test_taken_port_is_named(tmp_path: Path, colour_bundle: Path) -> None:
+@pytest.mark.parametrize(("service", "setting"), [("api", "API_PORT"), ("worker", "WORKER_PORT")])
+def test_taken_port_is_named(
+    tmp_path: Path, colour_bundle: Path, service: str, setting: str
+) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         taken = holder.getsockname()[1]
-        ports = {"API_PORT": taken, "WORKER_PORT": free_port()}
+        ports = {"API_PORT": free_port(), "WORKER_PORT": free_port(), setting: taken}
         with supervisor(tmp_path, colour_bundle, **ports) as process:
             assert process.wait(timeout=30) == 1
     log = (tmp_path / "log").read_text()
-    assert f"Port {taken} on 127.0.0.1, for the api, is not free" in log
-    assert "set API_PORT" in log
+    assert f"Port {taken} on 127.0.0.1, for the {service}, is not free" in log
+    assert f"set {setting}" in log
 
 
 def test_wrong_setting_is_named(tmp_path: Path, colour_bundle: Path) -> None:
