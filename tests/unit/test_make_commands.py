@@ -1,0 +1,55 @@
+"""What make's commands run, as `make --dry-run` shows it: nothing of it happens here."""
+
+import os
+import subprocess
+
+import pytest
+
+from tests.support.stack import ROOT
+
+
+def recipe(target: str, *given: str) -> list[str]:
+    """The lines that make would run for `target`, once what is installed is current."""
+    done = subprocess.run(
+        ["make", "--dry-run", "--old-file=setup", target, *given],
+        cwd=ROOT,
+        # Nothing of the make that may run these tests: it would have this one say where it is.
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("target", "command"),
+    [
+        # `exec`: make's shell steps aside, so that Ctrl-C and the exit status are Glimpse's.
+        ("run", "exec .venv/bin/python -m compose run"),
+        ("stop", ".venv/bin/python -m compose stop"),
+        ("logs", "exec .venv/bin/python -m compose logs"),
+        ("purge", ".venv/bin/python -m compose purge"),
+        ("demo", ".venv/bin/python -m compose.demo"),
+        ("smoke", ".venv/bin/python -m compose.smoke http://127.0.0.1:8080"),
+    ],
+)
+def test_make_runs_one_command(target: str, command: str) -> None:
+    assert recipe(target) == [command]
+
+
+def test_make_smoke_asks_where_it_is_told_to() -> None:
+    (command,) = recipe("smoke", "URL=https://glimpse.example")
+    assert command == ".venv/bin/python -m compose.smoke https://glimpse.example"
+
+
+def test_make_clean_deletes_what_was_installed_and_generated_and_no_data() -> None:
+    delete, sweep = recipe("clean")
+    program, option, *deleted = delete.split()
+    assert (program, option) == ("rm", "-rf")
+    installed = {".venv", ".poetry", ".export-venv", ".checkov-venv", "benchmarks/.venvs"}
+    caches = {".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", ".import_linter_cache"}
+    assert set(deleted) == installed | caches
+    folders = "app worker core models compose docs terraform tests benchmarks"
+    assert sweep == f"find {folders} -name __pycache__ -type d -prune -exec rm -rf {{}} +"
