@@ -24,7 +24,7 @@ from core.clock import Clock, utc_now
 from core.errors import InvalidRequest, NotFound, Unavailable
 from core.health import Check
 from core.model_bundle import Bundle, read_bundle
-from core.records import IMAGE_HASH, Record, RecordKey, blob_name
+from core.records import IMAGE_HASH, Record, RecordKey
 from core.settings import Settings
 from core.telemetry import bind_image
 
@@ -110,10 +110,10 @@ class ImageService:
 
         With the request's `receive`, waiting ends where the client leaves.
         """
+        bind_image(key)
         known = self._cache.get(key)
         if known is not None:
             return known
-        bind_image(key)
         record = await self.backend.records.get(key)
         if record is not None and wait > 0 and not record.status.terminal:
             ended = await self.waiting.until_terminal(key, wait, receive)
@@ -123,26 +123,29 @@ class ImageService:
         return self._represent(record)
 
     async def content_link(self, tenant: str, image_hash: str) -> str:
-        """A link to the image's bytes that expires. Raises NotFound."""
-        name = blob_name(tenant, image_hash)
-        if not await self.backend.blobs.exists(name):
+        """A link to the image's bytes that expires. Raises NotFound, InvalidRequest."""
+        key = self.key(tenant, image_hash)
+        bind_image(key)
+        if not await self.backend.blobs.exists(key.blob_name):
             raise NotFound("No such image.")
         validity = timedelta(seconds=self.settings.link_seconds)
-        return await self.backend.blobs.signed_url(name, validity)
+        return await self.backend.blobs.signed_url(key.blob_name, validity)
 
     async def delete(self, tenant: str, image_hash: str) -> None:
-        """Delete the tenant's image and its results under every model. Raises NotFound.
+        """Delete the tenant's image and its results under every model.
 
-        The blob goes first: should we fail in between, a record still says what to delete.
+        Raises NotFound, InvalidRequest. The blob goes first: should we fail in between, a record
+        still says what to delete.
         """
-        name = blob_name(tenant, image_hash)
-        async with self._submissions.deleting(name):
-            had_blob = await self.backend.blobs.delete(name)
+        key = self.key(tenant, image_hash)
+        bind_image(key)
+        async with self._submissions.deleting(key.blob_name):
+            had_blob = await self.backend.blobs.delete(key.blob_name)
             records = await self.backend.records.delete_image(tenant, image_hash)
             self._cache.drop_image(tenant, image_hash)
         if not (had_blob or records):
             raise NotFound("No such image.")
-        log.info("deleted", image_hash=image_hash, tenant=tenant, records=records)
+        log.info("deleted", records=records)
 
     def key(self, tenant: str, image_hash: str, model: str = "") -> RecordKey:
         """The key of an image under `model`, or ours. Raises InvalidRequest where malformed."""

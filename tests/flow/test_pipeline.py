@@ -1,9 +1,11 @@
 """The whole way of an image through real processes: upload, push, classify, ask again."""
 
+import secrets
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -123,10 +125,29 @@ def test_deleted_image_is_unknown_and_can_come_again(stack: Stack) -> None:
 def test_every_log_line_of_an_image_carries_its_hash(stack: Stack) -> None:
     image = picture(seed=8)
     image_hash = sha256(image)
-    stack.upload(image)
+    trace = secrets.token_hex(16)
+    headers = {"Traceparent": f"00-{trace}-{secrets.token_hex(8)}-01"}
+    files = {"img": ("picture.jpg", image)}
+    assert stack.api.post("/what/fast", files=files, headers=headers).status_code == 202
     stack.result(image_hash)
-    until(lambda: image_hash in stack.log("api"), "the API's line about the image")
+    item = f"/api/v1/images/{image_hash}"
+    assert stack.api.delete(item, headers=headers).status_code == 204
+    assert stack.api.get(item, headers=headers).status_code == 404
     assert stack.classifications(image_hash) == 1
+
+    def lines(name: str) -> list[dict[str, Any]]:
+        return [line for line in stack.log_lines(name) if line.get("trace") == trace]
+
+    # A request's closing line comes after its answer.
+    asked = [("POST", "/what/fast"), ("DELETE", item), ("GET", item)]
+    until(
+        lambda: (
+            asked == [(e["method"], e["path"]) for e in lines("api") if e["message"] == "request"]
+        ),
+        "the closing lines of an upload, a deletion and a look-up",
+    )
+    for line in lines("api") + lines("worker"):
+        assert line.get("image_hash") == image_hash, line
 
 
 def test_animated_gif_is_labelled_by_its_first_frame(stack: Stack) -> None:

@@ -11,11 +11,11 @@ from core.tracing import NOWHERE, make_current
 
 
 @asynccontextmanager
-async def json_logs(service: str) -> AsyncIterator[None]:
+async def json_logs(service: str, least: str = "info") -> AsyncIterator[None]:
     """Lines in JSON on what is the standard output now; what is global is given back."""
     root = logging.getLogger()
     handlers, level, configuration = root.handlers[:], root.level, structlog.get_config()
-    configure_logging(service, "json", "info")
+    configure_logging(service, "json", least)
     # Loggers of modules must not be tied to one test's captured output.
     structlog.configure(cache_logger_on_first_use=False)
     try:

@@ -1,6 +1,7 @@
 """What the routes answer, on the real embedded backend (design.md, section 5)."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,7 @@ from core.clock import utc_now
 from core.records import Status, new_record
 from tests.support.api import LABELS, NOTHING, Api, Traces, api_settings, eventually, open_api
 from tests.support.bundles import write_colour_bundle
+from tests.support.logs import json_logs
 from tests.support.pictures import picture, png_header, sha256
 
 FIELDS = [
@@ -653,3 +655,31 @@ async def test_readiness_names_what_fails(tmp_path: Path) -> None:
         (bundle / "model.json").unlink()
         problem = assert_problem(await api.client.get("/ready"), 503, "not_ready")
         assert problem["detail"] == "Failing: model."
+
+
+# --- The log --------------------------------------------------------------------------------------
+
+
+async def test_every_line_of_a_request_about_an_image_carries_its_hash(
+    tmp_path: Path, colour_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = api_settings(tmp_path, colour_bundle, log_format="json")
+    # At debug, where reads that succeed leave a line as well.
+    async with json_logs("api", "debug"), open_api(settings) as api:
+        answers = [await post(api, "/what/fast"), await api.client.get(STATUS)]
+        await api.succeed(HASH)
+        # Each twice: what this process remembers is said by another path.
+        answers += [await api.client.get(STATUS) for _ in range(2)]
+        answers += [await post(api, V1), await api.client.get(ITEM)]
+        answers += [await api.client.get(f"{ITEM}/content"), await api.client.delete(ITEM)]
+        answers += [await api.client.get(STATUS), await api.client.get(f"{ITEM}/content")]
+        answers += [await api.client.delete(ITEM)]
+    logged = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    requests = [line for line in logged if line["message"] == "request"]
+    asked = [(each.request.method, each.request.url.path, each.status_code) for each in answers]
+    assert [(line["method"], line["path"], line["status"]) for line in requests] == asked
+    assert [each.status_code for each in answers[-5:]] == [307, 204, 404, 404, 404]
+    traces = {line["trace"] for line in requests}
+    for line in logged:
+        if line.get("trace") in traces:
+            assert (line.get("image_hash"), line.get("tenant")) == (HASH, "public"), line
