@@ -104,7 +104,8 @@ def main() -> None:
     except httpx.HTTPStatusError as refused:
         if refused.response.status_code != httpx.codes.UNAUTHORIZED:
             raise
-        sys.exit('It asks for a key: GLIMPSE_API_KEY="$(make --silent key NAME=demo)" make demo')
+        make_key = "make --silent key NAME=demo SCOPES=classify,read,jobs"
+        sys.exit(f'It asks for a key: GLIMPSE_API_KEY="$({make_key})" make demo')
     except httpx.TransportError:
         sys.exit(f"Nothing answers at {url}. Start it in another terminal: make run")
     sys.exit(int(failed))

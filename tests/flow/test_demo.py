@@ -1,0 +1,73 @@
+"""`make demo`, on a real stack with the bundled model: what the README shows is what comes."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from compose.demo import PHOTOS
+from compose.demo_batch import BROKEN, PICTURES
+from core.settings import DEFAULT_BUNDLE
+from tests.support.stack import ROOT, Stack, free_port
+
+WIDTH = 80  # of a terminal nobody has widened, and of the README's block
+
+
+def demo(environment: Mapping[str, str], **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "compose.demo"],
+        cwd=ROOT,
+        env={**environment, "HOST": "127.0.0.1", "COLUMNS": str(WIDTH), **more},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def test_the_demo_shows_every_photo_and_a_job_within_eighty_columns(tmp_path: Path) -> None:
+    with Stack(tmp_path, DEFAULT_BUNDLE) as stack:
+        done = demo(stack.environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= WIDTH
+    assert f"What is in these pictures? ({stack.api.base_url})" in done.stdout
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
+    photos = [row for row in cells if len(row) == 6 and row[0]]
+    assert [row[:3] for row in photos] == [[photo, "202", "success"] for photo in PHOTOS]
+    for _, _, _, label, seconds, again in photos:
+        assert re.fullmatch(r".+ \d+%", label)
+        assert re.fullmatch(r"\d+ ms", seconds)
+        assert re.fullmatch(r"200, \d+ ms", again)
+    total = PICTURES + BROKEN
+    assert (total, BROKEN) == (123, 3)
+    assert re.search(rf"^one job ━+ {total}/{total} {BROKEN} failed ", done.stdout, re.MULTILINE)
+    assert re.search(r"^Job [0-9a-f]{32}: completed\. ", done.stdout, re.MULTILINE)
+    frequent = [row for row in cells if len(row) == 2]
+    assert frequent
+    assert 0 < sum(int(number) for _, number in frequent) <= PICTURES
+
+
+def test_the_demo_names_the_key_that_it_needs(tmp_path: Path, colour_bundle: Path) -> None:
+    with Stack(tmp_path, colour_bundle, API_KEYS="required") as stack:
+        refused = demo(stack.environment)
+        assert refused.returncode == 1
+        said = re.fullmatch(
+            r'It asks for a key: GLIMPSE_API_KEY="\$\(make --silent key NAME=demo'
+            r' SCOPES=([\w,]+)\)" make demo\n',
+            refused.stderr,
+        )
+        assert said, refused.stderr
+        key = stack.make_key("--scopes", said[1])
+        accepted = demo(stack.environment, GLIMPSE_API_KEY=key)
+    assert accepted.returncode == 0, accepted.stdout + accepted.stderr
+
+
+def test_the_demo_says_where_nothing_answers(tmp_path: Path, colour_bundle: Path) -> None:
+    stack = Stack(tmp_path, colour_bundle)  # never started
+    done = demo(stack.environment, API_PORT=str(port := free_port()))
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"Nothing answers at http://127.0.0.1:{port}. Start it in another terminal: make run\n"
+    )
