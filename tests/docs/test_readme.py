@@ -11,9 +11,13 @@ import httpx
 import pytest
 
 from compose import settings_docs
-from core.settings import Settings
+from compose.demo import PHOTOS, photos
+from compose.demo_batch import BROKEN, PICTURES
+from core.model_bundle import read_bundle
+from core.settings import DEFAULT_BUNDLE, Settings
 from tests.support.pictures import picture, sha256
 from tests.support.stack import ROOT, Stack
+from worker.classifier import Classifier
 
 README = (ROOT / "README.md").read_text()
 PAGES = sorted(
@@ -149,8 +153,6 @@ class Curl:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    from core.settings import DEFAULT_BUNDLE
-
     with Stack(tmp_path_factory.mktemp("readme"), DEFAULT_BUNDLE) as running:
         yield running
 
@@ -192,3 +194,26 @@ def test_example_answer_has_the_shape_of_a_real_one(stack: Stack) -> None:
     assert example["model"].split("@")[0] == real["model"].split("@")[0]
     labels = (ROOT / "models/default/labels.txt").read_text().splitlines()
     assert {a["label"] for a in example["annotations"]} <= set(labels)
+
+
+def test_the_demo_shows_what_the_bundled_model_says() -> None:
+    shown = README.partition("<!-- demo: begin -->")[2].partition("<!-- demo: end -->")[0]
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines()]
+    labels: dict[str, list[str]] = {}
+    file = ""
+    for row in cells:
+        if len(row) == 6:
+            file = row[0] or file  # a photo's name stands beside its first label only
+            labels.setdefault(file, []).append(row[3])
+    bundle = read_bundle(DEFAULT_BUNDLE)
+    classifier = Classifier(bundle, max_pixels=10**6, labels_per_image=3)
+    assert tuple(labels) == PHOTOS
+    assert labels == {
+        file: [f"{each.label} {each.confidence:.0%}" for each in classifier.annotate(photo)]
+        for file, photo in photos()
+    }
+    # The job's pictures are drawn anew each time: only what they are called is certain.
+    frequent = dict(row for row in cells if len(row) == 2)
+    assert frequent
+    assert set(frequent) <= set(bundle.labels)
+    assert f"{PICTURES + BROKEN}/{PICTURES + BROKEN} {BROKEN} failed" in shown
