@@ -1,6 +1,7 @@
 """What make's commands run, as `make --dry-run` shows it: nothing of it happens here."""
 
 import os
+import re
 import subprocess
 
 import pytest
@@ -48,7 +49,9 @@ def test_make_clean_deletes_what_was_installed_and_generated_and_no_data() -> No
     delete, sweep = recipe("clean")
     program, option, *deleted = delete.split()
     assert (program, option) == ("rm", "-rf")
-    installed = {".venv", ".poetry", ".export-venv", ".checkov-venv", "benchmarks/.venvs"}
+    makefile = (ROOT / "Makefile").read_text()
+    installed = {*re.findall(r"^\w+ := (\.[\w-]+)$", makefile, re.MULTILINE), "benchmarks/.venvs"}
+    assert {".venv", ".poetry", ".export-venv"} < installed
     caches = {".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", ".import_linter_cache"}
     assert set(deleted) == installed | caches
     folders = "app worker core models compose docs terraform tests benchmarks"
