@@ -27,6 +27,7 @@ OPEN = {
     ("GET", "/docs"),
     ("GET", "/openapi.json"),
     ("GET", "/health"),
+    ("HEAD", "/health"),
     ("GET", "/ready"),
     ("GET", "/local/blobs/{tenant}/{image_hash}"),  # by the signature of the link
     ("HEAD", "/local/blobs/{tenant}/{image_hash}"),

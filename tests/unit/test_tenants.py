@@ -286,6 +286,7 @@ CASES: dict[tuple[str, str], Callable[[World], Awaitable[None]]] = {
     ("POST", "/what/fast"): lambda w: uploads_are_separate(w, "/what/fast", **form()),
     ("POST", "/what/slow"): lambda w: uploads_are_separate(w, "/what/slow", **form()),
     ("GET", "/what/status/{image_hash}"): lambda w: results(w, "GET", "/what/status/{}"),
+    ("HEAD", "/what/status/{image_hash}"): lambda w: results(w, "HEAD", "/what/status/{}"),
     ("GET", V1 + "/{image_hash}"): lambda w: reading(w, "GET"),
     ("HEAD", V1 + "/{image_hash}"): lambda w: reading(w, "HEAD"),
     ("DELETE", V1 + "/{image_hash}"): deleting,
