@@ -103,9 +103,10 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _declined(self) -> bool:
         """Whether the request offers another protocol that we leave, as HTTP/2 without TLS."""
+        if not self.parser.should_upgrade():
+            return False
         self.scope["method"] = self.parser.get_method().decode("ascii")
-        offers = self.parser.should_upgrade() and self.scope["method"] != "CONNECT"
-        return offers and not self._should_upgrade()
+        return self.scope["method"] != "CONNECT" and not self._should_upgrade()
 
     def on_message_complete(self) -> None:
         if not self._declined():
