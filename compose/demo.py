@@ -21,6 +21,14 @@ from core.settings import load_settings
 
 PHOTOS = ("chelsea.png", "coffee.png", "rocket.jpg", "astronaut.png")
 PATIENCE = 60.0  # seconds
+# Which backend runs, only `make run` has said. A batch needs the scope `jobs` as well.
+ASKS_FOR_A_KEY = """\
+It asks for a key, of the backend that make run has named. Of embedded, and likewise of emulator:
+  export GLIMPSE_API_KEY="$(BACKEND=embedded make --silent key NAME=demo SCOPES=classify,read,jobs)"
+Of compose:
+  export GLIMPSE_API_KEY="$(docker compose --file compose/compose.yaml exec -T api \\
+    python -m app.keys create demo --scopes classify,read,jobs)"
+Then again: make demo"""
 
 
 @dataclass(frozen=True)
@@ -104,8 +112,7 @@ def main() -> None:
     except httpx.HTTPStatusError as refused:
         if refused.response.status_code != httpx.codes.UNAUTHORIZED:
             raise
-        make_key = "make --silent key NAME=demo SCOPES=classify,read,jobs"
-        sys.exit(f'It asks for a key: GLIMPSE_API_KEY="$({make_key})" make demo')
+        sys.exit(ASKS_FOR_A_KEY)
     except httpx.TransportError:
         sys.exit(f"Nothing answers at {url}. Start it in another terminal: make run")
     sys.exit(int(failed))

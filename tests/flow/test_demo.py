@@ -53,11 +53,7 @@ def test_the_demo_names_the_key_that_it_needs(tmp_path: Path, colour_bundle: Pat
     with Stack(tmp_path, colour_bundle, API_KEYS="required") as stack:
         refused = demo(stack.environment)
         assert refused.returncode == 1
-        said = re.fullmatch(
-            r'It asks for a key: GLIMPSE_API_KEY="\$\(make --silent key NAME=demo'
-            r' SCOPES=([\w,]+)\)" make demo\n',
-            refused.stderr,
-        )
+        said = re.search(r"make --silent key NAME=demo SCOPES=([\w,]+)", refused.stderr)
         assert said, refused.stderr
         key = stack.make_key("--scopes", said[1])
         accepted = demo(stack.environment, GLIMPSE_API_KEY=key)
