@@ -36,6 +36,8 @@ def env_example() -> str:
     """Every setting with its default, commented out."""
     lines = [
         "# Copy to .env and uncomment what you change. Each line shows the default.",
+        "# Two of them are not the same as no line: where BACKEND is set make run does not choose,",
+        "# and where STORAGE_EMULATOR_HOST is set `gs://` means the emulator.",
         "# Environment variables of the same name win over this file.",
     ]
     for name, default, meaning in rows():

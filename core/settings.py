@@ -62,9 +62,18 @@ class Settings(BaseSettings):
     # --- Where things run -----------------------------------------------------------------------
     backend: Annotated[
         Literal["embedded", "emulator", "gcp"],
-        Field(description="Where records, images and messages are kept"),
+        Field(
+            description="Where records, images and messages are kept: `embedded`, `emulator` or "
+            "`gcp`; where it is not set, `make run` chooses"
+        ),
     ] = "embedded"
-    host: Annotated[str, Field(description="Address that both services listen on")] = "127.0.0.1"
+    host: Annotated[
+        str,
+        Field(
+            description="Address that both services listen on; where other machines reach it, the "
+            "API needs API_KEYS and the worker PUSH_AUTH, or both ALLOW_PUBLIC"
+        ),
+    ] = "127.0.0.1"
     api_port: Annotated[Port, Field(description="Port of the API")] = 8080
     worker_port: Annotated[Port, Field(description="Port of the worker")] = 8081
     port: Annotated[
@@ -108,7 +117,7 @@ class Settings(BaseSettings):
     # --- Who may ask ----------------------------------------------------------------------------
     api_keys: Annotated[
         Literal["off", "required"],
-        Field(description="Whether the API answers only who has a key"),
+        Field(description="Whether the API answers only who has a key: `off` or `required`"),
     ] = "off"
     allow_public: Annotated[
         bool,
@@ -383,10 +392,12 @@ class Settings(BaseSettings):
 
     # --- Logs, traces, metrics ------------------------------------------------------------------
     log_format: Annotated[
-        Literal["console", "json"], Field(description="Readable lines, or JSON for Cloud Logging")
+        Literal["console", "json"],
+        Field(description="`console` for readable lines, or `json` for Cloud Logging"),
     ] = "console"
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Field(description="Least severity to log")
+        Literal["debug", "info", "warning", "error"],
+        Field(description="Least severity to log: `debug`, `info`, `warning` or `error`"),
     ] = "info"
     audit_log: Annotated[
         bool, Field(description="Whether the API writes a line for each image it is given")
@@ -394,8 +405,8 @@ class Settings(BaseSettings):
     traces: Annotated[
         Literal["off", "otlp", "gcp"],
         Field(
-            description="Where traces go: nowhere, to a collector (the standard "
-            "`OTEL_EXPORTER_OTLP_ENDPOINT` says which), or to Cloud Trace"
+            description="Where traces go: `off`, nowhere; `otlp`, to a collector (the standard "
+            "`OTEL_EXPORTER_OTLP_ENDPOINT` says which); `gcp`, to Cloud Trace"
         ),
     ] = "off"
     metrics: Annotated[
