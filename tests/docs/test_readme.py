@@ -103,18 +103,23 @@ class Curl:
     headers: dict[str, str]
     uploads: list[tuple[str, str]]
     body: str | None
+    output: str | None
+    follow: bool
     statuses: set[int]
 
     @classmethod
     def parse(cls, line: str) -> "Curl":
         command, _, comment = line.partition(" # ")
         method, url, headers, body = "GET", "", {}, None
+        output, follow = None, False
         uploads: list[tuple[str, str]] = []
         words = iter(shlex.split(command)[1:])
         for word in words:
             match word:
                 case "-i" | "-s" | "-sN":
                     pass
+                case "-sL":
+                    follow = True
                 case "-F":
                     name, _, file = next(words).partition("=@")
                     method = "POST"
@@ -127,13 +132,13 @@ class Curl:
                 case "-X":
                     method = next(words)
                 case "-o":
-                    next(words)
+                    output = next(words)
                 case _:
                     assert word.startswith("http://127.0.0.1:8080/"), f"unknown option {word}"
                     url = word.removeprefix("http://127.0.0.1:8080")
         statuses = {int(number) for number in re.findall(r"\b[2-5]\d\d\b", comment)}
         assert statuses, f"no status announced: {line}"
-        return cls(line, method, url, headers, uploads, body, statuses)
+        return cls(line, method, url, headers, uploads, body, output, follow, statuses)
 
     def send(
         self, client: httpx.Client, files: dict[str, bytes], variables: dict[str, str]
@@ -148,6 +153,7 @@ class Curl:
             headers=self.headers,
             files=uploads or None,
             content=files[self.body] if self.body else None,
+            follow_redirects=self.follow,
         )
 
 
@@ -167,9 +173,16 @@ def test_curl_examples_do_what_they_say(stack: Stack) -> None:
         if line.startswith("curl ")
     ]
     assert len(commands) >= 13
+    saved = 0
     for command in commands:
         answer = command.send(stack.api, {"cat.jpg": cat, "dog.jpg": dog}, variables)
-        assert answer.status_code in command.statuses, f"{command.line}: {answer.text}"
+        passed = {each.status_code for each in (*answer.history, answer)}
+        assert passed <= command.statuses, f"{command.line}: {answer.text}"
+        if command.follow:
+            assert passed == command.statuses
+        if command.output == "copy.jpg":
+            assert answer.content == cat
+            saved += 1
         if command.statuses == {202, 200}:
             assert len(stack.result(sha256(cat))["annotations"]) == 5  # type: ignore[arg-type]
         if "job_id" in command.line:
@@ -182,6 +195,7 @@ def test_curl_examples_do_what_they_say(stack: Stack) -> None:
         if "Location" in command.line:
             assert answer.headers["location"]
             assert answer.headers["retry-after"]
+    assert saved == 1
 
 
 def test_example_answer_has_the_shape_of_a_real_one(stack: Stack) -> None:
