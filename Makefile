@@ -30,37 +30,41 @@ $(VENV)/.complete: poetry.lock pyproject.toml $(POETRY_VENV)/.complete
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement $(POETRY_VENV)/requirements.txt
 	@touch $@
 
+# What is called beside a running service installs only where nothing is: a lock that has changed
+# since, as after a git pull, would have the service's packages deleted under it.
+INSTALLED := $(if $(wildcard $(VENV)/.complete),,setup)
+
 .PHONY: run
 run: setup ## Start Glimpse on what this machine has; BACKEND=embedded|emulator|compose forces one
 	@exec $(BIN)/python -m compose run
 
 .PHONY: stop
-stop: setup ## Stop what make run started, wherever it runs
+stop: $(INSTALLED) ## Stop what make run started, wherever it runs
 	@$(BIN)/python -m compose stop
 
 .PHONY: logs
-logs: setup ## Follow the logs of what make run started
+logs: $(INSTALLED) ## Follow the logs of what make run started
 	@exec $(BIN)/python -m compose logs
 
 .PHONY: purge
-purge: setup ## Stop it, and delete its data: images, results, messages
+purge: $(INSTALLED) ## Stop it, and delete its data: images, results, messages
 	@$(BIN)/python -m compose purge
 
 .PHONY: demo
-demo: setup ## Send a few photos to the running service and show the labels
+demo: $(INSTALLED) ## Send a few photos to the running service and show the labels
 	@$(BIN)/python -m compose.demo
 
 .PHONY: key
-key: setup ## Make an API key: make key NAME=<what for> [TENANT= SCOPES= EXPIRES=90d]
+key: $(INSTALLED) ## Make an API key: make key NAME=<what for> [TENANT= SCOPES= EXPIRES=90d]
 	@test -n "$(NAME)" || { echo 'usage: make key NAME=laptop [TENANT=public] [SCOPES=classify,read] [EXPIRES=90d]'; exit 2; }
 	@$(BIN)/python -m app.keys create "$(NAME)" $(if $(TENANT),--tenant "$(TENANT)") $(if $(SCOPES),--scopes "$(SCOPES)") $(if $(EXPIRES),--expires "$(EXPIRES)")
 
 .PHONY: keys
-keys: setup ## List the API keys
+keys: $(INSTALLED) ## List the API keys
 	@$(BIN)/python -m app.keys list
 
 .PHONY: smoke
-smoke: setup ## Send a new picture to a running Glimpse and wait for its labels: make smoke URL=<address>
+smoke: $(INSTALLED) ## Send a new picture to a running Glimpse and wait for its labels: make smoke URL=<address>
 	@$(BIN)/python -m compose.smoke $(or $(URL),http://127.0.0.1:8080)
 
 .PHONY: test
@@ -156,5 +160,5 @@ test-export: $(EXPORT_VENV)/.complete ## Test training and export (installs PyTo
 
 .PHONY: clean
 clean: ## Delete what was installed and generated; DATA_DIR stays
-	rm -rf $(VENV) $(POETRY_VENV) $(EXPORT_VENV) $(CHECKOV_VENV) $(FUZZ_VENV) $(AUDIT_VENV) benchmarks/.venvs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(POETRY_VENV) $(EXPORT_VENV) $(CHECKOV_VENV) $(FUZZ_VENV) .fuzz $(AUDIT_VENV) benchmarks/.venvs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
