@@ -302,7 +302,9 @@ def _add_security(app: FastAPI, schema: dict[str, Any], keys_required: bool) -> 
             operation = schema["paths"].get(route.path_format, {}).get(method.lower())
             if operation is not None:
                 operation["security"] = [{"bearer": []}, {"header": []}, *anyone]
-                operation["description"] += f"\n\nNeeds a key with the scope `{scope.value}`."
+                operation["description"] += (
+                    f"\n\nWhere keys are required: one with the scope `{scope.value}`."
+                )
                 for status, response in GUARD_REFUSALS.items():
                     operation["responses"].setdefault(str(status), response)
 

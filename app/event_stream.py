@@ -74,6 +74,8 @@ async def open_stream(
 class EventStream(Response):
     """Sends events until the last one, the end of its time, or until nobody reads them."""
 
+    media_type = MEDIA_TYPE  # for /openapi.json: the `response_class` of its routes
+
     def __init__(
         self,
         events: LiveEvents,

@@ -19,7 +19,7 @@ from app.documentation import (
     results,
     stream_of,
 )
-from app.event_stream import open_stream
+from app.event_stream import EventStream, open_stream
 from app.guard import admission, count_image, requires
 from app.image_service import UNKNOWN_IMAGE, ImageService, service_of
 from app.live_streams import Watched
@@ -93,6 +93,8 @@ async def read(request: Request, principal: Principal) -> Response:
     summary="An image's changes, as they come",
     description="Server-sent events: first the image as it is, then each change of it, at the end "
     "`complete` or `error`. Then the stream is closed.",
+    status_code=200,
+    response_class=EventStream,
     responses={**stream_of("image"), **LOOKUP_REFUSALS, **STREAM_REFUSALS},
     openapi_extra={"parameters": [IMAGE_HASH, MODEL, *STREAM_PARAMETERS]},
 )
@@ -110,6 +112,7 @@ async def stream(request: Request, principal: Principal) -> Response:
 @router.get(
     "/{image_hash}/content",
     status_code=307,
+    response_class=Response,
     summary="The image itself",
     description="Leads to a signed link that expires.",
     responses={

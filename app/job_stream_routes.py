@@ -12,7 +12,7 @@ from app.documentation import (
     refusals,
     stream_of,
 )
-from app.event_stream import open_stream
+from app.event_stream import EventStream, open_stream
 from app.guard import admission, admitted, requires, socket_requires
 from app.image_service import ImageService
 from app.job_events import JobWatcher
@@ -40,6 +40,8 @@ router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"], route_class=RequestRout
     '`last_event_id` as well, and cancels the job on the message `{"action": "cancel"}`. It is '
     "closed with 1000 after the last event, with 1012 where you are to come again, and with 4000 "
     "plus a status where HTTP would answer with that: 4401, 4403, 4404, 4429, 4503.",
+    status_code=200,
+    response_class=EventStream,
     responses={
         **stream_of("job"),
         **refusals(errors.NotFound, errors.Forbidden),

@@ -630,6 +630,16 @@ def _references(node: object) -> list[str]:
     return []
 
 
+async def test_the_schema_says_what_comes_where_it_is_not_json(api: Api) -> None:
+    paths = (await api.client.get("/openapi.json")).json()["paths"]
+    for path in (f"{V1}/{{image_hash}}/stream", "/api/v1/jobs/{job_id}/stream"):
+        answers = paths[path]["get"]["responses"]
+        assert list(answers["200"]["content"]) == ["text/event-stream"]
+        assert "content" not in answers["204"]
+    link = paths[f"{V1}/{{image_hash}}/content"]["get"]["responses"]["307"]
+    assert "content" not in link
+
+
 async def test_documented_examples_have_the_bodys_shape(api: Api) -> None:
     schema = (await api.client.get("/openapi.json")).json()
     examples = schema["components"]["examples"]
