@@ -98,7 +98,12 @@ def main() -> None:
     command = commands[parser.parse_args().command]
     try:
         status = command(asked_backend(os.environ, ENV_FILE))
-    except (CannotRun, instance.AlreadyRunning, instance.DoesNotStop) as error:
+    except (
+        CannotRun,
+        instance.AlreadyRunning,
+        instance.DoesNotStop,
+        instance.UnusableFolder,
+    ) as error:
         raise SystemExit(str(error)) from None
     except KeyboardInterrupt:
         status = 130

@@ -33,6 +33,10 @@ class DoesNotStop(Exception):
     """The supervisor still runs after all the time that it may take."""
 
 
+class UnusableFolder(Exception):
+    """The data folder cannot be made, or not be written; the text says why."""
+
+
 def pid_file(data_dir: Path) -> Path:
     return data_dir / "glimpse.pid"
 
@@ -43,7 +47,10 @@ def log_file(data_dir: Path) -> Path:
 
 @contextmanager
 def claimed(data_dir: Path) -> Iterator[None]:
-    """Be the folder's one supervisor, whose process id others find. Raises AlreadyRunning."""
+    """Be the folder's one supervisor, whose process id others find.
+
+    Raises AlreadyRunning, UnusableFolder.
+    """
     with _locked(data_dir) as file:
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
@@ -53,11 +60,12 @@ def claimed(data_dir: Path) -> Iterator[None]:
 
 
 def _locked(data_dir: Path) -> TextIO:
-    """The pid file, with a lock on it that ends when it is closed. Raises AlreadyRunning."""
+    """The pid file, with a lock on it that ends when it is closed. Raises as `claimed`."""
     deadline = time.monotonic() + _CLAIM_SECONDS
     while True:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = pid_file(data_dir).open("a+")
+        with _usable(data_dir):
+            data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            file = pid_file(data_dir).open("a+")
         # A purge deletes the file that it holds: a lock on that one would be seen by nobody.
         if _lock(file.fileno(), fcntl.LOCK_EX) and _is_at(pid_file(data_dir), file):
             return file
@@ -79,11 +87,12 @@ def _is_at(path: Path, file: TextIO) -> bool:
 
 
 def running(data_dir: Path) -> int | None:
-    """The process id of the folder's supervisor, if one lives."""
-    try:
-        file = pid_file(data_dir).open()
-    except FileNotFoundError:
-        return None
+    """The process id of the folder's supervisor, if one lives. Raises UnusableFolder."""
+    with _usable(data_dir):
+        try:
+            file = pid_file(data_dir).open()
+        except FileNotFoundError:
+            return None
     with file:
         if _lock(file.fileno(), fcntl.LOCK_SH):
             return None
@@ -94,7 +103,7 @@ def running(data_dir: Path) -> int | None:
 def stop(data_dir: Path, patience: float) -> bool:
     """End the folder's supervisor and with it all it runs; False if there was none.
 
-    Raises DoesNotStop after `patience` seconds.
+    Raises UnusableFolder, and DoesNotStop after `patience` seconds.
     """
     process = running(data_dir)
     if process is None:
@@ -131,10 +140,18 @@ def purge(data_dir: Path) -> list[str]:
 
 @contextmanager
 def opened_log(data_dir: Path) -> Iterator[Callable[[str], None]]:
-    """Writes a line to the log that `make logs` shows; it is bounded in size."""
-    handler = logging.handlers.RotatingFileHandler(
-        log_file(data_dir), maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8", errors="replace"
-    )
+    """Writes a line to the log that `make logs` shows; it is bounded in size.
+
+    Raises UnusableFolder.
+    """
+    with _usable(data_dir):
+        handler = logging.handlers.RotatingFileHandler(
+            log_file(data_dir),
+            maxBytes=LOG_BYTES,
+            backupCount=1,
+            encoding="utf-8",
+            errors="replace",
+        )
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.Logger("glimpse")
     logger.addHandler(handler)
@@ -142,6 +159,17 @@ def opened_log(data_dir: Path) -> Iterator[Callable[[str], None]]:
         yield logger.info
     finally:
         handler.close()
+
+
+@contextmanager
+def _usable(data_dir: Path) -> Iterator[None]:
+    """Raises UnusableFolder where what is done in the folder cannot be."""
+    try:
+        yield
+    except OSError as error:
+        raise UnusableFolder(
+            f"DATA_DIR={data_dir} cannot be used: {error.filename}: {error.strerror}."
+        ) from error
 
 
 def _lock(descriptor: int, kind: int) -> bool:

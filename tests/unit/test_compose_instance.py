@@ -61,6 +61,42 @@ def test_a_killed_one_leaves_the_folder_free(tmp_path: Path) -> None:
             pass
 
 
+def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for folder in (file, file / "data"):
+        with pytest.raises(instance.UnusableFolder, match=f"DATA_DIR={folder} cannot be used: "):
+            instance.claimed(folder).__enter__()
+        with pytest.raises(instance.UnusableFolder, match="Not a directory"):
+            instance.stop(folder, 1)
+    instance.log_file(tmp_path).mkdir()
+    with pytest.raises(instance.UnusableFolder, match=r"glimpse\.log: Is a directory"):
+        instance.opened_log(tmp_path).__enter__()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(instance.UnusableFolder, match=r"data: Permission denied\.$"):
+        instance.claimed(tmp_path / "data").__enter__()
+
+
+@pytest.mark.parametrize("module", ["compose", "compose.supervisor"])
+def test_it_is_said_in_one_sentence(tmp_path: Path, module: str) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    done = subprocess.run(
+        [sys.executable, "-m", module, *(["run"] if module == "compose" else [])],
+        cwd=ROOT,
+        env={**os.environ, "BACKEND": "embedded", "DATA_DIR": str(file)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == f"DATA_DIR={file} cannot be used: {file}: File exists.\n"
+
+
 def test_stop_ends_it(tmp_path: Path) -> None:
     assert not instance.stop(tmp_path, 1)
     with holder(tmp_path) as process:
