@@ -25,6 +25,7 @@ from core.settings import Settings, load_settings
 ROOT = Path(__file__).resolve().parents[1]
 RESTART_DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds; one more quick death gives up
 STEADY_AFTER = 20.0  # seconds; a process that lived this long starts over in that list
+ASK_AT_FIRST, ASK_AT_LAST = 0.2, 2.0  # seconds between two looks whether a service is ready
 _COLOURS = {"api": 36, "worker": 32, "queue": 35, "scheduler": 35, "set-up": 33}
 _OTHERS_COLOUR = 37
 _EMULATORS_COLOUR = 34
@@ -170,16 +171,25 @@ async def _announce(supervisor: Supervisor, settings: Settings) -> None:
     waiting = {api, settings.worker_url}
     while not supervisor.started.is_set() and not supervisor.stop.is_set():
         await _wait(supervisor.stop, 0.2)
+    pause = ASK_AT_FIRST
     # Without the environment's proxies: they do not lead to this machine.
     async with httpx.AsyncClient(trust_env=False) as client:
         while waiting and not supervisor.stop.is_set():
+            refused = False
             for url in list(waiting):
                 try:
-                    if (await client.get(f"{url}/ready", timeout=3)).status_code == httpx.codes.OK:
-                        waiting.discard(url)
+                    answer = await client.get(f"{url}/ready", timeout=3)
                 except httpx.TransportError:
-                    pass
-            await _wait(supervisor.stop, 0.2)
+                    continue
+                if answer.status_code == httpx.codes.OK:
+                    waiting.discard(url)
+                else:
+                    refused = True
+            if waiting:
+                await _wait(supervisor.stop, pause)
+            # Each refusal is a line of the service's log: they must not hide what it lacks.
+            if refused:
+                pause = min(1.5 * pause, ASK_AT_LAST)
     if not supervisor.stop.is_set():
         supervisor.say("glimpse", f"ready: {api}, documentation at {api}/docs")
         supervisor.say("glimpse", f"try:   curl -F img=@cat.jpg {api}/what/slow, or make demo")

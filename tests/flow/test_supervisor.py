@@ -1,6 +1,7 @@
 """`make run`: one command, logs by name, restarts, a plain word about a taken port."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -112,6 +113,20 @@ def test_whoever_watched_may_go_away(tmp_path: Path, colour_bundle: Path) -> Non
     assert "glimpse | stopped" in log
 
 
+def test_what_is_missing_is_not_hidden_by_asking(tmp_path: Path, colour_bundle: Path) -> None:
+    missing = tmp_path / "bundle"
+    ports = {"API_PORT": free_port(), "WORKER_PORT": free_port()}
+    with supervisor(tmp_path, missing, **ports):
+        asked = [_asked(tmp_path, 4)]
+        time.sleep(5)
+        asked.append((tmp_path / "log").read_text().count(" path=/ready "))
+        # Every 0.2 seconds it would be 25 times.
+        assert asked[1] - asked[0] < 10
+        assert f"{missing} is not a model bundle" in (tmp_path / "log").read_text()
+        shutil.copytree(colour_bundle, missing)
+        until(tmp_path, "ready: http://127.0.0.1")
+
+
 @pytest.mark.parametrize(("service", "setting"), [("api", "API_PORT"), ("worker", "WORKER_PORT")])
 def test_taken_port_is_named(
     tmp_path: Path, colour_bundle: Path, service: str, setting: str
@@ -132,6 +147,16 @@ def test_wrong_setting_is_named(tmp_path: Path, colour_bundle: Path) -> None:
     with supervisor(tmp_path, colour_bundle, API_PORT="eighty") as process:
         assert process.wait(timeout=30) == 1
     assert "API_PORT" in (tmp_path / "log").read_text()
+
+
+def _asked(folder: Path, least: int, patience: float = 60) -> int:
+    """How often /ready was asked for by the log, once that is at least so often."""
+    deadline, count = time.monotonic() + patience, 0
+    while count < least:
+        assert time.monotonic() < deadline, f"asked {count} times"
+        time.sleep(0.1)
+        count = (folder / "log").read_text(errors="replace").count(" path=/ready ")
+    return count
 
 
 def _answers(port: int) -> bool:
