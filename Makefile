@@ -160,5 +160,5 @@ test-export: $(EXPORT_VENV)/.complete ## Test training and export (installs PyTo
 
 .PHONY: clean
 clean: ## Delete what was installed and generated; DATA_DIR stays
-	rm -rf $(VENV) $(POETRY_VENV) $(EXPORT_VENV) $(CHECKOV_VENV) $(FUZZ_VENV) .fuzz $(AUDIT_VENV) benchmarks/.venvs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(POETRY_VENV) $(EXPORT_VENV) $(CHECKOV_VENV) $(FUZZ_VENV) $(AUDIT_VENV) benchmarks/.venvs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +

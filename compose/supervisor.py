@@ -205,9 +205,10 @@ async def supervise(settings: Settings) -> int:
     with opened_log(settings.data_dir) as write:
         supervisor = Supervisor(wanted, settings.shutdown_seconds + 2, write)
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
-                loop.add_signal_handler(number, supervisor.stop.set)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, supervisor.stop.set)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
+            loop.add_signal_handler(signal.SIGHUP, supervisor.stop.set)
         supervisor.say("glimpse", wanted.title)
         announcement = asyncio.create_task(_announce(supervisor, settings))
         await supervisor.run()

@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.support.signals import heard
 from tests.support.stack import ROOT, free_port
 
 
@@ -95,7 +96,10 @@ def test_whoever_watched_may_go_away(tmp_path: Path, colour_bundle: Path) -> Non
     """As with `make run | head`, and a terminal that is closed: more is said than a pipe holds."""
     ports = {"API_PORT": free_port(), "WORKER_PORT": free_port()}
     read, write = os.pipe()
-    with supervisor(tmp_path, colour_bundle, write, **ports) as process:
+    with (
+        heard(signal.SIGHUP),
+        supervisor(tmp_path, colour_bundle, write, **ports) as process,
+    ):
         os.close(write)
         until(tmp_path / "data", "ready: http://127.0.0.1", log="glimpse.log")
         os.close(read)

@@ -5,8 +5,6 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from core.model_bundle import read_bundle
 from core.settings import Settings
 from tests.support.api import open_api
 from tests.support.buckets import fill_bundle, remove
+from tests.support.signals import heard
 from tests.unit.test_api_process import PATIENCE, environment, run
 
 
@@ -95,26 +94,12 @@ def test_a_process_says_plainly_what_is_wrong_with_it(
     assert "Traceback" not in ended.stderr
 
 
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Processes started inside hear SIGINT, as a terminal's do.
-
-    A test run that a shell started in the background ignores it, and what is ignored is inherited;
-    what is handled is not (POSIX, exec).
-    """
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_process_that_waits_can_be_stopped(
     settings: Settings, tmp_path: Path, number: signal.Signals
 ) -> None:
     values = {"STORAGE_EMULATOR_HOST": settings.storage_emulator_host, "LOG_FORMAT": "json"}
-    with interruptible():
+    with heard(signal.SIGINT):
         process = subprocess.Popen(
             [sys.executable, "-m", "app"],
             cwd=tmp_path,
