@@ -14,10 +14,9 @@ from core.bounded_reads import TooManyReads
 from core.errors import InvalidImage
 
 MAX_FRAMES = 10_000  # five minutes of them
-MAX_BOXES = 4_000
+MAX_PARTS = 10_000  # boxes, items and units of the bitstream that are looked at
 _CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"meta", b"iinf")
 _SEQUENCE_HEADER = 1  # the type of an OBU
-_MAX_UNITS = 1000  # OBUs of one picture before its sequence header
 
 
 class Size(NamedTuple):
@@ -46,7 +45,7 @@ def is_avif_container(data: bytes | bytearray) -> bool:
 def check_announced(data: bytes | bytearray, max_pixels: int) -> None:
     """Raise InvalidImage where a file announces more than a decoder should be led into."""
     try:
-        found = announced(data, MAX_BOXES)
+        found = announced(data, MAX_PARTS)
     except TooManyReads:
         raise InvalidImage("The file has too many parts before its picture.") from None
     if found.frames > MAX_FRAMES:
@@ -59,13 +58,13 @@ def check_announced(data: bytes | bytearray, max_pixels: int) -> None:
             )
 
 
-def announced(data: bytes | bytearray, most_boxes: int) -> Announced:
+def announced(data: bytes | bytearray, most_parts: int) -> Announced:
     """What is announced in the boxes of `data`.
 
     A size that cannot be read is left out: the decoder cannot read it either. Raises TooManyReads
-    where there are more than `most_boxes` boxes to look at.
+    where there are more than `most_parts` parts to look at.
     """
-    reader = _Reader(data, most_boxes)
+    reader = _Reader(data, most_parts)
     frames, starts, coded, idat = 0, list[int](), set[int](), 0
     located = list[tuple[int, int, int]]()  # item, how its offset counts, offset
     for box in reader.boxes():
@@ -82,14 +81,19 @@ def announced(data: bytes | bytearray, most_boxes: int) -> Announced:
     for item, method, offset in located:
         if item in coded and method in (0, 1):
             starts.append(offset + (idat if method else 0))
-    sizes = [size for start in starts if (size := _coded_size(data, start)) is not None]
+    sizes = [size for start in starts if (size := reader.coded_size(start)) is not None]
     return Announced(frames, tuple(sizes))
 
 
 class _Reader:
-    def __init__(self, data: bytes | bytearray, most_boxes: int) -> None:
+    def __init__(self, data: bytes | bytearray, most_parts: int) -> None:
         self._data = data
-        self._left = most_boxes
+        self._left = most_parts
+
+    def _spend(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise TooManyReads
 
     def number(self, at: int, size: int) -> int:
         return int.from_bytes(self._data[at : at + size], "big")
@@ -100,9 +104,7 @@ class _Reader:
         while spans:
             at, end = spans.pop()
             while at + 8 <= end:
-                self._left -= 1
-                if self._left < 0:
-                    raise TooManyReads
+                self._spend()
                 size, head = self.number(at, 4), 8
                 if size == 1:  # the size proper is a longer number
                     size, head = self.number(at + 8, 8), 16
@@ -142,9 +144,7 @@ class _Reader:
         id_size = 2 if version < 2 else 4
         count, at = self.number(at + 2, id_size), at + 2 + id_size
         for _ in range(count):
-            self._left -= 1
-            if self._left < 0:
-                raise TooManyReads
+            self._spend()
             if at >= box.end:
                 return
             item, at = self.number(at, id_size), at + id_size
@@ -158,21 +158,20 @@ class _Reader:
                 yield item, method, base + self.number(at + index, offset_size)
             at += extents * (index + offset_size + length_size)
 
-
-def _coded_size(data: bytes | bytearray, at: int) -> Size | None:
-    """The largest size that the AV1 bitstream at `at` may have (5.3, 5.5.1), if it says so."""
-    for _ in range(_MAX_UNITS):
-        if at >= len(data):
-            return None
-        head = data[at]
-        at += 2 if head & 4 else 1
-        size = len(data) - at
-        if head & 2:
-            size, at = _leb128(data, at)
-        if head >> 3 & 15 == _SEQUENCE_HEADER:
-            return _size_in_sequence_header(_Bits(data[at : at + min(size, 256)]))
-        at += size
-    return None
+    def coded_size(self, at: int) -> Size | None:
+        """The largest size that the bitstream at `at` may have (AV1 5.3), if it says so."""
+        data = self._data
+        while at < len(data):
+            self._spend()
+            head = data[at]
+            at += 2 if head & 4 else 1
+            size = len(data) - at
+            if head & 2:
+                size, at = _leb128(data, at)
+            if head >> 3 & 15 == _SEQUENCE_HEADER:
+                return _size_in_sequence_header(_Bits(data[at : at + min(size, 256)]))
+            at += size
+        return None
 
 
 def _leb128(data: bytes | bytearray, at: int) -> tuple[int, int]:

@@ -116,7 +116,18 @@ def test_boxes_that_lead_nowhere_end(data: bytes) -> None:
         with pytest.raises(TooManyReads):
             announced(data, 100)
         with pytest.raises(InvalidImage, match="too many parts"):
-            check_announced(data * 3, 10**6)
+            check_announced(data * 6, 10**6)
+
+
+def test_a_bitstream_of_nothing_but_padding_ends() -> None:
+    data = bytearray(still((64, 48)))
+    padding = b"\x12\0" * 20_000  # temporal delimiters, which are empty
+    begin = data.index(b"mdat") + 4
+    data[begin:] = padding
+    with pytest.raises(TooManyReads):
+        announced(data, 10_000)
+    with pytest.raises(InvalidImage, match="too many parts"):
+        check_announced(data, 10**6)
 
 
 def test_only_files_of_that_family_are_looked_at() -> None:
