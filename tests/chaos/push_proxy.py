@@ -92,12 +92,17 @@ class PushProxy:
         return ""
 
     def _corrupt(self, body: bytes) -> bytes:
+        """What can be seen to be wrong: cut off, or with a byte that is no text.
+
+        Another digit in a hash would be another message, as good as any, and no transport of
+        pushes, which is TLS or this machine's own, makes one out of the other.
+        """
         if not body:
             return b"\xff"
         at = self._draw.randrange(len(body))
         if self._draw.random() < 0.5:
             return body[:at]
-        return body[:at] + bytes([body[at] ^ (1 << self._draw.randrange(8))]) + body[at + 1 :]
+        return body[:at] + bytes([body[at] | 0x80]) + body[at + 1 :]
 
     async def _forward(self, path: str, body: bytes) -> int:
         """The worker's status; 503 where there is no worker."""
