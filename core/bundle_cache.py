@@ -41,6 +41,7 @@ log = structlog.get_logger(__name__)
 SMALL_FILE_BYTES = 4 * 1024 * 1024  # of the manifest, of the labels and of the sums, each at most
 FETCH_SECONDS = 900.0  # for a model's weights, and to wait for another process that fetches them
 LOCK_POLL_SECONDS = 0.2
+CLOSE_SECONDS = 3.0  # for what is being fetched to be given up and cleared away
 PART, LOCK = f"{MODEL_FILE}.part", f"{MODEL_FILE}.lock"
 
 
@@ -71,6 +72,8 @@ class BundleCache:
         self._folder = folder.absolute()
         self._objects = objects
         self._stopped = threading.Event()
+        self._fetching = 0
+        self._fewer = threading.Condition()  # than there were, that are being fetched
 
     def manifest(self, place: BucketFolder) -> Bundle:
         """The bundle at `place` without its weights.
@@ -114,11 +117,26 @@ class BundleCache:
                     self._fetch(place, path, digest, until)
 
     def close(self) -> None:
-        """Stop what is being fetched, in whichever thread; fetch no weights any more."""
+        """Stop what is being fetched, in whichever thread; fetch no weights any more. Blocks.
+
+        What was fetched in part has been deleted then, unless the disk takes too long over it.
+        """
         self._stopped.set()
         self._objects.close()
+        with self._fewer:
+            self._fewer.wait_for(lambda: not self._fetching, CLOSE_SECONDS)
 
     def _fetch(self, place: BucketFolder, path: Path, digest: str, until: float) -> None:
+        with self._fewer:
+            self._fetching += 1
+        try:
+            self._fetch_whole(place, path, digest, until)
+        finally:
+            with self._fewer:
+                self._fetching -= 1
+                self._fewer.notify_all()
+
+    def _fetch_whole(self, place: BucketFolder, path: Path, digest: str, until: float) -> None:
         part, began = path.with_name(PART), time.monotonic()
         try:
             with part.open("wb") as file:

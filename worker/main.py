@@ -79,7 +79,7 @@ def create_app(
         finally:
             opening.cancel()  # where the backend did not open, or the model is still on its way
             await asyncio.gather(opening, return_exceptions=True)
-            bundles.close()
+            await asyncio.to_thread(bundles.close)
             await models.close()
             await pool.close()
 

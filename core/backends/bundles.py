@@ -41,7 +41,7 @@ class Bundles:
             self._cached().weights(place, bundle)
 
     def close(self) -> None:
-        """Stop what is being fetched, in whichever thread."""
+        """Stop what is being fetched, in whichever thread. Blocks, for a moment."""
         if self._cache is not None:
             self._cache.close()
 

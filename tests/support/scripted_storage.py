@@ -79,7 +79,7 @@ async def write_while(
         with contextlib.suppress(ConnectionError):
             while going():
                 await answer.write(bytes(10_000))
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.001)  # as fast as it can would be gigabytes
     finally:
         # What nobody reads would keep the socket open for longer than the test lasts.
         if request.transport is not None:

@@ -9,6 +9,7 @@ import random
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -354,16 +355,25 @@ async def test_a_download_that_takes_too_long_ends(
 
 
 async def test_a_stop_ends_a_download(
-    bundles: Bundles, cloud: ScriptedStorage, settings: Settings
+    bundles: Bundles, cloud: ScriptedStorage, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And waits until what came of it is cleared away, as takes a while with gigabytes."""
     bundle = await manifest(bundles)
+    unlink = Path.unlink
+
+    def slowly(path: Path, missing_ok: bool = False) -> None:
+        time.sleep(0.3)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", slowly)
     cloud.endless = True
     fetching = asyncio.create_task(asyncio.to_thread(bundles.weights, URI, bundle))
     await cloud.reading.wait()
-    bundles.close()
+    await asyncio.to_thread(bundles.close)
+    # By now: the process may end before the thread does.
+    assert files(settings) == set(SMALL)
     with pytest.raises(BundleUnavailable, match="the process stops"):
         await fetching
-    assert files(settings) == set(SMALL)
 
 
 # --- Several at once. -----------------------------------------------------------------------------
