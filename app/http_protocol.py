@@ -48,7 +48,7 @@ class HttpProtocol(HttpToolsProtocol):
     _head_since: float | None = None  # on the loop's clock, while a request's headers are awaited
     _idle_bytes = 0  # received without progress: neither a head's end nor a byte of a body
     _incoming = 0  # what is being looked at
-    _data = b""
+    _data = b""  # that itself, for as long
     _progress = False
     _deaf = False  # what comes after a request that could not be read is nobody's
     _stopping = False
@@ -71,6 +71,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._progress = False
         self._incoming, self._data = len(data), data
         super().data_received(data)
+        self._data = b""  # thousands of idle connections must not hold what they last sent
         if self._progress:
             self._idle_bytes = 0
             return

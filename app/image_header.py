@@ -13,7 +13,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from core.avif import check_announced
 from core.bounded_reads import BoundedReads, TooManyReads
 from core.errors import InvalidImage, UnsupportedImage
-from core.picture_limits import MAX_SIDE, MAX_TEXT_CHUNK
+from core.picture_limits import MAX_TEXT_CHUNK, check_sides
 
 PngImagePlugin.MAX_TEXT_CHUNK = MAX_TEXT_CHUNK
 
@@ -77,11 +77,7 @@ def inspect_header(data: bytes | bytearray, content_type: str, max_pixels: int) 
         raise InvalidImage(f"The file begins like {name}, but its header is broken.") from None
     if width < 1 or height < 1:
         raise InvalidImage(f"The picture is {width} x {height} pixels: there is nothing to see.")
-    if max(width, height) > MAX_SIDE:
-        raise InvalidImage(
-            f"The picture is {width} x {height} pixels: no side may have over {MAX_SIDE}.",
-            extra={"width": width, "height": height, "max_side": MAX_SIDE},
-        )
+    check_sides(width, height)
     if width * height > max_pixels:
         raise InvalidImage(
             f"The picture is {width} x {height} pixels, more than {max_pixels} in all.",

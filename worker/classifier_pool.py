@@ -292,16 +292,14 @@ class _Member(asyncio.Protocol):
             for request in in_work:
                 request.frame = request.frame._replace(alone=True)
             return
-        behind = (
-            [each for each in self._asked if each.frame.name == first.frame.name]
-            if first.frame.kind == LOAD
-            else [first]
-        )
-        for request in behind:
-            innocent = request is not first
-            error = Unavailable(f"The model was not loaded. {reason}") if innocent else None
-            _settle(request, error=error or ClassifierLost(reason))
-        self._asked = deque(each for each in self._asked if each not in behind)
+        _settle(first, error=ClassifierLost(reason))
+        ended = [first]
+        if first.frame.kind == LOAD:
+            for request in self._asked:
+                if request.frame.name == first.frame.name and request is not first:
+                    _settle(request, error=Unavailable(f"The model was not loaded. {reason}"))
+                    ended.append(request)
+        self._asked = deque(each for each in self._asked if each not in ended)
 
     async def _end(self) -> int | None:
         process, self._process = self._process, None

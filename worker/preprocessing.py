@@ -23,7 +23,7 @@ from core.avif import check_announced, is_avif_container
 from core.bounded_reads import BoundedReads
 from core.errors import BundleError, InvalidImage, UndecodableImage
 from core.model_bundle import BundleManifest
-from core.picture_limits import MAX_SIDE, MAX_TEXT_CHUNK
+from core.picture_limits import MAX_TEXT_CHUNK, check_sides
 
 # `max_pixels` is the limit, and it is checked here: Pillow's own would contradict the setting.
 Image.MAX_IMAGE_PIXELS = None
@@ -134,10 +134,7 @@ class Preprocessor:
                 raise InvalidImage(
                     f"{width} x {height} pixels are more than the {self._max_pixels} allowed."
                 )
-            if max(width, height) > MAX_SIDE:
-                raise InvalidImage(
-                    f"The picture is {width} x {height} pixels: no side may have over {MAX_SIDE}."
-                )
+            check_sides(width, height)
             # Pillow's parsers raise whatever a broken file leads them to (OSError, SyntaxError,
             # struct.error, zlib.error, ...), so there is no closed list to catch.
             try:

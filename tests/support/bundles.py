@@ -148,8 +148,11 @@ def write_network(
     return folder
 
 
-def write_failing_bundle(folder: Path) -> Path:
-    """A bundle that loads, and whose scores are not numbers for any picture with light in it."""
+def write_failing_bundle(folder: Path, **manifest: Any) -> Path:
+    """A bundle that loads, and whose scores are not numbers for any picture with light in it.
+
+    `manifest` replaces parts of `model.json`.
+    """
     return write_network(
         folder,
         nodes=[
@@ -167,4 +170,5 @@ def write_failing_bundle(folder: Path) -> Path:
             "bias": np.zeros(len(COLOURS), np.float32),
             "one": np.array(1, np.float32),
         },
+        **manifest,
     )

@@ -13,7 +13,7 @@ from onnx import helper
 
 from core.errors import BundleError
 from core.model_bundle import read_bundle, write_sums
-from tests.support.bundles import COLOURS, write_colour_bundle, write_network
+from tests.support.bundles import COLOURS, write_colour_bundle, write_failing_bundle, write_network
 from tests.support.pictures import picture
 from worker.classifier import Classifier
 from worker.errors import InferenceFailed
@@ -169,26 +169,7 @@ def test_weights_that_are_no_network_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["logits", "probabilities"])
 def test_scores_that_are_not_numbers_are_not_a_result(tmp_path: Path, kind: str) -> None:
     """Black gives 0/1 and passes the warm-up; blue divides by zero."""
-    zero = np.zeros(6, np.float32)
-    folder = write_network(
-        tmp_path,
-        nodes=[
-            MEANS,
-            helper.make_node("Gemm", ["means", "weight", "bias"], ["above"]),
-            helper.make_node("ReduceMax", ["means"], ["brightest"], keepdims=0),
-            helper.make_node("Ceil", ["brightest"], ["lit"]),
-            helper.make_node("Sub", ["one", "lit"], ["below"]),
-            helper.make_node("Div", ["above", "below"], ["scores"]),
-        ],
-        shape=["batch", 3, 8, 8],
-        initializers={
-            "axes": np.array([2, 3], np.int64),
-            "weight": np.zeros((3, 6), np.float32),
-            "bias": zero,
-            "one": np.array(1, np.float32),
-        },
-        outputs={"scores": "scores", "kind": kind},
-    )
+    folder = write_failing_bundle(tmp_path, outputs={"scores": "scores", "kind": kind})
     classifier = load(folder)
     with pytest.raises(InferenceFailed, match="not numbers"):
         classifier.annotate(BLUE)

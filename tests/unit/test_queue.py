@@ -3,7 +3,7 @@
 import asyncio
 import json
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -369,25 +369,22 @@ async def test_the_most_urgent_goes_first(
     assert order.index(5000) < 4 + 8
 
 
-async def test_the_least_urgent_moves_as_well(
-    store: QueueStore, settings: Settings, worker: ScriptedWorker
+@pytest.mark.parametrize(
+    ("crowds", "lonely"),
+    [((HIGH,), LOW), ((HIGH, LOW), NORMAL)],
+    ids=["the least urgent", "the middle"],
+)
+async def test_who_is_less_urgent_moves_as_well(
+    store: QueueStore,
+    settings: Settings,
+    worker: ScriptedWorker,
+    crowds: Sequence[Channel],
+    lonely: Channel,
 ) -> None:
     for number in range(200):
-        await publish(store, number)
-    await publish(store, 5000, LOW)
-    async with running(store, settings):
-        await emptied(store)
-    order = [int(delivery.image_hash, 16) for delivery in worker.deliveries]
-    assert order.index(5000) < 150
-
-
-async def test_the_middle_moves_though_there_are_others_on_both_sides(
-    store: QueueStore, settings: Settings, worker: ScriptedWorker
-) -> None:
-    for number in range(200):
-        await publish(store, number)
-        await publish(store, 1000 + number, LOW)
-    await publish(store, 5000, NORMAL)
+        for place, channel in enumerate(crowds):
+            await publish(store, 1000 * place + number, channel)
+    await publish(store, 5000, lonely)
     async with running(store, settings):
         await emptied(store)
     order = [int(delivery.image_hash, 16) for delivery in worker.deliveries]
