@@ -177,8 +177,14 @@ class PushQueue:
         return [Room(size, self._order(waiting[lane], lane)) for lane, size in free.items() if size]
 
     def _order(self, waiting: Sequence[Channel], lane: Lane) -> Sequence[Channel]:
-        """Those that have something, in turn; then the rest, which may have something by now."""
-        return tuple(dict.fromkeys((*in_turn(waiting, self._turns), *CHANNELS_OF[lane])))
+        """The most urgent first, or in its turn another that has something.
+
+        By now any may have something: what was found due may be from before that.
+        """
+        channels = CHANNELS_OF[lane]
+        known = [each for each in channels if each is channels[0] or each in waiting]
+        first = in_turn(known, self._turns)[0]
+        return (first, *(each for each in channels if each is not first))
 
     async def _woken(self) -> bool:
         """Wait until a push ends, or it is time to look; True where a push ended."""
