@@ -98,12 +98,7 @@ def main() -> None:
     command = commands[parser.parse_args().command]
     try:
         status = command(asked_backend(os.environ, ENV_FILE))
-    except (
-        CannotRun,
-        instance.AlreadyRunning,
-        instance.DoesNotStop,
-        instance.UnusableFolder,
-    ) as error:
+    except (CannotRun, instance.FolderRefused) as error:
         raise SystemExit(str(error)) from None
     except KeyboardInterrupt:
         status = 130

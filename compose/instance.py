@@ -25,15 +25,19 @@ _OURS = (
 _CLAIM_SECONDS = 1.0  # as long as a look at the lock may hold it
 
 
-class AlreadyRunning(Exception):
+class FolderRefused(Exception):
+    """What was to be done with a data folder is not done; the text says why, for whoever asked."""
+
+
+class AlreadyRunning(FolderRefused):
     """Another supervisor works in this folder; the text says so."""
 
 
-class DoesNotStop(Exception):
+class DoesNotStop(FolderRefused):
     """The supervisor still runs after all the time that it may take."""
 
 
-class UnusableFolder(Exception):
+class UnusableFolder(FolderRefused):
     """The data folder cannot be made, or not be written; the text says why."""
 
 

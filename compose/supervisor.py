@@ -18,7 +18,7 @@ import httpx
 
 from compose.children import end_with_parent
 from compose.choice import CannotRun
-from compose.instance import AlreadyRunning, UnusableFolder, claimed, opened_log
+from compose.instance import FolderRefused, claimed, opened_log
 from compose.programs import Plan, Program, plan
 from core.settings import Settings, load_settings
 
@@ -223,7 +223,7 @@ def main() -> None:
     try:
         with claimed(settings.data_dir):
             raise SystemExit(asyncio.run(supervise(settings)))
-    except (AlreadyRunning, CannotRun, UnusableFolder) as error:
+    except (CannotRun, FolderRefused) as error:
         raise SystemExit(str(error)) from None
 
 
