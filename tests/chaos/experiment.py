@@ -261,8 +261,10 @@ class Experiment:
             self._ask(image_hash)
 
     def _ask(self, image_hash: str) -> None:
+        asked = time.monotonic()
         try:
-            self.ledger.note(self._stack.api.get(f"/what/status/{image_hash}"), image_hash)
+            answer = self._stack.api.get(f"/what/status/{image_hash}")
+            self.ledger.note(answer, image_hash, asked)
         except httpx.TransportError as error:
             self.ledger.wrong.append(f"the API did not answer after the faults: {error}")
 

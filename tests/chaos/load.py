@@ -26,8 +26,11 @@ class Ledger:
     wrong: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def note(self, answer: httpx.Response, image_hash: str) -> None:
-        """One answer about one image, checked against what was said before."""
+    def note(self, answer: httpx.Response, image_hash: str, asked: float) -> None:
+        """One answer about one image, checked against what was said before it was `asked` for.
+
+        Of two requests that overlap, the one that is answered last may have been decided first.
+        """
         with self.lock:
             self.answers[answer.status_code] += 1
             if answer.status_code not in (200, 202, 503):
@@ -40,7 +43,7 @@ class Ledger:
             known = self.results.get(image_hash)
             if answer.status_code == 202:
                 self.accepted.setdefault(image_hash, time.monotonic())
-                if known is not None:
+                if known is not None and self.ended[image_hash] < asked:
                     self.changed.append(f"{image_hash}: {known['status']}, then {told['status']}")
             elif known is None:
                 self.results[image_hash] = told
@@ -117,20 +120,22 @@ class Client(threading.Thread):
 
     def _try(self, http: httpx.Client, image: bytes) -> int:
         """The status; 0 where the connection broke."""
+        asked = time.monotonic()
         try:
             answer = http.post("/what/fast", files={"img": ("picture.jpg", image)})
         except httpx.TransportError:
             return 0
-        self._ledger.note(answer, sha256(image))
+        self._ledger.note(answer, sha256(image), asked)
         return answer.status_code
 
 
 def ask(http: httpx.Client, ledger: Ledger, image_hash: str) -> None:
     """Note what is said about the image, if anything is."""
+    asked = time.monotonic()
     try:
         answer = http.get(f"/what/status/{image_hash}")
     except httpx.TransportError:
         return
     if answer.status_code == 404 and image_hash not in ledger.accepted:
         return  # its upload was never accepted
-    ledger.note(answer, image_hash)
+    ledger.note(answer, image_hash, asked)
