@@ -391,6 +391,27 @@ async def test_who_is_less_urgent_moves_as_well(
     assert order.index(5000) < 150
 
 
+@pytest.mark.parametrize("channel", [LOW, NOTIFICATIONS], ids=["less urgent", "another lane"])
+async def test_who_comes_while_the_queue_is_busy_moves_as_well(
+    store: QueueStore, settings: Settings, worker: ScriptedWorker, channel: Channel
+) -> None:
+    """Where a push ends at every moment there is no pause in which to look for what is new."""
+
+    async def be_quick(delivery: Delivery) -> int:
+        await asyncio.sleep(0.002)
+        return 204
+
+    worker.answer = be_quick
+    for number in range(500):
+        await publish(store, number)
+    async with running(store, settings):
+        await until(lambda: len(worker.deliveries) >= 20)
+        await publish(store, 5000, channel)
+        await emptied(store)
+    order = [int(delivery.image_hash, 16) for delivery in worker.deliveries]
+    assert order.index(5000) < 400
+
+
 async def test_what_was_published_before_the_clock_went_back_is_delivered(
     store: QueueStore, settings: Settings, worker: ScriptedWorker
 ) -> None:

@@ -50,6 +50,7 @@ CHANNELS_OF = {
     lane: tuple(channel for channel in ALL_CHANNELS if channel.lane is lane) for lane in Lane
 }
 POLL = 0.01  # seconds between looks for publications of other processes
+LONGEST_BLIND = 0.05  # seconds without a look, where pushes end so often that there is no pause
 FIRST_PROBE = 0.1  # seconds until an unreachable worker is tried again; doubles each time
 LAST_PROBE = 5.0
 EXPIRY_CHECK = 60.0
@@ -97,6 +98,7 @@ class PushQueue:
         self._outcomes: list[Outcome] = []
         self._seen = -1
         self._due: dict[Channel, datetime] = {}
+        self._looked_at = 0.0  # on the loop's clock
         self._unreached = 0  # tries in a row that did not reach the worker
         self._probe_at = 0.0  # on the loop's clock
 
@@ -129,6 +131,8 @@ class PushQueue:
 
     async def _turn(self) -> None:
         self._wake.clear()
+        if self._due and asyncio.get_running_loop().time() - self._looked_at > LONGEST_BLIND:
+            await self._look()
         rooms = self._rooms()
         if self._outcomes or rooms:
             leased = await self._settle_and_lease(rooms)
@@ -204,6 +208,7 @@ class PushQueue:
         return True
 
     async def _look(self) -> None:
+        self._looked_at = asyncio.get_running_loop().time()
         version, due = await self._store.look(self._seen)
         if due is not None:
             self._seen, self._due = version, dict(due)
