@@ -117,7 +117,13 @@ class HttpProtocol(HttpToolsProtocol):
         """Read a declined request again, without its offer.
 
         The parser takes what follows an offer for the other protocol's, and so leaves the body.
+        CONNECT, which is never declined, needs none: what follows it is for a tunnel that we are
+        not, so its answer is the last.
         """
+        if self.scope["method"] == "CONNECT":
+            self.cycle.keep_alive = False
+            self._deaf = True
+            return
         upgrade = sys.exc_info()[1]  # we are called where it was caught
         assert isinstance(upgrade, httptools.HttpParserUpgrade)
         rest = self._data[upgrade.args[0] :]

@@ -395,6 +395,17 @@ async def test_a_request_inside_the_body_of_an_offer_is_not_answered(served: Ser
         assert await client.closed()
 
 
+@pytest.mark.parametrize("target", ["*", "/ready", "http://api/ready"])
+async def test_a_tunnel_is_refused_once(served: Served, target: str) -> None:
+    """The parser takes CONNECT for an offer of another protocol, whatever it says."""
+    async with served.connect() as client:
+        await client.send(f"CONNECT {target} HTTP/1.1\r\nHost: api\r\n\r\n".encode())
+        answer = await client.answer()
+        assert 400 <= answer.status < 500
+        assert answer.headers["connection"] == "close"
+        assert await client.closed()
+
+
 @pytest.mark.parametrize(
     ("more", "then"),
     [("", b"\r\n"), ("Content-Length: 9\r\n", b"x"), ("Transfer-Encoding: chunked\r\n", b"9\r\nx")],
