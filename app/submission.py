@@ -165,11 +165,13 @@ class Submissions:
     async def deleting(self, blob_name: str) -> AsyncIterator[None]:
         """While it is open, nobody submits the image; what was submitted before is forgotten."""
         async with self._lock(blob_name):
-            yield
-            # Those that are not done wait for the lock, and begin after this.
-            for key, task in list(self._running.items()):
-                if key.blob_name == blob_name and task.done():
-                    self._end(key, task)
+            try:
+                yield
+            finally:  # where it failed, the bytes may be gone all the same
+                # Those that are not done wait for the lock, and begin after this.
+                for key, task in list(self._running.items()):
+                    if key.blob_name == blob_name and task.done():
+                        self._end(key, task)
 
     async def close(self) -> None:
         """Wait for what is under way."""

@@ -16,7 +16,7 @@ import pytest
 
 from app.submission import Candidate, Submissions
 from core.errors import Unavailable
-from core.records import PUBLIC_TENANT, Status, new_record
+from core.records import PUBLIC_TENANT, RecordKey, Status, new_record
 from tests.support.api import LEASE, Api, Traces, api_settings, open_api
 from tests.support.pictures import picture, sha256
 from tests.unit.scripted_worker import until
@@ -149,6 +149,28 @@ async def test_an_upload_after_another_processs_deletion_is_a_new_one(
             assert (await api.client.post(V1, content=IMAGE)).status_code == 202
             assert (await api.client.get(f"{V1}/{HASH}")).status_code == 202
             assert (await another.client.delete(f"{V1}/{HASH}")).status_code == 204
+
+
+async def test_an_upload_after_a_deletion_that_failed_halfway_stores_its_bytes(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the one before it is not marked as queued yet, and so could be shared."""
+    records, queued = api.service.backend.records, asyncio.Event()
+
+    async def delete_image(tenant: str, image_hash: str) -> int:
+        raise Unavailable("the database is locked")
+
+    async def advance(key: RecordKey, from_: Status, to: Status) -> bool:
+        return await queued.wait()
+
+    monkeypatch.setattr(records, "delete_image", delete_image)
+    monkeypatch.setattr(records, "advance", advance)
+    assert (await api.client.post(V1, content=IMAGE)).status_code == 202
+    assert (await api.client.delete(f"{V1}/{HASH}")).status_code == 503
+    assert api.traces().blobs == 0
+    assert (await api.client.post(V1, content=IMAGE)).status_code == 202
+    assert api.traces().blobs == 1
+    queued.set()
 
 
 async def test_a_failed_put_is_503_and_publishes_nothing(api: Api) -> None:
