@@ -20,8 +20,9 @@ IMAGE_HASH = re.compile(r"[0-9a-f]{64}")
 TENANT = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}@[0-9a-f]{12}")
 PUBLIC_TENANT = "public"
-# No policy has a longer one: what seems to last longer was granted before the clock went back.
-LONGEST_LEASE = timedelta(seconds=LONGEST_ACK_DEADLINE)
+# What seems to last longer was granted before the clock went back. Twice as long as any policy's,
+# since the clock of who granted it may be ahead of ours.
+LONGEST_LEASE = timedelta(seconds=2 * LONGEST_ACK_DEADLINE)
 UPLOAD_LOST = "upload_lost"  # the code of a record whose image was never stored
 
 

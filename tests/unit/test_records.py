@@ -29,6 +29,7 @@ from core import records
 from core.backends.embedded.database import Database
 from core.backends.embedded.records import SCHEMA, SqliteRecordStore
 from core.backends.transitions import RecordTransitions, Transition
+from core.policy import LONGEST_ACK_DEADLINE
 from core.records import Annotation, Claim, Record, RecordError, RecordKey, Status
 from tests.contract.clock import MovableClock
 
@@ -281,3 +282,11 @@ def test_a_touch_is_refused_to_the_owned_the_ended_and_the_fresh() -> None:
     ended = records.completed(owned, records.claim_of(owned), (), clock())
     assert ended is not None
     assert records.touched(ended, clock.move(60), clock()) is None
+
+
+def test_the_longest_lease_holds_where_another_clock_is_behind() -> None:
+    clock = MovableClock()
+    longest = timedelta(seconds=LONGEST_ACK_DEADLINE)
+    owned = records.claimed(records.new_record(KEY, clock()), clock(), longest)
+    assert owned is not None
+    assert records.claimed(owned, clock.move(-5), longest) is None
