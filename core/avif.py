@@ -15,7 +15,8 @@ from core.errors import InvalidImage
 
 MAX_FRAMES = 10_000  # five minutes of them
 MAX_PARTS = 10_000  # boxes, items and units of the bitstream that are looked at
-_CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"meta", b"iinf")
+_CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"meta", b"iinf")
+_SPLIT_BYTES = 4096  # of a bitstream in several places, that count as a part
 _SEQUENCE_HEADER = 1  # the type of an OBU
 
 
@@ -29,6 +30,13 @@ class Announced(NamedTuple):
 
     frames: int
     sizes: tuple[Size, ...]
+
+
+class _Span(NamedTuple):
+    """Where some bytes lie: `size` of them, or 0 for all there are."""
+
+    begin: int
+    size: int
 
 
 class _Box(NamedTuple):
@@ -65,23 +73,27 @@ def announced(data: bytes | bytearray, most_parts: int) -> Announced:
     where there are more than `most_parts` parts to look at.
     """
     reader = _Reader(data, most_parts)
-    frames, starts, coded, idat = 0, list[int](), set[int](), 0
-    located = list[tuple[int, int, int]]()  # item, how its offset counts, offset
+    frames, coded, idats = 0, set[int](), list[int]()
+    streams = list[tuple[_Span, ...]]()
+    located = list[tuple[int, int, tuple[_Span, ...]]]()  # item, what its offsets count from, spans
     for box in reader.boxes():
-        if box.kind == b"stsz":
-            frames += reader.number(box.begin + 8, 4)
-        elif box.kind in (b"stco", b"co64"):
-            starts.append(reader.number(box.begin + 8, 4 if box.kind == b"stco" else 8))
+        if box.kind == b"stbl":
+            count, firsts = reader.samples(box)
+            frames += count
+            streams += ((first,) for first in firsts)
         elif box.kind == b"infe":
             coded |= reader.coded_item(box)
         elif box.kind == b"iloc":
             located += reader.locations(box)
         elif box.kind == b"idat":
-            idat = box.begin
-    for item, method, offset in located:
+            idats.append(box.begin)
+    for item, method, spans in located:
         if item in coded and method in (0, 1):
-            starts.append(offset + (idat if method else 0))
-    sizes = [size for start in starts if (size := reader.coded_size(start)) is not None]
+            for base in idats if method else (0,):
+                reader.spend()
+                streams.append(tuple(_Span(base + begin, size) for begin, size in spans))
+    # Tiles that look alike may be one stream.
+    sizes = [size for spans in dict.fromkeys(streams) for size in reader.coded_sizes(spans)]
     return Announced(frames, tuple(sizes))
 
 
@@ -90,8 +102,8 @@ class _Reader:
         self._data = data
         self._left = most_parts
 
-    def _spend(self) -> None:
-        self._left -= 1
+    def spend(self, parts: int = 1) -> None:
+        self._left -= parts
         if self._left < 0:
             raise TooManyReads
 
@@ -102,21 +114,23 @@ class _Reader:
         """Every box, and those inside the boxes that may lead to what we look for."""
         spans = [(0, len(self._data))]
         while spans:
-            at, end = spans.pop()
-            while at + 8 <= end:
-                self._spend()
-                size, head = self.number(at, 4), 8
-                if size == 1:  # the size proper is a longer number
-                    size, head = self.number(at + 8, 8), 16
-                elif size == 0:  # to the end
-                    size = end - at
-                if size < head:
-                    break
-                box = _Box(bytes(self._data[at + 4 : at + 8]), at + head, min(end, at + size))
+            for box in self._boxes_in(*spans.pop()):
                 yield box
                 if box.kind in _CONTAINERS:
                     spans.append((box.begin + self._skipped(box), box.end))
-                at += size
+
+    def _boxes_in(self, at: int, end: int) -> Iterator[_Box]:
+        while at + 8 <= end:
+            self.spend()
+            size, head = self.number(at, 4), 8
+            if size == 1:  # the size proper is a longer number
+                size, head = self.number(at + 8, 8), 16
+            elif size == 0:  # to the end
+                size = end - at
+            if size < head:
+                break
+            yield _Box(bytes(self._data[at + 4 : at + 8]), at + head, min(end, at + size))
+            at += size
 
     def _skipped(self, box: _Box) -> int:
         """Bytes between a container's head and its boxes: version and flags, and a count."""
@@ -126,6 +140,19 @@ class _Reader:
             return 6 if self.number(box.begin, 1) == 0 else 8
         return 0
 
+    def samples(self, table: _Box) -> tuple[int, list[_Span]]:
+        """How many frames a track's table has, and where the first of them may lie."""
+        count, size, starts = 0, 0, list[int]()
+        for box in self._boxes_in(table.begin, table.end):
+            if box.kind == b"stsz":
+                count += self.number(box.begin + 8, 4)
+                # That of all frames, or else a list.
+                first = self.number(box.begin + 4, 4) or self.number(box.begin + 12, 4)
+                size = max(size, first)
+            elif box.kind in (b"stco", b"co64"):
+                starts.append(self.number(box.begin + 8, 4 if box.kind == b"stco" else 8))
+        return count, [_Span(start, size) for start in starts]
+
     def coded_item(self, box: _Box) -> set[int]:
         """The id of an item that is AV1, from its `infe`; of any other, nothing."""
         wide = self.number(box.begin, 1) > 2
@@ -134,8 +161,8 @@ class _Reader:
             return set()
         return {self.number(box.begin + 4, 4 if wide else 2)}
 
-    def locations(self, box: _Box) -> Iterator[tuple[int, int, int]]:
-        """Item, construction method and where its first extent begins, from an `iloc`."""
+    def locations(self, box: _Box) -> Iterator[tuple[int, int, tuple[_Span, ...]]]:
+        """Item, construction method and where its extents lie, from an `iloc`."""
         version, at = self.number(box.begin, 1), box.begin + 4
         sizes = self.number(at, 2)
         offset_size, length_size, base_size, index_size = (
@@ -144,7 +171,7 @@ class _Reader:
         id_size = 2 if version < 2 else 4
         count, at = self.number(at + 2, id_size), at + 2 + id_size
         for _ in range(count):
-            self._spend()
+            self.spend()
             if at >= box.end:
                 return
             item, at = self.number(at, id_size), at + id_size
@@ -154,24 +181,43 @@ class _Reader:
             base, at = self.number(at + 2, base_size), at + 2 + base_size
             extents, at = self.number(at, 2), at + 2
             index = index_size if version else 0
-            if extents:
-                yield item, method, base + self.number(at + index, offset_size)
-            at += extents * (index + offset_size + length_size)
+            spans = list[_Span]()
+            for _ in range(extents):
+                self.spend()
+                if at >= box.end:
+                    return
+                begin, at = base + self.number(at + index, offset_size), at + index + offset_size
+                size, at = self.number(at, length_size), at + length_size
+                spans.append(_Span(begin, size))
+            yield item, method, tuple(spans)
 
-    def coded_size(self, at: int) -> Size | None:
-        """The largest size that the bitstream at `at` may have (AV1 5.3), if it says so."""
-        data = self._data
-        while at < len(data):
-            self._spend()
+    def coded_sizes(self, spans: tuple[_Span, ...]) -> Iterator[Size]:
+        """The largest size that each sequence of the bitstream in `spans` may have (AV1 5.3).
+
+        All are looked at: a decoder goes by the last.
+        """
+        data, at, end = self._stream(spans)
+        while at < end:
+            self.spend()
             head = data[at]
             at += 2 if head & 4 else 1
-            size = len(data) - at
+            size = end - at
             if head & 2:
                 size, at = _leb128(data, at)
             if head >> 3 & 15 == _SEQUENCE_HEADER:
-                return _size_in_sequence_header(_Bits(data[at : at + min(size, 256)]))
+                yield _size_in_sequence_header(_Bits(data[at : at + min(size, 256)]))
             at += size
-        return None
+
+    def _stream(self, spans: tuple[_Span, ...]) -> tuple[bytes | bytearray, int, int]:
+        """What is in `spans`, as a part of some bytes: of the file's where it is in one place."""
+        whole, found = len(self._data), bytearray()
+        for begin, size in spans:
+            end = min(whole, begin + size) if size else whole
+            if len(spans) == 1:
+                return self._data, begin, end
+            self.spend(max(0, end - begin) // _SPLIT_BYTES)
+            found += self._data[begin:end]
+        return found, 0, len(found)
 
 
 def _leb128(data: bytes | bytearray, at: int) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """What an AVIF file announces is judged before a decoder believes it (P7)."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -95,6 +95,64 @@ def test_a_picture_that_is_larger_than_its_container_says_is_refused(
         enter(modest(still((1200, 900)), (1200, 900)))
 
 
+def sequence_header(data: bytes) -> bytes:
+    """The unit of a still picture's bitstream that says its size, with its own head."""
+    begin = data.index(b"mdat") + 4 + 2  # behind a temporal delimiter, which is empty
+    assert data[begin] == 0x0A  # a sequence header that tells its length
+    return data[begin : begin + 2 + data[begin + 1]]
+
+
+def with_payload(data: bytes, payload: bytes, pieces: Sequence[tuple[int, int]] = ()) -> bytes:
+    """A still picture with another bitstream, or with `pieces` of it (begin, size) as its own."""
+    boxes = data.partition(b"mdat")[0][:-4]
+    location = boxes.index(b"iloc") - 4
+    old_size = int.from_bytes(boxes[location : location + 4], "big")
+    pieces = pieces or [(0, len(payload))]
+    size = 8 + 14 + 8 * len(pieces)
+    begin = len(boxes) + size - old_size + 8
+    iloc = size.to_bytes(4, "big") + b"iloc" + bytes(4) + b"\x44\0\0\x01" + b"\0\x01\0\0"
+    iloc += len(pieces).to_bytes(2, "big")
+    for at, length in pieces:
+        iloc += (begin + at).to_bytes(4, "big") + length.to_bytes(4, "big")
+    meta = boxes.index(b"meta") - 4
+    meta_size = int.from_bytes(boxes[meta : meta + 4], "big") + size - old_size
+    return b"".join((
+        boxes[:meta], meta_size.to_bytes(4, "big"), boxes[meta + 4 : location], iloc,
+        boxes[location + old_size :], (len(payload) + 8).to_bytes(4, "big"), b"mdat", payload,
+    ))  # fmt: skip
+
+
+def two_sequences(size: tuple[int, int]) -> bytes:
+    """A picture that says first that it is another's size."""
+    data = still(size)
+    picture = data.partition(b"mdat")[2]
+    return with_payload(data, sequence_header(still((64, 64))) + picture)
+
+
+def two_pieces(size: tuple[int, int]) -> bytes:
+    """A picture whose first piece is followed by what is no part of it."""
+    data = still(size)
+    picture = data.partition(b"mdat")[2]
+    other = sequence_header(still((64, 64)))
+    spread = picture[:2] + other + picture[2:]
+    return with_payload(data, spread, [(0, 2), (2 + len(other), len(picture) - 2)])
+
+
+@pytest.mark.parametrize("enter", ENTRANCES.values(), ids=ENTRANCES.keys())
+@pytest.mark.parametrize("made", [two_sequences, two_pieces])
+def test_a_size_that_is_said_later_or_elsewhere_is_found(
+    made: Callable[[tuple[int, int]], bytes], enter: Callable[[bytes], object]
+) -> None:
+    honest = made((1000, 999))
+    assert Image.open(io.BytesIO(honest)).convert("RGB").getpixel((9, 9)) == pytest.approx(
+        (200, 30, 60), abs=4
+    )
+    enter(honest)
+    enter(modest(honest, (1000, 999)))
+    with pytest.raises(InvalidImage, match="coded in 1200 x 900 pixels"):
+        enter(modest(made((1200, 900)), (1200, 900)))
+
+
 @pytest.mark.parametrize("where", range(40))
 def test_what_is_broken_off_or_flipped_raises_nothing_else(where: int) -> None:
     data = bytearray(still((64, 48), "RGBA"))
@@ -120,12 +178,17 @@ def test_boxes_that_lead_nowhere_end(data: bytes) -> None:
 
 
 def test_a_bitstream_of_nothing_but_padding_ends() -> None:
-    data = bytearray(still((64, 48)))
-    padding = b"\x12\0" * 20_000  # temporal delimiters, which are empty
-    begin = data.index(b"mdat") + 4
-    data[begin:] = padding
+    # Temporal delimiters, which are empty.
+    data = with_payload(still((64, 48)), b"\x12\0" * 20_000)
     with pytest.raises(TooManyReads):
         announced(data, 10_000)
+    with pytest.raises(InvalidImage, match="too many parts"):
+        check_announced(data, 10**6)
+
+
+def test_pieces_that_lie_over_each_other_end() -> None:
+    payload = bytes(2**20)
+    data = with_payload(still((64, 48)), payload, [(0, len(payload))] * 1000)
     with pytest.raises(InvalidImage, match="too many parts"):
         check_announced(data, 10**6)
 
