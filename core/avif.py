@@ -17,7 +17,9 @@ MAX_FRAMES = 10_000  # five minutes of them
 MAX_PARTS = 10_000  # boxes, items and units of the bitstream that are looked at
 _CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"meta", b"iinf")
 _SPLIT_BYTES = 4096  # of a bitstream in several places, that count as a part
-_SEQUENCE_HEADER = 1  # the type of an OBU
+_SEQUENCE_HEADER, _FRAME_HEADER, _FRAME = 1, 3, 6  # types of an OBU
+_KEY_FRAME, _SWITCH_FRAME = 0, 3
+_SELECTED = 2  # by each frame: what a sequence header may leave to them
 
 
 class Size(NamedTuple):
@@ -192,11 +194,12 @@ class _Reader:
             yield item, method, tuple(spans)
 
     def coded_sizes(self, spans: tuple[_Span, ...]) -> Iterator[Size]:
-        """The largest size that each sequence of the bitstream in `spans` may have (AV1 5.3).
+        """The sizes that frames of the bitstream in `spans` may have (AV1 5.3).
 
         All are looked at: a decoder goes by the last.
         """
         data, at, end = self._stream(spans)
+        sequence: _Sequence | None = None
         while at < end:
             self.spend()
             head = data[at]
@@ -204,8 +207,12 @@ class _Reader:
             size = end - at
             if head & 2:
                 size, at = _leb128(data, at)
-            if head >> 3 & 15 == _SEQUENCE_HEADER:
-                yield _size_in_sequence_header(_Bits(data[at : at + min(size, 256)]))
+            kind, bits = head >> 3 & 15, _Bits(data[at : at + min(size, 256)])
+            if kind == _SEQUENCE_HEADER:
+                sequence = _sequence_header(bits)
+                yield sequence.size
+            elif kind in (_FRAME_HEADER, _FRAME) and sequence and _has_own_size(sequence, bits):
+                yield sequence.largest
             at += size
 
     def _stream(self, spans: tuple[_Span, ...]) -> tuple[bytes | bytearray, int, int]:
@@ -253,26 +260,74 @@ class _Bits:
             self.take(zeros)
 
 
-def _size_in_sequence_header(bits: _Bits) -> Size:
-    """`max_frame_width` and `max_frame_height` (5.5.1): no frame is larger."""
+class _Sequence(NamedTuple):
+    """What a sequence header says (5.5.1), as far as the sizes of its frames depend on it."""
+
+    reduced: bool
+    time_bits: int  # of when a frame is shown
+    size: Size  # of frames that have none of their own
+    largest: Size  # that a frame can have of its own: decoders let it be more than `size`
+    id_bits: int
+    screen_tools: int
+    integer_mv: int
+
+
+def _sequence_header(bits: _Bits) -> _Sequence:
     bits.take(3 + 1)  # seq_profile, still_picture
-    if bits.take(1):  # reduced_still_picture_header
+    reduced, time_bits = bool(bits.take(1)), 0  # reduced_still_picture_header
+    if reduced:
         bits.take(5)
     else:
-        _skip_operating_points(bits)
+        time_bits = _skip_operating_points(bits)
     width_bits, height_bits = bits.take(4) + 1, bits.take(4) + 1
-    return Size(bits.take(width_bits) + 1, bits.take(height_bits) + 1)
+    size = Size(bits.take(width_bits) + 1, bits.take(height_bits) + 1)
+    id_bits, screen_tools, integer_mv = 0, _SELECTED, _SELECTED
+    if not reduced:
+        if bits.take(1):  # frame_id_numbers_present_flag
+            id_bits = bits.take(4) + 2 + bits.take(3) + 1
+        bits.take(3 + 4)  # from use_128x128_superblock to enable_dual_filter
+        if bits.take(1):  # enable_order_hint
+            bits.take(2)
+        if not bits.take(1):  # seq_choose_screen_content_tools
+            screen_tools = bits.take(1)
+        if screen_tools and not bits.take(1):  # seq_choose_integer_mv
+            integer_mv = bits.take(1)
+    largest = Size(1 << width_bits, 1 << height_bits)
+    return _Sequence(reduced, time_bits, size, largest, id_bits, screen_tools, integer_mv)
 
 
-def _skip_operating_points(bits: _Bits) -> None:
-    delay_bits = 0
+def _has_own_size(sequence: _Sequence, bits: _Bits) -> bool:
+    """Whether a frame's header has `frame_size_override_flag` (5.9.2)."""
+    if sequence.reduced or bits.take(1):  # show_existing_frame
+        return False
+    kind, shown = bits.take(2), bits.take(1)
+    if kind == _SWITCH_FRAME:
+        return True
+    bits.take(sequence.time_bits if shown else 1)
+    if not (kind == _KEY_FRAME and shown):
+        bits.take(1)  # error_resilient_mode
+    bits.take(1)  # disable_cdf_update
+    tools = bits.take(1) if sequence.screen_tools == _SELECTED else sequence.screen_tools
+    if tools and sequence.integer_mv == _SELECTED:
+        bits.take(1)
+    bits.take(sequence.id_bits)
+    return bool(bits.take(1))
+
+
+def _skip_operating_points(bits: _Bits) -> int:
+    """How many bits of a frame say when it is shown."""
+    delay_bits = time_bits = 0
     if bits.take(1):  # timing_info_present_flag
         bits.take(32 + 32)
-        if bits.take(1):  # equal_picture_interval
+        equal = bits.take(1)  # equal_picture_interval
+        if equal:
             bits.skip_uvlc()
         if bits.take(1):  # decoder_model_info_present_flag
             delay_bits = bits.take(5) + 1
-            bits.take(32 + 5 + 5)
+            bits.take(32 + 5)
+            time_bits = bits.take(5) + 1
+            if equal:
+                time_bits = 0
     initial_display_delay = bits.take(1)
     for _ in range(bits.take(5) + 1):
         bits.take(12)
@@ -282,3 +337,4 @@ def _skip_operating_points(bits: _Bits) -> None:
             bits.take(2 * delay_bits + 1)
         if initial_display_delay and bits.take(1):
             bits.take(4)
+    return time_bits

@@ -122,6 +122,16 @@ def with_payload(data: bytes, payload: bytes, pieces: Sequence[tuple[int, int]] 
     ))  # fmt: skip
 
 
+# The key frame of libaom's animation of 1200 x 900 red pixels, but that the sequence header says 64
+# by 64, and the frame's that it has a size of its own (AV1 5.9.5).
+OF_ITS_OWN_SIZE = bytes.fromhex(
+    "12000a0e00000042a41f87e657c880868342327e120257f06681000000400000001b03ce12730c2a5cb0"
+    "432bca2d0881a3e230fadfc33dc6828f6cbd26a01a03ce12730c2a5cb0432bca2d0881a3f7e058e7c33d"
+    "c6828f6cbd301b03ce12730c2a5cb0432bca2d0881a3e230fadfc33dc6828f6ca10db603ce12730c2a5c"
+    "b0432bca2d0881a3f7e058e7c33dc6828f657f9e"
+)
+
+
 def two_sequences(size: tuple[int, int]) -> bytes:
     """A picture that says first that it is another's size."""
     data = still(size)
@@ -151,6 +161,18 @@ def test_a_size_that_is_said_later_or_elsewhere_is_found(
     enter(modest(honest, (1000, 999)))
     with pytest.raises(InvalidImage, match="coded in 1200 x 900 pixels"):
         enter(modest(made((1200, 900)), (1200, 900)))
+
+
+@pytest.mark.parametrize("enter", ENTRANCES.values(), ids=ENTRANCES.keys())
+def test_a_frame_that_is_larger_than_its_sequence_is_refused(
+    enter: Callable[[bytes], object],
+) -> None:
+    """Though it may not be, a decoder lets it."""
+    data = with_payload(still((1200, 900)), OF_ITS_OWN_SIZE)
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.getpixel((1000, 800)) == pytest.approx((200, 30, 60), abs=4)
+    with pytest.raises(InvalidImage, match="coded in 2048 x 1024 pixels"):
+        enter(modest(data, (1200, 900)))
 
 
 @pytest.mark.parametrize("where", range(40))
