@@ -150,9 +150,11 @@ class Submissions:
     async def submit(self, image: Candidate) -> Record:
         """As the function `submit`, shared with everyone who offers the same image meanwhile."""
         while (task := self._running.get(image.key)) is not None and task.done():
-            # It is over but for the note that it is: another process may have deleted it since.
+            # It is over but for the note that it is: another process may have deleted it since, or
+            # a worker have failed at it.
             record = await self._backend.records.get(image.key)
-            if record is not None and record.submitted_at == task.result().submitted_at:
+            same = record is not None and record.submitted_at == task.result().submitted_at
+            if record is not None and same and not record.may_retry:
                 return record
             self._end(image.key, task)
         if task is None:

@@ -16,7 +16,7 @@ import pytest
 
 from app.submission import Candidate, Submissions
 from core.errors import Unavailable
-from core.records import PUBLIC_TENANT, RecordKey, Status, new_record
+from core.records import PUBLIC_TENANT, RecordError, RecordKey, Status, new_record
 from tests.support.api import LEASE, Api, Traces, api_settings, open_api
 from tests.support.pictures import picture, sha256
 from tests.unit.scripted_worker import until
@@ -170,6 +170,24 @@ async def test_an_upload_after_a_deletion_that_failed_halfway_stores_its_bytes(
     assert api.traces().blobs == 0
     assert (await api.client.post(V1, content=IMAGE)).status_code == 202
     assert api.traces().blobs == 1
+    queued.set()
+
+
+async def test_an_upload_after_a_failure_tries_again(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the one before it is not marked as queued yet, and so could be shared."""
+    records, queued = api.service.backend.records, asyncio.Event()
+
+    async def advance(key: RecordKey, from_: Status, to: Status) -> bool:
+        return await queued.wait()
+
+    monkeypatch.setattr(records, "advance", advance)
+    assert (await api.client.post(V1, content=IMAGE)).status_code == 202
+    assert await records.fail(api.key(HASH), RecordError("overloaded", "Try again.", True))
+    assert (await api.client.post(V1, content=IMAGE)).status_code == 202
+    assert (await api.record(HASH)).status is Status.PENDING
+    assert api.traces().messages == 2
     queued.set()
 
 
