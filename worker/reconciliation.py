@@ -54,9 +54,12 @@ async def reconcile(
         waiting = [record for record in records if record.job and not over[_job_key(record)]]
         # The job publishes its images again where it does not get on; until its end they are no
         # business of ours. Marked, they make way for those behind them.
-        await asyncio.gather(*(backend.records.touch(each.key, before) for each in waiting))
+        tries = await asyncio.gather(*(_make_way(each, backend, before) for each in waiting))
+        failures += [unavailable for unavailable in tries if unavailable is not None]
         counts["waiting"] += len(waiting)
         for record in records:
+            if len(failures) >= FAILURES:
+                raise failures[0]
             if record.job and not over[_job_key(record)]:
                 continue
             # The message that was lost took its trace with it.
@@ -66,8 +69,6 @@ async def reconcile(
                 except Unavailable as unavailable:
                     log.warning("record not looked after", reason=unavailable.detail)
                     failures.append(unavailable)
-                    if len(failures) == FAILURES:
-                        raise
         if len(records) < limit or len(waiting) < len(records):
             break
     too_old = now - timedelta(seconds=policy.dead_letter_retention)
@@ -101,6 +102,14 @@ async def _jobs_over(
     keys = {_job_key(record) for record in records if record.job}
     found = await backend.jobs.get_many(list(keys)) if keys else {}
     return {key: key not in found or found[key].over(now) for key in keys}
+
+
+async def _make_way(record: Record, backend: Backend, before: datetime) -> Unavailable | None:
+    try:
+        await backend.records.touch(record.key, before)
+    except Unavailable as unavailable:
+        return unavailable
+    return None
 
 
 async def _look_after(

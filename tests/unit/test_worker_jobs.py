@@ -4,7 +4,7 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -656,6 +656,26 @@ async def test_a_large_job_that_waits_holds_up_nobody_else(
     upload = await worker.submit(images[0])
     clock.move(601)
     assert await swept(worker) == {"waiting": 450, "republished": 1}
+    assert [message.key for message in worker.published()] == [upload]  # type: ignore[union-attr]
+
+
+async def test_a_waiting_image_that_cannot_be_marked_holds_up_nobody_else(
+    worker: RunningWorker, clock: MovableClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (image, other), records = pictures(2), worker.backend.records
+    await a_job(worker, [image], not_before=clock() + timedelta(days=1))
+    clock.move(1)
+    upload = await worker.submit(other)
+    clock.move(601)
+    touch = records.touch
+
+    async def touch_but_one(key: RecordKey, before: datetime) -> bool:
+        if key == key_of(worker, image):
+            raise Unavailable("The disk does not answer.")
+        return await touch(key, before)
+
+    monkeypatch.setattr(records, "touch", touch_but_one)
+    assert (await worker.client.post("/reconcile")).status_code == 503
     assert [message.key for message in worker.published()] == [upload]  # type: ignore[union-attr]
 
 
