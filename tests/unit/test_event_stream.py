@@ -378,12 +378,12 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str, float], None]:
 async def test_a_store_that_fails_delays_and_loses_nothing(
     served: Api, short: Callable[[Any, str, float], None]
 ) -> None:
-    short(live_events, "FIRST_SECONDS", 0.3)
     image = await uploaded(served)
     claims = await begun(served, image)
     async with reading(served.client, path_of(image)) as reader:
         events = reader.events()
         await anext(events)
+        short(live_events, "FIRST_SECONDS", 0.3)  # for the one who comes while the store fails
         with closing(sqlite3.connect(served.settings.data_dir / "records.db")) as database:
             database.execute("ALTER TABLE records RENAME TO elsewhere")
             refused = await served.client.get(path_of(image))
