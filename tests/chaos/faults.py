@@ -13,7 +13,7 @@ import psutil
 
 from tests.chaos.emulators import ChaosEmulators
 from tests.chaos.stepping_clock import set_offset
-from tests.support.stack import Stack
+from tests.support.stack import Stack, until
 
 LONGEST_PAUSE = 6.0  # seconds; more than the lease and the ack deadline of the experiment
 LONGEST_OUTAGE = 2.0
@@ -44,7 +44,7 @@ def faults(
     if emulators is None:
         data = Path(stack.environment["DATA_DIR"])
         found.append(Fault("data folder read-only", partial(_forbid, data, draw)))
-        found.append(Fault("no image folder", partial(_take_away, data / "blobs", draw)))
+        found.append(Fault("no image folder", partial(_take_away, stack, data / "blobs", draw)))
     else:
         for name in ("datastore", "storage", "pubsub"):
             found.append(Fault(f"restart {name}", partial(_restart, stack, emulators, name)))
@@ -92,15 +92,31 @@ def _fill(stack: Stack, name: str, draw: random.Random) -> None:
             process.rlimit(resource.RLIMIT_FSIZE, (most, most))
 
 
-def _take_away(folder: Path, draw: random.Random) -> None:
+def _take_away(stack: Stack, folder: Path, draw: random.Random) -> None:
     """Nothing can be written below it, nor read."""
-    aside = folder.rename(folder.with_name("aside"))
-    folder.write_bytes(b"")
+    aside = folder.with_name("aside")
+    with _standing_still(stack, "api"):
+        folder.rename(aside)
+        folder.write_bytes(b"")
     try:
         time.sleep(draw.uniform(0.2, LONGEST_OUTAGE))
     finally:
-        folder.unlink()
-        aside.rename(folder)
+        with _standing_still(stack, "api"):
+            folder.unlink()
+            aside.rename(folder)
+
+
+@contextlib.contextmanager
+def _standing_still(stack: Stack, name: str) -> Iterator[None]:
+    """For two steps that must be one: who stores an image in between makes its folder anew."""
+    process = psutil.Process(stack.processes[name].pid)
+    still = (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+    process.suspend()
+    try:
+        until(lambda: process.status() in still, f"{name} stands still")
+        yield
+    finally:
+        process.resume()
 
 
 def _forbid(data: Path, draw: random.Random) -> None:
