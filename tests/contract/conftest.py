@@ -26,16 +26,31 @@ def clock() -> MovableClock:
 
 
 @pytest.fixture(params=BACKENDS)
-def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+def settings(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Settings:
     if request.param in ("emulator", "firestore"):
         corner: Settings = request.getfixturevalue("emulator_settings")
         if request.param == "emulator":
             return corner
+        wait_for_locks(monkeypatch)
         address = request.getfixturevalue("firestore_address")
         return corner.model_copy(update={"datastore_emulator_host": address})
     if request.param == "gcp":
         return cloud_settings(tmp_path)
     return Settings(backend=request.param, data_dir=tmp_path / "data")
+
+
+def wait_for_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give a transaction all the time that it may need on Firestore's emulator.
+
+    Two that meet there wait for two seconds, until one of them is aborted, and may meet again
+    when that one comes back: by chance four times, and that is longer than a client's patience.
+    """
+    from core.backends.google import datastore, jobs
+
+    for module in (datastore, jobs):
+        monkeypatch.setattr(module, "TRANSACTION", 60.0)
 
 
 @pytest.fixture(scope="session")
