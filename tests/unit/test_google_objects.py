@@ -27,6 +27,7 @@ class Cloud:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.endless = True
 
     async def list(self, request: web.Request) -> web.Response:
         if request.match_info["bucket"] == "closed":
@@ -43,7 +44,7 @@ class Cloud:
         if request.match_info["name"] == "endless":
             answer = web.StreamResponse()
             await answer.prepare(request)
-            await write_while(lambda: True, answer, request)
+            await write_while(lambda: self.endless, answer, request)
             return answer
         # As it does for whoever accepts gzip.
         headers = {"Content-Encoding": "gzip", "X-Goog-Stored-Content-Encoding": "gzip"}
@@ -55,7 +56,7 @@ async def cloud() -> AsyncIterator[tuple[Cloud, CloudObjectSource]]:
     cloud, app = Cloud(), web.Application()
     app.router.add_get("/storage/v1/b/{bucket}/o", cloud.list)
     app.router.add_get("/download/storage/v1/b/{bucket}/o/{name}", cloud.download)
-    runner = web.AppRunner(app)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
@@ -67,6 +68,7 @@ async def cloud() -> AsyncIterator[tuple[Cloud, CloudObjectSource]]:
     )
     source = CloudObjectSource(client)
     yield cloud, source
+    cloud.endless = False
     await source.close()
     await runner.cleanup()
 
