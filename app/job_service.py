@@ -121,8 +121,8 @@ class JobService:
                 raise Conflict(f"The job has ended: it is {job.status}.")
             return job
         self._metrics.job_cancelled()
-        # Of what had ended by then, the last count may lack some.
-        return await self._backend.jobs.refresh(job.key) or after
+        # With what was counted for the announcement.
+        return await self._backend.jobs.get(job.key) or after
 
     async def results(self, job: Job, limit: int, after: int = -1) -> Sequence[ItemResult]:
         """At most `limit` items behind the position `after`, with their records."""

@@ -37,8 +37,13 @@ async def fail(backend: Backend, key: JobKey, policy: JobPolicy, error: RecordEr
 
 
 async def announce(backend: Backend, job: Job, policy: JobPolicy) -> bool:
-    """Give word of the job's end; False where that is left to the scheduler."""
+    """Give word of the job's end; False where that is left to the scheduler.
+
+    Before it, what had ended by then is counted: the last count may lack some of that.
+    """
     try:
+        if job.counts.open:
+            await backend.jobs.refresh(job.key)
         await publish(
             backend.publisher, Notify(job.key.tenant, job.key.id, f"job.{job.status.value}")
         )

@@ -737,6 +737,19 @@ async def test_an_overdue_job_is_cancelled(worker: RunningWorker, clock: Movable
     assert await worker.schedule() == {}
 
 
+async def test_what_had_ended_by_the_deadline_counts(
+    worker: RunningWorker, clock: MovableClock
+) -> None:
+    """Nothing is settled after it that would count what the last count lacks."""
+    key = await a_job(worker, pictures(2), deadline=clock() + timedelta(seconds=60))
+    await worker.run_job(key)
+    assert await worker.backend.jobs.settle(key, 0, None, timedelta(hours=1)) is None
+    clock.move(60)
+    assert await worker.schedule() == {"cancel": 1}
+    job = await job_of(worker.backend, key)
+    assert (job.status, job.counts, job.cancelled_items) == (JobStatus.CANCELLED, Counts(2, 1), 1)
+
+
 async def test_a_job_that_stands_still_is_published_anew_at_growing_intervals(
     worker: RunningWorker, clock: MovableClock
 ) -> None:
@@ -825,6 +838,27 @@ async def test_an_announcement_that_fails_does_not_undo_the_end(
     assert (job.status, job.announced) == (JobStatus.COMPLETED, False)
     clock.move(31)
     assert await worker.schedule() == {"announce": 1}
+
+
+async def test_a_count_that_fails_comes_with_the_announcement(
+    worker: RunningWorker, clock: MovableClock
+) -> None:
+    key = await a_job(worker, pictures(2))
+    await worker.run_job(key)
+    assert await worker.backend.jobs.settle(key, 0, None, timedelta(hours=1)) is None
+
+    async def fail() -> None:
+        raise Unavailable("A fault was injected.")
+
+    faulty = watched(worker.backend, Once("jobs.refresh", 1, fail))
+    assert await cancel(faulty, key, worker.bench.jobs) is not None
+    job = await job_of(worker.backend, key)
+    assert (job.status, job.announced) == (JobStatus.CANCELLED, False)
+    clock.move(31)
+    assert await worker.schedule() == {"announce": 1}
+    job = await job_of(worker.backend, key)
+    assert (job.counts, job.announced) == (Counts(2, 1), True)
+    assert notices(worker) == [Notify("public", key.id, "job.cancelled")]
 
 
 async def test_old_jobs_and_those_never_created_completely_are_deleted(
