@@ -31,7 +31,7 @@ from worker.workbench import Workbench
 
 # Why a letter ended nothing.
 UNREADABLE, UNKNOWN_IMAGE, FINISHED_IMAGE = "unreadable", "unknown_image", "finished_image"
-FINISHED_JOB = "finished_job"
+FINISHED_JOB, BEGUN_JOB = "finished_job", "begun_job"
 
 log = structlog.get_logger(__name__)
 
@@ -107,7 +107,7 @@ async def _bury_image(
 
 
 async def _bury_run(message: RunJob, envelope: PushEnvelope, bench: Workbench) -> None:
-    """End the job as failed, unless it has ended."""
+    """End the job as failed, unless it has ended, or a later message has begun it."""
     backend, key = bench.backend, JobKey(message.tenant, message.job)
     reason = _told(envelope.message.attributes)
     letter = letter_of(envelope, reason, bench.clock())
@@ -116,6 +116,12 @@ async def _bury_run(message: RunJob, envelope: PushEnvelope, bench: Workbench) -
         await backend.dead_letters.resolve(letter.tenant, letter.id)
         bench.metrics.buried(FINISHED_JOB)
         log.info("dead letter for a job that is over", letter=letter.id)
+        return
+    if job.started_at is not None and job.started_at > letter.died_at:
+        # The scheduler has asked for it again meanwhile, and nothing waits for this message.
+        await backend.dead_letters.resolve(letter.tenant, letter.id)
+        bench.metrics.buried(BEGUN_JOB)
+        log.info("dead letter for a job that was begun since", letter=letter.id)
         return
     await backend.dead_letters.add(letter)
     error = _exhausted("The job was not run", reason, letter)

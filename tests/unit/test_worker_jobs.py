@@ -12,6 +12,7 @@ import pytest
 import structlog
 
 from core import channels, jobs
+from core.clock import rfc3339
 from core.errors import Unavailable
 from core.job_endings import cancel
 from core.jobs import Counts, ItemState, Job, JobItem, JobKey, JobStatus, new_job, new_job_id
@@ -600,6 +601,25 @@ async def test_a_late_letter_of_a_job_that_ended_changes_nothing(worker: Running
     assert (await worker.bury_message(RunJob(key.tenant, key.id))).status_code == 204
     assert (await job_of(worker.backend, key)).status is before.status
     assert await worker.letters() == []
+
+
+async def test_a_late_letter_of_a_job_that_was_begun_since_changes_nothing(
+    worker: RunningWorker, clock: MovableClock
+) -> None:
+    """The scheduler asked for the job again before the letter came."""
+    key = await a_job(worker, pictures(1))
+    died = rfc3339(clock())
+    clock.move(31)
+    assert await worker.schedule() == {"run": 1}
+    await worker.run_job(key)
+    before = await job_of(worker.backend, key)
+    letter = await worker.bury_message(RunJob(key.tenant, key.id), publishTime=died)
+    assert letter.status_code == 204
+    assert await job_of(worker.backend, key) == before
+    assert await worker.letters() == []
+    # One that died while the job ran is of an attempt that could not bring it on.
+    assert (await worker.bury_message(RunJob(key.tenant, key.id))).status_code == 204
+    assert (await job_of(worker.backend, key)).status is JobStatus.FAILED
 
 
 async def test_a_notice_that_died_is_kept(worker: RunningWorker) -> None:
