@@ -25,8 +25,9 @@ COLUMNS = (
 )
 # What spreadsheets take for the beginning of a formula:
 # https://owasp.org/www-community/attacks/CSV_Injection
-# Some take `;` for the end of a cell, wherever there are commas.
-_FORMULA = re.compile(r"(^|;)(?=[=+\-@\t\r])")
+# Some take `;` for the end of a cell, wherever there are commas, and quotes behind it for the
+# cell's own.
+_FORMULA = re.compile(r'(^|;"*)(?=[=+\-@\t\r])')
 _DELETED = RecordError(RESULT_DELETED, "The image was deleted, and its result with it.", False)
 
 

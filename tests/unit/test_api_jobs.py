@@ -1007,6 +1007,7 @@ async def test_all_results_stream_as_lines(api: Api) -> None:
         ("cat.jpg", "cat.jpg"),
         ("cat; dog;.jpg", "cat; dog;.jpg"),
         ("a;=1+1;@b.jpg", "a;'=1+1;'@b.jpg"),
+        ('a;"=1+1;b.jpg', "a;\"'=1+1;b.jpg"),
     ],
 )
 async def test_no_cell_is_a_formula(api: Api, name: str, cell: str) -> None:
@@ -1019,6 +1020,8 @@ async def test_no_cell_is_a_formula(api: Api, name: str, cell: str) -> None:
     answer = await api.client.get(f"{JOBS}/{job_id}/results", headers={"Accept": "text/csv"})
     (row,) = csv.DictReader(io.StringIO(answer.text))
     assert (row["name"], row["label"]) == (cell, cell)
+    for cells in csv.reader(io.StringIO(answer.text), delimiter=";"):
+        assert not [each for each in cells if each.startswith(tuple("=+-@"))]
     assert ";" not in row["annotations"]
     assert json.loads(row["annotations"])[0]["label"] == name
 
