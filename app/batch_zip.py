@@ -191,8 +191,9 @@ class _Bounded:
 
 def _skipped(info: zipfile.ZipInfo) -> bool:
     """Folders, and what systems leave in archives: nobody means these as images."""
-    # Not `is_dir`, which Python 3.11 cannot say of an entry without a name.
-    *folders, name = info.filename.split("/")
+    # Not `is_dir`, which Python 3.11 cannot say of an entry without a name. And what Windows
+    # PowerShell packs has backslashes.
+    *folders, name = info.filename.replace("\\", "/").split("/")
     return bool(folders and not name) or any(_hidden(part) for part in (*folders, name))
 
 

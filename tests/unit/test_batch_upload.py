@@ -254,6 +254,14 @@ async def test_folders_and_what_systems_leave_in_archives_are_skipped(tmp_path: 
     assert [each.name for each in taken.images] == ["a.jpg", "b.jpg", "c.jpg"]
 
 
+async def test_folders_are_skipped_also_where_they_have_backslashes(tmp_path: Path) -> None:
+    names = ["photos\\", "photos\\Thumbs\\", "photos\\.hidden\\x.jpg", "photos\\a.jpg"]
+    taken, _ = await read(
+        archive([(name, b"x" * (name[-1] != "\\")) for name in names]), tmp_path, ZIP
+    )
+    assert [(each.name, each.error) for each in taken.images] == [("a.jpg", None)]
+
+
 async def test_an_entry_without_a_name_is_an_image(tmp_path: Path) -> None:
     taken, _ = await read(nameless(), tmp_path, ZIP)
     assert (taken.bytes, taken.images[0].name) == ([b"x"], "")
