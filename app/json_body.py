@@ -11,6 +11,8 @@ from core.errors import BodyTooLarge, InvalidRequest
 
 MAX_BYTES = 16 * 1024
 MOST_ERRORS = 10  # of one body that are named
+# Of more than so many none is: pydantic tells all or nothing, and the event loop waits for it.
+TOO_MANY_ERRORS = 2000
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -30,10 +32,7 @@ def parse_json(body: bytes, model: type[Model]) -> Model:
     try:
         return model.model_validate_json(body or b"{}")
     except ValidationError as invalid:
-        errors = [
-            {"field": _field(error), "message": error["msg"]}
-            for error in invalid.errors(include_input=False, include_url=False)[:MOST_ERRORS]
-        ]
+        errors = _named(invalid)
         detail = "; ".join(f"{error['field']}: {error['message']}" for error in errors)
         raise InvalidRequest(detail, extra={"errors": errors}) from None
 
@@ -53,6 +52,13 @@ def body_schema(
         body["examples"] = {name: {"value": value} for name, value in examples.items()}
     content = dict.fromkeys(media_types, body)
     return {"requestBody": {"required": required, "content": content}}
+
+
+def _named(invalid: ValidationError) -> list[dict[str, str]]:
+    if (count := invalid.error_count()) > TOO_MANY_ERRORS:
+        return [{"field": "body", "message": f"It has {count} mistakes"}]
+    found = invalid.errors(include_input=False, include_url=False)
+    return [{"field": _field(error), "message": error["msg"]} for error in found[:MOST_ERRORS]]
 
 
 def _field(error: ErrorDetails) -> str:

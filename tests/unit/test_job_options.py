@@ -256,6 +256,13 @@ def test_of_many_mistakes_a_few_are_named() -> None:
     assert isinstance(errors, list) and len(errors) == 10
 
 
+def test_so_many_mistakes_that_they_would_hold_the_loop_up_are_counted() -> None:
+    error = refused(json.dumps(dict.fromkeys(map(str, range(100_000)), 0)).encode())
+    assert isinstance(error, InvalidRequest)
+    assert error.detail == "body: It has 100000 mistakes"
+    assert error.extra == {"errors": [{"field": "body", "message": "It has 100000 mistakes"}]}
+
+
 def test_the_number_of_images_is_bounded() -> None:
     assert len(parse_manifest(manifest(image_hashes=[HASH] * 1000)).image_hashes) == 1000
     error = refused(manifest(image_hashes=[HASH] * 1001))
