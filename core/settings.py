@@ -43,6 +43,8 @@ def _model_uri(uri: str) -> str:
 ModelUri = Annotated[str, AfterValidator(_model_uri)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
+# A century. What is older than that is looked for by its date, and there is no date before year 1.
+KeptSeconds = Annotated[float, Field(gt=0, le=36_500 * 24 * 3600)]
 _DELIVERY = DeliveryPolicy()
 _JOBS = JobPolicy()
 # Of at most 255 characters, some are the channel's name.
@@ -56,7 +58,11 @@ class Settings(BaseSettings):
     """One process's configuration; each field's description is its documentation."""
 
     model_config = SettingsConfigDict(
-        env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        allow_inf_nan=False,  # no time that we wait or keep can be either
     )
 
     # --- Where things run -----------------------------------------------------------------------
@@ -243,13 +249,14 @@ class Settings(BaseSettings):
         float, Field(description="How long one worker owns an image before another may take it")
     ] = _DELIVERY.lease
     retention_seconds: Annotated[
-        float, Field(description="How long an undelivered message is kept")
+        KeptSeconds, Field(description="How long an undelivered message is kept")
     ] = _DELIVERY.retention
     stale_seconds: Annotated[
-        float, Field(description="How long a record may stand still before it is looked after")
+        KeptSeconds,
+        Field(description="How long a record may stand still before it is looked after"),
     ] = _DELIVERY.stale_after
     dead_letter_retention_seconds: Annotated[
-        float, Field(description="How long a dead letter is kept, replayed or not")
+        KeptSeconds, Field(description="How long a dead letter is kept, replayed or not")
     ] = _DELIVERY.dead_letter_retention
     push_concurrency: Annotated[
         int,
@@ -277,7 +284,7 @@ class Settings(BaseSettings):
         float, Field(ge=0, description="Least time between two counts of a running job's items")
     ] = _JOBS.refresh_interval
     job_retention_seconds: Annotated[
-        Seconds, Field(description="How long a finished job and its items are kept")
+        KeptSeconds, Field(description="How long a finished job and its items are kept")
     ] = _JOBS.retention
 
     # --- Notifications ---------------------------------------------------------------------------

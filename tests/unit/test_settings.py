@@ -129,6 +129,16 @@ def test_a_rate_may_be_off(monkeypatch: pytest.MonkeyPatch) -> None:
         ("RATE_LIMIT", "0/minute"),
         ("DAILY_QUOTA", "-1"),
         ("LOG_LEVEL", "loud"),
+        ("STALE_SECONDS", "0"),
+        ("STALE_SECONDS", "nan"),
+        ("RETENTION_SECONDS", "inf"),
+        ("RETENTION_SECONDS", "1e11"),
+        ("DEAD_LETTER_RETENTION_SECONDS", "inf"),
+        ("DEAD_LETTER_RETENTION_SECONDS", "1e11"),
+        ("JOB_RETENTION_SECONDS", "inf"),
+        ("JOB_RETENTION_SECONDS", "1e11"),
+        ("JOB_REFRESH_SECONDS", "inf"),
+        ("SHUTDOWN_SECONDS", "inf"),
     ],
 )
 def test_a_wrong_value_ends_the_start_and_is_named(
