@@ -56,6 +56,8 @@ class Keys:
         now = self._clock()
         if wanted.expires_at is not None and wanted.expires_at <= now:
             raise InvalidRequest("The key would have expired before it was made.")
+        if wanted.daily_quota is not None and wanted.daily_quota < 0:
+            raise InvalidRequest("The key's daily quota is below 0.")
         token = self._hasher.new()
         try:
             key = ApiKey(

@@ -167,7 +167,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except GlimpseError as error:
         raise SystemExit(error.detail) from None
     except ValueError as error:
-        raise SystemExit(f"{error}".capitalize() + ".") from None
+        text = str(error)
+        # Not `capitalize`, which writes all that follows, and so what is quoted, in lower case.
+        raise SystemExit(f"{text[:1].upper()}{text[1:]}.") from None
     except OSError as error:
         raise SystemExit(f"{error.filename}: {error.strerror}.") from None
     out = sys.stdout if arguments.command == "list" else sys.stderr
