@@ -160,8 +160,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
     settings = load_settings()
-    # Standard output is for the key: what goes wrong is said once, below.
-    configure_logging("keys", settings.log_format, "error")
+    # Standard output is for the key.
+    configure_logging("keys", settings.log_format, "error", file=sys.stderr)
     try:
         said = asyncio.run(run(settings, arguments))
     except GlimpseError as error:

@@ -40,11 +40,15 @@ class _BestEffort:
             self._file.flush()
 
 
-def configure_logging(service: str, log_format: str, level: str, project: str = "") -> None:
+def configure_logging(
+    service: str, log_format: str, level: str, project: str = "", file: TextIO | None = None
+) -> None:
     """Send structlog's lines, and the standard library's, to standard output in one format.
 
-    With a Google Cloud `project`, lines in JSON name their trace the way Cloud Logging links it.
+    Or to `file`: a command's standard output is its answer. With a Google Cloud `project`, lines in
+    JSON name their trace the way Cloud Logging links it.
     """
+    file = file or sys.stdout
     number = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -66,16 +70,16 @@ def configure_logging(service: str, log_format: str, level: str, project: str = 
     else:
         final = [
             structlog.dev.ConsoleRenderer(
-                colors=sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback
+                colors=file.isatty(), exception_formatter=structlog.dev.plain_traceback
             )
         ]
     structlog.configure(
         processors=[*shared, *final],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _BestEffort(sys.stdout))),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _BestEffort(file))),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stdout)
+    handler = logging.StreamHandler(file)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

@@ -19,6 +19,7 @@ from core.dead_letters.replay import replay, replay_all
 from core.errors import NotFound, Unavailable
 from core.records import PUBLIC_TENANT
 from core.settings import Settings, load_settings
+from core.telemetry import configure_logging
 
 PAGE = 200
 
@@ -101,8 +102,10 @@ def main() -> None:
     purge = commands.add_parser("purge", help="delete old ones, of every tenant")
     purge.add_argument("--days", type=float, required=True, help="older than so many days")
     arguments = parser.parse_args()
+    settings = load_settings()
+    configure_logging("dead_letters", settings.log_format, settings.log_level, file=sys.stderr)
     try:
-        sys.stdout.write(asyncio.run(run(load_settings(), arguments)) + "\n")
+        sys.stdout.write(asyncio.run(run(settings, arguments)) + "\n")
     except Unavailable as unavailable:
         raise SystemExit(unavailable.detail) from None
 

@@ -137,6 +137,19 @@ def test_what_cannot_be_is_said_plainly(
     assert "Traceback" not in done.stderr
 
 
+def test_a_store_that_does_not_answer_leaves_standard_output_empty(
+    command: Command, tmp_path: Path
+) -> None:
+    """A script takes what is there for the key."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "keys.db").write_bytes(b"no database" * 100)
+    done = command("create", "laptop")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "file is not a database" in done.stderr
+    assert "The keys database does not answer." in done.stderr
+
+
 def test_it_says_when_keys_are_not_asked_for(command: Command) -> None:
     command.environment["API_KEYS"] = "off"
     done = command("create", "early")

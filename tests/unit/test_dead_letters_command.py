@@ -1,0 +1,30 @@
+"""`python -m core.dead_letters`: what it prints where."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "core.dead_letters", *arguments],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "DATA_DIR": str(folder / "data")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_store_that_does_not_answer_leaves_standard_output_empty(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "records.db").write_bytes(b"no database" * 100)
+    done = command(tmp_path, "list")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "file is not a database" in done.stderr
+    assert "The records database does not answer." in done.stderr
