@@ -22,6 +22,7 @@ from core.settings import Settings, load_settings
 from core.telemetry import configure_logging
 
 PAGE = 200
+MOST_DAYS = 36_500  # as many as any retention may have
 
 
 def table(letters: Sequence[DeadLetter]) -> str:
@@ -89,6 +90,13 @@ async def _replayed(backend: Backend, arguments: argparse.Namespace) -> Counter[
         after = done.after
 
 
+def _days(text: str) -> float:
+    days = float(text)
+    if not 0 <= days <= MOST_DAYS:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and {MOST_DAYS}")
+    return days
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="dead_letters", description="Messages that failed.")
     parser.add_argument("--tenant", default=PUBLIC_TENANT, help="whose; by default %(default)s's")
@@ -100,7 +108,7 @@ def main() -> None:
     for command in (list_, replay_):
         command.add_argument("--code", default="", help="only those of this error code")
     purge = commands.add_parser("purge", help="delete old ones, of every tenant")
-    purge.add_argument("--days", type=float, required=True, help="older than so many days")
+    purge.add_argument("--days", type=_days, required=True, help="older than so many days")
     arguments = parser.parse_args()
     settings = load_settings()
     configure_logging("dead_letters", settings.log_format, settings.log_level, file=sys.stderr)

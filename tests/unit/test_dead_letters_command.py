@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -28,3 +30,13 @@ def test_a_store_that_does_not_answer_leaves_standard_output_empty(tmp_path: Pat
     assert done.stdout == ""
     assert "file is not a database" in done.stderr
     assert "The records database does not answer." in done.stderr
+
+
+@pytest.mark.parametrize("days", ["-1", "nan", "inf", "1e12", "many"])
+def test_days_that_cannot_be_are_refused(days: str, tmp_path: Path) -> None:
+    """Of less than none, every letter is older: all of them would be deleted."""
+    done = command(tmp_path, "purge", f"--days={days}")
+    assert done.returncode == 2
+    assert "argument --days: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "data").exists()
