@@ -11,7 +11,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -142,6 +142,13 @@ def purge(data_dir: Path) -> list[str]:
     return left
 
 
+class _Log(logging.handlers.RotatingFileHandler):
+    """A full disk costs lines, which whoever watches sees all the same, and nothing else."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Say nothing: by default each line that is lost is a traceback on standard error."""
+
+
 @contextmanager
 def opened_log(data_dir: Path) -> Iterator[Callable[[str], None]]:
     """Writes a line to the log that `make logs` shows; it is bounded in size.
@@ -149,7 +156,7 @@ def opened_log(data_dir: Path) -> Iterator[Callable[[str], None]]:
     Raises UnusableFolder.
     """
     with _usable(data_dir):
-        handler = logging.handlers.RotatingFileHandler(
+        handler = _Log(
             log_file(data_dir),
             maxBytes=LOG_BYTES,
             backupCount=1,
@@ -162,7 +169,8 @@ def opened_log(data_dir: Path) -> Iterator[Callable[[str], None]]:
     try:
         yield logger.info
     finally:
-        handler.close()
+        with suppress(OSError):
+            handler.close()
 
 
 @contextmanager

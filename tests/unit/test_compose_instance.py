@@ -144,6 +144,16 @@ def test_who_waits_while_it_is_purged_gets_a_folder_that_others_see(tmp_path: Pa
             assert instance.running(data) == os.getpid()
 
 
+def test_a_full_disk_costs_lines_of_the_log_and_nothing_else(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    instance.log_file(tmp_path).symlink_to("/dev/full")
+    with instance.opened_log(tmp_path) as write:
+        for number in range(1000):
+            write(f"line {number}")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_log_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(instance, "LOG_BYTES", 1000)
     with instance.opened_log(tmp_path) as write:
