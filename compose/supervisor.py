@@ -5,6 +5,7 @@ dies, stops them all on Ctrl-C or SIGTERM, and takes them along if it is killed 
 """
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -44,11 +45,21 @@ def taken_ports(wanted: Sequence[Program]) -> list[str]:
             try:
                 probe.bind((host, port))
             except OSError as error:
-                sentences.append(
-                    f"Port {port} on {host}, for the {program.name}, is not free "
-                    f"({error.strerror}). Stop what uses it, or set {program.setting}."
-                )
+                sentences.append(_why_not(program, host, port, error))
     return sentences
+
+
+def _why_not(program: Program, host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"Port {port} on {host}, for the {program.name}, is not free "
+            f"({error.strerror}). Stop what uses it, or set {program.setting}."
+        )
+    # The host has no address, or one of another machine, or the port is for root alone.
+    return (
+        f"The {program.name} cannot listen on port {port} of {host}: {error.strerror}. "
+        f"Change HOST or {program.setting}."
+    )
 
 
 class Supervisor:

@@ -149,6 +149,17 @@ def test_taken_port_is_named(
     assert f"set {setting}" in log
 
 
+def test_a_host_that_is_nowhere_is_not_called_a_port_in_use(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    with supervisor(tmp_path, colour_bundle, HOST="nowhere.invalid", API_PORT=8080) as process:
+        assert process.wait(timeout=30) == 1
+    log = (tmp_path / "log").read_text()
+    assert "The api cannot listen on port 8080 of nowhere.invalid: " in log
+    assert "Change HOST or API_PORT." in log
+    assert "Stop what uses it" not in log
+
+
 def test_wrong_setting_is_named(tmp_path: Path, colour_bundle: Path) -> None:
     with supervisor(tmp_path, colour_bundle, API_PORT="eighty") as process:
         assert process.wait(timeout=30) == 1
