@@ -193,6 +193,14 @@ async def test_a_queue_killed_again_and_again_delivers_everything(
     assert await messages_left(settings) == 0
 
 
+async def test_a_folder_that_cannot_be_used_is_named(environment: dict[str, str]) -> None:
+    process = await start(environment | {"DATA_DIR": __file__})
+    _, errors = await process.communicate()
+    assert process.returncode == 1
+    reason = f"The data folder {__file__} cannot be used: File exists."
+    assert errors.decode() == f"The queue cannot start: {reason}\n"
+
+
 async def test_a_second_queue_on_the_same_folder_is_refused(
     environment: dict[str, str], settings: Settings, worker: ScriptedWorker
 ) -> None:

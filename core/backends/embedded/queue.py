@@ -330,11 +330,16 @@ def _names(message: Message) -> dict[str, object]:
 def owning(data_dir: Path) -> Iterator[None]:
     """Hold the data folder's queue lock, or exit with a message where another process does.
 
+    Or where the folder cannot be used.
     The kernel drops the lock when its holder dies, however it dies.
     """
-    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = data_dir / "queue.lock"
-    with path.open("a+") as file:
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = (data_dir / "queue.lock").open("a+")
+    except OSError as error:
+        reason = f"The data folder {data_dir} cannot be used: {error.strerror}."
+        raise SystemExit(f"The queue cannot start: {reason}") from None
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
