@@ -4,6 +4,7 @@ For storage that cannot make such links itself: files, and the storage emulator.
 one data folder share one secret, made by whichever comes first.
 """
 
+import errno
 import hashlib
 import hmac
 import os
@@ -49,11 +50,12 @@ class LinkSigner:
 
 
 def shared_secret(path: Path) -> bytes:
-    """The secret in `path`, created with mode 0600 if absent. Blocks; raises OSError."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        pass
+    """The secret in `path`, created with mode 0600 if absent. Blocks; raises OSError.
+
+    Also where the file has lost bytes: whoever knows that can sign with what is left.
+    """
+    with suppress(FileNotFoundError):
+        return _whole(path)
     draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -66,4 +68,12 @@ def shared_secret(path: Path) -> bytes:
             os.link(draft, path)
     finally:
         draft.unlink()
-    return path.read_bytes()
+    return _whole(path)
+
+
+def _whole(path: Path) -> bytes:
+    secret = path.read_bytes()
+    if len(secret) < KEY_BYTES:
+        reason = f"{path.name} has {len(secret)} bytes of {KEY_BYTES}"
+        raise OSError(errno.EINVAL, reason, str(path))
+    return secret

@@ -5,8 +5,9 @@ import os
 import sqlite3
 import stat
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import AbstractAsyncContextManager, closing
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from core.backends import Backend, open_backend
+from core.backends import Backend, open_access, open_backend
 from core.backends.links import LinkSigner, shared_secret
 from core.errors import Forbidden, Unavailable
 from core.settings import Settings
@@ -111,6 +112,19 @@ def test_the_secret_is_made_once_and_private(tmp_path: Path) -> None:
     assert len(secrets[0]) == 32
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [each.name for each in tmp_path.iterdir()] == ["link.key"]
+
+
+@pytest.mark.parametrize("name", ["link.key", "key.secret"])
+async def test_a_secret_that_has_lost_bytes_is_not_used(settings: Settings, name: str) -> None:
+    """Nothing is a secret that anyone has."""
+    open_folder: Callable[[Settings], AbstractAsyncContextManager[object]]
+    open_folder = open_backend if name == "link.key" else open_access
+    async with open_folder(settings):
+        pass
+    os.truncate(settings.data_dir / name, 0)
+    with pytest.raises(Unavailable, match=f"{name} has 0 bytes of 32"):
+        async with open_folder(settings):
+            pass
 
 
 async def test_the_data_folder_is_private_and_holds_no_drafts(settings: Settings) -> None:
