@@ -146,7 +146,9 @@ async def _outcome(
     try:
         return await classifier.annotate(await image, steps)
     except NotFound:
-        return RecordError("image_missing", "The stored image is gone: upload it again.", True)
+        return RecordError(
+            "image_missing", "The stored image is gone or damaged: upload it again.", True
+        )
     except InvalidImage as error:
         return RecordError(error.code, error.detail, False)
     except InferenceFailed as error:

@@ -10,6 +10,7 @@ would only wait for each other, so how many go together depends on how long one 
 import argparse
 import contextlib
 import ctypes
+import hashlib
 import json
 import os
 import signal
@@ -216,14 +217,20 @@ def _image(frame: Frame) -> bytes:
     return _read(frame.data) if frame.kind == FILE else frame.data
 
 
-def _read(path: bytes) -> bytes:
+def _read(name: bytes) -> bytes:
+    path = Path(os.fsdecode(name))
     with span(READ):
         try:
-            return Path(os.fsdecode(path)).read_bytes()
+            data = path.read_bytes()
         except FileNotFoundError:
             raise NotFound("There is no such image.") from None
         except OSError as error:
             raise Unavailable("The image storage does not answer.") from error
+        # What a disk has damaged is another image: its labels, or its fault, would be kept for ever
+        # as this one's.
+        if hashlib.sha256(data).hexdigest() != path.name:
+            raise NotFound("The stored image is damaged.")
+    return data
 
 
 def _die_with_parent() -> None:

@@ -5,8 +5,8 @@ A request is a frame of
     1 byte K, 4 bytes N, 4 bytes M, N bytes of JSON [identity, folder], M bytes
 
 where K says what the M bytes are: nothing (load the model), an encoded image, or the path of a file
-that holds one. Its highest bit asks that the image be worked on alone. Each is answered, in order,
-by
+that holds one and is named by its SHA-256. Its highest bit asks that the image be worked on alone.
+Each is answered, in order, by
 
     4 bytes N, N bytes of JSON {"annotations": [[label, confidence], ...], "steps", "together"}
                             or {"error": [code, detail, traceback], "steps", "together"}

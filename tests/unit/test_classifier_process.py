@@ -13,7 +13,7 @@ from PIL import Image
 
 from core.model_bundle import read_bundle
 from tests.support.bundles import write_colour_bundle, write_failing_bundle, write_network
-from tests.support.pictures import encode, picture
+from tests.support.pictures import encode, picture, sha256
 from worker.classifier_process import Models, Reply
 from worker.classifier_protocol import FILE, GROUP, IMAGE, LOAD, Frame, FrameReader
 
@@ -80,10 +80,12 @@ def test_what_is_said_of_an_image_is_the_same_in_company(models: Models, name: b
 def test_in_company_an_images_faults_are_its_own(
     models: Models, name: bytes, tmp_path: Path
 ) -> None:
-    (tmp_path / "red").write_bytes(PHOTOS["red"])
+    red, other = tmp_path / sha256(PHOTOS["red"]), tmp_path / sha256(PHOTOS["green"])
+    for file in (red, other):
+        file.write_bytes(PHOTOS["red"])
     frames = [
         Frame(IMAGE, name, b"no picture"),
-        Frame(FILE, name, str(tmp_path / "red").encode()),
+        Frame(FILE, name, str(red).encode()),
         Frame(FILE, name, str(tmp_path / "absent").encode()),
         Frame(IMAGE, name, PHOTOS["blue"]),
     ]
@@ -93,6 +95,8 @@ def test_in_company_an_images_faults_are_its_own(
     ]
     assert labels([replies[1], replies[3]]) == ["red", "blue"]
     assert [step.name for step in replies[1]["steps"]] == ["read image", "decode", "infer"]
+    (replies,) = models.answers([Frame(FILE, name, str(other).encode())])
+    assert replies[0]["error"][:2] == ["not_found", "The stored image is damaged."]
     # Four that all fail leave nothing to infer.
     (replies,) = models.answers([Frame(IMAGE, name, b"no picture")] * GROUP)
     assert {reply["error"][0] for reply in replies} == {"undecodable_image"}

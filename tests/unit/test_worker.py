@@ -260,6 +260,25 @@ async def test_a_missing_image_ends_as_an_error_that_a_new_upload_mends(
     assert (record.error.code, record.error.retryable) == ("image_missing", True)
 
 
+@pytest.mark.parametrize("left", [WHITE[:-100], picture(1)], ids=["truncated", "another picture"])
+async def test_a_damaged_image_ends_as_an_error_that_a_new_upload_mends(
+    left: bytes, worker: RunningWorker
+) -> None:
+    """Neither the labels of what is there are the image's, nor is its fault (P8)."""
+    key = await worker.submit(WHITE)
+    file = worker.backend.blobs.file(key.blob_name)
+    assert file is not None
+    file.write_bytes(left)
+    assert (await worker.push(key)).status_code == 204
+    record = await worker.record(key)
+    assert record.error is not None
+    assert (record.error.code, record.error.retryable) == ("image_missing", True)
+    await worker.backend.blobs.put(key.blob_name, WHITE, "image/jpeg")
+    assert await worker.backend.records.retry(key)
+    assert (await worker.push(key)).status_code == 204
+    assert (await worker.record(key)).status is Status.SUCCESS
+
+
 # --- Messages that make no sense (P7) ------------------------------------------------------------
 
 

@@ -44,7 +44,7 @@ class FileBlobStore:
         self._closed = False
 
     async def put(self, name: str, data: bytes | bytearray, content_type: str) -> None:
-        """Store `data`, on disk before this returns; nothing happens where it already is.
+        """Store `data`, on disk before this returns; nothing happens where it already is, whole.
 
         The content type is not kept: readers learn it from the bytes.
         """
@@ -118,13 +118,21 @@ def _exists(root: Path, path: Path) -> bool:
 
 def _put(root: Path, path: Path, data: bytes | bytearray) -> None:
     folder = path.parent
-    if not path.exists():
+    if not _holds(path, data):
         _make_folder(folder, root)
         draft = folder / f"{DRAFT}{secrets.token_hex(8)}"
         # The name is the content's hash: replacing an equal blob changes nothing.
         write_whole(data, draft, path)
     # Also where the blob was there: whoever put it may not have got as far as this line.
     sync_folder(folder)
+
+
+def _holds(path: Path, data: bytes | bytearray) -> bool:
+    """Whether the file has these bytes: a disk may have lost some since."""
+    try:
+        return path.stat().st_size == len(data) and path.read_bytes() == data
+    except FileNotFoundError:
+        return False
 
 
 def _make_folder(folder: Path, root: Path) -> None:
