@@ -126,14 +126,18 @@ def duration(text: str) -> timedelta:
 
 
 def moment(text: str, now: datetime) -> datetime:
-    """When: after a duration, or at a date or time (ISO 8601, UTC unless it says otherwise)."""
+    """When: after a duration, or at a date or time (ISO 8601, UTC unless it says otherwise).
+
+    In UTC. ValueError for anything else.
+    """
     if _DURATION.fullmatch(text.strip()):
         return now + duration(text)
     try:
         at = datetime.fromisoformat(text.strip())
-    except ValueError:
+        # The last hours of the year 9999 are, west of Greenwich, of no year that UTC has here.
+        return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
         raise ValueError("a time is written as in 90d, 2027-01-31 or 2027-01-31T12:00Z") from None
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def document(key: ApiKey, now: datetime) -> dict[str, object]:

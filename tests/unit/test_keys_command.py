@@ -118,6 +118,7 @@ def test_a_key_can_go_to_a_file_that_nobody_else_reads(command: Command, tmp_pat
             "A time is written as in 90d, 2027-01-31 or 2027-01-31T12:00Z.",
         ),
         (("create", "x", "--expires", "2020-01-01"), "expired before"),
+        (("create", "x", "--expires", "9999-12-31T23:59-12:00"), "A time is written as in 90d"),
         (("create", "x", "--rate-limit", "fast"), "600/minute"),
         (("create", "x", "--daily-quota", "-1"), "daily quota is below 0"),
         (("create", ""), "name is malformed"),
