@@ -25,7 +25,7 @@ from core import errors
 from core.api_keys import NAME
 from core.clock import utc_now
 from core.identity import Principal, Scope
-from core.limits import Rate
+from core.limits import MOST_DAILY_QUOTA, Rate
 from core.request_route import RequestRoute
 
 router = APIRouter(prefix="/api/v1/keys", tags=["keys"], route_class=RequestRoute)
@@ -47,7 +47,12 @@ class NewKey(BaseModel):
         str | None, Field(description="As in `600/minute`; null means the service's limit")
     ] = None
     daily_quota: Annotated[
-        int | None, Field(ge=0, description="Requests a day; 0: any number; null: the service's")
+        int | None,
+        Field(
+            ge=0,
+            le=MOST_DAILY_QUOTA,
+            description="Requests a day; 0: any number; null: the service's",
+        ),
     ] = None
 
     @field_validator("rate_limit")

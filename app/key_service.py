@@ -11,7 +11,7 @@ from core.clock import Clock, rfc3339, utc_now
 from core.errors import Conflict, InvalidRequest, NotFound
 from core.identity import Scope
 from core.key_tokens import KEY_ID, KeyHasher, display
-from core.limits import Rate
+from core.limits import MOST_DAILY_QUOTA, Rate
 from core.ports import KeyStore
 
 log = structlog.get_logger(__name__)
@@ -56,8 +56,8 @@ class Keys:
         now = self._clock()
         if wanted.expires_at is not None and wanted.expires_at <= now:
             raise InvalidRequest("The key would have expired before it was made.")
-        if wanted.daily_quota is not None and wanted.daily_quota < 0:
-            raise InvalidRequest("The key's daily quota is below 0.")
+        if not 0 <= (wanted.daily_quota or 0) <= MOST_DAILY_QUOTA:
+            raise InvalidRequest(f"The key's daily quota is not between 0 and {MOST_DAILY_QUOTA}.")
         token = self._hasher.new()
         try:
             key = ApiKey(

@@ -58,6 +58,10 @@ class Allowance:
     taken: int
 
 
+# Requests in a day: more than any service answers, and far from what a store's number holds.
+MOST_DAILY_QUOTA = 10**12
+
+
 @dataclass(frozen=True, slots=True)
 class Grant:
     """`count` requests for whoever asked, within `window`; `left` remain for everyone."""

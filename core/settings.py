@@ -23,7 +23,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from core.bucket_folder import BUCKET_NAME, BucketFolder
 from core.channels import NOTIFICATIONS, Channel
 from core.key_tokens import LEAST_SECRET_BYTES
-from core.limits import Rate
+from core.limits import MOST_DAILY_QUOTA, Rate
 from core.mail_address import domain_of
 from core.mail_server import MailServer
 from core.policy import DeliveryPolicy, JobPolicy
@@ -150,7 +150,12 @@ class Settings(BaseSettings):
         ),
     ] = "600/minute"
     daily_quota: Annotated[
-        int, Field(ge=0, description="Requests of one key in a day (UTC); 0 means any number")
+        int,
+        Field(
+            ge=0,
+            le=MOST_DAILY_QUOTA,
+            description="Requests of one key in a day (UTC); 0 means any number",
+        ),
     ] = 0
     usage_retention_days: Annotated[
         int, Field(ge=1, le=36_500, description="How many days a key's counts are kept")

@@ -320,6 +320,7 @@ async def test_a_key_is_made_listed_rotated_and_revoked(api: Api) -> None:
         {"name": "x", "expires": "9999-12-31T23:59-12:00"},
         {"name": "x", "rate_limit": "fast"},
         {"name": "x", "daily_quota": -1},
+        {"name": "x", "daily_quota": 2**63},
         {"name": "x", "id": "0" * 12},
         [],
         "x",

@@ -128,6 +128,7 @@ def test_a_rate_may_be_off(monkeypatch: pytest.MonkeyPatch) -> None:
         ("RATE_LIMIT", "600"),
         ("RATE_LIMIT", "0/minute"),
         ("DAILY_QUOTA", "-1"),
+        ("DAILY_QUOTA", str(10**20)),
         ("LOG_LEVEL", "loud"),
         ("STALE_SECONDS", "0"),
         ("STALE_SECONDS", "nan"),
