@@ -178,8 +178,8 @@ async def list_jobs(request: Request, principal: Principal) -> Response:
 @router.get(
     "/{job_id}",
     summary="A job",
-    description="How far it is. The counts of a running job may be short of what ended last; those of "
-    "a job that is over, and its results at any time, are not.",
+    description="How far it is. The counts of a running job may be short of what ended last; those "
+    "of a job that is over, and its results at any time, are not.",
     responses={200: {"model": JobBody}, **_JOB_REFUSALS},
     openapi_extra={"parameters": [JOB_ID_PARAMETER]},
 )
