@@ -13,6 +13,7 @@ from core.route_access import public
 
 _ASSETS = "https://cdn.jsdelivr.net"
 _ICON = "https://fastapi.tiangolo.com"
+_METHODS = ["GET", "HEAD"]
 _INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 
@@ -27,21 +28,21 @@ def docs_routes(title: str) -> APIRouter:
     policy = content_policy(bytes(page.body))
     encoded = b""
 
-    @router.get("/docs")
+    @router.api_route("/docs", methods=_METHODS)
     @public
     async def docs() -> Response:
         return Response(
             page.body, media_type="text/html", headers={"Content-Security-Policy": policy}
         )
 
-    @router.get("/openapi.json")
+    @router.api_route("/openapi.json", methods=_METHODS)
     @public
     async def schema(request: Request) -> Response:
         nonlocal encoded
         encoded = encoded or json.dumps(request.app.openapi()).encode()
         return Response(encoded, media_type="application/json")
 
-    @router.get("/")
+    @router.api_route("/", methods=_METHODS)
     @public
     async def root() -> Response:
         return RedirectResponse("/docs")

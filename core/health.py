@@ -27,6 +27,7 @@ def health_routes(checks: Callable[[], Mapping[str, Check]]) -> APIRouter:
     async def health() -> Response:
         return Response(status_code=204)
 
+    @router.head("/ready", include_in_schema=False)
     @router.get(
         "/ready",
         summary="Does everything it depends on answer?",

@@ -23,14 +23,16 @@ HASH = sha256(IMAGE)
 PATH = f"/api/v1/images/{HASH}"  # unknown: 404 to who is let in
 # Whoever asks is answered, and by what right.
 OPEN = {
-    ("GET", "/"),  # leads to the documentation
-    ("GET", "/docs"),
-    ("GET", "/openapi.json"),
-    ("GET", "/health"),
-    ("HEAD", "/health"),
-    ("GET", "/ready"),
-    ("GET", "/local/blobs/{tenant}/{image_hash}"),  # by the signature of the link
-    ("HEAD", "/local/blobs/{tenant}/{image_hash}"),
+    (method, path)
+    for method in ("GET", "HEAD")
+    for path in (
+        "/",  # leads to the documentation
+        "/docs",
+        "/openapi.json",
+        "/health",
+        "/ready",
+        "/local/blobs/{tenant}/{image_hash}",  # by the signature of the link
+    )
 }
 
 

@@ -79,6 +79,16 @@ async def test_the_docs_can_be_left_out(tmp_path: Path, colour_bundle: Path) -> 
             assert answer.json()["code"] == "not_found"
 
 
+async def test_head_answers_as_get_also_where_no_image_is_asked_for(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    async with open_api(api_settings(tmp_path, colour_bundle)) as api:
+        for path in ("/", "/docs", "/openapi.json", "/health", "/ready"):
+            get, head = await api.client.get(path), await api.client.head(path)
+            assert head.status_code == get.status_code, path
+            assert head.headers == get.headers, path
+
+
 # --- Other origins, other hosts -------------------------------------------------------------------
 
 PREFLIGHT = {
