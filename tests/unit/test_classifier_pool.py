@@ -19,7 +19,7 @@ from core.model_bundle import read_bundle
 from core.records import Status
 from core.settings import Settings
 from tests.support.bundles import write_slow_bundle
-from tests.support.pictures import encode, picture
+from tests.support.pictures import encode, picture, sha256
 from tests.unit.scripted_worker import until
 from tests.unit.worker_support import classifier_processes, running_worker, settings_in
 from worker.classifier_pool import ClassifierPool, RemoteClassifier
@@ -84,8 +84,12 @@ async def test_a_large_image_arrives_whole(tmp_path: Path) -> None:
 
 async def test_a_file_is_read_by_the_process(tmp_path: Path) -> None:
     async with pool_of(tmp_path) as (_, classifier):
-        (tmp_path / "picture").write_bytes(RED)
-        assert (await classifier.annotate(tmp_path / "picture"))[0].label == "red"
+        whole, damaged = tmp_path / sha256(RED), tmp_path / sha256(WHITE)
+        whole.write_bytes(RED)
+        assert (await classifier.annotate(whole))[0].label == "red"
+        damaged.write_bytes(RED)
+        with pytest.raises(NotFound):
+            await classifier.annotate(damaged)
         with pytest.raises(NotFound):
             await classifier.annotate(tmp_path / "absent")
         with pytest.raises(Unavailable):
