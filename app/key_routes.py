@@ -25,8 +25,9 @@ from core import errors
 from core.api_keys import NAME
 from core.clock import utc_now
 from core.identity import Principal, Scope
-from core.limits import MOST_DAILY_QUOTA, Rate
+from core.limits import Rate
 from core.request_route import RequestRoute
+from core.settings import DailyQuota
 
 router = APIRouter(prefix="/api/v1/keys", tags=["keys"], route_class=RequestRoute)
 
@@ -47,12 +48,8 @@ class NewKey(BaseModel):
         str | None, Field(description="As in `600/minute`; null means the service's limit")
     ] = None
     daily_quota: Annotated[
-        int | None,
-        Field(
-            ge=0,
-            le=MOST_DAILY_QUOTA,
-            description="Requests a day; 0: any number; null: the service's",
-        ),
+        DailyQuota | None,
+        Field(description="Requests a day; 0: any number; null: the service's"),
     ] = None
 
     @field_validator("rate_limit")

@@ -16,6 +16,7 @@ from core.errors import InvalidImage
 MAX_FRAMES = 10_000  # five minutes of them
 MAX_PARTS = 10_000  # boxes, items and units of the bitstream that are looked at
 _CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"meta", b"iinf")
+_HEADER_BYTES = 256  # of a unit of the bitstream: what we read of a header lies in fewer
 _SPLIT_BYTES = 4096  # of a bitstream in several places, that count as a part
 _SEQUENCE_HEADER, _FRAME_HEADER, _FRAME = 1, 3, 6  # types of an OBU
 _KEY_FRAME, _SWITCH_FRAME = 0, 3
@@ -207,21 +208,23 @@ class _Reader:
             size = end - at
             if head & 2:
                 size, at = _leb128(data, at)
-            kind, bits = head >> 3 & 15, _Bits(data[at : at + min(size, 256)])
-            if kind == _SEQUENCE_HEADER:
-                sequence = _sequence_header(bits)
-                yield sequence.size
-            elif kind in (_FRAME_HEADER, _FRAME) and sequence and _has_own_size(sequence, bits):
-                yield sequence.largest
-            at += size
+            kind, begin, at = head >> 3 & 15, at, at + size
+            if kind in (_SEQUENCE_HEADER, _FRAME_HEADER, _FRAME):
+                bits = _Bits(data[begin : begin + min(size, _HEADER_BYTES)])
+                if kind == _SEQUENCE_HEADER:
+                    sequence = _sequence_header(bits)
+                    yield sequence.size
+                elif sequence and _has_own_size(sequence, bits):
+                    yield sequence.largest
 
     def _stream(self, spans: tuple[_Span, ...]) -> tuple[bytes | bytearray, int, int]:
         """What is in `spans`, as a part of some bytes: of the file's where it is in one place."""
-        whole, found = len(self._data), bytearray()
-        for begin, size in spans:
-            end = min(whole, begin + size) if size else whole
-            if len(spans) == 1:
-                return self._data, begin, end
+        whole = len(self._data)
+        places = [(begin, min(whole, begin + size) if size else whole) for begin, size in spans]
+        if len(places) == 1:
+            return self._data, *places[0]
+        found = bytearray()
+        for begin, end in places:
             self.spend(max(0, end - begin) // _SPLIT_BYTES)
             found += self._data[begin:end]
         return found, 0, len(found)
@@ -278,7 +281,7 @@ def _sequence_header(bits: _Bits) -> _Sequence:
     if reduced:
         bits.take(5)
     else:
-        time_bits = _skip_operating_points(bits)
+        time_bits = _operating_points(bits)
     width_bits, height_bits = bits.take(4) + 1, bits.take(4) + 1
     size = Size(bits.take(width_bits) + 1, bits.take(height_bits) + 1)
     id_bits, screen_tools, integer_mv = 0, _SELECTED, _SELECTED
@@ -314,8 +317,8 @@ def _has_own_size(sequence: _Sequence, bits: _Bits) -> bool:
     return bool(bits.take(1))
 
 
-def _skip_operating_points(bits: _Bits) -> int:
-    """How many bits of a frame say when it is shown."""
+def _operating_points(bits: _Bits) -> int:
+    """Read up to the frames' size; how many bits of a frame say when it is shown."""
     delay_bits = time_bits = 0
     if bits.take(1):  # timing_info_present_flag
         bits.take(32 + 32)
@@ -325,9 +328,8 @@ def _skip_operating_points(bits: _Bits) -> int:
         if bits.take(1):  # decoder_model_info_present_flag
             delay_bits = bits.take(5) + 1
             bits.take(32 + 5)
-            time_bits = bits.take(5) + 1
-            if equal:
-                time_bits = 0
+            length = bits.take(5) + 1  # frame_presentation_time_length_minus_1
+            time_bits = 0 if equal else length
     initial_display_delay = bits.take(1)
     for _ in range(bits.take(5) + 1):
         bits.take(12)

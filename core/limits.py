@@ -12,6 +12,8 @@ from datetime import datetime
 from typing import Self
 
 DAY = 86_400
+# Requests in a day: more than any service answers, and far from what a store's number holds.
+MOST_DAILY_QUOTA = 10**12
 _SHARES = 8
 _RATE = re.compile(r"([1-9][0-9]{0,8})/(second|minute|hour)")
 _SECONDS = {"second": 1, "minute": 60, "hour": 3600}
@@ -56,10 +58,6 @@ class Allowance:
 
     window: int
     taken: int
-
-
-# Requests in a day: more than any service answers, and far from what a store's number holds.
-MOST_DAILY_QUOTA = 10**12
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,9 @@ ModelUri = Annotated[str, AfterValidator(_model_uri)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 # A century. What is older than that is looked for by its date, and there is no date before year 1.
-KeptSeconds = Annotated[float, Field(gt=0, le=36_500 * 24 * 3600)]
+MOST_DAYS = 36_500
+KeptSeconds = Annotated[float, Field(gt=0, le=MOST_DAYS * 24 * 3600)]
+DailyQuota = Annotated[int, Field(ge=0, le=MOST_DAILY_QUOTA)]
 _DELIVERY = DeliveryPolicy()
 _JOBS = JobPolicy()
 # Of at most 255 characters, some are the channel's name.
@@ -150,15 +152,10 @@ class Settings(BaseSettings):
         ),
     ] = "600/minute"
     daily_quota: Annotated[
-        int,
-        Field(
-            ge=0,
-            le=MOST_DAILY_QUOTA,
-            description="Requests of one key in a day (UTC); 0 means any number",
-        ),
+        DailyQuota, Field(description="Requests of one key in a day (UTC); 0 means any number")
     ] = 0
     usage_retention_days: Annotated[
-        int, Field(ge=1, le=36_500, description="How many days a key's counts are kept")
+        int, Field(ge=1, le=MOST_DAYS, description="How many days a key's counts are kept")
     ] = 400
 
     # --- HTTP -----------------------------------------------------------------------------------

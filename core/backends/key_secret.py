@@ -1,5 +1,6 @@
 """The secret of the keyed hash of API keys: `KEY_SECRET`, or one that the data folder keeps."""
 
+from core.backends.data_folder import usable
 from core.backends.links import shared_secret
 from core.errors import Unavailable
 from core.settings import Settings
@@ -17,10 +18,5 @@ def local_key_secret(settings: Settings) -> bytes:
     if settings.backend == "gcp":
         # The folder is one machine's: keys made with its secret would be nobody's elsewhere.
         raise Unavailable("BACKEND=gcp needs KEY_SECRET for API keys.", retry_after=None)
-    try:
-        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with usable(settings.data_dir):
         return shared_secret(settings.data_dir / FILE)
-    except OSError as error:
-        raise Unavailable(
-            f"The data folder {settings.data_dir} cannot be used: {error.strerror}."
-        ) from error

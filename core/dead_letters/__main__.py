@@ -18,11 +18,10 @@ from core.dead_letters.letter import DeadLetter, LetterFilter
 from core.dead_letters.replay import replay, replay_all
 from core.errors import NotFound, Unavailable
 from core.records import PUBLIC_TENANT
-from core.settings import Settings, load_settings
+from core.settings import MOST_DAYS, Settings, load_settings
 from core.telemetry import configure_logging
 
 PAGE = 200
-MOST_DAYS = 36_500  # as many as any retention may have
 
 
 def table(letters: Sequence[DeadLetter]) -> str:

@@ -13,7 +13,8 @@ import psutil
 
 from tests.chaos.emulators import ChaosEmulators
 from tests.chaos.stepping_clock import set_offset
-from tests.support.stack import Stack, until
+from tests.support.signals import standing_still
+from tests.support.stack import Stack
 
 LONGEST_PAUSE = 6.0  # seconds; more than the lease and the ack deadline of the experiment
 LONGEST_OUTAGE = 2.0
@@ -94,29 +95,17 @@ def _fill(stack: Stack, name: str, draw: random.Random) -> None:
 
 def _take_away(stack: Stack, folder: Path, draw: random.Random) -> None:
     """Nothing can be written below it, nor read."""
+    # Two steps that must be one: who stores an image in between makes the folder anew.
     aside = folder.with_name("aside")
-    with _standing_still(stack, "api"):
+    with standing_still(psutil.Process(stack.processes["api"].pid)):
         folder.rename(aside)
         folder.write_bytes(b"")
     try:
         time.sleep(draw.uniform(0.2, LONGEST_OUTAGE))
     finally:
-        with _standing_still(stack, "api"):
+        with standing_still(psutil.Process(stack.processes["api"].pid)):
             folder.unlink()
             aside.rename(folder)
-
-
-@contextlib.contextmanager
-def _standing_still(stack: Stack, name: str) -> Iterator[None]:
-    """For two steps that must be one: who stores an image in between makes its folder anew."""
-    process = psutil.Process(stack.processes[name].pid)
-    still = (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
-    process.suspend()
-    try:
-        until(lambda: process.status() in still, f"{name} stands still")
-        yield
-    finally:
-        process.resume()
 
 
 def _forbid(data: Path, draw: random.Random) -> None:

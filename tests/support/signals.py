@@ -1,8 +1,14 @@
-"""Signals as a terminal's processes hear them, whoever started the test run."""
+"""Signals that processes hear, whoever started the test run, and those that hold them up."""
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import psutil
+
+from tests.support.stack import until
+
+_STILL = (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
 
 
 @contextmanager
@@ -17,3 +23,16 @@ def heard(number: signal.Signals) -> Iterator[None]:
         yield
     finally:
         signal.signal(number, before)
+
+
+@contextmanager
+def standing_still(*processes: psutil.Process) -> Iterator[None]:
+    """Meanwhile they do nothing, and what they are asked waits for them."""
+    for process in processes:
+        process.suspend()
+    try:
+        until(lambda: all(each.status() in _STILL for each in processes), "they stand still")
+        yield
+    finally:
+        for process in processes:
+            process.resume()

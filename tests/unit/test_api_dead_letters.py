@@ -1,9 +1,6 @@
 """`/api/v1/dead-letters`: pages, filters, replays and deletions, over HTTP (P4, P7)."""
 
 import base64
-import os
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -15,9 +12,9 @@ from core.dead_letters.letter import DeadLetter, letter_id
 from core.messages import ClassifyImage
 from core.records import RecordError, Status
 from tests.support.api import Api, api_settings, open_api
+from tests.support.commands import run_module
 from tests.support.pictures import picture, sha256
 
-ROOT = Path(__file__).resolve().parents[2]
 URL = "/api/v1/dead-letters"
 UNKNOWN = "ab" * 16
 DIED = datetime(2026, 11, 21, 9, 30, 0, 125_000, tzinfo=UTC)
@@ -243,14 +240,5 @@ async def test_the_routes_are_documented(api: Api) -> None:
 
 
 def test_the_command_is_a_process(tmp_path: Path) -> None:
-    environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(tmp_path / "data")}
-    shown = subprocess.run(
-        [sys.executable, "-m", "core.dead_letters", "list"],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    shown = run_module("core.dead_letters", tmp_path, "list")
     assert (shown.returncode, shown.stdout, shown.stderr) == (0, "No dead letters.\n", "")

@@ -151,44 +151,42 @@ async def test_an_upload_after_another_processs_deletion_is_a_new_one(
             assert (await another.client.delete(f"{V1}/{HASH}")).status_code == 204
 
 
+@pytest.fixture
+async def unmarked(api: Api, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Api]:
+    """What is uploaded is not marked as queued yet, and so could be shared."""
+    over = asyncio.Event()
+
+    async def advance(key: RecordKey, from_: Status, to: Status) -> bool:
+        return await over.wait()
+
+    monkeypatch.setattr(api.service.backend.records, "advance", advance)
+    yield api
+    over.set()
+
+
 async def test_an_upload_after_a_deletion_that_failed_halfway_stores_its_bytes(
-    api: Api, monkeypatch: pytest.MonkeyPatch
+    unmarked: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Though the one before it is not marked as queued yet, and so could be shared."""
-    records, queued = api.service.backend.records, asyncio.Event()
 
     async def delete_image(tenant: str, image_hash: str) -> int:
         raise Unavailable("the database is locked")
 
-    async def advance(key: RecordKey, from_: Status, to: Status) -> bool:
-        return await queued.wait()
-
-    monkeypatch.setattr(records, "delete_image", delete_image)
-    monkeypatch.setattr(records, "advance", advance)
-    assert (await api.client.post(V1, content=IMAGE)).status_code == 202
-    assert (await api.client.delete(f"{V1}/{HASH}")).status_code == 503
-    assert api.traces().blobs == 0
-    assert (await api.client.post(V1, content=IMAGE)).status_code == 202
-    assert api.traces().blobs == 1
-    queued.set()
+    monkeypatch.setattr(unmarked.service.backend.records, "delete_image", delete_image)
+    assert (await unmarked.client.post(V1, content=IMAGE)).status_code == 202
+    assert (await unmarked.client.delete(f"{V1}/{HASH}")).status_code == 503
+    assert unmarked.traces().blobs == 0
+    assert (await unmarked.client.post(V1, content=IMAGE)).status_code == 202
+    assert unmarked.traces().blobs == 1
 
 
-async def test_an_upload_after_a_failure_tries_again(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Though the one before it is not marked as queued yet, and so could be shared."""
-    records, queued = api.service.backend.records, asyncio.Event()
-
-    async def advance(key: RecordKey, from_: Status, to: Status) -> bool:
-        return await queued.wait()
-
-    monkeypatch.setattr(records, "advance", advance)
-    assert (await api.client.post(V1, content=IMAGE)).status_code == 202
-    assert await records.fail(api.key(HASH), RecordError("overloaded", "Try again.", True))
-    assert (await api.client.post(V1, content=IMAGE)).status_code == 202
-    assert (await api.record(HASH)).status is Status.PENDING
-    assert api.traces().messages == 2
-    queued.set()
+async def test_an_upload_after_a_failure_tries_again(unmarked: Api) -> None:
+    assert (await unmarked.client.post(V1, content=IMAGE)).status_code == 202
+    assert await unmarked.service.backend.records.fail(
+        unmarked.key(HASH), RecordError("overloaded", "Try again.", True)
+    )
+    assert (await unmarked.client.post(V1, content=IMAGE)).status_code == 202
+    assert (await unmarked.record(HASH)).status is Status.PENDING
+    assert unmarked.traces().messages == 2
 
 
 async def test_a_failed_put_is_503_and_publishes_nothing(api: Api) -> None:

@@ -18,7 +18,7 @@ import os, sys
 from pathlib import Path
 from core.backends.embedded.blobs import _put
 from tests.support.pictures import sha256
-root, number = Path(sys.argv[1]), 0
+root = Path(sys.argv[1])
 while True:
     data = os.urandom(64)
     try:

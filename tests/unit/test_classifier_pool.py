@@ -5,8 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from core.records import Status
 from core.settings import Settings
 from tests.support.bundles import write_slow_bundle
 from tests.support.pictures import encode, picture, sha256
+from tests.support.signals import standing_still
 from tests.unit.scripted_worker import until
 from tests.unit.worker_support import classifier_processes, running_worker, settings_in
 from worker.classifier_pool import ClassifierPool, RemoteClassifier
@@ -48,16 +49,6 @@ async def pool_of(
         yield pool, await pool.load(read_bundle(settings.model_uri))
     finally:
         await pool.close()
-
-
-@contextmanager
-def suspended(*stopped: psutil.Process) -> Iterator[None]:
-    """What is asked of them meanwhile waits for them together."""
-    for process in stopped:
-        process.suspend()
-    yield
-    for process in stopped:
-        process.resume()
 
 
 def alive(process: psutil.Process) -> bool:
@@ -123,7 +114,7 @@ async def test_a_hang_costs_the_image_that_hangs_and_no_other(tmp_path: Path) ->
 async def test_a_hang_in_company_costs_the_image_that_hangs_and_no_other(tmp_path: Path) -> None:
     async with pool_of(tmp_path, FOREVER, classify_seconds=PATIENCE) as (_, classifier):
         await classifier.annotate(BLACK)  # what one takes is known: now they go together
-        with suspended(*classifier_processes()):
+        with standing_still(*classifier_processes()):
             asked = [
                 asyncio.create_task(classifier.annotate(image))
                 for image in (BLACK, WHITE, BLACK, BLACK, BLACK)

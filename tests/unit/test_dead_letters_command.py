@@ -1,31 +1,18 @@
 """`python -m core.dead_letters`: what it prints where."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.commands import run_module
 
-
-def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "core.dead_letters", *arguments],
-        cwd=folder,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "DATA_DIR": str(folder / "data")},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+COMMAND = "core.dead_letters"
 
 
 def test_a_store_that_does_not_answer_leaves_standard_output_empty(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "records.db").write_bytes(b"no database" * 100)
-    done = command(tmp_path, "list")
+    done = run_module(COMMAND, tmp_path, "list")
     assert done.returncode == 1
     assert done.stdout == ""
     assert "file is not a database" in done.stderr
@@ -35,7 +22,7 @@ def test_a_store_that_does_not_answer_leaves_standard_output_empty(tmp_path: Pat
 @pytest.mark.parametrize("days", ["-1", "nan", "inf", "1e12", "many"])
 def test_days_that_cannot_be_are_refused(days: str, tmp_path: Path) -> None:
     """Of less than none, every letter is older: all of them would be deleted."""
-    done = command(tmp_path, "purge", f"--days={days}")
+    done = run_module(COMMAND, tmp_path, "purge", f"--days={days}")
     assert done.returncode == 2
     assert "argument --days: " in done.stderr
     assert "Traceback" not in done.stderr

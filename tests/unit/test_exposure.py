@@ -1,8 +1,5 @@
 """A service that anyone could reach asks who they are, or does not start."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +8,9 @@ import pytest
 from app.main import create_app
 from core.exposure import Exposed, check_api, check_worker, loopback
 from core.settings import Settings
+from tests.support.commands import run_module
 from tests.support.stack import free_port
 
-ROOT = Path(__file__).resolve().parents[2]
 SECRET = "k" * 32
 GCP = {
     "backend": "gcp",
@@ -92,23 +89,8 @@ def test_the_worker_asks_for_tokens_instead() -> None:
 def test_the_process_ends_with_what_to_set(
     tmp_path: Path, colour_bundle: Path, module: str
 ) -> None:
-    environment = {
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": str(ROOT),
-        "DATA_DIR": str(tmp_path / "data"),
-        "MODEL_URI": str(colour_bundle),
-        "HOST": "0.0.0.0",
-        "PORT": str(free_port()),
-    }
-    ended = subprocess.run(
-        [sys.executable, "-m", module],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    settings = {"MODEL_URI": str(colour_bundle), "HOST": "0.0.0.0", "PORT": str(free_port())}
+    ended = run_module(module, tmp_path, **settings)
     assert ended.returncode == 1
     assert "Glimpse cannot start: HOST=0.0.0.0 lets other machines in" in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -1,10 +1,8 @@
 """`python -m app.keys` and `make key`."""
 
 import json
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from core.backends import open_access
 from core.identity import Scope
 from core.settings import Settings
 from tests.support.api import api_settings, open_api
+from tests.support.commands import run_module
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = re.compile(r"glp_[0-9a-z]{12}[0-9A-Za-z]{51}\n")
@@ -23,23 +22,10 @@ KEY = re.compile(r"glp_[0-9a-z]{12}[0-9A-Za-z]{51}\n")
 class Command:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.environment = {
-            "PATH": os.environ["PATH"],
-            "PYTHONPATH": str(ROOT),
-            "DATA_DIR": str(folder / "data"),
-            "API_KEYS": "required",
-        }
+        self.settings = {"API_KEYS": "required"}
 
     def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "app.keys", *arguments],
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        return run_module("app.keys", self.folder, *arguments, **self.settings)
 
     def made(self, *arguments: str) -> str:
         done = self("create", *arguments)
@@ -153,7 +139,7 @@ def test_a_store_that_does_not_answer_leaves_standard_output_empty(
 
 
 def test_it_says_when_keys_are_not_asked_for(command: Command) -> None:
-    command.environment["API_KEYS"] = "off"
+    command.settings["API_KEYS"] = "off"
     done = command("create", "early")
     assert "API_KEYS=required" in done.stderr
     assert "There are no keys" not in command("list").stdout

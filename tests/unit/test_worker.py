@@ -5,15 +5,13 @@ import json
 import shutil
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 import structlog
 from starlette.requests import ClientDisconnect
@@ -25,6 +23,7 @@ from core.telemetry import with_trace
 from tests.contract.clock import MovableClock
 from tests.support.bundles import write_colour_bundle, write_slow_bundle
 from tests.support.pictures import picture
+from tests.support.signals import standing_still
 from tests.unit.faults import Once, watched
 from tests.unit.scripted_worker import until
 from tests.unit.worker_support import (
@@ -199,7 +198,7 @@ async def test_a_worker_that_lost_its_lease_changes_nothing(tmp_path: Path, fini
 
 async def test_a_cancelled_delivery_gives_its_claim_up(worker: RunningWorker) -> None:
     key = await worker.submit()
-    with standing_still(classifier_processes()):
+    with standing_still(*classifier_processes()):
         pushing = asyncio.create_task(worker.push(key))
         await until(lambda: running(worker, key))
         pushing.cancel()
@@ -207,18 +206,6 @@ async def test_a_cancelled_delivery_gives_its_claim_up(worker: RunningWorker) ->
         assert not (await worker.record(key)).leased(worker.bench.clock())
     assert (await worker.push(key)).status_code == 204
     assert (await worker.record(key)).status is Status.SUCCESS
-
-
-@contextmanager
-def standing_still(processes: list[psutil.Process]) -> Iterator[None]:
-    """Whatever they are given, they end nothing of it meanwhile."""
-    for process in processes:
-        process.suspend()
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.resume()
 
 
 # --- Faults of the image: recorded and acknowledged ----------------------------------------------

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from core.backends import Access, Backend
+from core.backends.data_folder import usable
 from core.backends.embedded import keys, queue_store, records, webhooks
 from core.backends.embedded.blobs import FileBlobStore
 from core.backends.embedded.database import Database, Schema
@@ -27,7 +28,6 @@ from core.backends.embedded.webhooks import SqliteWebhookStore
 from core.backends.key_secret import local_key_secret
 from core.backends.links import LinkSigner, shared_secret
 from core.clock import Clock, utc_now
-from core.errors import Unavailable
 from core.ports import UsageStore
 from core.settings import Settings
 
@@ -100,13 +100,8 @@ async def _open(settings: Settings, name: str, schema: Schema) -> AsyncIterator[
 
 def _prepare(data_dir: Path) -> bytes:
     """Make the folders; the secret that signs links."""
-    try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with usable(data_dir):
         (data_dir / "blobs").mkdir(mode=0o700, exist_ok=True)
         # It holds secrets in the clear. SQLite gives its other files the mode of the first.
         (data_dir / WEBHOOKS).touch(mode=0o600)
         return shared_secret(data_dir / "link.key")
-    except OSError as error:
-        raise Unavailable(
-            f"The data folder {data_dir} cannot be used: {error.strerror}."
-        ) from error

@@ -19,6 +19,7 @@ from pathlib import Path
 import structlog
 import uvloop
 
+from core.backends.data_folder import usable
 from core.backends.embedded import open_queue_store
 from core.backends.embedded.queue_store import (
     EXPIRED,
@@ -330,15 +331,11 @@ def _names(message: Message) -> dict[str, object]:
 def owning(data_dir: Path) -> Iterator[None]:
     """Hold the data folder's queue lock, or exit with a message where another process does.
 
-    Or where the folder cannot be used.
-    The kernel drops the lock when its holder dies, however it dies.
+    The kernel drops the lock when its holder dies, however it dies. Raises Unavailable where the
+    folder cannot be used.
     """
-    try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with usable(data_dir):
         lock = (data_dir / "queue.lock").open("a+")
-    except OSError as error:
-        reason = f"The data folder {data_dir} cannot be used: {error.strerror}."
-        raise SystemExit(f"The queue cannot start: {reason}") from None
     with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -376,11 +373,11 @@ async def serve(settings: Settings) -> None:
 def main() -> None:
     settings = load_settings()
     configure_logging("queue", settings.log_format, settings.log_level)
-    with owning(settings.data_dir):
-        try:
+    try:
+        with owning(settings.data_dir):
             uvloop.run(serve(settings))
-        except Unavailable as unavailable:
-            raise SystemExit(f"The queue cannot start: {unavailable.detail}") from None
+    except Unavailable as unavailable:
+        raise SystemExit(f"The queue cannot start: {unavailable.detail}") from None
 
 
 if __name__ == "__main__":
