@@ -16,7 +16,7 @@ from core.errors import InvalidImage
 MAX_FRAMES = 10_000  # five minutes of them
 MAX_PARTS = 10_000  # boxes, items and units of the bitstream that are looked at
 _CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"meta", b"iinf")
-_HEADER_BYTES = 256  # of a unit of the bitstream: what we read of a header lies in fewer
+_HEADER_BYTES = 512  # of a unit of the bitstream: the longest header that we read has fewer
 _SPLIT_BYTES = 4096  # of a bitstream in several places, that count as a part
 _SEQUENCE_HEADER, _FRAME_HEADER, _FRAME = 1, 3, 6  # types of an OBU
 _KEY_FRAME, _SWITCH_FRAME = 0, 3

@@ -148,6 +148,25 @@ def two_pieces(size: tuple[int, int]) -> bytes:
     return with_payload(data, spread, [(0, 2), (2 + len(other), len(picture) - 2)])
 
 
+def longest_header(size: tuple[int, int]) -> bytes:
+    """A sequence header with all the operating points and delays that one can have (AV1 5.5)."""
+    point = "0" * 12 + "01000" + "1" + "1" + "0" * 65 + "1" + "0000"
+    bits = "00000" + "1" + "0" * 64 + "1" + "0" * 31 + "1" * 32  # as far as a tick's length
+    bits += "1" + "11111" + "0" * 42 + "1" + "11111" + point * 32
+    bits += "11111111" + "".join(f"{side - 1:016b}" for side in size)
+    unit = int(bits + "0" * (-len(bits) % 8), 2).to_bytes((len(bits) + 7) // 8, "big")
+    return b"\x0a" + bytes([128 | len(unit) % 128, len(unit) // 128]) + unit
+
+
+@pytest.mark.parametrize("enter", ENTRANCES.values(), ids=ENTRANCES.keys())
+def test_a_size_at_the_end_of_the_longest_header_is_found(
+    enter: Callable[[bytes], object],
+) -> None:
+    data = with_payload(still((64, 64)), longest_header((1200, 900)))
+    with pytest.raises(InvalidImage, match="coded in 1200 x 900 pixels"):
+        enter(data)
+
+
 @pytest.mark.parametrize("enter", ENTRANCES.values(), ids=ENTRANCES.keys())
 @pytest.mark.parametrize("made", [two_sequences, two_pieces])
 def test_a_size_that_is_said_later_or_elsewhere_is_found(
