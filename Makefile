@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 POETRY_VENV := .poetry
 POETRY_PINS := poetry==2.5.1 poetry-plugin-export==1.10.1
 CHECKOV_VENV := .checkov-venv
-CODE := app worker core models compose docs terraform tests benchmarks
+CODE := app worker core models compose deploy docs terraform tests benchmarks
 
 .PHONY: help
 help: ## Show this list
@@ -65,7 +65,7 @@ keys: $(INSTALLED) ## List the API keys
 
 .PHONY: smoke
 smoke: $(INSTALLED) ## Send a new picture to a running Glimpse and wait for its labels: make smoke URL=<address>
-	@$(BIN)/python -m compose.smoke $(or $(URL),http://127.0.0.1:8080)
+	@$(BIN)/python -m deploy.smoke $(or $(URL),http://127.0.0.1:8080)
 
 .PHONY: test
 test: setup ## Check style, types and boundaries, then run every test

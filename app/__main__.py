@@ -4,15 +4,15 @@ import contextlib
 
 from fastapi import FastAPI
 
+from app.http.server import Server, raise_file_limit
 from app.main import create_app
 from app.model import awaited_model
-from app.server import Server, raise_file_limit
 from core.backends import BackendOpener, open_backend
 from core.clock import Clock, utc_now
 from core.errors import BundleError
-from core.exposure import Exposed, check_api
+from core.http.exposure import Exposed, check_api
+from core.observability.logs import configure_logging
 from core.settings import Settings, load_settings
-from core.telemetry import configure_logging
 
 
 def main() -> None:

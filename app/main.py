@@ -9,45 +9,41 @@ import structlog
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from app import (
-    VERSION,
-    dead_letter_routes,
-    image_routes,
-    job_routes,
-    job_stream_routes,
-    key_routes,
-    local_blobs,
-    lookup_routes,
-    seed_routes,
-    usage_routes,
-    webhook_routes,
-)
-from app.allowed_hosts import AllowedHosts
-from app.audit import dropped_counter, open_audit
-from app.docs_page import docs_routes
-from app.documentation import DESCRIPTION, TAGS, install_documentation
-from app.gate import open_gate
-from app.guard import requires
-from app.image_service import ImageService, service_in
-from app.job_events import job_event
-from app.job_service import JobService
+from app import VERSION
+from app.audit_log import dropped_counter, open_audit
+from app.auth.authenticator import open_gate
+from app.auth.requires import requires
+from app.dead_letters import routes as dead_letter_routes
+from app.http.docs_page import docs_routes
+from app.http.middleware.allowed_hosts import AllowedHosts
+from app.http.middleware.security_headers import security_headers
+from app.http.middleware.shutdown import AnswerWhenCancelled
+from app.http.middleware.unread_body import CloseOnUnreadBody
+from app.images import local_content_routes, lookup_routes, what_routes
+from app.images import routes as image_routes
+from app.images.service import ImageService, service_in
+from app.jobs import routes as job_routes
+from app.jobs import stream_routes as job_stream_routes
+from app.jobs.events import job_event
+from app.jobs.service import JobService
+from app.keys import routes as key_routes
+from app.keys import usage_routes
 from app.metrics import ApiMetrics
 from app.model import read_model
-from app.security_headers import security_headers
-from app.stopping import AnswerWhenCancelled
-from app.unread_body import CloseOnUnreadBody
-from app.webhook_service import Webhooks
+from app.openapi import DESCRIPTION, TAGS, install_documentation
+from app.webhooks import routes as webhook_routes
+from app.webhooks.service import Webhooks
 from core.backends import BackendOpener, open_backend
+from core.bundles.bundle import Bundle
 from core.clock import Clock, utc_now
-from core.exposure import check_api
-from core.health import Check, health_routes
-from core.identity import Scope
-from core.model_bundle import Bundle
-from core.observation import FASTAPI_TELEMETRY, Observation
-from core.problems import install_problem_handlers
-from core.public_http import PublicResolver
-from core.request_context import RequestContext
-from core.route_access import check_every_route
+from core.domain.principals import Scope
+from core.http.exposure import check_api
+from core.http.health import Check, health_routes
+from core.http.problems import install_problem_handlers
+from core.http.route_access import check_every_route
+from core.observability.request_middleware import RequestContext
+from core.observability.setup import FASTAPI_TELEMETRY, Observation
+from core.outbound.http_client import PublicResolver
 from core.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -136,10 +132,10 @@ def create_app(
     for router in (
         image_routes.router,
         lookup_routes.router,
-        seed_routes.router,
+        what_routes.router,
         job_routes.router,
         job_stream_routes.router,
-        local_blobs.router,
+        local_content_routes.router,
         dead_letter_routes.router,
         key_routes.router,
         usage_routes.router,

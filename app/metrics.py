@@ -6,11 +6,11 @@ from collections.abc import Callable
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from core.domain.jobs import JobStatus
+from core.domain.records import Status
 from core.errors import GlimpseError
-from core.jobs import JobStatus
-from core.metrics import BacklogCollector, jobs_ended
+from core.observability.metrics import BacklogCollector, jobs_ended
 from core.ports import Publisher
-from core.records import Status
 
 log = structlog.get_logger(__name__)
 

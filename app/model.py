@@ -6,8 +6,8 @@ from collections.abc import Callable
 import structlog
 
 from core.backends.bundles import open_bundles, pauses
+from core.bundles.bundle import Bundle
 from core.errors import BundleUnavailable
-from core.model_bundle import Bundle
 from core.settings import Settings
 
 log = structlog.get_logger(__name__)

@@ -26,7 +26,7 @@ from benchmarks.environments import environment, pins
 from benchmarks.peer import Peer
 from benchmarks.peers.surroundings import CLASSIFY, NO_OP
 from benchmarks.redis_server import require_redis
-from core.model_bundle import read_bundle
+from core.bundles.bundle import read_bundle
 from core.settings import DEFAULT_BUNDLE
 from tests.bench.machine import machine
 from tests.support.bundles import write_colour_bundle

@@ -16,8 +16,8 @@ from benchmarks.peers import surroundings
 from benchmarks.processes import family_memory
 from core.backends import open_backend
 from core.clock import utc_now
-from core.policy import DeliveryPolicy
-from core.records import PUBLIC_TENANT
+from core.domain.policy import DeliveryPolicy
+from core.domain.records import PUBLIC_TENANT
 from core.settings import Settings
 from tests.bench import load
 from tests.support.pictures import picture, sha256

@@ -9,7 +9,7 @@ import sys
 from collections import deque
 from pathlib import Path
 
-from compose import docker, emulators, instance
+from compose import data_dir_lock, docker, emulators
 from compose.choice import CannotRun, asked_backend, choose
 from compose.supervisor import supervise
 from core.settings import Settings, load_settings
@@ -29,7 +29,7 @@ def run(asked: str) -> int:
         docker.BUNDLES.mkdir(exist_ok=True)
         print(f"The API will be at http://127.0.0.1:{settings.api_port}/docs", flush=True)
         docker.become("up", "--build", "--remove-orphans")
-    with instance.claimed(settings.data_dir):
+    with data_dir_lock.claimed(settings.data_dir):
         return asyncio.run(supervise(settings))
 
 
@@ -37,7 +37,7 @@ def stop(asked: str) -> int:
     """End what runs: processes of this data folder, containers of this project."""
     settings = _settings("embedded")
     ended = []
-    if asked != "compose" and instance.stop(
+    if asked != "compose" and data_dir_lock.stop(
         settings.data_dir, settings.shutdown_seconds + STOP_SECONDS
     ):
         ended.append("processes")
@@ -51,8 +51,8 @@ def stop(asked: str) -> int:
 def logs(asked: str) -> int:
     """Follow the log of what runs; of processes that have ended, show the end."""
     data_dir = _settings("embedded").data_dir
-    file = instance.log_file(data_dir)
-    alive = instance.running(data_dir) is not None
+    file = data_dir_lock.log_file(data_dir)
+    alive = data_dir_lock.running(data_dir) is not None
     if asked != "compose" and alive:
         os.execvp("tail", ["tail", "-n", str(LINES), "-F", str(file)])
     if _containers(asked):
@@ -71,7 +71,7 @@ def purge(asked: str) -> int:
     stop(asked)
     data_dir = _settings("embedded").data_dir
     if asked != "compose" and data_dir.is_dir():
-        left = instance.purge(data_dir)
+        left = data_dir_lock.purge(data_dir)
         note = f"; not ours, and left there: {', '.join(left)}" if left else ""
         print(f"Deleted Glimpse's data in {data_dir}{note}.")
     if asked in ("", "compose") and not docker.missing():
@@ -98,7 +98,7 @@ def main() -> None:
     command = commands[parser.parse_args().command]
     try:
         status = command(asked_backend(os.environ, ENV_FILE))
-    except (CannotRun, instance.FolderRefused) as error:
+    except (CannotRun, data_dir_lock.FolderRefused) as error:
         raise SystemExit(str(error)) from None
     except KeyboardInterrupt:
         status = 130

@@ -13,11 +13,11 @@ import structlog
 
 from compose.emulator_setup import set_up
 from core.backends import Backend, open_backend
+from core.backends.local_scheduler import regular_calls
 from core.backends.push_client import PushClient
-from core.backends.regular_calls import regular_calls
 from core.errors import GlimpseError, Unavailable
+from core.observability.logs import configure_logging
 from core.settings import Settings, load_settings
-from core.telemetry import configure_logging
 
 log = structlog.get_logger(__name__)
 

@@ -19,7 +19,7 @@ import httpx
 
 from compose.children import end_with_parent
 from compose.choice import CannotRun
-from compose.instance import FolderRefused, claimed, opened_log
+from compose.data_dir_lock import FolderRefused, claimed, opened_log
 from compose.programs import Plan, Program, plan
 from core.settings import Settings, load_settings
 

@@ -1,8 +1,9 @@
 """Every failure Glimpse names. Each carries its own HTTP status, code and retry hint.
 
-`core.problems` turns them into RFC 9457 problem details; nothing else builds an error body.
+`core.http.problems` turns them into RFC 9457 problem details; nothing else builds an error body.
 """
 
+import random
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -192,3 +193,13 @@ class BundleUnavailable(BundleError):
     """
 
     code, title = "bundle_unavailable", "Model bundle unavailable"
+
+
+RETRY_AFTER = (1, 5)  # seconds, drawn between, so that those sent away do not return together
+
+
+def overloaded() -> Overloaded:
+    return Overloaded(
+        "The service has as much to do as it can hold; try again.",
+        retry_after=random.randint(*RETRY_AFTER),
+    )

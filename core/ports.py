@@ -10,22 +10,22 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
-from core.api_keys import ApiKey
-from core.channels import Channel
-from core.dead_letters.letter import DeadLetter, LetterFilter
-from core.jobs import ItemState, Job, JobFilter, JobItem, JobKey
-from core.limits import Grant, Limit
-from core.messages import Message
-from core.priority import Priority
-from core.records import Annotation, Claim, Record, RecordError, RecordKey, Status
-from core.usage import Usage
-from core.webhooks import Change, Delivery, Webhook
+from core.domain.api_keys import ApiKey
+from core.domain.channels import Channel
+from core.domain.dead_letters import DeadLetter, LetterFilter
+from core.domain.jobs import ItemState, Job, JobFilter, JobItem, JobKey
+from core.domain.messages import Message
+from core.domain.priority import Priority
+from core.domain.rate_limits import Grant, Limit
+from core.domain.records import Annotation, Claim, Record, RecordError, RecordKey, Status
+from core.domain.usage import Usage
+from core.domain.webhooks import Change, Delivery, Webhook
 
 JobStep = Callable[[Job, datetime], Job | None]
 
 
 class RecordStore(Protocol):
-    """Records with compare-and-set transitions (`core.records` decides which are allowed)."""
+    """Records with compare-and-set transitions (`core.domain.records` decides which)."""
 
     async def get(self, key: RecordKey) -> Record | None: ...
 
@@ -188,7 +188,7 @@ class Publisher(Protocol):
 
 
 class JobStore(Protocol):
-    """Jobs and their items (`core.jobs` decides which changes are allowed)."""
+    """Jobs and their items (`core.domain.jobs` decides which changes are allowed)."""
 
     async def create(self, job: Job) -> bool:
         """Store a new job; False where the id already exists."""
@@ -281,7 +281,7 @@ class DeadLetterStore(Protocol):
 
 
 class WebhookStore(Protocol):
-    """Webhooks by tenant, and their secrets (`core.webhooks` decides which changes are allowed)."""
+    """Webhooks by tenant, and their secrets (`core.domain.webhooks` decides the changes)."""
 
     async def create(self, webhook: Webhook, most: int) -> bool:
         """Store a new one; False where its id exists, or the tenant has `most` already."""
@@ -308,7 +308,8 @@ class WebhookStore(Protocol):
     ) -> bool:
         """Note a delivery to `url`, and with `gone`, a reason, disable the webhook.
 
-        False where nothing of that is worth a write (`core.webhooks.noted`), or it is unknown.
+        False where nothing of that is worth a write (`core.domain.webhooks.noted`), or the webhook
+        is unknown.
         """
         ...
 
@@ -321,7 +322,7 @@ class WebhookStore(Protocol):
 
 
 class KeyStore(Protocol):
-    """API keys (`core.api_keys` decides which changes are allowed)."""
+    """API keys (`core.domain.api_keys` decides which changes are allowed)."""
 
     async def create(self, key: ApiKey) -> bool:
         """Store a new key; False where the id already exists."""
@@ -347,7 +348,7 @@ class KeyStore(Protocol):
 
 
 class AllowanceStore(Protocol):
-    """How much of each key's limits is taken, shared by every process (`core.limits`)."""
+    """How much of each key's limits is taken, across processes (`core.domain.rate_limits`)."""
 
     async def take(self, key_id: str, limit: Limit) -> Grant: ...
 

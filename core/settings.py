@@ -20,13 +20,13 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from core.bucket_folder import BUCKET_NAME, BucketFolder
-from core.channels import NOTIFICATIONS, Channel
-from core.key_tokens import LEAST_SECRET_BYTES
-from core.limits import MOST_DAILY_QUOTA, Rate
-from core.mail_address import domain_of
-from core.mail_server import MailServer
-from core.policy import DeliveryPolicy, JobPolicy
+from core.bundles.location import BUCKET_NAME, BucketFolder
+from core.domain.channels import NOTIFICATIONS, Channel
+from core.domain.key_tokens import LEAST_SECRET_BYTES
+from core.domain.policy import DeliveryPolicy, JobPolicy
+from core.domain.rate_limits import MOST_DAILY_QUOTA, Rate
+from core.outbound.mail_address import domain_of
+from core.outbound.mail_server import MailServer
 
 DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "models" / "default"
 
@@ -522,7 +522,7 @@ class Settings(BaseSettings):
 
     @property
     def email_domains(self) -> frozenset[str]:
-        """Domains that e-mail may go to (`core.mail_address`); none where none is sent."""
+        """Domains that e-mail may go to (`core.outbound.mail_address`); none where none is sent."""
         if self.mail_server is None:
             return frozenset()
         named = frozenset(domain.lower() for domain in self.email_allowed_domains)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from core.model_bundle import (
+from core.bundles.bundle import (
     LABELS_FILE,
     MANIFEST_FILE,
     MODEL_FILE,

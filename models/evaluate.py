@@ -21,8 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from core.errors import GlimpseError
-from core.model_bundle import (
+from core.bundles.bundle import (
     LABELS_FILE,
     MANIFEST_FILE,
     MODEL_FILE,
@@ -30,6 +29,7 @@ from core.model_bundle import (
     read_bundle,
     verify_bundle,
 )
+from core.errors import GlimpseError
 from models import tiny_imagenet
 from models.bundle_writer import write_json
 from models.metrics import (
@@ -42,7 +42,7 @@ from models.metrics import (
     timing,
     top_k,
 )
-from worker.preprocessing import Preprocessor
+from worker.inference.preprocessing import Preprocessor
 
 MAX_PIXELS = 50_000_000
 GUESSES = 5

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from core.model_bundle import (
+from core.bundles.bundle import (
     Bundle,
     BundleManifest,
     InputSpec,
@@ -42,7 +42,7 @@ from models.onnx_graph import (
     with_half_weights,
 )
 from models.train import MEAN, STD
-from worker.preprocessing import Preprocessor
+from worker.inference.preprocessing import Preprocessor
 
 NAME = "tiny-imagenet-resnet"
 SIDE = 80

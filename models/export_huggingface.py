@@ -29,7 +29,7 @@ from huggingface_hub.errors import (  # type: ignore[import-not-found]  # as abo
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from core.model_bundle import Bundle, read_bundle
+from core.bundles.bundle import Bundle, read_bundle
 from models.bundle_writer import folder_bytes, new_folder, write_bundle
 from models.export_manifest import (
     NotExportable,
@@ -43,7 +43,7 @@ from models.export_manifest import (
 )
 from models.onnx_export import onnx_of
 from models.onnx_graph import MAX_MODEL_BYTES, opset, run
-from worker.preprocessing import Preprocessor
+from worker.inference.preprocessing import Preprocessor
 
 CHECKED_BATCH = 3
 # Largest accepted difference of an output, as a share of the output's largest value.

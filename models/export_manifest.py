@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from core.model_bundle import BundleManifest, InputSpec, OutputSpec, ResizeRule
+from core.bundles.bundle import BundleManifest, InputSpec, OutputSpec, ResizeRule
 
 NAME_LENGTH = 63
 CHANNELS = 3

@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from core.bundles.bundle import Bundle, read_bundle
 from core.errors import BundleError
-from core.model_bundle import Bundle, read_bundle
 from models.evaluate import Evaluation, read_evaluation
 from models.metrics import ClassScore, Timing
 

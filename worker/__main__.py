@@ -6,9 +6,9 @@ import uvicorn
 
 from core.backends import BackendOpener, open_backend
 from core.clock import Clock, utc_now
-from core.exposure import Exposed, check_worker
+from core.http.exposure import Exposed, check_worker
+from core.observability.logs import configure_logging
 from core.settings import Settings, load_settings
-from core.telemetry import configure_logging
 from worker.main import create_app
 
 

@@ -2,8 +2,8 @@
 
 import asyncio
 
+from core.domain.records import RecordError
 from core.errors import GlimpseError, Unavailable
-from core.records import RecordError
 
 
 class InferenceFailed(GlimpseError):

@@ -10,26 +10,26 @@ from fastapi import FastAPI
 from core.backends import BackendOpener, open_backend, open_usage
 from core.backends.bundles import open_bundles
 from core.clock import Clock, utc_now
-from core.health import Check, health_routes
-from core.observation import FASTAPI_TELEMETRY, Observation
-from core.policy import (
+from core.domain.policy import (
     CLASSIFY_PATH,
     DEAD_LETTER_PATH,
     JOBS_PATH,
     NOTIFICATIONS_PATH,
     SCHEDULE_PATH,
 )
-from core.problems import install_problem_handlers
-from core.request_context import UNTRACED, RequestContext
+from core.http.health import Check, health_routes
+from core.http.problems import install_problem_handlers
+from core.observability.request_middleware import UNTRACED, RequestContext
+from core.observability.setup import FASTAPI_TELEMETRY, Observation
 from core.settings import Settings
-from worker.classifier_pool import ClassifierPool
+from worker.context import Workbench
+from worker.inference.model_registry import ModelRegistry
+from worker.inference.pool import ClassifierPool
 from worker.metrics import WorkerMetrics
-from worker.model_registry import ModelRegistry
-from worker.notification_routes import notification_routes
-from worker.notifier import Notifier, open_notifier
-from worker.push_endpoint import push_routes
-from worker.push_guard import push_guard
-from worker.workbench import Workbench
+from worker.notifications.notifier import Notifier, open_notifier
+from worker.notifications.routes import notification_routes
+from worker.push.auth import push_guard
+from worker.push.routes import push_routes
 
 log = structlog.get_logger(__name__)
 

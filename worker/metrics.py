@@ -4,9 +4,9 @@ from datetime import datetime
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from core.jobs import JobStatus
-from core.metrics import jobs_ended
-from core.records import Claim, RecordError
+from core.domain.jobs import JobStatus
+from core.domain.records import Claim, RecordError
+from core.observability.metrics import jobs_ended
 
 # Seconds: a queue that is empty hands over in milliseconds, one that was stopped after hours.
 DELAY_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200)

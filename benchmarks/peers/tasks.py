@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from benchmarks.peers import surroundings
 
 if TYPE_CHECKING:
-    from worker.classifier import Classifier
+    from worker.inference.classifier import Classifier
 
 # The defaults of Settings, which needs packages that these environments have no other use for.
 MAX_PIXELS = 50_000_000
@@ -36,8 +36,8 @@ def classify(image_hash: str) -> Labels:
 @functools.cache
 def classifier() -> "Classifier":
     # Late, so that the no-op's processes are not charged for ONNX Runtime.
-    from core.model_bundle import read_bundle
-    from worker.classifier import Classifier
+    from core.bundles.bundle import read_bundle
+    from worker.inference.classifier import Classifier
 
     return Classifier(
         read_bundle(surroundings.bundle()),

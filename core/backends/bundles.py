@@ -5,9 +5,9 @@ Everything here blocks, and knows no vendor. `open_bundles` is the one place tha
 
 from collections.abc import Iterator, Sequence
 
-from core.bucket_folder import BucketFolder
-from core.bundle_cache import BundleCache
-from core.model_bundle import Bundle, read_bundle
+from core.bundles.bundle import Bundle, read_bundle
+from core.bundles.cache import BundleCache
+from core.bundles.location import BucketFolder
 from core.settings import Settings
 
 

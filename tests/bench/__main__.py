@@ -34,11 +34,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from core.backends import open_backend
+from core.bundles.bundle import read_bundle
 from core.clock import utc_now
-from core.messages import ClassifyImage
-from core.model_bundle import read_bundle
-from core.policy import MAX_JOB_ITEMS
-from core.records import PUBLIC_TENANT, RecordKey, new_record
+from core.domain.messages import ClassifyImage
+from core.domain.policy import MAX_JOB_ITEMS
+from core.domain.records import PUBLIC_TENANT, RecordKey, new_record
 from core.settings import DEFAULT_BUNDLE, Settings
 from tests.bench import load
 from tests.bench.machine import machine

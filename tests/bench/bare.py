@@ -32,9 +32,9 @@ def serve(port: int, answer: dict[str, Any]) -> None:
 
 def decode_and_infer(bundle: Path, pictures: Path) -> float:
     """Images a second of a plain loop over the worker's own decoder and model, one thread."""
-    from core.model_bundle import read_bundle
+    from core.bundles.bundle import read_bundle
     from core.settings import Settings
-    from worker.classifier import Classifier
+    from worker.inference.classifier import Classifier
 
     settings = Settings()
     classifier = Classifier(

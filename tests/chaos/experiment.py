@@ -18,8 +18,8 @@ import httpx
 
 from core.backends import open_backend
 from core.clock import utc_now
-from core.jobs import JobKey
-from core.records import Record
+from core.domain.jobs import JobKey
+from core.domain.records import Record
 from core.settings import Settings
 from tests.chaos.batches import Batcher, JobLedger
 from tests.chaos.emulators import ChaosEmulators, running_behind_lines

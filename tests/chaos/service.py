@@ -8,8 +8,8 @@ import os
 import sys
 from pathlib import Path
 
+from core.observability.logs import configure_logging
 from core.settings import load_settings
-from core.telemetry import configure_logging
 from tests.chaos.faulty_ports import faulty_backend
 from tests.chaos.stepping_clock import SteppingClock
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from core.backends import Access, open_access
-from core.limits import DAY, Limit
+from core.domain.rate_limits import DAY, Limit
 from core.ports import AllowanceStore
 from core.settings import Settings
 from tests.contract.clock import MovableClock

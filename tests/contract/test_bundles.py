@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from core.backends.bundles import Bundles, open_bundles
+from core.bundles.bundle import read_bundle, verify_bundle
 from core.errors import BundleError, BundleUnavailable
-from core.model_bundle import read_bundle, verify_bundle
 from core.settings import DEFAULT_BUNDLE, Settings
 from tests.support.buckets import fill_bundle, remove
 

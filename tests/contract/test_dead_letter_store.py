@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from core.backends import Backend
-from core.dead_letters.letter import DeadLetter, LetterFilter, letter_id
+from core.domain.dead_letters import DeadLetter, LetterFilter, letter_id
 from core.ports import DeadLetterStore
 from tests.contract.clock import MovableClock
 

@@ -8,9 +8,9 @@ from datetime import timedelta
 
 import pytest
 
-from core import jobs
 from core.backends import Backend, open_backend
-from core.jobs import (
+from core.domain import jobs
+from core.domain.jobs import (
     CANCELLED,
     Counts,
     ItemState,
@@ -21,10 +21,10 @@ from core.jobs import (
     JobStatus,
     new_job,
 )
-from core.policy import MAX_JOB_ITEMS
+from core.domain.policy import MAX_JOB_ITEMS
+from core.domain.priority import Priority
+from core.domain.records import RecordError
 from core.ports import JobStore
-from core.priority import Priority
-from core.records import RecordError
 from core.settings import Settings
 from tests.contract.clock import MovableClock
 

@@ -6,10 +6,10 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from core.api_keys import ApiKey
 from core.backends import Access, open_access
-from core.identity import ALL_SCOPES, Scope
-from core.limits import Rate
+from core.domain.api_keys import ApiKey
+from core.domain.principals import ALL_SCOPES, Scope
+from core.domain.rate_limits import Rate
 from core.ports import KeyStore
 from core.settings import Settings
 from tests.contract.clock import MovableClock

@@ -5,11 +5,11 @@ import asyncio
 import pytest
 
 from core.backends import Backend, open_backend
-from core.channels import CHANNELS
+from core.domain.channels import CHANNELS
+from core.domain.messages import ClassifyImage, Message, Notify, RunJob, message_of
+from core.domain.priority import Priority
+from core.domain.records import RecordKey
 from core.errors import Unavailable
-from core.messages import ClassifyImage, Message, Notify, RunJob, message_of
-from core.priority import Priority
-from core.records import RecordKey
 from core.settings import Settings
 
 JOB = "5" * 32

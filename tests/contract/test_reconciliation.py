@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from app.submission import Candidate, submit
+from app.images.submission import Candidate, submit
 from core.backends import Backend
-from core.channels import Channel
-from core.messages import ClassifyImage, Message
+from core.domain.channels import Channel
+from core.domain.messages import ClassifyImage, Message
+from core.domain.records import Record, RecordKey, Status, new_record
 from core.ports import Backlog, BlobStore, Publisher
-from core.records import Record, RecordKey, Status, new_record
 from core.settings import Settings
 from tests.contract.clock import MovableClock
 from tests.support.pictures import picture, sha256
-from worker.reconciliation import OUTCOMES, reconcile
+from worker.tasks.reconcile import OUTCOMES, reconcile
 
 MODEL = "m@0123456789ab"
 

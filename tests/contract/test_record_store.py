@@ -6,10 +6,8 @@ from datetime import timedelta
 import pytest
 
 from core.backends import Backend
-from core.errors import Unavailable
-from core.ports import RecordStore
-from core.priority import Priority
-from core.records import (
+from core.domain.priority import Priority
+from core.domain.records import (
     Annotation,
     Claim,
     Record,
@@ -18,6 +16,8 @@ from core.records import (
     Status,
     new_record,
 )
+from core.errors import Unavailable
+from core.ports import RecordStore
 from tests.contract.clock import MovableClock
 
 LEASE = timedelta(seconds=30)

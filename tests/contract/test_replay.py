@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 
+from app.dead_letters.__main__ import run
 from core.backends import Backend, open_backend
-from core.dead_letters.__main__ import run
-from core.dead_letters.letter import DeadLetter, LetterFilter, letter_id
-from core.dead_letters.replay import Replay, replay, replay_all
+from core.domain.dead_letters import DeadLetter, LetterFilter, letter_id
+from core.domain.jobs import JobKey, cancelled, new_job, new_job_id, sealed
+from core.domain.messages import ClassifyImage, Message, Notify, RunJob
+from core.domain.priority import Priority
+from core.domain.records import Annotation, Record, RecordError, RecordKey, Status, new_record
 from core.errors import NotFound, Unavailable
-from core.jobs import JobKey, cancelled, new_job, new_job_id, sealed
-from core.messages import ClassifyImage, Message, Notify, RunJob
-from core.priority import Priority
-from core.records import Annotation, Record, RecordError, RecordKey, Status, new_record
+from core.services.dead_letter_replay import Replay, replay, replay_all
 from core.settings import Settings
 from tests.contract.clock import MovableClock
 from tests.contract.test_reconciliation import Counting

@@ -4,8 +4,8 @@ import asyncio
 from datetime import date
 
 from core.backends import Access, open_access, open_usage
+from core.domain.usage import Usage
 from core.settings import Settings
-from core.usage import Usage
 
 DAY, NEXT, LATER = date(2026, 11, 20), date(2026, 11, 21), date(2026, 11, 22)
 

@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 
 from core.backends import Backend, open_backend
-from core.ports import WebhookStore
-from core.settings import Settings
-from core.webhooks import (
+from core.domain.webhooks import (
     JOB_EVENTS,
     MOST_WEBHOOKS,
     TURNED_OFF,
@@ -19,6 +17,8 @@ from core.webhooks import (
     Event,
     Webhook,
 )
+from core.ports import WebhookStore
+from core.settings import Settings
 from tests.contract.clock import MovableClock
 
 HOUR = timedelta(hours=1)

@@ -10,7 +10,7 @@ import grpc.aio
 from core.backends.google.datastore import Datastore
 from core.backends.google.records import DatastoreRecordStore
 from core.clock import utc_now
-from core.records import Annotation, RecordKey, Status, new_record
+from core.domain.records import Annotation, RecordKey, Status, new_record
 from core.settings import Settings
 from docs.figures import cost, scale
 from docs.figures.measured import read_measured
@@ -54,7 +54,7 @@ async def test_one_new_image_makes_the_operations_that_are_charged(
         await store.create(new_record(RecordKey("public", "cd" * 32, key.model), utc_now()))
         counting.seen.clear()
 
-        # The way of one image, as app/submission.py and worker/classification.py go it.
+        # The way of one image, as app/images/submission.py and worker/tasks/classify_image.py go.
         assert await store.get(key) is None
         assert await store.create(new_record(key, utc_now()))
         assert await store.get(key) is not None

@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from app.main import create_app
+from core.domain.webhooks import JOB_EVENTS, Event, Webhook, new_secret, rotated, secret_text
+from core.domain.webhooks import signed_headers as sign
 from core.settings import Settings
-from core.webhooks import JOB_EVENTS, Event, Webhook, new_secret, rotated, secret_text
-from core.webhooks import signed_headers as sign
 from tests.support.api import routes_of
 from tests.support.stack import ROOT
 

@@ -13,11 +13,11 @@ import pytest
 from compose import settings_docs
 from compose.demo import PHOTOS, photos
 from compose.demo_batch import BROKEN, PICTURES
-from core.model_bundle import read_bundle
+from core.bundles.bundle import read_bundle
 from core.settings import DEFAULT_BUNDLE, Settings
 from tests.support.pictures import picture, sha256
 from tests.support.stack import ROOT, Stack
-from worker.classifier import Classifier
+from worker.inference.classifier import Classifier
 
 README = (ROOT / "README.md").read_text()
 PAGES = sorted(

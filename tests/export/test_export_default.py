@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.model_bundle import read_bundle
+from core.bundles.bundle import read_bundle
 from models import tiny_imagenet
 from models.calibration import temperature
 from models.export_default import averaged_network, checked_difference, export, folded
@@ -17,8 +17,8 @@ from models.onnx_export import onnx_of
 from models.train import Recipe, Training, accuracy, normalise
 from tests.support.pictures import picture
 from tests.support.tiny_imagenet import write_tiny_imagenet
-from worker.classifier import Classifier
-from worker.preprocessing import Preprocessor
+from worker.inference.classifier import Classifier
+from worker.inference.preprocessing import Preprocessor
 
 COLOURS = {
     "red": (220, 30, 30),

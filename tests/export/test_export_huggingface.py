@@ -23,12 +23,12 @@ from transformers import (
     pipeline,
 )
 
-from core.model_bundle import read_bundle
+from core.bundles.bundle import read_bundle
 from models import export_huggingface
 from models.export_huggingface import drawn_picture, export
 from models.export_manifest import NotExportable
 from tests.support.pictures import encode
-from worker.classifier import Classifier
+from worker.inference.classifier import Classifier
 
 LABELS = {0: "tabby, tabby cat", 1: "school bus", 2: "plunger", 3: "volcano", 4: "pizza"}
 NAMED: dict[str, Any] = {"id2label": LABELS, "label2id": {v: k for k, v in LABELS.items()}}

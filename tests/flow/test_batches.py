@@ -17,7 +17,7 @@ import pytest
 from tests.support.bundles import write_slow_bundle
 from tests.support.pictures import picture, sha256
 from tests.support.stack import Stack, until
-from worker.classifier_protocol import GROUP
+from worker.inference.protocol import GROUP
 
 ITEMS, KNOWN, DUPLICATES, BROKEN = 1000, 300, 100, 50
 # Jobs, and images in each: so many that none is over before it can be cancelled. The emulators

@@ -14,11 +14,11 @@ import pytest
 from core.backends import Backend, open_backend
 from core.backends.google.provision import provision
 from core.clock import Clock, utc_now
+from core.domain.jobs import JobItem, JobKey
+from core.domain.policy import MAX_JOB_ITEMS
+from core.domain.records import PUBLIC_TENANT
 from core.errors import Unavailable
-from core.jobs import JobItem, JobKey
-from core.policy import MAX_JOB_ITEMS
 from core.ports import JobStore, ObjectSource, StoredObject
-from core.records import PUBLIC_TENANT
 from core.settings import FORM_OVERHEAD, Settings
 from tests.flow.test_batches import ended, results, stored_results
 from tests.support.api import Api, api_settings, open_api

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from core.model_bundle import read_bundle
+from core.bundles.bundle import read_bundle
 from core.settings import Settings
 from tests.support.buckets import fill_bundle
 from tests.support.bundles import write_colour_bundle

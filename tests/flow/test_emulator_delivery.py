@@ -9,9 +9,9 @@ import pytest
 
 from core.backends import open_backend
 from core.backends.google.provision import provision
-from core.messages import ClassifyImage
-from core.model_bundle import read_bundle
-from core.records import RecordKey
+from core.bundles.bundle import read_bundle
+from core.domain.messages import ClassifyImage
+from core.domain.records import RecordKey
 from core.settings import Settings
 from tests.flow.absence import images_wait_for_an_absent_worker
 from tests.support.pictures import picture, sha256

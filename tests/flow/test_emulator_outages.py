@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from compose.emulators import RunningEmulators
-from core.problems import MEDIA_TYPE
+from core.http.problems import MEDIA_TYPE
 from tests.support.emulators import addresses_in, free_addresses, own_corner, running_emulators
 from tests.support.pictures import picture, sha256
 from tests.support.stack import Stack, until

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from compose.release import TAG, CloudRun
-from compose.smoke import SmokeFailed, Target, drawn_picture, smoke
+from deploy.release import TAG, CloudRun
+from deploy.smoke import SmokeFailed, Target, drawn_picture, smoke
 from tests.support.gcloud import FakeCloudRun
 from tests.support.pictures import sha256
 from tests.support.stack import ROOT, Stack, free_port
@@ -37,7 +37,7 @@ def cloud(tmp_path: Path, stack: Stack) -> FakeCloudRun:
 
 def run_release(cloud: FakeCloudRun, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "compose.release", f"--journal={cloud.folder / 'j'}", *arguments],
+        [sys.executable, "-m", "deploy.release", f"--journal={cloud.folder / 'j'}", *arguments],
         cwd=ROOT,
         env={
             **{key: value for key, value in os.environ.items() if key != "GITHUB_STEP_SUMMARY"},

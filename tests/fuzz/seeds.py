@@ -7,8 +7,8 @@ import zipfile
 
 from PIL import Image
 
-from core.messages import ClassifyImage
-from core.records import RecordKey
+from core.domain.messages import ClassifyImage
+from core.domain.records import RecordKey
 from tests.abuse import containers as c
 from tests.abuse.hostile import Hostile, crafted
 from tests.fuzz.targets import BOUNDARY, TARGETS

@@ -10,12 +10,14 @@ from typing import Any
 
 from starlette.requests import Request
 
-from app.batch_manifest import parse_manifest
-from app.batch_upload import BatchLimits
-from app.batch_zip import ZipEntries
-from app.image_header import accepted_type, inspect_header
-from app.upload import Upload, read_upload
-from app.upload_slots import UploadLimits, UploadSlots
+from app.batches.archive import ZipEntries
+from app.batches.limits import BatchLimits
+from app.batches.manifest import parse_manifest
+from app.images.header import accepted_type, inspect_header
+from app.uploads.image_upload import Upload, read_upload
+from app.uploads.limiter import UploadLimits, UploadSlots
+from core.bundles.bundle import BundleManifest
+from core.domain.messages import PushEnvelope
 from core.errors import (
     BatchTooLarge,
     ImageTooLarge,
@@ -25,9 +27,7 @@ from core.errors import (
     MalformedEnvelope,
     UnsupportedImage,
 )
-from core.messages import PushEnvelope
-from core.model_bundle import BundleManifest
-from worker.preprocessing import Preprocessor
+from worker.inference.preprocessing import Preprocessor
 
 MAX_BYTES = 100_000
 MAX_PIXELS = 250_000

@@ -14,18 +14,18 @@ import httpx
 from fastapi import FastAPI
 from starlette.routing import Route, WebSocketRoute
 
-from app.gate import Gate
-from app.image_service import ImageService, service_in
-from app.key_service import Issued, Keys, Wanted
+from app.auth.authenticator import Gate
+from app.http.server import Server
+from app.images.service import ImageService, service_in
+from app.keys.service import Issued, Keys, Wanted
 from app.main import create_app
-from app.server import Server
 from core.backends import BackendOpener, open_backend
 from core.backends.embedded.blobs import DRAFT
 from core.clock import Clock, utc_now
-from core.identity import ALL_SCOPES, Scope
+from core.domain.principals import ALL_SCOPES, Scope
+from core.domain.records import PUBLIC_TENANT, Annotation, Record, RecordError, RecordKey
+from core.http.route_access import access_of, every_route
 from core.ports import RecordStore
-from core.records import PUBLIC_TENANT, Annotation, Record, RecordError, RecordKey
-from core.route_access import access_of, every_route
 from core.settings import Settings
 from tests.support.server import serving
 

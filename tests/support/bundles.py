@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from core.model_bundle import write_sums
+from core.bundles.bundle import write_sums
 
 COLOURS = {
     "red": (1.0, 0.0, 0.0),

@@ -5,10 +5,10 @@ from datetime import datetime, timedelta
 
 from core.backends import Backend
 from core.clock import utc_now
-from core.jobs import Job, JobItem, JobKey, new_job, new_job_id, sealed, started
-from core.messages import RunJob
-from core.priority import Priority
-from core.records import PUBLIC_TENANT, RecordError, RecordKey, new_record
+from core.domain.jobs import Job, JobItem, JobKey, new_job, new_job_id, sealed, started
+from core.domain.messages import RunJob
+from core.domain.priority import Priority
+from core.domain.records import PUBLIC_TENANT, RecordError, RecordKey, new_record
 from tests.support.pictures import sha256
 
 MODEL = "colours@0123456789ab"

@@ -5,9 +5,9 @@ from contextlib import asynccontextmanager
 
 import httpx
 
-from app.image_service import service_in
+from app.http.server import Server
+from app.images.service import service_in
 from app.main import create_app
-from app.server import Server
 from core.settings import Settings
 from tests.support.api import Api, eventually, serve_api
 from tests.support.server import serving

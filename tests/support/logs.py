@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 
 import structlog
 
-from core.telemetry import configure_logging
-from core.tracing import NOWHERE, make_current
+from core.observability.logs import configure_logging
+from core.observability.tracing import NOWHERE, make_current
 
 
 @asynccontextmanager

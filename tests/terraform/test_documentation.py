@@ -6,7 +6,7 @@ import re
 import hcl2
 import pytest
 
-from core.policy import DeliveryPolicy
+from core.domain.policy import DeliveryPolicy
 from terraform.tools import tables
 from terraform.tools.tree import TERRAFORM, Module, load, nested, plain
 from tests.support.stack import ROOT

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from core.channels import ALL_CHANNELS
+from core.domain.channels import ALL_CHANNELS
 from core.settings import Settings
 from terraform.tools.tree import Module, code
 from tests.support.terraform import outputs

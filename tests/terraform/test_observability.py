@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from core.channels import CHANNELS, IMAGES, NOTIFICATIONS
-from core.priority import Priority
+from core.domain.channels import CHANNELS, IMAGES, NOTIFICATIONS
+from core.domain.priority import Priority
 from core.settings import Settings
 from terraform.tools.tree import Module, code, nested, plain
 from tests.support.stack import ROOT
@@ -101,7 +101,9 @@ def test_the_time_of_an_upload_is_in_its_line(modules: dict[str, Module]) -> Non
 
 def test_lines_have_the_names_that_filters_use() -> None:
     """`message` and fields at the top of the JSON: Cloud Logging makes jsonPayload of the rest."""
-    assert 'event["message"] = event.pop("event"' in (ROOT / "core/telemetry.py").read_text()
+    assert (
+        'event["message"] = event.pop("event"' in (ROOT / "core/observability/logs.py").read_text()
+    )
 
 
 def alerts(modules: dict[str, Module]) -> dict[str, dict[str, Any]]:

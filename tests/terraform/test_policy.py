@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from core import policy
-from core.channels import ALL_CHANNELS, CHANNELS, DEAD_LETTERS, NOTIFICATIONS, Channel, Lane
-from core.policy import DeliveryPolicy
+from core.domain import policy
+from core.domain.channels import ALL_CHANNELS, CHANNELS, DEAD_LETTERS, NOTIFICATIONS, Channel, Lane
+from core.domain.policy import DeliveryPolicy
 from core.settings import Settings
 from terraform.tools.tree import Module, code, nested, plain
 from tests.support.terraform import outputs

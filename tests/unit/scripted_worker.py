@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from core.policy import RECONCILE_PATH, SCHEDULE_PATH
+from core.domain.policy import RECONCILE_PATH, SCHEDULE_PATH
 
 CALLED_REGULARLY = (RECONCILE_PATH, SCHEDULE_PATH)
 Answer = Callable[["Delivery"], Awaitable[int]]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from core.dead_letters.letter import DeadLetter, letter_id
-from core.messages import ClassifyImage
-from core.records import RecordError, Status
+from core.domain.dead_letters import DeadLetter, letter_id
+from core.domain.messages import ClassifyImage
+from core.domain.records import RecordError, Status
 from tests.support.api import Api, api_settings, open_api
 from tests.support.commands import run_module
 from tests.support.pictures import picture, sha256
@@ -240,5 +240,5 @@ async def test_the_routes_are_documented(api: Api) -> None:
 
 
 def test_the_command_is_a_process(tmp_path: Path) -> None:
-    shown = run_module("core.dead_letters", tmp_path, "list")
+    shown = run_module("app.dead_letters", tmp_path, "list")
     assert (shown.returncode, shown.stdout, shown.stderr) == (0, "No dead letters.\n", "")

@@ -17,23 +17,23 @@ import httpx
 import pytest
 from starlette.requests import ClientDisconnect
 
-from app.batch_upload import FIELD
-from core import jobs
+from app.batches.form import FIELD
 from core.backends import Backend, open_backend
 from core.clock import Clock, utc_now
+from core.domain import jobs
+from core.domain.jobs import ItemState, Job, JobItem, JobKey, JobStatus
+from core.domain.policy import DeliveryPolicy
+from core.domain.principals import Scope
+from core.domain.priority import Priority
+from core.domain.records import PUBLIC_TENANT, Annotation, RecordError, Status
 from core.errors import Unavailable
-from core.identity import Scope
-from core.jobs import ItemState, Job, JobItem, JobKey, JobStatus
-from core.policy import DeliveryPolicy
-from core.priority import Priority
-from core.records import PUBLIC_TENANT, Annotation, RecordError, Status
 from core.settings import Settings
 from tests.contract.clock import MovableClock
 from tests.support.api import LEASE, NOTHING, Api, api_settings, bearer, eventually, open_api
 from tests.support.batches import BOUNDARY, FORM, archive, form, manifest, part
 from tests.support.metrics import samples, series
 from tests.support.pictures import picture, png_header, sha256
-from worker.reconciliation import reconcile
+from worker.tasks.reconcile import reconcile
 
 JOBS = "/api/v1/jobs"
 CREATE = JOBS + "/batch-predict"

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from core.clock import utc_now
-from core.identity import Scope
-from core.records import PUBLIC_TENANT, RecordKey, new_record
+from core.domain.principals import Scope
+from core.domain.records import PUBLIC_TENANT, RecordKey, new_record
 from tests.support.api import NOTHING, Api, api_settings, bearer, open_api
 from tests.support.pictures import picture, sha256
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from app.model import awaited_model, read_model
+from core.bundles.bundle import read_bundle
 from core.errors import BundleError
-from core.model_bundle import read_bundle
 from core.settings import Settings
 from tests.support.api import open_api
 from tests.support.buckets import fill_bundle, remove

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.preferences import applied, preferred_wait
+from app.http.negotiation import applied, preferred_wait
 
 
 @pytest.mark.parametrize(

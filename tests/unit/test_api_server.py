@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app import unread_body
+from app.http.middleware import unread_body
 from tests.support.api import NOTHING, Api, Traces, api_settings, eventually, serve_api
 from tests.support.pictures import picture, sha256
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.http_protocol import HttpProtocol
-from app.image_service import service_in
+from app.http.protocol import HttpProtocol
+from app.http.server import Server
+from app.images.service import service_in
 from app.main import create_app
-from app.server import Server
 from core.backends.embedded import database
 from tests.support.api import api_settings, eventually
 from tests.support.pictures import picture

@@ -14,9 +14,9 @@ from types import FrameType
 
 import pytest
 
-from app.submission import Candidate, Submissions
+from app.images.submission import Candidate, Submissions
+from core.domain.records import PUBLIC_TENANT, RecordError, RecordKey, Status, new_record
 from core.errors import Unavailable
-from core.records import PUBLIC_TENANT, RecordError, RecordKey, Status, new_record
 from tests.support.api import LEASE, Api, Traces, api_settings, open_api
 from tests.support.pictures import picture, sha256
 from tests.unit.scripted_worker import until

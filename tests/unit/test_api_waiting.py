@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from starlette.types import Message
 
-from app.waiting import Waiting
+from app.images.result_waiter import Waiting
 from core.backends import open_backend
 from core.clock import utc_now
+from core.domain.records import RecordKey, Status, new_record
 from core.errors import Unavailable
 from core.ports import RecordStore
-from core.records import RecordKey, Status, new_record
 from tests.support.api import LABELS, api_settings, eventually
 
 KEY = RecordKey("public", "a" * 64, "colours@0123456789ab")

@@ -14,8 +14,8 @@ import pytest
 import structlog
 
 from core.clock import rfc3339
-from core.identity import Scope
-from core.webhooks import MOST_WEBHOOKS, Delivery, Event, parse_secret
+from core.domain.principals import Scope
+from core.domain.webhooks import MOST_WEBHOOKS, Delivery, Event, parse_secret
 from tests.support.api import Api, api_settings, bearer, open_api, routes_of
 
 URL = "/api/v1/webhooks"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from app.audit import AuditLog, Entry, dropped_counter
+from app.audit_log import AuditLog, Entry, dropped_counter
 from core.errors import Unavailable
 from tests.contract.clock import MovableClock
 from tests.support.api import Api, api_settings, bearer, eventually, open_api

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from app.image_header import inspect_header
-from core.avif import Size, announced, check_announced, is_avif_container
-from core.bounded_reads import TooManyReads
+from app.images.header import inspect_header
 from core.errors import InvalidImage
+from core.imaging.avif import Size, announced, check_announced, is_avif_container
+from core.imaging.bounded_reader import TooManyReads
 from tests.unit.test_preprocessing import preprocessor
 
 BOXES = 1000

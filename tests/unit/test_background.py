@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
-from core.background import in_background
+from core.concurrency import in_background
 
 
 async def test_work_goes_on_until_the_end_and_no_longer() -> None:

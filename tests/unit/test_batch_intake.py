@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.batch_intake import AT_ONCE, Intake
-from app.batch_upload import BatchImage
-from app.upload_slots import UploadLimits, UploadSlot, UploadSlots
+from app.batches.limits import BatchImage
+from app.batches.storing import AT_ONCE, Intake
+from app.uploads.limiter import UploadLimits, UploadSlot, UploadSlots
 from core.errors import InvalidImage, Unavailable
 from tests.support.pictures import sha256
 

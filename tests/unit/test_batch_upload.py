@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect
 
-from app.batch_upload import BatchImage, BatchLimits, read_form
-from app.batch_zip import MAX_DIRECTORY, ZipEntries, ZipSpool, read_zip
-from app.upload_slots import UploadLimits, UploadSlot, UploadSlots
+from app.batches.archive import MAX_DIRECTORY, ZipEntries, ZipSpool, read_zip
+from app.batches.form import read_form
+from app.batches.limits import BatchImage, BatchLimits
+from app.uploads.limiter import UploadLimits, UploadSlot, UploadSlots
 from core.errors import (
     BatchTooLarge,
     GlimpseError,

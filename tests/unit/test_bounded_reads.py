@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from app.image_header import inspect_header
-from core.bounded_reads import BoundedReads, TooManyReads
+from app.images.header import inspect_header
+from core.bundles.bundle import read_bundle
 from core.errors import InvalidImage, UndecodableImage
-from core.model_bundle import read_bundle
+from core.imaging.bounded_reader import BoundedReads, TooManyReads
 from tests.abuse import containers as c
 from tests.support.bundles import write_colour_bundle
 from tests.support.pictures import encode, picture
-from worker.preprocessing import Preprocessor
+from worker.inference.preprocessing import Preprocessor
 
 LIMIT = 50_000_000
 SIZE = 8_000_000

@@ -2,7 +2,7 @@
 
 import pytest
 
-from core.bucket_folder import BucketFolder
+from core.bundles.location import BucketFolder
 
 
 @pytest.mark.parametrize(

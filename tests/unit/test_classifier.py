@@ -11,12 +11,12 @@ import onnx
 import pytest
 from onnx import helper
 
+from core.bundles.bundle import read_bundle, write_sums
 from core.errors import BundleError
-from core.model_bundle import read_bundle, write_sums
 from tests.support.bundles import COLOURS, write_colour_bundle, write_failing_bundle, write_network
 from tests.support.pictures import picture
-from worker.classifier import Classifier
 from worker.errors import InferenceFailed
+from worker.inference.classifier import Classifier
 
 BLUE = picture(1, (20, 20, 220), format_="PNG")
 MEANS = helper.make_node("ReduceMean", ["pixels", "axes"], ["means"], keepdims=0)

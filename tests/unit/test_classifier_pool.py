@@ -14,18 +14,18 @@ import psutil
 import pytest
 from PIL import Image
 
+from core.bundles.bundle import read_bundle
+from core.domain.records import Status
 from core.errors import BundleError, NotFound, Unavailable, UndecodableImage
-from core.model_bundle import read_bundle
-from core.records import Status
 from core.settings import Settings
 from tests.support.bundles import write_slow_bundle
 from tests.support.pictures import encode, picture, sha256
 from tests.support.signals import standing_still
 from tests.unit.scripted_worker import until
 from tests.unit.worker_support import classifier_processes, running_worker, settings_in
-from worker.classifier_pool import ClassifierPool, RemoteClassifier
-from worker.classifier_protocol import GROUP
 from worker.errors import ClassifierLost
+from worker.inference.pool import ClassifierPool, RemoteClassifier
+from worker.inference.protocol import GROUP
 
 ROOT = Path(__file__).resolve().parents[2]
 FOREVER = 10**7  # rounds of the slow bundle: hours, inside one native call
@@ -205,9 +205,9 @@ async def test_closing_ends_every_process_whatever_it_does(tmp_path: Path) -> No
 async def test_a_killed_worker_leaves_no_process_behind(tmp_path: Path) -> None:
     script = (
         "import asyncio, sys\n"
-        "from core.model_bundle import read_bundle\n"
+        "from core.bundles.bundle import read_bundle\n"
         "from core.settings import Settings\n"
-        "from worker.classifier_pool import ClassifierPool\n"
+        "from worker.inference.pool import ClassifierPool\n"
         "async def main():\n"
         "    pool = ClassifierPool(Settings(worker_concurrency=2))\n"
         "    await pool.start()\n"

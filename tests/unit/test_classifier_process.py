@@ -11,11 +11,11 @@ import pytest
 from onnx import helper
 from PIL import Image
 
-from core.model_bundle import read_bundle
+from core.bundles.bundle import read_bundle
 from tests.support.bundles import write_colour_bundle, write_failing_bundle, write_network
 from tests.support.pictures import encode, picture, sha256
-from worker.classifier_process import Models, Reply
-from worker.classifier_protocol import FILE, GROUP, IMAGE, LOAD, Frame, FrameReader
+from worker.inference.process import Models, Reply
+from worker.inference.protocol import FILE, GROUP, IMAGE, LOAD, Frame, FrameReader
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220)}
 BLACK = encode(Image.new("RGB", (16, 16)), "PNG")

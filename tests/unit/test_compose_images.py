@@ -7,7 +7,7 @@ import tomllib
 
 import pytest
 
-from core.model_bundle import LABELS_FILE, MANIFEST_FILE, MODEL_FILE, SUMS_FILE
+from core.bundles.bundle import LABELS_FILE, MANIFEST_FILE, MODEL_FILE, SUMS_FILE
 from core.settings import Settings
 from tests.support.images import DOCKERFILE, Stage, admitted, exec_form, stages
 from tests.support.stack import ROOT

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from compose import instance
+from compose import data_dir_lock
 from tests.support.stack import ROOT
 
 _HOLD = """
 import signal, sys, time
 from pathlib import Path
-from compose.instance import claimed
+from compose.data_dir_lock import claimed
 if sys.argv[2] == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 with claimed(Path(sys.argv[1])):
@@ -41,23 +41,23 @@ def holder(folder: Path, manner: str = "polite") -> Iterator[subprocess.Popen[st
 
 
 def test_there_is_one_and_it_is_named(tmp_path: Path) -> None:
-    assert instance.running(tmp_path / "data") is None
+    assert data_dir_lock.running(tmp_path / "data") is None
     with holder(tmp_path / "data") as process:
-        assert instance.running(tmp_path / "data") == process.pid
-        with pytest.raises(instance.AlreadyRunning, match=str(process.pid)):
-            instance.claimed(tmp_path / "data").__enter__()
-        with pytest.raises(instance.AlreadyRunning):
-            instance.purge(tmp_path / "data")
+        assert data_dir_lock.running(tmp_path / "data") == process.pid
+        with pytest.raises(data_dir_lock.AlreadyRunning, match=str(process.pid)):
+            data_dir_lock.claimed(tmp_path / "data").__enter__()
+        with pytest.raises(data_dir_lock.AlreadyRunning):
+            data_dir_lock.purge(tmp_path / "data")
 
 
 def test_a_killed_one_leaves_the_folder_free(tmp_path: Path) -> None:
     with holder(tmp_path) as process:
         process.kill()
         process.wait()
-        assert instance.pid_file(tmp_path).read_text().strip() == str(process.pid)
-        assert instance.running(tmp_path) is None
-        assert not instance.stop(tmp_path, 1)
-        with instance.claimed(tmp_path):
+        assert data_dir_lock.pid_file(tmp_path).read_text().strip() == str(process.pid)
+        assert data_dir_lock.running(tmp_path) is None
+        assert not data_dir_lock.stop(tmp_path, 1)
+        with data_dir_lock.claimed(tmp_path):
             pass
 
 
@@ -65,20 +65,22 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     for folder in (file, file / "data"):
-        with pytest.raises(instance.UnusableFolder, match=f"DATA_DIR={folder} cannot be used: "):
-            instance.claimed(folder).__enter__()
-        with pytest.raises(instance.UnusableFolder, match="Not a directory"):
-            instance.stop(folder, 1)
-    instance.log_file(tmp_path).mkdir()
-    with pytest.raises(instance.UnusableFolder, match=r"glimpse\.log: Is a directory"):
-        instance.opened_log(tmp_path).__enter__()
+        with pytest.raises(
+            data_dir_lock.UnusableFolder, match=f"DATA_DIR={folder} cannot be used: "
+        ):
+            data_dir_lock.claimed(folder).__enter__()
+        with pytest.raises(data_dir_lock.UnusableFolder, match="Not a directory"):
+            data_dir_lock.stop(folder, 1)
+    data_dir_lock.log_file(tmp_path).mkdir()
+    with pytest.raises(data_dir_lock.UnusableFolder, match=r"glimpse\.log: Is a directory"):
+        data_dir_lock.opened_log(tmp_path).__enter__()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(instance.UnusableFolder, match=r"data: Permission denied\.$"):
-        instance.claimed(tmp_path / "data").__enter__()
+    with pytest.raises(data_dir_lock.UnusableFolder, match=r"data: Permission denied\.$"):
+        data_dir_lock.claimed(tmp_path / "data").__enter__()
 
 
 @pytest.mark.parametrize("module", ["compose", "compose.supervisor"])
@@ -98,33 +100,33 @@ def test_it_is_said_in_one_sentence(tmp_path: Path, module: str) -> None:
 
 
 def test_stop_ends_it(tmp_path: Path) -> None:
-    assert not instance.stop(tmp_path, 1)
+    assert not data_dir_lock.stop(tmp_path, 1)
     with holder(tmp_path) as process:
-        assert instance.stop(tmp_path, 30)
+        assert data_dir_lock.stop(tmp_path, 30)
         assert process.wait() == -signal.SIGTERM
 
 
 def test_stop_says_when_it_does_not_end(tmp_path: Path) -> None:
     with (
         holder(tmp_path, "deaf") as process,
-        pytest.raises(instance.DoesNotStop, match=str(process.pid)),
+        pytest.raises(data_dir_lock.DoesNotStop, match=str(process.pid)),
     ):
-        instance.stop(tmp_path, 0.5)
+        data_dir_lock.stop(tmp_path, 0.5)
 
 
 def test_purge_deletes_ours_and_nothing_else(tmp_path: Path) -> None:
     data = tmp_path / "data"
-    assert instance.purge(data) == []
+    assert data_dir_lock.purge(data) == []
     (data / "blobs" / "public").mkdir(parents=True)
     (data / "emulators").mkdir()
     for name in ("records.db", "records.db-wal", "queue.db", "queue.lock", "link.key",
                  "glimpse.log", "glimpse.log.1", "blobs/public/x"):  # fmt: skip
         (data / name).touch()
     (data / "thesis.txt").touch()
-    assert instance.purge(data) == ["thesis.txt"]
+    assert data_dir_lock.purge(data) == ["thesis.txt"]
     assert [path.name for path in data.iterdir()] == ["thesis.txt"]
     (data / "thesis.txt").unlink()
-    assert instance.purge(data) == []
+    assert data_dir_lock.purge(data) == []
     assert not data.exists()
 
 
@@ -132,7 +134,7 @@ def test_who_waits_while_it_is_purged_gets_a_folder_that_others_see(tmp_path: Pa
     """The lock it waited for was on a file that the purge has deleted since."""
     data = tmp_path / "data"
     data.mkdir()
-    with instance.pid_file(data).open("a+") as purging:
+    with data_dir_lock.pid_file(data).open("a+") as purging:
         fcntl.flock(purging, fcntl.LOCK_EX)
 
         def purge() -> None:
@@ -140,24 +142,24 @@ def test_who_waits_while_it_is_purged_gets_a_folder_that_others_see(tmp_path: Pa
             purging.close()
 
         threading.Timer(0.3, purge).start()
-        with instance.claimed(data):
-            assert instance.running(data) == os.getpid()
+        with data_dir_lock.claimed(data):
+            assert data_dir_lock.running(data) == os.getpid()
 
 
 def test_a_full_disk_costs_lines_of_the_log_and_nothing_else(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    instance.log_file(tmp_path).symlink_to("/dev/full")
-    with instance.opened_log(tmp_path) as write:
+    data_dir_lock.log_file(tmp_path).symlink_to("/dev/full")
+    with data_dir_lock.opened_log(tmp_path) as write:
         for number in range(1000):
             write(f"line {number}")
     assert capfd.readouterr() == ("", "")
 
 
 def test_log_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(instance, "LOG_BYTES", 1000)
-    with instance.opened_log(tmp_path) as write:
+    monkeypatch.setattr(data_dir_lock, "LOG_BYTES", 1000)
+    with data_dir_lock.opened_log(tmp_path) as write:
         for number in range(1000):
             write(f"line {number}, 100 % done")
     assert sum(path.stat().st_size for path in tmp_path.glob("glimpse.log*")) < 2100
-    assert "line 999, 100 % done" in instance.log_file(tmp_path).read_text()
+    assert "line 999, 100 % done" in data_dir_lock.log_file(tmp_path).read_text()

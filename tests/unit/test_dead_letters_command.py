@@ -1,4 +1,4 @@
-"""`python -m core.dead_letters`: what it prints where."""
+"""`python -m app.dead_letters`: what it prints where."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.commands import run_module
 
-COMMAND = "core.dead_letters"
+COMMAND = "app.dead_letters"
 
 
 def test_a_store_that_does_not_answer_leaves_standard_output_empty(tmp_path: Path) -> None:

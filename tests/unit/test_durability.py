@@ -11,21 +11,21 @@ from typing import TypeVar
 
 import pytest
 
-from core import jobs
-from core.api_keys import ApiKey
 from core.backends.embedded import dead_letters, keys, queue_store, records, webhooks
 from core.backends.embedded.blobs import FileBlobStore
 from core.backends.embedded.database import Database, Schema, Work
 from core.backends.embedded.jobs import SqliteJobStore
 from core.backends.embedded.publisher import SqlitePublisher
 from core.backends.links import LinkSigner
-from core.dead_letters.letter import DeadLetter, letter_id
-from core.identity import ALL_SCOPES
-from core.jobs import JobItem, JobKey, new_job
-from core.messages import ClassifyImage
-from core.priority import Priority
-from core.records import Annotation, RecordError, RecordKey, Status, new_record
-from core.webhooks import JOB_EVENTS, MOST_WEBHOOKS, Change, Delivery, Event, Webhook
+from core.domain import jobs
+from core.domain.api_keys import ApiKey
+from core.domain.dead_letters import DeadLetter, letter_id
+from core.domain.jobs import JobItem, JobKey, new_job
+from core.domain.messages import ClassifyImage
+from core.domain.principals import ALL_SCOPES
+from core.domain.priority import Priority
+from core.domain.records import Annotation, RecordError, RecordKey, Status, new_record
+from core.domain.webhooks import JOB_EVENTS, MOST_WEBHOOKS, Change, Delivery, Event, Webhook
 from tests.contract.clock import MovableClock
 
 T = TypeVar("T")

@@ -14,11 +14,11 @@ import pytest
 from core.backends import open_backend
 from core.backends.embedded import dead_letters
 from core.backends.embedded.database import Database, Schema
-from core.dead_letters.letter import LetterFilter
+from core.domain.dead_letters import LetterFilter
+from core.domain.jobs import JobFilter
+from core.domain.priority import Priority
+from core.domain.records import RecordKey, Status
 from core.errors import Unavailable
-from core.jobs import JobFilter
-from core.priority import Priority
-from core.records import RecordKey, Status
 from core.settings import Settings
 
 SCHEMA = Schema(1, ("CREATE TABLE words (word TEXT PRIMARY KEY)",))

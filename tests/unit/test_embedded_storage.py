@@ -17,9 +17,9 @@ import pytest
 
 from core.backends import Backend, open_access, open_backend
 from core.backends.links import LinkSigner, shared_secret
+from core.domain.webhooks import JOB_EVENTS, MOST_WEBHOOKS, Delivery, Event, Webhook, new_secret
 from core.errors import Forbidden, Unavailable
 from core.settings import Settings
-from core.webhooks import JOB_EVENTS, MOST_WEBHOOKS, Delivery, Event, Webhook, new_secret
 from tests.contract.clock import MovableClock
 from tests.support.pictures import sha256
 

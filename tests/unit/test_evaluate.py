@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from core.model_bundle import read_bundle
+from core.bundles.bundle import read_bundle
 from models.evaluate import evaluation, guess, labelled_files, main, read_evaluation, show
 from models.metrics import calibration_error, class_scores, confusions, timing, top_k
 from tests.support.bundles import COLOURS, write_colour_bundle

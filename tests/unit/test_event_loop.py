@@ -10,9 +10,9 @@ import pytest
 from blockbuster import BlockBuster, BlockingError, blockbuster_ctx
 
 from app.main import create_app as create_api
+from core.bundles.bundle import read_bundle
+from core.domain.records import RecordKey
 from core.errors import BundleError, BundleUnavailable
-from core.model_bundle import read_bundle
-from core.records import RecordKey
 from tests.support.batches import archive
 from tests.support.buckets import fill_bundle
 from tests.support.pictures import picture, sha256

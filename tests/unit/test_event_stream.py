@@ -14,11 +14,12 @@ from typing import Any
 import httpx
 import pytest
 
-from app import event_stream, live_events, patience
-from app.event_stream import encode
-from app.live_events import Event, Kind
-from core.identity import Scope
-from core.records import Claim, RecordError, Status
+from app.streams import events as stream_events
+from app.streams import send_timeout, sse
+from app.streams.events import Event, Kind
+from app.streams.sse import encode
+from core.domain.principals import Scope
+from core.domain.records import Claim, RecordError, Status
 from tests.support.api import (
     LABELS,
     LEASE,
@@ -350,7 +351,7 @@ async def looked_since(api: Api, before: dict[str, float]) -> tuple[float, float
 async def test_heartbeats_keep_a_quiet_stream_alive(
     served: Api, short: Callable[[Any, str, float], None]
 ) -> None:
-    short(live_events, "HEARTBEAT_SECONDS", 0.2)
+    short(stream_events, "HEARTBEAT_SECONDS", 0.2)
     image = await uploaded(served)
     claims = await begun(served, image)
     async with reading(served.client, path_of(image)) as reader:
@@ -383,7 +384,7 @@ async def test_a_store_that_fails_delays_and_loses_nothing(
     async with reading(served.client, path_of(image)) as reader:
         events = reader.events()
         await anext(events)
-        short(live_events, "FIRST_SECONDS", 0.3)  # for the one who comes while the store fails
+        short(stream_events, "FIRST_SECONDS", 0.3)  # for the one who comes while the store fails
         with closing(sqlite3.connect(served.settings.data_dir / "records.db")) as database:
             database.execute("ALTER TABLE records RENAME TO elsewhere")
             refused = await served.client.get(path_of(image))
@@ -418,7 +419,7 @@ async def test_who_reads_nothing_is_dropped_and_holds_nothing_up(
     tmp_path: Path, colour_bundle: Path, short: Callable[[Any, str, float], None]
 ) -> None:
     """Megabytes of an error fill every buffer on the way to a client that has stopped reading."""
-    short(patience, "STALL_SECONDS", 1.0)
+    short(send_timeout, "STALL_SECONDS", 1.0)
     async with stoppable(api_settings(tmp_path, colour_bundle)) as (server, api):
         image = await uploaded(api)
         with mute_client(api, image):
@@ -479,7 +480,7 @@ async def test_a_stop_closes_streams_and_is_not_held_up_by_them(
     tmp_path: Path, colour_bundle: Path, short: Callable[[Any, str, float], None]
 ) -> None:
     """Not even by a client that reads nothing: this server would wait for it for an hour."""
-    short(patience, "STALL_SECONDS", 3600.0)
+    short(send_timeout, "STALL_SECONDS", 3600.0)
     settings = api_settings(tmp_path, colour_bundle, shutdown_seconds=3600.0)
     async with AsyncExitStack() as stack:
         server, api = await stack.enter_async_context(stoppable(settings))
@@ -542,7 +543,7 @@ async def test_a_stream_asks_for_a_key_as_any_reading_does(
 async def test_a_stream_does_not_outlive_its_key(
     tmp_path: Path, colour_bundle: Path, short: Callable[[Any, str, float], None]
 ) -> None:
-    short(live_events, "HEARTBEAT_SECONDS", 0.1)
+    short(stream_events, "HEARTBEAT_SECONDS", 0.1)
     settings = api_settings(
         tmp_path, colour_bundle, api_keys="required", key_cache_seconds=0.3, rate_limit="4/hour"
     )
@@ -576,4 +577,4 @@ async def test_a_finished_image_needs_no_server(tmp_path: Path, colour_bundle: P
 def test_an_event_is_encoded_as_the_standard_reads_it() -> None:
     assert encode(Event(7, Kind.UPDATE, b"{}")) == b"id: 7\nevent: update\ndata: {}\n\n"
     assert encode(Event(None, Kind.ERROR, b"a\nb")) == b"event: error\ndata: a\ndata: b\n\n"
-    assert event_stream.HEARTBEAT.startswith(b":")
+    assert sse.HEARTBEAT.startswith(b":")

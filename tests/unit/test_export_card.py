@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from core.bundles.bundle import Bundle, read_bundle
 from core.errors import BundleError
-from core.model_bundle import Bundle, read_bundle
 from core.settings import DEFAULT_BUNDLE
 from models.bundle_writer import write_json
 from models.evaluate import Evaluation, read_evaluation

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from core.model_bundle import BundleManifest, read_bundle
+from core.bundles.bundle import BundleManifest, read_bundle
 from models.bundle_writer import new_folder, write_bundle
 from models.onnx_graph import (
     multiply_accumulates,

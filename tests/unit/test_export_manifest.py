@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.model_bundle import BundleManifest, ResizeRule
-from core.records import MODEL
+from core.bundles.bundle import BundleManifest, ResizeRule
+from core.domain.records import MODEL
 from models.export_manifest import (
     NotExportable,
     bundle_name,

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from app.main import create_app
-from core.exposure import Exposed, check_api, check_worker, loopback
+from core.http.exposure import Exposed, check_api, check_worker, loopback
 from core.settings import Settings
 from tests.support.commands import run_module
 from tests.support.stack import free_port

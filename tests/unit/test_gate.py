@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from app.gate import MOST_KNOWN, Gate
-from app.key_service import Issued, Keys, Wanted
+from app.auth.authenticator import MOST_KNOWN, Gate
+from app.keys.service import Issued, Keys, Wanted
 from core.backends import open_access
+from core.domain.principals import ALL_SCOPES, Principal, Scope
+from core.domain.rate_limits import Rate
 from core.errors import Forbidden, RateLimited, Unauthenticated
-from core.identity import ALL_SCOPES, Principal, Scope
-from core.limits import Rate
 from core.settings import Settings
 from tests.contract.clock import MovableClock
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from core import bundle_cache
 from core.backends.bundles import Bundles, open_bundles
+from core.bundles import cache
+from core.bundles.bundle import Bundle, read_bundle, verify_bundle, write_sums
 from core.errors import BundleError, BundleUnavailable
-from core.model_bundle import Bundle, read_bundle, verify_bundle, write_sums
 from core.settings import Settings
 from tests.support.bundles import write_colour_bundle
 from tests.support.scripted_storage import URI, WEIGHTS, ScriptedStorage, scripted_storage
@@ -63,7 +63,7 @@ async def whole(bundles: Bundles) -> Bundle:
 def files(settings: Settings) -> set[str]:
     """The cache's files, less the lock."""
     found = {path.name for path in settings.model_cache.rglob("*") if path.is_file()}
-    return found - {bundle_cache.LOCK}
+    return found - {cache.LOCK}
 
 
 # --- What is fetched, and what is not. ------------------------------------------------------------
@@ -162,7 +162,7 @@ async def test_what_differs_from_the_sums_is_refused_and_not_kept(
             await whole(bundles)
         assert not isinstance(refused.value, BundleUnavailable)
         assert name not in files(settings)
-        assert bundle_cache.PART not in files(settings)
+        assert cache.PART not in files(settings)
     # Mended in the bucket, it is taken.
     path.write_bytes(path.read_bytes()[:-1])
     verify_bundle(await whole(bundles))
@@ -207,7 +207,7 @@ async def test_a_manifest_that_is_none_names_the_uri(
 async def test_what_should_be_small_is_not_read_beyond_its_bound(
     bundles: Bundles, cloud: ScriptedStorage, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bundle_cache, "SMALL_FILE_BYTES", 2000)
+    monkeypatch.setattr(cache, "SMALL_FILE_BYTES", 2000)
     for size in (2000, 2001):
         (cloud.bundle / name).write_bytes(bytes(size))
         if name != "SHA256SUMS":
@@ -290,7 +290,7 @@ async def test_a_full_disk_is_no_fault_of_the_storage(
 ) -> None:
     give_weights(cloud, 100_000)
     bundle = await manifest(bundles)
-    (bundle.folder / bundle_cache.PART).symlink_to("/dev/full")
+    (bundle.folder / cache.PART).symlink_to("/dev/full")
     with pytest.raises(BundleError, match="No space left on device") as full:
         await asyncio.to_thread(bundles.weights, URI, bundle)
     assert not isinstance(full.value, BundleUnavailable)
@@ -337,17 +337,17 @@ async def test_what_a_killed_process_left_is_no_model(
 ) -> None:
     bundle = await manifest(bundles)
     data = (cloud.bundle / WEIGHTS).read_bytes()
-    (bundle.folder / bundle_cache.PART).write_bytes(b"x" * len(data) * 2)
+    (bundle.folder / cache.PART).write_bytes(b"x" * len(data) * 2)
     await asyncio.to_thread(bundles.weights, URI, bundle)
     verify_bundle(bundle)
-    assert not (bundle.folder / bundle_cache.PART).exists()
+    assert not (bundle.folder / cache.PART).exists()
 
 
 async def test_a_download_that_takes_too_long_ends(
     bundles: Bundles, cloud: ScriptedStorage, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = await manifest(bundles)
-    monkeypatch.setattr(bundle_cache, "FETCH_SECONDS", 0.5)
+    monkeypatch.setattr(cache, "FETCH_SECONDS", 0.5)
     cloud.endless = True
     with pytest.raises(BundleUnavailable, match=f"{URI} did not come within 0.5 s"):
         await asyncio.to_thread(bundles.weights, URI, bundle)
@@ -396,7 +396,7 @@ FETCH = """
 import sys
 from pathlib import Path
 from core.backends.bundles import open_bundles
-from core.model_bundle import verify_bundle
+from core.bundles.bundle import verify_bundle
 from core.settings import Settings
 data, host, uri = sys.argv[1:]
 settings = Settings(_env_file=None, data_dir=Path(data), storage_emulator_host=host, model_uri=uri)
@@ -434,7 +434,7 @@ async def test_a_process_that_dies_while_it_fetches_leaves_the_way_free(
     cloud.endless = True
     process = start_fetching(settings, cloud)
     await cloud.reading.wait()
-    part = next(settings.model_cache.glob(f"*/{bundle_cache.PART}"))
+    part = next(settings.model_cache.glob(f"*/{cache.PART}"))
     process.kill()
     await asyncio.to_thread(process.communicate)
     cloud.endless = False

@@ -10,10 +10,10 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from core import jobs
 from core.backends.google.datastore import Datastore
 from core.backends.google.jobs import DatastoreJobStore
-from core.jobs import ItemState, JobItem, JobKey, new_job
+from core.domain import jobs
+from core.domain.jobs import ItemState, JobItem, JobKey, new_job
 
 KEY = JobKey("public", "7" * 32)
 ITEMS = 100

@@ -15,8 +15,8 @@ from core.backends.google.datastore import Datastore
 from core.backends.google.entities import Keys, entity_of
 from core.backends.google.records import DatastoreRecordStore
 from core.clock import utc_now
+from core.domain.records import Record, RecordKey, new_record
 from core.errors import Unavailable
-from core.records import Record, RecordKey, new_record
 
 LARGEST = 1000  # keys that a look-up may have
 PROJECT = "demo-glimpse"

@@ -6,9 +6,9 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-import core.health
+import core.http.health
 from core.errors import Unavailable
-from core.health import Check, health_routes
+from core.http.health import Check, health_routes
 
 
 async def fine() -> None:
@@ -51,7 +51,7 @@ async def test_ready_when_every_check_passes() -> None:
 async def test_not_ready_names_each_that_fails_and_leaks_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(core.health, "CHECK_TIMEOUT", 0.05)
+    monkeypatch.setattr(core.http.health, "CHECK_TIMEOUT", 0.05)
     answer = await ask("/ready", records=fine, queue=unavailable, blobs=broken, model=stuck)
     assert answer.status_code == 503
     assert answer.headers["content-type"] == "application/problem+json"

@@ -39,10 +39,10 @@ from core.backends.embedded.queue_store import (
     Refused,
     Room,
 )
-from core.channels import ALL_CHANNELS, DEAD_LETTERS, Lane
-from core.messages import ClassifyImage
-from core.policy import ACKNOWLEDGING_STATUS, RECONCILE_PATH
-from core.records import Annotation, Claim, Record, RecordKey, Status, new_record
+from core.domain.channels import ALL_CHANNELS, DEAD_LETTERS, Lane
+from core.domain.messages import ClassifyImage
+from core.domain.policy import ACKNOWLEDGING_STATUS, RECONCILE_PATH
+from core.domain.records import Annotation, Claim, Record, RecordKey, Status, new_record
 from tests.contract.clock import MovableClock
 from tests.support.api import Api, open_api
 from tests.support.pictures import picture, sha256

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from app.image_header import ACCEPTED, accepted_type, inspect_header, sniff
+from app.images.header import ACCEPTED, accepted_type, inspect_header, sniff
 from core.errors import InvalidImage, UnsupportedImage
 from tests.support.pictures import encode, picture, png_header
 from tests.support.stack import ROOT
@@ -107,7 +107,7 @@ def test_a_truncated_jpeg_passes_because_its_header_is_whole() -> None:
 # Pillow's pixels lie outside of Python's memory: only the process shows them.
 _GROWTH = """
 import resource, sys
-from app.image_header import inspect_header
+from app.images.header import inspect_header
 from core.errors import InvalidImage
 from tests.support.pictures import png_header
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from core.backends.embedded.queue_store import GivenUp, Message
-from core.channels import JOBS
 from core.clock import rfc3339
-from core.jobs import Job, JobItem, JobKey, JobStatus, new_job, new_job_id, sealed
-from core.policy import SCHEDULE_PATH
-from core.records import Status, new_record
+from core.domain.channels import JOBS
+from core.domain.jobs import Job, JobItem, JobKey, JobStatus, new_job, new_job_id, sealed
+from core.domain.policy import SCHEDULE_PATH
+from core.domain.records import Status, new_record
 from tests.unit import test_histories
 from tests.unit.test_histories import COLOURS, DRAIN_ROUNDS, NUMBERS, Histories, Image, world
 

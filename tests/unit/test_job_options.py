@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from starlette.requests import Request
 
-from app.acceptance import preferred
-from app.batch_manifest import parse_manifest
-from app.job_options import JobOptions, options_of, with_manifest
+from app.batches.manifest import parse_manifest
+from app.http.negotiation import preferred
+from app.jobs.options import JobOptions, options_of, with_manifest
+from core.domain.priority import Priority
 from core.errors import BatchTooLarge, GlimpseError, InvalidRequest
-from core.priority import Priority
 
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
 HASH = "ab" * 32

@@ -15,15 +15,15 @@ from starlette.routing import WebSocketRoute
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from app import live_events, patience
-from app.http_protocol import HEAD_BYTES
-from core import jobs
+from app.http.protocol import HEAD_BYTES
+from app.streams import events, send_timeout
 from core.backends import Backend
 from core.clock import utc_now
-from core.identity import Scope
-from core.jobs import JobItem, JobKey, JobStatus, new_job, new_job_id
-from core.records import PUBLIC_TENANT, RecordError
-from core.route_access import check_every_route
+from core.domain import jobs
+from core.domain.jobs import JobItem, JobKey, JobStatus, new_job, new_job_id
+from core.domain.principals import Scope
+from core.domain.records import PUBLIC_TENANT, RecordError
+from core.http.route_access import check_every_route
 from tests.support.api import Api, api_settings, bearer, eventually, serve_api, sockets_of
 from tests.support.event_streams import Received, everything, reading
 from tests.support.jobs import MODEL, job_of, running_job, settle
@@ -424,7 +424,7 @@ async def test_a_socket_ends_with_its_job(served: Api) -> None:
 async def test_a_socket_does_not_outlive_its_key(
     tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live_events, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(events, "HEARTBEAT_SECONDS", 0.1)
     settings = api_settings(tmp_path, colour_bundle, api_keys="required", key_cache_seconds=0.3)
     async with serve_api(settings) as (api, _):
         ada = await api.issue("ada", Scope.JOBS)
@@ -464,7 +464,7 @@ async def flood(api: Api, key: JobKey) -> None:
 async def test_a_socket_that_reads_nothing_is_dropped(
     tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(send_timeout, "STALL_SECONDS", 1.0)
     settings = api_settings(tmp_path, colour_bundle, shutdown_seconds=3600.0)
     async with stoppable(settings) as (server, api):
         key = await running_job(backend_of(api))
@@ -478,7 +478,7 @@ async def test_a_socket_that_reads_nothing_is_dropped(
 async def test_a_stop_closes_sockets_and_is_not_held_up_by_them(
     tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "STALL_SECONDS", 3600.0)
+    monkeypatch.setattr(send_timeout, "STALL_SECONDS", 3600.0)
     settings = api_settings(tmp_path, colour_bundle, shutdown_seconds=3600.0)
     async with AsyncExitStack() as stack:
         server, api = await stack.enter_async_context(stoppable(settings))

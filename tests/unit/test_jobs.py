@@ -7,10 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core import jobs
-from core.jobs import Action, Counts, Job, JobKey, JobStatus, due_action, job_id_for, new_job_id
-from core.policy import JobPolicy
-from core.records import RecordError
+from core.domain import jobs
+from core.domain.jobs import (
+    Action,
+    Counts,
+    Job,
+    JobKey,
+    JobStatus,
+    due_action,
+    job_id_for,
+    new_job_id,
+)
+from core.domain.policy import JobPolicy
+from core.domain.records import RecordError
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 POLICY = JobPolicy(retention=1000, longest=5000, unsealed=100, stale_after=60, announce_after=30)

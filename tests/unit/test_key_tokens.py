@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.key_tokens import KEY_ID, KeyHasher, display
+from core.domain.key_tokens import KEY_ID, KeyHasher, display
 
 HASHER = KeyHasher(b"s" * 32)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from app.key_service import duration
+from app.keys.service import duration
 from core.backends import open_access
-from core.identity import Scope
+from core.domain.principals import Scope
 from core.settings import Settings
 from tests.support.api import api_settings, open_api
 from tests.support.commands import run_module

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app import gate
-from app.key_service import Issued
+from app.auth import authenticator
+from app.keys.service import Issued
+from core.domain.principals import Scope
+from core.domain.rate_limits import DAY, Allowance, Limit, Rate, granted
 from core.errors import Unavailable
-from core.identity import Scope
-from core.limits import DAY, Allowance, Limit, Rate, granted
 from tests.contract.clock import MovableClock
 from tests.support.api import Api, api_settings, bearer, open_api
 
@@ -94,8 +94,8 @@ def test_a_rate_that_is_none_is_refused(text: str) -> None:
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits are kept alone, and counts lost, where the store is slow: here it is the machine."""
-    monkeypatch.setattr(gate, "SHARE_SECONDS", 60.0)
-    monkeypatch.setattr(gate, "CLOSE_SECONDS", 60.0)
+    monkeypatch.setattr(authenticator, "SHARE_SECONDS", 60.0)
+    monkeypatch.setattr(authenticator, "CLOSE_SECONDS", 60.0)
 
 
 @pytest.fixture

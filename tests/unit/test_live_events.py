@@ -5,8 +5,9 @@ import math
 
 import pytest
 
-from app.live_events import Admission, Event, Kind, LiveEvents, event_id, gone
-from app.watching import Changes, Signal
+from app.auth.requires import Admission
+from app.streams.events import Event, Kind, LiveEvents, event_id, gone
+from app.streams.poller import Changes, Signal
 from core.errors import Forbidden, NotFound, Unavailable
 
 PATIENCE = 10.0

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from prometheus_client import CollectorRegistry
 
-from app.live_streams import LiveStreams
 from app.metrics import LiveMetrics
+from app.streams.registry import LiveStreams
 from core.errors import Overloaded, Unavailable
 
 

@@ -14,16 +14,16 @@ import trustme
 from aiosmtplib import SMTPAuthenticationError
 from pydantic import ValidationError
 
+from core.domain.jobs import Counts, Job, JobKey, JobStatus, new_job
+from core.domain.records import RecordError
 from core.errors import InvalidRequest, Unavailable
-from core.jobs import Counts, Job, JobKey, JobStatus, new_job
-from core.mail_address import check_address
-from core.mail_server import MailServer
-from core.records import RecordError
+from core.outbound.mail_address import check_address
+from core.outbound.mail_server import MailServer
 from core.settings import Settings
 from tests.support.mail import Mailbox, mail_server
 from tests.support.receivers import listening, nobody
-from worker.job_email import job_email
-from worker.mailer import EmailRefused, Mailer
+from worker.notifications.job_email import job_email
+from worker.notifications.mailer import EmailRefused, Mailer
 
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
 SENDER = "Glimpse <glimpse@example.com>"

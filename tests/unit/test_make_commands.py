@@ -33,7 +33,7 @@ def recipe(target: str, *given: str) -> list[str]:
         ("logs", "exec .venv/bin/python -m compose logs"),
         ("purge", ".venv/bin/python -m compose purge"),
         ("demo", ".venv/bin/python -m compose.demo"),
-        ("smoke", ".venv/bin/python -m compose.smoke http://127.0.0.1:8080"),
+        ("smoke", ".venv/bin/python -m deploy.smoke http://127.0.0.1:8080"),
     ],
 )
 def test_make_runs_one_command(target: str, command: str) -> None:
@@ -42,7 +42,7 @@ def test_make_runs_one_command(target: str, command: str) -> None:
 
 def test_make_smoke_asks_where_it_is_told_to() -> None:
     (command,) = recipe("smoke", "URL=https://glimpse.example")
-    assert command == ".venv/bin/python -m compose.smoke https://glimpse.example"
+    assert command == ".venv/bin/python -m deploy.smoke https://glimpse.example"
 
 
 def test_make_clean_deletes_what_was_installed_and_generated_and_no_data() -> None:
@@ -54,5 +54,5 @@ def test_make_clean_deletes_what_was_installed_and_generated_and_no_data() -> No
     assert {".venv", ".poetry", ".export-venv"} < installed
     caches = {".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", ".import_linter_cache"}
     assert set(deleted) == installed | caches
-    folders = "app worker core models compose docs terraform tests benchmarks"
+    folders = "app worker core models compose deploy docs terraform tests benchmarks"
     assert sweep == f"find {folders} -name __pycache__ -type d -prune -exec rm -rf {{}} +"

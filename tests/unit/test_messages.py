@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.domain.messages import ClassifyImage, PushEnvelope
+from core.domain.records import RecordKey
 from core.errors import MalformedEnvelope
-from core.messages import ClassifyImage, PushEnvelope
-from core.records import RecordKey
 
 KEY = RecordKey("public", "ab" * 32, "colours@0123456789ab")
 

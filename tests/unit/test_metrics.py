@@ -13,14 +13,14 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from app.metrics import ApiMetrics
 from core.backends import open_backend
 from core.backends.google.publisher import PubSubPublisher
-from core.metrics import ServiceMetrics
-from core.records import RecordKey
+from core.domain.records import RecordKey
+from core.observability.metrics import ServiceMetrics
 from tests.support.api import api_settings, eventually, open_api
 from tests.support.bundles import write_slow_bundle
 from tests.support.metrics import samples, series
 from tests.support.pictures import encode, picture
 from tests.unit.worker_support import classifier_processes, running_worker, settings_in
-from worker.classifier_protocol import GROUP
+from worker.inference.protocol import GROUP
 
 REQUESTS = "glimpse_http_requests_total"
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from core.bundles.bundle import read_bundle, verify_bundle, write_sums
+from core.domain.records import MODEL
 from core.errors import BundleError
-from core.model_bundle import read_bundle, verify_bundle, write_sums
-from core.records import MODEL
 from tests.support.bundles import COLOURS, write_colour_bundle
 
 SUMMED = ("model.onnx", "model.json", "labels.txt")

@@ -17,16 +17,12 @@ import pytest
 import standardwebhooks
 from blockbuster import blockbuster_ctx
 
-from core import jobs
 from core.backends import Backend, open_backend
 from core.clock import Clock
-from core.dead_letters.replay import Replay
-from core.dead_letters.replay import replay as replay_letter
-from core.errors import Overloaded, Unavailable
-from core.jobs import Counts, Job, JobKey, JobStatus, new_job, new_job_id
-from core.messages import Notify
-from core.settings import Settings
-from core.webhooks import (
+from core.domain import jobs
+from core.domain.jobs import Counts, Job, JobKey, JobStatus, new_job, new_job_id
+from core.domain.messages import Notify
+from core.domain.webhooks import (
     JOB_EVENTS,
     Change,
     Delivery,
@@ -36,6 +32,10 @@ from core.webhooks import (
     new_webhook_id,
     secret_text,
 )
+from core.errors import Overloaded, Unavailable
+from core.services.dead_letter_replay import Replay
+from core.services.dead_letter_replay import replay as replay_letter
+from core.settings import Settings
 from tests.contract.clock import MovableClock
 from tests.support.mail import Mailbox, mail_server
 from tests.support.pictures import picture
@@ -50,7 +50,7 @@ from tests.support.receivers import (
 from tests.unit.faults import watched
 from tests.unit.scripted_worker import until
 from tests.unit.worker_support import RunningWorker, running_worker, settings_in
-from worker.receiver_places import PLACES_EACH, ReceiverPlaces
+from worker.notifications.receiver_limits import PLACES_EACH, ReceiverPlaces
 
 TENANT = "acme"
 

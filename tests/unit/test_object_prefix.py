@@ -2,8 +2,7 @@
 
 import pytest
 
-from app.batch_objects import relative_name
-from app.object_prefix import ObjectPrefix
+from app.batches.bucket import ObjectPrefix, relative_name
 
 
 @pytest.mark.parametrize(

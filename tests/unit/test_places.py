@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from core.priority import FAIR_TURNS, Priority
-from worker.places import PriorityPlaces
+from core.domain.priority import FAIR_TURNS, Priority
+from worker.priority_semaphore import PriorityPlaces
 
 HIGH, NORMAL, LOW = Priority
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.policy import ACKNOWLEDGING_STATUS, DeliveryPolicy
+from core.domain.policy import ACKNOWLEDGING_STATUS, DeliveryPolicy
 
 
 def test_the_acknowledging_answers_are_pubsubs() -> None:

@@ -10,11 +10,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from app.image_header import inspect_header
+from app.images.header import inspect_header
+from core.bundles.bundle import BundleManifest
 from core.errors import BundleError, InvalidImage, UndecodableImage
-from core.model_bundle import BundleManifest
 from tests.support.pictures import encode, picture, png
-from worker.preprocessing import Preprocessor
+from worker.inference.preprocessing import Preprocessor
 
 RED, BLUE, GREEN, WHITE = (220, 20, 20), (20, 20, 220), (20, 200, 20), (255, 255, 255)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

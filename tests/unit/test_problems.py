@@ -9,7 +9,7 @@ from fastapi import FastAPI, HTTPException
 
 from core import errors
 from core.errors import GlimpseError
-from core.problems import MEDIA_TYPE, install_problem_handlers, problem_response, response_for
+from core.http.problems import MEDIA_TYPE, install_problem_handlers, problem_response, response_for
 
 KINDS = [
     kind

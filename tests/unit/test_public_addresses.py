@@ -2,7 +2,7 @@
 
 import pytest
 
-from core.public_addresses import is_public
+from core.outbound.addresses import is_public
 
 PUBLIC = [
     "8.8.8.8",

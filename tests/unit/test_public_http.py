@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from core.errors import InvalidRequest
-from core.public_http import (
+from core.outbound.http_client import (
     LONGEST_URL,
     NoAnswer,
     PrivateAddress,

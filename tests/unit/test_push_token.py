@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from core.errors import Forbidden, Unauthenticated, Unavailable
 from core.settings import Settings
 from tests.unit.worker_support import envelope, running_worker, settings_in
-from worker.push_token import PushTokenVerifier, SigningKeys
+from worker.push.token import PushTokenVerifier, SigningKeys
 
 AUDIENCE = "https://worker.example/push"
 ACCOUNT = "pusher@demo.iam.gserviceaccount.com"

@@ -14,14 +14,14 @@ from core.backends.embedded import open_queue_store
 from core.backends.embedded.database import Database, Schema
 from core.backends.embedded.queue import PushQueue, lane_sizes
 from core.backends.embedded.queue_store import Outcome, QueueStore, Refused, Room
-from core.backends.embedded.times import to_micros
+from core.backends.embedded.timestamps import to_micros
 from core.backends.push_client import PushClient
-from core.channels import ALL_CHANNELS, DEAD_LETTERS, IMAGES, NOTIFICATIONS, Channel, Lane
 from core.clock import utc_now
-from core.messages import ClassifyImage, PushEnvelope
-from core.policy import CLASSIFY_PATH, DEAD_LETTER_PATH, NOTIFICATIONS_PATH
-from core.priority import Priority
-from core.records import RecordKey
+from core.domain.channels import ALL_CHANNELS, DEAD_LETTERS, IMAGES, NOTIFICATIONS, Channel, Lane
+from core.domain.messages import ClassifyImage, PushEnvelope
+from core.domain.policy import CLASSIFY_PATH, DEAD_LETTER_PATH, NOTIFICATIONS_PATH
+from core.domain.priority import Priority
+from core.domain.records import RecordKey
 from core.settings import Settings
 from tests.unit.scripted_worker import Delivery, ScriptedWorker, always, first_then, until
 

@@ -17,9 +17,9 @@ import pytest
 
 from core.backends import open_backend
 from core.backends.embedded import open_queue_store
-from core.messages import ClassifyImage
-from core.policy import CLASSIFY_PATH, DEAD_LETTER_PATH, RECONCILE_PATH, SCHEDULE_PATH
-from core.records import RecordKey
+from core.domain.messages import ClassifyImage
+from core.domain.policy import CLASSIFY_PATH, DEAD_LETTER_PATH, RECONCILE_PATH, SCHEDULE_PATH
+from core.domain.records import RecordKey
 from core.settings import Settings
 from tests.unit.scripted_worker import Delivery, ScriptedWorker, always, until
 

@@ -11,14 +11,14 @@ from typing import cast
 import pytest
 
 from core.backends import open_usage
+from core.domain.records import RecordKey, Status
+from core.domain.usage import Usage
 from core.errors import Unavailable
 from core.ports import BlobStore
-from core.records import RecordKey, Status
 from core.settings import Settings
-from core.usage import Usage
 from tests.support.pictures import picture
 from tests.unit.worker_support import RunningWorker, running_worker, settings_in
-from worker.reconciliation import FAILURES, OUTCOMES, reconcile
+from worker.tasks.reconcile import FAILURES, OUTCOMES, reconcile
 
 
 class Now:

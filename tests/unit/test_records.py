@@ -25,12 +25,12 @@ from hypothesis.stateful import (
     rule,
 )
 
-from core import records
 from core.backends.embedded.database import Database
 from core.backends.embedded.records import SCHEMA, SqliteRecordStore
-from core.backends.transitions import RecordTransitions, Transition
-from core.policy import LONGEST_ACK_DEADLINE
-from core.records import Annotation, Claim, Record, RecordError, RecordKey, Status
+from core.backends.transition_store import RecordTransitions, Transition
+from core.domain import records
+from core.domain.policy import LONGEST_ACK_DEADLINE
+from core.domain.records import Annotation, Claim, Record, RecordError, RecordKey, Status
 from tests.contract.clock import MovableClock
 
 T = TypeVar("T")

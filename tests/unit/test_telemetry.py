@@ -14,11 +14,17 @@ import pytest
 import structlog
 from fastapi import FastAPI
 
-from core.problems import install_problem_handlers
-from core.records import RecordKey
-from core.request_context import RequestContext
-from core.telemetry import configure_logging, image_context
-from core.tracing import NOWHERE, current, make_current, new_traceparent, parsed_traceparent
+from core.domain.records import RecordKey
+from core.http.problems import install_problem_handlers
+from core.observability.logs import configure_logging, image_context
+from core.observability.request_middleware import RequestContext
+from core.observability.tracing import (
+    NOWHERE,
+    current,
+    make_current,
+    new_traceparent,
+    parsed_traceparent,
+)
 
 KEY = RecordKey("public", "a" * 64, "colours@0123456789ab")
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

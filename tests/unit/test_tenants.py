@@ -9,12 +9,12 @@ from typing import Any
 import httpx
 import pytest
 
-from app.key_service import Issued
+from app.keys.service import Issued
 from core.clock import utc_now
-from core.dead_letters.letter import DeadLetter, letter_id, tenant_of
-from core.identity import Scope
-from core.messages import ClassifyImage
-from core.records import RecordKey, Status
+from core.domain.dead_letters import DeadLetter, letter_id, tenant_of
+from core.domain.messages import ClassifyImage
+from core.domain.principals import Scope
+from core.domain.records import RecordKey, Status
 from tests.support.api import LABELS, Api, api_settings, bearer, open_api, routes_of
 from tests.support.jobs import running_job, settle
 from tests.support.pictures import picture, sha256

@@ -5,8 +5,8 @@ from google.oauth2.credentials import Credentials
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
 from core.backends.google.traces import exporter_for
-from core.trace_export import ExportingTracer
-from core.tracing import Kind, Span, current, make_current, span
+from core.observability.trace_export import ExportingTracer
+from core.observability.tracing import Kind, Span, current, make_current, span
 from tests.support.collector import Collector
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

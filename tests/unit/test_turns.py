@@ -5,7 +5,7 @@ import gc
 
 import pytest
 
-from core.backends.google.turns import Turns
+from core.backends.google.entity_locks import Turns
 
 
 async def test_one_at_a_time_for_a_key_and_others_beside_it() -> None:

@@ -17,8 +17,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core.backends import Backend, open_backend
 from core.clock import Clock, utc_now
-from core.problems import MEDIA_TYPE
-from core.records import RecordKey
+from core.domain.records import RecordKey
+from core.http.problems import MEDIA_TYPE
 from core.settings import Settings
 from tests.support.api import api_settings, open_api, serve_api
 from tests.support.logs import json_logs

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect, Request
 
-from app.upload import CHUNK, Upload, read_upload
-from app.upload_slots import UploadLimits, UploadSlots
+from app.uploads.image_upload import CHUNK, Upload, read_upload
+from app.uploads.limiter import UploadLimits, UploadSlots
 from core.errors import GlimpseError, ImageTooLarge, InvalidRequest, MalformedBody
 from core.settings import FORM_OVERHEAD
 from tests.support.sender import Sender

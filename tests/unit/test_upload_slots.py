@@ -6,8 +6,8 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from app.upload import read_upload
-from app.upload_slots import UploadLimits, UploadSlot, UploadSlots
+from app.uploads.image_upload import read_upload
+from app.uploads.limiter import UploadLimits, UploadSlot, UploadSlots
 from core.errors import Overloaded, Unavailable, UploadTooSlow
 
 LIMITS = UploadLimits(uploads=3, bytes_=1000, grace=60, rate=1)

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from app.watching import GATHER, TICK, Changes, Signal, Watcher
+from app.streams.poller import GATHER, TICK, Changes, Signal, Watcher
 from core.errors import Unavailable
 
 PATIENCE = 10.0

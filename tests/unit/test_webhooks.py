@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import standardwebhooks
 
-from core import webhooks
-from core.webhooks import (
+from core.domain import webhooks
+from core.domain.webhooks import (
     JOB_EVENTS,
     Event,
     Webhook,

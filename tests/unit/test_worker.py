@@ -16,10 +16,10 @@ import pytest
 import structlog
 from starlette.requests import ClientDisconnect
 
-from core.messages import ClassifyImage
-from core.model_bundle import read_bundle
-from core.records import Annotation, Claim, RecordKey, Status
-from core.telemetry import with_trace
+from core.bundles.bundle import read_bundle
+from core.domain.messages import ClassifyImage
+from core.domain.records import Annotation, Claim, RecordKey, Status
+from core.observability.logs import with_trace
 from tests.contract.clock import MovableClock
 from tests.support.bundles import write_colour_bundle, write_slow_bundle
 from tests.support.pictures import picture
@@ -33,7 +33,7 @@ from tests.unit.worker_support import (
     running_worker,
     settings_in,
 )
-from worker.classifier import Classifier
+from worker.inference.classifier import Classifier
 
 HASH = "ab" * 32
 WHITE = picture(7, (250, 250, 250))

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from core.clock import rfc3339
-from core.messages import ClassifyImage
-from core.records import Annotation, RecordError, RecordKey, Status
+from core.domain.messages import ClassifyImage
+from core.domain.records import Annotation, RecordError, RecordKey, Status
 from tests.support.pictures import picture
 from tests.unit.worker_support import UNKNOWN_MODEL, RunningWorker, running_worker, settings_in
 

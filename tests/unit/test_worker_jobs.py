@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import structlog
 
-from core import channels, jobs
 from core.clock import rfc3339
+from core.domain import channels, jobs
+from core.domain.jobs import Counts, ItemState, Job, JobItem, JobKey, JobStatus, new_job, new_job_id
+from core.domain.messages import ClassifyImage, Message, Notify, RunJob
+from core.domain.priority import Priority
+from core.domain.records import Annotation, RecordError, RecordKey, Status, new_record
 from core.errors import Unavailable
-from core.job_endings import cancel
-from core.jobs import Counts, ItemState, Job, JobItem, JobKey, JobStatus, new_job, new_job_id
-from core.messages import ClassifyImage, Message, Notify, RunJob
-from core.priority import Priority
-from core.records import Annotation, RecordError, RecordKey, Status, new_record
+from core.services.job_completion import cancel
 from tests.contract.clock import MovableClock
 from tests.support.jobs import create_job, job_of, states
 from tests.support.pictures import picture, sha256

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from core.backends.bundles import Bundles
+from core.bundles.bundle import Bundle, read_bundle, write_sums
 from core.errors import BundleError, ModelUnavailable
-from core.model_bundle import Bundle, read_bundle, write_sums
 from tests.support.bundles import write_colour_bundle
 from tests.unit.scripted_worker import until
 from tests.unit.worker_support import settings_in
-from worker.classifier_pool import ClassifierPool, RemoteClassifier
-from worker.model_registry import ModelRegistry, Retries
+from worker.inference.model_registry import ModelRegistry, Retries
+from worker.inference.pool import ClassifierPool, RemoteClassifier
 
 
 class Loads:

@@ -14,9 +14,9 @@ import httpx
 import pytest
 
 from core.backends import Backend, open_backend
+from core.bundles.bundle import read_bundle
 from core.clock import utc_now
-from core.model_bundle import read_bundle
-from core.records import RecordKey, Status, new_record
+from core.domain.records import RecordKey, Status, new_record
 from core.settings import Settings
 from tests.support.bundles import write_slow_bundle
 from tests.support.pictures import picture, sha256

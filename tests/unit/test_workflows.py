@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from compose.release import argument_parser
+from deploy.release import argument_parser
 from tests.support.images import DOCKERFILE, admitted, stages
 from tests.support.stack import ROOT
 
@@ -162,7 +162,7 @@ def test_release_is_started_with_options_that_it_has() -> None:
     def parsed(step: str) -> Any:
         command = re.sub(r"\$(\w+)", lambda match: values[match[1]], found[step]["run"])
         python, flag, module, *words = shlex.split(command)
-        assert (python, flag, module) == ("python3", "-m", "compose.release")
+        assert (python, flag, module) == ("python3", "-m", "deploy.release")
         return argument_parser().parse_args(words)
 
     run, back = parsed("Release"), parsed("Roll back what was left half done")
@@ -176,7 +176,7 @@ def test_release_is_started_with_options_that_it_has() -> None:
     assert condition == "failure() || cancelled()"
 
 
-@pytest.mark.parametrize("module", ["compose.release", "compose.smoke"])
+@pytest.mark.parametrize("module", ["deploy.release", "deploy.smoke"])
 def test_what_runs_on_a_bare_machine_needs_no_package(module: str) -> None:
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {module}"
     done = subprocess.run(

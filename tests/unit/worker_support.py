@@ -15,17 +15,17 @@ import httpx
 import psutil
 
 from core.backends import Backend, BackendOpener, open_backend
-from core.channels import Channel
 from core.clock import Clock, rfc3339, utc_now
-from core.dead_letters.letter import DeadLetter, LetterFilter
-from core.jobs import JobKey
-from core.messages import ClassifyImage, Message, RunJob, message_of
-from core.records import Record, RecordKey, new_record
+from core.domain.channels import Channel
+from core.domain.dead_letters import DeadLetter, LetterFilter
+from core.domain.jobs import JobKey
+from core.domain.messages import ClassifyImage, Message, RunJob, message_of
+from core.domain.records import Record, RecordKey, new_record
 from core.settings import Settings
 from tests.support.bundles import write_colour_bundle
 from tests.support.pictures import picture, sha256
+from worker.context import Workbench
 from worker.main import create_app
-from worker.workbench import Workbench
 
 UNKNOWN_MODEL = "nobody@0123456789ab"
 
@@ -171,6 +171,6 @@ def classifier_processes(of: int | None = None) -> list[psutil.Process]:
     found = []
     for child in psutil.Process(of).children():
         with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
-            if "worker.classifier_process" in child.cmdline():
+            if "worker.inference.process" in child.cmdline():
                 found.append(child)
     return found

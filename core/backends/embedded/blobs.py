@@ -19,9 +19,9 @@ import structlog
 
 from core.backends.links import LinkSigner
 from core.clock import Clock, utc_now
+from core.domain.records import IMAGE_HASH, TENANT
 from core.durable_files import sync_folder, write_whole
 from core.errors import NotFound, Unavailable
-from core.records import IMAGE_HASH, TENANT
 
 log = structlog.get_logger(__name__)
 

@@ -7,10 +7,10 @@ from datetime import datetime
 from typing import Any
 
 from core.backends.embedded.database import Database
-from core.backends.embedded.times import from_micros, micros_or_null, moment_or_none, to_micros
+from core.backends.embedded.timestamps import from_micros, micros_or_null, moment_or_none, to_micros
 from core.clock import Clock, utc_now
-from core.dead_letters.letter import DeadLetter, LetterFilter
-from core.positions import older_than
+from core.domain.dead_letters import DeadLetter, LetterFilter
+from core.domain.sort_keys import older_than
 
 TABLE: Sequence[str] = (
     # Times are microseconds since 1970. `position` sorts the newest first.

@@ -1,4 +1,4 @@
-"""Jobs in SQLite, in the database of the records. `core.jobs` decides, this applies."""
+"""Jobs in SQLite, in the database of the records. `core.domain.jobs` decides, this applies."""
 
 import json
 import sqlite3
@@ -7,15 +7,15 @@ from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
 
-from core import jobs
 from core.backends.embedded.database import Database
-from core.backends.embedded.times import to_micros
+from core.backends.embedded.timestamps import to_micros
 from core.clock import Clock, utc_now
-from core.job_codec import job_of_text, text_of_job
-from core.jobs import Counts, ItemState, Job, JobFilter, JobItem, JobKey
-from core.policy import JobPolicy
+from core.domain import jobs
+from core.domain.job_codec import job_of_text, text_of_job
+from core.domain.jobs import Counts, ItemState, Job, JobFilter, JobItem, JobKey
+from core.domain.policy import JobPolicy
+from core.domain.records import RecordError
 from core.ports import JobStep
-from core.records import RecordError
 
 TABLES: Sequence[str] = (
     # A job is kept as a JSON object; what is searched for has columns beside it.

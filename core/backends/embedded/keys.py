@@ -6,19 +6,19 @@ from datetime import date
 from functools import partial
 from typing import Any
 
-from core.api_keys import ApiKey
 from core.backends.embedded.database import Database, Schema
-from core.backends.embedded.times import (
+from core.backends.embedded.timestamps import (
     from_micros,
     micros_or_null,
     moment_or_none,
     to_micros,
 )
-from core.backends.transitions import KeyTransitions, Transition
+from core.backends.transition_store import KeyTransitions, Transition
 from core.clock import Clock, utc_now
-from core.identity import Scope
-from core.limits import Allowance, Grant, Limit, Rate, granted
-from core.usage import Usage
+from core.domain.api_keys import ApiKey
+from core.domain.principals import Scope
+from core.domain.rate_limits import Allowance, Grant, Limit, Rate, granted
+from core.domain.usage import Usage
 
 SCHEMA = Schema(
     version=1,

@@ -1,9 +1,9 @@
 """Publishing: an fsynced row in the queue's database, whether or not the queue is running."""
 
 from core.backends.embedded.queue_store import PREFIX, QueueStore
-from core.channels import Channel
 from core.clock import Clock, utc_now
-from core.messages import Message
+from core.domain.channels import Channel
+from core.domain.messages import Message
 from core.ports import Backlog
 
 

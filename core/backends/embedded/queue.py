@@ -34,16 +34,16 @@ from core.backends.embedded.queue_store import (
     Room,
     Unreached,
 )
+from core.backends.local_scheduler import regular_calls
 from core.backends.push_client import NoAnswer, NotReached, PushClient
-from core.backends.regular_calls import regular_calls
-from core.background import in_background
-from core.channels import ALL_CHANNELS, CHANNELS, DEAD_LETTERS, Channel, Lane
 from core.clock import Clock, rfc3339, utc_now
+from core.concurrency import in_background
+from core.domain.channels import ALL_CHANNELS, CHANNELS, DEAD_LETTERS, Channel, Lane
+from core.domain.policy import ACKNOWLEDGING_STATUS, DeliveryPolicy
+from core.domain.priority import in_turn
 from core.errors import Unavailable
-from core.policy import ACKNOWLEDGING_STATUS, DeliveryPolicy
-from core.priority import in_turn
+from core.observability.logs import configure_logging
 from core.settings import Settings, load_settings
-from core.telemetry import configure_logging
 
 log = structlog.get_logger(__name__)
 

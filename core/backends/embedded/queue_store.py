@@ -1,4 +1,4 @@
-"""What the push queue remembers: messages on the channels of `core.channels`.
+"""What the push queue remembers: messages on the channels of `core.domain.channels`.
 
 A message that is given up moves to the dead letters' channel, from where the worker takes it
 into the keeping of `core.ports.DeadLetterStore`. It stays there until the worker has.
@@ -17,17 +17,17 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from core.backends.embedded.database import Database, Schema
-from core.backends.embedded.times import from_micros, moment_or_none, to_micros
-from core.channels import ALL_CHANNELS, BY_NAME, DEAD_LETTERS, IMAGES, Channel
+from core.backends.embedded.timestamps import from_micros, moment_or_none, to_micros
 from core.clock import rfc3339
-from core.messages import (
+from core.domain.channels import ALL_CHANNELS, BY_NAME, DEAD_LETTERS, IMAGES, Channel
+from core.domain.messages import (
     DEAD_LETTER_DELIVERY_COUNT,
     DEAD_LETTER_PROJECT,
     DEAD_LETTER_PUBLISH_TIME,
     DEAD_LETTER_REASON,
     DEAD_LETTER_SUBSCRIPTION,
 )
-from core.priority import Priority
+from core.domain.priority import Priority
 
 PROJECT = "local"
 PREFIX = "glimpse"

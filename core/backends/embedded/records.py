@@ -1,4 +1,4 @@
-"""Records in SQLite. `core.records` decides each transition; this applies it in a transaction."""
+"""Records in SQLite: applies the transitions of `core.domain.records` in a transaction."""
 
 import json
 import sqlite3
@@ -11,11 +11,11 @@ from typing import Any
 
 from core.backends.embedded import dead_letters, jobs
 from core.backends.embedded.database import Database, Schema
-from core.backends.embedded.times import from_micros, micros_or_null, moment_or_none, to_micros
-from core.backends.transitions import RecordTransitions, Transition
+from core.backends.embedded.timestamps import from_micros, micros_or_null, moment_or_none, to_micros
+from core.backends.transition_store import RecordTransitions, Transition
 from core.clock import Clock, utc_now
-from core.priority import Priority
-from core.records import Annotation, Record, RecordError, RecordKey, Status
+from core.domain.priority import Priority
+from core.domain.records import Annotation, Record, RecordError, RecordKey, Status
 
 SCHEMA = Schema(
     version=3,

@@ -1,16 +1,16 @@
 """Webhooks in SQLite, in a file of their own that only its owner may read: it holds their secrets.
 
-`core.webhooks` decides; this applies it.
+`core.domain.webhooks` decides; this applies it.
 """
 
 import sqlite3
 from typing import Any
 
 from core.backends.embedded.database import Database, Schema
-from core.backends.embedded.times import from_micros, micros_or_null, moment_or_none, to_micros
-from core.backends.transitions import Transition, WebhookTransitions
+from core.backends.embedded.timestamps import from_micros, micros_or_null, moment_or_none, to_micros
+from core.backends.transition_store import Transition, WebhookTransitions
 from core.clock import Clock, utc_now
-from core.webhooks import Delivery, Event, Webhook
+from core.domain.webhooks import Delivery, Event, Webhook
 
 SCHEMA = Schema(
     version=2,

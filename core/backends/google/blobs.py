@@ -17,8 +17,8 @@ from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
 
 from core.backends.google.errors import translated
+from core.domain.records import IMAGE_HASH, TENANT
 from core.errors import NotFound, Unavailable
-from core.records import IMAGE_HASH, TENANT
 
 T = TypeVar("T")
 

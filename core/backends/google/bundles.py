@@ -15,8 +15,8 @@ from core.backends.google.blobs import RETRY, TIMEOUT
 from core.backends.google.endpoints import bucket_client
 from core.backends.google.errors import VENDOR_ERRORS, ours, translated
 from core.backends.google.objects import read_object
-from core.bucket_folder import BucketFolder
-from core.bundle_cache import Sink
+from core.bundles.cache import Sink
+from core.bundles.location import BucketFolder
 from core.errors import BundleError, BundleUnavailable, NotFound, Unavailable
 from core.settings import Settings
 
@@ -26,7 +26,7 @@ PATIENCE = 10.0  # seconds for a small file in all
 
 
 class CloudBundleObjects:
-    """`core.bundle_cache.BundleObjects`. The client is made when it is first needed."""
+    """`core.bundles.cache.BundleObjects`. The client is made when it is first needed."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

@@ -1,6 +1,6 @@
 """Dead letters in Datastore: entities `DeadLetter/{id}` in the tenant's namespace.
 
-A position (see `core.dead_letters.letter`) is unique and sorts the newest first, so one indexed
+A position (see `core.domain.dead_letters`) is unique and sorts the newest first, so one indexed
 property answers a whole listing. There are four, with and without the code in front, of all letters
 and of those not resolved yet: no composite index is needed, which somebody would have to set up.
 """
@@ -30,8 +30,8 @@ from core.backends.google.entities import (
     set_time,
 )
 from core.clock import Clock, utc_now
-from core.dead_letters.letter import DeadLetter, LetterFilter
-from core.positions import older_than
+from core.domain.dead_letters import DeadLetter, LetterFilter
+from core.domain.sort_keys import older_than
 
 KIND = "DeadLetter"
 _ALL, _ALL_BY_CODE, _OPEN, _OPEN_BY_CODE = "all", "all_by_code", "open", "open_by_code"

@@ -15,8 +15,8 @@ from typing import Any
 
 from google.cloud.datastore_v1.types import Entity, Key, PartitionId, Value
 
-from core.priority import Priority
-from core.records import Annotation, Record, RecordError, RecordKey, Status
+from core.domain.priority import Priority
+from core.domain.records import Annotation, Record, RecordError, RecordKey, Status
 
 IMAGE_KIND, RECORD_KIND, TENANT_KIND = "Image", "Record", "Tenant"
 UNFINISHED = "unfinished_at"

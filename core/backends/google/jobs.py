@@ -22,7 +22,6 @@ from typing import Any
 
 from google.cloud.datastore_v1.types import CompositeFilter, Filter, PropertyFilter, PropertyOrder
 
-from core import jobs
 from core.backends.google.datastore import (
     KEY_ONLY,
     MOST_MUTATIONS,
@@ -33,14 +32,15 @@ from core.backends.google.datastore import (
     property_filter,
 )
 from core.backends.google.entities import RawEntity, RawValue, set_text, time_value
+from core.backends.google.entity_locks import Turns
 from core.backends.google.errors import translated
-from core.backends.google.turns import Turns
 from core.clock import Clock, utc_now
-from core.job_codec import item_of_text, job_of_text, text_of_item, text_of_job
-from core.jobs import Counts, ItemState, Job, JobFilter, JobItem, JobKey
-from core.policy import JobPolicy
+from core.domain import jobs
+from core.domain.job_codec import item_of_text, job_of_text, text_of_item, text_of_job
+from core.domain.jobs import Counts, ItemState, Job, JobFilter, JobItem, JobKey
+from core.domain.policy import JobPolicy
+from core.domain.records import RecordError
 from core.ports import JobStep
-from core.records import RecordError
 
 JOB_KIND, ITEM_KIND = "Job", "Item"
 LAST_POSITION = 999_999

@@ -15,7 +15,6 @@ from typing import Any
 
 from google.cloud.datastore_v1.types import PropertyFilter
 
-from core.api_keys import ApiKey
 from core.backends.google.datastore import (
     KEY_ONLY,
     MOST_MUTATIONS,
@@ -33,11 +32,12 @@ from core.backends.google.entities import (
     set_text,
     set_time,
 )
-from core.backends.transitions import KeyTransitions, Transition
+from core.backends.transition_store import KeyTransitions, Transition
 from core.clock import Clock, utc_now
-from core.identity import Scope
-from core.limits import Allowance, Grant, Limit, Rate, granted
-from core.usage import Usage
+from core.domain.api_keys import ApiKey
+from core.domain.principals import Scope
+from core.domain.rate_limits import Allowance, Grant, Limit, Rate, granted
+from core.domain.usage import Usage
 
 KEY_KIND, ALLOWANCE_KIND, USAGE_KIND = "ApiKey", "Allowance", "Usage"
 # No tenant's name has an underscore.

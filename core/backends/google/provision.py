@@ -23,8 +23,8 @@ from google.pubsub_v1.types import (
 
 from core.backends.google.endpoints import Endpoints, open_endpoints
 from core.backends.google.errors import translated
-from core.channels import ALL_CHANNELS, DEAD_LETTERS, Channel
 from core.clock import utc_now
+from core.domain.channels import ALL_CHANNELS, DEAD_LETTERS, Channel
 from core.settings import Settings
 
 TIMEOUT = 20.0  # seconds for each request; an emulator's first ones are slow

@@ -20,9 +20,9 @@ from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOT
 from google.pubsub_v1.types import GetTopicRequest, PublishRequest, PublishResponse, PubsubMessage
 
 from core.backends.google.errors import translated
-from core.channels import CHANNELS, Channel
+from core.domain.channels import CHANNELS, Channel
+from core.domain.messages import Message
 from core.errors import Unavailable
-from core.messages import Message
 
 PART = "message queue"
 SENDERS = 8  # requests at once

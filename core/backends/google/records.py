@@ -1,4 +1,4 @@
-"""Records in Datastore. `core.records` decides each transition, a transaction applies it."""
+"""Records in Datastore. `core.domain.records` decides each transition, a transaction applies it."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -22,9 +22,9 @@ from core.backends.google.entities import (
     record_of,
     time_value,
 )
-from core.backends.transitions import RecordTransitions, Transition
+from core.backends.transition_store import RecordTransitions, Transition
 from core.clock import Clock, utc_now
-from core.records import Record, RecordKey
+from core.domain.records import Record, RecordKey
 
 
 class DatastoreRecordStore(RecordTransitions):

@@ -3,7 +3,7 @@
 Each webhook holds one of the slots that there may be, and is inserted together with it. So there
 are never too many, and who makes one locks nothing that others read, which Firestore is slow to
 undo.
-Their secrets are as private as the database is. `core.webhooks` decides; this applies it.
+Their secrets are as private as the database is. `core.domain.webhooks` decides; this applies it.
 """
 
 import json
@@ -20,10 +20,10 @@ from core.backends.google.entities import (
     set_text,
     set_time,
 )
-from core.backends.transitions import Transition, WebhookTransitions
+from core.backends.transition_store import Transition, WebhookTransitions
 from core.clock import Clock, utc_now
+from core.domain.webhooks import Delivery, Event, Webhook
 from core.errors import Unavailable
-from core.webhooks import Delivery, Event, Webhook
 
 KIND, SLOT_KIND, SLOT = "Webhook", "WebhookSlot", "slot"
 ROUNDS = 8  # of somebody else being quicker

@@ -41,7 +41,7 @@ locals {
     )
   })
 
-  # CHANNELS of core/channels.py: one topic and one push subscription each.
+  # CHANNELS of core/domain/channels.py: one topic and one push subscription each.
   channels = {
     images-high   = merge(local.delivery, { path = local.classify_path })
     images-normal = merge(local.delivery, { path = local.classify_path })

@@ -1,0 +1,1 @@
+"""Authentication and authorisation: keys, scopes, limits and usage of each request."""

@@ -1,0 +1,1 @@
+"""Batches of images: forms, zips, manifests and bucket prefixes."""

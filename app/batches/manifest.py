@@ -1,0 +1,114 @@
+"""A batch's JSON document: which images by their hashes, and how the job is to be run."""
+
+import json
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from app.batches.bucket import ObjectPrefix
+from app.http.json_body import parse_json
+from core.domain.jobs import check_count
+from core.domain.policy import MAX_JOB_ITEMS
+from core.domain.priority import Priority
+from core.domain.records import IMAGE_HASH
+
+MAX_METADATA_BYTES = 2048  # of one image, as compact JSON
+MAX_ALL_METADATA_BYTES = 512 * 1024
+
+_HASH = {"type": "string", "pattern": f"^{IMAGE_HASH.pattern}$"}
+_ENTRIES = {
+    "type": "array",
+    "maxItems": MAX_JOB_ITEMS,
+    "description": "SHA-256 of images that the service has, or that come with this request",
+    "items": {
+        "oneOf": [
+            _HASH,
+            {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["image_hash"],
+                "properties": {
+                    "image_hash": _HASH,
+                    "metadata": {
+                        "type": "object",
+                        "description": "Comes back with the result; at most 2 KiB",
+                    },
+                },
+            },
+        ]
+    },
+}
+
+
+class BatchEntry(BaseModel):
+    """An image that the service has, or that comes with this request."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image_hash: Annotated[str, Field(pattern=f"^{IMAGE_HASH.pattern}$")]
+    metadata: dict[str, Any] = {}
+
+    @field_validator("metadata")
+    @classmethod
+    def _small(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if _size(value) > MAX_METADATA_BYTES:
+            raise ValueError(f"is larger than {MAX_METADATA_BYTES} bytes")
+        return value
+
+
+class BatchManifest(BaseModel):
+    """What a batch is made of. Its options may be query parameters instead."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image_hashes: Annotated[list[BatchEntry], WithJsonSchema(_ENTRIES)] = []
+    gs_prefix: Annotated[
+        str | None,
+        Field(description="`gs://bucket/prefix`: all images there, of a bucket that is allowed"),
+    ] = None
+    priority: Annotated[Priority | None, Field(description="`normal`, if nobody says")] = None
+    not_before: Annotated[str | None, Field(description="When it may begin (RFC 3339)")] = None
+    notify_email: Annotated[str | None, Field(description="Who is told of its end")] = None
+
+    @field_validator("image_hashes", mode="before")
+    @classmethod
+    def _entries(cls, value: object) -> object:
+        """Bare hashes as entries: a mistake is then named once, and not for either form."""
+        if not isinstance(value, list):
+            return value
+        check_count(len(value), MAX_JOB_ITEMS)
+        return [{"image_hash": each} if isinstance(each, str) else each for each in value]
+
+    @field_validator("gs_prefix")
+    @classmethod
+    def _prefix(cls, value: str | None) -> str | None:
+        if value is not None:
+            ObjectPrefix.parse(value)
+        return value
+
+    @model_validator(mode="after")
+    def _small(self) -> Self:
+        size = sum(_size(entry.metadata) for entry in self.image_hashes if entry.metadata)
+        if size > MAX_ALL_METADATA_BYTES:
+            raise ValueError(
+                f"metadata of all images is larger than {MAX_ALL_METADATA_BYTES} bytes"
+            )
+        return self
+
+
+def parse_manifest(body: bytes) -> BatchManifest:
+    """Raises InvalidRequest that says what is wrong, and BatchTooLarge."""
+    return parse_json(body, BatchManifest)
+
+
+def _size(metadata: dict[str, Any]) -> int:
+    """In bytes, as it is kept. Raises ValueError for what JSON has no form for, as NaN."""
+    text = json.dumps(metadata, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return len(text.encode())

@@ -1,0 +1,1 @@
+"""Dead letters: the routes and the command for operators."""

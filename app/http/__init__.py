@@ -1,0 +1,1 @@
+"""HTTP parts that know no images: server, protocols, responses, negotiation, paging."""

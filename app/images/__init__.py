@@ -1,0 +1,1 @@
+"""Images: upload, lookup, results, deletion."""

@@ -1,0 +1,103 @@
+"""`POST /api/v1/images/lookup`: which of many images need not be sent, as Git LFS asks it."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from app.auth.requires import requires
+from app.http.json_body import read_json
+from app.http.openapi import refusals
+from app.http.responses import json_answer
+from app.images.lookup import Presence, look_up
+from app.images.service import service_of
+from core import errors
+from core.domain.jobs import check_count
+from core.domain.policy import MAX_JOB_ITEMS
+from core.domain.principals import Principal, Scope
+from core.domain.records import IMAGE_HASH, Status
+from core.http.request_route import RequestRoute
+
+MAX_BYTES = 128 * 1024
+
+Hash = Annotated[str, Field(pattern=f"^{IMAGE_HASH.pattern}$")]
+
+
+class Lookup(BaseModel):
+    """Which images are asked for, under which model."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image_hashes: Annotated[
+        list[Hash],
+        Field(
+            max_length=MAX_JOB_ITEMS, description="SHA-256 of the images' bytes, in lower-case hex"
+        ),
+    ]
+    model: Annotated[str, Field(description="A model's identity; by default the current one's")] = (
+        ""
+    )
+
+    @field_validator("image_hashes", mode="before")
+    @classmethod
+    def _few(cls, value: object) -> object:
+        if isinstance(value, list):
+            check_count(len(value), MAX_JOB_ITEMS)
+        return value
+
+
+class KnownBody(BaseModel):
+    """An image that need not be sent."""
+
+    status: Status | None = Field(description="Null where nobody has asked for its labels yet")
+    stored: bool = Field(
+        description="Whether it is known by its bytes, which a job classifies by their hash; "
+        "otherwise by its result"
+    )
+
+
+class LookupBody(BaseModel):
+    """What is known and what is missing, each once."""
+
+    known: dict[str, KnownBody]
+    missing: list[str] = Field(description="Hashes of the images to upload")
+
+
+router = APIRouter(prefix="/api/v1/images", tags=["images"], route_class=RequestRoute)
+
+
+@router.post(
+    "/lookup",
+    summary="Which of many images are known",
+    description="Known is an image that has its result under the model, or whose bytes are stored. "
+    "A result that may be tried again does not count, bytes do.",
+    responses={
+        200: {"model": LookupBody},
+        **refusals(errors.BodyTooLarge, errors.BatchTooLarge),
+        **refusals(errors.InvalidRequest, errors.Unavailable),
+    },
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": Lookup.model_json_schema()}},
+        }
+    },
+)
+@requires(Scope.READ)
+async def lookup(request: Request, principal: Principal) -> Response:
+    service = service_of(request)
+    wanted = await read_json(request, Lookup, MAX_BYTES)
+    hashes = dict.fromkeys(wanted.image_hashes)
+    keys = [service.key(principal.tenant, each, wanted.model) for each in hashes]
+    found = await look_up(service.backend, keys)
+    return json_answer(
+        {
+            "known": {k.image_hash: _document(each) for k, each in found.items() if each.known},
+            "missing": [k.image_hash for k, each in found.items() if not each.known],
+        }
+    )
+
+
+def _document(presence: Presence) -> dict[str, object]:
+    record = presence.record
+    return {"status": record and record.status, "stored": presence.stored}

@@ -1,0 +1,154 @@
+"""Parts of OpenAPI for images: parameters, bodies, results and their examples."""
+
+from typing import Any
+
+from app.http.openapi import Responses, _examples, header, refusals
+from app.images.header import ACCEPTED
+from app.images.representation import ImageBody
+from app.uploads.image_upload import FIELD
+from core import errors
+
+UPLOAD_REFUSALS = refusals(
+    errors.MalformedBody,
+    errors.UploadTooSlow,
+    errors.ImageTooLarge,
+    errors.UnsupportedImage,
+    errors.InvalidRequest,
+    errors.InvalidImage,
+    errors.Unavailable,
+    errors.Overloaded,
+)
+
+
+LOOKUP_REFUSALS = refusals(errors.NotFound, errors.InvalidRequest, errors.Unavailable)
+
+
+def results(location: str, *, cacheable: bool = False) -> Responses:
+    """200 and 202; `location` is where the 202 points."""
+    finished: dict[str, Any] = {
+        "model": ImageBody,
+        "description": "The end: `success` with labels, or `error` with its reason",
+        "content": {"application/json": {"examples": _examples("success", "error")}},
+    }
+    if cacheable:
+        finished["headers"] = {
+            "ETag": header("Of a success; it never changes", '"0f343b0931126a20f133d67c2b018a3b"'),
+            "Cache-Control": header(
+                "`no-store` unless a success", "public, max-age=3600, immutable"
+            ),
+        }
+    return {
+        200: finished,
+        202: {
+            "model": ImageBody,
+            "description": "Accepted, being worked on",
+            "headers": {
+                "Location": header("Where the result will be", location),
+                "Retry-After": header("Seconds to wait before asking", "1"),
+            },
+            "content": {"application/json": {"examples": _examples("pending")}},
+        },
+    }
+
+
+IMAGE_HASH = {
+    "name": "image_hash",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+    "description": "SHA-256 of the image's bytes, in lower-case hex",
+}
+
+
+PREFER = {
+    "name": "Prefer",
+    "in": "header",
+    "schema": {"type": "string"},
+    "example": "wait=10",
+    "description": "`wait=n` (RFC 7240) holds the answer for up to n seconds, until the result is "
+    "there; `Preference-Applied` says how long was granted.",
+}
+
+
+IF_NONE_MATCH = {
+    "name": "If-None-Match",
+    "in": "header",
+    "schema": {"type": "string"},
+    "description": "Entity tags that you have; 304 answers one that is still right.",
+}
+
+
+MODEL = {
+    "name": "model",
+    "in": "query",
+    "schema": {"type": "string"},
+    "description": "Another model's result, by the model's identity; by default the current one's.",
+}
+
+
+_FORM = {
+    "multipart/form-data": {
+        "schema": {
+            "type": "object",
+            "required": [FIELD],
+            "properties": {
+                FIELD: {"type": "string", "format": "binary", "description": "The image"}
+            },
+        }
+    }
+}
+
+
+_RAW = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in ACCEPTED}
+
+
+FORM_BODY = {"requestBody": {"required": True, "content": _FORM}}
+
+
+FORM_OR_RAW_BODY = {
+    "requestBody": {
+        "required": True,
+        "description": f"A form with the image in the field `{FIELD}`, or the image itself.",
+        "content": {**_FORM, **_RAW},
+    },
+    "parameters": [PREFER],
+}
+
+
+_HASH = "7f83b1657ff1fc53b92dc18148a1d65dfc2d4b1fa3d677284addd200126d9069"
+
+
+_PENDING: dict[str, Any] = {
+    "image_hash": _HASH,
+    "status": "pending",
+    "model": "default@0123456789ab",
+    "annotations": [],
+    "image_url": f"/api/v1/images/{_HASH}/content",
+    "error": None,
+    "attempts": 0,
+    "created_at": "2026-11-21T09:30:00.125Z",
+    "updated_at": "2026-11-21T09:30:00.125Z",
+}
+
+
+_SUCCESS = _PENDING | {
+    "status": "success",
+    "annotations": [
+        {"index": 1, "label": "Egyptian cat", "confidence": 0.8731},
+        {"index": 2, "label": "tabby", "confidence": 0.0912},
+    ],
+    "attempts": 1,
+    "updated_at": "2026-11-21T09:30:00.310Z",
+}
+
+
+_ERROR = _PENDING | {
+    "status": "error",
+    "error": {
+        "code": "undecodable_image",
+        "detail": "The image is truncated.",
+        "retryable": False,
+    },
+    "attempts": 1,
+    "updated_at": "2026-11-21T09:30:00.310Z",
+}

@@ -1,0 +1,99 @@
+"""A record as clients see it: JSON, entity tag, and the headers that go with it."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from core.clock import rfc3339
+from core.domain.records import Record, Status
+
+
+@dataclass(frozen=True, slots=True)
+class Representation:
+    """A record, encoded once. `etag` is there for a success only: nothing else is final."""
+
+    image_hash: str
+    status: Status
+    body: bytes
+    etag: str | None
+
+    @property
+    def http_status(self) -> int:
+        return 200 if self.status.terminal else 202
+
+
+def represent(record: Record, public_url: str) -> Representation:
+    """Encode `record`; links in it begin with `public_url`."""
+    body = encode(record, public_url)
+    etag = None
+    if record.status is Status.SUCCESS:
+        etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+    return Representation(record.key.image_hash, record.status, body, etag)
+
+
+def encode(record: Record, public_url: str) -> bytes:
+    # Before the end it is only why the last delivery was refused.
+    error = record.error if record.status is Status.ERROR else None
+    document: dict[str, Any] = {
+        "image_hash": record.key.image_hash,
+        "status": record.status,
+        "model": record.key.model,
+        "annotations": [
+            {"index": each.index, "label": each.label, "confidence": each.confidence}
+            for each in record.annotations
+        ],
+        "image_url": public_url + content_path(record.key.image_hash),
+        "error": error
+        and {"code": error.code, "detail": error.detail, "retryable": error.retryable},
+        "attempts": record.attempts,
+        "created_at": rfc3339(record.created_at),
+        "updated_at": rfc3339(record.updated_at),
+    }
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def image_path(image_hash: str) -> str:
+    return f"/api/v1/images/{image_hash}"
+
+
+def content_path(image_hash: str) -> str:
+    return f"/api/v1/images/{image_hash}/content"
+
+
+# --- What /docs says about the body. --------------------------------------------------------------
+
+
+class AnnotationBody(BaseModel):
+    """One label."""
+
+    index: int = Field(ge=1, description="Rank; 1 is the most likely label", examples=[1])
+    label: str = Field(examples=["Egyptian cat"])
+    confidence: float = Field(ge=0, le=1, description="A probability", examples=[0.8731])
+
+
+class ErrorBody(BaseModel):
+    """Why an image could not be classified."""
+
+    code: str = Field(examples=["undecodable_image"])
+    detail: str = Field(examples=["The image is truncated."])
+    retryable: bool = Field(description="Whether uploading the image again starts a new attempt")
+
+
+class ImageBody(BaseModel):
+    """An image and what is known about it."""
+
+    image_hash: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the image's bytes")
+    status: Status = Field(
+        description="`pending` → `queued` → `running` → `success` or `error`; never backwards, "
+        "except by uploading again after a retryable error"
+    )
+    model: str = Field(description="Identity of the model that labels it: name@digest")
+    annotations: list[AnnotationBody] = Field(description="Most likely first; empty until success")
+    image_url: str = Field(description="Leads to the image's bytes")
+    error: ErrorBody | None
+    attempts: int = Field(ge=0, description="How often a worker has begun to classify it")
+    created_at: str = Field(description="RFC 3339, UTC", examples=["2026-11-21T09:30:00.125Z"])
+    updated_at: str = Field(description="RFC 3339, UTC", examples=["2026-11-21T09:30:00.310Z"])

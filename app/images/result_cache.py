@@ -1,0 +1,29 @@
+"""Finished results that this process remembers, so that most answers touch no store."""
+
+from cachetools import TTLCache
+
+from app.images.representation import Representation
+from core.domain.records import RecordKey, Status
+
+
+class ResultCache:
+    """Successes only: they never change. An error may be retried, so it is never kept."""
+
+    def __init__(self, entries: int, seconds: float) -> None:
+        """Keep at most `entries`, each for `seconds`; no entries means no cache."""
+        self._results: TTLCache[RecordKey, Representation] = TTLCache(max(entries, 1), seconds)
+        self._enabled = entries > 0
+        self._models: set[str] = set()
+
+    def get(self, key: RecordKey) -> Representation | None:
+        return self._results.get(key)
+
+    def put(self, key: RecordKey, result: Representation) -> None:
+        if self._enabled and result.status is Status.SUCCESS:
+            self._results[key] = result
+            self._models.add(key.model)
+
+    def drop_image(self, tenant: str, image_hash: str) -> None:
+        """Forget the image under every model."""
+        for model in self._models:
+            self._results.pop(RecordKey(tenant, image_hash, model), None)

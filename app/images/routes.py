@@ -1,0 +1,151 @@
+"""`/api/v1/images`: the same work with the conventions people expect."""
+
+import time
+
+from fastapi import APIRouter, Request, Response
+
+from app.audit_log import audited
+from app.auth.requires import admission, count_image, requires
+from app.http.negotiation import preferred_wait
+from app.http.responses import NO_STORE
+from app.images.openapi import (
+    FORM_OR_RAW_BODY,
+    IF_NONE_MATCH,
+    IMAGE_HASH,
+    LOOKUP_REFUSALS,
+    MODEL,
+    PREFER,
+    UPLOAD_REFUSALS,
+    results,
+)
+from app.images.representation import image_path
+from app.images.responses import answer
+from app.images.service import UNKNOWN_IMAGE, ImageService, service_of
+from app.streams.openapi import STREAM_PARAMETERS, STREAM_REFUSALS, stream_of
+from app.streams.registry import Watched
+from app.streams.sse import EventStream, open_stream
+from app.uploads.image_upload import read_upload
+from core.domain.principals import Principal, Scope
+from core.http.request_route import RequestRoute
+from core.observability.logs import bind_image
+
+# Endpoints take the request alone: FastAPI's handling of declared parameters would cost more than
+# a cached answer does. `openapi_extra` documents them.
+router = APIRouter(prefix="/api/v1/images", tags=["images"], route_class=RequestRoute)
+
+
+@router.post(
+    "",
+    summary="Upload an image",
+    description="A form with the field `img`, or the bare bytes under any other content type: "
+    "their type is read from the bytes. 200 with the result of a known image, 202 for a new one; "
+    "with `Prefer: wait=n` the answer waits for the result.",
+    responses={**results("/api/v1/images/7f83b1657ff1…"), **UPLOAD_REFUSALS},
+    openapi_extra=FORM_OR_RAW_BODY,
+)
+@requires(Scope.CLASSIFY)
+async def upload(request: Request, principal: Principal) -> Response:
+    began = time.perf_counter()
+    service = service_of(request)
+    wait = _wait(request, service)
+    with service.uploads.take() as slot:
+        image = await read_upload(request, service.settings.max_image_bytes, slot)
+        size = len(image.data)
+        count_image(request, principal, size)
+        result, cached = await service.submit(principal.tenant, image, wait or 0, request.receive)
+    response = answer(result, location=image_path(result.image_hash), wait=wait)
+    return audited(response, request, principal, result, cached=cached, size=size, began=began)
+
+
+@router.head("/{image_hash}", include_in_schema=False)
+@router.get(
+    "/{image_hash}",
+    summary="An image's result",
+    description="A success never changes: it carries an `ETag` and may be cached. Anything else is "
+    "`no-store`.",
+    responses={
+        **results("/api/v1/images/7f83b1657ff1…", cacheable=True),
+        304: {"description": "You have it already (`If-None-Match`)"},
+        **LOOKUP_REFUSALS,
+    },
+    openapi_extra={"parameters": [IMAGE_HASH, MODEL, PREFER, IF_NONE_MATCH]},
+)
+@requires(Scope.READ)
+async def read(request: Request, principal: Principal) -> Response:
+    image_hash = request.path_params["image_hash"]
+    service = service_of(request)
+    model = request.query_params.get("model", "") if request.scope["query_string"] else ""
+    wait = _wait(request, service)
+    key = service.key(principal.tenant, image_hash, model)
+    result = await service.find(key, wait or 0, request.receive)
+    return answer(
+        result,
+        location=image_path(image_hash) + (f"?model={model}" if model else ""),
+        wait=wait,
+        finished=service.finished_headers,
+        if_none_match=", ".join(request.headers.getlist("if-none-match")) or None,
+    )
+
+
+@router.get(
+    "/{image_hash}/stream",
+    summary="An image's changes, as they come",
+    description="Server-sent events: first the image as it is, then each change of it, at the end "
+    "`complete` or `error`. Then the stream is closed.",
+    status_code=200,
+    response_class=EventStream,
+    responses={**stream_of("image"), **LOOKUP_REFUSALS, **STREAM_REFUSALS},
+    openapi_extra={"parameters": [IMAGE_HASH, MODEL, *STREAM_PARAMETERS]},
+)
+@requires(Scope.READ)
+async def stream(request: Request, principal: Principal) -> Response:
+    image_hash = request.path_params["image_hash"]
+    service = service_of(request)
+    key = service.key(principal.tenant, image_hash, request.query_params.get("model", ""))
+    bind_image(key)
+    watched = Watched(service.streams, service.watcher, key, UNKNOWN_IMAGE)
+    return await open_stream(request, watched, admission(request, Scope.READ))
+
+
+@router.head("/{image_hash}/content", include_in_schema=False)
+@router.get(
+    "/{image_hash}/content",
+    status_code=307,
+    response_class=Response,
+    summary="The image itself",
+    description="Leads to a signed link that expires.",
+    responses={
+        307: {
+            "description": "The link",
+            "headers": {"Location": {"schema": {"type": "string", "format": "uri-reference"}}},
+        },
+        **LOOKUP_REFUSALS,
+    },
+    openapi_extra={"parameters": [IMAGE_HASH]},
+)
+@requires(Scope.READ)
+async def content(request: Request, principal: Principal) -> Response:
+    image_hash = request.path_params["image_hash"]
+    link = await service_of(request).content_link(principal.tenant, image_hash)
+    return Response(status_code=307, headers={"Location": link, "Cache-Control": NO_STORE})
+
+
+@router.delete(
+    "/{image_hash}",
+    status_code=204,
+    summary="Delete an image",
+    description="Deletes the bytes and the results under every model. Caches may answer with a "
+    "result for as long as they were told that it is good.",
+    responses={204: {"description": "Gone"}, **LOOKUP_REFUSALS},
+    openapi_extra={"parameters": [IMAGE_HASH]},
+)
+@requires(Scope.ADMIN)
+async def delete(request: Request, principal: Principal) -> Response:
+    image_hash = request.path_params["image_hash"]
+    await service_of(request).delete(principal.tenant, image_hash)
+    return Response(status_code=204, headers={"Cache-Control": NO_STORE})
+
+
+def _wait(request: Request, service: ImageService) -> float | None:
+    values = request.headers.getlist("prefer")
+    return preferred_wait(values, service.settings.max_wait_seconds) if values else None

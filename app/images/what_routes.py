@@ -1,0 +1,78 @@
+"""`/what`: the short way to an image's labels."""
+
+import time
+
+from fastapi import APIRouter, Request, Response
+
+from app.audit_log import audited
+from app.auth.requires import count_image, requires
+from app.images.openapi import FORM_BODY, IMAGE_HASH, LOOKUP_REFUSALS, UPLOAD_REFUSALS, results
+from app.images.responses import answer
+from app.images.service import service_of
+from app.uploads.image_upload import read_upload
+from core.domain.principals import Principal, Scope
+from core.http.request_route import RequestRoute
+
+router = APIRouter(prefix="/what", tags=["what"], route_class=RequestRoute)
+
+_RESULTS = results("/what/status/7f83b1657ff1…")
+
+
+@router.post(
+    "/fast",
+    summary="Upload an image, answer at once",
+    description="200 with the labels of a known image; 202 for a new one.",
+    responses={**_RESULTS, **UPLOAD_REFUSALS},
+    openapi_extra=FORM_BODY,
+)
+@requires(Scope.CLASSIFY)
+async def fast(request: Request, principal: Principal) -> Response:
+    return await _upload(request, principal, wait=0)
+
+
+@router.post(
+    "/slow",
+    summary="Upload an image, wait for its labels",
+    description="As `/what/fast`, but a new image's answer waits for the labels, for as long as "
+    "`SLOW_WAIT_SECONDS` allows; then 202.",
+    responses={**_RESULTS, **UPLOAD_REFUSALS},
+    openapi_extra=FORM_BODY,
+)
+@requires(Scope.CLASSIFY)
+async def slow(request: Request, principal: Principal) -> Response:
+    wait = service_of(request).settings.slow_wait_seconds
+    return await _upload(request, principal, wait)
+
+
+@router.head("/status/{image_hash}", include_in_schema=False)
+@router.get(
+    "/status/{image_hash}",
+    summary="What is known about an image",
+    description="202 while it is being worked on, 200 when that has ended, 404 for an image that "
+    "was never uploaded.",
+    responses={**_RESULTS, **LOOKUP_REFUSALS},
+    openapi_extra={"parameters": [IMAGE_HASH]},
+)
+@requires(Scope.READ)
+async def status(request: Request, principal: Principal) -> Response:
+    image_hash = request.path_params["image_hash"]
+    service = service_of(request)
+    result = await service.find(service.key(principal.tenant, image_hash))
+    return answer(result, location=_status_path(image_hash))
+
+
+async def _upload(request: Request, principal: Principal, wait: float) -> Response:
+    began = time.perf_counter()
+    service = service_of(request)
+    limit = service.settings.max_image_bytes
+    with service.uploads.take() as slot:
+        upload = await read_upload(request, limit, slot, form_only=True)
+        size = len(upload.data)
+        count_image(request, principal, size)
+        result, cached = await service.submit(principal.tenant, upload, wait, request.receive)
+    response = answer(result, location=_status_path(result.image_hash))
+    return audited(response, request, principal, result, cached=cached, size=size, began=began)
+
+
+def _status_path(image_hash: str) -> str:
+    return f"/what/status/{image_hash}"

@@ -1,0 +1,1 @@
+"""Jobs: creation, options, representation, routes."""

@@ -1,0 +1,20 @@
+"""A job's states as events."""
+
+from app.streams.events import Event, Kind, encoded
+from app.streams.poller import Watcher
+from core.domain.job_document import job_document
+from core.domain.jobs import Job, JobKey, JobStatus
+
+JobWatcher = Watcher[JobKey, Job, Event]
+
+_KINDS = {
+    JobStatus.COMPLETED: Kind.COMPLETE,
+    JobStatus.FAILED: Kind.ERROR,
+    JobStatus.CANCELLED: Kind.ERROR,
+}
+
+
+def job_event(job: Job, public_url: str) -> Event:
+    """The event that tells of `job`. Its id is the job's revision."""
+    kind = _KINDS.get(job.status, Kind.UPDATE)
+    return Event(job.revision, kind, encoded(job_document(job, public_url)))

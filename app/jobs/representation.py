@@ -1,0 +1,214 @@
+"""Jobs and their results as clients see them: JSON, lines of JSON, and CSV."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from app.images.representation import AnnotationBody, ErrorBody
+from app.jobs.service import ItemResult
+from core.domain.job_document import error_document, images, job_path
+from core.domain.jobs import ItemState, Job, JobStatus
+from core.domain.priority import Priority
+from core.domain.records import RecordError, Status
+
+RESULT_DELETED = "result_deleted"  # the code of an item whose image was deleted after it succeeded
+
+COLUMNS = (
+    *("index", "image_hash", "name", "status", "label", "confidence"),
+    *("annotations", "error_code", "error_detail", "metadata"),
+)
+# What spreadsheets take for the beginning of a formula:
+# https://owasp.org/www-community/attacks/CSV_Injection
+# Some take `;` for the end of a cell, wherever there are commas, and quotes behind it for the
+# cell's own.
+_FORMULA = re.compile(r'(^|;"*)(?=[=+\-@\t\r])')
+_DELETED = RecordError(RESULT_DELETED, "The image was deleted, and its result with it.", False)
+
+
+class ItemStatus(StrEnum):
+    """How far an image of a job is."""
+
+    PENDING = "pending"
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+def accepted_document(job: Job, public_url: str) -> dict[str, Any]:
+    """What whoever has created a job is told."""
+    path = public_url + job_path(job.key.id)
+    return {
+        "job_id": job.key.id,
+        "status": job.status,
+        "message": f"{images(job.counts.total)} accepted: poll poll_url, or listen to stream_url.",
+        "poll_url": path,
+        "stream_url": f"{path}/stream",
+    }
+
+
+def result_document(job: Job, result: ItemResult) -> dict[str, Any]:
+    """One item as it stands; its labels are those of its image."""
+    item, record = result.item, result.record
+    status, error = _state_of(job, result)
+    succeeded = record is not None and status is ItemStatus.SUCCEEDED
+    labels = record.annotations if record is not None and succeeded else ()
+    return {
+        "index": item.position,
+        "image_hash": item.image_hash or None,
+        "name": item.name or None,
+        "status": status,
+        "annotations": [
+            {"index": each.index, "label": each.label, "confidence": each.confidence}
+            for each in labels
+        ],
+        "error": error and error_document(error),
+        "metadata": dict(item.metadata),
+    }
+
+
+def json_lines(job: Job, results: Iterable[ItemResult]) -> bytes:
+    """One result a line (https://github.com/ndjson/ndjson-spec)."""
+    lines = (_compact(result_document(job, each)) + "\n" for each in results)
+    return "".join(lines).encode()
+
+
+def csv_header() -> bytes:
+    return _csv([COLUMNS])
+
+
+def csv_lines(job: Job, results: Iterable[ItemResult]) -> bytes:
+    """One result a line (RFC 4180); no text in it is a formula to a spreadsheet."""
+    return _csv(_row(result_document(job, each)) for each in results)
+
+
+def _row(document: dict[str, Any]) -> tuple[object, ...]:
+    labels, error = document["annotations"], document["error"] or {}
+    best = labels[0] if labels else {}
+    return (
+        document["index"],
+        document["image_hash"],
+        _text(document["name"]),
+        document["status"],
+        _text(best.get("label")),
+        best.get("confidence"),
+        _json(labels) if labels else "",
+        error.get("code"),
+        _text(error.get("detail")),
+        _json(document["metadata"]) if document["metadata"] else "",
+    )
+
+
+def _csv(rows: Iterable[Iterable[object]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode()
+
+
+def _text(value: str | None) -> str:
+    return _FORMULA.sub(r"\1'", value or "")
+
+
+def _json(document: object) -> str:
+    """The same document without a `;`, which JSON has within strings alone."""
+    return _compact(document).replace(";", r"\u003b")
+
+
+def _state_of(job: Job, result: ItemResult) -> tuple[ItemStatus, RecordError | None]:
+    item, record = result.item, result.record
+    if item.state is ItemState.FAILED:
+        return ItemStatus.FAILED, item.error
+    if item.state is ItemState.SUCCEEDED:
+        if record is None or record.status is not Status.SUCCESS:
+            return ItemStatus.FAILED, _DELETED
+        return ItemStatus.SUCCEEDED, None
+    if job.status.terminal:
+        return ItemStatus.CANCELLED, None
+    if record is None:
+        return ItemStatus.PENDING, None
+    # A record that has ended is about to settle its item.
+    return (ItemStatus.RUNNING if record.status.terminal else ItemStatus(record.status)), None
+
+
+def _compact(document: object) -> str:
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+
+
+# --- What /docs says about the bodies. ------------------------------------------------------------
+
+
+class AcceptedJobBody(BaseModel):
+    """A job that will run."""
+
+    job_id: str = Field(pattern="^[0-9a-f]{32}$")
+    status: JobStatus = Field(description="`pending`, unless the Idempotency-Key is an earlier one")
+    message: str = Field(examples=["2 images accepted: poll poll_url, or listen to stream_url."])
+    poll_url: str
+    stream_url: str
+
+
+class JobBody(BaseModel):
+    """A job as it stands."""
+
+    job_id: str = Field(pattern="^[0-9a-f]{32}$")
+    type: str = Field(examples=["batch-predict"])
+    status: JobStatus = Field(
+        description="`pending` → `running` → `completed`, `failed` or `cancelled`. `completed` "
+        "also where some images failed; `failed` where the job as such could not be run."
+    )
+    progress: int = Field(ge=0, le=100, description="Percent of the images that have ended")
+    total: int = Field(ge=1)
+    succeeded: int = Field(ge=0)
+    failed: int = Field(ge=0)
+    cancelled: int = Field(ge=0, description="Images that the end of the job left undone")
+    priority: Priority
+    model: str = Field(description="Identity of the model that labels the images")
+    created_at: str = Field(description="RFC 3339, UTC")
+    started_at: str | None
+    completed_at: str | None
+    not_before: str | None = Field(description="When it may begin")
+    deadline: str | None = Field(description="When it is cancelled unless it has ended")
+    result: str | None = Field(description="The end in one sentence")
+    error: ErrorBody | None = Field(description="Why it failed, or was cancelled by itself")
+    poll_url: str
+    stream_url: str
+    results_url: str
+
+
+class JobListBody(BaseModel):
+    """A page of jobs, newest first."""
+
+    jobs: list[JobBody]
+    next_cursor: str | None = Field(
+        description="What `cursor` of the next page is; null at the end"
+    )
+
+
+class JobResultBody(BaseModel):
+    """One image of a job."""
+
+    index: int = Field(ge=0, description="Its place in the batch; 0 is the first")
+    image_hash: str | None = Field(description="SHA-256; null where the image could not be read")
+    name: str | None = Field(description="Last part of the file's name, where there was one")
+    status: ItemStatus = Field(description="`cancelled`: the job ended before it")
+    annotations: list[AnnotationBody]
+    error: ErrorBody | None
+    metadata: dict[str, Any] = Field(description="As it was given")
+
+
+class JobResultsBody(BaseModel):
+    """A page of results, in the order of the batch."""
+
+    job_id: str
+    status: JobStatus
+    results: list[JobResultBody]
+    next_cursor: str | None = Field(
+        description="What `cursor` of the next page is; null at the end"
+    )

@@ -1,0 +1,180 @@
+"""Keys from the command line, for whoever runs Glimpse: `python -m app.keys`, or `make key`.
+
+    python -m app.keys create NAME [--tenant T] [--scopes classify,read] [--expires 90d]
+                                   [--rate-limit 600/minute] [--daily-quota N]
+    python -m app.keys list [--tenant T] [--json]
+    python -m app.keys rotate ID [--overlap 24h]
+    python -m app.keys revoke ID
+
+`create` and `rotate` write the key, and only the key, to standard output. Where that is kept in a
+log (a Cloud Run job), write it to a file: `--output FILE`.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from app.keys.service import Issued, Keys, Wanted, document, duration, moment
+from core.backends import open_access
+from core.clock import Clock, rfc3339, utc_now
+from core.domain.api_keys import ApiKey
+from core.domain.key_tokens import KeyHasher, display
+from core.domain.principals import scopes_of
+from core.domain.rate_limits import Rate
+from core.domain.records import PUBLIC_TENANT
+from core.errors import GlimpseError
+from core.observability.logs import configure_logging
+from core.settings import Settings, load_settings
+
+
+async def run(settings: Settings, arguments: argparse.Namespace, clock: Clock = utc_now) -> str:
+    """What the command prints, but for the key itself. Raises GlimpseError, ValueError, OSError."""
+    async with open_access(settings, clock) as access:
+        keys = Keys(access.keys, KeyHasher(access.secret), clock)
+        match arguments.command:
+            case "create":
+                now = clock()
+                issued = await keys.create(
+                    Wanted(
+                        tenant=arguments.tenant,
+                        name=arguments.name,
+                        scopes=scopes_of(arguments.scopes.split(",")),
+                        expires_at=moment(arguments.expires, now) if arguments.expires else None,
+                        rate=Rate.parse(arguments.rate_limit) if arguments.rate_limit else None,
+                        daily_quota=arguments.daily_quota,
+                    )
+                )
+                return _handed_over(issued, settings, arguments.output)
+            case "rotate":
+                issued = await keys.rotate(arguments.id, duration(arguments.overlap))
+                return _handed_over(issued, settings, arguments.output)
+            case "revoke":
+                await keys.revoke(arguments.id)
+                seconds = settings.key_cache_seconds
+                return f"Revoked {arguments.id}: no process lets it in after {seconds:g} s."
+            case _:
+                found = await keys.list(arguments.tenant)
+                now = clock()
+                if arguments.json:
+                    return json.dumps([document(key, now) for key in found], indent=2)
+                return table(found, now) if found else "There are no keys: make key NAME=…"
+
+
+def table(keys: Sequence[ApiKey], now: datetime) -> str:
+    """The keys as aligned columns under a heading."""
+    rows = [("ID", "NAME", "TENANT", "SCOPES", "LIMITS", "CREATED", "EXPIRES", "LAST USED", "")]
+    rows += [
+        (
+            key.id,
+            key.name,
+            key.tenant,
+            ",".join(sorted(key.scopes)),
+            _limits(key),
+            _minute(key.created_at),
+            _minute(key.expires_at),
+            _minute(key.last_used_at),
+            _state(key, now),
+        )
+        for key in keys
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def _limits(key: ApiKey) -> str:
+    own = [str(key.rate)] if key.rate else []
+    own += [f"{key.daily_quota}/day"] if key.daily_quota else []
+    return ",".join(own) or "-"
+
+
+def _minute(at: datetime | None) -> str:
+    return "-" if at is None else f"{rfc3339(at)[:16]}Z"
+
+
+def _state(key: ApiKey, now: datetime) -> str:
+    if key.revoked_at is not None:
+        return "revoked"
+    if not key.active(now):
+        return "expired"
+    until = key.previous_expires_at
+    return f"rotated; old until {_minute(until)}" if until and now < until else "active"
+
+
+def _handed_over(issued: Issued, settings: Settings, output: Path | None) -> str:
+    """Give the key to whoever asked; what to know about it."""
+    key = issued.key
+    if output is None:
+        sys.stdout.write(issued.text + "\n")
+        sys.stdout.flush()
+    else:
+        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(issued.text + "\n")
+    scopes = ", ".join(sorted(key.scopes))
+    lines = [
+        f"{display(key.id)} is {key.name!r} of tenant {key.tenant!r}: {scopes}.",
+        f"It is in {output}." if output else "It is shown this once: keep it now.",
+    ]
+    if key.previous_expires_at is not None:
+        lines.append(f"The old one is good until {_minute(key.previous_expires_at)}.")
+    if not settings.keys_required:
+        lines.append("The API does not ask for keys yet: set API_KEYS=required.")
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="keys", description="API keys.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    output = argparse.ArgumentParser(add_help=False)
+    output.add_argument("--output", type=Path, metavar="FILE", help="write the key there, not here")
+    create = commands.add_parser("create", help="make a key", parents=[output])
+    create.add_argument("name", help="what it is for")
+    create.add_argument("--tenant", default=PUBLIC_TENANT, help="whose images it sees: %(default)s")
+    create.add_argument(
+        "--scopes", default="classify,read", help="of classify, read, jobs, admin; or all"
+    )
+    create.add_argument("--expires", default="", help="as in 90d, or a date or time; else never")
+    create.add_argument("--rate-limit", default="", help="as in 600/minute; else the service's")
+    create.add_argument("--daily-quota", type=int, help="requests a day; 0 means any number")
+    list_ = commands.add_parser("list", help="show keys, not their secrets")
+    list_.add_argument("--tenant", help="of this tenant only")
+    list_.add_argument("--json", action="store_true", help="for programs")
+    rotate = commands.add_parser("rotate", help="give a key a new secret", parents=[output])
+    rotate.add_argument("id", metavar="ID")
+    rotate.add_argument(
+        "--overlap", default="24h", help="how long the old one is good: %(default)s"
+    )
+    revoke = commands.add_parser("revoke", help="end a key")
+    revoke.add_argument("id", metavar="ID")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = _parser().parse_args(argv)
+    settings = load_settings()
+    # Standard output is for the key.
+    configure_logging("keys", settings.log_format, "error", file=sys.stderr)
+    try:
+        said = asyncio.run(run(settings, arguments))
+    except GlimpseError as error:
+        raise SystemExit(error.detail) from None
+    except ValueError as error:
+        text = str(error)
+        # Not `capitalize`, which writes all that follows, and so what is quoted, in lower case.
+        raise SystemExit(f"{text[:1].upper()}{text[1:]}.") from None
+    except OSError as error:
+        raise SystemExit(f"{error.filename}: {error.strerror}.") from None
+    out = sys.stdout if arguments.command == "list" else sys.stderr
+    out.write(said + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Making, rotating and revoking keys: what the command and the admin routes both do."""
+
+import re
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import structlog
+
+from core.clock import Clock, rfc3339, utc_now
+from core.domain.api_keys import ApiKey
+from core.domain.key_tokens import KEY_ID, KeyHasher, display
+from core.domain.principals import Scope
+from core.domain.rate_limits import MOST_DAILY_QUOTA, Rate
+from core.errors import Conflict, InvalidRequest, NotFound
+from core.ports import KeyStore
+
+log = structlog.get_logger(__name__)
+
+LONGEST_OVERLAP = timedelta(days=30)
+DEFAULT_OVERLAP = timedelta(hours=24)
+_DURATION = re.compile(r"([1-9][0-9]{0,5})([smhd])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_UNKNOWN = "There is no such key."
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A key that somebody asks for. Limits that are None are the service's."""
+
+    tenant: str
+    name: str
+    scopes: frozenset[Scope]
+    expires_at: datetime | None = None
+    rate: Rate | None = None
+    daily_quota: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A key and its text, which exists nowhere else."""
+
+    key: ApiKey
+    text: str = field(repr=False)
+
+
+class Keys:
+    """The keys of one store. With `tenant` given, no other tenant's are seen."""
+
+    def __init__(self, store: KeyStore, hasher: KeyHasher, clock: Clock = utc_now) -> None:
+        self._store = store
+        self._hasher = hasher
+        self._clock = clock
+
+    async def create(self, wanted: Wanted) -> Issued:
+        """Raises InvalidRequest where a part of `wanted` cannot be."""
+        now = self._clock()
+        if wanted.expires_at is not None and wanted.expires_at <= now:
+            raise InvalidRequest("The key would have expired before it was made.")
+        if not 0 <= (wanted.daily_quota or 0) <= MOST_DAILY_QUOTA:
+            raise InvalidRequest(f"The key's daily quota is not between 0 and {MOST_DAILY_QUOTA}.")
+        token = self._hasher.new()
+        try:
+            key = ApiKey(
+                id=token.key_id,
+                tenant=wanted.tenant,
+                name=wanted.name,
+                scopes=wanted.scopes,
+                digest=token.digest,
+                created_at=now,
+                expires_at=wanted.expires_at,
+                rate=wanted.rate,
+                daily_quota=wanted.daily_quota,
+            )
+        except ValueError as wrong:
+            raise InvalidRequest(f"The key's {wrong}.") from None
+        if not await self._store.create(key):
+            raise Conflict("That id exists; try again.")
+        log.info(
+            "key created",
+            key=key.id,
+            tenant=key.tenant,
+            scopes=[s.value for s in sorted(key.scopes)],
+        )
+        return Issued(key, token.text)
+
+    async def list(self, tenant: str | None = None) -> list[ApiKey]:
+        """Oldest first, those that are no longer good as well."""
+        return await self._store.keys(tenant)
+
+    async def rotate(
+        self, key_id: str, overlap: timedelta = DEFAULT_OVERLAP, tenant: str | None = None
+    ) -> Issued:
+        """A new text for the same key; the old one stays good for `overlap`.
+
+        Raises NotFound, InvalidRequest, and Conflict where the key is revoked or expired.
+        """
+        if not timedelta() <= overlap <= LONGEST_OVERLAP:
+            raise InvalidRequest(f"The overlap is at most {LONGEST_OVERLAP.days} days.")
+        await self._find(key_id, tenant)
+        token = self._hasher.new(key_id)
+        key = await self._store.rotate(key_id, token.digest, overlap)
+        if key is None:
+            raise Conflict("The key is revoked or has expired.")
+        log.info("key rotated", key=key.id, tenant=key.tenant, overlap=overlap.total_seconds())
+        return Issued(key, token.text)
+
+    async def revoke(self, key_id: str, tenant: str | None = None) -> None:
+        """Takes effect within `KEY_CACHE_SECONDS`; again changes nothing. Raises NotFound."""
+        key = await self._find(key_id, tenant)
+        if await self._store.revoke(key_id):
+            log.info("key revoked", key=key.id, tenant=key.tenant)
+
+    async def _find(self, key_id: str, tenant: str | None) -> ApiKey:
+        key = await self._store.get(key_id) if KEY_ID.fullmatch(key_id) else None
+        if key is None or (tenant is not None and key.tenant != tenant):
+            raise NotFound(_UNKNOWN)
+        return key
+
+
+def duration(text: str) -> timedelta:
+    """`90d`, `12h`, `30m`, `45s`. ValueError for anything else."""
+    found = _DURATION.fullmatch(text.strip())
+    if found is None:
+        raise ValueError("a duration is written as in 90d, 12h, 30m or 45s")
+    return timedelta(**{_UNITS[found[2]]: int(found[1])})
+
+
+def moment(text: str, now: datetime) -> datetime:
+    """When: after a duration, or at a date or time (ISO 8601, UTC unless it says otherwise).
+
+    In UTC. ValueError for anything else.
+    """
+    if _DURATION.fullmatch(text.strip()):
+        return now + duration(text)
+    try:
+        at = datetime.fromisoformat(text.strip())
+        # The last hours of the year 9999 are, west of Greenwich, of no year that UTC has here.
+        return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise ValueError("a time is written as in 90d, 2027-01-31 or 2027-01-31T12:00Z") from None
+
+
+def document(key: ApiKey, now: datetime) -> dict[str, object]:
+    """The key as clients see it: nothing of its secret."""
+
+    def when(at: datetime | None) -> str | None:
+        return None if at is None else rfc3339(at)
+
+    return {
+        "id": key.id,
+        "prefix": display(key.id),
+        "name": key.name,
+        "tenant": key.tenant,
+        "scopes": sorted(key.scopes),
+        "active": key.active(now),
+        "rate_limit": None if key.rate is None else str(key.rate),
+        "daily_quota": key.daily_quota,
+        "created_at": rfc3339(key.created_at),
+        "expires_at": when(key.expires_at),
+        "last_used_at": when(key.last_used_at),
+        "rotated_at": when(key.rotated_at),
+        "previous_expires_at": when(key.previous_expires_at),
+        "revoked_at": when(key.revoked_at),
+    }

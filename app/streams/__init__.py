@@ -1,0 +1,1 @@
+"""Live updates: polling, server-sent events and WebSocket."""

@@ -1,0 +1,1 @@
+"""Uploads: reading bytes within limits."""

@@ -1,0 +1,167 @@
+"""Making, rotating, testing and deleting a tenant's webhooks."""
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+import structlog
+
+from core import errors
+from core.backends import Backend
+from core.clock import Clock, rfc3339, utc_now
+from core.domain.jobs import new_job_id
+from core.domain.messages import Notify
+from core.domain.principals import Principal
+from core.domain.webhooks import (
+    MOST_WEBHOOKS,
+    WEBHOOK_ID,
+    Change,
+    Delivery,
+    Event,
+    Webhook,
+    changed,
+    message_id,
+    new_secret,
+    new_webhook_id,
+    secret_text,
+)
+from core.outbound.http_client import PublicResolver
+from core.services.publishing import publish
+
+log = structlog.get_logger(__name__)
+
+DEFAULT_OVERLAP = timedelta(hours=24)
+LONGEST_OVERLAP = timedelta(days=7)
+CHECK_SECONDS = 3.0  # that looking a URL's host up may take
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A webhook with its secret, which only its receiver has to know from now on."""
+
+    webhook: Webhook
+    secret: str = field(repr=False)
+
+
+class Webhooks:
+    """The webhooks of one store; no tenant sees another's."""
+
+    def __init__(self, backend: Backend, resolver: PublicResolver, clock: Clock = utc_now) -> None:
+        self._store = backend.webhooks
+        self._publisher = backend.publisher
+        self._resolver = resolver
+        self._clock = clock
+
+    async def create(
+        self, principal: Principal, url: str, events: frozenset[Event], description: str
+    ) -> Issued:
+        """Raises InvalidRequest and PrivateAddress for the URL, Conflict where there are enough."""
+        await self._resolver.check(url, CHECK_SECONDS)
+        try:
+            webhook = Webhook(
+                id=new_webhook_id(),
+                tenant=principal.tenant,
+                owner=principal.key_id,
+                url=url,
+                events=events,
+                secret=new_secret(),
+                created_at=self._clock(),
+                description=description,
+            )
+        except ValueError as wrong:
+            raise errors.InvalidRequest(f"The webhook's {wrong}.") from None
+        if not await self._store.create(webhook, MOST_WEBHOOKS):
+            raise errors.Conflict(f"There are {MOST_WEBHOOKS} webhooks, as many as there may be.")
+        # A URL can hold a secret of its receiver's: no log has it.
+        log.info("webhook created", webhook=webhook.id, tenant=webhook.tenant)
+        return Issued(webhook, secret_text(webhook.secret))
+
+    async def list(self, tenant: str) -> list[Webhook]:
+        """Oldest first."""
+        return await self._store.list(tenant)
+
+    async def get(self, tenant: str, id_: str) -> Webhook:
+        """Raises NotFound."""
+        webhook = await self._store.get(tenant, id_) if WEBHOOK_ID.fullmatch(id_) else None
+        if webhook is None:
+            raise _unknown()
+        return webhook
+
+    async def rotate(self, tenant: str, id_: str, overlap: timedelta) -> Issued:
+        """A new secret; the old one signs as well for `overlap`. Raises NotFound."""
+        await self.get(tenant, id_)
+        webhook = await self._store.rotate(tenant, id_, new_secret(), overlap)
+        if webhook is None:
+            raise _unknown()
+        log.info("webhook rotated", webhook=id_, tenant=tenant, overlap=overlap.total_seconds())
+        return Issued(webhook, secret_text(webhook.secret))
+
+    async def test(self, tenant: str, id_: str) -> str:
+        """Send a `webhook.test` on its way; what its `webhook-id` will be.
+
+        Raises NotFound, Conflict where it is disabled, and Unavailable.
+        """
+        webhook = await self.get(tenant, id_)
+        if not webhook.enabled:
+            raise errors.Conflict("The webhook is disabled: enable it first.")
+        message = Notify(tenant, new_job_id(), Event.TEST, id_)
+        await publish(self._publisher, message)
+        return message_id(message.job, Event.TEST)
+
+    async def change(self, tenant: str, id_: str, change: Change) -> Webhook:
+        """The webhook as it is then. Raises what `create` does for what it takes, and NotFound."""
+        if change.url is not None:
+            await self._resolver.check(change.url, CHECK_SECONDS)
+        before = await self.get(tenant, id_)
+        try:
+            if changed(before, change, self._clock()) == before:
+                return before
+        except ValueError as wrong:
+            raise errors.InvalidRequest(f"The webhook's {wrong}.") from None
+        after = await self._store.change(tenant, id_, change)
+        if after is None:
+            raise _unknown()
+        log.info("webhook changed", webhook=id_, tenant=tenant, enabled=after.enabled)
+        return after
+
+    async def delete(self, tenant: str, id_: str) -> None:
+        """Raises NotFound."""
+        await self.get(tenant, id_)
+        await self._store.delete(tenant, id_)
+        log.info("webhook deleted", webhook=id_, tenant=tenant)
+
+
+def document(webhook: Webhook) -> dict[str, object]:
+    """The webhook as its tenant sees it: nothing of its secrets."""
+
+    def when(at: datetime | None) -> str | None:
+        return None if at is None else rfc3339(at)
+
+    return {
+        "id": webhook.id,
+        "url": webhook.url,
+        "description": webhook.description,
+        "events": sorted(webhook.events),
+        "enabled": webhook.enabled,
+        "disabled_at": when(webhook.disabled_at),
+        "disabled_reason": webhook.disabled_reason or None,
+        "created_at": rfc3339(webhook.created_at),
+        "created_by": webhook.owner or None,
+        "rotated_at": when(webhook.rotated_at),
+        "previous_expires_at": when(webhook.previous_expires_at),
+        "last_delivery": _delivery(webhook.last_delivery),
+    }
+
+
+def _delivery(last: Delivery | None) -> dict[str, object] | None:
+    if last is None:
+        return None
+    return {
+        "at": rfc3339(last.at),
+        "event": last.event,
+        "status": last.status,
+        "error": last.error or None,
+    }
+
+
+def _unknown() -> errors.NotFound:
+    return errors.NotFound("There is no such webhook.")

@@ -1,1 +1,0 @@
-"""Messages that used up their deliveries: what is kept of them, and how they are replayed."""

@@ -1,0 +1,25 @@
+"""Jobs and their items as JSON texts, for stores that keep them as such."""
+
+from pydantic import TypeAdapter
+
+from core.domain.jobs import Job, JobItem
+
+_JOB, _ITEM = TypeAdapter(Job), TypeAdapter(JobItem)
+
+
+def text_of_job(job: Job) -> str:
+    return _JOB.dump_json(job).decode()
+
+
+def job_of_text(text: str) -> Job:
+    """The job that `text_of_job` wrote."""
+    return _JOB.validate_json(text)
+
+
+def text_of_item(item: JobItem) -> str:
+    return _ITEM.dump_json(item).decode()
+
+
+def item_of_text(text: str) -> JobItem:
+    """The item that `text_of_item` wrote."""
+    return _ITEM.validate_json(text)

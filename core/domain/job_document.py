@@ -1,0 +1,57 @@
+"""A job as others see it: what the API answers and streams, and what a webhook is told."""
+
+from typing import Any
+
+from core.clock import rfc3339
+from core.domain.jobs import Job
+from core.domain.records import RecordError
+
+
+def job_path(job_id: str) -> str:
+    return f"/api/v1/jobs/{job_id}"
+
+
+def job_document(job: Job, public_url: str) -> dict[str, Any]:
+    """A job as it stands."""
+    path = public_url + job_path(job.key.id)
+    return {
+        "job_id": job.key.id,
+        "type": job.type,
+        "status": job.status,
+        "progress": job.progress,
+        "total": job.counts.total,
+        "succeeded": job.counts.succeeded,
+        "failed": job.counts.failed,
+        "cancelled": job.cancelled_items,
+        "priority": job.priority,
+        "model": job.model,
+        "created_at": rfc3339(job.created_at),
+        "started_at": job.started_at and rfc3339(job.started_at),
+        "completed_at": job.completed_at and rfc3339(job.completed_at),
+        "not_before": job.not_before and rfc3339(job.not_before),
+        "deadline": job.deadline and rfc3339(job.deadline),
+        "result": _summary(job) if job.status.terminal else None,
+        "error": job.error and error_document(job.error),
+        "poll_url": path,
+        "stream_url": f"{path}/stream",
+        "results_url": f"{path}/results",
+    }
+
+
+def error_document(error: RecordError) -> dict[str, Any]:
+    return {"code": error.code, "detail": error.detail, "retryable": error.retryable}
+
+
+def _summary(job: Job) -> str:
+    counts = job.counts
+    parts = [f"{counts.succeeded} of {images(counts.total)} classified"]
+    if counts.failed:
+        parts.append(f"{counts.failed} failed")
+    if job.cancelled_items:
+        parts.append(f"{job.cancelled_items} not begun")
+    return ", ".join(parts) + "."
+
+
+def images(count: int) -> str:
+    """As in `2 images`."""
+    return "1 image" if count == 1 else f"{count} images"

@@ -1,0 +1,228 @@
+"""The messages, and the push envelope they arrive in.
+
+The envelope is Pub/Sub's: https://cloud.google.com/pubsub/docs/push#receive_push
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from core.domain import channels
+from core.domain.channels import Channel
+from core.domain.policy import MAX_JOB_ITEMS
+from core.domain.priority import Priority
+from core.domain.records import TENANT, RecordKey
+from core.errors import MalformedEnvelope
+
+# A dead-lettered message carries these (set by Pub/Sub, and by the embedded queue alike).
+DEAD_LETTER_DELIVERY_COUNT = "CloudPubSubDeadLetterSourceDeliveryCount"
+DEAD_LETTER_SUBSCRIPTION = "CloudPubSubDeadLetterSourceSubscription"
+DEAD_LETTER_PROJECT = "CloudPubSubDeadLetterSourceSubscriptionProject"
+DEAD_LETTER_PUBLISH_TIME = "CloudPubSubDeadLetterSourceTopicPublishTime"
+# Set by the embedded queue alone: how the last delivery was refused.
+DEAD_LETTER_REASON = "GlimpseDeadLetterSourceReason"
+DEAD_LETTER_ATTRIBUTES = (
+    DEAD_LETTER_DELIVERY_COUNT,
+    DEAD_LETTER_SUBSCRIPTION,
+    DEAD_LETTER_PROJECT,
+    DEAD_LETTER_PUBLISH_TIME,
+    DEAD_LETTER_REASON,
+)
+
+
+KIND = "kind"  # the attribute that says which message it is; absent in a ClassifyImage
+JOB_ID = re.compile(r"[0-9a-f]{32}")
+EVENT = re.compile(r"[a-z]+(?:\.[a-z_]+)*")
+_POSITION = re.compile(r"[0-9]{1,9}")
+_TARGET = re.compile(r"[A-Za-z0-9_-]{0,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifyImage:
+    """Classify this image under this model. `traceparent` is W3C trace context, or empty.
+
+    For an item of a job, `job` is the job's id and `position` the item's.
+    """
+
+    key: RecordKey
+    traceparent: str = ""
+    priority: Priority = Priority.HIGH
+    job: str = ""
+    position: int = 0
+
+    @property
+    def channel(self) -> Channel:
+        return channels.IMAGES[self.priority]
+
+    @property
+    def tenant(self) -> str:
+        return self.key.tenant
+
+    def attributes(self) -> dict[str, str]:
+        attributes = {
+            "image_hash": self.key.image_hash,
+            "model": self.key.model,
+            "tenant": self.key.tenant,
+        }
+        if self.priority is not Priority.HIGH:
+            attributes["priority"] = self.priority.value
+        if self.job:
+            attributes["job"] = self.job
+            attributes["position"] = str(self.position)
+        if self.traceparent:
+            attributes["traceparent"] = self.traceparent
+        return attributes
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, str]) -> "ClassifyImage":
+        """Raises MalformedEnvelope where an attribute is missing or cannot be what it claims."""
+        if attributes.get(KIND, "classify") != "classify":
+            raise MalformedEnvelope("The message names no image.")
+        try:
+            key = RecordKey(attributes["tenant"], attributes["image_hash"], attributes["model"])
+        except KeyError as missing:
+            raise MalformedEnvelope(f"The attribute {missing.args[0]} is missing.") from None
+        except ValueError as wrong:
+            raise MalformedEnvelope(f"The attribute {wrong}.") from None
+        job = attributes.get("job", "")
+        if job and not JOB_ID.fullmatch(job):
+            raise MalformedEnvelope("The attribute job is malformed.")
+        position = attributes.get("position", "0")
+        if not (_POSITION.fullmatch(position) and int(position) < MAX_JOB_ITEMS):
+            raise MalformedEnvelope("The attribute position is malformed.")
+        priority = attributes.get("priority", Priority.HIGH)
+        if priority not in list(Priority):
+            raise MalformedEnvelope("The attribute priority is malformed.")
+        trace = attributes.get("traceparent", "")
+        return cls(key, trace, Priority(priority), job, int(position))
+
+
+@dataclass(frozen=True, slots=True)
+class RunJob:
+    """Bring a job on: publish what is open of it, settle what is known."""
+
+    tenant: str
+    job: str
+    traceparent: str = ""
+
+    @property
+    def channel(self) -> Channel:
+        return channels.JOBS
+
+    def attributes(self) -> dict[str, str]:
+        attributes = {KIND: "run_job", "tenant": self.tenant, "job": self.job}
+        if self.traceparent:
+            attributes["traceparent"] = self.traceparent
+        return attributes
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, str]) -> "RunJob":
+        """Raises MalformedEnvelope."""
+        if attributes.get(KIND) != "run_job":
+            raise MalformedEnvelope("The message starts no job.")
+        return cls(*_job_of(attributes), attributes.get("traceparent", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """Tell what became of a job: `event` is as in `job.completed`.
+
+    Without a `target` it asks for one such message to each of those who want to hear of it; with
+    one (a webhook's id, or `email`) it is that.
+    """
+
+    tenant: str
+    job: str
+    event: str
+    target: str = ""
+    traceparent: str = ""
+
+    @property
+    def channel(self) -> Channel:
+        return channels.NOTIFICATIONS
+
+    def attributes(self) -> dict[str, str]:
+        attributes = {KIND: "notify", "tenant": self.tenant, "job": self.job, "event": self.event}
+        if self.target:
+            attributes["target"] = self.target
+        if self.traceparent:
+            attributes["traceparent"] = self.traceparent
+        return attributes
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, str]) -> "Notify":
+        """Raises MalformedEnvelope."""
+        if attributes.get(KIND) != "notify":
+            raise MalformedEnvelope("The message notifies nobody.")
+        event, target = attributes.get("event", ""), attributes.get("target", "")
+        if not (EVENT.fullmatch(event) and _TARGET.fullmatch(target)):
+            raise MalformedEnvelope("The attribute event or target is malformed.")
+        trace = attributes.get("traceparent", "")
+        return cls(*_job_of(attributes), event, target, trace)
+
+
+Message = ClassifyImage | RunJob | Notify
+
+
+def message_of(attributes: Mapping[str, str]) -> Message:
+    """The message with these attributes. Raises MalformedEnvelope."""
+    match attributes.get(KIND, "classify"):
+        case "classify":
+            return ClassifyImage.from_attributes(attributes)
+        case "run_job":
+            return RunJob.from_attributes(attributes)
+        case "notify":
+            return Notify.from_attributes(attributes)
+    raise MalformedEnvelope("The attribute kind is none that is known.")
+
+
+def _job_of(attributes: Mapping[str, str]) -> tuple[str, str]:
+    tenant, job = attributes.get("tenant", ""), attributes.get("job", "")
+    if not (TENANT.fullmatch(tenant) and JOB_ID.fullmatch(job)):
+        raise MalformedEnvelope("The attribute tenant or job is missing or malformed.")
+    return tenant, job
+
+
+class PushedMessage(BaseModel):
+    """`data` is base64; `publishTime` is RFC 3339."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    messageId: Annotated[str, Field(min_length=1)]
+    publishTime: str = ""
+    attributes: dict[str, str] = {}
+    data: str = ""
+
+    def payload(self) -> bytes:
+        return base64.b64decode(self.data, validate=True)
+
+
+class PushEnvelope(BaseModel):
+    """`deliveryAttempt` is there only where the subscription has a dead-letter policy."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    message: PushedMessage
+    subscription: str
+    deliveryAttempt: int | None = None
+
+    @classmethod
+    def parse(cls, body: bytes) -> "PushEnvelope":
+        """Raises MalformedEnvelope for anything that is not an envelope."""
+        try:
+            envelope = cls.model_validate_json(body)
+            envelope.message.payload()
+        except ValidationError as invalid:
+            fields = sorted({".".join(map(str, e["loc"])) or "body" for e in invalid.errors()})
+            raise MalformedEnvelope(f"Not a push envelope: {', '.join(fields)}.") from None
+        except (binascii.Error, ValueError):
+            raise MalformedEnvelope("The message's data is not base64.") from None
+        return envelope
+
+    def classify_image(self) -> ClassifyImage:
+        return ClassifyImage.from_attributes(self.message.attributes)

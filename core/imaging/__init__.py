@@ -1,0 +1,1 @@
+"""Bounds and parsers for image files."""

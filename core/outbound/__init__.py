@@ -1,0 +1,1 @@
+"""Requests and e-mail to addresses that users choose."""

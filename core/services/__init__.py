@@ -1,0 +1,1 @@
+"""Work that both services do through ports."""

@@ -1,0 +1,1 @@
+"""Releases to Cloud Run, and the smoke test."""

@@ -1,0 +1,1 @@
+"""Classifier processes: pool, protocol, decoding and the model."""

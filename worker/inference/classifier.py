@@ -1,0 +1,164 @@
+"""One loaded model: ONNX Runtime around a bundle. Everything here blocks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from core.bundles.bundle import MODEL_FILE, Bundle, verify_bundle
+from core.domain.records import Annotation
+from core.errors import BundleError
+from core.observability.tracing import span
+from worker.errors import InferenceFailed
+from worker.inference.preprocessing import Preprocessor
+
+_WARNING = 2  # ONNX Runtime's severities: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
+
+
+class Classifier:
+    """A bundle's network with its preprocessing and its labels. Threads share it."""
+
+    def __init__(self, bundle: Bundle, *, max_pixels: int, labels_per_image: int) -> None:
+        """Verify and load `bundle`. Raises BundleError where it is not what it claims."""
+        verify_bundle(bundle)
+        manifest = bundle.manifest
+        self.bundle = bundle
+        self._preprocessor = Preprocessor(manifest, max_pixels)
+        self._count = min(labels_per_image, len(bundle.labels))
+        self._input, self._output = manifest.input.name, manifest.outputs.scores
+        self._logits = manifest.outputs.kind == "logits"
+        try:
+            self._session = _session(bundle.folder / MODEL_FILE)
+        except Exception as error:
+            raise BundleError(f"{bundle.identity}: ONNX Runtime refuses the model.") from error
+        self._check_signature()
+        self._warm_up()
+
+    @property
+    def free_batch(self) -> bool:
+        """Whether the network says that it takes several images at once."""
+        return self.bundle.manifest.input.batch is None
+
+    def annotate(self, data: bytes) -> tuple[Annotation, ...]:
+        """The most likely labels of an encoded image, most likely first.
+
+        Raises UndecodableImage or InvalidImage for the image's faults, InferenceFailed for the
+        model's.
+        """
+        (annotations,) = self.infer([self.tensor(data)])
+        return annotations
+
+    def tensor(self, data: bytes) -> NDArray[np.float32]:
+        """An encoded image as the network takes it. Raises UndecodableImage or InvalidImage."""
+        with span("decode"):
+            return self._preprocessor.tensor(data)
+
+    def infer(self, tensors: Sequence[NDArray[np.float32]]) -> list[tuple[Annotation, ...]]:
+        """The most likely labels of each image, most likely first. Raises InferenceFailed.
+
+        More than one image only where `free_batch` says so.
+        """
+        with span("infer"):
+            batch = tensors[0] if len(tensors) == 1 else np.concatenate(tensors)
+            return [self._annotations(scores) for scores in self._scores(batch)]
+
+    def _scores(self, batch: NDArray[np.float32]) -> NDArray[np.float64]:
+        """One probability a label, in a row for each image."""
+        try:
+            (output,) = self._session.run([self._output], {self._input: batch})
+        except Exception as error:
+            raise InferenceFailed("The model failed on this image.") from error
+        scores = np.asarray(output, np.float64)
+        if scores.size != len(batch) * len(self.bundle.labels):
+            raise InferenceFailed("The model gave another number of scores than it has labels.")
+        scores = scores.reshape(len(batch), -1)
+        if not np.isfinite(scores).all():
+            raise InferenceFailed("The model gave scores that are not numbers.")
+        if self._logits:
+            # Shifted by the greatest, so that no exponential can overflow.
+            scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+            scores /= scores.sum(axis=1, keepdims=True)
+        elif scores.min() < -1e-3 or scores.max() > 1 + 1e-3:
+            raise InferenceFailed("The model gave scores that are not probabilities.")
+        return scores
+
+    def _annotations(self, scores: NDArray[np.float64]) -> tuple[Annotation, ...]:
+        best = np.argsort(-scores, kind="stable")[: self._count]
+        return tuple(
+            Annotation(index, self.bundle.labels[label], float(scores[label]))
+            for index, label in enumerate(best, start=1)
+        )
+
+    def _check_signature(self) -> None:
+        """Names, types and shapes of the network against the manifest."""
+        manifest, identity = self.bundle.manifest, self.bundle.identity
+        spec = manifest.input
+        if spec.batch not in (None, 1):
+            raise BundleError(f"{identity}: a fixed batch of {spec.batch} is not supported.")
+        inputs = {each.name: each for each in self._session.get_inputs()}
+        if set(inputs) != {spec.name}:
+            raise BundleError(f"{identity}: inputs are {_names(inputs)}, not {spec.name}.")
+        if inputs[spec.name].type != "tensor(float)":
+            raise BundleError(f"{identity}: {spec.name} is not float32.")
+        picture = (3, spec.height, spec.width)
+        if spec.layout == "NHWC":
+            picture = (spec.height, spec.width, 3)
+        shape = inputs[spec.name].shape
+        if not _fits(shape, (spec.batch, *picture)):
+            raise BundleError(f"{identity}: {spec.name} has the shape {shape}, not as declared.")
+        outputs = {each.name: each for each in self._session.get_outputs()}
+        for name in filter(None, (manifest.outputs.scores, manifest.outputs.embedding)):
+            if name not in outputs:
+                raise BundleError(f"{identity}: outputs are {_names(outputs)}, without {name}.")
+
+    def _warm_up(self) -> None:
+        """The first run allocates; it also shows whether scores and labels match in number."""
+        spec = self.bundle.manifest.input
+        picture = (3, spec.height, spec.width)
+        if spec.layout == "NHWC":
+            picture = (spec.height, spec.width, 3)
+        try:
+            self._scores(np.zeros((1, *picture), np.float32))
+        except InferenceFailed as error:
+            raise BundleError(f"{self.bundle.identity}: {error.detail}") from error
+
+
+def _session(model: Path) -> ort.InferenceSession:
+    """The network in `model` and nowhere else.
+
+    ONNX Runtime would take weights out of other files beside it, which the bundle's identity does
+    not cover. Where it sees the file there is nothing beside it.
+    """
+    with TemporaryDirectory(prefix="glimpse-") as alone:
+        link = Path(alone) / MODEL_FILE
+        link.symlink_to(model.resolve())
+        return ort.InferenceSession(
+            str(link), _session_options(), providers=["CPUExecutionProvider"]
+        )
+
+
+def _session_options() -> ort.SessionOptions:
+    """One thread an inference: images are what runs in parallel, and idle threads must not spin."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _WARNING
+    for pool in ("intra_op", "inter_op"):
+        options.add_session_config_entry(f"session.{pool}.allow_spinning", "0")
+    return options
+
+
+def _fits(shape: list[int | str | None], declared: tuple[int | None, ...]) -> bool:
+    """A network's axis is a number where fixed, a name or None where free."""
+    return len(shape) == len(declared) and all(
+        # A free axis takes any number; a fixed one only the number that is declared.
+        not isinstance(axis, int) or axis == number
+        for axis, number in zip(shape, declared, strict=True)
+    )
+
+
+def _names(mapping: dict[str, object]) -> str:
+    return ", ".join(sorted(mapping)) or "none"

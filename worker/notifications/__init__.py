@@ -1,0 +1,1 @@
+"""Webhook and e-mail delivery."""

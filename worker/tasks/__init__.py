@@ -1,0 +1,1 @@
+"""What each message makes the worker do."""
