@@ -481,7 +481,7 @@ async def test_no_decoding_and_no_inference_in_the_worker_s_own_process(tmp_path
     def note(frame: FrameType, event: str, argument: object) -> None:
         path = Path(frame.f_code.co_filename)
         # A module's body runs where it is imported first.
-        if event == "call" and path.parent.name == "worker" and frame.f_code.co_name != "<module>":
+        if event == "call" and "worker" in path.parent.parts and frame.f_code.co_name != "<module>":
             seen.add(path.name)
 
     settings = settings_in(tmp_path)
@@ -490,7 +490,7 @@ async def test_no_decoding_and_no_inference_in_the_worker_s_own_process(tmp_path
     try:
         async with running_worker(settings) as worker:
             assert await worker.labelled(picture()) == "red"
-        assert "classifier_pool.py" in seen
+        assert "pool.py" in seen
         assert not seen & {"preprocessing.py", "classifier.py"}
         classifier = Classifier(
             read_bundle(settings.model_uri), max_pixels=10**6, labels_per_image=5
