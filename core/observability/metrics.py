@@ -1,7 +1,7 @@
 """What a service counts, for Prometheus: https://prometheus.io/docs/practices/naming/.
 
 One registry an application, so that several may live in one process. Names and labels stand in
-docs/operations.md, which a test compares with what the services answer.
+docs/operations/metrics-and-traces.md, which a test compares with what the services answer.
 """
 
 import asyncio

@@ -14,7 +14,7 @@ from core.backends import Access, Backend, open_access, open_backend
 from core.settings import Settings
 from tests.contract.clock import MovableClock
 
-# A real project to test against as well; `docs/operations.md` says what it must have.
+# A real project to test against as well; `docs/operations/google-cloud.md` says what it must have.
 PROJECT = os.environ.get("GLIMPSE_TEST_GCP_PROJECT", "")
 # `firestore`: the emulators, with Firestore's in place of Datastore's. See `firestore_emulator`.
 BACKENDS = ["embedded", "emulator", "firestore", *(["gcp"] if PROJECT else [])]

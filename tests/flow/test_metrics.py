@@ -29,8 +29,8 @@ def exposition(stack: Stack, service: str) -> str:
 
 
 def documented() -> dict[str, dict[str, tuple[str, frozenset[str]]]]:
-    """Type and labels of each metric by service and name, as docs/operations.md has them."""
-    text = (ROOT / "docs/operations.md").read_text()
+    """Type and labels of each metric by service and name, as docs/operations/metrics-and-traces.md has them."""
+    text = (ROOT / "docs/operations/metrics-and-traces.md").read_text()
     rows = re.findall(r"^\| `(glimpse_\w+)` \| (\w+) \|([^|]*)\|([^|]*)\|", text, re.MULTILINE)
     assert len(rows) > 8
     found: dict[str, dict[str, tuple[str, frozenset[str]]]] = {"api": {}, "worker": {}}

@@ -121,7 +121,7 @@ def anchors(page: Path) -> set[str]:
 
 def test_every_alert_has_a_runbook_and_every_runbook_an_alert(modules: dict[str, Module]) -> None:
     wanted = {plain(alert["runbook"]) for alert in alerts(modules).values()}
-    there = anchors(ROOT / "docs/operations.md")
+    there = anchors(ROOT / "docs/operations/alerts.md")
     assert {each for each in there if each.startswith("alert-")} == wanted
 
 

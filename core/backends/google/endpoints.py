@@ -135,7 +135,9 @@ def _default_credentials() -> tuple[Credentials, str | None]:
     try:
         credentials, project = google.auth.default(scopes=SCOPES)
     except DefaultCredentialsError as error:
-        raise Unavailable("There are no Google credentials; see docs/operations.md.") from error
+        raise Unavailable(
+            "There are no Google credentials; see docs/operations/google-cloud.md."
+        ) from error
     return credentials, project
 
 

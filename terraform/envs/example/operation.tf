@@ -2,7 +2,7 @@ locals {
   runbook_url = (
     var.runbook_url != null || var.github_repository == null
     ? var.runbook_url
-    : "https://github.com/${var.github_repository}/blob/${var.github_branch}/docs/operations.md"
+    : "https://github.com/${var.github_repository}/blob/${var.github_branch}/docs/operations/alerts.md"
   )
 }
 

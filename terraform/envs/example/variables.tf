@@ -218,7 +218,7 @@ variable "notification_channels" {
 }
 
 variable "runbook_url" {
-  description = "Where docs/operations.md can be read; null takes it from github_repository"
+  description = "Where docs/operations/alerts.md can be read; null takes it from github_repository"
   type        = string
   default     = null
 }

@@ -15,7 +15,7 @@ locals {
   user_metric = "metric.type=\"logging.googleapis.com/user/${var.prefix}"
 
   # filter over denominator, aligned over window and then added up (or, for percentiles, the worst),
-  # above threshold for as long as duration. runbook is a heading in docs/operations.md.
+  # above threshold for as long as duration. runbook is a heading in docs/operations/alerts.md.
   alerts = {
     dead_letters = {
       title       = "Dead letters"
@@ -173,7 +173,7 @@ resource "google_monitoring_alert_policy" "this" {
     subject   = "${var.prefix}: ${each.value.title}"
     content = (
       var.runbook_url == null
-      ? "What to do: docs/operations.md, section ${each.value.runbook}."
+      ? "What to do: docs/operations/alerts.md, section ${each.value.runbook}."
       : "What to do: ${var.runbook_url}#${each.value.runbook}"
     )
   }

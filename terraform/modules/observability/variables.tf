@@ -61,7 +61,7 @@ variable "notification_channels" {
 }
 
 variable "runbook_url" {
-  description = "Where docs/operations.md can be read; alerts link to its sections. Null leaves the links out"
+  description = "Where docs/operations/alerts.md can be read; alerts link to its sections. Null leaves the links out"
   type        = string
   default     = null
 

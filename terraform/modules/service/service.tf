@@ -81,7 +81,7 @@ resource "google_cloud_run_v2_service" "this" {
   }
 
   lifecycle {
-    # Deploys replace the image and shift traffic between revisions (docs/operations.md); an apply
+    # Deploys replace the image and shift traffic between revisions (docs/operations/google-cloud.md); an apply
     # must not take either back. client and client_version name the tool that did it last.
     ignore_changes = [
       client,

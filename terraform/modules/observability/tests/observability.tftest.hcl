@@ -15,7 +15,7 @@ variables {
   dead_letter_subscription = "glimpse-dead-letters-push"
   scheduler_jobs           = ["glimpse-reconcile", "glimpse-schedule"]
   alert_email              = "ops@example.com"
-  runbook_url              = "https://example.com/operations.md"
+  runbook_url              = "https://example.com/alerts.md"
 }
 
 run "alerts" {
@@ -37,7 +37,7 @@ run "alerts" {
   }
 
   assert {
-    condition     = alltrue([for alert in google_monitoring_alert_policy.this : startswith(alert.documentation[0].content, "What to do: https://example.com/operations.md#alert-")])
+    condition     = alltrue([for alert in google_monitoring_alert_policy.this : startswith(alert.documentation[0].content, "What to do: https://example.com/alerts.md#alert-")])
     error_message = "Every alert leads to its runbook."
   }
 
