@@ -29,7 +29,7 @@ def exposition(stack: Stack, service: str) -> str:
 
 
 def documented() -> dict[str, dict[str, tuple[str, frozenset[str]]]]:
-    """Type and labels of each metric by service and name, as docs/operations/metrics-and-traces.md has them."""
+    """Type and labels of each documented metric, by service and name."""
     text = (ROOT / "docs/operations/metrics-and-traces.md").read_text()
     rows = re.findall(r"^\| `(glimpse_\w+)` \| (\w+) \|([^|]*)\|([^|]*)\|", text, re.MULTILINE)
     assert len(rows) > 8
