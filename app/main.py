@@ -34,6 +34,7 @@ from app.openapi import DESCRIPTION, TAGS, install_documentation
 from app.webhooks import routes as webhook_routes
 from app.webhooks.service import Webhooks
 from core.backends import BackendOpener, open_backend
+from core.backends.traces import open_tracer
 from core.bundles.bundle import Bundle
 from core.clock import Clock, utc_now
 from core.domain.principals import Scope
@@ -77,7 +78,7 @@ def create_app(
     could reach the API and nobody would be asked for a key.
     """
     check_api(settings)
-    observation = Observation("api", settings)
+    observation = Observation("api", settings, open_tracer)
     metrics = ApiMetrics(observation.metrics.registry)
     dropped = dropped_counter(observation.metrics.registry)
 

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from core.backends import BackendOpener, open_backend, open_usage
 from core.backends.bundles import open_bundles
+from core.backends.traces import open_tracer
 from core.clock import Clock, utc_now
 from core.domain.policy import (
     CLASSIFY_PATH,
@@ -45,7 +46,7 @@ def create_app(
     `app.state.bench` is the `Workbench` while the lifespan lasts.
     """
 
-    observation = Observation("worker", settings)
+    observation = Observation("worker", settings, open_tracer)
     metrics = WorkerMetrics(observation.metrics.registry)
 
     @asynccontextmanager

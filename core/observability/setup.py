@@ -28,16 +28,23 @@ FLUSH_SECONDS = 2.0  # how long a stopping service may still send spans
 
 
 Endpoint = Callable[..., Awaitable[Response]]
+TracerOpener = Callable[[Settings, str], Tracer]  # `core.backends.traces.open_tracer`
 
 
 class Observation:
     """Made before the application, which counts from its first request on."""
 
-    def __init__(self, service: str = "", settings: Settings | None = None) -> None:
+    def __init__(
+        self,
+        service: str = "",
+        settings: Settings | None = None,
+        open_tracer: TracerOpener | None = None,
+    ) -> None:
         self.metrics = ServiceMetrics()
         self.tracer: Tracer = NO_TRACER
         self._service = service
         self._settings = settings
+        self._open_tracer = open_tracer
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Awaitable[None]]:
@@ -82,17 +89,11 @@ class Observation:
             app.add_api_route(METRICS_PATH, guard(metrics), include_in_schema=False)
 
     async def _open(self, settings: Settings) -> None:
-        if settings.traces == "off":
+        if settings.traces == "off" or self._open_tracer is None:
             return
         try:
-            self.tracer = await asyncio.to_thread(_open_tracer, settings, self._service)
+            # In a thread: it imports OpenTelemetry, and may fetch credentials.
+            self.tracer = await asyncio.to_thread(self._open_tracer, settings, self._service)
         except (ImportError, Unavailable, ValueError) as error:  # the last: wrong OTEL_… variables
             reason = error.detail if isinstance(error, Unavailable) else str(error)
             log.error("traces are off", wanted=settings.traces, reason=reason)
-
-
-def _open_tracer(settings: Settings, service: str) -> Tracer:
-    # Imported here, in a thread: with TRACES=off nothing of OpenTelemetry is loaded.
-    from core.observability.trace_export import open_tracer
-
-    return open_tracer(settings, service)

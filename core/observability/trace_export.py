@@ -28,7 +28,6 @@ from core.observability.tracing import (
     span_id,
     trace_id,
 )
-from core.settings import Settings
 
 _KINDS = {
     Kind.INTERNAL: trace.SpanKind.INTERNAL,
@@ -115,13 +114,8 @@ class ExportingTracer:
         closing.join(seconds)
 
 
-def open_tracer(settings: Settings, service: str) -> ExportingTracer:
-    """The tracer that `TRACES` names. Blocks: it may ask for credentials. Raises Unavailable."""
-    if settings.traces == "gcp":
-        from core.backends.google.traces import open_exporter
-
-        exporter, resource = open_exporter(settings.google_cloud_project)
-        return ExportingTracer(service, exporter, resource)
+def otlp_tracer(service: str) -> ExportingTracer:
+    """A tracer that exports to the collector that the standard `OTEL_…` variables name."""
     return ExportingTracer(service, OTLPSpanExporter(), {})
 
 
