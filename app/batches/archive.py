@@ -73,7 +73,8 @@ async def read_zip(
     BatchTooLarge, Overloaded, UploadTooSlow, Unavailable, and ClientDisconnect.
     """
     with spool.room():
-        file = await _blocking(spool.open)
+        with slot.paused():
+            file = await _blocking(spool.open)
         try:
             await _keep(request, slot, limits, file)
             entries = await _blocking(partial(ZipEntries, file, limits))

@@ -7,7 +7,8 @@ that is stored; its rate is that of everything it has sent.
 """
 
 import asyncio
-from collections.abc import Awaitable, Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -38,11 +39,12 @@ class UploadSlots:
     one does.
     """
 
-    def __init__(self, limits: UploadLimits) -> None:
+    def __init__(self, limits: UploadLimits, now: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
+        self.now = now
         self.bytes_held = 0
         self._taken: set[UploadSlot] = set()
-        self._stop_at: float | None = None
+        self._stopping = False
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -54,18 +56,19 @@ class UploadSlots:
         """A slot, to be used as a context. Raises Overloaded where none is free."""
         if len(self._taken) >= self.limits.uploads:
             raise overloaded()
-        loop = asyncio.get_running_loop()
-        slot = UploadSlot(self, loop.time())
+        slot = UploadSlot(self, self.now())
         self._taken.add(slot)
         if self._timer is None:
-            self._timer = loop.call_later(LOOK_SECONDS, self._look)
+            self._timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
         return slot
 
     def stop(self, seconds: float) -> None:
         """Send away, after `seconds`, who is still sending then."""
-        loop = asyncio.get_running_loop()
-        self._stop_at = loop.time() + seconds
-        loop.call_at(self._stop_at, self._send_away)
+        asyncio.get_running_loop().call_later(seconds, self._stop)
+
+    def _stop(self) -> None:
+        self._stopping = True
+        self._send_away()
 
     def _look(self) -> None:
         self._timer = None
@@ -75,10 +78,9 @@ class UploadSlots:
 
     def _send_away(self) -> None:
         """Everybody who sends and whose time is up."""
-        now = asyncio.get_running_loop().time()
-        stopping = self._stop_at is not None and now >= self._stop_at
+        now = self.now()
         for slot in self._taken:
-            if stopping:
+            if self._stopping:
                 slot.send_away(Unavailable("The service is stopping; send the image again."))
             elif slot.pauses:
                 continue  # we keep it waiting, not it us
@@ -92,7 +94,7 @@ class UploadSlots:
 
 
 class UploadSlot:
-    """One upload's slot: what came and what it holds of that, since when (the loop's clock), and
+    """One upload's slot: what came and what it holds of that, since when, and
     who reads it.
     """
 
@@ -155,13 +157,12 @@ class UploadSlot:
         if self.pauses:
             yield
             return
-        loop = asyncio.get_running_loop()
-        since, self.pauses = loop.time(), True
+        since, self.pauses = self._slots.now(), True
         try:
             yield
         finally:
             self.pauses = False
-            self.began += loop.time() - since
+            self.began += self._slots.now() - since
 
     def release(self) -> None:
         """Give slot and bytes back, once."""

@@ -8,17 +8,21 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from types import FrameType
 
 import pytest
 
 from app.images.submission import Candidate, Submissions
+from core.backends import Backend, open_backend
+from core.clock import Clock, utc_now
 from core.domain.records import PUBLIC_TENANT, RecordError, RecordKey, Status, new_record
 from core.errors import Unavailable
+from core.settings import Settings
 from tests.support.api import LEASE, Api, Traces, api_settings, open_api
 from tests.support.pictures import picture, sha256
+from tests.unit.faults import watched
 from tests.unit.scripted_worker import until
 
 V1 = "/api/v1/images"
@@ -187,6 +191,46 @@ async def test_an_upload_after_a_failure_tries_again(unmarked: Api) -> None:
     assert (await unmarked.client.post(V1, content=IMAGE)).status_code == 202
     assert (await unmarked.record(HASH)).status is Status.PENDING
     assert unmarked.traces().messages == 2
+
+
+async def test_upload_stores_its_bytes_when_another_process_replaced_the_record(
+    unmarked: Api,
+) -> None:
+    """The other process has deleted the image and created it again, and not stored it yet."""
+    assert (await unmarked.client.post(V1, content=IMAGE)).status_code == 202
+    async with open_api(unmarked.settings) as another:
+        assert (await another.client.delete(f"{V1}/{HASH}")).status_code == 204
+    assert await unmarked.records.create(new_record(unmarked.key(HASH), utc_now()))
+    assert unmarked.traces().blobs == 0
+    assert (await unmarked.client.post(V1, content=IMAGE)).status_code == 202
+    assert unmarked.traces() == Traces(records=1, blobs=1, messages=2)
+
+
+async def test_closing_waits_for_uploads_whose_clients_have_left(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    """P1, P4: the message is published, so the reconciler has nothing to find later."""
+    storing, storage_answers = asyncio.Event(), asyncio.Event()
+
+    async def hang(call: str, after: bool) -> None:
+        if call == "blobs.put" and not after:
+            storing.set()
+            await storage_answers.wait()
+
+    @asynccontextmanager
+    async def opener(settings: Settings, clock: Clock) -> AsyncIterator[Backend]:
+        async with open_backend(settings, clock) as backend:
+            yield watched(backend, hang)
+
+    async with open_api(api_settings(tmp_path, colour_bundle), opener=opener) as api:
+        upload = asyncio.create_task(api.client.post(V1, content=IMAGE))
+        await storing.wait()
+        upload.cancel()
+        await asyncio.wait({upload})
+        asyncio.get_running_loop().call_later(0.05, storage_answers.set)
+    assert api.traces() == Traces(records=1, blobs=1, messages=1)
+    with closing(sqlite3.connect(api.settings.data_dir / "records.db")) as records:
+        assert records.execute("SELECT status FROM records").fetchall() == [("queued",)]
 
 
 async def test_a_failed_put_is_503_and_publishes_nothing(api: Api) -> None:

@@ -4,18 +4,25 @@ import asyncio
 import hashlib
 import io
 import struct
+import time
 import tracemalloc
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import IO, Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect
+from starlette.types import Message
 
+from app.batches import archive as archive_module
 from app.batches.archive import MAX_DIRECTORY, ZipEntries, ZipSpool, read_zip
 from app.batches.form import read_form
 from app.batches.limits import BatchImage, BatchLimits
+from app.batches.storing import AT_ONCE, Intake
+from app.uploads import limiter
 from app.uploads.limiter import UploadLimits, UploadSlot, UploadSlots
 from core.errors import (
     BatchTooLarge,
@@ -24,6 +31,7 @@ from core.errors import (
     MalformedBody,
     Overloaded,
     Unavailable,
+    UploadTooSlow,
 )
 from tests.support.batches import (
     FORM,
@@ -503,15 +511,119 @@ async def test_what_finds_no_room_is_refused_and_leaves_nothing(tmp_path: Path) 
     assert (slots.in_flight, slots.bytes_held) == (0, 0)
 
 
-async def test_time_that_we_take_is_not_the_senders() -> None:
-    """A batch whose images are stored slowly is not sent away for that."""
-    slots = UploadSlots(UploadLimits(uploads=1, bytes_=10**6, grace=0.05, rate=10**9))
+# --- Time limits. ---------------------------------------------------------------------------------
 
-    async def take(image: BatchImage) -> None:
-        slot.let_go(len(image.data))
-        with slot.paused():
-            await asyncio.sleep(0.7)  # longer than two looks
+GRACE = 60.0  # seconds that the sender has
+SLOW = 100.0  # seconds that one operation of ours takes
 
+
+class Clock:
+    """Moves when told. The limiter looks at it every millisecond."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def work(self) -> None:
+        """Block this thread, for a long time on this clock."""
+        self.seconds += SLOW
+        time.sleep(0.01)
+
+
+class SlowSender(Sender):
+    """Takes a second for each chunk."""
+
+    def __init__(self, clock: Clock, chunks: Sequence[bytes], *, leaves: bool = False) -> None:
+        super().__init__(chunks, leaves=leaves)
+        self.clock = clock
+
+    async def __call__(self) -> Message:
+        self.clock.seconds += 1
+        await asyncio.sleep(0.01)
+        return await super().__call__()
+
+
+class SlowFile:
+    def __init__(self, file: IO[bytes], clock: Clock) -> None:
+        self._file, self._clock = file, clock
+
+    def __getattr__(self, name: str) -> Any:
+        operation = getattr(self._file, name)
+
+        def slow(*args: Any) -> Any:
+            self._clock.work()
+            return operation(*args)
+
+        return slow if name in ("write", "read") else operation
+
+
+class SlowSpool(ZipSpool):
+    def __init__(self, folder: Path, clock: Clock) -> None:
+        super().__init__(folder)
+        self.clock = clock
+
+    def open(self) -> IO[bytes]:
+        self.clock.work()
+        return cast(IO[bytes], SlowFile(super().open(), self.clock))
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def slots(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> UploadSlots:
+    monkeypatch.setattr(limiter, "LOOK_SECONDS", 0.001)
+    return UploadSlots(UploadLimits(uploads=1, bytes_=10**6, grace=GRACE, rate=10**9), clock)
+
+
+async def test_slow_disk_does_not_count_against_the_sender_of_a_zip(
+    tmp_path: Path, clock: Clock, slots: UploadSlots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive_module, "PIECE", 100)
+    sender = SlowSender(clock, cut(archive({"a": b"x" * 300}, zipfile.ZIP_STORED), 100))
     with slots.take() as slot:
-        body = form(*[part(b"x")] * 2)
-        await read_form(request(Sender([body]), FORM), slot, LIMITS, take)
+        taken = Taken(slot)
+        await read_zip(request(sender, ZIP), slot, LIMITS, SlowSpool(tmp_path, clock), taken)
+    assert taken.bytes == [b"x" * 300]
+
+
+async def test_slow_image_storage_does_not_count_against_the_sender_of_a_form(
+    clock: Clock, slots: UploadSlots
+) -> None:
+    """While the storage has as many images as it takes at once, the sender cannot send."""
+    storing, full = 0, asyncio.Event()
+
+    async def store(image: BatchImage) -> None:
+        nonlocal storing
+        storing += 1
+        if storing < AT_ONCE:
+            await full.wait()
+        elif storing == AT_ONCE:
+            await asyncio.sleep(0)  # until the sender waits
+            await asyncio.to_thread(clock.work)
+            full.set()
+
+    parts = [part(b"%d" % n) for n in range(AT_ONCE + 2)]
+    sender = SlowSender(clock, cut(form(*parts), 100))
+    with slots.take() as slot:
+        intake = Intake(store, slot, 10**6)
+        await read_form(request(sender, FORM), slot, BatchLimits(10**5, 1000), intake.take)
+        assert len(await intake.finish()) == len(parts)
+
+
+@pytest.mark.parametrize("content_type", [FORM, ZIP])
+async def test_sender_that_is_too_slow_is_refused(
+    tmp_path: Path, clock: Clock, slots: UploadSlots, content_type: str
+) -> None:
+    sender = SlowSender(clock, [form(part(b"x"))[:20], *[b"x"] * 100], leaves=True)
+    asked = request(sender, content_type)
+    with pytest.raises(UploadTooSlow), slots.take() as slot:
+        if content_type == FORM:
+            await read_form(asked, slot, LIMITS, Taken(slot))
+        else:
+            await read_zip(asked, slot, LIMITS, ZipSpool(tmp_path), Taken(slot))
+    assert GRACE <= clock.seconds < GRACE + 5

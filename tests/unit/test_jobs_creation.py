@@ -1,0 +1,76 @@
+"""What makes two requests under one Idempotency-Key the same job."""
+
+import dataclasses
+from datetime import timedelta
+
+import pytest
+
+from app.jobs.creation import JobOrder, Wanted
+from app.jobs.options import JobOptions
+from core.clock import utc_now
+from core.domain.principals import ANONYMOUS
+from core.domain.priority import Priority
+from core.errors import InvalidImage
+
+NOW = utc_now()
+IMAGE = Wanted("a" * 64, "cat.jpg", {"shelf": 1})
+OPTIONS = JobOptions(
+    priority=Priority.LOW,
+    not_before=NOW,
+    notify_email="ada@example.org",
+    cancel_after=timedelta(hours=1),
+    idempotency_key="key",
+)
+ORDER = JobOrder(ANONYMOUS, "colours@0123456789ab", [IMAGE], OPTIONS, "gs://photos/", [IMAGE])
+OTHER_OPTIONS = {
+    "priority": Priority.HIGH,
+    "not_before": NOW + timedelta(seconds=1),
+    "notify_email": "bob@example.org",
+    "cancel_after": timedelta(hours=2),
+}
+
+
+def test_every_option_is_compared() -> None:
+    fields = {field.name for field in dataclasses.fields(JobOptions)}
+    assert fields - {"idempotency_key"} == OTHER_OPTIONS.keys()
+
+
+@pytest.mark.parametrize("option", OTHER_OPTIONS)
+def test_another_option_is_another_order(option: str) -> None:
+    options = dataclasses.replace(OPTIONS, **{option: OTHER_OPTIONS[option]})  # type: ignore[arg-type]
+    assert dataclasses.replace(ORDER, options=options).said != ORDER.said
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Wanted("b" * 64, "cat.jpg", {"shelf": 1}),
+        Wanted("a" * 64, "cat.jpg", {"shelf": 2}),
+        Wanted("", "cat.jpg", {"shelf": 1}, InvalidImage("The image is empty.")),
+    ],
+)
+def test_another_image_is_another_order(image: Wanted) -> None:
+    assert dataclasses.replace(ORDER, images=[image]).said != ORDER.said
+    other = dataclasses.replace(ORDER, fetched=[image])
+    assert other.said == ORDER.said
+    assert other.fingerprint != ORDER.fingerprint
+
+
+def test_unread_images_differ_by_name_and_error() -> None:
+    """They have no hash."""
+    unread = [
+        Wanted("", "cat.jpg", error=InvalidImage("The image is empty.")),
+        Wanted("", "dog.jpg", error=InvalidImage("The image is empty.")),
+    ]
+    one, other = (dataclasses.replace(ORDER, images=[image]).said for image in unread)
+    assert one != other
+
+
+def test_name_of_a_sent_image_does_not_matter_and_that_of_an_object_does() -> None:
+    renamed = dataclasses.replace(IMAGE, name="dog.jpg")
+    assert dataclasses.replace(ORDER, images=[renamed]).said == ORDER.said
+    assert dataclasses.replace(ORDER, fetched=[renamed]).fingerprint != ORDER.fingerprint
+
+
+def test_another_prefix_is_another_order() -> None:
+    assert dataclasses.replace(ORDER, gs_prefix="gs://photos/a").said != ORDER.said
