@@ -46,7 +46,7 @@ TWO_REGIONS = replace(IOWA, reads=0.06 / 100_000, writes=0.18 / 100_000)
 
 @dataclass(frozen=True)
 class Work:
-    """What one image asks of each part. Times are seconds in which an instance is billed."""
+    """The usage of one image by component. Times are billed seconds of an instance."""
 
     api_seconds: float = 0.0
     worker_seconds: float = 0.0
@@ -76,7 +76,7 @@ API_NEW, API_POLL, API_KNOWN = 0.150, 0.020, 0.005
 
 
 def new_image(worker_seconds: float, memory: float = 1.0) -> Work:
-    """An upload, one question too early and one with the labels in the answer."""
+    """An upload, one status request that gets 202 and one that gets the labels."""
     return Work(
         api_seconds=API_NEW + 2 * API_POLL,
         worker_seconds=worker_seconds,
@@ -105,7 +105,7 @@ RESULT_BYTES = 300  # a row of the results
 
 
 def image_of_a_job(worker_seconds: float, memory: float = 1.0) -> Work:
-    """One of a thousand that come together; all results are fetched once.
+    """One of a thousand images in a job; the client reads all results once.
 
     What the job itself needs, a thousandth of it, is left out.
     """
@@ -124,15 +124,15 @@ def image_of_a_job(worker_seconds: float, memory: float = 1.0) -> Work:
     )
 
 
-# A client that hashes first asks by name; the result is in the process's memory.
+# A client that hashes first requests the result by hash; it is in the process's memory.
 KNOWN = Work(
     api_seconds=API_KNOWN, api_requests=1, balanced_bytes=ANSWER_BYTES, logged_bytes=LINE_BYTES
 )
-# The same, where this process has to ask the database.
+# The same, if the process has to read the database.
 LOOKED_UP = replace(KNOWN, api_seconds=API_POLL, reads=1)
-# The same again, from a client that is alone: Cloud Run rounds up to a tenth of a second.
+# The same, from a single client: Cloud Run rounds up to a tenth of a second.
 ALONE = replace(KNOWN, api_seconds=0.1)
-# One that sends the image again instead.
+# A client that sends the image again.
 SENT_AGAIN = replace(KNOWN, api_seconds=API_POLL, balanced_bytes=IMAGE_BYTES + ANSWER_BYTES)
 
 
@@ -146,7 +146,7 @@ class Line:
 
 
 def bill(work: Work, prices: Prices = IOWA) -> list[Line]:
-    """What a million times `work` costs, part by part."""
+    """The cost of a million times `work`, by component."""
 
     def compute(seconds: float, memory: float) -> float:
         return MILLION * seconds * (work.cpus * prices.cpu + memory * prices.memory)

@@ -1,7 +1,7 @@
 """Images that wait for workers: a simulation, and the formula that it is checked against.
 
-One queue, first come first served, any number of places that each work on one image at a time, and
-optionally a control loop that adds places after a delay, as Cloud Run does. Seeded: the same
+One queue, first come first served, any number of slots that each work on one image at a time, and
+optionally a control loop that adds slots after a delay, as Cloud Run does. Seeded: the same
 arguments give the same figures.
 """
 
@@ -37,9 +37,10 @@ class Service:
 
 @dataclass(frozen=True)
 class Scaling:
-    """Every `interval` seconds, places for `target` of them to be busy; `delay` until one works.
+    """Every `interval` seconds, sizes the pool so that `target` of the slots are busy.
 
-    What waits is to be gone after `drain` seconds. `step` places come at once: an instance's.
+    A new slot works after `delay` seconds. The queue should be empty after `drain` seconds.
+    Slots are added in steps of `step`, the slots of an instance.
     """
 
     most: int
@@ -50,19 +51,19 @@ class Scaling:
     drain: float = 5.0
 
     def wanted(self, busy: int, waiting: int, service: Service) -> int:
-        """Places for what is being worked on and what waits."""
+        """The slots for the images in progress and in the queue."""
         needed = busy + waiting * service.mean / self.drain
         return min(self.most, math.ceil(needed / self.target))
 
 
 @dataclass
 class Outcome:
-    """Seconds from arrival to end of each image, when each arrived, and places by time."""
+    """Seconds from arrival to end of each image, when each arrived, and slots by time."""
 
     arrived: list[float] = field(default_factory=list)
     latency: list[float] = field(default_factory=list)
     waited: list[float] = field(default_factory=list)
-    places: list[tuple[float, int]] = field(default_factory=list)
+    slots: list[tuple[float, int]] = field(default_factory=list)
 
     def quantile(self, share: float) -> float:
         return quantile(self.latency, share)
@@ -78,7 +79,7 @@ def quantile(values: list[float], share: float) -> float:
 def simulate(
     rate: float | Rate,
     service: Service,
-    places: int,
+    slots: int,
     seconds: float,
     *,
     highest: float = 0.0,
@@ -86,16 +87,16 @@ def simulate(
     scaling: Scaling | None = None,
     seed: int = 1,
 ) -> Outcome:
-    """Images that arrive at random for `seconds`, each followed to its end.
+    """Simulates random arrivals for `seconds` and follows each image to its end.
 
     A changing `rate` needs `highest`, which it never exceeds. Arrivals before `warm_up` count for
     nothing but the others' waits.
     """
     source = random.Random(seed)
     arrivals = _Arrivals(rate, highest, seconds, source)
-    outcome = Outcome(places=[(0.0, places)])
+    outcome = Outcome(slots=[(0.0, slots)])
     waiting: deque[float] = deque()
-    busy, ready, coming = 0, places, 0
+    busy, ready, coming = 0, slots, 0
     # (time, order, kind): of two events at one time, the one that was planned first.
     events: list[tuple[float, int, str]] = []
     order = 0
@@ -134,7 +135,7 @@ def simulate(
             busy -= 1
         elif kind == "ready" and scaling is not None:
             ready, coming = ready + scaling.step, coming - scaling.step
-            outcome.places.append((now, ready))
+            outcome.slots.append((now, ready))
         elif kind == "look" and scaling is not None:
             wanted = scaling.wanted(busy, len(waiting), service)
             while ready + coming < wanted:
@@ -172,26 +173,26 @@ def _exponential(source: random.Random) -> float:
     return -math.log(1.0 - source.random())
 
 
-def erlang_c(places: int, load: float) -> float:
-    """The share of images that wait at all, where times are exponential.
+def erlang_c(slots: int, load: float) -> float:
+    """The share of images that wait, for exponential service times.
 
-    `load` is arrivals a second times seconds an image, below `places`. A. K. Erlang, 1917; in the
+    `load` is arrivals a second times seconds an image, below `slots`. A. K. Erlang, 1917; in the
     recursive form of Erlang B, which needs no factorials.
     """
-    if not 0 <= load < places:
-        raise ValueError("a queue without end: the load must stay below the places")
+    if not 0 <= load < slots:
+        raise ValueError("the queue grows without bound: the load must be below the slots")
     blocked = 1.0
-    for count in range(1, places + 1):
+    for count in range(1, slots + 1):
         blocked = load * blocked / (count + load * blocked)
-    return places * blocked / (places - load * (1 - blocked))
+    return slots * blocked / (slots - load * (1 - blocked))
 
 
-def mean_wait(places: int, rate: float, service: Service) -> float:
+def mean_wait(slots: int, rate: float, service: Service) -> float:
     """Seconds in the queue on average: Erlang's formula, scaled for other than exponential times.
 
-    Exact for exponential times and for one place (Pollaczek and Khinchine), else the approximation
+    Exact for exponential times and for one slot (Pollaczek and Khinchine), else the approximation
     of Allen and Cunneen.
     """
     load = rate * service.mean
-    exponential = erlang_c(places, load) * service.mean / (places - load)
+    exponential = erlang_c(slots, load) * service.mean / (slots - load)
     return exponential * (1 + service.variation) / 2

@@ -1,4 +1,4 @@
-"""What a load needs, and how long an image takes under it: the figures of docs/scale.md."""
+"""The resources for a load and the latency under it: the figures of docs/scale.md."""
 
 import math
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ LOADS = (0.05, 0.15, 0.25, 0.35, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.8
 IMAGES = 40_000  # followed for each point
 TABLE_LOADS = (0.5, 0.7, 0.8, 0.9, 0.96)
 
-BUSY = 0.7  # share of the time in which a place should work
+BUSY = 0.7  # share of the time in which a slot should work
 IN_FLIGHT = 40  # requests at once in an API instance
 LADDER = (1, 10, 100, 1_000, 10_000)
 # https://cloud.google.com/firestore/quotas: writes a second whose indexed values follow each other.
@@ -42,7 +42,7 @@ SLICE = 2.5  # seconds that one point of the picture stands for
 
 @dataclass(frozen=True)
 class Start:
-    """How a pool meets a burst: seconds until a new place works, places that are always there."""
+    """How a pool scales in a burst: seconds until a new slot works, and minimum slots."""
 
     label: str
     delay: float
@@ -58,16 +58,16 @@ STARTS = (
 
 
 def worker_service(measured: Measured) -> Service:
-    """One image in a worker: its own work, and waits of which half vary."""
+    """One image in a worker: its computation, and waits of which half vary."""
     return Service(measured.worker_seconds + cost.WORKER_WAITS / 2, cost.WORKER_WAITS / 2)
 
 
 @cache
-def under_load(service: Service, places: int, load: float) -> Outcome:
-    """A pool that is busy for `load` of the time, once it has settled."""
-    rate = load * places / service.mean
+def under_load(service: Service, slots: int, load: float) -> Outcome:
+    """A pool that is busy for `load` of the time, in the steady state."""
+    rate = load * slots / service.mean
     seconds = IMAGES / rate
-    return simulate(rate, service, places, seconds, warm_up=seconds / 10)
+    return simulate(rate, service, slots, seconds, warm_up=seconds / 10)
 
 
 @cache
@@ -82,7 +82,7 @@ def in_a_burst(service: Service, start: Start) -> Outcome:
 
 
 def sliced(outcome: Outcome, share: float) -> list[tuple[float, float]]:
-    """(middle of a slice of time, quantile of those who arrived in it)."""
+    """(middle of a time slice, quantile of the images that arrived in it)."""
     slices: dict[int, list[float]] = {}
     for arrived, latency in zip(outcome.arrived, outcome.latency, strict=True):
         slices.setdefault(int(arrived // SLICE), []).append(latency)
@@ -93,16 +93,16 @@ def load_chart(service: Service) -> Chart:
     way = cost.API_NEW + PUSH
     series = [
         Series(
-            _places(places),
-            [(100 * x, way + under_load(service, places, x).quantile(0.99)) for x in LOADS],
+            _slots(slots),
+            [(100 * x, way + under_load(service, slots, x).quantile(0.99)) for x in LOADS],
         )
-        for places in POOLS
+        for slots in POOLS
     ]
     return Chart(
-        title="99 of 100 new images have their labels within …",
-        description="Seconds from upload to labels against how busy the worker's places are. One "
-        "place is slow from half load on; 64 places stay quick up to 95 %.",
-        x=Axis("share of the time in which the worker's places are busy", 100, range(0, 101, 20),
+        title="99th percentile of the time from upload to labels",
+        description="Seconds from upload to labels against how busy the worker's slots are. One "
+        "slot is slow from half load on; 64 slots stay fast up to 95 %.",
+        x=Axis("share of the time in which the worker's slots are busy", 100, range(0, 101, 20),
                lambda value: f"{value:g} %"),
         y=Axis("seconds from the upload to its labels", 2.0, (0, 0.5, 1, 1.5, 2)),
         series=series,
@@ -121,10 +121,10 @@ def burst_chart(service: Service) -> Chart:
         for start in STARTS
     ]
     return Chart(
-        title="Ten times the load at once: what starting workers takes",
+        title="Ten times the load: the effect of worker start-up time",
         description="Seconds from upload to labels, 95th percentile, while the load rises from 10 "
         "to 100 new images a second for two minutes. The longer a worker takes to start, the "
-        "longer images wait; warm places shorten it.",
+        "longer images wait; warm slots shorten it.",
         x=Axis("seconds", BURST_WATCHED, range(0, 161, 20)),
         y=Axis("seconds from the upload to its labels, 95 of 100", 16, (0, 4, 8, 12, 16)),
         series=series,
@@ -172,16 +172,16 @@ def write(measured: Measured) -> None:
 
 def _machine_table(measured: Measured) -> str:
     rows = [
-        ["known image, asked by hash", f"{measured.cached_gets:,.0f}"],
-        ["known image, sent again", f"{measured.known_uploads:,.0f}"],
-        ["new image, to its 202", f"{measured.new_uploads:,.0f}"],
+        ["known image, requested by hash", f"{measured.cached_gets:,.0f}"],
+        ["known image, uploaded again", f"{measured.known_uploads:,.0f}"],
+        ["new image, up to its 202", f"{measured.new_uploads:,.0f}"],
         ["new image, labelled", f"{measured.worker_images:,.0f}"],
     ]
     return table(["one core each", "a second"], rows)
 
 
-def places_for(rate: float, service: Service) -> int:
-    """Places that `rate` images a second keep busy for `BUSY` of the time."""
+def slots_for(rate: float, service: Service) -> int:
+    """Slots that `rate` images a second keep busy for `BUSY` of the time."""
     return max(1, math.ceil(rate * service.mean / BUSY))
 
 
@@ -195,7 +195,7 @@ def _ladder_table(measured: Measured, service: Service) -> str:
             [
                 f"{rate:,}",
                 f"{max(1, math.ceil(answering / IN_FLIGHT)):,}",
-                f"{places_for(rate, service):,}",
+                f"{slots_for(rate, service):,}",
                 f"{rate * (work.reads + work.writes):,.0f}",
                 f"{rate * work.stored_objects:,.0f}",
                 _bytes(rate * work.message_bytes),
@@ -203,7 +203,7 @@ def _ladder_table(measured: Measured, service: Service) -> str:
                 f"{_round(month):,.0f}",
             ]
         )
-    head = ["new images a second", "API instances", "worker places", "Datastore operations/s"]
+    head = ["new images a second", "API instances", "worker slots", "Datastore operations/s"]
     tail = ["objects/s", "messages", "images", "US$ a month"]
     return table([*head, *tail], rows)
 
@@ -212,21 +212,21 @@ def _load_table(service: Service) -> str:
     way = cost.API_NEW + PUSH
     rows = []
     for load in TABLE_LOADS:
-        values = [way + under_load(service, places, load).quantile(0.99) for places in POOLS]
+        values = [way + under_load(service, slots, load).quantile(0.99) for slots in POOLS]
         rows.append([f"{100 * load:g} %", *(f"{value:.2f} s" for value in values)])
-    return table(["busy", *(_places(places) for places in POOLS)], rows)
+    return table(["busy", *(_slots(slots) for slots in POOLS)], rows)
 
 
 def _check_table(service: Service) -> str:
     rows = []
-    for places in POOLS:
+    for slots in POOLS:
         for load in (0.7, 0.9):
-            rate = load * places / service.mean
-            waited = under_load(service, places, load).waited
+            rate = load * slots / service.mean
+            waited = under_load(service, slots, load).waited
             rows.append(
                 [
-                    f"{_places(places)}, {100 * load:g} % busy",
-                    f"{1000 * mean_wait(places, rate, service):.1f} ms",
+                    f"{_slots(slots)}, {100 * load:g} % busy",
+                    f"{1000 * mean_wait(slots, rate, service):.1f} ms",
                     f"{1000 * sum(waited) / len(waited):.1f} ms",
                 ]
             )
@@ -245,11 +245,11 @@ def _burst_table(service: Service) -> str:
                 start.label,
                 f"{max(y for _, y in points):.1f} s",
                 f"{max(slow, default=BURST_BEGINS - SLICE / 2) + SLICE / 2 - BURST_BEGINS:.0f} s",
-                str(outcome.places[-1][1]),
+                str(outcome.slots[-1][1]),
             ]
         )
-    head = ["a worker's place", "95 of 100 within, at worst", "until within 1 s again"]
-    return table([*head, "places in the end"], rows)
+    head = ["start of a worker slot", "worst 95th percentile", "time until below 1 s"]
+    return table([*head, "slots at the end"], rows)
 
 
 def _index_sentence() -> str:
@@ -262,8 +262,8 @@ def _index_sentence() -> str:
     )
 
 
-def _places(count: int) -> str:
-    return f"{count} place{'s' if count > 1 else ''}"
+def _slots(count: int) -> str:
+    return f"{count} slot{'s' if count > 1 else ''}"
 
 
 def _bytes(value: float) -> str:

@@ -31,7 +31,7 @@ def test_pictures_are_current() -> None:
 
 def test_pictures_are_whole_and_have_words_for_who_cannot_see_them() -> None:
     labels = {
-        scale.LOAD_PICTURE.name: {"1 place", "4 places", "16 places", "64 places", "aim"},
+        scale.LOAD_PICTURE.name: {"1 slot", "4 slots", "16 slots", "64 slots", "aim"},
         scale.BURST_PICTURE.name: {start.label for start in scale.STARTS},
     }
     for name, svg in scale.pictures(MEASURED).items():
@@ -137,7 +137,7 @@ def test_a_known_image_asks_nothing_of_queue_worker_and_storage() -> None:
 
 
 def test_instances_are_those_that_terraform_makes() -> None:
-    """A worker's instance holds a place for each CPU; the bill has one place."""
+    """A worker's instance holds a slot for each CPU; the bill has one slot."""
     variables = DOCS.parent / "terraform/envs/example/variables.tf"
     if not variables.exists():
         pytest.skip("no Terraform in this checkout")
@@ -157,32 +157,32 @@ def test_instances_are_those_that_terraform_makes() -> None:
 
 # --- Queueing ------------------------------------------------------------------------------------
 def test_erlang_s_formula_where_it_is_known() -> None:
-    # One place waits as often as it is busy; two with a load of one: a third of all wait.
+    # One slot waits as often as it is busy; two with a load of one: a third of all wait.
     assert erlang_c(1, 0.7) == pytest.approx(0.7)
     assert erlang_c(2, 1.0) == pytest.approx(1 / 3)
     # Against the sum that the formula is usually written as.
     assert erlang_c(5, 4.0) == pytest.approx(0.5541, abs=1e-4)
     assert erlang_c(100, 0.0) == 0.0
-    with pytest.raises(ValueError, match="without end"):
+    with pytest.raises(ValueError, match="without bound"):
         erlang_c(2, 2.0)
 
 
-@pytest.mark.parametrize(("places", "load"), [(1, 0.5), (2, 0.7), (8, 0.75)])
-def test_simulation_agrees_with_erlang(places: int, load: float) -> None:
+@pytest.mark.parametrize(("slots", "load"), [(1, 0.5), (2, 0.7), (8, 0.75)])
+def test_simulation_agrees_with_erlang(slots: int, load: float) -> None:
     """Exponential times: the share that waits, and for how long."""
-    rate = load * places / EXPONENTIAL.mean
+    rate = load * slots / EXPONENTIAL.mean
     seconds = 120_000 / rate
-    outcome = simulate(rate, EXPONENTIAL, places, seconds, warm_up=seconds / 20)
+    outcome = simulate(rate, EXPONENTIAL, slots, seconds, warm_up=seconds / 20)
     waits = [wait for wait in outcome.waited if wait > 0]
     share = len(waits) / len(outcome.waited)
-    assert share == pytest.approx(erlang_c(places, rate * 0.1), rel=0.03)
+    assert share == pytest.approx(erlang_c(slots, rate * 0.1), rel=0.03)
     mean = sum(outcome.waited) / len(outcome.waited)
-    assert mean == pytest.approx(mean_wait(places, rate, EXPONENTIAL), rel=0.08)
+    assert mean == pytest.approx(mean_wait(slots, rate, EXPONENTIAL), rel=0.08)
     assert len(outcome.waited) / (seconds * 0.95) == pytest.approx(rate, rel=0.02)
 
 
 def test_simulation_agrees_with_pollaczek_and_khinchine() -> None:
-    """One place, constant times: half of the exponential wait."""
+    """One slot, constant times: half of the exponential wait."""
     outcome = simulate(8.0, CONSTANT, 1, 15_000.0, warm_up=500.0)
     mean = sum(outcome.waited) / len(outcome.waited)
     assert mean == pytest.approx(0.8 * 0.1 / (2 * 0.2), rel=0.05)
@@ -196,7 +196,7 @@ def test_same_seed_same_figures() -> None:
 
 
 def test_every_image_that_arrives_is_finished_and_the_first_comes_first() -> None:
-    outcome = simulate(50.0, CONSTANT, 2, 60.0)  # far more than two places can do
+    outcome = simulate(50.0, CONSTANT, 2, 60.0)  # far more than two slots can do
     assert len(outcome.latency) == pytest.approx(3000, rel=0.1)
     assert outcome.arrived == sorted(outcome.arrived)
     assert max(outcome.latency) > 60
@@ -215,7 +215,7 @@ def test_a_changing_rate_is_followed() -> None:
 def test_places_come_after_their_delay_and_not_beyond_the_most() -> None:
     scaling = Scaling(most=7, step=3, interval=1.0, delay=4.0)
     outcome = simulate(200.0, CONSTANT, 1, 30.0, scaling=scaling)
-    assert outcome.places == [(0.0, 1), (5.0, 4), (5.0, 7)]
+    assert outcome.slots == [(0.0, 1), (5.0, 4), (5.0, 7)]
 
 
 def test_slow_starts_hurt_and_warm_places_help() -> None:
@@ -236,5 +236,5 @@ def test_quantile_is_the_nearest_rank() -> None:
 
 
 def test_a_pool_for_a_load_has_the_work_and_some_rest() -> None:
-    assert scale.places_for(0.1, EXPONENTIAL) == 1
-    assert scale.places_for(70.0, EXPONENTIAL) == 10  # 7 at work, 70 % of 10
+    assert scale.slots_for(0.1, EXPONENTIAL) == 1
+    assert scale.slots_for(70.0, EXPONENTIAL) == 10  # 7 at work, 70 % of 10
