@@ -331,7 +331,12 @@ class Histories(RuleBasedStateMachine):
 
     @rule(draw=NUMBERS)
     def a_stalled_worker_wakes_up(self, draw: int) -> None:
-        """It was not dead, and has a result; it counts only while nobody took the image over."""
+        """A stalled worker completes its claim.
+
+        The store accepts the result only while the record is running under this claim. A deletion
+        ends a claim even when the image is uploaded again: the new record counts its tokens from
+        zero, and its later `submitted_at` tells the two apart.
+        """
         if not self.claims:
             return
         claim = self.claims[draw % len(self.claims)]
@@ -339,8 +344,12 @@ class Histories(RuleBasedStateMachine):
         before = self.world.wait(self.records.get(claim.key))
         label = image.label or "red"
         stored = self.world.wait(self.records.complete(claim, (Annotation(1, label, 1.0),)))
-        running = before is not None and before.status is Status.RUNNING
-        assert stored == (running and before is not None and before.token == claim.token)
+        current = (
+            before is not None
+            and before.status is Status.RUNNING
+            and (before.token, before.submitted_at) == (claim.token, claim.submitted_at)
+        )
+        assert stored == current
 
     @rule(seconds=st.sampled_from([0.5, 5.0, 31.0, 61.0, 700.0]))
     def time_passes(self, seconds: float) -> None:
@@ -445,6 +454,32 @@ class Histories(RuleBasedStateMachine):
             self.clock.move(self.policy.stale_after + 1)
             await self._reconcile()
         raise AssertionError("something never ended")
+
+
+def test_claim_from_before_a_deletion_does_not_complete_the_new_record() -> None:
+    """Claim, delete, upload again, claim; then the first worker wakes up.
+
+    Both claims hold token 1. `TestHistories` once drew this history.
+    """
+    history = Histories()
+    try:
+        history.the_first_picture()
+        (image,) = history.known
+        history.worker_dies_after_its_claim(draw=0, noticed=False, silence=31.0)
+        history.delete(image)
+        history.upload(image, times=1)
+        # The first message is still in flight, and is about the new record as well.
+        history.worker_dies_after_its_claim(draw=0, noticed=False, silence=0.0)
+        first, second = history.claims
+        assert (first.key, first.token) == (second.key, second.token)
+        history.a_stalled_worker_wakes_up(draw=0)
+        record = history.world.wait(history.records.get(image.key))
+        assert record is not None
+        assert record.status is Status.RUNNING
+        history.what_was_accepted_is_kept()
+        history.status_moves_forward_and_results_stay()
+    finally:
+        history.teardown()
 
 
 TestHistories = Histories.TestCase
