@@ -79,6 +79,10 @@ class Counts:
     def open(self) -> int:
         return self.total - self.settled
 
+    def older_than(self, other: "Counts") -> bool:
+        """Whether one of the numbers was counted before that of `other`: they only rise."""
+        return self.succeeded < other.succeeded or self.failed < other.failed
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -238,7 +242,7 @@ def counted(job: Job, counts: Counts, now: datetime, policy: JobPolicy = POLICY)
     Refused where nothing has changed, and for an older count than it has. The items that a worker
     had in hand when a job was cancelled still count; the status stays.
     """
-    if not job.sealed or counts.settled < job.counts.settled:
+    if not job.sealed or counts.older_than(job.counts):
         return None
     if job.status.terminal or counts.open:
         if counts == job.counts:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ from core.errors import Unavailable
 from core.settings import Settings
 
 SCHEMA = Schema(1, ("CREATE TABLE words (word TEXT PRIMARY KEY)",))
+# What `PRAGMA synchronous` returns: https://sqlite.org/pragma.html#pragma_synchronous
+NORMAL, FULL = 1, 2
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -56,23 +59,75 @@ async def test_what_was_written_can_be_read_at_once(database: Database) -> None:
         assert len(await words(database)) == number + 1
 
 
-async def test_writes_that_wait_together_share_a_transaction(database: Database) -> None:
-    statements: list[str] = []
+@asynccontextmanager
+async def writer_held(database: Database, statements: list[str]) -> AsyncIterator[None]:
+    """Keeps the writer busy, so that the writes submitted inside form one batch.
+
+    `statements` collects the SQL of that batch.
+    """
     begun, held = threading.Event(), threading.Event()
 
-    def trace_and_hold(connection: sqlite3.Connection) -> None:
-        connection.set_trace_callback(statements.append)
+    def hold(connection: sqlite3.Connection) -> None:
         begun.set()
         assert held.wait(30)
+        connection.set_trace_callback(statements.append)
 
-    first = asyncio.create_task(database.write(trace_and_hold, durable=False))
-    assert await asyncio.to_thread(begun.wait, 30), "the writer is busy with the first"
-    others = [asyncio.create_task(put(database, str(number))) for number in range(10)]
-    await asyncio.sleep(0)
-    held.set()
-    await asyncio.gather(first, *others)
-    assert statements.count("COMMIT") == 2  # the first one's, and one for all the others
-    assert "PRAGMA synchronous = FULL" in statements
+    first = asyncio.create_task(database.write(hold, durable=False))
+    assert await asyncio.to_thread(begun.wait, 30), "the writer did not start"
+    try:
+        yield
+        await asyncio.sleep(0)
+    finally:
+        held.set()
+        await first
+
+
+async def test_waiting_writes_share_a_transaction(database: Database) -> None:
+    statements: list[str] = []
+    async with writer_held(database, statements):
+        others = [asyncio.create_task(put(database, str(number))) for number in range(10)]
+    await asyncio.gather(*others)
+    assert statements.count("COMMIT") == 2  # of the write that held the writer, and of the batch
+
+
+@pytest.mark.parametrize(
+    ("batch", "mode"),
+    [
+        ([True, False], FULL),
+        ([False, True], FULL),
+        ([False, False, True, False], FULL),
+        ([True], FULL),
+        ([False, False], NORMAL),
+        ([False], NORMAL),
+    ],
+)
+async def test_one_durable_write_syncs_its_whole_batch(
+    database: Database, batch: list[bool], mode: int
+) -> None:
+    """P1: the caller of a durable write gets its answer after the fsync, whatever it shares."""
+    modes: list[int] = []
+
+    def note_mode(connection: sqlite3.Connection) -> None:
+        modes.extend(connection.execute("PRAGMA synchronous").fetchone())
+
+    statements: list[str] = []
+    async with writer_held(database, statements):
+        writes = [asyncio.create_task(database.write(note_mode, durable=each)) for each in batch]
+    await asyncio.gather(*writes)
+    assert statements.count("BEGIN IMMEDIATE") == 1
+    assert modes == [mode] * len(batch)
+
+
+async def test_a_failed_write_is_undone_and_the_next_one_works(database: Database) -> None:
+    def insert_and_fail(connection: sqlite3.Connection) -> None:
+        insert("undone", connection)
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        await database.write(insert_and_fail, durable=True)
+    assert await words(database) == []
+    assert await put(database, "after") == 1
+    assert await words(database) == ["after"]
 
 
 async def test_one_failure_is_its_own_callers_alone(database: Database) -> None:

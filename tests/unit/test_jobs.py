@@ -80,11 +80,21 @@ def test_failed_items_do_not_fail_the_job() -> None:
     assert (done.status, done.error) == (JobStatus.COMPLETED, None)
 
 
-def test_an_older_count_changes_nothing() -> None:
-    half = jobs.counted(running(), Counts(10, 5), later(1), POLICY)
+@pytest.mark.parametrize(
+    "older",
+    [
+        Counts(10, 3, 1),
+        Counts(10, 4, 1),  # the count that the job has
+        Counts(10, 5, 0),
+        Counts(10, 9, 0),
+        Counts(10, 3, 2),
+        Counts(10, 3, 6),  # a larger sum, of which one number was counted earlier
+    ],
+)
+def test_counts_of_a_job_never_go_back(older: Counts) -> None:
+    half = jobs.counted(running(), Counts(10, 4, 1), later(1), POLICY)
     assert half is not None
-    assert jobs.counted(half, Counts(10, 4), later(2), POLICY) is None
-    assert jobs.counted(half, Counts(10, 5), later(2), POLICY) is None
+    assert jobs.counted(half, older, later(2), POLICY) is None
 
 
 def test_what_was_in_hand_at_the_cancel_counts_and_changes_no_status() -> None:
@@ -205,18 +215,17 @@ steps = st.lists(
 @given(steps, st.data())
 def test_no_sequence_breaks_a_promise(names: list[str], data: st.DataObject) -> None:
     """P3 and P4 for jobs: the end is final, counts only rise, and something always wakes it."""
-    here, settled, now = job(), 0, NOW
+    here, now = job(), NOW
     for name in names:
         now += timedelta(seconds=data.draw(st.integers(0, 40)))
-        if name == "count":
-            settled = data.draw(st.integers(max(0, settled - 1), 10))
-        made = data.draw(st.integers(0, settled))
+        succeeded = data.draw(st.integers(max(0, here.counts.succeeded - 1), 10))
+        failed = data.draw(st.integers(0, 10 - succeeded))
         after = {
             "seal": lambda: jobs.sealed(here, now, POLICY),  # noqa: B023
             "start": lambda: jobs.started(here, now, POLICY),  # noqa: B023
             "count": lambda: jobs.counted(
                 here,  # noqa: B023
-                Counts(10, made, settled - made),  # noqa: B023
+                Counts(10, succeeded, failed),  # noqa: B023
                 now,  # noqa: B023
                 POLICY,
             ),
@@ -230,7 +239,8 @@ def test_no_sequence_breaks_a_promise(names: list[str], data: st.DataObject) -> 
         if here.status.terminal:
             assert after.status is here.status
             assert after.completed_at == here.completed_at
-        assert after.counts.settled >= here.counts.settled
+        assert after.counts.succeeded >= here.counts.succeeded
+        assert after.counts.failed >= here.counts.failed
         seen = ("status", "counts", "progress", "error")
         changed = any(getattr(after, field) != getattr(here, field) for field in seen)
         assert after.revision == here.revision + changed

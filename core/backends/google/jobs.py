@@ -157,8 +157,6 @@ class DatastoreJobStore:
             def step(job: Job, now: datetime) -> Job | None:
                 if counts.open and now < job.counted_at + pause:  # another was faster
                     return None
-                if _older(counts, job.counts):
-                    return None
                 return jobs.counted(job, counts, now, self._policy)
 
             # Most of those that waited for their turn find nothing left to do.
@@ -348,11 +346,6 @@ def _entity_of_item(key: Any, item: JobItem) -> Any:
     set_text(entity.properties[_DOCUMENT], text_of_item(item))
     entity.properties[_STATE].string_value = item.state.value
     return entity
-
-
-def _older(counts: Counts, than: Counts) -> bool:
-    """Whether one of the numbers was taken before that of `than`, by another process."""
-    return counts.succeeded < than.succeeded or counts.failed < than.failed
 
 
 def _settled(entity: Any, error: RecordError | None) -> Any | None:

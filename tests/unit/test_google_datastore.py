@@ -1,0 +1,302 @@
+"""Lookups and transactions against a scripted Datastore: answers that the emulators never give."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import pytest
+from google.cloud.datastore_v1.types import LookupResponse
+
+from core.backends.google import datastore
+from core.backends.google.datastore import Datastore, RawMutation, RawQuery
+from core.backends.google.entities import Keys, RawEntity, entity_of, set_number
+from core.backends.google.records import DatastoreRecordStore
+from core.clock import utc_now
+from core.domain.records import Record, RecordKey, new_record
+from core.errors import Unavailable
+from tests.unit.scripted_datastore import PROJECT, ScriptedDatastore, served
+
+LARGEST = 1000  # keys in a lookup: https://cloud.google.com/datastore/docs/concepts/limits
+CREATED_AT = utc_now()
+
+
+def key_of(number: int) -> RecordKey:
+    return RecordKey("public", f"{number:064x}", "colours@0123456789ab")
+
+
+def record_of(key: RecordKey) -> Record:
+    return new_record(key, CREATED_AT)
+
+
+class DeferringDatastore(ScriptedDatastore):
+    """Has every second record, answers for `at_once` keys of a lookup and defers the others."""
+
+    def __init__(self, at_once: int) -> None:
+        super().__init__()
+        self.at_once = at_once
+        self.requests: list[int] = []
+        self.keys = Keys(PROJECT, "", "")
+
+    async def lookup(self, request: Any, context: Any) -> Any:
+        keys = list(request.keys)
+        names = {key.SerializeToString() for key in keys}
+        self.requests.append(len(keys))
+        if len(keys) > LARGEST or len(names) < len(keys):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "too many keys, or a key twice")
+        response = LookupResponse.pb()()
+        for key in keys[: self.at_once]:
+            record_key = self.keys.key_of(key)
+            if int(record_key.image_hash, 16) % 2:
+                response.found.add(entity=entity_of(record_of(record_key), key))
+            else:
+                response.missing.add(entity={"key": key})
+        response.deferred.extend(keys[self.at_once :])
+        return response
+
+
+@pytest.mark.parametrize("at_once", [10_000, 700])
+async def test_deferred_keys_are_looked_up_again(at_once: int) -> None:
+    scripted = DeferringDatastore(at_once)
+    keys = [key_of(number) for number in range(2500)]
+    async with served(scripted) as database:
+        found = await DatastoreRecordStore(database).get_many([*keys, *keys[:10]])
+    assert found == {key: record_of(key) for key in keys[1::2]}
+    assert max(scripted.requests) <= LARGEST
+    assert len(scripted.requests) == (3 if at_once >= LARGEST else 4)
+
+
+async def test_lookup_without_any_answer_is_unavailable() -> None:
+    async with served(DeferringDatastore(0)) as database:
+        with pytest.raises(Unavailable):
+            await DatastoreRecordStore(database).get_many([key_of(1)])
+
+
+async def test_store_of_a_closed_database_is_unavailable() -> None:
+    async with served(DeferringDatastore(1)) as database:
+        store = DatastoreRecordStore(database)
+        assert await store.get(key_of(1)) is not None
+    with pytest.raises(Unavailable, match="The record store is closed"):
+        await store.get(key_of(1))
+
+
+# --- Transactions: each one that does not commit is rolled back, so that it releases its locks. ---
+
+
+def entity(database: Datastore, number: int = 1) -> Any:
+    made = RawEntity(key=database.keys.path("public", ("Thing", str(number))))
+    set_number(made.properties["number"], number)
+    return made
+
+
+class AbortingDatastore(ScriptedDatastore):
+    """Aborts the first `aborted` commits, as Datastore does where transactions conflict."""
+
+    def __init__(self, aborted: int) -> None:
+        super().__init__()
+        self.aborted = aborted
+
+    async def commit(self, request: Any, context: Any) -> Any:
+        if self.calls["Commit"] <= self.aborted:
+            await context.abort(grpc.StatusCode.ABORTED, "too much contention")
+        return await super().commit(request, context)
+
+
+async def test_committed_transaction_is_not_rolled_back() -> None:
+    scripted = ScriptedDatastore()
+
+    async with served(scripted) as database:
+
+        async def insert(transaction: bytes) -> tuple[str, list[Any]]:
+            return "done", [RawMutation(insert=entity(database))]
+
+        assert await database.transact(insert) == "done"
+    assert scripted.calls == {"BeginTransaction": 1, "Commit": 1}
+
+
+async def test_refused_transaction_is_rolled_back() -> None:
+    scripted = ScriptedDatastore()
+
+    async def refuse(transaction: bytes) -> tuple[None, list[Any]]:
+        return None, []
+
+    async with served(scripted) as database:
+        await database.transact(refuse)
+    assert scripted.calls == {"BeginTransaction": 1, "Rollback": 1}
+    assert scripted.rolled_back == [b"1"]
+
+
+async def test_failed_transaction_is_rolled_back() -> None:
+    scripted = ScriptedDatastore()
+
+    async def fail(transaction: bytes) -> tuple[None, list[Any]]:
+        raise LookupError("mine")
+
+    async with served(scripted) as database:
+        with pytest.raises(LookupError, match="mine"):
+            await database.transact(fail)
+    assert scripted.calls == {"BeginTransaction": 1, "Rollback": 1}
+
+
+async def test_aborted_transaction_is_rolled_back_and_run_again() -> None:
+    scripted = AbortingDatastore(aborted=2)
+    async with served(scripted) as database:
+
+        async def insert(transaction: bytes) -> tuple[bytes, list[Any]]:
+            return transaction, [RawMutation(insert=entity(database))]
+
+        assert await database.transact(insert) == b"3"
+    assert scripted.rolled_back == [b"1", b"2"]
+    assert len(scripted.entities) == 1
+
+
+async def test_refused_insertion_of_several_entities_is_rolled_back() -> None:
+    scripted = ScriptedDatastore()
+    async with served(scripted) as database:
+        assert await database.insert_together([entity(database, 1)])
+        assert scripted.rolled_back == []
+        assert not await database.insert_together([entity(database, 2), entity(database, 1)])
+    assert scripted.rolled_back == [b"2"]
+
+
+class SlowToRollBack(ScriptedDatastore):
+    def __init__(self) -> None:
+        super().__init__()
+        self.answer = asyncio.Event()
+
+    async def rollback(self, request: Any, context: Any) -> Any:
+        await self.answer.wait()
+        return await super().rollback(request, context)
+
+
+async def test_callers_do_not_wait_for_a_rollback_and_closing_does() -> None:
+    scripted = SlowToRollBack()
+
+    async def refuse(transaction: bytes) -> tuple[None, list[Any]]:
+        return None, []
+
+    async with served(scripted) as database:
+        async with asyncio.timeout(30):
+            await database.transact(refuse)
+        assert scripted.rolled_back == []
+        asyncio.get_running_loop().call_later(0.05, scripted.answer.set)
+    assert scripted.rolled_back == [b"1"]
+
+
+# --- Requests that fail or hang. ------------------------------------------------------------------
+
+
+async def find(database: Datastore) -> None:
+    await database.find(entity(database).key)
+
+
+async def find_many(database: Datastore) -> None:
+    await database.find_many([entity(database).key])
+
+
+async def query(database: Datastore) -> None:
+    await database.query("public", RawQuery(kind=[{"name": "Thing"}]))
+
+
+async def tenants(database: Datastore) -> None:
+    await database.tenants()
+
+
+async def insert(database: Datastore) -> None:
+    await database.insert(entity(database), "public")
+
+
+async def transact(database: Datastore) -> None:
+    async def change(transaction: bytes) -> tuple[None, list[Any]]:
+        await database.find_in(entity(database).key, transaction)
+        return None, [RawMutation(upsert=entity(database))]
+
+    await database.transact(change)
+
+
+Work = Callable[[Datastore], Awaitable[None]]
+
+
+class FailingDatastore(ScriptedDatastore):
+    """The first request called `name` gets the status `status`, or, without one, no answer."""
+
+    def __init__(self, name: str, status: grpc.StatusCode | None = None) -> None:
+        super().__init__()
+        self.name = name
+        self.status = status
+
+    def found_by(self, query: Any) -> list[Any]:
+        return []
+
+    async def received(self, name: str, context: Any) -> None:
+        if name == self.name and self.calls[name] == 1:
+            if self.status is None:
+                await asyncio.Event().wait()
+            await context.abort(self.status, "as scripted")
+
+
+@pytest.mark.parametrize("status", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL])
+@pytest.mark.parametrize(
+    ("name", "work"),
+    [("Lookup", find), ("Lookup", find_many), ("RunQuery", query), ("RunQuery", tenants)],
+)
+async def test_failed_read_is_repeated(name: str, work: Work, status: grpc.StatusCode) -> None:
+    """Datastore answers so now and then, and no caller should see it."""
+    scripted = FailingDatastore(name, status)
+    async with served(scripted) as database:
+        await work(database)
+    assert scripted.calls[name] == 2
+
+
+async def test_failed_commit_is_not_repeated() -> None:
+    """It may have taken effect."""
+    scripted = FailingDatastore("Commit", grpc.StatusCode.UNAVAILABLE)
+    async with served(scripted) as database:
+        with pytest.raises(Unavailable):
+            await transact(database)
+    assert scripted.calls["Commit"] == 1
+    assert scripted.rolled_back == [b"1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "work"),
+    [
+        ("Lookup", find),
+        ("Lookup", transact),
+        ("RunQuery", query),
+        ("BeginTransaction", transact),
+        ("Commit", transact),
+        ("Commit", insert),
+    ],
+)
+async def test_request_without_an_answer_is_given_up(
+    name: str, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datastore, "REQUEST", 0.1)
+    async with served(FailingDatastore(name)) as database, asyncio.timeout(5):
+        with pytest.raises(Unavailable):
+            await work(database)
+
+
+async def test_transaction_that_is_aborted_for_too_long_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(datastore, "TRANSACTION", 0.1)
+    scripted = AbortingDatastore(aborted=10_000)
+    async with served(scripted) as database, asyncio.timeout(5):
+        with pytest.raises(Unavailable):
+            await transact(database)
+    assert 1 <= scripted.calls["Commit"] < datastore.ATTEMPTS
+
+
+async def test_rollback_without_an_answer_does_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(datastore, "ROLLBACK", 0.1)
+    scripted = FailingDatastore("Rollback")
+
+    async def refuse(transaction: bytes) -> tuple[None, list[Any]]:
+        return None, []
+
+    async with asyncio.timeout(5), served(scripted) as database:
+        await database.transact(refuse)
