@@ -26,8 +26,8 @@ known image:
     curl -fs http://127.0.0.1:8080/api/v1/images/$hash ||
       curl -s -H 'Prefer: wait=10' --data-binary @cat.jpg http://127.0.0.1:8080/api/v1/images
 
-JPEG, PNG, WebP, GIF (first frame) and AVIF are accepted; the bytes decide, never a header or a file
-name. Every refusal is `application/problem+json` (RFC 9457); branch on its `code`.
+JPEG, PNG, WebP, GIF (first frame) and still AVIF are accepted; the bytes decide, never a header
+or a file name. Every refusal is `application/problem+json` (RFC 9457); branch on its `code`.
 """
 
 TAGS = [

@@ -30,7 +30,7 @@ _EXAMPLES: dict[type[errors.GlimpseError], str] = {
     errors.BodyTooLarge: "The body has more than 131072 bytes.",
     errors.UnsupportedMediaType: "Send a form, a zip, or a JSON document.",
     errors.IdempotencyKeyReused: "This Idempotency-Key has created another job; use a new one.",
-    errors.InvalidImage: "The picture is 20000 x 20000 pixels, more than 50000000 in all.",
+    errors.InvalidImage: ("The image is 20000 x 20000 pixels. The limit is 50000000 in total."),
     errors.InvalidRequest: "The form has no field 'img'.",
     errors.Unauthenticated: "The API key is not valid.",
     errors.Forbidden: "This needs a key with the scope 'admin'.",

@@ -1,1 +1,1 @@
-"""Bounds and parsers for image files."""
+"""Limits and header parsers for image files."""

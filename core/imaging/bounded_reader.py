@@ -1,18 +1,18 @@
-"""Bytes for a parser that may not take for ever over them."""
+"""A file in memory that a parser may read only so many times."""
 
 import io
 
 
 class TooManyReads(Exception):
-    """The parser took more steps than any honest file asks for."""
+    """The parser made more reads than any honest file needs."""
 
 
-class BoundedReads(io.BytesIO):
-    """A file in memory that may be read `limit` times.
+class BoundedReader(io.BytesIO):
+    """Allows `limit` reads of `data`, then raises TooManyReads.
 
-    Image parsers read each segment, chunk or block of a file by itself, and spend microseconds on
-    it whatever its size. Ten megabytes of empty ones would keep a parser busy for half a minute,
-    inside Python's lock; no honest file has so many. Raises TooManyReads.
+    An image parser reads each segment, chunk or block of a file on its own and spends microseconds
+    on it, whatever its size. Ten megabytes of empty ones would occupy a parser for half a minute
+    while it holds Python's global lock. No honest file has that many.
     """
 
     def __init__(self, data: bytes | bytearray, limit: int) -> None:

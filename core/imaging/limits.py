@@ -1,19 +1,21 @@
-"""Bounds on pictures that no setting changes."""
+"""Fixed limits on image files. No setting changes them."""
 
 from core.errors import InvalidImage
 
-# The longest side, JPEG's and GIF's own. Pillow keeps a pointer for each row of each picture that
-# it makes on the way: one pixel by millions takes several times the memory of a square.
-MAX_SIDE = 65_535  # pixels
+# The longest side in pixels: the maximum of JPEG and GIF. Pillow keeps one pointer for each row of
+# each intermediate image, so an image one pixel wide takes several times the memory of a square
+# with as many pixels.
+MAX_SIDE = 65_535
 
-# Of a PNG's compressed profile or text, unpacked; Pillow's own, 1 MiB, refuses honest profiles.
-MAX_TEXT_CHUNK = 4 * 2**20  # bytes
+# The uncompressed size, in bytes, of a PNG's colour profile or text. Pillow's own limit, 1 MiB,
+# refuses valid profiles.
+MAX_TEXT_CHUNK = 4 * 2**20
 
 
 def check_sides(width: int, height: int) -> None:
-    """Raise InvalidImage where a side has more than `MAX_SIDE` pixels."""
+    """Raise InvalidImage if a side has more than `MAX_SIDE` pixels."""
     if max(width, height) > MAX_SIDE:
         raise InvalidImage(
-            f"The picture is {width} x {height} pixels: no side may have over {MAX_SIDE}.",
+            f"The image is {width} x {height} pixels. The limit for one side is {MAX_SIDE}.",
             extra={"width": width, "height": height, "max_side": MAX_SIDE},
         )

@@ -5,6 +5,8 @@ import struct
 import zlib
 from collections.abc import Iterator
 
+from PIL import Image
+
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _AVIF_PARENTS = (b"meta", b"iprp", b"ipco", b"iinf", b"moov", b"trak", b"mdia", b"minf", b"stbl")
 
@@ -145,6 +147,30 @@ def boxes(data: bytes, begin: int = 0, end: int | None = None) -> Iterator[tuple
             inner = at + 8 + {b"meta": 4, b"iinf": 6}.get(kind, 0)
             yield from boxes(data, inner, min(at + size, end))
         at += max(size, 8)
+
+
+def avif_declared_smaller(size: tuple[int, int], **options: str) -> bytes:
+    """An AVIF that declares 64 by 64 pixels and is coded in `size`."""
+    file = io.BytesIO()
+    Image.new("RGB", size, (9, 99, 200)).save(file, "AVIF", speed=10, **options)
+    data, declared = file.getvalue(), struct.pack(">II", *size)
+    assert declared in data
+    return data.replace(declared, struct.pack(">II", 64, 64))
+
+
+def avif_of_empty_extents(items: int = 3_000) -> bytes:
+    """An AVIF whose items claim 65,535 extents of no bytes each; libavif makes a table of them."""
+    file = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(file, "AVIF", speed=10)
+    data = file.getvalue()
+    begins = {kind: at for at, kind in boxes(data)}
+    meta, at = begins[b"meta"], begins[b"iloc"]
+    end = at + int.from_bytes(data[at : at + 4], "big")
+    body = bytes(4) + b"\0\0" + struct.pack(">H", items)  # version, widths of 0 bytes, count
+    body += b"".join(struct.pack(">HHH", item, 0, 65_535) for item in range(2, 2 + items))
+    iloc = struct.pack(">I4s", 8 + len(body), b"iloc") + body
+    size = int.from_bytes(data[meta : meta + 4], "big") + len(iloc) - (end - at)
+    return data[:meta] + struct.pack(">I", size) + data[meta + 4 : at] + iloc + data[end:]
 
 
 def patched(data: bytes, at: int, value: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 import zlib
 from typing import Any
 
@@ -13,8 +14,13 @@ from PIL import Image, ImageDraw
 from app.images.header import inspect_header
 from core.bundles.bundle import BundleManifest
 from core.errors import BundleError, InvalidImage, UndecodableImage
+from core.imaging.avif_header import read_avif_header
+from tests.abuse.containers import avif_declared_smaller
 from tests.support.pictures import encode, picture, png
+from worker.inference.memory_limit import memory_limit
 from worker.inference.preprocessing import Preprocessor
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces the limit")
 
 RED, BLUE, GREEN, WHITE = (220, 20, 20), (20, 20, 220), (20, 200, 20), (255, 255, 255)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -422,14 +428,45 @@ def test_a_side_that_makes_a_picture_all_edge_is_refused(size: tuple[int, int]) 
         inspect_header(png(size, packed), "image/png", 10**6)
 
 
-def test_too_little_memory_is_not_the_pictures_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it ends as would stand for ever; elsewhere, or later, there is room for it."""
+@linux
+def test_avif_coded_larger_than_declared_exceeds_the_memory_limit() -> None:
+    """libavif would decode all 64 megapixels before it scales them down."""
+    data = avif_declared_smaller((8_000, 8_000), subsampling="4:4:4")
+    assert read_avif_header(data).sizes == ((64, 64),)
+    with pytest.raises(InvalidImage):
+        Preprocessor(manifest(), 50_000_000, memory_limit).picture(data)
 
+
+@linux
+@pytest.mark.parametrize(
+    ("format_", "mode", "options"),
+    [
+        ("JPEG", "CMYK", {"progressive": True, "subsampling": 0}),
+        ("PNG", "RGBA", {}),
+        ("PNG", "I;16", {}),
+        ("PNG", "LA", {}),
+        ("GIF", "P", {}),
+        ("WEBP", "RGBA", {"lossless": True, "method": 0}),
+        ("AVIF", "RGBA", {"speed": 10, "subsampling": "4:4:4"}),
+    ],
+)
+def test_valid_image_decodes_within_the_memory_limit(
+    format_: str, mode: str, options: dict[str, Any]
+) -> None:
+    data = encode(Image.new(mode, (4000, 3000)), format_, **options)
+    limited = Preprocessor(manifest(), 12_000_000, memory_limit)
+    assert limited.picture(data).size == (32, 32)
+
+
+@pytest.mark.parametrize("step", ["open", "resize"])
+def test_too_little_memory_is_a_fault_of_the_image(
+    step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*arguments: object, **named: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(Image.Image, "resize", full)
-    with pytest.raises(MemoryError):
+    monkeypatch.setattr(*{"open": (Image, "open"), "resize": (Image.Image, "resize")}[step], full)
+    with pytest.raises(InvalidImage, match="more memory"):
         seen(picture())
 
 

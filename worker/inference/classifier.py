@@ -13,7 +13,7 @@ from core.domain.records import Annotation
 from core.errors import BundleError
 from core.observability.tracing import span
 from worker.errors import InferenceFailed
-from worker.inference.preprocessing import Preprocessor
+from worker.inference.preprocessing import MemoryLimit, Preprocessor, no_memory_limit
 
 _WARNING = 2  # ONNX Runtime's severities: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
 
@@ -21,12 +21,22 @@ _WARNING = 2  # ONNX Runtime's severities: 0 verbose, 1 info, 2 warning, 3 error
 class Classifier:
     """A bundle's network with its preprocessing and its labels. Threads share it."""
 
-    def __init__(self, bundle: Bundle, *, max_pixels: int, labels_per_image: int) -> None:
-        """Verify and load `bundle`. Raises BundleError where it is not what it claims."""
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        max_pixels: int,
+        labels_per_image: int,
+        memory_limit: MemoryLimit = no_memory_limit,
+    ) -> None:
+        """Verify and load `bundle`. Raises BundleError if its files contradict the manifest.
+
+        `memory_limit` bounds what decoding an image allocates.
+        """
         verify_bundle(bundle)
         manifest = bundle.manifest
         self.bundle = bundle
-        self._preprocessor = Preprocessor(manifest, max_pixels)
+        self._preprocessor = Preprocessor(manifest, max_pixels, memory_limit)
         self._count = min(labels_per_image, len(bundle.labels))
         self._input, self._output = manifest.input.name, manifest.outputs.scores
         self._logits = manifest.outputs.kind == "logits"

@@ -1,10 +1,11 @@
-"""Encoded bytes to the network's input tensor: decode under limits, set upright, resize, normalise.
+"""Turns an encoded image into the network's input: decode, apply orientation, resize, normalise.
 
-Everything here blocks and belongs in a classifier process.
+All functions block and run in a classifier process.
 """
 
 import contextlib
 import math
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -21,15 +22,17 @@ from PIL import (
 
 from core.bundles.bundle import BundleManifest
 from core.errors import BundleError, InvalidImage, UndecodableImage
-from core.imaging.avif import check_announced, is_avif_container
-from core.imaging.bounded_reader import BoundedReads
+from core.imaging.avif_header import is_avif
+from core.imaging.bounded_reader import BoundedReader
 from core.imaging.limits import MAX_TEXT_CHUNK, check_sides
 
-# `max_pixels` is the limit, and it is checked here: Pillow's own would contradict the setting.
+# The setting replaces Pillow's own limit.
 Image.MAX_IMAGE_PIXELS = None
+# Classifier processes already use every core, and each thread of the decoder needs memory.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 PngImagePlugin.MAX_TEXT_CHUNK = MAX_TEXT_CHUNK
 
-# Naming the plugins registers them, and keeps Pillow from importing all forty on the first WebP.
+# Importing these plugins registers them, so that Pillow does not import all forty for a WebP.
 _FORMATS: Final = tuple(
     plugin.format
     for plugin in (
@@ -49,7 +52,7 @@ _RESAMPLE: Final = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
-# What undoes each EXIF orientation: https://exiftool.org/TagNames/EXIF.html (tag 0x0112).
+# The operation that undoes each EXIF orientation: https://exiftool.org/TagNames/EXIF.html, 0x0112.
 _UPRIGHT: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -60,24 +63,45 @@ _UPRIGHT: Final = {
     8: Image.Transpose.ROTATE_90,
 }
 _SWAPS_SIDES: Final = frozenset({5, 6, 7, 8})
-# Stored axes that then run the other way, so that an odd margin goes to the same side as upright.
+# Orientations that reverse a stored axis. The spare pixel of an odd margin changes sides with it.
 _REVERSES_X: Final = frozenset({2, 3, 7, 8})
 _REVERSES_Y: Final = frozenset({3, 4, 6, 7})
 
-# Reads that one picture may take. Each chunk of a PNG takes three or four, and ten megabytes in
-# chunks of one kilobyte are still an honest file.
+# The reads that decoding one image may take. A PNG chunk takes three or four, and a PNG of 10 MB in
+# chunks of 1 kB is valid.
 _MAX_READS: Final = 60_000
 
-# Cheap reductions (JPEG's scaled decoding, box averaging) stop at this multiple of the final size;
-# the manifest's filter does the rest, so that the result stays next to a plain resize.
+# Fast reductions (JPEG's scaled decoding, box averaging) stop at this multiple of the final size.
+# The manifest's filter does the rest, so that the result stays close to a plain resize.
 _REDUCING_GAP: Final = 2.0
+
+# The memory that decoding an image may allocate, in bytes: a part for each pixel that the header
+# declares, and a part for parsing. A decoder can be led to use more: an AVIF that declares 64 x 64
+# pixels may be coded in 16,000 x 16,000. Measured with images of 50 megapixels, the most expensive
+# valid ones take 17.4 bytes a pixel (AVIF, 10 bits, 4:4:4, with alpha, as a grid) and 16.3 (WebP).
+_BYTES_PER_PIXEL: Final = 20
+_PARSING_BYTES: Final = 96 * 2**20
+
+MemoryLimit = Callable[[int], contextlib.AbstractContextManager[None]]
+
+
+def no_memory_limit(size: int) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext()
 
 
 class Preprocessor:
-    """One manifest's way from encoded bytes to a float32 tensor. Stateless."""
+    """Applies one manifest's preprocessing. Stateless."""
 
-    def __init__(self, manifest: BundleManifest, max_pixels: int) -> None:
-        """`max_pixels` is width times height. Raises BundleError for a rule that cannot work."""
+    def __init__(
+        self,
+        manifest: BundleManifest,
+        max_pixels: int,
+        memory_limit: MemoryLimit = no_memory_limit,
+    ) -> None:
+        """`max_pixels` is width times height. `memory_limit` bounds what decoding allocates.
+
+        Raises BundleError if the manifest's rules contradict each other.
+        """
         rule, spec = manifest.resize, manifest.input
         if 0 in manifest.std:
             raise BundleError("The manifest's std must not hold a zero.")
@@ -88,13 +112,14 @@ class Preprocessor:
             self._short_side = rule.short_side
         self._width, self._height = spec.width, spec.height
         self._resample = _RESAMPLE[rule.resample]
-        # A box average of box averages is not the average of the box, unless their edges meet.
+        # Reducing in two steps changes the result of these filters.
         exact = rule.resample in ("nearest", "box")
         self._reducing_gap = None if exact else _REDUCING_GAP
         self._max_pixels = max_pixels
+        self._memory_limit = memory_limit
         # (v * rescale - mean) / std as one multiplication and one addition a value.
         std = np.asarray(manifest.std, np.float64)
-        with np.errstate(all="ignore"):  # what comes of it is looked at
+        with np.errstate(all="ignore"):  # the result is checked below
             scale = (manifest.rescale / std).astype(np.float32)
             shift = (-np.asarray(manifest.mean, np.float64) / std).astype(np.float32)
         if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
@@ -104,9 +129,9 @@ class Preprocessor:
         self._scale, self._shift = scale.reshape(shape), shift.reshape(shape)
 
     def tensor(self, data: bytes) -> NDArray[np.float32]:
-        """The batch of one: 1 x 3 x height x width, or 1 x height x width x 3 for NHWC.
+        """A batch of one: 1 x 3 x height x width, or 1 x height x width x 3 for NHWC.
 
-        Raises InvalidImage above the pixel limit, UndecodableImage where the bytes fail to decode.
+        Raises InvalidImage if the image exceeds a limit, UndecodableImage if it cannot be decoded.
         """
         pixels = np.asarray(self.picture(data))
         if self._channels_first:
@@ -117,51 +142,61 @@ class Preprocessor:
         return tensor
 
     def picture(self, data: bytes) -> Image.Image:
-        """The picture as the network sees it: upright, RGB, of the input's size."""
-        if is_avif_container(data):
-            check_announced(data, self._max_pixels)
-        with contextlib.ExitStack() as stack:
-            try:
-                image = stack.enter_context(
-                    Image.open(BoundedReads(data, _MAX_READS), formats=_FORMATS)
-                )
-            except MemoryError:  # ours, and not the file's: its size is not known yet
-                raise
-            except Exception as error:
-                raise UndecodableImage("The bytes are not a picture that can be read.") from error
-            width, height = image.size
-            if width * height > self._max_pixels:
-                raise InvalidImage(
-                    f"{width} x {height} pixels are more than the {self._max_pixels} allowed."
-                )
-            check_sides(width, height)
-            # Pillow's parsers raise whatever a broken file leads them to (OSError, SyntaxError,
-            # struct.error, zlib.error, ...), so there is no closed list to catch.
-            try:
-                if isinstance(image, PngImagePlugin.PngImageFile):
-                    # Looking for EXIF would decode it too, and forgive what is wrong with pixels.
-                    image.load()
-                return self._reduced(image)
-            except MemoryError:  # ours: what is allowed fits elsewhere, or later
-                raise
-            except Exception as error:
-                raise UndecodableImage("The picture is damaged or incomplete.") from error
+        """The image as the network sees it: upright, RGB, of the input's size.
+
+        Raises InvalidImage and UndecodableImage as `tensor` does.
+        """
+        try:
+            with contextlib.ExitStack() as stack:
+                # libwebp allocates its canvas here, before its size is known.
+                pixels = 0 if is_avif(data) else self._max_pixels
+                with self._memory_limit(_PARSING_BYTES + _BYTES_PER_PIXEL * pixels):
+                    image = stack.enter_context(_open(data))
+                width, height = image.size
+                self._check_size(width, height)
+                with self._memory_limit(_PARSING_BYTES + _BYTES_PER_PIXEL * width * height):
+                    return self._decoded(image)
+        except MemoryError:
+            raise InvalidImage(
+                "Decoding the image takes more memory than its dimensions account for."
+            ) from None
+
+    def _check_size(self, width: int, height: int) -> None:
+        if width * height > self._max_pixels:
+            raise InvalidImage(
+                f"The image is {width} x {height} pixels. "
+                f"The limit is {self._max_pixels} in total.",
+            )
+        check_sides(width, height)
+
+    def _decoded(self, image: Image.Image) -> Image.Image:
+        # Pillow's parsers raise many types of error for broken files (OSError, SyntaxError,
+        # struct.error, zlib.error, ...).
+        try:
+            if isinstance(image, PngImagePlugin.PngImageFile):
+                # Reading EXIF would decode the pixels too, and ignore their errors.
+                image.load()
+            return self._reduced(image)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise UndecodableImage("The image is damaged or incomplete.") from error
 
     def _reduced(self, image: Image.Image) -> Image.Image:
-        """Shrink first, then turn and convert: by then there are few pixels left to touch."""
+        """Shrink the image first: turning and converting it are then cheap."""
         orientation = _orientation(image)
         swap = orientation in _SWAPS_SIDES
         target = (self._height, self._width) if swap else (self._width, self._height)
         whole = self._whole(image.size, target)
         size: tuple[float, float] = image.size
         drafted = image.draft(None, (int(whole[0] * _REDUCING_GAP), int(whole[1] * _REDUCING_GAP)))
-        if drafted is not None:  # a JPEG, with a fraction of a pixel of padding beyond this box
+        if drafted is not None:  # a JPEG; the box excludes its padding of part of a pixel
             size = drafted[1][2:]
         left, top = (whole[0] - target[0]) / 2, (whole[1] - target[1]) / 2
         left = math.ceil(left) if orientation in _REVERSES_X else math.floor(left)
         top = math.ceil(top) if orientation in _REVERSES_Y else math.floor(top)
         x, y = size[0] / whole[0], size[1] / whole[1]
-        # The last pixel may lie a rounding error outside, which Pillow would refuse.
+        # A rounding error could put the last pixel outside, which Pillow refuses.
         right, bottom = min((left + target[0]) * x, size[0]), min((top + target[1]) * y, size[1])
         reduced = _resizable(image).resize(
             target,
@@ -173,28 +208,39 @@ class Preprocessor:
         return reduced.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else reduced
 
     def _whole(self, size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
-        """The size that the whole picture would have, of which `target` is the centre."""
+        """The size of the whole image at the scale at which `target` is its centre."""
         if self._short_side is None:
             return target
-        # As torchvision and transformers do it: the longer side is rounded down.
+        # torchvision and transformers also round the longer side down.
         width, height = size
         if width <= height:
             return self._short_side, int(self._short_side * height / width)
         return int(self._short_side * width / height), self._short_side
 
 
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(BoundedReader(data, _MAX_READS), formats=_FORMATS)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise UndecodableImage("The bytes are not an image that can be read.") from error
+
+
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 where there is none to be read."""
+    """EXIF orientation; 1 if it is absent or unreadable."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # noqa: BLE001 - junk beside a picture, of any kind, leaves it a picture
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - broken metadata must not cost the image
         return 1
 
 
 def _resizable(image: Image.Image) -> Image.Image:
-    """Decode; a mode whose values can be averaged, 8 bits a channel."""
+    """Decode the image to a mode with 8 bits a channel, whose values can be averaged."""
     if image.mode.startswith(("I", "F")):
-        # 16-bit greyscale. Pillow would clip it to 255; the high byte is the picture.
+        # 16-bit greyscale: Pillow would clip the values at 255. Keep the high byte instead.
         wide = np.asarray(image).clip(0, 65535).astype(np.uint16)
         return Image.fromarray((wide >> 8).astype(np.uint8))
     if image.has_transparency_data:
@@ -205,7 +251,7 @@ def _resizable(image: Image.Image) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """RGB, with what is transparent shown on white, as a page would show it."""
+    """Convert to RGB. Transparent pixels become white, as on a web page."""
     if image.mode != "RGBA":
         return image if image.mode == "RGB" else image.convert("RGB")
     page = Image.new("RGB", image.size, "white")

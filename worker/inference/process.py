@@ -35,6 +35,8 @@ from core.errors import BundleError, GlimpseError, InvalidImage, NotFound, Unava
 from core.observability.tracing import Stopwatch, make_current, span
 from worker.errors import InferenceFailed
 from worker.inference.classifier import Classifier
+from worker.inference.memory_limit import memory_limit
+from worker.inference.preprocessing import MemoryLimit, no_memory_limit
 from worker.inference.protocol import (
     ERRORS,
     FILE,
@@ -82,12 +84,14 @@ class Models:
         max_pixels: int,
         labels_per_image: int,
         now: Callable[[], float] = time.perf_counter,
+        memory_limit: MemoryLimit = no_memory_limit,
     ) -> None:
-        """`now`, in seconds, tells what an image takes."""
+        """`now` is a clock in seconds. `memory_limit` bounds what decoding an image allocates."""
         self._now = now
         self._loaded: LRUCache[bytes, _Loaded] = LRUCache(capacity)
         self._max_pixels = max_pixels
         self._labels_per_image = labels_per_image
+        self._memory_limit = memory_limit
 
     def answers(self, frames: Iterable[Frame]) -> Iterator[list[Reply]]:
         """The replies to `frames`, in their order; those that are ready together come together."""
@@ -158,7 +162,12 @@ class Models:
         if bundle.identity != identity:
             raise BundleError(f"{identity}: the folder holds {bundle.identity} by now.")
         loaded = self._loaded[name] = _Loaded(
-            Classifier(bundle, max_pixels=self._max_pixels, labels_per_image=self._labels_per_image)
+            Classifier(
+                bundle,
+                max_pixels=self._max_pixels,
+                labels_per_image=self._labels_per_image,
+                memory_limit=self._memory_limit,
+            )
         )
         return loaded
 
@@ -250,7 +259,9 @@ def main() -> None:
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     _die_with_parent()
-    models = Models(args.capacity, args.max_pixels, args.labels_per_image)
+    models = Models(
+        args.capacity, args.max_pixels, args.labels_per_image, memory_limit=memory_limit
+    )
     with contextlib.suppress(ConnectionError):
         serve(socket.socket(fileno=args.descriptor), models)
 

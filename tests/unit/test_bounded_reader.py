@@ -10,7 +10,7 @@ from PIL import Image
 from app.images.header import inspect_header
 from core.bundles.bundle import read_bundle
 from core.errors import InvalidImage, UndecodableImage
-from core.imaging.bounded_reader import BoundedReads, TooManyReads
+from core.imaging.bounded_reader import BoundedReader, TooManyReads
 from tests.abuse import containers as c
 from tests.support.bundles import write_colour_bundle
 from tests.support.pictures import encode, picture
@@ -21,7 +21,7 @@ SIZE = 8_000_000
 
 
 def test_the_last_read_counts() -> None:
-    file = BoundedReads(b"abc", 2)
+    file = BoundedReader(b"abc", 2)
     assert (file.read(1), file.read()) == (b"a", b"bc")
     with pytest.raises(TooManyReads):
         file.read(1)
