@@ -97,12 +97,11 @@ class Workbench:
             yield await asyncio.shield(claiming)
         except BaseException as error:
             giving_up = asyncio.ensure_future(self._give_up(claiming, last_failure(error)))
+            giving_up.add_done_callback(lambda _: self._ended())
             await asyncio.shield(giving_up)
             raise
-        finally:
-            self._in_hand -= 1
-            if not self._in_hand:
-                self._emptied.set()
+        else:
+            self._ended()
 
     def blamed(self, key: RecordKey) -> bool:
         """Note that a classifier was lost over this image; whether it has taken enough of them.
@@ -115,6 +114,11 @@ class Workbench:
     async def emptied(self) -> None:
         """Return once no claim is in hand."""
         await self._emptied.wait()
+
+    def _ended(self) -> None:
+        self._in_hand -= 1
+        if not self._in_hand:
+            self._emptied.set()
 
     async def _read(self, key: RecordKey) -> bytes | Path:
         with span("read image"):

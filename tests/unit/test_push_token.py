@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from core.errors import Forbidden, Unauthenticated, Unavailable
 from core.settings import Settings
 from tests.unit.worker_support import envelope, running_worker, settings_in
+from worker.main import create_app
 from worker.push.token import PushTokenVerifier, SigningKeys
 
 AUDIENCE = "https://worker.example/push"
@@ -326,6 +327,41 @@ async def test_the_worker_lets_nobody_in_without(tmp_path: Path, server: KeyServ
         assert (await push("/reconcile", authorization=good)).status_code == 200
         assert (await worker.record(key)).status == "success"
         assert (await worker.client.get("/health")).status_code == 204
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/generate_annotations",
+        "/generate_annotations_dlq",
+        "/jobs",
+        "/notifications",
+        "/reconcile",
+        "/schedule",
+    ],
+)
+async def test_every_push_route_refuses_before_it_reads_the_body(
+    tmp_path: Path, server: KeyServer, path: str
+) -> None:
+    settings = settings_in(
+        tmp_path,
+        push_auth=True,
+        push_audience=AUDIENCE,
+        push_service_account=ACCOUNT,
+        push_keys_url=server.url,
+    )
+    chunks_read = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal chunks_read
+        chunks_read += 1
+        yield b"{}"
+
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(create_app(settings)), base_url="http://worker"
+    ) as client:
+        assert (await client.post(path, content=body())).status_code == 401
+    assert chunks_read == 0
 
 
 @pytest.mark.parametrize("backend", ["gcp", "emulator"])

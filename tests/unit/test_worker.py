@@ -1,6 +1,7 @@
 """The worker's service through HTTP, on a real embedded backend."""
 
 import asyncio
+import dataclasses
 import json
 import shutil
 import sys
@@ -9,7 +10,7 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -20,6 +21,7 @@ from core.bundles.bundle import read_bundle
 from core.domain.messages import ClassifyImage
 from core.domain.records import Annotation, Claim, RecordKey, Status
 from core.observability.logs import with_trace
+from core.ports import BlobStore
 from tests.contract.clock import MovableClock
 from tests.support.bundles import write_colour_bundle, write_slow_bundle
 from tests.support.pictures import picture
@@ -206,6 +208,114 @@ async def test_a_cancelled_delivery_gives_its_claim_up(worker: RunningWorker) ->
         assert not (await worker.record(key)).leased(worker.bench.clock())
     assert (await worker.push(key)).status_code == 204
     assert (await worker.record(key)).status is Status.SUCCESS
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_cancellation_during_the_claim_releases_the_record(
+    worker: RunningWorker, moment: str
+) -> None:
+    """The store grants the claim to a delivery that no longer exists."""
+    key = await worker.submit()
+    claiming, proceed = asyncio.Event(), asyncio.Event()
+
+    async def hold(name: str, after: bool) -> None:
+        if name == "records.claim" and after == (moment == "after"):
+            claiming.set()
+            await proceed.wait()
+
+    with worker.watching(hold):
+        pushing = asyncio.create_task(worker.push(key))
+        await claiming.wait()
+        pushing.cancel()
+        await asyncio.sleep(0)
+        proceed.set()
+        assert_problem(await pushing, 503, "unavailable")
+    record = await worker.record(key)
+    assert (record.status, record.attempts) == (Status.RUNNING, 1)
+    assert not record.leased(worker.bench.clock())
+
+
+async def test_a_second_cancellation_does_not_interrupt_the_release(
+    worker: RunningWorker,
+) -> None:
+    key = await worker.submit()
+    releasing, proceed = asyncio.Event(), asyncio.Event()
+
+    async def hold(name: str, after: bool) -> None:
+        if name == "records.release" and not after:
+            releasing.set()
+            await proceed.wait()
+
+    with worker.watching(hold), standing_still(*classifier_processes()):
+        pushing = asyncio.create_task(worker.push(key))
+        await until(lambda: running(worker, key))
+        pushing.cancel()
+        await releasing.wait()
+        pushing.cancel()
+        await asyncio.sleep(0)
+        draining = asyncio.create_task(worker.bench.emptied())
+        await asyncio.wait((draining,), timeout=0.05)
+        assert not draining.done(), "shutdown waits for the release"
+        proceed.set()
+        assert_problem(await pushing, 503, "unavailable")
+        await draining
+    assert not (await worker.record(key)).leased(worker.bench.clock())
+
+
+# --- Slots ---------------------------------------------------------------------------------------
+
+
+class RemoteBlobs:
+    """A blob store whose blobs are not files, so that the worker itself reads them."""
+
+    def __init__(self, blobs: BlobStore) -> None:
+        self._blobs = blobs
+
+    def file(self, name: str) -> None:
+        return None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._blobs, name)
+
+
+async def test_a_queued_delivery_neither_claims_nor_reads_its_image(
+    worker: RunningWorker,
+) -> None:
+    """A lease must not expire, nor an image fill the memory, during a wait of unknown length."""
+    calls: list[str] = []
+
+    async def note(name: str, after: bool) -> None:
+        if not after:
+            calls.append(name)
+
+    plain = worker.bench.backend
+    blobs = cast(BlobStore, RemoteBlobs(plain.blobs))
+    worker.bench.backend = dataclasses.replace(plain, blobs=blobs)
+    key = await worker.submit()
+    with worker.watching(note):
+        async with worker.no_free_slot():
+            pushing = asyncio.create_task(worker.push(key))
+            await until(worker.queued)
+            await asyncio.sleep(0.05)
+            assert calls == []
+            record = await plain.records.get(key)
+            assert record is not None
+            assert (record.status, record.token) == (Status.PENDING, 0)
+        assert (await pushing).status_code == 204
+    assert set(calls) == {"records.claim", "blobs.get", "records.complete"}
+
+
+async def test_a_delivery_that_waits_for_another_worker_occupies_no_slot(tmp_path: Path) -> None:
+    async with running_worker(settings_in(tmp_path, duplicate_wait_seconds=60)) as worker:
+        key = await worker.submit()
+        claim = await worker.backend.records.claim(key, MINUTE)
+        assert claim is not None
+        waiting = [asyncio.create_task(worker.push(key)) for _ in range(20)]
+        async with asyncio.timeout(30):
+            assert await worker.labelled(WHITE) == "white"
+        assert not any(task.done() for task in waiting)
+        assert await worker.backend.records.complete(claim, [Annotation(1, "by hand", 1.0)])
+        assert {answer.status_code for answer in await asyncio.gather(*waiting)} == {204}
 
 
 # --- Faults of the image: recorded and acknowledged ----------------------------------------------

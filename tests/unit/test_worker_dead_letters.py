@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from core.clock import rfc3339
 from core.domain.messages import ClassifyImage
 from core.domain.records import Annotation, RecordError, RecordKey, Status
 from tests.support.pictures import picture
+from tests.unit.faults import Once
 from tests.unit.worker_support import UNKNOWN_MODEL, RunningWorker, running_worker, settings_in
 
 
@@ -191,6 +193,34 @@ async def test_a_result_is_never_overwritten(worker: RunningWorker) -> None:
     assert (await worker.bury(key)).status_code == 204
     assert await worker.record(key) == before
     assert await worker.letters() == []
+
+
+async def test_the_letter_of_an_image_that_succeeded_since_is_resolved(
+    worker: RunningWorker,
+) -> None:
+    """The queue delivers the notice again after a new upload has repaired the image."""
+    key = await worker.submit()
+    died = rfc3339(worker.bench.clock() + timedelta(milliseconds=1))
+    assert (await worker.bury(key, publishTime=died)).status_code == 204
+    (letter,) = await worker.letters()
+    assert await worker.backend.records.retry(key)
+    assert (await worker.push(key)).status_code == 204
+    assert len(await worker.letters()) == 1
+    assert (await worker.bury(key, publishTime=died)).status_code == 204
+    assert await worker.letters() == []
+    resolved = await worker.backend.dead_letters.get("public", letter.id)
+    assert resolved is not None and resolved.resolved_at is not None
+
+
+async def test_a_record_that_a_worker_claims_meanwhile_is_left_to_it(
+    worker: RunningWorker,
+) -> None:
+    """The claim comes between reading the record and failing it."""
+    key = await worker.submit()
+    claim = partial(worker.backend.records.claim, key, timedelta(minutes=1))
+    with worker.watching(Once("records.fail", 1, claim)):
+        assert (await worker.bury(key)).status_code == 503
+    assert (await worker.record(key)).status is Status.RUNNING
 
 
 async def test_an_owned_record_is_left_to_its_owner(worker: RunningWorker) -> None:

@@ -622,6 +622,33 @@ async def test_a_late_letter_of_a_job_that_was_begun_since_changes_nothing(
     assert (await job_of(worker.backend, key)).status is JobStatus.FAILED
 
 
+@pytest.mark.parametrize("outcome", ["cancelled", "begun again"])
+async def test_the_letter_of_a_job_that_moved_on_is_resolved(
+    worker: RunningWorker, clock: MovableClock, outcome: str
+) -> None:
+    """A first notice kept the letter and then failed; the second finds the job elsewhere."""
+    key = await a_job(worker, pictures(1))
+    message, died = RunJob(key.tenant, key.id), rfc3339(clock())
+
+    async def fail() -> None:
+        raise Unavailable("A fault was injected.")
+
+    with worker.watching(Once("jobs.change", 1, fail)):
+        assert (await worker.bury_message(message, publishTime=died)).status_code == 503
+    (letter,) = await worker.letters()
+    if outcome == "cancelled":
+        await cancelled(worker, key)
+    else:
+        clock.move(31)
+        await worker.run_job(key)
+    before = await job_of(worker.backend, key)
+    assert (await worker.bury_message(message, publishTime=died)).status_code == 204
+    assert await job_of(worker.backend, key) == before
+    assert await worker.letters() == []
+    resolved = await worker.backend.dead_letters.get(key.tenant, letter.id)
+    assert resolved is not None and resolved.resolved_at is not None
+
+
 async def test_a_notice_that_died_is_kept(worker: RunningWorker) -> None:
     message = Notify("public", new_job_id(), "job.completed", "email")
     assert (await worker.bury_message(message, reason="HTTP 503")).status_code == 204
@@ -665,6 +692,51 @@ async def test_what_a_job_left_behind_ends_with_it(
         ("cancelled", True)
     ] * 2
     assert (await worker.record(key_of(worker, shared))).status is Status.PENDING
+
+
+async def test_an_image_that_a_client_asks_for_before_it_ends_is_kept(
+    worker: RunningWorker, clock: MovableClock
+) -> None:
+    """P1: a client's request comes between the reconciler's read and its write.
+
+    The request does not change `updated_at`, so only the job's id tells the two apart.
+    """
+    (image,) = pictures(1)
+    key = await a_job(worker, [image])
+    await cancelled(worker, key)
+    clock.move(601)
+    wants = partial(worker.backend.records.want, key_of(worker, image), Priority.HIGH)
+    with worker.watching(Once("records.fail", 1, wants)):
+        assert await swept(worker) == {"skipped": 1}
+    record = await worker.record(key_of(worker, image))
+    assert (record.status, record.job, record.error) == (Status.PENDING, "", None)
+    assert await swept(worker) == {"republished": 1}
+
+
+@pytest.mark.parametrize("job", [False, True], ids=["of a client", "of a live job"])
+async def test_a_record_that_moves_before_it_is_marked_is_left_alone(
+    worker: RunningWorker, clock: MovableClock, job: bool
+) -> None:
+    """A worker claims and releases it between the reconciler's read and its write."""
+    (image,) = pictures(1)
+    if job:
+        await a_job(worker, [image], not_before=clock() + timedelta(days=1))
+    else:
+        await worker.submit(image)
+    clock.move(601)
+    plain, key = worker.backend, key_of(worker, image)
+
+    async def claim_and_release() -> None:
+        claim = await plain.records.claim(key, LEASE)
+        assert claim is not None
+        assert await plain.records.release(claim)
+        clock.move(1)
+
+    with worker.watching(Once("records.touch", 1, claim_and_release)):
+        await swept(worker)
+    record = await worker.record(key)
+    assert record.updated_at == clock() - timedelta(seconds=1)
+    assert worker.published() == []
 
 
 async def test_a_large_job_that_waits_holds_up_nobody_else(

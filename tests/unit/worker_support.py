@@ -4,8 +4,8 @@ import base64
 import contextlib
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -20,10 +20,12 @@ from core.domain.channels import Channel
 from core.domain.dead_letters import DeadLetter, LetterFilter
 from core.domain.jobs import JobKey
 from core.domain.messages import ClassifyImage, Message, RunJob, message_of
+from core.domain.priority import Priority
 from core.domain.records import Record, RecordKey, new_record
 from core.settings import Settings
 from tests.support.bundles import write_colour_bundle
 from tests.support.pictures import picture, sha256
+from tests.unit.faults import Happening, watched
 from worker.context import Workbench
 from worker.main import create_app
 
@@ -56,6 +58,29 @@ class RunningWorker:
     @property
     def backend(self) -> Backend:
         return self.bench.backend
+
+    @contextmanager
+    def watching(self, happens: Happening) -> Iterator[Backend]:
+        """Report the worker's calls of its ports to `happens`; yields the unwatched backend."""
+        plain = self.bench.backend
+        self.bench.backend = watched(plain, happens)
+        try:
+            yield plain
+        finally:
+            self.bench.backend = plain
+
+    @asynccontextmanager
+    async def no_free_slot(self) -> AsyncIterator[None]:
+        """Occupy every slot for images, so that deliveries queue."""
+        slots = self.bench.places
+        async with AsyncExitStack() as held:
+            for _ in range(slots._size()):
+                await held.enter_async_context(slots.at(Priority.HIGH))
+            yield
+
+    def queued(self) -> bool:
+        """Whether a delivery waits for a slot."""
+        return any(self.bench.places._lines.values())
 
     async def submit(self, data: bytes | None = None, *, model: str | None = None) -> RecordKey:
         """What the API does for a new image, short of publishing."""
