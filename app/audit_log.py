@@ -18,10 +18,8 @@ from typing import NamedTuple
 import structlog
 from prometheus_client import CollectorRegistry, Counter
 from starlette.background import BackgroundTask
-from starlette.requests import Request
 from starlette.responses import Response
 
-from app.images.representation import Representation
 from core.clock import Clock, rfc3339, utc_now
 from core.concurrency import in_background
 from core.domain.jobs import Job
@@ -166,23 +164,26 @@ class _AfterAnswer(BackgroundTask):
     """What a response runs once it is sent. Without the inspection that Starlette's own makes."""
 
     def __init__(
-        self, audit: AuditLog, began: float, facts: tuple[Principal, Representation, bool, int, str]
+        self,
+        audit: AuditLog,
+        began: float,
+        facts: tuple[Principal, str, Status, bool, int, str],
     ) -> None:
         self._audit = audit
         self._began = began
         self._facts = facts
 
     async def __call__(self) -> None:
-        principal, result, cached, size, traceparent = self._facts
+        principal, image_hash, status, cached, size, traceparent = self._facts
         audit = self._audit
         audit.add(
             Entry(
                 audit.clock(),
                 principal.tenant,
                 principal.key_id,
-                result.image_hash,
+                image_hash,
                 audit.model,
-                result.status,
+                status,
                 cached,
                 size,
                 time.perf_counter() - self._began,
@@ -193,9 +194,10 @@ class _AfterAnswer(BackgroundTask):
 
 def audited(
     response: Response,
-    request: Request,
+    audit: AuditLog | None,
     principal: Principal,
-    result: Representation,
+    image_hash: str,
+    status: Status,
     *,
     cached: bool,
     size: int,
@@ -206,16 +208,15 @@ def audited(
     `cached`: the result was there before the upload. `size` in bytes; `began` on the clock of
     `time.perf_counter`.
     """
-    audit: AuditLog | None = request.scope["app"].state.audit
     if audit is not None:
-        facts = (principal, result, cached, size, current().traceparent)
+        facts = (principal, image_hash, status, cached, size, current().traceparent)
         response.background = _AfterAnswer(audit, began, facts)
     return response
 
 
 def audited_job(
     response: Response,
-    request: Request,
+    audit: AuditLog | None,
     principal: Principal,
     job: Job,
     images: Mapping[str, Record | None],
@@ -223,7 +224,6 @@ def audited_job(
     began: float,
 ) -> Response:
     """As `audited`: a line for each of the images that `job` was created for."""
-    audit: AuditLog | None = request.scope["app"].state.audit
     if audit is not None:
         traceparent = current().traceparent
 

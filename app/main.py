@@ -7,6 +7,7 @@ from functools import partial
 
 import structlog
 from fastapi import FastAPI
+from prometheus_client import Counter
 from starlette.middleware.cors import CORSMiddleware
 
 from app import VERSION
@@ -21,7 +22,8 @@ from app.http.middleware.shutdown import AnswerWhenCancelled
 from app.http.middleware.unread_body import CloseOnUnreadBody
 from app.images import local_content_routes, lookup_routes, what_routes
 from app.images import routes as image_routes
-from app.images.service import ImageService, service_in
+from app.images.events import image_event
+from app.images.service import ImageService
 from app.jobs import routes as job_routes
 from app.jobs import stream_routes as job_stream_routes
 from app.jobs.events import job_event
@@ -29,8 +31,11 @@ from app.jobs.service import JobService
 from app.keys import routes as key_routes
 from app.keys import usage_routes
 from app.metrics import ApiMetrics
-from app.model import read_model
+from app.model import check_model, read_model
 from app.openapi import DESCRIPTION, TAGS, install_documentation
+from app.services import Services
+from app.streams.registry import LiveStreams
+from app.uploads.limiter import UploadSlots, upload_limits
 from app.webhooks import routes as webhook_routes
 from app.webhooks.service import Webhooks
 from core.backends import BackendOpener, open_backend
@@ -87,34 +92,21 @@ def create_app(
         model = bundle if bundle is not None else await asyncio.to_thread(read_model, settings)
         async with (
             observation.running() as observed,
-            opener(settings, clock) as backend,
-            open_gate(settings, clock) as app.state.gate,
+            _open_services(
+                settings, clock, opener, model, metrics=metrics, dropped=dropped
+            ) as services,
         ):
-            service = ImageService(settings, backend, model, metrics, clock)
             await observed
-            app.state.service = service
-            resolver = PublicResolver(allow_private=settings.webhook_allow_private)
-            app.state.webhooks = Webhooks(backend, resolver, clock)
-            app.state.jobs = JobService(settings, backend, model.identity, metrics, clock)
-            app.state.job_watcher = service.streams.watcher(
-                "jobs",
-                backend.jobs.get_many,
-                partial(job_event, public_url=settings.public_url),
-            )
+            app.state.services = services
             log.info("ready", model=model.identity, backend=settings.backend)
-            async with open_audit(settings, model.identity, dropped, clock) as app.state.audit:
-                try:
-                    yield
-                finally:
-                    await service.close()
-                    await resolver.close()
+            yield
 
     def checks() -> dict[str, Check]:
-        gate = app.state.gate
-        return {**service_in(app).checks(), **({} if gate is None else {"keys": gate.check})}
+        return _checks(app.state.services)
 
     async def refresh() -> None:
-        await metrics.look_at(service_in(app).backend.publisher)
+        services: Services = app.state.services
+        await metrics.look_at(services.backend.publisher)
 
     app = FastAPI(
         title="Glimpse",
@@ -163,3 +155,63 @@ def create_app(
         app.add_middleware(AllowedHosts, hosts=settings.allowed_hosts)
     app.add_middleware(RequestContext, headers=security_headers(settings), observation=observation)
     return app
+
+
+@asynccontextmanager
+async def _open_services(
+    settings: Settings,
+    clock: Clock,
+    opener: BackendOpener,
+    bundle: Bundle,
+    *,
+    metrics: ApiMetrics,
+    dropped: Counter,
+) -> AsyncIterator[Services]:
+    async with (
+        opener(settings, clock) as backend,
+        open_gate(settings, clock) as gate,
+        open_audit(settings, bundle.identity, dropped, clock) as audit,
+    ):
+        resolver = PublicResolver(allow_private=settings.webhook_allow_private)
+        streams = LiveStreams(settings.max_streams, settings.stream_seconds, metrics.live)
+        services = Services(
+            settings=settings,
+            clock=clock,
+            bundle=bundle,
+            backend=backend,
+            images=ImageService(settings, backend, bundle.identity, metrics, clock),
+            jobs=JobService(settings, backend, bundle.identity, metrics, clock),
+            webhooks=Webhooks(backend, resolver, clock),
+            uploads=UploadSlots(upload_limits(settings)),
+            streams=streams,
+            image_watcher=streams.watcher(
+                "images",
+                backend.records.get_many,
+                partial(image_event, public_url=settings.public_url),
+            ),
+            job_watcher=streams.watcher(
+                "jobs",
+                backend.jobs.get_many,
+                partial(job_event, public_url=settings.public_url),
+            ),
+            gate=gate,
+            audit=audit,
+        )
+        try:
+            yield services
+        finally:
+            await services.close()
+            await resolver.close()
+
+
+def _checks(services: Services) -> dict[str, Check]:
+    """What `/ready` asks."""
+    checks: dict[str, Check] = {
+        "records": services.backend.records.ping,
+        "blobs": services.backend.blobs.ping,
+        "queue": services.backend.publisher.ping,
+        "model": partial(check_model, services.bundle),
+    }
+    if services.gate is not None:
+        checks["keys"] = services.gate.check
+    return checks

@@ -1,13 +1,14 @@
-"""The model whose labels the API answers with: its manifest, read at the start."""
+"""The model that new images are classified by: the API reads its manifest at the start."""
 
+import asyncio
 import time
 from collections.abc import Callable
 
 import structlog
 
 from core.backends.bundles import open_bundles, pauses
-from core.bundles.bundle import Bundle
-from core.errors import BundleUnavailable
+from core.bundles.bundle import Bundle, read_bundle
+from core.errors import BundleUnavailable, Unavailable
 from core.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -40,3 +41,15 @@ def awaited_model(settings: Settings, wait: Callable[[float], None] = time.sleep
                 said = error.detail
             wait(pause)
     raise AssertionError("there is always another pause")
+
+
+async def check_model(bundle: Bundle) -> None:
+    """Raise Unavailable if the files of `bundle` have changed since it was read.
+
+    A bundle from a bucket was copied to this machine at the start, so the bucket does not matter.
+    """
+    found = await asyncio.to_thread(read_bundle, bundle.folder)
+    if found.identity != bundle.identity:
+        raise Unavailable(
+            f"The bundle is now {found.identity}, this process serves {bundle.identity}: restart."
+        )

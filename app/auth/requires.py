@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import Request, Response
 from starlette.requests import HTTPConnection
 
+from app.services import services_of
 from core.domain.principals import ANONYMOUS, Principal, Scope
 from core.http.route_access import mark
 
@@ -41,7 +42,7 @@ def requires(scope: Scope) -> Callable[[Endpoint], Endpoint]:
 
         async def guarded(request: Request, **others: Any) -> Response:
             # As `admitted`, which is one call more for each request.
-            gate = request.scope["app"].state.gate
+            gate = services_of(request).gate
             principal = ANONYMOUS if gate is None else await gate.admit(request.scope, scope)
             if wants_principal:
                 return await endpoint(request=request, principal=principal, **others)
@@ -59,13 +60,13 @@ def requires(scope: Scope) -> Callable[[Endpoint], Endpoint]:
 
 async def admitted(connection: HTTPConnection, scope: Scope) -> Principal:
     """Who is on this connection, with a key that has `scope`; raises as `Gate.admit`."""
-    gate = connection.scope["app"].state.gate
+    gate = services_of(connection).gate
     return ANONYMOUS if gate is None else await gate.admit(connection.scope, scope)
 
 
 def admission(connection: HTTPConnection, scope: Scope) -> Admission:
     """What asks, of a connection that lasts, whether its key would still be let in."""
-    gate = connection.scope["app"].state.gate
+    gate = services_of(connection).gate
     if gate is None:
         return Admission(math.inf, None)
     return Admission(gate.trusted_seconds, partial(gate.readmit, connection.scope, scope))
@@ -73,6 +74,6 @@ def admission(connection: HTTPConnection, scope: Scope) -> Admission:
 
 def count_image(request: Request, principal: Principal, size: int) -> None:
     """Note in the usage of the caller's key that an image of `size` bytes was uploaded."""
-    gate = request.scope["app"].state.gate
+    gate = services_of(request).gate
     if gate is not None:
         gate.count_image(principal, size)

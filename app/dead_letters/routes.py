@@ -11,7 +11,7 @@ from app.auth.requires import requires
 from app.http.openapi import query_parameter, refusals
 from app.http.pagination import POSITION, decode_cursor, encode_cursor, page_limit
 from app.http.responses import NO_STORE, json_answer
-from app.images.service import service_of
+from app.services import services_of
 from core.backends import Backend
 from core.clock import rfc3339
 from core.domain.dead_letters import CODE, LETTER_ID, DeadLetter, LetterFilter
@@ -246,4 +246,4 @@ def _invalid(field: str, rule: str) -> InvalidRequest:
 
 
 def _backend(request: Request) -> Backend:
-    return service_of(request).backend
+    return services_of(request).backend

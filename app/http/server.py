@@ -55,10 +55,10 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        service = getattr(self._app.state, "service", None)
-        if service is not None:
+        services = getattr(self._app.state, "services", None)
+        if services is not None:
             # Senders are sent away early enough to hear it.
-            service.stop(max(0.0, self._seconds - LINGER_SECONDS - LEAVING_SECONDS))
+            services.stop(max(0.0, self._seconds - LINGER_SECONDS - LEAVING_SECONDS))
         await super().shutdown(sockets)
 
 

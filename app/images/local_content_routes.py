@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request, Response
 
 from app.images.header import sniff
-from app.images.service import service_of
+from app.services import services_of
 from core.domain.records import blob_name
 from core.errors import NotFound
 from core.http.route_access import public
@@ -16,15 +16,15 @@ router = APIRouter(prefix="/local/blobs", include_in_schema=False)
 @public  # the link's signature says who may
 async def blob(request: Request, tenant: str, image_hash: str) -> Response:
     """The bytes, to whoever bears a valid link. Raises Forbidden, NotFound."""
-    service = service_of(request)
-    links = service.backend.links
+    services = services_of(request)
+    links = services.backend.links
     if links is None:
         raise NotFound("Images are not served from here.")
     name = blob_name(tenant, image_hash)
     expires = request.query_params.get("expires", "")
-    now = service.clock()
+    now = services.clock()
     links.verify(name, expires, request.query_params.get("signature", ""), now)
-    data = await service.backend.blobs.get(name)
+    data = await services.backend.blobs.get(name)
     remaining = max(0, int(int(expires) - now.timestamp()))
     return Response(
         data,

@@ -10,7 +10,7 @@ from app.http.json_body import read_json
 from app.http.openapi import refusals
 from app.http.responses import json_answer
 from app.images.lookup import Presence, look_up
-from app.images.service import service_of
+from app.services import services_of
 from core import errors
 from core.domain.jobs import check_count
 from core.domain.policy import MAX_JOB_ITEMS
@@ -85,11 +85,11 @@ router = APIRouter(prefix="/api/v1/images", tags=["images"], route_class=Request
 )
 @requires(Scope.READ)
 async def lookup(request: Request, principal: Principal) -> Response:
-    service = service_of(request)
+    services = services_of(request)
     wanted = await read_json(request, Lookup, MAX_BYTES)
     hashes = dict.fromkeys(wanted.image_hashes)
-    keys = [service.key(principal.tenant, each, wanted.model) for each in hashes]
-    found = await look_up(service.backend, keys)
+    keys = [services.images.key(principal.tenant, each, wanted.model) for each in hashes]
+    found = await look_up(services.backend, keys)
     return json_answer(
         {
             "known": {k.image_hash: _document(each) for k, each in found.items() if each.known},

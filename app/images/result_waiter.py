@@ -21,7 +21,7 @@ class _Poll:
     waiters: int = 0
 
 
-class Waiting:
+class ResultWaiter:
     """One poll of the store for each image that is waited for, shared by all who wait for it."""
 
     def __init__(self, records: RecordStore) -> None:

@@ -20,7 +20,8 @@ from app.images.openapi import (
 )
 from app.images.representation import image_path
 from app.images.responses import answer
-from app.images.service import UNKNOWN_IMAGE, ImageService, service_of
+from app.images.service import UNKNOWN_IMAGE
+from app.services import Services, services_of
 from app.streams.openapi import STREAM_PARAMETERS, STREAM_REFUSALS, stream_of
 from app.streams.registry import Watched
 from app.streams.sse import EventStream, open_stream
@@ -46,15 +47,26 @@ router = APIRouter(prefix="/api/v1/images", tags=["images"], route_class=Request
 @requires(Scope.CLASSIFY)
 async def upload(request: Request, principal: Principal) -> Response:
     began = time.perf_counter()
-    service = service_of(request)
-    wait = _wait(request, service)
-    with service.uploads.take() as slot:
-        image = await read_upload(request, service.settings.max_image_bytes, slot)
+    services = services_of(request)
+    wait = _wait(request, services)
+    with services.uploads.take() as slot:
+        image = await read_upload(request, services.settings.max_image_bytes, slot)
         size = len(image.data)
         count_image(request, principal, size)
-        result, cached = await service.submit(principal.tenant, image, wait or 0, request.receive)
+        result, cached = await services.images.submit(
+            principal.tenant, image, wait or 0, request.receive
+        )
     response = answer(result, location=image_path(result.image_hash), wait=wait)
-    return audited(response, request, principal, result, cached=cached, size=size, began=began)
+    return audited(
+        response,
+        services.audit,
+        principal,
+        result.image_hash,
+        result.status,
+        cached=cached,
+        size=size,
+        began=began,
+    )
 
 
 @router.head("/{image_hash}", include_in_schema=False)
@@ -73,16 +85,17 @@ async def upload(request: Request, principal: Principal) -> Response:
 @requires(Scope.READ)
 async def read(request: Request, principal: Principal) -> Response:
     image_hash = request.path_params["image_hash"]
-    service = service_of(request)
+    services = services_of(request)
+    images = services.images
     model = request.query_params.get("model", "") if request.scope["query_string"] else ""
-    wait = _wait(request, service)
-    key = service.key(principal.tenant, image_hash, model)
-    result = await service.find(key, wait or 0, request.receive)
+    wait = _wait(request, services)
+    key = images.key(principal.tenant, image_hash, model)
+    result = await images.find(key, wait or 0, request.receive)
     return answer(
         result,
         location=image_path(image_hash) + (f"?model={model}" if model else ""),
         wait=wait,
-        finished=service.finished_headers,
+        finished=images.finished_headers,
         if_none_match=", ".join(request.headers.getlist("if-none-match")) or None,
     )
 
@@ -100,10 +113,10 @@ async def read(request: Request, principal: Principal) -> Response:
 @requires(Scope.READ)
 async def stream(request: Request, principal: Principal) -> Response:
     image_hash = request.path_params["image_hash"]
-    service = service_of(request)
-    key = service.key(principal.tenant, image_hash, request.query_params.get("model", ""))
+    services = services_of(request)
+    key = services.images.key(principal.tenant, image_hash, request.query_params.get("model", ""))
     bind_image(key)
-    watched = Watched(service.streams, service.watcher, key, UNKNOWN_IMAGE)
+    watched = Watched(services.streams, services.image_watcher, key, UNKNOWN_IMAGE)
     return await open_stream(request, watched, admission(request, Scope.READ))
 
 
@@ -126,7 +139,7 @@ async def stream(request: Request, principal: Principal) -> Response:
 @requires(Scope.READ)
 async def content(request: Request, principal: Principal) -> Response:
     image_hash = request.path_params["image_hash"]
-    link = await service_of(request).content_link(principal.tenant, image_hash)
+    link = await services_of(request).images.content_link(principal.tenant, image_hash)
     return Response(status_code=307, headers={"Location": link, "Cache-Control": NO_STORE})
 
 
@@ -142,10 +155,10 @@ async def content(request: Request, principal: Principal) -> Response:
 @requires(Scope.ADMIN)
 async def delete(request: Request, principal: Principal) -> Response:
     image_hash = request.path_params["image_hash"]
-    await service_of(request).delete(principal.tenant, image_hash)
+    await services_of(request).images.delete(principal.tenant, image_hash)
     return Response(status_code=204, headers={"Cache-Control": NO_STORE})
 
 
-def _wait(request: Request, service: ImageService) -> float | None:
+def _wait(request: Request, services: Services) -> float | None:
     values = request.headers.getlist("prefer")
-    return preferred_wait(values, service.settings.max_wait_seconds) if values else None
+    return preferred_wait(values, services.settings.max_wait_seconds) if values else None

@@ -8,7 +8,7 @@ from app.audit_log import audited
 from app.auth.requires import count_image, requires
 from app.images.openapi import FORM_BODY, IMAGE_HASH, LOOKUP_REFUSALS, UPLOAD_REFUSALS, results
 from app.images.responses import answer
-from app.images.service import service_of
+from app.services import services_of
 from app.uploads.image_upload import read_upload
 from core.domain.principals import Principal, Scope
 from core.http.request_route import RequestRoute
@@ -40,7 +40,7 @@ async def fast(request: Request, principal: Principal) -> Response:
 )
 @requires(Scope.CLASSIFY)
 async def slow(request: Request, principal: Principal) -> Response:
-    wait = service_of(request).settings.slow_wait_seconds
+    wait = services_of(request).settings.slow_wait_seconds
     return await _upload(request, principal, wait)
 
 
@@ -56,22 +56,33 @@ async def slow(request: Request, principal: Principal) -> Response:
 @requires(Scope.READ)
 async def status(request: Request, principal: Principal) -> Response:
     image_hash = request.path_params["image_hash"]
-    service = service_of(request)
-    result = await service.find(service.key(principal.tenant, image_hash))
+    images = services_of(request).images
+    result = await images.find(images.key(principal.tenant, image_hash))
     return answer(result, location=_status_path(image_hash))
 
 
 async def _upload(request: Request, principal: Principal, wait: float) -> Response:
     began = time.perf_counter()
-    service = service_of(request)
-    limit = service.settings.max_image_bytes
-    with service.uploads.take() as slot:
+    services = services_of(request)
+    limit = services.settings.max_image_bytes
+    with services.uploads.take() as slot:
         upload = await read_upload(request, limit, slot, form_only=True)
         size = len(upload.data)
         count_image(request, principal, size)
-        result, cached = await service.submit(principal.tenant, upload, wait, request.receive)
+        result, cached = await services.images.submit(
+            principal.tenant, upload, wait, request.receive
+        )
     response = answer(result, location=_status_path(result.image_hash))
-    return audited(response, request, principal, result, cached=cached, size=size, began=began)
+    return audited(
+        response,
+        services.audit,
+        principal,
+        result.image_hash,
+        result.status,
+        cached=cached,
+        size=size,
+        began=began,
+    )
 
 
 def _status_path(image_hash: str) -> str:

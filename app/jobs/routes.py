@@ -16,7 +16,6 @@ from app.http.negotiation import preferred
 from app.http.openapi import header, query_parameter, refusals
 from app.http.pagination import POSITION, decode_cursor, encode_cursor, page_limit
 from app.http.responses import NO_STORE, json_answer
-from app.images.service import service_of
 from app.jobs.openapi import JOB_ID_PARAMETER
 from app.jobs.options import IDEMPOTENCY_KEY
 from app.jobs.representation import (
@@ -30,7 +29,8 @@ from app.jobs.representation import (
     json_lines,
     result_document,
 )
-from app.jobs.service import ItemResult, JobService, jobs_of
+from app.jobs.service import ItemResult, JobService
+from app.services import services_of
 from core import errors
 from core.domain.job_document import job_document, job_path
 from core.domain.jobs import JOB_TYPES, Job, JobStatus
@@ -127,17 +127,17 @@ router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"], route_class=RequestRout
 )
 @requires(Scope.JOBS)
 async def batch_predict(request: Request, principal: Principal) -> Response:
-    began, jobs = time.perf_counter(), jobs_of(request)
+    began, services = time.perf_counter(), services_of(request)
 
     def count(size: int) -> None:
         count_image(request, principal, size)
 
-    with service_of(request).uploads.take() as slot:
-        created = await jobs.create(request, principal, slot, count)
+    with services.uploads.take() as slot:
+        created = await services.jobs.create(request, principal, slot, count)
     job = created.job
     location = (b"location", job_path(job.key.id).encode())
-    response = json_answer(accepted_document(job, jobs.public_url), 202, [location])
-    return audited_job(response, request, principal, job, created.images, began=began)
+    response = json_answer(accepted_document(job, services.settings.public_url), 202, [location])
+    return audited_job(response, services.audit, principal, job, created.images, began=began)
 
 
 @router.get(
@@ -160,16 +160,16 @@ async def batch_predict(request: Request, principal: Principal) -> Response:
 )
 @requires(Scope.JOBS)
 async def list_jobs(request: Request, principal: Principal) -> Response:
-    jobs, query = jobs_of(request), request.query_params
+    services, query = services_of(request), request.query_params
     status = _one_of(query.get("status", ""), "status", list(JobStatus))
     type_ = _one_of(query.get("type", ""), "type", JOB_TYPES)
     limit = page_limit(request, DEFAULT_JOBS, MOST_JOBS)
     after = decode_cursor(query.get("cursor", ""), POSITION)
-    page = await jobs.list(principal, status, type_, limit, after)
+    page = await services.jobs.list(principal, status, type_, limit, after)
     more = len(page) == limit
     return json_answer(
         {
-            "jobs": [job_document(job, jobs.public_url) for job in page],
+            "jobs": [job_document(job, services.settings.public_url) for job in page],
             "next_cursor": encode_cursor(page[-1].position) if more else None,
         }
     )
@@ -185,9 +185,9 @@ async def list_jobs(request: Request, principal: Principal) -> Response:
 )
 @requires(Scope.JOBS)
 async def read_job(request: Request, principal: Principal) -> Response:
-    jobs = jobs_of(request)
-    job = await jobs.find(principal, request.path_params["job_id"])
-    return json_answer(job_document(job, jobs.public_url))
+    services = services_of(request)
+    job = await services.jobs.find(principal, request.path_params["job_id"])
+    return json_answer(job_document(job, services.settings.public_url))
 
 
 @router.get(
@@ -218,7 +218,7 @@ async def read_job(request: Request, principal: Principal) -> Response:
 )
 @requires(Scope.JOBS)
 async def read_results(request: Request, principal: Principal) -> Response:
-    jobs = jobs_of(request)
+    jobs = services_of(request).jobs
     job = await jobs.find(principal, request.path_params["job_id"])
     kind = preferred(", ".join(request.headers.getlist("accept")), (JSON, NDJSON, CSV))
     if kind != JSON:
@@ -247,9 +247,9 @@ async def read_results(request: Request, principal: Principal) -> Response:
 )
 @requires(Scope.JOBS)
 async def cancel_job(request: Request, principal: Principal) -> Response:
-    jobs = jobs_of(request)
-    job = await jobs.cancel(principal, request.path_params["job_id"])
-    return json_answer(job_document(job, jobs.public_url))
+    services = services_of(request)
+    job = await services.jobs.cancel(principal, request.path_params["job_id"])
+    return json_answer(job_document(job, services.settings.public_url))
 
 
 async def _streamed(jobs: JobService, job: Job, kind: str) -> Response:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 
-from fastapi import FastAPI, Request
+from starlette.requests import Request
 
 from app.batches.bucket import ObjectPrefix, Taken
 from app.batches.reader import Batches
@@ -44,7 +44,6 @@ class JobService:
         metrics: ApiMetrics,
         clock: Clock = utc_now,
     ) -> None:
-        self.public_url = settings.public_url
         self._email_domains = settings.email_domains
         self._backend = backend
         self._model = model
@@ -145,17 +144,6 @@ class JobService:
             if len(page) < PAGE:
                 return
             after = page[-1].item.position
-
-
-def jobs_in(app: FastAPI) -> JobService:
-    """The service that the application's lifespan opened."""
-    service: JobService = app.state.jobs
-    return service
-
-
-def jobs_of(request: Request) -> JobService:
-    """The service of the application that serves `request`."""
-    return jobs_in(request.app)
 
 
 def _no_such_job() -> NotFound:

@@ -8,10 +8,9 @@ from starlette.websockets import WebSocket
 from app.auth.requires import admission, admitted, requires
 from app.http.asgi import PATHS
 from app.http.openapi import refusals
-from app.images.service import ImageService
-from app.jobs.events import JobWatcher
 from app.jobs.openapi import JOB_ID_PARAMETER
-from app.jobs.service import NO_SUCH_JOB, JobService, jobs_in, jobs_of
+from app.jobs.service import NO_SUCH_JOB
+from app.services import services_of
 from app.streams.events import LiveEvents, event_id
 from app.streams.openapi import STREAM_PARAMETERS, STREAM_REFUSALS, stream_of
 from app.streams.registry import Watched
@@ -47,38 +46,32 @@ router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"], route_class=RequestRout
 )
 @requires(Scope.JOBS)
 async def stream(request: Request, principal: Principal) -> Response:
-    job = await jobs_of(request).find(principal, request.path_params["job_id"])
-    service, watcher = _parts(request)
-    watched = Watched(service.streams, watcher, job.key, NO_SUCH_JOB)
+    services = services_of(request)
+    job = await services.jobs.find(principal, request.path_params["job_id"])
+    watched = Watched(services.streams, services.job_watcher, job.key, NO_SUCH_JOB)
     return await open_stream(request, watched, admission(request, Scope.JOBS))
 
 
 @socket_requires(Scope.JOBS)
 async def follow(websocket: WebSocket, principal: Principal) -> None:
-    service, watcher = _parts(websocket)
-    jobs: JobService = jobs_in(websocket.app)
-    check_origin(websocket, service.settings.cors_origins)
-    job = await jobs.find(principal, websocket.path_params["job_id"])
+    services = services_of(websocket)
+    check_origin(websocket, services.settings.cors_origins)
+    job = await services.jobs.find(principal, websocket.path_params["job_id"])
 
     async def cancel() -> Job:
         # As DELETE does it: asked for a key anew, and counted.
-        return await jobs.cancel(await admitted(websocket, Scope.JOBS), job.key.id)
+        return await services.jobs.cancel(await admitted(websocket, Scope.JOBS), job.key.id)
 
     with ExitStack() as held:
-        held.enter_context(service.streams.place("websocket"))
-        changes = held.enter_context(watcher.watching(job.key))
+        held.enter_context(services.streams.place("websocket"))
+        changes = held.enter_context(services.job_watcher.watching(job.key))
         after = event_id(websocket.query_params.get("last_event_id"))
         events = LiveEvents(changes, admission(websocket, Scope.JOBS), after)
         await events.open(NO_SUCH_JOB)  # where nothing is left to tell, it is closed as well
         await websocket.accept()
         socket = LiveSocket(websocket, events, changes, cancel)
-        with service.streams.running(socket):
+        with services.streams.running(socket):
             await socket.run()
 
 
 router.routes.append(SocketRoute(SOCKET_PATH, follow, name="follow"))
-
-
-def _parts(connection: Request | WebSocket) -> tuple[ImageService, JobWatcher]:
-    state = connection.app.state
-    return state.service, state.job_watcher

@@ -20,6 +20,7 @@ from app.keys.service import (
     document,
     moment,
 )
+from app.services import services_of
 from core import errors
 from core.clock import utc_now
 from core.domain.api_keys import NAME
@@ -193,7 +194,7 @@ async def rotate(request: Request, principal: Principal) -> Response:
 
 
 def _gate(request: Request) -> Gate:
-    gate: Gate | None = request.app.state.gate
+    gate = services_of(request).gate
     if gate is None:
         raise errors.Conflict("This service asks for no keys (API_KEYS=off), and so has none.")
     return gate

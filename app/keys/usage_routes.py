@@ -5,10 +5,10 @@ from datetime import timedelta
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
-from app.auth.authenticator import Gate
 from app.auth.requires import requires
 from app.http.openapi import refusals
 from app.http.responses import json_answer
+from app.services import services_of
 from core import errors
 from core.domain.principals import Principal, Scope
 from core.domain.usage import Usage
@@ -70,7 +70,7 @@ class UsageBody(BaseModel):
 )
 @requires(Scope.READ)
 async def usage(request: Request, principal: Principal) -> Response:
-    gate: Gate | None = request.app.state.gate
+    gate = services_of(request).gate
     if gate is None:
         raise errors.Conflict("This service asks for no keys (API_KEYS=off), and counts none.")
     days = _days(request.query_params.get("days", str(DEFAULT_DAYS)))

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from core.errors import GlimpseError, Unavailable, UploadTooSlow, overloaded
+from core.settings import Settings
 
 LOOK_SECONDS = 0.25  # between two looks at who is too slow
 
@@ -30,6 +31,15 @@ class UploadLimits:
     bytes_: int
     grace: float
     rate: int
+
+
+def upload_limits(settings: Settings) -> UploadLimits:
+    return UploadLimits(
+        uploads=settings.max_uploads_in_flight,
+        bytes_=settings.max_upload_bytes_in_flight,
+        grace=settings.upload_grace_seconds,
+        rate=settings.min_upload_bytes_per_second,
+    )
 
 
 class UploadSlots:

@@ -13,6 +13,7 @@ from app.auth.requires import requires
 from app.http.json_body import body_schema, read_json
 from app.http.openapi import Responses, refusals
 from app.http.responses import NO_STORE, json_answer
+from app.services import services_of
 from app.webhooks.service import DEFAULT_OVERLAP, LONGEST_OVERLAP, Issued, Webhooks, document
 from core import errors
 from core.domain.principals import Principal, Scope
@@ -309,8 +310,7 @@ async def delete(request: Request, principal: Principal) -> Response:
 
 
 def _webhooks(request: Request) -> Webhooks:
-    webhooks: Webhooks = request.app.state.webhooks
-    return webhooks
+    return services_of(request).webhooks
 
 
 def _id(request: Request) -> str:

@@ -67,7 +67,7 @@ async def ask(api: Api, prefix: str, key: str = "", **document: object) -> httpx
 async def items(api: Api, answer: httpx.Response) -> list[JobItem]:
     assert answer.status_code == 202, answer.text
     key = JobKey(PUBLIC_TENANT, answer.json()["job_id"])
-    return list(await api.service.backend.jobs.items(key, MAX_JOB_ITEMS))
+    return list(await api.services.backend.jobs.items(key, MAX_JOB_ITEMS))
 
 
 def refused(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
@@ -121,7 +121,7 @@ async def test_objects_are_as_good_as_uploads(api: Api, settings: Settings, buck
     assert [item.name for item in found] == ["1", "2", "3", "4", "5", "6", "7/ab.jpg"]
     assert [item.image_hash for item in found][::5] == [sha256(RED), sha256(RED)]
     assert found[5].twin_of == 0
-    blobs = api.service.backend.blobs
+    blobs = api.services.backend.blobs
     assert await blobs.get(f"{PUBLIC_TENANT}/{sha256(BLUE)}") == BLUE
     assert not await blobs.exists(f"{PUBLIC_TENANT}/{sha256(bomb)}")
 
@@ -152,7 +152,7 @@ async def test_a_bucket_that_is_not_allowed_is_not_touched(
     """Not another's that the account could read, and not that of all tenants' images."""
     other = f"{bucket}-other"
     await fill(settings, other, {"a": RED})
-    await api.service.backend.blobs.put(f"{PUBLIC_TENANT}/{sha256(RED)}", RED, "image/jpeg")
+    await api.services.backend.blobs.put(f"{PUBLIC_TENANT}/{sha256(RED)}", RED, "image/jpeg")
     for name in (other, settings.bucket):
         problem = refused(await ask(api, f"gs://{name}/"), 422, "invalid_request")
         assert problem["field"] == "gs_prefix"
@@ -175,7 +175,7 @@ async def test_no_more_objects_than_a_batch_may_have(
     answer = await ask(api, f"gs://{bucket}/", image_hashes=others)
     assert refused(answer, 413, "batch_too_large")["max_items"] == MAX_JOB_ITEMS
     # Nothing was read for that.
-    assert not await api.service.backend.blobs.exists(f"public/{sha256(RED)}")
+    assert not await api.services.backend.blobs.exists(f"public/{sha256(RED)}")
 
 
 async def test_no_more_bytes_than_a_batch_may_have(settings: Settings, bucket: str) -> None:
@@ -188,7 +188,7 @@ async def test_no_more_bytes_than_a_batch_may_have(settings: Settings, bucket: s
             assert answer.status_code == status, answer.text
             if status == 413:
                 assert refused(answer, 413, "batch_too_large")["max_bytes"] == most
-                assert not await api.service.backend.blobs.exists(f"public/{sha256(RED)}")
+                assert not await api.services.backend.blobs.exists(f"public/{sha256(RED)}")
 
 
 async def test_room_for_one_image_is_enough(settings: Settings, bucket: str) -> None:
@@ -201,7 +201,7 @@ async def test_room_for_one_image_is_enough(settings: Settings, bucket: str) -> 
     async with open_api(settings.model_copy(update=tight)) as api:
         found = await items(api, await ask(api, f"gs://{bucket}/"))
         assert [item.image_hash for item in found] == [sha256(data) for data in pictures.values()]
-        assert api.service.uploads.bytes_held == 0
+        assert api.services.uploads.bytes_held == 0
 
 
 # --- Objects that change. -------------------------------------------------------------------------
@@ -247,7 +247,7 @@ async def test_what_changes_while_it_is_read_fails_alone(settings: Settings, buc
         codes = [item.error.code if item.error else "" for item in found]
         assert codes == ["not_found", "conflict", "", ""]
         assert found[2].image_hash == sha256(small)
-        assert api.service.uploads.bytes_held == 0
+        assert api.services.uploads.bytes_held == 0
 
 
 # --- Repeating a creation. ------------------------------------------------------------------------

@@ -14,11 +14,12 @@ import httpx
 from fastapi import FastAPI
 from starlette.routing import Route, WebSocketRoute
 
+from app.audit_log import AuditLog
 from app.auth.authenticator import Gate
 from app.http.server import Server
-from app.images.service import ImageService, service_in
 from app.keys.service import Issued, Keys, Wanted
 from app.main import create_app
+from app.services import Services
 from core.backends import BackendOpener, open_backend
 from core.backends.embedded.blobs import DRAFT
 from core.clock import Clock, utc_now
@@ -51,15 +52,15 @@ class Api:
 
     app: FastAPI
     client: httpx.AsyncClient
-    service: ImageService
+    services: Services
     settings: Settings
 
     @property
     def records(self) -> RecordStore:
-        return self.service.backend.records
+        return self.services.backend.records
 
     def key(self, image_hash: str, tenant: str = PUBLIC_TENANT) -> RecordKey:
-        return self.service.key(tenant, image_hash)
+        return self.services.images.key(tenant, image_hash)
 
     async def record(self, image_hash: str) -> Record:
         record = await self.records.get(self.key(image_hash))
@@ -81,9 +82,15 @@ class Api:
 
     @property
     def gate(self) -> Gate:
-        gate = self.app.state.gate
-        assert isinstance(gate, Gate), "these settings ask for no keys"
+        gate = self.services.gate
+        assert gate is not None, "these settings ask for no keys"
         return gate
+
+    @property
+    def audit(self) -> AuditLog:
+        audit = self.services.audit
+        assert audit is not None, "these settings keep no audit log"
+        return audit
 
     async def issue(self, tenant: str, *scopes: Scope, **changes: Any) -> Issued:
         """A key of `tenant`; without scopes, with all of them."""
@@ -93,7 +100,7 @@ class Api:
 
     async def settle(self) -> None:
         """Wait for what the API does after its answers."""
-        await self.service._submissions.close()
+        await self.services.images._submissions.close()
 
     def messages(self) -> list[dict[str, str]]:
         """The attributes of what waits in the queue, oldest first."""
@@ -179,7 +186,7 @@ async def open_api(
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://api", timeout=60) as client,
     ):
-        yield Api(app, client, service_in(app), settings)
+        yield Api(app, client, app.state.services, settings)
 
 
 @asynccontextmanager
@@ -192,4 +199,4 @@ async def serve_api(settings: Settings) -> AsyncIterator[tuple[Api, int]]:
         serving(server) as port,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
     ):
-        yield Api(app, client, service_in(app), settings), port
+        yield Api(app, client, app.state.services, settings), port

@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 import httpx
 
 from app.http.server import Server
-from app.images.service import service_in
 from app.main import create_app
 from core.settings import Settings
 from tests.support.api import Api, eventually, serve_api
@@ -31,18 +30,18 @@ async def stoppable(settings: Settings) -> AsyncIterator[tuple[Server, Api]]:
         serving(server) as port,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as client,
     ):
-        yield server, Api(app, client, service_in(app), settings)
+        yield server, Api(app, client, app.state.services, settings)
 
 
 async def released(api: Api) -> bool:
     """No stream is open, and neither images nor jobs are watched."""
-    watchers = (api.service.watcher, api.app.state.job_watcher)
+    watchers = (api.services.image_watcher, api.services.job_watcher)
     watched = [(len(each), each.running) for each in watchers]
-    return len(api.service.streams) == 0 and watched == [(0, False)] * 2
+    return len(api.services.streams) == 0 and watched == [(0, False)] * 2
 
 
 async def opened(api: Api, streams: int) -> bool:
-    return len(api.service.streams) == streams
+    return len(api.services.streams) == streams
 
 
 async def connected(server: Server, connections: int) -> bool:

@@ -217,7 +217,7 @@ async def test_where_no_keys_are_asked_for_there_are_none(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
     async with open_api(api_settings(tmp_path, colour_bundle)) as api:
-        assert api.app.state.gate is None
+        assert api.services.gate is None
         answer = await api.client.post("/api/v1/images", content=IMAGE)
         assert answer.status_code == 202
         assert "ratelimit" not in answer.headers

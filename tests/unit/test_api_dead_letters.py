@@ -44,7 +44,7 @@ async def letter_in(api: Api, number: int = 1, **changes: object) -> DeadLetter:
     )
     letter = replace(letter, **changes)  # type: ignore[arg-type]
     letter = replace(letter, id=letter_id(letter.attributes, b"", str(number)))
-    assert await api.service.backend.dead_letters.add(letter)
+    assert await api.services.backend.dead_letters.add(letter)
     return letter
 
 
@@ -54,7 +54,7 @@ async def failed_upload(api: Api, *, retryable: bool = True) -> DeadLetter:
     assert (await api.client.post("/what/fast", files={"img": image})).status_code == 202
     await api.settle()
     key = api.key(sha256(image))
-    died = api.service.clock() + timedelta(milliseconds=1)
+    died = api.services.clock() + timedelta(milliseconds=1)
     letter = await letter_in(api, attributes=ClassifyImage(key).attributes(), died_at=died)
     assert await api.records.fail(key, RecordError("delivery_exhausted", "No.", retryable))
     return letter
@@ -65,7 +65,7 @@ async def test_a_letter_is_shown_whole(api: Api) -> None:
     shown = {
         "id": letter.id,
         "image_hash": f"{1:064x}",
-        "model": api.service.model,
+        "model": api.services.model,
         "attributes": letter.attributes,
         "payload_bytes": 2,
         "attempts": 10,
@@ -110,7 +110,7 @@ async def test_filters_select(api: Api) -> None:
     assert await listed(since="2026-11-21T09:30:02Z") == [young.id]
     assert await listed(before="2026-11-21T09:30:02Z") == [old.id]
     assert await listed(before="2026-11-21T10:30:02+01:00") == [old.id]
-    await api.service.backend.dead_letters.resolve("public", old.id)
+    await api.services.backend.dead_letters.resolve("public", old.id)
     assert await listed() == [young.id]
     assert await listed(resolved="true") == [young.id, old.id]
 
@@ -204,8 +204,8 @@ async def test_what_cannot_be_replayed_says_why(api: Api) -> None:
     assert again.status_code == 202
     await api.settle()
     assert await api.records.claim(key, timedelta(minutes=1)) is not None
-    await api.service.backend.dead_letters.delete("public", letter.id)
-    died = api.service.clock() + timedelta(seconds=1)
+    await api.services.backend.dead_letters.delete("public", letter.id)
+    died = api.services.clock() + timedelta(seconds=1)
     busy = await letter_in(api, attributes=letter.attributes, died_at=died)
     answer = await api.client.post(f"{URL}/{busy.id}/replay")
     assert (answer.status_code, answer.json()["code"]) == (409, "conflict")

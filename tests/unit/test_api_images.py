@@ -88,13 +88,13 @@ async def test_a_new_image_is_accepted_with_everything_in_place(api: Api, route:
     assert list(body) == FIELDS
     assert body["image_hash"] == HASH
     assert body["status"] in ("pending", "queued")
-    assert body["model"] == api.service.model
+    assert body["model"] == api.services.model
     assert body["annotations"] == []
     assert body["image_url"] == f"{ITEM}/content"
     assert body["error"] is None
     assert body["attempts"] == 0
     assert datetime.fromisoformat(body["created_at"]).tzinfo == UTC
-    assert await api.service.backend.blobs.get(f"public/{HASH}") == IMAGE
+    assert await api.services.backend.blobs.get(f"public/{HASH}") == IMAGE
     await api.settle()
     assert (await api.record(HASH)).status is Status.QUEUED
 
@@ -397,7 +397,7 @@ async def test_another_models_result_is_asked_for_by_name(
         await post(before, V1)
         await before.settle()
         await before.succeed(HASH)
-        model = before.service.model
+        model = before.services.model
     async with open_api(api_settings(tmp_path, colour_bundle)) as api:
         assert (await api.client.get(ITEM)).status_code == 404
         answer = await api.client.get(ITEM, params={"model": model})
@@ -428,7 +428,7 @@ async def finish_soon(api: Api) -> None:
     """Work on the image as soon as it is there and somebody waits for it."""
 
     async def awaited() -> bool:
-        return api.service.waiting.polls > 0
+        return api.services.images.waiter.polls > 0
 
     await eventually(awaited)
     await api.succeed(HASH)
@@ -459,7 +459,7 @@ async def test_waiting_is_bounded(api: Api) -> None:
     assert answer.headers["preference-applied"] == "wait=0"
     assert "preference-applied" not in (await post(api, V1, prefer="wait=soon")).headers
     assert (await post(api, "/what/slow")).status_code == 202
-    assert api.service.waiting.polls == 0
+    assert api.services.images.waiter.polls == 0
 
 
 async def test_a_long_wait_is_cut_to_the_limit(tmp_path: Path, colour_bundle: Path) -> None:
@@ -483,7 +483,7 @@ async def test_waiting_for_an_image_that_is_deleted_ends(api: Api) -> None:
     waiter = asyncio.create_task(api.client.get(ITEM, headers={"prefer": "wait=25"}))
 
     async def awaited() -> bool:
-        return api.service.waiting.polls > 0
+        return api.services.images.waiter.polls > 0
 
     await eventually(awaited)
     assert (await api.client.delete(ITEM)).status_code == 204

@@ -75,13 +75,13 @@ async def by_hash(api: Api, *entries: object, **options: Any) -> httpx.Response:
 
 
 async def job(api: Api, job_id: str, tenant: str = PUBLIC_TENANT) -> Job:
-    found = await api.service.backend.jobs.get(JobKey(tenant, job_id))
+    found = await api.services.backend.jobs.get(JobKey(tenant, job_id))
     assert found is not None
     return found
 
 
 async def items(api: Api, job_id: str, tenant: str = PUBLIC_TENANT) -> list[JobItem]:
-    return list(await api.service.backend.jobs.items(JobKey(tenant, job_id), 1000))
+    return list(await api.services.backend.jobs.items(JobKey(tenant, job_id), 1000))
 
 
 async def results(api: Api, job_id: str, **headers: str) -> list[dict[str, Any]]:
@@ -93,7 +93,7 @@ async def results(api: Api, job_id: str, **headers: str) -> list[dict[str, Any]]
 
 async def run(api: Api, job_id: str, tenant: str = PUBLIC_TENANT) -> Job:
     """Do what the worker does for a job of images that are red, or cannot be decoded."""
-    store, key = api.service.backend.jobs, JobKey(tenant, job_id)
+    store, key = api.services.backend.jobs, JobKey(tenant, job_id)
     await store.change(key, jobs.started)
     for item in await items(api, job_id, tenant):
         if item.state is ItemState.OPEN and item.twin_of is None:
@@ -151,10 +151,10 @@ async def test_a_form_becomes_a_job(api: Api) -> None:
         record = await api.record(sha256(image))
         assert (record.status, record.job) == (Status.PENDING, body["job_id"])
         assert record.priority is Priority.NORMAL
-        assert await api.service.backend.blobs.get(f"public/{sha256(image)}") == image
+        assert await api.services.backend.blobs.get(f"public/{sha256(image)}") == image
     made = await job(api, body["job_id"])
     assert (made.sealed, made.status, made.counts.total) == (True, JobStatus.PENDING, 2)
-    assert (made.owner, made.type, made.model) == ("", "batch-predict", api.service.model)
+    assert (made.owner, made.type, made.model) == ("", "batch-predict", api.services.model)
 
 
 def _trace(api: Api) -> dict[str, str]:
@@ -175,7 +175,7 @@ async def test_a_zip_becomes_a_job(api: Api) -> None:
 
 async def test_hashes_become_a_job_where_the_images_are_there(api: Api) -> None:
     await api.client.post("/api/v1/images", content=RED)
-    await api.service.backend.blobs.put(f"public/{sha256(BLUE)}", BLUE, "image/jpeg")
+    await api.services.backend.blobs.put(f"public/{sha256(BLUE)}", BLUE, "image/jpeg")
     entries = [
         {"image_hash": sha256(RED), "metadata": {"shelf": "ä"}},
         UNKNOWN,
@@ -196,7 +196,7 @@ async def test_hashes_become_a_job_where_the_images_are_there(api: Api) -> None:
 
 async def test_a_manifest_says_what_comes_along(api: Api) -> None:
     """Only what is missing is sent; what is sent and not listed comes after the list."""
-    await api.service.backend.blobs.put(f"public/{sha256(BLUE)}", BLUE, "image/jpeg")
+    await api.services.backend.blobs.put(f"public/{sha256(BLUE)}", BLUE, "image/jpeg")
     listed = {
         "image_hashes": [sha256(BLUE), {"image_hash": sha256(RED), "metadata": {"n": 2}}],
         "priority": "low",
@@ -292,7 +292,7 @@ async def test_what_two_jobs_want_tomorrow_is_not_begun_today(
         await create(api, RED, **tomorrow)
         assert (await api.record(sha256(RED))).job == first
         clock.move(1000)
-        backend = api.service.backend
+        backend = api.services.backend
         counts = await reconcile(backend, DeliveryPolicy(), clock())
         assert {outcome: count for outcome, count in counts.items() if count} == {"waiting": 1}
         assert api.messages() == []
@@ -314,7 +314,7 @@ async def test_a_job_may_wait_and_has_a_deadline(tmp_path: Path, colour_bundle: 
         assert made.notify_email == "ada@example.org"
         assert made.counts.failed == 1, "nobody else counts for an hour"
         assert api.messages() == []
-        assert await api.service.backend.jobs.due(clock.now, 10) == []
+        assert await api.services.backend.jobs.due(clock.now, 10) == []
         shown = (await api.client.get(answer.headers["location"])).json()
         assert shown["not_before"] == "2026-11-21T10:30:00.000Z"
         assert shown["deadline"] == "2026-11-21T11:30:00.123Z"
@@ -579,7 +579,7 @@ async def test_a_creation_goes_on_too_late(tmp_path: Path, colour_bundle: Path) 
             answer = await api.client.post(CREATE, files=files(RED), **under("a"))
             assert_problem(answer, 503, "unavailable")
             plan.clear()
-            store = api.service.backend.jobs
+            store = api.services.backend.jobs
             for late in await store.due(utc_now() + timedelta(hours=2), 10):
                 turn = functools.partial(
                     lambda seen, job, now: jobs.looked_after(job, seen, now + timedelta(hours=2)),
@@ -596,11 +596,11 @@ async def test_an_item_that_was_missing_at_first_stays_so_with_its_twins(
     plan = {"change": False}
     async with failing_api(tmp_path, colour_bundle, jobs=plan) as api:
         hashes = [sha256(RED), sha256(BLUE), sha256(RED)]
-        await api.service.backend.blobs.put(f"public/{sha256(BLUE)}", BLUE, "image/jpeg")
+        await api.services.backend.blobs.put(f"public/{sha256(BLUE)}", BLUE, "image/jpeg")
         answer = await by_hash(api, *hashes, **under("a"))
         assert_problem(answer, 503, "unavailable")
         # As where a store has taken a part of them, and the image came before the rest.
-        await api.service.backend.blobs.put(f"public/{sha256(RED)}", RED, "image/jpeg")
+        await api.services.backend.blobs.put(f"public/{sha256(RED)}", RED, "image/jpeg")
         api.execute("DELETE FROM job_items WHERE position > 0")
         plan.clear()
         answer = await by_hash(api, *hashes, **under("a"))
@@ -616,7 +616,7 @@ async def test_a_job_that_is_sealed_runs_though_its_message_fails(
     """The scheduler begins it within half a minute."""
     async with failing_api(tmp_path, colour_bundle, publisher={"publish": after}) as api:
         made = await job(api, await create(api, RED))
-        (due,) = await api.service.backend.jobs.due(utc_now() + timedelta(seconds=31), 10)
+        (due,) = await api.services.backend.jobs.due(utc_now() + timedelta(seconds=31), 10)
         assert due.key == made.key
         assert jobs.due_action(due, due.wake_at) is jobs.Action.RUN
 
@@ -631,7 +631,7 @@ async def test_a_client_who_leaves_leaves_no_job(api: Api) -> None:
     answer = await api.client.post(CREATE, content=interrupted(), headers={"Content-Type": FORM})
     assert answer.status_code == 499
     assert no_jobs(api)
-    assert api.service.uploads.in_flight == api.service.uploads.bytes_held == 0
+    assert api.services.uploads.in_flight == api.services.uploads.bytes_held == 0
 
 
 async def refused(api: Api, *images: bytes) -> None:
@@ -676,7 +676,7 @@ async def test_where_there_is_no_slot_a_batch_is_refused_unread(
 ) -> None:
     settings = api_settings(tmp_path, colour_bundle, max_uploads_in_flight=1)
     async with open_api(settings) as api:
-        with api.service.uploads.take():
+        with api.services.uploads.take():
             answer = await api.client.post(CREATE, files=files(RED))
         assert_problem(answer, 503, "overloaded")
         assert api.traces() == NOTHING
@@ -704,7 +704,7 @@ async def test_a_job_is_shown_as_it_goes_on(tmp_path: Path, colour_bundle: Path)
             "failed": 0,
             "cancelled": 0,
             "priority": "high",
-            "model": api.service.model,
+            "model": api.services.model,
             "created_at": "2026-11-21T09:30:00.123Z",
             "started_at": None,
             "completed_at": None,
@@ -717,10 +717,10 @@ async def test_a_job_is_shown_as_it_goes_on(tmp_path: Path, colour_bundle: Path)
             "results_url": url + "/results",
         }
         clock.move(1)
-        await api.service.backend.jobs.change(JobKey(PUBLIC_TENANT, job_id), jobs.started)
+        await api.services.backend.jobs.change(JobKey(PUBLIC_TENANT, job_id), jobs.started)
         clock.move(1)
         await api.succeed(sha256(RED))
-        await api.service.backend.jobs.settle(JobKey(PUBLIC_TENANT, job_id), 0, None, timedelta(0))
+        await api.services.backend.jobs.settle(JobKey(PUBLIC_TENANT, job_id), 0, None, timedelta(0))
         half = (await api.client.get(f"{JOBS}/{job_id}")).json()
         assert half == {
             **first,
@@ -745,7 +745,7 @@ async def test_a_job_is_shown_as_it_goes_on(tmp_path: Path, colour_bundle: Path)
 async def test_a_job_that_could_not_be_run_says_why(api: Api) -> None:
     job_id = await create(api, RED)
     error = RecordError("expired", "It took too long.", False)
-    await api.service.backend.jobs.change(
+    await api.services.backend.jobs.change(
         JobKey(PUBLIC_TENANT, job_id), lambda job, now: jobs.failed(job, error, now)
     )
     shown = (await api.client.get(f"{JOBS}/{job_id}")).json()
@@ -914,10 +914,10 @@ async def test_results_join_items_and_records(api: Api) -> None:
     assert (await results(api, job_id))[1]["status"] == "running"
     await api.succeed(sha256(RED))
     assert (await results(api, job_id))[0]["status"] == "running", "not settled yet"
-    await api.service.backend.jobs.settle(key, 0, None, timedelta(0))
+    await api.services.backend.jobs.settle(key, 0, None, timedelta(0))
     error = RecordError("undecodable_image", "It is broken.", False)
     await api.records.fail(claim, error)
-    await api.service.backend.jobs.settle(key, 1, error, timedelta(0))
+    await api.services.backend.jobs.settle(key, 1, error, timedelta(0))
     last = await results(api, job_id)
     labels = [
         {"index": 1, "label": "red", "confidence": 0.75},
@@ -1016,7 +1016,7 @@ async def test_no_cell_is_a_formula(api: Api, name: str, cell: str) -> None:
     claim = await api.records.claim(api.key(sha256(RED)), LEASE)
     assert claim is not None
     await api.records.complete(claim, [Annotation(1, name, 1.0)])
-    await api.service.backend.jobs.settle(JobKey(PUBLIC_TENANT, job_id), 0, None, timedelta(0))
+    await api.services.backend.jobs.settle(JobKey(PUBLIC_TENANT, job_id), 0, None, timedelta(0))
     answer = await api.client.get(f"{JOBS}/{job_id}/results", headers={"Accept": "text/csv"})
     (row,) = csv.DictReader(io.StringIO(answer.text))
     assert (row["name"], row["label"]) == (cell, cell)

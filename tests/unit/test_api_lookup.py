@@ -40,7 +40,7 @@ async def test_what_is_known_and_what_is_missing(api: Api) -> None:
     await api.succeed(done)
     await api.fail(failed, retryable=False)
     await api.fail(retryable, retryable=True)
-    await api.service.backend.blobs.put(f"public/{stored}", IMAGES[4], "image/jpeg")
+    await api.services.backend.blobs.put(f"public/{stored}", IMAGES[4], "image/jpeg")
     assert await lookup(api, *HASHES) == {
         "known": {
             queued: {"status": "queued", "stored": True},
@@ -59,7 +59,7 @@ async def test_a_record_without_its_bytes_is_no_image(api: Api) -> None:
     assert (await lookup(api, HASHES[0]))["missing"] == [HASHES[0]]
     await api.client.post("/api/v1/images", content=IMAGES[1])
     await api.fail(HASHES[1], retryable=True)
-    await api.service.backend.blobs.delete(f"public/{HASHES[1]}")
+    await api.services.backend.blobs.delete(f"public/{HASHES[1]}")
     assert (await lookup(api, HASHES[1]))["missing"] == [HASHES[1]]
 
 

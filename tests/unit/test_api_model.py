@@ -72,7 +72,7 @@ async def test_the_application_serves_it_whatever_becomes_of_the_bucket(
 ) -> None:
     await fill_bundle(settings, bucket, "colours", colour_bundle)
     async with open_api(settings) as api:
-        assert api.service.model == read_bundle(colour_bundle).identity
+        assert api.services.model == read_bundle(colour_bundle).identity
         await remove(settings, bucket, "colours/SHA256SUMS")
         answer = await api.client.get("/ready")
         assert answer.json()["checks"]["model"] == "ok"

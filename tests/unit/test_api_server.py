@@ -249,7 +249,7 @@ async def test_bytes_are_refused_when_there_is_no_room_for_them(
         for client in (first, second):
             await client.head(content_length=100_000)
             await client.send(bytes(90_000))
-        uploads = served.api.service.uploads
+        uploads = served.api.services.uploads
 
         async def held() -> bool:
             return uploads.bytes_held == 180_000
@@ -280,10 +280,10 @@ async def test_who_waits_for_a_result_holds_no_bytes(tmp_path: Path, colour_bund
         await waiting.send(image)
 
         async def polls() -> bool:
-            return served.api.service.waiting.polls == 1
+            return served.api.services.images.waiter.polls == 1
 
         await eventually(polls)
-        assert served.api.service.uploads.in_flight == 0
+        assert served.api.services.uploads.in_flight == 0
         await served.api.succeed(sha256(image))
         assert (await waiting.answer()).status == 200
 
@@ -482,6 +482,6 @@ async def test_a_connection_too_many_is_told_so_and_health_is_not(
 
 async def eventually_in_flight(served: Served, uploads: int) -> None:
     async def reached() -> bool:
-        return served.api.service.uploads.in_flight == uploads
+        return served.api.services.uploads.in_flight == uploads
 
     await eventually(reached)

@@ -12,7 +12,6 @@ import pytest
 
 from app.http.protocol import HttpProtocol
 from app.http.server import Server
-from app.images.service import service_in
 from app.main import create_app
 from core.backends.embedded import database
 from tests.support.api import api_settings, eventually
@@ -96,7 +95,7 @@ async def test_a_request_that_cannot_be_finished_is_told_so(
         with closing(sqlite3.connect(tmp_path / "data" / "records.db")) as other:
             other.execute("BEGIN IMMEDIATE")  # nobody else can write
             posting = asyncio.create_task(client.post("/what/fast", files={"img": picture()}))
-            submissions = service_in(server._app)._submissions
+            submissions = server._app.state.services.images._submissions
 
             async def under_way() -> bool:
                 return bool(submissions._running)

@@ -76,7 +76,7 @@ async def test_processes_that_share_a_backend_make_one_record(
 
 
 async def test_a_client_that_leaves_takes_nobody_with_it(api: Api) -> None:
-    submissions = Submissions(api.service.backend, max_pixels=10**6)
+    submissions = Submissions(api.services.backend, max_pixels=10**6)
     image = Candidate(api.key(HASH), IMAGE, "image/jpeg")
     leader = asyncio.create_task(submissions.submit(image))
     followers = [asyncio.create_task(submissions.submit(image)) for _ in range(3)]
@@ -163,7 +163,7 @@ async def unmarked(api: Api, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[A
     async def advance(key: RecordKey, from_: Status, to: Status) -> bool:
         return await over.wait()
 
-    monkeypatch.setattr(api.service.backend.records, "advance", advance)
+    monkeypatch.setattr(api.services.backend.records, "advance", advance)
     yield api
     over.set()
 
@@ -175,7 +175,7 @@ async def test_an_upload_after_a_deletion_that_failed_halfway_stores_its_bytes(
     async def delete_image(tenant: str, image_hash: str) -> int:
         raise Unavailable("the database is locked")
 
-    monkeypatch.setattr(unmarked.service.backend.records, "delete_image", delete_image)
+    monkeypatch.setattr(unmarked.services.backend.records, "delete_image", delete_image)
     assert (await unmarked.client.post(V1, content=IMAGE)).status_code == 202
     assert (await unmarked.client.delete(f"{V1}/{HASH}")).status_code == 503
     assert unmarked.traces().blobs == 0
@@ -185,7 +185,7 @@ async def test_an_upload_after_a_deletion_that_failed_halfway_stores_its_bytes(
 
 async def test_an_upload_after_a_failure_tries_again(unmarked: Api) -> None:
     assert (await unmarked.client.post(V1, content=IMAGE)).status_code == 202
-    assert await unmarked.service.backend.records.fail(
+    assert await unmarked.services.backend.records.fail(
         unmarked.key(HASH), RecordError("overloaded", "Try again.", True)
     )
     assert (await unmarked.client.post(V1, content=IMAGE)).status_code == 202
@@ -260,9 +260,9 @@ async def test_those_who_share_a_failure_each_get_it_and_may_repeat(api: Api) ->
 
 async def test_a_stopped_backend_answers_503(tmp_path: Path, colour_bundle: Path) -> None:
     async with open_api(api_settings(tmp_path, colour_bundle)) as api:
-        service = api.service
+        images = api.services.images
     with pytest.raises(Unavailable):
-        await service.find(service.key(PUBLIC_TENANT, HASH))
+        await images.find(images.key(PUBLIC_TENANT, HASH))
 
 
 async def test_headers_are_inspected_and_blobs_written_off_the_loop(
@@ -300,7 +300,7 @@ async def test_headers_are_inspected_and_blobs_written_off_the_loop(
 async def test_a_record_that_is_running_is_no_proof_of_its_image(api: Api) -> None:
     """A message that outlived the image's deletion claims the record of a new upload, whose API
     process then dies before it has stored the bytes: the next upload must store them."""
-    await api.records.create(new_record(api.key(HASH), api.service.clock()))
+    await api.records.create(new_record(api.key(HASH), api.services.clock()))
     assert await api.records.claim(api.key(HASH), LEASE) is not None
     assert (await api.client.post(V1, content=IMAGE)).status_code == 202
     assert api.traces() == Traces(records=1, blobs=1, messages=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from starlette.types import Message
 
-from app.images.result_waiter import Waiting
+from app.images.result_waiter import ResultWaiter
 from core.backends import open_backend
 from core.clock import utc_now
 from core.domain.records import RecordKey, Status, new_record
@@ -35,7 +35,7 @@ async def finish(records: RecordStore) -> None:
     assert await records.complete(claim, LABELS)
 
 
-async def waited_for(waiting: Waiting) -> None:
+async def waited_for(waiting: ResultWaiter) -> None:
     async def polling() -> bool:
         return waiting.polls > 0
 
@@ -43,13 +43,13 @@ async def waited_for(waiting: Waiting) -> None:
 
 
 async def test_all_who_wait_share_one_poll_and_get_the_result(records: RecordStore) -> None:
-    waiting = Waiting(records)
+    waiting = ResultWaiter(records)
     waiters = [asyncio.create_task(waiting.until_terminal(KEY, 30)) for _ in range(50)]
     await waited_for(waiting)
     assert waiting.polls == 1
     running = [repr(task.get_coro()) for task in asyncio.all_tasks()]
-    assert sum("Waiting.until_terminal" in each for each in running) == 50
-    assert sum("Waiting._poll" in each for each in running) == 1
+    assert sum("ResultWaiter.until_terminal" in each for each in running) == 50
+    assert sum("ResultWaiter._poll" in each for each in running) == 1
     await finish(records)
     ended = await asyncio.gather(*waiters)
     assert {record.status for record in ended if record} == {Status.SUCCESS}
@@ -58,7 +58,7 @@ async def test_all_who_wait_share_one_poll_and_get_the_result(records: RecordSto
 
 
 async def test_time_up_for_one_is_not_time_up_for_another(records: RecordStore) -> None:
-    waiting = Waiting(records)
+    waiting = ResultWaiter(records)
     patient = asyncio.create_task(waiting.until_terminal(KEY, 30))
     assert await waiting.until_terminal(KEY, 0.02) is None
     assert waiting.polls == 1
@@ -69,7 +69,7 @@ async def test_time_up_for_one_is_not_time_up_for_another(records: RecordStore) 
 
 
 async def test_a_client_that_left_is_waited_for_no_longer(records: RecordStore) -> None:
-    waiting = Waiting(records)
+    waiting = ResultWaiter(records)
     messages = asyncio.Queue[Message]()
     here = asyncio.create_task(waiting.until_terminal(KEY, 30))
     gone = asyncio.create_task(waiting.until_terminal(KEY, 30, messages.get))
@@ -88,7 +88,7 @@ async def test_a_client_that_left_is_waited_for_no_longer(records: RecordStore) 
 async def test_whoever_leaves_takes_nobody_along_and_the_last_ends_the_poll(
     records: RecordStore,
 ) -> None:
-    waiting = Waiting(records)
+    waiting = ResultWaiter(records)
     waiters = [asyncio.create_task(waiting.until_terminal(KEY, 30)) for _ in range(2)]
     await waited_for(waiting)
     waiters[0].cancel()
@@ -101,7 +101,7 @@ async def test_whoever_leaves_takes_nobody_along_and_the_last_ends_the_poll(
 
 
 async def test_a_record_that_goes_away_ends_the_wait(records: RecordStore) -> None:
-    waiting = Waiting(records)
+    waiting = ResultWaiter(records)
     waiter = asyncio.create_task(waiting.until_terminal(KEY, 30))
     await waited_for(waiting)
     await records.delete_image(KEY.tenant, KEY.image_hash)
@@ -109,7 +109,7 @@ async def test_a_record_that_goes_away_ends_the_wait(records: RecordStore) -> No
 
 
 async def test_stopping_lets_everyone_go(records: RecordStore) -> None:
-    waiting = Waiting(records)
+    waiting = ResultWaiter(records)
     waiters = [asyncio.create_task(waiting.until_terminal(KEY, 3000)) for _ in range(3)]
     await waited_for(waiting)
     waiting.stop()
@@ -126,4 +126,4 @@ async def test_a_store_that_does_not_answer_is_asked_again(
         store = backend.records  # closed: every call is Unavailable from here on
     with pytest.raises(Unavailable):
         await store.get(KEY)
-    assert await Waiting(store).until_terminal(KEY, 0.1) is None
+    assert await ResultWaiter(store).until_terminal(KEY, 0.1) is None

@@ -47,9 +47,7 @@ async def opened(
     settings = api_settings(folder, bundle, log_format="json", **changes)
     lines: list[dict[str, Any]] = []
     async with open_api(settings) as api:
-        api.app.state.audit._write = lambda text: lines.extend(
-            json.loads(line) for line in text.splitlines()
-        )
+        api.audit._write = lambda text: lines.extend(json.loads(line) for line in text.splitlines())
         yield api, lines
 
 
@@ -72,7 +70,7 @@ async def test_each_image_that_is_given_leaves_a_line(tmp_path: Path, colour_bun
         await client.get(f"/api/v1/images/{sha256(image)}", headers=headers)
         await client.post("/what/fast", files={"img": b"no image"}, headers=headers)
         await client.post("/what/fast", files={"img": image})
-        await api.app.state.audit.flush()
+        await api.audit.flush()
     assert [(line["status"], line["cached"]) for line in lines] == [
         ("pending", False),
         ("success", True),
@@ -89,7 +87,7 @@ async def test_each_image_that_is_given_leaves_a_line(tmp_path: Path, colour_bun
             "tenant": "acme",
             "key": key.key.id,
             "image_hash": sha256(image),
-            "model": api.service.model,
+            "model": api.services.model,
             "status": line["status"],
             "cached": line["cached"],
             "bytes": len(image),
@@ -105,7 +103,7 @@ async def test_each_image_of_a_batch_leaves_a_line(tmp_path: Path, colour_bundle
         await api.client.post("/what/fast", files={"img": known}, headers=bearer(key))
         await api.settle()
         await api.succeed(sha256(known), "acme")
-        await api.app.state.audit.flush()
+        await api.audit.flush()
         lines.clear()
         batch = [("imgs", each) for each in (known, new, b"no image", new)]
         headers = {**bearer(key), "Idempotency-Key": "once"}
@@ -116,7 +114,7 @@ async def test_each_image_of_a_batch_leaves_a_line(tmp_path: Path, colour_bundle
             assert answer.status_code == 202
         unknown = {"image_hashes": ["0" * 64]}
         await api.client.post("/api/v1/jobs/batch-predict", json=unknown, headers=bearer(key))
-        await api.app.state.audit.flush()
+        await api.audit.flush()
     assert [(line["image_hash"], line["status"], line["cached"]) for line in lines] == [
         (sha256(known), "success", True),
         (sha256(new), "pending", False),
@@ -213,7 +211,7 @@ async def test_a_writer_that_hangs_holds_up_no_request(tmp_path: Path, colour_bu
         let_go.append(go_on.wait(PATIENCE))
 
     async with open_api(api_settings(tmp_path, colour_bundle)) as api:
-        api.app.state.audit._write = write
+        api.audit._write = write
         try:
             for seed in range(3):
                 answer = await api.client.post("/what/fast", files={"img": picture(seed)})

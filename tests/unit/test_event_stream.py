@@ -310,7 +310,7 @@ async def test_many_streams_of_many_images_share_each_look(served: Api) -> None:
         began = time.monotonic()
         before = await scraped(served)
         assert before[series("glimpse_live_streams", transport="sse")] == 100
-        assert len(served.service.watcher) == 5
+        assert len(served.services.image_watcher) == 5
         await asyncio.sleep(2.2)
         await eventually(lambda: looked_twice(served, before))
         looks, keys = await looked_since(served, before)
@@ -401,7 +401,7 @@ async def test_who_leaves_is_forgotten(served: Api) -> None:
     for _ in range(3):
         async with reading(served.client, path_of(image)) as reader:
             await anext(reader.events())
-            assert len(served.service.streams) == 1
+            assert len(served.services.streams) == 1
         await eventually(lambda: released(served))
     # One that leaves before it is answered, and one that leaves without a word.
     port = served.client.base_url.port

@@ -197,7 +197,7 @@ class Histories(RuleBasedStateMachine):
         self.world.wait(self._half_an_upload(image, steps))
 
     async def _half_an_upload(self, image: Image, steps: int) -> None:
-        backend = self.world.apis[0].service.backend
+        backend = self.world.apis[0].services.backend
         record = await backend.records.get(image.key)
         if record is None:
             await backend.records.create(new_record(image.key, self.clock()))

@@ -95,7 +95,7 @@ class JobHistories(Histories):
 
     async def _half_a_job(self, image: Image, steps: int) -> None:
         await self._asked([image])
-        backend, now = self.world.apis[0].service.backend, self.clock()
+        backend, now = self.world.apis[0].services.backend, self.clock()
         key = JobKey("public", new_job_id())
         await backend.blobs.put(image.key.blob_name, image.data, "image/jpeg")
         await backend.jobs.create(new_job(key, "", image.key.model, 1, now))

@@ -45,7 +45,7 @@ async def served(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
 
 
 def backend_of(api: Api) -> Backend:
-    return api.service.backend
+    return api.services.backend
 
 
 def stream_of(key: JobKey) -> str:
@@ -404,7 +404,7 @@ async def test_a_socket_that_leaves_is_forgotten(served: Api) -> None:
     key = await running_job(backend_of(served))
     async with connect(socket_of(served, key.id)) as ws:
         await ws.recv()
-        assert len(served.service.streams) == 1
+        assert len(served.services.streams) == 1
     await eventually(lambda: released(served))
     async with connect(socket_of(served, key.id)) as ws:
         await ws.recv()

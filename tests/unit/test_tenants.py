@@ -64,7 +64,7 @@ async def world(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[World]:
     settings = api_settings(tmp_path, colour_bundle, api_keys="required", slow_wait_seconds=0.05)
     async with open_api(settings) as api:
         letter = letter_about(api.key(UNKNOWN, "ada"))
-        assert await api.service.backend.dead_letters.add(letter)
+        assert await api.services.backend.dead_letters.add(letter)
         there = World(api, await api.issue("ada"), await api.issue("bob"), letter)
         assert (await there.ask(there.ada, "POST", V1, content=IMAGE)).status_code == 202
         await api.settle()
@@ -100,7 +100,7 @@ async def uploads_are_separate(world: World, path: str, **options: Any) -> None:
     adas = await world.api.records.get(world.api.key(HASH, "ada"))
     assert mine is not None and mine.status is Status.QUEUED
     assert adas is not None and adas.annotations == LABELS
-    blobs = world.api.service.backend.blobs
+    blobs = world.api.services.backend.blobs
     assert await blobs.get(f"bob/{HASH}") == await blobs.get(f"ada/{HASH}") == IMAGE
 
 
@@ -117,13 +117,13 @@ async def reading(world: World, method: str) -> None:
     etag = (await world.ask(world.ada, "GET", f"{V1}/{HASH}")).headers["etag"]
     for headers in ({}, {"If-None-Match": etag}, {"If-None-Match": "*"}, {"Prefer": "wait=1"}):
         await world.same_refusal(method, f"{V1}/{HASH}", f"{V1}/{UNKNOWN}", headers=headers)
-    model = f"?model={world.api.service.model}"
+    model = f"?model={world.api.services.model}"
     await world.same_refusal(method, f"{V1}/{HASH}{model}", f"{V1}/{UNKNOWN}{model}")
 
 
 async def deleting(world: World) -> None:
     await world.same_refusal("DELETE", f"{V1}/{HASH}", f"{V1}/{UNKNOWN}")
-    assert await world.api.service.backend.blobs.exists(f"ada/{HASH}")
+    assert await world.api.services.backend.blobs.exists(f"ada/{HASH}")
 
 
 async def listing_keys(world: World) -> None:
@@ -176,7 +176,7 @@ async def others_letters(world: World, method: str, path: str) -> None:
 
 
 async def letter_is_untouched(world: World) -> None:
-    kept = await world.api.service.backend.dead_letters.get("ada", world.letter.id)
+    kept = await world.api.services.backend.dead_letters.get("ada", world.letter.id)
     assert kept is not None and kept.resolved_at is None
 
 
@@ -231,7 +231,7 @@ async def looking_up(world: World) -> None:
 
 
 async def others_job_streams(world: World, path: str) -> None:
-    backend, owner = world.api.service.backend, world.ada.key.id
+    backend, owner = world.api.services.backend, world.ada.key.id
     key = await running_job(backend, 1, tenant="ada", owner=owner)
     await settle(backend, key, 0)
     await world.same_refusal("GET", path.format(key.id), path.format("ab" * 16))
@@ -264,10 +264,10 @@ async def making_webhooks(world: World) -> None:
 
 async def others_webhooks(world: World, method: str, path: str, **options: Any) -> None:
     theirs = await adas_webhook(world)
-    before = await world.api.service.backend.webhooks.get("ada", theirs)
+    before = await world.api.services.backend.webhooks.get("ada", theirs)
     nobodys = path.format("wh_" + "0" * 24)
     await world.same_refusal(method, path.format(theirs), nobodys, **options)
-    assert await world.api.service.backend.webhooks.get("ada", theirs) == before
+    assert await world.api.services.backend.webhooks.get("ada", theirs) == before
 
 
 async def metrics(world: World) -> None:
@@ -346,7 +346,7 @@ async def test_a_signed_link_is_for_one_tenants_image(world: World) -> None:
     link = answer.headers["location"]
     assert f"/ada/{HASH}?" in link
     assert (await world.api.client.get(link)).content == IMAGE  # it needs no key
-    await world.api.service.backend.blobs.put(f"bob/{HASH}", IMAGE, "image/jpeg")
+    await world.api.services.backend.blobs.put(f"bob/{HASH}", IMAGE, "image/jpeg")
     moved = await world.api.client.get(link.replace("/ada/", "/bob/"))
     assert moved.status_code == 403
 

@@ -1,0 +1,71 @@
+"""The parts of one API process, which its routes find in `app.state`.
+
+Types alone are imported, and only for the type checker: every package may import this module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from starlette.requests import HTTPConnection
+
+    from app.audit_log import AuditLog
+    from app.auth.authenticator import Gate
+    from app.images.events import ImageWatcher
+    from app.images.service import ImageService
+    from app.jobs.events import JobWatcher
+    from app.jobs.service import JobService
+    from app.streams.registry import LiveStreams
+    from app.uploads.limiter import UploadSlots
+    from app.webhooks.service import Webhooks
+    from core.backends import Backend
+    from core.bundles.bundle import Bundle
+    from core.clock import Clock
+    from core.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What `app.main` opens at the start and closes at the end.
+
+    `bundle` is the model that classifies new images. `gate` is None where `API_KEYS` is `off`, and
+    `audit` where `AUDIT_LOG` is off.
+    """
+
+    settings: Settings
+    clock: Clock
+    bundle: Bundle
+    backend: Backend
+    images: ImageService
+    jobs: JobService
+    webhooks: Webhooks
+    uploads: UploadSlots
+    streams: LiveStreams
+    image_watcher: ImageWatcher
+    job_watcher: JobWatcher
+    gate: Gate | None
+    audit: AuditLog | None
+
+    @property
+    def model(self) -> str:
+        """The identity of `bundle`."""
+        return self.bundle.identity
+
+    def stop(self, seconds: float) -> None:
+        """End streams and waits now, and uploads that still arrive after `seconds`."""
+        self.images.stop()
+        self.streams.stop()
+        self.uploads.stop(seconds)
+
+    async def close(self) -> None:
+        """Finish the work that has begun. Does not wait longer than `ImageService.close`."""
+        self.streams.stop()
+        await self.images.close()
+
+
+def services_of(connection: HTTPConnection) -> Services:
+    """The parts of the application that serves this request or WebSocket."""
+    services: Services = connection.scope["app"].state.services
+    return services
