@@ -25,7 +25,7 @@ from core.observability.setup import FASTAPI_TELEMETRY, Observation
 from core.settings import Settings
 from worker.context import Workbench
 from worker.inference.model_registry import ModelRegistry
-from worker.inference.pool import ClassifierPool
+from worker.inference.pool import ClassifierPool, Spawn, spawn_process
 from worker.metrics import WorkerMetrics
 from worker.notifications.notifier import Notifier, open_notifier
 from worker.notifications.routes import notification_routes
@@ -39,9 +39,14 @@ GIVE_UP_SECONDS = 2.0  # how long the claims of cancelled requests may take to b
 
 
 def create_app(
-    settings: Settings, clock: Clock = utc_now, opener: BackendOpener = open_backend
+    settings: Settings,
+    clock: Clock = utc_now,
+    opener: BackendOpener = open_backend,
+    spawn: Spawn = spawn_process,
 ) -> FastAPI:
     """The ASGI application. Its lifespan opens the backend and the default model.
+
+    `spawn` starts the classifier processes.
 
     `app.state.bench` is the `Workbench` while the lifespan lasts.
     """
@@ -51,7 +56,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        pool = ClassifierPool(settings)
+        pool = ClassifierPool(settings, spawn)
         bundles = open_bundles(settings, settings.model_uris)
         models = ModelRegistry(settings.model_uris, bundles, settings.loaded_models, pool.load)
         opening = asyncio.create_task(_open(pool, models))

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import grpc.aio
 import httpx
-from PIL import Image
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 
@@ -16,11 +15,9 @@ from core.backends.google.publisher import PubSubPublisher
 from core.domain.records import RecordKey
 from core.observability.metrics import ServiceMetrics
 from tests.support.api import api_settings, eventually, open_api
-from tests.support.bundles import write_slow_bundle
 from tests.support.metrics import samples, series
-from tests.support.pictures import encode, picture
-from tests.unit.worker_support import classifier_processes, running_worker, settings_in
-from worker.inference.protocol import GROUP
+from tests.support.pictures import picture
+from tests.unit.worker_support import running_worker, settings_in
 
 REQUESTS = "glimpse_http_requests_total"
 
@@ -102,27 +99,6 @@ async def test_a_worker_counts_how_messages_end(tmp_path: Path) -> None:
     assert 0 < seen["glimpse_queue_delay_seconds_sum"] < 60
     assert seen["glimpse_inference_duration_seconds_count"] == 2
     assert seen[series("glimpse_reconciled_records_total", outcome="republished")] == 0
-
-
-async def test_images_that_went_together_share_the_time_of_their_inference(tmp_path: Path) -> None:
-    uri = str(write_slow_bundle(tmp_path / "slow", 600))
-    settings = settings_in(tmp_path, model_uri=uri, worker_concurrency=1)
-    async with running_worker(settings) as worker:
-        black = encode(Image.new("RGB", (16, 16)), "PNG")
-        assert (await worker.push(await worker.submit(black))).status_code == 204
-        before = (await scraped(worker.client))["glimpse_inference_duration_seconds_sum"]
-        keys = [await worker.submit(picture(seed, (250, 250, 250))) for seed in range(GROUP)]
-        (process,) = classifier_processes()
-        process.suspend()
-        pushes = asyncio.gather(*(worker.push(key) for key in keys))
-        await asyncio.sleep(0.3)
-        began = time.perf_counter()
-        process.resume()
-        assert {answer.status_code for answer in await pushes} == {204}
-        waited = time.perf_counter() - began
-        after = (await scraped(worker.client))["glimpse_inference_duration_seconds_sum"]
-    # Each waited for all of it; what it cost is that only once.
-    assert 0 < after - before < waited
 
 
 async def test_applications_in_one_process_count_apart(tmp_path: Path, colour_bundle: Path) -> None:

@@ -4,12 +4,9 @@ import asyncio
 import dataclasses
 import json
 import shutil
-import sys
-import threading
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 import httpx
@@ -24,18 +21,16 @@ from core.observability.logs import with_trace
 from core.ports import BlobStore
 from tests.contract.clock import MovableClock
 from tests.support.bundles import write_colour_bundle, write_slow_bundle
+from tests.support.classifiers import held_classifiers
 from tests.support.pictures import picture
-from tests.support.signals import standing_still
 from tests.unit.faults import Once, watched
 from tests.unit.scripted_worker import until
 from tests.unit.worker_support import (
     UNKNOWN_MODEL,
     RunningWorker,
-    classifier_processes,
     running_worker,
     settings_in,
 )
-from worker.inference.classifier import Classifier
 
 HASH = "ab" * 32
 WHITE = picture(7, (250, 250, 250))
@@ -200,7 +195,7 @@ async def test_a_worker_that_lost_its_lease_changes_nothing(tmp_path: Path, fini
 
 async def test_a_cancelled_delivery_gives_its_claim_up(worker: RunningWorker) -> None:
     key = await worker.submit()
-    with standing_still(*classifier_processes()):
+    with held_classifiers():
         pushing = asyncio.create_task(worker.push(key))
         await until(lambda: running(worker, key))
         pushing.cancel()
@@ -246,7 +241,7 @@ async def test_a_second_cancellation_does_not_interrupt_the_release(
             releasing.set()
             await proceed.wait()
 
-    with worker.watching(hold), standing_still(*classifier_processes()):
+    with worker.watching(hold), held_classifiers():
         pushing = asyncio.create_task(worker.push(key))
         await until(lambda: running(worker, key))
         pushing.cancel()
@@ -582,34 +577,6 @@ async def test_a_good_worker_is_ready(worker: RunningWorker) -> None:
 
 
 # --- The event loop (P6) -------------------------------------------------------------------------
-
-
-async def test_no_decoding_and_no_inference_in_the_worker_s_own_process(tmp_path: Path) -> None:
-    """Each call into the blocking modules is noted, whatever thread of this process makes it."""
-    seen: set[str] = set()
-
-    def note(frame: FrameType, event: str, argument: object) -> None:
-        path = Path(frame.f_code.co_filename)
-        # A module's body runs where it is imported first.
-        if event == "call" and "worker" in path.parent.parts and frame.f_code.co_name != "<module>":
-            seen.add(path.name)
-
-    settings = settings_in(tmp_path)
-    threading.setprofile(note)
-    sys.setprofile(note)
-    try:
-        async with running_worker(settings) as worker:
-            assert await worker.labelled(picture()) == "red"
-        assert "pool.py" in seen
-        assert not seen & {"preprocessing.py", "classifier.py"}
-        classifier = Classifier(
-            read_bundle(settings.model_uri), max_pixels=10**6, labels_per_image=5
-        )
-        assert classifier.annotate(picture())[0].label == "red"
-        assert seen >= {"preprocessing.py", "classifier.py"}, "the detector would have seen it"
-    finally:
-        sys.setprofile(None)
-        threading.setprofile(None)
 
 
 @pytest.mark.parametrize("path", ["/generate_annotations", "/generate_annotations_dlq"])

@@ -12,6 +12,7 @@ from core.backends.bundles import Bundles
 from core.bundles.bundle import Bundle, read_bundle, write_sums
 from core.errors import BundleError, ModelUnavailable
 from tests.support.bundles import write_colour_bundle
+from tests.support.classifiers import spawn_thread
 from tests.unit.scripted_worker import until
 from tests.unit.worker_support import settings_in
 from worker.inference.model_registry import ModelRegistry, Retries
@@ -32,7 +33,7 @@ class Loads:
 
 @pytest.fixture
 async def loads(tmp_path: Path) -> AsyncIterator[Loads]:
-    pool = ClassifierPool(settings_in(tmp_path, worker_concurrency=1))
+    pool = ClassifierPool(settings_in(tmp_path, worker_concurrency=1), spawn_thread)
     await pool.start()
     yield Loads(pool)
     await pool.close()

@@ -24,9 +24,11 @@ from core.domain.priority import Priority
 from core.domain.records import Record, RecordKey, new_record
 from core.settings import Settings
 from tests.support.bundles import write_colour_bundle
+from tests.support.classifiers import spawn_thread
 from tests.support.pictures import picture, sha256
 from tests.unit.faults import Happening, watched
 from worker.context import Workbench
+from worker.inference.pool import Spawn
 from worker.main import create_app
 
 UNKNOWN_MODEL = "nobody@0123456789ab"
@@ -159,9 +161,12 @@ class RunningWorker:
 
 @asynccontextmanager
 async def running_worker(
-    settings: Settings, clock: Clock = utc_now, opener: BackendOpener = open_backend
+    settings: Settings,
+    clock: Clock = utc_now,
+    opener: BackendOpener = open_backend,
+    spawn: Spawn = spawn_thread,
 ) -> AsyncIterator[RunningWorker]:
-    app = create_app(settings, clock, opener)
+    app = create_app(settings, clock, opener, spawn)
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://worker") as client:

@@ -11,10 +11,11 @@ import socket
 import subprocess
 import sys
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import structlog
 
@@ -36,6 +37,19 @@ ROOT = Path(__file__).resolve().parents[2]
 Answer: TypeAlias = "asyncio.Future[tuple[Annotation, ...]]"
 
 
+class Process(Protocol):
+    """A started classifier process."""
+
+    def kill(self) -> None: ...
+
+    def wait(self) -> int:
+        """Return the exit status once it has ended. Blocks."""
+
+
+# Starts a process that serves `worker.inference.protocol` on the socket, and duplicates the socket.
+Spawn: TypeAlias = Callable[[Settings, socket.socket], Process]
+
+
 @dataclass(slots=True, eq=False)
 class _Request:
     """One frame, kept until it is answered so that another process can be given it."""
@@ -54,9 +68,9 @@ class ClassifierPool:
     one, each image alone: only the one with which a process ends again hears of it.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, spawn: Spawn) -> None:
         self._settings = settings
-        self._members = [_Member(settings) for _ in range(settings.classifier_processes)]
+        self._members = [_Member(settings, spawn) for _ in range(settings.classifier_processes)]
 
     async def start(self) -> None:
         """Return once the processes are started; they load their models when asked to."""
@@ -116,11 +130,12 @@ class RemoteClassifier:
 class _Member(asyncio.Protocol):
     """One place in the pool: its process, the connection to it, and what it has been asked."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, spawn: Spawn) -> None:
         self._settings = settings
+        self._spawn = spawn
         self._asked: deque[_Request] = deque()  # `_in_work` says which are being worked on
         self._transport: asyncio.Transport | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._replacing: asyncio.Task[None] | None = None
         self._received = b""
@@ -149,7 +164,7 @@ class _Member(asyncio.Protocol):
         ours.setblocking(False)
         try:
             with theirs:
-                self._process = await asyncio.to_thread(_spawn, self._settings, theirs)
+                self._process = await asyncio.to_thread(self._spawn, self._settings, theirs)
             transport, _ = await loop.create_connection(lambda: self, sock=ours)
         except BaseException:
             ours.close()
@@ -309,7 +324,8 @@ class _Member(asyncio.Protocol):
         return await asyncio.to_thread(process.wait)
 
 
-def _spawn(settings: Settings, connection: socket.socket) -> "subprocess.Popen[bytes]":
+def spawn_process(settings: Settings, connection: socket.socket) -> Process:
+    """The `Spawn` of a service: `worker.inference.process`, which inherits the socket."""
     descriptor = connection.fileno()
     command = [
         *(sys.executable, "-m", "worker.inference.process", str(descriptor)),

@@ -24,7 +24,7 @@ from tests.support.signals import standing_still
 from tests.unit.scripted_worker import until
 from tests.unit.worker_support import classifier_processes, running_worker, settings_in
 from worker.errors import ClassifierLost
-from worker.inference.pool import ClassifierPool, RemoteClassifier
+from worker.inference.pool import ClassifierPool, RemoteClassifier, spawn_process
 from worker.inference.protocol import GROUP
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +43,7 @@ async def pool_of(
     if rounds:
         changes["model_uri"] = str(write_slow_bundle(folder / "slow", rounds))
     settings: Settings = settings_in(folder, **{"worker_concurrency": 1, **changes})
-    pool = ClassifierPool(settings)
+    pool = ClassifierPool(settings, spawn_process)
     await pool.start()
     try:
         yield pool, await pool.load(read_bundle(settings.model_uri))
@@ -207,9 +207,9 @@ async def test_a_killed_worker_leaves_no_process_behind(tmp_path: Path) -> None:
         "import asyncio, sys\n"
         "from core.bundles.bundle import read_bundle\n"
         "from core.settings import Settings\n"
-        "from worker.inference.pool import ClassifierPool\n"
+        "from worker.inference.pool import ClassifierPool, spawn_process\n"
         "async def main():\n"
-        "    pool = ClassifierPool(Settings(worker_concurrency=2))\n"
+        "    pool = ClassifierPool(Settings(worker_concurrency=2), spawn_process)\n"
         "    await pool.start()\n"
         "    classifier = await pool.load(read_bundle(sys.argv[1]))\n"
         "    asyncio.ensure_future(classifier.annotate(open(sys.argv[2], 'rb').read()))\n"
@@ -244,7 +244,7 @@ async def test_an_image_that_takes_classifiers_down_ends_as_an_error(tmp_path: P
     """It is delivered again, since the fault may have been the machine's; but not for ever."""
     uri = str(write_slow_bundle(tmp_path / "slow", FOREVER))
     settings = settings_in(tmp_path, model_uri=uri, worker_concurrency=1, classify_seconds=PATIENCE)
-    async with running_worker(settings) as worker:
+    async with running_worker(settings, spawn=spawn_process) as worker:
         key = await worker.submit(WHITE)
         statuses = [(await worker.push(key)).status_code for _ in range(3)]
         assert statuses == [503, 503, 204]
@@ -297,7 +297,7 @@ async def test_attempts_that_failed_for_other_reasons_are_not_held_against_an_im
 ) -> None:
     uri = str(write_slow_bundle(tmp_path / "slow", FOREVER))
     settings = settings_in(tmp_path, model_uri=uri, worker_concurrency=1, classify_seconds=0.3)
-    async with running_worker(settings) as worker:
+    async with running_worker(settings, spawn=spawn_process) as worker:
         key = await worker.submit(WHITE)
         for _ in range(5):
             claim = await worker.backend.records.claim(key, timedelta(seconds=30))
