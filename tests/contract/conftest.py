@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from core.backends import Access, Backend, open_access, open_backend
 from core.settings import Settings
-from tests.contract.clock import MovableClock
+from tests.support.clock import MovableClock
 
 # A real project to test against as well; `docs/operations/google-cloud.md` says what it must have.
 PROJECT = os.environ.get("GLIMPSE_TEST_GCP_PROJECT", "")

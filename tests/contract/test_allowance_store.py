@@ -8,7 +8,7 @@ from core.backends import Access, open_access
 from core.domain.rate_limits import DAY, Limit
 from core.ports import AllowanceStore
 from core.settings import Settings
-from tests.contract.clock import MovableClock
+from tests.support.clock import MovableClock
 
 LIMIT = Limit("rate", 100, 60)
 

@@ -9,7 +9,7 @@ import pytest
 from core.backends import Backend
 from core.domain.dead_letters import DeadLetter, LetterFilter, letter_id
 from core.ports import DeadLetterStore
-from tests.contract.clock import MovableClock
+from tests.support.clock import MovableClock
 
 PUBLIC = LetterFilter("public")
 

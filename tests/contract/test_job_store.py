@@ -26,7 +26,7 @@ from core.domain.priority import Priority
 from core.domain.records import RecordError
 from core.ports import JobStore
 from core.settings import Settings
-from tests.contract.clock import MovableClock
+from tests.support.clock import MovableClock
 
 MODEL = "colours@0123456789ab"
 OWNER = "k3y0wn3r"

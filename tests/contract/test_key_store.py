@@ -12,7 +12,7 @@ from core.domain.principals import ALL_SCOPES, Scope
 from core.domain.rate_limits import Rate
 from core.ports import KeyStore
 from core.settings import Settings
-from tests.contract.clock import MovableClock
+from tests.support.clock import MovableClock
 
 HOUR = timedelta(hours=1)
 FIRST, SECOND, THIRD = bytes([1]) * 32, bytes([2]) * 32, bytes([3]) * 32

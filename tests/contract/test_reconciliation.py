@@ -16,9 +16,9 @@ from core.domain.priority import Priority
 from core.domain.records import Record, RecordKey, Status, new_record
 from core.ports import Backlog, BlobStore, Publisher
 from core.settings import Settings
-from tests.contract.clock import MovableClock
+from tests.support.clock import MovableClock
+from tests.support.faults import Once, watched
 from tests.support.pictures import picture, sha256
-from tests.unit.faults import Once, watched
 from worker.tasks.reconcile import OUTCOMES, reconcile
 
 MODEL = "m@0123456789ab"

@@ -18,7 +18,7 @@ from core.domain.records import (
 )
 from core.errors import Unavailable
 from core.ports import RecordStore
-from tests.contract.clock import MovableClock
+from tests.support.clock import MovableClock
 
 LEASE = timedelta(seconds=30)
 RESULT = (Annotation(1, "Egyptian cat", 0.1 + 0.2), Annotation(2, 'school "bus" é', 1e-17))

@@ -16,8 +16,8 @@ from core.domain.records import Annotation, Record, RecordError, RecordKey, Stat
 from core.errors import NotFound, Unavailable
 from core.services.dead_letter_replay import Replay, replay, replay_all
 from core.settings import Settings
-from tests.contract.clock import MovableClock
 from tests.contract.test_reconciliation import Counting
+from tests.support.clock import MovableClock
 from tests.support.pictures import picture, sha256
 
 MODEL = "m@0123456789ab"

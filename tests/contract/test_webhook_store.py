@@ -19,7 +19,7 @@ from core.domain.webhooks import (
 )
 from core.ports import WebhookStore
 from core.settings import Settings
-from tests.contract.clock import MovableClock
+from tests.support.clock import MovableClock
 
 HOUR = timedelta(hours=1)
 URL = "https://example.com/hooks?a=é"

@@ -20,9 +20,9 @@ from core.errors import BundleError, NotFound, Unavailable, UndecodableImage
 from core.settings import Settings
 from tests.support.bundles import write_slow_bundle
 from tests.support.pictures import encode, picture, sha256
+from tests.support.scripted_worker import until
 from tests.support.signals import standing_still
-from tests.unit.scripted_worker import until
-from tests.unit.worker_support import classifier_processes, running_worker, settings_in
+from tests.support.worker import classifier_processes, running_worker, settings_in
 from worker.errors import ClassifierLost
 from worker.inference.pool import ClassifierPool, RemoteClassifier, spawn_process
 from worker.inference.protocol import GROUP

@@ -13,7 +13,7 @@ from core.bundles.bundle import read_bundle
 from tests.support.bundles import write_slow_bundle
 from tests.support.metrics import samples
 from tests.support.pictures import encode, picture
-from tests.unit.worker_support import (
+from tests.support.worker import (
     RunningWorker,
     classifier_processes,
     running_worker,

@@ -14,8 +14,8 @@ from app.main import create_app
 from core.clock import utc_now
 from core.domain.principals import ALL_SCOPES, Scope, scopes_of
 from core.http.route_access import PUBLIC, check_every_route, public
-from tests.contract.clock import MovableClock
 from tests.support.api import NOTHING, Api, api_settings, bearer, open_api, routes_of
+from tests.support.clock import MovableClock
 from tests.support.pictures import picture, sha256
 
 IMAGE = picture()

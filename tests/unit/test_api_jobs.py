@@ -28,9 +28,9 @@ from core.domain.priority import Priority
 from core.domain.records import PUBLIC_TENANT, Annotation, RecordError, Status
 from core.errors import Unavailable
 from core.settings import Settings
-from tests.contract.clock import MovableClock
 from tests.support.api import LEASE, NOTHING, Api, api_settings, bearer, eventually, open_api
 from tests.support.batches import BOUNDARY, FORM, archive, form, manifest, part
+from tests.support.clock import MovableClock
 from tests.support.metrics import samples, series
 from tests.support.pictures import picture, png_header, sha256
 from worker.tasks.reconcile import reconcile

@@ -21,9 +21,9 @@ from core.domain.records import PUBLIC_TENANT, RecordError, RecordKey, Status, n
 from core.errors import Unavailable
 from core.settings import Settings
 from tests.support.api import LEASE, Api, Traces, api_settings, open_api
+from tests.support.faults import watched
 from tests.support.pictures import picture, sha256
-from tests.unit.faults import watched
-from tests.unit.scripted_worker import until
+from tests.support.scripted_worker import until
 
 V1 = "/api/v1/images"
 IMAGE = picture()

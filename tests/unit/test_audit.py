@@ -15,8 +15,8 @@ from prometheus_client import CollectorRegistry, Counter
 
 from app.audit_log import AuditLog, Entry, dropped_counter
 from core.errors import Unavailable
-from tests.contract.clock import MovableClock
 from tests.support.api import Api, api_settings, bearer, eventually, open_api
+from tests.support.clock import MovableClock
 from tests.support.pictures import picture, sha256
 
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)

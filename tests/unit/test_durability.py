@@ -26,7 +26,7 @@ from core.domain.principals import ALL_SCOPES
 from core.domain.priority import Priority
 from core.domain.records import Annotation, RecordError, RecordKey, Status, new_record
 from core.domain.webhooks import JOB_EVENTS, MOST_WEBHOOKS, Change, Delivery, Event, Webhook
-from tests.contract.clock import MovableClock
+from tests.support.clock import MovableClock
 
 T = TypeVar("T")
 

@@ -20,7 +20,7 @@ from core.backends.links import LinkSigner, shared_secret
 from core.domain.webhooks import JOB_EVENTS, MOST_WEBHOOKS, Delivery, Event, Webhook, new_secret
 from core.errors import Forbidden, Unavailable
 from core.settings import Settings
-from tests.contract.clock import MovableClock
+from tests.support.clock import MovableClock
 from tests.support.pictures import sha256
 
 DATA = b"an image, as far as storage knows"

@@ -16,8 +16,8 @@ from core.errors import BundleError, BundleUnavailable
 from tests.support.batches import archive
 from tests.support.buckets import fill_bundle
 from tests.support.pictures import picture, sha256
-from tests.unit.scripted_worker import until
-from tests.unit.worker_support import envelope, settings_in
+from tests.support.scripted_worker import until
+from tests.support.worker import envelope, settings_in
 from worker.main import create_app as create_worker
 
 

@@ -16,7 +16,7 @@ from core.domain.principals import ALL_SCOPES, Principal, Scope
 from core.domain.rate_limits import Rate
 from core.errors import Forbidden, RateLimited, Unauthenticated
 from core.settings import Settings
-from tests.contract.clock import MovableClock
+from tests.support.clock import MovableClock
 
 
 @dataclass

@@ -15,7 +15,7 @@ from core.backends.google.records import DatastoreRecordStore
 from core.clock import utc_now
 from core.domain.records import Record, RecordKey, new_record
 from core.errors import Unavailable
-from tests.unit.scripted_datastore import PROJECT, ScriptedDatastore, served
+from tests.support.scripted_datastore import PROJECT, ScriptedDatastore, served
 
 LARGEST = 1000  # keys in a lookup: https://cloud.google.com/datastore/docs/concepts/limits
 CREATED_AT = utc_now()

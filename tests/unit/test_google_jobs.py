@@ -9,7 +9,7 @@ from core.backends.google.entities import RawEntity
 from core.backends.google.jobs import DatastoreJobStore
 from core.domain import jobs
 from core.domain.jobs import Counts, Job, JobKey, JobStatus, new_job
-from tests.unit.scripted_datastore import ScriptedDatastore, served
+from tests.support.scripted_datastore import ScriptedDatastore, served
 
 KEY = JobKey("public", "7" * 32)
 TOTAL = 9

@@ -43,10 +43,10 @@ from core.domain.channels import ALL_CHANNELS, DEAD_LETTERS, Lane
 from core.domain.messages import ClassifyImage
 from core.domain.policy import ACKNOWLEDGING_STATUS, RECONCILE_PATH
 from core.domain.records import Annotation, Claim, Record, RecordKey, Status, new_record
-from tests.contract.clock import MovableClock
 from tests.support.api import Api, open_api
+from tests.support.clock import MovableClock
 from tests.support.pictures import picture, sha256
-from tests.unit.worker_support import RunningWorker, running_worker, settings_in
+from tests.support.worker import RunningWorker, running_worker, settings_in
 
 # Thousands of steps, each of which writes to a disk: a busy machine takes minutes over them.
 pytestmark = pytest.mark.timeout(900)

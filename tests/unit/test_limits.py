@@ -18,8 +18,8 @@ from app.keys.service import Issued
 from core.domain.principals import Scope
 from core.domain.rate_limits import DAY, Allowance, Limit, Rate, granted
 from core.errors import Unavailable
-from tests.contract.clock import MovableClock
 from tests.support.api import Api, api_settings, bearer, open_api
+from tests.support.clock import MovableClock
 
 NOW = datetime(2026, 11, 21, 9, 30, 12, tzinfo=UTC)
 

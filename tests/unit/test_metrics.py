@@ -17,7 +17,7 @@ from core.observability.metrics import ServiceMetrics
 from tests.support.api import api_settings, eventually, open_api
 from tests.support.metrics import samples, series
 from tests.support.pictures import picture
-from tests.unit.worker_support import running_worker, settings_in
+from tests.support.worker import running_worker, settings_in
 
 REQUESTS = "glimpse_http_requests_total"
 

@@ -36,7 +36,8 @@ from core.errors import Overloaded, Unavailable
 from core.services.dead_letter_replay import Replay
 from core.services.dead_letter_replay import replay as replay_letter
 from core.settings import Settings
-from tests.contract.clock import MovableClock
+from tests.support.clock import MovableClock
+from tests.support.faults import watched
 from tests.support.mail import Mailbox, mail_server
 from tests.support.pictures import picture
 from tests.support.receivers import (
@@ -47,9 +48,8 @@ from tests.support.receivers import (
     nobody,
     status,
 )
-from tests.unit.faults import watched
-from tests.unit.scripted_worker import until
-from tests.unit.worker_support import RunningWorker, running_worker, settings_in
+from tests.support.scripted_worker import until
+from tests.support.worker import RunningWorker, running_worker, settings_in
 from worker.notifications.receiver_limits import PLACES_EACH, ReceiverPlaces
 
 TENANT = "acme"

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from core.errors import Forbidden, Unauthenticated, Unavailable
 from core.settings import Settings
-from tests.unit.worker_support import envelope, running_worker, settings_in
+from tests.support.worker import envelope, running_worker, settings_in
 from worker.main import create_app
 from worker.push.token import PushTokenVerifier, SigningKeys
 

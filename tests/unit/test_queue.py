@@ -23,7 +23,7 @@ from core.domain.policy import CLASSIFY_PATH, DEAD_LETTER_PATH, NOTIFICATIONS_PA
 from core.domain.priority import Priority
 from core.domain.records import RecordKey
 from core.settings import Settings
-from tests.unit.scripted_worker import Delivery, ScriptedWorker, always, first_then, until
+from tests.support.scripted_worker import Delivery, ScriptedWorker, always, first_then, until
 
 MODEL = "colours@0123456789ab"
 

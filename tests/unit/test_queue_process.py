@@ -21,7 +21,7 @@ from core.domain.messages import ClassifyImage
 from core.domain.policy import CLASSIFY_PATH, DEAD_LETTER_PATH, RECONCILE_PATH, SCHEDULE_PATH
 from core.domain.records import RecordKey
 from core.settings import Settings
-from tests.unit.scripted_worker import Delivery, ScriptedWorker, always, until
+from tests.support.scripted_worker import Delivery, ScriptedWorker, always, until
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -17,7 +17,7 @@ from core.errors import Unavailable
 from core.ports import BlobStore
 from core.settings import Settings
 from tests.support.pictures import picture
-from tests.unit.worker_support import RunningWorker, running_worker, settings_in
+from tests.support.worker import RunningWorker, running_worker, settings_in
 from worker.tasks.reconcile import FAILURES, OUTCOMES, reconcile
 
 

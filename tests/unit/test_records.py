@@ -31,7 +31,7 @@ from core.backends.transition_store import RecordTransitions, Transition
 from core.domain import records
 from core.domain.policy import LONGEST_ACK_DEADLINE
 from core.domain.records import Annotation, Claim, Record, RecordError, RecordKey, Status
-from tests.contract.clock import MovableClock
+from tests.support.clock import MovableClock
 
 T = TypeVar("T")
 

@@ -21,12 +21,12 @@ from core.domain.records import RecordKey
 from core.http.problems import MEDIA_TYPE
 from core.settings import Settings
 from tests.support.api import api_settings, open_api, serve_api
+from tests.support.faults import watched
 from tests.support.logs import json_logs
 from tests.support.metrics import samples, series
 from tests.support.pictures import picture, sha256
 from tests.support.server import serving
-from tests.unit.faults import watched
-from tests.unit.worker_support import envelope, settings_in
+from tests.support.worker import envelope, settings_in
 from worker.main import create_app as create_worker
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

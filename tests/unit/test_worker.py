@@ -19,13 +19,13 @@ from core.domain.messages import ClassifyImage
 from core.domain.records import Annotation, Claim, RecordKey, Status
 from core.observability.logs import with_trace
 from core.ports import BlobStore
-from tests.contract.clock import MovableClock
 from tests.support.bundles import write_colour_bundle, write_slow_bundle
 from tests.support.classifiers import held_classifiers
+from tests.support.clock import MovableClock
+from tests.support.faults import Once, watched
 from tests.support.pictures import picture
-from tests.unit.faults import Once, watched
-from tests.unit.scripted_worker import until
-from tests.unit.worker_support import (
+from tests.support.scripted_worker import until
+from tests.support.worker import (
     UNKNOWN_MODEL,
     RunningWorker,
     running_worker,

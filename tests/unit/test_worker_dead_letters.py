@@ -14,9 +14,9 @@ import pytest
 from core.clock import rfc3339
 from core.domain.messages import ClassifyImage
 from core.domain.records import Annotation, RecordError, RecordKey, Status
+from tests.support.faults import Once
 from tests.support.pictures import picture
-from tests.unit.faults import Once
-from tests.unit.worker_support import UNKNOWN_MODEL, RunningWorker, running_worker, settings_in
+from tests.support.worker import UNKNOWN_MODEL, RunningWorker, running_worker, settings_in
 
 
 @pytest.fixture

@@ -19,11 +19,11 @@ from core.domain.priority import Priority
 from core.domain.records import Annotation, RecordError, RecordKey, Status, new_record
 from core.errors import Unavailable
 from core.services.job_completion import cancel
-from tests.contract.clock import MovableClock
+from tests.support.clock import MovableClock
+from tests.support.faults import FaultAt, Once, watched
 from tests.support.jobs import create_job, job_of, states
 from tests.support.pictures import picture, sha256
-from tests.unit.faults import FaultAt, Once, watched
-from tests.unit.worker_support import (
+from tests.support.worker import (
     RunningWorker,
     body,
     running_worker,

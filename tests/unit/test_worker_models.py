@@ -13,8 +13,8 @@ from core.bundles.bundle import Bundle, read_bundle, write_sums
 from core.errors import BundleError, ModelUnavailable
 from tests.support.bundles import write_colour_bundle
 from tests.support.classifiers import spawn_thread
-from tests.unit.scripted_worker import until
-from tests.unit.worker_support import settings_in
+from tests.support.scripted_worker import until
+from tests.support.worker import settings_in
 from worker.inference.model_registry import ModelRegistry, Retries
 from worker.inference.pool import ClassifierPool, RemoteClassifier
 

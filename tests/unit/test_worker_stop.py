@@ -20,9 +20,9 @@ from core.domain.records import RecordKey, Status, new_record
 from core.settings import Settings
 from tests.support.bundles import write_slow_bundle
 from tests.support.pictures import picture, sha256
+from tests.support.scripted_worker import until
 from tests.support.stack import free_port
-from tests.unit.scripted_worker import until
-from tests.unit.worker_support import envelope, settings_in
+from tests.support.worker import envelope, settings_in
 
 WHITE = picture(7, (250, 250, 250))
 ROOT = Path(__file__).resolve().parents[2]

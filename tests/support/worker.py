@@ -25,8 +25,8 @@ from core.domain.records import Record, RecordKey, new_record
 from core.settings import Settings
 from tests.support.bundles import write_colour_bundle
 from tests.support.classifiers import spawn_thread
+from tests.support.faults import Happening, watched
 from tests.support.pictures import picture, sha256
-from tests.unit.faults import Happening, watched
 from worker.context import Workbench
 from worker.inference.pool import Spawn
 from worker.main import create_app
