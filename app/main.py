@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import VERSION
 from app.audit_log import dropped_counter, open_audit
-from app.auth.authenticator import open_gate
+from app.auth.authenticator import open_authenticator
 from app.auth.requires import requires
 from app.dead_letters import routes as dead_letter_routes
 from app.http.docs_page import docs_routes
@@ -34,7 +34,7 @@ from app.metrics import ApiMetrics
 from app.model import check_model, read_model
 from app.openapi import DESCRIPTION, TAGS, install_documentation
 from app.services import Services
-from app.streams.registry import LiveStreams
+from app.streams.registry import StreamRegistry
 from app.uploads.limiter import UploadSlots, upload_limits
 from app.webhooks import routes as webhook_routes
 from app.webhooks.service import Webhooks
@@ -106,7 +106,7 @@ def create_app(
 
     async def refresh() -> None:
         services: Services = app.state.services
-        await metrics.look_at(services.backend.publisher)
+        await metrics.refresh_backlog(services.backend.publisher)
 
     app = FastAPI(
         title="Glimpse",
@@ -169,11 +169,11 @@ async def _open_services(
 ) -> AsyncIterator[Services]:
     async with (
         opener(settings, clock) as backend,
-        open_gate(settings, clock) as gate,
+        open_authenticator(settings, clock) as authenticator,
         open_audit(settings, bundle.identity, dropped, clock) as audit,
     ):
         resolver = PublicResolver(allow_private=settings.webhook_allow_private)
-        streams = LiveStreams(settings.max_streams, settings.stream_seconds, metrics.live)
+        streams = StreamRegistry(settings.max_streams, settings.stream_seconds, metrics.streams)
         services = Services(
             settings=settings,
             clock=clock,
@@ -184,17 +184,17 @@ async def _open_services(
             webhooks=Webhooks(backend, resolver, clock),
             uploads=UploadSlots(upload_limits(settings)),
             streams=streams,
-            image_watcher=streams.watcher(
+            image_poller=streams.poller(
                 "images",
                 backend.records.get_many,
                 partial(image_event, public_url=settings.public_url),
             ),
-            job_watcher=streams.watcher(
+            job_poller=streams.poller(
                 "jobs",
                 backend.jobs.get_many,
                 partial(job_event, public_url=settings.public_url),
             ),
-            gate=gate,
+            authenticator=authenticator,
             audit=audit,
         )
         try:
@@ -212,6 +212,6 @@ def _checks(services: Services) -> dict[str, Check]:
         "queue": services.backend.publisher.ping,
         "model": partial(check_model, services.bundle),
     }
-    if services.gate is not None:
-        checks["keys"] = services.gate.check
+    if services.authenticator is not None:
+        checks["keys"] = services.authenticator.check
     return checks

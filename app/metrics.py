@@ -1,4 +1,4 @@
-"""What the API alone counts."""
+"""The metrics of the API."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,38 +15,38 @@ from core.ports import Publisher
 log = structlog.get_logger(__name__)
 
 TRANSPORTS = ("sse", "websocket")
-BACKLOG_SECONDS = 1.0  # how long a scrape may wait for the queue's depth
+BACKLOG_SECONDS = 1.0  # longest wait of a scrape for the queue's depth
 
 
 class ApiMetrics:
-    """On one application's registry."""
+    """The API's metrics in the registry of one application."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         uploads = Counter(
             "glimpse_uploads",
-            "Images taken in, by the record's status in the answer",
+            "Accepted images, by the record's status in the response",
             ["status", "cache"],
             registry=registry,
         )
-        # All of them at once: a series that is there from the start shows its first increase.
+        # Created in advance: Prometheus does not see the first increase of a new series.
         self._misses = {status: uploads.labels(str(status), "miss") for status in Status}
         self._hits = {Status.SUCCESS: uploads.labels(str(Status.SUCCESS), "hit")}
-        # Clients cancel; whatever else ends a job is the worker's.
+        # Jobs end here only by cancellation; the worker counts the others.
         self._cancelled = jobs_ended(registry).labels(JobStatus.CANCELLED.value)
-        self.live = LiveMetrics(registry)
+        self.streams = StreamMetrics(registry)
         self._queue = BacklogCollector()
         registry.register(self._queue)
 
     def uploaded(self, status: Status, *, cached: bool) -> None:
-        """Count an upload that was answered with a record, out of the process's cache or not."""
+        """Count an upload. `cached`: the result came from the process's cache."""
         (self._hits if cached else self._misses)[status].inc()
 
     def job_cancelled(self) -> None:
-        """Count a job that a client has cancelled, once."""
+        """Count a job that a client cancelled. Call once for each job."""
         self._cancelled.inc()
 
-    async def look_at(self, publisher: Publisher) -> None:
-        """Look the queue's depth up. Raises nothing: what cannot be known is not shown."""
+    async def refresh_backlog(self, publisher: Publisher) -> None:
+        """Look up the queue's depth. On failure, the metric is omitted."""
         try:
             async with asyncio.timeout(BACKLOG_SECONDS):
                 self._queue.backlog = await publisher.backlog()
@@ -55,21 +55,19 @@ class ApiMetrics:
             log.warning("queue depth unknown", reason=str(error))
 
 
-class LiveMetrics:
-    """Open streams, and what it costs to look for changes on their behalf."""
+class StreamMetrics:
+    """Open streams, and the lookups of their pollers."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._open = Gauge(
-            "glimpse_live_streams", "Streams that are open", ["transport"], registry=registry
-        )
+        self._open = Gauge("glimpse_live_streams", "Open streams", ["transport"], registry=registry)
         self._lookups = Counter(
             "glimpse_live_lookups",
-            "Look-ups of everything that is watched, or has just come",
+            "Lookups of the records or jobs that open streams are about",
             ["what"],
             registry=registry,
         )
         self._keys = Counter(
-            "glimpse_live_lookup_keys", "Records that they asked for", ["what"], registry=registry
+            "glimpse_live_lookup_keys", "Keys in these lookups", ["what"], registry=registry
         )
         for transport in TRANSPORTS:
             self._open.labels(transport)
@@ -80,12 +78,12 @@ class LiveMetrics:
     def closed(self, transport: str) -> None:
         self._open.labels(transport).dec()
 
-    def looking_for(self, what: str) -> Callable[[int], None]:
-        """A function that counts one look-up, and the keys in it."""
-        lookups, keys = self._lookups.labels(what), self._keys.labels(what)
+    def lookup_counter(self, topic: str) -> Callable[[int], None]:
+        """Return a function that counts one lookup and its number of keys."""
+        lookups, keys = self._lookups.labels(topic), self._keys.labels(topic)
 
-        def looked(number: int) -> None:
+        def count(number: int) -> None:
             lookups.inc()
             keys.inc(number)
 
-        return looked
+        return count

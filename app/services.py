@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from starlette.requests import HTTPConnection
 
     from app.audit_log import AuditLog
-    from app.auth.authenticator import Gate
-    from app.images.events import ImageWatcher
+    from app.auth.authenticator import Authenticator
+    from app.images.events import ImagePoller
     from app.images.service import ImageService
-    from app.jobs.events import JobWatcher
+    from app.jobs.events import JobPoller
     from app.jobs.service import JobService
-    from app.streams.registry import LiveStreams
+    from app.streams.registry import StreamRegistry
     from app.uploads.limiter import UploadSlots
     from app.webhooks.service import Webhooks
     from core.backends import Backend
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class Services:
     """What `app.main` opens at the start and closes at the end.
 
-    `bundle` is the model that classifies new images. `gate` is None where `API_KEYS` is `off`, and
-    `audit` where `AUDIT_LOG` is off.
+    `bundle` is the model that classifies new images. `authenticator` is None where `API_KEYS` is
+    `off`, and `audit` where `AUDIT_LOG` is off.
     """
 
     settings: Settings
@@ -42,10 +42,10 @@ class Services:
     jobs: JobService
     webhooks: Webhooks
     uploads: UploadSlots
-    streams: LiveStreams
-    image_watcher: ImageWatcher
-    job_watcher: JobWatcher
-    gate: Gate | None
+    streams: StreamRegistry
+    image_poller: ImagePoller
+    job_poller: JobPoller
+    authenticator: Authenticator | None
     audit: AuditLog | None
 
     @property

@@ -1,1 +1,1 @@
-"""Authentication and authorisation: keys, scopes, limits and usage of each request."""
+"""Authentication and authorization: keys, scopes, rate limits and usage."""

@@ -1,7 +1,8 @@
-"""Who may come in: keys verified once and then remembered for a moment, limits, counts.
+"""Authenticates API keys, enforces their rate limits and counts their usage.
 
-An answer must not wait for a store that it does not need: a key that was verified is trusted for
-`KEY_CACHE_SECONDS`, limits are spent out of shares, counts are written behind the answers.
+A response does not wait for a store that it does not need: a verified key is trusted for
+`KEY_CACHE_SECONDS`, a process consumes limits from shares that it reserves in advance, and usage
+counts are written in the background.
 """
 
 import asyncio
@@ -9,13 +10,14 @@ import time
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import structlog
 from cachetools import TTLCache
 
 from app.auth.credentials import key_in
-from app.auth.key_state import Account, Share
+from app.auth.key_state import KeyState, Share
 from core.backends import Access, open_access
 from core.clock import Clock, utc_now
 from core.concurrency import in_background
@@ -29,22 +31,23 @@ from core.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-WRITE_SECONDS = 10.0  # between two writings of counts; a process that is killed loses as much
+WRITE_SECONDS = 10.0  # interval between writes of usage counts; a killed process loses this much
 CLOSE_SECONDS = 3.0
-SHARE_SECONDS = 2.0  # that a request may wait for its limit's next share
-MOST_KNOWN = 10_000  # keys
-MOST_REFUSED = 4_096
+SHARE_SECONDS = 2.0  # longest wait of a request for the next share of its limit
+MAX_VERIFIED_KEYS = 10_000
+MAX_REFUSED_KEYS = 4_096
+IDLE_TIME = timedelta(hours=1)  # longer than any request lasts
 _REFUSED = "The API key is not valid."
 
 
 @dataclass(slots=True)
-class _Known:
-    account: Account
+class _VerifiedKey:
+    state: KeyState
     until: float  # on the monotonic clock
 
 
-class Gate:
-    """One process's gate. `admit` is all that a request meets."""
+class Authenticator:
+    """Authenticates the requests of one process."""
 
     def __init__(
         self,
@@ -59,112 +62,113 @@ class Gate:
         self._rate = settings.rate
         self.clock = clock
         self._monotonic = monotonic
-        # By digest: the text of a key is nowhere in memory for longer than its request.
-        self._known: dict[bytes, _Known] = {}
+        # By digest, so that no key's text stays in memory longer than its request.
+        self._verified: dict[bytes, _VerifiedKey] = {}
         self._refused: TTLCache[bytes, str] = TTLCache(
-            MOST_REFUSED, settings.key_cache_seconds, monotonic
+            MAX_REFUSED_KEYS, settings.key_cache_seconds, monotonic
         )
         self._lookups: dict[str, asyncio.Task[ApiKey | None]] = {}
-        self._accounts: dict[str, Account] = {}
+        self._states: dict[str, KeyState] = {}
         self._writing = asyncio.Lock()
 
-    async def admit(self, scope: MutableMapping[str, Any], needed: Scope) -> Principal:
-        """The caller of this HTTP or WebSocket request (an ASGI scope).
+    async def authenticate(self, scope: MutableMapping[str, Any], required: Scope) -> Principal:
+        """Return the caller of an HTTP or WebSocket request, given its ASGI scope.
 
-        Raises Unauthenticated, RateLimited, Forbidden where the key lacks the scope `needed`, and
-        Unavailable where the store of keys does not answer.
+        Raises Unauthenticated, RateLimited, Forbidden if the key lacks the scope `required`, and
+        Unavailable if the key store does not answer.
         """
-        text = key_in(scope["headers"])
-        digest = self.hasher.digest(text)
-        known = self._known.get(digest)
-        if known is None or self._monotonic() >= known.until:
-            known = await self._verify(text, digest)
-        account = known.account
+        state = await self._state_of(scope)
         now = self.clock()
         seconds = now.timestamp()
-        account.used_at = now
-        for share in account.shares:
-            if not (share.spend(seconds) or await self._refill(account, share, seconds)):
-                account.count_refused(seconds)
-                add_headers(scope, account.headers(seconds))
-                raise _beyond(share, seconds)
-        account.count_request(seconds)
-        add_headers(scope, account.headers(seconds))
-        principal = account.principal
+        state.used_at = now
+        for share in state.shares:
+            if not (share.consume(seconds) or await self._refill(state, share, seconds)):
+                state.count_refused(seconds)
+                add_headers(scope, state.headers(seconds))
+                raise _rate_limited(share, seconds)
+        state.count_request(seconds)
+        add_headers(scope, state.headers(seconds))
+        principal = state.principal
         structlog.contextvars.bind_contextvars(key=principal.key_id)
-        if needed not in principal.scopes:
-            raise Forbidden(
-                f"This needs a key with the scope {needed.value!r}.", extra={"scope": needed.value}
-            )
+        _check_scope(principal, required)
         return principal
 
     @property
     def trusted_seconds(self) -> float:
-        """How long a key may go on to be used after it was verified."""
+        """How long a process accepts a key after it verified the key."""
         return self._settings.key_cache_seconds
 
-    async def readmit(self, scope: MutableMapping[str, Any], needed: Scope) -> None:
-        """As `admit`, of a connection that was admitted before and lasts: nothing is counted."""
-        text = key_in(scope["headers"])
-        digest = self.hasher.digest(text)
-        known = self._known.get(digest)
-        if known is None or self._monotonic() >= known.until:
-            known = await self._verify(text, digest)
-        if needed not in known.account.principal.scopes:
-            raise Forbidden(
-                f"This needs a key with the scope {needed.value!r}.", extra={"scope": needed.value}
-            )
+    async def recheck(self, scope: MutableMapping[str, Any], required: Scope) -> None:
+        """Check the key of an open connection again, without counting a request.
+
+        Raises Unauthenticated, Forbidden and Unavailable as `authenticate` does.
+        """
+        state = await self._state_of(scope)
+        _check_scope(state.principal, required)
 
     def count_image(self, principal: Principal, size: int) -> None:
-        """Note that an image of `size` bytes was uploaded."""
-        account = self._accounts.get(principal.key_id)
-        if account is not None:
-            account.count_image(size)
+        """Count an uploaded image of `size` bytes."""
+        state = self._states.get(principal.key_id)
+        if state is not None:
+            state.count_image(size)
 
     def forget(self, key_id: str) -> None:
-        """Ask the store again when this key comes next."""
-        for digest in [d for d, k in self._known.items() if k.account.principal.key_id == key_id]:
-            del self._known[digest]
+        """Look the key up in the store when a request uses it next."""
+        found = [
+            digest
+            for digest, verified in self._verified.items()
+            if verified.state.principal.key_id == key_id
+        ]
+        for digest in found:
+            del self._verified[digest]
 
-    async def write(self) -> None:
-        """Write what was counted. Raises Unavailable, and then nothing is lost yet."""
+    async def write_usage(self) -> None:
+        """Write the usage counts. Raises Unavailable, and keeps the counts for the next call."""
         async with self._writing:
-            taken = {account: account.take_counts() for account in self._accounts.values()}
+            taken = {state: state.take_counts() for state in self._states.values()}
             try:
                 if counts := [usage for each in taken.values() for usage in each]:
                     await self.access.usage.add(counts)
             except BaseException:
-                for account, counts in taken.items():
-                    account.give_back(counts)
+                for state, counts in taken.items():
+                    state.restore_counts(counts)
                 raise
-            for account in taken:
-                await self._touch(account)
-            self._tidy()
+            for state in taken:
+                await self._touch(state)
+            self._evict()
 
     async def check(self) -> None:
-        """What readiness asks."""
+        """Raise Unavailable if the key store does not answer."""
         await self.access.keys.get("0" * 12)
 
     async def run(self) -> None:
-        """Write now and then, until cancelled."""
+        """Write usage counts periodically, until cancelled."""
         while True:
             await asyncio.sleep(WRITE_SECONDS)
             try:
-                await self.write()
+                await self.write_usage()
             except GlimpseError as error:
                 log.warning("usage not written", detail=error.detail)
             except Exception:
                 log.exception("usage not written")
 
     async def close(self) -> None:
-        """Write what is left, if the store answers soon."""
+        """Write the remaining usage counts. Gives up after `CLOSE_SECONDS`."""
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
-                await self.write()
+                await self.write_usage()
         except (GlimpseError, TimeoutError) as error:
             log.warning("usage lost", reason=str(error))
 
-    async def _verify(self, text: bytes, digest: bytes) -> _Known:
+    async def _state_of(self, scope: MutableMapping[str, Any]) -> KeyState:
+        text = key_in(scope["headers"])
+        digest = self.hasher.digest(text)
+        verified = self._verified.get(digest)
+        if verified is None or self._monotonic() >= verified.until:
+            return await self._verify(text, digest)
+        return verified.state
+
+    async def _verify(self, text: bytes, digest: bytes) -> KeyState:
         key_id = self.hasher.key_id(text)
         if key_id is None:
             raise Unauthenticated(_REFUSED)
@@ -175,22 +179,22 @@ class Gate:
         end = None if key is None else key.good_until(digest, now)
         if key is None or end is None:
             self._refused[digest] = _REFUSED
-            self.forget(key_id)  # its other text may be as bad by now
+            self.forget(key_id)  # the key's other text may be revoked, too
             log.warning("key refused", key=key_id)
             raise Unauthenticated(_REFUSED)
-        account = self._accounts.get(key_id)
-        if account is None:
-            account = self._accounts[key_id] = Account(key, self._rate, self._settings.daily_quota)
+        state = self._states.get(key_id)
+        if state is None:
+            state = self._states[key_id] = KeyState(key, self._rate, self._settings.daily_quota)
         else:
-            account.update(key, self._rate, self._settings.daily_quota)
+            state.update(key, self._rate, self._settings.daily_quota)
         trusted = min(self._settings.key_cache_seconds, (end - now).total_seconds())
-        known = self._known[digest] = _Known(account, self._monotonic() + trusted)
-        if len(self._known) > MOST_KNOWN:
-            del self._known[next(iter(self._known))]
-        return known
+        self._verified[digest] = _VerifiedKey(state, self._monotonic() + trusted)
+        if len(self._verified) > MAX_VERIFIED_KEYS:
+            del self._verified[next(iter(self._verified))]
+        return state
 
     async def _look_up(self, key_id: str) -> ApiKey | None:
-        """One look-up for all who bring the same key at once; it belongs to none of them."""
+        """Share one lookup among concurrent requests. A cancelled request does not cancel it."""
         task = self._lookups.get(key_id)
         if task is None:
             task = self._lookups[key_id] = asyncio.create_task(self.access.keys.get(key_id))
@@ -200,62 +204,79 @@ class Gate:
     def _looked_up(self, key_id: str, done: "asyncio.Task[ApiKey | None]") -> None:
         del self._lookups[key_id]
         if not done.cancelled():
-            done.exception()  # whoever asked hears it; nobody may have stayed
+            done.exception()  # mark it as retrieved: every waiting request may have been cancelled
 
-    async def _refill(self, account: Account, share: Share, now: float) -> bool:
-        """Take a new share and spend one of it; False where the limit is used up."""
+    async def _refill(self, state: KeyState, share: Share, now: float) -> bool:
+        """Reserve a new share and consume one request of it; False if the limit is exhausted."""
         async with share.lock:
-            if share.spend(now):
+            if share.consume(now):
                 return True
-            if share.used_up(now):
+            if share.exhausted(now):
                 return False
             limit = share.limit
             try:
                 async with asyncio.timeout(SHARE_SECONDS):
-                    grant = await self.access.allowances.take(account.principal.key_id, limit)
+                    grant = await self.access.allowances.take(state.principal.key_id, limit)
             except (Unavailable, TimeoutError) as error:
-                # Counting is worth neither a refusal nor a long wait: for this window the process
-                # keeps to the limit by itself.
+                # A failing store is no reason to refuse a request or to delay it. In this window
+                # the process applies the limit to its own requests only.
                 log.warning("limit not shared", reason=str(error) or "no answer in time")
                 window = limit.window(now)
                 asked_before = share.end == window + limit.seconds
-                grant = Grant(window, share.left if asked_before else limit.quota, 0)
-            share.receive(grant)
-            return share.spend(now)
+                grant = Grant(window, share.remaining if asked_before else limit.quota, 0)
+            share.refill(grant)
+            return share.consume(now)
 
-    async def _touch(self, account: Account) -> None:
-        used, noted = account.used_at, account.noted_at
-        if used is None or (noted is not None and used < noted + TOUCH_EVERY):
+    async def _touch(self, state: KeyState) -> None:
+        used, stored = state.used_at, state.stored_used_at
+        if used is None or (stored is not None and used < stored + TOUCH_EVERY):
             return
-        await self.access.keys.touch(account.principal.key_id, used)
-        account.noted_at = used
+        await self.access.keys.touch(state.principal.key_id, used)
+        state.stored_used_at = used
 
-    def _tidy(self) -> None:
-        """Forget keys that were last seen so long ago that they would be asked for again anyway."""
+    def _evict(self) -> None:
+        """Drop verified keys that must be looked up again, and states of keys out of use."""
         now = self._monotonic()
-        for digest in [digest for digest, known in self._known.items() if known.until < now]:
-            del self._known[digest]
+        for digest in [digest for digest, key in self._verified.items() if key.until < now]:
+            del self._verified[digest]
+        in_use = {id(key.state) for key in self._verified.values()}
+        since = self.clock() - IDLE_TIME
+        self._states = {
+            key_id: state
+            for key_id, state in self._states.items()
+            if id(state) in in_use or not state.idle(since)
+        }
 
 
-def _beyond(share: Share, now: float) -> RateLimited:
+def _check_scope(principal: Principal, required: Scope) -> None:
+    if required not in principal.scopes:
+        raise Forbidden(
+            f"This needs a key with the scope {required.value!r}.", extra={"scope": required.value}
+        )
+
+
+def _rate_limited(share: Share, now: float) -> RateLimited:
     limit, seconds = share.limit, max(1, share.seconds_left(now))
     return RateLimited(
-        f"More than {limit.quota} requests in {limit.seconds} seconds; more in {seconds}.",
+        f"The key has used its {limit.quota} requests in {limit.seconds} seconds. "
+        f"Retry in {seconds} seconds.",
         retry_after=seconds,
-        extra={"violated-policies": [limit.name]},  # as the draft of RateLimit names it
+        extra={"violated-policies": [limit.name]},  # the member's name in the RateLimit draft
     )
 
 
 @asynccontextmanager
-async def open_gate(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Gate | None]:
-    """The gate, or None where no keys are asked for: then nothing of it is in any path."""
+async def open_authenticator(
+    settings: Settings, clock: Clock = utc_now
+) -> AsyncIterator[Authenticator | None]:
+    """Open the authenticator, or return None if the settings require no keys."""
     if not settings.keys_required:
         yield None
         return
     async with open_access(settings, clock) as access:
-        gate = Gate(access, settings, clock)
+        authenticator = Authenticator(access, settings, clock)
         try:
-            async with in_background(gate.run()):
-                yield gate
+            async with in_background(authenticator.run()):
+                yield authenticator
         finally:
-            await gate.close()
+            await authenticator.close()

@@ -1,7 +1,7 @@
-"""The key that a request brings: `X-API-Key: glp_…`, or `Authorization: Bearer glp_…` (RFC 6750).
+"""Reads the API key of a request: `X-API-Key: glp_…`, or `Authorization: Bearer glp_…` (RFC 6750).
 
-The first wins: behind Cloud Run's own check, `Authorization` belongs to that. Never in an address,
-where logs and histories would keep it.
+`X-API-Key` takes precedence, because Cloud Run's IAM check uses `Authorization`. Keys in URLs are
+not accepted: logs and browser histories store URLs.
 """
 
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ _MISSING = "Send your API key: Authorization: Bearer glp_…, or X-API-Key: glp_
 
 
 def key_in(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """The key's text, whatever it is. Raises Unauthenticated where there is none."""
+    """Return the key's text, unverified. Raises Unauthenticated if the headers contain none."""
     bearer = b""
     for name, value in headers:
         if name == b"x-api-key":

@@ -1,6 +1,7 @@
-"""`@requires(scope)`: the endpoint runs for those who may, and learns who it is.
+"""`@requires(scope)` authenticates the caller of an endpoint and checks the key's scope.
 
-A decorator and not a FastAPI dependency: resolving one would cost more than a cached answer does.
+It is a decorator and not a FastAPI dependency: resolving a dependency costs more than a cached
+response does.
 """
 
 import inspect
@@ -21,59 +22,75 @@ Endpoint = Callable[..., Awaitable[Response]]
 
 
 @dataclass(frozen=True, slots=True)
-class Admission:
-    """Who was let in is asked for a key again every `seconds`: `check` raises where it is bad."""
+class KeyRecheck:
+    """How an open connection checks its key again: every `seconds`, by calling `check`.
+
+    `check` raises Unauthenticated or Forbidden if the key is no longer valid. It is None if the
+    service requires no keys.
+    """
 
     seconds: float
     check: Callable[[], Awaitable[None]] | None
 
 
 def requires(scope: Scope) -> Callable[[Endpoint], Endpoint]:
-    """Let in only callers whose key has `scope`; the endpoint may have a parameter `principal`.
+    """Require a key with `scope`.
 
-    Beside it the endpoint takes `request`, and whatever else FastAPI shall give it. Raises
-    Unauthenticated, Forbidden, RateLimited before the endpoint or the body of the request is
-    touched. Where no keys are asked for, the principal is `ANONYMOUS`.
+    The endpoint takes `request`, optionally `principal`, and any other parameter that FastAPI
+    resolves. Unauthenticated, Forbidden and RateLimited are raised before the endpoint or the body
+    of the request is touched. Without keys, the principal is `ANONYMOUS`.
     """
 
     def decorate(endpoint: Endpoint) -> Endpoint:
         signature = inspect.signature(endpoint)
         wants_principal = "principal" in signature.parameters
 
-        async def guarded(request: Request, **others: Any) -> Response:
-            # As `admitted`, which is one call more for each request.
-            gate = services_of(request).gate
-            principal = ANONYMOUS if gate is None else await gate.admit(request.scope, scope)
+        async def authenticated(request: Request, **others: Any) -> Response:
+            # The body of `authenticate`, inlined: a call less for each request.
+            authenticator = services_of(request).authenticator
+            principal = (
+                ANONYMOUS
+                if authenticator is None
+                else await authenticator.authenticate(request.scope, scope)
+            )
             if wants_principal:
                 return await endpoint(request=request, principal=principal, **others)
             return await endpoint(request=request, **others)
 
         outside = [p for name, p in signature.parameters.items() if name != "principal"]
-        # Where FastAPI looks for parameters; mypy's functions have no such attribute.
-        guarded.__signature__ = signature.replace(parameters=outside)  # type: ignore[attr-defined]
-        guarded.__name__, guarded.__doc__ = endpoint.__name__, endpoint.__doc__
-        guarded.__module__ = endpoint.__module__
-        return mark(guarded, scope)
+        # FastAPI reads the parameters here; functions have no such attribute for mypy.
+        authenticated.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=outside
+        )
+        authenticated.__name__, authenticated.__doc__ = endpoint.__name__, endpoint.__doc__
+        authenticated.__module__ = endpoint.__module__
+        return mark(authenticated, scope)
 
     return decorate
 
 
-async def admitted(connection: HTTPConnection, scope: Scope) -> Principal:
-    """Who is on this connection, with a key that has `scope`; raises as `Gate.admit`."""
-    gate = services_of(connection).gate
-    return ANONYMOUS if gate is None else await gate.admit(connection.scope, scope)
+async def authenticate(connection: HTTPConnection, scope: Scope) -> Principal:
+    """Return the caller of a connection whose key needs `scope`.
+
+    Raises as `Authenticator.authenticate` does.
+    """
+    authenticator = services_of(connection).authenticator
+    if authenticator is None:
+        return ANONYMOUS
+    return await authenticator.authenticate(connection.scope, scope)
 
 
-def admission(connection: HTTPConnection, scope: Scope) -> Admission:
-    """What asks, of a connection that lasts, whether its key would still be let in."""
-    gate = services_of(connection).gate
-    if gate is None:
-        return Admission(math.inf, None)
-    return Admission(gate.trusted_seconds, partial(gate.readmit, connection.scope, scope))
+def key_recheck(connection: HTTPConnection, scope: Scope) -> KeyRecheck:
+    """Return how a long-lived connection checks again that its key is still valid."""
+    authenticator = services_of(connection).authenticator
+    if authenticator is None:
+        return KeyRecheck(math.inf, None)
+    check = partial(authenticator.recheck, connection.scope, scope)
+    return KeyRecheck(authenticator.trusted_seconds, check)
 
 
 def count_image(request: Request, principal: Principal, size: int) -> None:
-    """Note in the usage of the caller's key that an image of `size` bytes was uploaded."""
-    gate = services_of(request).gate
-    if gate is not None:
-        gate.count_image(principal, size)
+    """Count an uploaded image of `size` bytes in the usage of the caller's key."""
+    authenticator = services_of(request).authenticator
+    if authenticator is not None:
+        authenticator.count_image(principal, size)

@@ -4,10 +4,10 @@ from datetime import UTC, datetime, timedelta
 
 from app.images.representation import encode
 from app.streams.events import Event, Kind
-from app.streams.poller import Watcher
+from app.streams.poller import Poller
 from core.domain.records import Record, RecordKey, Status
 
-ImageWatcher = Watcher[RecordKey, Record, Event]
+ImagePoller = Poller[RecordKey, Record, Event]
 
 _KINDS = {Status.SUCCESS: Kind.COMPLETE, Status.ERROR: Kind.ERROR}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

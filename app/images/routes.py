@@ -5,7 +5,7 @@ import time
 from fastapi import APIRouter, Request, Response
 
 from app.audit_log import audited
-from app.auth.requires import admission, count_image, requires
+from app.auth.requires import count_image, key_recheck, requires
 from app.http.negotiation import preferred_wait
 from app.http.responses import NO_STORE
 from app.images.openapi import (
@@ -23,7 +23,7 @@ from app.images.responses import answer
 from app.images.service import UNKNOWN_IMAGE
 from app.services import Services, services_of
 from app.streams.openapi import STREAM_PARAMETERS, STREAM_REFUSALS, stream_of
-from app.streams.registry import Watched
+from app.streams.registry import StreamSource
 from app.streams.sse import EventStream, open_stream
 from app.uploads.image_upload import read_upload
 from core.domain.principals import Principal, Scope
@@ -116,8 +116,8 @@ async def stream(request: Request, principal: Principal) -> Response:
     services = services_of(request)
     key = services.images.key(principal.tenant, image_hash, request.query_params.get("model", ""))
     bind_image(key)
-    watched = Watched(services.streams, services.image_watcher, key, UNKNOWN_IMAGE)
-    return await open_stream(request, watched, admission(request, Scope.READ))
+    source = StreamSource(services.streams, services.image_poller, key, UNKNOWN_IMAGE)
+    return await open_stream(request, source, key_recheck(request, Scope.READ))
 
 
 @router.head("/{image_hash}/content", include_in_schema=False)

@@ -1,11 +1,11 @@
 """A job's states as events."""
 
 from app.streams.events import Event, Kind, encoded
-from app.streams.poller import Watcher
+from app.streams.poller import Poller
 from core.domain.job_document import job_document
 from core.domain.jobs import Job, JobKey, JobStatus
 
-JobWatcher = Watcher[JobKey, Job, Event]
+JobPoller = Poller[JobKey, Job, Event]
 
 _KINDS = {
     JobStatus.COMPLETED: Kind.COMPLETE,

@@ -5,17 +5,17 @@ from contextlib import ExitStack
 from fastapi import APIRouter, Request, Response
 from starlette.websockets import WebSocket
 
-from app.auth.requires import admission, admitted, requires
+from app.auth.requires import authenticate, key_recheck, requires
 from app.http.asgi import PATHS
 from app.http.openapi import refusals
 from app.jobs.openapi import JOB_ID_PARAMETER
 from app.jobs.service import NO_SUCH_JOB
 from app.services import services_of
-from app.streams.events import LiveEvents, event_id
+from app.streams.events import EventSequence, event_id
 from app.streams.openapi import STREAM_PARAMETERS, STREAM_REFUSALS, stream_of
-from app.streams.registry import Watched
+from app.streams.registry import StreamSource
 from app.streams.sse import EventStream, open_stream
-from app.streams.websocket import LiveSocket, check_origin, socket_requires
+from app.streams.websocket import JobSocket, check_origin, socket_requires
 from core import errors
 from core.domain.jobs import Job
 from core.domain.principals import Principal, Scope
@@ -48,8 +48,8 @@ router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"], route_class=RequestRout
 async def stream(request: Request, principal: Principal) -> Response:
     services = services_of(request)
     job = await services.jobs.find(principal, request.path_params["job_id"])
-    watched = Watched(services.streams, services.job_watcher, job.key, NO_SUCH_JOB)
-    return await open_stream(request, watched, admission(request, Scope.JOBS))
+    source = StreamSource(services.streams, services.job_poller, job.key, NO_SUCH_JOB)
+    return await open_stream(request, source, key_recheck(request, Scope.JOBS))
 
 
 @socket_requires(Scope.JOBS)
@@ -59,18 +59,18 @@ async def follow(websocket: WebSocket, principal: Principal) -> None:
     job = await services.jobs.find(principal, websocket.path_params["job_id"])
 
     async def cancel() -> Job:
-        # As DELETE does it: asked for a key anew, and counted.
-        return await services.jobs.cancel(await admitted(websocket, Scope.JOBS), job.key.id)
+        # As for DELETE: the key is checked again, and the request is counted.
+        return await services.jobs.cancel(await authenticate(websocket, Scope.JOBS), job.key.id)
 
-    with ExitStack() as held:
-        held.enter_context(services.streams.place("websocket"))
-        changes = held.enter_context(services.job_watcher.watching(job.key))
+    with ExitStack() as stack:
+        stack.enter_context(services.streams.reserve("websocket"))
+        subscription = stack.enter_context(services.job_poller.subscribe(job.key))
         after = event_id(websocket.query_params.get("last_event_id"))
-        events = LiveEvents(changes, admission(websocket, Scope.JOBS), after)
-        await events.open(NO_SUCH_JOB)  # where nothing is left to tell, it is closed as well
+        events = EventSequence(subscription, key_recheck(websocket, Scope.JOBS), after)
+        await events.open(NO_SUCH_JOB)  # if the client has the last event, the socket closes
         await websocket.accept()
-        socket = LiveSocket(websocket, events, changes, cancel)
-        with services.streams.running(socket):
+        socket = JobSocket(websocket, events, subscription, cancel)
+        with services.streams.track(socket):
             await socket.run()
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from app.auth.authenticator import Gate
+from app.auth.authenticator import Authenticator
 from app.auth.requires import requires
 from app.http.json_body import body_schema, read_json
 from app.http.openapi import Responses, refusals
@@ -125,10 +125,10 @@ _OFF: Responses = refusals(errors.Conflict)
 )
 @requires(Scope.ADMIN)
 async def create(request: Request, principal: Principal) -> Response:
-    gate = _gate(request)
+    authenticator = _authenticator(request)
     wanted = await read_json(request, NewKey)
-    now = gate.clock()
-    issued = await _keys(gate).create(
+    now = authenticator.clock()
+    issued = await _keys(authenticator).create(
         Wanted(
             tenant=principal.tenant,
             name=wanted.name,
@@ -149,9 +149,9 @@ async def create(request: Request, principal: Principal) -> Response:
 )
 @requires(Scope.ADMIN)
 async def list_keys(request: Request, principal: Principal) -> Response:
-    gate = _gate(request)
-    found = await _keys(gate).list(principal.tenant)
-    now = gate.clock()
+    authenticator = _authenticator(request)
+    found = await _keys(authenticator).list(principal.tenant)
+    now = authenticator.clock()
     return json_answer({"keys": [document(key, now) for key in found]})
 
 
@@ -165,10 +165,10 @@ async def list_keys(request: Request, principal: Principal) -> Response:
 )
 @requires(Scope.ADMIN)
 async def revoke(request: Request, principal: Principal) -> Response:
-    gate = _gate(request)
+    authenticator = _authenticator(request)
     key_id = request.path_params["key_id"]
-    await _keys(gate).revoke(key_id, principal.tenant)
-    gate.forget(key_id)
+    await _keys(authenticator).revoke(key_id, principal.tenant)
+    authenticator.forget(key_id)
     return Response(status_code=204, headers={"Cache-Control": NO_STORE})
 
 
@@ -184,24 +184,24 @@ async def revoke(request: Request, principal: Principal) -> Response:
 )
 @requires(Scope.ADMIN)
 async def rotate(request: Request, principal: Principal) -> Response:
-    gate = _gate(request)
+    authenticator = _authenticator(request)
     key_id = request.path_params["key_id"]
     rotation = await read_json(request, Rotation)
     overlap = timedelta(seconds=rotation.overlap_seconds)
-    issued = await _keys(gate).rotate(key_id, overlap, principal.tenant)
-    gate.forget(key_id)
-    return json_answer(_issued(issued, gate.clock()))
+    issued = await _keys(authenticator).rotate(key_id, overlap, principal.tenant)
+    authenticator.forget(key_id)
+    return json_answer(_issued(issued, authenticator.clock()))
 
 
-def _gate(request: Request) -> Gate:
-    gate = services_of(request).gate
-    if gate is None:
+def _authenticator(request: Request) -> Authenticator:
+    authenticator = services_of(request).authenticator
+    if authenticator is None:
         raise errors.Conflict("This service asks for no keys (API_KEYS=off), and so has none.")
-    return gate
+    return authenticator
 
 
-def _keys(gate: Gate) -> Keys:
-    return Keys(gate.access.keys, gate.hasher, gate.clock)
+def _keys(authenticator: Authenticator) -> Keys:
+    return Keys(authenticator.access.keys, authenticator.hasher, authenticator.clock)
 
 
 def _issued(issued: Issued, now: datetime) -> dict[str, object]:

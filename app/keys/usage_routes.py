@@ -70,8 +70,8 @@ class UsageBody(BaseModel):
 )
 @requires(Scope.READ)
 async def usage(request: Request, principal: Principal) -> Response:
-    gate = services_of(request).gate
-    if gate is None:
+    authenticator = services_of(request).authenticator
+    if authenticator is None:
         raise errors.Conflict("This service asks for no keys (API_KEYS=off), and counts none.")
     days = _days(request.query_params.get("days", str(DEFAULT_DAYS)))
     whose = request.query_params.get("keys", "own")
@@ -82,9 +82,9 @@ async def usage(request: Request, principal: Principal) -> Response:
             "The usage of other keys needs a key with the scope 'admin'.",
             extra={"scope": Scope.ADMIN.value},
         )
-    await gate.write()
-    since = gate.clock().date() - timedelta(days=days - 1)
-    found = await gate.access.usage.read(principal.tenant, since)
+    await authenticator.write_usage()
+    since = authenticator.clock().date() - timedelta(days=days - 1)
+    found = await authenticator.access.usage.read(principal.tenant, since)
     rows = [_row(u) for u in found if whose == "all" or u.key_id == principal.key_id]
     body = {"tenant": principal.tenant, "since": since.isoformat(), "usage": rows}
     return json_answer(body)

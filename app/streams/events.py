@@ -1,7 +1,7 @@
-"""The events of one thing that is watched: which of its states a client is told, and when.
+"""The events of one stream: which states a client gets, and when.
 
-The same for every transport: `app.streams.sse` has them as server-sent events,
-`app.streams.websocket` as messages of a WebSocket.
+All transports share this module: `app.streams.sse` sends the events as server-sent events,
+`app.streams.websocket` as WebSocket messages.
 """
 
 import json
@@ -11,14 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from app.auth.requires import Admission
-from app.streams.poller import Changes, Signal
+from app.auth.requires import KeyRecheck
+from app.streams.poller import Signal, Subscription
 from core.errors import GlimpseError, NotFound, Unavailable
 
-HEARTBEAT_SECONDS = 15.0  # proxies take a connection for dead that is silent for a minute
-# Between two updates. The last event never waits.
-UPDATE_SECONDS = 0.5
-FIRST_SECONDS = 5.0  # for the state that a client finds; longer, and the store is down
+HEARTBEAT_SECONDS = 15.0  # proxies close connections that are silent for about a minute
+UPDATE_SECONDS = 0.5  # least interval between two updates; the last event is sent at once
+FIRST_STATE_SECONDS = 5.0  # longest wait for the first state
 _ID = re.compile(r"[0-9]{1,19}")
 
 
@@ -30,124 +29,123 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Event:
-    """`id` rises from event to event of one thing. `data` is JSON.
+    """One event of a stream. `id` rises within a stream, `data` is JSON.
 
-    Only an event that says why there are no others has no id, and `refused`: the status of an
-    answer that said so.
+    An event about an error of the stream itself has no `id`; its `error_status` is the HTTP status
+    of that error.
     """
 
     id: int | None
     kind: Kind
     data: bytes
-    refused: int | None = None
+    error_status: int | None = None
 
     @property
     def last(self) -> bool:
-        """Whether nothing comes after it."""
+        """Whether the stream ends with this event."""
         return self.kind is not Kind.UPDATE
 
 
-class LiveEvents:
-    """What to tell one client, who has heard everything up to the event `after`.
+class EventSequence:
+    """Selects the events for one client that has seen everything up to the event `after`.
 
-    Ids rise: a state whose id is not above the last one is left out, so that what a client sees
-    never goes back, whatever two machines' clocks say. The last event is the exception: it is
-    always told.
+    Ids rise: a state whose id is not above the last one is skipped, so that a client never sees a
+    state go back, even if clocks of machines differ. The last event is always sent.
     """
 
     def __init__(
         self,
-        changes: Changes[Event],
-        admission: Admission,
+        subscription: Subscription[Event],
+        recheck: KeyRecheck,
         after: int | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._changes = changes
+        self._subscription = subscription
         self._after = after
         self._now = now
-        self._admission = admission
-        self._check_at = now() + admission.seconds
+        self._recheck = recheck
+        self._recheck_at = now() + recheck.seconds
         self._next_update = now()
         self._first: Event | None = None
 
     async def open(self, absent: str) -> bool:
-        """Look what is there; False where the client has its last event already.
+        """Wait for the first state; False if the client already has the last event.
 
-        Raises NotFound, in the words of `absent`; Unavailable where the store does not say, or we
-        are stopping.
+        Raises NotFound with the detail `absent`, and Unavailable if the store does not answer or
+        the service shuts down.
         """
-        state = await self._changes.newest(FIRST_SECONDS)
+        state = await self._subscription.next(FIRST_STATE_SECONDS)
         if state is Signal.ABSENT:
             raise NotFound(absent)
         if isinstance(state, Signal):
-            raise Unavailable("Cannot look for changes now; try again.")
-        # By its very id: a higher one may come from another machine's clock.
+            raise Unavailable("The service cannot read the current state. Retry the request.")
+        # Equal ids only: a higher id may come from the clock of another machine.
         if state.last and state.id == self._after:
-            self._changes.end()
+            self._subscription.close()
             return False
         self._first = state
         return True
 
     async def next(self) -> Event | Signal:
-        """The next event; `Signal.QUIET` where it is time for a sign of life instead.
+        """Return the next event, or `Signal.UNCHANGED` if a heartbeat is due.
 
-        `ENDED` after the last event, and where the watch was ended.
+        Returns `Signal.CLOSED` after the last event and after the subscription was closed.
         """
         while True:
-            state = await self._newest()
-            if state is Signal.ENDED:
+            state = await self._next_state()
+            if state is Signal.CLOSED:
                 return state
-            if self._now() >= self._check_at and (refused := await self._refused()) is not None:
-                self._changes.end()
-                return refusal(refused)
+            if self._now() >= self._recheck_at and (refused := await self._check_key()) is not None:
+                self._subscription.close()
+                return error_event(refused)
             if state is Signal.ABSENT:
-                self._changes.end()
-                return gone()
+                self._subscription.close()
+                return deleted_event()
             if isinstance(state, Signal):
                 return state
             if state.last:
-                self._changes.end()
+                self._subscription.close()
                 return state
             if self._after is None or (state.id is not None and state.id > self._after):
                 self._after = state.id
                 self._next_update = self._now() + UPDATE_SECONDS
                 return state
 
-    async def _refused(self) -> GlimpseError | None:
-        """Why the client is let in no longer: a stream must not outlive its key."""
-        assert self._admission.check is not None
+    async def _check_key(self) -> GlimpseError | None:
+        """Return why the key is no longer valid: a stream must not outlive its key."""
+        assert self._recheck.check is not None
         try:
-            await self._admission.check()
+            await self._recheck.check()
         except Unavailable:
-            pass  # it was good, and nobody says that it is not
+            pass  # the key was valid at the last check
         except GlimpseError as error:
             return error
-        self._check_at = self._now() + self._admission.seconds
+        self._recheck_at = self._now() + self._recheck.seconds
         return None
 
-    async def _newest(self) -> Event | Signal:
-        """The newest state, an update not before its time."""
+    async def _next_state(self) -> Event | Signal:
+        """Return the newest state; wait with an update until it is due."""
         state: Event | Signal | None = self._first
         self._first = None
         if state is None:
-            state = await self._changes.newest(HEARTBEAT_SECONDS)
+            state = await self._subscription.next(HEARTBEAT_SECONDS)
         while isinstance(state, Event) and not state.last:
             pause = self._next_update - self._now()
             if pause <= 0:
                 break
-            newer = await self._changes.newest(pause)
-            if newer is not Signal.QUIET:
+            newer = await self._subscription.next(pause)
+            if newer is not Signal.UNCHANGED:
                 state = newer
         return state
 
 
-def gone() -> Event:
-    """The event that ends the stream of what was deleted meanwhile."""
-    return refusal(NotFound("It was deleted."))
+def deleted_event() -> Event:
+    """The last event of a stream about something that was deleted."""
+    return error_event(NotFound("It was deleted."))
 
 
-def refusal(error: GlimpseError) -> Event:
-    """An event that says why there are no others."""
+def error_event(error: GlimpseError) -> Event:
+    """The last event of a stream that cannot continue."""
     data = encoded({"code": error.code, "detail": error.detail})
     return Event(None, Kind.ERROR, data, error.status)
 
@@ -157,5 +155,5 @@ def encoded(document: Mapping[str, object]) -> bytes:
 
 
 def event_id(text: str | None) -> int | None:
-    """The id that a client says it has seen last; None where that is none of ours."""
+    """Parse the id of the last event that a client has seen; None if it is malformed."""
     return int(text) if text is not None and _ID.fullmatch(text) else None

@@ -1,20 +1,20 @@
-"""Parts of OpenAPI for streams of server-sent events."""
+"""OpenAPI of routes that stream server-sent events."""
 
 from app.http.openapi import Responses, refusals
 from core import errors
 
 
 def stream_of(what: str) -> Responses:
-    """200 and 204 of a stream of events about `what`."""
+    """Describe the responses 200 and 204 of a stream of events about `what`."""
     return {
         200: {
-            "description": f"Events (WHATWG HTML, 9.2): `update` with the {what} as it is then, at "
-            "most twice a second; at the end `complete` or `error`. `id` rises. A comment every 15 "
-            "seconds says that we live. A stream that ends without its last event is to be opened "
-            "again, with `Last-Event-ID`.",
+            "description": f"Server-sent events. `update` carries the current {what}, at most "
+            "twice a second; `complete` or `error` is the last event. `id` rises. A comment is "
+            "sent every 15 seconds as a heartbeat. If the stream ends without the last event, "
+            "reconnect with `Last-Event-ID`.",
             "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _STREAM}},
         },
-        204: {"description": "You have the last event: there is nothing left to tell"},
+        204: {"description": "The client already has the last event."},
     }
 
 
@@ -36,14 +36,14 @@ STREAM_PARAMETERS = [
         "name": "Last-Event-ID",
         "in": "header",
         "schema": {"type": "string"},
-        "description": "The id of the last event that you have; nothing up to it is repeated. "
-        "Browsers send it by themselves when they come again.",
+        "description": "The id of the last event that the client has. Earlier events are not "
+        "repeated. Browsers send this header when they reconnect.",
     },
     {
         "name": "last_event_id",
         "in": "query",
         "schema": {"type": "string"},
-        "description": "The same for a first request, where the header cannot be set.",
+        "description": "Same as the header, for a first request that cannot set headers.",
     },
 ]
 

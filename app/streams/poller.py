@@ -1,4 +1,4 @@
-"""Watching many things at the price of one look-up a tick, whoever watches how many of them."""
+"""Polls many keys with one batched lookup per interval, shared by all subscribers."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
@@ -16,84 +16,84 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 S = TypeVar("S")
 
-TICK = 0.5  # seconds between two looks at everything that is watched
-GATHER = 0.02  # least seconds between two looks for those who have only just come
+POLL_SECONDS = 0.5  # interval between lookups of all keys
+BATCH_SECONDS = 0.02  # least interval between lookups of keys with new subscribers
 
 
 class Signal(Enum):
-    """What there is to say instead of a state."""
+    """What a subscriber gets in place of a state."""
 
-    ABSENT = "there is no such thing"
-    QUIET = "nothing has changed"
-    ENDED = "nobody watches any longer"
+    ABSENT = "the key does not exist"
+    UNCHANGED = "the state has not changed"
+    CLOSED = "the subscription is closed"
 
 
-class Changes(Generic[S]):
-    """What one who watches sees: always the newest state, and none of them twice.
+class Subscription(Generic[S]):
+    """Gives one subscriber the newest state of a key, each state once.
 
-    Nothing piles up for one who is slow: what was not taken in time is replaced by what follows.
+    States do not queue up for a slow subscriber: a newer state replaces one that was not taken.
     """
 
-    __slots__ = ("_ended", "_newest", "_news", "_taken", "since")
+    __slots__ = ("_available", "_closed", "_newest", "_taken", "since")
 
     def __init__(self, since: int) -> None:
-        self.since = since  # the look that was the last one to begin before this watch did
-        self._newest: S | Signal = Signal.QUIET
-        self._taken: S | Signal = Signal.QUIET
-        self._news = asyncio.Event()
-        self._ended = False
+        self.since = since  # number of the last lookup that began before this subscription
+        self._newest: S | Signal = Signal.UNCHANGED
+        self._taken: S | Signal = Signal.UNCHANGED
+        self._available = asyncio.Event()
+        self._closed = False
 
-    async def newest(self, seconds: float) -> S | Signal:
-        """The newest state, as soon as there is one that was not taken yet.
+    async def next(self, seconds: float) -> S | Signal:
+        """Return the newest state as soon as there is one that was not taken yet.
 
-        `Signal.ABSENT` where the thing is unknown, or was deleted; `QUIET` when `seconds` pass
-        without any news; `ENDED` from the end on.
+        `Signal.ABSENT`: the key does not exist, or was deleted. `UNCHANGED`: `seconds` passed
+        without a new state. `CLOSED`: the subscription was closed.
         """
-        if not self._news.is_set():
+        if not self._available.is_set():
             try:
                 async with asyncio.timeout(seconds):
-                    await self._news.wait()
+                    await self._available.wait()
             except TimeoutError:
-                return Signal.QUIET
-        if self._ended:
-            return Signal.ENDED
-        self._news.clear()
+                return Signal.UNCHANGED
+        if self._closed:
+            return Signal.CLOSED
+        self._available.clear()
         self._taken = self._newest
         return self._newest
 
-    def put(self, state: S | Signal) -> None:
+    def publish(self, state: S | Signal) -> None:
         self._newest = state
-        if self._ended:
+        if self._closed:
             return
         if state is self._taken:
-            self._news.clear()  # it changed and changed back before anybody asked
+            self._available.clear()  # it changed back before the subscriber took it
         else:
-            self._news.set()
+            self._available.set()
 
-    def end(self) -> None:
-        """Let whoever waits go."""
-        self._ended = True
-        self._news.set()
+    def close(self) -> None:
+        """Wake the subscriber; it gets `Signal.CLOSED` from now on."""
+        self._closed = True
+        self._available.set()
 
 
-class _Watched(Generic[V, S]):
-    __slots__ = ("changes", "state", "value")
+class _PolledKey(Generic[V, S]):
+    __slots__ = ("state", "subscriptions", "value")
 
     def __init__(self) -> None:
-        self.changes: set[Changes[S]] = set()
+        self.subscriptions: set[Subscription[S]] = set()
         self.value: V | None = None
-        self.state: S | Signal = Signal.QUIET
+        self.state: S | Signal = Signal.UNCHANGED
 
 
-class Watcher(Generic[K, V, S]):
-    """One task that looks for everybody, and that is there only while somebody watches.
+class Poller(Generic[K, V, S]):
+    """Polls for all subscribers in one task, which runs only while there are subscribers.
 
-    `look_up` finds those of many keys that exist. `describe` makes of a value what those who watch
-    are to get: once for each change, however many watch. Other processes need not be asked for
-    anything: all of them read the same store.
+    `look_up` returns the values of those keys that exist. `describe` turns a value into the state
+    that subscribers get; it is called once for each change, not for each subscriber. Processes do
+    not notify each other: each polls the same store.
 
-    A state is never older than the watch it is given to. Where looking fails, those who watch wait
-    until it succeeds again.
+    A subscriber never gets a state from before its subscription. If a lookup fails, subscribers
+    wait until one succeeds.
     """
 
     def __init__(
@@ -101,84 +101,84 @@ class Watcher(Generic[K, V, S]):
         look_up: Callable[[Sequence[K]], Awaitable[Mapping[K, V]]],
         describe: Callable[[V], S],
         *,
-        looked: Callable[[int], None] = lambda keys: None,
-        tick: float = TICK,
+        on_lookup: Callable[[int], None] = lambda keys: None,
+        interval: float = POLL_SECONDS,
     ) -> None:
-        """`looked` hears of each look-up, and how many keys it was for."""
+        """`on_lookup` is called before each lookup, with the number of its keys."""
         self._look_up = look_up
         self._describe = describe
-        self._looked = looked
-        self._tick = tick
-        self._watched: dict[K, _Watched[V, S]] = {}
-        self._fresh: set[K] = set()  # those that somebody has watched only since the last look
+        self._on_lookup = on_lookup
+        self._interval = interval
+        self._polled: dict[K, _PolledKey[V, S]] = {}
+        self._new: set[K] = set()  # keys with subscribers since the last lookup
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._looks = 0
+        self._lookups = 0
         self._failing = False
         self._stopped = False
 
     def __len__(self) -> int:
-        """How many keys are watched."""
-        return len(self._watched)
+        """The number of keys that are polled."""
+        return len(self._polled)
 
     @property
     def running(self) -> bool:
         return self._task is not None
 
     @contextmanager
-    def watching(self, key: K) -> Iterator[Changes[S]]:
-        """See `key` change, from its state as it is now on."""
-        changes: Changes[S] = Changes(self._looks)
+    def subscribe(self, key: K) -> Iterator[Subscription[S]]:
+        """Subscribe to `key`. The first state is the current one."""
+        subscription: Subscription[S] = Subscription(self._lookups)
         if self._stopped:
-            changes.end()
-            yield changes
+            subscription.close()
+            yield subscription
             return
-        watched = self._watched.get(key)
-        if watched is None:
-            watched = self._watched[key] = _Watched()
-        watched.changes.add(changes)
-        self._fresh.add(key)
+        polled = self._polled.get(key)
+        if polled is None:
+            polled = self._polled[key] = _PolledKey()
+        polled.subscriptions.add(subscription)
+        self._new.add(key)
         self._wake.set()
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         try:
-            yield changes
+            yield subscription
         finally:
-            self._leave(key, changes)
+            self._unsubscribe(key, subscription)
 
     def stop(self) -> None:
-        """End every watch, and those that are yet to come."""
+        """Close every subscription, now and in future."""
         self._stopped = True
-        for watched in self._watched.values():
-            for changes in watched.changes:
-                changes.end()
+        for polled in self._polled.values():
+            for subscription in polled.subscriptions:
+                subscription.close()
 
-    def _leave(self, key: K, changes: Changes[S]) -> None:
-        watched = self._watched[key]
-        watched.changes.remove(changes)
-        if not watched.changes:
-            del self._watched[key]
-            self._fresh.discard(key)
-        if not self._watched and self._task is not None:
+    def _unsubscribe(self, key: K, subscription: Subscription[S]) -> None:
+        polled = self._polled[key]
+        polled.subscriptions.remove(subscription)
+        if not polled.subscriptions:
+            del self._polled[key]
+            self._new.discard(key)
+        if not self._polled and self._task is not None:
             self._task.cancel()
             self._task = None
 
     async def _run(self) -> None:
         now = asyncio.get_running_loop().time
-        looked = now() - GATHER
-        due = now() + self._tick
+        polled_at = now() - BATCH_SECONDS
+        due = now() + self._interval
         while True:
-            if not self._fresh:
+            if not self._new:
                 await self._woken_within(due - now())
-            # Those who come together share a look, and it is for them alone.
-            if self._fresh and (pause := min(looked + GATHER, due) - now()) > 0:
+            # Subscribers that arrive together share a lookup of their keys only.
+            if self._new and (pause := min(polled_at + BATCH_SECONDS, due) - now()) > 0:
                 await asyncio.sleep(pause)
             if now() >= due:
-                await self._look(list(self._watched))
-                due = now() + self._tick
-            elif self._fresh:
-                await self._look(list(self._fresh))
-            looked = now()
+                await self._poll(list(self._polled))
+                due = now() + self._interval
+            elif self._new:
+                await self._poll(list(self._new))
+            polled_at = now()
 
     async def _woken_within(self, seconds: float) -> None:
         self._wake.clear()
@@ -188,38 +188,38 @@ class Watcher(Generic[K, V, S]):
         except TimeoutError:
             return
 
-    async def _look(self, keys: Sequence[K]) -> None:
-        self._fresh.clear()  # should this fail, the next tick looks for them as for all others
-        self._looks += 1
-        number = self._looks
-        self._looked(len(keys))
+    async def _poll(self, keys: Sequence[K]) -> None:
+        self._new.clear()  # if this lookup fails, the next one of all keys includes them
+        self._lookups += 1
+        number = self._lookups
+        self._on_lookup(len(keys))
         try:
             found = await self._look_up(keys)
         except GlimpseError as error:
             if not self._failing:
-                log.warning("cannot look for changes", detail=error.detail, watched=len(self))
+                log.warning("polling failed", detail=error.detail, keys=len(self))
             self._failing = True
             return
         except Exception:
-            # Whatever it is, everybody's streams hang on this task.
+            # The task must survive: every subscriber depends on it.
             if not self._failing:
-                log.exception("cannot look for changes")
+                log.exception("polling failed")
             self._failing = True
             return
         if self._failing:
             self._failing = False
-            log.info("changes are seen again", watched=len(self))
+            log.info("polling recovered", keys=len(self))
         for key in keys:
-            watched = self._watched.get(key)
-            if watched is not None:  # else everybody left meanwhile
-                self._tell(watched, found.get(key), number)
+            polled = self._polled.get(key)
+            if polled is not None:  # it may have lost its subscribers meanwhile
+                self._publish(polled, found.get(key), number)
 
-    def _tell(self, watched: _Watched[V, S], value: V | None, number: int) -> None:
+    def _publish(self, polled: _PolledKey[V, S], value: V | None, number: int) -> None:
         if value is None:
-            watched.state = Signal.ABSENT
-        elif value != watched.value:
-            watched.state = self._describe(value)
-        watched.value = value
-        for changes in watched.changes:
-            if changes.since < number:  # who came while this look was under way waits for the next
-                changes.put(watched.state)
+            polled.state = Signal.ABSENT
+        elif value != polled.value:
+            polled.state = self._describe(value)
+        polled.value = value
+        for subscription in polled.subscriptions:
+            if subscription.since < number:  # newer subscriptions wait for the next lookup
+                subscription.publish(polled.state)

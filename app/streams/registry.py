@@ -1,4 +1,4 @@
-"""The open streams of one process: how many there may be, for how long, and their common end."""
+"""The open streams of one process: their number, their longest duration and their shutdown."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from app.metrics import LiveMetrics
+from app.metrics import StreamMetrics
 from app.streams.events import Event
-from app.streams.poller import Watcher
+from app.streams.poller import Poller
 from core.errors import Unavailable, overloaded
 
 K = TypeVar("K", bound=Hashable)
@@ -16,69 +16,68 @@ V = TypeVar("V")
 
 
 class Stream(Protocol):
-    """Something that is sent to one client until it ends."""
+    """A response or connection that sends events to one client until it ends."""
 
     def finish(self) -> None:
-        """Come to an end soon, without saying that this is the end of what was watched."""
+        """End soon, without the last event: the client reconnects."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Watched(Generic[K, V]):
-    """What a stream is about. `absent` says in a refusal that there is no such thing."""
+class StreamSource(Generic[K, V]):
+    """What a stream is about. `absent` is the detail of the NotFound if the key does not exist."""
 
-    streams: "LiveStreams"
-    watcher: Watcher[K, V, Event]
+    streams: "StreamRegistry"
+    poller: Poller[K, V, Event]
     key: K
     absent: str
 
 
-class LiveStreams:
-    """Every stream has an end, so that load moves to new instances and nothing is open for ever."""
+class StreamRegistry:
+    """Limits streams. Each one ends in time, so that load moves to new instances."""
 
-    def __init__(self, most: int, seconds: float, metrics: LiveMetrics) -> None:
-        """At most `most` streams at once, none of them for longer than `seconds`."""
-        self._most = most
+    def __init__(self, max_streams: int, seconds: float, metrics: StreamMetrics) -> None:
+        """Allow `max_streams` streams at once, each for `seconds`."""
+        self._max_streams = max_streams
         self._seconds = seconds
         self._metrics = metrics
-        self._places = 0
+        self._reserved = 0
         self._open: set[Stream] = set()
         self._stopping = False
-        self._watchers: list[Callable[[], None]] = []  # what stops each of them
+        self._stop_pollers: list[Callable[[], None]] = []
 
-    def watcher(
+    def poller(
         self,
-        what: str,
+        topic: str,
         look_up: Callable[[Sequence[K]], Awaitable[Mapping[K, V]]],
         describe: Callable[[V], Event],
-    ) -> Watcher[K, V, Event]:
-        """What the streams about `what` watch; it stops with them."""
-        looked = self._metrics.looking_for(what)
-        watcher = Watcher(look_up, describe, looked=looked)
-        self._watchers.append(watcher.stop)
-        return watcher
+    ) -> Poller[K, V, Event]:
+        """Create the poller of the streams about `topic`. It stops with the streams."""
+        poller = Poller(look_up, describe, on_lookup=self._metrics.lookup_counter(topic))
+        self._stop_pollers.append(poller.stop)
+        return poller
 
     def __len__(self) -> int:
-        return self._places
+        return self._reserved
 
     @contextmanager
-    def place(self, transport: str) -> Iterator[None]:
-        """Room for one stream. Raises Overloaded; Unavailable where we are stopping."""
+    def reserve(self, transport: str) -> Iterator[None]:
+        """Reserve a place for one stream. Raises Overloaded; Unavailable during shutdown."""
         if self._stopping:
-            raise Unavailable("The service is stopping; try again.")
-        if self._places >= self._most:
+            raise Unavailable("The service is shutting down. Retry the request.")
+        if self._reserved >= self._max_streams:
             raise overloaded()
-        self._places += 1
+        self._reserved += 1
         self._metrics.opened(transport)
         try:
             yield
         finally:
-            self._places -= 1
+            self._reserved -= 1
             self._metrics.closed(transport)
 
     @contextmanager
-    def running(self, stream: Stream) -> Iterator[None]:
-        """Finish `stream` in time, and when we stop."""
+    def track(self, stream: Stream) -> Iterator[None]:
+        """Finish `stream` after the longest duration, and at shutdown."""
         timer = asyncio.get_running_loop().call_later(self._seconds, stream.finish)
         self._open.add(stream)
         if self._stopping:
@@ -90,9 +89,9 @@ class LiveStreams:
             self._open.remove(stream)
 
     def stop(self) -> None:
-        """Finish all of them; there will be no more."""
+        """Finish every stream, and accept no new ones."""
         self._stopping = True
-        for stop in self._watchers:
+        for stop in self._stop_pollers:
             stop()
         for stream in self._open:
             stream.finish()

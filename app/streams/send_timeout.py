@@ -1,35 +1,35 @@
-"""How long a client may leave us waiting for room to send it more."""
+"""Bounds how long sending to a slow client may block."""
 
 import asyncio
 from collections.abc import Awaitable
 
-STALL_SECONDS = 30.0
-HURRY_SECONDS = 1.0  # once the service stops
+SEND_SECONDS = 30.0
+SHUTDOWN_SEND_SECONDS = 1.0
 
 
-class Stalled(Exception):
-    """The client takes nothing any more."""
+class SendTimedOut(Exception):
+    """The client does not read what it is sent."""
 
 
-class Patience:
-    """Bounds one sending after the other."""
+class SendTimeout:
+    """Applies the timeout to each send of one client."""
 
     def __init__(self) -> None:
-        self._limit: asyncio.Timeout | None = None
-        self._seconds = STALL_SECONDS
+        self._current: asyncio.Timeout | None = None
+        self._seconds = SEND_SECONDS
 
     async def send(self, sending: Awaitable[None]) -> None:
-        """Wait for `sending`. Raises Stalled."""
+        """Wait for `sending`. Raises SendTimedOut."""
         try:
-            async with asyncio.timeout(self._seconds) as self._limit:
+            async with asyncio.timeout(self._seconds) as self._current:
                 await sending
         except TimeoutError:
-            raise Stalled from None
+            raise SendTimedOut from None
         finally:
-            self._limit = None
+            self._current = None
 
-    def hurry(self) -> None:
-        """Wait a moment longer, and no longer than that for anything to come."""
-        self._seconds = HURRY_SECONDS
-        if self._limit is not None and not self._limit.expired():
-            self._limit.reschedule(asyncio.get_running_loop().time() + HURRY_SECONDS)
+    def shorten(self) -> None:
+        """Use the shutdown timeout, also for a send that is in progress."""
+        self._seconds = SHUTDOWN_SEND_SECONDS
+        if self._current is not None and not self._current.expired():
+            self._current.reschedule(asyncio.get_running_loop().time() + SHUTDOWN_SEND_SECONDS)

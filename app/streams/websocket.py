@@ -1,11 +1,13 @@
-"""The events of one job over a WebSocket (RFC 6455), and the job's cancellation by its client.
+"""The events of one job over a WebSocket (RFC 6455), which can also cancel the job.
 
-Every message is a JSON object. Ours: `{"id", "event", "data"}`, the events of the job's stream, and
-`refused` in answer to a message that we cannot follow. The client's: `{"action": "cancel"}`, or
-`{"action": "ping"}`, which is answered with `pong`: browsers cannot send the protocol's own.
+Every message is a JSON object. The server sends `{"id", "event", "data"}`: the events of the job's
+stream, and `refused` in reply to a message that it cannot handle. A client sends
+`{"action": "cancel"}`, or `{"action": "ping"}`, which is answered with `pong`: pages cannot send
+the protocol's own pings.
 
-Closed with 1000 after the last event, 1012 where the service stops or the socket's time is up, and
-4000 plus the HTTP status where HTTP would have answered with that: pages are told no other reason.
+The server closes with 1000 after the last event, with 1012 at shutdown and at the longest duration
+of a stream, and with 4000 plus the HTTP status that the same request would have had. The code is
+the only reason that a page can read.
 """
 
 import asyncio
@@ -16,86 +18,82 @@ from typing import Any
 import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from app.auth.requires import admitted
+from app.auth.requires import authenticate
 from app.http.asgi import ABORT
-from app.streams.events import Event, LiveEvents, refusal
-from app.streams.poller import Changes, Signal
-from app.streams.send_timeout import Patience, Stalled
+from app.streams.events import Event, EventSequence, error_event
+from app.streams.poller import Signal, Subscription
+from app.streams.send_timeout import SendTimedOut, SendTimeout
 from core.domain.principals import Principal, Scope
 from core.errors import Forbidden, GlimpseError, InvalidRequest
 from core.http.route_access import mark
 
 log = structlog.get_logger(__name__)
 
-DONE, UNSUITABLE, FAILED, AGAIN = (
-    1000,
-    1008,
-    1011,
-    1012,
-)  # RFC 6455, 7.4.1, and IANA's registry of close codes
-REFUSED = 4000  # and an HTTP status
+# RFC 6455, 7.4.1, and IANA's registry of close codes.
+NORMAL, POLICY_VIOLATION, INTERNAL_ERROR, SERVICE_RESTART = 1000, 1008, 1011, 1012
+HTTP_STATUS = 4000  # plus an HTTP status
 PONG = b'{"id":null,"event":"pong","data":null}'
-MOST_REFUSALS = 10  # messages that make no sense, in one socket's life
+MAX_REFUSALS = 10  # of messages, in one connection
 
 
-class LiveSocket:
-    """One socket, accepted already. `cancel` cancels the job, or raises one of our errors."""
+class JobSocket:
+    """One accepted connection. `cancel` cancels the job; it may raise a GlimpseError."""
 
     def __init__(
         self,
         websocket: WebSocket,
-        events: LiveEvents,
-        changes: Changes[Event],
+        events: EventSequence,
+        subscription: Subscription[Event],
         cancel: Callable[[], Awaitable[object]],
     ) -> None:
         self._websocket = websocket
         self._events = events
-        self._changes = changes
+        self._subscription = subscription
         self._cancel = cancel
-        self._patience = Patience()
+        self._timeout = SendTimeout()
         self._sending = asyncio.Lock()
-        self._code = DONE
+        self._code = NORMAL
         self._refusals = 0
 
     def finish(self) -> None:
-        self._end(AGAIN)
-        self._patience.hurry()
+        self._close(SERVICE_RESTART)
+        self._timeout.shorten()
 
     async def run(self) -> None:
-        """Tell events and obey, until the last event or until one of us leaves."""
-        obeying = asyncio.create_task(self._obey())
+        """Send events and handle messages until the last event, or until either side closes."""
+        receiving = asyncio.create_task(self._receive_messages())
         try:
-            while (event := await self._events.next()) is not Signal.ENDED:
-                if isinstance(event, Event):  # else it is quiet, and uvicorn's pings go on
-                    await self._send(message_of(event))
+            while (event := await self._events.next()) is not Signal.CLOSED:
+                if isinstance(event, Event):  # no heartbeats: uvicorn sends pings
+                    await self._send(encode_message(event))
                     if event.last:
-                        self._code = DONE if event.refused is None else REFUSED + event.refused
-            await self._patience.send(self._websocket.close(self._code))
-        except Stalled:
-            log.info("socket dropped", reason="the client takes nothing any more")
+                        status = event.error_status
+                        self._code = NORMAL if status is None else HTTP_STATUS + status
+            await self._timeout.send(self._websocket.close(self._code))
+        except SendTimedOut:
+            log.info("socket dropped", reason="the client does not read")
             self._websocket.scope["extensions"][ABORT]()
         except WebSocketDisconnect:
             log.debug("socket closed by its client")
         finally:
-            obeying.cancel()
+            receiving.cancel()
 
-    def _end(self, code: int) -> None:
+    def _close(self, code: int) -> None:
         self._code = code
-        self._changes.end()
+        self._subscription.close()
 
-    async def _obey(self) -> None:
-        """Read what the client says, until it leaves."""
+    async def _receive_messages(self) -> None:
         try:
             while (received := await self._websocket.receive())["type"] == "websocket.receive":
-                await self._follow(received.get("text"))
-            self._changes.end()
-        except (WebSocketDisconnect, Stalled):
-            self._changes.end()
+                await self._handle(received.get("text"))
+            self._subscription.close()
+        except (WebSocketDisconnect, SendTimedOut):
+            self._subscription.close()
         except Exception:
-            log.exception("message not obeyed")
-            self._end(FAILED)
+            log.exception("message handling failed")
+            self._close(INTERNAL_ERROR)
 
-    async def _follow(self, text: str | None) -> None:
+    async def _handle(self, text: str | None) -> None:
         try:
             if action_in(text) == "ping":
                 await self._send(PONG)
@@ -106,29 +104,25 @@ class LiveSocket:
 
     async def _refuse(self, error: GlimpseError) -> None:
         self._refusals += 1
-        if self._refusals > MOST_REFUSALS:
-            self._end(UNSUITABLE)
+        if self._refusals > MAX_REFUSALS:
+            self._close(POLICY_VIOLATION)
             return
-        await self._send(message_of(refusal(error), "refused"))
+        await self._send(encode_message(error_event(error), "refused"))
 
     async def _send(self, message: bytes) -> None:
         async with self._sending:
-            await self._patience.send(self._websocket.send_text(message.decode()))
+            await self._timeout.send(self._websocket.send_text(message.decode()))
 
 
-def message_of(event: Event, name: str = "") -> bytes:
-    """`event` as a message; `name` in place of its own."""
+def encode_message(event: Event, name: str = "") -> bytes:
+    """Encode `event` as a message, under its own name or as `name`."""
     id_ = b"null" if event.id is None else b"%d" % event.id
-    kind = encoded_text(name or event.kind)
+    kind = json.dumps(name or event.kind).encode()
     return b'{"id":%b,"event":%b,"data":%b}' % (id_, kind, event.data)
 
 
-def encoded_text(text: str) -> bytes:
-    return json.dumps(text).encode()
-
-
 def action_in(text: str | None) -> str:
-    """What a client's message asks for. Raises InvalidRequest."""
+    """Return the action that a client's message asks for. Raises InvalidRequest."""
     try:
         message: Any = json.loads(text or "")
     except (ValueError, RecursionError):
@@ -140,18 +134,18 @@ def action_in(text: str | None) -> str:
 
 
 async def refuse(websocket: WebSocket, error: GlimpseError) -> None:
-    """Accept and close at once: of a handshake that fails a page hears no reason at all."""
+    """Accept, then close with the reason: pages cannot read why a handshake failed."""
     log.info("socket refused", status=error.status, code=error.code, detail=error.detail)
     await websocket.accept()
-    await websocket.send_text(message_of(refusal(error)).decode())
-    await websocket.close(REFUSED + error.status, error.code)
+    await websocket.send_text(encode_message(error_event(error)).decode())
+    await websocket.close(HTTP_STATUS + error.status, error.code)
 
 
 def check_origin(websocket: WebSocket, allowed: tuple[str, ...]) -> None:
-    """Raise Forbidden for a page of a site that is neither ours nor among `allowed`.
+    """Raise Forbidden for a page whose origin is neither this service nor in `allowed`.
 
-    No cookie makes us believe anyone. But where no keys are asked for, being able to reach us is
-    all it takes, and a browser lets the pages of any site open sockets to any address.
+    Browsers let pages of any site open a WebSocket to any address. A service without keys would
+    serve them.
     """
     origin = websocket.headers.get("origin")
     if origin is None or "*" in allowed or origin in allowed:
@@ -164,19 +158,19 @@ SocketEndpoint = Callable[[WebSocket, Principal], Awaitable[None]]
 
 
 def socket_requires(scope: Scope) -> Callable[[SocketEndpoint], Callable[..., Awaitable[None]]]:
-    """As `requires`, for the endpoint of a WebSocket that it has yet to accept.
+    """Require a key with `scope`, as `requires` does, on an endpoint that accepts a WebSocket.
 
-    Closes the socket by what the endpoint raises before it has accepted, too.
+    Errors that the endpoint raises before it accepts close the connection with their status.
     """
 
     def decorate(endpoint: SocketEndpoint) -> Callable[..., Awaitable[None]]:
-        async def guarded(websocket: WebSocket) -> None:
+        async def authenticated(websocket: WebSocket) -> None:
             try:
-                await endpoint(websocket, await admitted(websocket, scope))
+                await endpoint(websocket, await authenticate(websocket, scope))
             except GlimpseError as error:
                 await refuse(websocket, error)
 
-        guarded.__name__, guarded.__doc__ = endpoint.__name__, endpoint.__doc__
-        return mark(guarded, scope)
+        authenticated.__name__, authenticated.__doc__ = endpoint.__name__, endpoint.__doc__
+        return mark(authenticated, scope)
 
     return decorate

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from starlette.routing import Route, WebSocketRoute
 
 from app.audit_log import AuditLog
-from app.auth.authenticator import Gate
+from app.auth.authenticator import Authenticator
 from app.http.server import Server
 from app.keys.service import Issued, Keys, Wanted
 from app.main import create_app
@@ -81,10 +81,10 @@ class Api:
         assert await self.records.fail(claim, RecordError(code, "It failed.", retryable))
 
     @property
-    def gate(self) -> Gate:
-        gate = self.services.gate
-        assert gate is not None, "these settings ask for no keys"
-        return gate
+    def authenticator(self) -> Authenticator:
+        authenticator = self.services.authenticator
+        assert authenticator is not None, "these settings ask for no keys"
+        return authenticator
 
     @property
     def audit(self) -> AuditLog:
@@ -94,7 +94,9 @@ class Api:
 
     async def issue(self, tenant: str, *scopes: Scope, **changes: Any) -> Issued:
         """A key of `tenant`; without scopes, with all of them."""
-        keys = Keys(self.gate.access.keys, self.gate.hasher, self.gate.clock)
+        keys = Keys(
+            self.authenticator.access.keys, self.authenticator.hasher, self.authenticator.clock
+        )
         wanted = Wanted(tenant, "test", frozenset(scopes) or ALL_SCOPES, **changes)
         return await keys.create(wanted)
 

@@ -34,10 +34,10 @@ async def stoppable(settings: Settings) -> AsyncIterator[tuple[Server, Api]]:
 
 
 async def released(api: Api) -> bool:
-    """No stream is open, and neither images nor jobs are watched."""
-    watchers = (api.services.image_watcher, api.services.job_watcher)
-    watched = [(len(each), each.running) for each in watchers]
-    return len(api.services.streams) == 0 and watched == [(0, False)] * 2
+    """No stream is open, and neither images nor jobs are polled."""
+    pollers = (api.services.image_poller, api.services.job_poller)
+    polled = [(len(each), each.running) for each in pollers]
+    return len(api.services.streams) == 0 and polled == [(0, False)] * 2
 
 
 async def opened(api: Api, streams: int) -> bool:

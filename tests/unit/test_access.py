@@ -163,7 +163,7 @@ async def test_a_made_up_key_costs_no_look_up(tmp_path: Path, colour_bundle: Pat
     settings = api_settings(tmp_path, colour_bundle, api_keys="required")
     async with open_api(settings) as api:
         issued = await api.issue("public")
-        await api.gate.access.keys._database.close()  # type: ignore[attr-defined]
+        await api.authenticator.access.keys._database.close()  # type: ignore[attr-defined]
         forged = f"glp_{'x' * 63}"
         answer = await api.client.get("/api/v1/usage", headers={"X-API-Key": forged})
         assert_problem(answer, 401, "unauthenticated")
@@ -217,7 +217,7 @@ async def test_where_no_keys_are_asked_for_there_are_none(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
     async with open_api(api_settings(tmp_path, colour_bundle)) as api:
-        assert api.services.gate is None
+        assert api.services.authenticator is None
         answer = await api.client.post("/api/v1/images", content=IMAGE)
         assert answer.status_code == 202
         assert "ratelimit" not in answer.headers
@@ -347,6 +347,6 @@ async def test_the_time_of_the_last_use_is_noted(api: Api) -> None:
     issued = await api.issue("acme")
     before = utc_now()
     await api.client.get("/api/v1/usage", headers=bearer(issued))
-    key = await api.gate.access.keys.get(issued.key.id)
+    key = await api.authenticator.access.keys.get(issued.key.id)
     assert key is not None and key.last_used_at is not None
     assert before <= key.last_used_at <= utc_now()

@@ -442,7 +442,7 @@ async def test_images_in_a_batch_count_as_usage(tmp_path: Path, colour_bundle: P
     async with open_api(settings, MovableClock()) as keyed:  # all of it on one day
         key = await keyed.issue("acme", Scope.JOBS, Scope.READ)
         await create(keyed, RED, BLUE, b"bad", headers=bearer(key))
-        await keyed.gate.write()
+        await keyed.authenticator.write_usage()
         usage = await keyed.client.get("/api/v1/usage", headers=bearer(key))
     (row,) = usage.json()["usage"]
     assert (row["images"], row["bytes"]) == (3, len(RED) + len(BLUE) + 3)

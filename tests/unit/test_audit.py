@@ -229,7 +229,7 @@ async def test_a_store_of_usage_that_fails_touches_no_request_and_loses_nothing(
     image, clock = picture(3), MovableClock()  # all of it on one day
     async with open_api(api_settings(tmp_path, colour_bundle, api_keys="required"), clock) as api:
         key = await api.issue("acme")
-        store = api.gate.access.usage
+        store = api.authenticator.access.usage
         database = store._database  # type: ignore[attr-defined]
         await database.write(
             lambda connection: connection.execute("ALTER TABLE usage RENAME TO gone"), durable=True
@@ -237,7 +237,7 @@ async def test_a_store_of_usage_that_fails_touches_no_request_and_loses_nothing(
         answer = await api.client.post("/what/fast", files={"img": image}, headers=bearer(key))
         assert answer.status_code == 202
         with pytest.raises(Unavailable):
-            await api.gate.write()
+            await api.authenticator.write_usage()
         for _ in range(2):
             path = f"/what/status/{sha256(image)}"
             answer = await api.client.get(path, headers=bearer(key))
@@ -245,6 +245,6 @@ async def test_a_store_of_usage_that_fails_touches_no_request_and_loses_nothing(
         await database.write(
             lambda connection: connection.execute("ALTER TABLE gone RENAME TO usage"), durable=True
         )
-        await api.gate.write()
+        await api.authenticator.write_usage()
         (usage,) = await store.read("acme", clock().date())
     assert (usage.requests, usage.images, usage.bytes) == (3, 1, len(image))

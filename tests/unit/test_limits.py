@@ -88,7 +88,7 @@ def test_a_rate_that_is_none_is_refused(text: str) -> None:
         Rate.parse(text)
 
 
-# --- At the gate ----------------------------------------------------------------------------------
+# --- In the API -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
@@ -220,7 +220,7 @@ async def test_a_limit_that_cannot_be_shared_is_kept_alone(
     async with limited(tmp_path, colour_bundle, clock, rate_limit="20/minute") as (api,):
         issued = await api.issue("acme")
         assert (await ask(api, issued)).status_code == 404
-        await api.gate.access.allowances._database.close()  # type: ignore[attr-defined]
+        await api.authenticator.access.allowances._database.close()  # type: ignore[attr-defined]
         statuses = [(await ask(api, issued)).status_code for _ in range(25)]
         assert statuses == [404] * 19 + [429] * 6
 
@@ -306,6 +306,6 @@ async def test_usage_that_cannot_be_written_disturbs_nobody_and_is_kept(
         with closing(sqlite3.connect(api.settings.data_dir / "keys.db")) as other:
             other.execute("BEGIN IMMEDIATE")  # longer than anybody waits for it
             with pytest.raises(Unavailable):
-                await api.gate.write()
+                await api.authenticator.write_usage()
             assert (await ask(api, issued)).status_code == 404
         assert [row["requests"] for row in await usage(api, issued)] == [3]

@@ -164,16 +164,16 @@ async def test_a_depth_that_cannot_be_known_is_not_shown(
         return "glimpse_queue_messages" in samples(generate_latest(registry).decode())
 
     async with open_backend(api_settings(tmp_path, colour_bundle)) as backend:
-        await metrics.look_at(backend.publisher)
+        await metrics.refresh_backlog(backend.publisher)
         assert shown()
-    await metrics.look_at(backend.publisher)  # its database is closed
+    await metrics.refresh_backlog(backend.publisher)  # its database is closed
     assert not shown()
 
 
 async def test_pubsubs_depth_is_known_elsewhere() -> None:
     registry = CollectorRegistry()
     async with grpc.aio.insecure_channel("127.0.0.1:9") as channel:
-        await ApiMetrics(registry).look_at(PubSubPublisher(channel, "a-project", "a-topic"))
+        await ApiMetrics(registry).refresh_backlog(PubSubPublisher(channel, "a-project", "a-topic"))
     assert "glimpse_queue_messages" not in samples(generate_latest(registry).decode())
 
 

@@ -145,7 +145,7 @@ async def making_keys(world: World) -> None:
 
 async def others_keys(world: World, method: str, path: str) -> None:
     await world.same_refusal(method, path.format(world.ada.key.id), path.format("0" * 12))
-    assert await world.api.gate.access.keys.get(world.ada.key.id) == world.ada.key
+    assert await world.api.authenticator.access.keys.get(world.ada.key.id) == world.ada.key
 
 
 async def usage(world: World) -> None:

@@ -1,4 +1,4 @@
-"""A job's events over both transports, and the WebSocket's own ways, over real connections."""
+"""A job's events over both transports, and the WebSocket protocol, over real connections."""
 
 import asyncio
 import json
@@ -57,9 +57,9 @@ def socket_of(api: Api, job_id: str, query: str = "") -> str:
 
 
 async def messages(ws: ClientConnection) -> list[dict[str, Any]]:
-    """All until the server closes the socket."""
+    """Every message until the server closes the socket."""
     received = []
-    with suppress(ConnectionClosed):  # which is how a code other than 1000 is told
+    with suppress(ConnectionClosed):  # raised for any code but 1000
         async with asyncio.timeout(PATIENCE):
             while True:
                 received.append(json.loads(await ws.recv()))
@@ -74,10 +74,10 @@ def check_order(events: list[Received]) -> None:
     assert kinds[:-1] == ["update"] * (len(kinds) - 1)
 
 
-# --- Server-sent events. --------------------------------------------------------------------------
+# --- Server-sent events ---------------------------------------------------------------------------
 
 
-async def test_a_jobs_stream_tells_its_progress_and_its_end(served: Api) -> None:
+async def test_stream_of_a_job_sends_progress_and_the_end(served: Api) -> None:
     backend = backend_of(served)
     key = await running_job(backend)
     async with reading(served.client, stream_of(key)) as reader:
@@ -98,7 +98,7 @@ async def test_a_jobs_stream_tells_its_progress_and_its_end(served: Api) -> None
     assert again.status_code == 204
 
 
-async def test_a_cancelled_job_ends_with_an_error(served: Api) -> None:
+async def test_cancelled_job_ends_the_stream_with_error(served: Api) -> None:
     key = await running_job(backend_of(served))
     async with reading(served.client, stream_of(key)) as reader:
         events = reader.events()
@@ -108,7 +108,7 @@ async def test_a_cancelled_job_ends_with_an_error(served: Api) -> None:
     assert (end.event, end.data["status"], end.data["cancelled"]) == ("error", "cancelled", 4)
 
 
-async def test_a_job_that_is_not_shown_yet_cannot_be_watched(served: Api) -> None:
+async def test_unsealed_job_has_no_stream(served: Api) -> None:
     backend = backend_of(served)
     key = JobKey(PUBLIC_TENANT, new_job_id())
     assert await backend.jobs.create(new_job(key, "", MODEL, 1, utc_now()))
@@ -121,10 +121,10 @@ async def test_a_job_that_is_not_shown_yet_cannot_be_watched(served: Api) -> Non
         assert (await anext(reader.events())).data["status"] == "pending"
 
 
-async def test_a_client_that_loses_every_second_event_misses_and_repeats_nothing(
+async def test_client_with_a_bad_connection_misses_and_repeats_no_event(
     served: Api,
 ) -> None:
-    """It changes between the transports, too: the ids are the same."""
+    """It also changes between the transports, which use the same ids."""
     backend = backend_of(served)
     key = await running_job(backend, 40)
     draw = random.Random(6)
@@ -162,10 +162,10 @@ async def next_event(api: Api, key: JobKey, last_id: str, *, socket_: bool) -> R
             return await anext(reader.events())
 
 
-# --- WebSockets. ----------------------------------------------------------------------------------
+# --- WebSockets -----------------------------------------------------------------------------------
 
 
-async def test_a_socket_has_the_same_events_and_is_closed_after_the_last(served: Api) -> None:
+async def test_socket_sends_the_same_events_and_closes_after_the_last(served: Api) -> None:
     backend = backend_of(served)
     key = await running_job(backend, 2)
     async with connect(socket_of(served, key.id)) as ws:
@@ -179,7 +179,7 @@ async def test_a_socket_has_the_same_events_and_is_closed_after_the_last(served:
     assert rest[-1]["event"] == "complete"
     (event,) = await everything(served.client, stream_of(key))
     assert rest[-1] == {"id": int(event.id), "event": event.event, "data": event.data}
-    # Coming again, with what it has seen: the last event again, or nothing.
+    # After a reconnect: the last event again, or none if the client has it.
     async with connect(socket_of(served, key.id, f"?last_event_id={first['id']}")) as ws:
         assert await messages(ws) == rest[-1:]
     async with connect(socket_of(served, key.id, f"?last_event_id={rest[-1]['id']}")) as ws:
@@ -187,7 +187,7 @@ async def test_a_socket_has_the_same_events_and_is_closed_after_the_last(served:
         assert ws.close_code == 1000
 
 
-async def test_a_client_cancels_its_job(served: Api) -> None:
+async def test_client_cancels_its_job(served: Api) -> None:
     key = await running_job(backend_of(served))
     async with (
         connect(socket_of(served, key.id)) as ws,
@@ -202,13 +202,13 @@ async def test_a_client_cancels_its_job(served: Api) -> None:
     assert (await job_of(backend_of(served), key)).status is JobStatus.CANCELLED
 
 
-async def test_what_makes_no_sense_is_answered_and_does_no_harm(served: Api) -> None:
+async def test_invalid_messages_are_refused_and_the_socket_stays_open(served: Api) -> None:
     backend = backend_of(served)
     key = await running_job(backend, 1)
     async with connect(socket_of(served, key.id)) as ws:
         await ws.recv()
-        for nonsense in ("", "cancel", "[]", '{"action": ["cancel"]}', '{"action": "no"}', b"\0\1"):
-            await ws.send(nonsense)
+        for invalid in ("", "cancel", "[]", '{"action": ["cancel"]}', '{"action": "no"}', b"\0\1"):
+            await ws.send(invalid)
             answer = json.loads(await ws.recv())
             assert answer["id"] is None
             assert (answer["event"], answer["data"]["code"]) == ("refused", "invalid_request")
@@ -221,17 +221,17 @@ async def test_what_makes_no_sense_is_answered_and_does_no_harm(served: Api) -> 
         assert [message["event"] for message in await messages(ws)] == ["complete"]
 
 
-async def test_who_talks_nonsense_all_the_time_is_sent_away(served: Api) -> None:
+async def test_too_many_invalid_messages_close_the_socket(served: Api) -> None:
     key = await running_job(backend_of(served))
     async with connect(socket_of(served, key.id)) as ws:
         await ws.recv()
         for _ in range(11):
-            await ws.send("nonsense")
+            await ws.send("invalid")
         assert len(await messages(ws)) == 10
         assert ws.close_code == 1008
 
 
-async def test_a_message_has_a_longest_length(served: Api) -> None:
+async def test_message_length_is_limited(served: Api) -> None:
     key = await running_job(backend_of(served))
     async with connect(socket_of(served, key.id)) as ws:
         await ws.recv()
@@ -240,14 +240,14 @@ async def test_a_message_has_a_longest_length(served: Api) -> None:
         assert ws.close_code == 1009
 
 
-async def test_cancelling_what_has_ended_is_refused(served: Api) -> None:
-    """The socket sees the end half a second late: until then the client may ask."""
+async def test_cancelling_a_finished_job_is_refused(served: Api) -> None:
+    """The socket sends the end half a second late; until then the client may cancel."""
     backend = backend_of(served)
     key = await running_job(backend, 1)
     async with connect(socket_of(served, key.id)) as ws:
         await ws.recv()
         await settle(backend, key, 0)
-        with suppress(ConnectionClosed):  # it has seen the end already
+        with suppress(ConnectionClosed):  # the end was sent already
             await ws.send('{"action": "cancel"}')
         seen = await messages(ws)
     assert seen[-1]["event"] == "complete"
@@ -263,7 +263,9 @@ async def closing_code(
         return ws.close_code, ws.close_reason or "", said
 
 
-async def test_sockets_are_refused_as_requests_are(tmp_path: Path, colour_bundle: Path) -> None:
+async def test_socket_requires_the_same_rights_as_a_request(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
     settings = api_settings(tmp_path, colour_bundle, api_keys="required", rate_limit="1000/minute")
     async with serve_api(settings) as (api, _):
         ada, bob = await api.issue("acme", Scope.JOBS), await api.issue("acme", Scope.JOBS)
@@ -286,11 +288,11 @@ async def test_sockets_are_refused_as_requests_are(tmp_path: Path, colour_bundle
         for who in (ada, chief):
             async with connect(address, additional_headers=bearer(who)) as ws:
                 assert json.loads(await ws.recv())["event"] == "update"
-        # A key that is revoked while its socket is open cancels nothing.
+        # A key that was revoked while its socket is open cannot cancel.
         async with connect(address, additional_headers=bearer(ada)) as ws:
             await ws.recv()
-            assert await api.gate.access.keys.revoke(ada.key.id)
-            api.gate.forget(ada.key.id)
+            assert await api.authenticator.access.keys.revoke(ada.key.id)
+            api.authenticator.forget(ada.key.id)
             await ws.send('{"action": "cancel"}')
             answer = json.loads(await ws.recv())
             assert (answer["event"], answer["data"]["code"]) == ("refused", "unauthenticated")
@@ -299,7 +301,7 @@ async def test_sockets_are_refused_as_requests_are(tmp_path: Path, colour_bundle
 
 
 @pytest.mark.parametrize(
-    ("origins", "origin", "admitted"),
+    ("origins", "origin", "allowed"),
     [
         ((), None, True),
         ((), "http://{host}", True),
@@ -310,12 +312,12 @@ async def test_sockets_are_refused_as_requests_are(tmp_path: Path, colour_bundle
         (("*",), "https://evil.example", True),
     ],
 )
-async def test_pages_of_other_sites_open_no_socket(
+async def test_pages_of_other_origins_cannot_open_a_socket(
     tmp_path: Path,
     colour_bundle: Path,
     origins: tuple[str, ...],
     origin: str | None,
-    admitted: bool,
+    allowed: bool,
 ) -> None:
     async with serve_api(api_settings(tmp_path, colour_bundle, cors_origins=origins)) as (
         api,
@@ -325,10 +327,10 @@ async def test_pages_of_other_sites_open_no_socket(
         await settle(backend_of(api), key, 0)
         claimed = origin and origin.format(host=f"127.0.0.1:{port}")
         code, _, _ = await closing_code(socket_of(api, key.id), origin=claimed)
-        assert code == (1000 if admitted else 4403)
+        assert code == (1000 if allowed else 4403)
 
 
-async def test_a_handshake_that_is_none_is_refused(served: Api) -> None:
+async def test_invalid_handshake_is_refused(served: Api) -> None:
     key = await running_job(backend_of(served))
     address = socket_of(served, key.id)
     for more, status in (
@@ -346,14 +348,14 @@ async def test_a_handshake_that_is_none_is_refused(served: Api) -> None:
     assert (await served.client.get(path, headers=upgrade)).status_code in (400, 426)
     assert (await served.client.post(path, headers=upgrade)).status_code == 404
     assert (await served.client.get(path)).status_code == 404
-    # Anywhere else the offer to upgrade is not taken up.
+    # Other paths ignore the upgrade.
     assert (await served.client.get("/health", headers=upgrade)).status_code == 204
     with pytest.raises(InvalidStatus):
         async with connect(f"ws://127.0.0.1:{served.client.base_url.port}/api/v1/ws/cats"):
             pass
 
 
-async def test_bytes_that_are_no_frames_end_the_connection_quietly(
+async def test_invalid_frames_close_the_connection_without_an_error_log(
     served: Api, caplog: pytest.LogCaptureFixture
 ) -> None:
     key = await running_job(backend_of(served))
@@ -365,19 +367,19 @@ async def test_bytes_that_are_no_frames_end_the_connection_quietly(
     for early in (b"", b"\xff" * 100):
         reader, writer = await asyncio.open_connection("127.0.0.1", served.client.base_url.port)
         writer.write(head)
-        await asyncio.sleep(0.002)  # a packet of its own, before the handshake is answered
+        await asyncio.sleep(0.002)  # a separate packet, before the handshake is complete
         writer.write(early)
         await asyncio.sleep(0.3)
         writer.write(b"\xff" * 100)
         async with asyncio.timeout(PATIENCE):
-            with suppress(ConnectionError):  # it was dropped with bytes of ours unread
+            with suppress(ConnectionError):  # a reset, with unread bytes of this test
                 await reader.read()
         writer.close()
         await eventually(lambda: released(served))
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-async def test_sockets_count_as_streams_and_connections(
+async def test_sockets_count_as_streams_and_as_connections(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
     settings = api_settings(tmp_path, colour_bundle, max_streams=2, max_connections=5)
@@ -400,7 +402,7 @@ async def test_sockets_count_as_streams_and_connections(
             writer.close()
 
 
-async def test_a_socket_that_leaves_is_forgotten(served: Api) -> None:
+async def test_disconnected_socket_leaves_nothing_behind(served: Api) -> None:
     key = await running_job(backend_of(served))
     async with connect(socket_of(served, key.id)) as ws:
         await ws.recv()
@@ -412,7 +414,7 @@ async def test_a_socket_that_leaves_is_forgotten(served: Api) -> None:
         await eventually(lambda: released(served))
 
 
-async def test_a_socket_ends_with_its_job(served: Api) -> None:
+async def test_socket_closes_when_its_job_is_deleted(served: Api) -> None:
     key = await running_job(backend_of(served))
     async with connect(socket_of(served, key.id)) as ws:
         await ws.recv()
@@ -421,7 +423,7 @@ async def test_a_socket_ends_with_its_job(served: Api) -> None:
         assert (end["event"], end["data"]["code"], ws.close_code) == ("error", "not_found", 4404)
 
 
-async def test_a_socket_does_not_outlive_its_key(
+async def test_socket_closes_when_its_key_is_revoked(
     tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events, "HEARTBEAT_SECONDS", 0.1)
@@ -431,12 +433,14 @@ async def test_a_socket_does_not_outlive_its_key(
         key = await running_job(backend_of(api), tenant="ada", owner=ada.key.id)
         async with connect(socket_of(api, key.id), additional_headers=bearer(ada)) as ws:
             await ws.recv()
-            assert await api.gate.access.keys.revoke(ada.key.id)
+            assert await api.authenticator.access.keys.revoke(ada.key.id)
             (end,) = await messages(ws)
             assert (end["data"]["code"], ws.close_code) == ("unauthenticated", 4401)
 
 
-async def test_a_socket_ends_in_time(tmp_path: Path, colour_bundle: Path) -> None:
+async def test_socket_closes_after_the_longest_duration_of_a_stream(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
     async with serve_api(api_settings(tmp_path, colour_bundle, stream_seconds=0.4)) as (api, _):
         key = await running_job(backend_of(api))
         code, _, said = await closing_code(socket_of(api, key.id))
@@ -444,7 +448,7 @@ async def test_a_socket_ends_in_time(tmp_path: Path, colour_bundle: Path) -> Non
 
 
 def mute_socket(api: Api, key: JobKey) -> socket.socket:
-    """One that completes the handshake and reads nothing of what follows."""
+    """A client that completes the handshake and then does not read."""
     mute = socket.create_connection(("127.0.0.1", api.client.base_url.port or 0))
     mute.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     mute.sendall(
@@ -456,15 +460,15 @@ def mute_socket(api: Api, key: JobKey) -> socket.socket:
 
 
 async def flood(api: Api, key: JobKey) -> None:
-    """A last event of megabytes."""
+    """End the job with an event of several megabytes."""
     long = RecordError("long", "x" * 8_000_000, retryable=False)
     assert await backend_of(api).jobs.change(key, lambda job, now: jobs.failed(job, long, now))
 
 
-async def test_a_socket_that_reads_nothing_is_dropped(
+async def test_client_that_does_not_read_is_dropped(
     tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(send_timeout, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(send_timeout, "SEND_SECONDS", 1.0)
     settings = api_settings(tmp_path, colour_bundle, shutdown_seconds=3600.0)
     async with stoppable(settings) as (server, api):
         key = await running_job(backend_of(api))
@@ -475,10 +479,10 @@ async def test_a_socket_that_reads_nothing_is_dropped(
             await eventually(lambda: connected(server, 0))
 
 
-async def test_a_stop_closes_sockets_and_is_not_held_up_by_them(
+async def test_shutdown_closes_sockets_without_waiting_for_their_clients(
     tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(send_timeout, "STALL_SECONDS", 3600.0)
+    monkeypatch.setattr(send_timeout, "SEND_SECONDS", 3600.0)
     settings = api_settings(tmp_path, colour_bundle, shutdown_seconds=3600.0)
     async with AsyncExitStack() as stack:
         server, api = await stack.enter_async_context(stoppable(settings))
@@ -491,7 +495,7 @@ async def test_a_stop_closes_sockets_and_is_not_held_up_by_them(
         stack.enter_context(mute_socket(api, other))
         await eventually(lambda: opened(api, 11))
         await flood(api, other)
-        await asyncio.sleep(1)  # by then it is being sent
+        await asyncio.sleep(1)  # until it is being sent
         server.should_exit = True
         for ws in sockets:
             with pytest.raises(ConnectionClosed):
@@ -502,10 +506,10 @@ async def test_a_stop_closes_sockets_and_is_not_held_up_by_them(
             await eventually(lambda: connected(server, 0))
 
 
-# --- What every socket has to have. ---------------------------------------------------------------
+# --- Declaration, metrics and logs ----------------------------------------------------------------
 
 
-async def test_every_socket_says_whom_it_is_for(served: Api) -> None:
+async def test_every_socket_declares_its_scope(served: Api) -> None:
     assert sockets_of(served.app) == [("/api/v1/ws/jobs/{job_id}", Scope.JOBS)]
 
     async def anybody(websocket: Any) -> None: ...
@@ -514,7 +518,7 @@ async def test_every_socket_says_whom_it_is_for(served: Api) -> None:
         check_every_route([WebSocketRoute("/api/v1/ws/open", anybody)])
 
 
-async def test_a_socket_is_counted_and_logged_by_its_template(
+async def test_socket_is_counted_and_logged_by_its_route_template(
     served: Api, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

@@ -71,8 +71,8 @@ async def move(api: Api, image: bytes) -> None:
     assert await api.records.release(claim)
 
 
-async def begun(api: Api, *images: bytes) -> list[Claim]:
-    """As a worker does before anybody looks: what is left to see of it is one change, its end."""
+async def claimed(api: Api, *images: bytes) -> list[Claim]:
+    """Claim the records in advance, so that the only change left is their end."""
     claims = [await api.records.claim(api.key(sha256(image)), LEASE) for image in images]
     return [claim for claim in claims if claim is not None]
 
@@ -88,10 +88,10 @@ def check_order(events: list[Received]) -> None:
     assert [event.event for event in events[:-1]] == ["update"] * (len(events) - 1)
 
 
-# --- What a stream tells. -------------------------------------------------------------------------
+# --- The events of a stream -----------------------------------------------------------------------
 
 
-async def test_a_stream_tells_the_state_then_each_change_and_ends_with_the_result(
+async def test_stream_sends_the_state_then_each_change_and_the_result(
     served: Api,
 ) -> None:
     image = await uploaded(served)
@@ -123,21 +123,21 @@ async def test_a_stream_tells_the_state_then_each_change_and_ends_with_the_resul
 
 
 async def finish_running(api: Api, image: bytes) -> None:
-    """As the worker whose claim the test did not keep."""
+    """Complete a record whose claim the test did not keep."""
     with closing(sqlite3.connect(api.settings.data_dir / "records.db")) as database:
         database.execute("UPDATE records SET lease_expires_at = 0")
         database.commit()
     await api.succeed(sha256(image))
 
 
-async def test_a_failed_image_ends_with_an_error(served: Api) -> None:
+async def test_failed_image_ends_the_stream_with_error(served: Api) -> None:
     image = await uploaded(served)
     await served.fail(sha256(image), retryable=False)
     (event,) = await everything(served.client, path_of(image))
     assert (event.event, event.data["error"]["code"]) == ("error", "undecodable_image")
 
 
-async def test_a_deleted_image_ends_with_an_error_and_is_unknown_from_then_on(served: Api) -> None:
+async def test_deleted_image_ends_the_stream_and_is_not_found_afterwards(served: Api) -> None:
     image = await uploaded(served)
     async with reading(served.client, path_of(image)) as reader:
         events = reader.events()
@@ -157,22 +157,22 @@ async def test_a_deleted_image_ends_with_an_error_and_is_unknown_from_then_on(se
         (f"/api/v1/images/{UNKNOWN}/stream?model=cat", 422, "invalid_request"),
     ],
 )
-async def test_what_cannot_be_watched_is_refused(
+async def test_stream_of_unknown_or_invalid_image_is_refused(
     served: Api, path: str, status: int, code: str
 ) -> None:
     answer = await served.client.get(path)
     assert (answer.status_code, answer.json()["code"]) == (status, code)
 
 
-# --- Coming again. --------------------------------------------------------------------------------
+# --- Reconnecting ---------------------------------------------------------------------------------
 
 
-async def test_nothing_is_repeated_and_after_the_last_event_there_is_nothing(served: Api) -> None:
+async def test_reconnect_repeats_no_event_and_gets_204_after_the_last(served: Api) -> None:
     image = await uploaded(served)
     path = path_of(image)
     async with reading(served.client, path) as reader:
         first = await anext(reader.events())
-    # By header, and by the parameter of a first request; the header is the newer one.
+    # By header, and by the parameter of a first request; the header takes precedence.
     for options in (
         {"headers": {"Last-Event-ID": first.id}},
         {"params": {"last_event_id": first.id}},
@@ -198,21 +198,21 @@ async def test_nothing_is_repeated_and_after_the_last_event_there_is_nothing(ser
         answer = await served.client.get(path, **options)  # type: ignore[arg-type]
         assert (answer.status_code, answer.content) == (204, b"")
         assert answer.headers["cache-control"] == "no-store"
-    # Whoever has not seen exactly that event gets it, from whatever clock its last id comes.
+    # Any other last id gets the event again, even a higher one from another clock.
     for other in (first.id, str(int(last.id) + 1_000_000), "", "cat", "-1", "9" * 40):
         assert await everything(served.client, path, other) == [last]
 
 
 async def _impatient(pieces: AsyncIterator[str]) -> AsyncIterator[str]:
-    """Text, until nothing comes for a while: then TimeoutError."""
+    """Yield text; raise TimeoutError after a pause."""
     while True:
         yield await asyncio.wait_for(anext(pieces), 1.2)
 
 
-async def test_a_client_that_loses_every_second_connection_misses_and_repeats_nothing(
+async def test_client_with_a_bad_connection_misses_and_repeats_no_event(
     served: Api,
 ) -> None:
-    """It drops each second event too: it lost the connection before it could read it."""
+    """Every second connection may break before the client reads its event."""
     image = await uploaded(served)
     draw = random.Random(6)
     seen: list[Received] = []
@@ -229,7 +229,7 @@ async def test_a_client_that_loses_every_second_connection_misses_and_repeats_no
         async with reading(served.client, path_of(image), last_id) as reader:
             async for event in reader.events():
                 if connection % 2 and draw.random() < 0.5:
-                    break  # lost: it is as if it had never come
+                    break  # lost: the client has not read it
                 seen.append(event)
                 last_id = event.id
                 if connection % 2 == 0:
@@ -246,7 +246,7 @@ async def test_a_client_that_loses_every_second_connection_misses_and_repeats_no
     assert answer.status_code == 204
 
 
-async def test_a_new_attempt_is_told_to_who_has_seen_the_error(served: Api) -> None:
+async def test_new_attempt_is_sent_to_a_client_that_has_seen_the_error(served: Api) -> None:
     image = await uploaded(served)
     await served.fail(sha256(image), retryable=True)
     (failed,) = await everything(served.client, path_of(image))
@@ -260,11 +260,11 @@ async def test_a_new_attempt_is_told_to_who_has_seen_the_error(served: Api) -> N
     assert rest[-1].event == "complete"
 
 
-# --- How often, and what for. ---------------------------------------------------------------------
+# --- Frequency and cost ---------------------------------------------------------------------------
 
 
-async def test_at_most_two_updates_a_second_and_the_last_event_at_once(served: Api) -> None:
-    """Others come and go, for whom the record is looked at far more often."""
+async def test_updates_come_at_most_twice_a_second_and_the_last_event_at_once(served: Api) -> None:
+    """Other clients connect meanwhile, so that the record is looked up far more often."""
     image = await uploaded(served)
     times: list[float] = []
 
@@ -286,14 +286,14 @@ async def test_at_most_two_updates_a_second_and_the_last_event_at_once(served: A
     async with asyncio.timeout(PATIENCE):
         last = await following
     assert last.event == "complete"
-    # None is early: what delays an update on its way to the client delays the next ones not less.
+    # A delay on the way to a client delays later updates at least as much: none may be early.
     early = [n for n, at in enumerate(times) if at < began + 0.5 * n]
     assert not early, [at - began for at in times]
 
 
-async def test_many_streams_of_many_images_share_each_look(served: Api) -> None:
+async def test_many_streams_of_many_images_share_each_lookup(served: Api) -> None:
     images = [await uploaded(served, seed) for seed in range(5)]
-    claims = await begun(served, *images)
+    claims = await claimed(served, *images)
     async with AsyncExitStack() as stack:
         limits = httpx.Limits(max_connections=200)
         base = served.client.base_url
@@ -310,12 +310,12 @@ async def test_many_streams_of_many_images_share_each_look(served: Api) -> None:
         began = time.monotonic()
         before = await scraped(served)
         assert before[series("glimpse_live_streams", transport="sse")] == 100
-        assert len(served.services.image_watcher) == 5
+        assert len(served.services.image_poller) == 5
         await asyncio.sleep(2.2)
-        await eventually(lambda: looked_twice(served, before))
-        looks, keys = await looked_since(served, before)
-        assert looks <= (time.monotonic() - began) / 0.5 + 1
-        assert keys == 5 * looks
+        await eventually(lambda: polled_twice(served, before))
+        lookups, keys = await lookups_since(served, before)
+        assert lookups <= (time.monotonic() - began) / 0.5 + 1
+        assert keys == 5 * lookups
         await finish(served, *claims)
         ends = await asyncio.gather(*(rest(stream) for stream in streams))
         assert all([event.event for event in end] == ["complete"] for end in ends)
@@ -324,7 +324,7 @@ async def test_many_streams_of_many_images_share_each_look(served: Api) -> None:
     assert seen[series("glimpse_live_streams", transport="sse")] == 0
     route = "/api/v1/images/{image_hash}/stream"
     name = "glimpse_http_request_duration_seconds_sum"
-    # A hundred streams of seconds each: the time to their first byte is what is told of them.
+    # The duration of a stream is its time to first byte, not the seconds that it stays open.
     assert seen[series(name, method="GET", route=route)] < 100
 
 
@@ -336,24 +336,24 @@ async def scraped(api: Api) -> dict[str, float]:
     return samples((await api.client.get("/metrics")).text)
 
 
-async def looked_twice(api: Api, before: dict[str, float]) -> bool:
-    looks, _ = await looked_since(api, before)
-    return looks >= 2
+async def polled_twice(api: Api, before: dict[str, float]) -> bool:
+    lookups, _ = await lookups_since(api, before)
+    return lookups >= 2
 
 
-async def looked_since(api: Api, before: dict[str, float]) -> tuple[float, float]:
+async def lookups_since(api: Api, before: dict[str, float]) -> tuple[float, float]:
     after = await scraped(api)
     names = ("glimpse_live_lookups_total", "glimpse_live_lookup_keys_total")
-    looks, keys = (after[s] - before[s] for s in (series(name, what="images") for name in names))
-    return looks, keys
+    lookups, keys = (after[s] - before[s] for s in (series(name, what="images") for name in names))
+    return lookups, keys
 
 
-async def test_heartbeats_keep_a_quiet_stream_alive(
+async def test_idle_stream_sends_heartbeats(
     served: Api, short: Callable[[Any, str, float], None]
 ) -> None:
     short(stream_events, "HEARTBEAT_SECONDS", 0.2)
     image = await uploaded(served)
-    claims = await begun(served, image)
+    claims = await claimed(served, image)
     async with reading(served.client, path_of(image)) as reader:
         events = reader.events()
         await anext(events)
@@ -369,22 +369,22 @@ async def heard(reader: Any, comments: int) -> bool:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str, float], None]:
-    """Constants of ours that are too long for a test."""
+    """Shorten a constant that is too long for a test."""
     return monkeypatch.setattr
 
 
-# --- When something fails. ------------------------------------------------------------------------
+# --- Failures -------------------------------------------------------------------------------------
 
 
-async def test_a_store_that_fails_delays_and_loses_nothing(
+async def test_store_outage_delays_events_and_loses_none(
     served: Api, short: Callable[[Any, str, float], None]
 ) -> None:
     image = await uploaded(served)
-    claims = await begun(served, image)
+    claims = await claimed(served, image)
     async with reading(served.client, path_of(image)) as reader:
         events = reader.events()
         await anext(events)
-        short(stream_events, "FIRST_SECONDS", 0.3)  # for the one who comes while the store fails
+        short(stream_events, "FIRST_STATE_SECONDS", 0.3)  # for the request while the store fails
         with closing(sqlite3.connect(served.settings.data_dir / "records.db")) as database:
             database.execute("ALTER TABLE records RENAME TO elsewhere")
             refused = await served.client.get(path_of(image))
@@ -396,14 +396,14 @@ async def test_a_store_that_fails_delays_and_loses_nothing(
         assert [event.event async for event in events] == ["complete"]
 
 
-async def test_who_leaves_is_forgotten(served: Api) -> None:
+async def test_disconnected_client_leaves_nothing_behind(served: Api) -> None:
     image = await uploaded(served)
     for _ in range(3):
         async with reading(served.client, path_of(image)) as reader:
             await anext(reader.events())
             assert len(served.services.streams) == 1
         await eventually(lambda: released(served))
-    # One that leaves before it is answered, and one that leaves without a word.
+    # One that resets the connection before the response, and one after it.
     port = served.client.base_url.port
     head = f"GET {path_of(image)} HTTP/1.1\r\nHost: api\r\n\r\n".encode()
     for patient in (False, True):
@@ -415,11 +415,11 @@ async def test_who_leaves_is_forgotten(served: Api) -> None:
         await eventually(lambda: released(served))
 
 
-async def test_who_reads_nothing_is_dropped_and_holds_nothing_up(
+async def test_client_that_does_not_read_is_dropped(
     tmp_path: Path, colour_bundle: Path, short: Callable[[Any, str, float], None]
 ) -> None:
-    """Megabytes of an error fill every buffer on the way to a client that has stopped reading."""
-    short(send_timeout, "STALL_SECONDS", 1.0)
+    """An error of several megabytes fills every buffer on the way to the client."""
+    short(send_timeout, "SEND_SECONDS", 1.0)
     async with stoppable(api_settings(tmp_path, colour_bundle)) as (server, api):
         image = await uploaded(api)
         with mute_client(api, image):
@@ -431,7 +431,7 @@ async def test_who_reads_nothing_is_dropped_and_holds_nothing_up(
 
 @contextmanager
 def mute_client(api: Api, image: bytes) -> Iterator[None]:
-    """One that asks for a stream and reads nothing of it."""
+    """A client that requests a stream and does not read it."""
     with socket.create_connection(("127.0.0.1", api.client.base_url.port or 0)) as mute:
         mute.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         mute.sendall(f"GET {path_of(image)} HTTP/1.1\r\nHost: api\r\n\r\n".encode())
@@ -444,10 +444,10 @@ async def flood(api: Api, image: bytes) -> None:
     assert await api.records.fail(claim, RecordError("long", "x" * 8_000_000, retryable=True))
 
 
-# --- Limits, and the end. -------------------------------------------------------------------------
+# --- Limits and shutdown --------------------------------------------------------------------------
 
 
-async def test_there_are_at_most_so_many_streams(tmp_path: Path, colour_bundle: Path) -> None:
+async def test_number_of_streams_is_limited(tmp_path: Path, colour_bundle: Path) -> None:
     async with serve_api(api_settings(tmp_path, colour_bundle, max_streams=2)) as (api, _):
         image = await uploaded(api)
         async with AsyncExitStack() as stack:
@@ -456,14 +456,14 @@ async def test_there_are_at_most_so_many_streams(tmp_path: Path, colour_bundle: 
             refused = await api.client.get(path_of(image))
             assert (refused.status_code, refused.json()["code"]) == (503, "overloaded")
             assert int(refused.headers["retry-after"]) >= 1
-            # Nothing else is.
+            # Other requests are not.
             assert (await api.client.get(path_of(image).removesuffix("/stream"))).is_success
         await eventually(lambda: released(api))
         await api.succeed(sha256(image))
         assert [e.event for e in await everything(api.client, path_of(image))] == ["complete"]
 
 
-async def test_a_stream_ends_in_time_and_goes_on_where_it_was(
+async def test_stream_ends_after_its_longest_duration_and_can_be_resumed(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
     async with serve_api(api_settings(tmp_path, colour_bundle, stream_seconds=0.4)) as (api, _):
@@ -476,11 +476,11 @@ async def test_a_stream_ends_in_time_and_goes_on_where_it_was(
         assert last.event == "complete"
 
 
-async def test_a_stop_closes_streams_and_is_not_held_up_by_them(
+async def test_shutdown_closes_streams_without_waiting_for_their_clients(
     tmp_path: Path, colour_bundle: Path, short: Callable[[Any, str, float], None]
 ) -> None:
-    """Not even by a client that reads nothing: this server would wait for it for an hour."""
-    short(send_timeout, "STALL_SECONDS", 3600.0)
+    """Also that of a client that does not read. The shutdown timeout here is an hour."""
+    short(send_timeout, "SEND_SECONDS", 3600.0)
     settings = api_settings(tmp_path, colour_bundle, shutdown_seconds=3600.0)
     async with AsyncExitStack() as stack:
         server, api = await stack.enter_async_context(stoppable(settings))
@@ -493,7 +493,7 @@ async def test_a_stop_closes_streams_and_is_not_held_up_by_them(
         stack.enter_context(mute_client(api, other))
         await eventually(lambda: opened(api, 21))
         await flood(api, other)
-        await asyncio.sleep(1)  # by then it is being sent
+        await asyncio.sleep(1)  # until it is being sent
         server.should_exit = True
         async with asyncio.timeout(PATIENCE):
             ends = await asyncio.gather(*(rest(stream) for stream in streams))
@@ -501,16 +501,14 @@ async def test_a_stop_closes_streams_and_is_not_held_up_by_them(
         assert all(event.event == "update" for end in ends for event in end)
 
 
-# --- Several processes, tenants, and the format. --------------------------------------------------
+# --- Processes, tenants and the format ------------------------------------------------------------
 
 
-async def test_several_processes_see_each_others_changes(
-    tmp_path: Path, colour_bundle: Path
-) -> None:
+async def test_changes_are_seen_by_other_processes(tmp_path: Path, colour_bundle: Path) -> None:
     settings = api_settings(tmp_path, colour_bundle)
     async with serve_api(settings) as (one, _), serve_api(settings) as (other, _):
         image = await uploaded(one)
-        claims = await begun(one, image)
+        claims = await claimed(one, image)
         async with (
             reading(one.client, path_of(image)) as here,
             reading(other.client, path_of(image)) as there,
@@ -521,13 +519,11 @@ async def test_several_processes_see_each_others_changes(
             await finish(other, *claims)
             lasts = [await rest(stream) for stream in streams]
         assert lasts[0] == lasts[1]
-        # A client that goes on elsewhere has missed nothing.
+        # A client that reconnects to the other process misses nothing.
         assert await everything(other.client, path_of(image), firsts[0].id) == lasts[0][-1:]
 
 
-async def test_a_stream_asks_for_a_key_as_any_reading_does(
-    tmp_path: Path, colour_bundle: Path
-) -> None:
+async def test_stream_requires_a_key_like_other_reads(tmp_path: Path, colour_bundle: Path) -> None:
     settings = api_settings(tmp_path, colour_bundle, api_keys="required")
     async with serve_api(settings) as (api, _):
         ada, bob = await api.issue("ada"), await api.issue("bob", Scope.READ)
@@ -540,7 +536,7 @@ async def test_a_stream_asks_for_a_key_as_any_reading_does(
             assert answer.status_code == status
 
 
-async def test_a_stream_does_not_outlive_its_key(
+async def test_stream_ends_when_its_key_is_revoked(
     tmp_path: Path, colour_bundle: Path, short: Callable[[Any, str, float], None]
 ) -> None:
     short(stream_events, "HEARTBEAT_SECONDS", 0.1)
@@ -556,16 +552,18 @@ async def test_a_stream_does_not_outlive_its_key(
             events = reader.events()
             await anext(events)
             waiting = asyncio.create_task(rest(events))
-            # Asked for again and again, and that is not counted as a request.
+            # The key is checked repeatedly; this does not count as requests.
             await eventually(lambda: heard(reader, 12))
             assert not waiting.done()
-            assert await api.gate.access.keys.revoke(ada.key.id)
+            assert await api.authenticator.access.keys.revoke(ada.key.id)
             async with asyncio.timeout(PATIENCE):
                 (end,) = await waiting
         assert (end.event, end.data["code"]) == ("error", "unauthenticated")
 
 
-async def test_a_finished_image_needs_no_server(tmp_path: Path, colour_bundle: Path) -> None:
+async def test_stream_of_a_finished_image_has_one_event(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
     async with open_api(api_settings(tmp_path, colour_bundle)) as api:
         image = await uploaded(api)
         await api.succeed(sha256(image))
@@ -574,7 +572,7 @@ async def test_a_finished_image_needs_no_server(tmp_path: Path, colour_bundle: P
         assert event.event == "complete"
 
 
-def test_an_event_is_encoded_as_the_standard_reads_it() -> None:
+def test_events_are_encoded_as_the_standard_parses_them() -> None:
     assert encode(Event(7, Kind.UPDATE, b"{}")) == b"id: 7\nevent: update\ndata: {}\n\n"
     assert encode(Event(None, Kind.ERROR, b"a\nb")) == b"event: error\ndata: a\ndata: b\n\n"
     assert sse.HEARTBEAT.startswith(b":")
