@@ -8,86 +8,51 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from core.domain.api_keys import ApiKey
 from core.domain.channels import Channel
 from core.domain.dead_letters import DeadLetter, LetterFilter
 from core.domain.jobs import ItemState, Job, JobFilter, JobItem, JobKey
 from core.domain.messages import Message
-from core.domain.priority import Priority
 from core.domain.rate_limits import Grant, Limit
-from core.domain.records import Annotation, Claim, Record, RecordError, RecordKey, Status
+from core.domain.records import Record, RecordError, RecordKey
+from core.domain.transitions import Transition
 from core.domain.usage import Usage
 from core.domain.webhooks import Change, Delivery, Webhook
 
+K_contra = TypeVar("K_contra", contravariant=True)
+T = TypeVar("T")
 JobStep = Callable[[Job, datetime], Job | None]
 
 
-class RecordStore(Protocol):
-    """Records with compare-and-set transitions (`core.domain.records` decides which)."""
+class Store(Protocol[K_contra, T]):
+    """What the stores share: the domain decides, they apply."""
 
-    async def get(self, key: RecordKey) -> Record | None: ...
+    async def get(self, key: K_contra) -> T | None: ...
+
+    async def change(self, key: K_contra, transition: Transition[T]) -> T | None:
+        """Apply a transition in a transaction, durably if it says so.
+
+        The state after it, or None where it is refused or nothing is stored under `key`. What is
+        written survives the death of every process in any case; a power loss may undo the newest
+        writes that are not durable.
+        """
+        ...
+
+
+class RecordStore(Store[RecordKey, Record], Protocol):
+    """Records (`core.domain.records`)."""
 
     async def get_many(self, keys: Sequence[RecordKey]) -> Mapping[RecordKey, Record]:
-        """The records that are there, of any number of keys, at the price of few requests.
+        """The records that exist, of any number of keys, with few requests.
 
-        A key may be named twice. Of many keys the records need not be of one instant.
+        A key may occur twice. The records may be of different instants.
         """
         ...
 
     async def create(self, record: Record) -> bool:
-        """Store a new record; False where the key already exists."""
-        ...
-
-    async def advance(self, key: RecordKey, from_: Status, to: Status) -> bool:
-        """Move the status if it is `from_`; False otherwise."""
-        ...
-
-    async def claim(self, key: RecordKey, lease: timedelta) -> Claim | None:
-        """Own the record for `lease`; None where unknown, terminal, or owned by another."""
-        ...
-
-    async def complete(self, claim: Claim, annotations: Sequence[Annotation]) -> bool:
-        """Store the result; False unless `claim` holds the current fencing token."""
-        ...
-
-    async def fail(
-        self,
-        claim_or_key: Claim | RecordKey,
-        error: RecordError,
-        *,
-        submitted_by: datetime | None = None,
-        untouched_since: datetime | None = None,
-        only_for: str = "",
-    ) -> bool:
-        """End as `error`: under a claim as `complete`, by key only where nobody owns it.
-
-        By key it can be bound to what the caller saw: False where the attempt was submitted after
-        `submitted_by`, or the record changed at `untouched_since` or later. With `only_for`, a
-        job's id, also False where anyone but that job asked for the image.
-        """
-        ...
-
-    async def release(self, claim: Claim, error: RecordError | None = None) -> bool:
-        """Give the claim up, so that the next delivery need not wait for the lease to end.
-
-        `error` is why; the record keeps it as its last failure until it is retried or succeeds.
-        """
-        ...
-
-    async def retry(
-        self, key: RecordKey, priority: Priority = Priority.HIGH, job: str = ""
-    ) -> bool:
-        """From a retryable `error` back to `pending`, asked for by `job`; False otherwise."""
-        ...
-
-    async def want(self, key: RecordKey, priority: Priority, job: str = "") -> bool:
-        """Note that another asks for it; False where that changes nothing (`records.wanted`)."""
-        ...
-
-    async def touch(self, key: RecordKey, before: datetime) -> bool:
-        """Mark a non-terminal record last updated before `before` as looked after just now."""
+        """Store a new record, durably; False where the key already exists."""
         ...
 
     async def stale(self, before: datetime, limit: int) -> list[Record]:

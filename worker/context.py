@@ -11,6 +11,7 @@ from cachetools import LRUCache
 
 from core.backends import Backend
 from core.clock import Clock, utc_now
+from core.domain import records
 from core.domain.records import Claim, RecordError, RecordKey
 from core.errors import Unavailable
 from core.observability.tracing import span
@@ -126,14 +127,16 @@ class Workbench:
 
     async def _claim(self, key: RecordKey) -> Claim | None:
         with span("claim record"):
-            return await self.backend.records.claim(key, self.settings.lease)
+            record = await self.backend.records.change(key, records.claim(self.settings.lease))
+        return None if record is None else records.claim_of(record)
 
     async def _give_up(self, claiming: "asyncio.Future[Claim | None]", reason: RecordError) -> None:
         """Release the claim. The record keeps `reason`, should this have been the last delivery."""
         try:
             claim = await claiming
             if claim is not None:
-                released = await self.backend.records.release(claim, reason)
+                release = records.release(claim, reason)
+                released = await self.backend.records.change(claim.key, release) is not None
                 log.warning(
                     "claim given up", attempt=claim.attempt, released=released, code=reason.code
                 )

@@ -17,10 +17,11 @@ import structlog
 from app.images.header import inspect_header
 from core.backends import Backend
 from core.clock import Clock, utc_now
+from core.domain import records
 from core.domain.messages import ClassifyImage
 from core.domain.policy import DeliveryPolicy
 from core.domain.priority import Priority
-from core.domain.records import Record, RecordKey, Status, new_record, wanted
+from core.domain.records import Record, RecordKey, Status, new_record
 from core.errors import GlimpseError, Unavailable
 from core.observability.logs import image_context
 from core.observability.tracing import span
@@ -101,13 +102,13 @@ async def record_of(
             if created:
                 return record, False
         elif record.may_retry:
-            await backend.records.retry(image.key)
-        elif wanted(record, Priority.HIGH) is not None:
-            if await backend.records.want(image.key, Priority.HIGH):
+            await backend.records.change(image.key, records.retry())
+        elif not record.serves(Priority.HIGH):
+            if await backend.records.change(image.key, records.want(Priority.HIGH)) is not None:
                 return record, True
         elif record.status is Status.PENDING and untouched(record, clock(), policy):
             # The reconciler may be about to call its image lost, which we are about to put there.
-            await backend.records.touch(image.key, clock())
+            await backend.records.change(image.key, records.touch(clock()))
         else:
             return record, False
         # Somebody else created it, or it may try again: what stands there now?
@@ -205,7 +206,9 @@ class Submissions:
         try:
             with span("mark queued"):
                 async with asyncio.timeout(ADVANCE_TIMEOUT):
-                    await self._backend.records.advance(key, Status.PENDING, Status.QUEUED)
+                    await self._backend.records.change(
+                        key, records.advance(Status.PENDING, Status.QUEUED)
+                    )
         except (GlimpseError, TimeoutError) as error:
             log.warning("record stays pending", image_hash=key.image_hash, reason=str(error))
         finally:

@@ -28,7 +28,7 @@ from core.domain.messages import RunJob
 from core.domain.policy import MAX_JOB_ITEMS, DeliveryPolicy, JobPolicy
 from core.domain.principals import Principal
 from core.domain.priority import Priority
-from core.domain.records import Record, RecordError, RecordKey, Status, new_record, wanted
+from core.domain.records import Record, RecordError, RecordKey, Status, new_record, retry, touch
 from core.errors import GlimpseError, IdempotencyKeyReused, InvalidRequest, NotUploaded, Unavailable
 from core.services.job_images import ask_for
 from core.services.publishing import publish
@@ -255,27 +255,28 @@ class JobCreation:
 
     async def _adopt(self, job: Job, key: RecordKey, record: Record | None) -> None:
         """See that there is a record which the job's message can bring to its end."""
-        records = self._backend.records
+        store = self._backend.records
         for _ in range(4):
             now = self._clock()
             if record is None:
-                done = await records.create(new_record(key, now, job.priority, job.key.id))
+                done = await store.create(new_record(key, now, job.priority, job.key.id))
             elif job.not_before is not None:
                 # It asks when it begins. Whoever else waits must not seem to be in a hurry: what
                 # two jobs want is everybody's, and the reconciler has it classified.
                 return
             elif record.may_retry:
-                done = await records.retry(key, job.priority, job.key.id)
-            elif wanted(record, job.priority, job.key.id) is not None:
+                again = retry(job.priority, job.key.id)
+                done = await store.change(key, again) is not None
+            elif not record.serves(job.priority, job.key.id):
                 done = await ask_for(self._backend, record, job, now)
             elif record.status is Status.PENDING and untouched(record, now, self._delivery):
                 # The reconciler may be about to call its image lost.
-                done = await records.touch(key, now)
+                done = await store.change(key, touch(now)) is not None
             else:
                 return
             if done:
                 return
-            record = await records.get(key)  # somebody was faster
+            record = await store.get(key)  # somebody was faster
         raise Unavailable("An image is being changed by others; try again.")
 
 

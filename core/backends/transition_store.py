@@ -5,14 +5,12 @@ store applies it. What a port's method asks for, and how durable it has to be, s
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Generic, TypeVar
 
-from core.domain import api_keys, records, webhooks
+from core.domain import api_keys, webhooks
 from core.domain.api_keys import ApiKey
-from core.domain.priority import Priority
-from core.domain.records import Annotation, Claim, Record, RecordError, RecordKey, Status
 from core.domain.webhooks import Change, Delivery, Webhook
 
 K = TypeVar("K")
@@ -36,89 +34,6 @@ class Transitions(ABC, Generic[K, T]):
         Google's stores ignore that: Datastore keeps what it has committed, and has no weaker commit
         to choose.
         """
-
-
-class RecordTransitions(Transitions[RecordKey, Record]):
-    """The transitions of `core.ports.RecordStore`.
-
-    What a client is promised is durable: `complete`, `fail`, `retry` and `want`. A power loss may
-    undo the newest `advance`, `claim`, `release` and `touch`: no process that knew of them is left
-    then, and the queue delivers again.
-    """
-
-    async def advance(self, key: RecordKey, from_: Status, to: Status) -> bool:
-        after = await self._apply(
-            key, lambda record, now: records.advanced(record, from_, to, now), durable=False
-        )
-        return after is not None
-
-    async def claim(self, key: RecordKey, lease: timedelta) -> Claim | None:
-        after = await self._apply(
-            key, lambda record, now: records.claimed(record, now, lease), durable=False
-        )
-        return None if after is None else records.claim_of(after)
-
-    async def complete(self, claim: Claim, annotations: Sequence[Annotation]) -> bool:
-        after = await self._apply(
-            claim.key,
-            lambda record, now: records.completed(record, claim, annotations, now),
-            durable=True,
-        )
-        return after is not None
-
-    async def fail(
-        self,
-        claim_or_key: Claim | RecordKey,
-        error: RecordError,
-        *,
-        submitted_by: datetime | None = None,
-        untouched_since: datetime | None = None,
-        only_for: str = "",
-    ) -> bool:
-        claim = claim_or_key if isinstance(claim_or_key, Claim) else None
-        key = claim_or_key.key if isinstance(claim_or_key, Claim) else claim_or_key
-        after = await self._apply(
-            key,
-            lambda record, now: records.failed(
-                record,
-                claim,
-                error,
-                now,
-                submitted_by=submitted_by,
-                untouched_since=untouched_since,
-                only_for=only_for,
-            ),
-            durable=True,
-        )
-        return after is not None
-
-    async def release(self, claim: Claim, error: RecordError | None = None) -> bool:
-        after = await self._apply(
-            claim.key,
-            lambda record, now: records.released(record, claim, now, error),
-            durable=False,
-        )
-        return after is not None
-
-    async def retry(
-        self, key: RecordKey, priority: Priority = Priority.HIGH, job: str = ""
-    ) -> bool:
-        after = await self._apply(
-            key, lambda record, now: records.retried(record, now, priority, job), durable=True
-        )
-        return after is not None
-
-    async def want(self, key: RecordKey, priority: Priority, job: str = "") -> bool:
-        after = await self._apply(
-            key, lambda record, now: records.wanted(record, priority, job), durable=True
-        )
-        return after is not None
-
-    async def touch(self, key: RecordKey, before: datetime) -> bool:
-        after = await self._apply(
-            key, lambda record, now: records.touched(record, before, now), durable=False
-        )
-        return after is not None
 
 
 class KeyTransitions(Transitions[str, ApiKey]):

@@ -1,10 +1,8 @@
-"""The record of one image under one model, and the only transitions it can make.
+"""The record of one image under one model, and its transitions.
 
     pending -> queued -> running -> success | error        error (retryable) -> pending
 
-Stores keep records; they do not decide. Each function below takes a record and returns the next
-one, or None where the transition is refused, and a store applies it inside a transaction. Times are
-timezone-aware UTC.
+Times are timezone-aware UTC.
 """
 
 import re
@@ -15,15 +13,16 @@ from enum import StrEnum
 
 from core.domain.policy import LONGEST_ACK_DEADLINE
 from core.domain.priority import Priority
+from core.domain.transitions import transition
 
 IMAGE_HASH = re.compile(r"[0-9a-f]{64}")
 TENANT = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}@[0-9a-f]{12}")
 PUBLIC_TENANT = "public"
-# What seems to last longer was granted before the clock went back. Twice as long as any policy's,
-# since the clock of who granted it may be ahead of ours.
+# A lease that seems to last longer was granted before the clock was set back. Twice the longest
+# lease of any policy, because the clock of the machine that granted it may be ahead.
 LONGEST_LEASE = timedelta(seconds=2 * LONGEST_ACK_DEADLINE)
-UPLOAD_LOST = "upload_lost"  # the code of a record whose image was never stored
+UPLOAD_LOST = "upload_lost"  # error code: the image was never stored
 
 
 class Status(StrEnum):
@@ -40,7 +39,10 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RecordKey:
-    """Which image, of whom, under which model. `image_hash` is SHA-256 in lower-case hex."""
+    """Identifies a record. `image_hash` is SHA-256 in lower-case hex.
+
+    Raises ValueError where a part is malformed.
+    """
 
     tenant: str
     image_hash: str
@@ -61,13 +63,13 @@ class RecordKey:
 
 
 def blob_name(tenant: str, image_hash: str) -> str:
-    """Blobs are named by content, under their tenant."""
+    """The name of the image's blob: its hash, under its tenant."""
     return f"{tenant}/{image_hash}"
 
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """One label. `index` starts at 1 with the most likely; `confidence` is a probability."""
+    """One label. `index` 1 is the most likely; `confidence` is a probability."""
 
     index: int
     label: str
@@ -76,7 +78,7 @@ class Annotation:
 
 @dataclass(frozen=True, slots=True)
 class RecordError:
-    """Why a record failed; `retryable` says whether a new upload may try again."""
+    """Why a record failed. `retryable`: a new upload may try again."""
 
     code: str
     detail: str
@@ -87,10 +89,10 @@ class RecordError:
 class Record:
     """`attempts` counts claims. `token` is the fencing token: each claim raises it by one.
 
-    `submitted_at` is when the wait for a result began: at the creation, or at the last retry.
-    `error` is why the record ended as `error`; before its end, why the last delivery was refused.
-    `priority` is the most urgent that anybody asked for. `job` is the one job that alone asked,
-    empty as soon as anybody else has.
+    `submitted_at` is when the current attempt began: at the creation, or at the last retry.
+    `error` is why the record ended as `error`; before its end, why the last delivery failed.
+    `priority` is the most urgent that was asked for. `job` is the id of the job that alone asked
+    for the image; it is empty once a client or a second job has asked as well.
     """
 
     key: RecordKey
@@ -107,7 +109,7 @@ class Record:
     job: str = ""
 
     def leased(self, now: datetime) -> bool:
-        """Whether a worker owns the record at `now`."""
+        """Whether a worker holds a lease on the record at `now`."""
         return (
             self.status is Status.RUNNING
             and self.lease_expires_at is not None
@@ -118,12 +120,23 @@ class Record:
     def may_retry(self) -> bool:
         return self.status is Status.ERROR and self.error is not None and self.error.retryable
 
+    def serves(self, priority: Priority, job: str = "") -> bool:
+        """Whether a request of `job`, or of a client, changes nothing (`want`).
+
+        True if the record has ended, or if it is as urgent and no other job's cancellation can end
+        it.
+        """
+        if self.status.terminal:
+            return True
+        urgent = self.priority.most_urgent(priority) is self.priority
+        return urgent and self.job in ("", job)
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to finish one record until `expires_at`, proved by `token`.
+    """The right to end one record until `expires_at`, proved by the fencing token.
 
-    `submitted_at` is the record's: since then a client waits. So is `job`.
+    `submitted_at` and `job` are the record's.
     """
 
     key: RecordKey
@@ -134,7 +147,7 @@ class Claim:
     job: str = field(default="", compare=False)
 
 
-# Which steps `advance` may take: forward, and only between states that no worker owns.
+# The steps that `advance` may take: forward, and only between states without a lease.
 _ADVANCES = {(Status.PENDING, Status.QUEUED)}
 
 
@@ -146,8 +159,19 @@ def new_record(
     )
 
 
-def advanced(record: Record, from_: Status, to: Status, now: datetime) -> Record | None:
-    """Compare-and-set of the status: refused unless the record is in `from_`."""
+# --- Transitions. ---------------------------------------------------------------------------------
+#
+# What a client reads from an answer is durable. A power loss may undo the newest `advance`,
+# `claim`, `release` and `touch`: it ends every process that acts on them, and the queue delivers
+# the message again.
+
+
+@transition(durable=False)
+def advance(record: Record, now: datetime, from_: Status, to: Status) -> Record | None:
+    """Move the status from `from_` to `to`. Refused in any other status.
+
+    Raises ValueError where `to` does not follow `from_`.
+    """
     if (from_, to) not in _ADVANCES:
         raise ValueError(f"no transition from {from_} to {to}")
     if record.status is not from_:
@@ -155,8 +179,9 @@ def advanced(record: Record, from_: Status, to: Status, now: datetime) -> Record
     return replace(record, status=to, updated_at=now)
 
 
-def claimed(record: Record, now: datetime, lease: timedelta) -> Record | None:
-    """Owned by a new claimant; refused when terminal or under a live lease."""
+@transition(durable=False)
+def claim(record: Record, now: datetime, lease: timedelta) -> Record | None:
+    """Grant a lease, with a new fencing token (`claim_of`). Refused if terminal or leased."""
     if record.status.terminal or record.leased(now):
         return None
     return replace(
@@ -170,7 +195,7 @@ def claimed(record: Record, now: datetime, lease: timedelta) -> Record | None:
 
 
 def claim_of(record: Record) -> Claim:
-    """The claim that `claimed` has just granted."""
+    """The claim that `claim` granted; `record` is the state that it returned."""
     assert record.lease_expires_at is not None
     return Claim(
         record.key,
@@ -182,11 +207,12 @@ def claim_of(record: Record) -> Claim:
     )
 
 
-def completed(
-    record: Record, claim: Claim, annotations: Sequence[Annotation], now: datetime
+@transition(durable=True)
+def complete(
+    record: Record, now: datetime, claim: Claim, annotations: Sequence[Annotation]
 ) -> Record | None:
-    """Success; refused unless `claim` holds the current fencing token."""
-    if not _owns(record, claim):
+    """End as `success`. Refused unless `claim` holds the current fencing token."""
+    if not _holds(claim, record):
         return None
     return replace(
         record,
@@ -198,49 +224,68 @@ def completed(
     )
 
 
-def failed(
+@transition(durable=True)
+def fail(
+    record: Record, now: datetime, claim: Claim, error: RecordError, *, only_for: str = ""
+) -> Record | None:
+    """End as `error`. Refused unless `claim` holds the current fencing token.
+
+    With `only_for`, a job's id, also refused unless that job alone asked for the image.
+    """
+    if not _holds(claim, record) or (only_for and record.job != only_for):
+        return None
+    return _failed(record, now, error)
+
+
+@transition(durable=True)
+def fail_unleased(
     record: Record,
-    claim: Claim | None,
-    error: RecordError,
     now: datetime,
+    error: RecordError,
     *,
     submitted_by: datetime | None = None,
     untouched_since: datetime | None = None,
     only_for: str = "",
 ) -> Record | None:
-    """Error. Without a claim (dead letter, reconciler) refused while a worker owns the record.
+    """End as `error`, for a caller without a claim. Refused if terminal or leased.
 
-    With `only_for`, a job's id, refused where anyone but that job asked for the image.
-    Who fails it without a claim has read something before. `submitted_by` refuses where a later
-    attempt has begun since, `untouched_since` where the record changed at that time or later.
+    The options bind it to the state that the caller has read. `submitted_by`: refused if a later
+    attempt was submitted after that time. `untouched_since`: refused if the record changed at that
+    time or later. `only_for`, a job's id: refused unless that job alone asked for the image.
     """
-    if claim is None:
-        refused = (
-            record.status.terminal
-            or record.leased(now)
-            or (submitted_by is not None and record.submitted_at > submitted_by)
-            or (untouched_since is not None and record.updated_at >= untouched_since)
-        )
-    else:
-        refused = not _owns(record, claim)
-    if refused or (only_for and record.job != only_for):
+    if (
+        record.status.terminal
+        or record.leased(now)
+        or (submitted_by is not None and record.submitted_at > submitted_by)
+        or (untouched_since is not None and record.updated_at >= untouched_since)
+        or (only_for and record.job != only_for)
+    ):
         return None
-    return replace(record, status=Status.ERROR, error=error, lease_expires_at=None, updated_at=now)
+    return _failed(record, now, error)
 
 
-def released(
-    record: Record, claim: Claim, now: datetime, error: RecordError | None = None
+@transition(durable=False)
+def release(
+    record: Record, now: datetime, claim: Claim, error: RecordError | None = None
 ) -> Record | None:
-    """Given up unfinished, because of `error`: still `running`, but anyone may claim it at once."""
-    if not _owns(record, claim):
+    """End the lease early, so that the next delivery can claim the record at once.
+
+    The record stays `running`. It keeps `error`, the reason, until it succeeds or is retried.
+    Refused unless `claim` holds the current fencing token.
+    """
+    if not _holds(claim, record):
         return None
     return replace(record, error=error or record.error, lease_expires_at=now, updated_at=now)
 
 
-def retried(
+@transition(durable=True)
+def retry(
     record: Record, now: datetime, priority: Priority = Priority.HIGH, job: str = ""
 ) -> Record | None:
-    """A new attempt, out of a retryable error only. Tokens keep rising across attempts."""
+    """Begin a new attempt, for `job` or for a client. Refused except after a retryable error.
+
+    The token and the number of attempts go on rising.
+    """
     if not record.may_retry:
         return None
     return replace(
@@ -254,30 +299,42 @@ def retried(
     )
 
 
-def wanted(record: Record, priority: Priority, job: str = "") -> Record | None:
-    """Somebody else asks for it as well: `job`, or a client by itself.
+@transition(durable=True)
+def want(record: Record, now: datetime, priority: Priority, job: str = "") -> Record | None:
+    """Note that `job`, or a client, also asks for the image. Refused if the record serves that.
 
-    Refused when terminal, and where it is as urgent already and belongs to no other job. Where this
-    is granted, whoever asked publishes a message of its own.
+    A caller to which this is granted publishes a message. `updated_at` stays: the record has made
+    no progress.
     """
-    urgency = record.priority.most_urgent(priority)
-    owner = record.job if record.job == job else ""
-    if record.status.terminal or (urgency is record.priority and owner == record.job):
+    if record.serves(priority, job):
         return None
-    return replace(record, priority=urgency, job=owner)
+    return replace(
+        record,
+        priority=record.priority.most_urgent(priority),
+        job=job if record.job == job else "",
+    )
 
 
-def touched(record: Record, before: datetime, now: datetime) -> Record | None:
-    """Marked as looked after; refused when terminal, owned, or moved since `before`."""
+@transition(durable=False)
+def touch(record: Record, now: datetime, before: datetime) -> Record | None:
+    """Set `updated_at`. Refused if terminal, leased, or updated at `before` or later.
+
+    Of several callers that have read the same record, one is granted this.
+    """
     if record.status.terminal or record.leased(now) or record.updated_at >= before:
         return None
     return replace(record, updated_at=now)
 
 
-def _owns(record: Record, claim: Claim) -> bool:
-    # Tokens begin anew with a record that was deleted and created again.
+def _failed(record: Record, now: datetime, error: RecordError) -> Record:
+    return replace(record, status=Status.ERROR, error=error, lease_expires_at=None, updated_at=now)
+
+
+def _holds(claim: Claim, record: Record) -> bool:
+    # The token alone is not enough: tokens start again where a record was deleted and created.
     return (
         record.status is Status.RUNNING
+        and record.key == claim.key
         and record.token == claim.token
         and record.submitted_at == claim.submitted_at
     )

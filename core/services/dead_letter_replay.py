@@ -14,6 +14,7 @@ from enum import StrEnum
 import structlog
 
 from core.backends import Backend
+from core.domain import records
 from core.domain.dead_letters import DeadLetter, LetterFilter
 from core.domain.jobs import JobKey
 from core.domain.messages import ClassifyImage, Notify, RunJob, message_of
@@ -101,22 +102,22 @@ async def _run_again(backend: Backend, message: RunJob) -> Replay:
 
 
 async def _new_attempt(backend: Backend, letter: DeadLetter, message: ClassifyImage) -> Replay:
-    key, records = message.key, backend.records
+    key, store = message.key, backend.records
     # First what the letter's burial may not have come to yet: it would end the new attempt.
     error = RecordError(letter.code, letter.detail, retryable=True)
-    await records.fail(key, error, submitted_by=letter.died_at)
+    await store.change(key, records.fail_unleased(error, submitted_by=letter.died_at))
     if not await backend.blobs.exists(key.blob_name):
         return Replay.RESOLVED
-    retried = await records.retry(key, message.priority)
-    record = await records.get(key)
+    retried = await store.change(key, records.retry(message.priority))
+    record = await store.get(key)
     if record is None or record.status.terminal:
         return Replay.RESOLVED
     if record.status is Status.PENDING:
         # Also where another call has set it free and may have died since: publishing twice is
         # harmless, not publishing would leave it to the reconciler.
         await publish(backend.publisher, ClassifyImage(key, priority=message.priority))
-        await records.advance(key, Status.PENDING, Status.QUEUED)
+        await store.change(key, records.advance(Status.PENDING, Status.QUEUED))
         return Replay.REPLAYED
-    if retried or record.submitted_at > letter.died_at:
+    if retried is not None or record.submitted_at > letter.died_at:
         return Replay.RESOLVED
     return Replay.BUSY

@@ -3,9 +3,9 @@
 from datetime import datetime
 
 from core.backends import Backend
-from core.domain import jobs
+from core.domain import jobs, records
 from core.domain.jobs import Job, JobKey
-from core.domain.records import Record, RecordError, wanted
+from core.domain.records import Record, RecordError
 from core.ports import JobStore
 
 # What a record ends with that only a job asked for which is over.
@@ -24,13 +24,14 @@ async def ask_for(backend: Backend, record: Record, job: Job, now: datetime) -> 
     False where the record has changed by that, or meanwhile: look at it again. True where it is
     noted and the job's message can bring it to its end.
     """
-    records, priority, id_ = backend.records, job.priority, job.key.id
+    store, key, priority, id_ = backend.records, record.key, job.priority, job.key.id
     if record.status.terminal:
-        return await records.retry(record.key, priority, id_)
-    if wanted(record, priority, id_) is None:
+        return await store.change(key, records.retry(priority, id_)) is not None
+    if record.serves(priority, id_):
         return True
     if record.job not in ("", id_):
         over = await is_over(backend.jobs, JobKey(job.key.tenant, record.job), now)
-        if over and await records.fail(record.key, CANCELLED, only_for=record.job):
+        cancel = records.fail_unleased(CANCELLED, only_for=record.job)
+        if over and await store.change(key, cancel) is not None:
             return False  # nobody else waits for it: it begins anew, as this job's alone
-    return await records.want(record.key, priority, id_)
+    return await store.change(key, records.want(priority, id_)) is not None

@@ -38,7 +38,7 @@ from core.bundles.bundle import read_bundle
 from core.clock import utc_now
 from core.domain.messages import ClassifyImage
 from core.domain.policy import MAX_JOB_ITEMS
-from core.domain.records import PUBLIC_TENANT, RecordKey, new_record
+from core.domain.records import PUBLIC_TENANT, RecordKey, complete, new_record
 from core.settings import DEFAULT_BUNDLE, Settings
 from tests.bench import load
 from tests.bench.machine import machine
@@ -48,6 +48,7 @@ from tests.support.emulators import free_addresses, own_corner, running_emulator
 from tests.support.jobs import running_job, settle
 from tests.support.metrics import samples
 from tests.support.pictures import photo, picture, sha256
+from tests.support.records import claimed
 from tests.support.stack import ROOT, Stack, free_port
 
 CONNECTIONS = 16
@@ -309,9 +310,9 @@ class Bench:
                 began, late = time.monotonic(), []
                 for number, (key, reader) in enumerate(zip(keys, readers, strict=True)):
                     await asyncio.sleep(began + seconds * number / count - time.monotonic())
-                    claim = await backend.records.claim(key, timedelta(seconds=60))
+                    claim = await claimed(backend.records, key, timedelta(seconds=60))
                     assert claim is not None
-                    assert await backend.records.complete(claim, [])
+                    assert await backend.records.change(claim.key, complete(claim, []))
                     late.append((time.monotonic(), reader))
                 figures = meter.read()
                 await asyncio.gather(*(reader.over.wait() for reader in readers))

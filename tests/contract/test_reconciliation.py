@@ -12,13 +12,12 @@ from app.images.submission import Candidate, submit
 from core.backends import Backend
 from core.domain.channels import Channel
 from core.domain.messages import ClassifyImage, Message
-from core.domain.priority import Priority
-from core.domain.records import Record, RecordKey, Status, new_record
+from core.domain.records import Record, RecordKey, Status, advance, new_record
 from core.ports import Backlog, BlobStore, Publisher
 from core.settings import Settings
 from tests.support.clock import MovableClock
-from tests.support.faults import Once, watched
 from tests.support.pictures import picture, sha256
+from tests.support.records import claimed
 from worker.tasks.reconcile import OUTCOMES, reconcile
 
 MODEL = "m@0123456789ab"
@@ -84,8 +83,8 @@ async def test_two_runs_at_once_publish_each_record_once(
     kept = [await stored(counted, clock, number, blob=True) for number in range(6)]
     lost = [await stored(counted, clock, number, blob=False) for number in range(6, 9)]
     # One of each unfinished status.
-    await counted.records.advance(kept[1], Status.PENDING, Status.QUEUED)
-    await counted.records.claim(kept[2], timedelta(seconds=5))
+    await counted.records.change(kept[1], advance(Status.PENDING, Status.QUEUED))
+    await claimed(counted.records, kept[2], timedelta(seconds=5))
     now = clock.move(policy.stale_after + 10)
     runs = await asyncio.gather(*(reconcile(counted, policy, now) for _ in range(2)))
     assert sorted(key.image_hash for key in counting.published) == sorted(
@@ -155,26 +154,6 @@ async def test_an_upload_that_comes_as_its_record_is_called_lost_is_kept(
         await upload()
     assert (await record_of(counted, key)).status is Status.PENDING
     assert await counted.blobs.exists(key.blob_name)
-
-
-async def test_image_of_a_cancelled_job_is_kept_for_a_client_that_asks_for_it_meanwhile(
-    counted: Backend, settings: Settings, clock: MovableClock
-) -> None:
-    """P1: the client has read 202. Its request does not change `updated_at`."""
-    image, job = picture(1), "5" * 32  # of a job that is deleted
-    key = RecordKey("public", sha256(image), MODEL)
-    assert await counted.records.create(new_record(key, clock(), Priority.LOW, job))
-    await counted.blobs.put(key.blob_name, image, "image/jpeg")
-    now = clock.move(settings.delivery.stale_after + 10)
-
-    async def ask() -> None:
-        await submit(counted, Candidate(key, image, "image/jpeg"), 10**8, clock, settings.delivery)
-
-    raced = watched(counted, Once("records.fail", 1, ask))
-    outcomes = await reconcile(raced, settings.delivery, now)
-    assert (outcomes["cancelled"], outcomes["skipped"]) == (0, 1)
-    record = await record_of(counted, key)
-    assert (record.status, record.priority, record.job) == (Status.PENDING, Priority.HIGH, "")
 
 
 async def test_dead_letters_past_their_retention_are_purged(

@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 
 from core.backends import Backend
+from core.domain import records
 from core.domain.priority import Priority
 from core.domain.records import (
     Annotation,
@@ -19,6 +20,7 @@ from core.domain.records import (
 from core.errors import Unavailable
 from core.ports import RecordStore
 from tests.support.clock import MovableClock
+from tests.support.records import claimed
 
 LEASE = timedelta(seconds=30)
 RESULT = (Annotation(1, "Egyptian cat", 0.1 + 0.2), Annotation(2, 'school "bus" é', 1e-17))
@@ -34,149 +36,149 @@ def key_of(number: int = 1, *, tenant: str = "public", model: str = MODEL) -> Re
 
 
 @pytest.fixture
-def records(backend: Backend) -> RecordStore:
+def store(backend: Backend) -> RecordStore:
     return backend.records
 
 
-async def stored(records: RecordStore, key: RecordKey) -> Record:
-    record = await records.get(key)
+async def stored(store: RecordStore, key: RecordKey) -> Record:
+    record = await store.get(key)
     assert record is not None
     return record
 
 
-async def created(records: RecordStore, clock: MovableClock, key: RecordKey) -> Record:
+async def created(store: RecordStore, clock: MovableClock, key: RecordKey) -> Record:
     record = new_record(key, clock())
-    assert await records.create(record)
+    assert await store.create(record)
     return record
 
 
-async def claimed(records: RecordStore, clock: MovableClock, key: RecordKey) -> Claim:
-    await created(records, clock, key)
-    claim = await records.claim(key, LEASE)
+async def created_and_claimed(store: RecordStore, clock: MovableClock, key: RecordKey) -> Claim:
+    await created(store, clock, key)
+    claim = await claimed(store, key, LEASE)
     assert claim is not None
     return claim
 
 
 async def test_an_unknown_record_is_none_and_refuses_everything(
-    records: RecordStore, clock: MovableClock
+    store: RecordStore, clock: MovableClock
 ) -> None:
     key = key_of()
     claim = Claim(key, 1, 1, clock() + LEASE, clock())
-    assert await records.get(key) is None
-    assert not await records.advance(key, Status.PENDING, Status.QUEUED)
-    assert await records.claim(key, LEASE) is None
-    assert not await records.complete(claim, RESULT)
-    assert not await records.fail(key, PERMANENT)
-    assert not await records.fail(claim, PERMANENT)
-    assert not await records.release(claim)
-    assert not await records.retry(key)
-    assert not await records.want(key, Priority.HIGH)
-    assert not await records.touch(key, clock.move(1))
-    assert await records.delete_image(key.tenant, key.image_hash) == 0
-    assert await records.stale(clock.move(1), 10) == []
+    assert await store.get(key) is None
+    assert not await store.change(key, records.advance(Status.PENDING, Status.QUEUED))
+    assert await claimed(store, key, LEASE) is None
+    assert not await store.change(claim.key, records.complete(claim, RESULT))
+    assert not await store.change(key, records.fail_unleased(PERMANENT))
+    assert not await store.change(claim.key, records.fail(claim, PERMANENT))
+    assert not await store.change(claim.key, records.release(claim))
+    assert not await store.change(key, records.retry())
+    assert not await store.change(key, records.want(Priority.HIGH))
+    assert not await store.change(key, records.touch(clock.move(1)))
+    assert await store.delete_image(key.tenant, key.image_hash) == 0
+    assert await store.stale(clock.move(1), 10) == []
 
 
 async def test_a_created_record_comes_back_unchanged(
-    records: RecordStore, clock: MovableClock
+    store: RecordStore, clock: MovableClock
 ) -> None:
-    record = await created(records, clock, key_of())
-    assert await records.get(record.key) == record
+    record = await created(store, clock, key_of())
+    assert await store.get(record.key) == record
 
 
 async def test_get_many_finds_what_is_there_of_any_tenant_and_model(
-    records: RecordStore, clock: MovableClock
+    store: RecordStore, clock: MovableClock
 ) -> None:
     keys = [key_of(), key_of(2), key_of(tenant="acme"), key_of(model="vit@abcdef012345")]
-    there = {key: await created(records, clock, key) for key in keys}
-    claim = await records.claim(key_of(2), LEASE)
+    there = {key: await created(store, clock, key) for key in keys}
+    claim = await claimed(store, key_of(2), LEASE)
     assert claim is not None
-    assert await records.complete(claim, RESULT)
-    there[key_of(2)] = await stored(records, key_of(2))
+    assert await store.change(claim.key, records.complete(claim, RESULT))
+    there[key_of(2)] = await stored(store, key_of(2))
     others = [key_of(3), key_of(2, tenant="acme"), key_of(tenant="empty")]
-    assert await records.get_many([*keys, *others, key_of()]) == there
-    assert await records.get_many(others) == {}
-    assert await records.get_many([]) == {}
+    assert await store.get_many([*keys, *others, key_of()]) == there
+    assert await store.get_many(others) == {}
+    assert await store.get_many([]) == {}
 
 
 async def test_get_many_takes_more_keys_than_a_request_may_have(
-    records: RecordStore, clock: MovableClock
+    store: RecordStore, clock: MovableClock
 ) -> None:
     there = [key_of(number) for number in range(1, 2600, 25)]
     for start in range(0, len(there), 20):
-        await asyncio.gather(*(created(records, clock, key) for key in there[start : start + 20]))
+        await asyncio.gather(*(created(store, clock, key) for key in there[start : start + 20]))
     asked = [key_of(number) for number in range(2600)]
-    assert sorted(await records.get_many(asked), key=str) == sorted(there, key=str)
+    assert sorted(await store.get_many(asked), key=str) == sorted(there, key=str)
 
 
 async def test_of_twenty_concurrent_creates_one_wins(
-    records: RecordStore, clock: MovableClock
+    store: RecordStore, clock: MovableClock
 ) -> None:
     contenders = [new_record(key_of(), clock.move(0.001)) for _ in range(20)]
-    won = await asyncio.gather(*(records.create(record) for record in contenders))
+    won = await asyncio.gather(*(store.create(record) for record in contenders))
     assert won.count(True) == 1
-    assert await records.get(key_of()) == contenders[won.index(True)]
+    assert await store.get(key_of()) == contenders[won.index(True)]
 
 
 async def test_create_leaves_an_existing_record_alone(
-    records: RecordStore, clock: MovableClock
+    store: RecordStore, clock: MovableClock
 ) -> None:
-    claim = await claimed(records, clock, key_of())
-    assert await records.complete(claim, RESULT)
-    before = await records.get(key_of())
+    claim = await created_and_claimed(store, clock, key_of())
+    assert await store.change(claim.key, records.complete(claim, RESULT))
+    before = await store.get(key_of())
     clock.move(1)
-    assert not await records.create(new_record(key_of(), clock()))
-    assert await records.get(key_of()) == before
+    assert not await store.create(new_record(key_of(), clock()))
+    assert await store.get(key_of()) == before
 
 
 async def test_advance_moves_pending_to_queued_once(
-    records: RecordStore, clock: MovableClock
+    store: RecordStore, clock: MovableClock
 ) -> None:
-    await created(records, clock, key_of())
+    await created(store, clock, key_of())
     moved = clock.move(1)
-    assert await records.advance(key_of(), Status.PENDING, Status.QUEUED)
-    after = await stored(records, key_of())
+    assert await store.change(key_of(), records.advance(Status.PENDING, Status.QUEUED))
+    after = await stored(store, key_of())
     assert (after.status, after.updated_at) == (Status.QUEUED, moved)
-    assert not await records.advance(key_of(), Status.PENDING, Status.QUEUED)
+    assert not await store.change(key_of(), records.advance(Status.PENDING, Status.QUEUED))
 
 
-async def test_advance_takes_no_other_step(records: RecordStore, clock: MovableClock) -> None:
-    await created(records, clock, key_of())
+async def test_advance_takes_no_other_step(store: RecordStore, clock: MovableClock) -> None:
+    await created(store, clock, key_of())
     with pytest.raises(ValueError, match="no transition"):
-        await records.advance(key_of(), Status.PENDING, Status.SUCCESS)
-    assert (await stored(records, key_of())).status is Status.PENDING
+        await store.change(key_of(), records.advance(Status.PENDING, Status.SUCCESS))
+    assert (await stored(store, key_of())).status is Status.PENDING
 
 
 async def test_a_late_queued_never_overwrites_success(
-    records: RecordStore, clock: MovableClock
+    store: RecordStore, clock: MovableClock
 ) -> None:
-    claim = await claimed(records, clock, key_of())
-    assert not await records.advance(key_of(), Status.PENDING, Status.QUEUED)
-    assert await records.complete(claim, RESULT)
-    assert not await records.advance(key_of(), Status.PENDING, Status.QUEUED)
-    assert (await stored(records, key_of())).status is Status.SUCCESS
+    claim = await created_and_claimed(store, clock, key_of())
+    assert not await store.change(key_of(), records.advance(Status.PENDING, Status.QUEUED))
+    assert await store.change(claim.key, records.complete(claim, RESULT))
+    assert not await store.change(key_of(), records.advance(Status.PENDING, Status.QUEUED))
+    assert (await stored(store, key_of())).status is Status.SUCCESS
 
 
 async def test_a_claim_owns_the_record_until_its_lease_ends(
-    records: RecordStore, clock: MovableClock
+    store: RecordStore, clock: MovableClock
 ) -> None:
-    first = await claimed(records, clock, key_of())
+    first = await created_and_claimed(store, clock, key_of())
     assert (first.token, first.attempt, first.expires_at) == (1, 1, clock() + LEASE)
-    running = await stored(records, key_of())
+    running = await stored(store, key_of())
     assert (running.status, running.attempts) == (Status.RUNNING, 1)
     assert running.leased(clock())
 
     clock.move(29.999)
-    assert await records.claim(key_of(), LEASE) is None
+    assert await claimed(store, key_of(), LEASE) is None
     clock.move(0.001)
-    second = await records.claim(key_of(), LEASE)
+    second = await claimed(store, key_of(), LEASE)
     assert second is not None
     assert (second.token, second.attempt) == (2, 2)
 
 
-async def test_of_concurrent_claims_one_wins(records: RecordStore, clock: MovableClock) -> None:
-    await created(records, clock, key_of())
+async def test_of_concurrent_claims_one_wins(store: RecordStore, clock: MovableClock) -> None:
+    await created(store, clock, key_of())
     answers = await asyncio.gather(
-        *(records.claim(key_of(), LEASE) for _ in range(5)), return_exceptions=True
+        *(claimed(store, key_of(), LEASE) for _ in range(5)), return_exceptions=True
     )
     assert sum(isinstance(answer, Claim) for answer in answers) == 1
     # A store that locks may send a contender away to come again, but not with a claim.
@@ -186,356 +188,378 @@ async def test_of_concurrent_claims_one_wins(records: RecordStore, clock: Movabl
 
 
 async def test_complete_stores_the_result_at_full_precision(
-    records: RecordStore, clock: MovableClock
+    store: RecordStore, clock: MovableClock
 ) -> None:
-    claim = await claimed(records, clock, key_of())
+    claim = await created_and_claimed(store, clock, key_of())
     ended = clock.move(1)
-    assert await records.complete(claim, RESULT)
-    done = await stored(records, key_of())
+    assert await store.change(claim.key, records.complete(claim, RESULT))
+    done = await stored(store, key_of())
     assert done.status is Status.SUCCESS
     assert done.annotations == RESULT
     assert done.updated_at == ended
     assert (done.error, done.lease_expires_at) == (None, None)
-    assert not await records.complete(claim, RESULT[:1])
-    assert (await stored(records, key_of())).annotations == RESULT
+    assert not await store.change(claim.key, records.complete(claim, RESULT[:1]))
+    assert (await stored(store, key_of())).annotations == RESULT
 
 
-async def test_an_old_token_ends_nothing(records: RecordStore, clock: MovableClock) -> None:
-    old = await claimed(records, clock, key_of())
+async def test_an_old_token_ends_nothing(store: RecordStore, clock: MovableClock) -> None:
+    old = await created_and_claimed(store, clock, key_of())
     clock.move(31)
-    new = await records.claim(key_of(), LEASE)
+    new = await claimed(store, key_of(), LEASE)
     assert new is not None
-    assert not await records.complete(old, RESULT)
-    assert not await records.fail(old, PERMANENT)
-    assert not await records.release(old)
-    assert (await stored(records, key_of())).status is Status.RUNNING
-    assert await records.complete(new, RESULT)
+    assert not await store.change(old.key, records.complete(old, RESULT))
+    assert not await store.change(old.key, records.fail(old, PERMANENT))
+    assert not await store.change(old.key, records.release(old))
+    assert (await stored(store, key_of())).status is Status.RUNNING
+    assert await store.change(new.key, records.complete(new, RESULT))
 
 
 async def test_a_claim_whose_lease_ended_may_finish_while_nobody_took_over(
-    records: RecordStore, clock: MovableClock
+    store: RecordStore, clock: MovableClock
 ) -> None:
-    claim = await claimed(records, clock, key_of())
+    claim = await created_and_claimed(store, clock, key_of())
     clock.move(31)
-    assert await records.complete(claim, RESULT)
+    assert await store.change(claim.key, records.complete(claim, RESULT))
 
 
-async def test_fail_under_a_claim_is_final(records: RecordStore, clock: MovableClock) -> None:
-    claim = await claimed(records, clock, key_of())
-    assert await records.fail(claim, PERMANENT)
-    failed = await stored(records, key_of())
+async def test_fail_under_a_claim_is_final(store: RecordStore, clock: MovableClock) -> None:
+    claim = await created_and_claimed(store, clock, key_of())
+    assert await store.change(claim.key, records.fail(claim, PERMANENT))
+    failed = await stored(store, key_of())
     assert (failed.status, failed.error) == (Status.ERROR, PERMANENT)
-    assert not await records.complete(claim, RESULT)
-    assert await records.claim(key_of(), LEASE) is None
-    assert not await records.fail(key_of(), RETRYABLE)
-    assert (await stored(records, key_of())).error == PERMANENT
+    assert not await store.change(claim.key, records.complete(claim, RESULT))
+    assert await claimed(store, key_of(), LEASE) is None
+    assert not await store.change(key_of(), records.fail_unleased(RETRYABLE))
+    assert (await stored(store, key_of())).error == PERMANENT
 
 
 async def test_fail_by_key_waits_for_nobody_and_interrupts_nobody(
-    records: RecordStore, clock: MovableClock
+    store: RecordStore, clock: MovableClock
 ) -> None:
-    claim = await claimed(records, clock, key_of())
-    assert not await records.fail(key_of(), RETRYABLE)
+    claim = await created_and_claimed(store, clock, key_of())
+    assert not await store.change(key_of(), records.fail_unleased(RETRYABLE))
     clock.move(31)
-    assert await records.fail(key_of(), RETRYABLE)
-    assert not await records.complete(claim, RESULT)
+    assert await store.change(key_of(), records.fail_unleased(RETRYABLE))
+    assert not await store.change(claim.key, records.complete(claim, RESULT))
 
-    await created(records, clock, key_of(2))
-    assert await records.fail(key_of(2), RETRYABLE)
+    await created(store, clock, key_of(2))
+    assert await store.change(key_of(2), records.fail_unleased(RETRYABLE))
 
 
-async def test_fail_by_key_leaves_success_alone(records: RecordStore, clock: MovableClock) -> None:
-    claim = await claimed(records, clock, key_of())
-    assert await records.complete(claim, RESULT)
-    assert not await records.fail(key_of(), RETRYABLE)
-    assert (await stored(records, key_of())).status is Status.SUCCESS
+async def test_fail_by_key_leaves_success_alone(store: RecordStore, clock: MovableClock) -> None:
+    claim = await created_and_claimed(store, clock, key_of())
+    assert await store.change(claim.key, records.complete(claim, RESULT))
+    assert not await store.change(key_of(), records.fail_unleased(RETRYABLE))
+    assert (await stored(store, key_of())).status is Status.SUCCESS
 
 
 async def test_fail_by_key_is_bound_to_what_its_caller_saw(
-    records: RecordStore, clock: MovableClock
+    store: RecordStore, clock: MovableClock
 ) -> None:
     """A dead letter or a reconciler comes late; the record may be in its next attempt by then."""
-    record = await created(records, clock, key_of())
+    record = await created(store, clock, key_of())
     clock.move(10)
     died = clock()
-    assert await records.fail(key_of(), RETRYABLE, submitted_by=died)
+    assert await store.change(key_of(), records.fail_unleased(RETRYABLE, submitted_by=died))
     clock.move(10)
-    assert await records.retry(key_of())
-    assert not await records.fail(key_of(), RETRYABLE, submitted_by=died)
-    assert (await stored(records, key_of())).status is Status.PENDING
+    assert await store.change(key_of(), records.retry())
+    assert not await store.change(key_of(), records.fail_unleased(RETRYABLE, submitted_by=died))
+    assert (await stored(store, key_of())).status is Status.PENDING
     # Submitted at that very moment is submitted by then; changed at it is changed since.
-    submitted = (await stored(records, key_of())).submitted_at
+    submitted = (await stored(store, key_of())).submitted_at
     assert submitted > record.submitted_at
-    assert not await records.fail(key_of(), RETRYABLE, untouched_since=submitted)
-    assert await records.fail(key_of(), RETRYABLE, submitted_by=submitted)
+    assert not await store.change(
+        key_of(), records.fail_unleased(RETRYABLE, untouched_since=submitted)
+    )
+    assert await store.change(key_of(), records.fail_unleased(RETRYABLE, submitted_by=submitted))
 
-    await created(records, clock, key_of(2))
+    await created(store, clock, key_of(2))
     looked = clock.move(10)
-    assert await records.touch(key_of(2), looked)
-    assert not await records.fail(key_of(2), RETRYABLE, untouched_since=looked)
-    assert await records.fail(key_of(2), RETRYABLE, untouched_since=clock.move(1))
+    assert await store.change(key_of(2), records.touch(looked))
+    assert not await store.change(
+        key_of(2), records.fail_unleased(RETRYABLE, untouched_since=looked)
+    )
+    assert await store.change(
+        key_of(2), records.fail_unleased(RETRYABLE, untouched_since=clock.move(1))
+    )
 
 
 async def test_a_release_leaves_its_reason_until_the_record_ends(
-    records: RecordStore, clock: MovableClock
+    store: RecordStore, clock: MovableClock
 ) -> None:
-    claim = await claimed(records, clock, key_of())
-    assert await records.release(claim, RETRYABLE)
-    assert (await stored(records, key_of())).error == RETRYABLE
-    again = await records.claim(key_of(), LEASE)
+    claim = await created_and_claimed(store, clock, key_of())
+    assert await store.change(claim.key, records.release(claim, RETRYABLE))
+    assert (await stored(store, key_of())).error == RETRYABLE
+    again = await claimed(store, key_of(), LEASE)
     assert again is not None
-    assert await records.release(again)  # without a word: the last known reason stays
-    record = await stored(records, key_of())
+    assert await store.change(
+        again.key, records.release(again)
+    )  # without a word: the last known reason stays
+    record = await stored(store, key_of())
     assert (record.status, record.error) == (Status.RUNNING, RETRYABLE)
-    assert not await records.retry(key_of())  # it has not ended
-    last = await records.claim(key_of(), LEASE)
+    assert not await store.change(key_of(), records.retry())  # it has not ended
+    last = await claimed(store, key_of(), LEASE)
     assert last is not None
-    assert await records.complete(last, RESULT)
-    assert (await stored(records, key_of())).error is None
+    assert await store.change(last.key, records.complete(last, RESULT))
+    assert (await stored(store, key_of())).error is None
 
 
 async def test_a_released_record_can_be_claimed_at_once(
-    records: RecordStore, clock: MovableClock
+    store: RecordStore, clock: MovableClock
 ) -> None:
-    claim = await claimed(records, clock, key_of())
-    assert await records.release(claim)
-    assert not (await stored(records, key_of())).leased(clock())
-    again = await records.claim(key_of(), LEASE)
+    claim = await created_and_claimed(store, clock, key_of())
+    assert await store.change(claim.key, records.release(claim))
+    assert not (await stored(store, key_of())).leased(clock())
+    again = await claimed(store, key_of(), LEASE)
     assert again is not None
     assert again.token == 2
-    assert not await records.release(claim)
-    assert await records.complete(again, RESULT)
-    assert not await records.release(again)
+    assert not await store.change(claim.key, records.release(claim))
+    assert await store.change(again.key, records.complete(again, RESULT))
+    assert not await store.change(again.key, records.release(again))
 
 
 async def test_retry_leads_only_out_of_a_retryable_error(
-    records: RecordStore, clock: MovableClock
+    store: RecordStore, clock: MovableClock
 ) -> None:
-    claim = await claimed(records, clock, key_of())
-    assert not await records.retry(key_of())  # running
-    assert await records.fail(claim, RETRYABLE)
-    assert await records.retry(key_of())
-    anew = await stored(records, key_of())
+    claim = await created_and_claimed(store, clock, key_of())
+    assert not await store.change(key_of(), records.retry())  # running
+    assert await store.change(claim.key, records.fail(claim, RETRYABLE))
+    assert await store.change(key_of(), records.retry())
+    anew = await stored(store, key_of())
     assert (anew.status, anew.error) == (Status.PENDING, None)
-    assert not await records.retry(key_of())  # pending
-    second = await records.claim(key_of(), LEASE)
+    assert not await store.change(key_of(), records.retry())  # pending
+    second = await claimed(store, key_of(), LEASE)
     assert second is not None
     assert second.token == 2  # tokens rise across attempts, so the first claim stays refused
-    assert not await records.complete(claim, RESULT)
-    assert await records.fail(second, PERMANENT)
-    assert not await records.retry(key_of())  # permanent
-    assert (await stored(records, key_of())).error == PERMANENT
+    assert not await store.change(claim.key, records.complete(claim, RESULT))
+    assert await store.change(second.key, records.fail(second, PERMANENT))
+    assert not await store.change(key_of(), records.retry())  # permanent
+    assert (await stored(store, key_of())).error == PERMANENT
 
 
 async def test_a_record_keeps_who_wants_it_and_how_urgently(
-    records: RecordStore, clock: MovableClock
+    store: RecordStore, clock: MovableClock
 ) -> None:
-    plain = await created(records, clock, key_of())
+    plain = await created(store, clock, key_of())
     assert (plain.priority, plain.job) == (Priority.HIGH, "")
     wanted = new_record(key_of(2), clock(), Priority.LOW, JOB)
-    assert await records.create(wanted)
-    assert await records.get(wanted.key) == wanted
-    assert await records.advance(wanted.key, Status.PENDING, Status.QUEUED)
-    claim = await records.claim(wanted.key, LEASE)
+    assert await store.create(wanted)
+    assert await store.get(wanted.key) == wanted
+    assert await store.change(wanted.key, records.advance(Status.PENDING, Status.QUEUED))
+    claim = await claimed(store, wanted.key, LEASE)
     assert claim is not None
     assert claim.job == JOB
-    running = await stored(records, wanted.key)
+    running = await stored(store, wanted.key)
     assert (running.priority, running.job) == (Priority.LOW, JOB)
-    assert await records.complete(claim, RESULT)
-    ended = await stored(records, wanted.key)
+    assert await store.change(claim.key, records.complete(claim, RESULT))
+    ended = await stored(store, wanted.key)
     assert (ended.priority, ended.job) == (Priority.LOW, JOB)
 
 
 async def test_want_raises_the_urgency_and_frees_of_a_job(
-    records: RecordStore, clock: MovableClock
+    store: RecordStore, clock: MovableClock
 ) -> None:
     key, other_job = key_of(), "0" * 32
-    assert not await records.want(key, Priority.HIGH)  # unknown
-    assert await records.create(new_record(key, clock(), Priority.LOW, JOB))
+    assert not await store.change(key, records.want(Priority.HIGH))  # unknown
+    assert await store.create(new_record(key, clock(), Priority.LOW, JOB))
     clock.move(1)
-    assert not await records.want(key, Priority.LOW, JOB)
-    assert await records.want(key, Priority.NORMAL, JOB)
-    first = await stored(records, key)
+    assert not await store.change(key, records.want(Priority.LOW, JOB))
+    assert await store.change(key, records.want(Priority.NORMAL, JOB))
+    first = await stored(store, key)
     assert (first.priority, first.job) == (Priority.NORMAL, JOB)
     assert first.updated_at < clock()  # the reconciler's clock runs on
-    assert await records.want(key, Priority.LOW, other_job)
-    shared = await stored(records, key)
+    assert await store.change(key, records.want(Priority.LOW, other_job))
+    shared = await stored(store, key)
     assert (shared.priority, shared.job) == (Priority.NORMAL, "")
-    assert not await records.want(key, Priority.NORMAL, JOB)
-    assert await records.want(key, Priority.HIGH)
-    assert not await records.want(key, Priority.HIGH)
-    claim = await records.claim(key, LEASE)
+    assert not await store.change(key, records.want(Priority.NORMAL, JOB))
+    assert await store.change(key, records.want(Priority.HIGH))
+    assert not await store.change(key, records.want(Priority.HIGH))
+    claim = await claimed(store, key, LEASE)
     assert claim is not None
-    assert (claim.job, (await stored(records, key)).priority) == ("", Priority.HIGH)
-    assert await records.complete(claim, RESULT)
-    assert not await records.want(key, Priority.HIGH, JOB)  # terminal
+    assert (claim.job, (await stored(store, key)).priority) == ("", Priority.HIGH)
+    assert await store.change(claim.key, records.complete(claim, RESULT))
+    assert not await store.change(key, records.want(Priority.HIGH, JOB))  # terminal
 
 
 async def test_a_claimed_record_may_still_be_wanted(
-    records: RecordStore, clock: MovableClock
+    store: RecordStore, clock: MovableClock
 ) -> None:
-    assert await records.create(new_record(key_of(), clock(), Priority.LOW, JOB))
-    claim = await records.claim(key_of(), LEASE)
+    assert await store.create(new_record(key_of(), clock(), Priority.LOW, JOB))
+    claim = await claimed(store, key_of(), LEASE)
     assert claim is not None
-    assert await records.want(key_of(), Priority.HIGH)
-    assert not await records.fail(claim, CANCELLED, only_for=JOB)
-    assert await records.complete(claim, RESULT)  # the claim is what it was
+    assert await store.change(key_of(), records.want(Priority.HIGH))
+    assert not await store.change(claim.key, records.fail(claim, CANCELLED, only_for=JOB))
+    assert await store.change(
+        claim.key, records.complete(claim, RESULT)
+    )  # the claim is what it was
 
 
-async def test_fail_for_one_job_only(records: RecordStore, clock: MovableClock) -> None:
+async def test_fail_for_one_job_only(store: RecordStore, clock: MovableClock) -> None:
     key = key_of()
-    assert await records.create(new_record(key, clock(), Priority.LOW, JOB))
-    assert not await records.fail(key, CANCELLED, only_for="0" * 32)
-    claim = await records.claim(key, LEASE)
+    assert await store.create(new_record(key, clock(), Priority.LOW, JOB))
+    assert not await store.change(key, records.fail_unleased(CANCELLED, only_for="0" * 32))
+    claim = await claimed(store, key, LEASE)
     assert claim is not None
-    assert not await records.fail(claim, CANCELLED, only_for="0" * 32)
-    assert await records.fail(claim, CANCELLED, only_for=JOB)
-    assert (await stored(records, key)).error == CANCELLED
-    assert await records.create(new_record(key_of(2), clock(), Priority.LOW, JOB))
-    assert await records.fail(key_of(2), CANCELLED, only_for=JOB)
-    await created(records, clock, key_of(3))
-    assert not await records.fail(key_of(3), CANCELLED, only_for=JOB)  # a client's own
+    assert not await store.change(claim.key, records.fail(claim, CANCELLED, only_for="0" * 32))
+    assert await store.change(claim.key, records.fail(claim, CANCELLED, only_for=JOB))
+    assert (await stored(store, key)).error == CANCELLED
+    assert await store.create(new_record(key_of(2), clock(), Priority.LOW, JOB))
+    assert await store.change(key_of(2), records.fail_unleased(CANCELLED, only_for=JOB))
+    await created(store, clock, key_of(3))
+    assert not await store.change(
+        key_of(3), records.fail_unleased(CANCELLED, only_for=JOB)
+    )  # a client's own
 
 
 async def test_of_a_wish_and_a_cancellation_at_once_one_is_refused(
-    records: RecordStore, clock: MovableClock
+    store: RecordStore, clock: MovableClock
 ) -> None:
     """Whoever wants a picture gets it, or is told to ask for a new attempt."""
     for number in range(1, 4):
         key = key_of(number)
-        assert await records.create(new_record(key, clock(), Priority.LOW, JOB))
-        claim = await records.claim(key, LEASE)
+        assert await store.create(new_record(key, clock(), Priority.LOW, JOB))
+        claim = await claimed(store, key, LEASE)
         assert claim is not None
         wanted, failed = await asyncio.gather(
-            records.want(key, Priority.HIGH), records.fail(claim, CANCELLED, only_for=JOB)
+            store.change(key, records.want(Priority.HIGH)),
+            store.change(claim.key, records.fail(claim, CANCELLED, only_for=JOB)),
         )
-        assert wanted is not failed
-        assert (await stored(records, key)).status is (Status.ERROR if failed else Status.RUNNING)
+        assert (wanted is None) is not (failed is None)
+        assert (await stored(store, key)).status is (Status.ERROR if failed else Status.RUNNING)
 
 
-async def test_retry_says_who_asks_now(records: RecordStore, clock: MovableClock) -> None:
-    claim = await claimed(records, clock, key_of())
-    assert await records.fail(claim, RETRYABLE)
-    assert await records.retry(key_of(), Priority.LOW, JOB)
-    anew = await stored(records, key_of())
+async def test_retry_says_who_asks_now(store: RecordStore, clock: MovableClock) -> None:
+    claim = await created_and_claimed(store, clock, key_of())
+    assert await store.change(claim.key, records.fail(claim, RETRYABLE))
+    assert await store.change(key_of(), records.retry(Priority.LOW, JOB))
+    anew = await stored(store, key_of())
     assert (anew.priority, anew.job) == (Priority.LOW, JOB)
-    second = await records.claim(key_of(), LEASE)
+    second = await claimed(store, key_of(), LEASE)
     assert second is not None
     assert second.job == JOB
-    assert await records.fail(second, RETRYABLE, only_for=JOB)
-    assert await records.retry(key_of())
-    last = await stored(records, key_of())
+    assert await store.change(second.key, records.fail(second, RETRYABLE, only_for=JOB))
+    assert await store.change(key_of(), records.retry())
+    last = await stored(store, key_of())
     assert (last.priority, last.job) == (Priority.HIGH, "")
 
 
-async def test_touch_marks_what_stood_still(records: RecordStore, clock: MovableClock) -> None:
-    created_at = (await created(records, clock, key_of())).created_at
+async def test_touch_marks_what_stood_still(store: RecordStore, clock: MovableClock) -> None:
+    created_at = (await created(store, clock, key_of())).created_at
     later = clock.move(10)
-    assert not await records.touch(key_of(), created_at)  # not before: at that very time
-    assert await records.touch(key_of(), later)
-    assert (await stored(records, key_of())).updated_at == later
-    assert not await records.touch(key_of(), later)  # of two reconcilers one wins
+    assert not await store.change(
+        key_of(), records.touch(created_at)
+    )  # not before: at that very time
+    assert await store.change(key_of(), records.touch(later))
+    assert (await stored(store, key_of())).updated_at == later
+    assert not await store.change(key_of(), records.touch(later))  # of two reconcilers one wins
 
-    claim = await records.claim(key_of(), LEASE)
+    claim = await claimed(store, key_of(), LEASE)
     assert claim is not None
-    assert not await records.touch(key_of(), clock.move(1))  # owned
-    assert await records.complete(claim, RESULT)
-    assert not await records.touch(key_of(), clock.move(100))  # terminal
+    assert not await store.change(key_of(), records.touch(clock.move(1)))  # owned
+    assert await store.change(claim.key, records.complete(claim, RESULT))
+    assert not await store.change(key_of(), records.touch(clock.move(100)))  # terminal
 
 
 async def test_stale_lists_the_unfinished_oldest_first(
-    records: RecordStore, clock: MovableClock
+    store: RecordStore, clock: MovableClock
 ) -> None:
     for number in (3, 1, 2, 4, 5, 6):
-        await created(records, clock, key_of(number))
+        await created(store, clock, key_of(number))
         clock.move(1)
-    running = await records.claim(key_of(5), LEASE)
-    ended = await records.claim(key_of(1), LEASE)
+    running = await claimed(store, key_of(5), LEASE)
+    ended = await claimed(store, key_of(1), LEASE)
     assert running is not None
     assert ended is not None
-    assert await records.complete(ended, RESULT)
-    assert await records.fail(key_of(2), RETRYABLE)
-    assert await records.advance(key_of(4), Status.PENDING, Status.QUEUED)
+    assert await store.change(ended.key, records.complete(ended, RESULT))
+    assert await store.change(key_of(2), records.fail_unleased(RETRYABLE))
+    assert await store.change(key_of(4), records.advance(Status.PENDING, Status.QUEUED))
 
-    found = await records.stale(clock.move(1), 10)
+    found = await store.stale(clock.move(1), 10)
     assert [record.key for record in found[:2]] == [key_of(3), key_of(6)]
     assert {record.key for record in found[2:]} == {key_of(4), key_of(5)}
-    assert found[0] == await records.get(key_of(3))
-    assert [record.key for record in await records.stale(clock(), 1)] == [key_of(3)]
+    assert found[0] == await store.get(key_of(3))
+    assert [record.key for record in await store.stale(clock(), 1)] == [key_of(3)]
     oldest = found[0].updated_at
-    assert await records.stale(oldest, 10) == []
-    assert [r.key for r in await records.stale(oldest + timedelta(microseconds=1), 10)] == [
-        key_of(3)
-    ]
+    assert await store.stale(oldest, 10) == []
+    assert [r.key for r in await store.stale(oldest + timedelta(microseconds=1), 10)] == [key_of(3)]
 
 
 async def test_delete_image_takes_every_model_of_one_tenant(
-    records: RecordStore, clock: MovableClock
+    store: RecordStore, clock: MovableClock
 ) -> None:
     other_model, other_tenant = key_of(model="vit@abcdef012345"), key_of(tenant="acme")
     for key in (key_of(), other_model, other_tenant, key_of(2)):
-        await created(records, clock, key)
-    assert await records.delete_image("public", key_of().image_hash) == 2
-    assert await records.get(key_of()) is None
-    assert await records.get(other_model) is None
-    assert await records.get(other_tenant) is not None
-    assert await records.get(key_of(2)) is not None
-    assert await records.delete_image("public", key_of().image_hash) == 0
+        await created(store, clock, key)
+    assert await store.delete_image("public", key_of().image_hash) == 2
+    assert await store.get(key_of()) is None
+    assert await store.get(other_model) is None
+    assert await store.get(other_tenant) is not None
+    assert await store.get(key_of(2)) is not None
+    assert await store.delete_image("public", key_of().image_hash) == 0
 
 
-async def test_a_deleted_record_ends_its_claim(records: RecordStore, clock: MovableClock) -> None:
-    claim = await claimed(records, clock, key_of())
-    assert await records.delete_image("public", key_of().image_hash) == 1
-    assert not await records.complete(claim, RESULT)
-    assert await records.get(key_of()) is None
+async def test_a_deleted_record_ends_its_claim(store: RecordStore, clock: MovableClock) -> None:
+    claim = await created_and_claimed(store, clock, key_of())
+    assert await store.delete_image("public", key_of().image_hash) == 1
+    assert not await store.change(claim.key, records.complete(claim, RESULT))
+    assert await store.get(key_of()) is None
+
+
+async def test_claim_ends_no_other_record(store: RecordStore, clock: MovableClock) -> None:
+    claims = [await created_and_claimed(store, clock, key_of(number)) for number in (1, 2)]
+    for claim, key in ((claims[0], key_of(2)), (claims[1], key_of(1))):
+        assert await store.change(key, records.complete(claim, RESULT)) is None
+        assert await store.change(key, records.fail(claim, PERMANENT)) is None
+        assert await store.change(key, records.release(claim)) is None
+        assert (await stored(store, key)).status is Status.RUNNING
 
 
 async def test_a_claim_ends_nothing_of_a_record_that_was_deleted_and_came_again(
-    records: RecordStore, clock: MovableClock
+    store: RecordStore, clock: MovableClock
 ) -> None:
-    old = await claimed(records, clock, key_of())
-    assert await records.delete_image("public", key_of().image_hash) == 1
+    old = await created_and_claimed(store, clock, key_of())
+    assert await store.delete_image("public", key_of().image_hash) == 1
     clock.move(1)
-    new = await claimed(records, clock, key_of())
+    new = await created_and_claimed(store, clock, key_of())
     assert (old.token, old.key) == (new.token, new.key)
-    assert not await records.complete(old, RESULT)
-    assert not await records.fail(old, PERMANENT)
-    assert not await records.release(old)
-    assert await records.complete(new, RESULT)
+    assert not await store.change(old.key, records.complete(old, RESULT))
+    assert not await store.change(old.key, records.fail(old, PERMANENT))
+    assert not await store.change(old.key, records.release(old))
+    assert await store.change(new.key, records.complete(new, RESULT))
 
 
 async def test_a_lease_that_was_granted_before_the_clock_went_back_is_no_lease(
-    records: RecordStore, clock: MovableClock
+    store: RecordStore, clock: MovableClock
 ) -> None:
-    old = await claimed(records, clock, key_of())
+    old = await created_and_claimed(store, clock, key_of())
     clock.move(-3600)
-    new = await records.claim(key_of(), LEASE)
+    new = await claimed(store, key_of(), LEASE)
     assert new is not None
-    assert not await records.complete(old, RESULT)
-    assert await records.complete(new, RESULT)
+    assert not await store.change(old.key, records.complete(old, RESULT))
+    assert await store.change(new.key, records.complete(new, RESULT))
 
 
-async def test_tenants_and_models_do_not_meet(records: RecordStore, clock: MovableClock) -> None:
+async def test_tenants_and_models_do_not_meet(store: RecordStore, clock: MovableClock) -> None:
     keys = [key_of(), key_of(tenant="acme"), key_of(model="vit@abcdef012345")]
     for key in keys:
-        await created(records, clock, key)
-    claim = await records.claim(keys[0], LEASE)
+        await created(store, clock, key)
+    claim = await claimed(store, keys[0], LEASE)
     assert claim is not None
-    assert await records.complete(claim, RESULT)
-    statuses = [(await stored(records, key)).status for key in keys]
+    assert await store.change(claim.key, records.complete(claim, RESULT))
+    statuses = [(await stored(store, key)).status for key in keys]
     assert statuses == [Status.SUCCESS, Status.PENDING, Status.PENDING]
 
 
-async def test_a_cancelled_caller_harms_nobody(records: RecordStore, clock: MovableClock) -> None:
-    callers = [asyncio.create_task(created(records, clock, key_of(n))) for n in range(1, 21)]
+async def test_a_cancelled_caller_harms_nobody(store: RecordStore, clock: MovableClock) -> None:
+    callers = [asyncio.create_task(created(store, clock, key_of(n))) for n in range(1, 21)]
     await asyncio.sleep(0)
     for caller in callers[::2]:
         caller.cancel()
     outcomes = await asyncio.gather(*callers, return_exceptions=True)
     assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes[::2])
     for number in range(2, 21, 2):
-        assert await records.get(key_of(number)) is not None
+        assert await store.get(key_of(number)) is not None
 
 
-async def test_ping(records: RecordStore) -> None:
-    await records.ping()
+async def test_ping(store: RecordStore) -> None:
+    await store.ping()

@@ -12,13 +12,26 @@ from core.domain.dead_letters import DeadLetter, LetterFilter, letter_id
 from core.domain.jobs import JobKey, cancelled, new_job, new_job_id, sealed
 from core.domain.messages import ClassifyImage, Message, Notify, RunJob
 from core.domain.priority import Priority
-from core.domain.records import Annotation, Record, RecordError, RecordKey, Status, new_record
+from core.domain.records import (
+    Annotation,
+    Record,
+    RecordError,
+    RecordKey,
+    Status,
+    advance,
+    complete,
+    fail,
+    fail_unleased,
+    new_record,
+    retry,
+)
 from core.errors import NotFound, Unavailable
 from core.services.dead_letter_replay import Replay, replay, replay_all
 from core.settings import Settings
 from tests.contract.test_reconciliation import Counting
 from tests.support.clock import MovableClock
 from tests.support.pictures import picture, sha256
+from tests.support.records import claimed
 
 MODEL = "m@0123456789ab"
 ERROR = RecordError("delivery_exhausted", "Last failure: inference_failed", retryable=True)
@@ -45,11 +58,11 @@ async def died(
     key = RecordKey("public", sha256(image), MODEL)
     await backend.records.create(new_record(key, clock()))
     await backend.blobs.put(key.blob_name, image, "image/jpeg")
-    await backend.records.advance(key, Status.PENDING, Status.QUEUED)
+    await backend.records.change(key, advance(Status.PENDING, Status.QUEUED))
     clock.move(60)
     letter = await kept(backend, clock, ClassifyImage(key))
     if buried:
-        assert await backend.records.fail(key, ERROR, submitted_by=letter.died_at)
+        assert await backend.records.change(key, fail_unleased(ERROR, submitted_by=letter.died_at))
     clock.move(60)
     return key, letter
 
@@ -86,9 +99,9 @@ async def resolved(backend: Backend, letter: DeadLetter) -> bool:
 
 
 async def succeed(backend: Backend, settings: Settings, key: RecordKey) -> None:
-    claim = await backend.records.claim(key, settings.lease)
+    claim = await claimed(backend.records, key, settings.lease)
     assert claim is not None
-    assert await backend.records.complete(claim, [Annotation(1, "red", 1.0)])
+    assert await backend.records.change(claim.key, complete(claim, [Annotation(1, "red", 1.0)]))
 
 
 @pytest.mark.parametrize("buried", [True, False])
@@ -102,7 +115,7 @@ async def test_a_replay_is_a_new_attempt_with_a_message(
     assert counting.published == [key]
     assert await resolved(counted, letter)
     # The burial that comes late, or again, leaves the new attempt alone.
-    assert not await counted.records.fail(key, ERROR, submitted_by=letter.died_at)
+    assert not await counted.records.change(key, fail_unleased(ERROR, submitted_by=letter.died_at))
     # So does replaying it again.
     assert await replay(counted, "public", letter.id) is Replay.RESOLVED
     assert counting.published == [key]
@@ -118,7 +131,7 @@ async def test_an_item_of_a_job_is_tried_again_for_its_image_alone(
     await counted.records.create(new_record(key, clock(), Priority.LOW, job))
     await counted.blobs.put(key.blob_name, image, "image/jpeg")
     letter = await kept(counted, clock, ClassifyImage(key, "", Priority.LOW, job, 7))
-    assert await counted.records.fail(key, ERROR)
+    assert await counted.records.change(key, fail_unleased(ERROR))
     assert await replay(counted, "public", letter.id) is Replay.REPLAYED
     assert [replace(each, traceparent="") for each in counting.messages] == [
         ClassifyImage(key, priority=Priority.LOW)
@@ -200,23 +213,25 @@ async def test_where_nothing_is_to_be_done_the_letter_is_resolved(
 
     # The record has succeeded meanwhile, by a new upload.
     key, letter = await died(counted, clock, 1)
-    await counted.records.retry(key)
+    await counted.records.change(key, retry())
     await succeed(counted, settings, key)
     assert await outcome(letter) is Replay.RESOLVED
     assert (await record_of(counted, key)).status is Status.SUCCESS
 
     # A new upload is being tried.
     key, letter = await died(counted, clock, 2)
-    await counted.records.retry(key)
-    await counted.records.advance(key, Status.PENDING, Status.QUEUED)
+    await counted.records.change(key, retry())
+    await counted.records.change(key, advance(Status.PENDING, Status.QUEUED))
     assert await outcome(letter) is Replay.RESOLVED
 
     # It failed for good.
     key, letter = await died(counted, clock, 3)
-    await counted.records.retry(key)
-    claim = await counted.records.claim(key, settings.lease)
+    await counted.records.change(key, retry())
+    claim = await claimed(counted.records, key, settings.lease)
     assert claim is not None
-    await counted.records.fail(claim, RecordError("undecodable_image", "Torn.", retryable=False))
+    await counted.records.change(
+        claim.key, fail(claim, RecordError("undecodable_image", "Torn.", retryable=False))
+    )
     assert await outcome(letter) is Replay.RESOLVED
     assert (await record_of(counted, key)).status is Status.ERROR
 
@@ -236,7 +251,7 @@ async def test_an_owned_record_is_left_to_its_owner(
     counted: Backend, counting: Counting, settings: Settings, clock: MovableClock
 ) -> None:
     key, letter = await died(counted, clock, buried=False)
-    assert await counted.records.claim(key, settings.lease) is not None
+    assert await claimed(counted.records, key, settings.lease) is not None
     assert await replay(counted, "public", letter.id) is Replay.BUSY
     assert (counting.published, await resolved(counted, letter)) == ([], False)
     clock.move(settings.lease_seconds + 1)  # the owner has died

@@ -10,10 +10,11 @@ import grpc.aio
 from core.backends.google.datastore import Datastore
 from core.backends.google.records import DatastoreRecordStore
 from core.clock import utc_now
-from core.domain.records import Annotation, RecordKey, Status, new_record
+from core.domain.records import Annotation, RecordKey, Status, advance, complete, new_record
 from core.settings import Settings
 from docs.figures import cost, scale
 from docs.figures.measured import read_measured
+from tests.support.records import claimed
 
 
 class Counting(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]  # grpc has no types
@@ -58,10 +59,10 @@ async def test_one_new_image_makes_the_operations_that_are_charged(
         assert await store.get(key) is None
         assert await store.create(new_record(key, utc_now()))
         assert await store.get(key) is not None
-        assert await store.advance(key, Status.PENDING, Status.QUEUED)
-        claim = await store.claim(key, settings.lease)
+        assert await store.change(key, advance(Status.PENDING, Status.QUEUED))
+        claim = await claimed(store, key, settings.lease)
         assert claim is not None
-        assert await store.complete(claim, [Annotation(1, "cat", 0.9)])
+        assert await store.change(claim.key, complete(claim, [Annotation(1, "cat", 0.9)]))
 
     questions = 2  # that the client asks meanwhile
     work = cost.bundled_work(read_measured())

@@ -15,11 +15,12 @@ import pytest
 from PIL import Image
 
 from core.bundles.bundle import read_bundle
-from core.domain.records import Status
+from core.domain.records import Status, release
 from core.errors import BundleError, NotFound, Unavailable, UndecodableImage
 from core.settings import Settings
 from tests.support.bundles import write_slow_bundle
 from tests.support.pictures import encode, picture, sha256
+from tests.support.records import claimed
 from tests.support.scripted_worker import until
 from tests.support.signals import standing_still
 from tests.support.worker import classifier_processes, running_worker, settings_in
@@ -300,8 +301,8 @@ async def test_attempts_that_failed_for_other_reasons_are_not_held_against_an_im
     async with running_worker(settings, spawn=spawn_process) as worker:
         key = await worker.submit(WHITE)
         for _ in range(5):
-            claim = await worker.backend.records.claim(key, timedelta(seconds=30))
+            claim = await claimed(worker.backend.records, key, timedelta(seconds=30))
             assert claim is not None
-            await worker.backend.records.release(claim)
+            await worker.backend.records.change(claim.key, release(claim))
         assert (await worker.push(key)).status_code == 503
         assert (await worker.record(key)).status is Status.RUNNING

@@ -24,10 +24,19 @@ from core.backends import BackendOpener, open_backend
 from core.backends.embedded.blobs import DRAFT
 from core.clock import Clock, utc_now
 from core.domain.principals import ALL_SCOPES, Scope
-from core.domain.records import PUBLIC_TENANT, Annotation, Record, RecordError, RecordKey
+from core.domain.records import (
+    PUBLIC_TENANT,
+    Annotation,
+    Record,
+    RecordError,
+    RecordKey,
+    complete,
+    fail,
+)
 from core.http.route_access import access_of, every_route
 from core.ports import RecordStore
 from core.settings import Settings
+from tests.support.records import claimed
 from tests.support.server import serving
 
 LEASE = timedelta(seconds=30)
@@ -69,16 +78,18 @@ class Api:
 
     async def succeed(self, image_hash: str, tenant: str = PUBLIC_TENANT) -> None:
         """Do what the worker does for an image that it can classify."""
-        claim = await self.records.claim(self.key(image_hash, tenant), LEASE)
+        claim = await claimed(self.records, self.key(image_hash, tenant), LEASE)
         assert claim is not None
-        assert await self.records.complete(claim, LABELS)
+        assert await self.records.change(claim.key, complete(claim, LABELS))
 
     async def fail(self, image_hash: str, *, retryable: bool) -> None:
         """Do what the worker does for an image that it cannot classify."""
-        claim = await self.records.claim(self.key(image_hash), LEASE)
+        claim = await claimed(self.records, self.key(image_hash), LEASE)
         assert claim is not None
         code = "model_unavailable" if retryable else "undecodable_image"
-        assert await self.records.fail(claim, RecordError(code, "It failed.", retryable))
+        assert await self.records.change(
+            claim.key, fail(claim, RecordError(code, "It failed.", retryable))
+        )
 
     @property
     def authenticator(self) -> Authenticator:

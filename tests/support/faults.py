@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from core.backends import Backend
+from core.domain.transitions import Transition
 from core.errors import Unavailable
 
 Happening = Callable[[str, bool], Awaitable[None]]
@@ -25,9 +26,12 @@ class Watched:
             return method
 
         async def call(*args: Any, **kwargs: Any) -> Any:
-            await self._happens(f"{self._name}.{name}", False)
+            # A change is known by its transition, as in `records.claim`.
+            steps = [each.name for each in args if isinstance(each, Transition)]
+            called = f"{self._name}.{steps[0] if steps else name}"
+            await self._happens(called, False)
             result = await method(*args, **kwargs)
-            await self._happens(f"{self._name}.{name}", True)
+            await self._happens(called, True)
             return result
 
         return call

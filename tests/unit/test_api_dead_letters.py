@@ -10,10 +10,11 @@ import pytest
 
 from core.domain.dead_letters import DeadLetter, letter_id
 from core.domain.messages import ClassifyImage
-from core.domain.records import RecordError, Status
+from core.domain.records import RecordError, Status, fail_unleased, retry
 from tests.support.api import Api, api_settings, open_api
 from tests.support.commands import run_module
 from tests.support.pictures import picture, sha256
+from tests.support.records import claimed
 
 URL = "/api/v1/dead-letters"
 UNKNOWN = "ab" * 16
@@ -56,7 +57,9 @@ async def failed_upload(api: Api, *, retryable: bool = True) -> DeadLetter:
     key = api.key(sha256(image))
     died = api.services.clock() + timedelta(milliseconds=1)
     letter = await letter_in(api, attributes=ClassifyImage(key).attributes(), died_at=died)
-    assert await api.records.fail(key, RecordError("delivery_exhausted", "No.", retryable))
+    assert await api.records.change(
+        key, fail_unleased(RecordError("delivery_exhausted", "No.", retryable))
+    )
     return letter
 
 
@@ -183,7 +186,7 @@ async def test_a_replay_starts_a_new_attempt_once(api: Api) -> None:
 
 async def test_a_letter_whose_image_has_succeeded_is_resolved(api: Api) -> None:
     letter = await failed_upload(api)
-    assert await api.records.retry(api.key(letter.attributes["image_hash"]))
+    assert await api.records.change(api.key(letter.attributes["image_hash"]), retry())
     await api.succeed(letter.attributes["image_hash"])
     before = api.traces().messages
     answer = await api.client.post(f"{URL}/{letter.id}/replay")
@@ -203,7 +206,7 @@ async def test_what_cannot_be_replayed_says_why(api: Api) -> None:
     again = await api.client.post("/what/fast", files={"img": picture()})
     assert again.status_code == 202
     await api.settle()
-    assert await api.records.claim(key, timedelta(minutes=1)) is not None
+    assert await claimed(api.records, key, timedelta(minutes=1)) is not None
     await api.services.backend.dead_letters.delete("public", letter.id)
     died = api.services.clock() + timedelta(seconds=1)
     busy = await letter_in(api, attributes=letter.attributes, died_at=died)

@@ -13,11 +13,12 @@ import pytest
 
 from app.images.header import sniff
 from core.clock import utc_now
-from core.domain.records import Status, new_record
+from core.domain.records import Status, complete, new_record
 from tests.support.api import LABELS, NOTHING, Api, Traces, api_settings, eventually, open_api
 from tests.support.bundles import write_colour_bundle
 from tests.support.logs import json_logs
 from tests.support.pictures import picture, png_header, sha256
+from tests.support.records import claimed
 
 FIELDS = [
     "image_hash",
@@ -120,10 +121,12 @@ async def test_a_known_image_is_answered_at_once(api: Api, route: str) -> None:
 
 async def test_confidence_keeps_full_precision(api: Api) -> None:
     await post(api, V1)
-    claim = await api.records.claim(api.key(HASH), timedelta(seconds=30))
+    claim = await claimed(api.records, api.key(HASH), timedelta(seconds=30))
     assert claim is not None
     awkward = 0.1 + 0.2 - 1e-17
-    assert await api.records.complete(claim, [replace(LABELS[0], confidence=awkward)])
+    assert await api.records.change(
+        claim.key, complete(claim, [replace(LABELS[0], confidence=awkward)])
+    )
     answer = await api.client.get(ITEM)
     assert answer.json()["annotations"][0]["confidence"] == awkward
 
@@ -142,7 +145,7 @@ async def test_an_image_under_way_is_not_published_again(api: Api, status: Statu
     await post(api, V1)
     await api.settle()
     if status is Status.RUNNING:
-        assert await api.records.claim(api.key(HASH), timedelta(seconds=30))
+        assert await claimed(api.records, api.key(HASH), timedelta(seconds=30))
     answer = await post(api, V1)
     assert answer.status_code == 202
     assert answer.json()["status"] == status

@@ -25,7 +25,7 @@ from core.domain.jobs import ItemState, Job, JobItem, JobKey, JobStatus
 from core.domain.policy import DeliveryPolicy
 from core.domain.principals import Scope
 from core.domain.priority import Priority
-from core.domain.records import PUBLIC_TENANT, Annotation, RecordError, Status
+from core.domain.records import PUBLIC_TENANT, Annotation, RecordError, Status, complete, fail
 from core.errors import Unavailable
 from core.settings import Settings
 from tests.support.api import LEASE, NOTHING, Api, api_settings, bearer, eventually, open_api
@@ -33,6 +33,7 @@ from tests.support.batches import BOUNDARY, FORM, archive, form, manifest, part
 from tests.support.clock import MovableClock
 from tests.support.metrics import samples, series
 from tests.support.pictures import picture, png_header, sha256
+from tests.support.records import claimed
 from worker.tasks.reconcile import reconcile
 
 JOBS = "/api/v1/jobs"
@@ -909,14 +910,14 @@ async def test_results_join_items_and_records(api: Api) -> None:
         "metadata": {},
     }
     key = JobKey(PUBLIC_TENANT, job_id)
-    claim = await api.records.claim(api.key(sha256(BLUE)), LEASE)
+    claim = await claimed(api.records, api.key(sha256(BLUE)), LEASE)
     assert claim is not None
     assert (await results(api, job_id))[1]["status"] == "running"
     await api.succeed(sha256(RED))
     assert (await results(api, job_id))[0]["status"] == "running", "not settled yet"
     await api.services.backend.jobs.settle(key, 0, None, timedelta(0))
     error = RecordError("undecodable_image", "It is broken.", False)
-    await api.records.fail(claim, error)
+    await api.records.change(claim.key, fail(claim, error))
     await api.services.backend.jobs.settle(key, 1, error, timedelta(0))
     last = await results(api, job_id)
     labels = [
@@ -1013,9 +1014,9 @@ async def test_all_results_stream_as_lines(api: Api) -> None:
 async def test_no_cell_is_a_formula(api: Api, name: str, cell: str) -> None:
     answer = await api.client.post(CREATE, content=archive({name: RED}), headers=ZIP)
     job_id = answer.json()["job_id"]
-    claim = await api.records.claim(api.key(sha256(RED)), LEASE)
+    claim = await claimed(api.records, api.key(sha256(RED)), LEASE)
     assert claim is not None
-    await api.records.complete(claim, [Annotation(1, name, 1.0)])
+    await api.records.change(claim.key, complete(claim, [Annotation(1, name, 1.0)]))
     await api.services.backend.jobs.settle(JobKey(PUBLIC_TENANT, job_id), 0, None, timedelta(0))
     answer = await api.client.get(f"{JOBS}/{job_id}/results", headers={"Accept": "text/csv"})
     (row,) = csv.DictReader(io.StringIO(answer.text))

@@ -8,9 +8,10 @@ import pytest
 
 from core.clock import utc_now
 from core.domain.principals import Scope
-from core.domain.records import PUBLIC_TENANT, RecordKey, new_record
+from core.domain.records import PUBLIC_TENANT, RecordKey, complete, new_record
 from tests.support.api import NOTHING, Api, api_settings, bearer, open_api
 from tests.support.pictures import picture, sha256
+from tests.support.records import claimed
 
 LOOKUP = "/api/v1/images/lookup"
 IMAGES = [picture(n, size=(8, 8)) for n in range(6)]
@@ -70,8 +71,8 @@ async def test_a_result_is_that_of_one_model(api: Api) -> None:
     assert found["known"] == {HASHES[0]: {"status": None, "stored": True}}
     key = RecordKey(PUBLIC_TENANT, HASHES[1], OTHER_MODEL)
     assert await api.records.create(new_record(key, utc_now()))
-    claim = await api.records.claim(key, api.settings.lease)
-    assert claim is not None and await api.records.complete(claim, [])
+    claim = await claimed(api.records, key, api.settings.lease)
+    assert claim is not None and await api.records.change(claim.key, complete(claim, []))
     assert (await lookup(api, HASHES[1]))["missing"] == [HASHES[1]]
     found = await lookup(api, HASHES[1], model=OTHER_MODEL)
     assert found["known"] == {HASHES[1]: {"status": "success", "stored": False}}

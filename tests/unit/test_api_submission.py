@@ -17,12 +17,22 @@ import pytest
 from app.images.submission import Candidate, Submissions
 from core.backends import Backend, open_backend
 from core.clock import Clock, utc_now
-from core.domain.records import PUBLIC_TENANT, RecordError, RecordKey, Status, new_record
+from core.domain.records import (
+    PUBLIC_TENANT,
+    Record,
+    RecordError,
+    RecordKey,
+    Status,
+    fail_unleased,
+    new_record,
+)
+from core.domain.transitions import Transition
 from core.errors import Unavailable
 from core.settings import Settings
 from tests.support.api import LEASE, Api, Traces, api_settings, open_api
 from tests.support.faults import watched
 from tests.support.pictures import picture, sha256
+from tests.support.records import claimed
 from tests.support.scripted_worker import until
 
 V1 = "/api/v1/images"
@@ -159,11 +169,14 @@ async def test_an_upload_after_another_processs_deletion_is_a_new_one(
 async def unmarked(api: Api, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Api]:
     """What is uploaded is not marked as queued yet, and so could be shared."""
     over = asyncio.Event()
+    change = api.services.backend.records.change
 
-    async def advance(key: RecordKey, from_: Status, to: Status) -> bool:
-        return await over.wait()
+    async def change_but_mark_none(key: RecordKey, step: Transition[Record]) -> Record | None:
+        if step.name == "advance":
+            await over.wait()
+        return await change(key, step)
 
-    monkeypatch.setattr(api.services.backend.records, "advance", advance)
+    monkeypatch.setattr(api.services.backend.records, "change", change_but_mark_none)
     yield api
     over.set()
 
@@ -185,8 +198,8 @@ async def test_an_upload_after_a_deletion_that_failed_halfway_stores_its_bytes(
 
 async def test_an_upload_after_a_failure_tries_again(unmarked: Api) -> None:
     assert (await unmarked.client.post(V1, content=IMAGE)).status_code == 202
-    assert await unmarked.services.backend.records.fail(
-        unmarked.key(HASH), RecordError("overloaded", "Try again.", True)
+    assert await unmarked.services.backend.records.change(
+        unmarked.key(HASH), fail_unleased(RecordError("overloaded", "Try again.", True))
     )
     assert (await unmarked.client.post(V1, content=IMAGE)).status_code == 202
     assert (await unmarked.record(HASH)).status is Status.PENDING
@@ -301,7 +314,7 @@ async def test_a_record_that_is_running_is_no_proof_of_its_image(api: Api) -> No
     """A message that outlived the image's deletion claims the record of a new upload, whose API
     process then dies before it has stored the bytes: the next upload must store them."""
     await api.records.create(new_record(api.key(HASH), api.services.clock()))
-    assert await api.records.claim(api.key(HASH), LEASE) is not None
+    assert await claimed(api.records, api.key(HASH), LEASE) is not None
     assert (await api.client.post(V1, content=IMAGE)).status_code == 202
     assert api.traces() == Traces(records=1, blobs=1, messages=1)
     assert (await api.client.post(V1, content=IMAGE)).status_code == 202

@@ -11,10 +11,11 @@ from starlette.types import Message
 from app.images.result_waiter import ResultWaiter
 from core.backends import open_backend
 from core.clock import utc_now
-from core.domain.records import RecordKey, Status, new_record
+from core.domain.records import RecordKey, Status, complete, new_record
 from core.errors import Unavailable
 from core.ports import RecordStore
 from tests.support.api import LABELS, api_settings, eventually
+from tests.support.records import claimed
 
 KEY = RecordKey("public", "a" * 64, "colours@0123456789ab")
 LEASE = timedelta(seconds=30)
@@ -30,9 +31,9 @@ async def records(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[RecordSt
 
 
 async def finish(records: RecordStore) -> None:
-    claim = await records.claim(KEY, LEASE)
+    claim = await claimed(records, KEY, LEASE)
     assert claim is not None
-    assert await records.complete(claim, LABELS)
+    assert await records.change(claim.key, complete(claim, LABELS))
 
 
 async def waited_for(waiting: ResultWaiter) -> None:

@@ -5,19 +5,23 @@ import sqlite3
 import stat
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from types import ModuleType
+from typing import Generic, TypeVar
 
 import pytest
 
-from core.backends.embedded import dead_letters, keys, queue_store, records, webhooks
+from core.backends.embedded import dead_letters, keys, queue_store, webhooks
 from core.backends.embedded.blobs import FileBlobStore
 from core.backends.embedded.database import Database, Schema, Work
 from core.backends.embedded.jobs import SqliteJobStore
 from core.backends.embedded.publisher import SqlitePublisher
+from core.backends.embedded.records import SCHEMA as RECORDS
+from core.backends.embedded.records import SqliteRecordStore
 from core.backends.links import LinkSigner
-from core.domain import jobs
+from core.domain import jobs, records
 from core.domain.api_keys import ApiKey
 from core.domain.dead_letters import DeadLetter, letter_id
 from core.domain.jobs import JobItem, JobKey, new_job
@@ -25,9 +29,14 @@ from core.domain.messages import ClassifyImage
 from core.domain.principals import ALL_SCOPES
 from core.domain.priority import Priority
 from core.domain.records import Annotation, RecordError, RecordKey, Status, new_record
+from core.domain.transitions import Transition
 from core.domain.webhooks import JOB_EVENTS, MOST_WEBHOOKS, Change, Delivery, Event, Webhook
+from core.ports import Store
 from tests.support.clock import MovableClock
+from tests.support.records import claimed
 
+K = TypeVar("K")
+S = TypeVar("S")
 T = TypeVar("T")
 
 KEY = RecordKey("public", "ab" * 32, "colours@0123456789ab")
@@ -64,6 +73,26 @@ class ObservedDatabase(Database):
         return mode == FULL
 
 
+def transitions_in(module: ModuleType) -> set[str]:
+    """The names of the transitions that a module of the domain defines."""
+    return {name for name, value in vars(module).items() if hasattr(value, "__wrapped__")}
+
+
+@dataclass
+class Changes(Generic[K, S]):
+    """Applies transitions to the object under `key`, and collects their names."""
+
+    store: Store[K, S]
+    database: ObservedDatabase
+    key: K
+    applied: set[str] = field(default_factory=set)
+
+    async def synced(self, transition: Transition[S]) -> bool:
+        """Whether the transition, which must be granted, is on disk when `change` returns."""
+        self.applied.add(transition.name)
+        return await self.database.syncs(self.store.change(self.key, transition))
+
+
 @asynccontextmanager
 async def observed(path: Path, schema: Schema) -> AsyncIterator[ObservedDatabase]:
     database = await ObservedDatabase.open(path, schema)
@@ -74,26 +103,32 @@ async def observed(path: Path, schema: Schema) -> AsyncIterator[ObservedDatabase
         await database.close()
 
 
-async def test_what_a_client_is_promised_about_a_record(tmp_path: Path) -> None:
+async def test_record_transitions_that_clients_rely_on_are_durable(tmp_path: Path) -> None:
     clock = MovableClock()
-    async with observed(tmp_path / "records.db", records.SCHEMA) as database:
-        store, syncs = records.SqliteRecordStore(database, clock), database.syncs
-        assert await syncs(store.create(new_record(KEY, clock(), Priority.LOW)))
-        assert await syncs(store.want(KEY, Priority.HIGH))
-        assert not await syncs(store.advance(KEY, Status.PENDING, Status.QUEUED))
+    async with observed(tmp_path / "records.db", RECORDS) as database:
+        store = SqliteRecordStore(database, clock)
+        changes = Changes(store, database, KEY)
+        assert await database.syncs(store.create(new_record(KEY, clock(), Priority.LOW)))
+        assert await changes.synced(records.want(Priority.HIGH))
+        assert not await changes.synced(records.advance(Status.PENDING, Status.QUEUED))
         clock.move(1)
-        assert not await syncs(store.touch(KEY, clock()))
-        assert not await syncs(store.claim(KEY, MINUTE))
+        assert not await changes.synced(records.touch(clock()))
+        assert not await changes.synced(records.claim(MINUTE))
         clock.move(61)
-        claim = await store.claim(KEY, MINUTE)
+        claim = await claimed(store, KEY, MINUTE)
         assert claim is not None
-        assert not await syncs(store.release(claim, ERROR))
-        assert await syncs(store.fail(KEY, ERROR))
-        assert await syncs(store.retry(KEY))
-        claim = await store.claim(KEY, MINUTE)
+        assert not await changes.synced(records.release(claim, ERROR))
+        assert await changes.synced(records.fail_unleased(ERROR))
+        assert await changes.synced(records.retry())
+        claim = await claimed(store, KEY, MINUTE)
         assert claim is not None
-        assert await syncs(store.complete(claim, [Annotation(1, "red", 0.75)]))
-        assert await syncs(store.delete_image(KEY.tenant, KEY.image_hash))
+        assert await changes.synced(records.fail(claim, ERROR))
+        assert await changes.synced(records.retry())
+        claim = await claimed(store, KEY, MINUTE)
+        assert claim is not None
+        assert await changes.synced(records.complete(claim, [Annotation(1, "red", 0.75)]))
+        assert changes.applied == transitions_in(records)
+        assert await database.syncs(store.delete_image(KEY.tenant, KEY.image_hash))
 
 
 async def test_what_lets_a_key_in_or_keeps_it_out(tmp_path: Path) -> None:
@@ -144,7 +179,7 @@ async def test_what_became_of_a_message_that_died(tmp_path: Path) -> None:
         published_at=clock(),
         died_at=clock(),
     )
-    async with observed(tmp_path / "records.db", records.SCHEMA) as database:
+    async with observed(tmp_path / "records.db", RECORDS) as database:
         store, syncs = dead_letters.SqliteDeadLetterStore(database, clock), database.syncs
         assert await syncs(store.add(letter))
         assert not await syncs(store.resolve(letter.tenant, letter.id))
@@ -156,7 +191,7 @@ async def test_what_became_of_a_message_that_died(tmp_path: Path) -> None:
 async def test_what_a_client_is_promised_about_a_job(tmp_path: Path) -> None:
     clock = MovableClock()
     key, at_once = JobKey(KEY.tenant, f"{1:032x}"), timedelta(0)
-    async with observed(tmp_path / "records.db", records.SCHEMA) as database:
+    async with observed(tmp_path / "records.db", RECORDS) as database:
         store, syncs = SqliteJobStore(database, clock), database.syncs
         assert await syncs(store.create(new_job(key, "", KEY.model, 2, clock())))
         database.modes.clear()

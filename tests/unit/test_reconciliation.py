@@ -11,12 +11,13 @@ from typing import cast
 import pytest
 
 from core.backends import open_usage
-from core.domain.records import RecordKey, Status
+from core.domain.records import RecordKey, Status, retry
 from core.domain.usage import Usage
 from core.errors import Unavailable
 from core.ports import BlobStore
 from core.settings import Settings
 from tests.support.pictures import picture
+from tests.support.records import claimed
 from tests.support.worker import RunningWorker, running_worker, settings_in
 from worker.tasks.reconcile import FAILURES, OUTCOMES, reconcile
 
@@ -93,7 +94,7 @@ async def test_a_stale_record_is_published_once_per_period(
 
 async def test_one_whose_owner_died_is_published(worker: RunningWorker, now: Now) -> None:
     key = await worker.submit()
-    await worker.backend.records.claim(key, timedelta(seconds=30))
+    await claimed(worker.backend.records, key, timedelta(seconds=30))
     now.pass_(601)
     assert (await swept(worker))["republished"] == 1
     assert (await worker.push(key)).status_code == 204
@@ -128,7 +129,7 @@ async def test_an_old_record_that_was_retried_has_its_time_again(
     key = await worker.submit()
     now.pass_(3601)
     assert (await swept(worker))["expired"] == 1
-    assert await worker.backend.records.retry(key)
+    assert await worker.backend.records.change(key, retry())
     now.pass_(601)
     assert await swept(worker) == counts(republished=1, expired=0)
 

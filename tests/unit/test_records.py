@@ -6,7 +6,7 @@ and a terminal status stays, except by a new attempt out of a retryable error.
 
 import asyncio
 import tempfile
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -27,10 +27,10 @@ from hypothesis.stateful import (
 
 from core.backends.embedded.database import Database
 from core.backends.embedded.records import SCHEMA, SqliteRecordStore
-from core.backends.transition_store import RecordTransitions, Transition
 from core.domain import records
 from core.domain.policy import LONGEST_ACK_DEADLINE
 from core.domain.records import Annotation, Claim, Record, RecordError, RecordKey, Status
+from core.domain.transitions import Transition
 from tests.support.clock import MovableClock
 
 T = TypeVar("T")
@@ -46,8 +46,8 @@ ORDER = {
 }
 
 
-class PureStore(RecordTransitions):
-    """The port's transitions on one record in memory."""
+class PureStore:
+    """One record in memory."""
 
     def __init__(self, clock: MovableClock) -> None:
         self.clock = clock
@@ -62,9 +62,7 @@ class PureStore(RecordTransitions):
         self.record = record
         return True
 
-    async def _apply(
-        self, key: RecordKey, transition: Transition[Record], *, durable: bool
-    ) -> Record | None:
+    async def change(self, key: RecordKey, transition: Transition[Record]) -> Record | None:
         assert self.record is not None
         after = transition(self.record, self.clock())
         self.record = after or self.record
@@ -104,15 +102,15 @@ class Transitions(RuleBasedStateMachine):
         assert record is not None
         return record
 
-    def step(self, action: Callable[[], Coroutine[Any, Any, T]]) -> tuple[Record, T, Record]:
+    def change(self, transition: Transition[Record]) -> tuple[Record, bool, Record]:
+        """The record before, whether the transition was granted, and the record after."""
         before = self.current()
-        outcome = self.wait(action())
+        outcome = self.wait(self.store.change(KEY, transition))
         after = self.current()
-        if not outcome:
-            assert after == before, "a refused transition changed the record"
+        assert after == (before if outcome is None else outcome)
         assert after.token >= before.token
         assert after.attempts >= before.attempts
-        return before, outcome, after
+        return before, outcome is not None, after
 
     @initialize()
     def create(self) -> None:
@@ -125,24 +123,24 @@ class Transitions(RuleBasedStateMachine):
 
     @rule()
     def create_again(self) -> None:
-        _, created, _ = self.step(lambda: self.store.create(records.new_record(KEY, self.clock())))
-        assert not created
+        before = self.current()
+        assert not self.wait(self.store.create(records.new_record(KEY, self.clock())))
+        assert self.current() == before
 
     @rule()
     def mark_queued(self) -> None:
-        before, moved, after = self.step(
-            lambda: self.store.advance(KEY, Status.PENDING, Status.QUEUED)
-        )
+        before, moved, after = self.change(records.advance(Status.PENDING, Status.QUEUED))
         assert moved == (before.status is Status.PENDING)
         assert not moved or after.status is Status.QUEUED
 
     @rule(target=claims, lease=st.sampled_from([1, 30]))
     def claim(self, lease: int) -> Any:
-        before, claim, after = self.step(lambda: self.store.claim(KEY, timedelta(seconds=lease)))
+        before, granted, after = self.change(records.claim(timedelta(seconds=lease)))
         free = not before.status.terminal and not before.leased(self.clock())
-        assert (claim is not None) == free
-        if claim is None:
+        assert granted == free
+        if not granted:
             return multiple()
+        claim = records.claim_of(after)
         assert after.status is Status.RUNNING
         assert all(claim.token > earlier.token for earlier in self.granted), "a token came twice"
         self.granted.append(claim)
@@ -154,7 +152,7 @@ class Transitions(RuleBasedStateMachine):
     @rule(claim=claims, confidence=st.floats(0, 1))
     def complete(self, claim: Claim, confidence: float) -> None:
         result = (Annotation(1, "red", confidence),)
-        before, done, after = self.step(lambda: self.store.complete(claim, result))
+        before, done, after = self.change(records.complete(claim, result))
         assert done == self.current_claim(claim, before)
         if done:
             self.results += 1
@@ -163,19 +161,19 @@ class Transitions(RuleBasedStateMachine):
     @rule(claim=claims, retryable=st.booleans())
     def fail(self, claim: Claim, retryable: bool) -> None:
         error = RecordError("failed", "It failed.", retryable)
-        before, done, after = self.step(lambda: self.store.fail(claim, error))
+        before, done, after = self.change(records.fail(claim, error))
         assert done == self.current_claim(claim, before)
         assert not done or (after.status, after.error) == (Status.ERROR, error)
 
     @rule(retryable=st.booleans())
     def fail_by_key(self, retryable: bool) -> None:
         error = RecordError("delivery_exhausted", "Ten deliveries failed.", retryable)
-        before, done, _ = self.step(lambda: self.store.fail(KEY, error))
+        before, done, _ = self.change(records.fail_unleased(error))
         assert done == (not before.status.terminal and not before.leased(self.clock()))
 
     @rule(claim=claims)
     def release(self, claim: Claim) -> None:
-        before, done, after = self.step(lambda: self.store.release(claim))
+        before, done, after = self.change(records.release(claim))
         assert done == self.current_claim(claim, before)
         assert not done or not after.leased(self.clock())
 
@@ -186,13 +184,13 @@ class Transitions(RuleBasedStateMachine):
     @rule(age=st.sampled_from([0, 10, 60]))
     def touch(self, age: float) -> None:
         now = self.clock()
-        before, done, after = self.step(lambda: self.store.touch(KEY, now - timedelta(seconds=age)))
+        before, done, after = self.change(records.touch(now - timedelta(seconds=age)))
         assert not done or (after.status, after.updated_at) == (before.status, now)
         assert not (done and before.leased(now))
 
     @rule()
     def retry(self) -> None:
-        before, done, after = self.step(lambda: self.store.retry(KEY))
+        before, done, after = self.change(records.retry())
         assert done == (
             before.status is Status.ERROR and before.error is not None and before.error.retryable
         )
@@ -273,20 +271,20 @@ def test_a_touch_is_refused_to_the_owned_the_ended_and_the_fresh() -> None:
     clock = MovableClock()
     fresh = records.new_record(KEY, clock())
     later = clock.move(60)
-    assert records.touched(fresh, later, later) == replace(fresh, updated_at=later)
-    assert records.touched(fresh, fresh.updated_at, later) is None
-    owned = records.claimed(fresh, later, LEASE)
+    assert records.touch(later)(fresh, later) == replace(fresh, updated_at=later)
+    assert records.touch(fresh.updated_at)(fresh, later) is None
+    owned = records.claim(LEASE)(fresh, later)
     assert owned is not None
-    assert records.touched(owned, clock.move(1), clock()) is None
-    assert records.touched(owned, clock.move(60), clock()) is not None
-    ended = records.completed(owned, records.claim_of(owned), (), clock())
+    assert records.touch(clock.move(1))(owned, clock()) is None
+    assert records.touch(clock.move(60))(owned, clock()) is not None
+    ended = records.complete(records.claim_of(owned), ())(owned, clock())
     assert ended is not None
-    assert records.touched(ended, clock.move(60), clock()) is None
+    assert records.touch(clock.move(60))(ended, clock()) is None
 
 
 def test_the_longest_lease_holds_where_another_clock_is_behind() -> None:
     clock = MovableClock()
     longest = timedelta(seconds=LONGEST_ACK_DEADLINE)
-    owned = records.claimed(records.new_record(KEY, clock()), clock(), longest)
+    owned = records.claim(longest)(records.new_record(KEY, clock()), clock())
     assert owned is not None
-    assert records.claimed(owned, clock.move(-5), longest) is None
+    assert records.claim(longest)(owned, clock.move(-5)) is None

@@ -19,7 +19,7 @@ from app.streams import send_timeout, sse
 from app.streams.events import Event, Kind
 from app.streams.sse import encode
 from core.domain.principals import Scope
-from core.domain.records import Claim, RecordError, Status
+from core.domain.records import Claim, RecordError, Status, complete, fail, release
 from tests.support.api import (
     LABELS,
     LEASE,
@@ -41,6 +41,7 @@ from tests.support.live_streams import (
 )
 from tests.support.metrics import samples, series
 from tests.support.pictures import picture, sha256
+from tests.support.records import claimed
 
 UNKNOWN = "0" * 64
 
@@ -66,20 +67,20 @@ async def uploaded(api: Api, seed: int = 0) -> bytes:
 async def move(api: Api, image: bytes) -> None:
     """Change the record in a way that clients see, without ending it."""
     key = api.key(sha256(image))
-    claim = await api.records.claim(key, LEASE)
+    claim = await claimed(api.records, key, LEASE)
     assert claim is not None
-    assert await api.records.release(claim)
+    assert await api.records.change(claim.key, release(claim))
 
 
-async def claimed(api: Api, *images: bytes) -> list[Claim]:
+async def claimed_images(api: Api, *images: bytes) -> list[Claim]:
     """Claim the records in advance, so that the only change left is their end."""
-    claims = [await api.records.claim(api.key(sha256(image)), LEASE) for image in images]
+    claims = [await claimed(api.records, api.key(sha256(image)), LEASE) for image in images]
     return [claim for claim in claims if claim is not None]
 
 
 async def finish(api: Api, *claims: Claim) -> None:
     for claim in claims:
-        assert await api.records.complete(claim, LABELS)
+        assert await api.records.change(claim.key, complete(claim, LABELS))
 
 
 def check_order(events: list[Received]) -> None:
@@ -103,11 +104,11 @@ async def test_stream_sends_the_state_then_each_change_and_the_result(
         events = reader.events()
         seen.append(await anext(events))
         assert seen[0].data["status"] == "queued"
-        assert await served.records.claim(served.key(sha256(image)), LEASE)
+        assert await claimed(served.records, served.key(sha256(image)), LEASE)
         seen.append(await anext(events))
         assert seen[1].data["status"] == "running"
         record = await served.record(sha256(image))
-        claim = await served.records.claim(record.key, LEASE)
+        claim = await claimed(served.records, record.key, LEASE)
         assert claim is None
         await finish_running(served, image)
         seen += [event async for event in events]  # the server closes it
@@ -293,7 +294,7 @@ async def test_updates_come_at_most_twice_a_second_and_the_last_event_at_once(se
 
 async def test_many_streams_of_many_images_share_each_lookup(served: Api) -> None:
     images = [await uploaded(served, seed) for seed in range(5)]
-    claims = await claimed(served, *images)
+    claims = await claimed_images(served, *images)
     async with AsyncExitStack() as stack:
         limits = httpx.Limits(max_connections=200)
         base = served.client.base_url
@@ -353,7 +354,7 @@ async def test_idle_stream_sends_heartbeats(
 ) -> None:
     short(stream_events, "HEARTBEAT_SECONDS", 0.2)
     image = await uploaded(served)
-    claims = await claimed(served, image)
+    claims = await claimed_images(served, image)
     async with reading(served.client, path_of(image)) as reader:
         events = reader.events()
         await anext(events)
@@ -380,7 +381,7 @@ async def test_store_outage_delays_events_and_loses_none(
     served: Api, short: Callable[[Any, str, float], None]
 ) -> None:
     image = await uploaded(served)
-    claims = await claimed(served, image)
+    claims = await claimed_images(served, image)
     async with reading(served.client, path_of(image)) as reader:
         events = reader.events()
         await anext(events)
@@ -439,9 +440,11 @@ def mute_client(api: Api, image: bytes) -> Iterator[None]:
 
 
 async def flood(api: Api, image: bytes) -> None:
-    claim = await api.records.claim(api.key(sha256(image)), LEASE)
+    claim = await claimed(api.records, api.key(sha256(image)), LEASE)
     assert claim is not None
-    assert await api.records.fail(claim, RecordError("long", "x" * 8_000_000, retryable=True))
+    assert await api.records.change(
+        claim.key, fail(claim, RecordError("long", "x" * 8_000_000, retryable=True))
+    )
 
 
 # --- Limits and shutdown --------------------------------------------------------------------------
@@ -508,7 +511,7 @@ async def test_changes_are_seen_by_other_processes(tmp_path: Path, colour_bundle
     settings = api_settings(tmp_path, colour_bundle)
     async with serve_api(settings) as (one, _), serve_api(settings) as (other, _):
         image = await uploaded(one)
-        claims = await claimed(one, image)
+        claims = await claimed_images(one, image)
         async with (
             reading(one.client, path_of(image)) as here,
             reading(other.client, path_of(image)) as there,

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from core.bundles.bundle import read_bundle
 from core.domain.messages import ClassifyImage
-from core.domain.records import Annotation, Claim, RecordKey, Status
+from core.domain.records import Annotation, Claim, RecordKey, Status, complete, release, retry
 from core.observability.logs import with_trace
 from core.ports import BlobStore
 from tests.support.bundles import write_colour_bundle, write_slow_bundle
@@ -24,6 +24,7 @@ from tests.support.classifiers import held_classifiers
 from tests.support.clock import MovableClock
 from tests.support.faults import Once, watched
 from tests.support.pictures import picture
+from tests.support.records import claimed
 from tests.support.scripted_worker import until
 from tests.support.worker import (
     UNKNOWN_MODEL,
@@ -120,12 +121,14 @@ async def test_concurrent_deliveries_end_in_one_inference(slow_worker: RunningWo
 async def test_a_delivery_waits_for_the_owner_s_result(tmp_path: Path) -> None:
     async with running_worker(settings_in(tmp_path, duplicate_wait_seconds=60)) as worker:
         key = await worker.submit()
-        claim = await worker.backend.records.claim(key, MINUTE)
+        claim = await claimed(worker.backend.records, key, MINUTE)
         assert claim is not None
         pushing = asyncio.create_task(worker.push(key))
         await asyncio.sleep(0.1)
         assert not pushing.done()
-        assert await worker.backend.records.complete(claim, [Annotation(1, "by hand", 1.0)])
+        assert await worker.backend.records.change(
+            claim.key, complete(claim, [Annotation(1, "by hand", 1.0)])
+        )
         assert (await pushing).status_code == 204
         assert (await worker.record(key)).annotations[0].label == "by hand"
 
@@ -133,18 +136,18 @@ async def test_a_delivery_waits_for_the_owner_s_result(tmp_path: Path) -> None:
 async def test_a_delivery_takes_over_what_the_owner_gives_up(tmp_path: Path) -> None:
     async with running_worker(settings_in(tmp_path, duplicate_wait_seconds=60)) as worker:
         key = await worker.submit()
-        claim = await worker.backend.records.claim(key, MINUTE)
+        claim = await claimed(worker.backend.records, key, MINUTE)
         assert claim is not None
         pushing = asyncio.create_task(worker.push(key))
         await asyncio.sleep(0.1)
-        assert await worker.backend.records.release(claim)
+        assert await worker.backend.records.change(claim.key, release(claim))
         assert (await pushing).status_code == 204
         assert (await worker.record(key)).attempts == 2
 
 
 async def test_a_delivery_is_refused_while_the_owner_takes_too_long(worker: RunningWorker) -> None:
     key = await worker.submit()
-    assert await worker.backend.records.claim(key, MINUTE) is not None
+    assert await claimed(worker.backend.records, key, MINUTE) is not None
     answer = await worker.push(key)
     assert_problem(answer, 503, "unavailable")
     assert int(answer.headers["retry-after"]) >= 1
@@ -154,12 +157,14 @@ async def test_a_delivery_is_refused_while_the_owner_takes_too_long(worker: Runn
 
 async def test_an_expired_lease_passes_to_the_next_worker(worker: RunningWorker) -> None:
     key = await worker.submit()
-    dead = await worker.backend.records.claim(key, timedelta(microseconds=1))
+    dead = await claimed(worker.backend.records, key, timedelta(microseconds=1))
     assert dead is not None
     assert (await worker.push(key)).status_code == 204
     record = await worker.record(key)
     assert (record.status, record.attempts) == (Status.SUCCESS, 2)
-    assert not await worker.backend.records.complete(dead, [Annotation(1, "too late", 1.0)])
+    assert not await worker.backend.records.change(
+        dead.key, complete(dead, [Annotation(1, "too late", 1.0)])
+    )
     assert await worker.record(key) == record
 
 
@@ -173,11 +178,13 @@ async def test_a_worker_that_lost_its_lease_changes_nothing(tmp_path: Path, fini
 
         async def steal() -> None:
             clock.move(worker.bench.settings.lease_seconds)
-            thief = await plain.records.claim(key, MINUTE)
+            thief = await claimed(plain.records, key, MINUTE)
             assert thief is not None
             thieves.append(thief)
             if finished:
-                assert await plain.records.complete(thief, [Annotation(1, "stolen", 1.0)])
+                assert await plain.records.change(
+                    thief.key, complete(thief, [Annotation(1, "stolen", 1.0)])
+                )
 
         worker.bench.backend = watched(plain, Once("records.complete", 1, steal))
         answer = await worker.push(key)
@@ -303,13 +310,15 @@ async def test_a_queued_delivery_neither_claims_nor_reads_its_image(
 async def test_a_delivery_that_waits_for_another_worker_occupies_no_slot(tmp_path: Path) -> None:
     async with running_worker(settings_in(tmp_path, duplicate_wait_seconds=60)) as worker:
         key = await worker.submit()
-        claim = await worker.backend.records.claim(key, MINUTE)
+        claim = await claimed(worker.backend.records, key, MINUTE)
         assert claim is not None
         waiting = [asyncio.create_task(worker.push(key)) for _ in range(20)]
         async with asyncio.timeout(30):
             assert await worker.labelled(WHITE) == "white"
         assert not any(task.done() for task in waiting)
-        assert await worker.backend.records.complete(claim, [Annotation(1, "by hand", 1.0)])
+        assert await worker.backend.records.change(
+            claim.key, complete(claim, [Annotation(1, "by hand", 1.0)])
+        )
         assert {answer.status_code for answer in await asyncio.gather(*waiting)} == {204}
 
 
@@ -366,7 +375,7 @@ async def test_a_damaged_image_ends_as_an_error_that_a_new_upload_mends(
     assert record.error is not None
     assert (record.error.code, record.error.retryable) == ("image_missing", True)
     await worker.backend.blobs.put(key.blob_name, WHITE, "image/jpeg")
-    assert await worker.backend.records.retry(key)
+    assert await worker.backend.records.change(key, retry())
     assert (await worker.push(key)).status_code == 204
     assert (await worker.record(key)).status is Status.SUCCESS
 
@@ -544,9 +553,9 @@ async def test_a_model_that_is_not_here_is_left_to_another_revision(worker: Runn
 
 async def test_a_finished_image_is_acknowledged_without_its_model(worker: RunningWorker) -> None:
     key = await worker.submit(model=UNKNOWN_MODEL)
-    claim = await worker.backend.records.claim(key, MINUTE)
+    claim = await claimed(worker.backend.records, key, MINUTE)
     assert claim is not None
-    await worker.backend.records.complete(claim, [Annotation(1, "red", 1.0)])
+    await worker.backend.records.change(claim.key, complete(claim, [Annotation(1, "red", 1.0)]))
     assert (await worker.push(key)).status_code == 204
 
 

@@ -13,9 +13,10 @@ import pytest
 
 from core.clock import rfc3339
 from core.domain.messages import ClassifyImage
-from core.domain.records import Annotation, RecordError, RecordKey, Status
+from core.domain.records import Annotation, RecordError, RecordKey, Status, complete, release, retry
 from tests.support.faults import Once
 from tests.support.pictures import picture
+from tests.support.records import claimed
 from tests.support.worker import UNKNOWN_MODEL, RunningWorker, running_worker, settings_in
 
 
@@ -94,9 +95,9 @@ async def test_the_reason_of_the_last_refusal_reaches_record_and_letter(
     assert record.error is not None
     assert record.error.code == "unavailable"
     # Another refusal after it, without a word of its own, leaves the reason alone.
-    claim = await worker.backend.records.claim(key, timedelta(minutes=1))
+    claim = await claimed(worker.backend.records, key, timedelta(minutes=1))
     assert claim is not None
-    assert await worker.backend.records.release(claim)
+    assert await worker.backend.records.change(claim.key, release(claim))
     assert (await worker.bury(key, reason="HTTP 503")).status_code == 204
     error = (await worker.record(key)).error
     assert error is not None
@@ -120,9 +121,11 @@ async def test_the_queue_s_word_counts_where_the_worker_had_none(worker: Running
 
 async def test_a_success_forgets_the_failures_before_it(worker: RunningWorker) -> None:
     key = await worker.submit()
-    claim = await worker.backend.records.claim(key, timedelta(minutes=1))
+    claim = await claimed(worker.backend.records, key, timedelta(minutes=1))
     assert claim is not None
-    await worker.backend.records.release(claim, RecordError("unavailable", "No disk.", True))
+    await worker.backend.records.change(
+        claim.key, release(claim, RecordError("unavailable", "No disk.", True))
+    )
     assert (await worker.push(key)).status_code == 204
     record = await worker.record(key)
     assert (record.status, record.error) == (Status.SUCCESS, None)
@@ -149,7 +152,7 @@ async def test_a_late_notice_leaves_a_later_attempt_alone(worker: RunningWorker)
     died = rfc3339(worker.bench.clock() + timedelta(milliseconds=1))
     assert (await worker.bury(key, publishTime=died)).status_code == 204
     await asyncio.sleep(0.005)
-    assert await worker.backend.records.retry(key)
+    assert await worker.backend.records.change(key, retry())
     assert (await worker.bury(key, publishTime=died)).status_code == 204
     assert (await worker.record(key)).status is Status.PENDING
     assert len(await worker.letters()) == 1
@@ -203,7 +206,7 @@ async def test_the_letter_of_an_image_that_succeeded_since_is_resolved(
     died = rfc3339(worker.bench.clock() + timedelta(milliseconds=1))
     assert (await worker.bury(key, publishTime=died)).status_code == 204
     (letter,) = await worker.letters()
-    assert await worker.backend.records.retry(key)
+    assert await worker.backend.records.change(key, retry())
     assert (await worker.push(key)).status_code == 204
     assert len(await worker.letters()) == 1
     assert (await worker.bury(key, publishTime=died)).status_code == 204
@@ -217,28 +220,30 @@ async def test_a_record_that_a_worker_claims_meanwhile_is_left_to_it(
 ) -> None:
     """The claim comes between reading the record and failing it."""
     key = await worker.submit()
-    claim = partial(worker.backend.records.claim, key, timedelta(minutes=1))
-    with worker.watching(Once("records.fail", 1, claim)):
+    claim = partial(claimed, worker.backend.records, key, timedelta(minutes=1))
+    with worker.watching(Once("records.fail_unleased", 1, claim)):
         assert (await worker.bury(key)).status_code == 503
     assert (await worker.record(key)).status is Status.RUNNING
 
 
 async def test_an_owned_record_is_left_to_its_owner(worker: RunningWorker) -> None:
     key = await worker.submit()
-    claim = await worker.backend.records.claim(key, timedelta(minutes=1))
+    claim = await claimed(worker.backend.records, key, timedelta(minutes=1))
     assert claim is not None
     answer = await worker.bury(key)
     assert answer.status_code == 503
     assert "retry-after" in answer.headers
     assert await worker.letters() == []  # it may yet succeed
-    assert await worker.backend.records.complete(claim, [Annotation(1, "red", 1.0)])
+    assert await worker.backend.records.change(
+        claim.key, complete(claim, [Annotation(1, "red", 1.0)])
+    )
     assert (await worker.bury(key)).status_code == 204
     assert (await worker.record(key)).status is Status.SUCCESS
 
 
 async def test_a_dead_owner_does_not_save_the_record(worker: RunningWorker) -> None:
     key = await worker.submit()
-    await worker.backend.records.claim(key, timedelta(microseconds=1))
+    await claimed(worker.backend.records, key, timedelta(microseconds=1))
     assert (await worker.bury(key)).status_code == 204
     assert (await worker.record(key)).status is Status.ERROR
 
@@ -254,6 +259,6 @@ async def test_a_letter_about_nothing_is_kept_and_acknowledged(worker: RunningWo
 async def test_a_replayed_letter_mends_the_record(worker: RunningWorker) -> None:
     key = await worker.submit()
     await worker.bury(key)
-    assert await worker.backend.records.retry(key)
+    assert await worker.backend.records.change(key, retry())
     assert (await worker.push(key)).status_code == 204
     assert (await worker.record(key)).status is Status.SUCCESS

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -16,13 +16,28 @@ from core.domain import channels, jobs
 from core.domain.jobs import Counts, ItemState, Job, JobItem, JobKey, JobStatus, new_job, new_job_id
 from core.domain.messages import ClassifyImage, Message, Notify, RunJob
 from core.domain.priority import Priority
-from core.domain.records import Annotation, RecordError, RecordKey, Status, new_record
+from core.domain.records import (
+    Annotation,
+    Record,
+    RecordError,
+    RecordKey,
+    Status,
+    complete,
+    fail,
+    fail_unleased,
+    new_record,
+    release,
+    retry,
+    want,
+)
+from core.domain.transitions import Transition
 from core.errors import Unavailable
 from core.services.job_completion import cancel
 from tests.support.clock import MovableClock
 from tests.support.faults import FaultAt, Once, watched
 from tests.support.jobs import create_job, job_of, states
 from tests.support.pictures import picture, sha256
+from tests.support.records import claimed
 from tests.support.worker import (
     RunningWorker,
     body,
@@ -72,12 +87,14 @@ async def cancelled(worker: RunningWorker, key: JobKey) -> Job:
 async def ended(worker: RunningWorker, image: bytes, error: RecordError | None) -> RecordKey:
     """A record of this image that ended before."""
     key = await worker.submit(image)
-    claim = await worker.backend.records.claim(key, LEASE)
+    claim = await claimed(worker.backend.records, key, LEASE)
     assert claim is not None
     if error is None:
-        assert await worker.backend.records.complete(claim, [Annotation(1, "by hand", 1.0)])
+        assert await worker.backend.records.change(
+            claim.key, complete(claim, [Annotation(1, "by hand", 1.0)])
+        )
     else:
-        assert await worker.backend.records.fail(claim, error)
+        assert await worker.backend.records.change(claim.key, fail(claim, error))
     return key
 
 
@@ -196,7 +213,7 @@ async def test_an_error_that_came_while_it_ran_is_the_item_s(
     await worker.run_job(key)
     clock.move(1)
     error = RecordError("delivery_exhausted", "No luck.", True)
-    assert await worker.backend.records.fail(key_of(worker, image), error)
+    assert await worker.backend.records.change(key_of(worker, image), fail_unleased(error))
     await worker.run_job(key)
     assert await states(worker.backend, key) == ["delivery_exhausted", "open"]
 
@@ -303,7 +320,7 @@ async def test_nothing_of_a_cancelled_job_runs(worker: RunningWorker) -> None:
     assert after.revision == job.revision
     assert notices(worker) == [Notify("public", key.id, "job.cancelled")]
     # Uploading it again tries again.
-    assert await worker.backend.records.retry(records[1].key)
+    assert await worker.backend.records.change(records[1].key, retry())
     assert (await worker.push(records[1].key)).status_code == 204
     assert (await worker.record(records[1].key)).status is Status.SUCCESS
 
@@ -332,7 +349,7 @@ async def test_an_image_that_somebody_else_wants_is_classified_all_the_same(
     key = await a_job(worker, [image])
     await worker.run_job(key)
     (message,) = worker.published()
-    assert await worker.backend.records.want(key_of(worker, image), Priority.HIGH)
+    assert await worker.backend.records.change(key_of(worker, image), want(Priority.HIGH))
     await cancelled(worker, key)
     await deliver(worker, message)
     assert (await worker.record(key_of(worker, image))).status is Status.SUCCESS
@@ -346,7 +363,7 @@ async def test_who_wants_it_in_the_last_moment_gets_it(worker: RunningWorker) ->
     (message,) = worker.published()
     await cancelled(worker, key)
     plain = worker.backend
-    wants = partial(plain.records.want, key_of(worker, image), Priority.HIGH)
+    wants = partial(plain.records.change, key_of(worker, image), want(Priority.HIGH))
     worker.bench.backend = watched(plain, Once("records.fail", 1, wants))
     await deliver(worker, message)
     worker.bench.backend = plain
@@ -410,9 +427,11 @@ async def test_a_job_whose_image_another_s_end_took_along_gets_it_back(
     key = await a_job(worker, [image])
     await worker.run_job(key)
     (message,) = worker.published()
-    assert await worker.backend.records.fail(record, RecordError("expired", "Old.", True))
+    assert await worker.backend.records.change(
+        record, fail_unleased(RecordError("expired", "Old.", True))
+    )
     other = await a_job(worker, [image])
-    assert await worker.backend.records.retry(record, Priority.NORMAL, other.id)
+    assert await worker.backend.records.change(record, retry(Priority.NORMAL, other.id))
     await cancelled(worker, other)
     await deliver(worker, message)
     assert await states(worker.backend, key) == ["succeeded"]
@@ -424,7 +443,7 @@ async def test_a_client_s_old_message_runs_nothing_for_a_cancelled_job(
     (image,) = pictures(1)
     record = await ended(worker, image, RecordError("expired", "Old.", True))
     key = await a_job(worker, [image])
-    assert await worker.backend.records.retry(record, Priority.NORMAL, key.id)
+    assert await worker.backend.records.change(record, retry(Priority.NORMAL, key.id))
     await cancelled(worker, key)
     assert (await worker.push(record)).status_code == 204
     assert (await worker.record(record)).status is Status.ERROR
@@ -682,7 +701,7 @@ async def test_what_a_job_left_behind_ends_with_it(
     image, shared, other = pictures(3)
     key = await a_job(worker, [image, shared], not_before=clock() + timedelta(days=1))
     deleted = await a_job(worker, [other])
-    await worker.backend.records.want(key_of(worker, shared), Priority.LOW)
+    await worker.backend.records.change(key_of(worker, shared), want(Priority.LOW))
     await cancelled(worker, key)
     await worker.backend.jobs.delete(deleted)
     clock.move(601)
@@ -705,8 +724,8 @@ async def test_an_image_that_a_client_asks_for_before_it_ends_is_kept(
     key = await a_job(worker, [image])
     await cancelled(worker, key)
     clock.move(601)
-    wants = partial(worker.backend.records.want, key_of(worker, image), Priority.HIGH)
-    with worker.watching(Once("records.fail", 1, wants)):
+    wants = partial(worker.backend.records.change, key_of(worker, image), want(Priority.HIGH))
+    with worker.watching(Once("records.fail_unleased", 1, wants)):
         assert await swept(worker) == {"skipped": 1}
     record = await worker.record(key_of(worker, image))
     assert (record.status, record.job, record.error) == (Status.PENDING, "", None)
@@ -727,9 +746,9 @@ async def test_a_record_that_moves_before_it_is_marked_is_left_alone(
     plain, key = worker.backend, key_of(worker, image)
 
     async def claim_and_release() -> None:
-        claim = await plain.records.claim(key, LEASE)
+        claim = await claimed(plain.records, key, LEASE)
         assert claim is not None
-        assert await plain.records.release(claim)
+        assert await plain.records.change(claim.key, release(claim))
         clock.move(1)
 
     with worker.watching(Once("records.touch", 1, claim_and_release)):
@@ -759,14 +778,14 @@ async def test_a_waiting_image_that_cannot_be_marked_holds_up_nobody_else(
     clock.move(1)
     upload = await worker.submit(other)
     clock.move(601)
-    touch = records.touch
+    change = records.change
 
-    async def touch_but_one(key: RecordKey, before: datetime) -> bool:
+    async def change_all_but_one(key: RecordKey, step: Transition[Record]) -> Record | None:
         if key == key_of(worker, image):
             raise Unavailable("The disk does not answer.")
-        return await touch(key, before)
+        return await change(key, step)
 
-    monkeypatch.setattr(records, "touch", touch_but_one)
+    monkeypatch.setattr(records, "change", change_all_but_one)
     assert (await worker.client.post("/reconcile")).status_code == 503
     assert worker.published() == [ClassifyImage(upload)]
 

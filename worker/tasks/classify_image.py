@@ -13,6 +13,7 @@ from pathlib import Path
 
 import structlog
 
+from core.domain import records
 from core.domain.jobs import JobKey
 from core.domain.messages import ClassifyImage
 from core.domain.records import UPLOAD_LOST, Annotation, Claim, Record, RecordError, RecordKey
@@ -50,7 +51,8 @@ async def classify(message: ClassifyImage, bench: Workbench) -> None:
             if await is_over(bench.backend.jobs, job, bench.clock()):
                 return
             # Another job's end took the record along, and this one still wants the image.
-            await bench.backend.records.retry(message.key, message.priority, message.job)
+            again = records.retry(message.priority, message.job)
+            await bench.backend.records.change(message.key, again)
             error = await _end(message, bench)
     except NotFound:
         error = DELETED
@@ -95,7 +97,6 @@ async def _work(
     began: float,
 ) -> RecordError | None:
     """The claimed part. `began` is when the message came in, in `time.perf_counter` seconds."""
-    records = bench.backend.records
     if claim.job and await _cancelled(claim, bench):
         bench.metrics.ended(CANCELLED.code)
         return CANCELLED
@@ -103,14 +104,15 @@ async def _work(
     outcome = await _outcome(claim, image, classifier, bench)
     with span("store result"):
         if isinstance(outcome, RecordError):
-            stored = await records.fail(claim, outcome)
+            end = records.fail(claim, outcome)
         else:
-            stored = await records.complete(claim, outcome)
+            end = records.complete(claim, outcome)
+        stored = await bench.backend.records.change(claim.key, end)
     timing = {
         "attempt": claim.attempt,
         "milliseconds": round(1000 * (time.perf_counter() - began), 1),
     }
-    if not stored:
+    if stored is None:
         log.warning("lease lost", **timing)
         record = await _existing(claim.key, bench)
         if not record.status.terminal:
@@ -135,7 +137,8 @@ async def _cancelled(claim: Claim, bench: Workbench) -> bool:
         job = JobKey(claim.key.tenant, claim.job)
         if not await is_over(bench.backend.jobs, job, bench.clock()):
             return False
-    return await bench.backend.records.fail(claim, CANCELLED, only_for=claim.job)
+    cancel = records.fail(claim, CANCELLED, only_for=claim.job)
+    return await bench.backend.records.change(claim.key, cancel) is not None
 
 
 async def _outcome(
@@ -180,7 +183,8 @@ async def _ended_elsewhere(
         record = await _existing(message.key, bench)
         if record.error is not None and record.error.code == UPLOAD_LOST:
             # Its message is here, so the upload was only slow: the image is there by now.
-            await bench.backend.records.retry(message.key, message.priority, message.job)
+            again = records.retry(message.priority, message.job)
+            await bench.backend.records.change(message.key, again)
             return None
         if record.status.terminal:
             log.info("finished by another delivery", status=record.status)

@@ -22,7 +22,7 @@ from core.domain.messages import (
     RunJob,
     message_of,
 )
-from core.domain.records import Record, RecordError, Status
+from core.domain.records import Record, RecordError, Status, fail_unleased
 from core.errors import MalformedEnvelope, Unavailable
 from core.observability.tracing import span
 from core.services.job_completion import fail
@@ -89,8 +89,9 @@ async def _bury_image(
     error = _exhausted("The image was not classified", reason, letter)
     # A later attempt is another message's business: this one may be delivered late, or again.
     with span("fail record"):
-        failed = await records.fail(message.key, error, submitted_by=letter.died_at)
-    if failed:
+        end = fail_unleased(error, submitted_by=letter.died_at)
+        failed = await records.change(message.key, end)
+    if failed is not None:
         bench.metrics.buried(error.code)
         log.error("dead letter", letter=letter.id, code=error.code, detail=error.detail)
         return error

@@ -17,7 +17,7 @@ from core.backends import Backend
 from core.domain.jobs import JobKey
 from core.domain.messages import ClassifyImage
 from core.domain.policy import DeliveryPolicy
-from core.domain.records import UPLOAD_LOST, Record, RecordError
+from core.domain.records import UPLOAD_LOST, Record, RecordError, fail_unleased, touch
 from core.errors import Unavailable
 from core.observability.logs import image_context
 from core.observability.tracing import current
@@ -106,7 +106,7 @@ async def _jobs_over(
 
 async def _make_way(record: Record, backend: Backend, before: datetime) -> Unavailable | None:
     try:
-        await backend.records.touch(record.key, before)
+        await backend.records.change(record.key, touch(before))
     except Unavailable as unavailable:
         return unavailable
     return None
@@ -125,7 +125,7 @@ async def _look_after(
         detail = "The upload was interrupted, or its image is gone: upload it again."
         return await _end(record, backend, "lost", RecordError(UPLOAD_LOST, detail, True), before)
     # The touch is the turn: of several reconcilers one wins it, and only that one publishes.
-    if not await backend.records.touch(record.key, before):
+    if await backend.records.change(record.key, touch(before)) is None:
         return "skipped"
     await publish(backend.publisher, ClassifyImage(record.key, priority=record.priority))
     log.warning("record republished", status=record.status, age_seconds=round(age.total_seconds()))
@@ -137,7 +137,8 @@ async def _end(
 ) -> str:
     # Only while it still stands: an upload that found it may have moved it since.
     of = record.job
-    if not await backend.records.fail(record.key, error, untouched_since=before, only_for=of):
+    end = fail_unleased(error, untouched_since=before, only_for=of)
+    if await backend.records.change(record.key, end) is None:
         return "skipped"
     level = logging.INFO if of else logging.ERROR
     log.log(level, "record ended", code=error.code, status=record.status)

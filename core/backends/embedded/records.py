@@ -1,4 +1,4 @@
-"""Records in SQLite: applies the transitions of `core.domain.records` in a transaction."""
+"""Records in SQLite."""
 
 import json
 import sqlite3
@@ -6,14 +6,12 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
-from functools import partial
 from typing import Any
 
 from core.backends.embedded import dead_letters, jobs
-from core.backends.embedded.database import Database, Schema
+from core.backends.embedded.database import Schema
+from core.backends.embedded.store import SqliteStore
 from core.backends.embedded.timestamps import from_micros, micros_or_null, moment_or_none, to_micros
-from core.backends.transition_store import RecordTransitions, Transition
-from core.clock import Clock, utc_now
 from core.domain.priority import Priority
 from core.domain.records import Annotation, Record, RecordError, RecordKey, Status
 
@@ -85,23 +83,13 @@ _STALE = (
 )
 
 
-class SqliteRecordStore(RecordTransitions):
-    """`core.ports.RecordStore` on one SQLite file that several processes may share.
-
-    `create` and `delete_image` are fsynced, and so is what `RecordTransitions` calls durable.
-    """
-
-    def __init__(self, database: Database, clock: Clock = utc_now) -> None:
-        self._database = database
-        self._clock = clock
-
-    async def get(self, key: RecordKey) -> Record | None:
-        return await self._database.read(partial(_select, key=key))
+class SqliteRecordStore(SqliteStore[RecordKey, Record]):
+    """`core.ports.RecordStore`. `create` and `delete_image` are fsynced."""
 
     async def get_many(self, keys: Sequence[RecordKey]) -> Mapping[RecordKey, Record]:
         if not keys:
             return {}
-        return await self._database.read(partial(_select_many, keys=keys))
+        return await self._database.read(lambda connection: _select_many(connection, keys))
 
     async def create(self, record: Record) -> bool:
         def insert(connection: sqlite3.Connection) -> bool:
@@ -128,22 +116,12 @@ class SqliteRecordStore(RecordTransitions):
     async def ping(self) -> None:
         await self._database.read(lambda connection: connection.execute("SELECT 1 FROM records"))
 
-    async def _apply(
-        self, key: RecordKey, transition: Transition[Record], *, durable: bool
-    ) -> Record | None:
-        def apply(connection: sqlite3.Connection) -> Record | None:
-            before = _select(connection, key)
-            after = None if before is None else transition(before, self._clock())
-            if after is not None:
-                connection.execute(_UPDATE, (*_state_of(after), *_key_of(key)))
-            return after
+    def _select(self, connection: sqlite3.Connection, key: RecordKey) -> Record | None:
+        row = connection.execute(_SELECT, _key_of(key)).fetchone()
+        return None if row is None else _record_of(row, key)
 
-        return await self._database.write(apply, durable=durable)
-
-
-def _select(connection: sqlite3.Connection, key: RecordKey) -> Record | None:
-    row = connection.execute(_SELECT, _key_of(key)).fetchone()
-    return None if row is None else _record_of(row, key)
+    def _update(self, connection: sqlite3.Connection, state: Record) -> None:
+        connection.execute(_UPDATE, (*_state_of(state), *_key_of(state.key)))
 
 
 def _select_many(

@@ -1,4 +1,4 @@
-"""Records in Datastore. `core.domain.records` decides each transition, a transaction applies it."""
+"""Records in Datastore."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -9,7 +9,6 @@ from google.cloud.datastore_v1.types import PropertyFilter, PropertyOrder
 
 from core.backends.google.datastore import (
     KEY_ONLY,
-    Datastore,
     RawMutation,
     RawQuery,
     property_filter,
@@ -22,21 +21,12 @@ from core.backends.google.entities import (
     record_of,
     time_value,
 )
-from core.backends.transition_store import RecordTransitions, Transition
-from core.clock import Clock, utc_now
+from core.backends.google.store import DatastoreStore
 from core.domain.records import Record, RecordKey
 
 
-class DatastoreRecordStore(RecordTransitions):
+class DatastoreRecordStore(DatastoreStore[RecordKey, Record]):
     """`core.ports.RecordStore`."""
-
-    def __init__(self, datastore: Datastore, clock: Clock = utc_now) -> None:
-        self._datastore = datastore
-        self._keys = datastore.keys
-        self._clock = clock
-
-    async def get(self, key: RecordKey) -> Record | None:
-        return self._record(await self._datastore.find(self._keys.record(key)))
 
     async def get_many(self, keys: Sequence[RecordKey]) -> Mapping[RecordKey, Record]:
         # Datastore takes a key once in a request.
@@ -79,20 +69,11 @@ class DatastoreRecordStore(RecordTransitions):
     async def ping(self) -> None:
         await self._datastore.ping()
 
-    async def _apply(
-        self, key: RecordKey, transition: Transition[Record], *, durable: bool
-    ) -> Record | None:
-        raw_key = self._keys.record(key)
+    def _raw_key(self, key: RecordKey) -> Any:
+        return self._keys.record(key)
 
-        async def apply(transaction: bytes) -> tuple[Record | None, list[Any]]:
-            before = self._record(await self._datastore.find_in(raw_key, transaction))
-            after = None if before is None else transition(before, self._clock())
-            if after is None:
-                return None, []
-            # Not an upsert: what was deleted meanwhile stays deleted.
-            return after, [RawMutation(update=entity_of(after, raw_key))]
+    def _state_of(self, entity: Any) -> Record:
+        return record_of(entity, self._keys)
 
-        return await self._datastore.transact(apply)
-
-    def _record(self, entity: Any | None) -> Record | None:
-        return None if entity is None else record_of(entity, self._keys)
+    def _changed(self, entity: Any, state: Record) -> Any:
+        return entity_of(state, entity.key)
