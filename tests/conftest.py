@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.bundles import write_colour_bundle
+# Before their import: the assertions of support code explain themselves like those of tests.
+pytest.register_assert_rewrite("tests.support", "tests.abuse", "tests.chaos")
+
+from tests.support.bundles import write_colour_bundle  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ from tests.flow.test_batches import ended, results, stored_results
 from tests.support.api import Api, api_settings, open_api
 from tests.support.buckets import fill, remove
 from tests.support.pictures import picture, png_header, sha256
+from tests.support.problems import assert_problem
 from tests.support.stack import Stack
 
 CREATE = "/api/v1/jobs/batch-predict"
@@ -68,12 +69,6 @@ async def items(api: Api, answer: httpx.Response) -> list[JobItem]:
     assert answer.status_code == 202, answer.text
     key = JobKey(PUBLIC_TENANT, answer.json()["job_id"])
     return list(await api.services.backend.jobs.items(key, MAX_JOB_ITEMS))
-
-
-def refused(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    problem: dict[str, Any] = answer.json()
-    assert (answer.status_code, problem["code"]) == (status, code), answer.text
-    return problem
 
 
 # --- The whole way. -------------------------------------------------------------------------------
@@ -154,14 +149,14 @@ async def test_a_bucket_that_is_not_allowed_is_not_touched(
     await fill(settings, other, {"a": RED})
     await api.services.backend.blobs.put(f"{PUBLIC_TENANT}/{sha256(RED)}", RED, "image/jpeg")
     for name in (other, settings.bucket):
-        problem = refused(await ask(api, f"gs://{name}/"), 422, "invalid_request")
+        problem = assert_problem(await ask(api, f"gs://{name}/"), 422, "invalid_request")
         assert problem["field"] == "gs_prefix"
         assert "IMPORT_BUCKETS" in problem["detail"]
 
 
 async def test_nothing_there_is_said(api: Api, settings: Settings, bucket: str) -> None:
     for _ in range(2):
-        problem = refused(await ask(api, f"gs://{bucket}/a"), 422, "invalid_request")
+        problem = assert_problem(await ask(api, f"gs://{bucket}/a"), 422, "invalid_request")
         assert problem["field"] == "gs_prefix"
         await fill(settings, bucket, {"b": RED, "a/": b""})
 
@@ -173,7 +168,7 @@ async def test_no_more_objects_than_a_batch_may_have(
     await fill(settings, bucket, {"1": RED, "2": BLUE, "3": GREEN})
     others = [f"{n:064x}" for n in range(MAX_JOB_ITEMS - 2)]
     answer = await ask(api, f"gs://{bucket}/", image_hashes=others)
-    assert refused(answer, 413, "batch_too_large")["max_items"] == MAX_JOB_ITEMS
+    assert assert_problem(answer, 413, "batch_too_large")["max_items"] == MAX_JOB_ITEMS
     # Nothing was read for that.
     assert not await api.services.backend.blobs.exists(f"public/{sha256(RED)}")
 
@@ -187,7 +182,7 @@ async def test_no_more_bytes_than_a_batch_may_have(settings: Settings, bucket: s
             answer = await ask(api, f"gs://{bucket}/")
             assert answer.status_code == status, answer.text
             if status == 413:
-                assert refused(answer, 413, "batch_too_large")["max_bytes"] == most
+                assert assert_problem(answer, 413, "batch_too_large")["max_bytes"] == most
                 assert not await api.services.backend.blobs.exists(f"public/{sha256(RED)}")
 
 
@@ -267,8 +262,8 @@ async def test_the_same_key_is_the_same_job_whatever_became_of_the_bucket(
     (item,) = await items(api, again)
     assert item.image_hash == sha256(RED)
     for other in (f"gs://{bucket}/a/", f"gs://{bucket}/"):
-        refused(await ask(api, other, "key"), 422, "idempotency_key_reused")
-    refused(
+        assert_problem(await ask(api, other, "key"), 422, "idempotency_key_reused")
+    assert_problem(
         await ask(api, f"gs://{bucket}/a", "key", priority="low"), 422, "idempotency_key_reused"
     )
 
@@ -302,7 +297,7 @@ async def test_a_creation_that_broke_off_goes_on_with_what_it_began(
         assert (await ask(api, f"gs://{bucket}/", "key")).status_code == 503
         if changed:
             await fill(settings, bucket, {"2": BLUE})
-            refused(await ask(api, f"gs://{bucket}/", "key"), 422, "idempotency_key_reused")
+            assert_problem(await ask(api, f"gs://{bucket}/", "key"), 422, "idempotency_key_reused")
             return
         found = await items(api, await ask(api, f"gs://{bucket}/", "key"))
         assert [item.image_hash for item in found] == [sha256(RED), sha256(GREEN)]

@@ -6,7 +6,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from fastapi import FastAPI
 
@@ -17,6 +16,7 @@ from core.http.route_access import PUBLIC, check_every_route, public
 from tests.support.api import NOTHING, Api, api_settings, bearer, open_api, routes_of
 from tests.support.clock import MovableClock
 from tests.support.pictures import picture, sha256
+from tests.support.problems import assert_problem
 
 IMAGE = picture()
 HASH = sha256(IMAGE)
@@ -51,16 +51,6 @@ def guarded(app: FastAPI) -> list[tuple[str, str, Scope]]:
 
 def address(path: str) -> str:
     return re.sub(r"\{\w+\}", HASH, path)
-
-
-def assert_problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    assert answer.status_code == status, answer.text
-    if answer.request.method == "HEAD":
-        return {}
-    assert answer.headers["content-type"] == "application/problem+json"
-    problem: dict[str, Any] = answer.json()
-    assert problem["code"] == code
-    return problem
 
 
 async def test_what_is_open_is_listed_here(api: Api) -> None:

@@ -18,6 +18,7 @@ from tests.support.api import LABELS, NOTHING, Api, Traces, api_settings, eventu
 from tests.support.bundles import write_colour_bundle
 from tests.support.logs import json_logs
 from tests.support.pictures import picture, png_header, sha256
+from tests.support.problems import assert_problem
 from tests.support.records import claimed
 
 FIELDS = [
@@ -53,19 +54,6 @@ async def post(api: Api, route: str, data: bytes = IMAGE, **headers: str) -> htt
     if route == V1 + "#raw":
         return await api.client.post(V1, content=data, headers=headers)
     return await api.client.post(route, headers=headers, **form(data))
-
-
-def assert_problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.headers["cache-control"] == "no-store"
-    problem: dict[str, Any] = answer.json()
-    assert problem["status"] == status
-    assert problem["code"] == code
-    assert problem["type"] == f"urn:glimpse:problem:{code}"
-    assert problem["title"]
-    assert problem["detail"]
-    return problem
 
 
 UPLOADS = ["/what/fast", "/what/slow", V1, V1 + "#raw"]

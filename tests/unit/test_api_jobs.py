@@ -33,6 +33,7 @@ from tests.support.batches import BOUNDARY, FORM, archive, form, manifest, part
 from tests.support.clock import MovableClock
 from tests.support.metrics import samples, series
 from tests.support.pictures import picture, png_header, sha256
+from tests.support.problems import assert_problem
 from tests.support.records import claimed
 from worker.tasks.reconcile import reconcile
 
@@ -109,14 +110,6 @@ async def run(api: Api, job_id: str, tenant: str = PUBLIC_TENANT) -> Job:
 
 def codes(found: list[JobItem]) -> list[str]:
     return [item.error.code if item.error else "" for item in found]
-
-
-def assert_problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    problem: dict[str, Any] = answer.json()
-    assert problem["code"] == code
-    return problem
 
 
 def no_jobs(api: Api) -> bool:

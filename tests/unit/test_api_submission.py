@@ -32,6 +32,7 @@ from core.settings import Settings
 from tests.support.api import LEASE, Api, Traces, api_settings, open_api
 from tests.support.faults import watched
 from tests.support.pictures import picture, sha256
+from tests.support.problems import assert_problem
 from tests.support.records import claimed
 from tests.support.scripted_worker import until
 
@@ -104,8 +105,7 @@ async def test_a_failed_publish_is_503_and_the_next_upload_succeeds(api: Api) ->
     queue = api.settings.data_dir / "queue.db"
     with locked(queue):
         answer = await api.client.post(V1, content=IMAGE)
-        assert answer.status_code == 503
-        assert answer.headers["content-type"] == "application/problem+json"
+        assert_problem(answer, 503, "unavailable")
         assert answer.headers["retry-after"] == "1"
         assert "sqlite" not in answer.text.lower()
         assert (await api.record(HASH)).status is Status.PENDING

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 import core.http.health
 from core.errors import Unavailable
 from core.http.health import Check, health_routes
+from tests.support.problems import assert_problem
 
 
 async def fine() -> None:
@@ -53,11 +54,8 @@ async def test_not_ready_names_each_that_fails_and_leaks_nothing(
 ) -> None:
     monkeypatch.setattr(core.http.health, "CHECK_TIMEOUT", 0.05)
     answer = await ask("/ready", records=fine, queue=unavailable, blobs=broken, model=stuck)
-    assert answer.status_code == 503
-    assert answer.headers["content-type"] == "application/problem+json"
+    problem = assert_problem(answer, 503, "not_ready")
     assert answer.headers["retry-after"] == "1"
-    problem = answer.json()
-    assert problem["code"] == "not_ready"
     assert problem["detail"] == "Failing: queue, blobs, model."
     assert problem["checks"] == {
         "records": "ok",

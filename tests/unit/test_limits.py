@@ -20,6 +20,7 @@ from core.domain.rate_limits import DAY, Allowance, Limit, Rate, granted
 from core.errors import Unavailable
 from tests.support.api import Api, api_settings, bearer, open_api
 from tests.support.clock import MovableClock
+from tests.support.problems import assert_problem
 
 NOW = datetime(2026, 11, 21, 9, 30, 12, tzinfo=UTC)
 
@@ -132,12 +133,10 @@ async def test_a_rate_is_told_kept_and_over_with_its_window(
         clock.move(8.5)
         for _ in range(3):
             answer = await ask(api, issued)
-            assert answer.status_code == 429
-            assert answer.headers["content-type"] == "application/problem+json"
+            problem = assert_problem(answer, 429, "rate_limited")
             assert answer.headers["retry-after"] == "40"
             assert answer.headers["ratelimit"] == '"rate";r=0;t=40'
-            assert answer.json()["code"] == "rate_limited"
-            assert answer.json()["violated-policies"] == ["rate"]
+            assert problem["violated-policies"] == ["rate"]
         clock.move(float(answer.headers["retry-after"]))
         answer = await ask(api, issued)
         assert answer.status_code == 404

@@ -9,7 +9,8 @@ from fastapi import FastAPI, HTTPException
 
 from core import errors
 from core.errors import GlimpseError
-from core.http.problems import MEDIA_TYPE, install_problem_handlers, problem_response, response_for
+from core.http.problems import install_problem_handlers, problem_response, response_for
+from tests.support.problems import assert_problem
 
 KINDS = [
     kind
@@ -39,17 +40,6 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client
-
-
-def assert_problem(answer: httpx.Response, status: int, code: str) -> dict[str, object]:
-    assert answer.status_code == status
-    assert answer.headers["content-type"] == MEDIA_TYPE
-    assert answer.headers["cache-control"] == "no-store"
-    problem: dict[str, object] = answer.json()
-    assert problem["type"] == f"urn:glimpse:problem:{code}"
-    assert (problem["status"], problem["code"]) == (status, code)
-    assert problem["title"]
-    return problem
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from core.errors import Forbidden, Unauthenticated, Unavailable
 from core.settings import Settings
+from tests.support.problems import assert_problem
 from tests.support.worker import envelope, running_worker, settings_in
 from worker.main import create_app
 from worker.push.token import PushTokenVerifier, SigningKeys
@@ -314,12 +315,10 @@ async def test_the_worker_lets_nobody_in_without(tmp_path: Path, server: KeyServ
         paths = ("/generate_annotations", "/generate_annotations_dlq", "/reconcile")
         for path in paths:
             refused = await push(path)
-            assert refused.status_code == 401
-            assert refused.headers["content-type"] == "application/problem+json"
+            assert_problem(refused, 401, "unauthenticated")
             assert refused.headers["www-authenticate"] == "Bearer"
-            assert refused.json()["code"] == "unauthenticated"
             other = await push(path, authorization=f"Bearer {token(email='a@b.example')}")
-            assert (other.status_code, other.json()["code"]) == (403, "forbidden")
+            assert_problem(other, 403, "forbidden")
         assert (await worker.record(key)).attempts == 0
 
         good = f"Bearer {token()}"

@@ -18,13 +18,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from core.backends import Backend, open_backend
 from core.clock import Clock, utc_now
 from core.domain.records import RecordKey
-from core.http.problems import MEDIA_TYPE
 from core.settings import Settings
 from tests.support.api import api_settings, open_api, serve_api
 from tests.support.faults import watched
 from tests.support.logs import json_logs
 from tests.support.metrics import samples, series
 from tests.support.pictures import picture, sha256
+from tests.support.problems import assert_problem
 from tests.support.server import serving
 from tests.support.worker import envelope, settings_in
 from worker.main import create_app as create_worker
@@ -55,11 +55,8 @@ def tracebacks(output: str) -> list[dict[str, Any]]:
     return [line for line in lines if "exception" in line]
 
 
-def assert_problem(answer: httpx.Response) -> None:
-    assert answer.status_code == 500
-    assert answer.headers.get_list("content-type") == [MEDIA_TYPE]
-    assert answer.headers.get_list("cache-control") == ["no-store"]
-    assert answer.json()["code"] == "internal_error"
+def assert_internal_error(answer: httpx.Response) -> None:
+    assert_problem(answer, 500, "internal_error")
     assert "1234" not in answer.text
 
 
@@ -81,7 +78,7 @@ async def test_the_apis_500_is_a_problem_with_every_header(
         answer = await api.client.get(f"/api/v1/images/{HASH}", headers=headers)
         other = await api.client.get("/no/such/page", headers=headers)
         scraped = samples((await api.client.get("/metrics")).text)
-    assert_problem(answer)
+    assert_internal_error(answer)
     differing = {"content-length"}
     for name, value in other.headers.items():
         assert name in differing or answer.headers.get_list(name) == [value], name
@@ -104,7 +101,7 @@ async def test_a_client_that_still_sends_reads_the_500(
         answer = await api.client.post(
             "/broken", content=_slowly(b"\0" * 100_000), headers={"Traceparent": TRACEPARENT}
         )
-    assert_problem(answer)
+    assert_internal_error(answer)
     assert answer.headers["connection"] == "close"
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert_logged_once(capsys.readouterr().out)
@@ -118,7 +115,7 @@ async def test_the_connection_goes_on_after_a_500(
         addresses = set()
         for _ in range(3):
             answer = await api.client.get("/broken")
-            assert_problem(answer)
+            assert_internal_error(answer)
             stream = answer.extensions["network_stream"]
             addresses.add(stream.get_extra_info("client_addr"))
     assert len(addresses) == 1
@@ -151,7 +148,7 @@ async def test_what_fails_in_a_middleware_is_answered_too(
     async with json_logs("api"), open_api(api_settings(tmp_path, colour_bundle)) as api:
         api.app.user_middleware.insert(1, Middleware(_Faulty))  # inside of `RequestContext` only
         answer = await api.client.get("/health", headers={"Traceparent": TRACEPARENT})
-    assert_problem(answer)
+    assert_internal_error(answer)
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert_logged_once(capsys.readouterr().out)
 
@@ -172,7 +169,7 @@ async def test_the_workers_500_is_a_problem_and_a_refusal_to_the_queue(
         capsys.readouterr()
         answer = await client.post("/generate_annotations", content=pushed, headers=headers)
         scraped = samples((await client.get("/metrics")).text)
-    assert_problem(answer)
+    assert_internal_error(answer)
     (line,) = tracebacks(capsys.readouterr().out)
     assert line["exception"][0]["exc_type"] == "Bug"
     assert line["image_hash"] == HASH

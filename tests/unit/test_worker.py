@@ -9,7 +9,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
-import httpx
 import pytest
 import structlog
 from starlette.requests import ClientDisconnect
@@ -24,6 +23,7 @@ from tests.support.classifiers import held_classifiers
 from tests.support.clock import MovableClock
 from tests.support.faults import Once, watched
 from tests.support.pictures import picture
+from tests.support.problems import assert_problem
 from tests.support.records import claimed
 from tests.support.scripted_worker import until
 from tests.support.worker import (
@@ -54,12 +54,6 @@ async def slow_worker(tmp_path: Path) -> AsyncIterator[RunningWorker]:
 
 async def running(worker: RunningWorker, key: RecordKey) -> bool:
     return (await worker.record(key)).status is Status.RUNNING
-
-
-def assert_problem(answer: httpx.Response, status: int, code: str) -> None:
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.json()["code"] == code
 
 
 # --- The way of one image ------------------------------------------------------------------------
