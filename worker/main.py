@@ -73,7 +73,7 @@ def create_app(
                     backend,
                     models,
                     metrics,
-                    at_hand=pool.at_hand,
+                    at_hand=pool.prefetch,
                     usage=usage,
                     clock=clock,
                 )

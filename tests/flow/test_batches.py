@@ -17,7 +17,7 @@ import pytest
 from tests.support.bundles import write_slow_bundle
 from tests.support.pictures import picture, sha256
 from tests.support.stack import Stack, until
-from worker.inference.protocol import GROUP
+from worker.inference.protocol import MAX_BATCH
 
 ITEMS, KNOWN, DUPLICATES, BROKEN = 1000, 300, 100, 50
 # Jobs, and images in each: so many that none is over before it can be cancelled. The emulators
@@ -186,7 +186,7 @@ def test_a_thousand_images_though_everything_dies_twice(
     # killed between storing results and logging them leaves no lines: of what it had at hand.
     assert max(done.values()) == 1
     assert set(done) <= wanted.new | {sha256(each) for each in wanted.known}
-    unlogged = 2 * (2 * GROUP * PROCESSES)  # of two such deaths
+    unlogged = 2 * (2 * MAX_BATCH * PROCESSES)  # of two such deaths
     assert NEW - unlogged <= done.total() - inferences_before <= NEW
 
 
@@ -215,7 +215,7 @@ def test_after_a_cancel_no_item_begins(
             assert again.status_code == 200  # it stays cancelled, however often it is asked for
             _until_quiet(stack, {sha256(each) for each in files})
             # What was in hand at that moment may have come through: a group in work and the next.
-            assert stored_results(stack).total() - ran_before <= 2 * GROUP
+            assert stored_results(stack).total() - ran_before <= 2 * MAX_BATCH
             # An item is counted a moment after its image has ended.
             until(partial(_agrees, stack, created["job_id"]), "items and job agree")
             job = job_of(stack, created["job_id"])

@@ -104,7 +104,7 @@ def test_the_model_s_own_failure_is_what_the_client_reads(tmp_path: Path) -> Non
         assert stack.upload(image).status_code == 202
         error = stack.result(sha256(image))["error"]
         assert isinstance(error, dict)
-        reason = "inference_failed: The model gave scores that are not numbers."
+        reason = "inference_failed: The model returned scores that are not finite numbers."
         assert (
             error["detail"]
             == f"The image was not classified after 3 deliveries. Last failure: {reason}"

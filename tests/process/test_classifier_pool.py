@@ -26,7 +26,7 @@ from tests.support.signals import standing_still
 from tests.support.worker import classifier_processes, running_worker, settings_in
 from worker.errors import ClassifierLost
 from worker.inference.pool import ClassifierPool, RemoteClassifier, spawn_process
-from worker.inference.protocol import GROUP
+from worker.inference.protocol import MAX_BATCH
 
 ROOT = Path(__file__).resolve().parents[2]
 FOREVER = 10**7  # rounds of the slow bundle: hours, inside one native call
@@ -59,7 +59,7 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
-async def test_answers_come_to_those_who_asked(tmp_path: Path) -> None:
+async def test_each_caller_gets_its_own_answer(tmp_path: Path) -> None:
     async with pool_of(tmp_path, worker_concurrency=2) as (_, classifier):
         colours = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220)}
         asked = [(name, picture(seed, rgb)) for seed in range(20) for name, rgb in colours.items()]
@@ -68,13 +68,13 @@ async def test_answers_come_to_those_who_asked(tmp_path: Path) -> None:
         assert [note.index for note in found[0]] == [1, 2, 3, 4, 5]
 
 
-async def test_a_large_image_arrives_whole(tmp_path: Path) -> None:
+async def test_large_image_arrives_complete(tmp_path: Path) -> None:
     async with pool_of(tmp_path) as (_, classifier):
         padded = RED + bytes(9_000_000)  # more than a socket holds at once
         assert (await classifier.annotate(padded))[0].label == "red"
 
 
-async def test_a_file_is_read_by_the_process(tmp_path: Path) -> None:
+async def test_classifier_process_reads_the_file(tmp_path: Path) -> None:
     async with pool_of(tmp_path) as (_, classifier):
         whole, damaged = tmp_path / sha256(RED), tmp_path / sha256(WHITE)
         whole.write_bytes(RED)
@@ -88,7 +88,7 @@ async def test_a_file_is_read_by_the_process(tmp_path: Path) -> None:
             await classifier.annotate(tmp_path)  # a folder cannot be read
 
 
-async def test_faults_of_the_image_are_its_own(tmp_path: Path) -> None:
+async def test_broken_image_fails_alone(tmp_path: Path) -> None:
     async with pool_of(tmp_path) as (_, classifier):
         before = classifier_processes()
         for broken in (b"", b"no picture", RED[:200]):
@@ -98,7 +98,7 @@ async def test_faults_of_the_image_are_its_own(tmp_path: Path) -> None:
         assert classifier_processes() == before
 
 
-async def test_a_hang_costs_the_image_that_hangs_and_no_other(tmp_path: Path) -> None:
+async def test_only_the_hanging_image_fails(tmp_path: Path) -> None:
     async with pool_of(tmp_path, FOREVER, classify_seconds=PATIENCE) as (_, classifier):
         (before,) = classifier_processes()
         hanging = asyncio.create_task(classifier.annotate(WHITE))
@@ -112,7 +112,7 @@ async def test_a_hang_costs_the_image_that_hangs_and_no_other(tmp_path: Path) ->
         assert not before.is_running()
 
 
-async def test_a_hang_in_company_costs_the_image_that_hangs_and_no_other(tmp_path: Path) -> None:
+async def test_only_the_hanging_image_of_a_batch_fails(tmp_path: Path) -> None:
     async with pool_of(tmp_path, FOREVER, classify_seconds=PATIENCE) as (_, classifier):
         await classifier.annotate(BLACK)  # what one takes is known: now they go together
         with standing_still(*classifier_processes()):
@@ -130,7 +130,7 @@ async def test_a_hang_in_company_costs_the_image_that_hangs_and_no_other(tmp_pat
         assert classifier_processes() != before
 
 
-async def test_what_nobody_waits_for_is_not_tried_again(tmp_path: Path) -> None:
+async def test_cancelled_request_is_not_repeated(tmp_path: Path) -> None:
     async with pool_of(tmp_path, FOREVER, classify_seconds=1000) as (_, classifier):
         leaving = [asyncio.create_task(classifier.annotate(WHITE)) for _ in range(2)]
         staying = asyncio.create_task(classifier.annotate(BLACK))
@@ -143,9 +143,7 @@ async def test_what_nobody_waits_for_is_not_tried_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
-async def test_a_crash_costs_the_image_in_work_and_no_other(
-    tmp_path: Path, how: signal.Signals
-) -> None:
+async def test_only_the_image_in_work_fails_in_a_crash(tmp_path: Path, how: signal.Signals) -> None:
     async with pool_of(tmp_path, FOREVER, classify_seconds=3) as (_, classifier):
         crashing = asyncio.create_task(classifier.annotate(WHITE))
         await asyncio.sleep(0)
@@ -157,22 +155,22 @@ async def test_a_crash_costs_the_image_in_work_and_no_other(
         assert len(await asyncio.gather(*behind)) == 5
 
 
-async def test_more_images_are_at_hand_for_a_fast_model_than_for_a_slow_one(
+async def test_fast_model_prefetches_more_images_than_a_slow_one(
     tmp_path: Path,
 ) -> None:
     async with pool_of(tmp_path, rounds=1500, worker_concurrency=2) as (pool, classifier):
-        assert pool.at_hand() == 2 * 2
+        assert pool.prefetch() == 2 * 2
 
         async def after(image: bytes, at_hand: int) -> bool:
             # What one takes is an average: one that was held up does not make a model slow.
             await asyncio.gather(*(classifier.annotate(image) for _ in range(2)))
-            return pool.at_hand() == at_hand
+            return pool.prefetch() == at_hand
 
-        await until(lambda: after(BLACK, 2 * 2 * GROUP))
+        await until(lambda: after(BLACK, 2 * 2 * MAX_BATCH))
         await until(lambda: after(WHITE, 2 * 2))
 
 
-async def test_a_caller_that_goes_away_harms_nobody(tmp_path: Path) -> None:
+async def test_cancelled_caller_does_not_affect_others(tmp_path: Path) -> None:
     async with pool_of(tmp_path, rounds=300) as (_, classifier):
         leaving = asyncio.create_task(classifier.annotate(WHITE))
         await asyncio.sleep(0.05)
@@ -181,7 +179,7 @@ async def test_a_caller_that_goes_away_harms_nobody(tmp_path: Path) -> None:
         assert notes[0] != notes[1]
 
 
-async def test_a_bundle_that_fails_to_load_is_reported_by_each_load(tmp_path: Path) -> None:
+async def test_each_load_reports_a_broken_bundle(tmp_path: Path) -> None:
     async with pool_of(tmp_path) as (pool, classifier):
         broken = write_slow_bundle(tmp_path / "broken", 1)
         (broken / "model.onnx").write_bytes(b"no network")
@@ -190,7 +188,7 @@ async def test_a_bundle_that_fails_to_load_is_reported_by_each_load(tmp_path: Pa
         assert (await classifier.annotate(RED))[0].label == "red"
 
 
-async def test_closing_ends_every_process_whatever_it_does(tmp_path: Path) -> None:
+async def test_close_ends_busy_processes(tmp_path: Path) -> None:
     async with pool_of(tmp_path, FOREVER, worker_concurrency=2) as (pool, classifier):
         hanging = asyncio.create_task(classifier.annotate(WHITE))
         await asyncio.sleep(0.1)
@@ -203,7 +201,7 @@ async def test_closing_ends_every_process_whatever_it_does(tmp_path: Path) -> No
             await classifier.annotate(BLACK)
 
 
-async def test_a_killed_worker_leaves_no_process_behind(tmp_path: Path) -> None:
+async def test_classifier_processes_end_with_a_killed_worker(tmp_path: Path) -> None:
     script = (
         "import asyncio, sys\n"
         "from core.bundles.bundle import read_bundle\n"
@@ -241,7 +239,7 @@ async def test_a_killed_worker_leaves_no_process_behind(tmp_path: Path) -> None:
     assert await parent.stdout.read() == b"", "nobody has it open, and so it is closed here"
 
 
-async def test_an_image_that_takes_classifiers_down_ends_as_an_error(tmp_path: Path) -> None:
+async def test_image_that_crashes_classifiers_ends_as_error(tmp_path: Path) -> None:
     """It is delivered again, since the fault may have been the machine's; but not for ever."""
     uri = str(write_slow_bundle(tmp_path / "slow", FOREVER))
     settings = settings_in(tmp_path, model_uri=uri, worker_concurrency=1, classify_seconds=PATIENCE)
@@ -257,14 +255,14 @@ async def test_an_image_that_takes_classifiers_down_ends_as_an_error(tmp_path: P
         assert (await worker.push(await worker.submit(BLACK))).status_code == 204
 
 
-async def test_a_process_that_dies_while_it_loads_fails_the_load(tmp_path: Path) -> None:
+async def test_load_fails_if_the_process_dies(tmp_path: Path) -> None:
     async with pool_of(tmp_path) as (pool, classifier):
         other = read_bundle(write_slow_bundle(tmp_path / "other", 1))
         classifier_processes()[0].suspend()
         loading = asyncio.create_task(pool.load(other))
 
         async def asked() -> bool:
-            return pool._members[0].in_hand() == 1
+            return pool._members[0].open_requests() == 1
 
         await until(asked)
         classifier_processes()[0].kill()
@@ -273,7 +271,7 @@ async def test_a_process_that_dies_while_it_loads_fails_the_load(tmp_path: Path)
         assert (await classifier.annotate(RED))[0].label == "red"
 
 
-async def test_images_behind_a_model_that_was_not_loaded_are_not_blamed(tmp_path: Path) -> None:
+async def test_failed_load_is_not_blamed_on_waiting_images(tmp_path: Path) -> None:
     """No classifier looked at them: they wait, and are tried for as long as any delivery is."""
     async with pool_of(tmp_path) as (pool, classifier):
         (process,) = classifier_processes()
@@ -284,7 +282,7 @@ async def test_images_behind_a_model_that_was_not_loaded_are_not_blamed(tmp_path
         waiting = asyncio.create_task(classifier.annotate(RED))
 
         async def asked() -> bool:
-            return pool._members[0].in_hand() >= 1
+            return pool._members[0].open_requests() >= 1
 
         await until(asked)
         replacement.kill()
@@ -293,7 +291,7 @@ async def test_images_behind_a_model_that_was_not_loaded_are_not_blamed(tmp_path
         assert (await classifier.annotate(RED))[0].label == "red"
 
 
-async def test_attempts_that_failed_for_other_reasons_are_not_held_against_an_image(
+async def test_other_failures_do_not_count_as_crashes_of_an_image(
     tmp_path: Path,
 ) -> None:
     uri = str(write_slow_bundle(tmp_path / "slow", FOREVER))

@@ -21,7 +21,7 @@ from tests.support.worker import (
 )
 from worker.inference.classifier import Classifier
 from worker.inference.pool import spawn_process
-from worker.inference.protocol import GROUP
+from worker.inference.protocol import MAX_BATCH
 
 
 async def test_worker_process_neither_decodes_nor_infers(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ async def test_images_inferred_together_share_its_time(tmp_path: Path) -> None:
         black = encode(Image.new("RGB", (16, 16)), "PNG")
         assert (await worker.push(await worker.submit(black))).status_code == 204
         before = await inference_seconds(worker)
-        keys = [await worker.submit(picture(seed, (250, 250, 250))) for seed in range(GROUP)]
+        keys = [await worker.submit(picture(seed, (250, 250, 250))) for seed in range(MAX_BATCH)]
         (process,) = classifier_processes()
         process.suspend()
         pushes = asyncio.gather(*(worker.push(key) for key in keys))

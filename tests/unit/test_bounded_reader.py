@@ -20,7 +20,7 @@ LIMIT = 50_000_000
 SIZE = 8_000_000
 
 
-def test_the_last_read_counts() -> None:
+def test_read_beyond_the_limit_raises() -> None:
     file = BoundedReader(b"abc", 2)
     assert (file.read(1), file.read()) == (b"a", b"bc")
     with pytest.raises(TooManyReads):
@@ -37,13 +37,13 @@ def test_the_last_read_counts() -> None:
     ],
     ids=["jpeg segments", "jpeg fill bytes", "png chunks", "gif blocks"],
 )
-def test_a_header_of_endless_parts_is_refused(content_type: str, data: bytes) -> None:
+def test_header_with_millions_of_parts_is_refused(content_type: str, data: bytes) -> None:
     with pytest.raises(InvalidImage) as refused:
         inspect_header(data, content_type, LIMIT)
     assert "too many parts" in refused.value.detail
 
 
-def test_ten_megabytes_of_colour_profile_pass() -> None:
+def test_colour_profile_of_10_mb_passes() -> None:
     profile = os.urandom(10_000_000)
     data = encode(Image.new("RGB", (8, 8)), "JPEG", icc_profile=profile)
     inspect_header(data, "image/jpeg", LIMIT)
@@ -54,7 +54,7 @@ def preprocessor(tmp_path: Path) -> Preprocessor:
     return Preprocessor(read_bundle(str(write_colour_bundle(tmp_path / "model"))).manifest, LIMIT)
 
 
-def test_a_large_png_in_small_chunks_is_decoded(preprocessor: Preprocessor) -> None:
+def test_large_png_in_small_chunks_decodes(preprocessor: Preprocessor) -> None:
     noise = Image.frombytes("RGB", (1800, 1800), os.urandom(1800 * 1800 * 3))
     buffer = io.BytesIO()
     noise.save(buffer, "PNG", compress_level=1)
@@ -66,7 +66,7 @@ def test_a_large_png_in_small_chunks_is_decoded(preprocessor: Preprocessor) -> N
     assert preprocessor.picture(data).size == (8, 8)
 
 
-def test_the_worker_gives_up_endless_chunks_too(preprocessor: Preprocessor) -> None:
+def test_decoding_millions_of_chunks_is_refused(preprocessor: Preprocessor) -> None:
     png = picture(format_="PNG")
     data = png[:33] + c.png_chunk(b"tEXt", b"k\0v") * (SIZE // 15) + png[33:]
     with pytest.raises(UndecodableImage):

@@ -15,7 +15,7 @@ def drawn(logits: NDArray[np.float32], degrees: float, seed: int = 0) -> NDArray
 
 
 @pytest.mark.parametrize("degrees", [0.5, 0.8, 1.0, 1.7, 3.0])
-def test_the_temperature_is_found(degrees: float) -> None:
+def test_temperature_of_scaled_logits_is_found(degrees: float) -> None:
     logits = 3 * np.random.default_rng(7).standard_normal((20_000, 10)).astype(np.float32)
     assert temperature(logits, drawn(logits, degrees)) == pytest.approx(degrees, rel=0.03)
 
@@ -28,7 +28,7 @@ def test_large_logits_do_not_overflow() -> None:
 
 
 @pytest.mark.parametrize(("right", "bound"), [(True, LEAST), (False, MOST)])
-def test_who_is_always_right_or_always_wrong_gets_a_bound(right: bool, bound: float) -> None:
+def test_temperature_stays_within_its_bounds(right: bool, bound: float) -> None:
     logits = np.tile(np.array([5.0, 0.0], np.float32), (100, 1))
     truth = np.zeros(100, np.int64) if right else np.ones(100, np.int64)
     assert temperature(logits, truth) == pytest.approx(bound)

@@ -1,4 +1,4 @@
-"""What one classifier process does with frames: which images it takes together, and with what."""
+"""One classifier process: batches of images, their errors, and the protocol's frames."""
 
 import itertools
 import json
@@ -15,7 +15,7 @@ from core.bundles.bundle import read_bundle
 from tests.support.bundles import write_colour_bundle, write_failing_bundle, write_network
 from tests.support.pictures import encode, picture, sha256
 from worker.inference.process import Models, Reply
-from worker.inference.protocol import FILE, GROUP, IMAGE, LOAD, Frame, FrameReader
+from worker.inference.protocol import FILE, IMAGE, LOAD, MAX_BATCH, Frame, FrameReader
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220)}
 BLACK = encode(Image.new("RGB", (16, 16)), "PNG")
@@ -34,9 +34,9 @@ def name(tmp_path: Path) -> bytes:
 
 @pytest.fixture
 def models(name: bytes) -> Models:
-    """With the colours in memory, and one image behind them: what that took is known.
+    """The colour model, loaded and measured with one image.
 
-    A millisecond, whatever else the machine does: the clock goes on by one at each look.
+    The clock advances by a millisecond at each call, so an image always takes a millisecond.
     """
     ticks = itertools.count()
     models = Models(2, max_pixels=10**6, labels_per_image=3, now=lambda: next(ticks) / 1000)
@@ -53,17 +53,17 @@ def sizes(models: Models, frames: list[Frame]) -> list[int]:
     return [len(replies) for replies in models.answers(frames)]
 
 
-def test_images_that_wait_are_taken_together_and_answered_in_order(
+def test_waiting_images_run_as_a_batch_and_are_answered_in_order(
     models: Models, name: bytes
 ) -> None:
     asked = ["red", "green", "blue", "green", "red", "blue"]
     frames = [Frame(IMAGE, name, PHOTOS[each]) for each in asked]
     groups = list(models.answers(frames))
-    assert [len(group) for group in groups] == [GROUP, 2]
+    assert [len(group) for group in groups] == [MAX_BATCH, 2]
     assert labels([reply for group in groups for reply in group]) == asked
 
 
-def test_what_is_said_of_an_image_is_the_same_in_company(models: Models, name: bytes) -> None:
+def test_result_does_not_depend_on_the_batch(models: Models, name: bytes) -> None:
     frames = [Frame(IMAGE, name, photo) for photo in PHOTOS.values()]
     (together,) = models.answers(frames)
     alone = [reply for frame in frames for (reply,) in models.answers([frame])]
@@ -77,9 +77,7 @@ def test_what_is_said_of_an_image_is_the_same_in_company(models: Models, name: b
     assert all(reply["steps"][0].images == 1 for reply in together)
 
 
-def test_in_company_an_images_faults_are_its_own(
-    models: Models, name: bytes, tmp_path: Path
-) -> None:
+def test_broken_image_in_a_batch_fails_alone(models: Models, name: bytes, tmp_path: Path) -> None:
     red, other = tmp_path / sha256(PHOTOS["red"]), tmp_path / sha256(PHOTOS["green"])
     for file in (red, other):
         file.write_bytes(PHOTOS["red"])
@@ -97,42 +95,42 @@ def test_in_company_an_images_faults_are_its_own(
     assert [step.name for step in replies[1]["steps"]] == ["read image", "decode", "infer"]
     (replies,) = models.answers([Frame(FILE, name, str(other).encode())])
     assert replies[0]["error"][:2] == ["not_found", "The stored image is damaged."]
-    # Four that all fail leave nothing to infer.
-    (replies,) = models.answers([Frame(IMAGE, name, b"no picture")] * GROUP)
+    # A batch of broken images runs no inference.
+    (replies,) = models.answers([Frame(IMAGE, name, b"no picture")] * MAX_BATCH)
     assert {reply["error"][0] for reply in replies} == {"undecodable_image"}
-    assert sizes(models, [Frame(IMAGE, name, PHOTOS["red"])] * GROUP) == [GROUP]
+    assert sizes(models, [Frame(IMAGE, name, PHOTOS["red"])] * MAX_BATCH) == [MAX_BATCH]
 
 
-def test_who_asks_to_be_alone_is_alone(models: Models, name: bytes) -> None:
+def test_frame_marked_alone_is_not_batched(models: Models, name: bytes) -> None:
     one, alone = Frame(IMAGE, name, PHOTOS["red"]), Frame(IMAGE, name, PHOTOS["red"], alone=True)
     assert sizes(models, [one, alone, one, one]) == [1, 1, 2]
     assert sizes(models, [alone, one, one, alone]) == [1, 2, 1]
 
 
-def test_images_of_different_models_go_apart(models: Models, name: bytes, tmp_path: Path) -> None:
+def test_images_of_different_models_are_not_batched(
+    models: Models, name: bytes, tmp_path: Path
+) -> None:
     other = name_of(write_colour_bundle(tmp_path / "other", name="other"))
     frames = [Frame(IMAGE, each, PHOTOS["red"]) for each in (name, name, other, other)]
-    # The other model's pace is not known before its first image.
+    # The other model has no measurement before its first image.
     assert sizes(models, frames) == [2, 1, 1]
     assert sizes(models, frames) == [2, 2]
     loading = Frame(LOAD, name, b"")
     assert sizes(models, [frames[0], loading, frames[0], frames[0]]) == [1, 1, 2]
 
 
-def test_a_slow_model_gets_one_image_at_a_time(models: Models, name: bytes) -> None:
+def test_batch_size_falls_with_the_time_of_an_image(models: Models, name: bytes) -> None:
     frames = [Frame(IMAGE, name, PHOTOS["red"])] * 8
     model = models._loaded[name]
-    for seconds, most in ((0.001, GROUP), (0.03, 3), (0.05, 2), (0.2, 1)):
+    for seconds, most in ((0.001, MAX_BATCH), (0.03, 3), (0.05, 2), (0.2, 1)):
         model.seconds = seconds
         assert len(next(models.answers(frames))) == most
-    # One slow picture does not make the model slow for long.
+    # One slow image affects the batch size only briefly.
     model.seconds = 0.2
-    assert GROUP in sizes(models, frames * 4)
+    assert MAX_BATCH in sizes(models, frames * 4)
 
 
-def test_a_network_that_takes_several_in_name_only_gets_them_one_by_one(
-    models: Models, tmp_path: Path
-) -> None:
+def test_network_that_fails_on_batches_gets_single_images(models: Models, tmp_path: Path) -> None:
     weights = {"flat": np.array([1, 192], np.int64), "weight": np.ones((192, 6), np.float32)}
     folder = write_network(
         tmp_path / "one",
@@ -144,16 +142,14 @@ def test_a_network_that_takes_several_in_name_only_gets_them_one_by_one(
         initializers=weights,
     )
     frames = [Frame(IMAGE, name_of(folder), photo) for photo in PHOTOS.values()]
-    assert sizes(models, frames) == [1, 2]  # the two were tried together, and then apart
+    assert sizes(models, frames) == [1, 2]  # the batch of two failed and was repeated
     assert sizes(models, frames) == [1, 1, 1]
     for replies in models.answers(frames):
         assert "error" not in replies[0]
 
 
-def test_an_image_that_the_network_fails_on_takes_no_other_along(
-    models: Models, tmp_path: Path
-) -> None:
-    """The group is done again one by one, and the next one together."""
+def test_failed_batch_is_repeated_image_by_image(models: Models, tmp_path: Path) -> None:
+    """The next images run as a batch again."""
     name = name_of(write_failing_bundle(tmp_path / "failing"))
     dark, lit = Frame(IMAGE, name, BLACK), Frame(IMAGE, name, PHOTOS["red"])
     assert sizes(models, [dark]) == [1]
@@ -177,7 +173,7 @@ def packed(*frames: Frame) -> bytes:
 ONE, TWO = Frame(IMAGE, b"name", b"one"), Frame(FILE, b"other", b"/two", alone=True)
 
 
-def test_frames_come_as_they_were_sent(ends: tuple[socket.socket, FrameReader]) -> None:
+def test_frames_arrive_as_sent(ends: tuple[socket.socket, FrameReader]) -> None:
     ours, reader = ends
     ours.sendall(packed(ONE, TWO, Frame(LOAD, b"name", b"")))
     assert reader.take(4) == [ONE, TWO, Frame(LOAD, b"name", b"")]
@@ -185,18 +181,18 @@ def test_frames_come_as_they_were_sent(ends: tuple[socket.socket, FrameReader]) 
     assert reader.take(4) == []
 
 
-def test_no_more_are_taken_than_asked_for_and_none_is_waited_for(
+def test_reader_takes_at_most_the_limit_and_waits_for_no_second_frame(
     ends: tuple[socket.socket, FrameReader],
 ) -> None:
     ours, reader = ends
     ours.sendall(packed(ONE, TWO, ONE) + packed(TWO)[:-1])
     assert reader.take(2) == [ONE, TWO]
-    assert reader.take(2) == [ONE]  # the last one is not here yet
+    assert reader.take(2) == [ONE]  # the last one has not arrived
     ours.sendall(packed(TWO)[-1:])
     assert reader.take(2) == [TWO]
 
 
-def test_a_frame_in_pieces_is_waited_for(ends: tuple[socket.socket, FrameReader]) -> None:
+def test_reader_waits_for_the_rest_of_a_frame(ends: tuple[socket.socket, FrameReader]) -> None:
     ours, reader = ends
     content = packed(ONE)
     ours.sendall(content[:5])
@@ -205,7 +201,9 @@ def test_a_frame_in_pieces_is_waited_for(ends: tuple[socket.socket, FrameReader]
     assert reader.take(1) == [ONE]
 
 
-def test_an_end_within_a_frame_is_an_end(ends: tuple[socket.socket, FrameReader]) -> None:
+def test_connection_closed_within_a_frame_ends_reading(
+    ends: tuple[socket.socket, FrameReader],
+) -> None:
     ours, reader = ends
     ours.sendall(packed(ONE)[:-1])
     ours.close()

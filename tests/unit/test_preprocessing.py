@@ -111,7 +111,7 @@ RULES = [
 @pytest.mark.parametrize("size", [(320, 240), (240, 321), (32, 32), (17, 11), (37, 900)])
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: "-".join(map(str, rule.values())))
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-def test_it_does_what_the_manifest_says(
+def test_tensor_matches_a_plain_implementation_of_the_manifest(
     size: tuple[int, int], rule: dict[str, Any], layout: str
 ) -> None:
     spec = manifest(layout=layout, resize=rule, rescale=1 / 127.5)
@@ -132,7 +132,7 @@ def test_normalisation_is_exact_to_float32() -> None:
 
 
 @pytest.mark.parametrize("rule", [RULES[0], RULES[4]], ids=["stretch", "crop"])
-def test_a_large_jpeg_decoded_at_a_fraction_looks_the_same(rule: dict[str, Any]) -> None:
+def test_scaled_jpeg_decoding_stays_close_to_a_plain_resize(rule: dict[str, Any]) -> None:
     spec = manifest(resize=rule)
     data = encode(scene((1201, 803)), "JPEG", quality=92)
     full = Image.open(io.BytesIO(data)).convert("RGB")
@@ -159,7 +159,7 @@ def test_height_and_width_are_not_confused() -> None:
         {"std": (1.0, 0.0, 1.0)},
     ],
 )
-def test_a_rule_that_cannot_work_is_refused(changes: dict[str, Any]) -> None:
+def test_contradictory_manifest_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(BundleError):
         preprocessor(**changes)
 
@@ -168,7 +168,7 @@ def test_a_rule_that_cannot_work_is_refused(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "GIF", "AVIF"])
-def test_every_accepted_format(format_: str) -> None:
+def test_every_accepted_format_decodes(format_: str) -> None:
     pixels = seen(encode(halves(), format_))
     assert near(pixels[20:, 2:12], RED, 30)
     assert near(pixels[:, 20:30], BLUE, 30)
@@ -210,14 +210,14 @@ def test_exif_orientation_is_undone(orientation: int, format_: str, rule: dict[s
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
-def test_an_orientation_that_means_nothing_is_ignored(orientation: int) -> None:
+def test_invalid_orientation_is_ignored(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert near(seen(encode(halves(), "JPEG", exif=exif.tobytes()))[:, 20:30], BLUE, 30)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # Pillow's remark, and no more than that
-def test_junk_in_exif_does_not_matter() -> None:
+def test_broken_exif_is_ignored() -> None:
     data = encode(halves(), "JPEG", exif=b"Exif\0\0" + b"II*\0" + b"\xff" * 50)
     assert near(seen(data)[:, 20:30], BLUE, 30)
 
@@ -226,7 +226,7 @@ def test_junk_in_exif_does_not_matter() -> None:
     ("ink", "colour"),
     [((0, 255, 255, 0), (255, 0, 0)), ((0, 0, 0, 0), WHITE), ((0, 0, 0, 255), (0, 0, 0))],
 )
-def test_cmyk_as_adobe_writes_it(
+def test_cmyk_of_adobe_is_converted(
     ink: tuple[int, int, int, int], colour: tuple[int, int, int]
 ) -> None:
     data = encode(Image.new("CMYK", (64, 64), ink), "JPEG", quality=95)
@@ -234,11 +234,11 @@ def test_cmyk_as_adobe_writes_it(
     assert near(seen(data), colour)
 
 
-def test_palette() -> None:
+def test_palette_is_converted() -> None:
     assert near(seen(encode(halves().quantize(8), "PNG"))[:, 20:30], BLUE, 20)
 
 
-def test_bilevel() -> None:
+def test_bilevel_is_converted() -> None:
     pixels = seen(encode(Image.new("1", (40, 40), 1), "PNG"))
     assert near(pixels, WHITE)
 
@@ -247,7 +247,7 @@ def test_bilevel() -> None:
 @pytest.mark.parametrize(
     ("format_", "transparency"), [("GIF", 0), ("PNG", 0), ("PNG", b"\x00\xff")]
 )
-def test_a_transparent_palette_shows_white(format_: str, transparency: int | bytes) -> None:
+def test_transparent_palette_becomes_white(format_: str, transparency: int | bytes) -> None:
     image = Image.new("P", (40, 40), 0)
     image.putpalette([200, 0, 0, 0, 0, 200])
     image.paste(1, (20, 0, 40, 40))
@@ -270,12 +270,12 @@ def test_half_transparent_is_half_white() -> None:
     assert near(seen(data), (227, 127, 127), 2)
 
 
-def test_a_colour_key_is_transparent() -> None:
+def test_colour_key_is_transparent() -> None:
     image = halves()
     assert near(seen(encode(image, "PNG", transparency=BLUE))[:, 20:], WHITE, 40)
 
 
-def test_grey_with_alpha() -> None:
+def test_grey_with_alpha_is_composited() -> None:
     image = Image.new("LA", (32, 32), (60, 255))
     image.paste((60, 0), (16, 0, 32, 32))
     pixels = seen(encode(image, "PNG"))
@@ -283,7 +283,7 @@ def test_grey_with_alpha() -> None:
     assert near(pixels[:, 18:], WHITE, 2)
 
 
-def test_greyscale() -> None:
+def test_greyscale_is_converted() -> None:
     for format_ in ("PNG", "JPEG", "WEBP"):
         assert near(seen(encode(Image.new("L", (40, 40), 77), format_)), (77, 77, 77), 3)
 
@@ -297,26 +297,26 @@ def test_16_bit_greyscale_is_scaled_and_not_clipped() -> None:
     np.testing.assert_allclose(pixels, np.linspace(2, 253, 32), atol=3)
 
 
-def test_16_bit_colour() -> None:
+def test_16_bit_colour_is_converted() -> None:
     rows = b"".join(b"\0" + struct.pack(">HHH", 0xC800, 0x1000, 0x2000) * 8 for _ in range(8))
     assert near(seen(_png(8, 8, 16, 2, zlib.compress(rows))), (0xC8, 0x10, 0x20), 1)
 
 
 @pytest.mark.parametrize("format_", ["GIF", "PNG", "WEBP", "AVIF"])
-def test_of_an_animation_the_first_frame_counts(format_: str) -> None:
+def test_first_frame_of_an_animation_is_used(format_: str) -> None:
     frames = [Image.new("RGB", (40, 40), colour) for colour in (RED, BLUE, GREEN)]
     data = encode(frames[0], format_, save_all=True, append_images=frames[1:], duration=100)
     assert near(seen(data), RED, 16)
 
 
-def test_a_photo_with_a_second_picture_inside() -> None:
+def test_embedded_second_image_is_ignored() -> None:
     data = encode(halves(), "MPO", save_all=True, append_images=[Image.new("RGB", (9, 9))])
     assert near(seen(data)[:, 20:30], BLUE, 30)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (3, 2)])
 @pytest.mark.parametrize("rule", [RULES[0], RULES[4]], ids=["stretch", "crop"])
-def test_extreme_shapes(size: tuple[int, int], rule: dict[str, Any]) -> None:
+def test_extreme_aspect_ratios_decode(size: tuple[int, int], rule: dict[str, Any]) -> None:
     for format_ in ("PNG", "JPEG"):
         data = encode(Image.new("RGB", size, RED), format_)
         assert near(seen(data, resize=rule), RED, 16)
@@ -351,7 +351,7 @@ def test_the_pixel_limit_is_checked_before_decoding() -> None:
     assert "20000 x 20000" in refused.value.detail
 
 
-def test_the_limit_itself_is_allowed_and_may_exceed_pillow_s() -> None:
+def test_image_at_the_pixel_limit_is_allowed() -> None:
     data = encode(Image.new("L", (100, 100), 90), "PNG")
     assert near(seen(data, max_pixels=10_000), (90, 90, 90))
     with pytest.raises(InvalidImage):
@@ -362,14 +362,14 @@ def test_the_limit_itself_is_allowed_and_may_exceed_pillow_s() -> None:
 
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "GIF", "AVIF"])
 @pytest.mark.parametrize("kept", [0.02, 0.3, 0.7, 0.95])
-def test_a_truncated_file_is_undecodable(format_: str, kept: float) -> None:
+def test_truncated_file_is_undecodable(format_: str, kept: float) -> None:
     data = picture(3, size=(300, 200), format_=format_)
     with pytest.raises(UndecodableImage):
         seen(data[: int(len(data) * kept)])
 
 
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "GIF", "AVIF"])
-def test_damage_anywhere_gives_a_picture_or_our_error(format_: str) -> None:
+def test_damaged_file_decodes_or_is_undecodable(format_: str) -> None:
     data = picture(5, size=(60, 40), format_=format_)
     random = np.random.default_rng(11)
     for _ in range(150):
@@ -383,12 +383,12 @@ def test_damage_anywhere_gives_a_picture_or_our_error(format_: str) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"\0", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBP", b"GIF89a"])
-def test_a_header_alone_is_undecodable(data: bytes) -> None:
+def test_header_without_pixels_is_undecodable(data: bytes) -> None:
     with pytest.raises(UndecodableImage):
         seen(data)
 
 
-def test_an_svg_is_undecodable() -> None:
+def test_svg_is_undecodable() -> None:
     with pytest.raises(UndecodableImage):
         seen(b'<svg xmlns="http://www.w3.org/2000/svg"/>')
 
@@ -405,14 +405,14 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("packed", DAMAGED.values(), ids=DAMAGED.keys())
-def test_a_png_with_damaged_pixels_is_undecodable(packed: bytes) -> None:
+def test_png_with_damaged_pixels_is_undecodable(packed: bytes) -> None:
     """Looking for its orientation decodes it, and must not forgive what is found."""
     assert near(seen(png((64, 64), zlib.compress(ROWS))), RED)
     with pytest.raises(UndecodableImage):
         seen(png((64, 64), packed))
 
 
-def test_a_png_with_a_large_profile_is_a_picture() -> None:
+def test_png_with_a_large_profile_decodes() -> None:
     profile = zlib.compress(bytes(3 * 2**20))
     data = png((64, 64), zlib.compress(ROWS), (b"iCCP", b"display\0\0" + profile))
     inspect_header(data, "image/png", 10**6)
@@ -420,7 +420,7 @@ def test_a_png_with_a_large_profile_is_a_picture() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 65_536), (65_536, 1)])
-def test_a_side_that_makes_a_picture_all_edge_is_refused(size: tuple[int, int]) -> None:
+def test_side_above_the_limit_is_refused(size: tuple[int, int]) -> None:
     packed = zlib.compress((b"\0" + bytes(RED) * size[0]) * size[1])
     with pytest.raises(InvalidImage, match="65535"):
         seen(png(size, packed))
@@ -475,6 +475,6 @@ def test_too_little_memory_is_a_fault_of_the_image(
     [{"mean": (float("nan"), 0, 0)}, {"rescale": float("nan")}, {"std": (1e-320, 1, 1)}],
     ids=["mean", "rescale", "std"],
 )
-def test_numbers_that_are_none_are_refused(changes: dict[str, Any]) -> None:
+def test_manifest_numbers_that_are_not_finite_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(BundleError, match="finite"):
         preprocessor(**changes)

@@ -1,4 +1,4 @@
-"""One loaded model: ONNX Runtime around a bundle. Everything here blocks."""
+"""Loads a bundle into ONNX Runtime and classifies images with it. All functions block."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +15,11 @@ from core.observability.tracing import span
 from worker.errors import InferenceFailed
 from worker.inference.preprocessing import MemoryLimit, Preprocessor, no_memory_limit
 
-_WARNING = 2  # ONNX Runtime's severities: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
+_WARNING = 2  # ONNX Runtime severities: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
 
 
 class Classifier:
-    """A bundle's network with its preprocessing and its labels. Threads share it."""
+    """A bundle's network with its preprocessing and labels. Safe to use from several threads."""
 
     def __init__(
         self,
@@ -43,56 +43,56 @@ class Classifier:
         try:
             self._session = _session(bundle.folder / MODEL_FILE)
         except Exception as error:
-            raise BundleError(f"{bundle.identity}: ONNX Runtime refuses the model.") from error
+            raise BundleError(f"{bundle.identity}: ONNX Runtime cannot load the model.") from error
         self._check_signature()
         self._warm_up()
 
     @property
     def free_batch(self) -> bool:
-        """Whether the network says that it takes several images at once."""
+        """Whether the network declares that it accepts several images at once."""
         return self.bundle.manifest.input.batch is None
 
     def annotate(self, data: bytes) -> tuple[Annotation, ...]:
         """The most likely labels of an encoded image, most likely first.
 
-        Raises UndecodableImage or InvalidImage for the image's faults, InferenceFailed for the
-        model's.
+        Raises UndecodableImage or InvalidImage for faults of the image, and InferenceFailed for
+        faults of the model.
         """
         (annotations,) = self.infer([self.tensor(data)])
         return annotations
 
     def tensor(self, data: bytes) -> NDArray[np.float32]:
-        """An encoded image as the network takes it. Raises UndecodableImage or InvalidImage."""
+        """The network's input for an encoded image. Raises UndecodableImage or InvalidImage."""
         with span("decode"):
             return self._preprocessor.tensor(data)
 
     def infer(self, tensors: Sequence[NDArray[np.float32]]) -> list[tuple[Annotation, ...]]:
         """The most likely labels of each image, most likely first. Raises InferenceFailed.
 
-        More than one image only where `free_batch` says so.
+        Pass more than one image only if `free_batch` is true.
         """
         with span("infer"):
             batch = tensors[0] if len(tensors) == 1 else np.concatenate(tensors)
             return [self._annotations(scores) for scores in self._scores(batch)]
 
     def _scores(self, batch: NDArray[np.float32]) -> NDArray[np.float64]:
-        """One probability a label, in a row for each image."""
+        """Probabilities: a row for each image, a column for each label."""
         try:
             (output,) = self._session.run([self._output], {self._input: batch})
         except Exception as error:
             raise InferenceFailed("The model failed on this image.") from error
         scores = np.asarray(output, np.float64)
         if scores.size != len(batch) * len(self.bundle.labels):
-            raise InferenceFailed("The model gave another number of scores than it has labels.")
+            raise InferenceFailed("The number of scores differs from the number of labels.")
         scores = scores.reshape(len(batch), -1)
         if not np.isfinite(scores).all():
-            raise InferenceFailed("The model gave scores that are not numbers.")
+            raise InferenceFailed("The model returned scores that are not finite numbers.")
         if self._logits:
-            # Shifted by the greatest, so that no exponential can overflow.
+            # Subtracting the maximum keeps the exponentials from overflowing.
             scores = np.exp(scores - scores.max(axis=1, keepdims=True))
             scores /= scores.sum(axis=1, keepdims=True)
         elif scores.min() < -1e-3 or scores.max() > 1 + 1e-3:
-            raise InferenceFailed("The model gave scores that are not probabilities.")
+            raise InferenceFailed("The model returned scores that are not probabilities.")
         return scores
 
     def _annotations(self, scores: NDArray[np.float64]) -> tuple[Annotation, ...]:
@@ -103,7 +103,7 @@ class Classifier:
         )
 
     def _check_signature(self) -> None:
-        """Names, types and shapes of the network against the manifest."""
+        """Compare names, types and shapes of the network with the manifest. Raises BundleError."""
         manifest, identity = self.bundle.manifest, self.bundle.identity
         spec = manifest.input
         if spec.batch not in (None, 1):
@@ -118,14 +118,16 @@ class Classifier:
             picture = (spec.height, spec.width, 3)
         shape = inputs[spec.name].shape
         if not _fits(shape, (spec.batch, *picture)):
-            raise BundleError(f"{identity}: {spec.name} has the shape {shape}, not as declared.")
+            raise BundleError(
+                f"{identity}: {spec.name} has the shape {shape}, unlike the manifest's input."
+            )
         outputs = {each.name: each for each in self._session.get_outputs()}
         for name in filter(None, (manifest.outputs.scores, manifest.outputs.embedding)):
             if name not in outputs:
                 raise BundleError(f"{identity}: outputs are {_names(outputs)}, without {name}.")
 
     def _warm_up(self) -> None:
-        """The first run allocates; it also shows whether scores and labels match in number."""
+        """Run once: this allocates buffers and checks the number of scores. Raises BundleError."""
         spec = self.bundle.manifest.input
         picture = (3, spec.height, spec.width)
         if spec.layout == "NHWC":
@@ -137,13 +139,13 @@ class Classifier:
 
 
 def _session(model: Path) -> ort.InferenceSession:
-    """The network in `model` and nowhere else.
+    """Load the network from the file `model` alone.
 
-    ONNX Runtime would take weights out of other files beside it, which the bundle's identity does
-    not cover. Where it sees the file there is nothing beside it.
+    ONNX Runtime also reads weights from other files in the same folder, which the bundle's identity
+    does not cover. It therefore gets a link to the file in an empty folder.
     """
-    with TemporaryDirectory(prefix="glimpse-") as alone:
-        link = Path(alone) / MODEL_FILE
+    with TemporaryDirectory(prefix="glimpse-") as empty:
+        link = Path(empty) / MODEL_FILE
         link.symlink_to(model.resolve())
         return ort.InferenceSession(
             str(link), _session_options(), providers=["CPUExecutionProvider"]
@@ -151,7 +153,7 @@ def _session(model: Path) -> ort.InferenceSession:
 
 
 def _session_options() -> ort.SessionOptions:
-    """One thread an inference: images are what runs in parallel, and idle threads must not spin."""
+    """One thread for each inference: images run in parallel, and idle threads must not spin."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
@@ -162,9 +164,9 @@ def _session_options() -> ort.SessionOptions:
 
 
 def _fits(shape: list[int | str | None], declared: tuple[int | None, ...]) -> bool:
-    """A network's axis is a number where fixed, a name or None where free."""
+    """Whether a network's shape allows the declared one. A free axis is a name or None."""
     return len(shape) == len(declared) and all(
-        # A free axis takes any number; a fixed one only the number that is declared.
+        # A free axis accepts any size, a fixed one only its own.
         not isinstance(axis, int) or axis == number
         for axis, number in zip(shape, declared, strict=True)
     )

@@ -1,7 +1,7 @@
-"""The processes that classify, each with its own model in memory, and the work they have in hand.
+"""A pool of processes that classify images.
 
-Why processes and not threads: a native decoder that hangs cannot be stopped inside a thread, one
-that crashes ends the whole process, and Python's lock lets threads get in each other's way.
+Processes instead of threads: a native decoder that hangs cannot be stopped in a thread, one that
+crashes ends the whole process, and threads block each other on Python's global lock.
 """
 
 import asyncio
@@ -25,11 +25,11 @@ from core.errors import Unavailable
 from core.observability.tracing import Step
 from core.settings import Settings
 from worker.errors import ClassifierLost
-from worker.inference.protocol import ERRORS, FILE, GROUP, IMAGE, LOAD, REPLY, Frame
+from worker.inference.protocol import ERRORS, FILE, IMAGE, LOAD, MAX_BATCH, REPLY, Frame
 
 log = structlog.get_logger(__name__)
 
-LOAD_SECONDS = 120.0  # for reading and warming up a large model on a slow disk
+LOAD_SECONDS = 120.0  # to read and warm up a large model from a slow disk
 FIRST_PAUSE, LAST_PAUSE = 0.1, 5.0  # seconds before a process that ended is replaced
 ENDED = "The process that classified the image ended."
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,20 +52,20 @@ Spawn: TypeAlias = Callable[[Settings, socket.socket], Process]
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """One frame, kept until it is answered so that another process can be given it."""
+    """A frame that is kept until its answer, so that it can be sent to another process."""
 
     frame: Frame
     seconds: float
     answer: Answer
-    steps: list[Step] = field(default_factory=list)  # filled in before the answer comes
+    steps: list[Step] = field(default_factory=list)  # filled before the answer is set
 
 
 class ClassifierPool:
-    """`count` processes; each has the next images at hand, and may take several together.
+    """Sends images to `settings.classifier_processes` processes, and replaces those that end.
 
-    Open inside the event loop with `start`. A process that ends, or gives no answer for longer than
-    `settings.classify_seconds`, is replaced. What it may have been working on is given to the new
-    one, each image alone: only the one with which a process ends again hears of it.
+    Call `start` inside the event loop. A process that ends, or does not answer for longer than
+    `settings.classify_seconds`, is replaced. The new process gets the images that the old one may
+    have been working on, each alone. Only an image that ends a process while alone fails.
     """
 
     def __init__(self, settings: Settings, spawn: Spawn) -> None:
@@ -73,11 +73,11 @@ class ClassifierPool:
         self._members = [_Member(settings, spawn) for _ in range(settings.classifier_processes)]
 
     async def start(self) -> None:
-        """Return once the processes are started; they load their models when asked to."""
+        """Start the processes. They load models on request."""
         await asyncio.gather(*(member.start() for member in self._members))
 
     async def load(self, bundle: Bundle) -> "RemoteClassifier":
-        """Have every process load `bundle`. Raises BundleError, or ClassifierLost."""
+        """Load `bundle` in every process. Raises BundleError or ClassifierLost."""
         folder = await asyncio.to_thread(bundle.folder.resolve)
         name = json.dumps([bundle.identity, str(folder)]).encode()
         answers = [member.ask(Frame(LOAD, name, b""), LOAD_SECONDS) for member in self._members]
@@ -87,20 +87,21 @@ class ClassifierPool:
                 raise outcome
         return RemoteClassifier(self, bundle, name)
 
-    def at_hand(self) -> int:
-        """How many images should be here, so that no process ever waits for its next ones.
+    def prefetch(self) -> int:
+        """How many images the pool should hold so that no process waits for its next batch.
 
-        That is what it works on and as much again; for a slow model one and one more, so that the
-        urgent are not kept behind what was let in before them.
+        That is two batches for each process: one in work and one waiting. A slow model has batches
+        of one, so that urgent images do not wait behind many others.
         """
-        return 2 * sum(member.together for member in self._members)
+        return 2 * sum(member.batch_size for member in self._members)
 
     async def annotate(self, frame: Frame, steps: list[Step]) -> tuple[Annotation, ...]:
-        least = min(self._members, key=_Member.in_hand)
-        return await least.ask(frame, self._settings.classify_seconds, steps)
+        """Send `frame` to the process with the fewest open requests."""
+        least_busy = min(self._members, key=_Member.open_requests)
+        return await least_busy.ask(frame, self._settings.classify_seconds, steps)
 
     async def close(self) -> None:
-        """End the processes, whatever they are doing; who waits for them hears Unavailable."""
+        """End all processes. Open requests raise Unavailable."""
         await asyncio.gather(*(member.close() for member in self._members))
 
 
@@ -115,12 +116,12 @@ class RemoteClassifier:
     async def annotate(
         self, image: bytes | Path, steps: list[Step] | None = None
     ) -> tuple[Annotation, ...]:
-        """The most likely labels of an encoded image, or of the file of one; most likely first.
+        """The most likely labels of an image, most likely first.
 
-        What the process did, and when, is appended to `steps` if it answers at all. Raises
-        UndecodableImage or InvalidImage for the image's faults, InferenceFailed for the model's,
-        NotFound or Unavailable for the file's, and ClassifierLost where the process ended or had to
-        be ended over it.
+        `image` is the encoded image or the path of its file. The steps that the process took are
+        appended to `steps`. Raises UndecodableImage or InvalidImage for faults of the image,
+        InferenceFailed for faults of the model, NotFound or Unavailable for the file, and
+        ClassifierLost if the process ended or exceeded its time.
         """
         kind, data = (FILE, os.fsencode(image)) if isinstance(image, Path) else (IMAGE, image)
         frame = Frame(kind, self._name, data)
@@ -128,28 +129,28 @@ class RemoteClassifier:
 
 
 class _Member(asyncio.Protocol):
-    """One place in the pool: its process, the connection to it, and what it has been asked."""
+    """One process of the pool, the connection to it, and its open requests."""
 
     def __init__(self, settings: Settings, spawn: Spawn) -> None:
         self._settings = settings
         self._spawn = spawn
-        self._asked: deque[_Request] = deque()  # `_in_work` says which are being worked on
+        self._open: deque[_Request] = deque()  # in the order in which the process answers them
         self._transport: asyncio.Transport | None = None
         self._process: Process | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._replacing: asyncio.Task[None] | None = None
         self._received = b""
         self._pause = FIRST_PAUSE
-        self._warm: set[bytes] = set()  # the models that this process was told to load
-        self._reason = ENDED  # why the process ended, should it end
+        self._warm: set[bytes] = set()  # the models that this process has loaded or will load
+        self._reason = ENDED  # the reason to report if the process ends
         self._closed = False
-        self.together = 1  # the images that the process takes together, as it said last
+        self.batch_size = 1  # as the process last reported it
 
-    def in_hand(self) -> int:
-        return len(self._asked)
+    def open_requests(self) -> int:
+        return len(self._open)
 
     def ask(self, frame: Frame, seconds: float, steps: list[Step] | None = None) -> Answer:
-        """The answer to one frame. Cancelling it leaves the process to finish for nobody."""
+        """The answer to one frame. Cancelling it does not stop the process's work."""
         answer: Answer = asyncio.get_running_loop().create_future()
         if self._closed:
             answer.set_exception(_stopping())
@@ -170,11 +171,11 @@ class _Member(asyncio.Protocol):
             ours.close()
             raise
         self._transport = transport
-        waiting, self._asked = self._asked, deque()
+        waiting, self._open = self._open, deque()
         self._warm.clear()
         for request in waiting:
             if request.answer.done():
-                continue  # its caller has gone away
+                continue  # the caller has cancelled it
             self._warm_up(request.frame)
             self._add(request)
 
@@ -183,15 +184,15 @@ class _Member(asyncio.Protocol):
         if self._replacing is not None:
             self._replacing.cancel()
             await asyncio.gather(self._replacing, return_exceptions=True)
-        self._unwatch()
-        for request in self._asked:
-            _settle(request, error=_stopping())
-        self._asked.clear()
+        self._stop_timer()
+        for request in self._open:
+            _fail(request, error=_stopping())
+        self._open.clear()
         if self._transport is not None:
             self._transport.close()
         await self._end()
 
-    # --- What the connection tells ----------------------------------------------------------------
+    # --- asyncio.Protocol -------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         self._received += data
@@ -212,30 +213,30 @@ class _Member(asyncio.Protocol):
     # --- Inside -----------------------------------------------------------------------------------
 
     def _warm_up(self, frame: Frame) -> None:
-        """Have the frame's model loaded apart, so that it takes nothing of an image's time."""
+        """Load the frame's model by a request of its own, outside the image's time limit."""
         if frame.kind != LOAD and frame.name not in self._warm:
             self._add(_loading(frame.name))
 
     def _add(self, request: _Request) -> None:
-        self._asked.append(request)
+        self._open.append(request)
         self._warm.add(request.frame.name)
         if self._transport is not None:
             self._transport.writelines(request.frame.packed())
-        if len(self._asked) == 1:
-            self._watch()
+        if len(self._open) == 1:
+            self._start_timer()
 
     def _answered(self, document: dict[str, Any]) -> None:
         self._pause = FIRST_PAUSE
-        request = self._asked.popleft()
-        self._watch()
-        self.together = document["together"]
+        request = self._open.popleft()
+        self._start_timer()
+        self.batch_size = document["batch_size"]
         request.steps.extend(Step(*step) for step in document["steps"])
         if "error" in document:
             code, detail, cause = document["error"]
             error = ERRORS[code](detail)
             if cause:
-                error.add_note(cause)  # for the log: the traceback of the other process
-            _settle(request, error=error)
+                error.add_note(cause)  # the traceback of the other process, for the log
+            _fail(request, error=error)
             return
         notes = enumerate(document["annotations"], start=1)
         found = tuple(Annotation(index, label, score) for index, (label, score) in notes)
@@ -243,50 +244,50 @@ class _Member(asyncio.Protocol):
             request.answer.set_result(found)
 
     def _in_work(self) -> list[_Request]:
-        """What the process may be working on: one request, or a group that it took together."""
-        first, *others = list(islice(self._asked, GROUP))
+        """The requests that the process may be working on: one, or those of a batch."""
+        first, *others = list(islice(self._open, MAX_BATCH))
         if first.frame.kind == LOAD or first.frame.alone:
             return [first]
 
-        def beside(request: _Request) -> bool:
+        def same_batch(request: _Request) -> bool:
             frame = request.frame
             return frame.name == first.frame.name and frame.kind != LOAD and not frame.alone
 
-        return [first, *takewhile(beside, others)]
+        return [first, *takewhile(same_batch, others)]
 
-    def _watch(self) -> None:
-        """Give the first request its time from now on."""
-        self._unwatch()
-        if self._asked:
+    def _start_timer(self) -> None:
+        """Start the time limit of the first open request."""
+        self._stop_timer()
+        if self._open:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._asked[0].seconds, self._expired)
+            self._timer = loop.call_later(self._open[0].seconds, self._expired)
 
-    def _unwatch(self) -> None:
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _expired(self) -> None:
-        """Too long over one image: nothing but its end stops a native decoder."""
+        """End the process: a native decoder cannot be stopped in any other way."""
         self._timer = None
-        reason = f"The image took longer than {self._asked[0].seconds:g} s."
+        reason = f"The image took longer than {self._open[0].seconds:g} s."
         if self._process is not None and self._transport is not None:
             self._reason = reason
-            self._process.kill()  # and `connection_lost` follows
+            self._process.kill()  # `connection_lost` follows
         else:
-            _settle(self._asked.popleft(), error=ClassifierLost(reason))
-            self._watch()
+            _fail(self._open.popleft(), error=ClassifierLost(reason))
+            self._start_timer()
 
     async def _replace(self) -> None:
-        """A new process, and what becomes of what the old one was working on."""
-        self._unwatch()
+        """Start a new process, and decide about the requests that the old one was working on."""
+        self._stop_timer()
         status = await self._end()
         reason, self._reason = self._reason, ENDED
-        if self._asked:
-            self._hold_to_account(self._in_work(), reason)
-        log.error("classifier process ended", status=status, waiting=len(self._asked))
+        if self._open:
+            self._handle_loss(self._in_work(), reason)
+        log.error("classifier process ended", status=status, waiting=len(self._open))
         while True:
-            self._watch()
+            self._start_timer()
             await asyncio.sleep(self._pause)
             self._pause = min(2 * self._pause, LAST_PAUSE)
             try:
@@ -296,25 +297,25 @@ class _Member(asyncio.Protocol):
             else:
                 return
 
-    def _hold_to_account(self, in_work: list[_Request], reason: str) -> None:
-        """Fail the one request that the process ended over; of several, each is tried alone.
+    def _handle_loss(self, in_work: list[_Request], reason: str) -> None:
+        """Fail the request that the process was working on; if there are several, try each alone.
 
-        With a model that does not load, all fail that wait for it: that is not the images' doing,
-        so nobody is blamed for it.
+        If a model cannot be loaded, all requests for it fail with Unavailable, because the images
+        are not at fault.
         """
         first = in_work[0]
         if len(in_work) > 1:
             for request in in_work:
                 request.frame = request.frame._replace(alone=True)
             return
-        _settle(first, error=ClassifierLost(reason))
+        _fail(first, error=ClassifierLost(reason))
         ended = [first]
         if first.frame.kind == LOAD:
-            for request in self._asked:
+            for request in self._open:
                 if request.frame.name == first.frame.name and request is not first:
-                    _settle(request, error=Unavailable(f"The model was not loaded. {reason}"))
+                    _fail(request, error=Unavailable(f"The model was not loaded. {reason}"))
                     ended.append(request)
-        self._asked = deque(each for each in self._asked if each not in ended)
+        self._open = deque(each for each in self._open if each not in ended)
 
     async def _end(self) -> int | None:
         process, self._process = self._process, None
@@ -333,26 +334,27 @@ def spawn_process(settings: Settings, connection: socket.socket) -> Process:
         *("--max-pixels", str(settings.max_image_pixels)),
         *("--labels-per-image", str(settings.labels_per_image)),
     ]
-    # Our own interpreter and numbers of our own settings.
+    # The arguments are this interpreter and numbers from the settings.
     return subprocess.Popen(  # noqa: S603
         command, cwd=ROOT, pass_fds=[descriptor], stdin=subprocess.DEVNULL
     )
 
 
 def _loading(name: bytes) -> _Request:
-    """To load a model beforehand; should it fail, the image behind it hears why."""
+    """A request that loads a model. If it fails, the image request after it reports why."""
     answer: Answer = asyncio.get_running_loop().create_future()
-    answer.add_done_callback(_heard)
+    answer.add_done_callback(_retrieve)
     return _Request(Frame(LOAD, name, b""), LOAD_SECONDS, answer)
 
 
-def _heard(answer: Answer) -> None:
+def _retrieve(answer: Answer) -> None:
+    """Mark the exception as retrieved, so that asyncio does not log it."""
     if not answer.cancelled():
         answer.exception()
 
 
-def _settle(request: _Request, *, error: Exception) -> None:
-    if not request.answer.done():  # its caller may have gone away
+def _fail(request: _Request, *, error: Exception) -> None:
+    if not request.answer.done():  # the caller may have cancelled it
         request.answer.set_exception(error)
 
 

@@ -1,10 +1,10 @@
-"""A process that decodes and classifies images; `worker.inference.pool` starts it.
+"""A process that decodes and classifies images. `worker.inference.pool` starts it.
 
-A decoder that hangs or crashes on a hostile picture takes this process with it and nothing else.
+A decoder that hangs or crashes on a hostile image affects only this process.
 
-Images that wait for it go through a small network together: that shares what is done once a run,
-and one answer wakes the worker for all of them. A slow network gains nothing by it, and its images
-would only wait for each other, so how many go together depends on how long one takes.
+Waiting images go through a fast network as one batch, which shares the fixed costs of a run and
+wakes the worker once for all of them. A slow network gains nothing from a batch, and its images
+would wait for each other. The batch size therefore depends on the time that one image takes.
 """
 
 import argparse
@@ -40,8 +40,8 @@ from worker.inference.preprocessing import MemoryLimit, no_memory_limit
 from worker.inference.protocol import (
     ERRORS,
     FILE,
-    GROUP,
     LOAD,
+    MAX_BATCH,
     READ,
     Frame,
     FrameReader,
@@ -50,8 +50,8 @@ from worker.inference.protocol import (
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
-GROUP_SECONDS = 0.1  # longest that images may be expected to take together
-_NEWEST = 0.2  # the weight of the newest measurement in the time that an image takes
+BATCH_SECONDS = 0.1  # the longest expected time of a batch
+_NEWEST = 0.2  # weight of the newest measurement in the moving average
 
 Reply = dict[str, Any]
 T = TypeVar("T")
@@ -59,24 +59,24 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class _Loaded:
-    """A model in memory. `seconds` is what one image takes by and large; 0 before the first."""
+    """A model in memory. `seconds` is a moving average for one image; 0 before the first."""
 
     classifier: Classifier
     seconds: float = 0.0
-    together: bool = True
+    batches: bool = True  # false once the network has failed on a batch of good images
 
-    def most(self) -> int:
-        """How many images to take together."""
-        if not (self.together and self.classifier.free_batch and self.seconds):
+    def batch_size(self) -> int:
+        """How many images to run as one batch."""
+        if not (self.batches and self.classifier.free_batch and self.seconds):
             return 1
-        return max(1, min(GROUP, int(GROUP_SECONDS / self.seconds)))
+        return max(1, min(MAX_BATCH, int(BATCH_SECONDS / self.seconds)))
 
-    def took(self, seconds: float) -> None:
+    def measured(self, seconds: float) -> None:
         self.seconds += (seconds - self.seconds) * (_NEWEST if self.seconds else 1.0)
 
 
 class Models:
-    """The models in this process's memory, the least recently used one going first."""
+    """The models in this process's memory. The least recently used one is dropped first."""
 
     def __init__(
         self,
@@ -94,32 +94,34 @@ class Models:
         self._memory_limit = memory_limit
 
     def answers(self, frames: Iterable[Frame]) -> Iterator[list[Reply]]:
-        """The replies to `frames`, in their order; those that are ready together come together."""
-        for group in self._groups(frames):
+        """The replies to `frames`, in order. Replies of one batch come as one list."""
+        for batch in self._batches(frames):
             began = self._now()
-            replies = self._together(group) if len(group) > 1 else [self._alone(group[0])]
-            model, together = self._loaded.get(group[0].name), 1
+            replies = self._batch(batch) if len(batch) > 1 else [self._single(batch[0])]
+            model, batch_size = self._loaded.get(batch[0].name), 1
             if model is not None:
-                if group[0].kind != LOAD:
-                    model.took((self._now() - began) / len(group))
-                together = model.most()
-            yield [{**reply, "together": together} for reply in replies]
+                if batch[0].kind != LOAD:
+                    model.measured((self._now() - began) / len(batch))
+                batch_size = model.batch_size()
+            yield [{**reply, "batch_size": batch_size} for reply in replies]
 
-    def _groups(self, frames: Iterable[Frame]) -> Iterator[list[Frame]]:
+    def _batches(self, frames: Iterable[Frame]) -> Iterator[list[Frame]]:
+        """Split `frames` into batches of consecutive images of one model."""
         waiting = deque(frames)
         while waiting:
             first = waiting.popleft()
-            group = [first]
+            batch = [first]
             model = self._loaded.get(first.name)
-            most = 1 if model is None or first.kind == LOAD or first.alone else model.most()
-            while waiting and len(group) < most:
+            single = model is None or first.kind == LOAD or first.alone
+            limit = 1 if model is None or single else model.batch_size()
+            while waiting and len(batch) < limit:
                 frame = waiting[0]
                 if frame.kind == LOAD or frame.alone or frame.name != first.name:
                     break
-                group.append(waiting.popleft())
-            yield group
+                batch.append(waiting.popleft())
+            yield batch
 
-    def _alone(self, frame: Frame) -> Reply:
+    def _single(self, frame: Frame) -> Reply:
         def annotations() -> tuple[Annotation, ...]:
             model = self._loaded.get(frame.name) or self._load(frame.name)
             if frame.kind == LOAD:
@@ -130,21 +132,21 @@ class Models:
         outcome = _outcome(annotations)
         return _reply(outcome, watch)
 
-    def _together(self, group: list[Frame]) -> list[Reply]:
-        """The replies to images of one model that is loaded. Each image's faults are its own."""
-        model = self._loaded[group[0].name]
+    def _batch(self, batch: list[Frame]) -> list[Reply]:
+        """The replies to images of one loaded model. A broken image fails alone."""
+        model = self._loaded[batch[0].name]
         tensors, watches = [], []
-        for frame in group:
+        for frame in batch:
             watches.append(_new_watch())
             tensors.append(_outcome(partial(_tensor, model.classifier, frame)))
         good = [each for each in tensors if not isinstance(each, _Failure)]
         shared = _new_watch()
         try:
             found = iter(model.classifier.infer(good) if good else ())
-        except Exception:  # noqa: BLE001 - whatever it is, each hears its own reason
-            replies = [self._alone(frame) for frame in group]
-            # Where nothing is wrong with any of them, the network does not take several after all.
-            model.together = any("error" in reply for reply in replies)
+        except Exception:  # noqa: BLE001 - each image is tried alone and gets its own error
+            replies = [self._single(frame) for frame in batch]
+            # If no image fails alone, the network does not accept batches after all.
+            model.batches = any("error" in reply for reply in replies)
             return replies
         steps = [step._replace(images=len(good)) for step in shared.steps]
         replies = []
@@ -160,7 +162,7 @@ class Models:
         identity, folder = json.loads(name)
         bundle = read_bundle(folder)
         if bundle.identity != identity:
-            raise BundleError(f"{identity}: the folder holds {bundle.identity} by now.")
+            raise BundleError(f"{identity}: the folder now holds {bundle.identity}.")
         loaded = self._loaded[name] = _Loaded(
             Classifier(
                 bundle,
@@ -173,17 +175,17 @@ class Models:
 
 
 def serve(connection: socket.socket, models: Models) -> None:
-    """Answer frames until the other side closes the connection."""
+    """Answer frames until the worker closes the connection."""
     reader = FrameReader(connection)
     with connection:
-        while frames := reader.take(GROUP):
+        while frames := reader.take(MAX_BATCH):
             for replies in models.answers(frames):
                 connection.sendall(b"".join(map(packed_reply, replies)))
 
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """What is said of an image that failed: the error's code, its detail, and a traceback."""
+    """Why an image failed. `cause` is a traceback for the log, or empty."""
 
     code: str
     detail: str
@@ -191,7 +193,7 @@ class _Failure:
 
 
 def _outcome(work: Callable[[], T]) -> T | _Failure:
-    """What `work` gives, or why it failed."""
+    """The result of `work`, or why it failed."""
     try:
         return work()
     except GlimpseError as error:
@@ -199,7 +201,7 @@ def _outcome(work: Callable[[], T]) -> T | _Failure:
         cause = "" if expected else traceback.format_exc()
         code = error.code if error.code in ERRORS else InferenceFailed.code
         return _Failure(code, error.detail, cause)
-    except Exception:  # noqa: BLE001 - the other side must hear of it, whatever it is
+    except Exception:  # noqa: BLE001 - the worker needs an answer, whatever the error
         detail = "The classifier failed on this image."
         return _Failure(InferenceFailed.code, detail, traceback.format_exc())
 
@@ -235,15 +237,14 @@ def _read(name: bytes) -> bytes:
             raise NotFound("There is no such image.") from None
         except OSError as error:
             raise Unavailable("The image storage does not answer.") from error
-        # What a disk has damaged is another image: its labels, or its fault, would be kept for ever
-        # as this one's.
+        # A disk may have damaged the file. Its labels must not be stored as those of this image.
         if hashlib.sha256(data).hexdigest() != path.name:
             raise NotFound("The stored image is damaged.")
     return data
 
 
 def _die_with_parent() -> None:
-    """An inference that never ends must not outlive a worker that was killed (Linux only)."""
+    """End this process when the worker is killed, even during an inference (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -255,7 +256,7 @@ def main() -> None:
     parser.add_argument("--max-pixels", type=int, required=True)
     parser.add_argument("--labels-per-image", type=int, required=True)
     args = parser.parse_args()
-    # Ctrl-C reaches the whole terminal; when to stop is the worker's decision.
+    # Ctrl-C reaches every process of the terminal. The worker decides when this one stops.
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     _die_with_parent()

@@ -1,19 +1,19 @@
-"""What the worker and its classifier processes say to each other over a stream socket.
+"""The protocol between the worker and its classifier processes, over a stream socket.
 
 A request is a frame of
 
     1 byte K, 4 bytes N, 4 bytes M, N bytes of JSON [identity, folder], M bytes
 
 where K says what the M bytes are: nothing (load the model), an encoded image, or the path of a file
-that holds one and is named by its SHA-256. Its highest bit asks that the image be worked on alone.
-Each is answered, in order, by
+that holds one and is named by its SHA-256. The highest bit of K keeps the image out of any batch.
+The replies come in the order of the requests:
 
-    4 bytes N, N bytes of JSON {"annotations": [[label, confidence], ...], "steps", "together"}
-                            or {"error": [code, detail, traceback], "steps", "together"}
+    4 bytes N, N bytes of JSON {"annotations": [[label, confidence], ...], "steps", "batch_size"}
+                            or {"error": [code, detail, traceback], "steps", "batch_size"}
 
 where the steps are [[name, began, ended, images], ...] as in `core.observability.tracing`, and
-`together` is how many images of the model the process takes as one batch. Lengths are big-endian.
-Both ends are of one release, so there is no version.
+`batch_size` is how many images of the model the process runs as one batch. Lengths are big-endian.
+Both ends belong to one release, so the protocol has no version.
 """
 
 import json
@@ -34,9 +34,8 @@ from worker.errors import InferenceFailed
 
 LOAD, IMAGE, FILE = range(3)
 READ = "read image"  # the step that reads a file
-# Most images that a process takes together. More gains little: what is shared is shared by then.
-GROUP = 4
-# What may come back, by its code; whatever else is raised comes back as InferenceFailed.
+MAX_BATCH = 4  # larger batches gain little
+# The errors that a reply may name, by code. Any other exception is sent as InferenceFailed.
 ERRORS: dict[str, type[GlimpseError]] = {
     error.code: error
     for error in (
@@ -60,22 +59,22 @@ class Frame(NamedTuple):
     alone: bool = False
 
     def packed(self) -> tuple[bytes, bytes]:
-        """Head and data, apart: the data may be large, and need not be copied."""
+        """Head and data as two parts, so that the data is not copied."""
         kind = self.kind | _ALONE if self.alone else self.kind
         return _REQUEST.pack(kind, len(self.name), len(self.data)) + self.name, self.data
 
 
 class FrameReader:
-    """The frames that come over a socket, which is closed by the other side at the end."""
+    """Reads frames from a socket until the other side closes it."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._buffer = bytearray()
 
     def take(self, most: int) -> list[Frame]:
-        """The next frame, and up to `most` in all of those that are here by now.
+        """Wait for a frame; return it with those that have arrived too, at most `most` in all.
 
-        Waits for the first one. Empty at the end.
+        Empty once the connection is closed.
         """
         frame = self._next()
         while frame is None:
@@ -90,7 +89,7 @@ class FrameReader:
         return frames
 
     def _arrived(self) -> Frame | None:
-        """The frame that what has arrived completes, without waiting for more."""
+        """The next frame if all of it has arrived, without waiting."""
         try:
             while received := self._connection.recv(_CHUNK, socket.MSG_DONTWAIT):
                 self._buffer += received
@@ -109,7 +108,7 @@ class FrameReader:
         middle, end = head + name_size, head + name_size + size
         if len(buffer) < end:
             return None
-        with memoryview(buffer) as view:  # a slice of the buffer itself would be one more copy
+        with memoryview(buffer) as view:  # slicing the buffer itself would copy once more
             name, data = bytes(view[head:middle]), bytes(view[middle:end])
         del buffer[:end]
         return Frame(kind & ~_ALONE, name, data, bool(kind & _ALONE))
