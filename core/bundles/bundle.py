@@ -1,31 +1,37 @@
-"""A model bundle: a folder with `model.onnx`, `model.json`, `labels.txt`, `MODEL_CARD.md`.
+"""A model bundle: a folder with `model.onnx`, `model.json`, `labels.txt` and `MODEL_CARD.md`.
 
-Everything here blocks. `core.backends.bundles` finds bundles that lie elsewhere.
+It may also have `categories.json`. All functions block. `core.backends.bundles` finds bundles that
+are stored elsewhere.
 
-`SHA256SUMS` (the format of sha256sum) lists the digests of the first three. The bundle's identity
-is `name@` and the first 12 hex digits of the SHA-256 over those three lines, so the API knows the
-identity without reading the weights, and the worker verifies the files when it loads them.
+`SHA256SUMS` (the format of sha256sum) lists the digests of the files that decide the answer: all
+but the card. The bundle's identity is `name@` and the first 12 hex digits of the SHA-256 over those
+digests. So the API knows the identity without reading the weights, and the worker verifies the
+files when it loads them.
 """
 
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from core.errors import BundleError
 
 MODEL_FILE, MANIFEST_FILE, LABELS_FILE = "model.onnx", "model.json", "labels.txt"
 SUMS_FILE = "SHA256SUMS"
-SUMMED_FILES = (MODEL_FILE, MANIFEST_FILE, LABELS_FILE)
+CATEGORIES_FILE = "categories.json"
+REQUIRED_FILES = (MODEL_FILE, MANIFEST_FILE, LABELS_FILE)
+SUMMED_FILES = (*REQUIRED_FILES, CATEGORIES_FILE)
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Channels = Annotated[tuple[float, ...], Field(min_length=3, max_length=3)]
+Category = Annotated[str, Field(min_length=1, max_length=100)]
+Categories = dict[str, tuple[Category, ...]]
 
 
 class _Frozen(BaseModel):
@@ -63,7 +69,10 @@ class OutputSpec(_Frozen):
 
 
 class BundleManifest(_Frozen):
-    """`model.json`. A pixel value v in 0..255 enters the network as (v * rescale - mean) / std."""
+    """`model.json`. A pixel value v in 0..255 enters the network as (v * rescale - mean) / std.
+
+    `threshold` is the confidence from which the best label counts as confident.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
     input: InputSpec
@@ -73,16 +82,21 @@ class BundleManifest(_Frozen):
     std: Channels
     outputs: OutputSpec
     opset: PositiveInt
+    threshold: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """What `model.json` and `labels.txt` say, and who the bundle is."""
+    """A bundle without its weights.
+
+    `categories` has the broader labels of each label; it is empty if the bundle has none.
+    """
 
     folder: Path
     manifest: BundleManifest
     labels: tuple[str, ...]
     identity: str
+    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def read_bundle(uri: str | Path) -> Bundle:
@@ -97,17 +111,38 @@ def read_bundle(uri: str | Path) -> Bundle:
         raise BundleError(f"{folder / MANIFEST_FILE} or its labels are invalid: {error}") from error
     if not labels or not all(label.strip() for label in labels):
         raise BundleError(f"{folder / LABELS_FILE} needs one label a line.")
+    categories = _categories(folder, labels)
     sums = recorded_sums(folder) or _computed_sums(folder)
-    return Bundle(folder, manifest, labels, f"{manifest.name}@{digest_of(sums)[:12]}")
+    if categories and CATEGORIES_FILE not in sums:
+        raise BundleError(f"{folder / SUMS_FILE} does not list {CATEGORIES_FILE}.")
+    identity = f"{manifest.name}@{digest_of(sums)[:12]}"
+    return Bundle(folder, manifest, labels, identity, categories)
+
+
+def _categories(folder: Path, labels: tuple[str, ...]) -> Categories:
+    """The content of `categories.json`; empty if there is no such file. Raises BundleError."""
+    file = folder / CATEGORIES_FILE
+    try:
+        categories = TypeAdapter(Categories).validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise BundleError(f"{file}: {error.strerror}.") from error
+    except ValidationError as error:
+        raise BundleError(f"{file} is invalid: {error}") from error
+    unknown = sorted(categories.keys() - set(labels))
+    if unknown:
+        raise BundleError(f"{file} names {unknown[0]!r}, which is not a label.")
+    return categories
 
 
 def verify_bundle(bundle: Bundle) -> None:
-    """Raise BundleError where a file is not the one that `SHA256SUMS` lists."""
+    """Raise BundleError if a file differs from its digest in `SHA256SUMS`."""
     recorded = recorded_sums(bundle.folder)
     if recorded is None:
         return
     computed = _computed_sums(bundle.folder)
-    wrong = [name for name in SUMMED_FILES if recorded[name] != computed[name]]
+    wrong = [name for name in SUMMED_FILES if recorded.get(name) != computed.get(name)]
     if wrong:
         raise BundleError(f"{bundle.folder}: {', '.join(wrong)} differ from {SUMS_FILE}.")
 
@@ -118,7 +153,7 @@ def write_sums(folder: Path) -> None:
 
 
 def recorded_sums(folder: Path) -> dict[str, str] | None:
-    """What `SHA256SUMS` says, or None where there is none. Raises BundleError."""
+    """The digests in `SHA256SUMS`, or None if the folder has no such file. Raises BundleError."""
     try:
         text = (folder / SUMS_FILE).read_bytes()
     except FileNotFoundError:
@@ -129,25 +164,27 @@ def recorded_sums(folder: Path) -> dict[str, str] | None:
 
 
 def parse_sums(text: bytes, where: str) -> dict[str, str]:
-    """The digests of the three files in `SHA256SUMS`. Raises BundleError that names `where`."""
+    """The digests of the bundle's files in `SHA256SUMS`. Raises BundleError that names `where`."""
     lines = text.decode("ascii", errors="replace").splitlines()
     named = {
         name.strip().lstrip("*"): digest for digest, _, name in (x.partition(" ") for x in lines)
     }
-    missing = [name for name in SUMMED_FILES if not _DIGEST.fullmatch(named.get(name, ""))]
+    expected = [name for name in SUMMED_FILES if name in named or name in REQUIRED_FILES]
+    missing = [name for name in expected if not _DIGEST.fullmatch(named.get(name, ""))]
     if missing:
         raise BundleError(f"{where} lacks {', '.join(missing)}.")
-    return {name: named[name] for name in SUMMED_FILES}
+    return {name: named[name] for name in expected}
 
 
 def sums_text(sums: Mapping[str, str]) -> str:
     """`SHA256SUMS` of these digests."""
-    return "".join(f"{sums[name]}  {name}\n" for name in SUMMED_FILES)
+    return "".join(f"{sums[name]}  {name}\n" for name in SUMMED_FILES if name in sums)
 
 
 def digest_of(sums: Mapping[str, str]) -> str:
-    """What tells bundles apart: 64 hex digits. Their identity has the first 12."""
-    return hashlib.sha256("".join(sums[name] + "\n" for name in SUMMED_FILES).encode()).hexdigest()
+    """64 hex digits that identify a bundle. Its identity has the first 12."""
+    lines = "".join(f"{sums[name]}\n" for name in SUMMED_FILES if name in sums)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _computed_sums(folder: Path) -> dict[str, str]:
@@ -155,6 +192,9 @@ def _computed_sums(folder: Path) -> dict[str, str]:
     for name in SUMMED_FILES:
         try:
             sums[name] = file_sum(folder / name)
+        except FileNotFoundError as error:
+            if name in REQUIRED_FILES:
+                raise BundleError(f"{folder / name}: {error.strerror}.") from error
         except OSError as error:
             raise BundleError(f"{folder / name}: {error.strerror}.") from error
     return sums

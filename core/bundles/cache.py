@@ -20,8 +20,6 @@ from typing import BinaryIO, Protocol
 import structlog
 
 from core.bundles.bundle import (
-    LABELS_FILE,
-    MANIFEST_FILE,
     MODEL_FILE,
     SUMS_FILE,
     Bundle,
@@ -85,7 +83,7 @@ class BundleCache:
         home = self._folder / digest_of(sums)
         with _disk(home):
             _make_folder(home)
-            for name in (MANIFEST_FILE, LABELS_FILE):
+            for name in (name for name in sums if name != MODEL_FILE):
                 if not _agrees(home / name, sums[name]):
                     data = self._objects.read(place, name, SMALL_FILE_BYTES)
                     if hashlib.sha256(data).hexdigest() != sums[name]:

@@ -118,3 +118,65 @@ def test_sums_that_lack_a_file_are_refused(tmp_path: Path, sums: str) -> None:
 def test_what_is_no_folder_is_refused(uri: str, tmp_path: Path) -> None:
     with pytest.raises(BundleError):
         read_bundle(uri or tmp_path)
+
+
+CATEGORIES = {"red": ["warm", "colour"], "blue": ["cold", "colour"]}
+
+
+def write_categories(folder: Path, categories: object = CATEGORIES) -> Path:
+    (folder / "categories.json").write_text(json.dumps(categories))
+    write_sums(folder)
+    return folder
+
+
+def test_categories_are_part_of_the_bundle_and_of_its_identity(tmp_path: Path) -> None:
+    folder = write_colour_bundle(tmp_path)
+    before = read_bundle(folder)
+    assert before.categories == {}
+    bundle = read_bundle(write_categories(folder))
+    assert bundle.categories == {"red": ("warm", "colour"), "blue": ("cold", "colour")}
+    assert bundle.identity != before.identity
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / "SHA256SUMS").unlink()
+    assert read_bundle(tmp_path / "copy").identity == bundle.identity
+
+
+def test_altered_or_missing_categories_are_refused(tmp_path: Path) -> None:
+    folder = write_categories(write_colour_bundle(tmp_path))
+    bundle = read_bundle(folder)
+    (folder / "categories.json").write_text(json.dumps({"red": ["cold"]}))
+    with pytest.raises(BundleError, match=r"categories\.json"):
+        verify_bundle(bundle)
+    (folder / "categories.json").unlink()
+    with pytest.raises(BundleError, match=r"categories\.json"):
+        verify_bundle(bundle)
+
+
+def test_categories_that_the_sums_do_not_list_are_refused(tmp_path: Path) -> None:
+    folder = write_colour_bundle(tmp_path)
+    (folder / "categories.json").write_text(json.dumps(CATEGORIES))
+    with pytest.raises(BundleError, match=r"does not list categories\.json"):
+        read_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    "categories",
+    [["red"], {"red": "warm"}, {"red": [""]}, {"red": [1]}, {"purple": ["warm"]}, {"red": None}],
+)
+def test_invalid_categories_are_refused(tmp_path: Path, categories: object) -> None:
+    folder = write_categories(write_colour_bundle(tmp_path), categories)
+    with pytest.raises(BundleError, match=r"categories\.json"):
+        read_bundle(folder)
+
+
+@pytest.mark.parametrize(("threshold", "valid"), [(0, True), (0.5, True), (1, True), (1.1, False)])
+def test_threshold_is_a_probability(tmp_path: Path, threshold: float, valid: bool) -> None:
+    folder = write_colour_bundle(tmp_path)
+    path = folder / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"threshold": threshold}))
+    write_sums(folder)
+    if valid:
+        assert read_bundle(folder).manifest.threshold == threshold
+    else:
+        with pytest.raises(BundleError, match="threshold"):
+            read_bundle(folder)
