@@ -34,7 +34,7 @@ from app.metrics import ApiMetrics
 from app.model import check_model, read_model
 from app.openapi import DESCRIPTION, TAGS, install_documentation
 from app.services import Services
-from app.streams.registry import StreamRegistry
+from app.streams.registry import STREAM_SECONDS, StreamRegistry
 from app.uploads.limiter import UploadSlots, upload_limits
 from app.webhooks import routes as webhook_routes
 from app.webhooks.service import Webhooks
@@ -173,7 +173,7 @@ async def _open_services(
         open_audit(settings, bundle.identity, dropped, clock) as audit,
     ):
         resolver = PublicResolver(allow_private=settings.webhook_allow_private)
-        streams = StreamRegistry(settings.max_streams, settings.stream_seconds, metrics.streams)
+        streams = StreamRegistry(settings.max_streams, STREAM_SECONDS, metrics.streams)
         services = Services(
             settings=settings,
             clock=clock,

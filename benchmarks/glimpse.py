@@ -161,7 +161,6 @@ def _stack(batch: Batch, folder: Path) -> Stack:
         batch.bundle,
         LOG_LEVEL="warning",
         WORKER_CONCURRENCY=WORKERS,
-        MIN_BACKOFF_SECONDS=policy.min_backoff,
         MAX_BACKOFF_SECONDS=policy.max_backoff,
         LEASE_SECONDS=policy.lease,
         ACK_DEADLINE_SECONDS=policy.ack_deadline,
@@ -169,8 +168,9 @@ def _stack(batch: Batch, folder: Path) -> Stack:
 
 
 def _settings(stack: Stack) -> Settings:
-    """Those that the stack's processes have."""
-    values: dict[str, Any] = {name.lower(): text for name, text in stack.environment.items()}
+    """The settings of the stack's processes."""
+    given = {name.lower(): text for name, text in stack.environment.items()}
+    values: dict[str, Any] = {name: given[name] for name in Settings.model_fields if name in given}
     return Settings(_env_file=None, **values)
 
 

@@ -1,15 +1,18 @@
-"""Every setting, typed and validated at start. Names are environment variables, or lines of `.env`.
+"""Every setting, typed and validated at start. Names are environment variables or lines of `.env`.
 
-README's table and `.env.example` are checked against this class by `tests/docs`.
+`compose.settings_docs` writes docs/settings.md and `.env.example` from this class; `tests/docs`
+compares them. What no operator has a reason to change is a constant beside its use.
 """
 
+import difflib
 import os
-from dataclasses import replace
+from collections.abc import Iterable
 from datetime import timedelta
 from email.utils import parseaddr
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
+from dotenv import dotenv_values
 from pydantic import (
     AfterValidator,
     Field,
@@ -23,19 +26,20 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from core.bundles.location import BUCKET_NAME, BucketFolder
 from core.domain.channels import NOTIFICATIONS, Channel
 from core.domain.key_tokens import LEAST_SECRET_BYTES
-from core.domain.policy import DeliveryPolicy, JobPolicy
+from core.domain.policy import BACKOFF_RATIO, DeliveryPolicy, JobPolicy
 from core.domain.rate_limits import MOST_DAILY_QUOTA, Rate
 from core.outbound.mail_address import domain_of
 from core.outbound.mail_server import MailServer
 
 DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "models" / "default"
+ENV_FILE = ".env"
 
-# What a form may weigh on top of the image: boundaries, part headers, fields that we ignore.
+# Bytes that a form may add to the image: boundaries, part headers, and fields that are ignored.
 FORM_OVERHEAD = 64 * 1024
 
 
 def _model_uri(uri: str) -> str:
-    """`uri`; ValueError where it is neither a path nor gs://bucket/folder."""
+    """`uri`; ValueError if it is neither a path nor gs://bucket/folder."""
     BucketFolder.of(uri)
     return uri
 
@@ -43,9 +47,9 @@ def _model_uri(uri: str) -> str:
 ModelUri = Annotated[str, AfterValidator(_model_uri)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
-# A century. What is older than that is looked for by its date, and there is no date before year 1.
+# A century: a cleanup subtracts a retention from the current date, and no date is before year 1.
 MOST_DAYS = 36_500
-KeptSeconds = Annotated[float, Field(gt=0, le=MOST_DAYS * 24 * 3600)]
+RetentionSeconds = Annotated[float, Field(gt=0, le=MOST_DAYS * 24 * 3600)]
 DailyQuota = Annotated[int, Field(ge=0, le=MOST_DAILY_QUOTA)]
 _DELIVERY = DeliveryPolicy()
 _JOBS = JobPolicy()
@@ -55,301 +59,307 @@ _RESOURCE_PREFIX = r"^[A-Za-z][A-Za-z0-9._~%+-]{2,199}$"
 _HOST_PORT = r"^[^\s/]+:[0-9]{1,5}$"
 _URL = r"^https?://[^\s?#]*[^\s/?#]$"
 
+# Variables in `.env` that `docker compose` and OpenTelemetry's SDK read, not Glimpse.
+FOREIGN_PREFIXES = ("COMPOSE_", "DOCKER_", "OTEL_")
+
+# Settings of earlier versions, and what replaces each.
+REMOVED = {
+    "CLASSIFY_SECONDS": "an image may take two thirds of LEASE_SECONDS, and at least 20 seconds",
+    "DUPLICATE_WAIT_SECONDS": "it is always 5 seconds",
+    "HEADER_SECONDS": "it is always 10 seconds",
+    "JOB_REFRESH_SECONDS": "it is always half a second",
+    "LINK_SECONDS": "a signed link is always valid for 15 minutes",
+    "MAX_CONNECTIONS": "the limit is MAX_STREAMS and 1,000 more",
+    "MAX_UPLOADS_IN_FLIGHT": "MAX_UPLOAD_BYTES_IN_FLIGHT bounds the memory of uploads",
+    "MAX_WAIT_SECONDS": "`Prefer: wait` always allows up to 30 seconds",
+    "MIN_BACKOFF_SECONDS": "the first wait is a sixtieth of MAX_BACKOFF_SECONDS",
+    "MODEL_CACHE_DIR": "DATA_DIR holds the bundles from `gs://`, in `model-cache`",
+    "NAMESPACE_PREFIX": "DATASTORE_DATABASE separates installations that share a project",
+    "NOTIFICATION_ATTEMPTS": "a notification has four times DELIVERY_ATTEMPTS",
+    "NOTIFICATION_CONCURRENCY": "it is always 16",
+    "NOTIFICATION_MAX_BACKOFF_SECONDS": "a notification waits five times as long as an image",
+    "NOTIFICATION_MIN_BACKOFF_SECONDS": "a notification waits five times as long as an image",
+    "PUSH_KEYS_URL": "the worker always asks Google for the keys",
+    "RESULT_CACHE_ENTRIES": "a process always caches up to 10,000 results",
+    "RESULT_CACHE_SECONDS": "a process always caches a result for 60 seconds",
+    "RETENTION_SECONDS": "an undelivered message is always kept for 7 days",
+    "SCHEDULE_SECONDS": "it is always one second",
+    "SLOW_WAIT_SECONDS": "`/what/slow` always waits up to 20 seconds",
+    "STREAM_SECONDS": "a stream of live updates always ends after 55 minutes",
+    "UPLOAD_GRACE_SECONDS": "MIN_UPLOAD_BYTES_PER_SECOND applies after 10 seconds",
+    "USAGE_RETENTION_DAYS": "usage counts are always kept for 400 days",
+    "WEBHOOK_SECONDS": "a receiver always has 15 seconds to answer",
+}
+
 
 class Settings(BaseSettings):
-    """One process's configuration; each field's description is its documentation."""
+    """The configuration of one process. The description of a field is its documentation."""
 
     model_config = SettingsConfigDict(
-        env_file=".env",
+        env_file=ENV_FILE,
         env_ignore_empty=True,
-        extra="ignore",
+        dotenv_filtering="only_existing",  # `load_settings` names the unknown ones
+        extra="forbid",
         frozen=True,
-        allow_inf_nan=False,  # no time that we wait or keep can be either
+        allow_inf_nan=False,  # no wait and no retention can be either
     )
 
-    # --- Where things run -----------------------------------------------------------------------
+    # --- Where Glimpse runs -----------------------------------------------------------------------
     backend: Annotated[
         Literal["embedded", "emulator", "gcp"],
         Field(
-            description="Where records, images and messages are kept: `embedded`, `emulator` or "
-            "`gcp`; where it is not set, `make run` chooses"
+            description="Where records, images, and messages are kept: `embedded`, `emulator`, or "
+            "`gcp`. If it is not set, `make run` chooses"
         ),
     ] = "embedded"
     host: Annotated[
         str,
         Field(
-            description="Address that both services listen on; where other machines reach it, the "
-            "API needs API_KEYS and the worker PUSH_AUTH, or both ALLOW_PUBLIC"
+            description="Address that both services listen on. If other machines can reach it, the "
+            "API requires API_KEYS and the worker requires PUSH_AUTH, or both require ALLOW_PUBLIC"
         ),
     ] = "127.0.0.1"
     api_port: Annotated[Port, Field(description="Port of the API")] = 8080
     worker_port: Annotated[Port, Field(description="Port of the worker")] = 8081
     port: Annotated[
         Port | None,
-        Field(description="Port of a service that runs alone, whichever it is; Cloud Run sets it"),
+        Field(description="Port of a service that runs alone, API or worker. Cloud Run sets it"),
     ] = None
-    data_dir: Annotated[Path, Field(description="Folder of the data that this machine keeps")] = (
-        Path(".data")
-    )
+    data_dir: Annotated[
+        Path, Field(description="Folder for the data that Glimpse keeps on this machine")
+    ] = Path(".data")
     public_url: Annotated[
         str,
         Field(
             pattern=r"^(https?://.*[^/])?$",
-            description="What links in answers begin with; empty makes them relative",
+            description="Base URL of the links in responses. If empty, links are relative",
         ),
     ] = ""
+    shutdown_seconds: Annotated[
+        Seconds, Field(description="Time that a stopping service has to finish its work")
+    ] = 8
 
-    # --- The model ------------------------------------------------------------------------------
+    # --- Models -----------------------------------------------------------------------------------
     model_uri: Annotated[
         ModelUri,
-        Field(
-            description="Model bundle that labels images: a folder, or `gs://bucket/folder`",
-        ),
+        Field(description="Model bundle that labels images: a folder, or `gs://bucket/folder`"),
     ] = str(DEFAULT_BUNDLE)
     extra_model_uris: Annotated[
         tuple[ModelUri, ...],
         NoDecode,
-        Field(description="Comma-separated bundles that the worker also answers for"),
+        Field(description="Other bundles that the worker serves, comma-separated"),
     ] = ()
-    model_cache_dir: Annotated[
-        Path | None,
-        Field(
-            description="Folder that bundles from `gs://` are kept in; empty means one in DATA_DIR"
-        ),
-    ] = None
     loaded_models: Annotated[
-        int, Field(ge=1, description="How many bundles the worker keeps in memory")
+        int, Field(ge=1, description="Number of bundles that the worker keeps in memory")
     ] = 2
-    labels_per_image: Annotated[int, Field(ge=1, le=100, description="Labels in a result")] = 5
+    labels_per_image: Annotated[
+        int, Field(ge=1, le=100, description="Number of labels in a result")
+    ] = 5
+    worker_concurrency: Annotated[
+        int,
+        Field(ge=0, description="Images that a worker classifies at once. 0: one for each core"),
+    ] = 0
 
-    # --- Who may ask ----------------------------------------------------------------------------
+    # --- Access -----------------------------------------------------------------------------------
     api_keys: Annotated[
         Literal["off", "required"],
-        Field(description="Whether the API answers only who has a key: `off` or `required`"),
+        Field(description="Whether the API requires a key: `off` or `required`"),
     ] = "off"
     allow_public: Annotated[
         bool,
         Field(
-            description="Serve other machines without asking who they are: something in front does"
+            description="Serve other machines without authentication, because a component in front "
+            "of Glimpse authenticates callers"
         ),
     ] = False
     key_secret: Annotated[
         SecretStr | None,
         Field(
             min_length=LEAST_SECRET_BYTES,
-            description="Secret of the keys' hashes; empty means one that `DATA_DIR` keeps",
+            description="Secret for hashing keys. If empty, Glimpse creates one in DATA_DIR",
         ),
     ] = None
     key_cache_seconds: Annotated[
         Seconds,
-        Field(le=60, description="How long a process trusts a key it has seen, revoked or not"),
+        Field(
+            le=60,
+            description="Time that a process caches a verified key. A revoked key may work that "
+            "long",
+        ),
     ] = 30
     rate_limit: Annotated[
         str,
         Field(
             pattern=r"^(off|[1-9][0-9]{0,8}/(second|minute|hour))$",
-            description="Requests of one key: a count a `second`, `minute` or `hour`, or `off`",
+            description="Requests that a key may send each `second`, `minute`, or `hour`, or `off`",
         ),
     ] = "600/minute"
     daily_quota: Annotated[
-        DailyQuota, Field(description="Requests of one key in a day (UTC); 0 means any number")
+        DailyQuota, Field(description="Requests that a key may send each day (UTC). 0: no limit")
     ] = 0
-    usage_retention_days: Annotated[
-        int, Field(ge=1, le=MOST_DAYS, description="How many days a key's counts are kept")
-    ] = 400
-
-    # --- HTTP -----------------------------------------------------------------------------------
-    docs: Annotated[bool, Field(description="Whether there is `/docs` and `/openapi.json`")] = True
+    docs: Annotated[bool, Field(description="Whether to serve `/docs` and `/openapi.json`")] = True
     cors_origins: Annotated[
         tuple[str, ...],
         NoDecode,
-        Field(description="Comma-separated origins whose pages may call the API; `*` means any"),
+        Field(
+            description="Origins whose pages may call the API, comma-separated. `*`: every origin"
+        ),
     ] = ()
     allowed_hosts: Annotated[
         tuple[str, ...],
         NoDecode,
-        Field(description="Comma-separated hosts that the API answers for; empty means any"),
+        Field(description="Hosts that the API answers for, comma-separated. If empty, every host"),
     ] = ()
     trusted_proxies: Annotated[
         tuple[str, ...],
         NoDecode,
-        Field(description="Comma-separated proxies whose `X-Forwarded-For` is believed; `*`: any"),
+        Field(
+            description="Proxies whose `X-Forwarded-For` header is trusted, comma-separated. "
+            "`*`: every proxy"
+        ),
     ] = ()
+    push_auth: Annotated[
+        bool,
+        Field(
+            description="Whether the worker requires a Google identity token with each push. "
+            "BACKEND=gcp always requires it"
+        ),
+    ] = False
+    push_audience: Annotated[
+        str, Field(description="Audience that the token of a push must have, exactly")
+    ] = ""
+    push_service_account: Annotated[
+        str, Field(description="E-mail address of the service account that pushes")
+    ] = ""
 
-    # --- Limits ---------------------------------------------------------------------------------
-    max_image_bytes: Annotated[int, Field(ge=1, description="Largest upload, in bytes")] = (
+    # --- Limits -----------------------------------------------------------------------------------
+    max_image_bytes: Annotated[int, Field(ge=1, description="Largest image, in bytes")] = (
         10 * 1024 * 1024
     )
     max_image_pixels: Annotated[
-        int, Field(ge=1, description="Largest picture, as width times height")
+        int, Field(ge=1, description="Largest image, in pixels (width times height)")
     ] = 50_000_000
     max_batch_bytes: Annotated[
-        int, Field(ge=1, description="Largest batch of images, in bytes, packed or not")
+        int, Field(ge=1, description="Largest batch of images, in bytes, packed or unpacked")
     ] = 256 * 1024 * 1024
-    max_uploads_in_flight: Annotated[
-        int, Field(ge=1, description="Uploads that one API process takes in at once")
-    ] = 256
     max_upload_bytes_in_flight: Annotated[
-        int, Field(ge=1, description="Bytes of uploads that it holds at once")
+        int, Field(ge=1, description="Bytes of uploads that one API process holds in memory")
     ] = 128 * 1024 * 1024
-    upload_grace_seconds: Annotated[
-        Seconds, Field(description="How long an upload may take, however slow it is")
-    ] = 10
     min_upload_bytes_per_second: Annotated[
-        int, Field(ge=1, description="How fast an upload must come once that time has passed")
+        int, Field(ge=1, description="Slowest upload that is accepted, after its first 10 seconds")
     ] = 16 * 1024
-    header_seconds: Annotated[
-        Seconds, Field(description="How long a client may take to send a request's headers")
-    ] = 10
-    max_connections: Annotated[
-        int, Field(ge=1, description="Connections that one API process serves at once")
-    ] = 3000
     max_streams: Annotated[
-        int, Field(ge=0, description="Streams of live updates among them; 0 allows none")
-    ] = 2000
-    stream_seconds: Annotated[
-        Seconds,
+        int,
         Field(
-            gt=0, description="How long one may last; Cloud Run allows an hour. Clients come again"
+            ge=0,
+            description="Streams of live updates that an API process serves at once. Requests "
+            "have 1,000 other connections",
         ),
-    ] = 3300
-    max_wait_seconds: Annotated[
-        Seconds, Field(le=60, description="Longest that `Prefer: wait` may hold an answer")
-    ] = 30
-    slow_wait_seconds: Annotated[
-        Seconds, Field(le=60, description="How long `/what/slow` waits before it answers 202")
-    ] = 20
+    ] = 2000
 
-    # --- Results and links ----------------------------------------------------------------------
-    result_cache_entries: Annotated[
-        int, Field(ge=0, description="Finished results each API process keeps; 0 keeps none")
-    ] = 10_000
-    result_cache_seconds: Annotated[
-        Seconds, Field(description="How long it keeps one, and a deleted image may still answer")
-    ] = 60
+    # --- Retention --------------------------------------------------------------------------------
     result_max_age_seconds: Annotated[
-        int, Field(ge=0, description="`max-age` of a finished result for browsers and CDNs")
+        int,
+        Field(
+            ge=0, description="`max-age` of a finished result. Browsers and CDNs cache it that long"
+        ),
     ] = 3600
-    link_seconds: Annotated[
-        int, Field(ge=1, le=12 * 3600, description="Validity of a signed link to an image")
-    ] = 900
+    job_retention_seconds: Annotated[
+        RetentionSeconds,
+        Field(description="Time that a finished job and its items are kept"),
+    ] = _JOBS.retention
+    dead_letter_retention_seconds: Annotated[
+        RetentionSeconds, Field(description="Time that a dead letter is kept, replayed or not")
+    ] = _DELIVERY.dead_letter_retention
 
-    # --- Delivery -------------------------------------------------------------------------------
+    # --- Delivery ---------------------------------------------------------------------------------
     delivery_attempts: Annotated[
-        int, Field(description="Deliveries of a message before it is a dead letter")
+        int,
+        Field(
+            description="Deliveries of a message before it becomes a dead letter. A notification "
+            "has four times as many"
+        ),
     ] = _DELIVERY.attempts
-    min_backoff_seconds: Annotated[
-        float, Field(description="Wait after the first refused delivery; doubles each time")
-    ] = _DELIVERY.min_backoff
-    max_backoff_seconds: Annotated[float, Field(description="Longest wait between deliveries")] = (
-        _DELIVERY.max_backoff
-    )
+    max_backoff_seconds: Annotated[
+        float,
+        Field(
+            description="Longest wait between deliveries. The first wait is a sixtieth of it, and "
+            "each wait doubles. A notification waits five times as long"
+        ),
+    ] = _DELIVERY.max_backoff
     ack_deadline_seconds: Annotated[
-        float, Field(description="How long the worker may take to answer one delivery")
+        float, Field(description="Time that the worker has to answer one delivery")
     ] = _DELIVERY.ack_deadline
     lease_seconds: Annotated[
-        float, Field(description="How long one worker owns an image before another may take it")
+        float,
+        Field(
+            description="Time that a worker holds an image before another may claim it. "
+            "Classification may take two thirds of it, and at least 20 seconds"
+        ),
     ] = _DELIVERY.lease
-    retention_seconds: Annotated[
-        KeptSeconds, Field(description="How long an undelivered message is kept")
-    ] = _DELIVERY.retention
     stale_seconds: Annotated[
-        KeptSeconds,
-        Field(description="How long a record may stand still before it is looked after"),
+        RetentionSeconds,
+        Field(description="Time without progress after which a record or a job is reconciled"),
     ] = _DELIVERY.stale_after
-    dead_letter_retention_seconds: Annotated[
-        KeptSeconds, Field(description="How long a dead letter is kept, replayed or not")
-    ] = _DELIVERY.dead_letter_retention
     push_concurrency: Annotated[
         int,
-        Field(ge=1, le=1000, description="Images the embedded queue has in delivery"),
+        Field(ge=1, le=1000, description="Images that the embedded queue delivers at once"),
     ] = 16
-    notification_concurrency: Annotated[
-        int,
-        Field(ge=1, le=1000, description="Notifications that a queue or a worker delivers at once"),
-    ] = 16
-    notification_attempts: Annotated[
-        int, Field(description="Deliveries of a notification before it is a dead letter")
-    ] = 40
-    notification_min_backoff_seconds: Annotated[
-        float, Field(description="Wait after a notification's first refused delivery; doubles")
-    ] = 10
-    notification_max_backoff_seconds: Annotated[
-        float, Field(description="Longest wait between deliveries of a notification")
-    ] = 600
 
-    # --- Jobs -----------------------------------------------------------------------------------
-    schedule_seconds: Annotated[
-        Seconds, Field(le=60, description="Time between two looks for jobs that are due, locally")
-    ] = _JOBS.schedule_interval
-    job_refresh_seconds: Annotated[
-        float, Field(ge=0, description="Least time between two counts of a running job's items")
-    ] = _JOBS.refresh_interval
-    job_retention_seconds: Annotated[
-        KeptSeconds, Field(description="How long a finished job and its items are kept")
-    ] = _JOBS.retention
-
-    # --- Notifications ---------------------------------------------------------------------------
+    # --- Notifications ----------------------------------------------------------------------------
     webhook_allow_private: Annotated[
         bool,
-        Field(description="Whether webhooks may lead to private addresses, and go without TLS"),
+        Field(description="Whether webhooks may use private addresses and plain HTTP"),
     ] = False
-    webhook_seconds: Annotated[
-        Seconds, Field(le=30, description="How long a webhook's receiver may take to answer")
-    ] = 15
     smtp_url: Annotated[
         SecretStr,
         Field(
-            description="Mail server, as smtp://user:password@host:587 (STARTTLS where offered) or "
-            "smtps://…:465 (TLS); empty: no e-mail"
+            description="Mail server: `smtp://user:password@host:587` (with STARTTLS if the server "
+            "offers it) or `smtps://…:465` (TLS). If empty, no e-mail is sent"
         ),
     ] = SecretStr("")
-    email_from: Annotated[str, Field(description="Sender of e-mail; needed with SMTP_URL")] = ""
+    email_from: Annotated[str, Field(description="Sender of e-mail. SMTP_URL requires it")] = ""
     email_allowed_domains: Annotated[
         tuple[str, ...],
         NoDecode,
         Field(
-            description="Comma-separated domains that e-mail may go to; empty means that of "
-            "EMAIL_FROM, `*` any"
+            description="Domains that e-mail may go to, comma-separated. If empty, the domain of "
+            "EMAIL_FROM. `*`: every domain"
         ),
     ] = ()
 
-    # --- Google: BACKEND=emulator and BACKEND=gcp -----------------------------------------------
+    # --- Google Cloud -----------------------------------------------------------------------------
     google_cloud_project: Annotated[
-        str, Field(description="Project; empty means the credentials' own, or `demo-glimpse`")
-    ] = ""
-    datastore_database: Annotated[
-        str, Field(description="Datastore database; empty means the default one")
-    ] = ""
-    namespace_prefix: Annotated[
         str,
         Field(
-            pattern=r"^[0-9A-Za-z._-]{0,36}$",
-            description="What a tenant's Datastore namespace begins with",
+            description="Project. If empty, that of the credentials, or `demo-glimpse` with "
+            "BACKEND=emulator"
         ),
     ] = ""
+    datastore_database: Annotated[
+        str, Field(description="Datastore database. If empty, the default database")
+    ] = ""
     bucket: Annotated[
-        str, Field(min_length=3, max_length=63, description="Cloud Storage bucket of the images")
+        str, Field(min_length=3, max_length=63, description="Cloud Storage bucket for images")
     ] = "glimpse-images"
     import_buckets: Annotated[
         tuple[Annotated[str, Field(pattern=rf"^{BUCKET_NAME}$")], ...],
         NoDecode,
         Field(
-            description="Comma-separated buckets that jobs may take images from (`gs_prefix`), "
-            "anybody's who may make jobs; empty means none"
+            description="Buckets that jobs may import images from (`gs_prefix`), comma-separated. "
+            "Every client that may create jobs can read them"
         ),
     ] = ()
     topic_prefix: Annotated[
         str,
-        Field(
-            pattern=_RESOURCE_PREFIX,
-            description="What the names of topics and subscriptions begin with",
-        ),
+        Field(pattern=_RESOURCE_PREFIX, description="Prefix of topic and subscription names"),
     ] = "glimpse"
     signing_service_account: Annotated[
         str,
-        Field(description="Who signs links to images; empty means the service's own account"),
+        Field(description="Service account that signs links to images. If empty, that of the API"),
     ] = ""
+
+    # --- Google's emulators -----------------------------------------------------------------------
     datastore_emulator_host: Annotated[
         str, Field(pattern=_HOST_PORT, description="Datastore emulator, as host:port")
     ] = "127.0.0.1:8181"
@@ -360,7 +370,7 @@ class Settings(BaseSettings):
         str,
         Field(
             pattern=_URL,
-            description="Storage emulator, as a URL; where set, `gs://` means it with "
+            description="Storage emulator, as a URL. If it is set, `gs://` refers to it with "
             "BACKEND=embedded too",
         ),
     ] = "http://127.0.0.1:9023"
@@ -368,58 +378,31 @@ class Settings(BaseSettings):
         str,
         Field(
             pattern=rf"^$|{_URL}",
-            description="Where local queues push to; empty means HOST and WORKER_PORT",
+            description="URL that local queues push to. If empty, that of HOST and WORKER_PORT",
         ),
     ] = ""
 
-    # --- Who may push: always checked with BACKEND=gcp ------------------------------------------
-    push_auth: Annotated[
-        bool, Field(description="Whether the worker demands Google's token from who pushes")
-    ] = False
-    push_audience: Annotated[str, Field(description="The token's audience, exactly")] = ""
-    push_service_account: Annotated[
-        str, Field(description="The e-mail of the service account that pushes")
-    ] = ""
-    push_keys_url: Annotated[
-        str, Field(pattern=_URL, description="Keys that may sign such tokens, as a JWK set")
-    ] = "https://www.googleapis.com/oauth2/v3/certs"
-
-    # --- The worker -----------------------------------------------------------------------------
-    worker_concurrency: Annotated[
-        int, Field(ge=0, description="Images classified at once; 0 means one a core")
-    ] = 0
-    classify_seconds: Annotated[
-        Seconds,
-        Field(description="Longest that one image may be decoded and classified"),
-    ] = 20
-    duplicate_wait_seconds: Annotated[
-        Seconds, Field(description="How long a duplicate delivery waits for the first one's result")
-    ] = 5
-    shutdown_seconds: Annotated[
-        Seconds, Field(description="How long a stopping service may finish what it began")
-    ] = 8
-
-    # --- Logs, traces, metrics ------------------------------------------------------------------
+    # --- Logs, traces, metrics --------------------------------------------------------------------
     log_format: Annotated[
         Literal["console", "json"],
         Field(description="`console` for readable lines, or `json` for Cloud Logging"),
     ] = "console"
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
-        Field(description="Least severity to log: `debug`, `info`, `warning` or `error`"),
+        Field(description="Lowest severity that is logged: `debug`, `info`, `warning`, or `error`"),
     ] = "info"
     audit_log: Annotated[
-        bool, Field(description="Whether the API writes a line for each image it is given")
+        bool, Field(description="Whether the API logs a line for each image that a client sends")
     ] = True
     traces: Annotated[
         Literal["off", "otlp", "gcp"],
         Field(
-            description="Where traces go: `off`, nowhere; `otlp`, to a collector (the standard "
-            "`OTEL_EXPORTER_OTLP_ENDPOINT` says which); `gcp`, to Cloud Trace"
+            description="Destination of traces: `off`, none. `otlp`, the collector that the "
+            "standard variable `OTEL_EXPORTER_OTLP_ENDPOINT` names. `gcp`, Cloud Trace"
         ),
     ] = "off"
     metrics: Annotated[
-        bool, Field(description="Whether both services answer `/metrics` for Prometheus")
+        bool, Field(description="Whether both services serve `/metrics` for Prometheus")
     ] = True
 
     @field_validator(
@@ -443,10 +426,10 @@ class Settings(BaseSettings):
             raise ValueError("API_PORT and WORKER_PORT must differ")
         if self.max_upload_bytes_in_flight < self.max_image_bytes + FORM_OVERHEAD:
             raise ValueError(
-                "MAX_UPLOAD_BYTES_IN_FLIGHT must have room for one image of MAX_IMAGE_BYTES"
-                f" and {FORM_OVERHEAD} bytes of form"
+                "MAX_UPLOAD_BYTES_IN_FLIGHT must be at least MAX_IMAGE_BYTES"
+                f" and {FORM_OVERHEAD} bytes for the form"
             )
-        # These raise where the numbers contradict each other.
+        # Both raise ValueError if the numbers contradict each other.
         _ = self.delivery, self.notification_delivery
         if self.mail_server is not None:
             try:
@@ -456,8 +439,10 @@ class Settings(BaseSettings):
         if self.backend != "embedded":
             self._check_pubsub_bounds()
         if self.bucket in self.import_buckets:
-            # One tenant could import another's images.
-            raise ValueError("IMPORT_BUCKETS must not have BUCKET, which holds every tenant's")
+            # A tenant could import the images of another.
+            raise ValueError(
+                "IMPORT_BUCKETS must not name BUCKET, which holds every tenant's images"
+            )
         if self.backend == "gcp" and "bucket" not in self.model_fields_set:
             raise ValueError("BACKEND=gcp needs BUCKET")
         if self.verifies_pushes and not (self.push_audience and self.push_service_account):
@@ -466,40 +451,31 @@ class Settings(BaseSettings):
         return self
 
     def _check_pubsub_bounds(self) -> None:
-        """Raise ValueError for what Pub/Sub would refuse, while the message can still be plain."""
+        """Raise ValueError for a number that Pub/Sub would refuse later, with a longer message."""
         for name, value, least, most in (
             ("DELIVERY_ATTEMPTS", self.delivery_attempts, 5, 100),
-            ("NOTIFICATION_ATTEMPTS", self.notification_attempts, 5, 100),
             ("ACK_DEADLINE_SECONDS", self.ack_deadline_seconds, 10, 600),
-            ("RETENTION_SECONDS", self.retention_seconds, 600, 31 * 24 * 3600),
         ):
             if not least <= value <= most:
                 raise ValueError(f"Pub/Sub needs {name} between {least} and {most}")
 
     @property
     def delivery(self) -> DeliveryPolicy:
+        """How messages about images and jobs are delivered."""
         return DeliveryPolicy(
             attempts=self.delivery_attempts,
-            min_backoff=self.min_backoff_seconds,
+            min_backoff=self.max_backoff_seconds / BACKOFF_RATIO,
             max_backoff=self.max_backoff_seconds,
             ack_deadline=self.ack_deadline_seconds,
             lease=self.lease_seconds,
-            retention=self.retention_seconds,
             stale_after=self.stale_seconds,
             dead_letter_retention=self.dead_letter_retention_seconds,
         )
 
     @property
     def notification_delivery(self) -> DeliveryPolicy:
-        """As `delivery`, more patient: a receiver may be down for hours."""
-        longest = self.notification_attempts * self.notification_max_backoff_seconds
-        return replace(
-            self.delivery,
-            attempts=self.notification_attempts,
-            min_backoff=self.notification_min_backoff_seconds,
-            max_backoff=self.notification_max_backoff_seconds,
-            retention=max(self.retention_seconds, longest + 3600),
-        )
+        """How notifications are delivered: for longer, because a receiver may be down for hours."""
+        return self.delivery.for_notifications()
 
     def channel_delivery(self, channel: Channel) -> DeliveryPolicy:
         """How messages on `channel` are delivered."""
@@ -507,22 +483,22 @@ class Settings(BaseSettings):
 
     @property
     def jobs(self) -> JobPolicy:
-        return JobPolicy(
-            schedule_interval=self.schedule_seconds,
-            refresh_interval=self.job_refresh_seconds,
-            retention=self.job_retention_seconds,
-            stale_after=self.stale_seconds,
-        )
+        return JobPolicy(retention=self.job_retention_seconds, stale_after=self.stale_seconds)
+
+    @property
+    def classify_seconds(self) -> float:
+        """Longest time to decode and classify one image: the result must be stored in the lease."""
+        return max(20.0, self.lease_seconds * 2 / 3)
 
     @property
     def mail_server(self) -> MailServer | None:
-        """None where no e-mail is sent."""
+        """None if no e-mail is sent."""
         url = self.smtp_url.get_secret_value()
         return MailServer.parse(url) if url else None
 
     @property
     def email_domains(self) -> frozenset[str]:
-        """Domains that e-mail may go to (`core.outbound.mail_address`); none where none is sent."""
+        """Domains that e-mail may go to (`core.outbound.mail_address`). Empty without e-mail."""
         if self.mail_server is None:
             return frozenset()
         named = frozenset(domain.lower() for domain in self.email_allowed_domains)
@@ -530,18 +506,19 @@ class Settings(BaseSettings):
 
     @property
     def model_uris(self) -> tuple[str, ...]:
-        """Those that the worker answers for, the one that labels new images first."""
+        """The bundles that the worker serves; the first one labels new images."""
         return (self.model_uri, *self.extra_model_uris)
 
     @property
     def model_cache(self) -> Path:
-        return self.model_cache_dir or self.data_dir / "model-cache"
+        """Folder for bundles from `gs://`."""
+        return self.data_dir / "model-cache"
 
     @property
     def emulated_buckets(self) -> bool:
-        """Whether `gs://` means the storage emulator's.
+        """Whether `gs://` refers to the storage emulator.
 
-        With BACKEND=embedded it does where STORAGE_EMULATOR_HOST is set, as for Google's libraries.
+        With BACKEND=embedded it does if STORAGE_EMULATOR_HOST is set, as in Google's libraries.
         """
         if self.backend == "embedded":
             return "storage_emulator_host" in self.model_fields_set
@@ -577,7 +554,7 @@ class Settings(BaseSettings):
 
     @property
     def push_url(self) -> str:
-        """Where pushes go, less their path."""
+        """URL that pushes go to, without the path."""
         return self.push_endpoint or self.worker_url
 
     @property
@@ -586,15 +563,36 @@ class Settings(BaseSettings):
 
 
 def load_settings() -> Settings:
-    """The settings of this process, or an exit that names each wrong one."""
+    """The settings of this process. Exits with a message that names each wrong or unknown one."""
+    problems = unknown_names(dotenv_values(ENV_FILE))
     try:
-        return Settings()
+        settings = Settings()
     except ValidationError as invalid:
-        lines = []
         for error in invalid.errors():
             name = ".".join(str(part) for part in error["loc"]).upper()
             message = error["msg"].removeprefix("Value error, ")
-            lines.append(f"  {name}: {message}" if name else f"  {message}")
-        raise SystemExit(
-            "Glimpse cannot start, its settings are wrong:\n" + "\n".join(lines)
-        ) from None
+            problems.append(f"{name}: {message}" if name else message)
+    if problems:
+        raise SystemExit("\n  ".join(["Glimpse cannot start because of its settings:", *problems]))
+    return settings
+
+
+def unknown_names(names: Iterable[str]) -> list[str]:
+    """A message for each line of `.env` that sets nothing: a misspelt, removed, or foreign name."""
+    known = [field.upper() for field in Settings.model_fields]
+    messages = []
+    for name in (each.upper() for each in names):
+        if name in known or name.startswith(FOREIGN_PREFIXES):
+            continue
+        if reason := REMOVED.get(name):
+            messages.append(
+                f"{name}: this setting was removed: {reason}. Delete it from {ENV_FILE}"
+            )
+        elif similar := difflib.get_close_matches(name, known, n=1):
+            messages.append(f"{name}: there is no such setting. Did you mean {similar[0]}?")
+        else:
+            messages.append(
+                f"{name}: there is no such setting. {ENV_FILE} is read by Glimpse only: set the "
+                "variables of other programs in the environment"
+            )
+    return messages

@@ -14,7 +14,14 @@ from core.settings import Settings
 
 # Between the last answer and the end of the process, in which uvicorn notices that it is done.
 LEAVING_SECONDS = 0.5
+HEAD_SECONDS = 10.0  # in which a client must send the headers of a request
+OTHER_CONNECTIONS = 1000  # those that serve no stream of live updates
 OTHER_FILES = 200  # databases, blobs, and what else needs a file descriptor
+
+
+def most_connections(settings: Settings) -> int:
+    """How many connections one process serves at once."""
+    return settings.max_streams + OTHER_CONNECTIONS
 
 
 class Server(uvicorn.Server):
@@ -23,7 +30,7 @@ class Server(uvicorn.Server):
     def __init__(self, settings: Settings, app: FastAPI) -> None:
         self._app = app
         self._seconds = settings.shutdown_seconds
-        limits = ConnectionLimits(settings.max_connections, settings.header_seconds)
+        limits = ConnectionLimits(most_connections(settings), HEAD_SECONDS)
         super().__init__(
             uvicorn.Config(
                 app,

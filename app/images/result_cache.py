@@ -5,6 +5,9 @@ from cachetools import TTLCache
 from app.images.representation import Representation
 from core.domain.records import RecordKey, Status
 
+CACHE_ENTRIES = 10_000
+CACHE_SECONDS = 60.0  # also how long a process may answer with the result of a deleted image
+
 
 class ResultCache:
     """Successes only: they never change. An error may be retried, so it is never kept."""

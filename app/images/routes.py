@@ -21,7 +21,7 @@ from app.images.openapi import (
 from app.images.representation import image_path
 from app.images.responses import answer
 from app.images.service import UNKNOWN_IMAGE
-from app.services import Services, services_of
+from app.services import services_of
 from app.streams.openapi import STREAM_PARAMETERS, STREAM_REFUSALS, stream_of
 from app.streams.registry import StreamSource
 from app.streams.sse import EventStream, open_stream
@@ -29,6 +29,8 @@ from app.uploads.image_upload import read_upload
 from core.domain.principals import Principal, Scope
 from core.http.request_route import RequestRoute
 from core.observability.logs import bind_image
+
+MAX_WAIT_SECONDS = 30.0  # the longest `Prefer: wait=n` that is honoured
 
 # Endpoints take the request alone: FastAPI's handling of declared parameters would cost more than
 # a cached answer does. `openapi_extra` documents them.
@@ -48,7 +50,7 @@ router = APIRouter(prefix="/api/v1/images", tags=["images"], route_class=Request
 async def upload(request: Request, principal: Principal) -> Response:
     began = time.perf_counter()
     services = services_of(request)
-    wait = _wait(request, services)
+    wait = _wait(request)
     with services.uploads.take() as slot:
         image = await read_upload(request, services.settings.max_image_bytes, slot)
         size = len(image.data)
@@ -88,7 +90,7 @@ async def read(request: Request, principal: Principal) -> Response:
     services = services_of(request)
     images = services.images
     model = request.query_params.get("model", "") if request.scope["query_string"] else ""
-    wait = _wait(request, services)
+    wait = _wait(request)
     key = images.key(principal.tenant, image_hash, model)
     result = await images.find(key, wait or 0, request.receive)
     return answer(
@@ -159,6 +161,6 @@ async def delete(request: Request, principal: Principal) -> Response:
     return Response(status_code=204, headers={"Cache-Control": NO_STORE})
 
 
-def _wait(request: Request, services: Services) -> float | None:
+def _wait(request: Request) -> float | None:
     values = request.headers.getlist("prefer")
-    return preferred_wait(values, services.settings.max_wait_seconds) if values else None
+    return preferred_wait(values, MAX_WAIT_SECONDS) if values else None

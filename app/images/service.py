@@ -9,7 +9,7 @@ from starlette.types import Receive
 from app.images.header import accepted_type
 from app.images.representation import Representation, represent
 from app.images.responses import finished_headers
-from app.images.result_cache import ResultCache
+from app.images.result_cache import CACHE_ENTRIES, CACHE_SECONDS, ResultCache
 from app.images.result_waiter import ResultWaiter
 from app.images.submission import Candidate, Submissions
 from app.metrics import ApiMetrics
@@ -24,6 +24,7 @@ from core.settings import Settings
 log = structlog.get_logger(__name__)
 
 CLOSE_SECONDS = 2.0
+LINK_VALIDITY = timedelta(minutes=15)
 UNKNOWN_IMAGE = "No such image, or not under this model."
 
 
@@ -45,7 +46,7 @@ class ImageService:
         self._backend = backend
         self._model = model
         self._metrics = metrics
-        self._cache = ResultCache(settings.result_cache_entries, settings.result_cache_seconds)
+        self._cache = ResultCache(CACHE_ENTRIES, CACHE_SECONDS)
         self._submissions = Submissions(
             backend, settings.max_image_pixels, clock, settings.delivery
         )
@@ -102,8 +103,7 @@ class ImageService:
         bind_image(key)
         if not await self._backend.blobs.exists(key.blob_name):
             raise NotFound("No such image.")
-        validity = timedelta(seconds=self._settings.link_seconds)
-        return await self._backend.blobs.signed_url(key.blob_name, validity)
+        return await self._backend.blobs.signed_url(key.blob_name, LINK_VALIDITY)
 
     async def delete(self, tenant: str, image_hash: str) -> None:
         """Delete the tenant's image and its results under every model.

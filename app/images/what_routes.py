@@ -15,6 +15,8 @@ from core.http.request_route import RequestRoute
 
 router = APIRouter(prefix="/what", tags=["what"], route_class=RequestRoute)
 
+SLOW_WAIT_SECONDS = 20.0  # also in the description of the route
+
 _RESULTS = results("/what/status/7f83b1657ff1…")
 
 
@@ -33,15 +35,14 @@ async def fast(request: Request, principal: Principal) -> Response:
 @router.post(
     "/slow",
     summary="Upload an image, wait for its labels",
-    description="As `/what/fast`, but a new image's answer waits for the labels, for as long as "
-    "`SLOW_WAIT_SECONDS` allows; then 202.",
+    description="As `/what/fast`, but waits up to 20 seconds for the labels of a new image, then "
+    "answers 202.",
     responses={**_RESULTS, **UPLOAD_REFUSALS},
     openapi_extra=FORM_BODY,
 )
 @requires(Scope.CLASSIFY)
 async def slow(request: Request, principal: Principal) -> Response:
-    wait = services_of(request).settings.slow_wait_seconds
-    return await _upload(request, principal, wait)
+    return await _upload(request, principal, SLOW_WAIT_SECONDS)
 
 
 @router.head("/status/{image_hash}", include_in_schema=False)

@@ -11,6 +11,8 @@ from app.streams.events import Event
 from app.streams.poller import Poller
 from core.errors import Unavailable, overloaded
 
+STREAM_SECONDS = 3300.0  # the longest stream: Cloud Run ends a request after an hour
+
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 

@@ -20,24 +20,22 @@ from core.settings import Settings
 LOOK_SECONDS = 0.25  # between two looks at who is too slow
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UploadLimits:
     """At most `uploads` at once that hold `bytes_` together.
 
-    An upload may take `grace` seconds, and one more for each `rate` bytes that have come.
+    An upload may take `grace` seconds, and one more second for each `rate` bytes received.
     """
 
-    uploads: int
     bytes_: int
-    grace: float
     rate: int
+    uploads: int = 256
+    grace: float = 10.0
 
 
 def upload_limits(settings: Settings) -> UploadLimits:
     return UploadLimits(
-        uploads=settings.max_uploads_in_flight,
         bytes_=settings.max_upload_bytes_in_flight,
-        grace=settings.upload_grace_seconds,
         rate=settings.min_upload_bytes_per_second,
     )
 

@@ -19,7 +19,7 @@ def regular_calls(client: PushClient, settings: Settings) -> AbstractAsyncContex
     """While it is open, the worker is asked to look after stale records and due jobs."""
     return in_background(
         call_regularly(client, RECONCILE_PATH, settings.delivery.reconcile_interval),
-        call_regularly(client, SCHEDULE_PATH, settings.schedule_seconds),
+        call_regularly(client, SCHEDULE_PATH, settings.jobs.schedule_interval),
     )
 
 

@@ -5,12 +5,16 @@ in seconds. Meanings and bounds are Pub/Sub's:
 https://cloud.google.com/pubsub/docs/push and https://cloud.google.com/pubsub/docs/dead-letter-topics
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # The answers that acknowledge a push; anything else is a refusal and leads to another delivery.
 ACKNOWLEDGING_STATUS = frozenset({102, 200, 201, 202, 204})
 
 LONGEST_ACK_DEADLINE = 600.0  # seconds
+LONGEST_BACKOFF = 600.0  # seconds
+MOST_ATTEMPTS = 100
+BACKOFF_RATIO = 60  # of the longest wait between deliveries to the first one
+NOTIFICATION_CONCURRENCY = 16  # notifications that a queue or a worker delivers at once
 
 CLASSIFY_PATH = "/generate_annotations"
 DEAD_LETTER_PATH = "/generate_annotations_dlq"
@@ -31,7 +35,7 @@ class DeliveryPolicy:
     """
 
     attempts: int = 10
-    min_backoff: float = 2.0
+    min_backoff: float = 120.0 / BACKOFF_RATIO
     max_backoff: float = 120.0
     ack_deadline: float = 60.0
     lease: float = 30.0
@@ -40,16 +44,26 @@ class DeliveryPolicy:
     dead_letter_retention: float = 30 * 24 * 3600.0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.attempts <= 100:
-            raise ValueError("attempts must be between 1 and 100")
-        if not 0 <= self.min_backoff <= self.max_backoff <= 600:
-            raise ValueError("need 0 <= min_backoff <= max_backoff <= 600")
+        if not 1 <= self.attempts <= MOST_ATTEMPTS:
+            raise ValueError(f"attempts must be between 1 and {MOST_ATTEMPTS}")
+        if not 0 <= self.min_backoff <= self.max_backoff <= LONGEST_BACKOFF:
+            raise ValueError(f"need 0 <= min_backoff <= max_backoff <= {LONGEST_BACKOFF:g}")
         if not 0 < self.lease <= self.ack_deadline <= LONGEST_ACK_DEADLINE:
             raise ValueError("need 0 < lease <= ack_deadline <= 600")
         if self.retention <= self.attempts * self.max_backoff:
             raise ValueError("retention must outlast every attempt")
         if self.dead_letter_retention <= 0:
             raise ValueError("dead_letter_retention must be positive")
+
+    def for_notifications(self) -> "DeliveryPolicy":
+        """Four times the deliveries and five times the waits: a receiver may be down for hours."""
+        longest = min(LONGEST_BACKOFF, 5 * self.max_backoff)
+        return replace(
+            self,
+            attempts=min(MOST_ATTEMPTS, 4 * self.attempts),
+            min_backoff=longest / BACKOFF_RATIO,
+            max_backoff=longest,
+        )
 
     @property
     def reconcile_interval(self) -> float:

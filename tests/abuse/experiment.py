@@ -31,8 +31,7 @@ MOST_MEMORY = {
 # The stack's own delivery is quick: a lease of two seconds would end during a large picture. Longer
 # than production's: a busy machine may take ten times as long over a picture at the limit.
 SETTINGS = {
-    "CLASSIFY_SECONDS": 60,
-    "LEASE_SECONDS": 120,
+    "LEASE_SECONDS": 90,  # of which classification may take 60
     "ACK_DEADLINE_SECONDS": 180,
     "DELIVERY_ATTEMPTS": 10,
     "MAX_BACKOFF_SECONDS": 2,

@@ -37,6 +37,8 @@ def settings(
         address = request.getfixturevalue("firestore_address")
         return corner.model_copy(update={"datastore_emulator_host": address})
     if request.param == "gcp":
+        prefix = f"test-{secrets.token_hex(6)}."
+        monkeypatch.setattr("core.backends.google.NAMESPACE_PREFIX", prefix)
         return cloud_settings(tmp_path)
     return Settings(backend=request.param, data_dir=tmp_path / "data")
 
@@ -80,7 +82,6 @@ def cloud_settings(tmp_path: Path) -> Settings:
         topic_prefix=os.environ.get("GLIMPSE_TEST_GCP_TOPIC_PREFIX", "glimpse-test"),
         datastore_database=os.environ.get("GLIMPSE_TEST_GCP_DATABASE", ""),
         signing_service_account=os.environ.get("GLIMPSE_TEST_GCP_SIGNER", ""),
-        namespace_prefix=f"test-{secrets.token_hex(6)}.",
         key_secret=SecretStr(secrets.token_hex(32)),
         push_audience="unused",
         push_service_account="unused",

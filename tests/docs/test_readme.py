@@ -9,12 +9,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+from dotenv import dotenv_values
 
 from compose import settings_docs
 from compose.demo import PHOTOS, photos
 from compose.demo_batch import BROKEN, PICTURES
 from core.bundles.bundle import read_bundle
-from core.settings import DEFAULT_BUNDLE, Settings
+from core.settings import DEFAULT_BUNDLE, REMOVED, Settings, unknown_names
 from tests.support.pictures import picture, sha256
 from tests.support.stack import ROOT, Stack
 from worker.inference.classifier import Classifier
@@ -29,9 +30,10 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
 
-def test_settings_table_is_current() -> None:
-    assert settings_docs.readme_with_table(README) == README, "run python -m compose.settings_docs"
-    assert all(f"`{name.upper()}`" in README for name in Settings.model_fields)
+def test_settings_page_is_current() -> None:
+    page = (ROOT / "docs/settings.md").read_text()
+    assert page == settings_docs.settings_page(), "run python -m compose.settings_docs"
+    assert all(f"| `{name.upper()}` |" in page for name in Settings.model_fields)
 
 
 def test_env_example_is_current_and_valid(tmp_path: Path) -> None:
@@ -40,6 +42,13 @@ def test_env_example_is_current_and_valid(tmp_path: Path) -> None:
     uncommented = re.sub(r"^# (?=[A-Z_]+=)", "", text, flags=re.MULTILINE)
     (tmp_path / ".env").write_text(uncommented)
     assert Settings(_env_file=tmp_path / ".env").delivery == Settings(_env_file=None).delivery
+    assert not unknown_names(dotenv_values(tmp_path / ".env"))
+
+
+def test_no_page_names_a_removed_setting() -> None:
+    for page in PAGES:
+        named = set(re.findall(r"`([A-Z_]{4,})(?==|`)", page.read_text()))
+        assert not named & REMOVED.keys(), page.name
 
 
 def test_every_make_target_named_exists() -> None:

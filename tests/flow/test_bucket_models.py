@@ -58,24 +58,21 @@ def test_an_image_is_labelled_by_a_model_out_of_a_bucket(
     uri = upload(environment, bucket, "models/colours", colour_bundle)
     other = write_colour_bundle(tmp_path / "other", name="other")
     extra = upload(environment, bucket, "models/other", other)
-    own = tmp_path / "api-models"
     values = {**environment, "MODEL_URI": uri, "EXTRA_MODEL_URIS": f"{extra},{colour_bundle}"}
     stack = Stack(tmp_path / "stack", colour_bundle, **values)
-    stack.environment["MODEL_CACHE_DIR"] = str(own)
     stack.names.remove("worker")
     with stack:
         # The API is there without any weights.
-        assert {path.name for path in own.rglob("*") if path.is_file()} == {
+        cache = tmp_path / "stack" / "data" / "model-cache"
+        assert {path.name for path in cache.rglob("*") if path.is_file()} == {
             *("SHA256SUMS", "model.json", "labels.txt")
         }
-        del stack.environment["MODEL_CACHE_DIR"]
         stack.start("worker")
         result = labelled(stack, RED)
         assert result["model"] == read_bundle(colour_bundle).identity
         annotations = result["annotations"]
         assert isinstance(annotations, list)
         assert annotations[0]["label"] == "red"
-        cache = tmp_path / "stack" / "data" / "model-cache"
         # The other model's weights come when somebody wants them.
         assert len(list(cache.glob("*/model.json"))) == 2
         assert len(list(cache.glob("*/model.onnx"))) == 1

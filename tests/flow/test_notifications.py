@@ -22,9 +22,7 @@ from tests.support.stack import Stack, until
 HOOKS, JOBS = "/api/v1/webhooks", "/api/v1/jobs"
 QUICK = {
     "WEBHOOK_ALLOW_PRIVATE": "true",
-    "WEBHOOK_SECONDS": "1",
-    "NOTIFICATION_MIN_BACKOFF_SECONDS": "0.1",
-    "NOTIFICATION_MAX_BACKOFF_SECONDS": "0.5",
+    "MAX_BACKOFF_SECONDS": "0.1",  # of images; of notifications half a second
     "EMAIL_FROM": "Glimpse <glimpse@example.com>",
 }
 
@@ -159,8 +157,7 @@ def test_a_dead_receiver_becomes_a_dead_letter_that_can_be_sent_again(
 ) -> None:
     receiver = Receiver(status(503))
     port = world.listen(listening(receiver.serve))
-    # Nobody is silent here: each attempt is answered, however long a busy machine takes to.
-    settings = {**QUICK, "WEBHOOK_SECONDS": "15", "NOTIFICATION_ATTEMPTS": "3"}
+    settings = {**QUICK, "DELIVERY_ATTEMPTS": "1"}  # a notification has four
     with Stack(tmp_path, colour_bundle, **settings) as stack:
         webhook = hook(stack, port)
         answer = stack.api.post(f"{HOOKS}/{webhook['id']}/test")
@@ -172,14 +169,14 @@ def test_a_dead_receiver_becomes_a_dead_letter_that_can_be_sent_again(
             return bool(letters)
 
         until(kept, "a dead letter")
-        assert len(receiver.requests) == 3
+        assert len(receiver.requests) == 4
         (letter,) = letters
         assert letter["attributes"]["target"] == webhook["id"]
-        assert letter["attempts"] == 3 and letter["image_hash"] is None
+        assert letter["attempts"] == 4 and letter["image_hash"] is None
         receiver.answer = status(200)
         replayed = stack.api.post(f"/api/v1/dead-letters/{letter['id']}/replay")
         assert replayed.json() == {"outcome": "replayed"}
-        until(lambda: len(receiver.requests) >= 4, "the replayed message")
+        until(lambda: len(receiver.requests) >= 5, "the replayed message")
         assert stack.api.get("/api/v1/dead-letters").json()["dead_letters"] == []
     assert ids(receiver) == {answer.json()["message_id"]}
     assert told(receiver, webhook)[-1]["type"] == "webhook.test"
@@ -193,12 +190,7 @@ def test_a_job_is_told_about_on_the_emulators_too(
 
     receiver = Receiver()
     port = world.listen(listening(receiver.serve))
-    settings = {
-        **QUICK,
-        **own_corner(emulator_addresses),
-        "NOTIFICATION_MIN_BACKOFF_SECONDS": "10",
-        "NOTIFICATION_MAX_BACKOFF_SECONDS": "10",
-    }
+    settings = {**QUICK, **own_corner(emulator_addresses)}
     with Stack(tmp_path, colour_bundle, **settings) as stack:
         webhook = hook(stack, port)
         job_id = batch(stack, 3)

@@ -17,7 +17,7 @@ from tests.support.slow_clients import IMAGE, PATIENCE
 from tests.support.stack import ROOT, Stack
 
 CLIENTS = 500
-SECONDS = 12.0
+SECONDS = 15.0  # longer than an upload may take before it must be fast enough
 ROOM = 96 * 2**20
 # The process as it starts, and for each upload what sockets and buffers hold, on top of the room.
 BOUND = ROOM * 9 // 8 + 160 * 2**20 + 256 * 300 * 2**10
@@ -62,8 +62,6 @@ async def test_500_slow_clients_with_10_mib_each_do_not_grow_memory(
         tmp_path,
         colour_bundle,
         MAX_UPLOAD_BYTES_IN_FLIGHT=ROOM,
-        UPLOAD_GRACE_SECONDS=3,
-        HEADER_SECONDS=3,
         LOG_LEVEL="error",
     )
     stack.names = ["api"]

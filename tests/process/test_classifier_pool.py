@@ -38,18 +38,21 @@ WHITE = picture(7, (250, 250, 250))
 
 @asynccontextmanager
 async def pool_of(
-    folder: Path, rounds: int = 0, **changes: object
+    folder: Path, rounds: int = 0, classify_seconds: float | None = None, **changes: object
 ) -> AsyncIterator[tuple[ClassifierPool, RemoteClassifier]]:
     """A pool with a bundle that takes for ever over a white picture, if `rounds` say so."""
     if rounds:
         changes["model_uri"] = str(write_slow_bundle(folder / "slow", rounds))
     settings: Settings = settings_in(folder, **{"worker_concurrency": 1, **changes})
     pool = ClassifierPool(settings, spawn_process)
-    await pool.start()
-    try:
-        yield pool, await pool.load(read_bundle(settings.model_uri))
-    finally:
-        await pool.close()
+    with pytest.MonkeyPatch.context() as patch:
+        if classify_seconds is not None:
+            patch.setattr(Settings, "classify_seconds", classify_seconds)
+        await pool.start()
+        try:
+            yield pool, await pool.load(read_bundle(settings.model_uri))
+        finally:
+            await pool.close()
 
 
 def alive(process: psutil.Process) -> bool:
@@ -239,10 +242,13 @@ async def test_classifier_processes_end_with_a_killed_worker(tmp_path: Path) -> 
     assert await parent.stdout.read() == b"", "nobody has it open, and so it is closed here"
 
 
-async def test_image_that_crashes_classifiers_ends_as_error(tmp_path: Path) -> None:
+async def test_image_that_crashes_classifiers_ends_as_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is delivered again, since the fault may have been the machine's; but not for ever."""
     uri = str(write_slow_bundle(tmp_path / "slow", FOREVER))
-    settings = settings_in(tmp_path, model_uri=uri, worker_concurrency=1, classify_seconds=PATIENCE)
+    monkeypatch.setattr(Settings, "classify_seconds", PATIENCE)
+    settings = settings_in(tmp_path, model_uri=uri, worker_concurrency=1)
     async with running_worker(settings, spawn=spawn_process) as worker:
         key = await worker.submit(WHITE)
         statuses = [(await worker.push(key)).status_code for _ in range(3)]
@@ -292,10 +298,11 @@ async def test_failed_load_is_not_blamed_on_waiting_images(tmp_path: Path) -> No
 
 
 async def test_other_failures_do_not_count_as_crashes_of_an_image(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = str(write_slow_bundle(tmp_path / "slow", FOREVER))
-    settings = settings_in(tmp_path, model_uri=uri, worker_concurrency=1, classify_seconds=0.3)
+    monkeypatch.setattr(Settings, "classify_seconds", 0.3)
+    settings = settings_in(tmp_path, model_uri=uri, worker_concurrency=1)
     async with running_worker(settings, spawn=spawn_process) as worker:
         key = await worker.submit(WHITE)
         for _ in range(5):

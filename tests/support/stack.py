@@ -14,6 +14,8 @@ from typing import Any, Self
 
 import httpx
 
+from core.settings import unknown_names
+
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = {
     "worker": "worker",
@@ -62,6 +64,7 @@ class Stack:
     """
 
     def __init__(self, folder: Path, bundle: Path, **settings: object) -> None:
+        assert not unknown_names(settings)
         self.folder = folder
         self.api_port, self.worker_port = free_port(), free_port()
         self.environment = {
@@ -72,7 +75,6 @@ class Stack:
             "WORKER_PORT": str(self.worker_port),
             "MODEL_URI": str(bundle),
             "LOG_FORMAT": "json",
-            "MIN_BACKOFF_SECONDS": "0.1",
             "MAX_BACKOFF_SECONDS": "1",
             "LEASE_SECONDS": "2",
             "ACK_DEADLINE_SECONDS": "10",

@@ -37,10 +37,12 @@ OPEN = {
 
 
 @pytest.fixture
-async def api(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
-    settings = api_settings(
-        tmp_path, colour_bundle, api_keys="required", slow_wait_seconds=0.05, stream_seconds=0.05
-    )
+async def api(
+    tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Api]:
+    monkeypatch.setattr("app.images.what_routes.SLOW_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr("app.main.STREAM_SECONDS", 0.05)
+    settings = api_settings(tmp_path, colour_bundle, api_keys="required")
     async with open_api(settings) as api:
         yield api
 

@@ -40,9 +40,11 @@ ITEM = f"{V1}/{HASH}"
 
 
 @pytest.fixture
-async def api(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
-    settings = api_settings(tmp_path, colour_bundle, slow_wait_seconds=0.05, max_wait_seconds=30)
-    async with open_api(settings) as api:
+async def api(
+    tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Api]:
+    monkeypatch.setattr("app.images.what_routes.SLOW_WAIT_SECONDS", 0.05)
+    async with open_api(api_settings(tmp_path, colour_bundle)) as api:
         yield api
 
 
@@ -365,13 +367,11 @@ async def test_results_of_another_process_are_read_alike(
 
 
 async def test_the_cache_answers_without_the_store_and_can_be_turned_off(
-    tmp_path: Path, colour_bundle: Path
+    tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for entries, expected in ((10, 200), (0, 404)):
-        settings = api_settings(
-            tmp_path / str(entries), colour_bundle, result_cache_entries=entries
-        )
-        async with open_api(settings) as api:
+        monkeypatch.setattr("app.images.service.CACHE_ENTRIES", entries)
+        async with open_api(api_settings(tmp_path / str(entries), colour_bundle)) as api:
             await post(api, V1)
             await api.settle()
             await api.succeed(HASH)
@@ -453,15 +453,15 @@ async def test_waiting_is_bounded(api: Api) -> None:
     assert api.services.images.waiter.polls == 0
 
 
-async def test_a_long_wait_is_cut_to_the_limit(tmp_path: Path, colour_bundle: Path) -> None:
-    async with open_api(api_settings(tmp_path, colour_bundle, max_wait_seconds=0.25)) as api:
-        answer = await post(api, V1, prefer="wait=999")
-        assert answer.status_code == 202
-        assert answer.headers["preference-applied"] == "wait=0.25"
+async def test_a_long_wait_is_cut_to_the_limit(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.images.routes.MAX_WAIT_SECONDS", 0.25)
+    answer = await post(api, V1, prefer="wait=999")
+    assert answer.status_code == 202
+    assert answer.headers["preference-applied"] == "wait=0.25"
 
 
 async def test_slow_waits_for_the_result(tmp_path: Path, colour_bundle: Path) -> None:
-    async with open_api(api_settings(tmp_path, colour_bundle, slow_wait_seconds=25)) as api:
+    async with open_api(api_settings(tmp_path, colour_bundle)) as api:
         worker = asyncio.create_task(finish_soon(api))
         answer = await post(api, "/what/slow")
         await worker
@@ -493,7 +493,7 @@ async def test_content_is_reached_by_a_link_that_expires(
     def clock() -> datetime:
         return now
 
-    async with open_api(api_settings(tmp_path, colour_bundle, link_seconds=60), clock) as api:
+    async with open_api(api_settings(tmp_path, colour_bundle), clock) as api:
         await post(api, V1)
         answer = await api.client.get(f"{ITEM}/content")
         assert answer.status_code == 307
@@ -506,7 +506,7 @@ async def test_content_is_reached_by_a_link_that_expires(
         assert image.headers["x-content-type-options"] == "nosniff"
         assert image.headers["content-security-policy"] == "default-src 'none'; sandbox"
         assert image.headers["content-disposition"] == "inline"
-        assert image.headers["cache-control"] == "private, max-age=60"
+        assert image.headers["cache-control"] == "private, max-age=900"
 
         path, _, query = link.partition("?")
         other = picture(seed=2)
@@ -521,7 +521,7 @@ async def test_content_is_reached_by_a_link_that_expires(
             f"{path}?expires=soon&signature=é",
         ):
             assert_problem(await api.client.get(wrong), 403, "forbidden")
-        now += timedelta(seconds=60)
+        now += timedelta(minutes=15)
         problem = assert_problem(await api.client.get(link), 403, "forbidden")
         assert "expired" in problem["detail"]
 

@@ -668,9 +668,10 @@ async def test_what_a_refused_batch_has_stored_can_be_deleted(api: Api) -> None:
 async def test_where_there_is_no_slot_a_batch_is_refused_unread(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
-    settings = api_settings(tmp_path, colour_bundle, max_uploads_in_flight=1)
-    async with open_api(settings) as api:
-        with api.services.uploads.take():
+    async with open_api(api_settings(tmp_path, colour_bundle)) as api:
+        slots = api.services.uploads
+        slots.limits = dataclasses.replace(slots.limits, uploads=1)
+        with slots.take():
             answer = await api.client.post(CREATE, files=files(RED))
         assert_problem(answer, 503, "overloaded")
         assert api.traces() == NOTHING

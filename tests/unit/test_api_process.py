@@ -92,10 +92,10 @@ def test_sigterm_lets_those_who_wait_go_with_what_is_known(
 
     def wait() -> None:
         url = f"http://127.0.0.1:{port}/api/v1/images"
-        headers = {"prefer": "wait=60"}
+        headers = {"prefer": "wait=30"}
         answers.append(httpx.post(url, content=picture(), headers=headers, timeout=PATIENCE))
 
-    with running(tmp_path, colour_bundle, port, MAX_WAIT_SECONDS="60") as process:
+    with running(tmp_path, colour_bundle, port) as process:
         waiter = threading.Thread(target=wait)
         waiter.start()
         lines = []

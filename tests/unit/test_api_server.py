@@ -5,7 +5,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -210,15 +210,21 @@ async def serving(tmp_path: Path, bundle: Path, **settings: object) -> AsyncIter
         yield Served(api, port)
 
 
+def limit_uploads(served: Served, **limits: float) -> None:
+    slots = served.api.services.uploads
+    slots.limits = replace(slots.limits, **limits)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("path", "type_"), [("/what/fast", FORM), ("/api/v1/images", "image/png")])
 async def test_one_upload_too_many_is_refused_before_it_is_read(
     tmp_path: Path, colour_bundle: Path, path: str, type_: str
 ) -> None:
     async with (
-        serving(tmp_path, colour_bundle, max_uploads_in_flight=1) as served,
+        serving(tmp_path, colour_bundle) as served,
         served.connect() as slow,
         served.connect() as fast,
     ):
+        limit_uploads(served, uploads=1)
         await slow.head(path, content_type=type_, content_length=1000)
         await slow.send(PART)
         await eventually_in_flight(served, 1)
@@ -271,10 +277,8 @@ async def test_bytes_are_refused_when_there_is_no_room_for_them(
 
 
 async def test_who_waits_for_a_result_holds_no_bytes(tmp_path: Path, colour_bundle: Path) -> None:
-    async with (
-        serving(tmp_path, colour_bundle, max_uploads_in_flight=1) as served,
-        served.connect() as waiting,
-    ):
+    async with serving(tmp_path, colour_bundle) as served, served.connect() as waiting:
+        limit_uploads(served, uploads=1)
         image = picture()
         await waiting.head(content_length=len(image), prefer="wait=30")
         await waiting.send(image)
@@ -292,10 +296,8 @@ async def test_who_waits_for_a_result_holds_no_bytes(tmp_path: Path, colour_bund
 async def test_a_body_that_does_not_come_is_given_up(
     tmp_path: Path, colour_bundle: Path, path: str, type_: str
 ) -> None:
-    async with (
-        serving(tmp_path, colour_bundle, upload_grace_seconds=0.2) as served,
-        served.connect() as client,
-    ):
+    async with serving(tmp_path, colour_bundle) as served, served.connect() as client:
+        limit_uploads(served, grace=0.2)
         await client.head(path, content_type=type_, content_length=1000)
         answer = await client.answer()
         assert (answer.status, answer.code) == (408, "upload_too_slow")
@@ -303,9 +305,12 @@ async def test_a_body_that_does_not_come_is_given_up(
         assert await client.closed()
 
 
-async def test_headers_that_do_not_come_are_given_up(tmp_path: Path, colour_bundle: Path) -> None:
+async def test_headers_that_do_not_come_are_given_up(
+    tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.http.server.HEAD_SECONDS", 2)
     async with (
-        serving(tmp_path, colour_bundle, header_seconds=2) as served,
+        serving(tmp_path, colour_bundle) as served,
         served.connect() as silent,
         served.connect() as slow,
     ):
@@ -411,12 +416,10 @@ async def test_a_tunnel_is_refused_once(served: Served, target: str) -> None:
     [("", b"\r\n"), ("Content-Length: 9\r\n", b"x"), ("Transfer-Encoding: chunked\r\n", b"9\r\nx")],
 )
 async def test_a_byte_after_an_answer_buys_no_time(
-    tmp_path: Path, colour_bundle: Path, more: str, then: bytes
+    tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch, more: str, then: bytes
 ) -> None:
-    async with (
-        serving(tmp_path, colour_bundle, header_seconds=1) as served,
-        served.connect() as client,
-    ):
+    monkeypatch.setattr("app.http.server.HEAD_SECONDS", 1)
+    async with serving(tmp_path, colour_bundle) as served, served.connect() as client:
         await client.send(f"GET /ready HTTP/1.1\r\nHost: api\r\n{more}\r\n".encode())
         assert (await client.answer()).status == 200
         await client.send(then)
@@ -456,12 +459,11 @@ async def test_what_is_no_http_is_a_problem_as_well(served: Served) -> None:
 
 
 async def test_a_connection_too_many_is_told_so_and_health_is_not(
-    tmp_path: Path, colour_bundle: Path
+    tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("app.http.server.OTHER_CONNECTIONS", 1)
     async with contextlib.AsyncExitStack() as stack:
-        served = await stack.enter_async_context(
-            serving(tmp_path, colour_bundle, max_connections=3)
-        )
+        served = await stack.enter_async_context(serving(tmp_path, colour_bundle, max_streams=2))
         for _ in range(3):
             client = await stack.enter_async_context(served.connect())
             await client.head(content_length=4, content_type="image/png")

@@ -16,10 +16,10 @@ DEFAULTS = Settings(_env_file=None)
 OURS = ("storage", "set-up", "worker", "api", "scheduler")
 EMULATORS = {"datastore": 8181, "pubsub": 8085, "storage": 9023}
 # Settings that compose.yaml leaves alone, and why.
-FIXED_BY_THE_IMAGE = {"host", "api_port", "worker_port", "port", "data_dir", "model_cache_dir"}
+FIXED_BY_THE_IMAGE = {"host", "api_port", "worker_port", "port", "data_dir"}
 NOT_FOR_EMULATORS = {
     "push_concurrency",  # the embedded queue's
-    *("push_auth", "push_audience", "push_service_account", "push_keys_url"),
+    *("push_auth", "push_audience", "push_service_account"),
     "signing_service_account",
 }
 
@@ -52,8 +52,8 @@ def test_values_are_valid_settings_and_lead_to_the_parts() -> None:
 def test_delivery_policy_is_the_settings_own() -> None:
     """compose.yaml has no numbers of its own: it hands on the environment's, or none."""
     delivery = [
-        *("DELIVERY_ATTEMPTS", "MIN_BACKOFF_SECONDS", "MAX_BACKOFF_SECONDS", "STALE_SECONDS"),
-        *("ACK_DEADLINE_SECONDS", "LEASE_SECONDS", "RETENTION_SECONDS"),
+        *("DELIVERY_ATTEMPTS", "MAX_BACKOFF_SECONDS", "STALE_SECONDS"),
+        *("ACK_DEADLINE_SECONDS", "LEASE_SECONDS"),
     ]
     for name in OURS:
         assert {environment(name)[key] for key in delivery} == {None}

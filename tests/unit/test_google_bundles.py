@@ -131,15 +131,6 @@ async def test_the_folders_are_their_owners_alone(bundles: Bundles, settings: Se
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-async def test_a_cache_of_ones_own_choice(settings: Settings, tmp_path: Path) -> None:
-    chosen = settings.model_copy(update={"model_cache_dir": tmp_path / "elsewhere"})
-    opened = open_bundles(chosen, chosen.model_uris)
-    bundle = await whole(opened)
-    opened.close()
-    assert bundle.folder.parent == tmp_path / "elsewhere"
-    assert not settings.model_cache.exists()
-
-
 async def test_a_path_is_read_where_it_is(bundles: Bundles, cloud: ScriptedStorage) -> None:
     path = str(cloud.bundle)
     bundle = await manifest(bundles, path)
@@ -277,10 +268,10 @@ async def test_without_credentials_the_error_says_so(
 
 
 async def test_a_cache_that_cannot_be_written_is_named(settings: Settings, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("no folder")
-    blocked = settings.model_copy(update={"model_cache_dir": tmp_path / "file"})
-    opened = open_bundles(blocked, blocked.model_uris)
-    with pytest.raises(BundleError, match=r"file.*cannot be used: File exists"):
+    settings.data_dir.mkdir(exist_ok=True)
+    settings.model_cache.write_text("no folder")
+    opened = open_bundles(settings, settings.model_uris)
+    with pytest.raises(BundleError, match=r"model-cache.*cannot be used: File exists"):
         await manifest(opened)
     opened.close()
 

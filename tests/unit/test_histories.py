@@ -93,15 +93,16 @@ WORLD: list[World] = []  # hypothesis makes the machines, so that no fixture can
 @pytest.fixture(scope="module", autouse=True)
 def world() -> Iterator[None]:
     clock = MovableClock()
-    with tempfile.TemporaryDirectory() as folder, asyncio.Runner() as runner:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory() as folder,
+        asyncio.Runner() as runner,
+    ):
+        patch.setattr("worker.tasks.classify_image.DUPLICATE_WAIT_SECONDS", 0.02)
+        # A process must see at once that another has deleted an image.
+        patch.setattr("app.images.service.CACHE_ENTRIES", 0)
         stack = AsyncExitStack()
-        chosen = settings_in(
-            Path(folder),
-            worker_concurrency=1,
-            duplicate_wait_seconds=0.02,
-            delivery_attempts=2,
-            result_cache_entries=0,  # that another process's delete is seen at once
-        )
+        chosen = settings_in(Path(folder), worker_concurrency=1, delivery_attempts=2)
 
         async def opened() -> World:
             apis = [await stack.enter_async_context(open_api(chosen, clock)) for _ in range(2)]

@@ -380,9 +380,10 @@ async def test_invalid_frames_close_the_connection_without_an_error_log(
 
 
 async def test_sockets_count_as_streams_and_as_connections(
-    tmp_path: Path, colour_bundle: Path
+    tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = api_settings(tmp_path, colour_bundle, max_streams=2, max_connections=5)
+    monkeypatch.setattr("app.http.server.OTHER_CONNECTIONS", 3)
+    settings = api_settings(tmp_path, colour_bundle, max_streams=2)
     async with serve_api(settings) as (api, _), AsyncExitStack() as stack:
         key = await running_job(backend_of(api))
         for _ in range(2):
@@ -439,9 +440,10 @@ async def test_socket_closes_when_its_key_is_revoked(
 
 
 async def test_socket_closes_after_the_longest_duration_of_a_stream(
-    tmp_path: Path, colour_bundle: Path
+    tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with serve_api(api_settings(tmp_path, colour_bundle, stream_seconds=0.4)) as (api, _):
+    monkeypatch.setattr("app.main.STREAM_SECONDS", 0.4)
+    async with serve_api(api_settings(tmp_path, colour_bundle)) as (api, _):
         key = await running_job(backend_of(api))
         code, _, said = await closing_code(socket_of(api, key.id))
         assert (code, [message["event"] for message in said]) == (1012, ["update"])

@@ -56,7 +56,7 @@ TENANT = "acme"
 
 
 def settings_for(folder: Path, **changes: object) -> Settings:
-    values = {"webhook_allow_private": True, "webhook_seconds": 30, "worker_concurrency": 1}
+    values = {"webhook_allow_private": True, "worker_concurrency": 1}
     return settings_in(folder, **{**values, **changes})
 
 
@@ -374,9 +374,12 @@ async def test_a_deleted_webhook_is_told_nothing_of_what_was_on_its_way(
     assert receiver.connections == 0
 
 
-async def test_a_dead_and_a_silent_receiver_bring_the_message_again(tmp_path: Path) -> None:
+async def test_a_dead_and_a_silent_receiver_bring_the_message_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.notifications.notifier.WEBHOOK_SECONDS", 0.5)
     async with (
-        running_worker(settings_for(tmp_path, webhook_seconds=0.5)) as worker,
+        running_worker(settings_for(tmp_path)) as worker,
         listening(SilentReceiver().serve) as silent,
     ):
         job = await ended_job(worker)

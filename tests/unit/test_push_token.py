@@ -298,13 +298,12 @@ async def test_keys_at_hand_outlive_a_failed_search_for_another(
     await verifier.verify(f"Bearer {token()}")
 
 
-async def test_the_worker_lets_nobody_in_without(tmp_path: Path, server: KeyServer) -> None:
+async def test_the_worker_lets_nobody_in_without(
+    tmp_path: Path, server: KeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.push.auth.GOOGLE_KEYS_URL", server.url)
     settings = settings_in(
-        tmp_path,
-        push_auth=True,
-        push_audience=AUDIENCE,
-        push_service_account=ACCOUNT,
-        push_keys_url=server.url,
+        tmp_path, push_auth=True, push_audience=AUDIENCE, push_service_account=ACCOUNT
     )
     async with running_worker(settings) as worker:
         key = await worker.submit()
@@ -340,14 +339,11 @@ async def test_the_worker_lets_nobody_in_without(tmp_path: Path, server: KeyServ
     ],
 )
 async def test_every_push_route_refuses_before_it_reads_the_body(
-    tmp_path: Path, server: KeyServer, path: str
+    tmp_path: Path, server: KeyServer, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
+    monkeypatch.setattr("worker.push.auth.GOOGLE_KEYS_URL", server.url)
     settings = settings_in(
-        tmp_path,
-        push_auth=True,
-        push_audience=AUDIENCE,
-        push_service_account=ACCOUNT,
-        push_keys_url=server.url,
+        tmp_path, push_auth=True, push_audience=AUDIENCE, push_service_account=ACCOUNT
     )
     chunks_read = 0
 

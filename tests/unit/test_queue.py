@@ -19,7 +19,13 @@ from core.backends.push_client import PushClient
 from core.clock import utc_now
 from core.domain.channels import ALL_CHANNELS, DEAD_LETTERS, IMAGES, NOTIFICATIONS, Channel, Lane
 from core.domain.messages import ClassifyImage, PushEnvelope
-from core.domain.policy import CLASSIFY_PATH, DEAD_LETTER_PATH, NOTIFICATIONS_PATH
+from core.domain.policy import (
+    CLASSIFY_PATH,
+    DEAD_LETTER_PATH,
+    NOTIFICATION_CONCURRENCY,
+    NOTIFICATIONS_PATH,
+    DeliveryPolicy,
+)
 from core.domain.priority import Priority
 from core.domain.records import RecordKey
 from core.settings import Settings
@@ -69,11 +75,9 @@ def settings(worker: ScriptedWorker, tmp_path: Path) -> Settings:
         data_dir=tmp_path / "data",
         worker_port=worker.port,
         delivery_attempts=3,
-        min_backoff_seconds=0.05,
-        max_backoff_seconds=0.2,
+        max_backoff_seconds=3,
         lease_seconds=1,
         ack_deadline_seconds=20,
-        retention_seconds=3600,
         push_concurrency=4,
     )
 
@@ -86,10 +90,15 @@ async def store(settings: Settings) -> AsyncIterator[QueueStore]:
 
 @asynccontextmanager
 async def running(
-    store: QueueStore, settings: Settings, grace: float = 20
+    store: QueueStore, settings: Settings, grace: float = 20, **policies: DeliveryPolicy
 ) -> AsyncIterator[PushQueue]:
+    """`policies` replace those of the settings, by the name of the channel."""
+
+    def policy(channel: Channel) -> DeliveryPolicy:
+        return policies.get(channel.name.replace("-", "_")) or settings.channel_delivery(channel)
+
     async with PushClient(settings.worker_url) as client:
-        queue = PushQueue(store, client, settings.channel_delivery, sizes_of(settings))
+        queue = PushQueue(store, client, policy, sizes_of(settings))
         task = asyncio.create_task(queue.run(grace))
         try:
             yield queue
@@ -99,7 +108,7 @@ async def running(
 
 
 def sizes_of(settings: Settings) -> dict[Lane, int]:
-    return lane_sizes(settings.push_concurrency, settings.notification_concurrency)
+    return lane_sizes(settings.push_concurrency, NOTIFICATION_CONCURRENCY)
 
 
 async def publish(
@@ -426,7 +435,6 @@ async def test_lanes_do_not_wait_for_each_other(
     store: QueueStore, settings: Settings, worker: ScriptedWorker
 ) -> None:
     """Receivers of notifications that never answer hold up no image."""
-    crowded = settings.model_copy(update={"notification_concurrency": 2})
 
     async def hang(delivery: Delivery) -> int:
         if delivery.path == NOTIFICATIONS_PATH:
@@ -434,26 +442,20 @@ async def test_lanes_do_not_wait_for_each_other(
         return 204
 
     worker.answer = hang
-    for number in range(10):
+    for number in range(NOTIFICATION_CONCURRENCY + 10):
         await publish(store, number, NOTIFICATIONS)
-    async with running(store, crowded, grace=0.05):
-        await until(lambda: len(worker.to(NOTIFICATIONS_PATH)) == 2)
+    async with running(store, settings, grace=0.05):
+        await until(lambda: len(worker.to(NOTIFICATIONS_PATH)) == NOTIFICATION_CONCURRENCY)
         for number in range(20):
             await publish(store, number)
         await until(lambda: len(worker.to(CLASSIFY_PATH)) == 20)
-        assert len(worker.to(NOTIFICATIONS_PATH)) == 2
+        assert len(worker.to(NOTIFICATIONS_PATH)) == NOTIFICATION_CONCURRENCY
 
 
 async def test_channels_have_policies_of_their_own(
     store: QueueStore, settings: Settings, worker: ScriptedWorker
 ) -> None:
-    patient = settings.model_copy(
-        update={
-            "notification_attempts": 5,
-            "notification_min_backoff_seconds": 0.01,
-            "notification_max_backoff_seconds": 0.02,
-        }
-    )
+    patient = DeliveryPolicy(attempts=5, min_backoff=0.01, max_backoff=0.02)
 
     async def answer(delivery: Delivery) -> int:
         return 204 if delivery.path == DEAD_LETTER_PATH else 503
@@ -461,7 +463,7 @@ async def test_channels_have_policies_of_their_own(
     worker.answer = answer
     await publish(store, 1, NOTIFICATIONS)
     await publish(store, 2)
-    async with running(store, patient):
+    async with running(store, settings, notifications=patient):
         await emptied(store)
     assert [delivery.attempt for delivery in worker.to(NOTIFICATIONS_PATH)] == [1, 2, 3, 4, 5]
     assert [delivery.attempt for delivery in worker.to(CLASSIFY_PATH)] == [1, 2, 3]
@@ -534,7 +536,7 @@ async def test_no_more_pushes_are_in_flight_than_allowed(
 async def test_a_refused_message_holds_up_no_other(
     store: QueueStore, settings: Settings, worker: ScriptedWorker
 ) -> None:
-    slow = settings.model_copy(update={"min_backoff_seconds": 100, "max_backoff_seconds": 100})
+    slow = DeliveryPolicy(min_backoff=100, max_backoff=100)
 
     async def refuse_low_numbers(delivery: Delivery) -> int:
         return 503 if int(delivery.image_hash, 16) < 10 else 204
@@ -542,7 +544,7 @@ async def test_a_refused_message_holds_up_no_other(
     worker.answer = refuse_low_numbers
     for number in range(20):
         await publish(store, number)
-    async with running(store, slow):
+    async with running(store, settings, images_high=slow):
         await until(lambda: len(worker.deliveries) == 20)
     assert len(await waiting(store)) == 10
 
@@ -567,7 +569,7 @@ async def test_the_queue_itself_looks_for_old_messages(
     store: QueueStore, settings: Settings, worker: ScriptedWorker
 ) -> None:
     await worker.__aexit__(None, None, None)  # also while the worker is down
-    await publish(store, 1, age=timedelta(hours=2))
+    await publish(store, 1, age=timedelta(days=8))
 
     async def given_up() -> bool:
         return [channel for channel, _, _ in await waiting(store)] == [DEAD_LETTERS.name]
@@ -575,8 +577,8 @@ async def test_the_queue_itself_looks_for_old_messages(
     async with running(store, settings):
         await until(given_up)
     # The only trace of a dead letter does not age: nobody has it until the worker does.
-    ancient = settings.model_copy(update={"retention_seconds": 1e-9})
-    async with running(store, ancient):
+    brief = DeliveryPolicy(attempts=1, min_backoff=0, max_backoff=0, retention=1e-9)
+    async with running(store, settings, dead_letters=brief):
         await asyncio.sleep(0.2)
     assert await given_up()
 

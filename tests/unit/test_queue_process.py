@@ -43,7 +43,6 @@ def environment(worker: ScriptedWorker, tmp_path: Path) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "DATA_DIR": str(tmp_path / "data"),
         "WORKER_PORT": str(worker.port),
-        "MIN_BACKOFF_SECONDS": "0.05",
         "MAX_BACKOFF_SECONDS": "0.2",
         "DELIVERY_ATTEMPTS": "100",
         "LOG_FORMAT": "json",

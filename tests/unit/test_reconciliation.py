@@ -42,7 +42,7 @@ def now() -> Now:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return settings_in(tmp_path, stale_seconds=600, retention_seconds=3600, max_backoff_seconds=60)
+    return settings_in(tmp_path, stale_seconds=600, max_backoff_seconds=60)
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ async def test_one_older_than_any_message_ends(
 ) -> None:
     key = await worker.submit()
     before = published(settings)
-    now.pass_(3601)
+    now.pass_(settings.delivery.retention + 1)
     assert await swept(worker) == counts(republished=0, expired=1)
     record = await worker.record(key)
     assert record.error is not None
@@ -124,10 +124,10 @@ async def test_one_older_than_any_message_ends(
 
 
 async def test_an_old_record_that_was_retried_has_its_time_again(
-    worker: RunningWorker, now: Now
+    worker: RunningWorker, settings: Settings, now: Now
 ) -> None:
     key = await worker.submit()
-    now.pass_(3601)
+    now.pass_(settings.delivery.retention + 1)
     assert (await swept(worker))["expired"] == 1
     assert await worker.backend.records.change(key, retry())
     now.pass_(601)

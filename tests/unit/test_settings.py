@@ -1,11 +1,13 @@
 """Settings are validated at start, and each wrong one is named."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
-from core.settings import DEFAULT_BUNDLE, Settings, load_settings
+from core.settings import DEFAULT_BUNDLE, REMOVED, Settings, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +26,6 @@ def test_the_defaults_stand_alone() -> None:
     assert settings.host == "127.0.0.1"
     assert settings.max_image_bytes == 10 * 2**20
     assert settings.max_image_pixels == 50_000_000
-    assert settings.max_wait_seconds == 30
     assert Path(settings.model_uri) == DEFAULT_BUNDLE
     assert settings.worker_url == "http://127.0.0.1:8081"
     assert settings.classifier_processes >= 1
@@ -53,13 +54,52 @@ def test_the_environment_is_read_whatever_its_case(monkeypatch: pytest.MonkeyPat
 def test_a_dotenv_is_read_and_the_environment_wins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / ".env").write_text(
-        "API_PORT=9000\nWORKER_PORT=9001\n# a comment\nPUBLIC_URL=\nSOMETHING_ELSE=1\n"
-    )
+    (tmp_path / ".env").write_text("API_PORT=9000\nWORKER_PORT=9001\n# a comment\nPUBLIC_URL=\n")
     monkeypatch.setenv("WORKER_PORT", "9002")
     settings = load_settings()
     assert (settings.api_port, settings.worker_port) == (9000, 9002)
     assert settings.public_url == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("API_PROT=9000", "API_PROT: there is no such setting. Did you mean API_PORT?"),
+        ("max_image_byte=", "MAX_IMAGE_BYTE: there is no such setting. Did you mean MAX_IMAGE_BYT"),
+        ("SOMETHING_ELSE=1", "SOMETHING_ELSE: there is no such setting. .env is read by Glimpse o"),
+        ("HEADER_SECONDS=3", "HEADER_SECONDS: this setting was removed: it is always 10 seconds."),
+    ],
+)
+def test_unknown_name_in_dotenv_is_an_error(line: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"API_PORT=9001\n{line}\nWORKER_PORT=many\n")
+    with pytest.raises(SystemExit) as ended:
+        load_settings()
+    assert f"\n  {message}" in str(ended.value)
+    assert "\n  WORKER_PORT: " in str(ended.value)
+
+
+def test_dotenv_may_set_variables_of_compose_and_opentelemetry(tmp_path: Path) -> None:
+    lines = ("COMPOSE_PROJECT_NAME=a", "DOCKER_HOST=b", "OTEL_EXPORTER_OTLP_ENDPOINT=http://c:4318")
+    (tmp_path / ".env").write_text("\n".join(lines))
+    load_settings()
+
+
+def test_unknown_names_in_the_environment_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("API_PROT", "HEADER_SECONDS", "SOMETHING_ELSE"):
+        monkeypatch.setenv(name, "1")
+    assert load_settings() == Settings(_env_file=None)
+
+
+def test_unknown_argument_is_an_error() -> None:
+    with pytest.raises(ValidationError, match="header_seconds"):
+        Settings(_env_file=None, header_seconds=3)  # type: ignore[call-arg]
+
+
+def test_removed_settings_are_gone() -> None:
+    assert not REMOVED.keys() & {name.upper() for name in Settings.model_fields}
+    known = {name.upper() for name in Settings.model_fields}
+    named = {word for reason in REMOVED.values() for word in re.findall(r"[A-Z]+_[A-Z_]+", reason)}
+    assert named <= known
 
 
 def test_empty_values_mean_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,13 +150,8 @@ def test_a_rate_may_be_off(monkeypatch: pytest.MonkeyPatch) -> None:
         ("PUBLIC_URL", "https://glimpse.example/"),
         ("MAX_IMAGE_BYTES", "0"),
         ("MAX_IMAGE_PIXELS", "-1"),
-        ("MAX_WAIT_SECONDS", "61"),
-        ("SLOW_WAIT_SECONDS", "0"),
         ("LABELS_PER_IMAGE", "0"),
-        ("RESULT_CACHE_ENTRIES", "-1"),
-        ("RESULT_CACHE_SECONDS", "0"),
         ("RESULT_MAX_AGE_SECONDS", "soon"),
-        ("LINK_SECONDS", "43201"),
         ("LOADED_MODELS", "0"),
         ("PUSH_CONCURRENCY", "0"),
         ("WORKER_CONCURRENCY", "-1"),
@@ -132,13 +167,10 @@ def test_a_rate_may_be_off(monkeypatch: pytest.MonkeyPatch) -> None:
         ("LOG_LEVEL", "loud"),
         ("STALE_SECONDS", "0"),
         ("STALE_SECONDS", "nan"),
-        ("RETENTION_SECONDS", "inf"),
-        ("RETENTION_SECONDS", "1e11"),
         ("DEAD_LETTER_RETENTION_SECONDS", "inf"),
         ("DEAD_LETTER_RETENTION_SECONDS", "1e11"),
         ("JOB_RETENTION_SECONDS", "inf"),
         ("JOB_RETENTION_SECONDS", "1e11"),
-        ("JOB_REFRESH_SECONDS", "inf"),
         ("SHUTDOWN_SECONDS", "inf"),
     ],
 )
@@ -178,10 +210,10 @@ def test_a_service_that_runs_alone_may_have_any_port(monkeypatch: pytest.MonkeyP
     ("changes", "complaint"),
     [
         ({"DELIVERY_ATTEMPTS": "0"}, "attempts"),
-        ({"MIN_BACKOFF_SECONDS": "9", "MAX_BACKOFF_SECONDS": "3"}, "min_backoff"),
+        ({"MAX_BACKOFF_SECONDS": "601"}, "max_backoff"),
         ({"LEASE_SECONDS": "90"}, "lease"),
         ({"ACK_DEADLINE_SECONDS": "601"}, "ack_deadline"),
-        ({"RETENTION_SECONDS": "60"}, "retention"),
+        ({"DEAD_LETTER_RETENTION_SECONDS": "0"}, "DEAD_LETTER_RETENTION_SECONDS"),
     ],
 )
 def test_a_delivery_that_contradicts_itself_is_refused(
@@ -201,6 +233,27 @@ def test_delivery_settings_reach_the_policy(monkeypatch: pytest.MonkeyPatch) -> 
     assert settings.delivery.lease == settings.lease.total_seconds() == 12
 
 
+def test_notifications_are_delivered_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = load_settings().notification_delivery
+    assert (policy.attempts, policy.min_backoff, policy.max_backoff) == (40, 10, 600)
+    monkeypatch.setenv("DELIVERY_ATTEMPTS", "7")
+    monkeypatch.setenv("MAX_BACKOFF_SECONDS", "6")
+    policy = load_settings().notification_delivery
+    assert (policy.attempts, policy.min_backoff, policy.max_backoff) == (28, 0.5, 30)
+    monkeypatch.setenv("DELIVERY_ATTEMPTS", "100")
+    monkeypatch.setenv("MAX_BACKOFF_SECONDS", "600")
+    policy = load_settings().notification_delivery
+    assert (policy.attempts, policy.min_backoff, policy.max_backoff) == (100, 10, 600)
+
+
+@pytest.mark.parametrize(("lease", "seconds"), [("2", 20), ("30", 20), ("60", 40)])
+def test_classification_ends_within_the_lease(
+    lease: str, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEASE_SECONDS", lease)
+    assert load_settings().classify_seconds == seconds
+
+
 @pytest.mark.parametrize("name", ["MODEL_URI", "EXTRA_MODEL_URIS"])
 def test_a_model_is_a_path_or_a_folder_of_a_bucket(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -216,10 +269,7 @@ def test_a_model_is_a_path_or_a_folder_of_a_bucket(
 
 def test_the_model_cache_is_in_the_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA_DIR", "/srv/data")
-    monkeypatch.setenv("MODEL_CACHE_DIR", "")
     assert load_settings().model_cache == Path("/srv/data/model-cache")
-    monkeypatch.setenv("MODEL_CACHE_DIR", "/srv/models")
-    assert load_settings().model_cache == Path("/srv/models")
 
 
 @pytest.mark.parametrize(

@@ -467,9 +467,10 @@ async def test_number_of_streams_is_limited(tmp_path: Path, colour_bundle: Path)
 
 
 async def test_stream_ends_after_its_longest_duration_and_can_be_resumed(
-    tmp_path: Path, colour_bundle: Path
+    tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with serve_api(api_settings(tmp_path, colour_bundle, stream_seconds=0.4)) as (api, _):
+    monkeypatch.setattr("app.main.STREAM_SECONDS", 0.4)
+    async with serve_api(api_settings(tmp_path, colour_bundle)) as (api, _):
         image = await uploaded(api)
         first = await everything(api.client, path_of(image))
         assert [event.event for event in first] == ["update"]

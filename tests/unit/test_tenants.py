@@ -60,8 +60,11 @@ def comparable(headers: httpx.Headers) -> dict[str, str]:
 
 
 @pytest.fixture
-async def world(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[World]:
-    settings = api_settings(tmp_path, colour_bundle, api_keys="required", slow_wait_seconds=0.05)
+async def world(
+    tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[World]:
+    monkeypatch.setattr("app.images.what_routes.SLOW_WAIT_SECONDS", 0.05)
+    settings = api_settings(tmp_path, colour_bundle, api_keys="required")
     async with open_api(settings) as api:
         letter = letter_about(api.key(UNKNOWN, "ada"))
         assert await api.services.backend.dead_letters.add(letter)

@@ -39,8 +39,9 @@ MINUTE = timedelta(minutes=1)
 
 
 @pytest.fixture
-async def worker(tmp_path: Path) -> AsyncIterator[RunningWorker]:
-    async with running_worker(settings_in(tmp_path, duplicate_wait_seconds=0.3)) as running:
+async def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RunningWorker]:
+    monkeypatch.setattr("worker.tasks.classify_image.DUPLICATE_WAIT_SECONDS", 0.3)
+    async with running_worker(settings_in(tmp_path)) as running:
         yield running
 
 
@@ -112,8 +113,11 @@ async def test_concurrent_deliveries_end_in_one_inference(slow_worker: RunningWo
     assert (record.status, record.attempts) == (Status.SUCCESS, 1)
 
 
-async def test_a_delivery_waits_for_the_owner_s_result(tmp_path: Path) -> None:
-    async with running_worker(settings_in(tmp_path, duplicate_wait_seconds=60)) as worker:
+async def test_a_delivery_waits_for_the_owner_s_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.tasks.classify_image.DUPLICATE_WAIT_SECONDS", 60)
+    async with running_worker(settings_in(tmp_path)) as worker:
         key = await worker.submit()
         claim = await claimed(worker.backend.records, key, MINUTE)
         assert claim is not None
@@ -127,8 +131,11 @@ async def test_a_delivery_waits_for_the_owner_s_result(tmp_path: Path) -> None:
         assert (await worker.record(key)).annotations[0].label == "by hand"
 
 
-async def test_a_delivery_takes_over_what_the_owner_gives_up(tmp_path: Path) -> None:
-    async with running_worker(settings_in(tmp_path, duplicate_wait_seconds=60)) as worker:
+async def test_a_delivery_takes_over_what_the_owner_gives_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.tasks.classify_image.DUPLICATE_WAIT_SECONDS", 60)
+    async with running_worker(settings_in(tmp_path)) as worker:
         key = await worker.submit()
         claim = await claimed(worker.backend.records, key, MINUTE)
         assert claim is not None
@@ -301,8 +308,11 @@ async def test_a_queued_delivery_neither_claims_nor_reads_its_image(
     assert set(calls) == {"records.claim", "blobs.get", "records.complete"}
 
 
-async def test_a_delivery_that_waits_for_another_worker_occupies_no_slot(tmp_path: Path) -> None:
-    async with running_worker(settings_in(tmp_path, duplicate_wait_seconds=60)) as worker:
+async def test_a_delivery_that_waits_for_another_worker_occupies_no_slot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.tasks.classify_image.DUPLICATE_WAIT_SECONDS", 60)
+    async with running_worker(settings_in(tmp_path)) as worker:
         key = await worker.submit()
         claim = await claimed(worker.backend.records, key, MINUTE)
         assert claim is not None

@@ -15,6 +15,7 @@ from core.clock import rfc3339
 from core.domain import channels, jobs
 from core.domain.jobs import Counts, ItemState, Job, JobItem, JobKey, JobStatus, new_job, new_job_id
 from core.domain.messages import ClassifyImage, Message, Notify, RunJob
+from core.domain.policy import JobPolicy
 from core.domain.priority import Priority
 from core.domain.records import (
     Annotation,
@@ -33,6 +34,7 @@ from core.domain.records import (
 from core.domain.transitions import Transition
 from core.errors import Unavailable
 from core.services.job_completion import cancel
+from core.settings import Settings
 from tests.support.clock import MovableClock
 from tests.support.faults import FaultAt, Once, watched
 from tests.support.jobs import create_job, job_of, states
@@ -56,11 +58,13 @@ def clock() -> MovableClock:
 
 
 @pytest.fixture
-async def worker(tmp_path: Path, clock: MovableClock) -> AsyncIterator[RunningWorker]:
-    chosen = settings_in(
-        tmp_path, duplicate_wait_seconds=0.2, job_refresh_seconds=0, worker_concurrency=1
-    )
-    async with running_worker(chosen, clock) as running:
+async def worker(
+    tmp_path: Path, clock: MovableClock, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[RunningWorker]:
+    monkeypatch.setattr("worker.tasks.classify_image.DUPLICATE_WAIT_SECONDS", 0.2)
+    always_counted = property(lambda self: JobPolicy(refresh_interval=0))
+    monkeypatch.setattr(Settings, "jobs", always_counted)
+    async with running_worker(settings_in(tmp_path, worker_concurrency=1), clock) as running:
         yield running
 
 

@@ -18,6 +18,7 @@ from core.clock import Clock, rfc3339, utc_now
 from core.domain.job_document import job_document
 from core.domain.jobs import Job, JobKey
 from core.domain.messages import Notify
+from core.domain.policy import NOTIFICATION_CONCURRENCY
 from core.domain.webhooks import (
     WEBHOOK_ID,
     Delivery,
@@ -43,6 +44,7 @@ log = structlog.get_logger(__name__)
 EMAIL, WEBHOOK = "email", "webhook"  # the first is a target, both are labels of a metric
 DELIVERED, DROPPED, REFUSED, FAILED, GONE = "delivered", "dropped", "refused", "failed", "gone"
 NO_ANSWER = "no_answer"  # what a note of a delivery says of the network's failures
+WEBHOOK_SECONDS = 15.0  # how long a receiver may take to answer
 USER_AGENT = "Glimpse-Webhooks/1"
 
 
@@ -218,9 +220,9 @@ async def open_notifier(
     if settings.mail_server is not None:
         greeting = domain_of(parseaddr(settings.email_from)[1])
         mailer = Mailer(settings.mail_server, greeting, seconds=min(MAIL_SECONDS, longest))
-    places = ReceiverPlaces(settings.notification_concurrency, wait_seconds=min(WAIT_SECONDS, wait))
+    places = ReceiverPlaces(NOTIFICATION_CONCURRENCY, wait_seconds=min(WAIT_SECONDS, wait))
     async with PublicClient(
-        min(settings.webhook_seconds, longest),
+        min(WEBHOOK_SECONDS, longest),
         allow_private=settings.webhook_allow_private,
         user_agent=USER_AGENT,
     ) as client:

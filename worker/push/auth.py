@@ -6,6 +6,9 @@ from fastapi import Request
 
 from core.settings import Settings
 
+# Keys that sign Google's identity tokens, as a JWK set.
+GOOGLE_KEYS_URL = "https://www.googleapis.com/oauth2/v3/certs"
+
 Guard = Callable[[Request], Awaitable[None]]
 
 
@@ -17,7 +20,7 @@ def push_guard(settings: Settings) -> Guard | None:
     from worker.push.token import PushTokenVerifier, SigningKeys
 
     verifier = PushTokenVerifier(
-        SigningKeys(settings.push_keys_url), settings.push_audience, settings.push_service_account
+        SigningKeys(GOOGLE_KEYS_URL), settings.push_audience, settings.push_service_account
     )
 
     async def admit(request: Request) -> None:

@@ -153,9 +153,7 @@ def push_routes(
         now = here.clock()
         counts = await reconcile(here.backend, here.settings.delivery, now)
         here.metrics.reconciled({k: n for k, n in counts.items() if k != "purged"})
-        counts["usage_purged"] = await purge_usage(
-            here.usage, here.settings.usage_retention_days, now
-        )
+        counts["usage_purged"] = await purge_usage(here.usage, now)
         return Response(json.dumps(counts).encode(), media_type="application/json")
 
     @router.post(

@@ -30,6 +30,7 @@ from worker.tasks.job_items import settle
 log = structlog.get_logger(__name__)
 
 FIRST_POLL, LAST_POLL = 0.02, 0.25  # seconds between looks at a record that another works on
+DUPLICATE_WAIT_SECONDS = 5.0  # how long a duplicate delivery waits for the result of the first
 DELETED = RecordError("image_missing", "The image was deleted: upload it again.", True)
 
 
@@ -82,7 +83,7 @@ async def _end(message: ClassifyImage, bench: Workbench) -> RecordError | None:
         ):
             if claim is not None:
                 return await _work(claim, image, classifier, bench, began)
-        patience_ends = patience_ends or time.monotonic() + bench.settings.duplicate_wait_seconds
+        patience_ends = patience_ends or time.monotonic() + DUPLICATE_WAIT_SECONDS
         record = await _ended_elsewhere(message, bench, patience_ends)
         if record is not None:
             bench.metrics.ended(DUPLICATE)

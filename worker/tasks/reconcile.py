@@ -29,6 +29,7 @@ log = structlog.get_logger(__name__)
 
 # Most that one run looks after, so that it ends in time: records, dead letters, days of keys.
 RECORDS, LETTERS, COUNTS = 100, 500, 500
+USAGE_DAYS = 400  # how long the counts of a key are kept
 FAILURES = 10  # after so many it is the store that does not answer, and no single record
 PAGES = 10  # of so many records; a job that waits for its time has a thousand of them
 OUTCOMES = ("republished", "lost", "expired", "cancelled", "waiting", "skipped", "purged")
@@ -80,12 +81,12 @@ async def reconcile(
     return dict(counts)
 
 
-async def purge_usage(usage: UsageStore, days: int, now: datetime, limit: int = COUNTS) -> int:
-    """Delete at most `limit` counts that are more than `days` days old; how many.
+async def purge_usage(usage: UsageStore, now: datetime, limit: int = COUNTS) -> int:
+    """Delete at most `limit` counts that are older than `USAGE_DAYS`. Returns the number deleted.
 
     Raises Unavailable, after which they are still there and wait for the next run.
     """
-    purged = await usage.purge(now.date() - timedelta(days=days), limit)
+    purged = await usage.purge(now.date() - timedelta(days=USAGE_DAYS), limit)
     if purged:
         log.info("usage purged", rows=purged)
     return purged

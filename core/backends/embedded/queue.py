@@ -39,7 +39,7 @@ from core.backends.push_client import NoAnswer, NotReached, PushClient
 from core.clock import Clock, rfc3339, utc_now
 from core.concurrency import in_background
 from core.domain.channels import ALL_CHANNELS, CHANNELS, DEAD_LETTERS, Channel, Lane
-from core.domain.policy import ACKNOWLEDGING_STATUS, DeliveryPolicy
+from core.domain.policy import ACKNOWLEDGING_STATUS, NOTIFICATION_CONCURRENCY, DeliveryPolicy
 from core.domain.priority import in_turn
 from core.errors import Unavailable
 from core.observability.logs import configure_logging
@@ -358,7 +358,7 @@ async def serve(settings: Settings) -> None:
         open_queue_store(settings) as store,
         PushClient(settings.push_url) as client,
     ):
-        sizes = lane_sizes(settings.push_concurrency, settings.notification_concurrency)
+        sizes = lane_sizes(settings.push_concurrency, NOTIFICATION_CONCURRENCY)
         queue = PushQueue(store, client, settings.channel_delivery, sizes)
         for signal_ in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_, queue.stop)

@@ -27,6 +27,8 @@ from core.clock import Clock, utc_now
 from core.ports import UsageStore
 from core.settings import Settings
 
+NAMESPACE_PREFIX = ""  # of each tenant's Datastore namespace. Tests in a shared database set it
+
 
 @asynccontextmanager
 async def open_google(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Backend]:
@@ -110,7 +112,7 @@ def _datastore_opener(
             endpoints.project,
             part,
             database=settings.datastore_database,
-            namespace_prefix=settings.namespace_prefix,
+            namespace_prefix=NAMESPACE_PREFIX,
         )
         return await stack.enter_async_context(datastore)
 

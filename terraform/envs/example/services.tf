@@ -49,7 +49,7 @@ module "api" {
   concurrency           = var.api.concurrency + var.api.streams
   min_instances         = var.api.min_instances
   max_instances         = var.api.max_instances
-  timeout_seconds       = 3600 # the longest there is: a stream ends before it, by STREAM_SECONDS
+  timeout_seconds       = 3600 # the longest there is: a stream ends after 55 minutes
   execution_environment = "EXECUTION_ENVIRONMENT_GEN1"
 
   environment = module.settings.api

@@ -128,7 +128,7 @@ variable "metrics" {
 }
 
 variable "extra_settings" {
-  description = "Further settings for both services, by their names in README"
+  description = "Further settings for both services, by their names in docs/settings.md"
   type        = map(string)
   default     = {}
 }

@@ -43,21 +43,6 @@ output "reconcile_interval" {
   value       = local.reconcile_interval
 }
 
-output "notification_attempts" {
-  description = "Deliveries of a notification before it is a dead letter"
-  value       = local.notification_attempts
-}
-
-output "notification_min_backoff" {
-  description = "Seconds after a notification's first refused delivery"
-  value       = local.notification_min_backoff
-}
-
-output "notification_max_backoff" {
-  description = "Most seconds between two deliveries of a notification"
-  value       = local.notification_max_backoff
-}
-
 output "channels" {
   description = "For each channel that is published to: where the worker takes its messages, and how they are delivered"
   value       = local.channels

@@ -105,7 +105,7 @@ variable "execution_environment" {
 }
 
 variable "environment" {
-  description = "Settings, by their names in README"
+  description = "Settings, by their names in docs/settings.md"
   type        = map(string)
 }
 

@@ -11,18 +11,12 @@ locals {
     PUSH_SERVICE_ACCOUNT = var.queue.push_account
 
     DELIVERY_ATTEMPTS    = tostring(var.policy.attempts)
-    MIN_BACKOFF_SECONDS  = tostring(var.policy.min_backoff)
     MAX_BACKOFF_SECONDS  = tostring(var.policy.max_backoff)
     ACK_DEADLINE_SECONDS = tostring(var.policy.ack_deadline)
     LEASE_SECONDS        = tostring(var.policy.lease)
-    RETENTION_SECONDS    = tostring(var.policy.retention)
     STALE_SECONDS        = tostring(var.policy.stale_after)
 
     DEAD_LETTER_RETENTION_SECONDS = tostring(var.policy.dead_letter_retention)
-
-    NOTIFICATION_ATTEMPTS            = tostring(var.policy.notification_attempts)
-    NOTIFICATION_MIN_BACKOFF_SECONDS = tostring(var.policy.notification_min_backoff)
-    NOTIFICATION_MAX_BACKOFF_SECONDS = tostring(var.policy.notification_max_backoff)
 
     LOG_FORMAT = "json"
     LOG_LEVEL  = var.log_level

@@ -7,18 +7,12 @@ variable "policy" {
   description = "How messages are delivered: the outputs of module policy"
   type = object({
     attempts     = number
-    min_backoff  = number
     max_backoff  = number
     ack_deadline = number
     lease        = number
-    retention    = number
     stale_after  = number
 
     dead_letter_retention = number
-
-    notification_attempts    = number
-    notification_min_backoff = number
-    notification_max_backoff = number
   })
 }
 
@@ -148,7 +142,7 @@ variable "log_level" {
 }
 
 variable "extra" {
-  description = "Further settings for both services, by their names in README"
+  description = "Further settings for both services, by their names in docs/settings.md"
   type        = map(string)
   default     = {}
 

@@ -6,18 +6,12 @@ variables {
   api_streams = 160
   policy = {
     attempts     = 10
-    min_backoff  = 2
     max_backoff  = 120
     ack_deadline = 60
     lease        = 30
-    retention    = 604800
     stale_after  = 600
 
     dead_letter_retention = 2592000
-
-    notification_attempts    = 40
-    notification_min_backoff = 10
-    notification_max_backoff = 600
   }
   queue = {
     topic_prefix  = "glimpse"
