@@ -3,17 +3,26 @@
 import asyncio
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
-from core.backends.embedded import open_queue_store
+from core.backends.embedded import database, open_queue_store, queue
 from core.backends.embedded.database import Database, Schema
 from core.backends.embedded.queue import PushQueue, lane_sizes
-from core.backends.embedded.queue_store import Outcome, QueueStore, Refused, Room
+from core.backends.embedded.queue_store import (
+    Acknowledged,
+    GivenUp,
+    Outcome,
+    QueueStore,
+    Refused,
+    Room,
+    Unreached,
+)
 from core.backends.embedded.timestamps import to_micros
 from core.backends.push_client import PushClient
 from core.clock import utc_now
@@ -401,22 +410,30 @@ async def test_who_is_less_urgent_moves_as_well(
 
 
 @pytest.mark.parametrize("channel", [LOW, NOTIFICATIONS], ids=["less urgent", "another lane"])
-async def test_who_comes_while_the_queue_is_busy_moves_as_well(
-    store: QueueStore, settings: Settings, worker: ScriptedWorker, channel: Channel
+async def test_a_busy_queue_notices_new_messages(
+    store: QueueStore,
+    settings: Settings,
+    worker: ScriptedWorker,
+    channel: Channel,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where a push ends at every moment there is no pause in which to look for what is new."""
+    """The queue also looks for new messages while pushes end all the time and leave no pause."""
 
     async def be_quick(delivery: Delivery) -> int:
         await asyncio.sleep(0.002)
         return 204
+
+    def arrived() -> bool:
+        return any(int(delivery.image_hash, 16) == 5000 for delivery in worker.deliveries)
 
     worker.answer = be_quick
     for number in range(500):
         await publish(store, number)
     async with running(store, settings):
         await until(lambda: len(worker.deliveries) >= 20)
+        monkeypatch.setattr(queue, "POLL", 60.0)  # a slow machine has pauses that others lack
         await publish(store, 5000, channel)
-        await emptied(store)
+        await until(arrived, seconds=20)
     order = [int(delivery.image_hash, 16) for delivery in worker.deliveries]
     assert order.index(5000) < 400
 
@@ -613,18 +630,119 @@ async def test_a_delivery_cut_off_by_the_stop_is_repeated(
 
     worker.answer = hang
     await publish(store)
-    async with running(store, settings, grace=0.05):
-        await until(lambda: worker.in_flight == 1)
+    async with asyncio.timeout(settings.ack_deadline_seconds / 2):
+        async with running(store, settings, grace=0.05):
+            await until(lambda: worker.in_flight == 1)
     worker.answer = always(204)
     async with running(store, settings):
         await emptied(store)
     assert [delivery.attempt for delivery in worker.deliveries] == [1, 2]
 
 
-async def test_an_outcome_for_a_message_that_is_gone_changes_nothing(store: QueueStore) -> None:
+# --- A database that does not answer for a while --------------------------------------------------
+
+
+@contextmanager
+def write_lock_held(settings: Settings) -> Iterator[None]:
+    """Locks the queue's database against writers, as a process that hangs in a transaction does."""
+    with closing(sqlite3.connect(settings.data_dir / "queue.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queue gives up waiting for a lock, and retries, at once."""
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.01)
+    monkeypatch.setattr(queue, "RETRY_SECONDS", 0.01)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_outcomes_survive_a_database_that_does_not_answer(
+    store: QueueStore, settings: Settings, worker: ScriptedWorker
+) -> None:
+    """The queue records each outcome once the database answers again."""
+    gate = asyncio.Event()
+
+    async def refuse_odd_numbers_once(delivery: Delivery) -> int:
+        await gate.wait()
+        return 503 if int(delivery.image_hash, 16) % 2 and delivery.attempt == 1 else 204
+
+    worker.answer = refuse_odd_numbers_once
+    for number in range(4):
+        await publish(store, number)
+    with capture_logs() as lines:
+        async with running(store, settings):
+            await until(lambda: worker.in_flight == 4)
+            with write_lock_held(settings):
+                gate.set()
+                failed = "queue database unavailable; retrying"
+                await until(lambda: [line["event"] for line in lines].count(failed) >= 2)
+                assert worker.in_flight == 0
+            await until(lambda: len(worker.deliveries) >= 6, seconds=10)
+            await emptied(store)
+            await publish(store, 4)
+            await until(lambda: len(worker.deliveries) >= 7, seconds=10)
+    deliveries = sorted((int(d.image_hash, 16), d.attempt) for d in worker.deliveries)
+    assert deliveries == [(0, 1), (1, 1), (1, 2), (2, 1), (3, 1), (3, 2), (4, 1)]
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_expiry_continues_after_a_database_that_does_not_answer(
+    store: QueueStore,
+    settings: Settings,
+    worker: ScriptedWorker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(queue, "EXPIRY_CHECK", 0.01)
+    slow = settings.model_copy(update={"min_backoff_seconds": 100, "max_backoff_seconds": 100})
+
+    async def refuse_images(delivery: Delivery) -> int:
+        return 503 if delivery.path == CLASSIFY_PATH else 204
+
+    worker.answer = refuse_images
+    with capture_logs() as lines:
+        async with running(store, slow):
+            await publish(store, 1, age=timedelta(hours=2))
+            await until(lambda: len(worker.to(DEAD_LETTER_PATH)) == 1)
+            with write_lock_held(settings):
+                failed = "old messages cannot be given up"
+                await until(lambda: failed in [line["event"] for line in lines])
+            await publish(store, 2, age=timedelta(hours=2))
+            await until(lambda: len(worker.to(DEAD_LETTER_PATH)) == 2, seconds=10)
+
+
+async def test_a_message_in_flight_does_not_expire(store: QueueStore) -> None:
+    """The worker still works on it: its answer decides, not its age."""
+    await publish(store, 1, age=timedelta(hours=2))
+    (leased,) = await store.turn([], ROOM, utc_now())
+    assert await store.expire(HIGH, timedelta(hours=1), utc_now()) == []
+    assert await waiting(store) == [(HIGH.name, 1, 1)]
+    assert await store.turn([Acknowledged(leased.id)], ROOM, utc_now()) == []
+    assert await waiting(store) == []
+
+
+async def test_a_clock_that_goes_back_leaves_leases_alone(store: QueueStore) -> None:
+    await publish(store, 1, age=-timedelta(hours=2))
+    (leased,) = await store.turn([], ROOM, utc_now() + timedelta(hours=2))
+    assert await store.hasten({HIGH: timedelta(minutes=1)}, utc_now()) == 0
+    assert await store.turn([], ROOM, utc_now() + timedelta(hours=3)) == []
+    assert (
+        await store.turn([Refused(leased.id, utc_now() + timedelta(hours=2))], [], utc_now()) == []
+    )
+    assert await store.hasten({HIGH: timedelta(minutes=1)}, utc_now()) == 1
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [Acknowledged(999), Refused(999, utc_now()), Unreached(999), GivenUp(999, "HTTP 503")],
+    ids=lambda outcome: type(outcome).__name__,
+)
+async def test_an_outcome_for_a_missing_message_changes_nothing(
+    store: QueueStore, gone: Outcome
+) -> None:
     await publish(store)
-    gone: list[Outcome] = [Refused(999, utc_now())]
-    (leased,) = await store.turn(gone, ROOM, utc_now())
+    (leased,) = await store.turn([gone], ROOM, utc_now())
     assert leased.attempt == 1
     assert await store.turn([], ROOM, utc_now()) == []  # it is leased
     assert await store.void_leases() == 1

@@ -55,6 +55,7 @@ LONGEST_BLIND = 0.05  # seconds without a look, where pushes end so often that t
 FIRST_PROBE = 0.1  # seconds until an unreachable worker is tried again; doubles each time
 LAST_PROBE = 5.0
 EXPIRY_CHECK = 60.0
+RETRY_SECONDS = 1.0  # between two tries to use a database that does not answer
 
 
 Policies = Callable[[Channel], DeliveryPolicy]
@@ -123,8 +124,8 @@ class PushQueue:
                         await self._turn()
                     except Unavailable as unavailable:
                         reason = unavailable.detail
-                        log.error("the queue cannot work; it tries again", reason=reason)
-                        await asyncio.sleep(1)
+                        log.error("queue database unavailable; retrying", reason=reason)
+                        await asyncio.sleep(RETRY_SECONDS)
         finally:
             await self._finish(grace)
 
