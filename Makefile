@@ -67,23 +67,49 @@ keys: $(INSTALLED) ## List the API keys
 smoke: $(INSTALLED) ## Send a new picture to a running Glimpse and wait for its labels: make smoke URL=<address>
 	@$(BIN)/python -m deploy.smoke $(or $(URL),http://127.0.0.1:8080)
 
+# A worker a core: tests/support/distribution.py says which test runs where.
+PYTEST := $(BIN)/python -m pytest --numprocesses=auto
+
 .PHONY: test
 test: setup ## Check style, types and boundaries, then run every test
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
+
+.PHONY: quick
+quick: setup ## Check style, types and boundaries, then run the unit tests
+	@$(MAKE) --no-print-directory lint
+	$(PYTEST) tests/unit $(PYTEST_ARGS)
+
+# The parts run side by side; each prints what it has found when it ends.
+LINT := lint-style lint-types lint-boundaries lint-files lint-terraform lint-checkov
+TOGETHER := --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 .PHONY: lint
 lint: setup $(CHECKOV_VENV)/.complete ## Style, types, import boundaries, Dockerfile, compose.yaml, workflows, Terraform
+	@$(MAKE) --no-print-directory $(TOGETHER) $(LINT)
+
+.PHONY: $(LINT)
+lint-style:
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
+
+lint-types:
 	$(BIN)/mypy
+
+lint-boundaries:
 	$(BIN)/lint-imports
+
+lint-files:
 	$(BIN)/hadolint compose/Dockerfile
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec compose/compose.yaml
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
 	$(BIN)/zizmor --quiet --offline --no-progress --persona=pedantic .github
+
+lint-terraform:
 	$(BIN)/python -m terraform.tools.check
+
+lint-checkov:
 	$(CHECKOV_VENV)/bin/checkov --config-file terraform/.checkov.yaml
 
 # checkov pins some sixty packages exactly, so it lives beside the project's.

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +53,6 @@ def wait_for_locks(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in (datastore, jobs):
         monkeypatch.setattr(module, "TRANSACTION", 60.0)
-
-
-@pytest.fixture(scope="session")
-def firestore_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    from tests.support.emulators import running_firestore
-
-    with running_firestore(tmp_path_factory.mktemp("firestore")) as address:
-        yield address
 
 
 @pytest.fixture

@@ -14,9 +14,11 @@ import httpx
 import psutil
 import pytest
 
+from compose.emulators import missing
 from tests.support.emulators import free_addresses
 from tests.support.images import COMPOSE
 from tests.support.pictures import picture
+from tests.support.requirements import EMULATORS
 from tests.support.stack import ROOT, free_port
 
 PATIENCE = 180.0  # seconds; emulators need a while on a busy machine
@@ -185,6 +187,8 @@ def test_docker_engine_is_given_compose_yaml(here: Here) -> None:
 @pytest.mark.timeout(400)
 def test_emulators_as_plain_processes(here: Here) -> None:
     """A photo the whole way, an emulator that dies, and Ctrl-C that leaves nobody behind."""
+    if missing():
+        EMULATORS.absent()
     # Docker aside, if there is one: its absence is not what this is about.
     with here.running(BACKEND="emulator") as process:
         assert here.output.startswith("Backend: emulator, because BACKEND asks for it.")

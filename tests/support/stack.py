@@ -15,6 +15,7 @@ from typing import Any, Self
 import httpx
 
 from core.settings import unknown_names
+from tests.support.distribution import share_of
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = {
@@ -36,7 +37,7 @@ _given: set[int] = set()
 def free_port() -> int:
     """A port of 127.0.0.1 where nobody listens, and that nobody else in this process was given."""
     while True:
-        port = secrets.choice(PORTS)
+        port = secrets.choice(share_of(PORTS))
         if port in _given:
             continue
         with socket.socket() as probe:

@@ -10,6 +10,7 @@ import pytest
 from core.bundles.bundle import LABELS_FILE, MANIFEST_FILE, MODEL_FILE, SUMS_FILE
 from core.settings import Settings
 from tests.support.images import DOCKERFILE, Stage, admitted, exec_form, stages
+from tests.support.requirements import GIT
 from tests.support.stack import ROOT
 
 STAGES = stages()
@@ -148,11 +149,11 @@ def test_build_context_is_what_git_tracks_and_little_else() -> None:
     ):  # fmt: skip
         assert not admitted(path), path
     if shutil.which("git") is None:
-        pytest.skip("git is not installed")
+        GIT.absent()
     listed = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     if listed.returncode:
-        pytest.skip("not a git checkout")
+        GIT.absent()
     left_out = {path for path in listed.stdout.splitlines() if not admitted(path)}
     assert left_out <= {".pre-commit-config.yaml", ".dockerignore"}, left_out

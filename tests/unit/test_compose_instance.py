@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from compose import data_dir_lock
+from tests.support.requirements import ORDINARY_USER
 from tests.support.stack import ROOT
 
 _HOLD = """
@@ -76,8 +77,9 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         data_dir_lock.opened_log(tmp_path).__enter__()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        ORDINARY_USER.absent()
     tmp_path.chmod(0o500)
     with pytest.raises(data_dir_lock.UnusableFolder, match=r"data: Permission denied\.$"):
         data_dir_lock.claimed(tmp_path / "data").__enter__()

@@ -13,6 +13,7 @@ from core.bundles.bundle import read_bundle, verify_bundle, write_sums
 from core.domain.records import MODEL
 from core.errors import BundleError
 from tests.support.bundles import COLOURS, write_colour_bundle
+from tests.support.requirements import SHA256SUM
 
 SUMMED = ("model.onnx", "model.json", "labels.txt")
 
@@ -59,8 +60,9 @@ def test_the_identity_is_known_without_the_weights(tmp_path: Path) -> None:
         verify_bundle(bundle)
 
 
-@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="sha256sum is not installed")
 def test_the_sums_are_sha256sum_s_own_format(tmp_path: Path) -> None:
+    if shutil.which("sha256sum") is None:
+        SHA256SUM.absent()
     folder = write_colour_bundle(tmp_path)
     subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, check=True)
     by_tool = subprocess.run(
