@@ -13,7 +13,7 @@ from worker.main import create_app
 
 
 def main() -> None:
-    """Run the worker with the settings of the environment."""
+    """Run the worker with the settings from the environment."""
     settings = load_settings()
     try:
         check_worker(settings)
@@ -35,7 +35,7 @@ def serve(settings: Settings, clock: Clock = utc_now, opener: BackendOpener = op
         http="httptools",
         lifespan="on",
         access_log=False,
-        proxy_headers=False,  # nothing here depends on who calls from where
+        proxy_headers=False,  # nothing depends on the address of the caller
         log_config=None,
         timeout_graceful_shutdown=math.ceil(settings.shutdown_seconds),
     )

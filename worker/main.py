@@ -1,4 +1,4 @@
-"""The worker service: what it opens once, and its routes."""
+"""The worker service: its lifespan and its routes."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -23,19 +23,20 @@ from core.http.problems import install_problem_handlers
 from core.observability.request_middleware import UNTRACED, RequestContext
 from core.observability.setup import FASTAPI_TELEMETRY, Observation
 from core.settings import Settings
-from worker.context import Workbench
+from worker.claims import Claims
+from worker.context import WorkerContext
 from worker.inference.model_registry import ModelRegistry
 from worker.inference.pool import ClassifierPool, Spawn, spawn_process
 from worker.metrics import WorkerMetrics
-from worker.notifications.notifier import Notifier, open_notifier
-from worker.notifications.routes import notification_routes
-from worker.push.auth import push_guard
-from worker.push.routes import push_routes
+from worker.notifications.notifier import open_notifier
+from worker.priority_semaphore import PrioritySemaphore
+from worker.push.auth import push_authenticator
+from worker.push.routes import hot_router, router
 
 log = structlog.get_logger(__name__)
 
-MODEL_SECONDS = 10.0  # how long a start may wait for the default model
-GIVE_UP_SECONDS = 2.0  # how long the claims of cancelled requests may take to be given up
+MODEL_SECONDS = 10.0  # that the start waits for the default model
+RELEASE_SECONDS = 2.0  # that the shutdown waits for the claims of cancelled requests
 
 
 def create_app(
@@ -46,11 +47,9 @@ def create_app(
 ) -> FastAPI:
     """The ASGI application. Its lifespan opens the backend and the default model.
 
-    `spawn` starts the classifier processes.
-
-    `app.state.bench` is the `Workbench` while the lifespan lasts.
+    `spawn` starts the classifier processes. `app.state.context` is the `WorkerContext` during the
+    lifespan.
     """
-
     observation = Observation("worker", settings, open_tracer)
     metrics = WorkerMetrics(observation.metrics.registry)
 
@@ -59,51 +58,46 @@ def create_app(
         pool = ClassifierPool(settings, spawn)
         bundles = open_bundles(settings, settings.model_uris)
         models = ModelRegistry(settings.model_uris, bundles, settings.loaded_models, pool.load)
-        opening = asyncio.create_task(_open(pool, models))
+        loading = asyncio.create_task(_load(pool, models))
         try:
             async with (
                 observation.running() as observed,
                 opener(settings, clock) as backend,
                 open_usage(settings, clock) as usage,
+                open_notifier(settings, backend, metrics, clock) as notifier,
             ):
-                await _opened(opening)
+                await _wait_for_model(loading)
                 await observed
-                bench = app.state.bench = Workbench(
+                context = app.state.context = WorkerContext(
                     settings,
+                    push_authenticator(settings),
                     backend,
+                    usage,
                     models,
+                    notifier,
+                    PrioritySemaphore(pool.prefetch),
                     metrics,
-                    at_hand=pool.prefetch,
-                    usage=usage,
-                    clock=clock,
+                    observation.tracer,
+                    clock,
                 )
-                async with open_notifier(settings, backend, metrics, clock) as app.state.notifier:
-                    try:
-                        yield
-                    finally:
-                        await _let_go(bench)
+                try:
+                    yield
+                finally:
+                    await _release_claims(context.claims)
         finally:
-            opening.cancel()  # where the backend did not open, or the model is still on its way
-            await asyncio.gather(opening, return_exceptions=True)
+            loading.cancel()  # if the backend did not open, or the model still loads
+            await asyncio.gather(loading, return_exceptions=True)
             await asyncio.to_thread(bundles.close)
             await models.close()
             await pool.close()
 
-    def bench() -> Workbench:
-        bench: Workbench = app.state.bench
-        return bench
-
-    def notifier() -> Notifier:
-        notifier: Notifier = app.state.notifier
-        return notifier
-
     def checks() -> Mapping[str, Check]:
-        here = bench()
+        context: WorkerContext = app.state.context
         return {
-            "records": here.backend.records.ping,
-            "blobs": here.backend.blobs.ping,
-            "queue": here.backend.publisher.ping,
-            "model": here.models.check,
+            "records": context.backend.records.ping,
+            "blobs": context.backend.blobs.ping,
+            "queue": context.backend.publisher.ping,
+            "model": context.models.check,
         }
 
     app = FastAPI(
@@ -112,8 +106,8 @@ def create_app(
         lifespan=lifespan,
         telemetry=FASTAPI_TELEMETRY,
     )
-    # A delivery has a span of its own, in its message's trace. The schedule is asked for every
-    # second: what is done about a job has a span and a line of its own.
+    # Each delivery opens a span in its message's trace. The scheduler calls every second: each
+    # processed job has a span and a log line instead.
     pushed = (CLASSIFY_PATH, JOBS_PATH, NOTIFICATIONS_PATH, DEAD_LETTER_PATH)
     app.add_middleware(
         RequestContext,
@@ -122,35 +116,33 @@ def create_app(
         quiet=(SCHEDULE_PATH,),
     )
     install_problem_handlers(app)
-    # Taken over one by one: what `include_router` builds is matched twice for each request.
-    guard = push_guard(settings)
-    app.router.routes.extend(push_routes(bench, observation, guard).routes)
-    app.router.routes.extend(notification_routes(bench, notifier, observation, guard).routes)
+    # One by one: FastAPI would match an included router twice for each request.
+    app.router.routes.extend([*hot_router.routes, *router.routes])
     app.include_router(health_routes(checks))
     observation.expose(app)
     return app
 
 
-async def _open(pool: ClassifierPool, models: ModelRegistry) -> None:
+async def _load(pool: ClassifierPool, models: ModelRegistry) -> None:
     await pool.start()
     await models.open()
 
 
-async def _opened(opening: "asyncio.Task[None]") -> None:
-    """Wait for the default model, though not for ever: a worker without one is alive, not ready."""
-    await asyncio.wait((opening,), timeout=MODEL_SECONDS)
-    if opening.done():
-        await opening
+async def _wait_for_model(loading: "asyncio.Task[None]") -> None:
+    """Wait for the default model, within a limit: without it the worker is alive, not ready."""
+    await asyncio.wait((loading,), timeout=MODEL_SECONDS)
+    if loading.done():
+        await loading
     else:
-        log.warning("serving before the model is there")
+        log.warning("serving before the model is loaded")
 
 
-async def _let_go(bench: Workbench) -> None:
-    """Let go of every claim while the backend is still open.
+async def _release_claims(claims: Claims) -> None:
+    """Wait until every claim is released, while the backend is still open.
 
-    The server has finished its requests by now, or cancelled those that it could not wait for.
+    The server has finished its requests by now, or cancelled those that took too long.
     """
     try:
-        await asyncio.wait_for(bench.emptied(), GIVE_UP_SECONDS)
+        await asyncio.wait_for(claims.wait_until_released(), RELEASE_SECONDS)
     except TimeoutError:
-        log.error("claims left to their leases")
+        log.error("claims left to expire")

@@ -1,4 +1,4 @@
-"""A bounded number of places, and a line for them in which the most urgent go first."""
+"""A semaphore whose waiters are served by priority."""
 
 import asyncio
 from collections import deque
@@ -8,55 +8,55 @@ from contextlib import asynccontextmanager
 from core.domain.priority import Priority, in_turn
 
 
-class PriorityPlaces:
-    """As `asyncio.Semaphore`; who has waited longest goes first among equals only.
+class PrioritySemaphore:
+    """Like `asyncio.Semaphore`, but first-in, first-out only within a priority.
 
-    `size()` says how many places there are by now, at least one. Where they become fewer, nobody
-    is sent away; where they become more, whoever leaves next lets more in.
+    `capacity()` returns the current number of slots, at least 1. When it decreases, tasks that hold
+    a slot keep it. When it increases, the next release admits more tasks.
     """
 
-    def __init__(self, size: Callable[[], int]) -> None:
-        self._size = size
+    def __init__(self, capacity: Callable[[], int]) -> None:
+        self._capacity = capacity
         self._taken = 0
-        self._lines: dict[Priority, deque[asyncio.Future[None]]] = {
+        self._queues: dict[Priority, deque[asyncio.Future[None]]] = {
             priority: deque() for priority in Priority
         }
         self._turns = 0
 
     @asynccontextmanager
-    async def at(self, priority: Priority) -> AsyncIterator[None]:
-        """Inside, a place is taken."""
-        await self._enter(priority)
+    async def slot(self, priority: Priority) -> AsyncIterator[None]:
+        """Hold a slot for the block."""
+        await self._acquire(priority)
         try:
             yield
         finally:
-            self._leave()
+            self._release()
 
-    async def _enter(self, priority: Priority) -> None:
-        if not any(self._lines.values()) and self._taken < self._size():
+    async def _acquire(self, priority: Priority) -> None:
+        if not any(self._queues.values()) and self._taken < self._capacity():
             self._taken += 1
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._lines[priority].append(turn)
+        self._queues[priority].append(turn)
         try:
             await turn
         except asyncio.CancelledError:
             if not turn.cancelled():
-                self._leave()  # it was handed over in the same moment
+                self._release()  # the slot was granted in the same iteration of the loop
             raise
 
-    def _leave(self) -> None:
+    def _release(self) -> None:
         self._taken -= 1
-        while self._taken < self._size() and self._next():
+        while self._taken < self._capacity() and self._grant_next():
             self._taken += 1
 
-    def _next(self) -> bool:
-        """Let the next one in line in. False where there is none."""
+    def _grant_next(self) -> bool:
+        """Grant a slot to the next waiter; False if there is none."""
         self._turns += 1
-        for line in in_turn([line for line in self._lines.values() if line], self._turns):
-            while line:
-                turn = line.popleft()
-                if not turn.done():  # or it was given up
+        for queue in in_turn([queue for queue in self._queues.values() if queue], self._turns):
+            while queue:
+                turn = queue.popleft()
+                if not turn.done():  # it is done if its task was cancelled
                     turn.set_result(None)
                     return True
         return False

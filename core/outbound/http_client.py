@@ -1,18 +1,18 @@
-"""Requests to addresses that strangers chose: over HTTP, and never into the network we are in.
+"""HTTP requests to URLs that users choose, which never reach a private network (SSRF).
 
-A host is resolved once, every address it has must be public, and the connection goes to one of
-those. The last check is where the socket is made, so whatever form an address had before, none is
-connected to unchecked. No redirect is followed, no proxy asked, no cookie kept. Compare imgproxy's
-advisory GHSA-j2hp-6m75-v4j4.
+The resolver looks up a host once, requires that all its addresses are public, and the client
+connects to one of those. The last check happens where the socket is created, so that no connection
+bypasses it, whatever form the address had in the URL. The client follows no redirects, uses no
+proxy and keeps no cookies. Compare imgproxy's advisory GHSA-j2hp-6m75-v4j4.
 """
 
 import asyncio
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
-from typing import Any, Self
+from contextlib import asynccontextmanager
+from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -22,27 +22,27 @@ from core.errors import GlimpseError, InvalidRequest
 from core.outbound.addresses import is_public
 
 LONGEST_URL = 2048
-RESOLVERS = 8  # names looked up at once
+RESOLVER_THREADS = 8
 CONNECT_SECONDS = 5.0
-BUFFER = 4096  # bytes of an answer's body that may arrive before it is closed, unread
+READ_BUFFER = 4096  # bytes of a response's body that may arrive before the client closes it unread
 # What a C library reads as an IPv4 address, and the URL Standard too ("ends in a number").
 _SHORT_ADDRESS = re.compile(r"^(?!\d+\.\d+\.\d+\.\d+$)(?:[^:]*\.)?(?:\d+|0[xX][0-9a-fA-F]*)\.?$")
 
 
 class PrivateAddress(GlimpseError):
-    """The address is not one of the public internet."""
+    """The address does not belong to the public internet."""
 
     status, code, title = 422, "private_address", "Address not public"
 
 
-class NoAnswer(Exception):
-    """No answer came; the text says why, in words that hold no address of the network."""
+class NoResponse(Exception):
+    """The request got no response; the text says why, without addresses of the network."""
 
 
 def parse_url(text: str, *, allow_private: bool) -> URL:
-    """The URL as the client reads it. Raises InvalidRequest, and PrivateAddress for a literal.
+    """The URL as the client reads it. Raises InvalidRequest, and PrivateAddress for an IP address.
 
-    With `allow_private` also `http` and any address.
+    `allow_private` also accepts `http` and private addresses.
     """
     try:
         url = URL(text)
@@ -53,33 +53,33 @@ def parse_url(text: str, *, allow_private: bool) -> URL:
     if len(text) > LONGEST_URL:
         raise _invalid(f"has more than {LONGEST_URL} characters")
     if any(ord(each) <= 0x20 or ord(each) == 0x7F for each in text):
-        raise _invalid("holds a space or a control character")
+        raise _invalid("contains a space or a control character")
     if url.scheme not in schemes:
-        raise _invalid(f"begins with {' or '.join(f'{each}://' for each in schemes)}")
+        raise _invalid(f"must begin with {' or '.join(f'{each}://' for each in schemes)}")
     if not host or not port:
         raise _invalid("names no host")
     if _SHORT_ADDRESS.search(host):
-        raise _invalid("has an address that is not written in full")
+        raise _invalid("has an abbreviated IP address")
     if url.raw_user is not None or url.raw_password is not None:
-        raise _invalid("holds no user and no password")
+        raise _invalid("must not contain a user or a password")
     if url.fragment or text.endswith("#"):
-        raise _invalid("has no fragment")
+        raise _invalid("must not have a fragment")
     if not allow_private:
-        check_literal(host)
+        _check_literal(host)
     return url
 
 
-def check_literal(host: str) -> None:
-    """Raise PrivateAddress where `host` is an IP address and not a public one."""
+def _check_literal(host: str) -> None:
+    """Raise PrivateAddress if `host` is an IP address and not public."""
     try:
         public = is_public(host)
     except ValueError:
-        return  # a name: what it leads to is checked when that is known
+        return  # a name: its addresses are checked when they are known
     if not public:
-        raise private()
+        raise _private()
 
 
-def private() -> PrivateAddress:
+def _private() -> PrivateAddress:
     return PrivateAddress("The URL leads to an address that is not public.")
 
 
@@ -88,14 +88,14 @@ def _invalid(rule: str) -> InvalidRequest:
 
 
 class PublicResolver(AbstractResolver):
-    """Looks names up in threads of its own: a name that hangs holds up none but others like it.
+    """Resolves names in its own threads, so that a slow name server delays nothing else.
 
-    With `allow_private` every address is as good as a public one.
+    `allow_private` accepts every address.
     """
 
     def __init__(self, *, allow_private: bool) -> None:
         self._allow_private = allow_private
-        self._threads = ThreadPoolExecutor(RESOLVERS, thread_name_prefix="resolver")
+        self._threads = ThreadPoolExecutor(RESOLVER_THREADS, thread_name_prefix="resolver")
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -107,7 +107,7 @@ class PublicResolver(AbstractResolver):
         results: list[ResolveResult] = []
         for address_family, _, protocol, _, address in found:
             if not (self._allow_private or is_public(str(address[0]))):
-                raise private()
+                raise _private()
             results.append(
                 {
                     "hostname": host,
@@ -121,9 +121,9 @@ class PublicResolver(AbstractResolver):
         return results
 
     async def check(self, text: str, seconds: float) -> None:
-        """Raise InvalidRequest for what is no URL of ours, PrivateAddress for what leads inside.
+        """Raise InvalidRequest for an invalid URL, PrivateAddress for one that is not public.
 
-        A name that cannot be resolved within `seconds` passes: each use checks it again.
+        Accepts a name that does not resolve within `seconds`: each use checks it again.
         """
         url = parse_url(text, allow_private=self._allow_private)
         if self._allow_private:
@@ -131,7 +131,7 @@ class PublicResolver(AbstractResolver):
         try:
             async with asyncio.timeout(seconds):
                 await self.resolve(url.raw_host or "", url.port or 443)
-        except (OSError, UnicodeError):  # the first of which TimeoutError is
+        except (OSError, UnicodeError):  # OSError includes TimeoutError
             return
 
     async def close(self) -> None:
@@ -143,66 +143,68 @@ def _look_up(host: str, port: int, family: int) -> list[Any]:
 
 
 class PublicClient:
-    """POSTs to anybody, within `seconds` each. Use with `async with`."""
+    """Sends POST requests to URLs that users choose. Made by `open_public_client`."""
 
-    def __init__(self, seconds: float, *, allow_private: bool, user_agent: str) -> None:
-        self.allow_private = allow_private
-        self._timeout = aiohttp.ClientTimeout(
-            total=seconds, sock_connect=min(seconds, CONNECT_SECONDS)
-        )
-        self._seconds = seconds
-        self._user_agent = user_agent
-
-    async def __aenter__(self) -> Self:
-        self._resolver = PublicResolver(allow_private=self.allow_private)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=0,  # who calls bounds it
-                resolver=self._resolver,
-                use_dns_cache=False,
-                force_close=True,  # what was public a minute ago is asked for again
-                socket_factory=self._socket,
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": self._user_agent},
-            auto_decompress=False,
-            read_bufsize=BUFFER,
-            trust_env=False,
-        )
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+    def __init__(
+        self, session: aiohttp.ClientSession, seconds: float, *, allow_private: bool
     ) -> None:
-        await self._session.close()
-        await self._resolver.close()
+        self._session = session
+        self._seconds = seconds
+        self._allow_private = allow_private
 
     async def post(self, text: str, body: bytes, headers: Mapping[str, str]) -> int:
-        """The answer's status. Raises PrivateAddress, InvalidRequest and NoAnswer."""
-        url = parse_url(text, allow_private=self.allow_private)
+        """The response's status. Raises PrivateAddress, InvalidRequest and NoResponse."""
+        url = parse_url(text, allow_private=self._allow_private)
         try:
             async with self._session.post(
-                url, data=body, headers=headers, timeout=self._timeout, allow_redirects=False
+                url, data=body, headers=headers, allow_redirects=False
             ) as response:
-                response.close()  # whatever else it says, and however slowly
+                response.close()  # without waiting for the body
                 return response.status
         except TimeoutError as error:
-            raise NoAnswer(f"no answer within {self._seconds:g} s") from error
+            raise NoResponse(f"no answer within {self._seconds:g} s") from error
         except aiohttp.ClientConnectorDNSError as error:
-            raise NoAnswer("the name cannot be resolved") from error
+            raise NoResponse("the name cannot be resolved") from error
         except aiohttp.ClientSSLError as error:
-            raise NoAnswer("TLS failed") from error
+            raise NoResponse("TLS failed") from error
         except aiohttp.ClientConnectorError as error:
-            raise NoAnswer("no connection") from error
+            raise NoResponse("no connection") from error
         except (aiohttp.ClientError, UnicodeError, ValueError) as error:
-            raise NoAnswer(f"no answer: {type(error).__name__}") from error
+            raise NoResponse(f"no answer: {type(error).__name__}") from error
 
-    def _socket(self, address: Any) -> socket.socket:
-        """The socket that connects to this address. Raises PrivateAddress."""
+
+@asynccontextmanager
+async def open_public_client(
+    seconds: float, *, allow_private: bool, user_agent: str
+) -> AsyncIterator[PublicClient]:
+    """A client whose requests take at most `seconds` each."""
+
+    def create_socket(address: Any) -> socket.socket:
         family, kind, protocol, _, target = address
-        if not (self.allow_private or is_public(str(target[0]))):
-            raise private()
+        if not (allow_private or is_public(str(target[0]))):
+            raise _private()
         return socket.socket(family, kind, protocol)
+
+    resolver = PublicResolver(allow_private=allow_private)
+    connector = aiohttp.TCPConnector(
+        limit=0,  # callers limit their requests
+        resolver=resolver,
+        use_dns_cache=False,
+        force_close=True,  # an address that was public a minute ago is resolved again
+        socket_factory=create_socket,
+    )
+    try:
+        async with aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": user_agent},
+            timeout=aiohttp.ClientTimeout(
+                total=seconds, sock_connect=min(seconds, CONNECT_SECONDS)
+            ),
+            auto_decompress=False,
+            read_bufsize=READ_BUFFER,
+            trust_env=False,
+        ) as session:
+            yield PublicClient(session, seconds, allow_private=allow_private)
+    finally:
+        await resolver.close()

@@ -1,4 +1,4 @@
-"""Which server takes our e-mail, as SMTP_URL says it."""
+"""The mail server that SMTP_URL names."""
 
 from dataclasses import dataclass, field
 from typing import Self
@@ -9,7 +9,7 @@ SUBMISSION, SUBMISSIONS = 587, 465  # RFC 6409, RFC 8314
 
 @dataclass(frozen=True, slots=True)
 class MailServer:
-    """`tls` from the first byte on; without, STARTTLS where the server offers it."""
+    """`tls` means TLS from the start; otherwise the client uses STARTTLS if it is offered."""
 
     host: str
     port: int
@@ -21,7 +21,7 @@ class MailServer:
     def parse(cls, url: str) -> Self:
         """From `smtp://user:password@host:port` or `smtps://…`; user and password URL-encoded.
 
-        Raises ValueError, which does not repeat the URL: it may hold a password.
+        Raises ValueError. Its message does not contain the URL, which may contain a password.
         """
         try:
             parts = urlsplit(url)
@@ -29,9 +29,9 @@ class MailServer:
         except ValueError:
             raise ValueError("SMTP_URL is not a URL") from None
         if parts.scheme not in ("smtp", "smtps") or not parts.hostname:
-            raise ValueError("SMTP_URL is smtp://host:port or smtps://host:port")
+            raise ValueError("SMTP_URL must have the form smtp://host:port or smtps://host:port")
         if parts.path.strip("/") or parts.query or parts.fragment:
-            raise ValueError("SMTP_URL ends after the port")
+            raise ValueError("SMTP_URL must end after the port")
         tls = parts.scheme == "smtps"
         return cls(
             host=parts.hostname,

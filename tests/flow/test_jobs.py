@@ -111,7 +111,7 @@ def test_nothing_of_a_job_begins_after_its_deadline(
     with Stack(tmp_path / "stack", bundle, WORKER_CONCURRENCY=1, **backend) as stack:
         job_id = created(stack, images, cancel_after="15s")
         deadline = datetime.fromisoformat(job_of(stack, job_id)["deadline"])
-        until(lambda: "job brought on" in stack.log("worker"), "its messages", PATIENCE)
+        until(lambda: "job items published" in stack.log("worker"), "its messages", PATIENCE)
         stack.kill("worker")
         ran = len(classified(stack))
         time.sleep(max(0.0, (deadline - datetime.now(UTC)).total_seconds() + 0.5))

@@ -113,7 +113,7 @@ def test_no_secret_and_no_byte_of_an_image_is_in_any_log(
     # It was at debug level, and about these requests.
     assert written.count(b"/api/v1/images") > 10
     assert made["id"].encode() in written
-    assert b"webhook not told" in written and hook["id"].encode() in written
+    assert b"webhook not delivered" in written and hook["id"].encode() in written
     for secret in hidden:
         for form in forms_of(secret):
             assert form not in written, f"{secret.split('-')[0]} is in a log"

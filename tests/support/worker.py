@@ -1,11 +1,17 @@
-"""A worker in this process, on a real embedded backend, and what it is fed."""
+"""A worker service in this process, with an embedded backend, and the pushes it gets."""
 
 import base64
 import contextlib
 import json
 import sqlite3
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
+from contextlib import (
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+)
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +19,7 @@ from typing import Any
 
 import httpx
 import psutil
+from fastapi import FastAPI
 
 from core.backends import Backend, BackendOpener, open_backend
 from core.clock import Clock, rfc3339, utc_now
@@ -27,7 +34,7 @@ from tests.support.bundles import write_colour_bundle
 from tests.support.classifiers import spawn_thread
 from tests.support.faults import Happening, watched
 from tests.support.pictures import picture, sha256
-from worker.context import Workbench
+from worker.context import WorkerContext
 from worker.inference.pool import Spawn
 from worker.main import create_app
 
@@ -35,7 +42,7 @@ UNKNOWN_MODEL = "nobody@0123456789ab"
 
 
 def settings_in(folder: Path, **changes: object) -> Settings:
-    """Settings with data and a colour bundle in `folder`, free of the machine's environment."""
+    """Settings with data and a colour bundle in `folder`, independent of the environment."""
     values: dict[str, Any] = {
         "host": "127.0.0.1",
         "data_dir": folder / "data",
@@ -51,49 +58,58 @@ def settings_in(folder: Path, **changes: object) -> Settings:
 
 @dataclass
 class RunningWorker:
-    """The service behind an HTTP client, and the same backend to look into."""
+    """A worker service, a client of it, and its backend.
 
+    `backend` is the plain one, also inside `watching`.
+    """
+
+    app: FastAPI
     client: httpx.AsyncClient
-    bench: Workbench
+    backend: Backend
     model: str
 
     @property
-    def backend(self) -> Backend:
-        return self.bench.backend
+    def context(self) -> WorkerContext:
+        context: WorkerContext = self.app.state.context
+        return context
 
     @contextmanager
-    def watching(self, happens: Happening) -> Iterator[Backend]:
-        """Report the worker's calls of its ports to `happens`; yields the unwatched backend."""
-        plain = self.bench.backend
-        self.bench.backend = watched(plain, happens)
+    def using(self, backend: Backend) -> Iterator[None]:
+        """Give the worker another backend for the block."""
+        before = self.context
+        self.app.state.context = replace(before, backend=backend)
         try:
-            yield plain
+            yield
         finally:
-            self.bench.backend = plain
+            self.app.state.context = before
+
+    def watching(self, happens: Happening) -> AbstractContextManager[None]:
+        """Report the worker's calls of its ports to `happens` for the block."""
+        return self.using(watched(self.backend, happens))
 
     @asynccontextmanager
     async def no_free_slot(self) -> AsyncIterator[None]:
         """Occupy every slot for images, so that deliveries queue."""
-        slots = self.bench.places
+        slots = self.context.slots
         async with AsyncExitStack() as held:
-            for _ in range(slots._size()):
-                await held.enter_async_context(slots.at(Priority.HIGH))
+            for _ in range(slots._capacity()):
+                await held.enter_async_context(slots.slot(Priority.HIGH))
             yield
 
     def queued(self) -> bool:
         """Whether a delivery waits for a slot."""
-        return any(self.bench.places._lines.values())
+        return any(self.context.slots._queues.values())
 
     async def submit(self, data: bytes | None = None, *, model: str | None = None) -> RecordKey:
-        """What the API does for a new image, short of publishing."""
+        """Store a record and a blob as the API does for a new image, without a message."""
         data = picture() if data is None else data
         key = RecordKey("public", sha256(data), model or self.model)
-        await self.backend.records.create(new_record(key, self.bench.clock()))
+        await self.backend.records.create(new_record(key, self.context.clock()))
         await self.backend.blobs.put(key.blob_name, data, "image/jpeg")
         return key
 
     async def send(self, message: Message, **changes: object) -> httpx.Response:
-        """Deliver any message where its channel leads."""
+        """Deliver a message to the path of its channel."""
         attributes = {"attributes": message.attributes()}
         return await self.client.post(message.channel.path, content=body(**attributes, **changes))
 
@@ -101,15 +117,15 @@ class RunningWorker:
         return await self.send(RunJob(key.tenant, key.id))
 
     async def schedule(self) -> dict[str, int]:
-        """What the scheduler did."""
+        """Call the scheduler's route; how many jobs each action was applied to."""
         answer = await self.client.post("/schedule")
         assert answer.status_code == 200, answer.text
         done: dict[str, int] = answer.json()
         return done
 
     def published(self, channel: Channel | None = None) -> list[Message]:
-        """The messages in the queue's database, in their order."""
-        with closing(sqlite3.connect(self.bench.settings.data_dir / "queue.db")) as connection:
+        """The messages in the queue's database, oldest first."""
+        with closing(sqlite3.connect(self.context.settings.data_dir / "queue.db")) as connection:
             rows = connection.execute(
                 "SELECT attributes FROM messages WHERE ?1 = '' OR channel = ?1 ORDER BY id",
                 (channel.name if channel else "",),
@@ -119,16 +135,15 @@ class RunningWorker:
     async def push(self, key: RecordKey, **changes: object) -> httpx.Response:
         return await self.client.post("/generate_annotations", content=envelope(key, **changes))
 
-    async def bury(
-        self, key: RecordKey, deliveries: str = "10", reason: str = "", **changes: object
+    async def dead_letter(
+        self,
+        subject: RecordKey | Message,
+        deliveries: str = "10",
+        reason: str = "",
+        **changes: object,
     ) -> httpx.Response:
-        """The queue's notice that the message died just now."""
-        return await self.bury_message(ClassifyImage(key), deliveries, reason, **changes)
-
-    async def bury_message(
-        self, message: Message, deliveries: str = "10", reason: str = "", **changes: object
-    ) -> httpx.Response:
-        """As `bury`, of any message."""
+        """Deliver the dead letter of a message, or of an image's message, that died now."""
+        message = ClassifyImage(subject) if isinstance(subject, RecordKey) else subject
         attributes = {
             **message.attributes(),
             "CloudPubSubDeadLetterSourceDeliveryCount": deliveries,
@@ -136,10 +151,10 @@ class RunningWorker:
         }
         if reason:
             attributes["GlimpseDeadLetterSourceReason"] = reason
-        # A moment later than now: the notice's milliseconds must not round the death away.
-        died = rfc3339(self.bench.clock() + timedelta(milliseconds=1))
-        notice = body(**{"attributes": attributes, "publishTime": died, **changes})
-        return await self.client.post("/generate_annotations_dlq", content=notice)
+        # One millisecond later, because the text has milliseconds and the record microseconds.
+        died = rfc3339(self.context.clock() + timedelta(milliseconds=1))
+        letter = body(**{"attributes": attributes, "publishTime": died, **changes})
+        return await self.client.post("/generate_annotations_dlq", content=letter)
 
     async def letters(self, tenant: str = "public") -> Sequence[DeadLetter]:
         return await self.backend.dead_letters.list(LetterFilter(tenant), 100)
@@ -150,7 +165,7 @@ class RunningWorker:
         return record
 
     async def labelled(self, data: bytes) -> str:
-        """The first label that the whole way gives to `data`."""
+        """Submit and push an image; its first label."""
         key = await self.submit(data)
         answer = await self.push(key)
         assert answer.status_code == 204, answer.text
@@ -170,18 +185,19 @@ async def running_worker(
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://worker") as client:
-            bench: Workbench = app.state.bench
-            models = bench.models.identities
-            yield RunningWorker(client, bench, models[0] if models else UNKNOWN_MODEL)
+            context: WorkerContext = app.state.context
+            models = context.models.identities
+            model = models[0] if models else UNKNOWN_MODEL
+            yield RunningWorker(app, client, context.backend, model)
 
 
 def envelope(key: RecordKey, **message: object) -> bytes:
-    """A push body as Pub/Sub sends it; `message` replaces parts of the message."""
+    """A push body as Pub/Sub sends it; `message` replaces fields of the message."""
     return body(**{"attributes": ClassifyImage(key).attributes(), **message})
 
 
 def body(**message: object) -> bytes:
-    """As `envelope`, of any message."""
+    """Like `envelope`, for any message."""
     return json.dumps(
         {
             "subscription": "projects/local/subscriptions/classify",
@@ -200,7 +216,7 @@ def classifier_processes(of: int | None = None) -> list[psutil.Process]:
     """The classifier processes of this process, or of another."""
     found = []
     for child in psutil.Process(of).children():
-        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended in between
             if "worker.inference.process" in child.cmdline():
                 found.append(child)
     return found

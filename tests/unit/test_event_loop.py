@@ -67,10 +67,10 @@ async def test_looking_for_a_model_in_a_bucket_makes_no_blocking_call(
         detector.activate()
         try:
             with pytest.raises(BundleUnavailable, match="no bucket"):
-                await worker.state.bench.models.check()
+                await worker.state.context.models.check()
             await fill_bundle(settings, bucket, model, colour_bundle)
-            await until(lambda: worker.state.bench.models.identities != ())
-            await worker.state.bench.models.check()
+            await until(lambda: worker.state.context.models.identities != ())
+            await worker.state.context.models.check()
         finally:
             detector.deactivate()
 

@@ -81,7 +81,7 @@ async def test_a_worker_counts_how_messages_end(tmp_path: Path) -> None:
         stranger = await worker.submit(picture(seed=9), model="nobody@0123456789ab")
         assert (await worker.push(stranger)).status_code == 503
         for key in (stranger, good, RecordKey("public", "0" * 64, worker.model)):
-            assert (await worker.bury(key)).status_code == 204
+            assert (await worker.dead_letter(key)).status_code == 204
         await worker.client.post("/generate_annotations_dlq", content=b"?")
         await worker.client.post("/reconcile")
         seen = await scraped(worker.client)

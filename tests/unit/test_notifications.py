@@ -50,7 +50,7 @@ from tests.support.receivers import (
 )
 from tests.support.scripted_worker import until
 from tests.support.worker import RunningWorker, running_worker, settings_in
-from worker.notifications.receiver_limits import PLACES_EACH, ReceiverPlaces
+from worker.notifications.receiver_limits import SLOTS_PER_RECEIVER, ReceiverLimits
 
 TENANT = "acme"
 
@@ -70,7 +70,7 @@ async def ended_job(
     worker: RunningWorker, end: JobStatus = JobStatus.COMPLETED, notify_email: str = ""
 ) -> Job:
     """A job without items, which therefore ends as soon as somebody counts."""
-    store, now = worker.backend.jobs, worker.bench.clock()
+    store, now = worker.backend.jobs, worker.context.clock()
     key = JobKey(TENANT, new_job_id())
     assert await store.create(new_job(key, "", worker.model, 0, now, notify_email=notify_email))
     assert await store.change(key, jobs.sealed)
@@ -92,7 +92,7 @@ async def hook_at(worker: RunningWorker, url: str | int, **changes: Any) -> Webh
         "url": url if isinstance(url, str) else f"http://127.0.0.1:{url}/hook",
         "events": JOB_EVENTS,
         "secret": new_secret(),
-        "created_at": worker.bench.clock(),
+        "created_at": worker.context.clock(),
         **changes,
     }
     webhook = Webhook(**values)
@@ -121,14 +121,14 @@ async def tell(worker: RunningWorker, webhook: Webhook, job: Job) -> httpx.Respo
 
 
 def published(worker: RunningWorker) -> list[dict[str, str]]:
-    path = worker.bench.settings.data_dir / "queue.db"
+    path = worker.context.settings.data_dir / "queue.db"
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
         rows = connection.execute("SELECT attributes FROM messages ORDER BY id").fetchall()
     return [json.loads(row[0]) for row in rows]
 
 
 def count(worker: RunningWorker, kind: str, outcome: str) -> float:
-    return worker.bench.metrics._notifications.labels(kind, outcome)._value.get()  # type: ignore[no-any-return]
+    return worker.context.metrics._notifications.labels(kind, outcome)._value.get()  # type: ignore[no-any-return]
 
 
 # --- Who is told --------------------------------------------------------------------------------
@@ -426,7 +426,7 @@ async def test_silent_receivers_hold_up_neither_others_nor_images(worker: Runnin
     async with listening(silent.serve) as mute, listening(good.serve) as port:
         slow, fast = await hook_at(worker, mute), await hook_at(worker, port)
         stuck = [asyncio.create_task(tell(worker, slow, job)) for _ in range(40)]
-        await until(lambda: len(silent.requests) >= PLACES_EACH)
+        await until(lambda: len(silent.requests) >= SLOTS_PER_RECEIVER)
         assert (await tell(worker, fast, job)).status_code == 204
         key = await worker.submit(picture(5))
         assert (await worker.push(key)).status_code == 204
@@ -455,37 +455,37 @@ async def test_one_who_fails_is_tried_by_one_message_at_a_time(worker: RunningWo
 
 
 async def test_places_are_given_back_and_a_success_forgives() -> None:
-    places = ReceiverPlaces(total=2, each=1, wait_seconds=0.05)
-    async with places.at("a"):
+    limits = ReceiverLimits(total=2, per_receiver=1, wait_seconds=0.05)
+    async with limits.slot("a"):
         with pytest.raises(Overloaded):
-            async with places.at("a"):
+            async with limits.slot("a"):
                 raise AssertionError
-        async with places.at("b"):
+        async with limits.slot("b"):
             with pytest.raises(Overloaded):
-                async with places.at("c"):
+                async with limits.slot("c"):
                     raise AssertionError
     with pytest.raises(Unavailable, match="dead"):
-        async with places.at("a"):
+        async with limits.slot("a"):
             raise Unavailable("dead")
-    async with places.at("a"):  # the one that tries
-        with pytest.raises(Overloaded, match="one message"):
-            async with places.at("a"):
+    async with limits.slot("a"):  # the one that tries
+        with pytest.raises(Overloaded, match="another is in progress"):
+            async with limits.slot("a"):
                 raise AssertionError
     patient = asyncio.Event()
 
     async def hold() -> None:
-        async with places.at("a"):
+        async with limits.slot("a"):
             await patient.wait()
 
     holder = asyncio.create_task(hold())
     await asyncio.sleep(0)
-    with pytest.raises(Overloaded, match="places"):  # it waited: "a" is trusted again
-        async with places.at("a"):
+    with pytest.raises(Overloaded, match="in progress"):  # it waited: "a" is trusted again
+        async with limits.slot("a"):
             raise AssertionError
     patient.set()
     await holder
-    assert places._receivers == {}
-    async with places.at("a"), places.at("b"):
+    assert limits._receivers == {}
+    async with limits.slot("a"), limits.slot("b"):
         pass
 
 
@@ -622,6 +622,6 @@ async def test_no_log_has_a_secret_or_an_address(
                     webhook = await hook_at(worker, f"http://127.0.0.1:{where}/{marker}")
                     assert (await tell(worker, webhook, job)).status_code == 503
     written = capsys.readouterr().out
-    assert "webhook not told" in written
+    assert "webhook not delivered" in written
     assert marker not in written
     assert secret_text(webhook.secret).removeprefix("whsec_") not in written

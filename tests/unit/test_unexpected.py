@@ -163,7 +163,7 @@ async def test_the_workers_500_is_a_problem_and_a_refusal_to_the_queue(
         worker.router.lifespan_context(worker),
         httpx.AsyncClient(transport=transport, base_url="http://worker") as client,
     ):
-        (model,) = worker.state.bench.models.identities
+        (model,) = worker.state.context.models.identities
         headers = {"Traceparent": TRACEPARENT}
         pushed = envelope(RecordKey("public", HASH, model))
         capsys.readouterr()

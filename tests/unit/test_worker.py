@@ -174,22 +174,21 @@ async def test_a_worker_that_lost_its_lease_changes_nothing(tmp_path: Path, fini
     """Its inference outlasts the lease, and another takes the record before it can store."""
     clock = MovableClock()
     async with running_worker(settings_in(tmp_path), clock) as worker:
-        key, plain = await worker.submit(), worker.backend
+        key = await worker.submit()
         thieves: list[Claim] = []
 
         async def steal() -> None:
-            clock.move(worker.bench.settings.lease_seconds)
-            thief = await claimed(plain.records, key, MINUTE)
+            clock.move(worker.context.settings.lease_seconds)
+            thief = await claimed(worker.backend.records, key, MINUTE)
             assert thief is not None
             thieves.append(thief)
             if finished:
-                assert await plain.records.change(
+                assert await worker.backend.records.change(
                     thief.key, complete(thief, [Annotation(1, "stolen", 1.0)])
                 )
 
-        worker.bench.backend = watched(plain, Once("records.complete", 1, steal))
-        answer = await worker.push(key)
-        worker.bench.backend = plain
+        with worker.watching(Once("records.complete", 1, steal)):
+            answer = await worker.push(key)
         (thief,) = thieves
         record = await worker.record(key)
         if finished:
@@ -208,7 +207,7 @@ async def test_a_cancelled_delivery_gives_its_claim_up(worker: RunningWorker) ->
         await until(lambda: running(worker, key))
         pushing.cancel()
         assert_problem(await pushing, 503, "unavailable")
-        assert not (await worker.record(key)).leased(worker.bench.clock())
+        assert not (await worker.record(key)).leased(worker.context.clock())
     assert (await worker.push(key)).status_code == 204
     assert (await worker.record(key)).status is Status.SUCCESS
 
@@ -235,7 +234,7 @@ async def test_cancellation_during_the_claim_releases_the_record(
         assert_problem(await pushing, 503, "unavailable")
     record = await worker.record(key)
     assert (record.status, record.attempts) == (Status.RUNNING, 1)
-    assert not record.leased(worker.bench.clock())
+    assert not record.leased(worker.context.clock())
 
 
 async def test_a_second_cancellation_does_not_interrupt_the_release(
@@ -256,13 +255,13 @@ async def test_a_second_cancellation_does_not_interrupt_the_release(
         await releasing.wait()
         pushing.cancel()
         await asyncio.sleep(0)
-        draining = asyncio.create_task(worker.bench.emptied())
+        draining = asyncio.create_task(worker.context.claims.wait_until_released())
         await asyncio.wait((draining,), timeout=0.05)
         assert not draining.done(), "shutdown waits for the release"
         proceed.set()
         assert_problem(await pushing, 503, "unavailable")
         await draining
-    assert not (await worker.record(key)).leased(worker.bench.clock())
+    assert not (await worker.record(key)).leased(worker.context.clock())
 
 
 # --- Slots ---------------------------------------------------------------------------------------
@@ -291,18 +290,16 @@ async def test_a_queued_delivery_neither_claims_nor_reads_its_image(
         if not after:
             calls.append(name)
 
-    plain = worker.bench.backend
-    blobs = cast(BlobStore, RemoteBlobs(plain.blobs))
-    worker.bench.backend = dataclasses.replace(plain, blobs=blobs)
+    blobs = cast(BlobStore, RemoteBlobs(worker.backend.blobs))
+    remote = dataclasses.replace(worker.backend, blobs=blobs)
     key = await worker.submit()
-    with worker.watching(note):
+    with worker.using(watched(remote, note)):
         async with worker.no_free_slot():
             pushing = asyncio.create_task(worker.push(key))
             await until(worker.queued)
             await asyncio.sleep(0.05)
             assert calls == []
-            record = await plain.records.get(key)
-            assert record is not None
+            record = await worker.record(key)
             assert (record.status, record.token) == (Status.PENDING, 0)
         assert (await pushing).status_code == 204
     assert set(calls) == {"records.claim", "blobs.get", "records.complete"}
@@ -441,7 +438,7 @@ async def test_a_malformed_envelope_is_refused_and_changes_nothing(
 ) -> None:
     answer = await worker.client.post("/generate_annotations", content=body)
     assert_problem(answer, 400, "malformed_envelope")
-    long_from_now = worker.bench.clock() + timedelta(days=1)
+    long_from_now = worker.context.clock() + timedelta(days=1)
     assert await worker.backend.records.stale(long_from_now, 10) == []
     # The same as a dead letter is acknowledged, or it would come back for ever.
     answer = await worker.client.post("/generate_annotations_dlq", content=body)
@@ -494,7 +491,7 @@ async def test_a_failing_blob_store_leaves_the_image_to_the_next_delivery(
     worker: RunningWorker,
 ) -> None:
     key = await worker.submit()
-    blobs = worker.bench.settings.data_dir / "blobs"
+    blobs = worker.context.settings.data_dir / "blobs"
     aside = blobs.rename(blobs.with_name("aside"))
     blobs.write_bytes(b"no folder any more")
     answer = await worker.push(key)
@@ -502,7 +499,7 @@ async def test_a_failing_blob_store_leaves_the_image_to_the_next_delivery(
     assert "retry-after" in answer.headers
     record = await worker.record(key)
     assert record.status is Status.RUNNING
-    assert not record.leased(worker.bench.clock())
+    assert not record.leased(worker.context.clock())
     not_ready = await worker.client.get("/ready")
     assert not_ready.status_code == 503
     assert not_ready.json()["checks"]["blobs"] != "ok"
@@ -518,7 +515,7 @@ async def test_a_closed_record_store_is_answered_with_503(tmp_path: Path) -> Non
         key = await worker.submit()
         await worker.backend.records._database.close()  # type: ignore[attr-defined]  # the fault
         assert_problem(await worker.push(key), 503, "unavailable")
-        assert_problem(await worker.bury(key), 503, "unavailable")
+        assert_problem(await worker.dead_letter(key), 503, "unavailable")
         assert_problem(await worker.client.post("/reconcile"), 503, "unavailable")
         assert (await worker.client.get("/ready")).json()["checks"]["records"] != "ok"
     async with running_worker(app_settings) as worker:

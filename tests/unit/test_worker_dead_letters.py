@@ -28,13 +28,17 @@ async def worker(tmp_path: Path) -> AsyncIterator[RunningWorker]:
 
 @pytest.mark.parametrize(
     ("deliveries", "told", "counted"),
-    [("7", "after 7 deliveries", 7), ("", "its deliveries", 0), ("<b>", "its deliveries", 0)],
+    [
+        ("7", "after 7 deliveries", 7),
+        ("", "after all deliveries", 0),
+        ("<b>", "after all deliveries", 0),
+    ],
 )
 async def test_the_record_ends_as_a_retryable_error(
     worker: RunningWorker, deliveries: str, told: str, counted: int
 ) -> None:
     key = await worker.submit()
-    assert (await worker.bury(key, deliveries)).status_code == 204
+    assert (await worker.dead_letter(key, deliveries)).status_code == 204
     record = await worker.record(key)
     assert record.status is Status.ERROR
     assert record.error is not None
@@ -48,7 +52,7 @@ async def test_the_record_ends_as_a_retryable_error(
 async def test_the_letter_is_kept_as_it_was_published(worker: RunningWorker) -> None:
     key = await worker.submit()
     message = ClassifyImage(key, f"00-{'a' * 32}-{'b' * 16}-01")
-    died = worker.bench.clock()
+    died = worker.context.clock()
     payload = base64.b64encode(b"\x00\xff").decode()
     attributes = message.attributes() | {
         "CloudPubSubDeadLetterSourceDeliveryCount": "10",
@@ -56,7 +60,7 @@ async def test_the_letter_is_kept_as_it_was_published(worker: RunningWorker) -> 
         "CloudPubSubDeadLetterSourceSubscriptionProject": "local",
         "CloudPubSubDeadLetterSourceTopicPublishTime": "2026-11-20T23:59:59.125Z",
     }
-    await worker.bury(key, attributes=attributes, data=payload, publishTime=died.isoformat())
+    await worker.dead_letter(key, attributes=attributes, data=payload, publishTime=died.isoformat())
     (letter,) = await worker.letters()
     assert letter.attributes == message.attributes()
     assert (letter.payload, letter.payload_size, letter.attempts) == (b"\x00\xff", 2, 10)
@@ -67,7 +71,7 @@ async def test_the_letter_is_kept_as_it_was_published(worker: RunningWorker) -> 
 async def test_of_a_huge_payload_the_beginning_is_kept(worker: RunningWorker) -> None:
     key = await worker.submit()
     payload = bytes(range(256)) * 2048
-    await worker.bury(key, data=base64.b64encode(payload).decode())
+    await worker.dead_letter(key, data=base64.b64encode(payload).decode())
     (letter,) = await worker.letters()
     assert (letter.payload, letter.payload_size) == (payload[: 256 * 1024], 512 * 1024)
 
@@ -76,7 +80,7 @@ async def test_a_notice_that_comes_again_is_one_letter(worker: RunningWorker) ->
     """Also under another message id, as when Pub/Sub forwards a message twice."""
     key = await worker.submit()
     for id_ in ("1", "1", "2"):
-        assert (await worker.bury(key, messageId=id_)).status_code == 204
+        assert (await worker.dead_letter(key, messageId=id_)).status_code == 204
     assert len(await worker.letters()) == 1
 
 
@@ -85,7 +89,7 @@ async def test_the_reason_of_the_last_refusal_reaches_record_and_letter(
 ) -> None:
     """A blob store that cannot be read, as the last delivery met it."""
     key = await worker.submit()
-    folder = worker.bench.settings.data_dir / "blobs" / "public" / key.image_hash[:2]
+    folder = worker.context.settings.data_dir / "blobs" / "public" / key.image_hash[:2]
     blob = folder / key.image_hash
     blob.unlink()
     blob.mkdir()  # reading it fails, and not because it is absent
@@ -98,7 +102,7 @@ async def test_the_reason_of_the_last_refusal_reaches_record_and_letter(
     claim = await claimed(worker.backend.records, key, timedelta(minutes=1))
     assert claim is not None
     assert await worker.backend.records.change(claim.key, release(claim))
-    assert (await worker.bury(key, reason="HTTP 503")).status_code == 204
+    assert (await worker.dead_letter(key, reason="HTTP 503")).status_code == 204
     error = (await worker.record(key)).error
     assert error is not None
     assert (error.code, error.retryable) == ("delivery_exhausted", True)
@@ -110,13 +114,13 @@ async def test_the_reason_of_the_last_refusal_reaches_record_and_letter(
 
 async def test_the_queue_s_word_counts_where_the_worker_had_none(worker: RunningWorker) -> None:
     key, other = await worker.submit(), await worker.submit(picture(2))
-    await worker.bury(key, reason="no answer within 60 s")
-    await worker.bury(other, reason="\x1b[2J")
+    await worker.dead_letter(key, reason="no answer within 60 s")
+    await worker.dead_letter(other, reason="\x1b[2J")
     told, silent = [(await worker.record(each)).error for each in (key, other)]
     assert told is not None
     assert told.detail.endswith("Last failure: no answer within 60 s")
     assert silent is not None
-    assert silent.detail.endswith("The queue does not say why.")
+    assert silent.detail.endswith("The queue gives no reason.")
 
 
 async def test_a_success_forgets_the_failures_before_it(worker: RunningWorker) -> None:
@@ -138,22 +142,22 @@ async def test_an_unreadable_letter_is_kept_for_somebody_to_look_at(worker: Runn
         "CloudPubSubDeadLetterSourceDeliveryCount": "3",
     }
     key = RecordKey("public", "cd" * 32, worker.model)
-    assert (await worker.bury(key, attributes=attributes)).status_code == 204
+    assert (await worker.dead_letter(key, attributes=attributes)).status_code == 204
     (letter,) = await worker.letters("acme")
     assert (letter.code, letter.attempts) == ("malformed_envelope", 3)
     assert letter.attributes == {"image_hash": "?", "tenant": "acme"}
-    assert (await worker.bury(key, attributes={"tenant": "../etc"})).status_code == 204
+    assert (await worker.dead_letter(key, attributes={"tenant": "../etc"})).status_code == 204
     assert len(await worker.letters()) == 1
 
 
 async def test_a_late_notice_leaves_a_later_attempt_alone(worker: RunningWorker) -> None:
     """A notice is delivered until it is acknowledged: perhaps after the letter was replayed."""
     key = await worker.submit()
-    died = rfc3339(worker.bench.clock() + timedelta(milliseconds=1))
-    assert (await worker.bury(key, publishTime=died)).status_code == 204
+    died = rfc3339(worker.context.clock() + timedelta(milliseconds=1))
+    assert (await worker.dead_letter(key, publishTime=died)).status_code == 204
     await asyncio.sleep(0.005)
     assert await worker.backend.records.change(key, retry())
-    assert (await worker.bury(key, publishTime=died)).status_code == 204
+    assert (await worker.dead_letter(key, publishTime=died)).status_code == 204
     assert (await worker.record(key)).status is Status.PENDING
     assert len(await worker.letters()) == 1
 
@@ -161,28 +165,28 @@ async def test_a_late_notice_leaves_a_later_attempt_alone(worker: RunningWorker)
 async def test_a_letter_is_kept_before_its_record_ends(worker: RunningWorker) -> None:
     """Killed after the first step, the worker finds the second still to be done."""
     key = await worker.submit()
-    died = rfc3339(worker.bench.clock() + timedelta(milliseconds=1))
+    died = rfc3339(worker.context.clock() + timedelta(milliseconds=1))
 
     def refuse(connection: sqlite3.Connection) -> None:
         connection.execute(
             "CREATE TRIGGER refusal BEFORE UPDATE ON records BEGIN SELECT RAISE(ABORT, 'x'); END"
         )
 
-    with closing(sqlite3.connect(worker.bench.settings.data_dir / "records.db")) as connection:
+    with closing(sqlite3.connect(worker.context.settings.data_dir / "records.db")) as connection:
         refuse(connection)
         connection.commit()
-        assert (await worker.bury(key, publishTime=died)).status_code == 503
+        assert (await worker.dead_letter(key, publishTime=died)).status_code == 503
         assert len(await worker.letters()) == 1
         connection.execute("DROP TRIGGER refusal")
         connection.commit()
-    assert (await worker.bury(key, publishTime=died)).status_code == 204
+    assert (await worker.dead_letter(key, publishTime=died)).status_code == 204
     assert (await worker.record(key)).status is Status.ERROR
     assert len(await worker.letters()) == 1
 
 
 async def test_a_model_that_nobody_has_is_named(worker: RunningWorker) -> None:
     key = await worker.submit(model=UNKNOWN_MODEL)
-    assert (await worker.bury(key)).status_code == 204
+    assert (await worker.dead_letter(key)).status_code == 204
     error = (await worker.record(key)).error
     assert error is not None
     assert (error.code, error.retryable) == ("model_unavailable", True)
@@ -193,7 +197,7 @@ async def test_a_result_is_never_overwritten(worker: RunningWorker) -> None:
     key = await worker.submit()
     await worker.push(key)
     before = await worker.record(key)
-    assert (await worker.bury(key)).status_code == 204
+    assert (await worker.dead_letter(key)).status_code == 204
     assert await worker.record(key) == before
     assert await worker.letters() == []
 
@@ -203,13 +207,13 @@ async def test_the_letter_of_an_image_that_succeeded_since_is_resolved(
 ) -> None:
     """The queue delivers the notice again after a new upload has repaired the image."""
     key = await worker.submit()
-    died = rfc3339(worker.bench.clock() + timedelta(milliseconds=1))
-    assert (await worker.bury(key, publishTime=died)).status_code == 204
+    died = rfc3339(worker.context.clock() + timedelta(milliseconds=1))
+    assert (await worker.dead_letter(key, publishTime=died)).status_code == 204
     (letter,) = await worker.letters()
     assert await worker.backend.records.change(key, retry())
     assert (await worker.push(key)).status_code == 204
     assert len(await worker.letters()) == 1
-    assert (await worker.bury(key, publishTime=died)).status_code == 204
+    assert (await worker.dead_letter(key, publishTime=died)).status_code == 204
     assert await worker.letters() == []
     resolved = await worker.backend.dead_letters.get("public", letter.id)
     assert resolved is not None and resolved.resolved_at is not None
@@ -222,7 +226,7 @@ async def test_a_record_that_a_worker_claims_meanwhile_is_left_to_it(
     key = await worker.submit()
     claim = partial(claimed, worker.backend.records, key, timedelta(minutes=1))
     with worker.watching(Once("records.fail_unleased", 1, claim)):
-        assert (await worker.bury(key)).status_code == 503
+        assert (await worker.dead_letter(key)).status_code == 503
     assert (await worker.record(key)).status is Status.RUNNING
 
 
@@ -230,27 +234,27 @@ async def test_an_owned_record_is_left_to_its_owner(worker: RunningWorker) -> No
     key = await worker.submit()
     claim = await claimed(worker.backend.records, key, timedelta(minutes=1))
     assert claim is not None
-    answer = await worker.bury(key)
+    answer = await worker.dead_letter(key)
     assert answer.status_code == 503
     assert "retry-after" in answer.headers
     assert await worker.letters() == []  # it may yet succeed
     assert await worker.backend.records.change(
         claim.key, complete(claim, [Annotation(1, "red", 1.0)])
     )
-    assert (await worker.bury(key)).status_code == 204
+    assert (await worker.dead_letter(key)).status_code == 204
     assert (await worker.record(key)).status is Status.SUCCESS
 
 
 async def test_a_dead_owner_does_not_save_the_record(worker: RunningWorker) -> None:
     key = await worker.submit()
     await claimed(worker.backend.records, key, timedelta(microseconds=1))
-    assert (await worker.bury(key)).status_code == 204
+    assert (await worker.dead_letter(key)).status_code == 204
     assert (await worker.record(key)).status is Status.ERROR
 
 
 async def test_a_letter_about_nothing_is_kept_and_acknowledged(worker: RunningWorker) -> None:
     key = RecordKey("public", "cd" * 32, worker.model)
-    assert (await worker.bury(key)).status_code == 204
+    assert (await worker.dead_letter(key)).status_code == 204
     assert await worker.backend.records.get(key) is None
     (letter,) = await worker.letters()
     assert letter.code == "not_found"
@@ -258,7 +262,7 @@ async def test_a_letter_about_nothing_is_kept_and_acknowledged(worker: RunningWo
 
 async def test_a_replayed_letter_mends_the_record(worker: RunningWorker) -> None:
     key = await worker.submit()
-    await worker.bury(key)
+    await worker.dead_letter(key)
     assert await worker.backend.records.change(key, retry())
     assert (await worker.push(key)).status_code == 204
     assert (await worker.record(key)).status is Status.SUCCESS

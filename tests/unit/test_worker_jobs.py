@@ -74,7 +74,7 @@ def pictures(count: int) -> list[bytes]:
 
 
 async def a_job(worker: RunningWorker, images: Sequence[bytes], **how: object) -> JobKey:
-    clock = worker.bench.clock
+    clock = worker.context.clock
     return await create_job(worker.backend, worker.model, images, clock(), **how)  # type: ignore[arg-type]
 
 
@@ -83,7 +83,7 @@ def key_of(worker: RunningWorker, image: bytes) -> RecordKey:
 
 
 async def cancelled(worker: RunningWorker, key: JobKey) -> Job:
-    job = await cancel(worker.backend, key, worker.bench.jobs)
+    job = await cancel(worker.backend, key, worker.context.job_policy)
     assert job is not None
     return job
 
@@ -125,7 +125,7 @@ async def test_each_image_of_a_job_gets_one_message(worker: RunningWorker) -> No
     ]
     job = await job_of(worker.backend, key)
     assert (job.status, job.counts) == (JobStatus.RUNNING, Counts(4))
-    assert job.started_at == worker.bench.clock()
+    assert job.started_at == worker.context.clock()
 
 
 async def test_a_job_ends_with_its_last_item_and_that_is_announced(worker: RunningWorker) -> None:
@@ -144,9 +144,9 @@ async def test_a_twin_of_an_item_that_has_failed_goes_by_itself(worker: RunningW
     """As where two requests with the same key each stored a part of the items."""
     image = pictures(1)[0]
     await worker.backend.blobs.put(key_of(worker, image).blob_name, image, "image/jpeg")
-    await worker.backend.records.create(new_record(key_of(worker, image), worker.bench.clock()))
+    await worker.backend.records.create(new_record(key_of(worker, image), worker.context.clock()))
     key = JobKey("public", new_job_id())
-    await worker.backend.jobs.create(new_job(key, "", worker.model, 2, worker.bench.clock()))
+    await worker.backend.jobs.create(new_job(key, "", worker.model, 2, worker.context.clock()))
     error = RecordError("not_uploaded", "It was not there.", True)
     failed = JobItem(0, sha256(image), state=ItemState.FAILED, error=error)
     await worker.backend.jobs.add_items(key, [failed, JobItem(1, sha256(image), twin_of=0)])
@@ -269,21 +269,15 @@ async def test_a_message_that_starts_no_job_is_refused(worker: RunningWorker) ->
 
 async def test_a_cancellation_is_noticed_between_two_pages(worker: RunningWorker) -> None:
     key = await a_job(worker, pictures(250))
-    plain = worker.backend
-    worker.bench.backend = watched(
-        plain, Once("jobs.items", 3, partial(cancel, plain, key, worker.bench.jobs))
-    )
-    await worker.run_job(key)
-    worker.bench.backend = plain
+    with worker.watching(Once("jobs.items", 3, partial(cancelled, worker, key))):
+        await worker.run_job(key)
     # The third page was on its way.
     assert len(worker.published(channels.IMAGES[Priority.NORMAL])) == 250
     other = await a_job(worker, pictures(250))
-    worker.bench.backend = watched(
-        plain, Once("jobs.items", 2, partial(cancel, plain, other, worker.bench.jobs))
-    )
-    await worker.run_job(other)
+    with worker.watching(Once("jobs.items", 2, partial(cancelled, worker, other))):
+        await worker.run_job(other)
     assert len(worker.published(channels.IMAGES[Priority.NORMAL])) == 250 + 200
-    assert (await job_of(plain, other)).status is JobStatus.CANCELLED
+    assert (await job_of(worker.backend, other)).status is JobStatus.CANCELLED
 
 
 async def test_lines_and_counts_name_the_job(worker: RunningWorker) -> None:
@@ -366,11 +360,9 @@ async def test_who_wants_it_in_the_last_moment_gets_it(worker: RunningWorker) ->
     await worker.run_job(key)
     (message,) = worker.published()
     await cancelled(worker, key)
-    plain = worker.backend
-    wants = partial(plain.records.change, key_of(worker, image), want(Priority.HIGH))
-    worker.bench.backend = watched(plain, Once("records.fail", 1, wants))
-    await deliver(worker, message)
-    worker.bench.backend = plain
+    wants = partial(worker.backend.records.change, key_of(worker, image), want(Priority.HIGH))
+    with worker.watching(Once("records.fail", 1, wants)):
+        await deliver(worker, message)
     assert (await worker.record(key_of(worker, image))).status is Status.SUCCESS
 
 
@@ -378,16 +370,14 @@ async def test_what_was_in_hand_when_it_was_cancelled_still_counts(worker: Runni
     key = await a_job(worker, pictures(2))
     await worker.run_job(key)
     first, second = worker.published()
-    plain = worker.backend
     # It is classified by then: long past the look at the job.
-    stop = Once("records.complete", 1, partial(cancel, plain, key, worker.bench.jobs))
-    worker.bench.backend = watched(plain, stop)
-    await deliver(worker, first)
-    worker.bench.backend = plain
+    stop = Once("records.complete", 1, partial(cancelled, worker, key))
+    with worker.watching(stop):
+        await deliver(worker, first)
     assert stop.left == 0
     await deliver(worker, second)
-    assert await states(plain, key) == ["succeeded", "open"]
-    job = await job_of(plain, key)
+    assert await states(worker.backend, key) == ["succeeded", "open"]
+    job = await job_of(worker.backend, key)
     assert job.status is JobStatus.CANCELLED
 
 
@@ -463,20 +453,18 @@ async def test_a_settling_that_fails_is_all_that_the_next_delivery_does(
     key = await a_job(worker, images)
     await worker.run_job(key)
     message = worker.published()[0]
-    plain = worker.backend
 
     async def fail() -> None:
         raise Unavailable("A fault was injected.")
 
-    worker.bench.backend = watched(plain, Once("jobs.settle", 1, fail))
-    assert (await worker.send(message)).status_code == 503
-    worker.bench.backend = plain
-    assert await states(plain, key) == ["open", "open"]
+    with worker.watching(Once("jobs.settle", 1, fail)):
+        assert (await worker.send(message)).status_code == 503
+    assert await states(worker.backend, key) == ["open", "open"]
     before = await worker.record(key_of(worker, image))
     assert before.status is Status.SUCCESS
     await deliver(worker, message)
     assert await worker.record(key_of(worker, image)) == before
-    assert await states(plain, key) == ["succeeded", "open"]
+    assert await states(worker.backend, key) == ["succeeded", "open"]
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
@@ -484,23 +472,22 @@ async def test_a_job_survives_a_fault_of_any_call(
     worker: RunningWorker, clock: MovableClock, after: bool
 ) -> None:
     """Every call of a port fails once, on the whole way of a job, and its message comes again."""
-    plain, failed = worker.backend, set()
+    failed = set()
     for number in itertools.count(1):
         new, known, bad = [*pictures(2), b"%d" % next(_numbers)]
         await ended(worker, known, None)
         key = await a_job(worker, [new, known, bad, new])
         fault = FaultAt(number, after)
-        worker.bench.backend = watched(plain, fault)
-        await _delivered(worker, clock, RunJob(key.tenant, key.id))
-        worker.bench.backend = plain
+        with worker.watching(fault):
+            await _delivered(worker, clock, RunJob(key.tenant, key.id))
         failed.add(fault.failed)
         # Whatever was not announced then is by the scheduler.
-        clock.move(worker.bench.jobs.announce_after + 1)
+        clock.move(worker.context.job_policy.announce_after + 1)
         await worker.schedule()
-        assert await states(plain, key) == [
+        assert await states(worker.backend, key) == [
             "succeeded", "succeeded", "undecodable_image", "succeeded",
         ]  # fmt: skip
-        job = await job_of(plain, key)
+        job = await job_of(worker.backend, key)
         assert (job.status, job.counts) == (JobStatus.COMPLETED, Counts(4, 3, 1)), fault.failed
         assert job.announced
         assert Notify("public", key.id, "job.completed") in notices(worker)
@@ -579,7 +566,7 @@ async def test_a_dead_item_fails_with_the_error_of_its_record(worker: RunningWor
     await worker.run_job(key)
     message = worker.published()[0]
     for _ in range(2):
-        answer = await worker.bury_message(message, reason="HTTP 503")
+        answer = await worker.dead_letter(message, reason="HTTP 503")
         assert answer.status_code == 204
     assert await states(worker.backend, key) == ["delivery_exhausted", "open", "delivery_exhausted"]
     item = (await worker.backend.jobs.items(key, 1))[0]
@@ -596,7 +583,7 @@ async def test_a_dead_message_of_a_finished_image_settles_its_item(worker: Runni
     assert (await worker.push(key_of(worker, image))).status_code == 204  # a client's own message
     await worker.backend.records.delete_image("public", sha256(gone))
     for message in (first, second):
-        assert (await worker.bury_message(message)).status_code == 204
+        assert (await worker.dead_letter(message)).status_code == 204
     assert await states(worker.backend, key) == ["succeeded", "not_found"]
     assert (await job_of(worker.backend, key)).status is JobStatus.COMPLETED
 
@@ -605,7 +592,7 @@ async def test_a_job_that_could_not_be_run_fails(worker: RunningWorker) -> None:
     key = await a_job(worker, pictures(1))
     message = RunJob(key.tenant, key.id)
     for _ in range(2):
-        answer = await worker.bury_message(message, reason="HTTP 503")
+        answer = await worker.dead_letter(message, reason="HTTP 503")
         assert answer.status_code == 204
     job = await job_of(worker.backend, key)
     assert job.status is JobStatus.FAILED
@@ -621,7 +608,7 @@ async def test_a_job_that_could_not_be_run_fails(worker: RunningWorker) -> None:
 async def test_a_late_letter_of_a_job_that_ended_changes_nothing(worker: RunningWorker) -> None:
     key = await a_job(worker, pictures(1))
     before = await cancelled(worker, key)
-    assert (await worker.bury_message(RunJob(key.tenant, key.id))).status_code == 204
+    assert (await worker.dead_letter(RunJob(key.tenant, key.id))).status_code == 204
     assert (await job_of(worker.backend, key)).status is before.status
     assert await worker.letters() == []
 
@@ -636,12 +623,12 @@ async def test_a_late_letter_of_a_job_that_was_begun_since_changes_nothing(
     assert await worker.schedule() == {"run": 1}
     await worker.run_job(key)
     before = await job_of(worker.backend, key)
-    letter = await worker.bury_message(RunJob(key.tenant, key.id), publishTime=died)
+    letter = await worker.dead_letter(RunJob(key.tenant, key.id), publishTime=died)
     assert letter.status_code == 204
     assert await job_of(worker.backend, key) == before
     assert await worker.letters() == []
     # One that died while the job ran is of an attempt that could not bring it on.
-    assert (await worker.bury_message(RunJob(key.tenant, key.id))).status_code == 204
+    assert (await worker.dead_letter(RunJob(key.tenant, key.id))).status_code == 204
     assert (await job_of(worker.backend, key)).status is JobStatus.FAILED
 
 
@@ -657,7 +644,7 @@ async def test_the_letter_of_a_job_that_moved_on_is_resolved(
         raise Unavailable("A fault was injected.")
 
     with worker.watching(Once("jobs.change", 1, fail)):
-        assert (await worker.bury_message(message, publishTime=died)).status_code == 503
+        assert (await worker.dead_letter(message, publishTime=died)).status_code == 503
     (letter,) = await worker.letters()
     if outcome == "cancelled":
         await cancelled(worker, key)
@@ -665,7 +652,7 @@ async def test_the_letter_of_a_job_that_moved_on_is_resolved(
         clock.move(31)
         await worker.run_job(key)
     before = await job_of(worker.backend, key)
-    assert (await worker.bury_message(message, publishTime=died)).status_code == 204
+    assert (await worker.dead_letter(message, publishTime=died)).status_code == 204
     assert await job_of(worker.backend, key) == before
     assert await worker.letters() == []
     resolved = await worker.backend.dead_letters.get(key.tenant, letter.id)
@@ -674,7 +661,7 @@ async def test_the_letter_of_a_job_that_moved_on_is_resolved(
 
 async def test_a_notice_that_died_is_kept(worker: RunningWorker) -> None:
     message = Notify("public", new_job_id(), "job.completed", "email")
-    assert (await worker.bury_message(message, reason="HTTP 503")).status_code == 204
+    assert (await worker.dead_letter(message, reason="HTTP 503")).status_code == 204
     (letter,) = await worker.letters()
     assert (letter.attributes, letter.code) == (message.attributes(), "delivery_exhausted")
 
@@ -747,12 +734,12 @@ async def test_a_record_that_moves_before_it_is_marked_is_left_alone(
     else:
         await worker.submit(image)
     clock.move(601)
-    plain, key = worker.backend, key_of(worker, image)
+    key = key_of(worker, image)
 
     async def claim_and_release() -> None:
-        claim = await claimed(plain.records, key, LEASE)
+        claim = await claimed(worker.backend.records, key, LEASE)
         assert claim is not None
-        assert await plain.records.change(claim.key, release(claim))
+        assert await worker.backend.records.change(claim.key, release(claim))
         clock.move(1)
 
     with worker.watching(Once("records.touch", 1, claim_and_release)):
@@ -808,9 +795,8 @@ async def test_nothing_is_done_where_nothing_is_due(
     async def note(name: str, after: bool) -> None:
         calls.append(name)
 
-    worker.bench.backend = watched(worker.backend, note)
     clock.move(60)
-    with structlog.testing.capture_logs() as lines:
+    with worker.watching(note), structlog.testing.capture_logs() as lines:
         assert await worker.schedule() == {}
     assert set(calls) == {"jobs.due"}
     assert [line["log_level"] for line in lines] == ["debug"]
@@ -941,15 +927,13 @@ async def test_an_announcement_that_fails_does_not_undo_the_end(
 ) -> None:
     key = await a_job(worker, pictures(1))
     await worker.run_job(key)
-    plain = worker.backend
 
     async def fail() -> None:
         raise Unavailable("A fault was injected.")
 
-    worker.bench.backend = watched(plain, Once("publisher.publish", 1, fail))
-    await deliver(worker, worker.published()[0])
-    worker.bench.backend = plain
-    job = await job_of(plain, key)
+    with worker.watching(Once("publisher.publish", 1, fail)):
+        await deliver(worker, worker.published()[0])
+    job = await job_of(worker.backend, key)
     assert (job.status, job.announced) == (JobStatus.COMPLETED, False)
     clock.move(31)
     assert await worker.schedule() == {"announce": 1}
@@ -966,7 +950,7 @@ async def test_a_count_that_fails_comes_with_the_announcement(
         raise Unavailable("A fault was injected.")
 
     faulty = watched(worker.backend, Once("jobs.refresh", 1, fail))
-    assert await cancel(faulty, key, worker.bench.jobs) is not None
+    assert await cancel(faulty, key, worker.context.job_policy) is not None
     job = await job_of(worker.backend, key)
     assert (job.status, job.announced) == (JobStatus.CANCELLED, False)
     clock.move(31)
@@ -986,7 +970,7 @@ async def test_old_jobs_and_those_never_created_completely_are_deleted(
     clock.move(3600)
     assert await worker.schedule() == {"delete": 1}
     assert await worker.backend.jobs.get(unsealed) is None
-    clock.move(worker.bench.jobs.retention - 3601)
+    clock.move(worker.context.job_policy.retention - 3601)
     assert await worker.schedule() == {}
     clock.move(1)
     assert await worker.schedule() == {"delete": 1}
@@ -1000,11 +984,9 @@ async def test_a_store_that_does_not_answer_is_asked_again(
     key = await a_job(worker, pictures(1), deadline=clock() + timedelta(seconds=60))
     await worker.run_job(key)
     clock.move(60)
-    plain = worker.backend
     for number in range(1, 4):
-        worker.bench.backend = watched(plain, FaultAt(number, after=False))
-        assert (await worker.client.post("/schedule")).status_code == 503
-        worker.bench.backend = plain
+        with worker.watching(FaultAt(number, after=False)):
+            assert (await worker.client.post("/schedule")).status_code == 503
         clock.move(31)
     assert await worker.schedule() == {"cancel": 1}
-    assert (await job_of(plain, key)).status is JobStatus.CANCELLED
+    assert (await job_of(worker.backend, key)).status is JobStatus.CANCELLED

@@ -128,7 +128,7 @@ async def test_a_missing_bundle_is_named(tmp_path: Path, bundles: list[str], loa
 
 
 # Look again every few milliseconds.
-IMPATIENT = Retries(look=0.02, longest_look=0.02, load=0.01, longest_load=0.01)
+IMPATIENT = Retries(read=0.02, max_read=0.02, load=0.01, max_load=0.01)
 
 
 async def ready(registry: ModelRegistry) -> None:

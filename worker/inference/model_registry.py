@@ -1,4 +1,4 @@
-"""The bundles this worker can reach, and the few of them that are in memory."""
+"""The model bundles that this worker knows, and those of them that are loaded."""
 
 import asyncio
 import contextlib
@@ -19,33 +19,34 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """Seconds. A pause doubles with each failure that follows, up to the longest.
+    """Pauses in seconds. Each pause doubles after another failure, up to its maximum.
 
-    `look` is before looking again for a bundle that cannot be read; `load` before loading one again
-    that failed to, which may be to fetch gigabytes, and is not done for every message.
+    `read` is the pause before the registry reads the manifest of an unreadable bundle again, `load`
+    before it loads a bundle again. A load may download gigabytes, so it must not happen for every
+    message.
     """
 
-    look: float = 1.0
-    longest_look: float = 15.0
+    read: float = 1.0
+    max_read: float = 15.0
     load: float = 10.0
-    longest_load: float = 300.0
+    max_load: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """Why a bundle did not load, for which time in a row, and when it may be tried again."""
+    """Why a bundle did not load, how many times in a row, and when to load it again."""
 
     reason: str
     count: int
-    until: float  # on the monotonic clock
+    retry_at: float  # on the monotonic clock
 
 
 class ModelRegistry:
-    """Finds the model a message names. Loads it once, however many ask.
+    """Finds the model that a message names, and loads it once for all concurrent requests.
 
-    The first of `uris` is the default model, loaded by `open`; the others load when first asked
-    for. At most `capacity` stay in memory, the least recently used one goes. What could not be read
-    is looked for again until it is there, and so is a default model that did not load.
+    The first of `uris` is the default model, which `open` loads. The others load on first use. At
+    most `capacity` models stay loaded; the least recently used one is unloaded first. The registry
+    repeats reading unreadable bundles, and loading the default model, until it succeeds.
     """
 
     def __init__(
@@ -65,57 +66,57 @@ class ModelRegistry:
         self._load = load
         # By URI, in their order.
         self._found: dict[str, Bundle | BundleError] = {
-            uri: BundleUnavailable(f"{uri} is not read yet.") for uri in uris
+            uri: BundleUnavailable(f"{uri} has not been read yet.") for uri in uris
         }
         self._loaded: LRUCache[str, RemoteClassifier] = LRUCache(capacity)
         self._loading: dict[str, asyncio.Task[RemoteClassifier]] = {}
         self._failed: dict[str, _Failure] = {}
-        self._trying: asyncio.Task[None] | None = None
+        self._retrying: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Read every manifest and load the default model. Bad bundles are logged, not raised."""
         await self._read(self._found)
         if not await self._complete():
-            self._trying = asyncio.create_task(self._try_again())
+            self._retrying = asyncio.create_task(self._retry())
 
     async def close(self) -> None:
-        """Look for nothing any more. What is being fetched ends when `bundles` is closed."""
-        tasks = [*self._loading.values(), *([self._trying] if self._trying else [])]
+        """Stop reading and loading. Downloads end when `bundles` is closed."""
+        tasks = [*self._loading.values(), *([self._retrying] if self._retrying else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     @property
     def identities(self) -> tuple[str, ...]:
-        """The models that this worker has bundles for, the default one first if it is readable."""
+        """The models with a readable bundle, the default model first."""
         bundles = (found for found in self._found.values() if isinstance(found, Bundle))
         return tuple(dict.fromkeys(bundle.identity for bundle in bundles))
 
     async def classifier(self, model: str) -> RemoteClassifier:
-        """The loaded model, loading it if need be. Raises ModelUnavailable."""
+        """The model, loaded. Raises ModelUnavailable."""
         loaded = self._loaded.get(model)
         if loaded is not None:
             return loaded
         for uri, found in self._found.items():
             if isinstance(found, Bundle) and found.identity == model:
                 try:
-                    return await self._load_once(uri, found)
+                    return await self._load_shared(uri, found)
                 except BundleError as error:
                     raise ModelUnavailable(f"The model {model} could not be loaded.") from error
         raise ModelUnavailable(f"This worker has no bundle for the model {model}.")
 
     async def check(self) -> None:
-        """Return if the default model can be used, else raise BundleError or ModelUnavailable."""
+        """Raise BundleError or ModelUnavailable unless the default model is usable."""
         found = self._found[self._default]
         if isinstance(found, BundleError):
-            # A new one: raising it again and again would make its traceback longer each time.
+            # A new exception, because the traceback of a stored one grows with every raise.
             raise type(found)(found.detail)
         await self.classifier(found.identity)
 
-    async def _try_again(self) -> None:
-        for pause in pauses(self._retries.look, self._retries.longest_look):
+    async def _retry(self) -> None:
+        for pause in pauses(self._retries.read, self._retries.max_read):
             await asyncio.sleep(pause)
-            # What did not load may have been mended meanwhile, and be another model by that.
+            # A bundle that did not load may have been replaced, and then has another identity.
             await self._read(
                 uri
                 for uri, found in self._found.items()
@@ -125,8 +126,8 @@ class ModelRegistry:
                 return
 
     async def _complete(self) -> bool:
-        """Whether nothing is left to look for: all is read, and the default model loaded."""
-        # A failure is logged where it happens, and `check` keeps the worker from being ready.
+        """Whether every manifest is read and the default model is loaded."""
+        # The failure is logged where it happens, and `check` keeps the worker from being ready.
         with contextlib.suppress(GlimpseError):
             await self.check()
             return all(isinstance(found, Bundle) for found in self._found.values())
@@ -148,19 +149,19 @@ class ModelRegistry:
         if isinstance(before, BundleError):
             log.info("bundle read", uri=uri, model=found.identity)
 
-    async def _load_once(self, uri: str, bundle: Bundle) -> RemoteClassifier:
+    async def _load_shared(self, uri: str, bundle: Bundle) -> RemoteClassifier:
         failed = self._failed.get(bundle.identity)
-        if failed is not None and self._monotonic() < failed.until:
+        if failed is not None and self._monotonic() < failed.retry_at:
             raise BundleError(failed.reason)
         task = self._loading.get(bundle.identity)
         if task is None:
-            task = asyncio.create_task(self._load_anew(uri, bundle))
-            task.add_done_callback(_retrieved)
+            task = asyncio.create_task(self._load_bundle(uri, bundle))
+            task.add_done_callback(_retrieve_error)
             self._loading[bundle.identity] = task
-        # One waiter that goes away must not take the load from the others.
+        # The cancellation of one request must not cancel the load for the others.
         return await asyncio.shield(task)
 
-    async def _load_anew(self, uri: str, bundle: Bundle) -> RemoteClassifier:
+    async def _load_bundle(self, uri: str, bundle: Bundle) -> RemoteClassifier:
         began, fetched = time.perf_counter(), False
         try:
             await asyncio.to_thread(self._bundles.weights, uri, bundle)
@@ -168,7 +169,7 @@ class ModelRegistry:
             classifier = await self._load(bundle)
         except Exception as error:
             reason = error.detail if isinstance(error, BundleError) else "Loading it failed."
-            # Of the fetching, the reason says all. The loading's own process has more, as a note.
+            # The traceback of a download adds nothing. That of a load has the process's own in it.
             log.error("model refused", model=bundle.identity, reason=reason, exc_info=fetched)
             self._failed[bundle.identity] = self._failure(bundle, reason, error)
             raise BundleError(reason) from error
@@ -182,13 +183,13 @@ class ModelRegistry:
 
     def _failure(self, bundle: Bundle, reason: str, error: Exception) -> _Failure:
         before = self._failed.get(bundle.identity)
-        # A storage that is down costs nothing, and should be used as soon as it is back.
+        # An unavailable storage costs nothing, and should be used as soon as it is available.
         count = 0 if before is None or isinstance(error, BundleUnavailable) else before.count
-        pause = min(self._retries.load * 2**count, self._retries.longest_load)
+        pause = min(self._retries.load * 2**count, self._retries.max_load)
         return _Failure(reason, count + 1, self._monotonic() + pause)
 
 
-def _retrieved(task: "asyncio.Task[RemoteClassifier]") -> None:
-    """Take note of a failure that nobody waits for any more (it is logged already)."""
+def _retrieve_error(task: "asyncio.Task[RemoteClassifier]") -> None:
+    """Keep asyncio from logging an error that no request awaits. It is logged already."""
     if not task.cancelled():
         task.exception()

@@ -1,6 +1,6 @@
-"""What an e-mail says of a job that has ended: short, as text and as HTML, with nothing to load.
+"""The e-mail about a job that has ended: short, as text and as HTML, without remote content.
 
-`Message-ID` and `Date` come from the job, so that a message that is sent again is the same one.
+`Message-ID` and `Date` come from the job, so that a repeated message is the same message.
 """
 
 from email.headerregistry import Address
@@ -24,7 +24,7 @@ _COLOURS = {
     JobStatus.FAILED: "#b3261e",
     JobStatus.CANCELLED: "#6b6b6b",
 }
-_WHY_YOU = "You get this because the job was created with your address."
+_REASON = "You receive this because the job was created with your address."
 
 
 def job_email(job: Job, event: str, sender: str, public_url: str) -> EmailMessage:
@@ -42,7 +42,7 @@ def job_email(job: Job, event: str, sender: str, public_url: str) -> EmailMessag
     message["To"] = Address(addr_spec=job.notify_email)
     message["Date"] = format_datetime(job.completed_at or job.updated_at)
     message["Message-ID"] = f"<{job.key.id}.{event}@{domain}>"
-    message["Auto-Submitted"] = "auto-generated"  # RFC 3834: no answer, please
+    message["Auto-Submitted"] = "auto-generated"  # RFC 3834: suppresses automatic replies
     message.set_content(_text(job, rows, link))
     message.add_alternative(_html(job, rows, link), subtype="html")
     return message
@@ -87,7 +87,7 @@ def _text(job: Job, rows: list[tuple[str, str]], link: str) -> str:
     lines += ["", f"Job {job.key.id}"]
     if link:
         lines += [f"Results: {link}"]
-    return "\n".join([*lines, "", "-- ", _WHY_YOU, ""])
+    return "\n".join([*lines, "", "-- ", _REASON, ""])
 
 
 def _html(job: Job, rows: list[tuple[str, str]], link: str) -> str:
@@ -122,7 +122,7 @@ def _html(job: Job, rows: list[tuple[str, str]], link: str) -> str:
 {table}
 </table>
 {button}
-<p style="font-size:13px;opacity:.7">Job {escape(job.key.id)}<br>{escape(_WHY_YOU)}</p>
+<p style="font-size:13px;opacity:.7">Job {escape(job.key.id)}<br>{escape(_REASON)}</p>
 </div>
 </body>
 </html>

@@ -1,4 +1,4 @@
-"""Sending e-mail over SMTP: one connection a message, within a bound."""
+"""Sends e-mail over SMTP: one connection for each message, with a timeout."""
 
 import asyncio
 import ssl
@@ -20,18 +20,18 @@ from core.outbound.mail_server import MailServer
 
 log = structlog.get_logger(__name__)
 
-SECONDS = 20.0  # for one message, from the connection to the server's word that it has it
+SECONDS = 20.0  # for one message, from the connection to the server's final reply
 QUIT_SECONDS = 1.0
 
 
 class EmailRefused(GlimpseError):
-    """The server will never take this message."""
+    """The server refuses this message permanently."""
 
     code, title = "email_refused", "E-mail refused"
 
 
 class Mailer:
-    """Sends over one server. `tls` says whom to trust; None: whom the system trusts."""
+    """Sends over one server. `tls` has the trusted certificates; None means the system's."""
 
     def __init__(
         self,
@@ -41,12 +41,15 @@ class Mailer:
         seconds: float = SECONDS,
     ) -> None:
         self._server = server
-        self._greeting = greeting  # the name that we say is ours (EHLO)
+        self._greeting = greeting  # the host name of EHLO
         self._tls = tls
         self._seconds = seconds
 
     async def send(self, message: EmailMessage) -> None:
-        """Return once the server has it. Raises EmailRefused for good, Unavailable for now."""
+        """Return when the server has accepted the message.
+
+        Raises EmailRefused for a permanent refusal, and Unavailable if a retry may succeed.
+        """
         server = self._server
         client = aiosmtplib.SMTP(
             hostname=server.host,
@@ -63,12 +66,12 @@ class Mailer:
                 await client.send_message(message)
             await _quit(client)
         except SMTPRecipientsRefused as error:
-            raise _failure(error.recipients[0]) from error
+            raise _refusal(error.recipients[0]) from error
         except (SMTPRecipientRefused, SMTPSenderRefused, SMTPDataError) as error:
-            raise _failure(error) from error
-        except (SMTPException, OSError) as error:  # TimeoutError and failures of TLS are of those
+            raise _refusal(error) from error
+        except (SMTPException, OSError) as error:  # OSError includes TimeoutError and TLS errors
             log.warning("mail server failed", reason=f"{type(error).__name__}: {error}")
-            raise Unavailable("The mail server does not take the message.") from error
+            raise Unavailable("The mail server did not accept the message.") from error
         finally:
             client.close()
 
@@ -77,26 +80,26 @@ class Mailer:
         if not server.user:
             return
         if client.get_transport_info("sslcontext") is None and not loopback(server.host):
-            # Somebody in between may have taken the offer of STARTTLS out.
-            log.error("password not sent: the mail server offers no TLS", host=server.host)
+            # An attacker in the network can remove the offer of STARTTLS.
+            log.error("password not sent because the mail server offers no TLS", host=server.host)
             raise Unavailable("The mail server offers no TLS.")
         await client.login(server.user, server.password)
 
 
 async def _quit(client: aiosmtplib.SMTP) -> None:
-    """Say goodbye; the server has the message, so nothing that goes wrong now matters."""
+    """End the session. The server has accepted the message, so errors no longer matter."""
     try:
         await client.quit(timeout=QUIT_SECONDS)
     except (SMTPException, OSError) as error:
-        log.debug("no goodbye from the mail server", reason=type(error).__name__)
+        log.debug("mail server did not confirm QUIT", reason=type(error).__name__)
 
 
-def _failure(
-    refusal: SMTPRecipientRefused | SMTPSenderRefused | SMTPDataError,
+def _refusal(
+    error: SMTPRecipientRefused | SMTPSenderRefused | SMTPDataError,
 ) -> EmailRefused | Unavailable:
-    """4xx may pass, 5xx will not (RFC 5321, 4.2.1)."""
-    said = " ".join(refusal.message.split())[:200]
-    if refusal.code >= 500:
-        return EmailRefused(f"The mail server answered {refusal.code}: {said}")
-    log.warning("mail server refused for now", code=refusal.code, said=said)
-    return Unavailable(f"The mail server answered {refusal.code}.")
+    """A reply of 4xx is transient, 5xx is permanent (RFC 5321, 4.2.1)."""
+    reply = " ".join(error.message.split())[:200]
+    if error.code >= 500:
+        return EmailRefused(f"The mail server answered {error.code}: {reply}")
+    log.warning("mail server deferred the message", code=error.code, reply=reply)
+    return Unavailable(f"The mail server answered {error.code}.")

@@ -1,7 +1,8 @@
-"""Telling those who want to hear of it what became of a job: by webhook, and by e-mail.
+"""Notifies receivers of job events by webhook and by e-mail.
 
-A message without a target becomes one for each receiver; each of those is delivered by itself, as
-often as its receiver needs. Every delivery of one is the same to its receiver: same id, same words.
+A message without a target becomes one message for each receiver, and the queue delivers each of
+those as often as its receiver needs. All deliveries of one notification have the same id and
+content.
 """
 
 import json
@@ -29,7 +30,12 @@ from core.domain.webhooks import (
     signed_headers,
 )
 from core.errors import InvalidRequest, MalformedEnvelope, Unavailable
-from core.outbound.http_client import NoAnswer, PrivateAddress, PublicClient
+from core.outbound.http_client import (
+    NoResponse,
+    PrivateAddress,
+    PublicClient,
+    open_public_client,
+)
 from core.outbound.mail_address import check_address, domain_of
 from core.services.publishing import publish
 from core.settings import Settings
@@ -37,19 +43,19 @@ from worker.metrics import WorkerMetrics
 from worker.notifications.job_email import job_email
 from worker.notifications.mailer import SECONDS as MAIL_SECONDS
 from worker.notifications.mailer import EmailRefused, Mailer
-from worker.notifications.receiver_limits import WAIT_SECONDS, ReceiverPlaces
+from worker.notifications.receiver_limits import WAIT_SECONDS, ReceiverLimits
 
 log = structlog.get_logger(__name__)
 
-EMAIL, WEBHOOK = "email", "webhook"  # the first is a target, both are labels of a metric
+EMAIL, WEBHOOK = "email", "webhook"  # labels of a metric; the first is also a message's target
 DELIVERED, DROPPED, REFUSED, FAILED, GONE = "delivered", "dropped", "refused", "failed", "gone"
-NO_ANSWER = "no_answer"  # what a note of a delivery says of the network's failures
-WEBHOOK_SECONDS = 15.0  # how long a receiver may take to answer
+NO_RESPONSE = "no_answer"  # the public error code of a delivery that failed in the network
+WEBHOOK_SECONDS = 15.0  # for a receiver to answer
 USER_AGENT = "Glimpse-Webhooks/1"
 
 
 class Undeliverable(Exception):
-    """No further delivery of this message would end otherwise; `code` and `detail` say why."""
+    """No further delivery of this message can succeed; `code` and `detail` say why."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)
@@ -59,30 +65,30 @@ class Undeliverable(Exception):
 
 @dataclass(frozen=True)
 class Notifier:
-    """One worker process's. `mailer` is None where no e-mail is sent."""
+    """One for each worker process. `mailer` is None if the service sends no e-mail."""
 
     settings: Settings
     backend: Backend
     client: PublicClient
     mailer: Mailer | None
-    places: ReceiverPlaces
+    limits: ReceiverLimits
     metrics: WorkerMetrics
     clock: Clock = utc_now
 
     async def notify(self, message: Notify) -> None:
-        """Deliver it, or send one message to each who wants to hear of it.
+        """Deliver the notification, or publish one message for each receiver of the event.
 
-        Raises Unavailable where it should come again, Undeliverable where that would not help, and
-        MalformedEnvelope for an event or a target that there is not.
+        Raises Unavailable to ask for another delivery, Undeliverable if that cannot help, and
+        MalformedEnvelope for an unknown event or target.
         """
         if message.event not in list(Event):
-            raise MalformedEnvelope("The attribute event names none that there is.")
+            raise MalformedEnvelope("The attribute event is unknown.")
         if not message.target:
             await self._fan_out(message)
         elif message.target == EMAIL:
-            await self._email(message)
+            await self._deliver_email(message)
         elif WEBHOOK_ID.fullmatch(message.target):
-            await self._webhook(message)
+            await self._deliver_webhook(message)
         else:
             raise MalformedEnvelope("The attribute target names no receiver.")
 
@@ -91,33 +97,32 @@ class Notifier:
         if job is None:
             return
         event = Event(message.event)
-        hooks = await self.backend.webhooks.list(message.tenant)
-        targets = [hook.id for hook in hooks if hook.wants(event)]
+        webhooks = await self.backend.webhooks.list(message.tenant)
+        targets = [webhook.id for webhook in webhooks if webhook.wants(event)]
         if job.notify_email:
             targets.append(EMAIL)
         for target in targets:
             await publish(self.backend.publisher, replace(message, target=target))
-        log.info("notifications sent on their way", event_=event.value, receivers=len(targets))
+        log.info("notifications published", event_=event.value, receivers=len(targets))
 
     async def _job(self, message: Notify) -> Job | None:
         job = await self.backend.jobs.get(JobKey(message.tenant, message.job))
         if job is None:
-            log.warning("notification dropped: its job is gone")
+            log.warning("notification dropped", reason="the job was deleted")
         return job
 
     # --- Webhooks ---------------------------------------------------------------------------------
 
-    async def _webhook(self, message: Notify) -> None:
-        event = Event(message.event)
-        hook = await self.backend.webhooks.get(message.tenant, message.target)
-        if hook is None or not hook.enabled:
-            log.info(
-                "notification dropped: its webhook is gone or disabled", webhook=message.target
-            )
+    async def _deliver_webhook(self, message: Notify) -> None:
+        event, store = Event(message.event), self.backend.webhooks
+        webhook = await store.get(message.tenant, message.target)
+        if webhook is None or not webhook.enabled:
+            reason = "the webhook was deleted or disabled"
+            log.info("notification dropped", reason=reason, webhook=message.target)
             self.metrics.notified(WEBHOOK, DROPPED)
             return
         if event is Event.TEST:
-            body = _body(event, rfc3339(self.clock()), {"webhook_id": hook.id})
+            body = _body(event, rfc3339(self.clock()), {"webhook_id": webhook.id})
         else:
             job = await self._job(message)
             if job is None:
@@ -125,86 +130,88 @@ class Notifier:
                 return
             ended = rfc3339(job.completed_at or job.updated_at)
             body = _body(event, ended, job_document(job, self.settings.public_url))
-        async with self.places.at(hook.id):
-            status = await self._post(hook, event, message_id(message.job, event), body)
-            told = Delivery(self.clock(), event, status)
+        async with self.limits.slot(webhook.id):
+            status = await self._post(webhook, event, message_id(message.job, event), body)
+            delivery = Delivery(self.clock(), event, status)
             if status == 410:
                 self.metrics.notified(WEBHOOK, GONE)
-                why, store = "It answered 410 Gone.", self.backend.webhooks
-                if await store.note(hook.tenant, hook.id, hook.url, told, gone=why):
-                    log.warning("webhook disabled: it answered 410", webhook=hook.id)
+                reason = "It answered 410 Gone."
+                if await store.note(webhook.tenant, webhook.id, webhook.url, delivery, gone=reason):
+                    log.warning("webhook disabled", reason=reason, webhook=webhook.id)
                 return
-            await self._note(hook, told)
-            if told.succeeded:
+            await self._note(webhook, delivery)
+            if delivery.succeeded:
                 self.metrics.notified(WEBHOOK, DELIVERED)
-                log.info("webhook told", webhook=hook.id, status=status)
+                log.info("webhook delivered", webhook=webhook.id, status=status)
             else:
-                self._failed(hook, f"it answered {status}")
+                self._fail(webhook, f"it answered {status}")
 
-    async def _post(self, hook: Webhook, event: Event, id_: str, body: bytes) -> int:
+    async def _post(self, webhook: Webhook, event: Event, id_: str, body: bytes) -> int:
+        """The response's status."""
         headers = {
             "Content-Type": "application/json",
-            **signed_headers(hook, id_, body, self.clock()),
+            **signed_headers(webhook, id_, body, self.clock()),
         }
         try:
-            return await self.client.post(hook.url, body, headers)
-        except NoAnswer as error:
-            await self._note(hook, Delivery(self.clock(), event, error=NO_ANSWER))
-            self._failed(hook, str(error))
-        except (PrivateAddress, InvalidRequest) as refusal:
-            await self._note(hook, Delivery(self.clock(), event, error=refusal.code))
+            return await self.client.post(webhook.url, body, headers)
+        except NoResponse as error:
+            await self._note(webhook, Delivery(self.clock(), event, error=NO_RESPONSE))
+            self._fail(webhook, str(error))
+        except (PrivateAddress, InvalidRequest) as error:
+            await self._note(webhook, Delivery(self.clock(), event, error=error.code))
             self.metrics.notified(WEBHOOK, REFUSED)
-            log.error("webhook refused", webhook=hook.id, code=refusal.code, detail=refusal.detail)
-            raise Undeliverable(refusal.code, refusal.detail) from None
+            log.error("webhook refused", webhook=webhook.id, code=error.code, detail=error.detail)
+            raise Undeliverable(error.code, error.detail) from None
 
-    async def _note(self, hook: Webhook, told: Delivery) -> None:
-        """For its owner to see. Most say what is known: they cost no look at the store."""
-        if noted(hook, hook.url, told) is None:
+    async def _note(self, webhook: Webhook, delivery: Delivery) -> None:
+        """Store the delivery for the webhook's owner, unless it repeats what is stored."""
+        if noted(webhook, webhook.url, delivery) is None:
             return
         try:
-            await self.backend.webhooks.note(hook.tenant, hook.id, hook.url, told)
+            await self.backend.webhooks.note(webhook.tenant, webhook.id, webhook.url, delivery)
         except Unavailable as error:
-            # The receiver has been told, or has not: that is what the queue must hear.
-            log.warning("delivery not noted", webhook=hook.id, reason=error.detail)
+            # The answer to the queue depends on the delivery alone.
+            log.warning("delivery not stored", webhook=webhook.id, reason=error.detail)
 
-    def _failed(self, hook: Webhook, why: str) -> NoReturn:
+    def _fail(self, webhook: Webhook, reason: str) -> NoReturn:
         self.metrics.notified(WEBHOOK, FAILED)
-        log.warning("webhook not told", webhook=hook.id, reason=why)
-        raise Unavailable(f"The receiver was not told: {why}.")
+        log.warning("webhook not delivered", webhook=webhook.id, reason=reason)
+        raise Unavailable(f"The webhook was not delivered: {reason}.")
 
     # --- E-mail -----------------------------------------------------------------------------------
 
-    async def _email(self, message: Notify) -> None:
+    async def _deliver_email(self, message: Notify) -> None:
         job = await self._job(message)
         if job is None or not job.notify_email:
             self.metrics.notified(EMAIL, DROPPED)
             return
-        try:
-            check_address(job.notify_email, self.settings.email_domains)
-        except InvalidRequest as refusal:
-            self.metrics.notified(EMAIL, REFUSED)
-            log.error("e-mail refused", detail=refusal.detail)
-            raise Undeliverable(EmailRefused.code, refusal.detail) from None
-        assert self.mailer is not None, "there are domains only where there is a server"
         settings = self.settings
+        try:
+            check_address(job.notify_email, settings.email_domains)
+        except InvalidRequest as error:
+            self._refuse_email(error.detail)
+        assert self.mailer is not None, "there are domains only if there is a server"
         mail = job_email(job, message.event, settings.email_from, settings.public_url)
         try:
-            # By domain: one that puts us off (greylisting) puts nobody else off.
-            async with self.places.at(f"{EMAIL}:{domain_of(job.notify_email)}"):
+            # By domain, so that a domain that delays e-mail (greylisting) delays no other domain.
+            async with self.limits.slot(f"{EMAIL}:{domain_of(job.notify_email)}"):
                 await self.mailer.send(mail)
-        except EmailRefused as refusal:
-            self.metrics.notified(EMAIL, REFUSED)
-            log.error("e-mail refused", detail=refusal.detail)
-            raise Undeliverable(refusal.code, refusal.detail) from None
+        except EmailRefused as error:
+            self._refuse_email(error.detail)
         except Unavailable:
             self.metrics.notified(EMAIL, FAILED)
             raise
         self.metrics.notified(EMAIL, DELIVERED)
         log.info("e-mail sent")
 
+    def _refuse_email(self, detail: str) -> NoReturn:
+        self.metrics.notified(EMAIL, REFUSED)
+        log.error("e-mail refused", detail=detail)
+        raise Undeliverable(EmailRefused.code, detail) from None
+
 
 def _body(event: Event, timestamp: str, data: dict[str, object]) -> bytes:
-    """As Standard Webhooks has it: what happened, when, and to what."""
+    """The JSON document that Standard Webhooks recommends."""
     document = {"type": event.value, "timestamp": timestamp, "data": data}
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
@@ -213,17 +220,17 @@ def _body(event: Event, timestamp: str, data: dict[str, object]) -> bytes:
 async def open_notifier(
     settings: Settings, backend: Backend, metrics: WorkerMetrics, clock: Clock = utc_now
 ) -> AsyncIterator[Notifier]:
-    """The notifier, with a client of its own."""
-    # Whoever waits for a place and then for a receiver has answered before the queue gives up.
+    """The notifier, with its own HTTP client."""
+    # The wait for a slot and the delivery together end before the queue's deadline.
     longest, wait = settings.ack_deadline_seconds / 2, settings.ack_deadline_seconds / 4
     mailer = None
     if settings.mail_server is not None:
         greeting = domain_of(parseaddr(settings.email_from)[1])
         mailer = Mailer(settings.mail_server, greeting, seconds=min(MAIL_SECONDS, longest))
-    places = ReceiverPlaces(NOTIFICATION_CONCURRENCY, wait_seconds=min(WAIT_SECONDS, wait))
-    async with PublicClient(
+    limits = ReceiverLimits(NOTIFICATION_CONCURRENCY, wait_seconds=min(WAIT_SECONDS, wait))
+    async with open_public_client(
         min(WEBHOOK_SECONDS, longest),
         allow_private=settings.webhook_allow_private,
         user_agent=USER_AGENT,
     ) as client:
-        yield Notifier(settings, backend, client, mailer, places, metrics, clock)
+        yield Notifier(settings, backend, client, mailer, limits, metrics, clock)

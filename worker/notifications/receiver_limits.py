@@ -1,7 +1,7 @@
-"""Places for deliveries, so that a receiver who is slow or dead takes few of them from the others.
+"""Limits deliveries for each receiver, so that a slow receiver does not delay the others.
 
-Whoever finds no place is refused, and the queue brings the message again: nothing waits here for
-long. One whose last delivery failed is tried by one message at a time.
+A delivery that finds no free slot is refused soon, and the queue delivers its message again. A
+receiver whose last delivery failed gets one delivery at a time.
 """
 
 import asyncio
@@ -13,43 +13,46 @@ from cachetools import LRUCache
 
 from core.errors import Overloaded, Unavailable
 
-PLACES_EACH = 4  # for one receiver
+SLOTS_PER_RECEIVER = 4
 WAIT_SECONDS = 5.0
-REMEMBERED_FAILURES = 10_000  # receivers
+MAX_FAILING = 10_000  # receivers
 
 
 @dataclass(slots=True)
 class _Receiver:
-    places: asyncio.Semaphore
-    users: int = 0  # who have a place or wait for one
+    slots: asyncio.Semaphore
+    users: int = 0  # deliveries that hold a slot or wait for one
 
 
-class ReceiverPlaces:
-    """`total` deliveries at once, a few for each receiver."""
+class ReceiverLimits:
+    """At most `total` deliveries at a time, of which at most `per_receiver` to one receiver."""
 
     def __init__(
-        self, total: int, each: int = PLACES_EACH, wait_seconds: float = WAIT_SECONDS
+        self,
+        total: int,
+        per_receiver: int = SLOTS_PER_RECEIVER,
+        wait_seconds: float = WAIT_SECONDS,
     ) -> None:
         self._total = asyncio.Semaphore(total)
-        self._each = each
+        self._per_receiver = per_receiver
         self._wait = wait_seconds
         self._receivers: dict[str, _Receiver] = {}
-        self._failing: LRUCache[str, bool] = LRUCache(REMEMBERED_FAILURES)
+        self._failing: LRUCache[str, bool] = LRUCache(MAX_FAILING)
 
     @asynccontextmanager
-    async def at(self, name: str) -> AsyncIterator[None]:
-        """A place for a delivery to this receiver, which fails if it raises Unavailable inside.
+    async def slot(self, name: str) -> AsyncIterator[None]:
+        """Hold a slot for a delivery to this receiver; Unavailable in the block marks it failing.
 
-        Raises Overloaded where there is none.
+        Raises Overloaded if no slot becomes free in time.
         """
         receiver = self._receivers.get(name)
         if receiver is None:
-            receiver = self._receivers[name] = _Receiver(asyncio.Semaphore(self._each))
+            receiver = self._receivers[name] = _Receiver(asyncio.Semaphore(self._per_receiver))
         elif name in self._failing:
-            raise Overloaded("This receiver fails: one message at a time tries it.")
+            raise Overloaded("The last delivery to this receiver failed; another is in progress.")
         receiver.users += 1
         try:
-            await self._enter(receiver)
+            await self._acquire(receiver)
             try:
                 yield
             except Unavailable:
@@ -58,22 +61,22 @@ class ReceiverPlaces:
             else:
                 self._failing.pop(name, None)
             finally:
-                receiver.places.release()
+                receiver.slots.release()
                 self._total.release()
         finally:
             receiver.users -= 1
             if not receiver.users:
                 del self._receivers[name]
 
-    async def _enter(self, receiver: _Receiver) -> None:
-        # The receiver's first: a place of all is not held by one who waits for a slow receiver.
+    async def _acquire(self, receiver: _Receiver) -> None:
+        # In this order, a delivery that waits for a slow receiver holds no slot of the total.
         try:
             async with asyncio.timeout(self._wait):
-                await receiver.places.acquire()
+                await receiver.slots.acquire()
                 try:
                     await self._total.acquire()
                 except BaseException:
-                    receiver.places.release()
+                    receiver.slots.release()
                     raise
         except TimeoutError:
-            raise Overloaded("There are more notifications than places for them.") from None
+            raise Overloaded("Too many notifications are in progress.") from None

@@ -1,16 +1,16 @@
-"""The body of a push, read within Pub/Sub's own bound."""
+"""Reads the body of a push, up to the size of the largest Pub/Sub message."""
 
 from fastapi import Request
 
 from core.http.content_length import announced_bytes
 from worker.errors import EnvelopeTooLarge
 
-# Pub/Sub's largest message: https://cloud.google.com/pubsub/quotas#resource_limits
+# https://cloud.google.com/pubsub/quotas#resource_limits
 MAX_ENVELOPE_BYTES = 10_000_000
 
 
 async def read_body(request: Request) -> bytes:
-    """The whole body, or EnvelopeTooLarge as soon as it is known to be."""
+    """The whole body. Raises EnvelopeTooLarge as soon as the size is known to exceed the limit."""
     announced = announced_bytes(request)
     if announced is not None and announced > MAX_ENVELOPE_BYTES:
         raise _too_large()

@@ -1,4 +1,4 @@
-"""What the worker's OpenAPI document says of push requests: the parts that no signature tells."""
+"""OpenAPI of the push routes: the request body and the refusals."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ _PROBLEM: dict[str, Any] = {
 
 
 def refusals(*kinds: type[GlimpseError]) -> dict[int | str, dict[str, Any]]:
-    """The refusals of a route, each of which leads to another delivery."""
+    """The refusals of a route. Each one makes the queue deliver the message again."""
     responses: dict[int | str, dict[str, Any]] = {}
     for kind in kinds:
         response = responses.setdefault(

@@ -1,20 +1,17 @@
-"""The HTTP edge of the worker: push envelopes in, acknowledgements out.
+"""The HTTP routes of the worker, which the queue and the scheduler call.
 
-204 acknowledges; every other answer is a refusal and leads to another delivery.
+204 acknowledges a message. Every other status refuses it, and the queue delivers it again.
 """
 
-import functools
-import json
-from collections.abc import Awaitable, Callable
-
 import structlog
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
-from core.domain.messages import PushEnvelope, RunJob, message_of
+from core.domain.messages import Notify, PushEnvelope, RunJob, message_of
 from core.domain.policy import (
     CLASSIFY_PATH,
     DEAD_LETTER_PATH,
     JOBS_PATH,
+    NOTIFICATIONS_PATH,
     RECONCILE_PATH,
     SCHEDULE_PATH,
 )
@@ -23,149 +20,140 @@ from core.errors import (
     GlimpseError,
     MalformedEnvelope,
     NotFound,
+    Overloaded,
     Unauthenticated,
     Unavailable,
 )
 from core.http.request_route import RequestRoute
-from core.observability.setup import Observation
-from worker.context import Workbench
+from worker.context import context_of
 from worker.errors import EnvelopeTooLarge, InferenceFailed
 from worker.push.body import read_body
 from worker.push.openapi import ENVELOPE_BODY, refusals
-from worker.push.shutdown import unless_stopped
-from worker.push.span import delivery
-from worker.tasks.classify_image import classify
-from worker.tasks.dead_letters import UNREADABLE, bury
-from worker.tasks.job_schedule import look_after_jobs
+from worker.push.shutdown import refuse_on_shutdown
+from worker.push.span import delivery_span
+from worker.tasks.classify_image import classify_image
+from worker.tasks.dead_letters import UNREADABLE, handle_dead_letter, keep_unreadable
+from worker.tasks.job_schedule import process_due_jobs
+from worker.tasks.notify import notify
 from worker.tasks.reconcile import purge_usage, reconcile
 from worker.tasks.run_job import run_job
 
 log = structlog.get_logger(__name__)
 
-Endpoint = Callable[[Request], Awaitable[Response]]
+UNAUTHORIZED = (Unauthenticated, Forbidden, Unavailable)
 
 
-def push_routes(
-    bench: Callable[[], Workbench],
-    observation: Observation,
-    admit: Callable[[Request], Awaitable[None]] | None = None,
-) -> APIRouter:
-    """The routes; `bench()` gives the process's workbench at the time of the request.
+async def authenticate(request: Request) -> None:
+    """Runs before FastAPI or an endpoint reads the body."""
+    await context_of(request).authenticate(request.headers.get("authorization", ""))
 
-    `admit` raises for a caller who may not push, before anything of the request's body is read.
-    """
-    router = APIRouter(tags=["push"], route_class=RequestRoute)
 
-    def admitted(endpoint: Endpoint) -> Endpoint:
-        if admit is None:
-            return endpoint
+router = APIRouter(tags=["push"], dependencies=[Depends(authenticate)])
+# For the route that every image takes: FastAPI's work for each call would be a measurable part of
+# its cost. Its endpoint authenticates by itself.
+hot_router = APIRouter(tags=["push"], route_class=RequestRoute)
 
-        @functools.wraps(endpoint)
-        async def ask_first(request: Request) -> Response:
-            await admit(request)
-            return await endpoint(request)
 
-        return ask_first
-
-    @router.post(
-        CLASSIFY_PATH,
-        status_code=204,
-        summary="Classify the image that a push envelope names",
-        responses=refusals(
-            MalformedEnvelope,
-            Unauthenticated,
-            Forbidden,
-            NotFound,
-            EnvelopeTooLarge,
-            InferenceFailed,
-            Unavailable,
-        ),
-        openapi_extra=ENVELOPE_BODY,
-    )
-    @admitted
-    async def generate_annotations(request: Request) -> Response:
-        envelope = PushEnvelope.parse(await read_body(request))
-        message, here = envelope.classify_image(), bench()
-        with delivery(request, envelope, message, here.backend.publisher, observation.tracer):
-            try:
-                with unless_stopped():
-                    await classify(message, here)
-            except GlimpseError as error:
-                here.metrics.ended(error.code)
-                raise
-        return Response(status_code=204)
-
-    @router.post(
-        JOBS_PATH,
-        status_code=204,
-        summary="Bring the job on that a push envelope names",
-        responses=refusals(
-            MalformedEnvelope, Unauthenticated, Forbidden, EnvelopeTooLarge, Unavailable
-        ),
-        openapi_extra=ENVELOPE_BODY,
-    )
-    @admitted
-    async def run(request: Request) -> Response:
-        envelope = PushEnvelope.parse(await read_body(request))
-        message, here = RunJob.from_attributes(envelope.message.attributes), bench()
-        with (
-            delivery(request, envelope, message, here.backend.publisher, observation.tracer),
-            unless_stopped(),
-        ):
-            await run_job(message, here)
-        return Response(status_code=204)
-
-    @router.post(
-        DEAD_LETTER_PATH,
-        status_code=204,
-        summary="Keep a message that used up its deliveries, and end what waited for it",
-        responses=refusals(Unauthenticated, Forbidden, Unavailable),
-        openapi_extra=ENVELOPE_BODY,
-    )
-    @admitted
-    async def generate_annotations_dlq(request: Request) -> Response:
+@hot_router.post(
+    CLASSIFY_PATH,
+    status_code=204,
+    summary="Classify the image that a push envelope names",
+    responses=refusals(
+        *UNAUTHORIZED, MalformedEnvelope, NotFound, EnvelopeTooLarge, InferenceFailed
+    ),
+    openapi_extra=ENVELOPE_BODY,
+)
+async def generate_annotations(request: Request) -> Response:
+    await authenticate(request)
+    envelope = PushEnvelope.parse(await read_body(request))
+    message, ctx = envelope.classify_image(), context_of(request)
+    with delivery_span(request, envelope, message, ctx):
         try:
-            envelope = PushEnvelope.parse(await read_body(request))
-        except (MalformedEnvelope, EnvelopeTooLarge) as error:
-            # No envelope, so no letter of a queue's. A refusal would bring it back for ever.
-            log.error("dead letter unreadable", detail=error.detail)
-            bench().metrics.buried(UNREADABLE)
-            return Response(status_code=204)
-        here = bench()
-        try:
-            message = message_of(envelope.message.attributes)
-        except MalformedEnvelope:
-            await bury(envelope, here)
-            return Response(status_code=204)
-        with delivery(request, envelope, message, here.backend.publisher, observation.tracer):
-            await bury(envelope, here)
+            with refuse_on_shutdown():
+                await classify_image(message, ctx)
+        except GlimpseError as error:
+            ctx.metrics.classification_ended(error.code)
+            raise
+    return Response(status_code=204)
+
+
+@router.post(
+    JOBS_PATH,
+    status_code=204,
+    summary="Run the job that a push envelope names",
+    responses=refusals(*UNAUTHORIZED, MalformedEnvelope, EnvelopeTooLarge),
+    openapi_extra=ENVELOPE_BODY,
+)
+async def run(request: Request) -> Response:
+    envelope = PushEnvelope.parse(await read_body(request))
+    message, ctx = RunJob.from_attributes(envelope.message.attributes), context_of(request)
+    with delivery_span(request, envelope, message, ctx), refuse_on_shutdown():
+        await run_job(message, ctx)
+    return Response(status_code=204)
+
+
+@router.post(
+    NOTIFICATIONS_PATH,
+    status_code=204,
+    summary="Notify a receiver, or publish one message for each receiver",
+    responses=refusals(*UNAUTHORIZED, MalformedEnvelope, EnvelopeTooLarge, Overloaded),
+    openapi_extra=ENVELOPE_BODY,
+)
+async def send_notification(request: Request) -> Response:
+    envelope = PushEnvelope.parse(await read_body(request))
+    message, ctx = Notify.from_attributes(envelope.message.attributes), context_of(request)
+    with delivery_span(request, envelope, message, ctx), refuse_on_shutdown():
+        await notify(message, envelope, ctx)
+    return Response(status_code=204)
+
+
+@router.post(
+    DEAD_LETTER_PATH,
+    status_code=204,
+    summary="Keep a message that used up its deliveries, and end what waits for it",
+    responses=refusals(*UNAUTHORIZED),
+    openapi_extra=ENVELOPE_BODY,
+)
+async def generate_annotations_dlq(request: Request) -> Response:
+    ctx = context_of(request)
+    try:
+        envelope = PushEnvelope.parse(await read_body(request))
+    except (MalformedEnvelope, EnvelopeTooLarge) as error:
+        # The queue sends only envelopes. A refusal would make any other sender repeat this forever.
+        log.error("dead letter unreadable", detail=error.detail)
+        ctx.metrics.dead_letter(UNREADABLE)
         return Response(status_code=204)
+    try:
+        message = message_of(envelope.message.attributes)
+    except MalformedEnvelope as error:
+        await keep_unreadable(envelope, error, ctx)
+        return Response(status_code=204)
+    with delivery_span(request, envelope, message, ctx), refuse_on_shutdown():
+        await handle_dead_letter(message, envelope, ctx)
+    return Response(status_code=204)
 
-    @router.post(
-        RECONCILE_PATH,
-        tags=["operations"],
-        summary="Look after records that stand still",
-        responses=refusals(Unauthenticated, Forbidden, Unavailable),
-    )
-    @admitted
-    async def reconcile_stale(request: Request) -> Response:
-        here = bench()
-        now = here.clock()
-        counts = await reconcile(here.backend, here.settings.delivery, now)
-        here.metrics.reconciled({k: n for k, n in counts.items() if k != "purged"})
-        counts["usage_purged"] = await purge_usage(here.usage, now)
-        return Response(json.dumps(counts).encode(), media_type="application/json")
 
-    @router.post(
-        SCHEDULE_PATH,
-        tags=["operations"],
-        summary="Look after jobs whose time has come",
-        responses=refusals(Unauthenticated, Forbidden, Unavailable),
-    )
-    @admitted
-    async def look_after_due_jobs(request: Request) -> Response:
-        here = bench()
-        counts = await look_after_jobs(here, here.clock(), tracer=observation.tracer)
-        return Response(json.dumps(counts).encode(), media_type="application/json")
+@router.post(
+    RECONCILE_PATH,
+    tags=["operations"],
+    summary="Reconcile stale records",
+    responses=refusals(*UNAUTHORIZED),
+)
+async def reconcile_stale(request: Request) -> dict[str, int]:
+    ctx = context_of(request)
+    now = ctx.clock()
+    counts = await reconcile(ctx.backend, ctx.settings.delivery, now)
+    ctx.metrics.reconciled({outcome: n for outcome, n in counts.items() if outcome != "purged"})
+    counts["usage_purged"] = await purge_usage(ctx.usage, now)
+    return counts
 
-    return router
+
+@router.post(
+    SCHEDULE_PATH,
+    tags=["operations"],
+    summary="Process the jobs that are due",
+    responses=refusals(*UNAUTHORIZED),
+)
+async def process_schedule(request: Request) -> dict[str, int]:
+    ctx = context_of(request)
+    return await process_due_jobs(ctx, ctx.clock())

@@ -1,4 +1,4 @@
-"""What a delivery answers when the server stops before it has ended."""
+"""Answers deliveries that the server cancels during its shutdown."""
 
 import asyncio
 from collections.abc import Iterator
@@ -8,13 +8,13 @@ from core.errors import Unavailable
 
 
 @contextmanager
-def unless_stopped() -> Iterator[None]:
-    """Turn a cancellation into a refusal.
+def refuse_on_shutdown() -> Iterator[None]:
+    """Raise Unavailable in place of a cancellation.
 
-    Only a server that stops and can wait no longer cancels a request. Its claim is given up by now,
-    and the queue should hear more than a broken connection.
+    The server cancels a request only if it shuts down before the request ends. The claim is
+    released by then, and a refusal tells the queue more than a broken connection.
     """
     try:
         yield
     except asyncio.CancelledError:
-        raise Unavailable("The worker is stopping.") from None
+        raise Unavailable("The worker is shutting down.") from None

@@ -1,4 +1,4 @@
-"""One delivery as a trace shows it: a span that continues the trace of whoever published."""
+"""The trace of a delivery: a span that continues the publisher's trace."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,34 +10,32 @@ from core.observability.logs import bind_message
 from core.observability.tracing import (
     NO_TRACER,
     Kind,
-    Tracer,
+    Span,
     current,
     make_current,
     parsed_traceparent,
 )
 from core.ports import Publisher
+from worker.context import WorkerContext
 
 
 @contextmanager
-def delivery(
-    request: Request,
-    envelope: PushEnvelope,
-    message: Message,
-    publisher: Publisher,
-    tracer: Tracer,
+def delivery_span(
+    request: Request, envelope: PushEnvelope, message: Message, ctx: WorkerContext
 ) -> Iterator[None]:
-    """Inside, and on the request's closing line, everything logged and traced is the message's.
+    """Trace the block as a delivery of `message`, and add the message's keys to its log lines.
 
-    Each delivery of a message is a span of one trace. The request itself may be in another, which
-    Cloud Run begins: the two are linked. Names:
+    Both last until the request's closing log line. Each delivery of a message is a span of the
+    message's trace. The request itself may belong to another trace, which Cloud Run starts: the
+    span links to it. Names:
     https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/
     """
     subscription = envelope.subscription.rpartition("/")[2]
-    # Where the publisher sent no context, the request's own goes on.
+    # Without the publisher's trace context, the span continues the request's.
     traceparent, link = parsed_traceparent(message.traceparent), ""
-    if traceparent and tracer is not NO_TRACER:
+    if traceparent and ctx.tracer is not NO_TRACER:
         link = parsed_traceparent(request.headers.get("traceparent", ""))
-    span = tracer.begin(
+    span = ctx.tracer.begin(
         f"process {subscription}",
         Kind.CONSUMER,
         traceparent or current().traceparent,
@@ -48,6 +46,19 @@ def delivery(
     if not span.recording:
         yield
         return
+    _set_attributes(span, subscription, envelope, message, ctx.backend.publisher)
+    try:
+        yield
+    except BaseException as error:
+        span.fail(type(error).__name__)
+        raise
+    finally:
+        span.end()
+
+
+def _set_attributes(
+    span: Span, subscription: str, envelope: PushEnvelope, message: Message, publisher: Publisher
+) -> None:
     span.set(
         {
             "messaging.system": publisher.system,
@@ -65,10 +76,3 @@ def delivery(
     if envelope.deliveryAttempt is not None:
         attempt = envelope.deliveryAttempt
         span.set({"messaging.gcp_pubsub.message.delivery_attempt": attempt})
-    try:
-        yield
-    except BaseException as error:
-        span.fail(type(error).__name__)
-        raise
-    finally:
-        span.end()

@@ -1,157 +1,198 @@
-"""One image: claim its record, read its bytes, classify them, store the result.
+"""Classify one image: claim its record, read its bytes, run the model, store the result.
 
-The lease and the fencing token of the claim make duplicates and late deliveries harmless: one
-claimant at a time works, and only the current one can finish the record. Whose job is over is asked
-between the claim and the work, so nothing begins once a cancellation was answered. A message of a
-job is acknowledged after its item was settled; until then it comes again and finds that to do.
+The lease and the fencing token of the claim make duplicate and late deliveries harmless: one
+delivery works at a time, and only the current claim can finish the record. The worker checks
+whether the job is over between the claim and the work, so that no work starts after a cancellation
+was confirmed. A message of a job is acknowledged after its item is complete. Until then the queue
+delivers it again, and the worker finds only the item left to complete.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable, MutableMapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import structlog
 
-from core.domain import records
 from core.domain.jobs import JobKey
 from core.domain.messages import ClassifyImage
-from core.domain.records import UPLOAD_LOST, Annotation, Claim, Record, RecordError, RecordKey
+from core.domain.records import (
+    UPLOAD_LOST,
+    Annotation,
+    Claim,
+    Record,
+    RecordError,
+    RecordKey,
+    complete,
+    fail,
+    retry,
+)
 from core.errors import InvalidImage, ModelUnavailable, NotFound, Unavailable
 from core.observability.tracing import Step, current, span
+from core.ports import BlobStore, RecordStore
 from core.services.job_images import CANCELLED, is_over
-from worker.context import Workbench
+from worker.context import WorkerContext
 from worker.errors import ClassifierLost, InferenceFailed
 from worker.inference.pool import RemoteClassifier
 from worker.inference.protocol import READ
 from worker.metrics import DUPLICATE, LEASE_LOST, SUCCESS
-from worker.tasks.job_items import settle
+from worker.tasks.job_items import complete_item
 
 log = structlog.get_logger(__name__)
 
-FIRST_POLL, LAST_POLL = 0.02, 0.25  # seconds between looks at a record that another works on
-DUPLICATE_WAIT_SECONDS = 5.0  # how long a duplicate delivery waits for the result of the first
+MIN_POLL_SECONDS, MAX_POLL_SECONDS = 0.02, 0.25  # between reads of a record of another worker
+# After an image has stopped this many classifier processes, its record ends as `error`.
+MAX_LOST_CLASSIFIERS = 3
+DUPLICATE_WAIT_SECONDS = 5.0  # that a duplicate delivery waits for the result of the first
 DELETED = RecordError("image_missing", "The image was deleted: upload it again.", True)
 
 
-async def classify(message: ClassifyImage, bench: Workbench) -> None:
-    """Bring the message's record to its end, or find it there. Returning acknowledges the message.
+async def classify_image(message: ClassifyImage, ctx: WorkerContext) -> None:
+    """Bring the message's record to a terminal status. Return means: acknowledge the message.
 
-    Faults of the image end the record as `error`. The item of a job is settled as the record ended,
-    or stays open where its job is over. Raises NotFound where there is no record, and no job.
-    Unavailable, ModelUnavailable and InferenceFailed ask for another delivery; the record is free
-    for it by then.
+    Errors of the image end the record as `error`. The message's item of a job ends as the record
+    did, or stays open if its job is over. Raises NotFound if there is no record and no job.
+    Unavailable, ModelUnavailable and InferenceFailed ask for another delivery, for which the record
+    is free.
     """
     if not message.job:
-        await _end(message, bench)
+        await _finish_record(message, ctx)
         return
     job = JobKey(message.tenant, message.job)
     try:
-        error = await _end(message, bench)
+        error = await _finish_record(message, ctx)
         while error is not None and error.code == CANCELLED.code:
-            if await is_over(bench.backend.jobs, job, bench.clock()):
+            if await is_over(ctx.backend.jobs, job, ctx.clock()):
                 return
-            # Another job's end took the record along, and this one still wants the image.
-            again = records.retry(message.priority, message.job)
-            await bench.backend.records.change(message.key, again)
-            error = await _end(message, bench)
+            # The end of another job cancelled the record, and this job still needs the image.
+            await ctx.backend.records.change(message.key, retry(message.priority, message.job))
+            error = await _finish_record(message, ctx)
     except NotFound:
         error = DELETED
-        log.info("image of a job deleted")
-    with span("settle item"):
-        await settle(job, message.position, error, bench)
+        log.info("image of a job was deleted")
+    with span("complete item"):
+        await complete_item(job, message.position, error, ctx)
 
 
-async def _end(message: ClassifyImage, bench: Workbench) -> RecordError | None:
-    """Bring the record to its end, or find it there: its error, or None where it succeeded."""
+async def _finish_record(message: ClassifyImage, ctx: WorkerContext) -> RecordError | None:
+    """Classify the image unless its record is terminal; its error, or None for success."""
     key, began = message.key, time.perf_counter()
+    records = ctx.backend.records
     try:
-        # Before the claim: a worker without the model must not hold up one that has it.
-        classifier = await bench.models.classifier(key.model)
+        # Before the claim: a worker without the model must not block one that has it.
+        classifier = await ctx.models.classifier(key.model)
     except ModelUnavailable:
-        found = await _existing(key, bench)
-        if found.status.terminal:
-            bench.metrics.ended(DUPLICATE)
-            return found.error
+        record = await _get_record(key, records)
+        if record.status.terminal:
+            ctx.metrics.classification_ended(DUPLICATE)
+            return record.error
         raise
-    patience_ends: float | None = None
+    deadline: float | None = None
     while True:
         async with (
-            bench.places.at(message.priority),
-            bench.reading(key) as image,
-            bench.claimed(key) as claim,
+            ctx.slots.slot(message.priority),
+            _reading(key, ctx.backend.blobs) as image,
+            ctx.claims.claim(records, key, ctx.settings.lease) as claim,
         ):
             if claim is not None:
-                return await _work(claim, image, classifier, bench, began)
-        patience_ends = patience_ends or time.monotonic() + DUPLICATE_WAIT_SECONDS
-        record = await _ended_elsewhere(message, bench, patience_ends)
-        if record is not None:
-            bench.metrics.ended(DUPLICATE)
-            return record.error
+                return await _classify_claimed(claim, image, classifier, ctx, began)
+        deadline = deadline or time.monotonic() + DUPLICATE_WAIT_SECONDS
+        finished = await _wait_for_other_worker(message, ctx, deadline)
+        if finished is not None:
+            ctx.metrics.classification_ended(DUPLICATE)
+            return finished.error
 
 
-async def _work(
+@asynccontextmanager
+async def _reading(key: RecordKey, blobs: BlobStore) -> AsyncIterator[Awaitable[bytes | Path]]:
+    """Read the image's bytes during the claim, because the store grants most claims.
+
+    If blobs are local files, gives the path: the classifier process reads the file itself.
+    """
+    file = blobs.file(key.blob_name)
+    if file is not None:
+        local: asyncio.Future[bytes | Path] = asyncio.get_running_loop().create_future()
+        local.set_result(file)
+        yield local
+        return
+
+    async def read() -> bytes | Path:
+        with span("read image"):
+            return await blobs.get(key.blob_name)
+
+    image = asyncio.ensure_future(read())
+    # Without this, asyncio logs an error that no one awaits because the claim was refused.
+    image.add_done_callback(lambda done: done.cancelled() or done.exception())
+    try:
+        yield image
+    finally:
+        image.cancel()  # has an effect only if the claim was refused
+
+
+async def _classify_claimed(
     claim: Claim,
     image: Awaitable[bytes | Path],
     classifier: RemoteClassifier,
-    bench: Workbench,
+    ctx: WorkerContext,
     began: float,
 ) -> RecordError | None:
-    """The claimed part. `began` is when the message came in, in `time.perf_counter` seconds."""
-    if claim.job and await _cancelled(claim, bench):
-        bench.metrics.ended(CANCELLED.code)
+    """Classify and store the result; the record's error, or None for success.
+
+    `began` is when the message arrived, in `time.perf_counter` seconds.
+    """
+    records = ctx.backend.records
+    if claim.job and await _fail_if_cancelled(claim, ctx):
+        ctx.metrics.classification_ended(CANCELLED.code)
         return CANCELLED
-    bench.metrics.claimed(claim, bench.clock())
-    outcome = await _outcome(claim, image, classifier, bench)
+    ctx.metrics.claimed(claim, ctx.clock())
+    outcome = await _infer(claim, image, classifier, ctx)
     with span("store result"):
-        if isinstance(outcome, RecordError):
-            end = records.fail(claim, outcome)
-        else:
-            end = records.complete(claim, outcome)
-        stored = await bench.backend.records.change(claim.key, end)
+        end = fail(claim, outcome) if isinstance(outcome, RecordError) else complete(claim, outcome)
+        stored = await records.change(claim.key, end)
     timing = {
         "attempt": claim.attempt,
         "milliseconds": round(1000 * (time.perf_counter() - began), 1),
     }
     if stored is None:
         log.warning("lease lost", **timing)
-        record = await _existing(claim.key, bench)
+        record = await _get_record(claim.key, records)
         if not record.status.terminal:
-            raise Unavailable("Another worker has taken the image over.")
-        bench.metrics.ended(LEASE_LOST)
+            raise Unavailable("Another worker claimed the image.")
+        ctx.metrics.classification_ended(LEASE_LOST)
         return record.error
     if isinstance(outcome, RecordError):
-        bench.metrics.ended(outcome.code)
+        ctx.metrics.classification_ended(outcome.code)
         log.warning("image refused", code=outcome.code, detail=outcome.detail, **timing)
         return outcome
-    bench.metrics.ended(SUCCESS)
+    ctx.metrics.classification_ended(SUCCESS)
     log.info("classified", label=outcome[0].label, **timing)
     return None
 
 
-async def _cancelled(claim: Claim, bench: Workbench) -> bool:
-    """End the record unclassified where the one job that asked for the image is over.
+async def _fail_if_cancelled(claim: Claim, ctx: WorkerContext) -> bool:
+    """End the record without classification if the only job that requested the image is over.
 
-    Refused where anybody else has asked meanwhile: then it is classified.
+    The store refuses this if another request has arrived since: then the image is classified.
     """
     with span("look up job"):
         job = JobKey(claim.key.tenant, claim.job)
-        if not await is_over(bench.backend.jobs, job, bench.clock()):
+        if not await is_over(ctx.backend.jobs, job, ctx.clock()):
             return False
-    cancel = records.fail(claim, CANCELLED, only_for=claim.job)
-    return await bench.backend.records.change(claim.key, cancel) is not None
+    cancel = fail(claim, CANCELLED, only_for=claim.job)
+    return await ctx.backend.records.change(claim.key, cancel) is not None
 
 
-async def _outcome(
-    claim: Claim, image: Awaitable[bytes | Path], classifier: RemoteClassifier, bench: Workbench
+async def _infer(
+    claim: Claim, image: Awaitable[bytes | Path], classifier: RemoteClassifier, ctx: WorkerContext
 ) -> tuple[Annotation, ...] | RecordError:
-    """The labels of the image, or the fault of it that every delivery would meet."""
+    """The image's labels, or the error that every delivery of this image would meet."""
     steps: list[Step] = []
     try:
         return await classifier.annotate(await image, steps)
     except NotFound:
         return RecordError(
-            "image_missing", "The stored image is gone or damaged: upload it again.", True
+            "image_missing", "The stored image is missing or damaged: upload it again.", True
         )
     except InvalidImage as error:
         return RecordError(error.code, error.detail, False)
@@ -160,7 +201,7 @@ async def _outcome(
         log.error("inference failed", model=claim.key.model, cause=cause)
         raise
     except ClassifierLost as error:
-        if not bench.blamed(claim.key):
+        if not count_loss(claim.key, ctx.losses):
             raise
         return RecordError(error.code, error.detail, True)
     finally:
@@ -168,39 +209,47 @@ async def _outcome(
             current().past(step)
         work = [(step.ended - step.began) / step.images for step in steps if step.name != READ]
         if work:
-            bench.metrics.inference.observe(sum(work) / 1e9)
+            ctx.metrics.inference.observe(sum(work) / 1e9)
 
 
-async def _ended_elsewhere(
-    message: ClassifyImage, bench: Workbench, patience_ends: float
-) -> Record | None:
-    """Wait for the worker that owns the record: the record when it is finished, None when free.
+def count_loss(key: RecordKey, losses: MutableMapping[RecordKey, int]) -> bool:
+    """Count a classifier process lost over this image; True if the image must not get another.
 
-    Raises Unavailable when neither comes before `patience_ends` (`time.monotonic` seconds). Waiting
-    is worth it: a refused delivery slows the whole subscription down.
+    Each worker counts separately. The record's attempts do not tell: they have many other causes.
     """
-    pause = FIRST_POLL
+    losses[key] = losses.get(key, 0) + 1
+    return losses[key] >= MAX_LOST_CLASSIFIERS
+
+
+async def _wait_for_other_worker(
+    message: ClassifyImage, ctx: WorkerContext, deadline: float
+) -> Record | None:
+    """Wait for the worker that owns the record: the terminal record, or None if it is free.
+
+    Raises Unavailable at `deadline`, in `time.monotonic` seconds. Waiting is cheaper than an early
+    refusal, because Pub/Sub slows down the whole subscription after each refusal.
+    """
+    records, pause = ctx.backend.records, MIN_POLL_SECONDS
     while True:
-        record = await _existing(message.key, bench)
+        record = await _get_record(message.key, records)
         if record.error is not None and record.error.code == UPLOAD_LOST:
-            # Its message is here, so the upload was only slow: the image is there by now.
-            again = records.retry(message.priority, message.job)
-            await bench.backend.records.change(message.key, again)
+            # The message proves that the upload was only slow, so its image is stored by now.
+            await records.change(message.key, retry(message.priority, message.job))
             return None
         if record.status.terminal:
             log.info("finished by another delivery", status=record.status)
             return record
-        left = patience_ends - time.monotonic()
-        if left <= 0:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
             raise Unavailable("Another worker is classifying this image.")
-        await asyncio.sleep(min(pause, left))
-        if not record.leased(bench.clock()):
+        await asyncio.sleep(min(pause, remaining))
+        if not record.leased(ctx.clock()):
             return None
-        pause = min(2 * pause, LAST_POLL)
+        pause = min(2 * pause, MAX_POLL_SECONDS)
 
 
-async def _existing(key: RecordKey, bench: Workbench) -> Record:
-    record = await bench.backend.records.get(key)
+async def _get_record(key: RecordKey, records: RecordStore) -> Record:
+    record = await records.get(key)
     if record is None:
-        raise NotFound("There is no record of this image under this model.")
+        raise NotFound("There is no record of this image for this model.")
     return record

@@ -1,44 +1,46 @@
-"""Ending one item of a job and, with the last one, the job."""
+"""Complete an item of a job and, with the last item, the job."""
 
 from collections.abc import Mapping
+from datetime import timedelta
 
 import structlog
 
 from core.domain.jobs import Job, JobKey, JobStatus
 from core.domain.records import RecordError
 from core.services.job_completion import announce
-from worker.context import Workbench
+from worker.context import WorkerContext
 
 log = structlog.get_logger(__name__)
 
 
-async def settle(job: JobKey, position: int, error: RecordError | None, bench: Workbench) -> None:
-    """End the item and its twins: with `error`, or well. Raises Unavailable.
-
-    Settling again changes nothing.
-    """
-    after = await bench.backend.jobs.settle(job, position, error, bench.refresh_interval)
-    bench.metrics.item_ended(error)
-    await close(after, bench)
-
-
-async def settle_many(
-    job: JobKey, outcomes: Mapping[int, RecordError | None], bench: Workbench
+async def complete_item(
+    job: JobKey, position: int, error: RecordError | None, ctx: WorkerContext
 ) -> None:
-    """As `settle` for each of these items. Counting them is left to whoever has settled the last.
+    """End the item and its duplicates, with `error` or successfully. Raises Unavailable.
 
-    So it does not end the job.
+    A repetition changes nothing.
     """
+    interval = timedelta(seconds=ctx.job_policy.refresh_interval)
+    counted = await ctx.backend.jobs.settle(job, position, error, interval)
+    ctx.metrics.item_ended(error)
+    await announce_completion(counted, ctx)
+
+
+async def complete_items(
+    job: JobKey, outcomes: Mapping[int, RecordError | None], ctx: WorkerContext
+) -> None:
+    """Like `complete_item`, by position, but without counting, so that the job does not end."""
     if outcomes:
-        await bench.backend.jobs.settle_many(job, outcomes)
+        await ctx.backend.jobs.settle_many(job, outcomes)
         for error in outcomes.values():
-            bench.metrics.item_ended(error)
+            ctx.metrics.item_ended(error)
 
 
-async def close(counted: Job | None, bench: Workbench) -> None:
-    """Announce the end of a job that a count has just completed; `counted` is as counts return it.
+async def announce_completion(counted: Job | None, ctx: WorkerContext) -> None:
+    """Announce the end of a job that a count has completed; `counted` is the count's result.
 
-    Only a count completes a job, and none changes a completed one: this is said of a job once.
+    Only a count completes a job, and no count changes a completed job. Therefore this happens once
+    for each job.
     """
     if counted is None or counted.status is not JobStatus.COMPLETED:
         return
@@ -50,5 +52,5 @@ async def close(counted: Job | None, bench: Workbench) -> None:
         succeeded=counts.succeeded,
         failed=counts.failed,
     )
-    bench.metrics.job_ended(counted.status)
-    await announce(bench.backend, counted, bench.jobs)
+    ctx.metrics.job_ended(counted.status)
+    await announce(ctx.backend, counted, ctx.job_policy)

@@ -1,8 +1,8 @@
-"""Records that stand still: their message is published anew, or they end as `error`.
+"""Reconcile stale records: publish their message again, or end them as `error`.
 
-The last line of defence, for what the queue cannot repair by itself: a message that was lost with
-its queue, or that was never published because the process died before it answered. What a job left
-behind ends here too. The same run clears away dead letters and counts of keys that are too old.
+This is the last line of defense, for what the queue cannot repair: a message that was lost with its
+queue, or that was never published because the process ended first. It also ends the records that a
+job left unfinished, and purges old dead letters and old request counts of API keys.
 """
 
 import asyncio
@@ -27,53 +27,57 @@ from core.services.publishing import publish
 
 log = structlog.get_logger(__name__)
 
-# Most that one run looks after, so that it ends in time: records, dead letters, days of keys.
-RECORDS, LETTERS, COUNTS = 100, 500, 500
-USAGE_DAYS = 400  # how long the counts of a key are kept
-FAILURES = 10  # after so many it is the store that does not answer, and no single record
-PAGES = 10  # of so many records; a job that waits for its time has a thousand of them
+# Of one run, so that it ends in time.
+MAX_RECORDS, MAX_LETTERS, MAX_COUNTS = 100, 500, 500
+USAGE_DAYS = 400  # that the request counts of a key are kept
+MAX_FAILURES = 10  # after this many, the store does not answer, rather than single records
+MAX_PAGES = 10  # of MAX_RECORDS; a job that starts later can have a thousand records
 OUTCOMES = ("republished", "lost", "expired", "cancelled", "waiting", "skipped", "purged")
 
 
 async def reconcile(
-    backend: Backend, policy: DeliveryPolicy, now: datetime, limit: int = RECORDS
+    backend: Backend, policy: DeliveryPolicy, now: datetime, limit: int = MAX_RECORDS
 ) -> dict[str, int]:
-    """Look after at most `limit` stale records, oldest first, and pass over those of live jobs.
+    """Reconcile at most `limit` stale records, oldest first, besides those of unfinished jobs.
 
-    Returns how many were `republished`, failed because their image is `lost` or because they are
-    `expired`, `cancelled` because the one job that asked for them is over, `waiting` since that one
-    is not, or `skipped` because someone else moved them meanwhile; that is why any number of
-    these may run at once. `purged` counts dead letters past their retention. Raises Unavailable
-    where a store did not answer; a record that it was asked for in vain holds up no other.
+    Any number of workers may run this at the same time. Raises Unavailable if a store does not
+    answer; a record for which it does not answer does not delay other records. Returns counts:
+
+    - `republished`: the record's message was published again
+    - `lost`: failed, because the image is not stored
+    - `expired`: failed, because the record is older than any message in the queue
+    - `cancelled`: failed, because the only job that requested the image is over
+    - `waiting`: left to the unfinished job that requested the image
+    - `skipped`: changed by another process since the read
+    - `purged`: dead letters whose retention has ended
     """
     before = now - timedelta(seconds=policy.stale_after)
     counts: Counter[str] = Counter(dict.fromkeys(OUTCOMES, 0))
     failures: list[Unavailable] = []
-    for _ in range(PAGES):
+    for _ in range(MAX_PAGES):
         records = await backend.records.stale(before, limit)
         over = await _jobs_over(backend, records, now)
         waiting = [record for record in records if record.job and not over[_job_key(record)]]
-        # The job publishes its images again where it does not get on; until its end they are no
-        # business of ours. Marked, they make way for those behind them.
-        tries = await asyncio.gather(*(_make_way(each, backend, before) for each in waiting))
-        failures += [unavailable for unavailable in tries if unavailable is not None]
+        # The job itself publishes these again. Mark them, so that the next page has other records.
+        marks = await asyncio.gather(*(_mark(record, backend, before) for record in waiting))
+        failures += [failure for failure in marks if failure is not None]
         counts["waiting"] += len(waiting)
         for record in records:
-            if len(failures) >= FAILURES:
+            if len(failures) >= MAX_FAILURES:
                 raise failures[0]
             if record.job and not over[_job_key(record)]:
                 continue
-            # The message that was lost took its trace with it.
+            # The trace of the lost message is lost too, so this starts a new one.
             with image_context(record.key), current().new_trace("reconcile record"):
                 try:
-                    counts[await _look_after(record, backend, policy, now, before)] += 1
+                    counts[await _reconcile_record(record, backend, policy, now, before)] += 1
                 except Unavailable as unavailable:
-                    log.warning("record not looked after", reason=unavailable.detail)
+                    log.warning("record not reconciled", reason=unavailable.detail)
                     failures.append(unavailable)
         if len(records) < limit or len(waiting) < len(records):
             break
     too_old = now - timedelta(seconds=policy.dead_letter_retention)
-    counts["purged"] = await backend.dead_letters.purge(too_old, LETTERS)
+    counts["purged"] = await backend.dead_letters.purge(too_old, MAX_LETTERS)
     if any(count for outcome, count in counts.items() if outcome != "waiting"):
         log.info("reconciled", **counts)
     if failures:
@@ -81,10 +85,10 @@ async def reconcile(
     return dict(counts)
 
 
-async def purge_usage(usage: UsageStore, now: datetime, limit: int = COUNTS) -> int:
-    """Delete at most `limit` counts that are older than `USAGE_DAYS`. Returns the number deleted.
+async def purge_usage(usage: UsageStore, now: datetime, limit: int = MAX_COUNTS) -> int:
+    """Delete at most `limit` counts that are older than `USAGE_DAYS`; the number deleted.
 
-    Raises Unavailable, after which they are still there and wait for the next run.
+    Raises Unavailable: the next run deletes the remaining counts.
     """
     purged = await usage.purge(now.date() - timedelta(days=USAGE_DAYS), limit)
     if purged:
@@ -99,13 +103,14 @@ def _job_key(record: Record) -> JobKey:
 async def _jobs_over(
     backend: Backend, records: Sequence[Record], now: datetime
 ) -> dict[JobKey, bool]:
-    """Of every job that alone asked for one of these: whether nobody waits for it any more."""
+    """Whether each job that alone requested one of the records is over or deleted."""
     keys = {_job_key(record) for record in records if record.job}
     found = await backend.jobs.get_many(list(keys)) if keys else {}
     return {key: key not in found or found[key].over(now) for key in keys}
 
 
-async def _make_way(record: Record, backend: Backend, before: datetime) -> Unavailable | None:
+async def _mark(record: Record, backend: Backend, before: datetime) -> Unavailable | None:
+    """Mark the record as reconciled; the failure, if any."""
     try:
         await backend.records.change(record.key, touch(before))
     except Unavailable as unavailable:
@@ -113,19 +118,20 @@ async def _make_way(record: Record, backend: Backend, before: datetime) -> Unava
     return None
 
 
-async def _look_after(
+async def _reconcile_record(
     record: Record, backend: Backend, policy: DeliveryPolicy, now: datetime, before: datetime
 ) -> str:
+    """Publish the record's message or fail the record; which of `OUTCOMES` that is."""
     if record.job:
-        return await _end(record, backend, "cancelled", CANCELLED, before)
+        return await _fail(record, backend, "cancelled", CANCELLED, before)
     age = now - record.submitted_at
     if age > timedelta(seconds=policy.retention):
         detail = f"The image was not classified within {policy.retention:g} seconds."
-        return await _end(record, backend, "expired", RecordError("expired", detail, True), before)
+        return await _fail(record, backend, "expired", RecordError("expired", detail, True), before)
     if not await backend.blobs.exists(record.key.blob_name):
-        detail = "The upload was interrupted, or its image is gone: upload it again."
-        return await _end(record, backend, "lost", RecordError(UPLOAD_LOST, detail, True), before)
-    # The touch is the turn: of several reconcilers one wins it, and only that one publishes.
+        detail = "The upload was interrupted, or the image was deleted: upload it again."
+        return await _fail(record, backend, "lost", RecordError(UPLOAD_LOST, detail, True), before)
+    # Of several reconcilers, only the one that marks the record publishes its message.
     if await backend.records.change(record.key, touch(before)) is None:
         return "skipped"
     await publish(backend.publisher, ClassifyImage(record.key, priority=record.priority))
@@ -133,14 +139,14 @@ async def _look_after(
     return "republished"
 
 
-async def _end(
+async def _fail(
     record: Record, backend: Backend, outcome: str, error: RecordError, before: datetime
 ) -> str:
-    # Only while it still stands: an upload that found it may have moved it since.
-    of = record.job
-    end = fail_unleased(error, untouched_since=before, only_for=of)
+    """Fail the record unless it changed since the read; `outcome`, or `skipped`."""
+    # A client's request clears the record's job and leaves `updated_at`, so both are compared.
+    end = fail_unleased(error, untouched_since=before, only_for=record.job)
     if await backend.records.change(record.key, end) is None:
         return "skipped"
-    level = logging.INFO if of else logging.ERROR
+    level = logging.INFO if record.job else logging.ERROR
     log.log(level, "record ended", code=error.code, status=record.status)
     return outcome

@@ -97,8 +97,8 @@ locals {
       title = "Who is told of jobs"
       unit  = "notifications"
       lines = [
-        { filter = "${local.worker_is} AND ${local.user_metric}/webhooks_told\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_SUM", by = [], name = "webhooks" },
-        { filter = "${local.worker_is} AND ${local.user_metric}/webhooks_not_told\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_SUM", by = [], name = "webhooks, in vain" },
+        { filter = "${local.worker_is} AND ${local.user_metric}/webhooks_delivered\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_SUM", by = [], name = "webhooks" },
+        { filter = "${local.worker_is} AND ${local.user_metric}/webhooks_not_delivered\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_SUM", by = [], name = "webhooks, in vain" },
         { filter = "${local.worker_is} AND ${local.user_metric}/emails_sent\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_SUM", by = [], name = "e-mail" },
       ]
     },

@@ -9,26 +9,26 @@ locals {
     "resource.labels.service_name=\"${var.worker_service}\"",
   ])
 
-  # The other code, upload_lost, is a client that went away.
+  # The other code, upload_lost, is a client that disconnected.
   worker_expired_lines = "${local.worker_lines} AND jsonPayload.code=\"expired\""
 
   # Lines that are counted, by the metric's name. label names a field to count by.
   counted = {
-    accepted          = { lines = local.api_lines, message = "accepted", label = null, means = "Uploads whose image is stored and whose message is published" }
-    classified        = { lines = local.worker_lines, message = "classified", label = null, means = "Images that got labels" }
-    refused           = { lines = local.worker_lines, message = "image refused", label = "code", means = "Images that cannot be classified" }
-    dead_letters      = { lines = local.worker_lines, message = "dead letter", label = "code", means = "Images given up after their last delivery" }
-    unreadable        = { lines = local.worker_lines, message = "dead letter unreadable", label = null, means = "Dead letters that name no image" }
-    lease_lost        = { lines = local.worker_lines, message = "lease lost", label = null, means = "Results refused because another worker had taken over" }
-    republished       = { lines = local.worker_lines, message = "record republished", label = null, means = "Records that stood still and were published again" }
-    jobs_accepted     = { lines = local.api_lines, message = "job accepted", label = null, means = "Jobs whose images are stored" }
-    jobs_completed    = { lines = local.worker_lines, message = "job completed", label = null, means = "Jobs none of whose images is open" }
-    jobs_ended        = { lines = local.worker_lines, message = "job ended", label = "status", means = "Jobs that the worker has ended before that" }
-    jobs_cancelled    = { lines = local.api_lines, message = "job ended", label = null, means = "Jobs that their owners have cancelled" }
-    webhooks_told     = { lines = local.worker_lines, message = "webhook told", label = null, means = "Notifications that a receiver took" }
-    webhooks_not_told = { lines = local.worker_lines, message = "webhook not told", label = null, means = "Notifications that a receiver did not take" }
-    emails_sent       = { lines = local.worker_lines, message = "e-mail sent", label = null, means = "Notifications that a mail server took" }
-    expired           = { lines = local.worker_expired_lines, message = "record ended", label = null, means = "Records given up after the retention" }
+    accepted               = { lines = local.api_lines, message = "accepted", label = null, means = "Uploads whose image is stored and whose message is published" }
+    classified             = { lines = local.worker_lines, message = "classified", label = null, means = "Images that were classified" }
+    refused                = { lines = local.worker_lines, message = "image refused", label = "code", means = "Images that cannot be classified" }
+    dead_letters           = { lines = local.worker_lines, message = "dead letter", label = "code", means = "Messages that failed after their last delivery" }
+    unreadable             = { lines = local.worker_lines, message = "dead letter unreadable", label = null, means = "Dead letters that are no message of Glimpse" }
+    lease_lost             = { lines = local.worker_lines, message = "lease lost", label = null, means = "Results refused because another worker had claimed the image" }
+    republished            = { lines = local.worker_lines, message = "record republished", label = null, means = "Stale records whose message was published again" }
+    jobs_accepted          = { lines = local.api_lines, message = "job accepted", label = null, means = "Jobs whose images are stored" }
+    jobs_completed         = { lines = local.worker_lines, message = "job completed", label = null, means = "Jobs without open items" }
+    jobs_ended             = { lines = local.worker_lines, message = "job ended", label = "status", means = "Jobs that the worker ended before their completion" }
+    jobs_cancelled         = { lines = local.api_lines, message = "job ended", label = null, means = "Jobs that their owners cancelled" }
+    webhooks_delivered     = { lines = local.worker_lines, message = "webhook delivered", label = null, means = "Notifications that a receiver accepted" }
+    webhooks_not_delivered = { lines = local.worker_lines, message = "webhook not delivered", label = null, means = "Notifications that a receiver did not accept" }
+    emails_sent            = { lines = local.worker_lines, message = "e-mail sent", label = null, means = "Notifications that a mail server accepted" }
+    expired                = { lines = local.worker_expired_lines, message = "record ended", label = null, means = "Records that failed because their retention had ended" }
   }
 }
 

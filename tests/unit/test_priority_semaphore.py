@@ -6,22 +6,22 @@ from collections.abc import Sequence
 import pytest
 
 from core.domain.priority import FAIR_TURNS, Priority
-from worker.priority_semaphore import PriorityPlaces
+from worker.priority_semaphore import PrioritySemaphore
 
 HIGH, NORMAL, LOW = Priority
 
 
 async def served(arrivals: Sequence[Priority], size: int = 1) -> list[int]:
     """The order in which these, who all arrive while every place is taken, have their turns."""
-    places, order = PriorityPlaces(lambda: size), list[int]()
+    semaphore, order = PrioritySemaphore(lambda: size), list[int]()
     release = asyncio.Event()
 
     async def hold() -> None:
-        async with places.at(HIGH):
+        async with semaphore.slot(HIGH):
             await release.wait()
 
     async def enter(number: int, priority: Priority) -> None:
-        async with places.at(priority):
+        async with semaphore.slot(priority):
             order.append(number)
             await asyncio.sleep(0)
 
@@ -55,12 +55,12 @@ async def test_the_middle_moves_though_there_are_others_on_both_sides() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3])
-async def test_no_more_are_inside_than_there_are_places(size: int) -> None:
-    places, inside, most = PriorityPlaces(lambda: size), 0, 0
+async def test_no_more_are_inside_than_there_are_semaphore(size: int) -> None:
+    semaphore, inside, most = PrioritySemaphore(lambda: size), 0, 0
 
     async def enter(priority: Priority) -> None:
         nonlocal inside, most
-        async with places.at(priority):
+        async with semaphore.slot(priority):
             inside += 1
             most = max(most, inside)
             await asyncio.sleep(0)
@@ -72,11 +72,11 @@ async def test_no_more_are_inside_than_there_are_places(size: int) -> None:
 
 async def test_who_gives_up_takes_no_place_along() -> None:
     """In the line, or in the very moment in which its turn comes."""
-    places = PriorityPlaces(lambda: 1)
+    semaphore = PrioritySemaphore(lambda: 1)
     release = asyncio.Event()
 
     async def hold(priority: Priority) -> None:
-        async with places.at(priority):
+        async with semaphore.slot(priority):
             await release.wait()
 
     first, waits, handed = [asyncio.create_task(hold(each)) for each in (HIGH, LOW, NORMAL)]
@@ -86,7 +86,7 @@ async def test_who_gives_up_takes_no_place_along() -> None:
     await asyncio.gather(first, waits, return_exceptions=True)
     handed.cancel()  # it has the place by now, or is about to
     await asyncio.gather(handed, return_exceptions=True)
-    async with asyncio.timeout(5), places.at(LOW):
+    async with asyncio.timeout(5), semaphore.slot(LOW):
         pass
     # Handed over and cancelled before it runs.
     keeper = asyncio.create_task(hold(HIGH))
@@ -97,17 +97,17 @@ async def test_who_gives_up_takes_no_place_along() -> None:
     await asyncio.sleep(0)  # the keeper leaves: the place is the other's, which has not run yet
     unlucky.cancel()
     await asyncio.gather(keeper, unlucky, return_exceptions=True)
-    async with asyncio.timeout(5), places.at(LOW):
+    async with asyncio.timeout(5), semaphore.slot(LOW):
         pass
 
 
-async def test_more_are_let_in_once_there_are_more_places_and_fewer_once_there_are_fewer() -> None:
+async def test_capacity_may_change() -> None:
     size = 1
-    places, inside = PriorityPlaces(lambda: size), set[int]()
+    semaphore, inside = PrioritySemaphore(lambda: size), set[int]()
     leave = [asyncio.Event() for _ in range(8)]
 
     async def enter(number: int) -> None:
-        async with places.at(HIGH):
+        async with semaphore.slot(HIGH):
             inside.add(number)
             await leave[number].wait()
         inside.remove(number)
@@ -134,10 +134,10 @@ async def test_more_are_let_in_once_there_are_more_places_and_fewer_once_there_a
 
 async def test_who_comes_waits_behind_those_who_wait_though_a_place_is_free() -> None:
     size, order = 1, list[int]()
-    places, release = PriorityPlaces(lambda: size), asyncio.Event()
+    semaphore, release = PrioritySemaphore(lambda: size), asyncio.Event()
 
     async def enter(number: int) -> None:
-        async with places.at(HIGH):
+        async with semaphore.slot(HIGH):
             order.append(number)
             await release.wait()
 

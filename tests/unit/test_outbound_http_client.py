@@ -9,12 +9,14 @@ from contextlib import asynccontextmanager
 import pytest
 
 from core.errors import InvalidRequest
+from core.outbound import http_client
 from core.outbound.http_client import (
     LONGEST_URL,
-    NoAnswer,
+    NoResponse,
     PrivateAddress,
     PublicClient,
     PublicResolver,
+    open_public_client,
     parse_url,
 )
 from tests.support.receivers import OK, Receiver, SilentReceiver, listening, nobody, status
@@ -24,7 +26,9 @@ from tests.support.receivers import OK, Receiver, SilentReceiver, listening, nob
 async def a_client(
     seconds: float = 30.0, *, allow_private: bool = True
 ) -> AsyncIterator[PublicClient]:
-    async with PublicClient(seconds, allow_private=allow_private, user_agent="Test/1") as client:
+    async with open_public_client(
+        seconds, allow_private=allow_private, user_agent="Test/1"
+    ) as client:
         yield client
 
 
@@ -59,7 +63,7 @@ async def test_no_form_of_a_private_address_is_connected_to(host: str) -> None:
         listening(receiver.serve) as port,
         a_client(seconds=5.0, allow_private=False) as client,
     ):
-        with pytest.raises((PrivateAddress, NoAnswer)):
+        with pytest.raises((PrivateAddress, NoResponse)):
             await client.post(f"https://{host}:{port}/", b"{}", {})
     assert receiver.connections == 0
 
@@ -77,16 +81,26 @@ async def test_what_cannot_be_resolved_now_passes_the_check_and_gets_no_answer()
     await resolver.check("https://no-such-host.invalid/hook", 5)
     await resolver.close()
     async with a_client(seconds=5.0, allow_private=False) as client:
-        with pytest.raises(NoAnswer):
+        with pytest.raises(NoResponse):
             await client.post("https://no-such-host.invalid/hook", b"{}", {})
 
 
-async def test_the_socket_itself_is_refused_where_a_check_before_it_was_got_around() -> None:
-    async with a_client(allow_private=False) as client:
-        for address, family in (("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)):
-            with pytest.raises(PrivateAddress):
-                client._socket((family, socket.SOCK_STREAM, 6, "", (address, 443)))
-        client._socket((socket.AF_INET, socket.SOCK_STREAM, 6, "", ("8.8.8.8", 443))).close()
+class PermissiveResolver(PublicResolver):
+    """Accepts every address, as a resolver with an error would."""
+
+    def __init__(self, *, allow_private: bool) -> None:
+        super().__init__(allow_private=True)
+
+
+async def test_socket_is_refused_for_a_private_address_that_the_resolver_accepts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_client, "PublicResolver", PermissiveResolver)
+    receiver = Receiver()
+    async with listening(receiver.serve) as port, a_client(allow_private=False) as client:
+        with pytest.raises(PrivateAddress):
+            await client.post(f"https://localhost:{port}/", b"{}", {})
+    assert receiver.connections == 0
 
 
 async def test_a_resolver_gives_the_addresses_that_it_checked() -> None:
@@ -104,11 +118,11 @@ async def test_a_resolver_gives_the_addresses_that_it_checked() -> None:
 @pytest.mark.parametrize(
     ("url", "why"),
     [
-        ("", "begins"),
-        ("example.com", "begins"),
-        ("http://example.com/", "begins with https://"),
-        ("ftp://example.com/", "begins"),
-        ("file:///etc/passwd", "begins"),
+        ("", "must begin"),
+        ("example.com", "must begin"),
+        ("http://example.com/", "must begin with https://"),
+        ("ftp://example.com/", "must begin"),
+        ("file:///etc/passwd", "must begin"),
         ("https://", "URL"),
         ("https:///path", "URL|host"),
         ("https://user@example.com/", "user"),
@@ -121,8 +135,8 @@ async def test_a_resolver_gives_the_addresses_that_it_checked() -> None:
         ("https://example.com/a b", "space"),
         ("https://example.com/\r\nX: y", "space|control"),
         ("https://[::1/", "URL"),
-        *((f"https://{host}/", "in full") for host in ("127.1", "2130706433", "0x7f000001")),
-        *((f"https://{host}/", "in full") for host in ("0177.1", "1.2.3.4.5", "0x7f.1")),
+        *((f"https://{host}/", "abbreviated") for host in ("127.1", "2130706433", "0x7f000001")),
+        *((f"https://{host}/", "abbreviated") for host in ("0177.1", "1.2.3.4.5", "0x7f.1")),
         ("https://example.com/" + "a" * LONGEST_URL, "characters"),
     ],
 )
@@ -179,7 +193,7 @@ async def test_cookies_are_not_kept_and_connections_neither() -> None:
 
 async def test_a_silent_receiver_is_given_up() -> None:
     async with listening(SilentReceiver().serve) as port, a_client(seconds=0.2) as client:
-        with pytest.raises(NoAnswer, match=r"no answer within 0\.2 s"):
+        with pytest.raises(NoResponse, match=r"no answer within 0\.2 s"):
             await client.post(f"http://127.0.0.1:{port}/", b"{}", {})
 
 
@@ -192,7 +206,7 @@ async def test_a_receiver_that_drips_its_head_is_given_up_too() -> None:
             await asyncio.sleep(0.02)
 
     async with listening(dripping) as port, a_client(seconds=0.3) as client:
-        with pytest.raises(NoAnswer):
+        with pytest.raises(NoResponse):
             await client.post(f"http://127.0.0.1:{port}/", b"{}", {})
 
 
@@ -226,7 +240,7 @@ async def test_nobody_there_and_no_http_are_no_answer() -> None:
     async with listening(rude) as port, a_client() as client:
         with nobody() as unused:
             for where in (port, unused):
-                with pytest.raises(NoAnswer):
+                with pytest.raises(NoResponse):
                     await client.post(f"http://127.0.0.1:{where}/", b"{}", {})
-        with pytest.raises(NoAnswer, match="TLS"):
+        with pytest.raises(NoResponse, match="TLS"):
             await client.post(f"https://127.0.0.1:{port}/", b"{}", {})

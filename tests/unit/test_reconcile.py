@@ -19,7 +19,7 @@ from core.settings import Settings
 from tests.support.pictures import picture
 from tests.support.records import claimed
 from tests.support.worker import RunningWorker, running_worker, settings_in
-from worker.tasks.reconcile import FAILURES, OUTCOMES, reconcile
+from worker.tasks.reconcile import MAX_FAILURES, OUTCOMES, reconcile
 
 
 class Now:
@@ -211,7 +211,7 @@ async def test_images_that_cannot_be_looked_for_hold_up_nothing_else(
     worker: RunningWorker, settings: Settings, now: Now
 ) -> None:
     buried = await worker.submit(picture(0))
-    await worker.bury(buried)
+    await worker.dead_letter(buried)
     now.pass_(settings.dead_letter_retention_seconds)
     keys = list[RecordKey]()  # the oldest first
     for seed in range(1, 20):
@@ -226,16 +226,16 @@ async def test_images_that_cannot_be_looked_for_hold_up_nothing_else(
         with pytest.raises(Unavailable):
             await reconcile(replace(worker.backend, blobs=blobs), settings.delivery, now())
 
-    await sweep(FAILURES)  # so many that it is the store which does not answer
+    await sweep(MAX_FAILURES)  # so many that it is the store which does not answer
     assert (published(settings), len(await worker.letters())) == (before, 1)
-    await sweep(FAILURES - 1)
-    assert published(settings) == before + len(keys) - FAILURES + 1
+    await sweep(MAX_FAILURES - 1)
+    assert published(settings) == before + len(keys) - MAX_FAILURES + 1
     assert await worker.letters() == []
 
 
 async def test_old_dead_letters_are_purged(worker: RunningWorker, now: Now) -> None:
     key = await worker.submit()
-    await worker.bury(key)
+    await worker.dead_letter(key)
     now.pass_(30 * 24 * 3600 - 1)
     assert (await swept(worker))["purged"] == 0
     now.pass_(2)
