@@ -35,7 +35,7 @@ from app.model import check_model, read_model
 from app.openapi import DESCRIPTION, TAGS, install_documentation
 from app.services import Services
 from app.streams.registry import STREAM_SECONDS, StreamRegistry
-from app.uploads.limiter import UploadSlots, upload_limits
+from app.uploads.limiter import UploadLimiter, upload_limits
 from app.webhooks import routes as webhook_routes
 from app.webhooks.service import Webhooks
 from core.backends import BackendOpener, open_backend
@@ -182,7 +182,7 @@ async def _open_services(
             images=ImageService(settings, backend, bundle.identity, metrics, clock),
             jobs=JobService(settings, backend, bundle.identity, metrics, clock),
             webhooks=Webhooks(backend, resolver, clock),
-            uploads=UploadSlots(upload_limits(settings)),
+            uploads=UploadLimiter(upload_limits(settings)),
             streams=streams,
             image_poller=streams.poller(
                 "images",

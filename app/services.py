@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from app.jobs.events import JobPoller
     from app.jobs.service import JobService
     from app.streams.registry import StreamRegistry
-    from app.uploads.limiter import UploadSlots
+    from app.uploads.limiter import UploadLimiter
     from app.webhooks.service import Webhooks
     from core.backends import Backend
     from core.bundles.bundle import Bundle
@@ -41,7 +41,7 @@ class Services:
     images: ImageService
     jobs: JobService
     webhooks: Webhooks
-    uploads: UploadSlots
+    uploads: UploadLimiter
     streams: StreamRegistry
     image_poller: ImagePoller
     job_poller: JobPoller

@@ -1,11 +1,10 @@
-"""A batch that came as a zip: kept aside while it arrives, then read entry by entry.
+"""A batch as a zip: written to a temporary file while it arrives, then read entry by entry.
 
-Whatever the archive says of itself: each entry is read up to the largest image and no further, and
-all of them together up to the largest batch.
+The archive's own numbers are not trusted: each entry is read up to the largest image, and all of
+them together up to the largest batch.
 """
 
 import asyncio
-import hashlib
 import os
 import tempfile
 import zipfile
@@ -18,9 +17,9 @@ from typing import IO, TypeVar
 import structlog
 from starlette.requests import Request
 
-from app.batches.form import Take, read_body
-from app.batches.limits import BatchImage, BatchLimits, display_name, empty, too_many_bytes
-from app.uploads.image_upload import too_large
+from app.batches.form import Store
+from app.batches.item import BatchItem, display_name
+from app.batches.limits import BatchLimits
 from app.uploads.limiter import UploadSlot
 from core.domain.jobs import check_count
 from core.errors import InvalidImage, MalformedBody, Unavailable, overloaded
@@ -30,136 +29,124 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 MEDIA_TYPES = ("application/zip", "application/x-zip-compressed")
-AT_ONCE = 4  # archives that one process keeps aside at once
-PIECE = 1024 * 1024  # bytes written at once
-STEP = 256 * 1024  # bytes unpacked at once
+AT_ONCE = 4  # archives that one process spools
+WRITE_BYTES = 1024 * 1024  # written at once
+UNPACK_BYTES = 256 * 1024  # unpacked at once
 # A directory of 1,000 images takes 200 kB; Python needs ten times the memory for what it reads.
 MAX_DIRECTORY = 1024 * 1024
-# The others need memory as the archive says: an LZMA dictionary may have four gigabytes.
+# Others take the memory that the archive asks for: an LZMA dictionary may have four gigabytes.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENCRYPTED = 0x1
 
 
 class ZipSpool:
-    """Where one process keeps the archives it is reading. Used on its event loop alone."""
+    """The folder in which one process keeps archives while it reads them.
+
+    Only its event loop may use it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._kept = 0
+        self._archives = 0
 
     @contextmanager
     def room(self) -> Iterator[None]:
-        """Raises Overloaded where as many are kept as may be."""
-        if self._kept >= AT_ONCE:
+        """Raises Overloaded if the folder has as many archives as it may."""
+        if self._archives >= AT_ONCE:
             raise overloaded()
-        self._kept += 1
+        self._archives += 1
         try:
             yield
         finally:
-            self._kept -= 1
+            self._archives -= 1
 
     def open(self) -> IO[bytes]:
-        """A file without a name: a process that dies leaves nothing. Blocks; raises OSError."""
+        """A file without a name: a killed process leaves nothing. Blocks. Raises OSError."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return tempfile.TemporaryFile(dir=self._folder)
 
 
 async def read_zip(
-    request: Request, slot: UploadSlot, limits: BatchLimits, spool: ZipSpool, take: Take
+    request: Request, slot: UploadSlot, limits: BatchLimits, spool: ZipSpool, store: Store
 ) -> None:
-    """Hand each image of a zip to `take`, in the order of its directory.
+    """Pass each image of the zip to `store`, in the order of its directory.
 
-    `take` owns the bytes, which `slot` holds, and lets them go. Raises MalformedBody,
-    BatchTooLarge, Overloaded, UploadTooSlow, Unavailable, and ClientDisconnect.
+    Raises MalformedBody, BatchTooLarge, Overloaded, Unavailable, and what `UploadSlot.read` raises.
     """
     with spool.room():
-        with slot.paused():
-            file = await _blocking(spool.open)
+        file = await _in_thread(spool.open)
         try:
-            await _keep(request, slot, limits, file)
-            entries = await _blocking(partial(ZipEntries, file, limits))
-            for entry in entries.wanted:
-                image = await _blocking(partial(entries.read, entry))
-                slot.keep(len(image.data))
-                await take(image)
+            await _write_body(request, slot, limits, file)
+            entries = await _in_thread(partial(ZipEntries, file, limits))
+            for entry in entries.images:
+                item = await _in_thread(partial(entries.read, entry))
+                slot.reserve(len(item.data))
+                await store(item)
         finally:
             await asyncio.to_thread(file.close)
 
 
-async def _keep(request: Request, slot: UploadSlot, limits: BatchLimits, file: IO[bytes]) -> None:
-    piece = bytearray()
+async def _write_body(
+    request: Request, slot: UploadSlot, limits: BatchLimits, file: IO[bytes]
+) -> None:
+    unwritten = bytearray()
 
     async def write() -> None:
-        with slot.paused():
-            await _blocking(partial(file.write, piece))
-        slot.let_go(len(piece))
-        piece.clear()
+        await _in_thread(partial(file.write, unwritten))
+        slot.release(len(unwritten))
+        unwritten.clear()
 
-    async def feed(chunk: bytes) -> None:
-        piece.extend(chunk)
-        if len(piece) >= PIECE:
+    body = slot.read(request, limits.max_bytes, limits.too_large, buffered=limits.max_image_bytes)
+    async for chunk in body:
+        unwritten += chunk
+        if len(unwritten) >= WRITE_BYTES:
             await write()
-
-    await read_body(request, slot, limits, feed)
     await write()
 
 
 class ZipEntries:
-    """An archive's images. Everything here blocks."""
+    """The images of an archive. Every method blocks."""
 
     def __init__(self, file: IO[bytes], limits: BatchLimits) -> None:
-        """Raises MalformedBody, and BatchTooLarge where it holds more than a batch may."""
+        """Raises MalformedBody, and BatchTooLarge if the archive has more than a batch may."""
         self._limits = limits
         try:
-            self._archive = zipfile.ZipFile(_Bounded(file))
+            self._archive = zipfile.ZipFile(_BoundedFile(file))
         except OSError:
             raise
         except Exception as error:
             raise MalformedBody("The body is not a zip that can be read.") from error
         infos = self._archive.infolist()
-        self.wanted = [info for info in infos if not _skipped(info)]
-        check_count(len(self.wanted), limits.items)
-        # Entries that share their bytes are how little becomes a lot.
+        self.images = [info for info in infos if not _skipped(info)]
+        check_count(len(self.images), limits.max_items)
+        # Overlapping entries are how a small archive unpacks to a large one.
         if sum(info.compress_size for info in infos) > file.seek(0, os.SEEK_END):
             raise MalformedBody("The zip's entries overlap.")
-        # `zipfile` unpacks no more of an entry than it claims; if that is too little, it is broken.
-        most = limits.image_bytes + STEP
-        if sum(min(info.file_size, most) for info in self.wanted) > limits.bytes_:
-            raise too_many_bytes(limits)
+        # `zipfile` unpacks no more of an entry than the directory says.
+        most = limits.max_image_bytes + UNPACK_BYTES
+        if sum(min(info.file_size, most) for info in self.images) > limits.max_bytes:
+            raise limits.too_large()
 
-    def read(self, info: zipfile.ZipInfo) -> BatchImage:
-        """One image, or why there is none."""
-        image = BatchImage(display_name(info.filename))
+    def read(self, info: zipfile.ZipInfo) -> BatchItem:
+        """The entry's image, or an item with an error. Raises OSError."""
+        item = BatchItem.empty(display_name(info.filename), self._limits.max_image_bytes)
         if info.flag_bits & _ENCRYPTED:
-            image.error = InvalidImage("The zip's entry is encrypted.")
-            return image
+            return item.fail(InvalidImage("The zip's entry is encrypted."))
         if info.compress_type not in _METHODS:
-            image.error = InvalidImage("The zip's entry is neither stored nor deflated.")
-            return image
-        digest = hashlib.sha256()
+            return item.fail(InvalidImage("The zip's entry is neither stored nor deflated."))
         try:
             with self._archive.open(info) as entry:
-                while image.error is None and (part := entry.read(STEP)):
-                    if len(image.data) + len(part) > self._limits.image_bytes:
-                        image.error = too_large(self._limits.image_bytes)
-                    else:
-                        image.data += part
-                        digest.update(part)
+                while (part := entry.read(UNPACK_BYTES)) and item.add(part):
+                    pass
         except OSError:
             raise
-        except Exception:  # noqa: BLE001 - a broken entry makes it raise anything
-            image.error = InvalidImage("The zip's entry is broken.")
-        if image.error is not None:
-            image.data = bytearray()
-        elif image.data:
-            image.image_hash = digest.hexdigest()
-        else:
-            image.error = empty()
-        return image
+        except Exception:  # noqa: BLE001 - a damaged entry makes zipfile raise anything
+            return item.fail(InvalidImage("The zip's entry is damaged."))
+        return item.finish()
 
 
-class _Bounded:
-    """A file for `zipfile`, which would go and read as far as the archive tells it to."""
+class _BoundedFile:
+    """A file for `zipfile`, which would read as far as the archive's own numbers say."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -168,12 +155,12 @@ class _Bounded:
     def read(self, size: int = -1) -> bytes:
         if size > MAX_DIRECTORY:
             raise zipfile.BadZipFile("the directory is too large")
-        # What is read to its end lies behind the directory, and the format bounds it.
+        # Without a size, `zipfile` reads the end of the archive, which the format bounds.
         return self._file.read(size if size >= 0 else MAX_DIRECTORY)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         if whence == os.SEEK_SET and not 0 <= offset <= self._size:
-            raise zipfile.BadZipFile("something is said to lie outside of the archive")
+            raise zipfile.BadZipFile("an offset is outside of the archive")
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
@@ -184,9 +171,9 @@ class _Bounded:
 
 
 def _skipped(info: zipfile.ZipInfo) -> bool:
-    """Folders, and what systems leave in archives: nobody means these as images."""
-    # Not `is_dir`, which Python 3.11 cannot say of an entry without a name. And what Windows
-    # PowerShell packs has backslashes.
+    """Whether the entry is a folder, or a file that an operating system adds to archives."""
+    # Not `is_dir`, which Python 3.11 cannot answer for an entry without a name. Windows PowerShell
+    # writes backslashes.
     *folders, name = info.filename.replace("\\", "/").split("/")
     return bool(folders and not name) or any(_hidden(part) for part in (*folders, name))
 
@@ -195,9 +182,9 @@ def _hidden(part: str) -> bool:
     return part == "__MACOSX" or (part.startswith(".") and part not in (".", ".."))
 
 
-async def _blocking(work: Callable[[], T]) -> T:
+async def _in_thread(work: Callable[[], T]) -> T:
     try:
         return await asyncio.to_thread(work)
     except OSError as error:
-        log.error("the batch cannot be kept", reason=f"{type(error).__name__}: {error.strerror}")
-        raise Unavailable("There is no room to keep the batch while it is read.") from error
+        log.error("batch not spooled", reason=f"{type(error).__name__}: {error.strerror}")
+        raise Unavailable("The service cannot keep the batch while it reads it.") from error

@@ -1,4 +1,4 @@
-"""A batch's JSON document: which images by their hashes, and how the job is to be run."""
+"""The JSON document of a batch: the images by their hashes, and the options of the job."""
 
 import json
 from typing import Annotated, Any, Self
@@ -26,7 +26,7 @@ _HASH = {"type": "string", "pattern": f"^{IMAGE_HASH.pattern}$"}
 _ENTRIES = {
     "type": "array",
     "maxItems": MAX_JOB_ITEMS,
-    "description": "SHA-256 of images that the service has, or that come with this request",
+    "description": "SHA-256 of images that the service has, or that this request contains",
     "items": {
         "oneOf": [
             _HASH,
@@ -38,7 +38,7 @@ _ENTRIES = {
                     "image_hash": _HASH,
                     "metadata": {
                         "type": "object",
-                        "description": "Comes back with the result; at most 2 KiB",
+                        "description": "Returned with the result; at most 2 KiB",
                     },
                 },
             },
@@ -48,7 +48,7 @@ _ENTRIES = {
 
 
 class BatchEntry(BaseModel):
-    """An image that the service has, or that comes with this request."""
+    """An image that the service has, or that this request contains."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -57,30 +57,32 @@ class BatchEntry(BaseModel):
 
     @field_validator("metadata")
     @classmethod
-    def _small(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _check_size(cls, value: dict[str, Any]) -> dict[str, Any]:
         if _size(value) > MAX_METADATA_BYTES:
             raise ValueError(f"is larger than {MAX_METADATA_BYTES} bytes")
         return value
 
 
 class BatchManifest(BaseModel):
-    """What a batch is made of. Its options may be query parameters instead."""
+    """The images and options of a batch. Query parameters may set the options instead."""
 
     model_config = ConfigDict(extra="forbid")
 
     image_hashes: Annotated[list[BatchEntry], WithJsonSchema(_ENTRIES)] = []
     gs_prefix: Annotated[
         str | None,
-        Field(description="`gs://bucket/prefix`: all images there, of a bucket that is allowed"),
+        Field(description="`gs://bucket/prefix`: all images there, if the bucket is allowed"),
     ] = None
-    priority: Annotated[Priority | None, Field(description="`normal`, if nobody says")] = None
-    not_before: Annotated[str | None, Field(description="When it may begin (RFC 3339)")] = None
-    notify_email: Annotated[str | None, Field(description="Who is told of its end")] = None
+    priority: Annotated[Priority | None, Field(description="`normal` by default")] = None
+    not_before: Annotated[str | None, Field(description="The earliest start (RFC 3339)")] = None
+    notify_email: Annotated[
+        str | None, Field(description="The address that is notified when the job ends")
+    ] = None
 
     @field_validator("image_hashes", mode="before")
     @classmethod
     def _entries(cls, value: object) -> object:
-        """Bare hashes as entries: a mistake is then named once, and not for either form."""
+        """Turn bare hashes into entries, so that an error is reported once, not for both forms."""
         if not isinstance(value, list):
             return value
         check_count(len(value), MAX_JOB_ITEMS)
@@ -88,13 +90,13 @@ class BatchManifest(BaseModel):
 
     @field_validator("gs_prefix")
     @classmethod
-    def _prefix(cls, value: str | None) -> str | None:
+    def _check_prefix(cls, value: str | None) -> str | None:
         if value is not None:
             ObjectPrefix.parse(value)
         return value
 
     @model_validator(mode="after")
-    def _small(self) -> Self:
+    def _check_metadata(self) -> Self:
         size = sum(_size(entry.metadata) for entry in self.image_hashes if entry.metadata)
         if size > MAX_ALL_METADATA_BYTES:
             raise ValueError(
@@ -104,11 +106,11 @@ class BatchManifest(BaseModel):
 
 
 def parse_manifest(body: bytes) -> BatchManifest:
-    """Raises InvalidRequest that says what is wrong, and BatchTooLarge."""
+    """Raises InvalidRequest, which names the fields, and BatchTooLarge."""
     return parse_json(body, BatchManifest)
 
 
 def _size(metadata: dict[str, Any]) -> int:
-    """In bytes, as it is kept. Raises ValueError for what JSON has no form for, as NaN."""
+    """The bytes of the compact JSON that is stored. Raises ValueError for NaN and infinity."""
     text = json.dumps(metadata, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return len(text.encode())

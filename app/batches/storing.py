@@ -1,94 +1,94 @@
-"""Checks and stores a batch's images while the next ones arrive, a few at a time."""
+"""Checks and stores the images of a batch while the next ones arrive, a few at a time."""
 
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
 
-from app.batches.limits import BatchImage
+from app.batches.item import BatchItem
 from app.uploads.limiter import UploadSlot
 from core.errors import GlimpseError, Unavailable
 
 AT_ONCE = 8
-PAUSES = (0.2, 0.8, 2.0)  # seconds at most before an image that met a fault is stored again
+# Longest pauses in seconds before the storage of an image is tried again.
+PAUSES = (0.2, 0.8, 2.0)
 
-Store = Callable[[BatchImage], Awaitable[None]]
 
+class BatchStorer:
+    """Passes each image to `put`, and releases its bytes afterwards. Equal images are stored once.
 
-class Intake:
-    """Hands each image to `store`, and lets go of its bytes once that has returned.
-
-    While `AT_ONCE` images, or more than `most_bytes` of them, are being stored, the sender waits.
-    What `store` raises ends the batch, except where it is about the image: that is the image's
-    `error`. Where it is Unavailable that is tried a few times. Equal images are stored once.
+    While `AT_ONCE` images, or more than `max_bytes` of them, are being stored, `store` waits.
+    A refusal by `put` is the item's error. Unavailable is retried, and then ends the batch.
     """
 
-    def __init__(self, store: Store, slot: UploadSlot, most_bytes: int) -> None:
-        self.images: list[BatchImage] = []  # in the order of their arrival
-        self._store = store
+    def __init__(
+        self, put: Callable[[BatchItem], Awaitable[None]], slot: UploadSlot, max_bytes: int
+    ) -> None:
+        self._put = put
         self._slot = slot
-        self._most_bytes = most_bytes
-        self._bytes = 0
-        self._first: dict[str, BatchImage] = {}
+        self._max_bytes = max_bytes
+        self._bytes = 0  # being stored
+        self._items: list[BatchItem] = []  # in the order of their arrival
+        self._by_hash: dict[str, BatchItem] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def take(self, image: BatchImage) -> None:
-        """Raises what an image before has met."""
-        self.images.append(image)
-        if image.error is not None:
+    async def store(self, item: BatchItem) -> None:
+        """Begin to store an item. Raises the failure of an earlier one."""
+        self._items.append(item)
+        self._slot.image_sizes.append(len(item.data))
+        if item.error is not None:
             return
-        if image.image_hash in self._first:
-            self._let_go(image)
+        if item.image_hash in self._by_hash:
+            self._release(item)
             return
-        self._first[image.image_hash] = image
-        self._bytes += len(image.data)
-        self._tasks.add(asyncio.create_task(self._stored(image)))
-        while len(self._tasks) >= AT_ONCE or self._bytes > self._most_bytes:
-            with self._slot.paused():
-                await self._some()
+        self._by_hash[item.image_hash] = item
+        self._bytes += len(item.data)
+        self._tasks.add(asyncio.create_task(self._store(item)))
+        while len(self._tasks) >= AT_ONCE or self._bytes > self._max_bytes:
+            await self._wait_for_one()
 
-    async def finish(self) -> list[BatchImage]:
-        """All of them, stored or with an error. Raises what one has met."""
+    async def finish(self) -> list[BatchItem]:
+        """All items, each stored or with an error. Raises the failure of one."""
         while self._tasks:
-            await self._some()
-        for image in self.images:
-            if image.image_hash:
-                image.error = self._first[image.image_hash].error
-        return self.images
+            await self._wait_for_one()
+        for item in self._items:
+            if item.image_hash:
+                item.error = self._by_hash[item.image_hash].error
+        return self._items
 
     async def close(self) -> None:
-        """End what is under way."""
+        """Cancel what is not finished."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _some(self) -> None:
+    async def _wait_for_one(self) -> None:
         done, self._tasks = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-        # Of several that failed at once all are heard, and the first is told.
+        # Every exception is retrieved, or asyncio would log it; the first is raised.
         failures = [failure for task in done if (failure := task.exception())]
         if failures:
             raise failures[0]
 
-    async def _stored(self, image: BatchImage) -> None:
-        size = len(image.data)
+    async def _store(self, item: BatchItem) -> None:
+        size = len(item.data)
         try:
-            await self._persistently(image)
+            await self._put_with_retries(item)
         except GlimpseError as error:
             if error.status >= 500:
                 raise
-            image.error = error
+            item.error = error
         finally:
             self._bytes -= size
-            self._let_go(image)
+            self._release(item)
 
-    async def _persistently(self, image: BatchImage) -> None:
-        """Of a thousand images one may meet a fault: all would have to be sent again for it."""
+    async def _put_with_retries(self, item: BatchItem) -> None:
+        """Without retries, one fault among a thousand images would refuse the whole batch."""
         for pause in PAUSES:
             try:
-                return await self._store(image)
+                return await self._put(item)
             except Unavailable:
                 await asyncio.sleep(random.uniform(0.5, 1.0) * pause)
-        return await self._store(image)
+        return await self._put(item)
 
-    def _let_go(self, image: BatchImage) -> None:
-        self._slot.let_go(len(image.data))
-        image.data = bytearray()
+    def _release(self, item: BatchItem) -> None:
+        self._slot.release(len(item.data))
+        item.discard()

@@ -51,7 +51,7 @@ async def upload(request: Request, principal: Principal) -> Response:
     began = time.perf_counter()
     services = services_of(request)
     wait = _wait(request)
-    with services.uploads.take() as slot:
+    with services.uploads.slot() as slot:
         image = await read_upload(request, services.settings.max_image_bytes, slot)
         size = len(image.data)
         count_image(request, principal, size)

@@ -66,7 +66,7 @@ async def _upload(request: Request, principal: Principal, wait: float) -> Respon
     began = time.perf_counter()
     services = services_of(request)
     limit = services.settings.max_image_bytes
-    with services.uploads.take() as slot:
+    with services.uploads.slot() as slot:
         upload = await read_upload(request, limit, slot, form_only=True)
         size = len(upload.data)
         count_image(request, principal, size)

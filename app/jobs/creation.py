@@ -1,8 +1,8 @@
-"""From a batch to a job: the promise behind its 202.
+"""Creates a job from a batch: what the 202 of a job promises.
 
-job -> items -> records -> seal -> publish. Everything may be repeated: whoever creates a job under
-the same Idempotency-Key goes on where a crash has stopped, and a job that was never sealed is
-deleted by the scheduler. Its images are stored before.
+The steps are job, items, records, seal, publish. Each can be repeated: a request with the same
+Idempotency-Key continues where a crash stopped, and the scheduler deletes a job that is not sealed.
+The images are stored before.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from functools import partial
 
 import structlog
 
-from app.batches.limits import BatchImage
+from app.batches.item import BatchItem
 from app.batches.reader import Batch
 from app.images.lookup import look_up
 from app.images.submission import untouched
@@ -35,94 +35,80 @@ from core.services.publishing import publish
 
 log = structlog.get_logger(__name__)
 
-AT_ONCE = 16  # records that are written at once
+AT_ONCE = 16  # records that are written concurrently
+ATTEMPTS = 4  # to change a record that others change concurrently
 DEFAULT_DELIVERY = DeliveryPolicy()
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """An image that a job shall have, or why it has none."""
-
-    image_hash: str
-    name: str = ""
-    metadata: Mapping[str, object] = field(default_factory=dict)
-    error: GlimpseError | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class JobOrder:
-    """What a client asks for: `images`, and after them what was `fetched` from `gs_prefix`."""
+    """The job that a client requests: `items`, and after them `imported` from `gs_prefix`."""
 
     principal: Principal
     model: str
-    images: Sequence[Wanted]
+    items: Sequence[BatchItem]
     options: JobOptions
     gs_prefix: str = ""
-    fetched: Sequence[Wanted] = ()
+    imported: Sequence[BatchItem] = ()
 
     def __post_init__(self) -> None:
-        """Raises InvalidRequest where there are no images, BatchTooLarge where too many."""
-        if not self.images and not self.gs_prefix:
+        """Raises InvalidRequest if there are no images, and BatchTooLarge if there are too many."""
+        if not self.items and not self.gs_prefix:
             raise InvalidRequest("The batch has no images.")
-        check_count(len(self.images) + len(self.fetched), MAX_JOB_ITEMS)
+        check_count(len(self.items) + len(self.imported), MAX_JOB_ITEMS)
 
     @property
-    def all_images(self) -> Sequence[Wanted]:
-        return [*self.images, *self.fetched]
+    def all_items(self) -> Sequence[BatchItem]:
+        return [*self.items, *self.imported]
 
     @property
-    def said(self) -> str:
-        """Of what the client has said; nothing that we know ourselves, so that it never changes."""
+    def request_digest(self) -> str:
+        """Depends on what the client sent, and on nothing that the service knows."""
         options = self.options
-        said: list[object] = [
-            _contents(self.images),
+        sent: list[object] = [
+            _contents(self.items),
             options.priority,
             options.not_before and rfc3339(options.not_before),
             options.notify_email,
             options.cancel_after and options.cancel_after.total_seconds(),
         ]
         if self.gs_prefix:
-            said.append(self.gs_prefix)
-        return _digest(said)
+            sent.append(self.gs_prefix)
+        return _digest(sent)
 
     @property
     def fingerprint(self) -> str:
-        """`said`, and behind a dot what was fetched, which is the bucket's and may change."""
+        """`request_digest`, and after a dot a digest of the imported objects, which may change."""
         if not self.gs_prefix:
-            return self.said
-        names = [each.name for each in self.fetched]
-        return f"{self.said}.{_digest([_contents(self.fetched), names])}"
+            return self.request_digest
+        names = [item.name for item in self.imported]
+        return f"{self.request_digest}.{_digest([_contents(self.imported), names])}"
 
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """A job, and by their hashes the images that it was created for, with the record of each.
+    """A job, and the images that it was created for by their hashes.
 
-    As that was before. No images where the job was there already, and none that are not stored.
+    Each image has the record that it had before. There are none if the job existed already, and
+    none for images that are not stored.
     """
 
     job: Job
     images: Mapping[str, Record | None] = field(default_factory=dict)
 
 
-def wanted_images(batch: Batch) -> list[Wanted]:
-    """What the manifest lists, in its order, then what came with the request and is not listed."""
-    came = {image.image_hash: image for image in reversed(batch.images) if image.image_hash}
-    listed: list[Wanted] = []
+def all_items(batch: Batch) -> list[BatchItem]:
+    """The images that the manifest lists, in its order, then those that only the request has."""
+    sent = {item.image_hash: item for item in reversed(batch.items) if item.image_hash}
+    listed: list[BatchItem] = []
     for entry in batch.manifest.image_hashes:
-        image = came.get(entry.image_hash)
-        name, error = ("", None) if image is None else (image.name, image.error)
-        listed.append(Wanted(entry.image_hash, name, entry.metadata, error))
-    hashes = {each.image_hash for each in listed}
-    others = (each for each in batch.images if each.image_hash not in hashes)
-    return [*listed, *as_wanted(others)]
+        item = sent.get(entry.image_hash, BatchItem())
+        listed.append(BatchItem(item.name, entry.image_hash, entry.metadata, item.error))
+    hashes = {item.image_hash for item in listed}
+    return [*listed, *(item for item in batch.items if item.image_hash not in hashes)]
 
 
-def as_wanted(images: Iterable[BatchImage]) -> list[Wanted]:
-    return [Wanted(each.image_hash, each.name, error=each.error) for each in images]
-
-
-class JobCreation:
+class JobCreator:
     """Creates the jobs of one process."""
 
     def __init__(
@@ -138,9 +124,9 @@ class JobCreation:
         self._delivery = delivery
 
     async def create(self, order: JobOrder) -> Created:
-        """The job, sealed: it will run, whatever becomes of this process.
+        """The job, sealed: it will run even if this process ends now.
 
-        Raises IdempotencyKeyReused, and Unavailable, after which the same request goes on.
+        Raises IdempotencyKeyReused, and Unavailable, after which the same request continues.
         """
         now, options = self._clock(), order.options
         key = JobKey(order.principal.tenant, _job_id(order))
@@ -148,93 +134,95 @@ class JobCreation:
             key,
             order.principal.key_id,
             order.model,
-            len(order.all_images),
+            len(order.all_items),
             now,
             priority=options.priority or Priority.NORMAL,
             fingerprint=order.fingerprint,
-            not_before=_ahead(options.not_before, now),
+            not_before=_if_future(options.not_before, now),
             deadline=None if options.cancel_after is None else now + options.cancel_after,
             notify_email=options.notify_email,
             policy=self._policy,
         )
-        if not await self._backend.jobs.create(job):
-            there = await self._backend.jobs.get(key)
-            if there is None:
-                raise Unavailable("The job is being deleted; try again.")
-            _check_said(there, order)
-            if there.sealed:
-                return Created(there)
-            if there.status.terminal:
-                raise Unavailable("The job is being deleted; try again.")
-            if there.fingerprint != job.fingerprint:
-                # Its items are of what was there then.
-                raise IdempotencyKeyReused(
-                    "What gs_prefix names has changed since this Idempotency-Key began a job; "
-                    "use a new one.",
-                    extra={"job_id": key.id},
-                )
-            job = there  # somebody has not finished that, or is just about it
-            before = await self._backend.jobs.items(key, MAX_JOB_ITEMS)
-            return await self._fill(job, order, before)
-        return await self._fill(job, order)
+        if await self._backend.jobs.create(job):
+            return await self._complete(job, order)
+        existing = await self._backend.jobs.get(key)
+        if existing is None:
+            raise Unavailable("The job is being deleted. Try again.")
+        _check_request(existing, order)
+        if existing.sealed:
+            return Created(existing)
+        if existing.status.terminal:
+            raise Unavailable("The job is being deleted. Try again.")
+        if existing.fingerprint != job.fingerprint:
+            # Its items are the objects of that time.
+            raise IdempotencyKeyReused(
+                "The objects of gs_prefix have changed since this Idempotency-Key began a job. "
+                "Use a new key.",
+                extra={"job_id": key.id},
+            )
+        # Another request was interrupted, or is about to seal the job.
+        items = await self._backend.jobs.items(key, MAX_JOB_ITEMS)
+        return await self._complete(existing, order, items)
 
-    async def created_before(self, order: JobOrder) -> Job | None:
-        """The job, sealed, that the same words under the same Idempotency-Key have created.
+    async def find_created(self, order: JobOrder) -> Job | None:
+        """The sealed job that the same request under the same Idempotency-Key has created.
 
-        Raises IdempotencyKeyReused where other words have.
+        Raises IdempotencyKeyReused if another request has used the key.
         """
         if not order.options.idempotency_key:
             return None
-        there = await self._backend.jobs.get(JobKey(order.principal.tenant, _job_id(order)))
-        if there is None:
+        existing = await self._backend.jobs.get(JobKey(order.principal.tenant, _job_id(order)))
+        if existing is None:
             return None
-        _check_said(there, order)
-        return there if there.sealed else None
+        _check_request(existing, order)
+        return existing if existing.sealed else None
 
-    async def _fill(self, job: Job, order: JobOrder, before: Sequence[JobItem] = ()) -> Created:
-        """`before` are the items that are there already."""
-        items, records = await self._items(job, order, before)
+    async def _complete(
+        self, job: Job, order: JobOrder, existing: Sequence[JobItem] = ()
+    ) -> Created:
+        """Add items and records, seal the job, and publish it. `existing` are items it has."""
+        items, records = await self._items(job, order, existing)
         await self._backend.jobs.add_items(job.key, items)
-        adopt = partial(self._adopt, job)
-        await for_each(records.items(), lambda found: adopt(*found), AT_ONCE)
+        request = partial(self._request_image, job)
+        await for_each(records.items(), lambda found: request(*found), AT_ONCE)
         sealed = await self._backend.jobs.change(
             job.key, lambda job, now: jobs.sealed(job, now, self._policy)
         )
-        if sealed is None:  # by another request with the same key
+        if sealed is None:  # another request with the same key has sealed it
             sealed = await self._backend.jobs.get(job.key)
         if sealed is None or not sealed.sealed:
-            raise Unavailable("The job took too long to create; try again.")
+            raise Unavailable("The job took too long to create. Try again.")
         log.info("job accepted", job=job.key.id, images=len(items), priority=job.priority)
-        await self._begin(sealed, items)
+        await self._start(sealed, items)
         return Created(sealed, {key.image_hash: record for key, record in records.items()})
 
-    async def _begin(self, job: Job, items: Sequence[JobItem]) -> None:
-        """The scheduler does it where we fail to: the job is sealed."""
+    async def _start(self, job: Job, items: Sequence[JobItem]) -> None:
+        """If this fails, the scheduler starts the job, because it is sealed."""
         try:
             if job.not_before is None:
                 await publish(self._backend.publisher, RunJob(job.key.tenant, job.key.id))
             elif 0 < sum(item.state is ItemState.FAILED for item in items) < len(items):
-                await self._backend.jobs.refresh(job.key)  # it may be long before anybody counts
+                await self._backend.jobs.refresh(job.key)  # the counts, long before it starts
         except GlimpseError as error:
             log.warning("job starts later", job=job.key.id, reason=error.detail)
 
     async def _items(
-        self, job: Job, order: JobOrder, before: Sequence[JobItem]
+        self, job: Job, order: JobOrder, existing: Sequence[JobItem]
     ) -> tuple[list[JobItem], dict[RecordKey, Record | None]]:
-        """The items, and the record, if there is one, of each image that is to be worked on."""
+        """The items, and the present record of each image that is to be classified."""
         tenant = job.key.tenant
         keys = {
-            each.image_hash: RecordKey(tenant, each.image_hash, job.model)
-            for each in order.all_images
-            if each.image_hash and each.error is None
+            item.image_hash: RecordKey(tenant, item.image_hash, job.model)
+            for item in order.all_items
+            if item.image_hash and item.error is None
         }
         present = await look_up(self._backend, list(keys.values()))
-        # What was missing at first stays so, or a twin would wait for an item that has failed.
-        missing = {each.image_hash for each in before if each.state is ItemState.FAILED}
+        # An image that was missing stays missing, or a twin would wait for an item that has failed.
+        missing = {item.image_hash for item in existing if item.state is ItemState.FAILED}
         items: list[JobItem] = []
         first: dict[str, int] = {}
         records: dict[RecordKey, Record | None] = {}
-        for position, each in enumerate(order.all_images):
+        for position, each in enumerate(order.all_items):
             item = JobItem(position, each.image_hash, each.name, each.metadata)
             key, error = keys.get(each.image_hash), each.error
             if key is not None and (each.image_hash in missing or not present[key].known):
@@ -253,16 +241,17 @@ class JobCreation:
             items.append(item)
         return items, records
 
-    async def _adopt(self, job: Job, key: RecordKey, record: Record | None) -> None:
-        """See that there is a record which the job's message can bring to its end."""
+    async def _request_image(self, job: Job, key: RecordKey, record: Record | None) -> None:
+        """Ensure that the image has a record which the job's message can bring to its end."""
         store = self._backend.records
-        for _ in range(4):
+        for _ in range(ATTEMPTS):
             now = self._clock()
             if record is None:
                 done = await store.create(new_record(key, now, job.priority, job.key.id))
             elif job.not_before is not None:
-                # It asks when it begins. Whoever else waits must not seem to be in a hurry: what
-                # two jobs want is everybody's, and the reconciler has it classified.
+                # The job requests the image when it starts. Until then, it must not make the image
+                # more urgent for others: an image that two jobs want belongs to neither of them,
+                # and the reconciler has it classified.
                 return
             elif record.may_retry:
                 again = retry(job.priority, job.key.id)
@@ -270,14 +259,14 @@ class JobCreation:
             elif not record.serves(job.priority, job.key.id):
                 done = await ask_for(self._backend, record, job, now)
             elif record.status is Status.PENDING and untouched(record, now, self._delivery):
-                # The reconciler may be about to call its image lost.
+                # The reconciler may be about to declare the image lost.
                 done = await store.change(key, touch(now)) is not None
             else:
                 return
             if done:
                 return
-            record = await store.get(key)  # somebody was faster
-        raise Unavailable("An image is being changed by others; try again.")
+            record = await store.get(key)  # another process has changed it
+        raise Unavailable("Other requests are changing an image of the batch. Try again.")
 
 
 def _job_id(order: JobOrder) -> str:
@@ -287,25 +276,25 @@ def _job_id(order: JobOrder) -> str:
     return jobs.job_id_for(order.principal.tenant, order.principal.key_id, key)
 
 
-def _check_said(there: Job, order: JobOrder) -> None:
-    if there.fingerprint.partition(".")[0] != order.said:
+def _check_request(existing: Job, order: JobOrder) -> None:
+    if existing.fingerprint.partition(".")[0] != order.request_digest:
         raise IdempotencyKeyReused(
-            "This Idempotency-Key has created another job; use a new one.",
-            extra={"job_id": there.key.id},
+            "This Idempotency-Key has created another job. Use a new key.",
+            extra={"job_id": existing.key.id},
         )
 
 
-def _contents(images: Iterable[Wanted]) -> list[object]:
+def _contents(items: Iterable[BatchItem]) -> list[object]:
     return [
-        [each.image_hash or f"{each.error and each.error.code} {each.name}", each.metadata]
-        for each in images
+        [item.image_hash or f"{item.error and item.error.code} {item.name}", item.metadata]
+        for item in items
     ]
 
 
-def _digest(things: object) -> str:
-    text = json.dumps(things, sort_keys=True, separators=(",", ":"))
+def _digest(document: object) -> str:
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _ahead(moment: datetime | None, now: datetime) -> datetime | None:
+def _if_future(moment: datetime | None, now: datetime) -> datetime | None:
     return moment if moment is not None and moment > now else None

@@ -128,12 +128,12 @@ router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"], route_class=RequestRout
 @requires(Scope.JOBS)
 async def batch_predict(request: Request, principal: Principal) -> Response:
     began, services = time.perf_counter(), services_of(request)
-
-    def count(size: int) -> None:
-        count_image(request, principal, size)
-
-    with services.uploads.take() as slot:
-        created = await services.jobs.create(request, principal, slot, count)
+    with services.uploads.slot() as slot:
+        try:
+            created = await services.jobs.create(request, principal, slot)
+        finally:  # also if the batch is refused
+            for size in slot.image_sizes:
+                count_image(request, principal, size)
     job = created.job
     location = (b"location", job_path(job.key.id).encode())
     response = json_answer(accepted_document(job, services.settings.public_url), 202, [location])

@@ -1,13 +1,13 @@
-"""What one API process does about jobs; the routes only translate HTTP to this and back."""
+"""Creates, finds, lists and cancels jobs. The routes translate HTTP to these calls."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 
 from starlette.requests import Request
 
-from app.batches.bucket import ObjectPrefix, Taken
-from app.batches.reader import Batches
-from app.jobs.creation import Created, JobCreation, JobOrder, as_wanted, wanted_images
+from app.batches.bucket import BatchSize, ObjectPrefix
+from app.batches.reader import BatchReader
+from app.jobs.creation import Created, JobCreator, JobOrder, all_items
 from app.jobs.options import JobOptions, options_of, with_manifest
 from app.metrics import ApiMetrics
 from app.uploads.limiter import UploadSlot
@@ -22,19 +22,19 @@ from core.services import job_completion
 from core.settings import Settings
 
 NO_SUCH_JOB = "There is no such job."
-PAGE = 200  # items that are read at once where all of them are
+PAGE = 200  # items that `all_results` reads at a time
 
 
 @dataclass(frozen=True, slots=True)
 class ItemResult:
-    """An item, and its image's record as far as there is one."""
+    """An item, and the record of its image, if there is one."""
 
     item: JobItem
     record: Record | None
 
 
 class JobService:
-    """Create, find, read and cancel jobs under one model."""
+    """Jobs under one model."""
 
     def __init__(
         self,
@@ -50,46 +50,40 @@ class JobService:
         self._metrics = metrics
         self._clock = clock
         self._policy = settings.jobs
-        self._batches = Batches(settings, backend)
-        self._creation = JobCreation(backend, clock, settings.jobs, settings.delivery)
+        self._batches = BatchReader(settings, backend)
+        self._creator = JobCreator(backend, clock, settings.jobs, settings.delivery)
 
-    async def create(
-        self,
-        request: Request,
-        principal: Principal,
-        slot: UploadSlot,
-        count: Callable[[int], None],
-    ) -> Created:
-        """The job that the request asks for. `count` is called with the size of each image.
+    async def create(self, request: Request, principal: Principal, slot: UploadSlot) -> Created:
+        """The job that the request asks for.
 
-        Raises what `options_of`, `check_address`, `Batches` and `JobCreation.create` do.
+        Raises what `options_of`, `check_address`, `BatchReader` and `JobCreator.create` raise.
         """
         now = self._clock()
-        asked = options_of(request, now)
-        self._check_email(asked)
-        batch = await self._batches.read(request, principal.tenant, slot, count)
-        options = with_manifest(asked, batch.manifest, now)
+        options = options_of(request, now)
         self._check_email(options)
-        images, prefix = wanted_images(batch), batch.manifest.gs_prefix
-        order = JobOrder(principal, self._model, images, options, prefix or "")
+        batch = await self._batches.read(request, principal.tenant, slot)
+        options = with_manifest(options, batch.manifest, now)
+        self._check_email(options)
+        items, prefix = all_items(batch), batch.manifest.gs_prefix
+        order = JobOrder(principal, self._model, items, options, prefix or "")
         if prefix:
             where = ObjectPrefix.parse(prefix)
             self._batches.check_import(where)
-            there = await self._creation.created_before(order)
-            if there is not None:
-                return Created(there)
-            before = Taken(len(images), batch.bytes_)
-            fetched = await self._batches.fetch(where, before, principal.tenant, slot, count)
-            order = replace(order, fetched=as_wanted(fetched))
-        slot.release()
-        return await self._creation.create(order)
+            existing = await self._creator.find_created(order)
+            if existing is not None:
+                return Created(existing)
+            before = BatchSize(len(items), sum(slot.image_sizes))
+            imported = await self._batches.fetch(where, before, principal.tenant, slot)
+            order = replace(order, imported=imported)
+        slot.close()
+        return await self._creator.create(order)
 
     def _check_email(self, options: JobOptions) -> None:
         if options.notify_email:
             check_address(options.notify_email, self._email_domains)
 
     async def find(self, principal: Principal, job_id: str) -> Job:
-        """Raises NotFound, also for another tenant's, and Forbidden for another key's."""
+        """Raises NotFound, also if another tenant has the job, and Forbidden if another key has."""
         try:
             key = JobKey(principal.tenant, job_id)
         except ValueError:
@@ -104,26 +98,26 @@ class JobService:
     async def list(
         self, principal: Principal, status: str, type_: str, limit: int, after: str
     ) -> Sequence[Job]:
-        """Those of the caller's key, or for an administrator those of the tenant."""
+        """The jobs of the caller's key, or, for an administrator, of the tenant."""
         owner = None if Scope.ADMIN in principal.scopes else principal.key_id
         wanted = JobFilter(principal.tenant, status, type_, owner)
         return await self._backend.jobs.list(wanted, limit, after)
 
     async def cancel(self, principal: Principal, job_id: str) -> Job:
-        """The job, cancelled; nothing of it begins any more. Raises Conflict where it has ended."""
+        """The job, cancelled: no more images begin. Raises Conflict if it ended otherwise."""
         job = await self.find(principal, job_id)
         after = await job_completion.cancel(self._backend, job.key, self._policy)
         if after is None:
             job = await self.find(principal, job_id)
             if job.status is not JobStatus.CANCELLED:
-                raise Conflict(f"The job has ended: it is {job.status}.")
+                raise Conflict(f"The job has ended. Its status is {job.status}.")
             return job
         self._metrics.job_cancelled()
-        # With what was counted for the announcement.
+        # Cancelling has updated the counts, for the notification.
         return await self._backend.jobs.get(job.key) or after
 
     async def results(self, job: Job, limit: int, after: int = -1) -> Sequence[ItemResult]:
-        """At most `limit` items behind the position `after`, with their records."""
+        """At most `limit` items after the position `after`, with their records."""
         items = await self._backend.jobs.items(job.key, limit, after)
         keys = {
             item.image_hash: RecordKey(job.key.tenant, item.image_hash, job.model)
@@ -137,7 +131,7 @@ class JobService:
         ]
 
     async def all_results(self, job: Job) -> AsyncIterator[Sequence[ItemResult]]:
-        """Every item in order, a page at a time."""
+        """Every item in order, in pages."""
         after = -1
         while page := await self.results(job, PAGE, after):
             yield page

@@ -1,124 +1,136 @@
-"""How many uploads one process takes in at once, how many bytes of them it holds, and how long.
+"""Limits the uploads of one process: their number, the bytes they hold, and how slow they are.
 
-What is refused here is refused before memory grows. An upload holds its slot until its image is
-stored, and the bytes that it has sent, not those that it has announced: a slow sender keeps nobody
-else out. Whoever sends slower than the least rate is sent away. A batch lets go of each image once
-that is stored; its rate is that of everything it has sent.
+An upload holds a slot until its image is stored. It reserves the bytes that have arrived, not those
+that it announces, so a slow client does not block others. A batch releases the bytes of each image
+once that image is stored.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
+
 from core.errors import GlimpseError, Unavailable, UploadTooSlow, overloaded
+from core.http.content_length import announced_bytes
 from core.settings import Settings
 
-LOOK_SECONDS = 0.25  # between two looks at who is too slow
+CHECK_SECONDS = 0.25  # between two checks for slow clients
+CHUNK_BYTES = 64 * 1024  # that are processed before other tasks of the event loop run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadLimits:
-    """At most `uploads` at once that hold `bytes_` together.
+    """At most `max_uploads` at once, which hold at most `max_bytes` together.
 
-    An upload may take `grace` seconds, and one more second for each `rate` bytes received.
+    The process waits for a client's bytes for `grace_seconds`, and for one more second for each
+    `min_bytes_per_second` that have arrived.
     """
 
-    bytes_: int
-    rate: int
-    uploads: int = 256
-    grace: float = 10.0
+    max_bytes: int
+    min_bytes_per_second: int
+    max_uploads: int = 256
+    grace_seconds: float = 10.0
 
 
 def upload_limits(settings: Settings) -> UploadLimits:
     return UploadLimits(
-        bytes_=settings.max_upload_bytes_in_flight,
-        rate=settings.min_upload_bytes_per_second,
+        max_bytes=settings.max_upload_bytes_in_flight,
+        min_bytes_per_second=settings.min_upload_bytes_per_second,
     )
 
 
-class UploadSlots:
-    """The slots of one process. Used on its event loop alone.
+class UploadLimiter:
+    """The slots of one process. Only its event loop may use them.
 
-    One timer looks after all of them: a timer for each upload would cost more than reading a small
-    one does.
+    One timer checks all uploads: a timer for each would cost more than reading a small upload.
     """
 
-    def __init__(self, limits: UploadLimits, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, limits: UploadLimits, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self.limits = limits
-        self.now = now
-        self.bytes_held = 0
-        self._taken: set[UploadSlot] = set()
+        self.monotonic = monotonic
+        self.bytes_reserved = 0
+        self._slots: set[UploadSlot] = set()
         self._stopping = False
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def in_flight(self) -> int:
-        """How many uploads hold a slot."""
-        return len(self._taken)
+        """The number of uploads that hold a slot."""
+        return len(self._slots)
 
-    def take(self) -> "UploadSlot":
-        """A slot, to be used as a context. Raises Overloaded where none is free."""
-        if len(self._taken) >= self.limits.uploads:
+    def slot(self) -> "UploadSlot":
+        """A slot, to be used as a context manager. Raises Overloaded if all are in use."""
+        if len(self._slots) >= self.limits.max_uploads:
             raise overloaded()
-        slot = UploadSlot(self, self.now())
-        self._taken.add(slot)
+        slot = UploadSlot(self)
+        self._slots.add(slot)
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(CHECK_SECONDS, self._check_regularly)
         return slot
 
+    def discard(self, slot: "UploadSlot") -> None:
+        self._slots.discard(slot)
+
     def stop(self, seconds: float) -> None:
-        """Send away, after `seconds`, who is still sending then."""
+        """Refuse the uploads that are still arriving after `seconds`."""
         asyncio.get_running_loop().call_later(seconds, self._stop)
 
     def _stop(self) -> None:
         self._stopping = True
-        self._send_away()
+        self._check()
 
-    def _look(self) -> None:
+    def _check_regularly(self) -> None:
         self._timer = None
-        self._send_away()
-        if self._taken:
-            self._timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
+        self._check()
+        if self._slots:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(CHECK_SECONDS, self._check_regularly)
 
-    def _send_away(self) -> None:
-        """Everybody who sends and whose time is up."""
-        now = self.now()
-        for slot in self._taken:
+    def _check(self) -> None:
+        """Interrupt slow uploads, and when the process stops all that are still arriving."""
+        rate, now = self.limits.min_bytes_per_second, self.monotonic()
+        for slot in self._slots:
             if self._stopping:
-                slot.send_away(Unavailable("The service is stopping; send the image again."))
-            elif slot.pauses:
-                continue  # we keep it waiting, not it us
-            elif now >= slot.began + self.limits.grace + slot.received / self.limits.rate:
-                slot.send_away(
+                slot.interrupt(Unavailable("The service is stopping. Send the image again."))
+            elif slot.is_slow(now):
+                slot.interrupt(
                     UploadTooSlow(
-                        f"The upload came slower than {self.limits.rate} bytes a second.",
-                        extra={"min_bytes_per_second": self.limits.rate},
+                        f"The upload is slower than {rate} bytes per second.",
+                        extra={"min_bytes_per_second": rate},
                     )
                 )
 
 
 class UploadSlot:
-    """One upload's slot: what came and what it holds of that, since when, and
-    who reads it.
+    """The slot of one upload: it reads the request's body and accounts for its bytes.
+
+    `image_sizes` lists the sizes of the images that the upload contained, for usage statistics.
     """
 
     __slots__ = (
-        *("_reader", "_reason", "_released", "_slots"),
-        *("began", "held", "pauses", "received"),
+        *("_interruption", "_open", "bytes_received", "bytes_reserved"),
+        *("image_sizes", "interruptible_task", "limiter", "waited", "waiting_since"),
     )
 
-    def __init__(self, slots: UploadSlots, began: float) -> None:
-        self.began = began
-        self.received = self.held = 0
-        self.pauses = False
-        self._slots = slots
-        self._released = False
-        self._reader: asyncio.Task[object] | None = None
-        self._reason: GlimpseError | None = None
+    def __init__(self, limiter: UploadLimiter) -> None:
+        self.bytes_received = 0
+        self.bytes_reserved = 0
+        self.image_sizes: list[int] = []
+        self.interruptible_task: asyncio.Task[object] | None = None
+        self.waited = 0.0  # seconds for the client
+        self.waiting_since: float | None = None  # on the limiter's clock
+        self.limiter = limiter
+        self._open = True
+        self._interruption: GlimpseError | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -129,70 +141,152 @@ class UploadSlot:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.release()
+        """Raises the reason of an interruption in place of the CancelledError that it caused."""
+        self.close()
+        if self._interruption is None or not isinstance(error, asyncio.CancelledError):
+            return
+        task = asyncio.current_task()
+        if task is not None and task.uncancel() == 0:  # or the server cancels the request as well
+            raise self._interruption from None
 
-    def expect(self, announced: int) -> None:
-        """Raise Overloaded where so many bytes would not find room now."""
-        if self._slots.bytes_held + announced > self._slots.limits.bytes_:
-            raise overloaded()
+    def read(
+        self,
+        request: Request,
+        max_bytes: int,
+        too_large: Callable[[], GlimpseError],
+        *,
+        buffered: int | None = None,
+    ) -> "BodyReader":
+        """The body of `request`, to be iterated over once. The slot reserves what arrives.
 
-    def hold(self, received: int) -> None:
-        """Count bytes that have come. Raises Overloaded."""
-        slots = self._slots
-        if slots.bytes_held + received > slots.limits.bytes_:
-            raise overloaded()
-        slots.bytes_held += received
-        self.held += received
-        self.received += received
+        `too_large` makes the error for a body of more than `max_bytes`. `buffered` is the largest
+        number of bytes that the caller reserves at a time, by default `max_bytes`.
 
-    def keep(self, unpacked: int) -> None:
-        """Count bytes that we hold and that nobody has sent like that. Raises Overloaded."""
-        self.hold(unpacked)
-        self.received -= unpacked
-
-    def let_go(self, count: int) -> None:
-        """Give back some of what is held; the slot stays."""
-        if not self._released:
-            self._slots.bytes_held -= count
-            self.held -= count
+        Raises that error or Overloaded at once if the announced length is too large. Iterating
+        raises them as well, and ClientDisconnect. The slot's context raises UploadTooSlow or
+        Unavailable if the limiter interrupts the upload.
+        """
+        announced = announced_bytes(request)
+        if announced is not None:
+            if announced > max_bytes:
+                raise too_large()
+            self.check(announced if buffered is None else min(announced, buffered))
+        self.interruptible_task = asyncio.current_task()
+        return BodyReader(self, request.receive, max_bytes, too_large)
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """While we do not read, the sender cannot send: that time is not the sender's.
+    def interruptible(self) -> Iterator[None]:
+        """Lets `UploadLimiter.stop` interrupt the current task, as it does while `read` is used."""
+        self.interruptible_task = asyncio.current_task()
+        try:
+            yield
+        finally:
+            self.interruptible_task = None
 
-        A pause within another ends with that one.
+    def interrupt(self, reason: GlimpseError) -> None:
+        """Cancel the task that reads, if any: the slot's context then raises `reason`."""
+        if self.interruptible_task is not None and self._interruption is None:
+            self._interruption = reason
+            self.interruptible_task.cancel()
+
+    def is_slow(self, now: float) -> bool:
+        """Whether the process waits for the client now, and has waited longer than it may.
+
+        Time in which the process works does not count: the client cannot send then.
         """
-        if self.pauses:
-            yield
-            return
-        since, self.pauses = self._slots.now(), True
-        try:
-            yield
-        finally:
-            self.pauses = False
-            self.began += self._slots.now() - since
+        if self.waiting_since is None:
+            return False
+        limits = self.limiter.limits
+        allowed = limits.grace_seconds + self.bytes_received / limits.min_bytes_per_second
+        return self.waited + now - self.waiting_since >= allowed
 
-    def release(self) -> None:
-        """Give slot and bytes back, once."""
-        if not self._released:
-            self._released = True
-            self._slots.bytes_held -= self.held
-            self._slots._taken.discard(self)
+    def check(self, count: int) -> None:
+        """Raise Overloaded if `count` more bytes cannot be reserved now."""
+        limiter = self.limiter
+        if limiter.bytes_reserved + count > limiter.limits.max_bytes:
+            raise overloaded()
 
-    async def reading(self, body: Awaitable[None]) -> None:
-        """Wait for the body to be read. Raises what `send_away` was told, at the next pause."""
-        self._reader = asyncio.current_task()
-        try:
-            await body
-        except asyncio.CancelledError:
-            if self._reason is None or self._reader is None or self._reader.uncancel() > 0:
-                raise  # somebody else's doing
-            raise self._reason from None
-        finally:
-            self._reader = None
+    def reserve(self, count: int) -> None:
+        """Account for `count` bytes that are held in memory. Raises Overloaded."""
+        self.check(count)
+        self.limiter.bytes_reserved += count
+        self.bytes_reserved += count
 
-    def send_away(self, reason: GlimpseError) -> None:
-        """End the reading, if it goes on."""
-        if self._reader is not None and self._reason is None:
-            self._reason = reason
-            self._reader.cancel()
+    def release(self, count: int) -> None:
+        """Give back `count` reserved bytes. Does nothing after `close`."""
+        if self._open:
+            self.limiter.bytes_reserved -= count
+            self.bytes_reserved -= count
+
+    def close(self) -> None:
+        """Give back the slot and its bytes. Further calls do nothing."""
+        if self._open:
+            self.release(self.bytes_reserved)
+            self._open = False
+            self.limiter.discard(self)
+
+
+class BodyReader:
+    """An async iterator over a request's body, in chunks of at most `CHUNK_BYTES`."""
+
+    __slots__ = (
+        "_max_bytes",
+        "_message",
+        "_monotonic",
+        "_more",
+        "_position",
+        "_receive",
+        "_slot",
+        "_too_large",
+    )
+
+    def __init__(
+        self,
+        slot: UploadSlot,
+        receive: Receive,
+        max_bytes: int,
+        too_large: Callable[[], GlimpseError],
+    ) -> None:
+        self._slot = slot
+        self._receive = receive
+        self._monotonic = slot.limiter.monotonic
+        self._max_bytes = max_bytes
+        self._too_large = too_large
+        self._message = b""  # of more than one chunk
+        self._position = 0  # of its next chunk
+        self._more = True
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._position < len(self._message):
+            await asyncio.sleep(0)
+            return self._chunk()
+        slot, monotonic = self._slot, self._monotonic
+        while self._more:
+            began = slot.waiting_since = monotonic()
+            message = await self._receive()
+            slot.waiting_since = None
+            slot.waited += monotonic() - began
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            body: bytes = message.get("body", b"")
+            self._more = message.get("more_body", False)
+            slot.bytes_received += len(body)
+            if slot.bytes_received > self._max_bytes:
+                raise self._too_large()
+            if len(body) > CHUNK_BYTES:
+                self._message, self._position = body, 0
+                return self._chunk()
+            if body:
+                slot.reserve(len(body))
+                return body
+        slot.interruptible_task = None
+        raise StopAsyncIteration
+
+    def _chunk(self) -> bytes:
+        chunk = self._message[self._position : self._position + CHUNK_BYTES]
+        self._position += len(chunk)
+        self._slot.reserve(len(chunk))
+        return chunk

@@ -196,7 +196,7 @@ async def test_room_for_one_image_is_enough(settings: Settings, bucket: str) -> 
     async with open_api(settings.model_copy(update=tight)) as api:
         found = await items(api, await ask(api, f"gs://{bucket}/"))
         assert [item.image_hash for item in found] == [sha256(data) for data in pictures.values()]
-        assert api.services.uploads.bytes_held == 0
+        assert api.services.uploads.bytes_reserved == 0
 
 
 # --- Objects that change. -------------------------------------------------------------------------
@@ -242,7 +242,7 @@ async def test_what_changes_while_it_is_read_fails_alone(settings: Settings, buc
         codes = [item.error.code if item.error else "" for item in found]
         assert codes == ["not_found", "conflict", "", ""]
         assert found[2].image_hash == sha256(small)
-        assert api.services.uploads.bytes_held == 0
+        assert api.services.uploads.bytes_reserved == 0
 
 
 # --- Repeating a creation. ------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from app.batches.limits import BatchLimits
 from app.batches.manifest import parse_manifest
 from app.images.header import accepted_type, inspect_header
 from app.uploads.image_upload import Upload, read_upload
-from app.uploads.limiter import UploadLimits, UploadSlots
+from app.uploads.limiter import UploadLimiter, UploadLimits
 from core.bundles.bundle import BundleManifest
 from core.domain.messages import PushEnvelope
 from core.errors import (
@@ -31,8 +31,8 @@ from worker.inference.preprocessing import Preprocessor
 
 MAX_BYTES = 100_000
 MAX_PIXELS = 250_000
-_BATCH = BatchLimits(bytes_=10 * MAX_BYTES, image_bytes=MAX_BYTES)
-_SLOTS = UploadSlots(UploadLimits(uploads=1, bytes_=10**6, grace=60.0, rate=10**6))
+_BATCH = BatchLimits(10 * MAX_BYTES, MAX_BYTES)
+_SLOTS = UploadLimiter(UploadLimits(max_bytes=10**6, min_bytes_per_second=10**6))
 BOUNDARY = b"edge"
 MANIFEST = {
     "name": "fuzz",
@@ -78,7 +78,7 @@ def multipart(data: bytes) -> None:
 
 
 async def _read(request: Request) -> Upload:
-    with _SLOTS.take() as slot:
+    with _SLOTS.slot() as slot:
         return await read_upload(request, MAX_BYTES, slot)
 
 
@@ -119,12 +119,12 @@ def archive(data: bytes) -> None:
     except (MalformedBody, BatchTooLarge):
         return
     unpacked = 0
-    for entry in entries.wanted:
+    for entry in entries.images:
         image = entries.read(entry)
         assert (image.error is None) == bool(image.image_hash)
-        assert len(image.data) <= _BATCH.image_bytes
+        assert len(image.data) <= _BATCH.max_image_bytes
         unpacked += len(image.data)
-    assert unpacked <= _BATCH.bytes_
+    assert unpacked <= _BATCH.max_bytes
 
 
 def manifest(data: bytes) -> None:

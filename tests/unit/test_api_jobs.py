@@ -29,7 +29,7 @@ from core.domain.records import PUBLIC_TENANT, Annotation, RecordError, Status, 
 from core.errors import Unavailable
 from core.settings import Settings
 from tests.support.api import LEASE, NOTHING, Api, api_settings, bearer, eventually, open_api
-from tests.support.batches import BOUNDARY, FORM, archive, form, manifest, part
+from tests.support.batches import BOUNDARY, FORM, archive, cut, form, manifest, part
 from tests.support.clock import MovableClock
 from tests.support.metrics import samples, series
 from tests.support.pictures import picture, png_header, sha256
@@ -442,6 +442,28 @@ async def test_images_in_a_batch_count_as_usage(tmp_path: Path, colour_bundle: P
     assert (row["images"], row["bytes"]) == (3, len(RED) + len(BLUE) + 3)
 
 
+async def test_images_of_a_refused_batch_count_as_usage(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    """The service has read and stored them."""
+    settings = api_settings(tmp_path, colour_bundle, api_keys="required")
+    async with open_api(settings, MovableClock()) as keyed:
+        key = await keyed.issue("acme", Scope.JOBS, Scope.READ)
+        body = form(part(RED), part(BLUE), part(b"x", "no such field"))
+
+        async def chunks() -> AsyncIterator[bytes]:
+            for chunk in cut(body, 64):
+                yield chunk
+
+        headers = {**bearer(key), "Content-Type": FORM}
+        answer = await keyed.client.post(CREATE, content=chunks(), headers=headers)
+        assert_problem(answer, 422, "invalid_request")
+        await keyed.authenticator.write_usage()
+        usage = await keyed.client.get("/api/v1/usage", headers=bearer(key))
+    (row,) = usage.json()["usage"]
+    assert (row["images"], row["bytes"]) == (2, len(RED) + len(BLUE))
+
+
 # --- Repeating a creation. ------------------------------------------------------------------------
 
 
@@ -625,7 +647,7 @@ async def test_a_client_who_leaves_leaves_no_job(api: Api) -> None:
     answer = await api.client.post(CREATE, content=interrupted(), headers={"Content-Type": FORM})
     assert answer.status_code == 499
     assert no_jobs(api)
-    assert api.services.uploads.in_flight == api.services.uploads.bytes_held == 0
+    assert api.services.uploads.in_flight == api.services.uploads.bytes_reserved == 0
 
 
 async def refused(api: Api, *images: bytes) -> None:
@@ -669,9 +691,9 @@ async def test_where_there_is_no_slot_a_batch_is_refused_unread(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
     async with open_api(api_settings(tmp_path, colour_bundle)) as api:
-        slots = api.services.uploads
-        slots.limits = dataclasses.replace(slots.limits, uploads=1)
-        with slots.take():
+        uploads = api.services.uploads
+        uploads.limits = dataclasses.replace(uploads.limits, max_uploads=1)
+        with uploads.slot():
             answer = await api.client.post(CREATE, files=files(RED))
         assert_problem(answer, 503, "overloaded")
         assert api.traces() == NOTHING

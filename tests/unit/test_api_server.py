@@ -211,8 +211,8 @@ async def serving(tmp_path: Path, bundle: Path, **settings: object) -> AsyncIter
 
 
 def limit_uploads(served: Served, **limits: float) -> None:
-    slots = served.api.services.uploads
-    slots.limits = replace(slots.limits, **limits)  # type: ignore[arg-type]
+    uploads = served.api.services.uploads
+    uploads.limits = replace(uploads.limits, **limits)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("path", "type_"), [("/what/fast", FORM), ("/api/v1/images", "image/png")])
@@ -224,7 +224,7 @@ async def test_one_upload_too_many_is_refused_before_it_is_read(
         served.connect() as slow,
         served.connect() as fast,
     ):
-        limit_uploads(served, uploads=1)
+        limit_uploads(served, max_uploads=1)
         await slow.head(path, content_type=type_, content_length=1000)
         await slow.send(PART)
         await eventually_in_flight(served, 1)
@@ -258,7 +258,7 @@ async def test_bytes_are_refused_when_there_is_no_room_for_them(
         uploads = served.api.services.uploads
 
         async def held() -> bool:
-            return uploads.bytes_held == 180_000
+            return uploads.bytes_reserved == 180_000
 
         await eventually(held)
         # Announced, and not announced.
@@ -273,12 +273,12 @@ async def test_bytes_are_refused_when_there_is_no_room_for_them(
         assert (await first.answer()).status == 415
         await second.send(bytes(10_000))
         assert (await second.answer()).status == 415
-        assert (uploads.bytes_held, uploads.in_flight) == (0, 0)
+        assert (uploads.bytes_reserved, uploads.in_flight) == (0, 0)
 
 
 async def test_who_waits_for_a_result_holds_no_bytes(tmp_path: Path, colour_bundle: Path) -> None:
     async with serving(tmp_path, colour_bundle) as served, served.connect() as waiting:
-        limit_uploads(served, uploads=1)
+        limit_uploads(served, max_uploads=1)
         image = picture()
         await waiting.head(content_length=len(image), prefer="wait=30")
         await waiting.send(image)
@@ -297,7 +297,7 @@ async def test_a_body_that_does_not_come_is_given_up(
     tmp_path: Path, colour_bundle: Path, path: str, type_: str
 ) -> None:
     async with serving(tmp_path, colour_bundle) as served, served.connect() as client:
-        limit_uploads(served, grace=0.2)
+        limit_uploads(served, grace_seconds=0.2)
         await client.head(path, content_type=type_, content_length=1000)
         answer = await client.answer()
         assert (answer.status, answer.code) == (408, "upload_too_slow")

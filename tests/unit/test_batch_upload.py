@@ -20,10 +20,11 @@ from starlette.types import Message
 from app.batches import archive as archive_module
 from app.batches.archive import MAX_DIRECTORY, ZipEntries, ZipSpool, read_zip
 from app.batches.form import read_form
-from app.batches.limits import BatchImage, BatchLimits
-from app.batches.storing import AT_ONCE, Intake
+from app.batches.item import BatchItem
+from app.batches.limits import BatchLimits
+from app.batches.storing import AT_ONCE, BatchStorer
 from app.uploads import limiter
-from app.uploads.limiter import UploadLimits, UploadSlot, UploadSlots
+from app.uploads.limiter import UploadLimiter, UploadLimits, UploadSlot
 from core.errors import (
     BatchTooLarge,
     GlimpseError,
@@ -47,8 +48,8 @@ from tests.support.batches import (
 from tests.support.sender import Sender
 
 ZIP = "application/zip"
-LIMITS = BatchLimits(bytes_=100_000, image_bytes=1000, items=5)
-SLOTS = UploadLimits(uploads=1, bytes_=2**30, grace=60, rate=1)
+LIMITS = BatchLimits(max_bytes=100_000, max_image_bytes=1000, max_items=5)
+SLOTS = UploadLimits(max_bytes=2**30, min_bytes_per_second=1)
 LOCAL, CENTRAL, END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
 
 
@@ -57,16 +58,16 @@ class Taken:
 
     def __init__(self, slot: UploadSlot) -> None:
         self.slot = slot
-        self.images: list[BatchImage] = []
+        self.images: list[BatchItem] = []
         self.bytes: list[bytes] = []
         self.most_held = 0
 
-    async def __call__(self, image: BatchImage) -> None:
-        self.most_held = max(self.most_held, self.slot.held)
+    async def __call__(self, image: BatchItem) -> None:
+        self.most_held = max(self.most_held, self.slot.bytes_reserved)
         self.images.append(image)
         self.bytes.append(bytes(image.data))
-        self.slot.let_go(len(image.data))
-        image.data = bytearray()
+        self.slot.release(len(image.data))
+        image.discard()
 
     @property
     def codes(self) -> list[str]:
@@ -78,11 +79,11 @@ async def read(
     folder: Path,
     content_type: str = FORM,
     limits: BatchLimits = LIMITS,
-    slots: UploadSlots | None = None,
+    slots: UploadLimiter | None = None,
     length: str | None = None,
 ) -> tuple[Taken, bytes]:
     sender = body if isinstance(body, Sender) else Sender(cut(body, 64))
-    with (slots or UploadSlots(SLOTS)).take() as slot:
+    with (slots or UploadLimiter(SLOTS)).slot() as slot:
         taken = Taken(slot)
         headers = {} if length is None else {"content_length": length}
         asked = request(sender, content_type, **headers)
@@ -91,7 +92,7 @@ async def read(
             text = b""
         else:
             text = await read_form(asked, slot, limits, taken)
-        assert slot.held == len(text)
+        assert slot.bytes_reserved == len(text)
         return taken, text
 
 
@@ -171,7 +172,7 @@ async def test_file_names_are_for_display_alone(tmp_path: Path, sent: bytes, sho
 async def test_more_images_than_a_batch_may_have_are_refused_at_once(tmp_path: Path) -> None:
     body = form(*[part(b"x")] * 6) + bytes(10**6)
     sender = Sender(cut(body, 200))
-    error = await refusal(sender, tmp_path, limits=BatchLimits(10**8, 1000, items=5))
+    error = await refusal(sender, tmp_path, limits=BatchLimits(10**8, 1000, max_items=5))
     assert isinstance(error, BatchTooLarge)
     assert error.extra == {"max_items": 5}
     assert sender.taken < 6, "nothing is read that does not count"
@@ -292,7 +293,7 @@ async def test_bad_entries_fail_alone(tmp_path: Path) -> None:
     assert taken.bytes[4] == b"image 4" * 9
     details = [image.error.detail for image in taken.images if image.error]
     assert "encrypted" in details[0]
-    assert "broken" in details[1] and "broken" in details[3]
+    assert "damaged" in details[1] and "damaged" in details[3]
     assert "neither stored nor deflated" in details[2]
 
 
@@ -310,7 +311,7 @@ async def test_an_entry_that_is_too_large_fails_alone_whatever_it_claims(tmp_pat
 
 async def test_a_zip_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
     """Each entry is within the limit; all of them together are not."""
-    limits = BatchLimits(bytes_=10_000, image_bytes=4000, items=5)
+    limits = BatchLimits(max_bytes=10_000, max_image_bytes=4000, max_items=5)
     body = archive([(f"{n}", bytes(3900)) for n in range(3)])
     assert len(body) < 1000
     error = await refusal(body, tmp_path, ZIP, limits)
@@ -320,7 +321,7 @@ async def test_a_zip_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None
 
 async def test_no_more_of_an_entry_is_unpacked_than_it_claims(tmp_path: Path) -> None:
     """So that the claims of all of them bound what they unpack to."""
-    limits = BatchLimits(bytes_=10_000, image_bytes=4000, items=5)
+    limits = BatchLimits(max_bytes=10_000, max_image_bytes=4000, max_items=5)
     body = bytearray(archive([(f"{n}", bytes(3900)) for n in range(3)]))
     for at in range(len(body)):
         if body[at : at + 4] == CENTRAL:
@@ -328,7 +329,7 @@ async def test_no_more_of_an_entry_is_unpacked_than_it_claims(tmp_path: Path) ->
     taken, _ = await read(bytes(body), tmp_path, ZIP, limits)
     assert taken.codes == ["invalid_image"] * 3
     entries = ZipEntries(io.BytesIO(bytes(body)), limits)
-    with entries._archive.open(entries.wanted[0]) as entry, pytest.raises(zipfile.BadZipFile):
+    with entries._archive.open(entries.images[0]) as entry, pytest.raises(zipfile.BadZipFile):
         while part_ := entry.read(100):
             assert len(part_) <= 100
             assert entry.tell() < 900
@@ -441,7 +442,7 @@ async def test_memory_is_that_of_a_few_images(tmp_path: Path, content_type: str)
     """Of sixty megabytes, no more than three of one are there at once."""
     size, count = 1_000_000, 60
     image = bytes(size)
-    limits = BatchLimits(bytes_=100_000_000, image_bytes=size)
+    limits = BatchLimits(max_bytes=100_000_000, max_image_bytes=size)
 
     class Large(Sender):
         """Makes its chunks when they are asked for."""
@@ -464,14 +465,14 @@ async def test_memory_is_that_of_a_few_images(tmp_path: Path, content_type: str)
         sender = Large(cut(packed, 64 * 1024), 1)
         last = b""
     held = 0
-    with UploadSlots(SLOTS).take() as slot:
+    with UploadLimiter(SLOTS).slot() as slot:
 
-        async def take(each: BatchImage) -> None:
+        async def take(each: BatchItem) -> None:
             nonlocal held
-            held = max(held, slot.held)
+            held = max(held, slot.bytes_reserved)
             assert len(each.data) in (size, 1)
-            slot.let_go(len(each.data))
-            each.data = bytearray()
+            slot.release(len(each.data))
+            each.discard()
 
         async def receive():  # type: ignore[no-untyped-def]
             if sender.left > 0:
@@ -501,14 +502,14 @@ async def test_a_sender_who_leaves_is_noticed(tmp_path: Path, content_type: str)
 
 
 async def test_what_finds_no_room_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
-    slots = UploadSlots(UploadLimits(uploads=1, bytes_=500, grace=60, rate=1))
+    slots = UploadLimiter(UploadLimits(max_bytes=500, min_bytes_per_second=1))
     with pytest.raises(Overloaded):
         await read(form(part(bytes(900))), tmp_path, slots=slots)
-    assert (slots.in_flight, slots.bytes_held) == (0, 0)
+    assert (slots.in_flight, slots.bytes_reserved) == (0, 0)
     # What is let go of in between makes room again.
     taken, _ = await read(form(*[part(bytes(300))] * 5), tmp_path, slots=slots)
     assert taken.codes == [""] * 5
-    assert (slots.in_flight, slots.bytes_held) == (0, 0)
+    assert (slots.in_flight, slots.bytes_reserved) == (0, 0)
 
 
 # --- Time limits. ---------------------------------------------------------------------------------
@@ -575,29 +576,32 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def slots(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> UploadSlots:
-    monkeypatch.setattr(limiter, "LOOK_SECONDS", 0.001)
-    return UploadSlots(UploadLimits(uploads=1, bytes_=10**6, grace=GRACE, rate=10**9), clock)
+def slots(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> UploadLimiter:
+    monkeypatch.setattr(limiter, "CHECK_SECONDS", 0.001)
+    return UploadLimiter(
+        UploadLimits(max_bytes=10**6, grace_seconds=GRACE, min_bytes_per_second=10**9),
+        clock,
+    )
 
 
 async def test_slow_disk_does_not_count_against_the_sender_of_a_zip(
-    tmp_path: Path, clock: Clock, slots: UploadSlots, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clock: Clock, slots: UploadLimiter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive_module, "PIECE", 100)
+    monkeypatch.setattr(archive_module, "WRITE_BYTES", 100)
     sender = SlowSender(clock, cut(archive({"a": b"x" * 300}, zipfile.ZIP_STORED), 100))
-    with slots.take() as slot:
+    with slots.slot() as slot:
         taken = Taken(slot)
         await read_zip(request(sender, ZIP), slot, LIMITS, SlowSpool(tmp_path, clock), taken)
     assert taken.bytes == [b"x" * 300]
 
 
 async def test_slow_image_storage_does_not_count_against_the_sender_of_a_form(
-    clock: Clock, slots: UploadSlots
+    clock: Clock, slots: UploadLimiter
 ) -> None:
     """While the storage has as many images as it takes at once, the sender cannot send."""
     storing, full = 0, asyncio.Event()
 
-    async def store(image: BatchImage) -> None:
+    async def store(image: BatchItem) -> None:
         nonlocal storing
         storing += 1
         if storing < AT_ONCE:
@@ -609,19 +613,19 @@ async def test_slow_image_storage_does_not_count_against_the_sender_of_a_form(
 
     parts = [part(b"%d" % n) for n in range(AT_ONCE + 2)]
     sender = SlowSender(clock, cut(form(*parts), 100))
-    with slots.take() as slot:
-        intake = Intake(store, slot, 10**6)
-        await read_form(request(sender, FORM), slot, BatchLimits(10**5, 1000), intake.take)
-        assert len(await intake.finish()) == len(parts)
+    with slots.slot() as slot:
+        storer = BatchStorer(store, slot, 10**6)
+        await read_form(request(sender, FORM), slot, BatchLimits(10**5, 1000), storer.store)
+        assert len(await storer.finish()) == len(parts)
 
 
 @pytest.mark.parametrize("content_type", [FORM, ZIP])
 async def test_sender_that_is_too_slow_is_refused(
-    tmp_path: Path, clock: Clock, slots: UploadSlots, content_type: str
+    tmp_path: Path, clock: Clock, slots: UploadLimiter, content_type: str
 ) -> None:
     sender = SlowSender(clock, [form(part(b"x"))[:20], *[b"x"] * 100], leaves=True)
     asked = request(sender, content_type)
-    with pytest.raises(UploadTooSlow), slots.take() as slot:
+    with pytest.raises(UploadTooSlow), slots.slot() as slot:
         if content_type == FORM:
             await read_form(asked, slot, LIMITS, Taken(slot))
         else:

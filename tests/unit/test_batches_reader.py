@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from app.batches.bucket import ObjectPrefix, Taken
-from app.batches.reader import Batches
+from app.batches.bucket import BatchSize, ObjectPrefix
+from app.batches.reader import BatchReader
 from app.uploads import limiter
-from app.uploads.limiter import UploadLimits, UploadSlots
+from app.uploads.limiter import UploadLimiter, UploadLimits
 from core.backends import open_backend
 from core.errors import Unavailable
 from core.ports import StoredObject
@@ -53,16 +53,16 @@ class SlowSource:
 async def test_slow_bucket_is_not_taken_for_a_slow_sender(
     tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limiter, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(limiter, "CHECK_SECONDS", 0.001)
     clock = Clock()
-    limits = UploadLimits(uploads=1, bytes_=2**30, grace=60, rate=10**9)
+    limits = UploadLimits(max_bytes=2**30, grace_seconds=60, min_bytes_per_second=10**9)
     embedded = api_settings(tmp_path, colour_bundle)
     importing = embedded.model_copy(update={"backend": "gcp", "import_buckets": ("photos",)})
     embedded.data_dir.mkdir()
     async with open_backend(embedded) as backend:
-        batches = Batches(importing, dataclasses.replace(backend, objects=SlowSource(clock)))
-        with UploadSlots(limits, clock).take() as slot:
-            (image,) = await batches.fetch(BUCKET, Taken(), "public", slot, lambda size: None)
+        batches = BatchReader(importing, dataclasses.replace(backend, objects=SlowSource(clock)))
+        with UploadLimiter(limits, clock).slot() as slot:
+            (image,) = await batches.fetch(BUCKET, BatchSize(), "public", slot)
         assert (image.image_hash, image.error) == (sha256(IMAGE), None)
         assert await backend.blobs.get(f"public/{sha256(IMAGE)}") == IMAGE
 
@@ -75,14 +75,14 @@ class HangingSource(SlowSource):
 
 async def test_a_stop_ends_reading_from_a_bucket(tmp_path: Path, colour_bundle: Path) -> None:
     clock = Clock()
-    limits = UploadLimits(uploads=1, bytes_=2**30, grace=60, rate=10**9)
+    limits = UploadLimits(max_bytes=2**30, grace_seconds=60, min_bytes_per_second=10**9)
     embedded = api_settings(tmp_path, colour_bundle)
     importing = embedded.model_copy(update={"backend": "gcp", "import_buckets": ("photos",)})
     embedded.data_dir.mkdir()
     async with open_backend(embedded) as backend:
-        batches = Batches(importing, dataclasses.replace(backend, objects=HangingSource(clock)))
-        slots = UploadSlots(limits, clock)
+        batches = BatchReader(importing, dataclasses.replace(backend, objects=HangingSource(clock)))
+        slots = UploadLimiter(limits, clock)
         slots.stop(0.05)
-        with pytest.raises(Unavailable, match="stopping"), slots.take() as slot:
-            await batches.fetch(BUCKET, Taken(), "public", slot, lambda size: None)
-    assert (slots.in_flight, slots.bytes_held) == (0, 0)
+        with pytest.raises(Unavailable, match="stopping"), slots.slot() as slot:
+            await batches.fetch(BUCKET, BatchSize(), "public", slot)
+    assert (slots.in_flight, slots.bytes_reserved) == (0, 0)

@@ -5,7 +5,8 @@ from datetime import timedelta
 
 import pytest
 
-from app.jobs.creation import JobOrder, Wanted
+from app.batches.item import BatchItem
+from app.jobs.creation import JobOrder
 from app.jobs.options import JobOptions
 from core.clock import utc_now
 from core.domain.principals import ANONYMOUS
@@ -13,7 +14,7 @@ from core.domain.priority import Priority
 from core.errors import InvalidImage
 
 NOW = utc_now()
-IMAGE = Wanted("a" * 64, "cat.jpg", {"shelf": 1})
+IMAGE = BatchItem("cat.jpg", "a" * 64, {"shelf": 1})
 OPTIONS = JobOptions(
     priority=Priority.LOW,
     not_before=NOW,
@@ -38,39 +39,41 @@ def test_every_option_is_compared() -> None:
 @pytest.mark.parametrize("option", OTHER_OPTIONS)
 def test_another_option_is_another_order(option: str) -> None:
     options = dataclasses.replace(OPTIONS, **{option: OTHER_OPTIONS[option]})  # type: ignore[arg-type]
-    assert dataclasses.replace(ORDER, options=options).said != ORDER.said
+    assert dataclasses.replace(ORDER, options=options).request_digest != ORDER.request_digest
 
 
 @pytest.mark.parametrize(
     "image",
     [
-        Wanted("b" * 64, "cat.jpg", {"shelf": 1}),
-        Wanted("a" * 64, "cat.jpg", {"shelf": 2}),
-        Wanted("", "cat.jpg", {"shelf": 1}, InvalidImage("The image is empty.")),
+        BatchItem("cat.jpg", "b" * 64, {"shelf": 1}),
+        BatchItem("cat.jpg", "a" * 64, {"shelf": 2}),
+        BatchItem("cat.jpg", "", {"shelf": 1}, InvalidImage("The image is empty.")),
     ],
 )
-def test_another_image_is_another_order(image: Wanted) -> None:
-    assert dataclasses.replace(ORDER, images=[image]).said != ORDER.said
-    other = dataclasses.replace(ORDER, fetched=[image])
-    assert other.said == ORDER.said
+def test_another_image_is_another_order(image: BatchItem) -> None:
+    assert dataclasses.replace(ORDER, items=[image]).request_digest != ORDER.request_digest
+    other = dataclasses.replace(ORDER, imported=[image])
+    assert other.request_digest == ORDER.request_digest
     assert other.fingerprint != ORDER.fingerprint
 
 
 def test_unread_images_differ_by_name_and_error() -> None:
     """They have no hash."""
     unread = [
-        Wanted("", "cat.jpg", error=InvalidImage("The image is empty.")),
-        Wanted("", "dog.jpg", error=InvalidImage("The image is empty.")),
+        BatchItem("cat.jpg", error=InvalidImage("The image is empty.")),
+        BatchItem("dog.jpg", error=InvalidImage("The image is empty.")),
     ]
-    one, other = (dataclasses.replace(ORDER, images=[image]).said for image in unread)
+    one, other = (dataclasses.replace(ORDER, items=[image]).request_digest for image in unread)
     assert one != other
 
 
 def test_name_of_a_sent_image_does_not_matter_and_that_of_an_object_does() -> None:
     renamed = dataclasses.replace(IMAGE, name="dog.jpg")
-    assert dataclasses.replace(ORDER, images=[renamed]).said == ORDER.said
-    assert dataclasses.replace(ORDER, fetched=[renamed]).fingerprint != ORDER.fingerprint
+    assert dataclasses.replace(ORDER, items=[renamed]).request_digest == ORDER.request_digest
+    assert dataclasses.replace(ORDER, imported=[renamed]).fingerprint != ORDER.fingerprint
 
 
 def test_another_prefix_is_another_order() -> None:
-    assert dataclasses.replace(ORDER, gs_prefix="gs://photos/a").said != ORDER.said
+    assert (
+        dataclasses.replace(ORDER, gs_prefix="gs://photos/a").request_digest != ORDER.request_digest
+    )

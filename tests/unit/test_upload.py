@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect, Request
 
-from app.uploads.image_upload import CHUNK, Upload, read_upload
-from app.uploads.limiter import UploadLimits, UploadSlots
+from app.uploads.image_upload import Upload, read_upload
+from app.uploads.limiter import CHUNK_BYTES, UploadLimiter, UploadLimits
 from core.errors import GlimpseError, ImageTooLarge, InvalidRequest, MalformedBody
 from core.settings import FORM_OVERHEAD
 from tests.support.sender import Sender
 
 LIMIT = 1000
-LIMITS = UploadLimits(uploads=1, bytes_=2**30, grace=60, rate=1)
+LIMITS = UploadLimits(max_bytes=2**30, min_bytes_per_second=1)
 BOUNDARY = "frontier"
 FORM = f"multipart/form-data; boundary={BOUNDARY}"
 
@@ -41,7 +41,7 @@ async def read(
     if length is not None:
         headers.append((b"content-length", length.encode()))
     request = Request({"type": "http", "method": "POST", "headers": headers}, sender)
-    with UploadSlots(LIMITS).take() as slot:
+    with UploadLimiter(LIMITS).slot() as slot:
         return await read_upload(request, limit, slot, form_only=form_only)
 
 
@@ -125,7 +125,7 @@ async def test_an_unannounced_excess_is_refused_while_reading(length: str | None
 
 
 async def test_large_chunks_are_taken_in_slices() -> None:
-    content = bytes(range(256)) * (3 * CHUNK // 256) + b"tail"
+    content = bytes(range(256)) * (3 * CHUNK_BYTES // 256) + b"tail"
     upload = await read(form(part(content)), limit=len(content))
     assert bytes(upload.data) == content
     assert upload.image_hash == hashlib.sha256(content).hexdigest()
