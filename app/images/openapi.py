@@ -123,6 +123,8 @@ _PENDING: dict[str, Any] = {
     "status": "pending",
     "model": "default@0123456789ab",
     "annotations": [],
+    "categories": [],
+    "confident": None,
     "image_url": f"/api/v1/images/{_HASH}/content",
     "error": None,
     "attempts": 0,
@@ -135,8 +137,14 @@ _SUCCESS = _PENDING | {
     "status": "success",
     "annotations": [
         {"index": 1, "label": "Egyptian cat", "confidence": 0.8731},
-        {"index": 2, "label": "tabby", "confidence": 0.0912},
+        {"index": 2, "label": "tabby cat", "confidence": 0.0912},
     ],
+    "categories": [
+        {"index": 1, "label": "cat", "confidence": 0.9816},
+        {"index": 2, "label": "mammal", "confidence": 0.9841},
+        {"index": 3, "label": "animal", "confidence": 0.9843},
+    ],
+    "confident": True,
     "attempts": 1,
     "updated_at": "2026-11-21T09:30:00.310Z",
 }

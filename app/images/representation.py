@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, Field
 
 from core.clock import rfc3339
-from core.domain.records import Record, Status
+from core.domain.records import Annotation, Record, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +42,9 @@ def encode(record: Record, public_url: str) -> bytes:
         "image_hash": record.key.image_hash,
         "status": record.status,
         "model": record.key.model,
-        "annotations": [
-            {"index": each.index, "label": each.label, "confidence": each.confidence}
-            for each in record.annotations
-        ],
+        "annotations": annotation_documents(record.annotations),
+        "categories": annotation_documents(record.categories),
+        "confident": record.confident,
         "image_url": public_url + content_path(record.key.image_hash),
         "error": error
         and {"code": error.code, "detail": error.detail, "retryable": error.retryable},
@@ -53,6 +53,14 @@ def encode(record: Record, public_url: str) -> bytes:
         "updated_at": rfc3339(record.updated_at),
     }
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def annotation_documents(annotations: Iterable[Annotation]) -> list[dict[str, Any]]:
+    """Labels or categories as JSON."""
+    return [
+        {"index": each.index, "label": each.label, "confidence": each.confidence}
+        for each in annotations
+    ]
 
 
 def image_path(image_hash: str) -> str:
@@ -92,6 +100,14 @@ class ImageBody(BaseModel):
     )
     model: str = Field(description="Identity of the model that labels it: name@digest")
     annotations: list[AnnotationBody] = Field(description="Most likely first; empty until success")
+    categories: list[AnnotationBody] = Field(
+        description="Broader labels, each with the sum of its labels' probabilities. Ordered by "
+        "confidence in whole percent, then the narrower first; empty if the model has none"
+    )
+    confident: bool | None = Field(
+        description="Whether the best label reaches the model's threshold. If not, show the result "
+        "as not sure. Null until success, and if the model has no threshold"
+    )
     image_url: str = Field(description="Leads to the image's bytes")
     error: ErrorBody | None
     attempts: int = Field(ge=0, description="How often a worker has begun to classify it")

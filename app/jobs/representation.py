@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from app.images.representation import AnnotationBody, ErrorBody
+from app.images.representation import AnnotationBody, ErrorBody, annotation_documents
 from app.jobs.service import ItemResult
 from core.domain.job_document import error_document, images, job_path
 from core.domain.jobs import ItemState, Job, JobStatus
@@ -59,16 +59,15 @@ def result_document(job: Job, result: ItemResult) -> dict[str, Any]:
     item, record = result.item, result.record
     status, error = _state_of(job, result)
     succeeded = record is not None and status is ItemStatus.SUCCEEDED
-    labels = record.annotations if record is not None and succeeded else ()
+    stored = record if record is not None and succeeded else None
     return {
         "index": item.position,
         "image_hash": item.image_hash or None,
         "name": item.name or None,
         "status": status,
-        "annotations": [
-            {"index": each.index, "label": each.label, "confidence": each.confidence}
-            for each in labels
-        ],
+        "annotations": annotation_documents(stored.annotations) if stored else [],
+        "categories": annotation_documents(stored.categories) if stored else [],
+        "confident": stored.confident if stored else None,
         "error": error and error_document(error),
         "metadata": dict(item.metadata),
     }
@@ -199,6 +198,10 @@ class JobResultBody(BaseModel):
     name: str | None = Field(description="Last part of the file's name, where there was one")
     status: ItemStatus = Field(description="`cancelled`: the job ended before it")
     annotations: list[AnnotationBody]
+    categories: list[AnnotationBody]
+    confident: bool | None = Field(
+        description="Whether the best label reaches the model's threshold; null if there is none"
+    )
     error: ErrorBody | None
     metadata: dict[str, Any] = Field(description="As it was given")
 

@@ -30,7 +30,7 @@ def noop(image_hash: str) -> str:
 def classify(image_hash: str) -> Labels:
     """Labels of an image that lies on disk under its hash, as Glimpse's worker reads them."""
     data = (surroundings.images() / image_hash).read_bytes()
-    return [(each.label, each.confidence) for each in classifier().annotate(data)]
+    return [(each.label, each.confidence) for each in classifier().classify(data).annotations]
 
 
 @functools.cache

@@ -69,11 +69,20 @@ def blob_name(tenant: str, image_hash: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """One label. `index` 1 is the most likely; `confidence` is a probability."""
+    """One label or category. `index` 1 is the most likely; `confidence` is a probability."""
 
     index: int
     label: str
     confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """What a model says about an image; see `Record` for the fields."""
+
+    annotations: tuple[Annotation, ...]
+    categories: tuple[Annotation, ...] = ()
+    confident: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +98,8 @@ class RecordError:
 class Record:
     """`attempts` counts claims. `token` is the fencing token: each claim raises it by one.
 
+    `categories` are broader labels, and `confident` is whether the best label reaches the model's
+    threshold: empty and None if the model has no categories or no threshold.
     `submitted_at` is when the current attempt began: at the creation, or at the last retry.
     `error` is why the record ended as `error`; before its end, why the last delivery failed.
     `priority` is the most urgent that was asked for. `job` is the id of the job that alone asked
@@ -101,6 +112,8 @@ class Record:
     submitted_at: datetime
     status: Status = Status.PENDING
     annotations: tuple[Annotation, ...] = ()
+    categories: tuple[Annotation, ...] = ()
+    confident: bool | None = None
     error: RecordError | None = None
     attempts: int = 0
     token: int = 0
@@ -209,7 +222,13 @@ def claim_of(record: Record) -> Claim:
 
 @transition(durable=True)
 def complete(
-    record: Record, now: datetime, claim: Claim, annotations: Sequence[Annotation]
+    record: Record,
+    now: datetime,
+    claim: Claim,
+    annotations: Sequence[Annotation],
+    *,
+    categories: Sequence[Annotation] = (),
+    confident: bool | None = None,
 ) -> Record | None:
     """End as `success`. Refused unless `claim` holds the current fencing token."""
     if not _holds(claim, record):
@@ -218,6 +237,8 @@ def complete(
         record,
         status=Status.SUCCESS,
         annotations=tuple(annotations),
+        categories=tuple(categories),
+        confident=confident,
         error=None,
         lease_expires_at=None,
         updated_at=now,

@@ -45,7 +45,7 @@ def decode_and_infer(bundle: Path, pictures: Path) -> float:
     data = [file.read_bytes() for file in sorted(pictures.iterdir())]
     began = time.perf_counter()
     for image in data:
-        classifier.annotate(image)
+        classifier.classify(image)
     return len(data) / (time.perf_counter() - began)
 
 

@@ -202,6 +202,30 @@ async def test_complete_stores_the_result_at_full_precision(
     assert (await stored(store, key_of())).annotations == RESULT
 
 
+@pytest.mark.parametrize("confident", [True, False])
+async def test_complete_stores_categories_and_confidence(
+    store: RecordStore, clock: MovableClock, confident: bool
+) -> None:
+    claim = await created_and_claimed(store, clock, key_of())
+    before = await stored(store, key_of())
+    assert (before.categories, before.confident) == ((), None)
+    categories = (Annotation(1, "cat", 0.9), Annotation(2, "animal", 0.1 + 0.2))
+    step = records.complete(claim, RESULT, categories=categories, confident=confident)
+    assert await store.change(claim.key, step)
+    done = await stored(store, key_of())
+    assert (done.annotations, done.categories, done.confident) == (RESULT, categories, confident)
+    assert (await store.get_many([key_of()]))[key_of()] == done
+
+
+async def test_result_without_categories_and_confidence_is_stored(
+    store: RecordStore, clock: MovableClock
+) -> None:
+    claim = await created_and_claimed(store, clock, key_of())
+    assert await store.change(claim.key, records.complete(claim, RESULT))
+    done = await stored(store, key_of())
+    assert (done.categories, done.confident) == ((), None)
+
+
 async def test_an_old_token_ends_nothing(store: RecordStore, clock: MovableClock) -> None:
     old = await created_and_claimed(store, clock, key_of())
     clock.move(31)

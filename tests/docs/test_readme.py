@@ -232,7 +232,9 @@ def test_the_demo_shows_what_the_bundled_model_says() -> None:
     classifier = Classifier(bundle, max_pixels=10**6, labels_per_image=3)
     assert tuple(labels) == PHOTOS
     assert labels == {
-        file: [f"{each.label} {each.confidence:.0%}" for each in classifier.annotate(photo)]
+        file: [
+            f"{each.label} {each.confidence:.0%}" for each in classifier.classify(photo).annotations
+        ]
         for file, photo in photos()
     }
     # The job's pictures are drawn anew each time: only what they are called is certain.

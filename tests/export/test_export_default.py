@@ -99,7 +99,7 @@ def test_the_bundle_agrees_with_the_averaged_weights_on_pictures(
         with torch.no_grad():
             logits = network(torch.from_numpy(preprocessor.tensor(photo)))[0][0]
         expected = dict(zip(bundle.labels, (logits / degrees).softmax(0).tolist(), strict=True))
-        got = {each.label: each.confidence for each in classifier.annotate(photo)}
+        got = {each.label: each.confidence for each in classifier.classify(photo).annotations}
         assert got == pytest.approx(expected, abs=2e-3), label
 
 

@@ -87,7 +87,7 @@ def classifier_of(source: Path) -> Any:
 
 def classified(folder: Path, photo: bytes) -> dict[str, float]:
     classifier = Classifier(read_bundle(folder), max_pixels=10**7, labels_per_image=5)
-    return {each.label: each.confidence for each in classifier.annotate(photo)}
+    return {each.label: each.confidence for each in classifier.classify(photo).annotations}
 
 
 def test_the_worker_agrees_with_transformers_own_pipeline(source: Path, exported: Path) -> None:

@@ -66,29 +66,29 @@ async def test_each_caller_gets_its_own_answer(tmp_path: Path) -> None:
     async with pool_of(tmp_path, worker_concurrency=2) as (_, classifier):
         colours = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220)}
         asked = [(name, picture(seed, rgb)) for seed in range(20) for name, rgb in colours.items()]
-        found = await asyncio.gather(*(classifier.annotate(image) for _, image in asked))
-        assert [notes[0].label for notes in found] == [name for name, _ in asked]
-        assert [note.index for note in found[0]] == [1, 2, 3, 4, 5]
+        found = await asyncio.gather(*(classifier.classify(image) for _, image in asked))
+        assert [each.annotations[0].label for each in found] == [name for name, _ in asked]
+        assert [note.index for note in found[0].annotations] == [1, 2, 3, 4, 5]
 
 
 async def test_large_image_arrives_complete(tmp_path: Path) -> None:
     async with pool_of(tmp_path) as (_, classifier):
         padded = RED + bytes(9_000_000)  # more than a socket holds at once
-        assert (await classifier.annotate(padded))[0].label == "red"
+        assert (await classifier.classify(padded)).annotations[0].label == "red"
 
 
 async def test_classifier_process_reads_the_file(tmp_path: Path) -> None:
     async with pool_of(tmp_path) as (_, classifier):
         whole, damaged = tmp_path / sha256(RED), tmp_path / sha256(WHITE)
         whole.write_bytes(RED)
-        assert (await classifier.annotate(whole))[0].label == "red"
+        assert (await classifier.classify(whole)).annotations[0].label == "red"
         damaged.write_bytes(RED)
         with pytest.raises(NotFound):
-            await classifier.annotate(damaged)
+            await classifier.classify(damaged)
         with pytest.raises(NotFound):
-            await classifier.annotate(tmp_path / "absent")
+            await classifier.classify(tmp_path / "absent")
         with pytest.raises(Unavailable):
-            await classifier.annotate(tmp_path)  # a folder cannot be read
+            await classifier.classify(tmp_path)  # a folder cannot be read
 
 
 async def test_broken_image_fails_alone(tmp_path: Path) -> None:
@@ -96,17 +96,17 @@ async def test_broken_image_fails_alone(tmp_path: Path) -> None:
         before = classifier_processes()
         for broken in (b"", b"no picture", RED[:200]):
             with pytest.raises(UndecodableImage):
-                await classifier.annotate(broken)
-        assert (await classifier.annotate(RED))[0].label == "red"
+                await classifier.classify(broken)
+        assert (await classifier.classify(RED)).annotations[0].label == "red"
         assert classifier_processes() == before
 
 
 async def test_only_the_hanging_image_fails(tmp_path: Path) -> None:
     async with pool_of(tmp_path, FOREVER, classify_seconds=PATIENCE) as (_, classifier):
         (before,) = classifier_processes()
-        hanging = asyncio.create_task(classifier.annotate(WHITE))
+        hanging = asyncio.create_task(classifier.classify(WHITE))
         await asyncio.sleep(0)
-        behind = [asyncio.create_task(classifier.annotate(BLACK)) for _ in range(5)]
+        behind = [asyncio.create_task(classifier.classify(BLACK)) for _ in range(5)]
         with pytest.raises(ClassifierLost, match=f"longer than {PATIENCE:g} s"):
             await hanging
         assert len(await asyncio.gather(*behind)) == 5
@@ -117,10 +117,10 @@ async def test_only_the_hanging_image_fails(tmp_path: Path) -> None:
 
 async def test_only_the_hanging_image_of_a_batch_fails(tmp_path: Path) -> None:
     async with pool_of(tmp_path, FOREVER, classify_seconds=PATIENCE) as (_, classifier):
-        await classifier.annotate(BLACK)  # what one takes is known: now they go together
+        await classifier.classify(BLACK)  # a measured model runs batches
         with standing_still(*classifier_processes()):
             asked = [
-                asyncio.create_task(classifier.annotate(image))
+                asyncio.create_task(classifier.classify(image))
                 for image in (BLACK, WHITE, BLACK, BLACK, BLACK)
             ]
             await asyncio.sleep(0.1)
@@ -135,22 +135,22 @@ async def test_only_the_hanging_image_of_a_batch_fails(tmp_path: Path) -> None:
 
 async def test_cancelled_request_is_not_repeated(tmp_path: Path) -> None:
     async with pool_of(tmp_path, FOREVER, classify_seconds=1000) as (_, classifier):
-        leaving = [asyncio.create_task(classifier.annotate(WHITE)) for _ in range(2)]
-        staying = asyncio.create_task(classifier.annotate(BLACK))
+        leaving = [asyncio.create_task(classifier.classify(WHITE)) for _ in range(2)]
+        staying = asyncio.create_task(classifier.classify(BLACK))
         await asyncio.sleep(0.1)
         for task in leaving:
             task.cancel()
         classifier_processes()[0].kill()
-        # A white one would keep the new process for a thousand seconds.
-        assert len(await asyncio.wait_for(staying, 60)) == 5
+        # A white image would occupy the new process for a thousand seconds.
+        assert len((await asyncio.wait_for(staying, 60)).annotations) == 5
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
 async def test_only_the_image_in_work_fails_in_a_crash(tmp_path: Path, how: signal.Signals) -> None:
     async with pool_of(tmp_path, FOREVER, classify_seconds=3) as (_, classifier):
-        crashing = asyncio.create_task(classifier.annotate(WHITE))
+        crashing = asyncio.create_task(classifier.classify(WHITE))
         await asyncio.sleep(0)
-        behind = [asyncio.create_task(classifier.annotate(BLACK)) for _ in range(5)]
+        behind = [asyncio.create_task(classifier.classify(BLACK)) for _ in range(5)]
         await asyncio.sleep(0.3)
         classifier_processes()[0].send_signal(how)
         with pytest.raises(ClassifierLost):
@@ -166,7 +166,7 @@ async def test_fast_model_prefetches_more_images_than_a_slow_one(
 
         async def after(image: bytes, at_hand: int) -> bool:
             # What one takes is an average: one that was held up does not make a model slow.
-            await asyncio.gather(*(classifier.annotate(image) for _ in range(2)))
+            await asyncio.gather(*(classifier.classify(image) for _ in range(2)))
             return pool.prefetch() == at_hand
 
         await until(lambda: after(BLACK, 2 * 2 * MAX_BATCH))
@@ -175,10 +175,10 @@ async def test_fast_model_prefetches_more_images_than_a_slow_one(
 
 async def test_cancelled_caller_does_not_affect_others(tmp_path: Path) -> None:
     async with pool_of(tmp_path, rounds=300) as (_, classifier):
-        leaving = asyncio.create_task(classifier.annotate(WHITE))
+        leaving = asyncio.create_task(classifier.classify(WHITE))
         await asyncio.sleep(0.05)
         leaving.cancel()
-        notes = await asyncio.gather(*(classifier.annotate(image) for image in (BLACK, WHITE)))
+        notes = await asyncio.gather(*(classifier.classify(image) for image in (BLACK, WHITE)))
         assert notes[0] != notes[1]
 
 
@@ -188,12 +188,12 @@ async def test_each_load_reports_a_broken_bundle(tmp_path: Path) -> None:
         (broken / "model.onnx").write_bytes(b"no network")
         with pytest.raises(BundleError):
             await pool.load(read_bundle(broken))
-        assert (await classifier.annotate(RED))[0].label == "red"
+        assert (await classifier.classify(RED)).annotations[0].label == "red"
 
 
 async def test_close_ends_busy_processes(tmp_path: Path) -> None:
     async with pool_of(tmp_path, FOREVER, worker_concurrency=2) as (pool, classifier):
-        hanging = asyncio.create_task(classifier.annotate(WHITE))
+        hanging = asyncio.create_task(classifier.classify(WHITE))
         await asyncio.sleep(0.1)
         assert len(classifier_processes()) == 2
         await pool.close()
@@ -201,7 +201,7 @@ async def test_close_ends_busy_processes(tmp_path: Path) -> None:
             await hanging
         assert not classifier_processes()
         with pytest.raises(Unavailable, match="stopping"):
-            await classifier.annotate(BLACK)
+            await classifier.classify(BLACK)
 
 
 async def test_classifier_processes_end_with_a_killed_worker(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ async def test_classifier_processes_end_with_a_killed_worker(tmp_path: Path) -> 
         "    pool = ClassifierPool(Settings(worker_concurrency=2), spawn_process)\n"
         "    await pool.start()\n"
         "    classifier = await pool.load(read_bundle(sys.argv[1]))\n"
-        "    asyncio.ensure_future(classifier.annotate(open(sys.argv[2], 'rb').read()))\n"
+        "    asyncio.ensure_future(classifier.classify(open(sys.argv[2], 'rb').read()))\n"
         "    await asyncio.sleep(0.2)\n"
         "    print('hanging', flush=True)\n"
         "    await asyncio.sleep(1000)\n"
@@ -274,7 +274,7 @@ async def test_load_fails_if_the_process_dies(tmp_path: Path) -> None:
         classifier_processes()[0].kill()
         with pytest.raises(ClassifierLost):
             await loading
-        assert (await classifier.annotate(RED))[0].label == "red"
+        assert (await classifier.classify(RED)).annotations[0].label == "red"
 
 
 async def test_failed_load_is_not_blamed_on_waiting_images(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ async def test_failed_load_is_not_blamed_on_waiting_images(tmp_path: Path) -> No
         await until(lambda: not alive(process) and bool(classifier_processes()))
         replacement = classifier_processes()[0]
         replacement.suspend()
-        waiting = asyncio.create_task(classifier.annotate(RED))
+        waiting = asyncio.create_task(classifier.classify(RED))
 
         async def asked() -> bool:
             return pool._members[0].open_requests() >= 1
@@ -294,7 +294,7 @@ async def test_failed_load_is_not_blamed_on_waiting_images(tmp_path: Path) -> No
         replacement.kill()
         with pytest.raises(Unavailable, match="not loaded"):
             await waiting
-        assert (await classifier.annotate(RED))[0].label == "red"
+        assert (await classifier.classify(RED)).annotations[0].label == "red"
 
 
 async def test_other_failures_do_not_count_as_crashes_of_an_image(

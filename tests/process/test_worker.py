@@ -45,7 +45,7 @@ async def test_worker_process_neither_decodes_nor_infers(tmp_path: Path) -> None
         classifier = Classifier(
             read_bundle(settings.model_uri), max_pixels=10**6, labels_per_image=5
         )
-        assert classifier.annotate(picture())[0].label == "red"
+        assert classifier.classify(picture()).annotations[0].label == "red"
         assert seen >= {"preprocessing.py", "classifier.py"}, "the detector would have seen it"
     finally:
         sys.setprofile(None)

@@ -41,6 +41,7 @@ from tests.support.server import serving
 
 LEASE = timedelta(seconds=30)
 LABELS = (Annotation(1, "red", 0.75), Annotation(2, "grey", 0.25))
+CATEGORIES = [Annotation(1, "colour", 1.0)]
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,9 @@ class Api:
         """Do what the worker does for an image that it can classify."""
         claim = await claimed(self.records, self.key(image_hash, tenant), LEASE)
         assert claim is not None
-        assert await self.records.change(claim.key, complete(claim, LABELS))
+        assert await self.records.change(
+            claim.key, complete(claim, LABELS, categories=CATEGORIES, confident=True)
+        )
 
     async def fail(self, image_hash: str, *, retryable: bool) -> None:
         """Do what the worker does for an image that it cannot classify."""

@@ -26,6 +26,8 @@ FIELDS = [
     "status",
     "model",
     "annotations",
+    "categories",
+    "confident",
     "image_url",
     "error",
     "attempts",
@@ -81,6 +83,7 @@ async def test_a_new_image_is_accepted_with_everything_in_place(api: Api, route:
     assert body["status"] in ("pending", "queued")
     assert body["model"] == api.services.model
     assert body["annotations"] == []
+    assert (body["categories"], body["confident"]) == ([], None)
     assert body["image_url"] == f"{ITEM}/content"
     assert body["error"] is None
     assert body["attempts"] == 0
@@ -105,6 +108,8 @@ async def test_a_known_image_is_answered_at_once(api: Api, route: str) -> None:
             {"index": 1, "label": "red", "confidence": 0.75},
             {"index": 2, "label": "grey", "confidence": 0.25},
         ]
+        assert answer.json()["categories"] == [{"index": 1, "label": "colour", "confidence": 1.0}]
+        assert answer.json()["confident"] is True
         assert answer.json()["attempts"] == 1
     assert api.traces() == Traces(1, 1, 1)
 

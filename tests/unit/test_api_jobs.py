@@ -907,6 +907,8 @@ async def test_results_join_items_and_records(api: Api) -> None:
         "name": "red.jpg",
         "status": "pending",
         "annotations": [],
+        "categories": [],
+        "confident": None,
         "error": None,
         "metadata": {"shelf": 7},
     }
@@ -918,6 +920,8 @@ async def test_results_join_items_and_records(api: Api) -> None:
         "name": None,
         "status": "failed",
         "annotations": [],
+        "categories": [],
+        "confident": None,
         "error": {
             "code": "not_uploaded",
             "detail": "The service has no image with this hash: upload it.",
@@ -940,7 +944,13 @@ async def test_results_join_items_and_records(api: Api) -> None:
         {"index": 1, "label": "red", "confidence": 0.75},
         {"index": 2, "label": "grey", "confidence": 0.25},
     ]
-    assert last[0] == {**red, "status": "succeeded", "annotations": labels}
+    assert last[0] == {
+        **red,
+        "status": "succeeded",
+        "annotations": labels,
+        "categories": [{"index": 1, "label": "colour", "confidence": 1.0}],
+        "confident": True,
+    }
     assert last[3] == {**last[0], "index": 3, "metadata": {}}
     assert (last[1]["status"], last[1]["annotations"]) == ("failed", [])
     assert last[1]["error"]["code"] == "undecodable_image"

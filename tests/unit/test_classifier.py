@@ -60,7 +60,7 @@ def network(folder: Path, layout: str = "NCHW", batch: int | str = "batch", **mo
 
 
 def test_most_likely_labels_come_first(tmp_path: Path) -> None:
-    notes = load(write_colour_bundle(tmp_path, sharpness=2.0)).annotate(BLUE)
+    notes = load(write_colour_bundle(tmp_path, sharpness=2.0)).classify(BLUE).annotations
     assert [note.index for note in notes] == [1, 2, 3, 4, 5]
     # By squared distance from (20, 20, 220): blue, grey, black, then the far ones.
     assert [note.label for note in notes][:3] == ["blue", "grey", "black"]
@@ -69,7 +69,7 @@ def test_most_likely_labels_come_first(tmp_path: Path) -> None:
 
 
 def test_confidences_are_the_softmax(tmp_path: Path) -> None:
-    notes = load(write_colour_bundle(tmp_path, sharpness=1.0), labels=6).annotate(BLUE)
+    notes = load(write_colour_bundle(tmp_path, sharpness=1.0), labels=6).classify(BLUE).annotations
     mean = np.array([20, 20, 220]) / 255
     distances = {name: ((mean - np.array(rgb)) ** 2).sum() for name, rgb in COLOURS.items()}
     total = sum(math.exp(-distance) for distance in distances.values())
@@ -80,13 +80,13 @@ def test_confidences_are_the_softmax(tmp_path: Path) -> None:
 
 
 def test_huge_logits_do_not_overflow(tmp_path: Path) -> None:
-    notes = load(write_colour_bundle(tmp_path, sharpness=1e6)).annotate(BLUE)
+    notes = load(write_colour_bundle(tmp_path, sharpness=1e6)).classify(BLUE).annotations
     assert (notes[0].label, notes[0].confidence) == ("blue", 1.0)
 
 
 @pytest.mark.parametrize("labels", [1, 3, 6, 100])
 def test_number_of_labels_is_limited_by_setting_and_bundle(tmp_path: Path, labels: int) -> None:
-    notes = load(write_colour_bundle(tmp_path), labels).annotate(BLUE)
+    notes = load(write_colour_bundle(tmp_path), labels).classify(BLUE).annotations
     assert len(notes) == min(labels, len(COLOURS))
 
 
@@ -97,8 +97,8 @@ def test_bundles_with_other_layouts_batches_and_outputs(
     tmp_path: Path, layout: str, batch: int | str, kind: str
 ) -> None:
     folder = network(tmp_path / "other", layout, batch, outputs={"scores": "scores", "kind": kind})
-    notes = load(folder).annotate(BLUE)
-    own = load(write_colour_bundle(tmp_path / "own")).annotate(BLUE)
+    notes = load(folder).classify(BLUE).annotations
+    own = load(write_colour_bundle(tmp_path / "own")).classify(BLUE).annotations
     assert [note.label for note in notes] == [note.label for note in own]
     assert notes[0].confidence == pytest.approx(own[0].confidence, abs=1e-6)
 
@@ -174,7 +174,7 @@ def test_scores_that_are_not_finite_are_refused(tmp_path: Path, kind: str) -> No
     folder = write_failing_bundle(tmp_path, outputs={"scores": "scores", "kind": kind})
     classifier = load(folder)
     with pytest.raises(InferenceFailed, match="not finite numbers"):
-        classifier.annotate(BLUE)
+        classifier.classify(BLUE)
 
 
 def test_probabilities_out_of_range_are_refused(tmp_path: Path) -> None:
@@ -189,4 +189,69 @@ def test_probabilities_out_of_range_are_refused(tmp_path: Path) -> None:
         outputs={"scores": "scores", "kind": "probabilities"},
     )
     with pytest.raises(InferenceFailed, match="not probabilities"):
-        load(folder).annotate(BLUE)
+        load(folder).classify(BLUE)
+
+
+def categorized(folder: Path, categories: dict[str, list[str]], sharpness: float = 2.0) -> Path:
+    """The colour bundle with categories."""
+    write_colour_bundle(folder, sharpness=sharpness)
+    (folder / "categories.json").write_text(json.dumps(categories))
+    return edit(folder)
+
+
+def test_category_sums_its_labels_probabilities(tmp_path: Path) -> None:
+    found = load(
+        categorized(tmp_path, {"grey": ["neutral"], "black": ["neutral"], "red": ["warm"]}), 6
+    ).classify(BLUE)
+    by_label = {note.label: note.confidence for note in found.annotations}
+    by_category = {note.label: note.confidence for note in found.categories}
+    assert by_category["neutral"] == pytest.approx(by_label["grey"] + by_label["black"])
+    assert by_category["warm"] == pytest.approx(by_label["red"])
+    assert [note.index for note in found.categories] == [1, 2]
+    assert found.categories[0].label == "neutral"
+
+
+def test_narrower_category_comes_first_at_equal_percent(tmp_path: Path) -> None:
+    every = ["red", "green", "blue", "white", "black", "grey"]
+    categories = {label: ["anything"] for label in every} | {
+        label: ["anything", "most"] for label in every[:5]
+    }
+    categories["blue"].append("sea")
+    found = load(categorized(tmp_path, categories, sharpness=14)).classify(BLUE)
+    assert [note.label for note in found.categories] == ["sea", "most", "anything"]
+    assert 0.997 < found.categories[0].confidence < found.categories[2].confidence
+
+
+def test_unlikely_categories_are_left_out(tmp_path: Path) -> None:
+    folder = categorized(tmp_path, {"blue": ["sea"], "red": ["warm"]}, sharpness=14)
+    assert [note.label for note in load(folder).classify(BLUE).categories] == ["sea"]
+
+
+def test_independent_labels_sum_to_at_most_one(tmp_path: Path) -> None:
+    folder = network(tmp_path, outputs={"scores": "scores", "kind": "probabilities"})
+    weights = {"weight": np.zeros((3, 6), np.float32), "bias": np.full(6, 0.9, np.float32)}
+    write_network(
+        folder,
+        nodes=[MEANS, GEMM],
+        shape=["batch", 3, 8, 8],
+        initializers={"axes": np.array([2, 3], np.int64), **weights},
+        outputs={"scores": "scores", "kind": "probabilities"},
+    )
+    (folder / "categories.json").write_text(json.dumps({"red": ["any"], "blue": ["any"]}))
+    edit(folder)
+    (category,) = load(folder).classify(BLUE).categories
+    assert category.confidence == 1.0
+
+
+def test_bundle_without_categories_and_threshold_gives_neither(tmp_path: Path) -> None:
+    found = load(write_colour_bundle(tmp_path)).classify(BLUE)
+    assert (found.categories, found.confident) == ((), None)
+
+
+@pytest.mark.parametrize(("margin", "confident"), [(-1e-6, True), (1e-6, False)])
+def test_best_label_is_confident_from_the_threshold_on(
+    tmp_path: Path, margin: float, confident: bool
+) -> None:
+    best = load(write_colour_bundle(tmp_path, sharpness=2.0)).classify(BLUE).annotations[0]
+    edit(tmp_path, threshold=best.confidence + margin)
+    assert load(tmp_path).classify(BLUE).confident is confident

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from core.backends import open_backend
-from core.backends.embedded import dead_letters
+from core.backends.embedded import dead_letters, records
 from core.backends.embedded.database import Database, Schema
 from core.domain.dead_letters import LetterFilter
 from core.domain.jobs import JobFilter
 from core.domain.priority import Priority
-from core.domain.records import RecordKey, Status
+from core.domain.records import Annotation, RecordKey, Status
 from core.errors import Unavailable
 from core.settings import Settings
 
@@ -236,6 +236,37 @@ async def test_an_older_schema_is_upgraded_step_by_step(tmp_path: Path) -> None:
     torn = Schema(version=SCHEMA.version + 4, statements=(), upgrades={SCHEMA.version + 3: ()})
     with pytest.raises(Unavailable, match=f"schema version {third.version}"):
         await Database.open(tmp_path / "words.db", torn)
+
+
+async def test_results_of_version_3_stay_readable(tmp_path: Path) -> None:
+    """Version 3 had neither categories nor confidence."""
+    new = ("categories", "confident")
+    statements = [
+        "\n".join(line for line in statement.splitlines() if not line.strip().startswith(new))
+        for statement in records.SCHEMA.statements
+    ]
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "records.db"
+    old = Schema(version=3, statements=statements)
+    database = await Database.open(path, old)
+    key = RecordKey("public", "a" * 64, "colours@0123456789ab")
+    result = '[{"index": 1, "label": "red", "confidence": 0.75}]'
+
+    def fill(connection: sqlite3.Connection) -> None:
+        row = (key.tenant, key.image_hash, key.model, result)
+        connection.execute(
+            "INSERT INTO records VALUES"
+            " (?, ?, ?, 'success', ?, NULL, 1, 1, NULL, 5, 6, 7, 'high', '')",
+            row,
+        )
+
+    await database.write(fill, durable=True)
+    await database.close()
+    async with open_backend(Settings(_env_file=None, data_dir=tmp_path / "data")) as backend:
+        record = await backend.records.get(key)
+        assert record is not None
+        assert record.annotations == (Annotation(1, "red", 0.75),)
+        assert (record.categories, record.confident) == ((), None)
 
 
 RECORDS_OF_VERSION_1 = (

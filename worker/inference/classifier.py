@@ -9,11 +9,13 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from core.bundles.bundle import MODEL_FILE, Bundle, verify_bundle
-from core.domain.records import Annotation
+from core.domain.records import Annotation, Classification
 from core.errors import BundleError
 from core.observability.tracing import span
 from worker.errors import InferenceFailed
 from worker.inference.preprocessing import MemoryLimit, Preprocessor, no_memory_limit
+
+MAX_CATEGORIES = 10  # in a result, at most
 
 _WARNING = 2  # ONNX Runtime severities: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
 
@@ -40,6 +42,7 @@ class Classifier:
         self._count = min(labels_per_image, len(bundle.labels))
         self._input, self._output = manifest.input.name, manifest.outputs.scores
         self._logits = manifest.outputs.kind == "logits"
+        self._categories = _CategoryIndex(bundle)
         try:
             self._session = _session(bundle.folder / MODEL_FILE)
         except Exception as error:
@@ -52,28 +55,28 @@ class Classifier:
         """Whether the network declares that it accepts several images at once."""
         return self.bundle.manifest.input.batch is None
 
-    def annotate(self, data: bytes) -> tuple[Annotation, ...]:
-        """The most likely labels of an encoded image, most likely first.
+    def classify(self, data: bytes) -> Classification:
+        """The most likely labels and categories of an encoded image.
 
         Raises UndecodableImage or InvalidImage for faults of the image, and InferenceFailed for
         faults of the model.
         """
-        (annotations,) = self.infer([self.tensor(data)])
-        return annotations
+        (found,) = self.infer([self.tensor(data)])
+        return found
 
     def tensor(self, data: bytes) -> NDArray[np.float32]:
         """The network's input for an encoded image. Raises UndecodableImage or InvalidImage."""
         with span("decode"):
             return self._preprocessor.tensor(data)
 
-    def infer(self, tensors: Sequence[NDArray[np.float32]]) -> list[tuple[Annotation, ...]]:
-        """The most likely labels of each image, most likely first. Raises InferenceFailed.
+    def infer(self, tensors: Sequence[NDArray[np.float32]]) -> list[Classification]:
+        """The most likely labels and categories of each image. Raises InferenceFailed.
 
         Pass more than one image only if `free_batch` is true.
         """
         with span("infer"):
             batch = tensors[0] if len(tensors) == 1 else np.concatenate(tensors)
-            return [self._annotations(scores) for scores in self._scores(batch)]
+            return [self._classification(scores) for scores in self._scores(batch)]
 
     def _scores(self, batch: NDArray[np.float32]) -> NDArray[np.float64]:
         """Probabilities: a row for each image, a column for each label."""
@@ -95,11 +98,16 @@ class Classifier:
             raise InferenceFailed("The model returned scores that are not probabilities.")
         return scores
 
-    def _annotations(self, scores: NDArray[np.float64]) -> tuple[Annotation, ...]:
+    def _classification(self, scores: NDArray[np.float64]) -> Classification:
         best = np.argsort(-scores, kind="stable")[: self._count]
-        return tuple(
-            Annotation(index, self.bundle.labels[label], float(scores[label]))
-            for index, label in enumerate(best, start=1)
+        threshold = self.bundle.manifest.threshold
+        return Classification(
+            annotations=tuple(
+                Annotation(index, self.bundle.labels[label], float(scores[label]))
+                for index, label in enumerate(best, start=1)
+            ),
+            categories=self._categories.best(scores),
+            confident=None if threshold is None else bool(scores[best[0]] >= threshold),
         )
 
     def _check_signature(self) -> None:
@@ -138,6 +146,37 @@ class Classifier:
             raise BundleError(f"{self.bundle.identity}: {error.detail}") from error
 
 
+class _CategoryIndex:
+    """Sums the probabilities of each category's labels."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        number = {label: index for index, label in enumerate(bundle.labels)}
+        members: dict[str, list[int]] = {}
+        for label, categories in bundle.categories.items():
+            for category in categories:
+                members.setdefault(category, []).append(number[label])
+        # The narrowest first, so that a stable sort puts them before broader ones.
+        self._names = sorted(members, key=lambda name: (len(members[name]), name))
+        self._members = np.zeros((len(self._names), len(bundle.labels)))
+        for row, name in enumerate(self._names):
+            self._members[row, members[name]] = 1
+
+    def best(self, scores: NDArray[np.float64]) -> tuple[Annotation, ...]:
+        """The most likely categories, most likely first; those below 0.5 % are left out.
+
+        A broader category is never less likely than a narrower one inside it. The order is
+        therefore by whole percent, and then by the number of labels: "dog" comes before "animal".
+        """
+        # Scores of a model with independent labels may sum to more than 1.
+        sums = np.minimum(self._members @ scores, 1.0)
+        percent = np.rint(100 * sums)
+        order = np.argsort(-percent, kind="stable")[:MAX_CATEGORIES]
+        return tuple(
+            Annotation(index, self._names[row], float(sums[row]))
+            for index, row in enumerate((row for row in order if percent[row] >= 1), start=1)
+        )
+
+
 def _session(model: Path) -> ort.InferenceSession:
     """Load the network from the file `model` alone.
 
@@ -158,6 +197,10 @@ def _session_options() -> ort.SessionOptions:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = _WARNING
+    # x86 processors without VNNI add products of uint8 and int8 in 16 bits, which can overflow and
+    # change the labels of a quantized model. With this option they multiply by uint8 weights, which
+    # is slower and exact. Other processors ignore it.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     for pool in ("intra_op", "inter_op"):
         options.add_session_config_entry(f"session.{pool}.allow_spinning", "0")
     return options

@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeAlias
 import structlog
 
 from core.bundles.bundle import Bundle
-from core.domain.records import Annotation
+from core.domain.records import Annotation, Classification
 from core.errors import Unavailable
 from core.observability.tracing import Step
 from core.settings import Settings
@@ -34,7 +34,7 @@ FIRST_PAUSE, LAST_PAUSE = 0.1, 5.0  # seconds before a process that ended is rep
 ENDED = "The process that classified the image ended."
 ROOT = Path(__file__).resolve().parents[2]
 
-Answer: TypeAlias = "asyncio.Future[tuple[Annotation, ...]]"
+Answer: TypeAlias = "asyncio.Future[Classification]"
 
 
 class Process(Protocol):
@@ -95,7 +95,7 @@ class ClassifierPool:
         """
         return 2 * sum(member.batch_size for member in self._members)
 
-    async def annotate(self, frame: Frame, steps: list[Step]) -> tuple[Annotation, ...]:
+    async def classify(self, frame: Frame, steps: list[Step]) -> Classification:
         """Send `frame` to the process with the fewest open requests."""
         least_busy = min(self._members, key=_Member.open_requests)
         return await least_busy.ask(frame, self._settings.classify_seconds, steps)
@@ -113,10 +113,10 @@ class RemoteClassifier:
         self._pool = pool
         self._name = name
 
-    async def annotate(
+    async def classify(
         self, image: bytes | Path, steps: list[Step] | None = None
-    ) -> tuple[Annotation, ...]:
-        """The most likely labels of an image, most likely first.
+    ) -> Classification:
+        """The most likely labels and categories of an image.
 
         `image` is the encoded image or the path of its file. The steps that the process took are
         appended to `steps`. Raises UndecodableImage or InvalidImage for faults of the image,
@@ -125,7 +125,7 @@ class RemoteClassifier:
         """
         kind, data = (FILE, os.fsencode(image)) if isinstance(image, Path) else (IMAGE, image)
         frame = Frame(kind, self._name, data)
-        return await self._pool.annotate(frame, [] if steps is None else steps)
+        return await self._pool.classify(frame, [] if steps is None else steps)
 
 
 class _Member(asyncio.Protocol):
@@ -238,10 +238,14 @@ class _Member(asyncio.Protocol):
                 error.add_note(cause)  # the traceback of the other process, for the log
             _fail(request, error=error)
             return
-        notes = enumerate(document["annotations"], start=1)
-        found = tuple(Annotation(index, label, score) for index, (label, score) in notes)
         if not request.answer.done():
-            request.answer.set_result(found)
+            request.answer.set_result(
+                Classification(
+                    _annotations(document["annotations"]),
+                    _annotations(document["categories"]),
+                    document["confident"],
+                )
+            )
 
     def _in_work(self) -> list[_Request]:
         """The requests that the process may be working on: one, or those of a batch."""
@@ -323,6 +327,10 @@ class _Member(asyncio.Protocol):
             return None
         process.kill()
         return await asyncio.to_thread(process.wait)
+
+
+def _annotations(pairs: list[tuple[str, float]]) -> tuple[Annotation, ...]:
+    return tuple(Annotation(index, *pair) for index, pair in enumerate(pairs, start=1))
 
 
 def spawn_process(settings: Settings, connection: socket.socket) -> Process:

@@ -30,7 +30,7 @@ from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from core.bundles.bundle import read_bundle
-from core.domain.records import Annotation
+from core.domain.records import Annotation, Classification
 from core.errors import BundleError, GlimpseError, InvalidImage, NotFound, Unavailable
 from core.observability.tracing import Stopwatch, make_current, span
 from worker.errors import InferenceFailed
@@ -122,14 +122,14 @@ class Models:
             yield batch
 
     def _single(self, frame: Frame) -> Reply:
-        def annotations() -> tuple[Annotation, ...]:
+        def classification() -> Classification:
             model = self._loaded.get(frame.name) or self._load(frame.name)
             if frame.kind == LOAD:
-                return ()
-            return model.classifier.annotate(_image(frame))
+                return Classification(())
+            return model.classifier.classify(_image(frame))
 
         watch = _new_watch()
-        outcome = _outcome(annotations)
+        outcome = _outcome(classification)
         return _reply(outcome, watch)
 
     def _batch(self, batch: list[Frame]) -> list[Reply]:
@@ -206,12 +206,20 @@ def _outcome(work: Callable[[], T]) -> T | _Failure:
         return _Failure(InferenceFailed.code, detail, traceback.format_exc())
 
 
-def _reply(outcome: tuple[Annotation, ...] | _Failure, watch: Stopwatch) -> Reply:
+def _reply(outcome: Classification | _Failure, watch: Stopwatch) -> Reply:
     if isinstance(outcome, _Failure):
         error = [outcome.code, outcome.detail, outcome.cause]
         return {"error": error, "steps": watch.steps}
-    found = [[note.label, note.confidence] for note in outcome]
-    return {"annotations": found, "steps": watch.steps}
+    return {
+        "annotations": _pairs(outcome.annotations),
+        "categories": _pairs(outcome.categories),
+        "confident": outcome.confident,
+        "steps": watch.steps,
+    }
+
+
+def _pairs(annotations: tuple[Annotation, ...]) -> list[tuple[str, float]]:
+    return [(each.label, each.confidence) for each in annotations]
 
 
 def _new_watch() -> Stopwatch:

@@ -8,11 +8,14 @@ where K says what the M bytes are: nothing (load the model), an encoded image, o
 that holds one and is named by its SHA-256. The highest bit of K keeps the image out of any batch.
 The replies come in the order of the requests:
 
-    4 bytes N, N bytes of JSON {"annotations": [[label, confidence], ...], "steps", "batch_size"}
-                            or {"error": [code, detail, traceback], "steps", "batch_size"}
+    4 bytes N, N bytes of JSON, which is
+        {"annotations": [[label, confidence], ...], "categories", "confident", "steps",
+         "batch_size"}
+        or {"error": [code, detail, traceback], "steps", "batch_size"}
 
-where the steps are [[name, began, ended, images], ...] as in `core.observability.tracing`, and
-`batch_size` is how many images of the model the process runs as one batch. Lengths are big-endian.
+where categories are like annotations, the steps are [[name, began, ended, images], ...] as in
+`core.observability.tracing`, and `batch_size` is how many images of the model the process runs as
+one batch. Lengths are big-endian.
 Both ends belong to one release, so the protocol has no version.
 """
 

@@ -19,8 +19,8 @@ from core.domain.jobs import JobKey
 from core.domain.messages import ClassifyImage
 from core.domain.records import (
     UPLOAD_LOST,
-    Annotation,
     Claim,
+    Classification,
     Record,
     RecordError,
     RecordKey,
@@ -148,7 +148,15 @@ async def _classify_claimed(
     ctx.metrics.claimed(claim, ctx.clock())
     outcome = await _infer(claim, image, classifier, ctx)
     with span("store result"):
-        end = fail(claim, outcome) if isinstance(outcome, RecordError) else complete(claim, outcome)
+        if isinstance(outcome, RecordError):
+            end = fail(claim, outcome)
+        else:
+            end = complete(
+                claim,
+                outcome.annotations,
+                categories=outcome.categories,
+                confident=outcome.confident,
+            )
         stored = await records.change(claim.key, end)
     timing = {
         "attempt": claim.attempt,
@@ -166,7 +174,7 @@ async def _classify_claimed(
         log.warning("image refused", code=outcome.code, detail=outcome.detail, **timing)
         return outcome
     ctx.metrics.classification_ended(SUCCESS)
-    log.info("classified", label=outcome[0].label, **timing)
+    log.info("classified", label=outcome.annotations[0].label, **timing)
     return None
 
 
@@ -185,11 +193,11 @@ async def _fail_if_cancelled(claim: Claim, ctx: WorkerContext) -> bool:
 
 async def _infer(
     claim: Claim, image: Awaitable[bytes | Path], classifier: RemoteClassifier, ctx: WorkerContext
-) -> tuple[Annotation, ...] | RecordError:
+) -> Classification | RecordError:
     """The image's labels, or the error that every delivery of this image would meet."""
     steps: list[Step] = []
     try:
-        return await classifier.annotate(await image, steps)
+        return await classifier.classify(await image, steps)
     except NotFound:
         return RecordError(
             "image_missing", "The stored image is missing or damaged: upload it again.", True

@@ -16,13 +16,17 @@ from core.domain.priority import Priority
 from core.domain.records import Annotation, Record, RecordError, RecordKey, Status
 
 SCHEMA = Schema(
-    version=3,
+    version=4,
     upgrades={
         1: dead_letters.TABLE,
         2: (
             *jobs.TABLES,
             "ALTER TABLE records ADD COLUMN priority TEXT NOT NULL DEFAULT 'high'",
             "ALTER TABLE records ADD COLUMN job TEXT NOT NULL DEFAULT ''",
+        ),
+        3: (
+            "ALTER TABLE records ADD COLUMN categories TEXT NOT NULL DEFAULT '[]'",
+            "ALTER TABLE records ADD COLUMN confident INTEGER",
         ),
     },
     statements=(
@@ -44,6 +48,8 @@ SCHEMA = Schema(
             submitted_at     INTEGER NOT NULL,
             priority         TEXT NOT NULL DEFAULT 'high',
             job              TEXT NOT NULL DEFAULT '',
+            categories       TEXT NOT NULL DEFAULT '[]',
+            confident        INTEGER,           -- 0, 1 or null
             PRIMARY KEY (tenant, image_hash, model)
         ) WITHOUT ROWID
         """,
@@ -57,7 +63,7 @@ SCHEMA = Schema(
 _KEY = "tenant = ? AND image_hash = ? AND model = ?"
 _COLUMNS = (
     "tenant, image_hash, model, status, annotations, error, attempts, token, lease_expires_at,"
-    " created_at, updated_at, submitted_at, priority, job"
+    " created_at, updated_at, submitted_at, priority, job, categories, confident"
 )
 # ruff's S608 warns of values pasted into SQL; these are constants pasted into constants.
 _SELECT = f"SELECT {_COLUMNS} FROM records WHERE {_KEY}"  # noqa: S608
@@ -67,13 +73,13 @@ _SELECT_MANY = (
     " AND image_hash IN (SELECT value FROM json_each(?))"
 )
 _INSERT = (
-    f"INSERT INTO records ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+    f"INSERT INTO records ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
     " ON CONFLICT DO NOTHING"
 )
 _UPDATE = (
     "UPDATE records SET status = ?, annotations = ?, error = ?, attempts = ?, token = ?,"  # noqa: S608
     " lease_expires_at = ?, created_at = ?, updated_at = ?, submitted_at = ?, priority = ?,"
-    f" job = ? WHERE {_KEY}"
+    f" job = ?, categories = ?, confident = ? WHERE {_KEY}"
 )
 # The condition repeats the index's word for word, so that SQLite uses it.
 _STALE = (
@@ -157,6 +163,8 @@ def _state_of(record: Record) -> tuple[object, ...]:
         to_micros(record.submitted_at),
         record.priority.value,
         record.job,
+        _annotations_json(record.categories) if record.categories else "[]",
+        record.confident,
     )
 
 
@@ -179,7 +187,7 @@ def _annotations_of(text: str) -> tuple[Annotation, ...]:
 def _record_of(row: tuple[Any, ...], key: RecordKey | None = None) -> Record:
     """`key` is the row's, where the caller has it: checking one costs as much as reading it."""
     tenant, image_hash, model, status, annotations, error, *rest = row
-    attempts, token, lease, born, changed, begun, priority, job = rest
+    attempts, token, lease, born, changed, begun, priority, job, categories, confident = rest
     return Record(
         key=key or RecordKey(tenant, image_hash, model),
         status=Status(status),
@@ -193,4 +201,6 @@ def _record_of(row: tuple[Any, ...], key: RecordKey | None = None) -> Record:
         submitted_at=from_micros(begun),
         priority=Priority(priority),
         job=job,
+        categories=_annotations_of(categories),
+        confident=None if confident is None else bool(confident),
     )

@@ -76,6 +76,10 @@ def entity_of(record: Record, key: Any) -> Any:
     set_text(fields["status"], record.status.value)
     if record.annotations:
         set_text(fields["annotations"], json.dumps([asdict(each) for each in record.annotations]))
+    if record.categories:
+        set_text(fields["categories"], json.dumps([asdict(each) for each in record.categories]))
+    if record.confident is not None:
+        set_flag(fields["confident"], record.confident)
     if record.error is not None:
         set_text(fields["error"], json.dumps(asdict(record.error)))
     set_number(fields["attempts"], record.attempts)
@@ -97,12 +101,13 @@ def entity_of(record: Record, key: Any) -> Any:
 def record_of(entity: Any, keys: Keys) -> Record:
     """The record that `entity_of` made `entity` of."""
     fields = entity.properties
-    annotations = json.loads(fields["annotations"].string_value) if "annotations" in fields else ()
     error = json.loads(fields["error"].string_value) if "error" in fields else None
     return Record(
         key=keys.key_of(entity.key),
         status=Status(fields["status"].string_value),
-        annotations=tuple(Annotation(**each) for each in annotations),
+        annotations=_annotations_of(fields, "annotations"),
+        categories=_annotations_of(fields, "categories"),
+        confident=fields["confident"].boolean_value if "confident" in fields else None,
         error=None if error is None else RecordError(**error),
         attempts=fields["attempts"].integer_value,
         token=fields["token"].integer_value,
@@ -119,6 +124,12 @@ def record_of(entity: Any, keys: Keys) -> Record:
     )
 
 
+def _annotations_of(fields: Any, name: str) -> tuple[Annotation, ...]:
+    if name not in fields:
+        return ()
+    return tuple(Annotation(**each) for each in json.loads(fields[name].string_value))
+
+
 def time_value(moment: datetime) -> Any:
     """Datastore keeps microseconds, as datetime does."""
     value = RawValue()
@@ -127,7 +138,7 @@ def time_value(moment: datetime) -> Any:
 
 
 def set_text(value: Any, text: str) -> None:
-    """As a property that is not indexed, as the three below."""
+    """As a property that is not indexed, as the four below."""
     value.string_value, value.exclude_from_indexes = text, True
 
 
@@ -137,6 +148,11 @@ def set_blob(value: Any, data: bytes) -> None:
 
 def set_number(value: Any, number: int) -> None:
     value.integer_value, value.exclude_from_indexes = number, True
+
+
+def set_flag(value: Any, flag: bool) -> None:
+    value.boolean_value = flag
+    value.exclude_from_indexes = True
 
 
 def set_time(value: Any, moment: datetime) -> None:
