@@ -1,0 +1,545 @@
+"""Jobs: many images as one piece of work.
+
+A batch larger than what one request can have becomes several jobs. `Batch` holds them together and
+behaves like one.
+"""
+
+import json
+import secrets
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from glimpse_client.drivers import AsyncDriver, BlockingDriver
+from glimpse_client.errors import WaitTimeout
+from glimpse_client.flows import (
+    Call,
+    Clock,
+    Effect,
+    Flow,
+    Follow,
+    FormFile,
+    Request,
+    Response,
+    Sleep,
+    Together,
+    request,
+)
+from glimpse_client.images import lookup_flow
+from glimpse_client.sources import Content, Found, Source, find_images, source_of
+from glimpse_client.types import Job, JobResult, Page, job_of, result_of
+
+JOBS = "/api/v1/jobs"
+MOST_IMAGES = 1000  # of one job
+# What Cloud Run accepts as one HTTP/1 request is 32 MiB; the rest is for the form's own bytes.
+MAX_REQUEST_BYTES = 30 * 1024 * 1024
+HASHES_AT_ONCE = 4
+RESULTS_AT_ONCE = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An image to be sent: its source, hash, size in bytes and every local name."""
+
+    source: Source
+    hash: str
+    size: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The jobs of one call to `create`, and the local names of their images by hash."""
+
+    jobs: tuple[Job, ...]
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    uploaded: int = 0
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The ids of the jobs."""
+        return tuple(job.id for job in self.jobs)
+
+    @property
+    def done(self) -> bool:
+        """Whether every job is done."""
+        return all(job.done for job in self.jobs)
+
+    @property
+    def total(self) -> int:
+        """Images of all jobs."""
+        return sum(job.total for job in self.jobs)
+
+    @property
+    def succeeded(self) -> int:
+        """Images that have a result."""
+        return sum(job.succeeded for job in self.jobs)
+
+    @property
+    def failed(self) -> int:
+        """Images that failed."""
+        return sum(job.failed for job in self.jobs)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a job runs; what is None or empty is left to the service."""
+
+    model: str | None = None
+    priority: str | None = None
+    name: str | None = None
+    not_before: str | None = None
+    cancel_after: str | None = None
+    notify_email: str | None = None
+    webhook: str | None = None
+
+    def params(self) -> dict[str, Any]:
+        """The query parameters."""
+        return {
+            "model": self.model,
+            "priority": self.priority,
+            "name": self.name,
+            "not_before": self.not_before,
+            "notify_email": self.notify_email,
+            "webhook": self.webhook,
+        }
+
+
+Progress = Callable[[str, int, int], None]
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    return None
+
+
+def gather(
+    paths: Iterable[str | Path | Content], *, recursive: bool = True
+) -> Iterator[tuple[Source, str]]:
+    """Each source with its local name. Folders are searched; names in them stay relative."""
+    for each in paths:
+        if isinstance(each, str | Path) and Path(each).is_dir():
+            for found in find_images([each], recursive=recursive):
+                yield Source(found.path.name, path=found.path), found.name
+        elif isinstance(each, Found):
+            yield Source(each.path.name, path=each.path), each.name
+        else:
+            source = source_of(each)
+            yield source, source.name
+
+
+def _hash_flow(source: Source, name: str) -> Flow[tuple[Source, str, int, str]]:
+    digest: str = yield Call(source.sha256)
+    size: int = yield Call(source.size)
+    return source, digest, size, name
+
+
+def _hashed_flow(
+    sources: Iterable[tuple[Source, str]], progress: Progress
+) -> Generator[Effect, Any, list[Item]]:
+    """The distinct images of `sources`, in order."""
+    found: dict[str, tuple[Source, int, list[str]]] = {}
+    waiting = list(sources)
+    for start in range(0, len(waiting), 64):
+        part = waiting[start : start + 64]
+        for source, digest, size, name in (
+            yield Together([_hash_flow(*each) for each in part], HASHES_AT_ONCE)
+        ):
+            found.setdefault(digest, (source, size, []))[2].append(name)
+        progress("hashing", start + len(part), len(waiting))
+    return [
+        Item(source, digest, size, tuple(names)) for digest, (source, size, names) in found.items()
+    ]
+
+
+def split(
+    items: Sequence[Item], missing: set[str], max_bytes: int = MAX_REQUEST_BYTES
+) -> Iterator[list[Item]]:
+    """`items` in parts of at most 1,000 images and `max_bytes` to upload, in order."""
+    part: list[Item] = []
+    size = 0
+    for item in items:
+        weight = item.size + 1024 if item.hash in missing else 0
+        if part and (len(part) == MOST_IMAGES or size + weight > max_bytes):
+            yield part
+            part, size = [], 0
+        part.append(item)
+        size += weight
+    if part:
+        yield part
+
+
+def _manifest(hashes: Iterable[str]) -> bytes:
+    return json.dumps({"image_hashes": list(hashes)}).encode()
+
+
+def _job_request(part: Sequence[Item], missing: set[str], options: Options, key: str) -> Request:
+    """The request that makes a job of `part`: a form if bytes have to be sent, else hashes."""
+    headers = {"idempotency-key": key}
+    if options.cancel_after:
+        headers["cancel-after"] = options.cancel_after
+    path = f"{JOBS}/batch-predict"
+    known = [item.hash for item in part if item.hash not in missing]
+    if len(known) == len(part):
+        return Request(
+            "POST", path, params=options.params(), headers=headers, json={"image_hashes": known}
+        )
+    files = [FormFile("imgs", item.names[0], item.source) for item in part if item.hash in missing]
+    if known:
+        document = Source("manifest.json", data=_manifest(known))
+        files.append(FormFile("manifest", document.name, document, "application/json"))
+    return Request(
+        "POST", path, params=options.params(), headers=headers, files=files, timeout=300.0
+    )
+
+
+def create_flow(
+    *,
+    sources: Iterable[tuple[Source, str]],
+    hashes: Sequence[str],
+    options: Options,
+    idempotency_key: str | None,
+    progress: Progress,
+    created: Callable[[Job], None],
+) -> Flow[Batch]:
+    """Hash, look up, and make jobs: one for each part that fits into a request."""
+    items = yield from _hashed_flow(sources, progress)
+    distinct = {item.hash for item in items}
+    items += [
+        Item(Source(""), each, 0, ()) for each in dict.fromkeys(hashes) if each not in distinct
+    ]
+    own = [item.hash for item in items if item.names]
+    missing = (yield from lookup_flow(own, options.model)) if own else set()
+    key = idempotency_key or secrets.token_hex(16)
+    jobs: list[Job] = []
+    sent = 0
+    for number, part in enumerate(split(items, missing)):
+        response: Response = yield _job_request(part, missing, options, f"{key}-{number}")
+        job = job_of({"total": len(part), **response.document})
+        created(job)
+        jobs.append(job)
+        sent += len(part)
+        progress("uploading", sent, len(items))
+    return Batch(tuple(jobs), {item.hash: item.names for item in items if item.names}, len(missing))
+
+
+def import_flow(prefix: str, options: Options, idempotency_key: str | None) -> Flow[Batch]:
+    """A job of the images below `gs://bucket/prefix`."""
+    headers = {"idempotency-key": idempotency_key or secrets.token_hex(16)}
+    if options.cancel_after:
+        headers["cancel-after"] = options.cancel_after
+    response: Response = yield Request(
+        "POST",
+        f"{JOBS}/batch-predict",
+        params=options.params(),
+        headers=headers,
+        json={"gs_prefix": prefix},
+        timeout=300.0,
+    )
+    return Batch((job_of(response.document),))
+
+
+def get_flow(job_id: str) -> Flow[Job]:
+    """One job."""
+    return (yield from request("GET", f"{JOBS}/{job_id}", job_of))
+
+
+def cancel_flow(job_id: str) -> Flow[Job]:
+    """Cancel a job. Raises Conflict once it has ended."""
+    return (yield from request("DELETE", f"{JOBS}/{job_id}", job_of))
+
+
+def retry_flow(job_id: str) -> Flow[Job]:
+    """A new job of the failed items."""
+    return (yield from request("POST", f"{JOBS}/{job_id}/retry", job_of))
+
+
+def list_flow(
+    status: str | None, type_: str | None, cursor: str | None, limit: int | None
+) -> Flow[Page[Job]]:
+    """One page of jobs, newest first."""
+
+    def page(document: Any) -> Page[Job]:
+        return Page([job_of(each) for each in document["jobs"]], document.get("next_cursor"))
+
+    params = {"status": status, "type": type_, "cursor": cursor, "limit": limit}
+    return (yield from request("GET", JOBS, page, params=params))
+
+
+def results_flow(
+    job_id: str, names: Mapping[str, Sequence[str]], cursor: str | None, params: Mapping[str, Any]
+) -> Flow[Page[JobResult]]:
+    """One page of a job's results, in their order."""
+
+    def page(document: Any) -> Page[JobResult]:
+        results = [result_of(each, names) for each in document["results"]]
+        return Page(results, document.get("next_cursor"))
+
+    return (
+        yield from request(
+            "GET",
+            f"{JOBS}/{job_id}/results",
+            page,
+            params={**params, "cursor": cursor, "limit": RESULTS_AT_ONCE},
+        )
+    )
+
+
+def wait_flow(job_id: str, seconds: float | None) -> Flow[Job]:
+    """Wait until the job is done: by its event stream, then by polling."""
+    began: float = yield Clock()
+    while True:
+        job = yield from get_flow(job_id)
+        if job.done:
+            return job
+        now: float = yield Clock()
+        left = 3600.0 if seconds is None else seconds - (now - began)
+        if left <= 0:
+            raise WaitTimeout(f"the job {job_id} is still {job.status} after the wait", job)
+        yield Follow(f"{JOBS}/{job_id}/stream", {}, left)
+        yield Sleep(min(0.2, left))
+
+
+def _several(images: str | Path | Iterable[Any]) -> Iterable[Any]:
+    return [images] if isinstance(images, str | Path) else images
+
+
+def _ids(job: Job | Batch | str) -> tuple[str, ...]:
+    if isinstance(job, Batch):
+        return job.ids
+    return (job.id,) if isinstance(job, Job) else (job,)
+
+
+def _names(job: Job | Batch | str) -> Mapping[str, tuple[str, ...]]:
+    return job.names if isinstance(job, Batch) else {}
+
+
+def _views(labels: int | None, min_confidence: float | None) -> dict[str, Any]:
+    return {"labels": labels, "min_confidence": min_confidence}
+
+
+class Jobs:
+    """`client.jobs`."""
+
+    def __init__(self, driver: BlockingDriver) -> None:
+        self._driver = driver
+
+    def create(
+        self,
+        images: str | Path | Iterable[str | Path | Content] = (),
+        *,
+        hashes: Sequence[str] = (),
+        gs_prefix: str | None = None,
+        recursive: bool = True,
+        options: Options | None = None,
+        idempotency_key: str | None = None,
+        progress: Progress = _silent,
+        created: Callable[[Job], None] = lambda _: None,
+    ) -> Batch:
+        """Make jobs of images: paths, folders, bytes, hashes that the service knows, or a bucket.
+
+        Sends only bytes that the service does not have, and the same bytes once. `progress` gets
+        a stage (`hashing`, `uploading`), the number done and the total. `created` gets each job as
+        soon as the service has accepted it. One idempotency key covers all attempts.
+
+        Raises ApiError, ConnectionFailed, OSError, TypeError.
+        """
+        chosen = options or Options()
+        if gs_prefix is not None:
+            return self._driver.run(import_flow(gs_prefix, chosen, idempotency_key))
+        return self._driver.run(
+            create_flow(
+                sources=gather(_several(images), recursive=recursive),
+                hashes=hashes,
+                options=chosen,
+                idempotency_key=idempotency_key,
+                progress=progress,
+                created=created,
+            )
+        )
+
+    def create_from(
+        self,
+        sources: Iterable[tuple[Source, str]],
+        *,
+        options: Options | None = None,
+        idempotency_key: str | None = None,
+        progress: Progress = _silent,
+        created: Callable[[Job], None] = lambda _: None,
+    ) -> Batch:
+        """As `create`, of sources with their local names."""
+        return self._driver.run(
+            create_flow(
+                sources=sources,
+                hashes=(),
+                options=options or Options(),
+                idempotency_key=idempotency_key,
+                progress=progress,
+                created=created,
+            )
+        )
+
+    def get(self, job_id: str) -> Job:
+        """A job. Raises NotFound."""
+        return self._driver.run(get_flow(job_id))
+
+    def list(self, *, status: str | None = None, type: str | None = None) -> Iterator[Job]:  # noqa: A002
+        """All jobs, newest first."""
+        cursor = None
+        while True:
+            page = self._driver.run(list_flow(status, type, cursor, None))
+            yield from page.items
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    def page(
+        self, *, status: str | None = None, cursor: str | None = None, limit: int | None = None
+    ) -> Page[Job]:
+        """One page of jobs, newest first."""
+        return self._driver.run(list_flow(status, None, cursor, limit))
+
+    def wait(self, job: Job | Batch | str, *, timeout: float | None = None) -> Batch:
+        """Wait until every job is done; `timeout` is in seconds for each. Raises WaitTimeout."""
+        done = [self._driver.run(wait_flow(each, timeout)) for each in _ids(job)]
+        return Batch(tuple(done), _names(job), job.uploaded if isinstance(job, Batch) else 0)
+
+    def watch(self, job: Job | Batch | str) -> Iterator[Job]:
+        """The states of each job as they change, one job after the other, until all are done."""
+        for each in _ids(job):
+            for document in self._driver.events(f"{JOBS}/{each}/stream", {}):
+                if "job_id" in document:
+                    yield job_of(document)
+
+    def results(
+        self,
+        job: Job | Batch | str,
+        *,
+        labels: int | None = None,
+        min_confidence: float | None = None,
+    ) -> Iterator[JobResult]:
+        """The results, in order. Those of a running job have the states of that moment."""
+        params = _views(labels, min_confidence)
+        for each in _ids(job):
+            cursor = None
+            while True:
+                page = self._driver.run(results_flow(each, _names(job), cursor, params))
+                yield from page.items
+                cursor = page.next_cursor
+                if cursor is None:
+                    break
+
+    def cancel(self, job: Job | Batch | str) -> Sequence[Job]:
+        """Cancel the jobs. Work that has not started does not start."""
+        return [self._driver.run(cancel_flow(each)) for each in _ids(job)]
+
+    def retry_failed(self, job_id: str) -> Job:
+        """Make a new job of the failed items of a job that has ended."""
+        return self._driver.run(retry_flow(job_id))
+
+
+class AsyncJobs:
+    """`client.jobs` of the asynchronous client: the same methods."""
+
+    def __init__(self, driver: AsyncDriver) -> None:
+        self._driver = driver
+
+    async def create(
+        self,
+        images: str | Path | Iterable[str | Path | Content] = (),
+        *,
+        hashes: Sequence[str] = (),
+        gs_prefix: str | None = None,
+        recursive: bool = True,
+        options: Options | None = None,
+        idempotency_key: str | None = None,
+        progress: Progress = _silent,
+        created: Callable[[Job], None] = lambda _: None,
+    ) -> Batch:
+        """As `Jobs.create`."""
+        chosen = options or Options()
+        if gs_prefix is not None:
+            return await self._driver.run(import_flow(gs_prefix, chosen, idempotency_key))
+        return await self._driver.run(
+            create_flow(
+                sources=gather(_several(images), recursive=recursive),
+                hashes=hashes,
+                options=chosen,
+                idempotency_key=idempotency_key,
+                progress=progress,
+                created=created,
+            )
+        )
+
+    async def get(self, job_id: str) -> Job:
+        """As `Jobs.get`."""
+        return await self._driver.run(get_flow(job_id))
+
+    async def list(
+        self,
+        *,
+        status: str | None = None,
+        type: str | None = None,  # noqa: A002
+    ) -> AsyncIterator[Job]:
+        """As `Jobs.list`."""
+        cursor = None
+        while True:
+            page = await self._driver.run(list_flow(status, type, cursor, None))
+            for each in page.items:
+                yield each
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    async def page(
+        self, *, status: str | None = None, cursor: str | None = None, limit: int | None = None
+    ) -> Page[Job]:
+        """As `Jobs.page`."""
+        return await self._driver.run(list_flow(status, None, cursor, limit))
+
+    async def wait(self, job: Job | Batch | str, *, timeout: float | None = None) -> Batch:  # noqa: ASYNC109
+        """As `Jobs.wait`."""
+        done = [await self._driver.run(wait_flow(each, timeout)) for each in _ids(job)]
+        return Batch(tuple(done), _names(job), job.uploaded if isinstance(job, Batch) else 0)
+
+    async def watch(self, job: Job | Batch | str) -> AsyncIterator[Job]:
+        """As `Jobs.watch`."""
+        for each in _ids(job):
+            async for document in self._driver.events(f"{JOBS}/{each}/stream", {}):
+                if "job_id" in document:
+                    yield job_of(document)
+
+    async def results(
+        self,
+        job: Job | Batch | str,
+        *,
+        labels: int | None = None,
+        min_confidence: float | None = None,
+    ) -> AsyncIterator[JobResult]:
+        """As `Jobs.results`."""
+        params = _views(labels, min_confidence)
+        for each in _ids(job):
+            cursor = None
+            while True:
+                page = await self._driver.run(results_flow(each, _names(job), cursor, params))
+                for item in page.items:
+                    yield item
+                cursor = page.next_cursor
+                if cursor is None:
+                    break
+
+    async def cancel(self, job: Job | Batch | str) -> Sequence[Job]:
+        """As `Jobs.cancel`."""
+        return [await self._driver.run(cancel_flow(each)) for each in _ids(job)]
+
+    async def retry_failed(self, job_id: str) -> Job:
+        """As `Jobs.retry_failed`."""
+        return await self._driver.run(retry_flow(job_id))
