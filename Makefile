@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 POETRY_VENV := .poetry
 POETRY_PINS := poetry==2.5.1 poetry-plugin-export==1.10.1
 CHECKOV_VENV := .checkov-venv
-CODE := app worker core models compose deploy docs terraform tests benchmarks
+CODE := app worker core models client compose deploy docs terraform tests benchmarks
 
 .PHONY: help
 help: ## Show this list
@@ -25,9 +25,10 @@ $(POETRY_VENV)/.complete: Makefile
 	@touch $@
 
 $(VENV)/.complete: poetry.lock pyproject.toml $(POETRY_VENV)/.complete
-	$(POETRY_VENV)/bin/poetry export --quiet --all-extras --with dev --output $(POETRY_VENV)/requirements.txt
+	$(POETRY_VENV)/bin/poetry export --quiet --all-extras --with dev --with cli --output $(POETRY_VENV)/requirements.txt
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement $(POETRY_VENV)/requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable ./client
 	@touch $@
 
 # What is called beside a running service installs only where nothing is: a lock that has changed

@@ -54,5 +54,5 @@ def test_make_clean_deletes_what_was_installed_and_generated_and_no_data() -> No
     assert {".venv", ".poetry", ".export-venv"} < installed
     caches = {".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", ".import_linter_cache"}
     assert set(deleted) == installed | caches
-    folders = "app worker core models compose deploy docs terraform tests benchmarks"
+    folders = "app worker core models client compose deploy docs terraform tests benchmarks"
     assert sweep == f"find {folders} -name __pycache__ -type d -prune -exec rm -rf {{}} +"

@@ -1,0 +1,230 @@
+"""The client against faults at the socket: nothing lost, nothing twice, errors by code."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from glimpse_client import (
+    AsyncGlimpse,
+    ConnectionFailed,
+    Glimpse,
+    GlimpseError,
+    RetryPolicy,
+    WaitTimeout,
+)
+from glimpse_client.errors import (
+    ApiError,
+    BadRequest,
+    Conflict,
+    Forbidden,
+    InvalidImage,
+    NotFound,
+    RateLimited,
+    ServiceUnavailable,
+    Unauthenticated,
+)
+
+from tests.support.scripted_service import Drop, Reply, ScriptedService, Step
+
+AT_ONCE = RetryPolicy(retries=3, backoff=0.0)
+HASH = "0" * 64
+DONE = {
+    "image_hash": HASH,
+    "status": "success",
+    "model": "m@000000000000",
+    "annotations": [{"index": 1, "label": "tabby cat", "confidence": 0.9}],
+    "error": None,
+    "a_member_of_tomorrow": {"x": 1},
+}
+PENDING = {**DONE, "status": "pending", "annotations": []}
+KEY = {
+    "id": "k1",
+    "name": "n",
+    "tenant": "public",
+    "scopes": ["read"],
+    "active": True,
+    "key": "glp_x",
+}
+
+
+def get(*script: Step, retries: RetryPolicy = AT_ONCE) -> tuple[Any, ScriptedService]:
+    with ScriptedService(*script) as service, Glimpse(service.url, retries=retries) as client:
+        return client.images.get(HASH), service
+
+
+def problem(status: int, code: str = "x", **headers: str) -> Reply:
+    return Reply(status, {"code": code, "detail": "Because.", "title": "T"}, headers)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Drop(),
+        Reply(200, DONE, cut=10),
+        Reply(200, body=b'{"image_hash": '),
+        problem(500),
+        problem(502),
+        problem(503, **{"retry-after": "0"}),
+        problem(429, **{"retry-after": "0"}),
+        problem(408),
+        Reply(502, body=b"<html>Bad gateway</html>", headers={"content-type": "text/html"}),
+    ],
+    ids=["dropped", "cut off", "half JSON", "500", "502", "503", "429", "408", "a proxy's page"],
+)
+def test_a_fault_is_retried(fault: Step) -> None:
+    image, service = get(fault, Reply(200, DONE))
+    assert image.label == "tabby cat"
+    assert len(service.seen) == 2
+
+
+async def test_the_asynchronous_client_retries_as_well() -> None:
+    with ScriptedService(Drop(), problem(503), Reply(200, DONE)) as service:
+        async with AsyncGlimpse(service.url, retries=AT_ONCE) as client:
+            assert (await client.images.get(HASH)).label == "tabby cat"
+        assert len(service.seen) == 3
+
+
+def test_retries_end() -> None:
+    with ScriptedService(Drop()) as service, Glimpse(service.url, retries=AT_ONCE) as client:
+        with pytest.raises(ConnectionFailed, match=f"GET /api/v1/images/{HASH}"):
+            client.images.get(HASH)
+        assert len(service.seen) == 4
+    with ScriptedService(problem(503)) as service, Glimpse(service.url, retries=AT_ONCE) as client:
+        with pytest.raises(ServiceUnavailable):
+            client.images.get(HASH)
+        assert len(service.seen) == 4
+
+
+def test_a_retry_after_beyond_the_cap_is_raised_at_once() -> None:
+    with ScriptedService(problem(429, "rate_limited", **{"retry-after": "3600"})) as service:
+        with Glimpse(service.url) as client, pytest.raises(RateLimited) as refused:
+            client.images.get(HASH)
+        assert refused.value.retry_after == 3600
+        assert len(service.seen) == 1
+
+
+@pytest.mark.parametrize("fault", [Drop(), problem(500), Reply(201, KEY, cut=5)])
+def test_a_key_is_never_made_twice(fault: Step) -> None:
+    """The service may have made it: only the caller can find that out."""
+    with ScriptedService(fault, Reply(201, KEY)) as service:
+        with Glimpse(service.url, retries=AT_ONCE) as client, pytest.raises(GlimpseError):
+            client.keys.create("n")
+        assert len(service.seen) == 1
+
+
+def test_what_was_refused_is_safe_to_repeat() -> None:
+    script = (problem(503, **{"retry-after": "0"}), Reply(201, KEY))
+    with ScriptedService(*script) as service, Glimpse(service.url, retries=AT_ONCE) as client:
+        assert client.keys.create("n").text == "glp_x"
+        assert len(service.seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (401, "unauthenticated", Unauthenticated),
+        (403, "forbidden", Forbidden),
+        (404, "not_found", NotFound),
+        (409, "conflict", Conflict),
+        (422, "invalid_image", InvalidImage),
+        (404, "a_code_of_tomorrow", NotFound),
+        (418, "", BadRequest),
+    ],
+)
+def test_errors_have_a_class_by_code(status: int, code: str, kind: type[ApiError]) -> None:
+    with pytest.raises(kind) as refused:
+        get(problem(status, code))
+    assert (refused.value.status, refused.value.code) == (status, code)
+    assert refused.value.detail == "Because."
+
+
+def test_an_upload_is_sent_whole_with_each_attempt(tmp_path: Path) -> None:
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(b"bytes of a photo" * 1000)
+    script = (problem(404, "not_found"), Drop(), problem(503), Reply(200, DONE))
+    with ScriptedService(*script) as service, Glimpse(service.url, retries=AT_ONCE) as client:
+        image = client.images.classify(photo)
+    assert image.uploaded
+    uploads = [each for each in service.seen if each.method == "POST"]
+    assert [each.body for each in uploads] == [photo.read_bytes()] * 3
+
+
+def test_a_known_image_is_not_uploaded() -> None:
+    with ScriptedService(Reply(200, DONE)) as service, Glimpse(service.url) as client:
+        image = client.images.classify(b"bytes")
+    assert (image.label, image.uploaded) == ("tabby cat", False)
+    assert [each.method for each in service.seen] == ["GET"]
+
+
+def test_views_are_asked_for() -> None:
+    with ScriptedService(Reply(200, DONE)) as service, Glimpse(service.url) as client:
+        client.images.classify(b"bytes", model="m", labels=3, min_confidence=0.5)
+    assert service.seen[0].path.endswith("?model=m&labels=3&min_confidence=0.5")
+
+
+def test_a_wait_that_is_over_says_what_is_known() -> None:
+    script = (problem(404, "not_found"), Reply(202, PENDING))
+    with ScriptedService(*script) as service:
+        client = Glimpse(service.url, retries=RetryPolicy(retries=0))
+        with client, pytest.raises(WaitTimeout) as over:
+            client.images.classify(b"bytes", wait=0.01)
+    assert over.value.pending.status == "pending"
+
+
+def test_without_a_wait_the_state_is_returned() -> None:
+    script = (problem(404, "not_found"), Reply(202, PENDING))
+    with ScriptedService(*script) as service, Glimpse(service.url) as client:
+        assert client.images.classify(b"bytes", wait=0).status == "pending"
+    assert "prefer" not in service.seen[1].headers
+
+
+def test_the_key_is_sent_as_a_bearer_token() -> None:
+    with ScriptedService(Reply(200, DONE)) as service:
+        with Glimpse(service.url, api_key="glp_secret") as client:
+            client.images.get(HASH)
+        assert service.seen[0].headers["authorization"] == "Bearer glp_secret"
+
+
+def test_a_job_has_one_idempotency_key_across_attempts(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"one")
+    (tmp_path / "b.jpg").write_bytes(b"two")
+    (tmp_path / "again.jpg").write_bytes(b"one")
+    lookup = {"known": {}, "missing": [SHA_ONE]}
+    accepted = Reply(202, {"job_id": "j1", "status": "pending"})
+    script = (Reply(200, lookup), Drop(), problem(503), accepted)
+    with ScriptedService(*script) as service, Glimpse(service.url, retries=AT_ONCE) as client:
+        batch = client.jobs.create(tmp_path)
+    assert batch.ids == ("j1",)
+    assert batch.names[SHA_ONE] == ("a.jpg", "again.jpg")
+    attempts = service.seen[1:]
+    assert len({each.headers["idempotency-key"] for each in attempts}) == 1
+    body = attempts[-1].body
+    assert body.count(b'name="imgs"') == 1, "the same bytes are sent once, known ones not at all"
+    assert SHA_TWO.encode() in body
+
+
+SHA_ONE = "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"
+SHA_TWO = "3fc4ccfe745870e2c0d99f71f30ff0656c8dedd41cc1d7d3d376b0dbe685e2f3"
+
+
+def test_a_stream_that_breaks_off_is_continued(tmp_path: Path) -> None:
+    first = b'id: 1\nevent: update\ndata: {"job_id": "j", "status": "running"}\n\n'
+    last = b'id: 2\nevent: complete\ndata: {"job_id": "j", "status": "completed"}\n\n'
+    kind = {"content-type": "text/event-stream"}
+    script = (
+        Reply(200, body=b"retry: 0\n" + first, headers=kind),
+        Drop(),
+        Reply(200, body=last, headers=kind),
+    )
+    with ScriptedService(*script) as service, Glimpse(service.url, retries=AT_ONCE) as client:
+        states = [job.status for job in client.jobs.watch("j")]
+    assert states == ["running", "completed"]
+    assert [each.headers.get("last-event-id") for each in service.seen] == [None, "1", "1"]
+
+
+async def test_many_flows_at_once_end_with_the_first_error() -> None:
+    with ScriptedService(problem(401, "unauthenticated")) as service:
+        async with AsyncGlimpse(service.url, retries=AT_ONCE) as client:
+            with pytest.raises(Unauthenticated):
+                await asyncio.gather(*(client.images.get(HASH) for _ in range(3)))
