@@ -22,7 +22,8 @@ HEIC_SUFFIXES = frozenset({".heic", ".heif"})
 class PillowImage(Protocol):
     """The part of `PIL.Image.Image` that the client uses; Pillow is not a dependency."""
 
-    mode: str
+    @property
+    def mode(self) -> str: ...
 
     def save(self, fp: Any, format: str | None = None, **params: Any) -> None: ...  # noqa: A002
 

@@ -49,16 +49,19 @@ def url(stack: Stack) -> str:
 
 
 def glimpse(
-    stack: Stack, home: Path, *arguments: str, **options: object
+    stack: Stack,
+    home: Path,
+    *arguments: str,
+    typed: str = "",
 ) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "glimpse_client.cli", *arguments],
         env=environment(stack, home),
+        input=typed,
         capture_output=True,
         text=True,
         check=False,
         timeout=120,
-        **options,  # type: ignore[call-overload]
     )
 
 
@@ -176,7 +179,7 @@ def test_an_interrupted_label_leaves_the_job_running(stack: Stack, tmp_path: Pat
 
 
 def test_login_stores_a_profile_for_its_owner_alone(stack: Stack, tmp_path: Path) -> None:
-    done = glimpse(stack, tmp_path, "login", "--no-check", input=f"{url(stack)}\nglp_of_mine\n")
+    done = glimpse(stack, tmp_path, "login", "--no-check", typed=f"{url(stack)}\nglp_of_mine\n")
     assert done.returncode == 0, done.stderr
     assert "glp_of_mine" not in done.stdout + done.stderr
     file = tmp_path / "config/glimpse/profiles.json"
