@@ -23,6 +23,7 @@ from app.http.middleware.unread_body import CloseOnUnreadBody
 from app.images import local_content_routes, lookup_routes, what_routes
 from app.images import routes as image_routes
 from app.images.events import image_event
+from app.images.responses import success_headers
 from app.images.service import ImageService
 from app.jobs import routes as job_routes
 from app.jobs import stream_routes as job_stream_routes
@@ -184,6 +185,7 @@ async def _open_services(
             webhooks=Webhooks(backend, resolver, clock),
             uploads=UploadLimiter(upload_limits(settings)),
             streams=streams,
+            success_headers=success_headers(settings),
             image_poller=streams.poller(
                 "images",
                 backend.records.get_many,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from app.audit_log import AuditLog
     from app.auth.authenticator import Authenticator
+    from app.http.responses import RawHeaders
     from app.images.events import ImagePoller
     from app.images.service import ImageService
     from app.jobs.events import JobPoller
@@ -43,6 +44,7 @@ class Services:
     webhooks: Webhooks
     uploads: UploadLimiter
     streams: StreamRegistry
+    success_headers: RawHeaders
     image_poller: ImagePoller
     job_poller: JobPoller
     authenticator: Authenticator | None

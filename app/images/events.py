@@ -1,4 +1,4 @@
-"""An image's states as events."""
+"""Events about the states of an image."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -15,6 +15,6 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 def image_event(record: Record, public_url: str) -> Event:
-    """The event that tells of `record`. Its id is when the record changed, in microseconds."""
+    """The event with the state of `record`. Its id is `updated_at` in microseconds since 1970."""
     id_ = (record.updated_at - _EPOCH) // _MICROSECOND
     return Event(id_, _KINDS.get(record.status, Kind.UPDATE), encode(record, public_url))

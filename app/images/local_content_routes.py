@@ -1,4 +1,4 @@
-"""`/local/blobs`: where the embedded backend's signed links lead. Elsewhere storage serves them."""
+"""`/local/blobs`: the target of the embedded backend's signed links."""
 
 from fastapi import APIRouter, Request, Response
 
@@ -13,13 +13,13 @@ router = APIRouter(prefix="/local/blobs", include_in_schema=False)
 
 @router.head("/{tenant}/{image_hash}")
 @router.get("/{tenant}/{image_hash}")
-@public  # the link's signature says who may
+@public  # the signature of the link grants access
 async def blob(request: Request, tenant: str, image_hash: str) -> Response:
-    """The bytes, to whoever bears a valid link. Raises Forbidden, NotFound."""
+    """The bytes of an image. Raises Forbidden if the link is invalid or expired, and NotFound."""
     services = services_of(request)
     links = services.backend.links
     if links is None:
-        raise NotFound("Images are not served from here.")
+        raise NotFound("This service does not serve the bytes of images.")
     name = blob_name(tenant, image_hash)
     expires = request.query_params.get("expires", "")
     now = services.clock()
@@ -32,7 +32,7 @@ async def blob(request: Request, tenant: str, image_hash: str) -> Response:
         headers={
             "Cache-Control": f"private, max-age={remaining}",
             "Content-Disposition": "inline",
-            # Someone else's bytes, shown on our origin: they may be an image and nothing more.
+            # The bytes are a client's: a browser must not treat them as a page of this origin.
             "Content-Security-Policy": "default-src 'none'; sandbox",
         },
     )

@@ -1,4 +1,4 @@
-"""Which of many images the service has already, so that only the others need be sent."""
+"""Finds out which of many images the service has, so that clients upload only the others."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,26 +7,27 @@ from core.backends import Backend
 from core.concurrency import for_each
 from core.domain.records import Record, RecordKey
 
-AT_ONCE = 8  # questions to the image storage, so that uploads beside them are not kept waiting
+AT_ONCE = 8  # requests to the image storage, so that they do not delay uploads
 
 
 @dataclass(frozen=True, slots=True)
 class Presence:
-    """What there is of an image: its record, and whether its bytes are known to be stored."""
+    """The record of an image, if any, and whether its bytes are known to be stored."""
 
     record: Record | None
     stored: bool
 
     @property
     def known(self) -> bool:
-        """Whether it need not be sent: it has ended for good, or its bytes are there."""
+        """Whether no upload is needed: the result is final, or the bytes are stored."""
         return self.stored or (self.record is not None and _final(self.record))
 
 
 async def look_up(backend: Backend, keys: Sequence[RecordKey]) -> Mapping[RecordKey, Presence]:
-    """What there is of each. Bytes are asked for only where a result would need them.
+    """The presence of each image. Looks for bytes only if there is no final result.
 
-    A record that has not ended is no proof of them: whoever created it may not have got as far.
+    A record without a final result does not prove that the bytes are stored: the upload that
+    created it may have been interrupted.
     """
     records = await backend.records.get_many(keys)
     unfinished = list(

@@ -1,4 +1,7 @@
-"""`POST /api/v1/images/lookup`: which of many images need not be sent, as Git LFS asks it."""
+"""`POST /api/v1/images/lookup`: which of many images a client need not upload.
+
+The protocol is modelled on the batch API of Git LFS.
+"""
 
 from typing import Annotated
 
@@ -18,13 +21,13 @@ from core.domain.principals import Principal, Scope
 from core.domain.records import IMAGE_HASH, Status
 from core.http.request_route import RequestRoute
 
-MAX_BYTES = 128 * 1024
+MAX_BYTES = 128 * 1024  # of the body
 
 Hash = Annotated[str, Field(pattern=f"^{IMAGE_HASH.pattern}$")]
 
 
 class Lookup(BaseModel):
-    """Which images are asked for, under which model."""
+    """The images to look up, and the model."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -34,30 +37,28 @@ class Lookup(BaseModel):
             max_length=MAX_JOB_ITEMS, description="SHA-256 of the images' bytes, in lower-case hex"
         ),
     ]
-    model: Annotated[str, Field(description="A model's identity; by default the current one's")] = (
-        ""
-    )
+    model: Annotated[str, Field(description="Identity of a model; by default the current one")] = ""
 
     @field_validator("image_hashes", mode="before")
     @classmethod
-    def _few(cls, value: object) -> object:
+    def _check_count(cls, value: object) -> object:
         if isinstance(value, list):
             check_count(len(value), MAX_JOB_ITEMS)
         return value
 
 
 class KnownBody(BaseModel):
-    """An image that need not be sent."""
+    """An image that need not be uploaded."""
 
-    status: Status | None = Field(description="Null where nobody has asked for its labels yet")
+    status: Status | None = Field(description="Null if no client has requested its labels")
     stored: bool = Field(
-        description="Whether it is known by its bytes, which a job classifies by their hash; "
-        "otherwise by its result"
+        description="Whether its bytes are known to be stored, so that a job can classify it by "
+        "its hash; otherwise it is known by its result"
     )
 
 
 class LookupBody(BaseModel):
-    """What is known and what is missing, each once."""
+    """The known and the missing images, each once."""
 
     known: dict[str, KnownBody]
     missing: list[str] = Field(description="Hashes of the images to upload")
@@ -68,9 +69,9 @@ router = APIRouter(prefix="/api/v1/images", tags=["images"], route_class=Request
 
 @router.post(
     "/lookup",
-    summary="Which of many images are known",
-    description="Known is an image that has its result under the model, or whose bytes are stored. "
-    "A result that may be tried again does not count, bytes do.",
+    summary="Look up many images",
+    description="An image is known if it has a final result under the model, or if its bytes are "
+    "stored. A retryable error is not a final result.",
     responses={
         200: {"model": LookupBody},
         **refusals(errors.BodyTooLarge, errors.BatchTooLarge),

@@ -1,4 +1,4 @@
-"""Parts of OpenAPI for images: parameters, bodies, results and their examples."""
+"""OpenAPI for images: parameters, bodies, results and their examples."""
 
 from typing import Any
 
@@ -24,27 +24,29 @@ LOOKUP_REFUSALS = refusals(errors.NotFound, errors.InvalidRequest, errors.Unavai
 
 
 def results(location: str, *, cacheable: bool = False) -> Responses:
-    """200 and 202; `location` is where the 202 points."""
+    """Describe the responses 200 and 202. `location` is an example of the header."""
     finished: dict[str, Any] = {
         "model": ImageBody,
-        "description": "The end: `success` with labels, or `error` with its reason",
+        "description": "The result: `success` with labels, or `error` with its reason",
         "content": {"application/json": {"examples": _examples("success", "error")}},
     }
     if cacheable:
         finished["headers"] = {
-            "ETag": header("Of a success; it never changes", '"0f343b0931126a20f133d67c2b018a3b"'),
+            "ETag": header(
+                "Only for a success, which never changes", '"0f343b0931126a20f133d67c2b018a3b"'
+            ),
             "Cache-Control": header(
-                "`no-store` unless a success", "public, max-age=3600, immutable"
+                "`no-store`, unless it is a success", "public, max-age=3600, immutable"
             ),
         }
     return {
         200: finished,
         202: {
             "model": ImageBody,
-            "description": "Accepted, being worked on",
+            "description": "Accepted; the result is not available yet",
             "headers": {
-                "Location": header("Where the result will be", location),
-                "Retry-After": header("Seconds to wait before asking", "1"),
+                "Location": header("Path of the result", location),
+                "Retry-After": header("Seconds to wait before the next request", "1"),
             },
             "content": {"application/json": {"examples": _examples("pending")}},
         },
@@ -65,8 +67,8 @@ PREFER = {
     "in": "header",
     "schema": {"type": "string"},
     "example": "wait=10",
-    "description": "`wait=n` (RFC 7240) holds the answer for up to n seconds, until the result is "
-    "there; `Preference-Applied` says how long was granted.",
+    "description": "`wait=n` (RFC 7240) delays the response until the result is available, for at "
+    "most n seconds. `Preference-Applied` contains the limit that applied.",
 }
 
 
@@ -74,7 +76,7 @@ IF_NONE_MATCH = {
     "name": "If-None-Match",
     "in": "header",
     "schema": {"type": "string"},
-    "description": "Entity tags that you have; 304 answers one that is still right.",
+    "description": "Entity tags that the client has. 304 if one is current.",
 }
 
 
@@ -82,7 +84,7 @@ MODEL = {
     "name": "model",
     "in": "query",
     "schema": {"type": "string"},
-    "description": "Another model's result, by the model's identity; by default the current one's.",
+    "description": "Identity of the model whose result is requested; by default the current one.",
 }
 
 

@@ -1,4 +1,4 @@
-"""A record as clients see it: JSON, entity tag, and the headers that go with it."""
+"""The representation of a record for clients: JSON and its entity tag."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from core.domain.records import Annotation, Record, Status
 
 @dataclass(frozen=True, slots=True)
 class Representation:
-    """A record, encoded once. `etag` is there for a success only: nothing else is final."""
+    """An encoded record. Only a success has an `etag`, because only it never changes."""
 
     image_hash: str
     status: Status
@@ -27,7 +27,7 @@ class Representation:
 
 
 def represent(record: Record, public_url: str) -> Representation:
-    """Encode `record`; links in it begin with `public_url`."""
+    """Encode `record`. Its links begin with `public_url`."""
     body = encode(record, public_url)
     etag = None
     if record.status is Status.SUCCESS:
@@ -36,7 +36,7 @@ def represent(record: Record, public_url: str) -> Representation:
 
 
 def encode(record: Record, public_url: str) -> bytes:
-    # Before the end it is only why the last delivery was refused.
+    # Before the end, `error` is the reason of the last failed delivery.
     error = record.error if record.status is Status.ERROR else None
     document: dict[str, Any] = {
         "image_hash": record.key.image_hash,
@@ -71,13 +71,13 @@ def content_path(image_hash: str) -> str:
     return f"/api/v1/images/{image_hash}/content"
 
 
-# --- What /docs says about the body. --------------------------------------------------------------
+# --- OpenAPI. -------------------------------------------------------------------------------------
 
 
 class AnnotationBody(BaseModel):
     """One label."""
 
-    index: int = Field(ge=1, description="Rank; 1 is the most likely label", examples=[1])
+    index: int = Field(ge=1, description="Rank, from 1 for the most likely label", examples=[1])
     label: str = Field(examples=["Egyptian cat"])
     confidence: float = Field(ge=0, le=1, description="A probability", examples=[0.8731])
 
@@ -87,18 +87,18 @@ class ErrorBody(BaseModel):
 
     code: str = Field(examples=["undecodable_image"])
     detail: str = Field(examples=["The image is truncated."])
-    retryable: bool = Field(description="Whether uploading the image again starts a new attempt")
+    retryable: bool = Field(description="Whether another upload of the image starts a new attempt")
 
 
 class ImageBody(BaseModel):
-    """An image and what is known about it."""
+    """An image and its result."""
 
     image_hash: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the image's bytes")
     status: Status = Field(
-        description="`pending` → `queued` → `running` → `success` or `error`; never backwards, "
-        "except by uploading again after a retryable error"
+        description="`pending` → `queued` → `running` → `success` or `error`. Another upload after "
+        "a retryable error starts again at `pending`."
     )
-    model: str = Field(description="Identity of the model that labels it: name@digest")
+    model: str = Field(description="Identity of the model that labels the image: name@digest")
     annotations: list[AnnotationBody] = Field(description="Most likely first; empty until success")
     categories: list[AnnotationBody] = Field(
         description="Broader labels, each with the sum of its labels' probabilities. Ordered by "
@@ -108,8 +108,8 @@ class ImageBody(BaseModel):
         description="Whether the best label reaches the model's threshold. If not, show the result "
         "as not sure. Null until success, and if the model has no threshold"
     )
-    image_url: str = Field(description="Leads to the image's bytes")
+    image_url: str = Field(description="URL of the image's bytes")
     error: ErrorBody | None
-    attempts: int = Field(ge=0, description="How often a worker has begun to classify it")
+    attempts: int = Field(ge=0, description="How often a worker has started to classify it")
     created_at: str = Field(description="RFC 3339, UTC", examples=["2026-11-21T09:30:00.125Z"])
     updated_at: str = Field(description="RFC 3339, UTC", examples=["2026-11-21T09:30:00.310Z"])

@@ -1,4 +1,4 @@
-"""."""
+"""Responses with the representation of an image."""
 
 from starlette.responses import Response
 
@@ -10,11 +10,11 @@ from core.settings import Settings
 RETRY_AFTER = "1"  # seconds
 
 
-def finished_headers(settings: Settings) -> RawHeaders:
-    """How long a finished result may be kept, and by whom.
+def success_headers(settings: Settings) -> RawHeaders:
+    """The caching headers of a success.
 
-    By anyone where anyone may ask. Where keys say whose an image is, by the one who asked: a CDN
-    must not give it to the next.
+    With API keys, shared caches such as a CDN must not store it: they would serve it to other
+    tenants.
     """
     if settings.keys_required:
         who, more = b"private", [(b"vary", b"Authorization, X-API-Key")]
@@ -24,25 +24,25 @@ def finished_headers(settings: Settings) -> RawHeaders:
     return [(b"cache-control", value), *more]
 
 
-def answer(
+def image_response(
     result: Representation,
     *,
     location: str,
     wait: float | None = None,
-    finished: RawHeaders | None = None,
+    success: RawHeaders | None = None,
     if_none_match: str | None = None,
 ) -> Response:
-    """200, or 202 with `location` while the image is being worked on.
+    """200 with a terminal result, otherwise 202 with `location`.
 
-    With `finished` (`finished_headers`) a success may be cached, and 304 answers an `If-None-Match`
-    that has its tag. `wait` is the preference that was honoured.
+    `success` (`success_headers`) lets caches store a success, and lets 304 answer an
+    `If-None-Match` that has its tag. `wait` is the preference that was applied, in seconds.
     """
     headers: RawHeaders = []
     if wait is not None:
         headers.append((b"preference-applied", applied(wait).encode()))
-    if result.etag is not None and finished is not None:
+    if result.etag is not None and success is not None:
         headers.append((b"etag", result.etag.encode()))
-        headers += finished
+        headers += success
         if if_none_match is not None and matches(if_none_match, result.etag):
             return EncodedResponse(304, b"", headers)
     else:

@@ -1,4 +1,4 @@
-"""Finished results that this process remembers, so that most answers touch no store."""
+"""Caches results in memory, so that most lookups need no store."""
 
 from cachetools import TTLCache
 
@@ -10,7 +10,7 @@ CACHE_SECONDS = 60.0  # also how long a process may answer with the result of a 
 
 
 class ResultCache:
-    """Successes only: they never change. An error may be retried, so it is never kept."""
+    """Holds successes only: they never change, while an error may be retried."""
 
     def __init__(self, entries: int, seconds: float) -> None:
         """Keep at most `entries`, each for `seconds`; no entries means no cache."""
@@ -27,6 +27,6 @@ class ResultCache:
             self._models.add(key.model)
 
     def drop_image(self, tenant: str, image_hash: str) -> None:
-        """Forget the image under every model."""
+        """Remove the image's results under every model."""
         for model in self._models:
             self._results.pop(RecordKey(tenant, image_hash, model), None)

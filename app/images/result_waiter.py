@@ -1,4 +1,4 @@
-"""Waiting for a result, for a bounded time, without asking the store once a waiter."""
+"""Waits for results. All clients that wait for one image share one poll of the store."""
 
 import asyncio
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from core.ports import RecordStore
 
 log = structlog.get_logger(__name__)
 
-FIRST_PAUSE, LONGEST_PAUSE, GROWTH = 0.01, 0.25, 1.5  # seconds, seconds, factor
+FIRST_INTERVAL, LONGEST_INTERVAL, GROWTH = 0.01, 0.25, 1.5  # seconds, seconds, factor
 
 
 @dataclass(slots=True)
@@ -22,7 +22,7 @@ class _Poll:
 
 
 class ResultWaiter:
-    """One poll of the store for each image that is waited for, shared by all who wait for it."""
+    """The polls of one process, one for each image that clients wait for."""
 
     def __init__(self, records: RecordStore) -> None:
         self._records = records
@@ -31,16 +31,16 @@ class ResultWaiter:
 
     @property
     def polls(self) -> int:
-        """How many images are being waited for."""
+        """The number of images that clients wait for."""
         return len(self._polls)
 
     async def until_terminal(
         self, key: RecordKey, seconds: float, receive: Receive | None = None
     ) -> Record | None:
-        """The record once it has ended; None when time is up, it is gone, or we are stopping.
+        """The record, once its status is terminal.
 
-        Nor does it go on for a client that has left, as a request's `receive` tells whose body has
-        been read.
+        None after `seconds`, if the record is deleted, after `stop`, or if the client disconnects.
+        `receive` is that of a request whose body has been read.
         """
         if self._stopping.is_set() or seconds <= 0:
             return None
@@ -49,17 +49,17 @@ class ResultWaiter:
             poll = _Poll(asyncio.create_task(self._poll(key)))
             self._polls[key] = poll
         poll.waiters += 1
-        left = asyncio.create_task(_left(receive)) if receive else None
+        disconnect = asyncio.create_task(_until_disconnect(receive)) if receive else None
         try:
             await asyncio.wait(
-                {poll.task, left} if left else {poll.task},
+                {poll.task, disconnect} if disconnect else {poll.task},
                 timeout=seconds,
                 return_when=asyncio.FIRST_COMPLETED,
             )
             return poll.task.result() if poll.task.done() else None
         finally:
-            if left:
-                left.cancel()
+            if disconnect:
+                disconnect.cancel()
             poll.waiters -= 1
             if poll.waiters == 0:
                 poll.task.cancel()
@@ -67,22 +67,22 @@ class ResultWaiter:
                 del self._polls[key]
 
     def stop(self) -> None:
-        """Let everyone who waits answer now with what is known."""
+        """End all waits now."""
         self._stopping.set()
 
     async def _poll(self, key: RecordKey) -> Record | None:
-        pause = FIRST_PAUSE
+        interval = FIRST_INTERVAL
         while True:
             try:
                 record = await self._records.get(key)
                 if record is None or record.status.terminal:
                     return record
             except Unavailable as error:
-                # Whoever waits loses nothing by waiting on.
-                log.warning("cannot look for a result", detail=error.detail)
-            if await self._stopped_within(pause):
+                # The store may answer before the waits end.
+                log.warning("poll for a result failed", detail=error.detail)
+            if await self._stopped_within(interval):
                 return None
-            pause = min(pause * GROWTH, LONGEST_PAUSE)
+            interval = min(interval * GROWTH, LONGEST_INTERVAL)
 
     async def _stopped_within(self, seconds: float) -> bool:
         try:
@@ -92,7 +92,6 @@ class ResultWaiter:
         return True
 
 
-async def _left(receive: Receive) -> None:
-    """Return once the client has gone."""
+async def _until_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,4 +1,4 @@
-"""`/api/v1/images`: the same work with the conventions people expect."""
+"""`/api/v1/images`: uploads, results, streams and bytes of images."""
 
 import time
 
@@ -19,7 +19,7 @@ from app.images.openapi import (
     results,
 )
 from app.images.representation import image_path
-from app.images.responses import answer
+from app.images.responses import image_response
 from app.images.service import UNKNOWN_IMAGE
 from app.services import services_of
 from app.streams.openapi import STREAM_PARAMETERS, STREAM_REFUSALS, stream_of
@@ -32,17 +32,17 @@ from core.observability.logs import bind_image
 
 MAX_WAIT_SECONDS = 30.0  # the longest `Prefer: wait=n` that is honoured
 
-# Endpoints take the request alone: FastAPI's handling of declared parameters would cost more than
-# a cached answer does. `openapi_extra` documents them.
+# These endpoints declare no parameters: FastAPI's handling of them would cost more than a cached
+# response. `openapi_extra` documents them.
 router = APIRouter(prefix="/api/v1/images", tags=["images"], route_class=RequestRoute)
 
 
 @router.post(
     "",
     summary="Upload an image",
-    description="A form with the field `img`, or the bare bytes under any other content type: "
-    "their type is read from the bytes. 200 with the result of a known image, 202 for a new one; "
-    "with `Prefer: wait=n` the answer waits for the result.",
+    description="Send a form with the field `img`, or the bytes of the image with any other "
+    "content type: the format is detected from the bytes. 200 with the result of a known image, "
+    "202 for a new one. With `Prefer: wait=n` the response waits for the result.",
     responses={**results("/api/v1/images/7f83b1657ff1…"), **UPLOAD_REFUSALS},
     openapi_extra=FORM_OR_RAW_BODY,
 )
@@ -58,7 +58,7 @@ async def upload(request: Request, principal: Principal) -> Response:
         result, cached = await services.images.submit(
             principal.tenant, image, wait or 0, request.receive
         )
-    response = answer(result, location=image_path(result.image_hash), wait=wait)
+    response = image_response(result, location=image_path(result.image_hash), wait=wait)
     return audited(
         response,
         services.audit,
@@ -74,12 +74,12 @@ async def upload(request: Request, principal: Principal) -> Response:
 @router.head("/{image_hash}", include_in_schema=False)
 @router.get(
     "/{image_hash}",
-    summary="An image's result",
-    description="A success never changes: it carries an `ETag` and may be cached. Anything else is "
+    summary="Get the result of an image",
+    description="A success never changes: it has an `ETag` and may be cached. Other responses are "
     "`no-store`.",
     responses={
         **results("/api/v1/images/7f83b1657ff1…", cacheable=True),
-        304: {"description": "You have it already (`If-None-Match`)"},
+        304: {"description": "The client has the current result (`If-None-Match`)."},
         **LOOKUP_REFUSALS,
     },
     openapi_extra={"parameters": [IMAGE_HASH, MODEL, PREFER, IF_NONE_MATCH]},
@@ -93,20 +93,20 @@ async def read(request: Request, principal: Principal) -> Response:
     wait = _wait(request)
     key = images.key(principal.tenant, image_hash, model)
     result = await images.find(key, wait or 0, request.receive)
-    return answer(
+    return image_response(
         result,
         location=image_path(image_hash) + (f"?model={model}" if model else ""),
         wait=wait,
-        finished=images.finished_headers,
+        success=services.success_headers,
         if_none_match=", ".join(request.headers.getlist("if-none-match")) or None,
     )
 
 
 @router.get(
     "/{image_hash}/stream",
-    summary="An image's changes, as they come",
-    description="Server-sent events: first the image as it is, then each change of it, at the end "
-    "`complete` or `error`. Then the stream is closed.",
+    summary="Stream the changes of an image",
+    description="Server-sent events with the current state and each change. The last event is "
+    "`complete` or `error`; then the stream ends.",
     status_code=200,
     response_class=EventStream,
     responses={**stream_of("image"), **LOOKUP_REFUSALS, **STREAM_REFUSALS},
@@ -127,11 +127,11 @@ async def stream(request: Request, principal: Principal) -> Response:
     "/{image_hash}/content",
     status_code=307,
     response_class=Response,
-    summary="The image itself",
-    description="Leads to a signed link that expires.",
+    summary="Get the bytes of an image",
+    description="Redirects to a signed link that expires.",
     responses={
         307: {
-            "description": "The link",
+            "description": "The signed link",
             "headers": {"Location": {"schema": {"type": "string", "format": "uri-reference"}}},
         },
         **LOOKUP_REFUSALS,
@@ -149,9 +149,9 @@ async def content(request: Request, principal: Principal) -> Response:
     "/{image_hash}",
     status_code=204,
     summary="Delete an image",
-    description="Deletes the bytes and the results under every model. Caches may answer with a "
-    "result for as long as they were told that it is good.",
-    responses={204: {"description": "Gone"}, **LOOKUP_REFUSALS},
+    description="Deletes the bytes and the results under every model. Caches may serve a result "
+    "until its `max-age` ends.",
+    responses={204: {"description": "Deleted"}, **LOOKUP_REFUSALS},
     openapi_extra={"parameters": [IMAGE_HASH]},
 )
 @requires(Scope.ADMIN)

@@ -8,10 +8,9 @@ from starlette.types import Receive
 
 from app.images.header import accepted_type
 from app.images.representation import Representation, represent
-from app.images.responses import finished_headers
 from app.images.result_cache import CACHE_ENTRIES, CACHE_SECONDS, ResultCache
 from app.images.result_waiter import ResultWaiter
-from app.images.submission import Candidate, Submissions
+from app.images.submission import Submissions, SubmittedImage
 from app.metrics import ApiMetrics
 from app.uploads.image_upload import Upload
 from core.backends import Backend
@@ -29,7 +28,7 @@ UNKNOWN_IMAGE = "No such image, or not under this model."
 
 
 class ImageService:
-    """Submit, find, read and delete images under one model."""
+    """Images under one model."""
 
     def __init__(
         self,
@@ -39,8 +38,7 @@ class ImageService:
         metrics: ApiMetrics,
         clock: Clock = utc_now,
     ) -> None:
-        """`model` is the identity of the model that new images are classified by."""
-        self.finished_headers = finished_headers(settings)
+        """`model` is the identity of the model that classifies new images."""
         self.waiter = ResultWaiter(backend.records)
         self._settings = settings
         self._backend = backend
@@ -54,41 +52,41 @@ class ImageService:
     async def submit(
         self, tenant: str, upload: Upload, wait: float, receive: Receive
     ) -> tuple[Representation, bool]:
-        """Take an image of `tenant` in; its record as it stands after at most `wait` seconds.
+        """Submit an image of `tenant`, and wait for its result for at most `wait` seconds.
 
-        And whether it had ended before, so that nothing was left to do. The upload is released once
-        it is stored: whoever waits holds none of its bytes. Raises UnsupportedImage, InvalidImage,
-        Unavailable. A refused image leaves no trace. A client that leaves, as `receive` tells, is
-        waited for no longer.
+        Returns the record, and whether it was terminal before. Releases the upload once it is
+        stored, so that a client that waits holds no bytes. The wait ends if the client disconnects,
+        as `receive` reports. Raises UnsupportedImage, InvalidImage, Unavailable. Stores nothing of
+        a refused image.
         """
         content_type = accepted_type(upload.data)
         key = RecordKey(tenant, upload.image_hash, self._model)
         bind_image(key)
-        known = self._cache.get(key)
-        if known is not None:
-            self._metrics.uploaded(known.status, cached=True)
-            return known, True
-        image = Candidate(key, upload.data, content_type)
+        cached = self._cache.get(key)
+        if cached is not None:
+            self._metrics.uploaded(cached.status, cached=True)
+            return cached, True
+        image = SubmittedImage(key, upload.data, content_type)
         record = await self._submissions.submit(image)
         upload.release()
-        ended_before = record.status.terminal
+        known = record.status.terminal
         if wait > 0 and not record.status.terminal:
-            # Where it was deleted meanwhile: what was accepted is what there is to say.
+            # If the image is deleted in between, the response is the record that was accepted.
             record = await self.waiter.until_terminal(key, wait, receive) or record
         self._metrics.uploaded(record.status, cached=False)
-        return self._represent(record), ended_before
+        return self._represent(record), known
 
     async def find(
         self, key: RecordKey, wait: float = 0, receive: Receive | None = None
     ) -> Representation:
-        """The record as it stands, or as it ends within `wait` seconds. Raises NotFound.
+        """The record, after waiting for its result for at most `wait` seconds. Raises NotFound.
 
-        With the request's `receive`, waiting ends where the client leaves.
+        The wait ends if the client disconnects, as `receive` reports.
         """
         bind_image(key)
-        known = self._cache.get(key)
-        if known is not None:
-            return known
+        cached = self._cache.get(key)
+        if cached is not None:
+            return cached
         record = await self._backend.records.get(key)
         if record is not None and wait > 0 and not record.status.terminal:
             ended = await self.waiter.until_terminal(key, wait, receive)
@@ -98,7 +96,7 @@ class ImageService:
         return self._represent(record)
 
     async def content_link(self, tenant: str, image_hash: str) -> str:
-        """A link to the image's bytes that expires. Raises NotFound, InvalidRequest."""
+        """An expiring link to the image's bytes. Raises NotFound, InvalidRequest."""
         key = self.key(tenant, image_hash)
         bind_image(key)
         if not await self._backend.blobs.exists(key.blob_name):
@@ -108,8 +106,8 @@ class ImageService:
     async def delete(self, tenant: str, image_hash: str) -> None:
         """Delete the tenant's image and its results under every model.
 
-        Raises NotFound, InvalidRequest. The blob goes first: should we fail in between, a record
-        still says what to delete.
+        Raises NotFound, InvalidRequest. Deletes the blob first: if the rest fails, a record still
+        shows what to delete.
         """
         key = self.key(tenant, image_hash)
         bind_image(key)
@@ -122,12 +120,12 @@ class ImageService:
         log.info("deleted", records=records)
 
     def key(self, tenant: str, image_hash: str, model: str = "") -> RecordKey:
-        """The key of an image under `model`, or ours. Raises InvalidRequest where malformed."""
+        """The key of an image under `model`, by default the current one. Raises InvalidRequest."""
         check_hash(image_hash)
         try:
             return RecordKey(tenant, image_hash, model or self._model)
-        except ValueError as wrong:
-            raise InvalidRequest(f"The parameter {wrong}.", extra={"field": "model"}) from None
+        except ValueError as error:
+            raise InvalidRequest(f"The parameter {error}.", extra={"field": "model"}) from None
 
     def stop(self) -> None:
         """Answer waiting clients now, with what is known."""
@@ -139,7 +137,7 @@ class ImageService:
         try:
             await asyncio.wait_for(self._submissions.close(), CLOSE_SECONDS)
         except TimeoutError:
-            log.error("uploads left unfinished")
+            log.error("uploads not finished at shutdown")
 
     def _represent(self, record: Record) -> Representation:
         result = represent(record, self._settings.public_url)

@@ -1,8 +1,8 @@
-"""From an uploaded image to a record with a message on its way: the promise behind a 202.
+"""Turns an uploaded image into a record and a message: what the 202 of an upload promises.
 
-look up -> create `pending` -> put the blob -> publish. The bytes are stored and the message is
-published before anybody is told that the image is accepted. Both may be repeated, so whoever finds
-a `pending` record repeats them, and a failure or crash in between costs nothing but an upload.
+The steps are look up, create as `pending`, store the blob, publish. The service accepts the image
+only after it has stored the bytes and published the message. An upload that finds a `pending`
+record repeats both steps, so after a failure or crash the next upload continues.
 """
 
 import asyncio
@@ -30,13 +30,13 @@ from core.services.publishing import publish
 log = structlog.get_logger(__name__)
 
 ADVANCE_TIMEOUT = 5.0  # seconds
-ATTEMPTS = 4  # at an image that others change meanwhile
+ATTEMPTS = 4  # to submit an image whose record others change concurrently
 DEFAULT_POLICY = DeliveryPolicy()
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """An image that was offered. `content_type` was sniffed."""
+class SubmittedImage:
+    """The bytes of an image. `content_type` was detected from them."""
 
     key: RecordKey
     data: bytes | bytearray
@@ -45,51 +45,51 @@ class Candidate:
 
 async def submit(
     backend: Backend,
-    image: Candidate,
+    image: SubmittedImage,
     max_pixels: int,
     clock: Clock = utc_now,
     policy: DeliveryPolicy = DEFAULT_POLICY,
 ) -> Record:
-    """The image's record. Unless it has ended, its bytes are stored and its message is published.
+    """The image's record. Unless it has ended, the bytes are stored and a message is published.
 
-    Raises InvalidImage where a new image's header is refused (and then nothing was stored), and
-    Unavailable where a port fails (and then another upload continues where this one stopped).
+    Raises InvalidImage if the header of a new image is refused; then nothing is stored. Raises
+    Unavailable if a port fails; then another upload continues.
     """
     for _ in range(ATTEMPTS):
-        record, asked_anew = await record_of(backend, image, max_pixels, clock, policy)
-        unpublished = asked_anew or record.status is Status.PENDING
-        if not unpublished and await stored(backend, record):
+        record, wanted = await ensure_record(backend, image, max_pixels, clock, policy)
+        unpublished = wanted or record.status is Status.PENDING
+        if not unpublished and await is_stored(backend, record):
             return record
         with span("store image"):
             await backend.blobs.put(image.key.blob_name, image.data, image.content_type)
         message_id = await publish(backend.publisher, ClassifyImage(image.key))
-        # Another process may have deleted it under our hands, and with it what the message is for.
+        # Another process may have deleted the image in between, and with it the record.
         if await backend.records.get(image.key) is not None:
             log.info("accepted", bytes=len(image.data), type=image.content_type, message=message_id)
             return record
-    raise _changed_by_others()
+    raise _changed_concurrently()
 
 
-async def stored(backend: Backend, record: Record) -> bool:
-    """Whether the bytes need not be put again.
+async def is_stored(backend: Backend, record: Record) -> bool:
+    """Whether the bytes need not be stored again.
 
-    `running` is no proof of them: a message that outlived the image's deletion lets a worker claim
-    the record of a new upload before that has stored anything.
+    `running` does not prove that they are: a message that is older than the image's deletion lets a
+    worker claim the record of a new upload before that upload has stored its bytes.
     """
     return record.status.terminal or await backend.blobs.exists(record.key.blob_name)
 
 
-async def record_of(
+async def ensure_record(
     backend: Backend,
-    image: Candidate,
+    image: SubmittedImage,
     max_pixels: int,
     clock: Clock = utc_now,
     policy: DeliveryPolicy = DEFAULT_POLICY,
 ) -> tuple[Record, bool]:
-    """The record as it stands, created or set to try again where that is due.
+    """The image's record: the present one, a new one, or one that begins a new attempt.
 
-    And whether whoever asks has to publish a message of its own, although it was asked for before:
-    that one was less urgent, or a job's, which can be cancelled.
+    Also returns whether the caller must publish a message although one was published before: the
+    earlier one was less urgent, or belonged to a job, which can be cancelled.
     """
     for _ in range(ATTEMPTS):
         with span("look up record"):
@@ -107,29 +107,29 @@ async def record_of(
             if await backend.records.change(image.key, records.want(Priority.HIGH)) is not None:
                 return record, True
         elif record.status is Status.PENDING and untouched(record, clock(), policy):
-            # The reconciler may be about to call its image lost, which we are about to put there.
+            # The reconciler may be about to declare lost the image that this upload stores.
             await backend.records.change(image.key, records.touch(clock()))
         else:
             return record, False
-        # Somebody else created it, or it may try again: what stands there now?
-    raise _changed_by_others()
+        # Another process has created the record, or this one has changed it. Look again.
+    raise _changed_concurrently()
 
 
 def untouched(record: Record, now: datetime, policy: DeliveryPolicy) -> bool:
-    """Whether nobody has moved the record for so long that the reconciler may soon look at it."""
+    """Whether the record has not changed for so long that the reconciler may soon handle it."""
     return (now - record.updated_at).total_seconds() > policy.touch_after
 
 
-def _changed_by_others() -> Unavailable:
-    return Unavailable("The image is being changed by others; try again.")
+def _changed_concurrently() -> Unavailable:
+    return Unavailable("Other requests are changing the image. Try again.")
 
 
 class Submissions:
-    """Submits each image once at a time, however many upload it at once.
+    """Coalesces concurrent submissions of the same image in one process.
 
-    Only a saving: `submit` is right without it. What runs for all who wait belongs to none of
-    them, so one client's disconnect cancels nothing for the others. Nobody shares what was done
-    before the image was deleted.
+    This saves work only: `submit` is correct without it. A submission is a task of its own, so a
+    client that disconnects cancels nothing for the others. A submission from before a deletion of
+    the image is not shared with uploads after it.
     """
 
     def __init__(
@@ -143,46 +143,51 @@ class Submissions:
         self._max_pixels = max_pixels
         self._clock = clock
         self._policy = policy
-        self._running: dict[RecordKey, asyncio.Task[Record]] = {}
-        self._afterwards: set[asyncio.Task[None]] = set()
-        # By blob name; held by whoever submits the image or deletes it.
+        self._shared: dict[RecordKey, asyncio.Task[Record]] = {}
+        self._advances: set[asyncio.Task[None]] = set()
+        # By blob name. Submissions and deletions of an image exclude each other.
         self._locks = weakref.WeakValueDictionary[str, asyncio.Lock]()
 
-    async def submit(self, image: Candidate) -> Record:
-        """As the function `submit`, shared with everyone who offers the same image meanwhile."""
-        while (task := self._running.get(image.key)) is not None and task.done():
-            # It is over but for the note that it is: another process may have deleted it since, or
-            # a worker have failed at it.
+    async def submit(self, image: SubmittedImage) -> Record:
+        """As the function `submit`. All concurrent callers with the same image share one call."""
+        while (task := self._shared.get(image.key)) is not None and task.done():
+            # Only the advance to `queued` is left. Another process may have deleted the image
+            # since, or a worker may have failed.
             record = await self._backend.records.get(image.key)
             same = record is not None and record.submitted_at == task.result().submitted_at
             if record is not None and same and not record.may_retry:
                 return record
-            self._end(image.key, task)
+            self._forget(image.key, task)
         if task is None:
             task = asyncio.create_task(self._submit(image))
-            self._running[image.key] = task
-            task.add_done_callback(lambda done: self._after(image.key, done))
+            self._shared[image.key] = task
+            task.add_done_callback(lambda done: self._submitted(image.key, done))
         return await asyncio.shield(task)
+
+    @property
+    def in_flight(self) -> int:
+        """The number of images that are being submitted."""
+        return len(self._shared)
 
     @asynccontextmanager
     async def deleting(self, blob_name: str) -> AsyncIterator[None]:
-        """While it is open, nobody submits the image; what was submitted before is forgotten."""
+        """Excludes submissions of the image, and forgets those that are complete."""
         async with self._lock(blob_name):
             try:
                 yield
-            finally:  # where it failed, the bytes may be gone all the same
-                # Those that are not done wait for the lock, and begin after this.
-                for key, task in list(self._running.items()):
+            finally:  # a failed deletion may have deleted the bytes
+                # A submission that is not complete waits for the lock, and runs after this.
+                for key, task in list(self._shared.items()):
                     if key.blob_name == blob_name and task.done():
-                        self._end(key, task)
+                        self._forget(key, task)
 
     async def close(self) -> None:
-        """Wait for what is under way."""
-        while pending := [*self._running.values(), *self._afterwards]:
+        """Wait for all submissions."""
+        while pending := [*self._shared.values(), *self._advances]:
             await asyncio.wait(pending)
-            await asyncio.sleep(0)  # the callbacks of what has just ended
+            await asyncio.sleep(0)  # let their callbacks run
 
-    async def _submit(self, image: Candidate) -> Record:
+    async def _submit(self, image: SubmittedImage) -> Record:
         async with self._lock(image.key.blob_name):
             with image_context(image.key):
                 return await submit(
@@ -192,17 +197,17 @@ class Submissions:
     def _lock(self, blob_name: str) -> asyncio.Lock:
         return self._locks.setdefault(blob_name, asyncio.Lock())
 
-    def _after(self, key: RecordKey, done: "asyncio.Task[Record]") -> None:
+    def _submitted(self, key: RecordKey, done: "asyncio.Task[Record]") -> None:
         if done.cancelled() or done.exception() or done.result().status is not Status.PENDING:
-            self._end(key, done)
+            self._forget(key, done)
             return
-        # Until the record says `queued`, those who come next take this submission for theirs.
+        # Until the record is `queued`, later uploads share this submission.
         advance = asyncio.create_task(self._advance(key, done))
-        self._afterwards.add(advance)
-        advance.add_done_callback(self._afterwards.discard)
+        self._advances.add(advance)
+        advance.add_done_callback(self._advances.discard)
 
     async def _advance(self, key: RecordKey, done: "asyncio.Task[Record]") -> None:
-        """Note that the message is out. Losing this is harmless: the worker claims either state."""
+        """Mark the record `queued`. A failure is harmless: workers claim `pending` records too."""
         try:
             with span("mark queued"):
                 async with asyncio.timeout(ADVANCE_TIMEOUT):
@@ -212,8 +217,8 @@ class Submissions:
         except (GlimpseError, TimeoutError) as error:
             log.warning("record stays pending", image_hash=key.image_hash, reason=str(error))
         finally:
-            self._end(key, done)
+            self._forget(key, done)
 
-    def _end(self, key: RecordKey, done: "asyncio.Task[Record]") -> None:
-        if self._running.get(key) is done:  # and not forgotten, or followed by another
-            del self._running[key]
+    def _forget(self, key: RecordKey, done: "asyncio.Task[Record]") -> None:
+        if self._shared.get(key) is done:  # not another submission that has begun since
+            del self._shared[key]

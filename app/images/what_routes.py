@@ -1,4 +1,4 @@
-"""`/what`: the short way to an image's labels."""
+"""`/what`: short routes to the labels of an image."""
 
 import time
 
@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from app.audit_log import audited
 from app.auth.requires import count_image, requires
 from app.images.openapi import FORM_BODY, IMAGE_HASH, LOOKUP_REFUSALS, UPLOAD_REFUSALS, results
-from app.images.responses import answer
+from app.images.responses import image_response
 from app.services import services_of
 from app.uploads.image_upload import read_upload
 from core.domain.principals import Principal, Scope
@@ -22,8 +22,8 @@ _RESULTS = results("/what/status/7f83b1657ff1…")
 
 @router.post(
     "/fast",
-    summary="Upload an image, answer at once",
-    description="200 with the labels of a known image; 202 for a new one.",
+    summary="Upload an image without waiting",
+    description="200 with the labels of a known image, 202 for a new one.",
     responses={**_RESULTS, **UPLOAD_REFUSALS},
     openapi_extra=FORM_BODY,
 )
@@ -34,7 +34,7 @@ async def fast(request: Request, principal: Principal) -> Response:
 
 @router.post(
     "/slow",
-    summary="Upload an image, wait for its labels",
+    summary="Upload an image and wait for its labels",
     description="As `/what/fast`, but waits up to 20 seconds for the labels of a new image, then "
     "answers 202.",
     responses={**_RESULTS, **UPLOAD_REFUSALS},
@@ -48,9 +48,9 @@ async def slow(request: Request, principal: Principal) -> Response:
 @router.head("/status/{image_hash}", include_in_schema=False)
 @router.get(
     "/status/{image_hash}",
-    summary="What is known about an image",
-    description="202 while it is being worked on, 200 when that has ended, 404 for an image that "
-    "was never uploaded.",
+    summary="Get the result of an image",
+    description="200 with the result, 202 while it is not available, 404 if the image was not "
+    "uploaded.",
     responses={**_RESULTS, **LOOKUP_REFUSALS},
     openapi_extra={"parameters": [IMAGE_HASH]},
 )
@@ -59,7 +59,7 @@ async def status(request: Request, principal: Principal) -> Response:
     image_hash = request.path_params["image_hash"]
     images = services_of(request).images
     result = await images.find(images.key(principal.tenant, image_hash))
-    return answer(result, location=_status_path(image_hash))
+    return image_response(result, location=_status_path(image_hash))
 
 
 async def _upload(request: Request, principal: Principal, wait: float) -> Response:
@@ -73,7 +73,7 @@ async def _upload(request: Request, principal: Principal, wait: float) -> Respon
         result, cached = await services.images.submit(
             principal.tenant, upload, wait, request.receive
         )
-    response = answer(result, location=_status_path(result.image_hash))
+    response = image_response(result, location=_status_path(result.image_hash))
     return audited(
         response,
         services.audit,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app.images.submission import Candidate, submit
+from app.images.submission import SubmittedImage, submit
 from core.backends import Backend
 from core.domain.channels import Channel
 from core.domain.messages import ClassifyImage, Message
@@ -140,7 +140,7 @@ async def test_an_upload_that_comes_as_its_record_is_called_lost_is_kept(
 
     async def upload() -> None:
         record = await submit(
-            counted, Candidate(key, picture(1), "image/jpeg"), 10**8, clock, policy
+            counted, SubmittedImage(key, picture(1), "image/jpeg"), 10**8, clock, policy
         )
         assert record.status is Status.PENDING
 

@@ -13,6 +13,7 @@ import pytest
 from app.http.protocol import HttpProtocol
 from app.http.server import Server
 from app.main import create_app
+from app.services import Services
 from core.backends.embedded import database
 from tests.support.api import api_settings, eventually
 from tests.support.pictures import picture
@@ -95,10 +96,11 @@ async def test_a_request_that_cannot_be_finished_is_told_so(
         with closing(sqlite3.connect(tmp_path / "data" / "records.db")) as other:
             other.execute("BEGIN IMMEDIATE")  # nobody else can write
             posting = asyncio.create_task(client.post("/what/fast", files={"img": picture()}))
-            submissions = server._app.state.services.images._submissions
+            services: Services = server._app.state.services
+            submissions = services.images._submissions
 
             async def under_way() -> bool:
-                return bool(submissions._running)
+                return submissions.in_flight > 0
 
             await eventually(under_way)
             server.should_exit = True

@@ -14,7 +14,7 @@ from types import FrameType
 
 import pytest
 
-from app.images.submission import Candidate, Submissions
+from app.images.submission import Submissions, SubmittedImage
 from core.backends import Backend, open_backend
 from core.clock import Clock, utc_now
 from core.domain.records import (
@@ -88,7 +88,7 @@ async def test_processes_that_share_a_backend_make_one_record(
 
 async def test_a_client_that_leaves_takes_nobody_with_it(api: Api) -> None:
     submissions = Submissions(api.services.backend, max_pixels=10**6)
-    image = Candidate(api.key(HASH), IMAGE, "image/jpeg")
+    image = SubmittedImage(api.key(HASH), IMAGE, "image/jpeg")
     leader = asyncio.create_task(submissions.submit(image))
     followers = [asyncio.create_task(submissions.submit(image)) for _ in range(3)]
     await asyncio.sleep(0)
