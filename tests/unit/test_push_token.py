@@ -22,8 +22,10 @@ from pydantic import ValidationError
 from core.errors import Forbidden, Unauthenticated, Unavailable
 from core.settings import Settings
 from tests.support.problems import assert_problem
+from tests.support.receivers import listening
+from tests.support.scripted_worker import until
 from tests.support.worker import envelope, running_worker, settings_in
-from worker.push.token import PushTokenVerifier, SigningKeys
+from worker.push.token import KEYS_SECONDS, PushTokenVerifier, SigningKeys
 
 AUDIENCE = "https://worker.example/push"
 ACCOUNT = "pusher@demo.iam.gserviceaccount.com"
@@ -41,18 +43,18 @@ class KeyServer:
 
     def __init__(self) -> None:
         self.keys = [jwk(KEY, "one")]
-        self.cache_control = "public, max-age=19800, must-revalidate"
         self.status = 200
         self.body: str | None = None
-        self.delay = 0.0
+        self.responding = asyncio.Event()
+        self.responding.set()
         self.fetches = 0
         self.url = ""
 
     async def answer(self, request: web.Request) -> web.Response:
         self.fetches += 1
-        await asyncio.sleep(self.delay)
+        await self.responding.wait()
         body = json.dumps({"keys": self.keys}) if self.body is None else self.body
-        headers = {"Cache-Control": self.cache_control}
+        headers = {"Location": "/elsewhere"} if self.status == 302 else {}
         return web.Response(
             text=body, status=self.status, headers=headers, content_type="application/json"
         )
@@ -72,12 +74,17 @@ class KeyServer:
             await runner.cleanup()
 
 
-class Seconds:
+class MovableTime:
+    """Replaces the module `time` where keys are cached."""
+
     def __init__(self) -> None:
         self.now = 1000.0
 
-    def __call__(self) -> float:
+    def monotonic(self) -> float:
         return self.now
+
+    def move(self, seconds: float) -> None:
+        self.now += seconds
 
 
 @pytest.fixture
@@ -87,13 +94,16 @@ async def server() -> AsyncIterator[KeyServer]:
 
 
 @pytest.fixture
-def seconds() -> Seconds:
-    return Seconds()
+def clock(monkeypatch: pytest.MonkeyPatch) -> MovableTime:
+    moved = MovableTime()
+    for module in ("worker.push.token", "jwt.api_jwk", "jwt.jwk_set_cache", "jwt.jwks_client"):
+        monkeypatch.setattr(f"{module}.time", moved)
+    return moved
 
 
 @pytest.fixture
-def verifier(server: KeyServer, seconds: Seconds) -> PushTokenVerifier:
-    return PushTokenVerifier(SigningKeys(server.url, seconds), AUDIENCE, ACCOUNT)
+def verifier(server: KeyServer, clock: MovableTime) -> PushTokenVerifier:
+    return PushTokenVerifier(SigningKeys(server.url), AUDIENCE, ACCOUNT)
 
 
 def claims(**changes: object) -> dict[str, object]:
@@ -227,22 +237,21 @@ async def test_no_bearer_token_is_401(verifier: PushTokenVerifier, header: str) 
         await verifier.verify(header.format(token=token()))
 
 
-async def test_keys_are_fetched_once_and_until_they_expire(
-    verifier: PushTokenVerifier, server: KeyServer, seconds: Seconds
+async def test_keys_are_fetched_once_until_they_expire(
+    verifier: PushTokenVerifier, server: KeyServer, clock: MovableTime
 ) -> None:
-    server.delay = 0.05
     await asyncio.gather(*(verifier.verify(f"Bearer {token()}") for _ in range(50)))
     assert server.fetches == 1
-    seconds.now += 19_799
+    clock.move(KEYS_SECONDS)
     await verifier.verify(f"Bearer {token()}")
     assert server.fetches == 1
-    seconds.now += 1
+    clock.move(0.1)
     await verifier.verify(f"Bearer {token()}")
     assert server.fetches == 2
 
 
-async def test_an_unknown_key_is_looked_for_at_most_once_a_minute(
-    verifier: PushTokenVerifier, server: KeyServer, seconds: Seconds
+async def test_unknown_key_causes_at_most_one_fetch_a_minute(
+    verifier: PushTokenVerifier, server: KeyServer, clock: MovableTime
 ) -> None:
     await verifier.verify(f"Bearer {token()}")
     server.keys.append(jwk(OTHER, "two"))
@@ -251,27 +260,43 @@ async def test_an_unknown_key_is_looked_for_at_most_once_a_minute(
         with pytest.raises(Unauthenticated):
             await verifier.verify(rotated)
     assert server.fetches == 1
-    seconds.now += 61
+    clock.move(61)
     await verifier.verify(rotated)
     await verifier.verify(f"Bearer {token()}")
     assert server.fetches == 2
 
 
-async def test_a_key_that_is_withdrawn_admits_nobody_once_the_set_expires(
-    verifier: PushTokenVerifier, server: KeyServer, seconds: Seconds
+async def test_withdrawn_key_is_refused_after_the_keys_expire(
+    verifier: PushTokenVerifier, server: KeyServer, clock: MovableTime
 ) -> None:
     await verifier.verify(f"Bearer {token()}")
     server.keys = [jwk(OTHER, "two")]
-    seconds.now += 19_801
+    clock.move(KEYS_SECONDS + 1)
     with pytest.raises(Unauthenticated):
         await verifier.verify(f"Bearer {token()}")
 
 
-@pytest.mark.parametrize(
-    "broken", [{"status": 500}, {"body": "<html>"}, {"body": "[]"}, {"keys": []}], ids=str
-)
-async def test_keys_that_cannot_be_had_are_503_and_asked_for_again(
-    verifier: PushTokenVerifier, server: KeyServer, seconds: Seconds, broken: dict[str, Any]
+async def test_key_for_encryption_is_not_accepted(
+    verifier: PushTokenVerifier, server: KeyServer
+) -> None:
+    server.keys = [jwk(KEY, "one") | {"use": "enc"}, jwk(OTHER, "two")]
+    with pytest.raises(Unauthenticated):
+        await verifier.verify(f"Bearer {token()}")
+
+
+BROKEN: list[dict[str, Any]] = [
+    {"status": 500},
+    {"status": 302},
+    {"body": "<html>"},
+    {"body": "\ufffd{"},
+    {"body": "[]"},
+    {"keys": []},
+]
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=str)
+async def test_failed_fetch_is_503_and_repeated_after_a_pause(
+    verifier: PushTokenVerifier, server: KeyServer, clock: MovableTime, broken: dict[str, Any]
 ) -> None:
     whole = {name: getattr(server, name) for name in broken}
     for name, value in broken.items():
@@ -279,22 +304,60 @@ async def test_keys_that_cannot_be_had_are_503_and_asked_for_again(
     for _ in range(5):
         with pytest.raises(Unavailable):
             await verifier.verify(f"Bearer {token()}")
-    assert server.fetches == 1  # a service that is down is not asked by every push
+    assert server.fetches == 1
     for name, value in whole.items():
         setattr(server, name, value)
-    seconds.now += 5
+    clock.move(5)
     await verifier.verify(f"Bearer {token()}")
 
 
-async def test_keys_at_hand_outlive_a_failed_search_for_another(
-    verifier: PushTokenVerifier, server: KeyServer, seconds: Seconds
+async def test_failed_fetch_for_an_unknown_key_keeps_the_cached_keys(
+    verifier: PushTokenVerifier, server: KeyServer, clock: MovableTime
 ) -> None:
     await verifier.verify(f"Bearer {token()}")
     server.status = 503
-    seconds.now += 61
-    with pytest.raises(Unauthenticated):
-        await verifier.verify(f"Bearer {token(key_id='two')}")
+    clock.move(61)
+    for _ in range(5):
+        with pytest.raises(Unauthenticated):
+            await verifier.verify(f"Bearer {token(key_id='two')}")
     await verifier.verify(f"Bearer {token()}")
+    assert server.fetches == 2
+    clock.move(KEYS_SECONDS)
+    with pytest.raises(Unavailable):
+        await verifier.verify(f"Bearer {token()}")
+
+
+async def test_cached_key_does_not_wait_for_a_fetch(
+    verifier: PushTokenVerifier, server: KeyServer, clock: MovableTime
+) -> None:
+    await verifier.verify(f"Bearer {token()}")
+    clock.move(61)
+    server.responding.clear()
+    unknown = asyncio.create_task(verifier.verify(f"Bearer {token(key_id='two')}"))
+    await until(lambda: server.fetches == 2)
+    await verifier.verify(f"Bearer {token()}")
+    assert not unknown.done()
+    server.responding.set()
+    with pytest.raises(Unauthenticated):
+        await unknown
+
+
+async def test_fetch_has_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for a server that sends one byte after the other, which no read timeout ends."""
+    monkeypatch.setattr("worker.push.token.FETCH_SECONDS", 0.3)
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")
+        while True:
+            writer.write(b" ")
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+    async with listening(drip) as port:
+        keys = SigningKeys(f"http://127.0.0.1:{port}/")
+        async with asyncio.timeout(10):
+            with pytest.raises(Unavailable):
+                await keys.get("one")
 
 
 PATHS = (
