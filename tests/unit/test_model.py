@@ -13,10 +13,10 @@ from app.model import awaited_model, read_model
 from core.bundles.bundle import read_bundle
 from core.errors import BundleError
 from core.settings import Settings
+from tests.process.test_app import PATIENCE, environment, run
 from tests.support.api import open_api
 from tests.support.buckets import fill_bundle, remove
 from tests.support.signals import heard
-from tests.unit.test_api_process import PATIENCE, environment, run
 
 
 @pytest.fixture
