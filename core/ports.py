@@ -4,7 +4,7 @@ Every method may raise `core.errors.Unavailable` (retryable) and nothing else of
 `tests/contract` runs one suite against each backend.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -12,18 +12,17 @@ from typing import Protocol, TypeVar
 
 from core.domain.api_keys import ApiKey
 from core.domain.channels import Channel
-from core.domain.dead_letters import DeadLetter, LetterFilter
+from core.domain.dead_letters import DeadLetter, LetterFilter, LetterKey
 from core.domain.jobs import ItemState, Job, JobFilter, JobItem, JobKey
 from core.domain.messages import Message
 from core.domain.rate_limits import Grant, Limit
 from core.domain.records import Record, RecordError, RecordKey
 from core.domain.transitions import Transition
 from core.domain.usage import Usage
-from core.domain.webhooks import Change, Delivery, Webhook
+from core.domain.webhooks import Webhook, WebhookKey
 
 K_contra = TypeVar("K_contra", contravariant=True)
 T = TypeVar("T")
-JobStep = Callable[[Job, datetime], Job | None]
 
 
 class Store(Protocol[K_contra, T]):
@@ -152,8 +151,8 @@ class Publisher(Protocol):
         ...
 
 
-class JobStore(Protocol):
-    """Jobs and their items (`core.domain.jobs` decides which changes are allowed)."""
+class JobStore(Store[JobKey, Job], Protocol):
+    """Jobs and their items (`core.domain.jobs`)."""
 
     async def create(self, job: Job) -> bool:
         """Store a new job; False where the id already exists."""
@@ -163,27 +162,18 @@ class JobStore(Protocol):
         """Store items of an unsealed job. Those whose position is there already stay."""
         ...
 
-    async def get(self, key: JobKey) -> Job | None: ...
-
     async def get_many(self, keys: Sequence[JobKey]) -> Mapping[JobKey, Job]:
         """Those that exist, in as few look-ups as there can be."""
         ...
 
     async def list(self, wanted: JobFilter, limit: int, after: str = "") -> Sequence[Job]:
-        """At most `limit` sealed jobs, newest first; only those behind the position `after`."""
+        """At most `limit` sealed jobs, newest first; only those after the sort key `after`."""
         ...
 
     async def items(
         self, key: JobKey, limit: int, after: int = -1, state: ItemState | None = None
     ) -> Sequence[JobItem]:
         """At most `limit` items behind the position `after`, in their order."""
-        ...
-
-    async def change(self, key: JobKey, step: JobStep) -> Job | None:
-        """Apply a transition; the job after it, or None where it is refused or there is no job.
-
-        `step` may be called more than once.
-        """
         ...
 
     async def settle(
@@ -217,98 +207,58 @@ class JobStore(Protocol):
     async def ping(self) -> None: ...
 
 
-class DeadLetterStore(Protocol):
-    """Dead letters by tenant, until they are deleted or purged."""
+class DeadLetterStore(Store[LetterKey, DeadLetter], Protocol):
+    """Dead letters by tenant, until they are deleted or purged (`core.domain.dead_letters`)."""
 
     async def add(self, letter: DeadLetter) -> bool:
-        """Keep a letter, durably; False, and nothing changes, where its id is kept already."""
+        """Store a new letter, durably; False where its key exists, and nothing changes."""
         ...
-
-    async def get(self, tenant: str, id_: str) -> DeadLetter | None: ...
 
     async def list(self, wanted: LetterFilter, limit: int, after: str = "") -> Sequence[DeadLetter]:
-        """At most `limit` letters, newest first; only those behind the position `after`."""
+        """At most `limit` letters, newest first; only those after the sort key `after`."""
         ...
 
-    async def resolve(self, tenant: str, id_: str) -> bool:
-        """Mark as settled, now; False where it is unknown or was resolved before."""
-        ...
-
-    async def delete(self, tenant: str, id_: str) -> bool:
-        """False where there was nothing to delete."""
+    async def delete(self, key: LetterKey) -> bool:
+        """Delete the letter, durably; False where there is none."""
         ...
 
     async def purge(self, before: datetime, limit: int) -> int:
-        """Delete at most `limit` letters, of any tenant, that died before `before`; how many."""
+        """Delete at most `limit` letters of all tenants that died before `before`; the number."""
         ...
 
-    async def ping(self) -> None: ...
+    async def ping(self) -> None:
+        """Return if the store answers, else raise Unavailable."""
+        ...
 
 
-class WebhookStore(Protocol):
-    """Webhooks by tenant, and their secrets (`core.domain.webhooks` decides the changes)."""
+class WebhookStore(Store[WebhookKey, Webhook], Protocol):
+    """Webhooks by tenant, with their secrets (`core.domain.webhooks`)."""
 
     async def create(self, webhook: Webhook, most: int) -> bool:
-        """Store a new one; False where its id exists, or the tenant has `most` already."""
+        """Store a new webhook, durably; False where its key exists or the tenant has `most`."""
         ...
-
-    async def get(self, tenant: str, id_: str) -> Webhook | None: ...
 
     async def list(self, tenant: str) -> list[Webhook]:
-        """All of the tenant's, oldest first."""
+        """All webhooks of the tenant, oldest first."""
         ...
 
-    async def rotate(
-        self, tenant: str, id_: str, secret: bytes, overlap: timedelta
-    ) -> Webhook | None:
-        """Give it a new secret, beside which the old one signs for `overlap`; None if unknown."""
-        ...
-
-    async def change(self, tenant: str, id_: str, change: Change) -> Webhook | None:
-        """The webhook after the change; None if unknown."""
-        ...
-
-    async def note(
-        self, tenant: str, id_: str, url: str, delivery: Delivery, gone: str = ""
-    ) -> bool:
-        """Note a delivery to `url`, and with `gone`, a reason, disable the webhook.
-
-        False where nothing of that is worth a write (`core.domain.webhooks.noted`), or the webhook
-        is unknown.
-        """
-        ...
-
-    async def delete(self, tenant: str, id_: str) -> bool:
-        """False where there was nothing to delete."""
+    async def delete(self, key: WebhookKey) -> bool:
+        """Delete the webhook, durably; False where there is none."""
         ...
 
 
-# --- What the API needs where it asks for keys. ---------------------------------------------------
+# --- What the API needs where API keys are on. ----------------------------------------------------
 
 
-class KeyStore(Protocol):
-    """API keys (`core.domain.api_keys` decides which changes are allowed)."""
+class KeyStore(Store[str, ApiKey], Protocol):
+    """API keys, by id (`core.domain.api_keys`)."""
 
     async def create(self, key: ApiKey) -> bool:
-        """Store a new key; False where the id already exists."""
+        """Store a new key, durably; False where the id exists."""
         ...
-
-    async def get(self, key_id: str) -> ApiKey | None: ...
 
     async def keys(self, tenant: str | None = None) -> list[ApiKey]:
-        """Every key of a tenant, or of all of them, oldest first."""
-        ...
-
-    async def rotate(self, key_id: str, digest: bytes, overlap: timedelta) -> ApiKey | None:
-        """Give the key a new secret; None where it is unknown, revoked or expired."""
-        ...
-
-    async def revoke(self, key_id: str) -> bool:
-        """False where it is unknown, or revoked already."""
-        ...
-
-    async def touch(self, key_id: str, at: datetime) -> bool:
-        """Note a use; False where it is unknown, or was noted within the minute before."""
+        """All keys of a tenant, or of all tenants, oldest first."""
         ...
 
 

@@ -21,7 +21,7 @@ from app.auth.key_state import KeyState, Share
 from core.backends import Access, open_access
 from core.clock import Clock, utc_now
 from core.concurrency import in_background
-from core.domain.api_keys import TOUCH_EVERY, ApiKey
+from core.domain.api_keys import TOUCH_EVERY, ApiKey, note_use
 from core.domain.key_tokens import KeyHasher
 from core.domain.principals import Principal, Scope
 from core.domain.rate_limits import Grant
@@ -231,7 +231,7 @@ class Authenticator:
         used, stored = state.used_at, state.stored_used_at
         if used is None or (stored is not None and used < stored + TOUCH_EVERY):
             return
-        await self.access.keys.touch(state.principal.key_id, used)
+        await self.access.keys.change(state.principal.key_id, note_use(used))
         state.stored_used_at = used
 
     def _evict(self) -> None:

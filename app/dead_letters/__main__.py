@@ -67,7 +67,7 @@ async def _listing(backend: Backend, wanted: LetterFilter) -> str:
     after = ""
     while page := await backend.dead_letters.list(wanted, PAGE, after):
         letters += page
-        after = page[-1].position
+        after = page[-1].sort_key
     return table(letters) if letters else "No dead letters."
 
 

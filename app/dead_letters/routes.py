@@ -14,7 +14,7 @@ from app.http.responses import NO_STORE, json_answer
 from app.services import services_of
 from core.backends import Backend
 from core.clock import rfc3339
-from core.domain.dead_letters import CODE, LETTER_ID, DeadLetter, LetterFilter
+from core.domain.dead_letters import CODE, LETTER_ID, DeadLetter, LetterFilter, LetterKey
 from core.domain.principals import Principal, Scope
 from core.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from core.http.request_route import RequestRoute
@@ -118,7 +118,7 @@ async def list_letters(request: Request, principal: Principal) -> Response:
     return json_answer(
         {
             "dead_letters": [letter_document(letter) for letter in letters],
-            "next_cursor": encode_cursor(letters[-1].position) if more else None,
+            "next_cursor": encode_cursor(letters[-1].sort_key) if more else None,
         }
     )
 
@@ -148,7 +148,7 @@ async def replay_letters(request: Request, principal: Principal) -> Response:
 )
 @requires(Scope.ADMIN)
 async def read_letter(request: Request, principal: Principal) -> Response:
-    letter = await _backend(request).dead_letters.get(principal.tenant, _id(request))
+    letter = await _backend(request).dead_letters.get(LetterKey(principal.tenant, _id(request)))
     if letter is None:
         raise NotFound("There is no such dead letter.")
     payload = base64.b64encode(letter.payload).decode()
@@ -183,7 +183,7 @@ async def replay_letter(request: Request, principal: Principal) -> Response:
 )
 @requires(Scope.ADMIN)
 async def delete_letter(request: Request, principal: Principal) -> Response:
-    if not await _backend(request).dead_letters.delete(principal.tenant, _id(request)):
+    if not await _backend(request).dead_letters.delete(LetterKey(principal.tenant, _id(request))):
         raise NotFound("There is no such dead letter.")
     return Response(status_code=204, headers={"Cache-Control": NO_STORE})
 

@@ -26,7 +26,7 @@ _EXAMPLES: dict[type[errors.GlimpseError], str] = {
     errors.Overloaded: "The service has as much to do as it can hold; try again.",
     errors.ImageTooLarge: "The image is larger than 10485760 bytes.",
     errors.UnsupportedImage: "The bytes are not a JPEG, PNG, WebP, GIF or AVIF image.",
-    errors.BatchTooLarge: "A batch has at most 1000 images; send more as several.",
+    errors.BatchTooLarge: "A batch has at most 1000 images. Send more in several batches.",
     errors.BodyTooLarge: "The body has more than 131072 bytes.",
     errors.UnsupportedMediaType: "Send a form, a zip, or a JSON document.",
     errors.IdempotencyKeyReused: "This Idempotency-Key has created another job; use a new one.",

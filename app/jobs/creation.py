@@ -185,9 +185,7 @@ class JobCreator:
         await self._backend.jobs.add_items(job.key, items)
         request = partial(self._request_image, job)
         await for_each(records.items(), lambda found: request(*found), AT_ONCE)
-        sealed = await self._backend.jobs.change(
-            job.key, lambda job, now: jobs.sealed(job, now, self._policy)
-        )
+        sealed = await self._backend.jobs.change(job.key, jobs.seal(self._policy))
         if sealed is None:  # another request with the same key has sealed it
             sealed = await self._backend.jobs.get(job.key)
         if sealed is None or not sealed.sealed:

@@ -170,7 +170,7 @@ async def list_jobs(request: Request, principal: Principal) -> Response:
     return json_answer(
         {
             "jobs": [job_document(job, services.settings.public_url) for job in page],
-            "next_cursor": encode_cursor(page[-1].position) if more else None,
+            "next_cursor": encode_cursor(page[-1].sort_key) if more else None,
         }
     )
 

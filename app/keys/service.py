@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import structlog
 
 from core.clock import Clock, rfc3339, utc_now
+from core.domain import api_keys
 from core.domain.api_keys import ApiKey
 from core.domain.key_tokens import KEY_ID, KeyHasher, display
 from core.domain.principals import Scope
@@ -98,7 +99,7 @@ class Keys:
             raise InvalidRequest(f"The overlap is at most {LONGEST_OVERLAP.days} days.")
         await self._find(key_id, tenant)
         token = self._hasher.new(key_id)
-        key = await self._store.rotate(key_id, token.digest, overlap)
+        key = await self._store.change(key_id, api_keys.rotate(token.digest, overlap))
         if key is None:
             raise Conflict("The key is revoked or has expired.")
         log.info("key rotated", key=key.id, tenant=key.tenant, overlap=overlap.total_seconds())
@@ -107,7 +108,7 @@ class Keys:
     async def revoke(self, key_id: str, tenant: str | None = None) -> None:
         """Takes effect within `KEY_CACHE_SECONDS`; again changes nothing. Raises NotFound."""
         key = await self._find(key_id, tenant)
-        if await self._store.revoke(key_id):
+        if await self._store.change(key_id, api_keys.revoke()) is not None:
             log.info("key revoked", key=key.id, tenant=key.tenant)
 
     async def _find(self, key_id: str, tenant: str | None) -> ApiKey:

@@ -8,6 +8,7 @@ import structlog
 from core import errors
 from core.backends import Backend
 from core.clock import Clock, rfc3339, utc_now
+from core.domain import webhooks
 from core.domain.jobs import new_job_id
 from core.domain.messages import Notify
 from core.domain.principals import Principal
@@ -18,7 +19,7 @@ from core.domain.webhooks import (
     Delivery,
     Event,
     Webhook,
-    changed,
+    WebhookKey,
     message_id,
     new_secret,
     new_webhook_id,
@@ -81,15 +82,17 @@ class Webhooks:
 
     async def get(self, tenant: str, id_: str) -> Webhook:
         """Raises NotFound."""
-        webhook = await self._store.get(tenant, id_) if WEBHOOK_ID.fullmatch(id_) else None
+        webhook = (
+            await self._store.get(WebhookKey(tenant, id_)) if WEBHOOK_ID.fullmatch(id_) else None
+        )
         if webhook is None:
             raise _unknown()
         return webhook
 
     async def rotate(self, tenant: str, id_: str, overlap: timedelta) -> Issued:
         """A new secret; the old one signs as well for `overlap`. Raises NotFound."""
-        await self.get(tenant, id_)
-        webhook = await self._store.rotate(tenant, id_, new_secret(), overlap)
+        key = (await self.get(tenant, id_)).key
+        webhook = await self._store.change(key, webhooks.rotate(new_secret(), overlap))
         if webhook is None:
             raise _unknown()
         log.info("webhook rotated", webhook=id_, tenant=tenant, overlap=overlap.total_seconds())
@@ -111,13 +114,13 @@ class Webhooks:
         """The webhook as it is then. Raises what `create` does for what it takes, and NotFound."""
         if change.url is not None:
             await self._resolver.check(change.url, CHECK_SECONDS)
-        before = await self.get(tenant, id_)
+        before, update = await self.get(tenant, id_), webhooks.update(change)
         try:
-            if changed(before, change, self._clock()) == before:
+            if update(before, self._clock()) == before:
                 return before
         except ValueError as wrong:
             raise errors.InvalidRequest(f"The webhook's {wrong}.") from None
-        after = await self._store.change(tenant, id_, change)
+        after = await self._store.change(before.key, update)
         if after is None:
             raise _unknown()
         log.info("webhook changed", webhook=id_, tenant=tenant, enabled=after.enabled)
@@ -125,8 +128,8 @@ class Webhooks:
 
     async def delete(self, tenant: str, id_: str) -> None:
         """Raises NotFound."""
-        await self.get(tenant, id_)
-        await self._store.delete(tenant, id_)
+        webhook = await self.get(tenant, id_)
+        await self._store.delete(webhook.key)
         log.info("webhook deleted", webhook=id_, tenant=tenant)
 
 

@@ -1,8 +1,4 @@
-"""The record of an API key, and the only changes that it can undergo.
-
-As with images, stores keep these and do not decide: each function takes a key and returns the next
-one, or None where the change is refused. Times are timezone-aware UTC.
-"""
+"""An API key, and its transitions. Times are timezone-aware UTC."""
 
 import hmac
 import re
@@ -13,17 +9,19 @@ from core.domain.key_tokens import KEY_ID
 from core.domain.principals import Principal, Scope
 from core.domain.rate_limits import Rate
 from core.domain.records import TENANT
+from core.domain.transitions import transition
 
 NAME = re.compile(r"[^\x00-\x1f\x7f]{1,100}")
-TOUCH_EVERY = timedelta(minutes=1)  # `last_used_at` is no finer than that
+TOUCH_EVERY = timedelta(minutes=1)  # the resolution of `last_used_at`
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
     """One key. `digest` is the keyed hash of its current secret.
 
-    After a rotation the secret before it is good until `previous_expires_at`. `rate` and
-    `daily_quota` are this key's own limits; None means the service's.
+    After a rotation the previous secret is valid until `previous_expires_at`. `rate` and
+    `daily_quota` are limits of this key; None means those of the service. Raises ValueError where a
+    field is malformed.
     """
 
     id: str
@@ -55,13 +53,13 @@ class ApiKey:
         return Principal(self.tenant, self.id, self.scopes)
 
     def active(self, now: datetime) -> bool:
-        """Whether the key is good at `now`."""
+        """Whether the key is neither revoked nor expired at `now`."""
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
 
     def good_until(self, digest: bytes, now: datetime) -> datetime | None:
-        """Until when the secret with this digest is good; None where it is not, or not any more.
+        """When the secret with this digest ends; None where it is not valid at `now`.
 
-        Both comparisons are made, in constant time, whichever of them matches.
+        Makes both comparisons, in constant time, whichever of them matches.
         """
         current = hmac.compare_digest(self.digest, digest)
         previous = hmac.compare_digest(self.previous_digest or bytes(len(digest)), digest)
@@ -73,8 +71,12 @@ class ApiKey:
         return end if self.revoked_at is None and now < end else None
 
 
-def rotated(key: ApiKey, digest: bytes, overlap: timedelta, now: datetime) -> ApiKey | None:
-    """With a new secret; the old one stays good for `overlap`. Refused unless the key is good."""
+# --- Transitions. Those that grant or end access are durable. -------------------------------------
+
+
+@transition(durable=True)
+def rotate(key: ApiKey, now: datetime, digest: bytes, overlap: timedelta) -> ApiKey | None:
+    """Set a new secret. The old one stays valid for `overlap`. Refused unless the key is active."""
     if not key.active(now):
         return None
     return replace(
@@ -86,15 +88,17 @@ def rotated(key: ApiKey, digest: bytes, overlap: timedelta, now: datetime) -> Ap
     )
 
 
-def revoked(key: ApiKey, now: datetime) -> ApiKey | None:
-    """Never good again. Refused where that has happened before."""
+@transition(durable=True)
+def revoke(key: ApiKey, now: datetime) -> ApiKey | None:
+    """End every secret of the key. Refused if it is revoked."""
     if key.revoked_at is not None:
         return None
     return replace(key, revoked_at=now, previous_digest=None, previous_expires_at=None)
 
 
-def touched(key: ApiKey, at: datetime) -> ApiKey | None:
-    """Used at `at`. Refused within a minute of the last use that was noted: that is near enough."""
+@transition(durable=False)
+def note_use(key: ApiKey, now: datetime, at: datetime) -> ApiKey | None:
+    """Set `last_used_at` to `at`. Refused within `TOUCH_EVERY` of the last use that was noted."""
     if key.last_used_at is not None and at < key.last_used_at + TOUCH_EVERY:
         return None
     return replace(key, last_used_at=at)

@@ -1,32 +1,40 @@
-"""A dead letter: a message that used up its deliveries, kept with the reason of the last failure.
+"""A dead letter: a message that used up its deliveries, with the reason of the last failure.
 
-Times are timezone-aware UTC. Letters are listed newest first; `position` is a text that sorts so,
-which is why any store can list, filter and go on from a place with one plain index.
+Times are timezone-aware UTC. Lists show the newest letter first.
 """
 
 import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import NamedTuple
 
 from core.domain.records import PUBLIC_TENANT, TENANT
-from core.domain.sort_keys import older_than, position
+from core.domain.sort_keys import bound, sort_key
+from core.domain.transitions import transition
 
 LETTER_ID = re.compile(r"[0-9a-f]{32}")
 CODE = re.compile(r"[a-z0-9_]{1,64}")
-# Our own messages have no payload. Of others this much is kept: an entity has at most 1 MiB.
+# Glimpse's messages have no payload. Of other payloads this much is kept: a Datastore entity has at
+# most 1 MiB.
 PAYLOAD_KEPT = 256 * 1024
+
+
+class LetterKey(NamedTuple):
+    tenant: str
+    id: str
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """`attempts` counts deliveries, 0 where the queue did not say.
+    """`attempts` counts deliveries; 0 where the queue did not say.
 
-    `code` and `detail` are the last failure's. `published_at` is when the message was first
-    published, `died_at` when it was given up, `resolved_at` when the letter was replayed or found
-    to be settled. `payload` holds at most the first `PAYLOAD_KEPT` of `payload_size` bytes.
+    `code` and `detail` describe the last failure. `published_at` is when the message was first
+    published, `died_at` when it used up its deliveries, `resolved_at` when the letter was replayed
+    or nothing was left to do for it. `payload` holds at most the first `PAYLOAD_KEPT` of
+    `payload_size` bytes.
     """
 
     id: str
@@ -42,16 +50,20 @@ class DeadLetter:
     resolved_at: datetime | None = None
 
     @property
-    def position(self) -> str:
-        """Unique in its tenant; a younger letter's sorts before an older one's."""
-        return position(self.died_at, self.id)
+    def key(self) -> LetterKey:
+        return LetterKey(self.tenant, self.id)
+
+    @property
+    def sort_key(self) -> str:
+        """Orders the tenant's letters, newest first; unique there."""
+        return sort_key(self.died_at, self.id)
 
 
 @dataclass(frozen=True, slots=True)
 class LetterFilter:
-    """Which letters of a tenant: died at `since` or later, before `before`, of one `code`.
+    """Selects letters of a tenant that died at `since` or later and before `before`, with `code`.
 
-    Those that are resolved only with `resolved`.
+    An empty or missing value selects all. With `resolved`, resolved letters are selected as well.
     """
 
     tenant: str
@@ -61,23 +73,32 @@ class LetterFilter:
     resolved: bool = False
 
     def bounds(self, after: str = "") -> tuple[str, str]:
-        """Two texts that the positions lie between, both excluded; `after` is one to go on from."""
+        """The sort keys to select lie between these two texts, which are both excluded.
+
+        `after` is the sort key that ended the page before.
+        """
         low = after
         if self.before is not None:
-            low = max(low, older_than(self.before))
-        return low, "~" if self.since is None else older_than(self.since)
+            low = max(low, bound(self.before))
+        return low, "~" if self.since is None else bound(self.since)
+
+
+@transition(durable=False)
+def resolve(letter: DeadLetter, now: datetime) -> DeadLetter | None:
+    """Set `resolved_at`. Refused if it is set. A power loss may undo it: a replay repeats it."""
+    return None if letter.resolved_at is not None else replace(letter, resolved_at=now)
 
 
 def letter_id(attributes: Mapping[str, str], payload: bytes, published: str) -> str:
-    """The same for every notice of the same message's death, and of no other message.
+    """The same for every delivery of one dead letter, and different for every other message.
 
-    `published` tells apart messages of equal content: when the message was published, or its id.
+    `published` is when the message was published, or its id: messages may have the same content.
     """
     facts = json.dumps([sorted(attributes.items()), published]).encode()
     return hashlib.sha256(facts + b"\n" + payload).hexdigest()[:32]
 
 
 def tenant_of(attributes: Mapping[str, str]) -> str:
-    """Whose letter it is; one that names nobody is the public tenant's."""
+    """The tenant in the attributes, or the public tenant."""
     tenant = attributes.get("tenant", "")
     return tenant if TENANT.fullmatch(tenant) else PUBLIC_TENANT

@@ -1,11 +1,10 @@
-"""A job: work on many images that is watched, cancelled and told about as one.
+"""A job: many images that are classified, watched, cancelled and announced as one. Its transitions.
 
-    pending -> running -> completed | failed | cancelled        (pending may end at once as well)
+    pending -> running -> completed | failed | cancelled        (pending may also end at once)
 
-A job's items are rows of their own. Its progress is a count over them; the job keeps the last one
-taken (`counts`), which never goes backwards, and `revision`, which rises with every change that a
-watcher should see. As with records, the functions below decide and stores apply: each takes a job
-and returns the next one, or None where the transition is refused. Times are timezone-aware UTC.
+The items of a job are stored separately. Its progress is a count of them: the job keeps the last
+one (`counts`), whose numbers never fall, and `revision`, which rises with every change that a
+watcher should see. Times are timezone-aware UTC.
 """
 
 import hashlib
@@ -19,12 +18,13 @@ from core.domain.messages import JOB_ID
 from core.domain.policy import JobPolicy
 from core.domain.priority import Priority
 from core.domain.records import TENANT, RecordError
-from core.domain.sort_keys import position
+from core.domain.sort_keys import sort_key
+from core.domain.transitions import transition
 from core.errors import BatchTooLarge
 
 BATCH_PREDICT = "batch-predict"
 JOB_TYPES = (BATCH_PREDICT,)
-CANCELLED = "cancelled"  # the code of what a cancelled job left undone
+CANCELLED = "cancelled"  # error code: the job ended before the image was classified
 DEADLINE_EXCEEDED = "deadline_exceeded"
 EXPIRED = "expired"
 POLICY = JobPolicy()
@@ -43,7 +43,7 @@ class JobStatus(StrEnum):
 
 
 class ItemState(StrEnum):
-    """`open` until its image's record has ended, however it ends."""
+    """An item is `open` until the record of its image ends, as `success` or as `error`."""
 
     OPEN = "open"
     SUCCEEDED = "succeeded"
@@ -52,7 +52,7 @@ class ItemState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class JobKey:
-    """Which job, of whom. Raises ValueError where malformed."""
+    """Identifies a job. Raises ValueError where a part is malformed."""
 
     tenant: str
     id: str
@@ -65,7 +65,7 @@ class JobKey:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Items of a job."""
+    """The number of a job's items, by state."""
 
     total: int
     succeeded: int = 0
@@ -80,17 +80,17 @@ class Counts:
         return self.total - self.settled
 
     def older_than(self, other: "Counts") -> bool:
-        """Whether one of the numbers was counted before that of `other`: they only rise."""
+        """Whether a number is lower than that of `other`. Numbers only rise."""
         return self.succeeded < other.succeeded or self.failed < other.failed
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """`owner` is the id of the key that created it, empty where no keys are asked for.
+    """`owner` is the id of the API key that created the job, empty without keys.
 
-    `fingerprint` tells manifests apart. `sealed`: all items are stored; before, nobody is shown the
-    job. `announced`: whoever asked for it has been told of the end. `counted_at` is when `counts`
-    were taken, `wake_at` when the scheduler has to look at the job next.
+    `fingerprint` identifies the request that created it. `sealed`: all items are stored; an
+    unsealed job is not listed. `announced`: the notification of the end is published. `counted_at`
+    is when `counts` were taken, `wake_at` when the scheduler has to look at the job next.
     """
 
     key: JobKey
@@ -116,13 +116,13 @@ class Job:
     notify_email: str = ""
 
     @property
-    def position(self) -> str:
-        """Where a listing, newest first, has it."""
-        return position(self.created_at, self.key.id)
+    def sort_key(self) -> str:
+        """Orders the tenant's jobs, newest first; unique there."""
+        return sort_key(self.created_at, self.key.id)
 
     @property
     def progress(self) -> int:
-        """Percent of the items that are settled, rounded down; 100 only at `completed`."""
+        """Percent of the items that have ended, rounded down; 100 only at `completed`."""
         if self.status is JobStatus.COMPLETED:
             return 100
         return min(99, 100 * self.counts.settled // max(1, self.counts.total))
@@ -132,7 +132,7 @@ class Job:
         return self.counts.open if self.status.terminal else 0
 
     def over(self, now: datetime) -> bool:
-        """Whether nothing of it may begin any more: it has ended, or its deadline is past."""
+        """Whether no item may begin any more: the job has ended, or its deadline has passed."""
         return self.status.terminal or (self.deadline is not None and self.deadline <= now)
 
 
@@ -156,7 +156,7 @@ class JobItem:
 
 @dataclass(frozen=True, slots=True)
 class JobFilter:
-    """Which jobs of a tenant; empty texts mean any. With `owner`, only of that key."""
+    """Selects jobs of a tenant. An empty text selects all; `owner`, those of that API key."""
 
     tenant: str
     status: str = ""
@@ -169,7 +169,7 @@ def new_job_id() -> str:
 
 
 def job_id_for(tenant: str, owner: str, idempotency_key: str) -> str:
-    """The id of the one job that this caller can create under this key."""
+    """The id of the job that this caller creates with this idempotency key."""
     facts = "\n".join((tenant, owner, idempotency_key))
     return hashlib.sha256(facts.encode()).hexdigest()[:32]
 
@@ -189,7 +189,7 @@ def new_job(
     notify_email: str = "",
     policy: JobPolicy = POLICY,
 ) -> Job:
-    """A job whose items are yet to be stored."""
+    """A job whose items are not stored yet."""
     return Job(
         key=key,
         owner=owner,
@@ -209,12 +209,16 @@ def new_job(
 
 
 # --- Transitions. ---------------------------------------------------------------------------------
+#
+# What a client reads from an answer is durable. A power loss may undo the newest counts: the items
+# are counted again.
 
 
-def sealed(job: Job, now: datetime, policy: JobPolicy = POLICY) -> Job | None:
-    """All items are stored. From now on it is shown, and the scheduler starts it if nobody does.
+@transition(durable=True)
+def seal(job: Job, now: datetime, policy: JobPolicy = POLICY) -> Job | None:
+    """Note that all items are stored: from now on the job is listed, and the scheduler starts it.
 
-    Refused where it took so long that the scheduler is about to delete it.
+    Refused if the creation took so long that the scheduler is about to delete the job.
     """
     if job.sealed or job.status.terminal:
         return None
@@ -222,8 +226,9 @@ def sealed(job: Job, now: datetime, policy: JobPolicy = POLICY) -> Job | None:
     return replace(job, sealed=True, updated_at=now, wake_at=_first(job, wake))
 
 
-def started(job: Job, now: datetime, policy: JobPolicy = POLICY) -> Job | None:
-    """Its items are being published; refused unless it waits to begin, and may."""
+@transition(durable=True)
+def start(job: Job, now: datetime, policy: JobPolicy = POLICY) -> Job | None:
+    """Begin to publish the items. Refused unless the job is sealed, pending, and may begin."""
     early = job.not_before is not None and job.not_before > now
     if job.status is not JobStatus.PENDING or not job.sealed or early or job.over(now):
         return None
@@ -236,13 +241,30 @@ def started(job: Job, now: datetime, policy: JobPolicy = POLICY) -> Job | None:
     )
 
 
-def counted(job: Job, counts: Counts, now: datetime, policy: JobPolicy = POLICY) -> Job | None:
-    """With the newest count of its items; completed when none is open.
+def count_is_due(job: Job, now: datetime, interval: timedelta, *, any_open: bool) -> bool:
+    """Whether to count the items again: once per `interval`, and at once where no item is open.
 
-    Refused where nothing has changed, and for an older count than it has. The items that a worker
-    had in hand when a job was cancelled still count; the status stays.
+    Also at once for a job that was cancelled, because no later event would count its last items.
     """
-    if not job.sealed or counts.older_than(job.counts):
+    return not any_open or job.status.terminal or job.counted_at + interval <= now
+
+
+@transition(durable=False)
+def update_counts(
+    job: Job,
+    now: datetime,
+    counts: Counts,
+    interval: timedelta = timedelta(),
+    policy: JobPolicy = POLICY,
+) -> Job | None:
+    """Set the newest count of the items. Completes the job where no item is open.
+
+    Refused if it is not due (`count_is_due`), if nothing has changed, or if one of the numbers is
+    older than the job's. Items that a worker was classifying when the job was cancelled still
+    count; the status stays.
+    """
+    due = count_is_due(job, now, interval, any_open=counts.open > 0)
+    if not job.sealed or not due or counts.older_than(job.counts):
         return None
     if job.status.terminal or counts.open:
         if counts == job.counts:
@@ -254,35 +276,42 @@ def counted(job: Job, counts: Counts, now: datetime, policy: JobPolicy = POLICY)
     return _ended(replace(job, counts=counts, counted_at=now), JobStatus.COMPLETED, now, policy)
 
 
-def cancelled(
+@transition(durable=True)
+def cancel(
     job: Job, now: datetime, error: RecordError | None = None, policy: JobPolicy = POLICY
 ) -> Job | None:
-    """Nothing of it begins any more; refused once it has ended. `error` is why, if not by wish."""
+    """End as `cancelled`: no further item begins. `error` is the reason, if not a client's request.
+
+    Refused if the job has ended.
+    """
     if job.status.terminal:
         return None
     return _ended(job, JobStatus.CANCELLED, now, policy, error)
 
 
-def failed(job: Job, error: RecordError, now: datetime, policy: JobPolicy = POLICY) -> Job | None:
-    """It could not be run; refused once it has ended."""
+@transition(durable=True)
+def fail(job: Job, now: datetime, error: RecordError, policy: JobPolicy = POLICY) -> Job | None:
+    """End as `failed`: the job could not be run. Refused if it has ended."""
     if job.status.terminal:
         return None
     return _ended(job, JobStatus.FAILED, now, policy, error)
 
 
-def announced(job: Job, now: datetime, policy: JobPolicy = POLICY) -> Job | None:
-    """Whoever asked for it has been told of its end."""
+@transition(durable=True)
+def mark_announced(job: Job, now: datetime, policy: JobPolicy = POLICY) -> Job | None:
+    """Note that the notification of the end is published. Refused unless the job has ended."""
     if not job.status.terminal or job.announced:
         return None
     return replace(job, announced=True, wake_at=_expiry(job, policy))
 
 
-def looked_after(job: Job, seen: datetime, now: datetime, policy: JobPolicy = POLICY) -> Job | None:
-    """The scheduler's turn at a job that it saw with `wake_at` at `seen`: of several, one wins it.
+@transition(durable=True)
+def reschedule(job: Job, now: datetime, seen: datetime, policy: JobPolicy = POLICY) -> Job | None:
+    """Set the next `wake_at`, for a scheduler that acts on the job. `seen` is the one that it read.
 
-    The next turn comes after another while, should this one come to nothing. Where the job is to
-    be run that while doubles: it may only wait behind others, and each turn publishes it again.
-    What was never sealed cannot be from here on.
+    Refused if `wake_at` has changed since: of several schedulers, one acts. The next time is soon,
+    in case this one fails. It doubles where the job is to be run: a job may only wait behind
+    others, and each time publishes it again. An unsealed job fails, so that it is not sealed later.
     """
     if job.wake_at != seen or job.wake_at > now:
         return None
@@ -290,7 +319,7 @@ def looked_after(job: Job, seen: datetime, now: datetime, policy: JobPolicy = PO
     if not (job.sealed or job.status.terminal):
         return _changed(job, now, status=JobStatus.FAILED, wake_at=wake)
     if due_action(job, now, policy) is Action.RUN:
-        wake = now + _patience(job, now, policy)
+        wake = now + _run_interval(job, now, policy)
     elif job.announced:
         wake = max(wake, _expiry(job, policy))
     if job.deadline is not None and not job.over(now):
@@ -298,8 +327,8 @@ def looked_after(job: Job, seen: datetime, now: datetime, policy: JobPolicy = PO
     return replace(job, wake_at=wake)
 
 
-def _patience(job: Job, now: datetime, policy: JobPolicy) -> timedelta:
-    """How long to wait until a job that has not got on is run again: as long as it has waited."""
+def _run_interval(job: Job, now: datetime, policy: JobPolicy) -> timedelta:
+    """The time until a job without progress is run again: as long as it has waited so far."""
     waited = now - max(job.updated_at, job.not_before or job.updated_at)
     if job.status is JobStatus.RUNNING:
         least, most = policy.stale_after, policy.longest / 14
@@ -309,18 +338,18 @@ def _patience(job: Job, now: datetime, policy: JobPolicy) -> timedelta:
 
 
 class Action(StrEnum):
-    """What the scheduler does about a job whose time has come."""
+    """What the scheduler does with a job that is due."""
 
     WAIT = "wait"
-    RUN = "run"  # publish `RunJob`: to begin, or since nothing has moved for long
-    CANCEL = "cancel"  # its deadline is past
-    EXPIRE = "expire"  # it takes longer than any job may
+    RUN = "run"  # publish `RunJob`: to begin, or because there was no progress
+    CANCEL = "cancel"  # the deadline has passed
+    EXPIRE = "expire"  # the job exceeds `JobPolicy.longest`
     ANNOUNCE = "announce"
-    DELETE = "delete"  # it is kept no longer, or was never sealed
+    DELETE = "delete"  # the retention is over, or the job was never sealed
 
 
 def due_action(job: Job, now: datetime, policy: JobPolicy = POLICY) -> Action:
-    """What to do at `job.wake_at`."""
+    """What the scheduler does with the job at `now`."""
     began = max(job.created_at, job.not_before or job.created_at)
     cases = (
         (job.wake_at > now, Action.WAIT),
@@ -352,12 +381,12 @@ def _ended(
 
 
 def _changed(job: Job, now: datetime, **changes: object) -> Job:
-    """With a new revision: what a watcher should see."""
+    """A change that a watcher should see: it raises the revision."""
     return replace(job, revision=job.revision + 1, updated_at=now, **changes)  # type: ignore[arg-type]
 
 
 def _first(job: Job, moment: datetime) -> datetime:
-    """The deadline if it comes before `moment`."""
+    """`moment`, or the deadline if that is earlier."""
     return moment if job.deadline is None else min(moment, job.deadline)
 
 
@@ -370,9 +399,9 @@ def _seconds(seconds: float) -> timedelta:
 
 
 def check_count(images: int, most: int) -> None:
-    """Raise BatchTooLarge where there are more than a batch may have."""
+    """Raise BatchTooLarge where there are more than `most`."""
     if images > most:
         raise BatchTooLarge(
-            f"A batch has at most {most} images; send more as several.",
+            f"A batch has at most {most} images. Send more in several batches.",
             extra={"max_items": most},
         )

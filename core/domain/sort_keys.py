@@ -1,4 +1,4 @@
-"""Texts that sort the newest first, so that any store can list and go on with one plain index."""
+"""Sort keys: texts that sort the newest first, so that one plain index serves lists and pages."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -6,15 +6,15 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _END = 10**16 - 1  # microseconds; the year 2286
 
 
-def position(moment: datetime, id_: str) -> str:
-    """Unique if `id_` is; that of a younger moment sorts before that of an older one."""
-    return f"{_place(moment)}-{id_}"
+def sort_key(moment: datetime, id_: str) -> str:
+    """Sorts before the keys of earlier moments. Unique if `id_` is."""
+    return f"{_descending(moment)}-{id_}"
 
 
-def older_than(moment: datetime) -> str:
-    """The positions of what is older than `moment` sort after this, all others before it."""
-    return f"{_place(moment)}."  # a dot sorts behind the dash of a position
+def bound(moment: datetime) -> str:
+    """Sorts before the sort keys of earlier moments, and after those of `moment` and later ones."""
+    return f"{_descending(moment)}."  # a dot sorts after the dash of a sort key
 
 
-def _place(moment: datetime) -> str:
+def _descending(moment: datetime) -> str:
     return f"{_END - (moment - _EPOCH) // timedelta(microseconds=1):016d}"

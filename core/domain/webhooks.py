@@ -1,8 +1,7 @@
-"""A webhook: where a tenant wants to be told of what happens, and the only changes it can undergo.
+"""A webhook: the receiver that a tenant registers for events, and its transitions.
 
-Stores keep webhooks and do not decide: each function takes one and returns the next, or None where
-the change is refused. Times are timezone-aware UTC. Secrets and signatures are those of Standard
-Webhooks: https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
+Times are timezone-aware UTC. Secrets and signatures are those of Standard Webhooks:
+https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
 """
 
 import base64
@@ -14,18 +13,20 @@ import secrets
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import NamedTuple
 
 from core.domain.records import TENANT
+from core.domain.transitions import transition
 
 WEBHOOK_ID = re.compile(r"wh_[0-9a-f]{24}")
 DESCRIPTION = re.compile(r"[^\x00-\x1f\x7f]{0,200}")
 LONGEST_URL = 2048
 MOST_WEBHOOKS = 20  # of one tenant
-# A busy receiver is told often, and each note is a write: of equal ends one in this time is noted.
+# Each note is a write, so one of several deliveries with the same outcome is noted in this time.
 NOTE_INTERVAL = timedelta(minutes=1)
-TURNED_OFF = "It was turned off."
+DISABLED_BY_OWNER = "It was turned off."
 
-SECRET_PREFIX = "whsec_"  # noqa: S105 - how every secret begins, and no secret
+SECRET_PREFIX = "whsec_"  # noqa: S105 - the prefix of every secret, not a secret
 SECRET_BYTES = 32
 FEWEST_SECRET_BYTES, MOST_SECRET_BYTES = 24, 64  # the specification's bounds
 
@@ -36,12 +37,12 @@ SIGNATURE_HEADER = "webhook-signature"
 
 
 class Event(StrEnum):
-    """What a webhook can be told."""
+    """What a webhook can be notified of."""
 
     JOB_COMPLETED = "job.completed"
     JOB_FAILED = "job.failed"
     JOB_CANCELLED = "job.cancelled"
-    TEST = "webhook.test"  # sent to one webhook because somebody asked for it
+    TEST = "webhook.test"  # sent to one webhook at a client's request
 
 
 JOB_EVENTS = frozenset({Event.JOB_COMPLETED, Event.JOB_FAILED, Event.JOB_CANCELLED})
@@ -49,10 +50,10 @@ JOB_EVENTS = frozenset({Event.JOB_COMPLETED, Event.JOB_FAILED, Event.JOB_CANCELL
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """How an attempt to tell a webhook of `event` ended.
+    """The outcome of one attempt to deliver `event`.
 
-    `status` is the answer's. Without an answer it is None, and `error` is the code of what was
-    wrong.
+    `status` is the HTTP status of the answer. Without an answer it is None, and `error` is the code
+    of the failure.
     """
 
     at: datetime
@@ -67,7 +68,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What is to be different about a webhook; None stays as it is."""
+    """New values for fields of a webhook; None keeps the value."""
 
     url: str | None = None
     events: frozenset[Event] | None = None
@@ -75,12 +76,18 @@ class Change:
     enabled: bool | None = None
 
 
+class WebhookKey(NamedTuple):
+    tenant: str
+    id: str
+
+
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """`events` are those it is told; `owner` is the key that made it, empty for anyone.
+    """`owner` is the id of the API key that created it, empty without keys.
 
-    After a rotation what is sent carries a signature of each secret until `previous_expires_at`.
-    A webhook is enabled while `disabled_at` is None. `last_delivery` is to its present URL.
+    After a rotation, messages carry a signature by each secret until `previous_expires_at`. A
+    webhook is enabled while `disabled_at` is None. `last_delivery` is to the current URL. Raises
+    ValueError where a field is malformed.
     """
 
     id: str
@@ -110,11 +117,15 @@ class Webhook:
             raise ValueError("secret is malformed")
 
     @property
+    def key(self) -> WebhookKey:
+        return WebhookKey(self.tenant, self.id)
+
+    @property
     def enabled(self) -> bool:
         return self.disabled_at is None
 
     def wants(self, event: Event) -> bool:
-        """Whether it is to be told of `event`."""
+        """Whether it receives `event`."""
         return self.enabled and event in self.events
 
     def secrets_at(self, now: datetime) -> tuple[bytes, ...]:
@@ -133,12 +144,12 @@ def new_secret() -> bytes:
 
 
 def secret_text(secret: bytes) -> str:
-    """The secret as a receiver is given it."""
+    """The secret in the form that its receiver gets."""
     return SECRET_PREFIX + base64.b64encode(secret).decode()
 
 
 def parse_secret(text: str) -> bytes:
-    """The secret in `text`. Raises ValueError, which does not repeat it."""
+    """The secret in `text`. Raises ValueError, whose message does not contain it."""
     try:
         secret = base64.b64decode(text.removeprefix(SECRET_PREFIX), validate=True)
     except (binascii.Error, ValueError):
@@ -149,18 +160,18 @@ def parse_secret(text: str) -> bytes:
 
 
 def message_id(job: str, event: str) -> str:
-    """What a receiver knows a message by: the same, however often it is delivered."""
+    """Identifies a message to its receiver: the same for every delivery of it."""
     return f"{job}.{event}"
 
 
 def signature(secret: bytes, message_id: str, timestamp: int, body: bytes) -> str:
-    """`v1,` and the signature of the message; `timestamp` is in seconds since 1970."""
+    """`v1,` and the base64 signature of the message; `timestamp` is in seconds since 1970."""
     signed = b"%b.%d.%b" % (message_id.encode(), timestamp, body)
     return "v1," + base64.b64encode(hmac.digest(secret, signed, hashlib.sha256)).decode()
 
 
 def signed_headers(webhook: Webhook, message_id: str, body: bytes, now: datetime) -> dict[str, str]:
-    """What identifies and proves a message: one signature for each secret that is good at `now`."""
+    """The headers that identify and sign a message: one signature for each valid secret."""
     timestamp = int(now.timestamp())
     signatures = [
         signature(secret, message_id, timestamp, body) for secret in webhook.secrets_at(now)
@@ -172,8 +183,15 @@ def signed_headers(webhook: Webhook, message_id: str, body: bytes, now: datetime
     }
 
 
-def rotated(webhook: Webhook, secret: bytes, overlap: timedelta, now: datetime) -> Webhook:
-    """With a new secret; the old one goes on signing for `overlap`."""
+# --- Transitions. ---------------------------------------------------------------------------------
+#
+# Those that change which receiver is notified, of what and with which secret are durable. A power
+# loss may undo the note of the last delivery.
+
+
+@transition(durable=True)
+def rotate(webhook: Webhook, now: datetime, secret: bytes, overlap: timedelta) -> Webhook:
+    """Set a new secret. The old one also signs for `overlap`."""
     overlaps = overlap > timedelta()
     return replace(
         webhook,
@@ -184,27 +202,17 @@ def rotated(webhook: Webhook, secret: bytes, overlap: timedelta, now: datetime) 
     )
 
 
-def disabled(webhook: Webhook, reason: str, now: datetime) -> Webhook | None:
-    """Told nothing any more. Refused where it is so already: the first reason stays."""
-    if not webhook.enabled:
-        return None
-    return replace(webhook, disabled_at=now, disabled_reason=reason)
+@transition(durable=True)
+def update(webhook: Webhook, now: datetime, change: Change) -> Webhook:
+    """Apply `change`. A new URL clears the last delivery, which was to the old one.
 
-
-def enabled(webhook: Webhook) -> Webhook | None:
-    """Told again. Refused where it is so already."""
-    if webhook.enabled:
-        return None
-    return replace(webhook, disabled_at=None, disabled_reason="")
-
-
-def changed(webhook: Webhook, change: Change, now: datetime) -> Webhook:
-    """As the change says. Nothing is known yet of deliveries to another URL than before."""
+    Raises ValueError where a field is malformed.
+    """
     after = webhook
-    if change.enabled is not None:
-        after = (
-            enabled(webhook) if change.enabled else disabled(webhook, TURNED_OFF, now)
-        ) or after
+    if change.enabled is True:
+        after = replace(webhook, disabled_at=None, disabled_reason="")
+    elif change.enabled is False:
+        after = _disabled(webhook, now, DISABLED_BY_OWNER)
     moved = change.url is not None and change.url != webhook.url
     return replace(
         after,
@@ -215,27 +223,45 @@ def changed(webhook: Webhook, change: Change, now: datetime) -> Webhook:
     )
 
 
-def noted(webhook: Webhook, url: str, delivery: Delivery, gone: str = "") -> Webhook | None:
-    """With a delivery to `url` noted; with `gone`, a reason, disabled as well.
+@transition(durable=False)
+def note_delivery(webhook: Webhook, now: datetime, url: str, delivery: Delivery) -> Webhook | None:
+    """Set `last_delivery`, of a delivery to `url`.
 
-    Refused where it has another URL by now, and where the note before says as much: one that ended
-    as well or as ill, less than `NOTE_INTERVAL` ago, or a later one. A test is always noted, for
-    somebody waits for it.
+    Refused if the webhook has another URL by now, or if the last note says the same: a delivery
+    with the same outcome less than `NOTE_INTERVAL` ago, or a later one. The outcome of a test is
+    always noted, because its sender waits for it.
+    """
+    if webhook.url != url or not _news(webhook.last_delivery, delivery):
+        return None
+    return replace(webhook, last_delivery=delivery)
+
+
+@transition(durable=True)
+def disable(
+    webhook: Webhook, now: datetime, url: str, delivery: Delivery, reason: str
+) -> Webhook | None:
+    """Stop all deliveries for `reason`, the outcome of a delivery to `url`, and note that one.
+
+    Refused if the webhook has another URL by now, or if this changes nothing.
     """
     if webhook.url != url:
         return None
-    before = webhook.last_delivery
-    if before is None:
-        news = True
-    elif delivery.at < before.at:
-        news = False
-    else:
-        news = (
-            delivery.event is Event.TEST
-            or delivery.succeeded != before.succeeded
-            or delivery.at - before.at >= NOTE_INTERVAL
-        )
-    after = replace(webhook, last_delivery=delivery) if news else webhook
-    if gone:
-        after = disabled(after, gone, delivery.at) or after
-    return None if after is webhook else after
+    last = delivery if _news(webhook.last_delivery, delivery) else webhook.last_delivery
+    after = _disabled(replace(webhook, last_delivery=last), delivery.at, reason)
+    return None if after == webhook else after
+
+
+def _disabled(webhook: Webhook, at: datetime, reason: str) -> Webhook:
+    """The first reason stays."""
+    return replace(webhook, disabled_at=at, disabled_reason=reason) if webhook.enabled else webhook
+
+
+def _news(last: Delivery | None, delivery: Delivery) -> bool:
+    """Whether `delivery` says something that the last note does not."""
+    if last is None:
+        return True
+    return delivery.at >= last.at and (
+        delivery.event is Event.TEST
+        or delivery.succeeded != last.succeeded
+        or delivery.at - last.at >= NOTE_INTERVAL
+    )

@@ -15,7 +15,7 @@ import structlog
 
 from core.backends import Backend
 from core.domain import records
-from core.domain.dead_letters import DeadLetter, LetterFilter
+from core.domain.dead_letters import DeadLetter, LetterFilter, LetterKey, resolve
 from core.domain.jobs import JobKey
 from core.domain.messages import ClassifyImage, Notify, RunJob, message_of
 from core.domain.records import RecordError, Status
@@ -51,7 +51,7 @@ class Replays:
 
 async def replay(backend: Backend, tenant: str, id_: str) -> Replay:
     """Replay one letter. Replaying it again changes nothing. Raises NotFound, Unavailable."""
-    letter = await backend.dead_letters.get(tenant, id_)
+    letter = await backend.dead_letters.get(LetterKey(tenant, id_))
     if letter is None:
         raise NotFound("There is no such dead letter.")
     return await _replay(backend, letter)
@@ -68,7 +68,7 @@ async def replay_all(
     counts: Counter[Replay] = Counter()
     for letter in letters:
         counts[await _replay(backend, letter)] += 1
-    return Replays(counts, letters[-1].position if len(letters) == limit else "")
+    return Replays(counts, letters[-1].sort_key if len(letters) == limit else "")
 
 
 async def _replay(backend: Backend, letter: DeadLetter) -> Replay:
@@ -88,7 +88,7 @@ async def _replay(backend: Backend, letter: DeadLetter) -> Replay:
                 await publish(backend.publisher, replace(message, traceparent=""))
                 outcome = Replay.REPLAYED
         if outcome in (Replay.REPLAYED, Replay.RESOLVED):
-            await backend.dead_letters.resolve(letter.tenant, letter.id)
+            await backend.dead_letters.change(letter.key, resolve())
         log.info("dead letter replayed", letter=letter.id, outcome=outcome)
     return outcome
 

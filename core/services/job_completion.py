@@ -4,8 +4,6 @@ Whoever moves a job to its end announces that, at once. Where a crash or a fault
 scheduler does; so word is given at least once.
 """
 
-from functools import partial
-
 import structlog
 
 from core.backends import Backend
@@ -14,8 +12,8 @@ from core.domain.jobs import Job, JobKey
 from core.domain.messages import Notify
 from core.domain.policy import JobPolicy
 from core.domain.records import RecordError
+from core.domain.transitions import Transition
 from core.errors import Unavailable
-from core.ports import JobStep
 from core.services.publishing import publish
 
 log = structlog.get_logger(__name__)
@@ -28,12 +26,12 @@ async def cancel(
 
     The job after it, or None where it has ended or there is none. Raises Unavailable.
     """
-    return await _end(backend, key, partial(jobs.cancelled, error=error, policy=policy), policy)
+    return await _end(backend, key, jobs.cancel(error, policy), policy)
 
 
 async def fail(backend: Backend, key: JobKey, policy: JobPolicy, error: RecordError) -> Job | None:
     """Give the job up, as one that cannot be run. Otherwise as `cancel`."""
-    return await _end(backend, key, lambda job, now: jobs.failed(job, error, now, policy), policy)
+    return await _end(backend, key, jobs.fail(error, policy), policy)
 
 
 async def announce(backend: Backend, job: Job, policy: JobPolicy) -> bool:
@@ -47,7 +45,7 @@ async def announce(backend: Backend, job: Job, policy: JobPolicy) -> bool:
         await publish(
             backend.publisher, Notify(job.key.tenant, job.key.id, f"job.{job.status.value}")
         )
-        await backend.jobs.change(job.key, partial(jobs.announced, policy=policy))
+        await backend.jobs.change(job.key, jobs.mark_announced(policy))
     except Unavailable as unavailable:
         # The job has ended all the same, and no repetition by the caller would find it ending.
         log.warning("job's end not announced yet", job=job.key.id, reason=unavailable.detail)
@@ -55,8 +53,10 @@ async def announce(backend: Backend, job: Job, policy: JobPolicy) -> bool:
     return True
 
 
-async def _end(backend: Backend, key: JobKey, step: JobStep, policy: JobPolicy) -> Job | None:
-    job = await backend.jobs.change(key, step)
+async def _end(
+    backend: Backend, key: JobKey, end: Transition[Job], policy: JobPolicy
+) -> Job | None:
+    job = await backend.jobs.change(key, end)
     if job is not None:
         log.info("job ended", job=key.id, tenant=key.tenant, status=job.status.value)
         await announce(backend, job, policy)

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from core.backends import Backend
-from core.domain.dead_letters import DeadLetter, LetterFilter, letter_id
+from core.domain.dead_letters import DeadLetter, LetterFilter, LetterKey, letter_id, resolve
 from core.ports import DeadLetterStore
 from tests.support.clock import MovableClock
 
@@ -52,9 +52,9 @@ async def aged(
 
 async def test_a_letter_comes_back_unchanged(letters: DeadLetterStore, clock: MovableClock) -> None:
     kept = letter(clock, 1)
-    assert await letters.get("public", kept.id) is None
+    assert await letters.get(kept.key) is None
     assert await letters.add(kept)
-    assert await letters.get("public", kept.id) == kept
+    assert await letters.get(kept.key) == kept
     assert await letters.list(PUBLIC, 10) == [kept]
 
 
@@ -62,7 +62,7 @@ async def test_the_largest_letter_is_kept(letters: DeadLetterStore, clock: Movab
     attributes = {f"name-{n}": "ä" * 500 for n in range(100)}
     large = replace(letter(clock, 1), attributes=attributes, payload=bytes(256 * 1024))
     assert await letters.add(large)
-    assert await letters.get("public", large.id) == large
+    assert await letters.get(large.key) == large
 
 
 async def test_adding_again_changes_nothing(letters: DeadLetterStore, clock: MovableClock) -> None:
@@ -85,7 +85,7 @@ async def test_a_listing_goes_on_from_a_position(
 ) -> None:
     made = await aged(letters, clock, 7)
     seen: list[DeadLetter] = []
-    while page := await letters.list(PUBLIC, 3, seen[-1].position if seen else ""):
+    while page := await letters.list(PUBLIC, 3, seen[-1].sort_key if seen else ""):
         assert len(page) <= 3
         seen += page
         # What dies meanwhile is newer than any place in the listing, and moves none.
@@ -101,7 +101,7 @@ async def test_letters_of_one_moment_are_all_listed(
     for each in made:
         await letters.add(each)
     seen: list[DeadLetter] = []
-    while page := await letters.list(PUBLIC, 2, seen[-1].position if seen else ""):
+    while page := await letters.list(PUBLIC, 2, seen[-1].sort_key if seen else ""):
         seen += page
     assert sorted(each.id for each in seen) == sorted(each.id for each in made)
 
@@ -124,19 +124,19 @@ async def test_filters_select(letters: DeadLetterStore, clock: MovableClock) -> 
     assert await listed(since=made[2].died_at, before=made[0].died_at) == made[1:3]
     assert await listed(since=made[2].died_at, code="inference_failed") == made[:3]
     within = replace(PUBLIC, code="inference_failed", before=made[0].died_at)
-    assert list(await letters.list(within, 10, made[1].position)) == made[2:]
+    assert list(await letters.list(within, 10, made[1].sort_key)) == made[2:]
 
 
 async def test_a_resolved_letter_is_kept_and_listed_on_demand(
     letters: DeadLetterStore, clock: MovableClock
 ) -> None:
     young, old = await aged(letters, clock, 2)
-    assert await letters.resolve("public", old.id)
+    assert await letters.change(old.key, resolve())
     resolved = replace(old, resolved_at=clock())
     clock.move(5)
-    assert not await letters.resolve("public", old.id)  # once
-    assert not await letters.resolve("public", "ab" * 16)
-    assert await letters.get("public", old.id) == resolved
+    assert not await letters.change(old.key, resolve())  # once
+    assert not await letters.change(LetterKey("public", "ab" * 16), resolve())
+    assert await letters.get(old.key) == resolved
     assert await letters.list(PUBLIC, 10) == [young]
     assert await letters.list(replace(PUBLIC, code=old.code), 10) == [young]
     everything = replace(PUBLIC, resolved=True)
@@ -148,9 +148,9 @@ async def test_a_resolved_letter_is_kept_and_listed_on_demand(
 
 async def test_delete_takes_it_away_once(letters: DeadLetterStore, clock: MovableClock) -> None:
     kept, gone = await aged(letters, clock, 2)
-    assert await letters.delete("public", gone.id)
-    assert not await letters.delete("public", gone.id)
-    assert await letters.get("public", gone.id) is None
+    assert await letters.delete(gone.key)
+    assert not await letters.delete(gone.key)
+    assert await letters.get(gone.key) is None
     assert await letters.list(PUBLIC, 10) == [kept]
 
 
@@ -159,7 +159,7 @@ async def test_purge_deletes_the_old_of_every_tenant_within_its_limit(
 ) -> None:
     ours = await aged(letters, clock, 3)
     theirs = await aged(letters, clock, 3, tenant="acme")
-    await letters.resolve("public", ours[2].id)
+    await letters.change(LetterKey("public", ours[2].id), resolve())
     before = theirs[0].died_at
     assert await letters.purge(before, 2) == 2
     assert await letters.purge(before, 10) == 3
@@ -171,13 +171,13 @@ async def test_purge_deletes_the_old_of_every_tenant_within_its_limit(
 async def test_tenants_do_not_meet(letters: DeadLetterStore, clock: MovableClock) -> None:
     mine, theirs = letter(clock, 1), letter(clock, 1, tenant="acme")
     await letters.add(mine)
-    assert await letters.get("acme", mine.id) is None
-    assert not await letters.resolve("acme", mine.id)
-    assert not await letters.delete("acme", mine.id)
+    assert await letters.get(LetterKey("acme", mine.id)) is None
+    assert not await letters.change(LetterKey("acme", mine.id), resolve())
+    assert not await letters.delete(LetterKey("acme", mine.id))
     assert await letters.list(LetterFilter("acme"), 10) == []
     # The same id in two tenants is two letters.
     assert await letters.add(replace(theirs, id=mine.id))
-    assert await letters.get("public", mine.id) == mine
+    assert await letters.get(LetterKey("public", mine.id)) == mine
 
 
 async def test_ping(letters: DeadLetterStore) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -24,6 +24,7 @@ from core.domain.jobs import (
 from core.domain.policy import MAX_JOB_ITEMS
 from core.domain.priority import Priority
 from core.domain.records import RecordError
+from core.domain.transitions import transition
 from core.ports import JobStore
 from core.settings import Settings
 from tests.support.clock import MovableClock
@@ -71,14 +72,14 @@ async def sealed(store: JobStore, job: Job, items: Sequence[JobItem] | None = No
     """Stored as the API stores one."""
     assert await store.create(job)
     await store.add_items(job.key, items_of(job.counts.total) if items is None else items)
-    after = await store.change(job.key, jobs.sealed)
+    after = await store.change(job.key, jobs.seal())
     assert after is not None
     return after
 
 
 async def running(store: JobStore, job: Job, items: Sequence[JobItem] | None = None) -> Job:
     await sealed(store, job, items)
-    after = await store.change(job.key, jobs.started)
+    after = await store.change(job.key, jobs.start())
     assert after is not None
     return after
 
@@ -97,7 +98,7 @@ async def test_an_unknown_job_is_none_and_refuses_everything(
     assert await store.get_many([key]) == {}
     assert await store.list(PUBLIC, 10) == []
     assert await store.items(key, 10) == []
-    assert await store.change(key, jobs.cancelled) is None
+    assert await store.change(key, jobs.cancel()) is None
     assert await store.settle(key, 0, None, ALWAYS) is None
     assert await store.refresh(key) is None
     assert await store.due(clock.move(1e6), 10) == []
@@ -201,10 +202,10 @@ async def test_get_many_finds_what_is_there_of_any_tenant(
 async def test_a_change_is_applied_or_refused(store: JobStore, clock: MovableClock) -> None:
     job = await sealed(store, job_of(clock))
     clock.move(1)
-    after = await store.change(job.key, jobs.started)
-    assert after == jobs.started(job, clock())
+    after = await store.change(job.key, jobs.start())
+    assert after == jobs.start()(job, clock())
     assert await store.get(job.key) == after
-    assert await store.change(job.key, jobs.started) is None
+    assert await store.change(job.key, jobs.start()) is None
     assert await store.get(job.key) == after
 
 
@@ -214,10 +215,12 @@ async def test_concurrent_changes_lose_nothing(
     store = stores[0]
     job = await running(store, job_of(clock))
 
-    def noted(job: Job, now: object) -> Job:
+    @transition(durable=True)
+    def raise_revision(job: Job, now: datetime) -> Job:
         return replace(job, revision=job.revision + 1)
 
-    after = await asyncio.gather(*(stores[n % 2].change(job.key, noted) for n in range(5)))
+    changes = (stores[n % 2].change(job.key, raise_revision()) for n in range(5))
+    after = await asyncio.gather(*changes)
     revisions = sorted(each.revision for each in after if each is not None)
     assert revisions == list(range(job.revision + 1, job.revision + 6))
     assert (await stored(store, job.key)).revision == job.revision + 5
@@ -227,7 +230,7 @@ async def test_of_concurrent_cancellations_one_wins(
     stores: Sequence[JobStore], clock: MovableClock
 ) -> None:
     job = await running(stores[0], job_of(clock))
-    won = await asyncio.gather(*(stores[n % 2].change(job.key, jobs.cancelled) for n in range(5)))
+    won = await asyncio.gather(*(stores[n % 2].change(job.key, jobs.cancel()) for n in range(5)))
     assert sum(each is not None for each in won) == 1
 
 
@@ -407,7 +410,7 @@ async def test_what_was_in_hand_at_a_cancellation_counts_and_revives_nothing(
     store: JobStore, clock: MovableClock
 ) -> None:
     job = await running(store, job_of(clock))
-    assert await store.change(job.key, jobs.cancelled) is not None
+    assert await store.change(job.key, jobs.cancel()) is not None
     after = await store.settle(job.key, 0, None, SELDOM)
     assert after is not None
     assert (after.status, after.counts) == (JobStatus.CANCELLED, Counts(3, 1))
@@ -424,7 +427,7 @@ async def test_an_unsealed_job_is_neither_listed_nor_counted(
     await store.add_items(job.key, items_of(3))
     assert await store.settle(job.key, 0, None, ALWAYS) is None
     assert await store.list(PUBLIC, 10) == []
-    assert await store.change(job.key, jobs.sealed) is not None
+    assert await store.change(job.key, jobs.seal()) is not None
     assert [each.key for each in await store.list(PUBLIC, 10)] == [job.key]
 
 
@@ -439,9 +442,9 @@ async def test_list_has_the_newest_first_page_by_page(store: JobStore, clock: Mo
     assert first == newest[:2]
     clock.move(1)
     await sealed(store, job_of(clock, 99))  # a newer one moves no page
-    assert await store.list(PUBLIC, 2, first[-1].position) == newest[2:4]
-    assert await store.list(PUBLIC, 2, newest[3].position) == newest[4:]
-    assert await store.list(PUBLIC, 2, newest[4].position) == []
+    assert await store.list(PUBLIC, 2, first[-1].sort_key) == newest[2:4]
+    assert await store.list(PUBLIC, 2, newest[3].sort_key) == newest[4:]
+    assert await store.list(PUBLIC, 2, newest[4].sort_key) == []
 
 
 async def test_list_keeps_to_owner_status_and_type(store: JobStore, clock: MovableClock) -> None:
@@ -450,7 +453,7 @@ async def test_list_keeps_to_owner_status_and_type(store: JobStore, clock: Movab
         made[number] = await sealed(store, job_of(clock, number, owner=owner))
         clock.move(1)
     for number in (1, 2):
-        assert await store.change(key_of(number), jobs.cancelled) is not None
+        assert await store.change(key_of(number), jobs.cancel()) is not None
 
     async def listed(limit: int = 10, **wanted: str) -> list[int]:
         found = await store.list(JobFilter("public", **wanted), limit)
@@ -468,7 +471,7 @@ async def test_list_keeps_to_owner_status_and_type(store: JobStore, clock: Movab
     assert await listed(2, type=jobs.BATCH_PREDICT, owner=OWNER, status="pending") == [5, 3]
     cancelled = await store.list(JobFilter("public", status="cancelled"), 1)
     later = JobFilter("public", status="cancelled")
-    assert [job.key for job in await store.list(later, 5, cancelled[0].position)] == [key_of(1)]
+    assert [job.key for job in await store.list(later, 5, cancelled[0].sort_key)] == [key_of(1)]
 
 
 async def test_list_finds_a_rare_type_among_many_others(
@@ -480,7 +483,7 @@ async def test_list_finds_a_rare_type_among_many_others(
         clock.move(1)
     found = await store.list(JobFilter("public", type="another"), 2)
     assert [job.key for job in found] == [key_of(6), key_of(1)]
-    rest = await store.list(JobFilter("public", type="another"), 2, found[0].position)
+    rest = await store.list(JobFilter("public", type="another"), 2, found[0].sort_key)
     assert [job.key for job in rest] == [key_of(1)]
 
 
@@ -500,9 +503,12 @@ async def test_due_lists_the_oldest_of_any_tenant(store: JobStore, clock: Movabl
     assert await due(10) == [2]
     assert await due(35) == [2, 3, 1]
     assert await due(100, limit=2) == [2, 3]
-    moved = begin + timedelta(seconds=90)
-    key = key_of(2)
-    assert await store.change(key, lambda job, now: replace(job, wake_at=moved)) is not None
+
+    @transition(durable=True)
+    def wake_at(job: Job, now: datetime, moment: datetime) -> Job:
+        return replace(job, wake_at=moment)
+
+    assert await store.change(key_of(2), wake_at(begin + timedelta(seconds=90))) is not None
     assert await due(100) == [3, 1, 4, 2]
 
 
@@ -549,8 +555,8 @@ async def test_a_job_of_a_thousand_items(store: JobStore, clock: MovableClock) -
     assert await store.create(job)
     await store.add_items(job.key, items[:600])
     await store.add_items(job.key, items)  # as after a crash between them
-    assert await store.change(job.key, jobs.sealed) is not None
-    assert await store.change(job.key, jobs.started) is not None
+    assert await store.change(job.key, jobs.seal()) is not None
+    assert await store.change(job.key, jobs.start()) is not None
     assert await store.items(job.key, total) == items
     places = range(0, total, 50)
     for begin in range(0, len(places), 5):

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from core.backends import Access, open_access
+from core.domain import api_keys
 from core.domain.api_keys import ApiKey
 from core.domain.principals import ALL_SCOPES, Scope
 from core.domain.rate_limits import Rate
@@ -50,9 +51,9 @@ async def test_an_unknown_key_is_none_and_refuses_everything(
 ) -> None:
     assert await keys.get("key000000001") is None
     assert await keys.keys() == []
-    assert await keys.rotate("key000000001", SECOND, HOUR) is None
-    assert not await keys.revoke("key000000001")
-    assert not await keys.touch("key000000001", clock())
+    assert await keys.change("key000000001", api_keys.rotate(SECOND, HOUR)) is None
+    assert not await keys.change("key000000001", api_keys.revoke())
+    assert not await keys.change("key000000001", api_keys.note_use(clock()))
 
 
 async def test_a_key_comes_back_unchanged(keys: KeyStore, clock: MovableClock) -> None:
@@ -101,7 +102,7 @@ async def test_after_a_rotation_both_secrets_are_good_until_the_overlap_ends(
 ) -> None:
     await keys.create(new_key(clock))
     rotated_at = clock.move(10)
-    after = await keys.rotate("key000000001", SECOND, HOUR)
+    after = await keys.change("key000000001", api_keys.rotate(SECOND, HOUR))
     assert after is not None
     assert after == await stored(keys, after.id)
     assert (after.rotated_at, after.previous_expires_at) == (rotated_at, rotated_at + HOUR)
@@ -115,8 +116,8 @@ async def test_after_a_rotation_both_secrets_are_good_until_the_overlap_ends(
 
 async def test_a_second_rotation_ends_the_first_secret(keys: KeyStore, clock: MovableClock) -> None:
     await keys.create(new_key(clock))
-    await keys.rotate("key000000001", SECOND, HOUR)
-    after = await keys.rotate("key000000001", THIRD, HOUR)
+    await keys.change("key000000001", api_keys.rotate(SECOND, HOUR))
+    after = await keys.change("key000000001", api_keys.rotate(THIRD, HOUR))
     assert after is not None
     assert [good(after, each, clock()) for each in (FIRST, SECOND, THIRD)] == [False, True, True]
 
@@ -125,39 +126,39 @@ async def test_a_rotation_without_overlap_ends_the_old_secret_at_once(
     keys: KeyStore, clock: MovableClock
 ) -> None:
     await keys.create(new_key(clock))
-    after = await keys.rotate("key000000001", SECOND, timedelta())
+    after = await keys.change("key000000001", api_keys.rotate(SECOND, timedelta()))
     assert after is not None
     assert not good(after, FIRST, clock())
 
 
 async def test_revoking_ends_every_secret_for_good(keys: KeyStore, clock: MovableClock) -> None:
     await keys.create(new_key(clock))
-    await keys.rotate("key000000001", SECOND, HOUR)
+    await keys.change("key000000001", api_keys.rotate(SECOND, HOUR))
     clock.move(1)
-    assert await keys.revoke("key000000001")
+    assert await keys.change("key000000001", api_keys.revoke())
     after = await stored(keys, "key000000001")
     assert after.revoked_at == clock()
     assert not good(after, FIRST, clock())
     assert not good(after, SECOND, clock())
-    assert not await keys.revoke("key000000001")
-    assert await keys.rotate("key000000001", THIRD, HOUR) is None
+    assert not await keys.change("key000000001", api_keys.revoke())
+    assert await keys.change("key000000001", api_keys.rotate(THIRD, HOUR)) is None
 
 
 async def test_an_expired_key_cannot_be_rotated(keys: KeyStore, clock: MovableClock) -> None:
     await keys.create(new_key(clock, expires_at=clock() + HOUR))
     clock.move(3600)
-    assert await keys.rotate("key000000001", SECOND, HOUR) is None
+    assert await keys.change("key000000001", api_keys.rotate(SECOND, HOUR)) is None
     assert not good(await stored(keys, "key000000001"), FIRST, clock())
 
 
 async def test_uses_are_noted_to_the_minute(keys: KeyStore, clock: MovableClock) -> None:
     await keys.create(new_key(clock))
     first = clock.move(5)
-    assert await keys.touch("key000000001", first)
-    assert not await keys.touch("key000000001", clock.move(59))
+    assert await keys.change("key000000001", api_keys.note_use(first))
+    assert not await keys.change("key000000001", api_keys.note_use(clock.move(59)))
     assert (await stored(keys, "key000000001")).last_used_at == first
     second = clock.move(1)
-    assert await keys.touch("key000000001", second)
+    assert await keys.change("key000000001", api_keys.note_use(second))
     assert (await stored(keys, "key000000001")).last_used_at == second
 
 
@@ -166,7 +167,10 @@ async def test_a_touch_and_a_revocation_at_once_lose_neither(
 ) -> None:
     """A use that is noted late must not bring a revoked key back."""
     await keys.create(new_key(clock))
-    done = await asyncio.gather(keys.touch("key000000001", clock()), keys.revoke("key000000001"))
+    done = await asyncio.gather(
+        keys.change("key000000001", api_keys.note_use(clock())),
+        keys.change("key000000001", api_keys.revoke()),
+    )
     assert all(done)
     after = await stored(keys, "key000000001")
     assert after.revoked_at == clock() == after.last_used_at
@@ -179,5 +183,5 @@ async def test_two_processes_see_one_store(
         await access.keys.create(new_key(clock))
         assert await other.keys.get("key000000001") == new_key(clock)
         assert other.secret == access.secret
-        await other.keys.revoke("key000000001")
+        await other.keys.change("key000000001", api_keys.revoke())
         assert (await stored(access.keys, "key000000001")).revoked_at is not None

@@ -9,7 +9,7 @@ import pytest
 from app.dead_letters.__main__ import run
 from core.backends import Backend, open_backend
 from core.domain.dead_letters import DeadLetter, LetterFilter, letter_id
-from core.domain.jobs import JobKey, cancelled, new_job, new_job_id, sealed
+from core.domain.jobs import JobKey, cancel, new_job, new_job_id, seal
 from core.domain.messages import ClassifyImage, Message, Notify, RunJob
 from core.domain.priority import Priority
 from core.domain.records import (
@@ -93,7 +93,7 @@ async def record_of(backend: Backend, key: RecordKey) -> Record:
 
 
 async def resolved(backend: Backend, letter: DeadLetter) -> bool:
-    kept = await backend.dead_letters.get("public", letter.id)
+    kept = await backend.dead_letters.get(letter.key)
     assert kept is not None
     return kept.resolved_at is not None
 
@@ -145,11 +145,11 @@ async def test_a_job_is_run_again_unless_it_is_over(
 ) -> None:
     key = JobKey("public", new_job_id())
     await counted.jobs.create(new_job(key, "", MODEL, 1, clock()))
-    assert await counted.jobs.change(key, sealed)
+    assert await counted.jobs.change(key, seal())
     letter = await kept(counted, clock, RunJob("public", key.id))
     assert await replay(counted, "public", letter.id) is Replay.REPLAYED
     assert await resolved(counted, letter)
-    assert await counted.jobs.change(key, cancelled)
+    assert await counted.jobs.change(key, cancel())
     clock.move(1)
     late = await kept(counted, clock, RunJob("public", key.id, f"00-{'a' * 32}-{'b' * 16}-01"))
     assert await replay(counted, "public", late.id) is Replay.RESOLVED

@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 
 from core.backends import Backend, open_backend
+from core.domain import webhooks
 from core.domain.webhooks import (
+    DISABLED_BY_OWNER,
     JOB_EVENTS,
     MOST_WEBHOOKS,
-    TURNED_OFF,
     Change,
     Delivery,
     Event,
     Webhook,
+    WebhookKey,
 )
 from core.ports import WebhookStore
 from core.settings import Settings
@@ -27,7 +29,7 @@ FIRST, SECOND, THIRD = bytes([1]) * 32, bytes([2]) * 32, bytes([0]) * 64
 
 
 @pytest.fixture
-def webhooks(backend: Backend) -> WebhookStore:
+def store(backend: Backend) -> WebhookStore:
     return backend.webhooks
 
 
@@ -44,26 +46,26 @@ def new_webhook(clock: MovableClock, number: int = 1, **changes: object) -> Webh
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
-async def stored(webhooks: WebhookStore, webhook: Webhook) -> Webhook:
-    found = await webhooks.get(webhook.tenant, webhook.id)
+async def stored(store: WebhookStore, webhook: Webhook) -> Webhook:
+    found = await store.get(webhook.key)
     assert found is not None
     return found
 
 
 async def test_an_unknown_webhook_is_none_and_refuses_everything(
-    webhooks: WebhookStore, clock: MovableClock
+    store: WebhookStore, clock: MovableClock
 ) -> None:
-    unknown = "acme", f"wh_{1:024x}"
-    assert await webhooks.get(*unknown) is None
-    assert await webhooks.list("acme") == []
-    assert await webhooks.rotate(*unknown, SECOND, HOUR) is None
-    assert await webhooks.change(*unknown, Change(enabled=False)) is None
+    unknown = WebhookKey("acme", f"wh_{1:024x}")
+    assert await store.get(unknown) is None
+    assert await store.list("acme") == []
+    assert await store.change(unknown, webhooks.rotate(SECOND, HOUR)) is None
+    assert await store.change(unknown, webhooks.update(Change(enabled=False))) is None
     told = Delivery(clock(), Event.TEST, 410)
-    assert not await webhooks.note(*unknown, URL, told, gone="It answered 410.")
-    assert not await webhooks.delete(*unknown)
+    assert not await store.change(unknown, webhooks.disable(URL, told, "It answered 410."))
+    assert not await store.delete(unknown)
 
 
-async def test_a_webhook_comes_back_unchanged(webhooks: WebhookStore, clock: MovableClock) -> None:
+async def test_a_webhook_comes_back_unchanged(store: WebhookStore, clock: MovableClock) -> None:
     plain = new_webhook(clock)
     full = new_webhook(
         clock,
@@ -82,67 +84,66 @@ async def test_a_webhook_comes_back_unchanged(webhooks: WebhookStore, clock: Mov
     failing = replace(plain, id=f"wh_{3:024x}")
     failing = replace(failing, last_delivery=Delivery(clock(), Event.TEST, error="no_answer"))
     for webhook in (plain, full, failing):
-        assert await webhooks.create(webhook, MOST_WEBHOOKS)
-        assert await webhooks.get("acme", webhook.id) == webhook
+        assert await store.create(webhook, MOST_WEBHOOKS)
+        assert await store.get(webhook.key) == webhook
 
 
-async def test_a_tenant_sees_its_own_oldest_first(
-    webhooks: WebhookStore, clock: MovableClock
-) -> None:
+async def test_a_tenant_sees_its_own_oldest_first(store: WebhookStore, clock: MovableClock) -> None:
     made = []
     for number, tenant in ((3, "acme"), (1, "other"), (2, "acme")):
         made.append(new_webhook(clock, number, tenant=tenant))
-        assert await webhooks.create(made[-1], MOST_WEBHOOKS)
+        assert await store.create(made[-1], MOST_WEBHOOKS)
         clock.move(1)
-    assert await webhooks.list("acme") == [made[0], made[2]]
-    assert await webhooks.list("other") == [made[1]]
-    assert await webhooks.get("other", made[0].id) is None
-    assert not await webhooks.delete("other", made[0].id)
-    assert await webhooks.change("other", made[0].id, Change(enabled=False)) is None
-    assert await webhooks.rotate("other", made[0].id, SECOND, HOUR) is None
-    assert await webhooks.list("acme") == [made[0], made[2]]
+    assert await store.list("acme") == [made[0], made[2]]
+    assert await store.list("other") == [made[1]]
+    unknown = WebhookKey("other", made[0].id)
+    assert await store.get(unknown) is None
+    assert not await store.delete(unknown)
+    assert await store.change(unknown, webhooks.update(Change(enabled=False))) is None
+    assert await store.change(unknown, webhooks.rotate(SECOND, HOUR)) is None
+    assert await store.list("acme") == [made[0], made[2]]
 
 
-async def test_an_id_is_given_once(webhooks: WebhookStore, clock: MovableClock) -> None:
-    assert await webhooks.create(new_webhook(clock), MOST_WEBHOOKS)
+async def test_an_id_is_given_once(store: WebhookStore, clock: MovableClock) -> None:
+    assert await store.create(new_webhook(clock), MOST_WEBHOOKS)
     again = new_webhook(clock, url="https://example.org/")
-    assert not await webhooks.create(again, MOST_WEBHOOKS)
-    assert await webhooks.list("acme") == [new_webhook(clock)]
+    assert not await store.create(again, MOST_WEBHOOKS)
+    assert await store.list("acme") == [new_webhook(clock)]
 
 
 async def test_of_many_made_at_once_no_more_than_the_most_are(
-    webhooks: WebhookStore, clock: MovableClock
+    store: WebhookStore, clock: MovableClock
 ) -> None:
     contenders = [new_webhook(clock, number) for number in range(5)]
-    made = await asyncio.gather(*(webhooks.create(each, 3) for each in contenders))
+    made = await asyncio.gather(*(store.create(each, 3) for each in contenders))
     assert made.count(True) == 3
-    assert len(await webhooks.list("acme")) == 3
-    assert await webhooks.create(new_webhook(clock, 9, tenant="other"), 3)
-    assert await webhooks.delete("acme", (await webhooks.list("acme"))[0].id)
-    assert await webhooks.create(new_webhook(clock, 10), 3)
+    assert len(await store.list("acme")) == 3
+    assert await store.create(new_webhook(clock, 9, tenant="other"), 3)
+    assert await store.delete((await store.list("acme"))[0].key)
+    assert await store.create(new_webhook(clock, 10), 3)
 
 
 async def test_both_secrets_sign_until_the_overlap_ends(
-    webhooks: WebhookStore, clock: MovableClock
+    store: WebhookStore, clock: MovableClock
 ) -> None:
     webhook = new_webhook(clock)
-    await webhooks.create(webhook, MOST_WEBHOOKS)
+    await store.create(webhook, MOST_WEBHOOKS)
     rotated_at = clock.move(10)
-    after = await webhooks.rotate("acme", webhook.id, SECOND, HOUR)
-    assert after == await stored(webhooks, webhook)
+    after = await store.change(webhook.key, webhooks.rotate(SECOND, HOUR))
+    assert after == await stored(store, webhook)
     assert after is not None and after.rotated_at == rotated_at
     assert after.secrets_at(clock()) == (SECOND, FIRST)
     assert after.secrets_at(clock.move(3599.999)) == (SECOND, FIRST)
     assert after.secrets_at(clock.move(0.001)) == (SECOND,)
-    again = await webhooks.rotate("acme", webhook.id, THIRD, timedelta())
-    assert again == await stored(webhooks, webhook)
+    again = await store.change(webhook.key, webhooks.rotate(THIRD, timedelta()))
+    assert again == await stored(store, webhook)
     assert again is not None and again.secrets_at(clock()) == (THIRD,)
     assert again.previous_secret is None
 
 
-async def test_a_change_touches_what_it_names(webhooks: WebhookStore, clock: MovableClock) -> None:
+async def test_a_change_touches_what_it_names(store: WebhookStore, clock: MovableClock) -> None:
     webhook = new_webhook(clock)
-    await webhooks.create(webhook, MOST_WEBHOOKS)
+    await store.create(webhook, MOST_WEBHOOKS)
     expected = webhook
     steps: tuple[dict[str, Any], ...] = (
         {},
@@ -153,44 +154,42 @@ async def test_a_change_touches_what_it_names(webhooks: WebhookStore, clock: Mov
     )
     for fields in steps:
         expected = replace(expected, **fields)
-        assert await webhooks.change("acme", webhook.id, Change(**fields)) == expected
-        assert await stored(webhooks, webhook) == expected
+        assert await store.change(webhook.key, webhooks.update(Change(**fields))) == expected
+        assert await stored(store, webhook) == expected
     assert expected == webhook
 
 
-async def test_the_first_reason_to_disable_stays(
-    webhooks: WebhookStore, clock: MovableClock
-) -> None:
+async def test_the_first_reason_to_disable_stays(store: WebhookStore, clock: MovableClock) -> None:
     webhook = new_webhook(clock)
-    await webhooks.create(webhook, MOST_WEBHOOKS)
+    await store.create(webhook, MOST_WEBHOOKS)
     told = Delivery(clock.move(1), Event.JOB_COMPLETED, 410)
-    assert await webhooks.note("acme", webhook.id, URL, told, gone="It answered 410.")
+    assert await store.change(webhook.key, webhooks.disable(URL, told, "It answered 410."))
     clock.move(1)
-    assert await webhooks.change("acme", webhook.id, Change(enabled=False)) is not None
-    after = await stored(webhooks, webhook)
+    assert await store.change(webhook.key, webhooks.update(Change(enabled=False))) is not None
+    after = await stored(store, webhook)
     assert (after.disabled_at, after.disabled_reason) == (told.at, "It answered 410.")
     assert after.last_delivery == told
     assert not after.wants(Event.JOB_COMPLETED)
     for _ in range(2):
-        enabled = await webhooks.change("acme", webhook.id, Change(enabled=True))
+        enabled = await store.change(webhook.key, webhooks.update(Change(enabled=True)))
         assert enabled == replace(webhook, last_delivery=told)
-        assert await stored(webhooks, webhook) == enabled
+        assert await stored(store, webhook) == enabled
     disabled_at = clock.move(1)
-    await webhooks.change("acme", webhook.id, Change(enabled=False))
-    after = await stored(webhooks, webhook)
-    assert (after.disabled_at, after.disabled_reason) == (disabled_at, TURNED_OFF)
+    await store.change(webhook.key, webhooks.update(Change(enabled=False)))
+    after = await stored(store, webhook)
+    assert (after.disabled_at, after.disabled_reason) == (disabled_at, DISABLED_BY_OWNER)
 
 
 async def test_the_last_delivery_is_noted_when_it_says_something_new(
-    webhooks: WebhookStore, clock: MovableClock
+    store: WebhookStore, clock: MovableClock
 ) -> None:
     webhook = new_webhook(clock)
-    await webhooks.create(webhook, MOST_WEBHOOKS)
+    await store.create(webhook, MOST_WEBHOOKS)
 
     async def noted(status: int | None, error: str = "") -> bool:
         told = Delivery(clock(), Event.JOB_COMPLETED, status, error)
-        done = await webhooks.note("acme", webhook.id, URL, told)
-        assert (await stored(webhooks, webhook) == replace(webhook, last_delivery=told)) == done
+        done = await store.change(webhook.key, webhooks.note_delivery(URL, told)) is not None
+        assert (await stored(store, webhook) == replace(webhook, last_delivery=told)) == done
         return done
 
     assert await noted(200)
@@ -205,47 +204,47 @@ async def test_the_last_delivery_is_noted_when_it_says_something_new(
 
 
 async def test_what_was_sent_to_an_earlier_url_says_nothing_of_this_one(
-    webhooks: WebhookStore, clock: MovableClock
+    store: WebhookStore, clock: MovableClock
 ) -> None:
     webhook = new_webhook(clock)
-    await webhooks.create(webhook, MOST_WEBHOOKS)
+    await store.create(webhook, MOST_WEBHOOKS)
     told = Delivery(clock(), Event.JOB_COMPLETED, 200)
-    assert await webhooks.note("acme", webhook.id, URL, told)
-    moved = await webhooks.change("acme", webhook.id, Change(url="https://example.com/new"))
+    assert await store.change(webhook.key, webhooks.note_delivery(URL, told))
+    moved = await store.change(webhook.key, webhooks.update(Change(url="https://example.com/new")))
     assert moved is not None and moved.last_delivery is None
     gone = Delivery(clock.move(1), Event.JOB_COMPLETED, 410)
-    assert not await webhooks.note("acme", webhook.id, URL, gone, gone="It answered 410.")
-    assert await stored(webhooks, webhook) == moved
+    assert not await store.change(webhook.key, webhooks.disable(URL, gone, "It answered 410."))
+    assert await stored(store, webhook) == moved
 
 
 async def test_a_rotation_and_a_disabling_at_once_lose_neither(
-    webhooks: WebhookStore, clock: MovableClock
+    store: WebhookStore, clock: MovableClock
 ) -> None:
     webhook = new_webhook(clock)
-    await webhooks.create(webhook, MOST_WEBHOOKS)
+    await store.create(webhook, MOST_WEBHOOKS)
     await asyncio.gather(
-        webhooks.rotate("acme", webhook.id, SECOND, HOUR),
-        webhooks.change("acme", webhook.id, Change(enabled=False)),
+        store.change(webhook.key, webhooks.rotate(SECOND, HOUR)),
+        store.change(webhook.key, webhooks.update(Change(enabled=False))),
     )
-    after = await stored(webhooks, webhook)
+    after = await stored(store, webhook)
     assert after.secret == SECOND and not after.enabled
 
 
-async def test_what_is_deleted_is_gone(webhooks: WebhookStore, clock: MovableClock) -> None:
+async def test_what_is_deleted_is_gone(store: WebhookStore, clock: MovableClock) -> None:
     webhook = new_webhook(clock)
-    await webhooks.create(webhook, MOST_WEBHOOKS)
-    assert await webhooks.delete("acme", webhook.id)
-    assert not await webhooks.delete("acme", webhook.id)
-    assert await webhooks.list("acme") == []
-    assert await webhooks.rotate("acme", webhook.id, SECOND, HOUR) is None
+    await store.create(webhook, MOST_WEBHOOKS)
+    assert await store.delete(webhook.key)
+    assert not await store.delete(webhook.key)
+    assert await store.list("acme") == []
+    assert await store.change(webhook.key, webhooks.rotate(SECOND, HOUR)) is None
 
 
 async def test_two_processes_see_one_store(
-    webhooks: WebhookStore, settings: Settings, clock: MovableClock
+    store: WebhookStore, settings: Settings, clock: MovableClock
 ) -> None:
     webhook = new_webhook(clock)
     async with open_backend(settings, clock) as other:
-        await webhooks.create(webhook, MOST_WEBHOOKS)
-        assert await other.webhooks.get("acme", webhook.id) == webhook
-        await other.webhooks.change("acme", webhook.id, Change(enabled=False))
-        assert not (await stored(webhooks, webhook)).enabled
+        await store.create(webhook, MOST_WEBHOOKS)
+        assert await other.webhooks.get(webhook.key) == webhook
+        await other.webhooks.change(webhook.key, webhooks.update(Change(enabled=False)))
+        assert not (await stored(store, webhook)).enabled

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from app.main import create_app
-from core.domain.webhooks import JOB_EVENTS, Event, Webhook, new_secret, rotated, secret_text
+from core.domain.webhooks import JOB_EVENTS, Event, Webhook, new_secret, rotate, secret_text
 from core.domain.webhooks import signed_headers as sign
 from core.settings import Settings
 from tests.support.api import routes_of
@@ -48,7 +48,8 @@ def test_the_code_believes_what_we_send_and_nothing_else(verify: Verify) -> None
 
 def test_the_code_believes_either_secret_during_a_rotation(verify: Verify) -> None:
     before, now = a_webhook(), datetime.now(UTC)
-    after = rotated(before, new_secret(), timedelta(hours=1), now)
+    after = rotate(new_secret(), timedelta(hours=1))(before, now)
+    assert after is not None
     headers = sign(after, "1", b"{}", now)
     for hook in (before, after):
         verify(secret_text(hook.secret), headers, b"{}")

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 from core.backends import Backend
 from core.clock import utc_now
-from core.domain.jobs import Job, JobItem, JobKey, new_job, new_job_id, sealed, started
+from core.domain.jobs import Job, JobItem, JobKey, new_job, new_job_id, seal, start
 from core.domain.messages import RunJob
 from core.domain.priority import Priority
 from core.domain.records import PUBLIC_TENANT, RecordError, RecordKey, new_record
@@ -55,7 +55,7 @@ async def create_job(
         items.append(JobItem(first, image_hash, twins=tuple(others)))
         items += [JobItem(other, image_hash, twin_of=first) for other in others]
     await backend.jobs.add_items(key, items)
-    assert await backend.jobs.change(key, sealed) is not None
+    assert await backend.jobs.change(key, seal()) is not None
     if published:
         await backend.publisher.publish(RunJob(key.tenant, key.id))
     return key
@@ -68,8 +68,8 @@ async def running_job(
     key = JobKey(tenant, new_job_id())
     assert await backend.jobs.create(new_job(key, owner, MODEL, items, utc_now()))
     await backend.jobs.add_items(key, [JobItem(n, f"{n:064x}") for n in range(items)])
-    assert await backend.jobs.change(key, sealed)
-    assert await backend.jobs.change(key, started)
+    assert await backend.jobs.change(key, seal())
+    assert await backend.jobs.change(key, start())
     return key
 
 

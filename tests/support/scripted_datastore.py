@@ -78,6 +78,8 @@ class ScriptedDatastore:
             key = entity.key.SerializeToString(deterministic=True)
             if operation == "insert" and key in self.entities:
                 await context.abort(grpc.StatusCode.ALREADY_EXISTS, "the entity exists")
+            if operation == "update" and key not in self.entities:
+                await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such entity")
             self.entities[key] = entity
         return CommitResponse.pb()()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from core.domain.dead_letters import DeadLetter, letter_id
+from core.domain.dead_letters import DeadLetter, letter_id, resolve
 from core.domain.messages import ClassifyImage
 from core.domain.records import RecordError, Status, fail_unleased, retry
 from tests.support.api import Api, api_settings, open_api
@@ -113,7 +113,7 @@ async def test_filters_select(api: Api) -> None:
     assert await listed(since="2026-11-21T09:30:02Z") == [young.id]
     assert await listed(before="2026-11-21T09:30:02Z") == [old.id]
     assert await listed(before="2026-11-21T10:30:02+01:00") == [old.id]
-    await api.services.backend.dead_letters.resolve("public", old.id)
+    await api.services.backend.dead_letters.change(old.key, resolve())
     assert await listed() == [young.id]
     assert await listed(resolved="true") == [young.id, old.id]
 
@@ -207,7 +207,7 @@ async def test_what_cannot_be_replayed_says_why(api: Api) -> None:
     assert again.status_code == 202
     await api.settle()
     assert await claimed(api.records, key, timedelta(minutes=1)) is not None
-    await api.services.backend.dead_letters.delete("public", letter.id)
+    await api.services.backend.dead_letters.delete(letter.key)
     died = api.services.clock() + timedelta(seconds=1)
     busy = await letter_in(api, attributes=letter.attributes, died_at=died)
     answer = await api.client.post(f"{URL}/{busy.id}/replay")

@@ -14,8 +14,9 @@ import pytest
 import structlog
 
 from core.clock import rfc3339
+from core.domain import webhooks
 from core.domain.principals import Scope
-from core.domain.webhooks import MOST_WEBHOOKS, Delivery, Event, parse_secret
+from core.domain.webhooks import MOST_WEBHOOKS, Delivery, Event, WebhookKey, parse_secret
 from tests.support.api import Api, api_settings, bearer, open_api, routes_of
 from tests.support.problems import assert_problem
 
@@ -148,7 +149,7 @@ async def test_a_rotation_shows_the_new_secret_and_how_long_the_old_one_signs(ap
     at_once = (await api.client.post(path, json={"overlap_seconds": 0})).json()
     assert at_once["previous_expires_at"] is None
     assert (await api.client.post(path)).json()["previous_expires_at"] is not None
-    stored = await api.services.backend.webhooks.get("public", document["id"])
+    stored = await api.services.backend.webhooks.get(WebhookKey("public", document["id"]))
     assert stored is not None and stored.previous_secret == parse_secret(at_once["secret"])
     for wrong in ({"overlap_seconds": -1}, {"overlap_seconds": 8 * 86400}, {"overlap": 1}):
         assert (await api.client.post(path, json=wrong)).status_code == 422
@@ -169,7 +170,8 @@ async def test_a_disabled_webhook_says_why_and_is_enabled_again(api: Api) -> Non
     path = f"{URL}/{document['id']}"
     told = Delivery(datetime.now(UTC), Event.JOB_FAILED, 410)
     store = api.services.backend.webhooks
-    assert await store.note("public", document["id"], HOOK, told, gone="It answered 410.")
+    key = WebhookKey("public", document["id"])
+    assert await store.change(key, webhooks.disable(HOOK, told, "It answered 410."))
     shown = (await api.client.get(path)).json()
     assert (shown["enabled"], shown["disabled_reason"]) == (False, "It answered 410.")
     assert shown["disabled_at"] is not None
@@ -222,7 +224,7 @@ async def test_a_patch_changes_what_is_in_it_and_nothing_else(api: Api) -> None:
         assert answer.headers["cache-control"] == "no-store"
         assert await shown(api, before["id"]) == expected
     assert expected == before
-    stored = await api.services.backend.webhooks.get("public", before["id"])
+    stored = await api.services.backend.webhooks.get(WebhookKey("public", before["id"]))
     assert stored is not None and stored.secret == parse_secret(secret)
     as_json = await patch(api, before["id"], {"description": ""}, "application/json; charset=utf-8")
     assert as_json.status_code == 200
@@ -254,7 +256,9 @@ async def test_what_is_known_of_an_address_is_not_said_of_the_next(api: Api) -> 
             {"status": None, "error": "no_answer"},
         ),
     ):
-        assert await api.services.backend.webhooks.note("public", id_, HOOK, told)
+        assert await api.services.backend.webhooks.change(
+            WebhookKey("public", id_), webhooks.note_delivery(HOOK, told)
+        )
         last = (await shown(api, id_))["last_delivery"]
         assert last == {"at": rfc3339(told.at), "event": "job.failed", **expected}
     assert (await patch(api, id_, {"url": HOOK})).json()["last_delivery"] == last

@@ -241,11 +241,11 @@ async def test_time_of_last_use_is_written_once_a_minute(setup: Setup) -> None:
         await setup.authenticate(issued)
         await setup.authenticator.write_usage()
         setup.move(1)
-    assert setup.calls["keys.touch"] == 1
+    assert setup.calls["keys.note_use"] == 1
     setup.move(TOUCH_EVERY.total_seconds())
     await setup.authenticate(issued)
     await setup.authenticator.write_usage()
-    assert setup.calls["keys.touch"] == 2
+    assert setup.calls["keys.note_use"] == 2
 
 
 async def test_request_does_not_wait_long_for_a_hanging_store_of_limits(

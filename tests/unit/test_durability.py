@@ -13,18 +13,21 @@ from typing import Generic, TypeVar
 
 import pytest
 
-from core.backends.embedded import dead_letters, keys, queue_store, webhooks
+from core.backends.embedded import keys, queue_store
 from core.backends.embedded.blobs import FileBlobStore
 from core.backends.embedded.database import Database, Schema, Work
+from core.backends.embedded.dead_letters import SqliteDeadLetterStore
 from core.backends.embedded.jobs import SqliteJobStore
 from core.backends.embedded.publisher import SqlitePublisher
 from core.backends.embedded.records import SCHEMA as RECORDS
 from core.backends.embedded.records import SqliteRecordStore
+from core.backends.embedded.webhooks import SCHEMA as WEBHOOKS
+from core.backends.embedded.webhooks import SqliteWebhookStore
 from core.backends.links import LinkSigner
-from core.domain import jobs, records
+from core.domain import api_keys, dead_letters, jobs, records, webhooks
 from core.domain.api_keys import ApiKey
 from core.domain.dead_letters import DeadLetter, letter_id
-from core.domain.jobs import JobItem, JobKey, new_job
+from core.domain.jobs import Counts, JobItem, JobKey, new_job
 from core.domain.messages import ClassifyImage
 from core.domain.principals import ALL_SCOPES
 from core.domain.priority import Priority
@@ -131,30 +134,34 @@ async def test_record_transitions_that_clients_rely_on_are_durable(tmp_path: Pat
         assert await database.syncs(store.delete_image(KEY.tenant, KEY.image_hash))
 
 
-async def test_what_lets_a_key_in_or_keeps_it_out(tmp_path: Path) -> None:
+async def test_key_transitions_that_grant_or_end_access_are_durable(tmp_path: Path) -> None:
     clock = MovableClock()
     key = ApiKey("key000000001", "acme", "laptop", ALL_SCOPES, bytes(32), clock())
     async with observed(tmp_path / "keys.db", keys.SCHEMA) as database:
-        store, syncs = keys.SqliteKeyStore(database, clock), database.syncs
-        assert await syncs(store.create(key))
-        assert not await syncs(store.touch(key.id, clock()))
-        assert await syncs(store.rotate(key.id, bytes([1]) * 32, MINUTE))
-        assert await syncs(store.revoke(key.id))
+        store = keys.SqliteKeyStore(database, clock)
+        changes = Changes(store, database, key.id)
+        assert await database.syncs(store.create(key))
+        assert not await changes.synced(api_keys.note_use(clock()))
+        assert await changes.synced(api_keys.rotate(bytes([1]) * 32, MINUTE))
+        assert await changes.synced(api_keys.revoke())
+        assert changes.applied == transitions_in(api_keys)
 
 
-async def test_whom_a_webhook_tells(tmp_path: Path) -> None:
+async def test_webhook_transitions_but_notes_of_deliveries_are_durable(tmp_path: Path) -> None:
     clock = MovableClock()
     secret, url = bytes(32), "https://example.com/hooks"
     webhook = Webhook(f"wh_{1:024x}", "acme", "", url, JOB_EVENTS, secret, clock())
-    async with observed(tmp_path / "webhooks.db", webhooks.SCHEMA) as database:
-        store, syncs = webhooks.SqliteWebhookStore(database, clock), database.syncs
-        assert await syncs(store.create(webhook, MOST_WEBHOOKS))
-        assert await syncs(store.rotate("acme", webhook.id, bytes([1]) * 32, MINUTE))
-        told, gone = Delivery(clock(), Event.JOB_FAILED, 200), Delivery(clock(), Event.TEST, 410)
-        assert not await syncs(store.note("acme", webhook.id, url, told))
-        assert await syncs(store.note("acme", webhook.id, url, gone, gone="It answered 410."))
-        assert await syncs(store.change("acme", webhook.id, Change(enabled=True)))
-        assert await syncs(store.delete("acme", webhook.id))
+    async with observed(tmp_path / "webhooks.db", WEBHOOKS) as database:
+        store = SqliteWebhookStore(database, clock)
+        changes = Changes(store, database, webhook.key)
+        assert await database.syncs(store.create(webhook, MOST_WEBHOOKS))
+        assert await changes.synced(webhooks.rotate(bytes([1]) * 32, MINUTE))
+        done, gone = Delivery(clock(), Event.JOB_FAILED, 200), Delivery(clock(), Event.TEST, 410)
+        assert not await changes.synced(webhooks.note_delivery(url, done))
+        assert await changes.synced(webhooks.disable(url, gone, "It answered 410."))
+        assert await changes.synced(webhooks.update(Change(enabled=True)))
+        assert changes.applied == transitions_in(webhooks)
+        assert await database.syncs(store.delete(webhook.key))
 
 
 async def test_what_a_publisher_was_told_is_published(tmp_path: Path) -> None:
@@ -164,7 +171,7 @@ async def test_what_a_publisher_was_told_is_published(tmp_path: Path) -> None:
         assert await database.syncs(publisher.publish(ClassifyImage(KEY)))
 
 
-async def test_what_became_of_a_message_that_died(tmp_path: Path) -> None:
+async def test_dead_letters_are_durable_and_their_resolution_is_not(tmp_path: Path) -> None:
     clock = MovableClock()
     attributes = {"image_hash": KEY.image_hash, "model": KEY.model, "tenant": KEY.tenant}
     letter = DeadLetter(
@@ -180,30 +187,49 @@ async def test_what_became_of_a_message_that_died(tmp_path: Path) -> None:
         died_at=clock(),
     )
     async with observed(tmp_path / "records.db", RECORDS) as database:
-        store, syncs = dead_letters.SqliteDeadLetterStore(database, clock), database.syncs
+        store, syncs = SqliteDeadLetterStore(database, clock), database.syncs
+        changes = Changes(store, database, letter.key)
         assert await syncs(store.add(letter))
-        assert not await syncs(store.resolve(letter.tenant, letter.id))
-        assert await syncs(store.delete(letter.tenant, letter.id))
+        assert not await changes.synced(dead_letters.resolve())
+        assert changes.applied == transitions_in(dead_letters)
+        assert await syncs(store.delete(letter.key))
         assert await store.add(letter)
         assert await syncs(store.purge(clock.move(1), 10))
 
 
-async def test_what_a_client_is_promised_about_a_job(tmp_path: Path) -> None:
+async def test_job_transitions_but_counts_are_durable(tmp_path: Path) -> None:
     clock = MovableClock()
     key, at_once = JobKey(KEY.tenant, f"{1:032x}"), timedelta(0)
+    other = JobKey(KEY.tenant, f"{2:032x}")
     async with observed(tmp_path / "records.db", RECORDS) as database:
         store, syncs = SqliteJobStore(database, clock), database.syncs
-        assert await syncs(store.create(new_job(key, "", KEY.model, 2, clock())))
+        changes = Changes(store, database, key)
+        for each in (key, other):
+            assert await syncs(store.create(new_job(each, "", KEY.model, 2, clock())))
         database.modes.clear()
         await store.add_items(key, [JobItem(n, f"{n:064x}") for n in range(2)])
         assert database.synced
-        assert await syncs(store.change(key, jobs.sealed))
-        assert await syncs(store.change(key, jobs.started))
+        assert await changes.synced(jobs.seal())
+        assert await changes.synced(jobs.start())
         assert not await syncs(store.settle(key, 0, None, at_once))
         database.modes.clear()
         await store.settle_many(key, {1: ERROR})
         assert not database.synced
         assert not await syncs(store.refresh(key))
+        changes.key = other
+        assert await changes.synced(jobs.seal())
+        assert not await changes.synced(jobs.update_counts(Counts(2, 1)))
+        job = await store.get(other)
+        assert job is not None
+        clock.now = job.wake_at
+        assert await changes.synced(jobs.reschedule(job.wake_at))
+        assert await changes.synced(jobs.cancel())
+        assert await changes.synced(jobs.mark_announced())
+        failing = new_job(JobKey(KEY.tenant, f"{3:032x}"), "", KEY.model, 2, clock())
+        assert await store.create(failing)
+        changes.key = failing.key
+        assert await changes.synced(jobs.fail(ERROR))
+        assert changes.applied == transitions_in(jobs)
         assert await syncs(store.delete(key))
 
 

@@ -17,7 +17,15 @@ import pytest
 
 from core.backends import Backend, open_access, open_backend
 from core.backends.links import LinkSigner, shared_secret
-from core.domain.webhooks import JOB_EVENTS, MOST_WEBHOOKS, Delivery, Event, Webhook, new_secret
+from core.domain.webhooks import (
+    JOB_EVENTS,
+    MOST_WEBHOOKS,
+    Delivery,
+    Event,
+    Webhook,
+    new_secret,
+    note_delivery,
+)
 from core.errors import Forbidden, Unavailable
 from core.settings import Settings
 from tests.support.clock import MovableClock
@@ -188,7 +196,7 @@ async def test_webhooks_of_an_earlier_version_are_still_there(settings: Settings
     async with open_backend(settings, clock) as backend:
         assert await backend.webhooks.list("acme") == [webhook]
         told = Delivery(clock(), Event.TEST, 200)
-        assert await backend.webhooks.note("acme", webhook.id, HOOK, told)
+        assert await backend.webhooks.change(webhook.key, note_delivery(HOOK, told))
         assert await backend.webhooks.list("acme") == [replace(webhook, last_delivery=told)]
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 
 import grpc
@@ -13,7 +14,7 @@ from core.backends.google.datastore import Datastore, RawMutation, RawQuery
 from core.backends.google.entities import Keys, RawEntity, entity_of, set_number
 from core.backends.google.records import DatastoreRecordStore
 from core.clock import utc_now
-from core.domain.records import Record, RecordKey, new_record
+from core.domain.records import Record, RecordKey, claim, new_record
 from core.errors import Unavailable
 from tests.support.scripted_datastore import PROJECT, ScriptedDatastore, served
 
@@ -157,6 +158,28 @@ async def test_refused_insertion_of_several_entities_is_rolled_back() -> None:
         assert scripted.rolled_back == []
         assert not await database.insert_together([entity(database, 2), entity(database, 1)])
     assert scripted.rolled_back == [b"2"]
+
+
+class DeletingDatastore(ScriptedDatastore):
+    """Loses every entity between a transaction's lookup and its commit."""
+
+    deletes = False
+
+    async def commit(self, request: Any, context: Any) -> Any:
+        if self.deletes:
+            self.entities.clear()
+        return await super().commit(request, context)
+
+
+async def test_change_does_not_bring_a_deleted_record_back() -> None:
+    scripted = DeletingDatastore()
+    async with served(scripted) as database:
+        store = DatastoreRecordStore(database)
+        assert await store.create(record_of(key_of(1)))
+        scripted.deletes = True
+        with pytest.raises(Unavailable):
+            await store.change(key_of(1), claim(timedelta(seconds=30)))
+        assert await store.get(key_of(1)) is None
 
 
 class SlowToRollBack(ScriptedDatastore):

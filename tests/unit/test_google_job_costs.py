@@ -70,8 +70,8 @@ async def test_an_item_costs_two_writes_and_its_reads(
 ) -> None:
     assert await store.create(new_job(KEY, "", "m@0123456789ab", ITEMS, datetime.now(UTC)))
     await store.add_items(KEY, [JobItem(place, f"{place:064x}") for place in range(ITEMS)])
-    await store.change(KEY, jobs.sealed)
-    await store.change(KEY, jobs.started)
+    await store.change(KEY, jobs.seal())
+    await store.change(KEY, jobs.start())
     created = meter.taken()
     assert 1 < created["writes"] < 1.1  # the item; and a little for the job
     assert created["reads"] < 0.1
@@ -93,7 +93,7 @@ async def test_counting_costs_two_reads_however_many_items_there_are(
     assert await store.create(new_job(KEY, "", "m@0123456789ab", ITEMS, datetime.now(UTC)))
     done = [JobItem(place, "", state=ItemState.SUCCEEDED) for place in range(ITEMS - 1)]
     await store.add_items(KEY, [*done, JobItem(ITEMS - 1, "")])
-    await store.change(KEY, jobs.sealed)
+    await store.change(KEY, jobs.seal())
     meter.taken()
     assert await store.refresh(KEY) is not None
     # Two counts; the job three times (before, in its turn, in its transaction) and one more query.

@@ -41,8 +41,8 @@ class CountedItems(ScriptedDatastore):
 async def running_job(datastore: Datastore) -> DatastoreJobStore:
     store = DatastoreJobStore(datastore)
     assert await store.create(new_job(KEY, "", "m@0123456789ab", TOTAL, datetime.now(UTC)))
-    assert await store.change(KEY, jobs.sealed)
-    assert await store.change(KEY, jobs.started)
+    assert await store.change(KEY, jobs.seal())
+    assert await store.change(KEY, jobs.start())
     return store
 
 

@@ -17,7 +17,7 @@ from hypothesis.stateful import initialize, invariant, precondition, rule
 from core.backends.embedded.queue_store import GivenUp, Message
 from core.clock import rfc3339
 from core.domain.channels import JOBS
-from core.domain.jobs import Job, JobItem, JobKey, JobStatus, new_job, new_job_id, sealed
+from core.domain.jobs import Job, JobItem, JobKey, JobStatus, new_job, new_job_id, seal
 from core.domain.policy import SCHEDULE_PATH
 from core.domain.records import Status, new_record
 from tests.unit import test_histories
@@ -106,7 +106,7 @@ class JobHistories(Histories):
                 image.accepted = False
             image.exists = True
         if steps > 3:
-            assert await backend.jobs.change(key, sealed)
+            assert await backend.jobs.change(key, seal())
             self.batches.append(Batch(key, [image]))
 
     async def _asked(self, images: Sequence[Image]) -> None:

@@ -32,13 +32,13 @@ def job(total: int = 10, **changes: object) -> Job:
 
 
 def sealed(total: int = 10, **changes: object) -> Job:
-    after = jobs.sealed(job(total, **changes), NOW, POLICY)
+    after = jobs.seal(POLICY)(job(total, **changes), NOW)
     assert after is not None
     return after
 
 
 def running(total: int = 10, **changes: object) -> Job:
-    after = jobs.started(sealed(total, **changes), NOW, POLICY)
+    after = jobs.start(POLICY)(sealed(total, **changes), NOW)
     assert after is not None
     return after
 
@@ -52,10 +52,10 @@ def test_the_way_of_a_job() -> None:
     assert (waiting.status, waiting.progress, waiting.sealed) == (JobStatus.PENDING, 0, True)
     begun = running()
     assert (begun.status, begun.started_at) == (JobStatus.RUNNING, NOW)
-    half = jobs.counted(begun, Counts(10, 4, 1), later(1), POLICY)
+    half = jobs.update_counts(Counts(10, 4, 1), policy=POLICY)(begun, later(1))
     assert half is not None
     assert (half.progress, half.status, half.counted_at) == (50, JobStatus.RUNNING, later(1))
-    done = jobs.counted(half, Counts(10, 8, 2), later(2), POLICY)
+    done = jobs.update_counts(Counts(10, 8, 2), policy=POLICY)(half, later(2))
     assert done is not None
     assert (done.progress, done.status, done.completed_at) == (100, JobStatus.COMPLETED, later(2))
     assert waiting.revision < begun.revision < half.revision < done.revision
@@ -63,19 +63,19 @@ def test_the_way_of_a_job() -> None:
 
 def test_counting_does_not_wake_a_job_that_waits_to_begin() -> None:
     waiting = sealed(not_before=later(500))
-    after = jobs.counted(waiting, Counts(10, 0, 1), later(1), POLICY)
+    after = jobs.update_counts(Counts(10, 0, 1), policy=POLICY)(waiting, later(1))
     assert after is not None
     assert (after.counts.failed, after.wake_at) == (1, later(500))
 
 
 def test_a_job_of_known_images_ends_before_it_began() -> None:
-    done = jobs.counted(sealed(3), Counts(3, 3, 0), later(1), POLICY)
+    done = jobs.update_counts(Counts(3, 3, 0), policy=POLICY)(sealed(3), later(1))
     assert done is not None
     assert done.status is JobStatus.COMPLETED
 
 
 def test_failed_items_do_not_fail_the_job() -> None:
-    done = jobs.counted(running(2), Counts(2, 0, 2), later(1), POLICY)
+    done = jobs.update_counts(Counts(2, 0, 2), policy=POLICY)(running(2), later(1))
     assert done is not None
     assert (done.status, done.error) == (JobStatus.COMPLETED, None)
 
@@ -92,48 +92,48 @@ def test_failed_items_do_not_fail_the_job() -> None:
     ],
 )
 def test_counts_of_a_job_never_go_back(older: Counts) -> None:
-    half = jobs.counted(running(), Counts(10, 4, 1), later(1), POLICY)
+    half = jobs.update_counts(Counts(10, 4, 1), policy=POLICY)(running(), later(1))
     assert half is not None
-    assert jobs.counted(half, older, later(2), POLICY) is None
+    assert jobs.update_counts(older, policy=POLICY)(half, later(2)) is None
 
 
 def test_what_was_in_hand_at_the_cancel_counts_and_changes_no_status() -> None:
-    half = jobs.counted(running(), Counts(10, 5), later(1), POLICY)
+    half = jobs.update_counts(Counts(10, 5), policy=POLICY)(running(), later(1))
     assert half is not None
-    over = jobs.cancelled(half, later(2), policy=POLICY)
+    over = jobs.cancel(policy=POLICY)(half, later(2))
     assert over is not None
     assert (over.cancelled_items, over.progress) == (5, 50)
-    more = jobs.counted(over, Counts(10, 6), later(3), POLICY)
+    more = jobs.update_counts(Counts(10, 6), policy=POLICY)(over, later(3))
     assert more is not None
     assert (more.status, more.cancelled_items) == (JobStatus.CANCELLED, 4)
     assert more.completed_at == later(2)
     # Even where all of them came through: it was cancelled.
-    every = jobs.counted(more, Counts(10, 10), later(4), POLICY)
+    every = jobs.update_counts(Counts(10, 10), policy=POLICY)(more, later(4))
     assert every is not None
     assert (every.status, every.progress) == (JobStatus.CANCELLED, 99)
 
 
 def test_nothing_ends_twice() -> None:
-    over = jobs.cancelled(running(), later(1), policy=POLICY)
+    over = jobs.cancel(policy=POLICY)(running(), later(1))
     assert over is not None
-    assert jobs.cancelled(over, later(2), policy=POLICY) is None
-    assert jobs.failed(over, BROKEN, later(2), POLICY) is None
-    assert jobs.started(over, later(2), POLICY) is None
+    assert jobs.cancel(policy=POLICY)(over, later(2)) is None
+    assert jobs.fail(BROKEN, POLICY)(over, later(2)) is None
+    assert jobs.start(POLICY)(over, later(2)) is None
 
 
 def test_it_begins_once_and_not_before_its_time() -> None:
-    assert jobs.started(job(), NOW, POLICY) is None  # its items are not all there
-    assert jobs.started(running(), NOW, POLICY) is None
+    assert jobs.start(POLICY)(job(), NOW) is None  # its items are not all there
+    assert jobs.start(POLICY)(running(), NOW) is None
     early = sealed(not_before=later(50))
     assert early.wake_at == later(50)
-    assert jobs.started(early, later(49), POLICY) is None
-    assert jobs.started(early, later(50), POLICY) is not None
+    assert jobs.start(POLICY)(early, later(49)) is None
+    assert jobs.start(POLICY)(early, later(50)) is not None
     late = sealed(deadline=later(10))
-    assert jobs.started(late, later(10), POLICY) is None
+    assert jobs.start(POLICY)(late, later(10)) is None
 
 
 def test_it_is_sealed_once() -> None:
-    assert jobs.sealed(sealed(), later(5), POLICY) is None
+    assert jobs.seal(POLICY)(sealed(), later(5)) is None
 
 
 @pytest.mark.parametrize(
@@ -151,8 +151,8 @@ def test_it_is_sealed_once() -> None:
         (running(deadline=later(20)), 19, Action.WAIT),
         (running(deadline=later(20)), 20, Action.CANCEL),
         (running(), 5000, Action.EXPIRE),
-        (jobs.cancelled(running(), NOW, policy=POLICY), 29, Action.WAIT),
-        (jobs.cancelled(running(), NOW, policy=POLICY), 30, Action.ANNOUNCE),
+        (jobs.cancel(policy=POLICY)(running(), NOW), 29, Action.WAIT),
+        (jobs.cancel(policy=POLICY)(running(), NOW), 30, Action.ANNOUNCE),
     ],
 )
 def test_what_the_scheduler_does(made: Job, moment: float, action: Action) -> None:
@@ -160,11 +160,11 @@ def test_what_the_scheduler_does(made: Job, moment: float, action: Action) -> No
 
 
 def test_an_announced_job_is_kept_for_the_retention() -> None:
-    over = jobs.cancelled(running(), later(1), policy=POLICY)
+    over = jobs.cancel(policy=POLICY)(running(), later(1))
     assert over is not None
-    told = jobs.announced(over, later(2), POLICY)
+    told = jobs.mark_announced(POLICY)(over, later(2))
     assert told is not None
-    assert jobs.announced(told, later(3), POLICY) is None
+    assert jobs.mark_announced(POLICY)(told, later(3)) is None
     assert told.revision == over.revision  # nothing that a watcher should see
     assert due_action(told, later(1000), POLICY) is Action.WAIT
     assert due_action(told, later(1001), POLICY) is Action.DELETE
@@ -172,19 +172,19 @@ def test_an_announced_job_is_kept_for_the_retention() -> None:
 
 def test_of_several_schedulers_one_has_the_turn() -> None:
     seen = sealed()
-    turn = jobs.looked_after(seen, seen.wake_at, later(30), POLICY)
+    turn = jobs.reschedule(seen.wake_at, POLICY)(seen, later(30))
     assert turn is not None
     assert turn.wake_at == later(60)  # again, should this come to nothing
-    assert jobs.looked_after(turn, seen.wake_at, later(30), POLICY) is None
-    assert jobs.looked_after(seen, seen.wake_at, later(29), POLICY) is None
+    assert jobs.reschedule(seen.wake_at, POLICY)(turn, later(30)) is None
+    assert jobs.reschedule(seen.wake_at, POLICY)(seen, later(29)) is None
 
 
 def test_what_the_scheduler_deletes_cannot_be_sealed_meanwhile() -> None:
     """Or a job that was promised a moment ago would be gone."""
     late = job()
-    turn = jobs.looked_after(late, late.wake_at, later(100), POLICY)
+    turn = jobs.reschedule(late.wake_at, POLICY)(late, later(100))
     assert turn is not None
-    assert jobs.sealed(turn, later(100), POLICY) is None
+    assert jobs.seal(POLICY)(turn, later(100)) is None
     assert due_action(turn, turn.wake_at, POLICY) is Action.DELETE
 
 
@@ -192,7 +192,7 @@ def test_what_the_scheduler_deletes_cannot_be_sealed_meanwhile() -> None:
 def test_an_end_that_comes_to_nothing_is_tried_again_soon(deadline: datetime | None) -> None:
     """However long the job stood still before."""
     seen = replace(running(deadline=deadline), wake_at=later(5000))
-    turn = jobs.looked_after(seen, seen.wake_at, later(5000), POLICY)
+    turn = jobs.reschedule(seen.wake_at, POLICY)(seen, later(5000))
     assert turn is not None
     assert turn.wake_at == later(5030)
 
@@ -208,7 +208,8 @@ def test_keys_and_ids() -> None:
 
 
 steps = st.lists(
-    st.sampled_from(["seal", "start", "count", "cancel", "fail", "announce", "look"]), max_size=30
+    st.sampled_from(["seal", "start", "count", "cancel", "fail", "announce", "reschedule"]),
+    max_size=30,
 )
 
 
@@ -220,20 +221,16 @@ def test_no_sequence_breaks_a_promise(names: list[str], data: st.DataObject) -> 
         now += timedelta(seconds=data.draw(st.integers(0, 40)))
         succeeded = data.draw(st.integers(max(0, here.counts.succeeded - 1), 10))
         failed = data.draw(st.integers(0, 10 - succeeded))
-        after = {
-            "seal": lambda: jobs.sealed(here, now, POLICY),  # noqa: B023
-            "start": lambda: jobs.started(here, now, POLICY),  # noqa: B023
-            "count": lambda: jobs.counted(
-                here,  # noqa: B023
-                Counts(10, succeeded, failed),  # noqa: B023
-                now,  # noqa: B023
-                POLICY,
-            ),
-            "cancel": lambda: jobs.cancelled(here, now, policy=POLICY),  # noqa: B023
-            "fail": lambda: jobs.failed(here, BROKEN, now, POLICY),  # noqa: B023
-            "announce": lambda: jobs.announced(here, now, POLICY),  # noqa: B023
-            "look": lambda: jobs.looked_after(here, here.wake_at, now, POLICY),  # noqa: B023
-        }[name]()
+        transition = {
+            "seal": jobs.seal(POLICY),
+            "start": jobs.start(POLICY),
+            "count": jobs.update_counts(Counts(10, succeeded, failed), policy=POLICY),
+            "cancel": jobs.cancel(policy=POLICY),
+            "fail": jobs.fail(BROKEN, POLICY),
+            "announce": jobs.mark_announced(POLICY),
+            "reschedule": jobs.reschedule(here.wake_at, POLICY),
+        }[name]
+        after = transition(here, now)
         if after is None:
             continue
         if here.status.terminal:

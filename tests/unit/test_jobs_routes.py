@@ -3,13 +3,12 @@
 import asyncio
 import csv
 import dataclasses
-import functools
 import io
 import json
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from core.domain.policy import DeliveryPolicy
 from core.domain.principals import Scope
 from core.domain.priority import Priority
 from core.domain.records import PUBLIC_TENANT, Annotation, RecordError, Status, complete, fail
+from core.domain.transitions import Transition
 from core.errors import Unavailable
 from core.settings import Settings
 from tests.support.api import LEASE, NOTHING, Api, api_settings, bearer, eventually, open_api
@@ -96,7 +96,7 @@ async def results(api: Api, job_id: str, **headers: str) -> list[dict[str, Any]]
 async def run(api: Api, job_id: str, tenant: str = PUBLIC_TENANT) -> Job:
     """Do what the worker does for a job of images that are red, or cannot be decoded."""
     store, key = api.services.backend.jobs, JobKey(tenant, job_id)
-    await store.change(key, jobs.started)
+    await store.change(key, jobs.start())
     for item in await items(api, job_id, tenant):
         if item.state is ItemState.OPEN and item.twin_of is None:
             record = await api.records.get(api.key(item.image_hash, tenant))
@@ -587,6 +587,13 @@ async def test_a_creation_that_was_interrupted_goes_on(
         assert api.rows("jobs") == 1
 
 
+def in_two_hours(transition: Transition[Job]) -> Transition[Job]:
+    def step(job: Job, now: datetime) -> Job | None:
+        return transition(job, now + timedelta(hours=2))
+
+    return dataclasses.replace(transition, step=step)
+
+
 async def test_a_creation_goes_on_too_late(tmp_path: Path, colour_bundle: Path) -> None:
     """The scheduler is deleting the job: nothing is promised, and the next try makes a new one."""
     plan = {"change": False}
@@ -597,11 +604,7 @@ async def test_a_creation_goes_on_too_late(tmp_path: Path, colour_bundle: Path) 
             plan.clear()
             store = api.services.backend.jobs
             for late in await store.due(utc_now() + timedelta(hours=2), 10):
-                turn = functools.partial(
-                    lambda seen, job, now: jobs.looked_after(job, seen, now + timedelta(hours=2)),
-                    late.wake_at,
-                )
-                assert await store.change(late.key, turn)
+                assert await store.change(late.key, in_two_hours(jobs.reschedule(late.wake_at)))
         assert await store.delete(late.key)
         assert (await job(api, await create(api, RED, **under("a")))).sealed
 
@@ -734,7 +737,7 @@ async def test_a_job_is_shown_as_it_goes_on(tmp_path: Path, colour_bundle: Path)
             "results_url": url + "/results",
         }
         clock.move(1)
-        await api.services.backend.jobs.change(JobKey(PUBLIC_TENANT, job_id), jobs.started)
+        await api.services.backend.jobs.change(JobKey(PUBLIC_TENANT, job_id), jobs.start())
         clock.move(1)
         await api.succeed(sha256(RED))
         await api.services.backend.jobs.settle(JobKey(PUBLIC_TENANT, job_id), 0, None, timedelta(0))
@@ -762,9 +765,7 @@ async def test_a_job_is_shown_as_it_goes_on(tmp_path: Path, colour_bundle: Path)
 async def test_a_job_that_could_not_be_run_says_why(api: Api) -> None:
     job_id = await create(api, RED)
     error = RecordError("expired", "It took too long.", False)
-    await api.services.backend.jobs.change(
-        JobKey(PUBLIC_TENANT, job_id), lambda job, now: jobs.failed(job, error, now)
-    )
+    await api.services.backend.jobs.change(JobKey(PUBLIC_TENANT, job_id), jobs.fail(error))
     shown = (await api.client.get(f"{JOBS}/{job_id}")).json()
     assert shown["status"] == "failed"
     assert shown["error"] == {"code": "expired", "detail": "It took too long.", "retryable": False}

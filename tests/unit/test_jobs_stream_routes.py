@@ -20,6 +20,7 @@ from app.streams import events, send_timeout
 from core.backends import Backend
 from core.clock import utc_now
 from core.domain import jobs
+from core.domain.api_keys import revoke
 from core.domain.jobs import JobItem, JobKey, JobStatus, new_job, new_job_id
 from core.domain.principals import Scope
 from core.domain.records import PUBLIC_TENANT, RecordError
@@ -116,7 +117,7 @@ async def test_unsealed_job_has_no_stream(served: Api) -> None:
         answer = await served.client.get(f"/api/v1/jobs/{id_}/stream")
         assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
     await backend.jobs.add_items(key, [JobItem(0, "0" * 64)])
-    assert await backend.jobs.change(key, jobs.sealed)
+    assert await backend.jobs.change(key, jobs.seal())
     async with reading(served.client, stream_of(key)) as reader:
         assert (await anext(reader.events())).data["status"] == "pending"
 
@@ -291,7 +292,7 @@ async def test_socket_requires_the_same_rights_as_a_request(
         # A key that was revoked while its socket is open cannot cancel.
         async with connect(address, additional_headers=bearer(ada)) as ws:
             await ws.recv()
-            assert await api.authenticator.access.keys.revoke(ada.key.id)
+            assert await api.authenticator.access.keys.change(ada.key.id, revoke())
             api.authenticator.forget(ada.key.id)
             await ws.send('{"action": "cancel"}')
             answer = json.loads(await ws.recv())
@@ -434,7 +435,7 @@ async def test_socket_closes_when_its_key_is_revoked(
         key = await running_job(backend_of(api), tenant="ada", owner=ada.key.id)
         async with connect(socket_of(api, key.id), additional_headers=bearer(ada)) as ws:
             await ws.recv()
-            assert await api.authenticator.access.keys.revoke(ada.key.id)
+            assert await api.authenticator.access.keys.change(ada.key.id, revoke())
             (end,) = await messages(ws)
             assert (end["data"]["code"], ws.close_code) == ("unauthenticated", 4401)
 
@@ -464,7 +465,7 @@ def mute_socket(api: Api, key: JobKey) -> socket.socket:
 async def flood(api: Api, key: JobKey) -> None:
     """End the job with an event of several megabytes."""
     long = RecordError("long", "x" * 8_000_000, retryable=False)
-    assert await backend_of(api).jobs.change(key, lambda job, now: jobs.failed(job, long, now))
+    assert await backend_of(api).jobs.change(key, jobs.fail(long))
 
 
 async def test_client_that_does_not_read_is_dropped(

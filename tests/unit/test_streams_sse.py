@@ -18,6 +18,7 @@ from app.streams import events as stream_events
 from app.streams import send_timeout, sse
 from app.streams.events import Event, Kind
 from app.streams.sse import encode
+from core.domain.api_keys import revoke
 from core.domain.principals import Scope
 from core.domain.records import Claim, RecordError, Status, complete, fail, release
 from tests.support.api import (
@@ -559,7 +560,7 @@ async def test_stream_ends_when_its_key_is_revoked(
             # The key is checked repeatedly; this does not count as requests.
             await eventually(lambda: heard(reader, 12))
             assert not waiting.done()
-            assert await api.authenticator.access.keys.revoke(ada.key.id)
+            assert await api.authenticator.access.keys.change(ada.key.id, revoke())
             async with asyncio.timeout(PATIENCE):
                 (end,) = await waiting
         assert (end.event, end.data["code"]) == ("error", "unauthenticated")

@@ -15,6 +15,7 @@ from core.domain.dead_letters import DeadLetter, letter_id, tenant_of
 from core.domain.messages import ClassifyImage
 from core.domain.principals import Scope
 from core.domain.records import RecordKey, Status
+from core.domain.webhooks import WebhookKey
 from tests.support.api import LABELS, Api, api_settings, bearer, open_api, routes_of
 from tests.support.jobs import running_job, settle
 from tests.support.pictures import picture, sha256
@@ -179,7 +180,7 @@ async def others_letters(world: World, method: str, path: str) -> None:
 
 
 async def letter_is_untouched(world: World) -> None:
-    kept = await world.api.services.backend.dead_letters.get("ada", world.letter.id)
+    kept = await world.api.services.backend.dead_letters.get(world.letter.key)
     assert kept is not None and kept.resolved_at is None
 
 
@@ -267,10 +268,10 @@ async def making_webhooks(world: World) -> None:
 
 async def others_webhooks(world: World, method: str, path: str, **options: Any) -> None:
     theirs = await adas_webhook(world)
-    before = await world.api.services.backend.webhooks.get("ada", theirs)
+    before = await world.api.services.backend.webhooks.get(WebhookKey("ada", theirs))
     nobodys = path.format("wh_" + "0" * 24)
     await world.same_refusal(method, path.format(theirs), nobodys, **options)
-    assert await world.api.services.backend.webhooks.get("ada", theirs) == before
+    assert await world.api.services.backend.webhooks.get(WebhookKey("ada", theirs)) == before
 
 
 async def metrics(world: World) -> None:

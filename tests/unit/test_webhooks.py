@@ -1,6 +1,7 @@
 """Secrets and signatures are those of Standard Webhooks; nothing shows a secret."""
 
 import base64
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -9,6 +10,8 @@ import standardwebhooks
 from core.domain import webhooks
 from core.domain.webhooks import (
     JOB_EVENTS,
+    Change,
+    Delivery,
     Event,
     Webhook,
     new_secret,
@@ -63,7 +66,8 @@ def test_the_reference_library_accepts_what_we_sign() -> None:
 def test_during_a_rotation_either_secret_verifies() -> None:
     now = datetime.now(UTC)
     before = a_webhook()
-    after = webhooks.rotated(before, new_secret(), timedelta(hours=1), now)
+    after = webhooks.rotate(new_secret(), timedelta(hours=1))(before, now)
+    assert after is not None
     body = b"{}"
     for at, both in ((now, True), (now + timedelta(hours=1), False)):
         headers = signed_headers(after, "job.1", body, at)
@@ -78,7 +82,7 @@ def test_a_secret_is_long_random_and_never_shown() -> None:
     assert one != other
     assert 24 <= len(one) <= 64
     assert parse_secret(secret_text(one)) == one
-    hook = webhooks.rotated(a_webhook(secret=one), other, timedelta(hours=1), NOW)
+    hook = webhooks.rotate(other, timedelta(hours=1))(a_webhook(secret=one), NOW)
     for secret in (one, other):
         for form in (secret_text(secret), secret.hex(), repr(secret)):
             assert form not in repr(hook)
@@ -102,12 +106,13 @@ def test_a_malformed_webhook_cannot_be(changes: dict[str, object]) -> None:
         a_webhook(**changes)
 
 
-def test_it_wants_the_events_it_names_while_it_is_enabled() -> None:
+def test_a_webhook_receives_its_events_while_it_is_enabled() -> None:
     hook = a_webhook(events=frozenset({Event.JOB_FAILED}))
     assert hook.wants(Event.JOB_FAILED)
     assert not hook.wants(Event.JOB_COMPLETED)
-    off = webhooks.disabled(hook, "It answered 410.", NOW)
+    gone = Delivery(NOW, Event.JOB_FAILED, 410)
+    off = webhooks.disable(hook.url, gone, "It answered 410.")(hook, NOW)
     assert off is not None and not off.wants(Event.JOB_FAILED)
-    assert webhooks.disabled(off, "again", NOW) is None
-    assert webhooks.enabled(off) == hook
-    assert webhooks.enabled(hook) is None
+    assert webhooks.disable(hook.url, gone, "again")(off, NOW) is None
+    on = webhooks.update(Change(enabled=True))(off, NOW)
+    assert on == replace(hook, last_delivery=gone)

@@ -215,7 +215,7 @@ async def test_the_letter_of_an_image_that_succeeded_since_is_resolved(
     assert len(await worker.letters()) == 1
     assert (await worker.dead_letter(key, publishTime=died)).status_code == 204
     assert await worker.letters() == []
-    resolved = await worker.backend.dead_letters.get("public", letter.id)
+    resolved = await worker.backend.dead_letters.get(letter.key)
     assert resolved is not None and resolved.resolved_at is not None
 
 

@@ -150,7 +150,7 @@ async def test_a_twin_of_an_item_that_has_failed_goes_by_itself(worker: RunningW
     error = RecordError("not_uploaded", "It was not there.", True)
     failed = JobItem(0, sha256(image), state=ItemState.FAILED, error=error)
     await worker.backend.jobs.add_items(key, [failed, JobItem(1, sha256(image), twin_of=0)])
-    await worker.backend.jobs.change(key, jobs.sealed)
+    await worker.backend.jobs.change(key, jobs.seal())
     await worker.run_job(key)
     await deliver(worker, *worker.published())
     job = await job_of(worker.backend, key)
@@ -495,7 +495,7 @@ async def test_a_job_survives_a_fault_of_any_call(
         if not fault.failed:
             break
     assert failed >= {
-        "jobs.change", "jobs.items", "records.get_many", "publisher.publish", "jobs.settle",
+        "jobs.start", "jobs.items", "records.get_many", "publisher.publish", "jobs.settle",
         "jobs.refresh", "records.claim", "jobs.get", "records.complete", "records.fail",
     }  # fmt: skip
 
@@ -643,7 +643,7 @@ async def test_the_letter_of_a_job_that_moved_on_is_resolved(
     async def fail() -> None:
         raise Unavailable("A fault was injected.")
 
-    with worker.watching(Once("jobs.change", 1, fail)):
+    with worker.watching(Once("jobs.fail", 1, fail)):
         assert (await worker.dead_letter(message, publishTime=died)).status_code == 503
     (letter,) = await worker.letters()
     if outcome == "cancelled":
@@ -655,7 +655,7 @@ async def test_the_letter_of_a_job_that_moved_on_is_resolved(
     assert (await worker.dead_letter(message, publishTime=died)).status_code == 204
     assert await job_of(worker.backend, key) == before
     assert await worker.letters() == []
-    resolved = await worker.backend.dead_letters.get(key.tenant, letter.id)
+    resolved = await worker.backend.dead_letters.get(letter.key)
     assert resolved is not None and resolved.resolved_at is not None
 
 
@@ -913,7 +913,7 @@ async def test_a_job_that_takes_too_long_fails(worker: RunningWorker, clock: Mov
 
 async def test_an_end_that_was_not_announced_is(worker: RunningWorker, clock: MovableClock) -> None:
     key = await a_job(worker, pictures(1))
-    assert await worker.backend.jobs.change(key, jobs.cancelled)  # and there it died
+    assert await worker.backend.jobs.change(key, jobs.cancel())  # and there it died
     clock.move(31)
     assert await worker.schedule() == {"announce": 1}
     assert notices(worker) == [Notify("public", key.id, "job.cancelled")]

@@ -25,8 +25,10 @@ from core.domain.webhooks import (
     Delivery,
     Event,
     Webhook,
+    WebhookKey,
+    disable,
     message_id,
-    noted,
+    note_delivery,
     signed_headers,
 )
 from core.errors import InvalidRequest, MalformedEnvelope, Unavailable
@@ -115,7 +117,7 @@ class Notifier:
 
     async def _deliver_webhook(self, message: Notify) -> None:
         event, store = Event(message.event), self.backend.webhooks
-        webhook = await store.get(message.tenant, message.target)
+        webhook = await store.get(WebhookKey(message.tenant, message.target))
         if webhook is None or not webhook.enabled:
             reason = "the webhook was deleted or disabled"
             log.info("notification dropped", reason=reason, webhook=message.target)
@@ -136,7 +138,7 @@ class Notifier:
             if status == 410:
                 self.metrics.notified(WEBHOOK, GONE)
                 reason = "It answered 410 Gone."
-                if await store.note(webhook.tenant, webhook.id, webhook.url, delivery, gone=reason):
+                if await store.change(webhook.key, disable(webhook.url, delivery, reason)):
                     log.warning("webhook disabled", reason=reason, webhook=webhook.id)
                 return
             await self._note(webhook, delivery)
@@ -165,10 +167,11 @@ class Notifier:
 
     async def _note(self, webhook: Webhook, delivery: Delivery) -> None:
         """Store the delivery for the webhook's owner, unless it repeats what is stored."""
-        if noted(webhook, webhook.url, delivery) is None:
+        note = note_delivery(webhook.url, delivery)
+        if note(webhook, self.clock()) is None:
             return
         try:
-            await self.backend.webhooks.note(webhook.tenant, webhook.id, webhook.url, delivery)
+            await self.backend.webhooks.change(webhook.key, note)
         except Unavailable as error:
             # The answer to the queue depends on the delivery alone.
             log.warning("delivery not stored", webhook=webhook.id, reason=error.detail)

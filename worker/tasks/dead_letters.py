@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import structlog
 
-from core.domain.dead_letters import PAYLOAD_KEPT, DeadLetter, letter_id, tenant_of
+from core.domain.dead_letters import PAYLOAD_KEPT, DeadLetter, letter_id, resolve, tenant_of
 from core.domain.jobs import JobKey, JobStatus
 from core.domain.messages import (
     DEAD_LETTER_ATTRIBUTES,
@@ -85,7 +85,7 @@ async def _handle_image(
     reason = _image_reason(message, envelope, record, ctx)
     letter = letter_of(envelope, reason, ctx.clock())
     if record is not None and record.status is Status.SUCCESS:
-        await letters.resolve(letter.tenant, letter.id)
+        await letters.change(letter.key, resolve())
         ctx.metrics.dead_letter(FINISHED_IMAGE)
         log.info("dead letter of a finished image", status=record.status)
         return None
@@ -123,7 +123,7 @@ async def _handle_job(message: RunJob, envelope: PushEnvelope, ctx: WorkerContex
     elif job.started_at is not None and job.started_at > letter.died_at:
         outcome = BEGUN_JOB  # by a later message of the scheduler
     if outcome:
-        await backend.dead_letters.resolve(letter.tenant, letter.id)
+        await backend.dead_letters.change(letter.key, resolve())
         ctx.metrics.dead_letter(outcome)
         log.info("dead letter of a job that has moved on", letter=letter.id, outcome=outcome)
         return

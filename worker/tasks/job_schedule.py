@@ -7,7 +7,6 @@ number of workers may run this at the same time: for each job, one of them wins.
 from collections import Counter
 from dataclasses import replace
 from datetime import datetime
-from functools import partial
 
 import structlog
 
@@ -38,7 +37,7 @@ async def process_due_jobs(
     counts: Counter[str] = Counter()
     store, policy = ctx.backend.jobs, ctx.job_policy
     for due in await store.due(now, limit):
-        job = await store.change(due.key, partial(_postpone, seen=due.wake_at, policy=policy))
+        job = await store.change(due.key, jobs.reschedule(due.wake_at, policy))
         if job is None:
             continue  # another worker processes it, or it changed since the read
         action = jobs.due_action(replace(job, wake_at=due.wake_at), now, policy)
@@ -52,11 +51,6 @@ async def process_due_jobs(
                 "due job processed", action=action.value, job=job.key.id, tenant=job.key.tenant
             )
     return dict(counts)
-
-
-def _postpone(job: Job, now: datetime, *, seen: datetime, policy: JobPolicy) -> Job | None:
-    """Set the job's next action; None unless its time is still the one that was `seen`."""
-    return jobs.looked_after(job, seen, now, policy)
 
 
 async def _apply(action: Action, job: Job, backend: Backend, policy: JobPolicy) -> Job | None:

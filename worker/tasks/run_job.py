@@ -6,7 +6,6 @@ which items are open and publishes those. An image that is published twice is cl
 
 import asyncio
 from collections.abc import Awaitable, Iterable
-from functools import partial
 
 import structlog
 
@@ -32,7 +31,7 @@ async def run_job(message: RunJob, ctx: WorkerContext) -> None:
     starts it later. Raises Unavailable, after which another delivery continues.
     """
     store, key = ctx.backend.jobs, JobKey(message.tenant, message.job)
-    job = await store.change(key, partial(jobs.started, policy=ctx.job_policy))
+    job = await store.change(key, jobs.start(ctx.job_policy))
     if job is not None:
         log.info("job started", items=job.counts.total, priority=job.priority.value)
     else:

@@ -6,19 +6,18 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from core.backends.embedded.database import Database
+from core.backends.embedded.store import SqliteStore
 from core.backends.embedded.timestamps import from_micros, micros_or_null, moment_or_none, to_micros
-from core.clock import Clock, utc_now
-from core.domain.dead_letters import DeadLetter, LetterFilter
-from core.domain.sort_keys import older_than
+from core.domain.dead_letters import DeadLetter, LetterFilter, LetterKey
+from core.domain.sort_keys import bound
 
 TABLE: Sequence[str] = (
-    # Times are microseconds since 1970. `position` sorts the newest first.
+    # Times are microseconds since 1970.
     """
     CREATE TABLE dead_letters (
         tenant       TEXT NOT NULL,
         id           TEXT NOT NULL,
-        position     TEXT NOT NULL,
+        sort_key     TEXT NOT NULL,
         code         TEXT NOT NULL,
         detail       TEXT NOT NULL,
         attributes   TEXT NOT NULL,         -- JSON object of strings
@@ -31,61 +30,34 @@ TABLE: Sequence[str] = (
         PRIMARY KEY (tenant, id)
     )
     """,
-    "CREATE INDEX dead_letters_by_age ON dead_letters (tenant, position)",
-    "CREATE INDEX dead_letters_of_all ON dead_letters (position)",
+    "CREATE INDEX dead_letters_by_age ON dead_letters (tenant, sort_key)",
+    "CREATE INDEX dead_letters_of_all ON dead_letters (sort_key)",
 )
 
 _COLUMNS = (
     "tenant, id, code, detail, attributes, payload, payload_size, attempts, published_at, died_at,"
     " resolved_at"
 )
-# ruff's S608 warns of values pasted into SQL; these are constants pasted into constants.
-_INSERT = (
-    f"INSERT INTO dead_letters ({_COLUMNS}, position)"  # noqa: S608
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
-)
+# ruff's S608 warns of values in SQL text; these are constants.
+_ROW = f"INTO dead_letters ({_COLUMNS}, sort_key) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT = f"INSERT {_ROW} ON CONFLICT DO NOTHING"
+_REPLACE = f"REPLACE {_ROW}"
 _GET = f"SELECT {_COLUMNS} FROM dead_letters WHERE tenant = ? AND id = ?"  # noqa: S608
 _LIST = (
     f"SELECT {_COLUMNS} FROM dead_letters"  # noqa: S608
-    " WHERE tenant = ?1 AND position > ?2 AND position < ?3"
-    " AND (?4 = '' OR code = ?4) AND (?5 OR resolved_at IS NULL) ORDER BY position LIMIT ?6"
+    " WHERE tenant = ?1 AND sort_key > ?2 AND sort_key < ?3"
+    " AND (?4 = '' OR code = ?4) AND (?5 OR resolved_at IS NULL) ORDER BY sort_key LIMIT ?6"
 )
 
 
-class SqliteDeadLetterStore:
-    """`core.ports.DeadLetterStore`. Every change is fsynced but `resolve`, which may be redone."""
-
-    def __init__(self, database: Database, clock: Clock = utc_now) -> None:
-        self._database = database
-        self._clock = clock
+class SqliteDeadLetterStore(SqliteStore[LetterKey, DeadLetter]):
+    """`core.ports.DeadLetterStore`. `add`, `delete` and `purge` are fsynced."""
 
     async def add(self, letter: DeadLetter) -> bool:
-        row = (
-            letter.tenant,
-            letter.id,
-            letter.code,
-            letter.detail,
-            json.dumps(dict(letter.attributes)),
-            letter.payload,
-            letter.payload_size,
-            letter.attempts,
-            to_micros(letter.published_at),
-            to_micros(letter.died_at),
-            micros_or_null(letter.resolved_at),
-            letter.position,
-        )
-
         def insert(connection: sqlite3.Connection) -> bool:
-            return connection.execute(_INSERT, row).rowcount == 1
+            return connection.execute(_INSERT, _row_of(letter)).rowcount == 1
 
         return await self._database.write(insert, durable=True)
-
-    async def get(self, tenant: str, id_: str) -> DeadLetter | None:
-        def select(connection: sqlite3.Connection) -> DeadLetter | None:
-            row = connection.execute(_GET, (tenant, id_)).fetchone()
-            return None if row is None else _letter_of(row)
-
-        return await self._database.read(select)
 
     async def list(self, wanted: LetterFilter, limit: int, after: str = "") -> Sequence[DeadLetter]:
         low, high = wanted.bounds(after)
@@ -96,27 +68,10 @@ class SqliteDeadLetterStore:
 
         return await self._database.read(select)
 
-    async def resolve(self, tenant: str, id_: str) -> bool:
-        def update(connection: sqlite3.Connection) -> bool:
-            return (
-                connection.execute(
-                    "UPDATE dead_letters SET resolved_at = ?"
-                    " WHERE tenant = ? AND id = ? AND resolved_at IS NULL",
-                    (to_micros(self._clock()), tenant, id_),
-                ).rowcount
-                == 1
-            )
-
-        return await self._database.write(update, durable=False)
-
-    async def delete(self, tenant: str, id_: str) -> bool:
+    async def delete(self, key: LetterKey) -> bool:
         def delete(connection: sqlite3.Connection) -> bool:
-            return (
-                connection.execute(
-                    "DELETE FROM dead_letters WHERE tenant = ? AND id = ?", (tenant, id_)
-                ).rowcount
-                == 1
-            )
+            done = connection.execute("DELETE FROM dead_letters WHERE tenant = ? AND id = ?", key)
+            return done.rowcount == 1
 
         return await self._database.write(delete, durable=True)
 
@@ -124,8 +79,8 @@ class SqliteDeadLetterStore:
         def purge(connection: sqlite3.Connection) -> int:
             return connection.execute(
                 "DELETE FROM dead_letters WHERE rowid IN"
-                " (SELECT rowid FROM dead_letters WHERE position > ? LIMIT ?)",
-                (older_than(before), limit),
+                " (SELECT rowid FROM dead_letters WHERE sort_key > ? LIMIT ?)",
+                (bound(before), limit),
             ).rowcount
 
         return await self._database.write(purge, durable=True)
@@ -134,6 +89,31 @@ class SqliteDeadLetterStore:
         await self._database.read(
             lambda connection: connection.execute("SELECT 1 FROM dead_letters")
         )
+
+    def _select(self, connection: sqlite3.Connection, key: LetterKey) -> DeadLetter | None:
+        row = connection.execute(_GET, key).fetchone()
+        return None if row is None else _letter_of(row)
+
+    def _update(self, connection: sqlite3.Connection, state: DeadLetter) -> None:
+        connection.execute(_REPLACE, _row_of(state))
+
+
+def _row_of(letter: DeadLetter) -> tuple[object, ...]:
+    """In the order of `_ROW`."""
+    return (
+        letter.tenant,
+        letter.id,
+        letter.code,
+        letter.detail,
+        json.dumps(dict(letter.attributes)),
+        letter.payload,
+        letter.payload_size,
+        letter.attempts,
+        to_micros(letter.published_at),
+        to_micros(letter.died_at),
+        micros_or_null(letter.resolved_at),
+        letter.sort_key,
+    )
 
 
 def _letter_of(row: tuple[Any, ...]) -> DeadLetter:

@@ -1,4 +1,4 @@
-"""Jobs in SQLite, in the database of the records. `core.domain.jobs` decides, this applies."""
+"""Jobs in SQLite, in the database of the records."""
 
 import json
 import sqlite3
@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from core.backends.embedded.database import Database
+from core.backends.embedded.store import SqliteStore
 from core.backends.embedded.timestamps import to_micros
 from core.clock import Clock, utc_now
 from core.domain import jobs
@@ -15,15 +16,14 @@ from core.domain.job_codec import job_of_text, text_of_job
 from core.domain.jobs import Counts, ItemState, Job, JobFilter, JobItem, JobKey
 from core.domain.policy import JobPolicy
 from core.domain.records import RecordError
-from core.ports import JobStep
 
 TABLES: Sequence[str] = (
-    # A job is kept as a JSON object; what is searched for has columns beside it.
+    # A job is a JSON object. What queries search for has columns beside it.
     """
     CREATE TABLE jobs (
         tenant   TEXT NOT NULL,
         id       TEXT NOT NULL,
-        position TEXT NOT NULL,         -- sorts the newest first
+        sort_key TEXT NOT NULL,
         status   TEXT NOT NULL,
         type     TEXT NOT NULL,
         owner    TEXT NOT NULL,
@@ -33,7 +33,7 @@ TABLES: Sequence[str] = (
         PRIMARY KEY (tenant, id)
     ) WITHOUT ROWID
     """,
-    "CREATE INDEX jobs_by_age ON jobs (tenant, position) WHERE sealed = 1",
+    "CREATE INDEX jobs_by_age ON jobs (tenant, sort_key) WHERE sealed = 1",
     "CREATE INDEX jobs_due ON jobs (wake_at)",
     """
     CREATE TABLE job_items (
@@ -56,17 +56,17 @@ TABLES: Sequence[str] = (
 _KEY = "tenant = ? AND id = ?"
 _ITEMS_OF = "tenant = ? AND job = ?"
 _ITEM = "position, image_hash, name, metadata, state, error, twin_of, twins"
-# ruff's S608 warns of values pasted into SQL; these are constants pasted into constants.
+# ruff's S608 warns of values in SQL text; these are constants.
 _GET = f"SELECT document FROM jobs WHERE {_KEY}"  # noqa: S608
 _INSERT = (
-    "INSERT INTO jobs (tenant, id, position, status, type, owner, sealed, wake_at, document)"
+    "INSERT INTO jobs (tenant, id, sort_key, status, type, owner, sealed, wake_at, document)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 )
 _UPDATE = f"UPDATE jobs SET status = ?, sealed = ?, wake_at = ?, document = ? WHERE {_KEY}"  # noqa: S608
 _LIST = (
-    "SELECT document FROM jobs WHERE tenant = ?1 AND sealed = 1 AND position > ?2"
+    "SELECT document FROM jobs WHERE tenant = ?1 AND sealed = 1 AND sort_key > ?2"
     " AND (?3 = '' OR status = ?3) AND (?4 = '' OR type = ?4) AND (?5 IS NULL OR owner = ?5)"
-    " ORDER BY position LIMIT ?6"
+    " ORDER BY sort_key LIMIT ?6"
 )
 _INSERT_ITEM = (
     f"INSERT INTO job_items (tenant, job, {_ITEM})"  # noqa: S608
@@ -86,22 +86,17 @@ _SETTLE = (
 KEYS_A_QUERY = 400  # SQLite takes 32,766 values; each key has two
 
 
-class SqliteJobStore:
-    """`core.ports.JobStore`.
-
-    What a client is promised (create, items, changes) is fsynced. A power loss may undo the newest
-    settling; the job's open items are looked after again then.
-    """
+class SqliteJobStore(SqliteStore[JobKey, Job]):
+    """`core.ports.JobStore`. `create`, `add_items` and `delete` are fsynced."""
 
     def __init__(
         self, database: Database, clock: Clock = utc_now, policy: JobPolicy = jobs.POLICY
     ) -> None:
-        self._database = database
-        self._clock = clock
+        super().__init__(database, clock)
         self._policy = policy
 
     async def create(self, job: Job) -> bool:
-        row = (*_key_of(job.key), job.position, job.status, job.type, job.owner)
+        row = (*_key_of(job.key), job.sort_key, job.status, job.type, job.owner)
         rest = (job.sealed, to_micros(job.wake_at), text_of_job(job))
 
         def insert(connection: sqlite3.Connection) -> bool:
@@ -114,9 +109,6 @@ class SqliteJobStore:
         await self._database.write(
             lambda connection: connection.executemany(_INSERT_ITEM, rows), durable=True
         )
-
-    async def get(self, key: JobKey) -> Job | None:
-        return await self._database.read(lambda connection: _select(connection, key))
 
     async def get_many(self, keys: Sequence[JobKey]) -> Mapping[JobKey, Job]:
         def select(connection: sqlite3.Connection) -> dict[JobKey, Job]:
@@ -152,16 +144,6 @@ class SqliteJobStore:
             return [_item_of(row) for row in connection.execute(_ITEMS, values)]
 
         return await self._database.read(select)
-
-    async def change(self, key: JobKey, step: JobStep) -> Job | None:
-        def transition(connection: sqlite3.Connection) -> Job | None:
-            before = _select(connection, key)
-            after = None if before is None else step(before, self._clock())
-            if after is not None:
-                _update(connection, after)
-            return after
-
-        return await self._database.write(transition, durable=True)
 
     async def settle(
         self, key: JobKey, position: int, error: RecordError | None, interval: timedelta
@@ -207,15 +189,22 @@ class SqliteJobStore:
     async def ping(self) -> None:
         await self._database.read(lambda connection: connection.execute("SELECT 1 FROM jobs"))
 
+    def _select(self, connection: sqlite3.Connection, key: JobKey) -> Job | None:
+        row = connection.execute(_GET, _key_of(key)).fetchone()
+        return None if row is None else job_of_text(row[0])
+
+    def _update(self, connection: sqlite3.Connection, state: Job) -> None:
+        row = (state.status, state.sealed, to_micros(state.wake_at), text_of_job(state))
+        connection.execute(_UPDATE, (*row, *_key_of(state.key)))
+
     def _refresh(
         self, connection: sqlite3.Connection, key: JobKey, interval: timedelta
     ) -> Job | None:
-        job, now = _select(connection, key), self._clock()
+        job, now = self._select(connection, key), self._clock()
         if job is None:
             return None
         any_open = connection.execute(_OPEN, _key_of(key)).fetchone() is not None
-        # What a cancelled job had in hand counts at once: nothing comes that would count it later.
-        if any_open and not job.status.terminal and now < job.counted_at + interval:
+        if not jobs.count_is_due(job, now, interval, any_open=any_open):
             return None
         by_state = dict(connection.execute(_COUNT, _key_of(key)).fetchall())
         counts = Counts(
@@ -223,9 +212,9 @@ class SqliteJobStore:
             by_state.get(ItemState.SUCCEEDED, 0),
             by_state.get(ItemState.FAILED, 0),
         )
-        after = jobs.counted(job, counts, now, self._policy)
+        after = jobs.update_counts(counts, policy=self._policy)(job, now)
         if after is not None:
-            _update(connection, after)
+            self._update(connection, after)
         return after
 
 
@@ -241,16 +230,6 @@ def _settle(
     for each in (position, *json.loads(row[0])):
         connection.execute(_SETTLE, (state, told, *_key_of(key), each))
     return True
-
-
-def _select(connection: sqlite3.Connection, key: JobKey) -> Job | None:
-    row = connection.execute(_GET, _key_of(key)).fetchone()
-    return None if row is None else job_of_text(row[0])
-
-
-def _update(connection: sqlite3.Connection, job: Job) -> None:
-    state = (job.status, job.sealed, to_micros(job.wake_at), text_of_job(job))
-    connection.execute(_UPDATE, (*state, *_key_of(job.key)))
 
 
 def _key_of(key: JobKey) -> tuple[str, str]:

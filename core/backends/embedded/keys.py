@@ -1,19 +1,18 @@
-"""API keys, their limits and their usage in SQLite. `core` decides; these apply it."""
+"""API keys, their limits and their usage in SQLite."""
 
 import sqlite3
 from collections.abc import Sequence
 from datetime import date
-from functools import partial
 from typing import Any
 
 from core.backends.embedded.database import Database, Schema
+from core.backends.embedded.store import SqliteStore
 from core.backends.embedded.timestamps import (
     from_micros,
     micros_or_null,
     moment_or_none,
     to_micros,
 )
-from core.backends.transition_store import KeyTransitions, Transition
 from core.clock import Clock, utc_now
 from core.domain.api_keys import ApiKey
 from core.domain.principals import Scope
@@ -69,7 +68,7 @@ _COLUMNS = (
     "id, tenant, name, scopes, digest, created_at, expires_at, revoked_at, last_used_at,"
     " rotated_at, previous_digest, previous_expires_at, rate, daily_quota"
 )
-# ruff's S608 warns of values pasted into SQL; these are constants pasted into constants.
+# ruff's S608 warns of values in SQL text; these are constants.
 _SELECT = f"SELECT {_COLUMNS} FROM api_keys"  # noqa: S608
 _INSERT = (
     f"INSERT INTO api_keys ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
@@ -88,21 +87,14 @@ _ADD = """
 """
 
 
-class SqliteKeyStore(KeyTransitions):
-    """`core.ports.KeyStore`. `create` is fsynced, and so is what `KeyTransitions` calls durable."""
-
-    def __init__(self, database: Database, clock: Clock = utc_now) -> None:
-        self._database = database
-        self._clock = clock
+class SqliteKeyStore(SqliteStore[str, ApiKey]):
+    """`core.ports.KeyStore`. `create` is fsynced."""
 
     async def create(self, key: ApiKey) -> bool:
         def insert(connection: sqlite3.Connection) -> bool:
             return connection.execute(_INSERT, _row_of(key)).rowcount == 1
 
         return await self._database.write(insert, durable=True)
-
-    async def get(self, key_id: str) -> ApiKey | None:
-        return await self._database.read(partial(_select, key_id=key_id))
 
     async def keys(self, tenant: str | None = None) -> list[ApiKey]:
         def select(connection: sqlite3.Connection) -> list[ApiKey]:
@@ -114,21 +106,16 @@ class SqliteKeyStore(KeyTransitions):
 
         return await self._database.read(select)
 
-    async def _apply(
-        self, key: str, transition: Transition[ApiKey], *, durable: bool
-    ) -> ApiKey | None:
-        def apply(connection: sqlite3.Connection) -> ApiKey | None:
-            before = _select(connection, key)
-            after = None if before is None else transition(before, self._clock())
-            if after is not None:
-                connection.execute(_REPLACE, _row_of(after))
-            return after
+    def _select(self, connection: sqlite3.Connection, key: str) -> ApiKey | None:
+        row = connection.execute(f"{_SELECT} WHERE id = ?", (key,)).fetchone()
+        return None if row is None else _key_of(row)
 
-        return await self._database.write(apply, durable=durable)
+    def _update(self, connection: sqlite3.Connection, state: ApiKey) -> None:
+        connection.execute(_REPLACE, _row_of(state))
 
 
 class SqliteAllowanceStore:
-    """`core.ports.AllowanceStore`. A power loss may give a share back, newest first."""
+    """`core.ports.AllowanceStore`. A power loss may undo the newest shares."""
 
     def __init__(self, database: Database, clock: Clock = utc_now) -> None:
         self._database = database
@@ -192,11 +179,6 @@ class SqliteUsageStore:
             ).rowcount
 
         return await self._database.write(purge, durable=False)
-
-
-def _select(connection: sqlite3.Connection, key_id: str) -> ApiKey | None:
-    row = connection.execute(f"{_SELECT} WHERE id = ?", (key_id,)).fetchone()
-    return None if row is None else _key_of(row)
 
 
 def _row_of(key: ApiKey) -> tuple[object, ...]:

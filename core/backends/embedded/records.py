@@ -65,7 +65,7 @@ _COLUMNS = (
     "tenant, image_hash, model, status, annotations, error, attempts, token, lease_expires_at,"
     " created_at, updated_at, submitted_at, priority, job, categories, confident"
 )
-# ruff's S608 warns of values pasted into SQL; these are constants pasted into constants.
+# ruff's S608 warns of values in SQL text; these are constants.
 _SELECT = f"SELECT {_COLUMNS} FROM records WHERE {_KEY}"  # noqa: S608
 # An array in one parameter: a statement for any number of keys, which SQLite prepares once.
 _SELECT_MANY = (

@@ -1,16 +1,12 @@
-"""Webhooks in SQLite, in a file of their own that only its owner may read: it holds their secrets.
-
-`core.domain.webhooks` decides; this applies it.
-"""
+"""Webhooks in SQLite, in a separate file that only its owner may read: it holds their secrets."""
 
 import sqlite3
 from typing import Any
 
-from core.backends.embedded.database import Database, Schema
+from core.backends.embedded.database import Schema
+from core.backends.embedded.store import SqliteStore
 from core.backends.embedded.timestamps import from_micros, micros_or_null, moment_or_none, to_micros
-from core.backends.transition_store import Transition, WebhookTransitions
-from core.clock import Clock, utc_now
-from core.domain.webhooks import Delivery, Event, Webhook
+from core.domain.webhooks import Delivery, Event, Webhook, WebhookKey
 
 SCHEMA = Schema(
     version=2,
@@ -53,19 +49,15 @@ _COLUMNS = (
     " previous_secret, previous_expires_at, disabled_at, disabled_reason,"
     " delivered_at, delivered_event, delivered_status, delivered_error"
 )
-# ruff's S608 warns of values pasted into SQL; these are constants pasted into constants.
+# ruff's S608 warns of values in SQL text; these are constants.
 _SELECT = f"SELECT {_COLUMNS} FROM webhooks WHERE tenant = ?"  # noqa: S608
 _VALUES = "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT = f"INSERT INTO webhooks ({_COLUMNS}) {_VALUES} ON CONFLICT DO NOTHING"
 _REPLACE = f"REPLACE INTO webhooks ({_COLUMNS}) {_VALUES}"
 
 
-class SqliteWebhookStore(WebhookTransitions):
-    """`core.ports.WebhookStore`. Every change is fsynced."""
-
-    def __init__(self, database: Database, clock: Clock = utc_now) -> None:
-        self._database = database
-        self._clock = clock
+class SqliteWebhookStore(SqliteStore[WebhookKey, Webhook]):
+    """`core.ports.WebhookStore`. `create` and `delete` are fsynced."""
 
     async def create(self, webhook: Webhook, most: int) -> bool:
         def insert(connection: sqlite3.Connection) -> bool:
@@ -76,9 +68,6 @@ class SqliteWebhookStore(WebhookTransitions):
 
         return await self._database.write(insert, durable=True)
 
-    async def get(self, tenant: str, id_: str) -> Webhook | None:
-        return await self._database.read(lambda connection: _select(connection, tenant, id_))
-
     async def list(self, tenant: str) -> list[Webhook]:
         def select(connection: sqlite3.Connection) -> list[Webhook]:
             rows = connection.execute(f"{_SELECT} ORDER BY created_at, id", (tenant,)).fetchall()
@@ -86,31 +75,19 @@ class SqliteWebhookStore(WebhookTransitions):
 
         return await self._database.read(select)
 
-    async def delete(self, tenant: str, id_: str) -> bool:
+    async def delete(self, key: WebhookKey) -> bool:
         def delete(connection: sqlite3.Connection) -> bool:
-            done = connection.execute(
-                "DELETE FROM webhooks WHERE tenant = ? AND id = ?", (tenant, id_)
-            )
+            done = connection.execute("DELETE FROM webhooks WHERE tenant = ? AND id = ?", key)
             return done.rowcount == 1
 
         return await self._database.write(delete, durable=True)
 
-    async def _apply(
-        self, key: tuple[str, str], transition: Transition[Webhook], *, durable: bool
-    ) -> Webhook | None:
-        def apply(connection: sqlite3.Connection) -> Webhook | None:
-            before = _select(connection, *key)
-            after = None if before is None else transition(before, self._clock())
-            if after is not None:
-                connection.execute(_REPLACE, _row_of(after))
-            return after
+    def _select(self, connection: sqlite3.Connection, key: WebhookKey) -> Webhook | None:
+        row = connection.execute(f"{_SELECT} AND id = ?", key).fetchone()
+        return None if row is None else _webhook_of(row)
 
-        return await self._database.write(apply, durable=durable)
-
-
-def _select(connection: sqlite3.Connection, tenant: str, id_: str) -> Webhook | None:
-    row = connection.execute(f"{_SELECT} AND id = ?", (tenant, id_)).fetchone()
-    return None if row is None else _webhook_of(row)
+    def _update(self, connection: sqlite3.Connection, state: Webhook) -> None:
+        connection.execute(_REPLACE, _row_of(state))
 
 
 def _row_of(webhook: Webhook) -> tuple[object, ...]:

@@ -1,8 +1,8 @@
 """Dead letters in Datastore: entities `DeadLetter/{id}` in the tenant's namespace.
 
-A position (see `core.domain.dead_letters`) is unique and sorts the newest first, so one indexed
-property answers a whole listing. There are four, with and without the code in front, of all letters
-and of those not resolved yet: no composite index is needed, which somebody would have to set up.
+One indexed property, a sort key, answers a whole list. There are four: with and without the code in
+front, of all letters and of unresolved ones. So no list needs a composite index, which an operator
+would have to create.
 """
 
 import json
@@ -15,7 +15,6 @@ from google.cloud.datastore_v1.types import CompositeFilter, Filter, PropertyFil
 from core.backends.google.datastore import (
     KEY_ONLY,
     MOST_MUTATIONS,
-    Datastore,
     RawMutation,
     RawQuery,
     property_filter,
@@ -29,28 +28,20 @@ from core.backends.google.entities import (
     set_text,
     set_time,
 )
-from core.clock import Clock, utc_now
-from core.domain.dead_letters import DeadLetter, LetterFilter
-from core.domain.sort_keys import older_than
+from core.backends.google.store import DatastoreStore
+from core.domain.dead_letters import DeadLetter, LetterFilter, LetterKey
+from core.domain.sort_keys import bound
 
 KIND = "DeadLetter"
 _ALL, _ALL_BY_CODE, _OPEN, _OPEN_BY_CODE = "all", "all_by_code", "open", "open_by_code"
 
 
-class DatastoreDeadLetterStore:
+class DatastoreDeadLetterStore(DatastoreStore[LetterKey, DeadLetter]):
     """`core.ports.DeadLetterStore`."""
 
-    def __init__(self, datastore: Datastore, clock: Clock = utc_now) -> None:
-        self._datastore = datastore
-        self._clock = clock
-
     async def add(self, letter: DeadLetter) -> bool:
-        entity = _entity_of(letter, self._key(letter.tenant, letter.id))
+        entity = _entity_of(letter, self._raw_key(letter.key))
         return await self._datastore.insert(entity, letter.tenant)
-
-    async def get(self, tenant: str, id_: str) -> DeadLetter | None:
-        entity = await self._datastore.find(self._key(tenant, id_))
-        return None if entity is None else _letter_of(entity, tenant)
 
     async def list(self, wanted: LetterFilter, limit: int, after: str = "") -> Sequence[DeadLetter]:
         low, high = wanted.bounds(after)
@@ -61,36 +52,22 @@ class DatastoreDeadLetterStore:
         query = _between(name, low, high)
         query.limit.value = limit
         entities = await self._datastore.query(wanted.tenant, query)
-        return [_letter_of(entity, wanted.tenant) for entity in entities]
+        return [self._state_of(entity) for entity in entities]
 
-    async def resolve(self, tenant: str, id_: str) -> bool:
-        key = self._key(tenant, id_)
-
-        async def resolve(transaction: bytes) -> tuple[bool, Sequence[Any]]:
-            entity = await self._datastore.find_in(key, transaction)
-            if entity is None or "resolved_at" in entity.properties:
-                return False, []
-            set_time(entity.properties["resolved_at"], self._clock())
-            for name in (_OPEN, _OPEN_BY_CODE):
-                entity.properties.pop(name, None)
-            return True, [RawMutation(update=entity)]
-
-        return await self._datastore.transact(resolve)
-
-    async def delete(self, tenant: str, id_: str) -> bool:
-        key = self._key(tenant, id_)
+    async def delete(self, key: LetterKey) -> bool:
+        raw_key = self._raw_key(key)
 
         async def delete(transaction: bytes) -> tuple[bool, Sequence[Any]]:
-            if await self._datastore.find_in(key, transaction) is None:
+            if await self._datastore.find_in(raw_key, transaction) is None:
                 return False, []
-            return True, [RawMutation(delete=key)]
+            return True, [RawMutation(delete=raw_key)]
 
         return await self._datastore.transact(delete)
 
     async def purge(self, before: datetime, limit: int) -> int:
         purged = 0
         for tenant in await self._datastore.tenants():
-            query = _between(_ALL, older_than(before), "~")
+            query = _between(_ALL, bound(before), "~")
             query.projection.add(**KEY_ONLY)
             while purged < limit:
                 query.limit.value = min(limit - purged, MOST_MUTATIONS)
@@ -104,13 +81,18 @@ class DatastoreDeadLetterStore:
     async def ping(self) -> None:
         await self._datastore.ping()
 
-    def _key(self, tenant: str, id_: str) -> Any:
-        keys = self._datastore.keys
-        return keys.path(keys.namespace(tenant), (KIND, id_))
+    def _raw_key(self, key: LetterKey) -> Any:
+        return self._keys.path(self._keys.namespace(key.tenant), (KIND, key.id))
+
+    def _state_of(self, entity: Any) -> DeadLetter:
+        return _letter_of(entity, self._keys.tenant_of(entity.key))
+
+    def _changed(self, entity: Any, state: DeadLetter) -> Any:
+        return _entity_of(state, entity.key)
 
 
 def _between(name: str, low: str, high: str) -> Any:
-    """Those whose text `name` lies between `low` and `high`, both excluded, in its order."""
+    """The letters whose property `name` lies between `low` and `high`, both excluded, in order."""
     query = RawQuery(kind=[{"name": KIND}])
     operator = PropertyFilter.Operator
     bounds = CompositeFilter.pb()(
@@ -125,8 +107,8 @@ def _between(name: str, low: str, high: str) -> Any:
     return query
 
 
-def _by_code(code: str, position: str) -> str:
-    return f"{code}:{position}"
+def _by_code(code: str, sort_key: str) -> str:
+    return f"{code}:{sort_key}"
 
 
 def _entity_of(letter: DeadLetter, key: Any) -> Any:
@@ -140,11 +122,11 @@ def _entity_of(letter: DeadLetter, key: Any) -> Any:
     set_text(fields["detail"], letter.detail)
     set_time(fields["published_at"], letter.published_at)
     set_time(fields["died_at"], letter.died_at)
-    fields[_ALL].string_value = letter.position
-    fields[_ALL_BY_CODE].string_value = _by_code(letter.code, letter.position)
+    fields[_ALL].string_value = letter.sort_key
+    fields[_ALL_BY_CODE].string_value = _by_code(letter.code, letter.sort_key)
     if letter.resolved_at is None:
-        fields[_OPEN].string_value = letter.position
-        fields[_OPEN_BY_CODE].string_value = _by_code(letter.code, letter.position)
+        fields[_OPEN].string_value = letter.sort_key
+        fields[_OPEN_BY_CODE].string_value = _by_code(letter.code, letter.sort_key)
     else:
         set_time(fields["resolved_at"], letter.resolved_at)
     return entity

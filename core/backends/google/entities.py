@@ -64,9 +64,12 @@ class Keys:
             self.namespace(key.tenant), (IMAGE_KIND, key.image_hash), (RECORD_KIND, key.model)
         )
 
+    def tenant_of(self, raw: Any) -> str:
+        namespace: str = raw.partition_id.namespace_id
+        return namespace.removeprefix(self.prefix)
+
     def key_of(self, raw: Any) -> RecordKey:
-        tenant = raw.partition_id.namespace_id.removeprefix(self.prefix)
-        return RecordKey(tenant, raw.path[0].name, raw.path[1].name)
+        return RecordKey(self.tenant_of(raw), raw.path[0].name, raw.path[1].name)
 
 
 def entity_of(record: Record, key: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Turns at one entity, for transactions of one process that would only abort each other."""
+"""Locks for entities: transactions of one process on one entity would only abort each other."""
 
 import asyncio
 from collections.abc import AsyncIterator, Hashable
@@ -6,25 +6,25 @@ from contextlib import asynccontextmanager
 from weakref import WeakValueDictionary
 
 
-class Turns:
-    """Different keys do not wait for each other. A lock lives as long as somebody needs it."""
+class EntityLocks:
+    """One lock per key, which lives as long as a caller holds it or waits for it."""
 
     def __init__(self) -> None:
         self._locks: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
 
     def __len__(self) -> int:
-        """How many keys somebody has, or waits for."""
+        """The number of keys whose lock is held or waited for."""
         return len(self._locks)
 
-    def taken(self, key: Hashable) -> bool:
+    def locked(self, key: Hashable) -> bool:
         lock = self._locks.get(key)
         return lock is not None and lock.locked()
 
     @asynccontextmanager
-    async def turn(self, key: Hashable, patience: float) -> AsyncIterator[None]:
-        """One at a time for `key`. Raises TimeoutError after `patience` seconds of waiting."""
+    async def lock(self, key: Hashable, wait_seconds: float) -> AsyncIterator[None]:
+        """Hold the lock of `key`. Raises TimeoutError after `wait_seconds`."""
         lock = self._locks.setdefault(key, asyncio.Lock())
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(wait_seconds):
             await lock.acquire()
         try:
             yield

@@ -32,15 +32,16 @@ from core.backends.google.datastore import (
     property_filter,
 )
 from core.backends.google.entities import RawEntity, RawValue, set_text, time_value
-from core.backends.google.entity_locks import Turns
+from core.backends.google.entity_locks import EntityLocks
 from core.backends.google.errors import translated
+from core.backends.google.store import DatastoreStore
 from core.clock import Clock, utc_now
 from core.domain import jobs
 from core.domain.job_codec import item_of_text, job_of_text, text_of_item, text_of_job
 from core.domain.jobs import Counts, ItemState, Job, JobFilter, JobItem, JobKey
 from core.domain.policy import JobPolicy
 from core.domain.records import RecordError
-from core.ports import JobStep
+from core.domain.transitions import Transition
 
 JOB_KIND, ITEM_KIND = "Job", "Item"
 LAST_POSITION = 999_999
@@ -52,7 +53,7 @@ _DOCUMENT, _STATE, _WAKE_AT = "document", "state", "wake_at"
 _Operator = PropertyFilter.Operator
 
 
-class DatastoreJobStore:
+class DatastoreJobStore(DatastoreStore[JobKey, Job]):
     """`core.ports.JobStore`.
 
     An `interval` below `SLOWEST_REFRESH` is taken for that, but for none at all.
@@ -61,11 +62,9 @@ class DatastoreJobStore:
     def __init__(
         self, datastore: Datastore, clock: Clock = utc_now, policy: JobPolicy = jobs.POLICY
     ) -> None:
-        self._datastore = datastore
-        self._keys = datastore.keys
-        self._clock = clock
+        super().__init__(datastore, clock)
         self._policy = policy
-        self._turns = Turns()
+        self._locks = EntityLocks()
 
     async def create(self, job: Job) -> bool:
         return await self._datastore.insert(self._entity_of(job), job.key.tenant)
@@ -74,11 +73,8 @@ class DatastoreJobStore:
         entities = [_entity_of_item(self._item_key(key, item.position), item) for item in items]
         await self._datastore.insert_missing(entities)
 
-    async def get(self, key: JobKey) -> Job | None:
-        return _job_of(await self._datastore.find(self._key(key)))
-
     async def get_many(self, keys: Sequence[JobKey]) -> Mapping[JobKey, Job]:
-        wanted = [self._key(key) for key in dict.fromkeys(keys)]
+        wanted = [self._raw_key(key) for key in dict.fromkeys(keys)]
         found = [job_of_text(_text(each)) for each in await self._datastore.find_many(wanted)]
         return {job.key: job for job in found}
 
@@ -94,7 +90,7 @@ class DatastoreJobStore:
             found += [job for job in page if wanted.type in ("", job.type)]
             if len(page) < limit:
                 break
-            after = page[-1].position
+            after = page[-1].sort_key
         return found[:limit]
 
     async def items(
@@ -104,9 +100,9 @@ class DatastoreJobStore:
         entities = await self._datastore.query(key.tenant, query)
         return [item_of_text(_text(entity)) for entity in entities]
 
-    async def change(self, key: JobKey, step: JobStep) -> Job | None:
-        async with self._turn(key):
-            return await self._apply(key, step)
+    async def change(self, key: JobKey, transition: Transition[Job]) -> Job | None:
+        async with self._lock(key):
+            return await super().change(key, transition)
 
     async def settle(
         self, key: JobKey, position: int, error: RecordError | None, interval: timedelta
@@ -144,25 +140,19 @@ class DatastoreJobStore:
         job, any_open = await asyncio.gather(self.get(key), self._any_open(key))
         if job is None:
             return None
-        pause = max(interval, SLOWEST_REFRESH) if interval else interval
-        # What a cancelled job had in hand counts at once: nothing comes that would count it later.
-        if job.status.terminal:
-            pause = timedelta(0)
-        counting = bool(pause) and self._turns.taken(key)
-        if any_open and (counting or self._clock() < job.counted_at + pause):
+        interval = max(interval, SLOWEST_REFRESH) if interval else interval
+        if not jobs.count_is_due(job, self._clock(), interval, any_open=any_open):
             return None
-        async with self._turn(key):
+        if interval and any_open and not job.status.terminal and self._locks.locked(key):
+            return None  # this process is counting them
+        async with self._lock(key):
             counts, before = await asyncio.gather(self._count(key, job.counts.total), self.get(key))
 
-            def step(job: Job, now: datetime) -> Job | None:
-                if counts.open and now < job.counted_at + pause:  # another was faster
-                    return None
-                return jobs.counted(job, counts, now, self._policy)
-
-            # Most of those that waited for their turn find nothing left to do.
-            if before is None or step(before, self._clock()) is None:
+            update = jobs.update_counts(counts, interval, self._policy)
+            # Most callers that waited for the lock find nothing left to do.
+            if before is None or update(before, self._clock()) is None:
                 return None
-            return await self._apply(key, step)
+            return await super().change(key, update)
 
     async def due(self, now: datetime, limit: int) -> Sequence[Job]:
         """As the port says; one query for each tenant, since queries stay inside a namespace."""
@@ -185,9 +175,9 @@ class DatastoreJobStore:
             await self._datastore.delete([entity.key for entity in found])
 
         async def delete(transaction: bytes) -> tuple[bool, Sequence[Any]]:
-            if await self._datastore.find_in(self._key(key), transaction) is None:
+            if await self._datastore.find_in(self._raw_key(key), transaction) is None:
                 return False, []
-            return True, [RawMutation(delete=self._key(key))]
+            return True, [RawMutation(delete=self._raw_key(key))]
 
         return await self._datastore.transact(delete)
 
@@ -195,22 +185,11 @@ class DatastoreJobStore:
         await self._datastore.ping()
 
     @asynccontextmanager
-    async def _turn(self, key: JobKey) -> AsyncIterator[None]:
-        """Changes of one job in this process go one after another. Raises Unavailable."""
+    async def _lock(self, key: JobKey) -> AsyncIterator[None]:
+        """Serializes the changes of one job in this process. Raises Unavailable."""
         with translated(self._datastore.part):
-            async with self._turns.turn(key, TRANSACTION):
+            async with self._locks.lock(key, TRANSACTION):
                 yield
-
-    async def _apply(self, key: JobKey, step: JobStep) -> Job | None:
-        async def transition(transaction: bytes) -> tuple[Job | None, Sequence[Any]]:
-            before = _job_of(await self._datastore.find_in(self._key(key), transaction))
-            after = None if before is None else step(before, self._clock())
-            if after is None:
-                return None, []
-            # Not an upsert: what was deleted meanwhile stays deleted.
-            return after, [RawMutation(update=self._entity_of(after))]
-
-        return await self._datastore.transact(transition)
 
     async def _settle(
         self,
@@ -292,8 +271,14 @@ class DatastoreJobStore:
         query.order.add(property={"name": "__key__"}, direction=PropertyOrder.Direction.ASCENDING)
         return query
 
-    def _key(self, key: JobKey) -> Any:
+    def _raw_key(self, key: JobKey) -> Any:
         return self._keys.path(self._keys.namespace(key.tenant), (JOB_KIND, key.id))
+
+    def _state_of(self, entity: Any) -> Job:
+        return job_of_text(_text(entity))
+
+    def _changed(self, entity: Any, state: Job) -> Any:
+        return self._entity_of(state)
 
     def _item_key(self, key: JobKey, position: int) -> Any:
         """Zeros in front, so that keys sort as positions do."""
@@ -301,12 +286,12 @@ class DatastoreJobStore:
         return self._keys.path(self._keys.namespace(key.tenant), (ITEM_KIND, name))
 
     def _entity_of(self, job: Job) -> Any:
-        entity = RawEntity(key=self._key(job.key))
+        entity = RawEntity(key=self._raw_key(job.key))
         set_text(entity.properties[_DOCUMENT], text_of_job(job))
         entity.properties[_WAKE_AT].CopyFrom(time_value(job.wake_at))
         if job.sealed:
             for name, prefix in _listings(job.owner, job.status):
-                entity.properties[name].string_value = f"{prefix}{job.position}"
+                entity.properties[name].string_value = f"{prefix}{job.sort_key}"
         return entity
 
 
@@ -355,10 +340,6 @@ def _settled(entity: Any, error: RecordError | None) -> Any | None:
         return None
     state = ItemState.SUCCEEDED if error is None else ItemState.FAILED
     return _entity_of_item(entity.key, replace(item, state=state, error=error))
-
-
-def _job_of(entity: Any | None) -> Job | None:
-    return None if entity is None else job_of_text(_text(entity))
 
 
 def _text(entity: Any) -> str:

@@ -1,4 +1,4 @@
-"""API keys, their limits and their usage in Datastore. `core` decides; these apply it.
+"""API keys, their limits and their usage in Datastore.
 
 Keys and allowances are in a namespace of their own, since a key is looked up before its tenant is
 known: `ApiKey/{id}` and `Allowance/{id}:{limit}`. Usage is in the tenant's namespace, as
@@ -32,7 +32,7 @@ from core.backends.google.entities import (
     set_text,
     set_time,
 )
-from core.backends.transition_store import KeyTransitions, Transition
+from core.backends.google.store import DatastoreStore
 from core.clock import Clock, utc_now
 from core.domain.api_keys import ApiKey
 from core.domain.principals import Scope
@@ -45,12 +45,8 @@ ACCESS = "_access"
 SHARDS, WRITERS = 16, 8
 
 
-class DatastoreKeyStore(KeyTransitions):
+class DatastoreKeyStore(DatastoreStore[str, ApiKey]):
     """`core.ports.KeyStore`."""
-
-    def __init__(self, datastore: Datastore, clock: Clock = utc_now) -> None:
-        self._datastore = datastore
-        self._clock = clock
 
     async def create(self, key: ApiKey) -> bool:
         raw_key = self._raw_key(key.id)
@@ -62,10 +58,6 @@ class DatastoreKeyStore(KeyTransitions):
 
         return await self._datastore.transact(insert)
 
-    async def get(self, key_id: str) -> ApiKey | None:
-        entity = await self._datastore.find(self._raw_key(key_id))
-        return None if entity is None else _key_of(entity)
-
     async def keys(self, tenant: str | None = None) -> list[ApiKey]:
         query = RawQuery(kind=[{"name": KEY_KIND}])
         if tenant is not None:
@@ -74,23 +66,14 @@ class DatastoreKeyStore(KeyTransitions):
         found = [_key_of(entity) for entity in await self._datastore.query(ACCESS, query)]
         return sorted(found, key=lambda key: (key.created_at, key.id))
 
-    async def _apply(
-        self, key: str, transition: Transition[ApiKey], *, durable: bool
-    ) -> ApiKey | None:
-        raw_key = self._raw_key(key)
+    def _raw_key(self, key: str) -> Any:
+        return self._keys.path(self._keys.namespace(ACCESS), (KEY_KIND, key))
 
-        async def apply(transaction: bytes) -> tuple[ApiKey | None, list[Any]]:
-            entity = await self._datastore.find_in(raw_key, transaction)
-            after = None if entity is None else transition(_key_of(entity), self._clock())
-            if after is None:
-                return None, []
-            return after, [RawMutation(update=_entity_of(after, raw_key))]
+    def _state_of(self, entity: Any) -> ApiKey:
+        return _key_of(entity)
 
-        return await self._datastore.transact(apply)
-
-    def _raw_key(self, key_id: str) -> Any:
-        keys = self._datastore.keys
-        return keys.path(keys.namespace(ACCESS), (KEY_KIND, key_id))
+    def _changed(self, entity: Any, state: ApiKey) -> Any:
+        return _entity_of(state, entity.key)
 
 
 class DatastoreAllowanceStore:

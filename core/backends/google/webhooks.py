@@ -1,9 +1,8 @@
 """Webhooks in Datastore: `Webhook/{id}` and `WebhookSlot/{number}`, in the tenant's namespace.
 
-Each webhook holds one of the slots that there may be, and is inserted together with it. So there
-are never too many, and who makes one locks nothing that others read, which Firestore is slow to
-undo.
-Their secrets are as private as the database is. `core.domain.webhooks` decides; this applies it.
+A webhook is inserted together with one of the slots of its tenant, so no tenant has more webhooks
+than slots, and an insertion locks nothing that others read, which Firestore is slow to release.
+The secrets are as private as the database.
 """
 
 import json
@@ -11,7 +10,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from core.backends.google.datastore import Datastore, RawMutation, RawQuery
+from core.backends.google.datastore import RawMutation, RawQuery
 from core.backends.google.entities import (
     RawEntity,
     moment_of,
@@ -20,23 +19,18 @@ from core.backends.google.entities import (
     set_text,
     set_time,
 )
-from core.backends.transition_store import Transition, WebhookTransitions
-from core.clock import Clock, utc_now
-from core.domain.webhooks import Delivery, Event, Webhook
+from core.backends.google.store import DatastoreStore
+from core.domain.webhooks import Delivery, Event, Webhook, WebhookKey
 from core.errors import Unavailable
 
 KIND, SLOT_KIND, SLOT = "Webhook", "WebhookSlot", "slot"
-ROUNDS = 8  # of somebody else being quicker
+ROUNDS = 8  # of insertions that lose their slot to a concurrent one
 _EVERY = RawQuery(kind=[{"name": KIND}])
 _TIMES = ("rotated_at", "previous_expires_at", "disabled_at")
 
 
-class DatastoreWebhookStore(WebhookTransitions):
+class DatastoreWebhookStore(DatastoreStore[WebhookKey, Webhook]):
     """`core.ports.WebhookStore`."""
-
-    def __init__(self, datastore: Datastore, clock: Clock = utc_now) -> None:
-        self._datastore = datastore
-        self._clock = clock
 
     async def create(self, webhook: Webhook, most: int) -> bool:
         for _ in range(ROUNDS):
@@ -46,62 +40,44 @@ class DatastoreWebhookStore(WebhookTransitions):
             if not free or any(entity.key.path[-1].name == webhook.id for entity in there):
                 return False
             slot = random.choice(free)
-            entity = _entity_of(webhook, self._raw_key(webhook.tenant, webhook.id), slot)
+            entity = _entity_of(webhook, self._raw_key(webhook.key), slot)
             held = RawEntity(key=self._slot_key(webhook.tenant, slot))
             if await self._datastore.insert_together([held, entity]):
                 return True
-        raise Unavailable("The webhooks are being changed by others; try again.")
-
-    async def get(self, tenant: str, id_: str) -> Webhook | None:
-        entity = await self._datastore.find(self._raw_key(tenant, id_))
-        return None if entity is None else _webhook_of(entity, tenant)
+        raise Unavailable("Other requests are changing the webhooks. Retry later.")
 
     async def list(self, tenant: str) -> list[Webhook]:
         entities = await self._datastore.query(tenant, _EVERY)
-        found = [_webhook_of(entity, tenant) for entity in entities]
+        found = [self._state_of(entity) for entity in entities]
         return sorted(found, key=lambda webhook: (webhook.created_at, webhook.id))
 
-    async def delete(self, tenant: str, id_: str) -> bool:
-        raw_key = self._raw_key(tenant, id_)
+    async def delete(self, key: WebhookKey) -> bool:
+        raw_key = self._raw_key(key)
 
         async def delete(transaction: bytes) -> tuple[bool, Sequence[Any]]:
             entity = await self._datastore.find_in(raw_key, transaction)
             if entity is None:
                 return False, []
-            slot = self._slot_key(tenant, entity.properties[SLOT].integer_value)
+            slot = self._slot_key(key.tenant, entity.properties[SLOT].integer_value)
             return True, [RawMutation(delete=raw_key), RawMutation(delete=slot)]
 
         return await self._datastore.transact(delete)
 
-    async def _apply(
-        self, key: tuple[str, str], transition: Transition[Webhook], *, durable: bool
-    ) -> Webhook | None:
-        tenant, id_ = key
-        raw_key = self._raw_key(tenant, id_)
-
-        async def apply(transaction: bytes) -> tuple[Webhook | None, Sequence[Any]]:
-            entity = await self._datastore.find_in(raw_key, transaction)
-            if entity is None:
-                return None, []
-            after = transition(_webhook_of(entity, tenant), self._clock())
-            if after is None:
-                return None, []
-            slot = entity.properties[SLOT].integer_value
-            return after, [RawMutation(update=_entity_of(after, raw_key, slot))]
-
-        return await self._datastore.transact(apply)
-
-    def _raw_key(self, tenant: str, id_: str) -> Any:
-        keys = self._datastore.keys
-        return keys.path(keys.namespace(tenant), (KIND, id_))
+    def _raw_key(self, key: WebhookKey) -> Any:
+        return self._keys.path(self._keys.namespace(key.tenant), (KIND, key.id))
 
     def _slot_key(self, tenant: str, slot: int) -> Any:
-        keys = self._datastore.keys
-        return keys.path(keys.namespace(tenant), (SLOT_KIND, str(slot)))
+        return self._keys.path(self._keys.namespace(tenant), (SLOT_KIND, str(slot)))
+
+    def _state_of(self, entity: Any) -> Webhook:
+        return _webhook_of(entity, self._keys.tenant_of(entity.key))
+
+    def _changed(self, entity: Any, state: Webhook) -> Any:
+        return _entity_of(state, entity.key, entity.properties[SLOT].integer_value)
 
 
 def _entity_of(webhook: Webhook, raw_key: Any, slot: int) -> Any:
-    """Nothing of it is indexed."""
+    """No property is indexed."""
     entity = RawEntity(key=raw_key)
     fields = entity.properties
     for name in ("owner", "url", "description", "disabled_reason"):
