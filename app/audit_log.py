@@ -25,7 +25,7 @@ from core.concurrency import in_background
 from core.domain.jobs import Job
 from core.domain.principals import Principal
 from core.domain.records import Record, Status
-from core.observability.tracing import current, trace_id
+from core.observability.tracing import current_trace_id
 from core.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -53,7 +53,7 @@ class Entry(NamedTuple):
     cached: bool
     bytes: int
     seconds: float
-    traceparent: str
+    trace: str
     job: str = ""
 
 
@@ -122,7 +122,6 @@ class AuditLog:
 
     def _as_json(self, entry: Entry) -> str:
         """Render as `core.observability.logs` does; its processor chain costs ten times as much."""
-        trace = trace_id(entry.traceparent) if entry.traceparent else ""
         line: dict[str, object] = {
             "message": "prediction",
             "log": "audit",
@@ -131,10 +130,12 @@ class AuditLog:
             "service": "api",
             **_fields(entry),
         }
-        if trace:
-            line["trace"] = trace
+        if entry.trace:
+            line["trace"] = entry.trace
             if self._project:
-                line["logging.googleapis.com/trace"] = f"projects/{self._project}/traces/{trace}"
+                line["logging.googleapis.com/trace"] = (
+                    f"projects/{self._project}/traces/{entry.trace}"
+                )
         return json.dumps(line)
 
 
@@ -174,7 +175,7 @@ class _AfterAnswer(BackgroundTask):
         self._facts = facts
 
     async def __call__(self) -> None:
-        principal, image_hash, status, cached, size, traceparent = self._facts
+        principal, image_hash, status, cached, size, trace = self._facts
         audit = self._audit
         audit.add(
             Entry(
@@ -187,7 +188,7 @@ class _AfterAnswer(BackgroundTask):
                 cached,
                 size,
                 time.perf_counter() - self._began,
-                traceparent,
+                trace,
             )
         )
 
@@ -209,7 +210,7 @@ def audited(
     `time.perf_counter`.
     """
     if audit is not None:
-        facts = (principal, image_hash, status, cached, size, current().traceparent)
+        facts = (principal, image_hash, status, cached, size, current_trace_id())
         response.background = _AfterAnswer(audit, began, facts)
     return response
 
@@ -225,7 +226,7 @@ def audited_job(
 ) -> Response:
     """As `audited`: a line for each of the images that `job` was created for."""
     if audit is not None:
-        traceparent = current().traceparent
+        trace = current_trace_id()
 
         async def add() -> None:
             for image_hash, record in images.items():
@@ -241,7 +242,7 @@ def audited_job(
                     cached,
                     0,
                     time.perf_counter() - began,
-                    traceparent,
+                    trace,
                     job.key.id,
                 )
                 audit.add(entry)

@@ -40,7 +40,7 @@ from app.uploads.limiter import UploadLimiter, upload_limits
 from app.webhooks import routes as webhook_routes
 from app.webhooks.service import Webhooks
 from core.backends import BackendOpener, open_backend
-from core.backends.traces import open_tracer
+from core.backends.traces import open_tracer_provider
 from core.bundles.bundle import Bundle
 from core.clock import Clock, utc_now
 from core.domain.principals import Scope
@@ -49,7 +49,7 @@ from core.http.health import Check, health_routes
 from core.http.problems import install_problem_handlers
 from core.http.route_access import check_every_route
 from core.observability.request_middleware import RequestContext
-from core.observability.setup import FASTAPI_TELEMETRY, Observation
+from core.observability.setup import FASTAPI_TELEMETRY, Observability
 from core.outbound.http_client import PublicResolver
 from core.settings import Settings
 
@@ -84,20 +84,20 @@ def create_app(
     could reach the API and nobody would be asked for a key.
     """
     check_api(settings)
-    observation = Observation("api", settings, open_tracer)
-    metrics = ApiMetrics(observation.metrics.registry)
-    dropped = dropped_counter(observation.metrics.registry)
+    observability = Observability("api", settings, open_tracer_provider)
+    metrics = ApiMetrics(observability.metrics.registry)
+    dropped = dropped_counter(observability.metrics.registry)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         model = bundle if bundle is not None else await asyncio.to_thread(read_model, settings)
         async with (
-            observation.running() as observed,
+            observability.running() as traces_ready,
             _open_services(
                 settings, clock, opener, model, metrics=metrics, dropped=dropped
             ) as services,
         ):
-            await observed
+            await traces_ready
             app.state.services = services
             log.info("ready", model=model.identity, backend=settings.backend)
             yield
@@ -138,7 +138,7 @@ def create_app(
         *((docs_routes(app.title),) if settings.docs else ()),
     ):
         app.router.routes.extend(router.routes)
-    observation.expose(app, refresh, requires(Scope.ADMIN))
+    observability.add_metrics_route(app, refresh, requires(Scope.ADMIN))
     check_every_route(app.router.routes)
     install_documentation(app, keys_required=settings.keys_required)
     install_problem_handlers(app)
@@ -154,7 +154,9 @@ def create_app(
         )
     if settings.allowed_hosts:
         app.add_middleware(AllowedHosts, hosts=settings.allowed_hosts)
-    app.add_middleware(RequestContext, headers=security_headers(settings), observation=observation)
+    app.add_middleware(
+        RequestContext, headers=security_headers(settings), observability=observability
+    )
     return app
 
 

@@ -10,7 +10,6 @@ from core.backends import Backend
 from core.clock import Clock, utc_now
 from core.domain.policy import JobPolicy
 from core.domain.records import RecordKey
-from core.observability.tracing import Tracer
 from core.ports import UsageStore
 from core.settings import Settings
 from worker.claims import Claims
@@ -44,7 +43,6 @@ class WorkerContext:
     notifier: Notifier
     slots: PrioritySemaphore
     metrics: WorkerMetrics
-    tracer: Tracer
     clock: Clock = utc_now
     claims: Claims = field(default_factory=Claims)
     losses: LRUCache[RecordKey, int] = field(default_factory=_losses)

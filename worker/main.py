@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from core.backends import BackendOpener, open_backend, open_usage
 from core.backends.bundles import open_bundles
-from core.backends.traces import open_tracer
+from core.backends.traces import open_tracer_provider
 from core.clock import Clock, utc_now
 from core.domain.policy import (
     CLASSIFY_PATH,
@@ -21,7 +21,7 @@ from core.domain.policy import (
 from core.http.health import Check, health_routes
 from core.http.problems import install_problem_handlers
 from core.observability.request_middleware import UNTRACED, RequestContext
-from core.observability.setup import FASTAPI_TELEMETRY, Observation
+from core.observability.setup import FASTAPI_TELEMETRY, Observability
 from core.settings import Settings
 from worker.claims import Claims
 from worker.context import WorkerContext
@@ -50,8 +50,8 @@ def create_app(
     `spawn` starts the classifier processes. `app.state.context` is the `WorkerContext` during the
     lifespan.
     """
-    observation = Observation("worker", settings, open_tracer)
-    metrics = WorkerMetrics(observation.metrics.registry)
+    observability = Observability("worker", settings, open_tracer_provider)
+    metrics = WorkerMetrics(observability.metrics.registry)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -61,13 +61,13 @@ def create_app(
         loading = asyncio.create_task(_load(pool, models))
         try:
             async with (
-                observation.running() as observed,
+                observability.running() as traces_ready,
                 opener(settings, clock) as backend,
                 open_usage(settings, clock) as usage,
                 open_notifier(settings, backend, metrics, clock) as notifier,
             ):
                 await _wait_for_model(loading)
-                await observed
+                await traces_ready
                 context = app.state.context = WorkerContext(
                     settings,
                     push_authenticator(settings),
@@ -77,7 +77,6 @@ def create_app(
                     notifier,
                     PrioritySemaphore(pool.prefetch),
                     metrics,
-                    observation.tracer,
                     clock,
                 )
                 try:
@@ -111,7 +110,7 @@ def create_app(
     pushed = (CLASSIFY_PATH, JOBS_PATH, NOTIFICATIONS_PATH, DEAD_LETTER_PATH)
     app.add_middleware(
         RequestContext,
-        observation=observation,
+        observability=observability,
         untraced=(*UNTRACED, *pushed, SCHEDULE_PATH),
         quiet=(SCHEDULE_PATH,),
     )
@@ -119,7 +118,7 @@ def create_app(
     # One by one: FastAPI would match an included router twice for each request.
     app.router.routes.extend([*hot_router.routes, *router.routes])
     app.include_router(health_routes(checks))
-    observation.expose(app)
+    observability.add_metrics_route(app)
     return app
 
 

@@ -18,7 +18,7 @@ from app.streams.events import Event, EventSequence, event_id
 from app.streams.poller import Signal, Subscription
 from app.streams.registry import StreamRegistry, StreamSource
 from app.streams.send_timeout import SendTimedOut, SendTimeout
-from core.observability.request_middleware import answered
+from core.observability.request_middleware import stream_started
 
 log = structlog.get_logger(__name__)
 
@@ -117,7 +117,7 @@ class EventStream(Response):
     async def _send_all(self, scope: Scope, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)
-        answered(scope)
+        stream_started(scope)
         retry = b"retry: %d\n\n" % random.randint(MIN_RETRY, MAX_RETRY)
         await self._send(send, retry, more=True)
         while (event := await self._events.next()) is not Signal.CLOSED:

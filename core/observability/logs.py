@@ -1,7 +1,7 @@
-"""Structured logs: JSON in Cloud Logging's field names, or readable lines.
+"""Structured logs: JSON with Cloud Logging's field names, or readable lines.
 
-Whatever is bound to the context (`bind_image`) is on every line until the request ends, so each
-line about one image carries its hash; and each line carries the trace it belongs to. Fields:
+Values that `bind_image` and `bind_message` add are on every line until the request ends. So each
+line about an image has its hash. Each line also names its trace. Fields:
 https://cloud.google.com/logging/docs/structured-logging
 """
 
@@ -12,19 +12,20 @@ from contextlib import contextmanager, suppress
 from typing import TextIO, cast
 
 import structlog
+from opentelemetry import trace
 from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from core.domain.messages import ClassifyImage, Message
 from core.domain.records import RecordKey
-from core.observability.tracing import current, is_sampled, span_id, trace_id
+from core.observability.tracing import current_trace_id
 
 
 class _BestEffort:
-    """A text file on which no failure to write is anybody's: that line is lost, and nothing else.
+    """A text file that ignores failures to write. Only the log line is lost.
 
-    A full disk or a closed pipe behind standard output must not fail what was logged about. The
-    standard library's handlers think so too.
+    A full disk or a closed pipe must not fail the operation that logs. The handlers of the standard
+    library do the same.
     """
 
     def __init__(self, file: TextIO) -> None:
@@ -43,10 +44,10 @@ class _BestEffort:
 def configure_logging(
     service: str, log_format: str, level: str, project: str = "", file: TextIO | None = None
 ) -> None:
-    """Send structlog's lines, and the standard library's, to standard output in one format.
+    """Write the log lines of structlog and the standard library to standard output, in one format.
 
-    Or to `file`: a command's standard output is its answer. With a Google Cloud `project`, lines in
-    JSON name their trace the way Cloud Logging links it.
+    Commands pass another `file`, because their standard output is their result. With a Google Cloud
+    `project`, JSON lines name their trace in the form that Cloud Logging links.
     """
     file = file or sys.stdout
     number = logging.getLevelNamesMapping()[level.upper()]
@@ -54,17 +55,17 @@ def configure_logging(
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        with_trace,
+        add_trace,
     ]
     final: list[Processor]
     if log_format == "json":
-        shared.append(_with_service(service))
+        shared.append(_add_service(service))
         if project:
-            shared.append(_with_cloud_trace(project))
+            shared.append(_add_cloud_trace(project))
         final = [
-            # Without local variables: they hold images and signed links.
+            # Without local variables, which may contain images and signed links.
             structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
-            _cloud_logging_names,
+            _rename_for_cloud_logging,
             structlog.processors.JSONRenderer(),
         ]
     else:
@@ -87,72 +88,71 @@ def configure_logging(
         )
     )
     logging.basicConfig(level=max(number, logging.INFO), handlers=[handler], force=True)
-    # Every request has our own line; libraries' chatter about connections has no reader.
+    # Each request has a line of `RequestContext`, so those of the libraries add nothing.
     for name in ("uvicorn.access", "httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 @contextmanager
 def image_context(key: RecordKey) -> Iterator[None]:
-    """Every line logged inside carries the image's hash and tenant."""
-    with structlog.contextvars.bound_contextvars(**_names(key)):
+    """Add the image's hash and tenant to every line that is logged in this context."""
+    with structlog.contextvars.bound_contextvars(**_fields(key)):
         yield
 
 
 def bind_image(key: RecordKey) -> None:
-    """As `image_context`, until the request ends: its own closing line carries the image too.
+    """As `image_context`, until the request ends. The line about the request has the image too.
 
-    `RequestContext` clears it when the next request begins.
+    `RequestContext` clears it at the start of the next request.
     """
-    structlog.contextvars.bind_contextvars(**_names(key))
+    structlog.contextvars.bind_contextvars(**_fields(key))
 
 
 @contextmanager
 def message_context(message: Message) -> Iterator[None]:
-    """As `image_context`, of what a message is about: an image, a job, or a job's item."""
-    with structlog.contextvars.bound_contextvars(**_names_of(message)):
+    """As `image_context`, for the subject of a message: an image, a job, or an item of a job."""
+    with structlog.contextvars.bound_contextvars(**_fields_of(message)):
         yield
 
 
 def bind_message(message: Message) -> None:
-    """As `bind_image`, of what a message is about."""
-    structlog.contextvars.bind_contextvars(**_names_of(message))
+    """As `bind_image`, for the subject of a message."""
+    structlog.contextvars.bind_contextvars(**_fields_of(message))
 
 
-def _names(key: RecordKey) -> dict[str, str]:
+def _fields(key: RecordKey) -> dict[str, str]:
     return {"image_hash": key.image_hash, "tenant": key.tenant}
 
 
-def _names_of(message: Message) -> Mapping[str, str | int]:
+def _fields_of(message: Message) -> Mapping[str, str | int]:
     if not isinstance(message, ClassifyImage):
         return {"job": message.job, "tenant": message.tenant}
     if not message.job:
-        return _names(message.key)
-    return {**_names(message.key), "job": message.job, "position": message.position}
+        return _fields(message.key)
+    return {**_fields(message.key), "job": message.job, "position": message.position}
 
 
-def with_trace(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """structlog's processor that names the trace of the line."""
-    traceparent = current().traceparent
-    if traceparent:
-        event["trace"] = trace_id(traceparent)
+def add_trace(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """Processor for structlog that adds the current trace to a log line."""
+    if trace_id := current_trace_id():
+        event["trace"] = trace_id
     return event
 
 
-def _with_cloud_trace(project: str) -> Processor:
+def _add_cloud_trace(project: str) -> Processor:
     def add(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-        traceparent = current().traceparent
-        if traceparent:
-            trace = f"projects/{project}/traces/{trace_id(traceparent)}"
-            event["logging.googleapis.com/trace"] = trace
-            event["logging.googleapis.com/spanId"] = span_id(traceparent)
-            event["logging.googleapis.com/trace_sampled"] = is_sampled(traceparent)
+        context = trace.get_current_span().get_span_context()
+        if context.is_valid:
+            trace_id = trace.format_trace_id(context.trace_id)
+            event["logging.googleapis.com/trace"] = f"projects/{project}/traces/{trace_id}"
+            event["logging.googleapis.com/spanId"] = trace.format_span_id(context.span_id)
+            event["logging.googleapis.com/trace_sampled"] = context.trace_flags.sampled
         return event
 
     return add
 
 
-def _with_service(service: str) -> Processor:
+def _add_service(service: str) -> Processor:
     def add(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
         event["service"] = service
         return event
@@ -160,9 +160,9 @@ def _with_service(service: str) -> Processor:
     return add
 
 
-def _cloud_logging_names(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+def _rename_for_cloud_logging(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     event["message"] = event.pop("event", "")
     event["severity"] = str(event.pop("level", "info")).upper()
-    # As text it is `time`; Cloud Logging expects an object under `timestamp`.
+    # Cloud Logging expects text in `time`, and an object in `timestamp`.
     event["time"] = event.pop("timestamp")
     return event

@@ -1,7 +1,7 @@
-"""What a service counts, for Prometheus: https://prometheus.io/docs/practices/naming/.
+"""Metrics of a service for Prometheus: https://prometheus.io/docs/practices/naming/.
 
-One registry an application, so that several may live in one process. Names and labels stand in
-docs/operations/metrics-and-traces.md, which a test compares with what the services answer.
+Each application has its own registry, so several can run in one process. The page
+docs/operations/metrics-and-traces.md lists names and labels. A test compares it with the services.
 """
 
 import asyncio
@@ -20,21 +20,21 @@ from prometheus_client.exposition import choose_encoder
 
 from core.ports import Backlog
 
-# Times of creation would double the number of series, and nothing asks for them.
+# Creation times would double the number of series. Nothing uses them.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 METRICS_PATH = "/metrics"
-UNMATCHED = "unmatched"  # the route of a request that has none
+UNMATCHED = "unmatched"  # the label for a request without a route
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_OTHER = "_OTHER"  # clients may invent methods, and each would be a series
-LAG_INTERVAL = 0.5  # seconds between two looks at the event loop
-# Seconds. Of answers, from a cached one to the longest that may wait; and of the loop's delays.
+_OTHER = "_OTHER"  # clients can send any method, and each would add a series
+LAG_INTERVAL = 0.5  # seconds between two samples of the event loop
+# Seconds, from a cached response to the longest wait for a result, and of the loop's delays.
 REQUEST_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30)
 LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 
 class ServiceMetrics:
-    """What both services count. Each adds its own to `registry`."""
+    """The metrics that both services have. Each service adds more to `registry`."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -63,11 +63,11 @@ class ServiceMetrics:
             registry=self.registry,
         )
         ProcessCollector(registry=self.registry)
-        # By method, route and status: looking a child up by its labels costs ten times as much.
+        # By method, route, and status: `labels` costs ten times as much as this lookup.
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
-    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count one request. `route` is the template, never the path."""
+    def count_request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count a request that has its response. `route` is the template, never the path."""
         if method not in _METHODS:
             method = _OTHER
         children = self._children.get((method, route, status))
@@ -79,8 +79,8 @@ class ServiceMetrics:
         children[0].inc()
         children[1].observe(seconds)
 
-    async def watch_event_loop(self) -> None:
-        """Sample the loop's lag, for ever."""
+    async def sample_event_loop_lag(self) -> None:
+        """Sample the delay of the event loop until this task is cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + LAG_INTERVAL
@@ -88,20 +88,20 @@ class ServiceMetrics:
             self._lag.observe(max(0.0, loop.time() - due))
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
-        """Every series in the format that the Accept header prefers, and its media type."""
+        """All series in the format that the Accept header prefers, and its media type. Blocks."""
         encode, media_type = choose_encoder(accept)
         return encode(self.registry), media_type
 
 
 def jobs_ended(registry: CollectorRegistry) -> Counter:
-    """Both services end jobs, each one in one of them: the sum over all processes is right."""
+    """A counter for both services. One process ends each job, so the sum counts every job once."""
     return Counter(
         "glimpse_jobs_ended", "Jobs that ended here, by how", ["status"], registry=registry
     )
 
 
 class BacklogCollector:
-    """The queue's depth as it was last looked up, and nothing where it is not known."""
+    """The size of the queue at its last lookup. Without one, it exposes no series."""
 
     def __init__(self) -> None:
         self.backlog: Backlog | None = None

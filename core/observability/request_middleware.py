@@ -1,16 +1,25 @@
-"""Middleware around every request: its span, its log context, one log line, its metrics."""
+"""Middleware that gives each request a span, a log context, a log line, and metrics."""
 
 import time
 from collections.abc import Collection, Iterable, MutableMapping
 from typing import Any
 
 import structlog
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.http.problems import BEGUN, answer_unexpected, unanswered
 from core.observability.metrics import METRICS_PATH, UNMATCHED
-from core.observability.setup import Observation
-from core.observability.tracing import Kind, Span, make_current, new_traceparent, parsed_traceparent
+from core.observability.setup import Observability
+from core.observability.tracing import (
+    NO_PARENT,
+    fail,
+    make_current,
+    parent_from,
+    start_span,
+    unrecorded_span,
+)
 
 log = structlog.get_logger("request")
 
@@ -18,26 +27,26 @@ RawHeaders = tuple[tuple[bytes, bytes], ...]
 
 _POLICY = b"content-security-policy"
 _ADDED = "response_headers"
-_ANSWERED = "answered_at"
-# Asked for by machines, every few seconds: traces of them would hide the others.
+_STARTED = "response_started_at"
+# Machines request these every few seconds. Their spans would hide the others.
 UNTRACED = ("/health", "/ready", METRICS_PATH)
 
 
 class RequestContext:
-    """Plain ASGI middleware (a `BaseHTTPMiddleware` would cost a task for each request).
+    """Plain ASGI middleware: a `BaseHTTPMiddleware` would cost a task for each request.
 
-    The current span continues the caller's trace context if that is well-formed, and begins a trace
-    otherwise. Reads that succeed are logged at debug, and so are requests for `quiet` paths,
-    everything else at info. Requests for `untraced` paths record no span of their own.
+    The current span continues the caller's trace context if it is well-formed. Otherwise it starts
+    a new trace. Successful reads and requests for `quiet` paths are logged at debug level, all
+    others at info level. Requests for `untraced` paths do not record a span.
 
-    Every answer carries `headers`, and what `add_headers` added. A policy for its content that the
-    answer brings itself stays the only one.
+    Every response gets `headers` and those of `add_headers`. If it already has a content security
+    policy, it keeps that one instead.
     """
 
     def __init__(
         self,
         app: ASGIApp,
-        observation: Observation | None = None,
+        observability: Observability | None = None,
         untraced: Collection[str] = UNTRACED,
         headers: RawHeaders = (),
         quiet: Collection[str] = (),
@@ -45,53 +54,52 @@ class RequestContext:
         self.app = app
         self.headers = headers
         self.without_policy = tuple(pair for pair in headers if pair[0] != _POLICY)
-        self._observation = observation or Observation()
-        self._metrics = self._observation.metrics
+        self._metrics = (observability or Observability()).metrics
         self._untraced = frozenset(untraced)
         self._quiet = frozenset(quiet)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            follow = self._follow_socket if scope["type"] == "websocket" else self.app
-            await follow(scope, receive, send)
+            app = self._websocket if scope["type"] == "websocket" else self.app
+            await app(scope, receive, send)
             return
         method, metrics = scope["method"], self._metrics
         state = scope.setdefault("state", {})
         structlog.contextvars.clear_contextvars()
-        span = self._begin(method, scope)
+        span = self._start_span(method, scope)
         make_current(span)
         metrics.in_flight += 1
         began, status = time.perf_counter(), 500
 
-        async def watch(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 state[BEGUN] = True
-                own = message["headers"]
-                ours = self.headers
-                for name, _ in own:
+                headers = message["headers"]
+                common = self.headers
+                for name, _ in headers:
                     if name == _POLICY:
-                        ours = self.without_policy
-                message["headers"] = [*own, *ours, *state.get(_ADDED, ())]
+                        common = self.without_policy
+                message["headers"] = [*headers, *common, *state.get(_ADDED, ())]
             await send(message)
 
         try:
-            await self.app(scope, receive, watch)
+            await self.app(scope, receive, send_with_headers)
         except Exception as error:
             if not unanswered(scope):
-                span.fail(type(error).__name__)
+                fail(span, type(error).__name__)
                 raise
-            await answer_unexpected(error, scope, receive, watch)
+            await answer_unexpected(error, scope, receive, send_with_headers)
         finally:
             ended = time.perf_counter()
-            # What is streamed is answered when it begins: its length says nothing about us.
-            seconds = state.get(_ANSWERED, ended) - began
+            # The duration of a stream depends on its subject, so its time ends at its start.
+            seconds = state.get(_STARTED, ended) - began
             metrics.in_flight -= 1
             route = scope.get("route")
             template = UNMATCHED if route is None else route.path
-            metrics.answered(method, template, status, seconds)
-            if span.recording:
+            metrics.count_request(method, template, status, seconds)
+            if span.is_recording():
                 _end(span, method, scope, template, status)
             read = method in ("GET", "HEAD") or scope["path"] in self._quiet
             (log.debug if read and status < 400 else log.info)(
@@ -102,43 +110,43 @@ class RequestContext:
                 milliseconds=round(1000 * (ended - began), 1),
             )
 
-    async def _follow_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A WebSocket is a GET that is answered 101, or refused, and goes on until it is closed."""
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A WebSocket counts as a GET request with status 101 until it is closed, or refused."""
         metrics = self._metrics
         structlog.contextvars.clear_contextvars()
-        span = self._begin("GET", scope)
+        span = self._start_span("GET", scope)
         make_current(span)
         metrics.in_flight += 1
-        began, answered_at = time.perf_counter(), 0.0
-        status, code = 500, 1006  # RFC 6455, 7.1.5: nobody has closed it in due form
+        began, accepted_at = time.perf_counter(), 0.0
+        status, code = 500, 1006  # RFC 6455, 7.1.5: closed without a close frame
 
-        async def watch_receive() -> Message:
+        async def receive_with_code() -> Message:
             nonlocal code
             message = await receive()
             if message["type"] == "websocket.disconnect":
                 code = message.get("code", code)
             return message
 
-        async def watch_send(message: Message) -> None:
-            nonlocal status, code, answered_at
+        async def send_with_status(message: Message) -> None:
+            nonlocal status, code, accepted_at
             if message["type"] == "websocket.accept":
-                status, answered_at = 101, time.perf_counter()
+                status, accepted_at = 101, time.perf_counter()
             elif message["type"] == "websocket.http.response.start":
                 status = message["status"]
             elif message["type"] == "websocket.close":
                 code = message.get("code", 1000)
-                status = 101 if answered_at else 403
+                status = 101 if accepted_at else 403
             await send(message)
 
         try:
-            await self.app(scope, watch_receive, watch_send)
+            await self.app(scope, receive_with_code, send_with_status)
         finally:
             ended = time.perf_counter()
             metrics.in_flight -= 1
             route = scope.get("route")
             template = UNMATCHED if route is None else route.path
-            metrics.answered("GET", template, status, (answered_at or ended) - began)
-            if span.recording:
+            metrics.count_request("GET", template, status, (accepted_at or ended) - began)
+            if span.is_recording():
                 _end(span, "GET", scope, template, status)
             log.info(
                 "websocket",
@@ -148,19 +156,19 @@ class RequestContext:
                 milliseconds=round(1000 * (ended - began), 1),
             )
 
-    def _begin(self, method: str, scope: Scope) -> Span:
-        traceparent = _traceparent(scope)
+    def _start_span(self, method: str, scope: Scope) -> Span:
+        parent = _parent(scope)
         if scope["path"] in self._untraced:
-            return Span(traceparent or new_traceparent())
-        return self._observation.tracer.begin(method, Kind.SERVER, traceparent)
+            return unrecorded_span(parent)
+        return start_span(method, SpanKind.SERVER, parent)
 
 
 def _end(span: Span, method: str, scope: Scope, template: str, status: int) -> None:
     """https://opentelemetry.io/docs/specs/semconv/http/http-spans/#http-server-span"""
     if template != UNMATCHED:
-        span.rename(f"{method} {template}")
-        span.set({"http.route": template})
-    span.set(
+        span.update_name(f"{method} {template}")
+        span.set_attribute("http.route", template)
+    span.set_attributes(
         {
             "http.request.method": method,
             "url.path": scope["path"],
@@ -169,24 +177,24 @@ def _end(span: Span, method: str, scope: Scope, template: str, status: int) -> N
         }
     )
     if status >= 500:
-        span.fail(str(status))
+        fail(span, str(status))
     span.end()
 
 
 def add_headers(scope: MutableMapping[str, Any], headers: Iterable[tuple[bytes, bytes]]) -> None:
-    """Let the answer to this request carry `headers`, whatever answer it will be."""
+    """Add `headers` to the response to this request, with any status."""
     state = scope.setdefault("state", {})
     state[_ADDED] = (*state.get(_ADDED, ()), *headers)
 
 
-def answered(scope: MutableMapping[str, Any]) -> None:
-    """Let the time to answer this request end here, though the answer goes on."""
-    scope.setdefault("state", {})[_ANSWERED] = time.perf_counter()
+def stream_started(scope: MutableMapping[str, Any]) -> None:
+    """End the measured duration of this request here, although its response continues."""
+    scope.setdefault("state", {})[_STARTED] = time.perf_counter()
 
 
-def _traceparent(scope: Scope) -> str:
+def _parent(scope: Scope) -> Context:
     headers: list[tuple[bytes, bytes]] = scope["headers"]
     for name, value in headers:
         if name == b"traceparent":
-            return parsed_traceparent(value.decode("latin-1"))
-    return ""
+            return parent_from(value.decode("latin-1"))
+    return NO_PARENT

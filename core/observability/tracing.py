@@ -1,215 +1,115 @@
-"""Where we are in a trace: W3C trace context for every request, and spans where traces are on.
+"""Trace context and spans, through OpenTelemetry's API: https://www.w3.org/TR/trace-context/.
 
-https://www.w3.org/TR/trace-context/. The rest of Glimpse opens spans by `span` and never asks
-whether anything records them: with `TRACES=off` a span is one object that does nothing, and only
-the context travels, into log lines and messages. `core.observability.trace_export` has the spans
-that record.
+Without an SDK, the API records nothing. Each request has a trace context all the same: log lines
+name it and messages carry it. `core.observability.setup` installs an SDK if `TRACES` asks for one.
 """
 
-import asyncio
 import random
-import re
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar, Token
-from enum import StrEnum
-from types import TracebackType
-from typing import ClassVar, NamedTuple, Protocol, Self
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-Value = str | int | float | bool
-Attributes = Mapping[str, Value]
+from opentelemetry import context, trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-# A version above 00 may have more behind the flags; what we read and send is version 00.
-_TRACEPARENT = re.compile(
-    r"(?!ff)([0-9a-f]{2})-((?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(-.*)?"
-)
+TRACER = trace.get_tracer("glimpse")  # forwards to the SDK, once it is installed
+NO_PARENT = Context()
+_PROPAGATOR = TraceContextTextMapPropagator()
 
 
-class Kind(StrEnum):
-    """What a span is to its neighbours: https://opentelemetry.io/docs/specs/otel/trace/api/"""
-
-    INTERNAL = "internal"
-    SERVER = "server"
-    PRODUCER = "producer"
-    CONSUMER = "consumer"
+def parent_from(traceparent: str) -> Context:
+    """The context that `traceparent` describes. `NO_PARENT` if it is not well-formed."""
+    return _PROPAGATOR.extract({"traceparent": traceparent}, NO_PARENT)
 
 
-def new_traceparent() -> str:
-    """The context of a new trace that nobody records."""
-    # Unique is enough: these ids are no secret, and every request draws one.
-    return f"00-{random.getrandbits(128) or 1:032x}-{random.getrandbits(64) or 1:016x}-00"
+def start_span(
+    name: str, kind: SpanKind, parent: Context = NO_PARENT, links: Sequence[Link] = ()
+) -> Span:
+    """Start a span that continues `parent` or, without one, a new trace.
 
-
-def parsed_traceparent(text: str) -> str:
-    """`text` as version 00, or nothing where it is no trace context."""
-    match = _TRACEPARENT.fullmatch(text)
-    if match is None or (match[1] == "00" and match[3] is not None):
-        return ""
-    return f"00-{match[2]}"
-
-
-def trace_id(traceparent: str) -> str:
-    return traceparent[3:35]
-
-
-def span_id(traceparent: str) -> str:
-    return traceparent[36:52]
-
-
-def is_sampled(traceparent: str) -> bool:
-    """Whether the one who sent this context may have recorded it."""
-    return bool(int(traceparent[53:55] or "0", 16) & 1)
-
-
-class Step(NamedTuple):
-    """What another process did, in Unix nanoseconds, and for how many images at once."""
-
-    name: str
-    began: int
-    ended: int
-    images: int = 1
-
-
-class Span:
-    """A span that nothing records: a place in a trace, and all its children.
-
-    Use `with`; inside, `traceparent` is what others continue.
+    Its context is valid even if nothing records it. The caller ends the span.
     """
-
-    __slots__ = ("traceparent",)
-    recording: ClassVar[bool] = False
-
-    def __init__(self, traceparent: str) -> None:
-        self.traceparent = traceparent
-
-    def child(self, name: str, kind: Kind) -> "AbstractContextManager[Span]":
-        """A step inside this span."""
-        return self
-
-    def new_trace(self, name: str) -> "AbstractContextManager[Span]":
-        """A span that begins a trace of its own and is linked to this one."""
-        return Inside(Span(new_traceparent()))
-
-    def past(self, step: Step) -> None:
-        """Add a child that is over."""
-
-    def rename(self, name: str) -> None:
-        """For what is known better at the end than at the beginning."""
-
-    def set(self, attributes: Attributes) -> None:
-        """Add attributes: see https://opentelemetry.io/docs/specs/semconv/ for names."""
-
-    def fail(self, reason: str) -> None:
-        """Mark what the span stands for as failed. `reason` is a word, never data."""
-
-    def end(self) -> None:
-        """For a span that was begun by `Tracer.begin`."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        return None
+    started = TRACER.start_span(name, parent, kind, links=links)
+    return started if started.get_span_context().is_valid else _unrecorded_root()
 
 
-class Stopwatch(Span):
-    """A span of a process that exports none: it notes its children, for another to record."""
+def unrecorded_span(parent: Context) -> Span:
+    """The span of `parent` or, without one, of a new trace. It records nothing."""
+    span_context = trace.get_current_span(parent).get_span_context()
+    return NonRecordingSpan(span_context) if span_context.is_valid else _unrecorded_root()
 
-    __slots__ = ("steps",)
 
-    def __init__(self) -> None:
-        super().__init__("")
-        self.steps: list[Step] = []
+def make_current(current: Span) -> None:
+    """Make `current` the current span until the task ends or calls this function again.
 
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[Span]:
-        began = time.time_ns()
+    The span stays current after its end, so the log line about a request and background tasks
+    belong to the request's trace.
+    """
+    context.attach(trace.set_span_in_context(current, NO_PARENT))
+
+
+@contextmanager
+def span(name: str, kind: SpanKind = SpanKind.INTERNAL) -> Iterator[Span]:
+    """A child of the current span for the duration of the context."""
+    with _use(TRACER.start_span(name, kind=kind)) as child:
+        yield child
+
+
+@contextmanager
+def new_trace(name: str) -> Iterator[Span]:
+    """The first span of a new trace for the duration of the context. Links the current span."""
+    here = trace.get_current_span().get_span_context()
+    links = [Link(here)] if here.is_valid else []
+    with _use(start_span(name, SpanKind.INTERNAL, links=links)) as root:
+        yield root
+
+
+def add_past_span(name: str, began: int, ended: int, images: int = 1) -> None:
+    """Record a child of the current span that ended in another process.
+
+    Times are in Unix nanoseconds. `images` is the number of images that it processed together.
+    """
+    attributes = {"glimpse.images": images} if images > 1 else None
+    TRACER.start_span(name, attributes=attributes, start_time=began).end(ended)
+
+
+def fail(failed: Span, reason: str) -> None:
+    """Mark `failed` as failed. `reason` is an identifier, such as the type of an exception."""
+    failed.set_attribute("error.type", reason)
+    failed.set_status(StatusCode.ERROR)
+
+
+def current_traceparent() -> str:
+    """The current trace context as the value of a `traceparent` header, or an empty string."""
+    carrier: dict[str, str] = {}
+    _PROPAGATOR.inject(carrier)
+    return carrier.get("traceparent", "")
+
+
+def current_trace_id() -> str:
+    """The current trace id in hex, or an empty string."""
+    span_context = trace.get_current_span().get_span_context()
+    return trace.format_trace_id(span_context.trace_id) if span_context.is_valid else ""
+
+
+def _unrecorded_root() -> Span:
+    # Not cryptographic: the ids must be unique, but they are no secret.
+    trace_id, span_id = random.getrandbits(128) or 1, random.getrandbits(64) or 1
+    return NonRecordingSpan(SpanContext(trace_id, span_id, is_remote=False))
+
+
+@contextmanager
+def _use(started: Span) -> Iterator[Span]:
+    """Make `started` current and end it. An exception marks it as failed.
+
+    The span gets the type of the exception only: its message may contain private data.
+    """
+    with trace.use_span(
+        started, end_on_exit=True, record_exception=False, set_status_on_exception=False
+    ):
         try:
-            yield self
-        finally:
-            self.steps.append(Step(name, began, time.time_ns()))
-
-    def child(self, name: str, kind: Kind) -> AbstractContextManager[Span]:
-        return self._timed(name)
-
-
-class Tracer(Protocol):
-    """Begins the first span of this process in a trace."""
-
-    def begin(self, name: str, kind: Kind, traceparent: str, *, link: str = "") -> Span:
-        """Continue `traceparent`, or begin a trace where it is empty.
-
-        `link` is the context of another span that has to do with this one, or empty. Whoever begins
-        the span ends it.
-        """
-        ...
-
-    def close(self, seconds: float) -> None:
-        """Send what waits, for at most about `seconds`. Blocks."""
-        ...
-
-
-class NoTracer:
-    """`TRACES=off`: contexts are continued and nothing is recorded."""
-
-    def begin(self, name: str, kind: Kind, traceparent: str, *, link: str = "") -> Span:
-        return Span(traceparent or new_traceparent())
-
-    def close(self, seconds: float) -> None:
-        return
-
-
-NO_TRACER = NoTracer()
-NOWHERE = Span("")
-_current: ContextVar[Span] = ContextVar("glimpse_span", default=NOWHERE)
-
-
-def current() -> Span:
-    """The innermost span around the caller, in its task or any that led to it."""
-    return _current.get()
-
-
-def make_current(span: Span) -> None:
-    """From here to the end of the task, or to the next call, `span` is the current one.
-
-    It stays so after its end: a request's closing line, and what a request leaves to be done after
-    its answer, still belong to it.
-    """
-    _current.set(span)
-
-
-def span(name: str, kind: Kind = Kind.INTERNAL) -> AbstractContextManager[Span]:
-    """A step inside the current span; the current one itself where nothing is recorded."""
-    return _current.get().child(name, kind)
-
-
-class Inside:
-    """`with`: the span is the current one inside, fails by what is raised, ends on the way out."""
-
-    __slots__ = ("_span", "_token")
-
-    def __init__(self, span: Span) -> None:
-        self._span = span
-
-    def __enter__(self) -> Span:
-        self._token: Token[Span] = _current.set(self._span)
-        return self._span
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        # What is cancelled was not needed any more.
-        if kind is not None and not issubclass(kind, asyncio.CancelledError):
-            # The kind of the error and not its words: those may quote what nobody should read.
-            self._span.fail(kind.__name__)
-        self._span.end()
-        _current.reset(self._token)
+            yield started
+        except Exception as error:
+            fail(started, type(error).__name__)
+            raise

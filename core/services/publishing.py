@@ -1,25 +1,27 @@
-"""Sending a message, and the span that its receiver's will continue."""
+"""Publishing a message with the trace context of its publisher."""
 
 from dataclasses import replace
 
+from opentelemetry.trace import SpanKind
+
 from core.domain.messages import Message
-from core.observability.tracing import Kind, span
+from core.observability.tracing import current_traceparent, span
 from core.ports import Publisher
 
 
 async def publish(publisher: Publisher, message: Message) -> str:
-    """Publish `message`; its id. Raises Unavailable.
+    """Publish `message` and return its id. Raises Unavailable.
 
-    The message carries the trace of whoever publishes, so that all that is done for an image
-    is one trace. Names: https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/
+    The message carries the publisher's trace context, so the whole work on an image is one trace.
+    Names: https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/
     """
     topic = publisher.topic(message.channel)
-    with span(f"send {topic}", Kind.PRODUCER) as here:
-        if here.traceparent:
-            message = replace(message, traceparent=here.traceparent)
+    with span(f"send {topic}", SpanKind.PRODUCER) as sending:
+        if traceparent := current_traceparent():
+            message = replace(message, traceparent=traceparent)
         message_id = await publisher.publish(message)
-        if here.recording:
-            here.set(
+        if sending.is_recording():
+            sending.set_attributes(
                 {
                     "messaging.system": publisher.system,
                     "messaging.destination.name": topic,

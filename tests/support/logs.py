@@ -1,23 +1,24 @@
-"""Logs as a process writes them, for the time of a test."""
+"""Logs in the format of a process, for the duration of a test."""
 
+import json
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
+import pytest
 import structlog
+from opentelemetry.trace import INVALID_SPAN
 
 from core.observability.logs import configure_logging
-from core.observability.tracing import NOWHERE, make_current
+from core.observability.tracing import make_current
 
 
-@asynccontextmanager
-async def json_logs(service: str, least: str = "info") -> AsyncIterator[None]:
-    """Lines in JSON on what is the standard output now; what is global is given back."""
+@contextmanager
+def restored_logging() -> Iterator[None]:
+    """Restore the global state of logging and tracing."""
     root = logging.getLogger()
     handlers, level, configuration = root.handlers[:], root.level, structlog.get_config()
-    configure_logging(service, "json", least)
-    # Loggers of modules must not be tied to one test's captured output.
-    structlog.configure(cache_logger_on_first_use=False)
     try:
         yield
     finally:
@@ -25,4 +26,23 @@ async def json_logs(service: str, least: str = "info") -> AsyncIterator[None]:
         root.setLevel(level)
         structlog.configure(**configuration)
         structlog.contextvars.clear_contextvars()
-        make_current(NOWHERE)
+        make_current(INVALID_SPAN)
+
+
+def configure(service: str, log_format: str, level: str, project: str = "") -> None:
+    """As in a process, except that loggers of modules do not keep the output of one test."""
+    configure_logging(service, log_format, level, project)
+    structlog.configure(cache_logger_on_first_use=False)
+
+
+@asynccontextmanager
+async def json_logs(service: str, level: str = "info") -> AsyncIterator[None]:
+    """Write JSON lines to the current standard output for the duration of the context."""
+    with restored_logging():
+        configure(service, "json", level)
+        yield
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    """The JSON lines that were written since the last call."""
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -34,7 +34,7 @@ def an_entry(number: int = 0, **changes: Any) -> Entry:
         "cached": True,
         "bytes": 7,
         "seconds": 0.01234,
-        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        "trace": "0af7651916cd43dd8448eb211c80319c",
     }
     return Entry(**{**values, **changes})
 

@@ -138,7 +138,7 @@ async def test_a_blocked_event_loop_shows() -> None:
     async def seen() -> bool:
         return exposed(metrics)["glimpse_event_loop_lag_seconds_count"] > 0
 
-    watching = asyncio.create_task(metrics.watch_event_loop())
+    watching = asyncio.create_task(metrics.sample_event_loop_lag())
     try:
         await asyncio.sleep(0)
         time.sleep(1)  # noqa: ASYNC251 - the fault that is to be seen

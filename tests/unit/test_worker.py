@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from core.bundles.bundle import read_bundle
 from core.domain.messages import ClassifyImage
 from core.domain.records import Annotation, Claim, RecordKey, Status, complete, release, retry
-from core.observability.logs import with_trace
+from core.observability.logs import add_trace
 from core.ports import BlobStore
 from tests.support.bundles import write_colour_bundle, write_slow_bundle
 from tests.support.classifiers import held_classifiers
@@ -88,7 +88,7 @@ async def test_every_line_about_an_image_carries_its_hash_and_its_trace(
     key = await worker.submit()
     trace = "0af7651916cd43dd8448eb211c80319c"
     message = ClassifyImage(key, f"00-{trace}-b7ad6b7169203331-01")
-    processors = [structlog.contextvars.merge_contextvars, with_trace]
+    processors = [structlog.contextvars.merge_contextvars, add_trace]
     with structlog.testing.capture_logs(processors=processors) as lines:
         await worker.push(key, attributes=message.attributes())
         await worker.push(RecordKey("public", HASH, worker.model))

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from core.bundles.bundle import MODEL_FILE, Bundle, verify_bundle
 from core.domain.records import Annotation, Classification
 from core.errors import BundleError
-from core.observability.tracing import span
 from worker.errors import InferenceFailed
 from worker.inference.preprocessing import MemoryLimit, Preprocessor, no_memory_limit
+from worker.inference.steps import timed
 
 MAX_CATEGORIES = 10  # in a result, at most
 
@@ -66,7 +66,7 @@ class Classifier:
 
     def tensor(self, data: bytes) -> NDArray[np.float32]:
         """The network's input for an encoded image. Raises UndecodableImage or InvalidImage."""
-        with span("decode"):
+        with timed("decode"):
             return self._preprocessor.tensor(data)
 
     def infer(self, tensors: Sequence[NDArray[np.float32]]) -> list[Classification]:
@@ -74,7 +74,7 @@ class Classifier:
 
         Pass more than one image only if `free_batch` is true.
         """
-        with span("infer"):
+        with timed("infer"):
             batch = tensors[0] if len(tensors) == 1 else np.concatenate(tensors)
             return [self._classification(scores) for scores in self._scores(batch)]
 

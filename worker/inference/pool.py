@@ -22,10 +22,10 @@ import structlog
 from core.bundles.bundle import Bundle
 from core.domain.records import Annotation, Classification
 from core.errors import Unavailable
-from core.observability.tracing import Step
 from core.settings import Settings
 from worker.errors import ClassifierLost
 from worker.inference.protocol import ERRORS, FILE, IMAGE, LOAD, MAX_BATCH, REPLY, Frame
+from worker.inference.steps import Step
 
 log = structlog.get_logger(__name__)
 

@@ -32,7 +32,6 @@ from numpy.typing import NDArray
 from core.bundles.bundle import read_bundle
 from core.domain.records import Annotation, Classification
 from core.errors import BundleError, GlimpseError, InvalidImage, NotFound, Unavailable
-from core.observability.tracing import Stopwatch, make_current, span
 from worker.errors import InferenceFailed
 from worker.inference.classifier import Classifier
 from worker.inference.memory_limit import memory_limit
@@ -47,6 +46,7 @@ from worker.inference.protocol import (
     FrameReader,
     packed_reply,
 )
+from worker.inference.steps import Step, new_steps, timed
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -128,19 +128,19 @@ class Models:
                 return Classification(())
             return model.classifier.classify(_image(frame))
 
-        watch = _new_watch()
+        steps = new_steps()
         outcome = _outcome(classification)
-        return _reply(outcome, watch)
+        return _reply(outcome, steps)
 
     def _batch(self, batch: list[Frame]) -> list[Reply]:
         """The replies to images of one loaded model. A broken image fails alone."""
         model = self._loaded[batch[0].name]
-        tensors, watches = [], []
+        tensors, steps = [], []
         for frame in batch:
-            watches.append(_new_watch())
+            steps.append(new_steps())
             tensors.append(_outcome(partial(_tensor, model.classifier, frame)))
         good = [each for each in tensors if not isinstance(each, _Failure)]
-        shared = _new_watch()
+        shared = new_steps()
         try:
             found = iter(model.classifier.infer(good) if good else ())
         except Exception:  # noqa: BLE001 - each image is tried alone and gets its own error
@@ -148,14 +148,13 @@ class Models:
             # If no image fails alone, the network does not accept batches after all.
             model.batches = any("error" in reply for reply in replies)
             return replies
-        steps = [step._replace(images=len(good)) for step in shared.steps]
+        shared = [step._replace(images=len(good)) for step in shared]
         replies = []
-        for tensor, watch in zip(tensors, watches, strict=True):
+        for tensor, own in zip(tensors, steps, strict=True):
             if isinstance(tensor, _Failure):
-                replies.append(_reply(tensor, watch))
+                replies.append(_reply(tensor, own))
             else:
-                watch.steps += steps
-                replies.append(_reply(next(found), watch))
+                replies.append(_reply(next(found), own + shared))
         return replies
 
     def _load(self, name: bytes) -> _Loaded:
@@ -206,26 +205,20 @@ def _outcome(work: Callable[[], T]) -> T | _Failure:
         return _Failure(InferenceFailed.code, detail, traceback.format_exc())
 
 
-def _reply(outcome: Classification | _Failure, watch: Stopwatch) -> Reply:
+def _reply(outcome: Classification | _Failure, steps: list[Step]) -> Reply:
     if isinstance(outcome, _Failure):
         error = [outcome.code, outcome.detail, outcome.cause]
-        return {"error": error, "steps": watch.steps}
+        return {"error": error, "steps": steps}
     return {
         "annotations": _pairs(outcome.annotations),
         "categories": _pairs(outcome.categories),
         "confident": outcome.confident,
-        "steps": watch.steps,
+        "steps": steps,
     }
 
 
 def _pairs(annotations: tuple[Annotation, ...]) -> list[tuple[str, float]]:
     return [(each.label, each.confidence) for each in annotations]
-
-
-def _new_watch() -> Stopwatch:
-    watch = Stopwatch()
-    make_current(watch)
-    return watch
 
 
 def _tensor(classifier: Classifier, frame: Frame) -> NDArray[np.float32]:
@@ -238,7 +231,7 @@ def _image(frame: Frame) -> bytes:
 
 def _read(name: bytes) -> bytes:
     path = Path(os.fsdecode(name))
-    with span(READ):
+    with timed(READ):
         try:
             data = path.read_bytes()
         except FileNotFoundError:

@@ -14,8 +14,8 @@ The replies come in the order of the requests:
         or {"error": [code, detail, traceback], "steps", "batch_size"}
 
 where categories are like annotations, the steps are [[name, began, ended, images], ...] as in
-`core.observability.tracing`, and `batch_size` is how many images of the model the process runs as
-one batch. Lengths are big-endian.
+`worker.inference.steps`, and `batch_size` is how many images of the model the process runs as one
+batch. Lengths are big-endian.
 Both ends belong to one release, so the protocol has no version.
 """
 

@@ -4,17 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fastapi import Request
+from opentelemetry import context, trace
+from opentelemetry.trace import Link, Span, SpanKind
 
 from core.domain.messages import ClassifyImage, Message, PushEnvelope
 from core.observability.logs import bind_message
-from core.observability.tracing import (
-    NO_TRACER,
-    Kind,
-    Span,
-    current,
-    make_current,
-    parsed_traceparent,
-)
+from core.observability.tracing import fail, make_current, parent_from, start_span
 from core.ports import Publisher
 from worker.context import WorkerContext
 
@@ -31,26 +26,26 @@ def delivery_span(
     https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/
     """
     subscription = envelope.subscription.rpartition("/")[2]
-    # Without the publisher's trace context, the span continues the request's.
-    traceparent, link = parsed_traceparent(message.traceparent), ""
-    if traceparent and ctx.tracer is not NO_TRACER:
-        link = parsed_traceparent(request.headers.get("traceparent", ""))
-    span = ctx.tracer.begin(
-        f"process {subscription}",
-        Kind.CONSUMER,
-        traceparent or current().traceparent,
-        link=link,
-    )
+    parent, links = parent_from(message.traceparent), []
+    if trace.get_current_span(parent).get_span_context().is_valid:
+        caller = parent_from(request.headers.get("traceparent", ""))
+        caller_context = trace.get_current_span(caller).get_span_context()
+        if caller_context.is_valid:
+            links.append(Link(caller_context))
+    else:
+        # Without the publisher's trace context, the span continues the request's.
+        parent = context.get_current()
+    span = start_span(f"process {subscription}", SpanKind.CONSUMER, parent, links)
     make_current(span)
     bind_message(message)
-    if not span.recording:
+    if not span.is_recording():
         yield
         return
     _set_attributes(span, subscription, envelope, message, ctx.backend.publisher)
     try:
         yield
     except BaseException as error:
-        span.fail(type(error).__name__)
+        fail(span, type(error).__name__)
         raise
     finally:
         span.end()
@@ -59,7 +54,7 @@ def delivery_span(
 def _set_attributes(
     span: Span, subscription: str, envelope: PushEnvelope, message: Message, publisher: Publisher
 ) -> None:
-    span.set(
+    span.set_attributes(
         {
             "messaging.system": publisher.system,
             "messaging.destination.name": publisher.topic(message.channel),
@@ -70,9 +65,10 @@ def _set_attributes(
         }
     )
     if isinstance(message, ClassifyImage):
-        span.set({"glimpse.image_hash": message.key.image_hash, "glimpse.model": message.key.model})
+        span.set_attribute("glimpse.image_hash", message.key.image_hash)
+        span.set_attribute("glimpse.model", message.key.model)
     if message.job:
-        span.set({"glimpse.job": message.job})
+        span.set_attribute("glimpse.job", message.job)
     if envelope.deliveryAttempt is not None:
-        attempt = envelope.deliveryAttempt
-        span.set({"messaging.gcp_pubsub.message.delivery_attempt": attempt})
+        attempt = "messaging.gcp_pubsub.message.delivery_attempt"
+        span.set_attribute(attempt, envelope.deliveryAttempt)

@@ -29,13 +29,14 @@ from core.domain.records import (
     retry,
 )
 from core.errors import InvalidImage, ModelUnavailable, NotFound, Unavailable
-from core.observability.tracing import Step, current, span
+from core.observability.tracing import add_past_span, span
 from core.ports import BlobStore, RecordStore
 from core.services.job_images import CANCELLED, is_over
 from worker.context import WorkerContext
 from worker.errors import ClassifierLost, InferenceFailed
 from worker.inference.pool import RemoteClassifier
 from worker.inference.protocol import READ
+from worker.inference.steps import Step
 from worker.metrics import DUPLICATE, LEASE_LOST, SUCCESS
 from worker.tasks.job_items import complete_item
 
@@ -214,7 +215,7 @@ async def _infer(
         return RecordError(error.code, error.detail, True)
     finally:
         for step in steps:
-            current().past(step)
+            add_past_span(*step)
         work = [(step.ended - step.began) / step.images for step in steps if step.name != READ]
         if work:
             ctx.metrics.inference.observe(sum(work) / 1e9)

@@ -16,7 +16,7 @@ from core.domain.jobs import Action, Job
 from core.domain.messages import RunJob
 from core.domain.policy import JobPolicy
 from core.domain.records import RecordError
-from core.observability.tracing import Inside, Kind
+from core.observability.tracing import new_trace
 from core.services import job_completion
 from core.services.publishing import publish
 from worker.context import WorkerContext
@@ -41,7 +41,7 @@ async def process_due_jobs(
         if job is None:
             continue  # another worker processes it, or it changed since the read
         action = jobs.due_action(replace(job, wake_at=due.wake_at), now, policy)
-        with Inside(ctx.tracer.begin(f"{action.value} job", Kind.INTERNAL, "")):
+        with new_trace(f"{action.value} job"):
             ended = await _apply(action, job, ctx.backend, policy)
         if ended is not None:
             ctx.metrics.job_ended(ended.status)

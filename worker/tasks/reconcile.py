@@ -20,7 +20,7 @@ from core.domain.policy import DeliveryPolicy
 from core.domain.records import UPLOAD_LOST, Record, RecordError, fail_unleased, touch
 from core.errors import Unavailable
 from core.observability.logs import image_context
-from core.observability.tracing import current
+from core.observability.tracing import new_trace
 from core.ports import UsageStore
 from core.services.job_images import CANCELLED
 from core.services.publishing import publish
@@ -68,7 +68,7 @@ async def reconcile(
             if record.job and not over[_job_key(record)]:
                 continue
             # The trace of the lost message is lost too, so this starts a new one.
-            with image_context(record.key), current().new_trace("reconcile record"):
+            with image_context(record.key), new_trace("reconcile record"):
                 try:
                     counts[await _reconcile_record(record, backend, policy, now, before)] += 1
                 except Unavailable as unavailable:
