@@ -10,7 +10,7 @@ from app.model import awaited_model
 from core.backends import BackendOpener, open_backend
 from core.clock import Clock, utc_now
 from core.errors import BundleError
-from core.http.exposure import Exposed, check_api
+from core.http.startup_security import InsecureSettings, check_api
 from core.observability.logs import configure_logging
 from core.settings import Settings, load_settings
 
@@ -22,7 +22,7 @@ def main() -> None:
         check_api(settings)
         # Here and not in the lifespan: until that one has begun, the server heeds no signal.
         app = create_app(settings, bundle=awaited_model(settings))
-    except (Exposed, BundleError) as error:
+    except (InsecureSettings, BundleError) as error:
         raise SystemExit(f"Glimpse cannot start: {error}") from None
     except KeyboardInterrupt:
         return
@@ -33,7 +33,7 @@ def serve(settings: Settings, clock: Clock = utc_now, opener: BackendOpener = op
     """Run the API until SIGTERM or SIGINT; exit where it would be open to everyone."""
     try:
         app = create_app(settings, clock, opener)
-    except Exposed as error:
+    except InsecureSettings as error:
         raise SystemExit(f"Glimpse cannot start: {error}") from None
     _run(settings, app)
 

@@ -18,7 +18,7 @@ from app.dead_letters import routes as dead_letter_routes
 from app.http.docs_page import docs_routes
 from app.http.middleware.allowed_hosts import AllowedHosts
 from app.http.middleware.security_headers import security_headers
-from app.http.middleware.shutdown import AnswerWhenCancelled
+from app.http.middleware.shutdown import RespondWhenCancelled
 from app.http.middleware.unread_body import CloseOnUnreadBody
 from app.images import local_content_routes, lookup_routes, what_routes
 from app.images import routes as image_routes
@@ -33,7 +33,7 @@ from app.keys import routes as key_routes
 from app.keys import usage_routes
 from app.metrics import ApiMetrics
 from app.model import check_model, read_model
-from app.openapi import DESCRIPTION, TAGS, install_documentation
+from app.openapi import DESCRIPTION, TAGS, install_openapi
 from app.services import Services
 from app.streams.registry import STREAM_SECONDS, StreamRegistry
 from app.uploads.limiter import UploadLimiter, upload_limits
@@ -44,10 +44,10 @@ from core.backends.traces import open_tracer_provider
 from core.bundles.bundle import Bundle
 from core.clock import Clock, utc_now
 from core.domain.principals import Scope
-from core.http.exposure import check_api
 from core.http.health import Check, health_routes
 from core.http.problems import install_problem_handlers
 from core.http.route_access import check_every_route
+from core.http.startup_security import check_api
 from core.observability.request_middleware import RequestContext
 from core.observability.setup import FASTAPI_TELEMETRY, Observability
 from core.outbound.http_client import PublicResolver
@@ -80,8 +80,8 @@ def create_app(
 ) -> FastAPI:
     """The API under `settings`. Its lifespan opens the backend.
 
-    `bundle` is the model; without it the lifespan reads its manifest. Raises Exposed where anyone
-    could reach the API and nobody would be asked for a key.
+    `bundle` is the model; without it the lifespan reads its manifest. Raises InsecureSettings if
+    callers could reach the API without a key.
     """
     check_api(settings)
     observability = Observability("api", settings, open_tracer_provider)
@@ -124,6 +124,7 @@ def create_app(
     )
     # Taken over one by one: what `include_router` builds is matched twice for each request.
     for router in (
+        image_routes.hot_router,
         image_routes.router,
         lookup_routes.router,
         what_routes.router,
@@ -140,10 +141,10 @@ def create_app(
         app.router.routes.extend(router.routes)
     observability.add_metrics_route(app, refresh, requires(Scope.ADMIN))
     check_every_route(app.router.routes)
-    install_documentation(app, keys_required=settings.keys_required)
+    install_openapi(app, keys_required=settings.keys_required)
     install_problem_handlers(app)
     app.add_middleware(CloseOnUnreadBody)
-    app.add_middleware(AnswerWhenCancelled)
+    app.add_middleware(RespondWhenCancelled)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

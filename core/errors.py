@@ -200,6 +200,6 @@ RETRY_AFTER = (1, 5)  # seconds, drawn between, so that those sent away do not r
 
 def overloaded() -> Overloaded:
     return Overloaded(
-        "The service has as much to do as it can hold; try again.",
+        "The service is at capacity. Retry later.",
         retry_after=random.randint(*RETRY_AFTER),
     )

@@ -6,7 +6,7 @@ import uvicorn
 
 from core.backends import BackendOpener, open_backend
 from core.clock import Clock, utc_now
-from core.http.exposure import Exposed, check_worker
+from core.http.startup_security import InsecureSettings, check_worker
 from core.observability.logs import configure_logging
 from core.settings import Settings, load_settings
 from worker.main import create_app
@@ -17,7 +17,7 @@ def main() -> None:
     settings = load_settings()
     try:
         check_worker(settings)
-    except Exposed as error:
+    except InsecureSettings as error:
         raise SystemExit(f"Glimpse cannot start: {error}") from None
     configure_logging(
         "worker", settings.log_format, settings.log_level, settings.google_cloud_project

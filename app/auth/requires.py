@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from fastapi import Request, Response
+from fastapi import Request
 from starlette.requests import HTTPConnection
 
 from app.services import services_of
 from core.domain.principals import ANONYMOUS, Principal, Scope
 from core.http.route_access import mark
 
-Endpoint = Callable[..., Awaitable[Response]]
+Endpoint = Callable[..., Awaitable[Any]]
+
+_PRINCIPAL = "glimpse.principal"  # in a request's scope
+_REQUEST = inspect.Parameter("request", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,37 +39,48 @@ class KeyRecheck:
 def requires(scope: Scope) -> Callable[[Endpoint], Endpoint]:
     """Require a key with `scope`.
 
-    The endpoint takes `request`, optionally `principal`, and any other parameter that FastAPI
-    resolves. Unauthenticated, Forbidden and RateLimited are raised before the endpoint or the body
-    of the request is touched. Without keys, the principal is `ANONYMOUS`.
+    The endpoint takes `request` and `principal` if it needs them, and any other parameter that
+    FastAPI resolves. Raises Unauthenticated, Forbidden and RateLimited before it calls the
+    endpoint; on an `AuthenticatedRoute`, before the request's body is read. Without keys, the
+    principal is `ANONYMOUS`.
     """
 
     def decorate(endpoint: Endpoint) -> Endpoint:
         signature = inspect.signature(endpoint)
-        wants_principal = "principal" in signature.parameters
+        parameters = signature.parameters
+        takes_request, takes_principal = "request" in parameters, "principal" in parameters
 
-        async def authenticated(request: Request, **others: Any) -> Response:
-            # The body of `authenticate`, inlined: a call less for each request.
-            authenticator = services_of(request).authenticator
-            principal = (
-                ANONYMOUS
-                if authenticator is None
-                else await authenticator.authenticate(request.scope, scope)
-            )
-            if wants_principal:
-                return await endpoint(request=request, principal=principal, **others)
-            return await endpoint(request=request, **others)
+        async def authenticated(request: Request, **others: Any) -> Any:
+            principal = request.scope.get(_PRINCIPAL)
+            if principal is None:
+                # The body of `authenticate`, inlined: a call less for each request.
+                authenticator = services_of(request).authenticator
+                principal = (
+                    ANONYMOUS
+                    if authenticator is None
+                    else await authenticator.authenticate(request.scope, scope)
+                )
+            if takes_request:
+                others["request"] = request
+            if takes_principal:
+                others["principal"] = principal
+            return await endpoint(**others)
 
-        outside = [p for name, p in signature.parameters.items() if name != "principal"]
+        outside = [p for name, p in parameters.items() if name not in ("request", "principal")]
         # FastAPI reads the parameters here; functions have no such attribute for mypy.
         authenticated.__signature__ = signature.replace(  # type: ignore[attr-defined]
-            parameters=outside
+            parameters=[_REQUEST, *outside]
         )
         authenticated.__name__, authenticated.__doc__ = endpoint.__name__, endpoint.__doc__
         authenticated.__module__ = endpoint.__module__
         return mark(authenticated, scope)
 
     return decorate
+
+
+async def authenticate_early(request: Request, scope: Scope) -> None:
+    """Authenticate the caller of an endpoint with `@requires(scope)` before FastAPI calls it."""
+    request.scope[_PRINCIPAL] = await authenticate(request, scope)
 
 
 async def authenticate(connection: HTTPConnection, scope: Scope) -> Principal:

@@ -1,6 +1,4 @@
-"""."""
+"""Names that the server, its protocols and the routes share."""
 
-ABORT = "glimpse.abort"  # the extension of ASGI that drops a connection at once, unsent bytes too
-
-
-PATHS = b"/api/v1/ws/"  # where there are WebSockets
+ABORT = "glimpse.abort"  # an ASGI extension: closes a connection at once, and drops unsent bytes
+WEBSOCKET_PREFIX = "/api/v1/ws/"  # the path of every WebSocket begins with it

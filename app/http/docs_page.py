@@ -1,4 +1,4 @@
-"""`/docs`, `/openapi.json`, and the way to them."""
+"""`/docs`, `/openapi.json`, and the redirect from `/`."""
 
 import base64
 import hashlib
@@ -18,7 +18,7 @@ _INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 
 def docs_routes(title: str) -> APIRouter:
-    """The page and the schema; FastAPI's own would know nothing of our content policy."""
+    """Return the routes. FastAPI's own do not send a content security policy."""
     router = APIRouter(include_in_schema=False)
     page = get_swagger_ui_html(
         openapi_url="/openapi.json",
@@ -51,7 +51,7 @@ def docs_routes(title: str) -> APIRouter:
 
 
 def content_policy(page: bytes) -> str:
-    """Swagger UI from where FastAPI takes it, the page's own script by its hash, and no other."""
+    """Return a policy that allows Swagger UI and, by its hash, the page's inline script."""
     scripts = [
         f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'"
         for script in _INLINE_SCRIPT.findall(page)

@@ -1,68 +1,48 @@
-"""A small JSON body: read within a bound, checked against a model."""
+"""JSON request bodies: what every declared body has in common."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from fastapi import Request
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import from_json
 
-from core.errors import BodyTooLarge, InvalidRequest
+from core.http.problems import invalid_fields
 
 MAX_BYTES = 16 * 1024
-MOST_ERRORS = 10  # of one body that are named
-# Of more than so many none is: pydantic tells all or nothing, and the event loop waits for it.
-TOO_MANY_ERRORS = 2000
+MAX_MEMBERS = 100  # of a body; none has as many fields
+# Above this number of errors none is reported in detail: pydantic builds all of them or none, and
+# meanwhile the event loop waits.
+MAX_ERRORS = 2000
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
-async def read_json(request: Request, model: type[Model], max_bytes: int = MAX_BYTES) -> Model:
-    """Raises BodyTooLarge, and InvalidRequest that names what is wrong without repeating it."""
-    body = bytearray()
-    async for chunk in request.stream():
-        if len(body) + len(chunk) > max_bytes:
-            raise BodyTooLarge(f"The body has more than {max_bytes} bytes.")
-        body += chunk
-    return parse_json(bytes(body), model)
+class JsonBody(BaseModel):
+    """The base of declared request bodies.
+
+    A body is parsed as JSON whatever its content type: FastAPI gives the bytes of a body that is
+    not labelled as JSON.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parse(cls, value: Any) -> Any:
+        if isinstance(value, bytes):
+            value = from_json(value)
+        if isinstance(value, dict) and len(value) > MAX_MEMBERS:
+            raise ValueError(f"The object has more than {MAX_MEMBERS} members")
+        return value
 
 
 def parse_json(body: bytes, model: type[Model]) -> Model:
-    """`body` as `model`; an empty one counts as `{}`. Raises InvalidRequest as `read_json` does."""
+    """Parse `body`; an empty one counts as `{}`. Raises InvalidRequest, which names the fields."""
     try:
         return model.model_validate_json(body or b"{}")
     except ValidationError as invalid:
-        errors = _named(invalid)
-        detail = "; ".join(f"{error['field']}: {error['message']}" for error in errors)
-        raise InvalidRequest(detail, extra={"errors": errors}) from None
-
-
-def body_schema(
-    model: type[BaseModel],
-    *,
-    required: bool,
-    media_types: Sequence[str] = ("application/json",),
-    examples: Mapping[str, object] | None = None,
-) -> dict[str, Any]:
-    """What /docs says of such a body (`openapi_extra`)."""
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)  # what it refers to is among the answers' parts
-    body: dict[str, Any] = {"schema": schema}
-    if examples:
-        body["examples"] = {name: {"value": value} for name, value in examples.items()}
-    content = dict.fromkeys(media_types, body)
-    return {"requestBody": {"required": required, "content": content}}
-
-
-def _named(invalid: ValidationError) -> list[dict[str, str]]:
-    if (count := invalid.error_count()) > TOO_MANY_ERRORS:
-        return [{"field": "body", "message": f"It has {count} mistakes"}]
-    found = invalid.errors(include_input=False, include_url=False)
-    return [{"field": _field(error), "message": error["msg"]} for error in found[:MOST_ERRORS]]
-
-
-def _field(error: ErrorDetails) -> str:
-    """Where the error is. A name that we do not know is the sender's, and might be anything."""
-    if error["type"] == "extra_forbidden":
-        return "unknown field"
-    return ".".join(map(str, error["loc"])) or "body"
+        if (count := invalid.error_count()) > MAX_ERRORS:
+            message = f"The document has {count} errors"
+            errors: list[Any] = [{"type": "too_many", "loc": ("body",), "msg": message}]
+        else:
+            errors = list(invalid.errors(include_input=False, include_url=False))
+        raise invalid_fields(errors) from None

@@ -1,27 +1,29 @@
-"""Which of several representations a client would rather have (RFC 9110, 12.5.1)."""
+"""Content negotiation (RFC 9110, 12.5.1) and the preference `wait` (RFC 7240)."""
 
 from collections.abc import Iterable, Sequence
 from urllib.request import parse_http_list
 
 
-def preferred(accept: str, offered: Sequence[str]) -> str:
-    """The media type out of `offered` that `accept` asks for most; the first where it says nothing.
+def preferred_type(accept: str, offered: Sequence[str]) -> str:
+    """Return the media type in `offered` with the highest quality in `accept`.
 
-    So it is where none is acceptable: a client can do more with an answer than with a refusal.
+    Returns the first one if the header names none, or accepts none: a representation is more use
+    to a client than a refusal.
     """
-    weights = {kind: _weight(accept, kind) for kind in offered}
+    weights = {kind: _quality_of(accept, kind) for kind in offered}
     best = max(offered, key=lambda kind: weights[kind])
     return best if weights[best] > 0 else offered[0]
 
 
-def _weight(accept: str, kind: str) -> float:
-    """What the most specific range that matches `kind` says."""
+def _quality_of(accept: str, kind: str) -> float:
+    """Return the quality of the most specific range that matches `kind`."""
     found = (-1, 0.0)
     for part in parse_http_list(accept):
         range_, *parameters = (piece.strip().lower() for piece in part.split(";"))
         if range_ not in (kind, f"{kind.partition('/')[0]}/*", "*/*"):
             continue
-        found = max(found, (range_.count("*") * -1 + 2, _quality(parameters)))
+        specificity = 2 - range_.count("*")
+        found = max(found, (specificity, _quality(parameters)))
     return found[1]
 
 
@@ -37,10 +39,10 @@ def _quality(parameters: Sequence[str]) -> float:
 
 
 def preferred_wait(values: Iterable[str], longest: float) -> float | None:
-    """Seconds asked for by `wait=n`, at most `longest`; None where nothing sensible is asked.
+    """Return the seconds of `wait=n`, at most `longest`; None if there is no valid one.
 
-    `values` are the values of every `Prefer` header. Of several waits the first counts, and what
-    is unknown or malformed is ignored, as the RFC wants it.
+    `values` are those of every `Prefer` header. The first `wait` counts; unknown and malformed
+    preferences are ignored, as the RFC requires.
     """
     for value in values:
         for preference in parse_http_list(value):
@@ -54,6 +56,6 @@ def preferred_wait(values: Iterable[str], longest: float) -> float | None:
     return None
 
 
-def applied(seconds: float) -> str:
-    """The value of `Preference-Applied`."""
+def applied_wait(seconds: float) -> str:
+    """Return the value of `Preference-Applied`."""
     return f"wait={seconds:g}"

@@ -1,18 +1,21 @@
-"""Paged lists: how many at once, and the cursor to go on from.
+"""Pages of lists: their size, and the cursor of the next page.
 
-A cursor is a position, opaque to clients, so that its form may change.
+A cursor is an encoded position. It is opaque to clients, so that its format may change.
 """
 
 import base64
 import binascii
 import re
+from typing import Annotated
 
-from fastapi import Request
+from pydantic import Field
 
 from core.errors import InvalidRequest
 
-POSITION = re.compile(r"[0-9]{16}-[0-9a-f]{32}")  # those of `core.domain.sort_keys`
-_LIMIT = re.compile(r"[0-9]{1,9}")
+POSITION = re.compile(r"[0-9]{16}-[0-9a-f]{32}")  # positions of `core.domain.sort_keys`
+NextCursor = Annotated[
+    str | None, Field(description="`cursor` of the next page; null on the last page")
+]
 
 
 def encode_cursor(position: str) -> str:
@@ -20,7 +23,10 @@ def encode_cursor(position: str) -> str:
 
 
 def decode_cursor(cursor: str, form: re.Pattern[str]) -> str:
-    """The position in a cursor, empty for none. Raises InvalidRequest unless it has the `form`."""
+    """Return the position in a cursor, empty for an empty one.
+
+    Raises InvalidRequest if the position does not match `form`.
+    """
     if not cursor:
         return ""
     try:
@@ -29,15 +35,7 @@ def decode_cursor(cursor: str, form: re.Pattern[str]) -> str:
     except (binascii.Error, ValueError):
         position = ""
     if not form.fullmatch(position):
-        raise InvalidRequest("The parameter cursor is not one of ours.", extra={"field": "cursor"})
-    return position
-
-
-def page_limit(request: Request, default: int, most: int) -> int:
-    """The query parameter `limit`. Raises InvalidRequest unless it is from 1 to `most`."""
-    text = request.query_params.get("limit", str(default))
-    if not (_LIMIT.fullmatch(text) and 1 <= int(text) <= most):
         raise InvalidRequest(
-            f"The parameter limit is a number from 1 to {most}.", extra={"field": "limit"}
+            "The parameter cursor is not one that this service issued.", extra={"field": "cursor"}
         )
-    return int(text)
+    return position

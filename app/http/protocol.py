@@ -14,7 +14,7 @@ import httptools
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from app.http.asgi import ABORT, PATHS
+from app.http.asgi import ABORT, WEBSOCKET_PREFIX
 from app.http.middleware.unread_body import CloseOnUnreadBody
 from app.http.websocket_protocol import SocketProtocol
 from core.errors import overloaded
@@ -24,7 +24,7 @@ HEAD_BYTES = 64 * 1024
 # For how long a stopping server reads from idle connections what was on its way to it.
 DRAIN_SECONDS = 0.3
 _HEAD_TOO_LARGE = (431, "head_too_large", "The request's line and headers are too large.")
-_OVERLOADED = (503, "overloaded", "The service has as much to do as it can hold; try again.")
+_OVERLOADED = (503, "overloaded", "The service is at capacity. Retry later.")
 _OFFER = (b"upgrade", b"http2-settings")  # headers, and options of `Connection`
 _FREE_PATHS = ("/health",)  # answered however much there is to do
 
@@ -99,7 +99,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _should_upgrade(self) -> bool:
         # Elsewhere it is an offer that we leave (RFC 9110, 7.8).
-        wanted = self.url.startswith(PATHS) and self.scope["method"] == "GET"
+        wanted = self.url.startswith(WEBSOCKET_PREFIX.encode()) and self.scope["method"] == "GET"
         return wanted and super()._should_upgrade()
 
     def _declined(self) -> bool:

@@ -1,17 +1,14 @@
-"""`POST /api/v1/images/lookup`: which of many images a client need not upload.
-
-The protocol is modelled on the batch API of Git LFS.
-"""
+"""`POST /api/v1/images/lookup`: which of many images need no upload, as in Git LFS's batch API."""
 
 from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field, field_validator
 
 from app.auth.requires import requires
-from app.http.json_body import read_json
+from app.auth.route import AuthenticatedRoute
+from app.http.json_body import JsonBody
 from app.http.openapi import refusals
-from app.http.responses import json_answer
 from app.images.lookup import Presence, look_up
 from app.services import services_of
 from core import errors
@@ -19,25 +16,25 @@ from core.domain.jobs import check_count
 from core.domain.policy import MAX_JOB_ITEMS
 from core.domain.principals import Principal, Scope
 from core.domain.records import IMAGE_HASH, Status
-from core.http.request_route import RequestRoute
 
-MAX_BYTES = 128 * 1024  # of the body
+MAX_BODY_SIZE = 128 * 1024
 
 Hash = Annotated[str, Field(pattern=f"^{IMAGE_HASH.pattern}$")]
 
 
-class Lookup(BaseModel):
-    """The images to look up, and the model."""
-
-    model_config = ConfigDict(extra="forbid")
+class ImageLookup(JsonBody):
+    """The images to look up, and under which model."""
 
     image_hashes: Annotated[
         list[Hash],
         Field(
-            max_length=MAX_JOB_ITEMS, description="SHA-256 of the images' bytes, in lower-case hex"
+            max_length=MAX_JOB_ITEMS,
+            description="The SHA-256 of the images' bytes, in lower-case hex",
         ),
     ]
-    model: Annotated[str, Field(description="Identity of a model; by default the current one")] = ""
+    model: Annotated[
+        str, Field(description="The identity of a model; by default, the current one applies")
+    ] = ""
 
     @field_validator("image_hashes", mode="before")
     @classmethod
@@ -47,58 +44,51 @@ class Lookup(BaseModel):
         return value
 
 
-class KnownBody(BaseModel):
-    """An image that need not be uploaded."""
+class KnownImage(BaseModel):
+    """An image that needs no upload."""
 
-    status: Status | None = Field(description="Null if no client has requested its labels")
+    status: Status | None = Field(description="Null if no client has asked for its labels yet")
     stored: bool = Field(
-        description="Whether its bytes are known to be stored, so that a job can classify it by "
-        "its hash; otherwise it is known by its result"
+        description="True if the image's bytes are stored, so that a job can name it by its hash. "
+        "False if only its result is known."
     )
 
+    @classmethod
+    def of(cls, presence: Presence) -> "KnownImage":
+        record = presence.record
+        return cls(status=record and record.status, stored=presence.stored)
 
-class LookupBody(BaseModel):
+
+class ImageLookupResult(BaseModel):
     """The known and the missing images, each once."""
 
-    known: dict[str, KnownBody]
-    missing: list[str] = Field(description="Hashes of the images to upload")
+    known: dict[str, KnownImage]
+    missing: list[str] = Field(description="The hashes of the images to upload")
 
 
-router = APIRouter(prefix="/api/v1/images", tags=["images"], route_class=RequestRoute)
+router = APIRouter(prefix="/api/v1/images", tags=["images"], route_class=AuthenticatedRoute)
 
 
 @router.post(
     "/lookup",
-    summary="Look up many images",
-    description="An image is known if it has a final result under the model, or if its bytes are "
-    "stored. A retryable error is not a final result.",
+    summary="Look up which images are known",
+    description="An image is known if it has a result under the model, or if its bytes are stored. "
+    "A retryable error does not count as a result.",
     responses={
-        200: {"model": LookupBody},
         **refusals(errors.BodyTooLarge, errors.BatchTooLarge),
         **refusals(errors.InvalidRequest, errors.Unavailable),
     },
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": Lookup.model_json_schema()}},
-        }
-    },
+    max_body_size=MAX_BODY_SIZE,
 )
 @requires(Scope.READ)
-async def lookup(request: Request, principal: Principal) -> Response:
+async def look_up_images(
+    request: Request, principal: Principal, lookup: ImageLookup
+) -> ImageLookupResult:
     services = services_of(request)
-    wanted = await read_json(request, Lookup, MAX_BYTES)
-    hashes = dict.fromkeys(wanted.image_hashes)
-    keys = [services.images.key(principal.tenant, each, wanted.model) for each in hashes]
+    hashes = dict.fromkeys(lookup.image_hashes)
+    keys = [services.images.key(principal.tenant, each, lookup.model) for each in hashes]
     found = await look_up(services.backend, keys)
-    return json_answer(
-        {
-            "known": {k.image_hash: _document(each) for k, each in found.items() if each.known},
-            "missing": [k.image_hash for k, each in found.items() if not each.known],
-        }
+    return ImageLookupResult(
+        known={k.image_hash: KnownImage.of(each) for k, each in found.items() if each.known},
+        missing=[k.image_hash for k, each in found.items() if not each.known],
     )
-
-
-def _document(presence: Presence) -> dict[str, object]:
-    record = presence.record
-    return {"status": record and record.status, "stored": presence.stored}

@@ -1,12 +1,55 @@
-"""OpenAPI for images: parameters, bodies, results and their examples."""
+"""Parts of OpenAPI for images: parameters, bodies, responses and examples."""
 
-from typing import Any
+from datetime import datetime
+from typing import Annotated, Any
 
-from app.http.openapi import Responses, _examples, header, refusals
+from fastapi import Path, Query
+
+from app.http.openapi import Responses, examples, header, refusals
 from app.images.header import ACCEPTED
-from app.images.representation import ImageBody
+from app.images.representation import content_path, image_path
+from app.images.schemas import Image
+from app.streams.events import Event, Kind, encoded
 from app.uploads.image_upload import FIELD
 from core import errors
+from core.domain.records import IMAGE_HASH as HASH
+
+_PATTERN = f"^{HASH.pattern}$"
+_HASH_TEXT = "The SHA-256 of the image's bytes, in lower-case hex"
+_MODEL_TEXT = "The identity of another model; by default, the current one applies"
+
+# Of endpoints whose parameters FastAPI resolves. `ImageService.key` checks the values.
+ImageHash = Annotated[str, Path(description=_HASH_TEXT, json_schema_extra={"pattern": _PATTERN})]
+Model = Annotated[str, Query(description=_MODEL_TEXT)]
+
+# Of endpoints that take the request alone.
+IMAGE_HASH = {
+    "name": "image_hash",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string", "pattern": _PATTERN},
+    "description": _HASH_TEXT,
+}
+MODEL = {
+    "name": "model",
+    "in": "query",
+    "schema": {"type": "string"},
+    "description": _MODEL_TEXT,
+}
+PREFER = {
+    "name": "Prefer",
+    "in": "header",
+    "schema": {"type": "string"},
+    "example": "wait=10",
+    "description": "`wait=n` (RFC 7240) delays the response for up to n seconds, until the result "
+    "exists. `Preference-Applied` tells how long the service waits at most.",
+}
+IF_NONE_MATCH = {
+    "name": "If-None-Match",
+    "in": "header",
+    "schema": {"type": "string"},
+    "description": "Entity tags that the client has. If one is current, the response is 304.",
+}
 
 UPLOAD_REFUSALS = refusals(
     errors.MalformedBody,
@@ -18,147 +61,118 @@ UPLOAD_REFUSALS = refusals(
     errors.Unavailable,
     errors.Overloaded,
 )
-
-
 LOOKUP_REFUSALS = refusals(errors.NotFound, errors.InvalidRequest, errors.Unavailable)
 
 
 def results(location: str, *, cacheable: bool = False) -> Responses:
-    """Describe the responses 200 and 202. `location` is an example of the header."""
+    """Describe the responses 200 and 202. `location` is the example of the 202's `Location`."""
     finished: dict[str, Any] = {
-        "model": ImageBody,
-        "description": "The result: `success` with labels, or `error` with its reason",
-        "content": {"application/json": {"examples": _examples("success", "error")}},
+        "model": Image,
+        "description": "The image is finished: `success` with labels, or `error` with the reason",
+        "content": {"application/json": {"examples": examples("success", "error")}},
     }
     if cacheable:
         finished["headers"] = {
             "ETag": header(
-                "Only for a success, which never changes", '"0f343b0931126a20f133d67c2b018a3b"'
+                "Only of a `success`, which never changes", '"0f343b0931126a20f133d67c2b018a3b"'
             ),
             "Cache-Control": header(
-                "`no-store`, unless it is a success", "public, max-age=3600, immutable"
+                "`no-store` unless the status is `success`", "public, max-age=3600, immutable"
             ),
         }
     return {
         200: finished,
         202: {
-            "model": ImageBody,
-            "description": "Accepted; the result is not available yet",
+            "model": Image,
+            "description": "The image is accepted, and not finished yet",
             "headers": {
-                "Location": header("Path of the result", location),
-                "Retry-After": header("Seconds to wait before the next request", "1"),
+                "Location": header("Where the result will be", location),
+                "Retry-After": header("Seconds until the client should ask", "1"),
             },
-            "content": {"application/json": {"examples": _examples("pending")}},
+            "content": {"application/json": {"examples": examples("pending")}},
         },
     }
 
 
-IMAGE_HASH = {
-    "name": "image_hash",
-    "in": "path",
-    "required": True,
-    "schema": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
-    "description": "SHA-256 of the image's bytes, in lower-case hex",
-}
-
-
-PREFER = {
-    "name": "Prefer",
-    "in": "header",
-    "schema": {"type": "string"},
-    "example": "wait=10",
-    "description": "`wait=n` (RFC 7240) delays the response until the result is available, for at "
-    "most n seconds. `Preference-Applied` contains the limit that applied.",
-}
-
-
-IF_NONE_MATCH = {
-    "name": "If-None-Match",
-    "in": "header",
-    "schema": {"type": "string"},
-    "description": "Entity tags that the client has. 304 if one is current.",
-}
-
-
-MODEL = {
-    "name": "model",
-    "in": "query",
-    "schema": {"type": "string"},
-    "description": "Identity of the model whose result is requested; by default the current one.",
-}
-
-
-_FORM = {
-    "multipart/form-data": {
-        "schema": {
-            "type": "object",
-            "required": [FIELD],
-            "properties": {
-                FIELD: {"type": "string", "format": "binary", "description": "The image"}
-            },
-        }
+SCHEMAS = {
+    "ImageUpload": {
+        "title": "ImageUpload",
+        "type": "object",
+        "description": "A form with an image.",
+        "required": [FIELD],
+        "properties": {FIELD: {"type": "string", "format": "binary", "description": "The image"}},
     }
 }
-
-
+_FORM = {"multipart/form-data": {"schema": {"$ref": "#/components/schemas/ImageUpload"}}}
 _RAW = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in ACCEPTED}
 
-
 FORM_BODY = {"requestBody": {"required": True, "content": _FORM}}
-
-
 FORM_OR_RAW_BODY = {
     "requestBody": {
         "required": True,
-        "description": f"A form with the image in the field `{FIELD}`, or the image itself.",
+        "description": f"A form with the image in the field `{FIELD}`, or the bytes of the image.",
         "content": {**_FORM, **_RAW},
     },
     "parameters": [PREFER],
 }
 
-
-_HASH = "7f83b1657ff1fc53b92dc18148a1d65dfc2d4b1fa3d677284addd200126d9069"
-
-
+EXAMPLE_HASH = "7f83b1657ff1fc53b92dc18148a1d65dfc2d4b1fa3d677284addd200126d9069"
 _PENDING: dict[str, Any] = {
-    "image_hash": _HASH,
+    "image_hash": EXAMPLE_HASH,
     "status": "pending",
     "model": "default@0123456789ab",
     "annotations": [],
     "categories": [],
     "confident": None,
-    "image_url": f"/api/v1/images/{_HASH}/content",
+    "image_url": "http://127.0.0.1:8080" + content_path(EXAMPLE_HASH),
     "error": None,
     "attempts": 0,
     "created_at": "2026-11-21T09:30:00.125Z",
     "updated_at": "2026-11-21T09:30:00.125Z",
 }
-
-
-_SUCCESS = _PENDING | {
-    "status": "success",
-    "annotations": [
-        {"index": 1, "label": "Egyptian cat", "confidence": 0.8731},
-        {"index": 2, "label": "tabby cat", "confidence": 0.0912},
-    ],
-    "categories": [
-        {"index": 1, "label": "cat", "confidence": 0.9816},
-        {"index": 2, "label": "mammal", "confidence": 0.9841},
-        {"index": 3, "label": "animal", "confidence": 0.9843},
-    ],
-    "confident": True,
-    "attempts": 1,
-    "updated_at": "2026-11-21T09:30:00.310Z",
-}
-
-
-_ERROR = _PENDING | {
-    "status": "error",
-    "error": {
-        "code": "undecodable_image",
-        "detail": "The image is truncated.",
-        "retryable": False,
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "pending": {"summary": "Accepted", "value": _PENDING},
+    "success": {
+        "summary": "Classified",
+        "value": _PENDING
+        | {
+            "status": "success",
+            "annotations": [
+                {"index": 1, "label": "Egyptian cat", "confidence": 0.8731},
+                {"index": 2, "label": "tabby cat", "confidence": 0.0912},
+            ],
+            "categories": [
+                {"index": 1, "label": "cat", "confidence": 0.9816},
+                {"index": 2, "label": "mammal", "confidence": 0.9841},
+                {"index": 3, "label": "animal", "confidence": 0.9843},
+            ],
+            "confident": True,
+            "attempts": 1,
+            "updated_at": "2026-11-21T09:30:00.310Z",
+        },
     },
-    "attempts": 1,
-    "updated_at": "2026-11-21T09:30:00.310Z",
+    "error": {
+        "summary": "Cannot be classified",
+        "value": _PENDING
+        | {
+            "status": "error",
+            "error": {
+                "code": "undecodable_image",
+                "detail": "The image is damaged or incomplete.",
+                "retryable": False,
+            },
+            "attempts": 1,
+            "updated_at": "2026-11-21T09:30:00.310Z",
+        },
+    },
 }
+
+
+def _event(kind: Kind, example: str) -> Event:
+    image = EXAMPLES[example]["value"]
+    updated_at = datetime.fromisoformat(image["updated_at"])
+    return Event(round(updated_at.timestamp() * 1_000_000), kind, encoded(image))
+
+
+IMAGE_EVENTS = (_event(Kind.UPDATE, "pending"), _event(Kind.COMPLETE, "success"))
+EXAMPLE_PATH = image_path(EXAMPLE_HASH)

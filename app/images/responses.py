@@ -2,8 +2,8 @@
 
 from starlette.responses import Response
 
-from app.http.negotiation import applied
-from app.http.responses import NO_STORE, EncodedResponse, RawHeaders, matches
+from app.http.negotiation import applied_wait
+from app.http.responses import NO_STORE, EncodedResponse, RawHeaders, etag_matches
 from app.images.representation import Representation
 from core.settings import Settings
 
@@ -39,11 +39,11 @@ def image_response(
     """
     headers: RawHeaders = []
     if wait is not None:
-        headers.append((b"preference-applied", applied(wait).encode()))
+        headers.append((b"preference-applied", applied_wait(wait).encode()))
     if result.etag is not None and success is not None:
         headers.append((b"etag", result.etag.encode()))
         headers += success
-        if if_none_match is not None and matches(if_none_match, result.etag):
+        if if_none_match is not None and etag_matches(if_none_match, result.etag):
             return EncodedResponse(304, b"", headers)
     else:
         headers.append((b"cache-control", NO_STORE.encode()))

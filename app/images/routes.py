@@ -6,25 +6,29 @@ from fastapi import APIRouter, Request, Response
 
 from app.audit_log import audited
 from app.auth.requires import count_image, key_recheck, requires
+from app.auth.route import AuthenticatedRoute
 from app.http.negotiation import preferred_wait
-from app.http.responses import NO_STORE
 from app.images.openapi import (
+    EXAMPLE_PATH,
     FORM_OR_RAW_BODY,
     IF_NONE_MATCH,
+    IMAGE_EVENTS,
     IMAGE_HASH,
     LOOKUP_REFUSALS,
     MODEL,
     PREFER,
     UPLOAD_REFUSALS,
+    ImageHash,
+    Model,
     results,
 )
 from app.images.representation import image_path
 from app.images.responses import image_response
 from app.images.service import UNKNOWN_IMAGE
 from app.services import services_of
-from app.streams.openapi import STREAM_PARAMETERS, STREAM_REFUSALS, stream_of
+from app.streams.openapi import STREAM_REFUSALS, stream_of
 from app.streams.registry import StreamSource
-from app.streams.sse import EventStream, open_stream
+from app.streams.sse import EventStream, LastEventId, open_stream
 from app.uploads.image_upload import read_upload
 from core.domain.principals import Principal, Scope
 from core.http.request_route import RequestRoute
@@ -32,22 +36,22 @@ from core.observability.logs import bind_image
 
 MAX_WAIT_SECONDS = 30.0  # the longest `Prefer: wait=n` that is honoured
 
-# These endpoints declare no parameters: FastAPI's handling of them would cost more than a cached
-# response. `openapi_extra` documents them.
-router = APIRouter(prefix="/api/v1/images", tags=["images"], route_class=RequestRoute)
+# The endpoints of hot routes take the request alone. `openapi_extra` documents their parameters.
+hot_router = APIRouter(prefix="/api/v1/images", tags=["images"], route_class=RequestRoute)
+router = APIRouter(prefix="/api/v1/images", tags=["images"], route_class=AuthenticatedRoute)
 
 
-@router.post(
+@hot_router.post(
     "",
     summary="Upload an image",
     description="Send a form with the field `img`, or the bytes of the image with any other "
-    "content type: the format is detected from the bytes. 200 with the result of a known image, "
-    "202 for a new one. With `Prefer: wait=n` the response waits for the result.",
-    responses={**results("/api/v1/images/7f83b1657ff1…"), **UPLOAD_REFUSALS},
+    "content type. A known image gets its result (200), a new one is accepted (202). With "
+    "`Prefer: wait=n`, the response waits for the result.",
+    responses={**results(EXAMPLE_PATH), **UPLOAD_REFUSALS},
     openapi_extra=FORM_OR_RAW_BODY,
 )
 @requires(Scope.CLASSIFY)
-async def upload(request: Request, principal: Principal) -> Response:
+async def upload_image(request: Request, principal: Principal) -> Response:
     began = time.perf_counter()
     services = services_of(request)
     wait = _wait(request)
@@ -71,21 +75,21 @@ async def upload(request: Request, principal: Principal) -> Response:
     )
 
 
-@router.head("/{image_hash}", include_in_schema=False)
-@router.get(
+@hot_router.head("/{image_hash}", include_in_schema=False)
+@hot_router.get(
     "/{image_hash}",
-    summary="Get the result of an image",
-    description="A success never changes: it has an `ETag` and may be cached. Other responses are "
-    "`no-store`.",
+    summary="Get an image and its result",
+    description="A `success` never changes: it has an `ETag` and may be cached. Other responses "
+    "may not be cached.",
     responses={
-        **results("/api/v1/images/7f83b1657ff1…", cacheable=True),
+        **results(EXAMPLE_PATH, cacheable=True),
         304: {"description": "The client has the current result (`If-None-Match`)."},
         **LOOKUP_REFUSALS,
     },
     openapi_extra={"parameters": [IMAGE_HASH, MODEL, PREFER, IF_NONE_MATCH]},
 )
 @requires(Scope.READ)
-async def read(request: Request, principal: Principal) -> Response:
+async def get_image(request: Request, principal: Principal) -> Response:
     image_hash = request.path_params["image_hash"]
     services = services_of(request)
     images = services.images
@@ -105,21 +109,25 @@ async def read(request: Request, principal: Principal) -> Response:
 @router.get(
     "/{image_hash}/stream",
     summary="Stream the changes of an image",
-    description="Server-sent events with the current state and each change. The last event is "
-    "`complete` or `error`; then the stream ends.",
-    status_code=200,
+    description="Sends the current state of the image, then each change. The stream ends with "
+    "`complete` or `error`.",
+    status_code=200,  # FastAPI finds no default in `EventStream`
     response_class=EventStream,
-    responses={**stream_of("image"), **LOOKUP_REFUSALS, **STREAM_REFUSALS},
-    openapi_extra={"parameters": [IMAGE_HASH, MODEL, *STREAM_PARAMETERS]},
+    responses={**stream_of("image", *IMAGE_EVENTS), **LOOKUP_REFUSALS, **STREAM_REFUSALS},
 )
 @requires(Scope.READ)
-async def stream(request: Request, principal: Principal) -> Response:
-    image_hash = request.path_params["image_hash"]
+async def stream_image(
+    request: Request,
+    principal: Principal,
+    image_hash: ImageHash,
+    last_event_id: LastEventId,
+    model: Model = "",
+) -> Response:
     services = services_of(request)
-    key = services.images.key(principal.tenant, image_hash, request.query_params.get("model", ""))
+    key = services.images.key(principal.tenant, image_hash, model)
     bind_image(key)
     source = StreamSource(services.streams, services.image_poller, key, UNKNOWN_IMAGE)
-    return await open_stream(request, source, key_recheck(request, Scope.READ))
+    return await open_stream(source, key_recheck(request, Scope.READ), last_event_id)
 
 
 @router.head("/{image_hash}/content", include_in_schema=False)
@@ -131,34 +139,32 @@ async def stream(request: Request, principal: Principal) -> Response:
     description="Redirects to a signed link that expires.",
     responses={
         307: {
-            "description": "The signed link",
+            "description": "The link is in `Location`.",
             "headers": {"Location": {"schema": {"type": "string", "format": "uri-reference"}}},
         },
         **LOOKUP_REFUSALS,
     },
-    openapi_extra={"parameters": [IMAGE_HASH]},
 )
 @requires(Scope.READ)
-async def content(request: Request, principal: Principal) -> Response:
-    image_hash = request.path_params["image_hash"]
+async def get_image_content(
+    request: Request, principal: Principal, image_hash: ImageHash
+) -> Response:
     link = await services_of(request).images.content_link(principal.tenant, image_hash)
-    return Response(status_code=307, headers={"Location": link, "Cache-Control": NO_STORE})
+    return Response(status_code=307, headers={"Location": link})
 
 
 @router.delete(
     "/{image_hash}",
     status_code=204,
     summary="Delete an image",
-    description="Deletes the bytes and the results under every model. Caches may serve a result "
-    "until its `max-age` ends.",
-    responses={204: {"description": "Deleted"}, **LOOKUP_REFUSALS},
-    openapi_extra={"parameters": [IMAGE_HASH]},
+    description="Deletes the bytes and the results of every model. Caches may return a result "
+    "until it expires.",
+    responses=LOOKUP_REFUSALS,
 )
 @requires(Scope.ADMIN)
-async def delete(request: Request, principal: Principal) -> Response:
-    image_hash = request.path_params["image_hash"]
+async def delete_image(request: Request, principal: Principal, image_hash: ImageHash) -> Response:
     await services_of(request).images.delete(principal.tenant, image_hash)
-    return Response(status_code=204, headers={"Cache-Control": NO_STORE})
+    return Response(status_code=204)
 
 
 def _wait(request: Request) -> float | None:

@@ -1,4 +1,4 @@
-"""`/what`: short routes to the labels of an image."""
+"""`/what`: the short interface for images."""
 
 import time
 
@@ -6,7 +6,14 @@ from fastapi import APIRouter, Request, Response
 
 from app.audit_log import audited
 from app.auth.requires import count_image, requires
-from app.images.openapi import FORM_BODY, IMAGE_HASH, LOOKUP_REFUSALS, UPLOAD_REFUSALS, results
+from app.images.openapi import (
+    EXAMPLE_HASH,
+    FORM_BODY,
+    IMAGE_HASH,
+    LOOKUP_REFUSALS,
+    UPLOAD_REFUSALS,
+    results,
+)
 from app.images.responses import image_response
 from app.services import services_of
 from app.uploads.image_upload import read_upload
@@ -17,45 +24,45 @@ router = APIRouter(prefix="/what", tags=["what"], route_class=RequestRoute)
 
 SLOW_WAIT_SECONDS = 20.0  # also in the description of the route
 
-_RESULTS = results("/what/status/7f83b1657ff1…")
+_RESULTS = results(f"/what/status/{EXAMPLE_HASH}")
 
 
 @router.post(
     "/fast",
     summary="Upload an image without waiting",
-    description="200 with the labels of a known image, 202 for a new one.",
+    description="A known image gets its labels (200), a new one is accepted (202).",
     responses={**_RESULTS, **UPLOAD_REFUSALS},
     openapi_extra=FORM_BODY,
 )
 @requires(Scope.CLASSIFY)
-async def fast(request: Request, principal: Principal) -> Response:
+async def upload_fast(request: Request, principal: Principal) -> Response:
     return await _upload(request, principal, wait=0)
 
 
 @router.post(
     "/slow",
     summary="Upload an image and wait for its labels",
-    description="As `/what/fast`, but waits up to 20 seconds for the labels of a new image, then "
-    "answers 202.",
+    description="Same as `/what/fast`, but the response for a new image waits up to 20 seconds for "
+    "the labels. Then it is 202.",
     responses={**_RESULTS, **UPLOAD_REFUSALS},
     openapi_extra=FORM_BODY,
 )
 @requires(Scope.CLASSIFY)
-async def slow(request: Request, principal: Principal) -> Response:
+async def upload_slow(request: Request, principal: Principal) -> Response:
     return await _upload(request, principal, SLOW_WAIT_SECONDS)
 
 
 @router.head("/status/{image_hash}", include_in_schema=False)
 @router.get(
     "/status/{image_hash}",
-    summary="Get the result of an image",
-    description="200 with the result, 202 while it is not available, 404 if the image was not "
+    summary="Get the status of an image",
+    description="202 while the image is processed, 200 when it is finished, 404 if it was never "
     "uploaded.",
     responses={**_RESULTS, **LOOKUP_REFUSALS},
     openapi_extra={"parameters": [IMAGE_HASH]},
 )
 @requires(Scope.READ)
-async def status(request: Request, principal: Principal) -> Response:
+async def get_status(request: Request, principal: Principal) -> Response:
     image_hash = request.path_params["image_hash"]
     images = services_of(request).images
     result = await images.find(images.key(principal.tenant, image_hash))

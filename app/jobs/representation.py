@@ -8,13 +8,10 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, Field
-
-from app.images.representation import AnnotationBody, ErrorBody, annotation_documents
+from app.images.representation import annotation_documents
 from app.jobs.service import ItemResult
 from core.domain.job_document import error_document, images, job_path
-from core.domain.jobs import ItemState, Job, JobStatus
-from core.domain.priority import Priority
+from core.domain.jobs import ItemState, Job
 from core.domain.records import RecordError, Status
 
 RESULT_DELETED = "result_deleted"  # the code of an item whose image was deleted after it succeeded
@@ -138,80 +135,3 @@ def _state_of(job: Job, result: ItemResult) -> tuple[ItemStatus, RecordError | N
 
 def _compact(document: object) -> str:
     return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
-
-
-# --- What /docs says about the bodies. ------------------------------------------------------------
-
-
-class AcceptedJobBody(BaseModel):
-    """A job that will run."""
-
-    job_id: str = Field(pattern="^[0-9a-f]{32}$")
-    status: JobStatus = Field(description="`pending`, unless the Idempotency-Key is an earlier one")
-    message: str = Field(examples=["2 images accepted: poll poll_url, or listen to stream_url."])
-    poll_url: str
-    stream_url: str
-
-
-class JobBody(BaseModel):
-    """A job as it stands."""
-
-    job_id: str = Field(pattern="^[0-9a-f]{32}$")
-    type: str = Field(examples=["batch-predict"])
-    status: JobStatus = Field(
-        description="`pending` → `running` → `completed`, `failed` or `cancelled`. `completed` "
-        "also where some images failed; `failed` where the job as such could not be run."
-    )
-    progress: int = Field(ge=0, le=100, description="Percent of the images that have ended")
-    total: int = Field(ge=1)
-    succeeded: int = Field(ge=0)
-    failed: int = Field(ge=0)
-    cancelled: int = Field(ge=0, description="Images that the end of the job left undone")
-    priority: Priority
-    model: str = Field(description="Identity of the model that labels the images")
-    created_at: str = Field(description="RFC 3339, UTC")
-    started_at: str | None
-    completed_at: str | None
-    not_before: str | None = Field(description="When it may begin")
-    deadline: str | None = Field(description="When it is cancelled unless it has ended")
-    result: str | None = Field(description="The end in one sentence")
-    error: ErrorBody | None = Field(description="Why it failed, or was cancelled by itself")
-    poll_url: str
-    stream_url: str
-    results_url: str
-
-
-class JobListBody(BaseModel):
-    """A page of jobs, newest first."""
-
-    jobs: list[JobBody]
-    next_cursor: str | None = Field(
-        description="What `cursor` of the next page is; null at the end"
-    )
-
-
-class JobResultBody(BaseModel):
-    """One image of a job."""
-
-    index: int = Field(ge=0, description="Its place in the batch; 0 is the first")
-    image_hash: str | None = Field(description="SHA-256; null where the image could not be read")
-    name: str | None = Field(description="Last part of the file's name, where there was one")
-    status: ItemStatus = Field(description="`cancelled`: the job ended before it")
-    annotations: list[AnnotationBody]
-    categories: list[AnnotationBody]
-    confident: bool | None = Field(
-        description="Whether the best label reaches the model's threshold; null if there is none"
-    )
-    error: ErrorBody | None
-    metadata: dict[str, Any] = Field(description="As it was given")
-
-
-class JobResultsBody(BaseModel):
-    """A page of results, in the order of the batch."""
-
-    job_id: str
-    status: JobStatus
-    results: list[JobResultBody]
-    next_cursor: str | None = Field(
-        description="What `cursor` of the next page is; null at the end"
-    )

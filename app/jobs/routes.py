@@ -1,28 +1,24 @@
-"""`/api/v1/jobs`: many images as one piece of work."""
+"""`/api/v1/jobs`: many images, classified as one job."""
 
 import re
 import time
 from collections.abc import AsyncIterator, Sequence
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import StreamingResponse
 
 from app.audit_log import audited_job
 from app.auth.requires import count_image, requires
-from app.batches.archive import MEDIA_TYPES
-from app.batches.form import FIELD, MANIFEST_FIELD
-from app.batches.manifest import BatchManifest
-from app.http.negotiation import preferred
-from app.http.openapi import header, query_parameter, refusals
-from app.http.pagination import POSITION, decode_cursor, encode_cursor, page_limit
-from app.http.responses import NO_STORE, json_answer
-from app.jobs.openapi import JOB_ID_PARAMETER
-from app.jobs.options import IDEMPOTENCY_KEY
+from app.auth.route import AuthenticatedRoute
+from app.http.negotiation import preferred_type
+from app.http.openapi import header, refusals
+from app.http.pagination import POSITION, decode_cursor, encode_cursor
+from app.http.parameters import EMPTY_IS_MISSING, Cursor, Digits
+from app.http.responses import json_response
+from app.jobs import schemas
+from app.jobs.openapi import BATCH_BODY, BATCH_PARAMETERS, EXAMPLE_PATH, JSON, JobId
 from app.jobs.representation import (
-    AcceptedJobBody,
-    JobBody,
-    JobListBody,
-    JobResultsBody,
     accepted_document,
     csv_header,
     csv_lines,
@@ -33,63 +29,16 @@ from app.jobs.service import ItemResult, JobService
 from app.services import services_of
 from core import errors
 from core.domain.job_document import job_document, job_path
-from core.domain.jobs import JOB_TYPES, Job, JobStatus
+from core.domain.jobs import Job, JobStatus
 from core.domain.policy import MAX_JOB_ITEMS
 from core.domain.principals import Principal, Scope
-from core.domain.priority import Priority
-from core.http.request_route import RequestRoute
 
-JSON, NDJSON, CSV = "application/json", "application/x-ndjson", "text/csv"
-DEFAULT_JOBS, MOST_JOBS = 50, 200
-DEFAULT_RESULTS, MOST_RESULTS = 100, MAX_JOB_ITEMS
-_PLACE = re.compile(r"[0-9]{1,4}")
+NDJSON, CSV = "application/x-ndjson", "text/csv"
+DEFAULT_JOBS, MAX_JOBS = 50, 200
+DEFAULT_RESULTS, MAX_RESULTS = 100, MAX_JOB_ITEMS
+_ITEM_POSITION = re.compile(r"[0-9]{1,4}")
 _VARY = (b"vary", b"Accept")
 
-_OPTIONS = [
-    query_parameter("priority", "`normal`, if nobody says", enum=list(Priority)),
-    query_parameter("not_before", "When it may begin", format="date-time"),
-    query_parameter("notify_email", "Who is told of its end", format="email"),
-    {
-        "name": "Cancel-After",
-        "in": "header",
-        "schema": {"type": "string", "examples": ["90s", "15m", "1h30m"]},
-        "description": "Cancel the job unless it has ended by then; 5 seconds to 7 days, counted "
-        "from its creation.",
-    },
-    {
-        "name": "Idempotency-Key",
-        "in": "header",
-        "schema": {"type": "string", "pattern": f"^{IDEMPOTENCY_KEY.pattern}$"},
-        "description": "The same key with the same batch is one job, however often it is sent.",
-    },
-]
-_MANIFEST = BatchManifest.model_json_schema(ref_template="#/components/schemas/{model}")
-_MANIFEST.pop("$defs", None)  # what it refers to is among the answers' parts
-_BATCH_BODY = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "properties": {
-                    FIELD: {
-                        "type": "array",
-                        "maxItems": MAX_JOB_ITEMS,
-                        "items": {"type": "string", "format": "binary"},
-                    },
-                    MANIFEST_FIELD: {
-                        "type": "string",
-                        "contentMediaType": JSON,
-                        "description": "As the JSON document; lists images that come along or that "
-                        "the service has",
-                    },
-                },
-            }
-        },
-        MEDIA_TYPES[0]: {"schema": {"type": "string", "format": "binary"}},
-        JSON: {"schema": _MANIFEST},
-    },
-}
 _CREATION_REFUSALS = refusals(
     errors.MalformedBody,
     errors.UploadTooSlow,
@@ -100,33 +49,34 @@ _CREATION_REFUSALS = refusals(
     errors.Unavailable,
     errors.Overloaded,
 )
-_JOB_REFUSALS = refusals(errors.NotFound, errors.Forbidden, errors.Unavailable)
+_JOB_REFUSALS = refusals(
+    errors.NotFound, errors.Forbidden, errors.InvalidRequest, errors.Unavailable
+)
 
-# As the images' routes: the request alone, documented by hand.
-router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"], route_class=RequestRoute)
+router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"], route_class=AuthenticatedRoute)
 
 
 @router.post(
     "/batch-predict",
     status_code=202,
     summary="Classify a batch of images",
-    description="Up to 1,000 images: a form with the field `imgs` repeated, a zip, or a JSON "
-    "document with the hashes of images that the service has (`POST /api/v1/images/lookup` says "
-    "which). Its `gs_prefix` adds every image of a bucket whose name begins so, if the operator "
-    "allows that bucket. A bad image fails its item and not the job. 202 means that the images are "
-    "stored and that the job will run, whatever happens to a process.",
+    description="Send up to 1,000 images as a form with repeated fields `imgs`, or as a zip, or "
+    "send a JSON document with the hashes of images that the service has "
+    "(`POST /api/v1/images/lookup` tells which). The document's `gs_prefix` adds every image with "
+    "that prefix in a bucket that the operator allows. An invalid image fails its item, not the "
+    "job. 202: the images are stored, and no crash of a process keeps the job from running.",
     responses={
         202: {
-            "model": AcceptedJobBody,
-            "description": "The job will run",
-            "headers": {"Location": header("Where the job is", "/api/v1/jobs/0f34…")},
+            "model": schemas.AcceptedJob,
+            "description": "The job is accepted",
+            "headers": {"Location": header("The job", EXAMPLE_PATH)},
         },
         **_CREATION_REFUSALS,
     },
-    openapi_extra={"requestBody": _BATCH_BODY, "parameters": _OPTIONS},
+    openapi_extra={"requestBody": BATCH_BODY, "parameters": BATCH_PARAMETERS},
 )
 @requires(Scope.JOBS)
-async def batch_predict(request: Request, principal: Principal) -> Response:
+async def create_job(request: Request, principal: Principal) -> Response:
     began, services = time.perf_counter(), services_of(request)
     with services.uploads.slot() as slot:
         try:
@@ -136,38 +86,43 @@ async def batch_predict(request: Request, principal: Principal) -> Response:
                 count_image(request, principal, size)
     job = created.job
     location = (b"location", job_path(job.key.id).encode())
-    response = json_answer(accepted_document(job, services.settings.public_url), 202, [location])
+    response = json_response(accepted_document(job, services.settings.public_url), 202, [location])
     return audited_job(response, services.audit, principal, job, created.images, began=began)
 
 
 @router.get(
     "",
-    summary="Jobs",
-    description="Newest first: those of the key that asks, or with the scope `admin` those of all "
-    "of the tenant's keys.",
+    summary="List jobs",
+    description="Newest first: the jobs of the caller's key, or with the scope `admin` the jobs of "
+    "all keys of its tenant.",
     responses={
-        200: {"model": JobListBody},
+        200: {"model": schemas.JobList},
         **refusals(errors.InvalidRequest, errors.Unavailable),
-    },
-    openapi_extra={
-        "parameters": [
-            query_parameter("status", "Only these", enum=list(JobStatus)),
-            query_parameter("type", "Only these", enum=list(JOB_TYPES)),
-            query_parameter("cursor", "`next_cursor` of the page before"),
-            query_parameter("limit", "How many", type="integer", minimum=1, maximum=MOST_JOBS),
-        ]
     },
 )
 @requires(Scope.JOBS)
-async def list_jobs(request: Request, principal: Principal) -> Response:
-    services, query = services_of(request), request.query_params
-    status = _one_of(query.get("status", ""), "status", list(JobStatus))
-    type_ = _one_of(query.get("type", ""), "type", JOB_TYPES)
-    limit = page_limit(request, DEFAULT_JOBS, MOST_JOBS)
-    after = decode_cursor(query.get("cursor", ""), POSITION)
-    page = await services.jobs.list(principal, status, type_, limit, after)
+async def list_jobs(
+    request: Request,
+    principal: Principal,
+    *,
+    status: Annotated[
+        JobStatus | None, EMPTY_IS_MISSING, Query(description="Only with this status")
+    ] = None,
+    type_: Annotated[
+        Literal["batch-predict"] | None,
+        EMPTY_IS_MISSING,
+        Query(alias="type", description="Only of this type"),
+    ] = None,
+    cursor: Cursor = "",
+    limit: Annotated[
+        Digits, Query(ge=1, le=MAX_JOBS, description="Largest number of jobs")
+    ] = DEFAULT_JOBS,
+) -> Response:
+    services = services_of(request)
+    after = decode_cursor(cursor, POSITION)
+    page = await services.jobs.list(principal, status or "", type_ or "", limit, after)
     more = len(page) == limit
-    return json_answer(
+    return json_response(
         {
             "jobs": [job_document(job, services.settings.public_url) for job in page],
             "next_cursor": encode_cursor(page[-1].sort_key) if more else None,
@@ -177,57 +132,55 @@ async def list_jobs(request: Request, principal: Principal) -> Response:
 
 @router.get(
     "/{job_id}",
-    summary="A job",
-    description="How far it is. The counts of a running job may be short of what ended last; those "
-    "of a job that is over, and its results at any time, are not.",
-    responses={200: {"model": JobBody}, **_JOB_REFUSALS},
-    openapi_extra={"parameters": [JOB_ID_PARAMETER]},
+    summary="Get a job",
+    description="The counts of a running job may lag behind its results. Those of a finished job "
+    "are exact.",
+    responses={200: {"model": schemas.Job}, **_JOB_REFUSALS},
 )
 @requires(Scope.JOBS)
-async def read_job(request: Request, principal: Principal) -> Response:
+async def get_job(request: Request, principal: Principal, job_id: JobId) -> Response:
     services = services_of(request)
-    job = await services.jobs.find(principal, request.path_params["job_id"])
-    return json_answer(job_document(job, services.settings.public_url))
+    job = await services.jobs.find(principal, job_id)
+    return json_response(job_document(job, services.settings.public_url))
 
 
 @router.get(
     "/{job_id}/results",
-    summary="A job's results",
-    description="In the order of the batch, also while it runs. `Accept` decides: pages of JSON, "
-    "or all of them as lines of JSON (`application/x-ndjson`) or as CSV (`text/csv`).",
+    summary="Get the results of a job",
+    description="In the order of the batch, also while the job runs. `Accept` selects pages of "
+    "JSON, or all results as lines of JSON (`application/x-ndjson`) or CSV (`text/csv`).",
     responses={
         200: {
-            "model": JobResultsBody,
+            "model": schemas.JobResultList,
             "content": {
                 NDJSON: {"schema": {"type": "string"}},
                 CSV: {"schema": {"type": "string"}},
             },
         },
-        **refusals(errors.InvalidRequest),
         **_JOB_REFUSALS,
-    },
-    openapi_extra={
-        "parameters": [
-            JOB_ID_PARAMETER,
-            query_parameter("cursor", "`next_cursor` of the page before; of JSON alone"),
-            query_parameter(
-                "limit", "How many; of JSON alone", type="integer", minimum=1, maximum=MOST_RESULTS
-            ),
-        ]
     },
 )
 @requires(Scope.JOBS)
-async def read_results(request: Request, principal: Principal) -> Response:
+async def get_job_results(
+    request: Request,
+    principal: Principal,
+    job_id: JobId,
+    cursor: Annotated[
+        str, Query(description="`next_cursor` of the previous page; only for JSON")
+    ] = "",
+    limit: Annotated[
+        Digits, Query(ge=1, le=MAX_RESULTS, description="Largest number of results; only for JSON")
+    ] = DEFAULT_RESULTS,
+) -> Response:
     jobs = services_of(request).jobs
-    job = await jobs.find(principal, request.path_params["job_id"])
-    kind = preferred(", ".join(request.headers.getlist("accept")), (JSON, NDJSON, CSV))
+    job = await jobs.find(principal, job_id)
+    kind = preferred_type(", ".join(request.headers.getlist("accept")), (JSON, NDJSON, CSV))
     if kind != JSON:
         return await _streamed(jobs, job, kind)
-    limit = page_limit(request, DEFAULT_RESULTS, MOST_RESULTS)
-    cursor = decode_cursor(request.query_params.get("cursor", ""), _PLACE)
-    page = await jobs.results(job, limit, int(cursor or -1))
+    position = decode_cursor(cursor, _ITEM_POSITION)
+    page = await jobs.results(job, limit, int(position or -1))
     more = len(page) == limit and page[-1].item.position + 1 < job.counts.total
-    return json_answer(
+    return json_response(
         {
             "job_id": job.key.id,
             "status": job.status,
@@ -241,21 +194,20 @@ async def read_results(request: Request, principal: Principal) -> Response:
 @router.delete(
     "/{job_id}",
     summary="Cancel a job",
-    description="What of it has not begun never does. Repeating it changes nothing.",
-    responses={200: {"model": JobBody}, **_JOB_REFUSALS, **refusals(errors.Conflict)},
-    openapi_extra={"parameters": [JOB_ID_PARAMETER]},
+    description="Images that are not started yet are not classified. Repeating it changes nothing.",
+    responses={200: {"model": schemas.Job}, **_JOB_REFUSALS, **refusals(errors.Conflict)},
 )
 @requires(Scope.JOBS)
-async def cancel_job(request: Request, principal: Principal) -> Response:
+async def cancel_job(request: Request, principal: Principal, job_id: JobId) -> Response:
     services = services_of(request)
-    job = await services.jobs.cancel(principal, request.path_params["job_id"])
-    return json_answer(job_document(job, services.settings.public_url))
+    job = await services.jobs.cancel(principal, job_id)
+    return json_response(job_document(job, services.settings.public_url))
 
 
 async def _streamed(jobs: JobService, job: Job, kind: str) -> Response:
-    """All results, one page in memory at a time. Where a page fails, the answer breaks off."""
+    """Stream all results, with one page in memory. If a page fails, the response breaks off."""
     pages = aiter(jobs.all_results(job))
-    # Before the answer begins: a store that is away is still a 503.
+    # Before the response starts, so that a failing store is still a 503.
     first: Sequence[ItemResult] = await anext(pages, ())
 
     async def body() -> AsyncIterator[bytes]:
@@ -267,17 +219,7 @@ async def _streamed(jobs: JobService, job: Job, kind: str) -> Response:
         async for page in pages:
             yield lines(job, page)
 
-    headers = {"Cache-Control": NO_STORE, "Vary": "Accept"}
+    headers = {"Vary": "Accept"}
     if kind == CSV:
         headers["Content-Disposition"] = f'attachment; filename="job-{job.key.id}.csv"'
     return StreamingResponse(body(), media_type=kind, headers=headers)
-
-
-def _one_of(text: str, name: str, known: Sequence[str]) -> str:
-    if text and text not in known:
-        raise _invalid(name, f"is one of {', '.join(known)}")
-    return text
-
-
-def _invalid(field: str, rule: str) -> errors.InvalidRequest:
-    return errors.InvalidRequest(f"The parameter {field} {rule}.", extra={"field": field})

@@ -1,4 +1,4 @@
-"""A job's changes as they come: server-sent events, and a WebSocket that can also cancel."""
+"""Streams of a job: server-sent events, and a WebSocket that can also cancel the job."""
 
 from contextlib import ExitStack
 
@@ -6,50 +6,53 @@ from fastapi import APIRouter, Request, Response
 from starlette.websockets import WebSocket
 
 from app.auth.requires import authenticate, key_recheck, requires
-from app.http.asgi import PATHS
+from app.auth.route import AuthenticatedRoute
+from app.http.asgi import WEBSOCKET_PREFIX
 from app.http.openapi import refusals
-from app.jobs.openapi import JOB_ID_PARAMETER
+from app.jobs.openapi import JOB_EVENTS, JobId
 from app.jobs.service import NO_SUCH_JOB
 from app.services import services_of
 from app.streams.events import EventSequence, event_id
-from app.streams.openapi import STREAM_PARAMETERS, STREAM_REFUSALS, stream_of
+from app.streams.openapi import STREAM_REFUSALS, stream_of
 from app.streams.registry import StreamSource
-from app.streams.sse import EventStream, open_stream
+from app.streams.sse import EventStream, LastEventId, open_stream
 from app.streams.websocket import JobSocket, check_origin, socket_requires
 from core import errors
 from core.domain.jobs import Job
 from core.domain.principals import Principal, Scope
-from core.http.request_route import RequestRoute, SocketRoute
+from core.http.request_route import SocketRoute
 
-SOCKET_PATH = PATHS.decode() + "jobs/{job_id}"
+SOCKET_PATH = WEBSOCKET_PREFIX + "jobs/{job_id}"
 
-router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"], route_class=RequestRoute)
+router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"], route_class=AuthenticatedRoute)
 
 
 @router.get(
     "/{job_id}/stream",
-    summary="A job's changes, as they come",
-    description="Server-sent events: first the job as it is, then each change of it, at the end "
-    "`complete`, or `error` where it failed or was cancelled. Then the stream is closed.\n\n"
-    f'`WS {SOCKET_PATH}` has the same events as messages `{{"id", "event", "data"}}`, takes '
-    '`last_event_id` as well, and cancels the job on the message `{"action": "cancel"}`. It is '
-    "closed with 1000 after the last event, with 1012 where you are to come again, and with 4000 "
-    "plus a status where HTTP would answer with that: 4401, 4403, 4404, 4429, 4503.",
-    status_code=200,
+    summary="Stream the changes of a job",
+    description="Sends the current state of the job, then each change. The stream ends with "
+    "`complete`, or with `error` if the job failed or was cancelled.\n\n"
+    f'The WebSocket `{SOCKET_PATH}` sends the same events as messages `{{"id", "event", "data"}}` '
+    "and accepts `last_event_id`, too. The message "
+    '`{"action": "cancel"}` cancels the job. The server closes with 1000 after the last event, '
+    "with 1012 if the client should reconnect, and with 4000 plus an HTTP status for an error: "
+    "4401, 4403, 4404, 4429, 4503.",
+    status_code=200,  # FastAPI finds no default in `EventStream`
     response_class=EventStream,
     responses={
-        **stream_of("job"),
-        **refusals(errors.NotFound, errors.Forbidden),
+        **stream_of("job", *JOB_EVENTS),
+        **refusals(errors.NotFound, errors.Forbidden, errors.InvalidRequest),
         **STREAM_REFUSALS,
     },
-    openapi_extra={"parameters": [JOB_ID_PARAMETER, *STREAM_PARAMETERS]},
 )
 @requires(Scope.JOBS)
-async def stream(request: Request, principal: Principal) -> Response:
+async def stream_job(
+    request: Request, principal: Principal, job_id: JobId, last_event_id: LastEventId
+) -> Response:
     services = services_of(request)
-    job = await services.jobs.find(principal, request.path_params["job_id"])
+    job = await services.jobs.find(principal, job_id)
     source = StreamSource(services.streams, services.job_poller, job.key, NO_SUCH_JOB)
-    return await open_stream(request, source, key_recheck(request, Scope.JOBS))
+    return await open_stream(source, key_recheck(request, Scope.JOBS), last_event_id)
 
 
 @socket_requires(Scope.JOBS)

@@ -1,1 +1,1 @@
-"""API keys and usage: the routes and the command."""
+"""API keys and usage: routes, service and command."""

@@ -1,4 +1,4 @@
-"""Keys from the command line, for whoever runs Glimpse: `python -m app.keys`, or `make key`.
+"""The command for operators to manage keys: `python -m app.keys`, or `make key`.
 
     python -m app.keys create NAME [--tenant T] [--scopes classify,read] [--expires 90d]
                                    [--rate-limit 600/minute] [--daily-quota N]
@@ -6,8 +6,8 @@
     python -m app.keys rotate ID [--overlap 24h]
     python -m app.keys revoke ID
 
-`create` and `rotate` write the key, and only the key, to standard output. Where that is kept in a
-log (a Cloud Run job), write it to a file: `--output FILE`.
+`create` and `rotate` write only the key to standard output. If that ends up in a log, as in a
+Cloud Run job, write the key to a file: `--output FILE`.
 """
 
 import argparse
@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from app.keys.service import Issued, Keys, Wanted, document, duration, moment
+from app.keys.representation import Key
+from app.keys.service import Issued, Keys, Wanted, duration, moment
 from core.backends import open_access
 from core.clock import Clock, rfc3339, utc_now
 from core.domain.api_keys import ApiKey
@@ -33,7 +34,10 @@ from core.settings import Settings, load_settings
 
 
 async def run(settings: Settings, arguments: argparse.Namespace, clock: Clock = utc_now) -> str:
-    """What the command prints, but for the key itself. Raises GlimpseError, ValueError, OSError."""
+    """Run the command, and return what it prints beside the key.
+
+    Raises GlimpseError, ValueError and OSError.
+    """
     async with open_access(settings, clock) as access:
         keys = Keys(access.keys, KeyHasher(access.secret), clock)
         match arguments.command:
@@ -49,24 +53,25 @@ async def run(settings: Settings, arguments: argparse.Namespace, clock: Clock = 
                         daily_quota=arguments.daily_quota,
                     )
                 )
-                return _handed_over(issued, settings, arguments.output)
+                return _deliver(issued, settings, arguments.output)
             case "rotate":
                 issued = await keys.rotate(arguments.id, duration(arguments.overlap))
-                return _handed_over(issued, settings, arguments.output)
+                return _deliver(issued, settings, arguments.output)
             case "revoke":
                 await keys.revoke(arguments.id)
                 seconds = settings.key_cache_seconds
-                return f"Revoked {arguments.id}: no process lets it in after {seconds:g} s."
+                return f"Revoked {arguments.id}: every process refuses it within {seconds:g} s."
             case _:
                 found = await keys.list(arguments.tenant)
                 now = clock()
                 if arguments.json:
-                    return json.dumps([document(key, now) for key in found], indent=2)
+                    documents = [Key.of(key, now).model_dump(mode="json") for key in found]
+                    return json.dumps(documents, indent=2)
                 return table(found, now) if found else "There are no keys: make key NAME=…"
 
 
 def table(keys: Sequence[ApiKey], now: datetime) -> str:
-    """The keys as aligned columns under a heading."""
+    """Format the keys as aligned columns with a heading."""
     rows = [("ID", "NAME", "TENANT", "SCOPES", "LIMITS", "CREATED", "EXPIRES", "LAST USED", "")]
     rows += [
         (
@@ -108,8 +113,8 @@ def _state(key: ApiKey, now: datetime) -> str:
     return f"rotated; old until {_minute(until)}" if until and now < until else "active"
 
 
-def _handed_over(issued: Issued, settings: Settings, output: Path | None) -> str:
-    """Give the key to whoever asked; what to know about it."""
+def _deliver(issued: Issued, settings: Settings, output: Path | None) -> str:
+    """Write the key to `output` or to standard output; return information about it."""
     key = issued.key
     if output is None:
         sys.stdout.write(issued.text + "\n")
@@ -121,12 +126,12 @@ def _handed_over(issued: Issued, settings: Settings, output: Path | None) -> str
     scopes = ", ".join(sorted(key.scopes))
     lines = [
         f"{display(key.id)} is {key.name!r} of tenant {key.tenant!r}: {scopes}.",
-        f"It is in {output}." if output else "It is shown this once: keep it now.",
+        f"It is in {output}." if output else "It is not shown again: store it now.",
     ]
     if key.previous_expires_at is not None:
-        lines.append(f"The old one is good until {_minute(key.previous_expires_at)}.")
+        lines.append(f"The old text is valid until {_minute(key.previous_expires_at)}.")
     if not settings.keys_required:
-        lines.append("The API does not ask for keys yet: set API_KEYS=required.")
+        lines.append("The API does not require keys yet: set API_KEYS=required.")
     return "\n".join(lines)
 
 
@@ -134,25 +139,31 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="keys", description="API keys.")
     commands = parser.add_subparsers(dest="command", required=True)
     output = argparse.ArgumentParser(add_help=False)
-    output.add_argument("--output", type=Path, metavar="FILE", help="write the key there, not here")
-    create = commands.add_parser("create", help="make a key", parents=[output])
-    create.add_argument("name", help="what it is for")
-    create.add_argument("--tenant", default=PUBLIC_TENANT, help="whose images it sees: %(default)s")
+    output.add_argument("--output", type=Path, metavar="FILE", help="write the key to a file")
+    create = commands.add_parser("create", help="create a key", parents=[output])
+    create.add_argument("name", help="what the key is for")
     create.add_argument(
-        "--scopes", default="classify,read", help="of classify, read, jobs, admin; or all"
+        "--tenant", default=PUBLIC_TENANT, help="the tenant whose images it sees: %(default)s"
     )
-    create.add_argument("--expires", default="", help="as in 90d, or a date or time; else never")
-    create.add_argument("--rate-limit", default="", help="as in 600/minute; else the service's")
-    create.add_argument("--daily-quota", type=int, help="requests a day; 0 means any number")
-    list_ = commands.add_parser("list", help="show keys, not their secrets")
-    list_.add_argument("--tenant", help="of this tenant only")
-    list_.add_argument("--json", action="store_true", help="for programs")
-    rotate = commands.add_parser("rotate", help="give a key a new secret", parents=[output])
+    create.add_argument(
+        "--scopes", default="classify,read", help="some of classify, read, jobs, admin; or all"
+    )
+    create.add_argument(
+        "--expires", default="", help="such as 90d, or a date or time; default: never"
+    )
+    create.add_argument(
+        "--rate-limit", default="", help="such as 600/minute; default: the service's"
+    )
+    create.add_argument("--daily-quota", type=int, help="requests a day; 0: no quota")
+    list_ = commands.add_parser("list", help="list keys without their secrets")
+    list_.add_argument("--tenant", help="only keys of this tenant")
+    list_.add_argument("--json", action="store_true", help="print JSON")
+    rotate = commands.add_parser("rotate", help="give a key a new text", parents=[output])
     rotate.add_argument("id", metavar="ID")
     rotate.add_argument(
-        "--overlap", default="24h", help="how long the old one is good: %(default)s"
+        "--overlap", default="24h", help="how long the old text is valid: %(default)s"
     )
-    revoke = commands.add_parser("revoke", help="end a key")
+    revoke = commands.add_parser("revoke", help="revoke a key")
     revoke.add_argument("id", metavar="ID")
     return parser
 
@@ -160,20 +171,20 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
     settings = load_settings()
-    # Standard output is for the key.
+    # Logs go to standard error: standard output is for the key.
     configure_logging("keys", settings.log_format, "error", file=sys.stderr)
     try:
-        said = asyncio.run(run(settings, arguments))
+        message = asyncio.run(run(settings, arguments))
     except GlimpseError as error:
         raise SystemExit(error.detail) from None
     except ValueError as error:
         text = str(error)
-        # Not `capitalize`, which writes all that follows, and so what is quoted, in lower case.
+        # `capitalize` would change the rest to lower case, including quoted input.
         raise SystemExit(f"{text[:1].upper()}{text[1:]}.") from None
     except OSError as error:
         raise SystemExit(f"{error.filename}: {error.strerror}.") from None
     out = sys.stdout if arguments.command == "list" else sys.stderr
-    out.write(said + "\n")
+    out.write(message + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Making, rotating and revoking keys: what the command and the admin routes both do."""
+"""Creates, rotates and revokes keys, for the routes and the command."""
 
 import re
 from dataclasses import dataclass, field
@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from core.clock import Clock, rfc3339, utc_now
+from core.clock import Clock, utc_now
 from core.domain import api_keys
 from core.domain.api_keys import ApiKey
-from core.domain.key_tokens import KEY_ID, KeyHasher, display
+from core.domain.key_tokens import KEY_ID, KeyHasher
 from core.domain.principals import Scope
 from core.domain.rate_limits import MOST_DAILY_QUOTA, Rate
 from core.errors import Conflict, InvalidRequest, NotFound
@@ -26,7 +26,7 @@ _UNKNOWN = "There is no such key."
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A key that somebody asks for. Limits that are None are the service's."""
+    """A key to create. For limits that are None, those of the service apply."""
 
     tenant: str
     name: str
@@ -38,14 +38,14 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """A key and its text, which exists nowhere else."""
+    """A key and its text, which is stored nowhere."""
 
     key: ApiKey
     text: str = field(repr=False)
 
 
 class Keys:
-    """The keys of one store. With `tenant` given, no other tenant's are seen."""
+    """The keys of one store. With `tenant`, methods see the keys of that tenant only."""
 
     def __init__(self, store: KeyStore, hasher: KeyHasher, clock: Clock = utc_now) -> None:
         self._store = store
@@ -53,12 +53,12 @@ class Keys:
         self._clock = clock
 
     async def create(self, wanted: Wanted) -> Issued:
-        """Raises InvalidRequest where a part of `wanted` cannot be."""
+        """Create a key. Raises InvalidRequest if a part of `wanted` is invalid."""
         now = self._clock()
         if wanted.expires_at is not None and wanted.expires_at <= now:
-            raise InvalidRequest("The key would have expired before it was made.")
+            raise InvalidRequest("The key would already be expired.")
         if not 0 <= (wanted.daily_quota or 0) <= MOST_DAILY_QUOTA:
-            raise InvalidRequest(f"The key's daily quota is not between 0 and {MOST_DAILY_QUOTA}.")
+            raise InvalidRequest(f"The daily quota must be between 0 and {MOST_DAILY_QUOTA}.")
         token = self._hasher.new()
         try:
             key = ApiKey(
@@ -75,7 +75,7 @@ class Keys:
         except ValueError as wrong:
             raise InvalidRequest(f"The key's {wrong}.") from None
         if not await self._store.create(key):
-            raise Conflict("That id exists; try again.")
+            raise Conflict("The generated id already exists. Retry the request.")
         log.info(
             "key created",
             key=key.id,
@@ -85,18 +85,18 @@ class Keys:
         return Issued(key, token.text)
 
     async def list(self, tenant: str | None = None) -> list[ApiKey]:
-        """Oldest first, those that are no longer good as well."""
+        """Return the keys, oldest first, including expired and revoked ones."""
         return await self._store.keys(tenant)
 
     async def rotate(
         self, key_id: str, overlap: timedelta = DEFAULT_OVERLAP, tenant: str | None = None
     ) -> Issued:
-        """A new text for the same key; the old one stays good for `overlap`.
+        """Give the key a new text. The old text stays valid for `overlap`.
 
-        Raises NotFound, InvalidRequest, and Conflict where the key is revoked or expired.
+        Raises NotFound, InvalidRequest, and Conflict if the key is revoked or expired.
         """
         if not timedelta() <= overlap <= LONGEST_OVERLAP:
-            raise InvalidRequest(f"The overlap is at most {LONGEST_OVERLAP.days} days.")
+            raise InvalidRequest(f"The overlap must be at most {LONGEST_OVERLAP.days} days.")
         await self._find(key_id, tenant)
         token = self._hasher.new(key_id)
         key = await self._store.change(key_id, api_keys.rotate(token.digest, overlap))
@@ -106,7 +106,10 @@ class Keys:
         return Issued(key, token.text)
 
     async def revoke(self, key_id: str, tenant: str | None = None) -> None:
-        """Takes effect within `KEY_CACHE_SECONDS`; again changes nothing. Raises NotFound."""
+        """Revoke the key. Raises NotFound.
+
+        It takes effect within `KEY_CACHE_SECONDS`. Repeating it changes nothing.
+        """
         key = await self._find(key_id, tenant)
         if await self._store.change(key_id, api_keys.revoke()) is not None:
             log.info("key revoked", key=key.id, tenant=key.tenant)
@@ -119,47 +122,23 @@ class Keys:
 
 
 def duration(text: str) -> timedelta:
-    """`90d`, `12h`, `30m`, `45s`. ValueError for anything else."""
+    """Parse a duration such as `90d`, `12h`, `30m` or `45s`. Raises ValueError."""
     found = _DURATION.fullmatch(text.strip())
     if found is None:
-        raise ValueError("a duration is written as in 90d, 12h, 30m or 45s")
+        raise ValueError("a duration is written like 90d, 12h, 30m or 45s")
     return timedelta(**{_UNITS[found[2]]: int(found[1])})
 
 
 def moment(text: str, now: datetime) -> datetime:
-    """When: after a duration, or at a date or time (ISO 8601, UTC unless it says otherwise).
+    """Parse a time: a duration from `now`, or a date or time (ISO 8601, by default in UTC).
 
-    In UTC. ValueError for anything else.
+    Returns it in UTC. Raises ValueError.
     """
     if _DURATION.fullmatch(text.strip()):
         return now + duration(text)
     try:
         at = datetime.fromisoformat(text.strip())
-        # The last hours of the year 9999 are, west of Greenwich, of no year that UTC has here.
+        # The last hours of year 9999 in a zone west of UTC raise OverflowError.
         return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
-        raise ValueError("a time is written as in 90d, 2027-01-31 or 2027-01-31T12:00Z") from None
-
-
-def document(key: ApiKey, now: datetime) -> dict[str, object]:
-    """The key as clients see it: nothing of its secret."""
-
-    def when(at: datetime | None) -> str | None:
-        return None if at is None else rfc3339(at)
-
-    return {
-        "id": key.id,
-        "prefix": display(key.id),
-        "name": key.name,
-        "tenant": key.tenant,
-        "scopes": sorted(key.scopes),
-        "active": key.active(now),
-        "rate_limit": None if key.rate is None else str(key.rate),
-        "daily_quota": key.daily_quota,
-        "created_at": rfc3339(key.created_at),
-        "expires_at": when(key.expires_at),
-        "last_used_at": when(key.last_used_at),
-        "rotated_at": when(key.rotated_at),
-        "previous_expires_at": when(key.previous_expires_at),
-        "revoked_at": when(key.revoked_at),
-    }
+        raise ValueError("a time is written like 90d, 2027-01-31 or 2027-01-31T12:00Z") from None

@@ -4,10 +4,10 @@ import asyncio
 import random
 from collections.abc import Hashable
 from contextlib import ExitStack
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import structlog
-from fastapi import Request
+from fastapi import Depends, Header, Query
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -44,29 +44,43 @@ def encode(event: Event) -> bytes:
     return b"\n".join(lines) + b"\n\n"
 
 
-def last_event_id(request: Request) -> int | None:
-    """Return the id of the last event that the client has seen.
+async def last_event_id(
+    header: Annotated[
+        str | None,
+        Header(
+            alias="Last-Event-ID",
+            description="The id of the last event that the client has. Earlier events are not "
+            "repeated. Browsers send this header when they reconnect.",
+        ),
+    ] = None,
+    query: Annotated[
+        str | None,
+        Query(
+            alias="last_event_id",
+            description="Same as the header, for a first request that cannot set headers.",
+        ),
+    ] = None,
+) -> int | None:
+    """Return the id of the last event that the client has seen."""
+    return event_id(query if header is None else header)
 
-    Browsers send the header when they reconnect. The query parameter is for the first request:
-    pages cannot set the header on an `EventSource`.
-    """
-    header = request.headers.get("last-event-id")
-    return event_id(request.query_params.get("last_event_id") if header is None else header)
+
+LastEventId = Annotated[int | None, Depends(last_event_id)]
 
 
 async def open_stream(
-    request: Request,
-    source: StreamSource[K, V],
-    recheck: KeyRecheck,
+    source: StreamSource[K, V], recheck: KeyRecheck, after: int | None
 ) -> Response:
-    """Return the stream, or 204 if the client has the last event: browsers then stop reconnecting.
+    """Return the stream of the events behind the event `after`.
+
+    It is 204 if the client has the last event: browsers then stop reconnecting.
 
     Raises NotFound, Overloaded and Unavailable.
     """
     with ExitStack() as stack:
         stack.enter_context(source.streams.reserve("sse"))
         subscription = stack.enter_context(source.poller.subscribe(source.key))
-        events = EventSequence(subscription, recheck, last_event_id(request))
+        events = EventSequence(subscription, recheck, after)
         if not await events.open(source.absent):
             return EncodedResponse(204, b"", [(b"cache-control", NO_STORE.encode())])
         return EventStream(events, subscription, source.streams, stack.pop_all())

@@ -1,1 +1,1 @@
-"""Webhooks: routes and service."""
+"""Webhooks: routes, service and representation."""

@@ -1,13 +1,13 @@
-"""Making, rotating, testing and deleting a tenant's webhooks."""
+"""Creates, changes, rotates, tests and deletes the webhooks of a tenant."""
 
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import structlog
 
 from core import errors
 from core.backends import Backend
-from core.clock import Clock, rfc3339, utc_now
+from core.clock import Clock, utc_now
 from core.domain import webhooks
 from core.domain.jobs import new_job_id
 from core.domain.messages import Notify
@@ -16,7 +16,6 @@ from core.domain.webhooks import (
     MOST_WEBHOOKS,
     WEBHOOK_ID,
     Change,
-    Delivery,
     Event,
     Webhook,
     WebhookKey,
@@ -32,19 +31,19 @@ log = structlog.get_logger(__name__)
 
 DEFAULT_OVERLAP = timedelta(hours=24)
 LONGEST_OVERLAP = timedelta(days=7)
-CHECK_SECONDS = 3.0  # that looking a URL's host up may take
+CHECK_SECONDS = 3.0  # longest lookup of a URL's host
 
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """A webhook with its secret, which only its receiver has to know from now on."""
+    """A webhook with its secret, for the receiver."""
 
     webhook: Webhook
     secret: str = field(repr=False)
 
 
 class Webhooks:
-    """The webhooks of one store; no tenant sees another's."""
+    """The webhooks of one store. Methods see those of one tenant."""
 
     def __init__(self, backend: Backend, resolver: PublicResolver, clock: Clock = utc_now) -> None:
         self._store = backend.webhooks
@@ -55,7 +54,11 @@ class Webhooks:
     async def create(
         self, principal: Principal, url: str, events: frozenset[Event], description: str
     ) -> Issued:
-        """Raises InvalidRequest and PrivateAddress for the URL, Conflict where there are enough."""
+        """Create a webhook.
+
+        Raises InvalidRequest and PrivateAddress for the URL, and Conflict if the tenant has as many
+        webhooks as it may have.
+        """
         await self._resolver.check(url, CHECK_SECONDS)
         try:
             webhook = Webhook(
@@ -71,17 +74,17 @@ class Webhooks:
         except ValueError as wrong:
             raise errors.InvalidRequest(f"The webhook's {wrong}.") from None
         if not await self._store.create(webhook, MOST_WEBHOOKS):
-            raise errors.Conflict(f"There are {MOST_WEBHOOKS} webhooks, as many as there may be.")
-        # A URL can hold a secret of its receiver's: no log has it.
+            raise errors.Conflict(f"The tenant already has {MOST_WEBHOOKS} webhooks, the maximum.")
+        # Without the URL, which may contain a secret of the receiver.
         log.info("webhook created", webhook=webhook.id, tenant=webhook.tenant)
         return Issued(webhook, secret_text(webhook.secret))
 
     async def list(self, tenant: str) -> list[Webhook]:
-        """Oldest first."""
+        """Return the webhooks, oldest first."""
         return await self._store.list(tenant)
 
     async def get(self, tenant: str, id_: str) -> Webhook:
-        """Raises NotFound."""
+        """Return the webhook. Raises NotFound."""
         webhook = (
             await self._store.get(WebhookKey(tenant, id_)) if WEBHOOK_ID.fullmatch(id_) else None
         )
@@ -90,7 +93,7 @@ class Webhooks:
         return webhook
 
     async def rotate(self, tenant: str, id_: str, overlap: timedelta) -> Issued:
-        """A new secret; the old one signs as well for `overlap`. Raises NotFound."""
+        """Create a new secret. The old one signs as well for `overlap`. Raises NotFound."""
         key = (await self.get(tenant, id_)).key
         webhook = await self._store.change(key, webhooks.rotate(new_secret(), overlap))
         if webhook is None:
@@ -99,19 +102,19 @@ class Webhooks:
         return Issued(webhook, secret_text(webhook.secret))
 
     async def test(self, tenant: str, id_: str) -> str:
-        """Send a `webhook.test` on its way; what its `webhook-id` will be.
+        """Publish a test event; return its `webhook-id`.
 
-        Raises NotFound, Conflict where it is disabled, and Unavailable.
+        Raises NotFound, Conflict if the webhook is disabled, and Unavailable.
         """
         webhook = await self.get(tenant, id_)
         if not webhook.enabled:
-            raise errors.Conflict("The webhook is disabled: enable it first.")
+            raise errors.Conflict("The webhook is disabled. Enable it first.")
         message = Notify(tenant, new_job_id(), Event.TEST, id_)
         await publish(self._publisher, message)
         return message_id(message.job, Event.TEST)
 
     async def change(self, tenant: str, id_: str, change: Change) -> Webhook:
-        """The webhook as it is then. Raises what `create` does for what it takes, and NotFound."""
+        """Change and return the webhook. Raises as `create` does, and NotFound."""
         if change.url is not None:
             await self._resolver.check(change.url, CHECK_SECONDS)
         before, update = await self.get(tenant, id_), webhooks.update(change)
@@ -127,43 +130,10 @@ class Webhooks:
         return after
 
     async def delete(self, tenant: str, id_: str) -> None:
-        """Raises NotFound."""
+        """Delete the webhook. Raises NotFound."""
         webhook = await self.get(tenant, id_)
         await self._store.delete(webhook.key)
         log.info("webhook deleted", webhook=id_, tenant=tenant)
-
-
-def document(webhook: Webhook) -> dict[str, object]:
-    """The webhook as its tenant sees it: nothing of its secrets."""
-
-    def when(at: datetime | None) -> str | None:
-        return None if at is None else rfc3339(at)
-
-    return {
-        "id": webhook.id,
-        "url": webhook.url,
-        "description": webhook.description,
-        "events": sorted(webhook.events),
-        "enabled": webhook.enabled,
-        "disabled_at": when(webhook.disabled_at),
-        "disabled_reason": webhook.disabled_reason or None,
-        "created_at": rfc3339(webhook.created_at),
-        "created_by": webhook.owner or None,
-        "rotated_at": when(webhook.rotated_at),
-        "previous_expires_at": when(webhook.previous_expires_at),
-        "last_delivery": _delivery(webhook.last_delivery),
-    }
-
-
-def _delivery(last: Delivery | None) -> dict[str, object] | None:
-    if last is None:
-        return None
-    return {
-        "at": rfc3339(last.at),
-        "event": last.event,
-        "status": last.status,
-        "error": last.error or None,
-    }
 
 
 def _unknown() -> errors.NotFound:

@@ -1,14 +1,16 @@
-"""`GET /health`: the process runs. `GET /ready`: everything it depends on answers."""
+"""`GET /health`: the process runs. `GET /ready`: everything that it depends on answers."""
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Literal
 
 import structlog
 from fastapi import APIRouter, Response
+from pydantic import BaseModel, Field
 
 from core.errors import GlimpseError
-from core.http.problems import MEDIA_TYPE, problem_response
+from core.http.openapi import NotReady, problem_content
+from core.http.problems import problem_response
 from core.http.route_access import public
 
 log = structlog.get_logger(__name__)
@@ -17,29 +19,45 @@ Check = Callable[[], Awaitable[None]]
 CHECK_TIMEOUT = 2.0  # seconds
 
 
+class Readiness(BaseModel):
+    """A service that is ready."""
+
+    status: Literal["ready"] = "ready"
+    checks: dict[str, str] = Field(
+        description="`ok` for each dependency", examples=[{"records": "ok"}]
+    )
+
+
 def health_routes(checks: Callable[[], Mapping[str, Check]]) -> APIRouter:
-    """Routes for the checks that `checks()` returns at the time of the request."""
+    """Return the routes. `checks()` is called for each request."""
     router = APIRouter(tags=["operations"])
 
     @router.head("/health", status_code=204, include_in_schema=False)
-    @router.get("/health", status_code=204, summary="Is the process alive?")
+    @router.get(
+        "/health",
+        status_code=204,
+        operation_id="get_health",
+        summary="Check that the process runs",
+    )
     @public
-    async def health() -> Response:
+    async def get_health() -> Response:
         return Response(status_code=204)
 
     @router.head("/ready", include_in_schema=False)
     @router.get(
         "/ready",
-        summary="Does everything it depends on answer?",
+        operation_id="get_readiness",
+        summary="Check that all dependencies answer",
         responses={
+            200: {"model": Readiness},
             503: {
-                "description": "Problem details; `checks` names what fails",
-                "content": {MEDIA_TYPE: {"schema": {"type": "object", "required": ["checks"]}}},
-            }
+                "description": "A dependency does not answer",
+                "content": problem_content(NotReady),
+            },
         },
     )
     @public
-    async def ready() -> Response:
+    async def get_readiness() -> Response:
         named = checks()
         outcomes = await asyncio.gather(*(_outcome(name, named[name]) for name in named))
         report = dict(zip(named, outcomes, strict=True))
@@ -53,7 +71,7 @@ def health_routes(checks: Callable[[], Mapping[str, Check]]) -> APIRouter:
                 extra={"checks": report},
                 headers={"Retry-After": "1"},
             )
-        body = json.dumps({"status": "ready", "checks": report}).encode()
+        body = Readiness(checks=report).model_dump_json()
         return Response(body, media_type="application/json", headers={"Cache-Control": "no-store"})
 
     return router

@@ -3,6 +3,7 @@
 import http
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request, Response
@@ -13,12 +14,15 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from core.errors import GlimpseError, Unauthenticated
+from core.errors import GlimpseError, InvalidRequest, Unauthenticated
 
 log = structlog.get_logger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
-BEGUN = "answer_begun"  # in a request's state, by `RequestContext`
+RESPONSE_STARTED = "response_started"  # in a request's state, set by `RequestContext`
+MAX_NAMED_ERRORS = 10
+# The first part of an error's location in FastAPI, which says where the field was expected.
+_PLACES = ("body", "cookie", "header", "path", "query")
 
 
 def problem_response(
@@ -30,9 +34,9 @@ def problem_response(
     extra: Mapping[str, object] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """A problem document.
+    """Return a problem document.
 
-    `type` is a URN made of the code, so that programs can branch on it; `code` repeats it bare.
+    `type` is a URN that ends with the code; `code` is the same without the prefix.
     """
     document = {
         "type": f"urn:glimpse:problem:{code}",
@@ -51,24 +55,48 @@ def problem_response(
 
 
 def response_for(error: GlimpseError) -> Response:
-    """The answer for one of our own errors."""
+    """Return the response for a GlimpseError."""
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     if isinstance(error, Unauthenticated):
-        headers["WWW-Authenticate"] = "Bearer"  # RFC 9110, 15.5.2: a 401 has to say how
+        headers["WWW-Authenticate"] = "Bearer"  # required with 401 (RFC 9110, 15.5.2)
     return problem_response(
         error.status, error.code, error.title, error.detail, extra=error.extra, headers=headers
     )
 
 
+def invalid_fields(errors: list[Any]) -> InvalidRequest:
+    """Turn validation errors of pydantic into one InvalidRequest, which names the first fields.
+
+    It does not repeat input: neither values, nor the names of unknown fields.
+    """
+    named = [
+        {"field": _field(error), "message": error["msg"].removeprefix("Value error, ")}
+        for error in errors[:MAX_NAMED_ERRORS]
+    ]
+    detail = "; ".join(f"{error['field']}: {error['message']}" for error in named)
+    return InvalidRequest(detail, extra={"field": named[0]["field"], "errors": named})
+
+
+def _field(error: Mapping[str, Any]) -> str:
+    place, *path = error["loc"] or ("body",)
+    if place not in _PLACES:
+        path = [place, *path]
+    if error["type"] == "extra_forbidden":
+        return "unknown field"
+    if error["type"] == "json_invalid" or not path:
+        return str(place) if place in _PLACES else "body"
+    return ".".join(map(str, path))
+
+
 async def _on_disconnect(request: Request, error: Exception) -> Response:
-    # Nobody reads this; the status (nginx's) says in our log what happened.
+    # No client reads this response. Its status (nginx's) is for the log and the metrics.
     return Response(status_code=499)
 
 
 async def _on_glimpse_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, GlimpseError)
     level = log.error if error.status >= 500 else log.info
-    # Who tries keys should be found; nobody else's address is written down.
+    # Addresses are logged only of clients that fail to authenticate.
     who = {"client": request.client.host} if error.status == 401 and request.client else {}
     level("request refused", status=error.status, code=error.code, detail=error.detail, **who)
     return response_for(error)
@@ -85,7 +113,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 def _methods_at(request: Request) -> list[str]:
-    """Every method that the path has: Starlette names those of one route (RFC 9110, 15.5.6)."""
+    """Return every method of the path (RFC 9110, 15.5.6): Starlette names those of one route."""
     matching = [
         route
         for route in request.app.routes
@@ -96,21 +124,14 @@ def _methods_at(request: Request) -> list[str]:
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    errors = [
-        {"field": ".".join(str(part) for part in item["loc"]), "message": str(item["msg"])}
-        for item in error.errors()
-    ]
-    detail = "; ".join(f"{item['field']}: {item['message']}" for item in errors)
-    return problem_response(
-        422, "invalid_request", "Invalid request", detail, extra={"errors": errors}
-    )
+    return await _on_glimpse_error(request, invalid_fields(list(error.errors())))
 
 
-class AnswerUnexpected:
-    """Plain ASGI middleware: `answer_unexpected` for what no handler knows.
+class UnexpectedErrors:
+    """Plain ASGI middleware that answers errors which no handler knows.
 
-    The innermost, where Starlette's own is the outermost: so what the others add to an answer, to
-    a page elsewhere or to a client that still sends, this one has as well.
+    It is the innermost middleware, where Starlette's is the outermost: its response passes the
+    others, which add headers and treat an unread body.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -128,20 +149,20 @@ class AnswerUnexpected:
 def unanswered(scope: Scope) -> bool:
     """Whether an error can still be answered.
 
-    Where an answer has begun it is raised instead: the server logs it, and breaks the connection,
-    without which a reader would take half an answer for the whole.
+    After the response has started, the error is raised instead: the server logs it and closes the
+    connection, without which a client would take a part of the response for all of it.
     """
-    return scope["type"] == "http" and BEGUN not in scope.get("state", ())
+    return scope["type"] == "http" and RESPONSE_STARTED not in scope.get("state", ())
 
 
 async def answer_unexpected(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
-    """Log an error with its traceback and answer 500."""
+    """Log an error with its traceback and respond with 500."""
     log.error("unexpected error", exc_info=error)
     response = problem_response(
         500,
         "internal_error",
         "Internal error",
-        "The service failed. Nothing about it is your fault.",
+        "The service failed. The request is not at fault.",
     )
     await response(scope, receive, send)
 
@@ -152,4 +173,4 @@ def install_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
-    app.user_middleware.append(Middleware(AnswerUnexpected))
+    app.user_middleware.append(Middleware(UnexpectedErrors))

@@ -1,4 +1,4 @@
-"""What each route asks of its caller, written on its endpoint, so that none can be without."""
+"""The access that each route requires. It is written on the endpoint, so that none can lack it."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 
 def public(endpoint: Endpoint) -> Endpoint:
-    """Mark an endpoint that answers everyone, or that checks its callers by itself."""
+    """Mark an endpoint that serves every caller, or that authenticates callers itself."""
     return mark(endpoint, PUBLIC)
 
 
@@ -24,12 +24,12 @@ def mark(endpoint: Endpoint, access: Scope | str) -> Endpoint:
 
 
 def access_of(route: BaseRoute) -> Scope | str | None:
-    """The scope that the route asks for, `PUBLIC`, or None where nothing is said."""
+    """Return the scope that the route requires, `PUBLIC`, or None if its endpoint has no mark."""
     return getattr(getattr(route, "endpoint", None), _MARK, None)
 
 
 def every_route(routes: list[BaseRoute]) -> Iterator[BaseRoute]:
-    """All routes, those inside of included routers and mounts as well."""
+    """Yield all routes, including those of included routers and mounts."""
     for route in routes:
         inner = getattr(route, "original_router", route)
         if nested := getattr(inner, "routes", None):
@@ -39,11 +39,9 @@ def every_route(routes: list[BaseRoute]) -> Iterator[BaseRoute]:
 
 
 def check_every_route(routes: list[BaseRoute]) -> None:
-    """Raises RuntimeError for a route of which nobody said who may use it."""
+    """Raise RuntimeError for a route whose endpoint has no mark."""
     for route in every_route(routes):
         if access_of(route) is None:
             methods = ",".join(sorted(getattr(route, "methods", None) or ()))
             path = getattr(route, "path", route)
-            raise RuntimeError(
-                f"{methods} {path} says neither which scope it requires nor that it is public"
-            )
+            raise RuntimeError(f"{methods} {path} declares neither a scope nor public access")

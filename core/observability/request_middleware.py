@@ -9,7 +9,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from core.http.problems import BEGUN, answer_unexpected, unanswered
+from core.http.problems import RESPONSE_STARTED, answer_unexpected, unanswered
 from core.observability.metrics import METRICS_PATH, UNMATCHED
 from core.observability.setup import Observability
 from core.observability.tracing import (
@@ -75,7 +75,7 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                state[BEGUN] = True
+                state[RESPONSE_STARTED] = True
                 headers = message["headers"]
                 common = self.headers
                 for name, _ in headers:

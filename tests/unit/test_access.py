@@ -231,7 +231,7 @@ async def test_the_schema_says_what_each_route_asks_for(api: Api) -> None:
             assert "security" not in operation
         else:
             assert operation["security"] == [{"bearer": []}, {"header": []}]
-            asked = f"Where keys are required: one with the scope `{access}`."
+            asked = f"If keys are required: one with the scope `{access}`."
             assert asked in operation["description"]
             assert {"401", "403", "429"} <= set(operation["responses"])
 

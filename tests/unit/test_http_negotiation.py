@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.http.negotiation import applied, preferred_wait
+from app.http.negotiation import applied_wait, preferred_wait
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,6 @@ def test_nothing_that_a_client_sends_is_an_error(values: list[str]) -> None:
     assert wait is None or 0 <= wait <= 30
 
 
-def test_what_was_applied_is_said_plainly() -> None:
-    assert applied(30.0) == "wait=30"
-    assert applied(0.25) == "wait=0.25"
+def test_what_was_applied_wait_is_said_plainly() -> None:
+    assert applied_wait(30.0) == "wait=30"
+    assert applied_wait(0.25) == "wait=0.25"

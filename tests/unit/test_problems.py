@@ -71,7 +71,7 @@ async def test_the_frameworks_errors_have_the_same_shape(client: httpx.AsyncClie
 async def test_invalid_parameters_are_listed(client: httpx.AsyncClient) -> None:
     problem = assert_problem(await client.get("/number/one"), 422, "invalid_request")
     assert isinstance(problem["errors"], list)
-    assert problem["errors"][0]["field"] == "path.number"
+    assert problem["errors"][0]["field"] == "number"
 
 
 async def test_the_unexpected_tells_nothing_private(client: httpx.AsyncClient) -> None:

@@ -15,7 +15,7 @@ from aiosmtplib import (
 )
 
 from core.errors import GlimpseError, Unavailable
-from core.http.exposure import loopback
+from core.http.startup_security import is_loopback
 from core.outbound.mail_server import MailServer
 
 log = structlog.get_logger(__name__)
@@ -79,7 +79,7 @@ class Mailer:
         server = self._server
         if not server.user:
             return
-        if client.get_transport_info("sslcontext") is None and not loopback(server.host):
+        if client.get_transport_info("sslcontext") is None and not is_loopback(server.host):
             # An attacker in the network can remove the offer of STARTTLS.
             log.error("password not sent because the mail server offers no TLS", host=server.host)
             raise Unavailable("The mail server offers no TLS.")

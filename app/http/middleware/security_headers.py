@@ -1,4 +1,4 @@
-"""Headers that every answer carries, so that a browser does nothing with it that nobody meant."""
+"""Security headers of every response (https://owasp.org/www-project-secure-headers/)."""
 
 from core.observability.request_middleware import RawHeaders
 from core.settings import Settings
@@ -7,11 +7,11 @@ HSTS_SECONDS = 365 * 24 * 3600
 
 
 def security_headers(settings: Settings) -> RawHeaders:
-    """Made once. https://owasp.org/www-project-secure-headers/ explains each of them."""
+    """Return the headers. The middleware adds them to each response."""
     headers: RawHeaders = (
         (b"x-content-type-options", b"nosniff"),
         (b"referrer-policy", b"no-referrer"),
-        # JSON needs nothing; pages of ours bring a policy of their own.
+        # For JSON. Pages send a policy that replaces this one.
         (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     )
     if settings.public_url.startswith("https://"):

@@ -1,4 +1,4 @@
-"""What a client hears whose request is cut off because the service stops."""
+"""Responses to requests that the server cancels because it shuts down."""
 
 import asyncio
 
@@ -8,10 +8,10 @@ from core.errors import Unavailable
 from core.http.problems import response_for
 
 
-class AnswerWhenCancelled:
-    """Plain ASGI middleware: 503 in place of the broken connection of a cancelled request.
+class RespondWhenCancelled:
+    """Plain ASGI middleware that answers a cancelled request with 503.
 
-    Only a server that stops and can wait no longer cancels requests.
+    The server cancels requests that are still running at the end of its shutdown timeout.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -23,10 +23,10 @@ class AnswerWhenCancelled:
         except asyncio.CancelledError as cancelled:
             if scope["type"] != "http":
                 raise
-            response = response_for(Unavailable("The service is stopping; try again."))
+            response = response_for(Unavailable("The service is shutting down. Retry the request."))
             response.headers["connection"] = "close"
             try:
                 await response(scope, receive, send)
             except RuntimeError:
-                # An answer has begun. To watch for that would cost every request something.
+                # A response has started. Tracking that would cost every request something.
                 raise cancelled from None

@@ -1,4 +1,4 @@
-"""What happens to a body that is answered before it was read to the end."""
+"""Closes connections whose request body was not read to the end."""
 
 import asyncio
 
@@ -9,11 +9,11 @@ _WITHOUT_BODY = ("GET", "HEAD", "OPTIONS")
 
 
 class CloseOnUnreadBody:
-    """Plain ASGI middleware: an early answer closes its connection, and the rest is not read.
+    """Plain ASGI middleware: a response before the end of the body closes the connection.
 
-    The answer goes out at once. Then the connection lingers for a moment and what still arrives is
-    thrown away: closing on a client in mid-sentence resets the connection, and the reset can
-    destroy the answer before the client has read it.
+    The response is sent at once. For `LINGER_SECONDS`, the rest of the body is read and discarded:
+    closing the connection while the client sends would reset it, and a reset can discard the
+    response before the client has read it.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -28,7 +28,7 @@ class CloseOnUnreadBody:
         async def watched_receive() -> Message:
             nonlocal read_all
             message = await receive()
-            read_all = not message.get("more_body", False)  # a disconnect has none either
+            read_all = not message.get("more_body", False)  # also false for a disconnect
             return message
 
         async def watched_send(message: Message) -> None:

@@ -1,4 +1,4 @@
-"""A service that anyone could reach asks who they are, or does not start."""
+"""The start-up security check: a reachable service authenticates callers, or does not start."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from app.main import create_app
-from core.http.exposure import Exposed, check_api, check_worker, loopback
+from core.http.startup_security import InsecureSettings, check_api, check_worker, is_loopback
 from core.settings import Settings
 from tests.support.commands import run_module
 from tests.support.stack import free_port
@@ -25,7 +25,7 @@ def settings(**values: Any) -> Settings:
 
 
 @pytest.mark.parametrize(
-    ("host", "here"),
+    ("host", "expected"),
     [
         ("127.0.0.1", True),
         ("127.1.2.3", True),
@@ -39,8 +39,8 @@ def settings(**values: Any) -> Settings:
         ("", False),
     ],
 )
-def test_what_this_machine_alone_can_reach(host: str, here: bool) -> None:
-    assert loopback(host) is here
+def test_loopback_addresses_are_recognised(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_what_this_machine_alone_can_reach(host: str, here: bool) -> None:
         {**GCP, "allow_public": True},
     ],
 )
-def test_an_api_that_may_start(values: dict[str, Any]) -> None:
+def test_api_with_secure_settings_may_start(values: dict[str, Any]) -> None:
     check_api(settings(**values))
 
 
@@ -68,25 +68,25 @@ def test_an_api_that_may_start(values: dict[str, Any]) -> None:
         ({**GCP, "api_keys": "required"}, "KEY_SECRET"),
     ],
 )
-def test_an_api_that_may_not(values: dict[str, Any], what_to_set: str) -> None:
-    with pytest.raises(Exposed, match=what_to_set):
+def test_api_with_insecure_settings_may_not_start(values: dict[str, Any], what_to_set: str) -> None:
+    with pytest.raises(InsecureSettings, match=what_to_set):
         check_api(settings(**values))
-    with pytest.raises(Exposed):
+    with pytest.raises(InsecureSettings):
         create_app(settings(**values))
 
 
-def test_the_worker_asks_for_tokens_instead() -> None:
+def test_worker_requires_push_tokens() -> None:
     check_worker(settings())
     check_worker(settings(host="0.0.0.0", allow_public=True))
     check_worker(settings(**GCP, host="0.0.0.0"))
     push = {"push_auth": True, "push_audience": "a", "push_service_account": "b"}
     check_worker(settings(host="0.0.0.0", **push))
-    with pytest.raises(Exposed, match="PUSH_AUTH"):
+    with pytest.raises(InsecureSettings, match="PUSH_AUTH"):
         check_worker(settings(host="0.0.0.0", api_keys="required"))
 
 
 @pytest.mark.parametrize("module", ["app", "worker"])
-def test_the_process_ends_with_what_to_set(
+def test_process_exits_and_says_which_settings_to_change(
     tmp_path: Path, colour_bundle: Path, module: str
 ) -> None:
     settings = {"MODEL_URI": str(colour_bundle), "HOST": "0.0.0.0", "PORT": str(free_port())}
@@ -97,7 +97,7 @@ def test_the_process_ends_with_what_to_set(
     assert not (tmp_path / "data").exists()
 
 
-def test_a_secret_setting_is_never_shown(
+def test_secret_settings_are_never_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from core.settings import load_settings
