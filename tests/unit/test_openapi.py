@@ -19,7 +19,7 @@ from app.jobs.events import job_event
 from app.jobs.representation import accepted_document
 from app.main import create_app
 from core import errors
-from core.domain.jobs import Counts, Job, JobKey, counted, new_job, sealed, started
+from core.domain.jobs import Counts, Job, JobKey, new_job, seal, start, update_counts
 from core.domain.principals import Scope
 from core.domain.records import (
     PUBLIC_TENANT,
@@ -304,9 +304,9 @@ def test_events_in_examples_are_those_of_the_service(schema: dict[str, Any]) -> 
         for name in ("created_at", "started_at", "completed_at")
     )
     job = new_job(JobKey(PUBLIC_TENANT, document["job_id"]), "", document["model"], 2, created)
-    accepted = there(sealed(job, created))
-    half = there(counted(there(started(accepted, begun)), Counts(2, succeeded=1), begun))
-    whole = there(counted(half, Counts(2, succeeded=2), ended))
+    accepted = there(seal()(job, created))
+    half = there(update_counts(Counts(2, 1))(there(start()(accepted, begun)), begun))
+    whole = there(update_counts(Counts(2, 2))(half, ended))
     assert jobs == [
         {"id": str(event.id), "event": event.kind, "data": json.loads(event.data)}
         for event in (job_event(half, ORIGIN), job_event(whole, ORIGIN))
