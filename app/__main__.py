@@ -6,7 +6,7 @@ from fastapi import FastAPI
 
 from app.http.server import Server, most_connections, raise_file_limit
 from app.main import create_app
-from app.model import awaited_model
+from app.model import wait_for_model
 from core.backends import BackendOpener, open_backend
 from core.clock import Clock, utc_now
 from core.errors import BundleError
@@ -20,8 +20,8 @@ def main() -> None:
     configure_logging("api", settings.log_format, settings.log_level, settings.google_cloud_project)
     try:
         check_api(settings)
-        # Here and not in the lifespan: until that one has begun, the server heeds no signal.
-        app = create_app(settings, bundle=awaited_model(settings))
+        # Not in the lifespan: the server handles no signals before it has started.
+        app = create_app(settings, bundle=wait_for_model(settings))
     except (InsecureSettings, BundleError) as error:
         raise SystemExit(f"Glimpse cannot start: {error}") from None
     except KeyboardInterrupt:
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def serve(settings: Settings, clock: Clock = utc_now, opener: BackendOpener = open_backend) -> None:
-    """Run the API until SIGTERM or SIGINT; exit where it would be open to everyone."""
+    """Run the API until SIGTERM or SIGINT. Exits if others could reach it without a key."""
     try:
         app = create_app(settings, clock, opener)
     except InsecureSettings as error:

@@ -1,4 +1,4 @@
-"""The API as an application: routes, middleware, and what is opened and closed around them."""
+"""The API as an application: its routes, its middleware, and the services that they use."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -56,18 +56,10 @@ from core.settings import Settings
 log = structlog.get_logger(__name__)
 
 _CORS_REQUEST_HEADERS = (
-    *(
-        "Authorization",
-        "X-API-Key",
-        "Content-Type",
-        "If-None-Match",
-        "Last-Event-ID",
-        "Prefer",
-        "Traceparent",
-    ),
-    *("Cancel-After", "Idempotency-Key"),
+    *("Authorization", "Cancel-After", "Content-Type", "Idempotency-Key", "If-None-Match"),
+    *("Last-Event-ID", "Prefer", "Traceparent", "X-API-Key"),
 )
-_CORS_ANSWER_HEADERS = (
+_CORS_RESPONSE_HEADERS = (
     *("ETag", "Location", "Preference-Applied", "RateLimit", "RateLimit-Policy", "Retry-After"),
 )
 
@@ -78,10 +70,10 @@ def create_app(
     opener: BackendOpener = open_backend,
     bundle: Bundle | None = None,
 ) -> FastAPI:
-    """The API under `settings`. Its lifespan opens the backend.
+    """The API with `settings`. Its lifespan opens the services.
 
-    `bundle` is the model; without it the lifespan reads its manifest. Raises InsecureSettings if
-    callers could reach the API without a key.
+    `bundle` is the model. By default, the lifespan reads the manifest of `MODEL_URI`. Raises
+    InsecureSettings if other machines could reach the API without a key.
     """
     check_api(settings)
     observability = Observability("api", settings, open_tracer_provider)
@@ -122,7 +114,7 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    # Taken over one by one: what `include_router` builds is matched twice for each request.
+    # Routes of `include_router` are matched twice for each request, so they are added directly.
     for router in (
         image_routes.hot_router,
         image_routes.router,
@@ -151,7 +143,7 @@ def create_app(
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "HEAD", "POST", "PATCH", "DELETE"),
             allow_headers=_CORS_REQUEST_HEADERS,
-            expose_headers=_CORS_ANSWER_HEADERS,
+            expose_headers=_CORS_RESPONSE_HEADERS,
         )
     if settings.allowed_hosts:
         app.add_middleware(AllowedHosts, hosts=settings.allowed_hosts)
@@ -210,7 +202,7 @@ async def _open_services(
 
 
 def _checks(services: Services) -> dict[str, Check]:
-    """What `/ready` asks."""
+    """The checks of `/ready`."""
     checks: dict[str, Check] = {
         "records": services.backend.records.ping,
         "blobs": services.backend.blobs.ping,

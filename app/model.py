@@ -15,9 +15,9 @@ log = structlog.get_logger(__name__)
 
 
 def read_model(settings: Settings) -> Bundle:
-    """The bundle of `MODEL_URI` without its weights. Blocks.
+    """The bundle of `MODEL_URI`, without its weights. Blocks.
 
-    Raises BundleUnavailable where it cannot be read for now, BundleError where it is wrong.
+    Raises BundleUnavailable if it cannot be read now, and BundleError if it is invalid.
     """
     bundles = open_bundles(settings, (settings.model_uri,))
     try:
@@ -26,21 +26,21 @@ def read_model(settings: Settings) -> Bundle:
         bundles.close()
 
 
-def awaited_model(settings: Settings, wait: Callable[[float], None] = time.sleep) -> Bundle:
-    """As `read_model`, looking again with `wait` in between until it is there.
+def wait_for_model(settings: Settings, sleep: Callable[[float], None] = time.sleep) -> Bundle:
+    """The bundle of `MODEL_URI`, once it can be read. Blocks.
 
-    Raises BundleError where it is wrong: then somebody has to do something about it.
+    Raises BundleError if it is invalid, which time does not change.
     """
-    said = ""
+    logged = ""
     for pause in pauses():
         try:
             return read_model(settings)
         except BundleUnavailable as error:
-            if error.detail != said:
+            if error.detail != logged:
                 log.error("waiting for the model", uri=settings.model_uri, reason=error.detail)
-                said = error.detail
-            wait(pause)
-    raise AssertionError("there is always another pause")
+                logged = error.detail
+            sleep(pause)
+    raise AssertionError("`pauses` does not end")
 
 
 async def check_model(bundle: Bundle) -> None:

@@ -1,6 +1,6 @@
-"""The parts of one API process, which its routes find in `app.state`.
+"""The parts of one API process. Its routes get them from `app.state`.
 
-Types alone are imported, and only for the type checker: every package may import this module.
+Every package may import this module, because it imports types only, for the type checker.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What `app.main` opens at the start and closes at the end.
+    """The parts that `app.main` opens at the start and closes at the end.
 
-    `bundle` is the model that classifies new images. `authenticator` is None where `API_KEYS` is
-    `off`, and `audit` where `AUDIT_LOG` is off.
+    `bundle` is the model that classifies new images. `success_headers` are the caching headers of
+    results. `authenticator` is None if `API_KEYS` is `off`, and `audit` if `AUDIT_LOG` is off.
     """
 
     settings: Settings
@@ -56,13 +56,13 @@ class Services:
         return self.bundle.identity
 
     def stop(self, seconds: float) -> None:
-        """End streams and waits now, and uploads that still arrive after `seconds`."""
+        """End streams and waits now, and refuse uploads that are still arriving after `seconds`."""
         self.images.stop()
         self.streams.stop()
         self.uploads.stop(seconds)
 
     async def close(self) -> None:
-        """Finish the work that has begun. Does not wait longer than `ImageService.close`."""
+        """End streams and waits, and finish the submissions that have begun."""
         self.streams.stop()
         await self.images.close()
 

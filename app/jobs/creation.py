@@ -224,7 +224,7 @@ class JobCreator:
             item = JobItem(position, each.image_hash, each.name, each.metadata)
             key, error = keys.get(each.image_hash), each.error
             if key is not None and (each.image_hash in missing or not present[key].known):
-                error = NotUploaded("The service has no image with this hash: upload it.")
+                error = NotUploaded("The service has no image with this hash. Upload the image.")
             if error is not None:
                 failure = RecordError(error.code, error.detail, isinstance(error, NotUploaded))
                 item = replace(item, state=ItemState.FAILED, error=failure)

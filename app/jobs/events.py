@@ -1,4 +1,4 @@
-"""A job's states as events."""
+"""Events about the states of a job."""
 
 from app.streams.events import Event, Kind, encoded
 from app.streams.poller import Poller
@@ -15,6 +15,6 @@ _KINDS = {
 
 
 def job_event(job: Job, public_url: str) -> Event:
-    """The event that tells of `job`. Its id is the job's revision."""
+    """The event with the state of `job`. Its id is the job's revision."""
     kind = _KINDS.get(job.status, Kind.UPDATE)
     return Event(job.revision, kind, encoded(job_document(job, public_url)))

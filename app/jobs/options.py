@@ -1,4 +1,4 @@
-"""How a job is to be run: query parameters, headers, or the batch's JSON document."""
+"""The options of a job: query parameters, headers, or fields of the batch's JSON document."""
 
 import re
 from dataclasses import dataclass, replace
@@ -11,21 +11,19 @@ from core.domain.priority import Priority
 from core.errors import InvalidRequest
 from core.outbound.mail_address import domain_of
 
-LEAST_CANCEL_AFTER, MOST_CANCEL_AFTER = timedelta(seconds=5), timedelta(days=7)
-MOST_DELAY = timedelta(days=30)
+MIN_CANCEL_AFTER, MAX_CANCEL_AFTER = timedelta(seconds=5), timedelta(days=7)
+MAX_DELAY = timedelta(days=30)
 _DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s?)?", re.ASCII)
 _MOMENT = re.compile(
     r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII
 )
 IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
-
-
 _IN_QUERY = ("priority", "not_before", "notify_email")
 
 
 @dataclass(frozen=True, slots=True)
 class JobOptions:
-    """What may be said of a job. None or empty: nothing was said."""
+    """None or empty: the client has not set the option."""
 
     priority: Priority | None = None
     not_before: datetime | None = None
@@ -35,13 +33,13 @@ class JobOptions:
 
 
 def options_of(request: Request, now: datetime) -> JobOptions:
-    """What query and headers say. Raises InvalidRequest."""
+    """The options in the query and the headers. Raises InvalidRequest."""
     query = request.query_params
     priority, moment, email = (_once(query.getlist(name), name) for name in _IN_QUERY)
     cancel_after = _once(request.headers.getlist("cancel-after"), "Cancel-After")
     key = _once(request.headers.getlist("idempotency-key"), "Idempotency-Key")
     if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
-        raise _invalid("Idempotency-Key", "has 1 to 255 printable ASCII characters")
+        raise _invalid("Idempotency-Key", "must have 1 to 255 printable ASCII characters")
     return JobOptions(
         priority=None if priority is None else _priority(priority),
         not_before=None if moment is None else _moment(moment, now),
@@ -51,26 +49,29 @@ def options_of(request: Request, now: datetime) -> JobOptions:
     )
 
 
-def with_manifest(asked: JobOptions, manifest: BatchManifest, now: datetime) -> JobOptions:
-    """`asked`, and what the manifest says. Raises InvalidRequest, also for what is said twice."""
-    said = {
-        "priority": (asked.priority, manifest.priority),
-        "not_before": (asked.not_before, manifest.not_before),
-        "notify_email": (asked.notify_email or None, manifest.notify_email),
+def with_manifest(options: JobOptions, manifest: BatchManifest, now: datetime) -> JobOptions:
+    """`options` with those of the manifest.
+
+    Raises InvalidRequest, also for an option that is set in both.
+    """
+    both = {
+        "priority": (options.priority, manifest.priority),
+        "not_before": (options.not_before, manifest.not_before),
+        "notify_email": (options.notify_email or None, manifest.notify_email),
     }
-    for name, (before, here) in said.items():
-        if before is not None and here is not None:
+    for name, (in_query, in_document) in both.items():
+        if in_query is not None and in_document is not None:
             raise _invalid(name, "is given twice, as a parameter and in the document")
     if manifest.priority is not None:
-        asked = replace(asked, priority=manifest.priority)
+        options = replace(options, priority=manifest.priority)
     if manifest.not_before is not None:
-        asked = replace(asked, not_before=_moment(manifest.not_before, now))
+        options = replace(options, not_before=_moment(manifest.not_before, now))
     if manifest.notify_email is not None:
-        asked = replace(asked, notify_email=_email(manifest.notify_email))
-    delay = timedelta(0) if asked.not_before is None else asked.not_before - now
-    if asked.cancel_after is not None and asked.cancel_after <= delay:
-        raise _invalid("Cancel-After", "is over before the job may begin")
-    return asked
+        options = replace(options, notify_email=_email(manifest.notify_email))
+    delay = timedelta(0) if options.not_before is None else options.not_before - now
+    if options.cancel_after is not None and options.cancel_after <= delay:
+        raise _invalid("Cancel-After", "ends before the job may begin")
+    return options
 
 
 def _once(values: list[str], name: str) -> str | None:
@@ -81,7 +82,7 @@ def _once(values: list[str], name: str) -> str | None:
 
 def _priority(text: str) -> Priority:
     if text not in list(Priority):
-        raise _invalid("priority", f"is one of {', '.join(Priority)}")
+        raise _invalid("priority", f"must be one of {', '.join(Priority)}")
     return Priority(text)
 
 
@@ -91,9 +92,9 @@ def _moment(text: str, now: datetime) -> datetime:
             raise ValueError
         moment = datetime.fromisoformat(text.upper()).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise _invalid("not_before", "is a time as in 2026-11-21T09:30:00Z") from None
-    if moment - now > MOST_DELAY:
-        raise _invalid("not_before", f"is at most {MOST_DELAY.days} days ahead")
+        raise _invalid("not_before", "must be a time such as 2026-11-21T09:30:00Z") from None
+    if moment - now > MAX_DELAY:
+        raise _invalid("not_before", f"must be at most {MAX_DELAY.days} days in the future")
     return moment
 
 
@@ -101,19 +102,19 @@ def _email(text: str) -> str:
     try:
         domain_of(text)
     except ValueError:
-        raise _invalid("notify_email", "is one bare e-mail address") from None
+        raise _invalid("notify_email", "must be one e-mail address without a name") from None
     return text
 
 
 def _duration(text: str) -> timedelta:
-    """Hours, minutes and seconds as in `1h30m`; a bare number is in seconds."""
+    """Parse hours, minutes and seconds such as `1h30m`. A number alone is in seconds."""
     found = _DURATION.fullmatch(text.strip())
     if found is None or not any(found.groups()):
-        raise _invalid("Cancel-After", "is a duration as in 90s, 15m or 1h30m")
+        raise _invalid("Cancel-After", "must be a duration such as 90s, 15m or 1h30m")
     hours, minutes, seconds = (int(part or 0) for part in found.groups())
     duration = timedelta(hours=hours, minutes=minutes, seconds=seconds)
-    if not LEAST_CANCEL_AFTER <= duration <= MOST_CANCEL_AFTER:
-        raise _invalid("Cancel-After", "is at least 5 seconds and at most 7 days")
+    if not MIN_CANCEL_AFTER <= duration <= MAX_CANCEL_AFTER:
+        raise _invalid("Cancel-After", "must be between 5 seconds and 7 days")
     return duration
 
 

@@ -1,4 +1,4 @@
-"""Jobs and their results as clients see them: JSON, lines of JSON, and CSV."""
+"""Representations of jobs and their results for clients: JSON, lines of JSON, and CSV."""
 
 import csv
 import io
@@ -14,22 +14,21 @@ from core.domain.job_document import error_document, images, job_path
 from core.domain.jobs import ItemState, Job
 from core.domain.records import RecordError, Status
 
-RESULT_DELETED = "result_deleted"  # the code of an item whose image was deleted after it succeeded
+RESULT_DELETED = "result_deleted"  # error code: the image was deleted after it succeeded
 
 COLUMNS = (
     *("index", "image_hash", "name", "status", "label", "confidence"),
     *("annotations", "error_code", "error_detail", "metadata"),
 )
-# What spreadsheets take for the beginning of a formula:
+# Characters with which spreadsheets begin a formula:
 # https://owasp.org/www-community/attacks/CSV_Injection
-# Some take `;` for the end of a cell, wherever there are commas, and quotes behind it for the
-# cell's own.
+# Some spreadsheets end a cell at `;` as well, and interpret quotes after it.
 _FORMULA = re.compile(r'(^|;"*)(?=[=+\-@\t\r])')
-_DELETED = RecordError(RESULT_DELETED, "The image was deleted, and its result with it.", False)
+_DELETED = RecordError(RESULT_DELETED, "The image and its result were deleted.", False)
 
 
 class ItemStatus(StrEnum):
-    """How far an image of a job is."""
+    """The status of one image of a job."""
 
     PENDING = "pending"
     QUEUED = "queued"
@@ -40,19 +39,19 @@ class ItemStatus(StrEnum):
 
 
 def accepted_document(job: Job, public_url: str) -> dict[str, Any]:
-    """What whoever has created a job is told."""
+    """The response to the creation of a job."""
     path = public_url + job_path(job.key.id)
     return {
         "job_id": job.key.id,
         "status": job.status,
-        "message": f"{images(job.counts.total)} accepted: poll poll_url, or listen to stream_url.",
+        "message": f"{images(job.counts.total)} accepted. Poll poll_url or stream stream_url.",
         "poll_url": path,
         "stream_url": f"{path}/stream",
     }
 
 
 def result_document(job: Job, result: ItemResult) -> dict[str, Any]:
-    """One item as it stands; its labels are those of its image."""
+    """The state of one item, with the labels of its image."""
     item, record = result.item, result.record
     status, error = _state_of(job, result)
     succeeded = record is not None and status is ItemStatus.SUCCEEDED
@@ -71,7 +70,7 @@ def result_document(job: Job, result: ItemResult) -> dict[str, Any]:
 
 
 def json_lines(job: Job, results: Iterable[ItemResult]) -> bytes:
-    """One result a line (https://github.com/ndjson/ndjson-spec)."""
+    """One result per line (https://github.com/ndjson/ndjson-spec)."""
     lines = (_compact(result_document(job, each)) + "\n" for each in results)
     return "".join(lines).encode()
 
@@ -81,7 +80,7 @@ def csv_header() -> bytes:
 
 
 def csv_lines(job: Job, results: Iterable[ItemResult]) -> bytes:
-    """One result a line (RFC 4180); no text in it is a formula to a spreadsheet."""
+    """One result per line (RFC 4180). Spreadsheets do not interpret any text as a formula."""
     return _csv(_row(result_document(job, each)) for each in results)
 
 
@@ -113,7 +112,7 @@ def _text(value: str | None) -> str:
 
 
 def _json(document: object) -> str:
-    """The same document without a `;`, which JSON has within strings alone."""
+    """The document as JSON without `;`, which only strings contain."""
     return _compact(document).replace(";", r"\u003b")
 
 
@@ -129,7 +128,7 @@ def _state_of(job: Job, result: ItemResult) -> tuple[ItemStatus, RecordError | N
         return ItemStatus.CANCELLED, None
     if record is None:
         return ItemStatus.PENDING, None
-    # A record that has ended is about to settle its item.
+    # The item of a terminal record is about to be completed.
     return (ItemStatus.RUNNING if record.status.terminal else ItemStatus(record.status)), None
 
 

@@ -20,7 +20,7 @@ class AcceptedJob(BaseModel):
     status: JobStatus = Field(
         description="`pending`, unless the Idempotency-Key belongs to an earlier job"
     )
-    message: str = Field(examples=["2 images accepted: poll poll_url, or listen to stream_url."])
+    message: str = Field(examples=["2 images accepted. Poll poll_url or stream stream_url."])
     poll_url: str
     stream_url: str
 

@@ -129,7 +129,7 @@ async def test_a_form_becomes_a_job(api: Api) -> None:
     assert body == {
         "job_id": body["job_id"],
         "status": "pending",
-        "message": "2 images accepted: poll poll_url, or listen to stream_url.",
+        "message": "2 images accepted. Poll poll_url or stream stream_url.",
         "poll_url": path,
         "stream_url": path + "/stream",
     }
@@ -925,7 +925,7 @@ async def test_results_join_items_and_records(api: Api) -> None:
         "confident": None,
         "error": {
             "code": "not_uploaded",
-            "detail": "The service has no image with this hash: upload it.",
+            "detail": "The service has no image with this hash. Upload the image.",
             "retryable": True,
         },
         "metadata": {},

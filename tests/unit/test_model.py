@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.model import awaited_model, read_model
+from app.model import read_model, wait_for_model
 from core.bundles.bundle import read_bundle
 from core.errors import BundleError
 from core.settings import Settings
@@ -44,7 +44,7 @@ def test_it_is_waited_for(settings: Settings, bucket: str, colour_bundle: Path) 
         if len(waited) > 2:
             asyncio.run(fill_bundle(settings, bucket, "colours", colour_bundle, without))
 
-    bundle = awaited_model(settings, wait)
+    bundle = wait_for_model(settings, wait)
     assert waited == [1, 2, 4, 8]
     assert bundle.identity == read_bundle(colour_bundle).identity
     assert {path.name for path in bundle.folder.iterdir()} == {
@@ -55,7 +55,7 @@ def test_it_is_waited_for(settings: Settings, bucket: str, colour_bundle: Path) 
 def test_a_path_is_not_waited_for(settings: Settings, tmp_path: Path) -> None:
     local = settings.model_copy(update={"model_uri": str(tmp_path / "nowhere")})
     with pytest.raises(BundleError, match="nowhere is not a model bundle"):
-        awaited_model(local, lambda _: pytest.fail("it waits"))
+        wait_for_model(local, lambda _: pytest.fail("it waits"))
 
 
 async def test_what_is_wrong_is_not_waited_for(
@@ -64,7 +64,7 @@ async def test_what_is_wrong_is_not_waited_for(
     await fill_bundle(settings, bucket, "colours", colour_bundle)
     await fill_bundle(settings, bucket, "colours", Path("models/default"), ["SHA256SUMS"])
     with pytest.raises(BundleError, match=r"model\.json differs from SHA256SUMS"):
-        await asyncio.to_thread(awaited_model, settings, lambda _: pytest.fail("it waits"))
+        await asyncio.to_thread(wait_for_model, settings, lambda _: pytest.fail("it waits"))
 
 
 async def test_the_application_serves_it_whatever_becomes_of_the_bucket(
