@@ -37,7 +37,8 @@ def archive(
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as out:
         for name, data in entries.items() if isinstance(entries, Mapping) else entries:
-            out.writestr(name, data)
+            # By name alone, the entry would carry the time: it must be the same in every worker.
+            out.writestr(zipfile.ZipInfo(name), data, method)
     return buffer.getvalue()
 
 

@@ -12,7 +12,6 @@ from core.domain.dead_letters import DeadLetter, letter_id, resolve
 from core.domain.messages import ClassifyImage
 from core.domain.records import RecordError, Status, fail_unleased, retry
 from tests.support.api import Api, api_settings, open_api
-from tests.support.commands import run_module
 from tests.support.pictures import picture, sha256
 from tests.support.records import claimed
 
@@ -240,8 +239,3 @@ async def test_the_routes_are_documented(api: Api) -> None:
     assert set(paths[URL]) == {"get"}
     assert set(paths[f"{URL}/{{id}}"]) == {"get", "delete"}
     assert "409" in paths[f"{URL}/{{id}}/replay"]["post"]["responses"]
-
-
-def test_the_command_is_a_process(tmp_path: Path) -> None:
-    shown = run_module("app.dead_letters", tmp_path, "list")
-    assert (shown.returncode, shown.stdout, shown.stderr) == (0, "No dead letters.\n", "")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from compose import docker, emulators
+from compose import emulators
 from compose.choice import CannotRun, Choice, Probe, Way, asked_backend, choose
 
 
@@ -74,28 +74,6 @@ def test_environment_asks_before_the_file(tmp_path: Path) -> None:
     assert asked_backend({}, file) == "emulator"
     assert asked_backend({"BACKEND": ""}, file) == "emulator"
     assert asked_backend({"BACKEND": "embedded"}, file) == "embedded"
-
-
-@pytest.mark.parametrize(
-    ("script", "lacks"),
-    [
-        (None, ["Docker is not installed."]),
-        ("exit 1", ["No Docker engine answers."]),
-        ('test "$1" = info', ["Docker lacks its compose plugin"]),
-        ("exit 0", []),
-    ],
-)
-def test_engine_is_probed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, lacks: list[str]
-) -> None:
-    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
-    if script is not None:
-        program = tmp_path / "docker"
-        program.write_text(f"#!/bin/sh\n{script}\n")
-        program.chmod(0o755)
-    found = docker.missing()
-    assert len(found) == len(lacks)
-    assert all(expected in sentence for expected, sentence in zip(lacks, found, strict=True))
 
 
 def test_emulators_are_probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

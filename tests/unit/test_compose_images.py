@@ -1,8 +1,6 @@
 """What no lint of compose/Dockerfile and .dockerignore can see: that they fit this repository."""
 
 import re
-import shutil
-import subprocess
 import tomllib
 
 import pytest
@@ -10,7 +8,6 @@ import pytest
 from core.bundles.bundle import LABELS_FILE, MANIFEST_FILE, MODEL_FILE, SUMS_FILE
 from core.settings import Settings
 from tests.support.images import DOCKERFILE, Stage, admitted, exec_form, stages
-from tests.support.requirements import GIT
 from tests.support.stack import ROOT
 
 STAGES = stages()
@@ -137,23 +134,3 @@ def test_environment_names_settings_and_ports_agree() -> None:
         assert f"os.environ['{name.upper()}_PORT']" in health
         assert "'PORT'" in health
         assert "/health" in health
-
-
-def test_build_context_is_what_git_tracks_and_little_else() -> None:
-    """Secrets, data and environments stay out; all that a test may read is in."""
-    for path in (
-        ".env", ".data/records.db", ".venv/bin/python", ".git/config", "bundles/x/model.onnx",
-        "runs/1/last.pt", "core/__pycache__/a.cpython-311.pyc", "key.json", "app.log",
-        "terraform/envs/example/terraform.tfvars", "terraform/envs/example/terraform.tfstate",
-        "terraform/envs/example/.terraform/providers/x",
-    ):  # fmt: skip
-        assert not admitted(path), path
-    if shutil.which("git") is None:
-        GIT.absent()
-    listed = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    if listed.returncode:
-        GIT.absent()
-    left_out = {path for path in listed.stdout.splitlines() if not admitted(path)}
-    assert left_out <= {".pre-commit-config.yaml", ".dockerignore"}, left_out

@@ -1,10 +1,7 @@
 """The database's threads: shared commits, separate failures, and an end that leaves nothing."""
 
 import asyncio
-import os
 import sqlite3
-import subprocess
-import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,7 +22,6 @@ from core.settings import Settings
 SCHEMA = Schema(1, ("CREATE TABLE words (word TEXT PRIMARY KEY)",))
 # What `PRAGMA synchronous` returns: https://sqlite.org/pragma.html#pragma_synchronous
 NORMAL, FULL = 1, 2
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -345,35 +341,3 @@ async def test_waiting_for_another_process_ends_well(database: Database, tmp_pat
         assert await writing == 1
     finally:
         other.close()
-
-
-def test_many_processes_make_one_schema(tmp_path: Path) -> None:
-    program = """
-import asyncio, sys
-from pathlib import Path
-from core.backends.embedded.database import Database
-from tests.unit.test_embedded_database import SCHEMA, put
-
-async def main():
-    database = await Database.open(Path(sys.argv[1]), SCHEMA)
-    for number in range(20):
-        await put(database, f"{sys.argv[2]}-{number}")
-    await database.close()
-
-asyncio.run(main())
-"""
-    path = tmp_path / "words.db"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, str(path), str(number)],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        for number in range(5)
-    ]
-    assert [process.wait(60) for process in processes] == [0] * 5
-    connection = sqlite3.connect(path)
-    try:
-        assert connection.execute("SELECT count(*) FROM words").fetchone() == (100,)
-    finally:
-        connection.close()

@@ -7,8 +7,6 @@ and counting what was asked for. `tests/contract/test_bundles.py` has the emulat
 import asyncio
 import random
 import stat
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -22,7 +20,6 @@ from core.errors import BundleError, BundleUnavailable
 from core.settings import Settings
 from tests.support.bundles import write_colour_bundle
 from tests.support.scripted_storage import URI, WEIGHTS, ScriptedStorage, scripted_storage
-from tests.support.stack import ROOT
 
 SMALL = ["SHA256SUMS", "model.json", "labels.txt"]
 
@@ -381,53 +378,3 @@ async def test_of_many_threads_one_fetches(settings: Settings, cloud: ScriptedSt
     assert cloud.asked.count(WEIGHTS) == 1
     for each in opened:
         each.close()
-
-
-FETCH = """
-import sys
-from pathlib import Path
-from core.backends.bundles import open_bundles
-from core.bundles.bundle import verify_bundle
-from core.settings import Settings
-data, host, uri = sys.argv[1:]
-settings = Settings(_env_file=None, data_dir=Path(data), storage_emulator_host=host, model_uri=uri)
-bundles = open_bundles(settings, (uri,))
-bundle = bundles.manifest(uri)
-bundles.weights(uri, bundle)
-verify_bundle(bundle)
-"""
-
-
-def start_fetching(settings: Settings, cloud: ScriptedStorage) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-c", FETCH, str(settings.data_dir), cloud.url, URI],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-async def output(process: "subprocess.Popen[str]") -> str:
-    return (await asyncio.to_thread(process.communicate))[0]
-
-
-async def test_of_several_processes_one_fetches(settings: Settings, cloud: ScriptedStorage) -> None:
-    processes = [start_fetching(settings, cloud) for _ in range(3)]
-    found = await asyncio.gather(*(output(process) for process in processes))
-    assert [process.returncode for process in processes] == [0, 0, 0], found
-    assert cloud.asked.count(WEIGHTS) == 1
-
-
-async def test_a_process_that_dies_while_it_fetches_leaves_the_way_free(
-    settings: Settings, cloud: ScriptedStorage, bundles: Bundles
-) -> None:
-    cloud.endless = True
-    process = start_fetching(settings, cloud)
-    await cloud.reading.wait()
-    part = next(settings.model_cache.glob(f"*/{cache.PART}"))
-    process.kill()
-    await asyncio.to_thread(process.communicate)
-    cloud.endless = False
-    assert part.exists(), "it died before it was tidied"
-    verify_bundle(await whole(bundles))

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-import os
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -17,11 +16,9 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from google.auth.credentials import AnonymousCredentials
 from pydantic import ValidationError
 
-from core.backends.google.blobs import CloudBlobStore
 from core.backends.google.endpoints import (
     CHANNEL_OPTIONS,
     STORAGE_URL,
-    Endpoints,
     authorized_session,
     bucket_client,
     open_endpoints,
@@ -29,7 +26,7 @@ from core.backends.google.endpoints import (
 from core.backends.google.provision import subscriptions
 from core.backends.google.signed_links import IamLinks
 from core.clock import utc_now
-from core.errors import NotFound, Unavailable
+from core.errors import Unavailable
 from core.settings import Settings
 
 ACCOUNT = "api@demo.iam.gserviceaccount.com"
@@ -214,25 +211,6 @@ async def test_credentials_that_are_no_service_accounts_sign_nothing(iam: Iam) -
     with pytest.raises(Unavailable):
         await links.url(NAME, timedelta(minutes=15))
     await links.close()
-
-
-async def test_a_missing_bucket_is_not_a_missing_image(
-    tmp_path: Path, emulator_addresses: dict[str, str]
-) -> None:
-    """Else a wrong setting would end every image's record as `image_missing`."""
-    values: dict[str, Any] = {k.lower(): v for k, v in emulator_addresses.items()}
-    settings = Settings(_env_file=None, backend="emulator", data_dir=tmp_path, **values)
-    endpoints: Endpoints = await open_endpoints(settings, utc_now)
-    blobs = CloudBlobStore(endpoints.storage_client(), f"none-{os.getpid()}", endpoints.links)
-    try:
-        with pytest.raises(Unavailable):
-            await blobs.ping()
-        with pytest.raises(Unavailable):
-            await blobs.get(NAME)
-        with pytest.raises(NotFound):
-            await blobs.get("public/nonsense")
-    finally:
-        await blobs.close()
 
 
 def test_subscriptions_follow_the_delivery_policy() -> None:

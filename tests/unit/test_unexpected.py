@@ -20,6 +20,7 @@ from core.clock import Clock, utc_now
 from core.domain.records import RecordKey
 from core.settings import Settings
 from tests.support.api import api_settings, open_api, serve_api
+from tests.support.classifiers import spawn_thread
 from tests.support.faults import watched
 from tests.support.logs import json_logs
 from tests.support.metrics import samples, series
@@ -156,7 +157,7 @@ async def test_what_fails_in_a_middleware_is_answered_too(
 async def test_the_workers_500_is_a_problem_and_a_refusal_to_the_queue(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    worker = create_worker(settings_in(tmp_path), opener=broken)
+    worker = create_worker(settings_in(tmp_path), opener=broken, spawn=spawn_thread)
     transport = httpx.ASGITransport(worker)
     async with (
         json_logs("worker"),
@@ -181,7 +182,7 @@ async def test_the_workers_500_is_a_problem_and_a_refusal_to_the_queue(
 async def test_the_worker_breaks_off_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    worker = create_worker(settings_in(tmp_path))
+    worker = create_worker(settings_in(tmp_path), spawn=spawn_thread)
     worker.add_api_route("/broken", _fail_late)
     config = uvicorn.Config(worker, lifespan="on", log_config=None, access_log=False)
     async with (

@@ -1,4 +1,4 @@
-"""What the chaos experiment does to a folder: all of it, whoever writes there meanwhile."""
+"""The faults of the chaos test themselves."""
 
 import random
 import subprocess

@@ -9,6 +9,11 @@ from tests.support.commands import run_module
 COMMAND = "app.dead_letters"
 
 
+def test_an_empty_list_is_one_sentence(tmp_path: Path) -> None:
+    shown = run_module(COMMAND, tmp_path, "list")
+    assert (shown.returncode, shown.stdout, shown.stderr) == (0, "No dead letters.\n", "")
+
+
 def test_a_store_that_does_not_answer_leaves_standard_output_empty(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "records.db").write_bytes(b"no database" * 100)
