@@ -26,6 +26,15 @@ async def test_a_blob_comes_back_whole(blobs: BlobStore) -> None:
     assert await blobs.exists(NAME)
 
 
+async def test_a_blob_of_many_megabytes_comes_back_whole(blobs: BlobStore) -> None:
+    """Google's client uploads more than 8 MiB in several requests."""
+    data = DATA * 95
+    name = f"public/{sha256(data)}"
+    await blobs.put(name, data, "image/jpeg")
+    await blobs.put(name, data, "image/jpeg")
+    assert await blobs.get(name) == data
+
+
 async def test_a_file_of_its_own_holds_the_blob_or_there_is_none(blobs: BlobStore) -> None:
     await blobs.put(NAME, DATA, "image/jpeg")
     file = blobs.file(NAME)

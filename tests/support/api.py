@@ -21,7 +21,7 @@ from app.keys.service import Issued, Keys, Wanted
 from app.main import create_app
 from app.services import Services
 from core.backends import BackendOpener, open_backend
-from core.backends.embedded.blobs import DRAFT
+from core.backends.embedded.blobs import TEMPORARY
 from core.clock import Clock, utc_now
 from core.domain.principals import ALL_SCOPES, Scope
 from core.domain.records import (
@@ -139,7 +139,7 @@ class Api:
         folder = self.settings.data_dir
         files = (path for path in (folder / "blobs").rglob("*") if path.is_file())
         # A draft is on its way: it is no blob before it has a blob's name.
-        blobs = sum(1 for path in files if not path.name.startswith(DRAFT))
+        blobs = sum(1 for path in files if not path.name.startswith(TEMPORARY))
         return Traces(
             _rows(folder / "records.db", "records"), blobs, _rows(folder / "queue.db", "messages")
         )

@@ -200,16 +200,44 @@ async def test_webhooks_of_an_earlier_version_are_still_there(settings: Settings
         assert await backend.webhooks.list("acme") == [replace(webhook, last_delivery=told)]
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    [bytes(len(DATA)), DATA[:-1] + b"!", DATA[:-1], DATA + b"!", b""],
+    ids=["zeros", "last byte", "shorter", "longer", "empty"],
+)
+async def test_an_upload_repairs_a_damaged_blob(settings: Settings, damaged: bytes) -> None:
+    """A crash or a faulty disk may leave other bytes in a file, of the right length too."""
+    async with open_backend(settings) as backend:
+        await backend.blobs.put(NAME, DATA, "image/png")
+        file = backend.blobs.file(NAME)
+        assert file is not None
+        file.write_bytes(damaged)
+        await backend.blobs.put(NAME, DATA, "image/png")
+        assert await backend.blobs.get(NAME) == DATA
+
+
 async def test_a_folder_that_cannot_be_used_is_unavailable(settings: Settings) -> None:
     async with open_backend(settings) as backend:
         blobs = settings.data_dir / "blobs"
         blobs.rename(settings.data_dir / "moved")
-        blobs.write_bytes(b"a file where a folder was")
+        blobs.write_bytes(b"a file in the place of the folder")
         with pytest.raises(Unavailable) as unavailable:
             await backend.blobs.put(NAME, DATA, "image/png")
         assert str(settings.data_dir) not in unavailable.value.detail
         with pytest.raises(Unavailable):
             await backend.blobs.ping()
+
+
+@pytest.mark.parametrize("call", ["get", "exists", "delete"])
+async def test_a_missing_folder_is_not_a_missing_blob(settings: Settings, call: str) -> None:
+    """A disk that is not mounted must not end records or complete deletions (P4, P5)."""
+    async with open_backend(settings) as backend:
+        await backend.blobs.put(NAME, DATA, "image/png")
+        moved = (settings.data_dir / "blobs").rename(settings.data_dir / "moved")
+        with pytest.raises(Unavailable):
+            await getattr(backend.blobs, call)(NAME)
+        moved.rename(settings.data_dir / "blobs")
+        assert await backend.blobs.get(NAME) == DATA
 
 
 async def test_a_data_folder_that_cannot_be_made_is_unavailable(tmp_path: Path) -> None:

@@ -1,38 +1,31 @@
 """Blobs in Cloud Storage: `{tenant}/{image_hash}` in one private bucket.
 
-Google's client blocks, so it runs in a bounded pool of threads that has as many connections. The
-limits below hold for each call; whatever happens, a caller has an answer after `PATIENCE` seconds.
+Google's client blocks, so it runs in threads, and has as many connections as threads. `TIMEOUT` and
+`RETRY` bound each request. `DEADLINE` bounds what a caller waits.
 """
 
-import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from google.api_core.exceptions import NotFound as VendorNotFound
 from google.api_core.exceptions import PreconditionFailed
 from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
 
-from core.backends.google.errors import translated
-from core.domain.records import IMAGE_HASH, TENANT
-from core.errors import NotFound, Unavailable
+from core.backends.blob_names import MISSING, split_name
+from core.backends.google.blocking_calls import BlockingCalls
+from core.errors import NotFound
 
-T = TypeVar("T")
-
-PART = "image storage"
-MISSING = "There is no such image."
 THREADS = 16
 TIMEOUT = (2.0, 5.0)  # seconds to connect, and between bytes, of one try
 RETRY = DEFAULT_RETRY.with_delay(0.1, 1.0, 2.0).with_timeout(3.0)
-PATIENCE = 8.0  # seconds for a call in all, waiting for a thread included
-CHECKSUM = "crc32c"  # computed here and there, for every upload and download
+DEADLINE = 8.0  # seconds for a call, including the wait for a thread
+CHECKSUM = "crc32c"  # both sides compute it for every upload and download
 
 
 class Links(Protocol):
-    """Who makes signed links."""
+    """Signed links to blobs, which expire."""
 
     async def url(self, name: str, expires_in: timedelta) -> str: ...
 
@@ -46,51 +39,53 @@ class CloudBlobStore:
         self._client = client
         self._bucket = client.bucket(bucket)
         self._links = links
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="blobs")
-        self._closed = False
+        self._calls = BlockingCalls("image storage", THREADS, DEADLINE)
 
     async def put(self, name: str, data: bytes | bytearray, content_type: str) -> None:
-        """Store `data`; nothing happens where it already is, as the name is its hash."""
-        await self._run(lambda: self._put(_checked(name), data, content_type))
+        """Stores `data`. Does nothing if the blob exists: its name is the hash of its bytes."""
+        split_name(name)
+        await self._calls.run(lambda: self._put(name, data, content_type))
 
     async def get(self, name: str) -> bytes:
-        return await self._run(lambda: self._get(_checked(name)))
+        split_name(name)
+        return await self._calls.run(lambda: self._get(name))
 
     def file(self, name: str) -> Path | None:
         return None
 
     async def exists(self, name: str) -> bool:
-        blob = self._bucket.blob(_checked(name))
-        return await self._run(lambda: bool(blob.exists(timeout=TIMEOUT, retry=RETRY)))
+        split_name(name)
+        blob = self._bucket.blob(name)
+        return await self._calls.run(lambda: bool(blob.exists(timeout=TIMEOUT, retry=RETRY)))
 
     async def delete(self, name: str) -> bool:
-        return await self._run(lambda: self._delete(_checked(name)))
+        split_name(name)
+        return await self._calls.run(lambda: self._delete(name))
 
     async def signed_url(self, name: str, expires_in: timedelta) -> str:
-        return await self._links.url(_checked(name), expires_in)
+        split_name(name)
+        return await self._links.url(name, expires_in)
 
     async def ping(self) -> None:
-        await self._run(self._check)
+        await self._calls.run(self._check_bucket)
 
     async def close(self) -> None:
-        self._closed = True
+        await self._calls.close()
         await self._links.close()
-        # What still runs ends within its own time limits.
-        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
         self._client.close()
 
     def _put(self, name: str, data: bytes | bytearray, content_type: str) -> None:
         try:
             self._bucket.blob(name).upload_from_string(
-                bytes(data),  # here, so that no more copies exist than threads
+                bytes(data),  # copied here, so that there are no more copies than threads
                 content_type=content_type,
-                if_generation_match=0,  # create, never replace; it also makes a retry safe
+                if_generation_match=0,  # create, never replace; this also makes retries safe
                 checksum=CHECKSUM,
                 timeout=TIMEOUT,
                 retry=RETRY,
             )
         except PreconditionFailed:
-            return  # the same bytes are there
+            return  # the blob exists, with the same bytes
 
     def _get(self, name: str) -> bytes:
         try:
@@ -98,8 +93,9 @@ class CloudBlobStore:
                 checksum=CHECKSUM, timeout=TIMEOUT, retry=RETRY
             )
         except VendorNotFound:
-            # A missing bucket looks the same, and is no reason to give an image up.
-            self._check()
+            # A missing bucket answers 404 as well. It must not end every record as
+            # `image_missing`, so it is reported as unavailable.
+            self._check_bucket()
             raise NotFound(MISSING) from None
         return data
 
@@ -110,25 +106,9 @@ class CloudBlobStore:
             return False
         return True
 
-    def _check(self) -> None:
-        """Listing nothing: it needs no right that reading images does not."""
+    def _check_bucket(self) -> None:
+        """Lists at most one object, which needs no permission beyond reading images."""
         found = self._client.list_blobs(
             self._bucket, prefix=".", max_results=1, timeout=TIMEOUT, retry=RETRY
         )
         next(iter(found), None)
-
-    async def _run(self, work: Callable[[], T]) -> T:
-        if self._closed:
-            raise Unavailable("The image storage is closed.")
-        loop = asyncio.get_running_loop()
-        with translated(PART):
-            async with asyncio.timeout(PATIENCE):
-                return await loop.run_in_executor(self._threads, work)
-
-
-def _checked(name: str) -> str:
-    """`name`, or NotFound where no blob can have it."""
-    tenant, _, image_hash = name.partition("/")
-    if not (TENANT.fullmatch(tenant) and IMAGE_HASH.fullmatch(image_hash)):
-        raise NotFound(MISSING)
-    return name

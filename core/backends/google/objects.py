@@ -1,30 +1,26 @@
-"""Objects of other buckets, which the operator lets clients import: listed and read, no more.
+"""Objects of buckets that the operator allows clients to import from: lists and reads them.
 
-As `blobs`, with threads and connections of its own: whoever imports a thousand images must not keep
-those waiting who ask for one.
+Its threads and connections are its own, so that an import of a thousand images does not delay
+requests for single images.
 """
 
-import asyncio
 import io
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
 
 from google.cloud import storage
 
 from core.backends.google.blobs import CHECKSUM, RETRY, TIMEOUT
-from core.backends.google.errors import translated
-from core.errors import Unavailable
+from core.backends.google.blocking_calls import BlockingCalls
 from core.ports import StoredObject
 
 T = TypeVar("T")
 
-PART = "import bucket"
 THREADS = 8
-PATIENCE = 30.0  # seconds for a call in all, waiting for a thread included
-PAGE = 1000  # names in one answer, the most that there are
+DEADLINE = 30.0  # seconds for a call, including the wait for a thread
+PAGE = 1000  # names in one response, the largest page that the API allows
 MISSING_BUCKET = "There is no such bucket."
 MISSING_OBJECT = "There is no such object any more."
 
@@ -34,12 +30,12 @@ class CloudObjectSource:
 
     def __init__(self, client: storage.Client) -> None:
         self._client = client
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="objects")
-        self._closed = False
+        self._seconds = DEADLINE
+        self._calls = BlockingCalls("import bucket", THREADS, self._seconds)
 
     async def list(self, bucket: str, prefix: str, limit: int) -> Sequence[StoredObject]:
         return await self._run(
-            lambda until: _listed(self._client, bucket, prefix, limit, until), MISSING_BUCKET
+            lambda until: _list_objects(self._client, bucket, prefix, limit, until), MISSING_BUCKET
         )
 
     async def read(self, bucket: str, name: str, max_bytes: int) -> bytes:
@@ -48,34 +44,27 @@ class CloudObjectSource:
         )
 
     async def close(self) -> None:
-        self._closed = True
-        # What still runs ends within its own time limits.
-        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
+        await self._calls.close()
         self._client.close()
 
     async def _run(self, work: Callable[[float], T], missing: str) -> T:
-        """`work` is told when its time is up, on the monotonic clock."""
-        if self._closed:
-            raise Unavailable("The import of objects is closed.")
-        until = time.monotonic() + PATIENCE
-        loop = asyncio.get_running_loop()
-        with translated(PART, missing=missing):
-            async with asyncio.timeout(PATIENCE):
-                return await loop.run_in_executor(self._threads, work, until)
+        """Calls `work` with the time, on the monotonic clock, at which it must end."""
+        until = time.monotonic() + self._seconds
+        return await self._calls.run(lambda: work(until), missing=missing)
 
 
 def read_object(
     client: storage.Client, bucket: str, name: str, max_bytes: int, until: float
 ) -> bytes:
-    """An object's bytes, or `max_bytes + 1` of them where it has more. Blocks.
+    """An object's bytes, or the first `max_bytes + 1` of a larger object. Blocks.
 
-    Raises what Google raises, and TimeoutError after `until` on the monotonic clock.
+    Raises what Google's client raises, and TimeoutError after `until` on the monotonic clock.
     """
-    data = _Bounded(max_bytes + 1, until)
+    data = _BoundedBuffer(max_bytes + 1, until)
     with suppress(_Full):
         client.bucket(bucket).blob(name).download_to_file(
             data,
-            # As it is stored: what unpacks itself on the way would have no bound.
+            # The bytes as they are stored: decompressed on the way, they would have no bound.
             raw_download=True,
             checksum=CHECKSUM,
             timeout=TIMEOUT,
@@ -84,7 +73,7 @@ def read_object(
     return data.getvalue()
 
 
-def _listed(
+def _list_objects(
     client: storage.Client, bucket: str, prefix: str, limit: int, until: float
 ) -> list[StoredObject]:
     found: list[StoredObject] = []
@@ -98,21 +87,21 @@ def _listed(
     ).pages
     for page in pages:
         for blob in page:
-            if blob.name.endswith("/"):
+            if blob.name.endswith("/"):  # a placeholder for a folder
                 continue
             if len(found) == limit:
                 return found
             found.append(StoredObject(blob.name, blob.size or 0))
-        _check_time(until)  # there may be any number of folders
+        _check_time(until)  # pages of placeholders alone may go on without end
     return found
 
 
 class _Full(Exception):
-    """As much has been read as was asked for."""
+    """The buffer has as many bytes as it may hold."""
 
 
-class _Bounded(io.BytesIO):
-    """Takes `most` bytes and raises _Full with the last; TimeoutError once the time is up."""
+class _BoundedBuffer(io.BytesIO):
+    """Holds `most` bytes. Raises _Full with the last one, TimeoutError after `until`."""
 
     def __init__(self, most: int, until: float) -> None:
         super().__init__()
@@ -129,4 +118,4 @@ class _Bounded(io.BytesIO):
 
 def _check_time(until: float) -> None:
     if time.monotonic() > until:
-        raise TimeoutError("the time is up")
+        raise TimeoutError("the deadline has passed")

@@ -1,13 +1,12 @@
-"""Links to images that expire, for a bucket that nobody else can read.
+"""Links to images in a private bucket. They expire.
 
-On Google Cloud they are V4 signed URLs, signed by the service's own account through IAM's signBlob:
-no private key is anywhere. https://cloud.google.com/storage/docs/access-control/signed-urls
-On the emulator, which checks no signature, they lead to the API, which does.
+On Google Cloud they are V4 signed URLs. The service's own account signs them through IAM's
+signBlob, so there is no private key to keep:
+https://cloud.google.com/storage/docs/access-control/signed-urls
+The storage emulator checks no signature, so with it links lead to the API, which does.
 """
 
-import asyncio
 import base64
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -16,13 +15,12 @@ from google.auth.exceptions import TransportError
 from google.auth.transport.requests import AuthorizedSession, Request
 from google.cloud import storage
 
-from core.backends.google.errors import translated
+from core.backends.google.blocking_calls import BlockingCalls
 from core.backends.links import LinkSigner
 from core.clock import Clock
 
-PART = "signing service"
 TIMEOUT = (2.0, 3.0)  # seconds to connect, and between bytes, of one try
-PATIENCE = 5.0  # seconds for a link in all
+DEADLINE = 5.0  # seconds for a link, including the wait for a thread
 
 
 class LocalLinks:
@@ -42,8 +40,8 @@ class LocalLinks:
 class IamLinks:
     """`core.backends.google.blobs.Links` that Cloud Storage serves.
 
-    Signing blocks, and an IAM that does not answer must not hold up the storage's threads: it has
-    threads of its own.
+    Signing blocks. It has threads of its own, so that an IAM that does not answer does not block
+    the storage's threads.
     """
 
     THREADS = 4
@@ -60,19 +58,16 @@ class IamLinks:
     ) -> None:
         self._signer = IamSigner(credentials, session, account, iam_url)
         self._storage_url = storage_url
-        # Only to name the object: signing needs no client, and this one never sends anything.
+        # The client only names the object. It never sends a request.
         self._bucket = storage.Client(project="unused", credentials=credentials).bucket(bucket)
         self._session = session
-        self._threads = ThreadPoolExecutor(self.THREADS, thread_name_prefix="links")
+        self._calls = BlockingCalls("signing service", self.THREADS, DEADLINE)
 
     async def url(self, name: str, expires_in: timedelta) -> str:
-        loop = asyncio.get_running_loop()
-        with translated(PART):
-            async with asyncio.timeout(PATIENCE):
-                return await loop.run_in_executor(self._threads, self._sign, name, expires_in)
+        return await self._calls.run(lambda: self._sign(name, expires_in))
 
     async def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        await self._calls.close()
         self._session.close()
 
     def _sign(self, name: str, expires_in: timedelta) -> str:
@@ -88,9 +83,9 @@ class IamLinks:
 
 
 class IamSigner(Signing):
-    """Signs as a service account through IAM, with time limits of its own.
+    """Signs as a service account through IAM, with time limits.
 
-    google-auth's `iam.Signer` and the Storage client's own call keep trying for two minutes.
+    google-auth's `iam.Signer` and the Storage client's own call retry for two minutes.
     https://cloud.google.com/iam/docs/reference/credentials/rest/v1/projects.serviceAccounts/signBlob
     """
 
@@ -103,7 +98,7 @@ class IamSigner(Signing):
         self._iam_url = iam_url
 
     def prepare(self) -> None:
-        """Learn whose credentials these are, which on Cloud Run they know once refreshed."""
+        """Finds the account's e-mail address. Cloud Run's credentials have it after a refresh."""
         if self._account:
             return
         email = getattr(self._credentials, "service_account_email", "")
@@ -111,7 +106,7 @@ class IamSigner(Signing):
             self._credentials.refresh(Request())
             email = getattr(self._credentials, "service_account_email", "")
         if email in ("", "default"):
-            raise TransportError("the credentials are no service account's")
+            raise TransportError("the credentials do not belong to a service account")
         self._account = email
 
     @property
