@@ -123,6 +123,12 @@ class RunningWorker:
         done: dict[str, int] = answer.json()
         return done
 
+    async def reconcile(self) -> dict[str, int]:
+        """Call the reconciler's route; its counts that are not zero."""
+        answer = await self.client.post("/reconcile")
+        assert answer.status_code == 200, answer.text
+        return {outcome: count for outcome, count in answer.json().items() if count}
+
     def published(self, channel: Channel | None = None) -> list[Message]:
         """The messages in the queue's database, oldest first."""
         with closing(sqlite3.connect(self.context.settings.data_dir / "queue.db")) as connection:

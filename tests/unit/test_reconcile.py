@@ -1,43 +1,49 @@
-"""Records that stand still are published anew or end (P4)."""
+"""Stale records are published again, or fail (P4)."""
 
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Collection
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import pytest
 
 from core.backends import open_usage
-from core.domain.records import RecordKey, Status, retry
+from core.domain.messages import ClassifyImage
+from core.domain.priority import Priority
+from core.domain.records import (
+    Record,
+    RecordKey,
+    Status,
+    release,
+    retry,
+    want,
+)
+from core.domain.transitions import Transition
 from core.domain.usage import Usage
 from core.errors import Unavailable
 from core.ports import BlobStore
 from core.settings import Settings
+from tests.support.clock import MovableClock
+from tests.support.faults import Once
 from tests.support.pictures import picture
 from tests.support.records import claimed
-from tests.support.worker import RunningWorker, running_worker, settings_in
-from worker.tasks.reconcile import MAX_FAILURES, OUTCOMES, reconcile
-
-
-class Now:
-    """A clock that stands until it is moved."""
-
-    def __init__(self) -> None:
-        self.moment = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        return self.moment
-
-    def pass_(self, seconds: float) -> None:
-        self.moment += timedelta(seconds=seconds)
-
-
-@pytest.fixture
-def now() -> Now:
-    return Now()
+from tests.support.worker import (
+    RunningWorker,
+    running_worker,
+    settings_in,
+)
+from tests.support.worker_jobs import (
+    LEASE,
+    cancel_job,
+    key_of,
+    pictures,
+    submit_job,
+)
+from worker.tasks.reconcile import MAX_FAILURES, reconcile
 
 
 @pytest.fixture
@@ -46,13 +52,18 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-async def worker(settings: Settings, now: Now) -> AsyncIterator[RunningWorker]:
-    async with running_worker(settings, now) as running:
+def clock() -> MovableClock:
+    return MovableClock()
+
+
+@pytest.fixture
+async def worker(settings: Settings, clock: MovableClock) -> AsyncIterator[RunningWorker]:
+    async with running_worker(settings, clock) as running:
         yield running
 
 
 def published(settings: Settings) -> int:
-    """The messages in the queue's database."""
+    """The number of messages in the queue's database."""
     connection = sqlite3.connect(settings.data_dir / "queue.db")
     try:
         (count,) = connection.execute("SELECT count(*) FROM messages").fetchone()
@@ -61,115 +72,106 @@ def published(settings: Settings) -> int:
     return int(count)
 
 
-def counts(**changes: int) -> dict[str, int]:
-    return dict.fromkeys((*OUTCOMES, "usage_purged"), 0) | changes
-
-
-async def swept(worker: RunningWorker) -> dict[str, int]:
-    answer = await worker.client.post("/reconcile")
-    assert answer.status_code == 200
-    found: dict[str, int] = answer.json()
-    return found
-
-
-async def test_a_record_that_moves_is_left_alone(worker: RunningWorker, now: Now) -> None:
+async def test_recent_record_is_unchanged(worker: RunningWorker, clock: MovableClock) -> None:
     await worker.submit()
-    now.pass_(599)
-    assert not any((await swept(worker)).values())
+    clock.move(599)
+    assert await worker.reconcile() == {}
 
 
-async def test_a_stale_record_is_published_once_per_period(
-    worker: RunningWorker, settings: Settings, now: Now
+async def test_stale_record_is_published_once_per_period(
+    worker: RunningWorker, settings: Settings, clock: MovableClock
 ) -> None:
     key = await worker.submit()
     before = published(settings)
-    now.pass_(601)
-    assert (await swept(worker))["republished"] == 1
-    assert (await swept(worker))["republished"] == 0
+    clock.move(601)
+    assert await worker.reconcile() == {"republished": 1}
+    assert await worker.reconcile() == {}
     assert published(settings) == before + 1
     assert (await worker.record(key)).status is Status.PENDING
-    now.pass_(601)
-    assert (await swept(worker))["republished"] == 1
+    clock.move(601)
+    assert await worker.reconcile() == {"republished": 1}
 
 
-async def test_one_whose_owner_died_is_published(worker: RunningWorker, now: Now) -> None:
+async def test_record_of_a_dead_worker_is_published(
+    worker: RunningWorker, clock: MovableClock
+) -> None:
     key = await worker.submit()
     await claimed(worker.backend.records, key, timedelta(seconds=30))
-    now.pass_(601)
-    assert (await swept(worker))["republished"] == 1
+    clock.move(601)
+    assert await worker.reconcile() == {"republished": 1}
     assert (await worker.push(key)).status_code == 204
     assert (await worker.record(key)).status is Status.SUCCESS
 
 
-async def test_finished_records_are_not_touched(worker: RunningWorker, now: Now) -> None:
+async def test_finished_record_is_unchanged(worker: RunningWorker, clock: MovableClock) -> None:
     key = await worker.submit()
     await worker.push(key)
-    now.pass_(10_000)
-    assert not any((await swept(worker)).values())
+    clock.move(10_000)
+    assert await worker.reconcile() == {}
     assert (await worker.record(key)).status is Status.SUCCESS
 
 
-async def test_one_older_than_any_message_ends(
-    worker: RunningWorker, settings: Settings, now: Now
+async def test_record_older_than_any_message_expires(
+    worker: RunningWorker, settings: Settings, clock: MovableClock
 ) -> None:
     key = await worker.submit()
     before = published(settings)
-    now.pass_(settings.delivery.retention + 1)
-    assert await swept(worker) == counts(republished=0, expired=1)
+    clock.move(settings.delivery.retention + 1)
+    assert await worker.reconcile() == {"expired": 1}
     record = await worker.record(key)
     assert record.error is not None
     assert (record.error.code, record.error.retryable) == ("expired", True)
     assert published(settings) == before
-    assert (await swept(worker))["expired"] == 0
+    assert await worker.reconcile() == {}
 
 
-async def test_an_old_record_that_was_retried_has_its_time_again(
-    worker: RunningWorker, settings: Settings, now: Now
+async def test_retried_record_does_not_expire(
+    worker: RunningWorker, settings: Settings, clock: MovableClock
 ) -> None:
     key = await worker.submit()
-    now.pass_(settings.delivery.retention + 1)
-    assert (await swept(worker))["expired"] == 1
+    clock.move(settings.delivery.retention + 1)
+    assert await worker.reconcile() == {"expired": 1}
     assert await worker.backend.records.change(key, retry())
-    now.pass_(601)
-    assert await swept(worker) == counts(republished=1, expired=0)
+    clock.move(601)
+    assert await worker.reconcile() == {"republished": 1}
 
 
-async def test_several_at_once_publish_each_record_once(
-    worker: RunningWorker, settings: Settings, now: Now
+async def test_concurrent_runs_publish_each_record_once(
+    worker: RunningWorker, settings: Settings, clock: MovableClock
 ) -> None:
     for seed in range(10):
         await worker.submit(picture(seed))
     before = published(settings)
-    now.pass_(601)
-    sweeps = await asyncio.gather(*(swept(worker) for _ in range(6)))
-    assert sum(sweep["republished"] for sweep in sweeps) == 10
+    clock.move(601)
+    sweeps = await asyncio.gather(*(worker.reconcile() for _ in range(6)))
+    assert sum(sweep.get("republished", 0) for sweep in sweeps) == 10
     assert published(settings) == before + 10
 
 
-async def test_the_limit_takes_the_oldest(
-    worker: RunningWorker, settings: Settings, now: Now
+async def test_limited_run_takes_the_oldest_records(
+    worker: RunningWorker, settings: Settings, clock: MovableClock
 ) -> None:
     keys: list[RecordKey] = []
     for seed in range(5):
         keys.append(await worker.submit(picture(seed)))
-        now.pass_(1)
-    now.pass_(601)
-    done = await reconcile(worker.backend, settings.delivery, now(), limit=2)
+        clock.move(1)
+    clock.move(601)
+    done = await reconcile(worker.backend, settings.delivery, clock(), limit=2)
     assert done["republished"] == 2
-    moved = [key for key in keys if (await worker.record(key)).updated_at == now()]
+    moved = [key for key in keys if (await worker.record(key)).updated_at == clock()]
     assert moved == keys[:2]
 
 
-async def test_one_whose_image_is_gone_ends_and_a_late_message_mends_it(
-    worker: RunningWorker, settings: Settings, now: Now
+async def test_lost_upload_fails_and_its_late_message_repairs_it(
+    worker: RunningWorker, settings: Settings, clock: MovableClock
 ) -> None:
-    """An upload so slow that it was called lost: its message is the proof that it was not."""
+    """A slow upload counts as lost, but its message proves that it was not."""
     image = picture(1)
     key = await worker.submit(image)
     await worker.backend.blobs.delete(key.blob_name)
     before = published(settings)
-    now.pass_(601)
-    assert await swept(worker) == counts(lost=1)
+    clock.move(601)
+    assert await worker.reconcile() == {"lost": 1}
     record = await worker.record(key)
     assert record.error is not None
     assert (record.error.code, record.error.retryable) == ("upload_lost", True)
@@ -179,11 +181,11 @@ async def test_one_whose_image_is_gone_ends_and_a_late_message_mends_it(
     assert (await worker.record(key)).status is Status.SUCCESS
 
 
-async def test_an_unreadable_image_storage_ends_no_record(
-    worker: RunningWorker, settings: Settings, now: Now
+async def test_failing_blob_store_fails_no_record(
+    worker: RunningWorker, settings: Settings, clock: MovableClock
 ) -> None:
     key = await worker.submit()
-    now.pass_(601)
+    clock.move(601)
     blobs = settings.data_dir / "blobs"
     blobs.rename(blobs.with_name("away"))
     blobs.write_text("not a folder")
@@ -191,11 +193,11 @@ async def test_an_unreadable_image_storage_ends_no_record(
     assert (await worker.record(key)).status is Status.PENDING
     blobs.unlink()
     blobs.with_name("away").rename(blobs)
-    assert await swept(worker) == counts(republished=1)
+    assert await worker.reconcile() == {"republished": 1}
 
 
 class PartlyUnreadable:
-    """A blob store in which nobody can say whether these images are there."""
+    """A blob store that fails for some names."""
 
     def __init__(self, blobs: BlobStore, unreadable: Collection[str]) -> None:
         self._blobs = blobs
@@ -207,61 +209,167 @@ class PartlyUnreadable:
         return await self._blobs.exists(name)
 
 
-async def test_images_that_cannot_be_looked_for_hold_up_nothing_else(
-    worker: RunningWorker, settings: Settings, now: Now
+async def test_images_whose_existence_is_unknown_delay_no_other_record(
+    worker: RunningWorker, settings: Settings, clock: MovableClock
 ) -> None:
     buried = await worker.submit(picture(0))
     await worker.dead_letter(buried)
-    now.pass_(settings.dead_letter_retention_seconds)
-    keys = list[RecordKey]()  # the oldest first
+    clock.move(settings.dead_letter_retention_seconds)
+    keys = list[RecordKey]()  # oldest first
     for seed in range(1, 20):
         keys.append(await worker.submit(picture(seed)))
-        now.pass_(1)
-    now.pass_(601)
+        clock.move(1)
+    clock.move(601)
     before = published(settings)
 
     async def sweep(unreadable: int) -> None:
         names = {key.blob_name for key in keys[:unreadable]}
         blobs = cast(BlobStore, PartlyUnreadable(worker.backend.blobs, names))
         with pytest.raises(Unavailable):
-            await reconcile(replace(worker.backend, blobs=blobs), settings.delivery, now())
+            await reconcile(replace(worker.backend, blobs=blobs), settings.delivery, clock())
 
-    await sweep(MAX_FAILURES)  # so many that it is the store which does not answer
+    await sweep(MAX_FAILURES)  # so many that the run ends
     assert (published(settings), len(await worker.letters())) == (before, 1)
     await sweep(MAX_FAILURES - 1)
     assert published(settings) == before + len(keys) - MAX_FAILURES + 1
     assert await worker.letters() == []
 
 
-async def test_old_dead_letters_are_purged(worker: RunningWorker, now: Now) -> None:
+async def test_old_dead_letters_are_purged(worker: RunningWorker, clock: MovableClock) -> None:
     key = await worker.submit()
     await worker.dead_letter(key)
-    now.pass_(30 * 24 * 3600 - 1)
-    assert (await swept(worker))["purged"] == 0
-    now.pass_(2)
-    assert (await swept(worker))["purged"] == 1
+    clock.move(30 * 24 * 3600 - 1)
+    assert await worker.reconcile() == {}
+    clock.move(2)
+    assert await worker.reconcile() == {"purged": 1}
     assert await worker.letters() == []
 
 
-async def test_counts_of_keys_are_kept_for_so_many_days(
-    worker: RunningWorker, settings: Settings, now: Now
+async def test_old_request_counts_are_purged(
+    worker: RunningWorker, settings: Settings, clock: MovableClock
 ) -> None:
-    today = now().date()
+    today = clock().date()
     kept = Usage("acme", "key1", today, 1)
     async with open_usage(settings) as usage:
         await usage.add([kept, Usage("acme", "key1", today - timedelta(days=1), 1)])
-        now.pass_(399 * 24 * 3600)
-        assert (await swept(worker))["usage_purged"] == 0
-        now.pass_(24 * 3600)
-        assert (await swept(worker))["usage_purged"] == 1
+        clock.move(399 * 24 * 3600)
+        assert await worker.reconcile() == {}
+        clock.move(24 * 3600)
+        assert await worker.reconcile() == {"usage_purged": 1}
         assert await usage.read("acme", today - timedelta(days=1)) == [kept]
-        now.pass_(24 * 3600)
-        assert (await swept(worker))["usage_purged"] == 1
+        clock.move(24 * 3600)
+        assert await worker.reconcile() == {"usage_purged": 1}
         assert await usage.read("acme", today - timedelta(days=1)) == []
 
 
-async def test_a_worker_needs_no_secret_of_the_keys(
-    worker: RunningWorker, settings: Settings
-) -> None:
+async def test_worker_creates_no_key_secret(worker: RunningWorker, settings: Settings) -> None:
     assert (await worker.client.post("/reconcile")).status_code == 200
     assert not (settings.data_dir / "key.secret").exists()
+
+
+# --- Records of jobs ------------------------------------------------------------------------------
+
+
+async def test_records_of_a_live_job_are_left_to_it(
+    worker: RunningWorker, clock: MovableClock
+) -> None:
+    await submit_job(worker, pictures(2), not_before=clock() + timedelta(days=1))
+    for _ in range(3):
+        clock.move(601)
+        assert await worker.reconcile() == {"waiting": 2}
+        assert worker.published() == []
+
+
+async def test_records_of_cancelled_and_deleted_jobs_are_cancelled(
+    worker: RunningWorker, clock: MovableClock
+) -> None:
+    image, shared, other = pictures(3)
+    key = await submit_job(worker, [image, shared], not_before=clock() + timedelta(days=1))
+    deleted = await submit_job(worker, [other])
+    await worker.backend.records.change(key_of(worker, shared), want(Priority.LOW))
+    await cancel_job(worker, key)
+    await worker.backend.jobs.delete(deleted)
+    clock.move(601)
+    assert await worker.reconcile() == {"cancelled": 2, "republished": 1}
+    errors = [(await worker.record(key_of(worker, each))).error for each in (image, other)]
+    assert [error and (error.code, error.retryable) for error in errors] == [
+        ("cancelled", True)
+    ] * 2
+    assert (await worker.record(key_of(worker, shared))).status is Status.PENDING
+
+
+async def test_record_that_a_client_asks_for_meanwhile_is_kept(
+    worker: RunningWorker, clock: MovableClock
+) -> None:
+    """P1: a client asks after the reconciler's read and before its write.
+
+    The request changes the record's job and not its `updated_at`.
+    """
+    (image,) = pictures(1)
+    key = await submit_job(worker, [image])
+    await cancel_job(worker, key)
+    clock.move(601)
+    wants = partial(worker.backend.records.change, key_of(worker, image), want(Priority.HIGH))
+    with worker.watching(Once("records.fail_unleased", 1, wants)):
+        assert await worker.reconcile() == {"skipped": 1}
+    record = await worker.record(key_of(worker, image))
+    assert (record.status, record.job, record.error) == (Status.PENDING, "", None)
+    assert await worker.reconcile() == {"republished": 1}
+
+
+@pytest.mark.parametrize("job", [False, True], ids=["of a client", "of a live job"])
+async def test_record_that_changes_meanwhile_is_unchanged(
+    worker: RunningWorker, clock: MovableClock, job: bool
+) -> None:
+    """A worker claims and releases it after the reconciler's read and before its write."""
+    (image,) = pictures(1)
+    if job:
+        await submit_job(worker, [image], not_before=clock() + timedelta(days=1))
+    else:
+        await worker.submit(image)
+    clock.move(601)
+    key = key_of(worker, image)
+
+    async def claim_and_release() -> None:
+        claim = await claimed(worker.backend.records, key, LEASE)
+        assert claim is not None
+        assert await worker.backend.records.change(claim.key, release(claim))
+        clock.move(1)
+
+    with worker.watching(Once("records.touch", 1, claim_and_release)):
+        await worker.reconcile()
+    record = await worker.record(key)
+    assert record.updated_at == clock() - timedelta(seconds=1)
+    assert worker.published() == []
+
+
+async def test_large_waiting_job_delays_no_other_record(
+    worker: RunningWorker, clock: MovableClock
+) -> None:
+    images = pictures(1) * 1
+    await submit_job(worker, pictures(450), not_before=clock() + timedelta(days=1))
+    clock.move(1)
+    upload = await worker.submit(images[0])
+    clock.move(601)
+    assert await worker.reconcile() == {"waiting": 450, "republished": 1}
+    assert worker.published() == [ClassifyImage(upload)]
+
+
+async def test_waiting_record_that_cannot_be_marked_delays_no_other_record(
+    worker: RunningWorker, clock: MovableClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (image, other), records = pictures(2), worker.backend.records
+    await submit_job(worker, [image], not_before=clock() + timedelta(days=1))
+    clock.move(1)
+    upload = await worker.submit(other)
+    clock.move(601)
+    change = records.change
+
+    async def change_all_but_one(key: RecordKey, step: Transition[Record]) -> Record | None:
+        if key == key_of(worker, image):
+            raise Unavailable("The disk does not answer.")
+        return await change(key, step)
+
+    monkeypatch.setattr(records, "change", change_all_but_one)
+    assert (await worker.client.post("/reconcile")).status_code == 503
+    assert worker.published() == [ClassifyImage(upload)]

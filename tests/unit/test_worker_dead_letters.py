@@ -34,7 +34,7 @@ async def worker(tmp_path: Path) -> AsyncIterator[RunningWorker]:
         ("<b>", "after all deliveries", 0),
     ],
 )
-async def test_the_record_ends_as_a_retryable_error(
+async def test_record_fails_with_a_retryable_error(
     worker: RunningWorker, deliveries: str, told: str, counted: int
 ) -> None:
     key = await worker.submit()
@@ -49,7 +49,7 @@ async def test_the_record_ends_as_a_retryable_error(
     assert (letter.attempts, letter.code) == (counted, "delivery_exhausted")
 
 
-async def test_the_letter_is_kept_as_it_was_published(worker: RunningWorker) -> None:
+async def test_letter_is_kept_as_it_was_published(worker: RunningWorker) -> None:
     key = await worker.submit()
     message = ClassifyImage(key, f"00-{'a' * 32}-{'b' * 16}-01")
     died = worker.context.clock()
@@ -68,7 +68,7 @@ async def test_the_letter_is_kept_as_it_was_published(worker: RunningWorker) -> 
     assert (letter.died_at, letter.resolved_at) == (died, None)
 
 
-async def test_of_a_huge_payload_the_beginning_is_kept(worker: RunningWorker) -> None:
+async def test_large_payload_is_truncated(worker: RunningWorker) -> None:
     key = await worker.submit()
     payload = bytes(range(256)) * 2048
     await worker.dead_letter(key, data=base64.b64encode(payload).decode())
@@ -76,29 +76,29 @@ async def test_of_a_huge_payload_the_beginning_is_kept(worker: RunningWorker) ->
     assert (letter.payload, letter.payload_size) == (payload[: 256 * 1024], 512 * 1024)
 
 
-async def test_a_notice_that_comes_again_is_one_letter(worker: RunningWorker) -> None:
-    """Also under another message id, as when Pub/Sub forwards a message twice."""
+async def test_repeated_delivery_is_one_letter(worker: RunningWorker) -> None:
+    """Also with another message id, for example when Pub/Sub forwards a message twice."""
     key = await worker.submit()
     for id_ in ("1", "1", "2"):
         assert (await worker.dead_letter(key, messageId=id_)).status_code == 204
     assert len(await worker.letters()) == 1
 
 
-async def test_the_reason_of_the_last_refusal_reaches_record_and_letter(
+async def test_record_and_letter_have_the_reason_of_the_last_failure(
     worker: RunningWorker,
 ) -> None:
-    """A blob store that cannot be read, as the last delivery met it."""
+    """The last delivery failed because the blob store did."""
     key = await worker.submit()
     folder = worker.context.settings.data_dir / "blobs" / "public" / key.image_hash[:2]
     blob = folder / key.image_hash
     blob.unlink()
-    blob.mkdir()  # reading it fails, and not because it is absent
+    blob.mkdir()  # a read fails, for another reason than absence
     assert (await worker.push(key)).status_code == 503
     record = await worker.record(key)
     assert record.status is Status.RUNNING
     assert record.error is not None
     assert record.error.code == "unavailable"
-    # Another refusal after it, without a word of its own, leaves the reason alone.
+    # A later failure without a reason keeps this one.
     claim = await claimed(worker.backend.records, key, timedelta(minutes=1))
     assert claim is not None
     assert await worker.backend.records.change(claim.key, release(claim))
@@ -112,7 +112,7 @@ async def test_the_reason_of_the_last_refusal_reaches_record_and_letter(
     assert f"{letter.code}: {letter.detail}" == told
 
 
-async def test_the_queue_s_word_counts_where_the_worker_had_none(worker: RunningWorker) -> None:
+async def test_reason_of_the_queue_is_used_without_one_of_the_worker(worker: RunningWorker) -> None:
     key, other = await worker.submit(), await worker.submit(picture(2))
     await worker.dead_letter(key, reason="no answer within 60 s")
     await worker.dead_letter(other, reason="\x1b[2J")
@@ -123,7 +123,7 @@ async def test_the_queue_s_word_counts_where_the_worker_had_none(worker: Running
     assert silent.detail.endswith("The queue gives no reason.")
 
 
-async def test_a_success_forgets_the_failures_before_it(worker: RunningWorker) -> None:
+async def test_success_clears_earlier_failures(worker: RunningWorker) -> None:
     key = await worker.submit()
     claim = await claimed(worker.backend.records, key, timedelta(minutes=1))
     assert claim is not None
@@ -135,7 +135,7 @@ async def test_a_success_forgets_the_failures_before_it(worker: RunningWorker) -
     assert (record.status, record.error) == (Status.SUCCESS, None)
 
 
-async def test_an_unreadable_letter_is_kept_for_somebody_to_look_at(worker: RunningWorker) -> None:
+async def test_unreadable_letter_is_kept(worker: RunningWorker) -> None:
     attributes = {
         "image_hash": "?",
         "tenant": "acme",
@@ -150,8 +150,8 @@ async def test_an_unreadable_letter_is_kept_for_somebody_to_look_at(worker: Runn
     assert len(await worker.letters()) == 1
 
 
-async def test_a_late_notice_leaves_a_later_attempt_alone(worker: RunningWorker) -> None:
-    """A notice is delivered until it is acknowledged: perhaps after the letter was replayed."""
+async def test_late_letter_does_not_fail_a_later_attempt(worker: RunningWorker) -> None:
+    """The queue may deliver the letter again after its replay."""
     key = await worker.submit()
     died = rfc3339(worker.context.clock() + timedelta(milliseconds=1))
     assert (await worker.dead_letter(key, publishTime=died)).status_code == 204
@@ -162,8 +162,8 @@ async def test_a_late_notice_leaves_a_later_attempt_alone(worker: RunningWorker)
     assert len(await worker.letters()) == 1
 
 
-async def test_a_letter_is_kept_before_its_record_ends(worker: RunningWorker) -> None:
-    """Killed after the first step, the worker finds the second still to be done."""
+async def test_letter_is_kept_before_its_record_fails(worker: RunningWorker) -> None:
+    """If the worker stops in between, the next delivery fails the record."""
     key = await worker.submit()
     died = rfc3339(worker.context.clock() + timedelta(milliseconds=1))
 
@@ -184,7 +184,7 @@ async def test_a_letter_is_kept_before_its_record_ends(worker: RunningWorker) ->
     assert len(await worker.letters()) == 1
 
 
-async def test_a_model_that_nobody_has_is_named(worker: RunningWorker) -> None:
+async def test_error_names_the_unknown_model(worker: RunningWorker) -> None:
     key = await worker.submit(model=UNKNOWN_MODEL)
     assert (await worker.dead_letter(key)).status_code == 204
     error = (await worker.record(key)).error
@@ -193,7 +193,7 @@ async def test_a_model_that_nobody_has_is_named(worker: RunningWorker) -> None:
     assert UNKNOWN_MODEL in error.detail
 
 
-async def test_a_result_is_never_overwritten(worker: RunningWorker) -> None:
+async def test_result_is_never_overwritten(worker: RunningWorker) -> None:
     key = await worker.submit()
     await worker.push(key)
     before = await worker.record(key)
@@ -202,10 +202,10 @@ async def test_a_result_is_never_overwritten(worker: RunningWorker) -> None:
     assert await worker.letters() == []
 
 
-async def test_the_letter_of_an_image_that_succeeded_since_is_resolved(
+async def test_letter_of_an_image_that_succeeded_later_is_resolved(
     worker: RunningWorker,
 ) -> None:
-    """The queue delivers the notice again after a new upload has repaired the image."""
+    """The queue delivers the letter again after a new upload has succeeded."""
     key = await worker.submit()
     died = rfc3339(worker.context.clock() + timedelta(milliseconds=1))
     assert (await worker.dead_letter(key, publishTime=died)).status_code == 204
@@ -219,10 +219,10 @@ async def test_the_letter_of_an_image_that_succeeded_since_is_resolved(
     assert resolved is not None and resolved.resolved_at is not None
 
 
-async def test_a_record_that_a_worker_claims_meanwhile_is_left_to_it(
+async def test_record_that_a_worker_claims_meanwhile_is_unchanged(
     worker: RunningWorker,
 ) -> None:
-    """The claim comes between reading the record and failing it."""
+    """The claim comes after the record was read and before it fails."""
     key = await worker.submit()
     claim = partial(claimed, worker.backend.records, key, timedelta(minutes=1))
     with worker.watching(Once("records.fail_unleased", 1, claim)):
@@ -230,7 +230,7 @@ async def test_a_record_that_a_worker_claims_meanwhile_is_left_to_it(
     assert (await worker.record(key)).status is Status.RUNNING
 
 
-async def test_an_owned_record_is_left_to_its_owner(worker: RunningWorker) -> None:
+async def test_leased_record_is_unchanged(worker: RunningWorker) -> None:
     key = await worker.submit()
     claim = await claimed(worker.backend.records, key, timedelta(minutes=1))
     assert claim is not None
@@ -245,14 +245,14 @@ async def test_an_owned_record_is_left_to_its_owner(worker: RunningWorker) -> No
     assert (await worker.record(key)).status is Status.SUCCESS
 
 
-async def test_a_dead_owner_does_not_save_the_record(worker: RunningWorker) -> None:
+async def test_record_with_an_expired_lease_fails(worker: RunningWorker) -> None:
     key = await worker.submit()
     await claimed(worker.backend.records, key, timedelta(microseconds=1))
     assert (await worker.dead_letter(key)).status_code == 204
     assert (await worker.record(key)).status is Status.ERROR
 
 
-async def test_a_letter_about_nothing_is_kept_and_acknowledged(worker: RunningWorker) -> None:
+async def test_letter_of_an_unknown_image_is_kept(worker: RunningWorker) -> None:
     key = RecordKey("public", "cd" * 32, worker.model)
     assert (await worker.dead_letter(key)).status_code == 204
     assert await worker.backend.records.get(key) is None
@@ -260,7 +260,7 @@ async def test_a_letter_about_nothing_is_kept_and_acknowledged(worker: RunningWo
     assert letter.code == "not_found"
 
 
-async def test_a_replayed_letter_mends_the_record(worker: RunningWorker) -> None:
+async def test_retried_record_can_succeed(worker: RunningWorker) -> None:
     key = await worker.submit()
     await worker.dead_letter(key)
     assert await worker.backend.records.change(key, retry())

@@ -1,0 +1,145 @@
+"""Dead letters of job items, of jobs and of notifications (P4)."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from core.clock import rfc3339
+from core.domain.jobs import JobStatus, new_job_id
+from core.domain.messages import Notify, RunJob
+from core.errors import Unavailable
+from tests.support.clock import MovableClock
+from tests.support.faults import Once
+from tests.support.jobs import job_of, states
+from tests.support.pictures import sha256
+from tests.support.worker import (
+    RunningWorker,
+)
+from tests.support.worker_jobs import (
+    cancel_job,
+    key_of,
+    notifications,
+    pictures,
+    running_job_worker,
+    submit_job,
+)
+
+
+@pytest.fixture
+def clock() -> MovableClock:
+    return MovableClock()
+
+
+@pytest.fixture
+async def worker(
+    tmp_path: Path, clock: MovableClock, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[RunningWorker]:
+    async with running_job_worker(tmp_path, clock, monkeypatch) as running:
+        yield running
+
+
+async def test_item_fails_with_the_error_of_its_record(worker: RunningWorker) -> None:
+    image, other = pictures(2)
+    key = await submit_job(worker, [image, other, image])
+    await worker.run_job(key)
+    message = worker.published()[0]
+    for _ in range(2):
+        answer = await worker.dead_letter(message, reason="HTTP 503")
+        assert answer.status_code == 204
+    assert await states(worker.backend, key) == ["delivery_exhausted", "open", "delivery_exhausted"]
+    item = (await worker.backend.jobs.items(key, 1))[0]
+    assert item.error == (await worker.record(key_of(worker, image))).error
+    (letter,) = await worker.letters()
+    assert letter.attributes["job"] == key.id
+
+
+async def test_letter_of_a_finished_image_completes_its_item(worker: RunningWorker) -> None:
+    image, gone = pictures(2)
+    key = await submit_job(worker, [image, gone])
+    await worker.run_job(key)
+    first, second = worker.published()
+    assert (await worker.push(key_of(worker, image))).status_code == 204  # the message of a client
+    await worker.backend.records.delete_image("public", sha256(gone))
+    for message in (first, second):
+        assert (await worker.dead_letter(message)).status_code == 204
+    assert await states(worker.backend, key) == ["succeeded", "not_found"]
+    assert (await job_of(worker.backend, key)).status is JobStatus.COMPLETED
+
+
+async def test_job_that_could_not_run_fails(worker: RunningWorker) -> None:
+    key = await submit_job(worker, pictures(1))
+    message = RunJob(key.tenant, key.id)
+    for _ in range(2):
+        answer = await worker.dead_letter(message, reason="HTTP 503")
+        assert answer.status_code == 204
+    job = await job_of(worker.backend, key)
+    assert job.status is JobStatus.FAILED
+    assert job.error is not None
+    assert job.error.code == "delivery_exhausted"
+    assert job.error.detail == "The job was not run after 10 deliveries. Last failure: HTTP 503"
+    assert notifications(worker) == [Notify("public", key.id, "job.failed")]
+    (letter,) = await worker.letters()
+    assert letter.attributes == message.attributes()
+    assert letter.resolved_at is None
+
+
+async def test_late_letter_of_a_finished_job_changes_nothing(worker: RunningWorker) -> None:
+    key = await submit_job(worker, pictures(1))
+    before = await cancel_job(worker, key)
+    assert (await worker.dead_letter(RunJob(key.tenant, key.id))).status_code == 204
+    assert (await job_of(worker.backend, key)).status is before.status
+    assert await worker.letters() == []
+
+
+async def test_late_letter_of_a_restarted_job_changes_nothing(
+    worker: RunningWorker, clock: MovableClock
+) -> None:
+    """The scheduler started the job again before the letter arrived."""
+    key = await submit_job(worker, pictures(1))
+    died = rfc3339(clock())
+    clock.move(31)
+    assert await worker.schedule() == {"run": 1}
+    await worker.run_job(key)
+    before = await job_of(worker.backend, key)
+    letter = await worker.dead_letter(RunJob(key.tenant, key.id), publishTime=died)
+    assert letter.status_code == 204
+    assert await job_of(worker.backend, key) == before
+    assert await worker.letters() == []
+    # A message that died during the run fails the job.
+    assert (await worker.dead_letter(RunJob(key.tenant, key.id))).status_code == 204
+    assert (await job_of(worker.backend, key)).status is JobStatus.FAILED
+
+
+@pytest.mark.parametrize("outcome", ["cancelled", "begun again"])
+async def test_letter_of_a_job_that_has_moved_on_is_resolved(
+    worker: RunningWorker, clock: MovableClock, outcome: str
+) -> None:
+    """The first delivery kept the letter and failed; the job has changed before the second."""
+    key = await submit_job(worker, pictures(1))
+    message, died = RunJob(key.tenant, key.id), rfc3339(clock())
+
+    async def fail() -> None:
+        raise Unavailable("A fault was injected.")
+
+    with worker.watching(Once("jobs.fail", 1, fail)):
+        assert (await worker.dead_letter(message, publishTime=died)).status_code == 503
+    (letter,) = await worker.letters()
+    if outcome == "cancelled":
+        await cancel_job(worker, key)
+    else:
+        clock.move(31)
+        await worker.run_job(key)
+    before = await job_of(worker.backend, key)
+    assert (await worker.dead_letter(message, publishTime=died)).status_code == 204
+    assert await job_of(worker.backend, key) == before
+    assert await worker.letters() == []
+    resolved = await worker.backend.dead_letters.get(letter.key)
+    assert resolved is not None and resolved.resolved_at is not None
+
+
+async def test_letter_of_a_notification_is_kept(worker: RunningWorker) -> None:
+    message = Notify("public", new_job_id(), "job.completed", "email")
+    assert (await worker.dead_letter(message, reason="HTTP 503")).status_code == 204
+    (letter,) = await worker.letters()
+    assert (letter.attributes, letter.code) == (message.attributes(), "delivery_exhausted")
