@@ -27,7 +27,7 @@ router = APIRouter(prefix="/api/v1/webhooks", tags=["webhooks"], route_class=Aut
 MERGE_PATCH = "application/merge-patch+json"
 PATCH_TYPES = (MERGE_PATCH, "application/json")
 
-JobEvent = Literal[Event.JOB_COMPLETED, Event.JOB_FAILED, Event.JOB_CANCELLED]
+JobEvent = Literal["job.completed", "job.failed", "job.cancelled"]
 Url = Annotated[
     str, Field(max_length=LONGEST_URL, description="An https URL with a public address")
 ]
@@ -44,7 +44,7 @@ class NewWebhook(JsonBody):
     """A webhook to create for the caller's tenant."""
 
     url: Url
-    events: Events = frozenset({Event.JOB_COMPLETED, Event.JOB_FAILED, Event.JOB_CANCELLED})
+    events: Events = frozenset({"job.completed", "job.failed", "job.cancelled"})
     description: Description = ""
 
 
@@ -70,7 +70,7 @@ class WebhookPatch(JsonBody):
         """Return the changes of those members that the patch contains."""
         values = Change(
             url=self.url,
-            events=JOB_EVENTS if self.events is None else frozenset(self.events),
+            events=JOB_EVENTS if self.events is None else frozenset(map(Event, self.events)),
             description=self.description or "",
             enabled=self.enabled is not False,
         )
@@ -110,7 +110,7 @@ async def _check_patch_type(request: Request) -> None:
 @requires(Scope.ADMIN)
 async def create_webhook(request: Request, principal: Principal, new: NewWebhook) -> IssuedWebhook:
     issued = await _webhooks(request).create(
-        principal, new.url, frozenset(new.events), new.description
+        principal, new.url, frozenset(map(Event, new.events)), new.description
     )
     return IssuedWebhook.of(issued.webhook, secret=issued.secret)
 
