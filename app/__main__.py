@@ -4,7 +4,7 @@ import contextlib
 
 from fastapi import FastAPI
 
-from app.http.server import Server, most_connections, raise_file_limit
+from app.http.server import Server, max_connections, raise_file_limit
 from app.main import create_app
 from app.model import wait_for_model
 from core.backends import BackendOpener, open_backend
@@ -39,7 +39,7 @@ def serve(settings: Settings, clock: Clock = utc_now, opener: BackendOpener = op
 
 
 def _run(settings: Settings, app: FastAPI) -> None:
-    raise_file_limit(most_connections(settings))
+    raise_file_limit(max_connections(settings))
     with contextlib.suppress(KeyboardInterrupt):
         Server(settings, app).run()
 

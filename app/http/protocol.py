@@ -1,7 +1,7 @@
-"""uvicorn's HTTP protocol with the limits that it leaves out.
+"""uvicorn's HTTP protocol with the limits that it lacks.
 
-How many connections, how long a request's headers may take to come, how large they may be (chunked
-trailers included), and a stop that still answers what has been sent.
+It limits connections, the time for the head of a request, and the bytes that a connection may send
+without progress. At shutdown it still answers requests that were sent before.
 """
 
 import asyncio
@@ -21,19 +21,20 @@ from core.errors import overloaded
 from core.http.problems import problem_response, response_for
 
 HEAD_BYTES = 64 * 1024
-# For how long a stopping server reads from idle connections what was on its way to it.
-DRAIN_SECONDS = 0.3
+DRAIN_SECONDS = 0.3  # how long a stopping server reads what idle connections have sent before
 _HEAD_TOO_LARGE = (431, "head_too_large", "The request's line and headers are too large.")
 _OVERLOADED = (503, "overloaded", "The service is at capacity. Retry later.")
-_OFFER = (b"upgrade", b"http2-settings")  # headers, and options of `Connection`
-_FREE_PATHS = ("/health",)  # answered however much there is to do
+_FRAMING = (b"content-length", b"transfer-encoding")
+_WEBSOCKETS = WEBSOCKET_PREFIX.encode()
+_UNLIMITED_PATHS = ("/health",)  # served at capacity, too
 
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """At most `connections` are served. Each sends a request's head within `head_seconds`.
+    """Serves at most `connections`. Each one sends the head of a request within `head_seconds`.
 
-    A head is its first line and its headers, of at most `head_bytes`.
+    A head is the request's line and headers. A connection sends at most `head_bytes` without
+    progress, which is the end of a head or a byte of a body.
     """
 
     connections: int
@@ -42,19 +43,18 @@ class ConnectionLimits:
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """One connection. Made by `http_protocol`, which sets `limits`."""
+    """One connection. `http_protocol` creates the class, with `limits`."""
 
     limits: ConnectionLimits
-    _head_since: float | None = None  # on the loop's clock, while a request's headers are awaited
-    _idle_bytes = 0  # received without progress: neither a head's end nor a byte of a body
-    _incoming = 0  # what is being looked at
-    _data = b""  # that itself, for as long
+    _head_since: float | None = None  # on the loop's clock, while a head is expected
+    _idle_bytes = 0  # received since the last progress
+    _data = b""  # that is being parsed
     _progress = False
-    _deaf = False  # what comes after a request that could not be read is nobody's
+    _ignoring = False  # the connection closes: further bytes are not read
     _stopping = False
-    _extensions: Any  # what a request's scope offers beyond the standard
+    _extensions: Any  # of the scope of each request
 
-    # Narrower than asyncio's, as uvicorn's own: its servers give no other transport.
+    # uvicorn narrows asyncio's signature as well: its servers create no other transport.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._head_since = self.loop.time()
@@ -66,12 +66,12 @@ class HttpProtocol(HttpToolsProtocol):
             self.app = _refusing(self.app)
 
     def data_received(self, data: bytes) -> None:
-        if self._deaf:
+        if self._ignoring:
             return
         self._progress = False
-        self._incoming, self._data = len(data), data
+        self._data = data
         super().data_received(data)
-        self._data = b""  # thousands of idle connections must not hold what they last sent
+        self._data = b""  # thousands of idle connections must not keep what they sent last
         if self._progress:
             self._idle_bytes = 0
             return
@@ -84,83 +84,60 @@ class HttpProtocol(HttpToolsProtocol):
         self._head_since = self.loop.time()
 
     def on_headers_complete(self) -> None:
-        if self._declined():
-            return  # it is read again without its offer, in a moment
         self._head_since = None
         self._progress = True
         self.scope["extensions"] = self._extensions
-        app = self.app
-        if self._idle_bytes + self._incoming > self.limits.head_bytes and self._head_too_large():
-            self.app = _TOO_LARGE
         super().on_headers_complete()
-        self.app = app
         if self._stopping and self.cycle is not None:
             self.cycle.keep_alive = False
 
     def _should_upgrade(self) -> bool:
-        # Elsewhere it is an offer that we leave (RFC 9110, 7.8).
-        wanted = self.url.startswith(WEBSOCKET_PREFIX.encode()) and self.scope["method"] == "GET"
+        # Elsewhere the offer of another protocol is ignored (RFC 9110, 7.8).
+        wanted = self.url.startswith(_WEBSOCKETS) and self.scope["method"] == "GET"
         return wanted and super()._should_upgrade()
 
-    def _declined(self) -> bool:
-        """Whether the request offers another protocol that we leave, as HTTP/2 without TLS."""
-        if not self.parser.should_upgrade():
-            return False
-        self.scope["method"] = self.parser.get_method().decode("ascii")
-        return self.scope["method"] != "CONNECT" and not self._should_upgrade()
-
     def on_message_complete(self) -> None:
-        if not self._declined():
-            super().on_message_complete()
+        if not (self.parser.should_upgrade() and self._framing()):
+            super().on_message_complete()  # otherwise the body follows
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Read a declined request again, without its offer.
+        """Continue after a request whose offer of another protocol, such as HTTP/2, is ignored.
 
-        The parser takes what follows an offer for the other protocol's, and so leaves the body.
-        CONNECT, which is never declined, needs none: what follows it is for a tunnel that we are
-        not, so its answer is the last.
+        The parser stops at the end of the head, and takes what follows for the other protocol. If
+        that is a body, a second parser reads it, and the connection closes after the response.
         """
-        if self.scope["method"] == "CONNECT":
-            self.cycle.keep_alive = False
-            self._deaf = True
-            return
-        upgrade = sys.exc_info()[1]  # we are called where it was caught
+        upgrade = sys.exc_info()[1]  # uvicorn calls this method while it handles the exception
         assert isinstance(upgrade, httptools.HttpParserUpgrade)
         rest = self._data[upgrade.args[0] :]
-        head = self._head_without_offer()
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-        self.data_received(head + rest)
+        if self.scope["method"] == "CONNECT":
+            self.cycle.keep_alive = False
+            self._ignoring = True
+        elif framing := self._framing():
+            self.cycle.keep_alive = False
+            self.parser = httptools.HttpRequestParser(_BodyReader(self))
+            head = b"POST / HTTP/1.1\r\nConnection: close\r\n%b\r\n" % framing
+            super().data_received(head + rest)
+        elif rest:
+            super().data_received(rest)
 
-    def _head_without_offer(self) -> bytes:
-        version = self.parser.get_http_version().encode()
-        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
-        for name, value in self.headers:
-            kept = value
-            if name == b"connection":
-                options = [option.strip() for option in value.split(b",")]
-                kept = b", ".join(each for each in options if each.lower() not in _OFFER)
-            if name not in _OFFER and kept:
-                lines.append(b"%b: %b" % (name, kept))
-        return b"\r\n".join((*lines, b"", b""))
+    def _framing(self) -> bytes:
+        return b"".join(b"%b: %b\r\n" % pair for pair in self.headers if pair[0] in _FRAMING)
 
     def handle_websocket_upgrade(self) -> None:
-        """Give the connection away, unless it is one that would be refused as HTTP, too."""
-        if self._head_too_large():
-            self._refuse(*_HEAD_TOO_LARGE)
-        elif self._stopping or self.app is not self.config.loaded_app:
+        """Hand the connection over, unless the request is refused."""
+        if self._stopping or self.app is not self.config.loaded_app:
             self._refuse(*_OVERLOADED)
-        else:
-            super().handle_websocket_upgrade()
-            protocol = self.transport.get_protocol()
-            # Its parser is narrower than ours, and uvicorn does not tell the client.
-            if isinstance(protocol, SocketProtocol) and not protocol.handshake_initiated:
-                self._refuse(*_HEAD_TOO_LARGE)
+            return
+        super().handle_websocket_upgrade()
+        protocol = self.transport.get_protocol()
+        # The limits of its parser are narrower, and uvicorn does not answer what exceeds them.
+        if isinstance(protocol, SocketProtocol) and not protocol.handshake_initiated:
+            self._refuse(*_HEAD_TOO_LARGE)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if not self._answering():
-            self._head_since = self.loop.time()  # uvicorn's own patience ends with the next byte
+            self._head_since = self.loop.time()  # any byte ends uvicorn's own keep-alive timeout
 
     def on_body(self, body: bytes) -> None:
         self._progress = True
@@ -170,69 +147,65 @@ class HttpProtocol(HttpToolsProtocol):
         self._refuse(400, "malformed_request", msg)
 
     def check(self, now: float) -> None:
-        """Close the connection if its headers take too long. `now` is on the loop's clock."""
+        """Close the connection if a head takes too long. `now` is on the loop's clock."""
         if self._head_since is None or now - self._head_since < self.limits.head_seconds:
             return
         if not self._answering():
             if self._idle_bytes:
-                self._refuse(408, "headers_too_slow", "The headers did not come in time.")
+                self._refuse(408, "headers_too_slow", "The headers did not arrive in time.")
             else:
-                self.transport.close()  # nothing was asked
+                self.transport.close()
 
     def shutdown(self) -> None:
-        """Serve what has been sent, and nothing after it."""
+        """Answer what has been sent, then close."""
         self._stopping = True
         if self._answering():
             self.cycle.keep_alive = False
         else:
-            # What lies in the socket's buffer was sent to a server that ran: it is read first.
+            # The socket's buffer may contain a request that was sent before the shutdown.
             self.loop.call_later(DRAIN_SECONDS, self._close_if_idle)
 
     def _close_if_idle(self) -> None:
         if not self._answering():
             self.transport.close()
 
-    def _head_too_large(self) -> bool:
-        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        return size > self.limits.head_bytes
-
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
     def _refuse(self, status: int, code: str, detail: str) -> None:
-        """Close, with a problem document unless an answer has begun.
+        """Close the connection, with a problem document unless a response has started.
 
-        Where a whole request is being answered, that answer comes first, and is the last.
+        If a complete request is being answered, that response is sent first and is the last one.
         """
         if self.transport.is_closing():
             return
         if self._answering() and not self.cycle.more_body:
             self.cycle.keep_alive = False
-            self._deaf = True
+            self._ignoring = True
             return
         if not (self._answering() and self.cycle.response_started):
             self.transport.write(_problem(status, code, detail))
         self.transport.close()
 
 
+class _BodyReader:
+    """Takes from a parser the events of a body, and no others."""
+
+    def __init__(self, protocol: HttpProtocol) -> None:
+        self.on_body = protocol.on_body
+        self.on_message_complete = protocol.on_message_complete
+
+
 def http_protocol(limits: ConnectionLimits) -> type[HttpProtocol]:
-    """The protocol under `limits`, as uvicorn takes it."""
+    """Return the protocol with `limits`, for uvicorn."""
     return type("LimitedHttpProtocol", (HttpProtocol,), {"limits": limits})
 
 
-async def _refuse_head(scope: Scope, receive: Receive, send: Send) -> None:
-    response = problem_response(*_problem_of(*_HEAD_TOO_LARGE), headers={"Connection": "close"})
-    await response(scope, receive, send)
-
-
-_TOO_LARGE: Any = CloseOnUnreadBody(_refuse_head)
-
-
 def _refusing(app: Any) -> Any:
-    """What a connection meets that is one too many."""
+    """Return the application of a surplus connection."""
 
     async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] in _FREE_PATHS:
+        if scope["path"] in _UNLIMITED_PATHS:
             await app(scope, receive, send)
             return
         response = response_for(overloaded())
@@ -242,11 +215,7 @@ def _refusing(app: Any) -> Any:
     return CloseOnUnreadBody(refuse)
 
 
-def _problem_of(status: int, code: str, detail: str) -> tuple[int, str, str, str]:
-    return status, code, http.HTTPStatus(status).phrase, detail
-
-
 def _problem(status: int, code: str, detail: str) -> bytes:
-    response = problem_response(*_problem_of(status, code, detail))
+    response = problem_response(status, code, http.HTTPStatus(status).phrase, detail)
     head = b"".join(b"%b: %b\r\n" % header for header in response.raw_headers)
     return STATUS_LINE[status] + head + b"connection: close\r\n\r\n" + bytes(response.body)

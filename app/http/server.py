@@ -1,4 +1,4 @@
-"""The API's server: uvicorn, with limits on connections and a stop that leaves nobody hanging."""
+"""The API's server: uvicorn with limits on connections and a shutdown that answers requests."""
 
 import asyncio
 import resource
@@ -12,25 +12,24 @@ from app.http.protocol import ConnectionLimits, HttpProtocol, http_protocol
 from app.http.websocket_protocol import MESSAGE_BYTES, PING_SECONDS, PONG_SECONDS, SocketProtocol
 from core.settings import Settings
 
-# Between the last answer and the end of the process, in which uvicorn notices that it is done.
-LEAVING_SECONDS = 0.5
-HEAD_SECONDS = 10.0  # in which a client must send the headers of a request
-OTHER_CONNECTIONS = 1000  # those that serve no stream of live updates
-OTHER_FILES = 200  # databases, blobs, and what else needs a file descriptor
+EXIT_SECONDS = 0.5  # from the last response until uvicorn notices that it is done
+HEAD_SECONDS = 10.0  # the time for the headers of a request
+OTHER_CONNECTIONS = 1000  # besides those of streams
+OTHER_FILES = 200  # file descriptors of databases, blobs and others
 
 
-def most_connections(settings: Settings) -> int:
-    """How many connections one process serves at once."""
+def max_connections(settings: Settings) -> int:
+    """The number of connections that one process serves at once."""
     return settings.max_streams + OTHER_CONNECTIONS
 
 
 class Server(uvicorn.Server):
-    """One that lets those who wait for a result go with what is known when it stops."""
+    """Ends waits and streams at shutdown, before uvicorn waits for their responses."""
 
     def __init__(self, settings: Settings, app: FastAPI) -> None:
         self._app = app
         self._seconds = settings.shutdown_seconds
-        limits = ConnectionLimits(most_connections(settings), HEAD_SECONDS)
+        limits = ConnectionLimits(max_connections(settings), HEAD_SECONDS)
         super().__init__(
             uvicorn.Config(
                 app,
@@ -42,7 +41,7 @@ class Server(uvicorn.Server):
                 ws_max_size=MESSAGE_BYTES,
                 ws_ping_interval=PING_SECONDS,
                 ws_ping_timeout=PONG_SECONDS,
-                ws_per_message_deflate=False,  # memory for each connection, and messages are short
+                ws_per_message_deflate=False,  # it costs memory, and messages are short
                 lifespan="on",
                 access_log=False,
                 log_config=None,
@@ -64,15 +63,15 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         services = getattr(self._app.state, "services", None)
         if services is not None:
-            # Senders are sent away early enough to hear it.
-            services.stop(max(0.0, self._seconds - LINGER_SECONDS - LEAVING_SECONDS))
+            # Uploads end early enough for their clients to receive the response.
+            services.stop(max(0.0, self._seconds - LINGER_SECONDS - EXIT_SECONDS))
         await super().shutdown(sockets)
 
 
 def raise_file_limit(connections: int) -> None:
-    """Let this process have so many connections, as far as the system allows it."""
+    """Raise the limit of open files for this many connections, up to the system's maximum."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * connections + OTHER_FILES  # those that are refused need one as well
+    wanted = 2 * connections + OTHER_FILES  # refused connections need one, too
     if soft != resource.RLIM_INFINITY and soft < wanted:
         most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))

@@ -1,4 +1,4 @@
-"""uvicorn's WebSocket protocol, with what it leaves out."""
+"""uvicorn's WebSocket protocol, with an extension to drop connections."""
 
 import logging
 from typing import Any
@@ -8,22 +8,22 @@ from websockets.http11 import Request
 
 from app.http.asgi import ABORT
 
-MESSAGE_BYTES = 4096  # the longest message of a client
-# A peer that answers no ping for so long is gone; seconds.
+MESSAGE_BYTES = 4096  # the longest message that a client may send
+# Seconds between pings, and for the reply to one.
 PING_SECONDS, PONG_SECONDS = 20.0, 20.0
 
 _log = logging.getLogger("uvicorn.websocket")
-_log.setLevel(logging.WARNING)  # its lines about connections quote whole addresses; ours do not
+_log.setLevel(logging.WARNING)  # its log lines contain whole URLs
 
 
 class SocketProtocol(WebSocketsSansIOProtocol):
-    """One connection, taken over from `HttpProtocol`."""
+    """One connection, handed over by `HttpProtocol`."""
 
     def handle_connect(self, event: Request) -> None:
         self.logger = _log
         super().handle_connect(event)
         if not self.close_sent:
-            # uvicorn's task with the scope does not run before we return.
+            # uvicorn's task reads the scope after this method has returned.
             extensions: dict[str, Any] = {ABORT: self.transport.abort}
             self.scope["extensions"] = {**(self.scope["extensions"] or {}), **extensions}
 
@@ -31,6 +31,6 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         if self.conn.close_sent is not None:
             super().handle_parser_exception()
             return
-        # Something else than the beginning of a WebSocket: nobody there would understand a frame.
+        # The peer does not speak WebSocket: it would not understand a close frame.
         self.queue.put_nowait({"type": "websocket.disconnect", "code": 1006})
         self.transport.abort()
