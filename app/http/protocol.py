@@ -48,7 +48,8 @@ class HttpProtocol(HttpToolsProtocol):
     limits: ConnectionLimits
     _head_since: float | None = None  # on the loop's clock, while a head is expected
     _idle_bytes = 0  # received since the last progress
-    _data = b""  # that is being parsed
+    _parsing = b""
+    _unparsed = b""  # what follows
     _progress = False
     _ignoring = False  # the connection closes: further bytes are not read
     _stopping = False
@@ -69,9 +70,11 @@ class HttpProtocol(HttpToolsProtocol):
         if self._ignoring:
             return
         self._progress = False
-        self._data = data
-        super().data_received(data)
-        self._data = b""  # thousands of idle connections must not keep what they sent last
+        self._unparsed = data
+        while self._unparsed:
+            self._parsing, self._unparsed = self._unparsed, b""
+            super().data_received(self._parsing)
+        self._parsing = b""  # thousands of idle connections must not keep what they sent last
         if self._progress:
             self._idle_bytes = 0
             return
@@ -108,17 +111,16 @@ class HttpProtocol(HttpToolsProtocol):
         """
         upgrade = sys.exc_info()[1]  # uvicorn calls this method while it handles the exception
         assert isinstance(upgrade, httptools.HttpParserUpgrade)
-        rest = self._data[upgrade.args[0] :]
+        self._unparsed = self._parsing[upgrade.args[0] :]
         if self.scope["method"] == "CONNECT":
             self.cycle.keep_alive = False
             self._ignoring = True
+            self._unparsed = b""
         elif framing := self._framing():
             self.cycle.keep_alive = False
             self.parser = httptools.HttpRequestParser(_BodyReader(self))
             head = b"POST / HTTP/1.1\r\nConnection: close\r\n%b\r\n" % framing
-            super().data_received(head + rest)
-        elif rest:
-            super().data_received(rest)
+            self._unparsed = head + self._unparsed
 
     def _framing(self) -> bytes:
         return b"".join(b"%b: %b\r\n" % pair for pair in self.headers if pair[0] in _FRAMING)
