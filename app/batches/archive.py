@@ -1,6 +1,6 @@
 """A batch as a zip: written to a temporary file while it arrives, then read entry by entry.
 
-The archive's own numbers are not trusted: each entry is read up to the largest image, and all of
+The numbers in the archive are not trusted: each entry is read up to the largest image, and all of
 them together up to the largest batch.
 """
 
@@ -146,7 +146,7 @@ class ZipEntries:
 
 
 class _BoundedFile:
-    """A file for `zipfile`, which would read as far as the archive's own numbers say."""
+    """A file for `zipfile`, which would read as far as the numbers in the archive say."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

@@ -100,8 +100,8 @@ class JobService:
     ) -> Sequence[Job]:
         """The jobs of the caller's key, or, for an administrator, of the tenant."""
         owner = None if Scope.ADMIN in principal.scopes else principal.key_id
-        wanted = JobFilter(principal.tenant, status, type_, owner)
-        return await self._backend.jobs.list(wanted, limit, after)
+        filter_ = JobFilter(principal.tenant, status, type_, owner)
+        return await self._backend.jobs.list(filter_, limit, after)
 
     async def cancel(self, principal: Principal, job_id: str) -> Job:
         """The job, cancelled: no more images begin. Raises Conflict if it ended otherwise."""

@@ -59,7 +59,7 @@ def running(
         process.communicate()
 
 
-def test_it_needs_neither_numpy_nor_onnx_runtime() -> None:
+def test_api_imports_neither_numpy_nor_onnx_runtime() -> None:
     code = (
         "import sys, app.__main__, core.backends.embedded\n"
         "unwanted = ('numpy', 'onnxruntime', 'torch', 'worker')\n"
@@ -71,7 +71,7 @@ def test_it_needs_neither_numpy_nor_onnx_runtime() -> None:
     assert shown.stdout.strip() == "[]"
 
 
-def test_its_memory_stays_small_under_uploads(tmp_path: Path, colour_bundle: Path) -> None:
+def test_memory_stays_small_under_uploads(tmp_path: Path, colour_bundle: Path) -> None:
     port = free_port()
     with (
         running(tmp_path, colour_bundle, port) as process,
@@ -84,9 +84,7 @@ def test_its_memory_stays_small_under_uploads(tmp_path: Path, colour_bundle: Pat
         assert psutil.Process(process.pid).memory_info().rss < 120 * 10**6
 
 
-def test_sigterm_lets_those_who_wait_go_with_what_is_known(
-    tmp_path: Path, colour_bundle: Path
-) -> None:
+def test_sigterm_answers_waiting_clients(tmp_path: Path, colour_bundle: Path) -> None:
     port = free_port()
     answers: list[httpx.Response] = []
 
@@ -118,7 +116,7 @@ def test_sigterm_lets_those_who_wait_go_with_what_is_known(
     ("trusted", "client"),
     [("", "127.0.0.1"), ("10.9.9.9", "127.0.0.1"), ("127.0.0.1", "203.0.113.9")],
 )
-def test_who_tries_keys_is_written_down_as_trusted_proxies_say(
+def test_refused_keys_are_logged_with_the_forwarded_address(
     tmp_path: Path, colour_bundle: Path, trusted: str, client: str
 ) -> None:
     port = free_port()
@@ -137,7 +135,7 @@ def test_who_tries_keys_is_written_down_as_trusted_proxies_say(
     assert refusal["client"] == client
 
 
-def test_a_taken_port_is_said_plainly(tmp_path: Path, colour_bundle: Path) -> None:
+def test_port_in_use_is_reported(tmp_path: Path, colour_bundle: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         ended = run(environment(tmp_path, colour_bundle, API_PORT=port), tmp_path)
@@ -146,7 +144,7 @@ def test_a_taken_port_is_said_plainly(tmp_path: Path, colour_bundle: Path) -> No
     assert str(port) in ended.stdout
 
 
-def test_a_bundle_that_is_none_is_said_plainly(tmp_path: Path) -> None:
+def test_missing_bundle_is_reported(tmp_path: Path) -> None:
     ended = run(environment(tmp_path, tmp_path / "nowhere"), tmp_path)
     assert ended.returncode != 0
     assert "cannot start" in ended.stderr
@@ -154,7 +152,7 @@ def test_a_bundle_that_is_none_is_said_plainly(tmp_path: Path) -> None:
     assert "Traceback" not in ended.stderr
 
 
-def test_wrong_settings_are_said_plainly(tmp_path: Path, colour_bundle: Path) -> None:
+def test_invalid_settings_are_reported(tmp_path: Path, colour_bundle: Path) -> None:
     ended = run(environment(tmp_path, colour_bundle, API_PORT="many"), tmp_path)
     assert ended.returncode != 0
     assert "API_PORT" in ended.stderr
@@ -173,13 +171,13 @@ def run(environ: dict[str, str], folder: Path) -> subprocess.CompletedProcess[st
     )
 
 
-def test_the_version_is_the_projects() -> None:
+def test_version_is_that_of_the_project() -> None:
     with (ROOT / "pyproject.toml").open("rb") as file:
         assert tomllib.load(file)["project"]["version"] == VERSION
 
 
 @pytest.mark.parametrize("module", ["worker", "models", "compose"])
-def test_it_imports_core_and_nothing_else(module: str) -> None:
+def test_package_imports_only_core(module: str) -> None:
     for path in (ROOT / "app").glob("*.py"):
         text = path.read_text()
         assert f"import {module}" not in text

@@ -35,7 +35,9 @@ def settings(storage_url: str, tmp_path: Path, bucket: str) -> Settings:
     )
 
 
-def test_it_is_waited_for(settings: Settings, bucket: str, colour_bundle: Path) -> None:
+def test_bundle_that_is_missing_from_the_bucket_is_awaited(
+    settings: Settings, bucket: str, colour_bundle: Path
+) -> None:
     waited: list[float] = []
 
     def wait(seconds: float) -> None:
@@ -52,13 +54,13 @@ def test_it_is_waited_for(settings: Settings, bucket: str, colour_bundle: Path) 
     }
 
 
-def test_a_path_is_not_waited_for(settings: Settings, tmp_path: Path) -> None:
+def test_missing_local_bundle_is_an_error(settings: Settings, tmp_path: Path) -> None:
     local = settings.model_copy(update={"model_uri": str(tmp_path / "nowhere")})
     with pytest.raises(BundleError, match="nowhere is not a model bundle"):
         wait_for_model(local, lambda _: pytest.fail("it waits"))
 
 
-async def test_what_is_wrong_is_not_waited_for(
+async def test_invalid_bundle_is_an_error(
     settings: Settings, bucket: str, colour_bundle: Path
 ) -> None:
     await fill_bundle(settings, bucket, "colours", colour_bundle)
@@ -67,7 +69,7 @@ async def test_what_is_wrong_is_not_waited_for(
         await asyncio.to_thread(wait_for_model, settings, lambda _: pytest.fail("it waits"))
 
 
-async def test_the_application_serves_it_whatever_becomes_of_the_bucket(
+async def test_loaded_bundle_does_not_need_the_bucket(
     settings: Settings, bucket: str, colour_bundle: Path
 ) -> None:
     await fill_bundle(settings, bucket, "colours", colour_bundle)
@@ -80,7 +82,7 @@ async def test_the_application_serves_it_whatever_becomes_of_the_bucket(
         await asyncio.to_thread(read_model, settings)
 
 
-def test_a_process_says_plainly_what_is_wrong_with_it(
+def test_process_exits_with_the_reason(
     settings: Settings, bucket: str, colour_bundle: Path, tmp_path: Path
 ) -> None:
     asyncio.run(fill_bundle(settings, bucket, "colours", colour_bundle))
@@ -95,7 +97,7 @@ def test_a_process_says_plainly_what_is_wrong_with_it(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_process_that_waits_can_be_stopped(
+def test_waiting_process_can_be_stopped(
     settings: Settings, tmp_path: Path, number: signal.Signals
 ) -> None:
     values = {"STORAGE_EMULATOR_HOST": settings.storage_emulator_host, "LOG_FORMAT": "json"}

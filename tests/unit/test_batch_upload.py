@@ -111,7 +111,7 @@ async def refusal(
 # --- Forms. ---------------------------------------------------------------------------------------
 
 
-async def test_every_image_of_a_form_is_read_in_order(tmp_path: Path) -> None:
+async def test_images_of_a_form_are_read_in_order(tmp_path: Path) -> None:
     images = [b"one", b"two" * 100, b"three"]
     body = form(*(part(each, filename=b"%d.jpg" % n) for n, each in enumerate(images)))
     taken, text = await read(body, tmp_path)
@@ -123,7 +123,7 @@ async def test_every_image_of_a_form_is_read_in_order(tmp_path: Path) -> None:
     assert text == b""
 
 
-async def test_the_manifest_may_come_before_or_after_the_images(tmp_path: Path) -> None:
+async def test_manifest_may_precede_or_follow_the_images(tmp_path: Path) -> None:
     for body in (form(manifest(b"{}"), part(b"x")), form(part(b"x"), manifest(b"{}"))):
         taken, text = await read(body, tmp_path)
         assert (taken.bytes, text) == ([b"x"], b"{}")
@@ -131,7 +131,7 @@ async def test_the_manifest_may_come_before_or_after_the_images(tmp_path: Path) 
 
 @settings(max_examples=50)
 @given(st.lists(st.binary(max_size=200), min_size=1, max_size=5), st.integers(1, 300))
-async def test_chunks_may_be_cut_anywhere(
+async def test_any_chunk_boundaries_give_the_same_images(
     tmp_path_factory: pytest.TempPathFactory, images: list[bytes], size: int
 ) -> None:
     body = form(manifest(b"[]"), *map(part, images))
@@ -141,7 +141,7 @@ async def test_chunks_may_be_cut_anywhere(
     assert taken.codes == ["" if each else "invalid_image" for each in images]
 
 
-async def test_an_image_that_is_too_large_fails_alone(tmp_path: Path) -> None:
+async def test_image_that_is_too_large_fails_alone(tmp_path: Path) -> None:
     body = form(part(b"a"), part(bytes(1000)), part(bytes(1001)), part(bytes(50_000)), part(b"b"))
     taken, _ = await read(body, tmp_path)
     assert taken.codes == ["", "", "image_too_large", "image_too_large", ""]
@@ -164,12 +164,12 @@ async def test_an_image_that_is_too_large_fails_alone(tmp_path: Path) -> None:
         (b"x" * 900, "x" * 200),
     ],
 )
-async def test_file_names_are_for_display_alone(tmp_path: Path, sent: bytes, shown: str) -> None:
+async def test_file_names_are_for_display_only(tmp_path: Path, sent: bytes, shown: str) -> None:
     taken, _ = await read(form(part(b"x", filename=sent)), tmp_path)
     assert taken.images[0].name == shown
 
 
-async def test_more_images_than_a_batch_may_have_are_refused_at_once(tmp_path: Path) -> None:
+async def test_form_with_too_many_images_is_refused_at_once(tmp_path: Path) -> None:
     body = form(*[part(b"x")] * 6) + bytes(10**6)
     sender = Sender(cut(body, 200))
     error = await refusal(sender, tmp_path, limits=BatchLimits(10**8, 1000, max_items=5))
@@ -178,7 +178,7 @@ async def test_more_images_than_a_batch_may_have_are_refused_at_once(tmp_path: P
     assert sender.taken < 6, "nothing is read that does not count"
 
 
-async def test_more_bytes_than_a_batch_may_have_are_refused_unread(tmp_path: Path) -> None:
+async def test_announced_excess_is_refused_unread(tmp_path: Path) -> None:
     for content_type in (FORM, ZIP):
         sender = Sender([])
         error = await refusal(sender, tmp_path, content_type, length="100001")
@@ -188,7 +188,7 @@ async def test_more_bytes_than_a_batch_may_have_are_refused_unread(tmp_path: Pat
 
 
 @pytest.mark.parametrize("length", [None, "10", "-1"])
-async def test_more_bytes_than_announced_are_refused_while_reading(
+async def test_unannounced_excess_is_refused_while_reading(
     tmp_path: Path, length: str | None
 ) -> None:
     for content_type, first in ((FORM, form(end=b"\r\n") + part(b"")), (ZIP, b"")):
@@ -209,7 +209,7 @@ async def test_more_bytes_than_announced_are_refused_while_reading(
         form(part(b"x"), b"X: " + b"y" * 20_000 + b"\r\n\r\n"),
     ],
 )
-async def test_forms_that_cannot_be_parsed_are_malformed(tmp_path: Path, body: bytes) -> None:
+async def test_unparsable_forms_are_malformed(tmp_path: Path, body: bytes) -> None:
     assert isinstance(await refusal(body, tmp_path), MalformedBody)
     assert isinstance(
         await refusal(form(part(b"x")), tmp_path, "multipart/form-data"), MalformedBody
@@ -225,7 +225,7 @@ async def test_forms_that_cannot_be_parsed_are_malformed(tmp_path: Path, body: b
         (form(manifest(b"{}"), manifest(b"{}")), "more than one field 'manifest'"),
     ],
 )
-async def test_fields_that_mean_nothing_are_refused(
+async def test_unknown_and_repeated_fields_are_refused(
     tmp_path: Path, body: bytes, detail: str
 ) -> None:
     error = await refusal(body, tmp_path)
@@ -233,7 +233,7 @@ async def test_fields_that_mean_nothing_are_refused(
     assert detail in error.detail
 
 
-async def test_a_manifest_is_bounded(tmp_path: Path) -> None:
+async def test_size_of_the_manifest_is_limited(tmp_path: Path) -> None:
     limits = BatchLimits(10**7, 1000)
     body = form(manifest(bytes(1024 * 1024)))
     assert len((await read(Sender(cut(body, 60_000)), tmp_path, limits=limits))[1]) == 1024 * 1024
@@ -246,7 +246,7 @@ async def test_a_manifest_is_bounded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-async def test_every_image_of_a_zip_is_read_in_order(tmp_path: Path, method: int) -> None:
+async def test_images_of_a_zip_are_read_in_order(tmp_path: Path, method: int) -> None:
     images = {"b.jpg": b"one", "cats/a.jpg": b"two" * 300, "dogs/a.jpg": b"three"}
     taken, _ = await read(archive(images, method), tmp_path, ZIP)
     assert taken.bytes == list(images.values())
@@ -255,7 +255,7 @@ async def test_every_image_of_a_zip_is_read_in_order(tmp_path: Path, method: int
     assert list((tmp_path / "spool").iterdir()) == []
 
 
-async def test_folders_and_what_systems_leave_in_archives_are_skipped(tmp_path: Path) -> None:
+async def test_folders_and_system_files_are_skipped(tmp_path: Path) -> None:
     images = ["photos/a.jpg", "./b.jpg", "../c.jpg"]
     names = ["photos/", ".DS_Store", "photos/.hidden/x.jpg", "__MACOSX/x.jpg", *images]
     taken, _ = await read(
@@ -264,7 +264,7 @@ async def test_folders_and_what_systems_leave_in_archives_are_skipped(tmp_path: 
     assert [each.name for each in taken.images] == ["a.jpg", "b.jpg", "c.jpg"]
 
 
-async def test_folders_are_skipped_also_where_they_have_backslashes(tmp_path: Path) -> None:
+async def test_folders_with_backslashes_are_skipped(tmp_path: Path) -> None:
     names = ["photos\\", "photos\\Thumbs\\", "photos\\.hidden\\x.jpg", "photos\\a.jpg"]
     taken, _ = await read(
         archive([(name, b"x" * (name[-1] != "\\")) for name in names]), tmp_path, ZIP
@@ -272,13 +272,13 @@ async def test_folders_are_skipped_also_where_they_have_backslashes(tmp_path: Pa
     assert [(each.name, each.error) for each in taken.images] == [("a.jpg", None)]
 
 
-async def test_an_entry_without_a_name_is_an_image(tmp_path: Path) -> None:
+async def test_entry_without_a_name_is_an_image(tmp_path: Path) -> None:
     taken, _ = await read(nameless(), tmp_path, ZIP)
     assert (taken.bytes, taken.images[0].name) == ([b"x"], "")
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-async def test_bad_entries_fail_alone(tmp_path: Path) -> None:
+async def test_invalid_entries_fail_alone(tmp_path: Path) -> None:
     good = archive([(f"{n}", b"image %d" % n * 9) for n in range(5)])
     data = bytearray(good)
     local = [i for i in range(len(data)) if data[i : i + 4] == LOCAL]
@@ -297,7 +297,7 @@ async def test_bad_entries_fail_alone(tmp_path: Path) -> None:
     assert "neither stored nor deflated" in details[2]
 
 
-async def test_an_entry_that_is_too_large_fails_alone_whatever_it_claims(tmp_path: Path) -> None:
+async def test_entry_that_is_too_large_fails_alone_whatever_it_declares(tmp_path: Path) -> None:
     data = archive([("bomb", bytes(80_000)), ("empty", b""), ("image", b"x")])
     for lie in (data, patched(data, CENTRAL, 24, "<I", 10), patched(data, LOCAL, 22, "<I", 10)):
         taken, _ = await read(lie, tmp_path, ZIP)
@@ -309,7 +309,7 @@ async def test_an_entry_that_is_too_large_fails_alone_whatever_it_claims(tmp_pat
         assert taken.most_held <= 1000
 
 
-async def test_a_zip_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
+async def test_zip_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
     """Each entry is within the limit; all of them together are not."""
     limits = BatchLimits(max_bytes=10_000, max_image_bytes=4000, max_items=5)
     body = archive([(f"{n}", bytes(3900)) for n in range(3)])
@@ -319,7 +319,7 @@ async def test_a_zip_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None
     assert error.extra == {"max_bytes": 10_000}
 
 
-async def test_no_more_of_an_entry_is_unpacked_than_it_claims(tmp_path: Path) -> None:
+async def test_no_more_of_an_entry_is_unpacked_than_it_declares(tmp_path: Path) -> None:
     """So that the claims of all of them bound what they unpack to."""
     limits = BatchLimits(max_bytes=10_000, max_image_bytes=4000, max_items=5)
     body = bytearray(archive([(f"{n}", bytes(3900)) for n in range(3)]))
@@ -335,7 +335,7 @@ async def test_no_more_of_an_entry_is_unpacked_than_it_claims(tmp_path: Path) ->
             assert entry.tell() < 900
 
 
-async def test_entries_that_share_bytes_are_refused(tmp_path: Path) -> None:
+async def test_overlapping_entries_are_refused(tmp_path: Path) -> None:
     """A small archive that unpacks to a large one by using one stream many times."""
     body = archive({"a": bytes(range(256)) * 3})
     at, count = body.index(CENTRAL), 5
@@ -356,7 +356,7 @@ async def test_too_many_entries_are_refused(tmp_path: Path) -> None:
     assert error.extra == {"max_items": 5}
 
 
-async def test_a_huge_directory_is_refused_before_it_is_read(tmp_path: Path) -> None:
+async def test_large_directory_is_refused_unread(tmp_path: Path) -> None:
     """Each of its entries would take ten times its size in memory."""
     header = CENTRAL + bytes(42)
     count = MAX_DIRECTORY // len(header) + 1
@@ -390,23 +390,23 @@ BEFORE = patched(archive({"a": b"x"}), END, 16, "<I", 2**31)
         ENDLESS,
     ],
 )
-async def test_zips_that_cannot_be_read_are_malformed(tmp_path: Path, body: bytes) -> None:
+async def test_unreadable_zips_are_malformed(tmp_path: Path, body: bytes) -> None:
     assert isinstance(await refusal(body, tmp_path, ZIP), MalformedBody)
 
 
-async def test_an_empty_zip_has_no_images(tmp_path: Path) -> None:
+async def test_empty_zip_has_no_images(tmp_path: Path) -> None:
     assert (await read(archive({}), tmp_path, ZIP))[0].images == []
 
 
 @pytest.mark.parametrize("body", [BEHIND, BEFORE], ids=["behind", "before"])
-async def test_an_entry_outside_of_the_archive_fails_alone(tmp_path: Path, body: bytes) -> None:
+async def test_entry_outside_of_the_archive_fails_alone(tmp_path: Path, body: bytes) -> None:
     taken, _ = await read(body, tmp_path, ZIP)
     assert taken.codes == ["invalid_image"]
 
 
 @settings(max_examples=150)
 @given(st.lists(st.tuples(st.integers(0, 10**4), st.integers(0, 255)), min_size=1, max_size=8))
-async def test_no_zip_is_a_server_error(
+async def test_damaged_zip_is_no_server_error(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]]
 ) -> None:
     data = bytearray(archive({"a.jpg": b"image " * 20, "b/c.jpg": b"x" * 50, "d": b""}))
@@ -420,12 +420,12 @@ async def test_no_zip_is_a_server_error(
         assert all((image.error is None) == bool(image.image_hash) for image in taken.images)
 
 
-async def test_where_there_is_no_disk_the_sender_may_try_again(tmp_path: Path) -> None:
+async def test_unusable_disk_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "spool").write_text("a file where the folder should be")
     assert isinstance(await refusal(archive({"a": b"x"}), tmp_path, ZIP), Unavailable)
 
 
-async def test_few_zips_are_kept_at_once(tmp_path: Path) -> None:
+async def test_number_of_spooled_zips_is_limited(tmp_path: Path) -> None:
     spool = ZipSpool(tmp_path)
     with spool.room(), spool.room(), spool.room():
         with spool.room(), pytest.raises(Overloaded), spool.room():
@@ -438,7 +438,7 @@ async def test_few_zips_are_kept_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content_type", [FORM, ZIP])
-async def test_memory_is_that_of_a_few_images(tmp_path: Path, content_type: str) -> None:
+async def test_memory_is_limited_to_a_few_images(tmp_path: Path, content_type: str) -> None:
     """Of sixty megabytes, no more than three of one are there at once."""
     size, count = 1_000_000, 60
     image = bytes(size)
@@ -496,12 +496,12 @@ async def test_memory_is_that_of_a_few_images(tmp_path: Path, content_type: str)
 
 
 @pytest.mark.parametrize("content_type", [FORM, ZIP])
-async def test_a_sender_who_leaves_is_noticed(tmp_path: Path, content_type: str) -> None:
+async def test_disconnect_is_raised(tmp_path: Path, content_type: str) -> None:
     with pytest.raises(ClientDisconnect):
         await read(Sender([form(part(b"x"))[:-9]], leaves=True), tmp_path, content_type)
 
 
-async def test_what_finds_no_room_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+async def test_batch_without_room_is_refused_and_releases_everything(tmp_path: Path) -> None:
     slots = UploadLimiter(UploadLimits(max_bytes=500, min_bytes_per_second=1))
     with pytest.raises(Overloaded):
         await read(form(part(bytes(900))), tmp_path, slots=slots)

@@ -15,7 +15,7 @@ from app.batches.bucket import ObjectPrefix, relative_name
         ("gs://photos/" + "\u00e4" * 512, "photos", "\u00e4" * 512),
     ],
 )
-def test_bucket_and_prefix(text: str, bucket: str, prefix: str) -> None:
+def test_valid_prefixes(text: str, bucket: str, prefix: str) -> None:
     assert ObjectPrefix.parse(text) == ObjectPrefix(bucket, prefix)
 
 
@@ -29,7 +29,7 @@ def test_bucket_and_prefix(text: str, bucket: str, prefix: str) -> None:
         *("gs://photos/" + "\u00e4" * 513, f"gs://{'a' * 223}/"),
     ],
 )
-def test_what_is_no_prefix_is_refused(text: str) -> None:
+def test_invalid_prefixes_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"^is "):
         ObjectPrefix.parse(text)
 
@@ -47,5 +47,5 @@ def test_what_is_no_prefix_is_refused(text: str) -> None:
         ("", "a/" + "x" * 300, "a/" + "x" * 198),
     ],
 )
-def test_an_item_has_the_name_below_the_prefixs_folder(prefix: str, name: str, shown: str) -> None:
+def test_names_are_relative_to_the_folder_of_the_prefix(prefix: str, name: str, shown: str) -> None:
     assert relative_name(name, ObjectPrefix("photos", prefix)) == shown

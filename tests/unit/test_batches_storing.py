@@ -48,7 +48,7 @@ class Storage:
         self.stored.append(bytes(image.data))
 
 
-async def test_the_order_is_that_of_arrival_and_bytes_are_let_go(slot: UploadSlot) -> None:
+async def test_items_keep_their_order_and_release_their_bytes(slot: UploadSlot) -> None:
     storage = Storage()
     storer = BatchStorer(storage, slot, 10**6)
     sent = [b"%d" % n for n in range(50)]
@@ -62,7 +62,7 @@ async def test_the_order_is_that_of_arrival_and_bytes_are_let_go(slot: UploadSlo
     assert 1 < storage.most <= AT_ONCE
 
 
-async def test_a_bad_image_fails_alone_and_so_does_its_like(slot: UploadSlot) -> None:
+async def test_invalid_image_fails_alone_with_its_duplicates(slot: UploadSlot) -> None:
     storage = Storage()
     storer = BatchStorer(storage, slot, 10**6)
     for each in (b"good", b"bad", b"good", b"bad", b"more"):
@@ -76,7 +76,7 @@ async def test_a_bad_image_fails_alone_and_so_does_its_like(slot: UploadSlot) ->
     assert slot.bytes_reserved == 0
 
 
-async def test_a_storage_that_goes_on_failing_ends_the_batch(slot: UploadSlot) -> None:
+async def test_lasting_storage_failure_ends_the_batch(slot: UploadSlot) -> None:
     storer = BatchStorer(Storage(), slot, 10**6)
     with pytest.raises(Unavailable):
         for number in range(100):
@@ -86,7 +86,7 @@ async def test_a_storage_that_goes_on_failing_ends_the_batch(slot: UploadSlot) -
     assert slot.bytes_reserved == 0
 
 
-async def test_one_fault_of_the_storage_costs_nothing_but_time(slot: UploadSlot) -> None:
+async def test_transient_storage_failure_is_retried(slot: UploadSlot) -> None:
     storage, faults = Storage(), iter([Unavailable("The storage is away.")])
 
     async def store(image: BatchItem) -> None:
@@ -102,7 +102,7 @@ async def test_one_fault_of_the_storage_costs_nothing_but_time(slot: UploadSlot)
 
 
 @pytest.mark.parametrize(("size", "most_bytes", "most"), [(10, 10**6, AT_ONCE), (100, 250, 3)])
-async def test_the_sender_waits_until_there_is_room(
+async def test_store_waits_until_there_is_room(
     slot: UploadSlot, size: int, most_bytes: int, most: int
 ) -> None:
     """Three of 100 bytes are more than 250: then it waits."""
@@ -125,7 +125,7 @@ async def test_the_sender_waits_until_there_is_room(
     assert slot.bytes_reserved == 0
 
 
-async def test_what_is_under_way_ends_with_the_batch(slot: UploadSlot) -> None:
+async def test_close_cancels_images_that_are_being_stored(slot: UploadSlot) -> None:
     storage = Storage(slow=True)
     storer = BatchStorer(storage, slot, 10**6)
     await storer.store(image(b"x", slot))

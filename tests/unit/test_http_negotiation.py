@@ -36,16 +36,16 @@ from app.http.negotiation import applied_wait, preferred_wait
         (["wait=\u0665"], None),
     ],
 )
-def test_the_first_wait_counts_up_to_the_limit(values: list[str], expected: float | None) -> None:
+def test_first_wait_applies_up_to_the_limit(values: list[str], expected: float | None) -> None:
     assert preferred_wait(values, 30) == expected
 
 
 @given(st.lists(st.text(max_size=80), max_size=3))
-def test_nothing_that_a_client_sends_is_an_error(values: list[str]) -> None:
+def test_invalid_preferences_are_ignored(values: list[str]) -> None:
     wait = preferred_wait(values, 30)
     assert wait is None or 0 <= wait <= 30
 
 
-def test_what_was_applied_wait_is_said_plainly() -> None:
+def test_preference_applied_has_plain_seconds() -> None:
     assert applied_wait(30.0) == "wait=30"
     assert applied_wait(0.25) == "wait=0.25"

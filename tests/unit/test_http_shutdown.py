@@ -41,7 +41,7 @@ async def serving(
         await task
 
 
-async def test_what_was_sent_before_the_stop_is_answered(
+async def test_request_that_was_sent_before_the_shutdown_is_answered(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
     """Also on a connection that was idle: its request lies in the socket and is not read yet."""
@@ -70,7 +70,7 @@ def _everything(client: socket.socket) -> bytes:
     return received
 
 
-async def test_an_idle_connection_does_not_hold_the_stop_up(
+async def test_idle_connection_does_not_delay_the_shutdown(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
     async with serving(tmp_path, colour_bundle) as (server, port):
@@ -81,7 +81,7 @@ async def test_an_idle_connection_does_not_hold_the_stop_up(
         writer.close()
 
 
-async def test_a_request_that_cannot_be_finished_is_told_so(
+async def test_request_that_cannot_finish_is_answered_503(
     tmp_path: Path,
     colour_bundle: Path,
     capfd: pytest.CaptureFixture[str],

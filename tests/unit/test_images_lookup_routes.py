@@ -33,7 +33,7 @@ async def lookup(api: Api, *hashes: str, **more: Any) -> dict[str, Any]:
     return found
 
 
-async def test_what_is_known_and_what_is_missing(api: Api) -> None:
+async def test_known_and_missing_images(api: Api) -> None:
     queued, done, failed, retryable, stored, unknown = HASHES
     for image in IMAGES[:4]:
         await api.client.post("/api/v1/images", content=image)
@@ -54,7 +54,7 @@ async def test_what_is_known_and_what_is_missing(api: Api) -> None:
     }
 
 
-async def test_a_record_without_its_bytes_is_no_image(api: Api) -> None:
+async def test_record_without_stored_bytes_is_missing(api: Api) -> None:
     """Whoever created it may never have got as far as storing them."""
     assert await api.records.create(new_record(api.key(HASHES[0]), utc_now()))
     assert (await lookup(api, HASHES[0]))["missing"] == [HASHES[0]]
@@ -64,7 +64,7 @@ async def test_a_record_without_its_bytes_is_no_image(api: Api) -> None:
     assert (await lookup(api, HASHES[1]))["missing"] == [HASHES[1]]
 
 
-async def test_a_result_is_that_of_one_model(api: Api) -> None:
+async def test_result_counts_for_its_model_only(api: Api) -> None:
     await api.client.post("/api/v1/images", content=IMAGES[0])
     await api.succeed(HASHES[0])
     found = await lookup(api, HASHES[0], model=OTHER_MODEL)
@@ -78,7 +78,7 @@ async def test_a_result_is_that_of_one_model(api: Api) -> None:
     assert found["known"] == {HASHES[1]: {"status": "success", "stored": False}}
 
 
-async def test_each_is_answered_once_and_asking_stores_nothing(api: Api) -> None:
+async def test_duplicates_are_answered_once_and_nothing_is_stored(api: Api) -> None:
     hashes = [f"{n:064x}" for n in range(500)]
     found = await lookup(api, *hashes, *hashes)
     assert found == {"known": {}, "missing": hashes}
@@ -102,13 +102,13 @@ async def test_each_is_answered_once_and_asking_stores_nothing(api: Api) -> None
         (b" " * (128 * 1024 + 1), 413, "body_too_large"),
     ],
 )
-async def test_wrong_questions(api: Api, body: bytes, status: int, code: str) -> None:
+async def test_invalid_lookup_is_refused(api: Api, body: bytes, status: int, code: str) -> None:
     answer = await api.client.post(LOOKUP, content=body)
     assert answer.status_code == status, answer.text
     assert answer.json().get("code", "") == code
 
 
-async def test_it_is_for_who_may_read(tmp_path: Path, colour_bundle: Path) -> None:
+async def test_lookup_requires_the_scope_read(tmp_path: Path, colour_bundle: Path) -> None:
     async with open_api(api_settings(tmp_path, colour_bundle, api_keys="required")) as api:
         ada, bob = await api.issue("ada"), await api.issue("bob", Scope.READ)
         await api.client.post("/api/v1/images", content=IMAGES[0], headers=bearer(ada))

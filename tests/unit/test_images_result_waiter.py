@@ -43,7 +43,7 @@ async def waited_for(waiting: ResultWaiter) -> None:
     await eventually(polling)
 
 
-async def test_all_who_wait_share_one_poll_and_get_the_result(records: RecordStore) -> None:
+async def test_waiters_share_one_poll_and_get_the_result(records: RecordStore) -> None:
     waiting = ResultWaiter(records)
     waiters = [asyncio.create_task(waiting.until_terminal(KEY, 30)) for _ in range(50)]
     await waited_for(waiting)
@@ -58,7 +58,7 @@ async def test_all_who_wait_share_one_poll_and_get_the_result(records: RecordSto
     assert waiting.polls == 0
 
 
-async def test_time_up_for_one_is_not_time_up_for_another(records: RecordStore) -> None:
+async def test_timeout_of_one_waiter_does_not_end_the_others(records: RecordStore) -> None:
     waiting = ResultWaiter(records)
     patient = asyncio.create_task(waiting.until_terminal(KEY, 30))
     assert await waiting.until_terminal(KEY, 0.02) is None
@@ -69,7 +69,7 @@ async def test_time_up_for_one_is_not_time_up_for_another(records: RecordStore) 
     assert record.status is Status.SUCCESS
 
 
-async def test_a_client_that_left_is_waited_for_no_longer(records: RecordStore) -> None:
+async def test_disconnect_ends_the_wait(records: RecordStore) -> None:
     waiting = ResultWaiter(records)
     messages = asyncio.Queue[Message]()
     here = asyncio.create_task(waiting.until_terminal(KEY, 30))
@@ -86,7 +86,7 @@ async def test_a_client_that_left_is_waited_for_no_longer(records: RecordStore) 
     assert await here is not None
 
 
-async def test_whoever_leaves_takes_nobody_along_and_the_last_ends_the_poll(
+async def test_poll_ends_with_its_last_waiter(
     records: RecordStore,
 ) -> None:
     waiting = ResultWaiter(records)
@@ -101,7 +101,7 @@ async def test_whoever_leaves_takes_nobody_along_and_the_last_ends_the_poll(
     assert waiting.polls == 0
 
 
-async def test_a_record_that_goes_away_ends_the_wait(records: RecordStore) -> None:
+async def test_deletion_of_the_record_ends_the_wait(records: RecordStore) -> None:
     waiting = ResultWaiter(records)
     waiter = asyncio.create_task(waiting.until_terminal(KEY, 30))
     await waited_for(waiting)
@@ -109,7 +109,7 @@ async def test_a_record_that_goes_away_ends_the_wait(records: RecordStore) -> No
     assert await waiter is None
 
 
-async def test_stopping_lets_everyone_go(records: RecordStore) -> None:
+async def test_stop_ends_all_waits(records: RecordStore) -> None:
     waiting = ResultWaiter(records)
     waiters = [asyncio.create_task(waiting.until_terminal(KEY, 3000)) for _ in range(3)]
     await waited_for(waiting)
@@ -118,9 +118,7 @@ async def test_stopping_lets_everyone_go(records: RecordStore) -> None:
     assert await waiting.until_terminal(KEY, 3000) is None
 
 
-async def test_a_store_that_does_not_answer_is_asked_again(
-    tmp_path: Path, colour_bundle: Path
-) -> None:
+async def test_unavailable_store_is_polled_again(tmp_path: Path, colour_bundle: Path) -> None:
     settings = api_settings(tmp_path, colour_bundle)
     settings.data_dir.mkdir()
     async with open_backend(settings) as backend:

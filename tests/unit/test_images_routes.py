@@ -67,7 +67,7 @@ UPLOADS = ["/what/fast", "/what/slow", V1, V1 + "#raw"]
 
 
 @pytest.mark.parametrize("route", UPLOADS)
-async def test_a_new_image_is_accepted_with_everything_in_place(api: Api, route: str) -> None:
+async def test_new_image_is_stored_and_published_before_the_202(api: Api, route: str) -> None:
     """P1: at the 202 the bytes are stored and the message is published."""
     answer = await post(api, route)
     traces = api.traces()
@@ -94,7 +94,7 @@ async def test_a_new_image_is_accepted_with_everything_in_place(api: Api, route:
 
 
 @pytest.mark.parametrize("route", UPLOADS)
-async def test_a_known_image_is_answered_at_once(api: Api, route: str) -> None:
+async def test_known_image_is_answered_at_once(api: Api, route: str) -> None:
     await post(api, route)
     await api.settle()
     await api.succeed(HASH)
@@ -136,7 +136,7 @@ async def test_links_begin_with_the_public_url(tmp_path: Path, colour_bundle: Pa
 
 
 @pytest.mark.parametrize("status", [Status.QUEUED, Status.RUNNING])
-async def test_an_image_under_way_is_not_published_again(api: Api, status: Status) -> None:
+async def test_image_in_progress_is_not_published_again(api: Api, status: Status) -> None:
     await post(api, V1)
     await api.settle()
     if status is Status.RUNNING:
@@ -147,7 +147,7 @@ async def test_an_image_under_way_is_not_published_again(api: Api, status: Statu
     assert api.traces().messages == 1
 
 
-async def test_an_image_left_pending_is_stored_and_published_again(api: Api) -> None:
+async def test_pending_image_is_stored_and_published_again(api: Api) -> None:
     """P1: a crash between create and publish costs nothing but another upload."""
     assert await api.records.create(new_record(api.key(HASH), utc_now()))
     assert api.traces() == Traces(1, 0, 0)
@@ -155,7 +155,7 @@ async def test_an_image_left_pending_is_stored_and_published_again(api: Api) -> 
     assert api.traces() == Traces(1, 1, 1)
 
 
-async def test_a_lasting_error_is_final(api: Api) -> None:
+async def test_permanent_error_is_final(api: Api) -> None:
     await post(api, V1)
     await api.settle()
     await api.fail(HASH, retryable=False)
@@ -169,7 +169,7 @@ async def test_a_lasting_error_is_final(api: Api) -> None:
     assert api.traces().messages == 1
 
 
-async def test_a_retryable_error_is_tried_again_by_a_new_upload(api: Api) -> None:
+async def test_new_upload_retries_a_retryable_error(api: Api) -> None:
     """Errors are neither cached nor final."""
     await post(api, V1)
     await api.settle()
@@ -191,9 +191,7 @@ async def test_a_retryable_error_is_tried_again_by_a_new_upload(api: Api) -> Non
 
 
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "GIF", "AVIF"])
-async def test_the_clients_content_type_and_file_name_are_not_trusted(
-    api: Api, format_: str
-) -> None:
+async def test_content_type_and_file_name_of_the_client_are_ignored(api: Api, format_: str) -> None:
     data = picture(format_=format_)
     files = {"img": ("../../x.exe", data, "application/x-msdownload")}
     assert (await api.client.post("/what/fast", files=files)).status_code == 202
@@ -222,21 +220,21 @@ TEXT = b"This is plain text, renamed to .jpg."
     ],
     ids=["empty", "text", "svg", "pdf", "png-garbage", "bomb", "11MiB"],
 )
-async def test_refused_input_leaves_no_trace(
+async def test_refused_upload_stores_nothing(
     api: Api, route: str, data: bytes, status: int, code: str
 ) -> None:
     assert_problem(await post(api, route, data), status, code)
     assert api.traces() == NOTHING
 
 
-async def test_a_truncated_jpeg_is_left_to_the_worker(api: Api) -> None:
+async def test_truncated_jpeg_is_accepted_for_the_worker_to_decide(api: Api) -> None:
     data = picture(size=(640, 480))
     answer = await post(api, V1, data[: len(data) // 2])
     assert answer.status_code == 202
 
 
 @pytest.mark.parametrize("route", ["/what/fast", "/what/slow", V1])
-async def test_a_form_without_the_field_names_it(api: Api, route: str) -> None:
+async def test_form_without_the_field_is_refused_with_its_name(api: Api, route: str) -> None:
     answer = await api.client.post(route, files={"image": ("cat.jpg", IMAGE)})
     assert "'img'" in assert_problem(answer, 422, "invalid_request")["detail"]
     twice = [("img", ("a.jpg", IMAGE)), ("img", ("b.jpg", IMAGE))]
@@ -246,7 +244,7 @@ async def test_a_form_without_the_field_names_it(api: Api, route: str) -> None:
 
 
 @pytest.mark.parametrize("route", ["/what/fast", "/what/slow"])
-async def test_the_seed_routes_take_a_form_only(api: Api, route: str) -> None:
+async def test_what_routes_accept_forms_only(api: Api, route: str) -> None:
     answer = await api.client.post(route, content=IMAGE, headers={"content-type": "image/jpeg"})
     assert "'img'" in assert_problem(answer, 422, "invalid_request")["detail"]
     assert_problem(await api.client.post(route), 422, "invalid_request")
@@ -254,7 +252,7 @@ async def test_the_seed_routes_take_a_form_only(api: Api, route: str) -> None:
 
 
 @pytest.mark.parametrize("content_type", ["multipart/form-data", "multipart/form-data; boundary=x"])
-async def test_a_form_that_cannot_be_parsed_is_malformed(api: Api, content_type: str) -> None:
+async def test_unparsable_form_is_malformed(api: Api, content_type: str) -> None:
     headers = {"content-type": content_type}
     answer = await api.client.post(V1, content=b"--y\r\nnonsense", headers=headers)
     assert_problem(answer, 400, "malformed_body")
@@ -262,7 +260,7 @@ async def test_a_form_that_cannot_be_parsed_is_malformed(api: Api, content_type:
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "a/b\\c.jpg", "\udcff\udcfe", "", "x" * 5000])
-async def test_strange_file_names_are_ignored(api: Api, name: str) -> None:
+async def test_unusual_file_names_are_ignored(api: Api, name: str) -> None:
     body = (
         b'--b\r\nContent-Disposition: form-data; name="img"; filename="'
         + name.encode("utf-8", "surrogateescape")
@@ -285,7 +283,7 @@ BAD_HASHES = ["abc", "g" * 64, HASH.upper(), HASH[:-1], HASH + "0", "%00" * 64, 
 
 
 @pytest.mark.parametrize("image_hash", BAD_HASHES)
-async def test_a_hash_that_is_none_is_refused(api: Api, image_hash: str) -> None:
+async def test_malformed_hash_is_refused(api: Api, image_hash: str) -> None:
     for method, path in (
         ("GET", f"/what/status/{image_hash}"),
         ("GET", f"{V1}/{image_hash}"),
@@ -296,7 +294,7 @@ async def test_a_hash_that_is_none_is_refused(api: Api, image_hash: str) -> None
         assert "64 hex digits" in problem["detail"]
 
 
-async def test_what_is_unknown_is_not_found(api: Api) -> None:
+async def test_unknown_image_is_not_found(api: Api) -> None:
     for method, path in (
         ("GET", STATUS),
         ("GET", ITEM),
@@ -311,7 +309,7 @@ async def test_what_is_unknown_is_not_found(api: Api) -> None:
     assert "allow" in answer.headers
 
 
-async def test_a_malformed_model_is_refused(api: Api) -> None:
+async def test_malformed_model_is_refused(api: Api) -> None:
     answer = await api.client.get(ITEM, params={"model": "../../secret"})
     assert "model" in assert_problem(answer, 422, "invalid_request")["detail"]
 
@@ -319,7 +317,7 @@ async def test_a_malformed_model_is_refused(api: Api) -> None:
 # --- Reading --------------------------------------------------------------------------------------
 
 
-async def test_status_says_working_then_done(api: Api) -> None:
+async def test_status_is_202_until_the_result_is_available(api: Api) -> None:
     await post(api, "/what/fast")
     answer = await api.client.get(STATUS)
     assert answer.status_code == 202
@@ -333,7 +331,7 @@ async def test_status_says_working_then_done(api: Api) -> None:
     assert answer.headers["cache-control"] == "no-store"
 
 
-async def test_a_success_may_be_cached_and_is_not_sent_twice(api: Api) -> None:
+async def test_success_is_cacheable_and_revalidated_by_304(api: Api) -> None:
     """P8."""
     await post(api, V1)
     working = await api.client.get(ITEM)
@@ -358,7 +356,7 @@ async def test_a_success_may_be_cached_and_is_not_sent_twice(api: Api) -> None:
         assert again.status_code == 200, header
 
 
-async def test_results_of_another_process_are_read_alike(
+async def test_result_of_another_process_has_the_same_representation(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
     settings = api_settings(tmp_path, colour_bundle)
@@ -371,7 +369,7 @@ async def test_results_of_another_process_are_read_alike(
         assert first.content == second.content
 
 
-async def test_the_cache_answers_without_the_store_and_can_be_turned_off(
+async def test_cached_result_needs_no_store(
     tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for entries, expected in ((10, 200), (0, 404)):
@@ -385,7 +383,7 @@ async def test_the_cache_answers_without_the_store_and_can_be_turned_off(
             assert (await api.client.get(ITEM)).status_code == expected
 
 
-async def test_another_models_result_is_asked_for_by_name(
+async def test_result_of_another_model_is_selected_by_parameter(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
     other_bundle = write_colour_bundle(tmp_path / "other", name="other")
@@ -407,7 +405,7 @@ async def test_another_models_result_is_asked_for_by_name(
         assert (await api.client.get(ITEM, params={"model": model})).status_code == 404
 
 
-async def test_head_answers_as_get(api: Api) -> None:
+async def test_head_has_the_headers_of_get(api: Api) -> None:
     await post(api, V1)
     await api.settle()
     await api.succeed(HASH)
@@ -430,7 +428,7 @@ async def finish_soon(api: Api) -> None:
     await api.succeed(HASH)
 
 
-async def test_prefer_wait_holds_an_upload_until_the_result_is_there(api: Api) -> None:
+async def test_prefer_wait_delays_the_response_to_an_upload(api: Api) -> None:
     worker = asyncio.create_task(finish_soon(api))
     answer = await post(api, V1, prefer="wait=25")
     await worker
@@ -439,7 +437,7 @@ async def test_prefer_wait_holds_an_upload_until_the_result_is_there(api: Api) -
     assert answer.headers["preference-applied"] == "wait=25"
 
 
-async def test_prefer_wait_holds_a_read(api: Api) -> None:
+async def test_prefer_wait_delays_the_response_to_a_lookup(api: Api) -> None:
     await post(api, V1)
     worker = asyncio.create_task(finish_soon(api))
     answer = await api.client.get(ITEM, headers={"prefer": 'respond-async, wait="25"; x=1'})
@@ -449,7 +447,7 @@ async def test_prefer_wait_holds_a_read(api: Api) -> None:
     assert "etag" in answer.headers
 
 
-async def test_waiting_is_bounded(api: Api) -> None:
+async def test_wait_ends_after_the_requested_time(api: Api) -> None:
     answer = await post(api, V1, prefer="wait=0")
     assert answer.status_code == 202
     assert answer.headers["preference-applied"] == "wait=0"
@@ -458,14 +456,14 @@ async def test_waiting_is_bounded(api: Api) -> None:
     assert api.services.images.waiter.polls == 0
 
 
-async def test_a_long_wait_is_cut_to_the_limit(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_long_wait_is_reduced_to_the_limit(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.images.routes.MAX_WAIT_SECONDS", 0.25)
     answer = await post(api, V1, prefer="wait=999")
     assert answer.status_code == 202
     assert answer.headers["preference-applied"] == "wait=0.25"
 
 
-async def test_slow_waits_for_the_result(tmp_path: Path, colour_bundle: Path) -> None:
+async def test_what_slow_waits_for_the_result(tmp_path: Path, colour_bundle: Path) -> None:
     async with open_api(api_settings(tmp_path, colour_bundle)) as api:
         worker = asyncio.create_task(finish_soon(api))
         answer = await post(api, "/what/slow")
@@ -474,7 +472,7 @@ async def test_slow_waits_for_the_result(tmp_path: Path, colour_bundle: Path) ->
         assert answer.json()["status"] == "success"
 
 
-async def test_waiting_for_an_image_that_is_deleted_ends(api: Api) -> None:
+async def test_wait_ends_when_the_image_is_deleted(api: Api) -> None:
     await post(api, V1)
     waiter = asyncio.create_task(api.client.get(ITEM, headers={"prefer": "wait=25"}))
 
@@ -489,9 +487,7 @@ async def test_waiting_for_an_image_that_is_deleted_ends(api: Api) -> None:
 # --- Content and deletion -------------------------------------------------------------------------
 
 
-async def test_content_is_reached_by_a_link_that_expires(
-    tmp_path: Path, colour_bundle: Path
-) -> None:
+async def test_content_redirects_to_an_expiring_link(tmp_path: Path, colour_bundle: Path) -> None:
     """P5."""
     now = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
@@ -531,7 +527,7 @@ async def test_content_is_reached_by_a_link_that_expires(
         assert "expired" in problem["detail"]
 
 
-async def test_delete_removes_everything(api: Api) -> None:
+async def test_delete_removes_blob_records_and_cached_result(api: Api) -> None:
     await post(api, V1)
     await api.settle()
     await api.succeed(HASH)
@@ -550,7 +546,7 @@ async def test_delete_removes_everything(api: Api) -> None:
 # --- The rest -------------------------------------------------------------------------------------
 
 
-async def test_the_root_leads_to_the_docs(api: Api) -> None:
+async def test_root_redirects_to_the_docs(api: Api) -> None:
     answer = await api.client.get("/")
     assert answer.status_code == 307
     assert answer.headers["location"] == "/docs"
@@ -566,7 +562,7 @@ async def test_health_and_readiness(api: Api) -> None:
     assert answer.json()["checks"] == dict.fromkeys(("records", "blobs", "queue", "model"), "ok")
 
 
-async def test_readiness_names_what_fails(tmp_path: Path) -> None:
+async def test_readiness_names_the_failing_check(tmp_path: Path) -> None:
     bundle = write_colour_bundle(tmp_path / "bundle")
     async with open_api(api_settings(tmp_path, bundle)) as api:
         write_colour_bundle(bundle, sharpness=3.0)
@@ -581,7 +577,7 @@ async def test_readiness_names_what_fails(tmp_path: Path) -> None:
 # --- The log --------------------------------------------------------------------------------------
 
 
-async def test_every_line_of_a_request_about_an_image_carries_its_hash(
+async def test_log_lines_of_a_request_have_the_image_hash(
     tmp_path: Path, colour_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = api_settings(tmp_path, colour_bundle, log_format="json")

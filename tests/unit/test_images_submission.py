@@ -60,7 +60,7 @@ async def api(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
         yield api
 
 
-async def test_200_simultaneous_posts_of_a_new_image_are_one(api: Api) -> None:
+async def test_200_concurrent_uploads_of_a_new_image_are_submitted_once(api: Api) -> None:
     routes = ["/what/fast", V1]
     posts = [api.client.post(routes[i % 2], files={"img": (f"{i}.jpg", IMAGE)}) for i in range(200)]
     answers = await asyncio.gather(*posts)
@@ -71,7 +71,7 @@ async def test_200_simultaneous_posts_of_a_new_image_are_one(api: Api) -> None:
     assert (await api.record(HASH)).status is Status.QUEUED
 
 
-async def test_processes_that_share_a_backend_make_one_record(
+async def test_processes_that_share_a_backend_create_one_record(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
     """Without the coalescing of one process: each may publish, but there is one record."""
@@ -86,7 +86,7 @@ async def test_processes_that_share_a_backend_make_one_record(
         assert 1 <= traces.messages <= 2
 
 
-async def test_a_client_that_leaves_takes_nobody_with_it(api: Api) -> None:
+async def test_disconnect_of_one_client_does_not_cancel_the_others(api: Api) -> None:
     submissions = Submissions(api.services.backend, max_pixels=10**6)
     image = SubmittedImage(api.key(HASH), IMAGE, "image/jpeg")
     leader = asyncio.create_task(submissions.submit(image))
@@ -100,7 +100,7 @@ async def test_a_client_that_leaves_takes_nobody_with_it(api: Api) -> None:
     assert api.traces() == Traces(1, 1, 1)
 
 
-async def test_a_failed_publish_is_503_and_the_next_upload_succeeds(api: Api) -> None:
+async def test_failed_publish_is_503_and_the_next_upload_succeeds(api: Api) -> None:
     """A failed publish leaves `pending`, and `pending` is published again."""
     queue = api.settings.data_dir / "queue.db"
     with locked(queue):
@@ -116,7 +116,7 @@ async def test_a_failed_publish_is_503_and_the_next_upload_succeeds(api: Api) ->
     assert (await api.record(HASH)).status is Status.QUEUED
 
 
-async def test_a_deletion_waits_for_an_upload_under_way(api: Api) -> None:
+async def test_deletion_waits_for_an_upload_in_progress(api: Api) -> None:
     """And takes all of it along, whoever joined it: nobody can read what has been deleted."""
     with locked(api.settings.data_dir / "queue.db"):
         first = asyncio.create_task(api.client.post(V1, content=IMAGE))
@@ -134,7 +134,7 @@ async def test_a_deletion_waits_for_an_upload_under_way(api: Api) -> None:
     assert (await api.client.get(f"{V1}/{HASH}")).status_code == 202
 
 
-async def test_an_upload_after_a_deletion_owes_nothing_to_one_before_it(
+async def test_upload_after_a_deletion_does_not_share_an_earlier_submission(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
     """Not even to one that was under way all the time, of which another process knew nothing."""
@@ -152,7 +152,7 @@ async def test_an_upload_after_a_deletion_owes_nothing_to_one_before_it(
         assert (await api.client.get(f"{V1}/{HASH}/content")).status_code == 307
 
 
-async def test_an_upload_after_another_processs_deletion_is_a_new_one(
+async def test_upload_after_a_deletion_by_another_process_is_submitted_again(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
     settings = api_settings(tmp_path, colour_bundle)
@@ -181,7 +181,7 @@ async def unmarked(api: Api, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[A
     over.set()
 
 
-async def test_an_upload_after_a_deletion_that_failed_halfway_stores_its_bytes(
+async def test_upload_after_a_partial_deletion_stores_its_bytes(
     unmarked: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
@@ -196,7 +196,7 @@ async def test_an_upload_after_a_deletion_that_failed_halfway_stores_its_bytes(
     assert unmarked.traces().blobs == 1
 
 
-async def test_an_upload_after_a_failure_tries_again(unmarked: Api) -> None:
+async def test_upload_after_a_retryable_error_is_submitted_again(unmarked: Api) -> None:
     assert (await unmarked.client.post(V1, content=IMAGE)).status_code == 202
     assert await unmarked.services.backend.records.change(
         unmarked.key(HASH), fail_unleased(RecordError("overloaded", "Try again.", True))
@@ -246,7 +246,7 @@ async def test_closing_waits_for_uploads_whose_clients_have_left(
         assert records.execute("SELECT status FROM records").fetchall() == [("queued",)]
 
 
-async def test_a_failed_put_is_503_and_publishes_nothing(api: Api) -> None:
+async def test_failed_put_is_503_and_publishes_nothing(api: Api) -> None:
     blobs = api.settings.data_dir / "blobs"
     shutil.rmtree(blobs)
     blobs.write_text("a file where the folder should be")
@@ -260,7 +260,7 @@ async def test_a_failed_put_is_503_and_publishes_nothing(api: Api) -> None:
     assert api.traces() == Traces(1, 1, 1)
 
 
-async def test_those_who_share_a_failure_each_get_it_and_may_repeat(api: Api) -> None:
+async def test_callers_that_share_a_failed_submission_all_get_its_error(api: Api) -> None:
     blobs = api.settings.data_dir / "blobs"
     shutil.rmtree(blobs)
     blobs.touch()
@@ -271,14 +271,14 @@ async def test_those_who_share_a_failure_each_get_it_and_may_repeat(api: Api) ->
     assert (await api.client.post(V1, content=IMAGE)).status_code == 202
 
 
-async def test_a_stopped_backend_answers_503(tmp_path: Path, colour_bundle: Path) -> None:
+async def test_closed_backend_is_unavailable(tmp_path: Path, colour_bundle: Path) -> None:
     async with open_api(api_settings(tmp_path, colour_bundle)) as api:
         images = api.services.images
     with pytest.raises(Unavailable):
         await images.find(images.key(PUBLIC_TENANT, HASH))
 
 
-async def test_headers_are_inspected_and_blobs_written_off_the_loop(
+async def test_headers_are_inspected_and_blobs_written_in_threads(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
     """P6: no Pillow, no fsync and no rename on the loop's thread."""
@@ -310,7 +310,7 @@ async def test_headers_are_inspected_and_blobs_written_off_the_loop(
     assert elsewhere["disk"] > 0
 
 
-async def test_a_record_that_is_running_is_no_proof_of_its_image(api: Api) -> None:
+async def test_running_record_without_blob_is_stored_again(api: Api) -> None:
     """A message that outlived the image's deletion claims the record of a new upload, whose API
     process then dies before it has stored the bytes: the next upload must store them."""
     await api.records.create(new_record(api.key(HASH), api.services.clock()))

@@ -32,12 +32,12 @@ def refused(body: bytes) -> GlimpseError:
     return error.value
 
 
-def test_nothing_needs_to_be_said() -> None:
+def test_all_options_are_optional() -> None:
     assert options() == JobOptions()
     assert with_manifest(options(), parse_manifest(b""), NOW) == JobOptions()
 
 
-def test_everything_may_be_said_in_query_and_headers() -> None:
+def test_options_in_query_and_headers() -> None:
     assert options(
         "priority=low&not_before=2026-11-22T09:30:00Z&notify_email=ada%40example.org",
         ("Cancel-After", "36h"),
@@ -51,7 +51,7 @@ def test_everything_may_be_said_in_query_and_headers() -> None:
     )
 
 
-def test_or_in_the_document() -> None:
+def test_options_in_the_document() -> None:
     said = parse_manifest(
         manifest(priority="high", not_before="2026-11-22T10:30:00+01:00", notify_email="a@b.org")
     )
@@ -68,7 +68,7 @@ def test_or_in_the_document() -> None:
         ("notify_email", "notify_email=a@b.org", "a@b.org"),
     ],
 )
-def test_but_not_in_both(name: str, query: str, value: str) -> None:
+def test_option_in_both_is_refused(name: str, query: str, value: str) -> None:
     with pytest.raises(InvalidRequest, match="twice") as error:
         with_manifest(options(query), parse_manifest(manifest(**{name: value})), NOW)
     assert error.value.extra == {"field": name}
@@ -88,7 +88,7 @@ def test_but_not_in_both(name: str, query: str, value: str) -> None:
         (" 90s ", 90),
     ],
 )
-def test_durations(text: str, seconds: int) -> None:
+def test_valid_durations(text: str, seconds: int) -> None:
     assert options("", ("Cancel-After", text)).cancel_after == timedelta(seconds=seconds)
 
 
@@ -110,7 +110,7 @@ def test_durations(text: str, seconds: int) -> None:
         "\u0663\u0660s",
     ],
 )
-def test_wrong_durations(text: str) -> None:
+def test_invalid_durations_are_refused(text: str) -> None:
     raw = [(b"cancel-after", text.encode())]
     with pytest.raises(InvalidRequest) as error:
         options_of(Request({"type": "http", "query_string": b"", "headers": raw}), NOW)
@@ -133,18 +133,18 @@ def test_wrong_durations(text: str) -> None:
         "1795339800",
     ],
 )
-def test_wrong_moments(text: str) -> None:
+def test_invalid_times_are_refused(text: str) -> None:
     with pytest.raises(InvalidRequest) as error:
         options(f"not_before={text}")
     assert error.value.extra == {"field": "not_before"}
 
 
-def test_a_moment_that_has_passed_is_no_mistake() -> None:
+def test_past_time_is_accepted() -> None:
     """It may have been ahead when the request was first sent."""
     assert options("not_before=2026-11-21T09:29:00Z").not_before == NOW - timedelta(minutes=1)
 
 
-def test_a_job_cannot_be_over_before_it_begins() -> None:
+def test_deadline_before_the_start_is_refused() -> None:
     asked = options("not_before=2026-11-21T10:30:00Z", ("Cancel-After", "1h"))
     with pytest.raises(InvalidRequest, match="before the job may begin"):
         with_manifest(asked, parse_manifest(b"{}"), NOW)
@@ -169,25 +169,25 @@ def test_a_job_cannot_be_over_before_it_begins() -> None:
         "%C3%A4da@example.org",
     ],
 )
-def test_wrong_addresses(text: str) -> None:
+def test_invalid_addresses_are_refused(text: str) -> None:
     with pytest.raises(InvalidRequest) as error:
         options(f"notify_email={text}")
     assert error.value.extra == {"field": "notify_email"}
 
 
 @pytest.mark.parametrize("text", ["ada@example.org", "a.b+c@localhost", "x'y@mail.example.co.uk"])
-def test_right_addresses(text: str) -> None:
+def test_valid_addresses(text: str) -> None:
     assert options("notify_email=" + text.replace("+", "%2B")).notify_email == text
 
 
 @pytest.mark.parametrize("text", ["", "x" * 256, "tab\there", "\xe9t\xe9", "\x7f"])
-def test_wrong_idempotency_keys(text: str) -> None:
+def test_invalid_idempotency_keys_are_refused(text: str) -> None:
     with pytest.raises(InvalidRequest) as error:
         options("", ("Idempotency-Key", text))
     assert error.value.extra == {"field": "Idempotency-Key"}
 
 
-def test_nothing_is_said_twice() -> None:
+def test_repeated_option_is_refused() -> None:
     for query, headers in (
         ("priority=low&priority=high", []),
         ("", [("Cancel-After", "90s"), ("Cancel-After", "91s")]),
@@ -197,7 +197,7 @@ def test_nothing_is_said_twice() -> None:
             options(query, *headers)
 
 
-def test_an_unknown_priority_is_refused() -> None:
+def test_unknown_priority_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="high, normal, low"):
         options("priority=urgent")
     assert isinstance(refused(manifest(priority="urgent")), InvalidRequest)
@@ -242,7 +242,7 @@ def test_images_are_hashes_or_objects() -> None:
         (b'{"image_hashes": [{"metadata": ' + b'{"a": ' * 100_000, "body"),
     ],
 )
-def test_what_is_wrong_with_a_document_is_named_and_not_repeated(body: bytes, where: str) -> None:
+def test_error_names_the_field_and_not_its_value(body: bytes, where: str) -> None:
     error = refused(body)
     assert isinstance(error, InvalidRequest)
     assert where in error.detail
@@ -250,7 +250,7 @@ def test_what_is_wrong_with_a_document_is_named_and_not_repeated(body: bytes, wh
     assert len(error.detail) < 2000
 
 
-def test_of_many_mistakes_a_few_are_named() -> None:
+def test_number_of_reported_errors_is_limited() -> None:
     error = refused(manifest(image_hashes=["x"] * 1000))
     errors = error.extra["errors"]
     assert isinstance(errors, list) and len(errors) == 10
@@ -264,14 +264,14 @@ def test_many_errors_are_counted_without_blocking_the_event_loop() -> None:
     assert error.extra == {"field": "body", "errors": [{"field": "body", "message": message}]}
 
 
-def test_the_number_of_images_is_bounded() -> None:
+def test_number_of_images_is_limited() -> None:
     assert len(parse_manifest(manifest(image_hashes=[HASH] * 1000)).image_hashes) == 1000
     error = refused(manifest(image_hashes=[HASH] * 1001))
     assert isinstance(error, BatchTooLarge)
     assert error.extra == {"max_items": 1000}
 
 
-def test_metadata_is_bounded_by_image_and_by_batch() -> None:
+def test_metadata_is_limited_by_image_and_by_batch() -> None:
     def entries(count: int, size: int) -> bytes:
         metadata = {"m": "x" * (size - len('{"m":""}'))}
         return manifest(image_hashes=[{"image_hash": HASH, "metadata": metadata}] * count)
@@ -307,5 +307,5 @@ OFFERED = ("application/json", "application/x-ndjson", "text/csv")
         (";;,;q=,", 0),
     ],
 )
-def test_the_representation_that_is_wanted_most(accept: str, chosen: int) -> None:
+def test_preferred_media_type(accept: str, chosen: int) -> None:
     assert preferred_type(accept, OFFERED) == OFFERED[chosen]

@@ -121,7 +121,7 @@ def no_jobs(api: Api) -> bool:
 # --- Creation. ------------------------------------------------------------------------------------
 
 
-async def test_a_form_becomes_a_job(api: Api) -> None:
+async def test_form_creates_a_job(api: Api) -> None:
     answer = await api.client.post(CREATE, files=files(RED, BLUE))
     assert answer.status_code == 202
     body = answer.json()
@@ -155,7 +155,7 @@ def _trace(api: Api) -> dict[str, str]:
     return {key: value for key, value in api.messages()[0].items() if key == "traceparent"}
 
 
-async def test_a_zip_becomes_a_job(api: Api) -> None:
+async def test_zip_creates_a_job(api: Api) -> None:
     body = archive({"photos/a.jpg": RED, "photos/b.png": BLUE, "__MACOSX/._a.jpg": b"x"})
     answer = await api.client.post(CREATE, content=body, headers=ZIP)
     assert answer.status_code == 202
@@ -167,7 +167,7 @@ async def test_a_zip_becomes_a_job(api: Api) -> None:
     assert api.traces() == dataclasses.replace(NOTHING, records=2, blobs=2, messages=1)
 
 
-async def test_hashes_become_a_job_where_the_images_are_there(api: Api) -> None:
+async def test_hashes_of_stored_images_create_a_job(api: Api) -> None:
     await api.client.post("/api/v1/images", content=RED)
     await api.services.backend.blobs.put(f"public/{sha256(BLUE)}", BLUE, "image/jpeg")
     entries = [
@@ -188,7 +188,7 @@ async def test_hashes_become_a_job_where_the_images_are_there(api: Api) -> None:
     assert await api.records.get(api.key(UNKNOWN)) is None
 
 
-async def test_a_manifest_says_what_comes_along(api: Api) -> None:
+async def test_manifest_lists_images_of_the_form(api: Api) -> None:
     """Only what is missing is sent; what is sent and not listed comes after the list."""
     await api.services.backend.blobs.put(f"public/{sha256(BLUE)}", BLUE, "image/jpeg")
     listed = {
@@ -210,7 +210,7 @@ async def test_a_manifest_says_what_comes_along(api: Api) -> None:
         assert (await job(api, answer.json()["job_id"])).priority is Priority.LOW
 
 
-async def test_of_equal_images_the_first_is_worked_on(api: Api) -> None:
+async def test_equal_images_are_classified_once(api: Api) -> None:
     job_id = await create(api, RED, BLUE, RED, RED, BLUE)
     found = await items(api, job_id)
     assert [item.twin_of for item in found] == [None, None, 0, 0, 1]
@@ -219,7 +219,7 @@ async def test_of_equal_images_the_first_is_worked_on(api: Api) -> None:
     assert (await run(api, job_id)).counts == jobs.Counts(5, 5, 0)
 
 
-async def test_one_bad_image_fails_its_item_and_not_the_job(
+async def test_invalid_image_fails_its_item_and_not_the_job(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
     settings = api_settings(tmp_path, colour_bundle, max_image_bytes=5000, max_image_pixels=10_000)
@@ -247,7 +247,7 @@ async def test_one_bad_image_fails_its_item_and_not_the_job(
         assert (made.status, made.counts) == (JobStatus.COMPLETED, jobs.Counts(6, 1, 5))
 
 
-async def test_known_images_cost_nothing(api: Api) -> None:
+async def test_known_images_are_not_stored_again(api: Api) -> None:
     """Resubmitting a manifest costs only what is missing."""
     first = await create(api, RED, BLUE)
     await run(api, first)
@@ -259,7 +259,7 @@ async def test_known_images_cost_nothing(api: Api) -> None:
     assert (await api.record(sha256(RED))).job == first
 
 
-async def test_an_image_that_failed_for_now_is_tried_again(api: Api) -> None:
+async def test_image_with_a_retryable_error_is_retried(api: Api) -> None:
     first = await create(api, RED, BLUE)
     await api.fail(sha256(RED), retryable=True)
     await api.fail(sha256(BLUE), retryable=False)
@@ -269,14 +269,14 @@ async def test_an_image_that_failed_for_now_is_tried_again(api: Api) -> None:
     assert (blue.status, blue.job) == (Status.ERROR, first)
 
 
-async def test_an_image_that_two_jobs_want_belongs_to_neither(api: Api) -> None:
+async def test_image_of_two_jobs_belongs_to_neither(api: Api) -> None:
     await create(api, RED)
     await create(api, RED, params={"priority": "high"})
     record = await api.record(sha256(RED))
     assert (record.job, record.priority) == ("", Priority.HIGH)
 
 
-async def test_what_two_jobs_want_tomorrow_is_not_begun_today(
+async def test_image_of_two_delayed_jobs_does_not_start_early(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
     clock = MovableClock()
@@ -292,7 +292,7 @@ async def test_what_two_jobs_want_tomorrow_is_not_begun_today(
         assert api.messages() == []
 
 
-async def test_a_job_may_wait_and_has_a_deadline(tmp_path: Path, colour_bundle: Path) -> None:
+async def test_job_with_a_start_time_and_a_deadline(tmp_path: Path, colour_bundle: Path) -> None:
     clock = MovableClock()
     mail = {"smtp_url": "smtp://mail.example.org", "email_from": "glimpse@example.org"}
     async with open_api(api_settings(tmp_path, colour_bundle, **mail), clock) as api:
@@ -318,7 +318,7 @@ async def test_a_job_may_wait_and_has_a_deadline(tmp_path: Path, colour_bundle: 
 
 
 @pytest.mark.parametrize("mail", [False, True], ids=["no e-mail at all", "not to that domain"])
-async def test_nobody_is_promised_an_e_mail_that_will_not_be_sent(
+async def test_address_that_cannot_be_notified_is_refused(
     tmp_path: Path, colour_bundle: Path, mail: bool
 ) -> None:
     here = {"smtp_url": "smtp://mail.example.org", "email_from": "glimpse@example.org"}
@@ -344,7 +344,7 @@ async def test_nobody_is_promised_an_e_mail_that_will_not_be_sent(
         ({"headers": {"Idempotency-Key": "x" * 256}}, "Idempotency-Key"),
     ],
 )
-async def test_wrong_options_are_refused_unread(
+async def test_invalid_options_are_refused_unread(
     api: Api, options: dict[str, Any], field: str
 ) -> None:
     problem = assert_problem(
@@ -382,7 +382,7 @@ async def test_wrong_options_are_refused_unread(
         (RED, "", 415, "unsupported_media_type"),
     ],
 )
-async def test_what_is_wrong_as_a_whole_promises_nothing(
+async def test_invalid_batch_creates_nothing(
     api: Api, body: bytes, content_type: str, status: int, code: str
 ) -> None:
     headers = {"Content-Type": content_type} if content_type else {}
@@ -398,7 +398,7 @@ async def test_what_is_wrong_as_a_whole_promises_nothing(
         (form(part(RED), manifest(b'{"gs_prefix":"gs://photos/a"}')), FORM),
     ],
 )
-async def test_no_bucket_without_google(
+async def test_bucket_import_needs_a_google_backend(
     tmp_path: Path, colour_bundle: Path, body: bytes, content_type: str
 ) -> None:
     """The refusal says what is missing, also where the bucket as such would be allowed."""
@@ -410,7 +410,7 @@ async def test_no_bucket_without_google(
         assert no_jobs(api)
 
 
-async def test_the_largest_batch_is_taken(api: Api) -> None:
+async def test_largest_batch_is_accepted(api: Api) -> None:
     """1,000 images, most of them bad, so that no time is lost."""
     images = [RED, *(b"%d" % n for n in range(998)), BLUE]
     found = await items(api, await create(api, *images))
@@ -418,7 +418,7 @@ async def test_the_largest_batch_is_taken(api: Api) -> None:
     assert codes(found) == ["", *["unsupported_image"] * 998, ""]
 
 
-async def test_no_more_than_max_batch_bytes(tmp_path: Path, colour_bundle: Path) -> None:
+async def test_batch_above_max_batch_bytes_is_refused(tmp_path: Path, colour_bundle: Path) -> None:
     settings = api_settings(tmp_path, colour_bundle, max_batch_bytes=2000)
     async with open_api(settings) as api:
         body = form(*[part(RED)] * 10)
@@ -471,7 +471,7 @@ def under(key: str) -> dict[str, Any]:
     return {"headers": {"Idempotency-Key": key}}
 
 
-async def test_the_same_key_and_batch_are_one_job(api: Api) -> None:
+async def test_same_key_and_batch_create_one_job(api: Api) -> None:
     first = await create(api, RED, b"bad", **under("a"))
     before = api.traces()
     again = await api.client.post(CREATE, files=files(RED, b"bad"), **under("a"))
@@ -484,7 +484,7 @@ async def test_the_same_key_and_batch_are_one_job(api: Api) -> None:
     assert await create(api, RED, b"bad") != first
 
 
-async def test_the_same_key_with_another_batch_is_an_error(api: Api) -> None:
+async def test_same_key_with_another_batch_is_refused(api: Api) -> None:
     first = await create(api, RED, BLUE, **under("a"))
     before = api.traces()
     for images, params in (
@@ -503,7 +503,7 @@ async def test_the_same_key_with_another_batch_is_an_error(api: Api) -> None:
     assert (await by_hash(api, sha256(RED), sha256(BLUE), **under("a"))).json()["job_id"] == first
 
 
-async def test_a_key_is_its_owners(keyed: Api) -> None:
+async def test_idempotency_keys_of_different_api_keys_are_independent(keyed: Api) -> None:
     ids = set()
     for tenant in ("acme", "acme", "other"):
         headers = {**bearer(await keyed.issue(tenant)), "Idempotency-Key": "a"}
@@ -511,7 +511,7 @@ async def test_a_key_is_its_owners(keyed: Api) -> None:
     assert len(ids) == 3
 
 
-async def test_two_at_once_under_one_key_are_one_job(api: Api) -> None:
+async def test_concurrent_requests_with_one_key_create_one_job(api: Api) -> None:
     images = [picture(n, size=(8, 8)) for n in range(20)]
     made = await asyncio.gather(*(create(api, *images, *images, **under("a")) for _ in range(5)))
     assert len(set(made)) == 1
@@ -565,7 +565,7 @@ async def failing_api(
         *(("records", "get_many"), ("records", "create"), ("blobs", "put"), ("blobs", "exists")),
     ],
 )
-async def test_a_creation_that_was_interrupted_goes_on(
+async def test_interrupted_creation_continues(
     tmp_path: Path, colour_bundle: Path, port: str, call: str, after: bool
 ) -> None:
     """Nothing is shown of it before, and nobody was promised anything."""
@@ -594,7 +594,9 @@ def in_two_hours(transition: Transition[Job]) -> Transition[Job]:
     return dataclasses.replace(transition, step=step)
 
 
-async def test_a_creation_goes_on_too_late(tmp_path: Path, colour_bundle: Path) -> None:
+async def test_creation_does_not_continue_a_job_that_is_being_deleted(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
     """The scheduler is deleting the job: nothing is promised, and the next try makes a new one."""
     plan = {"change": False}
     async with failing_api(tmp_path, colour_bundle, jobs=plan) as api:
@@ -609,7 +611,7 @@ async def test_a_creation_goes_on_too_late(tmp_path: Path, colour_bundle: Path) 
         assert (await job(api, await create(api, RED, **under("a")))).sealed
 
 
-async def test_an_item_that_was_missing_at_first_stays_so_with_its_twins(
+async def test_missing_item_stays_missing_with_its_duplicates(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
     plan = {"change": False}
@@ -629,7 +631,7 @@ async def test_an_item_that_was_missing_at_first_stays_so_with_its_twins(
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-async def test_a_job_that_is_sealed_runs_though_its_message_fails(
+async def test_scheduler_starts_a_sealed_job_without_message(
     tmp_path: Path, colour_bundle: Path, after: bool
 ) -> None:
     """The scheduler begins it within half a minute."""
@@ -640,7 +642,7 @@ async def test_a_job_that_is_sealed_runs_though_its_message_fails(
         assert jobs.due_action(due, due.wake_at) is jobs.Action.RUN
 
 
-async def test_a_client_who_leaves_leaves_no_job(api: Api) -> None:
+async def test_disconnect_creates_no_job(api: Api) -> None:
     body = form(part(RED), part(BLUE))
 
     async def interrupted() -> AsyncIterator[bytes]:
@@ -673,7 +675,7 @@ async def refused(api: Api, *images: bytes) -> None:
     assert api.traces().blobs == len(images)
 
 
-async def test_what_a_refused_batch_has_stored_need_not_be_sent_again(api: Api) -> None:
+async def test_images_of_a_refused_batch_need_no_second_upload(api: Api) -> None:
     await refused(api, RED, BLUE)
     hashes = [sha256(RED), sha256(BLUE)]
     found = (await api.client.post("/api/v1/images/lookup", json={"image_hashes": hashes})).json()
@@ -682,7 +684,7 @@ async def test_what_a_refused_batch_has_stored_need_not_be_sent_again(api: Api) 
     assert (await run(api, job_id)).counts.succeeded == 2
 
 
-async def test_what_a_refused_batch_has_stored_can_be_deleted(api: Api) -> None:
+async def test_images_of_a_refused_batch_can_be_deleted(api: Api) -> None:
     await refused(api, RED)
     path = f"/api/v1/images/{sha256(RED)}"
     assert (await api.client.delete(path)).status_code == 204
@@ -690,9 +692,7 @@ async def test_what_a_refused_batch_has_stored_can_be_deleted(api: Api) -> None:
     assert (await api.client.delete(path)).status_code == 404
 
 
-async def test_where_there_is_no_slot_a_batch_is_refused_unread(
-    tmp_path: Path, colour_bundle: Path
-) -> None:
+async def test_batch_without_a_slot_is_refused_unread(tmp_path: Path, colour_bundle: Path) -> None:
     async with open_api(api_settings(tmp_path, colour_bundle)) as api:
         uploads = api.services.uploads
         uploads.limits = dataclasses.replace(uploads.limits, max_uploads=1)
@@ -705,7 +705,7 @@ async def test_where_there_is_no_slot_a_batch_is_refused_unread(
 # --- Reading. -------------------------------------------------------------------------------------
 
 
-async def test_a_job_is_shown_as_it_goes_on(tmp_path: Path, colour_bundle: Path) -> None:
+async def test_job_shows_its_progress(tmp_path: Path, colour_bundle: Path) -> None:
     clock = MovableClock()
     settings = api_settings(tmp_path, colour_bundle, public_url="https://glimpse.example")
     async with open_api(settings, clock) as api:
@@ -762,7 +762,7 @@ async def test_a_job_is_shown_as_it_goes_on(tmp_path: Path, colour_bundle: Path)
         }
 
 
-async def test_a_job_that_could_not_be_run_says_why(api: Api) -> None:
+async def test_failed_job_shows_its_error(api: Api) -> None:
     job_id = await create(api, RED)
     error = RecordError("expired", "It took too long.", False)
     await api.services.backend.jobs.change(JobKey(PUBLIC_TENANT, job_id), jobs.fail(error))
@@ -775,19 +775,17 @@ async def test_a_job_that_could_not_be_run_says_why(api: Api) -> None:
 
 @pytest.mark.parametrize("job_id", ["ab" * 16, "x", "AB" * 16, "ab" * 17, "%00", "..%2f"])
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
-async def test_an_unknown_job_is_not_found(api: Api, method: str, job_id: str) -> None:
+async def test_unknown_job_is_not_found(api: Api, method: str, job_id: str) -> None:
     assert_problem(await api.client.request(method, f"{JOBS}/{job_id}"), 404, "not_found")
 
 
-async def test_a_method_that_a_job_does_not_have_is_told_from_those_it_has(api: Api) -> None:
+async def test_405_lists_the_methods_of_a_job(api: Api) -> None:
     answer = await api.client.put(f"{JOBS}/{UNKNOWN[:32]}")
     assert_problem(answer, 405, "method_not_allowed")
     assert answer.headers["allow"] == "DELETE, GET"
 
 
-async def test_a_job_that_is_not_sealed_is_shown_to_nobody(
-    tmp_path: Path, colour_bundle: Path
-) -> None:
+async def test_unsealed_job_is_not_found(tmp_path: Path, colour_bundle: Path) -> None:
     async with failing_api(tmp_path, colour_bundle, jobs={"change": False}) as api:
         await api.client.post(CREATE, files=files(RED), **under("a"))
         job_id = jobs.job_id_for(PUBLIC_TENANT, "", "a")
@@ -798,9 +796,7 @@ async def test_a_job_that_is_not_sealed_is_shown_to_nobody(
         assert (await api.client.get(JOBS)).json() == {"jobs": [], "next_cursor": None}
 
 
-async def test_jobs_are_listed_newest_first_and_by_pages(
-    tmp_path: Path, colour_bundle: Path
-) -> None:
+async def test_jobs_are_listed_newest_first_in_pages(tmp_path: Path, colour_bundle: Path) -> None:
     clock = MovableClock()
     async with open_api(api_settings(tmp_path, colour_bundle), clock) as api:
         made = []
@@ -842,7 +838,7 @@ async def test_jobs_are_listed_newest_first_and_by_pages(
         ("type=training", "type"),
     ],
 )
-async def test_wrong_questions_for_jobs_are_refused(api: Api, query: str, field: str) -> None:
+async def test_invalid_list_parameters_are_refused(api: Api, query: str, field: str) -> None:
     problem = assert_problem(await api.client.get(f"{JOBS}?{query}"), 422, "invalid_request")
     assert problem["field"] == field
 
@@ -850,7 +846,7 @@ async def test_wrong_questions_for_jobs_are_refused(api: Api, query: str, field:
 # --- Whose they are. ------------------------------------------------------------------------------
 
 
-async def test_a_job_is_its_owners_and_the_administrators(keyed: Api) -> None:
+async def test_job_is_visible_to_its_key_and_to_administrators(keyed: Api) -> None:
     owner, other = [await keyed.issue("acme", Scope.JOBS) for _ in range(2)]
     admin = await keyed.issue("acme", Scope.JOBS, Scope.ADMIN)
     stranger = await keyed.issue("other")
@@ -873,14 +869,14 @@ async def test_a_job_is_its_owners_and_the_administrators(keyed: Api) -> None:
     assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
 
 
-async def test_jobs_need_their_scope(keyed: Api) -> None:
+async def test_jobs_require_the_scope_jobs(keyed: Api) -> None:
     key = await keyed.issue("acme", Scope.READ, Scope.CLASSIFY, Scope.ADMIN)
     answer = await keyed.client.post(CREATE, files=files(RED), headers=bearer(key))
     assert_problem(answer, 403, "forbidden")
     assert keyed.traces() == NOTHING
 
 
-async def test_a_hash_is_no_way_to_another_tenants_image(keyed: Api) -> None:
+async def test_hash_gives_no_access_to_images_of_other_tenants(keyed: Api) -> None:
     await create(keyed, RED, headers=bearer(await keyed.issue("acme")))
     other = bearer(await keyed.issue("other"))
     answer = await by_hash(keyed, sha256(RED), headers=other)
@@ -957,7 +953,7 @@ async def test_results_join_items_and_records(api: Api) -> None:
     assert last[1]["error"]["code"] == "undecodable_image"
 
 
-async def test_a_deleted_image_disappears_from_results(api: Api) -> None:
+async def test_deleted_image_is_a_failed_result(api: Api) -> None:
     job_id = await create(api, RED)
     await run(api, job_id)
     assert (await api.client.delete(f"/api/v1/images/{sha256(RED)}")).status_code == 204
@@ -974,7 +970,7 @@ async def many(api: Api, count: int) -> str:
     return job_id
 
 
-async def test_results_come_by_pages_in_order(api: Api) -> None:
+async def test_results_are_paged_in_order(api: Api) -> None:
     job_id = await many(api, 25)
     found, cursor, pages = [], "", 0
     while cursor is not None:
@@ -998,13 +994,13 @@ async def test_results_come_by_pages_in_order(api: Api) -> None:
     "query",
     ["limit=0", "limit=1001", "limit=0000000011000", "cursor=x", "cursor=LTE", "cursor=OTk5OTk"],
 )
-async def test_wrong_questions_for_results_are_refused(api: Api, query: str) -> None:
+async def test_invalid_result_parameters_are_refused(api: Api, query: str) -> None:
     job_id = await create(api, RED)
     answer = await api.client.get(f"{JOBS}/{job_id}/results?{query}")
     assert_problem(answer, 422, "invalid_request")
 
 
-async def test_all_results_stream_as_lines(api: Api) -> None:
+async def test_results_stream_as_lines_and_csv(api: Api) -> None:
     """More than are read at once."""
     job_id = await many(api, 450)
     pages = await results(api, job_id)
@@ -1038,7 +1034,7 @@ async def test_all_results_stream_as_lines(api: Api) -> None:
         ('a;"=1+1;b.jpg', "a;\"'=1+1;b.jpg"),
     ],
 )
-async def test_no_cell_is_a_formula(api: Api, name: str, cell: str) -> None:
+async def test_csv_cells_are_not_formulas(api: Api, name: str, cell: str) -> None:
     answer = await api.client.post(CREATE, content=archive({name: RED}), headers=ZIP)
     job_id = answer.json()["job_id"]
     claim = await claimed(api.records, api.key(sha256(RED)), LEASE)
@@ -1054,7 +1050,7 @@ async def test_no_cell_is_a_formula(api: Api, name: str, cell: str) -> None:
     assert json.loads(row["annotations"])[0]["label"] == name
 
 
-async def test_a_store_that_is_away_is_said_before_the_answer_begins(
+async def test_unavailable_store_is_503_before_the_response_begins(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
     plan: dict[str, bool] = {}
@@ -1069,7 +1065,7 @@ async def test_a_store_that_is_away_is_said_before_the_answer_begins(
 # --- Cancelling. ----------------------------------------------------------------------------------
 
 
-async def test_a_cancelled_job_is_over_and_word_of_it_is_given(api: Api) -> None:
+async def test_cancelled_job_has_ended_and_notifies(api: Api) -> None:
     job_id = await create(api, RED, BLUE, b"bad")
     answer = await api.client.delete(f"{JOBS}/{job_id}")
     assert answer.status_code == 200
@@ -1098,7 +1094,7 @@ async def ended_jobs(api: Api) -> dict[str, float]:
     return {key: value for key, value in seen.items() if key.startswith(name)}
 
 
-async def test_a_cancelled_job_is_counted_once(api: Api) -> None:
+async def test_cancellation_is_counted_once(api: Api) -> None:
     cancelled = series("glimpse_jobs_ended_total", status="cancelled")
     # There from the start, so that the first increase shows; the others are the worker's.
     assert await ended_jobs(api) == {cancelled: 0}
@@ -1112,7 +1108,7 @@ async def test_a_cancelled_job_is_counted_once(api: Api) -> None:
     assert await ended_jobs(api) == {cancelled: 2}
 
 
-async def test_a_job_that_has_ended_cannot_be_cancelled(api: Api) -> None:
+async def test_ended_job_cannot_be_cancelled(api: Api) -> None:
     job_id = await create(api, RED)
     await run(api, job_id)
     problem = assert_problem(await api.client.delete(f"{JOBS}/{job_id}"), 409, "conflict")
@@ -1121,7 +1117,7 @@ async def test_a_job_that_has_ended_cannot_be_cancelled(api: Api) -> None:
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-async def test_a_cancel_is_one_though_word_of_it_fails(
+async def test_failed_notification_does_not_repeat_a_cancellation(
     tmp_path: Path, colour_bundle: Path, after: bool
 ) -> None:
     plan: dict[str, bool] = {}
@@ -1135,7 +1131,7 @@ async def test_a_cancel_is_one_though_word_of_it_fails(
         assert jobs.due_action(made, made.wake_at) is jobs.Action.ANNOUNCE
 
 
-async def test_cancelling_and_ending_at_once_have_one_outcome(api: Api) -> None:
+async def test_concurrent_cancellation_and_completion_have_one_outcome(api: Api) -> None:
     draw = random.Random(7)
     for _ in range(10):
         job_id = await create(api, *(picture(draw.randrange(10**6), size=(8, 8)) for _ in range(3)))

@@ -51,19 +51,19 @@ async def refusal(*args: object, **kwargs: object) -> GlimpseError:
     return refused.value
 
 
-async def test_the_field_img_is_read_and_hashed() -> None:
+async def test_field_img_is_read_and_hashed() -> None:
     upload = await read(form(part(b"bytes")))
     assert bytes(upload.data) == b"bytes"
     assert upload.image_hash == hashlib.sha256(b"bytes").hexdigest()
 
 
-async def test_a_raw_body_is_read_and_hashed_whatever_its_type() -> None:
+async def test_raw_body_of_any_type_is_read_and_hashed() -> None:
     for content_type in ("image/jpeg", "application/octet-stream", "text/plain", ""):
         assert bytes((await read(b"bytes", content_type)).data) == b"bytes"
 
 
 @given(st.binary(min_size=1, max_size=300), st.lists(st.integers(1, 40), max_size=30))
-async def test_chunks_may_be_cut_anywhere(content: bytes, cuts: list[int]) -> None:
+async def test_any_chunk_boundaries_give_the_same_image(content: bytes, cuts: list[int]) -> None:
     body = form(part(b"ignored", b'form-data; name="note"'), part(content), part(b"", b"form-data"))
     chunks, begin = [], 0
     for cut in cuts:
@@ -96,7 +96,7 @@ async def test_file_names_do_not_matter(disposition: bytes) -> None:
     assert bytes((await read(form(part(b"bytes", disposition)))).data) == b"bytes"
 
 
-async def test_the_limit_counts_the_image_alone_and_is_exact() -> None:
+async def test_limit_counts_only_the_image_and_is_exact() -> None:
     note = part(bytes(500), b'form-data; name="note"')
     assert len((await read(form(note, part(bytes(LIMIT))))).data) == LIMIT
     assert isinstance(await refusal(form(note, part(bytes(LIMIT + 1)))), ImageTooLarge)
@@ -107,16 +107,14 @@ async def test_the_limit_counts_the_image_alone_and_is_exact() -> None:
 @pytest.mark.parametrize(
     ("content_type", "length"), [("image/png", LIMIT + 1), (FORM, LIMIT + FORM_OVERHEAD + 1)]
 )
-async def test_an_announced_excess_is_refused_without_reading(
-    content_type: str, length: int
-) -> None:
+async def test_announced_excess_is_refused_unread(content_type: str, length: int) -> None:
     sender = Sender([])
     assert isinstance(await refusal(sender, content_type, length=str(length)), ImageTooLarge)
     assert sender.taken == 0
 
 
 @pytest.mark.parametrize("length", [None, "10", "ten", "-5", "٣"])
-async def test_an_unannounced_excess_is_refused_while_reading(length: str | None) -> None:
+async def test_unannounced_excess_is_refused_while_reading(length: str | None) -> None:
     sender = Sender([bytes(400)] * 100)
     error = await refusal(sender, "image/png", length=length)
     assert isinstance(error, ImageTooLarge)
@@ -124,14 +122,14 @@ async def test_an_unannounced_excess_is_refused_while_reading(length: str | None
     assert sender.taken == 3
 
 
-async def test_large_chunks_are_taken_in_slices() -> None:
+async def test_large_messages_are_read_completely() -> None:
     content = bytes(range(256)) * (3 * CHUNK_BYTES // 256) + b"tail"
     upload = await read(form(part(content)), limit=len(content))
     assert bytes(upload.data) == content
     assert upload.image_hash == hashlib.sha256(content).hexdigest()
 
 
-async def test_other_fields_are_bounded() -> None:
+async def test_size_of_other_fields_is_limited() -> None:
     note = part(bytes(FORM_OVERHEAD + 1), b'form-data; name="note"')
     assert isinstance(await refusal(form(note), limit=10 * FORM_OVERHEAD), ImageTooLarge)
 
@@ -147,7 +145,7 @@ async def test_other_fields_are_bounded() -> None:
         (b"--frontier--\r\n", "'img'"),
     ],
 )
-async def test_forms_without_one_image_are_invalid(body: bytes, detail: str) -> None:
+async def test_forms_without_exactly_one_image_are_invalid(body: bytes, detail: str) -> None:
     error = await refusal(body)
     assert isinstance(error, InvalidRequest)
     assert detail in error.detail
@@ -168,15 +166,15 @@ async def test_forms_without_one_image_are_invalid(body: bytes, detail: str) -> 
         (form(part(b"bytes")), f"multipart/form-data; boundary={'b' * 500}"),
     ],
 )
-async def test_forms_that_cannot_be_parsed_are_malformed(body: bytes, content_type: str) -> None:
+async def test_unparsable_forms_are_malformed(body: bytes, content_type: str) -> None:
     assert isinstance(await refusal(body, content_type), MalformedBody)
 
 
-async def test_an_empty_raw_body_is_invalid() -> None:
+async def test_empty_raw_body_is_invalid() -> None:
     assert isinstance(await refusal(b"", "image/png"), InvalidRequest)
 
 
-async def test_where_only_a_form_will_do_a_raw_body_is_refused_unread() -> None:
+async def test_raw_body_is_refused_unread_if_a_form_is_required() -> None:
     sender = Sender([b"bytes"])
     error = await refusal(sender, "image/png", form_only=True)
     assert isinstance(error, InvalidRequest)
@@ -185,6 +183,6 @@ async def test_where_only_a_form_will_do_a_raw_body_is_refused_unread() -> None:
 
 
 @pytest.mark.parametrize("content_type", [FORM, "image/png"])
-async def test_a_sender_who_leaves_is_noticed(content_type: str) -> None:
+async def test_disconnect_is_raised(content_type: str) -> None:
     with pytest.raises(ClientDisconnect):
         await read(Sender([form(part(b"bytes"))], leaves=True), content_type)
