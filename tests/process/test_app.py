@@ -79,19 +79,19 @@ def test_memory_stays_small_under_uploads(tmp_path: Path, colour_bundle: Path) -
     ):
         for seed in range(20):
             image = picture(seed, size=(800, 600))
-            answer = client.post(f"http://127.0.0.1:{port}/api/v1/images", content=image)
-            assert answer.status_code == 202
+            response = client.post(f"http://127.0.0.1:{port}/api/v1/images", content=image)
+            assert response.status_code == 202
         assert psutil.Process(process.pid).memory_info().rss < 120 * 10**6
 
 
 def test_sigterm_answers_waiting_clients(tmp_path: Path, colour_bundle: Path) -> None:
     port = free_port()
-    answers: list[httpx.Response] = []
+    responses: list[httpx.Response] = []
 
     def wait() -> None:
         url = f"http://127.0.0.1:{port}/api/v1/images"
         headers = {"prefer": "wait=30"}
-        answers.append(httpx.post(url, content=picture(), headers=headers, timeout=PATIENCE))
+        responses.append(httpx.post(url, content=picture(), headers=headers, timeout=PATIENCE))
 
     with running(tmp_path, colour_bundle, port) as process:
         waiter = threading.Thread(target=wait)
@@ -106,7 +106,7 @@ def test_sigterm_answers_waiting_clients(tmp_path: Path, colour_bundle: Path) ->
         waiter.join(PATIENCE)
         output, _ = process.communicate(timeout=PATIENCE)
     # Had it waited for the waiter, its time to stop would have passed, and that is a 503.
-    assert [answer.status_code for answer in answers] == [202]
+    assert [response.status_code for response in responses] == [202]
     assert "Traceback" not in output
     assert "Application shutdown complete" in output
     assert process.returncode in (0, -signal.SIGTERM)
@@ -122,12 +122,12 @@ def test_refused_keys_are_logged_with_the_forwarded_address(
     port = free_port()
     settings = {"API_KEYS": "required", "TRUSTED_PROXIES": trusted}
     with running(tmp_path, colour_bundle, port, **settings) as process:
-        answer = httpx.get(
+        response = httpx.get(
             f"http://127.0.0.1:{port}/api/v1/usage",
             headers={"X-Forwarded-For": "203.0.113.9", "X-API-Key": "glp_no"},
             timeout=PATIENCE,
         )
-        assert answer.status_code == 401
+        assert response.status_code == 401
         process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=PATIENCE)
     lines = [json.loads(line) for line in output.splitlines()]

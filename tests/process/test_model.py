@@ -76,8 +76,8 @@ async def test_loaded_bundle_does_not_need_the_bucket(
     async with open_api(settings) as api:
         assert api.services.model == read_bundle(colour_bundle).identity
         await remove(settings, bucket, "colours/SHA256SUMS")
-        answer = await api.client.get("/ready")
-        assert answer.json()["checks"]["model"] == "ok"
+        response = await api.client.get("/ready")
+        assert response.json()["checks"]["model"] == "ok"
     with pytest.raises(BundleError):
         await asyncio.to_thread(read_model, settings)
 

@@ -115,7 +115,7 @@ class Api:
         return await keys.create(wanted)
 
     async def settle(self) -> None:
-        """Wait for what the API does after its answers."""
+        """Wait for what the API does after its responses."""
         await self.services.images._submissions.close()
 
     def messages(self) -> list[dict[str, str]]:
@@ -163,7 +163,7 @@ def bearer(issued: Issued) -> dict[str, str]:
 
 
 def routes_of(app: FastAPI) -> list[tuple[str, str, Scope | str | None]]:
-    """(method, path, what it asks for) of everything that the application answers."""
+    """(method, path, what it asks for) of everything that the application responses."""
     found = []
     for route in every_route(app.router.routes):
         if isinstance(route, WebSocketRoute):

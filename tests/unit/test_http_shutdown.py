@@ -58,9 +58,9 @@ async def test_request_that_was_sent_before_the_shutdown_is_answered(
             assert isinstance(connection, HttpProtocol)
             connection.shutdown()
             client.settimeout(PATIENCE)
-            answer = await asyncio.to_thread(_everything, client)
-        assert answer.startswith(b"HTTP/1.1 204")
-        assert b"connection: close" in answer
+            response = await asyncio.to_thread(_everything, client)
+        assert response.startswith(b"HTTP/1.1 204")
+        assert b"connection: close" in response
 
 
 def _everything(client: socket.socket) -> bytes:
@@ -87,7 +87,7 @@ async def test_request_that_cannot_finish_is_answered_503(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A store that does not answer outlasts the time that a stop has."""
+    """A store that does not response outlasts the time that a stop has."""
     monkeypatch.setattr(database, "BUSY_SECONDS", 60.0)  # however slowly the stop comes
     async with (
         serving(tmp_path, colour_bundle, shutdown_seconds=1) as (server, port),
@@ -104,9 +104,9 @@ async def test_request_that_cannot_finish_is_answered_503(
 
             await eventually(under_way)
             server.should_exit = True
-            answer = await posting
+            response = await posting
             other.rollback()
-    assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
-    assert "stopping" in answer.json()["detail"]
-    assert (answer.headers["connection"], answer.headers["retry-after"]) == ("close", "1")
+    assert (response.status_code, response.json()["code"]) == (503, "unavailable")
+    assert "stopping" in response.json()["detail"]
+    assert (response.headers["connection"], response.headers["retry-after"]) == ("close", "1")
     assert "Traceback" not in "".join(capfd.readouterr())

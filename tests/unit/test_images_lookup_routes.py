@@ -1,4 +1,4 @@
-"""Which images need not be sent: those with a result, and those whose bytes are here."""
+"""`POST /api/v1/images/lookup`."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -26,10 +26,10 @@ async def api(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
 
 
 async def lookup(api: Api, *hashes: str, **more: Any) -> dict[str, Any]:
-    answer = await api.client.post(LOOKUP, json={"image_hashes": hashes, **more})
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["cache-control"] == "no-store"
-    found: dict[str, Any] = answer.json()
+    response = await api.client.post(LOOKUP, json={"image_hashes": hashes, **more})
+    assert response.status_code == 200, response.text
+    assert response.headers["cache-control"] == "no-store"
+    found: dict[str, Any] = response.json()
     return found
 
 
@@ -55,7 +55,7 @@ async def test_known_and_missing_images(api: Api) -> None:
 
 
 async def test_record_without_stored_bytes_is_missing(api: Api) -> None:
-    """Whoever created it may never have got as far as storing them."""
+    """The upload that created the record may have been interrupted."""
     assert await api.records.create(new_record(api.key(HASHES[0]), utc_now()))
     assert (await lookup(api, HASHES[0]))["missing"] == [HASHES[0]]
     await api.client.post("/api/v1/images", content=IMAGES[1])
@@ -103,19 +103,19 @@ async def test_duplicates_are_answered_once_and_nothing_is_stored(api: Api) -> N
     ],
 )
 async def test_invalid_lookup_is_refused(api: Api, body: bytes, status: int, code: str) -> None:
-    answer = await api.client.post(LOOKUP, content=body)
-    assert answer.status_code == status, answer.text
-    assert answer.json().get("code", "") == code
+    response = await api.client.post(LOOKUP, content=body)
+    assert response.status_code == status, response.text
+    assert response.json().get("code", "") == code
 
 
 async def test_lookup_requires_the_scope_read(tmp_path: Path, colour_bundle: Path) -> None:
     async with open_api(api_settings(tmp_path, colour_bundle, api_keys="required")) as api:
         ada, bob = await api.issue("ada"), await api.issue("bob", Scope.READ)
         await api.client.post("/api/v1/images", content=IMAGES[0], headers=bearer(ada))
-        wanted = {"image_hashes": [HASHES[0]]}
+        body = {"image_hashes": [HASHES[0]]}
         for key, missing in ((ada, []), (bob, [HASHES[0]])):
-            answer = await api.client.post(LOOKUP, json=wanted, headers=bearer(key))
-            assert answer.json()["missing"] == missing
+            response = await api.client.post(LOOKUP, json=body, headers=bearer(key))
+            assert response.json()["missing"] == missing
         other = await api.issue("ada", Scope.CLASSIFY, Scope.JOBS, Scope.ADMIN)
-        answer = await api.client.post(LOOKUP, json=wanted, headers=bearer(other))
-        assert answer.status_code == 403
+        response = await api.client.post(LOOKUP, json=body, headers=bearer(other))
+        assert response.status_code == 403

@@ -1,4 +1,4 @@
-"""What the routes answer, on the real embedded backend (design.md, section 5)."""
+"""The routes of images, on the real embedded backend."""
 
 import asyncio
 import json
@@ -68,16 +68,16 @@ UPLOADS = ["/what/fast", "/what/slow", V1, V1 + "#raw"]
 
 @pytest.mark.parametrize("route", UPLOADS)
 async def test_new_image_is_stored_and_published_before_the_202(api: Api, route: str) -> None:
-    """P1: at the 202 the bytes are stored and the message is published."""
-    answer = await post(api, route)
+    """P1."""
+    response = await post(api, route)
     traces = api.traces()
-    assert answer.status_code == 202
+    assert response.status_code == 202
     assert traces == Traces(records=1, blobs=1, messages=1)
-    assert answer.headers["location"] == (ITEM if route.startswith(V1) else STATUS)
-    assert answer.headers["retry-after"] == "1"
-    assert answer.headers["cache-control"] == "no-store"
-    assert answer.headers["content-type"] == "application/json"
-    body = answer.json()
+    assert response.headers["location"] == (ITEM if route.startswith(V1) else STATUS)
+    assert response.headers["retry-after"] == "1"
+    assert response.headers["cache-control"] == "no-store"
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
     assert list(body) == FIELDS
     assert body["image_hash"] == HASH
     assert body["status"] in ("pending", "queued")
@@ -98,19 +98,19 @@ async def test_known_image_is_answered_at_once(api: Api, route: str) -> None:
     await post(api, route)
     await api.settle()
     await api.succeed(HASH)
-    answers = [await post(api, route), await post(api, route)]  # from the store, from the cache
-    for answer in answers:
-        assert answer.status_code == 200
-        assert "location" not in answer.headers
-        assert "retry-after" not in answer.headers
-        assert answer.headers["cache-control"] == "no-store"
-        assert answer.json()["annotations"] == [
+    responses = [await post(api, route), await post(api, route)]  # the second is cached
+    for response in responses:
+        assert response.status_code == 200
+        assert "location" not in response.headers
+        assert "retry-after" not in response.headers
+        assert response.headers["cache-control"] == "no-store"
+        assert response.json()["annotations"] == [
             {"index": 1, "label": "red", "confidence": 0.75},
             {"index": 2, "label": "grey", "confidence": 0.25},
         ]
-        assert answer.json()["categories"] == [{"index": 1, "label": "colour", "confidence": 1.0}]
-        assert answer.json()["confident"] is True
-        assert answer.json()["attempts"] == 1
+        assert response.json()["categories"] == [{"index": 1, "label": "colour", "confidence": 1.0}]
+        assert response.json()["confident"] is True
+        assert response.json()["attempts"] == 1
     assert api.traces() == Traces(1, 1, 1)
 
 
@@ -118,12 +118,12 @@ async def test_confidence_keeps_full_precision(api: Api) -> None:
     await post(api, V1)
     claim = await claimed(api.records, api.key(HASH), timedelta(seconds=30))
     assert claim is not None
-    awkward = 0.1 + 0.2 - 1e-17
+    value = 0.1 + 0.2 - 1e-17
     assert await api.records.change(
-        claim.key, complete(claim, [replace(LABELS[0], confidence=awkward)])
+        claim.key, complete(claim, [replace(LABELS[0], confidence=value)])
     )
-    answer = await api.client.get(ITEM)
-    assert answer.json()["annotations"][0]["confidence"] == awkward
+    response = await api.client.get(ITEM)
+    assert response.json()["annotations"][0]["confidence"] == value
 
 
 async def test_links_begin_with_the_public_url(tmp_path: Path, colour_bundle: Path) -> None:
@@ -141,14 +141,14 @@ async def test_image_in_progress_is_not_published_again(api: Api, status: Status
     await api.settle()
     if status is Status.RUNNING:
         assert await claimed(api.records, api.key(HASH), timedelta(seconds=30))
-    answer = await post(api, V1)
-    assert answer.status_code == 202
-    assert answer.json()["status"] == status
+    response = await post(api, V1)
+    assert response.status_code == 202
+    assert response.json()["status"] == status
     assert api.traces().messages == 1
 
 
 async def test_pending_image_is_stored_and_published_again(api: Api) -> None:
-    """P1: a crash between create and publish costs nothing but another upload."""
+    """P1: an upload was interrupted after it had created the record."""
     assert await api.records.create(new_record(api.key(HASH), utc_now()))
     assert api.traces() == Traces(1, 0, 0)
     assert (await post(api, V1)).status_code == 202
@@ -159,9 +159,9 @@ async def test_permanent_error_is_final(api: Api) -> None:
     await post(api, V1)
     await api.settle()
     await api.fail(HASH, retryable=False)
-    answer = await post(api, V1)
-    assert answer.status_code == 200
-    assert answer.json()["error"] == {
+    response = await post(api, V1)
+    assert response.status_code == 200
+    assert response.json()["error"] == {
         "code": "undecodable_image",
         "detail": "It failed.",
         "retryable": False,
@@ -175,15 +175,15 @@ async def test_new_upload_retries_a_retryable_error(api: Api) -> None:
     await api.settle()
     await api.fail(HASH, retryable=True)
     for _ in range(2):
-        answer = await api.client.get(ITEM)
-        assert answer.status_code == 200
-        assert answer.json()["status"] == "error"
-        assert answer.headers["cache-control"] == "no-store"
-        assert "etag" not in answer.headers
-    answer = await post(api, V1)
-    assert answer.status_code == 202
-    assert answer.json()["status"] == "pending"
-    assert answer.json()["error"] is None
+        response = await api.client.get(ITEM)
+        assert response.status_code == 200
+        assert response.json()["status"] == "error"
+        assert response.headers["cache-control"] == "no-store"
+        assert "etag" not in response.headers
+    response = await post(api, V1)
+    assert response.status_code == 202
+    assert response.json()["status"] == "pending"
+    assert response.json()["error"] is None
     assert api.traces() == Traces(1, 1, 2)
     await api.settle()
     await api.succeed(HASH)
@@ -201,7 +201,7 @@ async def test_content_type_and_file_name_of_the_client_are_ignored(api: Api, fo
     assert (await api.client.get(link)).headers["content-type"] == sniff(data)
 
 
-# --- Bad input (P7) -------------------------------------------------------------------------------
+# --- Invalid input (P7) ---------------------------------------------------------------------------
 
 TEXT = b"This is plain text, renamed to .jpg."
 
@@ -229,24 +229,24 @@ async def test_refused_upload_stores_nothing(
 
 async def test_truncated_jpeg_is_accepted_for_the_worker_to_decide(api: Api) -> None:
     data = picture(size=(640, 480))
-    answer = await post(api, V1, data[: len(data) // 2])
-    assert answer.status_code == 202
+    response = await post(api, V1, data[: len(data) // 2])
+    assert response.status_code == 202
 
 
 @pytest.mark.parametrize("route", ["/what/fast", "/what/slow", V1])
 async def test_form_without_the_field_is_refused_with_its_name(api: Api, route: str) -> None:
-    answer = await api.client.post(route, files={"image": ("cat.jpg", IMAGE)})
-    assert "'img'" in assert_problem(answer, 422, "invalid_request")["detail"]
+    response = await api.client.post(route, files={"image": ("cat.jpg", IMAGE)})
+    assert "'img'" in assert_problem(response, 422, "invalid_request")["detail"]
     twice = [("img", ("a.jpg", IMAGE)), ("img", ("b.jpg", IMAGE))]
-    answer = await api.client.post(route, files=twice)
-    assert "more than one" in assert_problem(answer, 422, "invalid_request")["detail"]
+    response = await api.client.post(route, files=twice)
+    assert "more than one" in assert_problem(response, 422, "invalid_request")["detail"]
     assert api.traces() == NOTHING
 
 
 @pytest.mark.parametrize("route", ["/what/fast", "/what/slow"])
 async def test_what_routes_accept_forms_only(api: Api, route: str) -> None:
-    answer = await api.client.post(route, content=IMAGE, headers={"content-type": "image/jpeg"})
-    assert "'img'" in assert_problem(answer, 422, "invalid_request")["detail"]
+    response = await api.client.post(route, content=IMAGE, headers={"content-type": "image/jpeg"})
+    assert "'img'" in assert_problem(response, 422, "invalid_request")["detail"]
     assert_problem(await api.client.post(route), 422, "invalid_request")
     assert api.traces() == NOTHING
 
@@ -254,8 +254,8 @@ async def test_what_routes_accept_forms_only(api: Api, route: str) -> None:
 @pytest.mark.parametrize("content_type", ["multipart/form-data", "multipart/form-data; boundary=x"])
 async def test_unparsable_form_is_malformed(api: Api, content_type: str) -> None:
     headers = {"content-type": content_type}
-    answer = await api.client.post(V1, content=b"--y\r\nnonsense", headers=headers)
-    assert_problem(answer, 400, "malformed_body")
+    response = await api.client.post(V1, content=b"--y\r\nnonsense", headers=headers)
+    assert_problem(response, 400, "malformed_body")
     assert api.traces() == NOTHING
 
 
@@ -269,12 +269,12 @@ async def test_unusual_file_names_are_ignored(api: Api, name: str) -> None:
         + b"\r\n--b--\r\n"
     )
     headers = {"content-type": "multipart/form-data; boundary=b"}
-    answer = await api.client.post("/what/fast", content=body, headers=headers)
+    response = await api.client.post("/what/fast", content=body, headers=headers)
     if len(name) > 4096:
-        assert_problem(answer, 400, "malformed_body")  # a header line has its bound
+        assert_problem(response, 400, "malformed_body")  # headers of parts are limited
     else:
-        assert answer.status_code == 202
-        assert answer.json()["image_hash"] == HASH
+        assert response.status_code == 202
+        assert response.json()["image_hash"] == HASH
         files = [p.name for p in (api.settings.data_dir / "blobs").rglob("*") if p.is_file()]
         assert files == [HASH]
 
@@ -304,14 +304,14 @@ async def test_unknown_image_is_not_found(api: Api) -> None:
         ("GET", f"{ITEM}/"),
     ):
         assert_problem(await api.client.request(method, path), 404, "not_found")
-    answer = await api.client.put(ITEM)
-    assert_problem(answer, 405, "method_not_allowed")
-    assert "allow" in answer.headers
+    response = await api.client.put(ITEM)
+    assert_problem(response, 405, "method_not_allowed")
+    assert "allow" in response.headers
 
 
 async def test_malformed_model_is_refused(api: Api) -> None:
-    answer = await api.client.get(ITEM, params={"model": "../../secret"})
-    assert "model" in assert_problem(answer, 422, "invalid_request")["detail"]
+    response = await api.client.get(ITEM, params={"model": "../../secret"})
+    assert "model" in assert_problem(response, 422, "invalid_request")["detail"]
 
 
 # --- Reading --------------------------------------------------------------------------------------
@@ -319,16 +319,16 @@ async def test_malformed_model_is_refused(api: Api) -> None:
 
 async def test_status_is_202_until_the_result_is_available(api: Api) -> None:
     await post(api, "/what/fast")
-    answer = await api.client.get(STATUS)
-    assert answer.status_code == 202
-    assert answer.headers["location"] == STATUS
-    assert answer.headers["retry-after"] == "1"
+    response = await api.client.get(STATUS)
+    assert response.status_code == 202
+    assert response.headers["location"] == STATUS
+    assert response.headers["retry-after"] == "1"
     await api.settle()
     await api.succeed(HASH)
-    answer = await api.client.get(STATUS)
-    assert answer.status_code == 200
-    assert answer.json()["status"] == "success"
-    assert answer.headers["cache-control"] == "no-store"
+    response = await api.client.get(STATUS)
+    assert response.status_code == 200
+    assert response.json()["status"] == "success"
+    assert response.headers["cache-control"] == "no-store"
 
 
 async def test_success_is_cacheable_and_revalidated_by_304(api: Api) -> None:
@@ -340,17 +340,17 @@ async def test_success_is_cacheable_and_revalidated_by_304(api: Api) -> None:
     assert "etag" not in working.headers
     await api.settle()
     await api.succeed(HASH)
-    answer = await api.client.get(ITEM)
-    tag = answer.headers["etag"]
+    response = await api.client.get(ITEM)
+    tag = response.headers["etag"]
     assert tag.startswith('"')
-    assert answer.headers["cache-control"] == "public, max-age=3600, immutable"
+    assert response.headers["cache-control"] == "public, max-age=3600, immutable"
     assert (await api.client.get(ITEM)).headers["etag"] == tag
     for header in (tag, f"W/{tag}", "*", f'"other", {tag}', f'W/"x",{tag}'):
         again = await api.client.get(ITEM, headers={"if-none-match": header})
         assert again.status_code == 304, header
         assert again.content == b""
         assert again.headers["etag"] == tag
-        assert again.headers["cache-control"] == answer.headers["cache-control"]
+        assert again.headers["cache-control"] == response.headers["cache-control"]
     for header in ('"other"', tag.strip('"'), ""):
         again = await api.client.get(ITEM, headers={"if-none-match": header})
         assert again.status_code == 200, header
@@ -379,7 +379,7 @@ async def test_cached_result_needs_no_store(
             await api.settle()
             await api.succeed(HASH)
             assert (await api.client.get(ITEM)).status_code == 200
-            await api.records.delete_image("public", HASH)  # behind this process's back
+            await api.records.delete_image("public", HASH)  # by another process
             assert (await api.client.get(ITEM)).status_code == expected
 
 
@@ -394,10 +394,10 @@ async def test_result_of_another_model_is_selected_by_parameter(
         model = before.services.model
     async with open_api(api_settings(tmp_path, colour_bundle)) as api:
         assert (await api.client.get(ITEM)).status_code == 404
-        answer = await api.client.get(ITEM, params={"model": model})
-        assert answer.status_code == 200
-        assert answer.json()["model"] == model
-        # The blob is there already; a new model is a new record and a new message.
+        response = await api.client.get(ITEM, params={"model": model})
+        assert response.status_code == 200
+        assert response.json()["model"] == model
+        # The blob exists already. A new model needs a new record and a new message.
         assert (await post(api, V1)).status_code == 202
         assert api.traces() == Traces(records=2, blobs=1, messages=2)
         assert (await api.client.delete(ITEM)).status_code == 204
@@ -419,7 +419,7 @@ async def test_head_has_the_headers_of_get(api: Api) -> None:
 
 
 async def finish_soon(api: Api) -> None:
-    """Work on the image as soon as it is there and somebody waits for it."""
+    """Complete the image once a client waits for it."""
 
     async def awaited() -> bool:
         return api.services.images.waiter.polls > 0
@@ -430,27 +430,27 @@ async def finish_soon(api: Api) -> None:
 
 async def test_prefer_wait_delays_the_response_to_an_upload(api: Api) -> None:
     worker = asyncio.create_task(finish_soon(api))
-    answer = await post(api, V1, prefer="wait=25")
+    response = await post(api, V1, prefer="wait=25")
     await worker
-    assert answer.status_code == 200
-    assert answer.json()["status"] == "success"
-    assert answer.headers["preference-applied"] == "wait=25"
+    assert response.status_code == 200
+    assert response.json()["status"] == "success"
+    assert response.headers["preference-applied"] == "wait=25"
 
 
 async def test_prefer_wait_delays_the_response_to_a_lookup(api: Api) -> None:
     await post(api, V1)
     worker = asyncio.create_task(finish_soon(api))
-    answer = await api.client.get(ITEM, headers={"prefer": 'respond-async, wait="25"; x=1'})
+    response = await api.client.get(ITEM, headers={"prefer": 'respond-async, wait="25"; x=1'})
     await worker
-    assert answer.status_code == 200
-    assert answer.headers["preference-applied"] == "wait=25"
-    assert "etag" in answer.headers
+    assert response.status_code == 200
+    assert response.headers["preference-applied"] == "wait=25"
+    assert "etag" in response.headers
 
 
 async def test_wait_ends_after_the_requested_time(api: Api) -> None:
-    answer = await post(api, V1, prefer="wait=0")
-    assert answer.status_code == 202
-    assert answer.headers["preference-applied"] == "wait=0"
+    response = await post(api, V1, prefer="wait=0")
+    assert response.status_code == 202
+    assert response.headers["preference-applied"] == "wait=0"
     assert "preference-applied" not in (await post(api, V1, prefer="wait=soon")).headers
     assert (await post(api, "/what/slow")).status_code == 202
     assert api.services.images.waiter.polls == 0
@@ -458,18 +458,18 @@ async def test_wait_ends_after_the_requested_time(api: Api) -> None:
 
 async def test_long_wait_is_reduced_to_the_limit(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.images.routes.MAX_WAIT_SECONDS", 0.25)
-    answer = await post(api, V1, prefer="wait=999")
-    assert answer.status_code == 202
-    assert answer.headers["preference-applied"] == "wait=0.25"
+    response = await post(api, V1, prefer="wait=999")
+    assert response.status_code == 202
+    assert response.headers["preference-applied"] == "wait=0.25"
 
 
 async def test_what_slow_waits_for_the_result(tmp_path: Path, colour_bundle: Path) -> None:
     async with open_api(api_settings(tmp_path, colour_bundle)) as api:
         worker = asyncio.create_task(finish_soon(api))
-        answer = await post(api, "/what/slow")
+        response = await post(api, "/what/slow")
         await worker
-        assert answer.status_code == 200
-        assert answer.json()["status"] == "success"
+        assert response.status_code == 200
+        assert response.json()["status"] == "success"
 
 
 async def test_wait_ends_when_the_image_is_deleted(api: Api) -> None:
@@ -496,10 +496,10 @@ async def test_content_redirects_to_an_expiring_link(tmp_path: Path, colour_bund
 
     async with open_api(api_settings(tmp_path, colour_bundle), clock) as api:
         await post(api, V1)
-        answer = await api.client.get(f"{ITEM}/content")
-        assert answer.status_code == 307
-        assert answer.headers["cache-control"] == "no-store"
-        link = answer.headers["location"]
+        response = await api.client.get(f"{ITEM}/content")
+        assert response.status_code == 307
+        assert response.headers["cache-control"] == "no-store"
+        link = response.headers["location"]
         image = await api.client.get(link)
         assert image.status_code == 200
         assert image.content == IMAGE
@@ -533,9 +533,9 @@ async def test_delete_removes_blob_records_and_cached_result(api: Api) -> None:
     await api.succeed(HASH)
     link = (await api.client.get(f"{ITEM}/content")).headers["location"]
     assert (await api.client.get(ITEM)).status_code == 200
-    answer = await api.client.delete(ITEM)
-    assert answer.status_code == 204
-    assert answer.content == b""
+    response = await api.client.delete(ITEM)
+    assert response.status_code == 204
+    assert response.content == b""
     assert replace(api.traces(), messages=0) == NOTHING
     assert_problem(await api.client.get(ITEM), 404, "not_found")
     assert_problem(await api.client.get(link), 404, "not_found")
@@ -547,9 +547,9 @@ async def test_delete_removes_blob_records_and_cached_result(api: Api) -> None:
 
 
 async def test_root_redirects_to_the_docs(api: Api) -> None:
-    answer = await api.client.get("/")
-    assert answer.status_code == 307
-    assert answer.headers["location"] == "/docs"
+    response = await api.client.get("/")
+    assert response.status_code == 307
+    assert response.headers["location"] == "/docs"
     docs = await api.client.get("/docs")
     assert docs.status_code == 200
     assert "/openapi.json" in docs.text
@@ -557,9 +557,9 @@ async def test_root_redirects_to_the_docs(api: Api) -> None:
 
 async def test_health_and_readiness(api: Api) -> None:
     assert (await api.client.get("/health")).status_code == 204
-    answer = await api.client.get("/ready")
-    assert answer.status_code == 200
-    assert answer.json()["checks"] == dict.fromkeys(("records", "blobs", "queue", "model"), "ok")
+    response = await api.client.get("/ready")
+    assert response.status_code == 200
+    assert response.json()["checks"] == dict.fromkeys(("records", "blobs", "queue", "model"), "ok")
 
 
 async def test_readiness_names_the_failing_check(tmp_path: Path) -> None:
@@ -581,21 +581,21 @@ async def test_log_lines_of_a_request_have_the_image_hash(
     tmp_path: Path, colour_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = api_settings(tmp_path, colour_bundle, log_format="json")
-    # At debug, where reads that succeed leave a line as well.
+    # Level `debug` logs successful reads as well.
     async with json_logs("api", "debug"), open_api(settings) as api:
-        answers = [await post(api, "/what/fast"), await api.client.get(STATUS)]
+        responses = [await post(api, "/what/fast"), await api.client.get(STATUS)]
         await api.succeed(HASH)
-        # Each twice: what this process remembers is said by another path.
-        answers += [await api.client.get(STATUS) for _ in range(2)]
-        answers += [await post(api, V1), await api.client.get(ITEM)]
-        answers += [await api.client.get(f"{ITEM}/content"), await api.client.delete(ITEM)]
-        answers += [await api.client.get(STATUS), await api.client.get(f"{ITEM}/content")]
-        answers += [await api.client.delete(ITEM)]
+        # Twice, because cached results take another code path.
+        responses += [await api.client.get(STATUS) for _ in range(2)]
+        responses += [await post(api, V1), await api.client.get(ITEM)]
+        responses += [await api.client.get(f"{ITEM}/content"), await api.client.delete(ITEM)]
+        responses += [await api.client.get(STATUS), await api.client.get(f"{ITEM}/content")]
+        responses += [await api.client.delete(ITEM)]
     logged = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     requests = [line for line in logged if line["message"] == "request"]
-    asked = [(each.request.method, each.request.url.path, each.status_code) for each in answers]
+    asked = [(each.request.method, each.request.url.path, each.status_code) for each in responses]
     assert [(line["method"], line["path"], line["status"]) for line in requests] == asked
-    assert [each.status_code for each in answers[-5:]] == [307, 204, 404, 404, 404]
+    assert [each.status_code for each in responses[-5:]] == [307, 204, 404, 404, 404]
     traces = {line["trace"] for line in requests}
     for line in logged:
         if line.get("trace") in traces:

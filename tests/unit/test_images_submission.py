@@ -1,4 +1,4 @@
-"""P1, P2 and P6 from the API's side: nothing lost, nothing twice, nothing on the loop."""
+"""Submissions keep P1, P2 and P6: no image is lost, submitted twice, or blocks the event loop."""
 
 import asyncio
 import os
@@ -14,6 +14,7 @@ from types import FrameType
 
 import pytest
 
+from app.images import service
 from app.images.submission import Submissions, SubmittedImage
 from core.backends import Backend, open_backend
 from core.clock import Clock, utc_now
@@ -43,7 +44,7 @@ HASH = sha256(IMAGE)
 
 @contextmanager
 def locked(database: Path) -> Iterator[None]:
-    """Hold the database's write lock, as a stuck process would."""
+    """Hold the write lock of the database, as a process that hangs does."""
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         yield
@@ -63,9 +64,9 @@ async def api(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
 async def test_200_concurrent_uploads_of_a_new_image_are_submitted_once(api: Api) -> None:
     routes = ["/what/fast", V1]
     posts = [api.client.post(routes[i % 2], files={"img": (f"{i}.jpg", IMAGE)}) for i in range(200)]
-    answers = await asyncio.gather(*posts)
-    assert Counter(answer.status_code for answer in answers) == {202: 200}
-    assert {answer.json()["image_hash"] for answer in answers} == {HASH}
+    responses = await asyncio.gather(*posts)
+    assert Counter(response.status_code for response in responses) == {202: 200}
+    assert {response.json()["image_hash"] for response in responses} == {HASH}
     assert api.traces() == Traces(records=1, blobs=1, messages=1)
     await api.settle()
     assert (await api.record(HASH)).status is Status.QUEUED
@@ -74,13 +75,13 @@ async def test_200_concurrent_uploads_of_a_new_image_are_submitted_once(api: Api
 async def test_processes_that_share_a_backend_create_one_record(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
-    """Without the coalescing of one process: each may publish, but there is one record."""
+    """Each process may publish a message, but there is one record."""
     settings = api_settings(tmp_path, colour_bundle)
     async with open_api(settings) as one, open_api(settings) as other:
-        answers = await asyncio.gather(
+        responses = await asyncio.gather(
             *(each.client.post(V1, content=IMAGE) for each in (one, other) * 20)
         )
-        assert {answer.status_code for answer in answers} == {202}
+        assert {response.status_code for response in responses} == {202}
         traces = one.traces()
         assert (traces.records, traces.blobs) == (1, 1)
         assert 1 <= traces.messages <= 2
@@ -101,13 +102,13 @@ async def test_disconnect_of_one_client_does_not_cancel_the_others(api: Api) -> 
 
 
 async def test_failed_publish_is_503_and_the_next_upload_succeeds(api: Api) -> None:
-    """A failed publish leaves `pending`, and `pending` is published again."""
+    """The record stays `pending`, so the next upload publishes it."""
     queue = api.settings.data_dir / "queue.db"
     with locked(queue):
-        answer = await api.client.post(V1, content=IMAGE)
-        assert_problem(answer, 503, "unavailable")
-        assert answer.headers["retry-after"] == "1"
-        assert "sqlite" not in answer.text.lower()
+        response = await api.client.post(V1, content=IMAGE)
+        assert_problem(response, 503, "unavailable")
+        assert response.headers["retry-after"] == "1"
+        assert "sqlite" not in response.text.lower()
         assert (await api.record(HASH)).status is Status.PENDING
     assert api.traces() == Traces(records=1, blobs=1, messages=0)
     assert (await api.client.post(V1, content=IMAGE)).status_code == 202
@@ -117,7 +118,7 @@ async def test_failed_publish_is_503_and_the_next_upload_succeeds(api: Api) -> N
 
 
 async def test_deletion_waits_for_an_upload_in_progress(api: Api) -> None:
-    """And takes all of it along, whoever joined it: nobody can read what has been deleted."""
+    """It deletes also what an upload that joined the submission would see."""
     with locked(api.settings.data_dir / "queue.db"):
         first = asyncio.create_task(api.client.post(V1, content=IMAGE))
         await until_stored(api)
@@ -126,8 +127,8 @@ async def test_deletion_waits_for_an_upload_in_progress(api: Api) -> None:
         assert not deletion.done()
         second = asyncio.create_task(api.client.post(V1, content=IMAGE))
         await asyncio.sleep(0.1)
-    answers = await asyncio.gather(first, second, deletion)
-    assert [answer.status_code for answer in answers] == [202, 202, 204]
+    responses = await asyncio.gather(first, second, deletion)
+    assert [response.status_code for response in responses] == [202, 202, 204]
     assert (await api.client.get(f"{V1}/{HASH}")).status_code == 404
     assert (await api.client.get(f"{V1}/{HASH}/content")).status_code == 404
     assert (await api.client.post(V1, content=IMAGE)).status_code == 202
@@ -137,7 +138,7 @@ async def test_deletion_waits_for_an_upload_in_progress(api: Api) -> None:
 async def test_upload_after_a_deletion_does_not_share_an_earlier_submission(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
-    """Not even to one that was under way all the time, of which another process knew nothing."""
+    """The submission is in progress while another process deletes the image."""
     settings = api_settings(tmp_path, colour_bundle)
     async with open_api(settings) as api, open_api(settings) as another:
         with locked(settings.data_dir / "queue.db"):
@@ -146,8 +147,8 @@ async def test_upload_after_a_deletion_does_not_share_an_earlier_submission(
             assert (await another.client.delete(f"{V1}/{HASH}")).status_code == 204
             after = asyncio.create_task(api.client.post(V1, content=IMAGE))
             await asyncio.sleep(0.1)
-        answers = await asyncio.gather(before, after)
-        assert [answer.status_code for answer in answers] == [202, 202]
+        responses = await asyncio.gather(before, after)
+        assert [response.status_code for response in responses] == [202, 202]
         assert (await api.client.get(f"{V1}/{HASH}")).status_code == 202
         assert (await api.client.get(f"{V1}/{HASH}/content")).status_code == 307
 
@@ -166,93 +167,118 @@ async def test_upload_after_a_deletion_by_another_process_is_submitted_again(
 
 
 @pytest.fixture
-async def unmarked(api: Api, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Api]:
-    """What is uploaded is not marked as queued yet, and so could be shared."""
+async def not_advancing(api: Api, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Api]:
+    """Records stay `pending`, so later uploads could share the submission."""
     over = asyncio.Event()
     change = api.services.backend.records.change
 
-    async def change_but_mark_none(key: RecordKey, step: Transition[Record]) -> Record | None:
+    async def change_unless_advance(key: RecordKey, step: Transition[Record]) -> Record | None:
         if step.name == "advance":
             await over.wait()
         return await change(key, step)
 
-    monkeypatch.setattr(api.services.backend.records, "change", change_but_mark_none)
+    monkeypatch.setattr(api.services.backend.records, "change", change_unless_advance)
     yield api
     over.set()
 
 
 async def test_upload_after_a_partial_deletion_stores_its_bytes(
-    unmarked: Api, monkeypatch: pytest.MonkeyPatch
+    not_advancing: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
     async def delete_image(tenant: str, image_hash: str) -> int:
         raise Unavailable("the database is locked")
 
-    monkeypatch.setattr(unmarked.services.backend.records, "delete_image", delete_image)
-    assert (await unmarked.client.post(V1, content=IMAGE)).status_code == 202
-    assert (await unmarked.client.delete(f"{V1}/{HASH}")).status_code == 503
-    assert unmarked.traces().blobs == 0
-    assert (await unmarked.client.post(V1, content=IMAGE)).status_code == 202
-    assert unmarked.traces().blobs == 1
+    monkeypatch.setattr(not_advancing.services.backend.records, "delete_image", delete_image)
+    assert (await not_advancing.client.post(V1, content=IMAGE)).status_code == 202
+    assert (await not_advancing.client.delete(f"{V1}/{HASH}")).status_code == 503
+    assert not_advancing.traces().blobs == 0
+    assert (await not_advancing.client.post(V1, content=IMAGE)).status_code == 202
+    assert not_advancing.traces().blobs == 1
 
 
-async def test_upload_after_a_retryable_error_is_submitted_again(unmarked: Api) -> None:
-    assert (await unmarked.client.post(V1, content=IMAGE)).status_code == 202
-    assert await unmarked.services.backend.records.change(
-        unmarked.key(HASH), fail_unleased(RecordError("overloaded", "Try again.", True))
+async def test_upload_after_a_retryable_error_is_submitted_again(not_advancing: Api) -> None:
+    assert (await not_advancing.client.post(V1, content=IMAGE)).status_code == 202
+    assert await not_advancing.services.backend.records.change(
+        not_advancing.key(HASH), fail_unleased(RecordError("overloaded", "Try again.", True))
     )
-    assert (await unmarked.client.post(V1, content=IMAGE)).status_code == 202
-    assert (await unmarked.record(HASH)).status is Status.PENDING
-    assert unmarked.traces().messages == 2
+    assert (await not_advancing.client.post(V1, content=IMAGE)).status_code == 202
+    assert (await not_advancing.record(HASH)).status is Status.PENDING
+    assert not_advancing.traces().messages == 2
 
 
 async def test_upload_stores_its_bytes_when_another_process_replaced_the_record(
-    unmarked: Api,
+    not_advancing: Api,
 ) -> None:
-    """The other process has deleted the image and created it again, and not stored it yet."""
-    assert (await unmarked.client.post(V1, content=IMAGE)).status_code == 202
-    async with open_api(unmarked.settings) as another:
+    """P1. The other process has deleted the image and created it again, but not stored it yet."""
+    assert (await not_advancing.client.post(V1, content=IMAGE)).status_code == 202
+    async with open_api(not_advancing.settings) as another:
         assert (await another.client.delete(f"{V1}/{HASH}")).status_code == 204
-    assert await unmarked.records.create(new_record(unmarked.key(HASH), utc_now()))
-    assert unmarked.traces().blobs == 0
-    assert (await unmarked.client.post(V1, content=IMAGE)).status_code == 202
-    assert unmarked.traces() == Traces(records=1, blobs=1, messages=2)
+    assert await not_advancing.records.create(new_record(not_advancing.key(HASH), utc_now()))
+    assert not_advancing.traces().blobs == 0
+    assert (await not_advancing.client.post(V1, content=IMAGE)).status_code == 202
+    assert not_advancing.traces() == Traces(records=1, blobs=1, messages=2)
+
+
+class HangingStorage:
+    """The embedded backend, whose image storage hangs until `answers` is set."""
+
+    def __init__(self) -> None:
+        self.asked, self.answers = asyncio.Event(), asyncio.Event()
+
+    @asynccontextmanager
+    async def open_backend(self, settings: Settings, clock: Clock) -> AsyncIterator[Backend]:
+        async with open_backend(settings, clock) as backend:
+            yield watched(backend, self._before)
+
+    async def _before(self, call: str, after: bool) -> None:
+        if call == "blobs.put" and not after:
+            self.asked.set()
+            await self.answers.wait()
 
 
 async def test_closing_waits_for_uploads_whose_clients_have_left(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
-    """P1, P4: the message is published, so the reconciler has nothing to find later."""
-    storing, storage_answers = asyncio.Event(), asyncio.Event()
-
-    async def hang(call: str, after: bool) -> None:
-        if call == "blobs.put" and not after:
-            storing.set()
-            await storage_answers.wait()
-
-    @asynccontextmanager
-    async def opener(settings: Settings, clock: Clock) -> AsyncIterator[Backend]:
-        async with open_backend(settings, clock) as backend:
-            yield watched(backend, hang)
-
-    async with open_api(api_settings(tmp_path, colour_bundle), opener=opener) as api:
+    """P1, P4: without the message, only the reconciler would find the image, minutes later."""
+    storage = HangingStorage()
+    settings = api_settings(tmp_path, colour_bundle)
+    async with open_api(settings, opener=storage.open_backend) as api:
         upload = asyncio.create_task(api.client.post(V1, content=IMAGE))
-        await storing.wait()
+        await storage.asked.wait()
         upload.cancel()
         await asyncio.wait({upload})
-        asyncio.get_running_loop().call_later(0.05, storage_answers.set)
+        asyncio.get_running_loop().call_later(0.05, storage.answers.set)
     assert api.traces() == Traces(records=1, blobs=1, messages=1)
     with closing(sqlite3.connect(api.settings.data_dir / "records.db")) as records:
         assert records.execute("SELECT status FROM records").fetchall() == [("queued",)]
+
+
+async def test_closing_gives_up_on_a_hanging_upload(
+    tmp_path: Path,
+    colour_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(service, "CLOSE_SECONDS", 0.01)
+    storage = HangingStorage()
+    settings = api_settings(tmp_path, colour_bundle)
+    async with open_api(settings, opener=storage.open_backend) as api:
+        upload = asyncio.create_task(api.client.post(V1, content=IMAGE))
+        await storage.asked.wait()
+    assert not upload.done()
+    assert "uploads not finished at shutdown" in capsys.readouterr().out
+    storage.answers.set()
+    assert_problem(await upload, 503, "unavailable")
 
 
 async def test_failed_put_is_503_and_publishes_nothing(api: Api) -> None:
     blobs = api.settings.data_dir / "blobs"
     shutil.rmtree(blobs)
     blobs.write_text("a file where the folder should be")
-    answer = await api.client.post("/what/fast", files={"img": ("a.jpg", IMAGE)})
-    assert answer.status_code == 503
-    assert answer.headers["retry-after"] == "1"
+    response = await api.client.post("/what/fast", files={"img": ("a.jpg", IMAGE)})
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "1"
     blobs.unlink()
     blobs.mkdir()
     assert api.traces() == Traces(records=1, blobs=0, messages=0)
@@ -264,8 +290,8 @@ async def test_callers_that_share_a_failed_submission_all_get_its_error(api: Api
     blobs = api.settings.data_dir / "blobs"
     shutil.rmtree(blobs)
     blobs.touch()
-    answers = await asyncio.gather(*(api.client.post(V1, content=IMAGE) for _ in range(5)))
-    assert {answer.status_code for answer in answers} == {503}
+    responses = await asyncio.gather(*(api.client.post(V1, content=IMAGE) for _ in range(5)))
+    assert {response.status_code for response in responses} == {503}
     blobs.unlink()
     blobs.mkdir()
     assert (await api.client.post(V1, content=IMAGE)).status_code == 202
@@ -281,7 +307,7 @@ async def test_closed_backend_is_unavailable(tmp_path: Path, colour_bundle: Path
 async def test_headers_are_inspected_and_blobs_written_in_threads(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
-    """P6: no Pillow, no fsync and no rename on the loop's thread."""
+    """P6: the thread of the event loop runs no Pillow, no fsync and no rename."""
     loop_thread = threading.get_ident()
     on_loop, elsewhere = Counter[str](), Counter[str]()
 
@@ -294,13 +320,13 @@ async def test_headers_are_inspected_and_blobs_written_in_threads(
 
     pictures = [picture(seed) for seed in range(5)]
     before = sys.getprofile()
-    threading.setprofile(watch)  # for threads that start from now on: all of the backend's
+    threading.setprofile(watch)  # for new threads, which include all of the backend's
     try:
         async with open_api(api_settings(tmp_path, colour_bundle)) as api:
             sys.setprofile(watch)
             for data in pictures:
-                answer = await api.client.post(V1, content=data)
-                assert answer.status_code == 202
+                response = await api.client.post(V1, content=data)
+                assert response.status_code == 202
             sys.setprofile(before)
     finally:
         sys.setprofile(before)
@@ -311,8 +337,8 @@ async def test_headers_are_inspected_and_blobs_written_in_threads(
 
 
 async def test_running_record_without_blob_is_stored_again(api: Api) -> None:
-    """A message that outlived the image's deletion claims the record of a new upload, whose API
-    process then dies before it has stored the bytes: the next upload must store them."""
+    """A message from before a deletion lets a worker claim the record of a new upload. If the API
+    process of that upload ends before it stores the bytes, the next upload must store them."""
     await api.records.create(new_record(api.key(HASH), api.services.clock()))
     assert await claimed(api.records, api.key(HASH), LEASE) is not None
     assert (await api.client.post(V1, content=IMAGE)).status_code == 202

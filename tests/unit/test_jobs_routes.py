@@ -65,9 +65,9 @@ def files(*images: bytes) -> list[tuple[str, tuple[str, bytes]]]:
 
 async def create(api: Api, *images: bytes, **options: Any) -> str:
     """The id of a job."""
-    answer = await api.client.post(CREATE, files=files(*images), **options)
-    assert answer.status_code == 202, answer.text
-    job_id: str = answer.json()["job_id"]
+    response = await api.client.post(CREATE, files=files(*images), **options)
+    assert response.status_code == 202, response.text
+    job_id: str = response.json()["job_id"]
     return job_id
 
 
@@ -87,9 +87,9 @@ async def items(api: Api, job_id: str, tenant: str = PUBLIC_TENANT) -> list[JobI
 
 
 async def results(api: Api, job_id: str, **headers: str) -> list[dict[str, Any]]:
-    answer = await api.client.get(f"{JOBS}/{job_id}/results?limit=1000", headers=headers)
-    assert answer.status_code == 200, answer.text
-    found: list[dict[str, Any]] = answer.json()["results"]
+    response = await api.client.get(f"{JOBS}/{job_id}/results?limit=1000", headers=headers)
+    assert response.status_code == 200, response.text
+    found: list[dict[str, Any]] = response.json()["results"]
     return found
 
 
@@ -122,9 +122,9 @@ def no_jobs(api: Api) -> bool:
 
 
 async def test_form_creates_a_job(api: Api) -> None:
-    answer = await api.client.post(CREATE, files=files(RED, BLUE))
-    assert answer.status_code == 202
-    body = answer.json()
+    response = await api.client.post(CREATE, files=files(RED, BLUE))
+    assert response.status_code == 202
+    body = response.json()
     path = f"{JOBS}/{body['job_id']}"
     assert body == {
         "job_id": body["job_id"],
@@ -133,8 +133,8 @@ async def test_form_creates_a_job(api: Api) -> None:
         "poll_url": path,
         "stream_url": path + "/stream",
     }
-    assert answer.headers["location"] == path
-    assert answer.headers["cache-control"] == "no-store"
+    assert response.headers["location"] == path
+    assert response.headers["cache-control"] == "no-store"
     assert api.messages() == [
         {"kind": "run_job", "tenant": "public", "job": body["job_id"], **_trace(api)}
     ]
@@ -157,9 +157,9 @@ def _trace(api: Api) -> dict[str, str]:
 
 async def test_zip_creates_a_job(api: Api) -> None:
     body = archive({"photos/a.jpg": RED, "photos/b.png": BLUE, "__MACOSX/._a.jpg": b"x"})
-    answer = await api.client.post(CREATE, content=body, headers=ZIP)
-    assert answer.status_code == 202
-    found = await items(api, answer.json()["job_id"])
+    response = await api.client.post(CREATE, content=body, headers=ZIP)
+    assert response.status_code == 202
+    found = await items(api, response.json()["job_id"])
     assert [(item.image_hash, item.name) for item in found] == [
         (sha256(RED), "a.jpg"),
         (sha256(BLUE), "b.png"),
@@ -176,15 +176,15 @@ async def test_hashes_of_stored_images_create_a_job(api: Api) -> None:
         sha256(BLUE),
         {"image_hash": UNKNOWN, "metadata": {"again": True}},
     ]
-    answer = await by_hash(api, *entries)
-    assert answer.status_code == 202
-    found = await items(api, answer.json()["job_id"])
+    response = await by_hash(api, *entries)
+    assert response.status_code == 202
+    found = await items(api, response.json()["job_id"])
     assert codes(found) == ["", "not_uploaded", "", "not_uploaded"]
     assert [item.metadata for item in found] == [{"shelf": "ä"}, {}, {}, {"again": True}]
     assert found[1].error is not None and found[1].error.retryable
     # Of the red one a client had asked by itself: it is not this job's alone.
     assert (await api.record(sha256(RED))).job == ""
-    assert (await api.record(sha256(BLUE))).job == answer.json()["job_id"]
+    assert (await api.record(sha256(BLUE))).job == response.json()["job_id"]
     assert await api.records.get(api.key(UNKNOWN)) is None
 
 
@@ -199,15 +199,17 @@ async def test_manifest_lists_images_of_the_form(api: Api) -> None:
         [manifest(json.dumps(listed).encode()), part(GREEN, filename=b"g.jpg"), part(RED)],
         [part(GREEN, filename=b"g.jpg"), part(RED), manifest(json.dumps(listed).encode())],
     ):
-        answer = await api.client.post(CREATE, content=form(*parts), headers={"Content-Type": FORM})
-        assert answer.status_code == 202
-        found = await items(api, answer.json()["job_id"])
+        response = await api.client.post(
+            CREATE, content=form(*parts), headers={"Content-Type": FORM}
+        )
+        assert response.status_code == 202
+        found = await items(api, response.json()["job_id"])
         assert [(item.image_hash, item.name, dict(item.metadata)) for item in found] == [
             (sha256(BLUE), "", {}),
             (sha256(RED), "a.jpg", {"n": 2}),
             (sha256(GREEN), "g.jpg", {}),
         ]
-        assert (await job(api, answer.json()["job_id"])).priority is Priority.LOW
+        assert (await job(api, response.json()["job_id"])).priority is Priority.LOW
 
 
 async def test_equal_images_are_classified_once(api: Api) -> None:
@@ -229,9 +231,9 @@ async def test_invalid_image_fails_its_item_and_not_the_job(
             (form(*(part(each) for each in bad)), {"Content-Type": FORM}),
             (archive([(f"{n}.jpg", each) for n, each in enumerate(bad)]), ZIP),
         ):
-            answer = await api.client.post(CREATE, content=body, headers=headers)
-            assert answer.status_code == 202
-            found = await items(api, answer.json()["job_id"])
+            response = await api.client.post(CREATE, content=body, headers=headers)
+            assert response.status_code == 202
+            found = await items(api, response.json()["job_id"])
             assert codes(found) == [
                 *("invalid_image", "unsupported_image", "image_too_large"),
                 *("invalid_image", "invalid_image", ""),
@@ -239,11 +241,11 @@ async def test_invalid_image_fails_its_item_and_not_the_job(
             assert [item.state for item in found[:5]] == [ItemState.FAILED] * 5
             assert not any(item.error.retryable for item in found[:5] if item.error)
             assert found[2].image_hash == "" and found[1].image_hash == sha256(b"no picture")
-            shown = await results(api, answer.json()["job_id"])
+            shown = await results(api, response.json()["job_id"])
             assert shown[2]["image_hash"] is None
             assert shown[2]["error"]["detail"] == "The image is larger than 5000 bytes."
         assert api.traces().records == api.traces().blobs == 1
-        made = await run(api, answer.json()["job_id"])
+        made = await run(api, response.json()["job_id"])
         assert (made.status, made.counts) == (JobStatus.COMPLETED, jobs.Counts(6, 1, 5))
 
 
@@ -263,9 +265,9 @@ async def test_image_with_a_retryable_error_is_retried(api: Api) -> None:
     first = await create(api, RED, BLUE)
     await api.fail(sha256(RED), retryable=True)
     await api.fail(sha256(BLUE), retryable=False)
-    answer = await by_hash(api, sha256(RED), sha256(BLUE))
+    response = await by_hash(api, sha256(RED), sha256(BLUE))
     red, blue = await api.record(sha256(RED)), await api.record(sha256(BLUE))
-    assert (red.status, red.job) == (Status.PENDING, answer.json()["job_id"])
+    assert (red.status, red.job) == (Status.PENDING, response.json()["job_id"])
     assert (blue.status, blue.job) == (Status.ERROR, first)
 
 
@@ -296,20 +298,20 @@ async def test_job_with_a_start_time_and_a_deadline(tmp_path: Path, colour_bundl
     clock = MovableClock()
     mail = {"smtp_url": "smtp://mail.example.org", "email_from": "glimpse@example.org"}
     async with open_api(api_settings(tmp_path, colour_bundle, **mail), clock) as api:
-        answer = await api.client.post(
+        response = await api.client.post(
             CREATE,
             files=files(RED, b"bad"),
             params={"not_before": "2026-11-21T10:30:00Z", "notify_email": "ada@example.org"},
             headers={"Cancel-After": "2h"},
         )
-        made = await job(api, answer.json()["job_id"])
+        made = await job(api, response.json()["job_id"])
         assert made.not_before is not None and made.not_before == made.wake_at
         assert made.deadline == clock.now + timedelta(hours=2)
         assert made.notify_email == "ada@example.org"
         assert made.counts.failed == 1, "nobody else counts for an hour"
         assert api.messages() == []
         assert await api.services.backend.jobs.due(clock.now, 10) == []
-        shown = (await api.client.get(answer.headers["location"])).json()
+        shown = (await api.client.get(response.headers["location"])).json()
         assert shown["not_before"] == "2026-11-21T10:30:00.000Z"
         assert shown["deadline"] == "2026-11-21T11:30:00.123Z"
         # What has passed already does not hold it up.
@@ -328,8 +330,8 @@ async def test_address_that_cannot_be_notified_is_refused(
             {"files": files(RED), "params": {"notify_email": "ada@example.com"}},
             {"json": {"image_hashes": [sha256(RED)], "notify_email": "ada@example.com"}},
         ):
-            answer = await api.client.post(CREATE, **options)
-            assert (answer.status_code, answer.json()["field"]) == (422, "notify_email")
+            response = await api.client.post(CREATE, **options)
+            assert (response.status_code, response.json()["field"]) == (422, "notify_email")
         assert (await api.client.get("/api/v1/jobs")).json()["jobs"] == []
         assert api.messages() == []
 
@@ -386,8 +388,8 @@ async def test_invalid_batch_creates_nothing(
     api: Api, body: bytes, content_type: str, status: int, code: str
 ) -> None:
     headers = {"Content-Type": content_type} if content_type else {}
-    answer = await api.client.post(CREATE, content=body, headers=headers)
-    assert_problem(answer, status, code or answer.json()["code"])
+    response = await api.client.post(CREATE, content=body, headers=headers)
+    assert_problem(response, status, code or response.json()["code"])
     assert no_jobs(api)
 
 
@@ -403,8 +405,10 @@ async def test_bucket_import_needs_a_google_backend(
 ) -> None:
     """The refusal says what is missing, also where the bucket as such would be allowed."""
     async with open_api(api_settings(tmp_path, colour_bundle, import_buckets="photos")) as api:
-        answer = await api.client.post(CREATE, content=body, headers={"Content-Type": content_type})
-        problem = assert_problem(answer, 422, "invalid_request")
+        response = await api.client.post(
+            CREATE, content=body, headers={"Content-Type": content_type}
+        )
+        problem = assert_problem(response, 422, "invalid_request")
         assert problem["field"] == "gs_prefix"
         assert "BACKEND" in problem["detail"]
         assert no_jobs(api)
@@ -422,12 +426,12 @@ async def test_batch_above_max_batch_bytes_is_refused(tmp_path: Path, colour_bun
     settings = api_settings(tmp_path, colour_bundle, max_batch_bytes=2000)
     async with open_api(settings) as api:
         body = form(*[part(RED)] * 10)
-        answer = await api.client.post(CREATE, content=body, headers={"Content-Type": FORM})
-        problem = assert_problem(answer, 413, "batch_too_large")
+        response = await api.client.post(CREATE, content=body, headers={"Content-Type": FORM})
+        problem = assert_problem(response, 413, "batch_too_large")
         assert problem["max_bytes"] == 2000
         packed = archive({f"{n}": bytes(1500) for n in range(2)})
-        answer = await api.client.post(CREATE, content=packed, headers=ZIP)
-        assert_problem(answer, 413, "batch_too_large")
+        response = await api.client.post(CREATE, content=packed, headers=ZIP)
+        assert_problem(response, 413, "batch_too_large")
         assert no_jobs(api)
 
 
@@ -456,8 +460,8 @@ async def test_images_of_a_refused_batch_count_as_usage(
                 yield chunk
 
         headers = {**bearer(key), "Content-Type": FORM}
-        answer = await keyed.client.post(CREATE, content=chunks(), headers=headers)
-        assert_problem(answer, 422, "invalid_request")
+        response = await keyed.client.post(CREATE, content=chunks(), headers=headers)
+        assert_problem(response, 422, "invalid_request")
         await keyed.authenticator.write_usage()
         usage = await keyed.client.get("/api/v1/usage", headers=bearer(key))
     (row,) = usage.json()["usage"]
@@ -492,12 +496,12 @@ async def test_same_key_with_another_batch_is_refused(api: Api) -> None:
         ((BLUE, RED), {}),
         ((RED, BLUE), {"priority": "low"}),
     ):
-        answer = await api.client.post(CREATE, files=files(*images), params=params, **under("a"))
-        problem = assert_problem(answer, 422, "idempotency_key_reused")
+        response = await api.client.post(CREATE, files=files(*images), params=params, **under("a"))
+        problem = assert_problem(response, 422, "idempotency_key_reused")
         assert problem["job_id"] == first
     entries = [{"image_hash": sha256(RED), "metadata": {"a": 1}}, sha256(BLUE)]
-    answer = await by_hash(api, *entries, **under("a"))
-    assert_problem(answer, 422, "idempotency_key_reused")
+    response = await by_hash(api, *entries, **under("a"))
+    assert_problem(response, 422, "idempotency_key_reused")
     assert api.traces() == before
     # The form does not matter, what is in it does.
     assert (await by_hash(api, sha256(RED), sha256(BLUE), **under("a"))).json()["job_id"] == first
@@ -572,12 +576,12 @@ async def test_interrupted_creation_continues(
     plan = {call: after}
     async with failing_api(tmp_path, colour_bundle, **{port: plan}) as api:
         images = files(RED, BLUE, RED, b"bad")
-        answer = await api.client.post(CREATE, files=images, **under("a"))
+        response = await api.client.post(CREATE, files=images, **under("a"))
         if call == "get":  # it is asked for on the second time alone
-            assert answer.status_code == 202
-            answer = await api.client.post(CREATE, files=images, **under("a"))
-        assert_problem(answer, 503, "unavailable")
-        assert "retry-after" in answer.headers
+            assert response.status_code == 202
+            response = await api.client.post(CREATE, files=images, **under("a"))
+        assert_problem(response, 503, "unavailable")
+        assert "retry-after" in response.headers
         plan.clear()
         if call not in ("change", "get"):
             assert (await api.client.get(JOBS)).json()["jobs"] == []
@@ -601,8 +605,8 @@ async def test_creation_does_not_continue_a_job_that_is_being_deleted(
     plan = {"change": False}
     async with failing_api(tmp_path, colour_bundle, jobs=plan) as api:
         for _ in range(2):
-            answer = await api.client.post(CREATE, files=files(RED), **under("a"))
-            assert_problem(answer, 503, "unavailable")
+            response = await api.client.post(CREATE, files=files(RED), **under("a"))
+            assert_problem(response, 503, "unavailable")
             plan.clear()
             store = api.services.backend.jobs
             for late in await store.due(utc_now() + timedelta(hours=2), 10):
@@ -618,16 +622,16 @@ async def test_missing_item_stays_missing_with_its_duplicates(
     async with failing_api(tmp_path, colour_bundle, jobs=plan) as api:
         hashes = [sha256(RED), sha256(BLUE), sha256(RED)]
         await api.services.backend.blobs.put(f"public/{sha256(BLUE)}", BLUE, "image/jpeg")
-        answer = await by_hash(api, *hashes, **under("a"))
-        assert_problem(answer, 503, "unavailable")
+        response = await by_hash(api, *hashes, **under("a"))
+        assert_problem(response, 503, "unavailable")
         # As where a store has taken a part of them, and the image came before the rest.
         await api.services.backend.blobs.put(f"public/{sha256(RED)}", RED, "image/jpeg")
         api.execute("DELETE FROM job_items WHERE position > 0")
         plan.clear()
-        answer = await by_hash(api, *hashes, **under("a"))
-        found = await items(api, answer.json()["job_id"])
+        response = await by_hash(api, *hashes, **under("a"))
+        found = await items(api, response.json()["job_id"])
         assert codes(found) == ["not_uploaded", "", "not_uploaded"]
-        assert (await run(api, answer.json()["job_id"])).status is JobStatus.COMPLETED
+        assert (await run(api, response.json()["job_id"])).status is JobStatus.COMPLETED
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
@@ -649,8 +653,8 @@ async def test_disconnect_creates_no_job(api: Api) -> None:
         yield body[: len(body) // 2]
         raise ClientDisconnect
 
-    answer = await api.client.post(CREATE, content=interrupted(), headers={"Content-Type": FORM})
-    assert answer.status_code == 499
+    response = await api.client.post(CREATE, content=interrupted(), headers={"Content-Type": FORM})
+    assert response.status_code == 499
     assert no_jobs(api)
     assert api.services.uploads.in_flight == api.services.uploads.bytes_reserved == 0
 
@@ -669,8 +673,8 @@ async def refused(api: Api, *images: bytes) -> None:
         await eventually(all_stored)
         yield end
 
-    answer = await api.client.post(CREATE, content=sent(), headers={"Content-Type": FORM})
-    assert_problem(answer, 422, "invalid_request")
+    response = await api.client.post(CREATE, content=sent(), headers={"Content-Type": FORM})
+    assert_problem(response, 422, "invalid_request")
     assert no_jobs(api)
     assert api.traces().blobs == len(images)
 
@@ -697,8 +701,8 @@ async def test_batch_without_a_slot_is_refused_unread(tmp_path: Path, colour_bun
         uploads = api.services.uploads
         uploads.limits = dataclasses.replace(uploads.limits, max_uploads=1)
         with uploads.slot():
-            answer = await api.client.post(CREATE, files=files(RED))
-        assert_problem(answer, 503, "overloaded")
+            response = await api.client.post(CREATE, files=files(RED))
+        assert_problem(response, 503, "overloaded")
         assert api.traces() == NOTHING
 
 
@@ -711,9 +715,9 @@ async def test_job_shows_its_progress(tmp_path: Path, colour_bundle: Path) -> No
     async with open_api(settings, clock) as api:
         job_id = await create(api, RED, BLUE, RED, b"bad", params={"priority": "high"})
         url = f"https://glimpse.example{JOBS}/{job_id}"
-        answer = await api.client.get(f"{JOBS}/{job_id}")
-        assert answer.headers["cache-control"] == "no-store"
-        first = answer.json()
+        response = await api.client.get(f"{JOBS}/{job_id}")
+        assert response.headers["cache-control"] == "no-store"
+        first = response.json()
         assert first == {
             "job_id": job_id,
             "type": "batch-predict",
@@ -780,9 +784,9 @@ async def test_unknown_job_is_not_found(api: Api, method: str, job_id: str) -> N
 
 
 async def test_405_lists_the_methods_of_a_job(api: Api) -> None:
-    answer = await api.client.put(f"{JOBS}/{UNKNOWN[:32]}")
-    assert_problem(answer, 405, "method_not_allowed")
-    assert answer.headers["allow"] == "DELETE, GET"
+    response = await api.client.put(f"{JOBS}/{UNKNOWN[:32]}")
+    assert_problem(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == "DELETE, GET"
 
 
 async def test_unsealed_job_is_not_found(tmp_path: Path, colour_bundle: Path) -> None:
@@ -791,8 +795,8 @@ async def test_unsealed_job_is_not_found(tmp_path: Path, colour_bundle: Path) ->
         job_id = jobs.job_id_for(PUBLIC_TENANT, "", "a")
         assert not (await job(api, job_id)).sealed
         for path in ("", "/results"):
-            answer = await api.client.get(f"{JOBS}/{job_id}{path}")
-            assert_problem(answer, 404, "not_found")
+            response = await api.client.get(f"{JOBS}/{job_id}{path}")
+            assert_problem(response, 404, "not_found")
         assert (await api.client.get(JOBS)).json() == {"jobs": [], "next_cursor": None}
 
 
@@ -806,8 +810,8 @@ async def test_jobs_are_listed_newest_first_in_pages(tmp_path: Path, colour_bund
         await run(api, made[1])
         listed, cursor = [], ""
         for expected in (2, 2, 1):
-            answer = await api.client.get(f"{JOBS}?limit=2&cursor={cursor}")
-            page = answer.json()
+            response = await api.client.get(f"{JOBS}?limit=2&cursor={cursor}")
+            page = response.json()
             assert len(page["jobs"]) == expected
             listed += [each["job_id"] for each in page["jobs"]]
             cursor = page["next_cursor"]
@@ -855,32 +859,32 @@ async def test_job_is_visible_to_its_key_and_to_administrators(keyed: Api) -> No
     expected = {owner: 200, admin: 200, other: 403, stranger: 404, reader: 403}
     for key, status in expected.items():
         for path in ("", "/results"):
-            answer = await keyed.client.get(f"{JOBS}/{job_id}{path}", headers=bearer(key))
-            assert answer.status_code == status
+            response = await keyed.client.get(f"{JOBS}/{job_id}{path}", headers=bearer(key))
+            assert response.status_code == status
     listed = {owner: 1, admin: 1, other: 0, stranger: 0}
     for key, count in listed.items():
-        answer = await keyed.client.get(JOBS, headers=bearer(key))
-        assert len(answer.json()["jobs"]) == count
+        response = await keyed.client.get(JOBS, headers=bearer(key))
+        assert len(response.json()["jobs"]) == count
     for key in (other, stranger, reader):
-        answer = await keyed.client.delete(f"{JOBS}/{job_id}", headers=bearer(key))
-        assert answer.status_code == expected[key]
+        response = await keyed.client.delete(f"{JOBS}/{job_id}", headers=bearer(key))
+        assert response.status_code == expected[key]
     assert (await job(keyed, job_id, "acme")).status is JobStatus.PENDING
-    answer = await keyed.client.delete(f"{JOBS}/{job_id}", headers=bearer(admin))
-    assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+    response = await keyed.client.delete(f"{JOBS}/{job_id}", headers=bearer(admin))
+    assert (response.status_code, response.json()["status"]) == (200, "cancelled")
 
 
 async def test_jobs_require_the_scope_jobs(keyed: Api) -> None:
     key = await keyed.issue("acme", Scope.READ, Scope.CLASSIFY, Scope.ADMIN)
-    answer = await keyed.client.post(CREATE, files=files(RED), headers=bearer(key))
-    assert_problem(answer, 403, "forbidden")
+    response = await keyed.client.post(CREATE, files=files(RED), headers=bearer(key))
+    assert_problem(response, 403, "forbidden")
     assert keyed.traces() == NOTHING
 
 
 async def test_hash_gives_no_access_to_images_of_other_tenants(keyed: Api) -> None:
     await create(keyed, RED, headers=bearer(await keyed.issue("acme")))
     other = bearer(await keyed.issue("other"))
-    answer = await by_hash(keyed, sha256(RED), headers=other)
-    assert codes(await items(keyed, answer.json()["job_id"], "other")) == ["not_uploaded"]
+    response = await by_hash(keyed, sha256(RED), headers=other)
+    assert codes(await items(keyed, response.json()["job_id"], "other")) == ["not_uploaded"]
 
 
 # --- Results. -------------------------------------------------------------------------------------
@@ -896,8 +900,8 @@ async def test_results_join_items_and_records(api: Api) -> None:
         ]
     }
     parts = [manifest(json.dumps(body).encode()), part(RED, filename=b"red.jpg"), part(BLUE)]
-    answer = await api.client.post(CREATE, content=form(*parts), headers={"Content-Type": FORM})
-    job_id = answer.json()["job_id"]
+    response = await api.client.post(CREATE, content=form(*parts), headers={"Content-Type": FORM})
+    job_id = response.json()["job_id"]
     red = {
         "index": 0,
         "image_hash": sha256(RED),
@@ -974,10 +978,10 @@ async def test_results_are_paged_in_order(api: Api) -> None:
     job_id = await many(api, 25)
     found, cursor, pages = [], "", 0
     while cursor is not None:
-        answer = await api.client.get(f"{JOBS}/{job_id}/results?limit=10&cursor={cursor}")
-        page = answer.json()
+        response = await api.client.get(f"{JOBS}/{job_id}/results?limit=10&cursor={cursor}")
+        page = response.json()
         assert (page["job_id"], page["status"]) == (job_id, "completed")
-        assert answer.headers["vary"] == "Accept"
+        assert response.headers["vary"] == "Accept"
         found += page["results"]
         cursor, pages = page["next_cursor"], pages + 1
     assert pages == 3
@@ -986,8 +990,8 @@ async def test_results_are_paged_in_order(api: Api) -> None:
         "succeeded" if n % 3 else "failed" for n in range(25)
     ]
     # A last page that is full says that it is the last.
-    answer = await api.client.get(f"{JOBS}/{job_id}/results?limit=25")
-    assert answer.json()["next_cursor"] is None
+    response = await api.client.get(f"{JOBS}/{job_id}/results?limit=25")
+    assert response.json()["next_cursor"] is None
 
 
 @pytest.mark.parametrize(
@@ -996,8 +1000,8 @@ async def test_results_are_paged_in_order(api: Api) -> None:
 )
 async def test_invalid_result_parameters_are_refused(api: Api, query: str) -> None:
     job_id = await create(api, RED)
-    answer = await api.client.get(f"{JOBS}/{job_id}/results?{query}")
-    assert_problem(answer, 422, "invalid_request")
+    response = await api.client.get(f"{JOBS}/{job_id}/results?{query}")
+    assert_problem(response, 422, "invalid_request")
 
 
 async def test_results_stream_as_lines_and_csv(api: Api) -> None:
@@ -1005,15 +1009,15 @@ async def test_results_stream_as_lines_and_csv(api: Api) -> None:
     job_id = await many(api, 450)
     pages = await results(api, job_id)
     for accept in ("application/x-ndjson", "application/x-ndjson, application/json;q=0.5"):
-        answer = await api.client.get(f"{JOBS}/{job_id}/results", headers={"Accept": accept})
-        assert answer.headers["content-type"] == "application/x-ndjson"
-        assert answer.headers["cache-control"] == "no-store"
-        assert [json.loads(line) for line in answer.text.splitlines()] == pages
-        assert answer.text.endswith("}\n")
-    answer = await api.client.get(f"{JOBS}/{job_id}/results", headers={"Accept": "text/csv"})
-    assert answer.headers["content-type"] == "text/csv; charset=utf-8"
-    assert f"job-{job_id}.csv" in answer.headers["content-disposition"]
-    rows = list(csv.DictReader(io.StringIO(answer.text)))
+        response = await api.client.get(f"{JOBS}/{job_id}/results", headers={"Accept": accept})
+        assert response.headers["content-type"] == "application/x-ndjson"
+        assert response.headers["cache-control"] == "no-store"
+        assert [json.loads(line) for line in response.text.splitlines()] == pages
+        assert response.text.endswith("}\n")
+    response = await api.client.get(f"{JOBS}/{job_id}/results", headers={"Accept": "text/csv"})
+    assert response.headers["content-type"] == "text/csv; charset=utf-8"
+    assert f"job-{job_id}.csv" in response.headers["content-disposition"]
+    rows = list(csv.DictReader(io.StringIO(response.text)))
     assert [int(row["index"]) for row in rows] == list(range(450))
     assert rows[0]["error_code"] == "unsupported_image"
     assert (rows[1]["label"], float(rows[1]["confidence"])) == ("red", 0.75)
@@ -1035,16 +1039,16 @@ async def test_results_stream_as_lines_and_csv(api: Api) -> None:
     ],
 )
 async def test_csv_cells_are_not_formulas(api: Api, name: str, cell: str) -> None:
-    answer = await api.client.post(CREATE, content=archive({name: RED}), headers=ZIP)
-    job_id = answer.json()["job_id"]
+    response = await api.client.post(CREATE, content=archive({name: RED}), headers=ZIP)
+    job_id = response.json()["job_id"]
     claim = await claimed(api.records, api.key(sha256(RED)), LEASE)
     assert claim is not None
     await api.records.change(claim.key, complete(claim, [Annotation(1, name, 1.0)]))
     await api.services.backend.jobs.settle(JobKey(PUBLIC_TENANT, job_id), 0, None, timedelta(0))
-    answer = await api.client.get(f"{JOBS}/{job_id}/results", headers={"Accept": "text/csv"})
-    (row,) = csv.DictReader(io.StringIO(answer.text))
+    response = await api.client.get(f"{JOBS}/{job_id}/results", headers={"Accept": "text/csv"})
+    (row,) = csv.DictReader(io.StringIO(response.text))
     assert (row["name"], row["label"]) == (cell, cell)
-    for cells in csv.reader(io.StringIO(answer.text), delimiter=";"):
+    for cells in csv.reader(io.StringIO(response.text), delimiter=";"):
         assert not [each for each in cells if each.startswith(tuple("=+-@"))]
     assert ";" not in row["annotations"]
     assert json.loads(row["annotations"])[0]["label"] == name
@@ -1058,8 +1062,8 @@ async def test_unavailable_store_is_503_before_the_response_begins(
         job_id = await create(api, RED)
         plan["items"] = False
         for accept in ("application/json", "application/x-ndjson", "text/csv"):
-            answer = await api.client.get(f"{JOBS}/{job_id}/results", headers={"Accept": accept})
-            assert_problem(answer, 503, "unavailable")
+            response = await api.client.get(f"{JOBS}/{job_id}/results", headers={"Accept": accept})
+            assert_problem(response, 503, "unavailable")
 
 
 # --- Cancelling. ----------------------------------------------------------------------------------
@@ -1067,9 +1071,9 @@ async def test_unavailable_store_is_503_before_the_response_begins(
 
 async def test_cancelled_job_has_ended_and_notifies(api: Api) -> None:
     job_id = await create(api, RED, BLUE, b"bad")
-    answer = await api.client.delete(f"{JOBS}/{job_id}")
-    assert answer.status_code == 200
-    body = answer.json()
+    response = await api.client.delete(f"{JOBS}/{job_id}")
+    assert response.status_code == 200
+    body = response.json()
     assert (body["status"], body["total"], body["failed"], body["cancelled"]) == (
         *("cancelled", 3),
         *(1, 2),
@@ -1101,8 +1105,8 @@ async def test_cancellation_is_counted_once(api: Api) -> None:
     job_id, other, done = [await create(api, image) for image in (RED, BLUE, GREEN)]
     await run(api, done)
     cancels = [api.client.delete(f"{JOBS}/{each}") for each in (job_id, job_id, other, done)]
-    answers = await asyncio.gather(*cancels)
-    assert [answer.status_code for answer in answers] == [200, 200, 200, 409]
+    responses = await asyncio.gather(*cancels)
+    assert [response.status_code for response in responses] == [200, 200, 200, 409]
     assert (await api.client.delete(f"{JOBS}/{job_id}")).status_code == 200
     assert (await api.client.delete(f"{JOBS}/{'0' * 32}")).status_code == 404
     assert await ended_jobs(api) == {cancelled: 2}
@@ -1124,8 +1128,8 @@ async def test_failed_notification_does_not_repeat_a_cancellation(
     async with failing_api(tmp_path, colour_bundle, publisher=plan) as api:
         job_id = await create(api, RED)
         plan["publish"] = after
-        answer = await api.client.delete(f"{JOBS}/{job_id}")
-        assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+        response = await api.client.delete(f"{JOBS}/{job_id}")
+        assert (response.status_code, response.json()["status"]) == (200, "cancelled")
         made = await job(api, job_id)
         assert not made.announced
         assert jobs.due_action(made, made.wake_at) is jobs.Action.ANNOUNCE
