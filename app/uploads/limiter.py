@@ -100,7 +100,7 @@ class UploadLimiter:
         rate, now = self.limits.min_bytes_per_second, self.monotonic()
         for slot in self._slots:
             if self._stopping:
-                slot.interrupt(Unavailable("The service is stopping. Send the image again."))
+                slot.interrupt(Unavailable("The service is shutting down. Send the image again."))
             elif slot.is_slow(now):
                 slot.interrupt(
                     UploadTooSlow(

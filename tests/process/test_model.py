@@ -1,4 +1,4 @@
-"""The API's model out of a bucket: waited for where it may come, refused where it is wrong."""
+"""The API waits for a bundle that is missing from its bucket, and refuses an invalid one."""
 
 import asyncio
 import secrets
@@ -38,16 +38,16 @@ def settings(storage_url: str, tmp_path: Path, bucket: str) -> Settings:
 def test_bundle_that_is_missing_from_the_bucket_is_awaited(
     settings: Settings, bucket: str, colour_bundle: Path
 ) -> None:
-    waited: list[float] = []
+    pauses: list[float] = []
 
-    def wait(seconds: float) -> None:
-        waited.append(seconds)
-        without = ("model.onnx", "labels.txt") if len(waited) == 3 else ()
-        if len(waited) > 2:
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        without = ("model.onnx", "labels.txt") if len(pauses) == 3 else ()
+        if len(pauses) > 2:
             asyncio.run(fill_bundle(settings, bucket, "colours", colour_bundle, without))
 
-    bundle = wait_for_model(settings, wait)
-    assert waited == [1, 2, 4, 8]
+    bundle = wait_for_model(settings, sleep)
+    assert pauses == [1, 2, 4, 8]
     assert bundle.identity == read_bundle(colour_bundle).identity
     assert {path.name for path in bundle.folder.iterdir()} == {
         *("SHA256SUMS", "model.json", "labels.txt")
@@ -111,9 +111,9 @@ def test_waiting_process_can_be_stopped(
             text=True,
         )
     assert process.stdout is not None
-    said = process.stdout.readline()
-    assert "waiting for the model" in said
-    assert f"there is no bucket {settings.model_uri.split('/')[2]}" in said
+    line = process.stdout.readline()
+    assert "waiting for the model" in line
+    assert f"there is no bucket {settings.model_uri.split('/')[2]}" in line
     process.send_signal(number)
     rest, _ = process.communicate(timeout=PATIENCE)
     assert "Traceback" not in rest

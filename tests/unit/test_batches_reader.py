@@ -83,6 +83,6 @@ async def test_a_stop_ends_reading_from_a_bucket(tmp_path: Path, colour_bundle: 
         batches = BatchReader(importing, dataclasses.replace(backend, objects=HangingSource(clock)))
         slots = UploadLimiter(limits, clock)
         slots.stop(0.05)
-        with pytest.raises(Unavailable, match="stopping"), slots.slot() as slot:
+        with pytest.raises(Unavailable, match="shutting down"), slots.slot() as slot:
             await batches.fetch(BUCKET, BatchSize(), "public", slot)
     assert (slots.in_flight, slots.bytes_reserved) == (0, 0)

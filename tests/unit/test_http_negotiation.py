@@ -1,10 +1,10 @@
-"""`Prefer: wait=n` as RFC 7240 writes it."""
+"""`Prefer: wait=n` (RFC 7240), and the preferred media type (RFC 9110, 12.5.1)."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.http.negotiation import applied_wait, preferred_wait
+from app.http.negotiation import applied_wait, preferred_type, preferred_wait
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,30 @@ def test_invalid_preferences_are_ignored(values: list[str]) -> None:
 def test_preference_applied_has_plain_seconds() -> None:
     assert applied_wait(30.0) == "wait=30"
     assert applied_wait(0.25) == "wait=0.25"
+
+
+OFFERED = ("application/json", "application/x-ndjson", "text/csv")
+
+
+@pytest.mark.parametrize(
+    ("accept", "chosen"),
+    [
+        ("", 0),
+        ("*/*", 0),
+        ("text/csv", 2),
+        ("TEXT/CSV; charset=utf-8", 2),
+        ("text/*", 2),
+        ("application/x-ndjson", 1),
+        ("application/*", 0),
+        ("application/*, application/json;q=0.1", 1),
+        ("text/csv;q=0.5, application/x-ndjson;q=0.9", 1),
+        ("text/csv, */*;q=0.1", 2),
+        ("application/json;q=0, */*", 1),
+        ("text/html,application/xhtml+xml,*/*;q=0.8", 0),
+        ("image/png", 0),
+        ("text/csv;q=none", 0),
+        (";;,;q=,", 0),
+    ],
+)
+def test_preferred_media_type(accept: str, chosen: int) -> None:
+    assert preferred_type(accept, OFFERED) == OFFERED[chosen]

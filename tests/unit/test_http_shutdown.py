@@ -1,4 +1,4 @@
-"""A stopping API: what was sent is answered, and what cannot be finished is told so."""
+"""Shutdown: requests that were sent are answered, with 503 if they cannot finish."""
 
 import asyncio
 import socket
@@ -25,7 +25,8 @@ PATIENCE = 30.0
 async def serving(
     tmp_path: Path, bundle: Path, **settings: object
 ) -> AsyncIterator[tuple[Server, int]]:
-    server = Server(wanted := api_settings(tmp_path, bundle, **settings), create_app(wanted))
+    chosen = api_settings(tmp_path, bundle, **settings)
+    server = Server(chosen, create_app(chosen))
     listener = socket.create_server(("127.0.0.1", 0))
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
@@ -44,7 +45,7 @@ async def serving(
 async def test_request_that_was_sent_before_the_shutdown_is_answered(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
-    """Also on a connection that was idle: its request lies in the socket and is not read yet."""
+    """The connection was idle, and the server has not read the request from the socket yet."""
     async with serving(tmp_path, colour_bundle) as (server, port):
         with socket.create_connection(("127.0.0.1", port)) as client:
 
@@ -53,7 +54,7 @@ async def test_request_that_was_sent_before_the_shutdown_is_answered(
 
             await eventually(accepted)
             client.sendall(b"GET /health HTTP/1.1\r\nHost: api\r\n\r\n")
-            # No turn of the loop in between.
+            # The event loop does not run in between.
             (connection,) = server.server_state.connections
             assert isinstance(connection, HttpProtocol)
             connection.shutdown()
@@ -87,26 +88,26 @@ async def test_request_that_cannot_finish_is_answered_503(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A store that does not response outlasts the time that a stop has."""
-    monkeypatch.setattr(database, "BUSY_SECONDS", 60.0)  # however slowly the stop comes
+    """The store hangs for longer than a shutdown may take."""
+    monkeypatch.setattr(database, "BUSY_SECONDS", 60.0)  # longer than this test
     async with (
         serving(tmp_path, colour_bundle, shutdown_seconds=1) as (server, port),
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as client,
     ):
         with closing(sqlite3.connect(tmp_path / "data" / "records.db")) as other:
-            other.execute("BEGIN IMMEDIATE")  # nobody else can write
+            other.execute("BEGIN IMMEDIATE")  # locks the database
             posting = asyncio.create_task(client.post("/what/fast", files={"img": picture()}))
             services: Services = server._app.state.services
             submissions = services.images._submissions
 
-            async def under_way() -> bool:
+            async def submitting() -> bool:
                 return submissions.in_flight > 0
 
-            await eventually(under_way)
+            await eventually(submitting)
             server.should_exit = True
             response = await posting
             other.rollback()
     assert (response.status_code, response.json()["code"]) == (503, "unavailable")
-    assert "stopping" in response.json()["detail"]
+    assert "shutting down" in response.json()["detail"]
     assert (response.headers["connection"], response.headers["retry-after"]) == ("close", "1")
     assert "Traceback" not in "".join(capfd.readouterr())

@@ -1,4 +1,4 @@
-"""Many may wait for one result; the store is asked once for all of them."""
+"""Clients that wait for one result share one poll of the store."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -36,33 +36,33 @@ async def finish(records: RecordStore) -> None:
     assert await records.change(claim.key, complete(claim, LABELS))
 
 
-async def waited_for(waiting: ResultWaiter) -> None:
-    async def polling() -> bool:
-        return waiting.polls > 0
+async def polling(waiter: ResultWaiter) -> None:
+    async def started() -> bool:
+        return waiter.polls > 0
 
-    await eventually(polling)
+    await eventually(started)
 
 
 async def test_waiters_share_one_poll_and_get_the_result(records: RecordStore) -> None:
-    waiting = ResultWaiter(records)
-    waiters = [asyncio.create_task(waiting.until_terminal(KEY, 30)) for _ in range(50)]
-    await waited_for(waiting)
-    assert waiting.polls == 1
+    waiter = ResultWaiter(records)
+    waits = [asyncio.create_task(waiter.until_terminal(KEY, 30)) for _ in range(50)]
+    await polling(waiter)
+    assert waiter.polls == 1
     running = [repr(task.get_coro()) for task in asyncio.all_tasks()]
     assert sum("ResultWaiter.until_terminal" in each for each in running) == 50
     assert sum("ResultWaiter._poll" in each for each in running) == 1
     await finish(records)
-    ended = await asyncio.gather(*waiters)
+    ended = await asyncio.gather(*waits)
     assert {record.status for record in ended if record} == {Status.SUCCESS}
     assert all(ended)
-    assert waiting.polls == 0
+    assert waiter.polls == 0
 
 
 async def test_timeout_of_one_waiter_does_not_end_the_others(records: RecordStore) -> None:
-    waiting = ResultWaiter(records)
-    patient = asyncio.create_task(waiting.until_terminal(KEY, 30))
-    assert await waiting.until_terminal(KEY, 0.02) is None
-    assert waiting.polls == 1
+    waiter = ResultWaiter(records)
+    patient = asyncio.create_task(waiter.until_terminal(KEY, 30))
+    assert await waiter.until_terminal(KEY, 0.02) is None
+    assert waiter.polls == 1
     await finish(records)
     record = await patient
     assert record is not None
@@ -70,59 +70,59 @@ async def test_timeout_of_one_waiter_does_not_end_the_others(records: RecordStor
 
 
 async def test_disconnect_ends_the_wait(records: RecordStore) -> None:
-    waiting = ResultWaiter(records)
+    waiter = ResultWaiter(records)
     messages = asyncio.Queue[Message]()
-    here = asyncio.create_task(waiting.until_terminal(KEY, 30))
-    gone = asyncio.create_task(waiting.until_terminal(KEY, 30, messages.get))
-    await waited_for(waiting)
+    connected = asyncio.create_task(waiter.until_terminal(KEY, 30))
+    disconnected = asyncio.create_task(waiter.until_terminal(KEY, 30, messages.get))
+    await polling(waiter)
     await messages.put({"type": "http.request", "body": b"", "more_body": False})
     await asyncio.sleep(0.05)
-    assert not gone.done()
+    assert not disconnected.done()
     await messages.put({"type": "http.disconnect"})
     async with asyncio.timeout(10):
-        assert await gone is None
-    assert waiting.polls == 1
+        assert await disconnected is None
+    assert waiter.polls == 1
     await finish(records)
-    assert await here is not None
+    assert await connected is not None
 
 
 async def test_poll_ends_with_its_last_waiter(
     records: RecordStore,
 ) -> None:
-    waiting = ResultWaiter(records)
-    waiters = [asyncio.create_task(waiting.until_terminal(KEY, 30)) for _ in range(2)]
-    await waited_for(waiting)
-    waiters[0].cancel()
+    waiter = ResultWaiter(records)
+    waits = [asyncio.create_task(waiter.until_terminal(KEY, 30)) for _ in range(2)]
+    await polling(waiter)
+    waits[0].cancel()
     await asyncio.sleep(0.05)
-    assert waiting.polls == 1
-    assert not waiters[1].done()
-    waiters[1].cancel()
-    await asyncio.gather(*waiters, return_exceptions=True)
-    assert waiting.polls == 0
+    assert waiter.polls == 1
+    assert not waits[1].done()
+    waits[1].cancel()
+    await asyncio.gather(*waits, return_exceptions=True)
+    assert waiter.polls == 0
 
 
 async def test_deletion_of_the_record_ends_the_wait(records: RecordStore) -> None:
-    waiting = ResultWaiter(records)
-    waiter = asyncio.create_task(waiting.until_terminal(KEY, 30))
-    await waited_for(waiting)
+    waiter = ResultWaiter(records)
+    wait = asyncio.create_task(waiter.until_terminal(KEY, 30))
+    await polling(waiter)
     await records.delete_image(KEY.tenant, KEY.image_hash)
-    assert await waiter is None
+    assert await wait is None
 
 
 async def test_stop_ends_all_waits(records: RecordStore) -> None:
-    waiting = ResultWaiter(records)
-    waiters = [asyncio.create_task(waiting.until_terminal(KEY, 3000)) for _ in range(3)]
-    await waited_for(waiting)
-    waiting.stop()
-    assert await asyncio.gather(*waiters) == [None] * 3
-    assert await waiting.until_terminal(KEY, 3000) is None
+    waiter = ResultWaiter(records)
+    waits = [asyncio.create_task(waiter.until_terminal(KEY, 3000)) for _ in range(3)]
+    await polling(waiter)
+    waiter.stop()
+    assert await asyncio.gather(*waits) == [None] * 3
+    assert await waiter.until_terminal(KEY, 3000) is None
 
 
 async def test_unavailable_store_is_polled_again(tmp_path: Path, colour_bundle: Path) -> None:
     settings = api_settings(tmp_path, colour_bundle)
     settings.data_dir.mkdir()
     async with open_backend(settings) as backend:
-        store = backend.records  # closed: every call is Unavailable from here on
+        store = backend.records  # closed, so every call raises Unavailable
     with pytest.raises(Unavailable):
         await store.get(KEY)
     assert await ResultWaiter(store).until_terminal(KEY, 0.1) is None

@@ -219,9 +219,9 @@ async def test_stop_refuses_uploads_that_still_arrive(
     await asyncio.sleep(0.005)
     uploads.stop(1)
     assert await fast == [b"x"] * 3
-    with pytest.raises(Unavailable, match="stopping"):
+    with pytest.raises(Unavailable, match="shutting down"):
         await slow
-    with pytest.raises(Unavailable, match="stopping"):  # an upload that begins later
+    with pytest.raises(Unavailable, match="shutting down"):  # an upload that begins later
         await upload(Client(clock, 0))
 
 
@@ -229,7 +229,7 @@ async def test_stop_interrupts_work_between_chunks(clock: Clock) -> None:
     uploads = strict(clock)
     request = Request({"type": "http", "headers": []}, Client(clock, 0, [b"x"] * 3))
     uploads.stop(0.02)
-    with pytest.raises(Unavailable, match="stopping"), uploads.slot() as slot:
+    with pytest.raises(Unavailable, match="shutting down"), uploads.slot() as slot:
         async for _ in slot.read(request, 10**6, too_large):
             await asyncio.Event().wait()
 
