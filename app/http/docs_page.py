@@ -1,4 +1,4 @@
-"""`/docs`, `/openapi.json`, and the redirect from `/`."""
+"""`/docs` and `/openapi.json`."""
 
 import base64
 import hashlib
@@ -7,7 +7,6 @@ import re
 
 from fastapi import APIRouter, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import RedirectResponse
 
 from core.http.route_access import public
 
@@ -41,11 +40,6 @@ def docs_routes(title: str) -> APIRouter:
         nonlocal encoded
         encoded = encoded or json.dumps(request.app.openapi()).encode()
         return Response(encoded, media_type="application/json")
-
-    @router.api_route("/", methods=_METHODS)
-    @public
-    async def root() -> Response:
-        return RedirectResponse("/docs")
 
     return router
 
