@@ -33,12 +33,9 @@ from app.keys import routes as key_routes
 from app.keys import usage_routes
 from app.metrics import ApiMetrics
 from app.model import check_model, read_model
-<<<<<<< HEAD
+from app.models import routes as model_routes
 from app.openapi import DESCRIPTION, TAGS, install_openapi
-=======
-from app.openapi import DESCRIPTION, TAGS, install_documentation
 from app.page.routes import page_routes
->>>>>>> 5531180 (Serve a page at /: try photos, history, jobs, models, operations)
 from app.services import Services
 from app.streams.registry import STREAM_SECONDS, StreamRegistry
 from app.uploads.limiter import UploadLimiter, upload_limits
@@ -132,8 +129,9 @@ def create_app(
         key_routes.router,
         usage_routes.router,
         webhook_routes.router,
+        model_routes.router,
         health_routes(checks),
-        page_routes(),
+        *((page_routes(),) if settings.page else ()),
         *((docs_routes(app.title),) if settings.docs else ()),
     ):
         app.router.routes.extend(router.routes)

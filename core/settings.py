@@ -198,6 +198,7 @@ class Settings(BaseSettings):
         DailyQuota, Field(description="Requests that a key may send each day (UTC). 0: no limit")
     ] = 0
     docs: Annotated[bool, Field(description="Whether to serve `/docs` and `/openapi.json`")] = True
+    page: Annotated[bool, Field(description="Whether to serve the web page at `/`")] = True
     cors_origins: Annotated[
         tuple[str, ...],
         NoDecode,

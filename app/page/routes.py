@@ -14,18 +14,13 @@ from importlib.resources.abc import Traversable
 
 from fastapi import APIRouter, Request, Response
 
-from app.http.responses import matches
+from app.http.responses import etag_matches
 from core.errors import NotFound
 from core.http.route_access import public
 
 _METHODS = ["GET", "HEAD"]
 _INLINE = re.compile(rb"<script type=\"importmap\">(.*?)</script>", re.DOTALL)
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
-    ".js": "text/javascript",
-    ".css": "text/css",
-    ".svg": "image/svg+xml",
-    ".md": "text/plain",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +84,7 @@ def page_routes() -> APIRouter:
     def answer(request: Request, asset: Asset, headers: dict[str, str]) -> Response:
         # A file is checked with each visit: an update of the service is an update of the page.
         headers = {"ETag": asset.etag, "Cache-Control": "no-cache", **headers}
-        if matches(request.headers.get("if-none-match", ""), asset.etag):
+        if etag_matches(request.headers.get("if-none-match", ""), asset.etag):
             return Response(status_code=304, headers=headers)
         return Response(asset.body, media_type=asset.media_type, headers=headers)
 

@@ -26,7 +26,8 @@ OPEN = {
     (method, path)
     for method in ("GET", "HEAD")
     for path in (
-        "/",  # leads to the documentation
+        "/",  # the page, which sends its key with each request
+        "/page/{path:path}",
         "/docs",
         "/openapi.json",
         "/health",

@@ -546,10 +546,7 @@ async def test_delete_removes_blob_records_and_cached_result(api: Api) -> None:
 # --- The rest -------------------------------------------------------------------------------------
 
 
-async def test_root_redirects_to_the_docs(api: Api) -> None:
-    response = await api.client.get("/")
-    assert response.status_code == 307
-    assert response.headers["location"] == "/docs"
+async def test_the_docs_are_served(api: Api) -> None:
     docs = await api.client.get("/docs")
     assert docs.status_code == 200
     assert "/openapi.json" in docs.text

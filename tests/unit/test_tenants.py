@@ -152,6 +152,13 @@ async def others_keys(world: World, method: str, path: str) -> None:
     assert await world.api.authenticator.access.keys.get(world.ada.key.id) == world.ada.key
 
 
+async def models(world: World, path: str) -> None:
+    """Bundles belong to no tenant: both see the same."""
+    answers = [await world.ask(key, "GET", path) for key in (world.ada, world.bob)]
+    assert [each.status_code for each in answers] == [200, 200]
+    assert answers[0].json() == answers[1].json()
+
+
 async def usage(world: World) -> None:
     for whose in ("own", "all"):
         answer = await world.ask(world.bob, "GET", f"/api/v1/usage?keys={whose}")
@@ -308,6 +315,10 @@ CASES: dict[tuple[str, str], Callable[[World], Awaitable[None]]] = {
     ("DELETE", "/api/v1/keys/{key_id}"): lambda w: others_keys(w, "DELETE", "/api/v1/keys/{}"),
     ("POST", "/api/v1/keys/{key_id}/rotate"): lambda w: others_keys(
         w, "POST", "/api/v1/keys/{}/rotate"
+    ),
+    ("GET", "/api/v1/models"): lambda w: models(w, "/api/v1/models"),
+    ("GET", "/api/v1/models/{model_id}"): lambda w: models(
+        w, f"/api/v1/models/{w.api.services.model}"
     ),
     ("GET", "/api/v1/usage"): usage,
     ("GET", "/metrics"): metrics,

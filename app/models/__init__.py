@@ -1,0 +1,1 @@
+"""Models: what the service can classify by."""
