@@ -1,11 +1,11 @@
-# Everything a developer or a CI job calls. `make help` lists it.
+# Commands for users, developers, and CI. `make help` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Poetry only exports the lock; pip installs it with hashes, so any package index will do.
+# Poetry only exports the lock. pip installs it with hashes, so any package index is safe.
 POETRY_VENV := .poetry
 POETRY_PINS := poetry==2.5.1 poetry-plugin-export==1.10.1
 CHECKOV_VENV := .checkov-venv
@@ -31,24 +31,24 @@ $(VENV)/.complete: poetry.lock pyproject.toml $(POETRY_VENV)/.complete
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable ./client
 	@touch $@
 
-# What is called beside a running service installs only where nothing is: a lock that has changed
-# since, as after a git pull, would have the service's packages deleted under it.
+# Commands that are called while Glimpse runs install packages only if there are none. Otherwise a
+# changed lock, for example after git pull, would delete the packages of the running processes.
 INSTALLED := $(if $(wildcard $(VENV)/.complete),,setup)
 
 .PHONY: run
-run: setup ## Start Glimpse on what this machine has; BACKEND=embedded|emulator|compose forces one
+run: setup ## Start Glimpse; BACKEND=embedded|emulator|compose selects how
 	@exec $(BIN)/python -m compose run
 
 .PHONY: stop
-stop: $(INSTALLED) ## Stop what make run started, wherever it runs
+stop: $(INSTALLED) ## Stop Glimpse
 	@$(BIN)/python -m compose stop
 
 .PHONY: logs
-logs: $(INSTALLED) ## Follow the logs of what make run started
+logs: $(INSTALLED) ## Follow the logs of Glimpse
 	@exec $(BIN)/python -m compose logs
 
 .PHONY: purge
-purge: $(INSTALLED) ## Stop it, and delete its data: images, results, messages
+purge: $(INSTALLED) ## Stop Glimpse and delete its data: images, results, messages
 	@$(BIN)/python -m compose purge
 
 .PHONY: demo
@@ -56,7 +56,7 @@ demo: $(INSTALLED) ## Send a few photos to the running service and show the labe
 	@$(BIN)/python -m compose.demo
 
 .PHONY: key
-key: $(INSTALLED) ## Make an API key: make key NAME=<what for> [TENANT= SCOPES= EXPIRES=90d]
+key: $(INSTALLED) ## Create an API key: make key NAME=<purpose> [TENANT= SCOPES= EXPIRES=90d]
 	@test -n "$(NAME)" || { echo 'usage: make key NAME=laptop [TENANT=public] [SCOPES=classify,read] [EXPIRES=90d]'; exit 2; }
 	@$(BIN)/python -m app.keys create "$(NAME)" $(if $(TENANT),--tenant "$(TENANT)") $(if $(SCOPES),--scopes "$(SCOPES)") $(if $(EXPIRES),--expires "$(EXPIRES)")
 
@@ -65,23 +65,23 @@ keys: $(INSTALLED) ## List the API keys
 	@$(BIN)/python -m app.keys list
 
 .PHONY: smoke
-smoke: $(INSTALLED) ## Send a new picture to a running Glimpse and wait for its labels: make smoke URL=<address>
+smoke: $(INSTALLED) ## Upload a new image to a running Glimpse and wait for its labels: make smoke URL=<address>
 	@$(BIN)/python -m deploy.smoke $(or $(URL),http://127.0.0.1:8080)
 
 # A worker a core: tests/support/distribution.py says which test runs where.
 PYTEST := $(BIN)/python -m pytest --numprocesses=auto
 
 .PHONY: test
-test: setup ## Check style, types and boundaries, then run every test
+test: setup ## Check style, types, and boundaries, then run all tests
 	@$(MAKE) --no-print-directory lint
 	$(PYTEST) $(PYTEST_ARGS)
 
 .PHONY: quick
-quick: setup ## Check style, types and boundaries, then run the unit tests
+quick: setup ## Check style, types, and boundaries, then run the unit tests
 	@$(MAKE) --no-print-directory lint
 	$(PYTEST) tests/unit $(PYTEST_ARGS)
 
-# The parts run side by side; each prints what it has found when it ends.
+# The checks run in parallel. Each one prints its findings when it ends.
 LINT := lint-style lint-types lint-boundaries lint-files lint-terraform lint-checkov
 TOGETHER := --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
@@ -113,34 +113,34 @@ lint-terraform:
 lint-checkov:
 	$(CHECKOV_VENV)/bin/checkov --config-file terraform/.checkov.yaml
 
-# checkov pins some sixty packages exactly, so it lives beside the project's.
+# checkov pins about sixty packages exactly, so it has its own environment.
 $(CHECKOV_VENV)/.complete: terraform/tools/requirements-checkov.txt
 	$(PYTHON) -m venv --clear $(CHECKOV_VENV)
 	$(CHECKOV_VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
 .PHONY: format
-format: setup ## Rewrite the code in the agreed style
+format: setup ## Format the code
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 
 .PHONY: bench
-bench: setup ## Measure speed against bare baselines, side by side, and print ratios
+bench: setup ## Measure speed beside bare baselines and print ratios
 	@$(BIN)/python -m tests.bench $(BENCH_ARGS)
 
 .PHONY: compare
-compare: setup ## The same work through Celery, RQ and taskiq, side by side (needs redis-server): COMPARE_ARGS=--quick
+compare: setup ## Measure the same work with Celery, RQ, and taskiq (needs redis-server): COMPARE_ARGS=--quick
 	@$(BIN)/python -m benchmarks $(COMPARE_ARGS)
 
 .PHONY: chaos
-chaos: setup ## Break everything while clients upload, and check that nothing is lost or done twice
+chaos: setup ## Inject faults while clients upload, and check that nothing is lost or repeated
 	@$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
 .PHONY: abuse
-abuse: setup ## Send thousands of hostile images and drawn requests, and check that each is refused or ends
+abuse: setup ## Send thousands of hostile images and random requests, and check every response
 	@$(BIN)/python -m tests.abuse $(ABUSE_ARGS)
 
-# Coverage-guided fuzzing has packages of its own: Atheris is not there for every Python of ours.
+# Coverage-guided fuzzing has its own environment: Atheris does not support every Python version.
 FUZZ_VENV := .fuzz-venv
 FUZZ_SECONDS ?= 60
 $(FUZZ_VENV)/.complete: tests/fuzz/requirements.txt poetry.lock $(POETRY_VENV)/.complete $(VENV)/.complete
@@ -150,10 +150,10 @@ $(FUZZ_VENV)/.complete: tests/fuzz/requirements.txt poetry.lock $(POETRY_VENV)/.
 	@touch $@
 
 .PHONY: fuzz
-fuzz: $(FUZZ_VENV)/.complete ## Fuzz what reads strangers' bytes, guided by coverage: make fuzz FUZZ_SECONDS=600
+fuzz: $(FUZZ_VENV)/.complete ## Fuzz the code that reads untrusted bytes: make fuzz FUZZ_SECONDS=600
 	@$(FUZZ_VENV)/bin/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
-# Asks a database on the internet, so it is no part of `make lint`.
+# Not part of `make lint`, because it queries a database on the internet.
 AUDIT_VENV := .audit-venv
 AUDIT_PINS := pip-audit==2.10.1
 $(AUDIT_VENV)/.complete: Makefile
@@ -162,15 +162,15 @@ $(AUDIT_VENV)/.complete: Makefile
 	@touch $@
 
 .PHONY: audit
-audit: setup $(AUDIT_VENV)/.complete ## Look the locked packages up in the database of known vulnerabilities (needs the internet)
+audit: setup $(AUDIT_VENV)/.complete ## Check the locked packages for known vulnerabilities (needs the internet)
 	$(AUDIT_VENV)/bin/pip-audit --require-hashes --disable-pip --requirement $(POETRY_VENV)/requirements.txt
 
 .PHONY: figures
-figures: setup ## Compute the tables and pictures of docs/cost.md and docs/scale.md again
+figures: setup ## Compute the tables and charts of docs/cost.md and docs/scale.md
 	@$(BIN)/python -m docs.figures
 
 .PHONY: model
-model: ## Make a bundle of a Hugging Face image classifier: make model HF=<id or folder>
+model: ## Create a bundle from a Hugging Face image classifier: make model HF=<id or folder>
 	@test -n "$(HF)" || { echo 'usage: make model HF=google/vit-base-patch16-224'; exit 2; }
 	@$(MAKE) --no-print-directory $(EXPORT_VENV)/.complete
 	$(EXPORT_VENV)/bin/python -m models.export_huggingface "$(HF)" $(if $(OUT),--out "$(OUT)")
@@ -182,10 +182,10 @@ $(EXPORT_VENV)/.complete: models/requirements-export.txt
 	@touch $@
 
 .PHONY: test-export
-test-export: $(EXPORT_VENV)/.complete ## Test training and export (installs PyTorch beside the project)
+test-export: $(EXPORT_VENV)/.complete ## Test training and export (installs PyTorch)
 	$(EXPORT_VENV)/bin/python -m pytest tests/export $(PYTEST_ARGS)
 
 .PHONY: clean
-clean: ## Delete what was installed and generated; DATA_DIR stays
+clean: ## Delete installed and generated files, but not DATA_DIR
 	rm -rf $(VENV) $(POETRY_VENV) $(EXPORT_VENV) $(CHECKOV_VENV) $(FUZZ_VENV) $(AUDIT_VENV) benchmarks/.venvs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +

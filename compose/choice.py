@@ -1,4 +1,4 @@
-"""Which local backend `make run` uses: the nearest to Google Cloud that this machine can run."""
+"""Chooses the backend of `make run`: the one most like Google Cloud that this machine can run."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,40 +9,40 @@ from dotenv import dotenv_values
 
 Way = Literal["compose", "emulator", "embedded"]
 WAYS: tuple[Way, ...] = get_args(Way)
-Probe = Callable[[], list[str]]  # a sentence for each thing that is missing; none: it can run
+Probe = Callable[[], list[str]]  # returns a sentence for each missing requirement
 
 
 class CannotRun(Exception):
-    """What was asked for cannot run on this machine; the text says what is missing."""
+    """The selected backend cannot run on this machine. The text says what is missing."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A way to run Glimpse, and why it was chosen."""
+    """A way to run Glimpse, and the reason for it."""
 
     way: Way
     reason: str
 
 
 def choose(asked: str, compose_lacks: Probe, emulators_lack: Probe) -> Choice:
-    """`asked` names a way, or is empty. A probe is called only where its answer matters.
+    """`asked` is a way, or empty to let this function choose. Calls a probe only if it needs to.
 
-    Raises CannotRun where `asked` names no way, or one that cannot run here.
+    Raises CannotRun if `asked` is not a way, or one that cannot run here.
     """
     if asked:
         return _forced(asked, compose_lacks, emulators_lack)
     no_compose = compose_lacks()
     if not no_compose:
-        return Choice("compose", "a Docker engine answers.")
+        return Choice("compose", "a Docker engine is running.")
     no_emulators = emulators_lack()
     if not no_emulators:
         return Choice("emulator", f"gcloud's emulators are installed. {' '.join(no_compose)}")
     lacks = " ".join([*no_compose, *no_emulators])
-    return Choice("embedded", f"it needs nothing but Python. {lacks}")
+    return Choice("embedded", f"it needs only Python. {lacks}")
 
 
 def asked_backend(environment: Mapping[str, str], env_file: Path) -> str:
-    """What `BACKEND` says, in the environment or in `env_file`; empty if neither names one."""
+    """The value of `BACKEND` in the environment or else in `env_file`, or an empty string."""
     return environment.get("BACKEND") or dotenv_values(env_file).get("BACKEND") or ""
 
 
@@ -51,10 +51,8 @@ def _forced(asked: str, compose_lacks: Probe, emulators_lack: Probe) -> Choice:
         if way == asked:
             break
     else:
-        raise CannotRun(
-            f"BACKEND={asked} is nothing that make run can start: it knows {', '.join(WAYS)}."
-        )
+        raise CannotRun(f"make run cannot start BACKEND={asked}. It can start {', '.join(WAYS)}.")
     lacks = {"compose": compose_lacks, "emulator": emulators_lack}.get(way, list)()
     if lacks:
         raise CannotRun(f"BACKEND={way} cannot run here. {' '.join(lacks)}")
-    return Choice(way, "BACKEND asks for it.")
+    return Choice(way, "BACKEND selects it.")

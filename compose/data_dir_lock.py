@@ -1,6 +1,6 @@
-"""The one supervisor of a data folder: its lock, its log, its end, and what it leaves behind.
+"""The lock that lets one supervisor use a data folder, and the files that Glimpse keeps there.
 
-The kernel drops the lock when its holder dies, however it dies, so a stale file misleads nobody.
+The kernel releases the lock when its holder ends for any reason, so a stale file has no effect.
 """
 
 import fcntl
@@ -15,30 +15,30 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-LOG_BYTES = 10_000_000  # of the log; as much again is kept of what came before
-# Whatever Glimpse writes into a data folder. Nothing else is ever deleted from one.
-_OURS = (
+LOG_BYTES = 10_000_000  # size of the log. One older file of this size is kept as well
+# Everything that Glimpse writes into a data folder. `purge` deletes nothing else.
+_FILES = (
     *("records.db*", "queue.db*", "keys.db*", "webhooks.db*", "queue.lock", "blobs", "spool"),
     *("link.key", "key.secret", "model-cache"),
     *("emulators", "glimpse.log*"),
 )
-_CLAIM_SECONDS = 1.0  # as long as a look at the lock may hold it
+_ACQUIRE_SECONDS = 1.0  # longer than `holder` keeps its shared lock
 
 
-class FolderRefused(Exception):
-    """What was to be done with a data folder is not done; the text says why, for whoever asked."""
+class DataDirError(Exception):
+    """An operation on a data folder failed. The text tells the operator why."""
 
 
-class AlreadyRunning(FolderRefused):
-    """Another supervisor works in this folder; the text says so."""
+class AlreadyRunning(DataDirError):
+    """Another supervisor holds the lock."""
 
 
-class DoesNotStop(FolderRefused):
-    """The supervisor still runs after all the time that it may take."""
+class StopTimeout(DataDirError):
+    """The supervisor did not stop in time."""
 
 
-class UnusableFolder(FolderRefused):
-    """The data folder cannot be made, or not be written; the text says why."""
+class UnusableDataDir(DataDirError):
+    """The data folder cannot be created or written to."""
 
 
 def pid_file(data_dir: Path) -> Path:
@@ -50,12 +50,12 @@ def log_file(data_dir: Path) -> Path:
 
 
 @contextmanager
-def claimed(data_dir: Path) -> Iterator[None]:
-    """Be the folder's one supervisor, whose process id others find.
+def held(data_dir: Path) -> Iterator[None]:
+    """Hold the lock. Other processes find the id of this one in the pid file.
 
-    Raises AlreadyRunning, UnusableFolder.
+    Raises AlreadyRunning or UnusableDataDir.
     """
-    with _locked(data_dir) as file:
+    with _acquire(data_dir) as file:
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
@@ -63,22 +63,22 @@ def claimed(data_dir: Path) -> Iterator[None]:
         file.truncate(0)
 
 
-def _locked(data_dir: Path) -> TextIO:
-    """The pid file, with a lock on it that ends when it is closed. Raises as `claimed`."""
-    deadline = time.monotonic() + _CLAIM_SECONDS
+def _acquire(data_dir: Path) -> TextIO:
+    """The locked pid file. Closing it releases the lock. Raises as `held` does."""
+    deadline = time.monotonic() + _ACQUIRE_SECONDS
     while True:
         with _usable(data_dir):
             data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             file = pid_file(data_dir).open("a+")
-        # A purge deletes the file that it holds: a lock on that one would be seen by nobody.
+        # `purge` deletes the file that it has locked. Other processes do not see a lock on that.
         if _lock(file.fileno(), fcntl.LOCK_EX) and _is_at(pid_file(data_dir), file):
             return file
         with file:
             if time.monotonic() > deadline:
                 file.seek(0)
                 raise AlreadyRunning(
-                    f"Glimpse runs in {data_dir.resolve()} already (process "
-                    f"{file.read().strip()}). End it with make stop, or set DATA_DIR."
+                    f"Glimpse is already running in {data_dir.resolve()} (process "
+                    f"{file.read().strip()}). Stop it with make stop, or set DATA_DIR."
                 )
         time.sleep(0.05)
 
@@ -90,8 +90,8 @@ def _is_at(path: Path, file: TextIO) -> bool:
         return False
 
 
-def running(data_dir: Path) -> int | None:
-    """The process id of the folder's supervisor, if one lives. Raises UnusableFolder."""
+def holder(data_dir: Path) -> int | None:
+    """The id of the process that holds the lock, or None. Raises UnusableDataDir."""
     with _usable(data_dir):
         try:
             file = pid_file(data_dir).open()
@@ -104,57 +104,54 @@ def running(data_dir: Path) -> int | None:
     return int(text) if text else None
 
 
-def stop(data_dir: Path, patience: float) -> bool:
-    """End the folder's supervisor and with it all it runs; False if there was none.
+def stop_holder(data_dir: Path, seconds: float) -> bool:
+    """Stop the supervisor that holds the lock. Returns False if there is none.
 
-    Raises UnusableFolder, and DoesNotStop after `patience` seconds.
+    Raises UnusableDataDir, and StopTimeout after `seconds`.
     """
-    process = running(data_dir)
+    process = holder(data_dir)
     if process is None:
         return False
     os.kill(process, signal.SIGTERM)
-    deadline = time.monotonic() + patience
-    while running(data_dir) == process:
+    deadline = time.monotonic() + seconds
+    while holder(data_dir) == process:
         if time.monotonic() > deadline:
-            raise DoesNotStop(f"Process {process} still runs after {patience:g} s.")
+            raise StopTimeout(f"Process {process} is still running after {seconds:g} s.")
         time.sleep(0.1)
     return True
 
 
 def purge(data_dir: Path) -> list[str]:
-    """Delete all that Glimpse wrote into the folder, and the folder if nothing else is in it.
+    """Delete what Glimpse wrote into the folder, and the folder if it is empty then.
 
-    Returns the names of what is not ours and therefore stays. Raises AlreadyRunning.
+    Returns the names of the other files, which remain. Raises AlreadyRunning.
     """
     if not data_dir.is_dir():
         return []
-    with claimed(data_dir):
-        for pattern in _OURS:
+    with held(data_dir):
+        for pattern in _FILES:
             for path in data_dir.glob(pattern):
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 else:
                     path.unlink()
         pid_file(data_dir).unlink()
-    left = sorted(path.name for path in data_dir.iterdir())
-    if not left and not data_dir.is_symlink():
+    others = sorted(path.name for path in data_dir.iterdir())
+    if not others and not data_dir.is_symlink():
         data_dir.rmdir()
-    return left
+    return others
 
 
 class _Log(logging.handlers.RotatingFileHandler):
-    """A full disk costs lines, which whoever watches sees all the same, and nothing else."""
+    """Drops lines that it cannot write, for example to a full disk."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Say nothing: by default each line that is lost is a traceback on standard error."""
+        """Write nothing: the default is a traceback on standard error for each lost line."""
 
 
 @contextmanager
 def opened_log(data_dir: Path) -> Iterator[Callable[[str], None]]:
-    """Writes a line to the log that `make logs` shows; it is bounded in size.
-
-    Raises UnusableFolder.
-    """
+    """Yields a function that writes a line to the log for `make logs`. Raises UnusableDataDir."""
     with _usable(data_dir):
         handler = _Log(
             log_file(data_dir),
@@ -175,11 +172,11 @@ def opened_log(data_dir: Path) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def _usable(data_dir: Path) -> Iterator[None]:
-    """Raises UnusableFolder where what is done in the folder cannot be."""
+    """Turns an OSError into UnusableDataDir."""
     try:
         yield
     except OSError as error:
-        raise UnusableFolder(
+        raise UnusableDataDir(
             f"DATA_DIR={data_dir} cannot be used: {error.filename}: {error.strerror}."
         ) from error
 

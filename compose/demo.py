@@ -1,6 +1,7 @@
-"""Show Glimpse at work: `make demo` sends a few photos to the running service, then a batch.
+"""Demonstrates Glimpse: `make demo` sends a few photos to the running service, then a batch.
 
-The photos come with scikit-image, free of rights (its data folder's README names each source).
+The photos are part of scikit-image and in the public domain. The README of its data folder names
+their sources.
 """
 
 import hashlib
@@ -20,20 +21,20 @@ from compose.demo_batch import show_batch
 from core.settings import load_settings
 
 PHOTOS = ("chelsea.png", "coffee.png", "rocket.jpg", "astronaut.png")
-PATIENCE = 60.0  # seconds
-# Which backend runs, only `make run` has said. A batch needs the scope `jobs` as well.
-ASKS_FOR_A_KEY = """\
-It asks for a key, of the backend that make run has named. Of embedded, and likewise of emulator:
+RESULT_SECONDS = 60.0  # longest time until an image has a result
+# Only `make run` knows which backend runs. A batch needs the scope `jobs` as well.
+KEY_REQUIRED = """\
+Glimpse requires an API key of the backend that make run has named. For embedded (or emulator):
   export GLIMPSE_API_KEY="$(BACKEND=embedded make --silent key NAME=demo SCOPES=classify,read,jobs)"
-Of compose:
+For compose:
   export GLIMPSE_API_KEY="$(docker compose --file compose/compose.yaml exec -T api \\
     python -m app.keys create demo --scopes classify,read,jobs)"
-Then again: make demo"""
+Then run make demo again."""
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A row: the first answer, how the image ended, and how long each took in seconds."""
+class Row:
+    """The first response, the result, and the time that each took, in seconds."""
 
     file: str
     first_status: int
@@ -44,14 +45,14 @@ class Shown:
     again_seconds: float
 
 
-def show(client: httpx.Client, file: str, photo: bytes) -> Shown:
-    """The whole way of one photo: upload, ask until it is finished, upload again."""
+def show(client: httpx.Client, file: str, photo: bytes) -> Row:
+    """Upload a photo, wait for its result, and upload it again."""
     began = time.perf_counter()
     first = client.post("/what/fast", files={"img": (file, photo)}).raise_for_status()
     answer = first.json()
     image_hash = hashlib.sha256(photo).hexdigest()
     while answer["status"] not in ("success", "error"):
-        if time.perf_counter() - began > PATIENCE:
+        if time.perf_counter() - began > RESULT_SECONDS:
             break
         time.sleep(0.02)
         answer = client.get(f"/what/status/{image_hash}").raise_for_status().json()
@@ -60,7 +61,7 @@ def show(client: httpx.Client, file: str, photo: bytes) -> Shown:
     again = client.post("/what/fast", files={"img": (file, photo)}).raise_for_status()
     best = answer["annotations"][:3]
     labels = [f"{a['label']} {a['confidence']:.0%}" for a in best]
-    return Shown(
+    return Row(
         file=file,
         first_status=first.status_code,
         status=answer["status"],
@@ -86,8 +87,8 @@ def main() -> None:
     settings = load_settings()
     url = settings.api_url
     console = Console()
-    table = Table(title=f"What is in these pictures? ({url})")
-    # All but the labels, which may be long, have a place of their own in 80 columns.
+    table = Table(title=f"What is in these images? ({url})")
+    # In 80 columns, only labels need a second line.
     for column in ("file", "first", "status", "labels", "time", "again"):
         table.add_column(column, no_wrap=column != "labels")
     failed = False
@@ -112,9 +113,9 @@ def main() -> None:
     except httpx.HTTPStatusError as refused:
         if refused.response.status_code != httpx.codes.UNAUTHORIZED:
             raise
-        sys.exit(ASKS_FOR_A_KEY)
+        sys.exit(KEY_REQUIRED)
     except httpx.TransportError:
-        sys.exit(f"Nothing answers at {url}. Start it in another terminal: make run")
+        sys.exit(f"Glimpse is not running at {url}. Start it in another terminal: make run")
     sys.exit(int(failed))
 
 

@@ -1,4 +1,4 @@
-"""The second part of `make demo`: many pictures as one job, watched live."""
+"""The second part of `make demo`: one job with many images, and its live updates."""
 
 import io
 import json
@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-PICTURES = 120
+IMAGES = 120
 CROP = 192  # pixels
-BROKEN = 3  # files that are no pictures: each fails its item, and not the job
-COMMON = 6  # labels shown
+BROKEN = 3  # files that are not images: each fails its item, not the job
+COMMON = 6  # labels in the table
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Event:
 
 
 def events(lines: Iterator[str]) -> Iterator[Event]:
-    """The events of a stream's lines (WHATWG HTML, 9.2.6), heartbeats left out."""
+    """The events in the lines of a stream (WHATWG HTML, 9.2.6), without heartbeats."""
     name, data = "message", ""
     for line in lines:
         field, _, value = line.partition(":")
@@ -44,7 +44,7 @@ def events(lines: Iterator[str]) -> Iterator[Event]:
 
 
 def crops(names: Sequence[str], count: int) -> Iterator[tuple[str, bytes]]:
-    """Distinct cut-outs of the photos, new ones each time: nothing of them is known yet."""
+    """Random sections of the photos, which Glimpse has not seen before."""
     draw = random.Random()
     photos = [Image.open(str(files("skimage.data") / name)).convert("RGB") for name in names]
     for number in range(count):
@@ -57,9 +57,9 @@ def crops(names: Sequence[str], count: int) -> Iterator[tuple[str, bytes]]:
 
 
 def show_batch(client: httpx.Client, names: Sequence[str], console: Console) -> bool:
-    """Upload a batch and follow it to its end; whether it came to the one it should have."""
-    pictures = [*crops(names, PICTURES), *((f"note-{n}.jpg", b"a note") for n in range(BROKEN))]
-    upload = [("imgs", picture) for picture in pictures]
+    """Upload a batch and follow it to its end. Returns whether the job ended as expected."""
+    images = [*crops(names, IMAGES), *((f"note-{n}.jpg", b"a note") for n in range(BROKEN))]
+    upload = [("imgs", image) for image in images]
     created = client.post("/api/v1/jobs/batch-predict", files=upload).raise_for_status().json()
     bar = Progress(
         TextColumn("{task.description}"),
@@ -72,11 +72,11 @@ def show_batch(client: httpx.Client, names: Sequence[str], console: Console) -> 
     job: dict[str, object] = {}
     with bar, client.stream("GET", created["stream_url"], timeout=60) as stream:
         stream.raise_for_status()
-        task = bar.add_task("one job", total=len(pictures), failed=0)
+        task = bar.add_task("one job", total=len(images), failed=0)
         for event in events(stream.iter_lines()):
             job = event.data
-            settled = int(str(job["succeeded"])) + int(str(job["failed"]))
-            bar.update(task, completed=settled, failed=job["failed"])
+            completed = int(str(job["succeeded"])) + int(str(job["failed"]))
+            bar.update(task, completed=completed, failed=job["failed"])
     labels: Counter[str] = Counter()
     results = client.get(
         f"{created['poll_url']}/results", headers={"Accept": "application/x-ndjson"}
@@ -87,7 +87,7 @@ def show_batch(client: httpx.Client, names: Sequence[str], console: Console) -> 
     console.print(f"Job {created['job_id']}: {job['status']}. The most frequent labels:")
     table = Table()
     table.add_column("label")
-    table.add_column("pictures", justify="right")
+    table.add_column("images", justify="right")
     for label, number in labels.most_common(COMMON):
         table.add_row(label, str(number))
     console.print(table)

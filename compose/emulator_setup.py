@@ -1,6 +1,7 @@
-"""Topics, push subscriptions and bucket on running emulators: `python -m compose.emulator_setup`.
+"""Creates topics, push subscriptions, and the bucket on running emulators.
 
-Waits until they answer. Running it again changes what differs from the settings.
+Run it as `python -m compose.emulator_setup`. It waits until the emulators respond. If you run it
+again, it updates what differs from the settings.
 """
 
 import asyncio
@@ -10,12 +11,12 @@ from core.backends.google.provision import provision
 from core.errors import Unavailable
 from core.settings import Settings, load_settings
 
-PATIENCE = 120.0  # seconds
+START_SECONDS = 120.0  # longest time until the emulators respond
 
 
-async def set_up(settings: Settings, patience: float = PATIENCE) -> None:
-    """Raises Unavailable where an emulator has not answered in time."""
-    deadline = time.monotonic() + patience
+async def set_up(settings: Settings, seconds: float = START_SECONDS) -> None:
+    """Raises Unavailable if an emulator does not respond within `seconds`."""
+    deadline = time.monotonic() + seconds
     while True:
         try:
             return await provision(settings)
@@ -28,7 +29,7 @@ async def set_up(settings: Settings, patience: float = PATIENCE) -> None:
 def main() -> None:
     settings = load_settings()
     if settings.backend != "emulator":
-        raise SystemExit("This is for BACKEND=emulator; Google Cloud is set up by Terraform.")
+        raise SystemExit("This command needs BACKEND=emulator. Terraform sets up Google Cloud.")
     try:
         asyncio.run(set_up(settings))
     except Unavailable as error:

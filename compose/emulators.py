@@ -1,7 +1,7 @@
-"""Google's emulators as plain processes: `python -m compose.emulators`.
+"""Runs Google's emulators as plain processes: `python -m compose.emulators`.
 
-Datastore and Pub/Sub are those of an installed gcloud, run by Java without gcloud's own wrapper,
-which costs seconds and leaves its child behind when it is killed. Cloud Storage is
+Java runs the Datastore and Pub/Sub emulators of an installed gcloud directly. The wrapper of gcloud
+takes seconds to start and does not stop its child when it is killed. The Cloud Storage emulator is
 gcp-storage-emulator, a development dependency.
 """
 
@@ -20,21 +20,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from compose.children import end_with_parent
+from core.child_process import end_with_parent
 from core.settings import Settings, load_settings
 
-PATIENCE = 120.0  # seconds until an emulator must answer, on a busy machine
-GRACE = 10.0  # seconds that one may take to stop
+START_SECONDS = 120.0  # longest time until an emulator responds, on a busy machine
+STOP_SECONDS = 10.0  # longest time until an emulator has stopped
 _JAVA = ("-Xmx512m", "-XX:+UseSerialGC")
 
 
 class EmulatorsMissing(Exception):
-    """What this machine lacks, as sentences for whoever would like to run them."""
+    """This machine cannot run the emulators. The text says what is missing."""
 
 
 @dataclass(frozen=True)
 class Emulator:
-    """One process. It answers GET / with 200 once it is ready."""
+    """One process. When it is ready, it responds to GET / with 200."""
 
     name: str
     argv: tuple[str, ...]
@@ -45,7 +45,7 @@ class Emulator:
     def url(self) -> str:
         return f"http://{self.host}:{self.port}/"
 
-    def answers(self) -> bool:
+    def is_ready(self) -> bool:
         try:
             with urllib.request.urlopen(self.url, timeout=2) as response:
                 return bool(response.status == 200)
@@ -54,7 +54,7 @@ class Emulator:
 
 
 def sdk_root() -> Path | None:
-    """The folder of the installed gcloud, if there is one."""
+    """The folder of the installed gcloud, or None."""
     executable = shutil.which("gcloud")
     root = os.environ.get("CLOUDSDK_ROOT_DIR") or (
         executable and Path(executable).resolve().parents[1]
@@ -63,14 +63,14 @@ def sdk_root() -> Path | None:
 
 
 def missing() -> list[str]:
-    """A sentence for everything that the emulators need and this machine lacks."""
+    """A sentence for each requirement of the emulators that this machine does not meet."""
     sentences = []
     root = sdk_root()
     if root is None:
         sentences.append("gcloud is not installed: https://cloud.google.com/sdk/docs/install.")
     else:
         sentences += [
-            f"gcloud lacks the component {component}: gcloud components install {component}."
+            f"The gcloud component {component} is missing: gcloud components install {component}."
             for component, jar in (
                 ("cloud-datastore-emulator", _datastore_jar(root)),
                 ("pubsub-emulator", _pubsub_jar(root)),
@@ -78,16 +78,16 @@ def missing() -> list[str]:
             if jar is None
         ]
     if shutil.which("java") is None:
-        sentences.append("Java is not installed; the emulators need version 11 or newer.")
+        sentences.append("Java is not installed. The emulators need version 11 or newer.")
     if importlib.util.find_spec("gcp_storage_emulator") is None:
         sentences.append("The Python package gcp-storage-emulator is not installed: make setup.")
     return sentences
 
 
 def emulators(settings: Settings, folder: Path) -> list[Emulator]:
-    """The three at the addresses in `settings`, data in `folder`. Raises EmulatorsMissing.
+    """All three, at the addresses in `settings`, with data in `folder`. Raises EmulatorsMissing.
 
-    Pub/Sub's keeps everything in memory: when it ends, topics and messages are gone.
+    The Pub/Sub emulator keeps topics and messages in memory only.
     """
     if sentences := missing():
         raise EmulatorsMissing(" ".join(sentences))
@@ -101,9 +101,9 @@ def emulators(settings: Settings, folder: Path) -> list[Emulator]:
 
 
 def storage_emulator(folder: Path, url: str) -> Emulator:
-    """Cloud Storage's alone, at `url`, data in `folder`. It needs nothing but Python."""
+    """The Cloud Storage emulator at `url`, with data in `folder`. It needs only Python."""
     host, port = _address(url.partition("://")[2])
-    data = (folder / "storage").absolute()  # it takes no other
+    data = (folder / "storage").absolute()  # the emulator accepts absolute paths only
     data.mkdir(parents=True, exist_ok=True)
     command = (sys.executable, "-m", "gcp_storage_emulator", "--data-dir", str(data))
     argv = (*command, "start", "--quiet", f"--host={host}", f"--port={port}")
@@ -111,9 +111,10 @@ def storage_emulator(folder: Path, url: str) -> Emulator:
 
 
 def firestore_emulator(host: str, port: int) -> Emulator:
-    """Firestore's, in Datastore mode: it locks where Datastore's aborts. Raises EmulatorsMissing.
+    """The Firestore emulator in Datastore mode. Raises EmulatorsMissing.
 
-    For tests: what is right on both is right however the real database settles conflicts.
+    For tests: this emulator locks entities, and the Datastore emulator aborts conflicts. Code that
+    is correct on both does not depend on how the real database resolves conflicts.
     """
     root = sdk_root()
     folder = root / "platform" / "cloud-firestore-emulator" if root else None
@@ -121,7 +122,7 @@ def firestore_emulator(host: str, port: int) -> Emulator:
     if jar is None or not jar.is_file():
         component = "cloud-firestore-emulator"
         raise EmulatorsMissing(
-            f"gcloud lacks the component {component}: gcloud components install {component}."
+            f"The gcloud component {component} is missing: gcloud components install {component}."
         )
     main = "com.google.cloud.datastore.emulator.firestore.CloudFirestore"
     command = ("java", *_JAVA, "-Duser.language=en", "-cp", str(jar), main, "start")
@@ -130,7 +131,7 @@ def firestore_emulator(host: str, port: int) -> Emulator:
 
 
 class RunningEmulators:
-    """Starts them, waits until each answers, and stops them at the end; use with `with`."""
+    """A context in which emulators run. It waits until each one is ready."""
 
     def __init__(self, wanted: Iterable[Emulator], folder: Path) -> None:
         self.emulators = {emulator.name: emulator for emulator in wanted}
@@ -149,7 +150,7 @@ class RunningEmulators:
         self.stop()
 
     def start(self, *names: str) -> None:
-        """Start these and return once they answer. Raises RuntimeError with their log."""
+        """Start these and wait until they are ready. Raises RuntimeError with the log."""
         self._folder.mkdir(parents=True, exist_ok=True)
         for name in names:
             with self.log_file(name).open("ab") as log:
@@ -158,42 +159,42 @@ class RunningEmulators:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    preexec_fn=end_with_parent,  # noqa: PLW1509 - one prctl, as in the supervisor
+                    preexec_fn=end_with_parent,  # noqa: PLW1509 - it only calls prctl
                 )
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + START_SECONDS
         for name in names:
-            while not self.emulators[name].answers():
+            while not self.emulators[name].is_ready():
                 if self._processes[name].poll() is not None or time.monotonic() > deadline:
                     tail = self.log_file(name).read_text(errors="replace")[-2000:]
                     raise RuntimeError(f"The {name} emulator did not start:\n{tail}")
                 time.sleep(0.1)
 
     def stop(self, *names: str) -> None:
-        """End these (all, if none is named), gently first."""
-        ending = [self._processes.pop(n) for n in (names or list(self._processes))]
-        for process in ending:
+        """Stop these, or all. Kill those that do not stop in time."""
+        stopping = [self._processes.pop(n) for n in (names or list(self._processes))]
+        for process in stopping:
             process.terminate()
-        for process in ending:
+        for process in stopping:
             try:
-                process.wait(GRACE)
+                process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
 
     def kill(self, name: str) -> None:
-        """`kill -9`."""
+        """Send SIGKILL."""
         self._processes[name].kill()
         self._processes.pop(name).wait()
 
     def suspend(self, name: str) -> None:
-        """Let it hang: connections are accepted and nothing answers."""
+        """Pause it: the kernel accepts connections, but it does not respond."""
         self._processes[name].send_signal(signal.SIGSTOP)
 
     def resume(self, name: str) -> None:
         self._processes[name].send_signal(signal.SIGCONT)
 
     def ended(self) -> list[str]:
-        """Those that were started and have ended by themselves."""
+        """The emulators that were started and have ended without `stop`."""
         return [name for name, process in self._processes.items() if process.poll() is not None]
 
     def log_file(self, name: str) -> Path:
@@ -210,12 +211,12 @@ def _datastore(jar: Path | None, folder: Path, host: str, port: int) -> Emulator
         "com.google.cloud.datastore.emulator.CloudDatastore",
     )
     if not (data / "WEB-INF").is_dir():
-        # Imported here, so that asking what is missing loads none of Google's libraries.
+        # Imported here, so that `missing` does not load Google's libraries.
         from core.backends.google.endpoints import DEMO_PROJECT
 
         data.parent.mkdir(parents=True, exist_ok=True)
         create = (*command, "create", f"--project_id={DEMO_PROJECT}", str(data))
-        subprocess.run(create, check=True, capture_output=True, timeout=PATIENCE)
+        subprocess.run(create, check=True, capture_output=True, timeout=START_SECONDS)
     start = ("start", f"--host={host}", f"--port={port}", "--consistency=1.0", str(data))
     return Emulator("datastore", (*command, *start), host, port)
 
@@ -256,7 +257,7 @@ async def _serve(settings: Settings) -> int:
             print(f"{emulator.name} emulator: {emulator.host}:{emulator.port}", flush=True)
         while not stop.is_set():
             if ended := running.ended():
-                print(f"ended: {', '.join(ended)}; see {folder}", file=sys.stderr)
+                print(f"Ended: {', '.join(ended)}. See the logs in {folder}.", file=sys.stderr)
                 return 1
             try:
                 await asyncio.wait_for(stop.wait(), 1)
@@ -266,7 +267,7 @@ async def _serve(settings: Settings) -> int:
 
 
 def main() -> None:
-    """Run all three, set up, until SIGTERM or Ctrl-C; the logs are in DATA_DIR/emulators."""
+    """Run all three and set them up, until SIGTERM or Ctrl-C. Logs are in DATA_DIR/emulators."""
     try:
         raise SystemExit(asyncio.run(_serve(load_settings())))
     except EmulatorsMissing as error:

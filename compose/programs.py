@@ -1,4 +1,4 @@
-"""What `make run` keeps running on this machine: the processes of a backend, as data."""
+"""The processes that `make run` runs for each backend, as data."""
 
 import sys
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from core.settings import Settings
 
 @dataclass(frozen=True)
 class Program:
-    """One process. `address` must be free before anything starts; `setting` is what moves it."""
+    """One process. `address` must be free before it starts. `setting` changes the address."""
 
     name: str
     argv: tuple[str, ...]
@@ -22,7 +22,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Plan:
-    """`services` start once `set_up` has ended well, and end before `emulators` do."""
+    """`services` start after `set_up` has succeeded, and stop before `emulators` do."""
 
     title: str
     services: tuple[Program, ...]
@@ -35,7 +35,7 @@ class Plan:
 
 
 def plan(settings: Settings) -> Plan:
-    """The processes of `settings.backend`. Raises CannotRun, saying what is missing."""
+    """The processes of `settings.backend`. Raises CannotRun with what is missing."""
     worker = _service("worker", "worker", settings.host, settings.worker_port, "WORKER_PORT")
     api = _service("api", "app", settings.host, settings.api_port, "API_PORT")
     where = f"{settings.data_dir}, model {settings.model_uri}"
@@ -45,16 +45,16 @@ def plan(settings: Settings) -> Plan:
     if settings.backend == "emulator":
         return Plan(
             f"Google's emulators in {where}",
-            # What Cloud Scheduler and Terraform do elsewhere is the scheduler's part.
+            # The scheduler replaces Cloud Scheduler and Terraform.
             (worker, Program("scheduler", _module("compose.scheduler")), api),
             _emulators(settings),
             Program("set-up", _module("compose.emulator_setup")),
         )
-    raise CannotRun("BACKEND=gcp runs on Google Cloud; make run starts what runs here.")
+    raise CannotRun("BACKEND=gcp runs on Google Cloud. make run starts local backends only.")
 
 
 def _service(name: str, module: str, host: str, port: int, setting: str) -> Program:
-    # PORT would give both services the same one, if it were set.
+    # Each service gets its own PORT: one in the environment would apply to both.
     return Program(name, _module(module), (host, port), setting, {"PORT": str(port)})
 
 

@@ -1,8 +1,8 @@
-"""The parts of Cloud Scheduler and Terraform beside the emulators: `python -m compose.scheduler`.
+"""Replaces Cloud Scheduler and Terraform for the emulators: `python -m compose.scheduler`.
 
-It asks the worker to look after stale records and due jobs, regularly; the embedded queue does so
-by itself. And Pub/Sub's emulator forgets everything when it ends, so it is set up anew whenever a
-topic is gone.
+It calls the worker regularly to reconcile stale records and to run due jobs. The embedded queue
+does this itself. The Pub/Sub emulator loses its topics when it ends, so this process creates
+missing topics again.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import structlog
 
 from compose.emulator_setup import set_up
 from core.backends import Backend, open_backend
-from core.backends.local_scheduler import regular_calls
+from core.backends.local_scheduler import running_scheduler
 from core.backends.push_client import PushClient
 from core.errors import GlimpseError, Unavailable
 from core.observability.logs import configure_logging
@@ -25,30 +25,30 @@ CHECK_SECONDS = 5.0
 
 
 async def schedule(settings: Settings) -> None:
-    """Do both, until cancelled."""
+    """Do both until this task is cancelled."""
     async with (
         open_backend(settings) as backend,
         PushClient(settings.push_url) as client,
-        regular_calls(client, settings),
+        running_scheduler(client, settings),
     ):
         while True:
             await asyncio.sleep(CHECK_SECONDS)
-            await _set_up_again_if_gone(settings, backend)
+            await _restore_topics(settings, backend)
 
 
-async def _set_up_again_if_gone(settings: Settings, backend: Backend) -> None:
+async def _restore_topics(settings: Settings, backend: Backend) -> None:
     try:
         await backend.publisher.ping()
     except GlimpseError:
         try:
-            await set_up(settings, patience=0)
+            await set_up(settings, seconds=0)
         except Unavailable:
-            return  # it is down, and may be back by the next check
+            return  # the emulator is down. The next check tries again
         log.warning("emulators set up again")
 
 
 async def serve(settings: Settings) -> None:
-    """Schedule until SIGTERM or SIGINT."""
+    """Run until SIGTERM or SIGINT."""
     task = asyncio.create_task(schedule(settings))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,22 +1,23 @@
-"""Put two images into service on Cloud Run, or put everything back: `python3 -m deploy.release`.
+"""Releases two images to Cloud Run, or rolls a release back: `python3 -m deploy.release`.
 
-The order follows from who talks to whom. The API publishes, Pub/Sub pushes to whichever worker
-revision has the traffic, and messages of the old API are still on their way when the new one
-starts. So a worker must understand the messages of the API before it and of its own:
+The order of the steps follows from the direction of messages. The API publishes, and Pub/Sub
+pushes to the worker revision that has the traffic. When a new API starts, the queue still has
+messages of the old API. So a worker must understand messages of its own API and of the previous
+one:
 
-1. Both revisions are made without traffic; the worker's starts only if its model loads.
-2. The worker gets the traffic. The API in service is asked a whole question: old messages work.
-3. The new API revision is asked one at its own address: new messages work.
-4. The API gets the traffic, and is asked once more.
+1. Create both revisions without traffic. The worker revision starts only if its model loads.
+2. Move the traffic of the worker. Test the API in service: its messages must work.
+3. Test the new API revision at its own address: its messages must work.
+4. Move the traffic of the API, and test it again.
 
-Behind a load balancer alone (`--api-url`) a revision has no address of its own that is open to us:
-step 3 is left out there, and step 4 is the first to ask the new API.
+If only a load balancer can reach the API (`--api-url`), a revision has no address for the test.
+Then there is no step 3, and step 4 is the first test of the new API.
 
-A failure at any step gives the API's traffic back first, so that no new message is made, and the
-worker's after it. What the new API had published by then is delivered to the old worker: one that
-does not have its model refuses, and the message stays for replay as a dead letter.
+If a step fails, the API gets its old traffic back first, which stops new messages. Then the
+worker gets its old traffic back. The old worker receives the messages that the new API has
+published. If it does not have their model, they become dead letters, which can be replayed.
 
-Runs gcloud, and needs nothing but the standard library.
+This module runs gcloud. It needs only the standard library.
 """
 
 import argparse
@@ -31,24 +32,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from deploy.smoke import PATIENCE, Target, smoke
+from deploy.smoke import RESULT_SECONDS, Target, smoke
 
-TAG = "candidate"  # names the new revision's address until it has the traffic
-GCLOUD_SECONDS = 900.0  # a revision's start-up probe may take its time
+TAG = "candidate"  # gives the new revision an address until it has the traffic
+GCLOUD_SECONDS = 900.0  # includes the start-up probe of a revision
 
 Split = Mapping[str, int]  # revision: percent
-Check = Callable[[str], str]  # asks the API at an address; what it said. Raises SmokeFailed.
+Check = Callable[[str], str]  # tests the API at an address, returns its model. Raises SmokeFailed
 
 
 class ReleaseFailed(Exception):
-    """A step did not succeed; the text says which and why."""
+    """A step failed. The text says which one and why."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """A Cloud Run service as it stands.
+    """The state of a Cloud Run service.
 
-    `candidate*` are empty where no revision has the tag, addresses where there are none.
+    `candidate` and `candidate_url` are empty if no revision has the tag.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Service:
 
 @dataclass(frozen=True)
 class CloudRun:
-    """The services of one project and region, through gcloud."""
+    """The Cloud Run services of a project and region, through gcloud."""
 
     project: str
     region: str
@@ -70,7 +71,7 @@ class CloudRun:
         return service_of(name, self._json("run", "services", "describe", name))
 
     def add_revision(self, name: str, image: str) -> Service:
-        """A revision of `image` without traffic, ready under the tag. The service must exist."""
+        """Create a revision of `image` with the tag and without traffic. The service must exist."""
         service = service_of(
             name,
             self._json(
@@ -78,14 +79,14 @@ class CloudRun:
                 *(f"--image={image}", "--no-traffic", f"--tag={TAG}"),
             ),
         )
-        # gcloud may answer before the tag stands in the status.
+        # gcloud can return before the status has the tag.
         service = service if service.candidate else self.describe(name)
         if not service.candidate:
             raise ReleaseFailed(f"{name}: there is no new revision")
         return service
 
     def set_traffic(self, name: str, split: Split) -> None:
-        """Send requests by `split`, and drop the tag, which would keep its revision warm."""
+        """Split the requests as given, and remove the tag, which would keep its revision warm."""
         shares = ",".join(f"{revision}={percent}" for revision, percent in split.items())
         self._json(
             *("run", "services", "update-traffic", name),
@@ -100,7 +101,7 @@ class CloudRun:
         try:
             done = subprocess.run(
                 self.command(*words),
-                stdout=subprocess.PIPE,  # its standard error is the log's
+                stdout=subprocess.PIPE,  # its standard error goes to the log
                 text=True,
                 check=True,
                 timeout=GCLOUD_SECONDS,
@@ -111,11 +112,11 @@ class CloudRun:
 
 
 def service_of(name: str, document: Any) -> Service:
-    """What `gcloud run services describe --format=json` says. Raises ReleaseFailed."""
+    """Parse the output of `gcloud run services describe --format=json`. Raises ReleaseFailed."""
     try:
         status, template = document["status"], document["spec"]["template"]["spec"]
         targets = status.get("traffic", [])
-        # One revision may stand in several lines, one of them for its tag.
+        # A revision can have several entries, one of them for its tag.
         traffic: dict[str, int] = {}
         for target in targets:
             if percent := target.get("percent", 0):
@@ -131,18 +132,22 @@ def service_of(name: str, document: Any) -> Service:
             candidate_url=tagged.get("url", ""),
         )
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise ReleaseFailed(f"{name}: gcloud describes no service in use: {error!r}") from error
+        raise ReleaseFailed(
+            f"{name}: gcloud does not describe a service in use: {error!r}"
+        ) from error
     if sum(traffic.values()) != 100:
-        raise ReleaseFailed(f"{name}: no revision to go back to, traffic is {traffic}")
+        raise ReleaseFailed(
+            f"{name}: there is no revision to roll back to, the traffic is {traffic}"
+        )
     return service
 
 
 @dataclass
 class Journal:
-    """What was so before, in a file, so that another process can put it back; and what was done.
+    """A file with the traffic before the release, so that another process can restore it.
 
-    `path` holds the traffic before the release until the release or the roll-back is complete.
-    `summary`, where given, gets a line of Markdown for each step.
+    The file exists until the release or the roll-back is complete. `summary` is an optional file
+    that gets a line of Markdown for each step.
     """
 
     path: Path
@@ -158,7 +163,7 @@ class Journal:
                 page.write(f"## Release of {' and '.join(before)}\n\n")
 
     def read(self) -> tuple[CloudRun, dict[str, dict[str, int]]] | None:
-        """Where, and each service's traffic before, in the order of going back; None if closed."""
+        """The project and each service's traffic, in roll-back order, or None if it is closed."""
         if not self.path.exists():
             return None
         document = json.loads(self.path.read_text())
@@ -177,9 +182,9 @@ class Journal:
 
 @dataclass(frozen=True)
 class Change:
-    """A service as it stands, and the image that it shall run.
+    """A service and its new image.
 
-    `public_url` is the one address where it can be reached, if it is not the service's own.
+    `public_url` is the address of the service if it is not reachable at its own.
     """
 
     service: Service
@@ -192,13 +197,13 @@ class Change:
 
     @property
     def first(self) -> bool:
-        """Whether what runs is another program, such as the placeholder of a new project."""
+        """Whether the service runs another program, such as the placeholder of a new project."""
         return _repository(self.service.image) != _repository(self.image)
 
 
 def release(cloud: CloudRun, api: Change, worker: Change, check: Check, journal: Journal) -> None:
-    """The four steps. Raises ReleaseFailed, after going back."""
-    # Going back keeps this order: the API first.
+    """Do the four steps. Raises ReleaseFailed after the roll-back."""
+    # A roll-back uses this order: the API first.
     journal.open(cloud, [api.service, worker.service])
     journal.note("📦", f"`{api.image}`")
     journal.note("📦", f"`{worker.image}`")
@@ -208,20 +213,20 @@ def release(cloud: CloudRun, api: Change, worker: Change, check: Check, journal:
         new_api = cloud.add_revision(api.name, api.image)
         journal.note("✅", f"`{new_api.candidate}` is ready, without traffic")
         cloud.set_traffic(worker.name, {new_worker.candidate: 100})
-        journal.note("✅", f"`{new_worker.candidate}` takes the messages")
+        journal.note("✅", f"`{new_worker.candidate}` gets the messages")
         if api.first:
-            journal.note("✅", "the API in service is a placeholder and was not asked")
+            journal.note("✅", "the API in service is a placeholder and was not tested")
         else:
             journal.note(
                 "✅",
                 f"the API in service works with it: {check(api.public_url or api.service.url)}",
             )
         if api.public_url:
-            journal.note("✅", f"`{new_api.candidate}` cannot be asked before it is in service")
+            journal.note("✅", f"`{new_api.candidate}` cannot be tested before it is in service")
         else:
             journal.note("✅", f"`{new_api.candidate}` works: {check(new_api.candidate_url)}")
         cloud.set_traffic(api.name, {new_api.candidate: 100})
-        journal.note("✅", f"`{new_api.candidate}` takes the requests")
+        journal.note("✅", f"`{new_api.candidate}` gets the requests")
         journal.note("✅", f"the API in service works: {check(api.public_url or new_api.url)}")
     except Exception as error:
         journal.note("❌", str(error))
@@ -231,9 +236,9 @@ def release(cloud: CloudRun, api: Change, worker: Change, check: Check, journal:
 
 
 def roll_back(journal: Journal) -> bool:
-    """Put the traffic back as the journal has it; False where nothing is open.
+    """Restore the traffic of the journal. Returns False if the journal is closed.
 
-    May be repeated. Raises ReleaseFailed, after trying every service.
+    It can be repeated. Raises ReleaseFailed after it has tried every service.
     """
     found = journal.read()
     if found is None:
@@ -243,12 +248,12 @@ def roll_back(journal: Journal) -> bool:
     for name, split in before.items():
         try:
             cloud.set_traffic(name, split)
-            journal.note("↩️", f"`{name}` is back on {_shares(split)}")
+            journal.note("↩️", f"`{name}` has its traffic back: {_shares(split)}")
         except ReleaseFailed as error:
             failed.append(name)
-            journal.note("❌", f"`{name}` could NOT be put back on {_shares(split)}: {error}")
+            journal.note("❌", f"`{name}` could NOT be rolled back to {_shares(split)}: {error}")
     if failed:
-        raise ReleaseFailed(f"put back by hand: {', '.join(failed)}")
+        raise ReleaseFailed(f"roll these back by hand: {', '.join(failed)}")
     journal.close()
     return True
 
@@ -258,19 +263,19 @@ def _shares(split: Split) -> str:
 
 
 def _repository(image: str) -> str:
-    """An image's name without tag or digest."""
+    """The name of an image without tag and digest."""
     name = image.partition("@")[0]
     folder, slash, last = name.rpartition("/")
     return folder + slash + last.partition(":")[0]
 
 
-def _check(api_key: str, identity_token: str, patience: float) -> Check:
-    def ask(url: str) -> str:
+def _check(api_key: str, identity_token: str, seconds: float) -> Check:
+    def test(url: str) -> str:
         if not url:
-            raise ReleaseFailed("the API has no address of its own: give --api-url")
-        return smoke(Target(url, api_key, identity_token), patience)
+            raise ReleaseFailed("the API has no address: give --api-url")
+        return smoke(Target(url, api_key, identity_token), seconds)
 
-    return ask
+    return test
 
 
 def _terminated(number: int, frame: object) -> NoReturn:
@@ -278,15 +283,31 @@ def _terminated(number: int, frame: object) -> NoReturn:
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Release two images on Cloud Run, or go back.")
-    parser.add_argument("--journal", type=Path, required=True, help="file for what was so before")
+    parser = argparse.ArgumentParser(
+        description="Release two images to Cloud Run, or roll a release back."
+    )
+    parser.add_argument(
+        "--journal",
+        type=Path,
+        required=True,
+        help="file that records the traffic before the release",
+    )
     actions = parser.add_subparsers(dest="action", required=True)
-    run = actions.add_parser("run", help="deploy, test, shift the traffic; go back on failure")
+    run = actions.add_parser(
+        "run", help="deploy, test, and move the traffic; roll back if a step fails"
+    )
     for name in ("project", "region", "api", "worker", "api-image", "worker-image"):
         run.add_argument(f"--{name}", required=True)
-    run.add_argument("--api-url", default="", help="where clients reach the API, if not at its own")
-    run.add_argument("--patience", type=float, default=PATIENCE, help="seconds for labels")
-    actions.add_parser("roll-back", help="put back what an interrupted run has left")
+    run.add_argument(
+        "--api-url", default="", help="address of the API, if it is not reachable at its own"
+    )
+    run.add_argument(
+        "--timeout",
+        type=float,
+        default=RESULT_SECONDS,
+        help="longest time until an image has labels, in seconds",
+    )
+    actions.add_parser("roll-back", help="restore the traffic after an interrupted run")
     return parser
 
 
@@ -304,7 +325,7 @@ def main() -> None:
         check = _check(
             os.environ.get("GLIMPSE_API_KEY", ""),
             os.environ.get("GLIMPSE_IDENTITY_TOKEN", ""),
-            given.patience,
+            given.timeout,
         )
         api = Change(cloud.describe(given.api), given.api_image, given.api_url)
         worker = Change(cloud.describe(given.worker), given.worker_image)

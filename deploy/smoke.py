@@ -1,10 +1,10 @@
-"""Ask a running Glimpse one whole question: `python -m deploy.smoke http://127.0.0.1:8080`.
+"""Tests a running Glimpse: `python -m deploy.smoke http://127.0.0.1:8080`.
 
-A picture that nobody has sent before goes in, its labels must come out, and the second time at
-once. Then it is deleted again. Needs the standard library alone, so that it runs on a bare machine.
+It uploads a new image and waits for the labels. A second upload must return them immediately. Then
+it deletes the image. It needs only the standard library.
 
-`GLIMPSE_API_KEY` is sent as `Authorization: Bearer`, `GLIMPSE_IDENTITY_TOKEN` as
-`X-Serverless-Authorization: Bearer`, which Cloud Run takes for itself and does not hand on:
+It sends `GLIMPSE_API_KEY` as `Authorization: Bearer`, and `GLIMPSE_IDENTITY_TOKEN` as
+`X-Serverless-Authorization: Bearer`, which Cloud Run checks and removes:
 https://cloud.google.com/run/docs/authenticating/service-to-service
 """
 
@@ -25,9 +25,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 IMAGES = "/api/v1/images"
-PATIENCE = 120.0  # seconds for the labels: a first instance may have to start
+RESULT_SECONDS = 120.0  # longest time until the labels. An instance may have to start first
 REQUEST_SECONDS = 60.0
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0  # seconds between two questions
+FIRST_PAUSE, LAST_PAUSE = 0.1, 2.0  # seconds between two requests
 SIDE = 32  # pixels
 TERMINAL = ("success", "error")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -36,12 +36,12 @@ Report = Callable[[str], None]
 
 
 class SmokeFailed(Exception):
-    """The service did not do what it promises; the text says what it did instead."""
+    """The service did not respond as expected. The text has its response."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A response: its status, its fields in lower case, its body."""
+    """A response. The names of its headers are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -59,7 +59,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Target:
-    """A service and what opens it. Raises ValueError for secrets over plain HTTP."""
+    """A service and the secrets for it. Raises ValueError for secrets over plain HTTP."""
 
     url: str
     api_key: str = field(default="", repr=False)
@@ -68,7 +68,7 @@ class Target:
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"not an address of a service: {self.url}")
+            raise ValueError(f"not the address of a service: {self.url}")
         secret = self.api_key or self.identity_token
         if secret and parts.scheme != "https" and parts.hostname not in LOOPBACK:
             raise ValueError("keys and tokens are not sent over plain HTTP")
@@ -80,7 +80,7 @@ class Target:
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
-        """The answer, whatever its status. Raises SmokeFailed where there is none."""
+        """The response with any status. Raises SmokeFailed if there is none."""
         request = urllib.request.Request(self.url.rstrip("/") + path, data=body, method=method)
         for name, value in (headers or {}).items():
             request.add_header(name, value)
@@ -104,8 +104,8 @@ def _answer(status: int, headers: Any, body: bytes) -> Answer:
     return Answer(status, {name.lower(): value for name, value in headers.items()}, body)
 
 
-def drawn_picture(seed: bytes) -> bytes:
-    """A small PNG of colours that come from `seed`: another seed, another image."""
+def random_image(seed: bytes) -> bytes:
+    """A small PNG with colours from `seed`. Another seed gives another image."""
     shades = hashlib.shake_256(seed).digest(SIDE * 3)
     rows = b"".join(
         b"\0" + bytes((value + 5 * row) % 256 for value in shades) for row in range(SIDE)
@@ -115,7 +115,7 @@ def drawn_picture(seed: bytes) -> bytes:
         checksum = struct.pack(">I", zlib.crc32(kind + data))
         return struct.pack(">I", len(data)) + kind + data + checksum
 
-    header = struct.pack(">IIBBBBB", SIDE, SIDE, 8, 2, 0, 0, 0)  # eight bits, RGB
+    header = struct.pack(">IIBBBBB", SIDE, SIDE, 8, 2, 0, 0, 0)  # 8 bits, RGB
     return (
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", header)
@@ -124,62 +124,67 @@ def drawn_picture(seed: bytes) -> bytes:
     )
 
 
-def smoke(target: Target, patience: float = PATIENCE, report: Report = lambda line: None) -> str:
-    """Follow one new picture to its labels; the model that gave them. Raises SmokeFailed."""
-    picture = drawn_picture(secrets.token_bytes(16))
-    image_hash = hashlib.sha256(picture).hexdigest()
-    where = f"{IMAGES}/{image_hash}"
+def smoke(
+    target: Target, seconds: float = RESULT_SECONDS, report: Report = lambda line: None
+) -> str:
+    """Upload an image and wait up to `seconds` for its labels. Returns the model.
+
+    Raises SmokeFailed.
+    """
+    image = random_image(secrets.token_bytes(16))
+    image_hash = hashlib.sha256(image).hexdigest()
+    path = f"{IMAGES}/{image_hash}"
     began = time.monotonic()
-    first = _upload(target, picture)
+    first = _upload(target, image)
     _expect(first.status in (200, 202), "the upload", first)
     try:
         _expect(first.json().get("image_hash") == image_hash, "the hash of the upload", first)
         report(f"uploaded: {first.status} {first.json().get('status')}")
-        result = _until_terminal(target, where, began + patience)
+        result = _wait_for_result(target, path, began + seconds)
         document = result.json()
         _expect(document.get("status") == "success", "the result", result)
         _expect(bool(document.get("annotations")), "the labels", result)
         report(f"labelled: {document['model']} after {time.monotonic() - began:.1f} s")
-        again = _upload(target, picture)
+        again = _upload(target, image)
         _expect(again.status == 200, "the second upload", again)
         for name in ("status", "model", "annotations"):
             _expect(again.json().get(name) == document[name], f"the second upload's {name}", again)
-        report("known: answered at once")
+        report("known: the second upload returned the labels immediately")
     finally:
-        _tidy(target, where, report)
+        _delete(target, path, report)
     return str(document["model"])
 
 
-def _upload(target: Target, picture: bytes) -> Answer:
-    return target.request("POST", IMAGES, picture, {"Content-Type": "image/png"})
+def _upload(target: Target, image: bytes) -> Answer:
+    return target.request("POST", IMAGES, image, {"Content-Type": "image/png"})
 
 
-def _until_terminal(target: Target, where: str, deadline: float) -> Answer:
+def _wait_for_result(target: Target, path: str, deadline: float) -> Answer:
     pause = FIRST_PAUSE
     while True:
-        answer = target.request("GET", where)
+        answer = target.request("GET", path)
         if answer.status == 200 and answer.json().get("status") in TERMINAL:
             return answer
-        # A 5xx may pass, as it may for any client; anything else is an answer.
-        _expect(answer.status == 202 or answer.status >= 500, "the question", answer)
+        # A 5xx may be temporary. Every other status is final.
+        _expect(answer.status == 202 or answer.status >= 500, "the lookup", answer)
         if time.monotonic() + pause > deadline:
-            raise SmokeFailed(f"no labels in time; the last answer was {_shown(answer)}")
+            raise SmokeFailed(f"no labels in time. The last response was {_shown(answer)}")
         time.sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE)
+        pause = min(2 * pause, LAST_PAUSE)
 
 
-def _tidy(target: Target, where: str, report: Report) -> None:
-    """Delete the picture. What cannot be deleted is said, and fails nothing."""
+def _delete(target: Target, path: str, report: Report) -> None:
+    """Delete the image. A failure is reported, but it does not fail the test."""
     try:
-        status = target.request("DELETE", where).status
+        status = target.request("DELETE", path).status
     except SmokeFailed as error:
         report(f"not deleted: {error}")
         return
     report("deleted" if status == 204 else f"not deleted: {status}")
 
 
-def _expect(true: bool, what: str, answer: Answer) -> None:
-    if not true:
+def _expect(condition: bool, what: str, answer: Answer) -> None:
+    if not condition:
         raise SmokeFailed(f"{what}: {_shown(answer)}")
 
 
@@ -188,9 +193,14 @@ def _shown(answer: Answer) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Send a new picture and wait for its labels.")
-    parser.add_argument("url", help="the API's address")
-    parser.add_argument("--patience", type=float, default=PATIENCE, help="seconds for the labels")
+    parser = argparse.ArgumentParser(description="Upload a new image and wait for its labels.")
+    parser.add_argument("url", help="address of the API")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=RESULT_SECONDS,
+        help="longest time until the image has labels, in seconds",
+    )
     arguments = parser.parse_args()
     try:
         target = Target(
@@ -198,7 +208,7 @@ def main() -> None:
             os.environ.get("GLIMPSE_API_KEY", ""),
             os.environ.get("GLIMPSE_IDENTITY_TOKEN", ""),
         )
-        smoke(target, arguments.patience, print)
+        smoke(target, arguments.timeout, print)
     except (SmokeFailed, ValueError) as error:
         sys.exit(f"smoke test failed: {error}")
 

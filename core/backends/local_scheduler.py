@@ -1,4 +1,4 @@
-"""The part that Cloud Scheduler plays in the cloud: the worker is called, regularly."""
+"""Calls the worker regularly, as Cloud Scheduler does on Google Cloud."""
 
 import asyncio
 from contextlib import AbstractAsyncContextManager
@@ -15,23 +15,25 @@ log = structlog.get_logger(__name__)
 ANSWER_SECONDS = 60.0
 
 
-def regular_calls(client: PushClient, settings: Settings) -> AbstractAsyncContextManager[None]:
-    """While it is open, the worker is asked to look after stale records and due jobs."""
+def running_scheduler(client: PushClient, settings: Settings) -> AbstractAsyncContextManager[None]:
+    """Calls the worker for stale records and due jobs for the duration of the context."""
     return in_background(
-        call_regularly(client, RECONCILE_PATH, settings.delivery.reconcile_interval),
-        call_regularly(client, SCHEDULE_PATH, settings.jobs.schedule_interval),
+        call_repeatedly(client, RECONCILE_PATH, settings.delivery.reconcile_interval),
+        call_repeatedly(client, SCHEDULE_PATH, settings.jobs.schedule_interval),
     )
 
 
-async def call_regularly(client: PushClient, path: str, interval: float) -> None:
-    """POST to the worker every `interval` seconds, for ever. A failure is logged: the next
-    call does the work of the one that failed."""
+async def call_repeatedly(client: PushClient, path: str, interval: float) -> None:
+    """POST to the worker every `interval` seconds until this task is cancelled.
+
+    A failure is only logged, because the next call does the same work.
+    """
     while True:
         await asyncio.sleep(interval)
         try:
             status = await client.post(path, b"{}", ANSWER_SECONDS)
         except NotReached:
-            log.debug("call skipped: worker unreachable", path=path)  # the queue has said so
+            log.debug("call skipped: worker unreachable", path=path)  # the queue logs it
         except NoAnswer as error:
             log.warning("call failed", path=path, reason=str(error))
         else:

@@ -13,7 +13,7 @@ from dotenv import dotenv_values
 
 from compose import settings_docs
 from compose.demo import PHOTOS, photos
-from compose.demo_batch import BROKEN, PICTURES
+from compose.demo_batch import BROKEN, IMAGES
 from core.bundles.bundle import read_bundle
 from core.settings import DEFAULT_BUNDLE, REMOVED, Settings, unknown_names
 from tests.support.pictures import picture, sha256
@@ -237,8 +237,8 @@ def test_the_demo_shows_what_the_bundled_model_says() -> None:
         ]
         for file, photo in photos()
     }
-    # The job's pictures are drawn anew each time: only what they are called is certain.
+    # The job has random images, so only the names of its labels are certain.
     frequent = dict(row for row in cells if len(row) == 2)
     assert frequent
     assert set(frequent) <= set(bundle.labels)
-    assert f"{PICTURES + BROKEN}/{PICTURES + BROKEN} {BROKEN} failed" in shown
+    assert f"{IMAGES + BROKEN}/{IMAGES + BROKEN} {BROKEN} failed" in shown

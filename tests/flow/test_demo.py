@@ -1,4 +1,4 @@
-"""`make demo`, on a real stack with the bundled model: what the README shows is what comes."""
+"""`make demo` on real processes with the bundled model prints what the README shows."""
 
 import re
 import subprocess
@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from compose.demo import PHOTOS
-from compose.demo_batch import BROKEN, PICTURES
+from compose.demo_batch import BROKEN, IMAGES
 from core.settings import DEFAULT_BUNDLE
 from tests.support.stack import ROOT, Stack, free_port
 
-WIDTH = 80  # of a terminal nobody has widened, and of the README's block
+WIDTH = 80  # columns of a default terminal, and of the block in the README
 
 
 def demo(environment: Mapping[str, str], **more: str) -> subprocess.CompletedProcess[str]:
@@ -26,13 +26,13 @@ def demo(environment: Mapping[str, str], **more: str) -> subprocess.CompletedPro
     )
 
 
-def test_the_demo_shows_every_photo_and_a_job_within_eighty_columns(tmp_path: Path) -> None:
+def test_demo_shows_every_photo_and_a_job_in_80_columns(tmp_path: Path) -> None:
     with Stack(tmp_path, DEFAULT_BUNDLE) as stack:
         done = demo(stack.environment)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= WIDTH
-    assert f"What is in these pictures? ({stack.api.base_url})" in done.stdout
+    assert f"What is in these images? ({stack.api.base_url})" in done.stdout
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
     photos = [row for row in cells if len(row) == 6 and row[0]]
     assert [row[:3] for row in photos] == [[photo, "202", "success"] for photo in PHOTOS]
@@ -40,16 +40,16 @@ def test_the_demo_shows_every_photo_and_a_job_within_eighty_columns(tmp_path: Pa
         assert re.fullmatch(r".+ \d+%", label)
         assert re.fullmatch(r"\d+ ms", seconds)
         assert re.fullmatch(r"200, \d+ ms", again)
-    total = PICTURES + BROKEN
+    total = IMAGES + BROKEN
     assert (total, BROKEN) == (123, 3)
     assert re.search(rf"^one job ━+ {total}/{total} {BROKEN} failed ", done.stdout, re.MULTILINE)
     assert re.search(r"^Job [0-9a-f]{32}: completed\. ", done.stdout, re.MULTILINE)
     frequent = [row for row in cells if len(row) == 2]
     assert frequent
-    assert 0 < sum(int(number) for _, number in frequent) <= PICTURES
+    assert 0 < sum(int(number) for _, number in frequent) <= IMAGES
 
 
-def test_the_demo_names_the_key_that_it_needs(tmp_path: Path, colour_bundle: Path) -> None:
+def test_demo_names_the_key_that_it_needs(tmp_path: Path, colour_bundle: Path) -> None:
     with Stack(tmp_path, colour_bundle, API_KEYS="required") as stack:
         refused = demo(stack.environment)
         assert refused.returncode == 1
@@ -60,10 +60,11 @@ def test_the_demo_names_the_key_that_it_needs(tmp_path: Path, colour_bundle: Pat
     assert accepted.returncode == 0, accepted.stdout + accepted.stderr
 
 
-def test_the_demo_says_where_nothing_answers(tmp_path: Path, colour_bundle: Path) -> None:
-    stack = Stack(tmp_path, colour_bundle)  # never started
+def test_demo_reports_a_service_that_is_not_running(tmp_path: Path, colour_bundle: Path) -> None:
+    stack = Stack(tmp_path, colour_bundle)  # not started
     done = demo(stack.environment, API_PORT=str(port := free_port()))
     assert done.returncode == 1
     assert done.stderr == (
-        f"Nothing answers at http://127.0.0.1:{port}. Start it in another terminal: make run\n"
+        f"Glimpse is not running at http://127.0.0.1:{port}. "
+        "Start it in another terminal: make run\n"
     )

@@ -21,12 +21,12 @@ from tests.support.pictures import picture
 from tests.support.requirements import EMULATORS
 from tests.support.stack import ROOT, free_port
 
-PATIENCE = 180.0  # seconds; emulators need a while on a busy machine
+TIMEOUT = 180.0  # seconds. Emulators start slowly on a busy machine
 
 
 @dataclass
-class Here:
-    """One data folder with ports of its own, and the commands that concern it."""
+class Installation:
+    """A data folder with its own ports, and the commands for it."""
 
     folder: Path
     environment: dict[str, str]
@@ -46,13 +46,13 @@ class Here:
             env={**self.environment, **more},
             capture_output=True,
             text=True,
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
             check=False,
         )
 
     @contextmanager
     def running(self, **more: str) -> Iterator[subprocess.Popen[bytes]]:
-        """`run`, once it says that it is ready."""
+        """`run`, after it has reported that it is ready."""
         with (self.folder / "output").open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "compose", "run"],
@@ -62,7 +62,7 @@ class Here:
                 stderr=subprocess.STDOUT,
             )
         try:
-            deadline = time.monotonic() + PATIENCE
+            deadline = time.monotonic() + TIMEOUT
             while "ready: http://" not in self.output:
                 assert process.poll() is None, self.output
                 assert time.monotonic() < deadline, self.output
@@ -74,7 +74,7 @@ class Here:
 
 
 @pytest.fixture
-def here(tmp_path: Path, colour_bundle: Path) -> Here:
+def glimpse(tmp_path: Path, colour_bundle: Path) -> Installation:
     environment = {
         **{k: v for k, v in os.environ.items() if k in ("HOME", "LANG", "TMPDIR", "PATH")},
         "PYTHONUNBUFFERED": "1",
@@ -84,95 +84,101 @@ def here(tmp_path: Path, colour_bundle: Path) -> Here:
         "WORKER_PORT": str(free_port()),
         **free_addresses(),
     }
-    return Here(tmp_path, environment)
+    return Installation(tmp_path, environment)
 
 
-def bare(folder: Path) -> str:
-    """A PATH on which there is neither Docker nor gcloud nor Java."""
+def empty_path(folder: Path) -> str:
+    """A PATH without Docker, gcloud, and Java."""
     tools = folder / "tools"
     tools.mkdir()
     return str(tools)
 
 
-def labels(here: Here) -> dict[str, object]:
-    url = f"http://127.0.0.1:{here.environment['API_PORT']}/what/slow"
+def labels(glimpse: Installation) -> dict[str, object]:
+    url = f"http://127.0.0.1:{glimpse.environment['API_PORT']}/what/slow"
     answer = httpx.post(url, files={"img": ("p.jpg", picture(seed=5))}, timeout=60)
     assert answer.status_code == 200, answer.text
     return dict(answer.json())
 
 
-def test_bare_machine_is_embedded_and_the_commands_belong_to_it(here: Here) -> None:
-    path = bare(here.folder)
-    with here.running(PATH=path) as process:
-        first = here.output.splitlines()[0]
-        assert first.startswith("Backend: embedded, because it needs nothing but Python.")
+def test_machine_with_only_python_runs_embedded_backend(glimpse: Installation) -> None:
+    path = empty_path(glimpse.folder)
+    with glimpse.running(PATH=path) as process:
+        first = glimpse.output.splitlines()[0]
+        assert first.startswith("Backend: embedded, because it needs only Python.")
         for missing in ("Docker is not installed.", "gcloud is not installed", "Java is not"):
             assert missing in first
-        assert labels(here)["status"] == "success"
+        assert labels(glimpse)["status"] == "success"
 
-        second = here.call("run", PATH=path)
+        second = glimpse.call("run", PATH=path)
         assert second.returncode == 1
-        assert f"already (process {process.pid})" in second.stderr
+        assert (
+            f"already running in {glimpse.data.resolve()} (process {process.pid})" in second.stderr
+        )
 
         with subprocess.Popen(
             [sys.executable, "-m", "compose", "logs"],
             cwd=ROOT,
-            env=here.environment,
+            env=glimpse.environment,
             stdout=subprocess.PIPE,
         ) as logs:
             assert logs.stdout is not None
             assert logs.stdout.readline().startswith(b"glimpse |")
             logs.kill()
 
-        stopped = here.call("stop", PATH=path)
+        stopped = glimpse.call("stop", PATH=path)
         assert stopped.stdout == "Stopped: processes.\n", stopped.stderr
         assert process.wait(timeout=30) == 0
-    assert "Nothing was running." in here.call("stop", PATH=path).stdout
-    after = here.call("logs", PATH=path)
+    assert "Nothing was running." in glimpse.call("stop", PATH=path).stdout
+    after = glimpse.call("logs", PATH=path)
     assert "glimpse | stopped" in after.stdout
-    assert "not running" in after.stdout
-    assert (here.data / "records.db").is_file()
-    (here.data / "thesis.txt").touch()
-    assert "thesis.txt" in here.call("purge", PATH=path).stdout
-    assert [p.name for p in here.data.iterdir()] == ["thesis.txt"]
-    (here.data / "thesis.txt").unlink()
-    assert here.call("purge", PATH=path).returncode == 0
-    assert not here.data.exists()
-    assert here.call("logs", PATH=path).returncode == 1
+    assert "Glimpse is not running." in after.stdout
+    assert (glimpse.data / "records.db").is_file()
+    (glimpse.data / "thesis.txt").touch()
+    assert "thesis.txt" in glimpse.call("purge", PATH=path).stdout
+    assert [p.name for p in glimpse.data.iterdir()] == ["thesis.txt"]
+    (glimpse.data / "thesis.txt").unlink()
+    assert glimpse.call("purge", PATH=path).returncode == 0
+    assert not glimpse.data.exists()
+    assert glimpse.call("logs", PATH=path).returncode == 1
 
 
-def test_purge_stops_first(here: Here) -> None:
-    with here.running(BACKEND="embedded") as process:
-        assert here.call("purge", BACKEND="embedded").returncode == 0
+def test_purge_stops_glimpse_first(glimpse: Installation) -> None:
+    with glimpse.running(BACKEND="embedded") as process:
+        assert glimpse.call("purge", BACKEND="embedded").returncode == 0
         assert process.wait(timeout=30) == 0
-    assert not here.data.exists()
+    assert not glimpse.data.exists()
 
 
 @pytest.mark.parametrize("asked", ["compose", "emulator", "gcp"])
-def test_what_cannot_run_says_why(here: Here, asked: str) -> None:
-    refused = here.call("run", BACKEND=asked, PATH=bare(here.folder))
+def test_backend_that_cannot_run_is_explained(glimpse: Installation, asked: str) -> None:
+    refused = glimpse.call("run", BACKEND=asked, PATH=empty_path(glimpse.folder))
     assert refused.returncode == 1
     assert f"BACKEND={asked}" in refused.stderr
     assert "Traceback" not in refused.stderr
-    assert not here.data.exists()
+    assert not glimpse.data.exists()
 
 
-def test_docker_engine_is_given_compose_yaml(here: Here) -> None:
-    """A stand-in for Docker writes down what it is told; no engine is needed to see that."""
-    path, told = Path(bare(here.folder)), here.folder / "told"
+def test_docker_engine_runs_compose_yaml(glimpse: Installation) -> None:
+    """A script in place of Docker records its arguments."""
+    path, calls_file = Path(empty_path(glimpse.folder)), glimpse.folder / "calls"
     docker = path / "docker"
-    docker.write_text(f'#!/bin/sh\necho "$@" >> {told}\ncase "$*" in *ps*) echo 0123abcd;; esac\n')
+    docker.write_text(
+        f'#!/bin/sh\necho "$@" >> {calls_file}\ncase "$*" in *ps*) echo 0123abcd;; esac\n'
+    )
     docker.chmod(0o755)
 
     def compose(command: str, asked: str = "") -> list[str]:
         """The calls of `docker compose`, without its options, that the command makes."""
-        told.write_text("")
-        done = here.call(command, PATH=str(path), BACKEND=asked)
+        calls_file.write_text("")
+        done = glimpse.call(command, PATH=str(path), BACKEND=asked)
         assert done.returncode == 0, done.stderr
         if command == "run":
             assert done.stdout.startswith("Backend: compose, because ")
-            assert f"http://127.0.0.1:{here.environment['API_PORT']}/docs" in done.stdout
-        calls = [line for line in told.read_text().splitlines() if line.startswith("compose ")]
+            assert f"http://127.0.0.1:{glimpse.environment['API_PORT']}/docs" in done.stdout
+        calls = [
+            line for line in calls_file.read_text().splitlines() if line.startswith("compose ")
+        ]
         return [call.partition(f"--file {COMPOSE} ")[2] for call in calls if "--file" in call]
 
     up = "up --build --remove-orphans"
@@ -180,32 +186,32 @@ def test_docker_engine_is_given_compose_yaml(here: Here) -> None:
     assert compose("logs")[-1] == "logs --follow --tail=200"
     assert compose("stop") == ["ps --all --quiet", "down"]
     assert compose("purge")[-1] == "down --volumes"
-    # Whoever asks for processes leaves the containers alone.
+    # The commands for processes do not affect containers.
     assert compose("stop", "embedded") == compose("purge", "emulator") == []
 
 
 @pytest.mark.timeout(400)
-def test_emulators_as_plain_processes(here: Here) -> None:
-    """A photo the whole way, an emulator that dies, and Ctrl-C that leaves nobody behind."""
+def test_emulators_run_as_plain_processes(glimpse: Installation) -> None:
+    """Classify an image, restart a killed emulator, and stop everything on Ctrl-C."""
     if missing():
         EMULATORS.absent()
-    # Docker aside, if there is one: its absence is not what this is about.
-    with here.running(BACKEND="emulator") as process:
-        assert here.output.startswith("Backend: emulator, because BACKEND asks for it.")
-        assert labels(here)["status"] == "success"
+    # BACKEND selects the emulators even if Docker is installed.
+    with glimpse.running(BACKEND="emulator") as process:
+        assert glimpse.output.startswith("Backend: emulator, because BACKEND selects it.")
+        assert labels(glimpse)["status"] == "success"
         for name in ("datastore", "pubsub", "set-up", "worker", "api"):
-            assert f"\n{name:<9} |" in here.output, name
+            assert f"\n{name:<9} |" in glimpse.output, name
 
         family = psutil.Process(process.pid).children(recursive=True)
         java = [child for child in family if child.name() == "java"]
         assert len(java) == 2
         pubsub = next(child for child in java if "pubsub" in " ".join(child.cmdline()))
         pubsub.kill()
-        deadline = time.monotonic() + PATIENCE
-        while "emulators set up again" not in here.output:
-            assert time.monotonic() < deadline, here.output
+        deadline = time.monotonic() + TIMEOUT
+        while "emulators set up again" not in glimpse.output:
+            assert time.monotonic() < deadline, glimpse.output
             time.sleep(0.2)
-        url = f"http://127.0.0.1:{here.environment['API_PORT']}/what/slow"
+        url = f"http://127.0.0.1:{glimpse.environment['API_PORT']}/what/slow"
         while True:
             answer = httpx.post(url, files={"img": ("q.jpg", picture(seed=6))}, timeout=60)
             if answer.status_code == 200:
@@ -216,11 +222,11 @@ def test_emulators_as_plain_processes(here: Here) -> None:
         family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 0
-        # A killed one is there until its parent, or who took that one's place, has taken note.
+        # A killed process remains until its parent, or the parent's replacement, has reaped it.
         _, alive = psutil.wait_procs(family, timeout=30)
         assert not alive
-    lines = here.output.splitlines()
+    lines = glimpse.output.splitlines()
     assert lines[-1] == "glimpse   | stopped"
     assert any(line.startswith("scheduler |") for line in lines)
-    assert here.call("purge", BACKEND="emulator").returncode == 0
-    assert not here.data.exists()
+    assert glimpse.call("purge", BACKEND="emulator").returncode == 0
+    assert not glimpse.data.exists()

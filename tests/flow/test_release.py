@@ -1,4 +1,4 @@
-"""A release against a real Glimpse; Cloud Run's side is a scripted gcloud."""
+"""Releases against real processes of Glimpse. A scripted gcloud replaces Cloud Run."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deploy.release import TAG, CloudRun
-from deploy.smoke import SmokeFailed, Target, drawn_picture, smoke
+from deploy.smoke import SmokeFailed, Target, random_image, smoke
 from tests.support.gcloud import FakeCloudRun
 from tests.support.pictures import sha256
 from tests.support.requirements import GCLOUD
@@ -56,7 +56,7 @@ def release(cloud: FakeCloudRun, *more: str) -> subprocess.CompletedProcess[str]
     return run_release(
         cloud,
         *("run", "--project=p", "--region=europe-west1", "--api=api", "--worker=worker"),
-        *(f"--api-image={AFTER['api']}", f"--worker-image={AFTER['worker']}", "--patience=20"),
+        *(f"--api-image={AFTER['api']}", f"--worker-image={AFTER['worker']}", "--timeout=20"),
         *more,
     )
 
@@ -69,7 +69,7 @@ def summary(cloud: FakeCloudRun) -> str:
     return (cloud.folder / "summary.md").read_text()
 
 
-def test_worker_takes_the_traffic_first_and_both_end_on_the_new_revision(
+def test_release_moves_the_worker_first_and_then_the_api(
     cloud: FakeCloudRun,
 ) -> None:
     done = release(cloud)
@@ -83,7 +83,7 @@ def test_worker_takes_the_traffic_first_and_both_end_on_the_new_revision(
         ("update-traffic", "api"),
     ]
     assert f"--image={AFTER['worker']}" in changes[0]
-    # Nothing is left to undo, and no tag keeps a revision warm.
+    # The journal is closed, and no tag keeps a revision warm.
     assert not (cloud.folder / "j").exists()
     assert [s["tags"] for s in cloud.read()["services"].values()] == [{}, {}]
     assert summary(cloud).startswith("## Release of api and worker\n\n- ")
@@ -92,7 +92,7 @@ def test_worker_takes_the_traffic_first_and_both_end_on_the_new_revision(
     assert "❌" not in summary(cloud)
 
 
-def test_new_api_that_fails_its_smoke_test_never_gets_traffic(cloud: FakeCloudRun) -> None:
+def test_new_api_that_fails_its_test_gets_no_traffic(cloud: FakeCloudRun) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}"
     cloud.change(candidate_url={"api": nowhere})
     done = release(cloud)
@@ -105,10 +105,10 @@ def test_new_api_that_fails_its_smoke_test_never_gets_traffic(cloud: FakeCloudRu
     assert not (cloud.folder / "j").exists()
 
 
-def test_failure_after_the_shift_gives_the_api_back_before_the_worker(
+def test_failure_after_the_move_rolls_the_api_back_before_the_worker(
     cloud: FakeCloudRun, stack: Stack
 ) -> None:
-    """Whoever asks the API in service gets no answer, but its new revision has one."""
+    """The API in service does not respond, but its new revision does."""
     state = cloud.read()
     state["services"]["api"]["url"] = f"http://127.0.0.1:{free_port()}"
     state["services"]["api"]["images"] = ["us-docker.pkg.dev/cloudrun/container/hello"]
@@ -127,7 +127,7 @@ def test_failure_after_the_shift_gives_the_api_back_before_the_worker(
     ]
 
 
-def test_behind_a_load_balancer_the_public_address_is_asked(
+def test_release_behind_a_load_balancer_tests_the_public_address(
     cloud: FakeCloudRun, stack: Stack
 ) -> None:
     state = cloud.read()
@@ -154,30 +154,30 @@ def test_revision_that_does_not_start_changes_no_traffic(cloud: FakeCloudRun) ->
     assert traffic(cloud) == OLD
 
 
-def test_going_back_tries_both_and_can_be_repeated(cloud: FakeCloudRun) -> None:
-    """The API cannot be put back: the worker still is, and a second attempt finishes it."""
+def test_roll_back_tries_both_services_and_can_be_repeated(cloud: FakeCloudRun) -> None:
+    """The first attempt rolls back only the worker, the second one both services."""
     cloud.change(fail="update-traffic api")
     done = release(cloud)
     assert done.returncode == 1
-    assert "put back by hand: api" in done.stderr
+    assert "roll these back by hand: api" in done.stderr
     assert traffic(cloud) == OLD
-    assert "could NOT be put back" in summary(cloud)
+    assert "could NOT be rolled back" in summary(cloud)
     cloud.change(fail="")
     assert "rolled back" in run_release(cloud, "roll-back").stdout
     assert "nothing to roll back" in run_release(cloud, "roll-back").stdout
 
 
-def test_service_that_never_ran_is_refused_before_anything_changes(cloud: FakeCloudRun) -> None:
+def test_service_without_traffic_is_refused_before_any_change(cloud: FakeCloudRun) -> None:
     state = cloud.read()
     state["services"]["api"]["traffic"] = {}
     cloud.write(state)
     done = release(cloud)
     assert done.returncode == 1
-    assert "no revision to go back to" in done.stderr
+    assert "there is no revision to roll back to" in done.stderr
     assert not cloud.calls("update")
 
 
-def test_smoke_test_leaves_nothing_behind(stack: Stack) -> None:
+def test_smoke_test_deletes_its_image(stack: Stack) -> None:
     lines: list[str] = []
     model = smoke(Target(str(stack.api.base_url)), 60, lines.append)
     assert "@" in model
@@ -185,15 +185,15 @@ def test_smoke_test_leaves_nothing_behind(stack: Stack) -> None:
     assert lines[-1] == "deleted"
 
 
-def test_smoke_test_fails_while_no_worker_answers(tmp_path: Path, colour_bundle: Path) -> None:
+def test_smoke_test_fails_without_a_worker(tmp_path: Path, colour_bundle: Path) -> None:
     with Stack(tmp_path / "s", colour_bundle) as alone:
         alone.stop("worker")
         with pytest.raises(SmokeFailed, match="no labels in time"):
             smoke(Target(str(alone.api.base_url)), 1.5)
 
 
-def test_drawn_pictures_differ_and_are_accepted(stack: Stack) -> None:
-    first, second = drawn_picture(b"1"), drawn_picture(b"2")
+def test_random_images_differ_and_are_accepted(stack: Stack) -> None:
+    first, second = random_image(b"1"), random_image(b"2")
     assert sha256(first) != sha256(second)
     answer = stack.api.post(
         "/api/v1/images", content=first, headers={"content-type": "image/png", "prefer": "wait=20"}
@@ -201,7 +201,7 @@ def test_drawn_pictures_differ_and_are_accepted(stack: Stack) -> None:
     assert answer.json()["status"] == "success"
 
 
-def test_secrets_are_not_sent_in_the_clear() -> None:
+def test_secrets_are_not_sent_over_plain_http() -> None:
     with pytest.raises(ValueError, match="plain HTTP"):
         Target("http://glimpse.example", api_key="k")
     assert "secret" not in repr(Target("https://glimpse.example", "secret", "secret"))
@@ -217,8 +217,8 @@ def test_secrets_are_not_sent_in_the_clear() -> None:
     ],
     ids=lambda words: words[2],
 )  # fmt: skip
-def test_gcloud_itself_knows_these_commands(words: tuple[str, ...], tmp_path: Path) -> None:
-    """It stops at the one flag that is wrong, so that nothing is asked of Google."""
+def test_gcloud_accepts_these_commands(words: tuple[str, ...], tmp_path: Path) -> None:
+    """gcloud rejects one unknown flag, so it sends no request to Google."""
     command = [*CloudRun("p", "europe-west1").command(*words), "--no-such-flag"]
     try:
         done = subprocess.run(

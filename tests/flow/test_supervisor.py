@@ -1,4 +1,4 @@
-"""`make run`: one command, logs by name, restarts, a plain word about a taken port."""
+"""`make run`: one command, a log with names, restarts, and messages about used ports."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ from tests.support.stack import ROOT, free_port
 def supervisor(
     folder: Path, bundle: Path, output: int | None = None, **settings: object
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A supervisor that writes into `log`, or where `output` leads."""
+    """A supervisor that writes to `log`, or to the descriptor `output`."""
     environment = {
         **os.environ,
         "DATA_DIR": str(folder / "data"),
@@ -47,9 +47,9 @@ def supervisor(
             process.wait()
 
 
-def until(folder: Path, text: str, patience: float = 60, log: str = "log") -> str:
-    """The log once it holds `text`."""
-    deadline, content = time.monotonic() + patience, ""
+def wait_for(folder: Path, text: str, seconds: float = 60, log: str = "log") -> str:
+    """Wait until the log contains `text`, and return the log."""
+    deadline, content = time.monotonic() + seconds, ""
     while time.monotonic() < deadline:
         if (folder / log).exists():
             content = (folder / log).read_text(errors="replace")
@@ -59,18 +59,20 @@ def until(folder: Path, text: str, patience: float = 60, log: str = "log") -> st
     raise AssertionError(f"no {text!r} in:\n{content}")
 
 
-def test_runs_restarts_and_stops_everything(tmp_path: Path, colour_bundle: Path) -> None:
+def test_supervisor_runs_restarts_and_stops_every_process(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
     ports = {"API_PORT": free_port(), "WORKER_PORT": free_port()}
     with supervisor(tmp_path, colour_bundle, **ports) as process:
-        until(tmp_path, "ready: http://127.0.0.1")
+        wait_for(tmp_path, "ready: http://127.0.0.1")
         for name in ("api", "worker", "queue", "glimpse"):  # readiness does not wait for the queue
-            until(tmp_path, f"{name:<7} |")
+            wait_for(tmp_path, f"{name:<7} |")
         children = psutil.Process(process.pid).children()
         assert len(children) == 3
 
         worker = next(c for c in children if c.cmdline()[-1] == "worker")
         worker.kill()
-        until(tmp_path, "worker ended (signal 9): starting it again")
+        wait_for(tmp_path, "worker ended (signal 9): restarting it")
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not _answers(ports["WORKER_PORT"]):
             time.sleep(0.1)
@@ -84,18 +86,18 @@ def test_runs_restarts_and_stops_everything(tmp_path: Path, colour_bundle: Path)
     assert "glimpse | stopped" in (tmp_path / "log").read_text()
 
 
-def test_children_end_with_a_killed_supervisor(tmp_path: Path, colour_bundle: Path) -> None:
+def test_processes_end_with_a_killed_supervisor(tmp_path: Path, colour_bundle: Path) -> None:
     ports = {"API_PORT": free_port(), "WORKER_PORT": free_port()}
     with supervisor(tmp_path, colour_bundle, **ports) as process:
-        until(tmp_path, "ready: http://127.0.0.1")
+        wait_for(tmp_path, "ready: http://127.0.0.1")
         children = psutil.Process(process.pid).children()
         process.kill()
         _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive
 
 
-def test_whoever_watched_may_go_away(tmp_path: Path, colour_bundle: Path) -> None:
-    """As with `make run | head`, and a terminal that is closed: more is said than a pipe holds."""
+def test_closed_output_does_not_stop_glimpse(tmp_path: Path, colour_bundle: Path) -> None:
+    """As after `make run | head`, or a closed terminal. The output exceeds the pipe's buffer."""
     ports = {"API_PORT": free_port(), "WORKER_PORT": free_port()}
     read, write = os.pipe()
     with (
@@ -103,7 +105,7 @@ def test_whoever_watched_may_go_away(tmp_path: Path, colour_bundle: Path) -> Non
         supervisor(tmp_path, colour_bundle, write, **ports) as process,
     ):
         os.close(write)
-        until(tmp_path / "data", "ready: http://127.0.0.1", log="glimpse.log")
+        wait_for(tmp_path / "data", "ready: http://127.0.0.1", log="glimpse.log")
         os.close(read)
         with httpx.Client(base_url=f"http://127.0.0.1:{ports['API_PORT']}", timeout=30) as client:
             for _ in range(2000):
@@ -119,22 +121,22 @@ def test_whoever_watched_may_go_away(tmp_path: Path, colour_bundle: Path) -> Non
     assert "glimpse | stopped" in log
 
 
-def test_what_is_missing_is_not_hidden_by_asking(tmp_path: Path, colour_bundle: Path) -> None:
+def test_polling_does_not_hide_the_reason_in_the_log(tmp_path: Path, colour_bundle: Path) -> None:
     missing = tmp_path / "bundle"
     ports = {"API_PORT": free_port(), "WORKER_PORT": free_port()}
     with supervisor(tmp_path, missing, **ports):
-        stack.until(lambda: _asked(tmp_path) >= 4, "questions")
-        before = _asked(tmp_path)
+        stack.until(lambda: _polls(tmp_path) >= 4, "four requests for /ready")
+        before = _polls(tmp_path)
         time.sleep(5)
-        # Every 0.2 seconds it would be 25 times.
-        assert _asked(tmp_path) - before < 10
+        # At the first interval of 0.2 seconds, there would be 25.
+        assert _polls(tmp_path) - before < 10
         assert f"{missing} is not a model bundle" in (tmp_path / "log").read_text()
         shutil.copytree(colour_bundle, missing)
-        until(tmp_path, "ready: http://127.0.0.1")
+        wait_for(tmp_path, "ready: http://127.0.0.1")
 
 
 @pytest.mark.parametrize(("service", "setting"), [("api", "API_PORT"), ("worker", "WORKER_PORT")])
-def test_taken_port_is_named(
+def test_port_in_use_is_named(
     tmp_path: Path, colour_bundle: Path, service: str, setting: str
 ) -> None:
     with socket.socket() as holder:
@@ -145,29 +147,27 @@ def test_taken_port_is_named(
         with supervisor(tmp_path, colour_bundle, **ports) as process:
             assert process.wait(timeout=30) == 1
     log = (tmp_path / "log").read_text()
-    assert f"Port {taken} on 127.0.0.1, for the {service}, is not free" in log
+    assert f"The {service} needs port {taken} on 127.0.0.1, but another program uses it." in log
     assert f"set {setting}" in log
 
 
-def test_a_host_that_is_nowhere_is_not_called_a_port_in_use(
-    tmp_path: Path, colour_bundle: Path
-) -> None:
+def test_unknown_host_is_not_reported_as_a_port_in_use(tmp_path: Path, colour_bundle: Path) -> None:
     with supervisor(tmp_path, colour_bundle, HOST="nowhere.invalid", API_PORT=8080) as process:
         assert process.wait(timeout=30) == 1
     log = (tmp_path / "log").read_text()
     assert "The api cannot listen on port 8080 of nowhere.invalid: " in log
     assert "Change HOST or API_PORT." in log
-    assert "Stop what uses it" not in log
+    assert "another program uses it" not in log
 
 
-def test_wrong_setting_is_named(tmp_path: Path, colour_bundle: Path) -> None:
+def test_invalid_setting_is_named(tmp_path: Path, colour_bundle: Path) -> None:
     with supervisor(tmp_path, colour_bundle, API_PORT="eighty") as process:
         assert process.wait(timeout=30) == 1
     assert "API_PORT" in (tmp_path / "log").read_text()
 
 
-def _asked(folder: Path) -> int:
-    """How often /ready was asked for by the log."""
+def _polls(folder: Path) -> int:
+    """The number of requests for /ready in the log."""
     return (folder / "log").read_text(errors="replace").count(" path=/ready ")
 
 

@@ -1,4 +1,4 @@
-"""Whether this machine has a Docker engine that answers."""
+"""How the absence of a Docker engine is reported."""
 
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from compose import docker
     ("script", "lacks"),
     [
         (None, ["Docker is not installed."]),
-        ("exit 1", ["No Docker engine answers."]),
-        ('test "$1" = info', ["Docker lacks its compose plugin"]),
+        ("exit 1", ["No Docker engine is running."]),
+        ('test "$1" = info', ["The compose plugin of Docker is not installed"]),
         ("exit 0", []),
     ],
 )

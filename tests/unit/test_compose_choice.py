@@ -1,4 +1,4 @@
-"""Which backend `make run` takes, and what it says when it cannot."""
+"""Which backend `make run` chooses, and its messages if it cannot run one."""
 
 from pathlib import Path
 
@@ -8,31 +8,31 @@ from compose import emulators
 from compose.choice import CannotRun, Choice, Probe, Way, asked_backend, choose
 
 
-def works() -> list[str]:
+def complete() -> list[str]:
     return []
 
 
 def no_engine() -> list[str]:
-    return ["No Docker engine answers."]
+    return ["No Docker engine is running."]
 
 
 def no_gcloud() -> list[str]:
     return ["gcloud is not installed.", "Java is not installed."]
 
 
-def unasked() -> list[str]:
-    raise AssertionError("its answer does not matter")
+def not_called() -> list[str]:
+    raise AssertionError("the choice does not depend on this probe")
 
 
 @pytest.mark.parametrize(
     ("compose_lacks", "emulators_lack", "way", "said"),
     [
-        (works, unasked, "compose", ["Docker engine answers"]),
-        (no_engine, works, "emulator", ["No Docker engine answers.", "gcloud"]),
-        (no_engine, no_gcloud, "embedded", [*no_engine(), *no_gcloud(), "nothing but Python"]),
+        (complete, not_called, "compose", ["Docker engine is running"]),
+        (no_engine, complete, "emulator", ["No Docker engine is running.", "gcloud"]),
+        (no_engine, no_gcloud, "embedded", [*no_engine(), *no_gcloud(), "only Python"]),
     ],
 )
-def test_takes_the_nearest_to_google_cloud(
+def test_backend_most_like_google_cloud_is_chosen(
     compose_lacks: Probe, emulators_lack: Probe, way: Way, said: list[str]
 ) -> None:
     choice = choose("", compose_lacks, emulators_lack)
@@ -43,13 +43,13 @@ def test_takes_the_nearest_to_google_cloud(
 @pytest.mark.parametrize(
     ("asked", "probes"),
     [
-        ("embedded", (unasked, unasked)),
-        ("emulator", (unasked, works)),
-        ("compose", (works, unasked)),
+        ("embedded", (not_called, not_called)),
+        ("emulator", (not_called, complete)),
+        ("compose", (complete, not_called)),
     ],
 )
-def test_does_as_it_is_told(asked: Way, probes: tuple[Probe, Probe]) -> None:
-    assert choose(asked, *probes) == Choice(asked, "BACKEND asks for it.")
+def test_selected_backend_is_chosen(asked: Way, probes: tuple[Probe, Probe]) -> None:
+    assert choose(asked, *probes) == Choice(asked, "BACKEND selects it.")
 
 
 @pytest.mark.parametrize(
@@ -61,13 +61,13 @@ def test_does_as_it_is_told(asked: Way, probes: tuple[Probe, Probe]) -> None:
         ("Embedded", ["BACKEND=Embedded"]),
     ],
 )
-def test_says_what_is_missing(asked: str, said: list[str]) -> None:
+def test_missing_requirements_are_named(asked: str, said: list[str]) -> None:
     with pytest.raises(CannotRun) as refused:
         choose(asked, no_engine, no_gcloud)
     assert all(text in str(refused.value) for text in said)
 
 
-def test_environment_asks_before_the_file(tmp_path: Path) -> None:
+def test_environment_wins_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / ".env"
     assert asked_backend({}, file) == ""
     file.write_text("# BACKEND=compose\nBACKEND=emulator\n")

@@ -9,13 +9,11 @@ would wait for each other. The batch size therefore depends on the time that one
 
 import argparse
 import contextlib
-import ctypes
 import hashlib
 import json
 import os
 import signal
 import socket
-import sys
 import time
 import traceback
 from collections import deque
@@ -30,6 +28,7 @@ from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from core.bundles.bundle import read_bundle
+from core.child_process import end_with_parent
 from core.domain.records import Annotation, Classification
 from core.errors import BundleError, GlimpseError, InvalidImage, NotFound, Unavailable
 from worker.errors import InferenceFailed
@@ -47,8 +46,6 @@ from worker.inference.protocol import (
     packed_reply,
 )
 from worker.inference.steps import Step, new_steps, timed
-
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 BATCH_SECONDS = 0.1  # the longest expected time of a batch
 _NEWEST = 0.2  # weight of the newest measurement in the moving average
@@ -244,12 +241,6 @@ def _read(name: bytes) -> bytes:
     return data
 
 
-def _die_with_parent() -> None:
-    """End this process when the worker is killed, even during an inference (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("descriptor", type=int, help="an inherited stream socket")
@@ -260,7 +251,7 @@ def main() -> None:
     # Ctrl-C reaches every process of the terminal. The worker decides when this one stops.
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
-    _die_with_parent()
+    end_with_parent(signal.SIGKILL)  # even during an inference
     models = Models(
         args.capacity, args.max_pixels, args.labels_per_image, memory_limit=memory_limit
     )

@@ -34,7 +34,7 @@ from core.backends.embedded.queue_store import (
     Room,
     Unreached,
 )
-from core.backends.local_scheduler import regular_calls
+from core.backends.local_scheduler import running_scheduler
 from core.backends.push_client import NoAnswer, NotReached, PushClient
 from core.clock import Clock, rfc3339, utc_now
 from core.concurrency import in_background
@@ -365,7 +365,7 @@ async def serve(settings: Settings) -> None:
             loop.add_signal_handler(signal_, queue.stop)
         log.info("queue delivers", to=settings.push_url, concurrency=settings.push_concurrency)
         try:
-            async with regular_calls(client, settings):
+            async with running_scheduler(client, settings):
                 await queue.run(settings.shutdown_seconds)
         finally:
             log.info("queue stopped")

@@ -1,4 +1,4 @@
-"""One supervisor for a data folder; what stop and purge do to it."""
+"""The lock of a data folder: it names unusable folders, and purge deletes only files of Glimpse."""
 
 import fcntl
 import os
@@ -12,30 +12,30 @@ from compose import data_dir_lock
 from tests.support.requirements import ORDINARY_USER
 
 
-def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+def test_unusable_data_dir_is_named(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     for folder in (file, file / "data"):
         with pytest.raises(
-            data_dir_lock.UnusableFolder, match=f"DATA_DIR={folder} cannot be used: "
+            data_dir_lock.UnusableDataDir, match=f"DATA_DIR={folder} cannot be used: "
         ):
-            data_dir_lock.claimed(folder).__enter__()
-        with pytest.raises(data_dir_lock.UnusableFolder, match="Not a directory"):
-            data_dir_lock.stop(folder, 1)
+            data_dir_lock.held(folder).__enter__()
+        with pytest.raises(data_dir_lock.UnusableDataDir, match="Not a directory"):
+            data_dir_lock.stop_holder(folder, 1)
     data_dir_lock.log_file(tmp_path).mkdir()
-    with pytest.raises(data_dir_lock.UnusableFolder, match=r"glimpse\.log: Is a directory"):
+    with pytest.raises(data_dir_lock.UnusableDataDir, match=r"glimpse\.log: Is a directory"):
         data_dir_lock.opened_log(tmp_path).__enter__()
 
 
-def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
+def test_data_dir_without_permission_is_named(tmp_path: Path) -> None:
     if os.geteuid() == 0:
         ORDINARY_USER.absent()
     tmp_path.chmod(0o500)
-    with pytest.raises(data_dir_lock.UnusableFolder, match=r"data: Permission denied\.$"):
-        data_dir_lock.claimed(tmp_path / "data").__enter__()
+    with pytest.raises(data_dir_lock.UnusableDataDir, match=r"data: Permission denied\.$"):
+        data_dir_lock.held(tmp_path / "data").__enter__()
 
 
-def test_purge_deletes_ours_and_nothing_else(tmp_path: Path) -> None:
+def test_purge_deletes_only_files_of_glimpse(tmp_path: Path) -> None:
     data = tmp_path / "data"
     assert data_dir_lock.purge(data) == []
     (data / "blobs" / "public").mkdir(parents=True)
@@ -51,8 +51,8 @@ def test_purge_deletes_ours_and_nothing_else(tmp_path: Path) -> None:
     assert not data.exists()
 
 
-def test_who_waits_while_it_is_purged_gets_a_folder_that_others_see(tmp_path: Path) -> None:
-    """The lock it waited for was on a file that the purge has deleted since."""
+def test_lock_acquired_during_a_purge_is_visible(tmp_path: Path) -> None:
+    """The purge deletes the file whose lock the process waits for."""
     data = tmp_path / "data"
     data.mkdir()
     with data_dir_lock.pid_file(data).open("a+") as purging:
@@ -63,11 +63,11 @@ def test_who_waits_while_it_is_purged_gets_a_folder_that_others_see(tmp_path: Pa
             purging.close()
 
         threading.Timer(0.3, purge).start()
-        with data_dir_lock.claimed(data):
-            assert data_dir_lock.running(data) == os.getpid()
+        with data_dir_lock.held(data):
+            assert data_dir_lock.holder(data) == os.getpid()
 
 
-def test_a_full_disk_costs_lines_of_the_log_and_nothing_else(
+def test_full_disk_loses_only_lines_of_the_log(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data_dir_lock.log_file(tmp_path).symlink_to("/dev/full")
