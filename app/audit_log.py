@@ -1,19 +1,22 @@
-"""Who had which image classified: one line a prediction, written after the answer.
+"""The audit log: one line for each image that a client submits, written after the response.
 
-A request adds an entry to a bounded queue and goes on. A task takes the entries out, and a thread
-writes them, many at once. Whatever goes wrong there costs lines and never an answer: lines that are
-lost are counted. Unlike other lines these are written at every LOG_LEVEL.
+A request puts an entry into a bounded queue. A thread renders and writes the entries. Problems of
+the output cost lines, which are counted, and never a response. These lines are written at every
+`LOG_LEVEL`.
 """
 
 import asyncio
 import json
+import logging
+import queue
 import sys
+import threading
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import NamedTuple
+from logging.handlers import QueueHandler, QueueListener
+from typing import Any, NamedTuple
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter
@@ -21,7 +24,6 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from core.clock import Clock, rfc3339, utc_now
-from core.concurrency import in_background
 from core.domain.jobs import Job
 from core.domain.principals import Principal
 from core.domain.records import Record, Status
@@ -30,18 +32,16 @@ from core.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-CAPACITY = 10_000  # entries that wait
-BATCH = 1_000
-PAUSE = 0.1  # seconds in which entries gather
+CAPACITY = 10_000  # entries in the queue
 CLOSE_SECONDS = 2.0
 
 Write = Callable[[str], object]
 
 
 class Entry(NamedTuple):
-    """One image that was given and answered with a record. `seconds` are those of the answer.
+    """One image in a request that was answered with a record. `seconds` is the response time.
 
-    Of a `job`'s image nobody says how large it is: most often it came before.
+    Entries of a `job` have no size: most of their images were uploaded before.
     """
 
     at: datetime
@@ -58,7 +58,7 @@ class Entry(NamedTuple):
 
 
 class AuditLog:
-    """One process's. `write` gets whole lines, in a thread."""
+    """The audit log of one process. `write` is called with each line, in the log's thread."""
 
     def __init__(
         self,
@@ -72,56 +72,84 @@ class AuditLog:
     ) -> None:
         self.model = model
         self.clock = clock
-        self._json = settings.log_format == "json"
-        self._project = settings.google_cloud_project
         self._dropped = dropped
-        # structlog's own logger for a file shares its lock with those of all other lines.
-        self._write = write or structlog.PrintLogger(sys.stdout).msg
-        self._capacity = capacity
-        self._entries: deque[Entry] = deque()
-        self._filled = asyncio.Event()
+        # structlog's logger: its lock keeps these lines apart from those of other threads.
+        self._output = _Output(write or structlog.PrintLogger(sys.stdout).msg, dropped)
+        as_json = settings.log_format == "json"
+        self._output.setFormatter(_JsonFormatter(settings) if as_json else _TextFormatter())
+        self._queue: queue.Queue[logging.LogRecord] = queue.Queue(capacity)
+        self._handler = _EntryQueue(self._queue, dropped)
+        self._listener = _Listener(self._queue, self._output)
+
+    def start(self) -> None:
+        self._listener.start()
 
     def add(self, entry: Entry) -> None:
-        """Take an entry in; where there is no room for it, it is counted and lost."""
-        if len(self._entries) >= self._capacity:
-            self._dropped.inc()
-            return
-        self._entries.append(entry)
-        self._filled.set()
-
-    async def run(self) -> None:
-        """Write what comes, until cancelled."""
-        while True:
-            await self._filled.wait()
-            await asyncio.sleep(PAUSE)
-            await self.flush()
-
-    async def flush(self) -> None:
-        """Write everything that waits. Raises nothing: what cannot be written is lost."""
-        self._filled.clear()
-        while self._entries:
-            batch = [self._entries.popleft() for _ in range(min(BATCH, len(self._entries)))]
-            try:
-                await asyncio.to_thread(self._write_lines, batch)
-            except Exception as error:  # noqa: BLE001 - a log that fails must fail nobody
-                self._dropped.inc(len(batch))
-                log.error("audit lines lost", lines=len(batch), reason=type(error).__name__)
+        """Put an entry into the queue. If the queue is full, the entry is counted and dropped."""
+        self._handler.handle(logging.makeLogRecord({"msg": entry}))
 
     async def close(self) -> None:
-        """Write what is left, unless that takes too long."""
+        """Write the remaining entries. Gives up after `CLOSE_SECONDS`."""
+        stopping = threading.Thread(target=self._listener.stop, daemon=True)
+        stopping.start()
+        await asyncio.to_thread(stopping.join, CLOSE_SECONDS)
+        if stopping.is_alive():
+            lost = self._queue.qsize()
+            self._dropped.inc(lost)
+            log.error("audit lines lost", lines=lost, reason="the output is too slow")
+
+
+class _EntryQueue(QueueHandler):
+    def __init__(self, entries: "queue.Queue[logging.LogRecord]", dropped: Counter) -> None:
+        super().__init__(entries)
+        self._dropped = dropped
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        return record  # the listener's thread renders it
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        self._dropped.inc()
+
+
+class _Listener(QueueListener):
+    def __init__(self, entries: "queue.Queue[Any]", output: logging.Handler) -> None:
+        super().__init__(entries, output)
+        self._entries = entries
+
+    def enqueue_sentinel(self) -> None:
+        self._entries.put(None)  # the base class does not wait for room in a full queue
+
+
+class _Output(logging.Handler):
+    def __init__(self, write: Write, dropped: Counter) -> None:
+        super().__init__()
+        self._write = write
+        self._dropped = dropped
+
+    def emit(self, record: logging.LogRecord) -> None:
         try:
-            async with asyncio.timeout(CLOSE_SECONDS):
-                await self.flush()
-        except TimeoutError:
-            self._dropped.inc(len(self._entries))
-            log.error("audit lines lost", lines=len(self._entries), reason="too slow")
+            self._write(self.format(record))
+        except Exception as error:  # noqa: BLE001 - the thread must go on with the next line
+            self._dropped.inc()
+            log.error("audit lines lost", lines=1, reason=type(error).__name__)
 
-    def _write_lines(self, batch: list[Entry]) -> None:
-        render = self._as_json if self._json else _as_text
-        self._write("\n".join(render(entry) for entry in batch))
 
-    def _as_json(self, entry: Entry) -> str:
-        """Render as `core.observability.logs` does; its processor chain costs ten times as much."""
+class _TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        entry = _entry_in(record)
+        fields = " ".join(f"{name}={value}" for name, value in _fields(entry).items())
+        return f"{rfc3339(entry.at)} [audit    ] prediction {fields}"
+
+
+class _JsonFormatter(logging.Formatter):
+    """Renders as `core.observability.logs` does; its processor chain costs ten times as much."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self._project = settings.google_cloud_project
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry = _entry_in(record)
         line: dict[str, object] = {
             "message": "prediction",
             "log": "audit",
@@ -139,9 +167,10 @@ class AuditLog:
         return json.dumps(line)
 
 
-def _as_text(entry: Entry) -> str:
-    fields = " ".join(f"{name}={value}" for name, value in _fields(entry).items())
-    return f"{rfc3339(entry.at)} [audit    ] prediction {fields}"
+def _entry_in(record: logging.LogRecord) -> Entry:
+    entry: object = record.msg
+    assert isinstance(entry, Entry)
+    return entry
 
 
 def _fields(entry: Entry) -> dict[str, object]:
@@ -161,21 +190,21 @@ def _fields(entry: Entry) -> dict[str, object]:
     return fields
 
 
-class _AfterAnswer(BackgroundTask):
-    """What a response runs once it is sent. Without the inspection that Starlette's own makes."""
+class _AuditTask(BackgroundTask):
+    """Adds an entry after the response. It omits the inspection that Starlette's class makes."""
 
     def __init__(
         self,
         audit: AuditLog,
         began: float,
-        facts: tuple[Principal, str, Status, bool, int, str],
+        values: tuple[Principal, str, Status, bool, int, str],
     ) -> None:
         self._audit = audit
         self._began = began
-        self._facts = facts
+        self._values = values
 
     async def __call__(self) -> None:
-        principal, image_hash, status, cached, size, trace = self._facts
+        principal, image_hash, status, cached, size, trace = self._values
         audit = self._audit
         audit.add(
             Entry(
@@ -204,14 +233,14 @@ def audited(
     size: int,
     began: float,
 ) -> Response:
-    """`response`, which leaves an audit line once it is sent.
+    """Return `response`; after it is sent, an audit line is written.
 
-    `cached`: the result was there before the upload. `size` in bytes; `began` on the clock of
+    `cached`: the result existed before the upload. `size` is in bytes, `began` on the clock of
     `time.perf_counter`.
     """
     if audit is not None:
-        facts = (principal, image_hash, status, cached, size, current_trace_id())
-        response.background = _AfterAnswer(audit, began, facts)
+        values = (principal, image_hash, status, cached, size, current_trace_id())
+        response.background = _AuditTask(audit, began, values)
     return response
 
 
@@ -224,7 +253,7 @@ def audited_job(
     *,
     began: float,
 ) -> Response:
-    """As `audited`: a line for each of the images that `job` was created for."""
+    """Same as `audited`, with a line for each image that `job` was created for."""
     if audit is not None:
         trace = current_trace_id()
 
@@ -254,7 +283,7 @@ def audited_job(
 def dropped_counter(registry: CollectorRegistry) -> Counter:
     return Counter(
         "glimpse_audit_lines_dropped",
-        "Audit lines that were lost: too many at once, or not to be written",
+        "Audit lines that were dropped: the queue was full, or the write failed",
         registry=registry,
     )
 
@@ -263,13 +292,13 @@ def dropped_counter(registry: CollectorRegistry) -> Counter:
 async def open_audit(
     settings: Settings, model: str, dropped: Counter, clock: Clock = utc_now
 ) -> AsyncIterator[AuditLog | None]:
-    """The audit log, or None where the settings say that there is none."""
+    """Open the audit log, or return None if the settings turn it off."""
     if not settings.audit_log:
         yield None
         return
     audit = AuditLog(settings, model, dropped, clock=clock)
+    audit.start()
     try:
-        async with in_background(audit.run()):
-            yield audit
+        yield audit
     finally:
         await audit.close()

@@ -113,6 +113,7 @@ def test_a_key_can_go_to_a_file_that_nobody_else_reads(command: Command, tmp_pat
         (("rotate", "../../etc"), "no such key"),
         (("revoke", "0" * 12), "no such key"),
         (("rotate", "0" * 12, "--overlap", "1y"), "90d"),
+        (("rotate", "0" * 12, "--overlap", "31d"), "overlap must be at most 30 days"),
     ],
 )
 def test_what_cannot_be_is_said_plainly(

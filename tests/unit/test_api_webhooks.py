@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,7 @@ from core.clock import rfc3339
 from core.domain import webhooks
 from core.domain.principals import Scope
 from core.domain.webhooks import MOST_WEBHOOKS, Delivery, Event, WebhookKey, parse_secret
+from core.outbound import http_client
 from tests.support.api import Api, api_settings, bearer, open_api, routes_of
 from tests.support.problems import assert_problem
 
@@ -128,6 +130,25 @@ async def test_private_addresses_are_allowed_by_a_setting(
     settings = api_settings(tmp_path, colour_bundle, webhook_allow_private=True)
     async with open_api(settings) as api:
         await made(api, url="http://localhost:8000/hook")
+
+
+async def test_name_server_that_hangs_does_not_delay_a_request_long(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The webhook is created: each delivery checks the address again."""
+    answering = threading.Event()
+
+    def hang(*arguments: object) -> list[Any]:
+        answering.wait(30)
+        return []
+
+    monkeypatch.setattr("app.webhooks.service.CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(http_client, "_look_up", hang)
+    try:
+        async with asyncio.timeout(10):
+            await made(api, url="https://hooks.example/")
+    finally:
+        answering.set()
 
 
 async def test_there_are_only_so_many(api: Api) -> None:

@@ -328,6 +328,28 @@ async def test_a_key_that_cannot_be_is_refused(api: Api, body: object) -> None:
     assert len((await api.client.get("/api/v1/keys", headers=admin)).json()["keys"]) == 1
 
 
+@pytest.mark.parametrize("overlap", [-1, 30 * 86_400 + 1, "soon", None])
+async def test_rotation_with_an_invalid_overlap_is_refused(api: Api, overlap: object) -> None:
+    issued = await api.issue("acme")
+    path = f"/api/v1/keys/{issued.key.id}/rotate"
+    body = {"overlap_seconds": overlap}
+    problem = assert_problem(
+        await api.client.post(path, json=body, headers=bearer(issued)), 422, "invalid_request"
+    )
+    assert problem["field"] == "overlap_seconds"
+    assert (await api.client.get("/api/v1/keys", headers=bearer(issued))).json()["keys"][0][
+        "rotated_at"
+    ] is None
+
+
+async def test_rotation_with_the_longest_overlap_is_accepted(api: Api) -> None:
+    issued = await api.issue("acme")
+    path = f"/api/v1/keys/{issued.key.id}/rotate"
+    body = {"overlap_seconds": 30 * 86_400}
+    answer = await api.client.post(path, json=body, headers=bearer(issued))
+    assert answer.status_code == 200
+
+
 async def test_a_body_beyond_reason_is_refused(api: Api) -> None:
     admin = bearer(await api.issue("acme"))
     answer = await api.client.post("/api/v1/keys", content=b" " * 20_000, headers=admin)

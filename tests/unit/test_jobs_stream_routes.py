@@ -466,6 +466,22 @@ async def flood(api: Api, key: JobKey) -> None:
     assert await backend_of(api).jobs.change(key, jobs.fail(long))
 
 
+async def test_client_that_does_not_answer_pings_is_dropped(
+    tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.http.server.PING_SECONDS", 0.05)
+    monkeypatch.setattr("app.http.server.PONG_SECONDS", 0.05)
+    async with serve_api(api_settings(tmp_path, colour_bundle)) as (api, _):
+        key = await running_job(backend_of(api))
+        with mute_socket(api, key):
+            await eventually(lambda: opened(api, 1))
+            await eventually(lambda: released(api))
+        async with connect(socket_of(api, key.id)) as ws:  # it answers pings
+            await ws.recv()
+            await asyncio.sleep(0.3)
+            assert len(api.services.streams) == 1
+
+
 async def test_client_that_does_not_read_is_dropped(
     tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import grpc.aio
 import httpx
+import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 
@@ -15,6 +16,7 @@ from core.backends.google.publisher import PubSubPublisher
 from core.domain.records import RecordKey
 from core.observability.metrics import ServiceMetrics
 from tests.support.api import api_settings, eventually, open_api
+from tests.support.faults import watched
 from tests.support.metrics import samples, series
 from tests.support.pictures import picture
 from tests.support.worker import running_worker, settings_in
@@ -168,6 +170,21 @@ async def test_a_depth_that_cannot_be_known_is_not_shown(
         assert shown()
     await metrics.refresh_backlog(backend.publisher)  # its database is closed
     assert not shown()
+
+
+async def test_scrape_does_not_wait_long_for_the_depth_of_the_queue(
+    tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.metrics.BACKLOG_SECONDS", 0.01)
+    registry = CollectorRegistry()
+
+    async def hang(call: str, after: bool) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async with open_backend(api_settings(tmp_path, colour_bundle)) as backend:
+        async with asyncio.timeout(10):
+            await ApiMetrics(registry).refresh_backlog(watched(backend, hang).publisher)
+    assert "glimpse_queue_messages" not in samples(generate_latest(registry).decode())
 
 
 async def test_pubsubs_depth_is_known_elsewhere() -> None:

@@ -1,10 +1,9 @@
-"""A line for each image that was given, after the answer; and nothing that goes wrong with it, or
-with the counting of usage, touches a request."""
+"""The audit log: a line for each uploaded image. A failing output affects no request."""
 
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,12 +12,14 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
+from app import audit_log as module
 from app.audit_log import AuditLog, Entry, dropped_counter
 from core.errors import Unavailable
-from tests.support.api import Api, api_settings, bearer, eventually, open_api
+from tests.support.api import Api, api_settings, bearer, open_api
 from tests.support.clock import MovableClock
 from tests.support.pictures import picture, sha256
 
+MODEL = "m@0123456789ab"
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
 PATIENCE = 30.0  # seconds
 
@@ -29,7 +30,7 @@ def an_entry(number: int = 0, **changes: Any) -> Entry:
         "tenant": "acme",
         "key": "key000000001",
         "image_hash": f"{number:064x}",
-        "model": "m@0123456789ab",
+        "model": MODEL,
         "status": "success",
         "cached": True,
         "bytes": 7,
@@ -43,15 +44,20 @@ def an_entry(number: int = 0, **changes: Any) -> Entry:
 async def opened(
     folder: Path, bundle: Path, **changes: object
 ) -> AsyncIterator[tuple[Api, list[dict[str, Any]]]]:
-    """An API whose audit lines come into a list."""
+    """An API, and a list of its audit lines."""
     settings = api_settings(folder, bundle, log_format="json", **changes)
     lines: list[dict[str, Any]] = []
     async with open_api(settings) as api:
-        api.audit._write = lambda text: lines.extend(json.loads(line) for line in text.splitlines())
+        api.audit._output._write = lambda line: lines.append(json.loads(line))
         yield api, lines
 
 
-async def test_each_image_that_is_given_leaves_a_line(tmp_path: Path, colour_bundle: Path) -> None:
+async def written(audit: AuditLog) -> None:
+    """Wait until every entry is written."""
+    await asyncio.to_thread(audit._queue.join)
+
+
+async def test_each_uploaded_image_leaves_a_line(tmp_path: Path, colour_bundle: Path) -> None:
     image = picture(1)
     async with opened(tmp_path, colour_bundle, api_keys="required") as (api, lines):
         key = await api.issue("acme")
@@ -65,12 +71,12 @@ async def test_each_image_that_is_given_leaves_a_line(tmp_path: Path, colour_bun
         await api.succeed(sha256(image), "acme")
         await client.post("/what/slow", files={"img": image}, headers=headers)
         await client.post("/api/v1/images", content=image, headers=headers)
-        # Asking leaves none, and neither does what was no prediction.
+        # Reads leave none, and neither do refused uploads.
         await client.get(f"/what/status/{sha256(image)}", headers=headers)
         await client.get(f"/api/v1/images/{sha256(image)}", headers=headers)
         await client.post("/what/fast", files={"img": b"no image"}, headers=headers)
         await client.post("/what/fast", files={"img": image})
-        await api.audit.flush()
+        await written(api.audit)
     assert [(line["status"], line["cached"]) for line in lines] == [
         ("pending", False),
         ("success", True),
@@ -95,15 +101,15 @@ async def test_each_image_that_is_given_leaves_a_line(tmp_path: Path, colour_bun
         }
 
 
-async def test_each_image_of_a_batch_leaves_a_line(tmp_path: Path, colour_bundle: Path) -> None:
-    """That is stored; a repetition of the request gives no image, and equal ones are one."""
+async def test_each_image_of_a_batch_leaves_one_line(tmp_path: Path, colour_bundle: Path) -> None:
+    """Images that are not stored leave none, nor does a repetition of the request."""
     known, new = picture(3), picture(4)
     async with opened(tmp_path, colour_bundle, api_keys="required") as (api, lines):
         key = await api.issue("acme")
         await api.client.post("/what/fast", files={"img": known}, headers=bearer(key))
         await api.settle()
         await api.succeed(sha256(known), "acme")
-        await api.audit.flush()
+        await written(api.audit)
         lines.clear()
         batch = [("imgs", each) for each in (known, new, b"no image", new)]
         headers = {**bearer(key), "Idempotency-Key": "once"}
@@ -114,7 +120,7 @@ async def test_each_image_of_a_batch_leaves_a_line(tmp_path: Path, colour_bundle
             assert answer.status_code == 202
         unknown = {"image_hashes": ["0" * 64]}
         await api.client.post("/api/v1/jobs/batch-predict", json=unknown, headers=bearer(key))
-        await api.audit.flush()
+        await written(api.audit)
     assert [(line["image_hash"], line["status"], line["cached"]) for line in lines] == [
         (sha256(known), "success", True),
         (sha256(new), "pending", False),
@@ -125,7 +131,7 @@ async def test_each_image_of_a_batch_leaves_a_line(tmp_path: Path, colour_bundle
         assert "bytes" not in line
 
 
-async def test_lines_are_on_standard_output_at_every_level(
+async def test_lines_are_written_to_standard_output_at_every_level(
     tmp_path: Path, colour_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image = picture(2)
@@ -133,11 +139,11 @@ async def test_lines_are_on_standard_output_at_every_level(
     async with open_api(settings) as api:
         await api.client.post("/what/fast", files={"img": image})
     written = [line for line in capsys.readouterr().out.splitlines() if "[audit" in line]
-    assert len(written) == 1, "it is written at the latest when the service stops"
+    assert len(written) == 1, "lines are written at shutdown at the latest"
     assert f"image_hash={sha256(image)}" in written[0] and "status=pending" in written[0]
 
 
-async def test_a_setting_turns_it_off(
+async def test_audit_log_can_be_turned_off(
     tmp_path: Path, colour_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with open_api(api_settings(tmp_path, colour_bundle, audit_log=False)) as api:
@@ -151,82 +157,123 @@ def dropped() -> Counter:
     return dropped_counter(CollectorRegistry())
 
 
-def an_audit_log(dropped: Counter, write: Any, tmp_path: Path, **changes: Any) -> AuditLog:
-    settings = api_settings(tmp_path, tmp_path)
-    return AuditLog(settings, "m@0123456789ab", dropped, write=write, **changes)
+@asynccontextmanager
+async def audit_log(
+    folder: Path, dropped: Counter, write: Callable[[str], object], **changes: Any
+) -> AsyncIterator[AuditLog]:
+    log = AuditLog(api_settings(folder, folder), MODEL, dropped, write=write, **changes)
+    log.start()
+    try:
+        yield log
+    finally:
+        await log.close()
 
 
-async def test_what_does_not_fit_is_counted_and_not_waited_for(
-    tmp_path: Path, dropped: Counter
-) -> None:
-    texts: list[str] = []
-    audit = an_audit_log(dropped, texts.append, tmp_path, capacity=3)
-    for number in range(5):
-        audit.add(an_entry(number))
-    assert dropped._value.get() == 2
-    await audit.flush()
-    audit.add(an_entry(9))
-    await audit.flush()
-    hashes = [line.split("image_hash=")[1][:64] for text in texts for line in text.splitlines()]
-    assert hashes == [f"{number:064x}" for number in (0, 1, 2, 9)]
-    assert dropped._value.get() == 2
+class Output:
+    """An output that blocks, or fails for some lines, and keeps the others."""
 
+    def __init__(self, *, blocked: bool = False, failures: int = 0) -> None:
+        self.lines: list[str] = []
+        self.writing, self._unblocked = threading.Event(), threading.Event()
+        self._failures = failures
+        if not blocked:
+            self.unblock()
 
-async def test_what_cannot_be_written_is_counted_and_the_next_is_written(
-    tmp_path: Path, dropped: Counter
-) -> None:
-    texts: list[str] = []
+    def unblock(self) -> None:
+        self._unblocked.set()
 
-    def write(text: str) -> None:
-        if not texts:
-            texts.append("")
+    def __call__(self, line: str) -> None:
+        self.writing.set()
+        assert self._unblocked.wait(PATIENCE), "the test does not unblock the output"
+        if self._failures:
+            self._failures -= 1
             raise OSError("no space left on device")
-        texts.append(text)
+        self.lines.append(line)
 
-    audit = an_audit_log(dropped, write, tmp_path)
-    running = asyncio.create_task(audit.run())
-
-    async def lost() -> bool:
-        return bool(dropped._value.get() == 2)
-
-    async def written() -> bool:
-        return len(texts) == 2
-
-    audit.add(an_entry(1))
-    audit.add(an_entry(2))
-    await eventually(lost)
-    audit.add(an_entry(3))
-    await eventually(written)
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
-    assert f"{3:064x}" in texts[1]
+    def numbers(self) -> list[int]:
+        return [int(line.split("image_hash=")[1][:64], 16) for line in self.lines]
 
 
-async def test_a_writer_that_hangs_holds_up_no_request(tmp_path: Path, colour_bundle: Path) -> None:
-    go_on, reached = threading.Event(), threading.Event()
-    let_go: list[bool] = []
+async def test_entries_beyond_the_capacity_are_counted_and_dropped(
+    tmp_path: Path, dropped: Counter
+) -> None:
+    output = Output(blocked=True)
+    async with audit_log(tmp_path, dropped, output, capacity=3) as audit:
+        audit.add(an_entry(0))
+        assert await asyncio.to_thread(output.writing.wait, PATIENCE)
+        for number in range(1, 6):
+            audit.add(an_entry(number))
+        assert dropped._value.get() == 2
+        output.unblock()
+        await written(audit)
+        audit.add(an_entry(9))
+    assert output.numbers() == [0, 1, 2, 3, 9]
+    assert dropped._value.get() == 2
 
-    def write(text: str) -> None:
-        reached.set()
-        let_go.append(go_on.wait(PATIENCE))
 
+async def test_failed_writes_are_counted_and_later_entries_are_written(
+    tmp_path: Path, dropped: Counter
+) -> None:
+    output = Output(failures=2)
+    async with audit_log(tmp_path, dropped, output) as audit:
+        for number in (1, 2, 3):
+            audit.add(an_entry(number))
+    assert output.numbers() == [3]
+    assert dropped._value.get() == 2
+
+
+async def test_close_writes_the_remaining_entries_of_a_full_queue(
+    tmp_path: Path, dropped: Counter
+) -> None:
+    output = Output(blocked=True)
+    async with audit_log(tmp_path, dropped, output, capacity=2) as audit:
+        audit.add(an_entry(0))
+        assert await asyncio.to_thread(output.writing.wait, PATIENCE)
+        audit.add(an_entry(1))
+        audit.add(an_entry(2))
+        asyncio.get_running_loop().call_later(0.05, output.unblock)
+    assert output.numbers() == [0, 1, 2]
+    assert dropped._value.get() == 0
+
+
+async def test_close_gives_up_on_an_output_that_hangs(
+    tmp_path: Path, dropped: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CLOSE_SECONDS", 0.05)
+    output = Output(blocked=True)
+    try:
+        async with asyncio.timeout(PATIENCE / 2):
+            async with audit_log(tmp_path, dropped, output) as audit:
+                for number in range(3):
+                    audit.add(an_entry(number))
+                assert await asyncio.to_thread(output.writing.wait, PATIENCE)
+        assert dropped._value.get() >= 2
+    finally:
+        output.unblock()
+
+
+async def test_output_that_hangs_does_not_delay_requests(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    output = Output(blocked=True)
     async with open_api(api_settings(tmp_path, colour_bundle)) as api:
-        api.audit._write = write
+        api.audit._output._write = output
         try:
             for seed in range(3):
                 answer = await api.client.post("/what/fast", files={"img": picture(seed)})
                 assert answer.status_code == 202
-                assert seed or await asyncio.to_thread(reached.wait, PATIENCE), "it hangs"
+                assert await asyncio.to_thread(output.writing.wait, PATIENCE)
+            assert output.lines == []
         finally:
-            go_on.set()
-    assert let_go and all(let_go), "the requests went on while it hung"
+            output.unblock()
+    assert len(output.lines) == 3
 
 
-async def test_a_store_of_usage_that_fails_touches_no_request_and_loses_nothing(
+async def test_failing_usage_store_affects_no_request_and_loses_no_count(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
-    """The counts are kept until they can be written."""
-    image, clock = picture(3), MovableClock()  # all of it on one day
+    """The counts are kept until a write succeeds."""
+    image, clock = picture(3), MovableClock()  # all requests are on one day
     async with open_api(api_settings(tmp_path, colour_bundle, api_keys="required"), clock) as api:
         key = await api.issue("acme")
         store = api.authenticator.access.usage
