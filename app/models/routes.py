@@ -66,7 +66,7 @@ async def list_models(request: Request, principal: Principal) -> dict[str, Any]:
     "/{model_id}",
     summary="Read a model",
     response_model=Model,
-    responses=refusals(errors.NotFound),
+    responses=refusals(errors.NotFound, errors.InvalidRequest),
 )
 @requires(Scope.READ)
 async def get_model(

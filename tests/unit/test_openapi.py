@@ -79,6 +79,8 @@ OPERATIONS = {
     ("POST", "/api/v1/webhooks/{webhook_id}/rotate"): "rotate_webhook_secret",
     ("POST", "/api/v1/webhooks/{webhook_id}/test"): "test_webhook",
     ("POST", "/api/v1/webhooks/{webhook_id}/enable"): "enable_webhook",
+    ("GET", "/api/v1/models"): "list_models",
+    ("GET", "/api/v1/models/{model_id}"): "get_model",
     ("GET", "/health"): "get_health",
     ("GET", "/ready"): "get_readiness",
 }
@@ -138,7 +140,10 @@ async def test_every_route_is_documented(tmp_path: Path, colour_bundle: Path) ->
         routes = {(m, path) for m, path, _ in routes_of(api.app) if m != "HEAD"}
     undocumented = routes - set(OPERATIONS)
     assert undocumented == {
-        *(("GET", path) for path in ("/", "/docs", "/openapi.json", "/metrics")),
+        *(
+            ("GET", path)
+            for path in ("/", "/docs", "/openapi.json", "/metrics", "/page/{path:path}")
+        ),
         ("GET", "/local/blobs/{tenant}/{image_hash}"),
     }
 
