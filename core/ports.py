@@ -155,15 +155,15 @@ class JobStore(Store[JobKey, Job], Protocol):
     """Jobs and their items (`core.domain.jobs`)."""
 
     async def create(self, job: Job) -> bool:
-        """Store a new job; False where the id already exists."""
+        """Store a new job, durably; False where the id exists."""
         ...
 
     async def add_items(self, key: JobKey, items: Sequence[JobItem]) -> None:
-        """Store items of an unsealed job. Those whose position is there already stay."""
+        """Store items of an unsealed job, durably. Items whose position is taken stay as stored."""
         ...
 
     async def get_many(self, keys: Sequence[JobKey]) -> Mapping[JobKey, Job]:
-        """Those that exist, in as few look-ups as there can be."""
+        """The jobs that exist, of any number of keys, with few requests."""
         ...
 
     async def list(self, wanted: JobFilter, limit: int, after: str = "") -> Sequence[Job]:
@@ -173,35 +173,36 @@ class JobStore(Store[JobKey, Job], Protocol):
     async def items(
         self, key: JobKey, limit: int, after: int = -1, state: ItemState | None = None
     ) -> Sequence[JobItem]:
-        """At most `limit` items behind the position `after`, in their order."""
+        """At most `limit` items after the position `after`, in order."""
         ...
 
-    async def settle(
+    async def complete_item(
         self, key: JobKey, position: int, error: RecordError | None, interval: timedelta
     ) -> Job | None:
-        """End an open item and its twins: with `error`, or well. Settled ones stay as they are.
+        """End an open item: as failed with `error`, otherwise as succeeded.
 
-        Then as `refresh`.
+        Then `refresh_counts`. A power loss may undo the newest: the item is open then, and its
+        message is published again.
         """
         ...
 
-    async def settle_many(self, key: JobKey, outcomes: Mapping[int, RecordError | None]) -> None:
-        """As `settle` for each of these positions, without counting."""
+    async def complete_items(self, key: JobKey, outcomes: Mapping[int, RecordError | None]) -> None:
+        """Like `complete_item` for each of these positions, without counting."""
         ...
 
-    async def refresh(self, key: JobKey, interval: timedelta = timedelta(0)) -> Job | None:
-        """Count the items; the job if that changed it, which ends it where no item is open.
+    async def refresh_counts(self, key: JobKey, interval: timedelta = timedelta(0)) -> Job | None:
+        """Count the items, where `jobs.count_is_due`; the job, if that changed it.
 
-        Not where the last count is younger than `interval`, unless no item is open.
+        A count without open items completes the job.
         """
         ...
 
     async def due(self, now: datetime, limit: int) -> Sequence[Job]:
-        """At most `limit` jobs, of any tenant, whose `wake_at` is not after `now`, oldest first."""
+        """At most `limit` jobs of all tenants whose `wake_at` is not after `now`, oldest first."""
         ...
 
     async def delete(self, key: JobKey) -> bool:
-        """Delete the job and its items; False where there was none."""
+        """Delete the job and its items, durably; False where there is none."""
         ...
 
     async def ping(self) -> None: ...

@@ -200,7 +200,8 @@ class JobCreator:
             if job.not_before is None:
                 await publish(self._backend.publisher, RunJob(job.key.tenant, job.key.id))
             elif 0 < sum(item.state is ItemState.FAILED for item in items) < len(items):
-                await self._backend.jobs.refresh(job.key)  # the counts, long before it starts
+                # The job may start much later.
+                await self._backend.jobs.refresh_counts(job.key)
         except GlimpseError as error:
             log.warning("job starts later", job=job.key.id, reason=error.detail)
 
@@ -215,26 +216,19 @@ class JobCreator:
             if item.image_hash and item.error is None
         }
         present = await look_up(self._backend, list(keys.values()))
-        # An image that was missing stays missing, or a twin would wait for an item that has failed.
-        missing = {item.image_hash for item in existing if item.state is ItemState.FAILED}
+        stored = {item.position: item for item in existing}
         items: list[JobItem] = []
-        first: dict[str, int] = {}
         records: dict[RecordKey, Record | None] = {}
         for position, each in enumerate(order.all_items):
             item = JobItem(position, each.image_hash, each.name, each.metadata)
             key, error = keys.get(each.image_hash), each.error
-            if key is not None and (each.image_hash in missing or not present[key].known):
+            if key is not None and not present[key].known:
                 error = NotUploaded("The service has no image with this hash. Upload the image.")
             if error is not None:
                 failure = RecordError(error.code, error.detail, isinstance(error, NotUploaded))
                 item = replace(item, state=ItemState.FAILED, error=failure)
-            elif each.image_hash in first:
-                primary = first[each.image_hash]
-                item = replace(item, twin_of=primary)
-                items[primary] = replace(items[primary], twins=(*items[primary].twins, position))
-            else:
-                assert key is not None
-                first[each.image_hash] = position
+            item = stored.get(position, item)
+            if key is not None and error is None and item.state is ItemState.OPEN:
                 records[key] = present[key].record
             items.append(item)
         return items, records

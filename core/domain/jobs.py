@@ -72,12 +72,12 @@ class Counts:
     failed: int = 0
 
     @property
-    def settled(self) -> int:
+    def completed(self) -> int:
         return self.succeeded + self.failed
 
     @property
     def open(self) -> int:
-        return self.total - self.settled
+        return self.total - self.completed
 
     def older_than(self, other: "Counts") -> bool:
         """Whether a number is lower than that of `other`. Numbers only rise."""
@@ -125,7 +125,7 @@ class Job:
         """Percent of the items that have ended, rounded down; 100 only at `completed`."""
         if self.status is JobStatus.COMPLETED:
             return 100
-        return min(99, 100 * self.counts.settled // max(1, self.counts.total))
+        return min(99, 100 * self.counts.completed // max(1, self.counts.total))
 
     @property
     def cancelled_items(self) -> int:
@@ -138,11 +138,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class JobItem:
-    """One image of a job. `image_hash` is empty where there was none to hash.
-
-    Of items with equal images the first is the one that is worked on: it lists the others as
-    `twins`, and they name it in `twin_of`. They are settled together.
-    """
+    """One image of a job. `image_hash` is empty where there was no image to hash."""
 
     position: int
     image_hash: str
@@ -150,8 +146,14 @@ class JobItem:
     metadata: Mapping[str, object] = field(default_factory=dict)
     state: ItemState = ItemState.OPEN
     error: RecordError | None = None
-    twin_of: int | None = None
-    twins: tuple[int, ...] = ()
+
+
+def complete_item(item: JobItem, error: RecordError | None) -> JobItem | None:
+    """End an open item: as failed with `error`, otherwise as succeeded. None if it has ended."""
+    if item.state is not ItemState.OPEN:
+        return None
+    state = ItemState.SUCCEEDED if error is None else ItemState.FAILED
+    return replace(item, state=state, error=error)
 
 
 @dataclass(frozen=True, slots=True)

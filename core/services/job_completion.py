@@ -41,7 +41,7 @@ async def announce(backend: Backend, job: Job, policy: JobPolicy) -> bool:
     """
     try:
         if job.counts.open:
-            await backend.jobs.refresh(job.key)
+            await backend.jobs.refresh_counts(job.key)
         await publish(
             backend.publisher, Notify(job.key.tenant, job.key.id, f"job.{job.status.value}")
         )

@@ -45,7 +45,7 @@ from tests.bench.machine import machine
 from tests.bench.streams import open_streams
 from tests.support.bundles import write_colour_bundle
 from tests.support.emulators import free_addresses, own_corner, running_emulators
-from tests.support.jobs import running_job, settle
+from tests.support.jobs import complete_item, running_job
 from tests.support.metrics import samples
 from tests.support.pictures import photo, picture, sha256
 from tests.support.records import claimed
@@ -326,7 +326,7 @@ class Bench:
                 meter, began = _Meter(process, stack), time.monotonic()
                 for number in range(count):
                     await asyncio.sleep(began + seconds * number / count - time.monotonic())
-                    await settle(backend, key_, number)
+                    await complete_item(backend, key_, number)
                 figures = meter.read()
                 await asyncio.gather(*(reader.over.wait() for reader in all_))
                 events = sum(reader.events for reader in all_) / count

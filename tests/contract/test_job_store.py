@@ -62,12 +62,6 @@ def items_of(total: int, begin: int = 0) -> list[JobItem]:
     return [JobItem(place, f"{place:064x}", f"{place}.jpg") for place in range(begin, total)]
 
 
-def with_twins(total: int) -> list[JobItem]:
-    """All of one image."""
-    twins = [JobItem(place, f"{1:064x}", twin_of=0) for place in range(1, total)]
-    return [JobItem(0, f"{1:064x}", twins=tuple(range(1, total))), *twins]
-
-
 async def sealed(store: JobStore, job: Job, items: Sequence[JobItem] | None = None) -> Job:
     """Stored as the API stores one."""
     assert await store.create(job)
@@ -99,8 +93,8 @@ async def test_an_unknown_job_is_none_and_refuses_everything(
     assert await store.list(PUBLIC, 10) == []
     assert await store.items(key, 10) == []
     assert await store.change(key, jobs.cancel()) is None
-    assert await store.settle(key, 0, None, ALWAYS) is None
-    assert await store.refresh(key) is None
+    assert await store.complete_item(key, 0, None, ALWAYS) is None
+    assert await store.refresh_counts(key) is None
     assert await store.due(clock.move(1e6), 10) == []
     assert not await store.delete(key)
 
@@ -149,9 +143,9 @@ async def test_items_come_back_unchanged_and_in_order(store: JobStore, clock: Mo
     items = [
         JobItem(0, "a" * 64, "ä/ü.png", {"line": 3, "tags": ["x", None], "deep": {"y": 0.1}}),
         JobItem(1, "", "empty.png", state=ItemState.FAILED, error=BROKEN),
-        JobItem(2, "b" * 64, twins=(3, 4)),
-        JobItem(3, "b" * 64, twin_of=2),
-        JobItem(4, "b" * 64, twin_of=2),
+        JobItem(2, "b" * 64),
+        JobItem(3, "b" * 64),
+        JobItem(4, "c" * 64),
     ]
     await store.add_items(job.key, items[::-1])
     assert await store.items(job.key, 10) == items
@@ -167,7 +161,7 @@ async def test_items_that_are_there_stay_as_they_are(store: JobStore, clock: Mov
     job = job_of(clock, total=8)
     assert await store.create(job)
     await store.add_items(job.key, items_of(4))
-    await store.settle(job.key, 1, BROKEN, ALWAYS)
+    await store.complete_item(job.key, 1, BROKEN, ALWAYS)
     others = [replace(item, name="another") for item in items_of(8)]
     await store.add_items(job.key, others)
     await store.add_items(job.key, others)
@@ -234,16 +228,18 @@ async def test_of_concurrent_cancellations_one_wins(
     assert sum(each is not None for each in won) == 1
 
 
-async def test_settling_every_item_completes_the_job(store: JobStore, clock: MovableClock) -> None:
+async def test_completing_every_item_completes_the_job(
+    store: JobStore, clock: MovableClock
+) -> None:
     job = await running(store, job_of(clock))
     clock.move(1)
-    first = await store.settle(job.key, 0, None, ALWAYS)
+    first = await store.complete_item(job.key, 0, None, ALWAYS)
     assert first is not None
     assert (first.status, first.counts, first.progress) == (JobStatus.RUNNING, Counts(3, 1), 33)
     assert first.revision == job.revision + 1
-    assert await store.settle(job.key, 2, BROKEN, ALWAYS) is not None
+    assert await store.complete_item(job.key, 2, BROKEN, ALWAYS) is not None
     clock.move(1)
-    last = await store.settle(job.key, 1, None, ALWAYS)
+    last = await store.complete_item(job.key, 1, None, ALWAYS)
     assert last is not None
     assert (last.status, last.counts, last.completed_at) == (
         JobStatus.COMPLETED,
@@ -256,76 +252,57 @@ async def test_settling_every_item_completes_the_job(store: JobStore, clock: Mov
     assert [item.error for item in items] == [None, None, BROKEN]
 
 
-async def test_a_settled_item_stays_as_it_is(store: JobStore, clock: MovableClock) -> None:
+async def test_completed_item_stays_as_it_is(store: JobStore, clock: MovableClock) -> None:
     job = await running(store, job_of(clock))
-    before = await store.settle(job.key, 0, None, ALWAYS)
-    assert await store.settle(job.key, 0, BROKEN, ALWAYS) is None
-    assert await store.settle(job.key, 0, None, ALWAYS) is None
-    assert await store.settle(job.key, 7, None, ALWAYS) is None  # there is no such item
+    before = await store.complete_item(job.key, 0, None, ALWAYS)
+    assert await store.complete_item(job.key, 0, BROKEN, ALWAYS) is None
+    assert await store.complete_item(job.key, 0, None, ALWAYS) is None
+    assert await store.complete_item(job.key, 7, None, ALWAYS) is None  # there is no such item
     assert await store.get(job.key) == before
     assert (await store.items(job.key, 1))[0].state is ItemState.SUCCEEDED
 
 
-async def test_twins_end_with_the_first_of_them(store: JobStore, clock: MovableClock) -> None:
-    items = [
-        JobItem(0, "a" * 64, twins=(2, 4)),
-        JobItem(1, "b" * 64),
-        JobItem(2, "a" * 64, "second", twin_of=0),
-        JobItem(3, "b" * 64, state=ItemState.FAILED, error=BROKEN),
-        JobItem(4, "a" * 64, "third", twin_of=0),
-    ]
-    job = await running(store, job_of(clock, total=5), items)
-    after = await store.settle(job.key, 0, BROKEN, ALWAYS)
-    assert after is not None
-    assert after.counts == Counts(5, 0, 4)
-    found = await store.items(job.key, 10)
-    assert [item.state for item in found] == ["failed", "open", "failed", "failed", "failed"]
-    assert found[4] == replace(items[4], state=ItemState.FAILED, error=BROKEN)
-
-
-async def test_a_thousand_twins_end_together(store: JobStore, clock: MovableClock) -> None:
-    total = MAX_JOB_ITEMS
-    job = await running(store, job_of(clock, total=total), with_twins(total))
-    after = await store.settle(job.key, 0, None, ALWAYS)
-    assert after is not None
-    assert (after.status, after.counts) == (JobStatus.COMPLETED, Counts(total, total))
-    assert await store.items(job.key, 1, state=ItemState.OPEN) == []
-    assert [item.position for item in await store.items(job.key, total)] == list(range(total))
-
-
-async def test_many_are_settled_with_their_twins_and_counted_later(
+async def test_items_with_equal_images_are_completed_separately(
     store: JobStore, clock: MovableClock
 ) -> None:
-    """More than fit in one transaction; some are settled before, and some are not there."""
-    twins = [JobItem(place, f"{0:064x}", twin_of=0) for place in range(60, 90)]
-    first = JobItem(0, f"{0:064x}", twins=tuple(range(60, 90)))
-    job = await running(store, job_of(clock, total=90), [first, *items_of(60, 1), *twins])
-    await store.settle(job.key, 5, BROKEN, ALWAYS)
-    outcomes = {place: BROKEN if place % 10 == 0 else None for place in range(58)}
-    await store.settle_many(job.key, {**outcomes, 500: None})
-    assert (await stored(store, job.key)).counts == Counts(90, 0, 1)  # nobody has counted
-    items = {item.position: item for item in await store.items(job.key, 100)}
-    assert {place for place, item in items.items() if item.state is ItemState.OPEN} == {58, 59}
-    for place, item in items.items():
-        if item.state is not ItemState.OPEN:
-            broken = place % 10 == 0 or place == 5 or place >= 60
-            assert item.error == (BROKEN if broken else None), place
-    after = await store.refresh(job.key)
+    items = [JobItem(position, "a" * 64) for position in range(3)]
+    job = await running(store, job_of(clock), items)
+    after = await store.complete_item(job.key, 0, BROKEN, ALWAYS)
     assert after is not None
-    failed = 6 + 1 + 30
-    assert after.counts == Counts(90, 88 - failed, failed)
-    await store.settle_many(job.key, {58: None, 59: None})
-    last = await store.refresh(job.key)
+    assert after.counts == Counts(3, 0, 1)
+    found = await store.items(job.key, 10)
+    assert [item.state for item in found] == ["failed", "open", "open"]
+    assert found[0] == replace(items[0], state=ItemState.FAILED, error=BROKEN)
+
+
+async def test_many_items_are_completed_at_once_and_counted_later(
+    store: JobStore, clock: MovableClock
+) -> None:
+    """More than fit in one transaction. One is completed before, and one position is unknown."""
+    job = await running(store, job_of(clock, total=60))
+    await store.complete_item(job.key, 5, BROKEN, ALWAYS)
+    outcomes = {place: BROKEN if place % 10 == 0 else None for place in range(58)}
+    await store.complete_items(job.key, {**outcomes, 500: None})
+    assert (await stored(store, job.key)).counts == Counts(60, 0, 1)
+    items = await store.items(job.key, 100)
+    assert [item.position for item in items if item.state is ItemState.OPEN] == [58, 59]
+    failed = [item.position for item in items if item.error == BROKEN]
+    assert failed == [0, 5, 10, 20, 30, 40, 50]
+    after = await store.refresh_counts(job.key)
+    assert after is not None
+    assert after.counts == Counts(60, 51, 7)
+    await store.complete_items(job.key, {58: None, 59: None})
+    last = await store.refresh_counts(job.key)
     assert last is not None
     assert last.status is JobStatus.COMPLETED
 
 
-async def test_of_concurrent_settlers_one_sees_the_end(
+async def test_of_concurrent_completions_one_sees_the_end(
     stores: Sequence[JobStore], clock: MovableClock
 ) -> None:
     store = stores[0]
     job = await running(store, job_of(clock, total=25))
-    settled = [stores[n % 2].settle(job.key, n % 25, None, SELDOM) for n in range(30)]
+    settled = [stores[n % 2].complete_item(job.key, n % 25, None, SELDOM) for n in range(30)]
     outcomes = [after for after in await asyncio.gather(*settled) if after is not None]
     ends = [after for after in outcomes if after.status is JobStatus.COMPLETED]
     assert len(ends) == 1
@@ -333,7 +310,7 @@ async def test_of_concurrent_settlers_one_sees_the_end(
     assert await store.get(job.key) == ends[0]
 
 
-async def test_settlers_do_not_hold_each_other_up(
+async def test_concurrent_completions_do_not_fail(
     stores: Sequence[JobStore], clock: MovableClock
 ) -> None:
     """Eight at once, with a count now and then, until all is done: none is sent away."""
@@ -342,13 +319,13 @@ async def test_settlers_do_not_hold_each_other_up(
     places = iter(range(total))
     seen: list[Job] = []
 
-    async def settler(store: JobStore) -> None:
+    async def complete(store: JobStore) -> None:
         for place in places:
             clock.move(0.05)
-            after = await store.settle(job.key, place, None, timedelta(seconds=1))
+            after = await store.complete_item(job.key, place, None, timedelta(seconds=1))
             seen.extend([] if after is None else [after])
 
-    await asyncio.gather(*(settler(stores[n % 2]) for n in range(8)))
+    await asyncio.gather(*(complete(stores[n % 2]) for n in range(8)))
     assert [each.status for each in seen].count(JobStatus.COMPLETED) == 1
     assert len(seen) <= 14  # at most once in a second, and the end
     assert (await stored(stores[0], job.key)).counts == Counts(total, total)
@@ -367,7 +344,7 @@ async def test_progress_never_goes_back(stores: Sequence[JobStore], clock: Movab
     watcher = asyncio.create_task(watch())
     errors = [BROKEN if place % 3 == 0 else None for place in range(12)]
     await asyncio.gather(
-        *(stores[n % 2].settle(job.key, n, error, ALWAYS) for n, error in enumerate(errors))
+        *(stores[n % 2].complete_item(job.key, n, error, ALWAYS) for n, error in enumerate(errors))
     )
     watcher.cancel()
     for before, after in itertools.pairwise(seen):
@@ -381,17 +358,17 @@ async def test_progress_never_goes_back(stores: Sequence[JobStore], clock: Movab
 async def test_between_two_counts_lies_the_interval(store: JobStore, clock: MovableClock) -> None:
     job = await running(store, job_of(clock, total=4))
     clock.move(60)
-    assert await store.settle(job.key, 0, None, SELDOM) is not None
+    assert await store.complete_item(job.key, 0, None, SELDOM) is not None
     clock.move(4.9)
-    assert await store.settle(job.key, 1, None, SELDOM) is None
-    assert await store.refresh(job.key, SELDOM) is None
+    assert await store.complete_item(job.key, 1, None, SELDOM) is None
+    assert await store.refresh_counts(job.key, SELDOM) is None
     assert (await stored(store, job.key)).counts == Counts(4, 1)
     clock.move(0.1)
-    after = await store.refresh(job.key, SELDOM)
+    after = await store.refresh_counts(job.key, SELDOM)
     assert after is not None
     assert after.counts == Counts(4, 2)
-    assert await store.settle(job.key, 2, None, SELDOM) is None
-    last = await store.settle(job.key, 3, None, SELDOM)  # the end does not wait
+    assert await store.complete_item(job.key, 2, None, SELDOM) is None
+    last = await store.complete_item(job.key, 3, None, SELDOM)  # the end does not wait
     assert last is not None
     assert (last.status, last.counts) == (JobStatus.COMPLETED, Counts(4, 4))
 
@@ -399,11 +376,11 @@ async def test_between_two_counts_lies_the_interval(store: JobStore, clock: Mova
 async def test_refresh_ends_what_a_crash_left_unended(store: JobStore, clock: MovableClock) -> None:
     settled = [replace(item, state=ItemState.SUCCEEDED) for item in items_of(3)]
     job = await running(store, job_of(clock), settled)
-    assert await store.refresh(key_of(2)) is None
-    last = await store.refresh(job.key)
+    assert await store.refresh_counts(key_of(2)) is None
+    last = await store.refresh_counts(job.key)
     assert last is not None
     assert last.status is JobStatus.COMPLETED
-    assert await store.refresh(job.key) is None
+    assert await store.refresh_counts(job.key) is None
 
 
 async def test_what_was_in_hand_at_a_cancellation_counts_and_revives_nothing(
@@ -411,11 +388,11 @@ async def test_what_was_in_hand_at_a_cancellation_counts_and_revives_nothing(
 ) -> None:
     job = await running(store, job_of(clock))
     assert await store.change(job.key, jobs.cancel()) is not None
-    after = await store.settle(job.key, 0, None, SELDOM)
+    after = await store.complete_item(job.key, 0, None, SELDOM)
     assert after is not None
     assert (after.status, after.counts) == (JobStatus.CANCELLED, Counts(3, 1))
     for place in (1, 2):
-        await store.settle(job.key, place, None, SELDOM)
+        await store.complete_item(job.key, place, None, SELDOM)
     assert (await stored(store, job.key)).status is JobStatus.CANCELLED
 
 
@@ -425,7 +402,7 @@ async def test_an_unsealed_job_is_neither_listed_nor_counted(
     job = job_of(clock)
     assert await store.create(job)
     await store.add_items(job.key, items_of(3))
-    assert await store.settle(job.key, 0, None, ALWAYS) is None
+    assert await store.complete_item(job.key, 0, None, ALWAYS) is None
     assert await store.list(PUBLIC, 10) == []
     assert await store.change(job.key, jobs.seal()) is not None
     assert [each.key for each in await store.list(PUBLIC, 10)] == [job.key]
@@ -520,7 +497,7 @@ async def test_delete_takes_the_items_too(store: JobStore, clock: MovableClock) 
     assert await store.get(gone.key) is None
     assert await store.items(gone.key, 10) == []
     assert await store.list(PUBLIC, 10) == [kept]
-    assert await store.settle(gone.key, 0, None, ALWAYS) is None
+    assert await store.complete_item(gone.key, 0, None, ALWAYS) is None
     assert await store.items(kept.key, 10) == items_of(3)
     assert await store.due(clock.move(1e6), 10) == [kept]
 
@@ -529,7 +506,7 @@ async def test_a_job_deleted_meanwhile_stays_deleted(store: JobStore, clock: Mov
     job = await running(store, job_of(clock, total=8))
     await asyncio.gather(
         store.delete(job.key),
-        *(store.settle(job.key, place, None, ALWAYS) for place in range(8)),
+        *(store.complete_item(job.key, place, None, ALWAYS) for place in range(8)),
     )
     assert await store.get(job.key) is None
     assert await store.items(job.key, 10) == []
@@ -539,7 +516,7 @@ async def test_tenants_do_not_meet(store: JobStore, clock: MovableClock) -> None
     ours = await running(store, job_of(clock))
     theirs = await running(store, replace(job_of(clock), key=key_of(tenant="acme")))
     assert await store.list(PUBLIC, 10) == [ours]
-    assert await store.settle(theirs.key, 0, BROKEN, ALWAYS) is not None
+    assert await store.complete_item(theirs.key, 0, BROKEN, ALWAYS) is not None
     assert await store.get(ours.key) == ours
     assert await store.items(ours.key, 10) == items_of(3)
     assert await store.delete(theirs.key)
@@ -561,8 +538,10 @@ async def test_a_job_of_a_thousand_items(store: JobStore, clock: MovableClock) -
     places = range(0, total, 50)
     for begin in range(0, len(places), 5):
         batch = places[begin : begin + 5]
-        await asyncio.gather(*(store.settle(job.key, place, BROKEN, SELDOM) for place in batch))
-    after = await store.refresh(job.key)
+        await asyncio.gather(
+            *(store.complete_item(job.key, place, BROKEN, SELDOM) for place in batch)
+        )
+    after = await store.refresh_counts(job.key)
     assert after is not None
     assert (after.status, after.counts) == (JobStatus.RUNNING, Counts(total, 0, 20))
     assert await store.delete(job.key)

@@ -80,7 +80,7 @@ async def test_an_item_costs_two_writes_and_its_reads(
     assert meter.taken() == {"reads": 1}  # its turn
 
     for place in range(ITEMS - 1):
-        assert await store.settle(KEY, place, None, SELDOM) is None
+        assert await store.complete_item(KEY, place, None, SELDOM) is None
     ended = meter.taken()
     assert 0.9 < ended["writes"] <= 1
     # The item, its job, and whether any other is open.
@@ -95,6 +95,6 @@ async def test_counting_costs_two_reads_however_many_items_there_are(
     await store.add_items(KEY, [*done, JobItem(ITEMS - 1, "")])
     await store.change(KEY, jobs.seal())
     meter.taken()
-    assert await store.refresh(KEY) is not None
+    assert await store.refresh_counts(KEY) is not None
     # Two counts; the job three times (before, in its turn, in its transaction) and one more query.
     assert meter.taken() == {"reads": 6 / ITEMS, "writes": 1 / ITEMS}

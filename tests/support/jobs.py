@@ -32,12 +32,9 @@ async def create_job(
     With `published` also the message that starts it.
     """
     key = JobKey(PUBLIC_TENANT, new_job_id())
-    places: dict[str, list[int]] = {}
-    for position, image in enumerate(images):
-        places.setdefault(sha256(image), []).append(position)
-    for image_hash, positions in places.items():
-        record = RecordKey(key.tenant, image_hash, model)
-        await backend.blobs.put(record.blob_name, images[positions[0]], "image/jpeg")
+    for image in images:
+        record = RecordKey(key.tenant, sha256(image), model)
+        await backend.blobs.put(record.blob_name, image, "image/jpeg")
         await backend.records.create(new_record(record, now, priority, key.id))
     job = new_job(
         key,
@@ -50,10 +47,7 @@ async def create_job(
         deadline=deadline,
     )
     assert await backend.jobs.create(job)
-    items = []
-    for image_hash, (first, *others) in places.items():
-        items.append(JobItem(first, image_hash, twins=tuple(others)))
-        items += [JobItem(other, image_hash, twin_of=first) for other in others]
+    items = [JobItem(position, sha256(image)) for position, image in enumerate(images)]
     await backend.jobs.add_items(key, items)
     assert await backend.jobs.change(key, seal()) is not None
     if published:
@@ -73,8 +67,10 @@ async def running_job(
     return key
 
 
-async def settle(backend: Backend, key: JobKey, position: int, *, broken: bool = False) -> None:
-    await backend.jobs.settle(key, position, BROKEN if broken else None, AT_ONCE)
+async def complete_item(
+    backend: Backend, key: JobKey, position: int, *, broken: bool = False
+) -> None:
+    await backend.jobs.complete_item(key, position, BROKEN if broken else None, AT_ONCE)
 
 
 async def job_of(backend: Backend, key: JobKey) -> Job:

@@ -209,7 +209,7 @@ async def test_next_delivery_only_completes_the_item(
     async def fail() -> None:
         raise Unavailable("A fault was injected.")
 
-    with worker.watching(Once("jobs.settle", 1, fail)):
+    with worker.watching(Once("jobs.complete_item", 1, fail)):
         assert (await worker.send(message)).status_code == 503
     assert await states(worker.backend, key) == ["open", "open"]
     before = await worker.record(key_of(worker, image))

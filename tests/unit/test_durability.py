@@ -211,11 +211,11 @@ async def test_job_transitions_but_counts_are_durable(tmp_path: Path) -> None:
         assert database.synced
         assert await changes.synced(jobs.seal())
         assert await changes.synced(jobs.start())
-        assert not await syncs(store.settle(key, 0, None, at_once))
+        assert not await syncs(store.complete_item(key, 0, None, at_once))
         database.modes.clear()
-        await store.settle_many(key, {1: ERROR})
+        await store.complete_items(key, {1: ERROR})
         assert not database.synced
-        assert not await syncs(store.refresh(key))
+        assert not await syncs(store.refresh_counts(key))
         changes.key = other
         assert await changes.synced(jobs.seal())
         assert not await changes.synced(jobs.update_counts(Counts(2, 1)))

@@ -5,17 +5,19 @@ import sqlite3
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from core.backends import open_backend
-from core.backends.embedded import dead_letters, records
+from core.backends.embedded import records
 from core.backends.embedded.database import Database, Schema
 from core.domain.dead_letters import LetterFilter
-from core.domain.jobs import JobFilter
-from core.domain.priority import Priority
-from core.domain.records import Annotation, RecordKey, Status
+from core.domain.job_codec import text_of_job
+from core.domain.jobs import JobFilter, JobItem, JobKey, new_job
+from core.domain.records import Annotation, RecordKey
 from core.errors import Unavailable
 from core.settings import Settings
 
@@ -234,18 +236,28 @@ async def test_an_older_schema_is_upgraded_step_by_step(tmp_path: Path) -> None:
         await Database.open(tmp_path / "words.db", torn)
 
 
-async def test_results_of_version_3_stay_readable(tmp_path: Path) -> None:
-    """Version 3 had neither categories nor confidence."""
+def statements_of_version_3() -> list[str]:
+    """Version 3 had no categories and no confidence, other sort keys, and duplicates of items."""
     new = ("categories", "confident")
-    statements = [
-        "\n".join(line for line in statement.splitlines() if not line.strip().startswith(new))
-        for statement in records.SCHEMA.statements
-    ]
+    statements = []
+    for statement in records.SCHEMA.statements:
+        old = "\n".join(
+            line for line in statement.splitlines() if not line.strip().startswith(new)
+        ).replace("sort_key", "position")
+        if "TABLE job_items" in old:
+            old = old.replace("PRIMARY KEY", "twin_of INTEGER, twins TEXT NOT NULL, PRIMARY KEY")
+        statements.append(old)
+    return statements
+
+
+async def test_data_of_version_3_stays_readable(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     path = tmp_path / "data" / "records.db"
-    old = Schema(version=3, statements=statements)
-    database = await Database.open(path, old)
+    database = await Database.open(path, Schema(version=3, statements=statements_of_version_3()))
     key = RecordKey("public", "a" * 64, "colours@0123456789ab")
+    now = datetime(2026, 11, 21, tzinfo=UTC)
+    job = new_job(JobKey("public", "7" * 32), "", key.model, 2, now)
+    job = replace(job, sealed=True)
     result = '[{"index": 1, "label": "red", "confidence": 0.75}]'
 
     def fill(connection: sqlite3.Connection) -> None:
@@ -255,6 +267,19 @@ async def test_results_of_version_3_stay_readable(tmp_path: Path) -> None:
             " (?, ?, ?, 'success', ?, NULL, 1, 1, NULL, 5, 6, 7, 'high', '')",
             row,
         )
+        connection.execute(
+            "INSERT INTO jobs VALUES ('public', ?, ?, 'pending', ?, '', 1, 5, ?)",
+            (job.key.id, job.sort_key, job.type, text_of_job(job)),
+        )
+        for position, twin_of, twins in ((0, None, "[1]"), (1, 0, "[]")):
+            connection.execute(
+                "INSERT INTO job_items VALUES ('public', ?, ?, ?, '', '{}', 'open', NULL, ?, ?)",
+                (job.key.id, position, key.image_hash, twin_of, twins),
+            )
+        connection.execute(
+            "INSERT INTO dead_letters VALUES"
+            " ('public', 'b', '1-b', 'code', 'detail', '{}', x'', 0, 10, 5, 6, NULL)"
+        )
 
     await database.write(fill, durable=True)
     await database.close()
@@ -263,57 +288,21 @@ async def test_results_of_version_3_stay_readable(tmp_path: Path) -> None:
         assert record is not None
         assert record.annotations == (Annotation(1, "red", 0.75),)
         assert (record.categories, record.confident) == ((), None)
+        assert await backend.jobs.list(JobFilter("public"), 2) == [job]
+        items = await backend.jobs.items(job.key, 3)
+        assert items == [JobItem(position, key.image_hash) for position in (0, 1)]
+        (letter,) = await backend.dead_letters.list(LetterFilter("public"), 2)
+        assert letter.id == "b"
 
 
-RECORDS_OF_VERSION_1 = (
-    """
-    CREATE TABLE records (
-        tenant           TEXT NOT NULL,
-        image_hash       TEXT NOT NULL,
-        model            TEXT NOT NULL,
-        status           TEXT NOT NULL,
-        annotations      TEXT NOT NULL,
-        error            TEXT,
-        attempts         INTEGER NOT NULL,
-        token            INTEGER NOT NULL,
-        lease_expires_at INTEGER,
-        created_at       INTEGER NOT NULL,
-        updated_at       INTEGER NOT NULL,
-        submitted_at     INTEGER NOT NULL,
-        PRIMARY KEY (tenant, image_hash, model)
-    ) WITHOUT ROWID
-    """,
-    """
-    CREATE INDEX unfinished_records ON records (updated_at)
-    WHERE status IN ('pending', 'queued', 'running')
-    """,
-)
-
-
-@pytest.mark.parametrize("version", [1, 2])
-async def test_records_of_older_versions_are_kept(tmp_path: Path, version: int) -> None:
-    """The first had no dead letters, the second no jobs."""
-    tables = (*RECORDS_OF_VERSION_1, *(dead_letters.TABLE if version == 2 else ()))
-    key = RecordKey("public", "a" * 64, "colours@0123456789ab")
+@pytest.mark.parametrize("version", [1, 2, 5])
+async def test_data_of_other_versions_is_refused(tmp_path: Path, version: int) -> None:
     (tmp_path / "data").mkdir()
-    path = tmp_path / "data" / "records.db"
-    database = await Database.open(path, Schema(version=version, statements=tables))
-
-    def fill(connection: sqlite3.Connection) -> None:
-        row = (key.tenant, key.image_hash, key.model)
-        connection.execute(
-            "INSERT INTO records VALUES (?, ?, ?, 'queued', '[]', NULL, 0, 0, NULL, 5, 6, 7)", row
-        )
-
-    await database.write(fill, durable=True)
-    await database.close()
-    settings = Settings(_env_file=None, data_dir=tmp_path / "data")
-    async with open_backend(settings) as backend:
-        record = await backend.records.get(key)
-        assert record is not None
-        assert (record.status, record.priority, record.job) == (Status.QUEUED, Priority.HIGH, "")
-        assert await backend.dead_letters.list(LetterFilter("public"), 1) == []
-        assert await backend.jobs.list(JobFilter("public"), 1) == []
+    other = Schema(version=version, statements=("CREATE TABLE records (tenant TEXT)",))
+    await (await Database.open(tmp_path / "data" / "records.db", other)).close()
+    with pytest.raises(Unavailable, match=f"schema version {version}, this release needs 4"):
+        async with open_backend(Settings(_env_file=None, data_dir=tmp_path / "data")):
+            pass
 
 
 async def test_another_schema_version_is_refused(tmp_path: Path) -> None:

@@ -2,13 +2,11 @@
 
 import asyncio
 import os
-import sqlite3
 import stat
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, closing
-from dataclasses import replace
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -20,11 +18,8 @@ from core.backends.links import LinkSigner, shared_secret
 from core.domain.webhooks import (
     JOB_EVENTS,
     MOST_WEBHOOKS,
-    Delivery,
-    Event,
     Webhook,
     new_secret,
-    note_delivery,
 )
 from core.errors import Forbidden, Unavailable
 from core.settings import Settings
@@ -170,34 +165,6 @@ async def test_only_its_owner_reads_the_webhooks_secrets(settings: Settings) -> 
         assert len(files) >= 2, "the database and its log"
         for file in files:
             assert stat.S_IMODE(file.stat().st_mode) == 0o600, file.name
-
-
-async def test_webhooks_of_an_earlier_version_are_still_there(settings: Settings) -> None:
-    clock = MovableClock()
-    webhook = Webhook("wh_" + "0" * 24, "acme", "", HOOK, JOB_EVENTS, new_secret(), clock())
-    settings.data_dir.mkdir()
-    with closing(sqlite3.connect(settings.data_dir / "webhooks.db")) as file:
-        file.execute(
-            "CREATE TABLE webhooks (tenant TEXT NOT NULL, id TEXT NOT NULL, owner TEXT NOT NULL,"
-            " url TEXT NOT NULL, events TEXT NOT NULL, secret BLOB NOT NULL,"
-            " created_at INTEGER NOT NULL, description TEXT NOT NULL, rotated_at INTEGER,"
-            " previous_secret BLOB, previous_expires_at INTEGER, disabled_at INTEGER,"
-            " disabled_reason TEXT NOT NULL, PRIMARY KEY (tenant, id)) WITHOUT ROWID"
-        )
-        file.execute(
-            "INSERT INTO webhooks VALUES (?, ?, '', ?, ?, ?, ?, '', NULL, NULL, NULL, NULL, '')",
-            (
-                *(webhook.tenant, webhook.id, webhook.url, " ".join(sorted(webhook.events))),
-                *(webhook.secret, int(webhook.created_at.timestamp() * 1_000_000)),
-            ),
-        )
-        file.execute("PRAGMA user_version = 1")
-        file.commit()
-    async with open_backend(settings, clock) as backend:
-        assert await backend.webhooks.list("acme") == [webhook]
-        told = Delivery(clock(), Event.TEST, 200)
-        assert await backend.webhooks.change(webhook.key, note_delivery(HOOK, told))
-        assert await backend.webhooks.list("acme") == [replace(webhook, last_delivery=told)]
 
 
 @pytest.mark.parametrize(

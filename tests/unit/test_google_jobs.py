@@ -58,16 +58,16 @@ async def test_crossed_counts_take_no_number_back() -> None:
     async with served(scripted, "job store") as datastore:
         store = await running_job(datastore)
         scripted.set(succeeded=3, failed=0)
-        first = await store.refresh(KEY)
+        first = await store.refresh_counts(KEY)
         assert first is not None and first.counts == Counts(TOTAL, 3, 0)
         commits = scripted.calls["Commit"]
         for succeeded, failed in ((2, 2), (2, 6), (0, 9), (3, 0)):
             scripted.set(succeeded=succeeded, failed=failed)
-            assert await store.refresh(KEY) is None
+            assert await store.refresh_counts(KEY) is None
             assert (await stored(store)).counts == Counts(TOTAL, 3, 0)
         assert scripted.calls["Commit"] == commits
         scripted.set(succeeded=3, failed=6)
-        last = await store.refresh(KEY)
+        last = await store.refresh_counts(KEY)
         assert last is not None
         assert (last.status, last.counts) == (JobStatus.COMPLETED, Counts(TOTAL, 3, 6))
 
@@ -88,9 +88,9 @@ async def test_count_is_compared_with_the_job_as_the_transaction_reads_it() -> N
         store = await running_job(datastore)
         before = dict(scripted.entities)
         scripted.set(succeeded=4, failed=0)
-        assert await store.refresh(KEY) is not None
+        assert await store.refresh_counts(KEY) is not None
         scripted.other = dict(scripted.entities)
         scripted.entities = before
         scripted.set(succeeded=3, failed=3)
-        assert await store.refresh(KEY) is None
+        assert await store.refresh_counts(KEY) is None
         assert (await stored(store)).counts == Counts(TOTAL, 4, 0)

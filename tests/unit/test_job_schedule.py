@@ -106,7 +106,7 @@ async def test_items_completed_before_the_deadline_are_counted(
     """No later item causes the count that would include them."""
     key = await submit_job(worker, pictures(2), deadline=clock() + timedelta(seconds=60))
     await worker.run_job(key)
-    assert await worker.backend.jobs.settle(key, 0, None, timedelta(hours=1)) is None
+    assert await worker.backend.jobs.complete_item(key, 0, None, timedelta(hours=1)) is None
     clock.move(60)
     assert await worker.schedule() == {"cancel": 1}
     job = await job_of(worker.backend, key)
@@ -206,12 +206,12 @@ async def test_failed_count_is_repeated_with_the_announcement(
 ) -> None:
     key = await submit_job(worker, pictures(2))
     await worker.run_job(key)
-    assert await worker.backend.jobs.settle(key, 0, None, timedelta(hours=1)) is None
+    assert await worker.backend.jobs.complete_item(key, 0, None, timedelta(hours=1)) is None
 
     async def fail() -> None:
         raise Unavailable("A fault was injected.")
 
-    faulty = watched(worker.backend, Once("jobs.refresh", 1, fail))
+    faulty = watched(worker.backend, Once("jobs.refresh_counts", 1, fail))
     assert await cancel(faulty, key, worker.context.job_policy) is not None
     job = await job_of(worker.backend, key)
     assert (job.status, job.announced) == (JobStatus.CANCELLED, False)

@@ -98,13 +98,13 @@ async def run(api: Api, job_id: str, tenant: str = PUBLIC_TENANT) -> Job:
     store, key = api.services.backend.jobs, JobKey(tenant, job_id)
     await store.change(key, jobs.start())
     for item in await items(api, job_id, tenant):
-        if item.state is ItemState.OPEN and item.twin_of is None:
+        if item.state is ItemState.OPEN:
             record = await api.records.get(api.key(item.image_hash, tenant))
             assert record is not None
             if not record.status.terminal:
                 await api.succeed(item.image_hash, tenant)
-            await store.settle(key, item.position, None, timedelta(0))
-    await store.refresh(key)
+            await store.complete_item(key, item.position, None, timedelta(0))
+    await store.refresh_counts(key)
     return await job(api, job_id, tenant)
 
 
@@ -212,11 +212,11 @@ async def test_manifest_lists_images_of_the_form(api: Api) -> None:
         assert (await job(api, response.json()["job_id"])).priority is Priority.LOW
 
 
-async def test_equal_images_are_classified_once(api: Api) -> None:
+async def test_equal_images_are_separate_items_of_one_record(api: Api) -> None:
     job_id = await create(api, RED, BLUE, RED, RED, BLUE)
     found = await items(api, job_id)
-    assert [item.twin_of for item in found] == [None, None, 0, 0, 1]
-    assert [item.twins for item in found] == [(2, 3), (4,), (), (), ()]
+    hashes = [sha256(image) for image in (RED, BLUE, RED, RED, BLUE)]
+    assert [item.image_hash for item in found] == hashes
     assert api.traces().blobs == api.traces().records == 2
     assert (await run(api, job_id)).counts == jobs.Counts(5, 5, 0)
 
@@ -520,7 +520,7 @@ async def test_concurrent_requests_with_one_key_create_one_job(api: Api) -> None
     made = await asyncio.gather(*(create(api, *images, *images, **under("a")) for _ in range(5)))
     assert len(set(made)) == 1
     found = await items(api, made[0])
-    assert [item.twin_of for item in found] == [None] * 20 + list(range(20))
+    assert [item.image_hash for item in found] == [sha256(image) for image in images] * 2
     assert (await run(api, made[0])).counts == jobs.Counts(40, 40, 0)
 
 
@@ -615,7 +615,7 @@ async def test_creation_does_not_continue_a_job_that_is_being_deleted(
         assert (await job(api, await create(api, RED, **under("a")))).sealed
 
 
-async def test_missing_item_stays_missing_with_its_duplicates(
+async def test_stored_items_stay_when_a_creation_continues(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
     plan = {"change": False}
@@ -624,14 +624,15 @@ async def test_missing_item_stays_missing_with_its_duplicates(
         await api.services.backend.blobs.put(f"public/{sha256(BLUE)}", BLUE, "image/jpeg")
         response = await by_hash(api, *hashes, **under("a"))
         assert_problem(response, 503, "unavailable")
-        # As where a store has taken a part of them, and the image came before the rest.
+        # The first request stored one item. Then another client uploaded the missing image.
         await api.services.backend.blobs.put(f"public/{sha256(RED)}", RED, "image/jpeg")
         api.execute("DELETE FROM job_items WHERE position > 0")
         plan.clear()
         response = await by_hash(api, *hashes, **under("a"))
         found = await items(api, response.json()["job_id"])
-        assert codes(found) == ["not_uploaded", "", "not_uploaded"]
-        assert (await run(api, response.json()["job_id"])).status is JobStatus.COMPLETED
+        assert codes(found) == ["not_uploaded", "", ""]
+        made = await run(api, response.json()["job_id"])
+        assert (made.status, made.counts) == (JobStatus.COMPLETED, jobs.Counts(3, 2, 1))
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
@@ -744,7 +745,10 @@ async def test_job_shows_its_progress(tmp_path: Path, colour_bundle: Path) -> No
         await api.services.backend.jobs.change(JobKey(PUBLIC_TENANT, job_id), jobs.start())
         clock.move(1)
         await api.succeed(sha256(RED))
-        await api.services.backend.jobs.settle(JobKey(PUBLIC_TENANT, job_id), 0, None, timedelta(0))
+        for position in (0, 2):
+            await api.services.backend.jobs.complete_item(
+                JobKey(PUBLIC_TENANT, job_id), position, None, timedelta(0)
+            )
         half = (await api.client.get(f"{JOBS}/{job_id}")).json()
         assert half == {
             **first,
@@ -936,10 +940,11 @@ async def test_results_join_items_and_records(api: Api) -> None:
     assert (await results(api, job_id))[1]["status"] == "running"
     await api.succeed(sha256(RED))
     assert (await results(api, job_id))[0]["status"] == "running", "not settled yet"
-    await api.services.backend.jobs.settle(key, 0, None, timedelta(0))
+    for position in (0, 3):
+        await api.services.backend.jobs.complete_item(key, position, None, timedelta(0))
     error = RecordError("undecodable_image", "It is broken.", False)
     await api.records.change(claim.key, fail(claim, error))
-    await api.services.backend.jobs.settle(key, 1, error, timedelta(0))
+    await api.services.backend.jobs.complete_item(key, 1, error, timedelta(0))
     last = await results(api, job_id)
     labels = [
         {"index": 1, "label": "red", "confidence": 0.75},
@@ -1044,7 +1049,8 @@ async def test_csv_cells_are_not_formulas(api: Api, name: str, cell: str) -> Non
     claim = await claimed(api.records, api.key(sha256(RED)), LEASE)
     assert claim is not None
     await api.records.change(claim.key, complete(claim, [Annotation(1, name, 1.0)]))
-    await api.services.backend.jobs.settle(JobKey(PUBLIC_TENANT, job_id), 0, None, timedelta(0))
+    key = JobKey(PUBLIC_TENANT, job_id)
+    await api.services.backend.jobs.complete_item(key, 0, None, timedelta(0))
     response = await api.client.get(f"{JOBS}/{job_id}/results", headers={"Accept": "text/csv"})
     (row,) = csv.DictReader(io.StringIO(response.text))
     assert (row["name"], row["label"]) == (cell, cell)

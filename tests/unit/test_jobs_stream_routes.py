@@ -26,7 +26,7 @@ from core.domain.records import PUBLIC_TENANT, RecordError
 from core.http.route_access import check_every_route
 from tests.support.api import Api, api_settings, bearer, eventually, serve_api, sockets_of
 from tests.support.event_streams import Received, everything, reading
-from tests.support.jobs import MODEL, job_of, running_job, settle
+from tests.support.jobs import MODEL, complete_item, job_of, running_job
 from tests.support.live_streams import (
     PATIENCE,
     connected,
@@ -84,7 +84,7 @@ async def test_stream_of_a_job_sends_progress_and_the_end(served: Api) -> None:
         events = reader.events()
         seen = [await anext(events)]
         for position in range(4):
-            await settle(backend, key, position, broken=position == 2)
+            await complete_item(backend, key, position, broken=position == 2)
             if position < 3:
                 seen.append(await anext(events))
         seen += [event async for event in events]
@@ -132,7 +132,7 @@ async def test_client_with_a_bad_connection_misses_and_repeats_no_event(
     async def work() -> None:
         for position in draw.sample(range(40), 40):
             await asyncio.sleep(draw.uniform(0, 0.2))
-            await settle(backend, key, position, broken=draw.random() < 0.1)
+            await complete_item(backend, key, position, broken=draw.random() < 0.1)
 
     working = asyncio.create_task(work())
     seen: list[Received] = []
@@ -172,8 +172,8 @@ async def test_socket_sends_the_same_events_and_closes_after_the_last(served: Ap
         first = json.loads(await ws.recv())
         assert first.keys() == {"id", "event", "data"}
         assert (first["event"], first["data"]["job_id"]) == ("update", key.id)
-        await settle(backend, key, 0)
-        await settle(backend, key, 1)
+        await complete_item(backend, key, 0)
+        await complete_item(backend, key, 1)
         rest = await messages(ws)
         assert ws.close_code == 1000
     assert rest[-1]["event"] == "complete"
@@ -217,7 +217,7 @@ async def test_invalid_messages_are_refused_and_the_socket_stays_open(served: Ap
         await ws.send('{"action": "ping"}')
         assert json.loads(await ws.recv()) == {"id": None, "event": "pong", "data": None}
         await (await ws.ping())
-        await settle(backend, key, 0)
+        await complete_item(backend, key, 0)
         assert [message["event"] for message in await messages(ws)] == ["complete"]
 
 
@@ -246,7 +246,7 @@ async def test_cancelling_a_finished_job_is_refused(served: Api) -> None:
     key = await running_job(backend, 1)
     async with connect(socket_of(served, key.id)) as ws:
         await ws.recv()
-        await settle(backend, key, 0)
+        await complete_item(backend, key, 0)
         with suppress(ConnectionClosed):  # the end was sent already
             await ws.send('{"action": "cancel"}')
         seen = await messages(ws)
@@ -324,7 +324,7 @@ async def test_pages_of_other_origins_cannot_open_a_socket(
         port,
     ):
         key = await running_job(backend_of(api), 1)
-        await settle(backend_of(api), key, 0)
+        await complete_item(backend_of(api), key, 0)
         claimed = origin and origin.format(host=f"127.0.0.1:{port}")
         code, _, _ = await closing_code(socket_of(api, key.id), origin=claimed)
         assert code == (1000 if allowed else 4403)
@@ -540,7 +540,7 @@ async def test_socket_is_counted_and_logged_by_its_route_template(
 ) -> None:
     caplog.set_level(logging.INFO)
     key = await running_job(backend_of(served), 1)
-    await settle(backend_of(served), key, 0)
+    await complete_item(backend_of(served), key, 0)
     await closing_code(socket_of(served, key.id, "?last_event_id=secret"))
     await eventually(lambda: released(served))
     seen = samples((await served.client.get("/metrics")).text)

@@ -1,18 +1,16 @@
 """The push queue against a real HTTP server: what acknowledges, what repeats, what dies (P4)."""
 
 import asyncio
-import json
 import sqlite3
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
 from core.backends.embedded import database, open_queue_store, queue
-from core.backends.embedded.database import Database, Schema
 from core.backends.embedded.queue import PushQueue, lane_sizes
 from core.backends.embedded.queue_store import (
     Acknowledged,
@@ -23,7 +21,6 @@ from core.backends.embedded.queue_store import (
     Room,
     Unreached,
 )
-from core.backends.embedded.timestamps import to_micros
 from core.backends.push_client import PushClient
 from core.clock import utc_now
 from core.domain.channels import ALL_CHANNELS, DEAD_LETTERS, IMAGES, NOTIFICATIONS, Channel, Lane
@@ -60,22 +57,6 @@ async def worker() -> AsyncIterator[ScriptedWorker]:
 HIGH, NORMAL, LOW = (IMAGES[priority] for priority in Priority)
 SUBSCRIPTIONS = "projects/local/subscriptions"
 ROOM = [Room(10, ALL_CHANNELS)]
-STATEMENTS_OF_VERSION_2 = (
-    """
-    CREATE TABLE messages (
-        id           INTEGER PRIMARY KEY AUTOINCREMENT,
-        subscription TEXT NOT NULL,
-        attributes   TEXT NOT NULL,
-        data         BLOB NOT NULL,
-        published_at INTEGER NOT NULL,
-        due_at       INTEGER NOT NULL,
-        attempts     INTEGER NOT NULL DEFAULT 0,
-        leased       INTEGER NOT NULL DEFAULT 0
-    )
-    """,
-    "CREATE INDEX due_messages ON messages (due_at) WHERE leased = 0",
-    "CREATE INDEX message_ages ON messages (published_at)",
-)
 
 
 @pytest.fixture
@@ -278,90 +259,6 @@ async def test_there_are_no_dead_letters_of_dead_letters(
     assert len(worker.to(DEAD_LETTER_PATH)) == 6  # more than the policy's attempts
     notices = [delivery.envelope["message"] for delivery in worker.to(DEAD_LETTER_PATH)]
     assert len({(notice["messageId"], notice["publishTime"]) for notice in notices}) == 1
-
-
-async def test_dead_letters_of_version_1_are_handed_to_the_worker(
-    settings: Settings, worker: ScriptedWorker
-) -> None:
-    """That version kept them in a table of its own, replayed or not, their notices told or not."""
-    old = Schema(
-        version=1,
-        statements=(
-            *STATEMENTS_OF_VERSION_2,
-            """
-            CREATE TABLE dead_letters (
-                id INTEGER PRIMARY KEY, attributes TEXT NOT NULL, data BLOB NOT NULL,
-                published_at INTEGER NOT NULL, died_at INTEGER NOT NULL,
-                attempts INTEGER NOT NULL, reason TEXT NOT NULL, notice_id INTEGER NOT NULL,
-                replayed_at INTEGER
-            )
-            """,
-        ),
-    )
-    died = datetime(2026, 11, 20, 10, 0, 0, 250_000, tzinfo=UTC)
-    database = await Database.open(settings.data_dir / "queue.db", old)
-
-    def fill(connection: sqlite3.Connection) -> None:
-        connection.execute(
-            "INSERT INTO messages (id, subscription, attributes, data, published_at, due_at)"
-            " VALUES (20, 'dead-letter', ?, x'', 0, 0)",
-            (json.dumps(message(2).attributes()),),
-        )
-        for number, notice, replayed in ((1, 10, None), (2, 20, None), (3, 30, 1)):
-            connection.execute(
-                "INSERT INTO dead_letters VALUES (?, ?, x'00ff', ?, ?, 3, 'HTTP 503', ?, ?)",
-                (
-                    number,
-                    json.dumps(message(number).attributes()),
-                    to_micros(died - timedelta(minutes=1)),
-                    to_micros(died),
-                    notice,
-                    replayed,
-                ),
-            )
-
-    await database.write(fill, durable=True)
-    await database.close()
-    async with open_queue_store(settings) as store, running(store, settings):
-        await emptied(store)
-    assert {delivery.path for delivery in worker.deliveries} == {DEAD_LETTER_PATH}
-    notices = {d.image_hash: d.envelope["message"] for d in worker.deliveries}
-    assert set(notices) == {key_of(1).image_hash, key_of(2).image_hash}
-    first = notices[key_of(1).image_hash]
-    assert (first["publishTime"], first["data"]) == ("2026-11-20T10:00:00.250Z", "AP8=")
-    assert first["attributes"] == message(1).attributes() | {
-        "CloudPubSubDeadLetterSourceDeliveryCount": "3",
-        "CloudPubSubDeadLetterSourceSubscription": "classify",
-        "CloudPubSubDeadLetterSourceSubscriptionProject": "local",
-        "CloudPubSubDeadLetterSourceTopicPublishTime": "2026-11-20T09:59:00.250Z",
-        "GlimpseDeadLetterSourceReason": "HTTP 503",
-    }
-
-
-async def test_messages_of_version_2_find_their_channels(
-    settings: Settings, worker: ScriptedWorker
-) -> None:
-    """That version had one channel of images, and called its channels subscriptions."""
-    database = await Database.open(
-        settings.data_dir / "queue.db", Schema(version=2, statements=STATEMENTS_OF_VERSION_2)
-    )
-
-    def fill(connection: sqlite3.Connection) -> None:
-        for number, subscription in ((1, "classify"), (2, "dead-letter")):
-            connection.execute(
-                "INSERT INTO messages (subscription, attributes, data, published_at, due_at)"
-                " VALUES (?, ?, x'', 0, 0)",
-                (subscription, json.dumps(message(number).attributes())),
-            )
-
-    await database.write(fill, durable=True)
-    await database.close()
-    async with open_queue_store(settings) as store:
-        leased = await store.turn([], ROOM, utc_now())
-    assert {m.channel: m.attributes for m in leased} == {
-        HIGH: message(1).attributes(),
-        DEAD_LETTERS: message(2).attributes(),
-    }
 
 
 async def test_the_most_urgent_goes_first(

@@ -11,15 +11,14 @@ from pathlib import Path
 import pytest
 import structlog
 
-from core.domain import channels, jobs
-from core.domain.jobs import Counts, ItemState, JobItem, JobKey, JobStatus, new_job, new_job_id
+from core.domain import channels
+from core.domain.jobs import Counts, JobItem, JobKey, JobStatus, new_job, new_job_id
 from core.domain.messages import ClassifyImage, Message, Notify, RunJob
 from core.domain.priority import Priority
 from core.domain.records import (
     RecordError,
     Status,
     fail_unleased,
-    new_record,
 )
 from tests.support.clock import MovableClock
 from tests.support.faults import FaultAt, Once
@@ -53,17 +52,30 @@ async def worker(
         yield running
 
 
-async def test_each_image_of_a_job_gets_one_message(worker: RunningWorker) -> None:
+async def test_each_item_of_a_job_gets_a_message(worker: RunningWorker) -> None:
     first, second = pictures(2)
-    key = await submit_job(worker, [first, second, first, first], priority=Priority.LOW)
+    key = await submit_job(worker, [first, second, first], priority=Priority.LOW)
     assert (await worker.run_job(key)).status_code == 204
     assert worker.published() == [
         ClassifyImage(key_of(worker, first), "", Priority.LOW, key.id, 0),
         ClassifyImage(key_of(worker, second), "", Priority.LOW, key.id, 1),
+        ClassifyImage(key_of(worker, first), "", Priority.LOW, key.id, 2),
     ]
     job = await job_of(worker.backend, key)
-    assert (job.status, job.counts) == (JobStatus.RUNNING, Counts(4))
+    assert (job.status, job.counts) == (JobStatus.RUNNING, Counts(3))
     assert job.started_at == worker.context.clock()
+
+
+async def test_equal_images_of_a_job_are_classified_once(worker: RunningWorker) -> None:
+    """P2: the record makes every message but one a duplicate."""
+    (image,) = pictures(1)
+    key = await submit_job(worker, [image] * 5)
+    await worker.run_job(key)
+    answers = await asyncio.gather(*(worker.send(message) for message in worker.published()))
+    assert [answer.status_code for answer in answers] == [204] * 5
+    assert await states(worker.backend, key) == ["succeeded"] * 5
+    assert (await worker.record(key_of(worker, image))).attempts == 1
+    assert (await job_of(worker.backend, key)).status is JobStatus.COMPLETED
 
 
 async def test_job_completes_with_its_last_item_and_is_announced(worker: RunningWorker) -> None:
@@ -76,23 +88,6 @@ async def test_job_completes_with_its_last_item_and_is_announced(worker: Running
     assert (job.status, job.counts) == (JobStatus.COMPLETED, Counts(3, 2, 1))
     assert job.announced
     assert notifications(worker) == [Notify("public", key.id, "job.completed")]
-
-
-async def test_duplicate_of_a_failed_item_gets_a_message(worker: RunningWorker) -> None:
-    """Two requests with the same idempotency key each stored a part of the items."""
-    image = pictures(1)[0]
-    await worker.backend.blobs.put(key_of(worker, image).blob_name, image, "image/jpeg")
-    await worker.backend.records.create(new_record(key_of(worker, image), worker.context.clock()))
-    key = JobKey("public", new_job_id())
-    await worker.backend.jobs.create(new_job(key, "", worker.model, 2, worker.context.clock()))
-    error = RecordError("not_uploaded", "It was not there.", True)
-    failed = JobItem(0, sha256(image), state=ItemState.FAILED, error=error)
-    await worker.backend.jobs.add_items(key, [failed, JobItem(1, sha256(image), twin_of=0)])
-    await worker.backend.jobs.change(key, jobs.seal())
-    await worker.run_job(key)
-    await deliver(worker, *worker.published())
-    job = await job_of(worker.backend, key)
-    assert (job.status, job.counts) == (JobStatus.COMPLETED, Counts(2, 1, 1))
 
 
 async def test_repeated_run_publishes_only_open_items(
@@ -260,8 +255,8 @@ async def test_job_completes_after_a_fault_in_any_call(
         if not fault.failed:
             break
     assert failed >= {
-        "jobs.start", "jobs.items", "records.get_many", "publisher.publish", "jobs.settle",
-        "jobs.refresh", "records.claim", "jobs.get", "records.complete", "records.fail",
+        "jobs.start", "jobs.items", "records.get_many", "publisher.publish", "jobs.complete_item",
+        "jobs.refresh_counts", "records.claim", "jobs.get", "records.complete", "records.fail",
     }  # fmt: skip
 
 

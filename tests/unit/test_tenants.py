@@ -17,7 +17,7 @@ from core.domain.principals import Scope
 from core.domain.records import RecordKey, Status
 from core.domain.webhooks import WebhookKey
 from tests.support.api import LABELS, Api, api_settings, bearer, open_api, routes_of
-from tests.support.jobs import running_job, settle
+from tests.support.jobs import complete_item, running_job
 from tests.support.pictures import picture, sha256
 
 IMAGE = picture()
@@ -244,7 +244,7 @@ async def looking_up(world: World) -> None:
 async def others_job_streams(world: World, path: str) -> None:
     backend, owner = world.api.services.backend, world.ada.key.id
     key = await running_job(backend, 1, tenant="ada", owner=owner)
-    await settle(backend, key, 0)
+    await complete_item(backend, key, 0)
     await world.same_refusal("GET", path.format(key.id), path.format("ab" * 16))
     assert b"complete" in (await world.ask(world.ada, "GET", path.format(key.id))).content
 

@@ -18,6 +18,7 @@ from tests.support.worker import (
 )
 from tests.support.worker_jobs import (
     cancel_job,
+    deliver,
     key_of,
     notifications,
     pictures,
@@ -43,10 +44,12 @@ async def test_item_fails_with_the_error_of_its_record(worker: RunningWorker) ->
     image, other = pictures(2)
     key = await submit_job(worker, [image, other, image])
     await worker.run_job(key)
-    message = worker.published()[0]
+    first, _, third = worker.published()
     for _ in range(2):
-        answer = await worker.dead_letter(message, reason="HTTP 503")
+        answer = await worker.dead_letter(first, reason="HTTP 503")
         assert answer.status_code == 204
+    assert await states(worker.backend, key) == ["delivery_exhausted", "open", "open"]
+    await deliver(worker, third)  # another message about the same image
     assert await states(worker.backend, key) == ["delivery_exhausted", "open", "delivery_exhausted"]
     item = (await worker.backend.jobs.items(key, 1))[0]
     assert item.error == (await worker.record(key_of(worker, image))).error

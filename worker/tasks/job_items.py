@@ -16,12 +16,12 @@ log = structlog.get_logger(__name__)
 async def complete_item(
     job: JobKey, position: int, error: RecordError | None, ctx: WorkerContext
 ) -> None:
-    """End the item and its duplicates, with `error` or successfully. Raises Unavailable.
+    """End the item, with `error` or successfully. Raises Unavailable.
 
     A repetition changes nothing.
     """
     interval = timedelta(seconds=ctx.job_policy.refresh_interval)
-    counted = await ctx.backend.jobs.settle(job, position, error, interval)
+    counted = await ctx.backend.jobs.complete_item(job, position, error, interval)
     ctx.metrics.item_ended(error)
     await announce_completion(counted, ctx)
 
@@ -31,7 +31,7 @@ async def complete_items(
 ) -> None:
     """Like `complete_item`, by position, but without counting, so that the job does not end."""
     if outcomes:
-        await ctx.backend.jobs.settle_many(job, outcomes)
+        await ctx.backend.jobs.complete_items(job, outcomes)
         for error in outcomes.values():
             ctx.metrics.item_ended(error)
 

@@ -37,18 +37,12 @@ async def run_job(message: RunJob, ctx: WorkerContext) -> None:
     else:
         job = await store.get(key)
     published, after = 0, -1
-    originals: set[int] = set()  # positions of open items that may have duplicates
     while job is not None and job.status is JobStatus.RUNNING and not job.over(ctx.clock()):
         page = await store.items(key, PAGE_SIZE, after, ItemState.OPEN)
-        originals.update(item.position for item in page if item.twin_of is None)
-        # A duplicate completes with its original. Two requests with the same idempotency key, and
-        # an image that arrived between them, can leave a duplicate of an item that has failed:
-        # that duplicate needs a message.
-        items = [item for item in page if item.twin_of not in originals]
-        published += await _publish_items(items, job, ctx)
+        published += await _publish_items(page, job, ctx)
         if len(page) < PAGE_SIZE:
             log.info("job items published", published=published)
-            await announce_completion(await store.refresh(key), ctx)
+            await announce_completion(await store.refresh_counts(key), ctx)
             return
         after = page[-1].position
         job = await store.get(key)

@@ -31,9 +31,10 @@ BATCH = 256  # most functions in one transaction, so that nobody waits behind an
 
 @dataclass(frozen=True)
 class Schema:
-    """The statements that make version `version` out of an empty file.
+    """`statements` create the schema in an empty file; `version` is its number.
 
-    `upgrades` holds those that lead from an older version to the next one.
+    `upgrades` has the statements that lead from an earlier version to the next one. A file of a
+    version without an upgrade, or of a newer version, is refused.
     """
 
     version: int
@@ -41,7 +42,7 @@ class Schema:
     upgrades: Mapping[int, Sequence[str]] = field(default_factory=dict)
 
     def steps_from(self, found: int) -> Sequence[str] | None:
-        """What makes a file of version `found` ours, or None where nothing does."""
+        """The statements that bring a file of version `found` to this schema; None if none do."""
         if found == 0:
             return self.statements
         path = range(found, self.version)

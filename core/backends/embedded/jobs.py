@@ -45,8 +45,6 @@ TABLES: Sequence[str] = (
         metadata   TEXT NOT NULL,       -- JSON object
         state      TEXT NOT NULL,
         error      TEXT,                -- JSON object
-        twin_of    INTEGER,
-        twins      TEXT NOT NULL,       -- JSON array of positions
         PRIMARY KEY (tenant, job, position)
     ) WITHOUT ROWID
     """,
@@ -55,7 +53,7 @@ TABLES: Sequence[str] = (
 
 _KEY = "tenant = ? AND id = ?"
 _ITEMS_OF = "tenant = ? AND job = ?"
-_ITEM = "position, image_hash, name, metadata, state, error, twin_of, twins"
+_ITEM = "position, image_hash, name, metadata, state, error"
 # ruff's S608 warns of values in SQL text; these are constants.
 _GET = f"SELECT document FROM jobs WHERE {_KEY}"  # noqa: S608
 _INSERT = (
@@ -70,7 +68,7 @@ _LIST = (
 )
 _INSERT_ITEM = (
     f"INSERT INTO job_items (tenant, job, {_ITEM})"  # noqa: S608
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 )
 _ITEMS = (
     f"SELECT {_ITEM} FROM job_items WHERE {_ITEMS_OF} AND position > ?"  # noqa: S608
@@ -78,11 +76,8 @@ _ITEMS = (
 )
 _OPEN = f"SELECT 1 FROM job_items WHERE {_ITEMS_OF} AND state = 'open' LIMIT 1"  # noqa: S608
 _COUNT = f"SELECT state, count(*) FROM job_items WHERE {_ITEMS_OF} GROUP BY state"  # noqa: S608
-_TWINS = f"SELECT twins FROM job_items WHERE {_ITEMS_OF} AND position = ?"  # noqa: S608
-_SETTLE = (
-    "UPDATE job_items SET state = ?, error = ?"  # noqa: S608
-    f" WHERE {_ITEMS_OF} AND position = ? AND state = 'open'"
-)
+_GET_ITEM = f"SELECT {_ITEM} FROM job_items WHERE {_ITEMS_OF} AND position = ?"  # noqa: S608
+_UPDATE_ITEM = f"UPDATE job_items SET state = ?, error = ? WHERE {_ITEMS_OF} AND position = ?"  # noqa: S608
 KEYS_A_QUERY = 400  # SQLite takes 32,766 values; each key has two
 
 
@@ -145,26 +140,26 @@ class SqliteJobStore(SqliteStore[JobKey, Job]):
 
         return await self._database.read(select)
 
-    async def settle(
+    async def complete_item(
         self, key: JobKey, position: int, error: RecordError | None, interval: timedelta
     ) -> Job | None:
-        def settle(connection: sqlite3.Connection) -> Job | None:
-            if not _settle(connection, key, position, error):
+        def complete(connection: sqlite3.Connection) -> Job | None:
+            if not _complete_item(connection, key, position, error):
                 return None
-            return self._refresh(connection, key, interval)
+            return self._refresh_counts(connection, key, interval)
 
-        return await self._database.write(settle, durable=False)
+        return await self._database.write(complete, durable=False)
 
-    async def settle_many(self, key: JobKey, outcomes: Mapping[int, RecordError | None]) -> None:
-        def settle(connection: sqlite3.Connection) -> None:
+    async def complete_items(self, key: JobKey, outcomes: Mapping[int, RecordError | None]) -> None:
+        def complete(connection: sqlite3.Connection) -> None:
             for position, error in outcomes.items():
-                _settle(connection, key, position, error)
+                _complete_item(connection, key, position, error)
 
-        await self._database.write(settle, durable=False)
+        await self._database.write(complete, durable=False)
 
-    async def refresh(self, key: JobKey, interval: timedelta = timedelta(0)) -> Job | None:
+    async def refresh_counts(self, key: JobKey, interval: timedelta = timedelta(0)) -> Job | None:
         return await self._database.write(
-            lambda connection: self._refresh(connection, key, interval), durable=False
+            lambda connection: self._refresh_counts(connection, key, interval), durable=False
         )
 
     async def due(self, now: datetime, limit: int) -> Sequence[Job]:
@@ -197,7 +192,7 @@ class SqliteJobStore(SqliteStore[JobKey, Job]):
         row = (state.status, state.sealed, to_micros(state.wake_at), text_of_job(state))
         connection.execute(_UPDATE, (*row, *_key_of(state.key)))
 
-    def _refresh(
+    def _refresh_counts(
         self, connection: sqlite3.Connection, key: JobKey, interval: timedelta
     ) -> Job | None:
         job, now = self._select(connection, key), self._clock()
@@ -218,17 +213,17 @@ class SqliteJobStore(SqliteStore[JobKey, Job]):
         return after
 
 
-def _settle(
+def _complete_item(
     connection: sqlite3.Connection, key: JobKey, position: int, error: RecordError | None
 ) -> bool:
     """False where there is no such item."""
-    row = connection.execute(_TWINS, (*_key_of(key), position)).fetchone()
+    place = (*_key_of(key), position)
+    row = connection.execute(_GET_ITEM, place).fetchone()
     if row is None:
         return False
-    state = ItemState.SUCCEEDED if error is None else ItemState.FAILED
-    told = None if error is None else json.dumps(asdict(error))
-    for each in (position, *json.loads(row[0])):
-        connection.execute(_SETTLE, (state, told, *_key_of(key), each))
+    after = jobs.complete_item(_item_of(row), error)
+    if after is not None:
+        connection.execute(_UPDATE_ITEM, (after.state, _error_json(after.error), *place))
     return True
 
 
@@ -243,21 +238,21 @@ def _row_of(item: JobItem) -> tuple[object, ...]:
         item.name,
         json.dumps(dict(item.metadata)),
         item.state,
-        None if item.error is None else json.dumps(asdict(item.error)),
-        item.twin_of,
-        json.dumps(item.twins),
+        _error_json(item.error),
     )
 
 
+def _error_json(error: RecordError | None) -> str | None:
+    return None if error is None else json.dumps(asdict(error))
+
+
 def _item_of(row: tuple[Any, ...]) -> JobItem:
-    place, image_hash, name, metadata, state, error, twin_of, twins = row
+    position, image_hash, name, metadata, state, error = row
     return JobItem(
-        position=place,
+        position=position,
         image_hash=image_hash,
         name=name,
         metadata=json.loads(metadata),
         state=ItemState(state),
         error=None if error is None else RecordError(**json.loads(error)),
-        twin_of=twin_of,
-        twins=tuple(json.loads(twins)),
     )

@@ -27,45 +27,12 @@ from core.domain.messages import (
     DEAD_LETTER_REASON,
     DEAD_LETTER_SUBSCRIPTION,
 )
-from core.domain.priority import Priority
 
 PROJECT = "local"
 PREFIX = "glimpse"
 
-_DUE_INDEX = "CREATE INDEX due_messages ON messages (channel, due_at) WHERE leased = 0"
-
-# Version 1 kept dead letters in a table of its own. They become notices to the worker, which keeps
-# them now; of one whose notice is still here there is nothing to do.
-_NOTICES_OF_VERSION_1 = f"""
-    INSERT INTO messages (subscription, attributes, data, published_at, due_at)
-    SELECT 'dead-letter', json_patch(attributes, json_object(
-               '{DEAD_LETTER_DELIVERY_COUNT}', CAST(attempts AS TEXT),
-               '{DEAD_LETTER_SUBSCRIPTION}', 'classify',
-               '{DEAD_LETTER_PROJECT}', '{PROJECT}',
-               '{DEAD_LETTER_PUBLISH_TIME}',
-               strftime('%Y-%m-%dT%H:%M:%fZ', published_at / 1000000.0, 'unixepoch'),
-               '{DEAD_LETTER_REASON}', reason
-           )), data, died_at, died_at
-    FROM dead_letters
-    WHERE replayed_at IS NULL AND notice_id NOT IN (SELECT id FROM messages)
-    ORDER BY id
-"""  # noqa: S608 - constants pasted into a constant
-
-# Version 2 had one channel of images, and called its channels subscriptions.
-_UPGRADE_OF_VERSION_2 = (
-    "DROP INDEX due_messages",
-    "ALTER TABLE messages RENAME COLUMN subscription TO channel",
-    f"UPDATE messages SET channel = '{IMAGES[Priority.HIGH].name}' WHERE channel = 'classify'",  # noqa: S608
-    f"UPDATE messages SET channel = '{DEAD_LETTERS.name}' WHERE channel = 'dead-letter'",  # noqa: S608
-    _DUE_INDEX,
-)
-
 SCHEMA = Schema(
     version=3,
-    upgrades={
-        1: (_NOTICES_OF_VERSION_1, "DROP TABLE dead_letters"),
-        2: _UPGRADE_OF_VERSION_2,
-    },
     statements=(
         # Times are microseconds since 1970. AUTOINCREMENT, so that no id is ever used again.
         """
@@ -80,7 +47,7 @@ SCHEMA = Schema(
             leased       INTEGER NOT NULL DEFAULT 0    -- 1 while a delivery is in flight
         )
         """,
-        _DUE_INDEX,
+        "CREATE INDEX due_messages ON messages (channel, due_at) WHERE leased = 0",
         "CREATE INDEX message_ages ON messages (published_at)",
     ),
 )

@@ -18,15 +18,13 @@ from core.domain.records import Annotation, Record, RecordError, RecordKey, Stat
 SCHEMA = Schema(
     version=4,
     upgrades={
-        1: dead_letters.TABLE,
-        2: (
-            *jobs.TABLES,
-            "ALTER TABLE records ADD COLUMN priority TEXT NOT NULL DEFAULT 'high'",
-            "ALTER TABLE records ADD COLUMN job TEXT NOT NULL DEFAULT ''",
-        ),
         3: (
             "ALTER TABLE records ADD COLUMN categories TEXT NOT NULL DEFAULT '[]'",
             "ALTER TABLE records ADD COLUMN confident INTEGER",
+            "ALTER TABLE dead_letters RENAME COLUMN position TO sort_key",
+            "ALTER TABLE jobs RENAME COLUMN position TO sort_key",
+            "ALTER TABLE job_items DROP COLUMN twin_of",
+            "ALTER TABLE job_items DROP COLUMN twins",
         ),
     },
     statements=(

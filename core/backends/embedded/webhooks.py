@@ -34,14 +34,6 @@ SCHEMA = Schema(
         ) WITHOUT ROWID
         """,
     ),
-    upgrades={
-        1: (
-            "ALTER TABLE webhooks ADD COLUMN delivered_at INTEGER",
-            "ALTER TABLE webhooks ADD COLUMN delivered_event TEXT",
-            "ALTER TABLE webhooks ADD COLUMN delivered_status INTEGER",
-            "ALTER TABLE webhooks ADD COLUMN delivered_error TEXT",
-        )
-    },
 )
 
 _COLUMNS = (

@@ -1,21 +1,19 @@
 """Jobs in Datastore: `Job/{id}` in the tenant's namespace, its items `Item/{id}-{position}` there.
 
-Job and item are JSON texts; what is searched for stands beside them as an indexed property. Every
-query is one that Datastore's built-in indexes answer, so that nobody has to set an index up: by
-equality and a range of keys for items, by a range of one property for jobs. A job has one property
-for each way to list it, as dead letters do.
-https://cloud.google.com/datastore/docs/concepts/indexes
+Jobs and items are JSON texts, with an indexed property beside them for what queries search for. The
+built-in indexes of Datastore answer every query, so an operator creates none: by equality and a
+range of keys for items, by a range of one property for jobs. Like a dead letter, a job has one
+property for each way to list it. https://cloud.google.com/datastore/docs/concepts/indexes
 
-A settled item changes no entity but its own, and items have no ancestor: where there are entity
-groups (in the Datastore emulator), all items of a job would be one, and settling them would be
-waiting in line. The job is written when its items are counted, at most once in `SLOWEST_REFRESH`,
+Completing an item writes no other entity. Items have no ancestor: where there are entity groups (in
+the Datastore emulator), all items of a job would be one group, and their transactions would wait
+for each other. The job is written when its items are counted, at most once in `SLOWEST_REFRESH`,
 and when it ends.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import datetime, timedelta
 from heapq import nsmallest
 from typing import Any
@@ -45,7 +43,7 @@ from core.domain.transitions import Transition
 
 JOB_KIND, ITEM_KIND = "Job", "Item"
 LAST_POSITION = 999_999
-TOGETHER = 25  # items in a transaction; the Datastore emulator allows no more
+TOGETHER = 25  # items in a transaction; the Datastore emulator allows no more entity groups
 # Datastore advises against more than one write a second to an entity:
 # https://cloud.google.com/datastore/docs/best-practices
 SLOWEST_REFRESH = timedelta(seconds=1)
@@ -56,7 +54,7 @@ _Operator = PropertyFilter.Operator
 class DatastoreJobStore(DatastoreStore[JobKey, Job]):
     """`core.ports.JobStore`.
 
-    An `interval` below `SLOWEST_REFRESH` is taken for that, but for none at all.
+    An `interval` between zero and `SLOWEST_REFRESH` counts as `SLOWEST_REFRESH`.
     """
 
     def __init__(
@@ -79,7 +77,7 @@ class DatastoreJobStore(DatastoreStore[JobKey, Job]):
         return {job.key: job for job in found}
 
     async def list(self, wanted: JobFilter, limit: int, after: str = "") -> Sequence[Job]:
-        """As the port says; the type is looked at here, so it may take more than one query."""
+        """As the port says. The type is filtered here, so this may take more than one query."""
         found: list[Job] = []
         while len(found) < limit:
             query = _listing(wanted, after, limit)
@@ -104,39 +102,21 @@ class DatastoreJobStore(DatastoreStore[JobKey, Job]):
         async with self._lock(key):
             return await super().change(key, transition)
 
-    async def settle(
+    async def complete_item(
         self, key: JobKey, position: int, error: RecordError | None, interval: timedelta
     ) -> Job | None:
-        """As the port says, in one transaction up to `TOGETHER`."""
-        if not await self._settle_together(key, {position: error}):
+        if not await self._complete(key, {position: error}):
             return None
-        return await self.refresh(key, interval)
+        return await self.refresh_counts(key, interval)
 
-    async def settle_many(self, key: JobKey, outcomes: Mapping[int, RecordError | None]) -> None:
-        """As the port says, one transaction after another: a job's many would abort each other."""
+    async def complete_items(self, key: JobKey, outcomes: Mapping[int, RecordError | None]) -> None:
+        """As the port says. Runs transactions in sequence: concurrent ones abort each other."""
         positions = list(outcomes)
         for begin in range(0, len(positions), TOGETHER):
-            chunk = {place: outcomes[place] for place in positions[begin : begin + TOGETHER]}
-            await self._settle_together(key, chunk)
+            chunk = positions[begin : begin + TOGETHER]
+            await self._complete(key, {position: outcomes[position] for position in chunk})
 
-    async def _settle_together(
-        self, key: JobKey, outcomes: Mapping[int, RecordError | None]
-    ) -> bool:
-        """Whether any of these items is there.
-
-        Where they are too many with their twins, they are settled after those: should that not be
-        reached, they are still open and will be settled again.
-        """
-        rest = await self._settle(key, outcomes, with_twins=True)
-        if rest is None:
-            return False
-        places = list(rest)
-        for begin in range(0, len(places), TOGETHER):
-            chunk = {place: rest[place] for place in places[begin : begin + TOGETHER]}
-            await self._settle(key, chunk)
-        return True
-
-    async def refresh(self, key: JobKey, interval: timedelta = timedelta(0)) -> Job | None:
+    async def refresh_counts(self, key: JobKey, interval: timedelta = timedelta(0)) -> Job | None:
         job, any_open = await asyncio.gather(self.get(key), self._any_open(key))
         if job is None:
             return None
@@ -155,7 +135,7 @@ class DatastoreJobStore(DatastoreStore[JobKey, Job]):
             return await super().change(key, update)
 
     async def due(self, now: datetime, limit: int) -> Sequence[Job]:
-        """As the port says; one query for each tenant, since queries stay inside a namespace."""
+        """As the port says, with one query per tenant: a query covers one namespace."""
         found: list[Job] = []
         query = RawQuery(kind=[{"name": JOB_KIND}], limit={"value": limit})
         query.filter.CopyFrom(
@@ -168,7 +148,7 @@ class DatastoreJobStore(DatastoreStore[JobKey, Job]):
         return nsmallest(limit, found, key=lambda job: job.wake_at)
 
     async def delete(self, key: JobKey) -> bool:
-        """As the port says. The items go first: what is left of a job is found again by its row."""
+        """As the port says. Items first: after a crash, the scheduler finds the job again."""
         query = self._items_query(key, None, MOST_MUTATIONS)
         query.projection.add(**KEY_ONLY)
         while found := await self._datastore.query(key.tenant, query):
@@ -191,45 +171,21 @@ class DatastoreJobStore(DatastoreStore[JobKey, Job]):
             async with self._locks.lock(key, TRANSACTION):
                 yield
 
-    async def _settle(
-        self,
-        key: JobKey,
-        outcomes: Mapping[int, RecordError | None],
-        *,
-        with_twins: bool = False,
-    ) -> Mapping[int, RecordError | None] | None:
-        """Settle those of these items that are open. None where there are none at all.
+    async def _complete(self, key: JobKey, outcomes: Mapping[int, RecordError | None]) -> bool:
+        """Complete those of these items that are open, in one transaction; False if none exists."""
+        keys = [self._item_key(key, position) for position in outcomes]
 
-        Otherwise what is still to be settled: with the twins it may be too much for a transaction,
-        and then it is left alone.
-        """
+        async def complete(transaction: bytes) -> tuple[bool, Sequence[Any]]:
+            entities = await self._datastore.find_many_in(keys, transaction)
+            mutations = []
+            for entity in entities:
+                item = item_of_text(_text(entity))
+                after = jobs.complete_item(item, outcomes[item.position])
+                if after is not None:
+                    mutations.append(RawMutation(update=_entity_of_item(entity.key, after)))
+            return bool(entities), mutations
 
-        async def settle(
-            transaction: bytes,
-        ) -> tuple[Mapping[int, RecordError | None] | None, Sequence[Any]]:
-            entities = await self._find_items(key, list(outcomes), transaction)
-            if not entities:
-                return None, []
-            every = dict(outcomes)
-            if with_twins:
-                items = [item_of_text(_text(each)) for each in entities]
-                twins = {twin: outcomes[item.position] for item in items for twin in item.twins}
-                if len(twins) + len(entities) > TOGETHER:
-                    return {**twins, **outcomes}, []
-                every |= twins
-                entities = [*entities, *await self._find_items(key, list(twins), transaction)]
-            ended = (
-                _settled(entity, every[item_of_text(_text(entity)).position]) for entity in entities
-            )
-            return {}, [RawMutation(update=entity) for entity in ended if entity is not None]
-
-        return await self._datastore.transact(settle)
-
-    async def _find_items(
-        self, key: JobKey, positions: Sequence[int], transaction: bytes
-    ) -> Sequence[Any]:
-        keys = [self._item_key(key, position) for position in positions]
-        return await self._datastore.find_many_in(keys, transaction)
+        return await self._datastore.transact(complete)
 
     async def _any_open(self, key: JobKey) -> bool:
         query = self._items_query(key, ItemState.OPEN, 1)
@@ -237,9 +193,9 @@ class DatastoreJobStore(DatastoreStore[JobKey, Job]):
         return bool(await self._datastore.query(key.tenant, query))
 
     async def _count(self, key: JobKey, total: int) -> Counts:
-        """What has ended: numbers that only rise, so that no moment has to be held still for them.
+        """The items that have ended. The numbers only rise, so they need not be of one instant.
 
-        By keys, which cost as much as an aggregation would: the Datastore emulator has none.
+        Counts keys, at the price of an aggregation, which the Datastore emulator does not have.
         """
 
         async def number(state: ItemState) -> int:
@@ -255,7 +211,7 @@ class DatastoreJobStore(DatastoreStore[JobKey, Job]):
     def _items_query(
         self, key: JobKey, state: ItemState | None, limit: int | None = None, after: int = -1
     ) -> Any:
-        """Those of the job behind the position `after`, in the order of their keys."""
+        """The job's items after the position `after`, in order."""
         query = RawQuery(kind=[{"name": ITEM_KIND}])
         if limit is not None:
             query.limit.value = limit
@@ -281,7 +237,7 @@ class DatastoreJobStore(DatastoreStore[JobKey, Job]):
         return self._entity_of(state)
 
     def _item_key(self, key: JobKey, position: int) -> Any:
-        """Zeros in front, so that keys sort as positions do."""
+        """With leading zeros, so that keys sort like positions."""
         name = f"{key.id}-{position:06d}"
         return self._keys.path(self._keys.namespace(key.tenant), (ITEM_KIND, name))
 
@@ -296,9 +252,9 @@ class DatastoreJobStore(DatastoreStore[JobKey, Job]):
 
 
 def _listings(owner: str, status: str) -> Sequence[tuple[str, str]]:
-    """The names of the properties by which a job is listed, and what each has before its position.
+    """The properties for lists, by name, and the prefix of the sort key in each.
 
-    In the order: of all, with one status, of one owner, of one owner with one status.
+    Of all jobs, by status, by owner, by owner and status.
     """
     return (
         ("all", ""),
@@ -331,15 +287,6 @@ def _entity_of_item(key: Any, item: JobItem) -> Any:
     set_text(entity.properties[_DOCUMENT], text_of_item(item))
     entity.properties[_STATE].string_value = item.state.value
     return entity
-
-
-def _settled(entity: Any, error: RecordError | None) -> Any | None:
-    """The item with its end; None where it has one."""
-    item = item_of_text(_text(entity))
-    if item.state is not ItemState.OPEN:
-        return None
-    state = ItemState.SUCCEEDED if error is None else ItemState.FAILED
-    return _entity_of_item(entity.key, replace(item, state=state, error=error))
 
 
 def _text(entity: Any) -> str:
