@@ -29,9 +29,9 @@ async def read_form(request: Request, slot: UploadSlot, limits: BatchLimits, sto
     form = BatchForm(request.headers.get("content-type", ""), limits)
     body = slot.read(request, limits.max_bytes, limits.too_large, buffered=limits.max_image_bytes)
     async for chunk in body:
-        held = form.held
+        kept = form.kept
         form.feed(chunk)
-        slot.release(len(chunk) - (form.held - held))
+        slot.release(len(chunk) - (form.kept - kept))
         for item in form.take_items():
             await store(item)
     form.close()
@@ -39,12 +39,12 @@ async def read_form(request: Request, slot: UploadSlot, limits: BatchLimits, sto
 
 
 class BatchForm(FormParser):
-    """Collects items and the manifest. `held` counts the bytes of both that are in memory."""
+    """Collects items and the manifest. `kept` counts the bytes of both, without discarded ones."""
 
     def __init__(self, content_type: str, limits: BatchLimits) -> None:
         super().__init__(content_type)
         self.manifest = bytearray()
-        self.held = 0
+        self.kept = 0
         self._limits = limits
         self._complete: list[BatchItem] = []
         self._item: BatchItem | None = None  # the image that is being read
@@ -53,7 +53,6 @@ class BatchForm(FormParser):
     def take_items(self) -> list[BatchItem]:
         """The items that are complete since the last call."""
         items, self._complete = self._complete, []
-        self.held -= sum(len(item.data) for item in items)
         return items
 
     def part_begins(self, options: Mapping[bytes, bytes]) -> None:
@@ -78,12 +77,12 @@ class BatchForm(FormParser):
 
     def part_data(self, data: memoryview) -> None:
         if self._item is not None:
-            held = len(self._item.data)
+            before = len(self._item.data)
             self._item.add(data)
-            self.held += len(self._item.data) - held
+            self.kept += len(self._item.data) - before
             return
         self.manifest += data
-        self.held += len(data)
+        self.kept += len(data)
         if len(self.manifest) > MAX_MANIFEST_BYTES:
             raise BatchTooLarge(f"The manifest is larger than {MAX_MANIFEST_BYTES} bytes.")
 

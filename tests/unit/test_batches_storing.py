@@ -1,4 +1,4 @@
-"""Images are stored while the next arrive, a few at a time, equal ones once."""
+"""Images are stored concurrently, a few at a time, and equal ones once."""
 
 import asyncio
 from collections.abc import Iterator
@@ -26,25 +26,25 @@ def image(data: bytes, slot: UploadSlot) -> BatchItem:
 
 
 class Storage:
-    """Stores when it is told to."""
+    """Stores images; if `slow`, not before `resume` is set."""
 
     def __init__(self, *, slow: bool = False) -> None:
-        self.going_on = asyncio.Event()
+        self.resume = asyncio.Event()
         if not slow:
-            self.going_on.set()
+            self.resume.set()
         self.now = self.most = 0
         self.stored: list[bytes] = []
 
     async def __call__(self, image: BatchItem) -> None:
         self.now += 1
         self.most = max(self.most, self.now)
-        await self.going_on.wait()
+        await self.resume.wait()
         await asyncio.sleep(0)
         self.now -= 1
         if image.data.startswith(b"bad"):
-            raise InvalidImage("It is bad.")
+            raise InvalidImage("It is invalid.")
         if image.data.startswith(b"storage"):
-            raise Unavailable("The storage is away.")
+            raise Unavailable("The storage does not answer.")
         self.stored.append(bytes(image.data))
 
 
@@ -67,7 +67,7 @@ async def test_invalid_image_fails_alone_with_its_duplicates(slot: UploadSlot) -
     storer = BatchStorer(storage, slot, 10**6)
     for each in (b"good", b"bad", b"good", b"bad", b"more"):
         await storer.store(image(each, slot))
-    failed = BatchItem("", error=InvalidImage("It was bad before."))
+    failed = BatchItem("", error=InvalidImage("It was invalid before."))
     await storer.store(failed)
     images = await storer.finish()
     codes = [each.error and each.error.code for each in images]
@@ -87,7 +87,7 @@ async def test_lasting_storage_failure_ends_the_batch(slot: UploadSlot) -> None:
 
 
 async def test_transient_storage_failure_is_retried(slot: UploadSlot) -> None:
-    storage, faults = Storage(), iter([Unavailable("The storage is away.")])
+    storage, faults = Storage(), iter([Unavailable("The storage does not answer.")])
 
     async def store(image: BatchItem) -> None:
         for fault in faults:
@@ -105,7 +105,7 @@ async def test_transient_storage_failure_is_retried(slot: UploadSlot) -> None:
 async def test_store_waits_until_there_is_room(
     slot: UploadSlot, size: int, most_bytes: int, most: int
 ) -> None:
-    """Three of 100 bytes are more than 250: then it waits."""
+    """Three images of 100 bytes are more than 250 bytes."""
     storage = Storage(slow=True)
     storer = BatchStorer(storage, slot, most_bytes)
 
@@ -118,7 +118,7 @@ async def test_store_waits_until_there_is_room(
         await asyncio.sleep(0)
     assert storage.now == most
     assert slot.bytes_reserved == most * size
-    storage.going_on.set()
+    storage.resume.set()
     await sending
     assert len(await storer.finish()) == 20
     assert storage.most == most
@@ -131,7 +131,7 @@ async def test_close_cancels_images_that_are_being_stored(slot: UploadSlot) -> N
     await storer.store(image(b"x", slot))
     await asyncio.sleep(0)
     await storer.close()
-    storage.going_on.set()
+    storage.resume.set()
     await asyncio.sleep(0.01)
     assert storage.stored == []
     assert slot.bytes_reserved == 0

@@ -1,4 +1,4 @@
-"""Forms and raw bodies are read exactly, however they are cut into chunks."""
+"""The image of a form or a raw body is read exactly, whatever its chunks."""
 
 import hashlib
 
