@@ -1,28 +1,37 @@
-"""Files that are on disk, whole, before anybody is told of them. Everything here blocks."""
+"""Files that survive a power loss, and whose names never lead to half of the data. Blocks."""
 
 import os
 from pathlib import Path
 
 
-def write_whole(data: bytes | bytearray, draft: Path, path: Path) -> None:
-    """Write `draft`, which must not exist, and rename it to `path`, in the same folder.
-
-    So the name never leads to half of the data. `sync_folder` then makes the name last, too.
-    Raises OSError, and leaves no draft.
-    """
+def write_temporary(data: bytes | bytearray, temporary: Path, mode: int = 0o666) -> None:
+    """Writes and fsyncs `temporary`, which must not exist. Raises OSError, and leaves no file."""
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
-        with draft.open("xb") as file:
+        with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        draft.replace(path)
     except BaseException:
-        draft.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_whole(data: bytes | bytearray, temporary: Path, path: Path) -> None:
+    """Writes `temporary`, which must not exist, and renames it to `path` in the same folder.
+
+    `sync_folder` then makes the name last. Raises OSError, and leaves no temporary file.
+    """
+    write_temporary(data, temporary)
+    try:
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in `folder` survive a power loss. Raises OSError."""
+    """Makes the names in `folder` survive a power loss. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -1,18 +1,18 @@
 """Links that let their bearer read one blob until they expire, signed with HMAC-SHA256.
 
-For storage that cannot make such links itself: files, and the storage emulator. All processes on
-one data folder share one secret, made by whichever comes first.
+For storage that cannot sign links itself: files, and the storage emulator. All processes that use
+one data folder share one secret, which the first of them creates.
 """
 
 import errno
 import hashlib
 import hmac
-import os
 import secrets
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
+from core.durable_files import sync_folder, write_temporary
 from core.errors import Forbidden
 
 PATH = "/local/blobs"
@@ -20,22 +20,22 @@ KEY_BYTES = 32
 
 
 class LinkSigner:
-    """Makes and checks links to `/local/blobs/{tenant}/{image_hash}`."""
+    """Makes and verifies links to `/local/blobs/{tenant}/{image_hash}`."""
 
     def __init__(self, secret: bytes, public_url: str = "") -> None:
         self._secret = secret
         self._public_url = public_url
 
     def url(self, name: str, expires_at: datetime) -> str:
-        """A link to the blob `name`; relative unless there is a public URL."""
+        """A link to the blob `name`, relative if there is no public URL."""
         expires = int(expires_at.timestamp())
         query = f"expires={expires}&signature={self._signature(name, expires)}"
         return f"{self._public_url}{PATH}/{name}?{query}"
 
     def verify(self, name: str, expires: str | int, signature: str, now: datetime) -> None:
-        """Return if the link was made here for `name` and has not expired, else raise Forbidden."""
+        """Raises Forbidden unless the link was made here for `name` and has not expired."""
         digits = str(expires)
-        # Twelve digits outlast this software, and keep a hostile number small.
+        # Twelve digits are enough for 30,000 years, and keep a hostile number small.
         if not (digits.isascii() and digits.isdigit() and len(digits) <= 12):
             raise Forbidden("The link is malformed.")
         expected = self._signature(name, int(digits))
@@ -50,28 +50,25 @@ class LinkSigner:
 
 
 def shared_secret(path: Path) -> bytes:
-    """The secret in `path`, created with mode 0600 if absent. Blocks; raises OSError.
+    """The secret in `path`, created with mode 0600 if absent. Blocks.
 
-    Also where the file has lost bytes: whoever knows that can sign with what is left.
+    Raises OSError, also if the file is too short: a secret with lost bytes can be guessed.
     """
     with suppress(FileNotFoundError):
-        return _whole(path)
-    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        return _read_secret(path)
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    write_temporary(secrets.token_bytes(KEY_BYTES), temporary, 0o600)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(KEY_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        # A link cannot replace: of several processes one wins, and no one reads half a key.
+        # A link never replaces a file: all processes use the secret of the first one.
         with suppress(FileExistsError):
-            os.link(draft, path)
+            path.hardlink_to(temporary)
     finally:
-        draft.unlink()
-    return _whole(path)
+        temporary.unlink()
+    sync_folder(path.parent)
+    return _read_secret(path)
 
 
-def _whole(path: Path) -> bytes:
+def _read_secret(path: Path) -> bytes:
     secret = path.read_bytes()
     if len(secret) < KEY_BYTES:
         reason = f"{path.name} has {len(secret)} bytes of {KEY_BYTES}"

@@ -23,7 +23,7 @@ from core.backends.embedded.records import SCHEMA as RECORDS
 from core.backends.embedded.records import SqliteRecordStore
 from core.backends.embedded.webhooks import SCHEMA as WEBHOOKS
 from core.backends.embedded.webhooks import SqliteWebhookStore
-from core.backends.links import LinkSigner
+from core.backends.links import KEY_BYTES, LinkSigner, shared_secret
 from core.domain import api_keys, dead_letters, jobs, records, webhooks
 from core.domain.api_keys import ApiKey
 from core.domain.dead_letters import DeadLetter, letter_id
@@ -296,3 +296,14 @@ async def test_an_image_is_on_disk_before_its_name_and_its_name_before_the_answe
         assert disk.steps(*folders) == [("sync", path.parent)]
     finally:
         await store.close()
+
+
+def test_a_secret_is_on_disk_before_its_name_and_its_name_before_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """API keys that were made with a lost secret would be worthless."""
+    path = tmp_path / "key.secret"
+    disk = ObservedDisk(monkeypatch)
+    shared_secret(path)
+    assert disk.synced_size(path) == KEY_BYTES
+    assert disk.steps(path, tmp_path) == [("sync", path), ("sync", tmp_path)]

@@ -1,5 +1,6 @@
 """Where each backend's clients lead, signed links through IAM, and settings that Google refuses."""
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from google.auth.credentials import AnonymousCredentials
 from pydantic import ValidationError
 
+from core.backends.google import signed_links
 from core.backends.google.endpoints import (
     CHANNEL_OPTIONS,
     STORAGE_URL,
@@ -129,9 +131,12 @@ class Iam:
         self.url = ""
         self.status = 200
         self.asked: list[str] = []
+        self.answering = asyncio.Event()
+        self.answering.set()
 
     async def sign(self, request: web.Request) -> web.Response:
         self.asked.append(request.path)
+        await self.answering.wait()
         payload = base64.b64decode((await request.json())["payload"])
         signature = KEY.sign(payload, padding.PKCS1v15(), hashes.SHA256())
         body = {"keyId": "1", "signedBlob": base64.b64encode(signature).decode()}
@@ -153,7 +158,16 @@ async def iam() -> AsyncIterator[Iam]:
 
 
 @pytest.fixture
-async def links(iam: Iam) -> AsyncIterator[IamLinks]:
+def deadline() -> float:
+    """Seconds for each link, which a test may override by `parametrize`."""
+    return signed_links.DEADLINE
+
+
+@pytest.fixture
+async def links(
+    iam: Iam, deadline: float, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[IamLinks]:
+    monkeypatch.setattr(signed_links, "DEADLINE", deadline)
     nobody = AnonymousCredentials()
     links = IamLinks(
         nobody,
@@ -164,6 +178,7 @@ async def links(iam: Iam) -> AsyncIterator[IamLinks]:
         storage_url=STORAGE_URL,
     )
     yield links
+    iam.answering.set()
     await links.close()
 
 
@@ -201,6 +216,27 @@ async def test_an_iam_that_refuses_is_503(iam: Iam, links: IamLinks, status: int
     with pytest.raises(Unavailable, match="signing service"):
         await links.url(NAME, timedelta(minutes=15))
     assert len(iam.asked) == 1  # no two minutes of retries
+
+
+@pytest.mark.parametrize("deadline", [0.3])
+async def test_a_caller_does_not_wait_for_an_iam_that_hangs(iam: Iam, links: IamLinks) -> None:
+    """Nor for a free thread, when all of them wait for IAM."""
+    iam.answering.clear()
+    calls = [links.url(NAME, timedelta(minutes=15)) for _ in range(IamLinks.THREADS + 1)]
+    async with asyncio.timeout(5):
+        ended = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(each) for each in ended} == {Unavailable}
+
+
+@pytest.mark.parametrize("deadline", [60.0])
+async def test_a_request_to_iam_that_hangs_frees_its_thread(
+    iam: Iam, links: IamLinks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signed_links, "TIMEOUT", (0.1, 0.1))
+    iam.answering.clear()
+    async with asyncio.timeout(5):
+        with pytest.raises(Unavailable):
+            await links.url(NAME, timedelta(minutes=15))
 
 
 async def test_credentials_that_are_no_service_accounts_sign_nothing(iam: Iam) -> None:
