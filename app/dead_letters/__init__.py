@@ -1,1 +1,1 @@
-"""Dead letters: the routes and the command for operators."""
+"""Dead letters: routes, representation, and the command for operators."""

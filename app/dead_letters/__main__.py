@@ -1,7 +1,7 @@
-"""Looking at dead letters, putting them back, and clearing them away, on any backend.
+"""The command for operators to list, replay and delete dead letters, on any backend.
 
 python -m app.dead_letters list [--all] [--code CODE]
-python -m app.dead_letters replay [--code CODE] [ID ...]      (no ID: all of them)
+python -m app.dead_letters replay [--code CODE] [ID ...]      (without an ID: all of them)
 python -m app.dead_letters purge --days N
 """
 
@@ -25,7 +25,7 @@ PAGE = 200
 
 
 def table(letters: Sequence[DeadLetter]) -> str:
-    """The letters as aligned columns under a heading."""
+    """Format the dead letters as aligned columns with a heading."""
     rows = [("ID", "IMAGE/JOB", "MODEL", "DELIVERIES", "DIED", "RESOLVED", "REASON")]
     rows += [
         (
@@ -47,15 +47,15 @@ def table(letters: Sequence[DeadLetter]) -> str:
 
 
 async def run(settings: Settings, arguments: argparse.Namespace) -> str:
-    """What the command prints."""
+    """Run the command, and return what it prints."""
     async with open_backend(settings) as backend:
         if arguments.command == "list":
             wanted = LetterFilter(arguments.tenant, arguments.code, resolved=arguments.all)
             return await _listing(backend, wanted)
         if arguments.command == "replay":
             counts = await _replayed(backend, arguments)
-            told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
-            return f"{told or 'No dead letters'}."
+            summary = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
+            return f"{summary or 'No dead letters'}."
         before, purged = utc_now() - timedelta(days=arguments.days), 0
         while more := await backend.dead_letters.purge(before, PAGE):
             purged += more
@@ -97,17 +97,19 @@ def _days(text: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="dead_letters", description="Messages that failed.")
-    parser.add_argument("--tenant", default=PUBLIC_TENANT, help="whose; by default %(default)s's")
+    parser = argparse.ArgumentParser(
+        prog="dead_letters", description="Messages that used up their delivery attempts."
+    )
+    parser.add_argument("--tenant", default=PUBLIC_TENANT, help="default: %(default)s")
     commands = parser.add_subparsers(dest="command", required=True)
-    list_ = commands.add_parser("list", help="show those that wait, newest first")
-    list_.add_argument("--all", action="store_true", help="also those that are resolved")
-    replay_ = commands.add_parser("replay", help="start a new attempt")
-    replay_.add_argument("ids", nargs="*", metavar="ID", help="of which ones; none: of all")
+    list_ = commands.add_parser("list", help="list dead letters, newest first")
+    list_.add_argument("--all", action="store_true", help="include resolved ones")
+    replay_ = commands.add_parser("replay", help="start new attempts")
+    replay_.add_argument("ids", nargs="*", metavar="ID", help="default: all")
     for command in (list_, replay_):
-        command.add_argument("--code", default="", help="only those of this error code")
-    purge = commands.add_parser("purge", help="delete old ones, of every tenant")
-    purge.add_argument("--days", type=_days, required=True, help="older than so many days")
+        command.add_argument("--code", default="", help="only with this error code")
+    purge = commands.add_parser("purge", help="delete old dead letters of every tenant")
+    purge.add_argument("--days", type=_days, required=True, help="minimum age in days")
     arguments = parser.parse_args()
     settings = load_settings()
     configure_logging("dead_letters", settings.log_format, settings.log_level, file=sys.stderr)

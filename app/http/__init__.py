@@ -1,1 +1,1 @@
-"""HTTP parts that know no images: server, protocols, responses, negotiation, paging."""
+"""HTTP parts without images: server, protocols, responses, negotiation, pagination."""

@@ -1,7 +1,7 @@
-"""Requests that schemathesis draws from a service's OpenAPI document, right ones and wrong ones.
+"""Valid and invalid requests, which schemathesis generates from a service's OpenAPI document.
 
-An answer is wrong where the document does not have its status, its content type, its headers or
-its body, and where it is a server error other than 503 with `Retry-After`.
+A response is wrong if the document does not describe its status, content type, headers or body, and
+if it is a server error other than 503 with `Retry-After`.
 """
 
 import random
@@ -35,12 +35,12 @@ CHECKS = [
     openapi.allow_header_conformance,
     openapi.unsupported_method,
 ]
-REAL_IMAGES = 0.3  # share of raw bodies that are a picture; those drawn never are
+REAL_IMAGES = 0.3  # share of raw bodies that are images; generated ones are not
 
 
 @dataclass
 class Outcome:
-    """What was asked and answered. `wrong` is empty where every answer was as documented."""
+    """The requests and their statuses. `wrong` is empty if every response was as documented."""
 
     operations: int = 0
     requests: int = 0
@@ -55,7 +55,7 @@ def attack(
     seed_: int,
     progress: Callable[[int], None] = lambda sent: None,
 ) -> Outcome:
-    """Ask every operation of a running service `examples` times, half of it wrongly."""
+    """Send `examples` requests to every operation of a running service, half of them invalid."""
     port = {"api": stack.api_port, "worker": stack.worker_port}[service]
     document = schemathesis.openapi.from_url(f"http://127.0.0.1:{port}/openapi.json")
     outcome, draw = Outcome(), random.Random(seed_)
@@ -65,11 +65,13 @@ def attack(
             operation = found.ok()
             outcome.operations += 1
             for mode in MODES:
-                _ask(operation, mode, examples // len(MODES), session, outcome, draw, progress)
+                _attack_operation(
+                    operation, mode, examples // len(MODES), session, outcome, draw, progress
+                )
     return outcome
 
 
-def _ask(
+def _attack_operation(
     operation: "APIOperation[Any, Any, Any, Any]",
     mode: GenerationMode,
     examples: int,
@@ -89,7 +91,7 @@ def _ask(
             case.body = sample(draw.choice(FORMATS), draw.choice((8, 16, 32)))
         outcome.requests += 1
         progress(outcome.requests)
-        problem = _answered(case, session, outcome)
+        problem = _send(case, session, outcome)
         if problem and problem not in outcome.wrong:
             outcome.wrong.append(problem)
 
@@ -98,11 +100,11 @@ def _ask(
             warnings.simplefilter("ignore")
             each()
     except Unsatisfiable:
-        pass  # nothing that is wrong can be asked where nothing is to be given
+        pass  # an operation without input has no invalid request
 
 
-def _answered(case: "Case[Any]", session: requests.Session, outcome: Outcome) -> str:
-    """What is wrong with the answer; empty where nothing is."""
+def _send(case: "Case[Any]", session: requests.Session, outcome: Outcome) -> str:
+    """Send the request; return what is wrong with the response, or an empty text."""
     where = f"{case.method} {case.path}"
     try:
         answer = case.call(session=session, timeout=ANSWER_SECONDS, allow_redirects=False)

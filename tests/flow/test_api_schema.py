@@ -1,4 +1,4 @@
-"""Both services answer as their OpenAPI documents say; `make abuse` asks longer (P7)."""
+"""Both services respond as their OpenAPI documents describe; `make abuse` runs longer (P7)."""
 
 import random
 from pathlib import Path
@@ -12,9 +12,9 @@ EXAMPLES = 12
 
 
 @pytest.mark.timeout(300)
-def test_every_answer_is_as_documented(tmp_path: Path, colour_bundle: Path) -> None:
+def test_every_response_is_as_documented(tmp_path: Path, colour_bundle: Path) -> None:
     seed = random.randrange(10**6)
-    print(f"requests drawn from seed {seed}")
+    print(f"requests generated from seed {seed}")
     with Stack(tmp_path, colour_bundle) as stack:
         for service in schema.SERVICES:
             outcome = schema.attack(stack, service, EXAMPLES, seed)

@@ -1,4 +1,4 @@
-"""`python -m app.dead_letters`: what it prints where."""
+"""`python -m app.dead_letters`: its output and its errors."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from tests.support.commands import run_module
 COMMAND = "app.dead_letters"
 
 
-def test_an_empty_list_is_one_sentence(tmp_path: Path) -> None:
+def test_empty_list_prints_one_sentence(tmp_path: Path) -> None:
     shown = run_module(COMMAND, tmp_path, "list")
     assert (shown.returncode, shown.stdout, shown.stderr) == (0, "No dead letters.\n", "")
 
 
-def test_a_store_that_does_not_answer_leaves_standard_output_empty(tmp_path: Path) -> None:
+def test_failing_store_leaves_standard_output_empty(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "records.db").write_bytes(b"no database" * 100)
     done = run_module(COMMAND, tmp_path, "list")
@@ -25,8 +25,8 @@ def test_a_store_that_does_not_answer_leaves_standard_output_empty(tmp_path: Pat
 
 
 @pytest.mark.parametrize("days", ["-1", "nan", "inf", "1e12", "many"])
-def test_days_that_cannot_be_are_refused(days: str, tmp_path: Path) -> None:
-    """Of less than none, every letter is older: all of them would be deleted."""
+def test_invalid_days_are_refused(days: str, tmp_path: Path) -> None:
+    """A negative number would delete every dead letter."""
     done = run_module(COMMAND, tmp_path, "purge", f"--days={days}")
     assert done.returncode == 2
     assert "argument --days: " in done.stderr

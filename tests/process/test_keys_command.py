@@ -39,10 +39,10 @@ def command(tmp_path: Path) -> Iterator[Command]:
     yield Command(tmp_path)
 
 
-async def test_the_first_key_opens_the_api(
+async def test_command_creates_the_first_key(
     command: Command, tmp_path: Path, colour_bundle: Path
 ) -> None:
-    """With no key there is nobody who could make one by the routes: the command can."""
+    """Without a key, no client can create one by the routes."""
     key = command.made("laptop", "--tenant", "acme", "--scopes", "all")
     async with open_api(api_settings(tmp_path, colour_bundle, api_keys="required")) as api:
         answer = await api.client.get("/api/v1/keys", headers={"X-API-Key": key})
@@ -51,7 +51,7 @@ async def test_the_first_key_opens_the_api(
         assert (listed["name"], listed["tenant"]) == ("laptop", "acme")
 
 
-async def test_a_key_is_made_listed_rotated_and_revoked(command: Command, tmp_path: Path) -> None:
+async def test_key_is_created_listed_rotated_and_revoked(command: Command, tmp_path: Path) -> None:
     first = command.made(
         "camera",
         *("--scopes", "read,classify", "--expires", "90d"),
@@ -80,7 +80,7 @@ async def test_a_key_is_made_listed_rotated_and_revoked(command: Command, tmp_pa
         assert key.scopes == {Scope.READ, Scope.CLASSIFY}
 
 
-def test_a_key_can_go_to_a_file_that_nobody_else_reads(command: Command, tmp_path: Path) -> None:
+def test_key_can_be_written_to_a_private_file(command: Command, tmp_path: Path) -> None:
     file = tmp_path / "key"
     done = command("create", "job", "--output", str(file))
     assert done.returncode == 0
@@ -116,7 +116,7 @@ def test_a_key_can_go_to_a_file_that_nobody_else_reads(command: Command, tmp_pat
         (("rotate", "0" * 12, "--overlap", "31d"), "overlap must be at most 30 days"),
     ],
 )
-def test_what_cannot_be_is_said_plainly(
+def test_invalid_arguments_are_explained(
     command: Command, arguments: tuple[str, ...], complaint: str
 ) -> None:
     done = command(*arguments)
@@ -126,10 +126,8 @@ def test_what_cannot_be_is_said_plainly(
     assert "Traceback" not in done.stderr
 
 
-def test_a_store_that_does_not_answer_leaves_standard_output_empty(
-    command: Command, tmp_path: Path
-) -> None:
-    """A script takes what is there for the key."""
+def test_failing_store_leaves_standard_output_empty(command: Command, tmp_path: Path) -> None:
+    """A script would take any output for the key."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "keys.db").write_bytes(b"no database" * 100)
     done = command("create", "laptop")
@@ -139,18 +137,18 @@ def test_a_store_that_does_not_answer_leaves_standard_output_empty(
     assert "The keys database does not answer." in done.stderr
 
 
-def test_it_says_when_keys_are_not_asked_for(command: Command) -> None:
+def test_hint_is_printed_if_the_api_requires_no_keys(command: Command) -> None:
     command.settings["API_KEYS"] = "off"
     done = command("create", "early")
     assert "API_KEYS=required" in done.stderr
     assert "There are no keys" not in command("list").stdout
 
 
-def test_an_empty_list_says_how_to_begin(command: Command) -> None:
+def test_empty_list_tells_how_to_create_a_key(command: Command) -> None:
     assert command("list").stdout == "There are no keys: make key NAME=…\n"
 
 
-def test_make_key_hands_everything_over(tmp_path: Path) -> None:
+def test_make_key_passes_all_arguments(tmp_path: Path) -> None:
     given = ["NAME=camera 3", "TENANT=acme", "SCOPES=read", "EXPIRES=90d"]
     shown = subprocess.run(
         ["make", "--dry-run", "--old-file=setup", "key", *given],
@@ -165,6 +163,6 @@ def test_make_key_hands_everything_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["90d", "12h", "30m", "45s"])
-def test_durations(text: str) -> None:
+def test_durations_are_parsed(text: str) -> None:
     units = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
     assert duration(text).total_seconds() == int(text[:-1]) * units[text[-1]]

@@ -1,4 +1,4 @@
-"""Who is let in: every route says what it asks for, and asks for it."""
+"""Access to routes: each one declares its scope and enforces it. Administration of keys."""
 
 import re
 from collections.abc import AsyncIterator
@@ -20,8 +20,8 @@ from tests.support.problems import assert_problem
 
 IMAGE = picture()
 HASH = sha256(IMAGE)
-PATH = f"/api/v1/images/{HASH}"  # unknown: 404 to who is let in
-# Whoever asks is answered, and by what right.
+PATH = f"/api/v1/images/{HASH}"  # unknown: 404 for authenticated callers
+# Routes without a key, and why.
 OPEN = {
     (method, path)
     for method in ("GET", "HEAD")
@@ -32,7 +32,7 @@ OPEN = {
         "/openapi.json",
         "/health",
         "/ready",
-        "/local/blobs/{tenant}/{image_hash}",  # by the signature of the link
+        "/local/blobs/{tenant}/{image_hash}",  # the signature of the link authorizes
     )
 }
 
@@ -56,13 +56,13 @@ def address(path: str) -> str:
     return re.sub(r"\{\w+\}", HASH, path)
 
 
-async def test_what_is_open_is_listed_here(api: Api) -> None:
+async def test_public_routes_are_listed_here(api: Api) -> None:
     routes = routes_of(api.app)
     assert {(m, path) for m, path, access in routes if access == PUBLIC} == OPEN
     assert all(access is not None for _, _, access in routes)
 
 
-def test_a_route_that_says_nothing_stops_the_start() -> None:
+def test_route_without_declared_access_prevents_the_start() -> None:
     app = FastAPI(openapi_url=None)
 
     @app.get("/said")
@@ -80,7 +80,7 @@ def test_a_route_that_says_nothing_stops_the_start() -> None:
         check_every_route(app.router.routes)
 
 
-async def test_every_other_route_asks_for_a_key(api: Api) -> None:
+async def test_every_other_route_requires_a_key(api: Api) -> None:
     routes = guarded(api.app)
     assert len(routes) >= 14
     wrong: dict[str, dict[str, Any]] = {
@@ -102,15 +102,15 @@ async def test_every_other_route_asks_for_a_key(api: Api) -> None:
     assert api.traces() == NOTHING
 
 
-async def test_a_key_is_never_taken_from_the_address(api: Api) -> None:
+async def test_key_in_the_url_is_ignored(api: Api) -> None:
     issued = await api.issue("public")
     for name in ("key", "api_key", "access_token", "x-api-key"):
         path = f"/api/v1/images/{HASH}?{name}={issued.text}"
         assert_problem(await api.client.get(path), 401, "unauthenticated")
 
 
-async def test_every_route_asks_for_its_scope(api: Api) -> None:
-    """A key with every other scope is refused, and one with this scope alone comes through."""
+async def test_every_route_requires_its_scope(api: Api) -> None:
+    """A key with every other scope is refused, and one with only this scope is not."""
     for method, path, scope in guarded(api.app):
         without = await api.issue("public", *(ALL_SCOPES - {scope}))
         just = await api.issue("public", scope)
@@ -127,13 +127,13 @@ async def test_every_route_asks_for_its_scope(api: Api) -> None:
         assert answer.status_code not in (401, 403), (method, path)
 
 
-async def test_a_key_comes_in_either_header(api: Api) -> None:
+async def test_key_is_read_from_either_header(api: Api) -> None:
     issued = await api.issue("public")
     for headers in (
         {"Authorization": f"Bearer {issued.text}"},
         {"Authorization": f"bearer  {issued.text} "},
         {"X-API-Key": issued.text},
-        # Behind a check of Cloud Run's own, that one has the other header.
+        # Behind Cloud Run's IAM check, `Authorization` contains an identity token.
         {"Authorization": "Bearer eyJhbGciOi.e30.x", "X-API-Key": issued.text},
     ):
         answer = await api.client.get(f"/api/v1/images/{HASH}", headers=headers)
@@ -143,7 +143,7 @@ async def test_a_key_comes_in_either_header(api: Api) -> None:
     assert answer.status_code == 401
 
 
-async def test_changing_any_character_of_a_key_makes_it_none(api: Api) -> None:
+async def test_key_with_any_changed_character_is_refused(api: Api) -> None:
     text = (await api.issue("public")).text
     for place, character in enumerate(text):
         other = text[:place] + ("a" if character != "a" else "b") + text[place + 1 :]
@@ -151,8 +151,8 @@ async def test_changing_any_character_of_a_key_makes_it_none(api: Api) -> None:
         assert answer.status_code == 401, place
 
 
-async def test_a_made_up_key_costs_no_look_up(tmp_path: Path, colour_bundle: Path) -> None:
-    """No amplification: the tag tells without the store, even while the store is down."""
+async def test_invented_key_causes_no_lookup(tmp_path: Path, colour_bundle: Path) -> None:
+    """The tag of a key is checked without the store, even during an outage of the store."""
     settings = api_settings(tmp_path, colour_bundle, api_keys="required")
     async with open_api(settings) as api:
         issued = await api.issue("public")
@@ -168,7 +168,7 @@ async def test_a_made_up_key_costs_no_look_up(tmp_path: Path, colour_bundle: Pat
         assert ready.json()["checks"]["keys"] != "ok"
 
 
-async def test_revoking_takes_effect_at_once_here_and_elsewhere_in_time(
+async def test_revocation_takes_effect_at_once_here_and_later_in_other_processes(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
     settings = api_settings(
@@ -185,11 +185,11 @@ async def test_revoking_takes_effect_at_once_here_and_elsewhere_in_time(
         answer = await api.client.get(PATH, headers=bearer(victim))
         assert_problem(answer, 401, "unauthenticated")
         while (await other.client.get(PATH, headers=bearer(victim))).status_code == 404:
-            pass  # the test's own time limit is the bound
+            pass  # bounded by the test's timeout
         assert (await api.client.delete(path, headers=bearer(admin))).status_code == 204
 
 
-async def test_keys_expire(tmp_path: Path, colour_bundle: Path) -> None:
+async def test_expired_key_is_refused(tmp_path: Path, colour_bundle: Path) -> None:
     clock = MovableClock()
     settings = api_settings(
         tmp_path, colour_bundle, api_keys="required", key_cache_seconds=0.05, rate_limit="off"
@@ -206,7 +206,7 @@ async def test_keys_expire(tmp_path: Path, colour_bundle: Path) -> None:
         assert_problem(answer, 401, "unauthenticated")
 
 
-async def test_where_no_keys_are_asked_for_there_are_none(
+async def test_service_without_keys_has_no_key_routes_and_no_store(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
     async with open_api(api_settings(tmp_path, colour_bundle)) as api:
@@ -221,7 +221,7 @@ async def test_where_no_keys_are_asked_for_there_are_none(
         assert not (api.settings.data_dir / "keys.db").exists()
 
 
-async def test_the_schema_says_what_each_route_asks_for(api: Api) -> None:
+async def test_schema_documents_the_scope_of_each_route(api: Api) -> None:
     schema = (await api.client.get("/openapi.json")).json()
     assert schema["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
     for method, path, access in routes_of(api.app):
@@ -237,14 +237,12 @@ async def test_the_schema_says_what_each_route_asks_for(api: Api) -> None:
             assert {"401", "403", "429"} <= set(operation["responses"])
 
 
-def test_the_schema_says_that_keys_are_optional_where_they_are(
-    tmp_path: Path, colour_bundle: Path
-) -> None:
+def test_schema_documents_that_keys_are_optional(tmp_path: Path, colour_bundle: Path) -> None:
     schema = create_app(api_settings(tmp_path, colour_bundle)).openapi()
     assert {} in schema["paths"]["/what/fast"]["post"]["security"]
 
 
-def test_scopes_are_read_from_names() -> None:
+def test_scopes_are_parsed_from_names() -> None:
     assert scopes_of(["read", " classify "]) == {Scope.READ, Scope.CLASSIFY}
     assert scopes_of(["all"]) == ALL_SCOPES
     for wrong in (["write"], [], [""], ["all", "none"]):
@@ -255,7 +253,7 @@ def test_scopes_are_read_from_names() -> None:
 # --- Administration -------------------------------------------------------------------------------
 
 
-async def test_a_key_is_made_listed_rotated_and_revoked(api: Api) -> None:
+async def test_key_is_created_listed_rotated_and_revoked(api: Api) -> None:
     admin = bearer(await api.issue("acme"))
     body = {
         "name": "camera 3",
@@ -321,7 +319,7 @@ async def test_a_key_is_made_listed_rotated_and_revoked(api: Api) -> None:
         "x",
     ],
 )
-async def test_a_key_that_cannot_be_is_refused(api: Api, body: object) -> None:
+async def test_invalid_key_is_refused(api: Api, body: object) -> None:
     admin = bearer(await api.issue("acme"))
     answer = await api.client.post("/api/v1/keys", json=body, headers=admin)
     assert_problem(answer, 422, "invalid_request")
@@ -350,7 +348,7 @@ async def test_rotation_with_the_longest_overlap_is_accepted(api: Api) -> None:
     assert answer.status_code == 200
 
 
-async def test_a_body_beyond_reason_is_refused(api: Api) -> None:
+async def test_oversized_and_malformed_bodies_are_refused(api: Api) -> None:
     admin = bearer(await api.issue("acme"))
     answer = await api.client.post("/api/v1/keys", content=b" " * 20_000, headers=admin)
     assert_problem(answer, 413, "body_too_large")
@@ -358,7 +356,7 @@ async def test_a_body_beyond_reason_is_refused(api: Api) -> None:
     assert_problem(answer, 422, "invalid_request")
 
 
-async def test_the_time_of_the_last_use_is_noted(api: Api) -> None:
+async def test_time_of_last_use_is_stored(api: Api) -> None:
     issued = await api.issue("acme")
     before = utc_now()
     await api.client.get("/api/v1/usage", headers=bearer(issued))

@@ -1,4 +1,4 @@
-"""What every answer carries, who may call from a page, and for which hosts."""
+"""Security headers, CORS, and allowed hosts."""
 
 import base64
 import hashlib
@@ -22,8 +22,8 @@ async def api(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
         yield api
 
 
-async def test_every_answer_of_every_route_carries_them(api: Api) -> None:
-    """Those that refuse, and those of paths that there are not, too."""
+async def test_every_response_has_the_security_headers(api: Api) -> None:
+    """Also refusals, and responses for unknown paths."""
     tried = [(m, re.sub(r"\{\w+\}", HASH, path)) for m, path, _ in routes_of(api.app)]
     tried += [("GET", "/no/such/page"), ("PUT", "/what/fast"), ("OPTIONS", "/what/fast")]
     for method, path in tried:
@@ -39,7 +39,7 @@ async def test_every_answer_of_every_route_carries_them(api: Api) -> None:
         assert "access-control-allow-origin" not in answer.headers
 
 
-async def test_an_image_is_shown_as_an_image_and_nothing_else(api: Api) -> None:
+async def test_content_of_an_image_is_sandboxed(api: Api) -> None:
     await api.client.post("/api/v1/images", content=IMAGE)
     link = (await api.client.get(f"/api/v1/images/{HASH}/content")).headers["location"]
     answer = await api.client.get(link)
@@ -48,14 +48,14 @@ async def test_an_image_is_shown_as_an_image_and_nothing_else(api: Api) -> None:
     assert answer.headers.get_list("x-content-type-options") == ["nosniff"]
 
 
-async def test_https_is_demanded_where_it_is_offered(tmp_path: Path, colour_bundle: Path) -> None:
+async def test_hsts_is_sent_for_a_public_https_url(tmp_path: Path, colour_bundle: Path) -> None:
     settings = api_settings(tmp_path, colour_bundle, public_url="https://glimpse.example")
     async with open_api(settings) as api:
         answer = await api.client.get("/health")
         assert answer.headers["strict-transport-security"] == "max-age=31536000"
 
 
-async def test_the_docs_page_runs_its_own_script_and_no_other(api: Api) -> None:
+async def test_docs_page_allows_only_its_own_inline_script(api: Api) -> None:
     answer = await api.client.get("/docs")
     policy = dict(
         part.split(" ", 1) for part in answer.headers["content-security-policy"].split("; ")
@@ -71,7 +71,7 @@ async def test_the_docs_page_runs_its_own_script_and_no_other(api: Api) -> None:
         assert any(source in allowed for allowed in policy.values()), source
 
 
-async def test_the_docs_can_be_left_out(tmp_path: Path, colour_bundle: Path) -> None:
+async def test_docs_can_be_turned_off(tmp_path: Path, colour_bundle: Path) -> None:
     async with open_api(api_settings(tmp_path, colour_bundle, docs=False)) as api:
         assert (await api.client.get("/")).status_code == 200
         for path in ("/docs", "/openapi.json", "/redoc", "/docs/oauth2-redirect"):
@@ -80,7 +80,7 @@ async def test_the_docs_can_be_left_out(tmp_path: Path, colour_bundle: Path) -> 
             assert answer.json()["code"] == "not_found"
 
 
-async def test_head_answers_as_get_also_where_no_image_is_asked_for(
+async def test_head_has_the_same_status_and_headers_as_get(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
     async with open_api(api_settings(tmp_path, colour_bundle)) as api:
@@ -99,13 +99,13 @@ PREFLIGHT = {
 }
 
 
-async def test_pages_elsewhere_may_not_call_unless_told(api: Api) -> None:
+async def test_other_origins_may_not_call_by_default(api: Api) -> None:
     answer = await api.client.options("/api/v1/images", headers=PREFLIGHT)
     assert answer.status_code == 405
     assert not any(name.startswith("access-control") for name in answer.headers)
 
 
-async def test_pages_of_listed_origins_may_call(tmp_path: Path, colour_bundle: Path) -> None:
+async def test_allowed_origins_may_call(tmp_path: Path, colour_bundle: Path) -> None:
     settings = api_settings(
         tmp_path, colour_bundle, cors_origins=("https://app.example",), api_keys="required"
     )
@@ -138,7 +138,7 @@ async def test_pages_of_listed_origins_may_call(tmp_path: Path, colour_bundle: P
         ("", 400),
     ],
 )
-async def test_only_listed_hosts_are_answered_for(
+async def test_only_allowed_hosts_are_served(
     tmp_path: Path, colour_bundle: Path, host: str, status: int
 ) -> None:
     hosts = ("glimpse.example", "*.cdn.example", "[::1]")
@@ -148,5 +148,5 @@ async def test_only_listed_hosts_are_answered_for(
         if status == 400:
             assert answer.json()["code"] == "invalid_host"
             assert answer.headers["x-content-type-options"] == "nosniff"
-        # Probes ask by address.
+        # Probes use an IP address.
         assert (await api.client.get("/health", headers={"Host": host})).status_code == 204

@@ -1,4 +1,4 @@
-"""One tenant neither sees nor changes anything of another's, on any route that there is."""
+"""Tenant isolation: no route shows or changes anything of another tenant."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ HOOKS = "/api/v1/webhooks"
 
 @dataclass
 class World:
-    """Ada's tenant has an image with its result, which is cached, a dead letter and a key.
+    """Ada's tenant has an image with a cached result, a dead letter and a key.
 
     Bob's has a key.
     """
@@ -46,7 +46,7 @@ class World:
     async def same_refusal(
         self, method: str, theirs: str, unknown: str, **options: Any
     ) -> httpx.Response:
-        """Bob learns of Ada's what he learns of what nobody has: the same answer, word for word."""
+        """Check that Bob gets the same response for Ada's object as for one that does not exist."""
         answers = [await self.ask(self.bob, method, path, **options) for path in (theirs, unknown)]
         for answer in answers:
             assert answer.status_code == 404, answer.text
@@ -94,7 +94,7 @@ def letter_about(key: RecordKey) -> DeadLetter:
 
 
 async def uploads_are_separate(world: World, path: str, **options: Any) -> None:
-    """The bytes that Ada has are new to Bob: stored and classified again, for him."""
+    """Bob's upload of an image that Ada has is stored and classified again."""
     answer = await world.ask(world.bob, "POST", path, **options)
     assert answer.status_code == 202
     assert answer.json()["annotations"] == []
@@ -117,7 +117,7 @@ async def results(world: World, method: str, path: str) -> None:
 
 
 async def reading(world: World, method: str) -> None:
-    """Neither the cache nor an entity tag is a way around."""
+    """The cache and entity tags reveal nothing."""
     etag = (await world.ask(world.ada, "GET", f"{V1}/{HASH}")).headers["etag"]
     for headers in ({}, {"If-None-Match": etag}, {"If-None-Match": "*"}, {"Prefer": "wait=1"}):
         await world.same_refusal(method, f"{V1}/{HASH}", f"{V1}/{UNKNOWN}", headers=headers)
@@ -136,7 +136,7 @@ async def listing_keys(world: World) -> None:
 
 
 async def making_keys(world: World) -> None:
-    """A tenant's administrator makes keys of that tenant only, whatever the body says."""
+    """An administrator creates keys of its own tenant only, whatever the body contains."""
     path, body = "/api/v1/keys", {"name": "mine", "scopes": ["read"]}
     answer = await world.ask(world.bob, "POST", path, json={**body, "tenant": "ada"})
     assert answer.status_code == 422
@@ -167,7 +167,7 @@ async def usage(world: World) -> None:
 
 
 async def listing_letters(world: World) -> None:
-    """Not even with a cursor out of Ada's list."""
+    """Also with a cursor of Ada's list."""
     listed = (await world.ask(world.ada, "GET", LETTERS + "?limit=1")).json()
     assert [letter["id"] for letter in listed["dead_letters"]] == [world.letter.id]
     for query in ("", "?resolved=true", f"?cursor={listed['next_cursor']}"):
@@ -200,7 +200,7 @@ async def adas_job(world: World) -> str:
 
 
 async def making_jobs(world: World) -> None:
-    """A hash is no way to Ada's image, and her Idempotency-Key is not Bob's."""
+    """Bob cannot use Ada's image by its hash, nor her Idempotency-Key."""
     made = []
     for who in (world.ada, world.bob):
         answer = await world.ask(
@@ -218,7 +218,7 @@ async def making_jobs(world: World) -> None:
 
 
 async def listing_jobs(world: World) -> None:
-    """Not even with a cursor out of Ada's list."""
+    """Also with a cursor of Ada's list."""
     job_id = await adas_job(world)
     listed = (await world.ask(world.ada, "GET", f"{JOBS}?limit=1")).json()
     assert [job["job_id"] for job in listed["jobs"]] == [job_id]
@@ -235,7 +235,7 @@ async def others_jobs(world: World, method: str, path: str) -> None:
 
 
 async def looking_up(world: World) -> None:
-    """What Ada has, known or stored, is missing to Bob."""
+    """An image that only Ada has is missing for Bob."""
     for who, missing in ((world.ada, []), (world.bob, [HASH])):
         answer = await world.ask(who, "POST", f"{V1}/lookup", json={"image_hashes": [HASH]})
         assert answer.json()["missing"] == missing
@@ -250,7 +250,7 @@ async def others_job_streams(world: World, path: str) -> None:
 
 
 async def adas_webhook(world: World) -> str:
-    """Its id. An address in its URL: these tests ask no name server."""
+    """Create a webhook, and return its id. Its URL has an address: no name server is needed."""
     body = {"url": "https://93.184.215.14/"}
     answer = await world.ask(world.ada, "POST", HOOKS, json=body)
     assert answer.status_code == 201, answer.text
@@ -263,7 +263,7 @@ async def listing_webhooks(world: World) -> None:
 
 
 async def making_webhooks(world: World) -> None:
-    """Bob's is Bob's, whatever the body says; Ada's does not count as his."""
+    """Bob creates webhooks of his own tenant only, and Ada's do not count toward his limit."""
     theirs = await adas_webhook(world)
     body = {"url": "https://93.184.215.14/"}
     answer = await world.ask(world.bob, "POST", HOOKS, json={**body, "tenant": "ada"})
@@ -282,7 +282,7 @@ async def others_webhooks(world: World, method: str, path: str, **options: Any) 
 
 
 async def metrics(world: World) -> None:
-    """They are of the whole service, and so name nobody."""
+    """Metrics are of the whole service and contain nothing of a tenant."""
     answer = await world.ask(world.bob, "GET", "/metrics")
     assert answer.status_code == 200
     assert "glimpse_" in answer.text
@@ -290,8 +290,7 @@ async def metrics(world: World) -> None:
         assert mark not in answer.text
 
 
-# Each route that asks for a key, and how it is tried. A new route fails the test below until it is
-# here.
+# Each route that requires a key, with its test. A new route fails the test below until it is here.
 CASES: dict[tuple[str, str], Callable[[World], Awaitable[None]]] = {
     ("POST", V1): lambda w: uploads_are_separate(w, V1, content=IMAGE),
     ("POST", "/what/fast"): lambda w: uploads_are_separate(w, "/what/fast", **form()),
@@ -346,28 +345,28 @@ CASES: dict[tuple[str, str], Callable[[World], Awaitable[None]]] = {
 }
 
 
-async def test_every_route_that_asks_for_a_key_is_tried(world: World) -> None:
+async def test_every_route_that_requires_a_key_has_a_case(world: World) -> None:
     guarded = {(m, path) for m, path, access in routes_of(world.api.app) if access in list(Scope)}
     assert guarded == set(CASES), "say in CASES how a new route keeps tenants apart"
 
 
 @pytest.mark.parametrize("route", CASES, ids=" ".join)
-async def test_tenants_are_kept_apart(world: World, route: tuple[str, str]) -> None:
+async def test_tenants_are_isolated(world: World, route: tuple[str, str]) -> None:
     await CASES[route](world)
 
 
-async def test_a_signed_link_is_for_one_tenants_image(world: World) -> None:
+async def test_signed_link_is_valid_for_one_tenant(world: World) -> None:
     answer = await world.ask(world.ada, "GET", f"{V1}/{HASH}/content")
     link = answer.headers["location"]
     assert f"/ada/{HASH}?" in link
-    assert (await world.api.client.get(link)).content == IMAGE  # it needs no key
+    assert (await world.api.client.get(link)).content == IMAGE  # the link needs no key
     await world.api.services.backend.blobs.put(f"bob/{HASH}", IMAGE, "image/jpeg")
     moved = await world.api.client.get(link.replace("/ada/", "/bob/"))
     assert moved.status_code == 403
 
 
-async def test_nobody_in_between_may_keep_a_result(world: World) -> None:
-    """A CDN that kept it would hand it to the next tenant."""
+async def test_shared_caches_may_not_store_results_of_a_tenant(world: World) -> None:
+    """A CDN would serve them to other tenants."""
     path = f"{V1}/{HASH}"
     fresh = await world.ask(world.ada, "GET", path)
     same = await world.ask(world.ada, "GET", path, headers={"If-None-Match": fresh.headers["etag"]})
@@ -380,7 +379,9 @@ async def test_nobody_in_between_may_keep_a_result(world: World) -> None:
     assert refused.headers["cache-control"] == "no-store"
 
 
-async def test_without_keys_anyone_may_keep_it(tmp_path: Path, colour_bundle: Path) -> None:
+async def test_shared_caches_may_store_results_without_keys(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
     async with open_api(api_settings(tmp_path, colour_bundle)) as api:
         await api.client.post(V1, content=IMAGE)
         await api.settle()

@@ -1,4 +1,4 @@
-"""What nobody expected: one answer as all others are, one traceback, and nothing half taken."""
+"""Unexpected errors: a problem document, one traceback, and no response that looks complete."""
 
 import asyncio
 import json
@@ -36,7 +36,7 @@ PAGE = "https://app.example"
 
 
 class Bug(Exception):
-    """What no handler knows."""
+    """An error without a handler."""
 
 
 async def _bug(name: str, after: bool) -> None:
@@ -46,7 +46,7 @@ async def _bug(name: str, after: bool) -> None:
 
 @asynccontextmanager
 async def broken(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Backend]:
-    """A backend whose records are read and claimed by code with a bug in it."""
+    """A backend with a bug in reads and changes of records."""
     async with open_backend(settings, clock) as backend:
         yield watched(backend, _bug)
 
@@ -68,7 +68,7 @@ def assert_logged_once(output: str) -> None:
     assert line["exception"][0]["exc_type"] == "Bug"
 
 
-async def test_the_apis_500_is_a_problem_with_every_header(
+async def test_500_of_the_api_is_a_problem_with_all_headers(
     tmp_path: Path, colour_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = api_settings(
@@ -85,7 +85,7 @@ async def test_the_apis_500_is_a_problem_with_every_header(
         assert name in differing or answer.headers.get_list(name) == [value], name
     for name in ("x-content-type-options", "strict-transport-security", "content-security-policy"):
         assert name in answer.headers
-    # A page may read what went wrong.
+    # CORS headers let a page read the problem.
     assert answer.headers["access-control-allow-origin"] == PAGE
     assert_logged_once(capsys.readouterr().out)
     route = "/api/v1/images/{image_hash}"
@@ -93,10 +93,10 @@ async def test_the_apis_500_is_a_problem_with_every_header(
     assert scraped[series(name, method="GET", route=route, status=500)] == 1
 
 
-async def test_a_client_that_still_sends_reads_the_500(
+async def test_client_that_still_sends_gets_the_500(
     tmp_path: Path, colour_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its connection is closed as for every other early answer, not reset."""
+    """The connection is closed as for every early response, not reset."""
     async with json_logs("api"), serve_api(api_settings(tmp_path, colour_bundle)) as (api, _):
         api.app.add_api_route("/broken", _fail_early, methods=["POST"])
         answer = await api.client.post(
@@ -108,7 +108,7 @@ async def test_a_client_that_still_sends_reads_the_500(
     assert_logged_once(capsys.readouterr().out)
 
 
-async def test_the_connection_goes_on_after_a_500(
+async def test_connection_is_kept_after_a_500(
     tmp_path: Path, colour_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with json_logs("api"), serve_api(api_settings(tmp_path, colour_bundle)) as (api, _):
@@ -123,10 +123,10 @@ async def test_the_connection_goes_on_after_a_500(
     assert len(tracebacks(capsys.readouterr().out)) == 3
 
 
-async def test_what_fails_in_the_middle_of_an_answer_breaks_it_off(
+async def test_error_during_a_response_breaks_the_connection(
     tmp_path: Path, colour_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing is added to what was sent, and the client sees that it is not whole."""
+    """Nothing is appended, and the client notices that the response is incomplete."""
     async with json_logs("api"), serve_api(api_settings(tmp_path, colour_bundle)) as (api, _):
         api.app.add_api_route("/broken", _fail_late)
         received = b""
@@ -140,10 +140,10 @@ async def test_what_fails_in_the_middle_of_an_answer_breaks_it_off(
     assert_logged_once(capsys.readouterr().out)
     name = "glimpse_http_requests_total"
     assert scraped[series(name, method="GET", route="/broken", status=200)] == 1
-    assert scraped["glimpse_http_requests_in_flight"] == 1  # the one that asked
+    assert scraped["glimpse_http_requests_in_flight"] == 1  # the scrape itself
 
 
-async def test_what_fails_in_a_middleware_is_answered_too(
+async def test_error_in_a_middleware_is_answered(
     tmp_path: Path, colour_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with json_logs("api"), open_api(api_settings(tmp_path, colour_bundle)) as api:
@@ -154,7 +154,7 @@ async def test_what_fails_in_a_middleware_is_answered_too(
     assert_logged_once(capsys.readouterr().out)
 
 
-async def test_the_workers_500_is_a_problem_and_a_refusal_to_the_queue(
+async def test_500_of_the_worker_is_a_problem_and_rejects_the_message(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     worker = create_worker(settings_in(tmp_path), opener=broken, spawn=spawn_thread)
@@ -179,7 +179,7 @@ async def test_the_workers_500_is_a_problem_and_a_refusal_to_the_queue(
     assert scraped[series(name, **labels)] == 1
 
 
-async def test_the_worker_breaks_off_too(
+async def test_error_during_a_response_of_the_worker_breaks_the_connection(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     worker = create_worker(settings_in(tmp_path), spawn=spawn_thread)
@@ -195,7 +195,7 @@ async def test_the_worker_breaks_off_too(
     assert_logged_once(capsys.readouterr().out)
 
 
-# --- What fails -----------------------------------------------------------------------------------
+# --- Faults ---------------------------------------------------------------------------------------
 
 
 class _Faulty:

@@ -1,4 +1,4 @@
-"""`/api/v1/dead-letters`: pages, filters, replays and deletions, over HTTP (P4, P7)."""
+"""`/api/v1/dead-letters`: pages, filters, replays and deletions (P4, P7)."""
 
 import base64
 from collections.abc import AsyncIterator
@@ -27,7 +27,7 @@ async def api(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
 
 
 async def letter_in(api: Api, number: int = 1, **changes: object) -> DeadLetter:
-    """A letter about an image that nobody uploaded, died `number` seconds after DIED."""
+    """Add a dead letter about an unknown image, `number` seconds after DIED."""
     key = api.key(f"{number:064x}")
     attributes = ClassifyImage(key).attributes()
     letter = DeadLetter(
@@ -49,7 +49,7 @@ async def letter_in(api: Api, number: int = 1, **changes: object) -> DeadLetter:
 
 
 async def failed_upload(api: Api, *, retryable: bool = True) -> DeadLetter:
-    """A real upload whose message died after it."""
+    """Upload an image, and add a dead letter of its message."""
     image = picture()
     assert (await api.client.post("/what/fast", files={"img": image})).status_code == 202
     await api.settle()
@@ -62,7 +62,7 @@ async def failed_upload(api: Api, *, retryable: bool = True) -> DeadLetter:
     return letter
 
 
-async def test_a_letter_is_shown_whole(api: Api) -> None:
+async def test_dead_letter_is_shown_with_all_fields(api: Api) -> None:
     letter = await letter_in(api)
     shown = {
         "id": letter.id,
@@ -83,7 +83,7 @@ async def test_a_letter_is_shown_whole(api: Api) -> None:
     assert one.json() == shown | {"payload": base64.b64encode(b"\x00\xff").decode()}
 
 
-async def test_pages_are_walked_by_cursor(api: Api) -> None:
+async def test_list_is_paged_by_cursor(api: Api) -> None:
     made = [await letter_in(api, number) for number in range(7)]
     seen: list[str] = []
     cursor, pages = "", 0
@@ -99,7 +99,7 @@ async def test_pages_are_walked_by_cursor(api: Api) -> None:
     assert pages == 3
 
 
-async def test_filters_select(api: Api) -> None:
+async def test_filters_select_dead_letters(api: Api) -> None:
     old, young = await letter_in(api, 1), await letter_in(api, 2, code="unavailable")
 
     async def listed(**query: str) -> list[str]:
@@ -140,9 +140,7 @@ async def test_filters_select(api: Api) -> None:
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_selection_that_is_none_is_refused(
-    api: Api, method: str, field: str, value: str
-) -> None:
+async def test_invalid_selection_is_refused(api: Api, method: str, field: str, value: str) -> None:
     url = URL if method == "GET" else f"{URL}/replay"
     answer = await api.client.request(method, url, params={field: value})
     assert answer.status_code == 422
@@ -151,23 +149,21 @@ async def test_a_selection_that_is_none_is_refused(
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", ""), ("DELETE", ""), ("POST", "/replay")])
-async def test_an_unknown_letter_is_404_and_a_malformed_id_422(
-    api: Api, method: str, path: str
-) -> None:
+async def test_unknown_id_is_404_and_malformed_id_is_422(api: Api, method: str, path: str) -> None:
     answer = await api.client.request(method, f"{URL}/{UNKNOWN}{path}")
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
     answer = await api.client.request(method, f"{URL}/{UNKNOWN.upper()}{path}")
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
 
 
-async def test_delete_takes_a_letter_away(api: Api) -> None:
+async def test_delete_removes_the_dead_letter(api: Api) -> None:
     letter = await letter_in(api)
     assert (await api.client.delete(f"{URL}/{letter.id}")).status_code == 204
     assert (await api.client.get(f"{URL}/{letter.id}")).status_code == 404
     assert (await api.client.delete(f"{URL}/{letter.id}")).status_code == 404
 
 
-async def test_a_replay_starts_a_new_attempt_once(api: Api) -> None:
+async def test_replay_starts_one_new_attempt(api: Api) -> None:
     letter = await failed_upload(api)
     before = api.traces().messages
     outcomes = [
@@ -183,7 +179,7 @@ async def test_a_replay_starts_a_new_attempt_once(api: Api) -> None:
     assert shown["resolved_at"] is not None
 
 
-async def test_a_letter_whose_image_has_succeeded_is_resolved(api: Api) -> None:
+async def test_dead_letter_of_a_classified_image_is_resolved(api: Api) -> None:
     letter = await failed_upload(api)
     assert await api.records.change(api.key(letter.attributes["image_hash"]), retry())
     await api.succeed(letter.attributes["image_hash"])
@@ -194,13 +190,13 @@ async def test_a_letter_whose_image_has_succeeded_is_resolved(api: Api) -> None:
     assert (await api.record(letter.attributes["image_hash"])).status is Status.SUCCESS
 
 
-async def test_what_cannot_be_replayed_says_why(api: Api) -> None:
+async def test_replay_that_is_not_possible_is_refused_with_the_reason(api: Api) -> None:
     unreadable = await letter_in(api, attributes={"tenant": "public"})
     answer = await api.client.post(f"{URL}/{unreadable.id}/replay")
     assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
     letter = await failed_upload(api)
     key = api.key(letter.attributes["image_hash"])
-    # Its worker was slow, not dead: the record had not ended when the letter was written.
+    # A slow worker: the record was not finished when the letter was written.
     await api.records.delete_image("public", key.image_hash)
     again = await api.client.post("/what/fast", files={"img": picture()})
     assert again.status_code == 202
@@ -218,13 +214,13 @@ async def test_what_cannot_be_replayed_says_why(api: Api) -> None:
     }  # fmt: skip
 
 
-async def test_a_selection_is_replayed_within_its_bound(api: Api) -> None:
+async def test_selection_is_replayed_within_its_limit(api: Api) -> None:
     letter = await failed_upload(api)
     for number in range(3):
         await letter_in(api, number, code="unavailable")
     url = f"{URL}/replay"
     first = (await api.client.post(url, params={"code": "unavailable", "limit": "2"})).json()
-    assert (first["resolved"], first["replayed"]) == (2, 0)  # their images are gone
+    assert (first["resolved"], first["replayed"]) == (2, 0)  # their images do not exist
     assert first["next_cursor"]
     query = {"code": "unavailable", "limit": "2", "cursor": first["next_cursor"]}
     second = (await api.client.post(url, params=query)).json()
@@ -234,7 +230,7 @@ async def test_a_selection_is_replayed_within_its_bound(api: Api) -> None:
     assert (await api.record(letter.attributes["image_hash"])).status is Status.QUEUED
 
 
-async def test_the_routes_are_documented(api: Api) -> None:
+async def test_routes_are_documented(api: Api) -> None:
     paths = (await api.client.get("/openapi.json")).json()["paths"]
     assert set(paths[URL]) == {"get"}
     assert set(paths[f"{URL}/{{id}}"]) == {"get", "delete"}

@@ -1,4 +1,4 @@
-"""Every error is one shape: problem details (P7)."""
+"""Every error response is a problem document (P7)."""
 
 import inspect
 from collections.abc import AsyncIterator
@@ -43,7 +43,7 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-async def test_our_errors_answer_with_their_own_status_and_code(
+async def test_each_error_has_its_status_and_code(
     client: httpx.AsyncClient, kind: type[GlimpseError]
 ) -> None:
     answer = await client.get(f"/raises/{kind.__name__}")
@@ -53,12 +53,12 @@ async def test_our_errors_answer_with_their_own_status_and_code(
     assert ("retry-after" in answer.headers) == (kind.status == 503)
 
 
-def test_codes_tell_errors_apart() -> None:
+def test_codes_are_unique() -> None:
     codes = [kind.code for kind in KINDS]
     assert len(set(codes)) == len(codes)
 
 
-async def test_the_frameworks_errors_have_the_same_shape(client: httpx.AsyncClient) -> None:
+async def test_errors_of_the_framework_are_problems(client: httpx.AsyncClient) -> None:
     assert_problem(await client.get("/nowhere"), 404, "not_found")
     answer = await client.post("/number/1")
     assert_problem(answer, 405, "method_not_allowed")
@@ -68,13 +68,13 @@ async def test_the_frameworks_errors_have_the_same_shape(client: httpx.AsyncClie
     assert answer.headers["retry-after"] == "7"
 
 
-async def test_invalid_parameters_are_listed(client: httpx.AsyncClient) -> None:
+async def test_invalid_parameters_are_named(client: httpx.AsyncClient) -> None:
     problem = assert_problem(await client.get("/number/one"), 422, "invalid_request")
     assert isinstance(problem["errors"], list)
     assert problem["errors"][0]["field"] == "number"
 
 
-async def test_the_unexpected_tells_nothing_private(client: httpx.AsyncClient) -> None:
+async def test_unexpected_error_reveals_nothing(client: httpx.AsyncClient) -> None:
     answer = await client.get("/raises/secret")
     assert_problem(answer, 500, "internal_error")
     assert "1234" not in answer.text

@@ -1,22 +1,20 @@
-"""Rates and quotas of a key: counted exactly, told in headers, refused with 429."""
+"""Rate limits, quotas and usage of keys in the API."""
 
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from app.auth import authenticator
 from app.keys.service import Issued
 from core.domain.principals import Scope
-from core.domain.rate_limits import DAY, Allowance, Limit, Rate, granted
+from core.domain.rate_limits import DAY, Rate
 from core.errors import Unavailable
 from tests.support.api import Api, api_settings, bearer, open_api
 from tests.support.clock import MovableClock
@@ -25,76 +23,9 @@ from tests.support.problems import assert_problem
 NOW = datetime(2026, 11, 21, 9, 30, 12, tzinfo=UTC)
 
 
-# --- Shares ---------------------------------------------------------------------------------------
-
-
-@given(quota=st.integers(1, 10_000), others=st.integers(0, 12_000))
-def test_a_share_is_an_eighth_of_what_is_left_and_at_least_one(quota: int, others: int) -> None:
-    limit = Limit("rate", quota, 60)
-    before = Allowance(limit.window(NOW.timestamp()), others)
-    after, grant = granted(before, limit, NOW)
-    left = max(0, quota - others)
-    assert grant.count == min(left, max(1, left // 8))
-    assert after.taken == others + grant.count
-    assert grant.left == left - grant.count
-
-
-@given(quota=st.integers(1, 5_000))
-def test_shares_of_one_window_are_the_quota_and_are_few(quota: int) -> None:
-    limit, state, shares = Limit("rate", quota, 60), None, []
-    while True:
-        state, grant = granted(state, limit, NOW)
-        if not grant.count:
-            break
-        shares.append(grant.count)
-    assert sum(shares) == quota
-    assert len(shares) <= 64
-
-
-def test_clocks_that_differ_a_little_count_in_one_window() -> None:
-    """At the turn of a minute the slower machine draws on the window of the faster one."""
-    limit = Limit("rate", 100, 60)
-    turn = datetime(2026, 11, 21, 9, 31, tzinfo=UTC)
-    ahead, _ = granted(None, limit, turn + timedelta(milliseconds=20))
-    behind, grant = granted(ahead, limit, turn - timedelta(milliseconds=20))
-    assert behind.window == ahead.window == grant.window
-    assert behind.taken > ahead.taken
-
-
-def test_a_window_of_a_clock_that_was_wrong_holds_nobody_up() -> None:
-    limit = Limit("rate", 100, 60)
-    wrong, _ = granted(None, limit, NOW + timedelta(days=365))
-    right, grant = granted(wrong, limit, NOW)
-    assert right.window == limit.window(NOW.timestamp())
-    assert grant.count == 12
-
-
-def test_days_begin_at_midnight_utc() -> None:
-    window = Limit("day", 1, DAY).window(NOW.timestamp())
-    assert datetime.fromtimestamp(window, UTC) == datetime(2026, 11, 21, tzinfo=UTC)
-
-
-@pytest.mark.parametrize(
-    ("text", "rate"),
-    [("600/minute", Rate(600, 60)), ("1/second", Rate(1, 1)), ("5/hour", Rate(5, 3600))],
-)
-def test_a_rate_is_read_and_written(text: str, rate: Rate) -> None:
-    assert Rate.parse(text) == rate
-    assert str(rate) == text
-
-
-@pytest.mark.parametrize("text", ["", "600", "0/minute", "-1/minute", "1/day", "1 / minute", "x/s"])
-def test_a_rate_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="600/minute"):
-        Rate.parse(text)
-
-
-# --- In the API -----------------------------------------------------------------------------------
-
-
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Limits are kept alone, and counts lost, where the store is slow: here it is the machine."""
+    """Raise the timeouts of the store: on a busy machine it may be slow."""
     monkeypatch.setattr(authenticator, "SHARE_SECONDS", 60.0)
     monkeypatch.setattr(authenticator, "CLOSE_SECONDS", 60.0)
 
@@ -110,7 +41,7 @@ def clock() -> MovableClock:
 async def limited(
     folder: Path, bundle: Path, clock: MovableClock, processes: int = 1, **settings: object
 ) -> AsyncIterator[list[Api]]:
-    """That many API processes' worth of applications on one data folder."""
+    """Open several applications on one data folder, as processes of the API do."""
     chosen = api_settings(folder, bundle, api_keys="required", **settings)
     async with AsyncExitStack() as stack:
         yield [await stack.enter_async_context(open_api(chosen, clock)) for _ in range(processes)]
@@ -120,7 +51,7 @@ async def ask(api: Api, issued: Issued) -> httpx.Response:
     return await api.client.get(f"/api/v1/images/{'0' * 64}", headers=bearer(issued))
 
 
-async def test_a_rate_is_told_kept_and_over_with_its_window(
+async def test_rate_is_enforced_and_reported_until_the_end_of_its_window(
     tmp_path: Path, colour_bundle: Path, clock: MovableClock
 ) -> None:
     async with limited(tmp_path, colour_bundle, clock, rate_limit="20/minute") as (api,):
@@ -143,7 +74,7 @@ async def test_a_rate_is_told_kept_and_over_with_its_window(
         assert answer.headers["ratelimit"] == '"rate";r=19;t=60'
 
 
-async def test_a_quota_is_of_a_day(
+async def test_daily_quota_is_enforced_until_midnight(
     tmp_path: Path, colour_bundle: Path, clock: MovableClock
 ) -> None:
     async with limited(tmp_path, colour_bundle, clock, daily_quota=3) as (api,):
@@ -161,7 +92,7 @@ async def test_a_quota_is_of_a_day(
         assert (await ask(api, issued)).status_code == 404
 
 
-async def test_a_keys_own_limits_win(
+async def test_limits_of_a_key_override_those_of_the_service(
     tmp_path: Path, colour_bundle: Path, clock: MovableClock
 ) -> None:
     settings: dict[str, Any] = {"rate_limit": "2/minute", "daily_quota": 2}
@@ -176,7 +107,7 @@ async def test_a_keys_own_limits_win(
         assert (await ask(api, other)).status_code == 404
 
 
-async def test_without_limits_there_are_no_headers(
+async def test_response_without_limits_has_no_rate_limit_headers(
     tmp_path: Path, colour_bundle: Path, clock: MovableClock
 ) -> None:
     async with limited(tmp_path, colour_bundle, clock, rate_limit="off") as (api,):
@@ -186,10 +117,10 @@ async def test_without_limits_there_are_no_headers(
 
 
 @pytest.mark.parametrize("quota", [1, 7, 20, 100])
-async def test_processes_share_one_limit(
+async def test_processes_share_a_limit(
     tmp_path: Path, colour_bundle: Path, clock: MovableClock, quota: int
 ) -> None:
-    """Asked at once and in turn, three processes let through exactly what one would."""
+    """Three processes together let through exactly as many requests as one."""
     settings = {"rate_limit": f"{quota}/minute"}
     async with limited(tmp_path, colour_bundle, clock, processes=3, **settings) as processes:
         issued = await processes[0].issue("acme")
@@ -201,7 +132,7 @@ async def test_processes_share_one_limit(
         assert {answer.status_code for answer in answers} <= {404, 429}
 
 
-async def test_limits_survive_a_restart(
+async def test_used_quota_survives_a_restart(
     tmp_path: Path, colour_bundle: Path, clock: MovableClock
 ) -> None:
     settings: dict[str, Any] = {"rate_limit": "off", "daily_quota": 4}
@@ -212,10 +143,10 @@ async def test_limits_survive_a_restart(
         assert [(await ask(api, issued)).status_code for _ in range(2)] == [404, 429]
 
 
-async def test_a_limit_that_cannot_be_shared_is_kept_alone(
+async def test_limit_is_enforced_by_the_process_alone_if_the_store_fails(
     tmp_path: Path, colour_bundle: Path, clock: MovableClock
 ) -> None:
-    """The store of allowances fails between two shares: nobody is refused for that."""
+    """The store fails between two shares, which is no reason to refuse a request."""
     async with limited(tmp_path, colour_bundle, clock, rate_limit="20/minute") as (api,):
         issued = await api.issue("acme")
         assert (await ask(api, issued)).status_code == 404
@@ -234,7 +165,7 @@ async def usage(api: Api, issued: Issued, query: str = "") -> list[dict[str, obj
     return rows
 
 
-async def test_usage_counts_requests_images_bytes_and_refusals_by_the_day(
+async def test_usage_counts_requests_images_bytes_and_refusals_per_day(
     tmp_path: Path, colour_bundle: Path, clock: MovableClock
 ) -> None:
     async with limited(tmp_path, colour_bundle, clock, rate_limit="3/minute") as (api,):
@@ -267,7 +198,7 @@ async def test_usage_counts_requests_images_bytes_and_refusals_by_the_day(
         assert [row["day"] for row in await usage(api, issued, "?days=1")] == ["2026-11-22"]
 
 
-async def test_an_administrator_sees_the_tenant_and_others_themselves(
+async def test_administrator_sees_usage_of_the_tenant_and_others_their_own(
     tmp_path: Path, colour_bundle: Path, clock: MovableClock
 ) -> None:
     async with limited(tmp_path, colour_bundle, clock) as (api,):
@@ -285,7 +216,7 @@ async def test_an_administrator_sees_the_tenant_and_others_themselves(
             assert answer.status_code == 422, query
 
 
-async def test_counts_are_written_when_a_process_ends(
+async def test_counts_are_written_at_shutdown(
     tmp_path: Path, colour_bundle: Path, clock: MovableClock
 ) -> None:
     async with limited(tmp_path, colour_bundle, clock) as (api,):
@@ -296,14 +227,14 @@ async def test_counts_are_written_when_a_process_ends(
         assert [row["requests"] for row in await usage(api, issued)] == [6]
 
 
-async def test_usage_that_cannot_be_written_disturbs_nobody_and_is_kept(
+async def test_counts_that_cannot_be_written_are_kept(
     tmp_path: Path, colour_bundle: Path, clock: MovableClock
 ) -> None:
     async with limited(tmp_path, colour_bundle, clock, rate_limit="off") as (api,):
         issued = await api.issue("acme")
         await ask(api, issued)
         with closing(sqlite3.connect(api.settings.data_dir / "keys.db")) as other:
-            other.execute("BEGIN IMMEDIATE")  # longer than anybody waits for it
+            other.execute("BEGIN IMMEDIATE")  # longer than the timeout of the store
             with pytest.raises(Unavailable):
                 await api.authenticator.write_usage()
             assert (await ask(api, issued)).status_code == 404

@@ -1,4 +1,4 @@
-"""`/api/v1/webhooks` over HTTP: what is made, shown once, refused, rotated, tested and deleted."""
+"""`/api/v1/webhooks`: creation, changes, secrets, tests and deletion."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ from tests.support.api import Api, api_settings, bearer, open_api, routes_of
 from tests.support.problems import assert_problem
 
 URL = "/api/v1/webhooks"
-HOOK = "https://93.184.215.14/hooks?token=abc"  # a literal: these tests ask no name server
+HOOK = "https://93.184.215.14/hooks?token=abc"  # an address: no name server is needed
 
 
 @pytest.fixture
@@ -40,14 +40,14 @@ async def made(api: Api, **body: Any) -> dict[str, Any]:
 
 
 def messages(api: Api) -> list[dict[str, str]]:
-    """The attributes of what was published."""
+    """Return the attributes of the published messages."""
     path = api.settings.data_dir / "queue.db"
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
         rows = connection.execute("SELECT attributes FROM messages ORDER BY id").fetchall()
     return [json.loads(row[0]) for row in rows]
 
 
-async def test_a_webhook_is_made_and_its_secret_shown_once(api: Api) -> None:
+async def test_webhook_is_created_and_its_secret_is_shown_once(api: Api) -> None:
     answer = await api.client.post(URL, json={"url": HOOK, "description": "Orders, é"})
     assert answer.status_code == 201
     assert answer.headers["cache-control"] == "no-store"
@@ -76,7 +76,7 @@ async def test_a_webhook_is_made_and_its_secret_shown_once(api: Api) -> None:
         assert "whsec_" not in later.text
 
 
-async def test_it_is_told_what_it_asked_for(api: Api) -> None:
+async def test_webhook_gets_the_events_that_it_selects(api: Api) -> None:
     document = await made(api, events=["job.failed"])
     assert document["events"] == ["job.failed"]
 
@@ -102,7 +102,7 @@ async def test_it_is_told_what_it_asked_for(api: Api) -> None:
         {"url": 7},
     ],
 )
-async def test_what_cannot_be_a_webhook_is_refused(api: Api, body: dict[str, Any]) -> None:
+async def test_invalid_webhook_is_refused(api: Api, body: dict[str, Any]) -> None:
     answer = await api.client.post(URL, json=body)
     assert_problem(answer, 422, "invalid_request")
     assert (await api.client.get(URL)).json() == {"webhooks": []}
@@ -115,18 +115,14 @@ async def test_what_cannot_be_a_webhook_is_refused(api: Api, body: dict[str, Any
         *("[::ffff:127.0.0.1]", "[64:ff9b::a9fe:a9fe]", "[2002:7f00:1::]", "[fd00::1]"),
     ],
 )
-async def test_an_address_that_is_not_public_is_refused_and_said_to_be_that(
-    api: Api, host: str
-) -> None:
+async def test_private_address_is_refused_with_its_own_code(api: Api, host: str) -> None:
     answer = await api.client.post(URL, json={"url": f"https://{host}/hook"})
     assert (answer.status_code, answer.json()["code"]) == (422, "private_address")
     assert host not in answer.text
     assert (await api.client.get(URL)).json() == {"webhooks": []}
 
 
-async def test_private_addresses_are_allowed_by_a_setting(
-    tmp_path: Path, colour_bundle: Path
-) -> None:
+async def test_setting_allows_private_addresses(tmp_path: Path, colour_bundle: Path) -> None:
     settings = api_settings(tmp_path, colour_bundle, webhook_allow_private=True)
     async with open_api(settings) as api:
         await made(api, url="http://localhost:8000/hook")
@@ -151,7 +147,7 @@ async def test_name_server_that_hangs_does_not_delay_a_request_long(
         answering.set()
 
 
-async def test_there_are_only_so_many(api: Api) -> None:
+async def test_number_of_webhooks_is_limited(api: Api) -> None:
     answers = await asyncio.gather(
         *(api.client.post(URL, json={"url": HOOK}) for _ in range(MOST_WEBHOOKS + 3))
     )
@@ -161,7 +157,7 @@ async def test_there_are_only_so_many(api: Api) -> None:
     await made(api)
 
 
-async def test_a_rotation_shows_the_new_secret_and_how_long_the_old_one_signs(api: Api) -> None:
+async def test_rotation_shows_the_new_secret_and_the_overlap(api: Api) -> None:
     document = await made(api)
     path = f"{URL}/{document['id']}/rotate"
     rotated = (await api.client.post(path, json={"overlap_seconds": 60})).json()
@@ -176,7 +172,7 @@ async def test_a_rotation_shows_the_new_secret_and_how_long_the_old_one_signs(ap
         assert (await api.client.post(path, json=wrong)).status_code == 422
 
 
-async def test_a_test_is_published_to_the_one_webhook(api: Api) -> None:
+async def test_test_event_is_published_for_one_webhook(api: Api) -> None:
     document = await made(api, events=["job.failed"])
     answer = await api.client.post(f"{URL}/{document['id']}/test")
     assert answer.status_code == 202
@@ -186,7 +182,7 @@ async def test_a_test_is_published_to_the_one_webhook(api: Api) -> None:
     assert answer.json() == {"message_id": f"{message['job']}.webhook.test"}
 
 
-async def test_a_disabled_webhook_says_why_and_is_enabled_again(api: Api) -> None:
+async def test_disabled_webhook_shows_the_reason_and_can_be_enabled(api: Api) -> None:
     document = await made(api)
     path = f"{URL}/{document['id']}"
     told = Delivery(datetime.now(UTC), Event.JOB_FAILED, 410)
@@ -224,7 +220,7 @@ async def shown(api: Api, id_: str) -> dict[str, Any]:
     return document
 
 
-async def test_a_patch_changes_what_is_in_it_and_nothing_else(api: Api) -> None:
+async def test_patch_changes_only_its_members(api: Api) -> None:
     before = await made(api, description="Orders")
     secret = before.pop("secret")
     steps: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -232,7 +228,7 @@ async def test_a_patch_changes_what_is_in_it_and_nothing_else(api: Api) -> None:
         ({"url": HOOK + "2"}, {"url": HOOK + "2"}),
         ({"events": ["job.failed"]}, {"events": ["job.failed"]}),
         ({"description": "é"}, {"description": "é"}),
-        # RFC 7396: null takes a member away, and one that is not there has its default.
+        # RFC 7396: null removes a member, which then has its default.
         ({"events": None, "description": None}, {"events": ALL_EVENTS, "description": ""}),
         ({"enabled": None}, {}),
         ({"url": HOOK, "description": "Orders"}, {"url": HOOK, "description": "Orders"}),
@@ -251,7 +247,7 @@ async def test_a_patch_changes_what_is_in_it_and_nothing_else(api: Api) -> None:
     assert as_json.status_code == 200
 
 
-async def test_a_patch_turns_a_webhook_off_and_on(api: Api) -> None:
+async def test_patch_disables_and_enables_a_webhook(api: Api) -> None:
     document = await made(api)
     id_ = document["id"]
     off = (await patch(api, id_, {"enabled": False})).json()
@@ -259,7 +255,7 @@ async def test_a_patch_turns_a_webhook_off_and_on(api: Api) -> None:
     assert off["disabled_at"] is not None
     assert (await patch(api, id_, {"enabled": False})).json() == off
     assert (await api.client.post(f"{URL}/{id_}/test")).status_code == 409
-    # As the route that enables does: nothing is left of why it was off.
+    # Enabling clears the reason, as the route `enable` does.
     on = (await patch(api, id_, {"enabled": True, "events": ["job.failed"]})).json()
     assert on == {
         **{name: value for name, value in document.items() if name != "secret"},
@@ -267,7 +263,7 @@ async def test_a_patch_turns_a_webhook_off_and_on(api: Api) -> None:
     }
 
 
-async def test_what_is_known_of_an_address_is_not_said_of_the_next(api: Api) -> None:
+async def test_new_url_clears_the_last_delivery(api: Api) -> None:
     id_ = (await made(api))["id"]
     at = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
     for told, expected in (
@@ -299,7 +295,7 @@ async def test_what_is_known_of_an_address_is_not_said_of_the_next(api: Api) -> 
         *([], None, "text", 7, b"{", b"[" * 10_000),
     ],
 )
-async def test_a_wrong_patch_changes_nothing(api: Api, body: object) -> None:
+async def test_invalid_patch_changes_nothing(api: Api, body: object) -> None:
     document = await made(api)
     answer = await patch(api, document["id"], body)
     private = body == {"url": "https://127.0.0.1/"}
@@ -309,7 +305,7 @@ async def test_a_wrong_patch_changes_nothing(api: Api, body: object) -> None:
 
 
 @pytest.mark.parametrize("content_type", ["application/json-patch+json", "text/plain", ""])
-async def test_other_kinds_of_patches_are_refused(api: Api, content_type: str) -> None:
+async def test_other_content_types_of_patches_are_refused(api: Api, content_type: str) -> None:
     document = await made(api)
     answer = await patch(api, document["id"], {"enabled": False}, content_type)
     assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
@@ -317,7 +313,7 @@ async def test_other_kinds_of_patches_are_refused(api: Api, content_type: str) -
     assert (await shown(api, document["id"]))["enabled"]
 
 
-async def test_a_line_says_which_webhook_was_changed_and_no_address(
+async def test_change_is_logged_without_the_url(
     api: Api,
 ) -> None:
     id_ = (await made(api))["id"]
@@ -332,7 +328,7 @@ async def test_a_line_says_which_webhook_was_changed_and_no_address(
 
 
 @pytest.mark.parametrize("id_", ["wh_" + "0" * 24, "wh_", "x", "WH_" + "0" * 24, "%00"])
-async def test_what_nobody_has_is_not_found(api: Api, id_: str) -> None:
+async def test_unknown_webhook_is_not_found(api: Api, id_: str) -> None:
     answers: list[httpx.Response] = [
         await api.client.get(f"{URL}/{id_}"),
         await api.client.delete(f"{URL}/{id_}"),
@@ -342,10 +338,10 @@ async def test_what_nobody_has_is_not_found(api: Api, id_: str) -> None:
     assert {answer.status_code for answer in answers} == {404}
 
 
-async def test_only_an_administrator_sees_or_changes_them(
+async def test_only_an_administrator_may_read_or_change_webhooks(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
-    """Reading as well: the address of a receiver often lets in whoever knows it."""
+    """Reading, too: the URL of a receiver often contains a secret."""
     async with open_api(api_settings(tmp_path, colour_bundle, api_keys="required")) as api:
         ours = [(m, p) for m, p, _ in routes_of(api.app) if p.startswith(URL)]
         assert len(ours) == 8

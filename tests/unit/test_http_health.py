@@ -1,4 +1,4 @@
-"""Alive and ready are two questions."""
+"""`/health` and `/ready`."""
 
 import asyncio
 
@@ -36,20 +36,20 @@ async def ask(path: str, **checks: Check) -> httpx.Response:
         return await client.get(path)
 
 
-async def test_alive_asks_nobody() -> None:
+async def test_health_checks_no_dependency() -> None:
     answer = await ask("/health", queue=stuck)
     assert answer.status_code == 204
     assert answer.content == b""
 
 
-async def test_ready_when_every_check_passes() -> None:
+async def test_service_is_ready_if_every_check_passes() -> None:
     answer = await ask("/ready", records=fine, queue=fine)
     assert answer.status_code == 200
     assert answer.json() == {"status": "ready", "checks": {"records": "ok", "queue": "ok"}}
     assert answer.headers["cache-control"] == "no-store"
 
 
-async def test_not_ready_names_each_that_fails_and_leaks_nothing(
+async def test_not_ready_names_failing_checks_without_private_details(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(core.http.health, "CHECK_TIMEOUT", 0.05)
