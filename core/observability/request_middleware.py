@@ -63,12 +63,9 @@ class RequestContext:
             app = self._websocket if scope["type"] == "websocket" else self.app
             await app(scope, receive, send)
             return
-        method, metrics = scope["method"], self._metrics
+        method = scope["method"]
         state = scope.setdefault("state", {})
-        structlog.contextvars.clear_contextvars()
-        span = self._start_span(method, scope)
-        make_current(span)
-        metrics.in_flight += 1
+        span = self._start(method, scope)
         began, status = time.perf_counter(), 500
 
         async def send_with_headers(message: Message) -> None:
@@ -94,13 +91,7 @@ class RequestContext:
         finally:
             ended = time.perf_counter()
             # The duration of a stream depends on its subject, so its time ends at its start.
-            seconds = state.get(_STARTED, ended) - began
-            metrics.in_flight -= 1
-            route = scope.get("route")
-            template = UNMATCHED if route is None else route.path
-            metrics.count_request(method, template, status, seconds)
-            if span.is_recording():
-                _end(span, method, scope, template, status)
+            self._finish(span, method, scope, status, state.get(_STARTED, ended) - began)
             read = method in ("GET", "HEAD") or scope["path"] in self._quiet
             (log.debug if read and status < 400 else log.info)(
                 "request",
@@ -112,11 +103,7 @@ class RequestContext:
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A WebSocket counts as a GET request with status 101 until it is closed, or refused."""
-        metrics = self._metrics
-        structlog.contextvars.clear_contextvars()
-        span = self._start_span("GET", scope)
-        make_current(span)
-        metrics.in_flight += 1
+        span = self._start("GET", scope)
         began, accepted_at = time.perf_counter(), 0.0
         status, code = 500, 1006  # RFC 6455, 7.1.5: closed without a close frame
 
@@ -142,12 +129,7 @@ class RequestContext:
             await self.app(scope, receive_with_code, send_with_status)
         finally:
             ended = time.perf_counter()
-            metrics.in_flight -= 1
-            route = scope.get("route")
-            template = UNMATCHED if route is None else route.path
-            metrics.count_request("GET", template, status, (accepted_at or ended) - began)
-            if span.is_recording():
-                _end(span, "GET", scope, template, status)
+            self._finish(span, "GET", scope, status, (accepted_at or ended) - began)
             log.info(
                 "websocket",
                 path=scope["path"],
@@ -156,11 +138,26 @@ class RequestContext:
                 milliseconds=round(1000 * (ended - began), 1),
             )
 
-    def _start_span(self, method: str, scope: Scope) -> Span:
+    def _start(self, method: str, scope: Scope) -> Span:
+        """Count the request, and make its new span and an empty log context current."""
+        structlog.contextvars.clear_contextvars()
         parent = _parent(scope)
         if scope["path"] in self._untraced:
-            return unrecorded_span(parent)
-        return start_span(method, SpanKind.SERVER, parent)
+            span = unrecorded_span(parent)
+        else:
+            span = start_span(method, SpanKind.SERVER, parent)
+        make_current(span)
+        self._metrics.in_flight += 1
+        return span
+
+    def _finish(self, span: Span, method: str, scope: Scope, status: int, seconds: float) -> None:
+        """Count the response, and end the span."""
+        self._metrics.in_flight -= 1
+        route = scope.get("route")
+        template = UNMATCHED if route is None else route.path
+        self._metrics.count_request(method, template, status, seconds)
+        if span.is_recording():
+            _end(span, method, scope, template, status)
 
 
 def _end(span: Span, method: str, scope: Scope, template: str, status: int) -> None:

@@ -229,7 +229,7 @@ class Experiment:
         self._stack.environment["CHAOS_RATE"] = "0"
         for name in ("api", *WORKERS):
             self._stack.stop(name)
-            self._stack.start(name, patience=120)
+            self._stack.start(name, timeout=120)
         return injected
 
     def _too_calm(self, injected: Counter[str], overtime: float) -> bool:

@@ -55,7 +55,7 @@ def faults(
 
 def _kill(stack: Stack, name: str) -> None:
     stack.kill(name)
-    stack.start(name, patience=120)
+    stack.start(name, timeout=120)
 
 
 def _freeze(stack: Stack, name: str, draw: random.Random) -> None:

@@ -78,11 +78,11 @@ def submit(stack: Stack, files: list[bytes], **headers: str) -> dict[str, Any]:
     path = "/api/v1/jobs/batch-predict"
     # The emulators store thirty images a second, and fewer on a busy machine.
     create = partial(stack.api.post, path, files=upload, headers=headers, timeout=PATIENCE)
-    return document(stack.insist(create), 202)
+    return document(stack.retry(create), 202)
 
 
 def job_of(stack: Stack, job_id: str) -> dict[str, Any]:
-    return document(stack.insist(partial(stack.api.get, f"/api/v1/jobs/{job_id}")), 200)
+    return document(stack.retry(partial(stack.api.get, f"/api/v1/jobs/{job_id}")), 200)
 
 
 def document(answer: httpx.Response, status: int) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def test_kill_9_at_random_moments_loses_nothing(
         def upload(numbered: tuple[int, bytes]) -> tuple[str, int]:
             number, image = numbered
             time.sleep(max(0.0, began + UPLOADING_SECONDS * number / IMAGES - time.monotonic()))
-            return sha256(image), stack.insist(lambda: stack.upload(image)).status_code
+            return sha256(image), stack.retry(lambda: stack.upload(image)).status_code
 
         try:
             with ThreadPoolExecutor(8) as pool:
@@ -57,7 +57,7 @@ def test_kill_9_at_random_moments_loses_nothing(
             uploaded.set()
             killer.join()
         assert set(killed) == set(stack.names)
-        results = stack.results(images, patience=120)
+        results = stack.results(images, timeout=120)
         assert {r["status"] for r in results.values()} == {"success"}
         finished = _completions(stack)
     assert len(accepted) > IMAGES / 2
@@ -110,7 +110,7 @@ def test_message_that_always_fails_ends_as_an_error_and_is_kept(
         broken.mkdir()
         good, stack.environment["MODEL_URI"] = stack.environment["MODEL_URI"], str(broken)
         with pytest.raises(AssertionError, match="did not become ready"):
-            stack.start("worker", patience=3.0)
+            stack.start("worker", timeout=3.0)
         image = picture(seed=1)
         assert stack.upload(image).status_code == 202
         result = stack.result(sha256(image))

@@ -61,7 +61,7 @@ def test_letters_are_kept_once_whoever_is_killed_and_replayed_to_success(
         killer = threading.Thread(target=kill_at_random)
         killer.start()
         try:
-            results = stack.results(images, patience=120)
+            results = stack.results(images, timeout=120)
         finally:
             ended.set()
             killer.join()
@@ -89,7 +89,7 @@ def test_letters_are_kept_once_whoever_is_killed_and_replayed_to_success(
         assert stack.api.post(f"{URL}/{one['id']}/replay").json() == {"outcome": "replayed"}
         outcomes = stack.api.post(f"{URL}/replay", params={"limit": "200"}).json()
         assert outcomes["replayed"] == IMAGES - 1
-        results = stack.results(images, patience=60)
+        results = stack.results(images, timeout=60)
         assert {result["status"] for result in results.values()} == {"success"}
         assert letters(stack) == []
 

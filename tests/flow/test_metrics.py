@@ -1,4 +1,4 @@
-"""What both services tell Prometheus, after traffic that is known."""
+"""The metrics of both services after known traffic."""
 
 import re
 import time
@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.metrics import families, samples, series
 from tests.support.pictures import picture, sha256
-from tests.support.stack import PATIENCE, ROOT, Stack, until
+from tests.support.stack import ROOT, TIMEOUT, Stack, until
 
 REQUESTS = "glimpse_http_requests_total"
 
@@ -45,7 +45,7 @@ def test_known_traffic_is_counted(stack: Stack) -> None:
     before = {service: samples(exposition(stack, service)) for service in ("api", "worker")}
     assert stack.upload(image).status_code == 202
     stack.result(sha256(image))
-    for _ in range(3):  # out of the process's cache: asking for the status has filled it
+    for _ in range(3):  # from the cache of the process, which the lookup of the status has filled
         assert stack.upload(image).status_code == 200
     assert stack.upload(b"no image").status_code == 415
     assert stack.upload(broken).status_code == 202
@@ -76,18 +76,18 @@ def test_known_traffic_is_counted(stack: Stack) -> None:
     }
     for service, counts in wanted.items():
         assert gained(stack, service, before[service], counts) == counts
-    # The scrape itself is under way; now and then a call of the scheduler's is as well.
-    until(lambda: in_flight(stack) == 1, "nothing but the scrape in flight")
+    # The scrape itself is in flight, and sometimes also a call of the scheduler.
+    until(lambda: in_flight(stack) == 1, "only the scrape in flight")
 
 
 def gained(
     stack: Stack, service: str, before: dict[str, float], wanted: dict[str, int]
 ) -> dict[str, float]:
-    """How much more there is of each series, once it is enough.
+    """The increase of each series, as soon as it is enough.
 
-    A request is counted a moment after it was answered.
+    A request is counted shortly after its response.
     """
-    ends = time.monotonic() + PATIENCE
+    ends = time.monotonic() + TIMEOUT
     while True:
         now = samples(exposition(stack, service))
         more = {key: now.get(key, 0) - before.get(key, 0) for key in wanted}
@@ -104,8 +104,8 @@ def queued(stack: Stack) -> float:
     return samples(exposition(stack, "api"))["glimpse_queue_messages"]
 
 
-def test_the_queues_depth_is_seen_while_the_worker_is_away(stack: Stack) -> None:
-    until(lambda: queued(stack) == 0, "what earlier tests sent is delivered")
+def test_queue_size_is_exposed_while_the_worker_is_down(stack: Stack) -> None:
+    until(lambda: queued(stack) == 0, "messages of earlier tests are delivered")
     stack.stop("worker")
     for seed in (11, 12, 13):
         stack.upload(picture(seed=seed))
@@ -117,8 +117,8 @@ def test_the_queues_depth_is_seen_while_the_worker_is_away(stack: Stack) -> None
     until(lambda: queued(stack) == 0, "the queue is empty")
 
 
-def test_the_documents_table_is_what_there_is(stack: Stack) -> None:
-    # Each metric with labels has been counted once.
+def test_documentation_lists_every_metric(stack: Stack) -> None:
+    # Each metric with labels needs one event.
     image = picture(seed=21)
     stack.upload(image)
     stack.result(sha256(image))

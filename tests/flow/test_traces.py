@@ -1,4 +1,4 @@
-"""One image is one trace: over real processes, as a real collector gets to see it."""
+"""One image is one trace, across real processes, as a collector receives it."""
 
 import json
 import socket
@@ -29,7 +29,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def collector(backend: str) -> Iterator[Collector]:
-    """One for each stack: they are sent the same images."""
+    """One for each stack, because they get the same images."""
     with Collector() as running:
         yield running
 
@@ -52,34 +52,34 @@ def exporting_to(url: str) -> dict[str, object]:
     return {
         "TRACES": "otlp",
         "OTEL_EXPORTER_OTLP_ENDPOINT": url,
-        # FastAPI's own spans, were they on, would stand between ours.
+        # If FastAPI's own spans were on, they would appear in the tree.
         "FASTAPI_OTEL_AUTO_CONFIGURE": "true",
         **QUICKLY,
     }
 
 
 def logged(stack: Stack, service: str, image_hash: str) -> list[dict[str, Any]]:
-    """The service's log lines about the image."""
+    """The log lines of the service about the image."""
     return [line for line in stack.log_lines(service) if line.get("image_hash") == image_hash]
 
 
 def traces_of(stack: Stack, image_hash: str) -> set[str]:
-    """The traces that log lines about the image name, those of asking for its status aside.
+    """The traces in log lines about the image, without those of lookups.
 
-    A result can be read a moment before the worker writes its last lines about it.
+    A result can be read shortly before the worker writes its last lines about it.
     """
 
     def pushed() -> bool:
         return any(line["message"] == "request" for line in logged(stack, "worker", image_hash))
 
-    until(pushed, "the line of a push that was answered")
+    until(pushed, "the log line of a push")
     lines = [*logged(stack, "api", image_hash), *logged(stack, "worker", image_hash)]
     assert len(lines) > 2
     return {line["trace"] for line in lines if line.get("method") != "GET"}
 
 
 def tree(spans: list[Seen], trace: str, parent: str = "") -> Tree:
-    """The spans of one trace as a tree, below the span `parent`. No two siblings share a name."""
+    """The spans of one trace below the span `parent`, as a tree. Siblings have different names."""
     children = [span for span in spans if span.trace == trace and span.parent == parent]
     found = {(span.service, span.name): tree(spans, trace, span.id) for span in children}
     assert len(found) == len(children), [span.name for span in children]
@@ -110,9 +110,7 @@ def complete(stack: Stack, trace: str, parent: str = "") -> Any:
     return lambda spans: tree(spans, trace, parent) == expected(stack)
 
 
-def test_an_image_is_one_trace_from_its_upload_to_its_result(
-    stack: Stack, collector: Collector
-) -> None:
+def test_image_is_one_trace_from_upload_to_result(stack: Stack, collector: Collector) -> None:
     image = picture(seed=1)
     assert stack.upload(image).status_code == 202
     assert stack.result(sha256(image))["status"] == "success"
@@ -145,7 +143,7 @@ def test_an_image_is_one_trace_from_its_upload_to_its_result(
     assert {span.attributes["messaging.system"] for span in (producer, consumer)} == {system}
 
 
-def test_what_is_asked_every_few_seconds_is_not_traced(stack: Stack, collector: Collector) -> None:
+def test_probes_and_scrapes_are_not_traced(stack: Stack, collector: Collector) -> None:
     for path in ("/health", "/ready", "/metrics"):
         assert stack.api.get(path).is_success
     stack.api.get("/what/status/" + "0" * 64)
@@ -153,7 +151,7 @@ def test_what_is_asked_every_few_seconds_is_not_traced(stack: Stack, collector: 
     assert not {"GET /health", "GET /ready", "GET /metrics"} & {span.name for span in spans}
 
 
-def test_the_clients_trace_goes_on(stack: Stack, collector: Collector) -> None:
+def test_image_continues_the_trace_of_its_client(stack: Stack, collector: Collector) -> None:
     image = picture(seed=2)
     traceparent = {"traceparent": f"00-{TRACE}-{CLIENT_SPAN}-01"}
     stack.api.post("/what/fast", files={"img": ("p.jpg", image)}, headers=traceparent)
@@ -164,10 +162,10 @@ def test_the_clients_trace_goes_on(stack: Stack, collector: Collector) -> None:
     assert [span.name for span in top] == ["POST /what/fast"]
 
 
-def test_a_client_that_does_not_record_its_trace_is_followed(
+def test_trace_that_the_client_does_not_record_is_not_exported(
     stack: Stack, collector: Collector
 ) -> None:
-    """The trace goes on in messages and log lines of both services, and nothing is exported."""
+    """Messages and log lines of both services still carry the trace."""
     image, other, trace = picture(seed=3), picture(seed=4), TRACE[::-1]
     stack.api.post(
         "/what/fast",
@@ -176,7 +174,7 @@ def test_a_client_that_does_not_record_its_trace_is_followed(
     )
     stack.result(sha256(image))
     assert traces_of(stack, sha256(image)) == {trace}
-    # What was recorded later has arrived; so would have what was recorded before.
+    # Spans of a later image have arrived, so those of an earlier one would have, too.
     stack.upload(other)
     stack.result(sha256(other))
     (recorded,) = traces_of(stack, sha256(other))
@@ -184,7 +182,7 @@ def test_a_client_that_does_not_record_its_trace_is_followed(
     assert trace not in {span.trace for span in spans}
 
 
-def test_a_duplicate_delivery_is_in_the_same_trace(stack: Stack, collector: Collector) -> None:
+def test_duplicate_delivery_is_in_the_same_trace(stack: Stack, collector: Collector) -> None:
     image = picture(seed=5)
     stack.upload(image)
     model = stack.result(sha256(image))["model"]
@@ -202,15 +200,15 @@ def test_a_duplicate_delivery_is_in_the_same_trace(stack: Stack, collector: Coll
     answer = httpx.post(
         f"http://127.0.0.1:{stack.worker_port}/generate_annotations",
         content=json.dumps(envelope),
-        headers={"traceparent": f"00-{TRACE}-{CLIENT_SPAN}-01"},  # as Cloud Run would add
+        headers={"traceparent": f"00-{TRACE}-{CLIENT_SPAN}-01"},  # as from Cloud Run
         timeout=60,
     )
     assert answer.status_code == 204
     spans = collector.wait(lambda spans: any("duplicates" in span.name for span in spans))
     below = tree(spans, trace, producer.id)[("glimpse-worker", "process duplicates")]
-    # The image may be on its way already when the claim is refused; nothing is done with it.
-    asked = ("glimpse-worker", "claim record")
-    assert {asked} <= set(below) <= {asked, ("glimpse-worker", "read image")}
+    # The worker may start to read the image before its claim is refused.
+    claimed = ("glimpse-worker", "claim record")
+    assert {claimed} <= set(below) <= {claimed, ("glimpse-worker", "read image")}
     (duplicate,) = [span for span in spans if span.name == "process duplicates"]
     assert duplicate.links == (TRACE,)
 
@@ -218,13 +216,13 @@ def test_a_duplicate_delivery_is_in_the_same_trace(stack: Stack, collector: Coll
 # --- Deliveries that fail -------------------------------------------------------------------------
 
 
-def test_every_delivery_and_the_dead_letter_are_in_the_images_trace(
+def test_deliveries_and_dead_letter_are_in_the_trace_of_the_image(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
     with Collector() as collector:
         settings = {**exporting_to(collector.url), "DELIVERY_ATTEMPTS": 3}
         with Stack(tmp_path, colour_bundle, **settings) as stack:
-            # A worker that has not the API's model refuses every delivery.
+            # A worker without the model of the API refuses every delivery.
             stack.stop("worker")
             other = write_colour_bundle(tmp_path / "other", name="other")
             stack.environment["MODEL_URI"] = str(other)
@@ -248,11 +246,9 @@ def test_every_delivery_and_the_dead_letter_are_in_the_images_trace(
     }
 
 
-def test_an_image_that_stood_still_begins_a_trace_of_its_own(
-    tmp_path: Path, colour_bundle: Path
-) -> None:
+def test_reconciled_image_starts_a_new_trace(tmp_path: Path, colour_bundle: Path) -> None:
     with Collector() as collector:
-        # Long enough for one new message to arrive before the next would be published.
+        # Long enough for a new message to arrive before the next one is published.
         settings = {**exporting_to(collector.url), "STALE_SECONDS": 5}
         with Stack(tmp_path, colour_bundle, **settings) as stack:
             stack.stop("queue")
@@ -269,7 +265,7 @@ def test_an_image_that_stood_still_begins_a_trace_of_its_own(
             def republished() -> bool:
                 return bool(httpx.post(url, headers=ours, timeout=60).json()["republished"])
 
-            until(republished, "the record is taken for stale")
+            until(republished, "the record is stale")
             stack.start("queue")
             stack.result(sha256(picture(seed=1)))
             spans = collector.wait(lambda spans: any(span.name == DELIVERY for span in spans))
@@ -284,7 +280,7 @@ def test_an_image_that_stood_still_begins_a_trace_of_its_own(
 # --- Collectors that fail -------------------------------------------------------------------------
 
 
-def test_spans_are_sent_before_a_service_ends(tmp_path: Path, colour_bundle: Path) -> None:
+def test_stopping_service_exports_its_last_spans(tmp_path: Path, colour_bundle: Path) -> None:
     with Collector() as collector:
         settings = {**exporting_to(collector.url), "OTEL_BSP_SCHEDULE_DELAY": 3_600_000}
         with Stack(tmp_path, colour_bundle, **settings) as stack:
@@ -298,24 +294,24 @@ def test_spans_are_sent_before_a_service_ends(tmp_path: Path, colour_bundle: Pat
             assert tree(collector.spans, trace) == expected(stack)
 
 
-@pytest.fixture(params=["nobody listens", "it never answers", "no credentials", "no number"])
+@pytest.fixture(params=["no listener", "no response", "no credentials", "no number"])
 def broken(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, object]]:
-    """Settings under which nothing can be exported."""
+    """Settings with which the export fails."""
     if request.param == "no credentials":
         none = tmp_path / "none"
         yield {"TRACES": "gcp", "NO_GCE_CHECK": "true", "CLOUDSDK_CONFIG": none, "HOME": none}
     elif request.param == "no number":
         yield {"TRACES": "otlp", "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "few"}
-    elif request.param == "nobody listens":
+    elif request.param == "no listener":
         yield exporting_to(f"http://127.0.0.1:{free_port()}")
     else:
         with socket.create_server(("127.0.0.1", 0)) as silent:
             url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-            # Longer than a stop may take, and than `Stack.stop` waits.
+            # Longer than a stop may take, and longer than `Stack.stop` waits.
             yield {**exporting_to(url), "OTEL_EXPORTER_OTLP_TIMEOUT": 600}
 
 
-def test_without_a_collector_everything_works(
+def test_services_work_without_a_collector(
     tmp_path: Path, colour_bundle: Path, broken: dict[str, object]
 ) -> None:
     with Stack(tmp_path / "stack", colour_bundle, **broken) as stack:
@@ -323,7 +319,7 @@ def test_without_a_collector_everything_works(
         assert {stack.upload(image).status_code for image in images} == {202}
         results = stack.results(map(sha256, images))
         assert {result["status"] for result in results.values()} == {"success"}
-        # Neither hangs on what it could not send: `stop` kills what does, and that is -9.
+        # Unsent spans do not delay the stop. `Stack.stop` would kill a process, with status -9.
         assert {stack.stop(name) for name in ("queue", "api", "worker")} <= {0, -15}
         if "OTEL_EXPORTER_OTLP_ENDPOINT" not in broken:
             assert '"traces are off"' in stack.log("api")
@@ -332,7 +328,7 @@ def test_without_a_collector_everything_works(
 # --- Logs -----------------------------------------------------------------------------------------
 
 
-def test_with_traces_off_nothing_is_exported(tmp_path: Path, colour_bundle: Path) -> None:
+def test_no_span_is_exported_with_traces_off(tmp_path: Path, colour_bundle: Path) -> None:
     with Collector() as collector:
         settings = {**exporting_to(collector.url), "TRACES": "off"}
         with Stack(tmp_path, colour_bundle, **settings) as stack:
@@ -341,10 +337,10 @@ def test_with_traces_off_nothing_is_exported(tmp_path: Path, colour_bundle: Path
         assert not collector.spans
 
 
-def test_lines_of_both_services_name_the_images_trace_for_cloud_logging(
+def test_log_lines_of_both_services_name_the_trace_for_cloud_logging(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
-    """Also where traces are off: the lines of one image are found by its trace."""
+    """With traces off too, the trace finds all lines about an image."""
     with Stack(tmp_path, colour_bundle, GOOGLE_CLOUD_PROJECT="a-project") as stack:
         image = picture(seed=1)
         stack.upload(image)

@@ -1,4 +1,4 @@
-"""The build context of the images, against what git tracks."""
+"""The build context of the images, compared with the files that git tracks."""
 
 import shutil
 import subprocess
@@ -8,8 +8,8 @@ from tests.support.requirements import GIT
 from tests.support.stack import ROOT
 
 
-def test_build_context_is_what_git_tracks_and_little_else() -> None:
-    """Secrets, data and environments stay out; all that a test may read is in."""
+def test_build_context_has_the_tracked_files() -> None:
+    """It excludes secrets, data, and environments, and includes everything that tests read."""
     for path in (
         ".env", ".data/records.db", ".venv/bin/python", ".git/config", "bundles/x/model.onnx",
         "runs/1/last.pt", "core/__pycache__/a.cpython-311.pyc", "key.json", "app.log",

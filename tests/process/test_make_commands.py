@@ -1,4 +1,4 @@
-"""What make's commands run, as `make --dry-run` shows it: nothing of it happens here."""
+"""The commands of the make targets, as `make --dry-run` prints them without running them."""
 
 import os
 import re
@@ -10,11 +10,11 @@ from tests.support.stack import ROOT
 
 
 def recipe(target: str, *given: str) -> list[str]:
-    """The lines that make would run for `target`, once what is installed is current."""
+    """The lines that make would run for `target` if the installation is up to date."""
     done = subprocess.run(
         ["make", "--dry-run", "--old-file=setup", target, *given],
         cwd=ROOT,
-        # Nothing of the make that may run these tests: it would have this one say where it is.
+        # Without the variables of a make that runs these tests, which would print folder names.
         env={"PATH": os.environ["PATH"]},
         capture_output=True,
         text=True,
@@ -27,7 +27,7 @@ def recipe(target: str, *given: str) -> list[str]:
 @pytest.mark.parametrize(
     ("target", "command"),
     [
-        # `exec`: make's shell steps aside, so that Ctrl-C and the exit status are Glimpse's.
+        # `exec` replaces the shell, so Glimpse receives Ctrl-C and sets the exit status.
         ("run", "exec .venv/bin/python -m compose run"),
         ("stop", ".venv/bin/python -m compose stop"),
         ("logs", "exec .venv/bin/python -m compose logs"),
@@ -40,12 +40,12 @@ def test_make_runs_one_command(target: str, command: str) -> None:
     assert recipe(target) == [command]
 
 
-def test_make_smoke_asks_where_it_is_told_to() -> None:
+def test_make_smoke_tests_the_given_url() -> None:
     (command,) = recipe("smoke", "URL=https://glimpse.example")
     assert command == ".venv/bin/python -m deploy.smoke https://glimpse.example"
 
 
-def test_make_clean_deletes_what_was_installed_and_generated_and_no_data() -> None:
+def test_make_clean_deletes_installed_and_generated_files_but_no_data() -> None:
     delete, sweep = recipe("clean")
     program, option, *deleted = delete.split()
     assert (program, option) == ("rm", "-rf")

@@ -1,4 +1,4 @@
-"""A collector of traces: takes OTLP over HTTP, as a real one does, and keeps what it is sent.
+"""A collector of traces that receives OTLP over HTTP, as a real one does, and keeps the spans.
 
 https://opentelemetry.io/docs/specs/otlp/#otlphttp
 """
@@ -17,12 +17,12 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-PATIENCE = 60.0
+TIMEOUT = 60.0  # seconds
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A span as it arrived; ids are hex, `parent` empty for the first of a trace."""
+    """A received span. Ids are hex; `parent` is empty for the first span of a trace."""
 
     service: str
     name: str
@@ -32,11 +32,11 @@ class Seen:
     parent: str
     failed: bool
     attributes: dict[str, Any]
-    links: tuple[str, ...]  # the traces linked to
+    links: tuple[str, ...]  # trace ids
 
 
 class Collector:
-    """Use with `with`; `url` is what OTEL_EXPORTER_OTLP_ENDPOINT should say."""
+    """A context in which the collector runs. `url` is for OTEL_EXPORTER_OTLP_ENDPOINT."""
 
     def __init__(self) -> None:
         self._spans: list[Seen] = []
@@ -60,8 +60,8 @@ class Collector:
             return list(self._spans)
 
     def wait(self, enough: Callable[[list[Seen]], bool]) -> list[Seen]:
-        """All spans, once there are `enough` of them."""
-        ends = time.monotonic() + PATIENCE
+        """Wait until there are `enough` spans, and return all."""
+        ends = time.monotonic() + TIMEOUT
         with self._arrived:
             while not enough(self._spans):
                 left = ends - time.monotonic()

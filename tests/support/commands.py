@@ -1,4 +1,4 @@
-"""The project's own modules as commands of their own."""
+"""Runs modules of the project as commands."""
 
 import os
 import subprocess
@@ -11,9 +11,9 @@ from tests.support.stack import ROOT
 def run_module(
     module: str, folder: Path, *arguments: str, **settings: str
 ) -> "subprocess.CompletedProcess[str]":
-    """Run `python -m module` in `folder`, its data in `folder/data`, and wait for its end.
+    """Run `python -m module` in `folder`, with data in `folder/data`, and wait until it ends.
 
-    It has the settings given here and no others.
+    It has only the given settings.
     """
     environment = {
         "PATH": os.environ["PATH"],

@@ -1,4 +1,4 @@
-"""Reading what `/metrics` answers."""
+"""Parses the response of `/metrics`."""
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -12,7 +12,7 @@ def series(name: str, **labels: object) -> str:
 
 
 def samples(text: str) -> dict[str, float]:
-    """Every sample by its series."""
+    """The value of each series."""
     return {
         series(sample.name, **sample.labels): sample.value
         for family in text_string_to_metric_families(text)
@@ -21,7 +21,7 @@ def samples(text: str) -> dict[str, float]:
 
 
 def families(text: str) -> dict[str, tuple[str, frozenset[str]]]:
-    """Each metric's type and labels by its name, as a query would use it."""
+    """The type and labels of each metric, by the name that a query uses."""
     found = {}
     for family in text_string_to_metric_families(text):
         name = f"{family.name}_total" if family.type == "counter" else family.name

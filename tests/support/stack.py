@@ -1,4 +1,4 @@
-"""Real processes over HTTP: the API, the worker and the queue, started, killed and restarted."""
+"""Real processes over HTTP: starts, kills, and restarts the API, the worker, and the queue."""
 
 import json
 import os
@@ -25,43 +25,42 @@ MODULES = {
     "api": "app",
 }
 SET_UP_SECONDS = 120.0
-PATIENCE = 60.0  # seconds for a process to become ready, on a busy machine
+TIMEOUT = 60.0  # seconds until a process is ready, on a busy machine
 
-
-# Below those that Linux, macOS and Windows give to connections: one of these could take a port
-# before whoever is told of it listens there.
+# Below the ports that Linux, macOS, and Windows assign to connections. A connection could get one
+# of those before the process listens on it.
 PORTS = range(20_000, 32_768)
-_given: set[int] = set()
+_assigned: set[int] = set()
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 where nobody listens, and that nobody else in this process was given."""
+    """A free port of 127.0.0.1, which this function returns only once."""
     while True:
         port = secrets.choice(share_of(PORTS))
-        if port in _given:
+        if port in _assigned:
             continue
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
-        _given.add(port)
+        _assigned.add(port)
         return port
 
 
-def until(condition: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
-    """Wait until `condition` holds; fail where it does not."""
-    deadline = time.monotonic() + patience
+def until(condition: Callable[[], object], what: str, timeout: float = TIMEOUT) -> None:
+    """Wait until `condition` is true. Fails after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {patience:g} s"
+        assert time.monotonic() < deadline, f"{what}: not within {timeout:g} s"
         time.sleep(0.05)
 
 
 class Stack:
-    """One Glimpse on free ports, its data and logs in `folder`.
+    """The processes of one Glimpse on free ports, with data and logs in `folder`.
 
-    `settings` are environment variables over quick defaults for delivery, so that tests of retries
-    take seconds. With `BACKEND=emulator` the queue is Pub/Sub's, and the stack sets it up.
+    `settings` are environment variables. The defaults make retries quick. With `BACKEND=emulator`,
+    the stack creates topics and subscriptions on the Pub/Sub emulator.
     """
 
     def __init__(self, folder: Path, bundle: Path, **settings: object) -> None:
@@ -82,7 +81,7 @@ class Stack:
             **{name: str(value) for name, value in settings.items()},
         }
         self.on_emulators = self.environment.get("BACKEND") == "emulator"
-        # The embedded queue's process is its own scheduler.
+        # The embedded queue includes the scheduler.
         absent = "queue" if self.on_emulators else "scheduler"
         self.names = [name for name in MODULES if name != absent]
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -105,7 +104,7 @@ class Stack:
             self.stop(name)
 
     def set_up(self) -> None:
-        """Topics, subscriptions to this stack's worker, and bucket."""
+        """Create topics, the bucket, and subscriptions that push to this stack's worker."""
         done = subprocess.run(
             [sys.executable, "-m", "compose.emulator_setup"],
             cwd=ROOT,
@@ -117,15 +116,15 @@ class Stack:
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def start(self, *names: str, patience: float = PATIENCE) -> None:
+    def start(self, *names: str, timeout: float = TIMEOUT) -> None:
         """Start processes and wait until those with a port are ready."""
         for name in names:
             self.processes[name] = self.launch(name)
         for name in names:
-            self.wait_ready(name, patience)
+            self.wait_ready(name, timeout)
 
     def launch(self, name: str) -> "subprocess.Popen[bytes]":
-        """The process, whose output goes to its log."""
+        """Start a process that writes its output to its log."""
         with self.log_file(name).open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", MODULES[name]],
@@ -136,14 +135,14 @@ class Stack:
             )
 
     def port_of(self, name: str) -> int | None:
-        """Where a process answers over HTTP, if it does."""
+        """The port where a process serves HTTP, if it does."""
         return {"api": self.api_port, "worker": self.worker_port}.get(name)
 
-    def wait_ready(self, name: str, patience: float = PATIENCE) -> None:
+    def wait_ready(self, name: str, timeout: float = TIMEOUT) -> None:
         port = self.port_of(name)
         if port is None:
             return
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if self.processes[name].poll() is not None:
                 break
@@ -156,12 +155,12 @@ class Stack:
         raise AssertionError(f"{name} did not become ready:\n{self.log(name)[-4000:]}")
 
     def kill(self, name: str) -> None:
-        """`kill -9`: no goodbye."""
+        """Send SIGKILL."""
         self.processes[name].kill()
         self.processes.pop(name).wait()
 
     def stop(self, name: str) -> int:
-        """SIGTERM, as an orchestrator does; the exit status."""
+        """Send SIGTERM, as an orchestrator does. Returns the exit status."""
         process = self.processes.pop(name)
         process.send_signal(signal.SIGTERM)
         try:
@@ -177,7 +176,7 @@ class Stack:
         return self.log_file(name).read_text(errors="replace")
 
     def make_key(self, *arguments: str) -> str:
-        """A key of this stack's, made by the command that makes them; `api` uses it from now on."""
+        """Create a key with the command for keys. `api` uses it from now on."""
         done = subprocess.run(
             [sys.executable, "-m", "app.keys", "create", "test", *arguments],
             cwd=ROOT,
@@ -193,7 +192,7 @@ class Stack:
         return key
 
     def log_lines(self, name: str) -> list[dict[str, Any]]:
-        """What was logged as JSON; a killed process may have left half a line, which is dropped."""
+        """The JSON lines of the log, without a partial line of a killed process."""
         lines = []
         for text in self.log(name).splitlines():
             try:
@@ -205,9 +204,9 @@ class Stack:
         return lines
 
     def classifications(self, image_hash: str) -> int:
-        """How often the worker says that it stored labels of the image, once it has said so.
+        """How often the worker has logged that it classified the image, at least once.
 
-        A result can be read a moment before the worker writes its line about it.
+        A result can be read shortly before the worker writes its log line.
         """
 
         def lines() -> int:
@@ -216,36 +215,36 @@ class Stack:
                 for line in self.log_lines("worker")
             )
 
-        until(lines, "the worker's line about the image")
+        until(lines, "the worker's log line about the image")
         return lines()
 
-    def insist(self, ask: Callable[[], httpx.Response]) -> httpx.Response:
-        """Ask as a client does whose server comes back: until there is an answer, and no 503."""
-        deadline = time.monotonic() + PATIENCE
+    def retry(self, request: Callable[[], httpx.Response]) -> httpx.Response:
+        """Repeat the request, as a client does, until there is a response other than 503."""
+        deadline = time.monotonic() + TIMEOUT
         while time.monotonic() < deadline:
             try:
-                answer = ask()
+                answer = request()
             except httpx.TransportError:
                 pass
             else:
                 if answer.status_code != 503:
                     return answer
             time.sleep(0.1)
-        raise AssertionError(f"the API never came back:\n{self.log('api')[-4000:]}")
+        raise AssertionError(f"the API did not respond:\n{self.log('api')[-4000:]}")
 
     def upload(self, image: bytes) -> httpx.Response:
         return self.api.post("/what/fast", files={"img": ("picture.jpg", image)})
 
-    def result(self, image_hash: str, patience: float = PATIENCE) -> dict[str, object]:
-        """The finished record's body."""
-        return self.results([image_hash], patience)[image_hash]
+    def result(self, image_hash: str, timeout: float = TIMEOUT) -> dict[str, object]:
+        """Wait for the result of an image."""
+        return self.results([image_hash], timeout)[image_hash]
 
     def results(
-        self, hashes: Iterable[str], patience: float = PATIENCE
+        self, hashes: Iterable[str], timeout: float = TIMEOUT
     ) -> dict[str, dict[str, object]]:
-        """The bodies of all these images once every one is finished."""
+        """Wait for the results of these images, by hash."""
         waiting, finished = set(hashes), {}
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + timeout
         while waiting and time.monotonic() < deadline:
             for image_hash in list(waiting):
                 answer = self.api.get(f"/what/status/{image_hash}")
@@ -253,5 +252,5 @@ class Stack:
                     finished[image_hash] = answer.json()
                     waiting.discard(image_hash)
             time.sleep(0.05)
-        assert not waiting, f"{len(waiting)} images did not end within {patience:g} s"
+        assert not waiting, f"{len(waiting)} images have no result within {timeout:g} s"
         return finished

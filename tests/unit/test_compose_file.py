@@ -1,4 +1,4 @@
-"""What a schema check of compose/compose.yaml cannot see: that it fits images and settings."""
+"""compose/compose.yaml agrees with the images and settings. A schema check cannot see this."""
 
 import re
 from typing import Any
@@ -13,12 +13,12 @@ from tests.support.images import COMPOSE, services, stages
 SERVICES = services()
 STAGES = stages()
 DEFAULTS = Settings(_env_file=None)
-OURS = ("storage", "set-up", "worker", "api", "scheduler")
+BUILT = ("storage", "set-up", "worker", "api", "scheduler")
 EMULATORS = {"datastore": 8181, "pubsub": 8085, "storage": 9023}
-# Settings that compose.yaml leaves alone, and why.
+# Settings that compose.yaml does not pass on, and the reason.
 FIXED_BY_THE_IMAGE = {"host", "api_port", "worker_port", "port", "data_dir"}
 NOT_FOR_EMULATORS = {
-    "push_concurrency",  # the embedded queue's
+    "push_concurrency",  # of the embedded queue
     *("push_auth", "push_audience", "push_service_account"),
     "signing_service_account",
 }
@@ -32,13 +32,13 @@ def published(service: dict[str, Any]) -> list[str]:
     return list(service.get("ports", []))
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_every_setting_reaches_every_part(name: str) -> None:
+@pytest.mark.parametrize("name", BUILT)
+def test_every_setting_reaches_every_container(name: str) -> None:
     named = {key.lower() for key in environment(name) if not key.startswith("OTEL_")}
     assert named == Settings.model_fields.keys() - FIXED_BY_THE_IMAGE - NOT_FOR_EMULATORS
 
 
-def test_values_are_valid_settings_and_lead_to_the_parts() -> None:
+def test_values_are_valid_settings_with_the_addresses_of_the_containers() -> None:
     given = {k.lower(): v for k, v in environment("api").items() if v is not None}
     given["log_format"] = re.sub(r"^\$\{LOG_FORMAT:-(\w+)\}$", r"\1", given["log_format"])
     settings = Settings(_env_file=None, **given)  # type: ignore[arg-type]  # text, as in a process
@@ -49,13 +49,13 @@ def test_values_are_valid_settings_and_lead_to_the_parts() -> None:
     assert settings.push_endpoint == f"http://worker:{DEFAULTS.worker_port}"
 
 
-def test_delivery_policy_is_the_settings_own() -> None:
-    """compose.yaml has no numbers of its own: it hands on the environment's, or none."""
+def test_delivery_settings_have_no_values() -> None:
+    """The containers get them from the environment, or use the defaults."""
     delivery = [
         *("DELIVERY_ATTEMPTS", "MAX_BACKOFF_SECONDS", "STALE_SECONDS"),
         *("ACK_DEADLINE_SECONDS", "LEASE_SECONDS"),
     ]
-    for name in OURS:
+    for name in BUILT:
         assert {environment(name)[key] for key in delivery} == {None}
 
 
@@ -68,7 +68,7 @@ def test_targets_exist() -> None:
     assert SERVICES["worker"]["build"]["target"] == "worker"
 
 
-def test_foreign_images_are_pinned() -> None:
+def test_images_of_others_are_pinned() -> None:
     images = {s["image"] for s in SERVICES.values() if "build" not in s}
     assert images
     for image in images:
@@ -76,7 +76,7 @@ def test_foreign_images_are_pinned() -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_waits_can_end(name: str) -> None:
+def test_dependencies_can_be_met(name: str) -> None:
     for other, how in SERVICES[name].get("depends_on", {}).items():
         service = SERVICES[other]
         if how["condition"] == "service_healthy":
@@ -84,18 +84,18 @@ def test_waits_can_end(name: str) -> None:
             assert "healthcheck" in service or STAGES[target].all("HEALTHCHECK"), other
         else:
             assert how["condition"] == "service_completed_successfully"
-            # A job that is started again whenever it ends would never have ended.
+            # A container that restarts after each end does not complete.
             assert service["restart"] == "no", other
 
 
-def test_services_start_after_the_set_up_and_that_after_the_emulators() -> None:
+def test_services_start_after_the_set_up_and_the_emulators() -> None:
     assert SERVICES["set-up"]["depends_on"].keys() == EMULATORS.keys()
     for name in ("api", "worker", "scheduler"):
         waits = SERVICES[name]["depends_on"]["set-up"]
         assert waits == {"condition": "service_completed_successfully"}
 
 
-def test_ports_are_this_machine_s_alone_and_the_services_own() -> None:
+def test_ports_are_bound_to_this_machine() -> None:
     for service in SERVICES.values():
         assert all(port.startswith("127.0.0.1:") for port in published(service))
     for name, port in (("api", DEFAULTS.api_port), ("worker", DEFAULTS.worker_port)):
@@ -104,20 +104,20 @@ def test_ports_are_this_machine_s_alone_and_the_services_own() -> None:
 
 
 @pytest.mark.parametrize(("name", "port"), EMULATORS.items())
-def test_emulators_listen_where_they_are_looked_for(name: str, port: int) -> None:
+def test_emulators_listen_on_their_ports(name: str, port: int) -> None:
     command = " ".join(SERVICES[name]["command"])
     assert f"0.0.0.0:{port}" in command or f"--host=0.0.0.0 --port={port}" in command
     assert f"http://127.0.0.1:{port}/" in " ".join(SERVICES[name]["healthcheck"]["test"])
 
 
-def test_emulators_serve_the_project_that_the_services_use() -> None:
+def test_emulators_have_the_project_of_the_services() -> None:
     from core.backends.google.endpoints import DEMO_PROJECT
 
     for name in ("datastore", "pubsub"):
         assert f"--project={DEMO_PROJECT}" in SERVICES[name]["command"]
 
 
-def test_commands_are_modules_of_ours_or_of_the_lock() -> None:
+def test_commands_are_installed_modules() -> None:
     from importlib.util import find_spec
 
     for name in ("storage", "set-up", "scheduler"):
@@ -128,14 +128,14 @@ def test_commands_are_modules_of_ours_or_of_the_lock() -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_processes_are_reaped_and_gain_no_privileges(name: str) -> None:
+def test_containers_reap_processes_and_gain_no_privileges(name: str) -> None:
     assert SERVICES[name]["init"] is True
     assert SERVICES[name]["security_opt"] == ["no-new-privileges:true"]
-    if name in OURS:
+    if name in BUILT:
         assert SERVICES[name]["cap_drop"] == ["ALL"]
 
 
-def test_a_stopping_service_has_the_time_that_it_may_take() -> None:
+def test_stopping_service_has_enough_time() -> None:
     for name in ("api", "worker"):
         assert int(SERVICES[name]["stop_grace_period"].rstrip("s")) > DEFAULTS.shutdown_seconds
 

@@ -1,4 +1,4 @@
-"""What no lint of compose/Dockerfile and .dockerignore can see: that they fit this repository."""
+"""compose/Dockerfile and .dockerignore agree with the repository. A lint cannot see this."""
 
 import re
 import tomllib
@@ -22,7 +22,7 @@ def final(request: pytest.FixtureRequest) -> Stage:
 
 
 def requirements_of(stage: Stage) -> str:
-    """The `poetry export` whose file the stage's packages come from."""
+    """The `poetry export` for the packages of the stage."""
     (packages,) = {c.from_stage for c in stage.copies if c.from_stage}
     (requirements,) = [s for c in STAGES[packages].copies for s in c.sources]
     exports = " && ".join(STAGES["lock"].all("RUN")).split(" && ")
@@ -30,15 +30,15 @@ def requirements_of(stage: Stage) -> str:
     return export
 
 
-def test_it_has_the_targets_that_are_promised() -> None:
+def test_every_documented_target_exists() -> None:
     assert set(FINAL) <= STAGES.keys()
 
 
-def test_final_images_run_as_a_fixed_user_who_is_not_root(final: Stage) -> None:
+def test_final_images_run_as_a_user_other_than_root(final: Stage) -> None:
     user = final.last("USER")
     assert re.fullmatch(r"[1-9]\d{3,}:[1-9]\d{3,}", user)
     assert f"--uid {user.partition(':')[0]} " in " ".join(STAGES["runtime"].all("RUN"))
-    # After it nothing is built any more: an image cannot change its own code.
+    # No file is added after this, so a container cannot change its own code.
     words = [word for word, _ in final.instructions]
     assert not {"RUN", "COPY", "ADD"} & set(words[words.index("USER") :])
 
@@ -50,7 +50,7 @@ def test_commands_are_in_the_exec_form(final: Stage) -> None:
         assert exec_form(text.partition("CMD ")[2])[0] == "python"
 
 
-def test_nothing_is_downloaded_but_locked_packages() -> None:
+def test_only_locked_packages_are_downloaded() -> None:
     assert "ADD" not in {word for stage in STAGES.values() for word, _ in stage.instructions}
     runs = [run for stage in STAGES.values() for run in stage.all("RUN")]
     assert not any(tool in run for run in runs for tool in ("curl", "wget", "apt-get", "git "))
@@ -60,7 +60,7 @@ def test_nothing_is_downloaded_but_locked_packages() -> None:
                 assert "--require-hashes" in run, run
 
 
-def test_build_tools_stay_behind(final: Stage) -> None:
+def test_final_images_have_no_build_tools(final: Stage) -> None:
     assert final.parent == "runtime"
     assert "pip uninstall --yes pip" in " ".join(final.all("RUN"))
     assert "poetry" not in " ".join(text for _, text in final.instructions)
@@ -69,18 +69,18 @@ def test_build_tools_stay_behind(final: Stage) -> None:
     assert "venv --without-pip /venv" in installing
 
 
-def test_poetry_is_the_one_that_make_uses() -> None:
+def test_poetry_has_the_version_of_the_makefile() -> None:
     (pins,) = re.findall(r"^POETRY_PINS := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert f"pip install {pins}" in " ".join(STAGES["lock"].all("RUN"))
 
 
-def test_python_is_one_that_the_project_supports() -> None:
+def test_python_version_is_tested_by_ci() -> None:
     (version,) = re.findall(r"^ARG PYTHON_IMAGE=python:3\.(\d+)-slim", DOCKERFILE.read_text(), re.M)
     tested = re.findall(r'"3\.(\d+)"', (ROOT / ".github/workflows/ci.yml").read_text())
     assert version in tested
 
 
-def test_worker_alone_has_onnx_runtime() -> None:
+def test_only_the_worker_has_onnx_runtime() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert any(p.startswith("onnxruntime") for p in project["optional-dependencies"]["worker"])
     assert not any(p.startswith(("onnxruntime", "numpy")) for p in project["dependencies"])
@@ -93,7 +93,7 @@ def test_worker_alone_has_onnx_runtime() -> None:
     assert "--all-extras --with dev" in requirements_of(STAGES["development"])
 
 
-def test_services_have_their_own_code_and_no_other() -> None:
+def test_services_have_only_their_own_code() -> None:
     taken = {
         name: {s for c in STAGES[name].copies if not c.from_stage for s in c.sources}
         for name in SERVICES

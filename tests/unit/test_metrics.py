@@ -1,4 +1,4 @@
-"""What Prometheus is told, of two applications in one process."""
+"""Metrics for Prometheus, also of two applications in one process."""
 
 import asyncio
 import time
@@ -59,7 +59,7 @@ async def test_uploads_are_counted_by_status_and_cache(tmp_path: Path, colour_bu
         ]
         await api.settle()
         await api.succeed(image_hash)
-        for _ in range(3):  # the first of them is read from the store
+        for _ in range(3):  # the first result comes from the store
             assert (await api.client.post("/api/v1/images", content=picture())).status_code == 200
         seen = await scraped(api.client)
     uploads = {name: value for name, value in seen.items() if "glimpse_uploads" in name and value}
@@ -68,12 +68,12 @@ async def test_uploads_are_counted_by_status_and_cache(tmp_path: Path, colour_bu
         series("glimpse_uploads_total", status="success", cache="miss"): 1,
         series("glimpse_uploads_total", status="success", cache="hit"): 2,
     }
-    # Published, and no queue runs that would deliver it.
+    # The message is published, and no queue runs that could deliver it.
     assert seen["glimpse_queue_messages"] == 1
     assert seen["glimpse_queue_oldest_message_age_seconds"] > 0
 
 
-async def test_a_worker_counts_how_messages_end(tmp_path: Path) -> None:
+async def test_worker_counts_the_outcomes_of_messages(tmp_path: Path) -> None:
     async with running_worker(settings_in(tmp_path)) as worker:
         good = await worker.submit()
         bad = await worker.submit(picture()[:200])
@@ -103,7 +103,9 @@ async def test_a_worker_counts_how_messages_end(tmp_path: Path) -> None:
     assert seen[series("glimpse_reconciled_records_total", outcome="republished")] == 0
 
 
-async def test_applications_in_one_process_count_apart(tmp_path: Path, colour_bundle: Path) -> None:
+async def test_applications_in_one_process_have_separate_metrics(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
     async with (
         open_api(api_settings(tmp_path / "one", colour_bundle)) as one,
         open_api(api_settings(tmp_path / "other", colour_bundle)) as other,
@@ -121,9 +123,7 @@ async def test_metrics_can_be_turned_off(tmp_path: Path, colour_bundle: Path) ->
         assert (await worker.client.get("/metrics")).status_code == 404
 
 
-async def test_open_metrics_is_given_to_who_asks_for_it(
-    tmp_path: Path, colour_bundle: Path
-) -> None:
+async def test_openmetrics_is_served_on_request(tmp_path: Path, colour_bundle: Path) -> None:
     async with open_api(api_settings(tmp_path, colour_bundle)) as api:
         accept = {"accept": "application/openmetrics-text;version=1.0.0"}
         answer = await api.client.get("/metrics", headers=accept)
@@ -134,7 +134,7 @@ async def test_open_metrics_is_given_to_who_asks_for_it(
     }
 
 
-async def test_a_blocked_event_loop_shows() -> None:
+async def test_blocked_event_loop_is_measured() -> None:
     metrics = ServiceMetrics()
 
     async def seen() -> bool:
@@ -143,22 +143,20 @@ async def test_a_blocked_event_loop_shows() -> None:
     watching = asyncio.create_task(metrics.sample_event_loop_lag())
     try:
         await asyncio.sleep(0)
-        time.sleep(1)  # noqa: ASYNC251 - the fault that is to be seen
+        time.sleep(1)  # noqa: ASYNC251 - blocks the loop on purpose
         await eventually(seen)
     finally:
         watching.cancel()
     assert exposed(metrics)["glimpse_event_loop_lag_seconds_sum"] > 0.4
 
 
-def test_requests_under_way_are_counted() -> None:
+def test_requests_in_flight_are_counted() -> None:
     metrics = ServiceMetrics()
     metrics.in_flight += 2
     assert exposed(metrics)["glimpse_http_requests_in_flight"] == 2
 
 
-async def test_a_depth_that_cannot_be_known_is_not_shown(
-    tmp_path: Path, colour_bundle: Path
-) -> None:
+async def test_unknown_queue_size_is_not_exposed(tmp_path: Path, colour_bundle: Path) -> None:
     registry = CollectorRegistry()
     metrics = ApiMetrics(registry)
 
@@ -172,7 +170,7 @@ async def test_a_depth_that_cannot_be_known_is_not_shown(
     assert not shown()
 
 
-async def test_scrape_does_not_wait_long_for_the_depth_of_the_queue(
+async def test_scrape_does_not_wait_long_for_the_queue_size(
     tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.metrics.BACKLOG_SECONDS", 0.01)
@@ -187,7 +185,7 @@ async def test_scrape_does_not_wait_long_for_the_depth_of_the_queue(
     assert "glimpse_queue_messages" not in samples(generate_latest(registry).decode())
 
 
-async def test_pubsubs_depth_is_known_elsewhere() -> None:
+async def test_queue_size_of_pubsub_is_not_exposed() -> None:
     registry = CollectorRegistry()
     async with grpc.aio.insecure_channel("127.0.0.1:9") as channel:
         await ApiMetrics(registry).refresh_backlog(PubSubPublisher(channel, "a-project", "a-topic"))

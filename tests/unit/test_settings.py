@@ -1,4 +1,4 @@
-"""Settings are validated at start, and each wrong one is named."""
+"""Settings are validated at start, and each invalid one is named."""
 
 import os
 import re
@@ -12,14 +12,14 @@ from core.settings import DEFAULT_BUNDLE, REMOVED, Settings, load_settings
 
 @pytest.fixture(autouse=True)
 def _clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty folder, and none of our names in the environment."""
+    """An empty folder, and an environment without settings."""
     monkeypatch.chdir(tmp_path)
     names = {name.upper() for name in Settings.model_fields}
     for name in [name for name in os.environ if name.upper() in names]:
         monkeypatch.delenv(name)
 
 
-def test_the_defaults_stand_alone() -> None:
+def test_defaults_are_complete() -> None:
     settings = load_settings()
     assert (settings.api_port, settings.worker_port) == (8080, 8081)
     assert settings.backend == "embedded"
@@ -31,19 +31,19 @@ def test_the_defaults_stand_alone() -> None:
     assert settings.classifier_processes >= 1
 
 
-def test_an_ipv6_address_makes_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ipv6_address_is_valid_in_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOST", "::1")
     settings = load_settings()
     assert settings.worker_url == "http://[::1]:8081"
     assert settings.api_url == "http://[::1]:8080"
 
 
-def test_every_setting_is_documented() -> None:
+def test_every_setting_has_a_description() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description, name
 
 
-def test_the_environment_is_read_whatever_its_case(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_are_case_insensitive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_PORT", "9000")
     monkeypatch.setenv("data_dir", "/tmp/elsewhere")
     settings = load_settings()
@@ -51,9 +51,7 @@ def test_the_environment_is_read_whatever_its_case(monkeypatch: pytest.MonkeyPat
     assert settings.data_dir == Path("/tmp/elsewhere")
 
 
-def test_a_dotenv_is_read_and_the_environment_wins(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_environment_wins_over_dotenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".env").write_text("API_PORT=9000\nWORKER_PORT=9001\n# a comment\nPUBLIC_URL=\n")
     monkeypatch.setenv("WORKER_PORT", "9002")
     settings = load_settings()
@@ -110,12 +108,12 @@ def test_empty_values_mean_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "name", ["extra_model_uris", "cors_origins", "allowed_hosts", "trusted_proxies"]
 )
-def test_lists_are_written_with_commas(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_are_comma_separated(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name.upper(), "models/a, models/b ,,")
     assert getattr(load_settings(), name) == ("models/a", "models/b")
 
 
-def test_buckets_to_import_from_are_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_import_buckets_are_bucket_names(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings().import_buckets == ()
     monkeypatch.setenv("IMPORT_BUCKETS", "photos, more.photos")
     assert load_settings().import_buckets == ("photos", "more.photos")
@@ -125,7 +123,7 @@ def test_buckets_to_import_from_are_names(monkeypatch: pytest.MonkeyPatch) -> No
             load_settings()
 
 
-def test_nobody_imports_from_the_bucket_of_all_tenants(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_import_bucket_is_not_the_bucket_of_all_tenants(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BACKEND", "emulator")
     monkeypatch.setenv("BUCKET", "images")
     monkeypatch.setenv("IMPORT_BUCKETS", "photos,images")
@@ -133,7 +131,7 @@ def test_nobody_imports_from_the_bucket_of_all_tenants(monkeypatch: pytest.Monke
         load_settings()
 
 
-def test_a_rate_may_be_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rate_limit_can_be_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(load_settings().rate) == "600/minute"
     monkeypatch.setenv("RATE_LIMIT", "off")
     assert load_settings().rate is None
@@ -174,7 +172,7 @@ def test_a_rate_may_be_off(monkeypatch: pytest.MonkeyPatch) -> None:
         ("SHUTDOWN_SECONDS", "inf"),
     ],
 )
-def test_a_wrong_value_ends_the_start_and_is_named(
+def test_invalid_value_stops_the_start_and_is_named(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)
@@ -183,7 +181,7 @@ def test_a_wrong_value_ends_the_start_and_is_named(
     assert f"  {name}: " in str(ended.value)
 
 
-def test_all_wrong_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_invalid_values_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_PORT", "many")
     monkeypatch.setenv("LOG_LEVEL", "loud")
     with pytest.raises(SystemExit) as ended:
@@ -192,15 +190,15 @@ def test_all_wrong_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert "LOG_LEVEL" in str(ended.value)
 
 
-def test_the_ports_must_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ports_must_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_PORT", "9000")
     monkeypatch.setenv("WORKER_PORT", "9000")
     with pytest.raises(SystemExit, match="API_PORT and WORKER_PORT must differ"):
         load_settings()
 
 
-def test_a_service_that_runs_alone_may_have_any_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cloud Run gives every container PORT=8080, the worker's as well."""
+def test_port_applies_to_a_service_that_runs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cloud Run sets PORT=8080 for every container, including the worker's."""
     monkeypatch.setenv("PORT", "8080")
     monkeypatch.setenv("WORKER_PORT", "8080")
     assert load_settings().port == 8080
@@ -216,7 +214,7 @@ def test_a_service_that_runs_alone_may_have_any_port(monkeypatch: pytest.MonkeyP
         ({"DEAD_LETTER_RETENTION_SECONDS": "0"}, "DEAD_LETTER_RETENTION_SECONDS"),
     ],
 )
-def test_a_delivery_that_contradicts_itself_is_refused(
+def test_contradictory_delivery_settings_are_refused(
     changes: dict[str, str], complaint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in changes.items():
@@ -255,7 +253,7 @@ def test_classification_ends_within_the_lease(
 
 
 @pytest.mark.parametrize("name", ["MODEL_URI", "EXTRA_MODEL_URIS"])
-def test_a_model_is_a_path_or_a_folder_of_a_bucket(
+def test_model_is_a_path_or_a_folder_in_a_bucket(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for right in ("bundles/x", "/srv/x", "gs://models/x", "gs://models/2026/x/"):
@@ -267,7 +265,7 @@ def test_a_model_is_a_path_or_a_folder_of_a_bucket(
             load_settings()
 
 
-def test_the_model_cache_is_in_the_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_cache_is_in_the_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA_DIR", "/srv/data")
     assert load_settings().model_cache == Path("/srv/data/model-cache")
 
@@ -288,7 +286,7 @@ def test_the_model_cache_is_in_the_data_folder(monkeypatch: pytest.MonkeyPatch) 
     ],
     ids=["embedded", "embedded with an emulator", "emulator", "gcp"],
 )
-def test_whose_buckets_are_meant(
+def test_emulated_buckets(
     changes: dict[str, str], emulated: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in changes.items():

@@ -1,4 +1,4 @@
-"""The emulators' command lines."""
+"""Command lines of the emulators."""
 
 from pathlib import Path
 
@@ -7,10 +7,10 @@ import pytest
 from compose.emulators import storage_emulator
 
 
-def test_the_storage_emulators_folder_is_absolute_where_data_dir_is_not(
+def test_storage_emulator_gets_an_absolute_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It takes no relative one, and `DATA_DIR` is relative by default."""
+    """It does not accept a relative one, and `DATA_DIR` is relative by default."""
     monkeypatch.chdir(tmp_path)
     emulator = storage_emulator(Path(".data"), "http://127.0.0.1:9023")
     folder = emulator.argv[emulator.argv.index("--data-dir") + 1]
