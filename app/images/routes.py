@@ -1,11 +1,8 @@
 """`/api/v1/images`: uploads, results, streams and bytes of images."""
 
-import time
-
 from fastapi import APIRouter, Request, Response
 
-from app.audit_log import audited
-from app.auth.requires import count_image, key_recheck, requires
+from app.auth.requires import key_recheck, requires
 from app.auth.route import AuthenticatedRoute
 from app.http.negotiation import preferred_wait
 from app.images.openapi import (
@@ -25,11 +22,11 @@ from app.images.openapi import (
 from app.images.representation import image_path
 from app.images.responses import image_response
 from app.images.service import UNKNOWN_IMAGE
+from app.images.upload import accept_upload
 from app.services import services_of
 from app.streams.openapi import STREAM_REFUSALS, stream_of
 from app.streams.registry import StreamSource
 from app.streams.sse import EventStream, LastEventId, open_stream
-from app.uploads.image_upload import read_upload
 from core.domain.principals import Principal, Scope
 from core.http.request_route import RequestRoute
 from core.observability.logs import bind_image
@@ -52,26 +49,9 @@ router = APIRouter(prefix="/api/v1/images", tags=["images"], route_class=Authent
 )
 @requires(Scope.CLASSIFY)
 async def upload_image(request: Request, principal: Principal) -> Response:
-    began = time.perf_counter()
-    services = services_of(request)
     wait = _wait(request)
-    with services.uploads.slot() as slot:
-        image = await read_upload(request, services.settings.max_image_bytes, slot)
-        size = len(image.data)
-        count_image(request, principal, size)
-        result, cached = await services.images.submit(
-            principal.tenant, image, wait or 0, request.receive
-        )
-    response = image_response(result, location=image_path(result.image_hash), wait=wait)
-    return audited(
-        response,
-        services.audit,
-        principal,
-        result.image_hash,
-        result.status,
-        cached=cached,
-        size=size,
-        began=began,
+    return await accept_upload(
+        request, principal, wait=wait or 0, applied_wait=wait, path=image_path
     )
 
 

@@ -1,11 +1,8 @@
 """`/what`: the short interface for images."""
 
-import time
-
 from fastapi import APIRouter, Request, Response
 
-from app.audit_log import audited
-from app.auth.requires import count_image, requires
+from app.auth.requires import requires
 from app.images.openapi import (
     EXAMPLE_HASH,
     FORM_BODY,
@@ -15,8 +12,8 @@ from app.images.openapi import (
     results,
 )
 from app.images.responses import image_response
+from app.images.upload import accept_upload
 from app.services import services_of
-from app.uploads.image_upload import read_upload
 from core.domain.principals import Principal, Scope
 from core.http.request_route import RequestRoute
 
@@ -36,7 +33,7 @@ _RESULTS = results(f"/what/status/{EXAMPLE_HASH}")
 )
 @requires(Scope.CLASSIFY)
 async def upload_fast(request: Request, principal: Principal) -> Response:
-    return await _upload(request, principal, wait=0)
+    return await accept_upload(request, principal, path=_status_path, form_only=True)
 
 
 @router.post(
@@ -49,7 +46,9 @@ async def upload_fast(request: Request, principal: Principal) -> Response:
 )
 @requires(Scope.CLASSIFY)
 async def upload_slow(request: Request, principal: Principal) -> Response:
-    return await _upload(request, principal, SLOW_WAIT_SECONDS)
+    return await accept_upload(
+        request, principal, wait=SLOW_WAIT_SECONDS, path=_status_path, form_only=True
+    )
 
 
 @router.head("/status/{image_hash}", include_in_schema=False)
@@ -67,30 +66,6 @@ async def get_status(request: Request, principal: Principal) -> Response:
     images = services_of(request).images
     result = await images.find(images.key(principal.tenant, image_hash))
     return image_response(result, location=_status_path(image_hash))
-
-
-async def _upload(request: Request, principal: Principal, wait: float) -> Response:
-    began = time.perf_counter()
-    services = services_of(request)
-    limit = services.settings.max_image_bytes
-    with services.uploads.slot() as slot:
-        upload = await read_upload(request, limit, slot, form_only=True)
-        size = len(upload.data)
-        count_image(request, principal, size)
-        result, cached = await services.images.submit(
-            principal.tenant, upload, wait, request.receive
-        )
-    response = image_response(result, location=_status_path(result.image_hash))
-    return audited(
-        response,
-        services.audit,
-        principal,
-        result.image_hash,
-        result.status,
-        cached=cached,
-        size=size,
-        began=began,
-    )
 
 
 def _status_path(image_hash: str) -> str:

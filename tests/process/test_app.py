@@ -1,4 +1,4 @@
-"""`python -m app` as a process: what it loads, how it starts, how it stops."""
+"""`python -m app` as a process: its imports, start-up errors and shutdown."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def running(
 ) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [sys.executable, "-m", "app"],
-        cwd=tmp_path,  # no `.env` of ours
+        cwd=tmp_path,  # without the `.env` of the developer
         env=environment(tmp_path, bundle, API_PORT=port, LOG_FORMAT="json", **settings),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -105,7 +105,7 @@ def test_sigterm_answers_waiting_clients(tmp_path: Path, colour_bundle: Path) ->
         process.send_signal(signal.SIGTERM)
         waiter.join(PATIENCE)
         output, _ = process.communicate(timeout=PATIENCE)
-    # Had it waited for the waiter, its time to stop would have passed, and that is a 503.
+    # A shutdown that waits for the client would take too long, and cancel it with 503.
     assert [response.status_code for response in responses] == [202]
     assert "Traceback" not in output
     assert "Application shutdown complete" in output
@@ -136,8 +136,8 @@ def test_refused_keys_are_logged_with_the_forwarded_address(
 
 
 def test_port_in_use_is_reported(tmp_path: Path, colour_bundle: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
         ended = run(environment(tmp_path, colour_bundle, API_PORT=port), tmp_path)
     assert ended.returncode != 0
     assert "address already in use" in ended.stdout
@@ -174,11 +174,3 @@ def run(environ: dict[str, str], folder: Path) -> subprocess.CompletedProcess[st
 def test_version_is_that_of_the_project() -> None:
     with (ROOT / "pyproject.toml").open("rb") as file:
         assert tomllib.load(file)["project"]["version"] == VERSION
-
-
-@pytest.mark.parametrize("module", ["worker", "models", "compose"])
-def test_package_imports_only_core(module: str) -> None:
-    for path in (ROOT / "app").glob("*.py"):
-        text = path.read_text()
-        assert f"import {module}" not in text
-        assert f"from {module}" not in text

@@ -46,7 +46,7 @@ CATEGORIES = [Annotation(1, "colour", 1.0)]
 
 @dataclass(frozen=True)
 class Traces:
-    """How many records, blobs and messages there are."""
+    """The numbers of records, blobs and messages."""
 
     records: int
     blobs: int
@@ -58,7 +58,7 @@ NOTHING = Traces(0, 0, 0)
 
 @dataclass(frozen=True)
 class Api:
-    """A running API: a client for it, and what stands behind it."""
+    """A running API, a client for it, and its services."""
 
     app: FastAPI
     client: httpx.AsyncClient
@@ -78,7 +78,7 @@ class Api:
         return record
 
     async def succeed(self, image_hash: str, tenant: str = PUBLIC_TENANT) -> None:
-        """Do what the worker does for an image that it can classify."""
+        """Complete the image, as the worker does."""
         claim = await claimed(self.records, self.key(image_hash, tenant), LEASE)
         assert claim is not None
         assert await self.records.change(
@@ -86,7 +86,7 @@ class Api:
         )
 
     async def fail(self, image_hash: str, *, retryable: bool) -> None:
-        """Do what the worker does for an image that it cannot classify."""
+        """Fail the image, as the worker does."""
         claim = await claimed(self.records, self.key(image_hash), LEASE)
         assert claim is not None
         code = "model_unavailable" if retryable else "undecodable_image"
@@ -107,30 +107,30 @@ class Api:
         return audit
 
     async def issue(self, tenant: str, *scopes: Scope, **changes: Any) -> Issued:
-        """A key of `tenant`; without scopes, with all of them."""
+        """A key of `tenant` with `scopes`, by default with all."""
         keys = Keys(
             self.authenticator.access.keys, self.authenticator.hasher, self.authenticator.clock
         )
         wanted = Wanted(tenant, "test", frozenset(scopes) or ALL_SCOPES, **changes)
         return await keys.create(wanted)
 
-    async def settle(self) -> None:
-        """Wait for what the API does after its responses."""
+    async def finish_submissions(self) -> None:
+        """Wait until the records of accepted images are `queued`."""
         await self.services.images._submissions.close()
 
     def messages(self) -> list[dict[str, str]]:
-        """The attributes of what waits in the queue, oldest first."""
+        """The attributes of the messages in the queue, oldest first."""
         path = self.settings.data_dir / "queue.db"
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
             rows = connection.execute("SELECT attributes FROM messages ORDER BY id")
             return [json.loads(attributes) for (attributes,) in rows]
 
     def rows(self, table: str) -> int:
-        """How many rows there are of records, jobs or their items."""
+        """The number of rows of a table in the database of records."""
         return _rows(self.settings.data_dir / "records.db", table)
 
     def execute(self, statement: str) -> None:
-        """Change the records' database behind the API's back."""
+        """Change the database of records directly."""
         with closing(sqlite3.connect(self.settings.data_dir / "records.db")) as connection:
             connection.execute(statement)
             connection.commit()
@@ -138,7 +138,7 @@ class Api:
     def traces(self) -> Traces:
         folder = self.settings.data_dir
         files = (path for path in (folder / "blobs").rglob("*") if path.is_file())
-        # A draft is on its way: it is no blob before it has a blob's name.
+        # A temporary file becomes a blob when it is renamed.
         blobs = sum(1 for path in files if not path.name.startswith(TEMPORARY))
         return Traces(
             _rows(folder / "records.db", "records"), blobs, _rows(folder / "queue.db", "messages")
@@ -146,8 +146,8 @@ class Api:
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Return once `condition` holds; the test's own timeout ends the wait otherwise."""
-    while not await condition():  # noqa: ASYNC110 - what is waited for sets no event
+    """Return once `condition` holds. The timeout of the test limits the wait."""
+    while not await condition():  # noqa: ASYNC110 - conditions set no event
         await asyncio.sleep(0.01)
 
 
@@ -163,25 +163,25 @@ def bearer(issued: Issued) -> dict[str, str]:
 
 
 def routes_of(app: FastAPI) -> list[tuple[str, str, Scope | str | None]]:
-    """(method, path, what it asks for) of everything that the application responses."""
+    """(method, path, access) of every route that is not a WebSocket."""
     found = []
     for route in every_route(app.router.routes):
         if isinstance(route, WebSocketRoute):
-            continue  # `sockets_of` has them
-        assert isinstance(route, Route), f"{route} is of a kind that these tests do not know"
+            continue
+        assert isinstance(route, Route), f"{route} is of an unknown kind"
         methods = sorted(route.methods or ())
         found += [(method, route.path, access_of(route)) for method in methods]
     return found
 
 
 def sockets_of(app: FastAPI) -> list[tuple[str, Scope | str | None]]:
-    """(path, what it asks for) of every WebSocket."""
+    """(path, access) of every WebSocket."""
     routes = every_route(app.router.routes)
     return [(r.path, access_of(r)) for r in routes if isinstance(r, WebSocketRoute)]
 
 
 def api_settings(tmp_path: Path, bundle: Path, **changes: object) -> Settings:
-    """Settings that no environment and no `.env` can change."""
+    """Settings that do not depend on the environment or on `.env`."""
     values = {
         "host": "127.0.0.1",
         "data_dir": tmp_path / "data",
@@ -195,7 +195,7 @@ def api_settings(tmp_path: Path, bundle: Path, **changes: object) -> Settings:
 async def open_api(
     settings: Settings, clock: Clock = utc_now, opener: BackendOpener = open_backend
 ) -> AsyncIterator[Api]:
-    """The API without a network: requests reach the application directly."""
+    """The API without a network: the client calls the application directly."""
     app = create_app(settings, clock, opener)
     transport = httpx.ASGITransport(app)
     async with (
@@ -207,9 +207,9 @@ async def open_api(
 
 @asynccontextmanager
 async def serve_api(settings: Settings) -> AsyncIterator[tuple[Api, int]]:
-    """The API behind uvicorn on a free port, and the port."""
+    """The API on a free port, and the port."""
     app = create_app(settings)
-    # A test that fails must not hang.
+    # A failing test must not hang.
     server = Server(settings.model_copy(update={"shutdown_seconds": 5.0}), app)
     async with (
         serving(server) as port,

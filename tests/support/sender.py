@@ -1,4 +1,4 @@
-"""The body of a request as a server receives it, without a network."""
+"""The body of a request, without a network."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from starlette.types import Message
 
 
 class Sender:
-    """A client's body, in chunks; counts how many were asked for."""
+    """Sends a body in chunks, as ASGI messages. `taken` counts the messages that were read."""
 
     def __init__(self, chunks: Sequence[bytes], *, leaves: bool = False) -> None:
         self.chunks = list(chunks)

@@ -67,7 +67,7 @@ async def test_each_uploaded_image_leaves_a_line(tmp_path: Path, colour_bundle: 
         }
         client = api.client
         await client.post("/what/fast", files={"img": image}, headers=headers)
-        await api.settle()
+        await api.finish_submissions()
         await api.succeed(sha256(image), "acme")
         await client.post("/what/slow", files={"img": image}, headers=headers)
         await client.post("/api/v1/images", content=image, headers=headers)
@@ -107,7 +107,7 @@ async def test_each_image_of_a_batch_leaves_one_line(tmp_path: Path, colour_bund
     async with opened(tmp_path, colour_bundle, api_keys="required") as (api, lines):
         key = await api.issue("acme")
         await api.client.post("/what/fast", files={"img": known}, headers=bearer(key))
-        await api.settle()
+        await api.finish_submissions()
         await api.succeed(sha256(known), "acme")
         await written(api.audit)
         lines.clear()

@@ -52,7 +52,7 @@ async def failed_upload(api: Api, *, retryable: bool = True) -> DeadLetter:
     """Upload an image, and add a dead letter of its message."""
     image = picture()
     assert (await api.client.post("/what/fast", files={"img": image})).status_code == 202
-    await api.settle()
+    await api.finish_submissions()
     key = api.key(sha256(image))
     died = api.services.clock() + timedelta(milliseconds=1)
     letter = await letter_in(api, attributes=ClassifyImage(key).attributes(), died_at=died)
@@ -200,7 +200,7 @@ async def test_replay_that_is_not_possible_is_refused_with_the_reason(api: Api) 
     await api.records.delete_image("public", key.image_hash)
     again = await api.client.post("/what/fast", files={"img": picture()})
     assert again.status_code == 202
-    await api.settle()
+    await api.finish_submissions()
     assert await claimed(api.records, key, timedelta(minutes=1)) is not None
     await api.services.backend.dead_letters.delete(letter.key)
     died = api.services.clock() + timedelta(seconds=1)

@@ -194,7 +194,7 @@ class Histories(RuleBasedStateMachine):
             )
         )
         for api in apis:
-            await api.settle()
+            await api.finish_submissions()
         image.exists = True
         for answer in answers:
             assert answer.status_code in (200, 202), answer.text

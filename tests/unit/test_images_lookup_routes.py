@@ -37,7 +37,7 @@ async def test_known_and_missing_images(api: Api) -> None:
     queued, done, failed, retryable, stored, unknown = HASHES
     for image in IMAGES[:4]:
         await api.client.post("/api/v1/images", content=image)
-    await api.settle()
+    await api.finish_submissions()
     await api.succeed(done)
     await api.fail(failed, retryable=False)
     await api.fail(retryable, retryable=True)

@@ -89,14 +89,14 @@ async def test_new_image_is_stored_and_published_before_the_202(api: Api, route:
     assert body["attempts"] == 0
     assert datetime.fromisoformat(body["created_at"]).tzinfo == UTC
     assert await api.services.backend.blobs.get(f"public/{HASH}") == IMAGE
-    await api.settle()
+    await api.finish_submissions()
     assert (await api.record(HASH)).status is Status.QUEUED
 
 
 @pytest.mark.parametrize("route", UPLOADS)
 async def test_known_image_is_answered_at_once(api: Api, route: str) -> None:
     await post(api, route)
-    await api.settle()
+    await api.finish_submissions()
     await api.succeed(HASH)
     responses = [await post(api, route), await post(api, route)]  # the second is cached
     for response in responses:
@@ -138,7 +138,7 @@ async def test_links_begin_with_the_public_url(tmp_path: Path, colour_bundle: Pa
 @pytest.mark.parametrize("status", [Status.QUEUED, Status.RUNNING])
 async def test_image_in_progress_is_not_published_again(api: Api, status: Status) -> None:
     await post(api, V1)
-    await api.settle()
+    await api.finish_submissions()
     if status is Status.RUNNING:
         assert await claimed(api.records, api.key(HASH), timedelta(seconds=30))
     response = await post(api, V1)
@@ -157,7 +157,7 @@ async def test_pending_image_is_stored_and_published_again(api: Api) -> None:
 
 async def test_permanent_error_is_final(api: Api) -> None:
     await post(api, V1)
-    await api.settle()
+    await api.finish_submissions()
     await api.fail(HASH, retryable=False)
     response = await post(api, V1)
     assert response.status_code == 200
@@ -172,7 +172,7 @@ async def test_permanent_error_is_final(api: Api) -> None:
 async def test_new_upload_retries_a_retryable_error(api: Api) -> None:
     """Errors are neither cached nor final."""
     await post(api, V1)
-    await api.settle()
+    await api.finish_submissions()
     await api.fail(HASH, retryable=True)
     for _ in range(2):
         response = await api.client.get(ITEM)
@@ -185,7 +185,7 @@ async def test_new_upload_retries_a_retryable_error(api: Api) -> None:
     assert response.json()["status"] == "pending"
     assert response.json()["error"] is None
     assert api.traces() == Traces(1, 1, 2)
-    await api.settle()
+    await api.finish_submissions()
     await api.succeed(HASH)
     assert (await api.client.get(ITEM)).json()["status"] == "success"
 
@@ -323,7 +323,7 @@ async def test_status_is_202_until_the_result_is_available(api: Api) -> None:
     assert response.status_code == 202
     assert response.headers["location"] == STATUS
     assert response.headers["retry-after"] == "1"
-    await api.settle()
+    await api.finish_submissions()
     await api.succeed(HASH)
     response = await api.client.get(STATUS)
     assert response.status_code == 200
@@ -338,7 +338,7 @@ async def test_success_is_cacheable_and_revalidated_by_304(api: Api) -> None:
     assert working.status_code == 202
     assert working.headers["cache-control"] == "no-store"
     assert "etag" not in working.headers
-    await api.settle()
+    await api.finish_submissions()
     await api.succeed(HASH)
     response = await api.client.get(ITEM)
     tag = response.headers["etag"]
@@ -362,7 +362,7 @@ async def test_result_of_another_process_has_the_same_representation(
     settings = api_settings(tmp_path, colour_bundle)
     async with open_api(settings) as one, open_api(settings) as other:
         await post(one, V1)
-        await one.settle()
+        await one.finish_submissions()
         await other.succeed(HASH)
         first, second = await one.client.get(ITEM), await other.client.get(ITEM)
         assert first.headers["etag"] == second.headers["etag"]
@@ -376,7 +376,7 @@ async def test_cached_result_needs_no_store(
         monkeypatch.setattr("app.images.service.CACHE_ENTRIES", entries)
         async with open_api(api_settings(tmp_path / str(entries), colour_bundle)) as api:
             await post(api, V1)
-            await api.settle()
+            await api.finish_submissions()
             await api.succeed(HASH)
             assert (await api.client.get(ITEM)).status_code == 200
             await api.records.delete_image("public", HASH)  # by another process
@@ -389,7 +389,7 @@ async def test_result_of_another_model_is_selected_by_parameter(
     other_bundle = write_colour_bundle(tmp_path / "other", name="other")
     async with open_api(api_settings(tmp_path, other_bundle)) as before:
         await post(before, V1)
-        await before.settle()
+        await before.finish_submissions()
         await before.succeed(HASH)
         model = before.services.model
     async with open_api(api_settings(tmp_path, colour_bundle)) as api:
@@ -407,7 +407,7 @@ async def test_result_of_another_model_is_selected_by_parameter(
 
 async def test_head_has_the_headers_of_get(api: Api) -> None:
     await post(api, V1)
-    await api.settle()
+    await api.finish_submissions()
     await api.succeed(HASH)
     get, head = await api.client.get(ITEM), await api.client.head(ITEM)
     assert head.status_code == 200
@@ -529,7 +529,7 @@ async def test_content_redirects_to_an_expiring_link(tmp_path: Path, colour_bund
 
 async def test_delete_removes_blob_records_and_cached_result(api: Api) -> None:
     await post(api, V1)
-    await api.settle()
+    await api.finish_submissions()
     await api.succeed(HASH)
     link = (await api.client.get(f"{ITEM}/content")).headers["location"]
     assert (await api.client.get(ITEM)).status_code == 200

@@ -68,7 +68,7 @@ async def test_200_concurrent_uploads_of_a_new_image_are_submitted_once(api: Api
     assert Counter(response.status_code for response in responses) == {202: 200}
     assert {response.json()["image_hash"] for response in responses} == {HASH}
     assert api.traces() == Traces(records=1, blobs=1, messages=1)
-    await api.settle()
+    await api.finish_submissions()
     assert (await api.record(HASH)).status is Status.QUEUED
 
 
@@ -113,7 +113,7 @@ async def test_failed_publish_is_503_and_the_next_upload_succeeds(api: Api) -> N
     assert api.traces() == Traces(records=1, blobs=1, messages=0)
     assert (await api.client.post(V1, content=IMAGE)).status_code == 202
     assert api.traces() == Traces(records=1, blobs=1, messages=1)
-    await api.settle()
+    await api.finish_submissions()
     assert (await api.record(HASH)).status is Status.QUEUED
 
 

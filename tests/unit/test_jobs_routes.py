@@ -1,4 +1,4 @@
-"""Jobs over HTTP: created whole or not at all, shown to those who may see them, cancelled."""
+"""The routes of jobs: creation, lists, results and cancellation."""
 
 import asyncio
 import csv
@@ -64,7 +64,7 @@ def files(*images: bytes) -> list[tuple[str, tuple[str, bytes]]]:
 
 
 async def create(api: Api, *images: bytes, **options: Any) -> str:
-    """The id of a job."""
+    """Create a job of these images, and return its id."""
     response = await api.client.post(CREATE, files=files(*images), **options)
     assert response.status_code == 202, response.text
     job_id: str = response.json()["job_id"]
@@ -94,7 +94,7 @@ async def results(api: Api, job_id: str, **headers: str) -> list[dict[str, Any]]
 
 
 async def run(api: Api, job_id: str, tenant: str = PUBLIC_TENANT) -> Job:
-    """Do what the worker does for a job of images that are red, or cannot be decoded."""
+    """Run the job as the worker does. Every open item succeeds."""
     store, key = api.services.backend.jobs, JobKey(tenant, job_id)
     await store.change(key, jobs.start())
     for item in await items(api, job_id, tenant):
@@ -112,8 +112,8 @@ def codes(found: list[JobItem]) -> list[str]:
     return [item.error.code if item.error else "" for item in found]
 
 
-def no_jobs(api: Api) -> bool:
-    """Nothing was promised: there is no record, no message and no job."""
+def nothing_created(api: Api) -> bool:
+    """Whether there is no record, no message and no job. Blobs may be stored."""
     traces = api.traces()
     return (traces.records, traces.messages, api.rows("jobs")) == (0, 0, 0)
 
@@ -182,14 +182,14 @@ async def test_hashes_of_stored_images_create_a_job(api: Api) -> None:
     assert codes(found) == ["", "not_uploaded", "", "not_uploaded"]
     assert [item.metadata for item in found] == [{"shelf": "ä"}, {}, {}, {"again": True}]
     assert found[1].error is not None and found[1].error.retryable
-    # Of the red one a client had asked by itself: it is not this job's alone.
+    # A client has uploaded the red image before, so it does not belong to the job.
     assert (await api.record(sha256(RED))).job == ""
     assert (await api.record(sha256(BLUE))).job == response.json()["job_id"]
     assert await api.records.get(api.key(UNKNOWN)) is None
 
 
 async def test_manifest_lists_images_of_the_form(api: Api) -> None:
-    """Only what is missing is sent; what is sent and not listed comes after the list."""
+    """Images of the form that the manifest does not list follow the listed ones."""
     await api.services.backend.blobs.put(f"public/{sha256(BLUE)}", BLUE, "image/jpeg")
     listed = {
         "image_hashes": [sha256(BLUE), {"image_hash": sha256(RED), "metadata": {"n": 2}}],
@@ -226,7 +226,7 @@ async def test_invalid_image_fails_its_item_and_not_the_job(
 ) -> None:
     settings = api_settings(tmp_path, colour_bundle, max_image_bytes=5000, max_image_pixels=10_000)
     async with open_api(settings) as api:
-        bad = [b"", b"no picture", bytes(5001), png_header(3000, 3000), RED[:20], RED]
+        bad = [b"", b"no image", bytes(5001), png_header(3000, 3000), RED[:20], RED]
         for body, headers in (
             (form(*(part(each) for each in bad)), {"Content-Type": FORM}),
             (archive([(f"{n}.jpg", each) for n, each in enumerate(bad)]), ZIP),
@@ -240,7 +240,7 @@ async def test_invalid_image_fails_its_item_and_not_the_job(
             ]
             assert [item.state for item in found[:5]] == [ItemState.FAILED] * 5
             assert not any(item.error.retryable for item in found[:5] if item.error)
-            assert found[2].image_hash == "" and found[1].image_hash == sha256(b"no picture")
+            assert found[2].image_hash == "" and found[1].image_hash == sha256(b"no image")
             shown = await results(api, response.json()["job_id"])
             assert shown[2]["image_hash"] is None
             assert shown[2]["error"]["detail"] == "The image is larger than 5000 bytes."
@@ -250,7 +250,7 @@ async def test_invalid_image_fails_its_item_and_not_the_job(
 
 
 async def test_known_images_are_not_stored_again(api: Api) -> None:
-    """Resubmitting a manifest costs only what is missing."""
+    """A job of known images stores and publishes nothing but its own message."""
     first = await create(api, RED, BLUE)
     await run(api, first)
     before = api.traces()
@@ -308,23 +308,23 @@ async def test_job_with_a_start_time_and_a_deadline(tmp_path: Path, colour_bundl
         assert made.not_before is not None and made.not_before == made.wake_at
         assert made.deadline == clock.now + timedelta(hours=2)
         assert made.notify_email == "ada@example.org"
-        assert made.counts.failed == 1, "nobody else counts for an hour"
+        assert made.counts.failed == 1, "the worker counts only after the start"
         assert api.messages() == []
         assert await api.services.backend.jobs.due(clock.now, 10) == []
         shown = (await api.client.get(response.headers["location"])).json()
         assert shown["not_before"] == "2026-11-21T10:30:00.000Z"
         assert shown["deadline"] == "2026-11-21T11:30:00.123Z"
-        # What has passed already does not hold it up.
+        # A start time in the past does not delay the job.
         await create(api, RED, params={"not_before": "2026-11-21T09:00:00Z"})
         assert len(api.messages()) == 1
 
 
-@pytest.mark.parametrize("mail", [False, True], ids=["no e-mail at all", "not to that domain"])
+@pytest.mark.parametrize("mail", [False, True], ids=["e-mail is off", "domain is not allowed"])
 async def test_address_that_cannot_be_notified_is_refused(
     tmp_path: Path, colour_bundle: Path, mail: bool
 ) -> None:
-    here = {"smtp_url": "smtp://mail.example.org", "email_from": "glimpse@example.org"}
-    settings = api_settings(tmp_path, colour_bundle, **(here if mail else {}))
+    enabled = {"smtp_url": "smtp://mail.example.org", "email_from": "glimpse@example.org"}
+    settings = api_settings(tmp_path, colour_bundle, **(enabled if mail else {}))
     async with open_api(settings) as api:
         for options in (
             {"files": files(RED), "params": {"notify_email": "ada@example.com"}},
@@ -390,7 +390,7 @@ async def test_invalid_batch_creates_nothing(
     headers = {"Content-Type": content_type} if content_type else {}
     response = await api.client.post(CREATE, content=body, headers=headers)
     assert_problem(response, status, code or response.json()["code"])
-    assert no_jobs(api)
+    assert nothing_created(api)
 
 
 @pytest.mark.parametrize(
@@ -403,7 +403,7 @@ async def test_invalid_batch_creates_nothing(
 async def test_bucket_import_needs_a_google_backend(
     tmp_path: Path, colour_bundle: Path, body: bytes, content_type: str
 ) -> None:
-    """The refusal says what is missing, also where the bucket as such would be allowed."""
+    """The refusal names the setting, although the bucket is allowed."""
     async with open_api(api_settings(tmp_path, colour_bundle, import_buckets="photos")) as api:
         response = await api.client.post(
             CREATE, content=body, headers={"Content-Type": content_type}
@@ -411,11 +411,11 @@ async def test_bucket_import_needs_a_google_backend(
         problem = assert_problem(response, 422, "invalid_request")
         assert problem["field"] == "gs_prefix"
         assert "BACKEND" in problem["detail"]
-        assert no_jobs(api)
+        assert nothing_created(api)
 
 
 async def test_largest_batch_is_accepted(api: Api) -> None:
-    """1,000 images, most of them bad, so that no time is lost."""
+    """Most of its 1,000 images are invalid, to save time."""
     images = [RED, *(b"%d" % n for n in range(998)), BLUE]
     found = await items(api, await create(api, *images))
     assert [item.position for item in found] == list(range(1000))
@@ -432,12 +432,12 @@ async def test_batch_above_max_batch_bytes_is_refused(tmp_path: Path, colour_bun
         packed = archive({f"{n}": bytes(1500) for n in range(2)})
         response = await api.client.post(CREATE, content=packed, headers=ZIP)
         assert_problem(response, 413, "batch_too_large")
-        assert no_jobs(api)
+        assert nothing_created(api)
 
 
 async def test_images_in_a_batch_count_as_usage(tmp_path: Path, colour_bundle: Path) -> None:
     settings = api_settings(tmp_path, colour_bundle, api_keys="required")
-    async with open_api(settings, MovableClock()) as keyed:  # all of it on one day
+    async with open_api(settings, MovableClock()) as keyed:  # so that the day does not change
         key = await keyed.issue("acme", Scope.JOBS, Scope.READ)
         await create(keyed, RED, BLUE, b"bad", headers=bearer(key))
         await keyed.authenticator.write_usage()
@@ -468,7 +468,7 @@ async def test_images_of_a_refused_batch_count_as_usage(
     assert (row["images"], row["bytes"]) == (2, len(RED) + len(BLUE))
 
 
-# --- Repeating a creation. ------------------------------------------------------------------------
+# --- Idempotency. ---------------------------------------------------------------------------------
 
 
 def under(key: str) -> dict[str, Any]:
@@ -503,7 +503,7 @@ async def test_same_key_with_another_batch_is_refused(api: Api) -> None:
     response = await by_hash(api, *entries, **under("a"))
     assert_problem(response, 422, "idempotency_key_reused")
     assert api.traces() == before
-    # The form does not matter, what is in it does.
+    # Another media type with the same contents is the same request.
     assert (await by_hash(api, sha256(RED), sha256(BLUE), **under("a"))).json()["job_id"] == first
 
 
@@ -525,7 +525,7 @@ async def test_concurrent_requests_with_one_key_create_one_job(api: Api) -> None
 
 
 class Failing:
-    """Stands for a port whose calls fail by the plan: a call's name, and whether it works first."""
+    """A port whose calls fail by `plan`: the name of a call, and whether it takes effect."""
 
     def __init__(self, port: object, plan: dict[str, bool]) -> None:
         self._port, self._plan = port, plan
@@ -547,7 +547,7 @@ class Failing:
 async def failing_api(
     tmp_path: Path, colour_bundle: Path, **plans: dict[str, bool]
 ) -> AsyncIterator[Api]:
-    """An API whose ports fail by plans that the test may change."""
+    """An API whose ports fail by `plans`, which the test may change."""
 
     @asynccontextmanager
     async def opener(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Backend]:
@@ -572,12 +572,12 @@ async def failing_api(
 async def test_interrupted_creation_continues(
     tmp_path: Path, colour_bundle: Path, port: str, call: str, after: bool
 ) -> None:
-    """Nothing is shown of it before, and nobody was promised anything."""
+    """The job is not visible before."""
     plan = {call: after}
     async with failing_api(tmp_path, colour_bundle, **{port: plan}) as api:
         images = files(RED, BLUE, RED, b"bad")
         response = await api.client.post(CREATE, files=images, **under("a"))
-        if call == "get":  # it is asked for on the second time alone
+        if call == "get":  # only the second request reads the job
             assert response.status_code == 202
             response = await api.client.post(CREATE, files=images, **under("a"))
         assert_problem(response, 503, "unavailable")
@@ -601,7 +601,7 @@ def in_two_hours(transition: Transition[Job]) -> Transition[Job]:
 async def test_creation_does_not_continue_a_job_that_is_being_deleted(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
-    """The scheduler is deleting the job: nothing is promised, and the next try makes a new one."""
+    """Requests are refused while the scheduler deletes the job. The next one creates a new job."""
     plan = {"change": False}
     async with failing_api(tmp_path, colour_bundle, jobs=plan) as api:
         for _ in range(2):
@@ -639,7 +639,7 @@ async def test_stored_items_stay_when_a_creation_continues(
 async def test_scheduler_starts_a_sealed_job_without_message(
     tmp_path: Path, colour_bundle: Path, after: bool
 ) -> None:
-    """The scheduler begins it within half a minute."""
+    """Within 30 seconds."""
     async with failing_api(tmp_path, colour_bundle, publisher={"publish": after}) as api:
         made = await job(api, await create(api, RED))
         (due,) = await api.services.backend.jobs.due(utc_now() + timedelta(seconds=31), 10)
@@ -656,12 +656,12 @@ async def test_disconnect_creates_no_job(api: Api) -> None:
 
     response = await api.client.post(CREATE, content=interrupted(), headers={"Content-Type": FORM})
     assert response.status_code == 499
-    assert no_jobs(api)
+    assert nothing_created(api)
     assert api.services.uploads.in_flight == api.services.uploads.bytes_reserved == 0
 
 
 async def refused(api: Api, *images: bytes) -> None:
-    """A batch that is refused for its last part, when these images have been stored."""
+    """Send a batch that is refused for its last part, after these images have been stored."""
     delimiter = f"--{BOUNDARY}\r\n".encode()
     body = form(*map(part, images), part(b"x", "no such field"))
     begin, _, end = body.rpartition(delimiter)
@@ -669,14 +669,16 @@ async def refused(api: Api, *images: bytes) -> None:
     async def all_stored() -> bool:
         return api.traces().blobs == len(images)
 
-    async def sent() -> AsyncIterator[bytes]:
+    async def body_in_parts() -> AsyncIterator[bytes]:
         yield begin + delimiter
         await eventually(all_stored)
         yield end
 
-    response = await api.client.post(CREATE, content=sent(), headers={"Content-Type": FORM})
+    response = await api.client.post(
+        CREATE, content=body_in_parts(), headers={"Content-Type": FORM}
+    )
     assert_problem(response, 422, "invalid_request")
-    assert no_jobs(api)
+    assert nothing_created(api)
     assert api.traces().blobs == len(images)
 
 
@@ -821,7 +823,7 @@ async def test_jobs_are_listed_newest_first_in_pages(tmp_path: Path, colour_bund
             cursor = page["next_cursor"]
         assert listed == made[::-1]
         assert cursor is None
-        for query, wanted in (
+        for query, expected_ids in (
             ("status=completed", [made[1]]),
             ("status=pending&limit=1", [made[4]]),
             ("status=cancelled", []),
@@ -829,7 +831,7 @@ async def test_jobs_are_listed_newest_first_in_pages(tmp_path: Path, colour_bund
             ("status=completed&type=batch-predict", [made[1]]),
         ):
             page = (await api.client.get(f"{JOBS}?{query}")).json()
-            assert [each["job_id"] for each in page["jobs"]] == wanted
+            assert [each["job_id"] for each in page["jobs"]] == expected_ids
 
 
 @pytest.mark.parametrize(
@@ -838,7 +840,7 @@ async def test_jobs_are_listed_newest_first_in_pages(tmp_path: Path, colour_bund
         ("limit=0", "limit"),
         ("limit=201", "limit"),
         ("limit=ten", "limit"),
-        ("limit=0000000011000", "limit"),  # begins as a small number
+        ("limit=0000000011000", "limit"),  # starts like a small number
         ("limit=000000001" + 5000 * "0", "limit"),
         ("cursor=nonsense", "cursor"),
         ("cursor=%C3%A4", "cursor"),
@@ -851,7 +853,7 @@ async def test_invalid_list_parameters_are_refused(api: Api, query: str, field: 
     assert problem["field"] == field
 
 
-# --- Whose they are. ------------------------------------------------------------------------------
+# --- Access. --------------------------------------------------------------------------------------
 
 
 async def test_job_is_visible_to_its_key_and_to_administrators(keyed: Api) -> None:
@@ -939,10 +941,10 @@ async def test_results_join_items_and_records(api: Api) -> None:
     assert claim is not None
     assert (await results(api, job_id))[1]["status"] == "running"
     await api.succeed(sha256(RED))
-    assert (await results(api, job_id))[0]["status"] == "running", "not settled yet"
+    assert (await results(api, job_id))[0]["status"] == "running", "the item is not complete yet"
     for position in (0, 3):
         await api.services.backend.jobs.complete_item(key, position, None, timedelta(0))
-    error = RecordError("undecodable_image", "It is broken.", False)
+    error = RecordError("undecodable_image", "The image is truncated.", False)
     await api.records.change(claim.key, fail(claim, error))
     await api.services.backend.jobs.complete_item(key, 1, error, timedelta(0))
     last = await results(api, job_id)
@@ -971,8 +973,8 @@ async def test_deleted_image_is_a_failed_result(api: Api) -> None:
     assert result["error"]["code"] == "result_deleted"
 
 
-async def many(api: Api, count: int) -> str:
-    """A job of `count` images, every third of them bad, run to its end."""
+async def ended_job(api: Api, count: int) -> str:
+    """The id of a job of `count` images that has ended. Every third image is invalid."""
     images = [b"bad %d" % n if n % 3 == 0 else picture(n, size=(8, 8)) for n in range(count)]
     job_id = await create(api, *images)
     await run(api, job_id)
@@ -980,7 +982,7 @@ async def many(api: Api, count: int) -> str:
 
 
 async def test_results_are_paged_in_order(api: Api) -> None:
-    job_id = await many(api, 25)
+    job_id = await ended_job(api, 25)
     found, cursor, pages = [], "", 0
     while cursor is not None:
         response = await api.client.get(f"{JOBS}/{job_id}/results?limit=10&cursor={cursor}")
@@ -994,7 +996,7 @@ async def test_results_are_paged_in_order(api: Api) -> None:
     assert [each["status"] for each in found] == [
         "succeeded" if n % 3 else "failed" for n in range(25)
     ]
-    # A last page that is full says that it is the last.
+    # The last page has no cursor, even if it is full.
     response = await api.client.get(f"{JOBS}/{job_id}/results?limit=25")
     assert response.json()["next_cursor"] is None
 
@@ -1010,8 +1012,8 @@ async def test_invalid_result_parameters_are_refused(api: Api, query: str) -> No
 
 
 async def test_results_stream_as_lines_and_csv(api: Api) -> None:
-    """More than are read at once."""
-    job_id = await many(api, 450)
+    """There are more results than the service reads at a time."""
+    job_id = await ended_job(api, 450)
     pages = await results(api, job_id)
     for accept in ("application/x-ndjson", "application/x-ndjson, application/json;q=0.5"):
         response = await api.client.get(f"{JOBS}/{job_id}/results", headers={"Accept": accept})
@@ -1092,13 +1094,13 @@ async def test_cancelled_job_has_ended_and_notifies(api: Api) -> None:
     sent = [(each["kind"], each.get("event")) for each in api.messages()]
     assert sent == [("run_job", None), ("notify", "job.cancelled")]
     assert (await job(api, job_id)).announced
-    # Again, and nothing changes.
+    # Repeating the request changes nothing.
     assert (await api.client.delete(f"{JOBS}/{job_id}")).json() == body
     assert len(api.messages()) == 2
 
 
 async def ended_jobs(api: Api) -> dict[str, float]:
-    """How many jobs the API says that it has ended, by status."""
+    """The metric of ended jobs by status."""
     seen = samples((await api.client.get("/metrics")).text)
     name = "glimpse_jobs_ended_total"
     return {key: value for key, value in seen.items() if key.startswith(name)}
@@ -1106,7 +1108,7 @@ async def ended_jobs(api: Api) -> dict[str, float]:
 
 async def test_cancellation_is_counted_once(api: Api) -> None:
     cancelled = series("glimpse_jobs_ended_total", status="cancelled")
-    # There from the start, so that the first increase shows; the others are the worker's.
+    # The series exists from the start, so that its first increase is visible.
     assert await ended_jobs(api) == {cancelled: 0}
     job_id, other, done = [await create(api, image) for image in (RED, BLUE, GREEN)]
     await run(api, done)

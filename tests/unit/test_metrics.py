@@ -57,7 +57,7 @@ async def test_uploads_are_counted_by_status_and_cache(tmp_path: Path, colour_bu
         image_hash = (await api.client.post("/api/v1/images", content=picture())).json()[
             "image_hash"
         ]
-        await api.settle()
+        await api.finish_submissions()
         await api.succeed(image_hash)
         for _ in range(3):  # the first result comes from the store
             assert (await api.client.post("/api/v1/images", content=picture())).status_code == 200

@@ -61,7 +61,7 @@ async def uploaded(api: Api, seed: int = 0) -> bytes:
     image = picture(seed=seed)
     answer = await api.client.post("/api/v1/images", content=image)
     assert answer.status_code == 202
-    await api.settle()
+    await api.finish_submissions()
     return image
 
 
@@ -534,7 +534,7 @@ async def test_stream_requires_a_key_like_other_reads(tmp_path: Path, colour_bun
         ada, bob = await api.issue("ada"), await api.issue("bob", Scope.READ)
         image = picture()
         await api.client.post("/api/v1/images", content=image, headers=bearer(ada))
-        await api.settle()
+        await api.finish_submissions()
         await api.succeed(sha256(image), "ada")
         for headers, status in (({}, 401), (bearer(bob), 404), (bearer(ada), 200)):
             answer = await api.client.get(path_of(image), headers=headers)
@@ -552,7 +552,7 @@ async def test_stream_ends_when_its_key_is_revoked(
         ada = await api.issue("ada")
         image = picture()
         await api.client.post("/api/v1/images", content=image, headers=bearer(ada))
-        await api.settle()
+        await api.finish_submissions()
         async with reading(api.client, path_of(image), **bearer(ada)) as reader:
             events = reader.events()
             await anext(events)

@@ -71,7 +71,7 @@ async def world(
         assert await api.services.backend.dead_letters.add(letter)
         there = World(api, await api.issue("ada"), await api.issue("bob"), letter)
         assert (await there.ask(there.ada, "POST", V1, content=IMAGE)).status_code == 202
-        await api.settle()
+        await api.finish_submissions()
         await api.succeed(HASH, "ada")
         assert (await there.ask(there.ada, "GET", f"{V1}/{HASH}")).status_code == 200
         yield there
@@ -99,7 +99,7 @@ async def uploads_are_separate(world: World, path: str, **options: Any) -> None:
     assert answer.status_code == 202
     assert answer.json()["annotations"] == []
     assert world.api.traces().messages == 2
-    await world.api.settle()
+    await world.api.finish_submissions()
     mine = await world.api.records.get(world.api.key(HASH, "bob"))
     adas = await world.api.records.get(world.api.key(HASH, "ada"))
     assert mine is not None and mine.status is Status.QUEUED
@@ -384,7 +384,7 @@ async def test_shared_caches_may_store_results_without_keys(
 ) -> None:
     async with open_api(api_settings(tmp_path, colour_bundle)) as api:
         await api.client.post(V1, content=IMAGE)
-        await api.settle()
+        await api.finish_submissions()
         await api.succeed(HASH)
         answer = await api.client.get(f"{V1}/{HASH}")
         assert answer.headers["cache-control"] == "public, max-age=3600, immutable"
