@@ -1,6 +1,6 @@
-"""What Glimpse needs from a backend: small protocols, free of any vendor.
+"""The ports: small protocols that a backend implements, independent of any vendor.
 
-Every method may raise `core.errors.Unavailable` (retryable) and nothing else of the vendor's.
+Every method may raise `core.errors.Unavailable` (retryable); no vendor error leaves a backend.
 `tests/contract` runs one suite against each backend.
 """
 
@@ -68,29 +68,29 @@ class RecordStore(Store[RecordKey, Record], Protocol):
 
 
 class BlobStore(Protocol):
-    """Private, immutable blobs, named by content: putting twice is putting once."""
+    """Private, immutable blobs, named by content, so that a repeated `put` changes nothing."""
 
     async def put(self, name: str, data: bytes | bytearray, content_type: str) -> None: ...
 
     async def get(self, name: str) -> bytes:
-        """The bytes; NotFound where there are none."""
+        """The bytes. Raises NotFound where there is no such blob."""
         ...
 
     def file(self, name: str) -> Path | None:
-        """The file that holds the blob, if there is one, where another process here may read it.
+        """The path of the blob's file, which other local processes may read.
 
-        None where blobs are not files. Asks nobody: the file may not be there.
+        None where blobs are not files. Checks nothing: the file may not exist.
         """
         ...
 
     async def exists(self, name: str) -> bool: ...
 
     async def delete(self, name: str) -> bool:
-        """False where there was nothing to delete."""
+        """Delete the blob; False where there is none."""
         ...
 
     async def signed_url(self, name: str, expires_in: timedelta) -> str:
-        """A link that reads the blob until it expires, without other credentials."""
+        """A link that reads the blob without other credentials until it expires."""
         ...
 
     async def ping(self) -> None: ...
@@ -105,34 +105,34 @@ class StoredObject:
 
 
 class ObjectSource(Protocol):
-    """Objects in buckets that are not ours, as far as the service's own account may read them."""
+    """Objects in other buckets, as far as the account of the service may read them."""
 
     async def list(self, bucket: str, prefix: str, limit: int) -> Sequence[StoredObject]:
-        """At most `limit` objects whose names begin with `prefix`, in the order of the names.
+        """At most `limit` objects whose names start with `prefix`, ordered by name.
 
-        Not those whose names end in a slash, which stand for folders. NotFound where there is no
-        such bucket.
+        Without the names that end in a slash, which stand for folders. Raises NotFound where there
+        is no such bucket.
         """
         ...
 
     async def read(self, bucket: str, name: str, max_bytes: int) -> bytes:
-        """The object's bytes as they are stored; of a larger one the first `max_bytes + 1`.
+        """The object's bytes as stored; of a larger object the first `max_bytes + 1`.
 
-        NotFound where there is none.
+        Raises NotFound where there is no such object.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """Messages that wait for their first or another delivery; `oldest_age` is in seconds."""
+    """Messages that wait for a delivery; `oldest_age` is in seconds."""
 
     messages: int
     oldest_age: float
 
 
 class Publisher(Protocol):
-    """`system` is what traces call the queue (OpenTelemetry's `messaging.system`)."""
+    """`system` names the queue in traces (OpenTelemetry's `messaging.system`)."""
 
     system: str
 
@@ -141,13 +141,13 @@ class Publisher(Protocol):
         ...
 
     async def publish(self, message: Message) -> str:
-        """Hand the message to the queue, durably; its id there. Unavailable where it failed."""
+        """Publish the message, durably; its id in the queue."""
         ...
 
     async def ping(self) -> None: ...
 
     async def backlog(self) -> Backlog | None:
-        """The depth of the images' channels, or None where Cloud Monitoring has it."""
+        """The backlog of the image channels, or None where Cloud Monitoring has it."""
         ...
 
 
@@ -264,22 +264,24 @@ class KeyStore(Store[str, ApiKey], Protocol):
 
 
 class AllowanceStore(Protocol):
-    """How much of each key's limits is taken, across processes (`core.domain.rate_limits`)."""
+    """The shares of each key's limits, across processes (`core.domain.rate_limits`)."""
 
-    async def take(self, key_id: str, limit: Limit) -> Grant: ...
+    async def reserve(self, key_id: str, limit: Limit) -> Grant:
+        """Reserve the next share of a limit."""
+        ...
 
 
 class UsageStore(Protocol):
-    """Counts by key and day."""
+    """Usage counts by key and day (`core.domain.usage`)."""
 
     async def add(self, counts: Sequence[Usage]) -> None:
-        """Add to what is there. All or, where it raises, possibly some."""
+        """Add the counts to the stored ones. Where it raises, some may have been added."""
         ...
 
     async def read(self, tenant: str, since: date) -> list[Usage]:
-        """Everything of a tenant from this day on, in the order of days, then of keys."""
+        """The tenant's counts from this day on, ordered by day and key."""
         ...
 
     async def purge(self, before: date, limit: int) -> int:
-        """Delete at most `limit` rows, of any tenant, of days before this; how many."""
+        """Delete at most `limit` counts of all tenants, of days before this; the number deleted."""
         ...

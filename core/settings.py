@@ -25,9 +25,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from core.bundles.location import BUCKET_NAME, BucketFolder
 from core.domain.channels import NOTIFICATIONS, Channel
-from core.domain.key_tokens import LEAST_SECRET_BYTES
+from core.domain.key_tokens import MIN_SECRET_BYTES
 from core.domain.policy import BACKOFF_RATIO, DeliveryPolicy, JobPolicy
-from core.domain.rate_limits import MOST_DAILY_QUOTA, Rate
+from core.domain.rate_limits import MAX_DAILY_QUOTA, Rate
 from core.outbound.mail_address import domain_of
 from core.outbound.mail_server import MailServer
 
@@ -50,7 +50,7 @@ Seconds = Annotated[float, Field(gt=0)]
 # A century: a cleanup subtracts a retention from the current date, and no date is before year 1.
 MOST_DAYS = 36_500
 RetentionSeconds = Annotated[float, Field(gt=0, le=MOST_DAYS * 24 * 3600)]
-DailyQuota = Annotated[int, Field(ge=0, le=MOST_DAILY_QUOTA)]
+DailyQuota = Annotated[int, Field(ge=0, le=MAX_DAILY_QUOTA)]
 _DELIVERY = DeliveryPolicy()
 _JOBS = JobPolicy()
 # Of at most 255 characters, some are the channel's name.
@@ -175,7 +175,7 @@ class Settings(BaseSettings):
     key_secret: Annotated[
         SecretStr | None,
         Field(
-            min_length=LEAST_SECRET_BYTES,
+            min_length=MIN_SECRET_BYTES,
             description="Secret for hashing keys. If empty, Glimpse creates one in DATA_DIR",
         ),
     ] = None

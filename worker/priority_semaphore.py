@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from core.domain.priority import Priority, in_turn
+from core.domain.priority import Priority, service_order
 
 
 class PrioritySemaphore:
@@ -53,7 +53,9 @@ class PrioritySemaphore:
     def _grant_next(self) -> bool:
         """Grant a slot to the next waiter; False if there is none."""
         self._turns += 1
-        for queue in in_turn([queue for queue in self._queues.values() if queue], self._turns):
+        for queue in service_order(
+            [queue for queue in self._queues.values() if queue], self._turns
+        ):
             while queue:
                 turn = queue.popleft()
                 if not turn.done():  # it is done if its task was cancelled

@@ -21,7 +21,7 @@ from app.auth.key_state import KeyState, Share
 from core.backends import Access, open_access
 from core.clock import Clock, utc_now
 from core.concurrency import in_background
-from core.domain.api_keys import TOUCH_EVERY, ApiKey, note_use
+from core.domain.api_keys import USE_NOTE_INTERVAL, ApiKey, note_use
 from core.domain.key_tokens import KeyHasher
 from core.domain.principals import Principal, Scope
 from core.domain.rate_limits import Grant
@@ -216,7 +216,7 @@ class Authenticator:
             limit = share.limit
             try:
                 async with asyncio.timeout(SHARE_SECONDS):
-                    grant = await self.access.allowances.take(state.principal.key_id, limit)
+                    grant = await self.access.allowances.reserve(state.principal.key_id, limit)
             except (Unavailable, TimeoutError) as error:
                 # A failing store is no reason to refuse a request or to delay it. In this window
                 # the process applies the limit to its own requests only.
@@ -229,7 +229,7 @@ class Authenticator:
 
     async def _touch(self, state: KeyState) -> None:
         used, stored = state.used_at, state.stored_used_at
-        if used is None or (stored is not None and used < stored + TOUCH_EVERY):
+        if used is None or (stored is not None and used < stored + USE_NOTE_INTERVAL):
             return
         await self.access.keys.change(state.principal.key_id, note_use(used))
         state.stored_used_at = used

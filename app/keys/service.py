@@ -11,7 +11,7 @@ from core.domain import api_keys
 from core.domain.api_keys import ApiKey
 from core.domain.key_tokens import KEY_ID, KeyHasher
 from core.domain.principals import Scope
-from core.domain.rate_limits import MOST_DAILY_QUOTA, Rate
+from core.domain.rate_limits import MAX_DAILY_QUOTA, Rate
 from core.errors import Conflict, InvalidRequest, NotFound
 from core.ports import KeyStore
 
@@ -57,8 +57,8 @@ class Keys:
         now = self._clock()
         if wanted.expires_at is not None and wanted.expires_at <= now:
             raise InvalidRequest("The key would already be expired.")
-        if not 0 <= (wanted.daily_quota or 0) <= MOST_DAILY_QUOTA:
-            raise InvalidRequest(f"The daily quota must be between 0 and {MOST_DAILY_QUOTA}.")
+        if not 0 <= (wanted.daily_quota or 0) <= MAX_DAILY_QUOTA:
+            raise InvalidRequest(f"The daily quota must be between 0 and {MAX_DAILY_QUOTA}.")
         token = self._hasher.new()
         try:
             key = ApiKey(

@@ -20,7 +20,7 @@ from core import errors
 from core.domain.principals import Principal, Scope
 from core.domain.webhooks import JOB_EVENTS, Change, Event
 from core.observability.request_middleware import add_headers
-from core.outbound.http_client import LONGEST_URL, PrivateAddress
+from core.outbound.http_client import MAX_URL_LENGTH, PrivateAddress
 
 router = APIRouter(prefix="/api/v1/webhooks", tags=["webhooks"], route_class=AuthenticatedRoute)
 
@@ -29,7 +29,7 @@ PATCH_TYPES = (MERGE_PATCH, "application/json")
 
 JobEvent = Literal["job.completed", "job.failed", "job.cancelled"]
 Url = Annotated[
-    str, Field(max_length=LONGEST_URL, description="An https URL with a public address")
+    str, Field(max_length=MAX_URL_LENGTH, description="An https URL with a public address")
 ]
 Events = Annotated[
     frozenset[JobEvent], Field(min_length=1, description="The events to send; all by default")

@@ -13,7 +13,7 @@ from core.domain.jobs import new_job_id
 from core.domain.messages import Notify
 from core.domain.principals import Principal
 from core.domain.webhooks import (
-    MOST_WEBHOOKS,
+    MAX_WEBHOOKS,
     WEBHOOK_ID,
     Change,
     Event,
@@ -73,8 +73,8 @@ class Webhooks:
             )
         except ValueError as wrong:
             raise errors.InvalidRequest(f"The webhook's {wrong}.") from None
-        if not await self._store.create(webhook, MOST_WEBHOOKS):
-            raise errors.Conflict(f"The tenant already has {MOST_WEBHOOKS} webhooks, the maximum.")
+        if not await self._store.create(webhook, MAX_WEBHOOKS):
+            raise errors.Conflict(f"The tenant already has {MAX_WEBHOOKS} webhooks, the maximum.")
         # Without the URL, which may contain a secret of the receiver.
         log.info("webhook created", webhook=webhook.id, tenant=webhook.tenant)
         return Issued(webhook, secret_text(webhook.secret))

@@ -1,1 +1,1 @@
-"""Records, jobs, messages and policies: pure data and transitions, no I/O, no framework."""
+"""Records, jobs, messages and policies: pure data and transitions, without I/O or a framework."""

@@ -12,7 +12,7 @@ from core.domain.records import TENANT
 from core.domain.transitions import transition
 
 NAME = re.compile(r"[^\x00-\x1f\x7f]{1,100}")
-TOUCH_EVERY = timedelta(minutes=1)  # the resolution of `last_used_at`
+USE_NOTE_INTERVAL = timedelta(minutes=1)  # the resolution of `last_used_at`
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def revoke(key: ApiKey, now: datetime) -> ApiKey | None:
 
 @transition(durable=False)
 def note_use(key: ApiKey, now: datetime, at: datetime) -> ApiKey | None:
-    """Set `last_used_at` to `at`. Refused within `TOUCH_EVERY` of the last use that was noted."""
-    if key.last_used_at is not None and at < key.last_used_at + TOUCH_EVERY:
+    """Set `last_used_at` to `at`. Refused within `USE_NOTE_INTERVAL` of the stored time."""
+    if key.last_used_at is not None and at < key.last_used_at + USE_NOTE_INTERVAL:
         return None
     return replace(key, last_used_at=at)

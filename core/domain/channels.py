@@ -1,7 +1,7 @@
-"""The ways that messages take: one topic and one push subscription each, as frozen data.
+"""Channels: each is one topic with one push subscription, as frozen data.
 
-The embedded queue, the emulators' set-up and Terraform are made from this table or checked against
-it. What is slow or fails on one channel delays nothing on another.
+The embedded queue and the set-up of the emulators use this table, and tests check Terraform against
+it. A slow or failing channel does not delay another.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from core.domain.priority import Priority
 
 
 class Lane(StrEnum):
-    """Channels of one lane share its concurrency, the most urgent first."""
+    """Channels of one lane share its concurrency; messages of the most urgent go first."""
 
     IMAGES = "images"
     JOBS = "jobs"
@@ -22,7 +22,7 @@ class Lane(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """`name` ends the names of topic and subscription; its messages are POSTed to `path`."""
+    """`name` is part of the names of topic and subscription; messages are POSTed to `path`."""
 
     name: str
     path: str
@@ -40,10 +40,10 @@ IMAGES = {
 }
 JOBS = Channel("jobs", JOBS_PATH, Lane.JOBS)
 NOTIFICATIONS = Channel("notifications", NOTIFICATIONS_PATH, Lane.NOTIFICATIONS)
-# Where messages of all others end that used up their deliveries.
+# Receives the messages of all other channels that used up their deliveries.
 DEAD_LETTERS = Channel("dead-letters", DEAD_LETTER_PATH, Lane.DEAD_LETTERS)
 
-# Those that are published to, most urgent first.
+# Channels that services publish to, most urgent first.
 CHANNELS = (*IMAGES.values(), JOBS, NOTIFICATIONS)
 ALL_CHANNELS = (*CHANNELS, DEAD_LETTERS)
 BY_NAME = {channel.name: channel for channel in ALL_CHANNELS}

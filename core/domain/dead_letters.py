@@ -19,7 +19,7 @@ LETTER_ID = re.compile(r"[0-9a-f]{32}")
 CODE = re.compile(r"[a-z0-9_]{1,64}")
 # Glimpse's messages have no payload. Of other payloads this much is kept: a Datastore entity has at
 # most 1 MiB.
-PAYLOAD_KEPT = 256 * 1024
+MAX_PAYLOAD = 256 * 1024
 
 
 class LetterKey(NamedTuple):
@@ -33,7 +33,7 @@ class DeadLetter:
 
     `code` and `detail` describe the last failure. `published_at` is when the message was first
     published, `died_at` when it used up its deliveries, `resolved_at` when the letter was replayed
-    or nothing was left to do for it. `payload` holds at most the first `PAYLOAD_KEPT` of
+    or nothing was left to do for it. `payload` holds at most the first `MAX_PAYLOAD` of
     `payload_size` bytes.
     """
 

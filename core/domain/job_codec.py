@@ -1,4 +1,4 @@
-"""Jobs and their items as JSON texts, for stores that keep them as such."""
+"""Jobs and items as JSON texts, for stores that keep them in that form."""
 
 from pydantic import TypeAdapter
 
@@ -12,7 +12,7 @@ def text_of_job(job: Job) -> str:
 
 
 def job_of_text(text: str) -> Job:
-    """The job that `text_of_job` wrote."""
+    """The inverse of `text_of_job`."""
     return _JOB.validate_json(text)
 
 
@@ -21,5 +21,5 @@ def text_of_item(item: JobItem) -> str:
 
 
 def item_of_text(text: str) -> JobItem:
-    """The item that `text_of_item` wrote."""
+    """The inverse of `text_of_item`."""
     return _ITEM.validate_json(text)

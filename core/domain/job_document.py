@@ -1,4 +1,4 @@
-"""A job as others see it: what the API answers and streams, and what a webhook is told."""
+"""A job as a JSON document: in API responses, in streams and in webhook messages."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ def job_path(job_id: str) -> str:
 
 
 def job_document(job: Job, public_url: str) -> dict[str, Any]:
-    """A job as it stands."""
+    """The document of a job; `public_url` is the base of its URLs, empty for paths."""
     path = public_url + job_path(job.key.id)
     return {
         "job_id": job.key.id,
@@ -53,5 +53,5 @@ def _summary(job: Job) -> str:
 
 
 def images(count: int) -> str:
-    """As in `2 images`."""
+    """For example `2 images`."""
     return "1 image" if count == 1 else f"{count} images"

@@ -202,7 +202,7 @@ def new_job(
         created_at=now,
         updated_at=now,
         counted_at=now,
-        wake_at=now + _seconds(policy.unsealed),
+        wake_at=now + _seconds(policy.seal_timeout),
         fingerprint=fingerprint,
         not_before=not_before,
         deadline=deadline,
@@ -333,7 +333,7 @@ def _run_interval(job: Job, now: datetime, policy: JobPolicy) -> timedelta:
     """The time until a job without progress is run again: as long as it has waited so far."""
     waited = now - max(job.updated_at, job.not_before or job.updated_at)
     if job.status is JobStatus.RUNNING:
-        least, most = policy.stale_after, policy.longest / 14
+        least, most = policy.stale_after, policy.max_duration / 14
     else:
         least, most = policy.announce_after, policy.stale_after
     return max(_seconds(least), min(waited, _seconds(most)))
@@ -360,7 +360,7 @@ def due_action(job: Job, now: datetime, policy: JobPolicy = POLICY) -> Action:
         (job.status.terminal and _expiry(job, policy) <= now, Action.DELETE),
         (job.status.terminal, Action.WAIT),
         (job.over(now), Action.CANCEL),
-        (began + _seconds(policy.longest) <= now, Action.EXPIRE),
+        (began + _seconds(policy.max_duration) <= now, Action.EXPIRE),
     )
     return next((action for applies, action in cases if applies), Action.RUN)
 

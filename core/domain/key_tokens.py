@@ -1,10 +1,10 @@
-"""The text of API keys: how one is made, recognised and hashed.
+"""The text of API keys: how it is made, recognised and hashed.
 
-    glp_ + id (12) + secret (43) + tag (8)        all of it letters and digits
+    glp_ + id (12) + secret (43) + tag (8)        letters and digits only
 
-The id is public: it names the key in lists and logs. The secret is 256 random bits. The tag is a
-keyed hash of what stands before it, so that a made-up key is refused without asking any store.
-What is stored is a keyed hash (BLAKE2b, RFC 7693) of the whole text, never the text.
+The id is public: it names the key in lists and logs. The secret has 256 random bits. The tag is a
+keyed hash of the text before it, so that a forged key is refused without a lookup in a store.
+Stores keep a keyed hash (BLAKE2b, RFC 7693) of the whole text, never the text.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 PREFIX = "glp_"
 KEY_ID = re.compile(r"[0-9a-z]{12}")
-LEAST_SECRET_BYTES = 32
+MIN_SECRET_BYTES = 32
 _ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _ID_ALPHABET = string.digits + string.ascii_lowercase
 _ID, _SECRET, _TAG = 12, 43, 8  # characters; 62**43 is more than 2**256
@@ -26,7 +26,7 @@ _TOKEN = re.compile(rb"glp_[0-9a-z]{12}[0-9A-Za-z]{51}")
 
 @dataclass(frozen=True, slots=True)
 class NewToken:
-    """A key as its owner sees it, once. `digest` is what is kept."""
+    """A new key. Its owner sees `text` once; the store keeps `digest`."""
 
     text: str = field(repr=False)
     key_id: str
@@ -37,26 +37,26 @@ class KeyHasher:
     """Makes and checks keys under one secret (`KEY_SECRET`)."""
 
     def __init__(self, secret: bytes) -> None:
-        if len(secret) < LEAST_SECRET_BYTES:
-            raise ValueError(f"the secret of keys needs at least {LEAST_SECRET_BYTES} bytes")
-        # BLAKE2b takes at most 64 bytes of key. One secret, two uses that must not meet.
+        if len(secret) < MIN_SECRET_BYTES:
+            raise ValueError(f"the secret of keys needs at least {MIN_SECRET_BYTES} bytes")
+        # BLAKE2b keys have at most 64 bytes. Each of the two uses of the secret gets another key.
         root = hashlib.blake2b(secret, person=b"glimpse.root").digest()
         self._digest_key = hashlib.blake2b(root, person=b"glimpse.digest").digest()
         self._tag_key = hashlib.blake2b(root, person=b"glimpse.tag").digest()
 
     def new(self, key_id: str = "") -> NewToken:
-        """A fresh secret, for the key `key_id` or for a new one."""
+        """A new secret, for the key `key_id` or for a new key."""
         key_id = key_id or _random(_ID_ALPHABET, _ID)
         stem = f"{PREFIX}{key_id}{_random(_ALPHABET, _SECRET)}"
         text = stem + self._tag(stem.encode())
         return NewToken(text, key_id, self.digest(text.encode()))
 
     def digest(self, text: bytes) -> bytes:
-        """The keyed hash of a whole key: 32 bytes."""
+        """The keyed hash of a whole key text: 32 bytes."""
         return hashlib.blake2b(text, key=self._digest_key, digest_size=32).digest()
 
     def key_id(self, text: bytes) -> str | None:
-        """Which key `text` claims to be; None where no key of ours can look like that."""
+        """The id in a key text; None where the form or the tag is wrong."""
         if len(text) != _LENGTH or not _TOKEN.fullmatch(text):
             return None
         if not hmac.compare_digest(self._tag(text[:-_TAG]).encode(), text[-_TAG:]):
@@ -73,7 +73,7 @@ class KeyHasher:
 
 
 def display(key_id: str) -> str:
-    """How lists show a key: its public beginning."""
+    """The public part of a key, for lists."""
     return f"{PREFIX}{key_id}…"
 
 

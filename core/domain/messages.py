@@ -1,4 +1,4 @@
-"""The messages, and the push envelope they arrive in.
+"""The messages between the services, and the push envelope that delivers them.
 
 The envelope is Pub/Sub's: https://cloud.google.com/pubsub/docs/push#receive_push
 """
@@ -19,12 +19,12 @@ from core.domain.priority import Priority
 from core.domain.records import TENANT, RecordKey
 from core.errors import MalformedEnvelope
 
-# A dead-lettered message carries these (set by Pub/Sub, and by the embedded queue alike).
+# Attributes of a dead-lettered message, set by Pub/Sub and by the embedded queue.
 DEAD_LETTER_DELIVERY_COUNT = "CloudPubSubDeadLetterSourceDeliveryCount"
 DEAD_LETTER_SUBSCRIPTION = "CloudPubSubDeadLetterSourceSubscription"
 DEAD_LETTER_PROJECT = "CloudPubSubDeadLetterSourceSubscriptionProject"
 DEAD_LETTER_PUBLISH_TIME = "CloudPubSubDeadLetterSourceTopicPublishTime"
-# Set by the embedded queue alone: how the last delivery was refused.
+# Set by the embedded queue only: why the last delivery failed.
 DEAD_LETTER_REASON = "GlimpseDeadLetterSourceReason"
 DEAD_LETTER_ATTRIBUTES = (
     DEAD_LETTER_DELIVERY_COUNT,
@@ -35,7 +35,7 @@ DEAD_LETTER_ATTRIBUTES = (
 )
 
 
-KIND = "kind"  # the attribute that says which message it is; absent in a ClassifyImage
+KIND = "kind"  # the attribute with the kind of the message; absent in a ClassifyImage
 JOB_ID = re.compile(r"[0-9a-f]{32}")
 EVENT = re.compile(r"[a-z]+(?:\.[a-z_]+)*")
 _POSITION = re.compile(r"[0-9]{1,9}")
@@ -44,9 +44,9 @@ _TARGET = re.compile(r"[A-Za-z0-9_-]{0,64}")
 
 @dataclass(frozen=True, slots=True)
 class ClassifyImage:
-    """Classify this image under this model. `traceparent` is W3C trace context, or empty.
+    """Asks for the classification of an image by a model. `traceparent` is W3C trace context.
 
-    For an item of a job, `job` is the job's id and `position` the item's.
+    For an item of a job, `job` is the job's id and `position` the position of the item.
     """
 
     key: RecordKey
@@ -80,9 +80,9 @@ class ClassifyImage:
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, str]) -> "ClassifyImage":
-        """Raises MalformedEnvelope where an attribute is missing or cannot be what it claims."""
+        """Raises MalformedEnvelope where an attribute is missing or malformed."""
         if attributes.get(KIND, "classify") != "classify":
-            raise MalformedEnvelope("The message names no image.")
+            raise MalformedEnvelope("The message does not name an image.")
         try:
             key = RecordKey(attributes["tenant"], attributes["image_hash"], attributes["model"])
         except KeyError as missing:
@@ -104,7 +104,7 @@ class ClassifyImage:
 
 @dataclass(frozen=True, slots=True)
 class RunJob:
-    """Bring a job on: publish what is open of it, settle what is known."""
+    """Asks to publish the open items of a job and to complete the items with known results."""
 
     tenant: str
     job: str
@@ -124,16 +124,16 @@ class RunJob:
     def from_attributes(cls, attributes: Mapping[str, str]) -> "RunJob":
         """Raises MalformedEnvelope."""
         if attributes.get(KIND) != "run_job":
-            raise MalformedEnvelope("The message starts no job.")
+            raise MalformedEnvelope("The message does not start a job.")
         return cls(*_job_of(attributes), attributes.get("traceparent", ""))
 
 
 @dataclass(frozen=True, slots=True)
 class Notify:
-    """Tell what became of a job: `event` is as in `job.completed`.
+    """Asks to send a notification of the event of a job, for example `job.completed`.
 
-    Without a `target` it asks for one such message to each of those who want to hear of it; with
-    one (a webhook's id, or `email`) it is that.
+    With a `target` (the id of a webhook, or `email`) it asks for that one notification; without,
+    for one such message for each receiver.
     """
 
     tenant: str
@@ -158,7 +158,7 @@ class Notify:
     def from_attributes(cls, attributes: Mapping[str, str]) -> "Notify":
         """Raises MalformedEnvelope."""
         if attributes.get(KIND) != "notify":
-            raise MalformedEnvelope("The message notifies nobody.")
+            raise MalformedEnvelope("The message is not a notification.")
         event, target = attributes.get("event", ""), attributes.get("target", "")
         if not (EVENT.fullmatch(event) and _TARGET.fullmatch(target)):
             raise MalformedEnvelope("The attribute event or target is malformed.")
@@ -178,7 +178,7 @@ def message_of(attributes: Mapping[str, str]) -> Message:
             return RunJob.from_attributes(attributes)
         case "notify":
             return Notify.from_attributes(attributes)
-    raise MalformedEnvelope("The attribute kind is none that is known.")
+    raise MalformedEnvelope("The attribute kind is unknown.")
 
 
 def _job_of(attributes: Mapping[str, str]) -> tuple[str, str]:
@@ -203,7 +203,7 @@ class PushedMessage(BaseModel):
 
 
 class PushEnvelope(BaseModel):
-    """`deliveryAttempt` is there only where the subscription has a dead-letter policy."""
+    """`deliveryAttempt` exists only where the subscription has a dead-letter policy."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -213,7 +213,7 @@ class PushEnvelope(BaseModel):
 
     @classmethod
     def parse(cls, body: bytes) -> "PushEnvelope":
-        """Raises MalformedEnvelope for anything that is not an envelope."""
+        """Raises MalformedEnvelope where the body is not an envelope."""
         try:
             envelope = cls.model_validate_json(body)
             envelope.message.payload()

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 # The answers that acknowledge a push; anything else is a refusal and leads to another delivery.
 ACKNOWLEDGING_STATUS = frozenset({102, 200, 201, 202, 204})
 
-LONGEST_ACK_DEADLINE = 600.0  # seconds
-LONGEST_BACKOFF = 600.0  # seconds
-MOST_ATTEMPTS = 100
+MAX_ACK_DEADLINE = 600.0  # seconds
+MAX_BACKOFF = 600.0  # seconds
+MAX_ATTEMPTS = 100
 BACKOFF_RATIO = 60  # of the longest wait between deliveries to the first one
 NOTIFICATION_CONCURRENCY = 16  # notifications that a queue or a worker delivers at once
 
@@ -29,9 +29,9 @@ SCHEDULE_PATH = "/schedule"
 class DeliveryPolicy:
     """`attempts` deliveries with exponential backoff; then the message is a dead letter.
 
-    `lease` is how long one worker owns a record, `retention` how long an undelivered message is
-    kept, `stale_after` how long a record may stand still before the reconciler looks at it,
-    `dead_letter_retention` how long a dead letter is kept.
+    `lease` is the duration of a claim. `retention` is how long an undelivered message is kept,
+    `dead_letter_retention` how long a dead letter is. The reconciler handles records without a
+    change for `stale_after`.
     """
 
     attempts: int = 10
@@ -44,11 +44,11 @@ class DeliveryPolicy:
     dead_letter_retention: float = 30 * 24 * 3600.0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.attempts <= MOST_ATTEMPTS:
-            raise ValueError(f"attempts must be between 1 and {MOST_ATTEMPTS}")
-        if not 0 <= self.min_backoff <= self.max_backoff <= LONGEST_BACKOFF:
-            raise ValueError(f"need 0 <= min_backoff <= max_backoff <= {LONGEST_BACKOFF:g}")
-        if not 0 < self.lease <= self.ack_deadline <= LONGEST_ACK_DEADLINE:
+        if not 1 <= self.attempts <= MAX_ATTEMPTS:
+            raise ValueError(f"attempts must be between 1 and {MAX_ATTEMPTS}")
+        if not 0 <= self.min_backoff <= self.max_backoff <= MAX_BACKOFF:
+            raise ValueError(f"need 0 <= min_backoff <= max_backoff <= {MAX_BACKOFF:g}")
+        if not 0 < self.lease <= self.ack_deadline <= MAX_ACK_DEADLINE:
             raise ValueError("need 0 < lease <= ack_deadline <= 600")
         if self.retention <= self.attempts * self.max_backoff:
             raise ValueError("retention must outlast every attempt")
@@ -57,24 +57,24 @@ class DeliveryPolicy:
 
     def for_notifications(self) -> "DeliveryPolicy":
         """Four times the deliveries and five times the waits: a receiver may be down for hours."""
-        longest = min(LONGEST_BACKOFF, 5 * self.max_backoff)
+        longest = min(MAX_BACKOFF, 5 * self.max_backoff)
         return replace(
             self,
-            attempts=min(MOST_ATTEMPTS, 4 * self.attempts),
+            attempts=min(MAX_ATTEMPTS, 4 * self.attempts),
             min_backoff=longest / BACKOFF_RATIO,
             max_backoff=longest,
         )
 
     @property
     def reconcile_interval(self) -> float:
-        """Seconds between two looks for records that stand still."""
+        """Seconds between two runs of the reconciler."""
         return max(1.0, self.stale_after / 2)
 
     @property
     def touch_after(self) -> float:
-        """Seconds after which an upload that repeats another's says so before it begins.
+        """Seconds after which an upload that repeats another one first touches the record.
 
-        Long before the reconciler may take the record for lost, and longer than any upload takes.
+        Well before the reconciler may fail the record as lost, and longer than any upload takes.
         """
         return self.stale_after / 2
 
@@ -86,21 +86,21 @@ class DeliveryPolicy:
 
 @dataclass(frozen=True)
 class JobPolicy:
-    """What becomes of jobs when. All times are in seconds.
+    """The times of jobs, in seconds.
 
-    `schedule_interval`: between two looks of the local scheduler (Cloud Scheduler's is a minute).
+    `schedule_interval`: between two runs of the local scheduler (one minute with Cloud Scheduler).
     `refresh_interval`: between two counts of a running job's items. `retention`: how long a job and
-    its items are kept after its end. `longest`: when an unfinished job is given up. `unsealed`:
-    when one whose creation never ended is deleted. `stale_after`: how long a job may show no
-    progress before its open items are published anew. `announce_after`: how long whoever ended a
-    job may take to announce that, before the scheduler does it.
+    its items are kept after its end. `max_duration`: after this, an unfinished job fails.
+    `seal_timeout`: after this, a job whose creation was interrupted is deleted. `stale_after`:
+    after this time without progress, the open items are published again. `announce_after`: after
+    this, the scheduler announces the end of a job if the process that ended it has not.
     """
 
     schedule_interval: float = 1.0
     refresh_interval: float = 0.5
     retention: float = 30 * 24 * 3600.0
-    longest: float = 7 * 24 * 3600.0
-    unsealed: float = 3600.0
+    max_duration: float = 7 * 24 * 3600.0
+    seal_timeout: float = 3600.0
     stale_after: float = 600.0
     announce_after: float = 30.0
 

@@ -1,4 +1,4 @@
-"""Who is asking, and what they may do: the principal behind a request."""
+"""The principal of a request: the caller, and what the caller may do."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from core.domain.records import PUBLIC_TENANT
 
 
 class Scope(StrEnum):
-    """What a key may be used for. None contains another."""
+    """What an API key permits. No scope includes another."""
 
     CLASSIFY = "classify"  # upload images
     READ = "read"  # results, images, usage
     JOBS = "jobs"  # create, watch and cancel jobs
-    ADMIN = "admin"  # delete images, keys, dead letters; the whole tenant's usage
+    ADMIN = "admin"  # delete images, keys, dead letters; usage of the whole tenant
 
 
 ALL_SCOPES = frozenset(Scope)
@@ -23,7 +23,8 @@ ALL_SCOPES = frozenset(Scope)
 class Principal:
     """A caller. Everything that it stores and sees belongs to `tenant`.
 
-    `key_id` outlives every rotation of the key, so it can own things; it is empty for anyone.
+    `key_id` stays the same when the key is rotated, so objects can belong to it. It is empty for
+    an anonymous caller.
     """
 
     tenant: str
@@ -31,21 +32,21 @@ class Principal:
     scopes: frozenset[Scope]
 
 
-# Everyone, where no keys are asked for.
+# Every caller, where API keys are off.
 ANONYMOUS = Principal(PUBLIC_TENANT, "", ALL_SCOPES)
 
 
 def scopes_of(names: Iterable[str]) -> frozenset[Scope]:
-    """The scopes with these names; ValueError names one that is none, or says that there is none.
+    """The scopes with these names; `all` means every scope.
 
-    `all` stands for every scope.
+    Raises ValueError where a name is unknown or there is no name.
     """
     wanted = {name.strip() for name in names if name.strip()}
     if wanted == {"all"}:
         return ALL_SCOPES
     unknown = sorted(wanted - set(Scope))
     if unknown:
-        raise ValueError(f"{unknown[0]!r} is no scope; there are {', '.join(Scope)}")
+        raise ValueError(f"{unknown[0]!r} is not a scope; the scopes are {', '.join(Scope)}")
     if not wanted:
         raise ValueError(f"a key needs a scope: {', '.join(Scope)}")
     return frozenset(Scope(name) for name in wanted)

@@ -1,11 +1,11 @@
-"""How urgent a piece of work is."""
+"""The priority of work, and the order in which waiting work of several priorities is served."""
 
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import TypeVar
 
 T = TypeVar("T")
-FAIR_TURNS = 8  # every so many turns one of the less urgent goes first, so that it moves at all
+FAIRNESS_INTERVAL = 8  # in every eighth round a lower priority goes first, so that none starves
 
 
 class Priority(StrEnum):
@@ -27,14 +27,14 @@ class Priority(StrEnum):
 _RANKS = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
 
 
-def in_turn(waiting: Sequence[T], turn: int) -> Sequence[T]:
-    """`waiting`, given with the most urgent first, in the order in which they go in this turn.
+def service_order(waiting: Sequence[T], round_: int) -> Sequence[T]:
+    """The order in which to serve `waiting`, whose first element is the most urgent.
 
-    That is as they are, but in every `FAIR_TURNS`th turn: then one of the others goes first, each
-    of them in its turn.
+    The order is unchanged, except in every `FAIRNESS_INTERVAL`th round: then one of the others goes
+    first, another one each time.
     """
-    rounds, rest = divmod(turn, FAIR_TURNS)
+    cycle, rest = divmod(round_, FAIRNESS_INTERVAL)
     if rest or len(waiting) <= 1:
         return waiting
-    first = 1 + rounds % (len(waiting) - 1)
+    first = 1 + cycle % (len(waiting) - 1)
     return (waiting[first], *waiting[:first], *waiting[first + 1 :])

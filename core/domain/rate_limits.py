@@ -1,9 +1,9 @@
-"""How often a key may ask: limits as data, and how several processes share one limit.
+"""Rate limits of API keys, and how several processes share one limit.
 
-A limit counts within fixed windows. Nobody asks the store for each request: a process takes a share
-of what is left, an eighth, and spends it by itself. So no process, and no number of them together,
-ever lets more through than the limit; near its end shares are of one; and the store is asked a few
-dozen times a window, however many requests there are.
+A limit counts requests in fixed windows. A process reserves an eighth of the remaining requests at
+a time, and counts them in memory. All processes together never admit more than the limit. Near its
+end, a process reserves single requests. The store gets a few dozen requests a window, whatever the
+load.
 """
 
 import re
@@ -12,8 +12,8 @@ from datetime import datetime
 from typing import Self
 
 DAY = 86_400
-# Requests in a day: more than any service answers, and far from what a store's number holds.
-MOST_DAILY_QUOTA = 10**12
+# Requests in a day: more than any service answers, and far below the range of a stored number.
+MAX_DAILY_QUOTA = 10**12
 _SHARES = 8
 _RATE = re.compile(r"([1-9][0-9]{0,8})/(second|minute|hour)")
 _SECONDS = {"second": 1, "minute": 60, "hour": 3600}
@@ -28,10 +28,10 @@ class Rate:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """ValueError where it is not of the form."""
+        """Raises ValueError where the text does not have this form."""
         found = _RATE.fullmatch(text.strip())
         if found is None:
-            raise ValueError("a rate is written as in 600/minute; second and hour are known too")
+            raise ValueError("a rate has the form 600/minute; second and hour are known too")
         return cls(int(found[1]), _SECONDS[found[2]])
 
     def __str__(self) -> str:
@@ -41,20 +41,20 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """`quota` requests in each window of `seconds`; windows begin at multiples of that, in UTC."""
+    """`quota` requests in each window of `seconds`. Windows start at multiples of that, in UTC."""
 
     name: str
     quota: int
     seconds: int
 
     def window(self, now: float) -> int:
-        """The window that `now` (seconds since 1970) is in, by the second of its beginning."""
+        """The start of the window that includes `now`; both in seconds since 1970."""
         return int(now // self.seconds) * self.seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """What a store remembers of one limit of one key: how much of a window is taken."""
+    """The stored state of one limit of one key: the requests reserved in a window."""
 
     window: int
     taken: int
@@ -62,18 +62,18 @@ class Allowance:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """`count` requests for whoever asked, within `window`; `left` remain for everyone."""
+    """A reservation of `count` requests in `window`; `left` requests remain to be reserved."""
 
     window: int
     count: int
     left: int
 
 
-def granted(before: Allowance | None, limit: Limit, now: datetime) -> tuple[Allowance, Grant]:
-    """The next share. `count` is 0 where nothing is left.
+def reserve(before: Allowance | None, limit: Limit, now: datetime) -> tuple[Allowance, Grant]:
+    """Reserve the next share. `count` is 0 where no requests remain.
 
-    Clocks differ: a window that another machine has just begun counts as the present one. One
-    that lies further ahead is of a clock that was wrong, and is begun anew.
+    Clocks differ: a window that another machine has just started is the current one. A window
+    further ahead comes from a wrong clock, and is replaced.
     """
     window = limit.window(now.timestamp())
     taken = 0

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from core.domain.policy import LONGEST_ACK_DEADLINE
+from core.domain.policy import MAX_ACK_DEADLINE
 from core.domain.priority import Priority
 from core.domain.transitions import transition
 
@@ -21,7 +21,7 @@ MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}@[0-9a-f]{12}")
 PUBLIC_TENANT = "public"
 # A lease that seems to last longer was granted before the clock was set back. Twice the longest
 # lease of any policy, because the clock of the machine that granted it may be ahead.
-LONGEST_LEASE = timedelta(seconds=2 * LONGEST_ACK_DEADLINE)
+MAX_LEASE = timedelta(seconds=2 * MAX_ACK_DEADLINE)
 UPLOAD_LOST = "upload_lost"  # error code: the image was never stored
 
 
@@ -126,7 +126,7 @@ class Record:
         return (
             self.status is Status.RUNNING
             and self.lease_expires_at is not None
-            and now < self.lease_expires_at <= now + LONGEST_LEASE
+            and now < self.lease_expires_at <= now + MAX_LEASE
         )
 
     @property

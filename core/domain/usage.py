@@ -1,4 +1,4 @@
-"""What each key has asked for, by the day."""
+"""The usage of each API key, by day."""
 
 from dataclasses import dataclass
 from datetime import date
@@ -8,8 +8,8 @@ from datetime import date
 class Usage:
     """Counts of one key on one day (UTC).
 
-    `requests` were let through, `refused` were beyond a limit; `images` were uploaded, with `bytes`
-    in all, known ones and refused ones included.
+    `requests` were admitted, `refused` exceeded a limit. `images` were uploaded, `bytes` in total,
+    including known and refused images.
     """
 
     tenant: str
@@ -22,7 +22,7 @@ class Usage:
 
     def __add__(self, other: "Usage") -> "Usage":
         if (self.tenant, self.key_id, self.day) != (other.tenant, other.key_id, other.day):
-            raise ValueError("only counts of the same key and day add up")
+            raise ValueError("only counts of the same key and day can be added")
         return Usage(
             self.tenant,
             self.key_id,

@@ -20,15 +20,15 @@ from core.domain.transitions import transition
 
 WEBHOOK_ID = re.compile(r"wh_[0-9a-f]{24}")
 DESCRIPTION = re.compile(r"[^\x00-\x1f\x7f]{0,200}")
-LONGEST_URL = 2048
-MOST_WEBHOOKS = 20  # of one tenant
+MAX_URL_LENGTH = 2048
+MAX_WEBHOOKS = 20  # of one tenant
 # Each note is a write, so one of several deliveries with the same outcome is noted in this time.
 NOTE_INTERVAL = timedelta(minutes=1)
 DISABLED_BY_OWNER = "It was turned off."
 
 SECRET_PREFIX = "whsec_"  # noqa: S105 - the prefix of every secret, not a secret
 SECRET_BYTES = 32
-FEWEST_SECRET_BYTES, MOST_SECRET_BYTES = 24, 64  # the specification's bounds
+MIN_SECRET_BYTES, MAX_SECRET_BYTES = 24, 64  # the specification's bounds
 
 # Header names as the specification spells them.
 ID_HEADER = "webhook-id"
@@ -113,7 +113,7 @@ class Webhook:
         ):
             if not pattern.fullmatch(value):
                 raise ValueError(f"{name} is malformed")
-        if not FEWEST_SECRET_BYTES <= len(self.secret) <= MOST_SECRET_BYTES:
+        if not MIN_SECRET_BYTES <= len(self.secret) <= MAX_SECRET_BYTES:
             raise ValueError("secret is malformed")
 
     @property
@@ -154,8 +154,8 @@ def parse_secret(text: str) -> bytes:
         secret = base64.b64decode(text.removeprefix(SECRET_PREFIX), validate=True)
     except (binascii.Error, ValueError):
         raise ValueError("a secret is whsec_ and base64") from None
-    if not FEWEST_SECRET_BYTES <= len(secret) <= MOST_SECRET_BYTES:
-        raise ValueError(f"a secret has {FEWEST_SECRET_BYTES} to {MOST_SECRET_BYTES} bytes")
+    if not MIN_SECRET_BYTES <= len(secret) <= MAX_SECRET_BYTES:
+        raise ValueError(f"a secret has {MIN_SECRET_BYTES} to {MAX_SECRET_BYTES} bytes")
     return secret
 
 

@@ -21,7 +21,7 @@ from yarl import URL
 from core.errors import GlimpseError, InvalidRequest
 from core.outbound.addresses import is_public
 
-LONGEST_URL = 2048
+MAX_URL_LENGTH = 2048
 RESOLVER_THREADS = 8
 CONNECT_SECONDS = 5.0
 READ_BUFFER = 4096  # bytes of a response's body that may arrive before the client closes it unread
@@ -50,8 +50,8 @@ def parse_url(text: str, *, allow_private: bool) -> URL:
     except ValueError:
         raise _invalid("is not a URL") from None
     schemes = ("https", "http") if allow_private else ("https",)
-    if len(text) > LONGEST_URL:
-        raise _invalid(f"has more than {LONGEST_URL} characters")
+    if len(text) > MAX_URL_LENGTH:
+        raise _invalid(f"has more than {MAX_URL_LENGTH} characters")
     if any(ord(each) <= 0x20 or ord(each) == 0x7F for each in text):
         raise _invalid("contains a space or a control character")
     if url.scheme not in schemes:

@@ -21,7 +21,7 @@ def allowances(access: Access) -> AllowanceStore:
 async def taken(store: AllowanceStore, limit: Limit, key_id: str = "key1") -> list[int]:
     """Take until nothing is left; the shares."""
     shares = []
-    while (grant := await store.take(key_id, limit)).count:
+    while (grant := await store.reserve(key_id, limit)).count:
         shares.append(grant.count)
         assert grant.left == limit.quota - sum(shares)
         assert grant.window == limit.window(grant.window)
@@ -33,7 +33,7 @@ async def test_shares_add_up_to_the_limit_and_grow_small(allowances: AllowanceSt
     assert sum(shares) == 100
     assert shares[0] == 12
     assert shares[-8:] == [1] * 8
-    assert (await allowances.take("key1", LIMIT)).count == 0
+    assert (await allowances.reserve("key1", LIMIT)).count == 0
 
 
 async def test_keys_and_limits_do_not_share(allowances: AllowanceStore) -> None:
@@ -44,11 +44,11 @@ async def test_keys_and_limits_do_not_share(allowances: AllowanceStore) -> None:
 
 async def test_a_new_window_begins_anew(allowances: AllowanceStore, clock: MovableClock) -> None:
     limit = Limit("rate", 3, 60)
-    first = (await allowances.take("key1", limit)).window
-    while (await allowances.take("key1", limit)).count:
+    first = (await allowances.reserve("key1", limit)).window
+    while (await allowances.reserve("key1", limit)).count:
         pass
     clock.move(60)
-    grant = await allowances.take("key1", limit)
+    grant = await allowances.reserve("key1", limit)
     assert (grant.window, grant.count, grant.left) == (first + 60, 1, 2)
 
 
@@ -60,7 +60,7 @@ async def test_two_processes_that_ask_at_once_never_get_more_than_there_is(
         counts = []
         for _ in range(7):
             grants = await asyncio.gather(
-                access.allowances.take("key1", limit), other.allowances.take("key1", limit)
+                access.allowances.reserve("key1", limit), other.allowances.reserve("key1", limit)
             )
             counts += [grant.count for grant in grants]
     assert sum(counts) == 10

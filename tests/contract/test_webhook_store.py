@@ -12,7 +12,7 @@ from core.domain import webhooks
 from core.domain.webhooks import (
     DISABLED_BY_OWNER,
     JOB_EVENTS,
-    MOST_WEBHOOKS,
+    MAX_WEBHOOKS,
     Change,
     Delivery,
     Event,
@@ -84,7 +84,7 @@ async def test_a_webhook_comes_back_unchanged(store: WebhookStore, clock: Movabl
     failing = replace(plain, id=f"wh_{3:024x}")
     failing = replace(failing, last_delivery=Delivery(clock(), Event.TEST, error="no_answer"))
     for webhook in (plain, full, failing):
-        assert await store.create(webhook, MOST_WEBHOOKS)
+        assert await store.create(webhook, MAX_WEBHOOKS)
         assert await store.get(webhook.key) == webhook
 
 
@@ -92,7 +92,7 @@ async def test_a_tenant_sees_its_own_oldest_first(store: WebhookStore, clock: Mo
     made = []
     for number, tenant in ((3, "acme"), (1, "other"), (2, "acme")):
         made.append(new_webhook(clock, number, tenant=tenant))
-        assert await store.create(made[-1], MOST_WEBHOOKS)
+        assert await store.create(made[-1], MAX_WEBHOOKS)
         clock.move(1)
     assert await store.list("acme") == [made[0], made[2]]
     assert await store.list("other") == [made[1]]
@@ -105,9 +105,9 @@ async def test_a_tenant_sees_its_own_oldest_first(store: WebhookStore, clock: Mo
 
 
 async def test_an_id_is_given_once(store: WebhookStore, clock: MovableClock) -> None:
-    assert await store.create(new_webhook(clock), MOST_WEBHOOKS)
+    assert await store.create(new_webhook(clock), MAX_WEBHOOKS)
     again = new_webhook(clock, url="https://example.org/")
-    assert not await store.create(again, MOST_WEBHOOKS)
+    assert not await store.create(again, MAX_WEBHOOKS)
     assert await store.list("acme") == [new_webhook(clock)]
 
 
@@ -127,7 +127,7 @@ async def test_both_secrets_sign_until_the_overlap_ends(
     store: WebhookStore, clock: MovableClock
 ) -> None:
     webhook = new_webhook(clock)
-    await store.create(webhook, MOST_WEBHOOKS)
+    await store.create(webhook, MAX_WEBHOOKS)
     rotated_at = clock.move(10)
     after = await store.change(webhook.key, webhooks.rotate(SECOND, HOUR))
     assert after == await stored(store, webhook)
@@ -143,7 +143,7 @@ async def test_both_secrets_sign_until_the_overlap_ends(
 
 async def test_a_change_touches_what_it_names(store: WebhookStore, clock: MovableClock) -> None:
     webhook = new_webhook(clock)
-    await store.create(webhook, MOST_WEBHOOKS)
+    await store.create(webhook, MAX_WEBHOOKS)
     expected = webhook
     steps: tuple[dict[str, Any], ...] = (
         {},
@@ -161,7 +161,7 @@ async def test_a_change_touches_what_it_names(store: WebhookStore, clock: Movabl
 
 async def test_the_first_reason_to_disable_stays(store: WebhookStore, clock: MovableClock) -> None:
     webhook = new_webhook(clock)
-    await store.create(webhook, MOST_WEBHOOKS)
+    await store.create(webhook, MAX_WEBHOOKS)
     told = Delivery(clock.move(1), Event.JOB_COMPLETED, 410)
     assert await store.change(webhook.key, webhooks.disable(URL, told, "It answered 410."))
     clock.move(1)
@@ -184,7 +184,7 @@ async def test_the_last_delivery_is_noted_when_it_says_something_new(
     store: WebhookStore, clock: MovableClock
 ) -> None:
     webhook = new_webhook(clock)
-    await store.create(webhook, MOST_WEBHOOKS)
+    await store.create(webhook, MAX_WEBHOOKS)
 
     async def noted(status: int | None, error: str = "") -> bool:
         told = Delivery(clock(), Event.JOB_COMPLETED, status, error)
@@ -207,7 +207,7 @@ async def test_what_was_sent_to_an_earlier_url_says_nothing_of_this_one(
     store: WebhookStore, clock: MovableClock
 ) -> None:
     webhook = new_webhook(clock)
-    await store.create(webhook, MOST_WEBHOOKS)
+    await store.create(webhook, MAX_WEBHOOKS)
     told = Delivery(clock(), Event.JOB_COMPLETED, 200)
     assert await store.change(webhook.key, webhooks.note_delivery(URL, told))
     moved = await store.change(webhook.key, webhooks.update(Change(url="https://example.com/new")))
@@ -221,7 +221,7 @@ async def test_a_rotation_and_a_disabling_at_once_lose_neither(
     store: WebhookStore, clock: MovableClock
 ) -> None:
     webhook = new_webhook(clock)
-    await store.create(webhook, MOST_WEBHOOKS)
+    await store.create(webhook, MAX_WEBHOOKS)
     await asyncio.gather(
         store.change(webhook.key, webhooks.rotate(SECOND, HOUR)),
         store.change(webhook.key, webhooks.update(Change(enabled=False))),
@@ -232,7 +232,7 @@ async def test_a_rotation_and_a_disabling_at_once_lose_neither(
 
 async def test_what_is_deleted_is_gone(store: WebhookStore, clock: MovableClock) -> None:
     webhook = new_webhook(clock)
-    await store.create(webhook, MOST_WEBHOOKS)
+    await store.create(webhook, MAX_WEBHOOKS)
     assert await store.delete(webhook.key)
     assert not await store.delete(webhook.key)
     assert await store.list("acme") == []
@@ -244,7 +244,7 @@ async def test_two_processes_see_one_store(
 ) -> None:
     webhook = new_webhook(clock)
     async with open_backend(settings, clock) as other:
-        await store.create(webhook, MOST_WEBHOOKS)
+        await store.create(webhook, MAX_WEBHOOKS)
         assert await other.webhooks.get(webhook.key) == webhook
         await other.webhooks.change(webhook.key, webhooks.update(Change(enabled=False)))
         assert not (await stored(store, webhook)).enabled

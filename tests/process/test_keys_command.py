@@ -96,8 +96,8 @@ def test_key_can_be_written_to_a_private_file(command: Command, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("create", "x", "--scopes", "root"), "'root' is no scope"),
-        (("create", "x", "--scopes", "Admin"), "'Admin' is no scope"),
+        (("create", "x", "--scopes", "root"), "'root' is not a scope"),
+        (("create", "x", "--scopes", "Admin"), "'Admin' is not a scope"),
         (("create", "x", "--tenant", "No Tenant"), "tenant is malformed"),
         (
             ("create", "x", "--expires", "soon"),

@@ -14,7 +14,7 @@ from app.auth import authenticator as module
 from app.auth.authenticator import Authenticator
 from app.keys.service import Issued, Keys, Wanted
 from core.backends import Access, open_access
-from core.domain.api_keys import TOUCH_EVERY
+from core.domain.api_keys import USE_NOTE_INTERVAL
 from core.domain.principals import ALL_SCOPES, Principal, Scope
 from core.domain.rate_limits import DAY, Rate
 from core.errors import Forbidden, RateLimited, Unauthenticated
@@ -242,7 +242,7 @@ async def test_time_of_last_use_is_written_once_a_minute(setup: Setup) -> None:
         await setup.authenticator.write_usage()
         setup.move(1)
     assert setup.calls["keys.note_use"] == 1
-    setup.move(TOUCH_EVERY.total_seconds())
+    setup.move(USE_NOTE_INTERVAL.total_seconds())
     await setup.authenticate(issued)
     await setup.authenticator.write_usage()
     assert setup.calls["keys.note_use"] == 2
@@ -252,7 +252,7 @@ async def test_request_does_not_wait_long_for_a_hanging_store_of_limits(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SHARE_SECONDS", 0.01)
-    setup.hanging.add("allowances.take")
+    setup.hanging.add("allowances.reserve")
     issued = await setup.issue(rate=Rate(2, 3600))
     async with asyncio.timeout(10):
         for _ in range(2):

@@ -33,7 +33,7 @@ from core.domain.principals import ALL_SCOPES
 from core.domain.priority import Priority
 from core.domain.records import Annotation, RecordError, RecordKey, Status, new_record
 from core.domain.transitions import Transition
-from core.domain.webhooks import JOB_EVENTS, MOST_WEBHOOKS, Change, Delivery, Event, Webhook
+from core.domain.webhooks import JOB_EVENTS, MAX_WEBHOOKS, Change, Delivery, Event, Webhook
 from core.ports import Store
 from tests.support.clock import MovableClock
 from tests.support.records import claimed
@@ -154,7 +154,7 @@ async def test_webhook_transitions_but_notes_of_deliveries_are_durable(tmp_path:
     async with observed(tmp_path / "webhooks.db", WEBHOOKS) as database:
         store = SqliteWebhookStore(database, clock)
         changes = Changes(store, database, webhook.key)
-        assert await database.syncs(store.create(webhook, MOST_WEBHOOKS))
+        assert await database.syncs(store.create(webhook, MAX_WEBHOOKS))
         assert await changes.synced(webhooks.rotate(bytes([1]) * 32, MINUTE))
         done, gone = Delivery(clock(), Event.JOB_FAILED, 200), Delivery(clock(), Event.TEST, 410)
         assert not await changes.synced(webhooks.note_delivery(url, done))

@@ -17,7 +17,7 @@ from core.backends import Backend, open_access, open_backend
 from core.backends.links import LinkSigner, shared_secret
 from core.domain.webhooks import (
     JOB_EVENTS,
-    MOST_WEBHOOKS,
+    MAX_WEBHOOKS,
     Webhook,
     new_secret,
 )
@@ -161,7 +161,7 @@ async def test_only_its_owner_reads_the_webhooks_secrets(settings: Settings) -> 
     clock = MovableClock()
     webhook = Webhook("wh_" + "0" * 24, "acme", "", HOOK, JOB_EVENTS, new_secret(), clock())
     async with open_backend(settings, clock) as backend:
-        assert await backend.webhooks.create(webhook, MOST_WEBHOOKS)
+        assert await backend.webhooks.create(webhook, MAX_WEBHOOKS)
         files = sorted(settings.data_dir.glob("webhooks.db*"))
         assert len(files) >= 2, "the database and its log"
         for file in files:

@@ -22,7 +22,9 @@ from core.domain.policy import JobPolicy
 from core.domain.records import RecordError
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
-POLICY = JobPolicy(retention=1000, longest=5000, unsealed=100, stale_after=60, announce_after=30)
+POLICY = JobPolicy(
+    retention=1000, max_duration=5000, seal_timeout=100, stale_after=60, announce_after=30
+)
 BROKEN = RecordError("delivery_exhausted", "It could not be run.", True)
 
 

@@ -11,7 +11,7 @@ import pytest
 from core.errors import InvalidRequest
 from core.outbound import http_client
 from core.outbound.http_client import (
-    LONGEST_URL,
+    MAX_URL_LENGTH,
     NoResponse,
     PrivateAddress,
     PublicClient,
@@ -137,7 +137,7 @@ async def test_a_resolver_gives_the_addresses_that_it_checked() -> None:
         ("https://[::1/", "URL"),
         *((f"https://{host}/", "abbreviated") for host in ("127.1", "2130706433", "0x7f000001")),
         *((f"https://{host}/", "abbreviated") for host in ("0177.1", "1.2.3.4.5", "0x7f.1")),
-        ("https://example.com/" + "a" * LONGEST_URL, "characters"),
+        ("https://example.com/" + "a" * MAX_URL_LENGTH, "characters"),
     ],
 )
 def test_what_is_no_url_of_ours_is_refused(url: str, why: str) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from core.domain.priority import FAIR_TURNS, Priority
+from core.domain.priority import FAIRNESS_INTERVAL, Priority
 from worker.priority_semaphore import PrioritySemaphore
 
 HIGH, NORMAL, LOW = Priority
@@ -45,13 +45,13 @@ async def test_an_urgent_one_behind_a_thousand_has_the_next_turn() -> None:
 
 async def test_the_least_urgent_move_as_well() -> None:
     order = await served([HIGH] * 100 + [LOW] * 3)
-    assert [order.index(100 + n) + 1 for n in range(3)] == [FAIR_TURNS, 2 * FAIR_TURNS,
-                                                           3 * FAIR_TURNS]  # fmt: skip
+    places = [order.index(100 + n) + 1 for n in range(3)]
+    assert places == [round_ * FAIRNESS_INTERVAL for round_ in (1, 2, 3)]
 
 
 async def test_the_middle_moves_though_there_are_others_on_both_sides() -> None:
     order = await served([HIGH] * 100 + [LOW] * 100 + [NORMAL] * 3)
-    assert order.index(202) < 3 * 2 * FAIR_TURNS
+    assert order.index(202) < 3 * 2 * FAIRNESS_INTERVAL
 
 
 @pytest.mark.parametrize("size", [1, 3])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.domain.rate_limits import DAY, Allowance, Limit, Rate, granted
+from core.domain.rate_limits import DAY, Allowance, Limit, Rate, reserve
 
 NOW = datetime(2026, 11, 21, 9, 30, 12, tzinfo=UTC)
 
@@ -15,7 +15,7 @@ NOW = datetime(2026, 11, 21, 9, 30, 12, tzinfo=UTC)
 def test_share_is_an_eighth_of_the_remainder_and_at_least_one(quota: int, others: int) -> None:
     limit = Limit("rate", quota, 60)
     before = Allowance(limit.window(NOW.timestamp()), others)
-    after, grant = granted(before, limit, NOW)
+    after, grant = reserve(before, limit, NOW)
     left = max(0, quota - others)
     assert grant.count == min(left, max(1, left // 8))
     assert after.taken == others + grant.count
@@ -26,7 +26,7 @@ def test_share_is_an_eighth_of_the_remainder_and_at_least_one(quota: int, others
 def test_shares_of_a_window_add_up_to_the_quota_and_are_few(quota: int) -> None:
     limit, state, shares = Limit("rate", quota, 60), None, []
     while True:
-        state, grant = granted(state, limit, NOW)
+        state, grant = reserve(state, limit, NOW)
         if not grant.count:
             break
         shares.append(grant.count)
@@ -38,16 +38,16 @@ def test_clocks_with_a_small_difference_share_a_window() -> None:
     """At the end of a minute, the slower machine uses the window of the faster one."""
     limit = Limit("rate", 100, 60)
     turn = datetime(2026, 11, 21, 9, 31, tzinfo=UTC)
-    ahead, _ = granted(None, limit, turn + timedelta(milliseconds=20))
-    behind, grant = granted(ahead, limit, turn - timedelta(milliseconds=20))
+    ahead, _ = reserve(None, limit, turn + timedelta(milliseconds=20))
+    behind, grant = reserve(ahead, limit, turn - timedelta(milliseconds=20))
     assert behind.window == ahead.window == grant.window
     assert behind.taken > ahead.taken
 
 
 def test_window_far_in_the_future_is_ignored() -> None:
     limit = Limit("rate", 100, 60)
-    wrong, _ = granted(None, limit, NOW + timedelta(days=365))
-    right, grant = granted(wrong, limit, NOW)
+    wrong, _ = reserve(None, limit, NOW + timedelta(days=365))
+    right, grant = reserve(wrong, limit, NOW)
     assert right.window == limit.window(NOW.timestamp())
     assert grant.count == 12
 

@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 from core.backends.embedded.database import Database
 from core.backends.embedded.records import SCHEMA, SqliteRecordStore
 from core.domain import records
-from core.domain.policy import LONGEST_ACK_DEADLINE
+from core.domain.policy import MAX_ACK_DEADLINE
 from core.domain.records import Annotation, Claim, Record, RecordError, RecordKey, Status
 from core.domain.transitions import Transition
 from tests.support.clock import MovableClock
@@ -284,7 +284,7 @@ def test_a_touch_is_refused_to_the_owned_the_ended_and_the_fresh() -> None:
 
 def test_the_longest_lease_holds_where_another_clock_is_behind() -> None:
     clock = MovableClock()
-    longest = timedelta(seconds=LONGEST_ACK_DEADLINE)
+    longest = timedelta(seconds=MAX_ACK_DEADLINE)
     owned = records.claim(longest)(records.new_record(KEY, clock()), clock())
     assert owned is not None
     assert records.claim(longest)(owned, clock.move(-5)) is None

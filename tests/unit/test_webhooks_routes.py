@@ -17,7 +17,7 @@ import structlog
 from core.clock import rfc3339
 from core.domain import webhooks
 from core.domain.principals import Scope
-from core.domain.webhooks import MOST_WEBHOOKS, Delivery, Event, WebhookKey, parse_secret
+from core.domain.webhooks import MAX_WEBHOOKS, Delivery, Event, WebhookKey, parse_secret
 from core.outbound import http_client
 from tests.support.api import Api, api_settings, bearer, open_api, routes_of
 from tests.support.problems import assert_problem
@@ -149,9 +149,9 @@ async def test_name_server_that_hangs_does_not_delay_a_request_long(
 
 async def test_number_of_webhooks_is_limited(api: Api) -> None:
     answers = await asyncio.gather(
-        *(api.client.post(URL, json={"url": HOOK}) for _ in range(MOST_WEBHOOKS + 3))
+        *(api.client.post(URL, json={"url": HOOK}) for _ in range(MAX_WEBHOOKS + 3))
     )
-    assert sorted(answer.status_code for answer in answers) == [201] * MOST_WEBHOOKS + [409] * 3
+    assert sorted(answer.status_code for answer in answers) == [201] * MAX_WEBHOOKS + [409] * 3
     first = (await api.client.get(URL)).json()["webhooks"][0]["id"]
     assert (await api.client.delete(f"{URL}/{first}")).status_code == 204
     await made(api)

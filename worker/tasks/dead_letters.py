@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import structlog
 
-from core.domain.dead_letters import PAYLOAD_KEPT, DeadLetter, letter_id, resolve, tenant_of
+from core.domain.dead_letters import MAX_PAYLOAD, DeadLetter, letter_id, resolve, tenant_of
 from core.domain.jobs import JobKey, JobStatus
 from core.domain.messages import (
     DEAD_LETTER_ATTRIBUTES,
@@ -184,7 +184,7 @@ def letter_of(envelope: PushEnvelope, reason: RecordError, now: datetime) -> Dea
         id=letter_id(attributes, payload, published or message.messageId),
         tenant=tenant_of(attributes),
         attributes=attributes,
-        payload=payload[:PAYLOAD_KEPT],
+        payload=payload[:MAX_PAYLOAD],
         payload_size=len(payload),
         # Clients see the number, so other text in its place is dropped.
         attempts=int(count) if count.isascii() and count.isdecimal() and len(count) < 10 else 0,

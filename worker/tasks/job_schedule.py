@@ -62,7 +62,7 @@ async def _apply(action: Action, job: Job, backend: Backend, policy: JobPolicy) 
             error = RecordError(jobs.DEADLINE_EXCEEDED, "The job's deadline has passed.", True)
             return await job_completion.cancel(backend, job.key, policy, error)
         case Action.EXPIRE:
-            detail = f"The job did not finish within {policy.longest:g} seconds."
+            detail = f"The job did not finish within {policy.max_duration:g} seconds."
             error = RecordError(jobs.EXPIRED, detail, True)
             return await job_completion.fail(backend, job.key, policy, error)
         case Action.ANNOUNCE:

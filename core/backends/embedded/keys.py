@@ -16,7 +16,7 @@ from core.backends.embedded.timestamps import (
 from core.clock import Clock, utc_now
 from core.domain.api_keys import ApiKey
 from core.domain.principals import Scope
-from core.domain.rate_limits import Allowance, Grant, Limit, Rate, granted
+from core.domain.rate_limits import Allowance, Grant, Limit, Rate, reserve
 from core.domain.usage import Usage
 
 SCHEMA = Schema(
@@ -121,13 +121,13 @@ class SqliteAllowanceStore:
         self._database = database
         self._clock = clock
 
-    async def take(self, key_id: str, limit: Limit) -> Grant:
-        def take(connection: sqlite3.Connection) -> Grant:
+    async def reserve(self, key_id: str, limit: Limit) -> Grant:
+        def reserve_share(connection: sqlite3.Connection) -> Grant:
             row = connection.execute(
                 "SELECT window, taken FROM allowances WHERE key_id = ? AND limit_name = ?",
                 (key_id, limit.name),
             ).fetchone()
-            after, grant = granted(None if row is None else Allowance(*row), limit, self._clock())
+            after, grant = reserve(None if row is None else Allowance(*row), limit, self._clock())
             if grant.count:
                 connection.execute(
                     "REPLACE INTO allowances (key_id, limit_name, window, taken)"
@@ -136,7 +136,7 @@ class SqliteAllowanceStore:
                 )
             return grant
 
-        return await self._database.write(take, durable=False)
+        return await self._database.write(reserve_share, durable=False)
 
 
 class SqliteUsageStore:

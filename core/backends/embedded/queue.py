@@ -40,7 +40,7 @@ from core.clock import Clock, rfc3339, utc_now
 from core.concurrency import in_background
 from core.domain.channels import ALL_CHANNELS, CHANNELS, DEAD_LETTERS, Channel, Lane
 from core.domain.policy import ACKNOWLEDGING_STATUS, NOTIFICATION_CONCURRENCY, DeliveryPolicy
-from core.domain.priority import in_turn
+from core.domain.priority import service_order
 from core.errors import Unavailable
 from core.observability.logs import configure_logging
 from core.settings import Settings, load_settings
@@ -189,7 +189,7 @@ class PushQueue:
         """
         channels = CHANNELS_OF[lane]
         known = [each for each in channels if each is channels[0] or each in waiting]
-        first = in_turn(known, self._turns)[0]
+        first = service_order(known, self._turns)[0]
         return (first, *(each for each in channels if each is not first))
 
     async def _woken(self) -> bool:

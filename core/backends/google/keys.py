@@ -36,7 +36,7 @@ from core.backends.google.store import DatastoreStore
 from core.clock import Clock, utc_now
 from core.domain.api_keys import ApiKey
 from core.domain.principals import Scope
-from core.domain.rate_limits import Allowance, Grant, Limit, Rate, granted
+from core.domain.rate_limits import Allowance, Grant, Limit, Rate, reserve
 from core.domain.usage import Usage
 
 KEY_KIND, ALLOWANCE_KIND, USAGE_KIND = "ApiKey", "Allowance", "Usage"
@@ -83,17 +83,17 @@ class DatastoreAllowanceStore:
         self._datastore = datastore
         self._clock = clock
 
-    async def take(self, key_id: str, limit: Limit) -> Grant:
+    async def reserve(self, key_id: str, limit: Limit) -> Grant:
         keys = self._datastore.keys
         raw_key = keys.path(keys.namespace(ACCESS), (ALLOWANCE_KIND, f"{key_id}:{limit.name}"))
 
-        async def take(transaction: bytes) -> tuple[Grant, list[Any]]:
+        async def reserve_share(transaction: bytes) -> tuple[Grant, list[Any]]:
             entity = await self._datastore.find_in(raw_key, transaction)
             before = None
             if entity is not None:
                 fields = entity.properties
                 before = Allowance(fields["window"].integer_value, fields["taken"].integer_value)
-            after, grant = granted(before, limit, self._clock())
+            after, grant = reserve(before, limit, self._clock())
             if not grant.count:
                 return grant, []
             entity = RawEntity(key=raw_key)
@@ -101,7 +101,7 @@ class DatastoreAllowanceStore:
             set_number(entity.properties["taken"], after.taken)
             return grant, [RawMutation(upsert=entity)]
 
-        return await self._datastore.transact(take)
+        return await self._datastore.transact(reserve_share)
 
 
 class DatastoreUsageStore:
