@@ -62,7 +62,7 @@ class JobOrder:
         return [*self.items, *self.imported]
 
     @property
-    def request_digest(self) -> str:
+    def request_fingerprint(self) -> str:
         """Depends on what the client sent, and on nothing that the service knows."""
         options = self.options
         sent: list[object] = [
@@ -78,11 +78,11 @@ class JobOrder:
 
     @property
     def fingerprint(self) -> str:
-        """`request_digest`, and after a dot a digest of the imported objects, which may change."""
+        """`request_fingerprint`, and after a dot a digest of the imported objects, which may change."""
         if not self.gs_prefix:
-            return self.request_digest
+            return self.request_fingerprint
         names = [item.name for item in self.imported]
-        return f"{self.request_digest}.{_digest([_contents(self.imported), names])}"
+        return f"{self.request_fingerprint}.{_digest([_contents(self.imported), names])}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +269,7 @@ def _job_id(order: JobOrder) -> str:
 
 
 def _check_request(existing: Job, order: JobOrder) -> None:
-    if existing.fingerprint.partition(".")[0] != order.request_digest:
+    if existing.fingerprint.partition(".")[0] != order.request_fingerprint:
         raise IdempotencyKeyReused(
             "This Idempotency-Key has created another job. Use a new key.",
             extra={"job_id": existing.key.id},

@@ -39,7 +39,9 @@ def test_every_option_is_compared() -> None:
 @pytest.mark.parametrize("option", OTHER_OPTIONS)
 def test_another_option_is_another_order(option: str) -> None:
     options = dataclasses.replace(OPTIONS, **{option: OTHER_OPTIONS[option]})  # type: ignore[arg-type]
-    assert dataclasses.replace(ORDER, options=options).request_digest != ORDER.request_digest
+    assert (
+        dataclasses.replace(ORDER, options=options).request_fingerprint != ORDER.request_fingerprint
+    )
 
 
 @pytest.mark.parametrize(
@@ -51,9 +53,11 @@ def test_another_option_is_another_order(option: str) -> None:
     ],
 )
 def test_another_image_is_another_order(image: BatchItem) -> None:
-    assert dataclasses.replace(ORDER, items=[image]).request_digest != ORDER.request_digest
+    assert (
+        dataclasses.replace(ORDER, items=[image]).request_fingerprint != ORDER.request_fingerprint
+    )
     other = dataclasses.replace(ORDER, imported=[image])
-    assert other.request_digest == ORDER.request_digest
+    assert other.request_fingerprint == ORDER.request_fingerprint
     assert other.fingerprint != ORDER.fingerprint
 
 
@@ -63,17 +67,20 @@ def test_unread_images_differ_by_name_and_error() -> None:
         BatchItem("cat.jpg", error=InvalidImage("The image is empty.")),
         BatchItem("dog.jpg", error=InvalidImage("The image is empty.")),
     ]
-    one, other = (dataclasses.replace(ORDER, items=[image]).request_digest for image in unread)
+    one, other = (dataclasses.replace(ORDER, items=[image]).request_fingerprint for image in unread)
     assert one != other
 
 
 def test_name_of_a_sent_image_does_not_matter_and_that_of_an_object_does() -> None:
     renamed = dataclasses.replace(IMAGE, name="dog.jpg")
-    assert dataclasses.replace(ORDER, items=[renamed]).request_digest == ORDER.request_digest
+    assert (
+        dataclasses.replace(ORDER, items=[renamed]).request_fingerprint == ORDER.request_fingerprint
+    )
     assert dataclasses.replace(ORDER, imported=[renamed]).fingerprint != ORDER.fingerprint
 
 
 def test_another_prefix_is_another_order() -> None:
     assert (
-        dataclasses.replace(ORDER, gs_prefix="gs://photos/a").request_digest != ORDER.request_digest
+        dataclasses.replace(ORDER, gs_prefix="gs://photos/a").request_fingerprint
+        != ORDER.request_fingerprint
     )
