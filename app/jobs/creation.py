@@ -78,7 +78,7 @@ class JobOrder:
 
     @property
     def fingerprint(self) -> str:
-        """`request_fingerprint`, then a dot and a digest of the imported objects, which may change."""
+        """`request_fingerprint`, then a dot and a digest of the imported objects."""
         if not self.gs_prefix:
             return self.request_fingerprint
         names = [item.name for item in self.imported]
