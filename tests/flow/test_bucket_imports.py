@@ -42,11 +42,9 @@ def bucket() -> str:
 
 @pytest.fixture
 async def settings(
-    tmp_path: Path, colour_bundle: Path, emulator_addresses: dict[str, str], bucket: str
+    tmp_path: Path, colour_bundle: Path, own_corner: dict[str, str], bucket: str
 ) -> Settings:
-    from tests.support.emulators import own_corner
-
-    corner = {name.lower(): value for name, value in own_corner(emulator_addresses).items()}
+    corner = {name.lower(): value for name, value in own_corner.items()}
     chosen = api_settings(tmp_path, colour_bundle, **corner, import_buckets=bucket)
     # Nobody listens there: the messages are not what this is about.
     await provision(chosen, pushing=False)

@@ -80,12 +80,9 @@ async def test_set_up_again_changes_what_differs_and_loses_nothing(stack: Stack)
 
 
 def test_a_message_that_always_fails_ends_as_an_error_and_is_replayed_on_request(
-    tmp_path: Path, colour_bundle: Path, emulator_addresses: dict[str, str]
+    tmp_path: Path, colour_bundle: Path, own_corner: dict[str, str]
 ) -> None:
-    from tests.support.emulators import own_corner
-
-    corner = own_corner(emulator_addresses)
-    settings = {**corner, "DELIVERY_ATTEMPTS": 5, "MAX_BACKOFF_SECONDS": 0.3}
+    settings = {**own_corner, "DELIVERY_ATTEMPTS": 5, "MAX_BACKOFF_SECONDS": 0.3}
     with Stack(tmp_path, colour_bundle, **settings) as stack:
         # A worker that has not the API's model refuses every delivery.
         stack.stop("worker")

@@ -47,9 +47,7 @@ def apis(
 ) -> Iterator[tuple[Stack, Stack]]:
     settings = {}
     if request.param == "emulator":
-        from tests.support.emulators import own_corner
-
-        settings = own_corner(request.getfixturevalue("emulator_addresses"))
+        settings = request.getfixturevalue("own_corner")
     with two_apis(tmp_path / "two", colour_bundle, **settings) as both:
         yield both
 

@@ -184,13 +184,11 @@ def test_a_dead_receiver_becomes_a_dead_letter_that_can_be_sent_again(
 
 @pytest.mark.timeout(180)
 def test_a_job_is_told_about_on_the_emulators_too(
-    tmp_path: Path, colour_bundle: Path, world: World, emulator_addresses: dict[str, str]
+    tmp_path: Path, colour_bundle: Path, world: World, own_corner: dict[str, str]
 ) -> None:
-    from tests.support.emulators import own_corner
-
     receiver = Receiver()
     port = world.listen(listening(receiver.serve))
-    settings = {**QUICK, **own_corner(emulator_addresses)}
+    settings = {**QUICK, **own_corner}
     with Stack(tmp_path, colour_bundle, **settings) as stack:
         webhook = hook(stack, port)
         job_id = batch(stack, 3)

@@ -93,6 +93,23 @@ async def first_messages(
         yield first
 
 
+def delete_subscriptions(corner: Mapping[str, str]) -> None:
+    """Delete every subscription of a corner's project, with the messages that are left in it.
+
+    The emulator pushes such a message again every second, in a thread of its own, for as long as
+    the subscription exists.
+    """
+    from google.pubsub_v1 import SubscriberClient
+    from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
+    from google.pubsub_v1.types import DeleteSubscriptionRequest
+
+    project = f"projects/{corner['GOOGLE_CLOUD_PROJECT']}"
+    with grpc.insecure_channel(corner["PUBSUB_EMULATOR_HOST"]) as channel:
+        subscriber = SubscriberClient(transport=SubscriberGrpcTransport(channel=channel))
+        for each in subscriber.list_subscriptions(project=project, timeout=60):
+            subscriber.delete_subscription(DeleteSubscriptionRequest(subscription=each.name))
+
+
 async def delete_topic(settings: Settings, topic: str) -> None:
     from google.pubsub_v1 import PublisherAsyncClient
     from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
