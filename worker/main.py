@@ -19,6 +19,7 @@ from core.domain.policy import (
     SCHEDULE_PATH,
 )
 from core.http.health import Check, health_routes
+from core.http.openapi import extend_openapi
 from core.http.problems import install_problem_handlers
 from core.observability.request_middleware import UNTRACED, RequestContext
 from core.observability.setup import FASTAPI_TELEMETRY, Observability
@@ -114,6 +115,7 @@ def create_app(
         untraced=(*UNTRACED, *pushed, SCHEDULE_PATH),
         quiet=(SCHEDULE_PATH,),
     )
+    extend_openapi(app)
     install_problem_handlers(app)
     # One by one: FastAPI would match an included router twice for each request.
     app.router.routes.extend([*hot_router.routes, *router.routes])

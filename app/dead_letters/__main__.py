@@ -20,14 +20,15 @@ from core.errors import NotFound, Unavailable
 from core.observability.logs import configure_logging
 from core.services.dead_letter_replay import replay, replay_all
 from core.settings import MOST_DAYS, Settings, load_settings
+from core.text_table import format_table
 
 PAGE = 200
 
 
 def table(letters: Sequence[DeadLetter]) -> str:
     """Format the dead letters as aligned columns with a heading."""
-    rows = [("ID", "IMAGE/JOB", "MODEL", "DELIVERIES", "DIED", "RESOLVED", "REASON")]
-    rows += [
+    heading = ("ID", "IMAGE/JOB", "MODEL", "DELIVERIES", "DIED", "RESOLVED", "REASON")
+    rows = [
         (
             letter.id,
             letter.attributes.get("image_hash", letter.attributes.get("job", "-"))[:12],
@@ -39,11 +40,7 @@ def table(letters: Sequence[DeadLetter]) -> str:
         )
         for letter in letters
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    return format_table(heading, rows)
 
 
 async def run(settings: Settings, arguments: argparse.Namespace) -> str:

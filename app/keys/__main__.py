@@ -31,6 +31,7 @@ from core.domain.records import PUBLIC_TENANT
 from core.errors import GlimpseError
 from core.observability.logs import configure_logging
 from core.settings import Settings, load_settings
+from core.text_table import format_table
 
 
 async def run(settings: Settings, arguments: argparse.Namespace, clock: Clock = utc_now) -> str:
@@ -72,8 +73,8 @@ async def run(settings: Settings, arguments: argparse.Namespace, clock: Clock = 
 
 def table(keys: Sequence[ApiKey], now: datetime) -> str:
     """Format the keys as aligned columns with a heading."""
-    rows = [("ID", "NAME", "TENANT", "SCOPES", "LIMITS", "CREATED", "EXPIRES", "LAST USED", "")]
-    rows += [
+    heading = ("ID", "NAME", "TENANT", "SCOPES", "LIMITS", "CREATED", "EXPIRES", "LAST USED", "")
+    rows = [
         (
             key.id,
             key.name,
@@ -87,11 +88,7 @@ def table(keys: Sequence[ApiKey], now: datetime) -> str:
         )
         for key in keys
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    return format_table(heading, rows)
 
 
 def _limits(key: ApiKey) -> str:

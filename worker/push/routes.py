@@ -24,11 +24,12 @@ from core.errors import (
     Unauthenticated,
     Unavailable,
 )
+from core.http.openapi import refusals
 from core.http.request_route import RequestRoute
 from worker.context import context_of
 from worker.errors import EnvelopeTooLarge, InferenceFailed
 from worker.push.body import read_body
-from worker.push.openapi import ENVELOPE_BODY, refusals
+from worker.push.openapi import ENVELOPE_BODY
 from worker.push.shutdown import refuse_on_shutdown
 from worker.push.span import delivery_span
 from worker.tasks.classify_image import classify_image
