@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def write_temporary(data: bytes | bytearray, temporary: Path, mode: int = 0o666) -> None:
-    """Writes and fsyncs `temporary`, which must not exist. Raises OSError, and leaves no file."""
+    """Write and fsync `temporary`, which must not exist. Raises OSError and then leaves no file."""
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -18,9 +18,9 @@ def write_temporary(data: bytes | bytearray, temporary: Path, mode: int = 0o666)
 
 
 def write_whole(data: bytes | bytearray, temporary: Path, path: Path) -> None:
-    """Writes `temporary`, which must not exist, and renames it to `path` in the same folder.
+    """Write `temporary`, which must not exist, and rename it to `path` in the same folder.
 
-    `sync_folder` then makes the name last. Raises OSError, and leaves no temporary file.
+    `sync_folder` then makes the name last. Raises OSError and then leaves no temporary file.
     """
     write_temporary(data, temporary)
     try:
@@ -31,7 +31,7 @@ def write_whole(data: bytes | bytearray, temporary: Path, path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in `folder` survive a power loss. Raises OSError."""
+    """Make the names in `folder` survive a power loss. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

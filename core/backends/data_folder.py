@@ -1,4 +1,4 @@
-"""The folder of what this machine keeps: made with the first use, and named where it cannot be."""
+"""`DATA_DIR`, the folder for everything that Glimpse keeps on one machine."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +8,10 @@ from core.errors import Unavailable
 
 
 @contextmanager
-def usable(data_dir: Path) -> Iterator[None]:
-    """Make the folder, for its owner alone, where there is none. Blocks.
+def opened_folder(data_dir: Path) -> Iterator[None]:
+    """Create the folder with mode 0700 if it does not exist. Blocks.
 
-    Raises Unavailable where it cannot be made, and for an OSError of what is done inside.
+    Raises Unavailable if that fails, and in place of an OSError from inside the context.
     """
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)

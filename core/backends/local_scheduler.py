@@ -5,14 +5,14 @@ from contextlib import AbstractAsyncContextManager
 
 import structlog
 
-from core.backends.push_client import NoAnswer, NotReached, PushClient
+from core.backends.push_client import ConnectFailed, NoResponse, PushClient
 from core.concurrency import in_background
 from core.domain.policy import RECONCILE_PATH, SCHEDULE_PATH
 from core.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-ANSWER_SECONDS = 60.0
+RESPONSE_SECONDS = 60.0
 
 
 def running_scheduler(client: PushClient, settings: Settings) -> AbstractAsyncContextManager[None]:
@@ -31,10 +31,10 @@ async def call_repeatedly(client: PushClient, path: str, interval: float) -> Non
     while True:
         await asyncio.sleep(interval)
         try:
-            status = await client.post(path, b"{}", ANSWER_SECONDS)
-        except NotReached:
+            status = await client.post(path, b"{}", RESPONSE_SECONDS)
+        except ConnectFailed:
             log.debug("call skipped: worker unreachable", path=path)  # the queue logs it
-        except NoAnswer as error:
+        except NoResponse as error:
             log.warning("call failed", path=path, reason=str(error))
         else:
             if status >= 300:

@@ -1,8 +1,7 @@
-"""Delivering a push over HTTP, and telling apart what was refused and what never arrived.
+"""An HTTP client that pushes to the worker, for the embedded queue and the local scheduler.
 
-For what stands in for Google's services on this machine: the embedded queue, and the scheduler.
-aiohttp, because a push through httpx costs ten times the CPU (0.7 ms against 0.07 ms), and the
-queue shares its machine with the worker that it feeds.
+It uses aiohttp because a push through httpx takes ten times the CPU time (0.7 ms against 0.07 ms),
+and the queue shares a machine with the worker.
 """
 
 from types import TracebackType
@@ -11,21 +10,21 @@ from typing import Self
 import aiohttp
 
 CONNECT_SECONDS = 2.0
-# Shorter than the five seconds of uvicorn, the worker's server: no push is sent over a connection
-# that the worker is closing.
-KEEP_SECONDS = 4.0
+# How long an idle connection stays open. Shorter than the five seconds of uvicorn, the worker's
+# server, so that no push is sent over a connection that the worker is closing.
+KEEP_ALIVE_SECONDS = 4.0
 
 
-class NotReached(Exception):
-    """The request did not get as far as the worker."""
+class ConnectFailed(Exception):
+    """There was no connection, so the worker did not receive the request."""
 
 
-class NoAnswer(Exception):
-    """The request was sent and no answer came: in time, or before the connection broke."""
+class NoResponse(Exception):
+    """The request was sent, and no response came in time or before the connection broke."""
 
 
 class PushClient:
-    """POSTs JSON to one service over connections that are kept open. Use with `async with`."""
+    """POSTs JSON to one service over persistent connections. Use with `async with`."""
 
     def __init__(self, base_url: str) -> None:
         self._base_url = base_url
@@ -33,8 +32,8 @@ class PushClient:
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             self._base_url,
-            # The queue bounds its pushes; a second bound here would let them wait unseen.
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_SECONDS),
+            # The queue limits its pushes. A second limit here would delay them unnoticed.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"Content-Type": "application/json", "User-Agent": "glimpse-queue"},
         )
@@ -49,19 +48,18 @@ class PushClient:
         await self._session.close()
 
     async def post(self, path: str, body: bytes, seconds: float) -> int:
-        """The answer's status, within `seconds`. Raises NotReached or NoAnswer."""
+        """The status of the response, within `seconds`. Raises ConnectFailed or NoResponse."""
         timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=min(seconds, CONNECT_SECONDS))
         try:
             async with self._session.post(
                 path, data=body, timeout=timeout, allow_redirects=False
             ) as response:
-                # The rest of the answer means nothing to a queue; it is read, so that the
-                # connection can be used again.
+                # Read the body, so that the connection can be used again.
                 await response.read()
                 return response.status
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise NotReached(str(error)) from error
+            raise ConnectFailed(str(error)) from error
         except TimeoutError as error:
-            raise NoAnswer(f"no answer within {seconds:g} s") from error
+            raise NoResponse(f"no response within {seconds:g} s") from error
         except aiohttp.ClientError as error:
-            raise NoAnswer(f"connection broken: {type(error).__name__}") from error
+            raise NoResponse(f"connection broken: {type(error).__name__}") from error

@@ -1,4 +1,4 @@
-"""Every method of the Publisher port. What becomes of a message: `tests/unit/test_queue*.py`."""
+"""Every method of the Publisher port. `tests/unit/test_queue.py` tests the delivery of messages."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""The queue as the process it is: killed, doubled, stopped, and left without a worker (P1)."""
+"""The queue as a process: killed, started twice, stopped, and without a worker (P1)."""
 
 import asyncio
 import json
@@ -61,7 +61,7 @@ async def start(environment: dict[str, str], module: str = "queue", *arguments: 
         "-m",
         f"core.backends.embedded.{module}",
         *arguments,
-        cwd=environment["DATA_DIR"].rpartition("/")[0],  # where no .env can interfere
+        cwd=environment["DATA_DIR"].rpartition("/")[0],  # a folder without an .env file
         env=environment,
         stdout=PIPE,
         stderr=PIPE,
@@ -84,7 +84,7 @@ async def killed(process: Process) -> None:
 
 
 async def stopped(process: Process) -> list[dict[str, Any]]:
-    """End it in good order; the lines it logged."""
+    """Stop it by SIGTERM, and return the lines that it logged."""
     process.send_signal(signal.SIGTERM)
     output, errors = await process.communicate()
     assert (process.returncode, errors) == (0, b"")
@@ -92,7 +92,7 @@ async def stopped(process: Process) -> list[dict[str, Any]]:
 
 
 async def logged(process: Process, message: str) -> list[dict[str, Any]]:
-    """The lines it logs up to this one."""
+    """The lines that it logs up to `message`."""
     assert process.stdout is not None
     lines: list[dict[str, Any]] = []
     async with asyncio.timeout(60):
@@ -116,7 +116,7 @@ async def messages_left(settings: Settings) -> int:
         )
 
 
-async def test_what_was_published_without_a_queue_is_delivered_by_the_next(
+async def test_messages_published_without_a_queue_are_delivered_later(
     environment: dict[str, str], settings: Settings, worker: ScriptedWorker
 ) -> None:
     await publish(settings, *range(10))
@@ -127,7 +127,7 @@ async def test_what_was_published_without_a_queue_is_delivered_by_the_next(
     assert await messages_left(settings) == 0
 
 
-async def test_a_publication_is_noticed_while_the_queue_runs(
+async def test_a_running_queue_delivers_new_messages(
     environment: dict[str, str], settings: Settings, worker: ScriptedWorker
 ) -> None:
     async with queue_process(environment):
@@ -152,7 +152,7 @@ async def test_a_killed_queue_loses_nothing(
     async with queue_process(environment) as process:
         await until(lambda: len(worker.deliveries) == 2)
         await stopped(process)
-    # The cut-off delivery counts: the worker had it.
+    # The first delivery counts as an attempt: the worker received it.
     assert [delivery.attempt for delivery in worker.deliveries] == [1, 2]
     assert await messages_left(settings) == 0
 
@@ -161,7 +161,7 @@ def has_at_least(worker: ScriptedWorker, wanted: int) -> bool:
     return len(worker.deliveries) >= wanted
 
 
-async def test_a_queue_killed_again_and_again_delivers_everything(
+async def test_a_queue_that_is_killed_repeatedly_delivers_everything(
     environment: dict[str, str], settings: Settings, worker: ScriptedWorker
 ) -> None:
     chance = random.Random(2)
@@ -186,13 +186,13 @@ async def test_a_queue_killed_again_and_again_delivers_everything(
             wanted = begun + chance.randint(1, 60)
             await until(partial(has_at_least, worker, wanted))
     async with queue_process(environment) as process:
-        # One acknowledged to a queue that was killed before it noted that may be refused again.
+        # A message is delivered again if the queue was killed before it recorded the outcome.
         await until(delivered)
         await stopped(process)
     assert await messages_left(settings) == 0
 
 
-async def test_a_folder_that_cannot_be_used_is_named(environment: dict[str, str]) -> None:
+async def test_the_error_names_a_folder_that_cannot_be_used(environment: dict[str, str]) -> None:
     process = await start(environment | {"DATA_DIR": __file__})
     _, errors = await process.communicate()
     assert process.returncode == 1
@@ -215,7 +215,7 @@ async def test_a_second_queue_on_the_same_folder_is_refused(
         await until(lambda: len(worker.deliveries) == 2)
 
 
-async def test_an_absent_worker_is_logged_once_and_its_return_once(
+async def test_an_unreachable_worker_is_logged_once(
     environment: dict[str, str], settings: Settings, worker: ScriptedWorker
 ) -> None:
     await worker.__aexit__(None, None, None)
@@ -223,17 +223,17 @@ async def test_an_absent_worker_is_logged_once_and_its_return_once(
     unreachable = "worker unreachable; messages wait for it"
     async with queue_process(environment) as process:
         lines = await logged(process, unreachable)
-        await asyncio.sleep(1)  # it is tried again and again meanwhile
+        await asyncio.sleep(1)  # the queue probes the worker several times
         await worker.__aenter__()
         await until(lambda: len(worker.deliveries) == 3)
         lines += await stopped(process)
     messages = [line["message"] for line in lines]
     assert messages.count(unreachable) == 1
     assert messages.count("worker reachable again") == 1
-    assert len(messages) == 4  # and the two of start and stop
+    assert len(messages) == 4  # these two, and those of the start and the stop
 
 
-async def test_lines_about_an_image_carry_its_hash(
+async def test_log_lines_about_an_image_have_its_hash(
     environment: dict[str, str], settings: Settings, worker: ScriptedWorker
 ) -> None:
     async def refuse_to_classify(delivery: Delivery) -> int:
@@ -249,14 +249,14 @@ async def test_lines_about_an_image_carry_its_hash(
     assert about[1]["severity"] == "ERROR"
 
 
-async def test_the_worker_is_asked_to_reconcile(
+async def test_the_queue_process_calls_the_scheduled_paths(
     environment: dict[str, str], worker: ScriptedWorker
 ) -> None:
     async with queue_process(environment | {"STALE_SECONDS": "2"}) as process:
         await until(lambda: len(worker.to(RECONCILE_PATH)) >= 2)
         worker.answer_to_calls = always(500)
         before = {path: len(worker.to(path)) for path in (RECONCILE_PATH, SCHEDULE_PATH)}
-        # A second one of each comes only when the answer to the first has been noted.
+        # A second call to each path means that the response to the first was handled.
         await until(lambda: all(len(worker.to(path)) >= n + 2 for path, n in before.items()))
         lines = await stopped(process)
     failed = [line["path"] for line in lines if line["message"] == "call failed"]

@@ -32,12 +32,12 @@ from core.backends.embedded import open_queue_store
 from core.backends.embedded.queue import envelope
 from core.backends.embedded.queue_store import (
     Acknowledged,
-    GivenUp,
+    DeadLettered,
     Message,
     Outcome,
     QueueStore,
     Refused,
-    Room,
+    Slots,
 )
 from core.domain.channels import ALL_CHANNELS, DEAD_LETTERS, Lane
 from core.domain.messages import ClassifyImage
@@ -68,7 +68,7 @@ COLOURS = {"red": (250, 5, 5), "green": (5, 250, 5), "blue": (5, 5, 250)}
 DRAIN_ROUNDS = 20
 MOST_IMAGES = 3
 DELIVERY_SECONDS = 0.01
-EVERYTHING = [Room(50, ALL_CHANNELS)]
+EVERYTHING = [Slots(50, ALL_CHANNELS)]
 NUMBERS = st.integers(0, 9)
 
 
@@ -234,17 +234,21 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def everything_is_delivered(self) -> None:
-        for message in self.world.wait(self.world.queue.turn([], EVERYTHING, self.clock())):
+        for message in self.world.wait(
+            self.world.queue.record_and_lease([], EVERYTHING, self.clock())
+        ):
             self.world.wait(self._deliver(message))
 
     @rule()
     def everything_is_given_up(self) -> None:
         """Every delivery left of each message failed."""
         now = self.clock.move(DELIVERY_SECONDS)
-        messages = self.world.wait(self.world.queue.turn([], EVERYTHING, now))
-        letters = [GivenUp(m.id, "HTTP 503") for m in messages if m.channel is not DEAD_LETTERS]
+        messages = self.world.wait(self.world.queue.record_and_lease([], EVERYTHING, now))
+        letters = [
+            DeadLettered(m.id, "HTTP 503") for m in messages if m.channel is not DEAD_LETTERS
+        ]
         notices = [Refused(m.id, now) for m in messages if m.channel is DEAD_LETTERS]
-        self.world.wait(self.world.queue.turn([*letters, *notices], [], now))
+        self.world.wait(self.world.queue.record_and_lease([*letters, *notices], [], now))
 
     @rule(draw=NUMBERS, copies=st.integers(1, 2))
     def deliver(self, draw: int, copies: int) -> None:
@@ -273,7 +277,7 @@ class Histories(RuleBasedStateMachine):
     def queue_dies(self) -> None:
         """Whatever was in flight is delivered again."""
         self.in_flight.clear()
-        self.world.wait(self.world.queue.void_leases())
+        self.world.wait(self.world.queue.release_leases())
 
     @rule(draw=NUMBERS)
     def replay_a_dead_letter(self, draw: int) -> None:
@@ -297,7 +301,7 @@ class Histories(RuleBasedStateMachine):
 
     def _begun(self, draw: int) -> Message | None:
         """A delivery in flight; what is due is begun first."""
-        begun = self.world.queue.turn([], [Room(4, ALL_CHANNELS)], self.clock())
+        begun = self.world.queue.record_and_lease([], [Slots(4, ALL_CHANNELS)], self.clock())
         self.in_flight += self.world.wait(begun)
         return self.in_flight[draw % len(self.in_flight)] if self.in_flight else None
 
@@ -317,11 +321,11 @@ class Histories(RuleBasedStateMachine):
         if acknowledged:
             outcome = Acknowledged(message.id)
         elif message.channel is not DEAD_LETTERS and message.attempt >= self.policy.attempts:
-            outcome = GivenUp(message.id, "HTTP 503")
+            outcome = DeadLettered(message.id, "HTTP 503")
         else:
             wait = timedelta(seconds=self.policy.backoff(message.attempt))
             outcome = Refused(message.id, now + wait)
-        await self.world.queue.turn([outcome], [], now)
+        await self.world.queue.record_and_lease([outcome], [], now)
 
     # --- Workers that die, time, the reconciler ---------------------------------------------------
 
@@ -455,9 +459,9 @@ class Histories(RuleBasedStateMachine):
     async def _drain(self) -> None:
         """P4: with the worker well and time passing, the queue and the reconciler end all."""
         self.in_flight.clear()
-        await self.world.queue.void_leases()
+        await self.world.queue.release_leases()
         for _ in range(DRAIN_ROUNDS):
-            while leased := await self.world.queue.turn([], EVERYTHING, self.clock()):
+            while leased := await self.world.queue.record_and_lease([], EVERYTHING, self.clock()):
                 for message in leased:
                     await self._deliver(message)
             found = [await self.records.get(image.key) for image in self.known if image.exists]

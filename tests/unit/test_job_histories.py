@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
-from core.backends.embedded.queue_store import GivenUp, Message
+from core.backends.embedded.queue_store import DeadLettered, Message
 from core.clock import rfc3339
 from core.domain.channels import JOBS
 from core.domain.jobs import Job, JobItem, JobKey, JobStatus, new_job, new_job_id, seal
@@ -221,8 +221,8 @@ class JobHistories(Histories):
                 return
 
     async def _settle_as_dead(self, message: Message) -> None:
-        outcome = GivenUp(message.id, "HTTP 503")
-        await self.world.queue.turn([outcome], [], self.clock())
+        outcome = DeadLettered(message.id, "HTTP 503")
+        await self.world.queue.record_and_lease([outcome], [], self.clock())
 
     # --- The promises -----------------------------------------------------------------------------
 
@@ -281,7 +281,7 @@ class JobHistories(Histories):
 
     async def _deliver_all(self) -> None:
         now = self.clock()
-        while leased := await self.world.queue.turn([], test_histories.EVERYTHING, now):
+        while leased := await self.world.queue.record_and_lease([], test_histories.EVERYTHING, now):
             for message in leased:
                 await self._deliver(message)
 

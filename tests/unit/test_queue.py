@@ -1,9 +1,9 @@
-"""The push queue against a real HTTP server: what acknowledges, what repeats, what dies (P4)."""
+"""The push queue against a real HTTP server: acknowledgements, retries, dead letters (P4)."""
 
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,12 +14,12 @@ from core.backends.embedded import database, open_queue_store, queue
 from core.backends.embedded.queue import PushQueue, lane_sizes
 from core.backends.embedded.queue_store import (
     Acknowledged,
-    GivenUp,
+    DeadLettered,
     Outcome,
     QueueStore,
     Refused,
-    Room,
-    Unreached,
+    Slots,
+    Unreachable,
 )
 from core.backends.push_client import PushClient
 from core.clock import utc_now
@@ -56,7 +56,7 @@ async def worker() -> AsyncIterator[ScriptedWorker]:
 
 HIGH, NORMAL, LOW = (IMAGES[priority] for priority in Priority)
 SUBSCRIPTIONS = "projects/local/subscriptions"
-ROOM = [Room(10, ALL_CHANNELS)]
+SLOTS = [Slots(10, ALL_CHANNELS)]
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ async def waiting(store: QueueStore) -> list[tuple[str, int, int]]:
     )
 
 
-async def test_a_push_is_pubsubs(
+async def test_a_push_has_the_form_of_a_pubsub_push(
     store: QueueStore, settings: Settings, worker: ScriptedWorker
 ) -> None:
     id_ = await publish(store)
@@ -145,7 +145,7 @@ async def test_a_push_is_pubsubs(
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204])
-async def test_an_acknowledged_message_is_done(
+async def test_an_acknowledged_message_is_not_delivered_again(
     store: QueueStore, settings: Settings, worker: ScriptedWorker, status: int
 ) -> None:
     worker.answer = always(status)
@@ -158,7 +158,7 @@ async def test_an_acknowledged_message_is_done(
 @pytest.mark.parametrize(
     "status", [203, 205, 206, 301, 307, 304, 400, 401, 404, 409, 429, 500, 503]
 )
-async def test_every_other_answer_leads_to_another_delivery(
+async def test_any_other_status_leads_to_another_delivery(
     store: QueueStore, settings: Settings, worker: ScriptedWorker, status: int
 ) -> None:
     worker.answer = first_then(status, 204)
@@ -171,7 +171,7 @@ async def test_every_other_answer_leads_to_another_delivery(
     ]
 
 
-async def test_refusals_are_repeated_with_growing_pauses(
+async def test_refused_messages_are_retried_with_backoff(
     store: QueueStore, settings: Settings, worker: ScriptedWorker
 ) -> None:
     worker.answer = always(503)
@@ -183,10 +183,10 @@ async def test_refusals_are_repeated_with_growing_pauses(
     assert times[2] - times[1] >= settings.delivery.backoff(2)
 
 
-async def test_no_answer_by_the_deadline_is_a_refusal(
+async def test_a_missed_ack_deadline_is_a_refusal(
     store: QueueStore, settings: Settings, worker: ScriptedWorker
 ) -> None:
-    hurried = settings.model_copy(update={"ack_deadline_seconds": 0.3, "lease_seconds": 0.3})
+    short = settings.model_copy(update={"ack_deadline_seconds": 0.3, "lease_seconds": 0.3})
 
     async def slow_at_first(delivery: Delivery) -> int:
         if delivery.attempt == 1:
@@ -195,14 +195,14 @@ async def test_no_answer_by_the_deadline_is_a_refusal(
 
     worker.answer = slow_at_first
     await publish(store)
-    async with running(store, hurried):
+    async with running(store, short):
         await until(lambda: len(worker.deliveries) >= 2)
         worker.answer = always(204)
         await emptied(store)
     assert worker.deliveries[1].attempt == 2
 
 
-async def test_a_connection_broken_by_the_worker_is_a_refusal(
+async def test_a_broken_connection_is_a_refusal(
     store: QueueStore, settings: Settings, worker: ScriptedWorker
 ) -> None:
     async def break_at_first(delivery: Delivery) -> int:
@@ -245,7 +245,7 @@ async def test_a_message_that_always_fails_becomes_a_dead_letter(
     }
 
 
-async def test_there_are_no_dead_letters_of_dead_letters(
+async def test_dead_letters_are_retried_without_limit(
     store: QueueStore, settings: Settings, worker: ScriptedWorker
 ) -> None:
     async def answer(delivery: Delivery) -> int:
@@ -261,52 +261,52 @@ async def test_there_are_no_dead_letters_of_dead_letters(
     assert len({(notice["messageId"], notice["publishTime"]) for notice in notices}) == 1
 
 
-async def test_the_most_urgent_goes_first(
+async def test_the_highest_priority_is_delivered_first(
     store: QueueStore, settings: Settings, worker: ScriptedWorker
 ) -> None:
-    """One of high priority behind a thousand of low priority is among the next few."""
+    """A message of high priority overtakes a thousand of low priority."""
     for number in range(1000):
         await publish(store, number, LOW)
     gate = asyncio.Event()
 
-    async def wait_at_the_gate(delivery: Delivery) -> int:
+    async def answer_when_open(delivery: Delivery) -> int:
         await gate.wait()
         return 204
 
-    worker.answer = wait_at_the_gate
+    worker.answer = answer_when_open
     async with running(store, settings):
         await until(lambda: worker.in_flight == 4)
         await publish(store, 5000)
         gate.set()
         await until(lambda: len(worker.deliveries) >= 100)
     order = [int(delivery.image_hash, 16) for delivery in worker.deliveries]
-    # Behind the four that were in flight, and one turn in which the least urgent goes first.
+    # It waits for the four in flight, and for one round in which low priority goes first.
     assert order.index(5000) < 4 + 8
 
 
 @pytest.mark.parametrize(
-    ("crowds", "lonely"),
+    ("busy", "single"),
     [((HIGH,), LOW), ((HIGH, LOW), NORMAL)],
-    ids=["the least urgent", "the middle"],
+    ids=["low", "normal"],
 )
-async def test_who_is_less_urgent_moves_as_well(
+async def test_lower_priorities_do_not_starve(
     store: QueueStore,
     settings: Settings,
     worker: ScriptedWorker,
-    crowds: Sequence[Channel],
-    lonely: Channel,
+    busy: Sequence[Channel],
+    single: Channel,
 ) -> None:
     for number in range(200):
-        for place, channel in enumerate(crowds):
-            await publish(store, 1000 * place + number, channel)
-    await publish(store, 5000, lonely)
+        for index, channel in enumerate(busy):
+            await publish(store, 1000 * index + number, channel)
+    await publish(store, 5000, single)
     async with running(store, settings):
         await emptied(store)
     order = [int(delivery.image_hash, 16) for delivery in worker.deliveries]
     assert order.index(5000) < 150
 
 
-@pytest.mark.parametrize("channel", [LOW, NOTIFICATIONS], ids=["less urgent", "another lane"])
+@pytest.mark.parametrize("channel", [LOW, NOTIFICATIONS], ids=["lower priority", "another lane"])
 async def test_a_busy_queue_notices_new_messages(
     store: QueueStore,
     settings: Settings,
@@ -314,28 +314,29 @@ async def test_a_busy_queue_notices_new_messages(
     channel: Channel,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The queue also looks for new messages while pushes end all the time and leave no pause."""
+    """The queue polls for new messages although pushes end so often that it is never idle."""
 
-    async def be_quick(delivery: Delivery) -> int:
+    async def answer_soon(delivery: Delivery) -> int:
         await asyncio.sleep(0.002)
         return 204
 
     def arrived() -> bool:
         return any(int(delivery.image_hash, 16) == 5000 for delivery in worker.deliveries)
 
-    worker.answer = be_quick
+    worker.answer = answer_soon
     for number in range(500):
         await publish(store, number)
     async with running(store, settings):
         await until(lambda: len(worker.deliveries) >= 20)
-        monkeypatch.setattr(queue, "POLL", 60.0)  # a slow machine has pauses that others lack
+        # On a slow machine the queue is idle now and then, and would poll then.
+        monkeypatch.setattr(queue, "POLL_INTERVAL", 60.0)
         await publish(store, 5000, channel)
         await until(arrived, seconds=20)
     order = [int(delivery.image_hash, 16) for delivery in worker.deliveries]
     assert order.index(5000) < 400
 
 
-async def test_what_was_published_before_the_clock_went_back_is_delivered(
+async def test_messages_from_before_the_clock_was_set_back_are_delivered(
     store: QueueStore, settings: Settings, worker: ScriptedWorker
 ) -> None:
     await publish(store, 1, age=-timedelta(hours=2))
@@ -345,10 +346,10 @@ async def test_what_was_published_before_the_clock_went_back_is_delivered(
     assert len(worker.deliveries) == 2
 
 
-async def test_lanes_do_not_wait_for_each_other(
+async def test_a_full_lane_does_not_delay_another(
     store: QueueStore, settings: Settings, worker: ScriptedWorker
 ) -> None:
-    """Receivers of notifications that never answer hold up no image."""
+    """Notifications that never get a response do not delay images."""
 
     async def hang(delivery: Delivery) -> int:
         if delivery.path == NOTIFICATIONS_PATH:
@@ -366,7 +367,7 @@ async def test_lanes_do_not_wait_for_each_other(
         assert len(worker.to(NOTIFICATIONS_PATH)) == NOTIFICATION_CONCURRENCY
 
 
-async def test_channels_have_policies_of_their_own(
+async def test_each_channel_has_its_own_policy(
     store: QueueStore, settings: Settings, worker: ScriptedWorker
 ) -> None:
     patient = DeliveryPolicy(attempts=5, min_backoff=0.01, max_backoff=0.02)
@@ -389,7 +390,7 @@ async def test_channels_have_policies_of_their_own(
 
 
 class CountingClient(PushClient):
-    """The real client, and how often it was used."""
+    """The real client, which counts its requests."""
 
     posts = 0
 
@@ -398,7 +399,7 @@ class CountingClient(PushClient):
         return await super().post(path, body, seconds)
 
 
-async def test_a_push_that_never_arrived_does_not_count(
+async def test_a_push_that_cannot_connect_does_not_count_as_an_attempt(
     store: QueueStore, settings: Settings, worker: ScriptedWorker
 ) -> None:
     await worker.__aexit__(None, None, None)
@@ -408,8 +409,8 @@ async def test_a_push_that_never_arrived_does_not_count(
     async with CountingClient(settings.worker_url) as client:
         queue = PushQueue(store, client, patient.channel_delivery, sizes_of(patient))
         task = asyncio.create_task(queue.run(20))
-        # Four went out together; from then on there is one probe at a time, after 0.1, 0.2, 0.3,
-        # 0.3... seconds: about eight in the two seconds below, where hammering makes hundreds.
+        # Four pushes begin together. Then there is one probe at a time, after 0.1, 0.2, 0.3, 0.3 …
+        # seconds: about eight in two seconds. Without delays there would be hundreds.
         began = asyncio.get_running_loop().time()
         await until(lambda: client.posts >= 6)
         await asyncio.sleep(1.5)
@@ -423,17 +424,17 @@ async def test_a_push_that_never_arrived_does_not_count(
     assert {delivery.attempt for delivery in worker.deliveries} == {1}
 
 
-async def test_no_more_pushes_are_in_flight_than_allowed(
+async def test_pushes_in_flight_are_limited(
     store: QueueStore, settings: Settings, worker: ScriptedWorker
 ) -> None:
     gate = asyncio.Event()
 
-    async def wait_at_the_gate(delivery: Delivery) -> int:
+    async def answer_when_open(delivery: Delivery) -> int:
         await gate.wait()
         await asyncio.sleep(0.01)
         return 204
 
-    worker.answer = wait_at_the_gate
+    worker.answer = answer_when_open
     for number in range(30):
         await publish(store, number)
     async with running(store, settings):
@@ -447,7 +448,7 @@ async def test_no_more_pushes_are_in_flight_than_allowed(
     assert len(worker.deliveries) == 30
 
 
-async def test_a_refused_message_holds_up_no_other(
+async def test_a_refused_message_does_not_delay_others(
     store: QueueStore, settings: Settings, worker: ScriptedWorker
 ) -> None:
     slow = DeliveryPolicy(min_backoff=100, max_backoff=100)
@@ -479,34 +480,34 @@ async def test_a_message_older_than_the_retention_becomes_a_dead_letter(
     assert reason == "older than the retention"
 
 
-async def test_the_queue_itself_looks_for_old_messages(
+async def test_the_queue_expires_old_messages(
     store: QueueStore, settings: Settings, worker: ScriptedWorker
 ) -> None:
-    await worker.__aexit__(None, None, None)  # also while the worker is down
+    await worker.__aexit__(None, None, None)  # expiry does not need the worker
     await publish(store, 1, age=timedelta(days=8))
 
-    async def given_up() -> bool:
+    async def expired() -> bool:
         return [channel for channel, _, _ in await waiting(store)] == [DEAD_LETTERS.name]
 
     async with running(store, settings):
-        await until(given_up)
-    # The only trace of a dead letter does not age: nobody has it until the worker does.
+        await until(expired)
+    # A dead letter does not expire: the queue has the only copy until the worker stores it.
     brief = DeliveryPolicy(attempts=1, min_backoff=0, max_backoff=0, retention=1e-9)
     async with running(store, settings, dead_letters=brief):
         await asyncio.sleep(0.2)
-    assert await given_up()
+    assert await expired()
 
 
-async def test_a_stopping_queue_lets_deliveries_end_and_begins_none(
+async def test_a_stopping_queue_waits_for_deliveries_and_begins_none(
     store: QueueStore, settings: Settings, worker: ScriptedWorker
 ) -> None:
     gate = asyncio.Event()
 
-    async def wait_at_the_gate(delivery: Delivery) -> int:
+    async def answer_when_open(delivery: Delivery) -> int:
         await gate.wait()
         return 204
 
-    worker.answer = wait_at_the_gate
+    worker.answer = answer_when_open
     for number in range(10):
         await publish(store, number)
     async with running(store, settings) as queue:
@@ -518,7 +519,7 @@ async def test_a_stopping_queue_lets_deliveries_end_and_begins_none(
     assert [row[1:] for row in await waiting(store)] == [(0, 0)] * 6
 
 
-async def test_a_delivery_cut_off_by_the_stop_is_repeated(
+async def test_a_delivery_cancelled_by_the_stop_is_repeated(
     store: QueueStore, settings: Settings, worker: ScriptedWorker
 ) -> None:
     async def hang(delivery: Delivery) -> int:
@@ -536,25 +537,25 @@ async def test_a_delivery_cut_off_by_the_stop_is_repeated(
     assert [delivery.attempt for delivery in worker.deliveries] == [1, 2]
 
 
-# --- A database that does not answer for a while --------------------------------------------------
+# --- A database that does not answer --------------------------------------------------------------
 
 
 @contextmanager
 def write_lock_held(settings: Settings) -> Iterator[None]:
-    """Locks the queue's database against writers, as a process that hangs in a transaction does."""
+    """Lock the queue's database against writers, as a process that hangs in a transaction does."""
     with closing(sqlite3.connect(settings.data_dir / "queue.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         yield
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The queue gives up waiting for a lock, and retries, at once."""
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the database nor the queue waits long for a lock."""
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.01)
-    monkeypatch.setattr(queue, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(queue, "RETRY_DELAY", 0.01)
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("short_waits")
 async def test_outcomes_survive_a_database_that_does_not_answer(
     store: QueueStore, settings: Settings, worker: ScriptedWorker
 ) -> None:
@@ -584,64 +585,89 @@ async def test_outcomes_survive_a_database_that_does_not_answer(
     assert deliveries == [(0, 1), (1, 1), (1, 2), (2, 1), (3, 1), (3, 2), (4, 1)]
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("short_waits")
+async def test_outcomes_that_cannot_be_recorded_at_the_stop_lead_to_another_delivery(
+    store: QueueStore, settings: Settings, worker: ScriptedWorker
+) -> None:
+    gate = asyncio.Event()
+
+    async def answer_when_open(delivery: Delivery) -> int:
+        await gate.wait()
+        return 204
+
+    worker.answer = answer_when_open
+    await publish(store)
+    with capture_logs() as lines, ExitStack() as stack:
+        async with running(store, settings) as queue:
+            await until(lambda: worker.in_flight == 1)
+            queue.stop()
+            stack.enter_context(write_lock_held(settings))
+            gate.set()
+    assert lines[-1]["event"] == "outcomes not recorded"
+    async with running(store, settings):
+        await emptied(store)
+    assert [delivery.attempt for delivery in worker.deliveries] == [1, 2]
+
+
+@pytest.mark.usefixtures("short_waits")
 async def test_expiry_continues_after_a_database_that_does_not_answer(
     store: QueueStore,
     settings: Settings,
     worker: ScriptedWorker,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(queue, "EXPIRY_CHECK", 0.01)
-    slow = settings.model_copy(update={"min_backoff_seconds": 100, "max_backoff_seconds": 100})
+    monkeypatch.setattr(queue, "EXPIRY_INTERVAL", 0.01)
+    brief = DeliveryPolicy(attempts=3, min_backoff=100, max_backoff=100, retention=3600)
 
     async def refuse_images(delivery: Delivery) -> int:
         return 503 if delivery.path == CLASSIFY_PATH else 204
 
     worker.answer = refuse_images
     with capture_logs() as lines:
-        async with running(store, slow):
+        async with running(store, settings, images_high=brief):
             await publish(store, 1, age=timedelta(hours=2))
             await until(lambda: len(worker.to(DEAD_LETTER_PATH)) == 1)
             with write_lock_held(settings):
-                failed = "old messages cannot be given up"
+                failed = "message expiry failed"
                 await until(lambda: failed in [line["event"] for line in lines])
             await publish(store, 2, age=timedelta(hours=2))
             await until(lambda: len(worker.to(DEAD_LETTER_PATH)) == 2, seconds=10)
+    reasons = {line["reason"] for line in lines if line["event"] == "dead letter"}
+    assert reasons == {"older than the retention"}
 
 
 async def test_a_message_in_flight_does_not_expire(store: QueueStore) -> None:
     """The worker still works on it: its answer decides, not its age."""
     await publish(store, 1, age=timedelta(hours=2))
-    (leased,) = await store.turn([], ROOM, utc_now())
+    (leased,) = await store.record_and_lease([], SLOTS, utc_now())
     assert await store.expire(HIGH, timedelta(hours=1), utc_now()) == []
     assert await waiting(store) == [(HIGH.name, 1, 1)]
-    assert await store.turn([Acknowledged(leased.id)], ROOM, utc_now()) == []
+    assert await store.record_and_lease([Acknowledged(leased.id)], SLOTS, utc_now()) == []
     assert await waiting(store) == []
 
 
-async def test_a_clock_that_goes_back_leaves_leases_alone(store: QueueStore) -> None:
+async def test_a_clock_that_is_set_back_does_not_affect_leases(store: QueueStore) -> None:
     await publish(store, 1, age=-timedelta(hours=2))
-    (leased,) = await store.turn([], ROOM, utc_now() + timedelta(hours=2))
-    assert await store.hasten({HIGH: timedelta(minutes=1)}, utc_now()) == 0
-    assert await store.turn([], ROOM, utc_now() + timedelta(hours=3)) == []
-    assert (
-        await store.turn([Refused(leased.id, utc_now() + timedelta(hours=2))], [], utc_now()) == []
-    )
-    assert await store.hasten({HIGH: timedelta(minutes=1)}, utc_now()) == 1
+    (leased,) = await store.record_and_lease([], SLOTS, utc_now() + timedelta(hours=2))
+    assert await store.limit_delays({HIGH: timedelta(minutes=1)}, utc_now()) == 0
+    assert await store.record_and_lease([], SLOTS, utc_now() + timedelta(hours=3)) == []
+    refused = Refused(leased.id, utc_now() + timedelta(hours=2))
+    assert await store.record_and_lease([refused], [], utc_now()) == []
+    assert await store.limit_delays({HIGH: timedelta(minutes=1)}, utc_now()) == 1
 
 
 @pytest.mark.parametrize(
     "gone",
-    [Acknowledged(999), Refused(999, utc_now()), Unreached(999), GivenUp(999, "HTTP 503")],
+    [Acknowledged(999), Refused(999, utc_now()), Unreachable(999), DeadLettered(999, "HTTP 503")],
     ids=lambda outcome: type(outcome).__name__,
 )
 async def test_an_outcome_for_a_missing_message_changes_nothing(
     store: QueueStore, gone: Outcome
 ) -> None:
     await publish(store)
-    (leased,) = await store.turn([gone], ROOM, utc_now())
+    (leased,) = await store.record_and_lease([gone], SLOTS, utc_now())
     assert leased.attempt == 1
-    assert await store.turn([], ROOM, utc_now()) == []  # it is leased
-    assert await store.void_leases() == 1
-    (again,) = await store.turn([], ROOM, utc_now())
+    assert await store.record_and_lease([], SLOTS, utc_now()) == []  # it is leased
+    assert await store.release_leases() == 1
+    (again,) = await store.record_and_lease([], SLOTS, utc_now())
     assert (again.id, again.attempt) == (leased.id, 2)

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from core.backends import Access, Backend
-from core.backends.data_folder import usable
+from core.backends.data_folder import opened_folder
 from core.backends.embedded import keys, queue_store, records, webhooks
 from core.backends.embedded.blobs import FileBlobStore
 from core.backends.embedded.database import Database, Schema
@@ -100,7 +100,7 @@ async def _open(settings: Settings, name: str, schema: Schema) -> AsyncIterator[
 
 def _prepare(data_dir: Path) -> bytes:
     """Make the folders; the secret that signs links."""
-    with usable(data_dir):
+    with opened_folder(data_dir):
         (data_dir / "blobs").mkdir(mode=0o700, exist_ok=True)
         # It holds secrets in the clear. SQLite gives its other files the mode of the first.
         (data_dir / WEBHOOKS).touch(mode=0o600)

@@ -48,7 +48,7 @@ class FileBlobStore:
         self._closed = False
 
     async def put(self, name: str, data: bytes | bytearray, content_type: str) -> None:
-        """Stores `data` on disk. Does nothing if the blob exists and is undamaged.
+        """Store `data` on disk. Do nothing if the blob exists and is undamaged.
 
         The content type is not kept: readers detect it from the bytes.
         """
@@ -77,7 +77,7 @@ class FileBlobStore:
         await self._run(_check_access, self._folder)
 
     async def remove_abandoned(self) -> int:
-        """Deletes the temporary files of processes that died, and returns their number."""
+        """Delete the temporary files of processes that died, and return their number."""
         return await self._run(_remove_abandoned, self._folder, time.time() - ABANDONED_SECONDS)
 
     async def close(self) -> None:
@@ -155,7 +155,7 @@ def _check_access(root: Path) -> None:
 
 
 def _make_folder(folder: Path, root: Path) -> None:
-    """Creates `folder` and its parents up to `root`, so that they survive a power loss."""
+    """Create `folder` and its parents up to `root`, so that they survive a power loss."""
     if folder.is_dir():
         return
     if folder != root:

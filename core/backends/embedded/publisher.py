@@ -1,4 +1,4 @@
-"""Publishing: an fsynced row in the queue's database, whether or not the queue is running."""
+"""Publishes by an fsynced row in the queue's database. The queue process need not run."""
 
 from core.backends.embedded.queue_store import PREFIX, QueueStore
 from core.clock import Clock, utc_now
@@ -25,6 +25,6 @@ class SqlitePublisher:
         await self._store.ping()
 
     async def backlog(self) -> Backlog:
-        messages, oldest = await self._store.waiting()
+        messages, oldest = await self._store.backlog()
         age = (self._clock() - oldest).total_seconds() if oldest else 0.0
         return Backlog(messages, max(0.0, age))

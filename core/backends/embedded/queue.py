@@ -1,7 +1,8 @@
 """The push queue's process: `python -m core.backends.embedded.queue`.
 
-It treats the worker as a Pub/Sub push subscription does: at-least-once, the same envelope, the same
-acknowledging answers, backoff, ack deadline and dead letters. One process owns a data folder.
+It behaves like a Pub/Sub push subscription: at-least-once delivery, the same envelope, the same
+acknowledging status codes, backoff, ack deadline and dead letters. A data folder has one such
+process.
 """
 
 import asyncio
@@ -19,23 +20,23 @@ from pathlib import Path
 import structlog
 import uvloop
 
-from core.backends.data_folder import usable
+from core.backends.data_folder import opened_folder
 from core.backends.embedded import open_queue_store
 from core.backends.embedded.queue_store import (
     EXPIRED,
     PREFIX,
     PROJECT,
     Acknowledged,
-    GivenUp,
+    DeadLettered,
     Message,
     Outcome,
     QueueStore,
     Refused,
-    Room,
-    Unreached,
+    Slots,
+    Unreachable,
 )
 from core.backends.local_scheduler import running_scheduler
-from core.backends.push_client import NoAnswer, NotReached, PushClient
+from core.backends.push_client import ConnectFailed, NoResponse, PushClient
 from core.clock import Clock, rfc3339, utc_now
 from core.concurrency import in_background
 from core.domain.channels import ALL_CHANNELS, CHANNELS, DEAD_LETTERS, Channel, Lane
@@ -50,12 +51,13 @@ log = structlog.get_logger(__name__)
 CHANNELS_OF = {
     lane: tuple(channel for channel in ALL_CHANNELS if channel.lane is lane) for lane in Lane
 }
-POLL = 0.01  # seconds between looks for publications of other processes
-LONGEST_BLIND = 0.05  # seconds without a look, where pushes end so often that there is no pause
-FIRST_PROBE = 0.1  # seconds until an unreachable worker is tried again; doubles each time
-LAST_PROBE = 5.0
-EXPIRY_CHECK = 60.0
-RETRY_SECONDS = 1.0  # between two tries to use a database that does not answer
+# All in seconds.
+POLL_INTERVAL = 0.01  # between two looks for publications of other processes, when idle
+MAX_POLL_INTERVAL = 0.05  # when pushes end so often that the queue is never idle
+MIN_PROBE_DELAY = 0.1  # before an unreachable worker is tried again; it doubles each time
+MAX_PROBE_DELAY = 5.0
+EXPIRY_INTERVAL = 60.0
+RETRY_DELAY = 1.0  # before a database that does not answer is tried again
 
 
 Policies = Callable[[Channel], DeliveryPolicy]
@@ -72,11 +74,11 @@ def lane_sizes(images: int, notifications: int) -> dict[Lane, int]:
 
 
 class PushQueue:
-    """Leases what is due, pushes it, and records how each push ended.
+    """Leases due messages, pushes them, and records how each push ended.
 
-    At most `sizes[lane]` pushes of a lane are in flight; what fills one lane delays no other. One
-    task leases and settles, in one transaction a turn, so that a busy queue costs one commit for
-    many messages.
+    At most `sizes[lane]` pushes of a lane are in flight, so a full lane delays no other. One task
+    records outcomes and leases messages in the same transaction, so a busy queue makes one commit
+    for many messages.
     """
 
     def __init__(
@@ -93,127 +95,126 @@ class PushQueue:
         self._sizes = sizes
         self._clock = clock
         self._in_flight: Counter[Lane] = Counter()
-        self._turns = 0
-        self._wake = asyncio.Event()
+        self._rounds = 0  # in which messages were leased, for `service_order`
+        self._push_ended = asyncio.Event()
         self._stopping = False
         self._pushes: set[asyncio.Task[None]] = set()
         self._outcomes: list[Outcome] = []
-        self._seen = -1
+        self._version = -1  # of the database at the last poll
         self._due: dict[Channel, datetime] = {}
-        self._looked_at = 0.0  # on the loop's clock
-        self._unreached = 0  # tries in a row that did not reach the worker
+        self._polled_at = 0.0  # on the loop's clock
+        self._failed_connects = 0  # in a row
         self._probe_at = 0.0  # on the loop's clock
 
     def stop(self) -> None:
-        """Begin no more deliveries; `run` returns once those in flight have ended."""
+        """Begin no more deliveries. `run` returns when those in flight have ended."""
         self._stopping = True
-        self._wake.set()
+        self._push_ended.set()
 
     async def run(self, grace: float) -> None:
-        """Deliver until `stop`, then give the pushes in flight `grace` seconds to end.
+        """Deliver until `stop`, then wait up to `grace` seconds for the pushes in flight.
 
-        Raises Unavailable where the queue's database cannot be read at the start.
+        Raises Unavailable if the queue's database cannot be read at the start.
         """
-        freed = await self._store.void_leases()
-        if freed:
-            log.info("a queue died before this one: its deliveries are repeated", messages=freed)
+        released = await self._store.release_leases()
+        if released:
+            log.info("leases of an earlier queue released", messages=released)
         try:
-            async with in_background(self._expire_regularly()):
+            async with in_background(self._expire_messages()):
                 while not self._stopping:
                     try:
-                        await self._turn()
+                        await self._step()
                     except Unavailable as unavailable:
                         reason = unavailable.detail
                         log.error("queue database unavailable; retrying", reason=reason)
-                        await asyncio.sleep(RETRY_SECONDS)
+                        await asyncio.sleep(RETRY_DELAY)
         finally:
             await self._finish(grace)
 
-    # --- Leasing and settling ---------------------------------------------------------------------
+    # --- Leasing messages and recording outcomes --------------------------------------------------
 
-    async def _turn(self) -> None:
-        self._wake.clear()
-        if self._due and asyncio.get_running_loop().time() - self._looked_at > LONGEST_BLIND:
-            await self._look()
-        rooms = self._rooms()
-        if self._outcomes or rooms:
-            leased = await self._settle_and_lease(rooms)
+    async def _step(self) -> None:
+        self._push_ended.clear()
+        now = asyncio.get_running_loop().time()
+        if self._due and now - self._polled_at > MAX_POLL_INTERVAL:
+            await self._poll()
+        slots = self._free_slots()
+        if self._outcomes or slots:
+            leased = await self._record_and_lease(slots)
             for message in leased:
                 self._in_flight[message.channel.lane] += 1
                 task = asyncio.create_task(self._deliver(message))
                 self._pushes.add(task)
                 task.add_done_callback(self._pushes.discard)
             taken = Counter(message.channel.lane for message in leased)
-            for room in rooms:
-                lane = room.channels[0].lane
-                if taken[lane] < room.size:
-                    # It has no more: look when the next one is due.
-                    self._seen = -1
+            for each in slots:
+                lane = each.channels[0].lane
+                if taken[lane] < each.count:
+                    # The lane has no more due messages: poll for the next due time.
+                    self._version = -1
                     for channel in CHANNELS_OF[lane]:
                         self._due.pop(channel, None)
-        elif await self._woken():
-            return
-        else:
-            await self._look()
+        elif not await self._wait_for_push():
+            await self._poll()
 
-    async def _settle_and_lease(self, rooms: Sequence[Room]) -> list[Message]:
+    async def _record_and_lease(self, slots: Sequence[Slots]) -> list[Message]:
         outcomes, self._outcomes = self._outcomes, []
         try:
-            return await self._store.turn(outcomes, rooms, self._clock())
+            return await self._store.record_and_lease(outcomes, slots, self._clock())
         except BaseException:
-            self._outcomes = outcomes + self._outcomes  # not recorded: the next turn's
+            self._outcomes = outcomes + self._outcomes  # for the next step
             raise
 
-    def _rooms(self) -> list[Room]:
-        """Where deliveries may begin now, of the lanes that have something due."""
+    def _free_slots(self) -> list[Slots]:
+        """The deliveries that may begin now, for lanes that have due messages."""
         now = self._clock()
         due = [channel for channel in ALL_CHANNELS if channel in self._due]
         due = [channel for channel in due if self._due[channel] <= now]
         if not due:
             return []
-        if self._unreached:
-            # One message at a time finds out whether the worker is back.
+        if self._failed_connects:
+            # One message at a time probes whether the worker is back.
             probing = bool(self._pushes) or asyncio.get_running_loop().time() < self._probe_at
-            return [] if probing else [Room(1, CHANNELS_OF[due[0].lane])]
+            return [] if probing else [Slots(1, CHANNELS_OF[due[0].lane])]
         waiting = {lane: [channel for channel in due if channel.lane is lane] for lane in Lane}
         free = {lane: self._sizes[lane] - self._in_flight[lane] for lane in Lane if waiting[lane]}
         if not any(free.values()):
             return []
-        self._turns += 1
-        return [Room(size, self._order(waiting[lane], lane)) for lane, size in free.items() if size]
+        self._rounds += 1
+        return [Slots(n, self._order(waiting[lane], lane)) for lane, n in free.items() if n]
 
     def _order(self, waiting: Sequence[Channel], lane: Lane) -> Sequence[Channel]:
-        """The most urgent first, or in its turn another that has something.
+        """All channels of the lane, the most urgent first, or by turns another that has messages.
 
-        By now any may have something: what was found due may be from before that.
+        Channels that had no due message at the last poll may have one by now.
         """
         channels = CHANNELS_OF[lane]
         known = [each for each in channels if each is channels[0] or each in waiting]
-        first = service_order(known, self._turns)[0]
+        first = service_order(known, self._rounds)[0]
         return (first, *(each for each in channels if each is not first))
 
-    async def _woken(self) -> bool:
-        """Wait until a push ends, or it is time to look; True where a push ended."""
-        wait: float | None = POLL
-        if self._unreached:
-            # Nothing can begin, so there is nothing to look for.
-            wait = None
+    async def _wait_for_push(self) -> bool:
+        """Wait for a push to end. Return False when it is time to poll instead."""
+        seconds: float | None = POLL_INTERVAL
+        if self._failed_connects:
+            # No delivery may begin, so there is no need to poll.
+            seconds = None
             if not self._pushes:
-                wait = max(0.0, self._probe_at - asyncio.get_running_loop().time())
-                wait = max(wait, POLL)
+                seconds = max(0.0, self._probe_at - asyncio.get_running_loop().time())
+                seconds = max(seconds, POLL_INTERVAL)
         elif all(self._in_flight[lane] >= size for lane, size in self._sizes.items()):
-            wait = None
+            seconds = None
         try:
-            await asyncio.wait_for(self._wake.wait(), wait)
+            await asyncio.wait_for(self._push_ended.wait(), seconds)
         except TimeoutError:
             return False
         return True
 
-    async def _look(self) -> None:
-        self._looked_at = asyncio.get_running_loop().time()
-        version, due = await self._store.look(self._seen)
+    async def _poll(self) -> None:
+        self._polled_at = asyncio.get_running_loop().time()
+        version, due = await self._store.due_times(self._version)
         if due is not None:
-            self._seen, self._due = version, dict(due)
+            self._version, self._due = version, dict(due)
 
     async def _finish(self, grace: float) -> None:
         if self._pushes:
@@ -221,8 +222,13 @@ class PushQueue:
         for push in list(self._pushes):
             push.cancel()
         await asyncio.gather(*self._pushes, return_exceptions=True)
-        # Those cut off stay leased; the next queue frees them.
-        await self._settle_and_lease(())
+        # Cancelled pushes keep their leases. The next queue process releases them.
+        try:
+            await self._record_and_lease(())
+        except Unavailable as unavailable:
+            # At-least-once delivery: the next queue process delivers these messages again.
+            unrecorded = len(self._outcomes)
+            log.error("outcomes not recorded", messages=unrecorded, reason=unavailable.detail)
 
     # --- One delivery -----------------------------------------------------------------------------
 
@@ -233,72 +239,73 @@ class PushQueue:
                 envelope(message),
                 self._policies(message.channel).ack_deadline,
             )
-        except NotReached as error:
-            self._note_unreached(str(error))
-            outcome: Outcome = Unreached(message.id)
-        except NoAnswer as error:
-            self._note_reached()
+        except ConnectFailed as error:
+            self._connect_failed(str(error))
+            outcome: Outcome = Unreachable(message.id)
+        except NoResponse as error:
+            self._connected()
             outcome = self._refused(message, str(error))
         else:
-            self._note_reached()
+            self._connected()
             if status in ACKNOWLEDGING_STATUS:
-                log.debug("delivered", **_names(message), status=status)
+                log.debug("delivered", **_fields(message), status=status)
                 outcome = Acknowledged(message.id)
             else:
                 outcome = self._refused(message, f"HTTP {status}")
         self._in_flight[message.channel.lane] -= 1
         self._outcomes.append(outcome)
-        self._wake.set()
+        self._push_ended.set()
 
     def _refused(self, message: Message, reason: str) -> Outcome:
         policy = self._policies(message.channel)
         if message.channel is not DEAD_LETTERS and message.attempt >= policy.attempts:
-            log.error("dead letter", **_names(message), reason=reason)
-            return GivenUp(message.id, reason)
-        wait = policy.backoff(message.attempt)
-        log.warning("delivery refused", **_names(message), reason=reason, again_in=wait)
-        return Refused(message.id, self._clock() + timedelta(seconds=wait))
+            log.error("dead letter", **_fields(message), reason=reason)
+            return DeadLettered(message.id, reason)
+        delay = policy.backoff(message.attempt)
+        log.warning("delivery refused", **_fields(message), reason=reason, retry_in=delay)
+        return Refused(message.id, self._clock() + timedelta(seconds=delay))
 
-    def _note_unreached(self, reason: str) -> None:
-        if not self._unreached:
+    def _connect_failed(self, reason: str) -> None:
+        if not self._failed_connects:
             log.warning("worker unreachable; messages wait for it", reason=reason)
-        longest = self._policies(DEAD_LETTERS).max_backoff
-        wait = min(LAST_PROBE, longest, FIRST_PROBE * 2.0**self._unreached)
-        self._unreached = min(self._unreached + 1, 60)
-        self._probe_at = asyncio.get_running_loop().time() + wait
+        longest = min(MAX_PROBE_DELAY, self._policies(DEAD_LETTERS).max_backoff)
+        delay = min(longest, MIN_PROBE_DELAY * 2.0**self._failed_connects)
+        self._failed_connects = min(self._failed_connects + 1, 60)
+        self._probe_at = asyncio.get_running_loop().time() + delay
 
-    def _note_reached(self) -> None:
-        if self._unreached:
+    def _connected(self) -> None:
+        if self._failed_connects:
             log.info("worker reachable again")
-        self._unreached = 0
+        self._failed_connects = 0
 
     # --- Retention --------------------------------------------------------------------------------
 
-    async def _expire_regularly(self) -> None:
-        # Not the dead letters': what is there is the only trace of them.
-        kept = {channel: self._policies(channel).retention for channel in CHANNELS}
-        waits = {
+    async def _expire_messages(self) -> None:
+        # Dead letters do not expire here: the queue has the only copy until the worker stores it.
+        retention = {channel: self._policies(channel).retention for channel in CHANNELS}
+        longest = {
             channel: timedelta(seconds=self._policies(channel).max_backoff)
             for channel in ALL_CHANNELS
         }
         while True:
             try:
-                if hastened := await self._store.hasten(waits, self._clock()):
-                    log.warning("the clock went back; messages wait no longer", messages=hastened)
-                    self._seen = -1
-                for channel, seconds in kept.items():
-                    retention = timedelta(seconds=seconds)
-                    for message in await self._store.expire(channel, retention, self._clock()):
-                        log.error("dead letter", **_names(message), reason=EXPIRED)
+                if hastened := await self._store.limit_delays(longest, self._clock()):
+                    log.warning("clock set back; delayed messages are due now", messages=hastened)
+                    self._version = -1
+                for channel, seconds in retention.items():
+                    age = timedelta(seconds=seconds)
+                    for message in await self._store.expire(channel, age, self._clock()):
+                        log.error("dead letter", **_fields(message), reason=EXPIRED)
             except Unavailable as unavailable:
-                log.error("old messages cannot be given up", reason=unavailable.detail)
-            await asyncio.sleep(min(EXPIRY_CHECK, min(kept.values()) / 4))
+                log.error("message expiry failed", reason=unavailable.detail)
+            await asyncio.sleep(min(EXPIRY_INTERVAL, min(retention.values()) / 4))
 
 
 def envelope(message: Message) -> bytes:
-    """The body that Pub/Sub would POST: https://cloud.google.com/pubsub/docs/push#receive_push
+    """The body that Pub/Sub POSTs: https://cloud.google.com/pubsub/docs/push#receive_push
 
-    `deliveryAttempt` is there only with a dead-letter policy, so not for dead letters.
+    It has `deliveryAttempt` only on a subscription with a dead-letter policy, so not for dead
+    letters.
     """
     published = rfc3339(message.published_at)
     body: dict[str, object] = {
@@ -317,8 +324,8 @@ def envelope(message: Message) -> bytes:
     return json.dumps(body).encode()
 
 
-def _names(message: Message) -> dict[str, object]:
-    """What a log line says about a message."""
+def _fields(message: Message) -> dict[str, object]:
+    """The fields of a log line about a message."""
     return {
         "image_hash": message.attributes.get("image_hash", ""),
         "tenant": message.attributes.get("tenant", ""),
@@ -329,13 +336,13 @@ def _names(message: Message) -> dict[str, object]:
 
 
 @contextmanager
-def owning(data_dir: Path) -> Iterator[None]:
-    """Hold the data folder's queue lock, or exit with a message where another process does.
+def queue_lock(data_dir: Path) -> Iterator[None]:
+    """Hold the lock that lets one queue process use a data folder.
 
-    The kernel drops the lock when its holder dies, however it dies. Raises Unavailable where the
-    folder cannot be used.
+    Exits with a message if another process holds it. The kernel releases the lock when its holder
+    ends for any reason. Raises Unavailable if the folder cannot be used.
     """
-    with usable(data_dir):
+    with opened_folder(data_dir):
         lock = (data_dir / "queue.lock").open("a+")
     with lock as file:
         try:
@@ -363,7 +370,7 @@ async def serve(settings: Settings) -> None:
         queue = PushQueue(store, client, settings.channel_delivery, sizes)
         for signal_ in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_, queue.stop)
-        log.info("queue delivers", to=settings.push_url, concurrency=settings.push_concurrency)
+        log.info("queue started", to=settings.push_url, concurrency=settings.push_concurrency)
         try:
             async with running_scheduler(client, settings):
                 await queue.run(settings.shutdown_seconds)
@@ -375,7 +382,7 @@ def main() -> None:
     settings = load_settings()
     configure_logging("queue", settings.log_format, settings.log_level)
     try:
-        with owning(settings.data_dir):
+        with queue_lock(settings.data_dir):
             uvloop.run(serve(settings))
     except Unavailable as unavailable:
         raise SystemExit(f"The queue cannot start: {unavailable.detail}") from None

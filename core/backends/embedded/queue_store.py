@@ -1,12 +1,12 @@
-"""What the push queue remembers: messages on the channels of `core.domain.channels`.
+"""The push queue's table: messages on the channels of `core.domain.channels`.
 
-A message that is given up moves to the dead letters' channel, from where the worker takes it
-into the keeping of `core.ports.DeadLetterStore`. It stays there until the worker has.
+A message that has used up its deliveries, or is older than the retention, moves to the channel of
+dead letters. The worker stores it in `core.ports.DeadLetterStore` and acknowledges it.
 
-Publishers insert from their own processes; one queue process, the owner, leases, settles and
-deletes. Only a publication is fsynced: it is a promise. A power loss may undo the
-owner's newest bookkeeping, and then a message is delivered again with a smaller attempt number,
-which at-least-once delivery allows anyway; the death of every process undoes nothing.
+Publishers insert from their own processes. One queue process leases, updates and deletes. Only a
+publication is fsynced, because it is a promise to a client. A power loss may undo the newest
+updates of the queue process: then a message is delivered again with a smaller attempt number, which
+at-least-once delivery allows. The death of every process undoes nothing.
 """
 
 import json
@@ -34,7 +34,7 @@ PREFIX = "glimpse"
 SCHEMA = Schema(
     version=3,
     statements=(
-        # Times are microseconds since 1970. AUTOINCREMENT, so that no id is ever used again.
+        # Times are microseconds since 1970. AUTOINCREMENT never uses an id again.
         """
         CREATE TABLE messages (
             id           INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -54,7 +54,7 @@ SCHEMA = Schema(
 
 EXPIRED = "older than the retention"
 
-# What a `Message` is made of, but the number of its delivery.
+# The columns of a `Message`, except the number of its delivery.
 _MESSAGE = "id, channel, attributes, data, published_at"
 _INSERT = """
     INSERT INTO messages (channel, attributes, data, published_at, due_at)
@@ -64,7 +64,7 @@ _INSERT = """
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message under lease; `attempt` is the number of this delivery and starts at 1."""
+    """A leased message. `attempt` is the number of this delivery, from 1."""
 
     id: int
     channel: Channel
@@ -79,47 +79,47 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Acknowledged:
-    """Done: the message goes."""
+    """The worker is done with the message: it is deleted."""
 
     id: int
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """To be delivered again, not before `due_at`."""
+    """The message is delivered again, not before `due_at`."""
 
     id: int
     due_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
-class Unreached:
-    """Never arrived, so it was no delivery: due at once, and not counted."""
+class Unreachable:
+    """The worker was not reached: the message is due at once, and the attempt does not count."""
 
     id: int
 
 
 @dataclass(frozen=True, slots=True)
-class GivenUp:
-    """No more deliveries: the message becomes a dead letter, because of `reason`."""
+class DeadLettered:
+    """The message moves to the channel of dead letters, for `reason`."""
 
     id: int
     reason: str
 
 
-Outcome = Acknowledged | Refused | Unreached | GivenUp
+Outcome = Acknowledged | Refused | Unreachable | DeadLettered
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """At most `size` more deliveries of these channels together, those of the first preferred."""
+class Slots:
+    """Up to `count` deliveries of messages on `channels`, in that order of preference."""
 
-    size: int
+    count: int
     channels: Sequence[Channel]
 
 
 class QueueStore:
-    """The queue's table work. Every method may raise Unavailable."""
+    """The operations on the table. Every method may raise Unavailable."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -129,7 +129,7 @@ class QueueStore:
     async def publish(
         self, channel: Channel, attributes: dict[str, str], data: bytes, now: datetime
     ) -> str:
-        """Enqueue for the worker, fsynced; the message's id."""
+        """Enqueue a message, fsynced, and return its id."""
         row = _new_message(channel, attributes, data, now)
 
         def insert(connection: sqlite3.Connection) -> str:
@@ -137,8 +137,8 @@ class QueueStore:
 
         return await self._database.write(insert, durable=True)
 
-    async def waiting(self) -> tuple[int, datetime | None]:
-        """How many images wait for the worker, and when the oldest was published."""
+    async def backlog(self) -> tuple[int, datetime | None]:
+        """The number of images that wait for the worker, and when the oldest was published."""
 
         def count(connection: sqlite3.Connection) -> tuple[int, datetime | None]:
             number, oldest = connection.execute(
@@ -152,58 +152,57 @@ class QueueStore:
     async def ping(self) -> None:
         await self._database.read(lambda connection: connection.execute("SELECT 1 FROM messages"))
 
-    # --- For the owner ----------------------------------------------------------------------------
+    # --- For the queue process --------------------------------------------------------------------
 
-    async def void_leases(self) -> int:
-        """Free what a dead predecessor had in flight; the number of messages freed.
+    async def release_leases(self) -> int:
+        """Release the leases of an earlier queue process that died, and return their number.
 
-        Their deliveries count: the worker may have had them.
+        The deliveries count as attempts: the worker may have received them.
         """
 
-        def void(connection: sqlite3.Connection) -> int:
+        def release(connection: sqlite3.Connection) -> int:
             return connection.execute("UPDATE messages SET leased = 0 WHERE leased = 1").rowcount
 
-        return await self._database.write(void, durable=False)
+        return await self._database.write(release, durable=False)
 
-    async def turn(
-        self, outcomes: Sequence[Outcome], rooms: Sequence[Room], now: datetime
+    async def record_and_lease(
+        self, outcomes: Sequence[Outcome], slots: Sequence[Slots], now: datetime
     ) -> list[Message]:
-        """Record how deliveries ended and begin as many others as there is room: one transaction.
+        """Record how deliveries ended, and lease messages for free slots, in one transaction.
 
-        Each message returned is leased and its attempt is counted, before it is delivered.
+        The attempt of each leased message is counted before its delivery.
         """
 
         def work(connection: sqlite3.Connection) -> list[Message]:
             for outcome in outcomes:
-                _settle(connection, outcome, now)
-            return [message for room in rooms for message in _lease(connection, room, now)]
+                _record(connection, outcome, now)
+            return [message for each in slots for message in _lease(connection, each, now)]
 
         return await self._database.write(work, durable=False)
 
-    async def hasten(self, longest: Mapping[Channel, timedelta], now: datetime) -> int:
-        """Make due what would wait longer than its channel's messages ever do; how many.
+    async def limit_delays(self, longest: Mapping[Channel, timedelta], now: datetime) -> int:
+        """Make messages due that wait longer than the longest delay of their channel.
 
-        No message is put off for longer: the clock has gone back since.
+        That happens when the system clock is set back. Return the number of messages.
         """
         latest = [(to_micros(now), c.name, to_micros(now + wait)) for c, wait in longest.items()]
 
-        def hasten(connection: sqlite3.Connection) -> int:
+        def limit(connection: sqlite3.Connection) -> int:
             return connection.executemany(
                 "UPDATE messages SET due_at = ? WHERE leased = 0 AND channel = ? AND due_at > ?",
                 latest,
             ).rowcount
 
-        return await self._database.write(hasten, durable=False)
+        return await self._database.write(limit, durable=False)
 
-    async def look(self, seen: int) -> tuple[int, Mapping[Channel, datetime] | None]:
+    async def due_times(self, seen: int) -> tuple[int, Mapping[Channel, datetime] | None]:
         """The database's version, and when the next free message of each channel is due.
 
-        The version changes with every commit, here or in another process. While it is still `seen`
-        nothing is looked up and None is returned: this is cheap enough to ask every few
-        milliseconds.
+        Every commit of any process changes the version. If it is still `seen`, the second value is
+        None and nothing is looked up, so that polling every few milliseconds is cheap.
         """
 
-        def look(connection: sqlite3.Connection) -> tuple[int, dict[Channel, datetime] | None]:
+        def look_up(connection: sqlite3.Connection) -> tuple[int, dict[Channel, datetime] | None]:
             (version,) = connection.execute("PRAGMA data_version").fetchone()
             if version == seen:
                 return version, None
@@ -217,10 +216,13 @@ class QueueStore:
                     due[channel] = from_micros(moment)
             return version, due
 
-        return await self._database.read(look)
+        return await self._database.read(look_up)
 
     async def expire(self, channel: Channel, retention: timedelta, now: datetime) -> list[Message]:
-        """Give up the channel's messages that are older than `retention`; those given up."""
+        """Make dead letters of the channel's messages that are older than `retention`.
+
+        Return these messages. A message in flight is left to its delivery.
+        """
         cutoff = to_micros(now - retention)
 
         def expire(connection: sqlite3.Connection) -> list[Message]:
@@ -230,7 +232,7 @@ class QueueStore:
                 (cutoff, channel.name),
             ).fetchall()
             for row in rows:
-                _give_up(connection, row[0], EXPIRED, now)
+                _dead_letter(connection, row[0], EXPIRED, now)
             return [_message_of(row) for row in rows]
 
         return await self._database.write(expire, durable=False)
@@ -243,14 +245,14 @@ def _new_message(
     return (channel.name, json.dumps(attributes), data, micros, micros)
 
 
-def _lease(connection: sqlite3.Connection, room: Room, now: datetime) -> list[Message]:
+def _lease(connection: sqlite3.Connection, slots: Slots, now: datetime) -> list[Message]:
     rows: list[tuple[Any, ...]] = []
-    for channel in room.channels:
-        if len(rows) < room.size:
+    for channel in slots.channels:
+        if len(rows) < slots.count:
             rows += connection.execute(
                 f"SELECT {_MESSAGE}, attempts + 1 FROM messages"  # noqa: S608 - constants
                 " WHERE leased = 0 AND channel = ? AND due_at <= ? ORDER BY due_at LIMIT ?",
-                (channel.name, to_micros(now), room.size - len(rows)),
+                (channel.name, to_micros(now), slots.count - len(rows)),
             ).fetchall()
     connection.executemany(
         "UPDATE messages SET leased = 1, attempts = attempts + 1 WHERE id = ?",
@@ -266,7 +268,7 @@ def _message_of(row: tuple[Any, ...]) -> Message:
     )
 
 
-def _settle(connection: sqlite3.Connection, outcome: Outcome, now: datetime) -> None:
+def _record(connection: sqlite3.Connection, outcome: Outcome, now: datetime) -> None:
     match outcome:
         case Acknowledged(id_):
             connection.execute("DELETE FROM messages WHERE id = ?", (id_,))
@@ -274,16 +276,16 @@ def _settle(connection: sqlite3.Connection, outcome: Outcome, now: datetime) -> 
             connection.execute(
                 "UPDATE messages SET leased = 0, due_at = ? WHERE id = ?", (to_micros(due_at), id_)
             )
-        case Unreached(id_):
+        case Unreachable(id_):
             connection.execute(
                 "UPDATE messages SET leased = 0, attempts = attempts - 1 WHERE id = ?", (id_,)
             )
-        case GivenUp(id_, reason):
-            _give_up(connection, id_, reason, now)
+        case DeadLettered(id_, reason):
+            _dead_letter(connection, id_, reason, now)
 
 
-def _give_up(connection: sqlite3.Connection, id_: int, reason: str, now: datetime) -> None:
-    """Move the message to the dead letters' channel."""
+def _dead_letter(connection: sqlite3.Connection, id_: int, reason: str, now: datetime) -> None:
+    """Move the message to the channel of dead letters."""
     row = connection.execute(
         "DELETE FROM messages WHERE id = ?"
         " RETURNING channel, attributes, data, published_at, attempts",

@@ -42,7 +42,7 @@ class CloudBlobStore:
         self._calls = BlockingCalls("image storage", THREADS, DEADLINE)
 
     async def put(self, name: str, data: bytes | bytearray, content_type: str) -> None:
-        """Stores `data`. Does nothing if the blob exists: its name is the hash of its bytes."""
+        """Store `data`. Do nothing if the blob exists: its name is the hash of its bytes."""
         split_name(name)
         await self._calls.run(lambda: self._put(name, data, content_type))
 
@@ -107,7 +107,7 @@ class CloudBlobStore:
         return True
 
     def _check_bucket(self) -> None:
-        """Lists at most one object, which needs no permission beyond reading images."""
+        """List at most one object, which needs no permission beyond reading images."""
         found = self._client.list_blobs(
             self._bucket, prefix=".", max_results=1, timeout=TIMEOUT, retry=RETRY
         )

@@ -25,7 +25,7 @@ class BlockingCalls:
         self._closed = False
 
     async def run(self, work: Callable[[], T], *, missing: str = "") -> T:
-        """What `work` returns. Raises Unavailable, and NotFound as `translated` does."""
+        """Return what `work` returns. Raises Unavailable, and NotFound as `translated` does."""
         if self._closed:
             raise Unavailable(f"The {self._part} is closed.")
         loop = asyncio.get_running_loop()
@@ -34,6 +34,6 @@ class BlockingCalls:
                 return await loop.run_in_executor(self._threads, work)
 
     async def close(self) -> None:
-        """Accepts no more calls, and returns when those that run have ended."""
+        """Accept no more calls, and return when those that run have ended."""
         self._closed = True
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)

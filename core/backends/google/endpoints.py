@@ -21,7 +21,7 @@ from google.cloud import storage
 from google.cloud.datastore_v1.services.datastore.transports import DatastoreGrpcAsyncIOTransport
 from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
 
-from core.backends.data_folder import usable
+from core.backends.data_folder import opened_folder
 from core.backends.google.blobs import THREADS, Links
 from core.backends.google.signed_links import IamLinks, LocalLinks
 from core.backends.links import LinkSigner, shared_secret
@@ -142,7 +142,7 @@ def _default_credentials() -> tuple[Credentials, str | None]:
 
 
 def _emulators(settings: Settings, clock: Clock) -> Endpoints:
-    with usable(settings.data_dir):
+    with opened_folder(settings.data_dir):
         signer = LinkSigner(shared_secret(settings.data_dir / "link.key"), settings.public_url)
     return Endpoints(
         project=settings.google_cloud_project or DEMO_PROJECT,

@@ -48,7 +48,7 @@ class CloudObjectSource:
         self._client.close()
 
     async def _run(self, work: Callable[[float], T], missing: str) -> T:
-        """Calls `work` with the time, on the monotonic clock, at which it must end."""
+        """Call `work` with the time, on the monotonic clock, at which it must end."""
         until = time.monotonic() + self._seconds
         return await self._calls.run(lambda: work(until), missing=missing)
 

@@ -98,7 +98,7 @@ class IamSigner(Signing):
         self._iam_url = iam_url
 
     def prepare(self) -> None:
-        """Finds the account's e-mail address. Cloud Run's credentials have it after a refresh."""
+        """Find the account's e-mail address. Cloud Run's credentials have it after a refresh."""
         if self._account:
             return
         email = getattr(self._credentials, "service_account_email", "")
