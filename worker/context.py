@@ -21,7 +21,8 @@ from worker.priority_semaphore import PrioritySemaphore
 MAX_LOSSES = 10_000  # images
 
 
-def _losses() -> LRUCache[RecordKey, int]:
+def lost_classifiers() -> LRUCache[RecordKey, int]:
+    """No losses yet. Later, the most recent ones of at most `MAX_LOSSES` images."""
     return LRUCache(MAX_LOSSES)
 
 
@@ -45,7 +46,7 @@ class WorkerContext:
     metrics: WorkerMetrics
     clock: Clock = utc_now
     claims: Claims = field(default_factory=Claims)
-    losses: LRUCache[RecordKey, int] = field(default_factory=_losses)
+    losses: LRUCache[RecordKey, int] = field(default_factory=lost_classifiers)
 
     @property
     def job_policy(self) -> JobPolicy:

@@ -2,7 +2,8 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -11,10 +12,12 @@ import pytest
 
 from core.bundles.bundle import read_bundle
 from core.domain.records import Annotation, Claim, RecordKey, Status, complete, release, retry
+from core.errors import Unavailable
 from core.ports import BlobStore
 from tests.support.bundles import write_colour_bundle, write_slow_bundle
 from tests.support.clock import MovableClock
 from tests.support.faults import Once, watched
+from tests.support.loop_errors import loop_errors
 from tests.support.pictures import picture
 from tests.support.problems import assert_problem
 from tests.support.records import claimed
@@ -25,6 +28,8 @@ from tests.support.worker import (
     running_worker,
     settings_in,
 )
+from worker.context import MAX_LOSSES, lost_classifiers
+from worker.tasks.classify_image import count_loss
 
 WHITE = picture(7, (250, 250, 250))
 MINUTE = timedelta(minutes=1)
@@ -223,6 +228,59 @@ async def test_delivery_that_waits_for_another_worker_occupies_no_slot(
             claim.key, complete(claim, [Annotation(1, "by hand", 1.0)])
         )
         assert {answer.status_code for answer in await asyncio.gather(*waiting)} == {204}
+
+
+@asynccontextmanager
+async def refused_claim(
+    worker: RunningWorker, read: Callable[[], Awaitable[None]]
+) -> AsyncIterator[RecordKey]:
+    """An image that another worker owns; `read` runs in the read that starts with the claim."""
+    reading = asyncio.Event()
+
+    async def watch(name: str, after: bool) -> None:
+        if name == "blobs.get" and not after:
+            reading.set()
+            await read()
+        if name == "records.claim" and not after:
+            await reading.wait()
+
+    key = await worker.submit()
+    assert await claimed(worker.backend.records, key, MINUTE) is not None
+    blobs = cast(BlobStore, RemoteBlobs(worker.backend.blobs))
+    with worker.using(watched(dataclasses.replace(worker.backend, blobs=blobs), watch)):
+        yield key
+
+
+async def test_read_is_cancelled_if_the_claim_is_refused(worker: RunningWorker) -> None:
+    cancelled = asyncio.Event()
+
+    async def read() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    async with refused_claim(worker, read) as key:
+        assert_problem(await worker.push(key), 503, "unavailable")
+    assert cancelled.is_set()
+
+
+async def test_failed_read_is_not_reported_if_the_claim_is_refused(worker: RunningWorker) -> None:
+    async def read() -> None:
+        raise Unavailable("The storage does not answer.")
+
+    with loop_errors() as errors:
+        async with refused_claim(worker, read) as key:
+            assert_problem(await worker.push(key), 503, "unavailable")
+    assert errors == []
+
+
+def test_memory_of_lost_classifiers_is_bounded() -> None:
+    losses = lost_classifiers()
+    for number in range(MAX_LOSSES + 10):
+        count_loss(RecordKey("public", f"{number:064x}", UNKNOWN_MODEL), losses)
+    assert len(losses) == MAX_LOSSES
 
 
 # --- Errors of the image: recorded and acknowledged -----------------------------------------------

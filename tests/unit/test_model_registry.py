@@ -1,4 +1,4 @@
-"""The registry: what is loaded when, how often, and what happens when it cannot be."""
+"""The model registry: which models it loads, how often, and how it retries."""
 
 import asyncio
 import shutil
@@ -13,6 +13,7 @@ from core.bundles.bundle import Bundle, read_bundle, write_sums
 from core.errors import BundleError, ModelUnavailable
 from tests.support.bundles import write_colour_bundle
 from tests.support.classifiers import spawn_thread
+from tests.support.loop_errors import loop_errors
 from tests.support.scripted_worker import until
 from tests.support.worker import settings_in
 from worker.inference.model_registry import ModelRegistry, Retries
@@ -20,7 +21,7 @@ from worker.inference.pool import ClassifierPool, RemoteClassifier
 
 
 class Loads:
-    """Loads real bundles in a real process, and notes which."""
+    """Loads bundles into a classifier pool, and records their names."""
 
     def __init__(self, pool: ClassifierPool) -> None:
         self.pool = pool
@@ -48,7 +49,7 @@ def identity(uri: str) -> str:
     return read_bundle(uri).identity
 
 
-async def test_only_the_default_is_loaded_at_the_start(bundles: list[str], loads: Loads) -> None:
+async def test_open_loads_only_the_default_model(bundles: list[str], loads: Loads) -> None:
     registry = ModelRegistry(bundles, Bundles(), 2, loads)
     await registry.open()
     assert loads.models == ["a"]
@@ -57,7 +58,7 @@ async def test_only_the_default_is_loaded_at_the_start(bundles: list[str], loads
     assert loads.models == ["a"]
 
 
-async def test_many_requests_load_a_model_once(bundles: list[str], loads: Loads) -> None:
+async def test_concurrent_requests_load_a_model_once(bundles: list[str], loads: Loads) -> None:
     registry = ModelRegistry(bundles, Bundles(), 2, loads)
     await registry.open()
     found = await asyncio.gather(*(registry.classifier(identity(bundles[1])) for _ in range(50)))
@@ -65,9 +66,7 @@ async def test_many_requests_load_a_model_once(bundles: list[str], loads: Loads)
     assert len({id(classifier) for classifier in found}) == 1
 
 
-async def test_one_that_goes_away_does_not_take_the_load_from_the_others(
-    bundles: list[str], loads: Loads
-) -> None:
+async def test_cancelled_request_does_not_cancel_the_load(bundles: list[str], loads: Loads) -> None:
     registry = ModelRegistry(bundles, Bundles(), 2, loads)
     await registry.open()
     first = asyncio.create_task(registry.classifier(identity(bundles[1])))
@@ -78,7 +77,24 @@ async def test_one_that_goes_away_does_not_take_the_load_from_the_others(
     assert loads.models == ["a", "b"]
 
 
-async def test_the_least_recently_used_goes(bundles: list[str], loads: Loads) -> None:
+async def test_failed_load_is_not_reported_after_its_request_was_cancelled(
+    bundles: list[str], loads: Loads
+) -> None:
+    registry = ModelRegistry(bundles, Bundles(), 2, loads)
+    await registry.open()
+    labels = Path(bundles[1]) / "labels.txt"
+    labels.write_text(labels.read_text().upper())
+    with loop_errors() as errors:
+        first = asyncio.create_task(registry.classifier(identity(bundles[1])))
+        await asyncio.sleep(0)
+        first.cancel()
+        await until(lambda: not registry._loading)
+        assert first.cancelled()
+        del first  # its traceback refers to the load
+    assert errors == []
+
+
+async def test_least_recently_used_model_is_unloaded(bundles: list[str], loads: Loads) -> None:
     registry = ModelRegistry(bundles, Bundles(), 2, loads)
     await registry.open()
     a, b, c = map(identity, bundles)
@@ -87,16 +103,14 @@ async def test_the_least_recently_used_goes(bundles: list[str], loads: Loads) ->
     assert loads.models == ["a", "b", "c", "b"]
 
 
-async def test_an_unknown_model_is_unavailable(bundles: list[str], loads: Loads) -> None:
+async def test_unknown_model_is_unavailable(bundles: list[str], loads: Loads) -> None:
     registry = ModelRegistry(bundles, Bundles(), 2, loads)
     await registry.open()
     with pytest.raises(ModelUnavailable, match="nobody@0123456789ab"):
         await registry.classifier("nobody@0123456789ab")
 
 
-async def test_a_bad_bundle_is_reported_and_the_others_work(
-    bundles: list[str], loads: Loads
-) -> None:
+async def test_bad_bundle_does_not_affect_the_others(bundles: list[str], loads: Loads) -> None:
     now = 0.0
     good = identity(bundles[1])
     bad = Path(bundles[0])
@@ -108,14 +122,16 @@ async def test_a_bad_bundle_is_reported_and_the_others_work(
         await registry.check()
     assert (await registry.classifier(good)).bundle.manifest.name == "b"
     assert loads.models == ["a", "b"], "a failed load is not repeated for every message"
-    # Once the time to try again has come, a repaired bundle is taken.
+    # After the pause, the registry loads the repaired bundle.
     (bad / "labels.txt").write_text(whole)
     now += Retries().load
     await registry.check()
     await registry.close()
 
 
-async def test_a_missing_bundle_is_named(tmp_path: Path, bundles: list[str], loads: Loads) -> None:
+async def test_error_names_a_missing_bundle(
+    tmp_path: Path, bundles: list[str], loads: Loads
+) -> None:
     registry = ModelRegistry([str(tmp_path / "absent"), *bundles], Bundles(), 2, loads)
     await registry.open()
     with pytest.raises(BundleError, match="absent"):
@@ -124,15 +140,14 @@ async def test_a_missing_bundle_is_named(tmp_path: Path, bundles: list[str], loa
     await registry.close()
 
 
-# --- What comes later. ----------------------------------------------------------------------------
+# --- Retries --------------------------------------------------------------------------------------
 
 
-# Look again every few milliseconds.
-IMPATIENT = Retries(read=0.02, max_read=0.02, load=0.01, max_load=0.01)
+SHORT_PAUSES = Retries(read=0.02, max_read=0.02, load=0.01, max_load=0.01)
 
 
 async def ready(registry: ModelRegistry) -> None:
-    """Wait until the worker would be ready; the test's own timeout ends it otherwise."""
+    """Wait until the default model is usable. The timeout of the test limits the wait."""
     while True:
         try:
             return await registry.check()
@@ -141,18 +156,18 @@ async def ready(registry: ModelRegistry) -> None:
 
 
 def appear(folder: Path) -> None:
-    """A bundle of its folder's name, there from one moment to the next: half of one may fail."""
+    """Write a bundle and move it into place, so that no reader sees half of it."""
     write_colour_bundle(folder.with_suffix(".new"), folder.name).rename(folder)
 
 
-async def test_what_was_missing_is_found_by_itself(tmp_path: Path, loads: Loads) -> None:
+async def test_missing_bundle_is_found_when_it_appears(tmp_path: Path, loads: Loads) -> None:
     late, other = tmp_path / "late", tmp_path / "other"
-    registry = ModelRegistry([str(late), str(other)], Bundles(), 2, loads, retries=IMPATIENT)
+    registry = ModelRegistry([str(late), str(other)], Bundles(), 2, loads, retries=SHORT_PAUSES)
     await registry.open()
     assert list(registry.identities) == []
     await asyncio.to_thread(appear, other)
     await until(lambda: registry.identities != ())
-    # Nobody asks for anything: it is found, and loaded, all the same.
+    # The registry finds and loads it without any request.
     await asyncio.to_thread(appear, late)
     await until(lambda: loads.models != [])
     await ready(registry)
@@ -161,14 +176,14 @@ async def test_what_was_missing_is_found_by_itself(tmp_path: Path, loads: Loads)
     await registry.close()
 
 
-async def test_a_default_that_was_mended_into_another_model_is_taken(
+async def test_default_bundle_that_was_repaired_has_another_identity(
     bundles: list[str], loads: Loads
 ) -> None:
-    """As when the sums were left out of an upload, and came behind it."""
+    """For example, the checksums were uploaded after the other files."""
     labels = Path(bundles[0]) / "labels.txt"
     labels.write_text(labels.read_text().upper())
     before = identity(bundles[0])
-    registry = ModelRegistry(bundles, Bundles(), 2, loads, retries=IMPATIENT)
+    registry = ModelRegistry(bundles, Bundles(), 2, loads, retries=SHORT_PAUSES)
     await registry.open()
     assert registry.identities[0] == before
     await asyncio.to_thread(write_sums, Path(bundles[0]))
@@ -177,33 +192,33 @@ async def test_a_default_that_was_mended_into_another_model_is_taken(
     await registry.close()
 
 
-async def test_nothing_is_looked_for_once_all_is_there(bundles: list[str], loads: Loads) -> None:
-    looked: list[str] = []
+async def test_readable_bundles_are_not_read_again(bundles: list[str], loads: Loads) -> None:
+    read: list[str] = []
 
     class Counting(Bundles):
         def manifest(self, uri: str) -> Bundle:
-            looked.append(uri)
+            read.append(uri)
             return super().manifest(uri)
 
     away = await asyncio.to_thread(shutil.move, bundles[1], f"{bundles[1]}-away")
-    registry = ModelRegistry(bundles, Counting(), 2, loads, retries=IMPATIENT)
+    registry = ModelRegistry(bundles, Counting(), 2, loads, retries=SHORT_PAUSES)
     await registry.open()
-    assert looked == bundles
-    await until(lambda: len(looked) >= 6)
-    # What was there is not read again: it could be another bundle by now.
-    assert set(looked[3:]) == {bundles[1]}
+    assert read == bundles
+    await until(lambda: len(read) >= 6)
+    # The readable bundles are not read again, because they could have changed.
+    assert set(read[3:]) == {bundles[1]}
     await asyncio.to_thread(shutil.move, away, bundles[1])
     await until(lambda: len(registry.identities) >= 3)
-    seen = len(looked)
+    seen = len(read)
     await asyncio.sleep(0.2)
-    assert len(looked) == seen
+    assert len(read) == seen
     await registry.close()
 
 
-async def test_a_model_that_fails_is_loaded_ever_less_often(
+async def test_failed_load_is_repeated_at_growing_intervals(
     bundles: list[str], loads: Loads
 ) -> None:
-    """Each time may be gigabytes out of a bucket."""
+    """Each load may download gigabytes."""
     now = 0.0
     labels = Path(bundles[0]) / "labels.txt"
     labels.write_text(labels.read_text().upper())
@@ -222,8 +237,8 @@ async def test_a_model_that_fails_is_loaded_ever_less_often(
     assert pauses == [10, 20, 40, 80, 160, 300, 300, 300]
 
 
-async def test_a_closed_registry_looks_for_nothing(tmp_path: Path, loads: Loads) -> None:
-    registry = ModelRegistry([str(tmp_path / "absent")], Bundles(), 2, loads, retries=IMPATIENT)
+async def test_closed_registry_does_not_retry(tmp_path: Path, loads: Loads) -> None:
+    registry = ModelRegistry([str(tmp_path / "absent")], Bundles(), 2, loads, retries=SHORT_PAUSES)
     await registry.open()
     others = asyncio.all_tasks()
     await registry.close()

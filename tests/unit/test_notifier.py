@@ -1,4 +1,4 @@
-"""The worker tells receivers: each at least once, as the same message; none holds up another."""
+"""Notifications: at least once, with the same id, and without delays for other receivers."""
 
 import asyncio
 import base64
@@ -31,7 +31,7 @@ from core.domain.webhooks import (
     new_webhook_id,
     secret_text,
 )
-from core.errors import Overloaded, Unavailable
+from core.errors import Unavailable
 from core.services.dead_letter_replay import Replay
 from core.services.dead_letter_replay import replay as replay_letter
 from core.settings import Settings
@@ -49,7 +49,7 @@ from tests.support.receivers import (
 )
 from tests.support.scripted_worker import until
 from tests.support.worker import RunningWorker, running_worker, settings_in
-from worker.notifications.receiver_limits import SLOTS_PER_RECEIVER, ReceiverLimits
+from worker.notifications.receiver_limits import SLOTS_PER_RECEIVER
 
 TENANT = "acme"
 
@@ -65,10 +65,10 @@ async def worker(tmp_path: Path) -> AsyncIterator[RunningWorker]:
         yield running
 
 
-async def ended_job(
+async def finished_job(
     worker: RunningWorker, end: JobStatus = JobStatus.COMPLETED, notify_email: str = ""
 ) -> Job:
-    """A job without items, which therefore ends as soon as somebody counts."""
+    """A job without items, which ends with its first count."""
     store, now = worker.backend.jobs, worker.context.clock()
     key = JobKey(TENANT, new_job_id())
     assert await store.create(new_job(key, "", worker.model, 0, now, notify_email=notify_email))
@@ -79,7 +79,7 @@ async def ended_job(
     return job
 
 
-async def hook_at(worker: RunningWorker, url: str | int, **changes: Any) -> Webhook:
+async def create_webhook(worker: RunningWorker, url: str | int, **changes: Any) -> Webhook:
     """A webhook to this URL, or to this port of 127.0.0.1."""
     values: dict[str, Any] = {
         "id": new_webhook_id(),
@@ -112,7 +112,7 @@ async def push(
     return await worker.client.post(path, json=envelope, timeout=30)
 
 
-async def tell(worker: RunningWorker, webhook: Webhook, job: Job) -> httpx.Response:
+async def deliver(worker: RunningWorker, webhook: Webhook, job: Job) -> httpx.Response:
     return await push(worker, Notify(TENANT, job.key.id, f"job.{job.status}", webhook.id))
 
 
@@ -127,18 +127,18 @@ def count(worker: RunningWorker, kind: str, outcome: str) -> float:
     return worker.context.metrics._notifications.labels(kind, outcome)._value.get()  # type: ignore[no-any-return]
 
 
-# --- Who is told --------------------------------------------------------------------------------
+# --- Receivers ------------------------------------------------------------------------------------
 
 
-async def test_one_message_goes_to_each_who_wants_to_hear_of_it(worker: RunningWorker) -> None:
-    everything = await hook_at(worker, "https://93.184.215.14/a")
-    failures = await hook_at(
+async def test_each_receiver_of_the_event_gets_one_message(worker: RunningWorker) -> None:
+    everything = await create_webhook(worker, "https://93.184.215.14/a")
+    failures = await create_webhook(
         worker, "https://93.184.215.14/b", events=frozenset({Event.JOB_FAILED})
     )
-    disabled = await hook_at(worker, "https://93.184.215.14/c")
+    disabled = await create_webhook(worker, "https://93.184.215.14/c")
     await worker.backend.webhooks.change(disabled.key, webhooks.update(Change(enabled=False)))
-    await hook_at(worker, "https://93.184.215.14/d", tenant="other")
-    job = await ended_job(worker, notify_email="ada@example.com")
+    await create_webhook(worker, "https://93.184.215.14/d", tenant="other")
+    job = await finished_job(worker, notify_email="ada@example.com")
     answer = await push(worker, Notify(TENANT, job.key.id, "job.completed"))
     assert answer.status_code == 204
     sent = published(worker)
@@ -150,9 +150,9 @@ async def test_one_message_goes_to_each_who_wants_to_hear_of_it(worker: RunningW
     assert {m["target"] for m in published(worker)[2:]} == {everything.id, failures.id, "email"}
 
 
-async def test_a_job_that_is_gone_has_no_news(worker: RunningWorker) -> None:
+async def test_event_of_a_deleted_job_is_dropped(worker: RunningWorker) -> None:
     async with listening(Receiver().serve) as port:
-        webhook = await hook_at(worker, port)
+        webhook = await create_webhook(worker, port)
         for target in ("", "email", webhook.id):
             answer = await push(worker, Notify(TENANT, new_job_id(), "job.completed", target))
             assert answer.status_code == 204
@@ -170,7 +170,7 @@ async def test_a_job_that_is_gone_has_no_news(worker: RunningWorker) -> None:
         {"tenant": "A"},
     ],
 )
-async def test_what_is_no_notification_is_malformed(
+async def test_unknown_event_or_target_is_malformed(
     worker: RunningWorker, attributes: dict[str, str]
 ) -> None:
     message = Notify(TENANT, new_job_id(), "job.completed")
@@ -178,15 +178,15 @@ async def test_what_is_no_notification_is_malformed(
     assert (answer.status_code, answer.json()["code"]) == (400, "malformed_envelope")
 
 
-# --- Webhooks -----------------------------------------------------------------------------------
+# --- Webhooks -------------------------------------------------------------------------------------
 
 
-async def test_a_receiver_is_told_what_it_can_verify(worker: RunningWorker) -> None:
+async def test_receiver_can_verify_the_webhook(worker: RunningWorker) -> None:
     receiver = Receiver()
     async with listening(receiver.serve) as port:
-        webhook = await hook_at(worker, port)
-        job = await ended_job(worker)
-        assert (await tell(worker, webhook, job)).status_code == 204
+        webhook = await create_webhook(worker, port)
+        job = await finished_job(worker)
+        assert (await deliver(worker, webhook, job)).status_code == 204
     (request,) = receiver.requests
     event = standardwebhooks.Webhook(secret_text(webhook.secret)).verify(
         request.body.decode(), request.headers
@@ -202,28 +202,27 @@ async def test_a_receiver_is_told_what_it_can_verify(worker: RunningWorker) -> N
     assert count(worker, "webhook", "delivered") == 1
 
 
-async def test_a_message_that_comes_again_is_the_same_one(worker: RunningWorker) -> None:
-    """At least once; its receiver knows it by its id."""
+async def test_repeated_delivery_has_the_same_id_and_body(worker: RunningWorker) -> None:
     receiver = Receiver()
     async with listening(receiver.serve) as port:
-        webhook = await hook_at(worker, port)
-        job = await ended_job(worker)
+        webhook = await create_webhook(worker, port)
+        job = await finished_job(worker)
         for _ in range(2):
-            assert (await tell(worker, webhook, job)).status_code == 204
+            assert (await deliver(worker, webhook, job)).status_code == 204
     first, second = receiver.requests
     assert first.headers["webhook-id"] == second.headers["webhook-id"]
     assert first.body == second.body
 
 
-async def test_during_a_rotation_both_secrets_verify(worker: RunningWorker) -> None:
+async def test_both_secrets_verify_during_a_rotation(worker: RunningWorker) -> None:
     receiver = Receiver()
     async with listening(receiver.serve) as port:
-        before = await hook_at(worker, port)
+        before = await create_webhook(worker, port)
         after = await worker.backend.webhooks.change(
             before.key, webhooks.rotate(new_secret(), timedelta(hours=1))
         )
         assert after is not None
-        await tell(worker, before, await ended_job(worker))
+        await deliver(worker, before, await finished_job(worker))
     (request,) = receiver.requests
     assert len(request.headers["webhook-signature"].split()) == 2
     for each in (before, after):
@@ -232,10 +231,10 @@ async def test_during_a_rotation_both_secrets_verify(worker: RunningWorker) -> N
         )
 
 
-async def test_a_test_is_delivered_whatever_the_webhook_listens_to(worker: RunningWorker) -> None:
+async def test_test_event_is_delivered_to_every_webhook(worker: RunningWorker) -> None:
     receiver = Receiver()
     async with listening(receiver.serve) as port:
-        webhook = await hook_at(worker, port, events=frozenset({Event.JOB_FAILED}))
+        webhook = await create_webhook(worker, port, events=frozenset({Event.JOB_FAILED}))
         id_ = new_job_id()
         answer = await push(worker, Notify(TENANT, id_, "webhook.test", webhook.id))
     assert answer.status_code == 204
@@ -244,31 +243,31 @@ async def test_a_test_is_delivered_whatever_the_webhook_listens_to(worker: Runni
     assert json.loads(request.body)["data"] == {"webhook_id": webhook.id}
 
 
-async def test_any_other_answer_brings_the_message_again(worker: RunningWorker) -> None:
-    elsewhere, receiver = Receiver(), Receiver()
-    job = await ended_job(worker)
+async def test_other_response_causes_a_retry(worker: RunningWorker) -> None:
+    other, receiver = Receiver(), Receiver()
+    job = await finished_job(worker)
     codes = (301, 302, 307, 308, 400, 401, 404, 429, 500, 503, 600)
-    async with listening(elsewhere.serve) as other, listening(receiver.serve) as port:
-        webhook = await hook_at(worker, port)
+    async with listening(other.serve) as other_port, listening(receiver.serve) as port:
+        webhook = await create_webhook(worker, port)
         for code in codes:
-            receiver.answer = status(code, location=f"http://127.0.0.1:{other}/")
-            answer = await tell(worker, webhook, job)
+            receiver.answer = status(code, location=f"http://127.0.0.1:{other_port}/")
+            answer = await deliver(worker, webhook, job)
             assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
             assert answer.headers["retry-after"]
         receiver.answer = status(201)
-        assert (await tell(worker, webhook, job)).status_code == 204
+        assert (await deliver(worker, webhook, job)).status_code == 204
     assert len(receiver.requests) == len(codes) + 1
-    assert elsewhere.connections == 0, "no redirect is followed"
+    assert other.connections == 0, "no redirect is followed"
     assert count(worker, "webhook", "failed") == len(codes)
     assert await worker.letters(TENANT) == []
 
 
-async def test_a_receiver_who_is_gone_is_not_told_again(worker: RunningWorker) -> None:
+async def test_410_disables_the_webhook(worker: RunningWorker) -> None:
     receiver = Receiver(status(410))
     async with listening(receiver.serve) as port:
-        webhook = await hook_at(worker, port)
+        webhook = await create_webhook(worker, port)
         for _ in range(2):
-            assert (await tell(worker, webhook, await ended_job(worker))).status_code == 204
+            assert (await deliver(worker, webhook, await finished_job(worker))).status_code == 204
     assert len(receiver.requests) == 1
     stored = await worker.backend.webhooks.get(webhook.key)
     assert stored is not None and not stored.enabled
@@ -281,61 +280,62 @@ async def last_delivery(worker: RunningWorker, webhook: Webhook) -> Delivery | N
     return stored.last_delivery
 
 
-async def test_each_kind_of_end_is_noted_for_the_webhooks_owner(tmp_path: Path) -> None:
+async def test_last_delivery_is_stored_for_the_owner(tmp_path: Path) -> None:
     clock, receiver = MovableClock(), Receiver()
     async with (
         running_worker(settings_for(tmp_path), clock) as worker,
         listening(receiver.serve) as port,
     ):
-        webhook, job = await hook_at(worker, port), await ended_job(worker)
+        webhook, job = await create_webhook(worker, port), await finished_job(worker)
         assert await last_delivery(worker, webhook) is None
 
-        async def told(code: int) -> Delivery | None:
+        async def delivered(code: int) -> Delivery | None:
             receiver.answer = status(code)
-            await tell(worker, webhook, job)
+            await deliver(worker, webhook, job)
             return await last_delivery(worker, webhook)
 
         first = clock()
         good = Delivery(first, Event.JOB_COMPLETED, 200)
-        assert await told(200) == good
-        # Success upon success is noted once a minute; whatever else happens, at once.
+        assert await delivered(200) == good
+        # Repeated successes are stored once a minute, everything else at once.
         clock.move(59)
-        assert await told(204) == good
-        assert await told(500) == Delivery(clock(), Event.JOB_COMPLETED, 500)
-        assert await told(200) == Delivery(clock(), Event.JOB_COMPLETED, 200)
+        assert await delivered(204) == good
+        assert await delivered(500) == Delivery(clock(), Event.JOB_COMPLETED, 500)
+        assert await delivered(200) == Delivery(clock(), Event.JOB_COMPLETED, 200)
         clock.move(60)
-        assert await told(204) == Delivery(clock(), Event.JOB_COMPLETED, 204)
+        assert await delivered(204) == Delivery(clock(), Event.JOB_COMPLETED, 204)
         clock.move(1)
         await push(worker, Notify(TENANT, new_job_id(), Event.TEST, webhook.id))
         assert await last_delivery(worker, webhook) == Delivery(clock(), Event.TEST, 204)
-        assert await told(410) == Delivery(clock(), Event.JOB_COMPLETED, 410)
+        assert await delivered(410) == Delivery(clock(), Event.JOB_COMPLETED, 410)
         with nobody() as deaf:
-            unheard = await hook_at(worker, deaf)
-            await tell(worker, unheard, job)
+            unheard = await create_webhook(worker, deaf)
+            await deliver(worker, unheard, job)
         no_answer = Delivery(clock(), Event.JOB_COMPLETED, error="no_answer")
         assert await last_delivery(worker, unheard) == no_answer
 
 
-async def test_a_receiver_that_left_an_address_does_not_disable_the_next(
-    worker: RunningWorker,
+@pytest.mark.parametrize("code", [204, 410, 500])
+async def test_response_of_an_earlier_url_does_not_change_the_webhook(
+    worker: RunningWorker, code: int
 ) -> None:
-    """Its 410 was on the way while the webhook was given another URL."""
+    """The webhook gets another URL before the receiver at the first one answers."""
     async with asyncio.timeout(30):
-        receiver = SlowReceiver(status(410))
+        receiver = SlowReceiver(status(code))
         async with listening(receiver.serve) as port:
-            webhook = await hook_at(worker, port)
-            telling = asyncio.create_task(tell(worker, webhook, await ended_job(worker)))
+            webhook = await create_webhook(worker, port)
+            delivering = asyncio.create_task(deliver(worker, webhook, await finished_job(worker)))
             await receiver.asked.wait()
             move = webhooks.update(Change(url="https://example.com/next"))
             assert await worker.backend.webhooks.change(webhook.key, move) is not None
             receiver.may_answer.set()
-            assert (await telling).status_code == 204
+            assert (await delivering).status_code == (503 if code == 500 else 204)
     stored = await worker.backend.webhooks.get(webhook.key)
     assert stored is not None and stored.enabled
     assert stored.last_delivery is None
 
 
-async def test_a_delivery_that_cannot_be_noted_was_one_all_the_same(tmp_path: Path) -> None:
+async def test_delivery_counts_if_it_cannot_be_stored(tmp_path: Path) -> None:
     async def fault(name: str, after: bool) -> None:
         if name in ("webhooks.note_delivery", "webhooks.disable"):
             raise Unavailable("A fault was injected.")
@@ -350,27 +350,27 @@ async def test_a_delivery_that_cannot_be_noted_was_one_all_the_same(tmp_path: Pa
         running_worker(settings_for(tmp_path), opener=faulty) as worker,
         listening(receiver.serve) as port,
     ):
-        webhook, job = await hook_at(worker, port), await ended_job(worker)
-        assert (await tell(worker, webhook, job)).status_code == 204
+        webhook, job = await create_webhook(worker, port), await finished_job(worker)
+        assert (await deliver(worker, webhook, job)).status_code == 204
         assert await last_delivery(worker, webhook) is None
         assert count(worker, "webhook", "delivered") == 1
-        # The end of a webhook must not be lost.
+        # Without the store, the webhook cannot be disabled.
         receiver.answer = status(410)
-        assert (await tell(worker, webhook, job)).status_code == 503
+        assert (await deliver(worker, webhook, job)).status_code == 503
 
 
-async def test_a_deleted_webhook_is_told_nothing_of_what_was_on_its_way(
+async def test_message_of_a_deleted_webhook_is_dropped(
     worker: RunningWorker,
 ) -> None:
     receiver = Receiver()
     async with listening(receiver.serve) as port:
-        webhook = await hook_at(worker, port)
+        webhook = await create_webhook(worker, port)
         await worker.backend.webhooks.delete(webhook.key)
-        assert (await tell(worker, webhook, await ended_job(worker))).status_code == 204
+        assert (await deliver(worker, webhook, await finished_job(worker))).status_code == 204
     assert receiver.connections == 0
 
 
-async def test_a_dead_and_a_silent_receiver_bring_the_message_again(
+async def test_unreachable_and_silent_receivers_cause_a_retry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.notifications.notifier.WEBHOOK_SECONDS", 0.5)
@@ -378,31 +378,31 @@ async def test_a_dead_and_a_silent_receiver_bring_the_message_again(
         running_worker(settings_for(tmp_path)) as worker,
         listening(SilentReceiver().serve) as silent,
     ):
-        job = await ended_job(worker)
+        job = await finished_job(worker)
         with nobody() as dead:
             for port in (dead, silent):
-                webhook = await hook_at(worker, port)
-                assert (await tell(worker, webhook, job)).status_code == 503
+                webhook = await create_webhook(worker, port)
+                assert (await deliver(worker, webhook, job)).status_code == 503
                 noted = await last_delivery(worker, webhook)
                 assert noted is not None and noted.error == "no_answer"
 
 
-async def test_a_private_address_is_never_connected_to_and_kept_as_a_dead_letter(
+async def test_webhook_to_a_private_address_becomes_a_dead_letter(
     tmp_path: Path,
 ) -> None:
-    """Also by a webhook that was made when that was allowed, or whose name leads elsewhere now."""
+    """Also if it was created while that was allowed, or if its name resolves differently now."""
     receiver = Receiver()
     hosts = ["127.0.0.1", "localhost", "[::1]", "127.1", "[::ffff:127.0.0.1]", "[64:ff9b::7f00:1]"]
     settings = settings_for(tmp_path, webhook_allow_private=False)
     async with running_worker(settings) as worker, listening(receiver.serve) as port:
         urls = [*(f"https://{host}:{port}/" for host in hosts), f"http://localhost:{port}/"]
-        job = await ended_job(worker)
+        job = await finished_job(worker)
         for number, url in enumerate(urls, start=1):
-            webhook = await hook_at(worker, url)
+            webhook = await create_webhook(worker, url)
             for _ in range(2):
-                assert (await tell(worker, webhook, job)).status_code == 204, url
+                assert (await deliver(worker, webhook, job)).status_code == 204, url
             letters = await worker.letters(TENANT)
-            assert len(letters) == number, "one letter, however often the message came"
+            assert len(letters) == number, "one letter for repeated deliveries"
             noted = await last_delivery(worker, webhook)
             assert noted is not None and noted.error in ("private_address", "invalid_request"), url
             (letter,) = (each for each in letters if each.attributes["target"] == webhook.id)
@@ -412,37 +412,37 @@ async def test_a_private_address_is_never_connected_to_and_kept_as_a_dead_letter
     assert receiver.connections == 0
 
 
-# --- Nobody holds up anybody ---------------------------------------------------------------------
+# --- Slow receivers -------------------------------------------------------------------------------
 
 
-async def test_silent_receivers_hold_up_neither_others_nor_images(worker: RunningWorker) -> None:
-    """Many more messages than places wait for one who does not answer."""
+async def test_silent_receivers_delay_neither_others_nor_images(worker: RunningWorker) -> None:
+    """Many more messages than slots wait for a receiver that does not answer."""
     good, silent = Receiver(), SlowReceiver(status(500))
-    job = await ended_job(worker)
+    job = await finished_job(worker)
     async with listening(silent.serve) as mute, listening(good.serve) as port:
-        slow, fast = await hook_at(worker, mute), await hook_at(worker, port)
-        stuck = [asyncio.create_task(tell(worker, slow, job)) for _ in range(40)]
+        slow, fast = await create_webhook(worker, mute), await create_webhook(worker, port)
+        stuck = [asyncio.create_task(deliver(worker, slow, job)) for _ in range(40)]
         await until(lambda: len(silent.requests) >= SLOTS_PER_RECEIVER)
-        assert (await tell(worker, fast, job)).status_code == 204
+        assert (await deliver(worker, fast, job)).status_code == 204
         key = await worker.submit(picture(5))
         assert (await worker.push(key)).status_code == 204
-        assert not all(task.done() for task in stuck), "the silent one should still be waited for"
+        assert not all(task.done() for task in stuck), "the silent receiver holds its slots"
         silent.may_answer.set()
         assert {answer.status_code for answer in await asyncio.gather(*stuck)} == {503}
 
 
-async def test_one_who_fails_is_tried_by_one_message_at_a_time(worker: RunningWorker) -> None:
+async def test_failing_receiver_gets_one_delivery_at_a_time(worker: RunningWorker) -> None:
     receiver = SlowReceiver(status(500))
-    job = await ended_job(worker)
+    job = await finished_job(worker)
     async with listening(receiver.serve) as port:
-        webhook = await hook_at(worker, port)
+        webhook = await create_webhook(worker, port)
         receiver.may_answer.set()
-        assert (await tell(worker, webhook, job)).status_code == 503
+        assert (await deliver(worker, webhook, job)).status_code == 503
         receiver.may_answer.clear()
-        telling = [asyncio.create_task(tell(worker, webhook, job)) for _ in range(8)]
-        await until(lambda: sum(task.done() for task in telling) >= 7)
+        delivering = [asyncio.create_task(deliver(worker, webhook, job)) for _ in range(8)]
+        await until(lambda: sum(task.done() for task in delivering) >= 7)
         receiver.may_answer.set()
-        answers = await asyncio.gather(*telling)
+        answers = await asyncio.gather(*delivering)
     assert {answer.status_code for answer in answers} == {503}
     assert sorted(answer.json()["code"] for answer in answers) == ["overloaded"] * 7 + [
         "unavailable"
@@ -450,48 +450,13 @@ async def test_one_who_fails_is_tried_by_one_message_at_a_time(worker: RunningWo
     assert len(receiver.requests) == 2
 
 
-async def test_places_are_given_back_and_a_success_forgives() -> None:
-    limits = ReceiverLimits(total=2, per_receiver=1, wait_seconds=0.05)
-    async with limits.slot("a"):
-        with pytest.raises(Overloaded):
-            async with limits.slot("a"):
-                raise AssertionError
-        async with limits.slot("b"):
-            with pytest.raises(Overloaded):
-                async with limits.slot("c"):
-                    raise AssertionError
-    with pytest.raises(Unavailable, match="dead"):
-        async with limits.slot("a"):
-            raise Unavailable("dead")
-    async with limits.slot("a"):  # the one that tries
-        with pytest.raises(Overloaded, match="another is in progress"):
-            async with limits.slot("a"):
-                raise AssertionError
-    patient = asyncio.Event()
-
-    async def hold() -> None:
-        async with limits.slot("a"):
-            await patient.wait()
-
-    holder = asyncio.create_task(hold())
-    await asyncio.sleep(0)
-    with pytest.raises(Overloaded, match="in progress"):  # it waited: "a" is trusted again
-        async with limits.slot("a"):
-            raise AssertionError
-    patient.set()
-    await holder
-    assert limits._receivers == {}
-    async with limits.slot("a"), limits.slot("b"):
-        pass
-
-
 # --- Dead letters ---------------------------------------------------------------------------------
 
 
-async def test_a_notification_that_used_up_its_deliveries_is_kept_and_sent_again(
+async def test_dead_letter_of_a_notification_can_be_replayed(
     worker: RunningWorker,
 ) -> None:
-    job = await ended_job(worker)
+    job = await finished_job(worker)
     message = Notify(TENANT, job.key.id, "job.completed", new_webhook_id())
     for _ in range(2):
         answer = await push(
@@ -514,9 +479,20 @@ async def test_a_notification_that_used_up_its_deliveries_is_kept_and_sent_again
 # --- E-mail ---------------------------------------------------------------------------------------
 
 
-def mail_settings(folder: Path, port: int) -> Settings:
+def mail_settings(folder: Path, port: int, **changes: object) -> Settings:
     url = f"smtp://127.0.0.1:{port}"
-    return settings_for(folder, smtp_url=url, email_from="glimpse@example.com")
+    return settings_for(folder, smtp_url=url, email_from="glimpse@example.com", **changes)
+
+
+class SilentServer:
+    """Accepts connections and sends nothing."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        await reader.read()
 
 
 @asynccontextmanager
@@ -525,18 +501,15 @@ async def mailing_worker(folder: Path, mailbox: Mailbox) -> AsyncIterator[Runnin
         yield worker
 
 
-async def mail_to(worker: RunningWorker, address: str = "ada@example.com") -> httpx.Response:
-    job = await ended_job(worker, notify_email=address)
+async def deliver_email(worker: RunningWorker, address: str = "ada@example.com") -> httpx.Response:
+    job = await finished_job(worker, notify_email=address)
     return await push(worker, Notify(TENANT, job.key.id, "job.completed", "email"))
 
 
-async def test_mail_is_sent_once_for_each_delivery_as_one_message(tmp_path: Path) -> None:
+async def test_repeated_delivery_is_the_same_e_mail(tmp_path: Path) -> None:
     mailbox = Mailbox()
-    async with (
-        mail_server(mailbox) as port,
-        running_worker(mail_settings(tmp_path, port)) as worker,
-    ):
-        job = await ended_job(worker, JobStatus.CANCELLED, "ada@example.com")
+    async with mailing_worker(tmp_path, mailbox) as worker:
+        job = await finished_job(worker, JobStatus.CANCELLED, "ada@example.com")
         message = Notify(TENANT, job.key.id, "job.cancelled", "email")
         for _ in range(2):
             assert (await push(worker, message)).status_code == 204
@@ -548,54 +521,74 @@ async def test_mail_is_sent_once_for_each_delivery_as_one_message(tmp_path: Path
     )
 
 
-async def test_mail_refused_for_now_comes_again_and_for_good_is_kept(tmp_path: Path) -> None:
+async def test_e_mail_refused_with_5xx_is_a_dead_letter(
+    tmp_path: Path,
+) -> None:
     mailbox = Mailbox(on_recipient="450 try later")
-    async with (
-        mail_server(mailbox) as port,
-        running_worker(mail_settings(tmp_path, port)) as worker,
-    ):
-        assert (await mail_to(worker)).status_code == 503
+    async with mailing_worker(tmp_path, mailbox) as worker:
+        assert (await deliver_email(worker)).status_code == 503
         assert await worker.letters(TENANT) == []
         mailbox.on_recipient = "550 no such user"
-        assert (await mail_to(worker)).status_code == 204
+        assert (await deliver_email(worker)).status_code == 204
         (letter,) = await worker.letters(TENANT)
         assert letter.code == "email_refused" and "550" in letter.detail
         assert (count(worker, "email", "failed"), count(worker, "email", "refused")) == (1, 1)
 
 
-async def test_mail_to_a_domain_that_is_not_named_any_more_is_not_sent(tmp_path: Path) -> None:
+async def test_e_mail_to_a_domain_that_is_not_allowed_is_not_sent(tmp_path: Path) -> None:
     mailbox = Mailbox()
-    async with (
-        mail_server(mailbox) as port,
-        running_worker(mail_settings(tmp_path, port)) as worker,
-    ):
-        assert (await mail_to(worker, "eve@example.org")).status_code == 204
+    async with mailing_worker(tmp_path, mailbox) as worker:
+        assert (await deliver_email(worker, "eve@example.org")).status_code == 204
         (letter,) = await worker.letters(TENANT)
         assert letter.code == "email_refused"
     assert mailbox.messages == []
 
 
-async def test_a_dead_mail_server_is_tried_again(tmp_path: Path) -> None:
+async def test_unreachable_mail_server_causes_a_retry(tmp_path: Path) -> None:
     with nobody() as unused:
         async with running_worker(mail_settings(tmp_path, unused)) as worker:
-            assert (await mail_to(worker)).status_code == 503
+            assert (await deliver_email(worker)).status_code == 503
 
 
-async def test_without_a_mail_server_nothing_is_lost_silently(worker: RunningWorker) -> None:
-    assert (await mail_to(worker)).status_code == 204
+async def test_e_mail_without_a_mail_server_is_a_dead_letter(worker: RunningWorker) -> None:
+    assert (await deliver_email(worker)).status_code == 204
     (letter,) = await worker.letters(TENANT)
     assert letter.code == "email_refused"
 
 
-async def test_telling_makes_no_blocking_call(tmp_path: Path) -> None:
-    """P6: neither looking a name up, nor a webhook, nor an e-mail."""
+async def test_slow_domain_delays_no_e_mail_to_another_domain(tmp_path: Path) -> None:
+    """The mail server answers for no domain, so that every delivery keeps its slot."""
+    server = SilentServer()
+    async with listening(server.serve) as port:
+        settings = mail_settings(tmp_path, port, email_allowed_domains="*")
+        async with running_worker(settings) as worker:
+            addresses = ["ada@slow.example"] * (SLOTS_PER_RECEIVER + 1) + ["eve@fast.example"]
+            tasks = [asyncio.create_task(deliver_email(worker, each)) for each in addresses]
+            await until(lambda: server.connections == SLOTS_PER_RECEIVER + 1)
+            for task in tasks:
+                task.cancel()
+            answers = await asyncio.gather(*tasks)
+    assert {answer.status_code for answer in answers} == {503}
+
+
+async def test_waits_and_deliveries_end_before_the_ack_deadline(tmp_path: Path) -> None:
+    settings = mail_settings(tmp_path, 9, ack_deadline_seconds=8.0, lease_seconds=8.0)
+    async with running_worker(settings) as worker:
+        notifier = worker.context.notifier
+        assert notifier.mailer is not None
+        longest = max(notifier.mailer._seconds, notifier.client._seconds)
+        assert notifier.limits._wait + longest < settings.ack_deadline_seconds
+
+
+async def test_notifier_makes_no_blocking_call(tmp_path: Path) -> None:
+    """P6: neither for a name, nor for a webhook, nor for an e-mail."""
     receiver, mailbox = Receiver(), Mailbox()
     async with (
         mailing_worker(tmp_path, mailbox) as worker,
         listening(receiver.serve) as port,
     ):
-        webhook = await hook_at(worker, f"http://localhost:{port}/")
-        job = await ended_job(worker, notify_email="ada@example.com")
+        webhook = await create_webhook(worker, f"http://localhost:{port}/")
+        job = await finished_job(worker, notify_email="ada@example.com")
         with blockbuster_ctx(["worker", "core"]):
             for target in ("", webhook.id, "email"):
                 message = Notify(TENANT, job.key.id, "job.completed", target)
@@ -603,20 +596,20 @@ async def test_telling_makes_no_blocking_call(tmp_path: Path) -> None:
     assert len(receiver.requests) == len(mailbox.messages) == 1
 
 
-# --- What is written down -------------------------------------------------------------------------
+# --- Logs -----------------------------------------------------------------------------------------
 
 
-async def test_no_log_has_a_secret_or_an_address(
+async def test_logs_contain_neither_secrets_nor_urls(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     marker = secrets.token_hex(8)
     async with running_worker(settings_for(tmp_path)) as worker:
-        job = await ended_job(worker)
+        job = await finished_job(worker)
         async with listening(Receiver(status(500)).serve) as port:
             with nobody() as dead:
                 for where in (port, dead):
-                    webhook = await hook_at(worker, f"http://127.0.0.1:{where}/{marker}")
-                    assert (await tell(worker, webhook, job)).status_code == 503
+                    webhook = await create_webhook(worker, f"http://127.0.0.1:{where}/{marker}")
+                    assert (await deliver(worker, webhook, job)).status_code == 503
     written = capsys.readouterr().out
     assert "webhook not delivered" in written
     assert marker not in written

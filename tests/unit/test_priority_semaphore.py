@@ -1,4 +1,4 @@
-"""Places that the most urgent take first."""
+"""A semaphore that serves waiters by priority."""
 
 import asyncio
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from worker.priority_semaphore import PrioritySemaphore
 HIGH, NORMAL, LOW = Priority
 
 
-async def served(arrivals: Sequence[Priority], size: int = 1) -> list[int]:
-    """The order in which these, who all arrive while every place is taken, have their turns."""
-    semaphore, order = PrioritySemaphore(lambda: size), list[int]()
+async def served(arrivals: Sequence[Priority], capacity: int = 1) -> list[int]:
+    """The order in which waiters of these priorities get a slot. All arrive before a release."""
+    semaphore, order = PrioritySemaphore(lambda: capacity), list[int]()
     release = asyncio.Event()
 
     async def hold() -> None:
@@ -25,7 +25,7 @@ async def served(arrivals: Sequence[Priority], size: int = 1) -> list[int]:
             order.append(number)
             await asyncio.sleep(0)
 
-    tasks = [asyncio.create_task(hold()) for _ in range(size)]
+    tasks = [asyncio.create_task(hold()) for _ in range(capacity)]
     await asyncio.sleep(0)
     tasks += [asyncio.create_task(enter(n, each)) for n, each in enumerate(arrivals)]
     await asyncio.sleep(0)
@@ -35,28 +35,28 @@ async def served(arrivals: Sequence[Priority], size: int = 1) -> list[int]:
     return order
 
 
-async def test_the_most_urgent_go_first_and_equals_in_turn() -> None:
+async def test_order_is_by_priority_and_then_by_arrival() -> None:
     assert await served([LOW, NORMAL, HIGH, LOW, HIGH]) == [2, 4, 1, 0, 3]
 
 
-async def test_an_urgent_one_behind_a_thousand_has_the_next_turn() -> None:
+async def test_urgent_waiter_passes_a_thousand_others() -> None:
     assert (await served([LOW] * 1000 + [HIGH])).index(1000) == 0
 
 
-async def test_the_least_urgent_move_as_well() -> None:
+async def test_low_priority_gets_every_eighth_slot() -> None:
     order = await served([HIGH] * 100 + [LOW] * 3)
-    places = [order.index(100 + n) + 1 for n in range(3)]
-    assert places == [round_ * FAIRNESS_INTERVAL for round_ in (1, 2, 3)]
+    turns = [order.index(100 + n) + 1 for n in range(3)]
+    assert turns == [FAIRNESS_INTERVAL, 2 * FAIRNESS_INTERVAL, 3 * FAIRNESS_INTERVAL]
 
 
-async def test_the_middle_moves_though_there_are_others_on_both_sides() -> None:
+async def test_normal_priority_is_served_between_high_and_low() -> None:
     order = await served([HIGH] * 100 + [LOW] * 100 + [NORMAL] * 3)
     assert order.index(202) < 3 * 2 * FAIRNESS_INTERVAL
 
 
-@pytest.mark.parametrize("size", [1, 3])
-async def test_no_more_are_inside_than_there_are_semaphore(size: int) -> None:
-    semaphore, inside, most = PrioritySemaphore(lambda: size), 0, 0
+@pytest.mark.parametrize("capacity", [1, 3])
+async def test_capacity_is_used_and_never_exceeded(capacity: int) -> None:
+    semaphore, inside, most = PrioritySemaphore(lambda: capacity), 0, 0
 
     async def enter(priority: Priority) -> None:
         nonlocal inside, most
@@ -67,43 +67,42 @@ async def test_no_more_are_inside_than_there_are_semaphore(size: int) -> None:
             inside -= 1
 
     await asyncio.gather(*(enter(priority) for priority in list(Priority) * 20))
-    assert most == size
+    assert most == capacity
 
 
-async def test_who_gives_up_takes_no_place_along() -> None:
-    """In the line, or in the very moment in which its turn comes."""
-    semaphore = PrioritySemaphore(lambda: 1)
-    release = asyncio.Event()
+@pytest.mark.parametrize("granted", [False, True], ids=["in the queue", "after the grant"])
+async def test_cancelled_waiter_keeps_no_slot(granted: bool) -> None:
+    semaphore, release = PrioritySemaphore(lambda: 1), asyncio.Event()
 
-    async def hold(priority: Priority) -> None:
-        async with semaphore.slot(priority):
+    async def hold() -> None:
+        async with semaphore.slot(HIGH):
             await release.wait()
 
-    first, waits, handed = [asyncio.create_task(hold(each)) for each in (HIGH, LOW, NORMAL)]
+    async def enter() -> str:
+        async with semaphore.slot(LOW):
+            return "entered"
+
+    holder = asyncio.create_task(hold())
     await asyncio.sleep(0)
-    waits.cancel()
-    first.cancel()
-    await asyncio.gather(first, waits, return_exceptions=True)
-    handed.cancel()  # it has the place by now, or is about to
-    await asyncio.gather(handed, return_exceptions=True)
-    async with asyncio.timeout(5), semaphore.slot(LOW):
-        pass
-    # Handed over and cancelled before it runs.
-    keeper = asyncio.create_task(hold(HIGH))
+    cancelled, next_one = asyncio.create_task(enter()), asyncio.create_task(enter())
     await asyncio.sleep(0)
-    unlucky = asyncio.create_task(hold(LOW))
-    await asyncio.sleep(0)
+    if granted:
+        release.set()
+        await asyncio.sleep(0)  # the holder grants its slot to a task that has not run yet
+    cancelled.cancel()
     release.set()
-    await asyncio.sleep(0)  # the keeper leaves: the place is the other's, which has not run yet
-    unlucky.cancel()
-    await asyncio.gather(keeper, unlucky, return_exceptions=True)
+    async with asyncio.timeout(5):
+        await holder
+        assert await next_one == "entered"
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
     async with asyncio.timeout(5), semaphore.slot(LOW):
         pass
 
 
 async def test_capacity_may_change() -> None:
-    size = 1
-    semaphore, inside = PrioritySemaphore(lambda: size), set[int]()
+    capacity = 1
+    semaphore, inside = PrioritySemaphore(lambda: capacity), set[int]()
     leave = [asyncio.Event() for _ in range(8)]
 
     async def enter(number: int) -> None:
@@ -112,29 +111,29 @@ async def test_capacity_may_change() -> None:
             await leave[number].wait()
         inside.remove(number)
 
-    async def left(*numbers: int) -> set[int]:
-        for number in numbers:
+    async def inside_after(*leaving: int) -> set[int]:
+        for number in leaving:
             leave[number].set()
         for _ in range(5):
             await asyncio.sleep(0)
         return inside
 
     tasks = [asyncio.create_task(enter(number)) for number in range(8)]
-    assert await left() == {0}
-    size = 3
-    assert await left() == {0}
-    assert await left(0) == {1, 2, 3}
-    size = 2
-    assert await left(1) == {2, 3}
-    assert await left(2) == {3, 4}
-    assert await left(3, 4) == {5, 6}
-    await left(5, 6, 7)
+    assert await inside_after() == {0}
+    capacity = 3
+    assert await inside_after() == {0}, "only a release admits more"
+    assert await inside_after(0) == {1, 2, 3}
+    capacity = 2
+    assert await inside_after(1) == {2, 3}
+    assert await inside_after(2) == {3, 4}
+    assert await inside_after(3, 4) == {5, 6}
+    await inside_after(5, 6, 7)
     await asyncio.gather(*tasks)
 
 
-async def test_who_comes_waits_behind_those_who_wait_though_a_place_is_free() -> None:
-    size, order = 1, list[int]()
-    semaphore, release = PrioritySemaphore(lambda: size), asyncio.Event()
+async def test_newcomer_does_not_pass_waiters_when_the_capacity_grows() -> None:
+    capacity, order = 1, list[int]()
+    semaphore, release = PrioritySemaphore(lambda: capacity), asyncio.Event()
 
     async def enter(number: int) -> None:
         async with semaphore.slot(HIGH):
@@ -143,7 +142,7 @@ async def test_who_comes_waits_behind_those_who_wait_though_a_place_is_free() ->
 
     tasks = [asyncio.create_task(enter(number)) for number in range(2)]
     await asyncio.sleep(0)
-    size = 2
+    capacity = 2
     tasks.append(asyncio.create_task(enter(2)))
     await asyncio.sleep(0)
     assert order == [0]

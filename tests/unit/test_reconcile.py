@@ -18,6 +18,7 @@ from core.domain.records import (
     Record,
     RecordKey,
     Status,
+    new_record,
     release,
     retry,
     want,
@@ -29,7 +30,7 @@ from core.ports import BlobStore
 from core.settings import Settings
 from tests.support.clock import MovableClock
 from tests.support.faults import Once
-from tests.support.pictures import picture
+from tests.support.pictures import picture, sha256
 from tests.support.records import claimed
 from tests.support.worker import (
     RunningWorker,
@@ -90,6 +91,17 @@ async def test_stale_record_is_published_once_per_period(
     assert (await worker.record(key)).status is Status.PENDING
     clock.move(601)
     assert await worker.reconcile() == {"republished": 1}
+
+
+async def test_published_message_has_the_priority_of_the_record(
+    worker: RunningWorker, clock: MovableClock
+) -> None:
+    key = RecordKey("public", sha256(picture(1)), worker.model)
+    await worker.backend.records.create(new_record(key, clock(), Priority.LOW))
+    await worker.backend.blobs.put(key.blob_name, picture(1), "image/jpeg")
+    clock.move(601)
+    assert await worker.reconcile() == {"republished": 1}
+    assert worker.published() == [ClassifyImage(key, priority=Priority.LOW)]
 
 
 async def test_record_of_a_dead_worker_is_published(

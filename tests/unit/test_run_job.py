@@ -208,6 +208,19 @@ async def test_cancellation_takes_effect_between_two_pages(worker: RunningWorker
     assert (await job_of(worker.backend, other)).status is JobStatus.CANCELLED
 
 
+async def test_deadline_takes_effect_between_two_pages(
+    worker: RunningWorker, clock: MovableClock
+) -> None:
+    async def pass_deadline() -> None:
+        clock.move(60)
+
+    key = await submit_job(worker, pictures(250), deadline=clock() + timedelta(seconds=60))
+    with worker.watching(Once("jobs.items", 2, pass_deadline)):
+        await worker.run_job(key)
+    assert len(worker.published(channels.IMAGES[Priority.NORMAL])) == 200
+    assert (await job_of(worker.backend, key)).status is JobStatus.RUNNING
+
+
 async def test_log_lines_and_metrics_of_a_job(worker: RunningWorker) -> None:
     key = await submit_job(worker, [*pictures(1), b"broken"])
     with structlog.testing.capture_logs(

@@ -14,6 +14,7 @@ import pytest
 from core.clock import rfc3339
 from core.domain.messages import ClassifyImage
 from core.domain.records import Annotation, RecordError, RecordKey, Status, complete, release, retry
+from tests.support.clock import MovableClock
 from tests.support.faults import Once
 from tests.support.pictures import picture
 from tests.support.records import claimed
@@ -32,6 +33,8 @@ async def worker(tmp_path: Path) -> AsyncIterator[RunningWorker]:
         ("7", "after 7 deliveries", 7),
         ("", "after all deliveries", 0),
         ("<b>", "after all deliveries", 0),
+        ("٣", "after all deliveries", 0),
+        ("1000000000", "after all deliveries", 0),
     ],
 )
 async def test_record_fails_with_a_retryable_error(
@@ -66,6 +69,30 @@ async def test_letter_is_kept_as_it_was_published(worker: RunningWorker) -> None
     assert (letter.payload, letter.payload_size, letter.attempts) == (b"\x00\xff", 2, 10)
     assert letter.published_at == datetime(2026, 11, 20, 23, 59, 59, 125_000, tzinfo=UTC)
     assert (letter.died_at, letter.resolved_at) == (died, None)
+
+
+@pytest.mark.parametrize(
+    ("time", "died"),
+    [
+        ("2026-11-20T10:00:00Z", datetime(2026, 11, 20, 10, tzinfo=UTC)),
+        ("2026-11-20T10:00:00+02:00", datetime(2026, 11, 20, 8, tzinfo=UTC)),
+        ("2026-11-20T10:00:00", datetime(2026, 11, 20, 10, tzinfo=UTC)),
+        ("yesterday", None),
+        ("", None),
+        ("1969-12-31T23:59:59Z", None),
+        ("0001-01-01T00:00:00+23:00", None),
+        ("9999-12-31T23:59:59-23:00", None),
+    ],
+)
+async def test_implausible_time_of_death_is_replaced_by_now(
+    tmp_path: Path, time: str, died: datetime | None
+) -> None:
+    clock = MovableClock()
+    async with running_worker(settings_in(tmp_path), clock) as worker:
+        key = await worker.submit()
+        assert (await worker.dead_letter(key, publishTime=time)).status_code == 204
+        (letter,) = await worker.letters()
+    assert letter.died_at == (died or clock())
 
 
 async def test_large_payload_is_truncated(worker: RunningWorker) -> None:

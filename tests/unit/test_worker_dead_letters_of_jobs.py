@@ -8,15 +8,18 @@ import pytest
 from core.clock import rfc3339
 from core.domain.jobs import JobStatus, new_job_id
 from core.domain.messages import Notify, RunJob
+from core.domain.records import RecordError, fail
 from core.errors import Unavailable
 from tests.support.clock import MovableClock
 from tests.support.faults import Once
 from tests.support.jobs import job_of, states
 from tests.support.pictures import sha256
+from tests.support.records import claimed
 from tests.support.worker import (
     RunningWorker,
 )
 from tests.support.worker_jobs import (
+    LEASE,
     cancel_job,
     deliver,
     key_of,
@@ -68,6 +71,20 @@ async def test_letter_of_a_finished_image_completes_its_item(worker: RunningWork
         assert (await worker.dead_letter(message)).status_code == 204
     assert await states(worker.backend, key) == ["succeeded", "not_found"]
     assert (await job_of(worker.backend, key)).status is JobStatus.COMPLETED
+
+
+async def test_late_letter_completes_the_item_as_its_record_ended(worker: RunningWorker) -> None:
+    """Another delivery has failed the record, and stopped before it completed the item."""
+    image, other = pictures(2)
+    key = await submit_job(worker, [image, other])
+    await worker.run_job(key)
+    message = worker.published()[0]
+    claim = await claimed(worker.backend.records, key_of(worker, image), LEASE)
+    assert claim is not None
+    error = RecordError("undecodable_image", "The image is truncated.", False)
+    assert await worker.backend.records.change(claim.key, fail(claim, error))
+    assert (await worker.dead_letter(message)).status_code == 204
+    assert await states(worker.backend, key) == ["undecodable_image", "open"]
 
 
 async def test_job_that_could_not_run_fails(worker: RunningWorker) -> None:

@@ -123,12 +123,10 @@ async def _reading(key: RecordKey, blobs: BlobStore) -> AsyncIterator[Awaitable[
             return await blobs.get(key.blob_name)
 
     image = asyncio.ensure_future(read())
-    # Without this, asyncio logs an error that no one awaits because the claim was refused.
-    image.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
         yield image
     finally:
-        image.cancel()  # has an effect only if the claim was refused
+        image.cancel()  # if the claim was refused; this also drops the error of a failed read
 
 
 async def _classify_claimed(
