@@ -52,7 +52,7 @@ def wait_for_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     from core.backends.google import datastore, jobs
 
     for module in (datastore, jobs):
-        monkeypatch.setattr(module, "TRANSACTION", 60.0)
+        monkeypatch.setattr(module, "TRANSACTION_SECONDS", 60.0)
 
 
 @pytest.fixture

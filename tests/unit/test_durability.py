@@ -15,7 +15,7 @@ import pytest
 
 from core.backends.embedded import keys, queue_store
 from core.backends.embedded.blobs import FileBlobStore
-from core.backends.embedded.database import Database, Schema, Work
+from core.backends.embedded.database import Database, Operation, Schema
 from core.backends.embedded.dead_letters import SqliteDeadLetterStore
 from core.backends.embedded.jobs import SqliteJobStore
 from core.backends.embedded.publisher import SqlitePublisher
@@ -55,11 +55,11 @@ class ObservedDatabase(Database):
         super().__init__(path, schema)
         self.modes: list[int] = []
 
-    async def write(self, work: Work[T], *, durable: bool) -> T:
+    async def write(self, operation: Operation[T], *, durable: bool) -> T:
         def observed(connection: sqlite3.Connection) -> T:
             (mode,) = connection.execute("PRAGMA synchronous").fetchone()
             self.modes.append(mode)
-            return work(connection)
+            return operation(connection)
 
         return await super().write(observed, durable=durable)
 

@@ -295,7 +295,7 @@ async def test_failed_commit_is_not_repeated() -> None:
 async def test_request_without_an_answer_is_given_up(
     name: str, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(datastore, "REQUEST", 0.1)
+    monkeypatch.setattr(datastore, "REQUEST_SECONDS", 0.1)
     async with served(FailingDatastore(name)) as database, asyncio.timeout(5):
         with pytest.raises(Unavailable):
             await work(database)
@@ -304,7 +304,7 @@ async def test_request_without_an_answer_is_given_up(
 async def test_transaction_that_is_aborted_for_too_long_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(datastore, "TRANSACTION", 0.1)
+    monkeypatch.setattr(datastore, "TRANSACTION_SECONDS", 0.1)
     scripted = AbortingDatastore(aborted=10_000)
     async with served(scripted) as database, asyncio.timeout(5):
         with pytest.raises(Unavailable):
@@ -315,7 +315,7 @@ async def test_transaction_that_is_aborted_for_too_long_is_given_up(
 async def test_rollback_without_an_answer_does_not_hold_up_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(datastore, "ROLLBACK", 0.1)
+    monkeypatch.setattr(datastore, "ROLLBACK_SECONDS", 0.1)
     scripted = FailingDatastore("Rollback")
 
     async def refuse(transaction: bytes) -> tuple[None, list[Any]]:

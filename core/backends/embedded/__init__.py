@@ -1,7 +1,7 @@
-"""The embedded backend: records and queue in SQLite, blobs as files, nothing to install.
+"""The embedded backend: records and queue in SQLite, blobs as files, no service to install.
 
-Any number of processes may open one data folder at once. The queue that delivers what is published
-is a process of its own: `python -m core.backends.embedded.queue`.
+Several processes may open one data folder at the same time. A separate process delivers the
+published messages: `python -m core.backends.embedded.queue`.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ async def open_embedded(settings: Settings, clock: Clock = utc_now) -> AsyncIter
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(_open(settings, "records.db", records.SCHEMA))
         store = await stack.enter_async_context(open_queue_store(settings))
-        hooks = await stack.enter_async_context(_open(settings, WEBHOOKS, webhooks.SCHEMA))
+        webhook_db = await stack.enter_async_context(_open(settings, WEBHOOKS, webhooks.SCHEMA))
         blobs = FileBlobStore(settings.data_dir / "blobs", links, clock)
         stack.push_async_callback(blobs.close)
         await blobs.remove_abandoned()
@@ -55,7 +55,7 @@ async def open_embedded(settings: Settings, clock: Clock = utc_now) -> AsyncIter
             SqlitePublisher(store, clock),
             SqliteDeadLetterStore(database, clock),
             SqliteJobStore(database, clock, settings.jobs),
-            SqliteWebhookStore(hooks, clock),
+            SqliteWebhookStore(webhook_db, clock),
             links,
         )
 
@@ -64,14 +64,14 @@ async def open_embedded(settings: Settings, clock: Clock = utc_now) -> AsyncIter
 async def open_embedded_usage(
     settings: Settings, clock: Clock = utc_now
 ) -> AsyncIterator[UsageStore]:
-    """Usage, in the file of the keys. Raises Unavailable."""
+    """The usage store, in the file of the keys. Raises Unavailable."""
     async with _open(settings, KEYS, keys.SCHEMA) as database:
         yield SqliteUsageStore(database)
 
 
 @asynccontextmanager
 async def open_embedded_access(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Access]:
-    """Keys, limits and usage in a file of their own. Raises Unavailable."""
+    """Keys, limits and usage, in a separate file. Raises Unavailable."""
     secret = await asyncio.to_thread(local_key_secret, settings)
     async with _open(settings, KEYS, keys.SCHEMA) as database:
         yield Access(
@@ -84,7 +84,7 @@ async def open_embedded_access(settings: Settings, clock: Clock = utc_now) -> As
 
 @asynccontextmanager
 async def open_queue_store(settings: Settings) -> AsyncIterator[QueueStore]:
-    """The queue's tables alone."""
+    """The tables of the queue only. Raises Unavailable."""
     async with _open(settings, "queue.db", queue_store.SCHEMA) as database:
         yield QueueStore(database)
 
@@ -99,9 +99,9 @@ async def _open(settings: Settings, name: str, schema: Schema) -> AsyncIterator[
 
 
 def _prepare(data_dir: Path) -> bytes:
-    """Make the folders; the secret that signs links."""
+    """Create the folders; the secret that signs links."""
     with opened_folder(data_dir):
         (data_dir / "blobs").mkdir(mode=0o700, exist_ok=True)
-        # It holds secrets in the clear. SQLite gives its other files the mode of the first.
+        # It holds secrets in plain text. SQLite creates its other files with the mode of this one.
         (data_dir / WEBHOOKS).touch(mode=0o600)
         return shared_secret(data_dir / "link.key")

@@ -1,8 +1,8 @@
-"""SQLite for an event loop: one thread writes, one reads, and nobody else waits for a disk.
+"""SQLite for an event loop: one thread writes, one thread reads, and the loop waits for no disk.
 
-A write is a plain function of a connection. The writer takes every function that waits, runs them
-in one transaction, each inside its own savepoint, and commits once: callers that arrive together
-share one fsync. Reads have their own connection, which in WAL mode never waits for the writer.
+A write is a plain function of a connection. The writer takes all waiting functions, runs them in
+one transaction, each in a savepoint, and commits once: concurrent callers share one fsync. Reads
+have a separate connection, which in WAL mode never waits for the writer.
 """
 
 import asyncio
@@ -23,10 +23,10 @@ from core.errors import Unavailable
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-Work = Callable[[sqlite3.Connection], T]
+Operation = Callable[[sqlite3.Connection], T]
 
-BUSY_SECONDS = 5.0  # how long to wait for another process before the caller hears Unavailable
-BATCH = 256  # most functions in one transaction, so that nobody waits behind an endless one
+BUSY_SECONDS = 5.0  # wait for the lock of another process; then the caller gets Unavailable
+MAX_BATCH = 256  # functions in one transaction, so that none takes too long
 
 
 @dataclass(frozen=True)
@@ -52,24 +52,24 @@ class Schema:
 
 
 @dataclass(slots=True, eq=False)
-class _Job:
-    work: Work[Any]
+class _Call:
+    operation: Operation[Any]
     durable: bool
     future: asyncio.Future[Any]
     result: Any = None
     error: BaseException | None = None
 
     def run(self, connection: sqlite3.Connection) -> None:
-        result = self.work(connection)
+        result = self.operation(connection)
         if isinstance(result, sqlite3.Cursor):
-            # It stays on this thread: let go of on another, it would reset its statement there,
-            # which is shared with whoever runs the same one here at that moment.
+            # A cursor must not leave this thread: freed on another thread, it would reset its
+            # statement, which this thread may be running for another caller at that moment.
             result.close()
             result = None
         self.result = result
 
-    def settle(self) -> None:
-        if self.future.done():  # the caller was cancelled and no longer asks
+    def resolve(self) -> None:
+        if self.future.done():  # the caller was cancelled
             return
         if self.error is None:
             self.future.set_result(self.result)
@@ -98,50 +98,50 @@ class Database:
             raise
         return database
 
-    async def write(self, work: Work[T], *, durable: bool) -> T:
-        """Run `work` in a transaction and return what it returned, once that is committed.
+    async def write(self, operation: Operation[T], *, durable: bool) -> T:
+        """Run `operation` in a transaction; its result, after the commit.
 
-        `durable` commits survive a power loss: an fsync comes before the answer. The others survive
-        the death of every process but may be undone, newest first, by a power loss.
+        A `durable` commit survives a power loss: the fsync comes before the answer. Other commits
+        survive the death of every process, but a power loss may undo the newest of them.
         """
-        return await self._submit(self._writer, work, durable)
+        return await self._submit(self._writer, operation, durable)
 
-    async def read(self, work: Work[T]) -> T:
-        """Run `work` on what is committed by now."""
-        return await self._submit(self._reader, work, False)
+    async def read(self, operation: Operation[T]) -> T:
+        """Run `operation` on the committed state; its result."""
+        return await self._submit(self._reader, operation, False)
 
     async def close(self) -> None:
-        """Finish what was submitted, then close both connections and end both threads."""
+        """Finish the submitted operations, then close both connections and end both threads."""
         self._closed = True
         await self._writer.stop()
         await self._reader.stop()
 
-    async def _submit(self, thread: "_DatabaseThread", work: Work[T], durable: bool) -> T:
+    async def _submit(self, thread: "_DatabaseThread", operation: Operation[T], durable: bool) -> T:
         if self._closed:
             raise Unavailable(f"The {self.path.stem} database is closed.")
         future: asyncio.Future[T] = thread.loop.create_future()
-        thread.jobs.put(_Job(work, durable, future))
+        thread.calls.put(_Call(operation, durable, future))
         return await future
 
 
 class _DatabaseThread:
-    """A thread with a connection of its own, which runs batches of jobs until it meets None."""
+    """A thread with a connection. It runs batches of calls, and ends after the call None."""
 
     role = ""
 
     def __init__(self, path: Path, schema: Schema) -> None:
         self.path = path
         self.schema = schema
-        self.jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self.calls: SimpleQueue[_Call | None] = SimpleQueue()
         self.loop: asyncio.AbstractEventLoop
         self._ended: asyncio.Future[None] | None = None
-        # A daemon, so that a process that dies without closing is not held up by it.
+        # A daemon, so that a process that does not close the database can still end.
         self._thread = threading.Thread(
             target=self._main, name=f"{path.stem}-{self.role}", daemon=True
         )
 
     async def start(self) -> None:
-        """Return when the connection is open."""
+        """Open the connection. Raises Unavailable."""
         self.loop = asyncio.get_running_loop()
         self._ended = self.loop.create_future()
         self._opened: asyncio.Future[None] = self.loop.create_future()
@@ -151,57 +151,57 @@ class _DatabaseThread:
     async def stop(self) -> None:
         if self._ended is None:
             return
-        self.jobs.put(None)
+        self.calls.put(None)
         await asyncio.shield(self._ended)
         self._thread.join()
 
     def connect(self) -> sqlite3.Connection:
         raise NotImplementedError
 
-    def run(self, connection: sqlite3.Connection, batch: list[_Job]) -> None:
-        """Give each job its result or its error."""
+    def run(self, connection: sqlite3.Connection, batch: list[_Call]) -> None:
+        """Run the calls; set the result or the error of each."""
         raise NotImplementedError
 
     def _main(self) -> None:
         try:
             connection = self.connect()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the opener must hear it
-            self._call(_fail_future, self._opened, translated(error, self.path))
-            self._call(_finish_future, self._ended)
+        except Exception as error:  # noqa: BLE001 - the caller of `start` gets it
+            self._run_in_loop(_fail_future, self._opened, translated(error, self.path))
+            self._run_in_loop(_finish_future, self._ended)
             return
-        self._call(_finish_future, self._opened)
+        self._run_in_loop(_finish_future, self._opened)
         try:
             while batch := self._next_batch():
                 try:
                     self.run(connection, batch)
-                except Exception as error:  # noqa: BLE001 - it belongs to the callers
-                    for job in batch:
-                        job.error = translated(error, self.path)
-                self._call(_settle_all, batch)
+                except Exception as error:  # noqa: BLE001 - the callers get it
+                    for call in batch:
+                        call.error = translated(error, self.path)
+                self._run_in_loop(_resolve_all, batch)
         finally:
             connection.close()
-            self._call(_finish_future, self._ended)
+            self._run_in_loop(_finish_future, self._ended)
 
-    def _next_batch(self) -> list[_Job]:
-        """Whatever waits, at least one; empty at the end."""
-        batch: list[_Job] = []
-        job = self.jobs.get()
-        while job is not None:
-            batch.append(job)
-            if len(batch) == BATCH:
+    def _next_batch(self) -> list[_Call]:
+        """The waiting calls, at least one; empty at the end."""
+        batch: list[_Call] = []
+        call = self.calls.get()
+        while call is not None:
+            batch.append(call)
+            if len(batch) == MAX_BATCH:
                 return batch
             try:
-                job = self.jobs.get_nowait()
+                call = self.calls.get_nowait()
             except Empty:
                 return batch
         if batch:
-            self.jobs.put(None)  # finish these first, then meet the end again
+            self.calls.put(None)  # run these calls first, then end
         return batch
 
-    def _call(self, function: Callable[..., object], *arguments: object) -> None:
+    def _run_in_loop(self, function: Callable[..., object], *arguments: object) -> None:
         try:
             self.loop.call_soon_threadsafe(function, *arguments)
-        except RuntimeError:  # the loop is closed: nobody waits any more
+        except RuntimeError:  # the loop is closed, so no caller waits
             log.debug("event loop closed before its database", path=str(self.path))
 
 
@@ -211,10 +211,10 @@ class _Writer(_DatabaseThread):
 
     def connect(self) -> sqlite3.Connection:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Waiting for the write lock is done in `_begin`, in shorter steps than SQLite's.
+        # `_begin` waits for the write lock, in shorter steps than SQLite does.
         connection = sqlite3.connect(self.path, timeout=0, isolation_level=None)
         try:
-            _patiently(lambda: connection.execute("PRAGMA journal_mode = WAL"))
+            _retry_while_locked(lambda: connection.execute("PRAGMA journal_mode = WAL"))
             connection.execute("PRAGMA synchronous = FULL")
             self._make_schema(connection)
         except BaseException:
@@ -243,37 +243,37 @@ class _Writer(_DatabaseThread):
                 connection.execute("ROLLBACK")
             raise
 
-    def run(self, connection: sqlite3.Connection, batch: list[_Job]) -> None:
-        full = any(job.durable for job in batch)
+    def run(self, connection: sqlite3.Connection, batch: list[_Call]) -> None:
+        full = any(call.durable for call in batch)
         if full != self._full:
-            # In WAL mode FULL adds one fsync of the log to the commit, which also makes every
-            # earlier NORMAL commit durable; it can be chosen anew for each transaction.
+            # In WAL mode, FULL adds one fsync of the log to the commit, which also makes earlier
+            # NORMAL commits durable. Each transaction may use another mode.
             connection.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
             self._full = full
         _begin(connection)
         try:
             if len(batch) == 1:
-                # What fails alone takes nothing with it: the transaction does for a savepoint.
+                # No savepoint: if the call fails, its transaction is rolled back.
                 batch[0].run(connection)
             else:
-                for job in batch:
-                    self._run_one(connection, job)
+                for call in batch:
+                    self._run_one(connection, call)
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
 
-    def _run_one(self, connection: sqlite3.Connection, job: _Job) -> None:
-        connection.execute("SAVEPOINT job")
+    def _run_one(self, connection: sqlite3.Connection, call: _Call) -> None:
+        connection.execute("SAVEPOINT call")
         try:
-            job.run(connection)
+            call.run(connection)
         except Exception as error:
             if not connection.in_transaction:
-                raise  # SQLite itself gave the transaction up (disk full, I/O error): all failed
-            connection.execute("ROLLBACK TO job")
-            job.error = translated(error, self.path)
-        connection.execute("RELEASE job")
+                raise  # SQLite has rolled back (disk full, I/O error): all calls of the batch fail
+            connection.execute("ROLLBACK TO call")
+            call.error = translated(error, self.path)
+        connection.execute("RELEASE call")
 
 
 class _Reader(_DatabaseThread):
@@ -284,22 +284,22 @@ class _Reader(_DatabaseThread):
         connection.execute("PRAGMA query_only = ON")
         return connection
 
-    def run(self, connection: sqlite3.Connection, batch: list[_Job]) -> None:
-        # One snapshot for the batch; it begins after the last of them was asked for.
+    def run(self, connection: sqlite3.Connection, batch: list[_Call]) -> None:
+        # One snapshot for the batch, from after its last call was submitted.
         connection.execute("BEGIN")
         try:
-            for job in batch:
+            for call in batch:
                 try:
-                    job.run(connection)
-                except Exception as error:  # noqa: BLE001 - it belongs to the caller
-                    job.error = translated(error, self.path)
+                    call.run(connection)
+                except Exception as error:  # noqa: BLE001 - the caller gets it
+                    call.error = translated(error, self.path)
         finally:
             if connection.in_transaction:
                 connection.execute("COMMIT")
 
 
 def translated(error: BaseException, path: Path) -> BaseException:
-    """`error` as a caller may see it: SQLite's become Unavailable, all others stay."""
+    """`error` as callers may see it: Unavailable for an error of SQLite, otherwise unchanged."""
     if not isinstance(error, sqlite3.Error | OSError):
         return error
     log.error("database failed", database=path.stem, reason=f"{type(error).__name__}: {error}")
@@ -309,14 +309,14 @@ def translated(error: BaseException, path: Path) -> BaseException:
 
 
 def _begin(connection: sqlite3.Connection) -> None:
-    _patiently(lambda: connection.execute("BEGIN IMMEDIATE"))
+    _retry_while_locked(lambda: connection.execute("BEGIN IMMEDIATE"))
 
 
-def _patiently(step: Callable[[], object]) -> None:
-    """Run `step`, again and again while another process holds the lock.
+def _retry_while_locked(step: Callable[[], object]) -> None:
+    """Run `step`, and repeat it while another process holds the lock.
 
-    SQLite's own handler sleeps 1, 2, 5, 10... 100 ms, and does not wait at all when a file is
-    turned into WAL mode; transactions here last well below 1 ms.
+    SQLite's busy handler sleeps 1, 2, 5, 10... 100 ms, and does not wait at all when a file changes
+    to WAL mode. Transactions here take well below 1 ms.
     """
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
@@ -331,9 +331,9 @@ def _patiently(step: Callable[[], object]) -> None:
             return
 
 
-def _settle_all(batch: list[_Job]) -> None:
-    for job in batch:
-        job.settle()
+def _resolve_all(batch: list[_Call]) -> None:
+    for call in batch:
+        call.resolve()
 
 
 def _finish_future(future: "asyncio.Future[None]") -> None:

@@ -1,4 +1,4 @@
-"""Dead letters in SQLite, in the database of the records that they are about."""
+"""Dead letters in SQLite, in the database of the records."""
 
 import json
 import sqlite3
@@ -69,11 +69,7 @@ class SqliteDeadLetterStore(SqliteStore[LetterKey, DeadLetter]):
         return await self._database.read(select)
 
     async def delete(self, key: LetterKey) -> bool:
-        def delete(connection: sqlite3.Connection) -> bool:
-            done = connection.execute("DELETE FROM dead_letters WHERE tenant = ? AND id = ?", key)
-            return done.rowcount == 1
-
-        return await self._database.write(delete, durable=True)
+        return await self._delete_row("DELETE FROM dead_letters WHERE tenant = ? AND id = ?", key)
 
     async def purge(self, before: datetime, limit: int) -> int:
         def purge(connection: sqlite3.Connection) -> int:

@@ -182,7 +182,7 @@ class SqliteUsageStore:
 
 
 def _row_of(key: ApiKey) -> tuple[object, ...]:
-    """In the table's order."""
+    """In the order of the table."""
     return (
         key.id,
         key.tenant,

@@ -65,7 +65,7 @@ _COLUMNS = (
 )
 # ruff's S608 warns of values in SQL text; these are constants.
 _SELECT = f"SELECT {_COLUMNS} FROM records WHERE {_KEY}"  # noqa: S608
-# An array in one parameter: a statement for any number of keys, which SQLite prepares once.
+# An array in one parameter: one statement, prepared once, for any number of keys.
 _SELECT_MANY = (
     f"SELECT {_COLUMNS} FROM records WHERE tenant = ? AND model = ?"  # noqa: S608
     " AND image_hash IN (SELECT value FROM json_each(?))"
@@ -79,7 +79,7 @@ _UPDATE = (
     " lease_expires_at = ?, created_at = ?, updated_at = ?, submitted_at = ?, priority = ?,"
     f" job = ?, categories = ?, confident = ? WHERE {_KEY}"
 )
-# The condition repeats the index's word for word, so that SQLite uses it.
+# SQLite uses the partial index only if the condition repeats that of the index word for word.
 _STALE = (
     f"SELECT {_COLUMNS} FROM records"  # noqa: S608
     " WHERE status IN ('pending', 'queued', 'running') AND updated_at < ?"
@@ -147,7 +147,7 @@ def _key_of(key: RecordKey) -> tuple[str, str, str]:
 
 
 def _state_of(record: Record) -> tuple[object, ...]:
-    """Everything but the key, in the table's order."""
+    """The columns other than the key, in the order of the table."""
     lease = record.lease_expires_at
     return (
         record.status.value,
@@ -167,7 +167,7 @@ def _state_of(record: Record) -> tuple[object, ...]:
 
 
 def _annotations_json(annotations: Sequence[Annotation]) -> str:
-    # `asdict` would copy each value deeply, at several times the cost.
+    # `asdict` copies each value deeply, which costs several times as much.
     return json.dumps(
         [
             {"index": each.index, "label": each.label, "confidence": each.confidence}
@@ -183,9 +183,9 @@ def _annotations_of(text: str) -> tuple[Annotation, ...]:
 
 
 def _record_of(row: tuple[Any, ...], key: RecordKey | None = None) -> Record:
-    """`key` is the row's, where the caller has it: checking one costs as much as reading it."""
+    """`key` is the row's, if the caller has it: making one costs as much as reading the row."""
     tenant, image_hash, model, status, annotations, error, *rest = row
-    attempts, token, lease, born, changed, begun, priority, job, categories, confident = rest
+    attempts, token, lease, created, updated, submitted, priority, job, categories, confident = rest
     return Record(
         key=key or RecordKey(tenant, image_hash, model),
         status=Status(status),
@@ -194,9 +194,9 @@ def _record_of(row: tuple[Any, ...], key: RecordKey | None = None) -> Record:
         attempts=attempts,
         token=token,
         lease_expires_at=moment_or_none(lease),
-        created_at=from_micros(born),
-        updated_at=from_micros(changed),
-        submitted_at=from_micros(begun),
+        created_at=from_micros(created),
+        updated_at=from_micros(updated),
+        submitted_at=from_micros(submitted),
         priority=Priority(priority),
         job=job,
         categories=_annotations_of(categories),

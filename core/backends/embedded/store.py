@@ -2,6 +2,7 @@
 
 import sqlite3
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from core.backends.embedded.database import Database
@@ -31,6 +32,14 @@ class SqliteStore(ABC, Generic[K, T]):
             return after
 
         return await self._database.write(apply, durable=transition.durable)
+
+    async def _delete_row(self, statement: str, values: Sequence[object]) -> bool:
+        """Run a DELETE durably; False where it deletes no row."""
+
+        def delete(connection: sqlite3.Connection) -> bool:
+            return connection.execute(statement, values).rowcount == 1
+
+        return await self._database.write(delete, durable=True)
 
     @abstractmethod
     def _select(self, connection: sqlite3.Connection, key: K) -> T | None: ...

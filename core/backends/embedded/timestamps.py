@@ -1,4 +1,4 @@
-"""Times in SQLite: whole microseconds since 1970, so that a datetime comes back unchanged."""
+"""Times in SQLite: whole microseconds since 1970, the resolution of datetime."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -68,11 +68,7 @@ class SqliteWebhookStore(SqliteStore[WebhookKey, Webhook]):
         return await self._database.read(select)
 
     async def delete(self, key: WebhookKey) -> bool:
-        def delete(connection: sqlite3.Connection) -> bool:
-            done = connection.execute("DELETE FROM webhooks WHERE tenant = ? AND id = ?", key)
-            return done.rowcount == 1
-
-        return await self._database.write(delete, durable=True)
+        return await self._delete_row("DELETE FROM webhooks WHERE tenant = ? AND id = ?", key)
 
     def _select(self, connection: sqlite3.Connection, key: WebhookKey) -> Webhook | None:
         row = connection.execute(f"{_SELECT} AND id = ?", key).fetchone()
@@ -83,7 +79,7 @@ class SqliteWebhookStore(SqliteStore[WebhookKey, Webhook]):
 
 
 def _row_of(webhook: Webhook) -> tuple[object, ...]:
-    """In the table's order."""
+    """In the order of the table."""
     last = webhook.last_delivery
     return (
         webhook.tenant,

@@ -1,6 +1,6 @@
 """Google's backend: Datastore, Cloud Storage and Pub/Sub, real or emulated.
 
-`endpoints` is the one module in which the two differ.
+Only `endpoints` depends on which of the two it is.
 """
 
 import asyncio
@@ -32,9 +32,9 @@ NAMESPACE_PREFIX = ""  # of each tenant's Datastore namespace. Tests in a shared
 
 @asynccontextmanager
 async def open_google(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Backend]:
-    """The ports, with one client each, made in the running loop and closed at the end.
+    """The ports, with one client each, created in the running loop and closed at the end.
 
-    Nothing is contacted yet, so that a process starts while a service is down: readiness says so.
+    Sends no request, so that a process can start while a service is down; readiness reports that.
     Raises Unavailable where there are no credentials.
     """
     endpoints = await open_endpoints(settings, clock)
@@ -99,9 +99,9 @@ async def open_google_access(settings: Settings, clock: Clock = utc_now) -> Asyn
 def _datastore_opener(
     stack: AsyncExitStack, endpoints: Endpoints, settings: Settings
 ) -> Callable[[str], Awaitable[Datastore]]:
-    """Opens the database for each store, by the name that errors are to have for it.
+    """A function that opens the database for a store, whose name errors use.
 
-    All share one channel. `stack` closes them.
+    All databases share one channel; `stack` closes them.
     """
     channel = endpoints.datastore_channel()
     stack.push_async_callback(channel.close)

@@ -1,8 +1,8 @@
-"""Datastore as its stores use it: look up, query, and transactions that run until they are through.
+"""A client of Datastore: lookups, queries, and transactions that are repeated until they commit.
 
-Right under both ways in which Datastore settles conflicts: optimistic, where the later commit is
-aborted, and pessimistic, where readers of one entity wait for each other. Every aborted
-transaction is run again, from its read.
+It is correct for both ways in which Datastore handles conflicts: optimistic, where the later commit
+aborts, and pessimistic, where readers of one entity wait for each other. An aborted transaction
+runs again from its first read.
 """
 
 import asyncio
@@ -46,16 +46,17 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-# Seconds: for one request, for a transaction with all its attempts, and for a rollback, which
-# nobody waits for.
-REQUEST, TRANSACTION, ROLLBACK = 3.0, 8.0, 3.0
-A_MUTATION = 0.01  # more for each that is committed together with others
-ATTEMPTS = 12  # of a transaction that others keep aborting
-# Of a lookup, and of a commit: https://cloud.google.com/datastore/docs/concepts/limits
-MOST_KEYS, MOST_MUTATIONS = 1000, 500
-INSERTS = 200  # in a commit, so that it takes no longer than a request may
-FIRST_PAUSE, LAST_PAUSE = 0.01, 0.5  # seconds between them, at random up to a doubling limit
-# Lookups and queries change nothing and may be repeated.
+# Timeouts in seconds: for a request, for a transaction with all its attempts, for a rollback, which
+# runs in the background.
+REQUEST_SECONDS, TRANSACTION_SECONDS, ROLLBACK_SECONDS = 3.0, 8.0, 3.0
+MUTATION_SECONDS = 0.01  # added to the timeout of a commit for each mutation
+ATTEMPTS = 12  # of a transaction that conflicts abort
+# In a lookup, and in a commit: https://cloud.google.com/datastore/docs/concepts/limits
+MAX_KEYS, MAX_MUTATIONS = 1000, 500
+MAX_INSERTS = 200  # in a commit, so that it takes no longer than a request may
+# Seconds between attempts: random, up to a limit that doubles from the first to the last.
+FIRST_PAUSE, LAST_PAUSE = 0.01, 0.5
+# For lookups and queries, which change nothing.
 RETRY = AsyncRetry(
     predicate=if_exception_type(InternalServerError, ServiceUnavailable),
     initial=0.05,
@@ -69,9 +70,9 @@ KEY_ONLY = {"property": {"name": "__key__"}}
 
 
 class Datastore:
-    """One database, for one store or a few. Use with `async with`; the channel stays open.
+    """One database, for a store or a few. Use with `async with`; the channel stays open.
 
-    `part` is what callers know these stores by in an error. `database` is empty for the default.
+    `part` names the stores in errors. `database` is empty for the default database.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Datastore:
         self._client = DatastoreAsyncClient(
             transport=DatastoreGrpcAsyncIOTransport(channel=channel)
         )
-        self._where = {"project_id": project, "database_id": database}
+        self._database = {"project_id": project, "database_id": database}
         self._registered: set[str] = set()
         self._registering = asyncio.Lock()
         self._rollbacks: set[asyncio.Task[None]] = set()
@@ -98,33 +99,33 @@ class Datastore:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Let go of the locks that refused transactions still hold."""
+        """Wait for the rollbacks that still run."""
         self._closed = True
         if self._rollbacks:
             await asyncio.wait(self._rollbacks)
 
     async def find(self, key: Any) -> Any | None:
-        """The entity under `key`, or None. Raises Unavailable."""
+        """The entity with this key, or None. Raises Unavailable."""
         with translated(self.part):
             self._check_open()
             return self._found(await self._lookup([key], retry=RETRY))
 
     async def find_many(self, keys: Sequence[Any]) -> list[Any]:
-        """Those entities under `keys` that are there, in no order. Raises Unavailable."""
+        """The entities with these keys that exist, in any order. Raises Unavailable."""
         with translated(self.part):
             self._check_open()
             return await self._lookup_all(keys, retry=RETRY)
 
     async def find_in(self, key: Any, transaction: bytes) -> Any | None:
-        """As `find`, inside of a transaction of `transact`."""
+        """Like `find`, in a transaction of `transact`."""
         return self._found(await self._lookup([key], _inside(transaction)))
 
     async def find_many_in(self, keys: Sequence[Any], transaction: bytes) -> list[Any]:
-        """As `find_many`, inside of a transaction of `transact`."""
+        """Like `find_many`, in a transaction of `transact`."""
         return await self._lookup_all(keys, _inside(transaction))
 
     async def insert(self, entity: Any, tenant: str) -> bool:
-        """Store a new entity of `tenant`; False where its key exists. Raises Unavailable."""
+        """Insert an entity of `tenant`; False where its key exists. Raises Unavailable."""
 
         async def insert() -> bool:
             if tenant not in self._registered:
@@ -135,21 +136,21 @@ class Datastore:
                 return False
             return True
 
-        return await self._persistently(insert)
+        return await self._retry_aborted(insert)
 
     async def register(self, tenant: str) -> None:
-        """See that `tenants` has the tenant; a process asks once. Raises Unavailable."""
+        """Add the tenant to `tenants`, once per process. Raises Unavailable."""
         if tenant not in self._registered:
 
             async def register() -> None:
                 await self._register(tenant)
 
-            await self._persistently(register)
+            await self._retry_aborted(register)
 
     async def insert_together(self, entities: Sequence[Any]) -> bool:
-        """Store new entities, all of them or, where a key exists, none: False. Raises Unavailable.
+        """Insert entities in one transaction; False where a key exists. Raises Unavailable.
 
-        Reads nothing, and so locks nothing that others read.
+        It reads nothing, so it locks nothing that others read.
         """
 
         async def insert() -> bool:
@@ -163,42 +164,42 @@ class Datastore:
                 raise
             return True
 
-        return await self._persistently(insert)
+        return await self._retry_aborted(insert)
 
     async def insert_missing(self, entities: Sequence[Any]) -> None:
-        """Store those whose key is not there yet, of a tenant that is known. Raises Unavailable.
+        """Insert the entities whose key does not exist, of a registered tenant.
 
-        Not all at once: some may be there before others, or alone where it raises. What is there
-        must stay there meanwhile.
+        Not in one transaction: where it raises Unavailable, some may be inserted. Entities that
+        exist must not be deleted meanwhile.
         """
-        for begin in range(0, len(entities), INSERTS):
-            missing = list(entities[begin : begin + INSERTS])
+        for begin in range(0, len(entities), MAX_INSERTS):
+            missing = list(entities[begin : begin + MAX_INSERTS])
             while missing and not await self._insert_all(missing):
                 there = {_path(each) for each in await self.find_many([e.key for e in missing])}
                 missing = [entity for entity in missing if _path(entity) not in there]
 
     async def delete(self, keys: Sequence[Any]) -> None:
-        """Delete the entities that are there. Raises Unavailable."""
+        """Delete the entities that exist. Raises Unavailable."""
 
         async def delete() -> None:
             await self._commit([RawMutation(delete=key) for key in keys])
 
-        await self._persistently(delete)
+        await self._retry_aborted(delete)
 
     async def query(self, tenant: str, query: Any) -> list[Any]:
-        """Every entity of the tenant that `query` finds. Raises Unavailable."""
+        """All entities of the tenant that `query` finds. Raises Unavailable."""
         with translated(self.part):
             self._check_open()
             return await self._query(self.keys.namespace(tenant), query, retry=RETRY)
 
     async def query_in(self, tenant: str, query: Any, transaction: bytes) -> list[Any]:
-        """As `query`, inside of a transaction of `transact`."""
+        """Like `query`, in a transaction of `transact`."""
         return await self._query(self.keys.namespace(tenant), query, _inside(transaction))
 
     async def tenants(self) -> list[str]:
-        """Every tenant that ever had an entity.
+        """All tenants that ever had an entity. Raises Unavailable.
 
-        Not Datastore's own query for namespaces, which the Firestore emulator does not have.
+        Datastore's query for namespaces does not exist in the Firestore emulator.
         """
         query = RawQuery(kind=[{"name": TENANT_KIND}], projection=[KEY_ONLY])
         with translated(self.part):
@@ -206,18 +207,19 @@ class Datastore:
             entities = await self._query(self.keys.tenants_namespace, query, retry=RETRY)
         return [entity.key.path[0].name for entity in entities]
 
-    async def transact(self, work: Callable[[bytes], Awaitable[tuple[T, Sequence[Any]]]]) -> T:
-        """What `work` returns, once the changes that it wants are made.
+    async def transact(self, operation: Callable[[bytes], Awaitable[tuple[T, Sequence[Any]]]]) -> T:
+        """Run `operation` in a transaction, and commit the mutations that it returns.
 
-        Begun by a request of its own, though a read can begin a transaction: the Firestore emulator
-        then locks the record against its own reader.
+        The first part of what it returns is the result. It may run more than once. Raises
+        Unavailable. A separate request begins the transaction: where the first read begins it, the
+        Firestore emulator locks the entity against that reader.
         """
 
         async def attempt() -> T:
             transaction = await self._begin()
             committed = False
             try:
-                result, mutations = await work(transaction)
+                result, mutations = await operation(transaction)
                 if mutations:
                     await self._commit(mutations, transaction)
                     committed = True
@@ -226,28 +228,28 @@ class Datastore:
                 if not committed:
                     self._roll_back_later(transaction)
 
-        return await self._persistently(attempt)
+        return await self._retry_aborted(attempt)
 
     async def ping(self) -> None:
         with translated(self.part):
             self._check_open()
             await self._lookup([self.keys.path("", ("Ping", "ping"))])
 
-    async def _persistently(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Run `work` until nobody else's transaction aborts it. Raises Unavailable."""
+    async def _retry_aborted(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Run `operation`, and repeat it while conflicts abort it. Raises Unavailable."""
         with translated(self.part):
             self._check_open()
-            async with asyncio.timeout(TRANSACTION):
+            async with asyncio.timeout(TRANSACTION_SECONDS):
                 for attempt in range(ATTEMPTS):
                     try:
-                        return await work()
+                        return await operation()
                     except Aborted:
                         pause = min(LAST_PAUSE, FIRST_PAUSE * 2.0**attempt)
                         await asyncio.sleep(random.uniform(0, pause))
-                return await work()
+                return await operation()
 
     async def _insert_all(self, entities: Sequence[Any]) -> bool:
-        """False where one was there: then any of the others may be there now, or not."""
+        """False where one exists: then the others may be inserted or not."""
 
         async def insert() -> bool:
             try:
@@ -256,74 +258,74 @@ class Datastore:
                 return False
             return True
 
-        return await self._persistently(insert)
+        return await self._retry_aborted(insert)
 
     async def _begin(self) -> bytes:
-        raw = BeginTransactionRequest.pb()(**self._where, transaction_options={"read_write": {}})
+        raw = BeginTransactionRequest.pb()(**self._database, transaction_options={"read_write": {}})
         response = await self._client.begin_transaction(
-            request=BeginTransactionRequest.wrap(raw), retry=None, timeout=REQUEST
+            request=BeginTransactionRequest.wrap(raw), retry=None, timeout=REQUEST_SECONDS
         )
         return response.transaction
 
     async def _lookup(
         self, keys: Sequence[Any], options: Any = None, retry: AsyncRetry | None = None
     ) -> Any:
-        raw = LookupRequest.pb()(**self._where, keys=keys, read_options=options)
+        raw = LookupRequest.pb()(**self._database, keys=keys, read_options=options)
         response = await self._client.lookup(
-            request=LookupRequest.wrap(raw), retry=retry, timeout=REQUEST
+            request=LookupRequest.wrap(raw), retry=retry, timeout=REQUEST_SECONDS
         )
         return LookupResponse.pb(response)
 
     async def _lookup_all(
         self, keys: Sequence[Any], options: Any = None, retry: AsyncRetry | None = None
     ) -> list[Any]:
-        """Those that are there, over as many answers as it takes."""
+        """The entities that exist, from as many responses as needed."""
         entities: list[Any] = []
         rest = list(keys)
         while rest:
-            response = await self._lookup(rest[:MOST_KEYS], options, retry)
-            if not (response.found or response.missing):  # or we might ask for ever
+            response = await self._lookup(rest[:MAX_KEYS], options, retry)
+            if not (response.found or response.missing):  # or this loop might not end
                 raise Unavailable(f"The {self.part} does not answer.")
             entities += [result.entity for result in response.found]
-            rest = [*response.deferred, *rest[MOST_KEYS:]]
+            rest = [*response.deferred, *rest[MAX_KEYS:]]
         return entities
 
     def _found(self, response: Any) -> Any | None:
-        if response.deferred:  # the server did not get round to the one key there is
+        if response.deferred:  # the server has not looked up the only key
             raise Unavailable(f"The {self.part} does not answer.")
         return response.found[0].entity if response.found else None
 
     async def _commit(self, mutations: Sequence[Any], transaction: bytes = b"") -> Any:
         mode = CommitRequest.Mode
         raw = CommitRequest.pb()(
-            **self._where,
+            **self._database,
             mode=mode.TRANSACTIONAL if transaction else mode.NON_TRANSACTIONAL,
             mutations=mutations,
         )
         if transaction:
             raw.transaction = transaction
-        patience = REQUEST + A_MUTATION * len(mutations)
+        timeout = REQUEST_SECONDS + MUTATION_SECONDS * len(mutations)
         response = await self._client.commit(
-            request=CommitRequest.wrap(raw), retry=None, timeout=patience
+            request=CommitRequest.wrap(raw), retry=None, timeout=timeout
         )
         return CommitResponse.pb(response)
 
     async def _query(
         self, namespace: str, query: Any, options: Any = None, retry: AsyncRetry | None = None
     ) -> list[Any]:
-        """Every entity that `query` finds, over as many answers as it takes."""
+        """All entities that `query` finds, from as many responses as needed."""
         entities: list[Any] = []
         rest = RawQuery()
-        rest.CopyFrom(query)  # a transaction that runs again asks its whole question again
+        rest.CopyFrom(query)  # a transaction that runs again needs the whole query again
         while True:
             raw = RunQueryRequest.pb()(
-                **self._where,
+                **self._database,
                 partition_id=self.keys.partition(namespace),
                 query=rest,
                 read_options=options,
             )
             response = await self._client.run_query(
-                request=RunQueryRequest.wrap(raw), retry=retry, timeout=REQUEST
+                request=RunQueryRequest.wrap(raw), retry=retry, timeout=REQUEST_SECONDS
             )
             batch = RunQueryResponse.pb(response).batch
             entities += [result.entity for result in batch.entity_results]
@@ -334,7 +336,7 @@ class Datastore:
                 rest.limit.value -= len(batch.entity_results)
 
     async def _register(self, tenant: str) -> None:
-        """Note that the tenant exists, before its first entity does, so that `tenants` has it."""
+        """Add the tenant to `tenants`, before its first entity exists."""
         async with self._registering:
             if tenant in self._registered:
                 return
@@ -348,19 +350,19 @@ class Datastore:
             raise Unavailable(f"The {self.part} is closed.")
 
     def _roll_back_later(self, transaction: bytes) -> None:
-        """Give a transaction's locks up, without anybody waiting for it."""
+        """Release the locks of a transaction, in the background."""
         task = asyncio.create_task(self._roll_back(transaction))
         self._rollbacks.add(task)
         task.add_done_callback(self._rollbacks.discard)
 
     async def _roll_back(self, transaction: bytes) -> None:
-        raw = RollbackRequest.pb()(**self._where, transaction=transaction)
+        raw = RollbackRequest.pb()(**self._database, transaction=transaction)
         try:
             await self._client.rollback(
-                request=RollbackRequest.wrap(raw), retry=None, timeout=ROLLBACK
+                request=RollbackRequest.wrap(raw), retry=None, timeout=ROLLBACK_SECONDS
             )
         except VENDOR_ERRORS as error:
-            # It has ended by itself, or will.
+            # Datastore ends the transaction after a timeout.
             log.debug("rollback failed", reason=type(error).__name__)
 
 
@@ -371,10 +373,10 @@ def property_filter(name: str, operator: int, value: Any) -> Any:
 
 
 def _path(entity: Any) -> tuple[tuple[str, str], ...]:
-    """What tells an entity from all others of its tenant."""
+    """Identifies an entity among those of its tenant."""
     return tuple((element.kind, element.name) for element in entity.key.path)
 
 
 def _inside(transaction: bytes) -> Any:
-    """Read as of this transaction, and lock or watch what was read."""
+    """Options of a read in this transaction."""
     return _RawReadOptions(transaction=transaction)

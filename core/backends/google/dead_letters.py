@@ -14,8 +14,7 @@ from google.cloud.datastore_v1.types import CompositeFilter, Filter, PropertyFil
 
 from core.backends.google.datastore import (
     KEY_ONLY,
-    MOST_MUTATIONS,
-    RawMutation,
+    MAX_MUTATIONS,
     RawQuery,
     property_filter,
 )
@@ -55,14 +54,7 @@ class DatastoreDeadLetterStore(DatastoreStore[LetterKey, DeadLetter]):
         return [self._state_of(entity) for entity in entities]
 
     async def delete(self, key: LetterKey) -> bool:
-        raw_key = self._raw_key(key)
-
-        async def delete(transaction: bytes) -> tuple[bool, Sequence[Any]]:
-            if await self._datastore.find_in(raw_key, transaction) is None:
-                return False, []
-            return True, [RawMutation(delete=raw_key)]
-
-        return await self._datastore.transact(delete)
+        return await self._delete(key)
 
     async def purge(self, before: datetime, limit: int) -> int:
         purged = 0
@@ -70,7 +62,7 @@ class DatastoreDeadLetterStore(DatastoreStore[LetterKey, DeadLetter]):
             query = _between(_ALL, bound(before), "~")
             query.projection.add(**KEY_ONLY)
             while purged < limit:
-                query.limit.value = min(limit - purged, MOST_MUTATIONS)
+                query.limit.value = min(limit - purged, MAX_MUTATIONS)
                 keys = [entity.key for entity in await self._datastore.query(tenant, query)]
                 if not keys:
                     break

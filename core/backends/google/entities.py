@@ -1,11 +1,11 @@
-"""A record as a Datastore entity, and back.
+"""Records as Datastore entities, and keys of all entities.
 
-Key: `Image/{image_hash}` (an entity that does not exist, only a parent) above `Record/{model}`, in
-the tenant's namespace. So a lookup is by key, and an image's records under all models are one
-ancestor query. Only `unfinished_at` is indexed, and only unfinished records have it: the index
-holds just what the reconciler looks for, and finishing takes the record out.
+The key of a record is `Image/{image_hash}` (a parent without an entity) and `Record/{model}`, in
+the namespace of the tenant. So a lookup uses the key, and one ancestor query finds the records of
+an image under all models. Only `unfinished_at` has an index, and only unfinished records have it:
+the index contains what the reconciler searches for.
 
-These are the raw protocol-buffer classes; Google's wrappers around them cost twice the time.
+These are the raw protocol-buffer classes; Google's wrappers around them take twice the time.
 """
 
 import json
@@ -26,7 +26,7 @@ _PathElement = Key.PathElement.pb()
 
 
 class Keys:
-    """Makes keys of one database. A tenant's namespace is `prefix` and its name."""
+    """Makes the keys of one database. The namespace of a tenant is `prefix` and its name."""
 
     def __init__(self, project: str, database: str, prefix: str) -> None:
         self.project = project
@@ -42,7 +42,7 @@ class Keys:
         )
 
     def path(self, namespace: str, *pairs: tuple[str, str]) -> Any:
-        """The key with these (kind, name) pairs."""
+        """The key with these pairs of kind and name."""
         return RawKey(
             partition_id=self.partition(namespace),
             path=[_PathElement(kind=kind, name=name) for kind, name in pairs],
@@ -50,7 +50,7 @@ class Keys:
 
     @property
     def tenants_namespace(self) -> str:
-        """Where the list of tenants is kept; no tenant's name has an underscore."""
+        """The namespace of the list of tenants. The name of a tenant has no underscore."""
         return f"{self.prefix}_tenants"
 
     def tenant(self, tenant: str) -> Any:
@@ -102,7 +102,7 @@ def entity_of(record: Record, key: Any) -> Any:
 
 
 def record_of(entity: Any, keys: Keys) -> Record:
-    """The record that `entity_of` made `entity` of."""
+    """The inverse of `entity_of`."""
     fields = entity.properties
     error = json.loads(fields["error"].string_value) if "error" in fields else None
     return Record(
@@ -134,14 +134,14 @@ def _annotations_of(fields: Any, name: str) -> tuple[Annotation, ...]:
 
 
 def time_value(moment: datetime) -> Any:
-    """Datastore keeps microseconds, as datetime does."""
+    """Datastore has microseconds, like datetime."""
     value = RawValue()
     value.timestamp_value.FromDatetime(moment)
     return value
 
 
 def set_text(value: Any, text: str) -> None:
-    """As a property that is not indexed, as the four below."""
+    """Set the value of a property without an index, like the four functions below."""
     value.string_value, value.exclude_from_indexes = text, True
 
 

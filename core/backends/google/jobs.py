@@ -7,8 +7,8 @@ property for each way to list it. https://cloud.google.com/datastore/docs/concep
 
 Completing an item writes no other entity. Items have no ancestor: where there are entity groups (in
 the Datastore emulator), all items of a job would be one group, and their transactions would wait
-for each other. The job is written when its items are counted, at most once in `SLOWEST_REFRESH`,
-and when it ends.
+for each other. The job is written when its items are counted, at most once per
+`MIN_REFRESH_INTERVAL`, and when it ends.
 """
 
 import asyncio
@@ -22,8 +22,8 @@ from google.cloud.datastore_v1.types import CompositeFilter, Filter, PropertyFil
 
 from core.backends.google.datastore import (
     KEY_ONLY,
-    MOST_MUTATIONS,
-    TRANSACTION,
+    MAX_MUTATIONS,
+    TRANSACTION_SECONDS,
     Datastore,
     RawMutation,
     RawQuery,
@@ -42,11 +42,11 @@ from core.domain.records import RecordError
 from core.domain.transitions import Transition
 
 JOB_KIND, ITEM_KIND = "Job", "Item"
-LAST_POSITION = 999_999
-TOGETHER = 25  # items in a transaction; the Datastore emulator allows no more entity groups
-# Datastore advises against more than one write a second to an entity:
+MAX_POSITION = 999_999
+MAX_ITEMS = 25  # items in a transaction; the Datastore emulator allows no more entity groups
+# Datastore recommends at most one write a second to an entity:
 # https://cloud.google.com/datastore/docs/best-practices
-SLOWEST_REFRESH = timedelta(seconds=1)
+MIN_REFRESH_INTERVAL = timedelta(seconds=1)
 _DOCUMENT, _STATE, _WAKE_AT = "document", "state", "wake_at"
 _Operator = PropertyFilter.Operator
 
@@ -54,7 +54,7 @@ _Operator = PropertyFilter.Operator
 class DatastoreJobStore(DatastoreStore[JobKey, Job]):
     """`core.ports.JobStore`.
 
-    An `interval` between zero and `SLOWEST_REFRESH` counts as `SLOWEST_REFRESH`.
+    An `interval` between zero and `MIN_REFRESH_INTERVAL` counts as `MIN_REFRESH_INTERVAL`.
     """
 
     def __init__(
@@ -112,22 +112,21 @@ class DatastoreJobStore(DatastoreStore[JobKey, Job]):
     async def complete_items(self, key: JobKey, outcomes: Mapping[int, RecordError | None]) -> None:
         """As the port says. Runs transactions in sequence: concurrent ones abort each other."""
         positions = list(outcomes)
-        for begin in range(0, len(positions), TOGETHER):
-            chunk = positions[begin : begin + TOGETHER]
+        for begin in range(0, len(positions), MAX_ITEMS):
+            chunk = positions[begin : begin + MAX_ITEMS]
             await self._complete(key, {position: outcomes[position] for position in chunk})
 
     async def refresh_counts(self, key: JobKey, interval: timedelta = timedelta(0)) -> Job | None:
         job, any_open = await asyncio.gather(self.get(key), self._any_open(key))
         if job is None:
             return None
-        interval = max(interval, SLOWEST_REFRESH) if interval else interval
+        interval = max(interval, MIN_REFRESH_INTERVAL) if interval else interval
         if not jobs.count_is_due(job, self._clock(), interval, any_open=any_open):
             return None
         if interval and any_open and not job.status.terminal and self._locks.locked(key):
             return None  # this process is counting them
         async with self._lock(key):
             counts, before = await asyncio.gather(self._count(key, job.counts.total), self.get(key))
-
             update = jobs.update_counts(counts, interval, self._policy)
             # Most callers that waited for the lock find nothing left to do.
             if before is None or update(before, self._clock()) is None:
@@ -149,17 +148,12 @@ class DatastoreJobStore(DatastoreStore[JobKey, Job]):
 
     async def delete(self, key: JobKey) -> bool:
         """As the port says. Items first: after a crash, the scheduler finds the job again."""
-        query = self._items_query(key, None, MOST_MUTATIONS)
+        query = self._items_query(key, None, MAX_MUTATIONS)
         query.projection.add(**KEY_ONLY)
         while found := await self._datastore.query(key.tenant, query):
             await self._datastore.delete([entity.key for entity in found])
 
-        async def delete(transaction: bytes) -> tuple[bool, Sequence[Any]]:
-            if await self._datastore.find_in(self._raw_key(key), transaction) is None:
-                return False, []
-            return True, [RawMutation(delete=self._raw_key(key))]
-
-        return await self._datastore.transact(delete)
+        return await self._delete(key)
 
     async def ping(self) -> None:
         await self._datastore.ping()
@@ -168,7 +162,7 @@ class DatastoreJobStore(DatastoreStore[JobKey, Job]):
     async def _lock(self, key: JobKey) -> AsyncIterator[None]:
         """Serializes the changes of one job in this process. Raises Unavailable."""
         with translated(self._datastore.part):
-            async with self._locks.lock(key, TRANSACTION):
+            async with self._locks.lock(key, TRANSACTION_SECONDS):
                 yield
 
     async def _complete(self, key: JobKey, outcomes: Mapping[int, RecordError | None]) -> bool:
@@ -215,7 +209,7 @@ class DatastoreJobStore(DatastoreStore[JobKey, Job]):
         query = RawQuery(kind=[{"name": ITEM_KIND}])
         if limit is not None:
             query.limit.value = limit
-        first, last = self._item_key(key, after + 1), self._item_key(key, LAST_POSITION)
+        first, last = self._item_key(key, after + 1), self._item_key(key, MAX_POSITION)
         filters = [
             property_filter("__key__", _Operator.GREATER_THAN_OR_EQUAL, RawValue(key_value=first)),
             property_filter("__key__", _Operator.LESS_THAN_OR_EQUAL, RawValue(key_value=last)),
@@ -237,7 +231,7 @@ class DatastoreJobStore(DatastoreStore[JobKey, Job]):
         return self._entity_of(state)
 
     def _item_key(self, key: JobKey, position: int) -> Any:
-        """With leading zeros, so that keys sort like positions."""
+        """The position has leading zeros, so that keys sort like positions."""
         name = f"{key.id}-{position:06d}"
         return self._keys.path(self._keys.namespace(key.tenant), (ITEM_KIND, name))
 

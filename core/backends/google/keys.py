@@ -1,7 +1,7 @@
 """API keys, their limits and their usage in Datastore.
 
-Keys and allowances are in a namespace of their own, since a key is looked up before its tenant is
-known: `ApiKey/{id}` and `Allowance/{id}:{limit}`. Usage is in the tenant's namespace, as
+Keys and allowances are in a separate namespace, because a key is looked up before its tenant is
+known: `ApiKey/{id}` and `Allowance/{id}:{limit}`. Usage is in the namespace of the tenant, as
 `Usage/{day}:{key}:{shard}`: processes that count the same key write different entities.
 """
 
@@ -17,7 +17,7 @@ from google.cloud.datastore_v1.types import PropertyFilter
 
 from core.backends.google.datastore import (
     KEY_ONLY,
-    MOST_MUTATIONS,
+    MAX_MUTATIONS,
     Datastore,
     RawMutation,
     RawQuery,
@@ -40,7 +40,7 @@ from core.domain.rate_limits import Allowance, Grant, Limit, Rate, reserve
 from core.domain.usage import Usage
 
 KEY_KIND, ALLOWANCE_KIND, USAGE_KIND = "ApiKey", "Allowance", "Usage"
-# No tenant's name has an underscore.
+# The name of a tenant has no underscore.
 ACCESS = "_access"
 SHARDS, WRITERS = 16, 8
 
@@ -77,7 +77,7 @@ class DatastoreKeyStore(DatastoreStore[str, ApiKey]):
 
 
 class DatastoreAllowanceStore:
-    """`core.ports.AllowanceStore`. Shares keep writes to one entity far below one a second."""
+    """`core.ports.AllowanceStore`. Shares keep the writes to an entity far below one a second."""
 
     def __init__(self, datastore: Datastore, clock: Clock = utc_now) -> None:
         self._datastore = datastore
@@ -109,10 +109,10 @@ class DatastoreUsageStore:
 
     def __init__(self, datastore: Datastore) -> None:
         self._datastore = datastore
-        # One of a few for each process: they seldom meet, and reading adds up but a few.
+        # Few shards, chosen at random: processes rarely conflict, and a read adds up few entities.
         self._shard = random.randrange(SHARDS)
         self._writers = asyncio.Semaphore(WRITERS)
-        # Nothing is ever added to days long past: each is looked for once, not every few minutes.
+        # Old days get no new counts, so one query for each day is enough.
         self._purged_before: date | None = None
 
     async def add(self, counts: Sequence[Usage]) -> None:
@@ -143,7 +143,7 @@ class DatastoreUsageStore:
             while True:
                 if purged == limit:
                     return purged
-                query.limit.value = min(limit - purged, MOST_MUTATIONS)
+                query.limit.value = min(limit - purged, MAX_MUTATIONS)
                 found = [entity.key for entity in await self._datastore.query(tenant, query)]
                 if not found:
                     break
@@ -153,7 +153,7 @@ class DatastoreUsageStore:
         return purged
 
     async def _add(self, usage: Usage) -> None:
-        # Or `purge` would not find it: a tenant may have nothing but counts.
+        # A tenant may have counts only; without this, `purge` would not find them.
         await self._datastore.register(usage.tenant)
         keys = self._datastore.keys
         name = f"{usage.day.isoformat()}:{usage.key_id}:{self._shard}"
@@ -200,7 +200,7 @@ _TIMES = ("expires_at", "revoked_at", "last_used_at", "rotated_at", "previous_ex
 
 
 def _entity_of(key: ApiKey, raw_key: Any) -> Any:
-    """Only `tenant` is indexed."""
+    """Only `tenant` has an index."""
     entity = RawEntity(key=raw_key)
     fields = entity.properties
     fields["tenant"].string_value = key.tenant

@@ -29,7 +29,7 @@ class DatastoreRecordStore(DatastoreStore[RecordKey, Record]):
     """`core.ports.RecordStore`."""
 
     async def get_many(self, keys: Sequence[RecordKey]) -> Mapping[RecordKey, Record]:
-        # Datastore takes a key once in a request.
+        # A key may occur once in a request.
         entities = await self._datastore.find_many([self._keys.record(key) for key in set(keys)])
         found = (record_of(entity, self._keys) for entity in entities)
         return {record.key: record for record in found}
@@ -39,7 +39,7 @@ class DatastoreRecordStore(DatastoreStore[RecordKey, Record]):
         return await self._datastore.insert(entity, record.key.tenant)
 
     async def stale(self, before: datetime, limit: int) -> list[Record]:
-        """As the port says; one query for each tenant, since queries stay inside a namespace."""
+        """As the port says, with one query per tenant: a query covers one namespace."""
         found: list[Record] = []
         for tenant in await self._datastore.tenants():
             query = RawQuery(kind=[{"name": RECORD_KIND}], limit={"value": limit})

@@ -1,6 +1,7 @@
 """What the Datastore stores share: reading one object by its key, and changing it."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from core.backends.google.datastore import Datastore, RawMutation
@@ -40,6 +41,20 @@ class DatastoreStore(ABC, Generic[K, T]):
             return after, [RawMutation(update=self._changed(entity, after))]
 
         return await self._datastore.transact(apply)
+
+    async def _delete(
+        self, key: K, dependents: Callable[[Any], Sequence[Any]] = lambda entity: ()
+    ) -> bool:
+        """Delete the entity and those with the keys `dependents`; False where there is none."""
+        raw_key = self._raw_key(key)
+
+        async def delete(transaction: bytes) -> tuple[bool, list[Any]]:
+            entity = await self._datastore.find_in(raw_key, transaction)
+            if entity is None:
+                return False, []
+            return True, [RawMutation(delete=each) for each in (raw_key, *dependents(entity))]
+
+        return await self._datastore.transact(delete)
 
     @abstractmethod
     def _raw_key(self, key: K) -> Any: ...

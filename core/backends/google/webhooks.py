@@ -7,10 +7,9 @@ The secrets are as private as the database.
 
 import json
 import random
-from collections.abc import Sequence
 from typing import Any
 
-from core.backends.google.datastore import RawMutation, RawQuery
+from core.backends.google.datastore import RawQuery
 from core.backends.google.entities import (
     RawEntity,
     moment_of,
@@ -52,16 +51,10 @@ class DatastoreWebhookStore(DatastoreStore[WebhookKey, Webhook]):
         return sorted(found, key=lambda webhook: (webhook.created_at, webhook.id))
 
     async def delete(self, key: WebhookKey) -> bool:
-        raw_key = self._raw_key(key)
+        def slot(entity: Any) -> list[Any]:
+            return [self._slot_key(key.tenant, entity.properties[SLOT].integer_value)]
 
-        async def delete(transaction: bytes) -> tuple[bool, Sequence[Any]]:
-            entity = await self._datastore.find_in(raw_key, transaction)
-            if entity is None:
-                return False, []
-            slot = self._slot_key(key.tenant, entity.properties[SLOT].integer_value)
-            return True, [RawMutation(delete=raw_key), RawMutation(delete=slot)]
-
-        return await self._datastore.transact(delete)
+        return await self._delete(key, slot)
 
     def _raw_key(self, key: WebhookKey) -> Any:
         return self._keys.path(self._keys.namespace(key.tenant), (KIND, key.id))
