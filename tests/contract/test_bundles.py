@@ -65,13 +65,13 @@ async def test_each_thing_that_is_missing_is_named(
             await asyncio.to_thread(bundles.weights, uri, bundle)
         return missing.value.detail
 
-    assert await said() == f"{uri} is not there: there is no bucket {bucket}."
+    assert await said() == f"{uri} does not exist: there is no bucket {bucket}."
     await fill_bundle(settings, bucket, "bundles/another", colour_bundle)
-    assert await said() == f"{uri} is empty: the bucket has nothing of that name."
+    assert await said() == f"{uri} is empty: the bucket has no object whose name starts like that."
     for name in ("SHA256SUMS", "model.json", "labels.txt", "model.onnx"):
         await fill_bundle(settings, bucket, FOLDER, colour_bundle)
         await remove(settings, bucket, f"{FOLDER}/{name}")
-        assert await said() == f"{uri} has no {name}, which a bundle in a bucket must have."
+        assert await said() == f"{uri} has no {name}. A bundle in a bucket must have it."
         await asyncio.to_thread(_forget, settings.model_cache)
 
 

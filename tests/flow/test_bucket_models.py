@@ -96,7 +96,7 @@ def test_a_model_that_is_not_there_yet_is_waited_for(
         for name in with_worker:
             stack.processes[name] = stack.launch(name)
         with _client(stack) as worker:
-            missing = f"{uri} is not there: there is no bucket {bucket}."
+            missing = f"{uri} does not exist: there is no bucket {bucket}."
             _waits_for_it(worker, missing)
             # The worker is alive and says why it is not ready; the API waits before it listens.
             until(lambda: "waiting for the model" in messages(stack, "api"), "the API waits")

@@ -158,7 +158,7 @@ async def test_what_differs_from_the_sums_is_refused_and_not_kept(
 
 async def test_without_sums_it_is_refused(bundles: Bundles, cloud: ScriptedStorage) -> None:
     (cloud.bundle / "SHA256SUMS").unlink()
-    with pytest.raises(BundleError, match=f"{URI} has no SHA256SUMS, which a bundle in a bucket"):
+    with pytest.raises(BundleError, match=f"{URI} has no SHA256SUMS"):
         await manifest(bundles)
 
 
@@ -219,8 +219,11 @@ async def unavailable(bundles: Bundles, uri: str = URI) -> str:
 
 async def test_what_is_missing_is_named(bundles: Bundles, cloud: ScriptedStorage) -> None:
     for uri, said in (
-        ("gs://nobody/x", "gs://nobody/x is not there: there is no bucket nobody."),
-        ("gs://models/x", "gs://models/x is empty: the bucket has nothing of that name."),
+        ("gs://nobody/x", "gs://nobody/x does not exist: there is no bucket nobody."),
+        (
+            "gs://models/x",
+            "gs://models/x is empty: the bucket has no object whose name starts like that.",
+        ),
     ):
         assert await unavailable(bundles, uri) == said
     (cloud.bundle / "labels.txt").unlink()

@@ -1,6 +1,6 @@
-"""The files of model bundles in Cloud Storage: read, no more. Blocks, each call in a bounded time.
+"""Reads the files of model bundles in Cloud Storage. Blocks, each call for a bounded time.
 
-The threads that call are few and the caller's own: fetching a model happens at a start.
+It has no threads, because a process fetches models in threads of its start.
 """
 
 import threading
@@ -13,7 +13,7 @@ from google.cloud import storage
 
 from core.backends.google.blobs import RETRY, TIMEOUT
 from core.backends.google.endpoints import bucket_client
-from core.backends.google.errors import VENDOR_ERRORS, ours, translated
+from core.backends.google.errors import VENDOR_ERRORS, translated, translation_of
 from core.backends.google.objects import read_object
 from core.bundles.cache import Sink
 from core.bundles.location import BucketFolder
@@ -22,28 +22,28 @@ from core.settings import Settings
 
 PART = "model storage"
 CONNECTIONS = 4
-PATIENCE = 10.0  # seconds for a small file in all
+DEADLINE = 10.0  # seconds for a small file
 
 
 class CloudBundleObjects:
-    """`core.bundles.cache.BundleObjects`. The client is made when it is first needed."""
+    """`core.bundles.cache.BundleObjects`. The client is created when it is first needed."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._made: storage.Client | None = None
-        self._making = threading.Lock()
+        self._client: storage.Client | None = None
+        self._creating = threading.Lock()
 
     def read(self, place: BucketFolder, name: str, most: int) -> bytes:
         with self._explained(place, name):
-            until = time.monotonic() + PATIENCE
-            data = read_object(self._client(), place.bucket, place.object(name), most, until)
+            until = time.monotonic() + DEADLINE
+            data = read_object(self._opened(), place.bucket, place.object(name), most, until)
         if len(data) > most:
             raise BundleError(f"{place}/{name} has more than {most} bytes.")
         return data
 
     def fetch(self, place: BucketFolder, name: str, sink: Sink) -> None:
         with self._explained(place, name):
-            blob = self._client().bucket(place.bucket).blob(place.object(name))
+            blob = self._opened().bucket(place.bucket).blob(place.object(name))
             while True:
                 begin = sink.tell()
                 try:
@@ -51,30 +51,30 @@ class CloudBundleObjects:
                         sink,
                         start=begin or None,
                         raw_download=True,
-                        checksum=None,  # the whole file's SHA-256 is known, and compared
+                        checksum=None,  # the cache compares the SHA-256 of the whole file
                         timeout=TIMEOUT,
                         retry=RETRY,
                     )
                     return
                 except VENDOR_ERRORS as error:
-                    # Gigabytes take longer than any retry: what breaks off goes on where it was.
-                    if ours(error) is not Unavailable or sink.tell() == begin:
+                    # A large file takes longer than any retry: resume while there is progress.
+                    if translation_of(error) is not Unavailable or sink.tell() == begin:
                         raise
 
     def close(self) -> None:
-        made = self._made
-        if made is not None:
-            made.close()
+        client = self._client
+        if client is not None:
+            client.close()
 
-    def _client(self) -> storage.Client:
-        with self._making:
-            if self._made is None:
-                self._made = bucket_client(self._settings, CONNECTIONS)
-            return self._made
+    def _opened(self) -> storage.Client:
+        with self._creating:
+            if self._client is None:
+                self._client = bucket_client(self._settings, CONNECTIONS)
+            return self._client
 
     @contextmanager
     def _explained(self, place: BucketFolder, name: str) -> Iterator[None]:
-        """Say of every failure which file it was about, and what to do."""
+        """Raise BundleUnavailable that names the file, and what the operator can do."""
         file = f"{place}/{name}"
         try:
             with translated(PART, missing=file):
@@ -82,7 +82,7 @@ class CloudBundleObjects:
                     yield
                 except api.Forbidden:
                     raise BundleUnavailable(
-                        f"{file} is not ours to read: the service's account needs "
+                        f"{file} cannot be read: the service's account needs "
                         f"roles/storage.objectViewer on the bucket {place.bucket}."
                     ) from None
         except NotFound:
@@ -91,10 +91,10 @@ class CloudBundleObjects:
             raise BundleUnavailable(f"{file} cannot be fetched. {error.detail}") from error
 
     def _missing(self, place: BucketFolder, name: str) -> str:
-        """Whether it is the bucket, the folder or the file that is not there."""
+        """Says whether the bucket, the folder or the file is missing."""
         with suppress(*VENDOR_ERRORS):
             try:
-                found = self._client().list_blobs(
+                found = self._opened().list_blobs(
                     place.bucket,
                     prefix=place.object(""),
                     max_results=1,
@@ -102,7 +102,9 @@ class CloudBundleObjects:
                     retry=RETRY,
                 )
                 if next(iter(found), None) is None:
-                    return f"{place} is empty: the bucket has nothing of that name."
+                    return (
+                        f"{place} is empty: the bucket has no object whose name starts like that."
+                    )
             except api.NotFound:
-                return f"{place} is not there: there is no bucket {place.bucket}."
-        return f"{place} has no {name}, which a bundle in a bucket must have."
+                return f"{place} does not exist: there is no bucket {place.bucket}."
+        return f"{place} has no {name}. A bundle in a bucket must have it."

@@ -1,7 +1,8 @@
-"""Where Google's services are and who we are to them: the one difference between emulator and gcp.
+"""Addresses of Google's services and the credentials for them.
 
-Emulators are reached in plain text and ask nobody who they are. Google Cloud is reached with the
-application's default credentials: https://cloud.google.com/docs/authentication/adc
+This is the only module in which `emulator` and `gcp` differ. Emulators use plain text and no
+credentials. Google Cloud uses application default credentials:
+https://cloud.google.com/docs/authentication/adc
 """
 
 import asyncio
@@ -36,8 +37,8 @@ STORAGE_URL = "https://storage.googleapis.com"
 IAM_URL = "https://iamcredentials.googleapis.com"
 SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
 
-# gRPC waits up to two minutes between tries to connect; a service that is back should be used
-# within a second. Sizes are unlimited, as Google's own clients set them.
+# By default gRPC waits up to two minutes between tries to connect. A service that is back should be
+# used within a second. Message sizes are unlimited, as in Google's own clients.
 CHANNEL_OPTIONS: Sequence[tuple[str, Any]] = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1000),
@@ -46,14 +47,14 @@ CHANNEL_OPTIONS: Sequence[tuple[str, Any]] = (
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # Otherwise all channels to one address share one connection, and its fate.
+    # Otherwise all channels to one address share one connection, and fail together.
     ("grpc.use_local_subchannel_pool", 1),
 )
 
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Addresses and credentials of one process. `credentials` None means plain text, no one."""
+    """Addresses and credentials of one process. Without `credentials` it uses plain text."""
 
     project: str
     credentials: Credentials | None
@@ -70,7 +71,7 @@ class Endpoints:
         return self._channel(PublisherGrpcAsyncIOTransport, self.pubsub_host)
 
     def storage_client(self) -> storage.Client:
-        """Blocks. Its connections are as many as the threads that use it."""
+        """A client with as many connections as the blob store has threads. Blocks."""
         return _storage_client(self.project, self.credentials, self.storage_url, THREADS)
 
     def _channel(self, transport: Any, host: str) -> grpc.aio.Channel:
@@ -82,15 +83,15 @@ class Endpoints:
 
 
 async def open_endpoints(settings: Settings, clock: Clock) -> Endpoints:
-    """What `BACKEND` means. Raises Unavailable where there are no credentials, or no project."""
+    """The endpoints for `BACKEND`. Raises Unavailable without credentials or a project."""
     make = _cloud if settings.backend == "gcp" else _emulators
     return await asyncio.to_thread(make, settings, clock)
 
 
 def bucket_client(settings: Settings, connections: int) -> storage.Client:
-    """A client for buckets beside the backend's own, whatever `BACKEND` is. Blocks.
+    """A client for buckets other than the backend's, for any `BACKEND`. Blocks.
 
-    Raises Unavailable where there are no credentials. No project is needed to read objects.
+    Raises Unavailable without credentials. Reading objects needs no project.
     """
     if settings.emulated_buckets:
         return _storage_client(DEMO_PROJECT, None, settings.storage_emulator_host, connections)
@@ -107,10 +108,10 @@ def authorized_session(credentials: Credentials | None, connections: int) -> Aut
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
-    """Reads a refusal at once, which frees its connection.
+    """Reads the body of an error response at once, which frees its connection.
 
-    Google's client leaves it unread, and holds it while it asks again: a few threads that are
-    refused together would hold every connection, and each wait for another's.
+    Google's client leaves it unread and keeps the connection while it retries. A few threads that
+    get errors together would hold all connections, and each would wait for another's.
     """
 
     def send(self, *args: Any, **kwargs: Any) -> requests.Response:
@@ -131,12 +132,24 @@ def _storage_client(
     )
 
 
+def default_credentials(project: str) -> tuple[Credentials, str]:
+    """Application default credentials, and `project` or else the project that they name. Blocks.
+
+    Raises Unavailable without credentials or a project.
+    """
+    credentials, default_project = _default_credentials()
+    project = project or default_project or ""
+    if not project:
+        raise Unavailable("The credentials name no project: set GOOGLE_CLOUD_PROJECT.")
+    return credentials, project
+
+
 def _default_credentials() -> tuple[Credentials, str | None]:
     try:
         credentials, project = google.auth.default(scopes=SCOPES)
     except DefaultCredentialsError as error:
         raise Unavailable(
-            "There are no Google credentials; see docs/operations/google-cloud.md."
+            "There are no Google credentials. See docs/operations/google-cloud.md."
         ) from error
     return credentials, project
 
@@ -156,10 +169,7 @@ def _emulators(settings: Settings, clock: Clock) -> Endpoints:
 
 
 def _cloud(settings: Settings, clock: Clock) -> Endpoints:
-    credentials, project = _default_credentials()
-    project = settings.google_cloud_project or project
-    if not project:
-        raise Unavailable("The credentials name no project: set GOOGLE_CLOUD_PROJECT.")
+    credentials, project = default_credentials(settings.google_cloud_project)
     return Endpoints(
         project=project,
         credentials=credentials,

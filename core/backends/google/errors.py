@@ -1,4 +1,4 @@
-"""Google's failures as ours. One table; nothing of the vendor's leaves this package."""
+"""Translates Google's exceptions to ours, so that none of them leaves this package."""
 
 import concurrent.futures
 from collections.abc import Iterator
@@ -17,13 +17,13 @@ from core.errors import Conflict, GlimpseError, NotFound, Unavailable
 
 log = structlog.get_logger(__name__)
 
-# The first line whose class the error is of. A subclass stands before its base.
+# The first entry that matches decides, so a subclass comes before its base.
 TRANSLATIONS: tuple[tuple[type[BaseException], type[GlimpseError]], ...] = (
     (api.NotFound, NotFound),
     (api.Conflict, Conflict),  # AlreadyExists and Aborted are among its subclasses
     (api.PreconditionFailed, Conflict),
-    # Everything else of Google's: not answered, refused for now, or refused because of how we are
-    # set up, which is ours to mend and no fault of the caller's.
+    # All other errors of Google's services: no answer, a temporary refusal, or a wrong set-up. The
+    # operator has to correct the set-up: it is not the caller's fault.
     (api.GoogleAPIError, Unavailable),
     (auth.GoogleAuthError, Unavailable),
     (grpc.RpcError, Unavailable),
@@ -41,7 +41,7 @@ TRANSLATIONS: tuple[tuple[type[BaseException], type[GlimpseError]], ...] = (
 )
 VENDOR_ERRORS = tuple(vendor for vendor, _ in TRANSLATIONS)
 
-# gRPC's status by its number, for errors that did not pass through api_core; and HTTP's likewise.
+# For errors that did not pass through api_core, by their gRPC or HTTP status.
 _BY_RPC_STATUS = {
     grpc.StatusCode.NOT_FOUND: NotFound,
     grpc.StatusCode.ALREADY_EXISTS: Conflict,
@@ -50,28 +50,28 @@ _BY_RPC_STATUS = {
 _BY_HTTP_STATUS = {404: NotFound, 409: Conflict, 412: Conflict}
 
 
-def ours(error: BaseException) -> type[GlimpseError] | None:
-    """Which of our three errors `error` is, or None where it is none of Google's."""
+def translation_of(error: BaseException) -> type[GlimpseError] | None:
+    """NotFound, Conflict or Unavailable, or None if `error` is not from Google's libraries."""
     if isinstance(error, grpc.aio.AioRpcError):
         return _BY_RPC_STATUS.get(error.code(), Unavailable)
     response = getattr(error, "response", None)
     if isinstance(error, (storage.InvalidResponse, media.InvalidResponse)) and response is not None:
         return _BY_HTTP_STATUS.get(getattr(response, "status_code", 0), Unavailable)
-    return next((mine for theirs, mine in TRANSLATIONS if isinstance(error, theirs)), None)
+    return next((ours for vendor, ours in TRANSLATIONS if isinstance(error, vendor)), None)
 
 
 @contextmanager
 def translated(part: str, *, missing: str = "") -> Iterator[None]:
-    """Raise ours in place of Google's. `part` is what the caller knows the service by.
+    """Raise our errors in place of Google's. `part` names the service in details and logs.
 
-    NotFound with the text `missing` only where that is given: elsewhere a missing thing is a part
-    of the set-up (a topic, a database, a bucket) and so is every conflict: Unavailable. The log
-    has the cause, the caller does not.
+    With `missing`, NotFound has that text. Otherwise a missing resource is a part of the set-up (a
+    topic, a database, a bucket), so it is Unavailable, as every conflict is. The log has the cause,
+    the error detail does not.
     """
     try:
         yield
     except VENDOR_ERRORS as error:
-        kind = ours(error)
+        kind = translation_of(error)
         if kind is NotFound and missing:
             raise NotFound(missing) from None
         log.error(f"{part} failed", reason=_reason(error))
@@ -79,5 +79,5 @@ def translated(part: str, *, missing: str = "") -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """One line for the log; gRPC's texts run over several."""
+    """One line for the log. gRPC's texts have several."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

@@ -1,6 +1,6 @@
-"""What the emulators need to exist: topics, push subscriptions, a bucket. Terraform's part there.
+"""Creates topics, push subscriptions and the bucket on the emulators, as Terraform does on gcp.
 
-Running it again changes what differs and leaves the rest, messages included.
+Running it again changes what differs. Messages stay.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ from core.clock import utc_now
 from core.domain.channels import ALL_CHANNELS, DEAD_LETTERS, Channel
 from core.settings import Settings
 
-TIMEOUT = 20.0  # seconds for each request; an emulator's first ones are slow
+TIMEOUT = 20.0  # seconds for each request. The first ones to an emulator are slow
 _CHANGEABLE = ("push_config", "ack_deadline_seconds", "dead_letter_policy")
 
 
 async def provision(settings: Settings, *, pushing: bool = True) -> None:
-    """Create or adjust everything. Raises Unavailable where an emulator does not answer.
+    """Create or update everything. Raises Unavailable if an emulator does not answer.
 
-    Without `pushing`, no subscriptions: the emulator keeps three threads busy for each, for ever.
+    Without `pushing` there are no subscriptions: the emulator keeps three threads busy for each.
     """
     endpoints = await open_endpoints(settings, utc_now)
     with translated("emulator"):
@@ -43,14 +43,14 @@ async def provision(settings: Settings, *, pushing: bool = True) -> None:
 
 
 def subscriptions(settings: Settings, project: str) -> list[Subscription]:
-    """One push subscription a channel, as its delivery policy wants it, but for the backoff.
+    """A push subscription for each channel, by its delivery policy except for the backoff.
 
-    The emulator (0.8.20) forgets messages whose push met a closed port if there is a retry policy:
-    of ten, one to five never came again. Without one it repeats every second.
+    With a retry policy the emulator (0.8.20) loses messages whose push met a closed port: of ten,
+    one to five were not delivered again. Without one it retries every second.
 
-    Its ack deadline also runs for messages that wait for one of its two pushes, and messages that a
-    dead worker had come back only after it. With 10 s, of 300 published at once the last ten had
-    not come after four minutes; with 600 s, a job stood still for as long after its worker died.
+    Its ack deadline also runs for messages that wait for one of its two pushes, and it redelivers
+    the messages of a dead worker only after the deadline. With 10 s, the last ten of 300 messages
+    took more than four minutes. With 600 s, a job stopped for that long after its worker died.
     """
     root, prefix = f"projects/{project}", settings.topic_prefix
     dead_letters = f"{root}/topics/{DEAD_LETTERS.topic(prefix)}"
@@ -63,7 +63,7 @@ def subscriptions(settings: Settings, project: str) -> list[Subscription]:
             push_config=PushConfig(push_endpoint=f"{settings.push_url}{channel.path}"),
             ack_deadline_seconds=int(policy.ack_deadline),
             message_retention_duration=timedelta(seconds=policy.retention),
-            expiration_policy=ExpirationPolicy(),  # without a time: never
+            expiration_policy=ExpirationPolicy(),  # without a TTL it never expires
         )
         if channel is not DEAD_LETTERS:
             subscription.dead_letter_policy = DeadLetterPolicy(

@@ -1,7 +1,7 @@
-"""Publishing to Pub/Sub, in batches that nobody waits for.
+"""Publishes to Pub/Sub in batches, without waiting for a batch to fill.
 
-A message goes out at once. Those that come while `SENDERS` requests are under way go together with
-the next one: batches grow with the load and cost no delay without it.
+A message is sent at once. While `SENDERS` requests are in flight, messages wait and then share the
+next request: batches grow with the load, and add no delay without it.
 """
 
 import asyncio
@@ -25,10 +25,11 @@ from core.domain.messages import Message
 from core.errors import Unavailable
 
 PART = "message queue"
-SENDERS = 8  # requests at once
-BATCH = 100  # messages in a request; Pub/Sub allows 1,000 and 10 MB
-# Seconds. One try may take REQUEST, all of them and the wait for a sender at most PUBLISH: then the
-# client hears 503 and comes again. A message that went out all the same is a harmless duplicate.
+SENDERS = 8  # requests in flight for each topic
+BATCH = 100  # messages in a request. Pub/Sub allows 1,000, and 10 MB
+# In seconds: for one try, for all tries and the wait for a sender, and for a ping. After PUBLISH
+# the client gets a 503 and retries. If the message was sent after all, it is a duplicate, which
+# does no harm.
 REQUEST, PUBLISH, PING = 3.0, 5.0, 2.0
 _RETRY = AsyncRetry(
     predicate=if_exception_type(Aborted, InternalServerError, ServiceUnavailable, TooManyRequests),
@@ -40,7 +41,7 @@ _RETRY = AsyncRetry(
 
 
 class PubSubPublisher:
-    """`core.ports.Publisher` on the topics whose names begin with `prefix`."""
+    """`core.ports.Publisher` on the topics whose names start with `prefix`."""
 
     def __init__(self, channel: grpc.aio.Channel, project: str, prefix: str) -> None:
         self._client = PublisherAsyncClient(
@@ -58,7 +59,7 @@ class PubSubPublisher:
         return channel.topic(self._prefix)
 
     async def publish(self, message: Message) -> str:
-        """The message's id, once Pub/Sub has it. Raises Unavailable, within `PUBLISH` seconds."""
+        """Publish, and return the message's id. Raises Unavailable within `PUBLISH` seconds."""
         if self._closed:
             raise Unavailable("The message queue is closed.")
         return await self._topics[message.channel].publish(message)
@@ -67,16 +68,16 @@ class PubSubPublisher:
         await asyncio.gather(*(topic.ping() for topic in self._topics.values()))
 
     async def backlog(self) -> None:
-        """Not known here: `subscription/num_undelivered_messages` in Cloud Monitoring is."""
+        """Unknown. Cloud Monitoring has it: `subscription/num_undelivered_messages`."""
 
     async def close(self) -> None:
-        """Send what waits."""
+        """Send the messages that wait."""
         self._closed = True
-        await asyncio.gather(*(topic.emptied() for topic in self._topics.values()))
+        await asyncio.gather(*(topic.flush() for topic in self._topics.values()))
 
 
 class _Topic:
-    """What waits for one topic, and who sends it."""
+    """The messages that wait for one topic, and the tasks that send them."""
 
     def __init__(self, client: PublisherAsyncClient, name: str) -> None:
         self._client = client
@@ -100,8 +101,8 @@ class _Topic:
             request = GetTopicRequest(topic=self._name)
             await self._client.get_topic(request=request, retry=None, timeout=PING)
 
-    async def emptied(self) -> None:
-        """Return once everything is sent."""
+    async def flush(self) -> None:
+        """Return when no message waits and no request is in flight."""
         while self._senders:
             await asyncio.wait(self._senders)
 
@@ -110,7 +111,7 @@ class _Topic:
             batch: list[tuple[object, asyncio.Future[str]]] = []
             while self._waiting and len(batch) < BATCH:
                 message, future = self._waiting.popleft()
-                if not future.done():  # its caller gave up
+                if not future.done():  # otherwise its caller has gone
                     batch.append((message, future))
             if batch:
                 await self._send(batch)
@@ -123,7 +124,7 @@ class _Topic:
             )
             ids = PublishResponse.pb(response).message_ids
             outcomes = dict(zip((future for _, future in batch), ids, strict=True))
-        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the callers
+        except Exception as error:  # noqa: BLE001 - the callers raise it
             for _, future in batch:
                 if not future.done():
                     future.set_exception(error)
