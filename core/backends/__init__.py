@@ -1,11 +1,10 @@
-"""Backends: where records, blobs, messages and keys are kept.
+"""Backends for records, blobs, messages and keys.
 
-`open_backend` and, where keys are asked for, `open_access` are the ones that choose. For whoever
-clears away what keys were counted for there is `open_usage`.
+The functions here choose the backend: `open_backend` for all services, `open_access` for the API,
+which checks keys, and `open_usage` for the worker, which deletes old counts of their usage.
 """
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -30,9 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Backend:
-    """The ports of one process. `links` verifies local signed links, where they are local.
+    """The ports of one process.
 
-    `objects` is there where clients may import from buckets.
+    `links` verifies signed links if the API serves them itself. `objects` reads the buckets from
+    which clients may import, if there are any.
     """
 
     records: RecordStore
@@ -47,7 +47,7 @@ class Backend:
 
 @dataclass(frozen=True)
 class Access:
-    """What knows who may come in. `secret` is that of the keyed hash."""
+    """The ports for API keys. `secret` is the one with which keys are hashed."""
 
     keys: KeyStore
     allowances: AllowanceStore
@@ -56,45 +56,54 @@ class Access:
 
 
 class BackendOpener(Protocol):
-    """What `open_backend` is; tests open theirs with faults."""
+    """The type of `open_backend`. Tests pass their own, which injects faults."""
 
     def __call__(
         self, settings: Settings, clock: Clock
     ) -> AbstractAsyncContextManager[Backend]: ...
 
 
-@asynccontextmanager
-async def open_backend(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Backend]:
-    """Open what `BACKEND` names, once a process and after any fork; close it on the way out."""
-    # Imported here so that a backend's packages are loaded only where it is used.
+class _Package(Protocol):
+    """What the package of a backend provides. Each function may raise Unavailable."""
+
+    def open_backend(
+        self, settings: Settings, clock: Clock
+    ) -> AbstractAsyncContextManager[Backend]: ...
+
+    def open_access(
+        self, settings: Settings, clock: Clock
+    ) -> AbstractAsyncContextManager[Access]: ...
+
+    def open_usage(
+        self, settings: Settings, clock: Clock
+    ) -> AbstractAsyncContextManager[UsageStore]: ...
+
+
+def open_backend(
+    settings: Settings, clock: Clock = utc_now
+) -> AbstractAsyncContextManager[Backend]:
+    """Open the backend that `BACKEND` names. Call it once in a process, after any fork."""
+    return _package(settings).open_backend(settings, clock)
+
+
+def open_access(settings: Settings, clock: Clock = utc_now) -> AbstractAsyncContextManager[Access]:
+    """Open the API keys, their limits and their usage. Only the API and its key command do."""
+    return _package(settings).open_access(settings, clock)
+
+
+def open_usage(
+    settings: Settings, clock: Clock = utc_now
+) -> AbstractAsyncContextManager[UsageStore]:
+    """Open the usage of API keys without the keys."""
+    return _package(settings).open_usage(settings, clock)
+
+
+def _package(settings: Settings) -> _Package:
+    # Imported here so that a backend's libraries are loaded only where it is used.
     if settings.backend == "embedded":
-        from core.backends.embedded import open_embedded as open_chosen
-    else:
-        from core.backends.google import open_google as open_chosen
+        from core.backends import embedded
 
-    async with open_chosen(settings, clock) as backend:
-        yield backend
+        return embedded
+    from core.backends import google
 
-
-@asynccontextmanager
-async def open_access(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Access]:
-    """Open the keys of what `BACKEND` names. Only the API and its key command need them."""
-    if settings.backend == "embedded":
-        from core.backends.embedded import open_embedded_access as open_chosen
-    else:
-        from core.backends.google import open_google_access as open_chosen
-
-    async with open_chosen(settings, clock) as access:
-        yield access
-
-
-@asynccontextmanager
-async def open_usage(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[UsageStore]:
-    """Open the counts of what `BACKEND` names, and nothing that tells who may come in."""
-    if settings.backend == "embedded":
-        from core.backends.embedded import open_embedded_usage as open_chosen
-    else:
-        from core.backends.google import open_google_usage as open_chosen
-
-    async with open_chosen(settings, clock) as usage:
-        yield usage
+    return google

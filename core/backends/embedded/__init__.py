@@ -35,7 +35,7 @@ KEYS, WEBHOOKS = "keys.db", "webhooks.db"
 
 
 @asynccontextmanager
-async def open_embedded(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Backend]:
+async def open_backend(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Backend]:
     """The ports on `settings.data_dir`, which is created if absent.
 
     Raises Unavailable where the folder or a database in it cannot be used.
@@ -61,16 +61,14 @@ async def open_embedded(settings: Settings, clock: Clock = utc_now) -> AsyncIter
 
 
 @asynccontextmanager
-async def open_embedded_usage(
-    settings: Settings, clock: Clock = utc_now
-) -> AsyncIterator[UsageStore]:
+async def open_usage(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[UsageStore]:
     """The usage store, in the file of the keys. Raises Unavailable."""
     async with _open(settings, KEYS, keys.SCHEMA) as database:
         yield SqliteUsageStore(database)
 
 
 @asynccontextmanager
-async def open_embedded_access(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Access]:
+async def open_access(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Access]:
     """Keys, limits and usage, in a separate file. Raises Unavailable."""
     secret = await asyncio.to_thread(local_key_secret, settings)
     async with _open(settings, KEYS, keys.SCHEMA) as database:

@@ -31,7 +31,7 @@ NAMESPACE_PREFIX = ""  # of each tenant's Datastore namespace. Tests in a shared
 
 
 @asynccontextmanager
-async def open_google(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Backend]:
+async def open_backend(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Backend]:
     """The ports, with one client each, created in the running loop and closed at the end.
 
     Sends no request, so that a process can start while a service is down; readiness reports that.
@@ -68,32 +68,33 @@ async def open_google(settings: Settings, clock: Clock = utc_now) -> AsyncIterat
 
 
 @asynccontextmanager
-async def open_google_usage(
-    settings: Settings, clock: Clock = utc_now
-) -> AsyncIterator[UsageStore]:
+async def open_usage(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[UsageStore]:
     """Usage in Datastore. Raises Unavailable where there are no credentials."""
-    endpoints = await open_endpoints(settings, clock)
-    async with AsyncExitStack() as stack:
-        stack.push_async_callback(endpoints.links.close)
-        open_datastore = _datastore_opener(stack, endpoints, settings)
-        yield DatastoreUsageStore(await open_datastore("usage store"))
+    async with _open_datastore(settings, "usage store", clock) as datastore:
+        yield DatastoreUsageStore(datastore)
 
 
 @asynccontextmanager
-async def open_google_access(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Access]:
+async def open_access(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Access]:
     """Keys, limits and usage in Datastore. Raises Unavailable where there are no credentials."""
     secret = await asyncio.to_thread(local_key_secret, settings)
-    endpoints = await open_endpoints(settings, clock)
-    async with AsyncExitStack() as stack:
-        stack.push_async_callback(endpoints.links.close)
-        open_datastore = _datastore_opener(stack, endpoints, settings)
-        datastore = await open_datastore("key store")
+    async with _open_datastore(settings, "key store", clock) as datastore:
         yield Access(
             DatastoreKeyStore(datastore, clock),
             DatastoreAllowanceStore(datastore, clock),
             DatastoreUsageStore(datastore),
             secret,
         )
+
+
+@asynccontextmanager
+async def _open_datastore(settings: Settings, part: str, clock: Clock) -> AsyncIterator[Datastore]:
+    """The database alone. `part` names it in errors."""
+    endpoints = await open_endpoints(settings, clock)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(endpoints.links.close)
+        open_datastore = _datastore_opener(stack, endpoints, settings)
+        yield await open_datastore(part)
 
 
 def _datastore_opener(
