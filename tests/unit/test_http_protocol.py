@@ -217,4 +217,6 @@ async def test_connections_beyond_twice_the_limit_are_dropped(
             head = await client.reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 204")
         dropped = await stack.enter_async_context(served.connect())
+        with contextlib.suppress(ConnectionError):
+            await dropped.send(b"GET /health HTTP/1.1\r\nHost: api\r\n\r\n")
         assert await dropped.closed()
