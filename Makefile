@@ -175,6 +175,11 @@ model: ## Create a bundle from a Hugging Face image classifier: make model HF=<i
 	@$(MAKE) --no-print-directory $(EXPORT_VENV)/.complete
 	$(EXPORT_VENV)/bin/python -m models.export_huggingface "$(HF)" $(if $(OUT),--out "$(OUT)")
 
+.PHONY: default-model
+default-model: ## Make models/default again from the public EfficientNet-Lite weights
+	@$(MAKE) --no-print-directory $(EXPORT_VENV)/.complete
+	$(EXPORT_VENV)/bin/python -m models.import_efficientnet_lite
+
 EXPORT_VENV := .export-venv
 $(EXPORT_VENV)/.complete: models/requirements-export.txt
 	$(PYTHON) -m venv --clear $(EXPORT_VENV)
@@ -182,7 +187,7 @@ $(EXPORT_VENV)/.complete: models/requirements-export.txt
 	@touch $@
 
 .PHONY: test-export
-test-export: $(EXPORT_VENV)/.complete ## Test training and export (installs PyTorch)
+test-export: $(EXPORT_VENV)/.complete ## Test the exporters (installs PyTorch)
 	$(EXPORT_VENV)/bin/python -m pytest tests/export $(PYTEST_ARGS)
 
 .PHONY: clean

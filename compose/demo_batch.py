@@ -18,6 +18,7 @@ IMAGES = 120
 CROP = 192  # pixels
 BROKEN = 3  # files that are not images: each fails its item, not the job
 COMMON = 6  # labels in the table
+NOT_SURE = "not sure"  # shown instead of a label below the model's threshold
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,10 @@ def show_batch(client: httpx.Client, names: Sequence[str], console: Console) -> 
         f"{created['poll_url']}/results", headers={"Accept": "application/x-ndjson"}
     )
     for line in results.raise_for_status().iter_lines():
-        if annotations := json.loads(line)["annotations"]:
-            labels[annotations[0]["label"]] += 1
+        result = json.loads(line)
+        if result["annotations"]:
+            sure = result["confident"] is not False
+            labels[result["annotations"][0]["label"] if sure else NOT_SURE] += 1
     console.print(f"Job {created['job_id']}: {job['status']}. The most frequent labels:")
     table = Table()
     table.add_column("label")

@@ -1,4 +1,4 @@
-"""Write a bundle folder whole or not at all."""
+"""Writes a bundle folder completely or not at all."""
 
 import json
 import tempfile
@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 
 from core.bundles.bundle import (
+    CATEGORIES_FILE,
     LABELS_FILE,
     MANIFEST_FILE,
     MODEL_FILE,
@@ -22,9 +23,9 @@ from core.bundles.bundle import (
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that takes its place when the block ends without an error.
+    """A temporary folder that replaces `out` if the block ends without an error.
 
-    Replaces an earlier bundle, or an empty folder; refuses (FileExistsError) anything else.
+    Replaces only a bundle or an empty folder; raises FileExistsError for anything else.
     """
     if out.exists() and any(out.iterdir()) and not (out / MANIFEST_FILE).is_file():
         raise FileExistsError(f"{out} exists and is not a model bundle; choose another --out")
@@ -39,12 +40,18 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def write_bundle(
-    folder: Path, model: onnx.ModelProto, manifest: BundleManifest, labels: Sequence[str]
+    folder: Path,
+    model: onnx.ModelProto,
+    manifest: BundleManifest,
+    labels: Sequence[str],
+    categories: Mapping[str, Sequence[str]] | None = None,
 ) -> Bundle:
-    """Write the four files that make a bundle's identity, and read it back."""
+    """Write the files that decide a bundle's identity, and read it back."""
     (folder / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
     (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n")
     (folder / LABELS_FILE).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+    if categories:
+        write_json(folder / CATEGORIES_FILE, categories)
     write_sums(folder)
     bundle = read_bundle(folder)
     verify_bundle(bundle)
@@ -52,7 +59,7 @@ def write_bundle(
 
 
 def write_json(file: Path, content: Mapping[str, object]) -> None:
-    """Readable JSON with a final newline."""
+    """Write indented JSON with a final newline."""
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

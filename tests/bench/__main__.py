@@ -449,7 +449,8 @@ class _Meter:
 
 def _settings(stack: Stack) -> Settings:
     """Those that the stack's processes have."""
-    values: dict[str, Any] = {name.lower(): text for name, text in stack.environment.items()}
+    given = {name.lower(): text for name, text in stack.environment.items()}
+    values: dict[str, Any] = {name: given[name] for name in Settings.model_fields if name in given}
     return Settings(_env_file=None, **values)
 
 

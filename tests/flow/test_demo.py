@@ -37,7 +37,7 @@ def test_demo_shows_every_photo_and_a_job_in_80_columns(tmp_path: Path) -> None:
     photos = [row for row in cells if len(row) == 6 and row[0]]
     assert [row[:3] for row in photos] == [[photo, "202", "success"] for photo in PHOTOS]
     for _, _, _, label, seconds, again in photos:
-        assert re.fullmatch(r".+ \d+%", label)
+        assert re.fullmatch(r".+ \d+%|not sure", label)
         assert re.fullmatch(r"\d+ ms", seconds)
         assert re.fullmatch(r"200, \d+ ms", again)
     total = IMAGES + BROKEN
