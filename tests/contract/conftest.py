@@ -1,4 +1,4 @@
-"""One backend after another, each empty and real. A new backend adds its name and its branch."""
+"""Every backend in turn, empty and real. A new backend adds its name and its branch."""
 
 import asyncio
 import os
@@ -14,9 +14,9 @@ from core.backends import Access, Backend, open_access, open_backend
 from core.settings import Settings
 from tests.support.clock import MovableClock
 
-# A real project to test against as well; `docs/operations/google-cloud.md` says what it must have.
+# A real project to test as well; `docs/operations/google-cloud.md` has its requirements.
 PROJECT = os.environ.get("GLIMPSE_TEST_GCP_PROJECT", "")
-# `firestore`: the emulators, with Firestore's in place of Datastore's. See `firestore_emulator`.
+# `firestore`: the emulators, with that of Firestore instead of that of Datastore.
 BACKENDS = ["embedded", "emulator", "firestore", *(["gcp"] if PROJECT else [])]
 
 
@@ -44,7 +44,7 @@ def settings(
 
 
 def wait_for_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give a transaction all the time that it may need on Firestore's emulator.
+    """Raise the timeout of transactions for Firestore's emulator.
 
     Two that meet there wait for two seconds, until one of them is aborted, and may meet again
     when that one comes back: by chance four times, and that is longer than a client's patience.
@@ -60,12 +60,12 @@ def emulator_settings(emulator_addresses: dict[str, str], tmp_path: Path) -> Set
     from tests.support.emulators import own_corner
 
     values: dict[str, Any] = {k.lower(): v for k, v in own_corner(emulator_addresses).items()}
-    # Nobody listens there: what becomes of a message concerns the flow tests.
+    # No server listens there: the flow tests cover the delivery of messages.
     return Settings(data_dir=tmp_path / "data", push_endpoint="http://127.0.0.1:9", **values)
 
 
 def cloud_settings(tmp_path: Path) -> Settings:
-    """A real project. Each test has namespaces of its own; bucket and topics are shared."""
+    """A real project. Each test has separate namespaces; bucket and topics are shared."""
     return Settings(
         backend="gcp",
         data_dir=tmp_path / "data",
@@ -85,7 +85,7 @@ async def backend(settings: Settings, clock: MovableClock) -> AsyncIterator[Back
     if settings.backend == "emulator":
         from core.backends.google.provision import provision
 
-        await provision(settings, pushing=False)  # nobody listens
+        await provision(settings, pushing=False)  # no server listens
     async with open_backend(settings, clock) as opened:
         yield opened
     if settings.backend == "gcp":
@@ -99,7 +99,7 @@ async def access(settings: Settings, clock: MovableClock) -> AsyncIterator[Acces
 
 
 def empty_bucket(settings: Settings) -> None:
-    """The test bucket is the tests' own: what one leaves behind would surprise the next."""
+    """Delete all blobs, so that tests do not affect each other: the bucket is for tests only."""
     from google.cloud import storage
 
     client = storage.Client(project=settings.google_cloud_project)

@@ -19,7 +19,7 @@ def allowances(access: Access) -> AllowanceStore:
 
 
 async def taken(store: AllowanceStore, limit: Limit, key_id: str = "key1") -> list[int]:
-    """Take until nothing is left; the shares."""
+    """The shares until the limit is reached."""
     shares = []
     while (grant := await store.reserve(key_id, limit)).count:
         shares.append(grant.count)
@@ -28,7 +28,7 @@ async def taken(store: AllowanceStore, limit: Limit, key_id: str = "key1") -> li
     return shares
 
 
-async def test_shares_add_up_to_the_limit_and_grow_small(allowances: AllowanceStore) -> None:
+async def test_shares_add_up_to_the_limit_and_shrink(allowances: AllowanceStore) -> None:
     shares = await taken(allowances, LIMIT)
     assert sum(shares) == 100
     assert shares[0] == 12
@@ -36,13 +36,15 @@ async def test_shares_add_up_to_the_limit_and_grow_small(allowances: AllowanceSt
     assert (await allowances.reserve("key1", LIMIT)).count == 0
 
 
-async def test_keys_and_limits_do_not_share(allowances: AllowanceStore) -> None:
+async def test_keys_and_limits_have_separate_allowances(allowances: AllowanceStore) -> None:
     assert sum(await taken(allowances, Limit("rate", 3, 60))) == 3
     assert sum(await taken(allowances, Limit("rate", 3, 60), "key2")) == 3
     assert sum(await taken(allowances, Limit("day", 2, DAY))) == 2
 
 
-async def test_a_new_window_begins_anew(allowances: AllowanceStore, clock: MovableClock) -> None:
+async def test_new_window_has_the_whole_quota(
+    allowances: AllowanceStore, clock: MovableClock
+) -> None:
     limit = Limit("rate", 3, 60)
     first = (await allowances.reserve("key1", limit)).window
     while (await allowances.reserve("key1", limit)).count:
@@ -52,7 +54,7 @@ async def test_a_new_window_begins_anew(allowances: AllowanceStore, clock: Movab
     assert (grant.window, grant.count, grant.left) == (first + 60, 1, 2)
 
 
-async def test_two_processes_that_ask_at_once_never_get_more_than_there_is(
+async def test_concurrent_processes_never_exceed_the_limit(
     access: Access, settings: Settings, clock: MovableClock
 ) -> None:
     limit = Limit("rate", 10, 60)

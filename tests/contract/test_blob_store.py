@@ -20,13 +20,13 @@ def blobs(backend: Backend) -> BlobStore:
     return backend.blobs
 
 
-async def test_a_blob_comes_back_whole(blobs: BlobStore) -> None:
+async def test_blob_is_returned_unchanged(blobs: BlobStore) -> None:
     await blobs.put(NAME, DATA, "image/jpeg")
     assert await blobs.get(NAME) == DATA
     assert await blobs.exists(NAME)
 
 
-async def test_a_blob_of_many_megabytes_comes_back_whole(blobs: BlobStore) -> None:
+async def test_large_blob_is_returned_unchanged(blobs: BlobStore) -> None:
     """Google's client uploads more than 8 MiB in several requests."""
     data = DATA * 95
     name = f"public/{sha256(data)}"
@@ -35,7 +35,7 @@ async def test_a_blob_of_many_megabytes_comes_back_whole(blobs: BlobStore) -> No
     assert await blobs.get(name) == data
 
 
-async def test_a_file_of_its_own_holds_the_blob_or_there_is_none(blobs: BlobStore) -> None:
+async def test_file_holds_the_blob_on_backends_with_files(blobs: BlobStore) -> None:
     await blobs.put(NAME, DATA, "image/jpeg")
     file = blobs.file(NAME)
     if file is not None:
@@ -43,13 +43,13 @@ async def test_a_file_of_its_own_holds_the_blob_or_there_is_none(blobs: BlobStor
         assert await asyncio.to_thread(file.read_bytes) == DATA
 
 
-async def test_putting_twice_is_putting_once(blobs: BlobStore) -> None:
+async def test_repeated_put_changes_nothing(blobs: BlobStore) -> None:
     await asyncio.gather(*(blobs.put(NAME, DATA, "image/jpeg") for _ in range(20)))
     await blobs.put(NAME, DATA, "image/png")
     assert await blobs.get(NAME) == DATA
 
 
-async def test_a_missing_blob_is_not_found(blobs: BlobStore) -> None:
+async def test_missing_blob_is_not_found(blobs: BlobStore) -> None:
     assert not await blobs.exists(NAME)
     with pytest.raises(NotFound):
         await blobs.get(NAME)
@@ -65,7 +65,7 @@ async def test_delete_takes_it_away_once(blobs: BlobStore) -> None:
     assert await blobs.get(NAME) == DATA
 
 
-async def test_tenants_do_not_share_blobs(blobs: BlobStore) -> None:
+async def test_tenants_have_separate_blobs(blobs: BlobStore) -> None:
     await blobs.put(NAME, DATA, "image/jpeg")
     assert not await blobs.exists(NAME.replace("public", "acme"))
     assert not await blobs.delete(NAME.replace("public", "acme"))
@@ -90,7 +90,7 @@ async def test_tenants_do_not_share_blobs(blobs: BlobStore) -> None:
         f"pub/lic/{'a' * 64}",
     ],
 )
-async def test_no_name_leads_elsewhere(blobs: BlobStore, name: str) -> None:
+async def test_name_outside_the_store_is_refused(blobs: BlobStore, name: str) -> None:
     with pytest.raises(NotFound):
         await blobs.put(name, DATA, "image/jpeg")
     with pytest.raises(NotFound):
@@ -103,7 +103,7 @@ async def test_no_name_leads_elsewhere(blobs: BlobStore, name: str) -> None:
         await blobs.signed_url(name, timedelta(minutes=1))
 
 
-async def test_a_signed_link_names_the_blob_and_nothing_is_public_without(
+async def test_signed_link_reads_the_blob_and_an_unsigned_one_does_not(
     blobs: BlobStore,
 ) -> None:
     url = await blobs.signed_url(NAME, timedelta(minutes=15))

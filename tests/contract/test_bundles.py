@@ -1,4 +1,4 @@
-"""Bundles in buckets of the storage emulator, which every machine can run."""
+"""Bundles in buckets of the storage emulator, which runs on every machine."""
 
 import asyncio
 import secrets
@@ -43,10 +43,10 @@ async def bundles(settings: Settings) -> AsyncIterator[Bundles]:
     opened.close()
 
 
-async def test_a_bundle_comes_whole(
+async def test_bundle_is_downloaded_completely(
     bundles: Bundles, settings: Settings, bucket: str, uri: str
 ) -> None:
-    """The default one: its weights are larger than anything that is sent at once."""
+    """The default bundle: its weights are larger than one request."""
     assert await fill_bundle(settings, bucket, FOLDER, DEFAULT_BUNDLE) == uri
     bundle = await asyncio.to_thread(bundles.manifest, uri)
     assert bundle.identity == read_bundle(DEFAULT_BUNDLE).identity
@@ -56,7 +56,7 @@ async def test_a_bundle_comes_whole(
     assert (bundle.folder / "model.onnx").stat().st_size > 5_000_000
 
 
-async def test_each_thing_that_is_missing_is_named(
+async def test_missing_part_is_named(
     bundles: Bundles, settings: Settings, bucket: str, uri: str, colour_bundle: Path
 ) -> None:
     async def said() -> str:
@@ -75,7 +75,7 @@ async def test_each_thing_that_is_missing_is_named(
         await asyncio.to_thread(_forget, settings.model_cache)
 
 
-async def test_a_bundle_that_differs_from_its_sums_is_refused(
+async def test_bundle_with_other_checksums_is_refused(
     bundles: Bundles, settings: Settings, bucket: str, uri: str, colour_bundle: Path
 ) -> None:
     await fill_bundle(settings, bucket, FOLDER, DEFAULT_BUNDLE, without=["SHA256SUMS"])

@@ -1,4 +1,4 @@
-"""Dead letters on every backend: kept once, listed newest first, resolved, deleted, purged."""
+"""Every method of the DeadLetterStore port, on every backend."""
 
 import asyncio
 from dataclasses import replace
@@ -22,7 +22,7 @@ def letters(backend: Backend) -> DeadLetterStore:
 def letter(
     clock: MovableClock, number: int, *, tenant: str = "public", code: str = "inference_failed"
 ) -> DeadLetter:
-    """One that dies now; the number tells it from others."""
+    """A letter that dies now; letters with different numbers are distinct."""
     attributes = {"image_hash": f"{number:064x}", "model": "m@0123456789ab", "tenant": tenant}
     return DeadLetter(
         id=letter_id(attributes, b"", "1"),
@@ -41,7 +41,7 @@ def letter(
 async def aged(
     letters: DeadLetterStore, clock: MovableClock, count: int, **changes: str
 ) -> list[DeadLetter]:
-    """Letters that died a second apart, newest first."""
+    """Store letters that died one second apart; newest first."""
     made = []
     for number in range(count):
         made.append(letter(clock, number, **changes))
@@ -50,7 +50,7 @@ async def aged(
     return made[::-1]
 
 
-async def test_a_letter_comes_back_unchanged(letters: DeadLetterStore, clock: MovableClock) -> None:
+async def test_letter_is_returned_unchanged(letters: DeadLetterStore, clock: MovableClock) -> None:
     kept = letter(clock, 1)
     assert await letters.get(kept.key) is None
     assert await letters.add(kept)
@@ -58,14 +58,14 @@ async def test_a_letter_comes_back_unchanged(letters: DeadLetterStore, clock: Mo
     assert await letters.list(PUBLIC, 10) == [kept]
 
 
-async def test_the_largest_letter_is_kept(letters: DeadLetterStore, clock: MovableClock) -> None:
+async def test_largest_letter_is_stored(letters: DeadLetterStore, clock: MovableClock) -> None:
     attributes = {f"name-{n}": "ä" * 500 for n in range(100)}
     large = replace(letter(clock, 1), attributes=attributes, payload=bytes(256 * 1024))
     assert await letters.add(large)
     assert await letters.get(large.key) == large
 
 
-async def test_adding_again_changes_nothing(letters: DeadLetterStore, clock: MovableClock) -> None:
+async def test_repeated_add_changes_nothing(letters: DeadLetterStore, clock: MovableClock) -> None:
     kept = letter(clock, 1)
     assert await letters.add(kept)
     clock.move(60)
@@ -73,14 +73,16 @@ async def test_adding_again_changes_nothing(letters: DeadLetterStore, clock: Mov
     assert await letters.list(PUBLIC, 10) == [kept]
 
 
-async def test_of_concurrent_adds_one_wins(letters: DeadLetterStore, clock: MovableClock) -> None:
+async def test_one_of_concurrent_adds_succeeds(
+    letters: DeadLetterStore, clock: MovableClock
+) -> None:
     kept = letter(clock, 1)
     added = await asyncio.gather(*(letters.add(kept) for _ in range(10)))
     assert added.count(True) == 1
     assert await letters.list(PUBLIC, 10) == [kept]
 
 
-async def test_a_listing_goes_on_from_a_position(
+async def test_list_continues_after_a_sort_key(
     letters: DeadLetterStore, clock: MovableClock
 ) -> None:
     made = await aged(letters, clock, 7)
@@ -88,13 +90,13 @@ async def test_a_listing_goes_on_from_a_position(
     while page := await letters.list(PUBLIC, 3, seen[-1].sort_key if seen else ""):
         assert len(page) <= 3
         seen += page
-        # What dies meanwhile is newer than any place in the listing, and moves none.
+        # A letter that is added meanwhile is newer, so it does not move the others.
         assert await letters.add(letter(clock, 100 + len(seen)))
         clock.move(1)
     assert seen == made
 
 
-async def test_letters_of_one_moment_are_all_listed(
+async def test_letters_with_equal_times_are_all_listed(
     letters: DeadLetterStore, clock: MovableClock
 ) -> None:
     made = [letter(clock, number) for number in range(5)]
@@ -106,7 +108,7 @@ async def test_letters_of_one_moment_are_all_listed(
     assert sorted(each.id for each in seen) == sorted(each.id for each in made)
 
 
-async def test_filters_select(letters: DeadLetterStore, clock: MovableClock) -> None:
+async def test_filters_select_letters(letters: DeadLetterStore, clock: MovableClock) -> None:
     made = await aged(letters, clock, 4)
     other = letter(clock, 50, code="unavailable")
     await letters.add(other)
@@ -127,14 +129,14 @@ async def test_filters_select(letters: DeadLetterStore, clock: MovableClock) -> 
     assert list(await letters.list(within, 10, made[1].sort_key)) == made[2:]
 
 
-async def test_a_resolved_letter_is_kept_and_listed_on_demand(
+async def test_resolved_letter_is_listed_on_demand(
     letters: DeadLetterStore, clock: MovableClock
 ) -> None:
     young, old = await aged(letters, clock, 2)
     assert await letters.change(old.key, resolve())
     resolved = replace(old, resolved_at=clock())
     clock.move(5)
-    assert not await letters.change(old.key, resolve())  # once
+    assert not await letters.change(old.key, resolve())
     assert not await letters.change(LetterKey("public", "ab" * 16), resolve())
     assert await letters.get(old.key) == resolved
     assert await letters.list(PUBLIC, 10) == [young]
@@ -142,7 +144,7 @@ async def test_a_resolved_letter_is_kept_and_listed_on_demand(
     everything = replace(PUBLIC, resolved=True)
     assert await letters.list(everything, 10) == [young, resolved]
     assert await letters.list(replace(everything, code=old.code), 10) == [young, resolved]
-    assert not await letters.add(old)  # a notice that comes again does not open it again
+    assert not await letters.add(old)  # a repeated notice does not open the letter again
     assert await letters.list(PUBLIC, 10) == [young]
 
 
@@ -154,7 +156,7 @@ async def test_delete_takes_it_away_once(letters: DeadLetterStore, clock: Movabl
     assert await letters.list(PUBLIC, 10) == [kept]
 
 
-async def test_purge_deletes_the_old_of_every_tenant_within_its_limit(
+async def test_purge_deletes_old_letters_of_all_tenants_up_to_its_limit(
     letters: DeadLetterStore, clock: MovableClock
 ) -> None:
     ours = await aged(letters, clock, 3)
@@ -168,14 +170,14 @@ async def test_purge_deletes_the_old_of_every_tenant_within_its_limit(
     assert await letters.list(LetterFilter("acme"), 10) == theirs[:1]
 
 
-async def test_tenants_do_not_meet(letters: DeadLetterStore, clock: MovableClock) -> None:
+async def test_tenants_are_separate(letters: DeadLetterStore, clock: MovableClock) -> None:
     mine, theirs = letter(clock, 1), letter(clock, 1, tenant="acme")
     await letters.add(mine)
     assert await letters.get(LetterKey("acme", mine.id)) is None
     assert not await letters.change(LetterKey("acme", mine.id), resolve())
     assert not await letters.delete(LetterKey("acme", mine.id))
     assert await letters.list(LetterFilter("acme"), 10) == []
-    # The same id in two tenants is two letters.
+    # Letters of two tenants may have the same id.
     assert await letters.add(replace(theirs, id=mine.id))
     assert await letters.get(LetterKey("public", mine.id)) == mine
 

@@ -45,7 +45,7 @@ def store(backend: Backend) -> JobStore:
 async def stores(
     backend: Backend, settings: Settings, clock: MovableClock
 ) -> AsyncIterator[Sequence[JobStore]]:
-    """As of two processes."""
+    """The stores of two processes."""
     async with open_backend(settings, clock) as other:
         yield backend.jobs, other.jobs
 
@@ -63,7 +63,7 @@ def items_of(total: int, begin: int = 0) -> list[JobItem]:
 
 
 async def sealed(store: JobStore, job: Job, items: Sequence[JobItem] | None = None) -> Job:
-    """Stored as the API stores one."""
+    """Store a job like the API."""
     assert await store.create(job)
     await store.add_items(job.key, items_of(job.counts.total) if items is None else items)
     after = await store.change(job.key, jobs.seal())
@@ -84,7 +84,7 @@ async def stored(store: JobStore, key: JobKey) -> Job:
     return job
 
 
-async def test_an_unknown_job_is_none_and_refuses_everything(
+async def test_unknown_job_is_none_and_refuses_changes(
     store: JobStore, clock: MovableClock
 ) -> None:
     key = key_of()
@@ -99,7 +99,7 @@ async def test_an_unknown_job_is_none_and_refuses_everything(
     assert not await store.delete(key)
 
 
-async def test_a_job_comes_back_unchanged(store: JobStore, clock: MovableClock) -> None:
+async def test_job_is_returned_unchanged(store: JobStore, clock: MovableClock) -> None:
     moment = clock()
     plain = job_of(clock)
     full = replace(
@@ -123,21 +123,25 @@ async def test_a_job_comes_back_unchanged(store: JobStore, clock: MovableClock) 
         assert await store.get(job.key) == job
 
 
-async def test_create_leaves_an_existing_job_alone(store: JobStore, clock: MovableClock) -> None:
+async def test_create_does_not_overwrite_a_job(store: JobStore, clock: MovableClock) -> None:
     first = job_of(clock)
     assert await store.create(first)
     assert not await store.create(replace(first, owner="another"))
     assert await store.get(first.key) == first
 
 
-async def test_of_twenty_concurrent_creates_one_wins(store: JobStore, clock: MovableClock) -> None:
+async def test_one_of_twenty_concurrent_creates_succeeds(
+    store: JobStore, clock: MovableClock
+) -> None:
     contenders = [replace(job_of(clock), fingerprint=str(number)) for number in range(20)]
     won = await asyncio.gather(*(store.create(job) for job in contenders))
     assert won.count(True) == 1
     assert await store.get(key_of()) == contenders[won.index(True)]
 
 
-async def test_items_come_back_unchanged_and_in_order(store: JobStore, clock: MovableClock) -> None:
+async def test_items_are_returned_unchanged_and_in_order(
+    store: JobStore, clock: MovableClock
+) -> None:
     job = job_of(clock, total=5)
     assert await store.create(job)
     items = [
@@ -157,7 +161,7 @@ async def test_items_come_back_unchanged_and_in_order(store: JobStore, clock: Mo
     assert await store.items(job.key, 2, 3, ItemState.OPEN) == items[4:]
 
 
-async def test_items_that_are_there_stay_as_they_are(store: JobStore, clock: MovableClock) -> None:
+async def test_add_items_does_not_overwrite_items(store: JobStore, clock: MovableClock) -> None:
     job = job_of(clock, total=8)
     assert await store.create(job)
     await store.add_items(job.key, items_of(4))
@@ -170,7 +174,7 @@ async def test_items_that_are_there_stay_as_they_are(store: JobStore, clock: Mov
     assert [item.position for item in found if item.state is ItemState.FAILED] == [1]
 
 
-async def test_the_same_items_may_be_added_at_once(store: JobStore, clock: MovableClock) -> None:
+async def test_same_items_can_be_added_concurrently(store: JobStore, clock: MovableClock) -> None:
     job = job_of(clock, total=60)
     assert await store.create(job)
     parts = [items_of(60), items_of(60, 20), items_of(40), items_of(60)]
@@ -178,7 +182,7 @@ async def test_the_same_items_may_be_added_at_once(store: JobStore, clock: Movab
     assert await store.items(job.key, 100) == items_of(60)
 
 
-async def test_get_many_finds_what_is_there_of_any_tenant(
+async def test_get_many_returns_existing_jobs_of_any_tenant(
     store: JobStore, clock: MovableClock
 ) -> None:
     there = [job_of(clock, number) for number in range(1, 4)]
@@ -186,14 +190,14 @@ async def test_get_many_finds_what_is_there_of_any_tenant(
     for job in there:
         assert await store.create(job)
     asked = [job.key for job in there]
-    missing = [key_of(9), key_of(2, tenant="acme"), key_of(tenant="nobody")]
+    missing = [key_of(9), key_of(2, tenant="acme"), key_of(tenant="unknown")]
     assert await store.get_many([*asked, *missing, asked[0]]) == {job.key: job for job in there}
     assert await store.get_many([]) == {}
     many = [key_of(number) for number in range(2000)]
     assert set(await store.get_many(many)) == {key_of(number) for number in (1, 2, 3)}
 
 
-async def test_a_change_is_applied_or_refused(store: JobStore, clock: MovableClock) -> None:
+async def test_change_applies_or_refuses_a_transition(store: JobStore, clock: MovableClock) -> None:
     job = await sealed(store, job_of(clock))
     clock.move(1)
     after = await store.change(job.key, jobs.start())
@@ -203,7 +207,7 @@ async def test_a_change_is_applied_or_refused(store: JobStore, clock: MovableClo
     assert await store.get(job.key) == after
 
 
-async def test_concurrent_changes_lose_nothing(
+async def test_no_concurrent_change_is_lost(
     stores: Sequence[JobStore], clock: MovableClock
 ) -> None:
     store = stores[0]
@@ -220,7 +224,7 @@ async def test_concurrent_changes_lose_nothing(
     assert (await stored(store, job.key)).revision == job.revision + 5
 
 
-async def test_of_concurrent_cancellations_one_wins(
+async def test_one_of_concurrent_cancellations_succeeds(
     stores: Sequence[JobStore], clock: MovableClock
 ) -> None:
     job = await running(stores[0], job_of(clock))
@@ -297,7 +301,7 @@ async def test_many_items_are_completed_at_once_and_counted_later(
     assert last.status is JobStatus.COMPLETED
 
 
-async def test_of_concurrent_completions_one_sees_the_end(
+async def test_one_of_concurrent_completions_completes_the_job(
     stores: Sequence[JobStore], clock: MovableClock
 ) -> None:
     store = stores[0]
@@ -313,7 +317,7 @@ async def test_of_concurrent_completions_one_sees_the_end(
 async def test_concurrent_completions_do_not_fail(
     stores: Sequence[JobStore], clock: MovableClock
 ) -> None:
-    """Eight at once, with a count now and then, until all is done: none is sent away."""
+    """Eight workers complete all items, with a count now and then, and none gets an error."""
     total = 240
     job = await running(stores[0], job_of(clock, total=total))
     places = iter(range(total))
@@ -327,11 +331,11 @@ async def test_concurrent_completions_do_not_fail(
 
     await asyncio.gather(*(complete(stores[n % 2]) for n in range(8)))
     assert [each.status for each in seen].count(JobStatus.COMPLETED) == 1
-    assert len(seen) <= 14  # at most once in a second, and the end
+    assert len(seen) <= 14  # at most one count per second, and the last
     assert (await stored(stores[0], job.key)).counts == Counts(total, total)
 
 
-async def test_progress_never_goes_back(stores: Sequence[JobStore], clock: MovableClock) -> None:
+async def test_progress_never_decreases(stores: Sequence[JobStore], clock: MovableClock) -> None:
     store = stores[0]
     job = await running(store, job_of(clock, total=12))
     seen: list[Counts] = []
@@ -355,7 +359,7 @@ async def test_progress_never_goes_back(stores: Sequence[JobStore], clock: Movab
     assert last.revision <= job.revision + 12
 
 
-async def test_between_two_counts_lies_the_interval(store: JobStore, clock: MovableClock) -> None:
+async def test_items_are_counted_once_per_interval(store: JobStore, clock: MovableClock) -> None:
     job = await running(store, job_of(clock, total=4))
     clock.move(60)
     assert await store.complete_item(job.key, 0, None, SELDOM) is not None
@@ -368,12 +372,14 @@ async def test_between_two_counts_lies_the_interval(store: JobStore, clock: Mova
     assert after is not None
     assert after.counts == Counts(4, 2)
     assert await store.complete_item(job.key, 2, None, SELDOM) is None
-    last = await store.complete_item(job.key, 3, None, SELDOM)  # the end does not wait
+    last = await store.complete_item(
+        job.key, 3, None, SELDOM
+    )  # the last count does not wait for the interval
     assert last is not None
     assert (last.status, last.counts) == (JobStatus.COMPLETED, Counts(4, 4))
 
 
-async def test_refresh_ends_what_a_crash_left_unended(store: JobStore, clock: MovableClock) -> None:
+async def test_refresh_completes_a_job_after_a_crash(store: JobStore, clock: MovableClock) -> None:
     settled = [replace(item, state=ItemState.SUCCEEDED) for item in items_of(3)]
     job = await running(store, job_of(clock), settled)
     assert await store.refresh_counts(key_of(2)) is None
@@ -383,7 +389,7 @@ async def test_refresh_ends_what_a_crash_left_unended(store: JobStore, clock: Mo
     assert await store.refresh_counts(job.key) is None
 
 
-async def test_what_was_in_hand_at_a_cancellation_counts_and_revives_nothing(
+async def test_items_in_progress_at_a_cancellation_count(
     store: JobStore, clock: MovableClock
 ) -> None:
     job = await running(store, job_of(clock))
@@ -396,7 +402,7 @@ async def test_what_was_in_hand_at_a_cancellation_counts_and_revives_nothing(
     assert (await stored(store, job.key)).status is JobStatus.CANCELLED
 
 
-async def test_an_unsealed_job_is_neither_listed_nor_counted(
+async def test_unsealed_job_is_neither_listed_nor_counted(
     store: JobStore, clock: MovableClock
 ) -> None:
     job = job_of(clock)
@@ -408,7 +414,7 @@ async def test_an_unsealed_job_is_neither_listed_nor_counted(
     assert [each.key for each in await store.list(PUBLIC, 10)] == [job.key]
 
 
-async def test_list_has_the_newest_first_page_by_page(store: JobStore, clock: MovableClock) -> None:
+async def test_list_returns_the_newest_first_in_pages(store: JobStore, clock: MovableClock) -> None:
     made = []
     for number in range(1, 6):
         made.append(await sealed(store, job_of(clock, number)))
@@ -418,13 +424,13 @@ async def test_list_has_the_newest_first_page_by_page(store: JobStore, clock: Mo
     first = await store.list(PUBLIC, 2)
     assert first == newest[:2]
     clock.move(1)
-    await sealed(store, job_of(clock, 99))  # a newer one moves no page
+    await sealed(store, job_of(clock, 99))  # a newer job does not move the pages
     assert await store.list(PUBLIC, 2, first[-1].sort_key) == newest[2:4]
     assert await store.list(PUBLIC, 2, newest[3].sort_key) == newest[4:]
     assert await store.list(PUBLIC, 2, newest[4].sort_key) == []
 
 
-async def test_list_keeps_to_owner_status_and_type(store: JobStore, clock: MovableClock) -> None:
+async def test_list_filters_by_owner_status_and_type(store: JobStore, clock: MovableClock) -> None:
     made = {}
     for number, owner in enumerate([OWNER, "other", OWNER, "", OWNER], start=1):
         made[number] = await sealed(store, job_of(clock, number, owner=owner))
@@ -438,7 +444,7 @@ async def test_list_keeps_to_owner_status_and_type(store: JobStore, clock: Movab
 
     assert await listed() == [5, 4, 3, 2, 1]
     assert await listed(owner=OWNER) == [5, 3, 1]
-    assert await listed(owner="") == [4]  # where no keys are asked for; not "anyone's"
+    assert await listed(owner="") == [4]  # jobs without a key, not the jobs of all keys
     assert await listed(status="cancelled") == [2, 1]
     assert await listed(status="pending") == [5, 4, 3]
     assert await listed(status="cancelled", owner=OWNER) == [1]
@@ -464,7 +470,7 @@ async def test_list_finds_a_rare_type_among_many_others(
     assert [job.key for job in rest] == [key_of(1)]
 
 
-async def test_due_lists_the_oldest_of_any_tenant(store: JobStore, clock: MovableClock) -> None:
+async def test_due_returns_the_oldest_of_all_tenants(store: JobStore, clock: MovableClock) -> None:
     begin = clock()
     wakes = {1: 30, 2: 10, 3: 20, 4: 40}
     for number, seconds in wakes.items():
@@ -489,7 +495,7 @@ async def test_due_lists_the_oldest_of_any_tenant(store: JobStore, clock: Movabl
     assert await due(100) == [3, 1, 4, 2]
 
 
-async def test_delete_takes_the_items_too(store: JobStore, clock: MovableClock) -> None:
+async def test_delete_removes_the_items(store: JobStore, clock: MovableClock) -> None:
     gone = await running(store, job_of(clock, 1))
     kept = await running(store, job_of(clock, 2))
     assert await store.delete(gone.key)
@@ -502,7 +508,7 @@ async def test_delete_takes_the_items_too(store: JobStore, clock: MovableClock) 
     assert await store.due(clock.move(1e6), 10) == [kept]
 
 
-async def test_a_job_deleted_meanwhile_stays_deleted(store: JobStore, clock: MovableClock) -> None:
+async def test_concurrently_deleted_job_stays_deleted(store: JobStore, clock: MovableClock) -> None:
     job = await running(store, job_of(clock, total=8))
     await asyncio.gather(
         store.delete(job.key),
@@ -512,7 +518,7 @@ async def test_a_job_deleted_meanwhile_stays_deleted(store: JobStore, clock: Mov
     assert await store.items(job.key, 10) == []
 
 
-async def test_tenants_do_not_meet(store: JobStore, clock: MovableClock) -> None:
+async def test_tenants_are_separate(store: JobStore, clock: MovableClock) -> None:
     ours = await running(store, job_of(clock))
     theirs = await running(store, replace(job_of(clock), key=key_of(tenant="acme")))
     assert await store.list(PUBLIC, 10) == [ours]
@@ -524,14 +530,14 @@ async def test_tenants_do_not_meet(store: JobStore, clock: MovableClock) -> None
     assert await store.items(ours.key, 10) == items_of(3)
 
 
-async def test_a_job_of_a_thousand_items(store: JobStore, clock: MovableClock) -> None:
+async def test_job_with_a_thousand_items(store: JobStore, clock: MovableClock) -> None:
     total = MAX_JOB_ITEMS
     details = {"note": "x" * 500}
     items = [replace(item, metadata=details) for item in items_of(total)]
     job = job_of(clock, total=total)
     assert await store.create(job)
     await store.add_items(job.key, items[:600])
-    await store.add_items(job.key, items)  # as after a crash between them
+    await store.add_items(job.key, items)  # like a repetition after a crash
     assert await store.change(job.key, jobs.seal()) is not None
     assert await store.change(job.key, jobs.start()) is not None
     assert await store.items(job.key, total) == items

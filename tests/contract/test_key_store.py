@@ -46,9 +46,7 @@ def good(key: ApiKey, digest: bytes, at: datetime) -> bool:
     return key.good_until(digest, at) is not None
 
 
-async def test_an_unknown_key_is_none_and_refuses_everything(
-    keys: KeyStore, clock: MovableClock
-) -> None:
+async def test_unknown_key_is_none_and_refuses_changes(keys: KeyStore, clock: MovableClock) -> None:
     assert await keys.get("key000000001") is None
     assert await keys.keys() == []
     assert await keys.change("key000000001", api_keys.rotate(SECOND, HOUR)) is None
@@ -56,7 +54,7 @@ async def test_an_unknown_key_is_none_and_refuses_everything(
     assert not await keys.change("key000000001", api_keys.note_use(clock()))
 
 
-async def test_a_key_comes_back_unchanged(keys: KeyStore, clock: MovableClock) -> None:
+async def test_key_is_returned_unchanged(keys: KeyStore, clock: MovableClock) -> None:
     plain = new_key(clock)
     full = new_key(
         clock,
@@ -76,9 +74,7 @@ async def test_a_key_comes_back_unchanged(keys: KeyStore, clock: MovableClock) -
         assert await keys.get(key.id) == key
 
 
-async def test_of_concurrent_creates_of_one_id_one_wins(
-    keys: KeyStore, clock: MovableClock
-) -> None:
+async def test_one_of_concurrent_creates_succeeds(keys: KeyStore, clock: MovableClock) -> None:
     contenders = [new_key(clock, name=f"number {n}") for n in range(4)]
     won = await asyncio.gather(*(keys.create(key) for key in contenders))
     assert won.count(True) == 1
@@ -93,11 +89,11 @@ async def test_keys_are_listed_by_tenant_oldest_first(keys: KeyStore, clock: Mov
         clock.move(1)
     assert [key.id for key in await keys.keys("acme")] == ["key000000003", "key000000002"]
     assert await keys.keys("other") == [made[1]]
-    assert await keys.keys("nobody") == []
+    assert await keys.keys("unknown") == []
     assert await keys.keys() == made
 
 
-async def test_after_a_rotation_both_secrets_are_good_until_the_overlap_ends(
+async def test_both_secrets_are_valid_during_the_overlap_of_a_rotation(
     keys: KeyStore, clock: MovableClock
 ) -> None:
     await keys.create(new_key(clock))
@@ -114,7 +110,7 @@ async def test_after_a_rotation_both_secrets_are_good_until_the_overlap_ends(
     assert good(after, SECOND, clock())
 
 
-async def test_a_second_rotation_ends_the_first_secret(keys: KeyStore, clock: MovableClock) -> None:
+async def test_second_rotation_ends_the_first_secret(keys: KeyStore, clock: MovableClock) -> None:
     await keys.create(new_key(clock))
     await keys.change("key000000001", api_keys.rotate(SECOND, HOUR))
     after = await keys.change("key000000001", api_keys.rotate(THIRD, HOUR))
@@ -122,7 +118,7 @@ async def test_a_second_rotation_ends_the_first_secret(keys: KeyStore, clock: Mo
     assert [good(after, each, clock()) for each in (FIRST, SECOND, THIRD)] == [False, True, True]
 
 
-async def test_a_rotation_without_overlap_ends_the_old_secret_at_once(
+async def test_rotation_without_overlap_ends_the_old_secret_at_once(
     keys: KeyStore, clock: MovableClock
 ) -> None:
     await keys.create(new_key(clock))
@@ -131,7 +127,7 @@ async def test_a_rotation_without_overlap_ends_the_old_secret_at_once(
     assert not good(after, FIRST, clock())
 
 
-async def test_revoking_ends_every_secret_for_good(keys: KeyStore, clock: MovableClock) -> None:
+async def test_revocation_ends_every_secret(keys: KeyStore, clock: MovableClock) -> None:
     await keys.create(new_key(clock))
     await keys.change("key000000001", api_keys.rotate(SECOND, HOUR))
     clock.move(1)
@@ -144,14 +140,14 @@ async def test_revoking_ends_every_secret_for_good(keys: KeyStore, clock: Movabl
     assert await keys.change("key000000001", api_keys.rotate(THIRD, HOUR)) is None
 
 
-async def test_an_expired_key_cannot_be_rotated(keys: KeyStore, clock: MovableClock) -> None:
+async def test_expired_key_cannot_be_rotated(keys: KeyStore, clock: MovableClock) -> None:
     await keys.create(new_key(clock, expires_at=clock() + HOUR))
     clock.move(3600)
     assert await keys.change("key000000001", api_keys.rotate(SECOND, HOUR)) is None
     assert not good(await stored(keys, "key000000001"), FIRST, clock())
 
 
-async def test_uses_are_noted_to_the_minute(keys: KeyStore, clock: MovableClock) -> None:
+async def test_use_is_noted_once_a_minute(keys: KeyStore, clock: MovableClock) -> None:
     await keys.create(new_key(clock))
     first = clock.move(5)
     assert await keys.change("key000000001", api_keys.note_use(first))
@@ -162,10 +158,10 @@ async def test_uses_are_noted_to_the_minute(keys: KeyStore, clock: MovableClock)
     assert (await stored(keys, "key000000001")).last_used_at == second
 
 
-async def test_a_touch_and_a_revocation_at_once_lose_neither(
+async def test_concurrent_use_and_revocation_are_both_stored(
     keys: KeyStore, clock: MovableClock
 ) -> None:
-    """A use that is noted late must not bring a revoked key back."""
+    """A late note of a use must not undo the revocation."""
     await keys.create(new_key(clock))
     done = await asyncio.gather(
         keys.change("key000000001", api_keys.note_use(clock())),
@@ -176,7 +172,7 @@ async def test_a_touch_and_a_revocation_at_once_lose_neither(
     assert after.revoked_at == clock() == after.last_used_at
 
 
-async def test_two_processes_see_one_store(
+async def test_two_processes_share_one_store(
     access: Access, settings: Settings, clock: MovableClock
 ) -> None:
     async with open_access(settings, clock) as other:

@@ -29,7 +29,7 @@ async def objects(emulator_settings: Settings, bucket: str) -> AsyncIterator[Obj
         yield backend.objects
 
 
-async def test_names_come_in_order_with_their_sizes(
+async def test_names_are_listed_in_order_with_sizes(
     objects: ObjectSource, emulator_settings: Settings, bucket: str
 ) -> None:
     stored = {"b/2": b"22", "a/1": b"", "b/10": b"1010", "b.jpg": b"b", "b/é": b"e", "c": b"c"}
@@ -43,7 +43,7 @@ async def test_names_come_in_order_with_their_sizes(
     assert names == sorted(stored)
 
 
-async def test_what_stands_for_a_folder_is_none(
+async def test_folder_markers_are_not_listed(
     objects: ObjectSource, emulator_settings: Settings, bucket: str
 ) -> None:
     await fill(emulator_settings, bucket, {"a/": b"", "b/": b"", "c": b"c"})
@@ -51,21 +51,21 @@ async def test_what_stands_for_a_folder_is_none(
     assert await objects.list(bucket, "a/", 1) == []
 
 
-async def test_a_prefix_without_objects(
+async def test_prefix_without_objects_lists_nothing(
     objects: ObjectSource, emulator_settings: Settings, bucket: str
 ) -> None:
     await fill(emulator_settings, bucket, {"a": b"a"})
     assert await objects.list(bucket, "nothing", 10) == []
 
 
-async def test_no_more_than_the_limit(
+async def test_list_returns_at_most_the_limit(
     objects: ObjectSource, emulator_settings: Settings, bucket: str
 ) -> None:
     await fill(emulator_settings, bucket, {f"{n}": b"x" for n in range(5)})
     assert [each.name for each in await objects.list(bucket, "", 3)] == ["0", "1", "2"]
 
 
-async def test_an_object_comes_back_whole(
+async def test_object_is_returned_unchanged(
     objects: ObjectSource, emulator_settings: Settings, bucket: str
 ) -> None:
     await fill(emulator_settings, bucket, {"a/ä b?#.jpg": DATA, "empty": b""})
@@ -74,14 +74,14 @@ async def test_an_object_comes_back_whole(
 
 
 @pytest.mark.parametrize("most", [0, 1, 8192, 100_000, len(DATA) - 1])
-async def test_of_a_larger_one_no_more_than_was_asked_for_and_one(
+async def test_larger_object_is_cut_one_byte_after_the_limit(
     objects: ObjectSource, emulator_settings: Settings, bucket: str, most: int
 ) -> None:
     await fill(emulator_settings, bucket, {"large": DATA})
     assert await objects.read(bucket, "large", most) == DATA[: most + 1]
 
 
-async def test_what_is_missing_is_not_found(
+async def test_missing_bucket_and_object_are_not_found(
     objects: ObjectSource, emulator_settings: Settings, bucket: str
 ) -> None:
     with pytest.raises(NotFound, match="bucket"):
@@ -92,7 +92,7 @@ async def test_what_is_missing_is_not_found(
         await objects.read(bucket, "a", 10)
 
 
-async def test_a_closed_source_says_so(emulator_settings: Settings, bucket: str) -> None:
+async def test_closed_source_is_unavailable(emulator_settings: Settings, bucket: str) -> None:
     settings = emulator_settings.model_copy(update={"import_buckets": (bucket,)})
     async with open_backend(settings) as backend:
         objects = backend.objects
@@ -101,7 +101,7 @@ async def test_a_closed_source_says_so(emulator_settings: Settings, bucket: str)
         await objects.list(bucket, "", 1)
 
 
-async def test_there_is_none_unless_a_bucket_is_allowed(
+async def test_backend_has_no_source_unless_a_bucket_is_allowed(
     emulator_settings: Settings, tmp_path: Path
 ) -> None:
     embedded = Settings(_env_file=None, data_dir=tmp_path, import_buckets=("photos",))

@@ -21,18 +21,18 @@ def message(number: int, priority: Priority = Priority.HIGH) -> ClassifyImage:
 
 
 def one_of_each() -> list[Message]:
-    """In the order of `CHANNELS`."""
+    """One message for each channel, in the order of `CHANNELS`."""
     images = [message(number, priority) for number, priority in enumerate(Priority)]
     return [*images, RunJob("public", JOB), Notify("public", JOB, "job.completed")]
 
 
-async def test_each_publication_has_an_id_of_its_own(backend: Backend) -> None:
+async def test_each_publication_has_a_unique_id(backend: Backend) -> None:
     ids = await asyncio.gather(*(backend.publisher.publish(message(n % 10)) for n in range(100)))
     assert all(ids)
     assert len(set(ids)) == 100
 
 
-async def test_every_kind_of_message_has_a_channel_and_is_taken(backend: Backend) -> None:
+async def test_every_kind_of_message_has_a_channel_and_is_published(backend: Backend) -> None:
     messages = one_of_each()
     assert [each.channel for each in messages] == list(CHANNELS)
     ids = await asyncio.gather(*(backend.publisher.publish(each) for each in messages))
@@ -42,7 +42,7 @@ async def test_every_kind_of_message_has_a_channel_and_is_taken(backend: Backend
     assert len(set(topics)) == len(CHANNELS)
 
 
-async def test_on_pub_sub_each_goes_to_its_own_topic(emulator_settings: Settings) -> None:
+async def test_each_channel_has_a_topic_on_pub_sub(emulator_settings: Settings) -> None:
     from core.backends.google.provision import provision
     from tests.support.emulators import first_messages
 
@@ -58,7 +58,7 @@ async def test_on_pub_sub_each_goes_to_its_own_topic(emulator_settings: Settings
     assert [message_of(attributes) for attributes in found.values()] == one_of_each()
 
 
-async def test_the_publisher_is_not_ready_where_one_topic_is_missing(
+async def test_publisher_is_not_ready_without_one_topic(
     emulator_settings: Settings,
 ) -> None:
     from core.backends.google.provision import provision
@@ -72,9 +72,7 @@ async def test_the_publisher_is_not_ready_where_one_topic_is_missing(
             await backend.publisher.ping()
 
 
-async def test_two_processes_worth_of_backends_share_one_queue(
-    backend: Backend, settings: Settings
-) -> None:
+async def test_two_backends_share_one_queue(backend: Backend, settings: Settings) -> None:
     async with open_backend(settings) as other:
         ids = await asyncio.gather(
             *(publisher.publish(message(1)) for publisher in (backend.publisher, other.publisher))
@@ -82,7 +80,7 @@ async def test_two_processes_worth_of_backends_share_one_queue(
     assert len(set(ids)) == 2
 
 
-async def test_the_queues_depth_is_known_or_left_to_others(backend: Backend) -> None:
+async def test_backlog_is_counted_or_left_to_cloud_monitoring(backend: Backend) -> None:
     before = await backend.publisher.backlog()
     await asyncio.gather(*(backend.publisher.publish(message(n)) for n in range(3)))
     after = await backend.publisher.backlog()

@@ -1,4 +1,4 @@
-"""Several reconcilers and an upload at once, on every backend (P1, P4)."""
+"""Concurrent reconcilers and uploads, on every backend (P1, P4)."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -24,7 +24,7 @@ MODEL = "m@0123456789ab"
 
 
 class Counting:
-    """A publisher that counts what goes through it."""
+    """A publisher that records its messages."""
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
@@ -33,7 +33,7 @@ class Counting:
 
     @property
     def published(self) -> list[RecordKey]:
-        """The images of the messages, which are all of that kind."""
+        """The records of the messages, which are all ClassifyImage."""
         assert all(isinstance(message, ClassifyImage) for message in self.messages)
         return [message.key for message in self.messages if isinstance(message, ClassifyImage)]
 
@@ -76,7 +76,7 @@ async def record_of(backend: Backend, key: RecordKey) -> Record:
     return record
 
 
-async def test_two_runs_at_once_publish_each_record_once(
+async def test_concurrent_runs_publish_each_record_once(
     counted: Backend, counting: Counting, settings: Settings, clock: MovableClock
 ) -> None:
     policy = settings.delivery
@@ -100,11 +100,13 @@ async def test_two_runs_at_once_publish_each_record_once(
         assert record.error is not None
         assert (record.error.code, record.error.retryable) == ("upload_lost", True)
     assert all([not (await record_of(counted, key)).status.terminal for key in kept])
-    # Nobody is left for the next.
+    # The next run finds no stale record.
     assert not any((await reconcile(counted, policy, now)).values())
 
 
-async def test_a_run_is_bounded(counted: Backend, settings: Settings, clock: MovableClock) -> None:
+async def test_run_handles_at_most_its_limit(
+    counted: Backend, settings: Settings, clock: MovableClock
+) -> None:
     for number in range(5):
         await stored(counted, clock, number, blob=number % 2 == 0)
         clock.move(1)
@@ -114,7 +116,7 @@ async def test_a_run_is_bounded(counted: Backend, settings: Settings, clock: Mov
 
 
 class Interrupted:
-    """A blob store in which something happens between the look for a blob and its answer."""
+    """A blob store that calls `meanwhile` between the lookup of a blob and its answer."""
 
     def __init__(self, blobs: BlobStore, meanwhile: Callable[[], Awaitable[None]]) -> None:
         self._blobs = blobs
@@ -130,10 +132,10 @@ class Interrupted:
 
 
 @pytest.mark.parametrize("first", ["upload", "reconciler"])
-async def test_an_upload_that_comes_as_its_record_is_called_lost_is_kept(
+async def test_upload_concurrent_with_a_lost_verdict_is_kept(
     counted: Backend, settings: Settings, clock: MovableClock, first: str
 ) -> None:
-    """P1: of the two, whoever is second finds what the first did."""
+    """P1: the second of the two finds what the first has done."""
     policy = settings.delivery
     key = await stored(counted, clock, 1, blob=False)
     now = clock.move(policy.stale_after + 10)
@@ -156,7 +158,7 @@ async def test_an_upload_that_comes_as_its_record_is_called_lost_is_kept(
     assert await counted.blobs.exists(key.blob_name)
 
 
-async def test_dead_letters_past_their_retention_are_purged(
+async def test_dead_letters_after_their_retention_are_purged(
     counted: Backend, settings: Settings, clock: MovableClock
 ) -> None:
     from tests.contract.test_dead_letter_store import PUBLIC, aged

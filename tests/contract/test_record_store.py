@@ -59,7 +59,7 @@ async def created_and_claimed(store: RecordStore, clock: MovableClock, key: Reco
     return claim
 
 
-async def test_an_unknown_record_is_none_and_refuses_everything(
+async def test_unknown_record_is_none_and_refuses_changes(
     store: RecordStore, clock: MovableClock
 ) -> None:
     key = key_of()
@@ -78,14 +78,14 @@ async def test_an_unknown_record_is_none_and_refuses_everything(
     assert await store.stale(clock.move(1), 10) == []
 
 
-async def test_a_created_record_comes_back_unchanged(
+async def test_created_record_is_returned_unchanged(
     store: RecordStore, clock: MovableClock
 ) -> None:
     record = await created(store, clock, key_of())
     assert await store.get(record.key) == record
 
 
-async def test_get_many_finds_what_is_there_of_any_tenant_and_model(
+async def test_get_many_returns_existing_records_of_any_tenant_and_model(
     store: RecordStore, clock: MovableClock
 ) -> None:
     keys = [key_of(), key_of(2), key_of(tenant="acme"), key_of(model="vit@abcdef012345")]
@@ -100,7 +100,7 @@ async def test_get_many_finds_what_is_there_of_any_tenant_and_model(
     assert await store.get_many([]) == {}
 
 
-async def test_get_many_takes_more_keys_than_a_request_may_have(
+async def test_get_many_accepts_more_keys_than_one_request(
     store: RecordStore, clock: MovableClock
 ) -> None:
     there = [key_of(number) for number in range(1, 2600, 25)]
@@ -110,7 +110,7 @@ async def test_get_many_takes_more_keys_than_a_request_may_have(
     assert sorted(await store.get_many(asked), key=str) == sorted(there, key=str)
 
 
-async def test_of_twenty_concurrent_creates_one_wins(
+async def test_one_of_twenty_concurrent_creates_succeeds(
     store: RecordStore, clock: MovableClock
 ) -> None:
     contenders = [new_record(key_of(), clock.move(0.001)) for _ in range(20)]
@@ -119,9 +119,7 @@ async def test_of_twenty_concurrent_creates_one_wins(
     assert await store.get(key_of()) == contenders[won.index(True)]
 
 
-async def test_create_leaves_an_existing_record_alone(
-    store: RecordStore, clock: MovableClock
-) -> None:
+async def test_create_does_not_overwrite_a_record(store: RecordStore, clock: MovableClock) -> None:
     claim = await created_and_claimed(store, clock, key_of())
     assert await store.change(claim.key, records.complete(claim, RESULT))
     before = await store.get(key_of())
@@ -141,14 +139,14 @@ async def test_advance_moves_pending_to_queued_once(
     assert not await store.change(key_of(), records.advance(Status.PENDING, Status.QUEUED))
 
 
-async def test_advance_takes_no_other_step(store: RecordStore, clock: MovableClock) -> None:
+async def test_advance_refuses_other_steps(store: RecordStore, clock: MovableClock) -> None:
     await created(store, clock, key_of())
     with pytest.raises(ValueError, match="no transition"):
         await store.change(key_of(), records.advance(Status.PENDING, Status.SUCCESS))
     assert (await stored(store, key_of())).status is Status.PENDING
 
 
-async def test_a_late_queued_never_overwrites_success(
+async def test_late_advance_does_not_overwrite_success(
     store: RecordStore, clock: MovableClock
 ) -> None:
     claim = await created_and_claimed(store, clock, key_of())
@@ -158,7 +156,7 @@ async def test_a_late_queued_never_overwrites_success(
     assert (await stored(store, key_of())).status is Status.SUCCESS
 
 
-async def test_a_claim_owns_the_record_until_its_lease_ends(
+async def test_claim_holds_the_record_until_its_lease_ends(
     store: RecordStore, clock: MovableClock
 ) -> None:
     first = await created_and_claimed(store, clock, key_of())
@@ -175,13 +173,13 @@ async def test_a_claim_owns_the_record_until_its_lease_ends(
     assert (second.token, second.attempt) == (2, 2)
 
 
-async def test_of_concurrent_claims_one_wins(store: RecordStore, clock: MovableClock) -> None:
+async def test_one_of_concurrent_claims_succeeds(store: RecordStore, clock: MovableClock) -> None:
     await created(store, clock, key_of())
     answers = await asyncio.gather(
         *(claimed(store, key_of(), LEASE) for _ in range(5)), return_exceptions=True
     )
     assert sum(isinstance(answer, Claim) for answer in answers) == 1
-    # A store that locks may send a contender away to come again, but not with a claim.
+    # A store with locks may answer Unavailable, but never grants a second claim.
     assert all(answer is None or isinstance(answer, Claim | Unavailable) for answer in answers), (
         answers
     )
@@ -226,7 +224,7 @@ async def test_result_without_categories_and_confidence_is_stored(
     assert (done.categories, done.confident) == ((), None)
 
 
-async def test_an_old_token_ends_nothing(store: RecordStore, clock: MovableClock) -> None:
+async def test_old_token_is_refused(store: RecordStore, clock: MovableClock) -> None:
     old = await created_and_claimed(store, clock, key_of())
     clock.move(31)
     new = await claimed(store, key_of(), LEASE)
@@ -238,7 +236,7 @@ async def test_an_old_token_ends_nothing(store: RecordStore, clock: MovableClock
     assert await store.change(new.key, records.complete(new, RESULT))
 
 
-async def test_a_claim_whose_lease_ended_may_finish_while_nobody_took_over(
+async def test_expired_claim_can_complete_unless_another_was_granted(
     store: RecordStore, clock: MovableClock
 ) -> None:
     claim = await created_and_claimed(store, clock, key_of())
@@ -257,7 +255,7 @@ async def test_fail_under_a_claim_is_final(store: RecordStore, clock: MovableClo
     assert (await stored(store, key_of())).error == PERMANENT
 
 
-async def test_fail_by_key_waits_for_nobody_and_interrupts_nobody(
+async def test_fail_unleased_is_refused_during_a_lease(
     store: RecordStore, clock: MovableClock
 ) -> None:
     claim = await created_and_claimed(store, clock, key_of())
@@ -270,17 +268,19 @@ async def test_fail_by_key_waits_for_nobody_and_interrupts_nobody(
     assert await store.change(key_of(2), records.fail_unleased(RETRYABLE))
 
 
-async def test_fail_by_key_leaves_success_alone(store: RecordStore, clock: MovableClock) -> None:
+async def test_fail_unleased_does_not_overwrite_success(
+    store: RecordStore, clock: MovableClock
+) -> None:
     claim = await created_and_claimed(store, clock, key_of())
     assert await store.change(claim.key, records.complete(claim, RESULT))
     assert not await store.change(key_of(), records.fail_unleased(RETRYABLE))
     assert (await stored(store, key_of())).status is Status.SUCCESS
 
 
-async def test_fail_by_key_is_bound_to_what_its_caller_saw(
+async def test_fail_unleased_is_bound_to_the_state_that_its_caller_read(
     store: RecordStore, clock: MovableClock
 ) -> None:
-    """A dead letter or a reconciler comes late; the record may be in its next attempt by then."""
+    """A dead letter or a reconciler may act when the next attempt has started."""
     record = await created(store, clock, key_of())
     clock.move(10)
     died = clock()
@@ -289,7 +289,7 @@ async def test_fail_by_key_is_bound_to_what_its_caller_saw(
     assert await store.change(key_of(), records.retry())
     assert not await store.change(key_of(), records.fail_unleased(RETRYABLE, submitted_by=died))
     assert (await stored(store, key_of())).status is Status.PENDING
-    # Submitted at that very moment is submitted by then; changed at it is changed since.
+    # `submitted_by` includes its moment, and so does `untouched_since`.
     submitted = (await stored(store, key_of())).submitted_at
     assert submitted > record.submitted_at
     assert not await store.change(
@@ -308,7 +308,7 @@ async def test_fail_by_key_is_bound_to_what_its_caller_saw(
     )
 
 
-async def test_a_release_leaves_its_reason_until_the_record_ends(
+async def test_release_keeps_its_reason_until_the_record_ends(
     store: RecordStore, clock: MovableClock
 ) -> None:
     claim = await created_and_claimed(store, clock, key_of())
@@ -318,7 +318,7 @@ async def test_a_release_leaves_its_reason_until_the_record_ends(
     assert again is not None
     assert await store.change(
         again.key, records.release(again)
-    )  # without a word: the last known reason stays
+    )  # without a reason: the last one stays
     record = await stored(store, key_of())
     assert (record.status, record.error) == (Status.RUNNING, RETRYABLE)
     assert not await store.change(key_of(), records.retry())  # it has not ended
@@ -328,7 +328,7 @@ async def test_a_release_leaves_its_reason_until_the_record_ends(
     assert (await stored(store, key_of())).error is None
 
 
-async def test_a_released_record_can_be_claimed_at_once(
+async def test_released_record_can_be_claimed_at_once(
     store: RecordStore, clock: MovableClock
 ) -> None:
     claim = await created_and_claimed(store, clock, key_of())
@@ -342,28 +342,26 @@ async def test_a_released_record_can_be_claimed_at_once(
     assert not await store.change(again.key, records.release(again))
 
 
-async def test_retry_leads_only_out_of_a_retryable_error(
+async def test_retry_is_refused_except_after_a_retryable_error(
     store: RecordStore, clock: MovableClock
 ) -> None:
     claim = await created_and_claimed(store, clock, key_of())
     assert not await store.change(key_of(), records.retry())  # running
     assert await store.change(claim.key, records.fail(claim, RETRYABLE))
     assert await store.change(key_of(), records.retry())
-    anew = await stored(store, key_of())
-    assert (anew.status, anew.error) == (Status.PENDING, None)
+    retried = await stored(store, key_of())
+    assert (retried.status, retried.error) == (Status.PENDING, None)
     assert not await store.change(key_of(), records.retry())  # pending
     second = await claimed(store, key_of(), LEASE)
     assert second is not None
-    assert second.token == 2  # tokens rise across attempts, so the first claim stays refused
+    assert second.token == 2  # tokens rise across attempts
     assert not await store.change(claim.key, records.complete(claim, RESULT))
     assert await store.change(second.key, records.fail(second, PERMANENT))
     assert not await store.change(key_of(), records.retry())  # permanent
     assert (await stored(store, key_of())).error == PERMANENT
 
 
-async def test_a_record_keeps_who_wants_it_and_how_urgently(
-    store: RecordStore, clock: MovableClock
-) -> None:
+async def test_record_keeps_its_priority_and_job(store: RecordStore, clock: MovableClock) -> None:
     plain = await created(store, clock, key_of())
     assert (plain.priority, plain.job) == (Priority.HIGH, "")
     wanted = new_record(key_of(2), clock(), Priority.LOW, JOB)
@@ -380,7 +378,7 @@ async def test_a_record_keeps_who_wants_it_and_how_urgently(
     assert (ended.priority, ended.job) == (Priority.LOW, JOB)
 
 
-async def test_want_raises_the_urgency_and_frees_of_a_job(
+async def test_want_raises_the_priority_and_clears_the_job(
     store: RecordStore, clock: MovableClock
 ) -> None:
     key, other_job = key_of(), "0" * 32
@@ -391,7 +389,7 @@ async def test_want_raises_the_urgency_and_frees_of_a_job(
     assert await store.change(key, records.want(Priority.NORMAL, JOB))
     first = await stored(store, key)
     assert (first.priority, first.job) == (Priority.NORMAL, JOB)
-    assert first.updated_at < clock()  # the reconciler's clock runs on
+    assert first.updated_at < clock()  # a request is no progress
     assert await store.change(key, records.want(Priority.LOW, other_job))
     shared = await stored(store, key)
     assert (shared.priority, shared.job) == (Priority.NORMAL, "")
@@ -405,17 +403,13 @@ async def test_want_raises_the_urgency_and_frees_of_a_job(
     assert not await store.change(key, records.want(Priority.HIGH, JOB))  # terminal
 
 
-async def test_a_claimed_record_may_still_be_wanted(
-    store: RecordStore, clock: MovableClock
-) -> None:
+async def test_claimed_record_can_be_requested(store: RecordStore, clock: MovableClock) -> None:
     assert await store.create(new_record(key_of(), clock(), Priority.LOW, JOB))
     claim = await claimed(store, key_of(), LEASE)
     assert claim is not None
     assert await store.change(key_of(), records.want(Priority.HIGH))
     assert not await store.change(claim.key, records.fail(claim, CANCELLED, only_for=JOB))
-    assert await store.change(
-        claim.key, records.complete(claim, RESULT)
-    )  # the claim is what it was
+    assert await store.change(claim.key, records.complete(claim, RESULT))  # the claim is unchanged
 
 
 async def test_fail_for_one_job_only(store: RecordStore, clock: MovableClock) -> None:
@@ -432,13 +426,13 @@ async def test_fail_for_one_job_only(store: RecordStore, clock: MovableClock) ->
     await created(store, clock, key_of(3))
     assert not await store.change(
         key_of(3), records.fail_unleased(CANCELLED, only_for=JOB)
-    )  # a client's own
+    )  # requested by a client
 
 
-async def test_of_a_wish_and_a_cancellation_at_once_one_is_refused(
+async def test_one_of_a_concurrent_request_and_cancellation_is_refused(
     store: RecordStore, clock: MovableClock
 ) -> None:
-    """Whoever wants a picture gets it, or is told to ask for a new attempt."""
+    """A client whose request is granted gets a result; otherwise it asks for a new attempt."""
     for number in range(1, 4):
         key = key_of(number)
         assert await store.create(new_record(key, clock(), Priority.LOW, JOB))
@@ -452,12 +446,12 @@ async def test_of_a_wish_and_a_cancellation_at_once_one_is_refused(
         assert (await stored(store, key)).status is (Status.ERROR if failed else Status.RUNNING)
 
 
-async def test_retry_says_who_asks_now(store: RecordStore, clock: MovableClock) -> None:
+async def test_retry_sets_the_priority_and_job(store: RecordStore, clock: MovableClock) -> None:
     claim = await created_and_claimed(store, clock, key_of())
     assert await store.change(claim.key, records.fail(claim, RETRYABLE))
     assert await store.change(key_of(), records.retry(Priority.LOW, JOB))
-    anew = await stored(store, key_of())
-    assert (anew.priority, anew.job) == (Priority.LOW, JOB)
+    retried = await stored(store, key_of())
+    assert (retried.priority, retried.job) == (Priority.LOW, JOB)
     second = await claimed(store, key_of(), LEASE)
     assert second is not None
     assert second.job == JOB
@@ -467,24 +461,24 @@ async def test_retry_says_who_asks_now(store: RecordStore, clock: MovableClock) 
     assert (last.priority, last.job) == (Priority.HIGH, "")
 
 
-async def test_touch_marks_what_stood_still(store: RecordStore, clock: MovableClock) -> None:
+async def test_touch_updates_a_stale_record(store: RecordStore, clock: MovableClock) -> None:
     created_at = (await created(store, clock, key_of())).created_at
     later = clock.move(10)
     assert not await store.change(
         key_of(), records.touch(created_at)
-    )  # not before: at that very time
+    )  # it was updated at that moment
     assert await store.change(key_of(), records.touch(later))
     assert (await stored(store, key_of())).updated_at == later
-    assert not await store.change(key_of(), records.touch(later))  # of two reconcilers one wins
+    assert not await store.change(key_of(), records.touch(later))  # one of two reconcilers
 
     claim = await claimed(store, key_of(), LEASE)
     assert claim is not None
-    assert not await store.change(key_of(), records.touch(clock.move(1)))  # owned
+    assert not await store.change(key_of(), records.touch(clock.move(1)))  # leased
     assert await store.change(claim.key, records.complete(claim, RESULT))
     assert not await store.change(key_of(), records.touch(clock.move(100)))  # terminal
 
 
-async def test_stale_lists_the_unfinished_oldest_first(
+async def test_stale_returns_unfinished_records_oldest_first(
     store: RecordStore, clock: MovableClock
 ) -> None:
     for number in (3, 1, 2, 4, 5, 6):
@@ -508,7 +502,7 @@ async def test_stale_lists_the_unfinished_oldest_first(
     assert [r.key for r in await store.stale(oldest + timedelta(microseconds=1), 10)] == [key_of(3)]
 
 
-async def test_delete_image_takes_every_model_of_one_tenant(
+async def test_delete_image_removes_all_models_of_one_tenant(
     store: RecordStore, clock: MovableClock
 ) -> None:
     other_model, other_tenant = key_of(model="vit@abcdef012345"), key_of(tenant="acme")
@@ -522,14 +516,14 @@ async def test_delete_image_takes_every_model_of_one_tenant(
     assert await store.delete_image("public", key_of().image_hash) == 0
 
 
-async def test_a_deleted_record_ends_its_claim(store: RecordStore, clock: MovableClock) -> None:
+async def test_deletion_ends_the_claim(store: RecordStore, clock: MovableClock) -> None:
     claim = await created_and_claimed(store, clock, key_of())
     assert await store.delete_image("public", key_of().image_hash) == 1
     assert not await store.change(claim.key, records.complete(claim, RESULT))
     assert await store.get(key_of()) is None
 
 
-async def test_claim_ends_no_other_record(store: RecordStore, clock: MovableClock) -> None:
+async def test_claim_cannot_end_another_record(store: RecordStore, clock: MovableClock) -> None:
     claims = [await created_and_claimed(store, clock, key_of(number)) for number in (1, 2)]
     for claim, key in ((claims[0], key_of(2)), (claims[1], key_of(1))):
         assert await store.change(key, records.complete(claim, RESULT)) is None
@@ -538,7 +532,7 @@ async def test_claim_ends_no_other_record(store: RecordStore, clock: MovableCloc
         assert (await stored(store, key)).status is Status.RUNNING
 
 
-async def test_a_claim_ends_nothing_of_a_record_that_was_deleted_and_came_again(
+async def test_claim_cannot_end_a_record_that_was_deleted_and_created_again(
     store: RecordStore, clock: MovableClock
 ) -> None:
     old = await created_and_claimed(store, clock, key_of())
@@ -552,7 +546,7 @@ async def test_a_claim_ends_nothing_of_a_record_that_was_deleted_and_came_again(
     assert await store.change(new.key, records.complete(new, RESULT))
 
 
-async def test_a_lease_that_was_granted_before_the_clock_went_back_is_no_lease(
+async def test_lease_from_before_the_clock_was_set_back_is_ignored(
     store: RecordStore, clock: MovableClock
 ) -> None:
     old = await created_and_claimed(store, clock, key_of())
@@ -563,7 +557,7 @@ async def test_a_lease_that_was_granted_before_the_clock_went_back_is_no_lease(
     assert await store.change(new.key, records.complete(new, RESULT))
 
 
-async def test_tenants_and_models_do_not_meet(store: RecordStore, clock: MovableClock) -> None:
+async def test_tenants_and_models_are_separate(store: RecordStore, clock: MovableClock) -> None:
     keys = [key_of(), key_of(tenant="acme"), key_of(model="vit@abcdef012345")]
     for key in keys:
         await created(store, clock, key)
@@ -574,7 +568,9 @@ async def test_tenants_and_models_do_not_meet(store: RecordStore, clock: Movable
     assert statuses == [Status.SUCCESS, Status.PENDING, Status.PENDING]
 
 
-async def test_a_cancelled_caller_harms_nobody(store: RecordStore, clock: MovableClock) -> None:
+async def test_cancelled_caller_does_not_affect_others(
+    store: RecordStore, clock: MovableClock
+) -> None:
     callers = [asyncio.create_task(created(store, clock, key_of(n))) for n in range(1, 21)]
     await asyncio.sleep(0)
     for caller in callers[::2]:

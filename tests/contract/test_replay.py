@@ -1,4 +1,4 @@
-"""Replaying dead letters on every backend (P3, P4): one new attempt, however often asked for."""
+"""Replay of dead letters on every backend (P3, P4): one new attempt for any number of replays."""
 
 import argparse
 import asyncio
@@ -68,7 +68,7 @@ async def died(
 
 
 async def kept(backend: Backend, clock: MovableClock, message: Message) -> DeadLetter:
-    """The letter of a message that died just now."""
+    """The letter of a message that used up its deliveries at this moment."""
     attributes = message.attributes()
     letter = DeadLetter(
         id=letter_id(attributes, b"", "1"),
@@ -105,7 +105,7 @@ async def succeed(backend: Backend, settings: Settings, key: RecordKey) -> None:
 
 
 @pytest.mark.parametrize("buried", [True, False])
-async def test_a_replay_is_a_new_attempt_with_a_message(
+async def test_replay_starts_a_new_attempt_and_publishes_a_message(
     counted: Backend, counting: Counting, settings: Settings, clock: MovableClock, buried: bool
 ) -> None:
     key, letter = await died(counted, clock, buried=buried)
@@ -114,18 +114,18 @@ async def test_a_replay_is_a_new_attempt_with_a_message(
     assert (record.status, record.error, record.submitted_at) == (Status.QUEUED, None, clock())
     assert counting.published == [key]
     assert await resolved(counted, letter)
-    # The burial that comes late, or again, leaves the new attempt alone.
+    # A late or repeated dead letter does not affect the new attempt.
     assert not await counted.records.change(key, fail_unleased(ERROR, submitted_by=letter.died_at))
-    # So does replaying it again.
+    # Nor does another replay.
     assert await replay(counted, "public", letter.id) is Replay.RESOLVED
     assert counting.published == [key]
     await succeed(counted, settings, key)
 
 
-async def test_an_item_of_a_job_is_tried_again_for_its_image_alone(
+async def test_replay_of_an_item_retries_only_its_image(
     counted: Backend, counting: Counting, clock: MovableClock
 ) -> None:
-    """The item was settled when its message died."""
+    """The item ended when its message became a dead letter."""
     image, job = picture(1), new_job_id()
     key = RecordKey("public", sha256(image), MODEL)
     await counted.records.create(new_record(key, clock(), Priority.LOW, job))
@@ -140,7 +140,7 @@ async def test_an_item_of_a_job_is_tried_again_for_its_image_alone(
     assert (record.status, record.job, record.priority) == (Status.QUEUED, "", Priority.LOW)
 
 
-async def test_a_job_is_run_again_unless_it_is_over(
+async def test_replay_runs_a_job_again_unless_it_has_ended(
     counted: Backend, counting: Counting, clock: MovableClock
 ) -> None:
     key = JobKey("public", new_job_id())
@@ -159,7 +159,7 @@ async def test_a_job_is_run_again_unless_it_is_over(
     ]
 
 
-async def test_a_notification_is_sent_again_as_it_was(
+async def test_replay_publishes_a_notification_unchanged(
     counted: Backend, counting: Counting, clock: MovableClock
 ) -> None:
     message = Notify("public", new_job_id(), "job.completed", "email")
@@ -169,15 +169,15 @@ async def test_a_notification_is_sent_again_as_it_was(
     assert await resolved(counted, letter)
 
 
-async def test_of_concurrent_replays_one_attempt_comes(
+async def test_concurrent_replays_start_one_attempt(
     counted: Backend, counting: Counting, clock: MovableClock
 ) -> None:
-    """Each may publish, which is harmless; the record is set free once and the letter resolved."""
+    """Each may publish, which is harmless. One retries the record, and the letter is resolved."""
     key, letter = await died(counted, clock)
     outcomes = await asyncio.gather(
         *(replay(counted, "public", letter.id) for _ in range(3)), return_exceptions=True
     )
-    # A store that locks may send a contender away, who comes again.
+    # A store with locks may answer Unavailable; the caller repeats the request.
     done = [outcome for outcome in outcomes if not isinstance(outcome, Unavailable)]
     done.append(await replay(counted, "public", letter.id))
     assert set(done) <= {Replay.REPLAYED, Replay.RESOLVED}
@@ -187,7 +187,7 @@ async def test_of_concurrent_replays_one_attempt_comes(
     assert await resolved(counted, letter)
 
 
-async def test_a_replay_that_cannot_publish_is_finished_by_the_next(
+async def test_next_replay_finishes_one_that_could_not_publish(
     counted: Backend, counting: Counting, settings: Settings, clock: MovableClock
 ) -> None:
     key, letter = await died(counted, clock)
@@ -203,7 +203,7 @@ async def test_a_replay_that_cannot_publish_is_finished_by_the_next(
     assert await resolved(counted, letter)
 
 
-async def test_where_nothing_is_to_be_done_the_letter_is_resolved(
+async def test_replay_resolves_a_letter_with_nothing_left_to_do(
     counted: Backend, counting: Counting, settings: Settings, clock: MovableClock
 ) -> None:
     async def outcome(letter: DeadLetter) -> Replay:
@@ -211,20 +211,20 @@ async def test_where_nothing_is_to_be_done_the_letter_is_resolved(
         assert await resolved(counted, letter) is (found is Replay.RESOLVED)
         return found
 
-    # The record has succeeded meanwhile, by a new upload.
+    # A new upload has made the record succeed.
     key, letter = await died(counted, clock, 1)
     await counted.records.change(key, retry())
     await succeed(counted, settings, key)
     assert await outcome(letter) is Replay.RESOLVED
     assert (await record_of(counted, key)).status is Status.SUCCESS
 
-    # A new upload is being tried.
+    # A new upload has started an attempt.
     key, letter = await died(counted, clock, 2)
     await counted.records.change(key, retry())
     await counted.records.change(key, advance(Status.PENDING, Status.QUEUED))
     assert await outcome(letter) is Replay.RESOLVED
 
-    # It failed for good.
+    # The record failed with an error that is not retryable.
     key, letter = await died(counted, clock, 3)
     await counted.records.change(key, retry())
     claim = await claimed(counted.records, key, settings.lease)
@@ -235,7 +235,7 @@ async def test_where_nothing_is_to_be_done_the_letter_is_resolved(
     assert await outcome(letter) is Replay.RESOLVED
     assert (await record_of(counted, key)).status is Status.ERROR
 
-    # The image was deleted, with its record or without.
+    # The image was deleted, with or without its record.
     key, letter = await died(counted, clock, 4)
     await counted.blobs.delete(key.blob_name)
     assert await outcome(letter) is Replay.RESOLVED
@@ -247,18 +247,18 @@ async def test_where_nothing_is_to_be_done_the_letter_is_resolved(
     assert counting.published == []
 
 
-async def test_an_owned_record_is_left_to_its_owner(
+async def test_replay_leaves_a_leased_record_to_its_worker(
     counted: Backend, counting: Counting, settings: Settings, clock: MovableClock
 ) -> None:
     key, letter = await died(counted, clock, buried=False)
     assert await claimed(counted.records, key, settings.lease) is not None
     assert await replay(counted, "public", letter.id) is Replay.BUSY
     assert (counting.published, await resolved(counted, letter)) == ([], False)
-    clock.move(settings.lease_seconds + 1)  # the owner has died
+    clock.move(settings.lease_seconds + 1)  # the worker has died
     assert await replay(counted, "public", letter.id) is Replay.REPLAYED
 
 
-async def test_an_unknown_letter_is_not_found(counted: Backend, clock: MovableClock) -> None:
+async def test_unknown_letter_is_not_found(counted: Backend, clock: MovableClock) -> None:
     _, letter = await died(counted, clock)
     with pytest.raises(NotFound):
         await replay(counted, "public", "ab" * 16)
@@ -266,12 +266,12 @@ async def test_an_unknown_letter_is_not_found(counted: Backend, clock: MovableCl
         await replay(counted, "acme", letter.id)
 
 
-async def test_many_are_replayed_page_by_page(
+async def test_letters_are_replayed_in_pages(
     counted: Backend, counting: Counting, clock: MovableClock
 ) -> None:
     made = [await died(counted, clock, number) for number in range(5)]
-    nobody = replace(made[0][1], id="ab" * 16, attributes={"tenant": "public"}, died_at=clock())
-    await counted.dead_letters.add(nobody)
+    imageless = replace(made[0][1], id="ab" * 16, attributes={"tenant": "public"}, died_at=clock())
+    await counted.dead_letters.add(imageless)
     wanted, after, total = LetterFilter("public"), "", 0
     while True:
         done = await replay_all(counted, wanted, 2, after)
@@ -282,11 +282,11 @@ async def test_many_are_replayed_page_by_page(
         after = done.after
     assert total == 5
     assert {key.image_hash for key in counting.published} == {key.image_hash for key, _ in made}
-    assert await counted.dead_letters.list(wanted, 10) == [nobody]  # it names no image
+    assert await counted.dead_letters.list(wanted, 10) == [imageless]  # a letter without an image
     assert (await replay_all(counted, wanted, 2)).counts == {Replay.UNREADABLE: 1}
 
 
-async def test_the_command_works_on_it(
+async def test_command_lists_replays_and_purges(
     backend: Backend, settings: Settings, clock: MovableClock
 ) -> None:
     key, letter = await died(backend, clock, 1)

@@ -1,4 +1,4 @@
-"""The UsageStore port: counts of any number of processes add up."""
+"""Every method of the UsageStore port: counts of all processes add up."""
 
 import asyncio
 from datetime import date
@@ -10,7 +10,7 @@ from core.settings import Settings
 DAY, NEXT, LATER = date(2026, 11, 20), date(2026, 11, 21), date(2026, 11, 22)
 
 
-async def test_counts_of_one_day_add_up(access: Access) -> None:
+async def test_counts_of_a_day_add_up(access: Access) -> None:
     await access.usage.add([Usage("acme", "key1", DAY, 3, 2, 2_000_000_000, 1)])
     await access.usage.add([Usage("acme", "key1", DAY, 1, 1, 2_000_000_000, 0)])
     assert await access.usage.read("acme", DAY) == [
@@ -18,26 +18,26 @@ async def test_counts_of_one_day_add_up(access: Access) -> None:
     ]
 
 
-async def test_reading_begins_with_a_day_and_keeps_to_a_tenant(access: Access) -> None:
+async def test_read_starts_at_a_day_and_returns_one_tenant(access: Access) -> None:
     mine = [Usage("acme", "key2", DAY, 1), Usage("acme", "key1", NEXT, 2)]
     mine.append(Usage("acme", "key2", NEXT, 3))
     await access.usage.add([*reversed(mine), Usage("other", "key3", NEXT, 4)])
     assert await access.usage.read("acme", DAY) == mine
     assert await access.usage.read("acme", NEXT) == mine[1:]
     assert await access.usage.read("other", DAY) == [Usage("other", "key3", NEXT, 4)]
-    assert await access.usage.read("nobody", DAY) == []
+    assert await access.usage.read("unknown", DAY) == []
     assert await access.usage.read("acme", LATER) == []
 
 
-async def test_nothing_to_add_is_nothing(access: Access) -> None:
+async def test_adding_nothing_changes_nothing(access: Access) -> None:
     await access.usage.add([])
     assert await access.usage.read("acme", DAY) == []
 
 
-async def test_old_days_of_every_tenant_are_purged_within_a_limit(
+async def test_purge_deletes_old_days_of_all_tenants_up_to_its_limit(
     access: Access, settings: Settings
 ) -> None:
-    """By who has the counts alone. A tenant may have nothing else."""
+    """The worker opens the usage store alone. A tenant may have counts only."""
     old = [Usage("acme", f"key{n}", day, 1) for day in (DAY, NEXT) for n in range(3)]
     kept = Usage("acme", "key1", LATER, 2)
     await access.usage.add([*old, kept, Usage("other", "key9", DAY, 1)])
@@ -51,9 +51,11 @@ async def test_old_days_of_every_tenant_are_purged_within_a_limit(
     assert await access.usage.read("other", DAY) == []
 
 
-async def test_counts_of_two_processes_at_once_add_up(access: Access, settings: Settings) -> None:
+async def test_concurrent_counts_of_two_processes_add_up(
+    access: Access, settings: Settings
+) -> None:
     async with open_access(settings) as other:
-        # Two and two: a store that locks takes seconds over each.
+        # Two at a time: a store with locks takes seconds for each.
         for _ in range(2):
             counts = [Usage("acme", "key1", DAY, 1, 1, 10, 0)]
             await asyncio.gather(access.usage.add(counts), other.usage.add(counts))

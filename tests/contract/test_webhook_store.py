@@ -52,7 +52,7 @@ async def stored(store: WebhookStore, webhook: Webhook) -> Webhook:
     return found
 
 
-async def test_an_unknown_webhook_is_none_and_refuses_everything(
+async def test_unknown_webhook_is_none_and_refuses_changes(
     store: WebhookStore, clock: MovableClock
 ) -> None:
     unknown = WebhookKey("acme", f"wh_{1:024x}")
@@ -60,12 +60,12 @@ async def test_an_unknown_webhook_is_none_and_refuses_everything(
     assert await store.list("acme") == []
     assert await store.change(unknown, webhooks.rotate(SECOND, HOUR)) is None
     assert await store.change(unknown, webhooks.update(Change(enabled=False))) is None
-    told = Delivery(clock(), Event.TEST, 410)
-    assert not await store.change(unknown, webhooks.disable(URL, told, "It answered 410."))
+    delivery = Delivery(clock(), Event.TEST, 410)
+    assert not await store.change(unknown, webhooks.disable(URL, delivery, "It answered 410."))
     assert not await store.delete(unknown)
 
 
-async def test_a_webhook_comes_back_unchanged(store: WebhookStore, clock: MovableClock) -> None:
+async def test_webhook_is_returned_unchanged(store: WebhookStore, clock: MovableClock) -> None:
     plain = new_webhook(clock)
     full = new_webhook(
         clock,
@@ -88,7 +88,9 @@ async def test_a_webhook_comes_back_unchanged(store: WebhookStore, clock: Movabl
         assert await store.get(webhook.key) == webhook
 
 
-async def test_a_tenant_sees_its_own_oldest_first(store: WebhookStore, clock: MovableClock) -> None:
+async def test_tenant_lists_its_webhooks_oldest_first(
+    store: WebhookStore, clock: MovableClock
+) -> None:
     made = []
     for number, tenant in ((3, "acme"), (1, "other"), (2, "acme")):
         made.append(new_webhook(clock, number, tenant=tenant))
@@ -104,14 +106,16 @@ async def test_a_tenant_sees_its_own_oldest_first(store: WebhookStore, clock: Mo
     assert await store.list("acme") == [made[0], made[2]]
 
 
-async def test_an_id_is_given_once(store: WebhookStore, clock: MovableClock) -> None:
+async def test_create_does_not_overwrite_a_webhook(
+    store: WebhookStore, clock: MovableClock
+) -> None:
     assert await store.create(new_webhook(clock), MAX_WEBHOOKS)
     again = new_webhook(clock, url="https://example.org/")
     assert not await store.create(again, MAX_WEBHOOKS)
     assert await store.list("acme") == [new_webhook(clock)]
 
 
-async def test_of_many_made_at_once_no_more_than_the_most_are(
+async def test_concurrent_creates_do_not_exceed_the_maximum(
     store: WebhookStore, clock: MovableClock
 ) -> None:
     contenders = [new_webhook(clock, number) for number in range(5)]
@@ -123,7 +127,7 @@ async def test_of_many_made_at_once_no_more_than_the_most_are(
     assert await store.create(new_webhook(clock, 10), 3)
 
 
-async def test_both_secrets_sign_until_the_overlap_ends(
+async def test_both_secrets_sign_during_the_overlap(
     store: WebhookStore, clock: MovableClock
 ) -> None:
     webhook = new_webhook(clock)
@@ -141,7 +145,9 @@ async def test_both_secrets_sign_until_the_overlap_ends(
     assert again.previous_secret is None
 
 
-async def test_a_change_touches_what_it_names(store: WebhookStore, clock: MovableClock) -> None:
+async def test_update_changes_only_the_named_fields(
+    store: WebhookStore, clock: MovableClock
+) -> None:
     webhook = new_webhook(clock)
     await store.create(webhook, MAX_WEBHOOKS)
     expected = webhook
@@ -159,20 +165,20 @@ async def test_a_change_touches_what_it_names(store: WebhookStore, clock: Movabl
     assert expected == webhook
 
 
-async def test_the_first_reason_to_disable_stays(store: WebhookStore, clock: MovableClock) -> None:
+async def test_first_reason_to_disable_is_kept(store: WebhookStore, clock: MovableClock) -> None:
     webhook = new_webhook(clock)
     await store.create(webhook, MAX_WEBHOOKS)
-    told = Delivery(clock.move(1), Event.JOB_COMPLETED, 410)
-    assert await store.change(webhook.key, webhooks.disable(URL, told, "It answered 410."))
+    delivery = Delivery(clock.move(1), Event.JOB_COMPLETED, 410)
+    assert await store.change(webhook.key, webhooks.disable(URL, delivery, "It answered 410."))
     clock.move(1)
     assert await store.change(webhook.key, webhooks.update(Change(enabled=False))) is not None
     after = await stored(store, webhook)
-    assert (after.disabled_at, after.disabled_reason) == (told.at, "It answered 410.")
-    assert after.last_delivery == told
+    assert (after.disabled_at, after.disabled_reason) == (delivery.at, "It answered 410.")
+    assert after.last_delivery == delivery
     assert not after.wants(Event.JOB_COMPLETED)
     for _ in range(2):
         enabled = await store.change(webhook.key, webhooks.update(Change(enabled=True)))
-        assert enabled == replace(webhook, last_delivery=told)
+        assert enabled == replace(webhook, last_delivery=delivery)
         assert await stored(store, webhook) == enabled
     disabled_at = clock.move(1)
     await store.change(webhook.key, webhooks.update(Change(enabled=False)))
@@ -180,16 +186,16 @@ async def test_the_first_reason_to_disable_stays(store: WebhookStore, clock: Mov
     assert (after.disabled_at, after.disabled_reason) == (disabled_at, DISABLED_BY_OWNER)
 
 
-async def test_the_last_delivery_is_noted_when_it_says_something_new(
+async def test_delivery_is_noted_if_its_outcome_is_news(
     store: WebhookStore, clock: MovableClock
 ) -> None:
     webhook = new_webhook(clock)
     await store.create(webhook, MAX_WEBHOOKS)
 
     async def noted(status: int | None, error: str = "") -> bool:
-        told = Delivery(clock(), Event.JOB_COMPLETED, status, error)
-        done = await store.change(webhook.key, webhooks.note_delivery(URL, told)) is not None
-        assert (await stored(store, webhook) == replace(webhook, last_delivery=told)) == done
+        delivery = Delivery(clock(), Event.JOB_COMPLETED, status, error)
+        done = await store.change(webhook.key, webhooks.note_delivery(URL, delivery)) is not None
+        assert (await stored(store, webhook) == replace(webhook, last_delivery=delivery)) == done
         return done
 
     assert await noted(200)
@@ -203,13 +209,13 @@ async def test_the_last_delivery_is_noted_when_it_says_something_new(
     assert await noted(200)
 
 
-async def test_what_was_sent_to_an_earlier_url_says_nothing_of_this_one(
+async def test_delivery_to_an_earlier_url_is_not_noted(
     store: WebhookStore, clock: MovableClock
 ) -> None:
     webhook = new_webhook(clock)
     await store.create(webhook, MAX_WEBHOOKS)
-    told = Delivery(clock(), Event.JOB_COMPLETED, 200)
-    assert await store.change(webhook.key, webhooks.note_delivery(URL, told))
+    delivery = Delivery(clock(), Event.JOB_COMPLETED, 200)
+    assert await store.change(webhook.key, webhooks.note_delivery(URL, delivery))
     moved = await store.change(webhook.key, webhooks.update(Change(url="https://example.com/new")))
     assert moved is not None and moved.last_delivery is None
     gone = Delivery(clock.move(1), Event.JOB_COMPLETED, 410)
@@ -217,7 +223,7 @@ async def test_what_was_sent_to_an_earlier_url_says_nothing_of_this_one(
     assert await stored(store, webhook) == moved
 
 
-async def test_a_rotation_and_a_disabling_at_once_lose_neither(
+async def test_concurrent_rotation_and_update_are_both_stored(
     store: WebhookStore, clock: MovableClock
 ) -> None:
     webhook = new_webhook(clock)
@@ -230,7 +236,7 @@ async def test_a_rotation_and_a_disabling_at_once_lose_neither(
     assert after.secret == SECOND and not after.enabled
 
 
-async def test_what_is_deleted_is_gone(store: WebhookStore, clock: MovableClock) -> None:
+async def test_deleted_webhook_is_gone(store: WebhookStore, clock: MovableClock) -> None:
     webhook = new_webhook(clock)
     await store.create(webhook, MAX_WEBHOOKS)
     assert await store.delete(webhook.key)
@@ -239,7 +245,7 @@ async def test_what_is_deleted_is_gone(store: WebhookStore, clock: MovableClock)
     assert await store.change(webhook.key, webhooks.rotate(SECOND, HOUR)) is None
 
 
-async def test_two_processes_see_one_store(
+async def test_two_processes_share_one_store(
     store: WebhookStore, settings: Settings, clock: MovableClock
 ) -> None:
     webhook = new_webhook(clock)

@@ -1,4 +1,4 @@
-"""What a job's items ask of Datastore: the reads and writes that docs/cost.md has of them."""
+"""The reads and writes of a job's items in Datastore, as in docs/cost.md."""
 
 import secrets
 from collections import Counter
@@ -22,7 +22,7 @@ SELDOM = timedelta(hours=1)
 
 @dataclass
 class Meter(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]  # untyped
-    """Counts what Datastore bills: each key, each entity found (one at least), each change."""
+    """Counts what Datastore bills: keys, entities found (at least one per query), mutations."""
 
     units: Counter[str] = field(default_factory=Counter)
 
@@ -36,14 +36,14 @@ class Meter(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]  # unty
                 self.units["reads"] += len(raw.keys)
             case "RunQuery":
                 found = len(type(response).pb(response).batch.entity_results)
-                # Of a query that finds keys, only the query is billed.
+                # A query for keys costs one read.
                 self.units["reads"] += 1 if raw.query.projection else max(1, found)
             case "Commit":
                 self.units["writes"] += len(raw.mutations)
         return call
 
     def taken(self) -> dict[str, float]:
-        """For each item, since the last time."""
+        """The units per item since the last call."""
         units, self.units = self.units, Counter()
         return {name: count / ITEMS for name, count in units.items()}
 
@@ -65,29 +65,27 @@ async def store(
         yield DatastoreJobStore(datastore)
 
 
-async def test_an_item_costs_two_writes_and_its_reads(
-    store: DatastoreJobStore, meter: Meter
-) -> None:
+async def test_item_costs_two_writes_and_four_reads(store: DatastoreJobStore, meter: Meter) -> None:
     assert await store.create(new_job(KEY, "", "m@0123456789ab", ITEMS, datetime.now(UTC)))
     await store.add_items(KEY, [JobItem(place, f"{place:064x}") for place in range(ITEMS)])
     await store.change(KEY, jobs.seal())
     await store.change(KEY, jobs.start())
     created = meter.taken()
-    assert 1 < created["writes"] < 1.1  # the item; and a little for the job
+    assert 1 < created["writes"] < 1.1  # one for the item, and a few for the job
     assert created["reads"] < 0.1
 
     assert len(await store.items(KEY, ITEMS, state=ItemState.OPEN)) == ITEMS
-    assert meter.taken() == {"reads": 1}  # its turn
+    assert meter.taken() == {"reads": 1}
 
     for place in range(ITEMS - 1):
         assert await store.complete_item(KEY, place, None, SELDOM) is None
     ended = meter.taken()
     assert 0.9 < ended["writes"] <= 1
-    # The item, its job, and whether any other is open.
+    # The item, its job, and the query for open items.
     assert 2.9 < ended["reads"] <= 3
 
 
-async def test_counting_costs_two_reads_however_many_items_there_are(
+async def test_count_costs_two_reads_for_any_number_of_items(
     store: DatastoreJobStore, meter: Meter
 ) -> None:
     assert await store.create(new_job(KEY, "", "m@0123456789ab", ITEMS, datetime.now(UTC)))
@@ -96,5 +94,5 @@ async def test_counting_costs_two_reads_however_many_items_there_are(
     await store.change(KEY, jobs.seal())
     meter.taken()
     assert await store.refresh_counts(KEY) is not None
-    # Two counts; the job three times (before, in its turn, in its transaction) and one more query.
+    # Two counts, the query for open items, and the job: before, under the lock, in the transaction.
     assert meter.taken() == {"reads": 6 / ITEMS, "writes": 1 / ITEMS}

@@ -1,4 +1,4 @@
-"""A clock that stands still until a test moves it."""
+"""A clock that only the test moves."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -1,4 +1,4 @@
-"""Jobs straight through the ports, as the API makes and the worker moves them."""
+"""Jobs created and changed through the ports, like by the API and the worker."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -27,9 +27,9 @@ async def create_job(
     deadline: datetime | None = None,
     published: bool = False,
 ) -> JobKey:
-    """Blobs, records that are not there yet, items in the order of `images`, and the sealed job.
+    """Store blobs, missing records, items in the order of `images`, and the sealed job.
 
-    With `published` also the message that starts it.
+    With `published`, also publish the message that starts it.
     """
     key = JobKey(PUBLIC_TENANT, new_job_id())
     for image in images:
@@ -58,7 +58,7 @@ async def create_job(
 async def running_job(
     backend: Backend, items: int = 4, tenant: str = PUBLIC_TENANT, owner: str = ""
 ) -> JobKey:
-    """A job whose items wait for images that nobody has."""
+    """A running job with items of images that are not stored."""
     key = JobKey(tenant, new_job_id())
     assert await backend.jobs.create(new_job(key, owner, MODEL, items, utc_now()))
     await backend.jobs.add_items(key, [JobItem(n, f"{n:064x}") for n in range(items)])
@@ -80,7 +80,7 @@ async def job_of(backend: Backend, key: JobKey) -> Job:
 
 
 async def states(backend: Backend, key: JobKey) -> list[str]:
-    """Of each item, in order: `open`, `succeeded`, or the code of its error."""
+    """The state of each item, in order: `open`, `succeeded`, or its error code."""
     return [
         item.error.code if item.error else item.state.value
         for item in await backend.jobs.items(key, 2000)

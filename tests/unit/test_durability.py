@@ -1,4 +1,4 @@
-"""Which changes are on disk before their caller goes on (P1), and which a power loss may undo."""
+"""Which writes are on disk before their caller continues (P1), and which a power loss may undo."""
 
 import os
 import sqlite3
@@ -44,12 +44,12 @@ T = TypeVar("T")
 
 KEY = RecordKey("public", "ab" * 32, "colours@0123456789ab")
 ERROR = RecordError("model_unavailable", "It failed.", retryable=True)
-FULL = 2  # as SQLite answers PRAGMA synchronous: https://sqlite.org/pragma.html#pragma_synchronous
+FULL = 2  # of PRAGMA synchronous: https://sqlite.org/pragma.html#pragma_synchronous
 MINUTE = timedelta(minutes=1)
 
 
 class ObservedDatabase(Database):
-    """Asks SQLite in each write whether its commit will wait for the disk."""
+    """Records for each write whether SQLite syncs its commit."""
 
     def __init__(self, path: Path, schema: Schema) -> None:
         super().__init__(path, schema)
@@ -64,14 +64,14 @@ class ObservedDatabase(Database):
         return await super().write(observed, durable=durable)
 
     async def syncs(self, change: Awaitable[object]) -> bool:
-        """Whether `change`, which must be granted, is on disk when it returns."""
+        """Whether `change`, which must succeed, is on disk when it returns."""
         self.modes.clear()
         assert await change
         return self.synced
 
     @property
     def synced(self) -> bool:
-        """Whether the one write since `modes` was cleared waited for the disk."""
+        """Whether the only write since `modes` was cleared was synced."""
         (mode,) = self.modes
         return mode == FULL
 
@@ -164,7 +164,7 @@ async def test_webhook_transitions_but_notes_of_deliveries_are_durable(tmp_path:
         assert await database.syncs(store.delete(webhook.key))
 
 
-async def test_what_a_publisher_was_told_is_published(tmp_path: Path) -> None:
+async def test_publication_is_durable(tmp_path: Path) -> None:
     clock = MovableClock()
     async with observed(tmp_path / "queue.db", queue_store.SCHEMA) as database:
         publisher = SqlitePublisher(queue_store.QueueStore(database), clock)
@@ -234,7 +234,7 @@ async def test_job_transitions_but_counts_are_durable(tmp_path: Path) -> None:
 
 
 class ObservedDisk:
-    """What was asked of the disk, in order: names that changed, and what was to be on it."""
+    """Records the calls of fsync and replace, in order."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._steps: list[tuple[str, int]] = []
@@ -256,18 +256,18 @@ class ObservedDisk:
         monkeypatch.setattr(os, "replace", observed_replace)
 
     def steps(self, *paths: Path) -> list[tuple[str, Path | None]]:
-        """Those since the last call, of files and folders as they are called by now."""
+        """The calls since the last time, for these files and folders."""
         names = {path.stat().st_ino: path for path in paths}
         steps = [(step, names.get(number)) for step, number in self._steps]
         self._steps.clear()
         return steps
 
     def synced_size(self, path: Path) -> int:
-        """How many bytes of the file had left this process when it was synced."""
+        """The size of the file when it was synced."""
         return self._sizes[path.stat().st_ino]
 
 
-async def test_an_image_is_on_disk_before_its_name_and_its_name_before_the_answer(
+async def test_blob_is_synced_before_its_name_and_its_name_before_the_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, name = b"an image, as far as storage knows", f"{KEY.tenant}/{KEY.image_hash}"
@@ -280,7 +280,7 @@ async def test_an_image_is_on_disk_before_its_name_and_its_name_before_the_answe
     try:
         await store.put(name, data, "image/jpeg")
         assert disk.steps(path, *folders) == [
-            # Each new folder's own name, without which the image's would lead nowhere.
+            # The name of each new folder, without which the blob could not be found.
             *(("sync", folder) for folder in folders[:0:-1]),
             ("sync", path),
             ("rename", path),
@@ -288,7 +288,7 @@ async def test_an_image_is_on_disk_before_its_name_and_its_name_before_the_answe
         ]
         assert disk.synced_size(path) == len(data)
 
-        # Whoever put it may have died before the last step.
+        # The process that put the blob may have died before the last step.
         await store.put(name, data, "image/jpeg")
         assert disk.steps(path, *folders) == [("sync", path.parent)]
 
@@ -298,10 +298,10 @@ async def test_an_image_is_on_disk_before_its_name_and_its_name_before_the_answe
         await store.close()
 
 
-def test_a_secret_is_on_disk_before_its_name_and_its_name_before_it_is_used(
+def test_secret_is_synced_before_its_name_and_its_name_before_its_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """API keys that were made with a lost secret would be worthless."""
+    """API keys made with a lost secret would be invalid."""
     path = tmp_path / "key.secret"
     disk = ObservedDisk(monkeypatch)
     shared_secret(path)

@@ -1,4 +1,4 @@
-"""The database's threads: shared commits, separate failures, and an end that leaves nothing."""
+"""The threads of the database: shared commits, separate failures, schema versions, closing."""
 
 import asyncio
 import sqlite3
@@ -51,7 +51,7 @@ async def words(database: Database) -> list[str]:
     )
 
 
-async def test_what_was_written_can_be_read_at_once(database: Database) -> None:
+async def test_written_data_can_be_read_at_once(database: Database) -> None:
     for number in range(20):
         await put(database, f"{number:02}", durable=number % 2 == 0)
         assert len(await words(database)) == number + 1
@@ -102,7 +102,7 @@ async def test_waiting_writes_share_a_transaction(database: Database) -> None:
 async def test_one_durable_write_syncs_its_whole_batch(
     database: Database, batch: list[bool], mode: int
 ) -> None:
-    """P1: the caller of a durable write gets its answer after the fsync, whatever it shares."""
+    """P1: the caller of a durable write gets its answer after the fsync, in any batch."""
     modes: list[int] = []
 
     def note_mode(connection: sqlite3.Connection) -> None:
@@ -116,7 +116,7 @@ async def test_one_durable_write_syncs_its_whole_batch(
     assert modes == [mode] * len(batch)
 
 
-async def test_a_failed_write_is_undone_and_the_next_one_works(database: Database) -> None:
+async def test_failed_write_is_rolled_back_and_the_next_one_works(database: Database) -> None:
     def insert_and_fail(connection: sqlite3.Connection) -> None:
         insert("undone", connection)
         raise LookupError("mine")
@@ -128,7 +128,7 @@ async def test_a_failed_write_is_undone_and_the_next_one_works(database: Databas
     assert await words(database) == ["after"]
 
 
-async def test_one_failure_is_its_own_callers_alone(database: Database) -> None:
+async def test_failure_in_a_batch_concerns_its_caller_only(database: Database) -> None:
     def insert_and_fail(connection: sqlite3.Connection) -> None:
         insert("undone", connection)
         raise LookupError("mine")
@@ -148,11 +148,11 @@ async def test_one_failure_is_its_own_callers_alone(database: Database) -> None:
     assert await words(database) == ["a", "b", "c"]
 
 
-async def test_no_cursor_leaves_its_thread(database: Database) -> None:
-    """Freed on another thread it would break whatever runs the same statement at that moment."""
+async def test_cursor_does_not_leave_its_thread(database: Database) -> None:
+    """Freed on another thread, it would disturb a caller that runs the same statement there."""
     assert await database.read(lambda connection: connection.execute("SELECT 1")) is None
     rows = [(f"{number}",) for number in range(3)]
-    for _ in range(2):  # one alone, several together
+    for _ in range(2):  # alone, and in a batch
         written = await asyncio.gather(
             *(
                 database.write(
@@ -168,7 +168,7 @@ async def test_no_cursor_leaves_its_thread(database: Database) -> None:
     assert await words(database) == ["0", "1", "2"]
 
 
-async def test_a_failed_read_is_its_own_callers_alone(database: Database) -> None:
+async def test_failed_read_concerns_its_caller_only(database: Database) -> None:
     await put(database, "a")
     failed, read = await asyncio.gather(
         database.read(lambda connection: connection.execute("SELECT nonsense")),
@@ -176,7 +176,7 @@ async def test_a_failed_read_is_its_own_callers_alone(database: Database) -> Non
         return_exceptions=True,
     )
     assert isinstance(failed, Unavailable)
-    assert "nonsense" not in failed.detail  # nothing of the vendor's
+    assert "nonsense" not in failed.detail  # no vendor error
     assert read == ["a"]
 
 
@@ -186,7 +186,7 @@ async def test_readers_cannot_write(database: Database) -> None:
     assert await words(database) == []
 
 
-async def test_a_cancelled_caller_is_forgotten(database: Database) -> None:
+async def test_cancelled_caller_does_not_stop_the_database(database: Database) -> None:
     callers = [asyncio.create_task(put(database, str(number))) for number in range(10)]
     await asyncio.sleep(0)
     for caller in callers:
@@ -195,7 +195,7 @@ async def test_a_cancelled_caller_is_forgotten(database: Database) -> None:
     assert await put(database, "after") == 1
 
 
-async def test_closing_finishes_what_was_submitted_and_refuses_the_rest(tmp_path: Path) -> None:
+async def test_close_finishes_submitted_calls_and_refuses_later_ones(tmp_path: Path) -> None:
     database = await Database.open(tmp_path / "words.db", SCHEMA)
     before = {thread.name for thread in threading.enumerate()}
     assert {"words-writer", "words-reader"} <= before
@@ -210,7 +210,7 @@ async def test_closing_finishes_what_was_submitted_and_refuses_the_rest(tmp_path
         await words(database)
 
 
-async def test_an_older_schema_is_upgraded_step_by_step(tmp_path: Path) -> None:
+async def test_older_schema_is_upgraded_step_by_step(tmp_path: Path) -> None:
     first = await Database.open(tmp_path / "words.db", SCHEMA)
     await put(first, "kept")
     await first.close()
@@ -230,7 +230,7 @@ async def test_an_older_schema_is_upgraded_step_by_step(tmp_path: Path) -> None:
         )
         assert [row[-3:] for row in rows] == [("kept", "two", "three")]
         await database.close()
-    # Where a step is missing nothing is touched.
+    # A file without a path of upgrades is not changed.
     torn = Schema(version=SCHEMA.version + 4, statements=(), upgrades={SCHEMA.version + 3: ()})
     with pytest.raises(Unavailable, match=f"schema version {third.version}"):
         await Database.open(tmp_path / "words.db", torn)
@@ -312,13 +312,15 @@ async def test_another_schema_version_is_refused(tmp_path: Path) -> None:
         await Database.open(tmp_path / "words.db", Schema(2, SCHEMA.statements))
 
 
-async def test_a_file_that_is_no_database_is_unavailable(tmp_path: Path) -> None:
+async def test_file_that_is_not_a_database_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "words.db").write_bytes(b"not a database at all" * 1000)
     with pytest.raises(Unavailable):
         await Database.open(tmp_path / "words.db", SCHEMA)
 
 
-async def test_waiting_for_another_process_ends_well(database: Database, tmp_path: Path) -> None:
+async def test_write_waits_for_the_lock_of_another_process(
+    database: Database, tmp_path: Path
+) -> None:
     other = sqlite3.connect(tmp_path / "words.db", isolation_level=None)
     try:
         other.execute("BEGIN IMMEDIATE")

@@ -1,4 +1,4 @@
-"""Lookups and transactions against a scripted Datastore: answers that the emulators never give."""
+"""Lookups and transactions with a scripted Datastore: answers that the emulators never give."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -192,7 +192,7 @@ class SlowToRollBack(ScriptedDatastore):
         return await super().rollback(request, context)
 
 
-async def test_callers_do_not_wait_for_a_rollback_and_closing_does() -> None:
+async def test_close_waits_for_rollbacks_and_callers_do_not() -> None:
     scripted = SlowToRollBack()
 
     async def refuse(transaction: bytes) -> tuple[None, list[Any]]:
@@ -264,7 +264,7 @@ class FailingDatastore(ScriptedDatastore):
     [("Lookup", find), ("Lookup", find_many), ("RunQuery", query), ("RunQuery", tenants)],
 )
 async def test_failed_read_is_repeated(name: str, work: Work, status: grpc.StatusCode) -> None:
-    """Datastore answers so now and then, and no caller should see it."""
+    """Datastore has brief outages, which callers should not notice."""
     scripted = FailingDatastore(name, status)
     async with served(scripted) as database:
         await work(database)
@@ -312,7 +312,7 @@ async def test_transaction_that_is_aborted_for_too_long_is_given_up(
     assert 1 <= scripted.calls["Commit"] < datastore.ATTEMPTS
 
 
-async def test_rollback_without_an_answer_does_not_hold_up_the_end(
+async def test_close_gives_up_a_rollback_without_an_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(datastore, "ROLLBACK_SECONDS", 0.1)

@@ -1,4 +1,4 @@
-"""Counting a job's items where the queries of two processes cross, as the emulators never do."""
+"""Counts of a job's items while the queries of two processes cross."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ TOTAL = 9
 
 
 class CountedItems(ScriptedDatastore):
-    """Answers each query for items in a state with as many as the test says there are."""
+    """Answers a query for the items in a state with the number that the test has set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,8 +52,8 @@ async def stored(store: DatastoreJobStore) -> Job:
     return job
 
 
-async def test_crossed_counts_take_no_number_back() -> None:
-    """P3 for jobs: of two processes that count at once, each has an older number than the other."""
+async def test_crossed_counts_do_not_lower_a_number() -> None:
+    """P3 for jobs: each of two concurrent counts has one number that is older."""
     scripted = CountedItems()
     async with served(scripted, "job store") as datastore:
         store = await running_job(datastore)

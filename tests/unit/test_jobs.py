@@ -1,4 +1,4 @@
-"""Jobs: which transitions there are, and that no sequence of them breaks what was promised."""
+"""The transitions of jobs, and that no sequence of them breaks a promise."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -49,7 +49,7 @@ def later(seconds: float) -> datetime:
     return NOW + timedelta(seconds=seconds)
 
 
-def test_the_way_of_a_job() -> None:
+def test_job_runs_from_pending_to_completed() -> None:
     waiting = sealed()
     assert (waiting.status, waiting.progress, waiting.sealed) == (JobStatus.PENDING, 0, True)
     begun = running()
@@ -63,14 +63,14 @@ def test_the_way_of_a_job() -> None:
     assert waiting.revision < begun.revision < half.revision < done.revision
 
 
-def test_counting_does_not_wake_a_job_that_waits_to_begin() -> None:
+def test_count_does_not_wake_a_job_before_its_start() -> None:
     waiting = sealed(not_before=later(500))
     after = jobs.update_counts(Counts(10, 0, 1), policy=POLICY)(waiting, later(1))
     assert after is not None
     assert (after.counts.failed, after.wake_at) == (1, later(500))
 
 
-def test_a_job_of_known_images_ends_before_it_began() -> None:
+def test_job_of_known_images_completes_before_its_start() -> None:
     done = jobs.update_counts(Counts(3, 3, 0), policy=POLICY)(sealed(3), later(1))
     assert done is not None
     assert done.status is JobStatus.COMPLETED
@@ -93,13 +93,13 @@ def test_failed_items_do_not_fail_the_job() -> None:
         Counts(10, 3, 6),  # a larger sum, of which one number was counted earlier
     ],
 )
-def test_counts_of_a_job_never_go_back(older: Counts) -> None:
+def test_counts_of_a_job_never_decrease(older: Counts) -> None:
     half = jobs.update_counts(Counts(10, 4, 1), policy=POLICY)(running(), later(1))
     assert half is not None
     assert jobs.update_counts(older, policy=POLICY)(half, later(2)) is None
 
 
-def test_what_was_in_hand_at_the_cancel_counts_and_changes_no_status() -> None:
+def test_items_that_complete_after_a_cancellation_count() -> None:
     half = jobs.update_counts(Counts(10, 5), policy=POLICY)(running(), later(1))
     assert half is not None
     over = jobs.cancel(policy=POLICY)(half, later(2))
@@ -109,13 +109,13 @@ def test_what_was_in_hand_at_the_cancel_counts_and_changes_no_status() -> None:
     assert more is not None
     assert (more.status, more.cancelled_items) == (JobStatus.CANCELLED, 4)
     assert more.completed_at == later(2)
-    # Even where all of them came through: it was cancelled.
+    # Even if all items succeed, the job stays cancelled.
     every = jobs.update_counts(Counts(10, 10), policy=POLICY)(more, later(4))
     assert every is not None
     assert (every.status, every.progress) == (JobStatus.CANCELLED, 99)
 
 
-def test_nothing_ends_twice() -> None:
+def test_ended_job_refuses_another_end() -> None:
     over = jobs.cancel(policy=POLICY)(running(), later(1))
     assert over is not None
     assert jobs.cancel(policy=POLICY)(over, later(2)) is None
@@ -123,8 +123,8 @@ def test_nothing_ends_twice() -> None:
     assert jobs.start(POLICY)(over, later(2)) is None
 
 
-def test_it_begins_once_and_not_before_its_time() -> None:
-    assert jobs.start(POLICY)(job(), NOW) is None  # its items are not all there
+def test_job_starts_once_and_not_before_its_time() -> None:
+    assert jobs.start(POLICY)(job(), NOW) is None  # not sealed
     assert jobs.start(POLICY)(running(), NOW) is None
     early = sealed(not_before=later(50))
     assert early.wake_at == later(50)
@@ -134,7 +134,7 @@ def test_it_begins_once_and_not_before_its_time() -> None:
     assert jobs.start(POLICY)(late, later(10)) is None
 
 
-def test_it_is_sealed_once() -> None:
+def test_job_is_sealed_once() -> None:
     assert jobs.seal(POLICY)(sealed(), later(5)) is None
 
 
@@ -142,14 +142,14 @@ def test_it_is_sealed_once() -> None:
     ("made", "moment", "action"),
     [
         (job(), 99, Action.WAIT),
-        (job(), 100, Action.DELETE),  # its creation never ended
+        (job(), 100, Action.DELETE),  # never sealed
         (sealed(), 29, Action.WAIT),
-        (sealed(), 30, Action.RUN),  # whoever created it died before it told anybody
+        (sealed(), 30, Action.RUN),  # its RunJob was not published
         (sealed(not_before=later(500)), 499, Action.WAIT),
         (sealed(not_before=later(500)), 500, Action.RUN),
         (sealed(not_before=later(500), deadline=later(20)), 20, Action.CANCEL),
         (running(), 59, Action.WAIT),
-        (running(), 60, Action.RUN),  # nothing has moved
+        (running(), 60, Action.RUN),  # no progress
         (running(deadline=later(20)), 19, Action.WAIT),
         (running(deadline=later(20)), 20, Action.CANCEL),
         (running(), 5000, Action.EXPIRE),
@@ -157,32 +157,32 @@ def test_it_is_sealed_once() -> None:
         (jobs.cancel(policy=POLICY)(running(), NOW), 30, Action.ANNOUNCE),
     ],
 )
-def test_what_the_scheduler_does(made: Job, moment: float, action: Action) -> None:
+def test_due_action(made: Job, moment: float, action: Action) -> None:
     assert due_action(made, later(moment), POLICY) is action
 
 
-def test_an_announced_job_is_kept_for_the_retention() -> None:
+def test_announced_job_is_kept_for_its_retention() -> None:
     over = jobs.cancel(policy=POLICY)(running(), later(1))
     assert over is not None
-    told = jobs.mark_announced(POLICY)(over, later(2))
-    assert told is not None
-    assert jobs.mark_announced(POLICY)(told, later(3)) is None
-    assert told.revision == over.revision  # nothing that a watcher should see
-    assert due_action(told, later(1000), POLICY) is Action.WAIT
-    assert due_action(told, later(1001), POLICY) is Action.DELETE
+    announced = jobs.mark_announced(POLICY)(over, later(2))
+    assert announced is not None
+    assert jobs.mark_announced(POLICY)(announced, later(3)) is None
+    assert announced.revision == over.revision  # nothing that a watcher should see
+    assert due_action(announced, later(1000), POLICY) is Action.WAIT
+    assert due_action(announced, later(1001), POLICY) is Action.DELETE
 
 
-def test_of_several_schedulers_one_has_the_turn() -> None:
+def test_one_of_several_schedulers_reschedules_a_job() -> None:
     seen = sealed()
     turn = jobs.reschedule(seen.wake_at, POLICY)(seen, later(30))
     assert turn is not None
-    assert turn.wake_at == later(60)  # again, should this come to nothing
+    assert turn.wake_at == later(60)  # again, in case this attempt fails
     assert jobs.reschedule(seen.wake_at, POLICY)(turn, later(30)) is None
     assert jobs.reschedule(seen.wake_at, POLICY)(seen, later(29)) is None
 
 
-def test_what_the_scheduler_deletes_cannot_be_sealed_meanwhile() -> None:
-    """Or a job that was promised a moment ago would be gone."""
+def test_job_that_the_scheduler_deletes_cannot_be_sealed() -> None:
+    """Otherwise a job with a 202 could be deleted."""
     late = job()
     turn = jobs.reschedule(late.wake_at, POLICY)(late, later(100))
     assert turn is not None
@@ -191,15 +191,15 @@ def test_what_the_scheduler_deletes_cannot_be_sealed_meanwhile() -> None:
 
 
 @pytest.mark.parametrize("deadline", [later(4000), None], ids=["overdue", "expired"])
-def test_an_end_that_comes_to_nothing_is_tried_again_soon(deadline: datetime | None) -> None:
-    """However long the job stood still before."""
+def test_failed_attempt_to_end_a_job_is_repeated_soon(deadline: datetime | None) -> None:
+    """Independently of how long the job has made no progress."""
     seen = replace(running(deadline=deadline), wake_at=later(5000))
     turn = jobs.reschedule(seen.wake_at, POLICY)(seen, later(5000))
     assert turn is not None
     assert turn.wake_at == later(5030)
 
 
-def test_keys_and_ids() -> None:
+def test_job_key_is_validated_and_ids_are_distinct() -> None:
     JobKey("public", new_job_id())
     with pytest.raises(ValueError, match="job_id"):
         JobKey("public", "../../etc")
@@ -216,8 +216,8 @@ steps = st.lists(
 
 
 @given(steps, st.data())
-def test_no_sequence_breaks_a_promise(names: list[str], data: st.DataObject) -> None:
-    """P3 and P4 for jobs: the end is final, counts only rise, and something always wakes it."""
+def test_no_sequence_of_transitions_breaks_a_promise(names: list[str], data: st.DataObject) -> None:
+    """P3 and P4 for jobs: the end is final, counts only rise, and `wake_at` is always set."""
     here, now = job(), NOW
     for name in names:
         now += timedelta(seconds=data.draw(st.integers(0, 40)))

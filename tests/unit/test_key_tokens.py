@@ -1,4 +1,4 @@
-"""The text of keys: what it holds, what is recognised, what is kept."""
+"""The text of API keys: its form, its recognition, its digest."""
 
 import re
 import secrets
@@ -12,7 +12,7 @@ from core.domain.key_tokens import KEY_ID, KeyHasher, display
 HASHER = KeyHasher(b"s" * 32)
 
 
-def test_a_key_has_its_form_and_more_than_256_random_bits() -> None:
+def test_key_has_its_form_and_more_than_256_random_bits() -> None:
     token = HASHER.new()
     assert re.fullmatch(r"glp_[0-9a-z]{12}[0-9A-Za-z]{43}[0-9A-Za-z]{8}", token.text)
     assert KEY_ID.fullmatch(token.key_id)
@@ -21,13 +21,13 @@ def test_a_key_has_its_form_and_more_than_256_random_bits() -> None:
     assert len(token.digest) == 32
 
 
-def test_no_two_are_alike_and_every_character_occurs() -> None:
+def test_keys_are_distinct_and_use_every_character() -> None:
     texts = [HASHER.new().text for _ in range(300)]
     assert len(set(texts)) == 300
     assert len(set("".join(text[16:59] for text in texts))) == 62
 
 
-def test_it_is_recognised_by_who_has_the_secret_only() -> None:
+def test_key_is_recognised_only_with_the_secret() -> None:
     token = HASHER.new()
     assert HASHER.key_id(token.text.encode()) == token.key_id
     assert HASHER.digest(token.text.encode()) == token.digest
@@ -36,7 +36,7 @@ def test_it_is_recognised_by_who_has_the_secret_only() -> None:
     assert other.digest(token.text.encode()) != token.digest
 
 
-def test_a_rotated_key_keeps_its_id() -> None:
+def test_rotated_key_keeps_its_id() -> None:
     first = HASHER.new()
     second = HASHER.new(first.key_id)
     assert second.key_id == first.key_id
@@ -45,32 +45,32 @@ def test_a_rotated_key_keeps_its_id() -> None:
 
 
 @given(st.binary(max_size=100))
-def test_anything_else_is_no_key(text: bytes) -> None:
+def test_other_text_is_not_a_key(text: bytes) -> None:
     assert HASHER.key_id(text) is None
 
 
 @given(st.integers(0, 66), st.sampled_from(b"aZ9_\n\x00\xff"))
-def test_a_key_with_another_character_is_no_key(place: int, character: int) -> None:
+def test_key_with_a_changed_character_is_not_a_key(place: int, character: int) -> None:
     good = HASHER.new().text.encode()
     bad = good[:place] + bytes([character]) + good[place + 1 :]
     assert bad == good or HASHER.key_id(bad) is None
 
 
 @pytest.mark.parametrize("around", [b"%b ", b" %b", b"%b\n", b"%b%b"])
-def test_nothing_may_stand_around_it(around: bytes) -> None:
+def test_text_around_a_key_is_not_accepted(around: bytes) -> None:
     text = HASHER.new().text.encode()
     filled = around % ((text,) * around.count(b"%b"))
     assert HASHER.key_id(filled) is None
 
 
-def test_what_is_shown_of_it_is_not_the_secret() -> None:
+def test_displayed_part_does_not_contain_the_secret() -> None:
     token = HASHER.new()
     assert display(token.key_id) == f"glp_{token.key_id}…"
     assert token.text not in repr(token)
     assert repr(token.digest) not in repr(token)
 
 
-def test_a_short_secret_is_refused_and_a_long_one_is_used_whole() -> None:
+def test_short_secret_is_refused_and_a_long_one_is_used_completely() -> None:
     with pytest.raises(ValueError, match="32 bytes"):
         KeyHasher(b"s" * 31)
     long = secrets.token_bytes(200)

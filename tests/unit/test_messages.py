@@ -1,4 +1,4 @@
-"""The message and its envelope: whatever is sent, an envelope or our refusal."""
+"""Messages and envelopes: any input gives an envelope or MalformedEnvelope."""
 
 import json
 
@@ -26,14 +26,14 @@ json_values = st.recursive(
 
 
 @given(key=keys, traceparent=st.text())
-def test_a_message_survives_its_attributes(key: RecordKey, traceparent: str) -> None:
+def test_message_round_trips_through_its_attributes(key: RecordKey, traceparent: str) -> None:
     message = ClassifyImage(key, traceparent)
     assert ClassifyImage.from_attributes(message.attributes()) == message
 
 
 @given(key=keys)
-def test_a_message_survives_the_emulator_s_envelope(key: RecordKey) -> None:
-    """As tried with Pub/Sub's emulator 0.8.20: names twice, no attempt, fields unknown to us."""
+def test_message_round_trips_through_the_envelope_of_the_emulator(key: RecordKey) -> None:
+    """As seen with Pub/Sub's emulator 0.8.20: names twice, no attempt, unknown fields."""
     message = ClassifyImage(key)
     body = json.dumps(
         {
@@ -55,7 +55,7 @@ def test_a_message_survives_the_emulator_s_envelope(key: RecordKey) -> None:
 
 
 @pytest.mark.parametrize("name", ["tenant", "image_hash", "model"])
-def test_a_missing_attribute_is_named(name: str) -> None:
+def test_missing_attribute_is_named(name: str) -> None:
     attributes = ClassifyImage(KEY).attributes()
     del attributes[name]
     with pytest.raises(MalformedEnvelope, match=name):
@@ -83,7 +83,7 @@ def test_arbitrary_json_is_refused(message: object, subscription: object, attemp
     field=st.sampled_from(["messageId", "attributes", "data", "image_hash", "tenant", "model"]),
     value=json_values,
 )
-def test_one_wrong_field_is_refused_or_harmless(field: str, value: object) -> None:
+def test_wrong_field_is_refused_or_harmless(field: str, value: object) -> None:
     attributes: dict[str, object] = {**ClassifyImage(KEY).attributes()}
     message: dict[str, object] = {"messageId": "1", "attributes": attributes, "data": ""}
     (attributes if field in attributes else message)[field] = value
@@ -92,7 +92,7 @@ def test_one_wrong_field_is_refused_or_harmless(field: str, value: object) -> No
         found = PushEnvelope.parse(body).classify_image()
     except MalformedEnvelope:
         return
-    # Accepted: then it is a well-formed key, and only the field that was changed differs.
+    # If it is accepted, the key is well-formed, and only the changed field differs.
     changed = {"image_hash", "tenant", "model"} & {field}
     for name in {"image_hash", "tenant", "model"} - changed:
         assert getattr(found.key, name) == getattr(KEY, name)

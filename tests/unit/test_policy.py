@@ -1,4 +1,4 @@
-"""The delivery policy's bounds, and its backoff."""
+"""The bounds and the backoff of the delivery policy."""
 
 import pytest
 from hypothesis import given
@@ -7,18 +7,18 @@ from hypothesis import strategies as st
 from core.domain.policy import ACKNOWLEDGING_STATUS, DeliveryPolicy
 
 
-def test_the_acknowledging_answers_are_pubsubs() -> None:
+def test_acknowledging_statuses_are_those_of_pub_sub() -> None:
     assert {102, 200, 201, 202, 204} == ACKNOWLEDGING_STATUS
 
 
-def test_the_default_policy_keeps_its_own_rules() -> None:
+def test_default_policy_is_valid() -> None:
     policy = DeliveryPolicy()
     assert policy.lease <= policy.ack_deadline
     waits = sum(policy.backoff(attempt) for attempt in range(1, policy.attempts))
     assert waits + policy.attempts * policy.ack_deadline < policy.retention
 
 
-def test_backoff_doubles_up_to_its_bound() -> None:
+def test_backoff_doubles_up_to_its_maximum() -> None:
     policy = DeliveryPolicy(min_backoff=2, max_backoff=15)
     assert [policy.backoff(attempt) for attempt in range(1, 6)] == [2, 4, 8, 15, 15]
 
@@ -28,7 +28,9 @@ def test_backoff_doubles_up_to_its_bound() -> None:
     low=st.floats(0, 600, allow_nan=False),
     high=st.floats(0, 600, allow_nan=False),
 )
-def test_backoff_never_leaves_its_bounds_nor_shrinks(attempt: int, low: float, high: float) -> None:
+def test_backoff_stays_in_its_bounds_and_never_decreases(
+    attempt: int, low: float, high: float
+) -> None:
     low, high = sorted((low, high))
     policy = DeliveryPolicy(min_backoff=low, max_backoff=high)
     assert low <= policy.backoff(attempt) <= policy.backoff(attempt + 1) <= high
@@ -48,8 +50,6 @@ def test_backoff_never_leaves_its_bounds_nor_shrinks(attempt: int, low: float, h
         ({"retention": 1200}, "retention"),
     ],
 )
-def test_a_policy_that_contradicts_itself_is_refused(
-    changes: dict[str, float], reason: str
-) -> None:
+def test_contradictory_policy_is_refused(changes: dict[str, float], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         DeliveryPolicy(**changes)  # type: ignore[arg-type]  # attempts is whole in each case

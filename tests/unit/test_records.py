@@ -70,7 +70,7 @@ class PureStore:
 
 
 class Transitions(RuleBasedStateMachine):
-    """Any number of claimants do anything in any order, with old and new claims, over time.
+    """Claimants act in any order, with old and new claims, over time.
 
     Each rule reads the record before and after its step and holds the step to the promises. The
     model is the history that the rules themselves saw: the claims that were granted.
@@ -142,7 +142,9 @@ class Transitions(RuleBasedStateMachine):
             return multiple()
         claim = records.claim_of(after)
         assert after.status is Status.RUNNING
-        assert all(claim.token > earlier.token for earlier in self.granted), "a token came twice"
+        assert all(claim.token > earlier.token for earlier in self.granted), (
+            "a token was granted twice"
+        )
         self.granted.append(claim)
         return claim
 
@@ -179,7 +181,7 @@ class Transitions(RuleBasedStateMachine):
 
     @rule(claim=consumes(claims))
     def claimant_dies(self, claim: Claim) -> None:
-        """Nothing is heard of this claim again."""
+        """The claim is not used again."""
 
     @rule(age=st.sampled_from([0, 10, 60]))
     def touch(self, age: float) -> None:
@@ -196,7 +198,7 @@ class Transitions(RuleBasedStateMachine):
         )
         if done:
             assert (after.status, after.error) == (Status.PENDING, None)
-            self.seen = after  # the one way back
+            self.seen = after  # the only way back
 
     @invariant()
     def status_only_moves_forward(self) -> None:
@@ -219,7 +221,7 @@ class Transitions(RuleBasedStateMachine):
 
 
 class TransitionsInSqlite(Transitions):
-    """The same, through transactions, rows and threads."""
+    """The same in SQLite, with transactions, rows and threads."""
 
     def open(self) -> SqliteRecordStore:
         self.folder = tempfile.TemporaryDirectory()
@@ -238,7 +240,7 @@ class TransitionsInSqlite(Transitions):
         self.folder.cleanup()
 
 
-# No deadlines: timings are noisy where tests share a machine.
+# No deadlines: timings vary on a shared machine.
 _SETTINGS = settings(deadline=None, suppress_health_check=list(HealthCheck))
 TestTransitions = Transitions.TestCase
 TestTransitions.settings = settings(_SETTINGS, max_examples=100, stateful_step_count=40)
@@ -262,12 +264,12 @@ TestTransitionsInSqlite.settings = settings(_SETTINGS, max_examples=25, stateful
         ("public", "ab" * 32, "a/b@0123456789ab"),
     ],
 )
-def test_a_malformed_key_cannot_be_made(tenant: str, image_hash: str, model: str) -> None:
+def test_malformed_key_is_refused(tenant: str, image_hash: str, model: str) -> None:
     with pytest.raises(ValueError, match="malformed"):
         RecordKey(tenant, image_hash, model)
 
 
-def test_a_touch_is_refused_to_the_owned_the_ended_and_the_fresh() -> None:
+def test_touch_is_refused_for_leased_ended_and_recent_records() -> None:
     clock = MovableClock()
     fresh = records.new_record(KEY, clock())
     later = clock.move(60)
@@ -282,7 +284,7 @@ def test_a_touch_is_refused_to_the_owned_the_ended_and_the_fresh() -> None:
     assert records.touch(clock.move(60))(ended, clock()) is None
 
 
-def test_the_longest_lease_holds_where_another_clock_is_behind() -> None:
+def test_longest_lease_holds_on_a_machine_whose_clock_is_behind() -> None:
     clock = MovableClock()
     longest = timedelta(seconds=MAX_ACK_DEADLINE)
     owned = records.claim(longest)(records.new_record(KEY, clock()), clock())

@@ -1,4 +1,4 @@
-"""Secrets and signatures are those of Standard Webhooks; nothing shows a secret."""
+"""Webhooks: secrets and signatures of Standard Webhooks, and the transitions."""
 
 import base64
 from dataclasses import replace
@@ -39,7 +39,7 @@ def a_webhook(**changes: object) -> Webhook:
     return Webhook(**values)  # type: ignore[arg-type]
 
 
-def test_the_published_vector_is_met() -> None:
+def test_signature_matches_the_published_vector() -> None:
     """The vector of the specification's reference libraries."""
     secret = parse_secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
     body = b'{"test": 2432232314}'
@@ -47,8 +47,8 @@ def test_the_published_vector_is_met() -> None:
     assert signature(secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body) == expected
 
 
-def test_the_reference_library_accepts_what_we_sign() -> None:
-    now = datetime.now(UTC)  # receivers refuse what is older than five minutes
+def test_reference_library_accepts_our_signature() -> None:
+    now = datetime.now(UTC)  # receivers refuse messages older than five minutes
     hook = a_webhook()
     body = '{"type":"job.completed","data":{"name":"é"}}'.encode()
     headers = signed_headers(hook, "job.1", body, now)
@@ -63,7 +63,7 @@ def test_the_reference_library_accepts_what_we_sign() -> None:
             receiver.verify(body.decode(), changed)
 
 
-def test_during_a_rotation_either_secret_verifies() -> None:
+def test_either_secret_verifies_during_a_rotation() -> None:
     now = datetime.now(UTC)
     before = a_webhook()
     after = webhooks.rotate(new_secret(), timedelta(hours=1))(before, now)
@@ -77,7 +77,7 @@ def test_during_a_rotation_either_secret_verifies() -> None:
         standardwebhooks.Webhook(secret_text(hook.secret)).verify("{}", headers)
 
 
-def test_a_secret_is_long_random_and_never_shown() -> None:
+def test_secret_is_long_and_random_and_not_in_the_repr() -> None:
     one, other = new_secret(), new_secret()
     assert one != other
     assert 24 <= len(one) <= 64
@@ -91,7 +91,7 @@ def test_a_secret_is_long_random_and_never_shown() -> None:
 @pytest.mark.parametrize(
     "text", ["", "whsec_", "whsec_é", "whsec_!", f"whsec_{'A' * 20}", f"whsec_{'A' * 100}"]
 )
-def test_what_is_no_secret_is_refused_and_not_repeated(text: str) -> None:
+def test_malformed_secret_is_refused_without_repeating_it(text: str) -> None:
     with pytest.raises(ValueError, match="secret") as refused:
         parse_secret(text)
     assert not text or text not in str(refused.value)
@@ -101,12 +101,12 @@ def test_what_is_no_secret_is_refused_and_not_repeated(text: str) -> None:
     "changes",
     [{"id": "1"}, {"tenant": "A"}, {"description": "a\nb"}, {"secret": b"short"}],
 )
-def test_a_malformed_webhook_cannot_be(changes: dict[str, object]) -> None:
+def test_malformed_webhook_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="malformed"):
         a_webhook(**changes)
 
 
-def test_a_webhook_receives_its_events_while_it_is_enabled() -> None:
+def test_enabled_webhook_wants_its_events() -> None:
     hook = a_webhook(events=frozenset({Event.JOB_FAILED}))
     assert hook.wants(Event.JOB_FAILED)
     assert not hook.wants(Event.JOB_COMPLETED)
