@@ -74,7 +74,7 @@ NUMBERS = st.integers(0, 9)
 
 @dataclass
 class World:
-    """The parts of one Glimpse. Opened once: an example brings images that no other has."""
+    """The parts of one Glimpse, opened once: each example uses images that no other has."""
 
     runner: asyncio.Runner
     clock: MovableClock
@@ -87,7 +87,7 @@ class World:
         return self.runner.run(step)
 
 
-WORLD: list[World] = []  # hypothesis makes the machines, so that no fixture can be given to them
+WORLD: list[World] = []  # hypothesis creates the machines, so they cannot get a fixture
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -120,20 +120,20 @@ def world() -> Iterator[None]:
 
 @dataclass
 class Image:
-    """What the model knows of one image."""
+    """The model of one image."""
 
     data: bytes
     key: RecordKey
-    label: str  # empty where nothing can be seen
-    accepted: bool = False  # a client has read 202, and nothing was deleted or begun anew since
+    label: str  # empty for a damaged image
+    accepted: bool = False  # a client has a 202, and the attempt has not ended since
     exists: bool = False  # it has a record
-    may_restart: bool = False  # this step may set a retryable error back
-    in_a_job: bool = False  # which may end and begin it in one step
+    may_restart: bool = False  # this step may retry the record
+    in_a_job: bool = False  # a job may end and retry the record in one step
     seen: Record | None = None
 
 
 class Histories(RuleBasedStateMachine):
-    """Clients upload, ask and delete; messages are delivered or not; processes die."""
+    """Clients upload, read and delete; messages are delivered or not; processes die."""
 
     images = Bundle("images")
 
@@ -145,23 +145,23 @@ class Histories(RuleBasedStateMachine):
         self.records = self.world.worker.backend.records
         self.blobs = self.world.worker.backend.blobs
         self.known: list[Image] = []
-        # Drawn from by number, not as bundles: how concurrent requests interleave is not drawn, and
-        # a history must be drawn the same way again.
+        # Chosen by number, not from bundles: the interleaving of concurrent requests varies, but a
+        # repetition must make the same choices.
         self.in_flight: list[Message] = []
         self.delivered: list[Message] = []
-        self.claims: list[Claim] = []  # of workers that died, or stall
+        self.claims: list[Claim] = []  # of workers that have died or stall
 
     # --- Clients ----------------------------------------------------------------------------------
 
-    # Few images, so that much happens to each.
+    # Few images, so that each takes part in many steps.
     @initialize(target=images)
-    def the_first_picture(self) -> Image:
+    def first_picture(self) -> Image:
         image = self._picture("red")
         self.world.wait(self._upload(image, 1))
         return image
 
     @initialize(target=images, steps=st.integers(1, 3))
-    def the_second_picture(self, steps: int) -> Image:
+    def second_picture(self, steps: int) -> Image:
         image = self._picture("green")
         self.world.wait(self._half_an_upload(image, steps))
         return image
@@ -181,7 +181,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(image=images, times=st.integers(1, 3))
     def upload(self, image: Image, times: int) -> None:
-        """By several clients at once, to either process."""
+        """Several clients upload it concurrently, to both processes."""
         self.world.wait(self._upload(image, times))
 
     async def _upload(self, image: Image, times: int) -> None:
@@ -204,7 +204,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(image=images, steps=st.integers(1, 3))
     def api_dies_during_an_upload(self, image: Image, steps: int) -> None:
-        """After creating the record, storing the blob, or publishing: no client heard of it."""
+        """After it creates the record, stores the blob, or publishes. No client gets an answer."""
         self.world.wait(self._half_an_upload(image, steps))
 
     async def _half_an_upload(self, image: Image, steps: int) -> None:
@@ -214,7 +214,7 @@ class Histories(RuleBasedStateMachine):
             await backend.records.create(new_record(image.key, self.clock()))
         elif await backend.records.change(image.key, retry()):
             image.may_restart = True
-            image.accepted = False  # what was promised has ended; of the new attempt nobody heard
+            image.accepted = False  # the promised attempt has ended
         image.exists = True
         if steps > 1:
             await backend.blobs.put(image.key.blob_name, image.data, "image/jpeg")
@@ -240,8 +240,8 @@ class Histories(RuleBasedStateMachine):
             self.world.wait(self._deliver(message))
 
     @rule()
-    def everything_is_given_up(self) -> None:
-        """Every delivery left of each message failed."""
+    def all_deliveries_fail(self) -> None:
+        """Every remaining delivery of each message fails."""
         now = self.clock.move(DELIVERY_SECONDS)
         messages = self.world.wait(self.world.queue.record_and_lease([], EVERYTHING, now))
         letters = [
@@ -252,7 +252,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(draw=NUMBERS, copies=st.integers(1, 2))
     def deliver(self, draw: int, copies: int) -> None:
-        """Perhaps twice at once; the queue hears one of the answers."""
+        """Possibly twice concurrently; the queue gets one of the answers."""
         message = self._begun(draw)
         if message is not None:
             self.in_flight.remove(message)
@@ -260,14 +260,14 @@ class Histories(RuleBasedStateMachine):
             self.world.wait(self._deliver(message, copies))
 
     @rule(draw=NUMBERS)
-    def deliver_late(self, draw: int) -> None:
-        """Once more what was settled long ago; nobody hears the answer."""
+    def deliver_old_message(self, draw: int) -> None:
+        """Deliver an old message again; the queue does not get the answer."""
         if self.delivered:
             self.world.wait(self._push(self.delivered[draw % len(self.delivered)]))
 
     @rule(draw=NUMBERS)
     def refuse(self, draw: int) -> None:
-        """The worker could not be asked, or broke."""
+        """The worker cannot be reached, or fails."""
         message = self._begun(draw)
         if message is not None:
             self.in_flight.remove(message)
@@ -275,7 +275,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def queue_dies(self) -> None:
-        """Whatever was in flight is delivered again."""
+        """Messages in flight are delivered again."""
         self.in_flight.clear()
         self.world.wait(self.world.queue.release_leases())
 
@@ -300,7 +300,7 @@ class Histories(RuleBasedStateMachine):
         return letters
 
     def _begun(self, draw: int) -> Message | None:
-        """A delivery in flight; what is due is begun first."""
+        """A message in flight; due messages are leased first."""
         begun = self.world.queue.record_and_lease([], [Slots(4, ALL_CHANNELS)], self.clock())
         self.in_flight += self.world.wait(begun)
         return self.in_flight[draw % len(self.in_flight)] if self.in_flight else None
@@ -331,7 +331,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(draw=NUMBERS, noticed=st.booleans(), silence=st.sampled_from([0.0, 31.0]))
     def worker_dies_after_its_claim(self, draw: int, noticed: bool, silence: float) -> None:
-        """The queue hears of it by the broken connection, or by its deadline."""
+        """The queue notices it by the broken connection, or by its deadline."""
         message = self._begun(draw)
         if message is None or message.channel.lane is not Lane.IMAGES:
             return
@@ -385,7 +385,7 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def what_was_accepted_is_kept(self) -> None:
-        """P1: its bytes are there, and a message that leads to its end, or the end itself."""
+        """P1: the bytes are stored, and a message leads to the end, or the record has ended."""
         waiting = self.world.wait(self._messages())
         for image in self.known:
             record = self.world.wait(self.records.get(image.key))
@@ -393,11 +393,11 @@ class Histories(RuleBasedStateMachine):
             if record is None or not image.accepted:
                 continue
             assert self.world.wait(self.blobs.get(image.key.blob_name)) == image.data
-            assert record.status.terminal or image.key.image_hash in waiting, "no message is left"
+            assert record.status.terminal or image.key.image_hash in waiting, "no message remains"
 
     @invariant()
     def status_moves_forward_and_results_stay(self) -> None:
-        """P2, P3: one result, and no way back but out of a retryable error."""
+        """P2, P3: one result, and no way back except after a retryable error."""
         for image in self.known:
             record = self.world.wait(self.records.get(image.key))
             seen, image.seen = image.seen, record
@@ -406,14 +406,14 @@ class Histories(RuleBasedStateMachine):
                 continue
             if seen.status.terminal and record != seen:
                 assert seen.may_retry, "a final state changed"
-                assert restarted, "a new attempt that nobody asked for"
+                assert restarted, "an attempt without a request"
             elif not seen.status.terminal:
                 assert image.in_a_job or ORDER[record.status] >= ORDER[seen.status]
             assert record.token >= seen.token
             assert record.attempts >= seen.attempts
 
     async def _messages(self) -> set[str]:
-        """The images that messages in the queue are about, those in flight included."""
+        """The images of the messages in the queue, including messages in flight."""
         read = self.world.queue._database.read
         rows = await read(
             lambda connection: connection.execute(
@@ -429,7 +429,7 @@ class Histories(RuleBasedStateMachine):
             self.world.wait(self._forget())
 
     async def _forget(self) -> None:
-        """Leave nothing to the next example, whatever became of this one."""
+        """Delete everything, so that examples do not affect each other."""
         for image in self.known:
             await self.records.delete_image(image.key.tenant, image.key.image_hash)
 
@@ -457,7 +457,7 @@ class Histories(RuleBasedStateMachine):
         self.status_moves_forward_and_results_stay()
 
     async def _drain(self) -> None:
-        """P4: with the worker well and time passing, the queue and the reconciler end all."""
+        """P4: with a working worker, the queue and the reconciler end every record."""
         self.in_flight.clear()
         await self.world.queue.release_leases()
         for _ in range(DRAIN_ROUNDS):
@@ -470,7 +470,7 @@ class Histories(RuleBasedStateMachine):
                 return
             self.clock.move(self.policy.stale_after + 1)
             await self._reconcile()
-        raise AssertionError("something never ended")
+        raise AssertionError("a record has not ended")
 
 
 def test_claim_from_before_a_deletion_does_not_complete_the_new_record() -> None:
@@ -480,7 +480,7 @@ def test_claim_from_before_a_deletion_does_not_complete_the_new_record() -> None
     """
     history = Histories()
     try:
-        history.the_first_picture()
+        history.first_picture()
         (image,) = history.known
         history.worker_dies_after_its_claim(draw=0, noticed=False, silence=31.0)
         history.delete(image)

@@ -1,4 +1,4 @@
-"""Jobs among everything else that happens to images: random histories, as in `test_histories`.
+"""Random histories with jobs, in addition to the steps of `test_histories`.
 
 What is promised of jobs must hold after every step, and all of them must end.
 """
@@ -25,7 +25,7 @@ from tests.unit.test_histories import COLOURS, DRAIN_ROUNDS, NUMBERS, Histories,
 
 __all__ = ["world"]  # the fixture
 
-pytestmark = pytest.mark.timeout(900)  # as there
+pytestmark = pytest.mark.timeout(900)  # like `test_histories`
 
 MOST_JOBS = 4
 UNCLASSIFIED = {"cancelled", "expired", "upload_lost", "delivery_exhausted", "image_missing"}
@@ -33,27 +33,27 @@ UNCLASSIFIED = {"cancelled", "expired", "upload_lost", "delivery_exhausted", "im
 
 @dataclass
 class Batch:
-    """What the model knows of one job."""
+    """The model of one job."""
 
     key: JobKey
     images: Sequence[Image]
     seen: Job | None = None
-    cancelled: bool = False  # and the client has read so
+    cancelled: bool = False  # and the client has the answer
 
 
 class JobHistories(Histories):
-    """Jobs are created, run, cancelled and looked after; their processes die."""
+    """Jobs are created, run, cancelled and scheduled; processes die."""
 
     def __init__(self) -> None:
         super().__init__()
         self.jobs = self.world.worker.backend.jobs
         self.batches: list[Batch] = []
-        self.barred: list[Image] = []  # those that only cancelled jobs asked for
+        self.cancelled_images: list[Image] = []  # images that only cancelled jobs have requested
 
     # --- Creating ---------------------------------------------------------------------------------
 
     @initialize(delay=st.sampled_from([0, 0, 0, 100]), begun=st.sampled_from([True, True, False]))
-    def the_first_job(self, delay: int, begun: bool) -> None:
+    def first_job(self, delay: int, begun: bool) -> None:
         image = self._picture("blue")
         self.world.wait(self._create([image, *self.known[:1], image], delay, 0))
         if begun:
@@ -66,7 +66,7 @@ class JobHistories(Histories):
         cut_off=st.sampled_from([0, 0, 300]),
     )
     def create_a_job(self, draws: list[int], delay: int, cut_off: int) -> None:
-        """Of any images, some of them twice."""
+        """With any images, some of them twice."""
         chosen = [self.known[draw % len(self.known)] for draw in draws]
         self.world.wait(self._create(chosen, delay, cut_off))
 
@@ -89,7 +89,7 @@ class JobHistories(Histories):
     @precondition(lambda self: len(self.batches) < MOST_JOBS)
     @rule(draw=NUMBERS, steps=st.integers(1, 4))
     def api_dies_while_it_creates_a_job(self, draw: int, steps: int) -> None:
-        """After the row, the items, the image's record, or sealing it."""
+        """After it stores the job, the items, or the record, or after it seals the job."""
         image = self.known[draw % len(self.known)]
         self.world.wait(self._half_a_job(image, steps))
 
@@ -110,20 +110,20 @@ class JobHistories(Histories):
             self.batches.append(Batch(key, [image]))
 
     async def _asked(self, images: Sequence[Image]) -> None:
-        """Somebody asks for these: what is said of images that nobody wants is over."""
+        """Note that these images are requested, so they may be classified."""
         for image in images:
             image.in_a_job = image.may_restart = True
             record = await self.records.get(image.key)
             if record is not None and record.may_retry:
-                image.accepted = False  # that promise has ended; this one is the job's
-            self._unbar(image)
+                image.accepted = False  # the promised attempt has ended; the job starts another
+            self._request(image)
 
     # --- Cancelling -------------------------------------------------------------------------------
 
     @precondition(lambda self: self.batches)
     @rule(draw=NUMBERS, delivered=st.booleans())
     def cancel(self, draw: int, delivered: bool) -> None:
-        """And perhaps its messages arrive just then."""
+        """With `delivered`, its messages arrive at that moment."""
         self.world.wait(self._cancel(self.batches[draw % len(self.batches)]))
         if delivered:
             self.everything_is_delivered()
@@ -145,11 +145,11 @@ class JobHistories(Histories):
             if (
                 record is not None
                 and record.job == batch.key.id
-                # Nobody has it in hand, not even somebody who is taken for dead.
+                # No worker has claimed it, not even one that has died.
                 and record.status in (Status.PENDING, Status.QUEUED)
                 and not await self._others_wait(image)
             ):
-                self.barred.append(image)
+                self.cancelled_images.append(image)
 
     async def _others_wait(self, image: Image) -> bool:
         for batch in self.batches:
@@ -158,42 +158,42 @@ class JobHistories(Histories):
                 return True
         return False
 
-    def _unbar(self, image: Image) -> None:
-        self.barred = [each for each in self.barred if each is not image]
+    def _request(self, image: Image) -> None:
+        self.cancelled_images = [each for each in self.cancelled_images if each is not image]
 
     @precondition(lambda self: len(self.batches) < MOST_JOBS)
     @rule(label=st.sampled_from([*COLOURS, ""]), delivered=st.booleans())
     def a_job_is_cancelled_on_its_way(self, label: str, delivered: bool) -> None:
-        """Its messages are out, and arrive now or later."""
+        """Its messages are published, and arrive now or later."""
         self.world.wait(self._create([self._picture(label)], 0, 0))
         self.everything_is_delivered()
         self.cancel(len(self.batches) - 1, delivered)
 
-    # --- What else asks for images ----------------------------------------------------------------
+    # --- Other requests for images ----------------------------------------------------------------
 
     async def _upload(self, image: Image, times: int) -> None:
-        self._unbar(image)
+        self._request(image)
         await super()._upload(image, times)
 
     async def _half_an_upload(self, image: Image, steps: int) -> None:
-        self._unbar(image)
+        self._request(image)
         await super()._half_an_upload(image, steps)
 
     async def _replay(self, draw: int) -> None:
-        self.barred.clear()  # any of them, for all that is known here
+        self.cancelled_images.clear()  # the letter may be of any of them
         await super()._replay(draw)
 
     async def _push(self, message: Message) -> httpx.Response:
         for image in self.known:
-            image.may_restart |= image.in_a_job  # its job may try it again
+            image.may_restart |= image.in_a_job  # the job may retry the record
         return await super()._push(message)
 
     @rule(draw=NUMBERS)
     def a_stalled_worker_wakes_up(self, draw: int) -> None:
         if self.claims:
             claim = self.claims[draw % len(self.claims)]
-            if any(image.key == claim.key for image in self.barred):
-                return  # a worker that has a claim asks for the job before it does anything else
+            if any(image.key == claim.key for image in self.cancelled_images):
+                return  # a worker checks the job before it classifies
         super().a_stalled_worker_wakes_up(draw)
 
     # --- The scheduler ----------------------------------------------------------------------------
@@ -212,8 +212,8 @@ class JobHistories(Histories):
         assert answer.status_code == 200, answer.text
 
     @rule()
-    def a_run_is_given_up(self) -> None:
-        """The message that runs a job, at its first delivery."""
+    def run_uses_up_its_deliveries(self) -> None:
+        """The message that runs a job uses up its deliveries."""
         for message in self.in_flight:
             if message.channel is JOBS:
                 self.in_flight.remove(message)
@@ -236,16 +236,18 @@ class JobHistories(Histories):
         batch.seen = job
         if job is None:
             assert seen is not None
-            assert seen.status.terminal, "a job that had not ended is gone"
+            assert seen.status.terminal, "a job disappeared before its end"
             return
         items = await self.jobs.items(batch.key, 10)
         ended = [item for item in items if item.state.value != "open"]
         assert len(items) == job.counts.total
         assert job.counts.completed <= len(ended)
         if batch.cancelled:
-            assert job.status is JobStatus.CANCELLED, "a cancelled job went on"
+            assert job.status is JobStatus.CANCELLED, "a cancelled job continued"
         if job.status is JobStatus.COMPLETED:
-            assert job.counts.completed == len(ended) == len(items), "items of a completed job wait"
+            assert job.counts.completed == len(ended) == len(items), (
+                "a completed job has open items"
+            )
             failed = sum(item.error is not None for item in items)
             assert job.counts.failed == failed
         if seen is not None:
@@ -259,16 +261,16 @@ class JobHistories(Histories):
 
     @invariant()
     def nothing_runs_after_its_cancellation(self) -> None:
-        for image in self.barred:
+        for image in self.cancelled_images:
             record = self.world.wait(self.records.get(image.key))
             if record is None or not record.status.terminal:
                 continue
-            assert record.status is Status.ERROR, "it was classified"
+            assert record.status is Status.ERROR, "a cancelled image was classified"
             assert record.error is not None
-            assert record.error.code in UNCLASSIFIED, "it was decoded"
+            assert record.error.code in UNCLASSIFIED, "a cancelled image was decoded"
 
     async def _drain(self) -> None:
-        """All that `super` says, and with the scheduler every job ends and says so."""
+        """Like `super`; and with the scheduler, every job ends and is announced."""
         for _ in range(DRAIN_ROUNDS):
             await super()._drain()
             await self._schedule()
@@ -277,7 +279,7 @@ class JobHistories(Histories):
                 await self._deliver_all()
                 return
             self.clock.move(31)
-        raise AssertionError("a job never ended")
+        raise AssertionError("a job has not ended")
 
     async def _deliver_all(self) -> None:
         now = self.clock()
