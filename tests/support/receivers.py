@@ -1,4 +1,4 @@
-"""Receivers of webhooks: real servers on 127.0.0.1, as polite or as rude as a test needs them."""
+"""Webhook receivers on 127.0.0.1 that answer as a test configures them."""
 
 import asyncio
 import socket
@@ -13,7 +13,7 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
 
 @dataclass(frozen=True)
 class Request:
-    """What a receiver was sent; header names are in lower case."""
+    """A request that a receiver got. Header names are in lower case."""
 
     target: str
     headers: dict[str, str]
@@ -22,7 +22,7 @@ class Request:
 
 
 class Receiver:
-    """Remembers what it was sent and what it answered: `answer`, which a test may change."""
+    """Records requests and its responses. A test may change `answer`, the response."""
 
     def __init__(self, answer: bytes = OK) -> None:
         self.answer = answer
@@ -47,7 +47,7 @@ class Receiver:
 
 
 class SilentReceiver(Receiver):
-    """Takes everything in and never answers."""
+    """Reads requests and never responds."""
 
     async def reply(self) -> bytes:
         await asyncio.Event().wait()
@@ -55,7 +55,7 @@ class SilentReceiver(Receiver):
 
 
 class SlowReceiver(Receiver):
-    """Answers once it may: `asked` is set when it has the first request."""
+    """Responds after `may_answer` is set. Sets `asked` at the first request."""
 
     def __init__(self, answer: bytes = OK) -> None:
         super().__init__(answer)
@@ -68,14 +68,14 @@ class SlowReceiver(Receiver):
 
 
 def status(code: int, **headers: str) -> bytes:
-    """An answer without a body."""
+    """A response without a body."""
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     return f"HTTP/1.1 {code} Whatever\r\n{lines}content-length: 0\r\n\r\n".encode()
 
 
 @contextmanager
-def nobody() -> Iterator[int]:
-    """A port of 127.0.0.1 that refuses every connection: it is taken, and nobody listens there."""
+def closed_port() -> Iterator[int]:
+    """A port of 127.0.0.1 that refuses connections: it is bound, and no server listens."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield int(taken.getsockname()[1])
@@ -83,7 +83,7 @@ def nobody() -> Iterator[int]:
 
 @asynccontextmanager
 async def listening(serve: Serve) -> AsyncIterator[int]:
-    """A server on a free port of 127.0.0.1; the port. Its connections end with the block."""
+    """Serve on a free port of 127.0.0.1; the port. Closes all connections after the block."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -93,7 +93,7 @@ async def listening(serve: Serve) -> AsyncIterator[int]:
         try:
             await serve(reader, writer)
         except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
-            pass  # the client is gone, or the test is over
+            pass  # the client disconnected, or the test ended
         finally:
             tasks.discard(task)
             writer.close()
@@ -108,4 +108,4 @@ async def listening(serve: Serve) -> AsyncIterator[int]:
         if tasks:
             await asyncio.wait(tasks)
         await server.wait_closed()
-        await asyncio.sleep(0)  # the transports that were closed
+        await asyncio.sleep(0)  # lets the closed transports finish

@@ -1,4 +1,4 @@
-"""E-mail over a real SMTP server: taken, refused for now or for good, unreachable, with TLS."""
+"""E-mail over SMTP: refusals, unreachable servers, TLS; its text, addresses and settings."""
 
 import asyncio
 import ssl
@@ -21,7 +21,7 @@ from core.outbound.mail_address import check_address
 from core.outbound.mail_server import MailServer
 from core.settings import Settings
 from tests.support.mail import Mailbox, mail_server
-from tests.support.receivers import listening, nobody
+from tests.support.receivers import closed_port, listening
 from worker.notifications.job_email import job_email
 from worker.notifications.mailer import EmailRefused, Mailer
 
@@ -51,7 +51,7 @@ def a_mailer(port: int, seconds: float = 30.0, **changes: Any) -> Mailer:
     return Mailer(server, "example.com", seconds=seconds)
 
 
-async def test_a_message_arrives_as_it_was_composed() -> None:
+async def test_message_arrives_unchanged() -> None:
     mailbox = Mailbox()
     async with mail_server(mailbox) as port:
         await a_mailer(port).send(a_message())
@@ -65,13 +65,12 @@ async def test_a_message_arrives_as_it_was_composed() -> None:
     text, html = (part.get_content() for part in message.iter_parts())
     assert [part.get_content_type() for part in message.iter_parts()] == ["text/plain", "text/html"]
     for body in (text, html):
-        for said in ("1,000", "990", "10", "1 min 11 s", "0123456789abcdef0123456789abcdef"):
-            assert said in body
+        for text_part in ("1,000", "990", "10", "1 min 11 s", "0123456789abcdef0123456789abcdef"):
+            assert text_part in body
         assert "https://glimpse.example.com/api/v1/jobs/0123456789abcdef" in body
 
 
-async def test_two_deliveries_are_one_message_to_whoever_looks() -> None:
-    """At least once, and by its Message-ID no more than once."""
+async def test_repeated_email_has_the_same_message_id_and_date() -> None:
     mailbox = Mailbox()
     async with mail_server(mailbox) as port:
         for _ in range(2):
@@ -90,7 +89,7 @@ async def test_two_deliveries_are_one_message_to_whoever_looks() -> None:
         ({"on_data": "554 looks like spam"}, EmailRefused),
     ],
 )
-async def test_4xx_may_pass_and_5xx_will_not(
+async def test_4xx_is_transient_and_5xx_is_permanent(
     answers: dict[str, str], failure: type[Exception]
 ) -> None:
     mailbox = Mailbox(**answers)  # type: ignore[arg-type]
@@ -103,7 +102,7 @@ async def test_4xx_may_pass_and_5xx_will_not(
     assert len(mailbox.messages) == 1
 
 
-async def test_a_dead_a_silent_and_a_rude_server_are_tried_again() -> None:
+async def test_unreachable_silent_and_invalid_servers_are_unavailable() -> None:
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
 
@@ -111,12 +110,36 @@ async def test_a_dead_a_silent_and_a_rude_server_are_tried_again() -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         await reader.read()
 
-    with nobody() as unused, pytest.raises(Unavailable):
+    with closed_port() as unused, pytest.raises(Unavailable):
         await a_mailer(unused).send(a_message())
     for serve in (silent, rude):
         async with listening(serve) as port:
             with pytest.raises(Unavailable):
                 await a_mailer(port, 0.3).send(a_message())
+
+
+async def test_time_limit_covers_the_whole_session() -> None:
+    """Each reply comes in time, and all of them together do not."""
+    replies = [
+        b"220 hello",
+        b"250 hello",
+        b"250 OK",
+        b"250 OK",
+        b"354 go on",
+        b"250 OK",
+        b"221 bye",
+    ]
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for reply in replies:
+            await asyncio.sleep(0.1)
+            writer.write(reply + b"\r\n")
+            await writer.drain()
+            await reader.readuntil(b"\r\n.\r\n" if reply.startswith(b"354") else b"\r\n")
+
+    async with listening(slow) as port:
+        with pytest.raises(Unavailable):
+            await a_mailer(port, 0.35).send(a_message())
 
 
 # --- TLS ------------------------------------------------------------------------------------------
@@ -142,11 +165,11 @@ def client_tls(authority: trustme.CA) -> ssl.SSLContext:
 
 
 @pytest.mark.parametrize("from_the_start", [True, False], ids=["tls", "starttls"])
-async def test_tls_is_spoken_where_it_can_be(
+async def test_tls_is_used_if_the_server_offers_it(
     server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, from_the_start: bool
 ) -> None:
     mailbox = Mailbox()
-    # The server does not know of TLS that was there before it.
+    # aiosmtpd does not know about TLS from the start.
     options: dict[str, Any] = (
         {"tls": server_tls, "auth_require_tls": False}
         if from_the_start
@@ -160,7 +183,7 @@ async def test_tls_is_spoken_where_it_can_be(
     assert from_the_start or mailbox.encrypted == [True]
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_not_trusted(
+async def test_untrusted_certificate_is_refused(
     server_tls: ssl.SSLContext,
 ) -> None:
     mailbox = Mailbox()
@@ -170,7 +193,7 @@ async def test_a_certificate_that_nobody_vouches_for_is_not_trusted(
     assert mailbox.messages == []
 
 
-async def test_a_wrong_password_is_the_operators_to_mend_and_tried_again() -> None:
+async def test_wrong_password_is_unavailable() -> None:
     mailbox = Mailbox()
     async with mail_server(mailbox, auth_require_tls=False) as port:
         with pytest.raises(Unavailable) as refused:
@@ -179,8 +202,8 @@ async def test_a_wrong_password_is_the_operators_to_mend_and_tried_again() -> No
     assert mailbox.logins and mailbox.messages == []
 
 
-async def test_no_password_crosses_a_network_in_the_clear() -> None:
-    """On this machine it may; 0.0.0.0 stands for another one, which it might be."""
+async def test_password_is_not_sent_in_plain_text_over_a_network() -> None:
+    """On this machine it is sent. 0.0.0.0 counts as another machine."""
     mailbox = Mailbox()
     async with mail_server(mailbox, auth_require_tls=False) as port:
         await a_mailer(port, user="ada", password="correct horse").send(a_message())
@@ -191,11 +214,11 @@ async def test_no_password_crosses_a_network_in_the_clear() -> None:
     assert len(mailbox.logins) == len(mailbox.messages) == 1
 
 
-# --- What it says ---------------------------------------------------------------------------------
+# --- Content --------------------------------------------------------------------------------------
 
 
 class Tags(HTMLParser):
-    """Which tags there are, and whether each is closed in its turn."""
+    """Records the tags of a document, and checks that each one is closed in order."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -217,7 +240,7 @@ HOSTILE = "<script>alert('&\"')</script>\r\nBcc: eve@example.com"
 
 
 @pytest.mark.parametrize("status", [JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED])
-def test_whatever_a_job_holds_stays_text(status: JobStatus) -> None:
+def test_email_escapes_the_texts_of_the_job(status: JobStatus) -> None:
     job = a_job(status, error=RecordError("x", HOSTILE, False))
     message = job_email(job, f"job.{status}", SENDER, "https://g.example/<b>\"'&")
     text, html = (part.get_content() for part in message.iter_parts())
@@ -230,7 +253,7 @@ def test_whatever_a_job_holds_stays_text(status: JobStatus) -> None:
     assert f"{status}" in message["Message-ID"]
 
 
-def test_a_job_that_never_began_is_told_about() -> None:
+def test_email_about_a_job_that_never_started() -> None:
     job = a_job(JobStatus.CANCELLED, counts=Counts(1), started_at=None)
     message = job_email(job, "job.cancelled", "glimpse@example.com", "")
     text = message.get_body(("plain",)).get_content()  # type: ignore[union-attr]
@@ -263,12 +286,12 @@ def test_a_job_that_never_began_is_told_about() -> None:
         "ada@example.com\n",
     ],
 )
-def test_what_is_no_plain_address_is_refused(address: str) -> None:
+def test_address_that_is_not_plain_is_refused(address: str) -> None:
     with pytest.raises(InvalidRequest):
         check_address(address, {"*"})
 
 
-def test_mail_goes_to_named_domains_only() -> None:
+def test_address_must_be_in_an_allowed_domain() -> None:
     check_address("ada@EXAMPLE.com", {"example.com"})
     check_address("ada@anywhere.example", {"*"})
     for address, domains in (
@@ -284,7 +307,7 @@ def settings(tmp_path: Path, **changes: Any) -> Settings:
     return Settings(_env_file=None, data_dir=tmp_path, **changes)
 
 
-def test_by_default_only_the_senders_domain_is_written_to(tmp_path: Path) -> None:
+def test_default_domain_is_that_of_the_sender(tmp_path: Path) -> None:
     assert settings(tmp_path).email_domains == frozenset()
     here = {"smtp_url": "smtp://mail.example.com", "email_from": SENDER}
     assert settings(tmp_path, **here).email_domains == {"example.com"}
@@ -304,18 +327,18 @@ def test_by_default_only_the_senders_domain_is_written_to(tmp_path: Path) -> Non
         "smtp://u:secret-of-ours@mail?x=y",
     ],
 )
-def test_a_wrong_mail_server_stops_the_start_and_is_not_repeated(url: str, tmp_path: Path) -> None:
+def test_error_for_an_invalid_mail_server_omits_its_url(url: str, tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="SMTP_URL") as wrong:
         settings(tmp_path, smtp_url=url, email_from=SENDER)
     assert "secret-of-ours" not in str(wrong.value)
 
 
-def test_mail_needs_a_sender(tmp_path: Path) -> None:
+def test_mail_server_requires_a_sender(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="EMAIL_FROM"):
         settings(tmp_path, smtp_url="smtp://mail.example.com")
 
 
-def test_a_server_is_read_from_its_url() -> None:
+def test_mail_server_is_parsed_from_its_url() -> None:
     server = MailServer.parse("smtps://ada%40example.com:p%3Aw%2F@mail.example.com")
     assert server == MailServer("mail.example.com", 465, True, "ada@example.com", "p:w/")
     assert MailServer.parse("smtp://mail") == MailServer("mail", 587, False)

@@ -39,12 +39,13 @@ from tests.support.clock import MovableClock
 from tests.support.faults import watched
 from tests.support.mail import Mailbox, mail_server
 from tests.support.pictures import picture
+from tests.support.problems import assert_problem
 from tests.support.receivers import (
     Receiver,
     SilentReceiver,
     SlowReceiver,
+    closed_port,
     listening,
-    nobody,
     status,
 )
 from tests.support.scripted_worker import until
@@ -308,7 +309,7 @@ async def test_last_delivery_is_stored_for_the_owner(tmp_path: Path) -> None:
         await push(worker, Notify(TENANT, new_job_id(), Event.TEST, webhook.id))
         assert await last_delivery(worker, webhook) == Delivery(clock(), Event.TEST, 204)
         assert await delivered(410) == Delivery(clock(), Event.JOB_COMPLETED, 410)
-        with nobody() as deaf:
+        with closed_port() as deaf:
             unheard = await create_webhook(worker, deaf)
             await deliver(worker, unheard, job)
         no_answer = Delivery(clock(), Event.JOB_COMPLETED, error="no_answer")
@@ -379,7 +380,7 @@ async def test_unreachable_and_silent_receivers_cause_a_retry(
         listening(SilentReceiver().serve) as silent,
     ):
         job = await finished_job(worker)
-        with nobody() as dead:
+        with closed_port() as dead:
             for port in (dead, silent):
                 webhook = await create_webhook(worker, port)
                 assert (await deliver(worker, webhook, job)).status_code == 503
@@ -410,6 +411,16 @@ async def test_webhook_to_a_private_address_becomes_a_dead_letter(
             assert letter.code == ("invalid_request" if malformed else "private_address")
             assert str(port) not in letter.detail
     assert receiver.connections == 0
+
+
+async def test_cancelled_delivery_is_503(worker: RunningWorker) -> None:
+    receiver = SlowReceiver()
+    async with listening(receiver.serve) as port:
+        webhook = await create_webhook(worker, port)
+        delivering = asyncio.create_task(deliver(worker, webhook, await finished_job(worker)))
+        await receiver.asked.wait()
+        delivering.cancel()
+        assert_problem(await delivering, 503, "unavailable")
 
 
 # --- Slow receivers -------------------------------------------------------------------------------
@@ -545,7 +556,7 @@ async def test_e_mail_to_a_domain_that_is_not_allowed_is_not_sent(tmp_path: Path
 
 
 async def test_unreachable_mail_server_causes_a_retry(tmp_path: Path) -> None:
-    with nobody() as unused:
+    with closed_port() as unused:
         async with running_worker(mail_settings(tmp_path, unused)) as worker:
             assert (await deliver_email(worker)).status_code == 503
 
@@ -606,7 +617,7 @@ async def test_logs_contain_neither_secrets_nor_urls(
     async with running_worker(settings_for(tmp_path)) as worker:
         job = await finished_job(worker)
         async with listening(Receiver(status(500)).serve) as port:
-            with nobody() as dead:
+            with closed_port() as dead:
                 for where in (port, dead):
                     webhook = await create_webhook(worker, f"http://127.0.0.1:{where}/{marker}")
                     assert (await deliver(worker, webhook, job)).status_code == 503

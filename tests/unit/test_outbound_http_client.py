@@ -1,12 +1,14 @@
-"""No request that a stranger asks for reaches into the network we are in, in whatever form."""
+"""Requests to URLs of users never reach a private network, in any notation."""
 
 import asyncio
 import gzip
 import socket
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from aiohttp.abc import ResolveResult
 
 from core.errors import InvalidRequest
 from core.outbound import http_client
@@ -19,7 +21,8 @@ from core.outbound.http_client import (
     open_public_client,
     parse_url,
 )
-from tests.support.receivers import OK, Receiver, SilentReceiver, listening, nobody, status
+from tests.support.receivers import OK, Receiver, SilentReceiver, closed_port, listening, status
+from tests.support.scripted_worker import until
 
 
 @asynccontextmanager
@@ -45,19 +48,19 @@ LITERALS = [
     "[fd00::1]",
     "0.0.0.0",
 ]
-# What a C library may read as 127.0.0.1, and names that lead there.
+# What a C library may read as 127.0.0.1, and names that resolve to it.
 DISGUISED = ["0177.0.0.1", "localhost", "LOCALHOST.", "ip6-localhost"]
 
 
 @pytest.mark.parametrize("host", LITERALS)
-def test_a_private_literal_is_refused_where_it_is_written_down(host: str) -> None:
+def test_url_with_a_private_ip_address_is_refused(host: str) -> None:
     with pytest.raises(PrivateAddress):
         parse_url(f"https://{host}/hook", allow_private=False)
     assert parse_url(f"http://{host}:8000/hook", allow_private=True).port == 8000
 
 
 @pytest.mark.parametrize("host", [*LITERALS, *DISGUISED])
-async def test_no_form_of_a_private_address_is_connected_to(host: str) -> None:
+async def test_client_never_connects_to_a_private_address(host: str) -> None:
     receiver = Receiver()
     async with (
         listening(receiver.serve) as port,
@@ -69,14 +72,14 @@ async def test_no_form_of_a_private_address_is_connected_to(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["localhost", *LITERALS])
-async def test_checking_refuses_what_leads_inside(host: str) -> None:
+async def test_check_refuses_private_hosts(host: str) -> None:
     resolver = PublicResolver(allow_private=False)
     with pytest.raises(PrivateAddress):
         await resolver.check(f"https://{host}/hook", 30)
     await resolver.close()
 
 
-async def test_what_cannot_be_resolved_now_passes_the_check_and_gets_no_answer() -> None:
+async def test_check_accepts_a_name_that_does_not_resolve() -> None:
     resolver = PublicResolver(allow_private=False)
     await resolver.check("https://no-such-host.invalid/hook", 5)
     await resolver.close()
@@ -103,7 +106,7 @@ async def test_socket_is_refused_for_a_private_address_that_the_resolver_accepts
     assert receiver.connections == 0
 
 
-async def test_a_resolver_gives_the_addresses_that_it_checked() -> None:
+async def test_resolver_returns_ip_addresses_only() -> None:
     resolver = PublicResolver(allow_private=True)
     found = await resolver.resolve("localhost", 443)
     assert {each["host"] for each in found} <= {"127.0.0.1", "::1"}
@@ -140,12 +143,12 @@ async def test_a_resolver_gives_the_addresses_that_it_checked() -> None:
         ("https://example.com/" + "a" * MAX_URL_LENGTH, "characters"),
     ],
 )
-def test_what_is_no_url_of_ours_is_refused(url: str, why: str) -> None:
+def test_invalid_url_is_refused(url: str, why: str) -> None:
     with pytest.raises(InvalidRequest, match=why):
         parse_url(url, allow_private=False)
 
 
-async def test_a_post_arrives_as_it_was_sent_and_asks_no_proxy() -> None:
+async def test_post_sends_the_body_and_headers() -> None:
     receiver = Receiver(status(204))
     async with listening(receiver.serve) as port, a_client() as client:
         code = await client.post(
@@ -159,7 +162,7 @@ async def test_a_post_arrives_as_it_was_sent_and_asks_no_proxy() -> None:
     assert request.headers["user-agent"] == "Test/1"
 
 
-async def test_a_proxy_of_the_environment_is_not_asked(
+async def test_proxy_of_the_environment_is_not_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     proxy = Receiver()
@@ -173,7 +176,7 @@ async def test_a_proxy_of_the_environment_is_not_asked(
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
-async def test_a_redirect_is_an_answer_and_not_followed(code: int) -> None:
+async def test_redirect_is_returned_and_not_followed(code: int) -> None:
     target = Receiver()
     async with listening(target.serve) as target_port:
         receiver = Receiver(status(code, location=f"http://127.0.0.1:{target_port}/"))
@@ -182,7 +185,7 @@ async def test_a_redirect_is_an_answer_and_not_followed(code: int) -> None:
     assert target.connections == 0
 
 
-async def test_cookies_are_not_kept_and_connections_neither() -> None:
+async def test_cookies_and_connections_are_not_kept() -> None:
     receiver = Receiver(OK.replace(b"OK\r\n", b"OK\r\nset-cookie: a=b\r\n"))
     async with listening(receiver.serve) as port, a_client() as client:
         for _ in range(2):
@@ -191,13 +194,50 @@ async def test_cookies_are_not_kept_and_connections_neither() -> None:
     assert "cookie" not in receiver.requests[1].headers
 
 
-async def test_a_silent_receiver_is_given_up() -> None:
+async def test_name_is_resolved_for_every_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolved: list[str] = []
+
+    class CountingResolver(PublicResolver):
+        async def resolve(
+            self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+        ) -> list[ResolveResult]:
+            resolved.append(host)
+            return await super().resolve(host, port, family)
+
+    monkeypatch.setattr(http_client, "PublicResolver", CountingResolver)
+    async with listening(Receiver().serve) as port, a_client() as client:
+        for _ in range(2):
+            await client.post(f"http://localhost:{port}/", b"{}", {})
+    assert resolved == ["localhost"] * 2
+
+
+async def test_threads_of_the_resolver_end_with_the_client(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resolvers: list[PublicResolver] = []  # deleting a resolver would end its threads too
+
+    def resolver(*, allow_private: bool) -> PublicResolver:
+        resolvers.append(PublicResolver(allow_private=allow_private))
+        return resolvers[-1]
+
+    monkeypatch.setattr(http_client, "PublicResolver", resolver)
+
+    def resolving() -> bool:
+        return any(each.name.startswith("resolver") for each in threading.enumerate())
+
+    async with listening(Receiver().serve) as port, a_client() as client:
+        await client.post(f"http://localhost:{port}/", b"{}", {})
+        assert resolving()
+    await until(lambda: not resolving(), 10)
+
+
+async def test_silent_receiver_times_out() -> None:
     async with listening(SilentReceiver().serve) as port, a_client(seconds=0.2) as client:
         with pytest.raises(NoResponse, match=r"no answer within 0\.2 s"):
             await client.post(f"http://127.0.0.1:{port}/", b"{}", {})
 
 
-async def test_a_receiver_that_drips_its_head_is_given_up_too() -> None:
+async def test_receiver_that_sends_endless_headers_times_out() -> None:
     async def dripping(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n")
         for number in range(1000):
@@ -211,8 +251,8 @@ async def test_a_receiver_that_drips_its_head_is_given_up_too() -> None:
 
 
 @pytest.mark.parametrize("encoding", [b"identity", b"gzip"])
-async def test_an_endless_answer_is_not_read(encoding: bytes) -> None:
-    """The status counts; a bomb is neither read nor unpacked."""
+async def test_endless_body_is_not_read(encoding: bytes) -> None:
+    """The client reads neither a large body nor a decompression bomb."""
     sent = 0
     chunk = gzip.compress(bytes(10_000_000))
 
@@ -229,16 +269,16 @@ async def test_an_endless_answer_is_not_read(encoding: bytes) -> None:
 
     async with listening(endless) as port, a_client() as client:
         assert await client.post(f"http://127.0.0.1:{port}/", b"{}", {}) == 200
-    assert sent < 50_000_000  # what the kernel's buffers take
+    assert sent < 50_000_000  # the size of the kernel's buffers
 
 
-async def test_nobody_there_and_no_http_are_no_answer() -> None:
+async def test_unreachable_and_invalid_receivers_give_no_response() -> None:
     async def rude(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 mail.example.com ESMTP\r\n")
         await writer.drain()
 
     async with listening(rude) as port, a_client() as client:
-        with nobody() as unused:
+        with closed_port() as unused:
             for where in (port, unused):
                 with pytest.raises(NoResponse):
                     await client.post(f"http://127.0.0.1:{where}/", b"{}", {})

@@ -1,5 +1,6 @@
 """Push routes: which envelopes they refuse, and what they log (P7)."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -10,7 +11,8 @@ import pytest
 import structlog
 from starlette.requests import ClientDisconnect
 
-from core.domain.messages import ClassifyImage
+from core.domain.jobs import new_job_id
+from core.domain.messages import ClassifyImage, RunJob
 from core.domain.records import RecordKey
 from core.observability.logs import add_trace
 from tests.support.problems import assert_problem
@@ -153,3 +155,25 @@ async def test_interrupted_push_is_499(worker: RunningWorker, path: str) -> None
         raise ClientDisconnect
 
     assert (await worker.client.post(path, content=interrupted())).status_code == 499
+
+
+@pytest.mark.parametrize(
+    ("path", "call"),
+    [("/jobs", "jobs.start"), ("/generate_annotations_dlq", "jobs.get")],
+)
+async def test_cancelled_push_is_503(worker: RunningWorker, path: str, call: str) -> None:
+    """The server cancels a request only when it shuts down."""
+    called = asyncio.Event()
+
+    async def hold(name: str, after: bool) -> None:
+        if name == call:
+            called.set()
+            await asyncio.Event().wait()
+
+    message = RunJob("public", new_job_id())
+    with worker.watching(hold):
+        content = body(attributes=message.attributes())
+        pushing = asyncio.create_task(worker.client.post(path, content=content))
+        await called.wait()
+        pushing.cancel()
+        assert_problem(await pushing, 503, "unavailable")

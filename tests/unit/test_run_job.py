@@ -105,10 +105,13 @@ async def test_repeated_run_publishes_only_open_items(
     assert [message.position for message in again if isinstance(message, ClassifyImage)] == [0, 2]
 
 
-async def test_items_with_known_results_complete_at_once(worker: RunningWorker) -> None:
+async def test_items_with_known_results_complete_at_once(
+    worker: RunningWorker, clock: MovableClock
+) -> None:
     known, refused, new = pictures(3)
     await finished_record(worker, known, None)
     await finished_record(worker, refused, RecordError("invalid_image", "Too large.", False))
+    clock.move(1)
     key = await submit_job(worker, [known, refused, new, known])
     await worker.run_job(key)
     assert await states(worker.backend, key) == ["succeeded", "invalid_image", "open", "succeeded"]
