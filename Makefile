@@ -68,8 +68,9 @@ keys: $(INSTALLED) ## List the API keys
 smoke: $(INSTALLED) ## Upload a new image to a running Glimpse and wait for its labels: make smoke URL=<address>
 	@$(BIN)/python -m deploy.smoke $(or $(URL),http://127.0.0.1:8080)
 
-# A worker a core: tests/support/distribution.py says which test runs where.
-PYTEST := $(BIN)/python -m pytest --numprocesses=auto
+# One worker for each core: tests/support/distribution.py assigns the tests. Our files are UTF-8 in
+# every locale.
+PYTEST := PYTHONUTF8=1 $(BIN)/python -m pytest --numprocesses=auto
 
 .PHONY: test
 test: setup ## Check style, types, and boundaries, then run all tests

@@ -56,7 +56,7 @@ def logs(asked: str) -> int:
     if _containers(asked):
         docker.replace_process("logs", "--follow", f"--tail={LINES}")
     if asked != "compose" and file.is_file():
-        with file.open(errors="replace") as lines:
+        with file.open(encoding="utf-8", errors="replace") as lines:
             sys.stdout.writelines(deque(lines, LINES))
         print("Glimpse is not running. These are the last lines of its log.")
         return 0

@@ -165,7 +165,7 @@ class RunningEmulators:
         for name in names:
             while not self.emulators[name].is_ready():
                 if self._processes[name].poll() is not None or time.monotonic() > deadline:
-                    tail = self.log_file(name).read_text(errors="replace")[-2000:]
+                    tail = self.log_file(name).read_text("utf-8", "replace")[-2000:]
                     raise RuntimeError(f"The {name} emulator did not start:\n{tail}")
                 time.sleep(0.1)
 

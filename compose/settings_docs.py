@@ -141,8 +141,8 @@ def _default(name: str) -> str:
 
 
 def main() -> None:
-    (ROOT / "docs/settings.md").write_text(settings_page())
-    (ROOT / ".env.example").write_text(env_example())
+    (ROOT / "docs/settings.md").write_text(settings_page(), encoding="utf-8")
+    (ROOT / ".env.example").write_text(env_example(), encoding="utf-8")
 
 
 if __name__ == "__main__":

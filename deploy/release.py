@@ -157,16 +157,16 @@ class Journal:
     def open(self, cloud: CloudRun, services: Sequence[Service]) -> None:
         before = {service.name: dict(service.traffic) for service in services}
         document = {"project": cloud.project, "region": cloud.region, "before": before}
-        self.path.write_text(json.dumps(document, indent=1))
+        self.path.write_text(json.dumps(document, indent=1), encoding="utf-8")
         if self.summary is not None:
-            with self.summary.open("a") as page:
+            with self.summary.open("a", encoding="utf-8") as page:
                 page.write(f"## Release of {' and '.join(before)}\n\n")
 
     def read(self) -> tuple[CloudRun, dict[str, dict[str, int]]] | None:
         """The project and each service's traffic, in roll-back order, or None if it is closed."""
         if not self.path.exists():
             return None
-        document = json.loads(self.path.read_text())
+        document = json.loads(self.path.read_text(encoding="utf-8"))
         return CloudRun(document["project"], document["region"]), document["before"]
 
     def close(self) -> None:
@@ -176,7 +176,7 @@ class Journal:
         line = f"{time.monotonic() - self.began:6.1f} s  {text}"
         print(line, flush=True)
         if self.summary is not None:
-            with self.summary.open("a") as page:
+            with self.summary.open("a", encoding="utf-8") as page:
                 page.write(f"- {mark} {text}\n")
 
 

@@ -149,7 +149,7 @@ def verify_bundle(bundle: Bundle) -> None:
 
 def write_sums(folder: Path) -> None:
     """Write `SHA256SUMS` for a finished bundle folder."""
-    (folder / SUMS_FILE).write_text(sums_text(_computed_sums(folder)))
+    (folder / SUMS_FILE).write_text(sums_text(_computed_sums(folder)), encoding="utf-8")
 
 
 def recorded_sums(folder: Path) -> dict[str, str] | None:

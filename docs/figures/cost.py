@@ -242,7 +242,7 @@ def tables(measured: Measured) -> dict[str, str]:
 
 def page(measured: Measured) -> str:
     """docs/cost.md with its tables as they are now."""
-    text = PAGE.read_text()
+    text = PAGE.read_text(encoding="utf-8")
     for name, content in tables(measured).items():
         text = filled(text, name, content)
     return text
@@ -389,4 +389,4 @@ def _dollars(value: float) -> str:
 
 def write(measured: Measured) -> None:
     """Bring the page up to date."""
-    PAGE.write_text(page(measured))
+    PAGE.write_text(page(measured), encoding="utf-8")

@@ -35,8 +35,16 @@ class Measured:
 
 def read_measured() -> Measured:
     """Raises ValueError where a page lacks a row."""
-    rows = dict(re.findall(r"^\| ([^|]+?) \| ([^|]+?) \|", BENCHMARKS.read_text(), re.MULTILINE))
-    card = dict(re.findall(r"^\| ([^|]+?) \| ([^|]+?) \|", MODEL_CARD.read_text(), re.MULTILINE))
+    rows = dict(
+        re.findall(
+            r"^\| ([^|]+?) \| ([^|]+?) \|", BENCHMARKS.read_text(encoding="utf-8"), re.MULTILINE
+        )
+    )
+    card = dict(
+        re.findall(
+            r"^\| ([^|]+?) \| ([^|]+?) \|", MODEL_CARD.read_text(encoding="utf-8"), re.MULTILINE
+        )
+    )
     return Measured(
         cached_gets=_number(rows, "cached GET", r"([\d.]+) requests/s"),
         known_uploads=_number(rows, "known image, multipart upload of 84 KB", r"([\d.]+) requests"),

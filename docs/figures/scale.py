@@ -148,7 +148,7 @@ def tables(measured: Measured) -> Mapping[str, str]:
 
 def page(measured: Measured) -> str:
     """docs/scale.md with its tables as they are now."""
-    text = PAGE.read_text()
+    text = PAGE.read_text(encoding="utf-8")
     for name, content in tables(measured).items():
         text = filled(text, name, content)
     return text
@@ -165,9 +165,9 @@ def pictures(measured: Measured) -> dict[str, str]:
 
 def write(measured: Measured) -> None:
     """Bring the page and its pictures up to date."""
-    PAGE.write_text(page(measured))
+    PAGE.write_text(page(measured), encoding="utf-8")
     for name, svg in pictures(measured).items():
-        (DOCS / "images" / name).write_text(svg)
+        (DOCS / "images" / name).write_text(svg, encoding="utf-8")
 
 
 def _machine_table(measured: Measured) -> str:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MOST_WORKERS = 8  # each may run a service's three processes, and all share one set of emulators
 # The order of the folders: what is quick and says most comes first. Within `flow` the longest come
 # first, so that no worker begins one when the others have nothing left.
-ORDER = ("unit", "terraform", "docs", "process", "flow", "contract")
+ORDER = ("unit", "terraform", "docs", "process", "flow", "browser", "contract")
 BACKENDS = re.compile(r"\[(?:.*-)?(embedded|emulator|firestore|gcp)\b")
 FOLDER = "GLIMPSE_TEST_RUN"  # names the folder that the workers of one run share
 

@@ -39,6 +39,7 @@ FIRESTORE = Requirement(
     "install gcloud with its component cloud-firestore-emulator, and Java 17",
 )
 GCLOUD = Requirement("gcloud", "install the Google Cloud CLI")
+CHROMIUM = Requirement("a browser", "install chromium")
 TERRAFORM = Requirement("Terraform", "install version 1.11 or newer")
 GIT = Requirement("git and a checkout", "install git, and clone the repository", False)
 SHA256SUM = Requirement("sha256sum", "install GNU coreutils", False)
