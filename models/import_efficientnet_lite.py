@@ -22,7 +22,14 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from core.bundles.bundle import Bundle, BundleManifest, InputSpec, OutputSpec, ResizeRule
+from core.bundles.bundle import (
+    Bundle,
+    BundleManifest,
+    InputSpec,
+    OutputSpec,
+    ResizeRule,
+    read_bundle,
+)
 from models.bundle_writer import folder_bytes, new_folder, write_bundle, write_json
 from models.calibration import probabilities, temperature
 from models.efficientnet_lite import OUTPUTS, VARIANTS, float_graph
@@ -108,7 +115,7 @@ def build(calibration: Calibration, out: Path) -> Bundle:
         (folder / IDS_FILE).write_text(ids, encoding="utf-8")
         card = render(bundle, calibration.model_dump(), read_evaluations())
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
-    return bundle
+    return read_bundle(out)
 
 
 def calibrate(
