@@ -8,7 +8,6 @@ from glimpse_client.drivers import AsyncDriver, BlockingDriver
 from glimpse_client.flows import Flow, nothing, request
 from glimpse_client.types import (
     DeadLetter,
-    Job,
     Key,
     Model,
     Page,
@@ -16,7 +15,6 @@ from glimpse_client.types import (
     Webhook,
     WebhookEvent,
     dead_letter_of,
-    job_of,
     key_of,
     model_of,
     usage_of,
@@ -46,34 +44,6 @@ def models_flow() -> Flow[list[Model]]:
 def model_flow(name: str) -> Flow[Model]:
     """One model."""
     return (yield from request("GET", f"{MODELS}/{name}", model_of))
-
-
-def train_flow(
-    name: str, examples: Sequence[Mapping[str, str]], base: str | None, key: str | None
-) -> Flow[Job]:
-    """A job that trains a model."""
-    return (
-        yield from request(
-            "POST",
-            "/api/v1/jobs/train-model",
-            job_of,
-            json=_given(name=name, base=base, examples=list(examples)),
-            headers=_given(**{"idempotency-key": key}),
-            timeout=120.0,
-        )
-    )
-
-
-def activate_flow(name: str, version: str) -> Flow[Model]:
-    """Make a version the active one."""
-    body = {"version": version}
-    return (yield from request("POST", f"{MODELS}/{name}/activate", model_of, json=body))
-
-
-def delete_model_flow(name: str, version: str | None) -> Flow[None]:
-    """Delete a model, or one version of it."""
-    params = {"version": version}
-    return (yield from request("DELETE", f"{MODELS}/{name}", nothing, params=params))
 
 
 def keys_flow() -> Flow[list[Key]]:
@@ -190,35 +160,12 @@ class Models:
         self._driver = driver
 
     def list(self) -> list[Model]:
-        """Every model that the caller can use: the service's bundles and the tenant's own."""
+        """Every model that the caller can use."""
         return self._driver.run(models_flow())
 
     def get(self, name: str) -> Model:
-        """A model with its labels; for a trained one also its metrics and versions (`raw`)."""
+        """A model with its labels."""
         return self._driver.run(model_flow(name))
-
-    def train(
-        self,
-        name: str,
-        examples: Iterable[tuple[str, str]],
-        *,
-        base: str | None = None,
-        idempotency_key: str | None = None,
-    ) -> Job:
-        """Train a model of one's own; `examples` are pairs of an image's hash and its label.
-
-        Every image must be known to the service (`jobs.create` or `images.classify` uploads it).
-        """
-        rows = [{"image_hash": image_hash, "label": label} for image_hash, label in examples]
-        return self._driver.run(train_flow(name, rows, base, idempotency_key))
-
-    def activate(self, name: str, version: str) -> Model:
-        """Make a version of a trained model the active one."""
-        return self._driver.run(activate_flow(name, version))
-
-    def delete(self, name: str, *, version: str | None = None) -> None:
-        """Delete a trained model with its results, or one of its versions."""
-        self._driver.run(delete_model_flow(name, version))
 
 
 class Keys:
@@ -343,26 +290,6 @@ class AsyncModels:
     async def get(self, name: str) -> Model:
         """As `Models.get`."""
         return await self._driver.run(model_flow(name))
-
-    async def train(
-        self,
-        name: str,
-        examples: Iterable[tuple[str, str]],
-        *,
-        base: str | None = None,
-        idempotency_key: str | None = None,
-    ) -> Job:
-        """As `Models.train`."""
-        rows = [{"image_hash": image_hash, "label": label} for image_hash, label in examples]
-        return await self._driver.run(train_flow(name, rows, base, idempotency_key))
-
-    async def activate(self, name: str, version: str) -> Model:
-        """As `Models.activate`."""
-        return await self._driver.run(activate_flow(name, version))
-
-    async def delete(self, name: str, *, version: str | None = None) -> None:
-        """As `Models.delete`."""
-        await self._driver.run(delete_model_flow(name, version))
 
 
 class AsyncKeys:

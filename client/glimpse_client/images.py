@@ -1,6 +1,6 @@
-"""Images: classify, look up, list, read, delete, watch."""
+"""Images: classify, look up, read, delete, watch."""
 
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from typing import Any
 
 from glimpse_client.drivers import AsyncDriver, BlockingDriver
@@ -17,8 +17,8 @@ from glimpse_client.flows import (
     nothing,
     request,
 )
-from glimpse_client.sources import Content, Source, is_url, source_of
-from glimpse_client.types import Image, Page, image_of
+from glimpse_client.sources import Content, Source, source_of
+from glimpse_client.types import Image, image_of
 
 IMAGES = "/api/v1/images"
 LONGEST_PREFER = 30  # seconds that the service holds an answer at most
@@ -31,70 +31,42 @@ def path_of(image_hash: str) -> str:
     return f"{IMAGES}/{image_hash}"
 
 
-def _views(model: str | None, labels: int | None, min_confidence: float | None) -> dict[str, Any]:
-    return {"model": model, "labels": labels, "min_confidence": min_confidence}
-
-
 def _prefer(seconds: float) -> dict[str, str]:
     whole = int(min(LONGEST_PREFER, seconds))
     return {"prefer": f"wait={whole}"} if whole >= 1 else {}
 
 
-def classify_flow(
-    image: Content,
-    *,
-    model: str | None = None,
-    labels: int | None = None,
-    min_confidence: float | None = None,
-    wait: float = DEFAULT_WAIT,
-) -> Flow[Image]:
+def classify_flow(image: Content, *, wait: float = DEFAULT_WAIT) -> Flow[Image]:
     """Hash, look up, upload if unknown, wait for the result."""
-    views = _views(model, labels, min_confidence)
     began: float = yield Clock()
-    if is_url(image):
-        response: Response = yield Request(
-            "POST", f"{IMAGES}/from-url", params=views, json={"url": image}, headers=_prefer(wait)
+    source: Source = yield Call(lambda: source_of(image))
+    image_hash: str = yield Call(source.sha256)
+    response: Response = yield Request("GET", path_of(image_hash), expect=frozenset({404}))
+    found = None if response.status == 404 else image_of(response.document)
+    if found is None or (found.error is not None and found.error.retryable):
+        response = yield Request(
+            *("POST", IMAGES),
+            source=source,
+            headers={"content-type": "application/octet-stream", **_prefer(wait)},
         )
         found = image_of(response.document, uploaded=True)
-    else:
-        source: Source = yield Call(lambda: source_of(image))
-        image_hash: str = yield Call(source.sha256)
-        response = yield Request("GET", path_of(image_hash), params=views, expect=frozenset({404}))
-        known = None if response.status == 404 else image_of(response.document)
-        if known is None or (known.error is not None and known.error.retryable):
-            response = yield Request(
-                *("POST", IMAGES),
-                params=views,
-                source=source,
-                headers={"content-type": "application/octet-stream", **_prefer(wait)},
-            )
-            found = image_of(response.document, uploaded=True)
-        else:
-            found = known
     if found.done or wait <= 0:
         return found
     now: float = yield Clock()
-    return (yield from wait_flow(found, views, wait - (now - began)))
+    return (yield from wait_flow(found, wait - (now - began)))
 
 
-def wait_flow(
-    found: Image, views: Mapping[str, Any], seconds: float
-) -> Generator[Effect, Any, Image]:
+def wait_flow(found: Image, seconds: float) -> Generator[Effect, Any, Image]:
     """Wait for the end of `found`: by its event stream, then by polling."""
     now: float = yield Clock()
     ends = now + seconds
-    model = views.get("model") or found.model or None
+    params = {"model": found.model or None}
     if seconds > 0:
-        yield Follow(f"{path_of(found.hash)}/stream", {"model": model}, seconds)
-    latest = found
+        yield Follow(f"{path_of(found.hash)}/stream", params, seconds)
     while True:
         now = yield Clock()
-        left = ends - now
         response: Response = yield Request(
-            "GET",
-            path_of(found.hash),
-            params={**views, "model": model},
-            headers=_prefer(left),
+            "GET", path_of(found.hash), params=params, headers=_prefer(ends - now)
         )
         latest = image_of(response.document, uploaded=found.uploaded)
         if latest.done:
@@ -107,34 +79,9 @@ def wait_flow(
         yield Sleep(min(1.0, max(0.05, ends - now)))
 
 
-def get_flow(
-    image_hash: str,
-    *,
-    model: str | None = None,
-    labels: int | None = None,
-    min_confidence: float | None = None,
-) -> Flow[Image]:
+def get_flow(image_hash: str, *, model: str | None = None) -> Flow[Image]:
     """One image."""
-    return (
-        yield from request(
-            "GET", path_of(image_hash), image_of, params=_views(model, labels, min_confidence)
-        )
-    )
-
-
-def list_flow(
-    filters: Mapping[str, Any], cursor: str | None, limit: int | None
-) -> Flow[Page[Image]]:
-    """One page of the tenant's images."""
-
-    def page(document: Any) -> Page[Image]:
-        return Page([image_of(each) for each in document["images"]], document.get("next_cursor"))
-
-    return (
-        yield from request(
-            "GET", IMAGES, page, params={**filters, "cursor": cursor, "limit": limit}
-        )
-    )
+    return (yield from request("GET", path_of(image_hash), image_of, params={"model": model}))
 
 
 def lookup_flow(hashes: Sequence[str], model: str | None = None) -> Flow[set[str]]:
@@ -166,77 +113,37 @@ class Images:
     def __init__(self, driver: BlockingDriver) -> None:
         self._driver = driver
 
-    def classify(
-        self,
-        image: Content,
-        *,
-        model: str | None = None,
-        labels: int | None = None,
-        min_confidence: float | None = None,
-        wait: float = DEFAULT_WAIT,
-    ) -> Image:
-        """The labels of an image: a path, bytes, a file, a Pillow image, or the text of a URL.
+    def classify(self, image: Content, *, wait: float = DEFAULT_WAIT) -> Image:
+        """The labels of an image: a path, bytes, an open file or a Pillow image.
 
         The client hashes the bytes first and uploads them only if the service does not know them.
-        For a URL, the service fetches the image. `labels` (1 to 20) and `min_confidence` (0 to 1)
-        select which labels the answer has. `wait` is in seconds; with 0 the image returned may have
-        no result yet. An image that cannot be classified is returned with its `error`.
+        `wait` is in seconds; with 0 the image returned may have no result yet. An image that cannot
+        be classified is returned with its `error`.
 
         Raises WaitTimeout, ApiError, ConnectionFailed, OSError, TypeError.
         """
-        return self._driver.run(
-            classify_flow(
-                image, model=model, labels=labels, min_confidence=min_confidence, wait=wait
-            )
-        )
+        return self._driver.run(classify_flow(image, wait=wait))
 
     def get(
         self,
         image_hash: str,
         *,
         model: str | None = None,
-        labels: int | None = None,
-        min_confidence: float | None = None,
     ) -> Image:
         """An image by the SHA-256 of its bytes. Raises NotFound."""
-        return self._driver.run(
-            get_flow(image_hash, model=model, labels=labels, min_confidence=min_confidence)
-        )
-
-    def page(
-        self, *, cursor: str | None = None, limit: int | None = None, **filters: Any
-    ) -> Page[Image]:
-        """One page of the tenant's images, newest first. Filters as in `list`."""
-        return self._driver.run(list_flow(filters, cursor, limit))
-
-    def list(self, **filters: Any) -> Iterator[Image]:
-        """All of the tenant's images, newest first.
-
-        Filters: `label`, `category`, `status`, `model`, `before`, `after`, `min_confidence`.
-        """
-        cursor = None
-        while True:
-            page = self._driver.run(list_flow(filters, cursor, None))
-            yield from page.items
-            cursor = page.next_cursor
-            if cursor is None:
-                return
+        return self._driver.run(get_flow(image_hash, model=model))
 
     def missing(self, hashes: Sequence[str], *, model: str | None = None) -> set[str]:
         """The hashes of images whose bytes the service does not have."""
         return self._driver.run(lookup_flow(hashes, model))
 
     def delete(self, image_hash: str) -> None:
-        """Delete the image, its thumbnail and its results."""
+        """Delete the image and its results."""
         self._driver.run(delete_flow(image_hash))
 
     def content(self, image_hash: str) -> bytes:
         """The bytes of the image."""
         return self._driver.run(bytes_flow(f"{path_of(image_hash)}/content"))
-
-    def thumbnail(self, image_hash: str) -> bytes:
-        """A WebP of at most 256 pixels a side."""
-        return self._driver.run(bytes_flow(f"{path_of(image_hash)}/thumbnail"))
 
     def watch(self, image_hash: str, *, model: str | None = None) -> Iterator[Image]:
         """The states of an image as they change, until it is done."""
@@ -251,51 +158,18 @@ class AsyncImages:
     def __init__(self, driver: AsyncDriver) -> None:
         self._driver = driver
 
-    async def classify(
-        self,
-        image: Content,
-        *,
-        model: str | None = None,
-        labels: int | None = None,
-        min_confidence: float | None = None,
-        wait: float = DEFAULT_WAIT,
-    ) -> Image:
+    async def classify(self, image: Content, *, wait: float = DEFAULT_WAIT) -> Image:
         """As `Images.classify`."""
-        return await self._driver.run(
-            classify_flow(
-                image, model=model, labels=labels, min_confidence=min_confidence, wait=wait
-            )
-        )
+        return await self._driver.run(classify_flow(image, wait=wait))
 
     async def get(
         self,
         image_hash: str,
         *,
         model: str | None = None,
-        labels: int | None = None,
-        min_confidence: float | None = None,
     ) -> Image:
         """As `Images.get`."""
-        return await self._driver.run(
-            get_flow(image_hash, model=model, labels=labels, min_confidence=min_confidence)
-        )
-
-    async def page(
-        self, *, cursor: str | None = None, limit: int | None = None, **filters: Any
-    ) -> Page[Image]:
-        """As `Images.page`."""
-        return await self._driver.run(list_flow(filters, cursor, limit))
-
-    async def list(self, **filters: Any) -> AsyncIterator[Image]:
-        """As `Images.list`."""
-        cursor = None
-        while True:
-            page = await self._driver.run(list_flow(filters, cursor, None))
-            for each in page.items:
-                yield each
-            cursor = page.next_cursor
-            if cursor is None:
-                return
+        return await self._driver.run(get_flow(image_hash, model=model))
 
     async def missing(self, hashes: Sequence[str], *, model: str | None = None) -> set[str]:
         """As `Images.missing`."""
@@ -308,10 +182,6 @@ class AsyncImages:
     async def content(self, image_hash: str) -> bytes:
         """As `Images.content`."""
         return await self._driver.run(bytes_flow(f"{path_of(image_hash)}/content"))
-
-    async def thumbnail(self, image_hash: str) -> bytes:
-        """As `Images.thumbnail`."""
-        return await self._driver.run(bytes_flow(f"{path_of(image_hash)}/thumbnail"))
 
     async def watch(self, image_hash: str, *, model: str | None = None) -> AsyncIterator[Image]:
         """As `Images.watch`."""

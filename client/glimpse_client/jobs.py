@@ -94,23 +94,17 @@ class Batch:
 class Options:
     """How a job runs; what is None or empty is left to the service."""
 
-    model: str | None = None
     priority: str | None = None
-    name: str | None = None
     not_before: str | None = None
     cancel_after: str | None = None
     notify_email: str | None = None
-    webhook: str | None = None
 
     def params(self) -> dict[str, Any]:
         """The query parameters."""
         return {
-            "model": self.model,
             "priority": self.priority,
-            "name": self.name,
             "not_before": self.not_before,
             "notify_email": self.notify_email,
-            "webhook": self.webhook,
         }
 
 
@@ -217,7 +211,7 @@ def create_flow(
         Item(Source(""), each, 0, ()) for each in dict.fromkeys(hashes) if each not in distinct
     ]
     own = [item.hash for item in items if item.names]
-    missing = (yield from lookup_flow(own, options.model)) if own else set()
+    missing = (yield from lookup_flow(own)) if own else set()
     key = idempotency_key or secrets.token_hex(16)
     jobs: list[Job] = []
     sent = 0
@@ -257,11 +251,6 @@ def cancel_flow(job_id: str) -> Flow[Job]:
     return (yield from request("DELETE", f"{JOBS}/{job_id}", job_of))
 
 
-def retry_flow(job_id: str) -> Flow[Job]:
-    """A new job of the failed items."""
-    return (yield from request("POST", f"{JOBS}/{job_id}/retry", job_of))
-
-
 def list_flow(
     status: str | None, type_: str | None, cursor: str | None, limit: int | None
 ) -> Flow[Page[Job]]:
@@ -275,7 +264,7 @@ def list_flow(
 
 
 def results_flow(
-    job_id: str, names: Mapping[str, Sequence[str]], cursor: str | None, params: Mapping[str, Any]
+    job_id: str, names: Mapping[str, Sequence[str]], cursor: str | None
 ) -> Flow[Page[JobResult]]:
     """One page of a job's results, in their order."""
 
@@ -288,7 +277,7 @@ def results_flow(
             "GET",
             f"{JOBS}/{job_id}/results",
             page,
-            params={**params, "cursor": cursor, "limit": RESULTS_AT_ONCE},
+            params={"cursor": cursor, "limit": RESULTS_AT_ONCE},
         )
     )
 
@@ -320,10 +309,6 @@ def _ids(job: Job | Batch | str) -> tuple[str, ...]:
 
 def _names(job: Job | Batch | str) -> Mapping[str, tuple[str, ...]]:
     return job.names if isinstance(job, Batch) else {}
-
-
-def _views(labels: int | None, min_confidence: float | None) -> dict[str, Any]:
-    return {"labels": labels, "min_confidence": min_confidence}
 
 
 class Jobs:
@@ -419,19 +404,12 @@ class Jobs:
                 if "job_id" in document:
                     yield job_of(document)
 
-    def results(
-        self,
-        job: Job | Batch | str,
-        *,
-        labels: int | None = None,
-        min_confidence: float | None = None,
-    ) -> Iterator[JobResult]:
+    def results(self, job: Job | Batch | str) -> Iterator[JobResult]:
         """The results, in order. Those of a running job have the states of that moment."""
-        params = _views(labels, min_confidence)
         for each in _ids(job):
             cursor = None
             while True:
-                page = self._driver.run(results_flow(each, _names(job), cursor, params))
+                page = self._driver.run(results_flow(each, _names(job), cursor))
                 yield from page.items
                 cursor = page.next_cursor
                 if cursor is None:
@@ -440,10 +418,6 @@ class Jobs:
     def cancel(self, job: Job | Batch | str) -> Sequence[Job]:
         """Cancel the jobs. Work that has not started does not start."""
         return [self._driver.run(cancel_flow(each)) for each in _ids(job)]
-
-    def retry_failed(self, job_id: str) -> Job:
-        """Make a new job of the failed items of a job that has ended."""
-        return self._driver.run(retry_flow(job_id))
 
 
 class AsyncJobs:
@@ -517,19 +491,12 @@ class AsyncJobs:
                 if "job_id" in document:
                     yield job_of(document)
 
-    async def results(
-        self,
-        job: Job | Batch | str,
-        *,
-        labels: int | None = None,
-        min_confidence: float | None = None,
-    ) -> AsyncIterator[JobResult]:
+    async def results(self, job: Job | Batch | str) -> AsyncIterator[JobResult]:
         """As `Jobs.results`."""
-        params = _views(labels, min_confidence)
         for each in _ids(job):
             cursor = None
             while True:
-                page = await self._driver.run(results_flow(each, _names(job), cursor, params))
+                page = await self._driver.run(results_flow(each, _names(job), cursor))
                 for item in page.items:
                     yield item
                 cursor = page.next_cursor
@@ -539,7 +506,3 @@ class AsyncJobs:
     async def cancel(self, job: Job | Batch | str) -> Sequence[Job]:
         """As `Jobs.cancel`."""
         return [await self._driver.run(cancel_flow(each)) for each in _ids(job)]
-
-    async def retry_failed(self, job_id: str) -> Job:
-        """As `Jobs.retry_failed`."""
-        return await self._driver.run(retry_flow(job_id))

@@ -129,13 +129,8 @@ class LazyFile(io.RawIOBase):
 Content = str | Path | bytes | bytearray | memoryview | IO[bytes] | PillowImage
 
 
-def is_url(image: object) -> bool:
-    """Whether `image` is the text of an HTTP address."""
-    return isinstance(image, str) and image.lower().startswith(("http://", "https://"))
-
-
 def source_of(image: Content) -> Source:
-    """A source out of what `classify` accepts, except addresses.
+    """A source out of what `classify` accepts.
 
     A Pillow image becomes a PNG (lossless). Raises TypeError for anything else, OSError.
     """

@@ -46,7 +46,6 @@ class Image:
     annotations: tuple[Annotation, ...] = ()
     categories: tuple[Annotation, ...] = ()
     confident: bool | None = None
-    output: Any = None
     error: ImageError | None = None
     image_url: str = ""
     attempts: int = 0
@@ -87,7 +86,6 @@ class Job:
     succeeded: int = 0
     failed: int = 0
     cancelled: int = 0
-    name: str | None = None
     priority: str = ""
     model: str = ""
     result: Any = None
@@ -118,7 +116,6 @@ class JobResult:
     annotations: tuple[Annotation, ...] = ()
     categories: tuple[Annotation, ...] = ()
     confident: bool | None = None
-    output: Any = None
     error: ImageError | None = None
     metadata: Document = field(default_factory=dict)
     names: tuple[str, ...] = ()
@@ -247,7 +244,6 @@ def image_of(document: Document, *, uploaded: bool = False) -> Image:
         annotations=_annotations(document.get("annotations")),
         categories=_annotations(document.get("categories")),
         confident=document.get("confident"),
-        output=document.get("output"),
         error=_error(document.get("error")),
         image_url=str(document.get("image_url") or ""),
         attempts=int(document.get("attempts") or 0),
@@ -269,7 +265,6 @@ def job_of(document: Document) -> Job:
         succeeded=int(document.get("succeeded") or 0),
         failed=int(document.get("failed") or 0),
         cancelled=int(document.get("cancelled") or 0),
-        name=document.get("name"),
         priority=str(document.get("priority") or ""),
         model=str(document.get("model") or ""),
         result=document.get("result"),
@@ -294,7 +289,6 @@ def result_of(document: Document, names: Mapping[str, Sequence[str]]) -> JobResu
         annotations=_annotations(document.get("annotations")),
         categories=_annotations(document.get("categories")),
         confident=document.get("confident"),
-        output=document.get("output"),
         error=_error(document.get("error")),
         metadata=document.get("metadata") or {},
         names=local or ((str(name),) if name else ()),

@@ -140,7 +140,7 @@ def test_exit_codes(stack: Stack, photos: Path, tmp_path: Path) -> None:
     photo = str(photos / "red/00.png")
     assert glimpse(stack, tmp_path, "label", photo, "-q").returncode == 0
     assert glimpse(stack, tmp_path, "label", str(photos / "nowhere.png")).returncode == 2
-    assert glimpse(stack, tmp_path, "label", "--labels", "0", photo).returncode == 2
+    assert glimpse(stack, tmp_path, "label", "--wait", "0", photo).returncode == 2
     assert glimpse(stack, tmp_path, "images", "get", "0" * 64).returncode == 3
     done = glimpse(stack, tmp_path, "--url", "http://127.0.0.1:9", "doctor")
     assert done.returncode == 6

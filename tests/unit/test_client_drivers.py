@@ -157,12 +157,6 @@ def test_a_known_image_is_not_uploaded() -> None:
     assert [each.method for each in service.seen] == ["GET"]
 
 
-def test_views_are_asked_for() -> None:
-    with ScriptedService(Reply(200, DONE)) as service, Glimpse(service.url) as client:
-        client.images.classify(b"bytes", model="m", labels=3, min_confidence=0.5)
-    assert service.seen[0].path.endswith("?model=m&labels=3&min_confidence=0.5")
-
-
 def test_a_wait_that_is_over_says_what_is_known() -> None:
     script = (problem(404, "not_found"), Reply(202, PENDING))
     with ScriptedService(*script) as service:

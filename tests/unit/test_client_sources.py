@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from glimpse_client.jobs import Item, split
-from glimpse_client.sources import Source, find_images, is_url, source_of
+from glimpse_client.sources import Source, find_images, source_of
 from PIL import Image
 
 
@@ -25,12 +25,6 @@ def test_bytes_files_and_pictures(tmp_path: Path) -> None:
         source_of(io.StringIO("text"))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="not <class 'int'>"):
         source_of(3)  # type: ignore[arg-type]
-
-
-def test_addresses_are_told_from_paths() -> None:
-    assert is_url("HTTPS://example.com/a.jpg")
-    assert not is_url("https.jpg")
-    assert not is_url(b"https://example.com")
 
 
 def test_folders_are_searched_for_images(tmp_path: Path) -> None:

@@ -7,18 +7,17 @@ const MOST = 1000;
 
 /**
  * @param {{file: File, path: string}[]} images
- * @param {{model?: string, name?: string}} options
  * @param {(word: string, done: number, total: number) => void} progress
  * @returns {Promise<string>} the job's id
  */
-export async function createJob(images, options, progress) {
+export async function createJob(images, progress) {
   if (images.length > MOST) {
     throw new Error(`A job has at most ${MOST} images; these are ${images.length}. Use the command line: glimpse label.`);
   }
-  const hashes = await uploadMissing(images, options.model, progress);
+  const hashes = await uploadMissing(images, progress);
   const created = await call(
     "POST",
-    `/api/v1/jobs/batch-predict${query({ model: options.model, name: options.name })}`,
+    "/api/v1/jobs/batch-predict",
     { image_hashes: hashes.map((hash, n) => ({ image_hash: hash, metadata: { file: images[n].path } })) },
     { "idempotency-key": crypto.randomUUID?.() ?? String(Math.random()) },
   );
@@ -28,11 +27,10 @@ export async function createJob(images, options, progress) {
 /**
  * The hash of each image, all of them known to the service afterwards.
  * @param {{file: File, path: string}[]} images
- * @param {string | undefined} model
  * @param {(word: string, done: number, total: number) => void} progress
  * @returns {Promise<string[]>}
  */
-export async function uploadMissing(images, model, progress) {
+async function uploadMissing(images, progress) {
   /** @type {string[]} */
   const hashes = new Array(images.length);
   let done = 0;
@@ -44,7 +42,7 @@ export async function uploadMissing(images, model, progress) {
     ? await json("/api/v1/images/lookup", {
         method: "POST",
         headers: { "content-type": "application/json" },
-        body: JSON.stringify({ image_hashes: [...new Set(hashes)], ...(model ? { model } : {}) }),
+        body: JSON.stringify({ image_hashes: [...new Set(hashes)] }),
       })
     : { missing: null };
   const missing = known.missing === null ? null : new Set(known.missing);
@@ -53,7 +51,7 @@ export async function uploadMissing(images, model, progress) {
   await each(sending, async ({ file, n }) => {
     try {
       const answer = await send("/api/v1/images", {
-        method: "POST", query: { model }, body: file, headers: { "content-type": "application/octet-stream" },
+        method: "POST", body: file, headers: { "content-type": "application/octet-stream" },
       });
       hashes[n] = (await answer.json()).image_hash;
     } catch (error) {
@@ -83,10 +81,4 @@ async function each(items, work) {
       }
     }),
   );
-}
-
-/** @param {Record<string, string | undefined>} values */
-function query(values) {
-  const given = Object.entries(values).filter(([, value]) => value);
-  return given.length ? `?${new URLSearchParams(/** @type {[string, string][]} */ (given))}` : "";
 }

@@ -2,7 +2,7 @@
 /** Jobs: progress, results, cancel, retry; a new one from a folder. */
 import { useEffect, useState } from "preact/hooks";
 
-import { base, call, follow, json, send } from "./api.js";
+import { follow, json, send } from "./api.js";
 import { Action, Failure, State, html, looksLikeImage, percent, short, useLoaded, when } from "./ui.js";
 import { createJob } from "./batch.js";
 import { Pick } from "./try.js";
@@ -10,14 +10,13 @@ import { Pick } from "./try.js";
 /** @param {{go: (path: string) => void}} props */
 export function Jobs({ go }) {
   const found = useLoaded(() => json("/api/v1/jobs", { query: { limit: 50 } }), []);
-  const [name, setName] = useState("");
   const [error, setError] = useState(/** @type {unknown} */ (null));
   const [progress, setProgress] = useState(/** @type {any} */ (null));
   /** @param {{file: File, path: string}[]} files */
   const start = async (files) => {
     setError(null);
     try {
-      go(`/jobs/${await createJob(files.filter(looksLikeImage), { name }, (word, done, total) => setProgress({ word, done, total }))}`);
+      go(`/jobs/${await createJob(files.filter(looksLikeImage), (word, done, total) => setProgress({ word, done, total }))}`);
     } catch (failed) {
       setError(failed);
     } finally {
@@ -27,7 +26,6 @@ export function Jobs({ go }) {
   return html`<h1>Jobs</h1>
     <section class="card"><h2>New job</h2>
       <div class="row">
-        <label class="field">Name<input value=${name} maxlength="200" placeholder="optional" onInput=${(/** @type {any} */ event) => setName(event.target.value)} /></label>
         <${Pick} label="Choose a folder" folder onFiles=${start} />
         <${Pick} label="Choose photos" onFiles=${start} />
       </div>
@@ -40,7 +38,7 @@ export function Jobs({ go }) {
       ? html`<div class="scroll card"><table>
           <thead><tr><th scope="col">Job</th><th scope="col">Status</th><th scope="col">Progress</th><th scope="col" class="number">Images</th><th scope="col" class="number">Failed</th><th scope="col">Created</th></tr></thead>
           <tbody>${found.value.jobs.map((/** @type {any} */ job) => html`<tr key=${job.job_id}>
-            <td><a href=${`#/jobs/${job.job_id}`}>${job.name || short(job.job_id)}</a></td>
+            <td><a href=${`#/jobs/${job.job_id}`}>${short(job.job_id)}</a></td>
             <td><${State} state=${job.status} /></td>
             <td><progress max="100" value=${job.progress} aria-label=${`${job.progress} percent`}></progress></td>
             <td class="number">${job.total}</td><td class="number">${job.failed}</td><td>${when(job.created_at)}</td></tr>`)}</tbody></table></div>`
@@ -48,8 +46,8 @@ export function Jobs({ go }) {
     <button type="button" onClick=${found.reload}>Refresh</button>`;
 }
 
-/** @param {{id: string, go: (path: string) => void}} props */
-export function JobPage({ id, go }) {
+/** @param {{id: string}} props */
+export function JobPage({ id }) {
   const [job, setJob] = useState(/** @type {any} */ (null));
   const [error, setError] = useState(/** @type {unknown} */ (null));
   useEffect(() => {
@@ -65,7 +63,7 @@ export function JobPage({ id, go }) {
     return () => stop.abort();
   }, [id]);
   const done = Boolean(job?.completed_at);
-  return html`<h1>${job?.name || "Job"}</h1><p class="mono">${id}</p>
+  return html`<h1>Job</h1><p class="mono">${id}</p>
     <${Failure} error=${error} />
     ${job
       ? html`<section class="card" aria-live="polite">
@@ -76,7 +74,6 @@ export function JobPage({ id, go }) {
           <p class="small soft">${job.type} · model ${job.model} · priority ${job.priority} · created ${when(job.created_at)}</p>
           <div class="row">
             ${done ? null : html`<${Action} kind="danger" confirm="Cancel this job?" run=${async () => setJob(await json(`/api/v1/jobs/${id}`, { method: "DELETE" }))}>Cancel<//>`}
-            ${done && job.failed ? html`<${Action} run=${async () => go(`/jobs/${(await call("POST", `/api/v1/jobs/${id}/retry`, undefined)).job_id}`)}>Retry failed<//>` : null}
             ${job.type === "batch-predict" ? html`<${Action} run=${() => download(id, "text/csv", "csv")}>CSV<//><${Action} run=${() => download(id, "application/x-ndjson", "ndjson")}>NDJSON<//>` : null}
           </div></section>
         <${Results} id=${id} stamp=${done ? 1 : Math.floor((job.succeeded + job.failed) / Math.max(1, job.total / 10))} />`
@@ -129,5 +126,3 @@ async function download(id, kind, suffix) {
   link.click();
   setTimeout(() => URL.revokeObjectURL(address), 60_000);
 }
-
-export { base };

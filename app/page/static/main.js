@@ -9,15 +9,14 @@ import { Try } from "./try.js";
 
 /** Views that most visits do not need are loaded with their first use. */
 const VIEWS = {
-  history: () => import("./history.js").then((module) => module.History),
-  images: () => import("./history.js").then((module) => module.ImagePage),
+  images: () => import("./image.js").then((module) => module.ImagePage),
   jobs: () => import("./jobs.js").then((module) => module.Jobs),
   job: () => import("./jobs.js").then((module) => module.JobPage),
   models: () => import("./models.js").then((module) => module.Models),
   model: () => import("./models.js").then((module) => module.ModelPage),
   operate: () => import("./operate.js").then((module) => module.Operate),
 };
-const TABS = [["/", "Try"], ["/history", "History"], ["/jobs", "Jobs"], ["/models", "Models"], ["/operate", "Operate"]];
+const TABS = [["/", "Try"], ["/jobs", "Jobs"], ["/models", "Models"], ["/operate", "Operate"]];
 
 const path = () => location.hash.slice(1) || "/";
 /** @param {string} to */
@@ -30,7 +29,7 @@ function routeOf(at) {
   if (first === "images" && /^[0-9a-f]{64}$/i.test(name)) return ["images", { hash: name.toLowerCase() }];
   if (first === "jobs" && name) return ["job", { id: name }];
   if (first === "models" && name) return ["model", { name }];
-  if (first === "history" || first === "jobs" || first === "models" || first === "operate") return [first, {}];
+  if (first === "jobs" || first === "models" || first === "operate") return [first, {}];
   return ["try", {}];
 }
 
@@ -70,7 +69,7 @@ function App() {
 }
 
 /** @param {string} at @param {string} to */
-const isCurrent = (at, to) => (to === "/" ? at === "/" || at.startsWith("/?") : at.startsWith(to) || (to === "/history" && at.startsWith("/images")));
+const isCurrent = (at, to) => (to === "/" ? at === "/" || at.startsWith("/?") : at.startsWith(to));
 
 /** @param {{view: keyof typeof VIEWS, props: Record<string, any>}} props */
 function Later({ view, props }) {

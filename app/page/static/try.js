@@ -2,8 +2,8 @@
 /** Try: photos in, labels out. */
 import { useEffect, useRef, useState } from "preact/hooks";
 
-import { Problem, base, follow, json, send, sha256 } from "./api.js";
-import { Copy, Failure, Labels, State, chosenFiles, droppedFiles, html, looksLikeImage, percent } from "./ui.js";
+import { base, follow, json, send, sha256 } from "./api.js";
+import { Copy, Failure, Labels, State, chosenFiles, droppedFiles, html, looksLikeImage } from "./ui.js";
 import { createJob } from "./batch.js";
 
 const AT_ONCE = 4;
@@ -26,9 +26,6 @@ let nextId = 1;
 /** @param {{go: (path: string) => void}} props */
 export function Try({ go }) {
   const [shown, setShown] = useState(/** @type {Shown[]} */ ([]));
-  const [models, setModels] = useState(/** @type {any[]} */ ([]));
-  const [model, setModel] = useState("");
-  const [labels, setLabels] = useState(5);
   const [error, setError] = useState(/** @type {unknown} */ (null));
   const [over, setOver] = useState(false);
   const [camera, setCamera] = useState(false);
@@ -37,10 +34,7 @@ export function Try({ go }) {
   const waiting = useRef(/** @type {Shown[]} */ ([]));
   const busy = useRef(0);
 
-  useEffect(() => {
-    json("/api/v1/models").then((found) => setModels(found.models ?? []), () => undefined);
-    return () => stop.current.abort();
-  }, []);
+  useEffect(() => () => stop.current.abort(), []);
 
   /** @param {Partial<Shown> & {id: number}} change */
   const update = (change) =>
@@ -56,7 +50,7 @@ export function Try({ go }) {
     }
     if (images.length > MANY) {
       try {
-        const job = await createJob(images, { model }, (word, done, total) => setProgress({ word, done, total }));
+        const job = await createJob(images, (word, done, total) => setProgress({ word, done, total }));
         go(`/jobs/${job}`);
       } catch (failed) {
         setError(failed);
@@ -77,7 +71,7 @@ export function Try({ go }) {
     while (busy.current < AT_ONCE && waiting.current.length > 0) {
       const next = /** @type {Shown} */ (waiting.current.shift());
       busy.current += 1;
-      classify(next, { model, labels }, update, stop.current.signal).finally(() => {
+      classify(next, update, stop.current.signal).finally(() => {
         busy.current -= 1;
         work();
       });
@@ -112,21 +106,10 @@ export function Try({ go }) {
       </div>
     </div>
     ${camera ? html`<${Camera} onFile=${(/** @type {File} */ file) => take([{ file, path: file.name }])} />` : null}
-    <div class="row" style="margin-top:.75rem">
-      ${models.length > 1
-        ? html`<label class="field">Model
-            <select value=${model} onChange=${(/** @type {any} */ event) => setModel(event.target.value)}>
-              <option value="">default</option>
-              ${models.map((each) => html`<option value=${each.id}>${each.id}</option>`)}
-            </select></label>`
-        : null}
-      <label class="field">Labels
-        <input type="number" min="1" max="20" value=${labels} onChange=${(/** @type {any} */ event) => setLabels(Number(event.target.value) || 5)} /></label>
-    </div>
     <${Failure} error=${error} />
     ${progress ? html`<p role="status">${progress.word} ${progress.done} of ${progress.total} <progress max=${progress.total} value=${progress.done} aria-label=${progress.word}></progress></p>` : null}
     <div class="results" aria-live="polite" aria-relevant="additions text">
-      ${shown.map((each) => html`<${Result} key=${each.id} shown=${each} model=${model} labels=${labels} />`)}
+      ${shown.map((each) => html`<${Result} key=${each.id} shown=${each} />`)}
     </div>`;
 }
 
@@ -181,18 +164,16 @@ function Camera({ onFile }) {
 /**
  * Hash, look up, upload if unknown, follow until the end.
  * @param {Shown} shown
- * @param {{model: string, labels: number}} options
  * @param {(change: Partial<Shown> & {id: number}) => void} update
  * @param {AbortSignal} signal
  */
-async function classify(shown, options, update, signal) {
-  const query = { model: options.model, labels: options.labels };
+async function classify(shown, update, signal) {
   const began = performance.now();
   try {
     update({ id: shown.id, state: "hashing" });
     const hash = await sha256(shown.file);
     let answer = null;
-    if (hash) answer = await send(`/api/v1/images/${hash}`, { query, expect: [404], signal });
+    if (hash) answer = await send(`/api/v1/images/${hash}`, { expect: [404], signal });
     let image = answer && answer.status !== 404 ? await answer.json() : null;
     let note = "";
     if (image && !(image.error && image.error.retryable)) {
@@ -201,16 +182,16 @@ async function classify(shown, options, update, signal) {
     } else {
       update({ id: shown.id, state: "sending" });
       const uploaded = await send("/api/v1/images", {
-        method: "POST", query, body: shown.file, signal,
+        method: "POST", body: shown.file, signal,
         headers: { "content-type": "application/octet-stream" },
       });
       image = await uploaded.json();
     }
     update({ id: shown.id, state: image.status, image, note });
     if (image.status !== "success" && image.status !== "error") {
-      const path = `/api/v1/images/${image.image_hash}/stream${options.model ? `?model=${encodeURIComponent(options.model)}` : ""}`;
-      await follow(path, (document) => update({ id: shown.id, state: document.status ?? "running" }), signal);
-      image = await json(`/api/v1/images/${image.image_hash}`, { query, signal });
+      const path = `/api/v1/images/${image.image_hash}`;
+      await follow(`${path}/stream`, (document) => update({ id: shown.id, state: document.status ?? "running" }), signal);
+      image = await json(path, { signal });
       const took = ((performance.now() - began) / 1000).toFixed(1);
       update({ id: shown.id, state: image.status, image, note: `Labelled in ${took} s.` });
     }
@@ -219,8 +200,8 @@ async function classify(shown, options, update, signal) {
   }
 }
 
-/** @param {{shown: Shown, model: string, labels: number}} props */
-function Result({ shown, model, labels }) {
+/** @param {{shown: Shown}} props */
+function Result({ shown }) {
   const { image } = shown;
   const failed = image?.error;
   return html`<article class="card result" aria-label=${shown.name}>
@@ -232,23 +213,20 @@ function Result({ shown, model, labels }) {
       ${image ? html`<${Labels} image=${image} />` : null}
       ${shown.note ? html`<p class="soft small">${shown.note}</p>` : null}
       ${image ? html`<p class="small"><a href=${`#/images/${image.image_hash}`}>This image's page</a></p>
-        <${Requests} name=${shown.name} hash=${image.image_hash} model=${model} labels=${labels} />
+        <${Requests} name=${shown.name} hash=${image.image_hash} />
         <details><summary>JSON</summary><pre tabindex="0">${JSON.stringify(image, null, 2)}</pre></details>` : null}
     </div>
   </article>`;
 }
 
-/** The same request elsewhere. @param {{name: string, hash: string, model: string, labels: number}} props */
-export function Requests({ name, hash, model, labels }) {
+/** The same request elsewhere. @param {{name: string, hash: string}} props */
+export function Requests({ name, hash }) {
   const file = name.split("/").pop() || "photo.jpg";
   const quoted = `'${file.replaceAll("'", "'\\''")}'`;
-  const query = new URLSearchParams({ ...(model ? { model } : {}), ...(labels === 5 ? {} : { labels: String(labels) }) }).toString();
-  const curl = `curl -H 'Prefer: wait=20' -H 'Content-Type: application/octet-stream' --data-binary @${quoted} '${base}/api/v1/images${query ? `?${query}` : ""}'`;
-  const python = `from glimpse_client import Glimpse\n\nwith Glimpse(${JSON.stringify(base)}) as glimpse:\n    print(glimpse.images.classify(${JSON.stringify(file)}${model ? `, model=${JSON.stringify(model)}` : ""}).label)`;
-  const shell = `glimpse --url ${base} label ${quoted}${model ? ` --model ${model}` : ""}${labels === 5 ? "" : ` --labels ${labels}`}`;
+  const curl = `curl -H 'Prefer: wait=20' -H 'Content-Type: application/octet-stream' --data-binary @${quoted} '${base}/api/v1/images'`;
+  const python = `from glimpse_client import Glimpse\n\nwith Glimpse(${JSON.stringify(base)}) as glimpse:\n    print(glimpse.images.classify(${JSON.stringify(file)}).label)`;
+  const shell = `glimpse --url ${base} label ${quoted}`;
   return html`<details><summary>The same request by curl, Python and glimpse</summary>
     ${[curl, python, shell].map((text) => html`<div class="row spread"><pre tabindex="0" style="flex:1">${text}</pre><${Copy} text=${text} /></div>`)}
     <p class="small soft mono">${hash}</p></details>`;
 }
-
-export { Problem, percent };

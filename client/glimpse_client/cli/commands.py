@@ -3,7 +3,6 @@
 import contextlib
 import sys
 import webbrowser
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from glimpse_client.cli.output import (
 from glimpse_client.client import VERSION, Glimpse
 from glimpse_client.errors import ApiError, GlimpseError, NotFound
 from glimpse_client.images import DEFAULT_WAIT
-from glimpse_client.sources import Source, find_images
 from glimpse_client.types import Job
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -70,9 +68,6 @@ def cli(click_context: click.Context, url: str | None, api_key: str | None, prof
 @cli.command()
 @click.argument("paths", nargs=-1, required=True)
 @click.option("-r", "--recursive", is_flag=True, help="Search folders inside folders.")
-@click.option("--model", help="The model, by name or id.")
-@click.option("--labels", type=click.IntRange(1, 20), help="Labels for each image.")
-@click.option("--min-confidence", type=click.FloatRange(0, 1), help="Leave out less likely labels.")
 @click.option("--priority", type=click.Choice(["high", "normal", "low"]), help="Of jobs.")
 @click.option("--wait", type=click.FloatRange(min=1), default=DEFAULT_WAIT, show_default=True,
               help="Seconds to wait for a single image.")  # fmt: skip
@@ -84,21 +79,18 @@ def label(
     ctx: Context,
     paths: tuple[str, ...],
     recursive: bool,
-    model: str | None,
-    labels: int | None,
-    min_confidence: float | None,
     priority: str | None,
     wait: float,
     output: str | None,
     dry_run: bool,
     format_: str | None,
 ) -> None:
-    """Label photos: files, folders, addresses, or - for standard input.
+    """Label photos: files, folders, or - for standard input.
 
     Photos that the service knows are not uploaded. A few photos are labelled one by one, more as
     jobs, which go on if you press Ctrl-C.
     """
-    choice = Choice(model, labels, min_confidence, priority, wait)
+    choice = Choice(priority, wait)
     chosen = Format(format_ or _format_of(output))
     sys.exit(run_label(ctx, paths, recursive, choice, chosen, output, dry_run))
 
@@ -132,11 +124,11 @@ def list_jobs(ctx: Context, status: str | None, limit: int, format_: str | None)
         _documents(format_, [job.raw for job in found], ["job_id", "status", "total", "failed"])
         return
     rows = [
-        [job.id, job.name or "", job.status, f"{job.progress} %", job.total, job.failed,
+        [job.id, job.status, f"{job.progress} %", job.total, job.failed,
          job.created_at or ""]
         for job in found
     ]  # fmt: skip
-    show_table(["job", "name", "status", "progress", "images", "failed", "created"], rows)
+    show_table(["job", "status", "progress", "images", "failed", "created"], rows)
 
 
 @jobs.command()
@@ -169,23 +161,19 @@ def watch(ctx: Context, job_id: str, as_json: bool) -> None:
 
 @jobs.command()
 @click.argument("job_id")
-@click.option("--labels", type=click.IntRange(1, 20), help="Labels for each image.")
-@click.option("--min-confidence", type=click.FloatRange(0, 1), help="Leave out less likely labels.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write to this file.")
 @Formats()
 @pass_context
 def results(
     ctx: Context,
     job_id: str,
-    labels: int | None,
-    min_confidence: float | None,
     output: str | None,
     format_: str | None,
 ) -> None:
     """Print a job's results."""
     with open_output(output) as out:
         writer = Writer(Format(format_ or _format_of(output)), COLUMNS, out)
-        found = ctx.client.jobs.results(job_id, labels=labels, min_confidence=min_confidence)
+        found = ctx.client.jobs.results(job_id)
         for each in found:
             name = each.name or each.hash or ""
             labelled = label_module.from_result(name, each)
@@ -202,22 +190,12 @@ def cancel(ctx: Context, job_id: str) -> None:
     ctx.say(f"Job {job.id} is {job.status}.")
 
 
-@jobs.command("retry")
-@click.argument("job_id")
-@pass_context
-def retry_job(ctx: Context, job_id: str) -> None:
-    """Make a new job of a job's failed images."""
-    job = ctx.client.jobs.retry_failed(job_id)
-    click.echo(job.id)
-
-
 def _show_job(job: Job, as_json: bool) -> None:
     if as_json:
         show_json(dict(job.raw))
         return
     rows: list[tuple[str, object]] = [
         ("job", job.id),
-        ("name", job.name or ""),
         ("type", job.type),
         ("status", job.status),
         ("progress", f"{job.progress} %"),
@@ -231,7 +209,7 @@ def _show_job(job: Job, as_json: bool) -> None:
 
 @cli.group()
 def models() -> None:
-    """Models, and training your own."""
+    """Models that you can use."""
 
 
 @models.command("list")
@@ -257,102 +235,9 @@ def show_model(ctx: Context, name: str) -> None:
     show_json(dict(ctx.client.models.get(name).raw))
 
 
-@models.command()
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--name", help="The model's name; the folder's name by default.")
-@click.option("--base", help="The model to start from; the service's default otherwise.")
-@pass_context
-def train(ctx: Context, folder: Path, name: str | None, base: str | None) -> None:
-    """Train a model from a folder that has one folder of photos for each label."""
-    labelled = [
-        (each.path, each.path.relative_to(folder).parts[0])
-        for each in find_images([folder], recursive=True)
-        if len(each.path.relative_to(folder).parts) > 1
-    ]
-    counts = Counter(word for _, word in labelled)
-    if not counts:
-        raise click.UsageError(f"{folder} has no folders with photos: make one for each label.")
-    ctx.say(", ".join(f"{word}: {count}" for word, count in sorted(counts.items())))
-    client = ctx.client
-    by_name: dict[str, str] = {}
-    with progress_bar(ctx.console) as bar:
-        task = bar.add_task("uploading", total=len(labelled), note="")
-        for start in range(0, len(labelled), label_module.WINDOW):
-            part = labelled[start : start + label_module.WINDOW]
-            batch = client.jobs.create_from(
-                (Source(path.name, path=path), str(path)) for path, _ in part
-            )
-            by_name |= {name: hash_ for hash_, names in batch.names.items() for name in names}
-            client.jobs.wait(batch)
-            bar.update(task, advance=len(part))
-    examples = [(by_name[str(path)], word) for path, word in labelled]
-    job = client.models.train(name or folder.resolve().name, examples, base=base)
-    ctx.jobs_created(job.id)
-    (done,) = client.jobs.wait(job).jobs
-    _show_job(done, as_json=False)
-    if done.status != "completed":
-        sys.exit(SOME_FAILED)
-
-
-@models.command()
-@click.argument("name")
-@click.argument("version")
-@pass_context
-def activate(ctx: Context, name: str, version: str) -> None:
-    """Make a version of a trained model the active one."""
-    ctx.client.models.activate(name, version)
-    ctx.say(f"{name} is now {version}.")
-
-
-@models.command("delete")
-@click.argument("name")
-@click.option("--version", help="Only this version.")
-@click.confirmation_option("-y", "--yes", prompt="Delete the model and its results?")
-@pass_context
-def delete_model(ctx: Context, name: str, version: str | None) -> None:
-    """Delete a trained model and its results."""
-    ctx.client.models.delete(name, version=version)
-
-
 @cli.group()
 def images() -> None:
     """Images that the service has."""
-
-
-@images.command("list")
-@click.option("--label", "label_")
-@click.option("--category")
-@click.option("--status", type=click.Choice(["pending", "queued", "running", "success", "error"]))
-@click.option("--model")
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
-@Formats()
-@pass_context
-def list_images(
-    ctx: Context,
-    label_: str | None,
-    category: str | None,
-    status: str | None,
-    model: str | None,
-    limit: int,
-    format_: str | None,
-) -> None:
-    """List images, newest first."""
-    filters = {"label": label_, "category": category, "status": status, "model": model}
-    found = []
-    for image in ctx.client.images.list(**{k: v for k, v in filters.items() if v is not None}):
-        found.append(image)
-        if len(found) == limit:
-            break
-    if format_:
-        _documents(format_, [each.raw for each in found], ["image_hash", "status", "model"])
-        return
-    rows = [
-        [each.hash, each.status, each.label or "",
-         "" if each.confidence is None else f"{100 * each.confidence:.0f} %",
-         each.created_at or ""]
-        for each in found
-    ]  # fmt: skip
-    show_table(["image", "status", "label", "confidence", "created"], rows)
 
 
 @images.command("get")

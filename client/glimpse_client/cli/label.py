@@ -1,4 +1,4 @@
-"""`glimpse label`: labels of photos, folders, addresses and standard input."""
+"""`glimpse label`: labels of photos, folders and standard input."""
 
 import io
 import sys
@@ -18,7 +18,7 @@ from glimpse_client.cli.output import Format, Writer, open_output, progress_bar
 from glimpse_client.errors import ApiError, GlimpseError, Invalid, TooLarge, Unsupported
 from glimpse_client.images import DEFAULT_WAIT
 from glimpse_client.jobs import Batch, Options
-from glimpse_client.sources import HEIC_SUFFIXES, Found, Source, find_images, is_url
+from glimpse_client.sources import HEIC_SUFFIXES, Found, Source, find_images
 from glimpse_client.types import Annotation, Image, JobResult
 
 COLUMNS = ("file", "label", "confidence", "categories", "status", "error")
@@ -29,11 +29,10 @@ AT_ONCE = 4
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """An image to label: its name in the output, and a source, a URL, or why it has neither."""
+    """An image to label: its name in the output, and its source or why it has none."""
 
     name: str
     source: Source | None = None
-    url: str | None = None
     refused: str | None = None
 
 
@@ -47,7 +46,6 @@ class Labelled:
     annotations: Sequence[Annotation] = ()
     categories: Sequence[Annotation] = ()
     confident: bool | None = None
-    output: Any = None
     error: str | None = None
 
     @property
@@ -84,7 +82,6 @@ class Labelled:
                 for each in self.categories
             ],
             "confident": self.confident,
-            "output": self.output,
             "error": self.error,
         }
 
@@ -93,9 +90,6 @@ class Labelled:
 class Choice:
     """The options of `glimpse label`."""
 
-    model: str | None = None
-    labels: int | None = None
-    min_confidence: float | None = None
     priority: str | None = None
     wait: float = DEFAULT_WAIT
 
@@ -133,8 +127,6 @@ def wanted_images(paths: Sequence[str], recursive: bool, skipped: Skipped) -> It
     for each in paths:
         if each == "-":
             yield Wanted("-", Source("-", data=sys.stdin.buffer.read()))
-        elif is_url(each):
-            yield Wanted(each, url=each)
         else:
             try:
                 found_files = find_images([each], recursive=recursive, also=HEIC_SUFFIXES)
@@ -202,7 +194,6 @@ class Running:
     def __init__(self, ctx: Context, window: list[Wanted], choice: Choice) -> None:
         self._ctx = ctx
         self._window = window
-        self._choice = choice
         self._hashes: dict[str, str] = {}
         self._refused: dict[str, str] = {}
         sources = []
@@ -212,7 +203,7 @@ class Running:
                     self._refused[wanted.name] = wanted.refused or outcome or "cannot be in a job"
                 else:
                     sources.append((wanted.source, wanted.name))
-        options = Options(model=choice.model, priority=choice.priority)
+        options = Options(priority=choice.priority)
         self._batch: Batch | None = None
         self.job_ids: list[str] = []
         if sources:
@@ -232,11 +223,7 @@ class Running:
                     advance(now - settled, f"{state.failed} failed" if state.failed else "")
                     settled = now
                 done += settled
-            results = self._ctx.client.jobs.results(
-                self._batch,
-                labels=self._choice.labels,
-                min_confidence=self._choice.min_confidence,
-            )
+            results = self._ctx.client.jobs.results(self._batch)
             for result in results:
                 for name in result.names:
                     by_name[name] = result
@@ -244,8 +231,6 @@ class Running:
             found = by_name.get(wanted.name)
             if found is not None:
                 yield from_result(wanted.name, found)
-            elif wanted.url is not None:
-                yield _single(self._ctx, wanted, self._choice)
             else:
                 reason = self._refused.get(wanted.name, "the service has no result")
                 yield Labelled(wanted.name, "error", error=reason)
@@ -273,7 +258,6 @@ def from_result(name: str, result: JobResult) -> Labelled:
         result.annotations,
         result.categories,
         result.confident,
-        result.output,
         None if result.error is None else result.error.detail,
     )
 
@@ -291,14 +275,7 @@ def _single(ctx: Context, wanted: Wanted, choice: Choice) -> Labelled:
     if wanted.refused is not None:
         return Labelled(wanted.name, "error", error=wanted.refused)
     try:
-        content: Any = wanted.url or _content(wanted.source)
-        image: Image = ctx.client.images.classify(
-            content,
-            model=choice.model,
-            labels=choice.labels,
-            min_confidence=choice.min_confidence,
-            wait=choice.wait,
-        )
+        image: Image = ctx.client.images.classify(_content(wanted.source), wait=choice.wait)
     except (Invalid, Unsupported, TooLarge) as error:
         if _concerns_request(error):
             raise
@@ -312,7 +289,6 @@ def _single(ctx: Context, wanted: Wanted, choice: Choice) -> Labelled:
         image.annotations,
         image.categories,
         image.confident,
-        image.output,
         None if image.error is None else image.error.detail,
     )
 
