@@ -10,8 +10,9 @@ import pytest
 from google.cloud.datastore_v1.types import LookupResponse
 
 from core.backends.google import datastore
-from core.backends.google.datastore import Datastore, RawMutation, RawQuery
+from core.backends.google.datastore import Datastore, RawMutation
 from core.backends.google.entities import Keys, RawEntity, entity_of, set_number
+from core.backends.google.queries import query_for
 from core.backends.google.records import DatastoreRecordStore
 from core.clock import utc_now
 from core.domain.records import Record, RecordKey, claim, new_record
@@ -218,7 +219,7 @@ async def find_many(database: Datastore) -> None:
 
 
 async def query(database: Datastore) -> None:
-    await database.query("public", RawQuery(kind=[{"name": "Thing"}]))
+    await database.query("public", query_for("Thing"))
 
 
 async def tenants(database: Datastore) -> None:

@@ -25,11 +25,9 @@ from google.cloud.datastore_v1.types import (
     BeginTransactionRequest,
     CommitRequest,
     CommitResponse,
-    Filter,
     LookupRequest,
     LookupResponse,
     Mutation,
-    PropertyFilter,
     Query,
     QueryResultBatch,
     ReadOptions,
@@ -40,6 +38,7 @@ from google.cloud.datastore_v1.types import (
 
 from core.backends.google.entities import TENANT_KIND, Keys, RawEntity
 from core.backends.google.errors import VENDOR_ERRORS, translated
+from core.backends.google.queries import query_for
 from core.errors import Unavailable
 
 log = structlog.get_logger(__name__)
@@ -66,7 +65,6 @@ RETRY = AsyncRetry(
 )
 RawMutation, RawQuery = Mutation.pb(), Query.pb()
 _RawReadOptions = ReadOptions.pb()
-KEY_ONLY = {"property": {"name": "__key__"}}
 
 
 class Datastore:
@@ -186,6 +184,18 @@ class Datastore:
 
         await self._retry_aborted(delete)
 
+    async def delete_found(self, tenant: str, query: Any, limit: int) -> int:
+        """Delete at most `limit` entities that `query`, for keys, finds; the number deleted."""
+        deleted = 0
+        while deleted < limit:
+            query.limit.value = min(limit - deleted, MAX_MUTATIONS)
+            keys = [entity.key for entity in await self.query(tenant, query)]
+            if not keys:
+                break
+            await self.delete(keys)
+            deleted += len(keys)
+        return deleted
+
     async def query(self, tenant: str, query: Any) -> list[Any]:
         """All entities of the tenant that `query` finds. Raises Unavailable."""
         with translated(self.part):
@@ -201,7 +211,7 @@ class Datastore:
 
         Datastore's query for namespaces does not exist in the Firestore emulator.
         """
-        query = RawQuery(kind=[{"name": TENANT_KIND}], projection=[KEY_ONLY])
+        query = query_for(TENANT_KIND, keys_only=True)
         with translated(self.part):
             self._check_open()
             entities = await self._query(self.keys.tenants_namespace, query, retry=RETRY)
@@ -364,12 +374,6 @@ class Datastore:
         except VENDOR_ERRORS as error:
             # Datastore ends the transaction after a timeout.
             log.debug("rollback failed", reason=type(error).__name__)
-
-
-def property_filter(name: str, operator: int, value: Any) -> Any:
-    return Filter.pb()(
-        property_filter=PropertyFilter.pb()(property={"name": name}, op=operator, value=value)
-    )
 
 
 def _path(entity: Any) -> tuple[tuple[str, str], ...]:

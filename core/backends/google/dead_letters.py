@@ -10,23 +10,15 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from google.cloud.datastore_v1.types import CompositeFilter, Filter, PropertyFilter, PropertyOrder
-
-from core.backends.google.datastore import (
-    KEY_ONLY,
-    MAX_MUTATIONS,
-    RawQuery,
-    property_filter,
-)
 from core.backends.google.entities import (
     RawEntity,
-    RawValue,
     moment_of,
     set_blob,
     set_number,
     set_text,
     set_time,
 )
+from core.backends.google.queries import query_for
 from core.backends.google.store import DatastoreStore
 from core.domain.dead_letters import DeadLetter, LetterFilter, LetterKey
 from core.domain.sort_keys import bound
@@ -59,15 +51,8 @@ class DatastoreDeadLetterStore(DatastoreStore[LetterKey, DeadLetter]):
     async def purge(self, before: datetime, limit: int) -> int:
         purged = 0
         for tenant in await self._datastore.tenants():
-            query = _between(_ALL, bound(before), "~")
-            query.projection.add(**KEY_ONLY)
-            while purged < limit:
-                query.limit.value = min(limit - purged, MAX_MUTATIONS)
-                keys = [entity.key for entity in await self._datastore.query(tenant, query)]
-                if not keys:
-                    break
-                await self._datastore.delete(keys)
-                purged += len(keys)
+            older = _between(_ALL, bound(before), "~", keys_only=True)
+            purged += await self._datastore.delete_found(tenant, older, limit - purged)
         return purged
 
     async def ping(self) -> None:
@@ -83,20 +68,9 @@ class DatastoreDeadLetterStore(DatastoreStore[LetterKey, DeadLetter]):
         return _entity_of(state, entity.key)
 
 
-def _between(name: str, low: str, high: str) -> Any:
+def _between(name: str, low: str, high: str, *, keys_only: bool = False) -> Any:
     """The letters whose property `name` lies between `low` and `high`, both excluded, in order."""
-    query = RawQuery(kind=[{"name": KIND}])
-    operator = PropertyFilter.Operator
-    bounds = CompositeFilter.pb()(
-        op=CompositeFilter.Operator.AND,
-        filters=[
-            property_filter(name, operator.GREATER_THAN, RawValue(string_value=low)),
-            property_filter(name, operator.LESS_THAN, RawValue(string_value=high)),
-        ],
-    )
-    query.filter.CopyFrom(Filter.pb()(composite_filter=bounds))
-    query.order.add(property={"name": name}, direction=PropertyOrder.Direction.ASCENDING)
-    return query
+    return query_for(KIND, (name, ">", low), (name, "<", high), order=name, keys_only=keys_only)
 
 
 def _by_code(code: str, sort_key: str) -> str:

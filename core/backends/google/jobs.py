@@ -18,20 +18,15 @@ from datetime import datetime, timedelta
 from heapq import nsmallest
 from typing import Any
 
-from google.cloud.datastore_v1.types import CompositeFilter, Filter, PropertyFilter, PropertyOrder
-
 from core.backends.google.datastore import (
-    KEY_ONLY,
-    MAX_MUTATIONS,
     TRANSACTION_SECONDS,
     Datastore,
     RawMutation,
-    RawQuery,
-    property_filter,
 )
-from core.backends.google.entities import RawEntity, RawValue, set_text, time_value
+from core.backends.google.entities import RawEntity, set_text, time_value
 from core.backends.google.entity_locks import EntityLocks
 from core.backends.google.errors import translated
+from core.backends.google.queries import KEY, query_for
 from core.backends.google.store import DatastoreStore
 from core.clock import Clock, utc_now
 from core.domain import jobs
@@ -48,7 +43,6 @@ MAX_ITEMS = 25  # items in a transaction; the Datastore emulator allows no more 
 # https://cloud.google.com/datastore/docs/best-practices
 MIN_REFRESH_INTERVAL = timedelta(seconds=1)
 _DOCUMENT, _STATE, _WAKE_AT = "document", "state", "wake_at"
-_Operator = PropertyFilter.Operator
 
 
 class DatastoreJobStore(DatastoreStore[JobKey, Job]):
@@ -136,11 +130,7 @@ class DatastoreJobStore(DatastoreStore[JobKey, Job]):
     async def due(self, now: datetime, limit: int) -> Sequence[Job]:
         """As the port says, with one query per tenant: a query covers one namespace."""
         found: list[Job] = []
-        query = RawQuery(kind=[{"name": JOB_KIND}], limit={"value": limit})
-        query.filter.CopyFrom(
-            property_filter(_WAKE_AT, _Operator.LESS_THAN_OR_EQUAL, time_value(now))
-        )
-        query.order.add(property={"name": _WAKE_AT}, direction=PropertyOrder.Direction.ASCENDING)
+        query = query_for(JOB_KIND, (_WAKE_AT, "<=", now), order=_WAKE_AT, limit=limit)
         for tenant in await self._datastore.tenants():
             entities = await self._datastore.query(tenant, query)
             found += [job_of_text(_text(entity)) for entity in entities]
@@ -148,11 +138,8 @@ class DatastoreJobStore(DatastoreStore[JobKey, Job]):
 
     async def delete(self, key: JobKey) -> bool:
         """As the port says. Items first: after a crash, the scheduler finds the job again."""
-        query = self._items_query(key, None, MAX_MUTATIONS)
-        query.projection.add(**KEY_ONLY)
-        while found := await self._datastore.query(key.tenant, query):
-            await self._datastore.delete([entity.key for entity in found])
-
+        items = self._items_query(key, keys_only=True)
+        await self._datastore.delete_found(key.tenant, items, MAX_POSITION + 1)
         return await self._delete(key)
 
     async def ping(self) -> None:
@@ -182,8 +169,7 @@ class DatastoreJobStore(DatastoreStore[JobKey, Job]):
         return await self._datastore.transact(complete)
 
     async def _any_open(self, key: JobKey) -> bool:
-        query = self._items_query(key, ItemState.OPEN, 1)
-        query.projection.add(**KEY_ONLY)
+        query = self._items_query(key, ItemState.OPEN, 1, keys_only=True)
         return bool(await self._datastore.query(key.tenant, query))
 
     async def _count(self, key: JobKey, total: int) -> Counts:
@@ -193,8 +179,7 @@ class DatastoreJobStore(DatastoreStore[JobKey, Job]):
         """
 
         async def number(state: ItemState) -> int:
-            query = self._items_query(key, state)
-            query.projection.add(**KEY_ONLY)
+            query = self._items_query(key, state, keys_only=True)
             return len(await self._datastore.query(key.tenant, query))
 
         succeeded, failed = await asyncio.gather(
@@ -203,23 +188,22 @@ class DatastoreJobStore(DatastoreStore[JobKey, Job]):
         return Counts(total, succeeded, failed)
 
     def _items_query(
-        self, key: JobKey, state: ItemState | None, limit: int | None = None, after: int = -1
+        self,
+        key: JobKey,
+        state: ItemState | None = None,
+        limit: int | None = None,
+        after: int = -1,
+        *,
+        keys_only: bool = False,
     ) -> Any:
         """The job's items after the position `after`, in order."""
-        query = RawQuery(kind=[{"name": ITEM_KIND}])
-        if limit is not None:
-            query.limit.value = limit
-        first, last = self._item_key(key, after + 1), self._item_key(key, MAX_POSITION)
-        filters = [
-            property_filter("__key__", _Operator.GREATER_THAN_OR_EQUAL, RawValue(key_value=first)),
-            property_filter("__key__", _Operator.LESS_THAN_OR_EQUAL, RawValue(key_value=last)),
+        conditions: list[tuple[str, str, Any]] = [
+            (KEY, ">=", self._item_key(key, after + 1)),
+            (KEY, "<=", self._item_key(key, MAX_POSITION)),
         ]
         if state is not None:
-            value = RawValue(string_value=state.value)
-            filters.append(property_filter(_STATE, _Operator.EQUAL, value))
-        query.filter.CopyFrom(_all_of(filters))
-        query.order.add(property={"name": "__key__"}, direction=PropertyOrder.Direction.ASCENDING)
-        return query
+            conditions.append((_STATE, "=", state.value))
+        return query_for(ITEM_KIND, *conditions, order=KEY, limit=limit, keys_only=keys_only)
 
     def _raw_key(self, key: JobKey) -> Any:
         return self._keys.path(self._keys.namespace(key.tenant), (JOB_KIND, key.id))
@@ -261,19 +245,8 @@ def _listings(owner: str, status: str) -> Sequence[tuple[str, str]]:
 def _listing(wanted: JobFilter, after: str, limit: int) -> Any:
     place = 2 * (wanted.owner is not None) + bool(wanted.status)
     name, prefix = _listings(wanted.owner or "", wanted.status)[place]
-    query = RawQuery(kind=[{"name": JOB_KIND}], limit={"value": limit})
-    bounds = (
-        property_filter(name, _Operator.GREATER_THAN, RawValue(string_value=f"{prefix}{after}")),
-        property_filter(name, _Operator.LESS_THAN, RawValue(string_value=f"{prefix}~")),
-    )
-    query.filter.CopyFrom(_all_of(bounds))
-    query.order.add(property={"name": name}, direction=PropertyOrder.Direction.ASCENDING)
-    return query
-
-
-def _all_of(filters: Sequence[Any]) -> Any:
-    both = CompositeFilter.pb()(op=CompositeFilter.Operator.AND, filters=filters)
-    return Filter.pb()(composite_filter=both)
+    bounds = ((name, ">", f"{prefix}{after}"), (name, "<", f"{prefix}~"))
+    return query_for(JOB_KIND, *bounds, order=name, limit=limit)
 
 
 def _entity_of_item(key: Any, item: JobItem) -> Any:

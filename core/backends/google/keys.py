@@ -13,25 +13,19 @@ from datetime import date
 from itertools import groupby
 from typing import Any
 
-from google.cloud.datastore_v1.types import PropertyFilter
-
 from core.backends.google.datastore import (
-    KEY_ONLY,
-    MAX_MUTATIONS,
     Datastore,
     RawMutation,
-    RawQuery,
-    property_filter,
 )
 from core.backends.google.entities import (
     RawEntity,
-    RawValue,
     moment_of,
     set_blob,
     set_number,
     set_text,
     set_time,
 )
+from core.backends.google.queries import KEY, query_for
 from core.backends.google.store import DatastoreStore
 from core.clock import Clock, utc_now
 from core.domain.api_keys import ApiKey
@@ -59,10 +53,8 @@ class DatastoreKeyStore(DatastoreStore[str, ApiKey]):
         return await self._datastore.transact(insert)
 
     async def keys(self, tenant: str | None = None) -> list[ApiKey]:
-        query = RawQuery(kind=[{"name": KEY_KIND}])
-        if tenant is not None:
-            equal = PropertyFilter.Operator.EQUAL
-            query.filter.CopyFrom(property_filter("tenant", equal, RawValue(string_value=tenant)))
+        conditions = [] if tenant is None else [("tenant", "=", tenant)]
+        query = query_for(KEY_KIND, *conditions)
         found = [_key_of(entity) for entity in await self._datastore.query(ACCESS, query)]
         return sorted(found, key=lambda key: (key.created_at, key.id))
 
@@ -119,11 +111,7 @@ class DatastoreUsageStore:
         await asyncio.gather(*(self._add(usage) for usage in counts))
 
     async def read(self, tenant: str, since: date) -> list[Usage]:
-        keys = self._datastore.keys
-        first = keys.path(keys.namespace(tenant), (USAGE_KIND, since.isoformat()))
-        query = RawQuery(kind=[{"name": USAGE_KIND}])
-        operator = PropertyFilter.Operator.GREATER_THAN_OR_EQUAL
-        query.filter.CopyFrom(property_filter("__key__", operator, RawValue(key_value=first)))
+        query = query_for(USAGE_KIND, (KEY, ">=", self._first_key(tenant, since)))
         found = [_usage_of(entity, tenant) for entity in await self._datastore.query(tenant, query)]
         found.sort(key=_by_day)
         return [_sum(list(shards)) for _, shards in groupby(found, key=_by_day)]
@@ -131,26 +119,19 @@ class DatastoreUsageStore:
     async def purge(self, before: date, limit: int) -> int:
         if before == self._purged_before:
             return 0
-        purged, keys = 0, self._datastore.keys
+        purged = 0
         for tenant in await self._datastore.tenants():
-            first = keys.path(keys.namespace(tenant), (USAGE_KIND, before.isoformat()))
-            query = RawQuery(kind=[{"name": USAGE_KIND}])
-            query.projection.add(**KEY_ONLY)
-            older = property_filter(
-                "__key__", PropertyFilter.Operator.LESS_THAN, RawValue(key_value=first)
-            )
-            query.filter.CopyFrom(older)
-            while True:
-                if purged == limit:
-                    return purged
-                query.limit.value = min(limit - purged, MAX_MUTATIONS)
-                found = [entity.key for entity in await self._datastore.query(tenant, query)]
-                if not found:
-                    break
-                await self._datastore.delete(found)
-                purged += len(found)
-        self._purged_before = before
+            older = (KEY, "<", self._first_key(tenant, before))
+            query = query_for(USAGE_KIND, older, keys_only=True)
+            purged += await self._datastore.delete_found(tenant, query, limit - purged)
+        if purged < limit:
+            self._purged_before = before
         return purged
+
+    def _first_key(self, tenant: str, day: date) -> Any:
+        """Sorts before the keys of the tenant's counts of this day."""
+        keys = self._datastore.keys
+        return keys.path(keys.namespace(tenant), (USAGE_KIND, day.isoformat()))
 
     async def _add(self, usage: Usage) -> None:
         # A tenant may have counts only; without this, `purge` would not find them.

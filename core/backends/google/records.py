@@ -5,22 +5,16 @@ from datetime import datetime
 from heapq import nsmallest
 from typing import Any
 
-from google.cloud.datastore_v1.types import PropertyFilter, PropertyOrder
-
 from core.backends.google.datastore import (
-    KEY_ONLY,
     RawMutation,
-    RawQuery,
-    property_filter,
 )
 from core.backends.google.entities import (
     RECORD_KIND,
     UNFINISHED,
-    RawValue,
     entity_of,
     record_of,
-    time_value,
 )
+from core.backends.google.queries import KEY, query_for
 from core.backends.google.store import DatastoreStore
 from core.domain.records import Record, RecordKey
 
@@ -42,23 +36,15 @@ class DatastoreRecordStore(DatastoreStore[RecordKey, Record]):
         """As the port says, with one query per tenant: a query covers one namespace."""
         found: list[Record] = []
         for tenant in await self._datastore.tenants():
-            query = RawQuery(kind=[{"name": RECORD_KIND}], limit={"value": limit})
-            query.filter.CopyFrom(
-                property_filter(UNFINISHED, PropertyFilter.Operator.LESS_THAN, time_value(before))
-            )
-            query.order.add(
-                property={"name": UNFINISHED}, direction=PropertyOrder.Direction.ASCENDING
-            )
+            older = (UNFINISHED, "<", before)
+            query = query_for(RECORD_KIND, older, order=UNFINISHED, limit=limit)
             entities = await self._datastore.query(tenant, query)
             found += [record_of(entity, self._keys) for entity in entities]
         return nsmallest(limit, found, key=lambda record: record.updated_at)
 
     async def delete_image(self, tenant: str, image_hash: str) -> int:
-        query = RawQuery(kind=[{"name": RECORD_KIND}], projection=[KEY_ONLY])
-        ancestor = RawValue(key_value=self._keys.image(tenant, image_hash))
-        query.filter.CopyFrom(
-            property_filter("__key__", PropertyFilter.Operator.HAS_ANCESTOR, ancestor)
-        )
+        of_image = (KEY, "ancestor", self._keys.image(tenant, image_hash))
+        query = query_for(RECORD_KIND, of_image, keys_only=True)
 
         async def delete(transaction: bytes) -> tuple[int, list[Any]]:
             entities = await self._datastore.query_in(tenant, query, transaction)

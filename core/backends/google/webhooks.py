@@ -9,7 +9,6 @@ import json
 import random
 from typing import Any
 
-from core.backends.google.datastore import RawQuery
 from core.backends.google.entities import (
     RawEntity,
     moment_of,
@@ -18,13 +17,14 @@ from core.backends.google.entities import (
     set_text,
     set_time,
 )
+from core.backends.google.queries import query_for
 from core.backends.google.store import DatastoreStore
 from core.domain.webhooks import Delivery, Event, Webhook, WebhookKey
 from core.errors import Unavailable
 
 KIND, SLOT_KIND, SLOT = "Webhook", "WebhookSlot", "slot"
 ROUNDS = 8  # of insertions that lose their slot to a concurrent one
-_EVERY = RawQuery(kind=[{"name": KIND}])
+_EVERY = query_for(KIND)
 _TIMES = ("rotated_at", "previous_expires_at", "disabled_at")
 
 
