@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import structlog
 
-from core.backends.bundles import open_bundles, pauses
+from core.backends.bundles import open_bundles, retry_delays
 from core.bundles.bundle import Bundle, read_bundle
 from core.errors import BundleUnavailable, Unavailable
 from core.settings import Settings
@@ -32,7 +32,7 @@ def wait_for_model(settings: Settings, sleep: Callable[[float], None] = time.sle
     Raises BundleError if it is invalid, which time does not change.
     """
     logged = ""
-    for pause in pauses():
+    for pause in retry_delays():
         try:
             return read_model(settings)
         except BundleUnavailable as error:

@@ -1,4 +1,4 @@
-"""The time, as a value that tests can supply."""
+"""The current time, which tests can replace, and its text format."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime

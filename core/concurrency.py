@@ -1,4 +1,4 @@
-"""Work that goes on beside other work, and ends with it."""
+"""Concurrent tasks that end with the code that started them."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
@@ -12,9 +12,9 @@ log = structlog.get_logger(__name__)
 
 @asynccontextmanager
 async def in_background(*work: Coroutine[object, object, object]) -> AsyncIterator[None]:
-    """Run each of `work` as a task; at the end cancel what still runs and wait for it.
+    """Run each of `work` as a task for the duration of the context, then cancel and await them.
 
-    What one raises ends it alone, and is logged at the end.
+    An error ends only the task that raises it, and is logged when the context ends.
     """
     tasks = [asyncio.create_task(each) for each in work]
     try:
@@ -31,15 +31,18 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-async def for_each(things: Iterable[T], work: Callable[[T], Awaitable[R]], at_once: int) -> list[R]:
-    """The results, in order. What one raises ends the others and is raised, bare."""
-    room = asyncio.Semaphore(at_once)
+async def for_each(items: Iterable[T], work: Callable[[T], Awaitable[R]], limit: int) -> list[R]:
+    """The results of `work` for each item, in order. At most `limit` calls run at a time.
 
-    async def one(thing: T) -> R:
-        async with room:
-            return await work(thing)
+    The first error cancels the other calls and is raised as it is, not in an ExceptionGroup.
+    """
+    semaphore = asyncio.Semaphore(limit)
 
-    tasks = [asyncio.ensure_future(one(thing)) for thing in things]
+    async def run(item: T) -> R:
+        async with semaphore:
+            return await work(item)
+
+    tasks = [asyncio.ensure_future(run(item)) for item in items]
     try:
         return list(await asyncio.gather(*tasks))
     finally:

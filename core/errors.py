@@ -1,6 +1,6 @@
-"""Every failure Glimpse names. Each carries its own HTTP status, code and retry hint.
+"""All errors of Glimpse, each with its HTTP status, problem code and retry hint.
 
-`core.http.problems` turns them into RFC 9457 problem details; nothing else builds an error body.
+`core.http.problems` turns them into RFC 9457 problem details. Nothing else builds an error body.
 """
 
 import random
@@ -9,9 +9,9 @@ from typing import ClassVar
 
 
 class GlimpseError(Exception):
-    """A failure with a public explanation.
+    """An error that the caller may read.
 
-    `detail` is written for the caller and must hold nothing private. `retry_after` is in seconds.
+    `detail` must contain nothing private. `retry_after` is in seconds.
     """
 
     status: ClassVar[int] = 500
@@ -31,23 +31,23 @@ class GlimpseError(Exception):
         self.extra = dict(extra or {})
 
 
-# --- What a port may raise: vendor errors are translated to these three at the edge. ------------
+# --- Errors of the ports. The backends translate vendor errors to these three. --------------------
 
 
 class NotFound(GlimpseError):
-    """The named thing does not exist."""
+    """The resource does not exist."""
 
     status, code, title = 404, "not_found", "Not found"
 
 
 class Conflict(GlimpseError):
-    """The state of the thing forbids the change."""
+    """The state of the resource does not allow the change."""
 
     status, code, title = 409, "conflict", "Conflict"
 
 
 class Unavailable(GlimpseError):
-    """A part that Glimpse depends on does not answer; the same request may succeed later."""
+    """A service that Glimpse depends on does not answer. The same request may succeed later."""
 
     status, code, title = 503, "unavailable", "Temporarily unavailable"
 
@@ -62,52 +62,52 @@ class Unavailable(GlimpseError):
 
 
 class Overloaded(Unavailable):
-    """More is under way than this process has room for."""
+    """The process is at capacity."""
 
     code, title = "overloaded", "Overloaded"
 
 
-# --- What a caller may get wrong. -----------------------------------------------------------------
+# --- Errors of the caller. ------------------------------------------------------------------------
 
 
 class InvalidRequest(GlimpseError):
-    """The request cannot be understood as it stands."""
+    """The request has an invalid value."""
 
     status, code, title = 422, "invalid_request", "Invalid request"
 
 
 class IdempotencyKeyReused(InvalidRequest):
-    """The key of an earlier request, with another body."""
+    """An earlier request used the same idempotency key with another body."""
 
     code, title = "idempotency_key_reused", "Idempotency key reused"
 
 
 class NotUploaded(InvalidRequest):
-    """An image that was named by its hash, and that nobody has stored."""
+    """The request names an image by its hash, and the image is not stored."""
 
     code, title = "not_uploaded", "Image not uploaded"
 
 
 class MalformedBody(GlimpseError):
-    """A request body that does not have the form its headers announce."""
+    """The request body does not have the format that its headers declare."""
 
     status, code, title = 400, "malformed_body", "Malformed request body"
 
 
 class MalformedEnvelope(GlimpseError):
-    """A push body that is not a Pub/Sub envelope for this worker."""
+    """The push body is not a Pub/Sub envelope that this worker accepts."""
 
     status, code, title = 400, "malformed_envelope", "Malformed push envelope"
 
 
 class Unauthenticated(GlimpseError):
-    """The caller did not prove who it is."""
+    """The request has no valid credentials."""
 
     status, code, title = 401, "unauthenticated", "Unauthenticated"
 
 
 class Forbidden(GlimpseError):
-    """The caller is known, or its link has expired, and may not do this."""
+    """The credentials, or the signed link, do not allow the request."""
 
     status, code, title = 403, "forbidden", "Forbidden"
 
@@ -119,37 +119,37 @@ class RateLimited(GlimpseError):
 
 
 class InvalidHost(GlimpseError):
-    """The request names a host that this service does not answer for."""
+    """The request names a host that this service does not serve."""
 
     status, code, title = 400, "invalid_host", "Invalid host"
 
 
 class BodyTooLarge(GlimpseError):
-    """A request body, other than an image, beyond its bound."""
+    """The request body, which is not an image, exceeds its limit."""
 
     status, code, title = 413, "body_too_large", "Request body too large"
 
 
 class ImageTooLarge(GlimpseError):
-    """More bytes than the limit."""
+    """The image has more bytes than the limit."""
 
     status, code, title = 413, "image_too_large", "Image too large"
 
 
 class BatchTooLarge(GlimpseError):
-    """More images, or more bytes, than one job may have."""
+    """The batch has more images or more bytes than a job may have."""
 
     status, code, title = 413, "batch_too_large", "Batch too large"
 
 
 class UnsupportedMediaType(GlimpseError):
-    """A body of a type that this route does not read."""
+    """The route does not accept bodies of this type."""
 
     status, code, title = 415, "unsupported_media_type", "Unsupported media type"
 
 
 class UploadTooSlow(GlimpseError):
-    """The bytes of an upload come slower than they must."""
+    """The client sends its upload more slowly than the minimum rate."""
 
     status, code, title = 408, "upload_too_slow", "Upload too slow"
 
@@ -161,44 +161,46 @@ class UnsupportedImage(GlimpseError):
 
 
 class InvalidImage(GlimpseError):
-    """The bytes begin like an accepted format but cannot be a picture that Glimpse classifies."""
+    """The file has an accepted format, but is damaged or its dimensions exceed the limit."""
 
     status, code, title = 422, "invalid_image", "Invalid image"
 
 
-# --- What ends a record as `error` (the record's `error.code`). -----------------------------------
+# --- Errors of images and models. Some end a record: their code is its `error.code`. --------------
 
 
 class UndecodableImage(InvalidImage):
-    """The image passed its header check and then failed to decode."""
+    """The image passed the check of its header, and decoding failed."""
 
     code, title = "undecodable_image", "Image cannot be decoded"
 
 
 class ModelUnavailable(Unavailable):
-    """This worker has no bundle for the message's model; another revision may have it."""
+    """The worker has no bundle for the message's model. Another revision may have it."""
 
     code, title = "model_unavailable", "Model unavailable"
 
 
 class BundleError(GlimpseError):
-    """A model bundle that is incomplete, altered or does not do what its manifest says."""
+    """A model bundle is incomplete or altered, or does not match its manifest."""
 
     code, title = "invalid_bundle", "Invalid model bundle"
 
 
 class BundleUnavailable(BundleError):
-    """A model bundle that cannot be read for now: it is not there, or not ours to read, or its
-    storage does not answer. It may come by itself.
+    """A model bundle is missing or forbidden, or its storage does not answer.
+
+    It may become available without a restart.
     """
 
     code, title = "bundle_unavailable", "Model bundle unavailable"
 
 
-RETRY_AFTER = (1, 5)  # seconds, drawn between, so that those sent away do not return together
+RETRY_AFTER = (1, 5)  # seconds, at random between these, so that clients do not retry together
 
 
 def overloaded() -> Overloaded:
+    """An error with a random `retry_after`."""
     return Overloaded(
         "The service is at capacity. Retry later.",
         retry_after=random.randint(*RETRY_AFTER),

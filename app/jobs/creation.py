@@ -30,7 +30,7 @@ from core.domain.principals import Principal
 from core.domain.priority import Priority
 from core.domain.records import Record, RecordError, RecordKey, Status, new_record, retry, touch
 from core.errors import GlimpseError, IdempotencyKeyReused, InvalidRequest, NotUploaded, Unavailable
-from core.services.job_images import ask_for
+from core.services.job_images import request_image
 from core.services.publishing import publish
 
 log = structlog.get_logger(__name__)
@@ -249,7 +249,7 @@ class JobCreator:
                 again = retry(job.priority, job.key.id)
                 done = await store.change(key, again) is not None
             elif not record.serves(job.priority, job.key.id):
-                done = await ask_for(self._backend, record, job, now)
+                done = await request_image(self._backend, record, job, now)
             elif record.status is Status.PENDING and untouched(record, now, self._delivery):
                 # The reconciler may be about to declare the image lost.
                 done = await store.change(key, touch(now)) is not None

@@ -1,6 +1,6 @@
-"""Model bundles by their URI: a path, or `gs://bucket/folder`, whatever BACKEND is.
+"""Model bundles by URI: a path or `gs://bucket/folder`, with any `BACKEND`.
 
-Everything here blocks, and knows no vendor. `open_bundles` is the one place that chooses.
+All functions block. `open_bundles` chooses the implementation.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,9 +12,9 @@ from core.settings import Settings
 
 
 class Bundles:
-    """Bundles as folders of this machine. Threads may share it.
+    """Bundles as local folders. Threads may share it.
 
-    `cache` is needed for URIs of buckets alone.
+    Only URIs of buckets need `cache`.
     """
 
     def __init__(self, cache: BundleCache | None = None) -> None:
@@ -23,8 +23,8 @@ class Bundles:
     def manifest(self, uri: str) -> Bundle:
         """The bundle without its weights.
 
-        Raises BundleUnavailable where it cannot be read for now and may be later, BundleError
-        where it is wrong, or no bundle.
+        Raises BundleUnavailable if it cannot be read now but may be later, and BundleError if it
+        is invalid.
         """
         place = BucketFolder.of(uri)
         if place is None:
@@ -32,26 +32,26 @@ class Bundles:
         return self._cached().manifest(place)
 
     def weights(self, uri: str, bundle: Bundle) -> None:
-        """See to it that `bundle.folder` has the weights of `bundle`, which is that of `uri`.
+        """Fetch the weights of `bundle`, which is that of `uri`, into `bundle.folder`.
 
-        Raises as `manifest` does. They are checked again by whoever loads them.
+        Raises the errors of `manifest`. Loading the weights verifies them again.
         """
         place = BucketFolder.of(uri)
         if place is not None:
             self._cached().weights(place, bundle)
 
     def close(self) -> None:
-        """Stop what is being fetched, in whichever thread. Blocks, for a moment."""
+        """Stop the fetches of all threads. Blocks for a moment."""
         if self._cache is not None:
             self._cache.close()
 
     def _cached(self) -> BundleCache:
-        assert self._cache is not None, "these bundles were opened without a bucket among them"
+        assert self._cache is not None, "the bundles were opened without the URI of a bucket"
         return self._cache
 
 
 def open_bundles(settings: Settings, uris: Sequence[str]) -> Bundles:
-    """Bundles at these URIs, to be closed. Nothing is contacted yet."""
+    """The bundles at these URIs, which the caller closes. Sends no request."""
     if not any(map(BucketFolder.of, uris)):
         return Bundles()
     # Imported here so that Google's packages are loaded only where they are used.
@@ -60,9 +60,9 @@ def open_bundles(settings: Settings, uris: Sequence[str]) -> Bundles:
     return Bundles(BundleCache(settings.model_cache, CloudBundleObjects(settings)))
 
 
-def pauses(first: float = 1.0, longest: float = 15.0) -> Iterator[float]:
-    """Seconds to wait before each further look for a bundle that was not there; they double."""
-    pause = first
+def retry_delays(first: float = 1.0, longest: float = 15.0) -> Iterator[float]:
+    """Seconds to wait before each retry for a bundle that is unavailable. They double."""
+    delay = first
     while True:
-        yield pause
-        pause = min(2 * pause, longest)
+        yield delay
+        delay = min(2 * delay, longest)

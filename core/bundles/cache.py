@@ -1,9 +1,9 @@
-"""Bundles that lie in a bucket, as folders of this machine. Everything here blocks.
+"""Local copies of bundles that are stored in a bucket. All functions block.
 
-A bundle's folder is named by the digest of its `SHA256SUMS`, so what is in it never changes, and
-what is there already and has the right digest is not fetched again. A file is fetched beside its
-place, checked, synced and renamed: its name leads to all of it or to nothing. So any number of
-processes may share the cache; of the weights, one fetches and the others wait.
+A bundle's folder is named by the digest of its `SHA256SUMS`, so its content never changes, and a
+file that has the right digest is not fetched again. A file is fetched to a temporary file, checked,
+synced and renamed, so its name leads to all of it or to nothing. Any number of processes may share
+the cache: one fetches the weights and the others wait.
 """
 
 import fcntl
@@ -36,15 +36,15 @@ from core.errors import BundleError, BundleUnavailable
 
 log = structlog.get_logger(__name__)
 
-SMALL_FILE_BYTES = 4 * 1024 * 1024  # of the manifest, of the labels and of the sums, each at most
-FETCH_SECONDS = 900.0  # for a model's weights, and to wait for another process that fetches them
+SMALL_FILE_BYTES = 4 * 1024 * 1024  # the limit for each file but the weights
+FETCH_SECONDS = 900.0  # for the weights, including the wait for another process
 LOCK_POLL_SECONDS = 0.2
-CLOSE_SECONDS = 3.0  # for what is being fetched to be given up and cleared away
+CLOSE_SECONDS = 3.0  # for fetches to stop and delete their temporary files
 PART, LOCK = f"{MODEL_FILE}.part", f"{MODEL_FILE}.lock"
 
 
 class Sink(Protocol):
-    """Where fetched bytes go. `write` raises BundleError to end the fetching."""
+    """The target of a fetch. `write` raises BundleError to stop it."""
 
     def write(self, data: bytes, /) -> int: ...
 
@@ -52,101 +52,103 @@ class Sink(Protocol):
 
 
 class BundleObjects(Protocol):
-    """The files of bundles in buckets. Each call raises BundleUnavailable that names the file."""
+    """Reads files of bundles in buckets. Methods raise BundleUnavailable that names the file."""
 
     def read(self, place: BucketFolder, name: str, most: int) -> bytes:
-        """A file of at most `most` bytes; BundleError where it has more."""
+        """The content of a file. Raises BundleError if it has more than `most` bytes."""
 
     def fetch(self, place: BucketFolder, name: str, sink: Sink) -> None:
-        """Write a file of any size to `sink`, bit by bit."""
+        """Write a file of any size to `sink` in chunks."""
 
     def close(self) -> None: ...
 
 
 class BundleCache:
-    """Folders under `folder`. Threads may share it."""
+    """Bundles in subfolders of `folder`. Threads may share it."""
 
     def __init__(self, folder: Path, objects: BundleObjects) -> None:
         self._folder = folder.absolute()
         self._objects = objects
         self._stopped = threading.Event()
-        self._fetching = 0
-        self._fewer = threading.Condition()  # than there were, that are being fetched
+        self._fetches = 0
+        self._fetch_ended = threading.Condition()
 
     def manifest(self, place: BucketFolder) -> Bundle:
         """The bundle at `place` without its weights.
 
-        Raises BundleUnavailable where it cannot be read for now, BundleError where it is wrong.
+        Raises BundleUnavailable if it cannot be read now, and BundleError if it is invalid.
         """
         text = self._objects.read(place, SUMS_FILE, SMALL_FILE_BYTES)
         sums = parse_sums(text, f"{place}/{SUMS_FILE}")
         home = self._folder / digest_of(sums)
-        with _disk(home):
+        with _disk_errors(home):
             _make_folder(home)
             for name in (name for name in sums if name != MODEL_FILE):
-                if not _agrees(home / name, sums[name]):
+                if not _matches(home / name, sums[name]):
                     data = self._objects.read(place, name, SMALL_FILE_BYTES)
                     if hashlib.sha256(data).hexdigest() != sums[name]:
-                        raise _differs(place, name)
-                    _keep(home / name, data)
-            ours = sums_text(sums).encode()
-            if not _agrees(home / SUMS_FILE, hashlib.sha256(ours).hexdigest()):
-                _keep(home / SUMS_FILE, ours)
+                        raise _mismatch(place, name)
+                    _store(home / name, data)
+            listed = sums_text(sums).encode()
+            if not _matches(home / SUMS_FILE, hashlib.sha256(listed).hexdigest()):
+                _store(home / SUMS_FILE, listed)
         try:
             return read_bundle(home)
         except BundleError as error:
             raise BundleError(f"{place}: {error.detail}") from error
 
     def weights(self, place: BucketFolder, bundle: Bundle) -> None:
-        """See to it that the folder of `bundle`, which came from `place`, has its weights.
+        """Fetch the weights of `bundle`, which came from `place`, into its folder.
 
-        Raises as `manifest` does.
+        Does nothing if they are there and undamaged. Raises the errors of `manifest`.
         """
         sums = recorded_sums(bundle.folder)
         if sums is None:
-            raise BundleError(f"{bundle.folder} is no folder of this cache any more.")
+            raise BundleError(f"{bundle.folder} is missing from the model cache.")
         path, digest = bundle.folder / MODEL_FILE, sums[MODEL_FILE]
-        with _disk(bundle.folder):
-            if _agrees(path, digest):
+        with _disk_errors(bundle.folder):
+            if _matches(path, digest):
                 return
             until = time.monotonic() + FETCH_SECONDS
-            with self._alone(bundle.folder / LOCK, place, until):
-                if not _agrees(path, digest):  # another may have fetched it meanwhile
+            with self._fetch_lock(bundle.folder / LOCK, place, until):
+                if not _matches(path, digest):  # another process may have fetched it
                     self._fetch(place, path, digest, until)
 
     def close(self) -> None:
-        """Stop what is being fetched, in whichever thread; fetch no weights any more. Blocks.
+        """Stop the fetches of all threads, and begin no more. Blocks up to `CLOSE_SECONDS`.
 
-        What was fetched in part has been deleted then, unless the disk takes too long over it.
+        The temporary files are deleted by then, unless the disk is slow.
         """
         self._stopped.set()
         self._objects.close()
-        with self._fewer:
-            self._fewer.wait_for(lambda: not self._fetching, CLOSE_SECONDS)
+        with self._fetch_ended:
+            self._fetch_ended.wait_for(lambda: not self._fetches, CLOSE_SECONDS)
 
     def _fetch(self, place: BucketFolder, path: Path, digest: str, until: float) -> None:
-        with self._fewer:
-            self._fetching += 1
+        with self._fetch_ended:
+            self._fetches += 1
         try:
-            self._fetch_whole(place, path, digest, until)
+            self._fetch_weights(place, path, digest, until)
         finally:
-            with self._fewer:
-                self._fetching -= 1
-                self._fewer.notify_all()
+            with self._fetch_ended:
+                self._fetches -= 1
+                self._fetch_ended.notify_all()
 
-    def _fetch_whole(self, place: BucketFolder, path: Path, digest: str, until: float) -> None:
+    def _fetch_weights(self, place: BucketFolder, path: Path, digest: str, until: float) -> None:
         part, began = path.with_name(PART), time.monotonic()
         try:
             with part.open("wb") as file:
-                self._objects.fetch(place, path.name, _Guarded(file, place, until, self._stopped))
+                self._objects.fetch(
+                    place, path.name, _StoppableFile(file, place, until, self._stopped)
+                )
                 file.flush()
                 os.fsync(file.fileno())
                 size = file.tell()
-            if not _agrees(part, digest):
-                raise _differs(place, path.name)
+            if not _matches(part, digest):
+                raise _mismatch(place, path.name)
             part.replace(path)
         except BaseException:
-            # A container's disk may be its memory: half a model is a lot of it.
+            # In a container the disk may be memory, of which half a model takes a lot.
             with suppress(OSError):
                 part.unlink(missing_ok=True)
             raise
@@ -155,8 +157,8 @@ class BundleCache:
         log.info("bundle fetched", uri=str(place), bytes=size, milliseconds=milliseconds)
 
     @contextmanager
-    def _alone(self, lock: Path, place: BucketFolder, until: float) -> Iterator[None]:
-        """Keep other processes and threads out. The kernel drops the lock of who dies."""
+    def _fetch_lock(self, lock: Path, place: BucketFolder, until: float) -> Iterator[None]:
+        """Hold the lock on the weights. The kernel releases the lock of a process that dies."""
         with lock.open("ab") as file:
             while True:
                 _check(place, until, self._stopped)
@@ -168,8 +170,8 @@ class BundleCache:
             yield
 
 
-class _Guarded:
-    """A file that refuses more once it makes no sense to go on, and says why."""
+class _StoppableFile:
+    """A file that refuses writes after the deadline, or when the process stops."""
 
     def __init__(
         self, file: BinaryIO, place: BucketFolder, until: float, stopped: threading.Event
@@ -181,8 +183,8 @@ class _Guarded:
 
     def write(self, data: bytes, /) -> int:
         _check(self._place, self._until, self._stopped)
-        # Here, since a full disk is no fault of whoever brings the bytes.
-        with _disk(Path(self._file.name)):
+        # Translated here, so that a full disk is not reported as a failure of the storage.
+        with _disk_errors(Path(self._file.name)):
             return self._file.write(data)
 
     def tell(self) -> int:
@@ -191,24 +193,24 @@ class _Guarded:
 
 def _check(place: BucketFolder, until: float, stopped: threading.Event) -> None:
     if stopped.is_set():
-        raise BundleUnavailable(f"{place} is not fetched: the process stops.")
+        raise BundleUnavailable(f"{place} is not fetched because the process stops.")
     if time.monotonic() > until:
-        raise BundleUnavailable(f"{place} did not come within {FETCH_SECONDS:g} s.")
+        raise BundleUnavailable(f"{place} was not fetched within {FETCH_SECONDS:g} s.")
 
 
 @contextmanager
-def _disk(path: Path) -> Iterator[None]:
+def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise BundleError(f"The model cache {path} cannot be used: {error.strerror}.") from error
 
 
-def _differs(place: BucketFolder, name: str) -> BundleError:
+def _mismatch(place: BucketFolder, name: str) -> BundleError:
     return BundleError(f"{place}: {name} differs from {SUMS_FILE}.")
 
 
-def _agrees(path: Path, recorded: str) -> bool:
+def _matches(path: Path, recorded: str) -> bool:
     try:
         return file_sum(path) == recorded
     except FileNotFoundError:
@@ -216,13 +218,13 @@ def _agrees(path: Path, recorded: str) -> bool:
 
 
 def _make_folder(path: Path) -> None:
-    """Create `path` and what is above it, DATA_DIR perhaps, for its owner alone."""
+    """Create `path` and its parents, possibly DATA_DIR, with mode 0700."""
     if not path.is_dir():
         _make_folder(path.parent)
         path.mkdir(mode=0o700, exist_ok=True)
 
 
-def _keep(path: Path, data: bytes) -> None:
-    """Write a small file, by a draft of its own: others may be writing the same one."""
+def _store(path: Path, data: bytes) -> None:
+    """Write a small file. The temporary name is random, as other processes may write it too."""
     write_whole(data, path.with_name(f"{path.name}.{secrets.token_hex(8)}"), path)
     sync_folder(path.parent)

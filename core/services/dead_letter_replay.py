@@ -1,10 +1,10 @@
-"""Replaying dead letters: a new attempt of the record, and a new message for it.
+"""Replays dead letters: gives the record a new attempt, and publishes a message for it.
 
-An item of a job was settled when its message died, so its image is tried again for itself alone.
-What runs a job or notifies of one is published as it was.
+An item of a job was completed when its message became a dead letter, so a replay classifies the
+image without the job. Messages that run a job or notify of one are published as they were.
 
-Any step may be the last one before a crash, and anybody may do the same at once: whoever comes
-next finds how far it got. A letter is resolved last, so none is lost.
+A crash may follow any step, and two processes may replay the same letter: the next replay continues
+where the last one stopped. The letter is resolved last, so none is lost.
 """
 
 from collections import Counter
@@ -27,12 +27,13 @@ log = structlog.get_logger(__name__)
 
 
 class Replay(StrEnum):
-    """How a replay ended.
+    """The outcome of a replay.
 
-    `replayed`: a new attempt is on its way. `resolved`: nothing to do, since the record has
-    succeeded, cannot be tried again, is being tried again already, or its image is gone, or since
-    the job is over. `busy`: a worker still owns the record; later. `unreadable`: the letter is
-    none of our messages.
+    - `replayed`: a message for a new attempt is published.
+    - `resolved`: there is nothing to do. The record is a success, cannot be retried or is already
+      being retried, its image is deleted, or the job is over.
+    - `busy`: a worker holds the lease of the record. Retry later.
+    - `unreadable`: the letter does not contain a message of Glimpse.
     """
 
     REPLAYED = "replayed"
@@ -43,7 +44,7 @@ class Replay(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Replays:
-    """How many replays ended how; `after` is where the next call goes on, empty at the end."""
+    """The number of replays by outcome. `after` is the next cursor, empty at the end."""
 
     counts: Counter[Replay]
     after: str
@@ -62,7 +63,7 @@ async def replay_all(
 ) -> Replays:
     """Replay at most `limit` of the letters that `wanted` selects, newest first.
 
-    Raises Unavailable, after which those that were replayed are.
+    Raises Unavailable. Letters that were replayed before the error stay replayed.
     """
     letters = await backend.dead_letters.list(wanted, limit, after)
     counts: Counter[Replay] = Counter()
@@ -103,7 +104,8 @@ async def _run_again(backend: Backend, message: RunJob) -> Replay:
 
 async def _new_attempt(backend: Backend, letter: DeadLetter, message: ClassifyImage) -> Replay:
     key, store = message.key, backend.records
-    # First what the letter's burial may not have come to yet: it would end the new attempt.
+    # First end the record, if the handler of the dead letter has not done so yet: it would end the
+    # new attempt later.
     error = RecordError(letter.code, letter.detail, retryable=True)
     await store.change(key, records.fail_unleased(error, submitted_by=letter.died_at))
     if not await backend.blobs.exists(key.blob_name):
@@ -113,8 +115,8 @@ async def _new_attempt(backend: Backend, letter: DeadLetter, message: ClassifyIm
     if record is None or record.status.terminal:
         return Replay.RESOLVED
     if record.status is Status.PENDING:
-        # Also where another call has set it free and may have died since: publishing twice is
-        # harmless, not publishing would leave it to the reconciler.
+        # Publish even if another call retried the record, because its process may have died since.
+        # A duplicate message is harmless. Without a message, the reconciler would have to publish.
         await publish(backend.publisher, ClassifyImage(key, priority=message.priority))
         await store.change(key, records.advance(Status.PENDING, Status.QUEUED))
         return Replay.REPLAYED

@@ -1,7 +1,7 @@
-"""The end of a job, and word of it: one message that whoever wants to hear of it is told from.
+"""Ends jobs, and announces each end by one message, from which all notifications are sent.
 
-Whoever moves a job to its end announces that, at once. Where a crash or a fault comes between, the
-scheduler does; so word is given at least once.
+The process that ends a job announces it at once. If a crash or an error prevents that, the
+scheduler does it, so each end is announced at least once.
 """
 
 import structlog
@@ -22,22 +22,23 @@ log = structlog.get_logger(__name__)
 async def cancel(
     backend: Backend, key: JobKey, policy: JobPolicy, error: RecordError | None = None
 ) -> Job | None:
-    """Cancel the job: nothing of it begins any more. `error` says why, if not by wish.
+    """Cancel the job, so that no more of its work begins. Return the cancelled job.
 
-    The job after it, or None where it has ended or there is none. Raises Unavailable.
+    Returns None if the job has ended or does not exist. `error` is the reason, unless a client
+    cancels. Raises Unavailable.
     """
     return await _end(backend, key, jobs.cancel(error, policy), policy)
 
 
 async def fail(backend: Backend, key: JobKey, policy: JobPolicy, error: RecordError) -> Job | None:
-    """Give the job up, as one that cannot be run. Otherwise as `cancel`."""
+    """End the job as failed, because it cannot run. Otherwise the same as `cancel`."""
     return await _end(backend, key, jobs.fail(error, policy), policy)
 
 
 async def announce(backend: Backend, job: Job, policy: JobPolicy) -> bool:
-    """Give word of the job's end; False where that is left to the scheduler.
+    """Announce the end of the job. Return False if the scheduler has to do it.
 
-    Before it, what had ended by then is counted: the last count may lack some of that.
+    The counts are refreshed first: the last ones may lack items that ended since.
     """
     try:
         if job.counts.open:
@@ -47,7 +48,7 @@ async def announce(backend: Backend, job: Job, policy: JobPolicy) -> bool:
         )
         await backend.jobs.change(job.key, jobs.mark_announced(policy))
     except Unavailable as unavailable:
-        # The job has ended all the same, and no repetition by the caller would find it ending.
+        # The job has ended nevertheless, so a retry by the caller would not announce it.
         log.warning("job's end not announced yet", job=job.key.id, reason=unavailable.detail)
         return False
     return True

@@ -1,4 +1,4 @@
-"""The images that a job asks for, and what becomes of those that only a job asked for."""
+"""Requests images on behalf of a job, and tells whether a job still needs its images."""
 
 from datetime import datetime
 
@@ -8,21 +8,21 @@ from core.domain.jobs import Job, JobKey
 from core.domain.records import Record, RecordError
 from core.ports import JobStore
 
-# What a record ends with that only a job asked for which is over.
-CANCELLED = RecordError(jobs.CANCELLED, "The job that asked for the image is over.", True)
+# The error of a record that only a job requested, when that job is over.
+CANCELLED = RecordError(jobs.CANCELLED, "The job that requested the image is over.", True)
 
 
 async def is_over(store: JobStore, key: JobKey, now: datetime) -> bool:
-    """Whether nothing of the job may begin any more; so it is with one that is deleted."""
+    """Whether no more work of the job may begin. That is also true of a deleted job."""
     job = await store.get(key)
     return job is None or job.over(now)
 
 
-async def ask_for(backend: Backend, record: Record, job: Job, now: datetime) -> bool:
-    """Note that the job waits for the record, which has not ended well.
+async def request_image(backend: Backend, record: Record, job: Job, now: datetime) -> bool:
+    """Record that the job waits for the record, which is not a success.
 
-    False where the record has changed by that, or meanwhile: look at it again. True where it is
-    noted and the job's message can bring it to its end.
+    Returns True if that is recorded: the job's message then leads to the record's end. Returns
+    False if the record has changed, by this call or another: the caller reads it again.
     """
     store, key, priority, id_ = backend.records, record.key, job.priority, job.key.id
     if record.status.terminal:
@@ -33,5 +33,5 @@ async def ask_for(backend: Backend, record: Record, job: Job, now: datetime) -> 
         over = await is_over(backend.jobs, JobKey(job.key.tenant, record.job), now)
         cancel = records.fail_unleased(CANCELLED, only_for=record.job)
         if over and await store.change(key, cancel) is not None:
-            return False  # nobody else waits for it: it begins anew, as this job's alone
+            return False  # only the job that is over waited: the next call retries the record
     return await store.change(key, records.want(priority, id_)) is not None

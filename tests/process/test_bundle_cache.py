@@ -1,4 +1,4 @@
-"""One cache of bundles that several processes use."""
+"""A cache of bundles that several processes share."""
 
 import asyncio
 import subprocess
@@ -10,7 +10,7 @@ from core.bundles.bundle import verify_bundle
 from core.settings import Settings
 from tests.support.scripted_storage import URI, WEIGHTS, ScriptedStorage
 from tests.support.stack import ROOT
-from tests.unit.test_google_bundles import bundles, cloud, settings, whole
+from tests.unit.test_google_bundles import bundles, cloud, complete, settings
 
 __all__ = ["bundles", "cloud", "settings"]  # fixtures
 
@@ -44,14 +44,14 @@ async def output(process: "subprocess.Popen[str]") -> str:
     return (await asyncio.to_thread(process.communicate))[0]
 
 
-async def test_of_several_processes_one_fetches(settings: Settings, cloud: ScriptedStorage) -> None:
+async def test_one_of_several_processes_fetches(settings: Settings, cloud: ScriptedStorage) -> None:
     processes = [start_fetching(settings, cloud) for _ in range(3)]
     found = await asyncio.gather(*(output(process) for process in processes))
     assert [process.returncode for process in processes] == [0, 0, 0], found
     assert cloud.asked.count(WEIGHTS) == 1
 
 
-async def test_a_process_that_dies_while_it_fetches_leaves_the_way_free(
+async def test_a_process_that_dies_during_a_fetch_blocks_no_other(
     settings: Settings, cloud: ScriptedStorage, bundles: Bundles
 ) -> None:
     cloud.endless = True
@@ -61,5 +61,5 @@ async def test_a_process_that_dies_while_it_fetches_leaves_the_way_free(
     process.kill()
     await asyncio.to_thread(process.communicate)
     cloud.endless = False
-    assert part.exists(), "it died before it was tidied"
-    verify_bundle(await whole(bundles))
+    assert part.exists(), "the process died before it deleted the file"
+    verify_bundle(await complete(bundles))

@@ -1,4 +1,4 @@
-"""Signed links, and what the blobs' folder looks like: private, whole, and left tidy (P5)."""
+"""Signed links, and the files of the embedded backend: private and complete (P5)."""
 
 import asyncio
 import os
@@ -61,7 +61,7 @@ async def test_a_link_holds_until_it_expires(settings: Settings) -> None:
             backend.links.verify(NAME, expires, signature, end)
 
 
-async def test_nothing_about_a_link_can_be_changed(settings: Settings) -> None:
+async def test_an_altered_link_is_refused(settings: Settings) -> None:
     clock = MovableClock()
     async with open_backend(settings, clock) as backend:
         expires, signature = await link(backend)
@@ -85,7 +85,7 @@ async def test_nothing_about_a_link_can_be_changed(settings: Settings) -> None:
                 backend.links.verify(name, until, proof, clock())
 
 
-async def test_processes_on_one_folder_accept_each_others_links(settings: Settings) -> None:
+async def test_processes_with_the_same_folder_accept_each_others_links(settings: Settings) -> None:
     clock = MovableClock()
     async with open_backend(settings, clock) as one, open_backend(settings, clock) as other:
         expires, signature = await link(one)
@@ -103,12 +103,12 @@ async def test_another_folder_has_another_secret(settings: Settings, tmp_path: P
             other.links.verify(NAME, expires, signature, clock())
 
 
-def test_a_public_url_begins_the_link() -> None:
+def test_a_link_starts_with_the_public_url() -> None:
     url = LinkSigner(b"secret", "https://images.example").url(NAME, MovableClock()())
     assert url.startswith(f"https://images.example/local/blobs/{NAME}?expires=")
 
 
-def test_the_secret_is_made_once_and_private(tmp_path: Path) -> None:
+def test_the_secret_is_created_once_and_private(tmp_path: Path) -> None:
     path = tmp_path / "link.key"
     with ThreadPoolExecutor(20) as threads:
         secrets = list(threads.map(shared_secret, [path] * 20))
@@ -119,8 +119,8 @@ def test_the_secret_is_made_once_and_private(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["link.key", "key.secret"])
-async def test_a_secret_that_has_lost_bytes_is_not_used(settings: Settings, name: str) -> None:
-    """Nothing is a secret that anyone has."""
+async def test_a_truncated_secret_is_not_used(settings: Settings, name: str) -> None:
+    """Anyone can guess a secret of few bytes."""
     open_folder: Callable[[Settings], AbstractAsyncContextManager[object]]
     open_folder = open_backend if name == "link.key" else open_access
     async with open_folder(settings):
@@ -131,7 +131,7 @@ async def test_a_secret_that_has_lost_bytes_is_not_used(settings: Settings, name
             pass
 
 
-async def test_the_data_folder_is_private_and_holds_no_drafts(settings: Settings) -> None:
+async def test_the_data_folder_is_private_and_has_no_temporary_files(settings: Settings) -> None:
     async with open_backend(settings) as backend:
         await asyncio.gather(*(backend.blobs.put(NAME, DATA, "image/png") for _ in range(20)))
     assert stat.S_IMODE(settings.data_dir.stat().st_mode) == 0o700
@@ -141,7 +141,7 @@ async def test_the_data_folder_is_private_and_holds_no_drafts(settings: Settings
     assert stat.S_IMODE(files[0].parent.stat().st_mode) == 0o700
 
 
-async def test_drafts_of_the_dead_are_removed_and_of_the_living_are_not(
+async def test_only_old_temporary_files_are_removed(
     settings: Settings,
 ) -> None:
     async with open_backend(settings) as backend:
@@ -157,7 +157,7 @@ async def test_drafts_of_the_dead_are_removed_and_of_the_living_are_not(
     assert young.exists()
 
 
-async def test_only_its_owner_reads_the_webhooks_secrets(settings: Settings) -> None:
+async def test_only_the_owner_can_read_webhook_secrets(settings: Settings) -> None:
     clock = MovableClock()
     webhook = Webhook("wh_" + "0" * 24, "acme", "", HOOK, JOB_EVENTS, new_secret(), clock())
     async with open_backend(settings, clock) as backend:
@@ -184,7 +184,7 @@ async def test_an_upload_repairs_a_damaged_blob(settings: Settings, damaged: byt
         assert await backend.blobs.get(NAME) == DATA
 
 
-async def test_a_folder_that_cannot_be_used_is_unavailable(settings: Settings) -> None:
+async def test_an_unusable_blob_folder_is_unavailable(settings: Settings) -> None:
     async with open_backend(settings) as backend:
         blobs = settings.data_dir / "blobs"
         blobs.rename(settings.data_dir / "moved")
@@ -208,7 +208,7 @@ async def test_a_missing_folder_is_not_a_missing_blob(settings: Settings, call: 
         assert await backend.blobs.get(NAME) == DATA
 
 
-async def test_a_data_folder_that_cannot_be_made_is_unavailable(tmp_path: Path) -> None:
+async def test_a_data_folder_that_cannot_be_created_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(Unavailable):
         async with open_backend(Settings(data_dir=tmp_path / "file" / "data")):

@@ -1,4 +1,4 @@
-"""Bundles out of a bucket: the cache and Google's client, against a scripted Cloud Storage.
+"""Bundles from a bucket: the cache and Google's client against a scripted Cloud Storage.
 
 What the storage emulator cannot do is done here: refusals, downloads that break off or never end,
 and counting what was asked for. `tests/contract/test_bundles.py` has the emulator.
@@ -51,22 +51,22 @@ async def manifest(bundles: Bundles, uri: str = URI) -> Bundle:
     return await asyncio.to_thread(bundles.manifest, uri)
 
 
-async def whole(bundles: Bundles) -> Bundle:
+async def complete(bundles: Bundles) -> Bundle:
     bundle = await manifest(bundles)
     await asyncio.to_thread(bundles.weights, URI, bundle)
     return bundle
 
 
 def files(settings: Settings) -> set[str]:
-    """The cache's files, less the lock."""
+    """The names of the cache's files without the lock."""
     found = {path.name for path in settings.model_cache.rglob("*") if path.is_file()}
     return found - {cache.LOCK}
 
 
-# --- What is fetched, and what is not. ------------------------------------------------------------
+# --- Which files are fetched. ---------------------------------------------------------------------
 
 
-async def test_the_manifest_comes_without_the_weights(
+async def test_the_manifest_is_fetched_without_the_weights(
     bundles: Bundles, cloud: ScriptedStorage, settings: Settings
 ) -> None:
     bundle = await manifest(bundles)
@@ -78,10 +78,10 @@ async def test_the_manifest_comes_without_the_weights(
     assert bundle.folder.parent == settings.data_dir.absolute() / "model-cache"
 
 
-async def test_the_weights_come_when_they_are_wanted(
+async def test_the_weights_are_fetched_on_demand(
     bundles: Bundles, cloud: ScriptedStorage, settings: Settings
 ) -> None:
-    bundle = await whole(bundles)
+    bundle = await complete(bundles)
     verify_bundle(bundle)
     assert cloud.asked == [*SMALL, WEIGHTS]
     assert files(settings) == {*SMALL, WEIGHTS}
@@ -91,44 +91,44 @@ async def test_the_weights_come_when_they_are_wanted(
 async def test_the_next_process_fetches_only_the_sums(
     bundles: Bundles, cloud: ScriptedStorage, settings: Settings
 ) -> None:
-    await whole(bundles)
+    await complete(bundles)
     cloud.asked.clear()
     other = open_bundles(settings, settings.model_uris)
-    verify_bundle(await whole(other))
+    verify_bundle(await complete(other))
     other.close()
     assert cloud.asked == ["SHA256SUMS"]
 
 
 @pytest.mark.parametrize("name", ["model.json", "labels.txt", WEIGHTS])
-async def test_what_was_damaged_in_the_cache_is_fetched_again(
+async def test_a_damaged_file_of_the_cache_is_fetched_again(
     bundles: Bundles, cloud: ScriptedStorage, name: str
 ) -> None:
-    path = (await whole(bundles)).folder / name
+    path = (await complete(bundles)).folder / name
     path.write_bytes(path.read_bytes()[:-1])
     cloud.asked.clear()
-    verify_bundle(await whole(bundles))
+    verify_bundle(await complete(bundles))
     assert cloud.asked == ["SHA256SUMS", name]
 
 
-async def test_another_bundle_in_the_same_place_is_another_folder(
+async def test_another_bundle_at_the_same_uri_has_another_folder(
     bundles: Bundles, cloud: ScriptedStorage
 ) -> None:
-    first = await whole(bundles)
+    first = await complete(bundles)
     write_colour_bundle(cloud.bundle, sharpness=20)
-    second = await whole(bundles)
+    second = await complete(bundles)
     assert first.identity != second.identity
     verify_bundle(first)
     verify_bundle(second)
 
 
-async def test_the_folders_are_their_owners_alone(bundles: Bundles, settings: Settings) -> None:
-    """The first to write into DATA_DIR makes it, and keys and images come into it later."""
+async def test_the_folders_are_private(bundles: Bundles, settings: Settings) -> None:
+    """The cache may create DATA_DIR, which later contains keys and images."""
     bundle = await manifest(bundles)
     for folder in (settings.data_dir, settings.model_cache, bundle.folder):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-async def test_a_path_is_read_where_it_is(bundles: Bundles, cloud: ScriptedStorage) -> None:
+async def test_a_local_path_is_read_in_place(bundles: Bundles, cloud: ScriptedStorage) -> None:
     path = str(cloud.bundle)
     bundle = await manifest(bundles, path)
     assert bundle.folder == cloud.bundle
@@ -140,30 +140,30 @@ async def test_a_path_is_read_where_it_is(bundles: Bundles, cloud: ScriptedStora
 
 
 @pytest.mark.parametrize("name", ["model.json", "labels.txt", WEIGHTS])
-async def test_what_differs_from_the_sums_is_refused_and_not_kept(
+async def test_a_file_that_differs_from_the_sums_is_refused_and_not_kept(
     bundles: Bundles, cloud: ScriptedStorage, settings: Settings, name: str
 ) -> None:
     path = cloud.bundle / name
     path.write_bytes(path.read_bytes() + b"\n")
     for _ in range(2):
         with pytest.raises(BundleError, match=f"{URI}: {name} differs from SHA256SUMS") as refused:
-            await whole(bundles)
+            await complete(bundles)
         assert not isinstance(refused.value, BundleUnavailable)
         assert name not in files(settings)
         assert cache.PART not in files(settings)
-    # Mended in the bucket, it is taken.
+    # Once the bucket has the right file, it is accepted.
     path.write_bytes(path.read_bytes()[:-1])
-    verify_bundle(await whole(bundles))
+    verify_bundle(await complete(bundles))
 
 
-async def test_without_sums_it_is_refused(bundles: Bundles, cloud: ScriptedStorage) -> None:
+async def test_a_bundle_without_sums_is_refused(bundles: Bundles, cloud: ScriptedStorage) -> None:
     (cloud.bundle / "SHA256SUMS").unlink()
     with pytest.raises(BundleError, match=f"{URI} has no SHA256SUMS"):
         await manifest(bundles)
 
 
 @pytest.mark.parametrize("sums", [b"", b"nonsense", b"\xff\xfe", b"ab  model.onnx\n"])
-async def test_sums_that_are_none_are_refused(
+async def test_invalid_sums_are_refused(
     bundles: Bundles, cloud: ScriptedStorage, sums: bytes
 ) -> None:
     (cloud.bundle / "SHA256SUMS").write_bytes(sums)
@@ -171,7 +171,7 @@ async def test_sums_that_are_none_are_refused(
         await manifest(bundles)
 
 
-async def test_a_digest_is_never_a_path(
+async def test_a_digest_is_never_used_as_a_path(
     bundles: Bundles, cloud: ScriptedStorage, tmp_path: Path
 ) -> None:
     evil = "../" * 21 + "x"
@@ -182,7 +182,7 @@ async def test_a_digest_is_never_a_path(
         await manifest(bundles)
 
 
-async def test_a_manifest_that_is_none_names_the_uri(
+async def test_the_error_of_an_invalid_manifest_names_the_uri(
     bundles: Bundles, cloud: ScriptedStorage
 ) -> None:
     (cloud.bundle / "model.json").write_text("{}")
@@ -192,7 +192,7 @@ async def test_a_manifest_that_is_none_names_the_uri(
 
 
 @pytest.mark.parametrize("name", SMALL)
-async def test_what_should_be_small_is_not_read_beyond_its_bound(
+async def test_small_files_are_read_up_to_a_limit(
     bundles: Bundles, cloud: ScriptedStorage, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "SMALL_FILE_BYTES", 2000)
@@ -208,7 +208,7 @@ async def test_what_should_be_small_is_not_read_beyond_its_bound(
         assert (said == f"{URI}/{name} has more than 2000 bytes.") == (size > 2000), said
 
 
-# --- Bundles that cannot be read for now. ---------------------------------------------------------
+# --- Bundles that are unavailable. ----------------------------------------------------------------
 
 
 async def unavailable(bundles: Bundles, uri: str = URI) -> str:
@@ -217,9 +217,9 @@ async def unavailable(bundles: Bundles, uri: str = URI) -> str:
     return refused.value.detail
 
 
-async def test_what_is_missing_is_named(bundles: Bundles, cloud: ScriptedStorage) -> None:
+async def test_the_error_names_what_is_missing(bundles: Bundles, cloud: ScriptedStorage) -> None:
     for uri, said in (
-        ("gs://nobody/x", "gs://nobody/x does not exist: there is no bucket nobody."),
+        ("gs://absent/x", "gs://absent/x does not exist: there is no bucket absent."),
         (
             "gs://models/x",
             "gs://models/x is empty: the bucket has no object whose name starts like that.",
@@ -230,7 +230,7 @@ async def test_what_is_missing_is_named(bundles: Bundles, cloud: ScriptedStorage
     assert "has no labels.txt" in await unavailable(bundles)
 
 
-async def test_what_may_not_be_read_names_the_role(
+async def test_the_error_of_a_forbidden_bucket_names_the_role(
     bundles: Bundles, cloud: ScriptedStorage
 ) -> None:
     cloud.status["model.json"] = 403
@@ -240,7 +240,7 @@ async def test_what_may_not_be_read_names_the_role(
 
 
 @pytest.mark.parametrize("status", [400, 401, 429, 500, 503])
-async def test_a_storage_that_fails_is_named(
+async def test_the_error_names_a_failing_storage(
     bundles: Bundles, cloud: ScriptedStorage, status: int
 ) -> None:
     cloud.status["SHA256SUMS"] = status
@@ -248,13 +248,13 @@ async def test_a_storage_that_fails_is_named(
         f"{URI}/SHA256SUMS cannot be fetched. The model storage does not answer."
     )
     cloud.status.clear()
-    verify_bundle(await whole(bundles))
+    verify_bundle(await complete(bundles))
 
 
-async def test_without_credentials_the_error_says_so(
+async def test_the_error_names_missing_credentials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """BACKEND=embedded without STORAGE_EMULATOR_HOST means Google itself."""
+    """BACKEND=embedded without STORAGE_EMULATOR_HOST uses Google Cloud."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
     monkeypatch.setenv("NO_GCE_CHECK", "true")
@@ -267,7 +267,9 @@ async def test_without_credentials_the_error_says_so(
     assert "There are no Google credentials" in said
 
 
-async def test_a_cache_that_cannot_be_written_is_named(settings: Settings, tmp_path: Path) -> None:
+async def test_the_error_names_a_cache_that_cannot_be_written(
+    settings: Settings, tmp_path: Path
+) -> None:
     settings.data_dir.mkdir(exist_ok=True)
     settings.model_cache.write_text("no folder")
     opened = open_bundles(settings, settings.model_uris)
@@ -276,32 +278,30 @@ async def test_a_cache_that_cannot_be_written_is_named(settings: Settings, tmp_p
     opened.close()
 
 
-async def test_a_full_disk_is_no_fault_of_the_storage(
+async def test_a_full_disk_is_not_reported_as_unavailable_storage(
     bundles: Bundles, cloud: ScriptedStorage
 ) -> None:
-    give_weights(cloud, 100_000)
+    set_weights(cloud, 100_000)
     bundle = await manifest(bundles)
     (bundle.folder / cache.PART).symlink_to("/dev/full")
     with pytest.raises(BundleError, match="No space left on device") as full:
         await asyncio.to_thread(bundles.weights, URI, bundle)
     assert not isinstance(full.value, BundleUnavailable)
-    verify_bundle(await whole(bundles))
+    verify_bundle(await complete(bundles))
 
 
-def give_weights(cloud: ScriptedStorage, size: int) -> None:
-    """So many bytes, of which no two stretches are alike; no model of anything."""
+def set_weights(cloud: ScriptedStorage, size: int) -> None:
+    """Replace the weights by `size` random bytes, which are not a model."""
     (cloud.bundle / WEIGHTS).write_bytes(random.Random(1).randbytes(size))
     write_sums(cloud.bundle)
 
 
-# --- Downloads that break off. --------------------------------------------------------------------
+# --- Interrupted downloads. -----------------------------------------------------------------------
 
 
-async def test_a_download_that_breaks_off_goes_on_where_it_was(
-    bundles: Bundles, cloud: ScriptedStorage
-) -> None:
-    """For longer than Google's client would go on trying."""
-    give_weights(cloud, 8000)
+async def test_an_interrupted_download_resumes(bundles: Bundles, cloud: ScriptedStorage) -> None:
+    """It resumes more often than Google's client retries."""
+    set_weights(cloud, 8000)
     bundle = await manifest(bundles)
     cloud.breaks_after = 400
     cloud.asked.clear()
@@ -310,7 +310,7 @@ async def test_a_download_that_breaks_off_goes_on_where_it_was(
     assert cloud.asked == [WEIGHTS, *(f"{WEIGHTS}@{n}" for n in range(400, 8000, 400))]
 
 
-async def test_one_that_brings_nothing_is_given_up(
+async def test_a_download_without_progress_fails(
     bundles: Bundles, cloud: ScriptedStorage, settings: Settings
 ) -> None:
     bundle = await manifest(bundles)
@@ -323,7 +323,7 @@ async def test_one_that_brings_nothing_is_given_up(
     verify_bundle(bundle)
 
 
-async def test_what_a_killed_process_left_is_no_model(
+async def test_the_temporary_file_of_a_killed_process_is_replaced(
     bundles: Bundles, cloud: ScriptedStorage
 ) -> None:
     bundle = await manifest(bundles)
@@ -334,21 +334,21 @@ async def test_what_a_killed_process_left_is_no_model(
     assert not (bundle.folder / cache.PART).exists()
 
 
-async def test_a_download_that_takes_too_long_ends(
+async def test_a_download_ends_at_its_deadline(
     bundles: Bundles, cloud: ScriptedStorage, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = await manifest(bundles)
     monkeypatch.setattr(cache, "FETCH_SECONDS", 0.5)
     cloud.endless = True
-    with pytest.raises(BundleUnavailable, match=f"{URI} did not come within 0.5 s"):
+    with pytest.raises(BundleUnavailable, match=f"{URI} was not fetched within 0.5 s"):
         await asyncio.to_thread(bundles.weights, URI, bundle)
     assert files(settings) == set(SMALL)
 
 
-async def test_a_stop_ends_a_download(
+async def test_close_stops_a_download(
     bundles: Bundles, cloud: ScriptedStorage, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And waits until what came of it is cleared away, as takes a while with gigabytes."""
+    """It also waits for the deletion of the temporary file, which takes long for gigabytes."""
     bundle = await manifest(bundles)
     unlink = Path.unlink
 
@@ -361,19 +361,19 @@ async def test_a_stop_ends_a_download(
     fetching = asyncio.create_task(asyncio.to_thread(bundles.weights, URI, bundle))
     await cloud.reading.wait()
     await asyncio.to_thread(bundles.close)
-    # By now: the process may end before the thread does.
+    # Already now, because the process may end before the thread does.
     assert files(settings) == set(SMALL)
     with pytest.raises(BundleUnavailable, match="the process stops"):
         await fetching
 
 
-# --- Several at once. -----------------------------------------------------------------------------
+# --- Concurrent use. ------------------------------------------------------------------------------
 
 
-async def test_of_many_threads_one_fetches(settings: Settings, cloud: ScriptedStorage) -> None:
+async def test_one_of_many_threads_fetches(settings: Settings, cloud: ScriptedStorage) -> None:
     opened = [open_bundles(settings, settings.model_uris) for _ in range(6)]
     cloud.go_on.clear()
-    asking = asyncio.gather(*(whole(each) for each in opened))
+    asking = asyncio.gather(*(complete(each) for each in opened))
     await cloud.reading.wait()
     cloud.go_on.set()
     for bundle in await asking:

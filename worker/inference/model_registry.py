@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import structlog
 from cachetools import LRUCache
 
-from core.backends.bundles import Bundles, pauses
+from core.backends.bundles import Bundles, retry_delays
 from core.bundles.bundle import Bundle
 from core.errors import BundleError, BundleUnavailable, GlimpseError, ModelUnavailable
 from worker.inference.pool import RemoteClassifier
@@ -114,7 +114,7 @@ class ModelRegistry:
         await self.classifier(found.identity)
 
     async def _retry(self) -> None:
-        for pause in pauses(self._retries.read, self._retries.max_read):
+        for pause in retry_delays(self._retries.read, self._retries.max_read):
             await asyncio.sleep(pause)
             # A bundle that did not load may have been replaced, and then has another identity.
             await self._read(

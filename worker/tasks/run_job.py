@@ -13,7 +13,7 @@ from core.domain import jobs
 from core.domain.jobs import ItemState, Job, JobItem, JobKey, JobStatus
 from core.domain.messages import ClassifyImage, RunJob
 from core.domain.records import Record, RecordError, RecordKey, Status
-from core.services.job_images import CANCELLED, ask_for
+from core.services.job_images import CANCELLED, request_image
 from core.services.publishing import publish
 from worker.context import WorkerContext
 from worker.tasks.job_items import announce_completion, complete_items
@@ -78,7 +78,7 @@ async def _publish_item(
         ):
             outcomes[position] = record.error
             return False
-        if await ask_for(backend, record, job, ctx.clock()):
+        if await request_image(backend, record, job, ctx.clock()):
             message = ClassifyImage(key, priority=job.priority, job=job.key.id, position=position)
             await publish(backend.publisher, message)
             return True

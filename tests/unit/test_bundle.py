@@ -1,4 +1,4 @@
-"""Bundles as files: identity, verification, and manifests that are refused."""
+"""Bundles as files: their identity, their verification, and invalid manifests."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ def test_the_identity_is_a_digest_over_the_three_files(tmp_path: Path) -> None:
     assert bundle.labels == tuple(COLOURS)
 
 
-def test_the_identity_needs_neither_the_sums_nor_the_place(tmp_path: Path) -> None:
+def test_the_identity_depends_neither_on_the_sums_file_nor_on_the_path(tmp_path: Path) -> None:
     folder = write_colour_bundle(tmp_path / "a")
     identity = read_bundle(folder).identity
     shutil.copytree(folder, tmp_path / "b")
@@ -36,7 +36,7 @@ def test_the_identity_needs_neither_the_sums_nor_the_place(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", SUMMED)
-def test_every_file_counts(tmp_path: Path, name: str) -> None:
+def test_each_file_changes_the_identity(tmp_path: Path, name: str) -> None:
     folder = write_colour_bundle(tmp_path)
     before = read_bundle(folder).identity
     with (folder / name).open("ab") as file:
@@ -48,7 +48,7 @@ def test_every_file_counts(tmp_path: Path, name: str) -> None:
     assert read_bundle(folder).identity != before
 
 
-def test_the_identity_is_known_without_the_weights(tmp_path: Path) -> None:
+def test_the_identity_can_be_read_without_the_weights(tmp_path: Path) -> None:
     folder = write_colour_bundle(tmp_path)
     before = read_bundle(folder).identity
     (folder / "model.onnx").unlink()
@@ -73,7 +73,7 @@ MANIFESTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("changes", MANIFESTS.values(), ids=MANIFESTS.keys())
-def test_a_wrong_manifest_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_an_invalid_manifest_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     path = write_colour_bundle(tmp_path) / "model.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(BundleError):
@@ -81,7 +81,7 @@ def test_a_wrong_manifest_is_refused(tmp_path: Path, changes: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("labels", [b"", b"red\n\nblue\n", b"red\n \nblue\n", b"\xff\xfe\n"])
-def test_labels_are_one_a_line(tmp_path: Path, labels: bytes) -> None:
+def test_invalid_labels_are_refused(tmp_path: Path, labels: bytes) -> None:
     (write_colour_bundle(tmp_path) / "labels.txt").write_bytes(labels)
     with pytest.raises(BundleError):
         read_bundle(tmp_path)
@@ -102,7 +102,7 @@ def test_sums_that_lack_a_file_are_refused(tmp_path: Path, sums: str) -> None:
 
 
 @pytest.mark.parametrize("uri", ["", "/nowhere", "gs://bucket/bundle", "pyproject.toml"])
-def test_what_is_no_folder_is_refused(uri: str, tmp_path: Path) -> None:
+def test_a_uri_that_is_not_a_bundle_folder_is_refused(uri: str, tmp_path: Path) -> None:
     with pytest.raises(BundleError):
         read_bundle(uri or tmp_path)
 

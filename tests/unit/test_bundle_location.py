@@ -1,4 +1,4 @@
-"""`gs://bucket/folder`, beside a path."""
+"""Locations of bundles: `gs://bucket/folder`, or a path."""
 
 import pytest
 
@@ -14,7 +14,7 @@ from core.bundles.location import BucketFolder
         ("gs://models/" + "a" * 900, "models", "a" * 900),
     ],
 )
-def test_bucket_and_folder(uri: str, bucket: str, folder: str) -> None:
+def test_a_uri_has_a_bucket_and_a_folder(uri: str, bucket: str, folder: str) -> None:
     found = BucketFolder.of(uri)
     assert found == BucketFolder(bucket, folder)
     assert found is not None
@@ -25,7 +25,7 @@ def test_bucket_and_folder(uri: str, bucket: str, folder: str) -> None:
 @pytest.mark.parametrize(
     "path", ["models/default", "/srv/bundles/x", ".", "", "gs:/models/x", "C:\\models", "gs/x"]
 )
-def test_a_path_is_a_path(path: str) -> None:
+def test_a_path_is_not_a_bucket_folder(path: str) -> None:
     assert BucketFolder.of(path) is None
 
 
@@ -40,6 +40,6 @@ def test_a_path_is_a_path(path: str) -> None:
         "gs://models/" + "ä" * 451,
     ],
 )
-def test_what_is_neither_is_refused(uri: str) -> None:
+def test_an_invalid_uri_is_refused(uri: str) -> None:
     with pytest.raises(ValueError, match=r"^is "):
         BucketFolder.of(uri)
