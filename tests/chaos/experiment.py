@@ -283,7 +283,12 @@ class Experiment:
         All but those of a job that the API died over before it could promise it: the next request
         with the same Idempotency-Key may go on with it, and for an hour they wait for that.
         """
-        values: dict[str, Any] = {k.lower(): v for k, v in self._stack.environment.items()}
+        known = Settings.model_fields
+        values: dict[str, Any] = {
+            name.lower(): value
+            for name, value in self._stack.environment.items()
+            if name.lower() in known
+        }
         settings = Settings(_env_file=None, **values)
 
         async def unfinished() -> list[Record]:
