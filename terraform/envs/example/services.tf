@@ -6,7 +6,7 @@ locals {
   # The API has it to know whether, and to whom, e-mail can go.
   mail_server = var.email == null ? {} : { SMTP_URL = module.secrets.versions["smtp"] }
 
-  # Then nobody walks around the throttle.
+  # Then no client can bypass the rate limit.
   behind_load_balancer = var.domain != null && !var.keep_run_address
 }
 
@@ -83,7 +83,7 @@ module "worker" {
   concurrency           = var.worker.cpu * var.worker.requests_per_cpu + var.worker.waiting_requests
   min_instances         = var.worker.min_instances
   max_instances         = var.worker.max_instances
-  timeout_seconds       = module.policy.ack_deadline # after that nobody waits for the answer
+  timeout_seconds       = module.policy.ack_deadline # Pub/Sub does not wait longer for the answer
   execution_environment = "EXECUTION_ENVIRONMENT_GEN2"
 
   environment = module.settings.worker

@@ -206,7 +206,7 @@ variable "github_branch" {
 
 # --- Operation ---------------------------------------------------------------------------------
 variable "alert_email" {
-  description = "Who is told of alerts and of the budget; null for nobody"
+  description = "E-mail address for alerts and for the budget; null for none"
   type        = string
   default     = null
 }

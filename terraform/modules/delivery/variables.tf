@@ -62,7 +62,7 @@ variable "github_repository" {
 }
 
 variable "github_repository_id" {
-  description = "The same repository's number, so that nobody who takes its name over gets in; null trusts the name"
+  description = "The repository's number, so that another repository that takes over its name has no access; null trusts the name"
   type        = string
   default     = null
 

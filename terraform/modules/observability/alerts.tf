@@ -29,7 +29,7 @@ locals {
       threshold   = 0
       runbook     = "alert-dead-letters"
     }
-    # A receiver that is down for hours is its owner's to mend; many of them may be ours.
+    # The owner of a receiver fixes it; if many receivers fail, the cause may be the worker.
     notifications = {
       title       = "Notifications are given up"
       severity    = "WARNING"

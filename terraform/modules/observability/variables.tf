@@ -39,7 +39,7 @@ variable "scheduler_jobs" {
 }
 
 variable "alert_email" {
-  description = "Who is told of alerts; null for nobody"
+  description = "E-mail address for alerts; null for none"
   type        = string
   default     = null
 

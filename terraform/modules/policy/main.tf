@@ -6,7 +6,7 @@ locals {
   ack_deadline = 60     # seconds the worker has to answer one delivery
   lease        = 30     # seconds one worker owns a record
   retention    = 604800 # seconds an undelivered message is kept
-  stale_after  = 600    # seconds a record may stand still
+  stale_after  = 600    # seconds until a record is stale
 
   dead_letter_retention = 2592000 # seconds a dead letter is kept
 

@@ -29,7 +29,7 @@ output "retention" {
 }
 
 output "stale_after" {
-  description = "Seconds that a record may stand still before it is looked after"
+  description = "Seconds without a change until a record is stale"
   value       = local.stale_after
 }
 
@@ -39,7 +39,7 @@ output "dead_letter_retention" {
 }
 
 output "reconcile_interval" {
-  description = "Seconds between two looks for records that stand still"
+  description = "Seconds between two searches for stale records"
   value       = local.reconcile_interval
 }
 
@@ -54,7 +54,7 @@ output "dead_letters" {
 }
 
 output "reconcile_path" {
-  description = "Where the worker looks for records that stand still"
+  description = "Path of the worker's search for stale records"
   value       = local.reconcile_path
 }
 

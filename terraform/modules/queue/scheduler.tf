@@ -1,10 +1,10 @@
-# What nobody asks for: the worker is called regularly.
+# Periodic calls to the worker.
 locals {
   calls = {
     reconcile = {
       path     = var.policy.reconcile_path
       schedule = var.policy.reconcile_schedule
-      means    = "Publishes again, or ends, what stands still"
+      means    = "Republishes or fails stale records"
     }
     schedule = {
       path     = var.policy.schedule_path

@@ -12,7 +12,7 @@ resource "google_project_iam_member" "traces" {
   member  = "serviceAccount:${google_service_account.this.email}"
 }
 
-# signBlob, as itself and nobody else.
+# signBlob, only as itself.
 resource "google_service_account_iam_member" "signer" {
   count = var.signs_links ? 1 : 0
 
