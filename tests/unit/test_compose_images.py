@@ -99,8 +99,8 @@ def test_services_have_only_their_own_code() -> None:
         for name in SERVICES
     }
     bundle = {f"models/default/{name}" for name in (MANIFEST_FILE, LABELS_FILE, SUMS_FILE)}
-    assert taken["api"] == {"LICENSE", "core", "app", *bundle}
-    assert taken["worker"] == {"LICENSE", "core", "worker", "models/default"}
+    assert taken["api"] == {"LICENSE", "NOTICE", "core", "app", *bundle}
+    assert taken["worker"] == {"LICENSE", "NOTICE", "core", "worker", "models/default"}
     assert f"models/default/{MODEL_FILE}" not in taken["api"]
 
 
