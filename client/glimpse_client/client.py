@@ -79,8 +79,7 @@ class Glimpse:
             limits=_limits(),
             follow_redirects=True,
         )
-        self._policy = retries or RetryPolicy()
-        self._open(self._policy)
+        self._open(retries or RetryPolicy())
 
     def _open(self, policy: RetryPolicy) -> None:
         self._driver = BlockingDriver(self._http, policy)
@@ -94,7 +93,7 @@ class Glimpse:
     def with_options(self, *, retries: RetryPolicy) -> "Glimpse":
         """This client with other retries, on the same connections. Close only one of them."""
         other = Glimpse.__new__(Glimpse)
-        other.url, other._http, other._policy = self.url, self._http, retries
+        other.url, other._http = self.url, self._http
         other._open(retries)
         return other
 
@@ -142,8 +141,7 @@ class AsyncGlimpse:
             limits=_limits(),
             follow_redirects=True,
         )
-        self._policy = retries or RetryPolicy()
-        self._open(self._policy)
+        self._open(retries or RetryPolicy())
 
     def _open(self, policy: RetryPolicy) -> None:
         self._driver = AsyncDriver(self._http, policy)
@@ -157,7 +155,7 @@ class AsyncGlimpse:
     def with_options(self, *, retries: RetryPolicy) -> "AsyncGlimpse":
         """As `Glimpse.with_options`."""
         other = AsyncGlimpse.__new__(AsyncGlimpse)
-        other.url, other._http, other._policy = self.url, self._http, retries
+        other.url, other._http = self.url, self._http
         other._open(retries)
         return other
 

@@ -35,7 +35,7 @@ from glimpse_client.flows import (
     request,
 )
 from glimpse_client.images import lookup_flow
-from glimpse_client.sources import Content, Found, Source, find_images, source_of
+from glimpse_client.sources import Content, Source, find_images, source_of
 from glimpse_client.types import Job, JobResult, Page, job_of, result_of
 
 JOBS = "/api/v1/jobs"
@@ -123,8 +123,6 @@ def gather(
         if isinstance(each, str | Path) and Path(each).is_dir():
             for found in find_images([each], recursive=recursive):
                 yield Source(found.path.name, path=found.path), found.name
-        elif isinstance(each, Found):
-            yield Source(each.path.name, path=each.path), each.name
         else:
             source = source_of(each)
             yield source, source.name
