@@ -72,7 +72,7 @@ REMOVED = {
     "MAX_CONNECTIONS": "the limit is MAX_STREAMS and 1,000 more",
     "MAX_UPLOADS_IN_FLIGHT": "MAX_UPLOAD_BYTES_IN_FLIGHT bounds the memory of uploads",
     "MAX_WAIT_SECONDS": "`Prefer: wait` always allows up to 30 seconds",
-    "MIN_BACKOFF_SECONDS": "the first wait is a sixtieth of MAX_BACKOFF_SECONDS",
+    "MIN_BACKOFF_SECONDS": "the first wait is MAX_BACKOFF_SECONDS divided by 300",
     "MODEL_CACHE_DIR": "DATA_DIR holds the bundles from `gs://`, in `model-cache`",
     "NAMESPACE_PREFIX": "DATASTORE_DATABASE separates installations that share a project",
     "NOTIFICATION_ATTEMPTS": "a notification has four times DELIVERY_ATTEMPTS",
@@ -278,14 +278,14 @@ class Settings(BaseSettings):
         int,
         Field(
             description="Deliveries of a message before it becomes a dead letter. A notification "
-            "has four times as many"
+            "has four times as many, and at most 100"
         ),
     ] = _DELIVERY.attempts
     max_backoff_seconds: Annotated[
         float,
         Field(
-            description="Longest wait between deliveries. The first wait is a sixtieth of it, and "
-            "each wait doubles. A notification waits five times as long"
+            description="Longest wait between deliveries. The first wait is a 300th of it, and "
+            "each wait doubles. A notification waits five times as long, and at most 600 s"
         ),
     ] = _DELIVERY.max_backoff
     ack_deadline_seconds: Annotated[

@@ -13,7 +13,7 @@ ACKNOWLEDGING_STATUS = frozenset({102, 200, 201, 202, 204})
 MAX_ACK_DEADLINE = 600.0  # seconds
 MAX_BACKOFF = 600.0  # seconds
 MAX_ATTEMPTS = 100
-BACKOFF_RATIO = 60  # of the longest wait between deliveries to the first one
+BACKOFF_RATIO = 300  # of the longest wait between deliveries to the first one
 NOTIFICATION_CONCURRENCY = 16  # notifications that a queue or a worker delivers at once
 
 CLASSIFY_PATH = "/generate_annotations"
@@ -32,11 +32,14 @@ class DeliveryPolicy:
     `lease` is the duration of a claim. `retention` is how long an undelivered message is kept,
     `dead_letter_retention` how long a dead letter is. The reconciler handles records without a
     change for `stale_after`.
+
+    The defaults keep a message for 15 hours of refusals: Pub/Sub counts every refusal, also those
+    that Cloud Run answers itself when a service is at `max_instances`.
     """
 
-    attempts: int = 10
-    min_backoff: float = 120.0 / BACKOFF_RATIO
-    max_backoff: float = 120.0
+    attempts: int = MAX_ATTEMPTS
+    min_backoff: float = MAX_BACKOFF / BACKOFF_RATIO
+    max_backoff: float = MAX_BACKOFF
     ack_deadline: float = 60.0
     lease: float = 30.0
     retention: float = 7 * 24 * 3600.0
@@ -57,12 +60,11 @@ class DeliveryPolicy:
 
     def for_notifications(self) -> "DeliveryPolicy":
         """Four times the deliveries and five times the waits: a receiver may be down for hours."""
-        longest = min(MAX_BACKOFF, 5 * self.max_backoff)
         return replace(
             self,
             attempts=min(MAX_ATTEMPTS, 4 * self.attempts),
-            min_backoff=longest / BACKOFF_RATIO,
-            max_backoff=longest,
+            min_backoff=min(MAX_BACKOFF, 5 * self.min_backoff),
+            max_backoff=min(MAX_BACKOFF, 5 * self.max_backoff),
         )
 
     @property

@@ -18,6 +18,13 @@ def test_default_policy_is_valid() -> None:
     assert waits + policy.attempts * policy.ack_deadline < policy.retention
 
 
+def test_default_policy_outlasts_hours_of_refusals() -> None:
+    policy = DeliveryPolicy()
+    waits = sum(policy.backoff(attempt) for attempt in range(1, policy.attempts))
+    assert 15 * 3600 < waits < 16 * 3600
+    assert policy.backoff(1) == 2  # a single fault costs little time
+
+
 def test_backoff_doubles_up_to_its_maximum() -> None:
     policy = DeliveryPolicy(min_backoff=2, max_backoff=15)
     assert [policy.backoff(attempt) for attempt in range(1, 6)] == [2, 4, 8, 15, 15]
@@ -42,12 +49,12 @@ def test_backoff_stays_in_its_bounds_and_never_decreases(
         ({"attempts": 0}, "attempts"),
         ({"attempts": 101}, "attempts"),
         ({"min_backoff": -1}, "min_backoff"),
-        ({"min_backoff": 130}, "min_backoff"),
+        ({"min_backoff": 601}, "min_backoff"),
         ({"max_backoff": 601}, "max_backoff"),
         ({"lease": 0}, "lease"),
         ({"lease": 61}, "lease"),
         ({"ack_deadline": 601}, "ack_deadline"),
-        ({"retention": 1200}, "retention"),
+        ({"retention": 60_000}, "retention"),
     ],
 )
 def test_contradictory_policy_is_refused(changes: dict[str, float], reason: str) -> None:

@@ -233,11 +233,11 @@ def test_delivery_settings_reach_the_policy(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_notifications_are_delivered_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = load_settings().notification_delivery
-    assert (policy.attempts, policy.min_backoff, policy.max_backoff) == (40, 10, 600)
+    assert (policy.attempts, policy.min_backoff, policy.max_backoff) == (100, 10, 600)
     monkeypatch.setenv("DELIVERY_ATTEMPTS", "7")
     monkeypatch.setenv("MAX_BACKOFF_SECONDS", "6")
     policy = load_settings().notification_delivery
-    assert (policy.attempts, policy.min_backoff, policy.max_backoff) == (28, 0.5, 30)
+    assert (policy.attempts, policy.min_backoff, policy.max_backoff) == (28, 0.1, 30)
     monkeypatch.setenv("DELIVERY_ATTEMPTS", "100")
     monkeypatch.setenv("MAX_BACKOFF_SECONDS", "600")
     policy = load_settings().notification_delivery

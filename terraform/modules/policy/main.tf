@@ -1,8 +1,8 @@
 # How a message is delivered: the policies, paths and channels of core. A test reads both.
 locals {
-  attempts     = 10     # deliveries before a message is a dead letter
+  attempts     = 100    # deliveries before a message is a dead letter
   min_backoff  = 2      # seconds after the first refusal; doubles each time
-  max_backoff  = 120    # seconds at most between two deliveries
+  max_backoff  = 600    # seconds at most between two deliveries
   ack_deadline = 60     # seconds the worker has to answer one delivery
   lease        = 30     # seconds one worker owns a record
   retention    = 604800 # seconds an undelivered message is kept
@@ -11,7 +11,7 @@ locals {
   dead_letter_retention = 2592000 # seconds a dead letter is kept
 
   # A receiver of notifications may be down for hours.
-  notification_attempts    = 40
+  notification_attempts    = 100
   notification_min_backoff = 10
   notification_max_backoff = 600
 

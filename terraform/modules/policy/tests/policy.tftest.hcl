@@ -3,7 +3,7 @@ run "schedule" {
 
   assert {
     condition     = output.reconcile_interval == output.stale_after / 2
-    error_message = "A record is looked after twice within the time that it may stand still."
+    error_message = "The reconciler runs twice within the time after which a record is stale."
   }
 
   assert {
@@ -46,6 +46,6 @@ run "channels" {
 
   assert {
     condition     = !contains(keys(output.channels), output.dead_letters.name)
-    error_message = "Dead letters are nobody's to publish."
+    error_message = "No service publishes dead letters itself."
   }
 }
