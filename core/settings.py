@@ -125,6 +125,9 @@ class Settings(BaseSettings):
         Port | None,
         Field(description="Port of a service that runs alone, API or worker. Cloud Run sets it"),
     ] = None
+    k_service: Annotated[
+        str, Field(description="Name of the Cloud Run service. Cloud Run sets it")
+    ] = ""
     data_dir: Annotated[
         Path, Field(description="Folder for the data that Glimpse keeps on this machine")
     ] = Path(".data")
@@ -220,12 +223,14 @@ class Settings(BaseSettings):
         ),
     ] = ()
     push_auth: Annotated[
-        bool,
+        Literal["off", "oidc", "iam"] | None,
         Field(
-            description="Whether the worker requires a Google identity token with each push. "
-            "BACKEND=gcp always requires it"
+            description="How the worker authenticates pushes. `off`: not at all. `oidc`: by a "
+            "signed Google identity token. `iam`, on Cloud Run only: the same, but Cloud Run's own "
+            "check replaces a signature that Cloud Run has removed. If it is not set, `iam` with "
+            "BACKEND=gcp, and `off` otherwise"
         ),
-    ] = False
+    ] = None
     push_audience: Annotated[
         str, Field(description="Audience that the token of a push must have, exactly")
     ] = ""
@@ -446,6 +451,8 @@ class Settings(BaseSettings):
             )
         if self.backend == "gcp" and "bucket" not in self.model_fields_set:
             raise ValueError("BACKEND=gcp needs BUCKET")
+        if self.backend == "gcp" and self.push_auth == "off":
+            raise ValueError("BACKEND=gcp needs PUSH_AUTH=iam or PUSH_AUTH=oidc")
         if self.verifies_pushes and not (self.push_audience and self.push_service_account):
             reason = "BACKEND=gcp" if self.backend == "gcp" else "PUSH_AUTH"
             raise ValueError(f"{reason} needs PUSH_AUDIENCE and PUSH_SERVICE_ACCOUNT")
@@ -538,8 +545,17 @@ class Settings(BaseSettings):
         return timedelta(seconds=self.lease_seconds)
 
     @property
+    def push_authentication(self) -> Literal["off", "oidc", "iam"]:
+        return self.push_auth or ("iam" if self.backend == "gcp" else "off")
+
+    @property
     def verifies_pushes(self) -> bool:
-        return self.push_auth or self.backend == "gcp"
+        return self.push_authentication != "off"
+
+    @property
+    def on_cloud_run(self) -> bool:
+        """Whether Cloud Run runs this process: https://cloud.google.com/run/docs/container-contract"""
+        return bool(self.k_service)
 
     @property
     def api_url(self) -> str:

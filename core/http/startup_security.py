@@ -43,6 +43,10 @@ def check_api(settings: Settings) -> None:
 
 def check_worker(settings: Settings) -> None:
     """Check that the worker verifies push tokens. Raises InsecureSettings."""
+    if settings.push_authentication == "iam" and not settings.on_cloud_run:
+        raise InsecureSettings(
+            "PUSH_AUTH=iam is safe only on Cloud Run, which sets K_SERVICE: set PUSH_AUTH=oidc."
+        )
     if not (settings.verifies_pushes or settings.allow_public or is_loopback(settings.host)):
         raise InsecureSettings(
             f"HOST={settings.host} lets other machines in: set PUSH_AUTH, {_OR_PUBLIC}."

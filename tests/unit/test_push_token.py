@@ -101,9 +101,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> MovableTime:
     return moved
 
 
+@pytest.fixture(params=[False, True], ids=["oidc", "iam"])
+def verifier(
+    server: KeyServer, clock: MovableTime, request: pytest.FixtureRequest
+) -> PushTokenVerifier:
+    return PushTokenVerifier(
+        SigningKeys(server.url), AUDIENCE, ACCOUNT, signature_optional=request.param
+    )
+
+
 @pytest.fixture
-def verifier(server: KeyServer, clock: MovableTime) -> PushTokenVerifier:
-    return PushTokenVerifier(SigningKeys(server.url), AUDIENCE, ACCOUNT)
+def lenient(server: KeyServer, clock: MovableTime) -> PushTokenVerifier:
+    """A verifier that accepts tokens without their signature."""
+    return PushTokenVerifier(SigningKeys(server.url), AUDIENCE, ACCOUNT, signature_optional=True)
 
 
 def claims(**changes: object) -> dict[str, object]:
@@ -134,58 +144,110 @@ def token_with(wrong: dict[str, object]) -> str:
     return jwt.encode(claims(**wrong), KEY, algorithm="RS256", headers={"kid": "one"})
 
 
+def without_signature(made: str) -> str:
+    """The token as Cloud Run passes it on."""
+    return f"{made.rpartition('.')[0]}.SIGNATURE_REMOVED_BY_GOOGLE"
+
+
 async def test_token_of_the_service_account_is_accepted(verifier: PushTokenVerifier) -> None:
     await verifier.verify(f"Bearer {token()}")
     await verifier.verify(f"bearer {token(iss='accounts.google.com')}")
     await verifier.verify(f"Bearer {token(exp=time.time() - 20)}")  # clocks may differ
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"aud": "https://worker.example/push/"},
-        {"aud": "https://worker.example"},
-        {"aud": [AUDIENCE]},
-        {"aud": [AUDIENCE, "https://elsewhere.example"]},
-        {"aud": None},
-        {"iss": "https://accounts.google.com.evil.example"},
-        {"iss": "https://evil.example"},
-        {"iss": None},
-        {"exp": -120},
-        {"exp": None},
-        {"iat": 3600},
-        {"iat": None},
-        {"nbf": 3600},
-        {"email": None},
-        {"email_verified": None},
-        {"sub": None},
-    ],
-    ids=str,
-)
+WRONG_CLAIMS: list[dict[str, object]] = [
+    {"aud": "https://worker.example/push/"},
+    {"aud": "https://worker.example"},
+    {"aud": [AUDIENCE]},
+    {"aud": [AUDIENCE, "https://elsewhere.example"]},
+    {"aud": None},
+    {"iss": "https://accounts.google.com.evil.example"},
+    {"iss": "https://evil.example"},
+    {"iss": None},
+    {"exp": -120},
+    {"exp": None},
+    {"iat": 3600},
+    {"iat": None},
+    {"nbf": 3600},
+    {"email": None},
+    {"email_verified": None},
+    {"sub": None},
+]
+
+
+def at(wrong: dict[str, object]) -> dict[str, object]:
+    """The claims with times in place of seconds from now."""
+    return {k: time.time() + v if isinstance(v, int) else v for k, v in wrong.items()}
+
+
+@pytest.mark.parametrize("wrong", WRONG_CLAIMS, ids=str)
 async def test_wrong_claim_is_401(verifier: PushTokenVerifier, wrong: dict[str, object]) -> None:
-    """Times are in seconds from now."""
-    made = {k: time.time() + v if isinstance(v, int) else v for k, v in wrong.items()}
     with pytest.raises(Unauthenticated):
-        await verifier.verify(f"Bearer {token_with(made)}")
+        await verifier.verify(f"Bearer {token_with(at(wrong))}")
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"email": "other@demo.iam.gserviceaccount.com"},
-        {"email": ACCOUNT.upper()},
-        {"email": f"{ACCOUNT} "},
-        {"email_verified": False},
-        {"email_verified": "true"},
-        {"email_verified": 1},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("wrong", WRONG_CLAIMS, ids=str)
+async def test_wrong_claim_without_signature_is_401(
+    lenient: PushTokenVerifier, wrong: dict[str, object]
+) -> None:
+    with pytest.raises(Unauthenticated):
+        await lenient.verify(f"Bearer {without_signature(token_with(at(wrong)))}")
+
+
+WRONG_ACCOUNTS: list[dict[str, object]] = [
+    {"email": "other@demo.iam.gserviceaccount.com"},
+    {"email": ACCOUNT.upper()},
+    {"email": f"{ACCOUNT} "},
+    {"email_verified": False},
+    {"email_verified": "true"},
+    {"email_verified": 1},
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG_ACCOUNTS, ids=str)
 async def test_token_of_another_account_is_403(
     verifier: PushTokenVerifier, wrong: dict[str, object]
 ) -> None:
     with pytest.raises(Forbidden):
         await verifier.verify(f"Bearer {token_with(wrong)}")
+
+
+@pytest.mark.parametrize("wrong", WRONG_ACCOUNTS, ids=str)
+async def test_token_of_another_account_without_signature_is_403(
+    lenient: PushTokenVerifier, wrong: dict[str, object]
+) -> None:
+    with pytest.raises(Forbidden):
+        await lenient.verify(f"Bearer {without_signature(token_with(wrong))}")
+
+
+async def test_removed_signature_is_accepted_only_where_it_is_optional(
+    lenient: PushTokenVerifier, server: KeyServer, clock: MovableTime
+) -> None:
+    removed = f"Bearer {without_signature(token())}"
+    await lenient.verify(removed)
+    assert server.fetches == 0
+    strict = PushTokenVerifier(SigningKeys(server.url), AUDIENCE, ACCOUNT)
+    with pytest.raises(Unauthenticated):
+        await strict.verify(removed)
+
+
+@pytest.mark.parametrize(
+    "signature",
+    ["", "SIGNATURE_REMOVED", "signature_removed_by_google", "SIGNATURE_REMOVED_BY_GOOGLE.x"],
+)
+async def test_other_text_in_place_of_the_signature_is_401(
+    verifier: PushTokenVerifier, signature: str
+) -> None:
+    with pytest.raises(Unauthenticated):
+        await verifier.verify(f"Bearer {token().rpartition('.')[0]}.{signature}")
+
+
+@pytest.mark.parametrize("made", ["SIGNATURE_REMOVED_BY_GOOGLE", ".", "a.b", "e30.e30", "..a"])
+async def test_malformed_token_without_signature_is_401(
+    lenient: PushTokenVerifier, made: str
+) -> None:
+    with pytest.raises(Unauthenticated):
+        await lenient.verify(f"Bearer {made}.SIGNATURE_REMOVED_BY_GOOGLE")
 
 
 def hmac_with_public_key() -> str:
@@ -373,7 +435,7 @@ async def test_worker_requires_a_token_before_it_reads_a_body(
 ) -> None:
     monkeypatch.setattr("worker.push.auth.GOOGLE_KEYS_URL", server.url)
     settings = settings_in(
-        tmp_path, push_auth=True, push_audience=AUDIENCE, push_service_account=ACCOUNT
+        tmp_path, push_auth="oidc", push_audience=AUDIENCE, push_service_account=ACCOUNT
     )
     bodies_read = 0
 
@@ -404,22 +466,56 @@ async def test_worker_requires_a_token_before_it_reads_a_body(
         assert (await worker.client.get("/health")).status_code == 204
 
 
-@pytest.mark.parametrize("backend", ["gcp", "emulator"])
+@pytest.mark.parametrize(
+    ("push_auth", "k_service", "status"),
+    [("oidc", "worker", 401), ("iam", "", 401), ("iam", "worker", 204)],
+)
+async def test_worker_accepts_a_removed_signature_only_with_iam_on_cloud_run(
+    tmp_path: Path,
+    push_auth: str,
+    k_service: str,
+    status: int,
+    server: KeyServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("worker.push.auth.GOOGLE_KEYS_URL", server.url)
+    settings = settings_in(
+        tmp_path,
+        push_auth=push_auth,
+        k_service=k_service,
+        push_audience=AUDIENCE,
+        push_service_account=ACCOUNT,
+    )
+    async with running_worker(settings) as worker:
+        response = await worker.client.post(
+            "/generate_annotations",
+            content=envelope(await worker.submit()),
+            headers={"authorization": f"Bearer {without_signature(token())}"},
+        )
+    assert response.status_code == status
+
+
+PUSH: dict[str, Any] = {"push_audience": AUDIENCE, "push_service_account": ACCOUNT}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"backend": "gcp", "bucket": "images"},
+        {"backend": "emulator", "push_auth": "oidc"},
+        {"push_auth": "iam"},
+    ],
+)
 @pytest.mark.parametrize("absent", ["push_audience", "push_service_account"])
-def test_audience_and_service_account_are_required(backend: str, absent: str) -> None:
-    values: dict[str, Any] = {
-        "backend": backend,
-        "bucket": "images",
-        "push_auth": backend != "gcp",  # gcp requires it in any case
-        "push_audience": AUDIENCE,
-        "push_service_account": ACCOUNT,
-    }
-    assert Settings(_env_file=None, **values).verifies_pushes
+def test_audience_and_service_account_are_required(values: dict[str, Any], absent: str) -> None:
+    assert Settings(_env_file=None, **values, **PUSH).verifies_pushes
     with pytest.raises(ValidationError, match="PUSH_AUDIENCE and PUSH_SERVICE_ACCOUNT"):
-        Settings(_env_file=None, **{**values, absent: ""})
+        Settings(_env_file=None, **values, **{**PUSH, absent: ""})
 
 
 def test_gcp_always_verifies_tokens() -> None:
-    values: dict[str, Any] = {"push_audience": AUDIENCE, "push_service_account": ACCOUNT}
-    settings = Settings(_env_file=None, backend="gcp", bucket="b-c", push_auth=False, **values)
-    assert settings.verifies_pushes
+    values: dict[str, Any] = {"_env_file": None, "backend": "gcp", "bucket": "b-c", **PUSH}
+    assert Settings(**values).push_authentication == "iam"
+    assert Settings(**values, push_auth="oidc").push_authentication == "oidc"
+    with pytest.raises(ValidationError, match="PUSH_AUTH=iam or PUSH_AUTH=oidc"):
+        Settings(**values, push_auth="off")
