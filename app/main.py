@@ -20,7 +20,7 @@ from app.http.middleware.allowed_hosts import AllowedHosts
 from app.http.middleware.security_headers import security_headers
 from app.http.middleware.shutdown import RespondWhenCancelled
 from app.http.middleware.unread_body import CloseOnUnreadBody
-from app.images import local_content_routes, lookup_routes, what_routes
+from app.images import list_routes, local_content_routes, lookup_routes, what_routes
 from app.images import routes as image_routes
 from app.images.events import image_event
 from app.images.responses import success_headers
@@ -120,6 +120,7 @@ def create_app(
     for router in (
         image_routes.hot_router,
         image_routes.router,
+        list_routes.router,
         lookup_routes.router,
         what_routes.router,
         job_routes.router,

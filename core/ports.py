@@ -16,6 +16,7 @@ from core.domain.dead_letters import DeadLetter, LetterFilter, LetterKey
 from core.domain.jobs import ItemState, Job, JobFilter, JobItem, JobKey
 from core.domain.messages import Message
 from core.domain.rate_limits import Grant, Limit
+from core.domain.record_lists import RecordFilter, RecordPage
 from core.domain.records import Record, RecordError, RecordKey
 from core.domain.transitions import Transition
 from core.domain.usage import Usage
@@ -54,7 +55,14 @@ class RecordStore(Store[RecordKey, Record], Protocol):
         """Store a new record, durably; False where the key already exists."""
         ...
 
-    async def stale(self, before: datetime, limit: int) -> list[Record]:
+    async def list(self, wanted: RecordFilter, limit: int, after: str = "") -> RecordPage:
+        """At most `limit` records, newest first; only those after the sort key `after`.
+
+        The cost depends on `limit`, not on the number of records (`core.domain.record_lists`).
+        """
+        ...
+
+    async def stale(self, before: datetime, limit: int) -> Sequence[Record]:
         """At most `limit` non-terminal records last updated before `before`, oldest first."""
         ...
 

@@ -13,6 +13,7 @@ from enum import StrEnum
 
 from core.domain.policy import MAX_ACK_DEADLINE
 from core.domain.priority import Priority
+from core.domain.sort_keys import sort_key
 from core.domain.transitions import transition
 
 IMAGE_HASH = re.compile(r"[0-9a-f]{64}")
@@ -120,6 +121,11 @@ class Record:
     lease_expires_at: datetime | None = None
     priority: Priority = Priority.HIGH
     job: str = ""
+
+    @property
+    def sort_key(self) -> str:
+        """Orders the tenant's records, newest first. It never changes."""
+        return sort_key(self.created_at, f"{self.key.image_hash[-20:]}{self.key.model[-12:]}")
 
     def leased(self, now: datetime) -> bool:
         """Whether a worker holds a lease on the record at `now`."""

@@ -4,7 +4,7 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from core.backends.embedded.database import Database, Schema
 from core.domain.dead_letters import LetterFilter
 from core.domain.job_codec import text_of_job
 from core.domain.jobs import JobFilter, JobItem, JobKey, new_job
+from core.domain.record_lists import RecordFilter
 from core.domain.records import Annotation, RecordKey
 from core.errors import Unavailable
 from core.settings import Settings
@@ -237,10 +238,12 @@ async def test_older_schema_is_upgraded_step_by_step(tmp_path: Path) -> None:
 
 
 def statements_of_version_3() -> list[str]:
-    """Version 3 had no categories and no confidence, other sort keys, and duplicates of items."""
-    new = ("categories", "confident")
+    """Version 3 had no categories, confidence and lists, other sort keys, and duplicates."""
+    new = ("categories", "confident", "sort_key         TEXT")
     statements = []
     for statement in records.SCHEMA.statements:
+        if "record_terms" in statement or "INDEX records_by" in statement:
+            continue
         old = "\n".join(
             line for line in statement.splitlines() if not line.strip().startswith(new)
         ).replace("sort_key", "position")
@@ -288,6 +291,13 @@ async def test_data_of_version_3_stays_readable(tmp_path: Path) -> None:
         assert record is not None
         assert record.annotations == (Annotation(1, "red", 0.75),)
         assert (record.categories, record.confident) == ((), None)
+        for wanted in (RecordFilter("public"), RecordFilter("public", label="red")):
+            assert (await backend.records.list(wanted, 2)).records == [record]
+        confident = RecordFilter("public", label="red", min_confidence=0.7)
+        assert (await backend.records.list(confident, 2)).records == [record]
+        assert await backend.records.delete_image("public", key.image_hash) == 1
+        with closing(sqlite3.connect(path)) as connection:  # what is deleted leaves no label behind
+            assert connection.execute("SELECT count(*) FROM record_terms").fetchone() == (0,)
         assert await backend.jobs.list(JobFilter("public"), 2) == [job]
         items = await backend.jobs.items(job.key, 3)
         assert items == [JobItem(position, key.image_hash) for position in (0, 1)]
@@ -295,12 +305,12 @@ async def test_data_of_version_3_stays_readable(tmp_path: Path) -> None:
         assert letter.id == "b"
 
 
-@pytest.mark.parametrize("version", [1, 2, 5])
+@pytest.mark.parametrize("version", [1, 2, 6])
 async def test_data_of_other_versions_is_refused(tmp_path: Path, version: int) -> None:
     (tmp_path / "data").mkdir()
     other = Schema(version=version, statements=("CREATE TABLE records (tenant TEXT)",))
     await (await Database.open(tmp_path / "data" / "records.db", other)).close()
-    with pytest.raises(Unavailable, match=f"schema version {version}, this release needs 4"):
+    with pytest.raises(Unavailable, match=f"schema version {version}, this release needs 5"):
         async with open_backend(Settings(_env_file=None, data_dir=tmp_path / "data")):
             pass
 

@@ -46,6 +46,7 @@ ORIGIN = "http://127.0.0.1:8080"
 TIMES = ("created_at", "updated_at")
 V1 = "/api/v1/images"
 OPERATIONS = {
+    ("GET", V1): "list_images",
     ("POST", V1): "upload_image",
     ("GET", f"{V1}/{{image_hash}}"): "get_image",
     ("DELETE", f"{V1}/{{image_hash}}"): "delete_image",

@@ -241,6 +241,15 @@ async def looking_up(world: World) -> None:
         assert answer.json()["missing"] == missing
 
 
+async def listing_images(world: World) -> None:
+    listed = (await world.ask(world.ada, "GET", f"{V1}?limit=1")).json()
+    assert [image["image_hash"] for image in listed["images"]] == [HASH]
+    label = listed["images"][0]["annotations"][0]["label"]
+    for query in ("", "?status=success", f"?label={label}", f"?cursor={listed['next_cursor']}"):
+        answer = await world.ask(world.bob, "GET", V1 + query)
+        assert answer.json() == {"images": [], "next_cursor": None}
+
+
 async def others_job_streams(world: World, path: str) -> None:
     backend, owner = world.api.services.backend, world.ada.key.id
     key = await running_job(backend, 1, tenant="ada", owner=owner)
@@ -303,6 +312,7 @@ CASES: dict[tuple[str, str], Callable[[World], Awaitable[None]]] = {
     ("GET", V1 + "/{image_hash}/stream"): lambda w: results(w, "GET", V1 + "/{}/stream"),
     ("GET", V1 + "/{image_hash}/content"): lambda w: results(w, "GET", V1 + "/{}/content"),
     ("HEAD", V1 + "/{image_hash}/content"): lambda w: results(w, "HEAD", V1 + "/{}/content"),
+    ("GET", V1): listing_images,
     ("POST", V1 + "/lookup"): looking_up,
     ("POST", JOBS + "/batch-predict"): making_jobs,
     ("GET", JOBS): listing_jobs,

@@ -4,6 +4,7 @@ import json
 import sqlite3
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -13,10 +14,47 @@ from core.backends.embedded.database import Schema
 from core.backends.embedded.store import SqliteStore
 from core.backends.embedded.timestamps import from_micros, micros_or_null, moment_or_none, to_micros
 from core.domain.priority import Priority
+from core.domain.record_lists import (
+    MIN_CONFIDENCE,
+    TIERS,
+    PageBuilder,
+    RecordFilter,
+    RecordPage,
+    terms_of,
+)
 from core.domain.records import Annotation, Record, RecordError, RecordKey, Status
 
+_TERMS = """
+    CREATE TABLE record_terms (
+        tenant   TEXT NOT NULL,
+        term     TEXT NOT NULL,             -- core.domain.record_lists.terms_of
+        sort_key TEXT NOT NULL,
+        PRIMARY KEY (tenant, term, sort_key)
+    ) WITHOUT ROWID
+"""
+_LIST_INDEXES = (
+    "CREATE INDEX records_by_age ON records (tenant, sort_key)",
+    "CREATE INDEX records_by_model ON records (tenant, model, sort_key)",
+    # Most records are successes: without them, the index is small and most writes do not touch it.
+    "CREATE INDEX records_by_status ON records (tenant, status, sort_key)"
+    " WHERE status <> 'success'",
+)
+
+
+def _add_terms(column: str, kind: str, tier: int) -> str:
+    """Adds the terms of existing successes, as `terms_of` makes them."""
+    return (
+        "INSERT OR IGNORE INTO record_terms"  # noqa: S608 - constants
+        f" SELECT tenant, '{kind}/{tier}:' || json_extract(each.value, '$.label'), sort_key"
+        f" FROM records, json_each(records.{column}) AS each"
+        f" WHERE json_extract(each.value, '$.confidence') >= {TIERS[tier]}"
+        f" AND (json_extract(each.value, '$.confidence') >= {MIN_CONFIDENCE}"
+        " OR json_extract(each.value, '$.index') = 1)"
+    )
+
+
 SCHEMA = Schema(
-    version=4,
+    version=5,
     upgrades={
         3: (
             "ALTER TABLE records ADD COLUMN categories TEXT NOT NULL DEFAULT '[]'",
@@ -25,6 +63,19 @@ SCHEMA = Schema(
             "ALTER TABLE jobs RENAME COLUMN position TO sort_key",
             "ALTER TABLE job_items DROP COLUMN twin_of",
             "ALTER TABLE job_items DROP COLUMN twins",
+        ),
+        4: (
+            "ALTER TABLE records ADD COLUMN sort_key TEXT NOT NULL DEFAULT ''",
+            # `core.domain.sort_keys`
+            "UPDATE records SET sort_key = printf('%016d', 9999999999999999 - created_at) || '-'"
+            " || substr(image_hash, -20) || substr(model, -12)",
+            _TERMS,
+            *_LIST_INDEXES,
+            *(
+                _add_terms(column, kind, tier)
+                for column, kind in (("annotations", "label"), ("categories", "category"))
+                for tier in range(len(TIERS))
+            ),
         ),
     },
     statements=(
@@ -48,6 +99,7 @@ SCHEMA = Schema(
             job              TEXT NOT NULL DEFAULT '',
             categories       TEXT NOT NULL DEFAULT '[]',
             confident        INTEGER,           -- 0, 1 or null
+            sort_key         TEXT NOT NULL DEFAULT '',
             PRIMARY KEY (tenant, image_hash, model)
         ) WITHOUT ROWID
         """,
@@ -55,6 +107,8 @@ SCHEMA = Schema(
         CREATE INDEX unfinished_records ON records (updated_at)
         WHERE status IN ('pending', 'queued', 'running')
         """,
+        _TERMS,
+        *_LIST_INDEXES,
     ),
 )
 
@@ -71,8 +125,8 @@ _SELECT_MANY = (
     " AND image_hash IN (SELECT value FROM json_each(?))"
 )
 _INSERT = (
-    f"INSERT INTO records ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
-    " ON CONFLICT DO NOTHING"
+    f"INSERT INTO records ({_COLUMNS}, sort_key)"  # noqa: S608
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 )
 _UPDATE = (
     "UPDATE records SET status = ?, annotations = ?, error = ?, attempts = ?, token = ?,"  # noqa: S608
@@ -85,6 +139,29 @@ _STALE = (
     " WHERE status IN ('pending', 'queued', 'running') AND updated_at < ?"
     " ORDER BY updated_at LIMIT ?"
 )
+# Each list reads one index, in the order of the sort keys.
+_LIST_BY_AGE = (
+    f"SELECT {_COLUMNS} FROM records INDEXED BY records_by_age"  # noqa: S608
+    " WHERE tenant = ? AND sort_key > ? AND sort_key < ? ORDER BY sort_key"
+)
+_LIST_BY_MODEL = (
+    f"SELECT {_COLUMNS} FROM records INDEXED BY records_by_model"  # noqa: S608
+    " WHERE tenant = ? AND model = ? AND sort_key > ? AND sort_key < ? ORDER BY sort_key"
+)
+_LIST_BY_STATUS = (
+    f"SELECT {_COLUMNS} FROM records INDEXED BY records_by_status"  # noqa: S608
+    " WHERE tenant = ? AND status = ? AND status <> 'success'"
+    " AND sort_key > ? AND sort_key < ? ORDER BY sort_key"
+)
+_LIST_BY_TERM = (
+    f"SELECT {_COLUMNS} FROM record_terms JOIN records USING (tenant, sort_key)"  # noqa: S608
+    " WHERE tenant = ? AND term = ? AND sort_key > ? AND sort_key < ? ORDER BY sort_key"
+)
+_INSERT_TERM = (
+    "INSERT INTO record_terms (tenant, term, sort_key) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+)
+_DELETE_TERM = "DELETE FROM record_terms WHERE tenant = ? AND term = ? AND sort_key = ?"
+_SELECT_IMAGE = f"SELECT {_COLUMNS} FROM records WHERE tenant = ? AND image_hash = ?"  # noqa: S608
 
 
 class SqliteRecordStore(SqliteStore[RecordKey, Record]):
@@ -97,13 +174,28 @@ class SqliteRecordStore(SqliteStore[RecordKey, Record]):
 
     async def create(self, record: Record) -> bool:
         def insert(connection: sqlite3.Connection) -> bool:
-            row = (*_key_of(record.key), *_state_of(record))
+            row = (*_key_of(record.key), *_state_of(record), record.sort_key)
             return connection.execute(_INSERT, row).rowcount == 1
 
         return await self._database.write(insert, durable=True)
 
-    async def stale(self, before: datetime, limit: int) -> list[Record]:
-        def select(connection: sqlite3.Connection) -> list[Record]:
+    async def list(self, wanted: RecordFilter, limit: int, after: str = "") -> RecordPage:
+        statement, values = _list_query(wanted)
+        bounds = wanted.bounds(after)
+
+        def select(connection: sqlite3.Connection) -> RecordPage:
+            page = PageBuilder(wanted, limit)
+            with closing(connection.execute(statement, (*values, *bounds))) as rows:
+                for row in rows:
+                    page.add(_record_of(row))
+                    if page.full:
+                        break
+            return page.page()
+
+        return await self._database.read(select)
+
+    async def stale(self, before: datetime, limit: int) -> Sequence[Record]:
+        def select(connection: sqlite3.Connection) -> Sequence[Record]:
             rows = connection.execute(_STALE, (to_micros(before), limit)).fetchall()
             return [_record_of(row) for row in rows]
 
@@ -111,6 +203,9 @@ class SqliteRecordStore(SqliteStore[RecordKey, Record]):
 
     async def delete_image(self, tenant: str, image_hash: str) -> int:
         def delete(connection: sqlite3.Connection) -> int:
+            rows = connection.execute(_SELECT_IMAGE, (tenant, image_hash)).fetchall()
+            for record in map(_record_of, rows):
+                connection.executemany(_DELETE_TERM, _term_rows(record))
             return connection.execute(
                 "DELETE FROM records WHERE tenant = ? AND image_hash = ?", (tenant, image_hash)
             ).rowcount
@@ -126,6 +221,24 @@ class SqliteRecordStore(SqliteStore[RecordKey, Record]):
 
     def _update(self, connection: sqlite3.Connection, state: Record) -> None:
         connection.execute(_UPDATE, (*_state_of(state), *_key_of(state.key)))
+        if state.status is Status.SUCCESS:
+            connection.executemany(_INSERT_TERM, _term_rows(state))
+
+
+def _list_query(wanted: RecordFilter) -> tuple[str, tuple[str, ...]]:
+    """The query that reads the most selective index, and the values before the bounds."""
+    if wanted.term:
+        return _LIST_BY_TERM, (wanted.tenant, wanted.term)
+    if wanted.status not in (None, Status.SUCCESS):
+        return _LIST_BY_STATUS, (wanted.tenant, wanted.status)
+    if wanted.model:
+        return _LIST_BY_MODEL, (wanted.tenant, wanted.model)
+    return _LIST_BY_AGE, (wanted.tenant,)
+
+
+def _term_rows(record: Record) -> list[tuple[str, str, str]]:
+    sort_key = record.sort_key
+    return [(record.key.tenant, term, sort_key) for term in terms_of(record)]
 
 
 def _select_many(

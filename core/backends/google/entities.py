@@ -2,12 +2,15 @@
 
 The key of a record is `Image/{image_hash}` (a parent without an entity) and `Record/{model}`, in
 the namespace of the tenant. So a lookup uses the key, and one ancestor query finds the records of
-an image under all models. Only `unfinished_at` has an index, and only unfinished records have it:
-the index contains what the reconciler searches for.
+an image under all models. Five properties have an index, the one that Datastore makes by itself.
+Only unfinished records have `unfinished_at`, so its index contains what the reconciler searches
+for. The other four serve lists: each has the record's sort key behind what the list selects, so
+that a range of one property is a page (https://cloud.google.com/datastore/docs/concepts/indexes).
 
 These are the raw protocol-buffer classes; Google's wrappers around them take twice the time.
 """
 
+import hashlib
 import json
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -16,10 +19,13 @@ from typing import Any
 from google.cloud.datastore_v1.types import Entity, Key, PartitionId, Value
 
 from core.domain.priority import Priority
+from core.domain.record_lists import terms_of
 from core.domain.records import Annotation, Record, RecordError, RecordKey, Status
 
 IMAGE_KIND, RECORD_KIND, TENANT_KIND = "Image", "Record", "Tenant"
 UNFINISHED = "unfinished_at"
+BY_AGE, BY_STATUS, BY_MODEL = "by_age", "by_status", "by_model"
+BY_TERM = "by_term"  # an array: one text for each term of `core.domain.record_lists`
 
 RawKey, RawEntity, RawValue = Key.pb(), Entity.pb(), Value.pb()
 _PathElement = Key.PathElement.pb()
@@ -98,7 +104,20 @@ def entity_of(record: Record, key: Any) -> Any:
         set_time(fields["lease_expires_at"], record.lease_expires_at)
     if not record.status.terminal:
         fields[UNFINISHED].timestamp_value.FromDatetime(record.updated_at)
+    sort_key = record.sort_key
+    fields[BY_AGE].string_value = sort_key
+    fields[BY_STATUS].string_value = f"{record.status}:{sort_key}"
+    fields[BY_MODEL].string_value = f"{record.key.model}:{sort_key}"
+    if record.status is Status.SUCCESS:
+        terms = fields[BY_TERM].array_value.values
+        for term in terms_of(record):
+            terms.add(string_value=f"{hashed_term(term)}:{sort_key}")
     return entity
+
+
+def hashed_term(term: str) -> str:
+    """A term as 16 hex digits: an indexed text has at most 1,500 bytes, and a label any length."""
+    return hashlib.sha256(term.encode()).hexdigest()[:16]
 
 
 def record_of(entity: Any, keys: Keys) -> Record:
