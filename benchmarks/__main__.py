@@ -1,9 +1,9 @@
 """Run the comparison and print tables: `make compare`, or `make compare COMPARE_ARGS=--quick`.
 
-Every contender works on the same images with two worker processes on the same two cores, which it
-shares with its queue, its store and its client. They take turns within a round, so that a busy
-moment of the machine meets all of them; figures are medians of the rounds, ratios those of the
-medians. The clock runs from the first task sent to the last result stored.
+Every contender classifies the same images with two worker processes on the same two cores. Its
+queue, store and client use these cores as well. The contenders take turns within a round, so that a
+busy moment of the machine affects all of them. Figures are medians of the rounds, and ratios are
+ratios of medians. The clock runs from the first task sent to the last result stored.
 """
 
 import argparse
@@ -48,7 +48,7 @@ class Comparison:
         self._runs = 0
 
     def batch(self, task: str) -> Batch:
-        """The images of `task`: photos for the classifier, next to nothing for the no-op."""
+        """The images of `task`: photos for the classifier, tiny files for the no-op."""
         if task == CLASSIFY:
             return write_batch(
                 task, DEFAULT_BUNDLE, self.folder / task, [photo(n) for n in range(self.images)]
@@ -58,7 +58,7 @@ class Comparison:
         return write_batch(task, colours, self.folder / task, small)
 
     def measure(self, batch: Batch, rounds: int) -> dict[str, list[Seen]]:
-        """Each contender's runs, by its name. Raises RuntimeError where their labels differ."""
+        """Each contender's runs, by its name. Raises RuntimeError if their labels differ."""
         seen: dict[str, list[Seen]] = {each.name: [] for each in self.contenders}
         bar = self.progress.add_task(batch.task, total=rounds * len(seen))
         for _ in range(rounds):
@@ -91,7 +91,7 @@ class Comparison:
 
 
 def sync_milliseconds(folder: Path) -> float:
-    """What it costs here to have 4 KB on disk: the median of twenty."""
+    """The seconds that a durable write of 4 KB takes: the median of twenty."""
     times = []
     with (folder / "sync").open("wb") as file:
         for _ in range(20):
@@ -146,7 +146,7 @@ def arguments() -> argparse.Namespace:
 
 
 def chosen(only: str) -> list[Contender]:
-    """Those one of whose names' parts is asked for; all where nothing is. Raises SystemExit."""
+    """The contenders that `only` selects by a part of their name, or all. Raises SystemExit."""
     wanted = [part.strip().lower() for part in only.split(",") if part.strip()]
     found = [
         each
@@ -154,14 +154,14 @@ def chosen(only: str) -> list[Contender]:
         if not wanted or any(part in each.name.lower() for part in wanted)
     ]
     if not found:
-        raise SystemExit(f"Nobody is called {only!r}: {', '.join(c.name for c in CONTENDERS)}")
+        raise SystemExit(f"No contender is named {only!r}: {', '.join(c.name for c in CONTENDERS)}")
     return found
 
 
 def main() -> None:
     args = arguments()
     contenders = chosen(args.only)
-    # Whoever ends the run in whatever way, no process of it stays behind.
+    # However the run ends, none of its processes keeps running.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     redis = require_redis()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])

@@ -1,4 +1,4 @@
-"""What is measured of whom: the images of one job, and what a contender made of them."""
+"""The images of one job, and the figures of one contender."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-WORKERS = 2  # processes that work on tasks, for every contender
+WORKERS = 2  # worker processes of every contender
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,10 @@ def write_batch(task: str, bundle: Path, folder: Path, pictures: Sequence[bytes]
 class Seen:
     """One run of one contender.
 
-    `accepted` and `ended` are seconds from the first byte sent: until every task was taken, and
-    until the last result was stored. `latencies` are the seconds that each task took to send, empty
-    where all went as one. Memory is in megabytes. `labels` digests the most likely labels.
+    `accepted` and `ended` are seconds from the first byte sent: until every task was accepted, and
+    until the last result was stored. `latencies` are the seconds that each task took to send. They
+    are empty if all tasks were sent together. Memory is in megabytes. `labels` is a digest of the
+    most likely labels.
     """
 
     accepted: float
@@ -68,10 +69,10 @@ class Seen:
 
 @dataclass(frozen=True)
 class Survived:
-    """One run whose workers were killed half way and started again.
+    """One run whose workers were killed halfway and started again.
 
-    `missing` results had not come when nothing new had for a while; `ended` is when the last of
-    the others came, in seconds after the kill.
+    `missing` is the number of results that did not arrive. `ended` is the time of the last result,
+    in seconds after the kill.
     """
 
     missing: int

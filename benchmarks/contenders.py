@@ -1,4 +1,4 @@
-"""Who is compared, in which configuration, and what each promises; as data."""
+"""The contenders, their configurations, and their guarantees, as data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ class Subject(Protocol):
 
 @dataclass(frozen=True)
 class Contender:
-    """`clock` is what lies between the first byte sent and the last stored result.
+    """`clock` describes what happens between the first byte sent and the last stored result.
 
-    `power_loss` is what of an accepted job a power loss takes; `killed` what `kill -9` of the
-    workers does to the tasks they have. `redis` says whether it needs a Redis server.
+    `power_loss` describes what a power loss takes from an accepted job. `killed` describes what
+    `kill -9` of the workers does to their tasks. `redis`: whether it needs a Redis server.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The frameworks' own environments: one virtual environment each, made when first needed."""
+"""A virtual environment for each framework, created when it is first needed."""
 
 import hashlib
 import subprocess
@@ -12,9 +12,9 @@ VENVS = HERE / ".venvs"
 
 
 def environment(framework: str) -> Path:
-    """The `bin` folder of `framework`'s environment, installed if it is not, or not by these pins.
+    """The `bin` folder of `framework`'s environment. Installs it if its pins differ.
 
-    Raises SystemExit where pip cannot.
+    Raises SystemExit if pip fails.
     """
     folder = VENVS / framework
     complete = folder / ".complete"
@@ -23,7 +23,7 @@ def environment(framework: str) -> Path:
         venv.create(folder, clear=True, with_pip=True)
         pip = [str(folder / "bin" / "pip"), "--quiet", "--disable-pip-version-check"]
         requirements = str(REQUIREMENTS / f"{framework}.txt")
-        # All is pinned, so there is nothing to resolve; `check` says if a package was forgotten.
+        # Every package is pinned, so pip resolves nothing. `pip check` finds a missing package.
         for step in (["install", "--no-deps", "--requirement", requirements], ["check"]):
             if subprocess.run([*pip, *step], check=False).returncode:
                 raise SystemExit(f"The environment of {framework} could not be installed.")
@@ -32,7 +32,7 @@ def environment(framework: str) -> Path:
 
 
 def pins(framework: str) -> list[str]:
-    """The requirement lines of a framework, those of the files it includes first."""
+    """The requirement lines of a framework. Those of included files come first."""
     lines: list[str] = []
     for line in (REQUIREMENTS / f"{framework}.txt").read_text().splitlines():
         if line.startswith("-r "):

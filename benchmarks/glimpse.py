@@ -35,8 +35,8 @@ JOBS = "/api/v1/jobs/batch-predict"
 
 @dataclass(frozen=True)
 class Glimpse:
-    """`way` is how the images come: SINGLES (an upload each), ZIP (one job with the images), or
-    HASHES (one job that names images which are stored already, as the peers' are).
+    """`way` is how the images are sent: SINGLES (one upload each), ZIP (one job with the images),
+    or HASHES (one job that names images that are stored already, as those of the peers are).
     """
 
     way: str
@@ -62,7 +62,7 @@ class Glimpse:
             )
 
     def survive(self, batch: Batch, folder: Path, patience: float) -> Survived:
-        """Kill the worker once half of the results are there, and start it again."""
+        """Kill the worker when half of the results are stored, and start it again."""
         with _stack(batch, folder) as stack:
             self._prepare(stack, batch)
             _, job = self._send(stack, batch)
@@ -75,7 +75,7 @@ class Glimpse:
             return Survived(missing, max(0.0, ended - killed))
 
     def _prepare(self, stack: Stack, batch: Batch) -> None:
-        """Warm up with other images; store those that a job will only name."""
+        """Warm up with other images, and store the images that a job names by hash."""
         others = [picture(seed=1_000_000 + n, size=(16, 16)) for n in range(WARM_UPS)]
         for image in others:
             stack.upload(image)
@@ -84,7 +84,7 @@ class Glimpse:
             asyncio.run(_store(stack, batch))
 
     def _send(self, stack: Stack, batch: Batch) -> tuple[list[float], str]:
-        """How long each upload took in seconds; or the address of the one job."""
+        """The seconds that each upload took, or the address of the job."""
         if self.way == SINGLES:
             uploads = [load.multipart("/what/fast", batch.read(each)) for each in batch.hashes]
             seen = load.run(stack.api_port, uploads, CONNECTIONS)
@@ -103,9 +103,9 @@ class Glimpse:
 
 @contextmanager
 def _progress(stack: Stack, batch: Batch, job: str) -> Iterator[Callable[[], int]]:
-    """A function that says how many images of the batch have not ended.
+    """A function that returns the number of images without a result.
 
-    A job is asked over HTTP; without one the records are, at little cost to what is measured.
+    It requests the job over HTTP. Without a job it reads the records, which costs little.
     """
     if job:
 
@@ -129,7 +129,7 @@ def _progress(stack: Stack, batch: Batch, job: str) -> Iterator[Callable[[], int
 def _wait(left: Callable[[], int], until: int, patience: float) -> tuple[int, float]:
     """Return once at most `until` are left, or nothing has ended for `patience` seconds.
 
-    How many are left, and when the last of the others was seen to end.
+    Returns how many are left, and the time of the last result.
     """
     now_left, seen = left(), time.perf_counter()
     while now_left > until and time.perf_counter() < seen + patience:
@@ -141,12 +141,12 @@ def _wait(left: Callable[[], int], until: int, patience: float) -> tuple[int, fl
 
 
 def left_of(job: dict[str, Any]) -> int:
-    """How many images a job waits for, by what the API says of it; 0 once it has ended.
+    """The number of images that the job waits for, as the API reports; 0 when it has ended.
 
-    Raises RuntimeError where it ended otherwise than by having all of them.
+    Raises RuntimeError if it ended without all results.
     """
     if job["status"] in ("pending", "running"):
-        # Not before the job itself says so: its last item may be stored and the job not yet ended.
+        # Its status counts, because the last item is stored before the job ends.
         return max(1, int(job["total"]) - int(job["succeeded"]) - int(job["failed"]))
     if job["status"] != "completed":
         raise RuntimeError(f"The job ended as {job}")
@@ -154,7 +154,7 @@ def left_of(job: dict[str, Any]) -> int:
 
 
 def _stack(batch: Batch, folder: Path) -> Stack:
-    """Glimpse as it is shipped, with as many classifiers as the others have workers."""
+    """Glimpse with its defaults, and as many classifiers as the others have workers."""
     policy = DeliveryPolicy()
     return Stack(
         folder,
@@ -181,7 +181,7 @@ async def _store(stack: Stack, batch: Batch) -> None:
 
 
 def _zipped(batch: Batch) -> bytes:
-    """JPEGs do not shrink, so they are only put one after the other."""
+    """A zip without compression: JPEG files do not become smaller."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for each in batch.hashes:
@@ -190,7 +190,7 @@ def _zipped(batch: Batch) -> bytes:
 
 
 def _checked(stack: Stack, batch: Batch) -> str:
-    """A digest of the results, once every one is known to be a success."""
+    """A digest of the results. Raises unless every image is a success."""
     results = stack.results(batch.hashes)
     best: dict[str, str] = {}
     for image_hash, result in results.items():

@@ -18,7 +18,7 @@ from benchmarks.redis_server import RedisServer
 from tests.support.stack import ROOT
 
 START_SECONDS = 60.0
-RUN_SECONDS = 120.0  # without any new result: then the run is broken
+RUN_SECONDS = 120.0  # without a new result, after which the run fails
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Peer:
             )
 
     def survive(self, batch: Batch, folder: Path, patience: float) -> Survived:
-        """Kill the workers once half of the results are there, and start them again."""
+        """Kill the workers when half of the results are stored, and start them again."""
         with self._running(batch, folder) as (_, run):
             run.start_workers()
             with run.client(patience) as client:
@@ -69,7 +69,7 @@ class Peer:
                 run.stop()
 
     def command(self, task: str) -> list[str]:
-        """What starts the workers, less the path of the program."""
+        """The arguments of the command that starts the workers."""
         if self.framework == "celery":
             app = ["-A", "benchmarks.peers.celery_peer"]
             return ["celery", *app, "worker", "-c", f"{WORKERS}", "-l", "WARNING"]
@@ -80,7 +80,7 @@ class Peer:
         command = ["taskiq", "worker", "benchmarks.peers.taskiq_peer:broker"]
         command += ["--workers", f"{WORKERS}", "--log-level", "WARNING"]
         if task == surroundings.CLASSIFY:
-            # One image at a time and process, as the others do; a second one is fetched meanwhile.
+            # One image at a time per process, as for the others. The next one is prefetched.
             command += ["--max-threadpool-threads", "1", "--max-async-tasks", "2"]
         return command
 
@@ -109,7 +109,7 @@ class _Run:
         self.workers: subprocess.Popen[bytes]
 
     def start_workers(self) -> None:
-        """Return once each worker process could take a task."""
+        """Wait until each worker process can take a task."""
         for left in self._ready.iterdir():
             left.unlink()
         program, *arguments = self._peer.command(self._batch.task)

@@ -1,4 +1,4 @@
-"""Process trees: their memory, and their end."""
+"""Measures and stops process trees."""
 
 import signal
 import subprocess
@@ -9,24 +9,24 @@ STOP_SECONDS = 15.0
 
 
 def family(pid: int) -> list[psutil.Process]:
-    """A process and all that descend from it."""
+    """A process and its descendants."""
     process = psutil.Process(pid)
     return [process, *process.children(recursive=True)]
 
 
 def family_memory(pid: int) -> float:
-    """Megabytes of a process tree, pages that several share counted once (PSS, Linux)."""
+    """The megabytes of a process tree. Shared pages count once (PSS, Linux)."""
     total = 0
     for process in family(pid):
         try:
             total += process.memory_full_info().pss
-        except psutil.NoSuchProcess:  # one that was forked for a task that is over
+        except psutil.NoSuchProcess:  # a process that was forked for a task, and has ended
             continue
     return total / 1e6
 
 
 def stop(process: "subprocess.Popen[bytes]") -> None:
-    """SIGTERM, then SIGKILL for whoever of the tree is left."""
+    """Send SIGTERM, then SIGKILL to the processes that are left."""
     if process.poll() is not None:
         return
     everyone = family(process.pid)
@@ -40,7 +40,7 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 def kill(process: "subprocess.Popen[bytes]") -> None:
-    """`kill -9` of the whole tree: nobody can say goodbye, or start another in their place."""
+    """Send SIGKILL to the whole tree. It stops the parents first, so none starts a replacement."""
     _kill(family(process.pid))
     process.wait()
 

@@ -1,4 +1,4 @@
-"""A private Redis: a free port, a folder of its own, gone at the end."""
+"""A private Redis server with a free port and a temporary folder."""
 
 import shutil
 import socket
@@ -11,7 +11,7 @@ from benchmarks.processes import family_memory, stop
 from tests.support.stack import free_port
 
 DEFAULT, ALWAYS = "default", "always"
-# How Redis keeps what it accepted. `default` is what it does without a configuration file.
+# How Redis stores data on disk. `default` is its behaviour without a configuration file.
 PERSISTENCE = {
     DEFAULT: ["--appendonly", "no", "--save", "3600 1 300 100 60 10000"],
     ALWAYS: ["--appendonly", "yes", "--appendfsync", "always", "--save", ""],
@@ -20,7 +20,7 @@ START_SECONDS = 10.0
 
 
 def require_redis() -> str:
-    """The server's version. Raises SystemExit that says what to install."""
+    """The version of the server. Raises SystemExit with what to install."""
     if shutil.which("redis-server") is None:
         raise SystemExit(
             "The comparison needs redis-server, which is not on the PATH. Install it first: "

@@ -1,4 +1,4 @@
-"""Runs to rows: medians, ratios to the first contender, as a table on screen and in Markdown."""
+"""Turns runs into rows with medians and ratios, and prints them as a table or as Markdown."""
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,7 +38,7 @@ class Figures:
 
 
 def medians(count: int, runs: Sequence[Seen]) -> Figures:
-    """`count` images were in each of the `runs`, of which there is at least one."""
+    """`count` is the number of images in each of the `runs`. There is at least one run."""
 
     def median(of: Callable[[Seen], float]) -> float:
         return statistics.median(map(of, runs))
@@ -58,7 +58,7 @@ def medians(count: int, runs: Sequence[Seen]) -> Figures:
 
 
 def rows(figures: Mapping[str, Figures]) -> list[tuple[str, ...]]:
-    """A row for each contender in the order given; ratios are to the rate of the first."""
+    """A row for each contender, in order. Ratios are relative to the rate of the first one."""
     if not figures:
         return []
     first = next(iter(figures.values()))
@@ -84,7 +84,7 @@ def survival_rows(survived: Mapping[str, Survived]) -> list[tuple[str, ...]]:
 def on_screen(title: str, columns: Sequence[str], lines: Iterable[Sequence[str]]) -> Table:
     table = Table(title=title)
     for number, column in enumerate(columns):
-        # Words to the left, numbers to the right.
+        # Text is aligned to the left, and numbers to the right.
         table.add_column(column, justify="right" if number and len(columns) > 5 else "left")
     for line in lines:
         table.add_row(*line)

@@ -2,9 +2,9 @@
 
     python -m models.export_huggingface google/vit-base-patch16-224
 
-The source is a hub id or a folder. `HF_HUB_OFFLINE=1` uses only what the cache holds. The ONNX
-file's outputs and the bundle's preprocessing are compared with the original before the bundle takes
-its place. Needs PyTorch and transformers (`models/requirements-export.txt`).
+The source is a hub id or a folder. `HF_HUB_OFFLINE=1` uses only the cache. The exporter compares
+the outputs and the preprocessing with the original before it writes the bundle. Needs PyTorch and
+transformers (`models/requirements-export.txt`).
 """
 
 import argparse
@@ -54,7 +54,7 @@ LEVEL_TOLERANCE = 1.0
 
 
 class Exported(nn.Module):
-    """A classifier with plain tensors in and out: scores, and the classifying layer's input."""
+    """A classifier with tensors in and out: the logits, and the input of the last layer."""
 
     def __init__(
         self, model: nn.Module, head: nn.Linear | None, flips: bool, multilabel: bool
@@ -91,7 +91,7 @@ def load(source: str, cache: Path | None) -> tuple[Any, Any]:
         model, loading = transformers.AutoModelForImageClassification.from_pretrained(
             source,
             dtype=torch.float32,
-            # Fused attention has strides that the exporter's decomposition cannot view (Swin).
+            # The exporter cannot decompose fused attention with some strides (Swin).
             attn_implementation="eager",
             output_loading_info=True,
             **options,
@@ -114,7 +114,7 @@ def load(source: str, cache: Path | None) -> tuple[Any, Any]:
 
 @torch.no_grad()
 def classifying_layer(model: nn.Module, classes: int, pixels: Tensor) -> nn.Linear | None:
-    """The one linear layer that gives the logits from an (N, D) vector, where there is one."""
+    """The linear layer that computes the logits from an (N, D) vector, or None."""
     heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == classes]
     if len(heads) != 1:
         return None
@@ -129,11 +129,11 @@ def classifying_layer(model: nn.Module, classes: int, pixels: Tensor) -> nn.Line
 def graph_of(
     network: Exported, rule: Preprocessing, names: list[str]
 ) -> tuple[onnx.ModelProto, int | None]:
-    """The graph, and its fixed batch size or None where the batch axis is free."""
+    """The graph, and its fixed batch size, or None if the batch axis is free."""
     sample = torch.randn(CHECKED_BATCH, 3, rule.height, rule.width)
     try:
         model = onnx_of(network, sample, names, free_batch=True)
-        # A graph may claim a free axis and still have the traced number built in.
+        # A graph can declare a free axis and still contain the traced number.
         largest_difference(network, model, rule, names, (1, CHECKED_BATCH + 2))
         return model, None
     except Exception as error:  # noqa: BLE001 - exporter and runtime raise what they like
@@ -174,7 +174,7 @@ def largest_difference(
 def level_difference(bundle: Bundle, processor: Any, rule: Preprocessing) -> float:
     """Mean difference, in levels of 0..255, between the worker's input tensor and the processor's.
 
-    The picture is square where the manifest only claims to agree on squares.
+    The picture is square if the manifest agrees with the processor only for squares.
     """
     picture = drawn_picture((360, 360) if not rule.exact else (500, 360))
     buffer = io.BytesIO()
@@ -190,7 +190,7 @@ def level_difference(bundle: Bundle, processor: Any, rule: Preprocessing) -> flo
 
 
 def drawn_picture(size: tuple[int, int]) -> Image.Image:
-    """Colour ramps and a disc off the centre: another crop or channel order makes other pixels."""
+    """Colour ramps and an off-centre disc: another crop or channel order gives other pixels."""
     width, height = size
     x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
     ramps = np.stack([255 * x, 255 * y, 120 + 100 * np.sin(9 * (x + y))], axis=-1)
@@ -203,7 +203,7 @@ def drawn_picture(size: tuple[int, int]) -> Image.Image:
 def export(
     source: str, out: Path | None, name: str | None = None, cache: Path | None = None
 ) -> Bundle:
-    """Write the bundle to `out`, whole or not at all. Raises NotExportable or FileExistsError.
+    """Write the bundle to `out`, completely or not at all. Raises NotExportable or FileExistsError.
 
     Without `out` the bundle goes to `bundles/` and its name.
     """
@@ -257,7 +257,7 @@ def export(
 
 
 def _card_of(source: str, cache: Path | None) -> str:
-    """The source's README.md, or nothing where it has none."""
+    """The source's README.md, or an empty text."""
     try:
         if Path(source).is_dir():
             return (Path(source) / "README.md").read_text(encoding="utf-8")
@@ -270,7 +270,7 @@ def _card_of(source: str, cache: Path | None) -> str:
 
 @contextlib.contextmanager
 def _explained(source: str, what: str = "config.json of an image classifier") -> Iterator[None]:
-    """Turn the libraries' errors into one that says what to do."""
+    """Translate the errors of the libraries into one that says what to do."""
     try:
         yield
     except NotExportable:
@@ -294,7 +294,7 @@ def _explained(source: str, what: str = "config.json of an image classifier") ->
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and everything it was raised from or during."""
+    """The error, its causes and its contexts."""
     each: BaseException | None = error
     while each is not None:
         yield each

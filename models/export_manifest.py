@@ -1,6 +1,6 @@
-"""What a Hugging Face image classifier says of itself, as a bundle's name, labels and manifest.
+"""Derives a bundle's name, labels and manifest from a Hugging Face image classifier.
 
-Plain functions of plain data, without PyTorch or transformers. The settings' meanings are those of
+Plain functions of plain data, without PyTorch or transformers. The settings mean the same as in
 transformers' image processors (`image_processing_pil_*.py` in each model's folder).
 """
 
@@ -13,7 +13,7 @@ from core.bundles.bundle import BundleManifest, InputSpec, OutputSpec, ResizeRul
 
 NAME_LENGTH = 63
 CHANNELS = 3
-# ConvNeXT's processor crops below this side, and stretches from there on.
+# ConvNeXT's processor crops below this side, and stretches from it.
 CONVNEXT_STRETCH_FROM = 384
 
 # Pillow's codes: https://pillow.readthedocs.io/en/stable/reference/Image.html#resampling-filters
@@ -28,15 +28,15 @@ _RESAMPLE: Mapping[int, Resample] = {
 
 
 class NotExportable(ValueError):
-    """The model or its processor cannot become a bundle; the message says why."""
+    """The model or its processor cannot become a bundle, for the reason in the message."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """A processor's way from a picture to the input tensor.
+    """How a processor makes the input tensor from a picture.
 
-    `flips_channels` tells a network that wants BGR. `exact` is false where the manifest treats
-    pictures that are not square better than the processor does, which stretches them.
+    `flips_channels`: the network expects BGR. `exact` is false if the processor stretches pictures
+    that are not square, which the manifest does not.
     """
 
     height: int
@@ -71,7 +71,7 @@ def label_list(id2label: Mapping[Any, str]) -> list[str]:
 
 
 def preprocessing(processor: Mapping[str, Any]) -> Preprocessing:
-    """From an image processor's `to_dict()`. Raises NotExportable for what no manifest can say."""
+    """From an image processor's `to_dict()`. Raises NotExportable if it has no equivalent."""
     kind = str(processor.get("image_processor_type", ""))
     for key, why in (
         ("do_pad", "pads its pictures"),
@@ -125,7 +125,7 @@ def manifest(
 
 
 def stated_licence(card: str) -> str | None:
-    """`license` in the YAML front matter of a hub model card, as it stands there."""
+    """`license` in the YAML front matter of a hub model card, unchanged."""
     front = re.match(r"---\n(.*?)\n---", card, re.DOTALL)
     found = front and re.search(r"^license:[ \t]*([^\s#].*?)[ \t]*$", front[1], re.MULTILINE)
     return found[1].strip("'\"") if found else None
@@ -172,7 +172,7 @@ def _does(processor: Mapping[str, Any], step: str) -> bool:
 
 
 def _geometry(kind: str, processor: Mapping[str, Any]) -> tuple[int, int, ResizeRule, bool]:
-    """Input height and width, the rule that leads there, and whether it is exact."""
+    """Input height and width, the resize rule, and whether it is exact."""
     size = processor.get("size")
     if not isinstance(size, Mapping):
         raise NotExportable("the processor's configuration has no size")
@@ -191,7 +191,7 @@ def _geometry(kind: str, processor: Mapping[str, Any]) -> tuple[int, int, Resize
     crop_height, crop_width = _sides(processor.get("crop_size") or {}) if crops else (None, None)
     height, width = _sides(size)
     if processor.get("crop_pct") and not kind.startswith("ConvNext"):
-        # PoolFormer: the whole is as much larger than the crop, and keeps its proportions.
+        # PoolFormer: the picture is larger than the crop by this ratio, and keeps its proportions.
         short, height, width = (
             int((short or min(height or 0, width or 0)) / processor["crop_pct"]),
             None,
@@ -236,7 +236,7 @@ def _resample(code: Any) -> Resample:
 def _normalisation(
     kind: str, processor: Mapping[str, Any]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation, with the extra steps of EfficientNet's processor folded in."""
+    """Mean and deviation, including the further steps of EfficientNet's processor."""
     mean, std = (0.0,) * CHANNELS, (1.0,) * CHANNELS
     # MobileViT's processor never normalises, whatever its configuration says.
     if _does(processor, "normalize") and not kind.startswith("MobileViT"):

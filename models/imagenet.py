@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 LABELS_FILE = Path(__file__).with_name("imagenet_labels.tsv")
 RULES_FILE = Path(__file__).with_name("imagenet_categories.toml")
-HYPERNYMS = ("@", "@i")  # a class's, and an instance's: wninput(5WN)
+HYPERNYMS = ("@", "@i")  # hypernym of a class, and of an instance: wninput(5WN)
 
 
 class Label(NamedTuple):
@@ -27,7 +27,7 @@ class Label(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A category: the synsets whose hyponyms it holds, and labels added to and taken from those."""
+    """A category: the synsets whose hyponyms it has, with added and removed labels."""
 
     below: frozenset[str]
     plus: frozenset[str]
@@ -50,7 +50,7 @@ def write_labels(labels: Sequence[Label], file: Path = LABELS_FILE) -> None:
 
 
 def read_rules(file: Path = RULES_FILE) -> dict[str, Rule]:
-    """The rule of each category. Of `n02084071 dog`, the id counts and the word is for readers."""
+    """The rule of each category. In `n02084071 dog`, only the id is used."""
     document = tomllib.loads(file.read_text(encoding="utf-8"))
     return {
         name: Rule(
@@ -83,7 +83,7 @@ def read_hypernyms(wordnet: Path) -> dict[str, tuple[str, ...]]:
 def categorized(
     labels: Sequence[Label], rules: Mapping[str, Rule], hypernyms: Mapping[str, tuple[str, ...]]
 ) -> list[Label]:
-    """`labels` with the categories that the rules give them. ValueError if a rule is mistaken."""
+    """`labels` with categories according to the rules. Raises ValueError if a rule is wrong."""
     members: dict[str, set[str]] = {}
     names = {label.name for label in labels}
     for category, rule in rules.items():
@@ -103,7 +103,7 @@ def categorized(
 
 
 def ancestors(synset: str, hypernyms: Mapping[str, tuple[str, ...]]) -> set[str]:
-    """A synset and everything that WordNet files it under, directly or not."""
+    """A synset and all its direct and indirect hypernyms."""
     found, waiting = set[str](), [synset]
     while waiting:
         each = waiting.pop()

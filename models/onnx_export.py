@@ -1,4 +1,4 @@
-"""PyTorch to one clean ONNX graph; shared by both exporters. Needs PyTorch."""
+"""Exports a PyTorch network to one clean ONNX graph. Needs PyTorch."""
 
 import contextlib
 import io
@@ -20,8 +20,8 @@ def onnx_of(
 ) -> onnx.ModelProto:
     """The graph of `network` with the input `pixels`, all weights inside, float32.
 
-    `pixels` is a sample; with `free_batch` it holds at least two pictures, since the exporter takes
-    a batch of one for a constant.
+    `pixels` is a sample. With `free_batch` it has at least two pictures, because the exporter
+    treats a batch of one as a constant.
     """
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     # The exporter reports its progress, and warns of what PyTorch and its own packages deprecate.

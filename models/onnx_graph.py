@@ -1,4 +1,4 @@
-"""What every exporter does to a finished ONNX graph: clean it, shrink it, count it, run it."""
+"""Cleans, shrinks, measures and runs an ONNX graph, for every exporter."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,15 +8,15 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-# Protocol buffers end at 2 GiB, and a bundle has no second file for weights beyond that.
+# A protocol buffer has at most 2 GiB, and a bundle has no second file for weights.
 MAX_MODEL_BYTES = 2_000_000_000
 
 
 def without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Drop what the exporter notes about itself, so that equal weights give equal bytes.
+    """Remove the exporter's metadata, so that equal weights give equal bytes.
 
-    That is source paths, stack traces, names of Python objects and inferred shapes. Initialisers
-    that no node reads go as well.
+    This removes source paths, stack traces, names of Python objects, inferred shapes, and
+    initialisers that no node reads.
     """
     cleaned = onnx.ModelProto()
     cleaned.CopyFrom(model)
@@ -44,7 +44,7 @@ def without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def with_padding_in_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Fold each Pad of zeros into the convolutions that read it, or leave it where it cannot be.
+    """Fold each Pad of zeros into the convolutions that read it, if possible.
 
     TensorFlow's "same" padding is asymmetric, so PyTorch needs a Pad node for it. ONNX does not,
     and a quantized graph is faster without one.
@@ -88,7 +88,7 @@ def with_half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """Store kernels and matrices as float16, each with a Cast to float32 in front of its users.
 
     Halves the file. Arithmetic stays float32: ONNX Runtime folds the casts when it loads the model.
-    Vectors (biases) stay float32, they are small. Raises ValueError where a weight overflows.
+    Vectors (biases) stay float32, they are small. Raises ValueError if a weight overflows.
     """
     halved = onnx.ModelProto()
     halved.CopyFrom(model)

@@ -1,7 +1,7 @@
 """Labelled photos for measuring a bundle.
 
 A folder with photos and `photos.tsv`, which has a row for each: file name, and the labels that are
-right for it, separated by "; ". A photo of something that the bundle has no label for has none.
+right for it, separated by "; ". A photo of something without a label in the bundle has none.
 """
 
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""What runs in the other frameworks' environments; none of it is imported by Glimpse's own."""
+"""Code for the environments of the other frameworks. Glimpse does not import it."""

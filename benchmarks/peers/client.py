@@ -1,10 +1,11 @@
-"""The client of one run, in its framework's environment: sends every task, waits for every result.
+"""The client of one run: sends every task, and waits for every result.
 
     python -m benchmarks.peers.client celery HASHES PATIENCE
 
-Prints one JSON object a line: `{"event": "half"}` once half of the results are there, and at the
-end what it saw. Results are waited for by asking Redis which are still missing, a few times a
-second and the same way for each framework; only after the clock has stopped are they read.
+Runs in the environment of its framework. Prints one JSON object per line: `{"event": "half"}` when
+half of the results are stored, and its figures at the end. It asks Redis a few times a second which
+results are missing, in the same way for each framework. It reads the results after the clock has
+stopped.
 """
 
 import argparse
@@ -26,28 +27,28 @@ POLL_SECONDS = 0.025
 
 @dataclass
 class Sent:
-    """The ids of tasks, and how long each took to send in seconds, unless they went as one."""
+    """The ids of tasks, and the seconds that each took to send unless they were sent together."""
 
     ids: list[str] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
 
 
 class Submitter(ABC):
-    """How one framework is talked to."""
+    """The interface of one framework."""
 
     @abstractmethod
     def send(self, image_hashes: Sequence[str]) -> Sent: ...
 
     @abstractmethod
     def result_key(self, task_id: str) -> str:
-        """The key in Redis that exists once the task has ended."""
+        """The key in Redis that exists when the task has ended."""
 
     @abstractmethod
     def results(self, task_ids: Sequence[str]) -> list[Any]:
-        """What the tasks returned, in order, by the framework's own way to ask."""
+        """The values that the tasks returned, in order, read through the framework."""
 
     def close(self) -> None:  # noqa: B027 - there may be nothing to do
-        """Give back what it holds."""
+        """Close connections."""
 
 
 def submitter(framework: str) -> Submitter:
@@ -65,9 +66,9 @@ def submitter(framework: str) -> Submitter:
 
 
 def run(peer: Submitter, image_hashes: Sequence[str], patience: float) -> dict[str, Any]:
-    """What the clock said, in seconds. It starts at the first task sent.
+    """Times in seconds since the first task was sent.
 
-    `patience` seconds without any new result end the run; `missing` counts what did not come.
+    The run ends after `patience` seconds without a new result. `missing` counts missing results.
     """
     redis = Redis.from_url(surroundings.redis_url())
     warm = peer.send([image_hashes[n % len(image_hashes)] for n in range(WARM_UPS)])
@@ -94,7 +95,7 @@ def run(peer: Submitter, image_hashes: Sequence[str], patience: float) -> dict[s
 def _wait(
     redis: "Redis[bytes]", keys: Sequence[str], patience: float, tell: bool = False
 ) -> tuple[int, float, float]:
-    """How many of the keys are still missing; when half, and when the last of the others came."""
+    """The number of missing keys, and the times when half of the keys and the last one appeared."""
     missing, seen = len(keys), time.perf_counter()
     half = 0.0
     while missing and time.perf_counter() < seen + patience:

@@ -16,7 +16,7 @@ TASKS = {surroundings.NO_OP: tasks.noop, surroundings.CLASSIFY: tasks.classify}
 
 
 class PreparedWorker(Worker):
-    """RQ's default, which forks for each job: with the model loaded before it does.
+    """RQ's default worker, which forks for each job. It loads the model before it forks.
 
     https://python-rq.org/docs/workers/#performance-notes
     """

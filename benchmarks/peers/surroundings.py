@@ -1,4 +1,4 @@
-"""What the runner tells a peer's processes, as environment variables; the standard library only."""
+"""The environment variables of a peer's processes. Uses only the standard library."""
 
 import os
 from pathlib import Path
@@ -23,7 +23,7 @@ def task() -> str:
 
 
 def variant() -> str:
-    """Which of a framework's configurations is measured."""
+    """The configuration of the framework that is measured."""
     return os.environ[VARIANT]
 
 
@@ -37,5 +37,5 @@ def bundle() -> Path:
 
 
 def ready() -> Path:
-    """The folder in which each worker process leaves a file once it could take a task."""
+    """The folder in which each worker process writes a file when it can take a task."""
     return Path(os.environ[READY])

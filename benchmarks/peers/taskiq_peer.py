@@ -13,7 +13,7 @@ from benchmarks.peers import surroundings, tasks
 from benchmarks.peers.client import Sent, Submitter
 
 EXPIRY_SECONDS = 3600
-# A worker takes as many messages off the stream at once, and keeps them from the other.
+# A worker takes this many messages from the stream at once; the other one cannot take them.
 STREAM_READ_COUNT = 10
 
 

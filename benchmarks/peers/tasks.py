@@ -1,4 +1,4 @@
-"""The two tasks, the same for every framework: nothing, and Glimpse's own classifier."""
+"""The two tasks, which are the same for every framework: a no-op, and Glimpse's classifier."""
 
 import functools
 import os
@@ -9,7 +9,7 @@ from benchmarks.peers import surroundings
 if TYPE_CHECKING:
     from worker.inference.classifier import Classifier
 
-# The defaults of Settings, which needs packages that these environments have no other use for.
+# The defaults of Settings, which needs packages that these environments do not have.
 MAX_PIXELS = 50_000_000
 LABELS_PER_IMAGE = 5
 
@@ -17,7 +17,7 @@ Labels = list[tuple[str, float]]
 
 
 def prepare() -> None:
-    """To be called in each worker process before its first task: load the model, say so."""
+    """Load the model and report it. Each worker process calls this before its first task."""
     if surroundings.task() == surroundings.CLASSIFY:
         classifier()
     (surroundings.ready() / str(os.getpid())).touch()
@@ -28,14 +28,14 @@ def noop(image_hash: str) -> str:
 
 
 def classify(image_hash: str) -> Labels:
-    """Labels of an image that lies on disk under its hash, as Glimpse's worker reads them."""
+    """The labels of an image on disk, named by its hash, as Glimpse's worker computes them."""
     data = (surroundings.images() / image_hash).read_bytes()
     return [(each.label, each.confidence) for each in classifier().classify(data).annotations]
 
 
 @functools.cache
 def classifier() -> "Classifier":
-    # Late, so that the no-op's processes are not charged for ONNX Runtime.
+    # Here, so that processes of the no-op do not load ONNX Runtime.
     from core.bundles.bundle import read_bundle
     from worker.inference.classifier import Classifier
 

@@ -1,7 +1,7 @@
 """What a million images cost on Google Cloud: the arithmetic of docs/cost.md.
 
 List prices in US dollars, no free tier, no discount. Every result is units times a unit's price, so
-whoever doubts one changes it here and runs `make figures`.
+to use another one, change it here and run `make figures`.
 """
 
 from dataclasses import dataclass, replace

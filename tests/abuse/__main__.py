@@ -1,10 +1,10 @@
-"""Send what nobody should send to real processes, and check what was promised: `make abuse`.
+"""Sends hostile input to real processes, and checks the promises: `make abuse`.
 
     make abuse ABUSE_ARGS="--inputs 20000 --seed 7 --markdown figures.md"
 
-First hostile images, each followed to the end of its record; then requests that schemathesis draws
-from both services' OpenAPI documents. Exits with 1 where a promise was broken, and prints the seed
-that draws the same inputs again.
+First it uploads hostile images, and follows each one until its record ends. Then it sends requests
+that schemathesis generates from the OpenAPI documents of both services. Exits with 1 if a promise
+is broken, and prints the seed that generates the same inputs again.
 """
 
 import argparse
@@ -28,7 +28,7 @@ Rows = list[tuple[str, str]]
 
 
 def image_rows(outcome: Outcome) -> Rows:
-    """The table's lines about hostile images."""
+    """The lines of the table about hostile images."""
     seconds, slowest = outcome.slowest_image
     answer_seconds, slowest_answer = outcome.slowest_answer
     return [
@@ -40,7 +40,7 @@ def image_rows(outcome: Outcome) -> Rows:
         *((f"  {name}", str(count)) for name, count in sorted(outcome.ended.items())),
         ("answers of 5xx", str(outcome.server_errors)),
         ("classifier processes lost", str(outcome.classifiers_lost)),
-        ("slowest answer", f"{answer_seconds:.2f} s ({slowest_answer})"),
+        ("slowest response", f"{answer_seconds:.2f} s ({slowest_answer})"),
         ("slowest image", f"{seconds:.2f} s ({slowest})"),
         ("peak memory of the API", _mebibytes(outcome.peaks["api"])),
         ("peak memory of the worker", _mebibytes(outcome.peaks["worker"])),
@@ -50,11 +50,11 @@ def image_rows(outcome: Outcome) -> Rows:
 
 
 def schema_rows(outcome: schema.Outcome) -> Rows:
-    """The table's lines about drawn requests."""
+    """The lines of the table about generated requests."""
     return [
-        ("requests drawn", f"{outcome.requests} to {outcome.operations} operations"),
+        ("generated requests", f"{outcome.requests} to {outcome.operations} operations"),
         *((f"  answered {status}", str(n)) for status, n in sorted(outcome.statuses.items())),
-        ("answers that their document does not allow", str(len(outcome.wrong))),
+        ("responses that the document does not allow", str(len(outcome.wrong))),
     ]
 
 
@@ -84,7 +84,7 @@ def main() -> None:
         with Stack(folder / "images", bundle, **experiment.SETTINGS) as stack:
             abuse = Abuse(stack, lambda sent: progress.update(bar, completed=sent))
             images = abuse.run(hostile_images(args.inputs, args.seed))
-        progress.update(bar, total=images.inputs)  # a few were drawn twice and sent once
+        progress.update(bar, total=images.inputs)  # duplicates are sent once
         tables["Hostile images"] = image_rows(images)
         wrong += images.wrong
         for service in schema.SERVICES:

@@ -1,4 +1,4 @@
-"""Image files taken apart and put together by hand: what no honest encoder would write."""
+"""Assembles invalid and extreme image files that no encoder writes."""
 
 import io
 import struct
@@ -19,7 +19,7 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
-    """The kind and the content of each chunk of a whole PNG."""
+    """The type and the content of each chunk of a complete PNG."""
     found, at = [], len(PNG_SIGNATURE)
     while at < len(data):
         (size,) = struct.unpack_from(">I", data, at)
@@ -35,7 +35,7 @@ def png_of(chunks: list[tuple[bytes, bytes]]) -> bytes:
 def png_of_size(
     width: int, height: int, rows: int, *, depth: int = 8, colour: int = 2, interlaced: int = 0
 ) -> bytes:
-    """Claims `width` x `height` and holds `rows` rows of zeros, in truth."""
+    """A PNG that declares `width` x `height` and contains `rows` rows of zeros."""
     samples = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
     row = bytes(1 + (width * depth * samples + 7) // 8)
     packer, pixels = zlib.compressobj(9), io.BytesIO()
@@ -48,7 +48,7 @@ def png_of_size(
 
 
 def png_with(data: bytes, *extra: tuple[bytes, bytes], last: bool = False) -> bytes:
-    """The PNG with more chunks: behind its header, or before its end."""
+    """The PNG with further chunks after its header, or before its end."""
     chunks = png_chunks(data)
     at = len(chunks) - 1 if last else 1
     return png_of([*chunks[:at], *extra, *chunks[at:]])
@@ -62,12 +62,12 @@ def jpeg_segment(marker: int, data: bytes) -> bytes:
 
 
 def jpeg_with(data: bytes, extra: bytes) -> bytes:
-    """The JPEG with `extra` behind its first marker."""
+    """The JPEG with `extra` after its first marker."""
     return data[:2] + extra + data[2:]
 
 
 def jpeg_frame(data: bytes) -> int:
-    """Where the height stands in the first frame header; the width follows."""
+    """The offset of the height in the first frame header. The width follows."""
     at = 2
     while data[at + 1] not in (0xC0, 0xC1, 0xC2):
         at += 2 + int(struct.unpack_from(">H", data, at + 2)[0])
@@ -90,7 +90,7 @@ def gif(
 
 
 def gif_frame(x: int, y: int, width: int, height: int, code_size: int = 2) -> bytes:
-    """A frame of one black pixel, whatever size it claims."""
+    """A frame with one black pixel that declares any size."""
     return b"," + struct.pack("<HHHHB", x, y, width, height, 0) + bytes((code_size, 2, 0x44, 1, 0))
 
 
@@ -123,7 +123,7 @@ def webp_canvas(width: int, height: int, flags: int) -> bytes:
 def webp_animation(
     still: bytes, canvas: tuple[int, int], frames: int, *, offset: int = 0, loops: int = 0
 ) -> bytes:
-    """`frames` times the picture of a still WebP, on a canvas of any size."""
+    """An animation that repeats a still WebP `frames` times, on a canvas of any size."""
     (kind, picture), *_ = [c for c in riff_chunks(still) if c[0] in (b"VP8 ", b"VP8L")]
     place = struct.pack("<I", offset // 2)[:3]
     side = struct.pack("<I", 15)[:3]
@@ -137,7 +137,7 @@ def webp_animation(
 
 
 def boxes(data: bytes, begin: int = 0, end: int | None = None) -> Iterator[tuple[int, bytes]]:
-    """Offset and type of each box, those inside of others included."""
+    """The offset and type of each box, including nested boxes."""
     at, end = begin, len(data) if end is None else end
     while at + 8 <= end:
         size, kind = struct.unpack_from(">I4s", data, at)
@@ -150,7 +150,7 @@ def boxes(data: bytes, begin: int = 0, end: int | None = None) -> Iterator[tuple
 
 
 def avif_declared_smaller(size: tuple[int, int], **options: str) -> bytes:
-    """An AVIF that declares 64 by 64 pixels and is coded in `size`."""
+    """An AVIF that declares 64 by 64 pixels and is encoded with `size`."""
     file = io.BytesIO()
     Image.new("RGB", size, (9, 99, 200)).save(file, "AVIF", speed=10, **options)
     data, declared = file.getvalue(), struct.pack(">II", *size)
@@ -159,7 +159,7 @@ def avif_declared_smaller(size: tuple[int, int], **options: str) -> bytes:
 
 
 def avif_of_empty_extents(items: int = 3_000) -> bytes:
-    """An AVIF whose items claim 65,535 extents of no bytes each; libavif makes a table of them."""
+    """An AVIF whose items declare 65,535 empty extents each: libavif allocates a table."""
     file = io.BytesIO()
     Image.new("RGB", (64, 48)).save(file, "AVIF", speed=10)
     data = file.getvalue()
@@ -183,8 +183,10 @@ def patched(data: bytes, at: int, value: bytes) -> bytes:
 def exif(
     entries: list[tuple[int, int, int, bytes]], *, order: str = "<", following: int = 0
 ) -> bytes:
-    """Entries of (tag, type, count, value or offset); `following` is where the next IFD claims to
-    be: 8 makes it this one."""
+    """A TIFF directory of entries (tag, type, count, value or offset).
+
+    `following` is the declared offset of the next directory: 8 is this one.
+    """
     directory = struct.pack(order + "H", len(entries))
     for tag, kind, count, value in entries:
         directory += struct.pack(order + "HHI", tag, kind, count & 0xFFFFFFFF) + value[:4].ljust(

@@ -1,4 +1,4 @@
-"""Hostile images against real processes, and what must hold for every one of them."""
+"""Uploads hostile images to real processes, and checks what must hold for each."""
 
 import sqlite3
 import threading
@@ -18,11 +18,11 @@ from tests.support.pictures import sha256
 from tests.support.stack import Stack
 
 SENDERS = 4
-BACKLOG = 64  # images accepted and not yet ended: senders wait above this
-END_SECONDS = 300.0  # from the last upload to the end of every record
+BACKLOG = 64  # accepted images that have not ended; at more, senders wait
+END_SECONDS = 300.0  # seconds from the last upload until every record ends
 ANSWER_SECONDS = 60.0
-# Resident bytes that no input may exceed. A picture at the limit of 50 megapixels has 200 MB in
-# RGBA, and a decoder holds up to three of its kind.
+# The resident bytes that no input may exceed. A picture of 50 megapixels, the limit, has 200 MB in
+# RGBA, and a decoder holds up to three such buffers.
 MOST_MEMORY = {
     "api": 600 * MEBIBYTE,
     "worker": 400 * MEBIBYTE,
@@ -31,7 +31,7 @@ MOST_MEMORY = {
 # The stack's own delivery is quick: a lease of two seconds would end during a large picture. Longer
 # than production's: a busy machine may take ten times as long over a picture at the limit.
 SETTINGS = {
-    "LEASE_SECONDS": 90,  # of which classification may take 60
+    "LEASE_SECONDS": 90,  # seconds, of which classification may take 60
     "ACK_DEADLINE_SECONDS": 180,
     "DELIVERY_ATTEMPTS": 10,
     "MAX_BACKOFF_SECONDS": 2,
@@ -40,7 +40,7 @@ SETTINGS = {
 
 @dataclass
 class Outcome:
-    """What became of the inputs. `wrong` is empty where all held."""
+    """The outcomes of the inputs. `wrong` is empty if every promise held."""
 
     inputs: int = 0
     seconds: float = 0.0
@@ -60,9 +60,9 @@ class Outcome:
 
 
 class Abuse:
-    """Sends `images` to a running `stack` and follows each to its end.
+    """Sends `images` to a running `stack` and follows each one until it ends.
 
-    `progress(sent)` is told how many were answered.
+    Calls `progress` with the number of responses.
     """
 
     def __init__(self, stack: Stack, progress: Callable[[int], None] = lambda sent: None) -> None:
@@ -152,7 +152,7 @@ class Abuse:
     # --- Following --------------------------------------------------------------------------------
 
     def _follow(self, most: int) -> None:
-        """Ask what became of those accepted until at most `most` of them have not ended."""
+        """Poll the accepted images until at most `most` of them have not ended."""
         ends = time.monotonic() + END_SECONDS
         while len(self._open) > most:
             with self._lock:
@@ -171,7 +171,7 @@ class Abuse:
             return
         with self._lock:
             if self._open.pop(image_hash, None) is None:
-                return  # another sender has heard of it
+                return  # another sender has its result
         if answer.status_code != 200:
             self._wrong(f"{answer.status_code} for an accepted {self._names[image_hash]}")
             return
@@ -201,14 +201,16 @@ class Abuse:
                 self._wrong(f"{name} took {peak / MEBIBYTE:.0f} MiB")
 
     def _judge_what_is_stored(self) -> None:
-        """Records and blobs of those that ended, and of no other; no message is left."""
+        """Check that records and blobs exist only for images that ended, and no messages."""
         folder = self._stack.folder / "data"
         accepted = sum(self._outcome.ended.values())
         blobs = sum(1 for path in (folder / "blobs").rglob("*") if path.is_file())
         records = _rows(folder / "records.db", "records")
         if (records, blobs) != (accepted, accepted):
             self._wrong(f"{accepted} images ended, but {records} records and {blobs} blobs")
-        ends = time.monotonic() + 60  # the last acknowledgement is written after its answer
+        ends = (
+            time.monotonic() + 60
+        )  # the queue records the last acknowledgement after the response
         while (left := _rows(folder / "queue.db", "messages")) and time.monotonic() < ends:
             time.sleep(0.1)
         letters = _rows(folder / "records.db", "dead_letters")
@@ -241,7 +243,7 @@ class Abuse:
 
 
 def _problem(answer: httpx.Response) -> dict[str, Any] | None:
-    """The problem document of a refusal; None where it is none."""
+    """The problem document of a refusal, or None."""
     if not 400 <= answer.status_code < 500:
         return None
     if answer.headers.get("content-type") != "application/problem+json":

@@ -1,18 +1,18 @@
-"""What the processes of a stack use, watched from outside while they work."""
+"""Measures the memory of the processes of a stack while they work."""
 
 import threading
 from pathlib import Path
 
 import psutil
 
-PAUSE = 0.2  # seconds between two looks
+PAUSE = 0.2  # seconds between two samples
 MEBIBYTE = 2**20
 
 
 class MemoryWatch(threading.Thread):
-    """Peak resident memory in bytes: of each named process, and of its largest child.
+    """Peak resident memory in bytes, of each named process and of its largest child.
 
-    Linux keeps the peak of a process itself; elsewhere it is what was seen at some look.
+    Linux reports the peak of a process. Elsewhere it is the largest sample.
     """
 
     def __init__(self, processes: dict[str, int]) -> None:

@@ -1,1 +1,1 @@
-"""`make bench`: Glimpse beside bare baselines, in one run, as ratios."""
+"""`make bench`: compares Glimpse with bare baselines in one run, as ratios."""

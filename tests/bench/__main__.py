@@ -1,11 +1,11 @@
 """Run every measurement and print tables: `make bench`, or `make bench BENCH_ARGS=--quick`.
 
-Servers are pinned to one core and the load to another, so that the one is not measured as the
-other; the whole pipeline has all cores. Baseline and subject take turns, and a ratio is that of the
-medians. Absolute figures are of this machine; the ratios carry over.
+Servers are pinned to one core and the load to another, so that they do not affect each other. The
+whole pipeline uses all cores. Baseline and subject take turns, and a ratio is a ratio of medians.
+Absolute figures depend on the machine; ratios do so much less.
 
-`--backend emulator` measures the same on Google's emulators, in rows of their own. Those figures
-are mostly the emulators': its Pub/Sub has two pushes under way at most, and all share this machine.
+`--backend emulator` measures the same on Google's emulators. Those figures mostly show the speed of
+the emulators: Pub/Sub's has at most two concurrent pushes, and all share this machine.
 """
 
 import argparse
@@ -56,7 +56,7 @@ CONNECTIONS = 16
 
 @dataclass(frozen=True)
 class Row:
-    """One measured figure, its baseline where there is one, and the target."""
+    """One measured figure, with its baseline, if any, and its target."""
 
     name: str
     figure: str
@@ -74,7 +74,7 @@ class Bench:
         progress: Progress,
         emulators: Mapping[str, str] | None = None,
     ) -> None:
-        """`emulators` are the addresses of running ones; without them the backend is embedded."""
+        """`emulators` are addresses of running emulators. Without them the backend is embedded."""
         self.quick = quick
         self.emulators = emulators
         self.bundle = bundle
@@ -93,7 +93,7 @@ class Bench:
     def answers(self) -> None:
         """Cached GET and upload of a known image, against bare FastAPI."""
         self._answers("answers", "")
-        # A limit that is counted and never reached.
+        # Limits that are counted but never reached.
         limits = {"RATE_LIMIT": "900000000/minute", "DAILY_QUOTA": "900000000"}
         self._answers("keyed-answers", ", with a key", API_KEYS="required", **limits)
 
@@ -145,7 +145,7 @@ class Bench:
                 bare.wait()
 
     def accepting(self) -> None:
-        """New images to their durable 202, with the worker and the queue stopped."""
+        """Uploads of new images until their 202, while the worker and the queue are stopped."""
         count = 300 if self.quick else 1500
         with self._stack("accepting", self.colours) as stack:
             self._leave(stack, "api")
@@ -155,7 +155,7 @@ class Bench:
                 seen = self._load(
                     stack.api_port, [load.multipart("/what/fast", image) for image in images], None
                 )
-                # An emulator short of time refuses some, which a client sends again.
+                # A slow emulator refuses some uploads, and a client repeats them.
                 refused = seen.statuses.pop(503, 0) if self.emulators else 0
                 assert set(seen.statuses) == {202}, seen.statuses
                 timing = f"p50 {seen.percentile(50):.0f}, p99 {seen.percentile(99):.0f} ms"
@@ -187,7 +187,7 @@ class Bench:
         self._compare(name, ours, theirs, "images/s", "0.8")
 
     def pipeline(self) -> None:
-        """Upload to stored result with a next-to-nothing model, everything on all cores."""
+        """From upload to stored result with a tiny model, on all cores."""
         count = (500 if self.quick else 2000) // (4 if self.emulators else 1)
         images = [picture(seed=n, size=(16, 16)) for n in range(count)]
         rates = []
@@ -258,7 +258,7 @@ class Bench:
                 self._row(f"start to ready, {name}", f"{seconds:.2f} s", target="1.5 s")
 
     def responsiveness(self) -> None:
-        """How long `GET /health` takes, hence the event loop lags, under large uploads."""
+        """The latency of `GET /health`, and so the lag of the event loop, under large uploads."""
         images = [_padded(n, 9_900_000) for n in range(4)]
         requests = [load.multipart("/what/fast", image) for image in images]
         with self._stack("responsiveness", self.bundle) as stack:
@@ -275,7 +275,7 @@ class Bench:
                 small.result()
 
     def streaming(self) -> None:
-        """A thousand streams on one API process: what they cost, quiet and busy."""
+        """The cost of a thousand streams on one API process, idle and busy."""
         with self._stack("streaming", self.colours) as stack:
             self._leave(stack, "api")
             self._pin(stack, "api")
@@ -295,7 +295,7 @@ class Bench:
             for key in keys:
                 await backend.records.create(new_record(key, utc_now()))
             async with open_streams(stack.api_port, paths[:20]):
-                pass  # what the first of all make the process load is no stream's
+                pass  # the first streams load modules, which are not part of the cost
             before = process.memory_info().rss
             async with open_streams(stack.api_port, paths) as readers:
                 held = process.memory_info().rss - before
@@ -317,7 +317,7 @@ class Bench:
                 figures = meter.read()
                 await asyncio.gather(*(reader.over.wait() for reader in readers))
                 delays = [1000 * (reader.last_at - ended) for ended, reader in late]
-                figures += f"; an end is told after p50 {statistics.median(delays):.0f} ms"
+                figures += f"; p50 {statistics.median(delays):.0f} ms from an end to its event"
                 self._row(f"{count} streams, {count / seconds:.0f} images end a second", figures)
             key_ = await running_job(backend, count)
             async with open_streams(
@@ -378,7 +378,7 @@ class Bench:
         return float(output)
 
     def _prepare(self, stack: Stack, images: list[bytes]) -> list[bytes]:
-        """Store the images as the API does; the pushes that ask for their classification."""
+        """Store the images as the API does, and return the pushes that request classification."""
         model = read_bundle(self.bundle).identity
         keys = [RecordKey(PUBLIC_TENANT, sha256(image), model) for image in images]
 
@@ -420,14 +420,14 @@ class Bench:
         self, name: str, figure: str, baseline: str = "", ratio: str = "", target: str = ""
     ) -> None:
         if self.emulators:
-            # The targets are the embedded backend's: an emulator is for correctness.
+            # The targets are for the embedded backend. The emulators serve to test correctness.
             name, target = f"emulators: {name}", ""
         self.rows.append(Row(name, figure, baseline, ratio, target))
         self.progress.console.print(f"{name}: {figure} {ratio and f'= {ratio} of bare'}")
 
 
 class _Meter:
-    """A process's share of a core, and its look-ups, from now on."""
+    """The share of a core that a process uses, and its lookups, since the creation."""
 
     def __init__(self, process: psutil.Process, stack: Stack) -> None:
         self._process = process
@@ -448,16 +448,16 @@ class _Meter:
 
 
 def _settings(stack: Stack) -> Settings:
-    """Those that the stack's processes have."""
+    """The settings of the processes of the stack."""
     given = {name.lower(): text for name, text in stack.environment.items()}
     values: dict[str, Any] = {name: given[name] for name in Settings.model_fields if name in given}
     return Settings(_env_file=None, **values)
 
 
 async def _finished(stack: Stack) -> None:
-    """Return when no record is left that is not final, at little cost to what is measured."""
+    """Wait until every record is final. Polling costs little compared with what is measured."""
     async with open_backend(_settings(stack)) as backend:
-        # Another process finishes the records: there is no event to wait for, only to ask again.
+        # Another process completes the records, so there is no event to wait for.
         while await backend.records.stale(utc_now() + timedelta(days=1), 1):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
@@ -469,7 +469,7 @@ def _family(pid: int) -> list[psutil.Process]:
 
 
 def _padded(number: int, size: int) -> bytes:
-    """A small valid JPEG made `size` bytes long by what follows its end marker."""
+    """A small valid JPEG with padding after its end marker, `size` bytes in all."""
     image = picture(seed=number, size=(16, 16))
     return image + bytes(max(0, size - len(image)))
 
@@ -508,7 +508,7 @@ def main() -> None:
             opened.enter_context(running_emulators(folder / "emulators", emulators))
         bench = Bench(args.quick, args.bundle, folder, progress, emulators)
         steps: list[Callable[[], None]] = [
-            # Answers come out of the process's own cache, whatever the backend.
+            # Responses come from the cache of the process with every backend.
             *(() if emulators else (bench.answers,)),
             bench.accepting,
             bench.working,
@@ -516,7 +516,7 @@ def main() -> None:
             bench.batches,
             bench.footprint,
             bench.responsiveness,
-            # What is measured is the API's own work: an emulator would add its own.
+            # This measures the API alone. An emulator would add its own time.
             *(() if emulators else (bench.streaming,)),
         ]
         if args.only:

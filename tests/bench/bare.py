@@ -1,4 +1,4 @@
-"""The baselines: what FastAPI and the model cost with none of Glimpse around them."""
+"""The baselines: FastAPI and the model without Glimpse."""
 
 import argparse
 import hashlib
@@ -12,7 +12,7 @@ from fastapi import FastAPI, UploadFile
 
 
 def bare_app(answer: dict[str, Any]) -> FastAPI:
-    """GET gives a plain dict; POST takes the same upload and returns its hash."""
+    """GET returns a plain dict. POST takes the same upload and returns its hash."""
     app = FastAPI()
 
     @app.get("/result")
@@ -31,7 +31,7 @@ def serve(port: int, answer: dict[str, Any]) -> None:
 
 
 def decode_and_infer(bundle: Path, pictures: Path) -> float:
-    """Images a second of a plain loop over the worker's own decoder and model, one thread."""
+    """Images per second of a plain loop over the worker's decoder and model, in one thread."""
     from core.bundles.bundle import read_bundle
     from core.settings import Settings
     from worker.inference.classifier import Classifier

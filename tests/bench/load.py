@@ -1,4 +1,4 @@
-"""A closed-loop HTTP/1.1 load generator, lean enough not to be what is measured."""
+"""A closed-loop HTTP/1.1 load generator with little overhead."""
 
 import asyncio
 import statistics
@@ -14,7 +14,7 @@ import uvloop
 
 @dataclass
 class Load:
-    """What one run saw. `latencies` are seconds, one a request."""
+    """The figures of one run. `latencies` has the seconds of each request."""
 
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
@@ -22,16 +22,16 @@ class Load:
 
     @property
     def rate(self) -> float:
-        """Answers a second."""
+        """Responses per second."""
         return len(self.latencies) / self.seconds
 
     def percentile(self, share: int) -> float:
-        """The latency in milliseconds below which `share` percent of the answers came."""
+        """The percentile of the latency, in milliseconds."""
         return 1000 * statistics.quantiles(self.latencies, n=100)[share - 1]
 
 
 def request(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
-    """The bytes of one request; header names are given with underscores."""
+    """The bytes of one request. Names of headers have underscores for hyphens."""
     lines = [f"{method} {path} HTTP/1.1", "Host: bench", f"Content-Length: {len(body)}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
@@ -55,7 +55,7 @@ def multipart(path: str, image: bytes, **headers: str) -> bytes:
 def run(
     port: int, requests: Sequence[bytes], connections: int, seconds: float | None = None
 ) -> Load:
-    """Send each request once; with `seconds`, repeat them until the time is over."""
+    """Send each request once or, with `seconds`, repeat them for that time."""
     return uvloop.run(_run(port, requests, connections, seconds))
 
 
@@ -89,7 +89,7 @@ def _endless(requests: Sequence[bytes], deadline: float) -> Iterator[bytes]:
 
 
 class _Client(asyncio.Protocol):
-    """One keep-alive connection that always has one request under way."""
+    """One keep-alive connection that always has one request in flight."""
 
     def __init__(self, source: Iterator[bytes], load: Load, done: "asyncio.Future[None]") -> None:
         self.source, self.load, self.done = source, load, done
@@ -98,7 +98,7 @@ class _Client(asyncio.Protocol):
         self.began = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's class is not a subclass
         self._next()
 
     def _next(self) -> None:

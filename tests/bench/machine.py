@@ -1,4 +1,4 @@
-"""Where figures come from."""
+"""Describes the machine that figures come from."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ import psutil
 
 
 def machine() -> str:
-    """One line about where the figures come from."""
+    """One line about the machine: processor, memory, system, Python."""
     model = platform.processor() or platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):

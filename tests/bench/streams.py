@@ -1,4 +1,4 @@
-"""A thousand readers of server-sent events, in one process, and what each of them has seen."""
+"""A thousand readers of server-sent events in one process."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ LINE = 64 * 1024
 
 @dataclass
 class Reader:
-    """One open stream. `last_at` is when its last event came, on the monotonic clock."""
+    """One open stream. `last_at` is the monotonic time of its last event."""
 
     path: str
     events: int = 0
@@ -37,7 +37,7 @@ class Reader:
 
 @asynccontextmanager
 async def open_streams(port: int, paths: Sequence[str]) -> AsyncIterator[list[Reader]]:
-    """One stream for each path, once every one of them has its first event."""
+    """Open a stream for each path, and wait until each has its first event."""
     readers = [Reader(path) for path in paths]
     tasks = [asyncio.create_task(reader.run(port)) for reader in readers]
     try:

@@ -1,8 +1,8 @@
-"""Break everything while clients upload, and check what was promised: `make chaos`.
+"""Injects faults while clients upload, and checks the promises: `make chaos`.
 
     make chaos CHAOS_ARGS="--minutes 5 --backend emulator --seed 7 --markdown figures.md"
 
-Exits with 1 where a promise was broken, and prints the seed that draws the same faults again.
+Exits with 1 if a promise is broken, and prints the seed that gives the same faults again.
 """
 
 import argparse
@@ -22,7 +22,7 @@ BACKENDS = ("embedded", "emulator")
 
 
 def run(backend: str, seconds: float, seed: int, progress: Progress, folder: Path) -> Outcome:
-    """One experiment on `backend`, everything in `folder`."""
+    """Run one experiment on `backend`, with all its files in `folder`."""
     bundle = write_colour_bundle(folder / "model")
     bar = progress.add_task(backend, total=1.0)
 
@@ -36,7 +36,7 @@ def run(backend: str, seconds: float, seed: int, progress: Progress, folder: Pat
 
 
 def rows(outcome: Outcome) -> list[tuple[str, str]]:
-    """The table's lines."""
+    """The lines of the table."""
     statuses = ", ".join(f"{n} x {status}" for status, n in sorted(outcome.answers.items()))
     injected = sum(outcome.injected.values())
     return [

@@ -1,4 +1,4 @@
-"""A client that works in batches: creates jobs, cancels some, and writes down what it was told."""
+"""A client that creates jobs, cancels some, and records the responses."""
 
 import random
 import threading
@@ -11,13 +11,13 @@ from tests.chaos.load import PATIENCE
 from tests.support.pictures import picture
 
 NEW, BROKEN = 10, 2
-TOTAL = NEW + BROKEN + 1  # one is there twice
+TOTAL = NEW + BROKEN + 1  # one image is a duplicate
 TERMINAL = {"completed", "failed", "cancelled"}
 
 
 @dataclass
 class JobLedger:
-    """Jobs that were answered 202, and whether a cancellation was; what was wrong about them."""
+    """The accepted jobs, the cancelled ones, and the broken promises."""
 
     cancelled: dict[str, bool] = field(default_factory=dict)
     last: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -25,7 +25,7 @@ class JobLedger:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self, job: dict[str, Any]) -> None:
-        """A job as it was shown, checked against what was shown before."""
+        """A job in a response, checked against earlier responses."""
         with self.lock:
             before = self.last.get(job["job_id"])
             self.last[job["job_id"]] = job
@@ -42,7 +42,7 @@ class JobLedger:
             return self.cancelled.keys() - ended
 
     def check(self, http: httpx.Client) -> list[str]:
-        """What is wrong about the jobs, once the faults are over and time has passed."""
+        """The broken promises, after the faults are over and every job had time to end."""
         wrong = list(self.wrong)
         for job_id, was_cancelled in self.cancelled.items():
             answer = http.get(f"/api/v1/jobs/{job_id}")
@@ -69,12 +69,12 @@ class JobLedger:
 
 
 class Batcher(threading.Thread):
-    """Creates one job after another, under a key that makes a repetition the same job."""
+    """Creates one job after another, each with an idempotency key."""
 
     def __init__(
         self, base_url: str, ledger: JobLedger, rate: float, seed: int, stop: threading.Event
     ) -> None:
-        """`rate` is in jobs a second, `seed` tells its images from those of others."""
+        """`rate` is in jobs per second. `seed` makes its images differ from those of others."""
         super().__init__(name="batcher", daemon=True)
         self._base_url = base_url
         self._ledger = ledger
@@ -117,7 +117,7 @@ class Batcher(threading.Thread):
         return ""
 
     def _cancel(self, http: httpx.Client, job_id: str) -> None:
-        """Until there is an answer: 200, or 409 where it has ended."""
+        """Repeat until the response is 200, or 409 for a job that has ended."""
         while not self._stop_event.is_set():
             try:
                 answer = http.delete(f"/api/v1/jobs/{job_id}")
@@ -128,7 +128,7 @@ class Batcher(threading.Thread):
                     self._ledger.cancelled[job_id] = answer.status_code == 200
                 return
             self._stop_event.wait(PATIENCE)
-        # Nobody heard whether it was: either is right.
+        # The response is lost, so both outcomes are right.
         with self._ledger.lock:
             del self._ledger.cancelled[job_id]
 

@@ -1,4 +1,4 @@
-"""A TCP port in front of another that can be cut, as a cable can."""
+"""A TCP proxy whose connections can be cut."""
 
 import asyncio
 import threading
@@ -10,7 +10,7 @@ CHUNK = 64 * 1024  # bytes
 
 
 class CuttableLine:
-    """Passes what comes to `port` on to `target_port`, both of this machine. Use with `with`."""
+    """Forwards connections to `port` to `target_port`. A context manager."""
 
     def __init__(self, port: int, target_port: int) -> None:
         self._port = port
@@ -33,7 +33,7 @@ class CuttableLine:
 
     @contextmanager
     def cut(self) -> Iterator[None]:
-        """Nothing passes, not even an answer that is on its way, and nobody can connect."""
+        """Close every connection, and refuse new ones."""
         self._run(self._cut())
         try:
             yield
@@ -67,7 +67,7 @@ class CuttableLine:
                 both_ways.create_task(_pass_on(reader, far_writer))
                 both_ways.create_task(_pass_on(far_reader, writer))
         except* (OSError, asyncio.CancelledError):
-            pass  # either end broke, or we cut it
+            pass  # one side broke, or the line was cut
         finally:
             self._connections.discard(task)
             for end in ends:
@@ -75,7 +75,7 @@ class CuttableLine:
 
 
 async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Until this way is closed; the other one may go on. Raises OSError where it breaks."""
+    """Forward one direction until it is closed. Raises OSError if the connection breaks."""
     while chunk := await reader.read(CHUNK):
         writer.write(chunk)
         await writer.drain()

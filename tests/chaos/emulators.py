@@ -1,4 +1,4 @@
-"""The emulators below an experiment, and what can befall them."""
+"""The emulators of an experiment, and their faults."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -13,11 +13,11 @@ ADDRESS = "DATASTORE_EMULATOR_HOST"
 
 
 class ChaosEmulators:
-    """All three. Clients reach Datastore's over a line that is cut before it is told to stop.
+    """The three emulators. Clients reach Datastore's through a proxy that is cut before it stops.
 
-    A stopping Datastore emulator writes its file, then forgets everything, and still answers for
-    some milliseconds: that nothing is there, and that a write was done which is lost. No database
-    does that to its clients when it goes away.
+    A stopping Datastore emulator writes its file, clears its memory, and still responds for some
+    milliseconds: it reports entities as missing and confirms writes that are lost. A real database
+    does not.
     """
 
     def __init__(self, running: RunningEmulators, datastore_line: CuttableLine) -> None:
@@ -26,7 +26,7 @@ class ChaosEmulators:
 
     @contextmanager
     def stopped(self, name: str) -> Iterator[None]:
-        """Gone, and then back."""
+        """Stopped, and started again."""
         with ExitStack() as after:
             if line := self._lines.get(name):
                 after.enter_context(line.cut())
@@ -36,7 +36,7 @@ class ChaosEmulators:
 
     @contextmanager
     def frozen(self, name: str) -> Iterator[None]:
-        """It takes connections and answers nothing."""
+        """It accepts connections and does not respond."""
         self._running.suspend(name)
         try:
             yield
@@ -46,7 +46,7 @@ class ChaosEmulators:
 
 @contextmanager
 def running_behind_lines(folder: Path, corner: Mapping[str, str]) -> Iterator[ChaosEmulators]:
-    """The emulators, reached at the addresses in `corner`."""
+    """The emulators at the addresses in `corner`."""
     addresses = addresses_in(corner)
     reached, behind = addresses[ADDRESS], free_port()
     addresses[ADDRESS] = f"127.0.0.1:{behind}"

@@ -1,4 +1,4 @@
-"""One experiment: load, faults, calm, and then what must hold."""
+"""One experiment: load and faults, then a quiet phase, then the checks."""
 
 import asyncio
 import random
@@ -31,14 +31,14 @@ from tests.support.emulators import free_addresses, own_corner
 from tests.support.stack import MODULES, ROOT, Stack, free_port
 
 CLIENTS = 8
-PORT_FAULTS = 0.02  # share of port calls that fail; fifteen times as many come late
-PUSH_FAULTS = 0.02  # share of pushes that meet each kind of fault
+PORT_FAULTS = 0.02  # share of port calls that fail; fifteen times as many are delayed
+PUSH_FAULTS = 0.02  # share of pushes with each kind of fault
 LONGEST_LULL = 1.0  # seconds between two faults
-# A storm goes on until it was one: on a busy machine a single restart takes many seconds.
+# The faults continue until enough had an effect: a restart takes long on a busy machine.
 LEAST_FAULTS, LEAST_ACCEPTED = 4, 3
 LONGEST_OVERTIME = 120.0  # seconds
 SECOND_WORKER = "worker-2"
-CALM_SECONDS = 240.0  # how long what was accepted may take to end once the faults are over
+CALM_SECONDS = 240.0  # seconds for accepted images to end after the faults
 
 
 WORKERS = ("worker", SECOND_WORKER)
@@ -47,7 +47,7 @@ WORKERS = ("worker", SECOND_WORKER)
 class ChaosStack(Stack):
     """A stack of faulty services, two of them workers, whose queue pushes through a proxy.
 
-    With one worker alone, nobody would take over what a frozen one has claimed.
+    With one worker, no other process would take over the claims of a frozen one.
     """
 
     def __init__(self, folder: Path, bundle: Path, seed: int, **settings: object) -> None:
@@ -63,9 +63,9 @@ class ChaosStack(Stack):
             "CHAOS_SEED": str(seed),
             "CHAOS_CLOCK": str(self.clock),
             "STALE_SECONDS": "5",
-            # No backlog: a message comes again while the one that had it is still frozen.
+            # Short backoff: a message is delivered again while its first worker is still frozen.
             "PUSH_CONCURRENCY": "48",
-            # Shorter than a freeze: what a frozen worker holds is given to the other one.
+            # Shorter than a freeze, so that the other worker takes over.
             "LEASE_SECONDS": "2",
             "ACK_DEADLINE_SECONDS": "2" if "BACKEND" not in settings else "10",
             # A fault is no reason to give up: what must end `success` has to be tried until then.
@@ -104,10 +104,10 @@ class ChaosStack(Stack):
 
 @dataclass
 class Outcome:
-    """What an experiment did, and what it found. Every list is empty where all held."""
+    """What an experiment did and found. Every list is empty if all promises held."""
 
     seconds: float
-    rate: float  # uploads answered a second, while faults were injected
+    rate: float  # uploads per second that got a response during the faults
     accepted: int
     jobs: int
     injected: Counter[str]
@@ -128,20 +128,20 @@ class Outcome:
 def prepared(
     backend: str, folder: Path, bundle: Path, seed: int
 ) -> Iterator[tuple[ChaosStack, ChaosEmulators | None, float]]:
-    """A stack on `backend`, the emulators below it if it has them, and its uploads a second."""
+    """A stack on `backend`, its emulators, if any, and its uploads per second."""
     if backend == "embedded":
         yield ChaosStack(folder / "stack", bundle, seed), None, 20.0
         return
     corner = own_corner(free_addresses())
     with running_behind_lines(folder / "emulators", corner) as emulators:
-        # They do a fraction of what the embedded backend does.
+        # The emulators are much slower than the embedded backend.
         yield ChaosStack(folder / "stack", bundle, seed, **corner), emulators, 6.0
 
 
 class Experiment:
-    """Clients upload for `seconds` while one fault follows the other; then everything is checked.
+    """Let clients upload for `seconds` while faults follow each other, then check everything.
 
-    `progress(phase, share)` is told how far it is.
+    Calls `progress` with the phase and the share of it that is complete.
     """
 
     def __init__(
@@ -213,7 +213,7 @@ class Experiment:
             ends = self._began + self._seconds
             kinds = faults(self._stack, self._stack.clock, self._draw, self._emulators)
             while (left := ends - time.monotonic()) > 0 or self._too_calm(injected, -left):
-                # Each kind once, in a new order, before any comes again.
+                # Each kind once, in random order, before a kind repeats.
                 self._rest = self._rest or self._draw.sample(kinds, len(kinds))
                 fault = self._rest.pop()
                 self._progress(fault.name, min(1.0, 1 - left / self._seconds))
@@ -233,7 +233,7 @@ class Experiment:
         return injected
 
     def _too_calm(self, injected: Counter[str], overtime: float) -> bool:
-        """Whether a storm that is over by its time has shown next to nothing."""
+        """Whether the time is over but too few faults had an effect."""
         little = injected.total() < LEAST_FAULTS or len(self.ledger.accepted) < LEAST_ACCEPTED
         return little and overtime < LONGEST_OVERTIME
 
@@ -256,7 +256,7 @@ class Experiment:
             time.sleep(0.2)
 
     def _look_again(self) -> None:
-        """A terminal state never changes: every result is read once more."""
+        """Read every result again: a terminal state never changes."""
         for image_hash in list(self.ledger.results):
             self._ask(image_hash)
 
@@ -269,7 +269,7 @@ class Experiment:
             self.ledger.wrong.append(f"the API did not answer after the faults: {error}")
 
     def _lost(self) -> list[str]:
-        """Accepted, and not ended with a result."""
+        """The accepted images that did not end with a result."""
         results = self.ledger.results
         return [
             f"{h}: {results[h]['status'] if h in results else 'never ended'}"
@@ -278,10 +278,10 @@ class Experiment:
         ]
 
     def _stuck(self) -> list[str]:
-        """Records that are not final, whoever made them: an upload that was refused may, too.
+        """The records that are not final. A refused upload may have created some of them.
 
-        All but those of a job that the API died over before it could promise it: the next request
-        with the same Idempotency-Key may go on with it, and for an hour they wait for that.
+        Does not count records of a job whose creation was interrupted: a request with the same
+        Idempotency-Key may continue it for an hour.
         """
         known = Settings.model_fields
         values: dict[str, Any] = {
@@ -301,12 +301,12 @@ class Experiment:
 
         ends = time.monotonic() + CALM_SECONDS
         while (left := asyncio.run(unfinished())) and time.monotonic() < ends:
-            self._progress("waiting for records that nobody was told of", 0.5)
+            self._progress("waiting for records without a response", 0.5)
             time.sleep(0.5)
         return [f"{record.key.image_hash}: {record.status}" for record in left]
 
     def _stored(self) -> Counter[str]:
-        """Stored results by image, as the worker logged them."""
+        """The number of results that the workers stored for each image, from their logs."""
         return Counter(
             line["image_hash"]
             for name in WORKERS
@@ -315,7 +315,7 @@ class Experiment:
         )
 
     def _service_errors(self) -> list[str]:
-        """Answers of 5xx other than 503 that the services' own logs tell of."""
+        """Responses of 5xx other than 503 in the logs of the services."""
         return [
             f"{name}: {line['status']} to {line['path']}"
             for name in ("api", *WORKERS)

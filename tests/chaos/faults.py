@@ -1,4 +1,4 @@
-"""What is done to running processes and to the files below them, one fault at a time."""
+"""Faults of running processes and of their files, one at a time."""
 
 import contextlib
 import random
@@ -18,12 +18,12 @@ from tests.support.stack import Stack
 
 LONGEST_PAUSE = 6.0  # seconds; more than the lease and the ack deadline of the experiment
 LONGEST_OUTAGE = 2.0
-LARGEST_STEP = 20.0  # a lease lasts longer by as much as the clock that granted it ran ahead
+LARGEST_STEP = 20.0  # a lease lasts longer by the lead of the clock that granted it
 
 
 @dataclass(frozen=True)
 class Fault:
-    """`inflict` does it, waits, and undoes it; the process may be gone by then."""
+    """`inflict` causes the fault, waits, and reverts it. The process may have ended by then."""
 
     name: str
     inflict: Callable[[], None]
@@ -32,7 +32,7 @@ class Fault:
 def faults(
     stack: Stack, clock: Path, draw: random.Random, emulators: ChaosEmulators | None
 ) -> list[Fault]:
-    """Every fault that this backend can meet. Emulators keep their own files and their own time."""
+    """The faults of this backend. Emulators have their own files and clock."""
     found = [
         Fault("kill -9 a classifier process", partial(_kill_classifier, stack, draw)),
         Fault("step the clock", partial(_step, clock, draw)),
@@ -63,7 +63,7 @@ def _freeze(stack: Stack, name: str, draw: random.Random) -> None:
         process = psutil.Process(stack.processes[name].pid)
         process.suspend()
         try:
-            # A frozen worker is let be until another may have taken its work over.
+            # A worker stays frozen until another one may have taken over its work.
             least = 2.5 if name.startswith("worker") else 0.2
             time.sleep(draw.uniform(least, LONGEST_PAUSE))
         finally:
@@ -82,7 +82,7 @@ def _step(clock: Path, draw: random.Random) -> None:
 
 
 def _fill(stack: Stack, name: str, draw: random.Random) -> None:
-    """No file of the process may grow: every write fails as on a full disk (EFBIG for ENOSPC)."""
+    """No file of the process can grow: writes fail as on a full disk (EFBIG for ENOSPC)."""
     with _gone_is_fine():
         process = psutil.Process(stack.processes[name].pid)
         _, most = process.rlimit(resource.RLIMIT_FSIZE)
@@ -94,8 +94,8 @@ def _fill(stack: Stack, name: str, draw: random.Random) -> None:
 
 
 def _take_away(stack: Stack, folder: Path, draw: random.Random) -> None:
-    """Nothing can be written below it, nor read."""
-    # Two steps that must be one: who stores an image in between makes the folder anew.
+    """Files in the folder can be neither read nor written."""
+    # Two steps, not one: a process that stores an image in between creates the folder again.
     aside = folder.with_name("aside")
     with standing_still(psutil.Process(stack.processes["api"].pid)):
         folder.rename(aside)
@@ -109,7 +109,7 @@ def _take_away(stack: Stack, folder: Path, draw: random.Random) -> None:
 
 
 def _forbid(data: Path, draw: random.Random) -> None:
-    """No name below it can be made or taken away. The services hold no right to override modes."""
+    """Files in the folder cannot be created or deleted. The services cannot override modes."""
     folders = [data, *(path for path in data.rglob("*") if path.is_dir())]
     modes = [folder.stat().st_mode for folder in folders]
     try:
@@ -125,7 +125,7 @@ def _restart(stack: Stack, emulators: ChaosEmulators, name: str) -> None:
     with emulators.stopped(name):
         time.sleep(0.5)
     if name == "pubsub":
-        stack.set_up()  # it keeps nothing on disk; Google's does
+        stack.set_up()  # it stores nothing on disk; Google's service does
 
 
 def _hang(emulators: ChaosEmulators, name: str, draw: random.Random) -> None:

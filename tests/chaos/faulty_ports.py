@@ -1,4 +1,4 @@
-"""A backend whose every port call may fail, before it does its work or after."""
+"""A backend whose port calls may fail, before or after their work."""
 
 import asyncio
 import dataclasses
@@ -16,10 +16,10 @@ LONGEST_DELAY = 0.5  # seconds
 
 
 class FaultyPort:
-    """Stands for a port; `rate` is the share of calls that fail, fifteen times as many come late.
+    """Wraps a port. `rate` is the share of calls that fail; fifteen times as many are delayed.
 
-    Half of the failures come after the work was done: the answer was lost, and who asked cannot
-    know. Those are the ones that make double work, where anything does.
+    Half of the failures happen after the work: only the response is lost. These failures would
+    cause duplicate work.
     """
 
     def __init__(self, port: object, rate: float, draw: random.Random) -> None:
@@ -47,7 +47,7 @@ class FaultyPort:
 
 
 def faulty_backend(rate: float, seed: int) -> Callable[..., AbstractAsyncContextManager[Backend]]:
-    """An `open_backend` whose ports fail at `rate`."""
+    """`open_backend` with ports that fail at `rate`."""
     draw = random.Random(seed)
 
     @asynccontextmanager

@@ -1,7 +1,7 @@
-"""`python -m tests.chaos.humble MODULE [ARGUMENT...]`: run the module, bound by the modes of files.
+"""`python -m tests.chaos.humble MODULE [ARGUMENT...]`: run a module that obeys file modes.
 
-Root may write below any folder; without these two capabilities root may not. Where they cannot be
-given up, nobody was root. https://man7.org/linux/man-pages/man7/capabilities.7.html
+Root can write to any folder. Without two capabilities it cannot. A process that cannot drop them
+was not root. https://man7.org/linux/man-pages/man7/capabilities.7.html
 """
 
 import ctypes
@@ -16,7 +16,7 @@ def main() -> None:
     prctl = ctypes.CDLL(None).prctl
     for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
         prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
-    # What was dropped from the bounding set is lost with the next program.
+    # The next program loses the capabilities that are not in the bounding set.
     os.execv(sys.executable, [sys.executable, "-m", *sys.argv[1:]])
 
 

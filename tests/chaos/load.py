@@ -1,4 +1,4 @@
-"""Clients that upload, ask again, and write down whatever they were told."""
+"""Clients that upload, poll, and record the responses."""
 
 import random
 import threading
@@ -16,7 +16,7 @@ PATIENCE = 0.2  # seconds before a client tries again
 
 @dataclass
 class Ledger:
-    """What clients saw. `accepted` and `ended` hold `time.monotonic` seconds by image hash."""
+    """What clients saw. `accepted` and `ended` have `time.monotonic` seconds by image hash."""
 
     accepted: dict[str, float] = field(default_factory=dict)
     ended: dict[str, float] = field(default_factory=dict)
@@ -27,9 +27,9 @@ class Ledger:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self, answer: httpx.Response, image_hash: str, asked: float) -> None:
-        """One answer about one image, checked against what was said before it was `asked` for.
+        """Check a response about an image against the responses from before it was `asked` for.
 
-        Of two requests that overlap, the one that is answered last may have been decided first.
+        Of two concurrent requests, the later response may have been decided first.
         """
         with self.lock:
             self.answers[answer.status_code] += 1
@@ -58,14 +58,14 @@ class Ledger:
 
     @property
     def longest(self) -> float:
-        """Seconds from the first 202 of an image to its end as seen by a client."""
+        """Seconds from the first 202 of an image until a client sees that it ended."""
         accepted = self.accepted
         times = (end - accepted[each] for each, end in self.ended.items() if each in accepted)
         return max(times, default=0.0)
 
 
 class Watcher(threading.Thread):
-    """Asks for every accepted image until it has ended, so that its end is seen when it comes."""
+    """Polls every accepted image until it has ended."""
 
     def __init__(self, base_url: str, ledger: Ledger, stop: threading.Event) -> None:
         super().__init__(name="watcher", daemon=True)
@@ -83,15 +83,15 @@ class Watcher(threading.Thread):
 
 
 class Client(threading.Thread):
-    """Uploads an image of its own until it is accepted, now and then one that is known, and asks.
+    """Uploads new images and sometimes known ones, and polls.
 
-    Every client comes back after a 503 or a broken connection, as a client should.
+    It retries after a 503 or a broken connection.
     """
 
     def __init__(
         self, base_url: str, ledger: Ledger, number: int, rate: float, stop: threading.Event
     ) -> None:
-        """`rate` is in new images a second."""
+        """`rate` is in new images per second."""
         super().__init__(name=f"client-{number}", daemon=True)
         self._base_url = base_url
         self._ledger = ledger
@@ -119,7 +119,7 @@ class Client(threading.Thread):
                 return
 
     def _try(self, http: httpx.Client, image: bytes) -> int:
-        """The status; 0 where the connection broke."""
+        """The status, or 0 if the connection broke."""
         asked = time.monotonic()
         try:
             answer = http.post("/what/fast", files={"img": ("picture.jpg", image)})
@@ -130,7 +130,7 @@ class Client(threading.Thread):
 
 
 def ask(http: httpx.Client, ledger: Ledger, image_hash: str) -> None:
-    """Note what is said about the image, if anything is."""
+    """Record the response about the image, if there is one."""
     asked = time.monotonic()
     try:
         answer = http.get(f"/what/status/{image_hash}")

@@ -10,15 +10,15 @@ from typing import Self
 import aiohttp
 from aiohttp import web
 
-LONGEST_DELAY = 1.0  # seconds; pushes that wait differently arrive in another order
+LONGEST_DELAY = 1.0  # seconds; different delays change the order of pushes
 ATTEMPTS_SECONDS = 30.0
 
 
 class PushProxy:
-    """Listens on `port` in a thread of its own and passes pushes on to one of `worker_urls`.
+    """Listens on `port` in a thread and forwards pushes to one of `worker_urls`.
 
-    `rate` is the share of pushes that each kind of fault meets. `injected` counts them by kind;
-    `wrong` lists what the worker answered that it never should.
+    `rate` is the share of pushes with each kind of fault. `injected` counts faults by kind. `wrong`
+    lists the responses that a worker must never send.
     """
 
     def __init__(self, port: int, worker_urls: Sequence[str], rate: float, seed: int) -> None:
@@ -42,7 +42,7 @@ class PushProxy:
         self._thread.join(30)
 
     def calm(self) -> None:
-        """Inject no more."""
+        """Stop injecting faults."""
         self._rate = 0.0
 
     def _run(self) -> None:
@@ -92,10 +92,10 @@ class PushProxy:
         return ""
 
     def _corrupt(self, body: bytes) -> bytes:
-        """What can be seen to be wrong: cut off, or with a byte that is no text.
+        """Damage that a worker can detect: the end is missing, or a byte is not text.
 
-        Another digit in a hash would be another message, as good as any, and no transport of
-        pushes, which is TLS or this machine's own, makes one out of the other.
+        Another digit in a hash would be another valid message. No transport of pushes, which is TLS
+        or the loopback interface, turns one into the other.
         """
         if not body:
             return b"\xff"
@@ -105,7 +105,7 @@ class PushProxy:
         return body[:at] + bytes([body[at] | 0x80]) + body[at + 1 :]
 
     async def _forward(self, path: str, body: bytes) -> int:
-        """The worker's status; 503 where there is no worker."""
+        """The status of the worker, or 503 if there is no worker."""
         worker = self._draw.choice(self._worker_urls)
         try:
             async with self._session.post(worker + path, data=body) as answer:

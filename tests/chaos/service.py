@@ -1,6 +1,6 @@
 """`python -m tests.chaos.service api|worker`: the service on faulty ports and a stepping clock.
 
-`CHAOS_RATE` is the share of port calls that fail, `CHAOS_SEED` where chance begins, and
+`CHAOS_RATE` is the share of port calls that fail, `CHAOS_SEED` the seed of the random numbers, and
 `CHAOS_CLOCK` the file that sets the clock.
 """
 

@@ -1,4 +1,4 @@
-"""A clock that another process may set forward or back while it runs."""
+"""A clock that another process can set forward or back."""
 
 import mmap
 import struct
@@ -11,7 +11,7 @@ _OFFSET = struct.Struct("d")  # seconds
 
 
 class SteppingClock:
-    """`core.clock.Clock`: the time of day plus the offset that stands in a file.
+    """`core.clock.Clock`: the time of day plus the offset in a file.
 
     The file is mapped into memory, so that reading the time makes no call that blocks.
     """

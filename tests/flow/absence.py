@@ -1,4 +1,4 @@
-"""What every backend's flow must show of a worker that is away."""
+"""The flow test of a stopped worker, for every backend."""
 
 import time
 
@@ -7,7 +7,7 @@ from tests.support.stack import Stack
 
 
 def images_wait_for_an_absent_worker(stack: Stack) -> None:
-    """Ten uploads while the worker is stopped stay unfinished, and all end once it is back."""
+    """Ten uploads while the worker is stopped stay unfinished. All end after it starts again."""
     images = [picture(seed=n) for n in range(10)]
     stack.stop("worker")
     for image in images:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-# Each test waits for several processes to start, and a busy machine takes half a minute over one.
+# Each test waits for several processes to start, which takes up to 30 s each on a busy machine.
 SECONDS = 300
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What a test here may take in all, unless it says so itself."""
+    """Set the timeout of the tests in this folder, unless a test has its own."""
     for item in items:
         if Path(__file__).parent in item.path.parents and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SECONDS))
@@ -18,13 +18,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def emulator_corner(emulator_addresses: dict[str, str]) -> Iterator[dict[str, str]]:
-    """Settings for a stack on the shared emulators, apart from every other module's."""
+    """Settings for a stack on the shared emulators, separate from other modules."""
     yield from _corner(emulator_addresses)
 
 
 @pytest.fixture
 def own_corner(emulator_addresses: dict[str, str]) -> Iterator[dict[str, str]]:
-    """Settings for a stack on the shared emulators, apart from every other test's."""
+    """Settings for a stack on the shared emulators, separate from other tests."""
     yield from _corner(emulator_addresses)
 
 

@@ -1,4 +1,4 @@
-"""Batches against `kill -9`: right totals, one inference an image, results whole and in order."""
+"""Batches against `kill -9`: correct totals, one inference per image, complete results in order."""
 
 import json
 import random
@@ -21,13 +21,13 @@ from worker.inference.protocol import MAX_BATCH
 
 # Several pages of a job's items for both backends. The emulators take a second for thirty.
 ITEMS = {"embedded": 1000, "emulator": 400}
-# Jobs, and images in each: so many that none is over before it can be cancelled.
+# Jobs, and images in each: enough that no job ends before its cancellation.
 CANCELLED = {"embedded": (4, 500), "emulator": (2, 100)}
 TERMINAL = {"completed", "failed", "cancelled"}
-PROCESSES = 2  # that classify
+PROCESSES = 2  # workers
 PATIENCE = 240.0  # seconds, for a job on the emulators of a busy machine
-# What happens to a job happens at a percentage of it. The model is so slow that the rest takes
-# seconds, and the percentage is seen in time, on any machine.
+# Faults happen at a percentage of a job. The model is slow, so the rest takes seconds on any
+# machine, and the test sees the percentage in time.
 ROUNDS = 100
 
 
@@ -38,7 +38,7 @@ def backend(request: pytest.FixtureRequest) -> dict[str, str]:
         return {}
     corner: dict[str, str] = request.getfixturevalue("own_corner")
     # Pub/Sub counts a push that finds no worker as a delivery; the embedded queue does not.
-    # Its deadline runs while a message waits for one of the emulator's two pushes.
+    # The deadline includes the wait for one of the emulator's two pushes.
     return {**corner, "DELIVERY_ATTEMPTS": "100", "ACK_DEADLINE_SECONDS": "600"}
 
 
@@ -76,7 +76,7 @@ def batch(seed: int, items: int) -> Batch:
 
 
 def submit(stack: Stack, files: list[bytes], **headers: str) -> dict[str, Any]:
-    """Create the job; under a key, so that asking again creates no other."""
+    """Create the job with an idempotency key, so that a repetition creates no second one."""
     upload = [("imgs", (f"{n:04d}.jpg", data)) for n, data in enumerate(files)]
     path = "/api/v1/jobs/batch-predict"
     # The emulators store thirty images a second, and fewer on a busy machine.
@@ -95,7 +95,7 @@ def document(answer: httpx.Response, status: int) -> dict[str, Any]:
 
 
 def progress(stack: Stack, job_id: str, patience: float = PATIENCE) -> Iterator[dict[str, Any]]:
-    """The job as it goes on, to its end."""
+    """The states of the job until it ends."""
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         job = job_of(stack, job_id)
@@ -120,7 +120,7 @@ def results(stack: Stack, job_id: str) -> list[dict[str, Any]]:
 
 
 def stored_results(stack: Stack) -> Counter[str]:
-    """Stored results by image, as the workers logged them."""
+    """The number of results that the workers stored for each image, from their logs."""
     return Counter(
         line["image_hash"] for line in stack.log_lines("worker") if line["message"] == "classified"
     )
@@ -183,15 +183,15 @@ def test_job_completes_although_every_process_is_killed(
                 assert (line["status"], line["error"]) == ("succeeded", None)
                 assert line["image_hash"] == sha256(data)
                 assert line["annotations"][0]["label"] == "red"
-        # Asked again under the same key: the same job, and nothing runs.
+        # A repetition with the same key gives the same job, and starts nothing.
         again = submit(stack, wanted.files, **{"Idempotency-Key": f"batch-{seed}"})
         assert again["job_id"] == created["job_id"]
         done = stored_results(stack)
-    # One stored result each: a second completion would have been refused and not logged. A worker
-    # killed between storing results and logging them leaves no lines: of what it had at hand.
+    # One stored result each: a second completion would be refused and not logged. A worker that is
+    # killed between storing its results and logging them writes no lines about them.
     assert max(done.values()) == 1
     assert set(done) <= wanted.new | {sha256(each) for each in wanted.known}
-    unlogged = 2 * (2 * MAX_BATCH * PROCESSES)  # of two such deaths
+    unlogged = 2 * (2 * MAX_BATCH * PROCESSES)  # for two such workers
     new = len(wanted.new)
     assert new - unlogged <= done.total() - inferences_before <= new
 
@@ -218,30 +218,30 @@ def test_after_a_cancel_no_item_begins(
             assert answer.status_code == 200, "the job was too quick to be cancelled"
             assert answer.json()["status"] == "cancelled"
             again = stack.api.delete(f"/api/v1/jobs/{created['job_id']}")
-            assert again.status_code == 200  # it stays cancelled, however often it is asked for
+            assert again.status_code == 200  # a repeated cancellation changes nothing
             _until_quiet(stack, {sha256(each) for each in files})
-            # What was in hand at that moment may have come through: a group in work and the next.
+            # The groups that the worker was processing may have ended: one in work, and the next.
             assert stored_results(stack).total() - ran_before <= 2 * MAX_BATCH
-            # An item is counted a moment after its image has ended.
+            # An item counts shortly after its image has ended.
             until(partial(_agrees, stack, created["job_id"]), "items and job agree")
             job = job_of(stack, created["job_id"])
             assert job["status"] == "cancelled"
             assert job["succeeded"] + job["failed"] + job["cancelled"] == job["total"] == images
             assert job["cancelled"] > 0
-            # What did not run can be asked for again.
+            # A new job can include the items that did not run.
         last = submit(stack, files)
         assert ended(stack, last["job_id"])["succeeded"] == images
 
 
 def _agrees(stack: Stack, job_id: str) -> bool:
-    """Whether the job counts as many of each kind as its results show."""
+    """Whether the counts of the job match its results."""
     job = job_of(stack, job_id)
     states = Counter(line["status"] for line in results(stack, job_id))
     return all(states[kind] == job[kind] for kind in ("succeeded", "failed", "cancelled"))
 
 
 def _until_quiet(stack: Stack, hashes: set[str]) -> None:
-    """Wait until no image of these is left unfinished."""
+    """Wait until all of these images have ended."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         answer = stack.api.post("/api/v1/images/lookup", json={"image_hashes": sorted(hashes)})

@@ -1,4 +1,4 @@
-"""Jobs of images that lie in a bucket: `gs_prefix`, on the storage emulator."""
+"""Jobs of images in a bucket: `gs_prefix`, on the storage emulator."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ async def settings(
 ) -> Settings:
     corner = {name.lower(): value for name, value in own_corner.items()}
     chosen = api_settings(tmp_path, colour_bundle, **corner, import_buckets=bucket)
-    # Nobody listens there: the messages are not what this is about.
+    # No service listens there. This test is not about messages.
     await provision(chosen, pushing=False)
     return chosen
 
@@ -69,7 +69,7 @@ async def items(api: Api, answer: httpx.Response) -> list[JobItem]:
     return list(await api.services.backend.jobs.items(key, MAX_JOB_ITEMS))
 
 
-# --- The whole way. -------------------------------------------------------------------------------
+# --- From bucket to result ------------------------------------------------------------------------
 
 
 async def test_a_bucket_is_classified_once(
@@ -99,7 +99,7 @@ async def test_a_bucket_is_classified_once(
         assert stored_results(stack) == inferences
 
 
-# --- Creation. ------------------------------------------------------------------------------------
+# --- Creation -------------------------------------------------------------------------------------
 
 
 async def test_objects_are_as_good_as_uploads(api: Api, settings: Settings, bucket: str) -> None:
@@ -141,7 +141,7 @@ async def test_a_form_may_bring_more(api: Api, settings: Settings, bucket: str) 
 async def test_a_bucket_that_is_not_allowed_is_not_touched(
     api: Api, settings: Settings, bucket: str
 ) -> None:
-    """Not another's that the account could read, and not that of all tenants' images."""
+    """Neither another bucket that the account can read, nor the bucket of all images."""
     other = f"{bucket}-other"
     await fill(settings, other, {"a": RED})
     await api.services.backend.blobs.put(f"{PUBLIC_TENANT}/{sha256(RED)}", RED, "image/jpeg")
@@ -161,12 +161,12 @@ async def test_nothing_there_is_said(api: Api, settings: Settings, bucket: str) 
 async def test_no_more_objects_than_a_batch_may_have(
     api: Api, settings: Settings, bucket: str
 ) -> None:
-    """The emulator takes long for a thousand, so most of this batch are hashes."""
+    """The emulator is slow for a thousand objects, so most items of this batch are hashes."""
     await fill(settings, bucket, {"1": RED, "2": BLUE, "3": GREEN})
     others = [f"{n:064x}" for n in range(MAX_JOB_ITEMS - 2)]
     answer = await ask(api, f"gs://{bucket}/", image_hashes=others)
     assert assert_problem(answer, 413, "batch_too_large")["max_items"] == MAX_JOB_ITEMS
-    # Nothing was read for that.
+    # The service did not read the object.
     assert not await api.services.backend.blobs.exists(f"public/{sha256(RED)}")
 
 
@@ -184,7 +184,7 @@ async def test_no_more_bytes_than_a_batch_may_have(settings: Settings, bucket: s
 
 
 async def test_room_for_one_image_is_enough(settings: Settings, bucket: str) -> None:
-    """Whatever is read ahead, a batch by itself never needs more memory than there is."""
+    """A batch alone never needs more memory than the limit, also with objects read ahead."""
     pictures = {f"{n:02d}": picture(n, size=(256, 256), format_="PNG") for n in range(12)}
     largest = max(len(data) for data in pictures.values())
     assert largest > FORM_OVERHEAD
@@ -196,11 +196,11 @@ async def test_room_for_one_image_is_enough(settings: Settings, bucket: str) -> 
         assert api.services.uploads.bytes_reserved == 0
 
 
-# --- Objects that change. -------------------------------------------------------------------------
+# --- Objects that change --------------------------------------------------------------------------
 
 
 class Meddled:
-    """The objects, of which some change after they were listed."""
+    """Objects of which some change after the listing."""
 
     def __init__(self, real: ObjectSource, before_reading: Callable[[], Awaitable[None]]) -> None:
         self._real = real
@@ -242,7 +242,7 @@ async def test_what_changes_while_it_is_read_fails_alone(settings: Settings, buc
         assert api.services.uploads.bytes_reserved == 0
 
 
-# --- Repeating a creation. ------------------------------------------------------------------------
+# --- Repeated creation ----------------------------------------------------------------------------
 
 
 async def test_the_same_key_is_the_same_job_whatever_became_of_the_bucket(
@@ -269,7 +269,7 @@ async def test_the_same_key_is_the_same_job_whatever_became_of_the_bucket(
 async def test_a_creation_that_broke_off_goes_on_with_what_it_began(
     settings: Settings, bucket: str, changed: bool
 ) -> None:
-    """Items of two states of a bucket would not be one job."""
+    """A job must not contain items of two states of a bucket."""
     await fill(settings, bucket, {"1": RED, "3": GREEN})
     plan = {"fails": True}
 

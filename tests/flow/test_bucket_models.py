@@ -1,4 +1,4 @@
-"""Models that lie in a bucket: `MODEL_URI=gs://bucket/folder`, with real processes."""
+"""Models in a bucket: `MODEL_URI=gs://bucket/folder`, with real processes."""
 
 import asyncio
 import secrets
@@ -28,7 +28,7 @@ def bucket() -> str:
 
 @pytest.fixture(params=["embedded", "emulator"])
 def environment(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
-    """A backend, and where its buckets are."""
+    """A backend and the address of its buckets."""
     if request.param == "embedded":
         yield {"STORAGE_EMULATOR_HOST": request.getfixturevalue("storage_url")}
     else:
@@ -62,7 +62,7 @@ def test_an_image_is_labelled_by_a_model_out_of_a_bucket(
     stack = Stack(tmp_path / "stack", colour_bundle, **values)
     stack.names.remove("worker")
     with stack:
-        # The API is there without any weights.
+        # The API starts without weights.
         cache = tmp_path / "stack" / "data" / "model-cache"
         assert {path.name for path in cache.rglob("*") if path.is_file()} == {
             *("SHA256SUMS", "model.json", "labels.txt")
@@ -73,11 +73,11 @@ def test_an_image_is_labelled_by_a_model_out_of_a_bucket(
         annotations = result["annotations"]
         assert isinstance(annotations, list)
         assert annotations[0]["label"] == "red"
-        # The other model's weights come when somebody wants them.
+        # The worker downloads the other model's weights when a message needs them.
         assert len(list(cache.glob("*/model.json"))) == 2
         assert len(list(cache.glob("*/model.onnx"))) == 1
         assert messages(stack, "worker").count("bundle fetched") == 1
-        # The next one finds them here.
+        # The next worker finds them in the cache.
         stack.kill("worker")
         stack.start("worker")
         labelled(stack, picture(2, (30, 30, 200), (16, 16)))
@@ -98,7 +98,7 @@ def test_a_model_that_is_not_there_yet_is_waited_for(
         with _client(stack) as worker:
             missing = f"{uri} does not exist: there is no bucket {bucket}."
             _waits_for_it(worker, missing)
-            # The worker is alive and says why it is not ready; the API waits before it listens.
+            # The worker is healthy, and reports why it is not ready. The API does not listen yet.
             until(lambda: "waiting for the model" in messages(stack, "api"), "the API waits")
             with pytest.raises(httpx.ConnectError):
                 stack.api.get("/health")
@@ -129,7 +129,7 @@ def test_a_storage_that_is_down_is_waited_for(tmp_path: Path, colour_bundle: Pat
         with running_storage(tmp_path / "storage", url):
             for name in ("worker", "api"):
                 stack.wait_ready(name)
-        # It is not needed any more.
+        # The bucket is no longer needed.
         labelled(stack, RED)
         for name in ("worker", "api"):
             assert "Traceback" not in stack.log(name)
@@ -146,7 +146,7 @@ async def test_a_worker_stops_in_the_middle_of_a_download(
         with stack, _client(stack) as worker:
             stack.processes["worker"] = stack.launch("worker")
             await storage.reading.wait()
-            # It serves before the model is there, and says what it waits for.
+            # It serves before the model is available, and reports what it waits for.
             await asyncio.to_thread(until, lambda: _alive(worker), "the worker lives")
             answer = await asyncio.to_thread(worker.get, "/ready")
             assert (answer.status_code, answer.json()["checks"]["records"]) == (503, "ok")

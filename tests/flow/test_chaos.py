@@ -1,4 +1,4 @@
-"""A short storm of faults; `make chaos` is the long one."""
+"""A short chaos experiment. `make chaos` runs a long one."""
 
 import random
 from pathlib import Path
@@ -15,7 +15,7 @@ SECONDS = 12.0
 def test_what_was_accepted_survives_a_storm(
     tmp_path: Path, colour_bundle: Path, backend: str
 ) -> None:
-    """Nothing lost, nothing twice, nothing changed after its end, no 5xx other than 503."""
+    """Nothing is lost, repeated or changed after its end, and no 5xx occurs other than 503."""
     seed = random.randrange(10**6)
     print(f"faults drawn from seed {seed}")
     with prepared(backend, tmp_path, colour_bundle, seed) as (stack, emulators, rate):
@@ -29,5 +29,5 @@ def test_what_was_accepted_survives_a_storm(
     assert not outcome.changed
     assert not outcome.stuck
     assert not outcome.wrong
-    assert outcome.accepted >= LEAST_ACCEPTED  # the emulators are down most of the time
+    assert outcome.accepted >= LEAST_ACCEPTED  # the emulators are stopped most of the time
     assert outcome.injected.total() >= LEAST_FAULTS

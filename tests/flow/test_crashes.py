@@ -1,4 +1,4 @@
-"""P1, P2 and P4 against `kill -9`: what was answered 202 ends, once, whatever dies meanwhile."""
+"""P1, P2 and P4 against `kill -9`: an accepted image ends once, whichever process is killed."""
 
 import random
 import threading
@@ -14,7 +14,9 @@ from tests.support.pictures import picture, sha256
 from tests.support.stack import Stack
 
 IMAGES = 300
-UPLOADING_SECONDS = 10.0  # the uploads are spread over this time, so that deaths fall among them
+UPLOADING_SECONDS = (
+    10.0  # seconds over which the uploads are spread, so that kills happen among them
+)
 
 
 @pytest.fixture(params=["embedded", "emulator"])
@@ -61,8 +63,8 @@ def test_kill_9_at_random_moments_loses_nothing(
         assert {r["status"] for r in results.values()} == {"success"}
         finished = _completions(stack)
     assert len(accepted) > IMAGES / 2
-    # One stored result each: a second completion would have been refused and not logged. A worker
-    # killed between storing a result and logging it leaves no line.
+    # One stored result each: a second completion would be refused and not logged. A worker that is
+    # killed between storing a result and logging it writes no line.
     assert max(finished.values()) == 1
     assert sum(image_hash not in finished for image_hash in images) <= 16
 
@@ -78,7 +80,7 @@ def _kill_at_random(stack: Stack, uploaded: threading.Event, seed: int, killed: 
 
 
 def _completions(stack: Stack) -> Counter[str]:
-    """Stored results by image, as the worker logged them."""
+    """The number of results that the worker stored for each image, from its log."""
     return Counter(
         line["image_hash"] for line in stack.log_lines("worker") if line["message"] == "classified"
     )
@@ -119,7 +121,7 @@ def test_message_that_always_fails_ends_as_an_error_and_is_kept(
         assert isinstance(error, dict)
         assert error["code"] == "model_unavailable"
         assert error["retryable"] is True
-        # It is kept, and once the worker is mended a new upload tries again.
+        # The dead letter is kept. After the worker is repaired, a new upload makes a new attempt.
         stack.environment["MODEL_URI"] = good
         stack.stop("worker")
         stack.start("worker")

@@ -1,4 +1,4 @@
-"""Dead letters over real processes: kept whoever dies meanwhile, replayed over HTTP (P4)."""
+"""Dead letters with real processes: kept when a process is killed, replayed over HTTP (P4)."""
 
 import random
 import threading
@@ -16,7 +16,7 @@ URL = "/api/v1/dead-letters"
 
 
 def letters(stack: Stack) -> list[dict[str, Any]]:
-    """All that are open, page by page."""
+    """All open dead letters, read page by page."""
     found: list[dict[str, Any]] = []
     query = {"limit": "7"}
     while True:
@@ -45,7 +45,7 @@ def test_letters_are_kept_once_whoever_is_killed_and_replayed_to_success(
         stack.stop("worker")
         for image in images.values():
             assert stack.upload(image).status_code == 202
-            # Reading it fails from now on, as from a disk that is not there.
+            # Reading it now fails, as on a disk that is missing.
             blob(stack, image).unlink()
             blob(stack, image).mkdir()
         ended = threading.Event()
@@ -74,7 +74,7 @@ def test_letters_are_kept_once_whoever_is_killed_and_replayed_to_success(
             error = results[letter["image_hash"]]["error"]
             assert isinstance(error, dict)
             assert (error["code"], error["retryable"]) == ("delivery_exhausted", True)
-            # A delivery that was killed each time leaves the queue's word for it.
+            # The worker is killed at each delivery, so the queue gives the reason.
             assert letter["error"]["detail"] in error["detail"]
         told = sum(letter["error"]["code"] == "unavailable" for letter in kept)
         assert told > IMAGES / 2

@@ -1,7 +1,7 @@
-"""SIGTERM with uploads, waits and inference in flight: everybody is answered, nothing is lost (P1).
+"""SIGTERM during uploads, waits and inference: every client gets a response, nothing is lost (P1).
 
-A request ends with an answer, or on a connection that the stopping service never took: then the
-service's log knows nothing of it either.
+A request gets a response, or its connection was never accepted by the stopping service. Then the
+log of the service has no line about it.
 """
 
 import asyncio
@@ -18,14 +18,14 @@ from tests.support.pictures import picture, sha256
 from tests.support.stack import Stack
 
 ROUNDS = 4
-# Pieces that these send an image in, twenty a second: the slowest take longer than any stop.
+# Pieces of an image, twenty per second: the slowest uploads take longer than a shutdown.
 PIECES = {"slow": (10, 60), "slowest": (240, 240)}
-PATIENCE = 60.0  # seconds until an answer that does not come counts as a hang
+PATIENCE = 60.0  # seconds until a missing response counts as a hang
 
 
 @dataclass
 class Answer:
-    """What came back; status 0 where nothing did."""
+    """A response. The status is 0 if there is none."""
 
     kind: str
     trace: str
@@ -35,7 +35,7 @@ class Answer:
 
 @dataclass
 class Load:
-    """Clients of one API, each with a connection for every request."""
+    """Clients of one API, which open a connection for each request."""
 
     port: int
     draw: random.Random
@@ -45,7 +45,7 @@ class Load:
     seed: int = 0
 
     async def client(self, kind: str) -> None:
-        """One request after the other, until cancelled: the one under way is ended first."""
+        """Send one request after the other until cancelled. The last one ends first."""
         stopping = False
         while not stopping:
             request = asyncio.create_task(self._request(kind))
@@ -68,7 +68,7 @@ class Load:
             return
         try:
             reading = asyncio.create_task(reader.readuntil(b"\r\n\r\n"))
-            # A connection that breaks under what is sent may still bear an answer.
+            # A connection that breaks during an upload may still have a response.
             with contextlib.suppress(ConnectionError):
                 await self._send(writer, kind, image, answer.trace, reading)
             async with asyncio.timeout(PATIENCE):
@@ -92,7 +92,7 @@ class Load:
         trace: str,
         reading: "asyncio.Task[bytes]",
     ) -> None:
-        """Send a request; a slow one as curl does, which looks for an early answer meanwhile."""
+        """Send a request. A slow one is sent as by curl, which checks for an early response."""
         head = (
             "POST /api/v1/images HTTP/1.1\r\nHost: api\r\nContent-Type: image/jpeg\r\n"
             f"Content-Length: {len(image)}\r\nTraceparent: 00-{trace}-{'1' * 16}-01\r\n"
@@ -120,7 +120,7 @@ async def test_sigterm_at_random_moments_leaves_nobody_hanging_and_loses_nothing
     print(f"\nmoments drawn from seed {seed}")
     draw = random.Random(seed)
     settings = {"SHUTDOWN_SECONDS": 3, "LOG_LEVEL": "debug", "STALE_SECONDS": 20}
-    # Only a stop may end an upload: on a busy machine every client is slow.
+    # Only a shutdown may end an upload: on a busy machine every client is slow.
     stack = Stack(tmp_path, colour_bundle, **settings, MIN_UPLOAD_BYTES_PER_SECOND=1)
     with stack:
         load = Load(stack.api_port, draw)
@@ -130,7 +130,7 @@ async def test_sigterm_at_random_moments_leaves_nobody_hanging_and_loses_nothing
             await asyncio.sleep(draw.uniform(0.3, 1.5))
             others = [name for name in ("worker", "queue") if draw.random() < 0.5]
             if number % 2:
-                # Nobody classifies: those who wait are there when the API goes.
+                # No worker runs, so clients still wait when the API stops.
                 others = ["worker"]
             for name in [*others, "api"]:
                 await asyncio.to_thread(stack.stop, name)
@@ -150,7 +150,7 @@ async def test_sigterm_at_random_moments_leaves_nobody_hanging_and_loses_nothing
             assert answer.headers["connection"] == "close"
             assert "retry-after" in answer.headers
         if answer.status == 0:
-            # Never taken. Whatever was taken leaves a line when it ends.
+            # Never accepted. Every accepted request has a line when it ends.
             assert answer.trace not in log, [ln for ln in log.splitlines() if answer.trace in ln]
     for kind in ("fast", "wait", "slow"):
         assert counts[kind, 202] + counts[kind, 200] > 0

@@ -1,4 +1,4 @@
-"""Pub/Sub's part on its emulator: redelivery, duplicates, dead letters, a worker that is away."""
+"""Pub/Sub's emulator: redelivery, duplicates, dead letters, a stopped worker."""
 
 import asyncio
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def stack(
     tmp_path_factory: pytest.TempPathFactory, colour_bundle: Path, emulator_corner: dict[str, str]
 ) -> Iterator[Stack]:
     # Pub/Sub counts a push that finds no worker as a delivery; the embedded queue does not.
-    # A busy machine must not outlive a lease: that would be a second attempt.
+    # A lease must not expire on a busy machine: that would be a second attempt.
     settings = {**emulator_corner, "DELIVERY_ATTEMPTS": 100, "LEASE_SECONDS": 10}
     with Stack(tmp_path_factory.mktemp("stack"), colour_bundle, **settings) as running:
         yield running
@@ -57,7 +57,7 @@ async def test_duplicates_make_one_result(stack: Stack) -> None:
 
 
 def test_a_refused_delivery_comes_again(stack: Stack) -> None:
-    """A worker that dies while it holds a claim: its push is refused and delivered again."""
+    """A worker dies while it holds a claim: its push fails and is delivered again."""
     images = [picture(seed=100 + n) for n in range(20)]
     for image in images:
         assert stack.upload(image).status_code == 202
@@ -84,7 +84,7 @@ def test_a_message_that_always_fails_ends_as_an_error_and_is_replayed_on_request
 ) -> None:
     settings = {**own_corner, "DELIVERY_ATTEMPTS": 5, "MAX_BACKOFF_SECONDS": 0.3}
     with Stack(tmp_path, colour_bundle, **settings) as stack:
-        # A worker that has not the API's model refuses every delivery.
+        # A worker without the API's model refuses every delivery.
         stack.stop("worker")
         good, other = stack.environment["MODEL_URI"], tmp_path / "other"
         from tests.support.bundles import write_colour_bundle

@@ -1,4 +1,4 @@
-"""What the services answer while one of Google's services is down, hangs, or has come back."""
+"""Responses of the services while a Google service is stopped, hangs, or has restarted."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from tests.support.emulators import addresses_in, free_addresses, own_corner, ru
 from tests.support.pictures import picture, sha256
 from tests.support.stack import Stack, until
 
-# The clients' own limits are three to eight seconds; this leaves room for a busy machine.
+# The timeouts of the clients are three to eight seconds. This allows for a busy machine.
 QUICK = 20.0
 CHECKS = {"datastore": "records", "storage": "blobs", "pubsub": "queue"}
 
@@ -31,7 +31,7 @@ def corner() -> dict[str, str]:
 def emulators(
     tmp_path_factory: pytest.TempPathFactory, corner: dict[str, str]
 ) -> Iterator[RunningEmulators]:
-    """Emulators of this module's own, since it stops them."""
+    """Emulators for this module, because it stops them."""
     folder = tmp_path_factory.mktemp("emulators")
     with running_emulators(folder, addresses_in(corner)) as running:
         yield running
@@ -44,7 +44,7 @@ def stack(
     emulators: RunningEmulators,
     corner: dict[str, str],
 ) -> Iterator[Stack]:
-    # A busy machine must not outlive a lease: that would be a second attempt.
+    # A lease must not expire on a busy machine: that would be a second attempt.
     settings = {**corner, "DELIVERY_ATTEMPTS": 100, "LEASE_SECONDS": 10}
     with Stack(tmp_path_factory.mktemp("stack"), colour_bundle, **settings) as running:
         yield running
@@ -55,7 +55,7 @@ def bring_back(name: str, how: str, emulators: RunningEmulators, stack: Stack) -
         emulators.resume(name)
         return
     emulators.start(name)
-    if name == "pubsub":  # it keeps nothing on disk; Google's does
+    if name == "pubsub":  # it stores nothing on disk; Google's service does
         stack.set_up()
 
 
@@ -89,27 +89,27 @@ def test_a_service_that_is_down_is_503_until_it_is_back(
         assert seconds < QUICK
 
         for port in (stack.api_port, stack.worker_port):
-            # Each check has two seconds, which another one may need on a busy machine.
+            # Each check may take two seconds, and another one may delay it on a busy machine.
             until(partial(fails_alone, port, CHECKS[name]), f"{name} alone fails")
     finally:
         bring_back(name, how, emulators, stack)
-    # The same processes: nothing was restarted, and the refused image is not stuck.
+    # The same processes still run, and the refused image is not stuck.
     stack.wait_ready("api")
     stack.wait_ready("worker")
-    # A hanging Pub/Sub has the message that it was sent, and may deliver it before we ask again.
+    # A hanging Pub/Sub has received the message, and may deliver it before the next request.
     assert upload_until_accepted(stack, image) in (200, 202)
     assert stack.result(image_hash)["status"] == "success"
 
 
 def fails_alone(port: int, check: str) -> bool:
-    """Whether that alone keeps the service from being ready."""
+    """Whether this port alone makes the service unready."""
     ready = httpx.get(f"http://127.0.0.1:{port}/ready", timeout=60)
     assert ready.status_code == 503
     return {name for name, outcome in ready.json()["checks"].items() if outcome != "ok"} == {check}
 
 
 def upload_until_accepted(stack: Stack, image: bytes) -> int:
-    """As a client does that is told to come again."""
+    """Retry as a client does after `Retry-After`."""
     deadline = time.monotonic() + 60
     while True:
         answer = stack.upload(image)
@@ -134,7 +134,9 @@ def test_a_hanging_storage_does_not_hold_up_the_loop(
                 time.sleep(0.05)
         assert {upload.result().status_code for upload in uploads} == {503}
         assert asked > 20
-        assert slowest < 4.0  # a blocked loop would answer when storage is given up: 5 s and more
+        assert (
+            slowest < 4.0
+        )  # a blocked loop would respond after the timeout of storage: 5 s and more
     finally:
         emulators.resume("storage")
     stack.wait_ready("api")
@@ -154,7 +156,7 @@ def test_a_failed_publish_leaves_nothing_stuck(
         refused = stack.upload(image)
         assert refused.status_code == 503
         assert int(refused.headers["retry-after"]) >= 1
-        # The record is there, and says that nothing is under way yet.
+        # The record exists, and is still pending.
         status = stack.api.get(f"/what/status/{sha256(image)}")
         assert (status.status_code, status.json()["status"]) == (202, "pending")
     finally:
@@ -168,7 +170,7 @@ def test_a_failed_publish_leaves_nothing_stuck(
 def test_messages_that_a_queue_lost_are_published_again(
     tmp_path: Path, colour_bundle: Path, emulators: RunningEmulators, corner: dict[str, str]
 ) -> None:
-    """Pub/Sub's emulator forgets everything when it ends; the reconciler makes up for it."""
+    """Pub/Sub's emulator loses its messages when it stops. The reconciler publishes them again."""
     settings = {**corner, "GOOGLE_CLOUD_PROJECT": "test-lost-messages", "STALE_SECONDS": 3}
     images = [picture(seed=700 + n) for n in range(5)]
     with Stack(tmp_path, colour_bundle, **settings) as stack:

@@ -1,7 +1,7 @@
-"""Each image's command, run from exactly the files that the image would have.
+"""Runs the command of each image with exactly the files of that image.
 
-Docker is not needed: the Dockerfile's own COPY, ENV, CMD and HEALTHCHECK are followed. What this
-cannot show is that the packages install on the image's base; CI's image build does.
+Docker is not needed: the test follows COPY, ENV, CMD and HEALTHCHECK of the Dockerfile. It does not
+show that the packages install on the base image. CI's image build shows that.
 """
 
 import os
@@ -31,7 +31,7 @@ def interpreted(argv: list[str]) -> list[str]:
 def container(
     stage: Stage, folder: Path, port: int, **more: str
 ) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, str]]]:
-    """The stage's command in its files and its environment, data and port apart."""
+    """The command of a stage, with its files and environment, but another port and data folder."""
     work = unpack(stage, folder)
     environment = {
         **{k: v for k, v in stage.environment.items() if k not in ("PATH", "HOST")},
@@ -66,8 +66,8 @@ def test_starts_is_healthy_and_stops(name: str, tmp_path: Path) -> None:
             return healthy(stage, environment)
 
         until(alive, "it becomes healthy")
-        # Ready needs more: here the embedded backend and, for the worker, the model's weights,
-        # without which a slow machine's is healthy.
+        # `/ready` needs more: the embedded backend and, for the worker, the weights of the model.
+        # A service is healthy without them.
         until(partial(ready, port), "it becomes ready")
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=30)

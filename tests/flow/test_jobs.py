@@ -1,4 +1,4 @@
-"""What happens to jobs in time, with real processes: priorities, delays and deadlines."""
+"""Priorities, delays and deadlines of jobs, with real processes."""
 
 import time
 from datetime import UTC, datetime, timedelta
@@ -13,8 +13,8 @@ from tests.support.stack import Stack, until
 
 PATIENCE = 120.0
 PUSHES = 16
-# Images before an urgent one, however slow the queue is to look: the pushes under way when it came,
-# a turn in which the least urgent go first, and those that came with it.
+# The most images before an urgent one, with any polling interval of the queue: the pushes in flight
+# when it arrives, a turn in which the least urgent go first, and those that arrive with it.
 FEW = 3 * PUSHES
 
 
@@ -49,7 +49,7 @@ def job_of(stack: Stack, job_id: str) -> dict[str, Any]:
 
 
 def classified(stack: Stack) -> list[str]:
-    """The images whose results were stored, in that order."""
+    """The images in the order in which their results were stored."""
     return [
         line["image_hash"] for line in stack.log_lines("worker") if line["message"] == "classified"
     ]
@@ -57,9 +57,9 @@ def classified(stack: Stack) -> list[str]:
 
 @pytest.mark.timeout(300)
 def test_urgent_image_overtakes_a_large_job(tmp_path: Path, backend: dict[str, str]) -> None:
-    # So slow a model that most of the job is still to come when the urgent image has ended.
+    # The model is so slow that most of the job is left when the urgent image has ended.
     bundle = write_slow_bundle(tmp_path / "slow", rounds=500)
-    # The emulators take a second for thirty images.
+    # The emulators process thirty images per second.
     number = 300 if backend else 1000
     images = [picture(seed=n, size=(48, 48)) for n in range(number)]
     urgent = picture(seed=5000)
@@ -81,7 +81,7 @@ def test_a_delayed_job_begins_in_time_though_everything_was_restarted(
     tmp_path: Path, colour_bundle: Path, backend: dict[str, str]
 ) -> None:
     with Stack(tmp_path, colour_bundle, **backend) as stack:
-        for delay in (12, 30, 90):  # seconds, of which a restart takes a part
+        for delay in (12, 30, 90):  # seconds, including a restart
             images = [picture(seed=10 * delay + n, size=(48, 48)) for n in range(5)]
             begins = datetime.now(UTC) + timedelta(seconds=delay)
             job_id = created(stack, images, not_before=begins.isoformat())
@@ -105,7 +105,7 @@ def test_a_delayed_job_begins_in_time_though_everything_was_restarted(
 def test_nothing_of_a_job_begins_after_its_deadline(
     tmp_path: Path, colour_bundle: Path, backend: dict[str, str]
 ) -> None:
-    # So slow a model that the job is not over before the worker is killed.
+    # The model is so slow that the job has not ended when the worker is killed.
     bundle = write_slow_bundle(tmp_path / "slow", rounds=1000)
     images = [picture(n, (250, 250, 250), (48, 48)) for n in range(60)]
     with Stack(tmp_path / "stack", bundle, WORKER_CONCURRENCY=1, **backend) as stack:

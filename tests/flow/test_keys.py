@@ -1,4 +1,4 @@
-"""Keys with real processes: two APIs on one store, one of them killed."""
+"""Keys with real processes: two APIs share one store, and one is killed."""
 
 import time
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ import pytest
 from tests.support.stack import Stack
 
 CACHE_SECONDS = 1.0
-MOST_SECONDS = 120  # that the questions take, on a busy machine
+MOST_SECONDS = 120  # seconds that the requests take on a busy machine
 UNKNOWN = f"/api/v1/images/{'0' * 64}"
 
 
 @contextmanager
 def two_apis(folder: Path, bundle: Path, **settings: str) -> Iterator[tuple[Stack, Stack]]:
-    """Two API processes with the same data, and nothing else."""
+    """Two API processes with the same data, and no other process."""
     shared = {
         "API_KEYS": "required",
         "RATE_LIMIT": "off",
@@ -60,7 +60,7 @@ def ask(stack: Stack, key: str, method: str = "GET", path: str = UNKNOWN) -> htt
 
 
 def not_at_midnight() -> None:
-    """Wait, if need be, until a day has begun that will not end soon: its quota is what is left."""
+    """Wait for the next day if this one ends soon, because quotas are per day."""
     now = datetime.now(UTC)
     midnight = now.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
     left = (midnight - now).total_seconds()
@@ -74,25 +74,25 @@ def test_two_processes_are_one_service_to_a_key(apis: tuple[Stack, Stack]) -> No
     admin = first.make_key("--tenant", "acme", "--scopes", "all", "--daily-quota", "0")
     key = first.make_key("--tenant", "acme", "--scopes", "read")
 
-    # One quota, whichever process is asked.
+    # One quota for both processes.
     statuses = [ask((first, second)[n % 2], key).status_code for n in range(40)]
     assert statuses.count(404) == 30
     assert set(statuses) == {404, 429}
     assert int(ask(first, key).headers["retry-after"]) > 0
 
-    # A process that is killed gives nothing back.
+    # A killed process returns no reserved share.
     first.kill("api")
     first.start("api")
     assert ask(first, key).status_code == 429
 
-    # Rotated in one: both texts are good in both. The id stays, and so does the quota's use.
+    # Rotated in one process: both secrets are valid in both. The id and the used quota stay.
     rotated = ask(second, admin, "POST", f"/api/v1/keys/{key[4:16]}/rotate").json()
     assert rotated["id"] == key[4:16]
     for text in (key, rotated["key"]):
         for stack in apis:
             assert ask(stack, text).status_code == 429
 
-    # Revoked in one: refused there at once, and elsewhere when the cache has ended.
+    # Revoked in one process: refused there at once, and in the other when its cache expires.
     assert ask(second, admin, "DELETE", f"/api/v1/keys/{key[4:16]}").status_code == 204
     revoked_at = time.monotonic()
     assert ask(second, key).status_code == 401
@@ -102,7 +102,7 @@ def test_two_processes_are_one_service_to_a_key(apis: tuple[Stack, Stack]) -> No
     assert ask(first, rotated["key"]).status_code == 401
     assert ask(first, admin).status_code == 404
 
-    # What was counted by the process that lived on is there; who was killed lost its last seconds.
+    # The usage has the counts of the other process. The killed one lost its last seconds.
     usage = ask(second, admin, path="/api/v1/usage?keys=all").json()["usage"]
     (row,) = [row for row in usage if row["key_id"] == key[4:16]]
     assert 0 < row["requests"] <= 30

@@ -1,6 +1,6 @@
-"""A job's end is told over real processes: to webhooks and by e-mail, whoever dies meanwhile.
+"""Notifications of a job's end, by webhook and e-mail, with processes that are killed.
 
-Receivers are servers of this test on 127.0.0.1, one of which never answers.
+The receivers are servers of this test on 127.0.0.1. One of them never responds.
 """
 
 import asyncio
@@ -22,19 +22,19 @@ from tests.support.stack import Stack, until
 HOOKS, JOBS = "/api/v1/webhooks", "/api/v1/jobs"
 QUICK = {
     "WEBHOOK_ALLOW_PRIVATE": "true",
-    "MAX_BACKOFF_SECONDS": "0.1",  # of images; of notifications half a second
+    "MAX_BACKOFF_SECONDS": "0.1",  # seconds for images; half a second for notifications
     "EMAIL_FROM": "Glimpse <glimpse@example.com>",
 }
 
 
 class World:
-    """Servers in a thread with a loop of its own, so that the test may block."""
+    """Servers in a thread with its own event loop, so that the test may block."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, ends: ExitStack) -> None:
         self._loop, self._ends = loop, ends
 
     def listen(self, server: Any) -> int:
-        """Start what an async context manager serves, until the end; its port."""
+        """Enter an async context manager that serves, until the end. Returns its port."""
 
         def run(coroutine: Any) -> Any:
             return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
@@ -77,7 +77,7 @@ def shown(stack: Stack, webhook: dict[str, Any]) -> dict[str, Any]:
 
 
 def batch(stack: Stack, images: int, **params: str) -> str:
-    """A new job's id."""
+    """The id of a new job."""
     files = [("imgs", (f"{n}.jpg", picture(n, size=(48, 48)))) for n in range(images)]
     answer = stack.api.post(f"{JOBS}/batch-predict", files=files, params=params)
     assert answer.status_code == 202, answer.text
@@ -85,7 +85,7 @@ def batch(stack: Stack, images: int, **params: str) -> str:
 
 
 def told(receiver: Receiver, webhook: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the receiver was told, each verified with the webhook's secret."""
+    """The notifications of the receiver, each verified with the secret of the webhook."""
     verify = standardwebhooks.Webhook(webhook["secret"]).verify
     return [verify(each.body.decode(), each.headers) for each in receiver.requests]
 
@@ -120,15 +120,15 @@ def test_whoever_wants_to_hear_of_a_job_does_though_everything_dies(
             time.sleep(0.3)
             stack.kill(name)
             stack.start(name)
-        until(lambda: good.requests, "the good receiver is told")
+        until(lambda: good.requests, "the good receiver has its notification")
         until(lambda: len(moody.requests) >= 2, "the moody one is tried again")
         moody.answer = status(204)
         until(lambda: mailbox.messages, "the e-mail arrives")
-        until(lambda: status(204) in moody.answers, "the moody one is told")
-        # Told, perhaps twice: a worker that dies over the first answer has not noted it.
+        until(lambda: status(204) in moody.answers, "the failing receiver has its notification")
+        # Notified at least once: a worker that is killed during a response has not recorded it.
         until(lambda: not shown(stack, hooks["gone"])["enabled"], "the one that is gone is noted")
 
-        # The silent one is still tried, and holds up nobody: an image, another job, its news.
+        # Retries of the silent one delay neither an image, nor another job and its notification.
         began = time.monotonic()
         assert stack.upload(picture(99)).status_code == 202
         other = batch(stack, 3)
@@ -141,7 +141,7 @@ def test_whoever_wants_to_hear_of_a_job_does_though_everything_dies(
         assert event["data"]["progress"] == 100
     (first, *_) = [e for e in told(good, hooks["good"]) if e["data"]["job_id"] == job_id]
     assert (first["data"]["total"], first["data"]["succeeded"]) == (20, 20)
-    # At least once, and each known by its id.
+    # At least once, with the same id.
     assert ids(good) == {f"{job_id}.job.completed", f"{other}.job.completed"}
     assert f"{job_id}.job.completed" in ids(moody)
     assert failures.requests == []
@@ -157,7 +157,7 @@ def test_a_dead_receiver_becomes_a_dead_letter_that_can_be_sent_again(
 ) -> None:
     receiver = Receiver(status(503))
     port = world.listen(listening(receiver.serve))
-    settings = {**QUICK, "DELIVERY_ATTEMPTS": "1"}  # a notification has four
+    settings = {**QUICK, "DELIVERY_ATTEMPTS": "1"}  # attempts of a notification
     with Stack(tmp_path, colour_bundle, **settings) as stack:
         webhook = hook(stack, port)
         answer = stack.api.post(f"{HOOKS}/{webhook['id']}/test")
@@ -192,6 +192,6 @@ def test_a_job_is_told_about_on_the_emulators_too(
     with Stack(tmp_path, colour_bundle, **settings) as stack:
         webhook = hook(stack, port)
         job_id = batch(stack, 3)
-        until(lambda: receiver.requests, "the receiver is told")
+        until(lambda: receiver.requests, "the receiver has its notification")
     assert ids(receiver) == {f"{job_id}.job.completed"}
     assert told(receiver, webhook)[0]["data"]["succeeded"] == 3

@@ -1,4 +1,4 @@
-"""More clients than there is room for, all of them slow: memory stays, and nobody hangs."""
+"""More slow clients than upload slots: memory is bounded, and no client hangs."""
 
 import asyncio
 import json
@@ -17,14 +17,14 @@ from tests.support.slow_clients import IMAGE, PATIENCE
 from tests.support.stack import ROOT, Stack
 
 CLIENTS = 500
-SECONDS = 15.0  # longer than an upload may take before it must be fast enough
+SECONDS = 15.0  # longer than the grace period of slow uploads
 ROOM = 96 * 2**20
-# The process as it starts, and for each upload what sockets and buffers hold, on top of the room.
+# The process at its start, plus sockets and buffers of each upload, plus the limit for uploads.
 BOUND = ROOM * 9 // 8 + 160 * 2**20 + 256 * 300 * 2**10
 
 
 async def fast_clients(base: str, ends: float, outcomes: Counter[int]) -> None:
-    """Small uploads over connections of their own; an answer that does not come raises."""
+    """Small uploads over separate connections. Raises without a response."""
     limits = httpx.Limits(max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=base, timeout=PATIENCE, limits=limits) as client:
         seed = 0
@@ -88,7 +88,7 @@ async def test_500_slow_clients_with_10_mib_each_do_not_grow_memory(
         )
         output, _ = await crowd.communicate()
         slow = json.loads(output)
-        # And afterwards it is as it was, once it has noticed that five hundred clients are gone.
+        # Afterwards it serves as before, when it has seen that five hundred clients disconnected.
         async with httpx.AsyncClient(base_url=base, timeout=PATIENCE) as client:
             ends = time.monotonic() + PATIENCE
             answer = await client.post("/what/fast", files={"img": picture(10**6)})

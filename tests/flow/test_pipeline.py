@@ -1,4 +1,4 @@
-"""The whole way of an image through real processes: upload, push, classify, ask again."""
+"""An image through real processes: upload, push, classify, request."""
 
 import secrets
 import time
@@ -19,7 +19,7 @@ def stack(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, colour_bundle: Path
 ) -> Iterator[Stack]:
     corner = {} if request.param == "embedded" else request.getfixturevalue("emulator_corner")
-    # Nobody dies here. A lease that a busy machine outlives would make a second inference.
+    # No process is killed here. A lease that expires on a busy machine would repeat an inference.
     settings = {**corner, "LEASE_SECONDS": 60, "ACK_DEADLINE_SECONDS": 60}
     with Stack(tmp_path_factory.mktemp("stack"), colour_bundle, **settings) as running:
         yield running
@@ -102,7 +102,7 @@ def test_two_hundred_simultaneous_uploads_make_one_inference(stack: Stack) -> No
                 status = client.post("/what/fast", files={"img": ("p.jpg", image)}).status_code
                 if status != 503 or not stack.on_emulators:
                     return status
-                time.sleep(1)  # the emulators are slow, and a client is told to come again
+                time.sleep(1)  # the emulators are slow, so the client retries
 
         with ThreadPoolExecutor(200) as pool:
             statuses = list(pool.map(post, range(200)))
@@ -138,7 +138,7 @@ def test_every_log_line_of_an_image_carries_its_hash(stack: Stack) -> None:
     def lines(name: str) -> list[dict[str, Any]]:
         return [line for line in stack.log_lines(name) if line.get("trace") == trace]
 
-    # A request's closing line comes after its answer.
+    # The log line about a request is written after its response.
     asked = [("POST", "/what/fast"), ("DELETE", item), ("GET", item)]
     until(
         lambda: (

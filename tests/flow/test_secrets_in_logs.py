@@ -1,7 +1,7 @@
-"""Nothing that lets anybody in, and nothing of an image, is in any log, at any level.
+"""No log contains a credential or image bytes, at any level.
 
-Real processes at debug level meet every route with marked secrets, in every way that goes wrong as
-well; then all that they wrote is searched.
+The test calls every route of real processes at debug level with marked secrets, also with requests
+that fail. Then it searches all output.
 """
 
 import base64
@@ -32,7 +32,7 @@ def marked_image(marker: str) -> bytes:
 
 
 def forms_of(secret: str) -> list[bytes]:
-    """How a log could hold it."""
+    """The forms in which a log could contain the secret."""
     raw = secret.encode()
     return [raw, raw.hex().encode(), base64.b64encode(raw)[:-4], base64.b64encode(b"a" + raw)[4:-4]]
 
@@ -66,7 +66,7 @@ def test_no_secret_and_no_byte_of_an_image_is_in_any_log(
         made = stack.api.post("/api/v1/keys", json={"name": "n"}).json()
         rotated = stack.api.post(f"/api/v1/keys/{made['id']}/rotate").json()
         hidden |= {made["key"], rotated["key"]}
-        # Nobody listens there: a test of the webhook fails, and that is logged.
+        # No server listens there: the test of the webhook fails, and the log says so.
         hook = stack.api.post(
             "/api/v1/webhooks", json={"url": f"http://127.0.0.1:9/{marks['hook']}"}
         ).json()
@@ -95,7 +95,7 @@ def test_no_secret_and_no_byte_of_an_image_is_in_any_log(
                 send(method, path, headers, json={marks["q"]: marks["q"], "name": 7})
         send("GET", link, {})
         send("GET", link[:-1] + "0", {})
-        # The worker's own routes, with a body that is no envelope and a token that is none.
+        # The routes of the worker, with an invalid body and an invalid token.
         for path in (
             *("/generate_annotations", "/generate_annotations_dlq", "/reconcile"),
             "/notifications",
@@ -110,7 +110,7 @@ def test_no_secret_and_no_byte_of_an_image_is_in_any_log(
         for name in names:
             stack.stop(name)
         written = b"".join(stack.log_file(name).read_bytes() for name in names)
-    # It was at debug level, and about these requests.
+    # The logs are at debug level, and contain these requests.
     assert written.count(b"/api/v1/images") > 10
     assert made["id"].encode() in written
     assert b"webhook not delivered" in written and hook["id"].encode() in written

@@ -1,11 +1,11 @@
-"""Coverage-guided fuzzing of what reads strangers' bytes: `make fuzz`.
+"""Coverage-guided fuzzing of the parsers of untrusted bytes: `make fuzz`.
 
     make fuzz FUZZ_SECONDS=600                  # of each target
     .fuzz-venv/bin/python -m tests.fuzz header --seconds 60
 
-Each target runs in a process of its own, since libFuzzer ends the one that it runs in. What it
-finds interesting stays in `.fuzz/<target>`, so that the next run goes on from there; an input that
-breaks something is written to `.fuzz` as `crash-…`. Reads with Atheris: https://github.com/google/atheris
+Each target runs in its own process, because libFuzzer ends the process that it runs in. Its corpus
+is in `.fuzz/<target>`, and the next run continues with it. An input that causes a failure is
+written to `.fuzz` as `crash-…`. Uses Atheris: https://github.com/google/atheris
 """
 
 import argparse
@@ -17,11 +17,11 @@ from pathlib import Path
 TARGETS = ("envelope", "multipart", "header", "preparation", "archive", "manifest")
 ROOT = Path(__file__).resolve().parents[2]
 LONGEST_INPUT = 16_384  # bytes
-LONGEST_RUN = 30  # seconds over one input before it counts as a hang
+LONGEST_RUN = 30  # seconds for one input, after which it counts as a hang
 
 
 def fuzz(target: str, seconds: int, folder: Path) -> None:
-    """Fuzz one target in this process, which ends with it."""
+    """Fuzz one target in this process. Does not return."""
     import atheris
 
     with atheris.instrument_imports(

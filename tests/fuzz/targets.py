@@ -1,4 +1,4 @@
-"""What is fuzzed: functions of bytes that may refuse them, and may raise nothing else."""
+"""The fuzz targets: functions that take bytes. They may refuse them, and raise nothing else."""
 
 import asyncio
 import atexit
@@ -46,7 +46,7 @@ MANIFEST = {
 
 
 def envelope(data: bytes) -> None:
-    """The worker's reading of a push."""
+    """The worker parses a push."""
     try:
         message = PushEnvelope.parse(data).classify_image()
     except MalformedEnvelope:
@@ -55,7 +55,7 @@ def envelope(data: bytes) -> None:
 
 
 def multipart(data: bytes) -> None:
-    """The API's reading of a form, in chunks whose size the first byte says."""
+    """The API parses a form, in chunks whose size is the first byte."""
     size, body = (data[0] if data else 0) + 1, data[1:]
     chunks = [body[at : at + size] for at in range(0, len(body), size)] or [b""]
     messages = [
@@ -84,14 +84,14 @@ async def _read(request: Request) -> Upload:
 
 @functools.cache
 def _runner() -> asyncio.Runner:
-    """One event loop for all inputs: one for each would take most of the time."""
+    """One event loop for all inputs: a new one for each would take most of the time."""
     runner = asyncio.Runner()
     atexit.register(runner.close)
     return runner
 
 
 def header(data: bytes) -> None:
-    """The API's look at an image's first bytes."""
+    """The API inspects the header of an image."""
     try:
         inspect_header(data, accepted_type(data), MAX_PIXELS)
     except (InvalidImage, UnsupportedImage):
@@ -99,7 +99,7 @@ def header(data: bytes) -> None:
 
 
 def preparation(data: bytes) -> None:
-    """The worker's way from bytes to a tensor."""
+    """The worker decodes bytes into a tensor."""
     try:
         tensor = _preprocessor().tensor(data)
     except InvalidImage:
@@ -113,7 +113,7 @@ def _preprocessor() -> Preprocessor:
 
 
 def archive(data: bytes) -> None:
-    """The API's reading of a batch that came as a zip."""
+    """The API reads a batch that is a zip."""
     try:
         entries = ZipEntries(io.BytesIO(data), _BATCH)
     except (MalformedBody, BatchTooLarge):
@@ -128,7 +128,7 @@ def archive(data: bytes) -> None:
 
 
 def manifest(data: bytes) -> None:
-    """The API's reading of a batch's document."""
+    """The API reads the JSON document of a batch."""
     try:
         batch = parse_manifest(data)
     except (InvalidRequest, BatchTooLarge):

@@ -1,4 +1,4 @@
-"""The faults of the chaos test themselves."""
+"""Tests of the faults of the chaos experiment."""
 
 import random
 import subprocess
@@ -30,7 +30,7 @@ while True:
 
 @contextmanager
 def storing(folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process that stores images all the time."""
+    """A process that stores images continuously."""
     with subprocess.Popen([sys.executable, "-c", _STORE, str(folder)], cwd=ROOT) as process:
         try:
             until(lambda: any(folder.glob("*/*/*")), "the first image")
@@ -42,7 +42,7 @@ def storing(folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
 def test_images_are_taken_away_and_given_back_while_others_come(
     tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where there is time between the one step and the other."""
+    """Also if time passes between the two steps."""
     write_bytes, rename = Path.write_bytes, Path.rename
 
     def write_late(path: Path, data: bytes) -> int:

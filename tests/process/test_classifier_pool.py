@@ -1,4 +1,4 @@
-"""The processes that classify: what a hang, a crash and the end of the worker do to the others."""
+"""Classifier processes: effects of a hang, a crash, and the end of the worker."""
 
 import asyncio
 import os
@@ -30,9 +30,9 @@ from worker.inference.protocol import MAX_BATCH
 
 ROOT = Path(__file__).resolve().parents[2]
 FOREVER = 10**7  # rounds of the slow bundle: hours, inside one native call
-PATIENCE = 3.0  # seconds for an image: those that do not hang never need them
+PATIENCE = 3.0  # seconds per image; only an image that hangs needs them
 RED = picture(1)
-BLACK = encode(Image.new("RGB", (16, 16)), "PNG")  # without a speck: each would take its time
+BLACK = encode(Image.new("RGB", (16, 16)), "PNG")  # without a bright pixel, which would take time
 WHITE = picture(7, (250, 250, 250))
 
 
@@ -40,7 +40,7 @@ WHITE = picture(7, (250, 250, 250))
 async def pool_of(
     folder: Path, rounds: int = 0, classify_seconds: float | None = None, **changes: object
 ) -> AsyncIterator[tuple[ClassifierPool, RemoteClassifier]]:
-    """A pool with a bundle that takes for ever over a white picture, if `rounds` say so."""
+    """A pool with a bundle that needs `rounds` rounds for a white picture."""
     if rounds:
         changes["model_uri"] = str(write_slow_bundle(folder / "slow", rounds))
     settings: Settings = settings_in(folder, **{"worker_concurrency": 1, **changes})
@@ -73,7 +73,7 @@ async def test_each_caller_gets_its_own_answer(tmp_path: Path) -> None:
 
 async def test_large_image_arrives_complete(tmp_path: Path) -> None:
     async with pool_of(tmp_path) as (_, classifier):
-        padded = RED + bytes(9_000_000)  # more than a socket holds at once
+        padded = RED + bytes(9_000_000)  # more than the buffer of a socket
         assert (await classifier.classify(padded)).annotations[0].label == "red"
 
 
@@ -165,7 +165,7 @@ async def test_fast_model_prefetches_more_images_than_a_slow_one(
         assert pool.prefetch() == 2 * 2
 
         async def after(image: bytes, at_hand: int) -> bool:
-            # What one takes is an average: one that was held up does not make a model slow.
+            # The time per image is an average, so one delayed image does not make a model slow.
             await asyncio.gather(*(classifier.classify(image) for _ in range(2)))
             return pool.prefetch() == at_hand
 
@@ -239,13 +239,13 @@ async def test_classifier_processes_end_with_a_killed_worker(tmp_path: Path) -> 
         return not any(map(alive, children))
 
     await until(gone)
-    assert await parent.stdout.read() == b"", "nobody has it open, and so it is closed here"
+    assert await parent.stdout.read() == b"", "no other process has it open, so it is closed"
 
 
 async def test_image_that_crashes_classifiers_ends_as_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is delivered again, since the fault may have been the machine's; but not for ever."""
+    """The image is delivered again, because the machine may be at fault, but not without limit."""
     uri = str(write_slow_bundle(tmp_path / "slow", FOREVER))
     monkeypatch.setattr(Settings, "classify_seconds", PATIENCE)
     settings = settings_in(tmp_path, model_uri=uri, worker_concurrency=1)
@@ -257,7 +257,7 @@ async def test_image_that_crashes_classifiers_ends_as_error(
         assert record.status is Status.ERROR
         assert record.error is not None
         assert (record.error.code, record.error.retryable) == ("classifier_lost", True)
-        # The worker goes on.
+        # The worker continues.
         assert (await worker.push(await worker.submit(BLACK))).status_code == 204
 
 
@@ -278,7 +278,7 @@ async def test_load_fails_if_the_process_dies(tmp_path: Path) -> None:
 
 
 async def test_failed_load_is_not_blamed_on_waiting_images(tmp_path: Path) -> None:
-    """No classifier looked at them: they wait, and are tried for as long as any delivery is."""
+    """No classifier has seen these images. They are retried as any delivery."""
     async with pool_of(tmp_path) as (pool, classifier):
         (process,) = classifier_processes()
         process.kill()

@@ -23,7 +23,7 @@ from worker.main import create_app as create_worker
 
 @pytest.fixture
 def detector() -> Iterator[BlockBuster]:
-    """Watches our services; off until a test activates it, since starting up may read files."""
+    """Checks the code of the services. Tests activate it after the start, which may read files."""
     with blockbuster_ctx(["app", "worker", "core"]) as blockbuster:
         blockbuster.deactivate()
         yield blockbuster

@@ -9,7 +9,7 @@ import pytest
 from tests.support.stack import ROOT
 from tests.unit.test_google_boundaries import VENDOR
 
-# FastAPI brings OpenTelemetry's bare interface; what records and sends is another matter.
+# FastAPI depends on OpenTelemetry's API. The SDK and the exporters are separate packages.
 TELEMETRY = {"opentelemetry.sdk", "opentelemetry.exporter", "opentelemetry.proto"}
 
 

@@ -21,7 +21,7 @@ NAME = f"public/{'a' * 64}"
 async def test_a_missing_bucket_is_not_a_missing_image(
     tmp_path: Path, emulator_addresses: dict[str, str]
 ) -> None:
-    """Else a wrong setting would end every image's record as `image_missing`."""
+    """Otherwise a wrong setting would end every image as `image_missing`."""
     values: dict[str, Any] = {k.lower(): v for k, v in emulator_addresses.items()}
     settings = Settings(_env_file=None, backend="emulator", data_dir=tmp_path, **values)
     endpoints: Endpoints = await open_endpoints(settings, utc_now)

@@ -1,4 +1,4 @@
-"""What a hostile header costs a process."""
+"""The memory that a hostile header costs a process."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 from tests.support.pictures import png_header
 from tests.support.stack import ROOT
 
-# Pillow's pixels lie outside of Python's memory: only the process shows them.
+# Pillow allocates pixels outside of Python's heap, so only the process shows them.
 _GROWTH = """
 import resource, sys
 from app.images.header import inspect_header
@@ -32,8 +32,8 @@ print(peak() - before)
 def test_decompression_bomb_is_refused_by_its_header_in_little_memory() -> None:
     assert len(png_header(20_000, 20_000)) < 200
     shown = subprocess.run(
-        # By way of a shell: on Linux a process's peak begins as that of whoever started it, and
-        # what runs the tests may have been larger than the bomb.
+        # Through a shell: on Linux the peak of a process starts at that of its parent, and the test
+        # run may have used more memory than the bomb.
         ["sh", "-c", '"$0" -c "$1"; exit $?', sys.executable, _GROWTH],
         cwd=ROOT,
         capture_output=True,
@@ -43,4 +43,4 @@ def test_decompression_bomb_is_refused_by_its_header_in_little_memory() -> None:
     ).stdout
     refusal, kilobytes = shown.splitlines()
     assert "20000 x 20000" in refusal
-    assert int(kilobytes) < 8 * 1024  # its pixels would take 400 MB
+    assert int(kilobytes) < 8 * 1024  # its pixels would need 400 MB

@@ -25,12 +25,12 @@ from worker.inference.protocol import MAX_BATCH
 
 
 async def test_worker_process_neither_decodes_nor_infers(tmp_path: Path) -> None:
-    """Each call into the blocking modules is noted, whatever thread of this process makes it."""
+    """Records each call into the blocking modules, from any thread of this process."""
     seen: set[str] = set()
 
     def note(frame: FrameType, event: str, argument: object) -> None:
         path = Path(frame.f_code.co_filename)
-        # A module's body runs where it is imported first.
+        # The body of a module runs at its first import.
         if event == "call" and "worker" in path.parent.parts and frame.f_code.co_name != "<module>":
             seen.add(path.name)
 
@@ -74,5 +74,5 @@ async def test_images_inferred_together_share_its_time(tmp_path: Path) -> None:
         assert {answer.status_code for answer in await pushes} == {204}
         waited = time.perf_counter() - began
         after = await inference_seconds(worker)
-    # Each waited for all of it; what it cost is that only once.
+    # Each image waited for the whole batch. The cost counts once.
     assert 0 < after - before < waited

@@ -1,4 +1,4 @@
-"""SIGTERM to a real worker process: finish what is claimed, give up what cannot be finished."""
+"""SIGTERM to a real worker process: it finishes claimed images, and releases the others."""
 
 import asyncio
 import os
@@ -53,7 +53,7 @@ class Process:
         return self.popen.poll() is not None
 
     async def push(self) -> int:
-        """The answer's status; 0 where the connection broke."""
+        """The status of the response, or 0 if the connection broke."""
         try:
             answer = await self.client.post("/generate_annotations", content=envelope(self.key))
         except httpx.TransportError:
@@ -107,7 +107,7 @@ async def test_what_is_claimed_is_finished(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
 async def test_what_cannot_be_finished_is_given_up(tmp_path: Path, stop: signal.Signals) -> None:
-    """The inference would take hours; neither the lease nor the process may last as long."""
+    """The inference would take hours. Neither the lease nor the process may last that long."""
     async with started(tmp_path, rounds=10**7, shutdown_seconds=1) as process:
         pushing = asyncio.create_task(process.push())
         await until(process.running)

@@ -1,4 +1,4 @@
-"""What the workflows run: scripts on a bare machine, Terraform's checks, and what is uploaded."""
+"""Tests of the workflows: scripts on a bare machine, Terraform's checks, and uploaded files."""
 
 import shutil
 import subprocess
@@ -79,7 +79,7 @@ SECRETS = (
 
 @pytest.fixture(scope="module")
 def uploaded(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """What .gcloudignore lets through of this repository and some secrets, as git reads its rules.
+    """The files of this repository, and some secrets, that .gcloudignore does not exclude.
 
     https://cloud.google.com/sdk/gcloud/reference/topic/gcloudignore: the syntax is gitignore's.
     """

@@ -1,1 +1,1 @@
-"""What several test suites and the benchmarks share: real bundles and real pictures."""
+"""Code that several test suites and the benchmarks share."""

@@ -1,4 +1,4 @@
-"""Buckets of others on the storage emulator, as an operator's would be."""
+"""Buckets on the storage emulator, like those of an operator."""
 
 import asyncio
 from collections.abc import Collection, Mapping
@@ -11,7 +11,7 @@ from core.settings import Settings
 
 
 async def fill(settings: Settings, bucket: str, objects: Mapping[str, bytes]) -> None:
-    """Store these objects; make the bucket if it is not there."""
+    """Store these objects, and create the bucket if it does not exist."""
     await asyncio.to_thread(_fill, settings, bucket, objects)
 
 
@@ -22,7 +22,7 @@ async def remove(settings: Settings, bucket: str, name: str) -> None:
 async def fill_bundle(
     settings: Settings, bucket: str, folder: str, bundle: Path, without: Collection[str] = ()
 ) -> str:
-    """Upload a bundle, as `gcloud storage cp -r` does; its URI."""
+    """Upload a bundle, as `gcloud storage cp -r` does. Returns its URI."""
     files = {path.name: path.read_bytes() for path in bundle.iterdir()}  # noqa: ASYNC240 - a few
     objects = {f"{folder}/{name}": data for name, data in files.items() if name not in without}
     await fill(settings, bucket, objects)

@@ -1,4 +1,4 @@
-"""Tiny but real model bundles: one names a picture's dominant colour, others are slow or fail."""
+"""Tiny real model bundles: one names the dominant colour of a picture, others are slow or fail."""
 
 import json
 from pathlib import Path
@@ -70,7 +70,7 @@ def write_colour_bundle(folder: Path, name: str = "colours", sharpness: float = 
 def write_slow_bundle(folder: Path, rounds: int) -> Path:
     """A colour bundle whose inference takes as many matrix products as the picture is bright.
 
-    `rounds` products for a white picture, each about a millisecond, and none for a black one.
+    A white picture takes `rounds` products, about a millisecond each. A black one takes none.
     """
     write_colour_bundle(folder, name="slow")
     model = onnx.load(folder / "model.onnx")
@@ -149,7 +149,7 @@ def write_network(
 
 
 def write_failing_bundle(folder: Path, **manifest: Any) -> Path:
-    """A bundle that loads, and whose scores are not numbers for any picture with light in it.
+    """A bundle that loads, and whose scores are NaN for every picture that is not black.
 
     `manifest` replaces parts of `model.json`.
     """

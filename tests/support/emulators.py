@@ -137,7 +137,7 @@ def running_emulators(folder: Path, addresses: dict[str, str]) -> Iterator[Runni
 
 def warm_up(datastore: str) -> None:
     """Write and read once: Java loads what it needs for that, slowly, on a busy machine for
-    seconds. Nobody who uses a database waits that long for an answer.
+    seconds. No user of a database waits that long for a response.
     """
     from google.cloud.datastore_v1 import DatastoreClient
     from google.cloud.datastore_v1.services.datastore.transports import DatastoreGrpcTransport

@@ -13,7 +13,7 @@ Happening = Callable[[str, bool], Awaitable[None]]
 
 
 class Watched:
-    """Stands for a port: `happens` is told of each call, before the work and after it."""
+    """Wraps a port, and calls `happens` before and after each call."""
 
     def __init__(self, name: str, port: object, happens: Happening) -> None:
         self._name = name
@@ -38,7 +38,7 @@ class Watched:
 
 
 def watched(backend: Backend, happens: Happening) -> Backend:
-    """`backend`, of whose calls `happens` is told."""
+    """`backend`, with calls of `happens` before and after each port call."""
     ports: dict[str, Any] = {
         field.name: Watched(field.name, getattr(backend, field.name), happens)
         for field in dataclasses.fields(backend)

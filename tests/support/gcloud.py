@@ -1,7 +1,7 @@
-"""A `gcloud` for tests: Cloud Run's services in a JSON file, in the form the real one prints.
+"""A `gcloud` for tests, which keeps the services of Cloud Run in a JSON file.
 
-It stands in for Google's side of the line alone. That the real gcloud takes the same command
-lines is tested beside it, where gcloud is installed.
+It replaces Google's side only. Another test checks that the real gcloud accepts the same command
+lines, if gcloud is installed.
 """
 
 import json
@@ -32,7 +32,7 @@ class FakeCloudRun:
         return {"PATH": path, FILE_VARIABLE: str(self.file), "PYTHONPATH": str(ROOT)}
 
     def install(self, urls: dict[str, str], images: dict[str, str]) -> None:
-        """A service for each of `urls`, which runs one of `images` as its revision NAME-00001."""
+        """Create a service for each of `urls`, with one of `images` as its revision NAME-00001."""
         state: dict[str, Any] = {"services": {}, "calls": [], "fail": "", "candidate_url": {}}
         for name, url in urls.items():
             state["services"][name] = {
@@ -66,7 +66,7 @@ class FakeCloudRun:
 
 
 def described(state: dict[str, Any], name: str) -> dict[str, Any]:
-    """The parts of a Knative service that matter here."""
+    """The parts of a Knative service that releases read."""
     service = state["services"][name]
     traffic: list[dict[str, Any]] = [
         {"revisionName": revision, "percent": percent}
@@ -83,7 +83,7 @@ def described(state: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def answer(state: dict[str, Any], words: list[str]) -> Any:
-    """Do what one command line says, or exit as gcloud does."""
+    """Execute one command line, or exit as gcloud does."""
     options = dict(word[2:].partition("=")[::2] for word in words if word.startswith("--"))
     verbs = [word for word in words if not word.startswith("--")]
     name = verbs[-1]

@@ -1,7 +1,7 @@
-"""`compose/Dockerfile`, `.dockerignore` and `compose.yaml` as data, where no Docker engine is.
+"""`compose/Dockerfile`, `.dockerignore` and `compose.yaml` as data, without Docker.
 
-Understands what these files use and fails on anything else. `unpack` lays out a stage's files as
-a build would, so that an image's command can be run from exactly the files it would have.
+Supports the instructions that these files use, and fails on others. `unpack` copies the files of a
+stage as a build does, so that a test can run the command of an image with exactly its files.
 """
 
 import json
@@ -33,7 +33,7 @@ class Copy:
 
 @dataclass
 class Stage:
-    """One `FROM … AS name`, with its own instructions and those it inherits, in order."""
+    """One `FROM … AS name`, with its own and its inherited instructions, in order."""
 
     name: str
     parent: str
@@ -120,7 +120,7 @@ def admitted(path: str) -> bool:
 
 
 def unpack(stage: Stage, folder: Path) -> Path:
-    """Copy what the stage takes from the repository as a build would; the working directory."""
+    """Copy the files of a stage as a build does. Returns the working directory."""
     work = folder / stage.last("WORKDIR").lstrip("/")
     for copy in stage.copies:
         if copy.from_stage is not None:

@@ -1,4 +1,4 @@
-"""Live updates of an API behind a real server: how many are open, and that nothing stays."""
+"""The open streams of an API behind a real server."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +16,7 @@ PATIENCE = 30.0  # seconds
 
 @asynccontextmanager
 async def serve_streams(settings: Settings) -> AsyncIterator[Api]:
-    """As `serve_api`. Whatever was done with it: its streams end, and nothing looks for them."""
+    """As `serve_api`. Checks afterwards that no stream is open and that nothing is polled."""
     async with serve_api(settings) as (api, _):
         yield api
         await eventually(lambda: released(api))
@@ -24,7 +24,7 @@ async def serve_streams(settings: Settings) -> AsyncIterator[Api]:
 
 @asynccontextmanager
 async def stoppable(settings: Settings) -> AsyncIterator[tuple[Server, Api]]:
-    """As `serve_api`, with the server, which takes as long to stop as the settings say."""
+    """As `serve_api`, and gives the server, which stops as slowly as the settings allow."""
     server = Server(settings, app := create_app(settings))
     async with (
         serving(server) as port,
@@ -34,7 +34,7 @@ async def stoppable(settings: Settings) -> AsyncIterator[tuple[Server, Api]]:
 
 
 async def released(api: Api) -> bool:
-    """No stream is open, and neither images nor jobs are polled."""
+    """Check that no stream is open, and that neither images nor jobs are polled."""
     pollers = (api.services.image_poller, api.services.job_poller)
     polled = [(len(each), each.running) for each in pollers]
     return len(api.services.streams) == 0 and polled == [(0, False)] * 2

@@ -1,4 +1,4 @@
-"""A real SMTP server in this process, which says what a test wants it to say."""
+"""A real SMTP server in this process, whose responses a test sets."""
 
 import asyncio
 import contextlib
@@ -11,14 +11,14 @@ from typing import Any
 
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
-# Turns of the loop in which a transport that was aborted closes, and the client's with it, which
-# may have TLS in between. Not a time: a slow machine makes few turns in any.
+# Iterations of the loop in which an aborted transport and that of the client close, possibly with
+# TLS. A number of iterations, because a slow machine makes few of them in any time.
 CLOSING_TURNS = 20
 
 
 @dataclass
 class Mailbox:
-    """What the server took in, and what it answers to RCPT and DATA."""
+    """The messages that the server received, and its responses to RCPT and DATA."""
 
     messages: list[EmailMessage] = field(default_factory=list)
     encrypted: list[bool] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Mailbox:
         if not isinstance(data, LoginPassword):
             return AuthResult(success=False, handled=False)
         self.logins.append((data.login, data.password))
-        # Not `handled`: nobody but the server answers, also where the password is wrong.
+        # Not `handled`: the server responds, also to a wrong password.
         return AuthResult(success=data.password == b"correct horse", handled=False)
 
 
@@ -56,7 +56,7 @@ class Mailbox:
 async def mail_server(
     mailbox: Mailbox, tls: ssl.SSLContext | None = None, **options: Any
 ) -> AsyncIterator[int]:
-    """A server on a free port of 127.0.0.1; the port. With `tls` it speaks that from the start."""
+    """A server on a free port of 127.0.0.1. Gives the port. `tls`: from the start."""
     loop = asyncio.get_running_loop()
     served: list[SMTP] = []
 
@@ -79,7 +79,7 @@ async def mail_server(
         server.close()
         for each in served:
             if isinstance(each.transport, asyncio.Transport):
-                # Python 3.11.2 raises it where a TLS connection is closed already.
+                # Python 3.11.2 raises it if a TLS connection is already closed.
                 with contextlib.suppress(AttributeError):
                     each.transport.abort()
         await server.wait_closed()

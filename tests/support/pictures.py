@@ -1,4 +1,4 @@
-"""Pictures drawn at run time, so that none needs a licence."""
+"""Pictures that are generated at run time, so that none needs a licence."""
 
 import hashlib
 import io
@@ -42,7 +42,7 @@ def encode(image: Image.Image, format_: str, **options: object) -> bytes:
 
 
 def png(size: tuple[int, int], packed: bytes, *others: tuple[bytes, bytes]) -> bytes:
-    """A PNG in RGB whose pixels are `packed`, with other chunks, named, before them."""
+    """A PNG in RGB with the compressed pixels `packed`, after other named chunks."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         checksum = struct.pack(">I", zlib.crc32(kind + data))
@@ -54,7 +54,7 @@ def png(size: tuple[int, int], packed: bytes, *others: tuple[bytes, bytes]) -> b
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A well-formed PNG that claims a size and holds next to nothing."""
+    """A well-formed PNG that declares a size and contains almost no data."""
     return png((width, height), zlib.compress(bytes(1000)))
 
 

@@ -108,4 +108,4 @@ async def listening(serve: Serve) -> AsyncIterator[int]:
         if tasks:
             await asyncio.wait(tasks)
         await server.wait_closed()
-        await asyncio.sleep(0)  # lets the closed transports finish
+        await asyncio.sleep(0)  # the closed transports finish

@@ -8,6 +8,6 @@ from core.ports import RecordStore
 
 
 async def claimed(store: RecordStore, key: RecordKey, lease: timedelta) -> Claim | None:
-    """Claim the record; None where that is refused."""
+    """Claim the record. None if the claim is refused."""
     record = await store.change(key, records.claim(lease))
     return None if record is None else records.claim_of(record)

@@ -22,7 +22,7 @@ class Requirement:
     in_ci: bool = True  # the workflow installs it
 
     def absent(self) -> NoReturn:
-        """Skip the test, or fail it where the requirement must be there."""
+        """Skip the test, or fail it if CI installs the requirement."""
         __tracebackhide__ = True
         reason = f"needs {self.name} ({self.install})"
         if self.in_ci and os.environ.get("CI"):

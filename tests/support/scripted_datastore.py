@@ -1,4 +1,4 @@
-"""A Datastore in memory that counts its requests, for answers that the emulators never give.
+"""A Datastore in memory that counts requests, for responses that the emulators never send.
 
 https://cloud.google.com/datastore/docs/reference/data/rpc/google.datastore.v1
 """
@@ -29,9 +29,9 @@ PROJECT = "demo-glimpse"
 
 
 class ScriptedDatastore:
-    """Keeps entities by key and keeps no locks. Tests override the answers that they script.
+    """Stores entities by key, without locks. Tests override the responses that they script.
 
-    `calls` counts requests by name. `rolled_back` holds the transactions that were given up.
+    `calls` counts requests by name. `rolled_back` has the transactions that were rolled back.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class ScriptedDatastore:
         self._begun = 0
 
     async def received(self, name: str, context: Any) -> None:
-        """Called with each request before it is answered; may abort it."""
+        """Called with each request before its response. It may abort the request."""
 
     async def lookup(self, request: Any, context: Any) -> Any:
         response = LookupResponse.pb()()
@@ -129,4 +129,4 @@ async def served(
         ):
             yield database
     finally:
-        await server.stop(None)  # cancels the requests that still wait for an answer
+        await server.stop(None)  # cancels the requests that still wait for a response

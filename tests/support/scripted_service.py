@@ -1,4 +1,4 @@
-"""A service on a socket that answers as a test says, faults included.
+"""A service on a socket with scripted responses, including faults.
 
 Each connection gets the next step of the script; after the last one, the last step again.
 """
@@ -14,7 +14,7 @@ from typing import Any, Self
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer. With `cut`, only so many bytes of its body are sent before the connection ends."""
+    """A response. With `cut`, the connection ends after this many bytes of the body."""
 
     status: int = 200
     document: Any = None
@@ -39,7 +39,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """The connection ends without an answer, after the request was read."""
+    """The connection ends without a response, after the request was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ Step = Reply | Drop
 
 
 class ScriptedService:
-    """Use as a context manager; `url` is its address and `seen` what arrived."""
+    """A context manager. `url` is the address, and `seen` has the requests."""
 
     def __init__(self, *script: Step) -> None:
         self._script: Sequence[Step] = script

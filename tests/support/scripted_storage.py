@@ -1,4 +1,4 @@
-"""Cloud Storage as the emulator is not: it refuses, damages bytes, breaks off and never ends."""
+"""A Cloud Storage that refuses, damages bytes, breaks off and never ends, unlike the emulator."""
 
 import asyncio
 import base64
@@ -19,16 +19,16 @@ WEIGHTS = "model.onnx"
 
 
 class ScriptedStorage:
-    """Answers as Cloud Storage's JSON API does, with the files of one folder as the objects."""
+    """Responds as Cloud Storage's JSON API does. The objects are the files of one folder."""
 
     def __init__(self, bundle: Path) -> None:
         self.bundle = bundle
         self.url = ""
-        self.status: dict[str, int] = {}  # what to answer for a file instead
+        self.status: dict[str, int] = {}  # the response for a file, instead of its bytes
         # Of the weights alone:
-        self.breaks_after = 0  # bytes of an answer, after which the connection ends
+        self.breaks_after = 0  # bytes of a response, after which the connection ends
         self.endless = False
-        self.asked: list[str] = []  # names, and where in the file
+        self.asked: list[str] = []  # the names of files, and the offsets
         self.reading = asyncio.Event()
         self.go_on = asyncio.Event()
         self.go_on.set()
@@ -79,7 +79,7 @@ async def write_while(
     answer: web.StreamResponse,
     request: web.Request,
     data: bytes = bytes(10_000),
-    pause: float = 0.001,  # without one, the answer grows to gigabytes
+    pause: float = 0.001,  # without a limit, the response grows to gigabytes
 ) -> None:
     """Writes `data` repeatedly while `going()`, or until the client disconnects."""
     try:
@@ -121,9 +121,9 @@ class ScriptedBucket:
         self.url = ""
         self.objects: dict[str, bytes] = {}
         self.generations: dict[str, int] = {}
-        self.uploads: list[dict[str, str]] = []  # the metadata that came with each
+        self.uploads: list[dict[str, str]] = []  # the metadata of each upload
         self.requests: list[str] = []  # methods
-        self.refusals: deque[int] = deque()  # the status of one answer each, until empty
+        self.refusals: deque[int] = deque()  # the status of one response each, until empty
         self.damages = False  # flips a bit of what it sends, as a faulty connection may
         self.trickles = False  # sends a byte at a time and does not end
         self.answering = asyncio.Event()

@@ -1,4 +1,4 @@
-"""A small real HTTP server that answers pushes as a test tells it to, and remembers them."""
+"""A small real HTTP server that responds to pushes as a test sets, and records them."""
 
 import asyncio
 import json
@@ -38,10 +38,10 @@ class Delivery:
 
 
 class ScriptedWorker:
-    """Listens on 127.0.0.1 while entered; entered again, on the same port.
+    """Listens on 127.0.0.1 in its context. Entered again, it uses the same port.
 
-    `deliveries` are pushes, which `answer` answers; `calls` are those of the clock, which a queue's
-    process makes beside them, and `answer_to_calls` answers.
+    `deliveries` are pushes, and `answer` gives the responses. `calls` are those of the scheduler in
+    the queue's process, and `answer_to_calls` gives the responses.
     """
 
     def __init__(self) -> None:
@@ -133,7 +133,7 @@ def first_then(first: int, then: int) -> Answer:
 async def until(
     condition: Callable[[], bool | Coroutine[Any, Any, bool]], seconds: float = 60
 ) -> None:
-    """Wait until `condition`, plain or async, holds; fail where it does not within `seconds`."""
+    """Wait until `condition`, plain or async, holds. Fails after `seconds`."""
     async with asyncio.timeout(seconds):
         while True:
             holds = condition()

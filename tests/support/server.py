@@ -10,7 +10,7 @@ import uvicorn
 
 @asynccontextmanager
 async def serving(server: uvicorn.Server) -> AsyncIterator[int]:
-    """The port, once the server answers there; it has stopped when the block is left."""
+    """Serve for the duration of the block. Gives the port when the server responds."""
     listener = socket.create_server(("127.0.0.1", 0))
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:

@@ -1,4 +1,4 @@
-"""Signals that processes hear, whoever started the test run, and those that hold them up."""
+"""Signals that processes receive however the test run was started, and stopped processes."""
 
 import signal
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ _STILL = (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
 
 @contextmanager
 def heard(number: signal.Signals) -> Iterator[None]:
-    """Processes started inside hear `number`.
+    """Let processes that are started inside the block receive `number`.
 
-    A test run that a shell started in the background, or `nohup`, ignores some, and what is ignored
-    is inherited; what is handled is not (POSIX, exec).
+    A test run that a shell or `nohup` started in the background ignores some signals. Children
+    inherit ignored signals, but not handled ones (POSIX, exec).
     """
     before = signal.signal(number, signal.default_int_handler)
     try:
@@ -27,11 +27,11 @@ def heard(number: signal.Signals) -> Iterator[None]:
 
 @contextmanager
 def standing_still(*processes: psutil.Process) -> Iterator[None]:
-    """Meanwhile they do nothing, and what they are asked waits for them."""
+    """Stop the processes for the duration of the block. Requests to them wait."""
     for process in processes:
         process.suspend()
     try:
-        until(lambda: all(each.status() in _STILL for each in processes), "they stand still")
+        until(lambda: all(each.status() in _STILL for each in processes), "they are stopped")
         yield
     finally:
         for process in processes:

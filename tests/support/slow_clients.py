@@ -1,7 +1,7 @@
 """Clients that upload slowly, as a process: `python -m tests.support.slow_clients PORT N SECONDS`.
 
-A process of its own, so that its work is not mistaken for the server's. Prints as JSON how often
-an upload ended how.
+A separate process, so that its work does not count as the server's. Prints the number of uploads by
+outcome, as JSON.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 IMAGE = 10 * 2**20
-PATIENCE = 30.0  # seconds until an answer that does not come counts as a hang
+PATIENCE = 30.0  # seconds until a missing response counts as a hang
 
 FORM = b"Content-Type: multipart/form-data; boundary=b\r\n"
 PART = b'--b\r\nContent-Disposition: form-data; name="img"\r\n\r\n'
@@ -32,7 +32,7 @@ async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyn
 async def slow_client(
     port: int, number: int, ends: float, outcomes: Counter[str], draw: random.Random
 ) -> None:
-    """Upload 10 MiB in pieces, again and again; every tenth client says a byte at a time."""
+    """Upload 10 MiB in pieces, repeatedly. Every tenth client sends single bytes."""
     form, drip = number % 2 == 0, number % 10 == 0
     length = IMAGE + (len(PART) if form else 0)
     piece = b"x" if drip else bytes(64 * 1024)
@@ -79,7 +79,7 @@ async def sent_slowly(
 
 
 async def run(port: int, clients: int, seconds: float) -> Counter[str]:
-    """So many clients at once, for so long."""
+    """Run this many clients at once, for this many seconds."""
     outcomes: Counter[str] = Counter()
     draw = random.Random(1)
     ends = time.monotonic() + seconds

@@ -12,15 +12,15 @@ from tests.support.requirements import TERRAFORM as TERRAFORM_BINARY
 
 
 def copy_of_tree(folder: Path) -> Path:
-    """A copy of the Terraform tree that a test may change, without what Terraform left there."""
+    """A copy of the Terraform tree that a test may change, without Terraform's own files."""
     ignored = shutil.ignore_patterns(".terraform", "__pycache__", "*.tfstate*")
     return Path(shutil.copytree(TERRAFORM, folder / "terraform", ignore=ignored))
 
 
 def terraform(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Terraform in `folder`; without the binary, skip the test."""
+    """Run Terraform in `folder`. Skips the test without the binary."""
     binary = shutil.which("terraform") or TERRAFORM_BINARY.absent()
-    # A person's own configuration or a debugged provider has no part in a test.
+    # Tests do not use a developer's configuration or a provider in development.
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("TF_")
     } | {"TF_IN_AUTOMATION": "1", "CHECKPOINT_DISABLE": "1"}
@@ -36,7 +36,7 @@ def terraform(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 
 
 def outputs(folder: Path, configuration: str) -> dict[str, Any]:
-    """What a root module without providers gives, once applied."""
+    """The outputs of a root module without providers, after apply."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "main.tf").write_text(configuration, encoding="utf-8")
     for arguments in (("init",), ("apply", "-auto-approve")):

@@ -38,7 +38,7 @@ from worker.context import WorkerContext
 from worker.inference.pool import Spawn
 from worker.main import create_app
 
-UNKNOWN_MODEL = "nobody@0123456789ab"
+UNKNOWN_MODEL = "unknown@0123456789ab"
 
 
 def settings_in(folder: Path, **changes: object) -> Settings:
@@ -117,14 +117,14 @@ class RunningWorker:
         return await self.send(RunJob(key.tenant, key.id))
 
     async def schedule(self) -> dict[str, int]:
-        """Call the scheduler's route; how many jobs each action was applied to."""
+        """Call the scheduler's route. Returns the number of jobs by action."""
         answer = await self.client.post("/schedule")
         assert answer.status_code == 200, answer.text
         done: dict[str, int] = answer.json()
         return done
 
     async def reconcile(self) -> dict[str, int]:
-        """Call the reconciler's route; its counts that are not zero."""
+        """Call the reconciler's route. Returns its counts that are not zero."""
         answer = await self.client.post("/reconcile")
         assert answer.status_code == 200, answer.text
         return {outcome: count for outcome, count in answer.json().items() if count}
@@ -171,7 +171,7 @@ class RunningWorker:
         return record
 
     async def labelled(self, data: bytes) -> str:
-        """Submit and push an image; its first label."""
+        """Submit and push an image. Returns its first label."""
         key = await self.submit(data)
         answer = await self.push(key)
         assert answer.status_code == 204, answer.text

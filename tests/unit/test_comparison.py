@@ -145,8 +145,8 @@ def test_some_can_be_chosen() -> None:
         each.subject.framework for each in chosen("RQ, stream") if isinstance(each.subject, Peer)
     ]
     assert frameworks == ["rq"] * 4 + ["taskiq"] * 2
-    with pytest.raises(SystemExit, match="nobody-of-that-name"):
-        chosen("nobody-of-that-name")
+    with pytest.raises(SystemExit, match="no-such-contender"):
+        chosen("no-such-contender")
 
 
 # --- Environments --------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ async def test_worker_counts_the_outcomes_of_messages(tmp_path: Path) -> None:
         for _ in range(2):
             assert (await worker.push(good)).status_code == 204
         assert (await worker.push(bad)).status_code == 204
-        stranger = await worker.submit(picture(seed=9), model="nobody@0123456789ab")
+        stranger = await worker.submit(picture(seed=9), model="unknown@0123456789ab")
         assert (await worker.push(stranger)).status_code == 503
         for key in (stranger, good, RecordKey("public", "0" * 64, worker.model)):
             assert (await worker.dead_letter(key)).status_code == 204

@@ -106,8 +106,8 @@ async def test_least_recently_used_model_is_unloaded(bundles: list[str], loads: 
 async def test_unknown_model_is_unavailable(bundles: list[str], loads: Loads) -> None:
     registry = ModelRegistry(bundles, Bundles(), 2, loads)
     await registry.open()
-    with pytest.raises(ModelUnavailable, match="nobody@0123456789ab"):
-        await registry.classifier("nobody@0123456789ab")
+    with pytest.raises(ModelUnavailable, match="unknown@0123456789ab"):
+        await registry.classifier("unknown@0123456789ab")
 
 
 async def test_bad_bundle_does_not_affect_the_others(bundles: list[str], loads: Loads) -> None:
