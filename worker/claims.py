@@ -8,11 +8,11 @@ from datetime import timedelta
 import structlog
 
 from core.domain import records as transitions
-from core.domain.records import Claim, RecordError, RecordKey
+from core.domain.records import Claim, RecordKey
 from core.errors import Unavailable
 from core.observability.tracing import span
 from core.ports import RecordStore
-from worker.errors import release_reason
+from worker.errors import may_be_the_image, release_reason
 
 log = structlog.get_logger(__name__)
 
@@ -41,7 +41,7 @@ class Claims:
             # The store may grant the claim after a cancellation, so the request must not stop.
             yield await asyncio.shield(claiming)
         except BaseException as error:
-            releasing = asyncio.ensure_future(_release(records, claiming, release_reason(error)))
+            releasing = asyncio.ensure_future(_release(records, claiming, error))
             releasing.add_done_callback(lambda _: self._end())
             await asyncio.shield(releasing)
             raise
@@ -65,17 +65,19 @@ async def _claim(records: RecordStore, key: RecordKey, lease: timedelta) -> Clai
 
 
 async def _release(
-    records: RecordStore, claiming: "asyncio.Future[Claim | None]", reason: RecordError
+    records: RecordStore, claiming: "asyncio.Future[Claim | None]", error: BaseException
 ) -> None:
+    reason = release_reason(error)
     try:
         claim = await claiming
         if claim is not None:
-            released = await records.change(claim.key, transitions.release(claim, reason))
+            release = transitions.release(claim, reason, counts=may_be_the_image(error))
+            released = await records.change(claim.key, release)
             log.warning(
                 "claim released",
                 attempt=claim.attempt,
                 released=released is not None,
                 code=reason.code,
             )
-    except Unavailable as error:
-        log.warning("claim not released", reason=error.detail)
+    except Unavailable as unavailable:
+        log.warning("claim not released", reason=unavailable.detail)

@@ -24,6 +24,13 @@ class EnvelopeTooLarge(GlimpseError):
     status, code, title = 413, "envelope_too_large", "Push envelope too large"
 
 
+def may_be_the_image(error: BaseException) -> bool:
+    """Whether the image itself may be the reason for `error`, rather than a store or a shutdown."""
+    if isinstance(error, GlimpseError):
+        return isinstance(error, ClassifierLost | InferenceFailed)
+    return not isinstance(error, asyncio.CancelledError)
+
+
 def release_reason(error: BaseException) -> RecordError:
     """Why a claim was released, in words that a client may read."""
     if isinstance(error, GlimpseError):

@@ -24,6 +24,7 @@ PUBLIC_TENANT = "public"
 # lease of any policy, because the clock of the machine that granted it may be ahead.
 MAX_LEASE = timedelta(seconds=2 * MAX_ACK_DEADLINE)
 UPLOAD_LOST = "upload_lost"  # error code: the image was never stored
+GAVE_UP = "gave_up"  # error code: too many claims ended without a result
 
 
 class Status(StrEnum):
@@ -99,6 +100,9 @@ class RecordError:
 class Record:
     """`attempts` counts claims. `token` is the fencing token: each claim raises it by one.
 
+    `claims` counts those since `submitted_at` that the image itself may have ended: it is how a
+    poisonous image is found. A claim that is released for another reason does not count.
+
     `categories` are broader labels, and `confident` is whether the best label reaches the model's
     threshold: empty and None if the model has no categories or no threshold.
     `submitted_at` is when the current attempt began: at the creation, or at the last retry.
@@ -121,6 +125,7 @@ class Record:
     lease_expires_at: datetime | None = None
     priority: Priority = Priority.HIGH
     job: str = ""
+    claims: int = 0
 
     @property
     def sort_key(self) -> str:
@@ -155,7 +160,8 @@ class Record:
 class Claim:
     """The right to end one record until `expires_at`, proved by the fencing token.
 
-    `submitted_at` and `job` are the record's.
+    `submitted_at`, `job` and `claims` are the record's, the latter with this claim. `last_error` is
+    why the last delivery failed, if it said so.
     """
 
     key: RecordKey
@@ -164,6 +170,8 @@ class Claim:
     expires_at: datetime = field(compare=False)
     submitted_at: datetime = field(compare=False)
     job: str = field(default="", compare=False)
+    claims: int = field(default=1, compare=False)
+    last_error: RecordError | None = field(default=None, compare=False)
 
 
 # The steps that `advance` may take: forward, and only between states without a lease.
@@ -207,6 +215,7 @@ def claim(record: Record, now: datetime, lease: timedelta) -> Record | None:
         record,
         status=Status.RUNNING,
         attempts=record.attempts + 1,
+        claims=record.claims + 1,
         token=record.token + 1,
         lease_expires_at=now + lease,
         updated_at=now,
@@ -223,6 +232,8 @@ def claim_of(record: Record) -> Claim:
         record.lease_expires_at,
         record.submitted_at,
         record.job,
+        record.claims,
+        record.error,
     )
 
 
@@ -293,16 +304,28 @@ def fail_unleased(
 
 @transition(durable=False)
 def release(
-    record: Record, now: datetime, claim: Claim, error: RecordError | None = None
+    record: Record,
+    now: datetime,
+    claim: Claim,
+    error: RecordError | None = None,
+    *,
+    counts: bool = False,
 ) -> Record | None:
     """End the lease early, so that the next delivery can claim the record at once.
 
-    The record stays `running`. It keeps `error`, the reason, until it succeeds or is retried.
-    Refused unless `claim` holds the current fencing token.
+    The record stays `running`. It keeps `error`, the reason, until it succeeds or is retried. With
+    `counts`, the reason may be the image itself, and the claim counts (`Record.claims`). Refused
+    unless `claim` holds the current fencing token.
     """
     if not _holds(claim, record):
         return None
-    return replace(record, error=error or record.error, lease_expires_at=now, updated_at=now)
+    return replace(
+        record,
+        error=error or record.error,
+        claims=record.claims if counts else max(0, record.claims - 1),
+        lease_expires_at=now,
+        updated_at=now,
+    )
 
 
 @transition(durable=True)
@@ -321,6 +344,7 @@ def retry(
         error=None,
         updated_at=now,
         submitted_at=now,
+        claims=0,
         priority=priority,
         job=job,
     )

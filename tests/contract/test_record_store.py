@@ -328,6 +328,30 @@ async def test_release_keeps_its_reason_until_the_record_ends(
     assert (await stored(store, key_of())).error is None
 
 
+async def test_claims_count_unless_they_are_released_for_another_reason(
+    store: RecordStore, clock: MovableClock
+) -> None:
+    claim = await created_and_claimed(store, clock, key_of())
+    assert claim.claims == 1
+    assert await store.change(claim.key, records.release(claim))
+    for number in (1, 2):
+        again = await claimed(store, key_of(), LEASE)
+        assert again is not None
+        assert again.claims == number
+        assert await store.change(again.key, records.release(again, RETRYABLE, counts=True))
+    died = await claimed(store, key_of(), LEASE)
+    assert died is not None
+    assert died.last_error == RETRYABLE
+    clock.move(LEASE.total_seconds())
+    last = await claimed(store, key_of(), LEASE)
+    assert last is not None
+    assert (last.claims, (await stored(store, key_of())).attempts) == (4, 5)
+    assert await store.change(last.key, records.fail(last, RETRYABLE))
+    assert (await stored(store, key_of())).claims == 4
+    assert await store.change(key_of(), records.retry())
+    assert (await stored(store, key_of())).claims == 0
+
+
 async def test_released_record_can_be_claimed_at_once(
     store: RecordStore, clock: MovableClock
 ) -> None:

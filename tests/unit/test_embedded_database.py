@@ -6,7 +6,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,9 @@ from core.backends.embedded.database import Database, Schema
 from core.domain.dead_letters import LetterFilter
 from core.domain.job_codec import text_of_job
 from core.domain.jobs import JobFilter, JobItem, JobKey, new_job
+from core.domain.priority import Priority
 from core.domain.record_lists import RecordFilter
-from core.domain.records import Annotation, RecordKey
+from core.domain.records import Annotation, RecordKey, claim
 from core.errors import Unavailable
 from core.settings import Settings
 
@@ -238,8 +239,8 @@ async def test_older_schema_is_upgraded_step_by_step(tmp_path: Path) -> None:
 
 
 def statements_of_version_3() -> list[str]:
-    """Version 3 had no categories, confidence and lists, other sort keys, and duplicates."""
-    new = ("categories", "confident", "sort_key         TEXT")
+    """Version 3 had no categories, confidence, lists, claims; other sort keys; duplicates."""
+    new = ("categories", "confident", "sort_key         TEXT", "claims")
     statements = []
     for statement in records.SCHEMA.statements:
         if "record_terms" in statement or "INDEX records_by" in statement:
@@ -305,12 +306,44 @@ async def test_data_of_version_3_stays_readable(tmp_path: Path) -> None:
         assert letter.id == "b"
 
 
-@pytest.mark.parametrize("version", [1, 2, 6])
+def statements_of_version_5() -> list[str]:
+    """Version 5 did not count claims."""
+    return [
+        "\n".join(line for line in statement.splitlines() if not line.strip().startswith("claims"))
+        for statement in records.SCHEMA.statements
+    ]
+
+
+async def test_data_of_version_5_stays_readable(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "records.db"
+    database = await Database.open(path, Schema(version=5, statements=statements_of_version_5()))
+    key = RecordKey("public", "a" * 64, "colours@0123456789ab")
+    await database.write(
+        lambda connection: connection.execute(
+            "INSERT INTO records VALUES (?, ?, ?, 'running', '[]', NULL, 3, 3, 9, 5, 6, 7, 'low',"
+            " '', '[]', NULL, '1-a')",
+            (key.tenant, key.image_hash, key.model),
+        ),
+        durable=True,
+    )
+    await database.close()
+    async with open_backend(Settings(_env_file=None, data_dir=tmp_path / "data")) as backend:
+        record = await backend.records.get(key)
+        assert record is not None
+        assert (record.attempts, record.claims, record.priority) == (3, 0, Priority.LOW)
+        claimed = await backend.records.change(key, claim(timedelta(seconds=30)))
+        assert claimed is not None
+        assert (claimed.attempts, claimed.claims) == (4, 1)
+
+
+@pytest.mark.parametrize("version", [1, 2, records.SCHEMA.version + 1])
 async def test_data_of_other_versions_is_refused(tmp_path: Path, version: int) -> None:
     (tmp_path / "data").mkdir()
     other = Schema(version=version, statements=("CREATE TABLE records (tenant TEXT)",))
     await (await Database.open(tmp_path / "data" / "records.db", other)).close()
-    with pytest.raises(Unavailable, match=f"schema version {version}, this release needs 5"):
+    needed = f"schema version {version}, this release needs {records.SCHEMA.version}"
+    with pytest.raises(Unavailable, match=needed):
         async with open_backend(Settings(_env_file=None, data_dir=tmp_path / "data")):
             pass
 

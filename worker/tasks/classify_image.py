@@ -18,6 +18,7 @@ import structlog
 from core.domain.jobs import JobKey
 from core.domain.messages import ClassifyImage
 from core.domain.records import (
+    GAVE_UP,
     UPLOAD_LOST,
     Claim,
     Classification,
@@ -45,6 +46,9 @@ log = structlog.get_logger(__name__)
 MIN_POLL_SECONDS, MAX_POLL_SECONDS = 0.02, 0.25  # between reads of a record of another worker
 # After an image has stopped this many classifier processes, its record ends as `error`.
 MAX_LOST_CLASSIFIERS = 3
+# After this many claims that the image itself may have ended, its record ends as `error`. Refused
+# deliveries do not end it: a store or a full worker may be the reason for them.
+MAX_CLAIMS = 10
 DUPLICATE_WAIT_SECONDS = 5.0  # that a duplicate delivery waits for the result of the first
 DELETED = RecordError("image_missing", "The image was deleted: upload it again.", True)
 
@@ -145,7 +149,11 @@ async def _classify_claimed(
         ctx.metrics.classification_ended(CANCELLED.code)
         return CANCELLED
     ctx.metrics.claimed(claim, ctx.clock())
-    outcome = await _infer(claim, image, classifier, ctx)
+    outcome: Classification | RecordError
+    if claim.claims > MAX_CLAIMS:
+        outcome = _gave_up(claim)
+    else:
+        outcome = await _infer(claim, image, classifier, ctx)
     with span("store result"):
         if isinstance(outcome, RecordError):
             end = fail(claim, outcome)
@@ -175,6 +183,17 @@ async def _classify_claimed(
     ctx.metrics.classification_ended(SUCCESS)
     log.info("classified", label=outcome.annotations[0].label, **timing)
     return None
+
+
+def _gave_up(claim: Claim) -> RecordError:
+    """The error of an image whose earlier claims all ended without a result.
+
+    This claim does no work: it may be the image that ends the worker.
+    """
+    detail = f"{claim.claims - 1} attempts to classify the image ended without a result."
+    if claim.last_error is not None:
+        detail += f" Last failure: {claim.last_error.code}: {claim.last_error.detail}"
+    return RecordError(GAVE_UP, f"{detail} A new upload tries again.", True)
 
 
 async def _fail_if_cancelled(claim: Claim, ctx: WorkerContext) -> bool:

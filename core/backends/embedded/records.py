@@ -54,7 +54,7 @@ def _add_terms(column: str, kind: str, tier: int) -> str:
 
 
 SCHEMA = Schema(
-    version=5,
+    version=6,
     upgrades={
         3: (
             "ALTER TABLE records ADD COLUMN categories TEXT NOT NULL DEFAULT '[]'",
@@ -77,6 +77,7 @@ SCHEMA = Schema(
                 for tier in range(len(TIERS))
             ),
         ),
+        5: ("ALTER TABLE records ADD COLUMN claims INTEGER NOT NULL DEFAULT 0",),
     },
     statements=(
         *dead_letters.TABLE,
@@ -100,6 +101,7 @@ SCHEMA = Schema(
             categories       TEXT NOT NULL DEFAULT '[]',
             confident        INTEGER,           -- 0, 1 or null
             sort_key         TEXT NOT NULL DEFAULT '',
+            claims           INTEGER NOT NULL DEFAULT 0,
             PRIMARY KEY (tenant, image_hash, model)
         ) WITHOUT ROWID
         """,
@@ -115,7 +117,7 @@ SCHEMA = Schema(
 _KEY = "tenant = ? AND image_hash = ? AND model = ?"
 _COLUMNS = (
     "tenant, image_hash, model, status, annotations, error, attempts, token, lease_expires_at,"
-    " created_at, updated_at, submitted_at, priority, job, categories, confident"
+    " created_at, updated_at, submitted_at, priority, job, categories, confident, claims"
 )
 # ruff's S608 warns of values in SQL text; these are constants.
 _SELECT = f"SELECT {_COLUMNS} FROM records WHERE {_KEY}"  # noqa: S608
@@ -126,12 +128,12 @@ _SELECT_MANY = (
 )
 _INSERT = (
     f"INSERT INTO records ({_COLUMNS}, sort_key)"  # noqa: S608
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 )
 _UPDATE = (
     "UPDATE records SET status = ?, annotations = ?, error = ?, attempts = ?, token = ?,"  # noqa: S608
     " lease_expires_at = ?, created_at = ?, updated_at = ?, submitted_at = ?, priority = ?,"
-    f" job = ?, categories = ?, confident = ? WHERE {_KEY}"
+    f" job = ?, categories = ?, confident = ?, claims = ? WHERE {_KEY}"
 )
 # SQLite uses the partial index only if the condition repeats that of the index word for word.
 _STALE = (
@@ -276,6 +278,7 @@ def _state_of(record: Record) -> tuple[object, ...]:
         record.job,
         _annotations_json(record.categories) if record.categories else "[]",
         record.confident,
+        record.claims,
     )
 
 
@@ -298,7 +301,8 @@ def _annotations_of(text: str) -> tuple[Annotation, ...]:
 def _record_of(row: tuple[Any, ...], key: RecordKey | None = None) -> Record:
     """`key` is the row's, if the caller has it: making one costs as much as reading the row."""
     tenant, image_hash, model, status, annotations, error, *rest = row
-    attempts, token, lease, created, updated, submitted, priority, job, categories, confident = rest
+    attempts, token, lease, created, updated, submitted, priority, job, *rest = rest
+    categories, confident, claims = rest
     return Record(
         key=key or RecordKey(tenant, image_hash, model),
         status=Status(status),
@@ -314,4 +318,5 @@ def _record_of(row: tuple[Any, ...], key: RecordKey | None = None) -> Record:
         job=job,
         categories=_annotations_of(categories),
         confident=None if confident is None else bool(confident),
+        claims=claims,
     )

@@ -100,6 +100,8 @@ def entity_of(record: Record, key: Any) -> Any:
         set_text(fields["priority"], record.priority.value)
     if record.job:
         set_text(fields["job"], record.job)
+    if record.claims:
+        set_number(fields["claims"], record.claims)
     if record.lease_expires_at is not None:
         set_time(fields["lease_expires_at"], record.lease_expires_at)
     if not record.status.terminal:
@@ -143,6 +145,7 @@ def record_of(entity: Any, keys: Keys) -> Record:
         if "priority" in fields
         else Priority.HIGH,
         job=fields["job"].string_value if "job" in fields else "",
+        claims=fields["claims"].integer_value if "claims" in fields else 0,
     )
 
 
