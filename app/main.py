@@ -16,7 +16,6 @@ from app.auth.authenticator import open_authenticator
 from app.auth.requires import requires
 from app.dead_letters import routes as dead_letter_routes
 from app.http.docs_page import docs_routes
-from app.http.middleware.allowed_hosts import AllowedHosts
 from app.http.middleware.security_headers import security_headers
 from app.http.middleware.shutdown import RespondWhenCancelled
 from app.http.middleware.unread_body import CloseOnUnreadBody
@@ -46,6 +45,8 @@ from core.backends.traces import open_tracer_provider
 from core.bundles.bundle import Bundle
 from core.clock import Clock, utc_now
 from core.domain.principals import Scope
+from core.http.allowed_hosts import AllowedHosts
+from core.http.cross_origin import SameOriginOnly
 from core.http.health import Check, health_routes
 from core.http.problems import install_problem_handlers
 from core.http.route_access import check_every_route
@@ -142,6 +143,7 @@ def create_app(
     install_problem_handlers(app)
     app.add_middleware(CloseOnUnreadBody)
     app.add_middleware(RespondWhenCancelled)
+    app.add_middleware(SameOriginOnly, allowed=settings.origins)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -150,8 +152,8 @@ def create_app(
             allow_headers=_CORS_REQUEST_HEADERS,
             expose_headers=_CORS_RESPONSE_HEADERS,
         )
-    if settings.allowed_hosts:
-        app.add_middleware(AllowedHosts, hosts=settings.allowed_hosts)
+    if settings.api_hosts:
+        app.add_middleware(AllowedHosts, hosts=settings.api_hosts, setting="ALLOWED_HOSTS")
     app.add_middleware(
         RequestContext, headers=security_headers(settings), observability=observability
     )

@@ -19,7 +19,7 @@ LOG_BYTES = 10_000_000  # size of the log. One older file of this size is kept a
 # Everything that Glimpse writes into a data folder. `purge` deletes nothing else.
 _FILES = (
     *("records.db*", "queue.db*", "keys.db*", "webhooks.db*", "queue.lock", "blobs", "spool"),
-    *("link.key", "key.secret", "model-cache"),
+    *("link.key", "key.secret", "push.secret", "model-cache"),
     *("emulators", "glimpse.log*"),
 )
 _ACQUIRE_SECONDS = 1.0  # longer than `holder` keeps its shared lock

@@ -15,6 +15,7 @@ from compose.emulator_setup import set_up
 from core.backends import Backend, open_backend
 from core.backends.local_scheduler import running_scheduler
 from core.backends.push_client import PushClient
+from core.backends.push_secret import local_push_secret
 from core.errors import GlimpseError, Unavailable
 from core.observability.logs import configure_logging
 from core.settings import Settings, load_settings
@@ -26,9 +27,10 @@ CHECK_SECONDS = 5.0
 
 async def schedule(settings: Settings) -> None:
     """Do both until this task is cancelled."""
+    secret = await asyncio.to_thread(local_push_secret, settings)
     async with (
         open_backend(settings) as backend,
-        PushClient(settings.push_url) as client,
+        PushClient(settings.push_url, secret) as client,
         running_scheduler(client, settings),
     ):
         while True:

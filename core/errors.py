@@ -112,6 +112,12 @@ class Forbidden(GlimpseError):
     status, code, title = 403, "forbidden", "Forbidden"
 
 
+class CrossOriginRequest(Forbidden):
+    """The request changes something, and a web page of another origin sent it."""
+
+    code, title = "cross_origin_request", "Cross-origin request"
+
+
 class RateLimited(GlimpseError):
     """The key has used up one of its limits."""
 

@@ -11,6 +11,7 @@ from datetime import timedelta
 from email.utils import parseaddr
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import (
@@ -28,6 +29,7 @@ from core.domain.channels import NOTIFICATIONS, Channel
 from core.domain.key_tokens import MIN_SECRET_BYTES
 from core.domain.policy import BACKOFF_RATIO, DeliveryPolicy, JobPolicy
 from core.domain.rate_limits import MAX_DAILY_QUOTA, Rate
+from core.hosts import LOOPBACK_HOSTS, host_of, is_loopback
 from core.outbound.mail_address import domain_of
 from core.outbound.mail_server import MailServer
 
@@ -212,7 +214,10 @@ class Settings(BaseSettings):
     allowed_hosts: Annotated[
         tuple[str, ...],
         NoDecode,
-        Field(description="Hosts that the API answers for, comma-separated. If empty, every host"),
+        Field(
+            description="Hosts that the API answers for, comma-separated. If empty: this machine's "
+            "own names and the host of PUBLIC_URL if HOST is a loopback address, else every host"
+        ),
     ] = ()
     trusted_proxies: Annotated[
         tuple[str, ...],
@@ -225,8 +230,8 @@ class Settings(BaseSettings):
     push_auth: Annotated[
         Literal["off", "oidc", "iam"] | None,
         Field(
-            description="How the worker authenticates pushes. `off`: not at all. `oidc`: by a "
-            "signed Google identity token. `iam`, on Cloud Run only: the same, but Cloud Run's own "
+            description="How the worker authenticates pushes. `off`: by the secret in DATA_DIR, "
+            "which local queues send. `oidc`: by a signed Google identity token. `iam`, on Cloud Run only: the same, but Cloud Run's own "
             "check replaces a signature that Cloud Run has removed. If it is not set, `iam` with "
             "BACKEND=gcp, and `off` otherwise"
         ),
@@ -547,6 +552,38 @@ class Settings(BaseSettings):
     @property
     def push_authentication(self) -> Literal["off", "oidc", "iam"]:
         return self.push_auth or ("iam" if self.backend == "gcp" else "off")
+
+    @property
+    def api_hosts(self) -> tuple[str, ...]:
+        """Hosts that the API answers for. Empty: every host."""
+        if self.allowed_hosts or not is_loopback(self.host):
+            return self.allowed_hosts
+        return self._local_hosts(self.public_url)
+
+    @property
+    def worker_hosts(self) -> tuple[str, ...]:
+        """Hosts that the worker answers for. Empty: every host, as on Google Cloud."""
+        if is_loopback(self.host) or self.push_endpoint:
+            return self._local_hosts(self.push_url)
+        return ()
+
+    def _local_hosts(self, url: str) -> tuple[str, ...]:
+        """The names of this machine, and the host of `url`."""
+        named = urlsplit(url).netloc.rpartition("@")[2], urlsplit(self.api_url).netloc
+        hosts = (host_of(name) for name in named if name)
+        return tuple(dict.fromkeys((*LOOPBACK_HOSTS, *hosts)))
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """Origins whose pages may call the API, besides the address that they call."""
+        public = urlsplit(self.public_url)
+        own = (f"{public.scheme}://{public.netloc}",) if public.netloc else ()
+        return (*self.cors_origins, *own)
+
+    @property
+    def pushes_with_secret(self) -> bool:
+        """Whether the queue and the scheduler send the secret of DATA_DIR to the worker."""
+        return not self.verifies_pushes
 
     @property
     def verifies_pushes(self) -> bool:

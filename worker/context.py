@@ -30,14 +30,14 @@ def lost_classifiers() -> LRUCache[RecordKey, int]:
 class WorkerContext:
     """Created once for each process, inside its event loop.
 
-    `authenticate` raises for an Authorization header that does not permit a push. `slots` limits
+    `authenticate` raises for a request whose sender may not push. `slots` limits
     how many images are in progress, because Pub/Sub pushes the messages of every priority at the
     same time. `losses` counts the classifier processes lost while they classified an image. `usage`
     holds the request counts of API keys; the worker only purges old ones.
     """
 
     settings: Settings
-    authenticate: Callable[[str], Awaitable[None]]
+    authenticate: Callable[[Request], Awaitable[None]]
     backend: Backend
     usage: UsageStore
     models: ModelRegistry

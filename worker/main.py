@@ -18,6 +18,8 @@ from core.domain.policy import (
     NOTIFICATIONS_PATH,
     SCHEDULE_PATH,
 )
+from core.http.allowed_hosts import AllowedHosts
+from core.http.cross_origin import SameOriginOnly
 from core.http.health import Check, health_routes
 from core.http.openapi import extend_openapi
 from core.http.problems import install_problem_handlers
@@ -67,11 +69,12 @@ def create_app(
                 open_usage(settings, clock) as usage,
                 open_notifier(settings, backend, metrics, clock) as notifier,
             ):
+                authenticate = await asyncio.to_thread(push_authenticator, settings)
                 await _wait_for_model(loading)
                 await traces_ready
                 context = app.state.context = WorkerContext(
                     settings,
-                    push_authenticator(settings),
+                    authenticate,
                     backend,
                     usage,
                     models,
@@ -109,6 +112,9 @@ def create_app(
     # Each delivery opens a span in its message's trace. The scheduler calls every second: each
     # processed job has a span and a log line instead.
     pushed = (CLASSIFY_PATH, JOBS_PATH, NOTIFICATIONS_PATH, DEAD_LETTER_PATH)
+    app.add_middleware(SameOriginOnly)
+    if settings.worker_hosts:
+        app.add_middleware(AllowedHosts, hosts=settings.worker_hosts, setting="PUSH_ENDPOINT")
     app.add_middleware(
         RequestContext,
         observability=observability,

@@ -16,11 +16,11 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from app.auth.requires import authenticate_early
-from app.http.json_body import MAX_BYTES
+from app.http.json_body import MAX_BYTES, NOT_JSON, check_content_type
 from app.http.responses import NO_STORE
 from core.domain import principals
-from core.errors import BodyTooLarge
-from core.http.openapi import operation_id
+from core.errors import BodyTooLarge, UnsupportedMediaType
+from core.http.openapi import operation_id, refusals
 from core.http.problems import invalid_fields
 from core.http.route_access import access_of
 
@@ -31,7 +31,8 @@ class AuthenticatedRoute(APIRoute):
     """A route of FastAPI whose caller is authenticated first. No cache may keep its responses.
 
     The endpoint is decorated with `@requires(scope)`, and declares parameters and body as usual.
-    `max_body_size` is 16 KiB by default. The operation id is the name of the endpoint.
+    A declared body is JSON. `max_body_size` is 16 KiB by default. The operation id is the name of
+    the endpoint.
     """
 
     def __init__(
@@ -47,6 +48,9 @@ class AuthenticatedRoute(APIRoute):
         self._max_body_size = MAX_BYTES if max_body_size is None else max_body_size
         options["generate_unique_id_function"] = operation_id
         super().__init__(path, endpoint, **options)
+        if self.body_field is not None:
+            example = {UnsupportedMediaType: NOT_JSON}
+            self.responses = {**refusals(UnsupportedMediaType, examples=example), **self.responses}
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle: Handler = super().get_route_handler()
@@ -58,6 +62,7 @@ class AuthenticatedRoute(APIRoute):
             if self.body_field is None:
                 response = await handle(request)
             else:
+                check_content_type(request)
                 response = await _with_limited_body(handle, request, self._max_body_size)
             response.headers.setdefault("Cache-Control", NO_STORE)
             return response

@@ -58,7 +58,7 @@ async def stream_job(
 @socket_requires(Scope.JOBS)
 async def follow(websocket: WebSocket, principal: Principal) -> None:
     services = services_of(websocket)
-    check_origin(websocket, services.settings.cors_origins)
+    check_origin(websocket, services.settings.origins)
     job = await services.jobs.find(principal, websocket.path_params["job_id"])
 
     async def cancel() -> Job:

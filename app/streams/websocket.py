@@ -25,6 +25,7 @@ from app.streams.poller import Signal, Subscription
 from app.streams.send_timeout import SendTimedOut, SendTimeout
 from core.domain.principals import Principal, Scope
 from core.errors import Forbidden, GlimpseError, InvalidRequest
+from core.http.cross_origin import is_own_origin
 from core.http.route_access import mark
 
 log = structlog.get_logger(__name__)
@@ -150,7 +151,7 @@ def check_origin(websocket: WebSocket, allowed: tuple[str, ...]) -> None:
     origin = websocket.headers.get("origin")
     if origin is None or "*" in allowed or origin in allowed:
         return
-    if origin.partition("://")[2] != websocket.headers.get("host"):
+    if not is_own_origin(origin, websocket.headers.get("host", "")):
         raise Forbidden("Pages of that origin may not watch jobs here.", extra={"origin": origin})
 
 

@@ -26,8 +26,12 @@ class NoResponse(Exception):
 class PushClient:
     """POSTs JSON to one service over persistent connections. Use with `async with`."""
 
-    def __init__(self, base_url: str) -> None:
+    def __init__(self, base_url: str, secret: str = "") -> None:
+        """The worker at `base_url` accepts pushes with `secret` (`core.backends.push_secret`)."""
         self._base_url = base_url
+        self._headers = {"Content-Type": "application/json", "User-Agent": "glimpse-queue"}
+        if secret:
+            self._headers["Authorization"] = f"Bearer {secret}"
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -35,7 +39,7 @@ class PushClient:
             # The queue limits its pushes. A second limit here would delay them unnoticed.
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"Content-Type": "application/json", "User-Agent": "glimpse-queue"},
+            headers=self._headers,
         )
         return self
 

@@ -1,6 +1,7 @@
-"""The announced length of a request body (RFC 9110, 8.6)."""
+"""What the headers of a request say about its body (RFC 9110, 6.4 and 8.6)."""
 
 from starlette.requests import Request
+from starlette.types import Scope
 
 _MAX_DIGITS = 18  # Python raises ValueError for numbers of thousands of digits
 
@@ -11,3 +12,11 @@ def announced_bytes(request: Request) -> int | None:
     if not (text.isascii() and text.isdigit()):
         return None
     return int((text.lstrip("0") or "0")[: _MAX_DIGITS + 1])
+
+
+def has_body(scope: Scope) -> bool:
+    """Return whether the request has a body that is not empty, as far as its headers say."""
+    for name, value in scope["headers"]:
+        if name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
+            return True
+    return False

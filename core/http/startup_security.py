@@ -4,8 +4,7 @@ Both services run it before they listen. `ALLOW_PUBLIC=true` turns it off for se
 something that authenticates.
 """
 
-import ipaddress
-
+from core.hosts import is_loopback
 from core.settings import Settings
 
 _OR_PUBLIC = "or ALLOW_PUBLIC=true if something in front of it authenticates callers"
@@ -13,14 +12,6 @@ _OR_PUBLIC = "or ALLOW_PUBLIC=true if something in front of it authenticates cal
 
 class InsecureSettings(Exception):
     """The service would serve unauthenticated callers. The text says which settings to change."""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a service that listens on `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def check_api(settings: Settings) -> None:

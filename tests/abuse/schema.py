@@ -60,6 +60,8 @@ def attack(
     document = schemathesis.openapi.from_url(f"http://127.0.0.1:{port}/openapi.json")
     outcome, draw = Outcome(), random.Random(seed_)
     with requests.Session() as session:
+        if service == "worker":
+            session.headers.update(stack.push_headers())
         for found in document.get_all_operations():
             assert isinstance(found, Ok), found
             operation = found.ok()

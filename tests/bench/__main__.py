@@ -389,6 +389,7 @@ class Bench:
                     await backend.blobs.put(key.blob_name, image, "image/jpeg")
 
         asyncio.run(store())
+        headers = {"Content_Type": "application/json", **stack.push_headers()}
         pushes = []
         for number, key in enumerate(keys):
             message = {
@@ -399,9 +400,7 @@ class Bench:
             }
             envelope = {"message": message, "subscription": "bench", "deliveryAttempt": 1}
             body = json.dumps(envelope).encode()
-            pushes.append(
-                load.request("POST", "/generate_annotations", body, Content_Type="application/json")
-            )
+            pushes.append(load.request("POST", "/generate_annotations", body, **headers))
         return pushes
 
     def _compare(

@@ -32,7 +32,7 @@ class Load:
 
 def request(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
     """The bytes of one request. Names of headers have underscores for hyphens."""
-    lines = [f"{method} {path} HTTP/1.1", "Host: bench", f"Content-Length: {len(body)}"]
+    lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", f"Content-Length: {len(body)}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 

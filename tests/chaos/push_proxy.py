@@ -66,19 +66,20 @@ class PushProxy:
 
     async def _push(self, request: web.Request) -> web.Response:
         body = await request.read()
-        path = request.path
+        path = request.path_qs
+        headers = {"Authorization": request.headers.get("Authorization", "")}
         kind = self._kind()
         if kind:
             self.injected[f"push {kind}"] += 1
         if kind == "delayed":
             await asyncio.sleep(self._draw.uniform(0, LONGEST_DELAY))
         if kind == "duplicated":
-            statuses = await asyncio.gather(*(self._forward(path, body) for _ in range(2)))
+            statuses = await asyncio.gather(*(self._forward(path, headers, body) for _ in range(2)))
             return web.Response(status=max(statuses))
         if kind == "corrupted":
-            await self._forward(path, self._corrupt(body))
+            await self._forward(path, headers, self._corrupt(body))
             return web.Response(status=503)
-        status = await self._forward(path, body)
+        status = await self._forward(path, headers, body)
         if kind == "answer lost" and request.transport is not None:
             request.transport.abort()
         return web.Response(status=status)
@@ -104,14 +105,14 @@ class PushProxy:
             return body[:at]
         return body[:at] + bytes([body[at] | 0x80]) + body[at + 1 :]
 
-    async def _forward(self, path: str, body: bytes) -> int:
+    async def _forward(self, path: str, headers: dict[str, str], body: bytes) -> int:
         """The status of the worker, or 503 if there is no worker."""
         worker = self._draw.choice(self._worker_urls)
         try:
-            async with self._session.post(worker + path, data=body) as answer:
+            async with self._session.post(worker + path, data=body, headers=headers) as answer:
                 await answer.read()
                 if answer.status >= 500 and answer.status != 503:
-                    self.wrong.append(f"worker: {answer.status} to {path}")
+                    self.wrong.append(f"worker: {answer.status} to {path.partition('?')[0]}")
                 return answer.status
         except (aiohttp.ClientError, TimeoutError):
             return 503

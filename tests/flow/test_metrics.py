@@ -122,7 +122,9 @@ def test_documentation_lists_every_metric(stack: Stack) -> None:
     image = picture(seed=21)
     stack.upload(image)
     stack.result(sha256(image))
-    worker = httpx.Client(base_url=f"http://127.0.0.1:{stack.worker_port}", timeout=30)
+    worker = httpx.Client(
+        base_url=f"http://127.0.0.1:{stack.worker_port}", headers=stack.push_headers(), timeout=30
+    )
     with worker:
         worker.post("/generate_annotations_dlq", content=b"?")
         worker.post("/reconcile")

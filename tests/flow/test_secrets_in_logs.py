@@ -95,17 +95,19 @@ def test_no_secret_and_no_byte_of_an_image_is_in_any_log(
                 send(method, path, headers, json={marks["q"]: marks["q"], "name": 7})
         send("GET", link, {})
         send("GET", link[:-1] + "0", {})
-        # The routes of the worker, with an invalid body and an invalid token.
+        # The routes of the worker, with an invalid body, and with an invalid and the valid secret.
+        hidden.add(stack.push_headers()["Authorization"].removeprefix("Bearer "))
         for path in (
             *("/generate_annotations", "/generate_annotations_dlq", "/reconcile"),
             "/notifications",
         ):
-            httpx.post(
-                f"http://127.0.0.1:{stack.worker_port}{path}",
-                headers=forged,
-                content=json.dumps({"message": {"data": marks["q"]}}),
-                timeout=60,
-            )
+            for headers in (forged, stack.push_headers()):
+                httpx.post(
+                    f"http://127.0.0.1:{stack.worker_port}{path}?token={marks['q']}",
+                    headers=headers,
+                    content=json.dumps({"message": {"data": marks["q"]}}),
+                    timeout=60,
+                )
         names = list(stack.processes)
         for name in names:
             stack.stop(name)

@@ -200,7 +200,8 @@ def test_duplicate_delivery_is_in_the_same_trace(stack: Stack, collector: Collec
     answer = httpx.post(
         f"http://127.0.0.1:{stack.worker_port}/generate_annotations",
         content=json.dumps(envelope),
-        headers={"traceparent": f"00-{TRACE}-{CLIENT_SPAN}-01"},  # as from Cloud Run
+        # The trace is another, as from Cloud Run.
+        headers={"traceparent": f"00-{TRACE}-{CLIENT_SPAN}-01", **stack.push_headers()},
         timeout=60,
     )
     assert answer.status_code == 204
@@ -260,7 +261,7 @@ def test_reconciled_image_starts_a_new_trace(tmp_path: Path, colour_bundle: Path
             stack.stop("worker")
             stack.start("worker", "api")
             url = f"http://127.0.0.1:{stack.worker_port}/reconcile"
-            ours = {"traceparent": f"00-{TRACE}-{CLIENT_SPAN}-01"}
+            ours = {"traceparent": f"00-{TRACE}-{CLIENT_SPAN}-01", **stack.push_headers()}
 
             def republished() -> bool:
                 return bool(httpx.post(url, headers=ours, timeout=60).json()["republished"])

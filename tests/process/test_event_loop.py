@@ -17,7 +17,7 @@ from tests.support.batches import archive
 from tests.support.buckets import fill_bundle
 from tests.support.pictures import picture, sha256
 from tests.support.scripted_worker import until
-from tests.support.worker import envelope, settings_in
+from tests.support.worker import envelope, push_headers, settings_in
 from worker.main import create_app as create_worker
 
 
@@ -43,7 +43,11 @@ async def test_no_request_makes_a_blocking_call(tmp_path: Path, detector: BlockB
     api, worker = create_api(settings), create_worker(settings)
     async with api.router.lifespan_context(api), worker.router.lifespan_context(worker):
         clients = [
-            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://glimpse")
+            httpx.AsyncClient(
+                transport=httpx.ASGITransport(app),
+                base_url="http://127.0.0.1",
+                headers=push_headers(settings),
+            )
             for app in (api, worker)
         ]
         detector.activate()

@@ -23,7 +23,7 @@ from tests.support.pictures import picture, sha256
 from tests.support.records import claimed
 from tests.support.scripted_worker import until
 from tests.support.stack import free_port
-from tests.support.worker import envelope, settings_in
+from tests.support.worker import envelope, push_headers, settings_in
 
 WHITE = picture(7, (250, 250, 250))
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,7 +84,8 @@ async def started(tmp_path: Path, rounds: int, shutdown_seconds: float) -> Async
         popen = subprocess.Popen(command, env=environment, cwd=tmp_path)  # noqa: ASYNC220 - at once
         try:
             base = f"http://127.0.0.1:{port}"
-            async with httpx.AsyncClient(base_url=base, timeout=100) as client:
+            headers = push_headers(settings)
+            async with httpx.AsyncClient(base_url=base, headers=headers, timeout=100) as client:
                 process = Process(popen, client, backend, key)
                 await until(process.ready)
                 yield process

@@ -200,7 +200,7 @@ async def open_api(
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://api", timeout=60) as client,
+        httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=60) as client,
     ):
         yield Api(app, client, app.state.services, settings)
 

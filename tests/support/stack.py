@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import httpx
 
+from core.backends import push_secret
 from core.settings import REMOVED
 from tests.support.distribution import share_of
 
@@ -153,6 +154,11 @@ class Stack:
                 pass
             time.sleep(0.05)
         raise AssertionError(f"{name} did not become ready:\n{self.log(name)[-4000:]}")
+
+    def push_headers(self) -> dict[str, str]:
+        """The headers with which the local queue pushes to the worker."""
+        secret = (Path(self.environment["DATA_DIR"]) / push_secret.FILE).read_bytes()
+        return {"Authorization": f"Bearer {secret.hex()}"}
 
     def kill(self, name: str) -> None:
         """Send SIGKILL."""

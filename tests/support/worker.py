@@ -22,6 +22,7 @@ import psutil
 from fastapi import FastAPI
 
 from core.backends import Backend, BackendOpener, open_backend
+from core.backends.push_secret import local_push_secret
 from core.clock import Clock, rfc3339, utc_now
 from core.domain.channels import Channel
 from core.domain.dead_letters import DeadLetter, LetterFilter
@@ -190,11 +191,20 @@ async def running_worker(
     app = create_app(settings, clock, opener, spawn)
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://worker") as client:
-            context: WorkerContext = app.state.context
+        context: WorkerContext = app.state.context
+        async with httpx.AsyncClient(
+            transport=transport, base_url=settings.worker_url, headers=push_headers(settings)
+        ) as client:
             models = context.models.identities
             model = models[0] if models else UNKNOWN_MODEL
             yield RunningWorker(app, client, context.backend, model)
+
+
+def push_headers(settings: Settings) -> dict[str, str]:
+    """The headers of a local queue, which a worker with these settings demands."""
+    if not settings.pushes_with_secret:
+        return {}
+    return {"Authorization": f"Bearer {local_push_secret(settings)}"}
 
 
 def envelope(key: RecordKey, **message: object) -> bytes:

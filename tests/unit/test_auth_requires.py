@@ -349,7 +349,7 @@ async def test_rotation_with_the_longest_overlap_is_accepted(api: Api) -> None:
 
 
 async def test_oversized_and_malformed_bodies_are_refused(api: Api) -> None:
-    admin = bearer(await api.issue("acme"))
+    admin = {**bearer(await api.issue("acme")), "Content-Type": "application/json"}
     answer = await api.client.post("/api/v1/keys", content=b" " * 20_000, headers=admin)
     assert_problem(answer, 413, "body_too_large")
     answer = await api.client.post("/api/v1/keys", content=b"{", headers=admin)

@@ -40,13 +40,17 @@ def test_every_setting_reaches_every_container(name: str) -> None:
 
 def test_values_are_valid_settings_with_the_addresses_of_the_containers() -> None:
     given = {k.lower(): v for k, v in environment("api").items() if v is not None}
-    given["log_format"] = re.sub(r"^\$\{LOG_FORMAT:-(\w+)\}$", r"\1", given["log_format"])
+    for name in ("log_format", "allowed_hosts"):
+        given[name] = re.sub(rf"^\$\{{{name.upper()}:-(.+)\}}$", r"\1", given[name])
     settings = Settings(_env_file=None, **given)  # type: ignore[arg-type]  # text, as in a process
     assert settings.backend == "emulator"
     assert settings.datastore_emulator_host == f"datastore:{EMULATORS['datastore']}"
     assert settings.pubsub_emulator_host == f"pubsub:{EMULATORS['pubsub']}"
     assert settings.storage_emulator_host == f"http://storage:{EMULATORS['storage']}"
     assert settings.push_endpoint == f"http://worker:{DEFAULTS.worker_port}"
+    # A browser on the host reaches the published ports, as it reaches services without containers.
+    assert settings.api_hosts == DEFAULTS.api_hosts
+    assert "worker" in settings.worker_hosts
 
 
 def test_delivery_settings_have_no_values() -> None:
@@ -145,4 +149,9 @@ def test_what_must_last_is_in_named_volumes() -> None:
     mounted = {
         v.split(":")[0] for s in SERVICES.values() for v in s.get("volumes", []) if v == str(v)
     }
-    assert mounted == volumes.keys() == {"datastore", "storage", "api"}
+    assert mounted == volumes.keys() == {"datastore", "storage", "api", "push"}
+
+
+def test_containers_that_push_and_the_worker_share_the_secret() -> None:
+    sharing = {name for name, s in SERVICES.items() if "push:/data" in s.get("volumes", [])}
+    assert sharing == {"worker", "set-up", "scheduler"}

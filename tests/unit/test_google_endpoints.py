@@ -257,10 +257,10 @@ def test_subscriptions_follow_the_delivery_policy() -> None:
         topic_prefix="corner",
         delivery_attempts=20,
     )
-    made = {each.name: each for each in subscriptions(settings, "demo")}
+    made = {each.name: each for each in subscriptions(settings, "demo", "s3cret")}
     root, policy = "projects/demo", settings.delivery
     assert {name: each.push_config.push_endpoint for name, each in made.items()} == {
-        f"{root}/subscriptions/corner-{name}-push": f"http://worker:8081{path}"
+        f"{root}/subscriptions/corner-{name}-push": f"http://worker:8081{path}?token=s3cret"
         for name, path in {
             "images-high": "/generate_annotations",
             "images-normal": "/generate_annotations",

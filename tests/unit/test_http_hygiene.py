@@ -1,4 +1,4 @@
-"""Security headers, CORS, and allowed hosts."""
+"""Security headers, CORS, allowed hosts, and requests of pages of other origins."""
 
 import base64
 import hashlib
@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.api import Api, api_settings, open_api, routes_of
+from tests.support.api import NOTHING, Api, api_settings, open_api, routes_of
 from tests.support.pictures import picture, sha256
+from tests.support.problems import assert_problem
 
 IMAGE = picture()
 HASH = sha256(IMAGE)
@@ -150,3 +151,107 @@ async def test_only_allowed_hosts_are_served(
             assert answer.headers["x-content-type-options"] == "nosniff"
         # Probes use an IP address.
         assert (await api.client.get("/health", headers={"Host": host})).status_code == 204
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8080", 404),
+        ("localhost:8080", 404),
+        ("LOCALHOST", 404),
+        ("[::1]:8080", 404),
+        ("labels.example", 404),  # of PUBLIC_URL
+        ("evil.example", 400),  # a name that now leads to 127.0.0.1 (DNS rebinding)
+        ("evil.example:8080", 400),
+        ("127.0.0.1.evil.example", 400),
+        ("localhost.evil.example", 400),
+        ("169.254.169.254", 400),
+    ],
+)
+async def test_service_on_loopback_serves_only_names_of_this_machine(
+    tmp_path: Path, colour_bundle: Path, host: str, status: int
+) -> None:
+    settings = api_settings(tmp_path, colour_bundle, public_url="https://labels.example")
+    async with open_api(settings) as api:
+        answer = await api.client.get(f"/what/status/{HASH}", headers={"Host": host})
+        assert answer.status_code == status
+        if status == 400:
+            assert_problem(answer, 400, "invalid_host")
+            assert "ALLOWED_HOSTS" in answer.json()["detail"]
+
+
+async def test_service_on_all_addresses_serves_every_host(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    settings = api_settings(tmp_path, colour_bundle, host="0.0.0.0", allow_public=True)
+    async with open_api(settings) as api:
+        answer = await api.client.get("/", headers={"Host": "glimpse.lan"})
+        assert answer.status_code == 200
+
+
+# What browsers send with a request of a page at http://127.0.0.1:8080, of another page, and
+# without Fetch Metadata.
+OWN = [
+    {},
+    {"Sec-Fetch-Site": "same-origin", "Origin": "http://127.0.0.1:8080"},
+    {"Sec-Fetch-Site": "same-origin"},
+    {"Sec-Fetch-Site": "none"},
+    {"Origin": "http://127.0.0.1:8080"},
+    {"Sec-Fetch-Site": "cross-site", "Origin": "https://app.example"},  # CORS_ORIGINS
+    {"Origin": "https://labels.example"},  # PUBLIC_URL, behind a proxy that changes Host
+]
+FOREIGN = [
+    {"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"},
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "cross-site", "Origin": "http://127.0.0.1:8080"},
+    {"Sec-Fetch-Site": "same-site", "Origin": "http://127.0.0.1:3000"},  # another port
+    {"Origin": "https://evil.example"},
+    {"Origin": "http://127.0.0.1"},  # another port
+    {"Origin": "null"},  # a sandboxed frame
+]
+
+
+@pytest.fixture
+async def with_origins(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
+    settings = api_settings(
+        tmp_path,
+        colour_bundle,
+        cors_origins=("https://app.example",),
+        public_url="https://labels.example",
+    )
+    async with open_api(settings) as api:
+        api.client.headers["Host"] = "127.0.0.1:8080"
+        yield api
+
+
+@pytest.mark.parametrize("headers", FOREIGN)
+async def test_page_of_another_origin_changes_nothing(
+    with_origins: Api, headers: dict[str, str]
+) -> None:
+    """Every route with an unsafe method, as a page could call it without asking first."""
+    client = with_origins.client
+    for method, path, _ in routes_of(with_origins.app):
+        if method in ("GET", "HEAD"):
+            continue
+        address = re.sub(r"\{\w+\}", HASH, path)
+        answer = await client.request(method, address, content=IMAGE, headers=headers)
+        assert_problem(answer, 403, "cross_origin_request")
+    assert with_origins.traces() == NOTHING
+    assert (await client.get("/", headers=headers)).status_code == 200  # a link to the page
+
+
+@pytest.mark.parametrize("headers", OWN)
+async def test_own_and_allowed_pages_and_programs_may_upload(
+    with_origins: Api, headers: dict[str, str]
+) -> None:
+    answer = await with_origins.client.post("/api/v1/images", content=IMAGE, headers=headers)
+    assert answer.status_code == 202
+
+
+async def test_page_of_another_origin_creates_no_webhook(with_origins: Api) -> None:
+    """`text/plain` and no type need no preflight, also where a browser sends no Origin."""
+    for headers in ({"Content-Type": "text/plain"}, {}, FOREIGN[0]):
+        body = b'{"url": "https://93.184.215.14/hook"}'
+        answer = await with_origins.client.post("/api/v1/webhooks", content=body, headers=headers)
+        assert answer.status_code == (403 if "Origin" in headers else 415)
+    assert (await with_origins.client.get("/api/v1/webhooks")).json() == {"webhooks": []}

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from app.main import create_app
-from core.http.startup_security import InsecureSettings, check_api, check_worker, is_loopback
+from core.hosts import is_loopback
+from core.http.startup_security import InsecureSettings, check_api, check_worker
 from core.settings import Settings
 
 SECRET = "k" * 32

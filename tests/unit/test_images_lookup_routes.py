@@ -103,7 +103,8 @@ async def test_duplicates_are_answered_once_and_nothing_is_stored(api: Api) -> N
     ],
 )
 async def test_invalid_lookup_is_refused(api: Api, body: bytes, status: int, code: str) -> None:
-    response = await api.client.post(LOOKUP, content=body)
+    headers = {"Content-Type": "application/json"}
+    response = await api.client.post(LOOKUP, content=body, headers=headers)
     assert response.status_code == status, response.text
     assert response.json().get("code", "") == code
 

@@ -408,7 +408,11 @@ CASES: dict[type[errors.GlimpseError], tuple[Provoke, dict[str, Any]]] = {
         {},
     ),
     errors.BodyTooLarge: (
-        lambda api: api.client.post("/api/v1/webhooks", content=b" " * 16_385),
+        lambda api: api.client.post(
+            "/api/v1/webhooks",
+            content=b" " * 16_385,
+            headers={"Content-Type": "application/json"},
+        ),
         {},
     ),
     errors.UnsupportedMediaType: (

@@ -27,7 +27,7 @@ from tests.support.metrics import samples, series
 from tests.support.pictures import picture, sha256
 from tests.support.problems import assert_problem
 from tests.support.server import serving
-from tests.support.worker import envelope, settings_in
+from tests.support.worker import envelope, push_headers, settings_in
 from worker.main import create_app as create_worker
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -157,15 +157,16 @@ async def test_error_in_a_middleware_is_answered(
 async def test_500_of_the_worker_is_a_problem_and_rejects_the_message(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    worker = create_worker(settings_in(tmp_path), opener=broken, spawn=spawn_thread)
+    worker_settings = settings_in(tmp_path)
+    worker = create_worker(worker_settings, opener=broken, spawn=spawn_thread)
     transport = httpx.ASGITransport(worker)
     async with (
         json_logs("worker"),
         worker.router.lifespan_context(worker),
-        httpx.AsyncClient(transport=transport, base_url="http://worker") as client,
+        httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
     ):
         (model,) = worker.state.context.models.identities
-        headers = {"Traceparent": TRACEPARENT}
+        headers = {"Traceparent": TRACEPARENT, **push_headers(worker_settings)}
         pushed = envelope(RecordKey("public", HASH, model))
         capsys.readouterr()
         answer = await client.post("/generate_annotations", content=pushed, headers=headers)

@@ -15,7 +15,7 @@ from aiosmtplib import (
 )
 
 from core.errors import GlimpseError, Unavailable
-from core.http.startup_security import is_loopback
+from core.hosts import is_loopback
 from core.outbound.mail_server import MailServer
 
 log = structlog.get_logger(__name__)

@@ -46,7 +46,7 @@ UNAUTHORIZED = (Unauthenticated, Forbidden, Unavailable)
 
 async def authenticate(request: Request) -> None:
     """Runs before FastAPI or an endpoint reads the body."""
-    await context_of(request).authenticate(request.headers.get("authorization", ""))
+    await context_of(request).authenticate(request)
 
 
 router = APIRouter(tags=["push"], dependencies=[Depends(authenticate)])

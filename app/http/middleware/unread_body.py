@@ -4,6 +4,8 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from core.http.content_length import has_body
+
 LINGER_SECONDS = 1.0
 _WITHOUT_BODY = ("GET", "HEAD", "OPTIONS")
 
@@ -20,7 +22,7 @@ class CloseOnUnreadBody:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] in _WITHOUT_BODY or not _has_body(scope):
+        if scope["type"] != "http" or scope["method"] in _WITHOUT_BODY or not has_body(scope):
             await self.app(scope, receive, send)
             return
         read_all = closing = False
@@ -53,10 +55,3 @@ class CloseOnUnreadBody:
                 pass
 
         await self.app(scope, watched_receive, watched_send)
-
-
-def _has_body(scope: Scope) -> bool:
-    for name, value in scope["headers"]:
-        if name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
-            return True
-    return False

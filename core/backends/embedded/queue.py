@@ -37,6 +37,7 @@ from core.backends.embedded.queue_store import (
 )
 from core.backends.local_scheduler import running_scheduler
 from core.backends.push_client import ConnectFailed, NoResponse, PushClient
+from core.backends.push_secret import local_push_secret
 from core.clock import Clock, rfc3339, utc_now
 from core.concurrency import in_background
 from core.domain.channels import ALL_CHANNELS, CHANNELS, DEAD_LETTERS, Channel, Lane
@@ -362,9 +363,10 @@ def queue_lock(data_dir: Path) -> Iterator[None]:
 async def serve(settings: Settings) -> None:
     """Run the queue and the scheduler until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
+    secret = await asyncio.to_thread(local_push_secret, settings)
     async with (
         open_queue_store(settings) as store,
-        PushClient(settings.push_url) as client,
+        PushClient(settings.push_url, secret) as client,
     ):
         sizes = lane_sizes(settings.push_concurrency, NOTIFICATION_CONCURRENCY)
         queue = PushQueue(store, client, settings.channel_delivery, sizes)

@@ -3,6 +3,7 @@
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core.errors import InvalidHost
+from core.hosts import host_of
 from core.http.problems import response_for
 
 # Load balancers and supervisors use an IP address.
@@ -12,14 +13,16 @@ _ANY_HOST = ("/health", "/ready")
 class AllowedHosts:
     """Plain ASGI middleware that answers 400 to requests for hosts other than `hosts`.
 
-    `*.example.org` allows every subdomain. Ports are ignored.
+    `*.example.org` allows every subdomain. Ports are ignored. The response names `setting`, by
+    which an operator can add a host.
     """
 
-    def __init__(self, app: ASGIApp, hosts: tuple[str, ...]) -> None:
+    def __init__(self, app: ASGIApp, hosts: tuple[str, ...], setting: str) -> None:
         self.app = app
         self._names = {host.lower() for host in hosts if not host.startswith("*.")}
         self._suffixes = tuple(host[1:].lower() for host in hosts if host.startswith("*."))
         self._all = "*" in hosts
+        self._detail = f"This service does not serve that host. An operator can add it: {setting}."
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket") or self._allows(scope):
@@ -27,7 +30,7 @@ class AllowedHosts:
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close"})
         else:
-            refusal = response_for(InvalidHost("This service does not serve that host."))
+            refusal = response_for(InvalidHost(self._detail))
             await refusal(scope, receive, send)
 
     def _allows(self, scope: Scope) -> bool:
@@ -36,11 +39,5 @@ class AllowedHosts:
         named = [value for name, value in scope["headers"] if name == b"host"]
         if len(named) != 1:
             return False
-        host = _without_port(named[0].decode("latin-1").lower())
+        host = host_of(named[0].decode("latin-1"))
         return host in self._names or (bool(self._suffixes) and host.endswith(self._suffixes))
-
-
-def _without_port(host: str) -> str:
-    if host.startswith("["):  # an IPv6 address
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0]
