@@ -231,9 +231,9 @@ class Settings(BaseSettings):
         Literal["off", "oidc", "iam"] | None,
         Field(
             description="How the worker authenticates pushes. `off`: by the secret in DATA_DIR, "
-            "which local queues send. `oidc`: by a signed Google identity token. `iam`, on Cloud Run only: the same, but Cloud Run's own "
-            "check replaces a signature that Cloud Run has removed. If it is not set, `iam` with "
-            "BACKEND=gcp, and `off` otherwise"
+            "which local queues send. `oidc`: by a signed Google identity token. `iam`, on Cloud "
+            "Run only: the same, but Cloud Run's own check replaces a signature that Cloud "
+            "Run has removed. If it is not set, `iam` with BACKEND=gcp, and `off` otherwise"
         ),
     ] = None
     push_audience: Annotated[
