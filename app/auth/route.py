@@ -19,7 +19,7 @@ from app.auth.requires import authenticate_early
 from app.http.json_body import MAX_BYTES, NOT_JSON, check_content_type
 from app.http.responses import NO_STORE
 from core.domain import principals
-from core.errors import BodyTooLarge, UnsupportedMediaType
+from core.errors import BodyTooLarge, GlimpseError, UnsupportedMediaType
 from core.http.openapi import operation_id, refusals
 from core.http.problems import invalid_fields
 from core.http.route_access import access_of
@@ -49,7 +49,7 @@ class AuthenticatedRoute(APIRoute):
         options["generate_unique_id_function"] = operation_id
         super().__init__(path, endpoint, **options)
         if self.body_field is not None:
-            example = {UnsupportedMediaType: NOT_JSON}
+            example: dict[type[GlimpseError], str] = {UnsupportedMediaType: NOT_JSON}
             self.responses = {**refusals(UnsupportedMediaType, examples=example), **self.responses}
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

@@ -29,7 +29,7 @@ class JsonBody(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _check_count(cls, value: Any) -> Any:
+    def _check_members(cls, value: Any) -> Any:
         if isinstance(value, dict) and len(value) > MAX_MEMBERS:
             raise ValueError(f"The object has more than {MAX_MEMBERS} members")
         return value

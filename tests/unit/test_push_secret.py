@@ -38,7 +38,7 @@ async def test_request_without_the_secret_is_refused(
     key = await worker.submit()
     forged = body(attributes=ClassifyImage(key).attributes())
     del worker.client.headers["Authorization"]
-    raw = {name: value.encode("latin-1") for name, value in headers.items()}
+    raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
     for query in ("", "?token=", "?token=wrong"):
         answer = await worker.client.post(path + query, content=forged, headers=raw)
         assert_problem(answer, 401, "unauthenticated")
