@@ -56,7 +56,7 @@ async def test_duplicates_make_one_result(stack: Stack) -> None:
     assert stack.classifications(key.image_hash) == 1
 
 
-def test_a_refused_delivery_comes_again(stack: Stack) -> None:
+def test_refused_delivery_is_repeated(stack: Stack) -> None:
     """A worker dies while it holds a claim: its push fails and is delivered again."""
     images = [picture(seed=100 + n) for n in range(20)]
     for image in images:

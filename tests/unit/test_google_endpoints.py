@@ -109,7 +109,7 @@ async def test_without_credentials_the_start_says_so(
         await open_endpoints(cloud(), utc_now)
 
 
-async def test_emulators_are_reached_as_nobody(tmp_path: Path) -> None:
+async def test_emulators_are_called_without_credentials(tmp_path: Path) -> None:
     settings = Settings(_env_file=None, backend="emulator", data_dir=tmp_path)
     endpoints = await open_endpoints(settings, utc_now)
     assert endpoints.credentials is None
