@@ -9,15 +9,19 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 import pytest
+from starlette.types import Message
 
 from app.images import service
 from app.images.submission import Submissions, SubmittedImage
+from app.uploads.image_upload import Upload
 from core.backends import Backend, open_backend
 from core.clock import Clock, utc_now
+from core.domain.priority import Priority
 from core.domain.records import (
     PUBLIC_TENANT,
     Record,
@@ -31,12 +35,14 @@ from core.domain.transitions import Transition
 from core.errors import Unavailable
 from core.settings import Settings
 from tests.support.api import LEASE, Api, Traces, api_settings, open_api
+from tests.support.connections import PATIENCE
 from tests.support.faults import watched
 from tests.support.pictures import picture, sha256
 from tests.support.problems import assert_problem
 from tests.support.records import claimed
 from tests.support.scripted_worker import until
 
+HOUR = 3600.0
 V1 = "/api/v1/images"
 IMAGE = picture()
 HASH = sha256(IMAGE)
@@ -220,10 +226,11 @@ async def test_upload_stores_its_bytes_when_another_process_replaced_the_record(
     assert not_advancing.traces() == Traces(records=1, blobs=1, messages=2)
 
 
-class HangingStorage:
-    """The embedded backend, whose image storage hangs until `answers` is set."""
+class HangingPort:
+    """The embedded backend with a port call that hangs until `answers` is set."""
 
-    def __init__(self) -> None:
+    def __init__(self, call: str = "blobs.put") -> None:
+        self._call = call
         self.asked, self.answers = asyncio.Event(), asyncio.Event()
 
     @asynccontextmanager
@@ -232,7 +239,7 @@ class HangingStorage:
             yield watched(backend, self._before)
 
     async def _before(self, call: str, after: bool) -> None:
-        if call == "blobs.put" and not after:
+        if call == self._call and not after:
             self.asked.set()
             await self.answers.wait()
 
@@ -241,7 +248,7 @@ async def test_closing_waits_for_uploads_whose_clients_have_left(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
     """P1, P4: without the message, only the reconciler would find the image, minutes later."""
-    storage = HangingStorage()
+    storage = HangingPort()
     settings = api_settings(tmp_path, colour_bundle)
     async with open_api(settings, opener=storage.open_backend) as api:
         upload = asyncio.create_task(api.client.post(V1, content=IMAGE))
@@ -261,7 +268,7 @@ async def test_closing_gives_up_on_a_hanging_upload(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(service, "CLOSE_SECONDS", 0.01)
-    storage = HangingStorage()
+    storage = HangingPort()
     settings = api_settings(tmp_path, colour_bundle)
     async with open_api(settings, opener=storage.open_backend) as api:
         upload = asyncio.create_task(api.client.post(V1, content=IMAGE))
@@ -345,3 +352,45 @@ async def test_running_record_without_blob_is_stored_again(api: Api) -> None:
     assert api.traces() == Traces(records=1, blobs=1, messages=1)
     assert (await api.client.post(V1, content=IMAGE)).status_code == 202
     assert api.traces() == Traces(records=1, blobs=1, messages=1)
+
+
+async def test_upload_of_an_image_that_a_job_requested_is_urgent(api: Api) -> None:
+    """The message of the job is less urgent, and the job can be cancelled."""
+    await api.services.backend.blobs.put(f"public/{HASH}", IMAGE, "image/jpeg")
+    record = new_record(api.key(HASH), utc_now())
+    await api.records.create(
+        replace(record, status=Status.QUEUED, priority=Priority.LOW, job="another")
+    )
+    assert (await api.client.post(V1, content=IMAGE)).status_code == 202
+    record = await api.record(HASH)
+    assert (record.priority, record.job, api.traces().messages) == (Priority.HIGH, "", 1)
+    assert (await api.client.post(V1, content=IMAGE)).status_code == 202
+    assert api.traces().messages == 1
+
+
+async def test_disconnect_ends_the_wait_of_an_upload(api: Api) -> None:
+    async def disconnected() -> Message:
+        return {"type": "http.disconnect"}
+
+    with api.services.uploads.slot() as slot:
+        upload = Upload(bytearray(IMAGE), HASH, slot)
+        async with asyncio.timeout(PATIENCE):
+            result, known = await api.services.images.submit(
+                PUBLIC_TENANT, upload, HOUR, disconnected
+            )
+    assert (result.status.terminal, known) == (False, False)
+
+
+async def test_job_gives_back_its_slot_before_its_records_are_written(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    """Its images are stored then, so it holds no bytes."""
+    port = HangingPort("jobs.create")
+    async with open_api(api_settings(tmp_path, colour_bundle), opener=port.open_backend) as api:
+        creation = asyncio.create_task(
+            api.client.post("/api/v1/jobs/batch-predict", files={"imgs": IMAGE})
+        )
+        await port.asked.wait()
+        assert (api.services.uploads.in_flight, api.services.uploads.bytes_reserved) == (0, 0)
+        port.answers.set()
+        assert (await creation).status_code == 202
