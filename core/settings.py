@@ -442,11 +442,14 @@ class Settings(BaseSettings):
             )
         # Both raise ValueError if the numbers contradict each other.
         _ = self.delivery, self.notification_delivery
-        if self.mail_server is not None:
+        if self.mail_server is not None or self.email_from:
             try:
                 domain_of(parseaddr(self.email_from)[1])
             except ValueError:
                 raise ValueError("SMTP_URL needs EMAIL_FROM, as in glimpse@example.com") from None
+        # On Google Cloud only the service that sends e-mail can read SMTP_URL.
+        if self.email_from and self.mail_server is None and self.backend != "gcp":
+            raise ValueError("EMAIL_FROM needs SMTP_URL")
         if self.backend != "embedded":
             self._check_pubsub_bounds()
         if self.bucket in self.import_buckets:
@@ -512,7 +515,7 @@ class Settings(BaseSettings):
     @property
     def email_domains(self) -> frozenset[str]:
         """Domains that e-mail may go to (`core.outbound.mail_address`). Empty without e-mail."""
-        if self.mail_server is None:
+        if not self.email_from:
             return frozenset()
         named = frozenset(domain.lower() for domain in self.email_allowed_domains)
         return named or frozenset({domain_of(parseaddr(self.email_from)[1])})

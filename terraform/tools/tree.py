@@ -16,7 +16,7 @@ TERRAFORM = Path(__file__).resolve().parents[1]
 _NOTES = {"__is_block__", "__comments__", "__inline_comments__", "__start_line__", "__end_line__"}
 # `var.x`, `module.x.y`, `data.t.n.a`, `google_t.n.a`: the root, then names and what indexes them.
 _REFERENCE = re.compile(
-    r"(?<![\w.\-])(var|local|module|each|data|ephemeral|(?:google|random|terraform)_\w+)"
+    r"(?<![\w.\-])(var|local|module|each|data|ephemeral|(?:google|random|terraform|time)_\w+)"
     r"((?:(?:\[[^\[\]]*\])*\.[\w*]+)+|(?=\[))"
 )
 _PART = re.compile(r"\.([\w*]+)")

@@ -69,6 +69,24 @@ def test_terraform_that_is_wrong_is_refused(terraform: Path, file: str, wrong: s
     assert run_terraform(terraform).returncode != 0
 
 
+def test_terraform_leaves_the_checkout_unchanged(terraform: Path) -> None:
+    before = {path: path.is_dir() or path.read_bytes() for path in terraform.rglob("*")}
+    assert run_terraform(terraform).returncode == 0
+    assert {path: path.is_dir() or path.read_bytes() for path in terraform.rglob("*")} == before
+
+
+def test_a_lock_file_that_init_replaces_is_refused(terraform: Path) -> None:
+    """Here init removes a provider that nothing needs, as it would replace another version."""
+    lock = terraform / "envs/example/.terraform.lock.hcl"
+    lock.write_text(
+        'provider "registry.terraform.io/hashicorp/time" {\n  version = "0.13.1"\n'
+        '  hashes = [\n    "zh:' + "0" * 64 + '",\n  ]\n}\n'
+    )
+    done = run_terraform(terraform)
+    assert done.returncode == 1
+    assert "a provider is not the one that the lock file names" in done.stderr
+
+
 # --- .gcloudignore -------------------------------------------------------------------------------
 SECRETS = (
     *(".env", ".data/records.db", ".venv/bin/python", ".git/config", "gha-creds-12.json"),

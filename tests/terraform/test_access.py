@@ -22,8 +22,7 @@ ROLES = {
     "google_service_account_iam_member.push_token": "roles/iam.serviceAccountTokenCreator",
     "google_service_account_iam_member.signer": "roles/iam.serviceAccountTokenCreator",
     "google_storage_bucket_iam_member.api": "roles/storage.objectUser",
-    "google_storage_bucket_iam_member.importer": "roles/storage.objectViewer",
-    "google_storage_bucket_iam_member.model": "roles/storage.objectViewer",
+    "google_storage_bucket_iam_member.reader": "roles/storage.objectViewer",
     "google_storage_bucket_iam_member.worker": "roles/storage.objectViewer",
 }
 
@@ -113,12 +112,26 @@ def test_each_has_an_account_of_its_own(modules: dict[str, Module]) -> None:
     assert not [name for name in resources(modules) if "service_account_key" in name]
 
 
-def test_github_is_one_repository_and_one_branch(modules: dict[str, Module]) -> None:
+def test_github_is_one_workflow_of_one_repository_branch_and_environment(
+    modules: dict[str, Module],
+) -> None:
     provider = resources(modules)["google_iam_workload_identity_pool_provider.github"].body
     assert "local.conditions" in provider["attribute_condition"]
     conditions = str(modules["delivery"].locals["conditions"])
-    for claim in ("assertion.repository ==", "assertion.ref ==", "assertion.repository_id =="):
-        assert claim in conditions
+    for claim in ("repository", "repository_id", "ref", "environment", "workflow_ref"):
+        assert f"assertion.{claim} ==" in conditions
+
+
+def test_each_secret_has_one_reader(modules: dict[str, Module]) -> None:
+    """The workers cannot read KEY_SECRET, and only one service can read SMTP_URL."""
+    secrets = modules["example"].of("module")["secrets"].body
+    assert plain(secrets["secrets"]["api-keys"]["reader"]) == "api"
+    assert 'reader = "notify"' in secrets["given"]
+    api, worker = (modules["example"].of("module")[name].body for name in ("api", "worker"))
+    assert re.findall(r"\b([A-Z][A-Z_]+)\b", str(api["secrets"])) == ["KEY_SECRET"]
+    assert worker["secrets"] == '${each.key == "notify" ? local.mail_server : {}}'
+    grant = resources(modules)["google_secret_manager_secret_iam_member.reader"].body
+    assert plain(grant["member"]) == "serviceAccount:${var.readers[each.value.reader]}"
 
 
 def test_values_of_secrets_are_in_no_state(modules: dict[str, Module]) -> None:

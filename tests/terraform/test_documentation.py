@@ -75,7 +75,7 @@ def test_what_github_needs_is_an_output() -> None:
         "GCP_DEPLOYER",
         "GCP_REGISTRY",
         "API_SERVICE",
-        "WORKER_SERVICE",
+        "WORKER_SERVICES",
         "API_URL",
     }
     assert wanted <= set(example.of("output"))

@@ -26,7 +26,7 @@ module "settings" {{
   bucket      = module.names.bucket
   database    = module.names.database
   public_url  = "{public_url}"
-  worker_cpus = 2
+  worker_cpus = {{ interactive = 2, batch = 4, notify = 1 }}
   api_streams = 160
   {more}
   queue = {{
@@ -36,7 +36,7 @@ module "settings" {{
   }}
 }}
 output "api" {{ value = module.settings.api }}
-output "worker" {{ value = module.settings.worker }}
+output "workers" {{ value = module.settings.workers }}
 """
 
 
@@ -50,10 +50,10 @@ def test_every_name_is_a_setting(modules: dict[str, Module]) -> None:
     }
     example = modules["example"]
     expressions = [
-        *(code(example.of("module")[service].body["secrets"]) for service in ("api", "worker")),
+        *example.of("module")["api"].body["secrets"],
         code(example.locals["mail_server"]),
     ]
-    secret = set(re.findall(r"\b([A-Z][A-Z_]+) = ", " ".join(expressions)))
+    secret = set(re.findall(r"\b([A-Z]+_[A-Z_]+)\b", " ".join(expressions)))
     assert len(set_) > 15
     assert secret == {"KEY_SECRET", "SMTP_URL"}
     assert (set_ | secret) - KNOWN == set()
@@ -65,11 +65,12 @@ def test_the_services_accept_their_environment(
 ) -> None:
     folder = modules["settings"].folder.parent
     given = outputs(tmp_path, ROOT_MODULE.format(modules=folder, public_url=public_url, more=""))
-    for service in ("api", "worker"):
-        environment = {name.lower(): value for name, value in given[service].items()}
+    assert set(given["workers"]) == {"interactive", "batch", "notify"}
+    for each in (given["api"], *given["workers"].values()):
+        environment = {name.lower(): value for name, value in each.items()}
         settings = Settings(_env_file=None, **environment)
         assert settings.backend == "gcp"
-        assert settings.verifies_pushes
+        assert settings.push_authentication == "iam"
         assert settings.log_format == "json"
         for channel in ALL_CHANNELS:
             ours = Settings(_env_file=None).channel_delivery(channel)
@@ -81,7 +82,8 @@ def test_the_services_accept_their_environment(
             if name in Settings.model_fields:
                 assert str(getattr(settings, name)).removesuffix(".0").lower() == value.lower()
     assert given["api"]["PUBLIC_URL"] == public_url
-    assert int(given["worker"]["WORKER_CONCURRENCY"]) == 2
+    concurrency = {name: each["WORKER_CONCURRENCY"] for name, each in given["workers"].items()}
+    assert concurrency == {"interactive": "2", "batch": "4", "notify": "1"}
 
 
 def test_the_services_accept_a_model_from_a_bucket(
@@ -93,8 +95,11 @@ def test_the_services_accept_a_model_from_a_bucket(
 """
     folder = modules["settings"].folder.parent
     given = outputs(tmp_path, ROOT_MODULE.format(modules=folder, public_url="", more=more))
-    for service, extra in (("api", ()), ("worker", ("gs://other-models/a", "models/default"))):
-        environment = {name.lower(): value for name, value in given[service].items()}
+    for each, extra in (
+        (given["api"], ()),
+        *((each, ("gs://other-models/a", "models/default")) for each in given["workers"].values()),
+    ):
+        environment = {name.lower(): value for name, value in each.items()}
         settings = Settings(_env_file=None, **environment)
         assert settings.model_uris == ("gs://example-models/2026/vit", *extra)
         assert not settings.emulated_buckets

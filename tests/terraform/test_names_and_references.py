@@ -88,8 +88,8 @@ MISTAKES = {
     ),
     "module that is not called": (
         "envs/example/queue.tf",
-        "module.worker.url",
-        "module.workers.url",
+        'module.worker["batch"].url',
+        'module.workers["batch"].url',
         "module.workers.url is not called",
     ),
     "module that is not there": (
@@ -130,9 +130,9 @@ MISTAKES = {
     ),
     "required variable left out": (
         "envs/example/queue.tf",
-        "  worker_url     = module.worker.url\n",
+        "  push_audience = module.names.push_audience\n",
         "",
-        "worker_url is required and not given",
+        "push_audience is required and not given",
     ),
     "whole module that lacks a field": (
         "modules/policy/outputs.tf",
@@ -200,8 +200,11 @@ def test_the_command_fails_for_an_empty_folder(tmp_path: Path) -> None:
 
 def test_the_names_are_those_of_the_types_used() -> None:
     names = provider_names.names()
-    assert {(kind, type_) for kind in ("resource", "data") for type_ in names[kind]} == set(used())
     changed = json.loads(CHANGES.read_text())["names"]
+    # Written by hand, because they are not of the provider whose package this reads.
+    others = {("resource", type_) for type_ in changed["resource"]}
+    found = {(kind, type_) for kind in ("resource", "data") for type_ in names[kind]}
+    assert found - others == set(used())
     for kind, types in changed.items():
         for type_, groups in types.items():
             for group in ("required", "optional"):

@@ -109,7 +109,8 @@ def test_lines_have_the_names_that_filters_use() -> None:
 def alerts(modules: dict[str, Module]) -> dict[str, dict[str, Any]]:
     """Each by its name; the one of every channel's backlog is there once."""
     found: dict[str, dict[str, Any]] = dict(modules["observability"].locals["alerts"])
-    found["oldest_message"] = modules["observability"].locals["oldest_message"]
+    for name in ("oldest_message", "undelivered_letters"):
+        found[name] = modules["observability"].locals[name]
     return {name: alert for name, alert in found.items() if not name.startswith("__")}
 
 
@@ -120,7 +121,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_every_alert_has_a_runbook_and_every_runbook_an_alert(modules: dict[str, Module]) -> None:
-    wanted = {plain(alert["runbook"]) for alert in alerts(modules).values()}
+    wanted = set(re.findall(r"alert-[a-z-]+", str(alerts(modules))))
     there = anchors(ROOT / "docs/operations/alerts.md")
     assert {each for each in there if each.startswith("alert-")} == wanted
 
@@ -144,7 +145,10 @@ def test_every_channel_has_an_alert_the_urgent_ones_a_strict_one(
     assert "oldest_unacked_message_age" in module.locals["backlogs"]
     assert "for channel, filter in local.subscription_is" in code(module.locals["backlogs"])
     policy = module.of("resource")["google_monitoring_alert_policy.this"].body
-    assert policy["for_each"] == "${merge(local.alerts, local.backlogs)}"
+    assert policy["for_each"] == "${local.policies}"
+    assert code(module.locals["policies"]) == (
+        "merge(local.alerts, local.undelivered_letters, local.backlogs)"
+    )
     stated = re.findall(r"([\w-]+) = (\d+)", code(module.locals["oldest_message_seconds"]))
     seconds = {name: int(number) for name, number in stated}
     assert seconds.keys() == {channel.name for channel in CHANNELS}
@@ -197,3 +201,27 @@ def test_alerts_tell_whom_the_variable_names(modules: dict[str, Module]) -> None
     policy = modules["observability"].of("resource")["google_monitoring_alert_policy.this"].body
     assert policy["notification_channels"] == "${local.channels}"
     assert "documentation" in dict(nested(policy))
+
+
+def test_an_alert_watches_the_dead_letters_own_subscription(modules: dict[str, Module]) -> None:
+    """Pub/Sub gives up no dead letter, so no other alert reports one that is not recorded."""
+    letters = str(modules["observability"].locals["undelivered_letters"])
+    assert "local.letters_are" in letters
+    assert "oldest_unacked_message_age" in letters
+
+
+def test_the_dashboard_leaves_out_what_monitoring_omits(modules: dict[str, Module]) -> None:
+    """Zeros and empty values would be a change in every plan."""
+    resource = modules["observability"].of("resource")["google_monitoring_dashboard.this"]
+    document = resource.body["dashboard_json"]
+    assert "if position != 0" in document
+    assert 'line.name == \\"\\" ? {}' in document or 'line.name == "" ? {}' in document
+    assert "length(line.by) == 0 ? {}" in document
+
+
+def test_policies_change_before_their_channel_is_deleted(modules: dict[str, Module]) -> None:
+    """Monitoring refuses to delete a channel that a policy names."""
+    channel = modules["observability"].of("resource")[
+        "google_monitoring_notification_channel.email"
+    ]
+    assert dict(nested(channel.body))["lifecycle"]["create_before_destroy"] is True

@@ -1,5 +1,6 @@
 """Terraform's delivery numbers are `DeliveryPolicy`'s, and what hangs on them follows from them."""
 
+import json
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,8 +12,18 @@ from app.images.routes import MAX_WAIT_SECONDS
 from app.images.what_routes import SLOW_WAIT_SECONDS
 from app.streams.registry import STREAM_SECONDS
 from core.domain import policy
-from core.domain.channels import ALL_CHANNELS, CHANNELS, DEAD_LETTERS, NOTIFICATIONS, Channel, Lane
-from core.domain.policy import DeliveryPolicy
+from core.domain.channels import (
+    ALL_CHANNELS,
+    CHANNELS,
+    DEAD_LETTERS,
+    IMAGES,
+    JOBS,
+    NOTIFICATIONS,
+    Channel,
+    Lane,
+)
+from core.domain.policy import NOTIFICATION_CONCURRENCY, DeliveryPolicy
+from core.domain.priority import Priority
 from core.settings import Settings
 from terraform.tools.tree import Module, code, nested, plain
 from tests.support.terraform import outputs
@@ -47,6 +58,17 @@ def test_terraform_gives_the_policy(modules: dict[str, Module], tmp_path: Path) 
     assert given["reconcile_schedule"] == f"*/{ours.reconcile_interval / 60:g} * * * *"
 
 
+# The Cloud Run service that gets each channel's messages: no kind of work waits for another.
+SERVICES = {
+    IMAGES[Priority.HIGH]: "interactive",
+    IMAGES[Priority.NORMAL]: "batch",
+    IMAGES[Priority.LOW]: "batch",
+    JOBS: "batch",
+    NOTIFICATIONS: "notify",
+    DEAD_LETTERS: "interactive",
+}
+
+
 def deliveries() -> dict[str, dict[str, Any]]:
     """What each channel's subscription must have, dead letters among them."""
     settings = Settings(_env_file=None)
@@ -54,6 +76,7 @@ def deliveries() -> dict[str, dict[str, Any]]:
     return {
         channel.name: {
             "path": channel.path,
+            "service": SERVICES[channel],
             **{name: getattr(settings.channel_delivery(channel), name) for name in numbers},
         }
         for channel in ALL_CHANNELS
@@ -125,7 +148,7 @@ def test_subscriptions_obey_the_policy(modules: dict[str, Module], name: str, po
     assert plain(blocks["retry_policy"]["maximum_backoff"]) == f"${{{policy}.max_backoff}}s"
     assert plain(blocks["expiration_policy"]["ttl"]) == ""
     endpoint = plain(blocks["push_config"]["push_endpoint"])
-    assert endpoint == f"${{var.worker_url}}${{{policy}.path}}"
+    assert endpoint == f"${{var.worker_urls[{policy}.service]}}${{{policy}.path}}"
 
 
 def test_every_channel_ends_in_the_dead_letters(modules: dict[str, Module]) -> None:
@@ -140,12 +163,13 @@ def test_every_channel_ends_in_the_dead_letters(modules: dict[str, Module]) -> N
     assert agent["subscription"] == "${google_pubsub_subscription.channel[each.key].name}"
 
 
-def test_both_services_publish_to_every_channel(modules: dict[str, Module]) -> None:
+def test_all_services_publish_to_every_channel(modules: dict[str, Module]) -> None:
     """The API too: it tells of jobs that their owners cancel."""
     publishers = str(modules["queue"].locals["publishers"])
     assert "setproduct(keys(var.policy.channels), keys(var.publishers))" in publishers
     given = modules["example"].of("module")["queue"].body["publishers"]
-    assert {name for name in given if not name.startswith("__")} == {"api", "worker"}
+    assert code(given) == "merge({api = module.api.account}, local.worker_accounts)"
+    assert worker_services(modules) == set(modules["example"].locals["worker_accounts"]) - NOTES
     for part in ("publisher", "viewer"):
         grant = resource(modules, f"google_pubsub_topic_iam_member.{part}")
         assert grant["for_each"] == "${local.publishers}"
@@ -169,12 +193,28 @@ def test_a_notification_fits_in_a_delivery() -> None:
     assert settings.notification_delivery.ack_deadline >= 2 * WEBHOOK_SECONDS
 
 
-def test_the_worker_has_room_for_what_waits(modules: dict[str, Module]) -> None:
-    """Else four receivers that are slow would keep an instance from its images."""
-    concurrency = code(modules["example"].of("module")["worker"].body["concurrency"])
-    assert (
-        concurrency == "var.worker.cpu * var.worker.requests_per_cpu + var.worker.waiting_requests"
-    )
+NOTES = {"__is_block__", "__comments__", "__inline_comments__", "__start_line__", "__end_line__"}
+
+
+def worker_services(modules: dict[str, Module]) -> set[str]:
+    return set(modules["example"].locals["workers"]) - NOTES
+
+
+def test_every_channel_has_a_service(modules: dict[str, Module]) -> None:
+    assert worker_services(modules) == set(SERVICES.values())
+    for service in worker_services(modules):
+        assert f"var.worker.{service}" in str(modules["example"].locals["workers"][service])
+
+
+def test_notify_has_more_slots_than_notifications_that_wait(modules: dict[str, Module]) -> None:
+    """Otherwise slow receivers would hold every request of an instance."""
+    worker = modules["example"].of("variable")["worker"].body
+    conditions = json.dumps(worker["validation"])
+    (least,) = re.findall(r"var\.worker\.notify\.concurrency > (\d+)", conditions)
+    assert int(least) == NOTIFICATION_CONCURRENCY
+    body = modules["example"].of("module")["worker"].body
+    assert body["concurrency"] == "${each.value.concurrency}"
+    assert body["for_each"] == "${local.workers}"
 
 
 def test_nobody_waits_for_the_worker_longer_than_the_queue(modules: dict[str, Module]) -> None:

@@ -343,3 +343,18 @@ def test_mail_server_is_parsed_from_its_url() -> None:
     assert server == MailServer("mail.example.com", 465, True, "ada@example.com", "p:w/")
     assert MailServer.parse("smtp://mail") == MailServer("mail", 587, False)
     assert "p:w/" not in repr(server)
+
+
+def test_email_from_needs_smtp_url_except_on_google_cloud(tmp_path: Path) -> None:
+    """There, only the service that sends e-mail can read SMTP_URL. The API checks addresses."""
+    with pytest.raises(ValidationError, match="EMAIL_FROM needs SMTP_URL"):
+        settings(tmp_path, email_from=SENDER)
+    gcp = Settings(
+        _env_file=None,
+        backend="gcp",
+        bucket="example-bucket",
+        push_audience="a",
+        push_service_account="b",
+        email_from=SENDER,
+    )
+    assert gcp.email_domains == {"example.com"}

@@ -1,4 +1,4 @@
-# What is kept: images, records, secrets. And what is read: models.
+# Stored data: images, records, secrets. And the buckets that the services read.
 module "images" {
   source = "../../modules/images"
 
@@ -6,21 +6,22 @@ module "images" {
   name                = module.names.bucket
   location            = var.region
   api_account         = module.api.account
-  worker_account      = module.worker.account
-  import_buckets      = var.import_buckets
+  worker_accounts     = local.worker_accounts
   coldline_after_days = var.images.coldline_after_days
   delete_after_days   = var.images.delete_after_days
   soft_delete_days    = var.images.soft_delete_days
   force_destroy       = var.force_destroy_images
 }
 
-module "models" {
-  source = "../../modules/models"
+module "buckets" {
+  source = "../../modules/buckets"
 
   model_uri        = var.model_uri
   extra_model_uris = var.extra_model_uris
+  import_buckets   = var.import_buckets
+  images_bucket    = module.names.bucket
   api_account      = module.api.account
-  worker_account   = module.worker.account
+  worker_accounts  = local.worker_accounts
 }
 
 module "records" {
@@ -29,7 +30,7 @@ module "records" {
   project_id             = module.project.project_id
   name                   = module.names.database
   location               = var.region
-  accounts               = { api = module.api.account, worker = module.worker.account }
+  accounts               = merge({ api = module.api.account }, local.worker_accounts)
   delete_protection      = var.deletion_protection
   point_in_time_recovery = var.point_in_time_recovery
 }
@@ -39,7 +40,7 @@ module "secrets" {
 
   project_id = module.project.project_id
   prefix     = module.names.prefix
-  readers    = { api = module.api.account, worker = module.worker.account }
-  secrets    = { api-keys = { version = var.key_secret_version } }
-  given      = var.email == null ? {} : { smtp = { secret = var.email.secret, version = var.email.version } }
+  readers    = { api = module.api.account, notify = module.worker["notify"].account }
+  secrets    = { api-keys = { version = var.key_secret_version, reader = "api" } }
+  given      = var.email == null ? {} : { smtp = { secret = var.email.secret, version = var.email.version, reader = "notify" } }
 }

@@ -9,4 +9,5 @@ module "delivery" {
   github_repository    = var.github_repository
   github_repository_id = var.github_repository_id
   github_branch        = var.github_branch
+  github_environment   = var.github_environment
 }

@@ -1,4 +1,4 @@
-# The parts that others are made of: names, numbers, the project itself.
+# Names, numbers and the project itself, which every other part uses.
 module "names" {
   source = "../../modules/names"
 
@@ -13,7 +13,8 @@ module "policy" {
 module "project" {
   source = "../../modules/project"
 
-  project_id = var.project_id
+  project_id          = var.project_id
+  propagation_seconds = var.propagation_seconds.apis
   extra_apis = setunion(
     var.domain == null ? [] : ["compute.googleapis.com"],
     var.billing_account == null ? [] : ["billingbudgets.googleapis.com"],

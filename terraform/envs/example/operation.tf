@@ -12,7 +12,7 @@ module "observability" {
   project_id               = module.project.project_id
   prefix                   = module.names.prefix
   api_service              = module.api.name
-  worker_service           = module.worker.name
+  worker_services          = local.worker_services
   subscriptions            = module.queue.subscriptions
   dead_letter_subscription = module.queue.dead_letter_subscription
   scheduler_jobs           = module.queue.scheduler_jobs
@@ -20,6 +20,7 @@ module "observability" {
   notification_channels    = var.notification_channels
   runbook_url              = local.runbook_url
   thresholds               = var.alert_thresholds
+  propagation_seconds      = var.propagation_seconds.metrics
 }
 
 module "budget" {
@@ -30,5 +31,5 @@ module "budget" {
   project_number        = module.project.number
   name                  = module.names.prefix
   monthly_amount        = var.monthly_budget
-  notification_channels = module.observability.notification_channels
+  notification_channels = compact(concat([module.observability.email_channel], var.budget_channels))
 }

@@ -64,9 +64,9 @@ output "API_SERVICE" {
   value       = module.api.name
 }
 
-output "WORKER_SERVICE" {
-  description = "Cloud Run service of the worker"
-  value       = module.worker.name
+output "WORKER_SERVICES" {
+  description = "Cloud Run services of the worker, separated by commas, in the order of a release"
+  value       = join(",", local.worker_services)
 }
 
 output "API_URL" {

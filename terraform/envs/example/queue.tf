@@ -6,7 +6,11 @@ module "queue" {
   region         = var.region
   names          = module.names
   policy         = module.policy
-  publishers     = { api = module.api.account, worker = module.worker.account }
-  worker_url     = module.worker.url
-  push_audience  = module.names.push_audience
+  publishers     = merge({ api = module.api.account }, local.worker_accounts)
+  worker_urls = {
+    interactive = module.worker["interactive"].url
+    batch       = module.worker["batch"].url
+    notify      = module.worker["notify"].url
+  }
+  push_audience = module.names.push_audience
 }

@@ -13,10 +13,23 @@ variable "region" {
     condition     = can(regex("^[a-z]+-[a-z]+[0-9]+$", var.region))
     error_message = "A region such as europe-west1, not a zone."
   }
+
+  # https://cloud.google.com/about/locations, November 2026
+  validation {
+    condition = contains([
+      "africa-south1", "asia-east1", "asia-east2", "asia-northeast1", "asia-northeast2", "asia-northeast3", "asia-south1", "asia-south2",
+      "asia-southeast1", "asia-southeast2", "australia-southeast1", "australia-southeast2", "europe-central2", "europe-north1",
+      "europe-southwest1", "europe-west1", "europe-west10", "europe-west12", "europe-west2", "europe-west3", "europe-west4", "europe-west6",
+      "europe-west8", "europe-west9", "me-central1", "me-central2", "me-west1", "northamerica-northeast1", "northamerica-northeast2",
+      "southamerica-east1", "southamerica-west1", "us-central1", "us-east1", "us-east4", "us-east5", "us-south1", "us-west1", "us-west2",
+      "us-west3", "us-west4",
+    ], var.region)
+    error_message = "Cloud Run, Firestore, Pub/Sub, Cloud Scheduler and Artifact Registry are not all known to be in this region. If they are by now, add it to the list in variables.tf."
+  }
 }
 
 variable "name" {
-  description = "What every name begins with; tells installations in one project apart"
+  description = "Prefix of every name; separates installations in one project"
   type        = string
   default     = "glimpse"
 }
@@ -85,27 +98,44 @@ variable "api" {
 }
 
 variable "worker" {
-  description = "The worker's first image and its instances; requests_per_cpu lets the next images be fetched while others are classified, of which a fast model takes four together; waiting_requests leaves room for notifications, which wait for others and need no CPU"
+  description = "The workers' first image (null is a placeholder until the first release) and the instances of each service: interactive for single uploads, batch for jobs, notify for webhooks and e-mail. concurrency is above what the CPUs classify, so that the next images are fetched meanwhile; that of notify is above the 16 notifications that wait for their receivers at once"
   type = object({
-    image            = optional(string)
-    cpu              = optional(number, 2)
-    memory           = optional(string, "2Gi")
-    cpu_idle         = optional(bool, true)
-    requests_per_cpu = optional(number, 4)
-    waiting_requests = optional(number, 8)
-    min_instances    = optional(number, 0)
-    max_instances    = optional(number, 10)
+    image = optional(string)
+    interactive = optional(object({
+      cpu           = optional(number, 2)
+      memory        = optional(string, "2Gi")
+      cpu_idle      = optional(bool, true)
+      concurrency   = optional(number, 16)
+      min_instances = optional(number, 0)
+      max_instances = optional(number, 10)
+    }), {})
+    batch = optional(object({
+      cpu           = optional(number, 2)
+      memory        = optional(string, "2Gi")
+      cpu_idle      = optional(bool, true)
+      concurrency   = optional(number, 16)
+      min_instances = optional(number, 0)
+      max_instances = optional(number, 10)
+    }), {})
+    notify = optional(object({
+      cpu           = optional(number, 1)
+      memory        = optional(string, "1Gi")
+      cpu_idle      = optional(bool, true)
+      concurrency   = optional(number, 32)
+      min_instances = optional(number, 0)
+      max_instances = optional(number, 5)
+    }), {})
   })
   default = {}
 
   validation {
-    condition     = var.worker.requests_per_cpu >= 1 && var.worker.requests_per_cpu <= 8
-    error_message = "requests_per_cpu lies between 1 and 8: more would only wait inside."
+    condition     = alltrue([for worker in [var.worker.interactive, var.worker.batch] : worker.concurrency >= worker.cpu && worker.concurrency <= 16 * worker.cpu])
+    error_message = "concurrency is between 1 and 16 for each CPU: more requests would only wait inside an instance."
   }
 
   validation {
-    condition     = var.worker.waiting_requests >= 0 && var.worker.waiting_requests <= 64
-    error_message = "waiting_requests lies between 0 and 64: images may take that room too, and wait inside."
+    condition     = var.worker.notify.concurrency > 16 && var.worker.notify.concurrency <= 250
+    error_message = "concurrency of notify is between 17 and 250: the worker delivers 16 notifications at once."
   }
 }
 
@@ -158,13 +188,13 @@ variable "import_buckets" {
 
 # --- What is kept ------------------------------------------------------------------------------
 variable "deletion_protection" {
-  description = "Whether services and database refuse to be deleted; false before tearing down"
+  description = "Whether the whole installation refuses to be deleted or moved; false before tearing down"
   type        = bool
   default     = true
 }
 
 variable "force_destroy_images" {
-  description = "Whether terraform destroy may delete images that are still there"
+  description = "Whether terraform destroy may delete the bucket with its images; false refuses the whole destroy"
   type        = bool
   default     = false
 }
@@ -204,6 +234,12 @@ variable "github_branch" {
   default     = "main"
 }
 
+variable "github_environment" {
+  description = "The one GitHub environment whose jobs deploy; .github/workflows/deploy.yml names it"
+  type        = string
+  default     = "production"
+}
+
 # --- Operation ---------------------------------------------------------------------------------
 variable "alert_email" {
   description = "E-mail address for alerts and for the budget; null for none"
@@ -212,7 +248,7 @@ variable "alert_email" {
 }
 
 variable "notification_channels" {
-  description = "Further notification channels that exist already"
+  description = "Further notification channels of the alerts that exist already; a budget takes only budget_channels"
   type        = list(string)
   default     = []
 }
@@ -226,6 +262,7 @@ variable "runbook_url" {
 variable "alert_thresholds" {
   description = "When alerts fire; see modules/observability"
   type = object({
+    dead_letter_seconds    = optional(number)
     oldest_message_seconds = optional(map(number))
     notifications_given_up = optional(number)
     api_error_ratio        = optional(number)
@@ -241,8 +278,33 @@ variable "billing_account" {
   default     = null
 }
 
+variable "budget_channels" {
+  description = "Further e-mail channels of the budget that exist already, as projects/PROJECT/notificationChannels/NUMBER"
+  type        = list(string)
+  default     = []
+
+  validation {
+    condition     = length(var.budget_channels) <= (var.alert_email == null ? 5 : 4)
+    error_message = "A budget takes at most five channels, that of alert_email among them."
+  }
+
+  validation {
+    condition     = alltrue([for channel in var.budget_channels : can(regex("^projects/[^/]+/notificationChannels/[0-9]+$", channel))])
+    error_message = "As projects/PROJECT/notificationChannels/NUMBER."
+  }
+}
+
 variable "monthly_budget" {
   description = "Budget of a month, in whole units of the billing account's currency"
   type        = number
   default     = 50
+}
+
+variable "propagation_seconds" {
+  description = "Seconds that the first apply waits: after an API is enabled, until all of Google knows it, and after a metric is created, until an alert can name it"
+  type = object({
+    apis    = optional(number, 90)
+    metrics = optional(number, 600)
+  })
+  default = {}
 }

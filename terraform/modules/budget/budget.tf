@@ -1,4 +1,4 @@
-# It tells, and stops nothing: max_instances is the limit that holds.
+# A budget sends alerts and stops nothing. max_instances limits the cost.
 resource "google_billing_budget" "this" {
   billing_account = var.billing_account
   display_name    = var.name

@@ -29,7 +29,12 @@ variable "monthly_amount" {
 }
 
 variable "notification_channels" {
-  description = "Who is told, besides the billing account's administrators"
+  description = "E-mail channels for the alert, besides the billing account's administrators; a budget takes at most five, and no other type"
   type        = list(string)
   default     = []
+
+  validation {
+    condition     = length(var.notification_channels) <= 5
+    error_message = "A budget takes at most five channels."
+  }
 }

@@ -1,4 +1,4 @@
-# No key exists for it: GitHub's token of one repository and branch is exchanged for its own.
+# It has no key: GitHub's token of one workflow, branch and environment is exchanged for its own.
 resource "google_service_account" "deployer" {
   count = local.github
 

@@ -6,10 +6,8 @@ resource "google_artifact_registry_repository" "images" {
   description   = "Images of the API and the worker"
   format        = "DOCKER"
 
-  # Tags may move: deploys name digests, and a tag that cannot move keeps its image from clean-up.
-  docker_config {
-    immutable_tags = false
-  }
+  # No docker_config: tags may move by default, releases name digests, and the provider does not send
+  # the default when it creates the registry, so that each later plan would change it.
 
   cleanup_policy_dry_run = false
 

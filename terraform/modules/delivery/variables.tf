@@ -82,3 +82,25 @@ variable "github_branch" {
     error_message = "A branch's name, without refs/heads/."
   }
 }
+
+variable "github_environment" {
+  description = "The one GitHub environment whose jobs deploy"
+  type        = string
+  default     = "production"
+
+  validation {
+    condition     = can(regex("^[A-Za-z0-9._-]+$", var.github_environment))
+    error_message = "Letters, digits, dots, underscores and hyphens."
+  }
+}
+
+variable "github_workflow" {
+  description = "File name of the one workflow that deploys"
+  type        = string
+  default     = "deploy.yml"
+
+  validation {
+    condition     = can(regex("^[A-Za-z0-9._-]+\\.ya?ml$", var.github_workflow))
+    error_message = "A file name that ends with .yml or .yaml."
+  }
+}

@@ -56,7 +56,9 @@ resource "google_storage_bucket_iam_member" "api" {
 }
 
 resource "google_storage_bucket_iam_member" "worker" {
+  for_each = var.worker_accounts
+
   bucket = google_storage_bucket.images.name
   role   = "roles/storage.objectViewer"
-  member = "serviceAccount:${var.worker_account}"
+  member = "serviceAccount:${each.value}"
 }

@@ -4,7 +4,6 @@ output "bucket" {
 
   depends_on = [
     google_storage_bucket_iam_member.api,
-    google_storage_bucket_iam_member.importer,
     google_storage_bucket_iam_member.worker,
   ]
 }

@@ -23,20 +23,9 @@ variable "api_account" {
   type        = string
 }
 
-variable "worker_account" {
-  description = "E-mail of the worker's account: reads and lists images"
-  type        = string
-}
-
-variable "import_buckets" {
-  description = "Buckets that exist already and whose objects the API may list and read, for jobs"
-  type        = list(string)
-  default     = []
-
-  validation {
-    condition     = !contains(var.import_buckets, var.name)
-    error_message = "Not the bucket of the images: one tenant could import another's."
-  }
+variable "worker_accounts" {
+  description = "E-mails of the workers' accounts, by service: they read and list images"
+  type        = map(string)
 }
 
 variable "coldline_after_days" {

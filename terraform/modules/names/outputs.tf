@@ -3,13 +3,13 @@ output "api" {
   value       = "${var.name}-api"
 }
 
-output "worker" {
-  description = "Cloud Run service and account of the worker"
-  value       = "${var.name}-worker"
+output "workers" {
+  description = "Cloud Run services and accounts of the worker, by service"
+  value       = { for service in ["interactive", "batch", "notify"] : service => "${var.name}-${service}" }
 }
 
 output "push" {
-  description = "Account that calls the worker"
+  description = "Account that calls the workers"
   value       = "${var.name}-push"
 }
 
@@ -39,6 +39,6 @@ output "prefix" {
 }
 
 output "push_audience" {
-  description = "Audience of the tokens that the worker accepts; an address that leads nowhere, known before the service has one"
+  description = "Audience of the tokens that every worker accepts: a fixed name that does not resolve, known before the services have addresses"
   value       = "https://worker.${var.name}.${var.project_id}.internal"
 }

@@ -9,12 +9,13 @@ variable "project_id" {
 }
 
 variable "name" {
-  description = "What every name begins with; tells installations in one project apart"
+  description = "Prefix of every name; separates installations in one project"
   type        = string
 
+  # The longest name is NAME-interactive, of a service account, which has at most 30 characters.
   validation {
-    condition     = can(regex("^[a-z][a-z0-9-]{2,18}[a-z0-9]$", var.name)) && !strcontains(var.name, "--")
-    error_message = "A name has 4 to 20 lower-case letters, digits and single hyphens, and begins with a letter."
+    condition     = can(regex("^[a-z][a-z0-9-]{2,16}[a-z0-9]$", var.name)) && !strcontains(var.name, "--")
+    error_message = "A name has 4 to 18 lower-case letters, digits and single hyphens, and begins with a letter."
   }
 
   validation {

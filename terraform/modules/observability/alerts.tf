@@ -9,7 +9,7 @@ locals {
   letters_are = "resource.type=\"pubsub_subscription\" AND resource.labels.subscription_id=\"${var.dead_letter_subscription}\""
 
   api_is      = "resource.type=\"cloud_run_revision\" AND resource.labels.service_name=\"${var.api_service}\""
-  worker_is   = "resource.type=\"cloud_run_revision\" AND resource.labels.service_name=\"${var.worker_service}\""
+  worker_is   = "resource.type=\"cloud_run_revision\" AND resource.labels.service_name=one_of(${join(", ", [for name in var.worker_services : "\"${name}\""])})"
   pushes      = "metric.type=\"pubsub.googleapis.com/subscription/push_request_count\""
   requests    = "metric.type=\"run.googleapis.com/request_count\""
   user_metric = "metric.type=\"logging.googleapis.com/user/${var.prefix}"
@@ -111,7 +111,7 @@ locals {
     images-normal = 3600
     images-low    = 21600
     jobs          = 600
-    notifications = 25200
+    notifications = 61200
   }, var.thresholds.oldest_message_seconds)
   oldest_message = {
     severity    = "ERROR"
@@ -121,6 +121,15 @@ locals {
     window      = "60s"
     duration    = "300s"
     runbook     = "alert-oldest-message"
+  }
+  # Of a message that the dead-letter handler does not take: nothing else reports it.
+  undelivered_letters = {
+    dead_letters_undelivered = merge(local.oldest_message, {
+      title     = "Dead letters are not recorded"
+      filter    = "${local.letters_are} AND metric.type=\"pubsub.googleapis.com/subscription/oldest_unacked_message_age\""
+      threshold = var.thresholds.dead_letter_seconds
+      runbook   = "alert-dead-letters-undelivered"
+    })
   }
   backlogs = {
     for channel, filter in local.subscription_is :
@@ -132,8 +141,25 @@ locals {
   }
 }
 
+locals {
+  policies = merge(local.alerts, local.undelivered_letters, local.backlogs)
+}
+
+# A policy can name only metrics that exist, and a new metric may take ten minutes until it does.
+resource "time_sleep" "metrics" {
+  create_duration = "${var.propagation_seconds}s"
+  triggers        = { metrics = join(",", concat(keys(local.counted), ["classification_time", "scheduler_failed", "upload_time"])) }
+
+  depends_on = [
+    google_logging_metric.classification_time,
+    google_logging_metric.counted,
+    google_logging_metric.scheduler_failed,
+    google_logging_metric.upload_time,
+  ]
+}
+
 resource "google_monitoring_alert_policy" "this" {
-  for_each = merge(local.alerts, local.backlogs)
+  for_each = local.policies
 
   project               = var.project_id
   display_name          = "${var.prefix}: ${each.value.title}"
@@ -182,11 +208,5 @@ resource "google_monitoring_alert_policy" "this" {
     auto_close = "86400s"
   }
 
-  # A policy can name only metrics that exist.
-  depends_on = [
-    google_logging_metric.classification_time,
-    google_logging_metric.counted,
-    google_logging_metric.scheduler_failed,
-    google_logging_metric.upload_time,
-  ]
+  depends_on = [time_sleep.metrics]
 }

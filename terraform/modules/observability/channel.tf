@@ -8,6 +8,11 @@ resource "google_monitoring_notification_channel" "email" {
   labels = {
     email_address = var.alert_email
   }
+
+  # A channel that a policy names cannot be deleted. So the policies change first.
+  lifecycle {
+    create_before_destroy = true
+  }
 }
 
 locals {

@@ -105,6 +105,8 @@ locals {
   ]
 }
 
+# Monitoring omits zeros and empty values from what it returns. Here they would be a difference in
+# every plan, so they are left out.
 resource "google_monitoring_dashboard" "this" {
   project = var.project_id
 
@@ -113,36 +115,41 @@ resource "google_monitoring_dashboard" "this" {
     mosaicLayout = {
       columns = 48
       tiles = [
-        for index, chart in local.charts : {
-          xPos   = 16 * (index % 3)
-          yPos   = 14 * floor(index / 3)
-          width  = 16
-          height = 14
-          widget = {
-            title = chart.title
-            xyChart = {
-              yAxis = { label = chart.unit, scale = "LINEAR" }
-              dataSets = [
-                for line in chart.lines : {
-                  plotType       = "LINE"
-                  targetAxis     = "Y1"
-                  legendTemplate = line.name
-                  timeSeriesQuery = {
-                    timeSeriesFilter = {
-                      filter = line.filter
-                      aggregation = {
-                        alignmentPeriod    = "60s"
-                        perSeriesAligner   = line.aligner
-                        crossSeriesReducer = line.reducer
-                        groupByFields      = line.by
+        for index, chart in local.charts : merge(
+          { for key, position in { xPos = 16 * (index % 3), yPos = 14 * floor(index / 3) } : key => position if position != 0 },
+          {
+            width  = 16
+            height = 14
+            widget = {
+              title = chart.title
+              xyChart = {
+                yAxis = { label = chart.unit, scale = "LINEAR" }
+                dataSets = [
+                  for line in chart.lines : merge(
+                    line.name == "" ? {} : { legendTemplate = line.name },
+                    {
+                      plotType   = "LINE"
+                      targetAxis = "Y1"
+                      timeSeriesQuery = {
+                        timeSeriesFilter = {
+                          filter = line.filter
+                          aggregation = merge(
+                            length(line.by) == 0 ? {} : { groupByFields = line.by },
+                            {
+                              alignmentPeriod    = "60s"
+                              perSeriesAligner   = line.aligner
+                              crossSeriesReducer = line.reducer
+                            },
+                          )
+                        }
                       }
-                    }
-                  }
-                }
-              ]
+                    },
+                  )
+                ]
+              }
             }
-          }
-        }
+          },
+        )
       ]
     }
   })

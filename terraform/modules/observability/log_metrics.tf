@@ -6,7 +6,7 @@ locals {
   ])
   worker_lines = join(" AND ", [
     "resource.type=\"cloud_run_revision\"",
-    "resource.labels.service_name=\"${var.worker_service}\"",
+    "resource.labels.service_name=(${join(" OR ", [for name in var.worker_services : "\"${name}\""])})",
   ])
 
   # The other code, upload_lost, is a client that disconnected.

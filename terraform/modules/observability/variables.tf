@@ -13,9 +13,9 @@ variable "api_service" {
   type        = string
 }
 
-variable "worker_service" {
-  description = "Name of the worker's Cloud Run service"
-  type        = string
+variable "worker_services" {
+  description = "Names of the worker's Cloud Run services"
+  type        = list(string)
 }
 
 variable "subscriptions" {
@@ -72,13 +72,14 @@ variable "runbook_url" {
 }
 
 variable "thresholds" {
-  description = "When alerts fire: seconds that the oldest message may wait, by channel; notifications given up in an hour; shares of failed requests, 0 to 1; seconds within which 99 of 100 answers come"
+  description = "When alerts fire: seconds that the oldest message may wait, by channel; notifications given up in an hour; shares of failed requests, 0 to 1; seconds within which 99 of 100 answers come; seconds that a dead letter may wait to be recorded"
   type = object({
     oldest_message_seconds = optional(map(number), {})
     notifications_given_up = optional(number, 10)
     api_error_ratio        = optional(number, 0.02)
     worker_error_ratio     = optional(number, 0.1)
     api_p99_seconds        = optional(number, 10)
+    dead_letter_seconds    = optional(number, 900)
   })
   default = {}
 
@@ -88,7 +89,7 @@ variable "thresholds" {
   }
 
   validation {
-    condition     = alltrue([for seconds in values(var.thresholds.oldest_message_seconds) : seconds > 0]) && var.thresholds.api_p99_seconds > 0
+    condition     = alltrue([for seconds in values(var.thresholds.oldest_message_seconds) : seconds > 0]) && var.thresholds.api_p99_seconds > 0 && var.thresholds.dead_letter_seconds > 0
     error_message = "Times are above 0."
   }
 
@@ -100,5 +101,16 @@ variable "thresholds" {
   validation {
     condition     = var.thresholds.notifications_given_up >= 0
     error_message = "Not below 0."
+  }
+}
+
+variable "propagation_seconds" {
+  description = "Seconds to wait after a metric is created, until an alert policy can name it"
+  type        = number
+  default     = 600
+
+  validation {
+    condition     = var.propagation_seconds >= 0
+    error_message = "At least 0."
   }
 }

@@ -41,15 +41,16 @@ locals {
     )
   })
 
-  # CHANNELS of core/domain/channels.py: one topic and one push subscription each.
+  # CHANNELS of core/domain/channels.py: one topic and one push subscription each. `service` names the
+  # Cloud Run service that gets the pushes, so that one kind of work never takes the instances of another.
   channels = {
-    images-high   = merge(local.delivery, { path = local.classify_path })
-    images-normal = merge(local.delivery, { path = local.classify_path })
-    images-low    = merge(local.delivery, { path = local.classify_path })
-    jobs          = merge(local.delivery, { path = local.jobs_path })
-    notifications = merge(local.notification_delivery, { path = local.notifications_path })
+    images-high   = merge(local.delivery, { path = local.classify_path, service = "interactive" })
+    images-normal = merge(local.delivery, { path = local.classify_path, service = "batch" })
+    images-low    = merge(local.delivery, { path = local.classify_path, service = "batch" })
+    jobs          = merge(local.delivery, { path = local.jobs_path, service = "batch" })
+    notifications = merge(local.notification_delivery, { path = local.notifications_path, service = "notify" })
   }
 
-  # Where messages of all others end that used up their deliveries.
-  dead_letters = merge(local.delivery, { name = "dead-letters", path = local.dead_letter_path })
+  # Receives the messages of all other channels that used up their deliveries.
+  dead_letters = merge(local.delivery, { name = "dead-letters", path = local.dead_letter_path, service = "interactive" })
 }

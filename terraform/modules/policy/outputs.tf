@@ -44,7 +44,7 @@ output "reconcile_interval" {
 }
 
 output "channels" {
-  description = "For each channel that is published to: where the worker takes its messages, and how they are delivered"
+  description = "For each channel that is published to: the service and the path that get its messages, and how they are delivered"
   value       = local.channels
 }
 

@@ -29,8 +29,16 @@ resource "google_project_service" "this" {
   disable_on_destroy = false
 }
 
-data "google_project" "this" {
-  project_id = var.project_id
+# Google answers 403 SERVICE_DISABLED for a while after an API is enabled.
+resource "time_sleep" "apis" {
+  create_duration = "${var.propagation_seconds}s"
+  triggers        = { apis = join(",", sort(local.apis)) }
 
   depends_on = [google_project_service.this]
+}
+
+# No depends_on: it would make the number unknown in each plan that enables an API, and replace every
+# grant of Google's own accounts.
+data "google_project" "this" {
+  project_id = var.project_id
 }

@@ -13,3 +13,14 @@ variable "extra_apis" {
     error_message = "An API's name ends with .googleapis.com."
   }
 }
+
+variable "propagation_seconds" {
+  description = "Seconds to wait after an API is enabled, until every Google server knows it"
+  type        = number
+  default     = 90
+
+  validation {
+    condition     = var.propagation_seconds >= 0
+    error_message = "At least 0."
+  }
+}

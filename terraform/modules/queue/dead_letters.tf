@@ -28,7 +28,7 @@ resource "google_pubsub_subscription" "dead_letters" {
   message_retention_duration = "${var.policy.dead_letters.retention}s"
 
   push_config {
-    push_endpoint = "${var.worker_url}${var.policy.dead_letters.path}"
+    push_endpoint = "${var.worker_urls[var.policy.dead_letters.service]}${var.policy.dead_letters.path}"
 
     oidc_token {
       service_account_email = google_service_account.push.email

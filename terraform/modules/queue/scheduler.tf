@@ -1,4 +1,4 @@
-# Periodic calls to the worker.
+# Periodic calls to the worker, at the service that also gets the dead letters.
 locals {
   calls = {
     reconcile = {
@@ -33,7 +33,7 @@ resource "google_cloud_scheduler_job" "call" {
 
   http_target {
     http_method = "POST"
-    uri         = "${var.worker_url}${each.value.path}"
+    uri         = "${var.worker_urls[var.policy.dead_letters.service]}${each.value.path}"
 
     oidc_token {
       service_account_email = google_service_account.push.email

@@ -11,7 +11,7 @@ resource "google_pubsub_subscription" "channel" {
   message_retention_duration = "${each.value.retention}s"
 
   push_config {
-    push_endpoint = "${var.worker_url}${each.value.path}"
+    push_endpoint = "${var.worker_urls[each.value.service]}${each.value.path}"
 
     oidc_token {
       service_account_email = google_service_account.push.email

@@ -25,6 +25,7 @@ variable "policy" {
   description = "The channels, how their messages are delivered, and when the worker is called: the outputs of module policy"
   type = object({
     channels = map(object({
+      service      = string
       path         = string
       attempts     = number
       min_backoff  = number
@@ -34,6 +35,7 @@ variable "policy" {
     }))
     dead_letters = object({
       name         = string
+      service      = string
       path         = string
       min_backoff  = number
       max_backoff  = number
@@ -72,13 +74,18 @@ variable "publishers" {
   type        = map(string)
 }
 
-variable "worker_url" {
-  description = "Address of the worker, without a path"
-  type        = string
+variable "worker_urls" {
+  description = "Addresses of the workers without a path, by service"
+  type        = map(string)
 
   validation {
-    condition     = can(regex("^https://[^/]+$", var.worker_url))
+    condition     = alltrue([for url in values(var.worker_urls) : can(regex("^https://[^/]+$", url))])
     error_message = "An https address without a path."
+  }
+
+  validation {
+    condition     = alltrue([for channel in concat(values(var.policy.channels), [var.policy.dead_letters]) : contains(keys(var.worker_urls), channel.service)])
+    error_message = "Every channel's service needs an address."
   }
 }
 

@@ -33,22 +33,18 @@ resource "google_secret_manager_secret_version" "this" {
 }
 
 locals {
-  # Names that are known before the secrets are made.
-  names = merge(
-    { for name in keys(var.secrets) : name => "${var.prefix}-${name}" },
-    { for name, given in var.given : name => given.secret },
+  # One reader for each secret. The names are known before the secrets exist.
+  grants = merge(
+    { for name, made in var.secrets : name => { secret = "${var.prefix}-${name}", reader = made.reader } },
+    { for name, given in var.given : name => { secret = given.secret, reader = given.reader } },
   )
-  grants = {
-    for pair in setproduct(keys(local.names), keys(var.readers)) :
-    "${pair[0]}/${pair[1]}" => { secret = pair[0], reader = pair[1] }
-  }
 }
 
 resource "google_secret_manager_secret_iam_member" "reader" {
   for_each = local.grants
 
   project   = var.project_id
-  secret_id = local.names[each.value.secret]
+  secret_id = each.value.secret
   role      = "roles/secretmanager.secretAccessor"
   member    = "serviceAccount:${var.readers[each.value.reader]}"
 

@@ -9,9 +9,10 @@ variable "prefix" {
 }
 
 variable "secrets" {
-  description = "Secrets to make. A higher version makes a new value"
+  description = "Secrets to make, and the name of the one reader of each. A higher version makes a new value"
   type = map(object({
     version = optional(number, 1)
+    reader  = string
   }))
 
   validation {
@@ -26,10 +27,11 @@ variable "secrets" {
 }
 
 variable "given" {
-  description = "Secrets that are there already, of this project, since others know their values: what they are called here, their names, and which version is read"
+  description = "Secrets of this project that exist already: by a name for this module, the secret's name, the version to read, and the one reader"
   type = map(object({
     secret  = string
     version = string
+    reader  = string
   }))
   default = {}
 
@@ -45,6 +47,11 @@ variable "given" {
 }
 
 variable "readers" {
-  description = "E-mails of the accounts that read every one of them, by any name"
+  description = "E-mails of the accounts that read secrets, by the names that the secrets use"
   type        = map(string)
+
+  validation {
+    condition     = alltrue([for secret in concat(values(var.secrets), values(var.given)) : contains(keys(var.readers), secret.reader)])
+    error_message = "Every secret's reader must be one of readers."
+  }
 }

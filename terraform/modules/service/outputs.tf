@@ -12,3 +12,8 @@ output "account" {
   description = "E-mail of its account"
   value       = google_service_account.this.email
 }
+
+output "secrets" {
+  description = "Names of the settings that it reads from Secret Manager"
+  value       = toset(keys(var.secrets))
+}

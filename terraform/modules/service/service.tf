@@ -1,3 +1,13 @@
+locals {
+  mebibytes = tonumber(regex("^[0-9]+", var.memory)) * (endswith(var.memory, "Gi") ? 1024 : 1)
+
+  # https://cloud.google.com/run/docs/configuring/services/memory-limits
+  least_for_cpus        = lookup({ "4" = 2048, "6" = 4096, "8" = 4096 }, tostring(var.cpu), 128)
+  least_for_environment = var.execution_environment == "EXECUTION_ENVIRONMENT_GEN2" || !var.cpu_idle ? 512 : 128
+  least                 = max(local.least_for_cpus, local.least_for_environment)
+  most                  = lookup({ "1" = 4096, "2" = 8192, "4" = 16384, "6" = 24576 }, tostring(var.cpu), 32768)
+}
+
 resource "google_cloud_run_v2_service" "this" {
   project     = var.project_id
   location    = var.region
@@ -89,6 +99,11 @@ resource "google_cloud_run_v2_service" "this" {
       template[0].containers[0].image,
       traffic,
     ]
+
+    precondition {
+      condition     = local.mebibytes >= local.least && local.mebibytes <= local.most
+      error_message = "${var.name}: with cpu = ${var.cpu}, memory must be between ${local.least}Mi and ${local.most}Mi, and is ${var.memory}. Cloud Run needs at least 512Mi for GEN2 and for CPU that is always on."
+    }
   }
 
   depends_on = [google_project_iam_member.traces, google_service_account_iam_member.signer]

@@ -54,8 +54,8 @@ locals {
     MAX_STREAMS = tostring(var.api_streams)
   }
 
+  # Cloud Run checks each caller and may remove the signature from the token: core/settings.py has the rules.
   worker = {
-    # A container may see more cores than it may use.
-    WORKER_CONCURRENCY = tostring(var.worker_cpus)
+    PUSH_AUTH = "iam"
   }
 }

@@ -7,7 +7,15 @@ output "api" {
   value       = merge(local.both, length(var.import_buckets) == 0 ? {} : local.imports, local.api, var.extra)
 }
 
-output "worker" {
-  description = "Environment of the worker"
-  value       = merge(local.both, length(var.extra_model_uris) == 0 ? {} : local.models, local.worker, var.extra)
+output "workers" {
+  description = "Environment of each worker, by service"
+  value = {
+    for service, cpus in var.worker_cpus : service => merge(
+      local.both,
+      length(var.extra_model_uris) == 0 ? {} : local.models,
+      local.worker,
+      { WORKER_CONCURRENCY = tostring(cpus) }, # a container may see more cores than it may use
+      var.extra,
+    )
+  }
 }

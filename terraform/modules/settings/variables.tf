@@ -47,11 +47,11 @@ variable "public_url" {
 }
 
 variable "worker_cpus" {
-  description = "CPUs of a worker instance: so many images are classified at once"
-  type        = number
+  description = "CPUs of an instance of each worker, by service: an instance classifies so many images at once"
+  type        = map(number)
 
   validation {
-    condition     = var.worker_cpus >= 1 && floor(var.worker_cpus) == var.worker_cpus
+    condition     = alltrue([for cpus in values(var.worker_cpus) : cpus >= 1 && floor(cpus) == cpus])
     error_message = "A whole number of CPUs."
   }
 }

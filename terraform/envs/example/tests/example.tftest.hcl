@@ -9,9 +9,23 @@ mock_provider "google" {
       uri = "https://service.example.run.app"
     }
   }
+  # The provider checks the form of an account's name.
+  mock_resource "google_service_account" {
+    defaults = {
+      name  = "projects/example-project/serviceAccounts/mocked@example-project.iam.gserviceaccount.com"
+      email = "mocked@example-project.iam.gserviceaccount.com"
+    }
+  }
 }
-# Not mocked: Terraform cannot mock ephemeral values, and this provider needs nobody's permission.
+mock_provider "time" {}
+# Not mocked: Terraform cannot mock ephemeral values, and this provider needs no credentials.
 provider "random" {}
+
+# So that the test may destroy what it applied.
+variables {
+  deletion_protection  = false
+  force_destroy_images = true
+}
 
 run "only_a_project" {
   variables {
@@ -30,7 +44,7 @@ run "only_a_project" {
 
   assert {
     condition     = output.GCP_DEPLOYER == null && output.GCP_WORKLOAD_IDENTITY_PROVIDER == null
-    error_message = "Without a repository nobody deploys."
+    error_message = "Without a repository there is no deployer."
   }
 }
 
@@ -57,8 +71,8 @@ run "everything" {
   }
 
   assert {
-    condition     = output.API_SERVICE == "glimpse-api" && output.WORKER_SERVICE == "glimpse-worker"
-    error_message = "What GitHub deploys to."
+    condition     = output.API_SERVICE == "glimpse-api" && output.WORKER_SERVICES == "glimpse-interactive,glimpse-batch,glimpse-notify"
+    error_message = "GitHub deploys to four services."
   }
 }
 
@@ -72,12 +86,12 @@ run "a_model_from_a_bucket" {
   }
 
   assert {
-    condition     = module.settings.worker.MODEL_URI == "gs://example-models/vit" && module.settings.api.MODEL_URI == "gs://example-models/vit"
+    condition     = module.settings.workers["batch"].MODEL_URI == "gs://example-models/vit" && module.settings.api.MODEL_URI == "gs://example-models/vit"
     error_message = "Both services have it, once they may read it."
   }
 
   assert {
-    condition     = module.settings.worker.EXTRA_MODEL_URIS == "models/default"
+    condition     = module.settings.workers["interactive"].EXTRA_MODEL_URIS == "models/default"
     error_message = "The worker goes on answering for the one before."
   }
 }
@@ -105,6 +119,47 @@ run "public_without_keys" {
     api_keys   = "off"
   }
   expect_failures = [var.api_keys]
+}
+
+run "one_reader_for_each_secret" {
+  command = plan
+  variables {
+    project_id = "example-project"
+    email      = { secret = "mail-server", from = "glimpse@example.com" }
+  }
+
+  assert {
+    condition     = { for service, worker in module.worker : service => join(",", worker.secrets) } == { interactive = "", batch = "", notify = "SMTP_URL" } && join(",", module.api.secrets) == "KEY_SECRET"
+    error_message = "Only the API reads KEY_SECRET, and only notify reads SMTP_URL."
+  }
+}
+
+run "too_many_channels_for_a_budget" {
+  command = plan
+  variables {
+    project_id      = "example-project"
+    alert_email     = "ops@example.com"
+    budget_channels = [for n in range(5) : "projects/example-project/notificationChannels/${n}"]
+  }
+  expect_failures = [var.budget_channels]
+}
+
+run "notify_with_too_few_slots" {
+  command = plan
+  variables {
+    project_id = "example-project"
+    worker     = { notify = { concurrency = 16 } }
+  }
+  expect_failures = [var.worker]
+}
+
+run "a_region_without_the_products" {
+  command = plan
+  variables {
+    project_id = "example-project"
+    region     = "europe-west5"
+  }
+  expect_failures = [var.region]
 }
 
 run "a_zone_is_no_region" {

@@ -1,4 +1,12 @@
-mock_provider "google" {}
+mock_provider "google" {
+  mock_resource "google_service_account" {
+    defaults = {
+      name  = "projects/example-project/serviceAccounts/glimpse-deploy@example-project.iam.gserviceaccount.com"
+      email = "glimpse-deploy@example-project.iam.gserviceaccount.com"
+    }
+  }
+}
+mock_provider "random" {}
 
 variables {
   project_id    = "example-project"
@@ -36,8 +44,10 @@ run "one_repository_and_branch" {
       "assertion.repository_id == '42'",
       "assertion.ref == 'refs/heads/main'",
       "assertion.ref_type == 'branch'",
+      "assertion.environment == 'production'",
+      "assertion.workflow_ref == 'example/glimpse/.github/workflows/deploy.yml@refs/heads/main'",
     ])
-    error_message = "One repository, by name and number, and one branch."
+    error_message = "One repository, by name and number, one branch, one environment and one workflow."
   }
 }
 
@@ -47,4 +57,12 @@ run "not_a_repository" {
     github_repository = "glimpse' || true || '"
   }
   expect_failures = [var.github_repository]
+}
+
+run "not_an_environment" {
+  command = plan
+  variables {
+    github_environment = "production' || true || '"
+  }
+  expect_failures = [var.github_environment]
 }

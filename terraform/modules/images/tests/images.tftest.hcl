@@ -1,11 +1,11 @@
 mock_provider "google" {}
 
 variables {
-  project_id     = "example-project"
-  name           = "example-project-glimpse-images"
-  location       = "europe-west1"
-  api_account    = "api@example.iam.gserviceaccount.com"
-  worker_account = "worker@example.iam.gserviceaccount.com"
+  project_id      = "example-project"
+  name            = "example-project-glimpse-images"
+  location        = "europe-west1"
+  api_account     = "api@example.iam.gserviceaccount.com"
+  worker_accounts = { batch = "batch@example.iam.gserviceaccount.com" }
 }
 
 run "private" {
@@ -17,43 +17,14 @@ run "private" {
   }
 
   assert {
-    condition     = google_storage_bucket_iam_member.worker.role == "roles/storage.objectViewer"
+    condition     = google_storage_bucket_iam_member.worker["batch"].role == "roles/storage.objectViewer"
     error_message = "The worker only reads."
   }
 
   assert {
     condition     = google_storage_bucket.images.force_destroy == false
-    error_message = "Images survive a destroy unless somebody says otherwise."
+    error_message = "Images survive a destroy by default."
   }
-}
-
-run "imports_are_read_only" {
-  command = plan
-  variables {
-    import_buckets = ["example-photos"]
-  }
-
-  assert {
-    condition     = google_storage_bucket_iam_member.importer["example-photos"].role == "roles/storage.objectViewer"
-    error_message = "The API only reads what it imports."
-  }
-}
-
-run "nothing_is_imported_by_default" {
-  command = plan
-
-  assert {
-    condition     = length(google_storage_bucket_iam_member.importer) == 0
-    error_message = "Without a word to the contrary, no bucket."
-  }
-}
-
-run "imports_from_its_own" {
-  command = plan
-  variables {
-    import_buckets = ["example-project-glimpse-images"]
-  }
-  expect_failures = [var.import_buckets]
 }
 
 run "deleted_before_its_message" {

@@ -12,8 +12,8 @@ run "default" {
   }
 
   assert {
-    condition     = output.api != output.worker && output.worker != output.push && output.push != output.deployer
-    error_message = "Each has an account of its own."
+    condition     = length(distinct(concat([output.api, output.push, output.deployer], values(output.workers)))) == 6
+    error_message = "Each service has an account of its own."
   }
 }
 
@@ -22,7 +22,7 @@ run "longest" {
 
   variables {
     project_id = "p23456789012345678901234567890"
-    name       = "n2345678901234567890"
+    name       = "n23456789012345678"
   }
 
   assert {
@@ -31,13 +31,13 @@ run "longest" {
   }
 
   assert {
-    condition     = alltrue([for account in [output.api, output.worker, output.push, output.deployer] : length(account) <= 30])
+    condition     = alltrue([for account in concat([output.api, output.push, output.deployer], values(output.workers)) : length(account) <= 30])
     error_message = "A service account's name has at most 30 characters."
   }
 
   # google_iam_workload_identity_pool: 4 to 32 characters.
   assert {
-    condition     = length("${output.prefix}-github") <= 32
+    condition     = length("${output.prefix}-github-0123") <= 32
     error_message = "A pool's name has at most 32 characters."
   }
 }
@@ -53,7 +53,7 @@ run "upper_case" {
 run "too_long" {
   command = plan
   variables {
-    name = "n23456789012345678901"
+    name = "n234567890123456789"
   }
   expect_failures = [var.name]
 }

@@ -1,10 +1,17 @@
-mock_provider "google" {}
+mock_provider "google" {
+  mock_resource "google_service_account" {
+    defaults = {
+      name  = "projects/example-project/serviceAccounts/glimpse-push@example-project.iam.gserviceaccount.com"
+      email = "glimpse-push@example-project.iam.gserviceaccount.com"
+    }
+  }
+}
 
 variables {
   project_id     = "example-project"
   project_number = "123456789012"
   region         = "europe-west1"
-  worker_url     = "https://worker.example.run.app"
+  worker_urls    = { interactive = "https://interactive.example.run.app", batch = "https://batch.example.run.app", notify = "https://notify.example.run.app" }
   push_audience  = "https://worker.internal"
   publishers     = { api = "api@example.iam.gserviceaccount.com", worker = "worker@example.iam.gserviceaccount.com" }
   names          = { push = "glimpse-push", prefix = "glimpse" }
@@ -51,12 +58,12 @@ run "delivery" {
   }
 
   assert {
-    condition     = { for channel, each in google_pubsub_subscription.channel : channel => each.dead_letter_policy[0].max_delivery_attempts } == { images-high = 10, images-normal = 10, images-low = 10, jobs = 10, notifications = 40 }
+    condition     = { for channel, each in google_pubsub_subscription.channel : channel => each.dead_letter_policy[0].max_delivery_attempts } == { images-high = 100, images-normal = 100, images-low = 100, jobs = 100, notifications = 100 }
     error_message = "So many attempts as the policy says."
   }
 
   assert {
-    condition     = google_pubsub_subscription.channel["images-high"].retry_policy[0].minimum_backoff == "2s" && google_pubsub_subscription.channel["images-high"].retry_policy[0].maximum_backoff == "120s"
+    condition     = google_pubsub_subscription.channel["images-high"].retry_policy[0].minimum_backoff == "2s" && google_pubsub_subscription.channel["images-high"].retry_policy[0].maximum_backoff == "600s"
     error_message = "The backoff is the policy's."
   }
 
@@ -78,23 +85,23 @@ run "worker_is_called_with_a_token" {
   }
 
   assert {
-    condition = { for channel, each in google_pubsub_subscription.channel : channel => trimprefix(each.push_config[0].push_endpoint, "https://worker.example.run.app") } == {
-      images-high   = "/generate_annotations"
-      images-normal = "/generate_annotations"
-      images-low    = "/generate_annotations"
-      jobs          = "/jobs"
-      notifications = "/notifications"
+    condition = { for channel, each in google_pubsub_subscription.channel : channel => each.push_config[0].push_endpoint } == {
+      images-high   = "https://interactive.example.run.app/generate_annotations"
+      images-normal = "https://batch.example.run.app/generate_annotations"
+      images-low    = "https://batch.example.run.app/generate_annotations"
+      jobs          = "https://batch.example.run.app/jobs"
+      notifications = "https://notify.example.run.app/notifications"
     }
-    error_message = "Messages go to the worker."
+    error_message = "Each channel's messages go to its own service."
   }
 
   assert {
-    condition     = google_pubsub_subscription.dead_letters.push_config[0].push_endpoint == "https://worker.example.run.app/generate_annotations_dlq"
-    error_message = "Dead letters go to the worker too."
+    condition     = google_pubsub_subscription.dead_letters.push_config[0].push_endpoint == "https://interactive.example.run.app/generate_annotations_dlq"
+    error_message = "Dead letters go to a worker as well."
   }
 
   assert {
-    condition     = { for name, each in google_cloud_scheduler_job.call : "${each.name} ${each.schedule}" => each.http_target[0].uri } == { "glimpse-reconcile */5 * * * *" = "https://worker.example.run.app/reconcile", "glimpse-schedule * * * * *" = "https://worker.example.run.app/schedule" }
+    condition     = { for name, each in google_cloud_scheduler_job.call : "${each.name} ${each.schedule}" => each.http_target[0].uri } == { "glimpse-reconcile */5 * * * *" = "https://interactive.example.run.app/reconcile", "glimpse-schedule * * * * *" = "https://interactive.example.run.app/schedule" }
     error_message = "The scheduler calls it as well."
   }
 
@@ -133,7 +140,7 @@ run "both_services_publish_to_every_channel" {
 
   assert {
     condition     = length(google_pubsub_topic_iam_member.publisher) == 10 && length(google_pubsub_topic_iam_member.viewer) == 10
-    error_message = "Five channels, two services."
+    error_message = "Five channels, two accounts."
   }
 }
 
@@ -143,4 +150,13 @@ run "too_few_attempts" {
     policy = merge(run.policy, { channels = { jobs = merge(run.policy.channels.jobs, { attempts = 4 }) } })
   }
   expect_failures = [var.policy]
+}
+
+run "a_channel_without_a_service" {
+  command = plan
+  variables {
+    policy      = run.policy
+    worker_urls = { interactive = "https://interactive.example.run.app", batch = "https://batch.example.run.app" }
+  }
+  expect_failures = [var.worker_urls]
 }

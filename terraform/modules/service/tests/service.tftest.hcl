@@ -1,9 +1,16 @@
-mock_provider "google" {}
+mock_provider "google" {
+  mock_resource "google_service_account" {
+    defaults = {
+      name  = "projects/example-project/serviceAccounts/glimpse-batch@example-project.iam.gserviceaccount.com"
+      email = "glimpse-batch@example-project.iam.gserviceaccount.com"
+    }
+  }
+}
 
 variables {
   project_id            = "example-project"
   region                = "europe-west1"
-  name                  = "glimpse-worker"
+  name                  = "glimpse-batch"
   description           = "Glimpse worker"
   image                 = "europe-west1-docker.pkg.dev/example-project/glimpse/worker"
   cpu                   = 2
@@ -89,4 +96,72 @@ run "more_minimum_than_maximum" {
     min_instances = 11
   }
   expect_failures = [var.min_instances]
+}
+
+run "gen2_below_its_minimum" {
+  command = plan
+  variables {
+    memory = "256Mi"
+  }
+  expect_failures = [google_cloud_run_v2_service.this]
+}
+
+run "four_cpus_with_too_little_memory" {
+  command = plan
+  variables {
+    cpu    = 4
+    memory = "1Gi"
+  }
+  expect_failures = [google_cloud_run_v2_service.this]
+}
+
+run "six_cpus_with_too_little_memory" {
+  command = plan
+  variables {
+    cpu    = 6
+    memory = "2Gi"
+  }
+  expect_failures = [google_cloud_run_v2_service.this]
+}
+
+run "one_cpu_with_too_much_memory" {
+  command = plan
+  variables {
+    cpu    = 1
+    memory = "5Gi"
+  }
+  expect_failures = [google_cloud_run_v2_service.this]
+}
+
+run "two_cpus_with_too_much_memory" {
+  command = plan
+  variables {
+    cpu    = 2
+    memory = "9000Mi"
+  }
+  expect_failures = [google_cloud_run_v2_service.this]
+}
+
+run "cpu_that_is_always_on_below_its_minimum" {
+  command = plan
+  variables {
+    cpu_idle              = false
+    memory                = "256Mi"
+    execution_environment = "EXECUTION_ENVIRONMENT_GEN1"
+  }
+  expect_failures = [google_cloud_run_v2_service.this]
+}
+
+run "pairs_that_cloud_run_takes" {
+  command = plan
+  variables {
+    cpu                   = 1
+    memory                = "256Mi"
+    execution_environment = "EXECUTION_ENVIRONMENT_GEN1"
+  }
+
+  assert {
+    condition     = google_cloud_run_v2_service.this.template[0].containers[0].resources[0].limits == tomap({ cpu = "1", memory = "256Mi" })
+    error_message = "The first generation needs 128Mi."
+  }
 }

@@ -2,7 +2,7 @@ variables {
   project_id  = "example-project"
   bucket      = "example-bucket"
   database    = "glimpse"
-  worker_cpus = 2
+  worker_cpus = { interactive = 2, batch = 4 }
   api_streams = 160
   policy = {
     attempts     = 10
@@ -25,12 +25,12 @@ run "private_by_default" {
 
   assert {
     condition     = output.api.API_KEYS == "required"
-    error_message = "Without a word to the contrary, callers need a key."
+    error_message = "By default, callers need a key."
   }
 
   assert {
     condition     = output.api.METRICS == "false"
-    error_message = "Without a word to the contrary, the API shows no metrics."
+    error_message = "By default, the API shows no metrics."
   }
 }
 
@@ -38,13 +38,22 @@ run "worker_cores" {
   command = plan
 
   assert {
-    condition     = output.worker.WORKER_CONCURRENCY == "2"
-    error_message = "As many images at once as there are CPUs."
+    condition     = { for service, worker in output.workers : service => worker.WORKER_CONCURRENCY } == { interactive = "2", batch = "4" }
+    error_message = "An instance classifies as many images at once as it has CPUs."
   }
 
   assert {
-    condition     = !contains(keys(output.worker), "PUBLIC_URL")
+    condition     = !contains(keys(output.workers["batch"]), "PUBLIC_URL")
     error_message = "The worker makes no links."
+  }
+}
+
+run "cloud_run_checks_the_caller" {
+  command = plan
+
+  assert {
+    condition     = alltrue([for worker in output.workers : worker.PUSH_AUTH == "iam"]) && !contains(keys(output.api), "PUSH_AUTH")
+    error_message = "Cloud Run may remove the signature of a token."
   }
 }
 
@@ -56,7 +65,7 @@ run "extra_wins" {
   }
 
   assert {
-    condition     = output.api.LOG_LEVEL == "debug" && output.worker.LOG_LEVEL == "debug"
+    condition     = output.api.LOG_LEVEL == "debug" && output.workers["batch"].LOG_LEVEL == "debug"
     error_message = "Further settings win over ours."
   }
 }
@@ -65,7 +74,7 @@ run "streams_are_the_apis" {
   command = plan
 
   assert {
-    condition     = output.api.MAX_STREAMS == "160" && !contains(keys(output.worker), "MAX_STREAMS")
+    condition     = output.api.MAX_STREAMS == "160" && !contains(keys(output.workers["batch"]), "MAX_STREAMS")
     error_message = "As many streams as the API is given requests for."
   }
 }
@@ -74,7 +83,7 @@ run "no_email_by_default" {
   command = plan
 
   assert {
-    condition     = !contains(keys(output.api), "EMAIL_FROM") && !contains(keys(output.worker), "EMAIL_FROM")
+    condition     = !contains(keys(output.api), "EMAIL_FROM") && !contains(keys(output.workers["batch"]), "EMAIL_FROM")
     error_message = "Without a sender there is no e-mail."
   }
 }
@@ -87,7 +96,7 @@ run "email" {
   }
 
   assert {
-    condition     = output.worker.EMAIL_FROM == "glimpse@example.com" && output.api.EMAIL_ALLOWED_DOMAINS == "example.com,example.org"
+    condition     = output.workers["batch"].EMAIL_FROM == "glimpse@example.com" && output.api.EMAIL_ALLOWED_DOMAINS == "example.com,example.org"
     error_message = "The API checks addresses, the worker writes to them."
   }
 }
@@ -96,8 +105,8 @@ run "the_model_that_the_images_bring" {
   command = plan
 
   assert {
-    condition     = !contains(keys(output.api), "MODEL_URI") && !contains(keys(output.worker), "EXTRA_MODEL_URIS")
-    error_message = "Without a word to the contrary, the model of the images."
+    condition     = !contains(keys(output.api), "MODEL_URI") && !contains(keys(output.workers["batch"]), "EXTRA_MODEL_URIS")
+    error_message = "By default, the model of the images."
   }
 }
 
@@ -110,12 +119,12 @@ run "a_model_from_a_bucket" {
   }
 
   assert {
-    condition     = output.api.MODEL_URI == "gs://example-models/2026/vit" && output.worker.MODEL_URI == output.api.MODEL_URI
+    condition     = output.api.MODEL_URI == "gs://example-models/2026/vit" && output.workers["batch"].MODEL_URI == output.api.MODEL_URI
     error_message = "Both services have the same model."
   }
 
   assert {
-    condition     = output.worker.EXTRA_MODEL_URIS == "models/default,gs://example-models/before" && !contains(keys(output.api), "EXTRA_MODEL_URIS")
+    condition     = output.workers["batch"].EXTRA_MODEL_URIS == "models/default,gs://example-models/before" && !contains(keys(output.api), "EXTRA_MODEL_URIS")
     error_message = "Further models are the worker's."
   }
 }
@@ -161,7 +170,7 @@ run "imports_are_the_apis" {
   }
 
   assert {
-    condition     = output.api.IMPORT_BUCKETS == "photos,more-photos" && !contains(keys(output.worker), "IMPORT_BUCKETS")
+    condition     = output.api.IMPORT_BUCKETS == "photos,more-photos" && !contains(keys(output.workers["batch"]), "IMPORT_BUCKETS")
     error_message = "The API reads them, the worker does not."
   }
 }
@@ -193,7 +202,7 @@ run "half_a_stream" {
 run "half_a_cpu" {
   command = plan
   variables {
-    worker_cpus = 0.5
+    worker_cpus = { batch = 0.5 }
   }
   expect_failures = [var.worker_cpus]
 }
