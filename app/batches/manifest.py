@@ -14,7 +14,7 @@ from pydantic import (
 
 from app.batches.bucket import ObjectPrefix
 from app.http.json_body import parse_json
-from core.domain.jobs import check_count
+from core.domain.jobs import MAX_NAME, check_count
 from core.domain.policy import MAX_JOB_ITEMS
 from core.domain.priority import Priority
 from core.domain.records import IMAGE_HASH
@@ -77,6 +77,10 @@ class BatchManifest(BaseModel):
     not_before: Annotated[str | None, Field(description="The earliest start (RFC 3339)")] = None
     notify_email: Annotated[
         str | None, Field(description="The address that is notified when the job ends")
+    ] = None
+
+    name: Annotated[
+        str | None, Field(max_length=MAX_NAME, description="A name for lists and e-mail")
     ] = None
 
     @field_validator("image_hashes", mode="before")

@@ -42,7 +42,11 @@ DEFAULT_DELIVERY = DeliveryPolicy()
 
 @dataclass(frozen=True, slots=True)
 class JobOrder:
-    """The job that a client requests: `items`, and after them `imported` from `gs_prefix`."""
+    """The job that a client requests: `items`, and after them `imported` from `gs_prefix`.
+
+    `retry_of` is the id of the job whose items it tries again. One retry of a job exists for each
+    caller, so a repeated request finds it.
+    """
 
     principal: Principal
     model: str
@@ -50,6 +54,7 @@ class JobOrder:
     options: JobOptions
     gs_prefix: str = ""
     imported: Sequence[BatchItem] = ()
+    retry_of: str = ""
 
     def __post_init__(self) -> None:
         """Raises InvalidRequest if there are no images, and BatchTooLarge if there are too many."""
@@ -74,6 +79,8 @@ class JobOrder:
         ]
         if self.gs_prefix:
             sent.append(self.gs_prefix)
+        if options.name:  # absent otherwise, as in requests to earlier versions
+            sent.append({"name": options.name})
         return _digest(sent)
 
     @property
@@ -141,6 +148,8 @@ class JobCreator:
             not_before=_if_future(options.not_before, now),
             deadline=None if options.cancel_after is None else now + options.cancel_after,
             notify_email=options.notify_email,
+            name=options.name,
+            retry_of=order.retry_of,
             policy=self._policy,
         )
         if await self._backend.jobs.create(job):
@@ -148,6 +157,8 @@ class JobCreator:
         existing = await self._backend.jobs.get(key)
         if existing is None:
             raise Unavailable("The job is being deleted. Try again.")
+        if existing.sealed and order.retry_of:
+            return Created(existing)  # items of the other job may have ended since
         _check_request(existing, order)
         if existing.sealed:
             return Created(existing)
@@ -263,6 +274,8 @@ class JobCreator:
 
 def _job_id(order: JobOrder) -> str:
     key = order.options.idempotency_key
+    if order.retry_of:
+        key = f"retry\n{order.retry_of}"  # no Idempotency-Key has a line break
     if not key:
         return jobs.new_job_id()
     return jobs.job_id_for(order.principal.tenant, order.principal.key_id, key)
@@ -270,6 +283,8 @@ def _job_id(order: JobOrder) -> str:
 
 def _check_request(existing: Job, order: JobOrder) -> None:
     if existing.fingerprint.partition(".")[0] != order.request_fingerprint:
+        if order.retry_of:
+            raise Unavailable("The retry is being created. Try again.")
         raise IdempotencyKeyReused(
             "This Idempotency-Key has created another job. Use a new key.",
             extra={"job_id": existing.key.id},

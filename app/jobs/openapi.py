@@ -11,6 +11,7 @@ from app.http.openapi import query_parameter
 from app.jobs.options import IDEMPOTENCY_KEY
 from app.streams.events import Event, Kind, encoded
 from core.domain.job_document import job_path
+from core.domain.jobs import MAX_NAME
 from core.domain.messages import JOB_ID
 from core.domain.policy import MAX_JOB_ITEMS
 from core.domain.priority import Priority
@@ -24,6 +25,7 @@ _REF = "#/components/schemas/{model}"
 BATCH_PARAMETERS = [
     query_parameter("priority", "By default `normal`", enum=list(Priority)),
     query_parameter("not_before", "The earliest start of the job", format="date-time"),
+    query_parameter("name", "A name for lists and e-mail", minLength=1, maxLength=MAX_NAME),
     query_parameter("notify_email", "The address to notify when the job has ended", format="email"),
     {
         "name": "Cancel-After",
@@ -79,6 +81,8 @@ _JOB_ID = "0f343b0931126a20f133d67c2b018a3b"
 _PATH = f"http://127.0.0.1:8080{job_path(_JOB_ID)}"
 _RUNNING: dict[str, Any] = {
     "job_id": _JOB_ID,
+    "name": "Summer 2026",
+    "retry_of": None,
     "type": "batch-predict",
     "status": "running",
     "progress": 50,

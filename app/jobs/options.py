@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from starlette.requests import Request
 
 from app.batches.manifest import BatchManifest
+from core.domain.jobs import MAX_NAME
 from core.domain.priority import Priority
 from core.errors import InvalidRequest
 from core.outbound.mail_address import domain_of
@@ -18,7 +19,8 @@ _MOMENT = re.compile(
     r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII
 )
 IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
-_IN_QUERY = ("priority", "not_before", "notify_email")
+_IN_QUERY = ("priority", "not_before", "notify_email", "name")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +32,13 @@ class JobOptions:
     notify_email: str = ""
     cancel_after: timedelta | None = None
     idempotency_key: str = ""
+    name: str = ""
 
 
 def options_of(request: Request, now: datetime) -> JobOptions:
     """The options in the query and the headers. Raises InvalidRequest."""
     query = request.query_params
-    priority, moment, email = (_once(query.getlist(name), name) for name in _IN_QUERY)
+    priority, moment, email, name = (_once(query.getlist(each), each) for each in _IN_QUERY)
     cancel_after = _once(request.headers.getlist("cancel-after"), "Cancel-After")
     key = _once(request.headers.getlist("idempotency-key"), "Idempotency-Key")
     if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
@@ -46,6 +49,7 @@ def options_of(request: Request, now: datetime) -> JobOptions:
         notify_email="" if email is None else _email(email),
         cancel_after=None if cancel_after is None else _duration(cancel_after),
         idempotency_key=key or "",
+        name="" if name is None else _name(name),
     )
 
 
@@ -58,16 +62,19 @@ def with_manifest(options: JobOptions, manifest: BatchManifest, now: datetime) -
         "priority": (options.priority, manifest.priority),
         "not_before": (options.not_before, manifest.not_before),
         "notify_email": (options.notify_email or None, manifest.notify_email),
+        "name": (options.name or None, manifest.name),
     }
-    for name, (in_query, in_document) in both.items():
+    for option, (in_query, in_document) in both.items():
         if in_query is not None and in_document is not None:
-            raise _invalid(name, "is given twice, as a parameter and in the document")
+            raise _invalid(option, "is given twice, as a parameter and in the document")
     if manifest.priority is not None:
         options = replace(options, priority=manifest.priority)
     if manifest.not_before is not None:
         options = replace(options, not_before=_moment(manifest.not_before, now))
     if manifest.notify_email is not None:
         options = replace(options, notify_email=_email(manifest.notify_email))
+    if manifest.name is not None:
+        options = replace(options, name=_name(manifest.name))
     delay = timedelta(0) if options.not_before is None else options.not_before - now
     if options.cancel_after is not None and options.cancel_after <= delay:
         raise _invalid("Cancel-After", "ends before the job may begin")
@@ -104,6 +111,13 @@ def _email(text: str) -> str:
     except ValueError:
         raise _invalid("notify_email", "must be one e-mail address without a name") from None
     return text
+
+
+def _name(text: str) -> str:
+    name = text.strip()
+    if not 1 <= len(name) <= MAX_NAME or _CONTROL.search(name):
+        raise _invalid("name", f"must have 1 to {MAX_NAME} characters, without line breaks")
+    return name
 
 
 def _duration(text: str) -> timedelta:

@@ -17,6 +17,7 @@ from app.http.pagination import POSITION, decode_cursor, encode_cursor
 from app.http.parameters import EMPTY_IS_MISSING, Cursor, Digits
 from app.http.responses import json_response
 from app.jobs import schemas
+from app.jobs.creation import Created
 from app.jobs.openapi import BATCH_BODY, BATCH_PARAMETERS, EXAMPLE_PATH, JSON, JobId
 from app.jobs.representation import (
     accepted_document,
@@ -26,10 +27,10 @@ from app.jobs.representation import (
     result_document,
 )
 from app.jobs.service import ItemResult, JobService
-from app.services import services_of
+from app.services import Services, services_of
 from core import errors
 from core.domain.job_document import job_document, job_path
-from core.domain.jobs import Job, JobStatus
+from core.domain.jobs import ItemState, Job, JobStatus
 from core.domain.policy import MAX_JOB_ITEMS
 from core.domain.principals import Principal, Scope
 
@@ -84,10 +85,7 @@ async def create_job(request: Request, principal: Principal) -> Response:
         finally:  # also if the batch is refused
             for size in slot.image_sizes:
                 count_image(request, principal, size)
-    job = created.job
-    location = (b"location", job_path(job.key.id).encode())
-    response = json_response(accepted_document(job, services.settings.public_url), 202, [location])
-    return audited_job(response, services.audit, principal, job, created.images, began=began)
+    return _accepted(services, principal, created, began)
 
 
 @router.get(
@@ -165,20 +163,27 @@ async def get_job_results(
     request: Request,
     principal: Principal,
     job_id: JobId,
+    *,
     cursor: Annotated[
         str, Query(description="`next_cursor` of the previous page; only for JSON")
     ] = "",
     limit: Annotated[
         Digits, Query(ge=1, le=MAX_RESULTS, description="Largest number of results; only for JSON")
     ] = DEFAULT_RESULTS,
+    status: Annotated[
+        Literal["succeeded", "failed"] | None,
+        EMPTY_IS_MISSING,
+        Query(description="Only images that have succeeded, or that have failed"),
+    ] = None,
 ) -> Response:
     jobs = services_of(request).jobs
     job = await jobs.find(principal, job_id)
+    state = ItemState(status) if status else None
     kind = preferred_type(", ".join(request.headers.getlist("accept")), (JSON, NDJSON, CSV))
     if kind != JSON:
-        return await _streamed(jobs, job, kind)
+        return await _streamed(jobs, job, kind, state)
     position = decode_cursor(cursor, _ITEM_POSITION)
-    page = await jobs.results(job, limit, int(position or -1))
+    page = await jobs.results(job, limit, int(position or -1), state)
     more = len(page) == limit and page[-1].item.position + 1 < job.counts.total
     return json_response(
         {
@@ -189,6 +194,31 @@ async def get_job_results(
         },
         headers=[_VARY],
     )
+
+
+@router.post(
+    "/{job_id}/retry",
+    status_code=202,
+    summary="Retry the failed images of a job",
+    description="Creates a job of the images that failed with a retryable error, or that were not "
+    "started before the job ended. It has the model, the priority, and the name of that job. "
+    "Repeating the request returns the same job. 409 if the job has not ended, or has no such "
+    "image.",
+    responses={
+        202: {
+            "model": schemas.AcceptedJob,
+            "description": "The job is accepted",
+            "headers": {"Location": header("The new job", EXAMPLE_PATH)},
+        },
+        **_JOB_REFUSALS,
+        **refusals(errors.Conflict),
+    },
+)
+@requires(Scope.JOBS)
+async def retry_job(request: Request, principal: Principal, job_id: JobId) -> Response:
+    began, services = time.perf_counter(), services_of(request)
+    created = await services.jobs.retry(principal, job_id)
+    return _accepted(services, principal, created, began)
 
 
 @router.delete(
@@ -204,9 +234,17 @@ async def cancel_job(request: Request, principal: Principal, job_id: JobId) -> R
     return json_response(job_document(job, services.settings.public_url))
 
 
-async def _streamed(jobs: JobService, job: Job, kind: str) -> Response:
+def _accepted(services: Services, principal: Principal, created: Created, began: float) -> Response:
+    """The 202 of a created job. `began` is the time of the request, in `perf_counter` seconds."""
+    job = created.job
+    location = (b"location", job_path(job.key.id).encode())
+    response = json_response(accepted_document(job, services.settings.public_url), 202, [location])
+    return audited_job(response, services.audit, principal, job, created.images, began=began)
+
+
+async def _streamed(jobs: JobService, job: Job, kind: str, state: ItemState | None) -> Response:
     """Stream all results, with one page in memory. If a page fails, the response breaks off."""
-    pages = aiter(jobs.all_results(job))
+    pages = aiter(jobs.all_results(job, state))
     # Before the response starts, so that a failing store is still a 503.
     first: Sequence[ItemResult] = await anext(pages, ())
 

@@ -37,6 +37,8 @@ class Job(BaseModel):
     """The state of a job."""
 
     job_id: str = Field(pattern=f"^{JOB_ID.pattern}$")
+    name: str | None = Field(description="As given at the creation", examples=["Summer 2026"])
+    retry_of: str | None = Field(description="The job whose items this job tries again")
     type: str = Field(examples=["batch-predict"])
     status: JobStatus = Field(
         description="`pending` → `running` → `completed`, `failed` or `cancelled`. A job completes "

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from starlette.requests import Request
 
 from app.batches.bucket import BatchSize, ObjectPrefix
+from app.batches.item import BatchItem
 from app.batches.reader import BatchReader
 from app.jobs.creation import Created, JobCreator, JobOrder, all_items
 from app.jobs.options import JobOptions, options_of, with_manifest
@@ -13,7 +14,8 @@ from app.metrics import ApiMetrics
 from app.uploads.limiter import UploadSlot
 from core.backends import Backend
 from core.clock import Clock, utc_now
-from core.domain.jobs import Job, JobFilter, JobItem, JobKey, JobStatus
+from core.domain.jobs import ItemState, Job, JobFilter, JobItem, JobKey, JobStatus
+from core.domain.policy import MAX_JOB_ITEMS
 from core.domain.principals import Principal, Scope
 from core.domain.records import Record, RecordKey
 from core.errors import Conflict, Forbidden, NotFound
@@ -116,9 +118,30 @@ class JobService:
         # Cancelling has updated the counts, for the notification.
         return await self._backend.jobs.get(job.key) or after
 
-    async def results(self, job: Job, limit: int, after: int = -1) -> Sequence[ItemResult]:
-        """At most `limit` items after the position `after`, with their records."""
-        items = await self._backend.jobs.items(job.key, limit, after)
+    async def retry(self, principal: Principal, job_id: str) -> Created:
+        """A new job for the items of an ended job that did not begin, or that may succeed now.
+
+        It has the model, the priority and the name of that job. The same call again returns the
+        same job. Raises Conflict if the job has not ended, or no item may be retried.
+        """
+        job = await self.find(principal, job_id)
+        if not job.status.terminal:
+            raise Conflict(f"The job has not ended. Its status is {job.status}.")
+        found = await self._backend.jobs.items(job.key, MAX_JOB_ITEMS)
+        again = [
+            BatchItem(item.name, item.image_hash, item.metadata) for item in found if item.may_retry
+        ]
+        if not again:
+            raise Conflict("No image of the job can be retried: each succeeded, or is at fault.")
+        options = JobOptions(priority=job.priority, name=job.name)
+        order = JobOrder(principal, job.model, again, options, retry_of=job.key.id)
+        return await self._creator.create(order)
+
+    async def results(
+        self, job: Job, limit: int, after: int = -1, state: ItemState | None = None
+    ) -> Sequence[ItemResult]:
+        """At most `limit` items after the position `after`, in `state`, with their records."""
+        items = await self._backend.jobs.items(job.key, limit, after, state)
         keys = {
             item.image_hash: RecordKey(job.key.tenant, item.image_hash, job.model)
             for item in items
@@ -130,10 +153,12 @@ class JobService:
             for item in items
         ]
 
-    async def all_results(self, job: Job) -> AsyncIterator[Sequence[ItemResult]]:
-        """Every item in order, in pages."""
+    async def all_results(
+        self, job: Job, state: ItemState | None = None
+    ) -> AsyncIterator[Sequence[ItemResult]]:
+        """Every item in order, or those in `state`, in pages."""
         after = -1
-        while page := await self.results(job, PAGE, after):
+        while page := await self.results(job, PAGE, after, state):
             yield page
             if len(page) < PAGE:
                 return

@@ -11,11 +11,18 @@ def job_path(job_id: str) -> str:
     return f"/api/v1/jobs/{job_id}"
 
 
+def page_path(job_id: str) -> str:
+    """The address of the job's page below the service's own."""
+    return f"/#/jobs/{job_id}"
+
+
 def job_document(job: Job, public_url: str) -> dict[str, Any]:
     """The document of a job; `public_url` is the base of its URLs, empty for paths."""
     path = public_url + job_path(job.key.id)
     return {
         "job_id": job.key.id,
+        "name": job.name or None,
+        "retry_of": job.retry_of or None,
         "type": job.type,
         "status": job.status,
         "progress": job.progress,

@@ -28,6 +28,7 @@ CANCELLED = "cancelled"  # error code: the job ended before the image was classi
 DEADLINE_EXCEEDED = "deadline_exceeded"
 EXPIRED = "expired"
 POLICY = JobPolicy()
+MAX_NAME = 200  # characters of a job's name
 
 
 class JobStatus(StrEnum):
@@ -88,6 +89,7 @@ class Counts:
 class Job:
     """`owner` is the id of the API key that created the job, empty without keys.
 
+    `name` is for display. `retry_of` is the id of the job whose items it tries again, or empty.
     `fingerprint` identifies the request that created it. `sealed`: all items are stored; an
     unsealed job is not listed. `announced`: the notification of the end is published. `counted_at`
     is when `counts` were taken, `wake_at` when the scheduler has to look at the job next.
@@ -114,6 +116,8 @@ class Job:
     completed_at: datetime | None = None
     error: RecordError | None = None
     notify_email: str = ""
+    name: str = ""
+    retry_of: str = ""
 
     @property
     def sort_key(self) -> str:
@@ -146,6 +150,13 @@ class JobItem:
     metadata: Mapping[str, object] = field(default_factory=dict)
     state: ItemState = ItemState.OPEN
     error: RecordError | None = None
+
+    @property
+    def may_retry(self) -> bool:
+        """Whether another job may classify the image, given that the job of this item has ended."""
+        if not self.image_hash or self.state is ItemState.SUCCEEDED:
+            return False
+        return self.error is None or self.error.retryable
 
 
 def complete_item(item: JobItem, error: RecordError | None) -> JobItem | None:
@@ -189,6 +200,8 @@ def new_job(
     not_before: datetime | None = None,
     deadline: datetime | None = None,
     notify_email: str = "",
+    name: str = "",
+    retry_of: str = "",
     policy: JobPolicy = POLICY,
 ) -> Job:
     """A job whose items are not stored yet."""
@@ -207,6 +220,8 @@ def new_job(
         not_before=not_before,
         deadline=deadline,
         notify_email=notify_email,
+        name=name,
+        retry_of=retry_of,
     )
 
 

@@ -8,56 +8,48 @@ index, at the start, in the middle and at the end of the list.
 
 import argparse
 import asyncio
-import random
 import sqlite3
 import statistics
 import tempfile
 import time
 from contextlib import closing
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from core.backends import Backend, open_backend
 from core.backends.embedded import records as store
+from core.backends.embedded.timestamps import to_micros
 from core.domain.record_lists import RecordFilter
-from core.domain.records import Annotation, Record, RecordKey, Status, new_record
+from core.domain.records import Status
 from core.settings import Settings
 
-LABELS = [f"label {number}" for number in range(1000)]
 MODEL = "colours@0123456789ab"
-PAGE, ROUNDS, BATCH = 50, 200, 10_000
+PAGE, ROUNDS = 50, 200
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-def success(number: int, rng: random.Random) -> Record:
-    key = RecordKey("public", rng.randbytes(32).hex(), MODEL)
-    record = new_record(key, BEGIN + timedelta(seconds=number))
-    names = rng.sample(LABELS, 5)
-    shares = (0.7, 0.15, 0.05, 0.02, 0.005)
-    labels = tuple(Annotation(n + 1, names[n], shares[n]) for n in range(5))
-    categories = (Annotation(1, f"category {rng.randrange(20)}", 0.8), Annotation(2, "all", 0.99))
-    return replace(record, status=Status.SUCCESS, annotations=labels, categories=categories)
+_RECORDS = """
+    INSERT INTO records (tenant, image_hash, model, status, annotations, categories, confident,
+                         attempts, token, created_at, updated_at, submitted_at, sort_key)
+    WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < ?1),
+         made (n, hash, at) AS (SELECT n, lower(hex(randomblob(32))), ?2 + 1000000 * n FROM numbers)
+    SELECT 'public', hash, ?3, 'success',
+           json_array(json_object('index', 1, 'label', 'label ' || n % 1000, 'confidence', 0.7),
+                      json_object('index', 2, 'label', 'label ' || n % 999, 'confidence', 0.2)),
+           json_array(json_object('index', 1, 'label', 'all', 'confidence', 0.99)),
+           1, 1, 1, at, at, at,
+           printf('%016d', 9999999999999999 - at) || '-' || substr(hash, -20) || substr(?3, -12)
+    FROM made
+"""
 
 
 def fill(path: Path, count: int) -> None:
-    rng = random.Random(7)
+    """Store `count` successes, one for each second, with the terms of their labels."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA synchronous = OFF")
-        for begin in range(0, count, BATCH):
-            found = [success(number, rng) for number in range(begin, min(begin + BATCH, count))]
-            connection.execute("BEGIN")
-            connection.executemany(
-                store._INSERT,
-                [
-                    (*store._key_of(each.key), *store._state_of(each), each.sort_key)
-                    for each in found
-                ],
-            )
-            connection.executemany(
-                store._INSERT_TERM, [row for each in found for row in store._term_rows(each)]
-            )
-            connection.execute("COMMIT")
+        connection.execute("BEGIN")
+        connection.execute(_RECORDS, (count, to_micros(BEGIN), MODEL))
+        for statement in store.TERMS_OF_EXISTING:
+            connection.execute(statement)
+        connection.execute("COMMIT")
 
 
 async def measure(backend: Backend, wanted: RecordFilter) -> float:
@@ -80,6 +72,7 @@ async def run(count: int) -> dict[str, float]:
         lists = {
             "newest": RecordFilter("public"),
             "middle": RecordFilter("public", before=middle),
+            "label": RecordFilter("public", label="label 7"),
             "category": RecordFilter("public", category="all", min_confidence=0.9),
             "category, middle": RecordFilter("public", category="all", before=middle),
             "model": RecordFilter("public", model=MODEL),

@@ -21,6 +21,7 @@ OPTIONS = JobOptions(
     notify_email="ada@example.org",
     cancel_after=timedelta(hours=1),
     idempotency_key="key",
+    name="Summer",
 )
 ORDER = JobOrder(ANONYMOUS, "colours@0123456789ab", [IMAGE], OPTIONS, "gs://photos/", [IMAGE])
 OTHER_OPTIONS = {
@@ -28,6 +29,7 @@ OTHER_OPTIONS = {
     "not_before": NOW + timedelta(seconds=1),
     "notify_email": "bob@example.org",
     "cancel_after": timedelta(hours=2),
+    "name": "Autumn",
 }
 
 

@@ -31,7 +31,7 @@ def test_all_options_are_optional() -> None:
 
 def test_options_in_query_and_headers() -> None:
     assert options(
-        "priority=low&not_before=2026-11-22T09:30:00Z&notify_email=ada%40example.org",
+        "priority=low&not_before=2026-11-22T09:30:00Z&notify_email=ada%40example.org&name=+a+b+",
         ("Cancel-After", "36h"),
         ("Idempotency-Key", "batch 7 (of 9)"),
     ) == JobOptions(
@@ -40,15 +40,21 @@ def test_options_in_query_and_headers() -> None:
         notify_email="ada@example.org",
         cancel_after=timedelta(hours=36),
         idempotency_key="batch 7 (of 9)",
+        name="a b",
     )
 
 
 def test_options_in_the_document() -> None:
     document = parse_manifest(
-        manifest(priority="high", not_before="2026-11-22T10:30:00+01:00", notify_email="a@b.org")
+        manifest(
+            priority="high",
+            not_before="2026-11-22T10:30:00+01:00",
+            notify_email="a@b.org",
+            name="Été",
+        )
     )
     assert with_manifest(JobOptions(), document, NOW) == JobOptions(
-        Priority.HIGH, NOW + timedelta(days=1), "a@b.org"
+        Priority.HIGH, NOW + timedelta(days=1), "a@b.org", name="Été"
     )
 
 
@@ -58,6 +64,7 @@ def test_options_in_the_document() -> None:
         ("priority", "priority=high", "high"),
         ("not_before", "not_before=2026-11-22T09:30:00Z", "2026-11-22T09:30:00Z"),
         ("notify_email", "notify_email=a@b.org", "a@b.org"),
+        ("name", "name=Summer", "Summer"),
     ],
 )
 def test_option_in_both_is_refused(name: str, query: str, value: str) -> None:
@@ -192,3 +199,12 @@ def test_repeated_option_is_refused() -> None:
 def test_unknown_priority_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="high, normal, low"):
         options("priority=urgent")
+
+
+@pytest.mark.parametrize(
+    "name", ["", " ", "%20", "x" * 201, "a%0Ab", "a%00", "x%C2%85x", "a%E2%80%A8b"]
+)
+def test_name_is_one_line_of_limited_length(name: str) -> None:
+    with pytest.raises(InvalidRequest, match="name must have") as error:
+        options(f"name={name}")
+    assert error.value.extra == {"field": "name"}

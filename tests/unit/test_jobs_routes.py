@@ -20,7 +20,7 @@ from app.batches.form import FIELD
 from core.backends import Backend, open_backend
 from core.clock import Clock, utc_now
 from core.domain import jobs
-from core.domain.jobs import ItemState, Job, JobItem, JobKey, JobStatus
+from core.domain.jobs import Counts, ItemState, Job, JobItem, JobKey, JobStatus
 from core.domain.policy import DeliveryPolicy
 from core.domain.principals import Scope
 from core.domain.priority import Priority
@@ -716,13 +716,17 @@ async def test_job_shows_its_progress(tmp_path: Path, colour_bundle: Path) -> No
     clock = MovableClock()
     settings = api_settings(tmp_path, colour_bundle, public_url="https://glimpse.example")
     async with open_api(settings, clock) as api:
-        job_id = await create(api, RED, BLUE, RED, b"bad", params={"priority": "high"})
+        job_id = await create(
+            api, RED, BLUE, RED, b"bad", params={"priority": "high", "name": "Summer"}
+        )
         url = f"https://glimpse.example{JOBS}/{job_id}"
         response = await api.client.get(f"{JOBS}/{job_id}")
         assert response.headers["cache-control"] == "no-store"
         first = response.json()
         assert first == {
             "job_id": job_id,
+            "name": "Summer",
+            "retry_of": None,
             "type": "batch-predict",
             "status": "pending",
             "progress": 0,
@@ -1158,3 +1162,95 @@ async def test_concurrent_cancellation_and_completion_have_one_outcome(api: Api)
             (200, JobStatus.CANCELLED),
             (409, JobStatus.COMPLETED),
         ]
+
+
+# --- Retries. -------------------------------------------------------------------------------------
+
+
+async def retry(api: Api, job_id: str, status: int = 202) -> dict[str, Any]:
+    response = await api.client.post(f"{JOBS}/{job_id}/retry")
+    assert response.status_code == status, response.text
+    body: dict[str, Any] = response.json()
+    if status == 202:
+        assert response.headers["location"] == f"{JOBS}/{body['job_id']}"
+    return body
+
+
+async def job_with_failures(api: Api) -> str:
+    """A completed job whose items succeeded, failed retryably, and failed permanently."""
+    params = {"name": "Summer", "priority": "high"}
+    job_id = await create(api, RED, BLUE, b"bad", params=params)
+    key = JobKey(PUBLIC_TENANT, job_id)
+    await api.services.backend.jobs.change(key, jobs.start())
+    await api.succeed(sha256(RED))
+    await api.fail(sha256(BLUE), retryable=True)
+    error = (await api.record(sha256(BLUE))).error
+    for position, outcome in ((0, None), (1, error)):
+        await api.services.backend.jobs.complete_item(key, position, outcome, timedelta(0))
+    assert (await job(api, job_id)).status is JobStatus.COMPLETED
+    return job_id
+
+
+async def test_retry_creates_a_job_of_the_images_that_may_succeed_now(api: Api) -> None:
+    job_id = await job_with_failures(api)
+    again = await retry(api, job_id)
+    made = await job(api, again["job_id"])
+    assert (made.name, made.priority, made.retry_of) == ("Summer", Priority.HIGH, job_id)
+    assert await items(api, made.key.id) == [JobItem(0, sha256(BLUE), "1.jpg")]
+    assert (await api.record(sha256(BLUE))).status is Status.PENDING
+    assert (await run(api, made.key.id)).counts == Counts(1, 1, 0)
+    document = (await api.client.get(f"{JOBS}/{made.key.id}")).json()
+    assert (document["name"], document["retry_of"]) == ("Summer", job_id)
+
+
+async def test_repeated_retry_returns_the_same_job(api: Api) -> None:
+    job_id = await job_with_failures(api)
+    first, *others = await asyncio.gather(*(retry(api, job_id) for _ in range(3)))
+    assert [each["job_id"] for each in others] == [first["job_id"]] * 2
+    await run(api, first["job_id"])
+    assert (await retry(api, job_id))["job_id"] == first["job_id"]
+    assert api.rows("jobs") == 2
+
+
+async def test_retry_of_a_cancelled_job_has_the_images_that_did_not_start(api: Api) -> None:
+    job_id = await create(api, RED, BLUE, GREEN)
+    key = JobKey(PUBLIC_TENANT, job_id)
+    await api.services.backend.jobs.change(key, jobs.start())
+    await api.succeed(sha256(RED))
+    await api.services.backend.jobs.complete_item(key, 0, None, timedelta(0))
+    await api.client.delete(f"{JOBS}/{job_id}")
+    again = await retry(api, job_id)
+    hashes = [item.image_hash for item in await items(api, again["job_id"])]
+    assert hashes == [sha256(BLUE), sha256(GREEN)]
+    # A worker was classifying an image when the job was cancelled.
+    await api.services.backend.jobs.complete_item(key, 1, None, timedelta(0))
+    assert (await retry(api, job_id))["job_id"] == again["job_id"]
+
+
+async def test_job_without_anything_to_retry_is_a_conflict(api: Api) -> None:
+    running = await create(api, RED)
+    assert "has not ended" in (await retry(api, running, 409))["detail"]
+    await run(api, running)
+    assert "No image" in (await retry(api, running, 409))["detail"]
+    broken = await create(api, b"bad")
+    await run(api, broken)
+    assert "No image" in (await retry(api, broken, 409))["detail"]
+    assert api.rows("jobs") == 2
+
+
+async def test_results_of_one_status(api: Api) -> None:
+    job_id = await job_with_failures(api)
+    path = f"{JOBS}/{job_id}/results"
+    for status, positions in (("failed", [1, 2]), ("succeeded", [0]), ("", [0, 1, 2])):
+        found = (await api.client.get(path, params={"status": status})).json()["results"]
+        assert [each["index"] for each in found] == positions
+        lines = await api.client.get(
+            path, params={"status": status}, headers={"Accept": "application/x-ndjson"}
+        )
+        assert [json.loads(line)["index"] for line in lines.text.splitlines()] == positions
+    page = (await api.client.get(path, params={"status": "failed", "limit": 1})).json()
+    following = {"status": "failed", "limit": 1, "cursor": page["next_cursor"]}
+    found = (await api.client.get(path, params=following)).json()["results"]
+    assert [each["index"] for each in found] == [2]
+    response = await api.client.get(path, params={"status": "open"})
+    assert_problem(response, 422, "invalid_request")

@@ -67,7 +67,7 @@ async def test_message_arrives_unchanged() -> None:
     for body in (text, html):
         for text_part in ("1,000", "990", "10", "1 min 11 s", "0123456789abcdef0123456789abcdef"):
             assert text_part in body
-        assert "https://glimpse.example.com/api/v1/jobs/0123456789abcdef" in body
+        assert "https://glimpse.example.com/#/jobs/0123456789abcdef" in body
 
 
 async def test_repeated_email_has_the_same_message_id_and_date() -> None:
@@ -241,10 +241,11 @@ HOSTILE = "<script>alert('&\"')</script>\r\nBcc: eve@example.com"
 
 @pytest.mark.parametrize("status", [JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED])
 def test_email_escapes_the_texts_of_the_job(status: JobStatus) -> None:
-    job = a_job(status, error=RecordError("x", HOSTILE, False))
+    job = a_job(status, error=RecordError("x", HOSTILE, False), name="<b>Summer</b>")
     message = job_email(job, f"job.{status}", SENDER, "https://g.example/<b>\"'&")
     text, html = (part.get_content() for part in message.iter_parts())
     assert "<script" not in html and "<b>" not in html
+    assert "&lt;b&gt;Summer&lt;/b&gt;" in html and "<b>Summer</b>" in text
     assert set(Tags(html).seen) <= {
         *("html", "head", "meta", "title", "body", "div", "h1", "table", "tr", "td", "p", "a", "br")
     }
@@ -259,6 +260,17 @@ def test_email_about_a_job_that_never_started() -> None:
     text = message.get_body(("plain",)).get_content()  # type: ignore[union-attr]
     assert "was cancelled" in text and "Not begun" in text and "Results" not in text
     assert message["Subject"].endswith("0 of 1 image classified")
+
+
+@pytest.mark.parametrize(
+    ("page", "path"), [(True, "/#/jobs/{}"), (False, "/api/v1/jobs/{}/results")]
+)
+def test_email_links_to_the_page_of_the_job_if_there_is_one(page: bool, path: str) -> None:
+    job = a_job()
+    message = job_email(job, "job.completed", SENDER, "https://g.example", page=page)
+    link = "https://g.example" + path.format(job.key.id)
+    text, html = (part.get_content() for part in message.iter_parts())
+    assert f"Results: {link}\n" in text and f'href="{link}"' in html
 
 
 # --- Settings and addresses -----------------------------------------------------------------------

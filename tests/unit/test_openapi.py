@@ -61,6 +61,7 @@ OPERATIONS = {
     ("GET", "/api/v1/jobs/{job_id}"): "get_job",
     ("DELETE", "/api/v1/jobs/{job_id}"): "cancel_job",
     ("GET", "/api/v1/jobs/{job_id}/results"): "get_job_results",
+    ("POST", "/api/v1/jobs/{job_id}/retry"): "retry_job",
     ("GET", "/api/v1/jobs/{job_id}/stream"): "stream_job",
     ("GET", "/api/v1/dead-letters"): "list_dead_letters",
     ("POST", "/api/v1/dead-letters/replay"): "replay_dead_letters",
@@ -309,7 +310,14 @@ def test_events_in_examples_are_those_of_the_service(schema: dict[str, Any]) -> 
         datetime.fromisoformat(document[name])
         for name in ("created_at", "started_at", "completed_at")
     )
-    job = new_job(JobKey(PUBLIC_TENANT, document["job_id"]), "", document["model"], 2, created)
+    job = new_job(
+        JobKey(PUBLIC_TENANT, document["job_id"]),
+        "",
+        document["model"],
+        2,
+        created,
+        name=document["name"],
+    )
     accepted = there(seal()(job, created))
     half = there(update_counts(Counts(2, 1))(there(start()(accepted, begun)), begun))
     whole = there(update_counts(Counts(2, 2))(half, ended))

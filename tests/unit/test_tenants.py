@@ -318,6 +318,7 @@ CASES: dict[tuple[str, str], Callable[[World], Awaitable[None]]] = {
     ("GET", JOBS): listing_jobs,
     ("GET", JOBS + "/{job_id}"): lambda w: others_jobs(w, "GET", JOBS + "/{}"),
     ("DELETE", JOBS + "/{job_id}"): lambda w: others_jobs(w, "DELETE", JOBS + "/{}"),
+    ("POST", JOBS + "/{job_id}/retry"): lambda w: others_jobs(w, "POST", JOBS + "/{}/retry"),
     ("GET", JOBS + "/{job_id}/results"): lambda w: others_jobs(w, "GET", JOBS + "/{}/results"),
     ("GET", "/api/v1/keys"): listing_keys,
     ("POST", "/api/v1/keys"): making_keys,

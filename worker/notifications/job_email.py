@@ -10,7 +10,7 @@ from email.utils import format_datetime, parseaddr
 from html import escape
 
 from core.clock import rfc3339
-from core.domain.job_document import job_path
+from core.domain.job_document import job_path, page_path
 from core.domain.jobs import Job, JobStatus
 from core.outbound.mail_address import domain_of
 
@@ -27,15 +27,18 @@ _COLOURS = {
 _REASON = "You receive this because the job was created with your address."
 
 
-def job_email(job: Job, event: str, sender: str, public_url: str) -> EmailMessage:
+def job_email(
+    job: Job, event: str, sender: str, public_url: str, *, page: bool = True
+) -> EmailMessage:
     """The message to `job.notify_email`, from `sender` (EMAIL_FROM).
 
-    With a `public_url` it links to the results.
+    With a `public_url` it links to the job's page, or to its results if there is no `page`.
     """
     name, address = parseaddr(sender)
     domain = domain_of(address)
     rows = _rows(job)
-    link = f"{public_url}{job_path(job.key.id)}/results" if public_url else ""
+    path = page_path(job.key.id) if page else f"{job_path(job.key.id)}/results"
+    link = f"{public_url}{path}" if public_url else ""
     message = EmailMessage(policy=SMTP)
     message["Subject"] = f"Glimpse: your job {_ENDED[job.status]}, {_summary(job)}"
     message["From"] = Address(display_name=name, addr_spec=address)
@@ -59,7 +62,8 @@ def _images(number: int) -> str:
 
 def _rows(job: Job) -> list[tuple[str, str]]:
     counts = job.counts
-    rows = [("Images", f"{counts.total:,}"), ("Classified", f"{counts.succeeded:,}")]
+    rows = [("Name", job.name)] if job.name else []
+    rows += [("Images", f"{counts.total:,}"), ("Classified", f"{counts.succeeded:,}")]
     if counts.failed:
         rows.append(("Failed", f"{counts.failed:,}"))
     if job.cancelled_items:

@@ -194,7 +194,9 @@ class Notifier:
         except InvalidRequest as error:
             self._refuse_email(error.detail)
         assert self.mailer is not None, "there are domains only if there is a server"
-        mail = job_email(job, message.event, settings.email_from, settings.public_url)
+        mail = job_email(
+            job, message.event, settings.email_from, settings.public_url, page=settings.page
+        )
         try:
             # By domain, so that a domain that delays e-mail (greylisting) delays no other domain.
             async with self.limits.slot(f"{EMAIL}:{domain_of(job.notify_email)}"):

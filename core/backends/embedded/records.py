@@ -53,6 +53,11 @@ def _add_terms(column: str, kind: str, tier: int) -> str:
     )
 
 
+TERMS_OF_EXISTING = tuple(
+    _add_terms(column, kind, tier)
+    for column, kind in (("annotations", "label"), ("categories", "category"))
+    for tier in range(len(TIERS))
+)
 SCHEMA = Schema(
     version=6,
     upgrades={
@@ -71,11 +76,7 @@ SCHEMA = Schema(
             " || substr(image_hash, -20) || substr(model, -12)",
             _TERMS,
             *_LIST_INDEXES,
-            *(
-                _add_terms(column, kind, tier)
-                for column, kind in (("annotations", "label"), ("categories", "category"))
-                for tier in range(len(TIERS))
-            ),
+            *TERMS_OF_EXISTING,
         ),
         5: ("ALTER TABLE records ADD COLUMN claims INTEGER NOT NULL DEFAULT 0",),
     },
