@@ -25,6 +25,7 @@ def run(asked: str) -> int:
     settings = _settings("emulator" if choice.way == "compose" else choice.way)
     if choice.way == "compose":
         docker.BUNDLES.mkdir(exist_ok=True)
+        docker.BUNDLES.chmod(0o755)  # the user of the containers reads it
         print(f"The API will be at http://127.0.0.1:{settings.api_port}/docs", flush=True)
         docker.replace_process("up", "--build", "--remove-orphans")
     with data_dir_lock.held(settings.data_dir):

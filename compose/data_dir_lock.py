@@ -15,13 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+from core.backends.data_folder import FILES, foreign_files, make_private
+
 LOG_BYTES = 10_000_000  # size of the log. One older file of this size is kept as well
-# Everything that Glimpse writes into a data folder. `purge` deletes nothing else.
-_FILES = (
-    *("records.db*", "queue.db*", "keys.db*", "webhooks.db*", "queue.lock", "blobs", "spool"),
-    *("link.key", "key.secret", "push.secret", "model-cache"),
-    *("emulators", "glimpse.log*"),
-)
 _ACQUIRE_SECONDS = 1.0  # longer than `holder` keeps its shared lock
 
 
@@ -53,9 +49,15 @@ def log_file(data_dir: Path) -> Path:
 def held(data_dir: Path) -> Iterator[None]:
     """Hold the lock. Other processes find the id of this one in the pid file.
 
-    Raises AlreadyRunning or UnusableDataDir.
+    Creates the folder, and makes it private. Raises AlreadyRunning or UnusableDataDir.
     """
-    with _acquire(data_dir) as file:
+    with _held(data_dir, create=True):
+        yield
+
+
+@contextmanager
+def _held(data_dir: Path, *, create: bool) -> Iterator[None]:
+    with _acquire(data_dir, create) as file:
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
@@ -63,12 +65,13 @@ def held(data_dir: Path) -> Iterator[None]:
         file.truncate(0)
 
 
-def _acquire(data_dir: Path) -> TextIO:
+def _acquire(data_dir: Path, create: bool) -> TextIO:
     """The locked pid file. Closing it releases the lock. Raises as `held` does."""
     deadline = time.monotonic() + _ACQUIRE_SECONDS
     while True:
         with _usable(data_dir):
-            data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if create:  # again in each turn: `purge` deletes the folder
+                make_private(data_dir)
             file = pid_file(data_dir).open("a+")
         # `purge` deletes the file that it has locked. Other processes do not see a lock on that.
         if _lock(file.fileno(), fcntl.LOCK_EX) and _is_at(pid_file(data_dir), file):
@@ -128,15 +131,17 @@ def purge(data_dir: Path) -> list[str]:
     """
     if not data_dir.is_dir():
         return []
-    with held(data_dir):
-        for pattern in _FILES:
+    with _held(data_dir, create=False):
+        for pattern in FILES:
             for path in data_dir.glob(pattern):
+                if path == pid_file(data_dir):
+                    continue  # the last one, because it is locked
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 else:
                     path.unlink()
         pid_file(data_dir).unlink()
-    others = sorted(path.name for path in data_dir.iterdir())
+    others = foreign_files(data_dir)
     if not others and not data_dir.is_symlink():
         data_dir.rmdir()
     return others

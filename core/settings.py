@@ -620,7 +620,12 @@ class Settings(BaseSettings):
 
 
 def load_settings() -> Settings:
-    """The settings of this process. Exits with a message that names each wrong or unknown one."""
+    """The settings of this process. Exits with a message that names each wrong or unknown one.
+
+    Each process calls this once, first. From then on, files that it and its children create are
+    private to their user.
+    """
+    os.umask(0o077)
     problems = unknown_names(dotenv_values(ENV_FILE))
     try:
         settings = Settings()
