@@ -18,6 +18,7 @@ from core.domain.messages import Message
 from core.domain.rate_limits import Grant, Limit
 from core.domain.record_lists import RecordFilter, RecordPage
 from core.domain.records import Record, RecordError, RecordKey
+from core.domain.trained_models import ModelKey, TrainedModel
 from core.domain.transitions import Transition
 from core.domain.usage import Usage
 from core.domain.webhooks import Webhook, WebhookKey
@@ -68,6 +69,10 @@ class RecordStore(Store[RecordKey, Record], Protocol):
 
     async def delete_image(self, tenant: str, image_hash: str) -> int:
         """Delete the image's records under every model; the number deleted."""
+        ...
+
+    async def delete_model(self, tenant: str, model: str, limit: int) -> int:
+        """Delete at most `limit` of the tenant's records under this model; the number deleted."""
         ...
 
     async def ping(self) -> None:
@@ -253,6 +258,30 @@ class WebhookStore(Store[WebhookKey, Webhook], Protocol):
 
     async def delete(self, key: WebhookKey) -> bool:
         """Delete the webhook, durably; False where there is none."""
+        ...
+
+
+class ModelStore(Store[ModelKey, TrainedModel], Protocol):
+    """Trained models by tenant (`core.domain.trained_models`)."""
+
+    async def create(self, model: TrainedModel) -> bool:
+        """Store a new model, durably; False where its key exists."""
+        ...
+
+    async def list(self, tenant: str) -> Sequence[TrainedModel]:
+        """All models of the tenant, ordered by name."""
+        ...
+
+    async def delete(self, key: ModelKey) -> bool:
+        """Delete the model, durably; False where there is none."""
+        ...
+
+    async def add_base(self, tenant: str, base: str) -> None:
+        """Note, durably, that the tenant may have embeddings under this base model."""
+        ...
+
+    async def bases(self, tenant: str) -> Sequence[str]:
+        """The base models that were added, in order."""
         ...
 
 

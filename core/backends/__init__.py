@@ -15,6 +15,7 @@ from core.ports import (
     DeadLetterStore,
     JobStore,
     KeyStore,
+    ModelStore,
     ObjectSource,
     Publisher,
     RecordStore,
@@ -41,6 +42,7 @@ class Backend:
     dead_letters: DeadLetterStore
     jobs: JobStore
     webhooks: WebhookStore
+    models: ModelStore
     links: "LinkSigner | None" = None
     objects: ObjectSource | None = None
 

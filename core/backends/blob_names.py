@@ -1,14 +1,26 @@
-"""Names of blobs: `{tenant}/{image_hash}`, on every backend."""
+"""Names of blobs, on every backend. `core.domain.records` makes them.
 
-from core.domain.records import IMAGE_HASH, TENANT
+{tenant}/{image_hash}                       an image
+{tenant}/embeddings/{model}/{image_hash}    what a base model computed from it
+{tenant}/heads/{model}, {tenant}/reports/{model}
+"""
+
+import re
+
+from core.domain.records import IMAGE_HASH, MODEL, TENANT
 from core.errors import NotFound
 
 MISSING = "There is no such image."
 
+_NAME = re.compile(
+    f"(?:{TENANT.pattern})(?:/embeddings/{MODEL.pattern})?/{IMAGE_HASH.pattern}"
+    f"|(?:{TENANT.pattern})/(?:heads|reports)/{MODEL.pattern}"
+)
+
 
 def split_name(name: str) -> tuple[str, str]:
-    """The tenant and the image hash in `name`. Raises NotFound if no blob can have that name."""
-    tenant, _, image_hash = name.partition("/")
-    if not (TENANT.fullmatch(tenant) and IMAGE_HASH.fullmatch(image_hash)):
+    """The folder and the last part of `name`. Raises NotFound if no blob can have that name."""
+    if not _NAME.fullmatch(name):
         raise NotFound(MISSING)
-    return tenant, image_hash
+    folder, _, last = name.rpartition("/")
+    return folder, last

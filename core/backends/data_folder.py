@@ -10,7 +10,8 @@ from core.errors import Unavailable
 
 # Patterns of everything that Glimpse writes into a data folder.
 FILES = (
-    *("records.db*", "queue.db*", "keys.db*", "webhooks.db*", "queue.lock", "blobs", "spool"),
+    *("records.db*", "queue.db*", "keys.db*", "webhooks.db*", "models.db*"),
+    *("queue.lock", "blobs", "spool"),
     *("link.key*", "key.secret*", "push.secret*", "model-cache"),
     *("emulators", "glimpse.log*", "glimpse.pid"),
 )

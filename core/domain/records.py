@@ -69,6 +69,21 @@ def blob_name(tenant: str, image_hash: str) -> str:
     return f"{tenant}/{image_hash}"
 
 
+def embedding_name(tenant: str, base: str, image_hash: str) -> str:
+    """The name of the blob with the image's embedding under a base model."""
+    return f"{tenant}/embeddings/{base}/{image_hash}"
+
+
+def head_name(tenant: str, model: str) -> str:
+    """The name of the blob with the head of a version of a trained model, by its identity."""
+    return f"{tenant}/heads/{model}"
+
+
+def report_name(tenant: str, model: str) -> str:
+    """The name of the blob with the training report of a version, by its identity."""
+    return f"{tenant}/reports/{model}"
+
+
 @dataclass(frozen=True, slots=True)
 class Annotation:
     """One label or category. `index` 1 is the most likely; `confidence` is a probability."""

@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 
 from core.backends import Backend
+from core.domain.records import embedding_name, head_name, report_name
 from core.errors import NotFound
 from core.ports import BlobStore
 from tests.support.pictures import sha256
@@ -72,6 +73,26 @@ async def test_tenants_have_separate_blobs(blobs: BlobStore) -> None:
     assert await blobs.exists(NAME)
 
 
+async def test_what_is_derived_from_images_has_names_of_its_own(blobs: BlobStore) -> None:
+    image_hash = sha256(DATA)
+    names = [
+        NAME,
+        embedding_name("public", "base@0123456789ab", image_hash),
+        embedding_name("public", "base@ba9876543210", image_hash),
+        embedding_name("acme", "base@0123456789ab", image_hash),
+        head_name("public", "birds@0123456789ab"),
+        report_name("public", "birds@0123456789ab"),
+    ]
+    for number, name in enumerate(names):
+        await blobs.put(name, f"content {number}".encode(), "application/octet-stream")
+    for number, name in enumerate(names):
+        assert await blobs.get(name) == f"content {number}".encode()
+    for name in names[1:]:
+        assert await blobs.delete(name)
+        assert not await blobs.exists(name)
+    assert await blobs.exists(NAME)
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -88,6 +109,12 @@ async def test_tenants_have_separate_blobs(blobs: BlobStore) -> None:
         f"public/{'a' * 64}\n",
         f"public\x00/{'a' * 64}",
         f"pub/lic/{'a' * 64}",
+        f"public/embeddings/{'a' * 64}",
+        f"public/embeddings/../{'a' * 64}",
+        f"public/embeddings/base@0123456789ab/x/{'a' * 64}",
+        f"public/heads/{'a' * 64}",
+        "public/heads/../reports/birds@0123456789ab",
+        "public/other/birds@0123456789ab",
     ],
 )
 async def test_name_outside_the_store_is_refused(blobs: BlobStore, name: str) -> None:

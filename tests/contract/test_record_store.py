@@ -8,6 +8,7 @@ import pytest
 from core.backends import Backend
 from core.domain import records
 from core.domain.priority import Priority
+from core.domain.record_lists import RecordFilter
 from core.domain.records import (
     Annotation,
     Claim,
@@ -538,6 +539,30 @@ async def test_delete_image_removes_all_models_of_one_tenant(
     assert await store.get(other_tenant) is not None
     assert await store.get(key_of(2)) is not None
     assert await store.delete_image("public", key_of().image_hash) == 0
+
+
+async def test_delete_model_removes_the_results_of_one_model_of_one_tenant(
+    store: RecordStore, clock: MovableClock
+) -> None:
+    doomed = [key_of(number, model="birds@abcdef012345") for number in range(1, 4)]
+    kept = [
+        key_of(),
+        key_of(model="birds@abcdef012346"),
+        key_of(model="bird@abcdef012345"),
+        key_of(tenant="acme", model="birds@abcdef012345"),
+    ]
+    for key in (*doomed, *kept):
+        await created(store, clock, key)
+    claim = await claimed(store, doomed[0], LEASE)
+    assert claim is not None
+    assert await store.change(claim.key, records.complete(claim, RESULT))
+    assert await store.delete_model("public", "birds@abcdef012345", limit=2) == 2
+    assert await store.delete_model("public", "birds@abcdef012345", limit=2) == 1
+    assert await store.delete_model("public", "birds@abcdef012345", limit=2) == 0
+    assert await store.get_many(doomed) == {}
+    assert set(await store.get_many(kept)) == set(kept)
+    found = await store.list(RecordFilter("public"), 10)
+    assert {record.key for record in found.records} == set(kept[:3])
 
 
 async def test_deletion_ends_the_claim(store: RecordStore, clock: MovableClock) -> None:

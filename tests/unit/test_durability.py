@@ -18,13 +18,15 @@ from core.backends.embedded.blobs import FileBlobStore
 from core.backends.embedded.database import Database, Operation, Schema
 from core.backends.embedded.dead_letters import SqliteDeadLetterStore
 from core.backends.embedded.jobs import SqliteJobStore
+from core.backends.embedded.models import SCHEMA as MODELS
+from core.backends.embedded.models import SqliteModelStore
 from core.backends.embedded.publisher import SqlitePublisher
 from core.backends.embedded.records import SCHEMA as RECORDS
 from core.backends.embedded.records import SqliteRecordStore
 from core.backends.embedded.webhooks import SCHEMA as WEBHOOKS
 from core.backends.embedded.webhooks import SqliteWebhookStore
 from core.backends.links import KEY_BYTES, LinkSigner, shared_secret
-from core.domain import api_keys, dead_letters, jobs, records, webhooks
+from core.domain import api_keys, dead_letters, jobs, records, trained_models, webhooks
 from core.domain.api_keys import ApiKey
 from core.domain.dead_letters import DeadLetter, letter_id
 from core.domain.jobs import Counts, JobItem, JobKey, new_job
@@ -162,6 +164,31 @@ async def test_webhook_transitions_but_notes_of_deliveries_are_durable(tmp_path:
         assert await changes.synced(webhooks.update(Change(enabled=True)))
         assert changes.applied == transitions_in(webhooks)
         assert await database.syncs(store.delete(webhook.key))
+
+
+async def test_transitions_of_trained_models_are_durable(tmp_path: Path) -> None:
+    clock = MovableClock()
+    model = trained_models.new_model(trained_models.ModelKey("acme", "birds"), clock())
+    version = trained_models.ModelVersion(
+        "birds@0123456789ab", "a" * 32, "base@0123456789ab", clock(), 10, 2, 0.9, (0.8, 1.0), 0.9
+    )
+    async with observed(tmp_path / "models.db", MODELS) as database:
+        store = SqliteModelStore(database, clock)
+        changes = Changes(store, database, model.key)
+
+        async def base_added() -> bool:
+            await store.add_base("acme", version.base)
+            return True
+
+        assert await database.syncs(store.create(model))
+        assert await database.syncs(base_added())
+        assert await changes.synced(trained_models.add_version(version, activate=True))
+        assert await changes.synced(trained_models.activate(version.id))
+        assert await changes.synced(trained_models.correct({"a" * 64: "owl"}))
+        assert await changes.synced(trained_models.begin_deletion(version.id))
+        assert await changes.synced(trained_models.end_deletion(version.id))
+        assert changes.applied == transitions_in(trained_models)
+        assert await database.syncs(store.delete(model.key))
 
 
 async def test_publication_is_durable(tmp_path: Path) -> None:

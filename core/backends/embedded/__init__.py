@@ -11,7 +11,7 @@ from pathlib import Path
 
 from core.backends import Access, Backend
 from core.backends.data_folder import opened_folder
-from core.backends.embedded import keys, queue_store, records, webhooks
+from core.backends.embedded import keys, models, queue_store, records, webhooks
 from core.backends.embedded.blobs import FileBlobStore
 from core.backends.embedded.database import Database, Schema
 from core.backends.embedded.dead_letters import SqliteDeadLetterStore
@@ -21,6 +21,7 @@ from core.backends.embedded.keys import (
     SqliteKeyStore,
     SqliteUsageStore,
 )
+from core.backends.embedded.models import SqliteModelStore
 from core.backends.embedded.publisher import SqlitePublisher
 from core.backends.embedded.queue_store import QueueStore
 from core.backends.embedded.records import SqliteRecordStore
@@ -46,6 +47,7 @@ async def open_backend(settings: Settings, clock: Clock = utc_now) -> AsyncItera
         database = await stack.enter_async_context(_open(settings, "records.db", records.SCHEMA))
         store = await stack.enter_async_context(open_queue_store(settings))
         webhook_db = await stack.enter_async_context(_open(settings, WEBHOOKS, webhooks.SCHEMA))
+        model_db = await stack.enter_async_context(_open(settings, "models.db", models.SCHEMA))
         blobs = FileBlobStore(settings.data_dir / "blobs", links, clock)
         stack.push_async_callback(blobs.close)
         await blobs.remove_abandoned()
@@ -56,6 +58,7 @@ async def open_backend(settings: Settings, clock: Clock = utc_now) -> AsyncItera
             SqliteDeadLetterStore(database, clock),
             SqliteJobStore(database, clock, settings.jobs),
             SqliteWebhookStore(webhook_db, clock),
+            SqliteModelStore(model_db, clock),
             links,
         )
 

@@ -1,4 +1,4 @@
-"""Blobs as files: `blobs/{tenant}/{first two hex digits}/{image_hash}`.
+"""Blobs as files, under their names: images are `blobs/{tenant}/{2 hex digits}/{image_hash}`.
 
 A name leads to all bytes of a blob or to nothing: the store writes a temporary file, fsyncs it, and
 renames it.
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -20,6 +21,7 @@ import structlog
 from core.backends.blob_names import MISSING, split_name
 from core.backends.links import LinkSigner
 from core.clock import Clock, utc_now
+from core.domain.records import IMAGE_HASH
 from core.durable_files import sync_folder, write_whole
 from core.errors import NotFound, Unavailable
 
@@ -30,6 +32,7 @@ T = TypeVar("T")
 
 THREADS = 8
 TEMPORARY = ".draft-"  # prefix of temporary files
+_FOLDERS = ("*/*", "*/embeddings/*/*")  # that hold blobs
 ABANDONED_SECONDS = 3600.0  # no live process takes an hour to write one upload
 
 
@@ -86,8 +89,10 @@ class FileBlobStore:
         await asyncio.to_thread(self._threads.shutdown)
 
     def _path(self, name: str) -> Path:
-        tenant, image_hash = split_name(name)
-        return self._folder / tenant / image_hash[:2] / image_hash
+        folder, last = split_name(name)
+        # Images and embeddings are many, so they are spread over 256 folders.
+        place = self._folder / folder
+        return place / last[:2] / last if IMAGE_HASH.fullmatch(last) else place / last
 
     async def _run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self._closed:
@@ -166,7 +171,7 @@ def _make_folder(folder: Path, root: Path) -> None:
 
 def _remove_abandoned(root: Path, before: float) -> int:
     removed = 0
-    for temporary in root.glob(f"*/*/{TEMPORARY}*"):
+    for temporary in chain.from_iterable(root.glob(f"{each}/{TEMPORARY}*") for each in _FOLDERS):
         try:
             if temporary.stat().st_mtime < before:
                 temporary.unlink()

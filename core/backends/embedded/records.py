@@ -166,9 +166,11 @@ _INSERT_TERM = (
 _DELETE_TERM = "DELETE FROM record_terms WHERE tenant = ? AND term = ? AND sort_key = ?"
 _SELECT_IMAGE = f"SELECT {_COLUMNS} FROM records WHERE tenant = ? AND image_hash = ?"  # noqa: S608
 
+_SELECT_MODEL = f"SELECT {_COLUMNS} FROM records WHERE tenant = ? AND model = ? LIMIT ?"  # noqa: S608
+
 
 class SqliteRecordStore(SqliteStore[RecordKey, Record]):
-    """`core.ports.RecordStore`. `create` and `delete_image` are fsynced."""
+    """`core.ports.RecordStore`. `create` and the deletions are fsynced."""
 
     async def get_many(self, keys: Sequence[RecordKey]) -> Mapping[RecordKey, Record]:
         if not keys:
@@ -212,6 +214,16 @@ class SqliteRecordStore(SqliteStore[RecordKey, Record]):
             return connection.execute(
                 "DELETE FROM records WHERE tenant = ? AND image_hash = ?", (tenant, image_hash)
             ).rowcount
+
+        return await self._database.write(delete, durable=True)
+
+    async def delete_model(self, tenant: str, model: str, limit: int) -> int:
+        def delete(connection: sqlite3.Connection) -> int:
+            rows = connection.execute(_SELECT_MODEL, (tenant, model, limit)).fetchall()
+            for record in map(_record_of, rows):
+                connection.executemany(_DELETE_TERM, _term_rows(record))
+                connection.execute(f"DELETE FROM records WHERE {_KEY}", _key_of(record.key))  # noqa: S608
+            return len(rows)
 
         return await self._database.write(delete, durable=True)
 

@@ -18,6 +18,7 @@ from core.backends.google.keys import (
     DatastoreKeyStore,
     DatastoreUsageStore,
 )
+from core.backends.google.models import DatastoreModelStore
 from core.backends.google.objects import CloudObjectSource
 from core.backends.google.publisher import PubSubPublisher
 from core.backends.google.records import DatastoreRecordStore
@@ -44,6 +45,7 @@ async def open_backend(settings: Settings, clock: Clock = utc_now) -> AsyncItera
         dead_letters = DatastoreDeadLetterStore(await open_datastore("dead-letter store"), clock)
         jobs = DatastoreJobStore(await open_datastore("job store"), clock, settings.jobs)
         webhooks = DatastoreWebhookStore(await open_datastore("webhook store"), clock)
+        models = DatastoreModelStore(await open_datastore("model store"), clock)
         pubsub_channel = endpoints.pubsub_channel()
         stack.push_async_callback(pubsub_channel.close)
         publisher = PubSubPublisher(pubsub_channel, endpoints.project, settings.topic_prefix)
@@ -62,6 +64,7 @@ async def open_backend(settings: Settings, clock: Clock = utc_now) -> AsyncItera
             dead_letters,
             jobs,
             webhooks,
+            models,
             endpoints.local_links,
             objects,
         )

@@ -73,6 +73,12 @@ class DatastoreRecordStore(DatastoreStore[RecordKey, Record]):
 
         return await self._datastore.transact(delete)
 
+    async def delete_model(self, tenant: str, model: str, limit: int) -> int:
+        # The property is the model's identity, a colon and the sort key: `;` follows the colon.
+        bounds = ((BY_MODEL, ">", f"{model}:"), (BY_MODEL, "<", f"{model};"))
+        query = query_for(RECORD_KIND, *bounds, order=BY_MODEL, keys_only=True)
+        return await self._datastore.delete_found(tenant, query, limit)
+
     async def ping(self) -> None:
         await self._datastore.ping()
 
