@@ -36,6 +36,7 @@ from app.models import routes as model_routes
 from app.openapi import DESCRIPTION, TAGS, install_openapi
 from app.page.routes import page_routes
 from app.services import Services
+from app.streams import ticket_routes
 from app.streams.registry import STREAM_SECONDS, StreamRegistry
 from app.uploads.limiter import UploadLimiter, upload_limits
 from app.webhooks import routes as webhook_routes
@@ -126,6 +127,7 @@ def create_app(
         what_routes.router,
         job_routes.router,
         job_stream_routes.router,
+        ticket_routes.router,
         local_content_routes.router,
         dead_letter_routes.router,
         key_routes.router,

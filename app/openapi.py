@@ -37,6 +37,7 @@ TAGS = [
     {"name": "images", "description": "The versioned interface: caching, waiting, deletion."},
     {"name": "what", "description": "The short interface: upload, then request the status."},
     {"name": "jobs", "description": "Classification of many images as one job."},
+    {"name": "streams", "description": "Tickets for streams of live updates."},
     {"name": "models", "description": "The models that classify images."},
     {"name": "keys", "description": "API keys, their limits and their usage."},
     {"name": "webhooks", "description": "Receivers of events about jobs."},

@@ -10,13 +10,13 @@ import time
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
 from cachetools import TTLCache
 
-from app.auth.credentials import key_in
+from app.auth.credentials import key_in, ticket_in
 from app.auth.key_state import KeyState, Share
 from core.backends import Access, open_access
 from core.clock import Clock, utc_now
@@ -25,6 +25,7 @@ from core.domain.api_keys import USE_NOTE_INTERVAL, ApiKey, note_use
 from core.domain.key_tokens import KeyHasher
 from core.domain.principals import Principal, Scope
 from core.domain.rate_limits import Grant
+from core.domain.tickets import TicketSigner
 from core.errors import Forbidden, GlimpseError, RateLimited, Unauthenticated, Unavailable
 from core.observability.request_middleware import add_headers
 from core.settings import Settings
@@ -37,6 +38,7 @@ SHARE_SECONDS = 2.0  # longest wait of a request for the next share of its limit
 MAX_VERIFIED_KEYS = 10_000
 MAX_REFUSED_KEYS = 4_096
 IDLE_TIME = timedelta(hours=1)  # longer than any request lasts
+_TICKET_OF = "glimpse.ticket_of"  # in a request's scope: the id of the key of its ticket
 _REFUSED = "The API key is not valid."
 
 
@@ -58,6 +60,7 @@ class Authenticator:
     ) -> None:
         self.access = access
         self.hasher = KeyHasher(access.secret)
+        self.tickets = TicketSigner(access.secret)
         self._settings = settings
         self._rate = settings.rate
         self.clock = clock
@@ -161,12 +164,35 @@ class Authenticator:
             log.warning("usage lost", reason=str(error))
 
     async def _state_of(self, scope: MutableMapping[str, Any]) -> KeyState:
+        if ticket := ticket_in(scope.get("query_string", b"")):
+            return await self._state_of_ticket(scope, ticket)
         text = key_in(scope["headers"])
         digest = self.hasher.digest(text)
         verified = self._verified.get(digest)
         if verified is None or self._monotonic() >= verified.until:
             return await self._verify(text, digest)
         return verified.state
+
+    async def _state_of_ticket(self, scope: MutableMapping[str, Any], ticket: str) -> KeyState:
+        """The state of the key that the ticket was issued for.
+
+        The ticket may end while its stream is open: later checks compare the key only.
+        """
+        key_id: str | None = scope.get(_TICKET_OF)
+        if key_id is None:
+            key_id = self.tickets.key_id(ticket, scope["path"], self.clock())
+            if key_id is None:
+                raise Unauthenticated("The ticket is not valid for this stream, or has expired.")
+            scope[_TICKET_OF] = key_id
+        entry = key_id.encode()  # differs from every digest by its length
+        verified = self._verified.get(entry)
+        if verified is not None and self._monotonic() < verified.until:
+            return verified.state
+        key, now = await self._look_up(key_id), self.clock()
+        if key is None or not key.active(now):
+            self.forget(key_id)
+            raise Unauthenticated("The key of the ticket is not valid.")
+        return self._trust(key, entry, key.expires_at, now)
 
     async def _verify(self, text: bytes, digest: bytes) -> KeyState:
         key_id = self.hasher.key_id(text)
@@ -182,12 +208,18 @@ class Authenticator:
             self.forget(key_id)  # the key's other text may be revoked, too
             log.warning("key refused", key=key_id)
             raise Unauthenticated(_REFUSED)
-        state = self._states.get(key_id)
+        return self._trust(key, digest, end, now)
+
+    def _trust(self, key: ApiKey, digest: bytes, end: datetime | None, now: datetime) -> KeyState:
+        """Trust the key under `digest` for `KEY_CACHE_SECONDS`, at most until `end`."""
+        state = self._states.get(key.id)
         if state is None:
-            state = self._states[key_id] = KeyState(key, self._rate, self._settings.daily_quota)
+            state = self._states[key.id] = KeyState(key, self._rate, self._settings.daily_quota)
         else:
             state.update(key, self._rate, self._settings.daily_quota)
-        trusted = min(self._settings.key_cache_seconds, (end - now).total_seconds())
+        trusted = self._settings.key_cache_seconds
+        if end is not None:
+            trusted = min(trusted, (end - now).total_seconds())
         self._verified[digest] = _VerifiedKey(state, self._monotonic() + trusted)
         if len(self._verified) > MAX_VERIFIED_KEYS:
             del self._verified[next(iter(self._verified))]

@@ -60,6 +60,9 @@ async def last_event_id(
             description="Same as the header, for a first request that cannot set headers.",
         ),
     ] = None,
+    ticket: Annotated[  # the authenticator reads it
+        str, Query(description="A ticket of `POST /api/v1/tickets`, instead of a key")
+    ] = "",
 ) -> int | None:
     """Return the id of the last event that the client has seen."""
     return event_id(query if header is None else header)

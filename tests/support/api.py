@@ -206,9 +206,9 @@ async def open_api(
 
 
 @asynccontextmanager
-async def serve_api(settings: Settings) -> AsyncIterator[tuple[Api, int]]:
+async def serve_api(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[tuple[Api, int]]:
     """The API on a free port, and the port."""
-    app = create_app(settings)
+    app = create_app(settings, clock)
     # A failing test must not hang.
     server = Server(settings.model_copy(update={"shutdown_seconds": 5.0}), app)
     async with (

@@ -62,6 +62,7 @@ OPERATIONS = {
     ("DELETE", "/api/v1/jobs/{job_id}"): "cancel_job",
     ("GET", "/api/v1/jobs/{job_id}/results"): "get_job_results",
     ("POST", "/api/v1/jobs/{job_id}/retry"): "retry_job",
+    ("POST", "/api/v1/tickets"): "create_ticket",
     ("GET", "/api/v1/jobs/{job_id}/stream"): "stream_job",
     ("GET", "/api/v1/dead-letters"): "list_dead_letters",
     ("POST", "/api/v1/dead-letters/replay"): "replay_dead_letters",

@@ -290,6 +290,14 @@ async def others_webhooks(world: World, method: str, path: str, **options: Any) 
     assert await world.api.services.backend.webhooks.get(WebhookKey("ada", theirs)) == before
 
 
+async def tickets(world: World) -> None:
+    """A ticket of Bob's for the stream of Ada's image opens nothing."""
+    path = f"{V1}/{HASH}/stream"
+    for who, status in ((world.ada, 200), (world.bob, 404)):
+        made = await world.ask(who, "POST", "/api/v1/tickets", json={"path": path})
+        assert (await world.api.client.get(made.json()["url"])).status_code == status
+
+
 async def metrics(world: World) -> None:
     """Metrics are of the whole service and contain nothing of a tenant."""
     answer = await world.ask(world.bob, "GET", "/metrics")
@@ -332,6 +340,7 @@ CASES: dict[tuple[str, str], Callable[[World], Awaitable[None]]] = {
     ),
     ("GET", "/api/v1/usage"): usage,
     ("GET", "/metrics"): metrics,
+    ("POST", "/api/v1/tickets"): tickets,
     ("GET", JOBS + "/{job_id}/stream"): lambda w: others_job_streams(w, JOBS + "/{}/stream"),
     ("GET", HOOKS): listing_webhooks,
     ("POST", HOOKS): making_webhooks,
