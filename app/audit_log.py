@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from logging.handlers import QueueListener
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter
@@ -66,14 +66,12 @@ class AuditLog:
     def __init__(
         self,
         settings: Settings,
-        model: str,
         dropped: Counter,
         *,
         clock: Clock = utc_now,
         write: Write | None = None,
         capacity: int = CAPACITY,
     ) -> None:
-        self.model = model
         self.clock = clock
         self._dropped = dropped
         # structlog's logger: its lock keeps these lines apart from those of other threads.
@@ -224,6 +222,19 @@ def _fields(entry: Entry) -> dict[str, object]:
     return fields
 
 
+class AuditedResult(Protocol):
+    """What an audit line says of a result."""
+
+    @property
+    def image_hash(self) -> str: ...
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def status(self) -> Status: ...
+
+
 class _AuditTask(BackgroundTask):
     """Adds an entry after the response. It omits the inspection that Starlette's class makes."""
 
@@ -231,23 +242,23 @@ class _AuditTask(BackgroundTask):
         self,
         audit: AuditLog,
         began: float,
-        values: tuple[Principal, str, Status, bool, int, str],
+        values: tuple[Principal, "AuditedResult", bool, int, str],
     ) -> None:
         self._audit = audit
         self._began = began
         self._values = values
 
     async def __call__(self) -> None:
-        principal, image_hash, status, cached, size, trace = self._values
+        principal, result, cached, size, trace = self._values
         audit = self._audit
         audit.add(
             Entry(
                 audit.clock(),
                 principal.tenant,
                 principal.key_id,
-                image_hash,
-                audit.model,
-                status,
+                result.image_hash,
+                result.model,
+                result.status,
                 cached,
                 size,
                 time.perf_counter() - self._began,
@@ -260,8 +271,7 @@ def audited(
     response: Response,
     audit: AuditLog | None,
     principal: Principal,
-    image_hash: str,
-    status: Status,
+    result: AuditedResult,
     *,
     cached: bool,
     size: int,
@@ -273,7 +283,7 @@ def audited(
     `time.perf_counter`.
     """
     if audit is not None:
-        values = (principal, image_hash, status, cached, size, current_trace_id())
+        values = (principal, result, cached, size, current_trace_id())
         response.background = _AuditTask(audit, began, values)
     return response
 
@@ -324,13 +334,13 @@ def dropped_counter(registry: CollectorRegistry) -> Counter:
 
 @asynccontextmanager
 async def open_audit(
-    settings: Settings, model: str, dropped: Counter, clock: Clock = utc_now
+    settings: Settings, dropped: Counter, clock: Clock = utc_now
 ) -> AsyncIterator[AuditLog | None]:
     """Open the audit log, or return None if the settings turn it off."""
     if not settings.audit_log:
         yield None
         return
-    audit = AuditLog(settings, model, dropped, clock=clock)
+    audit = AuditLog(settings, dropped, clock=clock)
     audit.start()
     try:
         yield audit

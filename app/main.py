@@ -21,7 +21,7 @@ from app.http.middleware.shutdown import RespondWhenCancelled
 from app.http.middleware.unread_body import CloseOnUnreadBody
 from app.images import list_routes, local_content_routes, lookup_routes, what_routes
 from app.images import routes as image_routes
-from app.images.events import image_event
+from app.images.events import image_event, look_up_views
 from app.images.responses import success_headers
 from app.images.service import ImageService
 from app.jobs import routes as job_routes
@@ -33,6 +33,7 @@ from app.keys import usage_routes
 from app.metrics import ApiMetrics
 from app.model import check_model, read_model
 from app.models import routes as model_routes
+from app.models.catalogue import BundleModels, ModelCatalogue, ModelRef
 from app.openapi import DESCRIPTION, TAGS, install_openapi
 from app.page.routes import page_routes
 from app.services import Services
@@ -42,6 +43,7 @@ from app.uploads.limiter import UploadLimiter, upload_limits
 from app.webhooks import routes as webhook_routes
 from app.webhooks.service import Webhooks
 from core.backends import BackendOpener, open_backend
+from core.backends.bundles import open_bundles
 from core.backends.traces import open_tracer_provider
 from core.bundles.bundle import Bundle
 from core.clock import Clock, utc_now
@@ -175,7 +177,8 @@ async def _open_services(
     async with (
         opener(settings, clock) as backend,
         open_authenticator(settings, clock) as authenticator,
-        open_audit(settings, bundle.identity, dropped, clock) as audit,
+        open_audit(settings, dropped, clock) as audit,
+        _open_models(settings, bundle) as models,
     ):
         resolver = PublicResolver(allow_private=settings.webhook_allow_private)
         streams = StreamRegistry(settings.max_streams, STREAM_SECONDS, metrics.streams)
@@ -184,15 +187,16 @@ async def _open_services(
             clock=clock,
             bundle=bundle,
             backend=backend,
-            images=ImageService(settings, backend, bundle.identity, metrics, clock),
-            jobs=JobService(settings, backend, bundle.identity, metrics, clock),
+            models=models,
+            images=ImageService(settings, backend, models, metrics, clock),
+            jobs=JobService(settings, backend, models, metrics, clock),
             webhooks=Webhooks(backend, resolver, clock),
             uploads=UploadLimiter(upload_limits(settings)),
             streams=streams,
             success_headers=success_headers(settings),
             image_poller=streams.poller(
                 "images",
-                backend.records.get_many,
+                partial(look_up_views, backend.records.get_many),
                 partial(image_event, public_url=settings.public_url),
             ),
             job_poller=streams.poller(
@@ -208,6 +212,20 @@ async def _open_services(
         finally:
             await services.close()
             await resolver.close()
+
+
+@asynccontextmanager
+async def _open_models(settings: Settings, bundle: Bundle) -> AsyncIterator[ModelCatalogue]:
+    """The catalogue. `bundle` is the default model's."""
+    extra = settings.extra_model_uris
+    bundles = open_bundles(settings, extra)
+    source = BundleModels(extra, bundles)
+    try:
+        await source.open()
+        yield ModelCatalogue(await asyncio.to_thread(ModelRef.of_bundle, bundle), [source])
+    finally:
+        await asyncio.to_thread(bundles.close)
+        await source.close()
 
 
 def _checks(services: Services) -> dict[str, Check]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from app.images.service import ImageService
     from app.jobs.events import JobPoller
     from app.jobs.service import JobService
+    from app.models.catalogue import ModelCatalogue
     from app.streams.registry import StreamRegistry
     from app.uploads.limiter import UploadLimiter
     from app.webhooks.service import Webhooks
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 class Services:
     """The parts that `app.main` opens at the start and closes at the end.
 
-    `bundle` is the model that classifies new images. `success_headers` are the caching headers of
+    `bundle` is the default model's. `success_headers` are the caching headers of
     results. `authenticator` is None if `API_KEYS` is `off`, and `audit` if `AUDIT_LOG` is off.
     """
 
@@ -39,6 +40,7 @@ class Services:
     clock: Clock
     bundle: Bundle
     backend: Backend
+    models: ModelCatalogue
     images: ImageService
     jobs: JobService
     webhooks: Webhooks
@@ -52,7 +54,7 @@ class Services:
 
     @property
     def model(self) -> str:
-        """The identity of `bundle`."""
+        """The identity of the default model."""
         return self.bundle.identity
 
     def stop(self, seconds: float) -> None:

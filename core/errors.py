@@ -82,6 +82,12 @@ class IdempotencyKeyReused(InvalidRequest):
     code, title = "idempotency_key_reused", "Idempotency key reused"
 
 
+class UnknownModel(InvalidRequest):
+    """The request names a model that the service does not have."""
+
+    code, title = "unknown_model", "Unknown model"
+
+
 class NotUploaded(InvalidRequest):
     """The request names an image by its hash, and the image is not stored."""
 

@@ -67,6 +67,10 @@ class RecordStore(Store[RecordKey, Record], Protocol):
         """At most `limit` non-terminal records last updated before `before`, oldest first."""
         ...
 
+    async def of_image(self, tenant: str, image_hash: str) -> Sequence[Record]:
+        """The image's records under every model."""
+        ...
+
     async def delete_image(self, tenant: str, image_hash: str) -> int:
         """Delete the image's records under every model; the number deleted."""
         ...

@@ -29,6 +29,7 @@ from core.domain.channels import NOTIFICATIONS, Channel
 from core.domain.key_tokens import MIN_SECRET_BYTES
 from core.domain.policy import BACKOFF_RATIO, DeliveryPolicy, JobPolicy
 from core.domain.rate_limits import MAX_DAILY_QUOTA, Rate
+from core.domain.records import MAX_LABELS
 from core.hosts import LOOPBACK_HOSTS, host_of, is_loopback
 from core.outbound.mail_address import domain_of
 from core.outbound.mail_server import MailServer
@@ -152,14 +153,32 @@ class Settings(BaseSettings):
     extra_model_uris: Annotated[
         tuple[ModelUri, ...],
         NoDecode,
-        Field(description="Other bundles that the worker serves, comma-separated"),
+        Field(
+            description="Other bundles that requests may name as `model`, comma-separated. The API "
+            "and the worker need the same ones"
+        ),
     ] = ()
     loaded_models: Annotated[
         int, Field(ge=1, description="Number of bundles that the worker keeps in memory")
     ] = 2
     labels_per_image: Annotated[
-        int, Field(ge=1, le=100, description="Number of labels in a result")
+        int,
+        Field(
+            ge=1,
+            le=MAX_LABELS,
+            description="Number of labels in a response, unless the request sets `labels`. Results "
+            f"are stored with {MAX_LABELS}",
+        ),
     ] = 5
+    min_confidence: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="Labels and categories below this confidence are left out of responses, "
+            "unless the request sets `min_confidence`",
+        ),
+    ] = 0
     worker_concurrency: Annotated[
         int,
         Field(ge=0, description="Images that a worker classifies at once. 0: one for each core"),

@@ -73,6 +73,10 @@ class BatchManifest(BaseModel):
         str | None,
         Field(description="`gs://bucket/prefix`: all images there, if the bucket is allowed"),
     ] = None
+    model: Annotated[
+        str | None,
+        Field(description="The id or name of the model, by default that of the service"),
+    ] = None
     priority: Annotated[Priority | None, Field(description="`normal` by default")] = None
     not_before: Annotated[str | None, Field(description="The earliest start (RFC 3339)")] = None
     notify_email: Annotated[

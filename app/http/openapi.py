@@ -21,6 +21,7 @@ DETAILS: dict[type[errors.GlimpseError], str] = {
     errors.IdempotencyKeyReused: "This Idempotency-Key has created another job. Use a new key.",
     errors.InvalidImage: "The image is 20000 x 20000 pixels. The limit is 50000000 in total.",
     errors.InvalidRequest: "The form has no field 'img'.",
+    errors.UnknownModel: "There is no such model. Known models: colours@3cde192ffdf4.",
     errors.Unauthenticated: "The API key is not valid.",
     errors.Forbidden: "This needs a key with the scope 'admin'.",
     errors.RateLimited: "The key has used its 600 requests in 60 seconds. Retry in 17 seconds.",

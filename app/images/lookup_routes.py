@@ -10,6 +10,7 @@ from app.auth.route import AuthenticatedRoute
 from app.http.json_body import JsonBody
 from app.http.openapi import refusals
 from app.images.lookup import Presence, look_up
+from app.images.selection import resolved_model
 from app.services import services_of
 from core import errors
 from core.domain.jobs import check_count
@@ -33,7 +34,7 @@ class ImageLookup(JsonBody):
         ),
     ]
     model: Annotated[
-        str, Field(description="The identity of a model; by default, the current one applies")
+        str, Field(description="The id or name of a model, by default that of the service")
     ] = ""
 
     @field_validator("image_hashes", mode="before")
@@ -76,7 +77,7 @@ router = APIRouter(prefix="/api/v1/images", tags=["images"], route_class=Authent
     "A retryable error does not count as a result.",
     responses={
         **refusals(errors.BodyTooLarge, errors.BatchTooLarge),
-        **refusals(errors.InvalidRequest, errors.Unavailable),
+        **refusals(errors.InvalidRequest, errors.UnknownModel, errors.Unavailable),
     },
     max_body_size=MAX_BODY_SIZE,
 )
@@ -86,7 +87,8 @@ async def look_up_images(
 ) -> ImageLookupResult:
     services = services_of(request)
     hashes = dict.fromkeys(lookup.image_hashes)
-    keys = [services.images.key(principal.tenant, each, lookup.model) for each in hashes]
+    model = await resolved_model(request, principal, lookup.model)
+    keys = [services.images.key(principal.tenant, each, model) for each in hashes]
     found = await look_up(services.backend, keys)
     return ImageLookupResult(
         known={k.image_hash: KnownImage.of(each) for k, each in found.items() if each.known},

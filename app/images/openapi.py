@@ -3,9 +3,9 @@
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import Path, Query
+from fastapi import Path
 
-from app.http.openapi import Responses, examples, header, refusals
+from app.http.openapi import Responses, examples, header, query_parameter, refusals
 from app.images.header import ACCEPTED
 from app.images.representation import content_path, image_path
 from app.images.schemas import Image
@@ -13,14 +13,18 @@ from app.streams.events import Event, Kind, encoded
 from app.uploads.image_upload import FIELD
 from core import errors
 from core.domain.records import IMAGE_HASH as HASH
+from core.domain.records import MAX_LABELS
 
 _PATTERN = f"^{HASH.pattern}$"
 _HASH_TEXT = "The SHA-256 of the image's bytes, in lower-case hex"
-_MODEL_TEXT = "The identity of another model; by default, the current one applies"
+_MODEL_TEXT = "The id or name of a model (`GET /api/v1/models`), by default that of the service"
+_READ_MODEL_TEXT = (
+    "The id or name of a model. By default, the default model; if the image has no result under "
+    "it, the newest one of another model"
+)
 
 # Of endpoints whose parameters FastAPI resolves. `ImageService.key` checks the values.
 ImageHash = Annotated[str, Path(description=_HASH_TEXT, json_schema_extra={"pattern": _PATTERN})]
-Model = Annotated[str, Query(description=_MODEL_TEXT)]
 
 # Of endpoints that take the request alone.
 IMAGE_HASH = {
@@ -30,12 +34,24 @@ IMAGE_HASH = {
     "schema": {"type": "string", "pattern": _PATTERN},
     "description": _HASH_TEXT,
 }
-MODEL = {
-    "name": "model",
-    "in": "query",
-    "schema": {"type": "string"},
-    "description": _MODEL_TEXT,
-}
+MODEL = query_parameter("model", _MODEL_TEXT)
+READ_MODEL = query_parameter("model", _READ_MODEL_TEXT)
+LABELS = query_parameter(
+    "labels",
+    "The largest number of labels in the response; the default is a setting of the service",
+    type="integer",
+    minimum=1,
+    maximum=MAX_LABELS,
+)
+MIN_CONFIDENCE = query_parameter(
+    "min_confidence",
+    "Labels and categories below this confidence are left out; the default is a setting of the "
+    "service",
+    type="number",
+    minimum=0,
+    maximum=1,
+)
+VIEW = [LABELS, MIN_CONFIDENCE]
 PREFER = {
     "name": "Prefer",
     "in": "header",
@@ -57,11 +73,14 @@ UPLOAD_REFUSALS = refusals(
     errors.ImageTooLarge,
     errors.UnsupportedImage,
     errors.InvalidRequest,
+    errors.UnknownModel,
     errors.InvalidImage,
     errors.Unavailable,
     errors.Overloaded,
 )
-LOOKUP_REFUSALS = refusals(errors.NotFound, errors.InvalidRequest, errors.Unavailable)
+LOOKUP_REFUSALS = refusals(
+    errors.NotFound, errors.InvalidRequest, errors.UnknownModel, errors.Unavailable
+)
 
 
 def results(location: str, *, cacheable: bool = False) -> Responses:
@@ -106,14 +125,17 @@ SCHEMAS = {
 _FORM = {"multipart/form-data": {"schema": {"$ref": "#/components/schemas/ImageUpload"}}}
 _RAW = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in ACCEPTED}
 
-FORM_BODY = {"requestBody": {"required": True, "content": _FORM}}
+FORM_BODY = {
+    "requestBody": {"required": True, "content": _FORM},
+    "parameters": [MODEL, *VIEW],
+}
 FORM_OR_RAW_BODY = {
     "requestBody": {
         "required": True,
         "description": f"A form with the image in the field `{FIELD}`, or the bytes of the image.",
         "content": {**_FORM, **_RAW},
     },
-    "parameters": [PREFER],
+    "parameters": [MODEL, *VIEW, PREFER],
 }
 
 EXAMPLE_HASH = "7f83b1657ff1fc53b92dc18148a1d65dfc2d4b1fa3d677284addd200126d9069"

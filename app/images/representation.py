@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from app.images.view import View
 from core.clock import rfc3339
 from core.domain.records import Annotation, Record, Status
 
@@ -15,6 +16,7 @@ class Representation:
     """An encoded record. Only a success has an `etag`, because only it never changes."""
 
     image_hash: str
+    model: str
     status: Status
     body: bytes
     etag: str | None
@@ -24,24 +26,24 @@ class Representation:
         return 200 if self.status.terminal else 202
 
 
-def represent(record: Record, public_url: str) -> Representation:
-    """Encode `record`. Its links begin with `public_url`."""
-    body = encode(record, public_url)
+def represent(record: Record, view: View, public_url: str) -> Representation:
+    """Encode the part of `record` that `view` selects. Its links begin with `public_url`."""
+    body = encode(record, view, public_url)
     etag = None
     if record.status is Status.SUCCESS:
         etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-    return Representation(record.key.image_hash, record.status, body, etag)
+    return Representation(record.key.image_hash, record.key.model, record.status, body, etag)
 
 
-def encode(record: Record, public_url: str) -> bytes:
+def encode(record: Record, view: View, public_url: str) -> bytes:
     # Before the end, `error` is the reason of the last failed delivery.
     error = record.error if record.status is Status.ERROR else None
     document: dict[str, Any] = {
         "image_hash": record.key.image_hash,
         "status": record.status,
         "model": record.key.model,
-        "annotations": annotation_documents(record.annotations),
-        "categories": annotation_documents(record.categories),
+        "annotations": annotation_documents(view.of_labels(record.annotations)),
+        "categories": annotation_documents(view.of_categories(record.categories)),
         "confident": record.confident,
         "image_url": public_url + content_path(record.key.image_hash),
         "error": error

@@ -5,6 +5,7 @@ from fastapi import APIRouter, Request, Response
 from app.auth.requires import key_recheck, requires
 from app.auth.route import AuthenticatedRoute
 from app.http.negotiation import preferred_wait
+from app.images.events import ViewedKey
 from app.images.openapi import (
     EXAMPLE_PATH,
     FORM_OR_RAW_BODY,
@@ -14,15 +15,16 @@ from app.images.openapi import (
     LOOKUP_REFUSALS,
     MODEL,
     PREFER,
+    READ_MODEL,
     UPLOAD_REFUSALS,
+    VIEW,
     ImageHash,
-    Model,
     results,
 )
-from app.images.representation import image_path
 from app.images.responses import image_response
+from app.images.selection import selection_of
 from app.images.service import UNKNOWN_IMAGE
-from app.images.upload import accept_upload
+from app.images.upload import accept_upload, classify_stored, location_of
 from app.services import services_of
 from app.streams.openapi import STREAM_REFUSALS, stream_of
 from app.streams.registry import StreamSource
@@ -50,9 +52,7 @@ router = APIRouter(prefix="/api/v1/images", tags=["images"], route_class=Authent
 @requires(Scope.CLASSIFY)
 async def upload_image(request: Request, principal: Principal) -> Response:
     wait = _wait(request)
-    return await accept_upload(
-        request, principal, wait=wait or 0, applied_wait=wait, path=image_path
-    )
+    return await accept_upload(request, principal, wait=wait or 0, applied_wait=wait)
 
 
 @hot_router.head("/{image_hash}", include_in_schema=False)
@@ -66,20 +66,20 @@ async def upload_image(request: Request, principal: Principal) -> Response:
         304: {"description": "The client has the current result (`If-None-Match`)."},
         **LOOKUP_REFUSALS,
     },
-    openapi_extra={"parameters": [IMAGE_HASH, MODEL, PREFER, IF_NONE_MATCH]},
+    openapi_extra={"parameters": [IMAGE_HASH, READ_MODEL, *VIEW, PREFER, IF_NONE_MATCH]},
 )
 @requires(Scope.READ)
 async def get_image(request: Request, principal: Principal) -> Response:
     image_hash = request.path_params["image_hash"]
     services = services_of(request)
-    images = services.images
-    model = request.query_params.get("model", "") if request.scope["query_string"] else ""
+    selection = selection_of(request)
     wait = _wait(request)
-    key = images.key(principal.tenant, image_hash, model)
-    result = await images.find(key, wait or 0, request.receive)
+    result = await services.images.find(
+        principal.tenant, image_hash, selection, wait or 0, request.receive
+    )
     return image_response(
         result,
-        location=image_path(image_hash) + (f"?model={model}" if model else ""),
+        location=location_of(request, result, selection),
         wait=wait,
         success=services.success_headers,
         if_none_match=", ".join(request.headers.getlist("if-none-match")) or None,
@@ -94,20 +94,34 @@ async def get_image(request: Request, principal: Principal) -> Response:
     status_code=200,  # FastAPI finds no default in `EventStream`
     response_class=EventStream,
     responses={**stream_of("image", *IMAGE_EVENTS), **LOOKUP_REFUSALS, **STREAM_REFUSALS},
+    openapi_extra={"parameters": [READ_MODEL, *VIEW]},
 )
 @requires(Scope.READ)
 async def stream_image(
-    request: Request,
-    principal: Principal,
-    image_hash: ImageHash,
-    last_event_id: LastEventId,
-    model: Model = "",
+    request: Request, principal: Principal, image_hash: ImageHash, last_event_id: LastEventId
 ) -> Response:
     services = services_of(request)
-    key = services.images.key(principal.tenant, image_hash, model)
+    selection = selection_of(request)
+    key = await services.images.known_key(principal.tenant, image_hash, selection.model)
     bind_image(key)
-    source = StreamSource(services.streams, services.image_poller, key, UNKNOWN_IMAGE)
+    topic = ViewedKey(key, selection.view)
+    source = StreamSource(services.streams, services.image_poller, topic, UNKNOWN_IMAGE)
     return await open_stream(source, key_recheck(request, Scope.READ), last_event_id)
+
+
+@router.post(
+    "/{image_hash}/classify",
+    summary="Classify a stored image",
+    description="Classifies an image that the service has, for example by a model that it has no "
+    "result of yet, without an upload. A known result is returned at once (200), otherwise the "
+    "image is accepted (202). 404 if the image must be uploaded.",
+    responses={**results(EXAMPLE_PATH), **LOOKUP_REFUSALS},
+    openapi_extra={"parameters": [MODEL, *VIEW, PREFER]},
+)
+@requires(Scope.CLASSIFY)
+async def classify_image(request: Request, principal: Principal, image_hash: ImageHash) -> Response:
+    wait = _wait(request)
+    return await classify_stored(request, principal, image_hash, wait=wait or 0, applied_wait=wait)
 
 
 @router.head("/{image_hash}/content", include_in_schema=False)

@@ -1,7 +1,9 @@
 """Submits, finds, links to and deletes images. The routes translate HTTP to these calls."""
 
 import asyncio
-from datetime import timedelta
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
 
 import structlog
 from starlette.types import Receive
@@ -10,12 +12,15 @@ from app.images.header import accepted_type
 from app.images.representation import Representation, represent
 from app.images.result_cache import CACHE_ENTRIES, CACHE_SECONDS, ResultCache
 from app.images.result_waiter import ResultWaiter
+from app.images.selection import Selection
 from app.images.submission import Submissions, SubmittedImage
+from app.images.view import View
 from app.metrics import ApiMetrics
+from app.models.catalogue import ModelCatalogue
 from app.uploads.image_upload import Upload
 from core.backends import Backend
 from core.clock import Clock, utc_now
-from core.domain.records import IMAGE_HASH, Record, RecordKey
+from core.domain.records import IMAGE_HASH, MODEL, Record, RecordKey, Status
 from core.errors import InvalidRequest, NotFound
 from core.observability.logs import bind_image
 from core.settings import Settings
@@ -28,21 +33,25 @@ UNKNOWN_IMAGE = "No such image, or not under this model."
 
 
 class ImageService:
-    """Images under one model."""
+    """Images, each under one or several models.
+
+    `default_view` is the view of requests that select none.
+    """
 
     def __init__(
         self,
         settings: Settings,
         backend: Backend,
-        model: str,
+        models: ModelCatalogue,
         metrics: ApiMetrics,
         clock: Clock = utc_now,
     ) -> None:
-        """`model` is the identity of the model that classifies new images."""
+        self.default_view = View.default(settings)
         self.waiter = ResultWaiter(backend.records)
         self._settings = settings
         self._backend = backend
-        self._model = model
+        self._models = models
+        self._default_model = models.default.id
         self._metrics = metrics
         self._cache = ResultCache(CACHE_ENTRIES, CACHE_SECONDS)
         self._submissions = Submissions(
@@ -50,50 +59,90 @@ class ImageService:
         )
 
     async def submit(
-        self, tenant: str, upload: Upload, wait: float, receive: Receive
+        self,
+        key: RecordKey,
+        upload: Upload,
+        view: View,
+        wait: float,
+        receive: Receive,
     ) -> tuple[Representation, bool]:
-        """Submit an image of `tenant`, and wait for its result for at most `wait` seconds.
+        """Submit an image, and wait for its result for at most `wait` seconds.
 
-        Returns the record, and whether it was terminal before. Releases the upload once it is
-        stored, so that a client that waits holds no bytes. The wait ends if the client disconnects,
-        as `receive` reports. Raises UnsupportedImage, InvalidImage, Unavailable. Stores nothing of
-        a refused image.
+        Returns the `view` of the record, and whether it was terminal before. Releases the upload
+        once it is stored, so that a client that waits holds no bytes. The wait ends if the client
+        disconnects, as `receive` reports. Raises UnsupportedImage, InvalidImage, Unavailable.
+        Stores nothing of a refused image.
         """
-        content_type = accepted_type(upload.data)
-        key = RecordKey(tenant, upload.image_hash, self._model)
-        bind_image(key)
-        cached = self._cache.get(key)
-        if cached is not None:
-            self._metrics.uploaded(cached.status, cached=True)
-            return cached, True
-        image = SubmittedImage(key, upload.data, content_type)
-        record = await self._submissions.submit(image)
-        upload.release()
-        known = record.status.terminal
-        if wait > 0 and not record.status.terminal:
-            # If the image is deleted in between, the response is the record that was accepted.
-            record = await self.waiter.until_terminal(key, wait, receive) or record
-        self._metrics.uploaded(record.status, cached=False)
-        return self._represent(record), known
+        image = SubmittedImage(key, upload.data, accepted_type(upload.data))
+        return await self._submit(image, view, wait, receive, upload.release)
+
+    async def classify_stored(
+        self, key: RecordKey, view: View, wait: float, receive: Receive
+    ) -> tuple[Representation, bool]:
+        """Same as `submit`, for an image that the service has. Raises NotFound if it has not."""
+        return await self._submit(SubmittedImage(key, None), view, wait, receive)
 
     async def find(
-        self, key: RecordKey, wait: float = 0, receive: Receive | None = None
+        self,
+        tenant: str,
+        image_hash: str,
+        selection: Selection,
+        wait: float = 0,
+        receive: Receive | None = None,
     ) -> Representation:
-        """The record, after waiting for its result for at most `wait` seconds. Raises NotFound.
+        """The selected view of a record, after waiting for its result for at most `wait` seconds.
 
-        The wait ends if the client disconnects, as `receive` reports.
+        Without a model, the record is that of the default model, or else of another one. Then it
+        has no entity tag: the image may get a result of the default model. The wait ends if the
+        client disconnects, as `receive` reports. Raises NotFound, UnknownModel, InvalidRequest.
         """
+        view = selection.view
+        if selection.model:
+            key = await self.key_under(tenant, image_hash, selection.model)
+        else:
+            key = self.key(tenant, image_hash)
         bind_image(key)
-        cached = self._cache.get(key)
-        if cached is not None:
+        if view is self.default_view and (cached := self._cache.get(key)) is not None:
             return cached
         record = await self._backend.records.get(key)
+        if record is None:
+            record = await self._under_another_model(key)
+            if record is not None and selection.model:
+                await self._models.resolve(tenant, selection.model)
+                record = None
         if record is not None and wait > 0 and not record.status.terminal:
-            ended = await self.waiter.until_terminal(key, wait, receive)
-            record = ended or await self._backend.records.get(key)
+            ended = await self.waiter.until_terminal(record.key, wait, receive)
+            record = ended or await self._backend.records.get(record.key)
         if record is None:
             raise NotFound(UNKNOWN_IMAGE)
-        return self._represent(record)
+        result = self._represent(record, view)
+        return result if record.key == key else replace(result, etag=None)
+
+    async def known_key(self, tenant: str, image_hash: str, model: str) -> RecordKey:
+        """The key of the image's record under `model`, a name or an id.
+
+        An empty `model` is the default one. If the image has no record under that, the key of its
+        record under another model. Raises NotFound, UnknownModel, InvalidRequest.
+        """
+        if model:
+            return await self.key_under(tenant, image_hash, model)
+        key = self.key(tenant, image_hash)
+        if self._cache.get(key) is not None or await self._backend.records.get(key) is not None:
+            return key
+        record = await self._under_another_model(key)
+        if record is None:
+            raise NotFound(UNKNOWN_IMAGE)
+        return record.key
+
+    async def key_under(self, tenant: str, image_hash: str, model: str) -> RecordKey:
+        """The key under which to read an image; `model` is a name or an id.
+
+        An id need not be known: the image may have a result of a model that the service had, or
+        that another revision of the service has. Raises UnknownModel, InvalidRequest.
+        """
+        if not MODEL.fullmatch(model):
+            model = (await self._models.resolve(tenant, model)).id
+        return self.key(tenant, image_hash, model)
 
     async def content_link(self, tenant: str, image_hash: str) -> str:
         """An expiring link to the image's bytes. Raises NotFound, InvalidRequest."""
@@ -120,12 +169,12 @@ class ImageService:
         log.info("deleted", records=records)
 
     def key(self, tenant: str, image_hash: str, model: str = "") -> RecordKey:
-        """The key of an image under `model`, by default the current one. Raises InvalidRequest."""
+        """The key of an image under the model with the id `model`, by default the default one.
+
+        Raises InvalidRequest if the hash is malformed.
+        """
         check_hash(image_hash)
-        try:
-            return RecordKey(tenant, image_hash, model or self._model)
-        except ValueError as error:
-            raise InvalidRequest(f"The parameter {error}.", extra={"field": "model"}) from None
+        return RecordKey(tenant, image_hash, model or self._default_model)
 
     def stop(self) -> None:
         """Answer waiting clients now, with what is known."""
@@ -139,10 +188,42 @@ class ImageService:
         except TimeoutError:
             log.error("uploads not finished at shutdown")
 
-    def _represent(self, record: Record) -> Representation:
-        result = represent(record, self._settings.public_url)
-        self._cache.put(record.key, result)
+    async def _submit(
+        self,
+        image: SubmittedImage,
+        view: View,
+        wait: float,
+        receive: Receive,
+        on_stored: Callable[[], None] = lambda: None,
+    ) -> tuple[Representation, bool]:
+        key = image.key
+        bind_image(key)
+        if view is self.default_view and (cached := self._cache.get(key)) is not None:
+            self._metrics.uploaded(cached.status, cached=True)
+            return cached, True
+        record = await self._submissions.submit(image)
+        on_stored()
+        known = record.status.terminal
+        if wait > 0 and not record.status.terminal:
+            # If the image is deleted in between, the response is the record that was accepted.
+            record = await self.waiter.until_terminal(key, wait, receive) or record
+        self._metrics.uploaded(record.status, cached=False)
+        return self._represent(record, view), known
+
+    async def _under_another_model(self, key: RecordKey) -> Record | None:
+        """The image's newest success under any model, or else its newest record."""
+        records = await self._backend.records.of_image(key.tenant, key.image_hash)
+        return max(records, key=_preference, default=None)
+
+    def _represent(self, record: Record, view: View) -> Representation:
+        result = represent(record, view, self._settings.public_url)
+        if view is self.default_view:
+            self._cache.put(record.key, result)
         return result
+
+
+def _preference(record: Record) -> tuple[bool, datetime]:
+    return record.status is Status.SUCCESS, record.created_at
 
 
 def check_hash(image_hash: str) -> None:

@@ -22,7 +22,7 @@ from core.domain.messages import ClassifyImage
 from core.domain.policy import DeliveryPolicy
 from core.domain.priority import Priority
 from core.domain.records import Record, RecordKey, Status, new_record
-from core.errors import GlimpseError, Unavailable
+from core.errors import GlimpseError, NotFound, Unavailable
 from core.observability.logs import image_context
 from core.observability.tracing import span
 from core.services.publishing import publish
@@ -30,17 +30,23 @@ from core.services.publishing import publish
 log = structlog.get_logger(__name__)
 
 ADVANCE_TIMEOUT = 5.0  # seconds
+NOT_STORED = "The service has no image with this hash. Upload the image."
 ATTEMPTS = 4  # to submit an image whose record others change concurrently
 DEFAULT_POLICY = DeliveryPolicy()
+
+_Shared = tuple[RecordKey, bool]  # an image, and whether its bytes are submitted
 
 
 @dataclass(frozen=True, slots=True)
 class SubmittedImage:
-    """The bytes of an image. `content_type` was detected from them."""
+    """The bytes of an image. `content_type` was detected from them.
+
+    `data` is None if the image is stored already, and was checked then.
+    """
 
     key: RecordKey
-    data: bytes | bytearray
-    content_type: str
+    data: bytes | bytearray | None
+    content_type: str = ""
 
 
 async def submit(
@@ -52,22 +58,39 @@ async def submit(
 ) -> Record:
     """The image's record. Unless it has ended, the bytes are stored and a message is published.
 
-    Raises InvalidImage if the header of a new image is refused; then nothing is stored. Raises
-    Unavailable if a port fails; then another upload continues.
+    Raises InvalidImage if the header of a new image is refused, and NotFound if an image without
+    `data` is not stored; then nothing changes. Raises Unavailable if a port fails; then another
+    upload continues.
     """
     for _ in range(ATTEMPTS):
+        if image.data is None:
+            await _check_known(backend, image.key)
         record, wanted = await ensure_record(backend, image, max_pixels, clock, policy)
         unpublished = wanted or record.status is Status.PENDING
         if not unpublished and await is_stored(backend, record):
             return record
-        with span("store image"):
-            await backend.blobs.put(image.key.blob_name, image.data, image.content_type)
+        if image.data is not None:
+            with span("store image"):
+                await backend.blobs.put(image.key.blob_name, image.data, image.content_type)
         message_id = await publish(backend.publisher, ClassifyImage(image.key))
         # Another process may have deleted the image in between, and with it the record.
         if await backend.records.get(image.key) is not None:
-            log.info("accepted", bytes=len(image.data), type=image.content_type, message=message_id)
+            log.info(
+                "accepted",
+                bytes=len(image.data or b""),
+                type=image.content_type,
+                message=message_id,
+            )
             return record
     raise _changed_concurrently()
+
+
+async def _check_known(backend: Backend, key: RecordKey) -> None:
+    """Raise NotFound unless the image has a final result, or its bytes are stored."""
+    record = await backend.records.get(key)
+    final = record is not None and record.status.terminal and not record.may_retry
+    if not final and not await backend.blobs.exists(key.blob_name):
+        raise NotFound(NOT_STORED)
 
 
 async def is_stored(backend: Backend, record: Record) -> bool:
@@ -95,7 +118,8 @@ async def ensure_record(
         with span("look up record"):
             record = await backend.records.get(image.key)
         if record is None:
-            await asyncio.to_thread(inspect_header, image.data, image.content_type, max_pixels)
+            if image.data is not None:
+                await asyncio.to_thread(inspect_header, image.data, image.content_type, max_pixels)
             record = new_record(image.key, clock())
             with span("create record"):
                 created = await backend.records.create(record)
@@ -143,25 +167,29 @@ class Submissions:
         self._max_pixels = max_pixels
         self._clock = clock
         self._policy = policy
-        self._shared: dict[RecordKey, asyncio.Task[Record]] = {}
+        self._shared: dict[_Shared, asyncio.Task[Record]] = {}
         self._advances: set[asyncio.Task[None]] = set()
         # By blob name. Submissions and deletions of an image exclude each other.
         self._locks = weakref.WeakValueDictionary[str, asyncio.Lock]()
 
     async def submit(self, image: SubmittedImage) -> Record:
-        """As the function `submit`. All concurrent callers with the same image share one call."""
-        while (task := self._shared.get(image.key)) is not None and task.done():
+        """As the function `submit`. All concurrent callers with the same image share one call.
+
+        Those with the bytes do not share the call of those without them, which may find nothing.
+        """
+        shared = (image.key, image.data is not None)
+        while (task := self._shared.get(shared)) is not None and task.done():
             # Only the advance to `queued` is left. Another process may have deleted the image
             # since, or a worker may have failed.
             record = await self._backend.records.get(image.key)
             same = record is not None and record.submitted_at == task.result().submitted_at
             if record is not None and same and not record.may_retry:
                 return record
-            self._forget(image.key, task)
+            self._forget(shared, task)
         if task is None:
             task = asyncio.create_task(self._submit(image))
-            self._shared[image.key] = task
-            task.add_done_callback(lambda done: self._submitted(image.key, done))
+            self._shared[shared] = task
+            task.add_done_callback(lambda done: self._submitted(shared, done))
         return await asyncio.shield(task)
 
     @property
@@ -177,9 +205,9 @@ class Submissions:
                 yield
             finally:  # a failed deletion may have deleted the bytes
                 # A submission that is not complete waits for the lock, and runs after this.
-                for key, task in list(self._shared.items()):
-                    if key.blob_name == blob_name and task.done():
-                        self._forget(key, task)
+                for shared, task in list(self._shared.items()):
+                    if shared[0].blob_name == blob_name and task.done():
+                        self._forget(shared, task)
 
     async def close(self) -> None:
         """Wait for all submissions."""
@@ -197,17 +225,18 @@ class Submissions:
     def _lock(self, blob_name: str) -> asyncio.Lock:
         return self._locks.setdefault(blob_name, asyncio.Lock())
 
-    def _submitted(self, key: RecordKey, done: "asyncio.Task[Record]") -> None:
+    def _submitted(self, shared: _Shared, done: "asyncio.Task[Record]") -> None:
         if done.cancelled() or done.exception() or done.result().status is not Status.PENDING:
-            self._forget(key, done)
+            self._forget(shared, done)
             return
         # Until the record is `queued`, later uploads share this submission.
-        advance = asyncio.create_task(self._advance(key, done))
+        advance = asyncio.create_task(self._advance(shared, done))
         self._advances.add(advance)
         advance.add_done_callback(self._advances.discard)
 
-    async def _advance(self, key: RecordKey, done: "asyncio.Task[Record]") -> None:
+    async def _advance(self, shared: _Shared, done: "asyncio.Task[Record]") -> None:
         """Mark the record `queued`. A failure is harmless: workers claim `pending` records too."""
+        key, _ = shared
         try:
             with span("mark queued"):
                 async with asyncio.timeout(ADVANCE_TIMEOUT):
@@ -217,8 +246,8 @@ class Submissions:
         except (GlimpseError, TimeoutError) as error:
             log.warning("record stays pending", image_hash=key.image_hash, reason=str(error))
         finally:
-            self._forget(key, done)
+            self._forget(shared, done)
 
-    def _forget(self, key: RecordKey, done: "asyncio.Task[Record]") -> None:
-        if self._shared.get(key) is done:  # not another submission that has begun since
-            del self._shared[key]
+    def _forget(self, shared: _Shared, done: "asyncio.Task[Record]") -> None:
+        if self._shared.get(shared) is done:  # not another submission that has begun since
+            del self._shared[shared]

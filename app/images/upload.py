@@ -1,4 +1,4 @@
-"""Handles an upload, which several routes accept."""
+"""Handles a request for a classification: an upload, or the hash of an image that is stored."""
 
 import time
 from collections.abc import Callable
@@ -7,10 +7,21 @@ from fastapi import Request, Response
 
 from app.audit_log import audited
 from app.auth.requires import count_image
+from app.images.representation import Representation, image_path
 from app.images.responses import image_response
+from app.images.selection import Selection, resolved_model, selection_of
 from app.services import services_of
 from app.uploads.image_upload import read_upload
 from core.domain.principals import Principal
+from core.domain.records import RecordKey
+
+Locate = Callable[[Request, Representation, Selection], str]
+
+
+def location_of(request: Request, result: Representation, selection: Selection) -> str:
+    """Where the result will be. It names the model, since another one may be the default then."""
+    default = services_of(request).images.default_view
+    return image_path(result.image_hash) + selection.query(result.model, default)
 
 
 async def accept_upload(
@@ -19,33 +30,53 @@ async def accept_upload(
     *,
     wait: float = 0,
     applied_wait: float | None = None,
-    path: Callable[[str], str],
+    locate: Locate = location_of,
     form_only: bool = False,
 ) -> Response:
     """Read the image, submit it, and return its result or a 202.
 
     Waits for the result for at most `wait` seconds. `applied_wait` is reported to the client as its
-    preference. `path` makes the location of the result from the image's hash. With `form_only`, the
-    image must be in a form.
+    preference. `locate` returns the location of the result. With `form_only`, the image must be in
+    a form.
     """
     began = time.perf_counter()
     services = services_of(request)
+    selection = selection_of(request)
+    model = await resolved_model(request, principal, selection.model)
     limit = services.settings.max_image_bytes
     with services.uploads.slot() as slot:
         upload = await read_upload(request, limit, slot, form_only=form_only)
         size = len(upload.data)
         count_image(request, principal, size)
+        key = RecordKey(principal.tenant, upload.image_hash, model)
         result, cached = await services.images.submit(
-            principal.tenant, upload, wait, request.receive
+            key, upload, selection.view, wait, request.receive
         )
-    response = image_response(result, location=path(result.image_hash), wait=applied_wait)
+    location = locate(request, result, selection)
+    response = image_response(result, location=location, wait=applied_wait)
     return audited(
-        response,
-        services.audit,
-        principal,
-        result.image_hash,
-        result.status,
-        cached=cached,
-        size=size,
-        began=began,
+        response, services.audit, principal, result, cached=cached, size=size, began=began
     )
+
+
+async def classify_stored(
+    request: Request,
+    principal: Principal,
+    image_hash: str,
+    *,
+    wait: float = 0,
+    applied_wait: float | None = None,
+) -> Response:
+    """Same as `accept_upload`, for an image that the service has."""
+    began = time.perf_counter()
+    services = services_of(request)
+    selection = selection_of(request)
+    model = await resolved_model(request, principal, selection.model)
+    key = services.images.key(principal.tenant, image_hash, model)
+    count_image(request, principal, 0)
+    result, cached = await services.images.classify_stored(
+        key, selection.view, wait, request.receive
+    )
+    location = location_of(request, result, selection)
+    response = image_response(result, location=location, wait=applied_wait)
+    return audited(response, services.audit, principal, result, cached=cached, size=0, began=began)

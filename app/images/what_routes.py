@@ -8,10 +8,14 @@ from app.images.openapi import (
     FORM_BODY,
     IMAGE_HASH,
     LOOKUP_REFUSALS,
+    READ_MODEL,
     UPLOAD_REFUSALS,
+    VIEW,
     results,
 )
+from app.images.representation import Representation
 from app.images.responses import image_response
+from app.images.selection import Selection, selection_of
 from app.images.upload import accept_upload
 from app.services import services_of
 from core.domain.principals import Principal, Scope
@@ -33,7 +37,7 @@ _RESULTS = results(f"/what/status/{EXAMPLE_HASH}")
 )
 @requires(Scope.CLASSIFY)
 async def upload_fast(request: Request, principal: Principal) -> Response:
-    return await accept_upload(request, principal, path=_status_path, form_only=True)
+    return await accept_upload(request, principal, locate=_location, form_only=True)
 
 
 @router.post(
@@ -47,7 +51,7 @@ async def upload_fast(request: Request, principal: Principal) -> Response:
 @requires(Scope.CLASSIFY)
 async def upload_slow(request: Request, principal: Principal) -> Response:
     return await accept_upload(
-        request, principal, wait=SLOW_WAIT_SECONDS, path=_status_path, form_only=True
+        request, principal, wait=SLOW_WAIT_SECONDS, locate=_location, form_only=True
     )
 
 
@@ -58,15 +62,19 @@ async def upload_slow(request: Request, principal: Principal) -> Response:
     description="202 while the image is processed, 200 when it is finished, 404 if it was never "
     "uploaded.",
     responses={**_RESULTS, **LOOKUP_REFUSALS},
-    openapi_extra={"parameters": [IMAGE_HASH]},
+    openapi_extra={"parameters": [IMAGE_HASH, READ_MODEL, *VIEW]},
 )
 @requires(Scope.READ)
 async def get_status(request: Request, principal: Principal) -> Response:
     image_hash = request.path_params["image_hash"]
-    images = services_of(request).images
-    result = await images.find(images.key(principal.tenant, image_hash))
-    return image_response(result, location=_status_path(image_hash))
+    selection = selection_of(request)
+    result = await services_of(request).images.find(principal.tenant, image_hash, selection)
+    return image_response(result, location=_location(request, result, selection))
 
 
-def _status_path(image_hash: str) -> str:
-    return f"/what/status/{image_hash}"
+def _location(request: Request, result: Representation, selection: Selection) -> str:
+    """Where the status will be. The query of a request that selected nothing stays empty."""
+    path = f"/what/status/{result.image_hash}"
+    if not request.scope["query_string"]:
+        return path
+    return path + selection.query(result.model, services_of(request).images.default_view)

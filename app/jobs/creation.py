@@ -44,8 +44,8 @@ DEFAULT_DELIVERY = DeliveryPolicy()
 class JobOrder:
     """The job that a client requests: `items`, and after them `imported` from `gs_prefix`.
 
-    `retry_of` is the id of the job whose items it tries again. One retry of a job exists for each
-    caller, so a repeated request finds it.
+    `model` is the id of the model that classifies them. `retry_of` is the id of the job whose items
+    it tries again. One retry of a job exists for each caller, so a repeated request finds it.
     """
 
     principal: Principal
@@ -81,6 +81,8 @@ class JobOrder:
             sent.append(self.gs_prefix)
         if options.name:  # absent otherwise, as in requests to earlier versions
             sent.append({"name": options.name})
+        if options.model:
+            sent.append({"model": options.model})
         return _digest(sent)
 
     @property

@@ -8,6 +8,7 @@ from app.batches.archive import MEDIA_TYPES
 from app.batches.form import FIELD, MANIFEST_FIELD
 from app.batches.manifest import BatchManifest
 from app.http.openapi import query_parameter
+from app.images.openapi import MODEL
 from app.jobs.options import IDEMPOTENCY_KEY
 from app.streams.events import Event, Kind, encoded
 from core.domain.job_document import job_path
@@ -23,6 +24,7 @@ JSON = "application/json"
 _REF = "#/components/schemas/{model}"
 
 BATCH_PARAMETERS = [
+    MODEL,
     query_parameter("priority", "By default `normal`", enum=list(Priority)),
     query_parameter("not_before", "The earliest start of the job", format="date-time"),
     query_parameter("name", "A name for lists and e-mail", minLength=1, maxLength=MAX_NAME),

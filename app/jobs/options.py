@@ -19,13 +19,13 @@ _MOMENT = re.compile(
     r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII
 )
 IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
-_IN_QUERY = ("priority", "not_before", "notify_email", "name")
+_IN_QUERY = ("model", "priority", "not_before", "notify_email", "name")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
 class JobOptions:
-    """None or empty: the client has not set the option."""
+    """None or empty: the client has not set the option. `model` is a name or an id."""
 
     priority: Priority | None = None
     not_before: datetime | None = None
@@ -33,17 +33,19 @@ class JobOptions:
     cancel_after: timedelta | None = None
     idempotency_key: str = ""
     name: str = ""
+    model: str = ""
 
 
 def options_of(request: Request, now: datetime) -> JobOptions:
     """The options in the query and the headers. Raises InvalidRequest."""
     query = request.query_params
-    priority, moment, email, name = (_once(query.getlist(each), each) for each in _IN_QUERY)
+    model, priority, moment, email, name = (_once(query.getlist(each), each) for each in _IN_QUERY)
     cancel_after = _once(request.headers.getlist("cancel-after"), "Cancel-After")
     key = _once(request.headers.getlist("idempotency-key"), "Idempotency-Key")
     if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
         raise _invalid("Idempotency-Key", "must have 1 to 255 printable ASCII characters")
     return JobOptions(
+        model=model or "",
         priority=None if priority is None else _priority(priority),
         not_before=None if moment is None else _moment(moment, now),
         notify_email="" if email is None else _email(email),
@@ -59,6 +61,7 @@ def with_manifest(options: JobOptions, manifest: BatchManifest, now: datetime) -
     Raises InvalidRequest, also for an option that is set in both.
     """
     both = {
+        "model": (options.model or None, manifest.model),
         "priority": (options.priority, manifest.priority),
         "not_before": (options.not_before, manifest.not_before),
         "notify_email": (options.notify_email or None, manifest.notify_email),
@@ -67,6 +70,8 @@ def with_manifest(options: JobOptions, manifest: BatchManifest, now: datetime) -
     for option, (in_query, in_document) in both.items():
         if in_query is not None and in_document is not None:
             raise _invalid(option, "is given twice, as a parameter and in the document")
+    if manifest.model is not None:
+        options = replace(options, model=manifest.model)
     if manifest.priority is not None:
         options = replace(options, priority=manifest.priority)
     if manifest.not_before is not None:

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from app.images.representation import annotation_documents
+from app.images.view import View
 from app.jobs.service import ItemResult
 from core.domain.job_document import error_document, images, job_path
 from core.domain.jobs import ItemState, Job
@@ -50,8 +51,8 @@ def accepted_document(job: Job, public_url: str) -> dict[str, Any]:
     }
 
 
-def result_document(job: Job, result: ItemResult) -> dict[str, Any]:
-    """The state of one item, with the labels of its image."""
+def result_document(job: Job, result: ItemResult, view: View) -> dict[str, Any]:
+    """The state of one item, with the labels of its image in the view."""
     item, record = result.item, result.record
     status, error = _state_of(job, result)
     succeeded = record is not None and status is ItemStatus.SUCCEEDED
@@ -61,17 +62,17 @@ def result_document(job: Job, result: ItemResult) -> dict[str, Any]:
         "image_hash": item.image_hash or None,
         "name": item.name or None,
         "status": status,
-        "annotations": annotation_documents(stored.annotations) if stored else [],
-        "categories": annotation_documents(stored.categories) if stored else [],
+        "annotations": annotation_documents(view.of_labels(stored.annotations)) if stored else [],
+        "categories": annotation_documents(view.of_categories(stored.categories)) if stored else [],
         "confident": stored.confident if stored else None,
         "error": error and error_document(error),
         "metadata": dict(item.metadata),
     }
 
 
-def json_lines(job: Job, results: Iterable[ItemResult]) -> bytes:
+def json_lines(job: Job, results: Iterable[ItemResult], view: View) -> bytes:
     """One result per line (https://github.com/ndjson/ndjson-spec)."""
-    lines = (_compact(result_document(job, each)) + "\n" for each in results)
+    lines = (_compact(result_document(job, each, view)) + "\n" for each in results)
     return "".join(lines).encode()
 
 
@@ -79,9 +80,9 @@ def csv_header() -> bytes:
     return _csv([COLUMNS])
 
 
-def csv_lines(job: Job, results: Iterable[ItemResult]) -> bytes:
+def csv_lines(job: Job, results: Iterable[ItemResult], view: View) -> bytes:
     """One result per line (RFC 4180). Spreadsheets do not interpret any text as a formula."""
-    return _csv(_row(result_document(job, each)) for each in results)
+    return _csv(_row(result_document(job, each, view)) for each in results)
 
 
 def _row(document: dict[str, Any]) -> tuple[object, ...]:

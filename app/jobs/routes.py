@@ -16,6 +16,8 @@ from app.http.openapi import header, refusals
 from app.http.pagination import POSITION, decode_cursor, encode_cursor
 from app.http.parameters import EMPTY_IS_MISSING, Cursor, Digits
 from app.http.responses import json_response
+from app.images.openapi import VIEW
+from app.images.view import View, view_of
 from app.jobs import schemas
 from app.jobs.creation import Created
 from app.jobs.openapi import BATCH_BODY, BATCH_PARAMETERS, EXAMPLE_PATH, JSON, JobId
@@ -46,6 +48,7 @@ _CREATION_REFUSALS = refusals(
     errors.BatchTooLarge,
     errors.UnsupportedMediaType,
     errors.InvalidRequest,
+    errors.UnknownModel,
     errors.IdempotencyKeyReused,
     errors.Unavailable,
     errors.Overloaded,
@@ -157,6 +160,7 @@ async def get_job(request: Request, principal: Principal, job_id: JobId) -> Resp
         },
         **_JOB_REFUSALS,
     },
+    openapi_extra={"parameters": VIEW},
 )
 @requires(Scope.JOBS)
 async def get_job_results(
@@ -176,12 +180,14 @@ async def get_job_results(
         Query(description="Only images that have succeeded, or that have failed"),
     ] = None,
 ) -> Response:
-    jobs = services_of(request).jobs
+    services = services_of(request)
+    jobs = services.jobs
+    view = view_of(request.query_params, services.images.default_view)
     job = await jobs.find(principal, job_id)
     state = ItemState(status) if status else None
     kind = preferred_type(", ".join(request.headers.getlist("accept")), (JSON, NDJSON, CSV))
     if kind != JSON:
-        return await _streamed(jobs, job, kind, state)
+        return await _streamed(jobs, job, view, kind, state)
     position = decode_cursor(cursor, _ITEM_POSITION)
     page = await jobs.results(job, limit, int(position or -1), state)
     more = len(page) == limit and page[-1].item.position + 1 < job.counts.total
@@ -189,7 +195,7 @@ async def get_job_results(
         {
             "job_id": job.key.id,
             "status": job.status,
-            "results": [result_document(job, each) for each in page],
+            "results": [result_document(job, each, view) for each in page],
             "next_cursor": encode_cursor(str(page[-1].item.position)) if more else None,
         },
         headers=[_VARY],
@@ -242,7 +248,9 @@ def _accepted(services: Services, principal: Principal, created: Created, began:
     return audited_job(response, services.audit, principal, job, created.images, began=began)
 
 
-async def _streamed(jobs: JobService, job: Job, kind: str, state: ItemState | None) -> Response:
+async def _streamed(
+    jobs: JobService, job: Job, view: View, kind: str, state: ItemState | None
+) -> Response:
     """Stream all results, with one page in memory. If a page fails, the response breaks off."""
     pages = aiter(jobs.all_results(job, state))
     # Before the response starts, so that a failing store is still a 503.
@@ -253,9 +261,9 @@ async def _streamed(jobs: JobService, job: Job, kind: str, state: ItemState | No
         if kind == CSV:
             lines = csv_lines
             yield csv_header()
-        yield lines(job, first)
+        yield lines(job, first, view)
         async for page in pages:
-            yield lines(job, page)
+            yield lines(job, page, view)
 
     headers = {"Vary": "Accept"}
     if kind == CSV:

@@ -11,6 +11,7 @@ from app.batches.reader import BatchReader
 from app.jobs.creation import Created, JobCreator, JobOrder, all_items
 from app.jobs.options import JobOptions, options_of, with_manifest
 from app.metrics import ApiMetrics
+from app.models.catalogue import ModelCatalogue
 from app.uploads.limiter import UploadSlot
 from core.backends import Backend
 from core.clock import Clock, utc_now
@@ -36,19 +37,19 @@ class ItemResult:
 
 
 class JobService:
-    """Jobs under one model."""
+    """Jobs, each under one model."""
 
     def __init__(
         self,
         settings: Settings,
         backend: Backend,
-        model: str,
+        models: ModelCatalogue,
         metrics: ApiMetrics,
         clock: Clock = utc_now,
     ) -> None:
         self._email_domains = settings.email_domains
         self._backend = backend
-        self._model = model
+        self._models = models
         self._metrics = metrics
         self._clock = clock
         self._policy = settings.jobs
@@ -63,11 +64,13 @@ class JobService:
         now = self._clock()
         options = options_of(request, now)
         self._check_email(options)
+        await self._models.resolve(principal.tenant, options.model)  # before images are stored
         batch = await self._batches.read(request, principal.tenant, slot)
         options = with_manifest(options, batch.manifest, now)
         self._check_email(options)
         items, prefix = all_items(batch), batch.manifest.gs_prefix
-        order = JobOrder(principal, self._model, items, options, prefix or "")
+        model = await self._models.resolve(principal.tenant, options.model)
+        order = JobOrder(principal, model.id, items, options, prefix or "")
         if prefix:
             where = ObjectPrefix.parse(prefix)
             self._batches.check_import(where)

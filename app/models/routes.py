@@ -1,6 +1,5 @@
 """`/api/v1/models`: the models that the service classifies by."""
 
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
@@ -9,9 +8,9 @@ from pydantic import BaseModel, Field
 from app.auth.requires import requires
 from app.auth.route import AuthenticatedRoute
 from app.http.openapi import refusals
+from app.models.catalogue import ModelRef
 from app.services import services_of
 from core import errors
-from core.bundles.bundle import Bundle
 from core.domain.principals import Principal, Scope
 
 router = APIRouter(prefix="/api/v1/models", tags=["models"], route_class=AuthenticatedRoute)
@@ -44,6 +43,9 @@ class Model(ModelSummary):
 
     labels: list[str]
     categories: dict[str, list[str]] = Field(description="The broader labels of each label")
+    card: str | None = Field(
+        description="The model card in Markdown: origin, licence, measurements, limits"
+    )
 
 
 class ModelList(BaseModel):
@@ -59,14 +61,16 @@ class ModelList(BaseModel):
 @requires(Scope.READ)
 async def list_models(request: Request, principal: Principal) -> dict[str, Any]:
     """The models that you can use, the default first."""
-    return {"models": [_summary(services_of(request).bundle)]}
+    models = services_of(request).models
+    default = models.default
+    return {"models": [_summary(each, default) for each in await models.list(principal.tenant)]}
 
 
 @router.get(
     "/{model_id}",
     summary="Read a model",
     response_model=Model,
-    responses=refusals(errors.NotFound, errors.InvalidRequest),
+    responses=refusals(errors.NotFound, errors.InvalidRequest, errors.Unavailable),
 )
 @requires(Scope.READ)
 async def get_model(
@@ -74,26 +78,27 @@ async def get_model(
     principal: Principal,
     model_id: Annotated[str, Path(description="The model's id or name")],
 ) -> dict[str, Any]:
-    """A model with its labels and categories."""
-    bundle = services_of(request).bundle
-    if model_id not in (bundle.identity, bundle.manifest.name):
-        raise errors.NotFound(
-            f"There is no model {model_id!r}.", extra={"known": [bundle.identity]}
-        )
+    """A model with its labels, its categories and its card."""
+    models = services_of(request).models
+    model = await models.find(principal.tenant, model_id)
+    if model is None:
+        known = [each.id for each in await models.list(principal.tenant)]
+        raise errors.NotFound("There is no such model.", extra={"known": known})
     return {
-        **_summary(bundle),
-        "labels": list(bundle.labels),
-        "categories": {label: list(names) for label, names in bundle.categories.items()},
+        **_summary(model, models.default),
+        "labels": list(model.labels),
+        "categories": {label: list(names) for label, names in model.categories.items()},
+        "card": model.card or None,
+        **model.more,
     }
 
 
-def _summary(bundle: Bundle) -> Mapping[str, Any]:
-    manifest = bundle.manifest
+def _summary(model: ModelRef, default: ModelRef) -> dict[str, Any]:
     return {
-        "id": bundle.identity,
-        "name": manifest.name,
-        "default": True,
-        "label_count": len(bundle.labels),
-        "threshold": manifest.threshold,
-        "input": {"width": manifest.input.width, "height": manifest.input.height},
+        "id": model.id,
+        "name": model.name,
+        "default": model.id == default.id,
+        "label_count": len(model.labels),
+        "threshold": model.threshold,
+        "input": {"width": model.width, "height": model.height},
     }

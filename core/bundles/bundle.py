@@ -23,8 +23,11 @@ from core.errors import BundleError
 MODEL_FILE, MANIFEST_FILE, LABELS_FILE = "model.onnx", "model.json", "labels.txt"
 SUMS_FILE = "SHA256SUMS"
 CATEGORIES_FILE = "categories.json"
+CARD_FILE = "MODEL_CARD.md"
 REQUIRED_FILES = (MODEL_FILE, MANIFEST_FILE, LABELS_FILE)
 SUMMED_FILES = (*REQUIRED_FILES, CATEGORIES_FILE)
+
+MAX_CARD_BYTES = 256 * 1024
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -117,6 +120,15 @@ def read_bundle(uri: str | Path) -> Bundle:
         raise BundleError(f"{folder / SUMS_FILE} does not list {CATEGORIES_FILE}.")
     identity = f"{manifest.name}@{digest_of(sums)[:12]}"
     return Bundle(folder, manifest, labels, identity, categories)
+
+
+def read_card(bundle: Bundle) -> str:
+    """The model card, at most its first `MAX_CARD_BYTES`; empty if there is none. Blocks."""
+    try:
+        with (bundle.folder / CARD_FILE).open("rb") as file:
+            return file.read(MAX_CARD_BYTES).decode("utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def _categories(folder: Path, labels: tuple[str, ...]) -> Categories:

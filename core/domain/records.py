@@ -23,6 +23,7 @@ PUBLIC_TENANT = "public"
 # A lease that seems to last longer was granted before the clock was set back. Twice the longest
 # lease of any policy, because the clock of the machine that granted it may be ahead.
 MAX_LEASE = timedelta(seconds=2 * MAX_ACK_DEADLINE)
+MAX_LABELS = 20  # labels that a record stores
 UPLOAD_LOST = "upload_lost"  # error code: the image was never stored
 GAVE_UP = "gave_up"  # error code: too many claims ended without a result
 

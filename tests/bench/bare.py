@@ -33,6 +33,7 @@ def serve(port: int, answer: dict[str, Any]) -> None:
 def decode_and_infer(bundle: Path, pictures: Path) -> float:
     """Images per second of a plain loop over the worker's decoder and model, in one thread."""
     from core.bundles.bundle import read_bundle
+    from core.domain.records import MAX_LABELS
     from core.settings import Settings
     from worker.inference.classifier import Classifier
 
@@ -40,7 +41,7 @@ def decode_and_infer(bundle: Path, pictures: Path) -> float:
     classifier = Classifier(
         read_bundle(bundle),
         max_pixels=settings.max_image_pixels,
-        labels_per_image=settings.labels_per_image,
+        labels_per_image=MAX_LABELS,
     )
     data = [file.read_bytes() for file in sorted(pictures.iterdir())]
     began = time.perf_counter()

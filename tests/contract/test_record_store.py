@@ -565,6 +565,19 @@ async def test_delete_model_removes_the_results_of_one_model_of_one_tenant(
     assert {record.key for record in found.records} == set(kept[:3])
 
 
+async def test_records_of_an_image_are_those_of_one_tenant_under_every_model(
+    store: RecordStore, clock: MovableClock
+) -> None:
+    other_model = key_of(model="vit@abcdef012345")
+    for key in (key_of(), other_model, key_of(tenant="acme"), key_of(2)):
+        await created(store, clock, key)
+    found = await store.of_image("public", key_of().image_hash)
+    assert sorted(found, key=lambda record: record.key.model) == [
+        await store.get(key) for key in (key_of(), other_model)
+    ]
+    assert await store.of_image("public", "f" * 64) == []
+
+
 async def test_deletion_ends_the_claim(store: RecordStore, clock: MovableClock) -> None:
     claim = await created_and_claimed(store, clock, key_of())
     assert await store.delete_image("public", key_of().image_hash) == 1

@@ -5,6 +5,7 @@ import socket
 import threading
 from collections.abc import Iterable, Iterator
 
+from core.domain.records import MAX_LABELS
 from core.settings import Settings
 from worker.inference.process import Models, Reply, serve
 from worker.inference.protocol import Frame
@@ -35,9 +36,7 @@ class ClassifierThread:
 
     def __init__(self, settings: Settings, connection: socket.socket) -> None:
         self._connection = connection.dup()
-        self._models = HoldableModels(
-            settings.loaded_models, settings.max_image_pixels, settings.labels_per_image
-        )
+        self._models = HoldableModels(settings.loaded_models, settings.max_image_pixels, MAX_LABELS)
         self._thread = threading.Thread(target=self._serve, name="classifier", daemon=True)
         self._thread.start()
 

@@ -161,7 +161,7 @@ def dropped() -> Counter:
 async def audit_log(
     folder: Path, dropped: Counter, write: Callable[[str], object], **changes: Any
 ) -> AsyncIterator[AuditLog]:
-    log = AuditLog(api_settings(folder, folder), MODEL, dropped, write=write, **changes)
+    log = AuditLog(api_settings(folder, folder), dropped, write=write, **changes)
     log.start()
     try:
         yield log

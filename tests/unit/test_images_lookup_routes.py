@@ -6,17 +6,18 @@ from typing import Any
 
 import pytest
 
+from core.bundles.bundle import read_bundle
 from core.clock import utc_now
 from core.domain.principals import Scope
 from core.domain.records import PUBLIC_TENANT, RecordKey, complete, new_record
 from tests.support.api import NOTHING, Api, api_settings, bearer, open_api
+from tests.support.bundles import write_colour_bundle
 from tests.support.pictures import picture, sha256
 from tests.support.records import claimed
 
 LOOKUP = "/api/v1/images/lookup"
 IMAGES = [picture(n, size=(8, 8)) for n in range(6)]
 HASHES = [sha256(image) for image in IMAGES]
-OTHER_MODEL = "other@0123456789ab"
 
 
 @pytest.fixture
@@ -64,17 +65,27 @@ async def test_record_without_stored_bytes_is_missing(api: Api) -> None:
     assert (await lookup(api, HASHES[1]))["missing"] == [HASHES[1]]
 
 
-async def test_result_counts_for_its_model_only(api: Api) -> None:
+async def test_result_counts_for_its_model_only(tmp_path: Path, colour_bundle: Path) -> None:
+    other = write_colour_bundle(tmp_path / "other", name="other")
+    settings = api_settings(tmp_path, colour_bundle, extra_model_uris=(str(other),))
+    async with open_api(settings) as api:
+        for model in ("other", read_bundle(other).identity):
+            await check_models(api, model, read_bundle(other).identity)
+            await api.client.delete(f"/api/v1/images/{HASHES[0]}")
+            await api.client.delete(f"/api/v1/images/{HASHES[1]}")
+
+
+async def check_models(api: Api, named: str, model: str) -> None:
     await api.client.post("/api/v1/images", content=IMAGES[0])
     await api.succeed(HASHES[0])
-    found = await lookup(api, HASHES[0], model=OTHER_MODEL)
+    found = await lookup(api, HASHES[0], model=named)
     assert found["known"] == {HASHES[0]: {"status": None, "stored": True}}
-    key = RecordKey(PUBLIC_TENANT, HASHES[1], OTHER_MODEL)
+    key = RecordKey(PUBLIC_TENANT, HASHES[1], model)
     assert await api.records.create(new_record(key, utc_now()))
     claim = await claimed(api.records, key, api.settings.lease)
     assert claim is not None and await api.records.change(claim.key, complete(claim, []))
     assert (await lookup(api, HASHES[1]))["missing"] == [HASHES[1]]
-    found = await lookup(api, HASHES[1], model=OTHER_MODEL)
+    found = await lookup(api, HASHES[1], model=named)
     assert found["known"] == {HASHES[1]: {"status": "success", "stored": False}}
 
 
@@ -96,8 +107,9 @@ async def test_duplicates_are_answered_once_and_nothing_is_stored(api: Api) -> N
         (b'{"image_hashes": ["x"]}', 422, "invalid_request"),
         (b'{"image_hashes": [1]}', 422, "invalid_request"),
         (b'{"image_hashes": [], "more": 1}', 422, "invalid_request"),
-        (b'{"image_hashes": [], "model": "x"}', 200, ""),
-        (b'{"image_hashes": ["%b"], "model": "x"}' % HASHES[0].encode(), 422, "invalid_request"),
+        (b'{"image_hashes": [], "model": "x"}', 422, "unknown_model"),
+        (b'{"image_hashes": ["%b"], "model": "x"}' % HASHES[0].encode(), 422, "unknown_model"),
+        (b'{"image_hashes": [], "model": 1}', 422, "invalid_request"),
         (b'{"image_hashes": [%b]}' % b",".join([b'"x"'] * 1001), 413, "batch_too_large"),
         (b" " * (128 * 1024 + 1), 413, "body_too_large"),
     ],

@@ -9,7 +9,7 @@ OLD, NEW = "colours@000000000000", "colours@111111111111"
 
 
 def result(image_hash: str = IMAGE, status: Status = Status.SUCCESS) -> Representation:
-    return Representation(image_hash, status, b"{}", '"tag"')
+    return Representation(image_hash, OLD, status, b"{}", '"tag"')
 
 
 def test_deleted_image_is_forgotten_under_every_model_of_its_tenant_alone() -> None:

@@ -17,6 +17,7 @@ import pytest
 from starlette.types import Message
 
 from app.images import service
+from app.images.selection import Selection
 from app.images.submission import Submissions, SubmittedImage
 from app.uploads.image_upload import Upload
 from core.backends import Backend, open_backend
@@ -308,7 +309,7 @@ async def test_closed_backend_is_unavailable(tmp_path: Path, colour_bundle: Path
     async with open_api(api_settings(tmp_path, colour_bundle)) as api:
         images = api.services.images
     with pytest.raises(Unavailable):
-        await images.find(images.key(PUBLIC_TENANT, HASH))
+        await images.find(PUBLIC_TENANT, HASH, Selection("", images.default_view))
 
 
 async def test_headers_are_inspected_and_blobs_written_in_threads(

@@ -25,6 +25,7 @@ OPTIONS = JobOptions(
 )
 ORDER = JobOrder(ANONYMOUS, "colours@0123456789ab", [IMAGE], OPTIONS, "gs://photos/", [IMAGE])
 OTHER_OPTIONS = {
+    "model": "colours",
     "priority": Priority.HIGH,
     "not_before": NOW + timedelta(seconds=1),
     "notify_email": "bob@example.org",

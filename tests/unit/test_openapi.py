@@ -14,7 +14,8 @@ import jsonschema_rs
 import pytest
 
 from app.http.openapi import DETAILS
-from app.images.events import image_event
+from app.images.events import ViewedRecord, image_event
+from app.images.view import View
 from app.jobs.events import job_event
 from app.jobs.representation import accepted_document
 from app.main import create_app
@@ -43,6 +44,7 @@ from tests.unit.test_preprocessing import preprocessor
 
 ROOT = Path(__file__).resolve().parents[2]
 ORIGIN = "http://127.0.0.1:8080"
+VIEW = View(5, 0)
 TIMES = ("created_at", "updated_at")
 V1 = "/api/v1/images"
 OPERATIONS = {
@@ -52,6 +54,7 @@ OPERATIONS = {
     ("DELETE", f"{V1}/{{image_hash}}"): "delete_image",
     ("GET", f"{V1}/{{image_hash}}/content"): "get_image_content",
     ("GET", f"{V1}/{{image_hash}}/stream"): "stream_image",
+    ("POST", f"{V1}/{{image_hash}}/classify"): "classify_image",
     ("POST", f"{V1}/lookup"): "look_up_images",
     ("POST", "/what/fast"): "upload_fast",
     ("POST", "/what/slow"): "upload_slow",
@@ -286,7 +289,9 @@ def test_examples_of_images_are_what_the_service_encodes(schema: dict[str, Any])
         ("error", fail(holder, error)(claimed, updated)),
     ):
         assert state is not None
-        assert json.loads(image_event(state, ORIGIN).data) == examples[name], name
+        assert json.loads(image_event(ViewedRecord(state, VIEW), ORIGIN).data) == examples[name], (
+            name
+        )
 
 
 def test_example_of_an_image_error_is_what_the_worker_reports(schema: dict[str, Any]) -> None:
@@ -405,6 +410,7 @@ CASES: dict[type[errors.GlimpseError], tuple[Provoke, dict[str, Any]]] = {
         {},
     ),
     errors.NotFound: (lambda api: api.client.get(f"{V1}/{'0' * 64}"), {}),
+    errors.UnknownModel: (lambda api: api.client.post(f"{V1}?model=cats", content=b""), {}),
     errors.UploadTooSlow: (upload_too_slow, {}),
     errors.Overloaded: (overloaded, {}),
     errors.ImageTooLarge: (

@@ -156,7 +156,7 @@ async def test_deleted_image_ends_the_stream_and_is_not_found_afterwards(served:
     [
         (f"/api/v1/images/{UNKNOWN}/stream", 404, "not_found"),
         ("/api/v1/images/cat/stream", 422, "invalid_request"),
-        (f"/api/v1/images/{UNKNOWN}/stream?model=cat", 422, "invalid_request"),
+        (f"/api/v1/images/{UNKNOWN}/stream?model=cat", 422, "unknown_model"),
     ],
 )
 async def test_stream_of_unknown_or_invalid_image_is_refused(

@@ -125,6 +125,12 @@ async def reading(world: World, method: str) -> None:
     await world.same_refusal(method, f"{V1}/{HASH}{model}", f"{V1}/{UNKNOWN}{model}")
 
 
+async def classifying(world: World) -> None:
+    """Bob cannot use Ada's image by its hash."""
+    await world.same_refusal("POST", f"{V1}/{HASH}/classify", f"{V1}/{UNKNOWN}/classify")
+    assert world.api.traces().messages == 1
+
+
 async def deleting(world: World) -> None:
     await world.same_refusal("DELETE", f"{V1}/{HASH}", f"{V1}/{UNKNOWN}")
     assert await world.api.services.backend.blobs.exists(f"ada/{HASH}")
@@ -318,6 +324,7 @@ CASES: dict[tuple[str, str], Callable[[World], Awaitable[None]]] = {
     ("HEAD", V1 + "/{image_hash}"): lambda w: reading(w, "HEAD"),
     ("DELETE", V1 + "/{image_hash}"): deleting,
     ("GET", V1 + "/{image_hash}/stream"): lambda w: results(w, "GET", V1 + "/{}/stream"),
+    ("POST", V1 + "/{image_hash}/classify"): classifying,
     ("GET", V1 + "/{image_hash}/content"): lambda w: results(w, "GET", V1 + "/{}/content"),
     ("HEAD", V1 + "/{image_hash}/content"): lambda w: results(w, "HEAD", V1 + "/{}/content"),
     ("GET", V1): listing_images,

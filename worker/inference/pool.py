@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeAlias
 import structlog
 
 from core.bundles.bundle import Bundle
-from core.domain.records import Annotation, Classification
+from core.domain.records import MAX_LABELS, Annotation, Classification
 from core.errors import Unavailable
 from core.settings import Settings
 from worker.errors import ClassifierLost
@@ -340,7 +340,7 @@ def spawn_process(settings: Settings, connection: socket.socket) -> Process:
         *(sys.executable, "-m", "worker.inference.process", str(descriptor)),
         *("--capacity", str(settings.loaded_models)),
         *("--max-pixels", str(settings.max_image_pixels)),
-        *("--labels-per-image", str(settings.labels_per_image)),
+        *("--labels-per-image", str(MAX_LABELS)),
     ]
     # The arguments are this interpreter and numbers from the settings.
     return subprocess.Popen(  # noqa: S603

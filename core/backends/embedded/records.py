@@ -127,6 +127,7 @@ _SELECT_MANY = (
     f"SELECT {_COLUMNS} FROM records WHERE tenant = ? AND model = ?"  # noqa: S608
     " AND image_hash IN (SELECT value FROM json_each(?))"
 )
+_SELECT_OF_IMAGE = f"SELECT {_COLUMNS} FROM records WHERE tenant = ? AND image_hash = ?"  # noqa: S608
 _INSERT = (
     f"INSERT INTO records ({_COLUMNS}, sort_key)"  # noqa: S608
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
@@ -203,6 +204,15 @@ class SqliteRecordStore(SqliteStore[RecordKey, Record]):
         def select(connection: sqlite3.Connection) -> Sequence[Record]:
             rows = connection.execute(_STALE, (to_micros(before), limit)).fetchall()
             return [_record_of(row) for row in rows]
+
+        return await self._database.read(select)
+
+    async def of_image(self, tenant: str, image_hash: str) -> Sequence[Record]:
+        def select(connection: sqlite3.Connection) -> list[Record]:
+            return [
+                _record_of(row)
+                for row in connection.execute(_SELECT_OF_IMAGE, (tenant, image_hash))
+            ]
 
         return await self._database.read(select)
 

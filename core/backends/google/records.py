@@ -63,6 +63,11 @@ class DatastoreRecordStore(DatastoreStore[RecordKey, Record]):
             found += [record_of(entity, self._keys) for entity in entities]
         return nsmallest(limit, found, key=lambda record: record.updated_at)
 
+    async def of_image(self, tenant: str, image_hash: str) -> Sequence[Record]:
+        of_image = (KEY, "ancestor", self._keys.image(tenant, image_hash))
+        entities = await self._datastore.query(tenant, query_for(RECORD_KIND, of_image))
+        return [record_of(entity, self._keys) for entity in entities]
+
     async def delete_image(self, tenant: str, image_hash: str) -> int:
         of_image = (KEY, "ancestor", self._keys.image(tenant, image_hash))
         query = query_for(RECORD_KIND, of_image, keys_only=True)
