@@ -1,5 +1,6 @@
 """`GET /api/v1/images`: the images of a tenant, newest first."""
 
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -17,7 +18,7 @@ from app.services import services_of
 from core import errors
 from core.domain.principals import Principal, Scope
 from core.domain.record_lists import MIN_CONFIDENCE, RecordFilter
-from core.domain.records import MODEL, Status
+from core.domain.records import MAX_LABELS, MODEL, Status
 
 DEFAULT_IMAGES, MAX_IMAGES = 50, 200
 MAX_LABEL = 200  # characters
@@ -53,20 +54,24 @@ class Selection(BaseModel):
     ] = None
     model: Annotated[
         str,
-        Field(
-            pattern=f"^({MODEL.pattern})?$",
-            description="Only images under the model with this identity",
-        ),
+        Field(description="Only images under the model with this id or name"),
     ] = ""
     after: Annotated[Time, Field(description="Only images created at this time or later")] = None
     before: Annotated[Time, Field(description="Only images created before this time")] = None
+    labels: Annotated[
+        Digits | None,
+        Field(ge=1, le=MAX_LABELS, description="The largest number of labels of each image"),
+    ] = None
     cursor: Cursor = ""
     limit: Annotated[Digits, Field(ge=1, le=MAX_IMAGES, description="Largest number of images")] = (
         DEFAULT_IMAGES
     )
 
-    def filter(self, tenant: str) -> RecordFilter:
-        """Raises InvalidRequest if `min_confidence` applies to nothing."""
+    def filter(self, tenant: str, model: str) -> RecordFilter:
+        """`model` is the id of the selected model, or empty.
+
+        Raises InvalidRequest if `min_confidence` applies to nothing.
+        """
         if self.min_confidence and not (self.label or self.category):
             raise errors.InvalidRequest(
                 "The parameter min_confidence needs label or category.",
@@ -78,7 +83,7 @@ class Selection(BaseModel):
             category=self.category,
             min_confidence=self.min_confidence,
             status=self.status,
-            model=self.model,
+            model=model,
             since=self.after,
             before=self.before,
         )
@@ -94,7 +99,7 @@ router = APIRouter(prefix="/api/v1/images", tags=["images"], route_class=Authent
     "one: continue until `next_cursor` is null.",
     responses={
         200: {"model": ImageList},
-        **refusals(errors.InvalidRequest, errors.Unavailable),
+        **refusals(errors.InvalidRequest, errors.UnknownModel, errors.Unavailable),
     },
 )
 @requires(Scope.READ)
@@ -103,11 +108,16 @@ async def list_images(
 ) -> Response:
     services = services_of(request)
     after = decode_cursor(selection.cursor, POSITION)
+    model = selection.model
+    if model and not MODEL.fullmatch(model):
+        model = (await services.models.resolve(principal.tenant, model)).id
     page = await services.backend.records.list(
-        selection.filter(principal.tenant), selection.limit, after
+        selection.filter(principal.tenant, model), selection.limit, after
     )
-    public_url = services.settings.public_url
-    images = b",".join(encode(record, public_url) for record in page.records)
+    public_url, view = services.settings.public_url, services.images.default_view
+    if selection.labels is not None:
+        view = replace(view, labels=selection.labels)
+    images = b",".join(encode(record, view, public_url) for record in page.records)
     cursor = b'"%b"' % encode_cursor(page.after).encode() if page.after else b"null"
     return Response(
         b'{"images":[%b],"next_cursor":%b}' % (images, cursor),

@@ -50,6 +50,13 @@ async def test_listed_image_is_the_same_as_the_image_itself(api: Api) -> None:
     assert image == (await api.client.get(f"{IMAGES}/{HASHES[0]}")).json()
 
 
+async def test_labels_select_a_view(api: Api) -> None:
+    await api.succeed(HASHES[0])
+    for labels, expected in (("1", 1), ("20", 2)):
+        (image,) = (await listed(api, status="success", labels=labels))["images"]
+        assert len(image["annotations"]) == expected
+
+
 async def test_filters(api: Api) -> None:
     await api.succeed(HASHES[0])
     await api.fail(HASHES[1], retryable=False)
@@ -59,6 +66,7 @@ async def test_filters(api: Api) -> None:
     assert hashes(await listed(api, status="error")) == HASHES[1:2]
     assert hashes(await listed(api, status="", label="", model="", cursor="")) == HASHES[::-1]
     assert hashes(await listed(api, model=api.services.model)) == HASHES[::-1]
+    assert hashes(await listed(api, model="colours")) == HASHES[::-1]
     assert hashes(await listed(api, model="other@0123456789ab")) == []
     created = (await api.record(HASHES[2])).created_at.isoformat()
     assert hashes(await listed(api, after=created)) == HASHES[:1:-1]
@@ -69,6 +77,8 @@ async def test_filters(api: Api) -> None:
     ("query", "field"),
     [
         ("limit=0", "limit"),
+        ("labels=0", "labels"),
+        ("labels=21", "labels"),
         ("limit=201", "limit"),
         ("min_confidence=1.5&label=red", "min_confidence"),
         ("min_confidence=nan&label=red", "min_confidence"),

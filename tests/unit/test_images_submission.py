@@ -376,8 +376,9 @@ async def test_disconnect_ends_the_wait_of_an_upload(api: Api) -> None:
     with api.services.uploads.slot() as slot:
         upload = Upload(bytearray(IMAGE), HASH, slot)
         async with asyncio.timeout(PATIENCE):
-            result, known = await api.services.images.submit(
-                PUBLIC_TENANT, upload, HOUR, disconnected
+            images = api.services.images
+            result, known = await images.submit(
+                api.key(HASH), upload, images.default_view, HOUR, disconnected
             )
     assert (result.status.terminal, known) == (False, False)
 
