@@ -1,5 +1,6 @@
 """One classifier process: batches of images, their errors, and the protocol's frames."""
 
+import base64
 import itertools
 import json
 import socket
@@ -8,14 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from onnx import helper
 from PIL import Image
 
-from core.bundles.bundle import read_bundle
+from core.bundles.bundle import read_bundle, write_sums
 from tests.support.bundles import write_colour_bundle, write_failing_bundle, write_network
+from tests.support.heads import write_head
 from tests.support.pictures import encode, picture, sha256
 from worker.inference.process import Models, Reply
-from worker.inference.protocol import FILE, IMAGE, LOAD, MAX_BATCH, Frame, FrameReader
+from worker.inference.protocol import EMBEDDING, FILE, IMAGE, LOAD, MAX_BATCH, Frame, FrameReader
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220)}
 BLACK = encode(Image.new("RGB", (16, 16)), "PNG")
@@ -208,3 +211,90 @@ def test_connection_closed_within_a_frame_ends_reading(
     ours.sendall(packed(ONE)[:-1])
     ours.close()
     assert reader.take(1) == []
+
+
+def embedding(reply: Reply) -> NDArray[np.float32]:
+    return np.frombuffer(base64.b64decode(reply["embedding"]), "<f4")
+
+
+def test_embedding_is_what_the_network_computes(models: Models, name: bytes) -> None:
+    """The colour model's embedding is the picture's mean colour."""
+    ((reply,),) = models.answers([Frame(IMAGE, name, PHOTOS["red"], embed=True)])
+    assert embedding(reply) == pytest.approx([220 / 255, 20 / 255, 20 / 255], abs=0.05)
+    assert [step.name for step in reply["steps"]] == ["decode", "infer"]
+
+
+def test_embeddings_run_as_a_batch_of_their_own(models: Models, name: bytes) -> None:
+    kinds = [True, True, False, False, True]
+    frames = [
+        Frame(IMAGE, name, photo, embed=embed)
+        for photo, embed in zip([*PHOTOS.values(), *PHOTOS.values()], kinds, strict=False)
+    ]
+    groups = list(models.answers(frames))
+    assert [len(group) for group in groups] == [2, 2, 1]
+    replies = [reply for group in groups for reply in group]
+    assert ["embedding" in reply for reply in replies] == kinds
+    for frame, reply in zip(frames, replies, strict=True):
+        if frame.embed:
+            ((alone,),) = models.answers([frame])
+            np.testing.assert_allclose(embedding(reply), embedding(alone), atol=1e-6)
+
+
+def test_broken_image_has_no_embedding(models: Models, name: bytes) -> None:
+    frames = [Frame(IMAGE, name, data, embed=True) for data in (PHOTOS["red"], b"broken")]
+    replies = [reply for group in models.answers(frames) for reply in group]
+    assert "embedding" in replies[0]
+    assert replies[1]["error"][0] == "undecodable_image"
+
+
+def test_model_without_an_embedding_fails(tmp_path: Path) -> None:
+    folder = write_colour_bundle(tmp_path / "plain")
+    manifest = json.loads((folder / "model.json").read_text())
+    del manifest["outputs"]["embedding"]
+    (folder / "model.json").write_text(json.dumps(manifest))
+    write_sums(folder)
+    models = Models(2, max_pixels=10**6, labels_per_image=3)
+    ((reply,),) = models.answers([Frame(IMAGE, name_of(folder), PHOTOS["red"], embed=True)])
+    assert reply["error"][:2] == ["inference_failed", "The model has no embedding."]
+
+
+def test_head_classifies_an_embedding(models: Models, tmp_path: Path) -> None:
+    identity, path = write_head(tmp_path, "colours@0123456789ab")
+    head = json.dumps([identity, str(path)]).encode()
+    data = np.array([0.1, 0.9, 0.1], "<f4").tobytes()
+    ((first,), (second,)) = models.answers([Frame(EMBEDDING, head, data)] * 2)
+    assert [label for label, _ in first["annotations"]] == ["fresh", "warm", "cool"]
+    assert first["confident"] is True
+    assert (first["categories"], first["steps"]) == ([], [])
+    assert second == first
+
+
+def test_head_is_read_once(models: Models, tmp_path: Path) -> None:
+    identity, path = write_head(tmp_path, "colours@0123456789ab")
+    frame = Frame(EMBEDDING, json.dumps([identity, str(path)]).encode(), bytes(12))
+    ((first,),) = models.answers([frame])
+    path.unlink()
+    ((second,),) = models.answers([frame])
+    assert first == second
+
+
+def test_damaged_head_is_refused(models: Models, tmp_path: Path) -> None:
+    identity, path = write_head(tmp_path, "colours@0123456789ab")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    frame = Frame(EMBEDDING, json.dumps([identity, str(path)]).encode(), bytes(12))
+    ((reply,),) = models.answers([frame])
+    assert reply["error"][0] == "invalid_bundle"
+
+
+def test_frame_keeps_its_flags_on_the_way() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        frames = [
+            Frame(IMAGE, b"name", b"data", alone=alone, embed=embed)
+            for alone, embed in itertools.product((False, True), repeat=2)
+        ]
+        for frame in frames:
+            ours.sendall(b"".join(frame.packed()))
+        assert FrameReader(theirs).take(4) == frames

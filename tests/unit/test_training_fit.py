@@ -8,12 +8,8 @@ import pytest
 
 from core.domain.training_report import bytes_of_report, report_of_bytes
 from core.errors import BundleError
-from worker.inference.head import (
-    Head,
-    bytes_of_head,
-    head_of_bytes,
-    identity_of_head,
-)
+from worker.inference.head import Head, bytes_of_head, head_of_bytes
+from worker.inference.head_file import identity_of_head
 from worker.training.calibration import (
     CERTAIN,
     calibration_error,

@@ -78,13 +78,32 @@ class Classifier:
             batch = tensors[0] if len(tensors) == 1 else np.concatenate(tensors)
             return [self._classification(scores) for scores in self._scores(batch)]
 
-    def _scores(self, batch: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Probabilities: a row for each image, a column for each label."""
+    def embed(self, tensors: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """The embedding of each image, as the network gives it. Raises InferenceFailed.
+
+        Pass more than one image only if `free_batch` is true.
+        """
+        name = self.bundle.manifest.outputs.embedding
+        if name is None:
+            raise InferenceFailed("The model has no embedding.")
+        with timed("infer"):
+            batch = tensors[0] if len(tensors) == 1 else np.concatenate(tensors)
+            found = np.asarray(self._run(name, batch), np.float32).reshape(len(batch), -1)
+        if not np.isfinite(found).all():
+            raise InferenceFailed("The model returned an embedding of numbers that are not finite.")
+        return list(found)
+
+    def _run(self, output: str, batch: NDArray[np.float32]) -> object:
+        """One output of the network. Raises InferenceFailed."""
         try:
-            (output,) = self._session.run([self._output], {self._input: batch})
+            (found,) = self._session.run([output], {self._input: batch})
         except Exception as error:
             raise InferenceFailed("The model failed on this image.") from error
-        scores = np.asarray(output, np.float64)
+        return found
+
+    def _scores(self, batch: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Probabilities: a row for each image, a column for each label."""
+        scores = np.asarray(self._run(self._output, batch), np.float64)
         if scores.size != len(batch) * len(self.bundle.labels):
             raise InferenceFailed("The number of scores differs from the number of labels.")
         scores = scores.reshape(len(batch), -1)

@@ -1,49 +1,17 @@
-"""A head: the linear classifier of a trained model, on the embeddings of its base model.
+"""A head: the linear classifier of a trained model, on the embeddings of its base model."""
 
-The file of a head is immutable, and its digest identifies the model's version:
-
-    8 bytes "GLIMPSEH", 4 bytes N (big-endian), N bytes of JSON,
-    then float32 in little-endian: dimensions x labels weights, and a bias for each label
-
-The JSON is {"format": 1, "base", "dimensions", "labels", "temperature", "thresholds"}.
-"""
-
-import hashlib
-import json
-import struct
 from dataclasses import dataclass
-from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from core.domain.records import MODEL, Annotation, Classification
+from core.domain.records import Annotation, Classification
 from core.errors import BundleError
+from worker.inference.head_file import HeadHeader, pack_head, unpack_head
 
-MAGIC, FORMAT = b"GLIMPSEH", 1
-MEDIA_TYPE = "application/octet-stream"
-_SIZE = struct.Struct(">I")
-_NUMBER = np.dtype("<f4")
+NUMBER = np.dtype("<f4")  # of embeddings and heads in files and messages
 
 Matrix = NDArray[np.float32]
-
-
-class _Header(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    format: Literal[1]
-    base: Annotated[str, Field(pattern=f"^{MODEL.pattern}$")]
-    dimensions: Annotated[int, Field(ge=1, le=65536)]
-    labels: Annotated[tuple[str, ...], Field(min_length=2)]
-    temperature: Annotated[float, Field(gt=0)]
-    thresholds: tuple[float, ...]
-
-    @model_validator(mode="after")
-    def _check_length(self) -> "_Header":
-        if len(self.thresholds) != len(self.labels):
-            raise ValueError("labels and thresholds differ in number")
-        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,36 +62,23 @@ def normalized(embeddings: Matrix) -> Matrix:
 
 
 def bytes_of_head(head: Head) -> bytes:
-    header = _Header(
-        format=FORMAT,
+    """The file of the head (`worker.inference.head_file`)."""
+    header = HeadHeader(
         base=head.base,
         dimensions=len(head.weights),
         labels=head.labels,
         temperature=head.temperature,
         thresholds=head.thresholds,
     )
-    text = json.dumps(header.model_dump(), ensure_ascii=False, separators=(",", ":")).encode()
-    numbers = (np.ascontiguousarray(each, _NUMBER).tobytes() for each in (head.weights, head.bias))
-    return b"".join((MAGIC, _SIZE.pack(len(text)), text, *numbers))
+    numbers = (np.ascontiguousarray(each, NUMBER).tobytes() for each in (head.weights, head.bias))
+    return pack_head(header, b"".join(numbers))
 
 
 def head_of_bytes(data: bytes) -> Head:
-    """The inverse of `bytes_of_head`.
-
-    Raises BundleError, also for a format of a newer release: a worker of that release can read it.
-    """
-    start = len(MAGIC) + _SIZE.size
-    if len(data) < start or not data.startswith(MAGIC):
-        raise BundleError("The file is not a head.")
-    (size,) = _SIZE.unpack_from(data, len(MAGIC))
-    try:
-        header = _Header.model_validate_json(data[start : start + size])
-    except ValidationError as error:
-        raise BundleError("This release cannot read the head.") from error
+    """The inverse of `bytes_of_head`. Raises BundleError as `unpack_head` does."""
+    header, begin = unpack_head(data)
+    values = np.frombuffer(data, NUMBER, offset=begin).astype(np.float32)
     count = header.dimensions * len(header.labels)
-    if len(data) - start - size != _NUMBER.itemsize * (count + len(header.labels)):
-        raise BundleError("The head is damaged.")
-    values = np.frombuffer(data, _NUMBER, offset=start + size).astype(np.float32)
     return Head(
         header.base,
         header.labels,
@@ -132,8 +87,3 @@ def head_of_bytes(data: bytes) -> Head:
         header.temperature,
         header.thresholds,
     )
-
-
-def identity_of_head(name: str, data: bytes) -> str:
-    """The identity of the version of the model `name` whose head's file is `data`."""
-    return f"{name}@{hashlib.sha256(data).hexdigest()[:12]}"

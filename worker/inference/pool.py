@@ -5,6 +5,7 @@ crashes ends the whole process, and threads block each other on Python's global 
 """
 
 import asyncio
+import base64
 import json
 import os
 import socket
@@ -24,7 +25,7 @@ from core.domain.records import MAX_LABELS, Annotation, Classification
 from core.errors import Unavailable
 from core.settings import Settings
 from worker.errors import ClassifierLost
-from worker.inference.protocol import ERRORS, FILE, IMAGE, LOAD, MAX_BATCH, REPLY, Frame
+from worker.inference.protocol import EMBEDDING, ERRORS, FILE, IMAGE, LOAD, MAX_BATCH, REPLY, Frame
 from worker.inference.steps import Step
 
 log = structlog.get_logger(__name__)
@@ -34,7 +35,7 @@ FIRST_PAUSE, LAST_PAUSE = 0.1, 5.0  # seconds before a process that ended is rep
 ENDED = "The process that classified the image ended."
 ROOT = Path(__file__).resolve().parents[2]
 
-Answer: TypeAlias = "asyncio.Future[Classification]"
+Answer: TypeAlias = "asyncio.Future[Classification | bytes]"  # labels, or an embedding
 
 
 class Process(Protocol):
@@ -95,10 +96,22 @@ class ClassifierPool:
         """
         return 2 * sum(member.batch_size for member in self._members)
 
-    async def classify(self, frame: Frame, steps: list[Step]) -> Classification:
+    async def ask(self, frame: Frame, steps: list[Step]) -> Classification | bytes:
         """Send `frame` to the process with the fewest open requests."""
         least_busy = min(self._members, key=_Member.open_requests)
         return await least_busy.ask(frame, self._settings.classify_seconds, steps)
+
+    async def classify_embedding(
+        self, model: str, head: Path, embedding: bytes, steps: list[Step]
+    ) -> Classification:
+        """What the trained model `model` says about an embedding; `head` is its head's file.
+
+        Raises InferenceFailed, and ClassifierLost.
+        """
+        name = json.dumps([model, str(head)]).encode()
+        found = await self.ask(Frame(EMBEDDING, name, embedding), steps)
+        assert isinstance(found, Classification)
+        return found
 
     async def close(self) -> None:
         """End all processes. Open requests raise Unavailable."""
@@ -123,9 +136,25 @@ class RemoteClassifier:
         InferenceFailed for faults of the model, NotFound or Unavailable for the file, and
         ClassifierLost if the process ended or exceeded its time.
         """
+        found = await self._pool.ask(self._frame(image), [] if steps is None else steps)
+        assert isinstance(found, Classification)
+        return found
+
+    async def embed(self, image: bytes | Path, steps: list[Step]) -> bytes:
+        """The embedding of an image: float32 in little-endian. Otherwise the same as `classify`."""
+        found = await self._pool.ask(self._frame(image)._replace(embed=True), steps)
+        assert isinstance(found, bytes)
+        return found
+
+    async def classify_embedding(
+        self, model: str, head: Path, embedding: bytes, steps: list[Step]
+    ) -> Classification:
+        """As `ClassifierPool.classify_embedding`, in the pool that has loaded this model."""
+        return await self._pool.classify_embedding(model, head, embedding, steps)
+
+    def _frame(self, image: bytes | Path) -> Frame:
         kind, data = (FILE, os.fsencode(image)) if isinstance(image, Path) else (IMAGE, image)
-        frame = Frame(kind, self._name, data)
-        return await self._pool.classify(frame, [] if steps is None else steps)
+        return Frame(kind, self._name, data)
 
 
 class _Member(asyncio.Protocol):
@@ -214,7 +243,7 @@ class _Member(asyncio.Protocol):
 
     def _warm_up(self, frame: Frame) -> None:
         """Load the frame's model by a request of its own, outside the image's time limit."""
-        if frame.kind != LOAD and frame.name not in self._warm:
+        if frame.kind not in (LOAD, EMBEDDING) and frame.name not in self._warm:
             self._add(_loading(frame.name))
 
     def _add(self, request: _Request) -> None:
@@ -239,13 +268,7 @@ class _Member(asyncio.Protocol):
             _fail(request, error=error)
             return
         if not request.answer.done():
-            request.answer.set_result(
-                Classification(
-                    _annotations(document["annotations"]),
-                    _annotations(document["categories"]),
-                    document["confident"],
-                )
-            )
+            request.answer.set_result(_result(document))
 
     def _in_work(self) -> list[_Request]:
         """The requests that the process may be working on: one, or those of a batch."""
@@ -327,6 +350,16 @@ class _Member(asyncio.Protocol):
             return None
         process.kill()
         return await asyncio.to_thread(process.wait)
+
+
+def _result(document: dict[str, Any]) -> Classification | bytes:
+    if "embedding" in document:
+        return base64.b64decode(document["embedding"])
+    return Classification(
+        _annotations(document["annotations"]),
+        _annotations(document["categories"]),
+        document["confident"],
+    )
 
 
 def _annotations(pairs: list[tuple[str, float]]) -> tuple[Annotation, ...]:

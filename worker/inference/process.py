@@ -8,6 +8,7 @@ would wait for each other. The batch size therefore depends on the time that one
 """
 
 import argparse
+import base64
 import contextlib
 import hashlib
 import json
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from cachetools import LRUCache
@@ -33,9 +34,12 @@ from core.domain.records import Annotation, Classification
 from core.errors import BundleError, GlimpseError, InvalidImage, NotFound, Unavailable
 from worker.errors import InferenceFailed
 from worker.inference.classifier import Classifier
+from worker.inference.head import NUMBER, Head, head_of_bytes
+from worker.inference.head_file import identity_of_head
 from worker.inference.memory_limit import memory_limit
 from worker.inference.preprocessing import MemoryLimit, no_memory_limit
 from worker.inference.protocol import (
+    EMBEDDING,
     ERRORS,
     FILE,
     LOAD,
@@ -48,9 +52,11 @@ from worker.inference.protocol import (
 from worker.inference.steps import Step, new_steps, timed
 
 BATCH_SECONDS = 0.1  # the longest expected time of a batch
+MAX_HEADS = 64  # in memory; a head of ten labels has 50 kB
 _NEWEST = 0.2  # weight of the newest measurement in the moving average
 
 Reply = dict[str, Any]
+Result: TypeAlias = Classification | NDArray[np.float32]  # labels, or an embedding
 T = TypeVar("T")
 
 
@@ -86,6 +92,7 @@ class Models:
         """`now` is a clock in seconds. `memory_limit` bounds what decoding an image allocates."""
         self._now = now
         self._loaded: LRUCache[bytes, _Loaded] = LRUCache(capacity)
+        self._heads: LRUCache[bytes, Head] = LRUCache(MAX_HEADS)
         self._max_pixels = max_pixels
         self._labels_per_image = labels_per_image
         self._memory_limit = memory_limit
@@ -113,20 +120,31 @@ class Models:
             limit = 1 if model is None or single else model.batch_size()
             while waiting and len(batch) < limit:
                 frame = waiting[0]
-                if frame.kind == LOAD or frame.alone or frame.name != first.name:
+                if (
+                    frame.kind == LOAD
+                    or frame.alone
+                    or frame.embed is not first.embed
+                    or frame.name != first.name
+                ):
                     break
                 batch.append(waiting.popleft())
             yield batch
 
     def _single(self, frame: Frame) -> Reply:
-        def classification() -> Classification:
+        def result() -> Result:
+            if frame.kind == EMBEDDING:
+                head = self._heads.get(frame.name) or self._load_head(frame.name)
+                return head.classify(np.frombuffer(frame.data, NUMBER), self._labels_per_image)
             model = self._loaded.get(frame.name) or self._load(frame.name)
             if frame.kind == LOAD:
                 return Classification(())
+            if frame.embed:
+                (embedding,) = model.classifier.embed([_tensor(model.classifier, frame)])
+                return embedding
             return model.classifier.classify(_image(frame))
 
         steps = new_steps()
-        outcome = _outcome(classification)
+        outcome = _outcome(result)
         return _reply(outcome, steps)
 
     def _batch(self, batch: list[Frame]) -> list[Reply]:
@@ -139,7 +157,8 @@ class Models:
         good = [each for each in tensors if not isinstance(each, _Failure)]
         shared = new_steps()
         try:
-            found = iter(model.classifier.infer(good) if good else ())
+            work = model.classifier.embed if batch[0].embed else model.classifier.infer
+            found: Iterator[Result] = iter(work(good) if good else ())
         except Exception:  # noqa: BLE001 - each image is tried alone and gets its own error
             replies = [self._single(frame) for frame in batch]
             # If no image fails alone, the network does not accept batches after all.
@@ -168,6 +187,14 @@ class Models:
             )
         )
         return loaded
+
+    def _load_head(self, name: bytes) -> Head:
+        identity, path = json.loads(name)
+        data = Path(path).read_bytes()
+        if identity_of_head(identity.partition("@")[0], data) != identity:
+            raise BundleError(f"{identity}: the head is damaged.")
+        head = self._heads[name] = head_of_bytes(data)
+        return head
 
 
 def serve(connection: socket.socket, models: Models) -> None:
@@ -202,10 +229,13 @@ def _outcome(work: Callable[[], T]) -> T | _Failure:
         return _Failure(InferenceFailed.code, detail, traceback.format_exc())
 
 
-def _reply(outcome: Classification | _Failure, steps: list[Step]) -> Reply:
+def _reply(outcome: Result | _Failure, steps: list[Step]) -> Reply:
     if isinstance(outcome, _Failure):
         error = [outcome.code, outcome.detail, outcome.cause]
         return {"error": error, "steps": steps}
+    if isinstance(outcome, np.ndarray):
+        numbers = np.ascontiguousarray(outcome, NUMBER).tobytes()
+        return {"embedding": base64.b64encode(numbers).decode(), "steps": steps}
     return {
         "annotations": _pairs(outcome.annotations),
         "categories": _pairs(outcome.categories),

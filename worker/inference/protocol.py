@@ -2,15 +2,18 @@
 
 A request is a frame of
 
-    1 byte K, 4 bytes N, 4 bytes M, N bytes of JSON [identity, folder], M bytes
+    1 byte K, 4 bytes N, 4 bytes M, N bytes of JSON [identity, path], M bytes
 
-where K says what the M bytes are: nothing (load the model), an encoded image, or the path of a file
-that holds one and is named by its SHA-256. The highest bit of K keeps the image out of any batch.
+where K says what the M bytes are: nothing (load the model), an encoded image, the path of a file
+that holds one and is named by its SHA-256, or an embedding, which a head classifies. The path leads
+to the folder of a bundle, or to the file of a head. The highest bit of K keeps the image out of any
+batch. The second highest asks for the image's embedding instead of its labels.
 The replies come in the order of the requests:
 
     4 bytes N, N bytes of JSON, which is
         {"annotations": [[label, confidence], ...], "categories", "confident", "steps",
          "batch_size"}
+        or {"embedding": base64 of float32 in little-endian, "steps", "batch_size"}
         or {"error": [code, detail, traceback], "steps", "batch_size"}
 
 where categories are like annotations, the steps are [[name, began, ended, images], ...] as in
@@ -35,7 +38,7 @@ from core.errors import (
 )
 from worker.errors import InferenceFailed
 
-LOAD, IMAGE, FILE = range(3)
+LOAD, IMAGE, FILE, EMBEDDING = range(4)
 READ = "read image"  # the step that reads a file
 MAX_BATCH = 4  # larger batches gain little
 # The errors that a reply may name, by code. Any other exception is sent as InferenceFailed.
@@ -49,21 +52,25 @@ ERRORS: dict[str, type[GlimpseError]] = {
 REPLY = struct.Struct(">I")
 
 _REQUEST = struct.Struct(">BII")
-_ALONE = 0x80
+_ALONE, _EMBED = 0x80, 0x40
 _CHUNK = 1 << 18  # bytes; about what a socket holds
 
 
 class Frame(NamedTuple):
-    """One request. `name` is the model's, as JSON [identity, folder]."""
+    """One request. `name` is the model's, as JSON [identity, path].
+
+    `alone` keeps the image out of any batch. `embed` asks for its embedding.
+    """
 
     kind: int
     name: bytes
     data: bytes
     alone: bool = False
+    embed: bool = False
 
     def packed(self) -> tuple[bytes, bytes]:
         """Head and data as two parts, so that the data is not copied."""
-        kind = self.kind | _ALONE if self.alone else self.kind
+        kind = self.kind | (_ALONE if self.alone else 0) | (_EMBED if self.embed else 0)
         return _REQUEST.pack(kind, len(self.name), len(self.data)) + self.name, self.data
 
 
@@ -114,7 +121,8 @@ class FrameReader:
         with memoryview(buffer) as view:  # slicing the buffer itself would copy once more
             name, data = bytes(view[head:middle]), bytes(view[middle:end])
         del buffer[:end]
-        return Frame(kind & ~_ALONE, name, data, bool(kind & _ALONE))
+        plain = kind & ~(_ALONE | _EMBED)
+        return Frame(plain, name, data, bool(kind & _ALONE), bool(kind & _EMBED))
 
 
 def packed_reply(document: Mapping[str, object]) -> bytes:
