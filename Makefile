@@ -133,6 +133,10 @@ bench: setup ## Measure speed beside bare baselines and print ratios
 compare: setup ## Measure the same work with Celery, RQ, and taskiq (needs redis-server): COMPARE_ARGS=--quick
 	@$(BIN)/python -m benchmarks $(COMPARE_ARGS)
 
+.PHONY: clients
+clients: setup ## Generate clients from the OpenAPI document, compile and run them: CLIENTS_ARGS="--only go"
+	@$(BIN)/python -m tests.clients $(CLIENTS_ARGS)
+
 .PHONY: chaos
 chaos: setup ## Inject faults while clients upload, and check that nothing is lost or repeated
 	@$(BIN)/python -m tests.chaos $(CHAOS_ARGS)

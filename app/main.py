@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from urllib.parse import urlsplit
 
 import structlog
 from fastapi import FastAPI
@@ -16,9 +17,13 @@ from app.auth.authenticator import open_authenticator
 from app.auth.requires import requires
 from app.dead_letters import routes as dead_letter_routes
 from app.http.docs_page import docs_routes
+from app.http.middleware.head import HeadAsGet
+from app.http.middleware.path_prefix import PathPrefix
+from app.http.middleware.request_decoding import DecodeRequestBody
 from app.http.middleware.security_headers import security_headers
 from app.http.middleware.shutdown import RespondWhenCancelled
 from app.http.middleware.unread_body import CloseOnUnreadBody
+from app.http.unknown_path import install_unknown_path
 from app.images import list_routes, local_content_routes, lookup_routes, what_routes
 from app.images import routes as image_routes
 from app.images.events import image_event, look_up_views
@@ -63,10 +68,11 @@ log = structlog.get_logger(__name__)
 
 _CORS_REQUEST_HEADERS = (
     *("Authorization", "Cancel-After", "Content-Type", "Idempotency-Key", "If-None-Match"),
-    *("Last-Event-ID", "Prefer", "Traceparent", "X-API-Key"),
+    *("If-Range", "Last-Event-ID", "Prefer", "Range", "Traceparent", "X-API-Key"),
 )
 _CORS_RESPONSE_HEADERS = (
-    *("ETag", "Location", "Preference-Applied", "RateLimit", "RateLimit-Policy", "Retry-After"),
+    *("Accept-Encoding", "Content-Disposition", "ETag", "Location", "Preference-Applied"),
+    *("RateLimit", "RateLimit-Policy", "Retry-After"),
 )
 
 
@@ -143,8 +149,11 @@ def create_app(
         app.router.routes.extend(router.routes)
     observability.add_metrics_route(app, refresh, requires(Scope.ADMIN))
     check_every_route(app.router.routes)
-    install_openapi(app, keys_required=settings.keys_required)
+    install_openapi(app, keys_required=settings.keys_required, public_url=settings.public_url)
     install_problem_handlers(app)
+    install_unknown_path(app)
+    app.add_middleware(DecodeRequestBody)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(CloseOnUnreadBody)
     app.add_middleware(RespondWhenCancelled)
     app.add_middleware(SameOriginOnly, allowed=settings.origins)
@@ -152,12 +161,16 @@ def create_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=("GET", "HEAD", "POST", "PATCH", "DELETE"),
-            allow_headers=_CORS_REQUEST_HEADERS,
+            allow_methods=("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"),
+            allow_headers=(*_CORS_REQUEST_HEADERS, *settings.cors_headers)
+            if "*" not in settings.cors_headers
+            else ("*",),
             expose_headers=_CORS_RESPONSE_HEADERS,
         )
     if settings.api_hosts:
         app.add_middleware(AllowedHosts, hosts=settings.api_hosts, setting="ALLOWED_HOSTS")
+    if prefix := urlsplit(settings.public_url).path:
+        app.add_middleware(PathPrefix, prefix=prefix)
     app.add_middleware(
         RequestContext, headers=security_headers(settings), observability=observability
     )

@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from app.http.openapi import refusals
+from app.http.openapi import header, refusals
 from app.images import openapi as images
 from app.jobs import openapi as jobs
 from core import errors
@@ -59,12 +59,23 @@ _SCHEMES: dict[str, dict[str, str]] = {
     },
 }
 _AUTHENTICATION = refusals(errors.Unauthenticated, errors.Forbidden, errors.RateLimited)
+_HEADERS = {
+    "RateLimit": header(
+        "What is left of the key's limits (draft-ietf-httpapi-ratelimit-headers). Missing without "
+        "a key, and for a key without limits",
+        '"rate";r=599;t=60, "day";r=9999;t=52157',
+    ),
+    "RateLimit-Policy": header("The key's limits", '"rate";q=600;w=60, "day";q=10000;w=86400'),
+    "Preference-Applied": header("The `wait` that the response honours", "wait=10"),
+}
 
 
-def install_openapi(app: FastAPI, *, keys_required: bool) -> None:
+def install_openapi(app: FastAPI, *, keys_required: bool, public_url: str) -> None:
     """Extend the schema that FastAPI derives by shared parts and by what each route requires."""
 
     def extend(schema: dict[str, Any]) -> None:
+        schema["servers"] = [{"url": public_url or "/"}]
+        schema["components"]["headers"] = _HEADERS
         # FastAPI would remove null members from examples in the routes.
         schema["components"]["examples"] = images.EXAMPLES
         schema["components"]["schemas"].update(images.SCHEMAS | jobs.SCHEMAS)
@@ -76,16 +87,35 @@ def install_openapi(app: FastAPI, *, keys_required: bool) -> None:
 def _add_security(app: FastAPI, schema: dict[str, Any], keys_required: bool) -> None:
     schema["components"]["securitySchemes"] = _SCHEMES
     anonymous: list[dict[str, list[str]]] = [] if keys_required else [{}]
+    schema["security"] = required = [{"bearer": []}, {"header": []}, *anonymous]
     for route in every_route(app.router.routes):
         scope = access_of(route)
-        if not isinstance(route, APIRoute) or not isinstance(scope, Scope):
+        if not isinstance(route, APIRoute):
             continue
         for method in route.methods or ():
             operation = schema["paths"].get(route.path_format, {}).get(method.lower())
-            if operation is not None:
-                operation["security"] = [{"bearer": []}, {"header": []}, *anonymous]
-                operation["description"] += (
-                    f"\n\nIf keys are required: one with the scope `{scope.value}`."
-                )
-                for status, response in _AUTHENTICATION.items():
-                    operation["responses"].setdefault(str(status), response)
+            if operation is None:
+                continue
+            if not isinstance(scope, Scope):
+                operation["security"] = []
+                continue
+            operation["security"] = required
+            operation["description"] += (
+                f"\n\nIf keys are required: one with the scope `{scope.value}`."
+            )
+            for status, response in _AUTHENTICATION.items():
+                operation["responses"].setdefault(str(status), response)
+            _add_headers(operation)
+
+
+def _add_headers(operation: dict[str, Any]) -> None:
+    """Declare the headers of all responses, and those of successful ones."""
+    waits = any(each["name"] == "Prefer" for each in operation.get("parameters", ()))
+    for status, response in operation["responses"].items():
+        names = ["RateLimit", "RateLimit-Policy"] if status != "401" else []
+        if waits and status in ("200", "202"):
+            names.append("Preference-Applied")
+        # A copy: routes share the descriptions of their refusals.
+        headers = {**response.get("headers", {})}
+        headers |= {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+        operation["responses"][status] = {**response, "headers": headers}

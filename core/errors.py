@@ -172,6 +172,12 @@ class UnsupportedImage(GlimpseError):
     status, code, title = 415, "unsupported_image", "Unsupported image type"
 
 
+class HashMismatch(GlimpseError):
+    """The bytes do not have the hash under which the client sends them."""
+
+    status, code, title = 422, "hash_mismatch", "Hash mismatch"
+
+
 class InvalidImage(GlimpseError):
     """The file has an accepted format, but is damaged or its dimensions exceed the limit."""
 

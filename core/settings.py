@@ -230,6 +230,14 @@ class Settings(BaseSettings):
             description="Origins whose pages may call the API, comma-separated. `*`: every origin"
         ),
     ] = ()
+    cors_headers: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(
+            description="Request headers that pages of CORS_ORIGINS may send beside those of "
+            "Glimpse, comma-separated. `*`: every header"
+        ),
+    ] = ("baggage", "sentry-trace", "tracestate", "X-Requested-With", "Cache-Control")
     allowed_hosts: Annotated[
         tuple[str, ...],
         NoDecode,
@@ -286,6 +294,15 @@ class Settings(BaseSettings):
             "have 1,000 other connections",
         ),
     ] = 2000
+    keep_alive_seconds: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=3600,
+            description="Time that an idle connection stays open. It must be longer than the idle "
+            "time of a proxy in front: docs/operations/proxies.md",
+        ),
+    ] = 65
 
     # --- Retention --------------------------------------------------------------------------------
     result_max_age_seconds: Annotated[
@@ -438,6 +455,7 @@ class Settings(BaseSettings):
     @field_validator(
         "extra_model_uris",
         "cors_origins",
+        "cors_headers",
         "allowed_hosts",
         "trusted_proxies",
         "email_allowed_domains",

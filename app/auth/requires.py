@@ -16,6 +16,7 @@ from starlette.requests import HTTPConnection
 
 from app.services import services_of
 from core.domain.principals import ANONYMOUS, Principal, Scope
+from core.http.query import check_query
 from core.http.route_access import mark
 
 Endpoint = Callable[..., Awaitable[Any]]
@@ -41,8 +42,8 @@ def requires(scope: Scope) -> Callable[[Endpoint], Endpoint]:
 
     The endpoint takes `request` and `principal` if it needs them, and any other parameter that
     FastAPI resolves. Raises Unauthenticated, Forbidden and RateLimited before it calls the
-    endpoint; on an `AuthenticatedRoute`, before the request's body is read. Without keys, the
-    principal is `ANONYMOUS`.
+    endpoint, and InvalidRequest for an undeclared query parameter; on an `AuthenticatedRoute`,
+    before the request's body is read. Without keys, the principal is `ANONYMOUS`.
     """
 
     def decorate(endpoint: Endpoint) -> Endpoint:
@@ -60,6 +61,8 @@ def requires(scope: Scope) -> Callable[[Endpoint], Endpoint]:
                     if authenticator is None
                     else await authenticator.authenticate(request.scope, scope)
                 )
+                if request.scope["query_string"]:
+                    check_query(request.scope)
             if takes_request:
                 others["request"] = request
             if takes_principal:
@@ -79,8 +82,13 @@ def requires(scope: Scope) -> Callable[[Endpoint], Endpoint]:
 
 
 async def authenticate_early(request: Request, scope: Scope) -> None:
-    """Authenticate the caller of an endpoint with `@requires(scope)` before FastAPI calls it."""
+    """Authenticate the caller of an endpoint with `@requires(scope)` before FastAPI calls it.
+
+    Checks the names of the query parameters, too.
+    """
     request.scope[_PRINCIPAL] = await authenticate(request, scope)
+    if request.scope["query_string"]:
+        check_query(request.scope)
 
 
 async def authenticate(connection: HTTPConnection, scope: Scope) -> Principal:

@@ -16,12 +16,14 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from app.auth.requires import authenticate_early
+from app.http.compression import compressed
 from app.http.json_body import MAX_BYTES, NOT_JSON, check_content_type
 from app.http.responses import NO_STORE
 from core.domain import principals
 from core.errors import BodyTooLarge, GlimpseError, UnsupportedMediaType
 from core.http.openapi import operation_id, refusals
 from core.http.problems import invalid_fields
+from core.http.query import declared_parameters
 from core.http.route_access import access_of
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -51,6 +53,7 @@ class AuthenticatedRoute(APIRoute):
         if self.body_field is not None:
             example: dict[type[GlimpseError], str] = {UnsupportedMediaType: NOT_JSON}
             self.responses = {**refusals(UnsupportedMediaType, examples=example), **self.responses}
+        self.parameters = declared_parameters(self)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle: Handler = super().get_route_handler()
@@ -65,7 +68,7 @@ class AuthenticatedRoute(APIRoute):
                 check_content_type(request)
                 response = await _with_limited_body(handle, request, self._max_body_size)
             response.headers.setdefault("Cache-Control", NO_STORE)
-            return response
+            return await compressed(request, response)
 
         return authenticated
 
@@ -83,13 +86,11 @@ async def _with_limited_body(handle: Handler, request: Request, max_bytes: int) 
             response = await handle(Request(scope, receive))
         except HTTPException as error:
             # FastAPI raises these for a body, the limiter's among them.
-            if isinstance(error.__cause__, ClientDisconnect):
+            if isinstance(error.__cause__, (ClientDisconnect, GlimpseError)):
                 raise error.__cause__ from None
             if error.status_code == 413:
                 raise BodyTooLarge(f"The body has more than {max_bytes} bytes.") from None
-            raise invalid_fields(
-                [{"type": "json_invalid", "loc": ("body",), "msg": "The body is not valid JSON"}]
-            ) from None
+            raise invalid_fields([{"type": "json_invalid", "loc": ("body",), "msg": ""}]) from None
 
     limiter = RequestBodyLimitMiddleware(app, max_body_size=max_bytes)
     await limiter(request.scope, request.receive, _send_nothing)

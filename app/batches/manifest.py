@@ -14,28 +14,27 @@ from pydantic import (
 
 from app.batches.bucket import ObjectPrefix
 from app.http.json_body import parse_json
+from app.http.parameters import HASH_SCHEMA, Sha256
 from core.domain.jobs import MAX_NAME, check_count
 from core.domain.policy import MAX_JOB_ITEMS
 from core.domain.priority import Priority
-from core.domain.records import IMAGE_HASH
 
 MAX_METADATA_BYTES = 2048  # of one image, as compact JSON
 MAX_ALL_METADATA_BYTES = 512 * 1024
 
-_HASH = {"type": "string", "pattern": f"^{IMAGE_HASH.pattern}$"}
 _ENTRIES = {
     "type": "array",
     "maxItems": MAX_JOB_ITEMS,
     "description": "SHA-256 of images that the service has, or that this request contains",
     "items": {
         "oneOf": [
-            _HASH,
+            HASH_SCHEMA,
             {
                 "type": "object",
                 "additionalProperties": False,
                 "required": ["image_hash"],
                 "properties": {
-                    "image_hash": _HASH,
+                    "image_hash": HASH_SCHEMA,
                     "metadata": {
                         "type": "object",
                         "description": "Returned with the result; at most 2 KiB",
@@ -52,7 +51,7 @@ class BatchEntry(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    image_hash: Annotated[str, Field(pattern=f"^{IMAGE_HASH.pattern}$")]
+    image_hash: Sha256
     metadata: dict[str, Any] = {}
 
     @field_validator("metadata")

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 
 from starlette.requests import Request
@@ -28,6 +29,8 @@ from core.settings import FORM_OVERHEAD, Settings
 
 JSON = "application/json"
 ACCEPTED = ("multipart/form-data", MEDIA_TYPES[0], JSON)
+# What clients send if their user names no type: none, the default of RFC 9110, 8.3, or curl's.
+_UNLABELLED = ("", "application/octet-stream", "application/x-www-form-urlencoded")
 _DOCUMENT_LIMITS = BatchLimits(MAX_MANIFEST_BYTES, MAX_MANIFEST_BYTES)
 
 
@@ -37,6 +40,25 @@ class Batch:
 
     items: list[BatchItem]
     manifest: BatchManifest
+
+
+class BatchKind(Enum):
+    """What the body of a route for one kind of batch contains.
+
+    A zip may be unlabelled. A document must be labelled as JSON, as on every other route
+    (`app.http.json_body.check_content_type`). A label of another kind of body is refused.
+    """
+
+    ZIP = (MEDIA_TYPES[0], "Send the bytes of a zip.")
+    MANIFEST = (JSON, "Send a JSON document.")
+
+    def media_type(self, labelled: str) -> str:
+        """Return the media type of the body. Raises UnsupportedMediaType."""
+        wanted, detail = self.value
+        accepted = {*MEDIA_TYPES, *_UNLABELLED} if self is BatchKind.ZIP else {JSON}
+        if labelled not in accepted:
+            raise UnsupportedMediaType(detail, extra={"accepted": [wanted]})
+        return wanted
 
 
 class BatchReader:
@@ -54,14 +76,18 @@ class BatchReader:
         room = settings.max_upload_bytes_in_flight - settings.max_image_bytes - FORM_OVERHEAD
         self._max_storing_bytes = min(settings.max_image_bytes, room)
 
-    async def read(self, request: Request, tenant: str, slot: UploadSlot) -> Batch:
-        """Read the request, and store its images.
+    async def read(
+        self, request: Request, tenant: str, slot: UploadSlot, kind: BatchKind | None = None
+    ) -> Batch:
+        """Read the request, and store its images. `kind` is what its path says that it contains.
 
         Raises UnsupportedMediaType, MalformedBody, InvalidRequest, BatchTooLarge, Overloaded,
         Unavailable, and what `UploadSlot.read` raises. Images may be stored even then.
         """
         content_type = request.headers.get("content-type", "")
         media_type = content_type.partition(";")[0].strip().lower()
+        if kind is not None:
+            media_type = kind.media_type(media_type)
         if media_type == JSON:
             return Batch([], parse_manifest(await _read_document(request, slot)))
         async with self._storer(tenant, slot) as storer:

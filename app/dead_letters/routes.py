@@ -21,6 +21,7 @@ from app.services import services_of
 from core.domain.dead_letters import CODE, LETTER_ID, LetterFilter, LetterKey
 from core.domain.principals import Principal, Scope
 from core.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from core.http.validation_messages import explain_pattern
 from core.services.dead_letter_replay import Replay, replay, replay_all
 
 DEFAULT_LIMIT, MAX_LIMIT = 50, 200
@@ -29,7 +30,13 @@ router = APIRouter(
     prefix="/api/v1/dead-letters", tags=["dead letters"], route_class=AuthenticatedRoute
 )
 
-LetterId = Annotated[str, Path(alias="id", pattern=f"^{LETTER_ID.pattern}$")]
+LetterId = Annotated[
+    str,
+    Path(
+        alias="id",
+        pattern=explain_pattern(f"^{LETTER_ID.pattern}$", "must be the id of a dead letter"),
+    ),
+]
 _SELECTED = refusals(InvalidRequest, Unavailable)
 _FOUND = refusals(NotFound, InvalidRequest, Unavailable)
 
@@ -38,7 +45,13 @@ class Selection(BaseModel):
     """Which dead letters a request is about."""
 
     code: Annotated[
-        str, Field(pattern=f"^({CODE.pattern})?$", description="Only with this error code")
+        str,
+        Field(
+            pattern=explain_pattern(
+                f"^({CODE.pattern})?$", "must be an error code, such as gave_up"
+            ),
+            description="Only with this error code",
+        ),
     ] = ""
     since: Annotated[Time, Field(description="Only from this time on")] = None
     before: Annotated[Time, Field(description="Only from before this time")] = None

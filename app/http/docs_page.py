@@ -8,6 +8,7 @@ import re
 from fastapi import APIRouter, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 
+from app.http.compression import compressed
 from core.http.route_access import public
 
 _ASSETS = "https://cdn.jsdelivr.net"
@@ -20,7 +21,7 @@ def docs_routes(title: str) -> APIRouter:
     """Return the routes. FastAPI's own do not send a content security policy."""
     router = APIRouter(include_in_schema=False)
     page = get_swagger_ui_html(
-        openapi_url="/openapi.json",
+        openapi_url="openapi.json",  # relative: PUBLIC_URL may have a path
         title=title,
         swagger_ui_parameters={"persistAuthorization": False},
     )
@@ -39,7 +40,7 @@ def docs_routes(title: str) -> APIRouter:
     async def schema(request: Request) -> Response:
         nonlocal encoded
         encoded = encoded or json.dumps(request.app.openapi()).encode()
-        return Response(encoded, media_type="application/json")
+        return await compressed(request, Response(encoded, media_type="application/json"))
 
     return router
 

@@ -61,4 +61,4 @@ def parse_json(body: bytes, model: type[Model]) -> Model:
             errors: list[Any] = [{"type": "too_many", "loc": ("body",), "msg": message}]
         else:
             errors = list(invalid.errors(include_input=False, include_url=False))
-        raise invalid_fields(errors) from None
+        raise invalid_fields(errors, model.model_fields) from None

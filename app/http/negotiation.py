@@ -27,6 +27,15 @@ def _quality_of(accept: str, kind: str) -> float:
     return found[1]
 
 
+def quality_of(header: str, name: str, wildcard: str) -> float:
+    """Return the quality of `name` in a header such as Accept-Encoding; 0 if it is not listed."""
+    found = {}
+    for part in parse_http_list(header):
+        listed, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        found[listed] = _quality(parameters)
+    return found.get(name, found.get(wildcard, 0.0))
+
+
 def _quality(parameters: Sequence[str]) -> float:
     for parameter in parameters:
         name, _, value = parameter.partition("=")

@@ -19,6 +19,7 @@ DETAILS: dict[type[errors.GlimpseError], str] = {
     errors.BodyTooLarge: "The body has more than 16384 bytes.",
     errors.UnsupportedMediaType: "Send a form, a zip, or a JSON document.",
     errors.IdempotencyKeyReused: "This Idempotency-Key has created another job. Use a new key.",
+    errors.HashMismatch: "The SHA-256 of the body is not the hash in the path.",
     errors.InvalidImage: "The image is 20000 x 20000 pixels. The limit is 50000000 in total.",
     errors.InvalidRequest: "The form has no field 'img'.",
     errors.UnknownModel: "There is no such model. Known models: colours@3cde192ffdf4.",

@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import httptools
-from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from starlette.types import Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from app.http.asgi import ABORT, WEBSOCKET_PREFIX
-from app.http.middleware.unread_body import CloseOnUnreadBody
+from app.http.middleware.unread_body import SHORT_LINGER_SECONDS, CloseOnUnreadBody
 from app.http.websocket_protocol import SocketProtocol
 from core.errors import overloaded
 from core.http.problems import problem_response, response_for
@@ -34,11 +38,13 @@ class ConnectionLimits:
     """Serves at most `connections`. Each one sends the head of a request within `head_seconds`.
 
     A head is the request's line and headers. A connection sends at most `head_bytes` without
-    progress, which is the end of a head or a byte of a body.
+    progress, which is the end of a head or a byte of a body. Between two requests it may be idle
+    for `idle_seconds`.
     """
 
     connections: int
     head_seconds: float
+    idle_seconds: float
     head_bytes: int = HEAD_BYTES
 
 
@@ -46,6 +52,8 @@ class HttpProtocol(HttpToolsProtocol):
     """One connection. `http_protocol` creates the class, with `limits`."""
 
     limits: ConnectionLimits
+    idle: dict["HttpProtocol", None]  # connections between two requests, the longest idle first
+    keep_alive_header: tuple[bytes, bytes]
     _head_since: float | None = None  # on the loop's clock, while a head is expected
     _idle_bytes = 0  # received since the last progress
     _parsing = b""
@@ -61,20 +69,33 @@ class HttpProtocol(HttpToolsProtocol):
         self._head_since = self.loop.time()
         self._extensions = {ABORT: transport.abort}
         surplus = len(self.connections) - self.limits.connections
-        if surplus > self.limits.connections:
+        if surplus > 0 and self.idle:
+            # A new client is more use than a connection that may never be used again.
+            longest = next(iter(self.idle))
+            del self.idle[longest]
+            longest.transport.close()
+        elif surplus > self.limits.connections:
             transport.abort()
         elif surplus > 0:
             self.app = _refusing(self.app)
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.idle.pop(self, None)
+        super().connection_lost(exc)
+
     def data_received(self, data: bytes) -> None:
         if self._ignoring:
             return
+        self.idle.pop(self, None)
         self._progress = False
         self._unparsed = data
         while self._unparsed:
             self._parsing, self._unparsed = self._unparsed, b""
             super().data_received(self._parsing)
         self._parsing = b""  # thousands of idle connections must not keep what they sent last
+        if self._head_since is None and not self._answering():
+            # Bytes that do not begin a head, or the rest of a body that is not read.
+            self._head_since = self.loop.time()
         if self._progress:
             self._idle_bytes = 0
             return
@@ -91,12 +112,22 @@ class HttpProtocol(HttpToolsProtocol):
         self._progress = True
         self.scope["extensions"] = self._extensions
         super().on_headers_complete()
-        if self._stopping and self.cycle is not None:
+        if self.cycle is None:
+            return
+        if self._stopping:
             self.cycle.keep_alive = False
+        if self.cycle.keep_alive:
+            self.cycle.default_headers = [*self.cycle.default_headers, self.keep_alive_header]
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if cycle.scope["http_version"] == "1.0":
+            app = _delimited_by_close(app, cycle)
+        super()._start_asgi_task(cycle, app)
 
     def _should_upgrade(self) -> bool:
         # Elsewhere the offer of another protocol is ignored (RFC 9110, 7.8).
-        wanted = self.url.startswith(_WEBSOCKETS) and self.scope["method"] == "GET"
+        # The path of PUBLIC_URL may come before.
+        wanted = _WEBSOCKETS in self.url and self.scope["method"] == "GET"
         return wanted and super()._should_upgrade()
 
     def on_message_complete(self) -> None:
@@ -138,8 +169,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if not self._answering():
-            self._head_since = self.loop.time()  # any byte ends uvicorn's own keep-alive timeout
+        between_requests = not self._answering() and self._head_since is None
+        if between_requests and not self.transport.is_closing():
+            self.idle[self] = None
 
     def on_body(self, body: bytes) -> None:
         self._progress = True
@@ -163,6 +195,10 @@ class HttpProtocol(HttpToolsProtocol):
         self._stopping = True
         if self._answering():
             self.cycle.keep_alive = False
+            if self.cycle.response_started and self.cycle.more_body:
+                # The response is complete. The rest of the request is read so that the client
+                # can read the response, but not for long now.
+                self.loop.call_later(SHORT_LINGER_SECONDS, self.transport.close)
         else:
             # The socket's buffer may contain a request that was sent before the shutdown.
             self.loop.call_later(DRAIN_SECONDS, self._close_if_idle)
@@ -200,7 +236,37 @@ class _BodyReader:
 
 def http_protocol(limits: ConnectionLimits) -> type[HttpProtocol]:
     """Return the protocol with `limits`, for uvicorn."""
-    return type("LimitedHttpProtocol", (HttpProtocol,), {"limits": limits})
+    members = {
+        "limits": limits,
+        "idle": {},
+        "keep_alive_header": (b"keep-alive", b"timeout=%d" % limits.idle_seconds),
+    }
+    return type("LimitedHttpProtocol", (HttpProtocol,), members)
+
+
+def _delimited_by_close(app: Any, cycle: RequestResponseCycle) -> Any:
+    """Return `app` for a request of HTTP/1.0, which has no chunks (RFC 9112, 7.1).
+
+    A response without a length ends with its connection.
+    """
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        delimited = False
+
+        async def send_unchunked(message: Message) -> None:
+            nonlocal delimited
+            if message["type"] == "http.response.start":
+                delimited = all(name != b"content-length" for name, _ in message["headers"])
+                if delimited:
+                    cycle.chunked_encoding = False
+            elif delimited:
+                # uvicorn counts down to the end of the response.
+                cycle.expected_content_length = len(message.get("body", b""))
+            await send(message)
+
+        await app(scope, receive, send_unchunked)
+
+    return answer
 
 
 def _refusing(app: Any) -> Any:
@@ -214,7 +280,7 @@ def _refusing(app: Any) -> Any:
         response.headers["connection"] = "close"
         await response(scope, receive, send)
 
-    return CloseOnUnreadBody(refuse)
+    return CloseOnUnreadBody(refuse, seconds=SHORT_LINGER_SECONDS)
 
 
 def _problem(status: int, code: str, detail: str) -> bytes:

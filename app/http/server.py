@@ -7,13 +7,14 @@ import socket
 import uvicorn
 from fastapi import FastAPI
 
-from app.http.middleware.unread_body import LINGER_SECONDS
+from app.http.middleware.unread_body import SHORT_LINGER_SECONDS
 from app.http.protocol import ConnectionLimits, HttpProtocol, http_protocol
 from app.http.websocket_protocol import MESSAGE_BYTES, PING_SECONDS, PONG_SECONDS, SocketProtocol
 from core.settings import Settings
 
 EXIT_SECONDS = 0.5  # from the last response until uvicorn notices that it is done
 HEAD_SECONDS = 10.0  # the time for the headers of a request
+KEEP_ALIVE_MARGIN = 1  # seconds
 OTHER_CONNECTIONS = 1000  # besides those of streams
 OTHER_FILES = 200  # file descriptors of databases, blobs and others
 
@@ -29,7 +30,8 @@ class Server(uvicorn.Server):
     def __init__(self, settings: Settings, app: FastAPI) -> None:
         self._app = app
         self._seconds = settings.shutdown_seconds
-        limits = ConnectionLimits(max_connections(settings), HEAD_SECONDS)
+        idle = settings.keep_alive_seconds
+        limits = ConnectionLimits(max_connections(settings), HEAD_SECONDS, idle)
         super().__init__(
             uvicorn.Config(
                 app,
@@ -48,6 +50,8 @@ class Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=bool(settings.trusted_proxies),
                 forwarded_allow_ips=list(settings.trusted_proxies),
+                # Later than announced: a request may be on its way.
+                timeout_keep_alive=idle + KEEP_ALIVE_MARGIN,
                 timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
             )
         )
@@ -64,7 +68,7 @@ class Server(uvicorn.Server):
         services = getattr(self._app.state, "services", None)
         if services is not None:
             # Uploads end early enough for their clients to receive the response.
-            services.stop(max(0.0, self._seconds - LINGER_SECONDS - EXIT_SECONDS))
+            services.stop(max(0.0, self._seconds - SHORT_LINGER_SECONDS - EXIT_SECONDS))
         await super().shutdown(sockets)
 
 

@@ -31,7 +31,7 @@ class ViewedRecord(NamedTuple):
 ImagePoller = Poller[ViewedKey, ViewedRecord, Event]
 GetMany = Callable[[Sequence[RecordKey]], Awaitable[Mapping[RecordKey, Record]]]
 
-_KINDS = {Status.SUCCESS: Kind.COMPLETE, Status.ERROR: Kind.ERROR}
+_KINDS = {Status.SUCCESS: Kind.COMPLETE, Status.ERROR: Kind.FAILED}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 

@@ -6,7 +6,10 @@ from app.images.header import sniff
 from app.services import services_of
 from core.domain.records import blob_name
 from core.errors import NotFound
+from core.http.query import DeclaredParameters, unknown_parameter
 from core.http.route_access import public
+
+_PARAMETERS = DeclaredParameters(frozenset({"expires", "signature"}))
 
 router = APIRouter(prefix="/local/blobs", include_in_schema=False)
 
@@ -20,6 +23,8 @@ async def blob(request: Request, tenant: str, image_hash: str) -> Response:
     links = services.backend.links
     if links is None:
         raise NotFound("This service does not serve the bytes of images.")
+    if unknown := set(request.query_params) - _PARAMETERS.query:
+        raise unknown_parameter(min(unknown), _PARAMETERS)
     name = blob_name(tenant, image_hash)
     expires = request.query_params.get("expires", "")
     now = services.clock()

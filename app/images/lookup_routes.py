@@ -9,6 +9,7 @@ from app.auth.requires import requires
 from app.auth.route import AuthenticatedRoute
 from app.http.json_body import JsonBody
 from app.http.openapi import refusals
+from app.http.parameters import Sha256
 from app.images.lookup import Presence, look_up
 from app.images.selection import resolved_model
 from app.services import services_of
@@ -16,21 +17,19 @@ from core import errors
 from core.domain.jobs import check_count
 from core.domain.policy import MAX_JOB_ITEMS
 from core.domain.principals import Principal, Scope
-from core.domain.records import IMAGE_HASH, Status
+from core.domain.records import Status
 
 MAX_BODY_SIZE = 128 * 1024
-
-Hash = Annotated[str, Field(pattern=f"^{IMAGE_HASH.pattern}$")]
 
 
 class ImageLookup(JsonBody):
     """The images to look up, and under which model."""
 
     image_hashes: Annotated[
-        list[Hash],
+        list[Sha256],
         Field(
             max_length=MAX_JOB_ITEMS,
-            description="The SHA-256 of the images' bytes, in lower-case hex",
+            description="The SHA-256 of the images' bytes, in hexadecimal",
         ),
     ]
     model: Annotated[

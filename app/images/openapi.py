@@ -6,17 +6,15 @@ from typing import Annotated, Any
 from fastapi import Path
 
 from app.http.openapi import Responses, examples, header, query_parameter, refusals
-from app.images.header import ACCEPTED
+from app.http.parameters import HASH_PATTERN, HASH_SCHEMA
 from app.images.representation import content_path, image_path
 from app.images.schemas import Image
 from app.streams.events import Event, Kind, encoded
 from app.uploads.image_upload import FIELD
 from core import errors
-from core.domain.records import IMAGE_HASH as HASH
 from core.domain.records import MAX_LABELS
 
-_PATTERN = f"^{HASH.pattern}$"
-_HASH_TEXT = "The SHA-256 of the image's bytes, in lower-case hex"
+_HASH_TEXT = "The SHA-256 of the image's bytes, in hexadecimal"
 _MODEL_TEXT = "The id or name of a model (`GET /api/v1/models`), by default that of the service"
 _READ_MODEL_TEXT = (
     "The id or name of a model. By default, the default model; if the image has no result under "
@@ -24,14 +22,16 @@ _READ_MODEL_TEXT = (
 )
 
 # Of endpoints whose parameters FastAPI resolves. `ImageService.key` checks the values.
-ImageHash = Annotated[str, Path(description=_HASH_TEXT, json_schema_extra={"pattern": _PATTERN})]
+ImageHash = Annotated[
+    str, Path(description=_HASH_TEXT, json_schema_extra={"pattern": HASH_PATTERN})
+]
 
 # Of endpoints that take the request alone.
 IMAGE_HASH = {
     "name": "image_hash",
     "in": "path",
     "required": True,
-    "schema": {"type": "string", "pattern": _PATTERN},
+    "schema": HASH_SCHEMA,
     "description": _HASH_TEXT,
 }
 MODEL = query_parameter("model", _MODEL_TEXT)
@@ -81,6 +81,15 @@ UPLOAD_REFUSALS = refusals(
 LOOKUP_REFUSALS = refusals(
     errors.NotFound, errors.InvalidRequest, errors.UnknownModel, errors.Unavailable
 )
+PUT_REFUSALS = refusals(
+    errors.UploadTooSlow,
+    errors.UnsupportedImage,
+    errors.UnsupportedMediaType,
+    errors.InvalidRequest,
+    errors.UnknownModel,
+    errors.InvalidImage,
+    errors.HashMismatch,
+)
 
 
 def results(location: str, *, cacheable: bool = False) -> Responses:
@@ -123,19 +132,20 @@ SCHEMAS = {
     }
 }
 _FORM = {"multipart/form-data": {"schema": {"$ref": "#/components/schemas/ImageUpload"}}}
-_RAW = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in ACCEPTED}
 
 FORM_BODY = {
     "requestBody": {"required": True, "content": _FORM},
     "parameters": [MODEL, *VIEW],
 }
-FORM_OR_RAW_BODY = {
+WAITING_FORM_BODY = {**FORM_BODY, "parameters": [MODEL, *VIEW, PREFER]}
+# One media type: generated clients send the first one of several, whatever the file is.
+RAW_BODY = {
     "requestBody": {
         "required": True,
-        "description": f"A form with the image in the field `{FIELD}`, or the bytes of the image.",
-        "content": {**_FORM, **_RAW},
+        "description": "The bytes of the image. The service reads the format from them.",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     },
-    "parameters": [MODEL, *VIEW, PREFER],
+    "parameters": [IMAGE_HASH, MODEL, *VIEW, PREFER],
 }
 
 EXAMPLE_HASH = "7f83b1657ff1fc53b92dc18148a1d65dfc2d4b1fa3d677284addd200126d9069"

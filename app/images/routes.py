@@ -8,22 +8,24 @@ from app.http.negotiation import preferred_wait
 from app.images.events import ViewedKey
 from app.images.openapi import (
     EXAMPLE_PATH,
-    FORM_OR_RAW_BODY,
     IF_NONE_MATCH,
     IMAGE_EVENTS,
     IMAGE_HASH,
     LOOKUP_REFUSALS,
     MODEL,
     PREFER,
+    PUT_REFUSALS,
+    RAW_BODY,
     READ_MODEL,
     UPLOAD_REFUSALS,
     VIEW,
+    WAITING_FORM_BODY,
     ImageHash,
     results,
 )
 from app.images.responses import image_response
 from app.images.selection import selection_of
-from app.images.service import UNKNOWN_IMAGE
+from app.images.service import UNKNOWN_IMAGE, check_hash
 from app.images.upload import accept_upload, classify_stored, location_of
 from app.services import services_of
 from app.streams.openapi import STREAM_REFUSALS, stream_of
@@ -43,16 +45,41 @@ router = APIRouter(prefix="/api/v1/images", tags=["images"], route_class=Authent
 @hot_router.post(
     "",
     summary="Upload an image",
-    description="Send a form with the field `img`, or the bytes of the image with any other "
-    "content type. A known image gets its result (200), a new one is accepted (202). With "
-    "`Prefer: wait=n`, the response waits for the result.",
+    description="Send a form with the field `img`. A known image gets its result (200), a new one "
+    "is accepted (202). With `Prefer: wait=n`, the response waits for the result.\n\n"
+    "A body of any other content type is taken as the bytes of the image: "
+    "`curl --data-binary @cat.jpg`. `PUT /api/v1/images/{image_hash}` documents that form for "
+    "generated clients.",
     responses={**results(EXAMPLE_PATH), **UPLOAD_REFUSALS},
-    openapi_extra=FORM_OR_RAW_BODY,
+    openapi_extra=WAITING_FORM_BODY,
 )
 @requires(Scope.CLASSIFY)
 async def upload_image(request: Request, principal: Principal) -> Response:
     wait = _wait(request)
     return await accept_upload(request, principal, wait=wait or 0, applied_wait=wait)
+
+
+@hot_router.put(
+    "/{image_hash}",
+    summary="Upload an image under its hash",
+    description="The body is the bytes of the image, with any content type except a form. If "
+    "their SHA-256 is not the one in the path, the response is 422 and nothing is stored. "
+    "Otherwise the same as `POST /api/v1/images`, so that repeating the request changes nothing.",
+    responses={**results(EXAMPLE_PATH), **UPLOAD_REFUSALS, **PUT_REFUSALS},
+    openapi_extra=RAW_BODY,
+)
+@requires(Scope.CLASSIFY)
+async def put_image(request: Request, principal: Principal) -> Response:
+    image_hash = request.path_params["image_hash"].lower()
+    check_hash(image_hash)
+    wait = _wait(request)
+    return await accept_upload(
+        request,
+        principal,
+        wait=wait or 0,
+        applied_wait=wait,
+        image_hash=image_hash,
+    )
 
 
 @hot_router.head("/{image_hash}", include_in_schema=False)
@@ -90,7 +117,7 @@ async def get_image(request: Request, principal: Principal) -> Response:
     "/{image_hash}/stream",
     summary="Stream the changes of an image",
     description="Sends the current state of the image, then each change. The stream ends with "
-    "`complete` or `error`.",
+    "`complete`, or with `failed` if the image has an error.",
     status_code=200,  # FastAPI finds no default in `EventStream`
     response_class=EventStream,
     responses={**stream_of("image", *IMAGE_EVENTS), **LOOKUP_REFUSALS, **STREAM_REFUSALS},

@@ -162,8 +162,8 @@ class ImageService:
         bind_image(key)
         async with self._submissions.deleting(key.blob_name):
             had_blob = await self._backend.blobs.delete(key.blob_name)
-            records = await self._backend.records.delete_image(tenant, image_hash)
-            self._cache.drop_image(tenant, image_hash)
+            records = await self._backend.records.delete_image(tenant, key.image_hash)
+            self._cache.drop_image(tenant, key.image_hash)
         if not (had_blob or records):
             raise NotFound("No such image.")
         log.info("deleted", records=records)
@@ -171,8 +171,9 @@ class ImageService:
     def key(self, tenant: str, image_hash: str, model: str = "") -> RecordKey:
         """The key of an image under the model with the id `model`, by default the default one.
 
-        Raises InvalidRequest if the hash is malformed.
+        `image_hash` may have capital letters. Raises InvalidRequest if it is malformed.
         """
+        image_hash = image_hash.lower()
         check_hash(image_hash)
         return RecordKey(tenant, image_hash, model or self._default_model)
 
@@ -230,6 +231,6 @@ def check_hash(image_hash: str) -> None:
     """Raise InvalidRequest unless `image_hash` is SHA-256 in lower-case hex."""
     if not IMAGE_HASH.fullmatch(image_hash):
         raise InvalidRequest(
-            "An image hash is the SHA-256 of the image's bytes: 64 hex digits in lower case.",
+            "An image hash is the SHA-256 of the image's bytes: 64 hexadecimal digits.",
             extra={"field": "image_hash"},
         )

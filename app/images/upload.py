@@ -11,7 +11,7 @@ from app.images.representation import Representation, image_path
 from app.images.responses import image_response
 from app.images.selection import Selection, resolved_model, selection_of
 from app.services import services_of
-from app.uploads.image_upload import read_upload
+from app.uploads.image_upload import read_named_upload, read_upload
 from core.domain.principals import Principal
 from core.domain.records import RecordKey
 
@@ -20,8 +20,9 @@ Locate = Callable[[Request, Representation, Selection], str]
 
 def location_of(request: Request, result: Representation, selection: Selection) -> str:
     """Where the result will be. It names the model, since another one may be the default then."""
-    default = services_of(request).images.default_view
-    return image_path(result.image_hash) + selection.query(result.model, default)
+    services = services_of(request)
+    query = selection.query(result.model, services.images.default_view)
+    return services.settings.public_url + image_path(result.image_hash) + query
 
 
 async def accept_upload(
@@ -32,12 +33,13 @@ async def accept_upload(
     applied_wait: float | None = None,
     locate: Locate = location_of,
     form_only: bool = False,
+    image_hash: str | None = None,
 ) -> Response:
     """Read the image, submit it, and return its result or a 202.
 
     Waits for the result for at most `wait` seconds. `applied_wait` is reported to the client as its
     preference. `locate` returns the location of the result. With `form_only`, the image must be in
-    a form.
+    a form. With `image_hash`, it must be a raw body that has this hash.
     """
     began = time.perf_counter()
     services = services_of(request)
@@ -45,7 +47,10 @@ async def accept_upload(
     model = await resolved_model(request, principal, selection.model)
     limit = services.settings.max_image_bytes
     with services.uploads.slot() as slot:
-        upload = await read_upload(request, limit, slot, form_only=form_only)
+        if image_hash is None:
+            upload = await read_upload(request, limit, slot, form_only=form_only)
+        else:
+            upload = await read_named_upload(request, limit, slot, image_hash)
         size = len(upload.data)
         count_image(request, principal, size)
         key = RecordKey(principal.tenant, upload.image_hash, model)

@@ -74,7 +74,8 @@ async def get_status(request: Request, principal: Principal) -> Response:
 
 def _location(request: Request, result: Representation, selection: Selection) -> str:
     """Where the status will be. The query of a request that selected nothing stays empty."""
-    path = f"/what/status/{result.image_hash}"
+    services = services_of(request)
+    url = f"{services.settings.public_url}/what/status/{result.image_hash}"
     if not request.scope["query_string"]:
-        return path
-    return path + selection.query(result.model, services_of(request).images.default_view)
+        return url
+    return url + selection.query(result.model, services.images.default_view)

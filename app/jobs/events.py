@@ -9,8 +9,8 @@ JobPoller = Poller[JobKey, Job, Event]
 
 _KINDS = {
     JobStatus.COMPLETED: Kind.COMPLETE,
-    JobStatus.FAILED: Kind.ERROR,
-    JobStatus.CANCELLED: Kind.ERROR,
+    JobStatus.FAILED: Kind.FAILED,
+    JobStatus.CANCELLED: Kind.CANCELLED,
 }
 
 

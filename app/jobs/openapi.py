@@ -4,7 +4,6 @@ from typing import Annotated, Any
 
 from fastapi import Path
 
-from app.batches.archive import MEDIA_TYPES
 from app.batches.form import FIELD, MANIFEST_FIELD
 from app.batches.manifest import BatchManifest
 from app.http.openapi import query_parameter
@@ -25,7 +24,12 @@ _REF = "#/components/schemas/{model}"
 
 BATCH_PARAMETERS = [
     MODEL,
-    query_parameter("priority", "By default `normal`", enum=list(Priority)),
+    {
+        "name": "priority",
+        "in": "query",
+        "schema": {"$ref": _REF.format(model=Priority.__name__)},
+        "description": "By default `normal`",
+    },
     query_parameter("not_before", "The earliest start of the job", format="date-time"),
     query_parameter("name", "A name for lists and e-mail", minLength=1, maxLength=MAX_NAME),
     query_parameter("notify_email", "The address to notify when the job has ended", format="email"),
@@ -43,14 +47,20 @@ BATCH_PARAMETERS = [
         "description": "Requests with the same key and the same batch create one job.",
     },
 ]
-BATCH_BODY = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {"schema": {"$ref": _REF.format(model="BatchUpload")}},
-        MEDIA_TYPES[0]: {"schema": {"type": "string", "format": "binary"}},
-        JSON: {"schema": {"$ref": _REF.format(model="BatchManifest")}},
-    },
-}
+
+
+def _body(media_type: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "requestBody": {"required": True, "content": {media_type: {"schema": schema}}},
+        "parameters": BATCH_PARAMETERS,
+    }
+
+
+# One kind of body for each route: generated clients send the first one of several.
+FORM_BODY = _body("multipart/form-data", {"$ref": _REF.format(model="BatchUpload")})
+# Not application/zip: generators of Python clients know no other type for bytes.
+ZIP_BODY = _body("application/octet-stream", {"type": "string", "format": "binary"})
+MANIFEST_BODY = _body(JSON, {"$ref": _REF.format(model="BatchManifest")})
 
 
 def _schemas() -> dict[str, Any]:

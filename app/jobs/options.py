@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from starlette.requests import Request
 
 from app.batches.manifest import BatchManifest
+from app.http.timestamps import parse_time
 from core.domain.jobs import MAX_NAME
 from core.domain.priority import Priority
 from core.errors import InvalidRequest
@@ -14,9 +15,11 @@ from core.outbound.mail_address import domain_of
 
 MIN_CANCEL_AFTER, MAX_CANCEL_AFTER = timedelta(seconds=5), timedelta(days=7)
 MAX_DELAY = timedelta(days=30)
-_DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s?)?", re.ASCII)
-_MOMENT = re.compile(
-    r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII
+# 1h30m, 1h 30m and 2h0m0s, as Go writes it; PT1H30M, as ISO 8601, Java and Temporal write it.
+_NUMBER = r"(\d{1,6}(?:\.\d{1,9})?)"
+_DURATION = re.compile(
+    rf"(?:P(?=.))?(?:{_NUMBER}D)? ?(?:T(?=.))?(?:{_NUMBER}H)? ?(?:{_NUMBER}M)? ?(?:{_NUMBER}S)?",
+    re.ASCII,
 )
 IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
 _IN_QUERY = ("model", "priority", "not_before", "notify_email", "name")
@@ -100,9 +103,10 @@ def _priority(text: str) -> Priority:
 
 def _moment(text: str, now: datetime) -> datetime:
     try:
-        if not _MOMENT.fullmatch(text):
-            raise ValueError
-        moment = datetime.fromisoformat(text.upper()).astimezone(UTC)
+        moment = parse_time(text)
+        if moment.tzinfo is None:
+            raise _invalid("not_before", "must have an offset from UTC, as in 2026-11-21T09:30:00Z")
+        moment = moment.astimezone(UTC)
     except (ValueError, OverflowError):
         raise _invalid("not_before", "must be a time such as 2026-11-21T09:30:00Z") from None
     if moment - now > MAX_DELAY:
@@ -126,12 +130,16 @@ def _name(text: str) -> str:
 
 
 def _duration(text: str) -> timedelta:
-    """Parse hours, minutes and seconds such as `1h30m`. A number alone is in seconds."""
-    found = _DURATION.fullmatch(text.strip())
+    """Parse days, hours, minutes and seconds such as `1h30m` or `PT1H30M`.
+
+    A number alone is refused: it may have been meant as minutes, or as milliseconds.
+    """
+    found = _DURATION.fullmatch(text.strip().upper())
     if found is None or not any(found.groups()):
-        raise _invalid("Cancel-After", "must be a duration such as 90s, 15m or 1h30m")
-    hours, minutes, seconds = (int(part or 0) for part in found.groups())
-    duration = timedelta(hours=hours, minutes=minutes, seconds=seconds)
+        unit = ", with its unit" if text.strip().isdigit() else ""
+        raise _invalid("Cancel-After", f"must be a duration such as 90s, 15m or 1h30m{unit}")
+    days, hours, minutes, seconds = (float(part or 0) for part in found.groups())
+    duration = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
     if not MIN_CANCEL_AFTER <= duration <= MAX_CANCEL_AFTER:
         raise _invalid("Cancel-After", "must be between 5 seconds and 7 days")
     return duration

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -13,6 +14,7 @@ from app.images.view import View
 from app.jobs.service import ItemResult
 from core.domain.job_document import error_document, images, job_path
 from core.domain.jobs import ItemState, Job
+from core.domain.record_lists import RecordFilter
 from core.domain.records import RecordError, Status
 
 RESULT_DELETED = "result_deleted"  # error code: the image was deleted after it succeeded
@@ -37,6 +39,33 @@ class ItemStatus(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
+
+
+class ResultFormat(StrEnum):
+    """How the results of a job are encoded."""
+
+    JSON = "json"
+    NDJSON = "ndjson"
+    CSV = "csv"
+    CSV_EXCEL = "csv-excel"
+
+
+@dataclass(frozen=True, slots=True)
+class ResultSelection:
+    """Selects results by status and by label, as lists of images do. Empty: all."""
+
+    statuses: frozenset[ItemStatus] = frozenset()
+    label: str = ""
+
+    def includes(self, job: Job, result: ItemResult) -> bool:
+        status, _ = _state_of(job, result)
+        if self.statuses and status not in self.statuses:
+            return False
+        if not self.label:
+            return True
+        if status is not ItemStatus.SUCCEEDED or result.record is None:
+            return False
+        return RecordFilter(job.key.tenant, label=self.label).matches(result.record)
 
 
 def accepted_document(job: Job, public_url: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import re
 import time
+from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Literal
 
@@ -11,17 +12,21 @@ from starlette.responses import StreamingResponse
 from app.audit_log import audited_job
 from app.auth.requires import count_image, requires
 from app.auth.route import AuthenticatedRoute
+from app.batches.reader import BatchKind
 from app.http.negotiation import preferred_type
-from app.http.openapi import header, refusals
+from app.http.openapi import Responses, header, refusals
 from app.http.pagination import POSITION, decode_cursor, encode_cursor
-from app.http.parameters import EMPTY_IS_MISSING, Cursor, Digits
+from app.http.parameters import EMPTY_ARE_MISSING, EMPTY_IS_MISSING, Cursor, Digits
 from app.http.responses import json_response
 from app.images.openapi import VIEW
 from app.images.view import View, view_of
 from app.jobs import schemas
 from app.jobs.creation import Created
-from app.jobs.openapi import BATCH_BODY, BATCH_PARAMETERS, EXAMPLE_PATH, JSON, JobId
+from app.jobs.openapi import EXAMPLE_PATH, FORM_BODY, JSON, MANIFEST_BODY, ZIP_BODY, JobId
 from app.jobs.representation import (
+    ItemStatus,
+    ResultFormat,
+    ResultSelection,
     accepted_document,
     csv_header,
     csv_lines,
@@ -32,16 +37,24 @@ from app.jobs.service import ItemResult, JobService
 from app.services import Services, services_of
 from core import errors
 from core.domain.job_document import job_document, job_path
-from core.domain.jobs import ItemState, Job, JobStatus
+from core.domain.jobs import Job, JobStatus
 from core.domain.policy import MAX_JOB_ITEMS
 from core.domain.principals import Principal, Scope
 
 NDJSON, CSV = "application/x-ndjson", "text/csv"
+_FORMATS = {JSON: ResultFormat.JSON, NDJSON: ResultFormat.NDJSON, CSV: ResultFormat.CSV}
 DEFAULT_JOBS, MAX_JOBS = 50, 200
 DEFAULT_RESULTS, MAX_RESULTS = 100, MAX_JOB_ITEMS
 _ITEM_POSITION = re.compile(r"[0-9]{1,4}")
 _VARY = (b"vary", b"Accept")
 
+_ACCEPTED: Responses = {
+    202: {
+        "model": schemas.AcceptedJob,
+        "description": "The job is accepted",
+        "headers": {"Location": header("The job", EXAMPLE_PATH)},
+    }
+}
 _CREATION_REFUSALS = refusals(
     errors.MalformedBody,
     errors.UploadTooSlow,
@@ -64,27 +77,56 @@ router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"], route_class=Authenticat
     "/batch-predict",
     status_code=202,
     summary="Classify a batch of images",
-    description="Send up to 1,000 images as a form with repeated fields `imgs`, or as a zip, or "
-    "send a JSON document with the hashes of images that the service has "
-    "(`POST /api/v1/images/lookup` tells which). The document's `gs_prefix` adds every image with "
-    "that prefix in a bucket that the operator allows. An invalid image fails its item, not the "
-    "job. 202: the images are stored, and no crash of a process keeps the job from running.",
-    responses={
-        202: {
-            "model": schemas.AcceptedJob,
-            "description": "The job is accepted",
-            "headers": {"Location": header("The job", EXAMPLE_PATH)},
-        },
-        **_CREATION_REFUSALS,
-    },
-    openapi_extra={"requestBody": BATCH_BODY, "parameters": BATCH_PARAMETERS},
+    description="Send up to 1,000 images as a form with repeated fields `imgs`. An invalid image "
+    "fails its item, not the job. 202: the images are stored, and no crash of a process keeps the "
+    "job from running.\n\n"
+    "A body of type `application/zip` or `application/json` is taken as by the two routes below "
+    "this one.",
+    responses={**_ACCEPTED, **_CREATION_REFUSALS},
+    openapi_extra=FORM_BODY,
 )
 @requires(Scope.JOBS)
 async def create_job(request: Request, principal: Principal) -> Response:
+    return await _create(request, principal)
+
+
+@router.post(
+    "/batch-predict/zip",
+    status_code=202,
+    summary="Classify the images of a zip",
+    description="The body is a zip of up to 1,000 images. Otherwise the same as "
+    "`POST /api/v1/jobs/batch-predict`.",
+    responses={**_ACCEPTED, **_CREATION_REFUSALS},
+    openapi_extra=ZIP_BODY,
+)
+@requires(Scope.JOBS)
+async def create_zip_job(request: Request, principal: Principal) -> Response:
+    return await _create(request, principal, BatchKind.ZIP)
+
+
+@router.post(
+    "/batch-predict/hashes",
+    status_code=202,
+    summary="Classify images that the service has",
+    description="The body is a JSON document with the hashes of images that the service has "
+    "(`POST /api/v1/images/lookup` tells which). Its `gs_prefix` adds every image with that prefix "
+    "in a bucket that the operator allows. Otherwise the same as "
+    "`POST /api/v1/jobs/batch-predict`.",
+    responses={**_ACCEPTED, **_CREATION_REFUSALS},
+    openapi_extra=MANIFEST_BODY,
+)
+@requires(Scope.JOBS)
+async def create_hashes_job(request: Request, principal: Principal) -> Response:
+    return await _create(request, principal, BatchKind.MANIFEST)
+
+
+async def _create(
+    request: Request, principal: Principal, kind: BatchKind | None = None
+) -> Response:
     began, services = time.perf_counter(), services_of(request)
     with services.uploads.slot() as slot:
         try:
-            created = await services.jobs.create(request, principal, slot)
+            created = await services.jobs.create(request, principal, slot, kind)
         finally:  # also if the batch is refused
             for size in slot.image_sizes:
                 count_image(request, principal, size)
@@ -148,8 +190,9 @@ async def get_job(request: Request, principal: Principal, job_id: JobId) -> Resp
 @router.get(
     "/{job_id}/results",
     summary="Get the results of a job",
-    description="In the order of the batch, also while the job runs. `Accept` selects pages of "
-    "JSON, or all results as lines of JSON (`application/x-ndjson`) or CSV (`text/csv`).",
+    description="In the order of the batch, also while the job runs. `format`, or else `Accept`, "
+    "selects pages of JSON, or all results as lines of JSON (`application/x-ndjson`) or CSV "
+    "(`text/csv`). `csv-excel` begins with the byte-order mark from which Excel knows UTF-8.",
     responses={
         200: {
             "model": schemas.JobResultList,
@@ -168,28 +211,37 @@ async def get_job_results(
     principal: Principal,
     job_id: JobId,
     *,
+    format_: Annotated[
+        ResultFormat | None,
+        EMPTY_IS_MISSING,
+        Query(alias="format", description="Takes precedence over `Accept`"),
+    ] = None,
+    status: Annotated[
+        list[ItemStatus] | None,
+        EMPTY_ARE_MISSING,
+        Query(description="Only results with one of these statuses"),
+    ] = None,
+    label: Annotated[str, Query(max_length=200, description="Only results with this label")] = "",
     cursor: Annotated[
         str, Query(description="`next_cursor` of the previous page; only for JSON")
     ] = "",
     limit: Annotated[
         Digits, Query(ge=1, le=MAX_RESULTS, description="Largest number of results; only for JSON")
     ] = DEFAULT_RESULTS,
-    status: Annotated[
-        Literal["succeeded", "failed"] | None,
-        EMPTY_IS_MISSING,
-        Query(description="Only images that have succeeded, or that have failed"),
-    ] = None,
 ) -> Response:
     services = services_of(request)
     jobs = services.jobs
     view = view_of(request.query_params, services.images.default_view)
     job = await jobs.find(principal, job_id)
-    state = ItemState(status) if status else None
-    kind = preferred_type(", ".join(request.headers.getlist("accept")), (JSON, NDJSON, CSV))
-    if kind != JSON:
-        return await _streamed(jobs, job, view, kind, state)
+    if format_ is None:
+        accept = ", ".join(request.headers.getlist("accept"))
+        format_ = _FORMATS[preferred_type(accept, tuple(_FORMATS))]
+    selection = ResultSelection(frozenset(status or ()), label)
+    includes = selection.includes if status or label else None
+    if format_ is not ResultFormat.JSON:
+        return await _streamed(jobs, job, view, format_, selection)
     position = decode_cursor(cursor, _ITEM_POSITION)
-    page = await jobs.results(job, limit, int(position or -1), state)
+    page = await jobs.selected_results(job, includes, limit, int(position or -1))
     more = len(page) == limit and page[-1].item.position + 1 < job.counts.total
     return json_response(
         {
@@ -243,29 +295,35 @@ async def cancel_job(request: Request, principal: Principal, job_id: JobId) -> R
 def _accepted(services: Services, principal: Principal, created: Created, began: float) -> Response:
     """The 202 of a created job. `began` is the time of the request, in `perf_counter` seconds."""
     job = created.job
-    location = (b"location", job_path(job.key.id).encode())
-    response = json_response(accepted_document(job, services.settings.public_url), 202, [location])
+    public_url = services.settings.public_url
+    location = (b"location", (public_url + job_path(job.key.id)).encode())
+    response = json_response(accepted_document(job, public_url), 202, [location])
     return audited_job(response, services.audit, principal, job, created.images, began=began)
 
 
 async def _streamed(
-    jobs: JobService, job: Job, view: View, kind: str, state: ItemState | None
+    jobs: JobService, job: Job, view: View, format_: ResultFormat, selection: ResultSelection
 ) -> Response:
     """Stream all results, with one page in memory. If a page fails, the response breaks off."""
-    pages = aiter(jobs.all_results(job, state))
+    pages = aiter(jobs.all_results(job))
     # Before the response starts, so that a failing store is still a 503.
     first: Sequence[ItemResult] = await anext(pages, ())
+    is_csv = format_ is not ResultFormat.NDJSON
+    lines = csv_lines if is_csv else json_lines
+
+    def selected(page: Sequence[ItemResult]) -> bytes:
+        return lines(job, [each for each in page if selection.includes(job, each)], view)
 
     async def body() -> AsyncIterator[bytes]:
-        lines = json_lines
-        if kind == CSV:
-            lines = csv_lines
+        if format_ is ResultFormat.CSV_EXCEL:
+            yield BOM_UTF8
+        if is_csv:
             yield csv_header()
-        yield lines(job, first, view)
+        yield selected(first)
         async for page in pages:
-            yield lines(job, page, view)
+            yield selected(page)
 
-    headers = {"Vary": "Accept"}
-    if kind == CSV:
-        headers["Content-Disposition"] = f'attachment; filename="job-{job.key.id}.csv"'
-    return StreamingResponse(body(), media_type=kind, headers=headers)
+    extension = "csv" if is_csv else "ndjson"
+    disposition = f'attachment; filename="job-{job.key.id}.{extension}"'
+    headers = {"Vary": "Accept", "Content-Disposition": disposition}
+    return StreamingResponse(body(), media_type=CSV if is_csv else NDJSON, headers=headers)

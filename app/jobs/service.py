@@ -1,13 +1,13 @@
 """Creates, finds, lists and cancels jobs. The routes translate HTTP to these calls."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from starlette.requests import Request
 
 from app.batches.bucket import BatchSize, ObjectPrefix
 from app.batches.item import BatchItem
-from app.batches.reader import BatchReader
+from app.batches.reader import BatchKind, BatchReader
 from app.jobs.creation import Created, JobCreator, JobOrder, all_items
 from app.jobs.options import JobOptions, options_of, with_manifest
 from app.metrics import ApiMetrics
@@ -56,8 +56,14 @@ class JobService:
         self._batches = BatchReader(settings, backend)
         self._creator = JobCreator(backend, clock, settings.jobs, settings.delivery)
 
-    async def create(self, request: Request, principal: Principal, slot: UploadSlot) -> Created:
-        """The job that the request asks for.
+    async def create(
+        self,
+        request: Request,
+        principal: Principal,
+        slot: UploadSlot,
+        kind: BatchKind | None = None,
+    ) -> Created:
+        """The job that the request asks for. `kind` is the only kind of body that it may have.
 
         Raises what `options_of`, `check_address`, `BatchReader` and `JobCreator.create` raise.
         """
@@ -65,7 +71,7 @@ class JobService:
         options = options_of(request, now)
         self._check_email(options)
         await self._models.resolve(principal.tenant, options.model)  # before images are stored
-        batch = await self._batches.read(request, principal.tenant, slot)
+        batch = await self._batches.read(request, principal.tenant, slot, kind)
         options = with_manifest(options, batch.manifest, now)
         self._check_email(options)
         items, prefix = all_items(batch), batch.manifest.gs_prefix
@@ -155,6 +161,27 @@ class JobService:
             ItemResult(item, records.get(keys[item.image_hash]) if item.image_hash else None)
             for item in items
         ]
+
+    async def selected_results(
+        self,
+        job: Job,
+        includes: Callable[[Job, ItemResult], bool] | None,
+        limit: int,
+        after: int = -1,
+    ) -> Sequence[ItemResult]:
+        """At most `limit` items after the position `after` for which `includes` is true.
+
+        None includes every item.
+        """
+        if includes is None:
+            return await self.results(job, limit, after)
+        found: list[ItemResult] = []
+        while page := await self.results(job, max(limit, PAGE), after):
+            found += [each for each in page if includes(job, each)]
+            if len(found) >= limit or len(page) < max(limit, PAGE):
+                break
+            after = page[-1].item.position
+        return found[:limit]
 
     async def all_results(
         self, job: Job, state: ItemState | None = None

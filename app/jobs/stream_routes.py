@@ -31,7 +31,7 @@ router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"], route_class=Authenticat
     "/{job_id}/stream",
     summary="Stream the changes of a job",
     description="Sends the current state of the job, then each change. The stream ends with "
-    "`complete`, or with `error` if the job failed or was cancelled.\n\n"
+    "`complete`, `failed` or `cancelled`.\n\n"
     f'The WebSocket `{SOCKET_PATH}` sends the same events as messages `{{"id", "event", "data"}}` '
     "and accepts `last_event_id`, too. The message "
     '`{"action": "cancel"}` cancels the job. The server closes with 1000 after the last event, '
@@ -77,4 +77,4 @@ async def follow(websocket: WebSocket, principal: Principal) -> None:
             await socket.run()
 
 
-router.routes.append(SocketRoute(SOCKET_PATH, follow, name="follow"))
+router.routes.append(SocketRoute(SOCKET_PATH, follow, name="follow", query=("last_event_id",)))

@@ -19,6 +19,7 @@ from core.clock import utc_now
 from core.domain.api_keys import NAME
 from core.domain.principals import Principal, Scope
 from core.domain.rate_limits import Rate
+from core.http.validation_messages import explain_pattern
 from core.settings import DailyQuota
 
 router = APIRouter(prefix="/api/v1/keys", tags=["keys"], route_class=AuthenticatedRoute)
@@ -36,10 +37,18 @@ _KEYS_OFF = refusals(errors.Conflict)
 _BODY = refusals(errors.InvalidRequest, errors.BodyTooLarge)
 
 
-class NewKey(JsonBody):
+class KeyCreation(JsonBody):
     """A key to create for the caller's tenant."""
 
-    name: Annotated[str, Field(pattern=rf"^{NAME.pattern}$", description="What the key is for")]
+    name: Annotated[
+        str,
+        Field(
+            pattern=explain_pattern(
+                rf"^{NAME.pattern}$", "must have 1 to 100 characters, without control characters"
+            ),
+            description="What the key is for",
+        ),
+    ]
     scopes: Annotated[
         frozenset[Scope], Field(min_length=1, description="What the key may be used for")
     ] = frozenset({Scope.CLASSIFY, Scope.READ})
@@ -89,7 +98,7 @@ class KeyRotation(JsonBody):
 )
 @requires(Scope.ADMIN)
 async def create_key(
-    principal: Principal, authenticator: KeyAuthenticator, new: NewKey
+    principal: Principal, authenticator: KeyAuthenticator, new: KeyCreation
 ) -> IssuedKey:
     now = authenticator.clock()
     issued = await _keys(authenticator).create(

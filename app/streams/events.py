@@ -14,6 +14,7 @@ from enum import StrEnum
 from app.auth.requires import KeyRecheck
 from app.streams.poller import Signal, Subscription
 from core.errors import GlimpseError, NotFound, Unavailable
+from core.http.problems import problem_document
 
 HEARTBEAT_SECONDS = 15.0  # proxies close connections that are silent for about a minute
 UPDATE_SECONDS = 0.5  # least interval between two updates; the last event is sent at once
@@ -22,17 +23,24 @@ _ID = re.compile(r"[0-9]{1,19}")
 
 
 class Kind(StrEnum):
+    """The name of an event.
+
+    None is `error`: `EventSource` dispatches an event of that name for its own network errors
+    (https://html.spec.whatwg.org/multipage/server-sent-events.html, 9.2.3).
+    """
+
     UPDATE = "update"
     COMPLETE = "complete"
-    ERROR = "error"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Event:
     """One event of a stream. `id` rises within a stream, `data` is JSON.
 
-    An event about an error of the stream itself has no `id`; its `error_status` is the HTTP status
-    of that error.
+    An event about an error of the stream itself is `failed` without an `id`; its `error_status` is
+    the HTTP status of that error.
     """
 
     id: int | None
@@ -145,9 +153,9 @@ def deleted_event() -> Event:
 
 
 def error_event(error: GlimpseError) -> Event:
-    """The last event of a stream that cannot continue."""
-    data = encoded({"code": error.code, "detail": error.detail})
-    return Event(None, Kind.ERROR, data, error.status)
+    """The last event of a stream that cannot continue. Its data is a problem document."""
+    data = encoded(problem_document(error.status, error.code, error.title, error.detail))
+    return Event(None, Kind.FAILED, data, error.status)
 
 
 def encoded(document: Mapping[str, object]) -> bytes:

@@ -36,9 +36,14 @@ _HEADERS = [
 ]
 
 
-def encode(event: Event) -> bytes:
-    """Encode one event. `data` may contain line breaks; the other fields cannot."""
-    lines = [] if event.id is None else [b"id: %d" % event.id]
+def encode(event: Event, retry: int | None = None) -> bytes:
+    """Encode one event. `data` may contain line breaks; the other fields cannot.
+
+    `retry` is the time in milliseconds after which a client reconnects.
+    """
+    lines = [] if retry is None else [b"retry: %d" % retry]
+    if event.id is not None:
+        lines.append(b"id: %d" % event.id)
     lines.append(b"event: %b" % event.kind.encode())
     lines += [b"data: " + line for line in event.data.splitlines()]
     return b"\n".join(lines) + b"\n\n"
@@ -135,11 +140,14 @@ class EventStream(Response):
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)
         stream_started(scope)
-        retry = b"retry: %d\n\n" % random.randint(MIN_RETRY, MAX_RETRY)
-        await self._send(send, retry, more=True)
+        # In the first event: some clients report a block of a `retry` alone as an empty event.
+        retry: int | None = random.randint(MIN_RETRY, MAX_RETRY)
         while (event := await self._events.next()) is not Signal.CLOSED:
-            chunk = encode(event) if isinstance(event, Event) else HEARTBEAT
-            await self._send(send, chunk, more=True)
+            if isinstance(event, Event):
+                await self._send(send, encode(event, retry), more=True)
+                retry = None
+            else:
+                await self._send(send, HEARTBEAT, more=True)
         await self._send(send, b"", more=False)
 
     async def _send(self, send: Send, chunk: bytes, *, more: bool) -> None:

@@ -26,6 +26,7 @@ from app.streams.send_timeout import SendTimedOut, SendTimeout
 from core.domain.principals import Principal, Scope
 from core.errors import Forbidden, GlimpseError, InvalidRequest
 from core.http.cross_origin import is_own_origin
+from core.http.query import check_query
 from core.http.route_access import mark
 
 log = structlog.get_logger(__name__)
@@ -167,7 +168,9 @@ def socket_requires(scope: Scope) -> Callable[[SocketEndpoint], Callable[..., Aw
     def decorate(endpoint: SocketEndpoint) -> Callable[..., Awaitable[None]]:
         async def authenticated(websocket: WebSocket) -> None:
             try:
-                await endpoint(websocket, await authenticate(websocket, scope))
+                principal = await authenticate(websocket, scope)
+                check_query(websocket.scope)
+                await endpoint(websocket, principal)
             except GlimpseError as error:
                 await refuse(websocket, error)
 

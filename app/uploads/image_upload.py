@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from app.uploads.limiter import UploadSlot
 from app.uploads.multipart import FormParser, is_form
-from core.errors import ImageTooLarge, InvalidRequest
+from core.errors import HashMismatch, ImageTooLarge, InvalidRequest, UnsupportedMediaType
 from core.settings import FORM_OVERHEAD
 
 FIELD = "img"
@@ -79,6 +79,28 @@ async def read_upload(
         if not image.data:
             raise InvalidRequest("The body is empty. Send the image's bytes.")
     return Upload(image.data, image.image_hash(), slot)
+
+
+async def read_named_upload(
+    request: Request, max_bytes: int, slot: UploadSlot, image_hash: str
+) -> Upload:
+    """Read an image that the client sends as a raw body under its hash.
+
+    Raises UnsupportedMediaType for a form, HashMismatch if the bytes have another hash, and what
+    `read_upload` raises for a raw body.
+    """
+    if is_form(request.headers.get("content-type", "")):
+        raise UnsupportedMediaType(
+            "Send the bytes of the image as they are, not a form.",
+            extra={"accepted": ["application/octet-stream"]},
+        )
+    upload = await read_upload(request, max_bytes, slot)
+    if upload.image_hash != image_hash:
+        raise HashMismatch(
+            "The SHA-256 of the body is not the hash in the path.",
+            extra={"field": "image_hash", "computed_hash": upload.image_hash},
+        )
+    return upload
 
 
 class _ImageForm(FormParser):

@@ -4,7 +4,7 @@ Reading requires that scope, too: a receiver's URL often contains a secret.
 """
 
 from datetime import timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Request, Response
 from pydantic import ConfigDict, Field, StrictBool
@@ -18,7 +18,7 @@ from app.webhooks.representation import IssuedWebhook, Webhook, WebhookList, Web
 from app.webhooks.service import DEFAULT_OVERLAP, LONGEST_OVERLAP, Webhooks
 from core import errors
 from core.domain.principals import Principal, Scope
-from core.domain.webhooks import JOB_EVENTS, Change, Event
+from core.domain.webhooks import JOB_EVENTS, Change, Event, JobEvent
 from core.observability.request_middleware import add_headers
 from core.outbound.http_client import MAX_URL_LENGTH, PrivateAddress
 
@@ -27,7 +27,6 @@ router = APIRouter(prefix="/api/v1/webhooks", tags=["webhooks"], route_class=Aut
 MERGE_PATCH = "application/merge-patch+json"
 PATCH_TYPES = (MERGE_PATCH, "application/json")
 
-JobEvent = Literal["job.completed", "job.failed", "job.cancelled"]
 Url = Annotated[
     str, Field(max_length=MAX_URL_LENGTH, description="An https URL with a public address")
 ]
@@ -40,11 +39,11 @@ _BODY = refusals(errors.InvalidRequest, PrivateAddress, errors.BodyTooLarge, err
 _FOUND = refusals(errors.NotFound, errors.InvalidRequest, errors.Unavailable)
 
 
-class NewWebhook(JsonBody):
+class WebhookCreation(JsonBody):
     """A webhook to create for the caller's tenant."""
 
     url: Url
-    events: Events = frozenset({"job.completed", "job.failed", "job.cancelled"})
+    events: Events = frozenset(JobEvent)
     description: Description = ""
 
 
@@ -108,7 +107,9 @@ async def _check_patch_type(request: Request) -> None:
     responses={**_BODY, **refusals(errors.Conflict)},
 )
 @requires(Scope.ADMIN)
-async def create_webhook(request: Request, principal: Principal, new: NewWebhook) -> IssuedWebhook:
+async def create_webhook(
+    request: Request, principal: Principal, new: WebhookCreation
+) -> IssuedWebhook:
     issued = await _webhooks(request).create(
         principal, new.url, frozenset(map(Event, new.events)), new.description
     )

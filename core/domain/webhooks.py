@@ -45,6 +45,14 @@ class Event(StrEnum):
     TEST = "webhook.test"  # sent to one webhook at a client's request
 
 
+class JobEvent(StrEnum):
+    """The events that a webhook can choose: those of `JOB_EVENTS`."""
+
+    COMPLETED = "job.completed"
+    FAILED = "job.failed"
+    CANCELLED = "job.cancelled"
+
+
 JOB_EVENTS = frozenset({Event.JOB_COMPLETED, Event.JOB_FAILED, Event.JOB_CANCELLED})
 
 

@@ -38,6 +38,7 @@ def health_routes(checks: Callable[[], Mapping[str, Check]]) -> APIRouter:
         status_code=204,
         operation_id="get_health",
         summary="Check that the process runs",
+        description="For load balancers. It needs no key.",
     )
     @public
     async def get_health() -> Response:
@@ -48,6 +49,7 @@ def health_routes(checks: Callable[[], Mapping[str, Check]]) -> APIRouter:
         "/ready",
         operation_id="get_readiness",
         summary="Check that all dependencies answer",
+        description="For load balancers and supervisors. It needs no key.",
         responses={
             200: {"model": Readiness},
             503: {

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
 from core.errors import GlimpseError
+from core.http.openapi_clients import adapt_to_generators
 from core.http.problems import MEDIA_TYPE
 
 Responses = dict[int | str, dict[str, Any]]
@@ -30,7 +31,10 @@ class FieldError(BaseModel):
 
 
 class Problem(BaseModel):
-    """Problem details (RFC 9457). Some problems have further members."""
+    """Problem details (RFC 9457). A member that does not apply is missing.
+
+    A later release may add members.
+    """
 
     type: str = Field(description="A URN that ends with the code")
     title: str
@@ -39,11 +43,32 @@ class Problem(BaseModel):
     code: str
     field: str | None = Field(None, description="The invalid field or parameter")
     errors: list[FieldError] | None = Field(None, description="The invalid fields")
+    accepted: list[str] | None = Field(None, description="The media types or codings to send")
+    max_bytes: int | None = Field(None, description="The limit of the size in bytes")
+    max_items: int | None = Field(None, description="The limit of the number of images")
+    max_pixels: int | None = Field(None, description="The limit of width times height")
+    max_side: int | None = Field(None, description="The limit of width and height")
+    width: int | None = Field(None, description="Of the image, in pixels")
+    height: int | None = Field(None, description="Of the image, in pixels")
+    min_bytes_per_second: int | None = Field(None, description="The slowest upload")
+    computed_hash: str | None = Field(None, description="The SHA-256 of the body")
+    job_id: str | None = Field(None, description="The job of an earlier request")
+    scope: str | None = Field(None, description="The scope that the key lacks")
+    known: list[str] | None = Field(None, description="The identities that exist")
+    origin: str | None = Field(None, description="The origin of the page")
+    violated_policies: list[str] | None = Field(
+        None, alias="violated-policies", description="The limits that the key has used up"
+    )
 
 
-class NotReady(Problem):
+class NotReady(BaseModel):
     """Problem details of a service that is not ready."""
 
+    type: str = Field(description="A URN that ends with the code")
+    title: str
+    status: int = Field(description="The HTTP status")
+    detail: str = Field(description="What is not ready")
+    code: str
     checks: dict[str, str] = Field(description="`ok` or the failure, by dependency")
 
 
@@ -52,7 +77,7 @@ def operation_id(route: APIRoute) -> str:
     return route.name
 
 
-def problem_content(model: type[Problem] = Problem) -> dict[str, Any]:
+def problem_content(model: type[BaseModel] = Problem) -> dict[str, Any]:
     """The `content` of a response with problem details."""
     return {MEDIA_TYPE: {"schema": {"$ref": _REF.format(model=model.__name__)}}}
 
@@ -75,6 +100,8 @@ def refusals(
             }
         if kind.status in (429, 503):
             response["headers"] = {"Retry-After": header("Seconds until a retry", "1")}
+        if kind.status == 401:
+            response["headers"] = {"WWW-Authenticate": header("The scheme of a key", "Bearer")}
     return responses
 
 
@@ -105,6 +132,7 @@ def extend_openapi(app: FastAPI, extend: Callable[[Schema], None] = lambda schem
             schema = derive()
             schema.setdefault("components", {}).setdefault("schemas", {}).update(_schemas())
             extend(schema)
+            adapt_to_generators(schema)
         assert app.openapi_schema is not None
         return app.openapi_schema
 
@@ -116,7 +144,12 @@ def _schemas() -> Schema:
     _, generated = models_json_schema([(each, "validation") for each in models], ref_template=_REF)
     schemas: Schema = generated["$defs"]
     for each in models:
-        schemas[each.__name__]["properties"]["code"] = {"$ref": _REF.format(model="ProblemCode")}
+        members = schemas[each.__name__]["properties"]
+        members["code"] = {"$ref": _REF.format(model="ProblemCode")}
+        for name, member in members.items():
+            if (choices := member.pop("anyOf", None)) is not None:  # missing, never null
+                del member["default"]
+                members[name] = {**choices[0], **member}
     codes = sorted({*_OTHER_CODES, *(kind.code for kind in _kinds(GlimpseError))})
     description = "What programs branch on. A later release may add codes."
     schemas["ProblemCode"] = {"type": "string", "enum": codes, "description": description}

@@ -2,7 +2,7 @@
 
 import http
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import structlog
@@ -15,6 +15,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core.errors import GlimpseError, InvalidRequest, Unauthenticated
+from core.http.validation_messages import message_of
 
 log = structlog.get_logger(__name__)
 
@@ -23,6 +24,20 @@ RESPONSE_STARTED = "response_started"  # in a request's state, set by `RequestCo
 MAX_NAMED_ERRORS = 10
 # The first part of an error's location in FastAPI, which says where the field was expected.
 _PLACES = ("body", "cookie", "header", "path", "query")
+
+
+def problem_document(
+    status: int, code: str, title: str, detail: str, extra: Mapping[str, object] | None = None
+) -> dict[str, object]:
+    """Return the members of a problem document. `extra` has further ones."""
+    return {
+        "type": f"urn:glimpse:problem:{code}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        **(extra or {}),
+    }
 
 
 def problem_response(
@@ -38,14 +53,7 @@ def problem_response(
 
     `type` is a URN that ends with the code; `code` is the same without the prefix.
     """
-    document = {
-        "type": f"urn:glimpse:problem:{code}",
-        "title": title,
-        "status": status,
-        "detail": detail,
-        "code": code,
-        **(extra or {}),
-    }
+    document = problem_document(status, code, title, detail, extra)
     return Response(
         json.dumps(document).encode(),
         status_code=status,
@@ -64,13 +72,14 @@ def response_for(error: GlimpseError) -> Response:
     )
 
 
-def invalid_fields(errors: list[Any]) -> InvalidRequest:
+def invalid_fields(errors: list[Any], known: Collection[str] = ()) -> InvalidRequest:
     """Turn validation errors of pydantic into one InvalidRequest, which names the first fields.
 
-    It does not repeat input: neither values, nor the names of unknown fields.
+    It does not repeat input: neither values, nor the names of unknown fields. `known` are the names
+    of the fields that the document may have.
     """
     named = [
-        {"field": _field(error), "message": error["msg"].removeprefix("Value error, ")}
+        {"field": _field(error), "message": message_of(error, known)}
         for error in errors[:MAX_NAMED_ERRORS]
     ]
     detail = "; ".join(f"{error['field']}: {error['message']}" for error in named)
@@ -82,7 +91,7 @@ def _field(error: Mapping[str, Any]) -> str:
     if place not in _PLACES:
         path = [place, *path]
     if error["type"] == "extra_forbidden":
-        return "unknown field"
+        return ".".join(map(str, [*path[:-1], "unknown field"]))
     if error["type"] == "json_invalid" or not path:
         return str(place) if place in _PLACES else "body"
     return ".".join(map(str, path))
@@ -119,12 +128,20 @@ def _methods_at(request: Request) -> list[str]:
         for route in request.app.routes
         if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
     ]
-    return sorted({method for route in matching for method in route.methods or ()})
+    methods = {method for route in matching for method in route.methods or ()}
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return await _on_glimpse_error(request, invalid_fields(list(error.errors())))
+    body = getattr(request.scope.get("route"), "body_field", None)
+    known = fields_of(body.field_info.annotation) if body is not None else ()
+    return await _on_glimpse_error(request, invalid_fields(list(error.errors()), known))
+
+
+def fields_of(model: object) -> Collection[str]:
+    """Return the names of the fields of a model of pydantic; none for other types."""
+    return getattr(model, "model_fields", {}).keys()
 
 
 class UnexpectedErrors:

@@ -5,7 +5,7 @@ response that is half of its cost. A `RequestRoute` is documented as any other r
 endpoint that takes only the request at Starlette's cost.
 """
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from fastapi import Request, Response
@@ -14,6 +14,7 @@ from starlette.routing import Match, WebSocketRoute, request_response
 from starlette.types import Scope
 
 from core.http.openapi import operation_id
+from core.http.query import DeclaredParameters, declared_parameters
 
 # Options of APIRoute that FastAPI implements in the handling that these routes leave out.
 _DROPPED = (
@@ -52,6 +53,7 @@ class RequestRoute(APIRoute):
             or declared.body_params
         ):
             raise TypeError(f"{self.path}: the endpoint may take the request and nothing else")
+        self.parameters = declared_parameters(self)
         self.app = request_response(self.get_route_handler())
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -64,7 +66,14 @@ def _given(value: object) -> bool:
 
 
 class SocketRoute(WebSocketRoute):
-    """A WebSocket route that stores itself in the scope, as FastAPI's routes do."""
+    """A WebSocket route that stores itself in the scope, as FastAPI's routes do.
+
+    `query` are the names of its query parameters.
+    """
+
+    def __init__(self, *args: Any, query: Iterable[str] = (), **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.parameters = DeclaredParameters(frozenset(query))
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match, child = super().matches(scope)

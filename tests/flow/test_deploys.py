@@ -94,7 +94,7 @@ class Load:
     ) -> None:
         """Send a request. A slow one is sent as by curl, which checks for an early response."""
         head = (
-            "POST /api/v1/images HTTP/1.1\r\nHost: api\r\nContent-Type: image/jpeg\r\n"
+            "POST /api/v1/images HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n"
             f"Content-Length: {len(image)}\r\nTraceparent: 00-{trace}-{'1' * 16}-01\r\n"
         )
         if kind == "wait":

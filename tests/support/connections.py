@@ -35,7 +35,7 @@ class Connection:
         await self.writer.drain()
 
     async def head(self, path: str = "/api/v1/images", **headers: str | int) -> None:
-        lines = [f"POST {path} HTTP/1.1", "Host: api"]
+        lines = [f"POST {path} HTTP/1.1", "Host: localhost"]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         await self.send(("\r\n".join(lines) + "\r\n\r\n").encode())
 

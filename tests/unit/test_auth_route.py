@@ -23,7 +23,10 @@ JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture
-async def api(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
+async def api(
+    tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Api]:
+    monkeypatch.setattr(unread_body, "LINGER_SECONDS", 0.001)
     async with open_api(api_settings(tmp_path, colour_bundle)) as api:
         yield api
 

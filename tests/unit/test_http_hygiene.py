@@ -78,7 +78,7 @@ async def test_docs_can_be_turned_off(tmp_path: Path, colour_bundle: Path) -> No
         for path in ("/docs", "/openapi.json", "/redoc", "/docs/oauth2-redirect"):
             answer = await api.client.get(path)
             assert answer.status_code == 404, path
-            assert answer.json()["code"] == "not_found"
+            assert answer.json()["code"] == "unknown_path"
 
 
 async def test_head_has_the_same_status_and_headers_as_get(
@@ -104,6 +104,28 @@ async def test_other_origins_may_not_call_by_default(api: Api) -> None:
     answer = await api.client.options("/api/v1/images", headers=PREFLIGHT)
     assert answer.status_code == 405
     assert not any(name.startswith("access-control") for name in answer.headers)
+
+
+async def test_headers_that_pages_may_send_are_a_setting(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    """By default, those of tracing libraries and of old HTTP clients as well."""
+    for given, asked, allowed in (
+        ({}, "baggage,sentry-trace,tracestate,x-requested-with,cache-control", True),
+        ({}, "range,if-range,idempotency-key,cancel-after,x-api-key", True),
+        ({}, "x-amz-date", False),
+        ({"cors_headers": ("X-Amz-Date",)}, "x-amz-date,authorization", True),
+        ({"cors_headers": ("X-Amz-Date",)}, "baggage", False),
+        ({"cors_headers": ("*",)}, "x-anything", True),
+    ):
+        origins = {"cors_origins": ("https://app.example",), **given}
+        async with open_api(api_settings(tmp_path, colour_bundle, **origins)) as api:
+            headers = PREFLIGHT | {
+                "Access-Control-Request-Headers": asked,
+                "Access-Control-Request-Method": "PUT",
+            }
+            answer = await api.client.options("/api/v1/images", headers=headers)
+            assert (answer.status_code == 200) is allowed, (given, asked)
 
 
 async def test_allowed_origins_may_call(tmp_path: Path, colour_bundle: Path) -> None:

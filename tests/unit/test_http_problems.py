@@ -62,7 +62,7 @@ async def test_errors_of_the_framework_are_problems(client: httpx.AsyncClient) -
     assert_problem(await client.get("/nowhere"), 404, "not_found")
     answer = await client.post("/number/1")
     assert_problem(answer, 405, "method_not_allowed")
-    assert answer.headers["allow"] == "GET"
+    assert answer.headers["allow"] == "GET, HEAD"
     answer = await client.get("/raises/http")
     assert assert_problem(answer, 429, "too_many_requests")["detail"] == "Slow down."
     assert answer.headers["retry-after"] == "7"

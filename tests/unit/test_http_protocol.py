@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.support.api import NOTHING, api_settings, serve_api
-from tests.support.connections import PATIENCE, Served, eventually_in_flight, serving
+from tests.support.connections import (
+    PATIENCE,
+    Connection,
+    Served,
+    eventually_in_flight,
+    serving,
+)
+from tests.support.jobs import complete_item, running_job
 from tests.support.pictures import picture, sha256
 
 
@@ -46,7 +53,7 @@ async def test_slow_headers_are_refused(
 async def test_endless_headers_are_refused(served: Served, where: str) -> None:
     async with served.connect() as client:
         if where.endswith(("headers", "header")):
-            await client.send(b"GET /health HTTP/1.1\r\nHost: api\r\n")
+            await client.send(b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
         else:
             await client.head(transfer_encoding="chunked")
             await client.send(b"1\r\nx\r\n0\r\n")
@@ -74,9 +81,9 @@ async def test_large_head_within_the_limit_is_accepted(served: Served) -> None:
 
 
 H2C = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ\r\n"
-POST = f"POST /api/v1/images HTTP/1.1\r\nHost: api\r\n{H2C}"
+POST = f"POST /api/v1/images HTTP/1.1\r\nHost: localhost\r\n{H2C}"
 # As in a request that the parser would take for the next one, were it not the end of a body.
-NEXT = b"GET /openapi.json HTTP/1.1\r\nHost: api\r\nContent-Length: 3\r\n\r\nxyz"
+NEXT = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\nxyz"
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 40])
@@ -103,7 +110,7 @@ async def test_offer_of_http2_is_ignored_and_the_body_is_read(
 
 
 async def test_offer_of_http2_without_a_body_keeps_the_connection(served: Served) -> None:
-    ready = f"GET /ready HTTP/1.1\r\nHost: api\r\n{H2C}\r\n".encode()
+    ready = f"GET /ready HTTP/1.1\r\nHost: localhost\r\n{H2C}\r\n".encode()
     async with served.connect() as client:
         await client.send(ready + ready)
         for _ in range(2):
@@ -126,7 +133,7 @@ async def test_request_inside_the_body_of_an_offer_is_not_answered(served: Serve
 async def test_tunnel_is_refused_and_the_connection_closes(served: Served, target: str) -> None:
     """The parser takes every CONNECT for an offer of another protocol."""
     async with served.connect() as client:
-        await client.send(f"CONNECT {target} HTTP/1.1\r\nHost: api\r\n\r\n".encode())
+        await client.send(f"CONNECT {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         response = await client.response()
         assert 400 <= response.status < 500
         assert response.headers["connection"] == "close"
@@ -142,7 +149,7 @@ async def test_a_byte_after_a_response_does_not_extend_the_time(
 ) -> None:
     monkeypatch.setattr("app.http.server.HEAD_SECONDS", 1)
     async with serving(tmp_path, colour_bundle) as served, served.connect() as client:
-        await client.send(f"GET /ready HTTP/1.1\r\nHost: api\r\n{more}\r\n".encode())
+        await client.send(f"GET /ready HTTP/1.1\r\nHost: localhost\r\n{more}\r\n".encode())
         assert (await client.response()).status == 200
         await client.send(then)
         async with asyncio.timeout(PATIENCE):
@@ -164,7 +171,8 @@ async def test_length_of_thousands_of_digits_is_a_number(served: Served, path: s
 async def test_garbage_after_a_request_does_not_replace_its_response(served: Served) -> None:
     image = picture()
     async with served.connect() as client:
-        head = f"POST /api/v1/images HTTP/1.1\r\nHost: api\r\nContent-Length: {len(image)}\r\n\r\n"
+        head = "POST /api/v1/images HTTP/1.1\r\nHost: localhost\r\n"
+        head += f"Content-Length: {len(image)}\r\n\r\n"
         await client.send(head.encode() + image + b"\x01\r\n\r\n")
         response = await client.response()
         assert response.status == 202
@@ -199,7 +207,7 @@ async def test_surplus_connection_is_refused_but_health_is_served(
         assert "retry-after" in response.headers
         assert response.headers["connection"] == "close"
         probe = await stack.enter_async_context(served.connect())
-        await probe.send(b"GET /health HTTP/1.1\r\nHost: api\r\n\r\n")
+        await probe.send(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert (await probe.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
         assert served.api.traces() == NOTHING
 
@@ -213,10 +221,105 @@ async def test_connections_beyond_twice_the_limit_are_dropped(
         served = await stack.enter_async_context(serving(tmp_path, colour_bundle, max_streams=1))
         clients = [await stack.enter_async_context(served.connect()) for _ in range(4)]
         for client in clients:
-            await client.send(b"GET /health HTTP/1.1\r\nHost: api\r\n\r\n")
+            await client.send(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /health")
             head = await client.reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 204")
         dropped = await stack.enter_async_context(served.connect())
         with contextlib.suppress(ConnectionError):
-            await dropped.send(b"GET /health HTTP/1.1\r\nHost: api\r\n\r\n")
+            await dropped.send(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert await dropped.closed()
+
+
+# --- Idle connections -----------------------------------------------------------------------------
+
+HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+async def head_of(client: Connection) -> str:
+    async with asyncio.timeout(PATIENCE):
+        return (await client.reader.readuntil(b"\r\n\r\n")).decode()
+
+
+async def test_idle_connection_stays_open_longer_than_a_head_may_take(
+    tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.http.server.HEAD_SECONDS", 0.5)
+    async with serving(tmp_path, colour_bundle) as served, served.connect() as client:
+        for pause in (2.5, 0):  # the server checks once a second
+            await client.send(HEALTH)
+            assert "\r\nkeep-alive: timeout=65\r\n" in await head_of(client)
+            await asyncio.sleep(pause)
+
+
+async def test_idle_connection_closes_after_its_time(tmp_path: Path, colour_bundle: Path) -> None:
+    async with serving(tmp_path, colour_bundle, keep_alive_seconds=1) as served:
+        loop = asyncio.get_running_loop()
+        async with served.connect() as client:
+            await client.send(HEALTH)
+            assert "\r\nkeep-alive: timeout=1\r\n" in await head_of(client)
+            began = loop.time()
+            assert await client.closed()
+            assert loop.time() - began > 1.5  # later than announced
+
+
+async def test_closing_response_announces_no_keep_alive(served: Served) -> None:
+    for request in (HEALTH.replace(b"1.1", b"1.0"), HEALTH[:-2] + b"Connection: close\r\n\r\n"):
+        async with served.connect() as client:
+            await client.send(request)
+            head = await head_of(client)
+            assert "connection: close" in head
+            assert "keep-alive" not in head
+
+
+async def test_idle_connection_makes_room_for_a_new_one(
+    tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that is idle for the longest time closes. Requests that run are not disturbed."""
+    monkeypatch.setattr("app.http.server.OTHER_CONNECTIONS", 1)
+    async with contextlib.AsyncExitStack() as stack:
+        served = await stack.enter_async_context(serving(tmp_path, colour_bundle, max_streams=2))
+        busy = await stack.enter_async_context(served.connect())
+        await busy.head(content_length=4, content_type="image/png")
+        await eventually_in_flight(served, 1)
+        idle = [await stack.enter_async_context(served.connect()) for _ in range(2)]
+        for client in idle:
+            await client.send(HEALTH)
+            await head_of(client)
+        fresh = await stack.enter_async_context(served.connect())
+        await fresh.send(b"GET /api/v1/jobs HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert "200 OK" in await head_of(fresh)
+        assert await idle[0].closed()
+        await idle[1].send(HEALTH)
+        assert "204" in await head_of(idle[1])
+        await busy.send(b"text")
+        assert (await busy.response()).status == 415
+
+
+# --- HTTP/1.0 -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accept", ["text/csv", "application/x-ndjson", "text/event-stream"])
+async def test_http_1_0_client_gets_no_chunks(served: Served, accept: str) -> None:
+    job = await running_job(served.api.services.backend, 1)
+    await complete_item(served.api.services.backend, job, 0)
+    path = "stream" if "event" in accept else "results"
+    async with served.connect() as client:
+        url = f"/api/v1/jobs/{job.id}/{path}"
+        request = f"GET {url} HTTP/1.0\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n"
+        await client.send(request.encode())
+        head = await head_of(client)
+        assert "connection: close" in head
+        assert "transfer-encoding" not in head
+        async with asyncio.timeout(PATIENCE):
+            body = await client.reader.read()
+    start = {"text/csv": b"index,", "application/x-ndjson": b'{"index"', "text/event-stream": b"re"}
+    assert body.startswith(start[accept])
+    assert body.endswith(b"\n")
+
+
+async def test_http_1_0_client_gets_the_length_that_is_known(served: Served) -> None:
+    async with served.connect() as client:
+        await client.send(b"GET /ready HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        response = await client.response()
+        assert (response.status, response.headers["connection"]) == (200, "close")
+        assert await client.closed()

@@ -22,7 +22,10 @@ PART = b'--b\r\nContent-Disposition: form-data; name="img"; filename="a.jpg"\r\n
 
 
 @pytest.fixture
-async def served(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Served]:
+async def served(
+    tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Served]:
+    monkeypatch.setattr(unread_body, "LINGER_PAUSE_SECONDS", 0.5)
     async with serve_api(api_settings(tmp_path, colour_bundle)) as (api, port):
         yield Served(api, port)
 
@@ -76,11 +79,37 @@ async def test_client_that_still_sends_gets_its_response(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Closing at once would reset the connection, and could discard the response."""
-    monkeypatch.setattr(unread_body, "LINGER_SECONDS", PATIENCE)  # longer than the client sends
+    monkeypatch.setattr(unread_body, "LINGER_PAUSE_SECONDS", PATIENCE)
     async with served.connect() as client:
         await client.head(content_length=ELEVEN_MIB, content_type="image/png")
-        await client.send(bytes(ELEVEN_MIB))
+        for _ in range(11):
+            await client.send(bytes(2**20))
+            await asyncio.sleep(0.13)  # in all longer than the shorter time
         assert (await client.response()).status == 413
+
+
+async def test_bytes_that_are_discarded_are_limited(
+    tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unread_body, "LINGER_BYTES", 2**20)
+    monkeypatch.setattr(unread_body, "LINGER_SECONDS", PATIENCE)
+    monkeypatch.setattr(unread_body, "LINGER_PAUSE_SECONDS", PATIENCE)
+    async with serving(tmp_path, colour_bundle) as served, served.connect() as client:
+        await client.head(content_length=10**9, content_type="image/png")
+        assert (await client.response()).status == 413
+        with pytest.raises(ConnectionError):
+            for _ in range(200):
+                await client.send(bytes(2**20))
+
+
+async def test_refused_client_that_pauses_is_disconnected(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unread_body, "LINGER_SECONDS", 10 * PATIENCE)
+    async with served.connect() as client:
+        await client.head(content_length=ELEVEN_MIB, content_type="image/png")
+        assert (await client.response()).status == 413
+        assert await client.closed()
 
 
 async def test_refusal_after_the_whole_body_keeps_the_connection(served: Served) -> None:

@@ -53,7 +53,7 @@ async def test_request_that_was_sent_before_the_shutdown_is_answered(
                 return len(server.server_state.connections) == 1
 
             await eventually(accepted)
-            client.sendall(b"GET /health HTTP/1.1\r\nHost: api\r\n\r\n")
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             # The event loop does not run in between.
             (connection,) = server.server_state.connections
             assert isinstance(connection, HttpProtocol)

@@ -55,12 +55,15 @@ def form(data: bytes = IMAGE) -> dict[str, Any]:
 
 
 async def post(api: Api, route: str, data: bytes = IMAGE, **headers: str) -> httpx.Response:
+    if route == PUT:
+        return await api.client.put(f"{V1}/{sha256(data)}", content=data, headers=headers)
     if route == V1 + "#raw":
         return await api.client.post(V1, content=data, headers=headers)
     return await api.client.post(route, headers=headers, **form(data))
 
 
-UPLOADS = ["/what/fast", "/what/slow", V1, V1 + "#raw"]
+PUT = V1 + "#put"
+UPLOADS = ["/what/fast", "/what/slow", V1, V1 + "#raw", PUT]
 
 
 # --- Upload ---------------------------------------------------------------------------------------
@@ -280,7 +283,7 @@ async def test_unusual_file_names_are_ignored(api: Api, name: str) -> None:
         assert files == [HASH]
 
 
-BAD_HASHES = ["abc", "g" * 64, HASH.upper(), HASH[:-1], HASH + "0", "%00" * 64, "é" * 64]
+BAD_HASHES = ["abc", "g" * 64, HASH[:-1], HASH + "0", "%00" * 64, "é" * 64]
 
 
 @pytest.mark.parametrize("image_hash", BAD_HASHES)
@@ -292,7 +295,7 @@ async def test_malformed_hash_is_refused(api: Api, image_hash: str) -> None:
         ("DELETE", f"{V1}/{image_hash}"),
     ):
         problem = assert_problem(await api.client.request(method, path), 422, "invalid_request")
-        assert "64 hex digits" in problem["detail"]
+        assert "64 hexadecimal digits" in problem["detail"]
 
 
 async def test_unknown_image_is_not_found(api: Api) -> None:
@@ -301,13 +304,49 @@ async def test_unknown_image_is_not_found(api: Api) -> None:
         ("GET", ITEM),
         ("GET", f"{ITEM}/content"),
         ("DELETE", ITEM),
-        ("GET", "/no/such/page"),
-        ("GET", f"{ITEM}/"),
     ):
         assert_problem(await api.client.request(method, path), 404, "not_found")
-    response = await api.client.put(ITEM)
+    response = await api.client.patch(ITEM)
     assert_problem(response, 405, "method_not_allowed")
     assert "allow" in response.headers
+
+
+async def test_hash_in_capitals_is_accepted_and_answered_in_lower_case(api: Api) -> None:
+    """PowerShell's Get-FileHash prints capitals."""
+    assert (await api.client.put(f"{V1}/{HASH.upper()}", content=IMAGE)).status_code == 202
+    await api.finish_submissions()
+    pending = await api.client.get(f"{V1}/{HASH.upper()}")
+    assert pending.headers["location"].startswith(f"{ITEM}?")
+    await api.succeed(HASH)
+    for path in (f"/what/status/{HASH.upper()}", f"{V1}/{HASH.title()}"):
+        answer = await api.client.get(path)
+        assert (answer.status_code, answer.json()["image_hash"]) == (200, HASH)
+    answer = await api.client.post(f"{V1}/lookup", json={"image_hashes": [HASH.upper()]})
+    assert list(answer.json()["known"]) == [HASH]
+    answer = await api.client.post(
+        "/api/v1/jobs/batch-predict", json={"image_hashes": [HASH.upper()]}
+    )
+    job = answer.json()["job_id"]
+    (result,) = (await api.client.get(f"/api/v1/jobs/{job}/results")).json()["results"]
+    assert result["image_hash"] == HASH
+    link = (await api.client.get(f"{V1}/{HASH.upper()}/content")).headers["location"]
+    assert HASH in link
+    assert (await api.client.delete(f"{V1}/{HASH.upper()}")).status_code == 204
+    assert (await api.client.get(ITEM)).status_code == 404
+
+
+async def test_put_checks_the_hash_and_stores_nothing_if_it_differs(api: Api) -> None:
+    other = sha256(picture(seed=9))
+    answer = await api.client.put(f"{V1}/{other}", content=IMAGE)
+    problem = assert_problem(answer, 422, "hash_mismatch")
+    assert problem["computed_hash"] == HASH
+    assert api.traces() == NOTHING
+    answer = await api.client.put(f"{V1}/cat.jpg", content=IMAGE)
+    assert_problem(answer, 422, "invalid_request")
+    answer = await api.client.put(ITEM, **form())
+    problem = assert_problem(answer, 415, "unsupported_media_type")
+    assert problem["accepted"] == ["application/octet-stream"]
+    assert api.traces() == NOTHING
 
 
 async def test_malformed_model_is_refused(api: Api) -> None:
@@ -549,7 +588,7 @@ async def test_delete_removes_blob_records_and_cached_result(api: Api) -> None:
 async def test_the_docs_are_served(api: Api) -> None:
     docs = await api.client.get("/docs")
     assert docs.status_code == 200
-    assert "/openapi.json" in docs.text
+    assert "openapi.json" in docs.text
 
 
 async def test_health_and_readiness(api: Api) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime, timedelta
+from urllib.parse import unquote_plus
 
 import pytest
 from starlette.requests import Request
@@ -78,7 +79,14 @@ def test_option_in_both_is_refused(name: str, query: str, value: str) -> None:
     [
         ("5s", 5),
         ("90s", 90),
-        ("90", 90),
+        ("90S", 90),
+        ("PT90S", 90),
+        ("PT1H30M", 5400),
+        ("P1DT1H", 90000),
+        ("pt1m30.5s", 90.5),
+        ("1h 30m", 5400),
+        ("1.5h", 5400),
+        ("7d", 7 * 24 * 3600),
         ("15m", 900),
         ("2h", 7200),
         ("1h30m", 5400),
@@ -87,7 +95,7 @@ def test_option_in_both_is_refused(name: str, query: str, value: str) -> None:
         (" 90s ", 90),
     ],
 )
-def test_valid_durations(text: str, seconds: int) -> None:
+def test_valid_durations(text: str, seconds: float) -> None:
     assert options("", ("Cancel-After", text)).cancel_after == timedelta(seconds=seconds)
 
 
@@ -98,9 +106,13 @@ def test_valid_durations(text: str, seconds: int) -> None:
         "4s",
         "0",
         "169h",
-        "7d",
+        "8d",
+        "90",
         "-90s",
-        "1.5h",
+        "P",
+        "PT",
+        "P1W",
+        "00:01:30",
         "30m1h",
         "90 s",
         "9" * 50,
@@ -125,7 +137,9 @@ def test_invalid_durations_are_refused(text: str) -> None:
         "2026-11-22T09:30:00",
         "2026-11-22T25:30:00Z",
         "2026-13-22T09:30:00Z",
-        "20261122T093000Z",
+        "2026-11-22T09:30:00Z UTC Z",
+        "2026-11-22T09:30:00+01:00 +01:00",
+        "[UTC]",
         "2026-12-22T09:30:00Z",
         "9999-12-31T23:59:59-23:59",
         "0001-01-01T00:00:00+23:59",
@@ -136,6 +150,47 @@ def test_invalid_times_are_refused(text: str) -> None:
     with pytest.raises(InvalidRequest) as error:
         options(f"not_before={text}")
     assert error.value.extra == {"field": "not_before"}
+
+
+def test_number_without_a_unit_is_refused_and_the_message_asks_for_one() -> None:
+    with pytest.raises(InvalidRequest, match="1h30m, with its unit"):
+        options("", ("Cancel-After", "90"))
+
+
+def test_time_without_an_offset_is_refused_and_the_message_asks_for_one() -> None:
+    """The service cannot know the time zone of the client."""
+    for text in ("2026-11-22T09:30:00", "2026-11-22"):
+        with pytest.raises(InvalidRequest, match="offset from UTC"):
+            options(f"not_before={text}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-11-22T09:30:00Z",
+        "2026-11-22t09:30:00z",
+        "2026-11-22T09:30Z",
+        "2026-11-22T09:30:00.000000000Z",
+        "2026-11-22T09:30:00%2B0000",  # Python's strftime
+        "2026-11-22T09:30:00%2B00",
+        "2026-11-22T10:30:00%2B01:00",
+        "2026-11-22T10:30:00+01:00",  # the plus sign of a query is a space
+        "2026-11-22T09:30:00.0+0000",
+        "2026-11-22%2009:30:00%20%2B00:00",  # Rust's chrono
+        "2026-11-22%2009:30:00%20UTC",  # chrono, Ruby
+        "2026-11-22%2004:00:00%20-0530",  # Ruby
+        "2026-11-22%2009:30:00%20%2B0000%20UTC",  # Go's String
+        "2026-11-22T09:30:00Z%5BUTC%5D",  # Java's ZonedDateTime
+        "2026-11-22T10:30:00%2B01:00%5BEurope/Berlin%5D",
+        "20261122T093000Z",
+        "2026-11-22T09:29:60Z",  # a leap second (RFC 3339, 5.7)
+    ],
+)
+def test_times_as_client_libraries_write_them(text: str) -> None:
+    expected = NOW + timedelta(days=1)
+    assert options(f"not_before={text}").not_before == expected
+    document = parse_manifest(manifest(not_before=unquote_plus(text)))
+    assert with_manifest(JobOptions(), document, NOW).not_before == expected
 
 
 def test_past_time_is_accepted() -> None:

@@ -36,6 +36,7 @@ from tests.support.live_streams import (
     stoppable,
 )
 from tests.support.metrics import samples, series
+from tests.support.problems import assert_problem
 
 
 @pytest.fixture
@@ -98,14 +99,14 @@ async def test_stream_of_a_job_sends_progress_and_the_end(served: Api) -> None:
     assert again.status_code == 204
 
 
-async def test_cancelled_job_ends_the_stream_with_error(served: Api) -> None:
+async def test_cancelled_job_ends_the_stream_with_cancelled(served: Api) -> None:
     key = await running_job(backend_of(served))
     async with reading(served.client, stream_of(key)) as reader:
         events = reader.events()
         await anext(events)
         assert (await served.client.delete(f"/api/v1/jobs/{key.id}")).status_code == 200
         (end,) = [event async for event in events]
-    assert (end.event, end.data["status"], end.data["cancelled"]) == ("error", "cancelled", 4)
+    assert (end.event, end.data["status"], end.data["cancelled"]) == ("cancelled", "cancelled", 4)
 
 
 async def test_unsealed_job_has_no_stream(served: Api) -> None:
@@ -197,7 +198,7 @@ async def test_client_cancels_its_job(served: Api) -> None:
         await ws.send('{"action": "cancel"}')
         (end,) = await messages(ws)
         seen = await messages(other)
-    assert (end["event"], end["data"]["status"]) == ("error", "cancelled")
+    assert (end["event"], end["data"]["status"]) == ("cancelled", "cancelled")
     assert seen[-1] == end
     assert (await job_of(backend_of(served), key)).status is JobStatus.CANCELLED
 
@@ -282,7 +283,7 @@ async def test_socket_requires_the_same_rights_as_a_request(
             headers = {} if who is None else bearer(who)
             closed, reason, said = await closing_code(address, additional_headers=headers)
             assert (closed, reason) == (4000 + status, code)
-            assert [(m["event"], m["data"]["code"]) for m in said] == [("error", code)]
+            assert [(m["event"], m["data"]["code"]) for m in said] == [("failed", code)]
             answer = await api.client.get(stream_of(key), headers=headers)
             assert (answer.status_code, answer.json()["code"]) == (status, code)
         for who in (ada, chief):
@@ -345,13 +346,18 @@ async def test_invalid_handshake_is_refused(served: Api) -> None:
     upgrade = {"Connection": "Upgrade", "Upgrade": "websocket"}
     path = f"/api/v1/ws/jobs/{key.id}"
     assert (await served.client.get(path, headers=upgrade)).status_code in (400, 426)
-    assert (await served.client.post(path, headers=upgrade)).status_code == 404
-    assert (await served.client.get(path)).status_code == 404
+    assert (await served.client.post(path, headers=upgrade)).status_code == 426
+    assert_problem(await served.client.get(path), 426, "upgrade_required")
     # Other paths ignore the upgrade.
     assert (await served.client.get("/health", headers=upgrade)).status_code == 204
-    with pytest.raises(InvalidStatus):
-        async with connect(f"ws://127.0.0.1:{served.client.base_url.port}/api/v1/ws/cats"):
-            pass
+    for unknown in ("ws/cats", f"ws/job/{key.id}", f"ws/jobs/{key.id}/"):
+        url = f"ws://127.0.0.1:{served.client.base_url.port}/api/v1/{unknown}"
+        with pytest.raises(InvalidStatus) as refused:
+            async with connect(url):
+                pass
+        response = refused.value.response
+        assert (response.status_code, json.loads(response.body)["code"]) == (404, "unknown_path")
+    assert json.loads(response.body)["detail"].endswith(f"/api/v1/ws/jobs/{key.id}?")
 
 
 async def test_invalid_frames_close_the_connection_without_an_error_log(
@@ -359,7 +365,7 @@ async def test_invalid_frames_close_the_connection_without_an_error_log(
 ) -> None:
     key = await running_job(backend_of(served))
     head = (
-        f"GET /api/v1/ws/jobs/{key.id} HTTP/1.1\r\nHost: api\r\nConnection: Upgrade\r\n"
+        f"GET /api/v1/ws/jobs/{key.id} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\n"
         "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     ).encode()
@@ -393,7 +399,7 @@ async def test_sockets_count_as_streams_and_as_connections(
         code, reason, _ = await closing_code(socket_of(api, key.id))
         assert (code, reason) == (4503, "overloaded")
         assert (await api.client.get(stream_of(key))).status_code == 503
-        idle = [await asyncio.open_connection("127.0.0.1", api.client.base_url.port) for _ in "ab"]
+        idle = [await asyncio.open_connection("127.0.0.1", api.client.base_url.port) for _ in "abc"]
         with pytest.raises(InvalidStatus) as refused:
             async with connect(socket_of(api, key.id)):
                 pass
@@ -420,7 +426,7 @@ async def test_socket_closes_when_its_job_is_deleted(served: Api) -> None:
         await ws.recv()
         assert await backend_of(served).jobs.delete(key)
         (end,) = await messages(ws)
-        assert (end["event"], end["data"]["code"], ws.close_code) == ("error", "not_found", 4404)
+        assert (end["event"], end["data"]["code"], ws.close_code) == ("failed", "not_found", 4404)
 
 
 async def test_socket_closes_when_its_key_is_revoked(
@@ -453,7 +459,7 @@ def mute_socket(api: Api, key: JobKey) -> socket.socket:
     mute = socket.create_connection(("127.0.0.1", api.client.base_url.port or 0))
     mute.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     mute.sendall(
-        f"GET /api/v1/ws/jobs/{key.id} HTTP/1.1\r\nHost: api\r\nConnection: Upgrade\r\n"
+        f"GET /api/v1/ws/jobs/{key.id} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\n"
         "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
     )

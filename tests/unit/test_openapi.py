@@ -51,6 +51,7 @@ OPERATIONS = {
     ("GET", V1): "list_images",
     ("POST", V1): "upload_image",
     ("GET", f"{V1}/{{image_hash}}"): "get_image",
+    ("PUT", f"{V1}/{{image_hash}}"): "put_image",
     ("DELETE", f"{V1}/{{image_hash}}"): "delete_image",
     ("GET", f"{V1}/{{image_hash}}/content"): "get_image_content",
     ("GET", f"{V1}/{{image_hash}}/stream"): "stream_image",
@@ -60,6 +61,8 @@ OPERATIONS = {
     ("POST", "/what/slow"): "upload_slow",
     ("GET", "/what/status/{image_hash}"): "get_status",
     ("POST", "/api/v1/jobs/batch-predict"): "create_job",
+    ("POST", "/api/v1/jobs/batch-predict/zip"): "create_zip_job",
+    ("POST", "/api/v1/jobs/batch-predict/hashes"): "create_hashes_job",
     ("GET", "/api/v1/jobs"): "list_jobs",
     ("GET", "/api/v1/jobs/{job_id}"): "get_job",
     ("DELETE", "/api/v1/jobs/{job_id}"): "cancel_job",
@@ -91,7 +94,7 @@ OPERATIONS = {
     ("GET", "/ready"): "get_readiness",
 }
 # Bytes, and formats that JSON Schema does not describe.
-UNNAMED = ("image/", "application/zip", "application/x-ndjson", "text/")
+UNNAMED = ("application/octet-stream", "application/zip", "application/x-ndjson", "text/")
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +232,7 @@ async def test_codes_of_the_server_and_the_framework_are_known(
     codes = set(schema["components"]["schemas"]["ProblemCode"]["enum"])
     assert used <= codes
     async with open_api(api_settings(tmp_path, colour_bundle)) as api:
-        for method, path in (("PUT", V1), ("GET", "/nowhere")):
+        for method, path in (("PUT", V1), ("GET", "/nowhere"), ("GET", "/api/v1/ws/jobs/1")):
             assert (await api.client.request(method, path)).json()["code"] in codes
 
 
@@ -342,7 +345,8 @@ def there(job: Job | None) -> Job:
 
 def events_in(schema: dict[str, Any], path: str) -> list[dict[str, Any]]:
     content = schema["paths"][path]["get"]["responses"]["200"]["content"]
-    retry, *events = content["text/event-stream"]["example"].strip().split("\n\n")
+    events = content["text/event-stream"]["example"].strip().split("\n\n")
+    retry, _, events[0] = events[0].partition("\n")
     assert re.fullmatch(r"retry: \d+", retry)
     found = [dict(line.split(": ", 1) for line in event.splitlines()) for event in events]
     return [{**event, "data": json.loads(event["data"])} for event in found]
@@ -435,6 +439,7 @@ CASES: dict[type[errors.GlimpseError], tuple[Provoke, dict[str, Any]]] = {
         {},
     ),
     errors.IdempotencyKeyReused: (key_reused, {}),
+    errors.HashMismatch: (lambda api: api.client.put(f"{V1}/{'0' * 64}", content=picture()), {}),
     errors.InvalidImage: (
         lambda api: api.client.post(V1, content=png_header(20_000, 20_000)),
         {},

@@ -92,7 +92,7 @@ async def test_update_with_a_lower_id_is_skipped_and_the_last_event_is_not(
     waiting = asyncio.create_task(soon(events))
     await asyncio.sleep(0.05)
     assert not waiting.done()
-    subscription.publish(end := last(id_, Kind.ERROR))
+    subscription.publish(end := last(id_, Kind.FAILED))
     assert await waiting is end
 
 
@@ -138,7 +138,7 @@ async def test_stream_ends_when_its_subject_is_deleted(
     assert isinstance(end, Event)
     assert (end.id, end.kind, end.data, end.error_status) == (
         None,
-        Kind.ERROR,
+        Kind.FAILED,
         deleted_event().data,
         404,
     )
@@ -171,7 +171,7 @@ async def test_key_is_rechecked_and_only_its_refusal_ends_the_stream(
     subscription.publish(update(4))
     end = await soon(events)
     assert isinstance(end, Event)
-    assert (end.kind, end.error_status, b"forbidden" in end.data) == (Kind.ERROR, 403, True)
+    assert (end.kind, end.error_status, b"forbidden" in end.data) == (Kind.FAILED, 403, True)
     assert await soon(events) is Signal.CLOSED
 
 

@@ -17,6 +17,7 @@ from core.domain.principals import Scope
 from core.domain.records import RecordKey, Status
 from core.domain.webhooks import WebhookKey
 from tests.support.api import LABELS, Api, api_settings, bearer, open_api, routes_of
+from tests.support.batches import archive
 from tests.support.jobs import complete_item, running_job
 from tests.support.pictures import picture, sha256
 
@@ -93,9 +94,11 @@ def letter_about(key: RecordKey) -> DeadLetter:
     )
 
 
-async def uploads_are_separate(world: World, path: str, **options: Any) -> None:
+async def uploads_are_separate(
+    world: World, path: str, *, method: str = "POST", **options: Any
+) -> None:
     """Bob's upload of an image that Ada has is stored and classified again."""
-    answer = await world.ask(world.bob, "POST", path, **options)
+    answer = await world.ask(world.bob, method, path, **options)
     assert answer.status_code == 202
     assert answer.json()["annotations"] == []
     assert world.api.traces().messages == 2
@@ -205,14 +208,14 @@ async def adas_job(world: World) -> str:
     return job_id
 
 
-async def making_jobs(world: World) -> None:
+async def making_jobs(world: World, path: str) -> None:
     """Bob cannot use Ada's image by its hash, nor her Idempotency-Key."""
     made = []
     for who in (world.ada, world.bob):
         answer = await world.ask(
             who,
             "POST",
-            f"{JOBS}/batch-predict",
+            JOBS + path,
             json={"image_hashes": [HASH]},
             headers={"Idempotency-Key": "same"},
         )
@@ -221,6 +224,21 @@ async def making_jobs(world: World) -> None:
     assert made[0] != made[1]
     answer = await world.ask(world.bob, "GET", f"{JOBS}/{made[1]}/results")
     assert answer.json()["results"][0]["error"]["code"] == "not_uploaded"
+
+
+async def making_zip_jobs(world: World) -> None:
+    """The images of a zip are stored for its sender only."""
+    body = archive({"cat.jpg": IMAGE})
+    headers = {"Content-Type": "application/zip"}
+    path = f"{JOBS}/batch-predict/zip"
+    answer = await world.ask(world.bob, "POST", path, content=body, headers=headers)
+    assert answer.status_code == 202
+    answer = await world.ask(world.bob, "GET", f"{JOBS}/{answer.json()['job_id']}/results")
+    assert answer.json()["results"][0]["status"] == "pending"
+    assert await world.api.services.backend.blobs.exists(f"bob/{HASH}")
+    await world.same_refusal(
+        "GET", f"{JOBS}/{await adas_job(world)}/results", f"{JOBS}/{'ab' * 16}/results"
+    )
 
 
 async def listing_jobs(world: World) -> None:
@@ -320,6 +338,9 @@ CASES: dict[tuple[str, str], Callable[[World], Awaitable[None]]] = {
     ("POST", "/what/slow"): lambda w: uploads_are_separate(w, "/what/slow", **form()),
     ("GET", "/what/status/{image_hash}"): lambda w: results(w, "GET", "/what/status/{}"),
     ("HEAD", "/what/status/{image_hash}"): lambda w: results(w, "HEAD", "/what/status/{}"),
+    ("PUT", V1 + "/{image_hash}"): lambda w: uploads_are_separate(
+        w, f"{V1}/{HASH}", method="PUT", content=IMAGE
+    ),
     ("GET", V1 + "/{image_hash}"): lambda w: reading(w, "GET"),
     ("HEAD", V1 + "/{image_hash}"): lambda w: reading(w, "HEAD"),
     ("DELETE", V1 + "/{image_hash}"): deleting,
@@ -329,7 +350,9 @@ CASES: dict[tuple[str, str], Callable[[World], Awaitable[None]]] = {
     ("HEAD", V1 + "/{image_hash}/content"): lambda w: results(w, "HEAD", V1 + "/{}/content"),
     ("GET", V1): listing_images,
     ("POST", V1 + "/lookup"): looking_up,
-    ("POST", JOBS + "/batch-predict"): making_jobs,
+    ("POST", JOBS + "/batch-predict"): lambda w: making_jobs(w, "/batch-predict"),
+    ("POST", JOBS + "/batch-predict/hashes"): lambda w: making_jobs(w, "/batch-predict/hashes"),
+    ("POST", JOBS + "/batch-predict/zip"): making_zip_jobs,
     ("GET", JOBS): listing_jobs,
     ("GET", JOBS + "/{job_id}"): lambda w: others_jobs(w, "GET", JOBS + "/{}"),
     ("DELETE", JOBS + "/{job_id}"): lambda w: others_jobs(w, "DELETE", JOBS + "/{}"),

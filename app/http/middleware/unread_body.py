@@ -6,20 +6,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.http.content_length import has_body
 
-LINGER_SECONDS = 1.0
+# As nginx's `lingering_time` and `lingering_timeout`: in all, and between two pieces of the body.
+LINGER_SECONDS, LINGER_PAUSE_SECONDS = 30.0, 5.0
+SHORT_LINGER_SECONDS = 1.0  # when the service is at capacity, and when it shuts down
+LINGER_BYTES = 64 * 1024 * 1024
 _WITHOUT_BODY = ("GET", "HEAD", "OPTIONS")
 
 
 class CloseOnUnreadBody:
     """Plain ASGI middleware: a response before the end of the body closes the connection.
 
-    The response is sent at once. For `LINGER_SECONDS`, the rest of the body is read and discarded:
-    closing the connection while the client sends would reset it, and a reset can discard the
-    response before the client has read it.
+    The response is sent at once. For at most `seconds`, at most LINGER_BYTES of the rest of the
+    body are read and discarded, and less if the client pauses: closing the connection while the
+    client sends would reset it, and a reset can discard the response before the client has read it.
+    Many clients read the response only after they have sent the whole body.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, seconds: float | None = None) -> None:
+        """By default, `seconds` is LINGER_SECONDS."""
         self.app = app
+        self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in _WITHOUT_BODY or not has_body(scope):
@@ -47,10 +53,13 @@ class CloseOnUnreadBody:
             await send(message)
 
         async def discard() -> None:
+            left = LINGER_BYTES
+            seconds = LINGER_SECONDS if self._seconds is None else self._seconds
             try:
-                async with asyncio.timeout(LINGER_SECONDS):
-                    while not read_all:
-                        await watched_receive()
+                async with asyncio.timeout(seconds):
+                    while not read_all and left > 0:
+                        async with asyncio.timeout(LINGER_PAUSE_SECONDS):
+                            left -= len((await watched_receive()).get("body", b""))
             except TimeoutError:
                 pass
 
