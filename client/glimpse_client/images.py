@@ -1,6 +1,6 @@
 """Images: classify, look up, read, delete, watch."""
 
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from glimpse_client.drivers import AsyncDriver, BlockingDriver
@@ -36,16 +36,35 @@ def _prefer(seconds: float) -> dict[str, str]:
     return {"prefer": f"wait={whole}"} if whole >= 1 else {}
 
 
-def classify_flow(image: Content, *, wait: float = DEFAULT_WAIT) -> Flow[Image]:
-    """Hash, look up, upload if unknown, wait for the result."""
+def views(model: str | None, labels: int | None, min_confidence: float | None) -> dict[str, Any]:
+    """The query parameters that select a model and a view of the result."""
+    return {"model": model, "labels": labels, "min_confidence": min_confidence}
+
+
+def classify_flow(
+    image: Content,
+    *,
+    model: str | None = None,
+    labels: int | None = None,
+    min_confidence: float | None = None,
+    wait: float = DEFAULT_WAIT,
+) -> Flow[Image]:
+    """Hash, look up, upload if unknown, wait for the result.
+
+    With a model, the look-up also starts the classification of an image that the service has.
+    """
     began: float = yield Clock()
     source: Source = yield Call(lambda: source_of(image))
     image_hash: str = yield Call(source.sha256)
-    response: Response = yield Request("GET", path_of(image_hash), expect=frozenset({404}))
+    params = views(model, labels, min_confidence)
+    path = path_of(image_hash)
+    known = ("POST", f"{path}/classify") if model else ("GET", path)
+    response: Response = yield Request(*known, params=params, expect=frozenset({404}))
     found = None if response.status == 404 else image_of(response.document)
     if found is None or (found.error is not None and found.error.retryable):
         response = yield Request(
             *("POST", IMAGES),
+            params=params,
             source=source,
             headers={"content-type": "application/octet-stream", **_prefer(wait)},
         )
@@ -53,14 +72,19 @@ def classify_flow(image: Content, *, wait: float = DEFAULT_WAIT) -> Flow[Image]:
     if found.done or wait <= 0:
         return found
     now: float = yield Clock()
-    return (yield from wait_flow(found, wait - (now - began)))
+    return (yield from wait_flow(found, params, wait - (now - began)))
 
 
-def wait_flow(found: Image, seconds: float) -> Generator[Effect, Any, Image]:
-    """Wait for the end of `found`: by its event stream, then by polling."""
+def wait_flow(
+    found: Image, params: Mapping[str, Any], seconds: float
+) -> Generator[Effect, Any, Image]:
+    """Wait for the end of `found`: by its event stream, then by polling.
+
+    `params` select the view. The model is that of `found`.
+    """
     now: float = yield Clock()
     ends = now + seconds
-    params = {"model": found.model or None}
+    params = {**params, "model": found.model or params.get("model")}
     if seconds > 0:
         yield Follow(f"{path_of(found.hash)}/stream", params, seconds)
     while True:
@@ -79,9 +103,16 @@ def wait_flow(found: Image, seconds: float) -> Generator[Effect, Any, Image]:
         yield Sleep(min(1.0, max(0.05, ends - now)))
 
 
-def get_flow(image_hash: str, *, model: str | None = None) -> Flow[Image]:
+def get_flow(
+    image_hash: str,
+    *,
+    model: str | None = None,
+    labels: int | None = None,
+    min_confidence: float | None = None,
+) -> Flow[Image]:
     """One image."""
-    return (yield from request("GET", path_of(image_hash), image_of, params={"model": model}))
+    params = views(model, labels, min_confidence)
+    return (yield from request("GET", path_of(image_hash), image_of, params=params))
 
 
 def lookup_flow(hashes: Sequence[str], model: str | None = None) -> Flow[set[str]]:
@@ -113,25 +144,42 @@ class Images:
     def __init__(self, driver: BlockingDriver) -> None:
         self._driver = driver
 
-    def classify(self, image: Content, *, wait: float = DEFAULT_WAIT) -> Image:
+    def classify(
+        self,
+        image: Content,
+        *,
+        model: str | None = None,
+        labels: int | None = None,
+        min_confidence: float | None = None,
+        wait: float = DEFAULT_WAIT,
+    ) -> Image:
         """The labels of an image: a path, bytes, an open file or a Pillow image.
 
         The client hashes the bytes first and uploads them only if the service does not know them.
-        `wait` is in seconds; with 0 the image returned may have no result yet. An image that cannot
-        be classified is returned with its `error`.
+        `model` is a name or an id. `labels` (1 to 20) and `min_confidence` (0 to 1) select which
+        labels the result has. `wait` is in seconds; with 0 the image returned may have no result
+        yet. An image that cannot be classified is returned with its `error`.
 
         Raises WaitTimeout, ApiError, ConnectionFailed, OSError, TypeError.
         """
-        return self._driver.run(classify_flow(image, wait=wait))
+        return self._driver.run(
+            classify_flow(
+                image, model=model, labels=labels, min_confidence=min_confidence, wait=wait
+            )
+        )
 
     def get(
         self,
         image_hash: str,
         *,
         model: str | None = None,
+        labels: int | None = None,
+        min_confidence: float | None = None,
     ) -> Image:
         """An image by the SHA-256 of its bytes. Raises NotFound."""
-        return self._driver.run(get_flow(image_hash, model=model))
+        return self._driver.run(
+            get_flow(image_hash, model=model, labels=labels, min_confidence=min_confidence)
+        )
 
     def missing(self, hashes: Sequence[str], *, model: str | None = None) -> set[str]:
         """The hashes of images whose bytes the service does not have."""
@@ -158,18 +206,34 @@ class AsyncImages:
     def __init__(self, driver: AsyncDriver) -> None:
         self._driver = driver
 
-    async def classify(self, image: Content, *, wait: float = DEFAULT_WAIT) -> Image:
+    async def classify(
+        self,
+        image: Content,
+        *,
+        model: str | None = None,
+        labels: int | None = None,
+        min_confidence: float | None = None,
+        wait: float = DEFAULT_WAIT,
+    ) -> Image:
         """As `Images.classify`."""
-        return await self._driver.run(classify_flow(image, wait=wait))
+        return await self._driver.run(
+            classify_flow(
+                image, model=model, labels=labels, min_confidence=min_confidence, wait=wait
+            )
+        )
 
     async def get(
         self,
         image_hash: str,
         *,
         model: str | None = None,
+        labels: int | None = None,
+        min_confidence: float | None = None,
     ) -> Image:
         """As `Images.get`."""
-        return await self._driver.run(get_flow(image_hash, model=model))
+        return await self._driver.run(
+            get_flow(image_hash, model=model, labels=labels, min_confidence=min_confidence)
+        )
 
     async def missing(self, hashes: Sequence[str], *, model: str | None = None) -> set[str]:
         """As `Images.missing`."""

@@ -94,6 +94,7 @@ class Batch:
 class Options:
     """How a job runs; what is None or empty is left to the service."""
 
+    model: str | None = None
     priority: str | None = None
     not_before: str | None = None
     cancel_after: str | None = None
@@ -102,6 +103,7 @@ class Options:
     def params(self) -> dict[str, Any]:
         """The query parameters."""
         return {
+            "model": self.model,
             "priority": self.priority,
             "not_before": self.not_before,
             "notify_email": self.notify_email,
@@ -209,7 +211,7 @@ def create_flow(
         Item(Source(""), each, 0, ()) for each in dict.fromkeys(hashes) if each not in distinct
     ]
     own = [item.hash for item in items if item.names]
-    missing = (yield from lookup_flow(own)) if own else set()
+    missing = (yield from lookup_flow(own, options.model)) if own else set()
     key = idempotency_key or secrets.token_hex(16)
     jobs: list[Job] = []
     sent = 0
@@ -262,7 +264,10 @@ def list_flow(
 
 
 def results_flow(
-    job_id: str, names: Mapping[str, Sequence[str]], cursor: str | None
+    job_id: str,
+    names: Mapping[str, Sequence[str]],
+    cursor: str | None,
+    params: Mapping[str, Any],
 ) -> Flow[Page[JobResult]]:
     """One page of a job's results, in their order."""
 
@@ -275,7 +280,7 @@ def results_flow(
             "GET",
             f"{JOBS}/{job_id}/results",
             page,
-            params={"cursor": cursor, "limit": RESULTS_AT_ONCE},
+            params={**params, "cursor": cursor, "limit": RESULTS_AT_ONCE},
         )
     )
 
@@ -402,12 +407,22 @@ class Jobs:
                 if "job_id" in document:
                     yield job_of(document)
 
-    def results(self, job: Job | Batch | str) -> Iterator[JobResult]:
-        """The results, in order. Those of a running job have the states of that moment."""
+    def results(
+        self,
+        job: Job | Batch | str,
+        *,
+        labels: int | None = None,
+        min_confidence: float | None = None,
+    ) -> Iterator[JobResult]:
+        """The results, in order. Those of a running job have the states of that moment.
+
+        `labels` (1 to 20) and `min_confidence` (0 to 1) select which labels they have.
+        """
+        params = {"labels": labels, "min_confidence": min_confidence}
         for each in _ids(job):
             cursor = None
             while True:
-                page = self._driver.run(results_flow(each, _names(job), cursor))
+                page = self._driver.run(results_flow(each, _names(job), cursor, params))
                 yield from page.items
                 cursor = page.next_cursor
                 if cursor is None:
@@ -489,12 +504,19 @@ class AsyncJobs:
                 if "job_id" in document:
                     yield job_of(document)
 
-    async def results(self, job: Job | Batch | str) -> AsyncIterator[JobResult]:
+    async def results(
+        self,
+        job: Job | Batch | str,
+        *,
+        labels: int | None = None,
+        min_confidence: float | None = None,
+    ) -> AsyncIterator[JobResult]:
         """As `Jobs.results`."""
+        params = {"labels": labels, "min_confidence": min_confidence}
         for each in _ids(job):
             cursor = None
             while True:
-                page = await self._driver.run(results_flow(each, _names(job), cursor))
+                page = await self._driver.run(results_flow(each, _names(job), cursor, params))
                 for item in page.items:
                     yield item
                 cursor = page.next_cursor

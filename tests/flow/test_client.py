@@ -131,6 +131,13 @@ def test_label_prints_data_on_standard_output_alone(
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["annotations"][0]["label"] for line in lines] == ["blue", "green"]
     assert done.stderr == ""
+    view = ["--labels", "2", "--min-confidence", "0.5", "--model", "colours", "--ndjson"]
+    for paths in (few, ["-r", str(photos)]):  # images one by one, and a job
+        done = glimpse(stack, tmp_path, "label", *paths, *view)
+        for line in map(json.loads, done.stdout.splitlines()):
+            labels = line["annotations"]
+            assert len(labels) == (line["status"] == "success")
+            assert all(each["confidence"] >= 0.5 for each in labels)
     out = tmp_path / "labels.json"
     assert glimpse(stack, tmp_path, "label", *few, "-o", str(out)).returncode == 0
     assert [each["status"] for each in json.loads(out.read_text())] == ["success", "success"]
@@ -141,6 +148,10 @@ def test_exit_codes(stack: Stack, photos: Path, tmp_path: Path) -> None:
     assert glimpse(stack, tmp_path, "label", photo, "-q").returncode == 0
     assert glimpse(stack, tmp_path, "label", str(photos / "nowhere.png")).returncode == 2
     assert glimpse(stack, tmp_path, "label", "--wait", "0", photo).returncode == 2
+    assert glimpse(stack, tmp_path, "label", "--labels", "0", photo).returncode == 2
+    assert glimpse(stack, tmp_path, "label", "--min-confidence", "2", photo).returncode == 2
+    done = glimpse(stack, tmp_path, "label", "--model", "cats", photo)
+    assert (done.returncode, "Known models: colours@" in done.stderr) == (2, True), done.stderr
     assert glimpse(stack, tmp_path, "images", "get", "0" * 64).returncode == 3
     done = glimpse(stack, tmp_path, "--url", "http://127.0.0.1:9", "doctor")
     assert done.returncode == 6

@@ -1,6 +1,7 @@
 """The client against faults at the socket: nothing lost, nothing twice, errors by code."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from glimpse_client.errors import (
     ServiceUnavailable,
     Unauthenticated,
 )
+from glimpse_client.jobs import Options
 
 from tests.support.scripted_service import Drop, Reply, ScriptedService, Step
 
@@ -155,6 +157,52 @@ def test_a_known_image_is_not_uploaded() -> None:
         image = client.images.classify(b"bytes")
     assert (image.label, image.uploaded) == ("tabby cat", False)
     assert [each.method for each in service.seen] == ["GET"]
+
+
+def test_view_is_requested_at_every_step() -> None:
+    script = (problem(404, "not_found"), Reply(202, PENDING), problem(503), Reply(200, DONE))
+    with ScriptedService(*script) as service, Glimpse(service.url, retries=AT_ONCE) as client:
+        client.images.classify(b"bytes", labels=3, min_confidence=0.5)
+    view = "labels=3&min_confidence=0.5"
+    paths = [each.path for each in service.seen if "/stream" not in each.path]
+    assert all(view in path for path in paths), paths
+    assert len(paths) == 3
+    assert "model=m" in paths[-1], "the model of the upload, which may not be the default any more"
+
+
+def test_named_model_classifies_a_stored_image_without_its_bytes() -> None:
+    with ScriptedService(Reply(200, DONE)) as service, Glimpse(service.url) as client:
+        image = client.images.classify(b"bytes", model="m", labels=3)
+    (seen,) = service.seen
+    assert (seen.method, image.uploaded) == ("POST", False)
+    assert seen.path.endswith("/classify?model=m&labels=3")
+
+
+def test_named_model_of_an_unknown_image_is_named_in_the_upload() -> None:
+    script = (problem(404, "not_found"), Reply(200, DONE))
+    with ScriptedService(*script) as service, Glimpse(service.url) as client:
+        assert client.images.classify(b"bytes", model="m").uploaded
+    assert service.seen[1].path == "/api/v1/images?model=m"
+    assert service.seen[1].body == b"bytes"
+
+
+def test_views_of_results_and_images_are_requested() -> None:
+    page = {"job_id": "j", "status": "completed", "results": [], "next_cursor": None}
+    script = (Reply(200, page), Reply(200, DONE))
+    with ScriptedService(*script) as service, Glimpse(service.url) as client:
+        assert list(client.jobs.results("j", labels=2, min_confidence=0.25)) == []
+        client.images.get("a" * 64, model="m", labels=1)
+    assert service.seen[0].path.startswith("/api/v1/jobs/j/results?labels=2&min_confidence=0.25&")
+    assert service.seen[1].path.endswith("?model=m&labels=1")
+
+
+def test_model_of_a_job_is_looked_up_and_requested() -> None:
+    accepted = {"job_id": "j", "status": "pending"}
+    script = (Reply(200, {"known": {}, "missing": []}), Reply(202, accepted))
+    with ScriptedService(*script) as service, Glimpse(service.url) as client:
+        client.jobs.create([b"bytes"], options=Options(model="m"))
+    assert json.loads(service.seen[0].body)["model"] == "m"
+    assert service.seen[1].path == "/api/v1/jobs/batch-predict?model=m"
 
 
 def test_a_wait_that_is_over_says_what_is_known() -> None:

@@ -7,18 +7,19 @@ const MOST = 1000;
 
 /**
  * @param {{file: File, path: string}[]} images
+ * @param {string} model empty for the default one
  * @param {(word: string, done: number, total: number) => void} progress
  * @returns {Promise<string>} the job's id
  */
-export async function createJob(images, progress) {
+export async function createJob(images, model, progress) {
   if (images.length > MOST) {
     throw new Error(`A job has at most ${MOST} images; these are ${images.length}. Use the command line: glimpse label.`);
   }
-  const hashes = await uploadMissing(images, progress);
+  const hashes = await uploadMissing(images, model, progress);
   const created = await call(
     "POST",
     "/api/v1/jobs/batch-predict",
-    { image_hashes: hashes.map((hash, n) => ({ image_hash: hash, metadata: { file: images[n].path } })) },
+    { image_hashes: hashes.map((hash, n) => ({ image_hash: hash, metadata: { file: images[n].path } })), ...(model ? { model } : {}) },
     { "idempotency-key": crypto.randomUUID?.() ?? String(Math.random()) },
   );
   return created.job_id;
@@ -27,10 +28,11 @@ export async function createJob(images, progress) {
 /**
  * The hash of each image, all of them known to the service afterwards.
  * @param {{file: File, path: string}[]} images
+ * @param {string} model
  * @param {(word: string, done: number, total: number) => void} progress
  * @returns {Promise<string[]>}
  */
-async function uploadMissing(images, progress) {
+async function uploadMissing(images, model, progress) {
   /** @type {string[]} */
   const hashes = new Array(images.length);
   let done = 0;
@@ -42,7 +44,7 @@ async function uploadMissing(images, progress) {
     ? await json("/api/v1/images/lookup", {
         method: "POST",
         headers: { "content-type": "application/json" },
-        body: JSON.stringify({ image_hashes: [...new Set(hashes)] }),
+        body: JSON.stringify({ image_hashes: [...new Set(hashes)], ...(model ? { model } : {}) }),
       })
     : { missing: null };
   const missing = known.missing === null ? null : new Set(known.missing);
@@ -51,7 +53,7 @@ async function uploadMissing(images, progress) {
   await each(sending, async ({ file, n }) => {
     try {
       const answer = await send("/api/v1/images", {
-        method: "POST", body: file, headers: { "content-type": "application/octet-stream" },
+        method: "POST", query: { model }, body: file, headers: { "content-type": "application/octet-stream" },
       });
       hashes[n] = (await answer.json()).image_hash;
     } catch (error) {

@@ -16,7 +16,7 @@ export function Jobs({ go }) {
   const start = async (files) => {
     setError(null);
     try {
-      go(`/jobs/${await createJob(files.filter(looksLikeImage), (word, done, total) => setProgress({ word, done, total }))}`);
+      go(`/jobs/${await createJob(files.filter(looksLikeImage), "", (word, done, total) => setProgress({ word, done, total }))}`);
     } catch (failed) {
       setError(failed);
     } finally {

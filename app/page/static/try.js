@@ -10,12 +10,18 @@ const AT_ONCE = 4;
 export const MANY = 20; // more files than this become a job
 
 /**
+ * The query of a request; an empty value leaves the choice to the service.
+ * @typedef {{model: string, labels: string, min_confidence: string}} Options
+ */
+
+/**
  * @typedef {object} Shown
  * @property {number} id
  * @property {string} name
  * @property {File} file
  * @property {string} preview
  * @property {string} state
+ * @property {Options} options
  * @property {string} [note]
  * @property {any} [image]
  * @property {unknown} [error]
@@ -30,11 +36,19 @@ export function Try({ go }) {
   const [over, setOver] = useState(false);
   const [camera, setCamera] = useState(false);
   const [progress, setProgress] = useState(/** @type {{done: number, total: number, word: string} | null} */ (null));
+  const [models, setModels] = useState(/** @type {any[]} */ ([]));
+  const [model, setModel] = useState("");
+  const [labels, setLabels] = useState("");
+  const [least, setLeast] = useState("");
   const stop = useRef(new AbortController());
   const waiting = useRef(/** @type {Shown[]} */ ([]));
   const busy = useRef(0);
 
-  useEffect(() => () => stop.current.abort(), []);
+  useEffect(() => {
+    json("/api/v1/models", { signal: stop.current.signal }).then((found) => setModels(found.models), () => undefined);
+    return () => stop.current.abort();
+  }, []);
+  const options = { model, labels, min_confidence: least === "" ? "" : String(Number(least) / 100) };
 
   /** @param {Partial<Shown> & {id: number}} change */
   const update = (change) =>
@@ -50,7 +64,7 @@ export function Try({ go }) {
     }
     if (images.length > MANY) {
       try {
-        const job = await createJob(images, (word, done, total) => setProgress({ word, done, total }));
+        const job = await createJob(images, model, (word, done, total) => setProgress({ word, done, total }));
         go(`/jobs/${job}`);
       } catch (failed) {
         setError(failed);
@@ -60,7 +74,7 @@ export function Try({ go }) {
       return;
     }
     const added = images.map(({ file, path }) => ({
-      id: nextId++, name: path, file, preview: URL.createObjectURL(file), state: "waiting",
+      id: nextId++, name: path, file, preview: URL.createObjectURL(file), state: "waiting", options,
     }));
     setShown((before) => [...added, ...before]);
     waiting.current.push(...added);
@@ -106,6 +120,19 @@ export function Try({ go }) {
       </div>
     </div>
     ${camera ? html`<${Camera} onFile=${(/** @type {File} */ file) => take([{ file, path: file.name }])} />` : null}
+    <div class="row">
+      ${models.length > 1
+        ? html`<label class="field">Model
+            <select value=${model} onChange=${(/** @type {any} */ event) => setModel(event.target.value)}>
+              <option value="">${models[0].name} (default)</option>
+              ${models.slice(1).map((each) => html`<option value=${each.id}>${each.name}</option>`)}
+            </select></label>`
+        : null}
+      <label class="field">Labels
+        <input type="number" min="1" max="20" placeholder="default" value=${labels} onChange=${(/** @type {any} */ event) => setLabels(event.target.validity.valid ? event.target.value : "")} /></label>
+      <label class="field">From %
+        <input type="number" min="0" max="100" placeholder="default" value=${least} onChange=${(/** @type {any} */ event) => setLeast(event.target.validity.valid ? event.target.value : "")} /></label>
+    </div>
     <${Failure} error=${error} />
     ${progress ? html`<p role="status">${progress.word} ${progress.done} of ${progress.total} <progress max=${progress.total} value=${progress.done} aria-label=${progress.word}></progress></p>` : null}
     <div class="results" aria-live="polite" aria-relevant="additions text">
@@ -172,8 +199,13 @@ async function classify(shown, update, signal) {
   try {
     update({ id: shown.id, state: "hashing" });
     const hash = await sha256(shown.file);
+    const query = shown.options;
     let answer = null;
-    if (hash) answer = await send(`/api/v1/images/${hash}`, { expect: [404], signal });
+    if (hash) {
+      answer = query.model
+        ? await send(`/api/v1/images/${hash}/classify`, { method: "POST", query, expect: [404], signal })
+        : await send(`/api/v1/images/${hash}`, { query, expect: [404], signal });
+    }
     let image = answer && answer.status !== 404 ? await answer.json() : null;
     let note = "";
     if (image && !(image.error && image.error.retryable)) {
@@ -182,7 +214,7 @@ async function classify(shown, update, signal) {
     } else {
       update({ id: shown.id, state: "sending" });
       const uploaded = await send("/api/v1/images", {
-        method: "POST", body: shown.file, signal,
+        method: "POST", query, body: shown.file, signal,
         headers: { "content-type": "application/octet-stream" },
       });
       image = await uploaded.json();
@@ -190,8 +222,9 @@ async function classify(shown, update, signal) {
     update({ id: shown.id, state: image.status, image, note });
     if (image.status !== "success" && image.status !== "error") {
       const path = `/api/v1/images/${image.image_hash}`;
-      await follow(`${path}/stream`, (document) => update({ id: shown.id, state: document.status ?? "running" }), signal);
-      image = await json(path, { signal });
+      const model = encodeURIComponent(image.model);
+      await follow(`${path}/stream?model=${model}`, (document) => update({ id: shown.id, state: document.status ?? "running" }), signal);
+      image = await json(path, { query: { ...query, model: image.model }, signal });
       const took = ((performance.now() - began) / 1000).toFixed(1);
       update({ id: shown.id, state: image.status, image, note: `Labelled in ${took} s.` });
     }
@@ -213,19 +246,23 @@ function Result({ shown }) {
       ${image ? html`<${Labels} image=${image} />` : null}
       ${shown.note ? html`<p class="soft small">${shown.note}</p>` : null}
       ${image ? html`<p class="small"><a href=${`#/images/${image.image_hash}`}>This image's page</a></p>
-        <${Requests} name=${shown.name} hash=${image.image_hash} />
+        <${Requests} name=${shown.name} hash=${image.image_hash} options=${shown.options} />
         <details><summary>JSON</summary><pre tabindex="0">${JSON.stringify(image, null, 2)}</pre></details>` : null}
     </div>
   </article>`;
 }
 
-/** The same request elsewhere. @param {{name: string, hash: string}} props */
-export function Requests({ name, hash }) {
+/** The same request elsewhere. @param {{name: string, hash: string, options?: Partial<Options>}} props */
+export function Requests({ name, hash, options = {} }) {
   const file = name.split("/").pop() || "photo.jpg";
   const quoted = `'${file.replaceAll("'", "'\\''")}'`;
-  const curl = `curl -H 'Prefer: wait=20' -H 'Content-Type: application/octet-stream' --data-binary @${quoted} '${base}/api/v1/images'`;
-  const python = `from glimpse_client import Glimpse\n\nwith Glimpse(${JSON.stringify(base)}) as glimpse:\n    print(glimpse.images.classify(${JSON.stringify(file)}).label)`;
-  const shell = `glimpse --url ${base} label ${quoted}`;
+  const chosen = Object.entries(options).filter(([, value]) => value);
+  const query = new URLSearchParams(/** @type {[string, string][]} */ (chosen)).toString();
+  const keywords = chosen.map(([key, value]) => `, ${key}=${key === "model" ? JSON.stringify(value) : value}`).join("");
+  const flags = chosen.map(([key, value]) => ` --${key.replace("_", "-")} ${value}`).join("");
+  const curl = `curl -H 'Prefer: wait=20' -H 'Content-Type: application/octet-stream' --data-binary @${quoted} '${base}/api/v1/images${query ? `?${query}` : ""}'`;
+  const python = `from glimpse_client import Glimpse\n\nwith Glimpse(${JSON.stringify(base)}) as glimpse:\n    print(glimpse.images.classify(${JSON.stringify(file)}${keywords}).label)`;
+  const shell = `glimpse --url ${base} label ${quoted}${flags}`;
   return html`<details><summary>The same request by curl, Python and glimpse</summary>
     ${[curl, python, shell].map((text) => html`<div class="row spread"><pre tabindex="0" style="flex:1">${text}</pre><${Copy} text=${text} /></div>`)}
     <p class="small soft mono">${hash}</p></details>`;

@@ -37,7 +37,8 @@ export function Failure({ error }) {
 export function Labels({ image }) {
   const labels = image.annotations ?? [];
   if (labels.length === 0) {
-    return image.output ? html`<pre>${JSON.stringify(image.output, null, 2)}</pre>` : null;
+    if (image.output) return html`<pre>${JSON.stringify(image.output, null, 2)}</pre>`;
+    return image.status === "success" ? html`<p class="soft">No label has this confidence.</p>` : null;
   }
   const [best] = labels;
   const unsure = image.confident === false;

@@ -52,6 +52,21 @@ class Formats:
         return command
 
 
+model_option = click.option("--model", help="The model, by name or id.")
+
+
+def view_options(command: Any) -> Any:
+    """The options `--labels` and `--min-confidence`."""
+    least = click.option(
+        "--min-confidence",
+        type=click.FloatRange(0, 1),
+        help="Leave out labels below this confidence.",
+    )
+    return click.option("--labels", type=click.IntRange(1, 20), help="Labels for each image.")(
+        least(command)
+    )
+
+
 @click.group(context_settings=SETTINGS)
 @click.version_option(VERSION, prog_name="glimpse")
 @click.option("--url", help="The service's address, instead of the profile's.")
@@ -68,6 +83,8 @@ def cli(click_context: click.Context, url: str | None, api_key: str | None, prof
 @cli.command()
 @click.argument("paths", nargs=-1, required=True)
 @click.option("-r", "--recursive", is_flag=True, help="Search folders inside folders.")
+@model_option
+@view_options
 @click.option("--priority", type=click.Choice(["high", "normal", "low"]), help="Of jobs.")
 @click.option("--wait", type=click.FloatRange(min=1), default=DEFAULT_WAIT, show_default=True,
               help="Seconds to wait for a single image.")  # fmt: skip
@@ -79,6 +96,9 @@ def label(
     ctx: Context,
     paths: tuple[str, ...],
     recursive: bool,
+    model: str | None,
+    labels: int | None,
+    min_confidence: float | None,
     priority: str | None,
     wait: float,
     output: str | None,
@@ -90,7 +110,7 @@ def label(
     Photos that the service knows are not uploaded. A few photos are labelled one by one, more as
     jobs, which go on if you press Ctrl-C.
     """
-    choice = Choice(priority, wait)
+    choice = Choice(model, labels, min_confidence, priority, wait)
     chosen = Format(format_ or _format_of(output))
     sys.exit(run_label(ctx, paths, recursive, choice, chosen, output, dry_run))
 
@@ -161,19 +181,22 @@ def watch(ctx: Context, job_id: str, as_json: bool) -> None:
 
 @jobs.command()
 @click.argument("job_id")
+@view_options
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write to this file.")
 @Formats()
 @pass_context
 def results(
     ctx: Context,
     job_id: str,
+    labels: int | None,
+    min_confidence: float | None,
     output: str | None,
     format_: str | None,
 ) -> None:
     """Print a job's results."""
     with open_output(output) as out:
         writer = Writer(Format(format_ or _format_of(output)), COLUMNS, out)
-        found = ctx.client.jobs.results(job_id)
+        found = ctx.client.jobs.results(job_id, labels=labels, min_confidence=min_confidence)
         for each in found:
             name = each.name or each.hash or ""
             labelled = label_module.from_result(name, each)
@@ -242,11 +265,21 @@ def images() -> None:
 
 @images.command("get")
 @click.argument("image_hash")
-@click.option("--model")
+@model_option
+@view_options
 @pass_context
-def get_image(ctx: Context, image_hash: str, model: str | None) -> None:
+def get_image(
+    ctx: Context,
+    image_hash: str,
+    model: str | None,
+    labels: int | None,
+    min_confidence: float | None,
+) -> None:
     """Show an image as JSON."""
-    show_json(dict(ctx.client.images.get(image_hash, model=model).raw))
+    image = ctx.client.images.get(
+        image_hash, model=model, labels=labels, min_confidence=min_confidence
+    )
+    show_json(dict(image.raw))
 
 
 @images.command("delete")

@@ -90,6 +90,9 @@ class Labelled:
 class Choice:
     """The options of `glimpse label`."""
 
+    model: str | None = None
+    labels: int | None = None
+    min_confidence: float | None = None
     priority: str | None = None
     wait: float = DEFAULT_WAIT
 
@@ -194,6 +197,7 @@ class Running:
     def __init__(self, ctx: Context, window: list[Wanted], choice: Choice) -> None:
         self._ctx = ctx
         self._window = window
+        self._choice = choice
         self._hashes: dict[str, str] = {}
         self._refused: dict[str, str] = {}
         sources = []
@@ -203,7 +207,7 @@ class Running:
                     self._refused[wanted.name] = wanted.refused or outcome or "cannot be in a job"
                 else:
                     sources.append((wanted.source, wanted.name))
-        options = Options(priority=choice.priority)
+        options = Options(model=choice.model, priority=choice.priority)
         self._batch: Batch | None = None
         self.job_ids: list[str] = []
         if sources:
@@ -223,7 +227,11 @@ class Running:
                     advance(now - settled, f"{state.failed} failed" if state.failed else "")
                     settled = now
                 done += settled
-            results = self._ctx.client.jobs.results(self._batch)
+            results = self._ctx.client.jobs.results(
+                self._batch,
+                labels=self._choice.labels,
+                min_confidence=self._choice.min_confidence,
+            )
             for result in results:
                 for name in result.names:
                     by_name[name] = result
@@ -275,7 +283,13 @@ def _single(ctx: Context, wanted: Wanted, choice: Choice) -> Labelled:
     if wanted.refused is not None:
         return Labelled(wanted.name, "error", error=wanted.refused)
     try:
-        image: Image = ctx.client.images.classify(_content(wanted.source), wait=choice.wait)
+        image: Image = ctx.client.images.classify(
+            _content(wanted.source),
+            model=choice.model,
+            labels=choice.labels,
+            min_confidence=choice.min_confidence,
+            wait=choice.wait,
+        )
     except (Invalid, Unsupported, TooLarge) as error:
         if _concerns_request(error):
             raise
@@ -300,7 +314,7 @@ def _content(source: Source | None) -> Path | bytes:
 
 def _concerns_request(error: ApiError) -> bool:
     """Whether an option is wrong rather than the image."""
-    return error.code == "invalid_request"
+    return error.code in ("invalid_request", "unknown_model")
 
 
 def run_label(
