@@ -58,7 +58,7 @@ async def test_pushed_image_is_classified(worker: RunningWorker) -> None:
     record = await worker.record(key)
     assert record.status is Status.SUCCESS
     assert record.attempts == 1
-    assert [note.index for note in record.annotations] == [1, 2, 3, 4, 5]
+    assert [note.index for note in record.annotations] == [1, 2, 3, 4, 5, 6]
     assert record.annotations[0].label == "blue"
     confidences = [note.confidence for note in record.annotations]
     assert confidences == sorted(confidences, reverse=True)
