@@ -187,7 +187,12 @@ def test_named_model_of_an_unknown_image_is_named_in_the_upload() -> None:
 
 
 def test_views_of_results_and_images_are_requested() -> None:
-    page: dict[str, Any] = {"job_id": "j", "status": "completed", "results": [], "next_cursor": None}
+    page: dict[str, Any] = {
+        "job_id": "j",
+        "status": "completed",
+        "results": [],
+        "next_cursor": None,
+    }
     script = (Reply(200, page), Reply(200, DONE))
     with ScriptedService(*script) as service, Glimpse(service.url) as client:
         assert list(client.jobs.results("j", labels=2, min_confidence=0.25)) == []
