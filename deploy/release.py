@@ -1,193 +1,82 @@
-"""Releases two images to Cloud Run, or rolls a release back: `python3 -m deploy.release`.
+"""Releases images to Cloud Run, or rolls a release back: `python3 -m deploy.release`.
 
-The order of the steps follows from the direction of messages. The API publishes, and Pub/Sub
-pushes to the worker revision that has the traffic. When a new API starts, the queue still has
-messages of the old API. So a worker must understand messages of its own API and of the previous
-one:
+The order of the steps follows from the direction of messages. The API publishes, and Pub/Sub pushes
+to the worker revisions that have the traffic. When a new API starts, the queue still has messages
+of the old API. So a worker must understand messages of its own API and of the previous one:
 
-1. Create both revisions without traffic. The worker revision starts only if its model loads.
-2. Move the traffic of the worker. Test the API in service: its messages must work.
-3. Test the new API revision at its own address: its messages must work.
-4. Move the traffic of the API, and test it again.
+1. Check everything that the release needs, and list what is missing. Nothing has changed so far.
+2. Create a revision of each service without traffic. A worker revision starts only if its model
+   loads.
+3. Move the traffic of each worker. Test the API in service: its messages must work.
+4. Test the new API revision at its own address: its messages must work.
+5. Move the traffic of the API, and test it again.
 
 If only a load balancer can reach the API (`--api-url`), a revision has no address for the test.
-Then there is no step 3, and step 4 is the first test of the new API.
+Then there is no step 4, and step 5 is the first test of the new API.
 
-If a step fails, the API gets its old traffic back first, which stops new messages. Then the
-worker gets its old traffic back. The old worker receives the messages that the new API has
-published. If it does not have their model, they become dead letters, which can be replayed.
+If a step fails, the API gets its old traffic back first, which stops new messages. Then the workers
+get their old traffic back, in reverse order. The old workers receive the messages that the new API
+has published. If they do not have their model, these become dead letters, which can be replayed.
+Last, each service's template gets its old image back, so that a later `terraform apply` does not
+start the image that failed.
+
+Without `--api-image` or `--worker-image`, the image in service stays. Such a release puts changed
+settings into service after `terraform apply`, with the same tests.
+
+Exit codes: 0, the release is in service. 1, it failed and was rolled back. 2, something is missing
+and nothing was changed. 3, it was not rolled back: the output says what to do.
 
 This module runs gcloud. It needs only the standard library.
 """
 
 import argparse
-import json
 import os
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
+from deploy import preflight
+from deploy.cloud_run import (
+    CloudRun,
+    ReleaseFailed,
+    Service,
+    Split,
+    TrafficChanged,
+    repository,
+    shown,
+)
+from deploy.journal import Entry, Journal
 from deploy.smoke import RESULT_SECONDS, Target, smoke
 
-TAG = "candidate"  # gives the new revision an address until it has the traffic
-GCLOUD_SECONDS = 900.0  # includes the start-up probe of a revision
+FAILED, MISSING, BY_HAND = 1, 2, 3
 
-Split = Mapping[str, int]  # revision: percent
 Check = Callable[[str], str]  # tests the API at an address, returns its model. Raises SmokeFailed
 
 
-class ReleaseFailed(Exception):
-    """A step failed. The text says which one and why."""
+class Missing(ReleaseFailed):
+    """Something that the release needs is missing. Nothing was changed."""
 
 
-@dataclass(frozen=True)
-class Service:
-    """The state of a Cloud Run service.
-
-    `candidate` and `candidate_url` are empty if no revision has the tag.
-    """
-
-    name: str
-    url: str
-    image: str
-    traffic: Split
-    candidate: str = ""
-    candidate_url: str = ""
+class NotRolledBack(ReleaseFailed):
+    """A roll-back is not complete."""
 
 
-@dataclass(frozen=True)
-class CloudRun:
-    """The Cloud Run services of a project and region, through gcloud."""
-
-    project: str
-    region: str
-
-    def describe(self, name: str) -> Service:
-        return service_of(name, self._json("run", "services", "describe", name))
-
-    def add_revision(self, name: str, image: str) -> Service:
-        """Create a revision of `image` with the tag and without traffic. The service must exist."""
-        service = service_of(
-            name,
-            self._json(
-                *("run", "services", "update", name),
-                *(f"--image={image}", "--no-traffic", f"--tag={TAG}"),
-            ),
-        )
-        # gcloud can return before the status has the tag.
-        service = service if service.candidate else self.describe(name)
-        if not service.candidate:
-            raise ReleaseFailed(f"{name}: there is no new revision")
-        return service
-
-    def set_traffic(self, name: str, split: Split) -> None:
-        """Split the requests as given, and remove the tag, which would keep its revision warm."""
-        shares = ",".join(f"{revision}={percent}" for revision, percent in split.items())
-        self._json(
-            *("run", "services", "update-traffic", name),
-            *(f"--to-revisions={shares}", f"--remove-tags={TAG}"),
-        )
-
-    def command(self, *words: str) -> list[str]:
-        where = (f"--project={self.project}", f"--region={self.region}")
-        return ["gcloud", *words, *where, "--quiet", "--format=json"]
-
-    def _json(self, *words: str) -> Any:
-        try:
-            done = subprocess.run(
-                self.command(*words),
-                stdout=subprocess.PIPE,  # its standard error goes to the log
-                text=True,
-                check=True,
-                timeout=GCLOUD_SECONDS,
-            )
-            return json.loads(done.stdout)
-        except (subprocess.SubprocessError, OSError, ValueError) as error:
-            raise ReleaseFailed(f"gcloud {' '.join(words[:4])}: {error}") from error
-
-
-def service_of(name: str, document: Any) -> Service:
-    """Parse the output of `gcloud run services describe --format=json`. Raises ReleaseFailed."""
-    try:
-        status, template = document["status"], document["spec"]["template"]["spec"]
-        targets = status.get("traffic", [])
-        # A revision can have several entries, one of them for its tag.
-        traffic: dict[str, int] = {}
-        for target in targets:
-            if percent := target.get("percent", 0):
-                revision = target["revisionName"]
-                traffic[revision] = traffic.get(revision, 0) + percent
-        tagged: Mapping[str, str] = next((t for t in targets if t.get("tag") == TAG), {})
-        service = Service(
-            name=name,
-            url=status.get("url", ""),
-            image=template["containers"][0]["image"],
-            traffic=traffic,
-            candidate=tagged.get("revisionName", ""),
-            candidate_url=tagged.get("url", ""),
-        )
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise ReleaseFailed(
-            f"{name}: gcloud does not describe a service in use: {error!r}"
-        ) from error
-    if sum(traffic.values()) != 100:
-        raise ReleaseFailed(
-            f"{name}: there is no revision to roll back to, the traffic is {traffic}"
-        )
-    return service
-
-
-@dataclass
-class Journal:
-    """A file with the traffic before the release, so that another process can restore it.
-
-    The file exists until the release or the roll-back is complete. `summary` is an optional file
-    that gets a line of Markdown for each step.
-    """
-
-    path: Path
-    summary: Path | None = None
-    began: float = field(default_factory=time.monotonic)
-
-    def open(self, cloud: CloudRun, services: Sequence[Service]) -> None:
-        before = {service.name: dict(service.traffic) for service in services}
-        document = {"project": cloud.project, "region": cloud.region, "before": before}
-        self.path.write_text(json.dumps(document, indent=1), encoding="utf-8")
-        if self.summary is not None:
-            with self.summary.open("a", encoding="utf-8") as page:
-                page.write(f"## Release of {' and '.join(before)}\n\n")
-
-    def read(self) -> tuple[CloudRun, dict[str, dict[str, int]]] | None:
-        """The project and each service's traffic, in roll-back order, or None if it is closed."""
-        if not self.path.exists():
-            return None
-        document = json.loads(self.path.read_text(encoding="utf-8"))
-        return CloudRun(document["project"], document["region"]), document["before"]
-
-    def close(self) -> None:
-        self.path.unlink(missing_ok=True)
-
-    def note(self, mark: str, text: str) -> None:
-        line = f"{time.monotonic() - self.began:6.1f} s  {text}"
-        print(line, flush=True)
-        if self.summary is not None:
-            with self.summary.open("a", encoding="utf-8") as page:
-                page.write(f"- {mark} {text}\n")
+class Interrupted(BaseException):
+    """A signal. Not an Exception, so that no step takes it for its own failure."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A service and its new image.
+    """A service, the image that serves and its new image.
 
     `public_url` is the address of the service if it is not reachable at its own.
     """
 
     service: Service
+    serving_image: str
     image: str
     public_url: str = ""
 
@@ -198,116 +87,203 @@ class Change:
     @property
     def first(self) -> bool:
         """Whether the service runs another program, such as the placeholder of a new project."""
-        return _repository(self.service.image) != _repository(self.image)
+        return repository(self.serving_image) != repository(self.image)
 
 
-def release(cloud: CloudRun, api: Change, worker: Change, check: Check, journal: Journal) -> None:
-    """Do the four steps. Raises ReleaseFailed after the roll-back."""
-    # A roll-back uses this order: the API first.
-    journal.open(cloud, [api.service, worker.service])
-    journal.note("📦", f"`{api.image}`")
-    journal.note("📦", f"`{worker.image}`")
+def release(
+    cloud: CloudRun, api: Change, workers: Sequence[Change], check: Check, journal: Journal
+) -> None:
+    """Do steps 2 to 5. Raises ReleaseFailed after the roll-back, NotRolledBack if that failed too.
+
+    Leaves the journal open if it is interrupted.
+    """
+    changes = (*workers, api)
+    journal.open(
+        cloud.project,
+        cloud.region,
+        [Entry(c.name, dict(c.service.traffic), c.serving_image) for c in reversed(changes)],
+    )
+    for image in dict.fromkeys(change.image for change in (api, *workers)):
+        journal.note("📦", f"`{image}`")
     try:
-        new_worker = cloud.add_revision(worker.name, worker.image)
-        journal.note("✅", f"`{new_worker.candidate}` is ready, without traffic")
-        new_api = cloud.add_revision(api.name, api.image)
-        journal.note("✅", f"`{new_api.candidate}` is ready, without traffic")
-        cloud.set_traffic(worker.name, {new_worker.candidate: 100})
-        journal.note("✅", f"`{new_worker.candidate}` gets the messages")
-        if api.first:
-            journal.note("✅", "the API in service is a placeholder and was not tested")
-        else:
-            journal.note(
-                "✅",
-                f"the API in service works with it: {check(api.public_url or api.service.url)}",
-            )
-        if api.public_url:
-            journal.note("✅", f"`{new_api.candidate}` cannot be tested before it is in service")
-        else:
-            journal.note("✅", f"`{new_api.candidate}` works: {check(new_api.candidate_url)}")
-        cloud.set_traffic(api.name, {new_api.candidate: 100})
-        journal.note("✅", f"`{new_api.candidate}` gets the requests")
-        journal.note("✅", f"the API in service works: {check(api.public_url or new_api.url)}")
+        _forward(cloud, api, workers, check, journal)
     except Exception as error:
         journal.note("❌", str(error))
-        roll_back(journal)
+        roll_back(cloud, journal)
         raise ReleaseFailed("the release failed and was rolled back") from error
     journal.close()
 
 
-def roll_back(journal: Journal) -> bool:
-    """Restore the traffic of the journal. Returns False if the journal is closed.
+def _forward(
+    cloud: CloudRun, api: Change, workers: Sequence[Change], check: Check, journal: Journal
+) -> None:
+    revisions: dict[str, str] = {}
+    for change in (*workers, api):
+        revision = cloud.add_revision(change.name, change.image).name
+        revisions[change.name] = revision
+        journal.created(change.name, revision)
+        journal.note("✅", f"`{revision}` is ready, without traffic")
+    candidate_url = "" if api.public_url else cloud.tag_revision(api.name, revisions[api.name])
+    for worker in workers:
+        _move(cloud, worker, revisions[worker.name])
+        journal.note("✅", f"`{revisions[worker.name]}` gets the messages")
+    url = api.public_url or api.service.url
+    if api.first:
+        journal.note("✅", "the API in service is a placeholder and was not tested")
+    else:
+        journal.note("✅", f"the API in service works with them: {check(url)}")
+    if api.public_url:
+        journal.note("✅", f"`{revisions[api.name]}` cannot be tested before it is in service")
+    else:
+        journal.note("✅", f"`{revisions[api.name]}` works: {check(candidate_url)}")
+    _move(cloud, api, revisions[api.name])
+    journal.note("✅", f"`{revisions[api.name]}` gets the requests")
+    journal.note("✅", f"the API in service works: {check(url)}")
 
-    It can be repeated. Raises ReleaseFailed after it has tried every service.
+
+def _move(cloud: CloudRun, change: Change, revision: str) -> None:
+    cloud.set_traffic(change.name, {revision: 100}, [change.service.traffic])
+
+
+def roll_back(cloud: CloudRun, journal: Journal) -> None:
+    """Restore the traffic and then the images of the journal, and close it.
+
+    It can be repeated. Raises NotRolledBack after it has tried every service. Traffic that another
+    person or program has set stays.
     """
-    found = journal.read()
-    if found is None:
-        return False
-    cloud, before = found
-    failed = []
-    for name, split in before.items():
+    failed: list[str] = []
+    for entry in journal.entries:
+        ours: list[Split] = [{entry.revision: 100}] if entry.revision else []
         try:
-            cloud.set_traffic(name, split)
-            journal.note("↩️", f"`{name}` has its traffic back: {_shares(split)}")
+            cloud.set_traffic(entry.name, entry.before, ours)
+            journal.note("↩️", f"`{entry.name}` has its traffic back: {shown(entry.before)}")
+        except TrafficChanged as error:
+            failed.append(entry.name)
+            journal.note("❌", str(error))
         except ReleaseFailed as error:
-            failed.append(name)
-            journal.note("❌", f"`{name}` could NOT be rolled back to {_shares(split)}: {error}")
+            failed.append(entry.name)
+            text = f"`{entry.name}` could NOT be rolled back to {shown(entry.before)}: {error}"
+            journal.note("❌", text)
+    for entry in journal.entries:
+        if entry.name not in failed:
+            _restore_image(cloud, entry, journal)
     if failed:
-        raise ReleaseFailed(f"roll these back by hand: {', '.join(failed)}")
+        raise NotRolledBack(
+            f"check these by hand: {', '.join(failed)}. Before the release they had: "
+            + "; ".join(f"{e.name} {shown(e.before)}" for e in journal.entries if e.name in failed)
+        )
     journal.close()
-    return True
 
 
-def _shares(split: Split) -> str:
-    return ", ".join(f"`{revision}` {percent} %" for revision, percent in split.items())
+def _restore_image(cloud: CloudRun, entry: Entry, journal: Journal) -> None:
+    """A failure here leaves the requests where they are, so it is only reported."""
+    try:
+        if cloud.describe(entry.name).image != entry.image:
+            cloud.add_revision(entry.name, entry.image)
+            journal.note("↩️", f"`{entry.name}` has its image back, for the next `terraform apply`")
+    except ReleaseFailed as error:
+        journal.note(
+            "⚠️",
+            f"the template of `{entry.name}` still has the new image. Before the next "
+            f"`terraform apply`, run: gcloud run services update {entry.name} "
+            f"--image={entry.image} --no-traffic --region={cloud.region} ({error})",
+        )
 
 
-def _repository(image: str) -> str:
-    """The name of an image without tag and digest."""
-    name = image.partition("@")[0]
-    folder, slash, last = name.rpartition("/")
-    return folder + slash + last.partition(":")[0]
+def prepared(
+    cloud: CloudRun, given: argparse.Namespace, api_key: str, identity_token: str
+) -> tuple[Change, list[Change]]:
+    """The changes of a release that lacks nothing. Raises Missing with everything that it lacks."""
+    problems = list(preflight.missing_options(vars(given)))
+    if problems:
+        raise Missing(_listed(problems))
+    names = [name.strip() for name in given.workers.split(",") if name.strip()]
+    services = preflight.described(cloud, [*names, given.api], problems)
+    changes: dict[str, Change] = {}
+    for name, service in services.items():
+        problems += preflight.service_problems(cloud, service)
+        serving = cloud.revision(service.serving).image
+        image = (given.api_image if name == given.api else given.worker_image) or serving
+        changes[name] = Change(service, serving, image)
+        if name != given.api:
+            problems += preflight.worker_problems(service)
+    if api := changes.get(given.api):
+        api = changes[given.api] = replace(api, public_url=given.api_url)
+        url = given.api_url or api.service.url
+        target = None
+        try:
+            target = Target(url, api_key, identity_token) if url else None
+        except ValueError as error:
+            problems.append(str(error))
+        problems += preflight.api_problems(api.service, given.api_url, target)
+        if given.api_url:
+            problems += preflight.address_problems(given.api_url)
+        # A placeholder does not know keys.
+        if target is not None and not problems and not api.first:
+            problems += preflight.key_problems(target)
+    if problems:
+        raise Missing(_listed(problems))
+    return changes[given.api], [changes[name] for name in names]
+
+
+def _listed(problems: Sequence[str]) -> str:
+    return "Nothing was changed. Before a release:\n" + "\n".join(f"- {each}" for each in problems)
 
 
 def _check(api_key: str, identity_token: str, seconds: float) -> Check:
     def test(url: str) -> str:
-        if not url:
-            raise ReleaseFailed("the API has no address: give --api-url")
         return smoke(Target(url, api_key, identity_token), seconds)
 
     return test
 
 
-def _terminated(number: int, frame: object) -> NoReturn:
-    raise ReleaseFailed(f"stopped by signal {number}")
+def _interrupted(number: int, frame: object) -> NoReturn:
+    # The roll-back is not interrupted again.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise Interrupted(f"stopped by signal {number}")
 
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Release two images to Cloud Run, or roll a release back."
+        description="Release images to Cloud Run, or roll a release back.",
+        epilog="Exit codes: 0 in service, 1 rolled back, 2 nothing changed, 3 not rolled back.",
     )
     parser.add_argument(
         "--journal",
         type=Path,
         required=True,
-        help="file that records the traffic before the release",
+        help="file that records the state before the release",
     )
     actions = parser.add_subparsers(dest="action", required=True)
-    run = actions.add_parser(
-        "run", help="deploy, test, and move the traffic; roll back if a step fails"
-    )
-    for name in ("project", "region", "api", "worker", "api-image", "worker-image"):
-        run.add_argument(f"--{name}", required=True)
-    run.add_argument(
-        "--api-url", default="", help="address of the API, if it is not reachable at its own"
-    )
-    run.add_argument(
-        "--timeout",
-        type=float,
-        default=RESULT_SECONDS,
-        help="longest time until an image has labels, in seconds",
-    )
-    actions.add_parser("roll-back", help="restore the traffic after an interrupted run")
+    for action, text in (
+        ("run", "deploy, test, and move the traffic; roll back if a step fails"),
+        ("check", "list what a release needs and does not have; change nothing"),
+    ):
+        run = actions.add_parser(action, help=text)
+        for name in ("project", "region", "api"):
+            run.add_argument(f"--{name}", required=True)
+        run.add_argument("--workers", required=True, help="services, separated by commas")
+        for name in ("api", "worker"):
+            run.add_argument(
+                f"--{name}-image", default="", help="without it, the image in service stays"
+            )
+        run.add_argument(
+            "--api-url", default="", help="address of the API, if it is not reachable at its own"
+        )
+        run.add_argument(
+            "--timeout",
+            type=float,
+            default=RESULT_SECONDS,
+            help="longest time until an image has labels, in seconds",
+        )
+        run.add_argument(
+            "--leave-interrupted",
+            action="store_true",
+            help="after a signal, leave the roll-back to `roll-back`: GitHub kills a step 10 s "
+            "after it cancels it",
+        )
+    actions.add_parser("roll-back", help="restore the state after an interrupted run")
     return parser
 
 
@@ -315,23 +291,51 @@ def main() -> None:
     given = argument_parser().parse_args()
     page = os.environ.get("GITHUB_STEP_SUMMARY")
     journal = Journal(given.journal, Path(page) if page else None)
-    signal.signal(signal.SIGTERM, _terminated)
-    signal.signal(signal.SIGINT, _terminated)
+    signal.signal(signal.SIGTERM, _interrupted)
+    signal.signal(signal.SIGINT, _interrupted)
     try:
+        lock = journal.lock()
         if given.action == "roll-back":
-            print("rolled back" if roll_back(journal) else "nothing to roll back")
+            if not journal.read():
+                print("nothing to roll back")
+                return
+            roll_back(CloudRun(journal.project, journal.region, (lock,)), journal)
+            print("rolled back")
             return
-        cloud = CloudRun(given.project, given.region)
-        check = _check(
-            os.environ.get("GLIMPSE_API_KEY", ""),
-            os.environ.get("GLIMPSE_IDENTITY_TOKEN", ""),
-            given.timeout,
+        cloud = CloudRun(given.project, given.region, (lock,))
+        key, token = (
+            os.environ.get(name, "") for name in ("GLIMPSE_API_KEY", "GLIMPSE_IDENTITY_TOKEN")
         )
-        api = Change(cloud.describe(given.api), given.api_image, given.api_url)
-        worker = Change(cloud.describe(given.worker), given.worker_image)
-        release(cloud, api, worker, check, journal)
+        if journal.read():
+            raise Missing(
+                f"Nothing was changed. {given.journal} belongs to a release that was interrupted: "
+                f"python3 -m deploy.release --journal={given.journal} roll-back"
+            )
+        api, workers = prepared(cloud, given, key, token)
+        if given.action == "check":
+            print("nothing is missing")
+            return
+        check = _check(key, token, given.timeout)
+        try:
+            release(cloud, api, workers, check, journal)
+        except Interrupted as error:
+            journal.note("❌", str(error))
+            if given.leave_interrupted:
+                raise NotRolledBack(f"{error}. `roll-back` has to follow") from None
+            roll_back(cloud, journal)
+            raise ReleaseFailed(f"{error}: rolled back") from None
+    except Missing as error:
+        print(error, file=sys.stderr)
+        sys.exit(MISSING)
+    except NotRolledBack as error:
+        print(error, file=sys.stderr)
+        sys.exit(BY_HAND)
     except ReleaseFailed as error:
-        sys.exit(str(error))
+        print(error, file=sys.stderr)
+        sys.exit(FAILED)
+    except Interrupted as error:
+        print(f"{error}. Nothing was changed.", file=sys.stderr)
+        sys.exit(FAILED)
 
 
 if __name__ == "__main__":

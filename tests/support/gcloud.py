@@ -1,119 +1,89 @@
-"""A `gcloud` for tests, which keeps the services of Cloud Run in a JSON file.
+"""The commands of `gcloud run` that a release uses, for tests where the real gcloud would be slow.
 
-It replaces Google's side only. Another test checks that the real gcloud accepts the same command
-lines, if gcloud is installed.
+It does what the real one does to a service, through the same API: read it, change it, send it back
+with its version, wait for the operation, and end with 1 if the service is not ready. The same
+scenarios run with the real gcloud where `GLIMPSE_TEST_GCLOUD=real`.
 """
 
+import http.client
 import json
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.stack import ROOT
-
-FILE_VARIABLE = "FAKE_CLOUD_RUN"
+ROOT = Path(__file__).resolve().parents[2]
 
 
-@dataclass(frozen=True)
-class FakeCloudRun:
-    """Services in `folder`, and the `gcloud` that changes them in `folder`/bin."""
-
-    folder: Path
-
-    @property
-    def file(self) -> Path:
-        return self.folder / "cloud-run.json"
-
-    @property
-    def environment(self) -> dict[str, str]:
-        path = f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        return {"PATH": path, FILE_VARIABLE: str(self.file), "PYTHONPATH": str(ROOT)}
-
-    def install(self, urls: dict[str, str], images: dict[str, str]) -> None:
-        """Create a service for each of `urls`, with one of `images` as its revision NAME-00001."""
-        state: dict[str, Any] = {"services": {}, "calls": [], "fail": "", "candidate_url": {}}
-        for name, url in urls.items():
-            state["services"][name] = {
-                "url": url,
-                "images": [images[name]],
-                "traffic": {f"{name}-00001": 100},
-                "tags": {},
-            }
-        self.write(state)
-        command = self.folder / "bin" / "gcloud"
-        command.parent.mkdir(parents=True, exist_ok=True)
-        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tests.support.gcloud "$@"\n')
-        command.chmod(0o755)
-
-    def read(self) -> dict[str, Any]:
-        state: dict[str, Any] = json.loads(self.file.read_text())
-        return state
-
-    def write(self, state: dict[str, Any]) -> None:
-        self.file.write_text(json.dumps(state))
-
-    def change(self, **values: Any) -> None:
-        self.write({**self.read(), **values})
-
-    def traffic(self, name: str) -> dict[str, int]:
-        split: dict[str, int] = self.read()["services"][name]["traffic"]
-        return split
-
-    def calls(self, verb: str) -> list[list[str]]:
-        return [call for call in self.read()["calls"] if verb in call]
+def install(folder: Path) -> None:
+    """A command `gcloud` in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = folder / "gcloud"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "{__file__}" "$@"\n')
+    command.chmod(0o755)
 
 
-def described(state: dict[str, Any], name: str) -> dict[str, Any]:
-    """The parts of a Knative service that releases read."""
-    service = state["services"][name]
-    traffic: list[dict[str, Any]] = [
-        {"revisionName": revision, "percent": percent}
-        for revision, percent in service["traffic"].items()
-    ]
-    for tag, revision in service["tags"].items():
-        url = state["candidate_url"].get(name, service["url"])
-        traffic.append({"revisionName": revision, "tag": tag} | ({"url": url} if url else {}))
-    status = {"traffic": traffic} | ({"url": service["url"]} if service["url"] else {})
-    return {
-        "spec": {"template": {"spec": {"containers": [{"image": service["images"][-1]}]}}},
-        "status": status,
-    }
+def call(method: str, path: str, body: Any = None) -> Any:
+    token = Path(os.environ["CLOUDSDK_AUTH_ACCESS_TOKEN_FILE"]).read_text()
+    line = http.client.HTTPConnection("127.0.0.1", int(os.environ["CLOUDSDK_PROXY_PORT"]))
+    line.request(
+        method,
+        path,
+        json.dumps(body) if body is not None else None,
+        {"authorization": f"Bearer {token}", "content-type": "application/json"},
+    )
+    answer = line.getresponse()
+    document = json.loads(answer.read())
+    if answer.status != 200:
+        error = document["error"]
+        sys.exit(f"ERROR: (gcloud.run) {error['status']}: {error['message']} ({answer.status})")
+    return document
 
 
-def answer(state: dict[str, Any], words: list[str]) -> Any:
-    """Execute one command line, or exit as gcloud does."""
-    options = dict(word[2:].partition("=")[::2] for word in words if word.startswith("--"))
-    verbs = [word for word in words if not word.startswith("--")]
-    name = verbs[-1]
-    state["calls"].append(words)
-    if (pattern := state["fail"]) and pattern in " ".join(words):
-        sys.exit(f"ERROR: (gcloud) {pattern}")
-    service = state["services"][name]
-    match verbs[:-1]:
-        case ["run", "services", "describe"]:
-            pass
-        case ["run", "services", "update"]:
-            assert "no-traffic" in options
-            service["images"].append(options["image"])
-            service["tags"][options["tag"]] = f"{name}-{len(service['images']):05d}"
-        case ["run", "services", "update-traffic"]:
-            shares = (share.partition("=") for share in options["to-revisions"].split(","))
-            service["traffic"] = {revision: int(percent) for revision, _, percent in shares}
-            service["tags"].pop(options["remove-tags"], None)
-        case _:
-            sys.exit(f"ERROR: (gcloud) Invalid choice: {verbs}")
-    return described(state, name)
+def retarget(traffic: list[dict[str, Any]], options: dict[str, str]) -> list[dict[str, Any]]:
+    """The traffic with the changes that the options describe."""
+    if split := options.get("to-revisions"):
+        tagged = [{k: v for k, v in t.items() if k != "percent"} for t in traffic if t.get("tag")]
+        shares = (share.partition("=") for share in split.split(","))
+        traffic = [{"revisionName": name, "percent": int(part)} for name, _, part in shares]
+        traffic += tagged
+    gone = [tag for tag in options.get("remove-tags", "").split(",") if tag]
+    gone += [tag.partition("=")[0] for tag in options.get("update-tags", "").split(",") if tag]
+    for target in traffic:
+        if target.get("tag") in gone:
+            del target["tag"]
+    traffic = [target for target in traffic if target.get("percent") or target.get("tag")]
+    for tag in (each for each in options.get("update-tags", "").split(",") if each):
+        name, _, revision = tag.partition("=")
+        traffic.append({"revisionName": revision, "tag": name})
+    return traffic
 
 
 def main() -> None:
-    file = Path(os.environ[FILE_VARIABLE])
-    state = json.loads(file.read_text())
-    try:
-        print(json.dumps(answer(state, sys.argv[1:])))
-    finally:
-        file.write_text(json.dumps(state))
+    options = dict(word[2:].partition("=")[::2] for word in sys.argv[1:] if word.startswith("--"))
+    _, group, verb, name = [word for word in sys.argv[1:] if not word.startswith("--")]
+    base = f"/apis/serving.knative.dev/v1/namespaces/{options['project']}"
+    if group == "revisions":
+        print(json.dumps(call("GET", f"{base}/revisions/{name}")))
+        return
+    service = call("GET", f"{base}/services/{name}")
+    if verb != "describe":
+        spec, status = service["spec"], service["status"]
+        if "no-traffic" in options:
+            for target in spec["traffic"]:
+                if target.pop("latestRevision", False):
+                    target["revisionName"] = status["latestReadyRevisionName"]
+        spec["template"].get("metadata", {}).pop("name", None)
+        if image := options.get("image"):
+            spec["template"]["spec"]["containers"][0]["image"] = image
+        spec["traffic"] = retarget(spec["traffic"], options)
+        sent = call("PUT", f"{base}/services/{name}", service)
+        operation = sent["metadata"]["annotations"]["run.googleapis.com/operation-id"]
+        done = call("POST", f"/v1/projects/p/locations/l/operations/{operation}:wait", {})
+        if "error" in done:
+            sys.exit(f"ERROR: (gcloud.run.services.{verb}) {done['error']['message']}")
+        service = call("GET", f"{base}/services/{name}")
+    print(json.dumps(service))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from terraform.tools.tree import Block, Module, nested, plain
+from tests.support.stack import ROOT
 
 # Every role of the tree, by the resource that gives it. A new one is added here, with thought.
 ROLES = {
@@ -120,6 +121,11 @@ def test_github_is_one_workflow_of_one_repository_branch_and_environment(
     conditions = str(modules["delivery"].locals["conditions"])
     for claim in ("repository", "repository_id", "ref", "environment", "workflow_ref"):
         assert f"assertion.{claim} ==" in conditions
+    # The workflow that is admitted, and its environment, are those of this repository.
+    variables = modules["delivery"].of("variable")
+    file = ROOT / ".github/workflows" / plain(variables["github_workflow"].body["default"])
+    environment = plain(variables["github_environment"].body["default"])
+    assert f"environment: {environment}\n" in file.read_text()
 
 
 def test_each_secret_has_one_reader(modules: dict[str, Module]) -> None:
