@@ -19,7 +19,7 @@ PINNED = re.compile(r"[\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
 # What is made of a repository's variables reaches GitHub as these, and nothing else does.
 VARIABLES = {
     *("GCP_PROJECT", "GCP_REGION", "GCP_WORKLOAD_IDENTITY_PROVIDER", "GCP_DEPLOYER"),
-    *("GCP_REGISTRY", "API_SERVICE", "WORKER_SERVICE", "API_URL"),
+    *("GCP_REGISTRY", "API_SERVICE", "WORKER_SERVICES", "API_URL"),
 }
 
 
@@ -99,7 +99,7 @@ def test_commands_are_those_of_this_repository() -> None:
         match words:
             case ["make", target, *_]:
                 assert target in targets, name
-            case ["python3", "-m", module, *_]:
+            case ["exec", "python3", "-m", module, *_] | ["python3", "-m", module, *_]:
                 assert find_spec(module) is not None, name
             case [script, *_] if script.startswith(".ci/"):
                 assert os.access(ROOT / script, os.X_OK), name
@@ -157,18 +157,20 @@ def test_release_is_started_with_options_that_it_has() -> None:
 
     def parsed(step: str) -> Any:
         command = re.sub(r"\$(\w+)", lambda match: values[match[1]], found[step]["run"])
-        python, flag, module, *words = shlex.split(command)
-        assert (python, flag, module) == ("python3", "-m", "deploy.release")
+        start, python, flag, module, *words = shlex.split(command)
+        # GitHub signals only the shell. Without exec, Python would run on beside the roll-back.
+        assert (start, python, flag, module) == ("exec", "python3", "-m", "deploy.release")
         return argument_parser().parse_args(words)
 
-    run, back = parsed("Release"), parsed("Roll back what was left half done")
+    run, back = parsed("Release"), parsed("Roll back an interrupted release")
     assert (run.action, run.project, run.region) == ("run", "gcp_project", "gcp_region")
     assert run.api_url == "api_url"
     assert (run.api, run.api_image) == ("api_service", "gcp_registry/api@sha256:a")
-    assert (run.worker, run.worker_image) == ("worker_service", "gcp_registry/worker@sha256:w")
+    assert (run.workers, run.worker_image) == ("worker_services", "gcp_registry/worker@sha256:w")
+    assert run.leave_interrupted
     assert (back.action, back.journal) == ("roll-back", run.journal)
-    assert list(found)[-1] == "Roll back what was left half done"
-    condition = found["Roll back what was left half done"]["if"]
+    assert list(found)[-1] == "Roll back an interrupted release"
+    condition = found["Roll back an interrupted release"]["if"]
     assert condition == "failure() || cancelled()"
 
 
