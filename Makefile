@@ -16,27 +16,31 @@ help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
-setup: $(VENV)/.complete ## Install the locked dependencies into .venv
+setup: $(VENV)/.complete ## Install the locked dependencies and the development tools into .venv
 
 $(POETRY_VENV)/.complete: Makefile
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Glimpse needs Python 3.11 or newer; set PYTHON=/path/to/python3")'
 	$(PYTHON) -m venv --clear $(POETRY_VENV)
 	$(POETRY_VENV)/bin/pip install --quiet --disable-pip-version-check $(POETRY_PINS)
 	@touch $@
 
 $(VENV)/.complete: poetry.lock pyproject.toml $(POETRY_VENV)/.complete
 	$(POETRY_VENV)/bin/poetry export --quiet --all-extras --with dev --with cli --output $(POETRY_VENV)/requirements.txt
-	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement $(POETRY_VENV)/requirements.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable ./client
-	@touch $@
+	@$(PYTHON) compose/install.py development $(VENV) $(POETRY_VENV)/requirements.txt
 
-# Commands that are called while Glimpse runs install packages only if there are none. Otherwise a
-# changed lock, for example after git pull, would delete the packages of the running processes.
-INSTALLED := $(if $(wildcard $(VENV)/.complete),,setup)
+# What the services and the command line need. An environment with the development tools has it, too.
+RUNTIME := $(if $(wildcard $(VENV)/.complete),$(VENV)/.complete,$(VENV)/.runtime)
+
+.PHONY: runtime
+runtime: $(RUNTIME) ## Install only what the services and the command line need into .venv
+
+$(VENV)/.runtime: poetry.lock pyproject.toml
+	@$(PYTHON) compose/install.py runtime $(VENV)
+
+# Commands that are called while Glimpse runs install packages only if there are none.
+INSTALLED := $(if $(wildcard $(VENV)/.complete $(VENV)/.runtime),,runtime)
 
 .PHONY: run
-run: setup ## Start Glimpse; BACKEND=embedded|emulator|compose selects how
+run: runtime ## Start Glimpse; BACKEND=embedded|emulator|compose selects how
 	@exec $(BIN)/python -m compose run
 
 .PHONY: stop
@@ -48,7 +52,7 @@ logs: $(INSTALLED) ## Follow the logs of Glimpse
 	@exec $(BIN)/python -m compose logs
 
 .PHONY: purge
-purge: $(INSTALLED) ## Stop Glimpse and delete its data: images, results, messages
+purge: $(INSTALLED) ## Stop Glimpse and delete its data: images, results, messages (YES=1: do not ask)
 	@$(BIN)/python -m compose purge
 
 .PHONY: demo

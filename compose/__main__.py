@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections import deque
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from compose import data_dir_lock, docker, emulators
 from compose.choice import CannotRun, asked_backend, choose
+from compose.install import in_use
 from compose.supervisor import supervise
 from core.settings import ENV_FILE, Settings, load_settings
 
@@ -26,9 +28,9 @@ def run(asked: str) -> int:
     if choice.way == "compose":
         docker.BUNDLES.mkdir(exist_ok=True)
         docker.BUNDLES.chmod(0o755)  # the user of the containers reads it
-        print(f"The API will be at http://127.0.0.1:{settings.api_port}/docs", flush=True)
+        print(f"The page will be at http://127.0.0.1:{settings.api_port}", flush=True)
         docker.replace_process("up", "--build", "--remove-orphans")
-    with data_dir_lock.held(settings.data_dir):
+    with data_dir_lock.held(settings.data_dir, settings.api_url), in_use(Path(sys.prefix)):
         return asyncio.run(supervise(settings))
 
 
@@ -43,8 +45,21 @@ def stop(asked: str) -> int:
     if _containers(asked):
         subprocess.run(docker.command("down"), check=True)
         stopped.append("containers")
-    print(f"Stopped: {', '.join(stopped)}." if stopped else "Nothing was running.")
+    print(f"Stopped: {', '.join(stopped)}." if stopped else _nothing_runs(settings))
     return 0
+
+
+def _nothing_runs(settings: Settings) -> str:
+    """What `stop` says if it stopped nothing."""
+    sentence = f"Nothing was running: no process uses {settings.data_dir.resolve()}."
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        if probe.connect_ex(("127.0.0.1", settings.api_port)) == 0:
+            sentence += (
+                f" A program listens on port {settings.api_port}. If it is Glimpse, set DATA_DIR "
+                "to its folder."
+            )
+    return sentence
 
 
 def logs(asked: str) -> int:
@@ -66,9 +81,15 @@ def logs(asked: str) -> int:
 
 
 def purge(asked: str) -> int:
-    """Stop Glimpse, then delete its files in DATA_DIR and the volumes of its containers."""
-    stop(asked)
+    """Stop Glimpse, then delete its files in DATA_DIR and the volumes of its containers.
+
+    Asks first, unless YES=1 is set.
+    """
     data_dir = _settings("embedded").data_dir
+    if not _confirmed(data_dir):
+        print("Nothing was deleted. YES=1 deletes without a question.")
+        return 1
+    stop(asked)
     if asked != "compose" and data_dir.is_dir():
         others = data_dir_lock.purge(data_dir)
         note = f" Other files remain: {', '.join(others)}." if others else ""
@@ -76,6 +97,16 @@ def purge(asked: str) -> int:
     if asked in ("", "compose") and not docker.missing():
         subprocess.run(docker.command("down", "--volumes"), check=True)
     return 0
+
+
+def _confirmed(data_dir: Path) -> bool:
+    """Whether the user wants to delete the data."""
+    if os.environ.get("YES") == "1":
+        return True
+    if not sys.stdin.isatty():
+        return False
+    question = f"Delete all images, results, keys and messages of Glimpse in {data_dir.resolve()}"
+    return input(f"{question}, and of its containers? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def _containers(asked: str) -> bool:

@@ -46,20 +46,20 @@ def log_file(data_dir: Path) -> Path:
 
 
 @contextmanager
-def held(data_dir: Path) -> Iterator[None]:
-    """Hold the lock. Other processes find the id of this one in the pid file.
+def held(data_dir: Path, url: str = "") -> Iterator[None]:
+    """Hold the lock. Other processes find the id of this one, and `url`, in the pid file.
 
     Creates the folder, and makes it private. Raises AlreadyRunning or UnusableDataDir.
     """
-    with _held(data_dir, create=True):
+    with _held(data_dir, url, create=True):
         yield
 
 
 @contextmanager
-def _held(data_dir: Path, *, create: bool) -> Iterator[None]:
+def _held(data_dir: Path, url: str = "", *, create: bool) -> Iterator[None]:
     with _acquire(data_dir, create) as file:
         file.truncate(0)
-        file.write(f"{os.getpid()}\n")
+        file.write(f"{os.getpid()}\n{url}\n")
         file.flush()
         yield
         file.truncate(0)
@@ -81,7 +81,7 @@ def _acquire(data_dir: Path, create: bool) -> TextIO:
                 file.seek(0)
                 raise AlreadyRunning(
                     f"Glimpse is already running in {data_dir.resolve()} (process "
-                    f"{file.read().strip()}). Stop it with make stop, or set DATA_DIR."
+                    f"{file.readline().strip()}). Stop it with make stop, or set DATA_DIR."
                 )
         time.sleep(0.05)
 
@@ -95,16 +95,29 @@ def _is_at(path: Path, file: TextIO) -> bool:
 
 def holder(data_dir: Path) -> int | None:
     """The id of the process that holds the lock, or None. Raises UnusableDataDir."""
+    lines = _lines_of_holder(data_dir)
+    return int(lines[0]) if lines else None
+
+
+def holder_url(data_dir: Path) -> str:
+    """The address of the API of the process that holds the lock, or an empty text.
+
+    Raises UnusableDataDir.
+    """
+    return "".join(_lines_of_holder(data_dir)[1:2])
+
+
+def _lines_of_holder(data_dir: Path) -> list[str]:
+    """The lines that the process that holds the lock has written. Empty if none does."""
     with _usable(data_dir):
         try:
             file = pid_file(data_dir).open()
         except FileNotFoundError:
-            return None
+            return []
     with file:
         if _lock(file.fileno(), fcntl.LOCK_SH):
-            return None
-        text = file.read().strip()
-    return int(text) if text else None
+            return []
+        return file.read().split()
 
 
 def stop_holder(data_dir: Path, seconds: float) -> bool:

@@ -1,7 +1,6 @@
 """Demonstrates Glimpse: `make demo` sends a few photos to the running service, then a batch.
 
-The photos are part of scikit-image and in the public domain. The README of its data folder names
-their sources.
+`examples/README.md` names the sources of the photos.
 """
 
 import hashlib
@@ -10,17 +9,19 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.resources import files
+from pathlib import Path
 
-import httpx
+import httpx2
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from compose.data_dir_lock import holder_url
 from compose.demo_batch import NOT_SURE, show_batch
-from core.settings import load_settings
+from core.settings import Settings, load_settings
 
-PHOTOS = ("chelsea.png", "coffee.png", "rocket.jpg")
+PHOTOS = ("cat.jpg", "coffee.jpg", "rocket.jpg")
+FOLDER = Path(__file__).resolve().parents[1] / "examples"
 RESULT_SECONDS = 60.0  # longest time until an image has a result
 # Only `make run` knows which backend runs. A batch needs the scope `jobs` as well.
 KEY_REQUIRED = """\
@@ -45,7 +46,7 @@ class Row:
     again_seconds: float
 
 
-def show(client: httpx.Client, file: str, photo: bytes) -> Row:
+def show(client: httpx2.Client, file: str, photo: bytes) -> Row:
     """Upload a photo, wait for its result, and upload it again."""
     began = time.perf_counter()
     first = client.post("/what/fast", files={"img": (file, photo)}).raise_for_status()
@@ -75,9 +76,8 @@ def show(client: httpx.Client, file: str, photo: bytes) -> Row:
 
 
 def photos() -> Iterator[tuple[str, bytes]]:
-    folder = files("skimage.data")
     for name in PHOTOS:
-        yield name, (folder / name).read_bytes()
+        yield name, (FOLDER / name).read_bytes()
 
 
 def _key() -> dict[str, str]:
@@ -85,9 +85,16 @@ def _key() -> dict[str, str]:
     return {"X-API-Key": key} if key else {}
 
 
+def _api_url(settings: Settings) -> str:
+    """The address of the settings, if they name one, or else of what runs in the data folder."""
+    if settings.model_fields_set & {"api_port", "host"}:
+        return settings.api_url
+    return holder_url(settings.data_dir) or settings.api_url
+
+
 def main() -> None:
     settings = load_settings()
-    url = settings.api_url
+    url = _api_url(settings)
     console = Console()
     table = Table(title=f"What is in these images? ({url})")
     # In 80 columns, only labels need a second line.
@@ -95,7 +102,7 @@ def main() -> None:
         table.add_column(column, no_wrap=column != "labels")
     failed = False
     try:
-        with httpx.Client(base_url=url, timeout=30, headers=_key(), trust_env=False) as client:
+        with httpx2.Client(base_url=url, timeout=30, headers=_key(), trust_env=False) as client:
             for file, photo in track(
                 list(photos()), "classifying", console=console, transient=True
             ):
@@ -111,13 +118,16 @@ def main() -> None:
                     end_section=True,
                 )
             console.print(table)
-            failed |= not show_batch(client, PHOTOS, console)
-    except httpx.HTTPStatusError as refused:
-        if refused.response.status_code != httpx.codes.UNAUTHORIZED:
+            failed |= not show_batch(client, [FOLDER / name for name in PHOTOS], console)
+    except httpx2.HTTPStatusError as refused:
+        if refused.response.status_code != httpx2.codes.UNAUTHORIZED:
             raise
         sys.exit(KEY_REQUIRED)
-    except httpx.TransportError:
-        sys.exit(f"Glimpse is not running at {url}. Start it in another terminal: make run")
+    except httpx2.TransportError:
+        sys.exit(
+            f"Glimpse is not running: nothing answers at {url}, and no process uses "
+            f"{settings.data_dir.resolve()}. Start it in another terminal: make run"
+        )
     sys.exit(int(failed))
 
 

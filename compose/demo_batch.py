@@ -6,9 +6,9 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
+from pathlib import Path
 
-import httpx
+import httpx2
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -44,10 +44,10 @@ def events(lines: Iterator[str]) -> Iterator[Event]:
             data += value.removeprefix(" ")
 
 
-def crops(names: Sequence[str], count: int) -> Iterator[tuple[str, bytes]]:
+def crops(paths: Sequence[Path], count: int) -> Iterator[tuple[str, bytes]]:
     """Random sections of the photos, which Glimpse has not seen before."""
     draw = random.Random()
-    photos = [Image.open(str(files("skimage.data") / name)).convert("RGB") for name in names]
+    photos = [Image.open(path).convert("RGB") for path in paths]
     for number in range(count):
         photo = draw.choice(photos)
         left = draw.randrange(photo.width - CROP)
@@ -57,9 +57,9 @@ def crops(names: Sequence[str], count: int) -> Iterator[tuple[str, bytes]]:
         yield f"{number:03d}.jpg", file.getvalue()
 
 
-def show_batch(client: httpx.Client, names: Sequence[str], console: Console) -> bool:
+def show_batch(client: httpx2.Client, paths: Sequence[Path], console: Console) -> bool:
     """Upload a batch and follow it to its end. Returns whether the job ended as expected."""
-    images = [*crops(names, IMAGES), *((f"note-{n}.jpg", b"a note") for n in range(BROKEN))]
+    images = [*crops(paths, IMAGES), *((f"note-{n}.jpg", b"a note") for n in range(BROKEN))]
     upload = [("imgs", image) for image in images]
     created = client.post("/api/v1/jobs/batch-predict", files=upload).raise_for_status().json()
     bar = Progress(

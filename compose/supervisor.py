@@ -7,25 +7,35 @@ killed, its processes end too.
 
 import asyncio
 import errno
+import json
 import os
+import re
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from compose.choice import CannotRun
 from compose.data_dir_lock import DataDirError, held, opened_log
+from compose.install import in_use
 from compose.programs import Plan, Program, plan
+from compose.terminal import shortened
 from core.child_process import end_with_parent
 from core.settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[1]
+# How a Python program ends if a package or a file of its environment is missing.
+_MISSING = re.compile(r"(?:ModuleNotFoundError|ImportError|Error while finding module).*")
+REPAIR = "Its packages are incomplete: run make stop, make clean, then make run"
 RESTART_DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds. After another early exit, all processes stop
+DEFAULT_URL = "http://127.0.0.1:8080"  # of the client
 EARLY_SECONDS = 20.0  # a process that ran longer than this restarts with the first delay
 FIRST_POLL, LAST_POLL = 0.2, 2.0  # seconds between two requests for `/ready`
 _COLOURS = {"api": 36, "worker": 32, "queue": 35, "scheduler": 35, "set-up": 33}
@@ -66,13 +76,28 @@ def _sentence(program: Program, host: str, port: int, error: OSError) -> str:
 class Supervisor:
     """Runs the programs of a plan until `stop` is set, and merges their output."""
 
-    def __init__(self, plan: Plan, stop_seconds: float, write: Callable[[str], None]) -> None:
-        """A program may take `stop_seconds` to stop. `write` gets each line of output."""
+    def __init__(
+        self,
+        plan: Plan,
+        stop_seconds: float,
+        write: Callable[[str], None],
+        *,
+        json_lines: bool = False,
+        short: bool = False,
+    ) -> None:
+        """A program may take `stop_seconds` to stop. `write` gets each line of output.
+
+        With `json_lines`, each line is a JSON object and has no prefix. With `short`, the terminal
+        shows `compose.terminal.shortened` lines.
+        """
         self.plan = plan
+        self._json_lines = json_lines
+        self._short = short
         self.stop_seconds = stop_seconds
         self.stop = asyncio.Event()
         self.started = asyncio.Event()
         self.failed = False
+        self._last_lines: dict[str, str] = {}  # of the output of each program
         self._write = write
         self._services_ended = asyncio.Event()
         self._width = max(len(name) for name in ("glimpse", *(p.name for p in plan.programs)))
@@ -88,8 +113,20 @@ class Supervisor:
         )
 
     def show(self, name: str, line: str) -> None:
+        """Write a line of the process `name` to the log and to the terminal."""
+        if self._json_lines:
+            line = line if line[:1] == "{" and line[-1:] == "}" else _json_line(name, line)
+            self._write(line)
+            with suppress(OSError):
+                print(line, flush=True)
+            return
         prefix = f"{name:<{self._width}} |"
         self._write(f"{prefix} {line}")
+        if self._short:
+            shown = shortened(line)
+            if shown is None:
+                return
+            line = shown
         if self._coloured:
             prefix = f"\033[{self._colours.get(name, _DEFAULT_COLOUR)}m{prefix}\033[0m"
         # The terminal or pipe may be closed. The programs continue.
@@ -114,11 +151,10 @@ class Supervisor:
         early_exits = 0
         while not until.is_set():
             began = time.monotonic()
-            status = await self._run_once(program, until)
+            ending = await self._ending(program, until)
             if self.stop.is_set():
                 return
             early_exits = 0 if time.monotonic() - began > EARLY_SECONDS else early_exits + 1
-            ending = f"signal {-status}" if status < 0 else f"status {status}"
             if early_exits > len(RESTART_DELAYS):
                 self.show("glimpse", f"{program.name} ends repeatedly ({ending}): stopping")
                 self.failed = True
@@ -127,6 +163,18 @@ class Supervisor:
             delay = RESTART_DELAYS[max(early_exits - 1, 0)]
             self.show("glimpse", f"{program.name} ended ({ending}): restarting it in {delay:g} s")
             await _wait(self.stop, delay)
+
+    async def _ending(self, program: Program, until: asyncio.Event) -> str:
+        """Run the program, and say how it ended."""
+        self._last_lines[program.name] = ""
+        try:
+            status = await self._run_once(program, until)
+        except OSError as error:
+            return f"cannot start: {error.filename or program.argv[0]}: {error.strerror}. {REPAIR}"
+        ending = f"signal {-status}" if status < 0 else f"status {status}"
+        if missing := _MISSING.search(self._last_lines[program.name]):
+            return f"{ending}: {missing[0]}. {REPAIR}"
+        return ending
 
     async def _run_once(self, program: Program, until: asyncio.Event) -> int:
         process = await asyncio.create_subprocess_exec(
@@ -168,7 +216,15 @@ class Supervisor:
                 line = await stream.read(65_536)
             if not line:
                 return
-            self.show(name, line.decode("utf-8", "replace").rstrip())
+            text = line.decode("utf-8", "replace").rstrip()
+            self._last_lines[name] = text
+            self.show(name, text)
+
+
+def _json_line(name: str, line: str) -> str:
+    """A line of text in the form of the services' JSON lines."""
+    now = datetime.now(UTC).isoformat()
+    return json.dumps({"message": line, "severity": "INFO", "service": name, "time": now})
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:
@@ -186,15 +242,15 @@ async def _announce(supervisor: Supervisor, settings: Settings) -> None:
         await _wait(supervisor.stop, 0.2)
     pause = FIRST_POLL
     # Without proxies of the environment, which do not lead to this machine.
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx2.AsyncClient(trust_env=False) as client:
         while waiting and not supervisor.stop.is_set():
             refused = False
             for url in list(waiting):
                 try:
                     answer = await client.get(f"{url}/ready", timeout=3)
-                except httpx.TransportError:
+                except httpx2.TransportError:
                     continue
-                if answer.status_code == httpx.codes.OK:
+                if answer.status_code == httpx2.codes.OK:
                     waiting.discard(url)
                 else:
                     refused = True
@@ -204,8 +260,19 @@ async def _announce(supervisor: Supervisor, settings: Settings) -> None:
             if refused:
                 pause = min(1.5 * pause, LAST_POLL)
     if not supervisor.stop.is_set():
-        supervisor.show("glimpse", f"ready: {api}. The documentation is at {api}/docs")
-        supervisor.show("glimpse", f"try:   curl -F img=@cat.jpg {api}/what/slow, or make demo")
+        show = partial(supervisor.show, "glimpse")
+        show(f"ready: {api} is the page. The documentation of the API is at {api}/docs")
+        show("In another terminal:")
+        show(f"  {label_command(settings)}")
+        show("  make demo")
+
+
+def label_command(settings: Settings) -> str:
+    """The command that labels a photo with this service."""
+    program = Path(sys.executable).parent / "glimpse"
+    shown = program.relative_to(ROOT) if program.is_relative_to(ROOT) else program
+    address = "" if settings.api_url == DEFAULT_URL else f"GLIMPSE_URL={settings.api_url} "
+    return f"{address}{shown} label PATH"
 
 
 async def supervise(settings: Settings) -> int:
@@ -215,7 +282,14 @@ async def supervise(settings: Settings) -> int:
         print("\n".join(sentences), file=sys.stderr)
         return 1
     with opened_log(settings.data_dir) as write:
-        supervisor = Supervisor(programs, settings.shutdown_seconds + 2, write)
+        json_lines = settings.log_format == "json"
+        supervisor = Supervisor(
+            programs,
+            settings.shutdown_seconds + 2,
+            write,
+            json_lines=json_lines,
+            short=sys.stdout.isatty() and settings.log_level != "debug",
+        )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, supervisor.stop.set)
@@ -233,7 +307,7 @@ def main() -> None:
     """Run the backend of the settings, without a check of what this machine can run."""
     settings = load_settings()
     try:
-        with held(settings.data_dir):
+        with held(settings.data_dir, settings.api_url), in_use(Path(sys.prefix)):
             raise SystemExit(asyncio.run(supervise(settings)))
     except (CannotRun, DataDirError) as error:
         raise SystemExit(str(error)) from None

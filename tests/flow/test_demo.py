@@ -65,6 +65,6 @@ def test_demo_reports_a_service_that_is_not_running(tmp_path: Path, colour_bundl
     done = demo(stack.environment, API_PORT=str(port := free_port()))
     assert done.returncode == 1
     assert done.stderr == (
-        f"Glimpse is not running at http://127.0.0.1:{port}. "
-        "Start it in another terminal: make run\n"
+        f"Glimpse is not running: nothing answers at http://127.0.0.1:{port}, and no process uses "
+        f"{tmp_path / 'data'}. Start it in another terminal: make run\n"
     )

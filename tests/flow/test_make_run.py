@@ -1,9 +1,14 @@
 """`make run`, `stop`, `logs` and `purge`: `python -m compose` with real processes."""
 
+import json
 import os
+import pty
+import re
+import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +24,7 @@ from tests.support.emulators import free_addresses
 from tests.support.images import COMPOSE
 from tests.support.pictures import picture
 from tests.support.requirements import EMULATORS
-from tests.support.stack import ROOT, free_port
+from tests.support.stack import ROOT, free_port, until
 
 TIMEOUT = 180.0  # seconds. Emulators start slowly on a busy machine
 
@@ -78,6 +83,7 @@ def glimpse(tmp_path: Path, colour_bundle: Path) -> Installation:
     environment = {
         **{k: v for k, v in os.environ.items() if k in ("HOME", "LANG", "TMPDIR", "PATH")},
         "PYTHONUNBUFFERED": "1",
+        "YES": "1",
         "DATA_DIR": str(tmp_path / "data"),
         "MODEL_URI": str(colour_bundle),
         "API_PORT": str(free_port()),
@@ -129,18 +135,111 @@ def test_machine_with_only_python_runs_embedded_backend(glimpse: Installation) -
         stopped = glimpse.call("stop", PATH=path)
         assert stopped.stdout == "Stopped: processes.\n", stopped.stderr
         assert process.wait(timeout=30) == 0
-    assert "Nothing was running." in glimpse.call("stop", PATH=path).stdout
+    nothing = glimpse.call("stop", PATH=path).stdout
+    assert nothing == f"Nothing was running: no process uses {glimpse.data.resolve()}.\n"
     after = glimpse.call("logs", PATH=path)
     assert "glimpse | stopped" in after.stdout
     assert "Glimpse is not running." in after.stdout
     assert (glimpse.data / "records.db").is_file()
     (glimpse.data / "thesis.txt").touch()
+    refused = glimpse.call("purge", PATH=path, YES="")
+    assert (refused.returncode, refused.stdout) == (
+        1,
+        "Nothing was deleted. YES=1 deletes without a question.\n",
+    )
+    assert (glimpse.data / "records.db").is_file()
     assert "thesis.txt" in glimpse.call("purge", PATH=path).stdout
     assert [p.name for p in glimpse.data.iterdir()] == ["thesis.txt"]
     (glimpse.data / "thesis.txt").unlink()
     assert glimpse.call("purge", PATH=path).returncode == 0
     assert not glimpse.data.exists()
     assert glimpse.call("logs", PATH=path).returncode == 1
+
+
+def test_stop_names_another_folder_as_the_reason(glimpse: Installation) -> None:
+    """The API answers at this port, but its data is in another folder."""
+    path, elsewhere = empty_path(glimpse.folder), str(glimpse.folder / "elsewhere")
+    with glimpse.running(PATH=path):
+        nothing = glimpse.call("stop", PATH=path, DATA_DIR=elsewhere).stdout
+        assert f"no process uses {elsewhere}." in nothing
+        assert f"listens on port {glimpse.environment['API_PORT']}." in nothing
+        assert "set DATA_DIR to its folder." in nothing
+
+
+def test_demo_finds_the_port_of_what_runs_in_the_folder(glimpse: Installation) -> None:
+    path = empty_path(glimpse.folder)
+    with glimpse.running(PATH=path, RATE_LIMIT="off"):
+        environment = {k: v for k, v in glimpse.environment.items() if k != "API_PORT"}
+        show = "from compose import demo; print(demo._api_url(demo.load_settings()))"
+        done = subprocess.run(
+            [sys.executable, "-c", show],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        assert done.stdout == f"http://127.0.0.1:{glimpse.environment['API_PORT']}\n"
+
+
+def test_json_format_gives_bare_lines(glimpse: Installation) -> None:
+    path = empty_path(glimpse.folder)
+    with glimpse.running(PATH=path, LOG_FORMAT="json") as process:
+        assert labels(glimpse)["status"] == "success"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
+    logged = glimpse.call("logs", PATH=path).stdout.splitlines()
+    assert logged.pop() == "Glimpse is not running. These are the last lines of its log."
+    lines = [json.loads(line) for line in logged]
+    assert {line["service"] for line in lines} == {"api", "worker", "queue", "glimpse"}
+    assert all(line["message"] and line["severity"] and line["time"] for line in lines)
+    classified = [line for line in lines if line["message"] == "classified"]
+    assert [line["service"] for line in classified] == ["worker"]
+
+
+def test_terminal_shows_one_short_line_for_an_image(glimpse: Installation) -> None:
+    """A terminal gets less than the log, which `make logs` shows in full."""
+    controller, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (50, 200))
+    output = b""
+
+    def shows(text: str) -> bool:
+        nonlocal output
+        while select.select([controller], [], [], 0)[0]:
+            output += os.read(controller, 65_536)
+        return text.encode() in output
+
+    environment = {**glimpse.environment, "PATH": empty_path(glimpse.folder)}
+    with subprocess.Popen(
+        [sys.executable, "-m", "compose", "run"],
+        cwd=ROOT,
+        env=environment,
+        stdout=terminal,
+        stderr=terminal,
+    ) as process:
+        try:
+            until(lambda: shows("make demo"), "the last line of the start")
+            image_hash = str(labels(glimpse)["image_hash"])
+            until(lambda: shows(image_hash[:12]), "the line of the image")
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(timeout=60)
+        assert shows("stopped")
+    os.close(terminal)
+    os.close(controller)
+    lines = re.sub(r"\x1b\[\d*m", "", output.decode()).splitlines()
+    url = f"http://127.0.0.1:{environment['API_PORT']}"
+    at = next(number for number, line in enumerate(lines) if "ready: http" in line)
+    assert lines[at].startswith(f"glimpse | ready: {url} is the page.")
+    assert re.search(rf"GLIMPSE_URL={url} \S+/glimpse label PATH$", lines[at + 2])
+    assert lines[at + 3].endswith(" make demo")
+    about = [line for line in lines if image_hash[:8] in line]
+    assert len(about) == 1
+    assert re.fullmatch(rf"worker  \| {image_hash[:12]} \w+, [\d.]+ ms", about[0])
+    log = (glimpse.data / "glimpse.log").read_text()
+    assert f"image_hash={image_hash}" in log
+    assert " request " in log and not any(" request " in line for line in lines)
 
 
 def test_purge_stops_glimpse_first(glimpse: Installation) -> None:
@@ -175,7 +274,8 @@ def test_docker_engine_runs_compose_yaml(glimpse: Installation) -> None:
         assert done.returncode == 0, done.stderr
         if command == "run":
             assert done.stdout.startswith("Backend: compose, because ")
-            assert f"http://127.0.0.1:{glimpse.environment['API_PORT']}/docs" in done.stdout
+            url = f"http://127.0.0.1:{glimpse.environment['API_PORT']}"
+            assert f"The page will be at {url}\n" in done.stdout
         calls = [
             line for line in calls_file.read_text().splitlines() if line.startswith("compose ")
         ]

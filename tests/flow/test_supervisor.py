@@ -1,5 +1,6 @@
 """`make run`: one command, a log with names, restarts, and messages about used ports."""
 
+import asyncio
 import os
 import shutil
 import signal
@@ -15,6 +16,8 @@ import httpx
 import psutil
 import pytest
 
+from compose.programs import Plan, Program
+from compose.supervisor import Supervisor
 from tests.support import stack
 from tests.support.signals import heard
 from tests.support.stack import ROOT, free_port
@@ -158,6 +161,25 @@ def test_unknown_host_is_not_reported_as_a_port_in_use(tmp_path: Path, colour_bu
     assert "The api cannot listen on port 8080 of nowhere.invalid: " in log
     assert "Change HOST or API_PORT." in log
     assert "another program uses it" not in log
+
+
+def test_part_that_cannot_restart_says_what_is_missing(tmp_path: Path) -> None:
+    """As after a deleted environment, and after a package that was removed while Glimpse runs."""
+    for argv, missing in (
+        (("/no/such/python", "-m", "app"), "cannot start: /no/such/python: No such file"),
+        ((sys.executable, "-c", "import no_such_package"), "No module named 'no_such_package'"),
+    ):
+        lines: list[str] = []
+        plan = Plan("a plan", (Program("worker", argv),))
+        supervisor = Supervisor(plan, 1, lines.append)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("compose.supervisor.RESTART_DELAYS", (0.01,))
+            asyncio.run(supervisor.run())
+        assert supervisor.failed
+        last = lines[-1]
+        assert last.startswith("glimpse | worker ends repeatedly (")
+        assert missing in last
+        assert "run make stop, make clean, then make run" in last
 
 
 def test_invalid_setting_is_named(tmp_path: Path, colour_bundle: Path) -> None:

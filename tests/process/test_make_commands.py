@@ -12,7 +12,7 @@ from tests.support.stack import ROOT
 def recipe(target: str, *given: str) -> list[str]:
     """The lines that make would run for `target` if the installation is up to date."""
     done = subprocess.run(
-        ["make", "--dry-run", "--old-file=setup", target, *given],
+        ["make", "--dry-run", "--old-file=setup", "--old-file=runtime", target, *given],
         cwd=ROOT,
         # Without the variables of a make that runs these tests, which would print folder names.
         env={"PATH": os.environ["PATH"]},
