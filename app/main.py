@@ -24,11 +24,18 @@ from app.http.middleware.security_headers import security_headers
 from app.http.middleware.shutdown import RespondWhenCancelled
 from app.http.middleware.unread_body import CloseOnUnreadBody
 from app.http.unknown_path import install_unknown_path
-from app.images import list_routes, local_content_routes, lookup_routes, what_routes
+from app.images import (
+    list_routes,
+    local_content_routes,
+    lookup_routes,
+    thumbnail_routes,
+    what_routes,
+)
 from app.images import routes as image_routes
 from app.images.events import image_event, look_up_views
 from app.images.responses import success_headers
 from app.images.service import ImageService
+from app.images.thumbnails import Thumbnails
 from app.jobs import routes as job_routes
 from app.jobs import stream_routes as job_stream_routes
 from app.jobs.events import job_event
@@ -132,6 +139,7 @@ def create_app(
         image_routes.router,
         list_routes.router,
         lookup_routes.router,
+        thumbnail_routes.router,
         what_routes.router,
         job_routes.router,
         job_stream_routes.router,
@@ -202,6 +210,7 @@ async def _open_services(
             backend=backend,
             models=models,
             images=ImageService(settings, backend, models, metrics, clock),
+            thumbnails=Thumbnails(backend, enabled=settings.makes_thumbnails),
             jobs=JobService(settings, backend, models, metrics, clock),
             webhooks=Webhooks(backend, resolver, clock),
             uploads=UploadLimiter(upload_limits(settings)),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from app.http.responses import RawHeaders
     from app.images.events import ImagePoller
     from app.images.service import ImageService
+    from app.images.thumbnails import Thumbnails
     from app.jobs.events import JobPoller
     from app.jobs.service import JobService
     from app.models.catalogue import ModelCatalogue
@@ -42,6 +43,7 @@ class Services:
     backend: Backend
     models: ModelCatalogue
     images: ImageService
+    thumbnails: Thumbnails
     jobs: JobService
     webhooks: Webhooks
     uploads: UploadLimiter

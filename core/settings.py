@@ -179,6 +179,13 @@ class Settings(BaseSettings):
             "unless the request sets `min_confidence`",
         ),
     ] = 0
+    thumbnails: Annotated[
+        bool | None,
+        Field(
+            description="Whether the worker makes a thumbnail of each image, and the API serves "
+            "it. If it is not set: true, except with BACKEND=gcp"
+        ),
+    ] = None
     worker_concurrency: Annotated[
         int,
         Field(ge=0, description="Images that a worker classifies at once. 0: one for each core"),
@@ -511,6 +518,10 @@ class Settings(BaseSettings):
         ):
             if not least <= value <= most:
                 raise ValueError(f"Pub/Sub needs {name} between {least} and {most}")
+
+    @property
+    def makes_thumbnails(self) -> bool:
+        return self.backend != "gcp" if self.thumbnails is None else self.thumbnails
 
     @property
     def delivery(self) -> DeliveryPolicy:

@@ -20,7 +20,7 @@ from app.models.catalogue import ModelCatalogue
 from app.uploads.image_upload import Upload
 from core.backends import Backend
 from core.clock import Clock, utc_now
-from core.domain.records import IMAGE_HASH, MODEL, Record, RecordKey, Status
+from core.domain.records import IMAGE_HASH, MODEL, Record, RecordKey, Status, thumbnail_name
 from core.errors import InvalidRequest, NotFound
 from core.observability.logs import bind_image
 from core.settings import Settings
@@ -162,6 +162,7 @@ class ImageService:
         bind_image(key)
         async with self._submissions.deleting(key.blob_name):
             had_blob = await self._backend.blobs.delete(key.blob_name)
+            await self._backend.blobs.delete(thumbnail_name(tenant, key.image_hash))
             records = await self._backend.records.delete_image(tenant, key.image_hash)
             self._cache.drop_image(tenant, key.image_hash)
         if not (had_blob or records):

@@ -77,4 +77,6 @@ async def follow(websocket: WebSocket, principal: Principal) -> None:
             await socket.run()
 
 
-router.routes.append(SocketRoute(SOCKET_PATH, follow, name="follow", query=("last_event_id",)))
+router.routes.append(
+    SocketRoute(SOCKET_PATH, follow, name="follow", query=("last_event_id", "ticket"))
+)

@@ -1,6 +1,7 @@
 """Names of blobs, on every backend. `core.domain.records` makes them.
 
 {tenant}/{image_hash}                       an image
+{tenant}/thumbnails/{image_hash}            its thumbnail
 {tenant}/embeddings/{model}/{image_hash}    what a base model computed from it
 {tenant}/heads/{model}, {tenant}/reports/{model}
 """
@@ -13,7 +14,7 @@ from core.errors import NotFound
 MISSING = "There is no such image."
 
 _NAME = re.compile(
-    f"(?:{TENANT.pattern})(?:/embeddings/{MODEL.pattern})?/{IMAGE_HASH.pattern}"
+    f"(?:{TENANT.pattern})(?:/thumbnails|/embeddings/{MODEL.pattern})?/{IMAGE_HASH.pattern}"
     f"|(?:{TENANT.pattern})/(?:heads|reports)/{MODEL.pattern}"
 )
 

@@ -16,7 +16,7 @@ from core.domain import channels
 from core.domain.channels import Channel
 from core.domain.policy import MAX_JOB_ITEMS
 from core.domain.priority import Priority
-from core.domain.records import TENANT, RecordKey
+from core.domain.records import IMAGE_HASH, TENANT, RecordKey
 from core.errors import MalformedEnvelope
 
 # Attributes of a dead-lettered message, set by Pub/Sub and by the embedded queue.
@@ -166,7 +166,39 @@ class Notify:
         return cls(*_job_of(attributes), event, target, trace)
 
 
-Message = ClassifyImage | RunJob | Notify
+@dataclass(frozen=True, slots=True)
+class MakeThumbnail:
+    """Asks for the thumbnail of an image that has none."""
+
+    tenant: str
+    image_hash: str
+    traceparent: str = ""
+    priority: Priority = Priority.HIGH
+
+    @property
+    def channel(self) -> Channel:
+        return channels.IMAGES[self.priority]
+
+    def attributes(self) -> dict[str, str]:
+        attributes = {
+            KIND: "make_thumbnail",
+            "tenant": self.tenant,
+            "image_hash": self.image_hash,
+        }
+        if self.traceparent:
+            attributes["traceparent"] = self.traceparent
+        return attributes
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, str]) -> "MakeThumbnail":
+        """Raises MalformedEnvelope."""
+        tenant, image_hash = attributes.get("tenant", ""), attributes.get("image_hash", "")
+        if not (TENANT.fullmatch(tenant) and IMAGE_HASH.fullmatch(image_hash)):
+            raise MalformedEnvelope("The attribute tenant or image_hash is missing or malformed.")
+        return cls(tenant, image_hash, attributes.get("traceparent", ""))
+
+
+Message = ClassifyImage | MakeThumbnail | RunJob | Notify
 
 
 def message_of(attributes: Mapping[str, str]) -> Message:
@@ -174,6 +206,8 @@ def message_of(attributes: Mapping[str, str]) -> Message:
     match attributes.get(KIND, "classify"):
         case "classify":
             return ClassifyImage.from_attributes(attributes)
+        case "make_thumbnail":
+            return MakeThumbnail.from_attributes(attributes)
         case "run_job":
             return RunJob.from_attributes(attributes)
         case "notify":
@@ -224,5 +258,9 @@ class PushEnvelope(BaseModel):
             raise MalformedEnvelope("The message's data is not base64.") from None
         return envelope
 
-    def classify_image(self) -> ClassifyImage:
-        return ClassifyImage.from_attributes(self.message.attributes)
+    def image_message(self) -> ClassifyImage | MakeThumbnail:
+        """The message of a channel for images. Raises MalformedEnvelope."""
+        attributes = self.message.attributes
+        if attributes.get(KIND) == "make_thumbnail":
+            return MakeThumbnail.from_attributes(attributes)
+        return ClassifyImage.from_attributes(attributes)

@@ -65,6 +65,15 @@ class RecordKey:
         return blob_name(self.tenant, self.image_hash)
 
 
+# Stored instead of a thumbnail if the image cannot be decoded. No WebP begins like that.
+NO_THUMBNAIL = b"none"
+
+
+def thumbnail_name(tenant: str, image_hash: str) -> str:
+    """The name of the blob with the image's thumbnail."""
+    return f"{tenant}/thumbnails/{image_hash}"
+
+
 def blob_name(tenant: str, image_hash: str) -> str:
     """The name of the image's blob: its hash, under its tenant."""
     return f"{tenant}/{image_hash}"
@@ -96,11 +105,15 @@ class Annotation:
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """What a model says about an image; see `Record` for the fields."""
+    """What a model says about an image; see `Record` for the fields.
+
+    `thumbnail` is a small WebP of the image, empty if none was asked for or it cannot be made.
+    """
 
     annotations: tuple[Annotation, ...]
     categories: tuple[Annotation, ...] = ()
     confident: bool | None = None
+    thumbnail: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from core.backends import Backend
 from core.domain import records
 from core.domain.dead_letters import DeadLetter, LetterFilter, LetterKey, resolve
 from core.domain.jobs import JobKey
-from core.domain.messages import ClassifyImage, Notify, RunJob, message_of
+from core.domain.messages import ClassifyImage, MakeThumbnail, Notify, RunJob, message_of
 from core.domain.records import RecordError, Status
 from core.errors import MalformedEnvelope, NotFound
 from core.observability.logs import message_context
@@ -85,7 +85,7 @@ async def _replay(backend: Backend, letter: DeadLetter) -> Replay:
                 outcome = await _new_attempt(backend, letter, message)
             case RunJob():
                 outcome = await _run_again(backend, message)
-            case Notify():
+            case Notify() | MakeThumbnail():
                 await publish(backend.publisher, replace(message, traceparent=""))
                 outcome = Replay.REPLAYED
         if outcome in (Replay.REPLAYED, Replay.RESOLVED):

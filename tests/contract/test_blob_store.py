@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from core.backends import Backend
-from core.domain.records import embedding_name, head_name, report_name
+from core.domain.records import embedding_name, head_name, report_name, thumbnail_name
 from core.errors import NotFound
 from core.ports import BlobStore
 from tests.support.pictures import sha256
@@ -141,3 +141,13 @@ async def test_signed_link_reads_the_blob_and_an_unsigned_one_does_not(
 
 async def test_ping(blobs: BlobStore) -> None:
     await blobs.ping()
+
+
+async def test_thumbnail_is_a_blob_beside_its_image(blobs: BlobStore) -> None:
+    name = thumbnail_name(*NAME.split("/"))
+    await blobs.put(NAME, DATA, "image/jpeg")
+    assert not await blobs.exists(name)
+    await blobs.put(name, b"RIFF", "image/webp")
+    assert (await blobs.get(name), await blobs.get(NAME)) == (b"RIFF", DATA)
+    assert await blobs.delete(name)
+    assert await blobs.get(NAME) == DATA

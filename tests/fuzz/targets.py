@@ -48,10 +48,10 @@ MANIFEST = {
 def envelope(data: bytes) -> None:
     """The worker parses a push."""
     try:
-        message = PushEnvelope.parse(data).classify_image()
+        message = PushEnvelope.parse(data).image_message()
     except MalformedEnvelope:
         return
-    assert message.attributes()["image_hash"] == message.key.image_hash
+    assert type(message).from_attributes(message.attributes()) == message
 
 
 def multipart(data: bytes) -> None:

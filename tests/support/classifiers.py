@@ -36,7 +36,12 @@ class ClassifierThread:
 
     def __init__(self, settings: Settings, connection: socket.socket) -> None:
         self._connection = connection.dup()
-        self._models = HoldableModels(settings.loaded_models, settings.max_image_pixels, MAX_LABELS)
+        self._models = HoldableModels(
+            settings.loaded_models,
+            settings.max_image_pixels,
+            MAX_LABELS,
+            thumbnails=settings.makes_thumbnails,
+        )
         self._thread = threading.Thread(target=self._serve, name="classifier", daemon=True)
         self._thread.start()
 

@@ -1,6 +1,7 @@
 """One classifier process: batches of images, their errors, and the protocol's frames."""
 
 import base64
+import io
 import itertools
 import json
 import socket
@@ -18,7 +19,17 @@ from tests.support.bundles import write_colour_bundle, write_failing_bundle, wri
 from tests.support.heads import write_head
 from tests.support.pictures import encode, picture, sha256
 from worker.inference.process import Models, Reply
-from worker.inference.protocol import EMBEDDING, FILE, IMAGE, LOAD, MAX_BATCH, Frame, FrameReader
+from worker.inference.protocol import (
+    EMBEDDING,
+    FILE,
+    IMAGE,
+    LOAD,
+    MAX_BATCH,
+    REPLY,
+    Frame,
+    FrameReader,
+    packed_reply,
+)
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220)}
 BLACK = encode(Image.new("RGB", (16, 16)), "PNG")
@@ -298,3 +309,39 @@ def test_frame_keeps_its_flags_on_the_way() -> None:
         for frame in frames:
             ours.sendall(b"".join(frame.packed()))
         assert FrameReader(theirs).take(4) == frames
+
+
+# --- Thumbnails -----------------------------------------------------------------------------------
+
+
+def test_each_image_of_a_batch_has_its_own_thumbnail(name: bytes) -> None:
+    ticks = itertools.count()
+    models = Models(
+        2,
+        max_pixels=10**6,
+        labels_per_image=3,
+        now=lambda: next(ticks) / 1000,
+        thumbnails=True,
+    )
+    (loaded,), (alone,) = models.answers(
+        [Frame(LOAD, name, b""), Frame(IMAGE, name, PHOTOS["red"])]
+    )
+    assert loaded["thumbnail"] == b""
+    frames = [Frame(IMAGE, name, PHOTOS["red"]), Frame(IMAGE, name, b"no picture")]
+    wide = picture(3, COLOURS["blue"], (512, 128), "PNG")
+    ((red, broken, blue),) = models.answers([*frames, Frame(IMAGE, name, wide)])
+    assert red["thumbnail"] == alone["thumbnail"]
+    assert "thumbnail" not in broken
+    with Image.open(io.BytesIO(blue["thumbnail"])) as small:
+        assert (small.format, small.size) == ("WEBP", (256, 64))
+        red_share, _, blue_share = np.asarray(small.convert("RGB")).astype(int)[20, 20]
+    assert blue_share > 4 * red_share
+
+
+def test_reply_keeps_bytes_apart_from_json() -> None:
+    reply = {"annotations": [], "thumbnail": b"\x00\xff" * 9}
+    packed = packed_reply(reply)
+    size, more = REPLY.unpack_from(packed)
+    assert json.loads(packed[REPLY.size : REPLY.size + size]) == {"annotations": []}
+    assert packed[REPLY.size + size :] == reply["thumbnail"]
+    assert more == 18

@@ -209,7 +209,10 @@ async def test_queued_delivery_neither_claims_nor_reads_its_image(
             record = await worker.record(key)
             assert (record.status, record.token) == (Status.PENDING, 0)
         assert (await pushing).status_code == 204
-    assert set(calls) == {"records.claim", "blobs.get", "records.complete"}
+    assert set(calls) == {
+        *("records.claim", "blobs.get", "records.complete"),
+        *("blobs.put", "blobs.exists"),  # of the thumbnail
+    }
 
 
 async def test_delivery_that_waits_for_another_worker_occupies_no_slot(

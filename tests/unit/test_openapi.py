@@ -69,6 +69,7 @@ OPERATIONS = {
     ("GET", "/api/v1/jobs/{job_id}/results"): "get_job_results",
     ("POST", "/api/v1/jobs/{job_id}/retry"): "retry_job",
     ("POST", "/api/v1/tickets"): "create_ticket",
+    ("GET", f"{V1}/{{image_hash}}/thumbnail"): "get_thumbnail",
     ("GET", "/api/v1/jobs/{job_id}/stream"): "stream_job",
     ("GET", "/api/v1/dead-letters"): "list_dead_letters",
     ("POST", "/api/v1/dead-letters/replay"): "replay_dead_letters",
@@ -94,7 +95,10 @@ OPERATIONS = {
     ("GET", "/ready"): "get_readiness",
 }
 # Bytes, and formats that JSON Schema does not describe.
-UNNAMED = ("application/octet-stream", "application/zip", "application/x-ndjson", "text/")
+UNNAMED = (
+    *("application/octet-stream", "application/zip", "application/x-ndjson"),
+    *("text/", "image/"),
+)
 
 
 @pytest.fixture(scope="module")

@@ -141,7 +141,7 @@ async def test_a_push_has_the_form_of_a_pubsub_push(
     assert pushed["publishTime"] == pushed["publish_time"]
     assert pushed["publishTime"].endswith("Z")
     assert (pushed["data"], pushed["attributes"]) == ("", message(1).attributes())
-    assert PushEnvelope.parse(delivery.body).classify_image() == message(1)
+    assert PushEnvelope.parse(delivery.body).image_message() == message(1)
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204])

@@ -112,7 +112,7 @@ async def test_socket_with_a_ticket_stays_open_when_the_ticket_ends(
             await socket.send('{"action": "ping"}')
             assert json.loads(await socket.recv())["event"] == "pong"
             await socket.send('{"action": "cancel"}')
-            assert json.loads(await socket.recv())["event"] == "error"
+            assert json.loads(await socket.recv())["event"] == "cancelled"
             assert socket.close_code in (None, 1000)
 
 

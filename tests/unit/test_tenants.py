@@ -314,6 +314,13 @@ async def others_webhooks(world: World, method: str, path: str, **options: Any) 
     assert await world.api.services.backend.webhooks.get(WebhookKey("ada", theirs)) == before
 
 
+async def thumbnails(world: World, method: str) -> None:
+    await world.api.services.backend.blobs.put(f"ada/thumbnails/{HASH}", b"RIFF", "image/webp")
+    assert (await world.ask(world.ada, method, f"{V1}/{HASH}/thumbnail")).status_code == 200
+    path = V1 + "/{}/thumbnail"
+    await world.same_refusal(method, path.format(HASH), path.format(UNKNOWN))
+
+
 async def tickets(world: World) -> None:
     """A ticket of Bob's for the stream of Ada's image opens nothing."""
     path = f"{V1}/{HASH}/stream"
@@ -349,6 +356,8 @@ CASES: dict[tuple[str, str], Callable[[World], Awaitable[None]]] = {
     ("GET", V1 + "/{image_hash}/content"): lambda w: results(w, "GET", V1 + "/{}/content"),
     ("HEAD", V1 + "/{image_hash}/content"): lambda w: results(w, "HEAD", V1 + "/{}/content"),
     ("GET", V1): listing_images,
+    ("GET", V1 + "/{image_hash}/thumbnail"): lambda w: thumbnails(w, "GET"),
+    ("HEAD", V1 + "/{image_hash}/thumbnail"): lambda w: thumbnails(w, "HEAD"),
     ("POST", V1 + "/lookup"): looking_up,
     ("POST", JOBS + "/batch-predict"): lambda w: making_jobs(w, "/batch-predict"),
     ("POST", JOBS + "/batch-predict/hashes"): lambda w: making_jobs(w, "/batch-predict/hashes"),

@@ -1,6 +1,7 @@
 """Loads a bundle into ONNX Runtime and classifies images with it. All functions block."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,15 +31,18 @@ class Classifier:
         max_pixels: int,
         labels_per_image: int,
         memory_limit: MemoryLimit = no_memory_limit,
+        thumbnails: bool = False,
     ) -> None:
         """Verify and load `bundle`. Raises BundleError if its files contradict the manifest.
 
-        `memory_limit` bounds what decoding an image allocates.
+        `memory_limit` bounds what decoding an image allocates. With `thumbnails`, each
+        classification has one.
         """
         verify_bundle(bundle)
         manifest = bundle.manifest
         self.bundle = bundle
         self._preprocessor = Preprocessor(manifest, max_pixels, memory_limit)
+        self._thumbnails = thumbnails
         self._count = min(labels_per_image, len(bundle.labels))
         self._input, self._output = manifest.input.name, manifest.outputs.scores
         self._logits = manifest.outputs.kind == "logits"
@@ -61,13 +65,22 @@ class Classifier:
         Raises UndecodableImage or InvalidImage for faults of the image, and InferenceFailed for
         faults of the model.
         """
-        (found,) = self.infer([self.tensor(data)])
-        return found
+        tensor, thumbnail = self.prepare(data)
+        (found,) = self.infer([tensor])
+        return replace(found, thumbnail=thumbnail)
+
+    def prepare(self, data: bytes, *, thumbnail: bool = True) -> tuple[NDArray[np.float32], bytes]:
+        """The network's input for an encoded image, and its thumbnail.
+
+        The thumbnail is empty without `thumbnail`, and without the `thumbnails` of this classifier.
+        Raises UndecodableImage or InvalidImage.
+        """
+        with timed("decode"):
+            return self._preprocessor.prepare(data, thumbnail=thumbnail and self._thumbnails)
 
     def tensor(self, data: bytes) -> NDArray[np.float32]:
         """The network's input for an encoded image. Raises UndecodableImage or InvalidImage."""
-        with timed("decode"):
-            return self._preprocessor.tensor(data)
+        return self.prepare(data, thumbnail=False)[0]
 
     def infer(self, tensors: Sequence[NDArray[np.float32]]) -> list[Classification]:
         """The most likely labels and categories of each image. Raises InferenceFailed.

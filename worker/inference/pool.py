@@ -226,12 +226,14 @@ class _Member(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._received += data
         while len(self._received) >= REPLY.size:
-            (size,) = REPLY.unpack_from(self._received)
-            if len(self._received) < REPLY.size + size:
+            size, more = REPLY.unpack_from(self._received)
+            middle = REPLY.size + size
+            if len(self._received) < middle + more:
                 return
-            document = json.loads(self._received[REPLY.size : REPLY.size + size])
-            self._received = self._received[REPLY.size + size :]
-            self._answered(document)
+            document = json.loads(self._received[REPLY.size : middle])
+            thumbnail = self._received[middle : middle + more]
+            self._received = self._received[middle + more :]
+            self._answered(document, thumbnail)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -254,7 +256,7 @@ class _Member(asyncio.Protocol):
         if len(self._open) == 1:
             self._start_timer()
 
-    def _answered(self, document: dict[str, Any]) -> None:
+    def _answered(self, document: dict[str, Any], thumbnail: bytes) -> None:
         self._pause = FIRST_PAUSE
         request = self._open.popleft()
         self._start_timer()
@@ -268,7 +270,7 @@ class _Member(asyncio.Protocol):
             _fail(request, error=error)
             return
         if not request.answer.done():
-            request.answer.set_result(_result(document))
+            request.answer.set_result(_result(document, thumbnail))
 
     def _in_work(self) -> list[_Request]:
         """The requests that the process may be working on: one, or those of a batch."""
@@ -352,13 +354,14 @@ class _Member(asyncio.Protocol):
         return await asyncio.to_thread(process.wait)
 
 
-def _result(document: dict[str, Any]) -> Classification | bytes:
+def _result(document: dict[str, Any], thumbnail: bytes) -> Classification | bytes:
     if "embedding" in document:
         return base64.b64decode(document["embedding"])
     return Classification(
         _annotations(document["annotations"]),
         _annotations(document["categories"]),
         document["confident"],
+        thumbnail,
     )
 
 
@@ -374,6 +377,7 @@ def spawn_process(settings: Settings, connection: socket.socket) -> Process:
         *("--capacity", str(settings.loaded_models)),
         *("--max-pixels", str(settings.max_image_pixels)),
         *("--labels-per-image", str(MAX_LABELS)),
+        *(("--thumbnails",) if settings.makes_thumbnails else ()),
     ]
     # The arguments are this interpreter and numbers from the settings.
     return subprocess.Popen(  # noqa: S603

@@ -25,6 +25,7 @@ from core.errors import BundleError, InvalidImage, UndecodableImage
 from core.imaging.avif_header import is_avif
 from core.imaging.bounded_reader import BoundedReader
 from core.imaging.limits import MAX_TEXT_CHUNK, check_sides
+from worker.inference.thumbnail import encoded_thumbnail, reduced_to_thumbnail
 
 # The setting replaces Pillow's own limit.
 Image.MAX_IMAGE_PIXELS = None
@@ -83,6 +84,8 @@ _BYTES_PER_PIXEL: Final = 20
 _PARSING_BYTES: Final = 96 * 2**20
 
 MemoryLimit = Callable[[int], contextlib.AbstractContextManager[None]]
+# The image as the network sees it, and the thumbnail, both upright and in RGB.
+Pictures = tuple[Image.Image, Image.Image | None]
 
 
 def no_memory_limit(size: int) -> contextlib.AbstractContextManager[None]:
@@ -129,23 +132,32 @@ class Preprocessor:
         self._scale, self._shift = scale.reshape(shape), shift.reshape(shape)
 
     def tensor(self, data: bytes) -> NDArray[np.float32]:
-        """A batch of one: 1 x 3 x height x width, or 1 x height x width x 3 for NHWC.
+        """The tensor of `prepare`."""
+        return self.prepare(data)[0]
 
-        Raises InvalidImage if the image exceeds a limit, UndecodableImage if it cannot be decoded.
+    def prepare(self, data: bytes, *, thumbnail: bool = False) -> tuple[NDArray[np.float32], bytes]:
+        """A batch of one, and the thumbnail, which is empty unless it is asked for.
+
+        The batch is 1 x 3 x height x width, or 1 x height x width x 3 for NHWC. Raises InvalidImage
+        if the image exceeds a limit, UndecodableImage if it cannot be decoded.
         """
-        pixels = np.asarray(self.picture(data))
+        picture, small = self._pictures(data, thumbnail)
+        pixels = np.asarray(picture)
         if self._channels_first:
             pixels = pixels.transpose(2, 0, 1)
         tensor = np.empty((1, *pixels.shape), np.float32)
         np.multiply(pixels, self._scale, out=tensor[0])
         tensor += self._shift
-        return tensor
+        return tensor, b"" if small is None else encoded_thumbnail(small)
 
     def picture(self, data: bytes) -> Image.Image:
         """The image as the network sees it: upright, RGB, of the input's size.
 
-        Raises InvalidImage and UndecodableImage as `tensor` does.
+        Raises InvalidImage and UndecodableImage as `prepare` does.
         """
+        return self._pictures(data, False)[0]
+
+    def _pictures(self, data: bytes, thumbnail: bool) -> Pictures:
         try:
             with contextlib.ExitStack() as stack:
                 # libwebp allocates its canvas here, before its size is known.
@@ -155,7 +167,7 @@ class Preprocessor:
                 width, height = image.size
                 self._check_size(width, height)
                 with self._memory_limit(_PARSING_BYTES + _BYTES_PER_PIXEL * width * height):
-                    return self._decoded(image)
+                    return self._decoded(image, thumbnail)
         except MemoryError:
             raise InvalidImage(
                 "Decoding the image takes more memory than its dimensions account for."
@@ -169,20 +181,20 @@ class Preprocessor:
             )
         check_sides(width, height)
 
-    def _decoded(self, image: Image.Image) -> Image.Image:
+    def _decoded(self, image: Image.Image, thumbnail: bool) -> Pictures:
         # Pillow's parsers raise many types of error for broken files (OSError, SyntaxError,
         # struct.error, zlib.error, ...).
         try:
             if isinstance(image, PngImagePlugin.PngImageFile):
                 # Reading EXIF would decode the pixels too, and ignore their errors.
                 image.load()
-            return self._reduced(image)
+            return self._reduced(image, thumbnail)
         except MemoryError:
             raise
         except Exception as error:
             raise UndecodableImage("The image is damaged or incomplete.") from error
 
-    def _reduced(self, image: Image.Image) -> Image.Image:
+    def _reduced(self, image: Image.Image, thumbnail: bool) -> Pictures:
         """Shrink the image first: turning and converting it are then cheap."""
         orientation = _orientation(image)
         swap = orientation in _SWAPS_SIDES
@@ -198,14 +210,15 @@ class Preprocessor:
         x, y = size[0] / whole[0], size[1] / whole[1]
         # A rounding error could put the last pixel outside, which Pillow refuses.
         right, bottom = min((left + target[0]) * x, size[0]), min((top + target[1]) * y, size[1])
-        reduced = _resizable(image).resize(
+        pixels = _resizable(image)
+        reduced = pixels.resize(
             target,
             self._resample,
             box=(left * x, top * y, right, bottom),
             reducing_gap=self._reducing_gap,
         )
-        reduced = _on_white(reduced)
-        return reduced.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else reduced
+        small = reduced_to_thumbnail(pixels) if thumbnail else None
+        return _upright(reduced, orientation), small and _upright(small, orientation)
 
     def _whole(self, size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
         """The size of the whole image at the scale at which `target` is its centre."""
@@ -216,6 +229,12 @@ class Preprocessor:
         if width <= height:
             return self._short_side, int(self._short_side * height / width)
         return int(self._short_side * width / height), self._short_side
+
+
+def _upright(reduced: Image.Image, orientation: int) -> Image.Image:
+    """The image in RGB, turned as its EXIF orientation says."""
+    reduced = _on_white(reduced)
+    return reduced.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else reduced
 
 
 def _open(data: bytes) -> Image.Image:

@@ -19,7 +19,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -88,8 +88,14 @@ class Models:
         labels_per_image: int,
         now: Callable[[], float] = time.perf_counter,
         memory_limit: MemoryLimit = no_memory_limit,
+        *,
+        thumbnails: bool = False,
     ) -> None:
-        """`now` is a clock in seconds. `memory_limit` bounds what decoding an image allocates."""
+        """`now` is a clock in seconds. `memory_limit` bounds what decoding an image allocates.
+
+        With `thumbnails`, each reply to an image has one.
+        """
+        self._thumbnails = thumbnails
         self._now = now
         self._loaded: LRUCache[bytes, _Loaded] = LRUCache(capacity)
         self._heads: LRUCache[bytes, Head] = LRUCache(MAX_HEADS)
@@ -139,7 +145,7 @@ class Models:
             if frame.kind == LOAD:
                 return Classification(())
             if frame.embed:
-                (embedding,) = model.classifier.embed([_tensor(model.classifier, frame)])
+                (embedding,) = model.classifier.embed([_prepared(model.classifier, frame)[0]])
                 return embedding
             return model.classifier.classify(_image(frame))
 
@@ -150,11 +156,11 @@ class Models:
     def _batch(self, batch: list[Frame]) -> list[Reply]:
         """The replies to images of one loaded model. A broken image fails alone."""
         model = self._loaded[batch[0].name]
-        tensors, steps = [], []
+        prepared, steps = [], []
         for frame in batch:
             steps.append(new_steps())
-            tensors.append(_outcome(partial(_tensor, model.classifier, frame)))
-        good = [each for each in tensors if not isinstance(each, _Failure)]
+            prepared.append(_outcome(partial(_prepared, model.classifier, frame)))
+        good = [each[0] for each in prepared if not isinstance(each, _Failure)]
         shared = new_steps()
         try:
             work = model.classifier.embed if batch[0].embed else model.classifier.infer
@@ -166,11 +172,14 @@ class Models:
             return replies
         shared = [step._replace(images=len(good)) for step in shared]
         replies = []
-        for tensor, own in zip(tensors, steps, strict=True):
-            if isinstance(tensor, _Failure):
-                replies.append(_reply(tensor, own))
-            else:
-                replies.append(_reply(next(found), own + shared))
+        for image, own in zip(prepared, steps, strict=True):
+            if isinstance(image, _Failure):
+                replies.append(_reply(image, own))
+                continue
+            result = next(found)
+            if isinstance(result, Classification):
+                result = replace(result, thumbnail=image[1])
+            replies.append(_reply(result, own + shared))
         return replies
 
     def _load(self, name: bytes) -> _Loaded:
@@ -184,6 +193,7 @@ class Models:
                 max_pixels=self._max_pixels,
                 labels_per_image=self._labels_per_image,
                 memory_limit=self._memory_limit,
+                thumbnails=self._thumbnails,
             )
         )
         return loaded
@@ -240,6 +250,7 @@ def _reply(outcome: Result | _Failure, steps: list[Step]) -> Reply:
         "annotations": _pairs(outcome.annotations),
         "categories": _pairs(outcome.categories),
         "confident": outcome.confident,
+        "thumbnail": outcome.thumbnail,
         "steps": steps,
     }
 
@@ -248,8 +259,8 @@ def _pairs(annotations: tuple[Annotation, ...]) -> list[tuple[str, float]]:
     return [(each.label, each.confidence) for each in annotations]
 
 
-def _tensor(classifier: Classifier, frame: Frame) -> NDArray[np.float32]:
-    return classifier.tensor(_image(frame))
+def _prepared(classifier: Classifier, frame: Frame) -> tuple[NDArray[np.float32], bytes]:
+    return classifier.prepare(_image(frame), thumbnail=not frame.embed)
 
 
 def _image(frame: Frame) -> bytes:
@@ -277,13 +288,18 @@ def main() -> None:
     parser.add_argument("--capacity", type=int, required=True)
     parser.add_argument("--max-pixels", type=int, required=True)
     parser.add_argument("--labels-per-image", type=int, required=True)
+    parser.add_argument("--thumbnails", action="store_true")
     args = parser.parse_args()
     # Ctrl-C reaches every process of the terminal. The worker decides when this one stops.
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     end_with_parent(signal.SIGKILL)  # even during an inference
     models = Models(
-        args.capacity, args.max_pixels, args.labels_per_image, memory_limit=memory_limit
+        args.capacity,
+        args.max_pixels,
+        args.labels_per_image,
+        memory_limit=memory_limit,
+        thumbnails=args.thumbnails,
     )
     with contextlib.suppress(ConnectionError):
         serve(socket.socket(fileno=args.descriptor), models)

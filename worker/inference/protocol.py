@@ -10,7 +10,9 @@ to the folder of a bundle, or to the file of a head. The highest bit of K keeps 
 batch. The second highest asks for the image's embedding instead of its labels.
 The replies come in the order of the requests:
 
-    4 bytes N, N bytes of JSON, which is
+    4 bytes N, 4 bytes M, N bytes of JSON, M bytes of the image's thumbnail
+
+where the JSON is
         {"annotations": [[label, confidence], ...], "categories", "confident", "steps",
          "batch_size"}
         or {"embedding": base64 of float32 in little-endian, "steps", "batch_size"}
@@ -26,7 +28,7 @@ import json
 import socket
 import struct
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from core.errors import (
     BundleError,
@@ -49,7 +51,7 @@ ERRORS: dict[str, type[GlimpseError]] = {
         *(InferenceFailed, BundleError),
     )
 }
-REPLY = struct.Struct(">I")
+REPLY = struct.Struct(">II")
 
 _REQUEST = struct.Struct(">BII")
 _ALONE, _EMBED = 0x80, 0x40
@@ -125,6 +127,8 @@ class FrameReader:
         return Frame(plain, name, data, bool(kind & _ALONE), bool(kind & _EMBED))
 
 
-def packed_reply(document: Mapping[str, object]) -> bytes:
-    body = json.dumps(document).encode()
-    return REPLY.pack(len(body)) + body
+def packed_reply(document: Mapping[str, Any]) -> bytes:
+    """The reply `document`, whose `thumbnail` is bytes and may be missing."""
+    thumbnail: bytes = document.get("thumbnail", b"")
+    body = json.dumps({k: v for k, v in document.items() if k != "thumbnail"}).encode()
+    return REPLY.pack(len(body), len(thumbnail)) + body + thumbnail

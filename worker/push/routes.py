@@ -6,7 +6,7 @@
 import structlog
 from fastapi import APIRouter, Depends, Request, Response
 
-from core.domain.messages import Notify, PushEnvelope, RunJob, message_of
+from core.domain.messages import MakeThumbnail, Notify, PushEnvelope, RunJob, message_of
 from core.domain.policy import (
     CLASSIFY_PATH,
     DEAD_LETTER_PATH,
@@ -35,6 +35,7 @@ from worker.push.span import delivery_span
 from worker.tasks.classify_image import classify_image
 from worker.tasks.dead_letters import UNREADABLE, handle_dead_letter, keep_unreadable
 from worker.tasks.job_schedule import process_due_jobs
+from worker.tasks.make_thumbnail import make_thumbnail
 from worker.tasks.notify import notify
 from worker.tasks.reconcile import purge_usage, reconcile
 from worker.tasks.run_job import run_job
@@ -67,7 +68,11 @@ hot_router = APIRouter(tags=["push"], route_class=RequestRoute)
 async def generate_annotations(request: Request) -> Response:
     await authenticate(request)
     envelope = PushEnvelope.parse(await read_body(request))
-    message, ctx = envelope.classify_image(), context_of(request)
+    message, ctx = envelope.image_message(), context_of(request)
+    if isinstance(message, MakeThumbnail):
+        with delivery_span(request, envelope, message, ctx), refuse_on_shutdown():
+            await make_thumbnail(message, ctx)
+        return Response(status_code=204)
     with delivery_span(request, envelope, message, ctx):
         try:
             with refuse_on_shutdown():

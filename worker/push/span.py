@@ -7,7 +7,7 @@ from fastapi import Request
 from opentelemetry import context, trace
 from opentelemetry.trace import Link, Span, SpanKind
 
-from core.domain.messages import ClassifyImage, Message, PushEnvelope
+from core.domain.messages import ClassifyImage, MakeThumbnail, Message, PushEnvelope
 from core.observability.logs import bind_message
 from core.observability.tracing import fail, make_current, parent_from, start_span
 from core.ports import Publisher
@@ -67,7 +67,9 @@ def _set_attributes(
     if isinstance(message, ClassifyImage):
         span.set_attribute("glimpse.image_hash", message.key.image_hash)
         span.set_attribute("glimpse.model", message.key.model)
-    if message.job:
+    if isinstance(message, MakeThumbnail):
+        span.set_attribute("glimpse.image_hash", message.image_hash)
+    elif message.job:
         span.set_attribute("glimpse.job", message.job)
     if envelope.deliveryAttempt is not None:
         attempt = "messaging.gcp_pubsub.message.delivery_attempt"

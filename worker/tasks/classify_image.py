@@ -9,8 +9,7 @@ delivers it again, and the worker finds only the item left to complete.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, MutableMapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, MutableMapping
 from pathlib import Path
 
 import structlog
@@ -31,7 +30,7 @@ from core.domain.records import (
 )
 from core.errors import InvalidImage, ModelUnavailable, NotFound, Unavailable
 from core.observability.tracing import add_past_span, span
-from core.ports import BlobStore, RecordStore
+from core.ports import RecordStore
 from core.services.job_images import CANCELLED, is_over
 from worker.context import WorkerContext
 from worker.errors import ClassifierLost, InferenceFailed
@@ -39,7 +38,9 @@ from worker.inference.pool import RemoteClassifier
 from worker.inference.protocol import READ
 from worker.inference.steps import Step
 from worker.metrics import DUPLICATE, LEASE_LOST, SUCCESS
+from worker.tasks.image_reader import reading
 from worker.tasks.job_items import complete_item
+from worker.tasks.make_thumbnail import keep_thumbnail
 
 log = structlog.get_logger(__name__)
 
@@ -97,7 +98,7 @@ async def _finish_record(message: ClassifyImage, ctx: WorkerContext) -> RecordEr
     while True:
         async with (
             ctx.slots.slot(message.priority),
-            _reading(key, ctx.backend.blobs) as image,
+            reading(key, ctx.backend.blobs) as image,
             ctx.claims.claim(records, key, ctx.settings.lease) as claim,
         ):
             if claim is not None:
@@ -107,30 +108,6 @@ async def _finish_record(message: ClassifyImage, ctx: WorkerContext) -> RecordEr
         if finished is not None:
             ctx.metrics.classification_ended(DUPLICATE)
             return finished.error
-
-
-@asynccontextmanager
-async def _reading(key: RecordKey, blobs: BlobStore) -> AsyncIterator[Awaitable[bytes | Path]]:
-    """Read the image's bytes during the claim, because the store grants most claims.
-
-    If blobs are local files, gives the path: the classifier process reads the file itself.
-    """
-    file = blobs.file(key.blob_name)
-    if file is not None:
-        local: asyncio.Future[bytes | Path] = asyncio.get_running_loop().create_future()
-        local.set_result(file)
-        yield local
-        return
-
-    async def read() -> bytes | Path:
-        with span("read image"):
-            return await blobs.get(key.blob_name)
-
-    image = asyncio.ensure_future(read())
-    try:
-        yield image
-    finally:
-        image.cancel()  # if the claim was refused; this also drops the error of a failed read
 
 
 async def _classify_claimed(
@@ -164,7 +141,10 @@ async def _classify_claimed(
                 categories=outcome.categories,
                 confident=outcome.confident,
             )
-        stored = await records.change(claim.key, end)
+        found = b"" if isinstance(outcome, RecordError) else outcome.thumbnail
+        stored, _ = await asyncio.gather(
+            records.change(claim.key, end), keep_thumbnail(claim.key, found, ctx.backend.blobs)
+        )
     timing = {
         "attempt": claim.attempt,
         "milliseconds": round(1000 * (time.perf_counter() - began), 1),

@@ -17,6 +17,7 @@ from core.domain.messages import (
     DEAD_LETTER_PUBLISH_TIME,
     DEAD_LETTER_REASON,
     ClassifyImage,
+    MakeThumbnail,
     Message,
     Notify,
     PushEnvelope,
@@ -53,7 +54,7 @@ async def handle_dead_letter(message: Message, envelope: PushEnvelope, ctx: Work
                 await complete_item(job, message.position, error, ctx)
         case RunJob():
             await _handle_job(message, envelope, ctx)
-        case Notify():
+        case Notify() | MakeThumbnail():
             reason = _queue_reason(envelope)
             letter = letter_of(envelope, reason, ctx.clock())
             await ctx.backend.dead_letters.add(letter)

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 THREADS = 8
 TEMPORARY = ".draft-"  # prefix of temporary files
-_FOLDERS = ("*/*", "*/embeddings/*/*")  # that hold blobs
+_FOLDERS = ("*/*", "*/thumbnails/*", "*/embeddings/*/*")  # that hold blobs
 ABANDONED_SECONDS = 3600.0  # no live process takes an hour to write one upload
 
 
