@@ -31,6 +31,7 @@ from core.domain.policy import BACKOFF_RATIO, DeliveryPolicy, JobPolicy
 from core.domain.rate_limits import MAX_DAILY_QUOTA, Rate
 from core.domain.records import MAX_LABELS
 from core.hosts import LOOPBACK_HOSTS, host_of, is_loopback
+from core.imaging.limits import PixelLimits
 from core.outbound.mail_address import domain_of
 from core.outbound.mail_server import MailServer
 
@@ -279,11 +280,24 @@ class Settings(BaseSettings):
 
     # --- Limits -----------------------------------------------------------------------------------
     max_image_bytes: Annotated[int, Field(ge=1, description="Largest image, in bytes")] = (
-        10 * 1024 * 1024
+        20 * 1024 * 1024
     )
     max_image_pixels: Annotated[
-        int, Field(ge=1, description="Largest image, in pixels (width times height)")
-    ] = 50_000_000
+        int,
+        Field(
+            ge=1,
+            description="Largest image, in pixels (width times height). A classifier process needs "
+            "20 bytes for each pixel while it decodes an image",
+        ),
+    ] = 64_000_000
+    max_jpeg_pixels: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Largest JPEG, in pixels. The decoder reduces it, and needs at most 10 "
+            "bytes for each pixel",
+        ),
+    ] = 120_000_000
     max_batch_bytes: Annotated[
         int, Field(ge=1, description="Largest batch of images, in bytes, packed or unpacked")
     ] = 256 * 1024 * 1024
@@ -548,6 +562,10 @@ class Settings(BaseSettings):
     @property
     def jobs(self) -> JobPolicy:
         return JobPolicy(retention=self.job_retention_seconds, stale_after=self.stale_seconds)
+
+    @property
+    def pixel_limits(self) -> PixelLimits:
+        return PixelLimits(self.max_image_pixels, self.max_jpeg_pixels)
 
     @property
     def classify_seconds(self) -> float:

@@ -27,7 +27,7 @@ from models.metrics import Timing, calibration_error, timing, top_k
 from models.photos import Photo, check_labels, read_photos
 from worker.inference.classifier import Classifier
 
-MAX_PIXELS = 50_000_000
+MAX_PIXELS = 64_000_000
 PLACES = 5
 WARM_UP = 10
 

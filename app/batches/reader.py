@@ -19,12 +19,13 @@ from app.batches.item import BatchItem
 from app.batches.limits import BatchLimits
 from app.batches.manifest import BatchManifest, parse_manifest
 from app.batches.storing import BatchStorer
-from app.images.header import accepted_type, inspect_header
+from app.images.header import inspect_header
 from app.uploads.limiter import UploadSlot
 from app.uploads.multipart import is_form
 from core.backends import Backend
 from core.domain.records import blob_name
 from core.errors import InvalidRequest, UnsupportedMediaType
+from core.imaging.formats import accepted_type
 from core.settings import FORM_OVERHEAD, Settings
 
 JSON = "application/json"
@@ -69,7 +70,7 @@ class BatchReader:
         self._objects = backend.objects
         self._import_buckets = frozenset(settings.import_buckets)
         self._backend = settings.backend
-        self._max_pixels = settings.max_image_pixels
+        self._max_pixels = settings.pixel_limits
         self._limits = BatchLimits(settings.max_batch_bytes, settings.max_image_bytes)
         self._spool = ZipSpool(settings.data_dir / "spool")
         # An image that is arriving needs room beside those that are being stored.

@@ -2,12 +2,12 @@
 
 from fastapi import APIRouter, Request, Response
 
-from app.images.header import sniff
 from app.services import services_of
 from core.domain.records import blob_name
 from core.errors import NotFound
 from core.http.query import DeclaredParameters, unknown_parameter
 from core.http.route_access import public
+from core.imaging.formats import sniff
 
 _PARAMETERS = DeclaredParameters(frozenset({"expires", "signature"}))
 

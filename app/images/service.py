@@ -8,7 +8,6 @@ from datetime import datetime, timedelta
 import structlog
 from starlette.types import Receive
 
-from app.images.header import accepted_type
 from app.images.representation import Representation, represent
 from app.images.result_cache import CACHE_ENTRIES, CACHE_SECONDS, ResultCache
 from app.images.result_waiter import ResultWaiter
@@ -22,6 +21,7 @@ from core.backends import Backend
 from core.clock import Clock, utc_now
 from core.domain.records import IMAGE_HASH, MODEL, Record, RecordKey, Status, thumbnail_name
 from core.errors import InvalidRequest, NotFound
+from core.imaging.formats import accepted_type
 from core.observability.logs import bind_image
 from core.settings import Settings
 
@@ -54,9 +54,7 @@ class ImageService:
         self._default_model = models.default.id
         self._metrics = metrics
         self._cache = ResultCache(CACHE_ENTRIES, CACHE_SECONDS)
-        self._submissions = Submissions(
-            backend, settings.max_image_pixels, clock, settings.delivery
-        )
+        self._submissions = Submissions(backend, settings.pixel_limits, clock, settings.delivery)
 
     async def submit(
         self,

@@ -23,6 +23,7 @@ from core.domain.policy import DeliveryPolicy
 from core.domain.priority import Priority
 from core.domain.records import Record, RecordKey, Status, new_record
 from core.errors import GlimpseError, NotFound, Unavailable
+from core.imaging.limits import PixelLimits
 from core.observability.logs import image_context
 from core.observability.tracing import span
 from core.services.publishing import publish
@@ -52,7 +53,7 @@ class SubmittedImage:
 async def submit(
     backend: Backend,
     image: SubmittedImage,
-    max_pixels: int,
+    max_pixels: PixelLimits | int,
     clock: Clock = utc_now,
     policy: DeliveryPolicy = DEFAULT_POLICY,
 ) -> Record:
@@ -105,7 +106,7 @@ async def is_stored(backend: Backend, record: Record) -> bool:
 async def ensure_record(
     backend: Backend,
     image: SubmittedImage,
-    max_pixels: int,
+    max_pixels: PixelLimits | int,
     clock: Clock = utc_now,
     policy: DeliveryPolicy = DEFAULT_POLICY,
 ) -> tuple[Record, bool]:
@@ -159,7 +160,7 @@ class Submissions:
     def __init__(
         self,
         backend: Backend,
-        max_pixels: int,
+        max_pixels: PixelLimits | int,
         clock: Clock = utc_now,
         policy: DeliveryPolicy = DEFAULT_POLICY,
     ) -> None:

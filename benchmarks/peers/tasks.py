@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from worker.inference.classifier import Classifier
 
 # The defaults of Settings, which needs packages that these environments do not have.
-MAX_PIXELS = 50_000_000
+MAX_PIXELS = 64_000_000
 LABELS_PER_IMAGE = 5
 
 Labels = list[tuple[str, float]]

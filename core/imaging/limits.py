@@ -1,4 +1,6 @@
-"""Fixed limits on image files. No setting changes them."""
+"""Limits on image files. No setting changes those that are constants."""
+
+from typing import NamedTuple
 
 from core.errors import InvalidImage
 
@@ -7,9 +9,19 @@ from core.errors import InvalidImage
 # with as many pixels.
 MAX_SIDE = 65_535
 
-# The uncompressed size, in bytes, of a PNG's colour profile or text. Pillow's own limit, 1 MiB,
-# refuses valid profiles.
+# The uncompressed size, in bytes, of a PNG's colour profile or metadata.
 MAX_TEXT_CHUNK = 4 * 2**20
+
+
+class PixelLimits(NamedTuple):
+    """The largest images, in pixels (width times height).
+
+    `jpeg` is the limit of a JPEG, which is reduced while it is decoded. `other` is that of other
+    formats.
+    """
+
+    other: int
+    jpeg: int
 
 
 def check_sides(width: int, height: int) -> None:

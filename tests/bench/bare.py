@@ -40,7 +40,7 @@ def decode_and_infer(bundle: Path, pictures: Path) -> float:
     settings = Settings()
     classifier = Classifier(
         read_bundle(bundle),
-        max_pixels=settings.max_image_pixels,
+        max_pixels=settings.pixel_limits,
         labels_per_image=MAX_LABELS,
     )
     data = [file.read_bytes() for file in sorted(pictures.iterdir())]

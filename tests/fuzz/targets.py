@@ -13,7 +13,7 @@ from starlette.requests import Request
 from app.batches.archive import ZipEntries
 from app.batches.limits import BatchLimits
 from app.batches.manifest import parse_manifest
-from app.images.header import accepted_type, inspect_header
+from app.images.header import inspect_header
 from app.uploads.image_upload import Upload, read_upload
 from app.uploads.limiter import UploadLimiter, UploadLimits
 from core.bundles.bundle import BundleManifest
@@ -27,6 +27,7 @@ from core.errors import (
     MalformedEnvelope,
     UnsupportedImage,
 )
+from core.imaging.formats import accepted_type
 from worker.inference.preprocessing import Preprocessor
 
 MAX_BYTES = 100_000

@@ -38,7 +38,7 @@ class ClassifierThread:
         self._connection = connection.dup()
         self._models = HoldableModels(
             settings.loaded_models,
-            settings.max_image_pixels,
+            settings.pixel_limits,
             MAX_LABELS,
             thumbnails=settings.makes_thumbnails,
         )

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from app.images.header import accepted_type, inspect_header
+from app.images.header import inspect_header
 from core.errors import InvalidImage, UnsupportedImage
 from core.imaging.avif_header import MAX_BOXES, is_avif, is_avif_sequence, read_avif_header
+from core.imaging.formats import accepted_type
 from tests.abuse.containers import avif_of_empty_extents, boxes
 
 LIMIT = 10**6

@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from app.images.header import sniff
 from core.clock import utc_now
 from core.domain.records import Status, complete, new_record
+from core.imaging.formats import sniff
 from tests.support.api import LABELS, NOTHING, Api, Traces, api_settings, eventually, open_api
 from tests.support.bundles import write_colour_bundle
 from tests.support.logs import json_logs

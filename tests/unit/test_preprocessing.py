@@ -167,14 +167,14 @@ def test_contradictory_manifest_is_refused(changes: dict[str, Any]) -> None:
 # --- Every kind of picture -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "GIF", "AVIF"])
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF"])
 def test_every_accepted_format_decodes(format_: str) -> None:
     pixels = seen(encode(halves(), format_))
     assert near(pixels[20:, 2:12], RED, 30)
     assert near(pixels[:, 20:30], BLUE, 30)
 
 
-@pytest.mark.parametrize("format_", ["BMP", "TIFF", "PPM", "ICO", "TGA"])
+@pytest.mark.parametrize("format_", ["PPM", "ICO", "TGA", "DDS"])
 def test_other_formats_are_not_opened(format_: str) -> None:
     with pytest.raises(UndecodableImage):
         seen(encode(Image.new("RGB", (16, 16)), format_))
@@ -360,7 +360,7 @@ def test_image_at_the_pixel_limit_is_allowed() -> None:
         seen(_png(20_000, 20_000, 8, 0, b"\0"), max_pixels=400_000_000)
 
 
-@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "GIF", "AVIF"])
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF"])
 @pytest.mark.parametrize("kept", [0.02, 0.3, 0.7, 0.95])
 def test_truncated_file_is_undecodable(format_: str, kept: float) -> None:
     data = picture(3, size=(300, 200), format_=format_)
@@ -368,7 +368,7 @@ def test_truncated_file_is_undecodable(format_: str, kept: float) -> None:
         seen(data[: int(len(data) * kept)])
 
 
-@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "GIF", "AVIF"])
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF"])
 def test_damaged_file_decodes_or_is_undecodable(format_: str) -> None:
     data = picture(5, size=(60, 40), format_=format_)
     random = np.random.default_rng(11)
@@ -442,6 +442,10 @@ def test_avif_coded_larger_than_declared_exceeds_the_memory_limit() -> None:
     ("format_", "mode", "options"),
     [
         ("JPEG", "CMYK", {"progressive": True, "subsampling": 0}),
+        ("JPEG", "RGB", {"progressive": True}),
+        ("BMP", "RGB", {}),
+        ("TIFF", "CMYK", {"compression": "tiff_lzw"}),
+        ("TIFF", "RGBA", {"compression": "tiff_adobe_deflate"}),
         ("PNG", "RGBA", {}),
         ("PNG", "I;16", {}),
         ("PNG", "LA", {}),

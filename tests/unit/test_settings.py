@@ -24,8 +24,8 @@ def test_defaults_are_complete() -> None:
     assert (settings.api_port, settings.worker_port) == (8080, 8081)
     assert settings.backend == "embedded"
     assert settings.host == "127.0.0.1"
-    assert settings.max_image_bytes == 10 * 2**20
-    assert settings.max_image_pixels == 50_000_000
+    assert settings.max_image_bytes == 20 * 2**20
+    assert settings.pixel_limits == (64_000_000, 120_000_000)
     assert Path(settings.model_uri) == DEFAULT_BUNDLE
     assert settings.worker_url == "http://127.0.0.1:8081"
     assert settings.classifier_processes >= 1
@@ -148,6 +148,7 @@ def test_rate_limit_can_be_off(monkeypatch: pytest.MonkeyPatch) -> None:
         ("PUBLIC_URL", "https://glimpse.example/"),
         ("MAX_IMAGE_BYTES", "0"),
         ("MAX_IMAGE_PIXELS", "-1"),
+        ("MAX_JPEG_PIXELS", "0"),
         ("LABELS_PER_IMAGE", "0"),
         ("RESULT_MAX_AGE_SECONDS", "soon"),
         ("LOADED_MODELS", "0"),

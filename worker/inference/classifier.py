@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from core.bundles.bundle import MODEL_FILE, Bundle, verify_bundle
 from core.domain.records import Annotation, Classification
 from core.errors import BundleError
+from core.imaging.limits import PixelLimits
 from worker.errors import InferenceFailed
 from worker.inference.preprocessing import MemoryLimit, Preprocessor, no_memory_limit
 from worker.inference.steps import timed
@@ -28,7 +29,7 @@ class Classifier:
         self,
         bundle: Bundle,
         *,
-        max_pixels: int,
+        max_pixels: PixelLimits | int,
         labels_per_image: int,
         memory_limit: MemoryLimit = no_memory_limit,
         thumbnails: bool = False,

@@ -4,37 +4,46 @@ All functions block and run in a classifier process.
 """
 
 import contextlib
+import dataclasses
+import functools
 import math
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import (
     AvifImagePlugin,
+    BmpImagePlugin,
     ExifTags,
     GifImagePlugin,
     Image,
+    ImageChops,
+    ImageFile,
     JpegImagePlugin,
     PngImagePlugin,
+    TiffImagePlugin,
     WebPImagePlugin,
 )
 
 from core.bundles.bundle import BundleManifest
-from core.errors import BundleError, InvalidImage, UndecodableImage
-from core.imaging.avif_header import is_avif
+from core.errors import BundleError, GlimpseError, InvalidImage, UndecodableImage
 from core.imaging.bounded_reader import BoundedReader
-from core.imaging.limits import MAX_TEXT_CHUNK, check_sides
+from core.imaging.encoded import EncodedImage, TooManyParts
+from core.imaging.formats import check_size, read_image
+from core.imaging.heic import register_heic_decoder
+from core.imaging.jpeg import END_OF_IMAGE, all_scans_present
+from core.imaging.limits import PixelLimits
+from worker.inference.colour import ColourConverter, correct_gamma, lab_to_rgb
 from worker.inference.thumbnail import encoded_thumbnail, reduced_to_thumbnail
 
-# The setting replaces Pillow's own limit.
+# The settings replace Pillow's own limit.
 Image.MAX_IMAGE_PIXELS = None
 # Classifier processes already use every core, and each thread of the decoder needs memory.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
-PngImagePlugin.MAX_TEXT_CHUNK = MAX_TEXT_CHUNK
 
 # Importing these plugins registers them, so that Pillow does not import all forty for a WebP.
-_FORMATS: Final = tuple(
+_FORMATS: Final = [
     plugin.format
     for plugin in (
         JpegImagePlugin.JpegImageFile,
@@ -42,8 +51,12 @@ _FORMATS: Final = tuple(
         WebPImagePlugin.WebPImageFile,
         GifImagePlugin.GifImageFile,
         AvifImagePlugin.AvifImageFile,
+        BmpImagePlugin.BmpImageFile,
+        TiffImagePlugin.TiffImageFile,
     )
-)
+]
+if register_heic_decoder():
+    _FORMATS.append("HEIF")
 
 _RESAMPLE: Final = {
     "nearest": Image.Resampling.NEAREST,
@@ -68,9 +81,11 @@ _SWAPS_SIDES: Final = frozenset({5, 6, 7, 8})
 _REVERSES_X: Final = frozenset({2, 3, 7, 8})
 _REVERSES_Y: Final = frozenset({3, 4, 6, 7})
 
-# The reads that decoding one image may take. A PNG chunk takes three or four, and a PNG of 10 MB in
-# chunks of 1 kB is valid.
-_MAX_READS: Final = 60_000
+# The reads that decoding one image may take. A PNG chunk takes three or four, and a PNG of 20 MB in
+# chunks of 1 kB is valid. A TIFF may have a strip for each row and channel. Pillow reads the run
+# lengths of a BMP one by one.
+_MAX_READS: Final = 150_000
+_MAX_STRIP_READS: Final = 1_000_000
 
 # Fast reductions (JPEG's scaled decoding, box averaging) stop at this multiple of the final size.
 # The manifest's filter does the rest, so that the result stays close to a plain resize.
@@ -80,8 +95,24 @@ _REDUCING_GAP: Final = 2.0
 # declares, and a part for parsing. A decoder can be led to use more: an AVIF that declares 64 x 64
 # pixels may be coded in 16,000 x 16,000. Measured with images of 50 megapixels, the most expensive
 # valid ones take 17.4 bytes a pixel (AVIF, 10 bits, 4:4:4, with alpha, as a grid) and 16.3 (WebP).
+# A JPEG that is decoded at full size takes 4, and the coefficients of a progressive one take 2 for
+# each of up to four components.
 _BYTES_PER_PIXEL: Final = 20
+_JPEG_BYTES_PER_PIXEL: Final = 10
 _PARSING_BYTES: Final = 96 * 2**20
+
+# What a JPEG decoder may read beyond the end of a file that lacks its last marker: less than an
+# eighth of a thousandth of a photo.
+_MISSING_END: Final = bytes(16)
+# No decoded row consists of this colour alone.
+_NOT_DECODED: Final[dict[str, int | tuple[int, ...]]] = {
+    "L": 253,
+    "RGB": (253, 1, 254),
+    "CMYK": (253, 1, 254, 2),
+}
+
+_UNREADABLE: Final = "The bytes are not an image that can be read."
+_GREY_MODES: Final = frozenset({"1", "L", "LA"})
 
 MemoryLimit = Callable[[int], contextlib.AbstractContextManager[None]]
 # The image as the network sees it, and the thumbnail, both upright and in RGB.
@@ -98,7 +129,7 @@ class Preprocessor:
     def __init__(
         self,
         manifest: BundleManifest,
-        max_pixels: int,
+        max_pixels: PixelLimits | int,
         memory_limit: MemoryLimit = no_memory_limit,
     ) -> None:
         """`max_pixels` is width times height. `memory_limit` bounds what decoding allocates.
@@ -119,6 +150,7 @@ class Preprocessor:
         exact = rule.resample in ("nearest", "box")
         self._reducing_gap = None if exact else _REDUCING_GAP
         self._max_pixels = max_pixels
+        self._colours = ColourConverter()
         self._memory_limit = memory_limit
         # (v * rescale - mean) / std as one multiplication and one addition a value.
         std = np.asarray(manifest.std, np.float64)
@@ -158,67 +190,79 @@ class Preprocessor:
         return self._pictures(data, False)[0]
 
     def _pictures(self, data: bytes, thumbnail: bool) -> Pictures:
+        encoded = self._read(data)
+        width, height = encoded.size
+        per_pixel = _JPEG_BYTES_PER_PIXEL if encoded.reducible else _BYTES_PER_PIXEL
         try:
-            with contextlib.ExitStack() as stack:
-                # libwebp allocates its canvas here, before its size is known.
-                pixels = 0 if is_avif(data) else self._max_pixels
-                with self._memory_limit(_PARSING_BYTES + _BYTES_PER_PIXEL * pixels):
-                    image = stack.enter_context(_open(data))
-                width, height = image.size
-                self._check_size(width, height)
-                with self._memory_limit(_PARSING_BYTES + _BYTES_PER_PIXEL * width * height):
-                    return self._decoded(image, thumbnail)
+            with self._memory_limit(_PARSING_BYTES + per_pixel * width * height):
+                return self._decoded(encoded, encoded.without_metadata(data), thumbnail)
         except MemoryError:
             raise InvalidImage(
                 "Decoding the image takes more memory than its dimensions account for."
             ) from None
 
-    def _check_size(self, width: int, height: int) -> None:
-        if width * height > self._max_pixels:
-            raise InvalidImage(
-                f"The image is {width} x {height} pixels. "
-                f"The limit is {self._max_pixels} in total.",
-            )
-        check_sides(width, height)
+    def _read(self, data: bytes) -> EncodedImage:
+        """What the container says. Raises InvalidImage and UndecodableImage."""
+        try:
+            encoded = read_image(data)
+        except (GlimpseError, TooManyParts, ValueError, IndexError) as error:
+            detail = error.detail if isinstance(error, GlimpseError) else _UNREADABLE
+            raise UndecodableImage(detail) from error
+        check_size(encoded, self._max_pixels)
+        return encoded
 
-    def _decoded(self, image: Image.Image, thumbnail: bool) -> Pictures:
+    def _decoded(self, encoded: EncodedImage, data: bytes, thumbnail: bool) -> Pictures:
         # Pillow's parsers raise many types of error for broken files (OSError, SyntaxError,
         # struct.error, zlib.error, ...).
         try:
-            if isinstance(image, PngImagePlugin.PngImageFile):
-                # Reading EXIF would decode the pixels too, and ignore their errors.
-                image.load()
-            return self._reduced(image, thumbnail)
-        except MemoryError:
+            with _open(data) as image:
+                # A decoder may declare another size than the container.
+                check_size(dataclasses.replace(encoded, size=image.size), self._max_pixels)
+                return self._reduced(encoded, image, data, thumbnail)
+        except (MemoryError, GlimpseError):
             raise
         except Exception as error:
             raise UndecodableImage("The image is damaged or incomplete.") from error
 
-    def _reduced(self, image: Image.Image, thumbnail: bool) -> Pictures:
+    def _reduced(
+        self, encoded: EncodedImage, image: ImageFile.ImageFile, data: bytes, thumbnail: bool
+    ) -> Pictures:
         """Shrink the image first: turning and converting it are then cheap."""
-        orientation = _orientation(image)
+        orientation = encoded.orientation or _orientation(image)
         swap = orientation in _SWAPS_SIDES
         target = (self._height, self._width) if swap else (self._width, self._height)
-        whole = self._whole(image.size, target)
-        size: tuple[float, float] = image.size
-        drafted = image.draft(None, (int(whole[0] * _REDUCING_GAP), int(whole[1] * _REDUCING_GAP)))
-        if drafted is not None:  # a JPEG; the box excludes its padding of part of a pixel
-            size = drafted[1][2:]
+        canvas = image.size if encoded.frame is None else encoded.size
+        whole = self._whole(canvas, target)
+        size: tuple[float, float] = canvas
+        if encoded.reducible:
+            most = int(whole[0] * _REDUCING_GAP), int(whole[1] * _REDUCING_GAP)
+            drafted = image.draft(None, most)
+            if drafted is not None:  # the box excludes the padding of part of a pixel
+                size = drafted[1][2:]
+        profile = encoded.profile or image.info.get("icc_profile")
+        grey = image.mode in _GREY_MODES or image.mode.startswith(("I", "F"))
+        pixels = _on_canvas(encoded, _resizable(encoded, _loaded(encoded, image, data), data))
         left, top = (whole[0] - target[0]) / 2, (whole[1] - target[1]) / 2
         left = math.ceil(left) if orientation in _REVERSES_X else math.floor(left)
         top = math.ceil(top) if orientation in _REVERSES_Y else math.floor(top)
         x, y = size[0] / whole[0], size[1] / whole[1]
         # A rounding error could put the last pixel outside, which Pillow refuses.
         right, bottom = min((left + target[0]) * x, size[0]), min((top + target[1]) * y, size[1])
-        pixels = _resizable(image)
         reduced = pixels.resize(
             target,
             self._resample,
             box=(left * x, top * y, right, bottom),
             reducing_gap=self._reducing_gap,
         )
-        small = reduced_to_thumbnail(pixels) if thumbnail else None
-        return _upright(reduced, orientation), small and _upright(small, orientation)
+
+        def finished(small: Image.Image) -> Image.Image:
+            if profile:
+                small = self._colours.to_srgb(small, profile, grey=grey)
+            elif encoded.gamma is not None:
+                small = correct_gamma(small, encoded.gamma)
+            return _upright(small, orientation)
+
+        return finished(reduced), finished(reduced_to_thumbnail(pixels)) if thumbnail else None
 
     def _whole(self, size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
         """The size of the whole image at the scale at which `target` is its centre."""
@@ -237,13 +281,28 @@ def _upright(reduced: Image.Image, orientation: int) -> Image.Image:
     return reduced.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else reduced
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes) -> ImageFile.ImageFile:
+    most = _MAX_READS
+    if data.startswith(b"BM"):
+        most = len(data)
+    elif data.startswith((b"II", b"MM")):
+        most = _MAX_STRIP_READS
+    image = Image.open(BoundedReader(data, most), formats=_FORMATS)
+    assert isinstance(image, ImageFile.ImageFile)
+    return image
+
+
+def _loaded(encoded: EncodedImage, image: ImageFile.ImageFile, data: bytes) -> Image.Image:
+    """The decoded image. Raises OSError and others if its pixels are damaged or incomplete."""
+    if encoded.lossless_jpeg and encoded.jfif and image.mode == "RGB":
+        image.draft("YCbCr", None)  # libjpeg converts the colours of no lossless image
     try:
-        return Image.open(BoundedReader(data, _MAX_READS), formats=_FORMATS)
-    except MemoryError:
+        image.load()
+    except OSError:
+        if isinstance(image, JpegImagePlugin.JpegImageFile) and END_OF_IMAGE not in data:
+            return _jpeg_without_end(image, data)
         raise
-    except Exception as error:
-        raise UndecodableImage("The bytes are not an image that can be read.") from error
+    return image
 
 
 def _orientation(image: Image.Image) -> int:
@@ -256,17 +315,88 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _resizable(image: Image.Image) -> Image.Image:
-    """Decode the image to a mode with 8 bits a channel, whose values can be averaged."""
+def _resizable(encoded: EncodedImage, image: Image.Image, data: bytes) -> Image.Image:
+    """`image` in a mode with 8 bits a channel, whose values can be averaged."""
+    if encoded.colour_key is not None:
+        return _with_colour_key(image, encoded.colour_key, encoded.depth, data)
     if image.mode.startswith(("I", "F")):
-        # 16-bit greyscale: Pillow would clip the values at 255. Keep the high byte instead.
-        wide = np.asarray(image).clip(0, 65535).astype(np.uint16)
-        return Image.fromarray((wide >> 8).astype(np.uint8))
+        return Image.fromarray(_eight_bits(np.asarray(image)))
     if image.has_transparency_data:
-        return image if image.mode == "RGBA" else image.convert("RGBA")
-    if image.mode in ("RGB", "L", "CMYK"):
+        return _with_alpha(image)
+    if image.mode == "LAB":
+        return lab_to_rgb(image)
+    return image if image.mode in ("RGB", "L", "CMYK") else image.convert("RGB")
+
+
+def _with_alpha(image: Image.Image) -> Image.Image:
+    with_alpha = image if image.mode == "RGBA" else image.convert("RGBA")
+    # Programs that know no transparency leave zeros in the fourth byte of a BMP.
+    if image.format == "BMP" and with_alpha.getchannel("A").getextrema() == (0, 0):
+        return with_alpha.convert("RGB")
+    return with_alpha
+
+
+def _eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Samples of 16 or 32 bits as 8 bits. Pillow would clip them at 255.
+
+    Integers have 16 bits unless one needs more. Floating-point samples end at 1, or at the largest.
+    """
+    if values.dtype.kind == "f":
+        values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0).clip(0)
+        return np.asarray(values * (255 / max(1.0, values.max(initial=0.0))), np.uint8)
+    values = values.clip(0).astype(np.int64 if values.dtype.itemsize > 2 else np.uint16)
+    largest = int(values.max(initial=0))
+    step = 256 if largest <= 0xFFFF else largest // 256 + 1
+    return np.asarray(values // step, np.uint8)
+
+
+def _with_colour_key(
+    image: Image.Image, key: tuple[int, ...], depth: int, data: bytes
+) -> Image.Image:
+    """`image` as RGBA. Pixels of the colour `key`, compared in all their bits, are transparent."""
+    if depth <= 8:
+        image = image.convert("L") if image.mode == "1" else image
+        scaled = tuple(each * 255 // ((1 << depth) - 1) for each in key)
+        matching = _mask(image.split(), scaled)
+    elif len(key) == 1:
+        wide = np.asarray(image).astype(np.uint16)
+        matching = Image.fromarray(np.where(wide == key[0], 255, 0).astype(np.uint8))
+        image = Image.fromarray((wide >> 8).astype(np.uint8))
+    else:
+        high, low = [each >> 8 for each in key], [each & 0xFF for each in key]
+        matching = ImageChops.darker(
+            _mask(image.split(), high), _mask(_low_bytes(data).split(), low)
+        )
+    keyed = image.convert("RGB")
+    keyed.putalpha(ImageChops.invert(matching))
+    return keyed
+
+
+def _mask(channels: Sequence[Image.Image], values: Sequence[int]) -> Image.Image:
+    """255 where each channel has its value, else 0."""
+    masks = [
+        channel.point([255 if level == value else 0 for level in range(256)])
+        for channel, value in zip(channels, values, strict=True)
+    ]
+    return functools.reduce(ImageChops.darker, masks)
+
+
+def _low_bytes(data: bytes) -> Image.Image:
+    """The low bytes of a PNG with 16 bits a sample. Pillow decodes the high ones."""
+    with _open(data) as image:
+        (tile,) = image.tile
+        image.tile = [tile._replace(args="RGB;16L")]
+        image.load()
         return image
-    return image.convert("RGB")
+
+
+def _on_canvas(encoded: EncodedImage, image: Image.Image) -> Image.Image:
+    """The canvas of an animation with its first frame. The rest of it is transparent."""
+    if encoded.frame is None:
+        return image
+    canvas = Image.new("RGBA", encoded.size, (255, 255, 255, 0))
+    canvas.paste(image.convert("RGBA"), encoded.frame[:2])
+    return canvas
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -276,3 +406,28 @@ def _on_white(image: Image.Image) -> Image.Image:
     page = Image.new("RGB", image.size, "white")
     page.paste(image, mask=image.getchannel("A"))
     return page
+
+
+def _jpeg_without_end(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
+    """A JPEG that lacks its last marker, and no pixels. Raises OSError if it lacks more.
+
+    libjpeg takes an end that is added for the end of all pixels, and fills the missing ones with
+    grey. So it gets a few more bytes but no end: it then stops behind the last complete row.
+    """
+    size, scale = image.size, image.decoderconfig[0] if image.decoderconfig else 1
+    if all_scans_present(data):
+        retried = _open(data + END_OF_IMAGE)
+        retried.draft(None, size if scale > 1 else None)
+        retried.load()
+        return retried
+    retried = _open(data + _MISSING_END)
+    retried.draft(None, size if scale > 1 else None)
+    colour = _NOT_DECODED[retried.mode]
+    pixels = Image.new(retried.mode, retried.size, colour)
+    retried.im = pixels.im
+    with contextlib.suppress(OSError):
+        retried.load()
+    last = pixels.crop((0, pixels.height - 1, pixels.width, pixels.height))
+    if last.getcolors() == [(pixels.width, colour)]:
+        raise OSError("the image data end early")
+    return pixels

@@ -32,6 +32,7 @@ from core.bundles.bundle import read_bundle
 from core.child_process import end_with_parent
 from core.domain.records import Annotation, Classification
 from core.errors import BundleError, GlimpseError, InvalidImage, NotFound, Unavailable
+from core.imaging.limits import PixelLimits
 from worker.errors import InferenceFailed
 from worker.inference.classifier import Classifier
 from worker.inference.head import NUMBER, Head, head_of_bytes
@@ -84,7 +85,7 @@ class Models:
     def __init__(
         self,
         capacity: int,
-        max_pixels: int,
+        max_pixels: PixelLimits | int,
         labels_per_image: int,
         now: Callable[[], float] = time.perf_counter,
         memory_limit: MemoryLimit = no_memory_limit,
@@ -287,6 +288,7 @@ def main() -> None:
     parser.add_argument("descriptor", type=int, help="an inherited stream socket")
     parser.add_argument("--capacity", type=int, required=True)
     parser.add_argument("--max-pixels", type=int, required=True)
+    parser.add_argument("--max-jpeg-pixels", type=int, required=True)
     parser.add_argument("--labels-per-image", type=int, required=True)
     parser.add_argument("--thumbnails", action="store_true")
     args = parser.parse_args()
@@ -296,7 +298,7 @@ def main() -> None:
     end_with_parent(signal.SIGKILL)  # even during an inference
     models = Models(
         args.capacity,
-        args.max_pixels,
+        PixelLimits(args.max_pixels, args.max_jpeg_pixels),
         args.labels_per_image,
         memory_limit=memory_limit,
         thumbnails=args.thumbnails,
