@@ -220,9 +220,9 @@ TEXT = b"This is plain text, renamed to .jpg."
         (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3", 415, "unsupported_image"),
         (b"\x89PNG\r\n\x1a\n" + b"garbage" * 50, 422, "invalid_image"),
         (png_header(20_000, 20_000), 422, "invalid_image"),
-        (bytes(11 * 2**20), 413, "image_too_large"),
+        (bytes(21 * 2**20), 413, "image_too_large"),
     ],
-    ids=["empty", "text", "svg", "pdf", "png-garbage", "bomb", "11MiB"],
+    ids=["empty", "text", "svg", "pdf", "png-garbage", "bomb", "21MiB"],
 )
 async def test_refused_upload_stores_nothing(
     api: Api, route: str, data: bytes, status: int, code: str
