@@ -1,4 +1,4 @@
-"""Images: classify, look up, read, delete, watch."""
+"""Images: classify, look up, list, read, delete, watch."""
 
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,12 +18,13 @@ from glimpse_client.flows import (
     request,
 )
 from glimpse_client.sources import Content, Source, source_of
-from glimpse_client.types import Image, image_of
+from glimpse_client.types import Image, Page, image_of
 
 IMAGES = "/api/v1/images"
 LONGEST_PREFER = 30  # seconds that the service holds an answer at most
 DEFAULT_WAIT = 60.0
 LOOKUP_SIZE = 1000
+THUMBNAIL_WAIT = 30.0  # seconds for a thumbnail that the service still has to make
 
 
 def path_of(image_hash: str) -> str:
@@ -115,6 +116,31 @@ def get_flow(
     return (yield from request("GET", path_of(image_hash), image_of, params=params))
 
 
+def list_flow(
+    filters: Mapping[str, Any], cursor: str | None, limit: int | None
+) -> Flow[Page[Image]]:
+    """One page of the tenant's images."""
+
+    def page(document: Any) -> Page[Image]:
+        return Page([image_of(each) for each in document["images"]], document.get("next_cursor"))
+
+    params = {**filters, "cursor": cursor, "limit": limit}
+    return (yield from request("GET", IMAGES, page, params=params))
+
+
+def thumbnail_flow(image_hash: str, wait: float) -> Flow[bytes]:
+    """The thumbnail; asks again while the service makes it."""
+    began: float = yield Clock()
+    while True:
+        response: Response = yield Request("GET", f"{path_of(image_hash)}/thumbnail")
+        if response.status == 200:
+            return response.body
+        now: float = yield Clock()
+        if now - began >= wait:
+            raise WaitTimeout(f"the thumbnail of {image_hash} is not made yet", None)
+        yield Sleep(0.25)
+
+
 def lookup_flow(hashes: Sequence[str], model: str | None = None) -> Flow[set[str]]:
     """The hashes whose bytes have to be uploaded, in requests of at most 1,000."""
     missing: set[str] = set()
@@ -181,12 +207,39 @@ class Images:
             get_flow(image_hash, model=model, labels=labels, min_confidence=min_confidence)
         )
 
+    def page(
+        self, *, cursor: str | None = None, limit: int | None = None, **filters: Any
+    ) -> Page[Image]:
+        """One page of the tenant's images, newest first. Filters as in `list`."""
+        return self._driver.run(list_flow(filters, cursor, limit))
+
+    def list(self, **filters: Any) -> Iterator[Image]:
+        """All of the tenant's images, newest first.
+
+        Filters: `label` and `category` with `min_confidence`, `status`, `model`, and the times
+        `after` and `before`.
+        """
+        cursor = None
+        while True:
+            page = self._driver.run(list_flow(filters, cursor, None))
+            yield from page.items
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    def thumbnail(self, image_hash: str, *, wait: float = THUMBNAIL_WAIT) -> bytes:
+        """A WebP of at most 256 pixels a side. Raises NotFound if there is none, and WaitTimeout.
+
+        `wait` is in seconds: the service makes a missing thumbnail first.
+        """
+        return self._driver.run(thumbnail_flow(image_hash, wait))
+
     def missing(self, hashes: Sequence[str], *, model: str | None = None) -> set[str]:
         """The hashes of images whose bytes the service does not have."""
         return self._driver.run(lookup_flow(hashes, model))
 
     def delete(self, image_hash: str) -> None:
-        """Delete the image and its results."""
+        """Delete the image, its thumbnail and its results."""
         self._driver.run(delete_flow(image_hash))
 
     def content(self, image_hash: str) -> bytes:
@@ -234,6 +287,27 @@ class AsyncImages:
         return await self._driver.run(
             get_flow(image_hash, model=model, labels=labels, min_confidence=min_confidence)
         )
+
+    async def page(
+        self, *, cursor: str | None = None, limit: int | None = None, **filters: Any
+    ) -> Page[Image]:
+        """As `Images.page`."""
+        return await self._driver.run(list_flow(filters, cursor, limit))
+
+    async def list(self, **filters: Any) -> AsyncIterator[Image]:
+        """As `Images.list`."""
+        cursor = None
+        while True:
+            page = await self._driver.run(list_flow(filters, cursor, None))
+            for each in page.items:
+                yield each
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    async def thumbnail(self, image_hash: str, *, wait: float = THUMBNAIL_WAIT) -> bytes:
+        """As `Images.thumbnail`."""
+        return await self._driver.run(thumbnail_flow(image_hash, wait))
 
     async def missing(self, hashes: Sequence[str], *, model: str | None = None) -> set[str]:
         """As `Images.missing`."""

@@ -99,6 +99,7 @@ class Options:
     not_before: str | None = None
     cancel_after: str | None = None
     notify_email: str | None = None
+    name: str | None = None
 
     def params(self) -> dict[str, Any]:
         """The query parameters."""
@@ -107,6 +108,7 @@ class Options:
             "priority": self.priority,
             "not_before": self.not_before,
             "notify_email": self.notify_email,
+            "name": self.name,
         }
 
 
@@ -249,6 +251,11 @@ def get_flow(job_id: str) -> Flow[Job]:
 def cancel_flow(job_id: str) -> Flow[Job]:
     """Cancel a job. Raises Conflict once it has ended."""
     return (yield from request("DELETE", f"{JOBS}/{job_id}", job_of))
+
+
+def retry_flow(job_id: str) -> Flow[Job]:
+    """A job of the failed items. Raises Conflict if there is nothing to retry."""
+    return (yield from request("POST", f"{JOBS}/{job_id}/retry", job_of))
 
 
 def list_flow(
@@ -413,12 +420,14 @@ class Jobs:
         *,
         labels: int | None = None,
         min_confidence: float | None = None,
+        status: str | None = None,
     ) -> Iterator[JobResult]:
         """The results, in order. Those of a running job have the states of that moment.
 
-        `labels` (1 to 20) and `min_confidence` (0 to 1) select which labels they have.
+        `labels` (1 to 20) and `min_confidence` (0 to 1) select which labels they have. `status` is
+        `succeeded` or `failed`, for these results only.
         """
-        params = {"labels": labels, "min_confidence": min_confidence}
+        params = {"labels": labels, "min_confidence": min_confidence, "status": status}
         for each in _ids(job):
             cursor = None
             while True:
@@ -431,6 +440,13 @@ class Jobs:
     def cancel(self, job: Job | Batch | str) -> Sequence[Job]:
         """Cancel the jobs. Work that has not started does not start."""
         return [self._driver.run(cancel_flow(each)) for each in _ids(job)]
+
+    def retry(self, job: Job | str) -> Job:
+        """A new job of the images of `job` that failed and may succeed now, or did not start.
+
+        Raises Conflict if the job has not ended, or has no such image.
+        """
+        return self._driver.run(retry_flow(*_ids(job)))
 
 
 class AsyncJobs:
@@ -510,9 +526,10 @@ class AsyncJobs:
         *,
         labels: int | None = None,
         min_confidence: float | None = None,
+        status: str | None = None,
     ) -> AsyncIterator[JobResult]:
         """As `Jobs.results`."""
-        params = {"labels": labels, "min_confidence": min_confidence}
+        params = {"labels": labels, "min_confidence": min_confidence, "status": status}
         for each in _ids(job):
             cursor = None
             while True:
@@ -526,3 +543,7 @@ class AsyncJobs:
     async def cancel(self, job: Job | Batch | str) -> Sequence[Job]:
         """As `Jobs.cancel`."""
         return [await self._driver.run(cancel_flow(each)) for each in _ids(job)]
+
+    async def retry(self, job: Job | str) -> Job:
+        """As `Jobs.retry`."""
+        return await self._driver.run(retry_flow(*_ids(job)))

@@ -75,7 +75,7 @@ class Job:
     """A job and its counts.
 
     `status` is `pending`, `running`, `completed`, `failed` or `cancelled`. `progress` is a
-    percentage.
+    percentage. `retry_of` is the id of the job whose images this one tries again.
     """
 
     id: str
@@ -88,6 +88,8 @@ class Job:
     cancelled: int = 0
     priority: str = ""
     model: str = ""
+    name: str | None = None
+    retry_of: str | None = None
     result: Any = None
     error: ImageError | None = None
     created_at: datetime | None = None
@@ -267,6 +269,8 @@ def job_of(document: Document) -> Job:
         cancelled=int(document.get("cancelled") or 0),
         priority=str(document.get("priority") or ""),
         model=str(document.get("model") or ""),
+        name=document.get("name"),
+        retry_of=document.get("retry_of"),
         result=document.get("result"),
         error=_error(document.get("error")),
         created_at=_time(document.get("created_at")),

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from glimpse_client import AsyncGlimpse, Glimpse
-from glimpse_client.errors import NotFound
+from glimpse_client.errors import Conflict, NotFound
+from PIL import Image
 
 from tests.support.bundles import write_slow_bundle
 from tests.support.pictures import picture
@@ -85,6 +86,9 @@ def test_three_lines_of_python(stack: Stack, photos: Path) -> None:
         assert (again.label, again.uploaded) == ("red", False)
         assert client.images.content(first.hash) == (photos / "red/00.png").read_bytes()
         assert list(client.images.watch(first.hash))[-1].label == "red"
+        assert next(client.images.list(label="red", status="success")).hash == first.hash
+        with Image.open(io.BytesIO(client.images.thumbnail(first.hash))) as thumbnail:
+            assert (thumbnail.format, thumbnail.size) == ("WEBP", (32, 24))
         client.images.delete(first.hash)
         with pytest.raises(NotFound):
             client.images.get(first.hash)
@@ -108,6 +112,10 @@ async def test_a_folder_as_a_job_by_asyncio(stack: Stack, photos: Path) -> None:
         for colour in COLOURS:
             labels = {each.label for name, each in by_name.items() if name.startswith(colour)}
             assert labels == {colour}
+        failed = [each async for each in client.jobs.results(done, status="failed")]
+        assert [each.names for each in failed] == [("broken.jpg",)]
+        with pytest.raises(Conflict):
+            await client.jobs.retry(batch.ids[0])
         again = await client.jobs.create(photos)
         assert again.uploaded == 1, "only what the service refused is sent again"
 
@@ -151,7 +159,7 @@ def test_exit_codes(stack: Stack, photos: Path, tmp_path: Path) -> None:
     assert glimpse(stack, tmp_path, "label", "--labels", "0", photo).returncode == 2
     assert glimpse(stack, tmp_path, "label", "--min-confidence", "2", photo).returncode == 2
     done = glimpse(stack, tmp_path, "label", "--model", "cats", photo)
-    assert (done.returncode, "Known models: colours@" in done.stderr) == (2, True), done.stderr
+    assert (done.returncode, "Known models: slow@" in done.stderr) == (2, True), done.stderr
     assert glimpse(stack, tmp_path, "images", "get", "0" * 64).returncode == 3
     done = glimpse(stack, tmp_path, "--url", "http://127.0.0.1:9", "doctor")
     assert done.returncode == 6

@@ -201,6 +201,43 @@ def test_views_of_results_and_images_are_requested() -> None:
     assert service.seen[1].path.endswith("?model=m&labels=1")
 
 
+def test_all_pages_of_the_images_are_listed_with_their_filters() -> None:
+    first = {"images": [DONE], "next_cursor": "c2"}
+    script = (Reply(200, first), Reply(200, {"images": [PENDING], "next_cursor": None}))
+    with ScriptedService(*script) as service, Glimpse(service.url) as client:
+        found = list(client.images.list(label="tabby cat", min_confidence=0.5, status=None))
+    assert [each.status for each in found] == ["success", "pending"]
+    assert [step.path for step in service.seen] == [
+        "/api/v1/images?label=tabby+cat&min_confidence=0.5",
+        "/api/v1/images?label=tabby+cat&min_confidence=0.5&cursor=c2",
+    ]
+
+
+def test_thumbnail_is_asked_for_until_it_is_made() -> None:
+    webp = Reply(200, body=b"RIFF", headers={"content-type": "image/webp"})
+    later = Reply(202, body=b"", headers={"content-type": "text/plain"})
+    with ScriptedService(later, webp) as service, Glimpse(service.url) as client:
+        assert client.images.thumbnail(HASH) == b"RIFF"
+    assert [step.path for step in service.seen] == [f"/api/v1/images/{HASH}/thumbnail"] * 2
+    with (
+        ScriptedService(later) as service,
+        Glimpse(service.url) as client,
+        pytest.raises(WaitTimeout),
+    ):
+        client.images.thumbnail(HASH, wait=0)
+
+
+def test_job_is_named_and_retried() -> None:
+    accepted = {"job_id": "j2", "status": "pending"}
+    script = (Reply(202, accepted), Reply(202, accepted))
+    with ScriptedService(*script) as service, Glimpse(service.url) as client:
+        client.jobs.create(hashes=[HASH], options=Options(name="Été 2026"))
+        assert client.jobs.retry("j1").id == "j2"
+    made, retried = service.seen
+    assert made.path == "/api/v1/jobs/batch-predict?name=%C3%89t%C3%A9+2026"
+    assert (retried.method, retried.path) == ("POST", "/api/v1/jobs/j1/retry")
+
+
 def test_model_of_a_job_is_looked_up_and_requested() -> None:
     accepted = {"job_id": "j", "status": "pending"}
     script = (Reply(200, {"known": {}, "missing": []}), Reply(202, accepted))

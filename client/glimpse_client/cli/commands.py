@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import webbrowser
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ def cli(click_context: click.Context, url: str | None, api_key: str | None, prof
 @model_option
 @view_options
 @click.option("--priority", type=click.Choice(["high", "normal", "low"]), help="Of jobs.")
+@click.option("--name", help="A name for jobs.")
 @click.option("--wait", type=click.FloatRange(min=1), default=DEFAULT_WAIT, show_default=True,
               help="Seconds to wait for a single image.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write to this file.")
@@ -100,6 +102,7 @@ def label(
     labels: int | None,
     min_confidence: float | None,
     priority: str | None,
+    name: str | None,
     wait: float,
     output: str | None,
     dry_run: bool,
@@ -110,7 +113,7 @@ def label(
     Photos that the service knows are not uploaded. A few photos are labelled one by one, more as
     jobs, which go on if you press Ctrl-C.
     """
-    choice = Choice(model, labels, min_confidence, priority, wait)
+    choice = Choice(model, labels, min_confidence, priority, wait, name)
     chosen = Format(format_ or _format_of(output))
     sys.exit(run_label(ctx, paths, recursive, choice, chosen, output, dry_run))
 
@@ -141,14 +144,15 @@ def list_jobs(ctx: Context, status: str | None, limit: int, format_: str | None)
         if len(found) == limit:
             break
     if format_:
-        _documents(format_, [job.raw for job in found], ["job_id", "status", "total", "failed"])
+        columns = ["job_id", "name", "status", "total", "failed"]
+        _documents(format_, [job.raw for job in found], columns)
         return
     rows = [
-        [job.id, job.status, f"{job.progress} %", job.total, job.failed,
+        [job.id, job.name or "", job.status, f"{job.progress} %", job.total, job.failed,
          job.created_at or ""]
         for job in found
     ]  # fmt: skip
-    show_table(["job", "status", "progress", "images", "failed", "created"], rows)
+    show_table(["job", "name", "status", "progress", "images", "failed", "created"], rows)
 
 
 @jobs.command()
@@ -213,12 +217,22 @@ def cancel(ctx: Context, job_id: str) -> None:
     ctx.say(f"Job {job.id} is {job.status}.")
 
 
+@jobs.command()
+@click.argument("job_id")
+@pass_context
+def retry(ctx: Context, job_id: str) -> None:
+    """Make a new job of a job's failed images, and print its id."""
+    click.echo(ctx.client.jobs.retry(job_id).id)
+
+
 def _show_job(job: Job, as_json: bool) -> None:
     if as_json:
         show_json(dict(job.raw))
         return
     rows: list[tuple[str, object]] = [
         ("job", job.id),
+        ("name", job.name or ""),
+        ("retry of", job.retry_of or ""),
         ("type", job.type),
         ("status", job.status),
         ("progress", f"{job.progress} %"),
@@ -261,6 +275,52 @@ def show_model(ctx: Context, name: str) -> None:
 @cli.group()
 def images() -> None:
     """Images that the service has."""
+
+
+@images.command("list")
+@click.option("--label", "label_", help="Only images with this label.")
+@click.option("--category", help="Only images with this category.")
+@click.option("--min-confidence", type=click.FloatRange(0, 1), help="Of the label or category.")
+@click.option("--status", type=click.Choice(["pending", "queued", "running", "success", "error"]))
+@model_option
+@click.option("--after", help="Only images created at this time or later (RFC 3339).")
+@click.option("--before", help="Only images created before this time (RFC 3339).")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
+@Formats()
+@pass_context
+def list_images(
+    ctx: Context,
+    label_: str | None,
+    category: str | None,
+    min_confidence: float | None,
+    status: str | None,
+    model: str | None,
+    after: str | None,
+    before: str | None,
+    limit: int,
+    format_: str | None,
+) -> None:
+    """List images, newest first."""
+    found = ctx.client.images.list(
+        label=label_,
+        category=category,
+        min_confidence=min_confidence,
+        status=status,
+        model=model,
+        after=after,
+        before=before,
+    )
+    shown = list(islice(found, limit))
+    if format_:
+        _documents(format_, [each.raw for each in shown], ["image_hash", "status", "model"])
+        return
+    rows = [
+        [each.hash, each.status, each.label or "",
+         "" if each.confidence is None else f"{100 * each.confidence:.0f} %",
+         each.created_at or ""]
+        for each in shown
+    ]  # fmt: skip
+    show_table(["image", "status", "label", "confidence", "created"], rows)
 
 
 @images.command("get")

@@ -95,6 +95,7 @@ class Choice:
     min_confidence: float | None = None
     priority: str | None = None
     wait: float = DEFAULT_WAIT
+    name: str | None = None
 
 
 @dataclass(slots=True)
@@ -207,7 +208,7 @@ class Running:
                     self._refused[wanted.name] = wanted.refused or outcome or "cannot be in a job"
                 else:
                     sources.append((wanted.source, wanted.name))
-        options = Options(model=choice.model, priority=choice.priority)
+        options = Options(model=choice.model, priority=choice.priority, name=choice.name)
         self._batch: Batch | None = None
         self.job_ids: list[str] = []
         if sources:
