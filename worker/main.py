@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import structlog
 from fastapi import FastAPI
@@ -30,11 +32,13 @@ from worker.claims import Claims
 from worker.context import WorkerContext
 from worker.inference.model_registry import ModelRegistry
 from worker.inference.pool import ClassifierPool, Spawn, spawn_process
+from worker.inference.trained_models import TrainedModels
 from worker.metrics import WorkerMetrics
 from worker.notifications.notifier import open_notifier
 from worker.priority_semaphore import PrioritySemaphore
 from worker.push.auth import push_authenticator
 from worker.push.routes import hot_router, router
+from worker.training.client import Fit, fit_in_process
 
 log = structlog.get_logger(__name__)
 
@@ -47,11 +51,12 @@ def create_app(
     clock: Clock = utc_now,
     opener: BackendOpener = open_backend,
     spawn: Spawn = spawn_process,
+    fit: Fit = fit_in_process,
 ) -> FastAPI:
     """The ASGI application. Its lifespan opens the backend and the default model.
 
-    `spawn` starts the classifier processes. `app.state.context` is the `WorkerContext` during the
-    lifespan.
+    `spawn` starts the classifier processes, and `fit` fits models. `app.state.context` is the
+    `WorkerContext` during the lifespan.
     """
     observability = Observability("worker", settings, open_tracer_provider)
     metrics = WorkerMetrics(observability.metrics.registry)
@@ -64,6 +69,7 @@ def create_app(
         loading = asyncio.create_task(_load(pool, models))
         try:
             async with (
+                _temporary_folder() as heads,
                 observability.running() as traces_ready,
                 opener(settings, clock) as backend,
                 open_usage(settings, clock) as usage,
@@ -81,11 +87,14 @@ def create_app(
                     notifier,
                     PrioritySemaphore(pool.prefetch),
                     metrics,
+                    TrainedModels(backend.blobs, Path(heads)),
+                    fit,
                     clock,
                 )
                 try:
                     yield
                 finally:
+                    await _stop_fits(context)
                     await _release_claims(context.claims)
         finally:
             loading.cancel()  # if the backend did not open, or the model still loads
@@ -142,6 +151,23 @@ async def _wait_for_model(loading: "asyncio.Task[None]") -> None:
         await loading
     else:
         log.warning("serving before the model is loaded")
+
+
+@asynccontextmanager
+async def _temporary_folder() -> AsyncIterator[str]:
+    folder = await asyncio.to_thread(TemporaryDirectory, prefix="glimpse-heads-")
+    try:
+        yield folder.name
+    finally:
+        await asyncio.to_thread(folder.cleanup)
+
+
+async def _stop_fits(context: WorkerContext) -> None:
+    """Stop the fits that still run. Their messages are delivered again."""
+    tasks = list(context.fits.values())
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _release_claims(claims: Claims) -> None:

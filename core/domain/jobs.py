@@ -22,8 +22,8 @@ from core.domain.sort_keys import sort_key
 from core.domain.transitions import transition
 from core.errors import BatchTooLarge
 
-BATCH_PREDICT = "batch-predict"
-JOB_TYPES = (BATCH_PREDICT,)
+BATCH_PREDICT, TRAIN_MODEL = "batch-predict", "train-model"
+JOB_TYPES = (BATCH_PREDICT, TRAIN_MODEL)
 CANCELLED = "cancelled"  # error code: the job ended before the image was classified
 DEADLINE_EXCEEDED = "deadline_exceeded"
 EXPIRED = "expired"
@@ -86,6 +86,20 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
+class Training:
+    """The model that a training job makes: a version of `name`.
+
+    `activate`: requests by the name use the version from its creation on. `model` is the identity
+    of the version, and `accuracy` its accuracy, once they are decided (`decide_model`).
+    """
+
+    name: str
+    activate: bool = True
+    model: str = ""
+    accuracy: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """`owner` is the id of the API key that created the job, empty without keys.
 
@@ -93,6 +107,9 @@ class Job:
     `fingerprint` identifies the request that created it. `sealed`: all items are stored; an
     unsealed job is not listed. `announced`: the notification of the end is published. `counted_at`
     is when `counts` were taken, `wake_at` when the scheduler has to look at the job next.
+
+    `training` is set for a job of the type `TRAIN_MODEL`. Its items are the images, whose metadata
+    has their `label`, and as the last one the fit. Its `model` is the base model.
     """
 
     key: JobKey
@@ -118,6 +135,17 @@ class Job:
     notify_email: str = ""
     name: str = ""
     retry_of: str = ""
+    training: Training | None = None
+
+    @property
+    def decided(self) -> bool:
+        """Whether the job has a model, so that it can only end as completed."""
+        return self.training is not None and bool(self.training.model)
+
+    @property
+    def fit_position(self) -> int:
+        """The position of the fit among the items of a training job."""
+        return self.counts.total - 1
 
     @property
     def sort_key(self) -> str:
@@ -137,7 +165,8 @@ class Job:
 
     def over(self, now: datetime) -> bool:
         """Whether no item may begin any more: the job has ended, or its deadline has passed."""
-        return self.status.terminal or (self.deadline is not None and self.deadline <= now)
+        late = self.deadline is not None and self.deadline <= now and not self.decided
+        return self.status.terminal or late
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,14 +230,15 @@ def new_job(
     deadline: datetime | None = None,
     notify_email: str = "",
     name: str = "",
+    training: Training | None = None,
     retry_of: str = "",
     policy: JobPolicy = POLICY,
 ) -> Job:
-    """A job whose items are not stored yet."""
+    """A job whose items are not stored yet. With `training`, it trains a model."""
     return Job(
         key=key,
         owner=owner,
-        type=type_,
+        type=type_ if training is None else TRAIN_MODEL,
         model=model,
         priority=priority,
         counts=Counts(total),
@@ -222,6 +252,7 @@ def new_job(
         notify_email=notify_email,
         name=name,
         retry_of=retry_of,
+        training=training,
     )
 
 
@@ -299,19 +330,35 @@ def cancel(
 ) -> Job | None:
     """End as `cancelled`: no further item begins. `error` is the reason, if not a client's request.
 
-    Refused if the job has ended.
+    Refused if the job has ended, or has decided on its model.
     """
-    if job.status.terminal:
+    if job.status.terminal or job.decided:
         return None
     return _ended(job, JobStatus.CANCELLED, now, policy, error)
 
 
 @transition(durable=True)
 def fail(job: Job, now: datetime, error: RecordError, policy: JobPolicy = POLICY) -> Job | None:
-    """End as `failed`: the job could not be run. Refused if it has ended."""
-    if job.status.terminal:
+    """End as `failed`: the job could not be run.
+
+    Refused if the job has ended, or has decided on its model.
+    """
+    if job.status.terminal or job.decided:
         return None
     return _ended(job, JobStatus.FAILED, now, policy, error)
+
+
+@transition(durable=True)
+def decide_model(job: Job, now: datetime, model: str, accuracy: float) -> Job | None:
+    """Decide which version a training job makes. From now on, it cannot be cancelled or fail.
+
+    The version is added to its model afterwards, as often as it takes. So the model appears once
+    or not at all, although it is in another store. Refused if the job is over, or has decided.
+    """
+    if job.training is None or job.decided or job.status is not JobStatus.RUNNING or job.over(now):
+        return None
+    training = replace(job.training, model=model, accuracy=accuracy)
+    return _changed(job, now, training=training)
 
 
 @transition(durable=True)
@@ -375,7 +422,7 @@ def due_action(job: Job, now: datetime, policy: JobPolicy = POLICY) -> Action:
         (job.status.terminal and _expiry(job, policy) <= now, Action.DELETE),
         (job.status.terminal, Action.WAIT),
         (job.over(now), Action.CANCEL),
-        (began + _seconds(policy.max_duration) <= now, Action.EXPIRE),
+        (began + _seconds(policy.max_duration) <= now and not job.decided, Action.EXPIRE),
     )
     return next((action for applies, action in cases if applies), Action.RUN)
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from core.domain import channels
 from core.domain.channels import Channel
-from core.domain.policy import MAX_JOB_ITEMS
+from core.domain.policy import MAX_POSITION
 from core.domain.priority import Priority
 from core.domain.records import IMAGE_HASH, TENANT, RecordKey
 from core.errors import MalformedEnvelope
@@ -93,7 +93,7 @@ class ClassifyImage:
         if job and not JOB_ID.fullmatch(job):
             raise MalformedEnvelope("The attribute job is malformed.")
         position = attributes.get("position", "0")
-        if not (_POSITION.fullmatch(position) and int(position) < MAX_JOB_ITEMS):
+        if not (_POSITION.fullmatch(position) and int(position) <= MAX_POSITION):
             raise MalformedEnvelope("The attribute position is malformed.")
         priority = attributes.get("priority", Priority.HIGH)
         if priority not in list(Priority):
@@ -125,6 +125,68 @@ class RunJob:
         """Raises MalformedEnvelope."""
         if attributes.get(KIND) != "run_job":
             raise MalformedEnvelope("The message does not start a job.")
+        return cls(*_job_of(attributes), attributes.get("traceparent", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedImage:
+    """Asks for the embedding of an image, as an item of the job that trains a model.
+
+    `key` names the base model. The channel is that of images to classify: both need a classifier.
+    """
+
+    key: RecordKey
+    job: str
+    position: int
+    priority: Priority = Priority.NORMAL
+    traceparent: str = ""
+
+    @property
+    def channel(self) -> Channel:
+        return channels.IMAGES[self.priority]
+
+    @property
+    def tenant(self) -> str:
+        return self.key.tenant
+
+    def attributes(self) -> dict[str, str]:
+        same = ClassifyImage(self.key, self.traceparent, self.priority, self.job, self.position)
+        return {KIND: "embed", **same.attributes()}
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, str]) -> "EmbedImage":
+        """Raises MalformedEnvelope."""
+        if attributes.get(KIND) != "embed":
+            raise MalformedEnvelope("The message does not ask for an embedding.")
+        same = ClassifyImage.from_attributes({**attributes, KIND: "classify"})
+        if not same.job:
+            raise MalformedEnvelope("The attribute job is missing.")
+        return cls(same.key, same.job, same.position, same.priority, same.traceparent)
+
+
+@dataclass(frozen=True, slots=True)
+class FitModel:
+    """Asks to fit the model of a training job whose images are all embedded."""
+
+    tenant: str
+    job: str
+    traceparent: str = ""
+
+    @property
+    def channel(self) -> Channel:
+        return channels.JOBS
+
+    def attributes(self) -> dict[str, str]:
+        attributes = {KIND: "fit_model", "tenant": self.tenant, "job": self.job}
+        if self.traceparent:
+            attributes["traceparent"] = self.traceparent
+        return attributes
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, str]) -> "FitModel":
+        """Raises MalformedEnvelope."""
+        if attributes.get(KIND) != "fit_model":
+            raise MalformedEnvelope("The message does not ask for a fit.")
         return cls(*_job_of(attributes), attributes.get("traceparent", ""))
 
 
@@ -198,7 +260,7 @@ class MakeThumbnail:
         return cls(tenant, image_hash, attributes.get("traceparent", ""))
 
 
-Message = ClassifyImage | MakeThumbnail | RunJob | Notify
+Message = ClassifyImage | EmbedImage | MakeThumbnail | RunJob | FitModel | Notify
 
 
 def message_of(attributes: Mapping[str, str]) -> Message:
@@ -208,8 +270,12 @@ def message_of(attributes: Mapping[str, str]) -> Message:
             return ClassifyImage.from_attributes(attributes)
         case "make_thumbnail":
             return MakeThumbnail.from_attributes(attributes)
+        case "embed":
+            return EmbedImage.from_attributes(attributes)
         case "run_job":
             return RunJob.from_attributes(attributes)
+        case "fit_model":
+            return FitModel.from_attributes(attributes)
         case "notify":
             return Notify.from_attributes(attributes)
     raise MalformedEnvelope("The attribute kind is unknown.")
@@ -258,9 +324,18 @@ class PushEnvelope(BaseModel):
             raise MalformedEnvelope("The message's data is not base64.") from None
         return envelope
 
-    def image_message(self) -> ClassifyImage | MakeThumbnail:
+    def image_message(self) -> ClassifyImage | EmbedImage | MakeThumbnail:
         """The message of a channel for images. Raises MalformedEnvelope."""
         attributes = self.message.attributes
-        if attributes.get(KIND) == "make_thumbnail":
-            return MakeThumbnail.from_attributes(attributes)
+        match attributes.get(KIND):
+            case "make_thumbnail":
+                return MakeThumbnail.from_attributes(attributes)
+            case "embed":
+                return EmbedImage.from_attributes(attributes)
         return ClassifyImage.from_attributes(attributes)
+
+    def job_message(self) -> RunJob | FitModel:
+        """The message of the channel of jobs. Raises MalformedEnvelope."""
+        if self.message.attributes.get(KIND) == "fit_model":
+            return FitModel.from_attributes(self.message.attributes)
+        return RunJob.from_attributes(self.message.attributes)

@@ -107,4 +107,6 @@ class JobPolicy:
     announce_after: float = 30.0
 
 
-MAX_JOB_ITEMS = 1000
+MAX_JOB_ITEMS = 1000  # images of a batch
+MAX_EXAMPLES = 10_000  # images of a training
+MAX_POSITION = MAX_EXAMPLES  # of an item: after the examples, the fit is the last item

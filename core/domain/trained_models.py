@@ -72,6 +72,11 @@ class TrainedModel:
         """The versions that requests may use. A model without any is not shown to clients."""
         return tuple(each for each in self.versions if not each.deleting)
 
+    @property
+    def full(self) -> bool:
+        """Whether a training has to be refused."""
+        return len(self.versions) >= MAX_VERSIONS
+
     def version(self, id_: str) -> ModelVersion | None:
         """The version with this id, also if it is being deleted."""
         return next((each for each in self.versions if each.id == id_), None)
@@ -103,9 +108,10 @@ def add_version(
     """Add a version, and activate it if `activate` is set or no other version is active.
 
     The corrections that were made before the training stay: a later training needs them too.
-    Refused if the version exists, or if there are `MAX_VERSIONS`.
+    Refused if the version exists. `MAX_VERSIONS` is not checked: a training that has decided on its
+    version must be able to add it (`TrainedModel.full`).
     """
-    if model.version(version.id) is not None or len(model.versions) >= MAX_VERSIONS:
+    if model.version(version.id) is not None:
         return None
     active = version.id if activate or not model.active else model.active
     return replace(model, versions=(*model.versions, version), active=active, updated_at=now)

@@ -16,7 +16,7 @@ from opentelemetry import trace
 from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from core.domain.messages import ClassifyImage, MakeThumbnail, Message
+from core.domain.messages import ClassifyImage, EmbedImage, MakeThumbnail, Message
 from core.domain.records import RecordKey
 from core.observability.tracing import current_trace_id
 
@@ -127,7 +127,7 @@ def _fields(key: RecordKey) -> dict[str, str]:
 def _fields_of(message: Message) -> Mapping[str, str | int]:
     if isinstance(message, MakeThumbnail):
         return {"image_hash": message.image_hash, "tenant": message.tenant}
-    if not isinstance(message, ClassifyImage):
+    if not isinstance(message, ClassifyImage | EmbedImage):
         return {"job": message.job, "tenant": message.tenant}
     if not message.job:
         return _fields(message.key)

@@ -17,7 +17,15 @@ from core.backends import Backend
 from core.domain import records
 from core.domain.dead_letters import DeadLetter, LetterFilter, LetterKey, resolve
 from core.domain.jobs import JobKey
-from core.domain.messages import ClassifyImage, MakeThumbnail, Notify, RunJob, message_of
+from core.domain.messages import (
+    ClassifyImage,
+    EmbedImage,
+    FitModel,
+    MakeThumbnail,
+    Notify,
+    RunJob,
+    message_of,
+)
 from core.domain.records import RecordError, Status
 from core.errors import MalformedEnvelope, NotFound
 from core.observability.logs import message_context
@@ -83,7 +91,9 @@ async def _replay(backend: Backend, letter: DeadLetter) -> Replay:
         match message:
             case ClassifyImage():
                 outcome = await _new_attempt(backend, letter, message)
-            case RunJob():
+            case EmbedImage():
+                outcome = Replay.RESOLVED  # the job's fit goes on without the image
+            case RunJob() | FitModel():
                 outcome = await _run_again(backend, message)
             case Notify() | MakeThumbnail():
                 await publish(backend.publisher, replace(message, traceparent=""))
@@ -94,7 +104,7 @@ async def _replay(backend: Backend, letter: DeadLetter) -> Replay:
     return outcome
 
 
-async def _run_again(backend: Backend, message: RunJob) -> Replay:
+async def _run_again(backend: Backend, message: RunJob | FitModel) -> Replay:
     job = await backend.jobs.get(JobKey(message.tenant, message.job))
     if job is None or job.status.terminal:
         return Replay.RESOLVED

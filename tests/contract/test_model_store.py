@@ -118,12 +118,13 @@ async def test_concurrent_additions_are_all_kept(store: ModelStore, clock: Movab
     assert model.active == model.versions[-1].id
 
 
-async def test_model_has_a_largest_number_of_versions(
-    store: ModelStore, clock: MovableClock
-) -> None:
-    await with_versions(store, clock, MAX_VERSIONS)
-    add = trained_models.add_version(version(MAX_VERSIONS + 1, clock), activate=True)
-    assert await store.change(KEY, add) is None
+async def test_model_with_many_versions_is_full(store: ModelStore, clock: MovableClock) -> None:
+    model = await with_versions(store, clock, MAX_VERSIONS - 1)
+    assert not model.full
+    add = trained_models.add_version(version(MAX_VERSIONS, clock), activate=True)
+    after = await store.change(KEY, add)
+    assert after is not None
+    assert after.full
 
 
 async def test_activation_moves_the_pointer(store: ModelStore, clock: MovableClock) -> None:

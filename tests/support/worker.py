@@ -35,6 +35,7 @@ from tests.support.bundles import write_colour_bundle
 from tests.support.classifiers import spawn_thread
 from tests.support.faults import Happening, watched
 from tests.support.pictures import picture, sha256
+from tests.support.training import fit_in_thread
 from worker.context import WorkerContext
 from worker.inference.pool import Spawn
 from worker.main import create_app
@@ -188,7 +189,7 @@ async def running_worker(
     opener: BackendOpener = open_backend,
     spawn: Spawn = spawn_thread,
 ) -> AsyncIterator[RunningWorker]:
-    app = create_app(settings, clock, opener, spawn)
+    app = create_app(settings, clock, opener, spawn, fit_in_thread)
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)
         context: WorkerContext = app.state.context

@@ -6,7 +6,14 @@
 import structlog
 from fastapi import APIRouter, Depends, Request, Response
 
-from core.domain.messages import MakeThumbnail, Notify, PushEnvelope, RunJob, message_of
+from core.domain.messages import (
+    EmbedImage,
+    FitModel,
+    MakeThumbnail,
+    Notify,
+    PushEnvelope,
+    message_of,
+)
 from core.domain.policy import (
     CLASSIFY_PATH,
     DEAD_LETTER_PATH,
@@ -34,6 +41,8 @@ from worker.push.shutdown import refuse_on_shutdown
 from worker.push.span import delivery_span
 from worker.tasks.classify_image import classify_image
 from worker.tasks.dead_letters import UNREADABLE, handle_dead_letter, keep_unreadable
+from worker.tasks.embed_image import embed_image
+from worker.tasks.fit_model import fit_model
 from worker.tasks.job_schedule import process_due_jobs
 from worker.tasks.make_thumbnail import make_thumbnail
 from worker.tasks.notify import notify
@@ -59,7 +68,7 @@ hot_router = APIRouter(tags=["push"], route_class=RequestRoute)
 @hot_router.post(
     CLASSIFY_PATH,
     status_code=204,
-    summary="Classify the image that a push envelope names",
+    summary="Classify or embed the image that a push envelope names",
     responses=refusals(
         *UNAUTHORIZED, MalformedEnvelope, NotFound, EnvelopeTooLarge, InferenceFailed
     ),
@@ -76,7 +85,10 @@ async def generate_annotations(request: Request) -> Response:
     with delivery_span(request, envelope, message, ctx):
         try:
             with refuse_on_shutdown():
-                await classify_image(message, ctx)
+                if isinstance(message, EmbedImage):
+                    await embed_image(message, ctx)
+                else:
+                    await classify_image(message, ctx)
         except GlimpseError as error:
             ctx.metrics.classification_ended(error.code)
             raise
@@ -86,15 +98,18 @@ async def generate_annotations(request: Request) -> Response:
 @router.post(
     JOBS_PATH,
     status_code=204,
-    summary="Run the job that a push envelope names",
+    summary="Run the job that a push envelope names, or fit its model",
     responses=refusals(*UNAUTHORIZED, MalformedEnvelope, EnvelopeTooLarge),
     openapi_extra=ENVELOPE_BODY,
 )
 async def run(request: Request) -> Response:
     envelope = PushEnvelope.parse(await read_body(request))
-    message, ctx = RunJob.from_attributes(envelope.message.attributes), context_of(request)
+    message, ctx = envelope.job_message(), context_of(request)
     with delivery_span(request, envelope, message, ctx), refuse_on_shutdown():
-        await run_job(message, ctx)
+        if isinstance(message, FitModel):
+            await fit_model(message, ctx)
+        else:
+            await run_job(message, ctx)
     return Response(status_code=204)
 
 

@@ -7,7 +7,7 @@ from fastapi import Request
 from opentelemetry import context, trace
 from opentelemetry.trace import Link, Span, SpanKind
 
-from core.domain.messages import ClassifyImage, MakeThumbnail, Message, PushEnvelope
+from core.domain.messages import ClassifyImage, EmbedImage, MakeThumbnail, Message, PushEnvelope
 from core.observability.logs import bind_message
 from core.observability.tracing import fail, make_current, parent_from, start_span
 from core.ports import Publisher
@@ -64,7 +64,7 @@ def _set_attributes(
             "messaging.message.id": envelope.message.messageId,
         }
     )
-    if isinstance(message, ClassifyImage):
+    if isinstance(message, ClassifyImage | EmbedImage):
         span.set_attribute("glimpse.image_hash", message.key.image_hash)
         span.set_attribute("glimpse.model", message.key.model)
     if isinstance(message, MakeThumbnail):

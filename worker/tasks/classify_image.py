@@ -9,8 +9,10 @@ delivers it again, and the worker finds only the item left to complete.
 
 import asyncio
 import time
-from collections.abc import Awaitable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -37,12 +39,16 @@ from worker.errors import ClassifierLost, InferenceFailed
 from worker.inference.pool import RemoteClassifier
 from worker.inference.protocol import READ
 from worker.inference.steps import Step
+from worker.inference.trained_models import TrainedClassifier
 from worker.metrics import DUPLICATE, LEASE_LOST, SUCCESS
+from worker.tasks.embeddings import embedding_of
 from worker.tasks.image_reader import reading
 from worker.tasks.job_items import complete_item
 from worker.tasks.make_thumbnail import keep_thumbnail
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 MIN_POLL_SECONDS, MAX_POLL_SECONDS = 0.02, 0.25  # between reads of a record of another worker
 # After an image has stopped this many classifier processes, its record ends as `error`.
@@ -87,18 +93,19 @@ async def _finish_record(message: ClassifyImage, ctx: WorkerContext) -> RecordEr
     records = ctx.backend.records
     try:
         # Before the claim: a worker without the model must not block one that has it.
-        classifier = await ctx.models.classifier(key.model)
+        classifier = await _classifier(key, ctx)
     except ModelUnavailable:
         record = await _get_record(key, records)
         if record.status.terminal:
             ctx.metrics.classification_ended(DUPLICATE)
             return record.error
         raise
+    trained = isinstance(classifier, TrainedClassifier)
     deadline: float | None = None
     while True:
         async with (
             ctx.slots.slot(message.priority),
-            reading(key, ctx.backend.blobs) as image,
+            reading(key, ctx.backend.blobs, lazy=trained) as image,
             ctx.claims.claim(records, key, ctx.settings.lease) as claim,
         ):
             if claim is not None:
@@ -110,10 +117,22 @@ async def _finish_record(message: ClassifyImage, ctx: WorkerContext) -> RecordEr
             return finished.error
 
 
+async def _classifier(key: RecordKey, ctx: WorkerContext) -> RemoteClassifier | TrainedClassifier:
+    """The model of the service, or of the tenant. Raises ModelUnavailable."""
+    if key.model in ctx.models.identities:
+        return await ctx.models.classifier(key.model)
+    trained = await ctx.trained.find(key.tenant, key.model)
+    if trained is None:
+        return await ctx.models.classifier(key.model)  # which raises ModelUnavailable
+    base = await ctx.models.classifier(trained.base)
+    base_key = RecordKey(key.tenant, key.image_hash, trained.base)
+    return TrainedClassifier(trained, base, partial(embedding_of, base_key, base, ctx))
+
+
 async def _classify_claimed(
     claim: Claim,
     image: Awaitable[bytes | Path],
-    classifier: RemoteClassifier,
+    classifier: RemoteClassifier | TrainedClassifier,
     ctx: WorkerContext,
     began: float,
 ) -> RecordError | None:
@@ -130,7 +149,13 @@ async def _classify_claimed(
     if claim.claims > MAX_CLAIMS:
         outcome = _gave_up(claim)
     else:
-        outcome = await _infer(claim, image, classifier, ctx)
+
+        async def classify(steps: list[Step]) -> Classification:
+            if isinstance(classifier, TrainedClassifier):
+                return await classifier.classify(image, steps)
+            return await classifier.classify(await image, steps)
+
+        outcome = await infer(claim.key, classify, ctx)
     with span("store result"):
         if isinstance(outcome, RecordError):
             end = fail(claim, outcome)
@@ -189,13 +214,16 @@ async def _fail_if_cancelled(claim: Claim, ctx: WorkerContext) -> bool:
     return await ctx.backend.records.change(claim.key, cancel) is not None
 
 
-async def _infer(
-    claim: Claim, image: Awaitable[bytes | Path], classifier: RemoteClassifier, ctx: WorkerContext
-) -> Classification | RecordError:
-    """The image's labels, or the error that every delivery of this image would meet."""
+async def infer(
+    key: RecordKey, work: Callable[[list[Step]], Awaitable[T]], ctx: WorkerContext
+) -> T | RecordError:
+    """What `work` does with the image, or the error that every delivery of this image would meet.
+
+    `work` appends to its argument the steps that it took.
+    """
     steps: list[Step] = []
     try:
-        return await classifier.classify(await image, steps)
+        return await work(steps)
     except NotFound:
         return RecordError(
             "image_missing", "The stored image is missing or damaged: upload it again.", True
@@ -204,18 +232,18 @@ async def _infer(
         return RecordError(error.code, error.detail, False)
     except InferenceFailed as error:
         cause = "\n".join(getattr(error, "__notes__", ()))
-        log.error("inference failed", model=claim.key.model, cause=cause)
+        log.error("inference failed", model=key.model, cause=cause)
         raise
     except ClassifierLost as error:
-        if not count_loss(claim.key, ctx.losses):
+        if not count_loss(key, ctx.losses):
             raise
         return RecordError(error.code, error.detail, True)
     finally:
         for step in steps:
             add_past_span(*step)
-        work = [(step.ended - step.began) / step.images for step in steps if step.name != READ]
-        if work:
-            ctx.metrics.inference.observe(sum(work) / 1e9)
+        times = [(step.ended - step.began) / step.images for step in steps if step.name != READ]
+        if times:
+            ctx.metrics.inference.observe(sum(times) / 1e9)
 
 
 def count_loss(key: RecordKey, losses: MutableMapping[RecordKey, int]) -> bool:

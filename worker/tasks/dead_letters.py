@@ -17,6 +17,8 @@ from core.domain.messages import (
     DEAD_LETTER_PUBLISH_TIME,
     DEAD_LETTER_REASON,
     ClassifyImage,
+    EmbedImage,
+    FitModel,
     MakeThumbnail,
     Message,
     Notify,
@@ -28,6 +30,7 @@ from core.errors import MalformedEnvelope, Unavailable
 from core.observability.tracing import span
 from core.services.job_completion import fail
 from worker.context import WorkerContext
+from worker.tasks.embed_image import complete_embedding
 from worker.tasks.job_items import complete_item
 
 log = structlog.get_logger(__name__)
@@ -52,7 +55,9 @@ async def handle_dead_letter(message: Message, envelope: PushEnvelope, ctx: Work
             if message.job:
                 job = JobKey(message.tenant, message.job)
                 await complete_item(job, message.position, error, ctx)
-        case RunJob():
+        case EmbedImage():
+            await handle_embedding(message, envelope, ctx)
+        case RunJob() | FitModel():
             await _handle_job(message, envelope, ctx)
         case Notify() | MakeThumbnail():
             reason = _queue_reason(envelope)
@@ -112,7 +117,19 @@ async def _handle_image(
     raise Unavailable("A worker is still classifying this image.")
 
 
-async def _handle_job(message: RunJob, envelope: PushEnvelope, ctx: WorkerContext) -> None:
+async def handle_embedding(message: EmbedImage, envelope: PushEnvelope, ctx: WorkerContext) -> None:
+    """Fail the item, so that the fit goes on without the image."""
+    reason = _queue_reason(envelope)
+    letter = letter_of(envelope, reason, ctx.clock())
+    await ctx.backend.dead_letters.add(letter)
+    error = _exhausted("The image was not embedded", reason, letter)
+    await complete_embedding(message, error, ctx)
+    _report(letter, error, ctx)
+
+
+async def _handle_job(
+    message: RunJob | FitModel, envelope: PushEnvelope, ctx: WorkerContext
+) -> None:
     """Fail the job, unless it has ended or a later message has started it."""
     backend, key = ctx.backend, JobKey(message.tenant, message.job)
     reason = _queue_reason(envelope)

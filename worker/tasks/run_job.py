@@ -1,4 +1,4 @@
-"""Run a job: publish a message for each image that is not classified yet.
+"""Run a job: publish a message for each image that is not classified or embedded yet.
 
 A crash may follow any step, and several deliveries may run at the same time. Each delivery reads
 which items are open and publishes those. An image that is published twice is classified once.
@@ -16,6 +16,7 @@ from core.domain.records import Record, RecordError, RecordKey, Status
 from core.services.job_images import CANCELLED, request_image
 from core.services.publishing import publish
 from worker.context import WorkerContext
+from worker.tasks.embed_image import fit_when_embedded, publish_embeddings
 from worker.tasks.job_items import announce_completion, complete_items
 
 log = structlog.get_logger(__name__)
@@ -39,8 +40,13 @@ async def run_job(message: RunJob, ctx: WorkerContext) -> None:
     published, after = 0, -1
     while job is not None and job.status is JobStatus.RUNNING and not job.over(ctx.clock()):
         page = await store.items(key, PAGE_SIZE, after, ItemState.OPEN)
-        published += await _publish_items(page, job, ctx)
+        if job.training is None:
+            published += await _publish_items(page, job, ctx)
+        else:
+            published += await publish_embeddings(page, job, ctx)
         if len(page) < PAGE_SIZE:
+            if job.training is not None:
+                await fit_when_embedded(job, ctx)
             log.info("job items published", published=published)
             await announce_completion(await store.refresh_counts(key), ctx)
             return
