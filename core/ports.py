@@ -13,11 +13,12 @@ from typing import Protocol, TypeVar
 from core.domain.api_keys import ApiKey
 from core.domain.channels import Channel
 from core.domain.dead_letters import DeadLetter, LetterFilter, LetterKey
+from core.domain.deletions import Deletion
 from core.domain.jobs import ItemState, Job, JobFilter, JobItem, JobKey
 from core.domain.messages import Message
 from core.domain.rate_limits import Grant, Limit
 from core.domain.record_lists import RecordFilter, RecordPage
-from core.domain.records import Record, RecordError, RecordKey
+from core.domain.records import ImageKey, Record, RecordError, RecordKey
 from core.domain.trained_models import ModelKey, TrainedModel
 from core.domain.transitions import Transition
 from core.domain.usage import Usage
@@ -71,8 +72,35 @@ class RecordStore(Store[RecordKey, Record], Protocol):
         """The image's records under every model."""
         ...
 
-    async def delete_image(self, tenant: str, image_hash: str) -> int:
-        """Delete the image's records under every model; the number deleted."""
+    async def begin_deletion(self, image: ImageKey, *, has_blob: bool) -> Deletion:
+        """Delete the image's records under every model, and note that its bytes are next.
+
+        One transaction, durably. Raises NotFound where there is no record and `has_blob` is false,
+        and Conflict while another process deletes the image.
+        """
+        ...
+
+    async def end_deletion(self, deletion: Deletion) -> bool:
+        """Note that the image's bytes are deleted; False where another deletion has begun since."""
+        ...
+
+    async def deletion(self, image: ImageKey) -> Deletion | None:
+        """The newest deletion of the image, if it is still remembered."""
+        ...
+
+    async def get_with_deletion(self, key: RecordKey) -> tuple[Record | None, Deletion | None]:
+        """`get` and `deletion` in one request, not of one instant."""
+        ...
+
+    async def due_deletions(self, now: datetime, limit: int) -> Sequence[Deletion]:
+        """At most `limit` deletions of all tenants whose `wake_at` is not after `now`."""
+        ...
+
+    async def clean_up_deletion(self, image: ImageKey) -> Deletion | None:
+        """Apply `deletions.clean_up` in a transaction, where the deletion is due.
+
+        Returns the deletion if the caller must delete the image's bytes once more, and end it.
+        """
         ...
 
     async def delete_model(self, tenant: str, model: str, limit: int) -> int:

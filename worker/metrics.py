@@ -12,6 +12,7 @@ from core.observability.metrics import jobs_ended
 DELAY_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200)
 INFERENCE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 SUCCESS, DUPLICATE, LEASE_LOST = "success", "duplicate", "lease_lost"
+DELETED_IMAGE = "deleted_image"
 
 
 class WorkerMetrics:

@@ -19,10 +19,11 @@ from app.models.catalogue import ModelCatalogue
 from app.uploads.image_upload import Upload
 from core.backends import Backend
 from core.clock import Clock, utc_now
-from core.domain.records import IMAGE_HASH, MODEL, Record, RecordKey, Status, thumbnail_name
+from core.domain.records import IMAGE_HASH, MODEL, Record, RecordKey, Status
 from core.errors import InvalidRequest, NotFound
 from core.imaging.formats import accepted_type
 from core.observability.logs import bind_image
+from core.services.image_deletion import delete_image
 from core.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -53,6 +54,7 @@ class ImageService:
         self._models = models
         self._default_model = models.default.id
         self._metrics = metrics
+        self._clock = clock
         self._cache = ResultCache(CACHE_ENTRIES, CACHE_SECONDS)
         self._submissions = Submissions(backend, settings.pixel_limits, clock, settings.delivery)
 
@@ -153,19 +155,17 @@ class ImageService:
     async def delete(self, tenant: str, image_hash: str) -> None:
         """Delete the tenant's image and its results under every model.
 
-        Raises NotFound, InvalidRequest. Deletes the blob first: if the rest fails, a record still
-        shows what to delete.
+        If this fails after its first write, another process completes the deletion. Raises
+        NotFound, InvalidRequest, Unavailable.
         """
         key = self.key(tenant, image_hash)
         bind_image(key)
         async with self._submissions.deleting(key.blob_name):
-            had_blob = await self._backend.blobs.delete(key.blob_name)
-            await self._backend.blobs.delete(thumbnail_name(tenant, key.image_hash))
-            records = await self._backend.records.delete_image(tenant, key.image_hash)
-            self._cache.drop_image(tenant, key.image_hash)
-        if not (had_blob or records):
-            raise NotFound("No such image.")
-        log.info("deleted", records=records)
+            try:
+                await delete_image(self._backend, key.image, self._clock)
+            finally:
+                self._cache.drop_image(tenant, key.image_hash)
+        log.info("deleted")
 
     def key(self, tenant: str, image_hash: str, model: str = "") -> RecordKey:
         """The key of an image under the model with the id `model`, by default the default one.

@@ -26,6 +26,7 @@ from core.errors import GlimpseError, NotFound, Unavailable
 from core.imaging.limits import PixelLimits
 from core.observability.logs import image_context
 from core.observability.tracing import span
+from core.services.image_deletion import wait_for_deletion
 from core.services.publishing import publish
 
 log = structlog.get_logger(__name__)
@@ -64,18 +65,23 @@ async def submit(
     upload continues.
     """
     for _ in range(ATTEMPTS):
+        token: int | None = None
         if image.data is None:
+            token = await wait_for_deletion(backend, image.key.image, clock)
             await _check_known(backend, image.key)
         record, wanted = await ensure_record(backend, image, max_pixels, clock, policy)
         unpublished = wanted or record.status is Status.PENDING
         if not unpublished and await is_stored(backend, record):
             return record
+        if token is None:
+            token = await wait_for_deletion(backend, image.key.image, clock)
         if image.data is not None:
             with span("store image"):
                 await backend.blobs.put(image.key.blob_name, image.data, image.content_type)
         message_id = await publish(backend.publisher, ClassifyImage(image.key))
-        # Another process may have deleted the image in between, and with it the record.
-        if await backend.records.get(image.key) is not None:
+        # Another process may have deleted the image in between, and what this upload has stored.
+        stored, deletion = await backend.records.get_with_deletion(image.key)
+        if stored is not None and token == (0 if deletion is None else deletion.token):
             log.info(
                 "accepted",
                 bytes=len(image.data or b""),

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import NamedTuple
 
 from core.domain.policy import MAX_ACK_DEADLINE
 from core.domain.priority import Priority
@@ -59,6 +60,21 @@ class RecordKey:
         ):
             if not pattern.fullmatch(value):
                 raise ValueError(f"{name} is malformed")
+
+    @property
+    def image(self) -> "ImageKey":
+        return ImageKey(self.tenant, self.image_hash)
+
+    @property
+    def blob_name(self) -> str:
+        return blob_name(self.tenant, self.image_hash)
+
+
+class ImageKey(NamedTuple):
+    """Identifies an image under every model."""
+
+    tenant: str
+    image_hash: str
 
     @property
     def blob_name(self) -> str:

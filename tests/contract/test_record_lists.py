@@ -12,7 +12,7 @@ from core.domain.record_lists import MAX_SCANNED, RecordFilter
 from core.domain.records import Annotation, Record, RecordError, RecordKey, Status, new_record
 from core.ports import RecordStore
 from tests.support.clock import MovableClock
-from tests.support.records import claimed
+from tests.support.records import claimed, delete_image
 
 MODEL, OTHER_MODEL = "colours@0123456789ab", "vit@abcdef012345"
 LEASE = timedelta(seconds=30)
@@ -163,7 +163,7 @@ async def test_time_filters_include_since_and_exclude_before(
 
 async def test_deleted_image_is_in_no_list(store: RecordStore, clock: MovableClock) -> None:
     record = await succeeded(store, clock, 1, ("cat", 0.9), categories=[("animal", 0.9)])
-    assert await store.delete_image("public", record.key.image_hash) == 1
+    await delete_image(store, record.key.image)
     for wanted in ({}, {"label": "cat"}, {"category": "animal"}, {"status": Status.SUCCESS}):
         assert await numbers(store, **wanted) == []
     # Another result of the same image at the same time is found by its own labels only.

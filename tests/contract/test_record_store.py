@@ -18,10 +18,10 @@ from core.domain.records import (
     Status,
     new_record,
 )
-from core.errors import Unavailable
+from core.errors import NotFound, Unavailable
 from core.ports import RecordStore
 from tests.support.clock import MovableClock
-from tests.support.records import claimed
+from tests.support.records import claimed, delete_image
 
 LEASE = timedelta(seconds=30)
 RESULT = (Annotation(1, "Egyptian cat", 0.1 + 0.2), Annotation(2, 'school "bus" é', 1e-17))
@@ -75,7 +75,10 @@ async def test_unknown_record_is_none_and_refuses_changes(
     assert not await store.change(key, records.retry())
     assert not await store.change(key, records.want(Priority.HIGH))
     assert not await store.change(key, records.touch(clock.move(1)))
-    assert await store.delete_image(key.tenant, key.image_hash) == 0
+    with pytest.raises(NotFound):
+        await store.begin_deletion(key.image, has_blob=False)
+    assert await store.deletion(key.image) is None
+    assert await store.get_with_deletion(key) == (None, None)
     assert await store.stale(clock.move(1), 10) == []
 
 
@@ -533,12 +536,13 @@ async def test_delete_image_removes_all_models_of_one_tenant(
     other_model, other_tenant = key_of(model="vit@abcdef012345"), key_of(tenant="acme")
     for key in (key_of(), other_model, other_tenant, key_of(2)):
         await created(store, clock, key)
-    assert await store.delete_image("public", key_of().image_hash) == 2
+    deletion = await delete_image(store, key_of().image)
     assert await store.get(key_of()) is None
     assert await store.get(other_model) is None
     assert await store.get(other_tenant) is not None
     assert await store.get(key_of(2)) is not None
-    assert await store.delete_image("public", key_of().image_hash) == 0
+    assert (await delete_image(store, key_of().image)).token == deletion.token + 1
+    assert await store.deletion(other_tenant.image) is None
 
 
 async def test_delete_model_removes_the_results_of_one_model_of_one_tenant(
@@ -580,7 +584,7 @@ async def test_records_of_an_image_are_those_of_one_tenant_under_every_model(
 
 async def test_deletion_ends_the_claim(store: RecordStore, clock: MovableClock) -> None:
     claim = await created_and_claimed(store, clock, key_of())
-    assert await store.delete_image("public", key_of().image_hash) == 1
+    await delete_image(store, key_of().image)
     assert not await store.change(claim.key, records.complete(claim, RESULT))
     assert await store.get(key_of()) is None
 
@@ -598,7 +602,7 @@ async def test_claim_cannot_end_a_record_that_was_deleted_and_created_again(
     store: RecordStore, clock: MovableClock
 ) -> None:
     old = await created_and_claimed(store, clock, key_of())
-    assert await store.delete_image("public", key_of().image_hash) == 1
+    await delete_image(store, key_of().image)
     clock.move(1)
     new = await created_and_claimed(store, clock, key_of())
     assert (old.token, old.key) == (new.token, new.key)

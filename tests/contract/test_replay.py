@@ -31,7 +31,7 @@ from core.settings import Settings
 from tests.contract.test_reconciliation import Counting
 from tests.support.clock import MovableClock
 from tests.support.pictures import picture, sha256
-from tests.support.records import claimed
+from tests.support.records import claimed, delete_image
 
 MODEL = "m@0123456789ab"
 ERROR = RecordError("delivery_exhausted", "Last failure: inference_failed", retryable=True)
@@ -242,7 +242,7 @@ async def test_replay_resolves_a_letter_with_nothing_left_to_do(
     assert (await record_of(counted, key)).status is Status.ERROR
     key, letter = await died(counted, clock, 5)
     await counted.blobs.delete(key.blob_name)
-    await counted.records.delete_image("public", key.image_hash)
+    await delete_image(counted.records, key.image)
     assert await outcome(letter) is Replay.RESOLVED
     assert counting.published == []
 

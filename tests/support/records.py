@@ -1,9 +1,10 @@
-"""Claiming records in tests, as a worker does."""
+"""Claims and deletes records in tests, as other processes do."""
 
 from datetime import timedelta
 
 from core.domain import records
-from core.domain.records import Claim, RecordKey
+from core.domain.deletions import Deletion
+from core.domain.records import Claim, ImageKey, RecordKey
 from core.ports import RecordStore
 
 
@@ -11,3 +12,10 @@ async def claimed(store: RecordStore, key: RecordKey, lease: timedelta) -> Claim
     """Claim the record. None if the claim is refused."""
     record = await store.change(key, records.claim(lease))
     return None if record is None else records.claim_of(record)
+
+
+async def delete_image(store: RecordStore, image: ImageKey) -> Deletion:
+    """Delete the image's records, as another process does; its bytes are the caller's."""
+    deletion = await store.begin_deletion(image, has_blob=True)
+    assert await store.end_deletion(deletion)
+    return deletion

@@ -13,7 +13,7 @@ from core.domain.messages import ClassifyImage
 from core.domain.records import RecordError, Status, fail_unleased, retry
 from tests.support.api import Api, api_settings, open_api
 from tests.support.pictures import picture, sha256
-from tests.support.records import claimed
+from tests.support.records import claimed, delete_image
 
 URL = "/api/v1/dead-letters"
 UNKNOWN = "ab" * 16
@@ -197,7 +197,7 @@ async def test_replay_that_is_not_possible_is_refused_with_the_reason(api: Api) 
     letter = await failed_upload(api)
     key = api.key(letter.attributes["image_hash"])
     # A slow worker: the record was not finished when the letter was written.
-    await api.records.delete_image("public", key.image_hash)
+    await delete_image(api.records, key.image)
     again = await api.client.post("/what/fast", files={"img": picture()})
     assert again.status_code == 202
     await api.finish_submissions()

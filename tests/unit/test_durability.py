@@ -133,7 +133,10 @@ async def test_record_transitions_that_clients_rely_on_are_durable(tmp_path: Pat
         assert claim is not None
         assert await changes.synced(records.complete(claim, [Annotation(1, "red", 0.75)]))
         assert changes.applied == transitions_in(records)
-        assert await database.syncs(store.delete_image(KEY.tenant, KEY.image_hash))
+        assert await database.syncs(store.begin_deletion(KEY.image, has_blob=True))
+        deletion = await store.deletion(KEY.image)
+        assert deletion is not None
+        assert await database.syncs(store.end_deletion(deletion))
 
 
 async def test_key_transitions_that_grant_or_end_access_are_durable(tmp_path: Path) -> None:

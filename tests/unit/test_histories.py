@@ -55,7 +55,7 @@ from core.domain.records import (
 from tests.support.api import Api, open_api
 from tests.support.clock import MovableClock
 from tests.support.pictures import picture, sha256
-from tests.support.records import claimed
+from tests.support.records import claimed, delete_image
 from tests.support.worker import RunningWorker, running_worker, settings_in
 
 # Thousands of steps, each of which writes to a disk: a busy machine takes minutes over them.
@@ -431,7 +431,7 @@ class Histories(RuleBasedStateMachine):
     async def _forget(self) -> None:
         """Delete everything, so that examples do not affect each other."""
         for image in self.known:
-            await self.records.delete_image(image.key.tenant, image.key.image_hash)
+            await delete_image(self.records, image.key.image)
 
         def empty(connection: sqlite3.Connection) -> None:
             connection.execute("DELETE FROM messages")

@@ -15,7 +15,7 @@ from core.domain.records import RecordKey, Status, complete, new_record
 from core.errors import Unavailable
 from core.ports import RecordStore
 from tests.support.api import LABELS, api_settings, eventually
-from tests.support.records import claimed
+from tests.support.records import claimed, delete_image
 
 KEY = RecordKey("public", "a" * 64, "colours@0123456789ab")
 LEASE = timedelta(seconds=30)
@@ -105,7 +105,7 @@ async def test_deletion_of_the_record_ends_the_wait(records: RecordStore) -> Non
     waiter = ResultWaiter(records)
     wait = asyncio.create_task(waiter.until_terminal(KEY, 30))
     await polling(waiter)
-    await records.delete_image(KEY.tenant, KEY.image_hash)
+    await delete_image(records, KEY.image)
     assert await wait is None
 
 

@@ -12,14 +12,14 @@ import httpx
 import pytest
 
 from core.clock import utc_now
-from core.domain.records import Status, complete, new_record
+from core.domain.records import ImageKey, Status, complete, new_record
 from core.imaging.formats import sniff
 from tests.support.api import LABELS, NOTHING, Api, Traces, api_settings, eventually, open_api
 from tests.support.bundles import write_colour_bundle
 from tests.support.logs import json_logs
 from tests.support.pictures import picture, png_header, sha256
 from tests.support.problems import assert_problem
-from tests.support.records import claimed
+from tests.support.records import claimed, delete_image
 
 FIELDS = [
     "image_hash",
@@ -419,7 +419,7 @@ async def test_cached_result_needs_no_store(
             await api.finish_submissions()
             await api.succeed(HASH)
             assert (await api.client.get(ITEM)).status_code == 200
-            await api.records.delete_image("public", HASH)  # by another process
+            await delete_image(api.records, ImageKey("public", HASH))  # by another process
             assert (await api.client.get(ITEM)).status_code == expected
 
 

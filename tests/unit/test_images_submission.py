@@ -22,6 +22,7 @@ from app.images.submission import Submissions, SubmittedImage
 from app.uploads.image_upload import Upload
 from core.backends import Backend, open_backend
 from core.clock import Clock, utc_now
+from core.domain.deletions import Deletion
 from core.domain.priority import Priority
 from core.domain.records import (
     PUBLIC_TENANT,
@@ -192,14 +193,19 @@ async def not_advancing(api: Api, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
 async def test_upload_after_a_partial_deletion_stores_its_bytes(
     not_advancing: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The next upload completes the deletion of a process that has died."""
 
-    async def delete_image(tenant: str, image_hash: str) -> int:
+    async def fail(deletion: Deletion) -> bool:
         raise Unavailable("the database is locked")
 
-    monkeypatch.setattr(not_advancing.services.backend.records, "delete_image", delete_image)
     assert (await not_advancing.client.post(V1, content=IMAGE)).status_code == 202
-    assert (await not_advancing.client.delete(f"{V1}/{HASH}")).status_code == 503
+    with monkeypatch.context() as patch:
+        patch.setattr(not_advancing.services.backend.records, "end_deletion", fail)
+        assert (await not_advancing.client.delete(f"{V1}/{HASH}")).status_code == 503
     assert not_advancing.traces().blobs == 0
+    monkeypatch.setattr("core.services.image_deletion.WAIT_SECONDS", 0.05)
+    assert (await not_advancing.client.post(V1, content=IMAGE)).status_code == 503
+    monkeypatch.setattr(Deletion, "leased", lambda self, now: False)
     assert (await not_advancing.client.post(V1, content=IMAGE)).status_code == 202
     assert not_advancing.traces().blobs == 1
 

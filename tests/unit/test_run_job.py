@@ -16,6 +16,7 @@ from core.domain.jobs import Counts, JobItem, JobKey, JobStatus, new_job, new_jo
 from core.domain.messages import ClassifyImage, Message, Notify, RunJob
 from core.domain.priority import Priority
 from core.domain.records import (
+    ImageKey,
     RecordError,
     Status,
     fail_unleased,
@@ -24,6 +25,7 @@ from tests.support.clock import MovableClock
 from tests.support.faults import FaultAt, Once
 from tests.support.jobs import job_of, states
 from tests.support.pictures import sha256
+from tests.support.records import delete_image
 from tests.support.worker import (
     RunningWorker,
 )
@@ -161,7 +163,7 @@ async def test_error_during_the_job_is_the_result_of_the_item(
 async def test_missing_image_fails_its_item(worker: RunningWorker) -> None:
     deleted, kept = pictures(2)
     key = await submit_job(worker, [deleted, kept])
-    await worker.backend.records.delete_image("public", sha256(deleted))
+    await delete_image(worker.backend.records, ImageKey("public", sha256(deleted)))
     await worker.run_job(key)
     assert await states(worker.backend, key) == ["image_missing", "open"]
 
@@ -173,7 +175,7 @@ async def test_image_deleted_before_its_message_arrives_fails_its_item(
     await worker.run_job(key)
     (message,) = worker.published()
     assert isinstance(message, ClassifyImage)
-    await worker.backend.records.delete_image("public", message.key.image_hash)
+    await delete_image(worker.backend.records, message.key.image)
     await deliver(worker, message)
     assert await states(worker.backend, key) == ["image_missing"]
     assert (await job_of(worker.backend, key)).status is JobStatus.COMPLETED

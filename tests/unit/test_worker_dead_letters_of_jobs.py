@@ -8,13 +8,13 @@ import pytest
 from core.clock import rfc3339
 from core.domain.jobs import JobStatus, new_job_id
 from core.domain.messages import Notify, RunJob
-from core.domain.records import RecordError, fail
+from core.domain.records import ImageKey, RecordError, fail
 from core.errors import Unavailable
 from tests.support.clock import MovableClock
 from tests.support.faults import Once
 from tests.support.jobs import job_of, states
 from tests.support.pictures import sha256
-from tests.support.records import claimed
+from tests.support.records import claimed, delete_image
 from tests.support.worker import (
     RunningWorker,
 )
@@ -66,10 +66,10 @@ async def test_letter_of_a_finished_image_completes_its_item(worker: RunningWork
     await worker.run_job(key)
     first, second = worker.published()
     assert (await worker.push(key_of(worker, image))).status_code == 204  # the message of a client
-    await worker.backend.records.delete_image("public", sha256(gone))
+    await delete_image(worker.backend.records, ImageKey("public", sha256(gone)))
     for message in (first, second):
         assert (await worker.dead_letter(message)).status_code == 204
-    assert await states(worker.backend, key) == ["succeeded", "not_found"]
+    assert await states(worker.backend, key) == ["succeeded", "image_missing"]
     assert (await job_of(worker.backend, key)).status is JobStatus.COMPLETED
 
 

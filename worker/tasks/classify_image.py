@@ -40,7 +40,7 @@ from worker.inference.pool import RemoteClassifier
 from worker.inference.protocol import READ
 from worker.inference.steps import Step
 from worker.inference.trained_models import TrainedClassifier
-from worker.metrics import DUPLICATE, LEASE_LOST, SUCCESS
+from worker.metrics import DELETED_IMAGE, DUPLICATE, LEASE_LOST, SUCCESS
 from worker.tasks.embeddings import embedding_of
 from worker.tasks.image_reader import reading
 from worker.tasks.job_items import complete_item
@@ -57,6 +57,9 @@ MAX_LOST_CLASSIFIERS = 3
 # deliveries do not end it: a store or a full worker may be the reason for them.
 MAX_CLAIMS = 10
 DUPLICATE_WAIT_SECONDS = 5.0  # that a duplicate delivery waits for the result of the first
+MISSING = RecordError(
+    "image_missing", "The stored image is missing or damaged: upload it again.", True
+)
 DELETED = RecordError("image_missing", "The image was deleted: upload it again.", True)
 
 
@@ -64,12 +67,17 @@ async def classify_image(message: ClassifyImage, ctx: WorkerContext) -> None:
     """Bring the message's record to a terminal status. Return means: acknowledge the message.
 
     Errors of the image end the record as `error`. The message's item of a job ends as the record
-    did, or stays open if its job is over. Raises NotFound if there is no record and no job.
+    did, or stays open if its job is over. A message of a deleted image is acknowledged: a later
+    upload publishes its own. Raises NotFound if there is no record, no deletion and no job.
     Unavailable, ModelUnavailable and InferenceFailed ask for another delivery, for which the record
     is free.
     """
     if not message.job:
-        await _finish_record(message, ctx)
+        try:
+            await _finish_record(message, ctx)
+        except NotFound:
+            if not await _is_deleted(message.key, ctx):
+                raise
         return
     job = JobKey(message.tenant, message.job)
     try:
@@ -85,6 +93,15 @@ async def classify_image(message: ClassifyImage, ctx: WorkerContext) -> None:
         log.info("image of a job was deleted")
     with span("complete item"):
         await complete_item(job, message.position, error, ctx)
+
+
+async def _is_deleted(key: RecordKey, ctx: WorkerContext) -> bool:
+    """Whether the image was deleted lately, so that no worker will find what its message names."""
+    if await ctx.backend.records.deletion(key.image) is None:
+        return False
+    ctx.metrics.classification_ended(DELETED_IMAGE)
+    log.info("message of a deleted image acknowledged")
+    return True
 
 
 async def _finish_record(message: ClassifyImage, ctx: WorkerContext) -> RecordError | None:
@@ -156,6 +173,10 @@ async def _classify_claimed(
             return await classifier.classify(await image, steps)
 
         outcome = await infer(claim.key, classify, ctx)
+    if outcome is MISSING and await records.deletion(claim.key.image) is not None:
+        # The message is older than the deletion, and a new upload has created the record: it stores
+        # the bytes and publishes its own message next. The claim is released.
+        raise NotFound(MISSING.detail)
     with span("store result"):
         if isinstance(outcome, RecordError):
             end = fail(claim, outcome)
@@ -225,9 +246,7 @@ async def infer(
     try:
         return await work(steps)
     except NotFound:
-        return RecordError(
-            "image_missing", "The stored image is missing or damaged: upload it again.", True
-        )
+        return MISSING
     except InvalidImage as error:
         return RecordError(error.code, error.detail, False)
     except InferenceFailed as error:

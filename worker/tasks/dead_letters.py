@@ -30,6 +30,8 @@ from core.errors import MalformedEnvelope, Unavailable
 from core.observability.tracing import span
 from core.services.job_completion import fail
 from worker.context import WorkerContext
+from worker.metrics import DELETED_IMAGE
+from worker.tasks.classify_image import DELETED
 from worker.tasks.embed_image import complete_embedding
 from worker.tasks.job_items import complete_item
 
@@ -88,6 +90,11 @@ async def _handle_image(
     record = await records.get(message.key)
     if record is not None and record.leased(ctx.clock()):
         raise Unavailable("A worker is still classifying this image.")
+    if record is None and await records.deletion(message.key.image) is not None:
+        # A later upload publishes its own message: no replay of this one would do anything.
+        ctx.metrics.dead_letter(DELETED_IMAGE)
+        log.info("dead letter of a deleted image")
+        return DELETED
     reason = _image_reason(message, envelope, record, ctx)
     letter = letter_of(envelope, reason, ctx.clock())
     if record is not None and record.status is Status.SUCCESS:

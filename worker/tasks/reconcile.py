@@ -22,6 +22,7 @@ from core.errors import Unavailable
 from core.observability.logs import image_context
 from core.observability.tracing import new_trace
 from core.ports import UsageStore
+from core.services.image_deletion import process_due_deletion
 from core.services.job_images import CANCELLED
 from core.services.publishing import publish
 
@@ -32,7 +33,16 @@ MAX_RECORDS, MAX_LETTERS, MAX_COUNTS = 100, 500, 500
 USAGE_DAYS = 400  # that the request counts of a key are kept
 MAX_FAILURES = 10  # after this many, the store does not answer, rather than single records
 MAX_PAGES = 10  # of MAX_RECORDS; a job that starts later can have a thousand records
-OUTCOMES = ("republished", "lost", "expired", "cancelled", "waiting", "skipped", "purged")
+OUTCOMES = (
+    "republished",
+    "lost",
+    "expired",
+    "cancelled",
+    "waiting",
+    "skipped",
+    "deleted",
+    "purged",
+)
 
 
 async def reconcile(
@@ -49,6 +59,7 @@ async def reconcile(
     - `cancelled`: failed, because the only job that requested the image is over
     - `waiting`: left to the unfinished job that requested the image
     - `skipped`: changed by another process since the read
+    - `deleted`: deletions of images that were completed, cleaned up or forgotten
     - `purged`: dead letters whose retention has ended
     """
     before = now - timedelta(seconds=policy.stale_after)
@@ -75,6 +86,14 @@ async def reconcile(
                     log.warning("record not reconciled", reason=unavailable.detail)
                     failures.append(unavailable)
         if len(records) < limit or len(waiting) < len(records):
+            break
+    for deletion in await backend.records.due_deletions(now, limit):
+        try:
+            await process_due_deletion(backend, deletion)
+            counts["deleted"] += 1
+        except Unavailable as unavailable:
+            log.warning("deletion not completed", reason=unavailable.detail)
+            failures.append(unavailable)
             break
     too_old = now - timedelta(seconds=policy.dead_letter_retention)
     counts["purged"] = await backend.dead_letters.purge(too_old, MAX_LETTERS)

@@ -13,6 +13,8 @@ from core.backends.embedded import dead_letters, jobs
 from core.backends.embedded.database import Schema
 from core.backends.embedded.store import SqliteStore
 from core.backends.embedded.timestamps import from_micros, micros_or_null, moment_or_none, to_micros
+from core.domain import deletions
+from core.domain.deletions import Deletion, Stage
 from core.domain.priority import Priority
 from core.domain.record_lists import (
     MIN_CONFIDENCE,
@@ -22,7 +24,8 @@ from core.domain.record_lists import (
     RecordPage,
     terms_of,
 )
-from core.domain.records import Annotation, Record, RecordError, RecordKey, Status
+from core.domain.records import Annotation, ImageKey, Record, RecordError, RecordKey, Status
+from core.errors import Conflict, NotFound
 
 _TERMS = """
     CREATE TABLE record_terms (
@@ -32,6 +35,19 @@ _TERMS = """
         PRIMARY KEY (tenant, term, sort_key)
     ) WITHOUT ROWID
 """
+_DELETIONS = (
+    """
+    CREATE TABLE deletions (
+        tenant     TEXT NOT NULL,
+        image_hash TEXT NOT NULL,
+        token      INTEGER NOT NULL,
+        stage      TEXT NOT NULL,
+        wake_at    INTEGER NOT NULL,        -- microseconds since 1970
+        PRIMARY KEY (tenant, image_hash)
+    ) WITHOUT ROWID
+    """,
+    "CREATE INDEX due_deletions ON deletions (wake_at)",
+)
 _LIST_INDEXES = (
     "CREATE INDEX records_by_age ON records (tenant, sort_key)",
     "CREATE INDEX records_by_model ON records (tenant, model, sort_key)",
@@ -59,7 +75,7 @@ TERMS_OF_EXISTING = tuple(
     for tier in range(len(TIERS))
 )
 SCHEMA = Schema(
-    version=6,
+    version=7,
     upgrades={
         3: (
             "ALTER TABLE records ADD COLUMN categories TEXT NOT NULL DEFAULT '[]'",
@@ -79,6 +95,7 @@ SCHEMA = Schema(
             *TERMS_OF_EXISTING,
         ),
         5: ("ALTER TABLE records ADD COLUMN claims INTEGER NOT NULL DEFAULT 0",),
+        6: _DELETIONS,
     },
     statements=(
         *dead_letters.TABLE,
@@ -112,6 +129,7 @@ SCHEMA = Schema(
         """,
         _TERMS,
         *_LIST_INDEXES,
+        *_DELETIONS,
     ),
 )
 
@@ -165,6 +183,8 @@ _INSERT_TERM = (
     "INSERT INTO record_terms (tenant, term, sort_key) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 )
 _DELETE_TERM = "DELETE FROM record_terms WHERE tenant = ? AND term = ? AND sort_key = ?"
+_DELETION = "tenant, image_hash, token, stage, wake_at"
+_PUT_DELETION = f"REPLACE INTO deletions ({_DELETION}) VALUES (?, ?, ?, ?, ?)"  # noqa: S608
 _SELECT_IMAGE = f"SELECT {_COLUMNS} FROM records WHERE tenant = ? AND image_hash = ?"  # noqa: S608
 
 _SELECT_MODEL = f"SELECT {_COLUMNS} FROM records WHERE tenant = ? AND model = ? LIMIT ?"  # noqa: S608
@@ -216,16 +236,64 @@ class SqliteRecordStore(SqliteStore[RecordKey, Record]):
 
         return await self._database.read(select)
 
-    async def delete_image(self, tenant: str, image_hash: str) -> int:
-        def delete(connection: sqlite3.Connection) -> int:
-            rows = connection.execute(_SELECT_IMAGE, (tenant, image_hash)).fetchall()
-            for record in map(_record_of, rows):
-                connection.executemany(_DELETE_TERM, _term_rows(record))
-            return connection.execute(
-                "DELETE FROM records WHERE tenant = ? AND image_hash = ?", (tenant, image_hash)
-            ).rowcount
+    async def begin_deletion(self, image: ImageKey, *, has_blob: bool) -> Deletion:
+        def begin(connection: sqlite3.Connection) -> Deletion:
+            after = deletions.begin(_select_deletion(connection, image), image, self._clock())
+            if after is None:
+                raise Conflict("The image is being deleted.")
+            if not _delete_records(connection, image) and not has_blob:
+                raise NotFound("No such image.")
+            _put_deletion(connection, after)
+            return after
 
-        return await self._database.write(delete, durable=True)
+        return await self._database.write(begin, durable=True)
+
+    async def end_deletion(self, deletion: Deletion) -> bool:
+        def end(connection: sqlite3.Connection) -> bool:
+            before = _select_deletion(connection, deletion.image)
+            after = deletions.end(before, deletion, self._clock())
+            if after is not None:
+                _put_deletion(connection, after)
+            return after is not None
+
+        return await self._database.write(end, durable=True)
+
+    async def deletion(self, image: ImageKey) -> Deletion | None:
+        return await self._database.read(lambda connection: _select_deletion(connection, image))
+
+    async def get_with_deletion(self, key: RecordKey) -> tuple[Record | None, Deletion | None]:
+        return await self._database.read(
+            lambda connection: (
+                self._select(connection, key),
+                _select_deletion(connection, key.image),
+            )
+        )
+
+    async def due_deletions(self, now: datetime, limit: int) -> Sequence[Deletion]:
+        statement = f"SELECT {_DELETION} FROM deletions WHERE wake_at <= ? ORDER BY wake_at LIMIT ?"  # noqa: S608
+
+        def select(connection: sqlite3.Connection) -> Sequence[Deletion]:
+            rows = connection.execute(statement, (to_micros(now), limit)).fetchall()
+            return [_deletion_of(row) for row in rows]
+
+        return await self._database.read(select)
+
+    async def clean_up_deletion(self, image: ImageKey) -> Deletion | None:
+        def clean_up(connection: sqlite3.Connection) -> Deletion | None:
+            now, before = self._clock(), _select_deletion(connection, image)
+            if before is None or before.in_progress or before.wake_at > now:
+                return None
+            recorded = connection.execute(_SELECT_IMAGE, image).fetchone() is not None
+            after = deletions.clean_up(before, now, recorded=recorded)
+            if after is None:
+                connection.execute(
+                    "DELETE FROM deletions WHERE tenant = ? AND image_hash = ?", image
+                )
+                return None
+            _put_deletion(connection, after)
+            return after if after.in_progress else None
+
+        return await self._database.write(clean_up, durable=True)
 
     async def delete_model(self, tenant: str, model: str, limit: int) -> int:
         def delete(connection: sqlite3.Connection) -> int:
@@ -248,6 +316,33 @@ class SqliteRecordStore(SqliteStore[RecordKey, Record]):
         connection.execute(_UPDATE, (*_state_of(state), *_key_of(state.key)))
         if state.status is Status.SUCCESS:
             connection.executemany(_INSERT_TERM, _term_rows(state))
+
+
+def _delete_records(connection: sqlite3.Connection, image: ImageKey) -> int:
+    """Delete the image's records and their terms; the number of records."""
+    rows = connection.execute(_SELECT_IMAGE, image).fetchall()
+    for record in map(_record_of, rows):
+        connection.executemany(_DELETE_TERM, _term_rows(record))
+    connection.execute("DELETE FROM records WHERE tenant = ? AND image_hash = ?", image)
+    return len(rows)
+
+
+def _select_deletion(connection: sqlite3.Connection, image: ImageKey) -> Deletion | None:
+    row = connection.execute(
+        f"SELECT {_DELETION} FROM deletions WHERE tenant = ? AND image_hash = ?",  # noqa: S608
+        image,
+    ).fetchone()
+    return None if row is None else _deletion_of(row)
+
+
+def _put_deletion(connection: sqlite3.Connection, deletion: Deletion) -> None:
+    row = (*deletion.image, deletion.token, deletion.stage, to_micros(deletion.wake_at))
+    connection.execute(_PUT_DELETION, row)
+
+
+def _deletion_of(row: tuple[Any, ...]) -> Deletion:
+    tenant, image_hash, token, stage, wake_at = row
+    return Deletion(ImageKey(tenant, image_hash), token, Stage(stage), from_micros(wake_at))
 
 
 def _list_query(wanted: RecordFilter) -> tuple[str, tuple[str, ...]]:

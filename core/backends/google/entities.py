@@ -18,12 +18,14 @@ from typing import Any
 
 from google.cloud.datastore_v1.types import Entity, Key, PartitionId, Value
 
+from core.domain.deletions import Deletion, Stage
 from core.domain.priority import Priority
 from core.domain.record_lists import terms_of
-from core.domain.records import Annotation, Record, RecordError, RecordKey, Status
+from core.domain.records import Annotation, ImageKey, Record, RecordError, RecordKey, Status
 
 IMAGE_KIND, RECORD_KIND, TENANT_KIND = "Image", "Record", "Tenant"
-UNFINISHED = "unfinished_at"
+DELETION_KIND = "Deletion"
+UNFINISHED, WAKE_AT = "unfinished_at", "wake_at"
 BY_AGE, BY_STATUS, BY_MODEL = "by_age", "by_status", "by_model"
 BY_TERM = "by_term"  # an array: one text for each term of `core.domain.record_lists`
 
@@ -69,6 +71,10 @@ class Keys:
         return self.path(
             self.namespace(key.tenant), (IMAGE_KIND, key.image_hash), (RECORD_KIND, key.model)
         )
+
+    def deletion(self, image: ImageKey) -> Any:
+        pairs = ((IMAGE_KIND, image.image_hash), (DELETION_KIND, "deletion"))
+        return self.path(self.namespace(image.tenant), *pairs)
 
     def tenant_of(self, raw: Any) -> str:
         namespace: str = raw.partition_id.namespace_id
@@ -146,6 +152,27 @@ def record_of(entity: Any, keys: Keys) -> Record:
         else Priority.HIGH,
         job=fields["job"].string_value if "job" in fields else "",
         claims=fields["claims"].integer_value if "claims" in fields else 0,
+    )
+
+
+def entity_of_deletion(deletion: Deletion, key: Any) -> Any:
+    """The entity to store under the raw `key`."""
+    entity = RawEntity(key=key)
+    set_text(entity.properties["stage"], deletion.stage)
+    set_number(entity.properties["token"], deletion.token)
+    entity.properties[WAKE_AT].timestamp_value.FromDatetime(deletion.wake_at)
+    return entity
+
+
+def deletion_of(entity: Any, keys: Keys) -> Deletion:
+    """The inverse of `entity_of_deletion`."""
+    image = ImageKey(keys.tenant_of(entity.key), entity.key.path[0].name)
+    fields = entity.properties
+    return Deletion(
+        image,
+        fields["token"].integer_value,
+        Stage(fields["stage"].string_value),
+        moment_of(fields[WAKE_AT]),
     )
 
 

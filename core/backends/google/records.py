@@ -11,16 +11,23 @@ from core.backends.google.entities import (
     BY_MODEL,
     BY_STATUS,
     BY_TERM,
+    DELETION_KIND,
     RECORD_KIND,
     UNFINISHED,
+    WAKE_AT,
+    deletion_of,
     entity_of,
+    entity_of_deletion,
     hashed_term,
     record_of,
 )
 from core.backends.google.queries import KEY, query_for
 from core.backends.google.store import DatastoreStore
+from core.domain import deletions
+from core.domain.deletions import Deletion
 from core.domain.record_lists import PageBuilder, RecordFilter, RecordPage
-from core.domain.records import Record, RecordKey
+from core.domain.records import ImageKey, Record, RecordKey
+from core.errors import Conflict, NotFound
 
 
 class DatastoreRecordStore(DatastoreStore[RecordKey, Record]):
@@ -68,15 +75,80 @@ class DatastoreRecordStore(DatastoreStore[RecordKey, Record]):
         entities = await self._datastore.query(tenant, query_for(RECORD_KIND, of_image))
         return [record_of(entity, self._keys) for entity in entities]
 
-    async def delete_image(self, tenant: str, image_hash: str) -> int:
-        of_image = (KEY, "ancestor", self._keys.image(tenant, image_hash))
+    async def begin_deletion(self, image: ImageKey, *, has_blob: bool) -> Deletion:
+        async def begin(transaction: bytes) -> tuple[Deletion, list[Any]]:
+            before = await self._deletion_in(image, transaction)
+            after = deletions.begin(before, image, self._clock())
+            if after is None:
+                raise Conflict("The image is being deleted.")
+            records = await self._records_in(image, transaction)
+            if not records and not has_blob:
+                raise NotFound("No such image.")
+            put = RawMutation(upsert=self._deletion_entity(after))
+            return after, [put, *(RawMutation(delete=each.key) for each in records)]
+
+        await self._datastore.register(image.tenant)
+        return await self._datastore.transact(begin)
+
+    async def end_deletion(self, deletion: Deletion) -> bool:
+        async def end(transaction: bytes) -> tuple[bool, list[Any]]:
+            before = await self._deletion_in(deletion.image, transaction)
+            after = deletions.end(before, deletion, self._clock())
+            if after is None:
+                return False, []
+            return True, [RawMutation(update=self._deletion_entity(after))]
+
+        return await self._datastore.transact(end)
+
+    async def deletion(self, image: ImageKey) -> Deletion | None:
+        entity = await self._datastore.find(self._keys.deletion(image))
+        return None if entity is None else deletion_of(entity, self._keys)
+
+    async def get_with_deletion(self, key: RecordKey) -> tuple[Record | None, Deletion | None]:
+        record, deletion = None, None
+        wanted = [self._keys.record(key), self._keys.deletion(key.image)]
+        for entity in await self._datastore.find_many(wanted):
+            if entity.key.path[1].kind == RECORD_KIND:
+                record = record_of(entity, self._keys)
+            else:
+                deletion = deletion_of(entity, self._keys)
+        return record, deletion
+
+    async def due_deletions(self, now: datetime, limit: int) -> Sequence[Deletion]:
+        """As the port says, with one query per tenant: a query covers one namespace."""
+        found: list[Deletion] = []
+        query = query_for(DELETION_KIND, (WAKE_AT, "<=", now), order=WAKE_AT, limit=limit)
+        for tenant in await self._datastore.tenants():
+            entities = await self._datastore.query(tenant, query)
+            found += [deletion_of(entity, self._keys) for entity in entities]
+        return nsmallest(limit, found, key=lambda deletion: deletion.wake_at)
+
+    async def clean_up_deletion(self, image: ImageKey) -> Deletion | None:
+        async def clean_up(transaction: bytes) -> tuple[Deletion | None, list[Any]]:
+            now, before = self._clock(), await self._deletion_in(image, transaction)
+            if before is None or before.in_progress or before.wake_at > now:
+                return None, []
+            recorded = bool(await self._records_in(image, transaction))
+            after = deletions.clean_up(before, now, recorded=recorded)
+            if after is None:
+                return None, [RawMutation(delete=self._keys.deletion(image))]
+            update = RawMutation(update=self._deletion_entity(after))
+            return after if after.in_progress else None, [update]
+
+        return await self._datastore.transact(clean_up)
+
+    async def _deletion_in(self, image: ImageKey, transaction: bytes) -> Deletion | None:
+        entity = await self._datastore.find_in(self._keys.deletion(image), transaction)
+        return None if entity is None else deletion_of(entity, self._keys)
+
+    async def _records_in(self, image: ImageKey, transaction: bytes) -> Sequence[Any]:
+        """The image's records under every model, as entities without properties."""
+        of_image = (KEY, "ancestor", self._keys.image(*image))
         query = query_for(RECORD_KIND, of_image, keys_only=True)
+        return await self._datastore.query_in(image.tenant, query, transaction)
 
-        async def delete(transaction: bytes) -> tuple[int, list[Any]]:
-            entities = await self._datastore.query_in(tenant, query, transaction)
-            return len(entities), [RawMutation(delete=entity.key) for entity in entities]
-
-        return await self._datastore.transact(delete)
+    def _deletion_entity(self, deletion: Deletion) -> Any:
+        return entity_of_deletion(deletion, self._keys.deletion(deletion.image))
 
     async def delete_model(self, tenant: str, model: str, limit: int) -> int:
         # The property is the model's identity, a colon and the sort key: `;` follows the colon.

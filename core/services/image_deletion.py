@@ -1,0 +1,92 @@
+"""Deletes images, so that a concurrent upload is either deleted as well or stored as a whole.
+
+A process that dies leaves the deletion to the reconciler, or to the next upload of the image
+(`core.domain.deletions`).
+"""
+
+import asyncio
+import time
+
+import structlog
+
+from core.backends import Backend
+from core.clock import Clock, utc_now
+from core.domain.deletions import Deletion
+from core.domain.records import ImageKey, thumbnail_name
+from core.errors import Conflict, Unavailable
+
+log = structlog.get_logger(__name__)
+
+DELETE_SECONDS = 20.0  # less than the lease of a deletion
+WAIT_SECONDS = 3.0  # for a deletion by another process
+MIN_POLL_SECONDS, MAX_POLL_SECONDS = 0.02, 0.25
+
+
+async def delete_image(backend: Backend, image: ImageKey, clock: Clock = utc_now) -> None:
+    """Delete the image and its records. Raises NotFound, Unavailable.
+
+    If another process is deleting the image, waits until it has.
+    """
+    try:
+        async with asyncio.timeout(DELETE_SECONDS):
+            await _delete_image(backend, image, clock)
+    except TimeoutError:
+        raise Unavailable("The image is not deleted yet. Try again.") from None
+
+
+async def _delete_image(backend: Backend, image: ImageKey, clock: Clock) -> None:
+    has_blob = await backend.blobs.exists(image.blob_name)
+    try:
+        deletion = await backend.records.begin_deletion(image, has_blob=has_blob)
+    except Conflict:
+        await wait_for_deletion(backend, image, clock)
+    else:
+        await complete_deletion(backend, deletion)
+
+
+async def complete_deletion(backend: Backend, deletion: Deletion) -> None:
+    """Delete what the image has besides its records, and end the deletion. Raises Unavailable."""
+    await backend.blobs.delete(deletion.image.blob_name)
+    await backend.blobs.delete(thumbnail_name(*deletion.image))
+    await backend.records.end_deletion(deletion)
+
+
+async def wait_for_deletion(backend: Backend, image: ImageKey, clock: Clock = utc_now) -> int:
+    """Return when the image is not being deleted: the token of its newest deletion, or 0.
+
+    Completes the deletion of a process that has died. Raises Unavailable after `WAIT_SECONDS`.
+    """
+    deadline, pause = time.monotonic() + WAIT_SECONDS, MIN_POLL_SECONDS
+    while True:
+        deletion = await backend.records.deletion(image)
+        if deletion is None:
+            return 0
+        if not deletion.in_progress:
+            return deletion.token
+        if not deletion.leased(clock()):
+            await _take_over(backend, image)
+            continue
+        if time.monotonic() > deadline:
+            raise Unavailable("The image is being deleted. Try again.")
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, MAX_POLL_SECONDS)
+
+
+async def process_due_deletion(backend: Backend, deletion: Deletion) -> None:
+    """Take the next step of a deletion that is due. Raises Unavailable."""
+    if deletion.in_progress:
+        await _take_over(backend, deletion.image)
+        return
+    again = await backend.records.clean_up_deletion(deletion.image)
+    if again is not None:
+        await complete_deletion(backend, again)
+
+
+async def _take_over(backend: Backend, image: ImageKey) -> None:
+    """Complete a deletion whose process has died. No upload of the image was accepted since."""
+    try:
+        deletion = await backend.records.begin_deletion(image, has_blob=True)
+    except Conflict:
+        return  # another process has taken it over
+    log.warning("deletion of a process that died is completed", tenant=image.tenant)
+    await complete_deletion(backend, deletion)

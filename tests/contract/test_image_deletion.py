@@ -1,0 +1,278 @@
+"""Deletions and uploads of one image by two services on one store, in every order of their steps.
+
+P1 and P5: afterwards either the whole image is stored and its message is published, or nothing of
+the image is left.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+
+import pytest
+
+from app.images.submission import SubmittedImage, submit
+from core.backends import Backend
+from core.domain import deletions
+from core.domain.channels import Channel
+from core.domain.deletions import Deletion, Stage
+from core.domain.messages import ClassifyImage, Message
+from core.domain.records import Annotation, Record, RecordKey, Status, advance, complete, new_record
+from core.errors import Conflict, NotFound, Unavailable
+from core.ports import Publisher
+from core.services.image_deletion import delete_image, process_due_deletion
+from core.settings import Settings
+from tests.support.clock import MovableClock
+from tests.support.faults import Once, watched
+from tests.support.interleavings import Death, Run, every_order, run_in_order
+from tests.support.pictures import picture, sha256
+from tests.support.records import claimed
+from worker.tasks.reconcile import MAX_RECORDS, reconcile
+
+MODEL = "m@0123456789ab"
+POLL = "records.deletion"
+UPLOAD, DELETE = "upload", "delete"
+
+
+class Messages:
+    """A publisher that keeps the messages."""
+
+    system = "test"
+
+    def __init__(self) -> None:
+        self.keys: list[RecordKey] = []
+
+    def topic(self, channel: Channel) -> str:
+        return channel.name
+
+    async def publish(self, message: Message) -> str:
+        assert isinstance(message, ClassifyImage)
+        self.keys.append(message.key)
+        return "1"
+
+    async def ping(self) -> None:
+        pass
+
+    async def backlog(self) -> None:
+        return None
+
+
+@dataclass
+class Services:
+    """Two services on one store. Each run uses another image."""
+
+    backend: Backend
+    messages: Messages
+    clock: MovableClock
+    settings: Settings
+    number: int = 0
+
+    def next_image(self) -> SubmittedImage:
+        self.number += 1
+        data = picture(self.number, size=(8, 8))
+        return SubmittedImage(RecordKey("public", sha256(data), MODEL), data, "image/jpeg")
+
+    async def upload(self, backend: Backend, image: SubmittedImage) -> Record:
+        return await submit(backend, image, 10**6, self.clock, self.settings.delivery)
+
+    async def run(
+        self, image: SubmittedImage, order: Sequence[int], dies: tuple[str, int] = ("", 0)
+    ) -> Run:
+        actors: dict[str, Callable[[Backend], Awaitable[object]]] = {
+            UPLOAD: lambda backend: self.upload(backend, image),
+            DELETE: lambda backend: delete_image(backend, image.key.image, self.clock),
+        }
+        return await run_in_order(self.backend, actors, order, POLL, "publisher.", dies)
+
+    async def check(self, image: SubmittedImage, run: Run) -> bool:
+        """All or nothing is stored; whether the image is."""
+        record = await self.backend.records.get(image.key)
+        stored = await self.backend.blobs.exists(image.key.blob_name)
+        assert stored == (record is not None), run.calls
+        if record is not None:
+            assert record.status is Status.SUCCESS or image.key in self.messages.keys, run.calls
+        deletion = await self.backend.records.deletion(image.key.image)
+        assert deletion is None or not deletion.in_progress, run.calls
+        return stored
+
+    async def reconcile(self) -> None:
+        now = self.clock.move(self.settings.delivery.stale_after + 1)
+        await reconcile(self.backend, self.settings.delivery, now)
+
+
+@pytest.fixture
+def services(
+    backend: Backend, settings: Settings, clock: MovableClock, monkeypatch: pytest.MonkeyPatch
+) -> Services:
+    for pause in ("MIN_POLL_SECONDS", "MAX_POLL_SECONDS"):
+        monkeypatch.setattr(f"core.services.image_deletion.{pause}", 0)
+    messages = Messages()
+    publisher: Publisher = messages
+    return Services(replace(backend, publisher=publisher), messages, clock, settings)
+
+
+async def absent(services: Services, image: SubmittedImage) -> None:
+    pass
+
+
+async def queued(services: Services, image: SubmittedImage) -> None:
+    await services.upload(services.backend, image)
+    await services.backend.records.change(image.key, advance(Status.PENDING, Status.QUEUED))
+
+
+async def finished(services: Services, image: SubmittedImage) -> None:
+    await services.upload(services.backend, image)
+    claim = await claimed(services.backend.records, image.key, services.settings.lease)
+    assert claim is not None
+    result = [Annotation(1, "red", 1.0)]
+    assert await services.backend.records.change(image.key, complete(claim, result))
+
+
+async def half_uploaded(services: Services, image: SubmittedImage) -> None:
+    """Another upload has died before it published its message."""
+    run = await services.run(image, [0] * 3, dies=(UPLOAD, 5))
+    assert isinstance(run.outcomes[UPLOAD], Death)
+
+
+async def deleted_before(services: Services, image: SubmittedImage) -> None:
+    await services.upload(services.backend, image)
+    await delete_image(services.backend, image.key.image, services.clock)
+
+
+Before = Callable[[Services, SubmittedImage], Awaitable[None]]
+
+
+@pytest.mark.parametrize("before", [absent, queued, finished, half_uploaded, deleted_before])
+async def test_upload_and_deletion_in_every_order(services: Services, before: Before) -> None:
+    seen = {True: 0, False: 0}
+
+    async def new_run(order: Sequence[int]) -> Run:
+        image = services.next_image()
+        await before(services, image)
+        services.messages.keys.clear()
+        run = await services.run(image, order)
+        uploaded, deleted = run.outcomes[UPLOAD], run.outcomes[DELETE]
+        assert isinstance(uploaded, Record), (run.calls, uploaded)
+        assert deleted is None or isinstance(deleted, NotFound), (run.calls, deleted)
+        if before is not queued and before is not finished:  # they publish nothing here
+            assert image.key in services.messages.keys
+        else:
+            services.messages.keys.append(image.key)  # the first upload's
+        stored = await services.check(image, run)
+        seen[stored] += 1
+        actors = [actor for actor, _ in run.calls]
+        if actors == sorted(actors, reverse=True):  # the upload has ended first
+            assert not stored, run.calls
+        if actors == sorted(actors):
+            assert stored, run.calls
+        return run
+
+    count = 0
+    async for _ in every_order(new_run):
+        count += 1
+    assert count > 10
+    assert all(seen.values())
+
+
+@pytest.mark.parametrize("call", ["blobs.put", "publisher.publish", "records.get_with_deletion"])
+async def test_deletion_is_noticed_behind_the_record_of_a_third_service(
+    services: Services, call: str
+) -> None:
+    """It begins another upload after the deletion, and dies before it stores the bytes."""
+    image = services.next_image()
+
+    async def delete_and_begin_again() -> None:
+        await delete_image(services.backend, image.key.image, services.clock)
+        assert await services.backend.records.create(new_record(image.key, services.clock()))
+
+    hooked = watched(services.backend, Once(call, 1, delete_and_begin_again))
+    assert await services.upload(hooked, image)
+    assert await services.backend.blobs.exists(image.key.blob_name)
+
+
+@pytest.mark.parametrize("dying", [UPLOAD, DELETE])
+async def test_death_of_one_service_leaves_nothing_half_done(
+    services: Services, dying: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the reconciler has run, in every order, and for a death before each call."""
+    monkeypatch.setattr("core.services.image_deletion.WAIT_SECONDS", 0)
+    runs: list[tuple[SubmittedImage, Run]] = []
+
+    async def all_orders(number: int) -> bool:
+        """Whether the service has so many calls."""
+
+        async def new_run(order: Sequence[int]) -> Run:
+            image = services.next_image()
+            await services.backend.records.create(new_record(image.key, services.clock()))
+            await services.backend.blobs.put(image.key.blob_name, image.data, image.content_type)
+            run = await services.run(image, order, (dying, number))
+            runs.append((image, run))
+            return run
+
+        return any([isinstance(run.outcomes[dying], Death) async for run in every_order(new_run)])
+
+    number = 1
+    while await all_orders(number):
+        number += 1
+    assert number > 3
+    other = DELETE if dying == UPLOAD else UPLOAD
+    for _ in range(2 + len(runs) // MAX_RECORDS):
+        await services.reconcile()
+        services.clock.move(deletions.CLEAN_UP_AFTER.total_seconds())
+    for image, run in runs:
+        outcome = run.outcomes[other]
+        assert outcome is None or isinstance(outcome, Record | Unavailable), outcome
+        if isinstance(outcome, Record):
+            await services.check(image, run)
+        elif not await services.backend.records.get(image.key):
+            assert not await services.backend.blobs.exists(image.key.blob_name), run.calls
+
+
+# --- The store ------------------------------------------------------------------------------------
+
+
+async def test_one_of_two_deletions_waits_for_the_other(
+    services: Services, clock: MovableClock
+) -> None:
+    records, image = services.backend.records, services.next_image()
+    await services.upload(services.backend, image)
+    first = await records.begin_deletion(image.key.image, has_blob=True)
+    assert first == Deletion(image.key.image, 1, Stage.DELETING, clock() + deletions.LEASE)
+    with pytest.raises(Conflict):
+        await records.begin_deletion(image.key.image, has_blob=True)
+    clock.move(deletions.LEASE.total_seconds())
+    second = await records.begin_deletion(image.key.image, has_blob=True)
+    assert second.token == 2
+    assert not await records.end_deletion(first)
+    assert await records.end_deletion(second)
+    assert not await records.end_deletion(second)
+
+
+async def test_due_deletion_is_cleaned_up_and_forgotten(
+    services: Services, clock: MovableClock
+) -> None:
+    """Bytes that an upload stored before it died are deleted, unless they belong to a record."""
+    records, image = services.backend.records, services.next_image()
+    kept = services.next_image()
+    for each in (image, kept):
+        await services.upload(services.backend, each)
+        await delete_image(services.backend, each.key.image, clock)
+    await services.backend.blobs.put(image.key.blob_name, image.data, image.content_type)
+    await services.upload(services.backend, kept)
+    assert await records.due_deletions(clock(), 10) == []
+    clock.move(deletions.CLEAN_UP_AFTER.total_seconds())
+    due = await records.due_deletions(clock(), 10)
+    assert {each.image for each in due} == {image.key.image, kept.key.image}
+    assert len(await records.due_deletions(clock(), 1)) == 1
+    for each in due:
+        await process_due_deletion(services.backend, each)
+        await process_due_deletion(services.backend, each)  # by two reconcilers
+    assert not await services.backend.blobs.exists(image.key.blob_name)
+    assert await services.backend.blobs.exists(kept.key.blob_name)
+    found = [await records.deletion(each.key.image) for each in (image, kept)]
+    assert [each and each.stage for each in found] == [Stage.CLEANED, Stage.CLEANED]
+    assert [each and each.token for each in found] == [2, 1]
+    assert await records.due_deletions(clock(), 10) == []
+    clock.move(deletions.REMEMBER.total_seconds())
+    for each in await records.due_deletions(clock(), 10):
+        await process_due_deletion(services.backend, each)
+    assert await records.deletion(image.key.image) is None
+    assert await records.get(kept.key) is not None
