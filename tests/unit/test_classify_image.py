@@ -11,7 +11,16 @@ from typing import Any, cast
 import pytest
 
 from core.bundles.bundle import read_bundle
-from core.domain.records import Annotation, Claim, RecordKey, Status, complete, release, retry
+from core.domain.records import (
+    Annotation,
+    Claim,
+    RecordKey,
+    Status,
+    complete,
+    new_record,
+    release,
+    retry,
+)
 from core.errors import Unavailable
 from core.ports import BlobStore
 from tests.support.bundles import write_colour_bundle, write_slow_bundle
@@ -20,7 +29,7 @@ from tests.support.faults import Once, watched
 from tests.support.loop_errors import loop_errors
 from tests.support.pictures import picture
 from tests.support.problems import assert_problem
-from tests.support.records import claimed
+from tests.support.records import claimed, delete_image
 from tests.support.scripted_worker import until
 from tests.support.worker import (
     UNKNOWN_MODEL,
@@ -346,6 +355,39 @@ async def test_unknown_image_is_404_and_creates_no_record(worker: RunningWorker)
     key = RecordKey("public", HASH, worker.model)
     assert_problem(await worker.push(key), 404, "not_found")
     assert await worker.backend.records.get(key) is None
+
+
+async def test_message_of_a_deleted_image_is_acknowledged(worker: RunningWorker) -> None:
+    key = await worker.submit()
+    await delete_image(worker.backend.records, key.image)
+    assert (await worker.push(key)).status_code == 204
+    assert await worker.backend.records.get(key) is None
+    other = RecordKey("somebody", key.image_hash, key.model)
+    assert_problem(await worker.push(other), 404, "not_found")
+
+
+async def test_old_message_does_not_end_a_new_upload(worker: RunningWorker) -> None:
+    """It arrives after the new upload has created the record, and before the bytes are stored."""
+    key = await worker.submit()
+    await delete_image(worker.backend.records, key.image)
+    await worker.backend.blobs.delete(key.blob_name)
+    assert await worker.backend.records.create(new_record(key, worker.context.clock()))
+    assert (await worker.push(key)).status_code == 204
+    record = await worker.record(key)
+    assert not record.status.terminal
+    assert (record.claims, record.leased(worker.context.clock())) == (0, False)
+    await worker.backend.blobs.put(key.blob_name, picture(), "image/jpeg")
+    assert (await worker.push(key)).status_code == 204
+    assert (await worker.record(key)).status is Status.SUCCESS
+
+
+async def test_missing_bytes_end_the_record_as_retryable(worker: RunningWorker) -> None:
+    key = await worker.submit()
+    await worker.backend.blobs.delete(key.blob_name)
+    assert (await worker.push(key)).status_code == 204
+    error = (await worker.record(key)).error
+    assert error is not None
+    assert (error.code, error.retryable) == ("image_missing", True)
 
 
 async def test_image_of_another_tenant_is_404(worker: RunningWorker) -> None:

@@ -17,7 +17,7 @@ from core.domain.records import Annotation, RecordError, RecordKey, Status, comp
 from tests.support.clock import MovableClock
 from tests.support.faults import Once
 from tests.support.pictures import picture
-from tests.support.records import claimed
+from tests.support.records import claimed, delete_image
 from tests.support.worker import UNKNOWN_MODEL, RunningWorker, running_worker, settings_in
 
 
@@ -277,6 +277,13 @@ async def test_record_with_an_expired_lease_fails(worker: RunningWorker) -> None
     await claimed(worker.backend.records, key, timedelta(microseconds=1))
     assert (await worker.dead_letter(key)).status_code == 204
     assert (await worker.record(key)).status is Status.ERROR
+
+
+async def test_letter_of_a_deleted_image_is_not_kept(worker: RunningWorker) -> None:
+    key = await worker.submit()
+    await delete_image(worker.backend.records, key.image)
+    assert (await worker.dead_letter(key)).status_code == 204
+    assert await worker.letters() == []
 
 
 async def test_letter_of_an_unknown_image_is_kept(worker: RunningWorker) -> None:
