@@ -100,6 +100,10 @@ class Services:
         assert deletion is None or not deletion.in_progress, run.calls
         return stored
 
+    async def store_bytes(self, image: SubmittedImage) -> None:
+        assert image.data is not None
+        await self.backend.blobs.put(image.key.blob_name, image.data, image.content_type)
+
     async def reconcile(self) -> None:
         now = self.clock.move(self.settings.delivery.stale_after + 1)
         await reconcile(self.backend, self.settings.delivery, now)
@@ -210,7 +214,7 @@ async def test_death_of_one_service_leaves_nothing_half_done(
         async def new_run(order: Sequence[int]) -> Run:
             image = services.next_image()
             await services.backend.records.create(new_record(image.key, services.clock()))
-            await services.backend.blobs.put(image.key.blob_name, image.data, image.content_type)
+            await services.store_bytes(image)
             run = await services.run(image, order, (dying, number))
             runs.append((image, run))
             return run
@@ -265,16 +269,16 @@ async def test_due_deletion_is_cleaned_up_and_forgotten(
     for each in (image, kept):
         await services.upload(services.backend, each)
         await delete_image(services.backend, each.key.image, clock)
-    await services.backend.blobs.put(image.key.blob_name, image.data, image.content_type)
+    await services.store_bytes(image)
     await services.upload(services.backend, kept)
     assert await records.due_deletions(clock(), 10) == []
     clock.move(deletions.CLEAN_UP_AFTER.total_seconds())
     due = await records.due_deletions(clock(), 10)
     assert {each.image for each in due} == {image.key.image, kept.key.image}
     assert len(await records.due_deletions(clock(), 1)) == 1
-    for each in due:
-        await process_due_deletion(services.backend, each)
-        await process_due_deletion(services.backend, each)  # by two reconcilers
+    for deletion in due:
+        await process_due_deletion(services.backend, deletion)
+        await process_due_deletion(services.backend, deletion)  # by two reconcilers
     assert not await services.backend.blobs.exists(image.key.blob_name)
     assert await services.backend.blobs.exists(kept.key.blob_name)
     found = [await records.deletion(each.key.image) for each in (image, kept)]
@@ -282,7 +286,7 @@ async def test_due_deletion_is_cleaned_up_and_forgotten(
     assert [each and each.token for each in found] == [2, 1]
     assert await records.due_deletions(clock(), 10) == []
     clock.move(deletions.REMEMBER.total_seconds())
-    for each in await records.due_deletions(clock(), 10):
-        await process_due_deletion(services.backend, each)
+    for deletion in await records.due_deletions(clock(), 10):
+        await process_due_deletion(services.backend, deletion)
     assert await records.deletion(image.key.image) is None
     assert await records.get(kept.key) is not None
