@@ -184,6 +184,11 @@ model: ## Create a bundle from a Hugging Face image classifier: make model HF=<i
 	@$(MAKE) --no-print-directory $(EXPORT_VENV)/.complete
 	$(EXPORT_VENV)/bin/python -m models.export_huggingface "$(HF)" $(if $(OUT),--out "$(OUT)")
 
+.PHONY: bundle
+bundle: setup ## Check a bundle, ONNX or Python, and write its sums: make bundle DIR=<folder>
+	@test -n "$(DIR)" || { echo 'usage: make bundle DIR=my-model'; exit 2; }
+	@$(BIN)/python -m models.check_bundle "$(DIR)"
+
 .PHONY: default-model
 default-model: ## Make models/default again from the public EfficientNet-Lite weights
 	@$(MAKE) --no-print-directory $(EXPORT_VENV)/.complete

@@ -57,7 +57,7 @@ from app.webhooks.service import Webhooks
 from core.backends import BackendOpener, open_backend
 from core.backends.bundles import open_bundles
 from core.backends.traces import open_tracer_provider
-from core.bundles.bundle import Bundle
+from core.bundles.python_bundle import AnyBundle
 from core.clock import Clock, utc_now
 from core.domain.principals import Scope
 from core.http.allowed_hosts import AllowedHosts
@@ -87,7 +87,7 @@ def create_app(
     settings: Settings,
     clock: Clock = utc_now,
     opener: BackendOpener = open_backend,
-    bundle: Bundle | None = None,
+    bundle: AnyBundle | None = None,
 ) -> FastAPI:
     """The API with `settings`. Its lifespan opens the services.
 
@@ -190,7 +190,7 @@ async def _open_services(
     settings: Settings,
     clock: Clock,
     opener: BackendOpener,
-    bundle: Bundle,
+    bundle: AnyBundle,
     *,
     metrics: ApiMetrics,
     dropped: Counter,
@@ -237,7 +237,7 @@ async def _open_services(
 
 
 @asynccontextmanager
-async def _open_models(settings: Settings, bundle: Bundle) -> AsyncIterator[ModelCatalogue]:
+async def _open_models(settings: Settings, bundle: AnyBundle) -> AsyncIterator[ModelCatalogue]:
     """The catalogue. `bundle` is the default model's."""
     extra = settings.extra_model_uris
     bundles = open_bundles(settings, extra)

@@ -7,14 +7,14 @@ from collections.abc import Callable
 import structlog
 
 from core.backends.bundles import open_bundles, retry_delays
-from core.bundles.bundle import Bundle, read_bundle
+from core.bundles.python_bundle import AnyBundle, read_any_bundle
 from core.errors import BundleUnavailable, Unavailable
 from core.settings import Settings
 
 log = structlog.get_logger(__name__)
 
 
-def read_model(settings: Settings) -> Bundle:
+def read_model(settings: Settings) -> AnyBundle:
     """The bundle of `MODEL_URI`, without its weights. Blocks.
 
     Raises BundleUnavailable if it cannot be read now, and BundleError if it is invalid.
@@ -26,7 +26,7 @@ def read_model(settings: Settings) -> Bundle:
         bundles.close()
 
 
-def wait_for_model(settings: Settings, sleep: Callable[[float], None] = time.sleep) -> Bundle:
+def wait_for_model(settings: Settings, sleep: Callable[[float], None] = time.sleep) -> AnyBundle:
     """The bundle of `MODEL_URI`, once it can be read. Blocks.
 
     Raises BundleError if it is invalid, which time does not change.
@@ -43,12 +43,12 @@ def wait_for_model(settings: Settings, sleep: Callable[[float], None] = time.sle
     raise AssertionError("`pauses` does not end")
 
 
-async def check_model(bundle: Bundle) -> None:
+async def check_model(bundle: AnyBundle) -> None:
     """Raise Unavailable if the files of `bundle` have changed since it was read.
 
     A bundle from a bucket was copied to this machine at the start, so the bucket does not matter.
     """
-    found = await asyncio.to_thread(read_bundle, bundle.folder)
+    found = await asyncio.to_thread(read_any_bundle, bundle.folder)
     if found.identity != bundle.identity:
         raise Unavailable(
             f"The bundle is now {found.identity}, this process serves {bundle.identity}: restart."

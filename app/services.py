@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from app.uploads.limiter import UploadLimiter
     from app.webhooks.service import Webhooks
     from core.backends import Backend
-    from core.bundles.bundle import Bundle
+    from core.bundles.python_bundle import AnyBundle
     from core.clock import Clock
     from core.settings import Settings
 
@@ -39,7 +39,7 @@ class Services:
 
     settings: Settings
     clock: Clock
-    bundle: Bundle
+    bundle: AnyBundle
     backend: Backend
     models: ModelCatalogue
     images: ImageService

@@ -12,6 +12,12 @@ class InferenceFailed(GlimpseError):
     status, code, title = 500, "inference_failed", "Inference failed"
 
 
+class PredictionFailed(GlimpseError):
+    """The predictor of a bundle in Python raised an exception, or returned no valid prediction."""
+
+    status, code, title = 500, "prediction_failed", "Prediction failed"
+
+
 class ClassifierLost(Unavailable):
     """The process that classified the image ended, or was stopped because it took too long."""
 

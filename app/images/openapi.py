@@ -156,6 +156,7 @@ _PENDING: dict[str, Any] = {
     "annotations": [],
     "categories": [],
     "confident": None,
+    "output": None,
     "image_url": "http://127.0.0.1:8080" + content_path(EXAMPLE_HASH),
     "error": None,
     "attempts": 0,

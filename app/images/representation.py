@@ -45,6 +45,7 @@ def encode(record: Record, view: View, public_url: str) -> bytes:
         "annotations": annotation_documents(view.of_labels(record.annotations)),
         "categories": annotation_documents(view.of_categories(record.categories)),
         "confident": record.confident,
+        "output": json.loads(record.output) if record.output else None,
         "image_url": public_url + content_path(record.key.image_hash),
         "error": error
         and {"code": error.code, "detail": error.detail, "retryable": error.retryable},

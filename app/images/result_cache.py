@@ -6,6 +6,7 @@ from app.images.representation import Representation
 from core.domain.records import RecordKey, Status
 
 CACHE_ENTRIES = 10_000
+MAX_CACHED_BYTES = 16 * 1024  # of a result; the output of a bundle in Python may have 64 KiB
 CACHE_SECONDS = 60.0  # also how long a process may answer with the result of a deleted image
 
 
@@ -22,7 +23,8 @@ class ResultCache:
         return self._results.get(key)
 
     def put(self, key: RecordKey, result: Representation) -> None:
-        if self._enabled and result.status is Status.SUCCESS:
+        small = len(result.body) <= MAX_CACHED_BYTES
+        if self._enabled and small and result.status is Status.SUCCESS:
             self._results[key] = result
             self._models.add(key.model)
 

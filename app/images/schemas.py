@@ -1,5 +1,7 @@
 """The schemas of images in OpenAPI. `app.images.representation` encodes records accordingly."""
 
+from typing import Any
+
 from pydantic import BaseModel, Field
 
 from app.http.timestamps import Timestamp
@@ -41,6 +43,9 @@ class Image(BaseModel):
     confident: bool | None = Field(
         description="Whether the best label reaches the model's threshold. If not, show the result "
         "as not sure. Null before success, and if the model has no threshold"
+    )
+    output: Any = Field(
+        description="What the predictor of a bundle in Python returned beside labels, else null"
     )
     image_url: str = Field(description="Redirects to the image's bytes")
     error: ImageError | None

@@ -94,6 +94,7 @@ def result_document(job: Job, result: ItemResult, view: View) -> dict[str, Any]:
         "annotations": annotation_documents(view.of_labels(stored.annotations)) if stored else [],
         "categories": annotation_documents(view.of_categories(stored.categories)) if stored else [],
         "confident": stored.confident if stored else None,
+        "output": json.loads(stored.output) if stored and stored.output else None,
         "error": error and error_document(error),
         "metadata": dict(item.metadata),
     }

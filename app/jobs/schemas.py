@@ -82,6 +82,9 @@ class JobResult(BaseModel):
     confident: bool | None = Field(
         description="Whether the best label reaches the model's threshold; null if there is none"
     )
+    output: Any = Field(
+        description="What the predictor of a bundle in Python returned beside labels, else null"
+    )
     error: ImageError | None
     metadata: dict[str, Any] = Field(description="As given in the batch")
 

@@ -9,6 +9,7 @@ import structlog
 
 from core.backends.bundles import Bundles, retry_delays
 from core.bundles.bundle import Bundle, read_card
+from core.bundles.python_bundle import AnyBundle
 from core.errors import BundleError, BundleUnavailable, Unavailable, UnknownModel
 
 log = structlog.get_logger(__name__)
@@ -20,8 +21,10 @@ FIRST_READ_SECONDS = 5.0  # that the start waits for the manifests of EXTRA_MODE
 class ModelRef:
     """A model that can classify images, as far as the API knows it.
 
-    `id` is the identity that records have (`name@digest`). `card` is the model card as Markdown,
-    empty if there is none. `more` has further members of the model's JSON document.
+    `id` is the identity that records have (`name@digest`). `width` and `height` are the size of the
+    network's input; a bundle in Python has none, and may have no labels in advance. `card` is the
+    model card as Markdown, empty if there is none. `more` has further members of the model's JSON
+    document.
     """
 
     id: str
@@ -29,24 +32,24 @@ class ModelRef:
     labels: tuple[str, ...]
     categories: Mapping[str, Sequence[str]]
     threshold: float | None
-    width: int
-    height: int
+    width: int | None
+    height: int | None
     card: str = ""
     more: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of_bundle(cls, bundle: Bundle) -> "ModelRef":
+    def of_bundle(cls, bundle: AnyBundle) -> "ModelRef":
         """The model of a bundle. Blocks: it reads the card."""
-        manifest = bundle.manifest
+        size = bundle.manifest.input if isinstance(bundle, Bundle) else None
         return cls(
             bundle.identity,
-            manifest.name,
+            bundle.manifest.name,
             bundle.labels,
             bundle.categories,
-            manifest.threshold,
-            manifest.input.width,
-            manifest.input.height,
-            read_card(bundle),
+            bundle.manifest.threshold,
+            None if size is None else size.width,
+            None if size is None else size.height,
+            read_card(bundle.folder),
         )
 
 

@@ -35,7 +35,9 @@ class ModelSummary(BaseModel):
     threshold: float | None = Field(
         description="The confidence from which the best label counts as confident"
     )
-    input: InputSize
+    input: InputSize | None = Field(
+        description="Null for a model in Python, which gets images of any size"
+    )
 
 
 class Model(ModelSummary):
@@ -100,5 +102,5 @@ def _summary(model: ModelRef, default: ModelRef) -> dict[str, Any]:
         "default": model.id == default.id,
         "label_count": len(model.labels),
         "threshold": model.threshold,
-        "input": {"width": model.width, "height": model.height},
+        "input": model.width and {"width": model.width, "height": model.height},
     }

@@ -46,6 +46,7 @@ class Image:
     annotations: tuple[Annotation, ...] = ()
     categories: tuple[Annotation, ...] = ()
     confident: bool | None = None
+    output: Any = None
     error: ImageError | None = None
     image_url: str = ""
     attempts: int = 0
@@ -118,6 +119,7 @@ class JobResult:
     annotations: tuple[Annotation, ...] = ()
     categories: tuple[Annotation, ...] = ()
     confident: bool | None = None
+    output: Any = None
     error: ImageError | None = None
     metadata: Document = field(default_factory=dict)
     names: tuple[str, ...] = ()
@@ -246,6 +248,7 @@ def image_of(document: Document, *, uploaded: bool = False) -> Image:
         annotations=_annotations(document.get("annotations")),
         categories=_annotations(document.get("categories")),
         confident=document.get("confident"),
+        output=document.get("output"),
         error=_error(document.get("error")),
         image_url=str(document.get("image_url") or ""),
         attempts=int(document.get("attempts") or 0),
@@ -293,6 +296,7 @@ def result_of(document: Document, names: Mapping[str, Sequence[str]]) -> JobResu
         annotations=_annotations(document.get("annotations")),
         categories=_annotations(document.get("categories")),
         confident=document.get("confident"),
+        output=document.get("output"),
         error=_error(document.get("error")),
         metadata=document.get("metadata") or {},
         names=local or ((str(name),) if name else ()),

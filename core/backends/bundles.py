@@ -5,9 +5,10 @@ All functions block. `open_bundles` chooses the implementation.
 
 from collections.abc import Iterator, Sequence
 
-from core.bundles.bundle import Bundle, read_bundle
+from core.bundles.bundle import Bundle
 from core.bundles.cache import BundleCache
 from core.bundles.location import BucketFolder
+from core.bundles.python_bundle import AnyBundle, read_any_bundle
 from core.settings import Settings
 
 
@@ -20,7 +21,7 @@ class Bundles:
     def __init__(self, cache: BundleCache | None = None) -> None:
         self._cache = cache
 
-    def manifest(self, uri: str) -> Bundle:
+    def manifest(self, uri: str) -> AnyBundle:
         """The bundle without its weights.
 
         Raises BundleUnavailable if it cannot be read now but may be later, and BundleError if it
@@ -28,16 +29,17 @@ class Bundles:
         """
         place = BucketFolder.of(uri)
         if place is None:
-            return read_bundle(uri)
+            return read_any_bundle(uri)
         return self._cached().manifest(place)
 
-    def weights(self, uri: str, bundle: Bundle) -> None:
+    def weights(self, uri: str, bundle: AnyBundle) -> None:
         """Fetch the weights of `bundle`, which is that of `uri`, into `bundle.folder`.
 
         Raises the errors of `manifest`. Loading the weights verifies them again.
         """
         place = BucketFolder.of(uri)
         if place is not None:
+            assert isinstance(bundle, Bundle), "bundles in buckets are not in Python"
             self._cached().weights(place, bundle)
 
     def close(self) -> None:

@@ -31,17 +31,20 @@ MAX_CARD_BYTES = 256 * 1024
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 PositiveInt = Annotated[int, Field(ge=1)]
 Channels = Annotated[tuple[float, ...], Field(min_length=3, max_length=3)]
 Category = Annotated[str, Field(min_length=1, max_length=100)]
 Categories = dict[str, tuple[Category, ...]]
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """A document of a bundle. Unknown members are refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class InputSpec(_Frozen):
+class InputSpec(Frozen):
     """The picture tensor: float32, RGB. `batch` is the fixed batch size, or null where free."""
 
     name: str
@@ -51,7 +54,7 @@ class InputSpec(_Frozen):
     batch: PositiveInt | None = None
 
 
-class ResizeRule(_Frozen):
+class ResizeRule(Frozen):
     """How a picture of any size becomes `height` x `width`.
 
     `stretch` ignores the aspect ratio. `crop` scales the shorter side to `short_side` and takes
@@ -63,7 +66,7 @@ class ResizeRule(_Frozen):
     resample: Literal["nearest", "box", "bilinear", "bicubic", "lanczos"] = "bilinear"
 
 
-class OutputSpec(_Frozen):
+class OutputSpec(Frozen):
     """`scores` is the output with one number a label; `embedding` may be absent."""
 
     scores: str
@@ -71,20 +74,20 @@ class OutputSpec(_Frozen):
     embedding: str | None = None
 
 
-class BundleManifest(_Frozen):
+class BundleManifest(Frozen):
     """`model.json`. A pixel value v in 0..255 enters the network as (v * rescale - mean) / std.
 
     `threshold` is the confidence from which the best label counts as confident.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+    name: ModelName
     input: InputSpec
     resize: ResizeRule
     rescale: float = 1 / 255
     mean: Channels
     std: Channels
     outputs: OutputSpec
-    opset: PositiveInt
+    opset: PositiveInt | None = None
     threshold: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
@@ -111,7 +114,10 @@ def read_bundle(uri: str | Path) -> Bundle:
     except OSError as error:
         raise BundleError(f"{folder} is not a model bundle: {error.strerror}.") from error
     except (ValidationError, UnicodeDecodeError) as error:
-        raise BundleError(f"{folder / MANIFEST_FILE} or its labels are invalid: {error}") from error
+        reason = first_error(error) if isinstance(error, ValidationError) else "not UTF-8."
+        raise BundleError(
+            f"{folder / MANIFEST_FILE} or its labels are invalid: {reason}"
+        ) from error
     if not labels or not all(label.strip() for label in labels):
         raise BundleError(f"{folder / LABELS_FILE} needs one label a line.")
     categories = _categories(folder, labels)
@@ -122,10 +128,10 @@ def read_bundle(uri: str | Path) -> Bundle:
     return Bundle(folder, manifest, labels, identity, categories)
 
 
-def read_card(bundle: Bundle) -> str:
+def read_card(folder: Path) -> str:
     """The model card, at most its first `MAX_CARD_BYTES`; empty if there is none. Blocks."""
     try:
-        with (bundle.folder / CARD_FILE).open("rb") as file:
+        with (folder / CARD_FILE).open("rb") as file:
             return file.read(MAX_CARD_BYTES).decode("utf-8", errors="replace")
     except OSError:
         return ""
@@ -141,11 +147,19 @@ def _categories(folder: Path, labels: tuple[str, ...]) -> Categories:
     except OSError as error:
         raise BundleError(f"{file}: {error.strerror}.") from error
     except ValidationError as error:
-        raise BundleError(f"{file} is invalid: {error}") from error
+        raise BundleError(f"{file} is invalid: {first_error(error)}") from error
     unknown = sorted(categories.keys() - set(labels))
     if unknown:
         raise BundleError(f"{file} names {unknown[0]!r}, which is not a label.")
     return categories
+
+
+def first_error(error: ValidationError) -> str:
+    """The first problem of a document in one line."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}." if where else f"{message}."
 
 
 def verify_bundle(bundle: Bundle) -> None:

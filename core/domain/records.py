@@ -130,6 +130,12 @@ class Classification:
     categories: tuple[Annotation, ...] = ()
     confident: bool | None = None
     thumbnail: bytes = field(default=b"", repr=False)
+    output: str = ""
+
+    @property
+    def best(self) -> str:
+        """The most likely label, or empty if there is none."""
+        return self.annotations[0].label if self.annotations else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +156,7 @@ class Record:
 
     `categories` are broader labels, and `confident` is whether the best label reaches the model's
     threshold: empty and None if the model has no categories or no threshold.
+    `output` is JSON that the predictor of a bundle in Python returned, or empty.
     `submitted_at` is when the current attempt began: at the creation, or at the last retry.
     `error` is why the record ended as `error`; before its end, why the last delivery failed.
     `priority` is the most urgent that was asked for. `job` is the id of the job that alone asked
@@ -164,6 +171,7 @@ class Record:
     annotations: tuple[Annotation, ...] = ()
     categories: tuple[Annotation, ...] = ()
     confident: bool | None = None
+    output: str = ""
     error: RecordError | None = None
     attempts: int = 0
     token: int = 0
@@ -291,6 +299,7 @@ def complete(
     *,
     categories: Sequence[Annotation] = (),
     confident: bool | None = None,
+    output: str = "",
 ) -> Record | None:
     """End as `success`. Refused unless `claim` holds the current fencing token."""
     if not _holds(claim, record):
@@ -301,6 +310,7 @@ def complete(
         annotations=tuple(annotations),
         categories=tuple(categories),
         confident=confident,
+        output=output,
         error=None,
         lease_expires_at=None,
         updated_at=now,

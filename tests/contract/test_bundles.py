@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from core.backends.bundles import Bundles, open_bundles
-from core.bundles.bundle import read_bundle, verify_bundle
+from core.bundles.bundle import Bundle, read_bundle, verify_bundle
 from core.errors import BundleError, BundleUnavailable
 from core.settings import DEFAULT_BUNDLE, Settings
 from tests.support.buckets import fill_bundle, remove
@@ -52,6 +52,7 @@ async def test_bundle_is_downloaded_completely(
     assert bundle.identity == read_bundle(DEFAULT_BUNDLE).identity
     assert not (bundle.folder / "model.onnx").exists()
     await asyncio.to_thread(bundles.weights, uri, bundle)
+    assert isinstance(bundle, Bundle)
     verify_bundle(bundle)
     assert (bundle.folder / "model.onnx").stat().st_size > 5_000_000
 

@@ -1,6 +1,7 @@
 """Every method of the RecordStore port, each transition and each refusal (P2, P3)."""
 
 import asyncio
+import json
 from datetime import timedelta
 
 import pytest
@@ -212,10 +213,14 @@ async def test_complete_stores_categories_and_confidence(
     before = await stored(store, key_of())
     assert (before.categories, before.confident) == ((), None)
     categories = (Annotation(1, "cat", 0.9), Annotation(2, "animal", 0.1 + 0.2))
-    step = records.complete(claim, RESULT, categories=categories, confident=confident)
+    output = json.dumps({"text": "ä" * 30_000})
+    step = records.complete(
+        claim, RESULT, categories=categories, confident=confident, output=output
+    )
     assert await store.change(claim.key, step)
     done = await stored(store, key_of())
     assert (done.annotations, done.categories, done.confident) == (RESULT, categories, confident)
+    assert done.output == output
     assert (await store.get_many([key_of()]))[key_of()] == done
 
 
@@ -225,7 +230,7 @@ async def test_result_without_categories_and_confidence_is_stored(
     claim = await created_and_claimed(store, clock, key_of())
     assert await store.change(claim.key, records.complete(claim, RESULT))
     done = await stored(store, key_of())
-    assert (done.categories, done.confident) == ((), None)
+    assert (done.categories, done.confident, done.output) == ((), None, "")
 
 
 async def test_old_token_is_refused(store: RecordStore, clock: MovableClock) -> None:

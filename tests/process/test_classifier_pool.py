@@ -1,6 +1,7 @@
 """Classifier processes: effects of a hang, a crash, and the end of the worker."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -15,16 +16,18 @@ import pytest
 from PIL import Image
 
 from core.bundles.bundle import read_bundle
-from core.domain.records import Status, release
+from core.bundles.python_bundle import read_any_bundle
+from core.domain.records import Classification, Status, release
 from core.errors import BundleError, NotFound, Unavailable, UndecodableImage
 from core.settings import Settings
 from tests.support.bundles import write_slow_bundle
 from tests.support.pictures import encode, picture, sha256
+from tests.support.predictors import write_python_bundle
 from tests.support.records import claimed
 from tests.support.scripted_worker import until
 from tests.support.signals import standing_still
 from tests.support.worker import classifier_processes, running_worker, settings_in
-from worker.errors import ClassifierLost
+from worker.errors import ClassifierLost, PredictionFailed
 from worker.inference.pool import ClassifierPool, RemoteClassifier, spawn_process
 from worker.inference.protocol import MAX_BATCH
 
@@ -69,6 +72,54 @@ async def test_each_caller_gets_its_own_answer(tmp_path: Path) -> None:
         found = await asyncio.gather(*(classifier.classify(image) for _, image in asked))
         assert [each.annotations[0].label for each in found] == [name for name, _ in asked]
         assert [note.index for note in found[0].annotations] == [1, 2, 3, 4, 5, 6]
+
+
+async def test_python_bundle_costs_an_image_at_most_that_image(tmp_path: Path) -> None:
+    """Exceptions, crashes and endless loops of a predictor, among images that it classifies."""
+    code = """
+import os, time
+class Predictor:
+    def load(self, folder):
+        pass
+    def predict(self, images):
+        return [self.predict_one(image) for image in images]
+    def predict_one(self, image):
+        red, green, blue = image.resize((1, 1)).getpixel((0, 0))
+        if red < 60 and blue < 60 and green < 60:
+            os._exit(1)
+        if red > 180 and green > 180:
+            time.sleep(1000)
+        if green > 150:
+            raise KeyError("secret")
+        return {"labels": {"fine": 0.5}, "output": {"red": red}}
+"""
+    folder = write_python_bundle(tmp_path / "python", code)
+    settings = settings_in(tmp_path, model_uri=str(folder), worker_concurrency=1)
+    pool = ClassifierPool(settings, spawn_process)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Settings, "classify_seconds", PATIENCE)
+        await pool.start()
+        try:
+            classifier = await pool.load(read_any_bundle(folder))
+            colours = {
+                "crash": (10, 10, 10), "hang": (240, 240, 240), "raise": (20, 200, 20),
+                "fine": (220, 20, 20), "good": (220, 20, 220),
+            }  # fmt: skip
+            images = [picture(1, colour) for colour in colours.values()] * 2
+            asked = (classifier.classify(image) for image in images)
+            found = await asyncio.gather(*asked, return_exceptions=True)
+        finally:
+            await pool.close()
+    for name, outcome in zip([*colours] * 2, found, strict=True):
+        if name in ("crash", "hang"):
+            assert isinstance(outcome, ClassifierLost), (name, outcome)
+        elif name == "raise":
+            assert isinstance(outcome, PredictionFailed)
+            assert outcome.detail == "The predictor raised KeyError."
+        else:
+            assert isinstance(outcome, Classification), (name, outcome)
+            assert outcome.best == "fine"
+            assert json.loads(outcome.output)["red"] > 200
 
 
 async def test_large_image_arrives_complete(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from core.bundles.bundle import read_bundle
 from core.domain.records import (
     Annotation,
     Claim,
+    RecordError,
     RecordKey,
     Status,
     complete,
@@ -28,6 +29,7 @@ from tests.support.clock import MovableClock
 from tests.support.faults import Once, watched
 from tests.support.loop_errors import loop_errors
 from tests.support.pictures import picture
+from tests.support.predictors import predicting, write_python_bundle
 from tests.support.problems import assert_problem
 from tests.support.records import claimed, delete_image
 from tests.support.scripted_worker import until
@@ -459,3 +461,40 @@ async def test_finished_image_is_acknowledged_without_its_model(worker: RunningW
     assert claim is not None
     await worker.backend.records.change(claim.key, complete(claim, [Annotation(1, "red", 1.0)]))
     assert (await worker.push(key)).status_code == 204
+
+
+# --- Bundles in Python ----------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def python_worker(tmp_path: Path, expression: str) -> AsyncIterator[RunningWorker]:
+    folder = write_python_bundle(tmp_path / "python", predicting(expression))
+    async with running_worker(settings_in(tmp_path, model_uri=str(folder))) as running:
+        yield running
+
+
+async def test_output_of_a_predictor_is_stored(tmp_path: Path) -> None:
+    async with python_worker(tmp_path, "[{'output': {'n': 1}} for _ in images]") as worker:
+        key = await worker.submit()
+        assert (await worker.push(key)).status_code == 204
+        record = await worker.record(key)
+    assert (record.status, record.annotations) == (Status.SUCCESS, ())
+    assert record.output == '{"n":1}'
+
+
+@pytest.mark.parametrize(
+    ("expression", "detail"),
+    [
+        ("images.nothing", "The predictor raised AttributeError."),
+        ("[]", "The predictor returned 0 predictions for 1 images."),
+    ],
+)
+async def test_failed_prediction_is_a_retryable_error(
+    tmp_path: Path, expression: str, detail: str
+) -> None:
+    async with python_worker(tmp_path, expression) as worker:
+        key = await worker.submit()
+        assert (await worker.push(key)).status_code == 204
+        record = await worker.record(key)
+    assert record.status is Status.ERROR
+    assert record.error == RecordError("prediction_failed", detail, True)

@@ -48,7 +48,9 @@ async def bundles(settings: Settings) -> AsyncIterator[Bundles]:
 
 
 async def manifest(bundles: Bundles, uri: str = URI) -> Bundle:
-    return await asyncio.to_thread(bundles.manifest, uri)
+    bundle = await asyncio.to_thread(bundles.manifest, uri)
+    assert isinstance(bundle, Bundle)
+    return bundle
 
 
 async def complete(bundles: Bundles) -> Bundle:

@@ -1,7 +1,7 @@
 """The cache of results forgets exactly the image that was deleted."""
 
 from app.images.representation import Representation
-from app.images.result_cache import ResultCache
+from app.images.result_cache import MAX_CACHED_BYTES, ResultCache
 from core.domain.records import RecordKey, Status
 
 IMAGE, OTHER = "a" * 64, "b" * 64
@@ -10,6 +10,14 @@ OLD, NEW = "colours@000000000000", "colours@111111111111"
 
 def result(image_hash: str = IMAGE, status: Status = Status.SUCCESS) -> Representation:
     return Representation(image_hash, OLD, status, b"{}", '"tag"')
+
+
+def test_large_result_is_not_kept() -> None:
+    cache = ResultCache(10, 60)
+    key = RecordKey("acme", IMAGE, OLD)
+    for size, kept in ((MAX_CACHED_BYTES + 1, False), (MAX_CACHED_BYTES, True)):
+        cache.put(key, Representation(IMAGE, OLD, Status.SUCCESS, b"x" * size, '"tag"'))
+        assert (cache.get(key) is not None) is kept
 
 
 def test_deleted_image_is_forgotten_under_every_model_of_its_tenant_alone() -> None:

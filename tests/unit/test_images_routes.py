@@ -28,6 +28,7 @@ FIELDS = [
     "annotations",
     "categories",
     "confident",
+    "output",
     "image_url",
     "error",
     "attempts",

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from core.backends.bundles import Bundles
-from core.bundles.bundle import Bundle, read_bundle, write_sums
+from core.bundles.bundle import read_bundle, write_sums
+from core.bundles.python_bundle import AnyBundle
 from core.errors import BundleError, ModelUnavailable
 from tests.support.bundles import write_colour_bundle
 from tests.support.classifiers import spawn_thread
@@ -27,7 +28,7 @@ class Loads:
         self.pool = pool
         self.models: list[str] = []
 
-    async def __call__(self, bundle: Bundle) -> RemoteClassifier:
+    async def __call__(self, bundle: AnyBundle) -> RemoteClassifier:
         self.models.append(bundle.manifest.name)
         return await self.pool.load(bundle)
 
@@ -196,7 +197,7 @@ async def test_readable_bundles_are_not_read_again(bundles: list[str], loads: Lo
     read: list[str] = []
 
     class Counting(Bundles):
-        def manifest(self, uri: str) -> Bundle:
+        def manifest(self, uri: str) -> AnyBundle:
             read.append(uri)
             return super().manifest(uri)
 

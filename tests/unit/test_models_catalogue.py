@@ -9,7 +9,8 @@ import pytest
 from app.models import catalogue
 from app.models.catalogue import BundleModels, ModelCatalogue, ModelRef
 from core.backends.bundles import Bundles
-from core.bundles.bundle import Bundle, read_bundle
+from core.bundles.bundle import read_bundle
+from core.bundles.python_bundle import AnyBundle
 from core.errors import BundleError, BundleUnavailable, Unavailable, UnknownModel
 from tests.support.api import api_settings, eventually, open_api
 from tests.support.bundles import COLOURS, write_colour_bundle
@@ -49,7 +50,7 @@ class ScriptedBundles(Bundles):
         super().__init__()
         self.errors = list(errors)
 
-    def manifest(self, uri: str) -> Bundle:
+    def manifest(self, uri: str) -> AnyBundle:
         if self.errors:
             raise self.errors.pop(0)
         return super().manifest(uri)

@@ -10,7 +10,7 @@ import structlog
 from cachetools import LRUCache
 
 from core.backends.bundles import Bundles, retry_delays
-from core.bundles.bundle import Bundle
+from core.bundles.python_bundle import AnyBundle
 from core.errors import BundleError, BundleUnavailable, GlimpseError, ModelUnavailable
 from worker.inference.pool import RemoteClassifier
 
@@ -54,7 +54,7 @@ class ModelRegistry:
         uris: Sequence[str],
         bundles: Bundles,
         capacity: int,
-        load: Callable[[Bundle], Awaitable[RemoteClassifier]],
+        load: Callable[[AnyBundle], Awaitable[RemoteClassifier]],
         *,
         retries: Retries = Retries(),
         monotonic: Callable[[], float] = time.monotonic,
@@ -65,7 +65,7 @@ class ModelRegistry:
         self._bundles = bundles
         self._load = load
         # By URI, in their order.
-        self._found: dict[str, Bundle | BundleError] = {
+        self._found: dict[str, AnyBundle | BundleError] = {
             uri: BundleUnavailable(f"{uri} has not been read yet.") for uri in uris
         }
         self._loaded: LRUCache[str, RemoteClassifier] = LRUCache(capacity)
@@ -89,7 +89,7 @@ class ModelRegistry:
     @property
     def identities(self) -> tuple[str, ...]:
         """The models with a readable bundle, the default model first."""
-        bundles = (found for found in self._found.values() if isinstance(found, Bundle))
+        bundles = (found for found in self._found.values() if isinstance(found, AnyBundle))
         return tuple(dict.fromkeys(bundle.identity for bundle in bundles))
 
     async def classifier(self, model: str) -> RemoteClassifier:
@@ -98,7 +98,7 @@ class ModelRegistry:
         if loaded is not None:
             return loaded
         for uri, found in self._found.items():
-            if isinstance(found, Bundle) and found.identity == model:
+            if isinstance(found, AnyBundle) and found.identity == model:
                 try:
                     return await self._load_shared(uri, found)
                 except BundleError as error:
@@ -120,7 +120,7 @@ class ModelRegistry:
             await self._read(
                 uri
                 for uri, found in self._found.items()
-                if not isinstance(found, Bundle) or found.identity in self._failed
+                if not isinstance(found, AnyBundle) or found.identity in self._failed
             )
             if await self._complete():
                 return
@@ -130,7 +130,7 @@ class ModelRegistry:
         # The failure is logged where it happens, and `check` keeps the worker from being ready.
         with contextlib.suppress(GlimpseError):
             await self.check()
-            return all(isinstance(found, Bundle) for found in self._found.values())
+            return all(isinstance(found, AnyBundle) for found in self._found.values())
         return False
 
     async def _read(self, uris: Iterable[str]) -> None:
@@ -149,7 +149,7 @@ class ModelRegistry:
         if isinstance(before, BundleError):
             log.info("bundle read", uri=uri, model=found.identity)
 
-    async def _load_shared(self, uri: str, bundle: Bundle) -> RemoteClassifier:
+    async def _load_shared(self, uri: str, bundle: AnyBundle) -> RemoteClassifier:
         failed = self._failed.get(bundle.identity)
         if failed is not None and self._monotonic() < failed.retry_at:
             raise BundleError(failed.reason)
@@ -161,7 +161,7 @@ class ModelRegistry:
         # The cancellation of one request must not cancel the load for the others.
         return await asyncio.shield(task)
 
-    async def _load_bundle(self, uri: str, bundle: Bundle) -> RemoteClassifier:
+    async def _load_bundle(self, uri: str, bundle: AnyBundle) -> RemoteClassifier:
         began, fetched = time.perf_counter(), False
         try:
             await asyncio.to_thread(self._bundles.weights, uri, bundle)
@@ -181,7 +181,7 @@ class ModelRegistry:
         log.info("model loaded", model=bundle.identity, milliseconds=milliseconds)
         return classifier
 
-    def _failure(self, bundle: Bundle, reason: str, error: Exception) -> _Failure:
+    def _failure(self, bundle: AnyBundle, reason: str, error: Exception) -> _Failure:
         before = self._failed.get(bundle.identity)
         # An unavailable storage costs nothing, and should be used as soon as it is available.
         count = 0 if before is None or isinstance(error, BundleUnavailable) else before.count

@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeAlias
 
 import structlog
 
-from core.bundles.bundle import Bundle
+from core.bundles.python_bundle import AnyBundle
 from core.domain.records import MAX_LABELS, Annotation, Classification
 from core.errors import Unavailable
 from core.settings import Settings
@@ -77,7 +77,7 @@ class ClassifierPool:
         """Start the processes. They load models on request."""
         await asyncio.gather(*(member.start() for member in self._members))
 
-    async def load(self, bundle: Bundle) -> "RemoteClassifier":
+    async def load(self, bundle: AnyBundle) -> "RemoteClassifier":
         """Load `bundle` in every process. Raises BundleError or ClassifierLost."""
         folder = await asyncio.to_thread(bundle.folder.resolve)
         name = json.dumps([bundle.identity, str(folder)]).encode()
@@ -121,7 +121,7 @@ class ClassifierPool:
 class RemoteClassifier:
     """A model that every process of a pool has loaded."""
 
-    def __init__(self, pool: ClassifierPool, bundle: Bundle, name: bytes) -> None:
+    def __init__(self, pool: ClassifierPool, bundle: AnyBundle, name: bytes) -> None:
         self.bundle = bundle
         self._pool = pool
         self._name = name
@@ -362,6 +362,7 @@ def _result(document: dict[str, Any], thumbnail: bytes) -> Classification | byte
         _annotations(document["categories"]),
         document["confident"],
         thumbnail,
+        document["output"],
     )
 
 

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -123,73 +124,30 @@ def no_memory_limit(size: int) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext()
 
 
-class Preprocessor:
-    """Applies one manifest's preprocessing. Stateless."""
+class Decoder(ABC):
+    """Decodes images upright and in RGB, at the size that the subclass chooses. Stateless."""
 
     def __init__(
-        self,
-        manifest: BundleManifest,
-        max_pixels: PixelLimits | int,
-        memory_limit: MemoryLimit = no_memory_limit,
+        self, resample: str, max_pixels: PixelLimits | int, memory_limit: MemoryLimit
     ) -> None:
-        """`max_pixels` is width times height. `memory_limit` bounds what decoding allocates.
-
-        Raises BundleError if the manifest's rules contradict each other.
-        """
-        rule, spec = manifest.resize, manifest.input
-        if 0 in manifest.std:
-            raise BundleError("The manifest's std must not hold a zero.")
-        self._short_side: int | None = None
-        if rule.method == "crop":
-            if rule.short_side is None or rule.short_side < max(spec.height, spec.width):
-                raise BundleError("A crop needs a short_side of at least the input's longer side.")
-            self._short_side = rule.short_side
-        self._width, self._height = spec.width, spec.height
-        self._resample = _RESAMPLE[rule.resample]
+        """`max_pixels` is width times height. `memory_limit` bounds what decoding allocates."""
+        self._resample = _RESAMPLE[resample]
         # Reducing in two steps changes the result of these filters.
-        exact = rule.resample in ("nearest", "box")
+        exact = resample in ("nearest", "box")
         self._reducing_gap = None if exact else _REDUCING_GAP
         self._max_pixels = max_pixels
         self._colours = ColourConverter()
         self._memory_limit = memory_limit
-        # (v * rescale - mean) / std as one multiplication and one addition a value.
-        std = np.asarray(manifest.std, np.float64)
-        with np.errstate(all="ignore"):  # the result is checked below
-            scale = (manifest.rescale / std).astype(np.float32)
-            shift = (-np.asarray(manifest.mean, np.float64) / std).astype(np.float32)
-        if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
-            raise BundleError("The manifest's rescale, mean and std must give finite numbers.")
-        self._channels_first = spec.layout == "NCHW"
-        shape = (3, 1, 1) if self._channels_first else (1, 1, 3)
-        self._scale, self._shift = scale.reshape(shape), shift.reshape(shape)
-
-    def tensor(self, data: bytes) -> NDArray[np.float32]:
-        """The tensor of `prepare`."""
-        return self.prepare(data)[0]
-
-    def prepare(self, data: bytes, *, thumbnail: bool = False) -> tuple[NDArray[np.float32], bytes]:
-        """A batch of one, and the thumbnail, which is empty unless it is asked for.
-
-        The batch is 1 x 3 x height x width, or 1 x height x width x 3 for NHWC. Raises InvalidImage
-        if the image exceeds a limit, UndecodableImage if it cannot be decoded.
-        """
-        picture, small = self._pictures(data, thumbnail)
-        pixels = np.asarray(picture)
-        if self._channels_first:
-            pixels = pixels.transpose(2, 0, 1)
-        tensor = np.empty((1, *pixels.shape), np.float32)
-        np.multiply(pixels, self._scale, out=tensor[0])
-        tensor += self._shift
-        return tensor, b"" if small is None else encoded_thumbnail(small)
 
     def picture(self, data: bytes) -> Image.Image:
-        """The image as the network sees it: upright, RGB, of the input's size.
+        """The image. Raises InvalidImage and UndecodableImage as `pictures` does."""
+        return self.pictures(data, thumbnail=False)[0]
 
-        Raises InvalidImage and UndecodableImage as `prepare` does.
+    def pictures(self, data: bytes, *, thumbnail: bool) -> Pictures:
+        """The image, and its thumbnail if that is asked for.
+
+        Raises InvalidImage if the image exceeds a limit, UndecodableImage if it cannot be decoded.
         """
-        return self._pictures(data, False)[0]
-
-    def _pictures(self, data: bytes, thumbnail: bool) -> Pictures:
         encoded = self._read(data)
         width, height = encoded.size
         per_pixel = _JPEG_BYTES_PER_PIXEL if encoded.reducible else _BYTES_PER_PIXEL
@@ -230,9 +188,8 @@ class Preprocessor:
         """Shrink the image first: turning and converting it are then cheap."""
         orientation = encoded.orientation or _orientation(image)
         swap = orientation in _SWAPS_SIDES
-        target = (self._height, self._width) if swap else (self._width, self._height)
         canvas = image.size if encoded.frame is None else encoded.size
-        whole = self._whole(canvas, target)
+        target, whole = self._sizes(canvas, swap)
         size: tuple[float, float] = canvas
         if encoded.reducible:
             most = int(whole[0] * _REDUCING_GAP), int(whole[1] * _REDUCING_GAP)
@@ -263,6 +220,90 @@ class Preprocessor:
             return _upright(small, orientation)
 
         return finished(reduced), finished(reduced_to_thumbnail(pixels)) if thumbnail else None
+
+    @abstractmethod
+    def _sizes(self, size: tuple[int, int], swap: bool) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The final size of an image of `size`, and that of the whole image at the same scale.
+
+        The result is the centre of the whole image. All sizes are as stored; `swap` tells that the
+        orientation exchanges the sides later.
+        """
+
+
+class FittingDecoder(Decoder):
+    """Decodes images to at most `max_side` pixels a side. Smaller images keep their size."""
+
+    def __init__(
+        self,
+        max_side: int,
+        max_pixels: PixelLimits | int,
+        memory_limit: MemoryLimit = no_memory_limit,
+    ) -> None:
+        super().__init__("bilinear", max_pixels, memory_limit)
+        self._max_side = max_side
+
+    def _sizes(self, size: tuple[int, int], swap: bool) -> tuple[tuple[int, int], tuple[int, int]]:
+        scale = min(1.0, self._max_side / max(size))
+        fitting = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+        return fitting, fitting
+
+
+class Preprocessor(Decoder):
+    """Applies one manifest's preprocessing. Stateless."""
+
+    def __init__(
+        self,
+        manifest: BundleManifest,
+        max_pixels: PixelLimits | int,
+        memory_limit: MemoryLimit = no_memory_limit,
+    ) -> None:
+        """`max_pixels` is width times height. `memory_limit` bounds what decoding allocates.
+
+        Raises BundleError if the manifest's rules contradict each other.
+        """
+        rule, spec = manifest.resize, manifest.input
+        super().__init__(rule.resample, max_pixels, memory_limit)
+        if 0 in manifest.std:
+            raise BundleError("The manifest's std must not hold a zero.")
+        self._short_side: int | None = None
+        if rule.method == "crop":
+            if rule.short_side is None or rule.short_side < max(spec.height, spec.width):
+                raise BundleError("A crop needs a short_side of at least the input's longer side.")
+            self._short_side = rule.short_side
+        self._width, self._height = spec.width, spec.height
+        # (v * rescale - mean) / std as one multiplication and one addition a value.
+        std = np.asarray(manifest.std, np.float64)
+        with np.errstate(all="ignore"):  # the result is checked below
+            scale = (manifest.rescale / std).astype(np.float32)
+            shift = (-np.asarray(manifest.mean, np.float64) / std).astype(np.float32)
+        if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
+            raise BundleError("The manifest's rescale, mean and std must give finite numbers.")
+        self._channels_first = spec.layout == "NCHW"
+        shape = (3, 1, 1) if self._channels_first else (1, 1, 3)
+        self._scale, self._shift = scale.reshape(shape), shift.reshape(shape)
+
+    def tensor(self, data: bytes) -> NDArray[np.float32]:
+        """The tensor of `prepare`."""
+        return self.prepare(data)[0]
+
+    def prepare(self, data: bytes, *, thumbnail: bool = False) -> tuple[NDArray[np.float32], bytes]:
+        """A batch of one, and the thumbnail, which is empty unless it is asked for.
+
+        The batch is 1 x 3 x height x width, or 1 x height x width x 3 for NHWC. Raises InvalidImage
+        if the image exceeds a limit, UndecodableImage if it cannot be decoded.
+        """
+        picture, small = self.pictures(data, thumbnail=thumbnail)
+        pixels = np.asarray(picture)
+        if self._channels_first:
+            pixels = pixels.transpose(2, 0, 1)
+        tensor = np.empty((1, *pixels.shape), np.float32)
+        np.multiply(pixels, self._scale, out=tensor[0])
+        tensor += self._shift
+        return tensor, b"" if small is None else encoded_thumbnail(small)
+
+    def _sizes(self, size: tuple[int, int], swap: bool) -> tuple[tuple[int, int], tuple[int, int]]:
+        target = (self._height, self._width) if swap else (self._width, self._height)
+        return target, self._whole(size, target)
 
     def _whole(self, size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
         """The size of the whole image at the scale at which `target` is its centre."""

@@ -18,17 +18,18 @@ import socket
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from cachetools import LRUCache
 from numpy.typing import NDArray
 
-from core.bundles.bundle import read_bundle
+from core.bundles.bundle import Bundle
+from core.bundles.python_bundle import read_any_bundle
 from core.child_process import end_with_parent
 from core.domain.records import Annotation, Classification
 from core.errors import BundleError, GlimpseError, InvalidImage, NotFound, Unavailable
@@ -61,11 +62,31 @@ Result: TypeAlias = Classification | NDArray[np.float32]  # labels, or an embedd
 T = TypeVar("T")
 
 
+class ImageClassifier(Protocol):
+    """A loaded bundle, of either kind.
+
+    What `prepare` returns, beside the thumbnail, is for `infer` and `embed` alone.
+    """
+
+    @property
+    def free_batch(self) -> bool:
+        """Whether `infer` accepts several images at once."""
+        ...
+
+    def classify(self, data: bytes) -> Classification: ...
+
+    def prepare(self, data: bytes, *, thumbnail: bool = True) -> tuple[Any, bytes]: ...
+
+    def infer(self, tensors: Sequence[Any]) -> list[Classification]: ...
+
+    def embed(self, tensors: Sequence[Any]) -> Sequence[NDArray[np.float32]]: ...
+
+
 @dataclass(slots=True)
 class _Loaded:
     """A model in memory. `seconds` is a moving average for one image; 0 before the first."""
 
-    classifier: Classifier
+    classifier: ImageClassifier
     seconds: float = 0.0
     batches: bool = True  # false once the network has failed on a batch of good images
 
@@ -185,18 +206,23 @@ class Models:
 
     def _load(self, name: bytes) -> _Loaded:
         identity, folder = json.loads(name)
-        bundle = read_bundle(folder)
+        bundle = read_any_bundle(folder)
         if bundle.identity != identity:
             raise BundleError(f"{identity}: the folder now holds {bundle.identity}.")
-        loaded = self._loaded[name] = _Loaded(
-            Classifier(
-                bundle,
-                max_pixels=self._max_pixels,
-                labels_per_image=self._labels_per_image,
-                memory_limit=self._memory_limit,
-                thumbnails=self._thumbnails,
-            )
-        )
+        options: dict[str, Any] = {
+            "max_pixels": self._max_pixels,
+            "labels_per_image": self._labels_per_image,
+            "memory_limit": self._memory_limit,
+            "thumbnails": self._thumbnails,
+        }
+        if isinstance(bundle, Bundle):
+            loaded = _Loaded(Classifier(bundle, **options))
+        else:
+            # Imported here: most processes have no bundle in Python.
+            from worker.inference.predictor import PythonClassifier
+
+            loaded = _Loaded(PythonClassifier(bundle, **options))
+        self._loaded[name] = loaded
         return loaded
 
     def _load_head(self, name: bytes) -> Head:
@@ -252,6 +278,7 @@ def _reply(outcome: Result | _Failure, steps: list[Step]) -> Reply:
         "categories": _pairs(outcome.categories),
         "confident": outcome.confident,
         "thumbnail": outcome.thumbnail,
+        "output": outcome.output,
         "steps": steps,
     }
 
@@ -260,7 +287,7 @@ def _pairs(annotations: tuple[Annotation, ...]) -> list[tuple[str, float]]:
     return [(each.label, each.confidence) for each in annotations]
 
 
-def _prepared(classifier: Classifier, frame: Frame) -> tuple[NDArray[np.float32], bytes]:
+def _prepared(classifier: ImageClassifier, frame: Frame) -> tuple[Any, bytes]:
     return classifier.prepare(_image(frame), thumbnail=not frame.embed)
 
 

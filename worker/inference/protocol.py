@@ -13,8 +13,8 @@ The replies come in the order of the requests:
     4 bytes N, 4 bytes M, N bytes of JSON, M bytes of the image's thumbnail
 
 where the JSON is
-        {"annotations": [[label, confidence], ...], "categories", "confident", "steps",
-         "batch_size"}
+        {"annotations": [[label, confidence], ...], "categories", "confident", "output",
+         "steps", "batch_size"}
         or {"embedding": base64 of float32 in little-endian, "steps", "batch_size"}
         or {"error": [code, detail, traceback], "steps", "batch_size"}
 
@@ -38,7 +38,7 @@ from core.errors import (
     Unavailable,
     UndecodableImage,
 )
-from worker.errors import InferenceFailed
+from worker.errors import InferenceFailed, PredictionFailed
 
 LOAD, IMAGE, FILE, EMBEDDING = range(4)
 READ = "read image"  # the step that reads a file
@@ -48,7 +48,7 @@ ERRORS: dict[str, type[GlimpseError]] = {
     error.code: error
     for error in (
         *(NotFound, Unavailable, InvalidImage, UndecodableImage),
-        *(InferenceFailed, BundleError),
+        *(InferenceFailed, PredictionFailed, BundleError),
     )
 }
 REPLY = struct.Struct(">II")

@@ -35,7 +35,7 @@ from core.observability.tracing import add_past_span, span
 from core.ports import RecordStore
 from core.services.job_images import CANCELLED, is_over
 from worker.context import WorkerContext
-from worker.errors import ClassifierLost, InferenceFailed
+from worker.errors import ClassifierLost, InferenceFailed, PredictionFailed
 from worker.inference.pool import RemoteClassifier
 from worker.inference.protocol import READ
 from worker.inference.steps import Step
@@ -186,6 +186,7 @@ async def _classify_claimed(
                 outcome.annotations,
                 categories=outcome.categories,
                 confident=outcome.confident,
+                output=outcome.output,
             )
         found = b"" if isinstance(outcome, RecordError) else outcome.thumbnail
         stored, _ = await asyncio.gather(
@@ -207,7 +208,7 @@ async def _classify_claimed(
         log.warning("image refused", code=outcome.code, detail=outcome.detail, **timing)
         return outcome
     ctx.metrics.classification_ended(SUCCESS)
-    log.info("classified", label=outcome.annotations[0].label, **timing)
+    log.info("classified", label=outcome.best, **timing)
     return None
 
 
@@ -249,6 +250,11 @@ async def infer(
         return MISSING
     except InvalidImage as error:
         return RecordError(error.code, error.detail, False)
+    except PredictionFailed as error:
+        # Another delivery would meet the same code: the client decides whether to try again.
+        cause = "\n".join(getattr(error, "__notes__", ()))
+        log.error("prediction failed", model=claim.key.model, detail=error.detail, cause=cause)
+        return RecordError(error.code, error.detail, True)
     except InferenceFailed as error:
         cause = "\n".join(getattr(error, "__notes__", ()))
         log.error("inference failed", model=key.model, cause=cause)

@@ -46,6 +46,7 @@ class Labelled:
     annotations: Sequence[Annotation] = ()
     categories: Sequence[Annotation] = ()
     confident: bool | None = None
+    output: Any = None
     error: str | None = None
 
     @property
@@ -82,6 +83,7 @@ class Labelled:
                 for each in self.categories
             ],
             "confident": self.confident,
+            "output": self.output,
             "error": self.error,
         }
 
@@ -267,6 +269,7 @@ def from_result(name: str, result: JobResult) -> Labelled:
         result.annotations,
         result.categories,
         result.confident,
+        result.output,
         None if result.error is None else result.error.detail,
     )
 
@@ -304,6 +307,7 @@ def _single(ctx: Context, wanted: Wanted, choice: Choice) -> Labelled:
         image.annotations,
         image.categories,
         image.confident,
+        image.output,
         None if image.error is None else image.error.detail,
     )
 

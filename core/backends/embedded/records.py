@@ -75,7 +75,7 @@ TERMS_OF_EXISTING = tuple(
     for tier in range(len(TIERS))
 )
 SCHEMA = Schema(
-    version=7,
+    version=8,
     upgrades={
         3: (
             "ALTER TABLE records ADD COLUMN categories TEXT NOT NULL DEFAULT '[]'",
@@ -96,6 +96,7 @@ SCHEMA = Schema(
         ),
         5: ("ALTER TABLE records ADD COLUMN claims INTEGER NOT NULL DEFAULT 0",),
         6: _DELETIONS,
+        7: ("ALTER TABLE records ADD COLUMN output TEXT NOT NULL DEFAULT ''",),
     },
     statements=(
         *dead_letters.TABLE,
@@ -120,6 +121,7 @@ SCHEMA = Schema(
             confident        INTEGER,           -- 0, 1 or null
             sort_key         TEXT NOT NULL DEFAULT '',
             claims           INTEGER NOT NULL DEFAULT 0,
+            output           TEXT NOT NULL DEFAULT '',  -- JSON, or empty
             PRIMARY KEY (tenant, image_hash, model)
         ) WITHOUT ROWID
         """,
@@ -136,7 +138,8 @@ SCHEMA = Schema(
 _KEY = "tenant = ? AND image_hash = ? AND model = ?"
 _COLUMNS = (
     "tenant, image_hash, model, status, annotations, error, attempts, token, lease_expires_at,"
-    " created_at, updated_at, submitted_at, priority, job, categories, confident, claims"
+    " created_at, updated_at, submitted_at, priority, job, categories, confident, claims,"
+    " output"
 )
 # ruff's S608 warns of values in SQL text; these are constants.
 _SELECT = f"SELECT {_COLUMNS} FROM records WHERE {_KEY}"  # noqa: S608
@@ -145,15 +148,14 @@ _SELECT_MANY = (
     f"SELECT {_COLUMNS} FROM records WHERE tenant = ? AND model = ?"  # noqa: S608
     " AND image_hash IN (SELECT value FROM json_each(?))"
 )
-_SELECT_OF_IMAGE = f"SELECT {_COLUMNS} FROM records WHERE tenant = ? AND image_hash = ?"  # noqa: S608
 _INSERT = (
     f"INSERT INTO records ({_COLUMNS}, sort_key)"  # noqa: S608
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 )
 _UPDATE = (
     "UPDATE records SET status = ?, annotations = ?, error = ?, attempts = ?, token = ?,"  # noqa: S608
     " lease_expires_at = ?, created_at = ?, updated_at = ?, submitted_at = ?, priority = ?,"
-    f" job = ?, categories = ?, confident = ?, claims = ? WHERE {_KEY}"
+    f" job = ?, categories = ?, confident = ?, claims = ?, output = ? WHERE {_KEY}"
 )
 # SQLite uses the partial index only if the condition repeats that of the index word for word.
 _STALE = (
@@ -230,8 +232,7 @@ class SqliteRecordStore(SqliteStore[RecordKey, Record]):
     async def of_image(self, tenant: str, image_hash: str) -> Sequence[Record]:
         def select(connection: sqlite3.Connection) -> list[Record]:
             return [
-                _record_of(row)
-                for row in connection.execute(_SELECT_OF_IMAGE, (tenant, image_hash))
+                _record_of(row) for row in connection.execute(_SELECT_IMAGE, (tenant, image_hash))
             ]
 
         return await self._database.read(select)
@@ -397,6 +398,7 @@ def _state_of(record: Record) -> tuple[object, ...]:
         _annotations_json(record.categories) if record.categories else "[]",
         record.confident,
         record.claims,
+        record.output,
     )
 
 
@@ -420,7 +422,7 @@ def _record_of(row: tuple[Any, ...], key: RecordKey | None = None) -> Record:
     """`key` is the row's, if the caller has it: making one costs as much as reading the row."""
     tenant, image_hash, model, status, annotations, error, *rest = row
     attempts, token, lease, created, updated, submitted, priority, job, *rest = rest
-    categories, confident, claims = rest
+    categories, confident, claims, output = rest
     return Record(
         key=key or RecordKey(tenant, image_hash, model),
         status=Status(status),
@@ -437,4 +439,5 @@ def _record_of(row: tuple[Any, ...], key: RecordKey | None = None) -> Record:
         categories=_annotations_of(categories),
         confident=None if confident is None else bool(confident),
         claims=claims,
+        output=output,
     )

@@ -95,6 +95,8 @@ def entity_of(record: Record, key: Any) -> Any:
         set_text(fields["categories"], json.dumps([asdict(each) for each in record.categories]))
     if record.confident is not None:
         set_flag(fields["confident"], record.confident)
+    if record.output:
+        set_text(fields["output"], record.output)
     if record.error is not None:
         set_text(fields["error"], json.dumps(asdict(record.error)))
     set_number(fields["attempts"], record.attempts)
@@ -138,6 +140,7 @@ def record_of(entity: Any, keys: Keys) -> Record:
         annotations=_annotations_of(fields, "annotations"),
         categories=_annotations_of(fields, "categories"),
         confident=fields["confident"].boolean_value if "confident" in fields else None,
+        output=fields["output"].string_value if "output" in fields else "",
         error=None if error is None else RecordError(**error),
         attempts=fields["attempts"].integer_value,
         token=fields["token"].integer_value,
