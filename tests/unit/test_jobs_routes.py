@@ -964,6 +964,7 @@ async def test_results_join_items_and_records(api: Api) -> None:
         "annotations": [],
         "categories": [],
         "confident": None,
+        "output": None,
         "error": None,
         "metadata": {"shelf": 7},
     }
@@ -977,6 +978,7 @@ async def test_results_join_items_and_records(api: Api) -> None:
         "annotations": [],
         "categories": [],
         "confident": None,
+        "output": None,
         "error": {
             "code": "not_uploaded",
             "detail": "The service has no image with this hash. Upload the image.",
@@ -1006,6 +1008,7 @@ async def test_results_join_items_and_records(api: Api) -> None:
         "annotations": labels,
         "categories": [{"index": 1, "label": "colour", "confidence": 1.0}],
         "confident": True,
+        "output": None,
     }
     assert last[3] == {**last[0], "index": 3, "metadata": {}}
     assert (last[1]["status"], last[1]["annotations"]) == ("failed", [])
