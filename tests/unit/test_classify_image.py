@@ -498,3 +498,20 @@ async def test_failed_prediction_is_a_retryable_error(
         record = await worker.record(key)
     assert record.status is Status.ERROR
     assert record.error == RecordError("prediction_failed", detail, True)
+
+
+async def test_model_that_only_one_worker_has(tmp_path: Path) -> None:
+    """P2, P8: the other worker refuses the message, and a later delivery leads to one result."""
+    other = write_colour_bundle(tmp_path / "other", name="other")
+    model = read_bundle(other).identity
+    has = settings_in(tmp_path, extra_model_uris=(str(other),))
+    async with running_worker(settings_in(tmp_path)) as without, running_worker(has) as worker:
+        key = await without.submit(model=model)
+        for _ in range(2):
+            assert_problem(await without.push(key), 503, "model_unavailable")
+        assert (await without.record(key)).attempts == 0
+        assert (await worker.push(key)).status_code == 204
+        done = await without.record(key)
+        assert (done.status, done.key.model) == (Status.SUCCESS, model)
+        assert (await without.push(key)).status_code == 204  # a duplicate
+        assert await worker.record(key) == done

@@ -253,7 +253,7 @@ async def infer(
     except PredictionFailed as error:
         # Another delivery would meet the same code: the client decides whether to try again.
         cause = "\n".join(getattr(error, "__notes__", ()))
-        log.error("prediction failed", model=claim.key.model, detail=error.detail, cause=cause)
+        log.error("prediction failed", model=key.model, detail=error.detail, cause=cause)
         return RecordError(error.code, error.detail, True)
     except InferenceFailed as error:
         cause = "\n".join(getattr(error, "__notes__", ()))
