@@ -81,7 +81,7 @@ def test_curl_commands_answer_with_the_models_of_the_page(stack: Stack) -> None:
     assert set(found) == set(FOLDERS)
     assert found["my-model"]["annotations"][0]["label"] in COLOURS
     assert len(found["my-function"]["annotations"]) == 1, "the last command asks for one label"
-    assert max(found["my-function"]["output"]["size"]) == 512
+    assert max(found["my-function"]["output"]["size"]) == 256
 
 
 def test_places_of_the_page_exist() -> None:
