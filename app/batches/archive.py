@@ -7,7 +7,6 @@ them together up to the largest batch.
 import asyncio
 import os
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,9 +16,15 @@ from typing import IO, TypeVar
 import structlog
 from starlette.requests import Request
 
-from app.batches.form import Store
-from app.batches.item import BatchItem, display_name
+from app.batches.item import BatchItem, Store, display_name, is_clutter
 from app.batches.limits import BatchLimits
+from app.batches.zip_format import (
+    UNPACK_BYTES,
+    DamagedEntry,
+    ZipEntry,
+    read_directory,
+    unpacked,
+)
 from app.uploads.limiter import UploadSlot
 from core.domain.jobs import check_count
 from core.errors import InvalidImage, MalformedBody, Unavailable, overloaded
@@ -31,12 +36,6 @@ log = structlog.get_logger(__name__)
 MEDIA_TYPES = ("application/zip", "application/x-zip-compressed")
 AT_ONCE = 4  # archives that one process spools
 WRITE_BYTES = 1024 * 1024  # written at once
-UNPACK_BYTES = 256 * 1024  # unpacked at once
-# A directory of 1,000 images takes 200 kB; Python needs ten times the memory for what it reads.
-MAX_DIRECTORY = 1024 * 1024
-# Others take the memory that the archive asks for: an LZMA dictionary may have four gigabytes.
-_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_ENCRYPTED = 0x1
 
 
 class ZipSpool:
@@ -68,22 +67,29 @@ class ZipSpool:
 
 async def read_zip(
     request: Request, slot: UploadSlot, limits: BatchLimits, spool: ZipSpool, store: Store
-) -> None:
+) -> int:
     """Pass each image of the zip to `store`, in the order of its directory.
 
-    Raises MalformedBody, BatchTooLarge, Overloaded, Unavailable, and what `UploadSlot.read` raises.
+    Returns how many files were skipped. Raises MalformedBody, BatchTooLarge, Overloaded,
+    Unavailable, and what `UploadSlot.read` raises.
     """
     with spool.room():
-        file = await _in_thread(spool.open)
+        file = await in_thread(spool.open)
         try:
             await _write_body(request, slot, limits, file)
-            entries = await _in_thread(partial(ZipEntries, file, limits))
-            for entry in entries.images:
-                item = await _in_thread(partial(entries.read, entry))
-                slot.reserve(len(item.data))
-                await store(item)
+            entries = await in_thread(partial(ZipEntries, file, limits))
+            await store_entries(entries, slot, store)
+            return entries.skipped
         finally:
             await asyncio.to_thread(file.close)
+
+
+async def store_entries(entries: "ZipEntries", slot: UploadSlot, store: Store) -> None:
+    """Read each image, and pass it to `store`."""
+    for entry in entries.images:
+        item = await in_thread(partial(entries.read, entry))
+        slot.reserve(len(item.data))
+        await store(item)
 
 
 async def _write_body(
@@ -92,7 +98,7 @@ async def _write_body(
     unwritten = bytearray()
 
     async def write() -> None:
-        await _in_thread(partial(file.write, unwritten))
+        await in_thread(partial(file.write, unwritten))
         slot.release(len(unwritten))
         unwritten.clear()
 
@@ -105,84 +111,42 @@ async def _write_body(
 
 
 class ZipEntries:
-    """The images of an archive. Every method blocks."""
+    """The images of an archive. Every method blocks.
+
+    `skipped` counts the files that programs make beside images. `unpacked_bytes` is what the images
+    unpack to, as declared.
+    """
 
     def __init__(self, file: IO[bytes], limits: BatchLimits) -> None:
         """Raises MalformedBody, and BatchTooLarge if the archive has more than a batch may."""
         self._limits = limits
-        try:
-            self._archive = zipfile.ZipFile(_BoundedFile(file))
-        except OSError:
-            raise
-        except Exception as error:
-            raise MalformedBody("The body is not a zip that can be read.") from error
-        infos = self._archive.infolist()
-        self.images = [info for info in infos if not _skipped(info)]
+        self._file = file
+        entries = read_directory(file)
+        files = [entry for entry in entries if not entry.is_folder]
+        self.images = [entry for entry in files if not is_clutter(entry.name)]
+        self.skipped = len(files) - len(self.images)
         check_count(len(self.images), limits.max_items)
         # Overlapping entries are how a small archive unpacks to a large one.
-        if sum(info.compress_size for info in infos) > file.seek(0, os.SEEK_END):
+        if sum(entry.packed_size for entry in entries) > file.seek(0, os.SEEK_END):
             raise MalformedBody("The zip's entries overlap.")
-        # `zipfile` unpacks no more of an entry than the directory says.
         most = limits.max_image_bytes + UNPACK_BYTES
-        if sum(min(info.file_size, most) for info in self.images) > limits.max_bytes:
+        self.unpacked_bytes = sum(min(entry.size, most) for entry in self.images)
+        if self.unpacked_bytes > limits.max_bytes:
             raise limits.too_large()
 
-    def read(self, info: zipfile.ZipInfo) -> BatchItem:
+    def read(self, entry: ZipEntry) -> BatchItem:
         """The entry's image, or an item with an error. Raises OSError."""
-        item = BatchItem.empty(display_name(info.filename), self._limits.max_image_bytes)
-        if info.flag_bits & _ENCRYPTED:
-            return item.fail(InvalidImage("The zip's entry is encrypted."))
-        if info.compress_type not in _METHODS:
-            return item.fail(InvalidImage("The zip's entry is neither stored nor deflated."))
+        item = BatchItem.empty(display_name(entry.name), self._limits.max_image_bytes)
         try:
-            with self._archive.open(info) as entry:
-                while (part := entry.read(UNPACK_BYTES)) and item.add(part):
-                    pass
-        except OSError:
-            raise
-        except Exception:  # noqa: BLE001 - a damaged entry makes zipfile raise anything
-            return item.fail(InvalidImage("The zip's entry is damaged."))
+            for part in unpacked(self._file, entry):
+                if not item.add(part):
+                    break
+        except DamagedEntry as fault:
+            return item.fail(InvalidImage(str(fault)))
         return item.finish()
 
 
-class _BoundedFile:
-    """A file for `zipfile`, which would read as far as the numbers in the archive say."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._size = file.seek(0, os.SEEK_END)
-
-    def read(self, size: int = -1) -> bytes:
-        if size > MAX_DIRECTORY:
-            raise zipfile.BadZipFile("the directory is too large")
-        # Without a size, `zipfile` reads the end of the archive, which the format bounds.
-        return self._file.read(size if size >= 0 else MAX_DIRECTORY)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        if whence == os.SEEK_SET and not 0 <= offset <= self._size:
-            raise zipfile.BadZipFile("an offset is outside of the archive")
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def seekable(self) -> bool:
-        return True
-
-
-def _skipped(info: zipfile.ZipInfo) -> bool:
-    """Whether the entry is a folder, or a file that an operating system adds to archives."""
-    # Not `is_dir`, which Python 3.11 cannot answer for an entry without a name. Windows PowerShell
-    # writes backslashes.
-    *folders, name = info.filename.replace("\\", "/").split("/")
-    return bool(folders and not name) or any(_hidden(part) for part in (*folders, name))
-
-
-def _hidden(part: str) -> bool:
-    return part == "__MACOSX" or (part.startswith(".") and part not in (".", ".."))
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
+async def in_thread(work: Callable[[], T]) -> T:
     try:
         return await asyncio.to_thread(work)
     except OSError as error:

@@ -10,8 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.batches.form import Store
-from app.batches.item import MAX_NAME, BatchItem, display_name
+from app.batches.item import BatchItem, Store, display_name
 from app.batches.limits import BatchLimits
 from app.uploads.image_upload import image_too_large
 from app.uploads.limiter import UploadSlot
@@ -148,6 +147,5 @@ class BucketReader:
 
 
 def relative_name(name: str, where: ObjectPrefix) -> str:
-    """An object's name below the prefix's folder, each part as `display_name` shows it."""
-    parts = (display_name(part) for part in name.removeprefix(where.folder).split("/"))
-    return "/".join(part for part in parts if part not in ("", ".", ".."))[:MAX_NAME]
+    """An object's name below the prefix's folder, as `display_name` shows it."""
+    return display_name(name.removeprefix(where.folder).lstrip("/"))

@@ -1,13 +1,37 @@
 """One image of a batch, from the request to storage."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
 from app.uploads.image_upload import ImageBuffer
 from core.errors import GlimpseError, ImageTooLarge, InvalidImage
 
-MAX_NAME = 200  # characters
+# Stores an item, and releases its bytes from the slot.
+Store = Callable[["BatchItem"], Awaitable[None]]
+
+MAX_NAME = 500  # characters of a name with its path
+
+# Control characters, surrogates without a partner, and what reverses the order of the text around
+# it (Unicode Standard Annex 9).
+_REPLACED = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_DRIVE = re.compile("[A-Za-z]:")
+_CLUTTER_FOLDERS = frozenset(
+    {
+        *("__macosx", "@eadir", "#recycle", "#snapshot", "$recycle.bin", "recycler"),
+        *("system volume information", "lost+found"),
+    }
+)
+_CLUTTER = frozenset({"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r"})
+# Texts that accompany images: labels of data sets, metadata of photo programs, links.
+_CAPTIONS = frozenset(
+    {
+        *("txt", "caption", "json", "jsonl", "ndjson", "csv", "tsv", "xml", "xmp", "aae", "srt"),
+        *("vtt", "md", "html", "htm", "yaml", "yml", "ini", "db", "url", "lnk", "nfo", "log"),
+        *("md5", "sha1", "sha256", "sha512", "parquet", "npy", "npz"),
+    }
+)
 
 
 @dataclass(slots=True)
@@ -64,7 +88,35 @@ class BatchItem:
 
 
 def display_name(name: str) -> str:
-    """The last part of a path, without characters that a terminal interprets."""
-    last = name.replace("\\", "/").rpartition("/")[2]
-    shown = "".join(each for each in last if each.isprintable())
-    return shown.strip()[:MAX_NAME]
+    """A file's name and its relative path, with `/`, as they were sent.
+
+    Control characters, and those that reverse text, are replaced. Of an absolute path, only the
+    last part is shown: the folders of a client's machine are private.
+    """
+    path = _REPLACED.sub("\ufffd", name).replace("\\", "/")
+    parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+    if path.startswith("/") or _DRIVE.match(path):
+        parts = [part for part in parts if not _DRIVE.fullmatch(part)][-1:]
+    return "/".join(parts)[-MAX_NAME:]
+
+
+def is_clutter(path: str) -> bool:
+    """Whether programs make files of this name beside images: indexes, thumbnails, captions.
+
+    A folder's name ends with a slash.
+    """
+    *folders, name = path.replace("\\", "/").split("/")
+    if any(folder.lower() in _CLUTTER_FOLDERS or _hidden(folder) for folder in folders):
+        return True
+    lower = name.lower()
+    return (
+        _hidden(name)
+        or lower in _CLUTTER
+        or lower.endswith((":zone.identifier", "~"))
+        or lower.startswith("~$")
+        or lower.rpartition(".")[2] in _CAPTIONS
+    )
+
+
+def _hidden(part: str) -> bool:
+    return part.startswith(".") and part not in (".", "..")

@@ -37,10 +37,14 @@ _DOCUMENT_LIMITS = BatchLimits(MAX_MANIFEST_BYTES, MAX_MANIFEST_BYTES)
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The images that a request contains, each stored or with an error, and its manifest."""
+    """The images that a request contains, each stored or with an error, and its manifest.
+
+    `skipped` counts the files that programs make beside images, such as `Thumbs.db`.
+    """
 
     items: list[BatchItem]
     manifest: BatchManifest
+    skipped: int = 0
 
 
 class BatchKind(Enum):
@@ -92,17 +96,18 @@ class BatchReader:
         if media_type == JSON:
             return Batch([], parse_manifest(await _read_document(request, slot)))
         async with self._storer(tenant, slot) as storer:
-            document = b""
+            document, skipped = b"", 0
             if is_form(content_type):
-                document = await read_form(request, slot, self._limits, storer.store)
+                form = await read_form(request, slot, self._limits, self._spool, storer.store)
+                document, skipped = form.manifest, form.skipped
             elif media_type in MEDIA_TYPES:
-                await read_zip(request, slot, self._limits, self._spool, storer.store)
+                skipped = await read_zip(request, slot, self._limits, self._spool, storer.store)
             else:
                 raise UnsupportedMediaType(
                     "Send a form, a zip, or a JSON document.", extra={"accepted": ACCEPTED}
                 )
             manifest = parse_manifest(document)
-            return Batch(await storer.finish(), manifest)
+            return Batch(await storer.finish(), manifest, skipped)
 
     def check_import(self, where: ObjectPrefix) -> None:
         """Raise InvalidRequest if clients may not import from that bucket."""

@@ -22,7 +22,7 @@ DETAILS: dict[type[errors.GlimpseError], str] = {
     errors.IdempotencyKeyReused: "This Idempotency-Key has created another job. Use a new key.",
     errors.HashMismatch: "The SHA-256 of the body is not the hash in the path.",
     errors.InvalidImage: "The image is 20000 x 20000 pixels. The limit is 64000000 in total.",
-    errors.InvalidRequest: "The form has no field 'img'.",
+    errors.InvalidRequest: "The form has a file in the field 'other'. Send it in the field 'img'.",
     errors.UnknownModel: "There is no such model. Known models: colours@3cde192ffdf4.",
     errors.Unauthenticated: "The API key is not valid.",
     errors.Forbidden: "This needs a key with the scope 'admin'.",

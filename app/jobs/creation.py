@@ -99,11 +99,13 @@ class Created:
     """A job, and the images that it was created for by their hashes.
 
     Each image has the record that it had before. There are none if the job existed already, and
-    none for images that are not stored.
+    none for images that are not stored. `skipped` counts the files of the request that are no
+    images but lie beside them.
     """
 
     job: Job
     images: Mapping[str, Record | None] = field(default_factory=dict)
+    skipped: int = 0
 
 
 def all_items(batch: Batch) -> list[BatchItem]:

@@ -68,13 +68,16 @@ class ResultSelection:
         return RecordFilter(job.key.tenant, label=self.label).matches(result.record)
 
 
-def accepted_document(job: Job, public_url: str) -> dict[str, Any]:
-    """The response to the creation of a job."""
+def accepted_document(job: Job, public_url: str, skipped: int = 0) -> dict[str, Any]:
+    """The response to the creation of a job. `skipped` counts files that are no images."""
     path = public_url + job_path(job.key.id)
+    files = f", {skipped} other {'file' if skipped == 1 else 'files'} skipped" if skipped else ""
+    accepted = f"{images(job.counts.total)} accepted{files}."
     return {
         "job_id": job.key.id,
         "status": job.status,
-        "message": f"{images(job.counts.total)} accepted. Poll poll_url or stream stream_url.",
+        "skipped": skipped,
+        "message": f"{accepted} Poll poll_url or stream stream_url.",
         "poll_url": path,
         "stream_url": f"{path}/stream",
     }

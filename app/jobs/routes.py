@@ -297,7 +297,7 @@ def _accepted(services: Services, principal: Principal, created: Created, began:
     job = created.job
     public_url = services.settings.public_url
     location = (b"location", (public_url + job_path(job.key.id)).encode())
-    response = json_response(accepted_document(job, public_url), 202, [location])
+    response = json_response(accepted_document(job, public_url, created.skipped), 202, [location])
     return audited_job(response, services.audit, principal, job, created.images, began=began)
 
 

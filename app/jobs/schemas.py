@@ -20,6 +20,11 @@ class AcceptedJob(BaseModel):
     status: JobStatus = Field(
         description="`pending`, unless the Idempotency-Key belongs to an earlier job"
     )
+    skipped: int = Field(
+        ge=0,
+        description="Files that programs make beside images, such as `Thumbs.db`, hidden files and "
+        "captions. They are not read",
+    )
     message: str = Field(examples=["2 images accepted. Poll poll_url or stream stream_url."])
     poll_url: str
     stream_url: str

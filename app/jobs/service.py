@@ -82,12 +82,12 @@ class JobService:
             self._batches.check_import(where)
             existing = await self._creator.find_created(order)
             if existing is not None:
-                return Created(existing)
+                return Created(existing, skipped=batch.skipped)
             before = BatchSize(len(items), sum(slot.image_sizes))
             imported = await self._batches.fetch(where, before, principal.tenant, slot)
             order = replace(order, imported=imported)
         slot.close()
-        return await self._creator.create(order)
+        return replace(await self._creator.create(order), skipped=batch.skipped)
 
     def _check_email(self, options: JobOptions) -> None:
         if options.notify_email:

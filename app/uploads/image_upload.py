@@ -1,12 +1,12 @@
 """An uploaded image: read from the request within limits, and hashed while it arrives."""
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
 from starlette.requests import Request
 
+from app.uploads.disposition import PartName
 from app.uploads.limiter import UploadSlot
 from app.uploads.multipart import FormParser, is_form
 from core.errors import HashMismatch, ImageTooLarge, InvalidRequest, UnsupportedMediaType
@@ -63,7 +63,7 @@ async def read_upload(
     content_type = request.headers.get("content-type", "")
     too_large = partial(image_too_large, max_bytes)
     if is_form(content_type):
-        form = _ImageForm(content_type, max_bytes)
+        form = _ImageForm(content_type, request.headers.get("user-agent", ""), max_bytes)
         async for chunk in slot.read(request, max_bytes + FORM_OVERHEAD, too_large):
             form.feed(chunk)
         image = form.image()
@@ -106,8 +106,8 @@ async def read_named_upload(
 class _ImageForm(FormParser):
     """Keeps the one part named `img`, and counts and discards the others."""
 
-    def __init__(self, content_type: str, max_bytes: int) -> None:
-        super().__init__(content_type)
+    def __init__(self, content_type: str, user_agent: str, max_bytes: int) -> None:
+        super().__init__(content_type, user_agent)
         self._image: ImageBuffer | None = None
         self._max_bytes = max_bytes
         self._in_image = False
@@ -120,16 +120,20 @@ class _ImageForm(FormParser):
         if self._image is None:
             raise InvalidRequest(f"The form has no field {FIELD!r}.", extra={"field": FIELD})
         if not self._image.data:
-            raise InvalidRequest(f"The field {FIELD!r} is empty.")
+            raise InvalidRequest(
+                f"The field {FIELD!r} is empty. No file was chosen.", extra={"field": FIELD}
+            )
         return self._image
 
-    def part_begins(self, options: Mapping[bytes, bytes]) -> None:
+    def part_begins(self, name: PartName) -> None:
         self._parts += 1
         if self._parts > MAX_PARTS:
             raise InvalidRequest(f"The form has more than {MAX_PARTS} parts.")
-        # The file name is ignored.
-        self._in_image = options.get(b"name") == FIELD.encode()
+        # The name of the image's file is ignored.
+        self._in_image = name.field == FIELD
         if not self._in_image:
+            if name.file:
+                raise misplaced_file(name.field, FIELD)
             return
         if self._image is not None:
             raise InvalidRequest(
@@ -138,7 +142,7 @@ class _ImageForm(FormParser):
             )
         self._image = ImageBuffer(self._max_bytes)
 
-    def part_data(self, data: memoryview) -> None:
+    def part_data(self, data: bytes) -> None:
         if self._in_image:
             assert self._image is not None
             self._image.add(data)
@@ -146,6 +150,14 @@ class _ImageForm(FormParser):
         self._discarded += len(data)
         if self._discarded > FORM_OVERHEAD:
             raise ImageTooLarge("The form's other fields are too large. Only 'img' is read.")
+
+
+def misplaced_file(field: str, wanted: str) -> InvalidRequest:
+    """A file is in a field that is not read, whatever its size."""
+    return InvalidRequest(
+        f"The form has a file in the field {field[:100]!r}. Send it in the field {wanted!r}.",
+        extra={"field": wanted},
+    )
 
 
 def image_too_large(max_bytes: int) -> ImageTooLarge:

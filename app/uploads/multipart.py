@@ -1,25 +1,19 @@
 """Parses a multipart form (RFC 7578) part by part as it arrives.
 
-Uses the streaming parser of `python_multipart` directly: Starlette's form parser writes every file
-to disk and reads it back, which takes twice the time.
+Uses the streaming parser of `multipart` directly: Starlette's form parser writes every file to disk
+and reads it back, which takes twice the time.
 """
 
-import logging
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
+from app.uploads.disposition import MAX_HEADER, PartName, read_disposition
 from core.errors import MalformedBody
 
-if TYPE_CHECKING:  # does not exist at run time
-    from python_multipart.multipart import MultipartCallbacks
-
 FORM = "multipart/form-data"
-
-# A malformed form is the client's fault: it is refused, not logged as a warning of the service.
-logging.getLogger("python_multipart").setLevel(logging.ERROR)
+MAX_BOUNDARY = 256  # characters; RFC 2046 allows 70
+MAX_HEADERS = 32  # of one part
 
 
 class FormParser:
@@ -28,33 +22,28 @@ class FormParser:
     An exception that these raise ends the parsing.
     """
 
-    def __init__(self, content_type: str) -> None:
-        """Raises MalformedBody if the Content-Type has no boundary, or one that is too long."""
-        self._header_name = b""
-        self._header_value = b""
-        self._disposition = b""
-        self._ended = False
-        callbacks: MultipartCallbacks = {
-            "on_part_begin": self._on_part_begin,
-            "on_header_field": self._on_header_field,
-            "on_header_value": self._on_header_value,
-            "on_header_end": self._on_header_end,
-            "on_headers_finished": self._on_headers_finished,
-            "on_part_data": self._on_part_data,
-            "on_part_end": self.part_ends,
-            "on_end": self._on_end,
-        }
+    def __init__(self, content_type: str, user_agent: str = "") -> None:
+        """`user_agent` is that of the client: browsers encode file names differently.
+
+        Raises MalformedBody if the Content-Type has no boundary, or one that is too long.
+        """
+        self._from_browser = user_agent.startswith("Mozilla/")
         try:
-            self._parser = MultipartParser(_boundary(content_type), callbacks)
-        except FormParserError as error:
+            self._parser = _Parser(
+                _boundary(content_type),
+                max_header_size=MAX_HEADER,
+                max_header_count=MAX_HEADERS,
+                header_charset="latin-1",  # so that every byte of a header is a character
+            )
+        except MultipartError as error:
             raise _malformed(error) from None
 
-    def part_begins(self, options: Mapping[bytes, bytes]) -> None:
-        """`options` are the parameters of the part's Content-Disposition: `name`, `filename`."""
+    def part_begins(self, name: PartName) -> None:
+        """A part begins: `name` is that of its field and file."""
         raise NotImplementedError
 
-    def part_data(self, data: memoryview) -> None:
-        """`data` are the part's next bytes. They are valid only during this call."""
+    def part_data(self, data: bytes) -> None:
+        """`data` are the part's next bytes."""
         raise NotImplementedError
 
     def part_ends(self) -> None:
@@ -63,51 +52,43 @@ class FormParser:
     def feed(self, chunk: bytes) -> None:
         """Parse the next bytes of the form. Raises MalformedBody."""
         try:
-            self._parser.write(chunk)
-        except FormParserError as error:
+            for event in self._parser.parse(chunk) if chunk else ():
+                if event is None:
+                    self.part_ends()
+                elif isinstance(event, MultipartSegment):
+                    header = str(event.header("Content-Disposition", "")).encode("latin-1")
+                    self.part_begins(read_disposition(header, from_browser=self._from_browser))
+                else:
+                    self.part_data(event)
+        except MultipartError as error:
             raise _malformed(error) from None
 
     def close(self) -> None:
         """Raise MalformedBody unless the form is complete."""
-        if not self._ended:
-            raise MalformedBody("The form ends before its closing boundary.")
+        try:
+            self._parser.close()
+        except MultipartError:
+            raise MalformedBody("The form ends before its closing boundary.") from None
 
-    def _on_part_begin(self) -> None:
-        self._disposition = b""
 
-    def _on_header_field(self, data: bytes, start: int, end: int) -> None:
-        self._header_name += data[start:end]
-
-    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
-        self._header_value += data[start:end]
-
-    def _on_header_end(self) -> None:
-        if self._header_name.lower() == b"content-disposition":
-            self._disposition = self._header_value
-        self._header_name = self._header_value = b""
-
-    def _on_headers_finished(self) -> None:
-        _, options = parse_options_header(self._disposition)
-        self.part_begins(options)
-
-    def _on_part_data(self, data: bytes, start: int, end: int) -> None:
-        self.part_data(memoryview(data)[start:end])
-
-    def _on_end(self) -> None:
-        self._ended = True
+class _Parser(PushMultipartParser):  # type: ignore[misc] # the library has no types
+    def _create_segment(self, headerlist: list[tuple[str, str]]) -> Any:
+        """Accept a part without a name, which the form then refuses or ignores."""
+        return MultipartSegment(headerlist)
 
 
 def is_form(content_type: str) -> bool:
     return content_type[: len(FORM)].lower() == FORM
 
 
-def _malformed(error: FormParserError) -> MalformedBody:
+def _malformed(error: MultipartError) -> MalformedBody:
     return MalformedBody(f"The form cannot be parsed: {error}.")
 
 
-def _boundary(content_type: str) -> bytes:
-    _, options = parse_options_header(content_type)
-    boundary = options.get(b"boundary", b"")
+def _boundary(content_type: str) -> str:
+    boundary = str(parse_options_header(content_type)[1].get("boundary", ""))
     if not boundary:
         raise MalformedBody("The Content-Type has no boundary.")
+    if len(boundary) > MAX_BOUNDARY:
+        raise MalformedBody(f"The boundary has more than {MAX_BOUNDARY} characters.")
     return boundary

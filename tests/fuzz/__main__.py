@@ -25,7 +25,7 @@ def fuzz(target: str, seconds: int, folder: Path) -> None:
     import atheris
 
     with atheris.instrument_imports(
-        include=["app", "worker", "core", "PIL", "python_multipart", "starlette.requests"]
+        include=["app", "worker", "core", "PIL", "multipart", "starlette.requests"]
     ):
         from tests.fuzz.seeds import seeds
         from tests.fuzz.targets import TARGETS as FUNCTIONS

@@ -86,6 +86,7 @@ class Stored:
         self.items: list[BatchItem] = []
         self.bytes: list[bytes] = []
         self.most_reserved = 0
+        self.skipped = 0
 
     async def __call__(self, item: BatchItem) -> None:
         self.most_reserved = max(self.most_reserved, self.slot.bytes_reserved)
@@ -106,18 +107,20 @@ async def read_batch(
     limits: BatchLimits = LIMITS,
     uploads: UploadLimiter | None = None,
     length: str | None = None,
+    user_agent: str = "",
 ) -> tuple[Stored, bytes]:
     """The images of a form or zip, and the form's manifest. Spools zips in `folder`."""
     sender = body if isinstance(body, Sender) else Sender(cut(body, 64))
     headers = {} if length is None else {"content_length": length}
-    batch = request(sender, content_type, **headers)
+    batch = request(sender, content_type, user_agent=user_agent, **headers)
     manifest = b""
     with (uploads or UploadLimiter(UPLOADS)).slot() as slot:
         stored = Stored(slot)
         if content_type == ZIP:
-            await read_zip(batch, slot, limits, ZipSpool(folder / "spool"), stored)
+            stored.skipped = await read_zip(batch, slot, limits, ZipSpool(folder / "spool"), stored)
         else:
-            manifest = await read_form(batch, slot, limits, stored)
+            form = await read_form(batch, slot, limits, ZipSpool(folder / "spool"), stored)
+            manifest, stored.skipped = form.manifest, form.skipped
         assert slot.bytes_reserved == len(manifest)
     return stored, manifest
 

@@ -5,14 +5,16 @@ import io
 import struct
 import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.batches.archive import MAX_DIRECTORY, ZipEntries, ZipSpool
+from app.batches.archive import ZipEntries, ZipSpool
 from app.batches.limits import BatchLimits
+from app.batches.zip_format import MAX_DIRECTORY, DamagedEntry, unpacked
 from core.errors import BatchTooLarge, GlimpseError, MalformedBody, Overloaded, Unavailable
 from tests.support.batches import ZIP, archive, cut, nameless, patched, read_batch, refused_batch
 from tests.support.sender import Sender
@@ -25,7 +27,7 @@ async def test_images_of_a_zip_are_read_in_order(tmp_path: Path, method: int) ->
     images = {"b.jpg": b"one", "cats/a.jpg": b"two" * 300, "dogs/a.jpg": b"three"}
     stored, _ = await read_batch(archive(images, method), tmp_path, ZIP)
     assert stored.bytes == list(images.values())
-    assert [each.name for each in stored.items] == ["b.jpg", "a.jpg", "a.jpg"]
+    assert [each.name for each in stored.items] == ["b.jpg", "cats/a.jpg", "dogs/a.jpg"]
     assert stored.items[0].image_hash == hashlib.sha256(b"one").hexdigest()
     assert list((tmp_path / "spool").iterdir()) == []
 
@@ -36,7 +38,8 @@ async def test_folders_and_system_files_are_skipped(tmp_path: Path) -> None:
     stored, _ = await read_batch(
         archive([(name, b"x" * (name[-1] != "/")) for name in names]), tmp_path, ZIP
     )
-    assert [each.name for each in stored.items] == ["a.jpg", "b.jpg", "c.jpg"]
+    assert [each.name for each in stored.items] == ["photos/a.jpg", "b.jpg", "c.jpg"]
+    assert stored.skipped == 3
 
 
 async def test_folders_with_backslashes_are_skipped(tmp_path: Path) -> None:
@@ -44,7 +47,7 @@ async def test_folders_with_backslashes_are_skipped(tmp_path: Path) -> None:
     stored, _ = await read_batch(
         archive([(name, b"x" * (name[-1] != "\\")) for name in names]), tmp_path, ZIP
     )
-    assert [(each.name, each.error) for each in stored.items] == [("a.jpg", None)]
+    assert [(each.name, each.error) for each in stored.items] == [("photos/a.jpg", None)]
 
 
 async def test_entry_without_a_name_is_an_image(tmp_path: Path) -> None:
@@ -103,11 +106,11 @@ async def test_no_more_of_an_entry_is_unpacked_than_it_declares(tmp_path: Path) 
             struct.pack_into("<I", body, at + 24, 900)
     stored, _ = await read_batch(bytes(body), tmp_path, ZIP, limits)
     assert stored.codes == ["invalid_image"] * 3
-    entries = ZipEntries(io.BytesIO(bytes(body)), limits)
-    with entries._archive.open(entries.images[0]) as entry, pytest.raises(zipfile.BadZipFile):
-        while part_ := entry.read(100):
-            assert len(part_) <= 100
-            assert entry.tell() < 900
+    file = io.BytesIO(bytes(body))
+    content = unpacked(file, ZipEntries(file, limits).images[0])
+    with pytest.raises(DamagedEntry):
+        for part_ in content:
+            assert len(part_) <= 900
 
 
 async def test_overlapping_entries_are_refused(tmp_path: Path) -> None:
@@ -161,7 +164,7 @@ BEFORE = patched(archive({"a": b"x"}), END, 16, "<I", 2**31)
         b"PK",
         b"not a zip at all" * 100,
         archive({"a": b"x"})[:-5],
-        patched(archive({"a": b"x"}), CENTRAL, 8, "<HH", 0x800, 0).replace(b"a", b"\xff"),
+        patched(archive({"a": b"x"}), CENTRAL, 0, "<I", 0),
         ENDLESS,
     ],
 )
@@ -177,6 +180,102 @@ async def test_empty_zip_has_no_images(tmp_path: Path) -> None:
 async def test_entry_outside_of_the_archive_fails_alone(tmp_path: Path, body: bytes) -> None:
     stored, _ = await read_batch(body, tmp_path, ZIP)
     assert stored.codes == ["invalid_image"]
+
+
+def written(
+    name: bytes,
+    *,
+    flags: int = 0,
+    extra: bytes = b"",
+    local: bytes | None = None,
+    data: bytes = b"image",
+) -> tuple[bytes, bytes]:
+    """An entry with its header, and the entry of the directory, whose offset is zero."""
+    local = name if local is None else local
+    sizes = (zlib.crc32(data), len(data), len(data))
+    header = LOCAL + struct.pack("<5H3I2H", 20, flags, 0, 0, 0, *sizes, len(local), 0)
+    fields = (0x31E, 20, flags, 0, 0, 0, *sizes, len(name), len(extra), 0, 0, 0, 0, 0)
+    return header + local + data, CENTRAL + struct.pack("<6H3I5H2I", *fields) + name + extra
+
+
+def zip_of(*entries: tuple[bytes, bytes]) -> bytes:
+    body, directory = b"", b""
+    for content, listed in entries:
+        directory += listed[:42] + struct.pack("<I", len(body)) + listed[46:]
+        body += content
+    count = len(entries)
+    return (
+        body
+        + directory
+        + END
+        + struct.pack("<4H2IH", 0, 0, count, count, len(directory), len(body), 0)
+    )
+
+
+def unicode_path(name: bytes, shown: str) -> bytes:
+    content = b"\1" + struct.pack("<I", zlib.crc32(name)) + shown.encode()
+    return struct.pack("<HH", 0x7075, len(content)) + content
+
+
+@pytest.mark.parametrize(
+    ("entry", "shown"),
+    [
+        (written("Müller.jpg".encode()), "Müller.jpg"),
+        (written("Müller.jpg".encode(), flags=0x800), "Müller.jpg"),
+        (written("Müller.jpg".encode("cp437")), "Müller.jpg"),
+        (written(b"M.jpg", extra=unicode_path(b"M.jpg", "Ω.jpg")), "Ω.jpg"),
+        (written(b"M.jpg", extra=unicode_path(b"other", "Ω.jpg")), "M.jpg"),
+        (written(b"\xff\xfe.jpg", flags=0x800), "\ufffd\ufffd.jpg"),
+        (written(b"a.jpg", extra=b"\x75\x70\xff\xff\1"), "a.jpg"),
+        (written(b"a.jpg", extra=b"\1"), "a.jpg"),
+        (written(b"x/a.jpg", local=b"x\\a.jpg"), "x/a.jpg"),
+        (written(b"a.jpg", local=b"another name.jpg"), "a.jpg"),
+        (written(b"/home/me/a.jpg"), "a.jpg"),
+        (written(b"C:\\Users\\me\\a.jpg"), "a.jpg"),
+        (written("\u202fa\u3000.jpg".encode()), "\u202fa\u3000.jpg"),
+        (written("a\u202eb\n.jpg".encode()), "a\ufffdb\ufffd.jpg"),
+    ],
+)
+async def test_odd_header_costs_no_image(
+    tmp_path: Path, entry: tuple[bytes, bytes], shown: str
+) -> None:
+    body = zip_of(written(b"first.jpg"), entry, written(b"last.jpg"))
+    stored, _ = await read_batch(body, tmp_path, ZIP)
+    assert [each.name for each in stored.items] == ["first.jpg", shown, "last.jpg"]
+    assert stored.bytes == [b"image"] * 3
+
+
+async def test_zip_behind_other_data_and_with_a_comment_is_read(tmp_path: Path) -> None:
+    body = b"#!/bin/sh\n" * 9 + zip_of(written(b"a.jpg"))[:-2] + b"\7\0comment"
+    stored, _ = await read_batch(body, tmp_path, ZIP)
+    assert stored.bytes == [b"image"]
+
+
+async def test_zip64_is_read(tmp_path: Path) -> None:
+    """As writers that stream make it, however small it is."""
+    large = struct.pack("<HHQQQ", 1, 24, 5, 5, 0)
+    content, listed = written(b"a.jpg", extra=large)
+    listed = listed[:20] + b"\xff" * 8 + listed[28:42] + b"\xff" * 4 + listed[46:]
+    end64 = b"PK\6\6" + struct.pack("<Q2H2I4Q", 44, 45, 45, 0, 0, 1, 1, len(listed), len(content))
+    locator = b"PK\6\7" + struct.pack("<IQI", 0, len(content) + len(listed), 1)
+    end = END + struct.pack("<4H2IH", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    stored, _ = await read_batch(content + listed + end64 + locator + end, tmp_path, ZIP)
+    assert stored.bytes == [b"image"]
+
+
+CLUTTER = [
+    *("Thumbs.db", "x/desktop.ini", "x/Icon\r", "x/@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg"),
+    *("$RECYCLE.BIN/a.jpg", ".hidden/a.jpg", ".a.jpg", "x/__MACOSX/._a.jpg", "a.txt", "a.jpg.json"),
+    *("IMG_1.AAE", "a.xmp", "metadata.jsonl", "a.jpg:Zone.Identifier"),
+]
+
+
+@pytest.mark.parametrize("name", CLUTTER)
+async def test_files_beside_images_are_skipped_and_counted(tmp_path: Path, name: str) -> None:
+    for path in (name, name.replace("/", "\\")):
+        stored, _ = await read_batch(archive([("a.jpg", b"x"), (path, b"y")]), tmp_path, ZIP)
+        assert [each.name for each in stored.items] == ["a.jpg"]
+        assert stored.skipped == 1
 
 
 @settings(max_examples=150)

@@ -50,9 +50,9 @@ def test_invalid_prefixes_are_refused(text: str) -> None:
         ("2026/a.jpg", "2026/a.jpg", "a.jpg"),
         ("2026/a", "2026/ab/c.jpg", "ab/c.jpg"),
         ("", "/../../etc/./passwd", "etc/passwd"),
-        ("", "a\x1b[31m\r\n/b\u202e.jpg", "a[31m/b.jpg"),
+        ("", "a\x1b[31m\r\n/b\u202e.jpg", "a\ufffd[31m\ufffd\ufffd/b\ufffd.jpg"),
         ("", "c:\\..\\x.jpg", "x.jpg"),
-        ("", "a/" + "x" * 300, "a/" + "x" * 198),
+        ("", "a/" + "x" * 600, "x" * 500),
     ],
 )
 def test_names_are_relative_to_the_folder_of_the_prefix(prefix: str, name: str, shown: str) -> None:

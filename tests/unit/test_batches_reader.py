@@ -124,7 +124,7 @@ async def test_memory_is_limited_to_a_few_images(tmp_path: Path, content_type: s
         tracemalloc.start()
         try:
             if content_type == FORM:
-                await read_form(batch, slot, limits, store)
+                await read_form(batch, slot, limits, ZipSpool(tmp_path), store)
             else:
                 await read_zip(batch, slot, limits, ZipSpool(tmp_path), store)
             _, peak = tracemalloc.get_traced_memory()
@@ -232,7 +232,7 @@ async def test_slow_disk_does_not_count_against_the_client_of_a_zip(
 
 
 async def test_slow_image_storage_does_not_count_against_the_client_of_a_form(
-    clock: Clock, uploads: UploadLimiter
+    clock: Clock, uploads: UploadLimiter, tmp_path: Path
 ) -> None:
     """The client cannot send while as many images are being stored as may be."""
     storing, full = 0, asyncio.Event()
@@ -251,7 +251,8 @@ async def test_slow_image_storage_does_not_count_against_the_client_of_a_form(
     sender = SlowClient(clock, cut(form(*parts), 100))
     with uploads.slot() as slot:
         storer = BatchStorer(store, slot, 10**6)
-        await read_form(request(sender, FORM), slot, BatchLimits(10**5, 1000), storer.store)
+        spool = ZipSpool(tmp_path)
+        await read_form(request(sender, FORM), slot, BatchLimits(10**5, 1000), spool, storer.store)
         assert len(await storer.finish()) == len(parts)
 
 
@@ -263,7 +264,7 @@ async def test_slow_client_is_refused(
     batch = request(sender, content_type)
     with pytest.raises(UploadTooSlow), uploads.slot() as slot:
         if content_type == FORM:
-            await read_form(batch, slot, LIMITS, Stored(slot))
+            await read_form(batch, slot, LIMITS, ZipSpool(tmp_path), Stored(slot))
         else:
             await read_zip(batch, slot, LIMITS, ZipSpool(tmp_path), Stored(slot))
     assert GRACE <= clock.seconds < GRACE + 5

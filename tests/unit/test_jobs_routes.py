@@ -129,6 +129,7 @@ async def test_form_creates_a_job(api: Api) -> None:
     assert body == {
         "job_id": body["job_id"],
         "status": "pending",
+        "skipped": 0,
         "message": "2 images accepted. Poll poll_url or stream stream_url.",
         "poll_url": path,
         "stream_url": path + "/stream",
@@ -159,10 +160,12 @@ async def test_zip_creates_a_job(api: Api) -> None:
     body = archive({"photos/a.jpg": RED, "photos/b.png": BLUE, "__MACOSX/._a.jpg": b"x"})
     response = await api.client.post(CREATE, content=body, headers=ZIP)
     assert response.status_code == 202
+    assert response.json()["skipped"] == 1
+    assert response.json()["message"].startswith("2 images accepted, 1 other file skipped. ")
     found = await items(api, response.json()["job_id"])
     assert [(item.image_hash, item.name) for item in found] == [
-        (sha256(RED), "a.jpg"),
-        (sha256(BLUE), "b.png"),
+        (sha256(RED), "photos/a.jpg"),
+        (sha256(BLUE), "photos/b.png"),
     ]
     assert api.traces() == dataclasses.replace(NOTHING, records=2, blobs=2, messages=1)
 

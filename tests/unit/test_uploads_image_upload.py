@@ -75,8 +75,13 @@ async def test_any_chunk_boundaries_give_the_same_image(content: bytes, cuts: li
 
 
 async def test_content_that_looks_like_a_boundary_is_content() -> None:
-    content = b"\r\n--frontie\r\n--frontier!\r\n--\r\n"
+    content = b"\r\n--frontie\r\n--frontie!\r\n--\r\n-frontier\r\n--Frontier\r\n"
     assert bytes((await read(form(part(content)))).data) == content
+
+
+async def test_line_that_begins_with_the_boundary_is_no_content() -> None:
+    """RFC 2046, 5.1.1: clients must choose a boundary that begins no line of their content."""
+    assert isinstance(await refusal(form(part(b"\r\n--frontier!\r\n"))), MalformedBody)
 
 
 @pytest.mark.parametrize(
@@ -138,6 +143,11 @@ async def test_size_of_other_fields_is_limited() -> None:
     ("body", "detail"),
     [
         (form(part(b"x", b'form-data; name="image"')), "'img'"),
+        (form(part(b"x" * 99, b'form-data; name="image"; filename="a.jpg"')), "in the field 'img'"),
+        (
+            form(part(bytes(FORM_OVERHEAD + 500), b'form-data; name="file"; filename="a.jpg"')),
+            "in the field 'img'",
+        ),
         (form(part(b"")), "'img' is empty"),
         (form(part(b"x"), part(b"y")), "more than one field 'img'"),
         (form(*[part(b"", b'form-data; name="note"')] * 40), "more than 32 parts"),
