@@ -17,6 +17,7 @@ from PIL import Image
 
 from core.bundles.bundle import read_bundle
 from core.bundles.python_bundle import read_any_bundle
+from core.child_process import without_network
 from core.domain.records import Classification, Status, release
 from core.errors import BundleError, NotFound, Unavailable, UndecodableImage
 from core.settings import Settings
@@ -29,6 +30,7 @@ from tests.support.signals import standing_still
 from tests.support.worker import classifier_processes, running_worker, settings_in
 from worker.errors import ClassifierLost, PredictionFailed
 from worker.inference.pool import ClassifierPool, RemoteClassifier, spawn_process
+from worker.inference.process import ADDRESS_SPACE
 from worker.inference.protocol import MAX_BATCH
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,6 +122,44 @@ class Predictor:
             assert isinstance(outcome, Classification), (name, outcome)
             assert outcome.best == "fine"
             assert json.loads(outcome.output)["red"] > 200
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@linux
+async def test_process_that_decodes_has_no_secrets_and_no_privileges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "of the worker")
+    async with pool_of(tmp_path) as (_, classifier):
+        await classifier.classify(RED)
+        (child,) = classifier_processes()
+        folder = Path("/proc") / str(child.pid)
+        # Python itself sets LC_CTYPE where no locale is set (PEP 538), which proc(5) does not show.
+        assert (folder / "environ").read_bytes() == b""
+        assert "NoNewPrivs:\t1" in (folder / "status").read_text()
+        limits = (folder / "limits").read_text()
+        (space,) = [line.split()[3] for line in limits.splitlines() if "address space" in line]
+        assert ADDRESS_SPACE < int(space) < ADDRESS_SPACE + 4 * 2**30
+        (core,) = [line.split()[4] for line in limits.splitlines() if "core file" in line]
+        assert core == "0"
+
+
+def network_namespace(pid: int) -> Path:
+    return Path(f"/proc/{pid}/ns/net").readlink()
+
+
+@linux
+async def test_process_that_decodes_has_no_network(tmp_path: Path) -> None:
+    if not without_network():
+        pytest.skip("no user namespaces here")
+    async with pool_of(tmp_path) as (_, classifier):
+        await classifier.classify(RED)
+        (child,) = classifier_processes()
+        assert network_namespace(child.pid) != network_namespace(os.getpid())
+        interfaces = (Path("/proc") / str(child.pid) / "net/dev").read_text().splitlines()[2:]
+        assert [line.split(":")[0].strip() for line in interfaces] == ["lo"]
 
 
 async def test_large_image_arrives_complete(tmp_path: Path) -> None:

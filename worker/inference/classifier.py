@@ -19,6 +19,9 @@ from worker.inference.steps import timed
 
 MAX_CATEGORIES = 10  # in a result, at most
 
+# Builds for some systems report their use to Microsoft.
+ort.disable_telemetry_events()
+
 _WARNING = 2  # ONNX Runtime severities: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
 
 

@@ -21,6 +21,7 @@ from typing import Any, Protocol, TypeAlias
 import structlog
 
 from core.bundles.python_bundle import AnyBundle
+from core.child_process import without_network
 from core.domain.records import MAX_LABELS, Annotation, Classification
 from core.errors import Unavailable
 from core.settings import Settings
@@ -371,9 +372,17 @@ def _annotations(pairs: list[tuple[str, float]]) -> tuple[Annotation, ...]:
 
 
 def spawn_process(settings: Settings, connection: socket.socket) -> Process:
-    """The `Spawn` of a service: `worker.inference.process`, which inherits the socket."""
+    """The `Spawn` of a service: `worker.inference.process`, which inherits the socket.
+
+    A decoder that a hostile image takes over finds no secrets in its environment, and no network
+    where the system allows that (`core.child_process`).
+    """
     descriptor = connection.fileno()
+    isolation = without_network()
+    if not isolation:
+        log.warning("classifier process has a network", reason="user namespaces are not available")
     command = [
+        *isolation,
         *(sys.executable, "-m", "worker.inference.process", str(descriptor)),
         *("--capacity", str(settings.loaded_models)),
         *("--max-pixels", str(settings.max_image_pixels)),
@@ -383,7 +392,7 @@ def spawn_process(settings: Settings, connection: socket.socket) -> Process:
     ]
     # The arguments are this interpreter and numbers from the settings.
     return subprocess.Popen(  # noqa: S603
-        command, cwd=ROOT, pass_fds=[descriptor], stdin=subprocess.DEVNULL
+        command, cwd=ROOT, env={}, pass_fds=[descriptor], stdin=subprocess.DEVNULL
     )
 
 

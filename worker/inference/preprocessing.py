@@ -120,6 +120,12 @@ MemoryLimit = Callable[[int], contextlib.AbstractContextManager[None]]
 Pictures = tuple[Image.Image, Image.Image | None]
 
 
+def max_decoding_bytes(limits: PixelLimits) -> int:
+    """The memory that decoding the largest allowed image may allocate."""
+    largest = max(_BYTES_PER_PIXEL * limits.other, _JPEG_BYTES_PER_PIXEL * limits.jpeg)
+    return _PARSING_BYTES + largest
+
+
 def no_memory_limit(size: int) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext()
 

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from core.bundles.bundle import Bundle
 from core.bundles.python_bundle import read_any_bundle
-from core.child_process import end_with_parent
+from core.child_process import end_with_parent, restrict_process
 from core.domain.records import Annotation, Classification
 from core.errors import BundleError, GlimpseError, InvalidImage, NotFound, Unavailable
 from core.imaging.limits import PixelLimits
@@ -39,7 +39,7 @@ from worker.inference.classifier import Classifier
 from worker.inference.head import NUMBER, Head, head_of_bytes
 from worker.inference.head_file import identity_of_head
 from worker.inference.memory_limit import memory_limit
-from worker.inference.preprocessing import MemoryLimit, no_memory_limit
+from worker.inference.preprocessing import MemoryLimit, max_decoding_bytes, no_memory_limit
 from worker.inference.protocol import (
     EMBEDDING,
     ERRORS,
@@ -53,6 +53,9 @@ from worker.inference.protocol import (
 )
 from worker.inference.steps import Step, new_steps, timed
 
+# Bytes that libraries, models and threads may map, besides the memory for decoding. A Python bundle
+# may need several gigabytes for its libraries.
+ADDRESS_SPACE = 16 * 2**30
 BATCH_SECONDS = 0.1  # the longest expected time of a batch
 MAX_HEADS = 64  # in memory; a head of ten labels has 50 kB
 _NEWEST = 0.2  # weight of the newest measurement in the moving average
@@ -323,6 +326,8 @@ def main() -> None:
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     end_with_parent(signal.SIGKILL)  # even during an inference
+    decoding = max_decoding_bytes(PixelLimits(args.max_pixels, args.max_jpeg_pixels))
+    restrict_process(ADDRESS_SPACE + decoding)
     models = Models(
         args.capacity,
         PixelLimits(args.max_pixels, args.max_jpeg_pixels),
