@@ -179,10 +179,11 @@ figures: setup ## Compute the tables and charts of docs/cost.md and docs/scale.m
 	@$(BIN)/python -m docs.figures
 
 .PHONY: model
-model: ## Create a bundle from a Hugging Face image classifier: make model HF=<id or folder>
+model: ## Create a bundle from a Hugging Face model: make model HF=<id or folder> [LABELS=<file> for zero-shot]
 	@test -n "$(HF)" || { echo 'usage: make model HF=google/vit-base-patch16-224'; exit 2; }
 	@$(MAKE) --no-print-directory $(EXPORT_VENV)/.complete
-	$(EXPORT_VENV)/bin/python -m models.export_huggingface "$(HF)" $(if $(OUT),--out "$(OUT)")
+	$(EXPORT_VENV)/bin/python -m $(if $(LABELS),models.export_zero_shot,models.export_huggingface) "$(HF)" \
+		$(if $(LABELS),--labels "$(LABELS)") $(if $(TEMPLATE),--template "$(TEMPLATE)") $(if $(OUT),--out "$(OUT)")
 
 .PHONY: bundle
 bundle: setup ## Check a bundle, ONNX or Python, and write its sums: make bundle DIR=<folder>

@@ -79,15 +79,15 @@ class Exported(nn.Module):
 def load(source: str, cache: Path | None) -> tuple[Any, Any]:
     """The classifier in float32 and its image processor. Raises NotExportable."""
     options: dict[str, Any] = {"cache_dir": cache}
-    with _explained(source):
+    with explained(source):
         config = transformers.AutoConfig.from_pretrained(source, **options)
         if type(config) not in transformers.AutoModelForImageClassification._model_mapping:
             raise NotExportable(f"{source} is a {config.model_type} model, not an image classifier")
-    with _explained(source, "image processor configuration (preprocessor_config.json)"):
+    with explained(source, "image processor configuration (preprocessor_config.json)"):
         processor = transformers.AutoImageProcessor.from_pretrained(
             source, backend="pil", **options
         )
-    with _explained(source, "weights"):
+    with explained(source, "weights"):
         model, loading = transformers.AutoModelForImageClassification.from_pretrained(
             source,
             dtype=torch.float32,
@@ -127,7 +127,7 @@ def classifying_layer(model: nn.Module, classes: int, pixels: Tensor) -> nn.Line
 
 
 def graph_of(
-    network: Exported, rule: Preprocessing, names: list[str]
+    network: nn.Module, rule: Preprocessing, names: list[str]
 ) -> tuple[onnx.ModelProto, int | None]:
     """The graph, and its fixed batch size, or None if the batch axis is free."""
     sample = torch.randn(CHECKED_BATCH, 3, rule.height, rule.width)
@@ -149,7 +149,7 @@ def graph_of(
 
 @torch.no_grad()
 def largest_difference(
-    network: Exported,
+    network: nn.Module,
     model: onnx.ModelProto,
     rule: Preprocessing,
     names: list[str],
@@ -248,7 +248,7 @@ def export(
             labels,
             source=Path(source).resolve().name if folder_source else source,
             revision=getattr(model.config, "_commit_hash", None),
-            licence=stated_licence(_card_of(source, cache)),
+            licence=stated_licence(card_of(source, cache)),
             difference=difference,
             batch=batch,
         )
@@ -256,7 +256,7 @@ def export(
     return read_bundle(out)
 
 
-def _card_of(source: str, cache: Path | None) -> str:
+def card_of(source: str, cache: Path | None) -> str:
     """The source's README.md, or an empty text."""
     try:
         if Path(source).is_dir():
@@ -269,7 +269,7 @@ def _card_of(source: str, cache: Path | None) -> str:
 
 
 @contextlib.contextmanager
-def _explained(source: str, what: str = "config.json of an image classifier") -> Iterator[None]:
+def explained(source: str, what: str = "config.json of an image classifier") -> Iterator[None]:
     """Translate the errors of the libraries into one that says what to do."""
     try:
         yield
