@@ -146,7 +146,7 @@ variable "model_uri" {
 }
 
 variable "extra_model_uris" {
-  description = "Further models that the worker answers for, likewise: the one before, while a new one comes into service"
+  description = "Further models that requests may name, likewise, such as the one before, while a new one comes into service"
   type        = list(string)
   default     = []
 }

@@ -6,7 +6,7 @@ output "model_uri" {
 }
 
 output "extra_model_uris" {
-  description = "The further models of the workers, once they may read them"
+  description = "The further models, once the services may read them"
   value       = var.extra_model_uris
 
   depends_on = [google_storage_bucket_iam_member.reader]

@@ -1,9 +1,6 @@
 locals {
-  # gs:// addresses by the service that reads them.
-  uris = merge(
-    { for service in keys(var.worker_accounts) : service => concat(compact([var.model_uri]), var.extra_model_uris) },
-    { api = compact([var.model_uri]) },
-  )
+  # gs:// addresses by the service that reads them: the API reads the manifests.
+  uris     = { for service in concat(keys(var.worker_accounts), ["api"]) : service => concat(compact([var.model_uri]), var.extra_model_uris) }
   accounts = merge(var.worker_accounts, { api = var.api_account })
 
   # One grant for each service and bucket, also for a bucket that holds both models and images to import:

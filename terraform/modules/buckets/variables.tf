@@ -5,7 +5,7 @@ variable "model_uri" {
 }
 
 variable "extra_model_uris" {
-  description = "Further models of the workers, likewise"
+  description = "Further models that requests may name, likewise"
   type        = list(string)
   default     = []
 }

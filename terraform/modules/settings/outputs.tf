@@ -1,5 +1,10 @@
 locals {
-  both = merge(local.common, var.email == null ? {} : local.email, var.model_uri == null ? {} : local.model)
+  both = merge(
+    local.common,
+    var.email == null ? {} : local.email,
+    var.model_uri == null ? {} : local.model,
+    length(var.extra_model_uris) == 0 ? {} : local.models,
+  )
 }
 
 output "api" {
@@ -12,7 +17,6 @@ output "workers" {
   value = {
     for service, cpus in var.worker_cpus : service => merge(
       local.both,
-      length(var.extra_model_uris) == 0 ? {} : local.models,
       local.worker,
       { WORKER_CONCURRENCY = tostring(cpus) }, # a container may see more cores than it may use
       var.extra,

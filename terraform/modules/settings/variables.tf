@@ -92,7 +92,7 @@ variable "model_uri" {
 }
 
 variable "extra_model_uris" {
-  description = "Further models that the worker answers for, likewise"
+  description = "Further models that requests may name, likewise"
   type        = list(string)
   default     = []
 

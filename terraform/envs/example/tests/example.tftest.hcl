@@ -91,8 +91,8 @@ run "a_model_from_a_bucket" {
   }
 
   assert {
-    condition     = module.settings.workers["interactive"].EXTRA_MODEL_URIS == "models/default"
-    error_message = "The worker goes on answering for the one before."
+    condition     = module.settings.workers["interactive"].EXTRA_MODEL_URIS == "models/default" && module.settings.api.EXTRA_MODEL_URIS == "models/default"
+    error_message = "The services go on answering for the one before."
   }
 }
 

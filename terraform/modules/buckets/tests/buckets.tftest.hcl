@@ -49,7 +49,7 @@ run "every_service_reads_the_model" {
   }
 }
 
-run "further_models_are_the_workers" {
+run "further_models_are_read_by_every_service" {
   command = plan
   variables {
     model_uri        = "gs://example-models/b"
@@ -58,7 +58,7 @@ run "further_models_are_the_workers" {
   }
 
   assert {
-    condition     = toset(keys(google_storage_bucket_iam_member.reader)) == toset(["api/example-models", "batch/example-models", "batch/other-models"])
+    condition     = toset(keys(google_storage_bucket_iam_member.reader)) == toset(["api/example-models", "api/other-models", "batch/example-models", "batch/other-models"])
     error_message = "One grant for each bucket and reader."
   }
 }

@@ -124,8 +124,8 @@ run "a_model_from_a_bucket" {
   }
 
   assert {
-    condition     = output.workers["batch"].EXTRA_MODEL_URIS == "models/default,gs://example-models/before" && !contains(keys(output.api), "EXTRA_MODEL_URIS")
-    error_message = "Further models are the worker's."
+    condition     = output.workers["batch"].EXTRA_MODEL_URIS == "models/default,gs://example-models/before" && output.api.EXTRA_MODEL_URIS == output.workers["batch"].EXTRA_MODEL_URIS
+    error_message = "Both services have the same further models."
   }
 }
 
