@@ -1,10 +1,11 @@
 """A job: many images that are classified, watched, cancelled and announced as one. Its transitions.
 
     pending -> running -> completed | failed | cancelled        (pending may also end at once)
+    failed (with a retryable error) -> pending
 
 The items of a job are stored separately. Its progress is a count of them: the job keeps the last
-one (`counts`), whose numbers never fall, and `revision`, which rises with every change that a
-watcher should see. Times are timezone-aware UTC.
+one (`counts`), of which only `failed` can fall, and `revision`, which rises with every change that
+a watcher should see. Times are timezone-aware UTC.
 """
 
 import hashlib
@@ -81,8 +82,11 @@ class Counts:
         return self.total - self.completed
 
     def older_than(self, other: "Counts") -> bool:
-        """Whether a number is lower than that of `other`. Numbers only rise."""
-        return self.succeeded < other.succeeded or self.failed < other.failed
+        """Whether a number that only rises is lower than that of `other`.
+
+        `failed` may fall: an item that failed can succeed in a new attempt.
+        """
+        return self.succeeded < other.succeeded or self.completed < other.completed
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +193,12 @@ class JobItem:
 
 
 def complete_item(item: JobItem, error: RecordError | None) -> JobItem | None:
-    """End an open item: as failed with `error`, otherwise as succeeded. None if it has ended."""
-    if item.state is not ItemState.OPEN:
+    """End an item: as failed with `error`, otherwise as succeeded. None if it has ended.
+
+    An item that has failed with a retryable error can still succeed, by a new attempt at its image.
+    """
+    repaired = error is None and item.error is not None and item.error.retryable
+    if item.state is not ItemState.OPEN and not repaired:
         return None
     state = ItemState.SUCCEEDED if error is None else ItemState.FAILED
     return replace(item, state=state, error=error)
@@ -309,7 +317,7 @@ def update_counts(
 
     Refused if it is not due (`count_is_due`), if nothing has changed, or if one of the numbers is
     older than the job's. Items that a worker was classifying when the job was cancelled still
-    count; the status stays.
+    count, and failed items that succeed in a new attempt; the status stays.
     """
     due = count_is_due(job, now, interval, any_open=counts.open > 0)
     if not job.sealed or not due or counts.older_than(job.counts):
@@ -346,6 +354,30 @@ def fail(job: Job, now: datetime, error: RecordError, policy: JobPolicy = POLICY
     if job.status.terminal or job.decided:
         return None
     return _ended(job, JobStatus.FAILED, now, policy, error)
+
+
+@transition(durable=True)
+def retry(job: Job, now: datetime, policy: JobPolicy = POLICY) -> Job | None:
+    """Begin a new attempt at a job that could not be run. Items that have ended stay as they are.
+
+    Refused unless the job has failed with a retryable error and has time left.
+    """
+    began = max(job.created_at, job.not_before or job.created_at)
+    late = job.deadline is not None and job.deadline <= now
+    late = late or began + _seconds(policy.max_duration) <= now
+    failed = job.status is JobStatus.FAILED and job.error is not None and job.error.retryable
+    if not failed or late or not job.sealed:
+        return None
+    return _changed(
+        job,
+        now,
+        status=JobStatus.PENDING,
+        error=None,
+        started_at=None,
+        completed_at=None,
+        announced=False,
+        wake_at=_first(job, now + _seconds(policy.announce_after)),
+    )
 
 
 @transition(durable=True)

@@ -7,7 +7,7 @@ from core.hosts import host_of
 from core.http.problems import response_for
 
 # Load balancers and supervisors use an IP address.
-_ANY_HOST = ("/health", "/ready")
+_ANY_HOST = ("/health", "/started", "/ready")
 
 
 class AllowedHosts:

@@ -29,7 +29,7 @@ _POLICY = b"content-security-policy"
 _ADDED = "response_headers"
 _STARTED = "response_started_at"
 # Machines request these every few seconds. Their spans would hide the others.
-UNTRACED = ("/health", "/ready", METRICS_PATH)
+UNTRACED = ("/health", "/started", "/ready", METRICS_PATH)
 
 
 class RequestContext:

@@ -1,7 +1,8 @@
 """Replays dead letters: gives the record a new attempt, and publishes a message for it.
 
-An item of a job was completed when its message became a dead letter, so a replay classifies the
-image without the job. Messages that run a job or notify of one are published as they were.
+An item of a job failed when its message became a dead letter. A replay publishes the message again,
+and the item succeeds if its image does. A job that failed because its message became a dead letter
+begins a new attempt. Notifications are published as they were.
 
 A crash may follow any step, and two processes may replay the same letter: the next replay continues
 where the last one stopped. The letter is resolved last, so none is lost.
@@ -14,9 +15,9 @@ from enum import StrEnum
 import structlog
 
 from core.backends import Backend
-from core.domain import records
+from core.domain import jobs, records
 from core.domain.dead_letters import DeadLetter, LetterFilter, LetterKey, resolve
-from core.domain.jobs import JobKey
+from core.domain.jobs import ItemState, JobKey
 from core.domain.messages import (
     ClassifyImage,
     EmbedImage,
@@ -26,6 +27,7 @@ from core.domain.messages import (
     RunJob,
     message_of,
 )
+from core.domain.policy import MAX_JOB_ITEMS
 from core.domain.records import RecordError, Status
 from core.errors import MalformedEnvelope, NotFound
 from core.observability.logs import message_context
@@ -105,7 +107,11 @@ async def _replay(backend: Backend, letter: DeadLetter) -> Replay:
 
 
 async def _run_again(backend: Backend, message: RunJob | FitModel) -> Replay:
-    job = await backend.jobs.get(JobKey(message.tenant, message.job))
+    key = JobKey(message.tenant, message.job)
+    if await backend.jobs.change(key, jobs.retry()) is not None:
+        # It fits its model, if it has one, when its items have ended.
+        message = RunJob(message.tenant, message.job)
+    job = await backend.jobs.get(key)
     if job is None or job.status.terminal:
         return Replay.RESOLVED
     await publish(backend.publisher, replace(message, traceparent=""))
@@ -122,14 +128,32 @@ async def _new_attempt(backend: Backend, letter: DeadLetter, message: ClassifyIm
         return Replay.RESOLVED
     retried = await store.change(key, records.retry(message.priority))
     record = await store.get(key)
-    if record is None or record.status.terminal:
+    if record is None or record.status is Status.ERROR:
         return Replay.RESOLVED
     if record.status is Status.PENDING:
         # Publish even if another call retried the record, because its process may have died since.
         # A duplicate message is harmless. Without a message, the reconciler would have to publish.
-        await publish(backend.publisher, ClassifyImage(key, priority=message.priority))
+        for each in await _messages(backend, message):
+            await publish(backend.publisher, each)
         await store.change(key, records.advance(Status.PENDING, Status.QUEUED))
         return Replay.REPLAYED
-    if retried is not None or record.submitted_at > letter.died_at:
+    old = retried is None and record.submitted_at <= letter.died_at
+    if old and not record.status.terminal:
+        return Replay.BUSY
+    if not message.job:
         return Replay.RESOLVED
-    return Replay.BUSY
+    # Another request began the new attempt. Its message does not complete the items of this job.
+    for each in await _messages(backend, message):
+        await publish(backend.publisher, each)
+    return Replay.REPLAYED
+
+
+async def _messages(backend: Backend, message: ClassifyImage) -> list[ClassifyImage]:
+    """The messages of a new attempt: one for each item of the job that failed with this image."""
+    message = replace(message, traceparent="")
+    if not message.job:
+        return [message]
+    job = JobKey(message.tenant, message.job)
+    failed = await backend.jobs.items(job, MAX_JOB_ITEMS, state=ItemState.FAILED)
+    positions = {each.position for each in failed if each.image_hash == message.key.image_hash}
+    return [replace(message, position=each) for each in sorted(positions | {message.position})]

@@ -266,6 +266,22 @@ async def test_completed_item_stays_as_it_is(store: JobStore, clock: MovableCloc
     assert (await store.items(job.key, 1))[0].state is ItemState.SUCCEEDED
 
 
+async def test_failed_item_is_repaired_after_the_end_of_its_job(
+    store: JobStore, clock: MovableClock
+) -> None:
+    job = await running(store, job_of(clock), [JobItem(n, "a" * 64) for n in range(2)])
+    await store.complete_items(job.key, {0: replace(BROKEN, retryable=True), 1: BROKEN})
+    ended = await store.refresh_counts(job.key)
+    assert ended is not None
+    assert (ended.status, ended.counts) == (JobStatus.COMPLETED, Counts(2, 0, 2))
+    for position in (0, 1):
+        await store.complete_item(job.key, position, None, ALWAYS)
+    repaired = await store.get(job.key)
+    assert repaired is not None
+    assert (repaired.status, repaired.counts) == (JobStatus.COMPLETED, Counts(2, 1, 1))
+    assert [item.state for item in await store.items(job.key, 10)] == ["succeeded", "failed"]
+
+
 async def test_items_with_equal_images_are_completed_separately(
     store: JobStore, clock: MovableClock
 ) -> None:

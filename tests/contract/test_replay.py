@@ -3,13 +3,15 @@
 import argparse
 import asyncio
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
 from app.dead_letters.__main__ import run
 from core.backends import Backend, open_backend
 from core.domain.dead_letters import DeadLetter, LetterFilter, letter_id
-from core.domain.jobs import JobKey, cancel, new_job, new_job_id, seal
+from core.domain.jobs import JobItem, JobKey, JobStatus, cancel, new_job, new_job_id, seal, start
+from core.domain.jobs import fail as fail_job
 from core.domain.messages import ClassifyImage, Message, Notify, RunJob
 from core.domain.priority import Priority
 from core.domain.records import (
@@ -122,10 +124,10 @@ async def test_replay_starts_a_new_attempt_and_publishes_a_message(
     await succeed(counted, settings, key)
 
 
-async def test_replay_of_an_item_retries_only_its_image(
+async def test_replay_of_an_item_publishes_its_message(
     counted: Backend, counting: Counting, clock: MovableClock
 ) -> None:
-    """The item ended when its message became a dead letter."""
+    """The record no longer belongs to the job, whose cancellation would end it."""
     image, job = picture(1), new_job_id()
     key = RecordKey("public", sha256(image), MODEL)
     await counted.records.create(new_record(key, clock(), Priority.LOW, job))
@@ -134,10 +136,56 @@ async def test_replay_of_an_item_retries_only_its_image(
     assert await counted.records.change(key, fail_unleased(ERROR))
     assert await replay(counted, "public", letter.id) is Replay.REPLAYED
     assert [replace(each, traceparent="") for each in counting.messages] == [
-        ClassifyImage(key, priority=Priority.LOW)
+        ClassifyImage(key, "", Priority.LOW, job, 7)
     ]
     record = await record_of(counted, key)
     assert (record.status, record.job, record.priority) == (Status.QUEUED, "", Priority.LOW)
+
+
+@pytest.mark.parametrize("begun", ["by the replay", "by a client", "and ended"])
+async def test_replay_repairs_every_item_of_the_image(
+    counted: Backend, counting: Counting, clock: MovableClock, begun: str
+) -> None:
+    """Also if another request has begun the new attempt, or the image has succeeded since."""
+    key, _ = await died(counted, clock)
+    job = JobKey("public", new_job_id())
+    await counted.jobs.create(new_job(job, "", MODEL, 4, clock()))
+    hashes = [key.image_hash, "b" * 64, key.image_hash, key.image_hash]
+    await counted.jobs.add_items(job, [JobItem(n, each) for n, each in enumerate(hashes)])
+    await counted.jobs.complete_items(job, {0: ERROR, 1: ERROR, 2: ERROR})
+    letter = await kept(counted, clock, ClassifyImage(key, job=job.id))
+    clock.move(1)
+    if begun != "by the replay":
+        assert await counted.records.change(key, retry())
+        assert await counted.records.change(key, advance(Status.PENDING, Status.QUEUED))
+    if begun == "and ended":
+        claim = await claimed(counted.records, key, timedelta(minutes=1))
+        assert claim is not None
+        assert await counted.records.change(key, complete(claim, [Annotation(1, "red", 1.0)]))
+    assert await replay(counted, "public", letter.id) is Replay.REPLAYED
+    assert [replace(each, traceparent="") for each in counting.messages] == [
+        ClassifyImage(key, job=job.id, position=position) for position in (0, 2)
+    ]
+    assert await resolved(counted, letter)
+
+
+async def test_replay_of_a_job_that_could_not_run_begins_a_new_attempt(
+    counted: Backend, counting: Counting, clock: MovableClock
+) -> None:
+    key = JobKey("public", new_job_id())
+    await counted.jobs.create(new_job(key, "", MODEL, 1, clock()))
+    assert await counted.jobs.change(key, seal())
+    letter = await kept(counted, clock, RunJob("public", key.id))
+    assert await counted.jobs.change(key, fail_job(ERROR))
+    assert await replay(counted, "public", letter.id) is Replay.REPLAYED
+    job = await counted.jobs.get(key)
+    assert job is not None
+    assert (job.status, job.error, job.completed_at) == (JobStatus.PENDING, None, None)
+    assert [replace(each, traceparent="") for each in counting.messages] == [
+        RunJob("public", key.id)
+    ]
+    assert await resolved(counted, letter)
+    assert await counted.jobs.change(key, start()) is not None
 
 
 async def test_replay_runs_a_job_again_unless_it_has_ended(

@@ -31,6 +31,7 @@ OPEN = {
         "/docs",
         "/openapi.json",
         "/health",
+        "/started",
         "/ready",
         "/local/blobs/{tenant}/{image_hash}",  # the signature of the link authorizes
     )

@@ -258,7 +258,9 @@ async def test_job_transitions_but_counts_are_durable(tmp_path: Path) -> None:
         failing = new_job(JobKey(KEY.tenant, f"{3:032x}"), "", KEY.model, 2, clock())
         assert await store.create(failing)
         changes.key = failing.key
+        assert await store.change(failing.key, jobs.seal())
         assert await changes.synced(jobs.fail(ERROR))
+        assert await changes.synced(jobs.retry())
         assert changes.applied == transitions_in(jobs)
         assert await syncs(store.delete(key))
 

@@ -15,7 +15,7 @@ from core.backends.google.entities import Keys, RawEntity, entity_of, set_number
 from core.backends.google.queries import query_for
 from core.backends.google.records import DatastoreRecordStore
 from core.clock import utc_now
-from core.domain.records import Record, RecordKey, claim, new_record
+from core.domain.records import Record, RecordKey, Status, claim, new_record
 from core.errors import Unavailable
 from tests.support.scripted_datastore import PROJECT, ScriptedDatastore, served
 
@@ -242,7 +242,7 @@ Work = Callable[[Datastore], Awaitable[None]]
 
 
 class FailingDatastore(ScriptedDatastore):
-    """The first request called `name` gets the status `status`, or, without one, no answer."""
+    """The first request called `name` gets the status `status`. Without one, none is answered."""
 
     def __init__(self, name: str, status: grpc.StatusCode | None = None) -> None:
         super().__init__()
@@ -253,9 +253,9 @@ class FailingDatastore(ScriptedDatastore):
         return []
 
     async def received(self, name: str, context: Any) -> None:
+        if name == self.name and self.status is None:
+            await asyncio.Event().wait()
         if name == self.name and self.calls[name] == 1:
-            if self.status is None:
-                await asyncio.Event().wait()
             await context.abort(self.status, "as scripted")
 
 
@@ -272,14 +272,90 @@ async def test_failed_read_is_repeated(name: str, work: Work, status: grpc.Statu
     assert scripted.calls[name] == 2
 
 
-async def test_failed_commit_is_not_repeated() -> None:
-    """It may have taken effect."""
-    scripted = FailingDatastore("Commit", grpc.StatusCode.UNAVAILABLE)
+TRANSIENT = [
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+]
+
+
+@pytest.mark.parametrize("status", TRANSIENT)
+@pytest.mark.parametrize("name", ["BeginTransaction", "Lookup", "Commit"])
+async def test_transition_survives_a_transient_error(name: str, status: grpc.StatusCode) -> None:
+    scripted = FailingDatastore(name, status)
+    async with served(scripted) as database:
+        store = DatastoreRecordStore(database)
+        assert await store.create(new_record(key_of(1), utc_now()))
+        scripted.calls.clear()
+        record = await store.change(key_of(1), claim(timedelta(minutes=1)))
+    assert record is not None
+    assert (record.status, record.token) == (Status.RUNNING, 1)
+    assert scripted.calls[name] >= 2
+
+
+class SilentDatastore(ScriptedDatastore):
+    """The first commit takes effect and gets an error."""
+
+    def __init__(self, status: grpc.StatusCode) -> None:
+        super().__init__()
+        self.status = status
+        self.between: Callable[[], None] = lambda: None
+
+    async def commit(self, request: Any, context: Any) -> Any:
+        response = await super().commit(request, context)
+        if self.calls["Commit"] == 1:
+            self.between()
+            await context.abort(self.status, "as scripted")
+        return response
+
+
+@pytest.mark.parametrize("status", TRANSIENT)
+async def test_commit_that_took_effect_without_an_answer_is_recognised(
+    status: grpc.StatusCode,
+) -> None:
+    """The caller has the claim, and no other delivery waits for the end of its lease."""
+    scripted = SilentDatastore(status)
+    scripted.calls["Commit"] = 1  # the creation succeeds
+    async with served(scripted) as database:
+        store = DatastoreRecordStore(database)
+        assert await store.create(new_record(key_of(1), utc_now()))
+        scripted.calls.clear()
+        record = await store.change(key_of(1), claim(timedelta(minutes=1)))
+        assert record is not None
+        assert record.token == 1
+        assert await store.get(key_of(1)) == record
+    assert scripted.calls["Commit"] == 1
+
+
+@pytest.mark.parametrize("ours", [True, False])
+async def test_insertion_without_an_answer_is_recognised(ours: bool) -> None:
+    """Unless another caller has inserted the key meanwhile."""
+    scripted = SilentDatastore(grpc.StatusCode.UNAVAILABLE)
+    async with served(scripted) as database:
+        await database.register("public")
+        scripted.calls.clear()
+        if not ours:
+            made = entity(database)
+            set_number(made.properties["number"], 7)
+            name = made.key.SerializeToString(deterministic=True)
+            scripted.between = lambda: scripted.entities.update({name: made})
+        assert await database.insert(entity(database), "public") is ours
+    assert scripted.calls["Commit"] == 2
+
+
+async def test_transition_gives_up_when_the_error_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datastore, "LAST_PAUSE", 0.01)
+
+    class Down(ScriptedDatastore):
+        async def received(self, name: str, context: Any) -> None:
+            if name == "BeginTransaction":
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "as scripted")
+
+    scripted = Down()
     async with served(scripted) as database:
         with pytest.raises(Unavailable):
             await transact(database)
-    assert scripted.calls["Commit"] == 1
-    assert scripted.rolled_back == [b"1"]
+    assert scripted.calls["BeginTransaction"] == datastore.ATTEMPTS + 1
 
 
 @pytest.mark.parametrize(
@@ -297,6 +373,7 @@ async def test_request_without_an_answer_is_given_up(
     name: str, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(datastore, "REQUEST_SECONDS", 0.1)
+    monkeypatch.setattr(datastore, "TRANSACTION_SECONDS", 0.5)
     async with served(FailingDatastore(name)) as database, asyncio.timeout(5):
         with pytest.raises(Unavailable):
             await work(database)

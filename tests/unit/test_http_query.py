@@ -58,7 +58,7 @@ async def test_unknown_parameter_is_refused_with_a_suggestion(
 
 
 async def test_every_route_of_the_api_refuses_unknown_parameters(api: Api) -> None:
-    open_to_all = {"/", "/docs", "/openapi.json", "/metrics", "/health", "/ready"}
+    open_to_all = {"/", "/docs", "/openapi.json", "/metrics", "/health", "/started", "/ready"}
     checked = 0
     for method, path, _ in routes_of(api.app):
         if path in open_to_all or path.startswith(("/page/", "/local/")) or method == "HEAD":

@@ -93,7 +93,9 @@ OPERATIONS = {
     ("GET", "/api/v1/models/{model_id}"): "get_model",
     ("GET", "/health"): "get_health",
     ("GET", "/ready"): "get_readiness",
+    ("GET", "/started"): "get_startup",
 }
+PROBES = ("GET /started", "GET /ready")
 # Bytes, and formats that JSON Schema does not describe.
 UNNAMED = (
     *("application/octet-stream", "application/zip", "application/x-ndjson"),
@@ -210,12 +212,12 @@ def test_errors_are_problems_with_a_known_code(schema: dict[str, Any]) -> None:
             if int(status) < 400:
                 continue
             content = response["content"]["application/problem+json"]
-            name = "NotReady" if where == "GET /ready" else "Problem"
+            name = "NotReady" if where in PROBES else "Problem"
             assert content["schema"] == {"$ref": f"#/components/schemas/{name}"}, where
             for code, example in content.get("examples", {}).items():
                 assert code in codes
                 assert (example["value"]["code"], example["value"]["status"]) == (code, int(status))
-            assert content.get("examples") or where == "GET /ready", where
+            assert content.get("examples") or where in PROBES, where
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     ours = {kind.code for kind in kinds if issubclass(kind, errors.GlimpseError)}
     assert codes >= ours | {PrivateAddress.code}

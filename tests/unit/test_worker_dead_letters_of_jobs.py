@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from core.clock import rfc3339
-from core.domain.jobs import JobStatus, new_job_id
+from core.domain.jobs import Counts, JobStatus, new_job_id
 from core.domain.messages import Notify, RunJob
 from core.domain.records import ImageKey, RecordError, fail
 from core.errors import Unavailable
+from core.services.dead_letter_replay import Replay, replay
 from tests.support.clock import MovableClock
 from tests.support.faults import Once
 from tests.support.jobs import job_of, states
@@ -58,6 +59,44 @@ async def test_item_fails_with_the_error_of_its_record(worker: RunningWorker) ->
     assert item.error == (await worker.record(key_of(worker, image))).error
     (letter,) = await worker.letters()
     assert letter.attributes["job"] == key.id
+
+
+async def test_replay_repairs_the_job(worker: RunningWorker, clock: MovableClock) -> None:
+    """P4: the failed items succeed, also the duplicate, and the job has no failures left."""
+    image, other = pictures(2)
+    key = await submit_job(worker, [image, other, image])
+    await worker.run_job(key)
+    first, second, third = worker.published()
+    await worker.dead_letter(first, reason="HTTP 503")
+    for message in (second, third):
+        await deliver(worker, message)
+    job = await job_of(worker.backend, key)
+    assert (job.status, job.counts) == (JobStatus.COMPLETED, Counts(3, 1, 2))
+    (letter,) = await worker.letters()
+    clock.move(1)
+    before = len(worker.published())
+    assert await replay(worker.backend, "public", letter.id) is Replay.REPLAYED
+    for message in worker.published()[before:]:
+        await deliver(worker, message)
+    assert await states(worker.backend, key) == ["succeeded"] * 3
+    repaired = await job_of(worker.backend, key)
+    assert (repaired.status, repaired.counts) == (JobStatus.COMPLETED, Counts(3, 3, 0))
+    assert repaired.revision > job.revision
+
+
+async def test_dead_job_runs_after_its_replay(worker: RunningWorker, clock: MovableClock) -> None:
+    key = await submit_job(worker, pictures(2))
+    assert (await worker.dead_letter(RunJob(key.tenant, key.id))).status_code == 204
+    assert (await job_of(worker.backend, key)).status is JobStatus.FAILED
+    (letter,) = await worker.letters()
+    clock.move(1)
+    assert await replay(worker.backend, "public", letter.id) is Replay.REPLAYED
+    before = len(worker.published())
+    await worker.run_job(key)
+    for message in worker.published()[before:]:
+        await deliver(worker, message)
+    job = await job_of(worker.backend, key)
+    assert (job.status, job.counts, job.error) == (JobStatus.COMPLETED, Counts(2, 2), None)
 
 
 async def test_letter_of_a_finished_image_completes_its_item(worker: RunningWorker) -> None:

@@ -1,8 +1,9 @@
 """A client of Datastore: lookups, queries, and transactions that are repeated until they commit.
 
 It is correct for both ways in which Datastore handles conflicts: optimistic, where the later commit
-aborts, and pessimistic, where readers of one entity wait for each other. An aborted transaction
-runs again from its first read.
+aborts, and pessimistic, where readers of one entity wait for each other. A transaction that is
+aborted, or that a transient error ends, runs again from its first read. A commit without an answer
+may have taken effect: the next attempt looks first for what it would have written.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ import structlog
 from google.api_core.exceptions import (
     Aborted,
     AlreadyExists,
+    DeadlineExceeded,
     InternalServerError,
     ServiceUnavailable,
 )
@@ -49,7 +51,7 @@ T = TypeVar("T")
 # runs in the background.
 REQUEST_SECONDS, TRANSACTION_SECONDS, ROLLBACK_SECONDS = 3.0, 8.0, 3.0
 MUTATION_SECONDS = 0.01  # added to the timeout of a commit for each mutation
-ATTEMPTS = 12  # of a transaction that conflicts abort
+ATTEMPTS = 12  # of a transaction that conflicts or transient errors end
 # In a lookup, and in a commit: https://cloud.google.com/datastore/docs/concepts/limits
 MAX_KEYS, MAX_MUTATIONS = 1000, 500
 MAX_INSERTS = 200  # in a commit, so that it takes no longer than a request may
@@ -63,6 +65,8 @@ RETRY = AsyncRetry(
     multiplier=2.0,
     timeout=2.0,
 )
+# After these, an operation is repeated: https://cloud.google.com/datastore/docs/concepts/errors
+TRANSIENT = (Aborted, DeadlineExceeded, InternalServerError, ServiceUnavailable)
 RawMutation, RawQuery = Mutation.pb(), Query.pb()
 _RawReadOptions = ReadOptions.pb()
 
@@ -124,17 +128,21 @@ class Datastore:
 
     async def insert(self, entity: Any, tenant: str) -> bool:
         """Insert an entity of `tenant`; False where its key exists. Raises Unavailable."""
+        mutations = [RawMutation(insert=entity)]
+        sent = False
 
         async def insert() -> bool:
+            nonlocal sent
             if tenant not in self._registered:
                 await self._register(tenant)
+            repeated, sent = sent, True
             try:
-                await self._commit([RawMutation(insert=entity)])
+                await self._commit(mutations)
             except AlreadyExists:
-                return False
+                return repeated and await self._applied(mutations)
             return True
 
-        return await self._retry_aborted(insert)
+        return await self._repeat(insert)
 
     async def register(self, tenant: str) -> None:
         """Add the tenant to `tenants`, once per process. Raises Unavailable."""
@@ -143,26 +151,30 @@ class Datastore:
             async def register() -> None:
                 await self._register(tenant)
 
-            await self._retry_aborted(register)
+            await self._repeat(register)
 
     async def insert_together(self, entities: Sequence[Any]) -> bool:
         """Insert entities in one transaction; False where a key exists. Raises Unavailable.
 
         It reads nothing, so it locks nothing that others read.
         """
+        mutations = [RawMutation(insert=entity) for entity in entities]
+        sent = False
 
         async def insert() -> bool:
+            nonlocal sent
             transaction = await self._begin()
+            repeated, sent = sent, True
             try:
-                await self._commit([RawMutation(insert=entity) for entity in entities], transaction)
+                await self._commit(mutations, transaction)
             except BaseException as error:
                 self._roll_back_later(transaction)
                 if isinstance(error, AlreadyExists):
-                    return False
+                    return repeated and await self._applied(mutations)
                 raise
             return True
 
-        return await self._retry_aborted(insert)
+        return await self._repeat(insert)
 
     async def insert_missing(self, entities: Sequence[Any]) -> None:
         """Insert the entities whose key does not exist, of a registered tenant.
@@ -182,7 +194,7 @@ class Datastore:
         async def delete() -> None:
             await self._commit([RawMutation(delete=key) for key in keys])
 
-        await self._retry_aborted(delete)
+        await self._repeat(delete)
 
     async def delete_found(self, tenant: str, query: Any, limit: int) -> int:
         """Delete at most `limit` entities that `query`, for keys, finds; the number deleted."""
@@ -220,40 +232,73 @@ class Datastore:
     async def transact(self, operation: Callable[[bytes], Awaitable[tuple[T, Sequence[Any]]]]) -> T:
         """Run `operation` in a transaction, and commit the mutations that it returns.
 
-        The first part of what it returns is the result. It may run more than once. Raises
-        Unavailable. A separate request begins the transaction: where the first read begins it, the
-        Firestore emulator locks the entity against that reader.
+        The first part of what it returns is the result. It may run more than once, and must be
+        right then too, as a compare-and-set is. Raises Unavailable. A separate request begins the
+        transaction: where the first read begins it, the Firestore emulator locks the entity
+        against that reader.
         """
 
+        # What a commit without an answer would have written, and the result.
+        unanswered: tuple[T, Sequence[Any]] | None = None
+
         async def attempt() -> T:
+            nonlocal unanswered
             transaction = await self._begin()
             committed = False
             try:
+                if unanswered is not None:
+                    if await self._applied(unanswered[1], _inside(transaction)):
+                        return unanswered[0]
+                    unanswered = None
                 result, mutations = await operation(transaction)
                 if mutations:
+                    unanswered = (result, mutations)
                     await self._commit(mutations, transaction)
                     committed = True
                 return result
+            except Aborted:
+                unanswered = None
+                raise
             finally:
                 if not committed:
                     self._roll_back_later(transaction)
 
-        return await self._retry_aborted(attempt)
+        return await self._repeat(attempt)
+
+    async def _applied(self, mutations: Sequence[Any], options: Any = None) -> bool:
+        """Whether the database has exactly what the mutations would write."""
+        wanted = {}
+        for mutation in mutations:
+            operation = mutation.WhichOneof("operation")
+            state = getattr(mutation, operation)
+            key, state = (state, None) if operation == "delete" else (state.key, state)
+            wanted[key.SerializeToString(deterministic=True)] = (key, state)
+        found = await self._lookup_all([key for key, _ in wanted.values()], options)
+        present = {
+            entity.key.SerializeToString(deterministic=True): entity.properties for entity in found
+        }
+        return all(
+            name not in present if state is None else present.get(name) == state.properties
+            for name, (_, state) in wanted.items()
+        )
 
     async def ping(self) -> None:
         with translated(self.part):
             self._check_open()
             await self._lookup([self.keys.path("", ("Ping", "ping"))])
 
-    async def _retry_aborted(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Run `operation`, and repeat it while conflicts abort it. Raises Unavailable."""
+    async def _repeat(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Run `operation`, and repeat it after conflicts and transient errors.
+
+        Raises Unavailable after `ATTEMPTS` or `TRANSACTION_SECONDS`.
+        """
         with translated(self.part):
             self._check_open()
             async with asyncio.timeout(TRANSACTION_SECONDS):
                 for attempt in range(ATTEMPTS):
                     try:
                         return await operation()
-                    except Aborted:
+                    except TRANSIENT:
                         pause = min(LAST_PAUSE, FIRST_PAUSE * 2.0**attempt)
                         await asyncio.sleep(random.uniform(0, pause))
                 return await operation()
@@ -268,7 +313,7 @@ class Datastore:
                 return False
             return True
 
-        return await self._retry_aborted(insert)
+        return await self._repeat(insert)
 
     async def _begin(self) -> bytes:
         raw = BeginTransactionRequest.pb()(**self._database, transaction_options={"read_write": {}})

@@ -173,7 +173,10 @@ class DatastoreJobStore(DatastoreStore[JobKey, Job]):
         return bool(await self._datastore.query(key.tenant, query))
 
     async def _count(self, key: JobKey, total: int) -> Counts:
-        """The items that have ended. The numbers only rise, so they need not be of one instant.
+        """The items that have ended. The numbers need not be of one instant.
+
+        First those that have succeeded, which stays true. An item that fails or is repaired
+        between the two queries is counted once or not at all, so no count ends a job too early.
 
         Counts keys, at the price of an aggregation, which the Datastore emulator does not have.
         """
@@ -182,10 +185,8 @@ class DatastoreJobStore(DatastoreStore[JobKey, Job]):
             query = self._items_query(key, state, keys_only=True)
             return len(await self._datastore.query(key.tenant, query))
 
-        succeeded, failed = await asyncio.gather(
-            number(ItemState.SUCCEEDED), number(ItemState.FAILED)
-        )
-        return Counts(total, succeeded, failed)
+        succeeded = await number(ItemState.SUCCEEDED)
+        return Counts(total, succeeded, await number(ItemState.FAILED))
 
     def _items_query(
         self,

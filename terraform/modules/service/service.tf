@@ -67,14 +67,15 @@ resource "google_cloud_run_v2_service" "this" {
         }
       }
 
-      # Four minutes at most: new grants take a while, and /ready asks every port.
+      # Four minutes at most: a large model from a bucket takes a while. /started depends on no other
+      # service, so that instances can start while one of them is down.
       startup_probe {
         period_seconds    = 5
         timeout_seconds   = 4
         failure_threshold = 48
 
         http_get {
-          path = "/ready"
+          path = "/started"
         }
       }
 

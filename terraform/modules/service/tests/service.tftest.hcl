@@ -47,8 +47,8 @@ run "probes" {
   command = plan
 
   assert {
-    condition     = google_cloud_run_v2_service.this.template[0].containers[0].startup_probe[0].http_get[0].path == "/ready"
-    error_message = "It starts when everything it needs answers."
+    condition     = google_cloud_run_v2_service.this.template[0].containers[0].startup_probe[0].http_get[0].path == "/started"
+    error_message = "It starts when its model is loaded, also while another service is down."
   }
 
   assert {
