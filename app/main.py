@@ -155,7 +155,7 @@ def create_app(
         *((docs_routes(app.title),) if settings.docs else ()),
     ):
         app.router.routes.extend(router.routes)
-    observability.add_metrics_route(app, refresh, requires(Scope.ADMIN))
+    observability.add_metrics_route(app, refresh, requires(Scope.OPERATOR))
     check_every_route(app.router.routes)
     install_openapi(app, keys_required=settings.keys_required, public_url=settings.public_url)
     install_problem_handlers(app)

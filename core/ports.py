@@ -16,12 +16,12 @@ from core.domain.dead_letters import DeadLetter, LetterFilter, LetterKey
 from core.domain.deletions import Deletion
 from core.domain.jobs import ItemState, Job, JobFilter, JobItem, JobKey
 from core.domain.messages import Message
-from core.domain.rate_limits import Grant, Limit
+from core.domain.rate_limits import Grant, Limit, TenantLimits
 from core.domain.record_lists import RecordFilter, RecordPage
 from core.domain.records import ImageKey, Record, RecordError, RecordKey
 from core.domain.trained_models import ModelKey, TrainedModel
 from core.domain.transitions import Transition
-from core.domain.usage import Usage
+from core.domain.usage import Usage, UsageBatch
 from core.domain.webhooks import Webhook, WebhookKey
 
 K_contra = TypeVar("K_contra", contravariant=True)
@@ -331,20 +331,31 @@ class KeyStore(Store[str, ApiKey], Protocol):
         """All keys of a tenant, or of all tenants, oldest first."""
         ...
 
+    async def limits(self, tenant: str) -> TenantLimits:
+        """The limits of a tenant."""
+        ...
+
+    async def set_limits(self, tenant: str, limits: TenantLimits) -> None:
+        """Replace the limits of a tenant, durably."""
+        ...
+
 
 class AllowanceStore(Protocol):
-    """The shares of each key's limits, across processes (`core.domain.rate_limits`)."""
+    """The shares of limits, across processes (`core.domain.rate_limits`)."""
 
-    async def reserve(self, key_id: str, limit: Limit) -> Grant:
-        """Reserve the next share of a limit."""
+    async def reserve(self, owner: str, limit: Limit, spent: int = 0) -> Grant:
+        """Count `spent` units of a limit, and reserve its next share. `owner` has the limit."""
         ...
 
 
 class UsageStore(Protocol):
     """Usage counts by key and day (`core.domain.usage`)."""
 
-    async def add(self, counts: Sequence[Usage]) -> None:
-        """Add the counts to the stored ones. Where it raises, some may have been added."""
+    async def add(self, batch: UsageBatch) -> None:
+        """Add the counts of a batch to the stored ones, once.
+
+        After an error, the batch may have been added. Adding it again is safe.
+        """
         ...
 
     async def read(self, tenant: str, since: date) -> list[Usage]:

@@ -48,6 +48,14 @@ def _model_uri(uri: str) -> str:
     return uri
 
 
+def _key_secrets(secret: SecretStr | None) -> SecretStr | None:
+    """`secret`; ValueError if one of its parts is too short."""
+    parts = [] if secret is None else secret.get_secret_value().split(",")
+    if any(len(part.strip().encode()) < MIN_SECRET_BYTES for part in parts):
+        raise ValueError(f"each secret needs at least {MIN_SECRET_BYTES} characters")
+    return secret
+
+
 ModelUri = Annotated[str, AfterValidator(_model_uri)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -207,9 +215,10 @@ class Settings(BaseSettings):
     key_secret: Annotated[
         SecretStr | None,
         Field(
-            min_length=MIN_SECRET_BYTES,
-            description="Secret for hashing keys. If empty, Glimpse creates one in DATA_DIR",
+            description="Secret for hashing keys, with at least 32 characters. To rotate it, put a "
+            "new one and a comma before it. If empty, Glimpse creates one in DATA_DIR",
         ),
+        AfterValidator(_key_secrets),
     ] = None
     key_cache_seconds: Annotated[
         Seconds,
@@ -223,11 +232,16 @@ class Settings(BaseSettings):
         str,
         Field(
             pattern=r"^(off|[1-9][0-9]{0,8}/(second|minute|hour))$",
-            description="Requests that a key may send each `second`, `minute`, or `hour`, or `off`",
+            description="Requests that a tenant may send each `second`, `minute`, or `hour`, or "
+            "`off`. Each further image of a request counts as one more",
         ),
     ] = "600/minute"
     daily_quota: Annotated[
-        DailyQuota, Field(description="Requests that a key may send each day (UTC). 0: no limit")
+        DailyQuota,
+        Field(
+            description="Requests and further images that a tenant may send each day (UTC). 0: no "
+            "limit"
+        ),
     ] = 0
     docs: Annotated[bool, Field(description="Whether to serve `/docs` and `/openapi.json`")] = True
     page: Annotated[bool, Field(description="Whether to serve the web page at `/`")] = True

@@ -6,28 +6,31 @@ counts are written in the background.
 """
 
 import asyncio
+import hashlib
+import math
 import time
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
 from cachetools import TTLCache
 
 from app.auth.credentials import key_in, ticket_in
-from app.auth.key_state import KeyState, Share
+from app.auth.key_state import KeyState, Share, TenantState
 from core.backends import Access, open_access
-from core.clock import Clock, utc_now
+from core.clock import Clock, rfc3339, utc_now
 from core.concurrency import in_background
 from core.domain.api_keys import USE_NOTE_INTERVAL, ApiKey, note_use
 from core.domain.key_tokens import KeyHasher
 from core.domain.principals import Principal, Scope
-from core.domain.rate_limits import Grant
+from core.domain.rate_limits import DAY, Grant, Limit, TenantLimits
 from core.domain.tickets import TicketSigner
+from core.domain.usage import UsageBatch
 from core.errors import Forbidden, GlimpseError, RateLimited, Unauthenticated, Unavailable
-from core.observability.request_middleware import add_headers
+from core.observability.request_middleware import set_headers
 from core.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -36,10 +39,19 @@ WRITE_SECONDS = 10.0  # interval between writes of usage counts; a killed proces
 CLOSE_SECONDS = 3.0
 SHARE_SECONDS = 2.0  # longest wait of a request for the next share of its limit
 MAX_VERIFIED_KEYS = 10_000
+EMAIL_LIMIT = Limit("email", 100, DAY, strict=True)  # to one address
 MAX_REFUSED_KEYS = 4_096
 IDLE_TIME = timedelta(hours=1)  # longer than any request lasts
 _TICKET_OF = "glimpse.ticket_of"  # in a request's scope: the id of the key of its ticket
 _REFUSED = "The API key is not valid."
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredKey:
+    """A key in the store, and the limits of its tenant."""
+
+    key: ApiKey | None
+    limits: TenantLimits = field(default_factory=TenantLimits)
 
 
 @dataclass(slots=True)
@@ -59,8 +71,8 @@ class Authenticator:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.access = access
-        self.hasher = KeyHasher(access.secret)
-        self.tickets = TicketSigner(access.secret)
+        self.hasher = KeyHasher(*access.secrets)
+        self.tickets = TicketSigner(access.secrets[0])
         self._settings = settings
         self._rate = settings.rate
         self.clock = clock
@@ -70,8 +82,9 @@ class Authenticator:
         self._refused: TTLCache[bytes, str] = TTLCache(
             MAX_REFUSED_KEYS, settings.key_cache_seconds, monotonic
         )
-        self._lookups: dict[str, asyncio.Task[ApiKey | None]] = {}
+        self._lookups: dict[str, asyncio.Task[_StoredKey]] = {}
         self._states: dict[str, KeyState] = {}
+        self._tenants: dict[str, TenantState] = {}
         self._writing = asyncio.Lock()
 
     async def authenticate(self, scope: MutableMapping[str, Any], required: Scope) -> Principal:
@@ -87,14 +100,54 @@ class Authenticator:
         for share in state.shares:
             if not (share.consume(seconds) or await self._refill(state, share, seconds)):
                 state.count_refused(seconds)
-                add_headers(scope, state.headers(seconds))
+                set_headers(scope, state.headers(seconds))
                 raise _rate_limited(share, seconds)
         state.count_request(seconds)
-        add_headers(scope, state.headers(seconds))
+        set_headers(scope, state.headers(seconds))
         principal = state.principal
         structlog.contextvars.bind_contextvars(key=principal.key_id)
         _check_scope(principal, required)
         return principal
+
+    async def spend_images(
+        self, scope: MutableMapping[str, Any], principal: Principal, images: int
+    ) -> None:
+        """Count the images of a request beyond the first, which the request itself has paid for.
+
+        Raises RateLimited if a quota has less than that. A rate is exceeded once, and the rest
+        counts in its next windows.
+        """
+        state = self._states.get(principal.key_id)
+        if state is None or images <= 1:
+            return
+        seconds = self.clock().timestamp()
+        try:
+            # Strict limits first: a refusal must not have spent the others.
+            for share in sorted(state.shares, key=lambda share: not share.limit.strict):
+                await self._spend(share, images - 1, seconds)
+        except RateLimited:
+            state.count_refused(seconds)
+            raise
+        finally:
+            set_headers(scope, state.headers(seconds))
+
+    async def reserve_email(self, address: str) -> None:
+        """Count an e-mail to `address`. Raises RateLimited."""
+        digest = hashlib.blake2b(address.lower().encode(), digest_size=16).hexdigest()
+        try:
+            grant = await self.access.allowances.reserve(f"email:{digest}", EMAIL_LIMIT, 1)
+        except Unavailable as error:
+            log.warning("limit not shared", reason=str(error))
+            return
+        if grant.refused:
+            seconds = max(
+                1, math.ceil(grant.window + EMAIL_LIMIT.seconds - self.clock().timestamp())
+            )
+            raise RateLimited(
+                f"The address gets at most {EMAIL_LIMIT.quota} e-mails a day.",
+                retry_after=seconds,
+                extra={"field": "notify_email", "violated-policies": [EMAIL_LIMIT.name]},
+            )
 
     @property
     def trusted_seconds(self) -> float:
@@ -126,19 +179,23 @@ class Authenticator:
             del self._verified[digest]
 
     async def write_usage(self) -> None:
-        """Write the usage counts. Raises Unavailable, and keeps the counts for the next call."""
+        """Write the usage counts. Raises Unavailable, and keeps what failed for the next call."""
         async with self._writing:
-            taken = {state: state.take_counts() for state in self._states.values()}
-            try:
-                if counts := [usage for each in taken.values() for usage in each]:
-                    await self.access.usage.add(counts)
-            except BaseException:
-                for state, counts in taken.items():
-                    state.restore_counts(counts)
-                raise
-            for state in taken:
+            states = list(self._states.values())
+            outcomes = await asyncio.gather(
+                *(self._write(state, batch) for state in states for batch in state.unwritten()),
+                return_exceptions=True,
+            )
+            for outcome in outcomes:
+                if isinstance(outcome, BaseException):
+                    raise outcome
+            for state in states:
                 await self._touch(state)
             self._evict()
+
+    async def _write(self, state: KeyState, batch: UsageBatch) -> None:
+        await self.access.usage.add(batch)
+        state.written([batch])
 
     async def check(self) -> None:
         """Raise Unavailable if the key store does not answer."""
@@ -188,11 +245,12 @@ class Authenticator:
         verified = self._verified.get(entry)
         if verified is not None and self._monotonic() < verified.until:
             return verified.state
-        key, now = await self._look_up(key_id), self.clock()
+        stored = await self._look_up(key_id)
+        now, key = self.clock(), stored.key
         if key is None or not key.active(now):
             self.forget(key_id)
             raise Unauthenticated("The key of the ticket is not valid.")
-        return self._trust(key, entry, key.expires_at, now)
+        return self._trust(stored, key, entry, key.expires_at, now)
 
     async def _verify(self, text: bytes, digest: bytes) -> KeyState:
         key_id = self.hasher.key_id(text)
@@ -200,23 +258,32 @@ class Authenticator:
             raise Unauthenticated(_REFUSED)
         if (reason := self._refused.get(digest)) is not None:
             raise Unauthenticated(reason)
-        key = await self._look_up(key_id)
-        now = self.clock()
-        end = None if key is None else key.good_until(digest, now)
+        stored = await self._look_up(key_id)
+        now, key = self.clock(), stored.key
+        end = None if key is None else key.good_until(self.hasher.digests(text), now)
         if key is None or end is None:
             self._refused[digest] = _REFUSED
             self.forget(key_id)  # the key's other text may be revoked, too
             log.warning("key refused", key=key_id)
             raise Unauthenticated(_REFUSED)
-        return self._trust(key, digest, end, now)
+        return self._trust(stored, key, digest, end, now)
 
-    def _trust(self, key: ApiKey, digest: bytes, end: datetime | None, now: datetime) -> KeyState:
+    def _trust(
+        self,
+        stored: _StoredKey,
+        key: ApiKey,
+        digest: bytes,
+        end: datetime | None,
+        now: datetime,
+    ) -> KeyState:
         """Trust the key under `digest` for `KEY_CACHE_SECONDS`, at most until `end`."""
+        tenant = self._tenants.setdefault(key.tenant, TenantState(key.tenant))
+        tenant.apply(stored.limits, self._rate, self._settings.daily_quota)
         state = self._states.get(key.id)
         if state is None:
-            state = self._states[key.id] = KeyState(key, self._rate, self._settings.daily_quota)
+            state = self._states[key.id] = KeyState(key, tenant)
         else:
-            state.update(key, self._rate, self._settings.daily_quota)
+            state.update(key)
         trusted = self._settings.key_cache_seconds
         if end is not None:
             trusted = min(trusted, (end - now).total_seconds())
@@ -225,15 +292,21 @@ class Authenticator:
             del self._verified[next(iter(self._verified))]
         return state
 
-    async def _look_up(self, key_id: str) -> ApiKey | None:
+    async def _look_up(self, key_id: str) -> _StoredKey:
         """Share one lookup among concurrent requests. A cancelled request does not cancel it."""
         task = self._lookups.get(key_id)
         if task is None:
-            task = self._lookups[key_id] = asyncio.create_task(self.access.keys.get(key_id))
+            task = self._lookups[key_id] = asyncio.create_task(self._read(key_id))
             task.add_done_callback(lambda done: self._looked_up(key_id, done))
         return await asyncio.shield(task)
 
-    def _looked_up(self, key_id: str, done: "asyncio.Task[ApiKey | None]") -> None:
+    async def _read(self, key_id: str) -> _StoredKey:
+        key = await self.access.keys.get(key_id)
+        if key is None:
+            return _StoredKey(None)
+        return _StoredKey(key, await self.access.keys.limits(key.tenant))
+
+    def _looked_up(self, key_id: str, done: "asyncio.Task[_StoredKey]") -> None:
         del self._lookups[key_id]
         if not done.cancelled():
             done.exception()  # mark it as retrieved: every waiting request may have been cancelled
@@ -245,19 +318,43 @@ class Authenticator:
                 return True
             if share.exhausted(now):
                 return False
-            limit = share.limit
-            try:
-                async with asyncio.timeout(SHARE_SECONDS):
-                    grant = await self.access.allowances.reserve(state.principal.key_id, limit)
-            except (Unavailable, TimeoutError) as error:
+            grant = await self._reserve(share)
+            if grant is None:
                 # A failing store is no reason to refuse a request or to delay it. In this window
                 # the process applies the limit to its own requests only.
-                log.warning("limit not shared", reason=str(error) or "no answer in time")
+                limit = share.limit
                 window = limit.window(now)
                 asked_before = share.end == window + limit.seconds
-                grant = Grant(window, share.remaining if asked_before else limit.quota, 0)
+                left = share.remaining if asked_before else limit.quota
+                grant = Grant(window, max(0, left + min(0, share.available)), 0)
             share.refill(grant)
             return share.consume(now)
+
+    async def _spend(self, share: Share, count: int, now: float) -> None:
+        """Count `count` units. Raises RateLimited if a strict limit has fewer."""
+        async with share.lock:
+            held = max(0, share.available) if now < share.end else 0
+            if held >= count:
+                share.available -= count
+                return
+            grant = await self._reserve(share, count - held)
+            if grant is None:
+                share.available -= count
+            elif grant.refused:
+                share.remaining = grant.left
+                share.end = float(grant.window + share.limit.seconds)
+                raise _too_many_images(share, count + 1, now)
+            else:
+                share.refill(grant)
+
+    async def _reserve(self, share: Share, spent: int = 0) -> Grant | None:
+        """The answer of the store; None if it fails or does not answer in time."""
+        try:
+            async with asyncio.timeout(SHARE_SECONDS):
+                return await self.access.allowances.reserve(share.owner, share.limit, spent)
+        except (Unavailable, TimeoutError) as error:
+            log.warning("limit not shared", reason=str(error) or "no answer in time")
+            return None
 
     async def _touch(self, state: KeyState) -> None:
         used, stored = state.used_at, state.stored_used_at
@@ -278,6 +375,8 @@ class Authenticator:
             for key_id, state in self._states.items()
             if id(state) in in_use or not state.idle(since)
         }
+        tenants = {state.principal.tenant for state in self._states.values()}
+        self._tenants = {name: state for name, state in self._tenants.items() if name in tenants}
 
 
 def _check_scope(principal: Principal, required: Scope) -> None:
@@ -289,12 +388,43 @@ def _check_scope(principal: Principal, required: Scope) -> None:
 
 def _rate_limited(share: Share, now: float) -> RateLimited:
     limit, seconds = share.limit, max(1, share.seconds_left(now))
-    return RateLimited(
-        f"The key has used its {limit.quota} requests in {limit.seconds} seconds. "
-        f"Retry in {seconds} seconds.",
-        retry_after=seconds,
-        extra={"violated-policies": [limit.name]},  # the member's name in the RateLimit draft
+    owner = _owner(share)
+    if limit.strict:
+        detail = f"{owner} has used its daily quota of {limit.quota}. {_reset(share)}"
+    else:
+        detail = (
+            f"{owner} has used its {limit.quota} requests in {limit.seconds} seconds. "
+            f"Retry in {seconds} seconds."
+        )
+    return _limited(share, detail, seconds)
+
+
+def _too_many_images(share: Share, images: int, now: float) -> RateLimited:
+    detail = (
+        f"{_owner(share)} has {share.left} left of its daily quota of {share.limit.quota}, and the "
+        f"request has {images} images. {_reset(share)}"
     )
+    return _limited(share, detail, max(1, share.seconds_left(now)))
+
+
+def _limited(share: Share, detail: str, seconds: int) -> RateLimited:
+    # The name of the member is that of the RateLimit draft.
+    extra: dict[str, object] = {"violated-policies": [share.limit.name]}
+    if share.limit.strict:
+        extra["resets_at"] = rfc3339(_end(share))
+    return RateLimited(detail, retry_after=seconds, extra=extra)
+
+
+def _owner(share: Share) -> str:
+    return "The tenant" if share.owner.startswith("tenant:") else "The key"
+
+
+def _reset(share: Share) -> str:
+    return f"The quota resets at {rfc3339(_end(share))}."
+
+
+def _end(share: Share) -> datetime:
+    return datetime.fromtimestamp(share.end, UTC)
 
 
 @asynccontextmanager

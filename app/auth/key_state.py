@@ -1,26 +1,32 @@
-"""The state of one key in one API process: shares of its limits, and unwritten usage counts."""
+"""Keys and tenants in one API process: shares of limits, and unwritten usage counts."""
 
 import asyncio
 import math
+from collections.abc import Iterable
 from datetime import UTC, date, datetime
 
 from core.domain.api_keys import ApiKey
 from core.domain.principals import Principal
-from core.domain.rate_limits import DAY, Grant, Limit, Rate
-from core.domain.usage import Usage
+from core.domain.rate_limits import DAY, Grant, Limit, Rate, TenantLimits
+from core.domain.usage import Usage, UsageBatch
 
 RawHeaders = tuple[tuple[bytes, bytes], ...]
 
 
 class Share:
-    """This process's share of one limit in the current window. Times are seconds since 1970."""
+    """This process's share of one limit in the current window. Times are seconds since 1970.
 
-    __slots__ = ("available", "end", "limit", "lock", "remaining")
+    `owner` has the limit, in the store: a key's id, or `tenant:` and a tenant.
+    """
 
-    def __init__(self, limit: Limit) -> None:
+    __slots__ = ("available", "end", "limit", "lock", "owed", "owner", "remaining")
+
+    def __init__(self, owner: str, limit: Limit) -> None:
+        self.owner = owner
         self.limit = limit
-        self.available = 0  # requests that this process may still let through
-        self.remaining = 0  # requests that no process had reserved at the last refill
+        self.available = 0  # units that this process may still let through; below 0: used too many
+        self.remaining = 0  # units that no process had reserved at the last refill
+        self.owed = 0  # units that count in later windows
         self.end = 0.0  # of the window
         self.lock = asyncio.Lock()
 
@@ -35,45 +41,86 @@ class Share:
         """Whether a refill before `end` would be empty."""
         # A window that ends later than the next one means that the clock was set back.
         current = now < self.end <= now + 2 * self.limit.seconds
-        return current and self.remaining == 0 and self.available == 0
+        return current and self.remaining == 0 and self.available <= 0
 
     def refill(self, grant: Grant) -> None:
-        self.available, self.remaining = grant.count, grant.left
+        self.available, self.remaining, self.owed = grant.count, grant.left, grant.owed
         self.end = float(grant.window + self.limit.seconds)
 
+    @property
+    def left(self) -> int:
+        """The units that remain in the window, as far as this process knows."""
+        return max(0, self.available + self.remaining)
+
     def seconds_left(self, now: float) -> int:
-        return max(0, math.ceil(self.end - now))
+        """The seconds until the window ends, and with it those that are owed."""
+        later = self.owed // self.limit.quota * self.limit.seconds
+        return max(0, math.ceil(self.end - now) + later)
+
+
+class LimitShares:
+    """The shares of all limits of one owner. Those of unchanged limits are kept."""
+
+    __slots__ = ("_owner", "_prefix", "shares")
+
+    def __init__(self, owner: str, prefix: str = "") -> None:
+        """`prefix` tells the names of the limits from those of another owner."""
+        self._owner = owner
+        self._prefix = prefix
+        self.shares: tuple[Share, ...] = ()
+
+    def update(self, rate: Rate | None, daily_quota: int | None) -> None:
+        """Apply the limits. None and a quota of 0: no limit."""
+        limits = [Limit(f"{self._prefix}rate", rate.count, rate.seconds)] if rate else []
+        if daily_quota:
+            limits.append(Limit(f"{self._prefix}day", daily_quota, DAY, strict=True))
+        kept = {share.limit: share for share in self.shares}
+        self.shares = tuple(kept.get(limit) or Share(self._owner, limit) for limit in limits)
+
+    def idle(self, since: datetime) -> bool:
+        """Whether all windows ended before `since`."""
+        return all(share.end <= since.timestamp() for share in self.shares)
+
+
+class TenantState(LimitShares):
+    """The limits that the keys of one tenant share, in one process."""
+
+    __slots__ = ()
+
+    def __init__(self, tenant: str) -> None:
+        super().__init__(f"tenant:{tenant}")
+
+    def apply(self, limits: TenantLimits, rate: Rate | None, daily_quota: int) -> None:
+        """Apply the tenant's limits, or `rate` and `daily_quota`, those of the service."""
+        quota = daily_quota if limits.daily_quota is None else limits.daily_quota
+        self.update(limits.rate or rate, quota)
 
 
 class KeyState:
     """One key in one process."""
 
     __slots__ = (
-        *("_counts", "_day", "_earlier", "_policy"),
+        *("_counts", "_day", "_own", "_policy", "_tenant", "_unwritten"),
         *("key", "principal", "shares", "stored_used_at", "used_at"),
     )
 
-    def __init__(self, key: ApiKey, rate: Rate | None, daily_quota: int) -> None:
-        """`rate` and `daily_quota` are the service's limits; limits of the key override them."""
+    def __init__(self, key: ApiKey, tenant: TenantState) -> None:
         self.used_at: datetime | None = None
         self.stored_used_at = key.last_used_at
-        self.shares: tuple[Share, ...] = ()
-        self._policy = b""
+        self._tenant = tenant
+        self._own = LimitShares(key.id, "key-")
         self._day = 0
         self._counts = [0, 0, 0, 0]  # requests, images, bytes, refused
-        self._earlier: list[Usage] = []  # counts of earlier days, or of failed writes
-        self.update(key, rate, daily_quota)
+        self._unwritten: list[UsageBatch] = []  # of earlier days, or of failed writes
+        self.update(key)
 
-    def update(self, key: ApiKey, rate: Rate | None, daily_quota: int) -> None:
-        """Apply the stored key. Shares of unchanged limits are kept."""
+    def update(self, key: ApiKey) -> None:
+        """Apply the stored key, and the present limits of its tenant."""
         self.key = key
         self.principal: Principal = key.principal
-        rate = key.rate or rate
-        quota = daily_quota if key.daily_quota is None else key.daily_quota
-        limits = [Limit("rate", rate.count, rate.seconds)] if rate else []
-        limits += [Limit("day", quota, DAY)] if quota else []
-        kept = {share.limit: share for share in self.shares}
-        self.shares = tuple(kept.get(limit) or Share(limit) for limit in limits)
+        self._own.update(key.rate, key.daily_quota)
+        self.shares = (*self._own.shares, *self._tenant.shares)
+        limits = [share.limit for share in self.shares]
         self._policy = ", ".join(f'"{x.name}";q={x.quota};w={x.seconds}' for x in limits).encode()
 
     def headers(self, now: float) -> RawHeaders:
@@ -81,12 +128,7 @@ class KeyState:
         if not self.shares:
             return ()
         states = [
-            b'"%b";r=%d;t=%d'
-            % (
-                share.limit.name.encode(),
-                share.available + share.remaining,
-                share.seconds_left(now),
-            )
+            b'"%b";r=%d;t=%d' % (share.limit.name.encode(), share.left, share.seconds_left(now))
             for share in self.shares
         ]
         return ((b"ratelimit-policy", self._policy), (b"ratelimit", b", ".join(states)))
@@ -95,8 +137,9 @@ class KeyState:
         """Whether the key was last used before `since`, and nothing here is still needed."""
         return (
             (self.used_at is None or self.used_at < since)
-            and all(share.end <= since.timestamp() for share in self.shares)
-            and not self._earlier
+            and self._own.idle(since)
+            and self._tenant.idle(since)
+            and not self._unwritten
             and not any(self._counts)
         )
 
@@ -112,18 +155,15 @@ class KeyState:
         self._start_day(now)
         self._counts[3] += 1
 
-    def take_counts(self) -> list[Usage]:
-        """Return the counts since the last call, and reset them."""
+    def unwritten(self) -> list[UsageBatch]:
+        """The counts that are not written. A batch does not change once it is in this list."""
         self._end_day()
-        taken, self._earlier = self._earlier, []
-        return taken
+        return list(self._unwritten)
 
-    def restore_counts(self, counts: list[Usage]) -> None:
-        """Add counts that could not be written."""
-        by_day = {usage.day: usage for usage in self._earlier}
-        for usage in counts:
-            by_day[usage.day] = usage + by_day[usage.day] if usage.day in by_day else usage
-        self._earlier = list(by_day.values())
+    def written(self, batches: Iterable[UsageBatch]) -> None:
+        """Drop batches that the store has added."""
+        done = {batch.id for batch in batches}
+        self._unwritten = [batch for batch in self._unwritten if batch.id not in done]
 
     def _start_day(self, now: float) -> None:
         day = int(now // DAY)
@@ -135,7 +175,7 @@ class KeyState:
         if any(self._counts):
             owner = self.principal
             counts = Usage(owner.tenant, owner.key_id, _date(self._day), *self._counts)
-            self.restore_counts([counts])
+            self._unwritten.append(UsageBatch(counts))
             self._counts = [0, 0, 0, 0]
 
 

@@ -30,11 +30,12 @@ class KeyRecheck:
     """How an open connection checks its key again: every `seconds`, by calling `check`.
 
     `check` raises Unauthenticated or Forbidden if the key is no longer valid. It is None if the
-    service requires no keys.
+    service requires no keys, and `key_id` is empty.
     """
 
     seconds: float
     check: Callable[[], Awaitable[None]] | None
+    key_id: str = ""
 
 
 def requires(scope: Scope) -> Callable[[Endpoint], Endpoint]:
@@ -102,13 +103,27 @@ async def authenticate(connection: HTTPConnection, scope: Scope) -> Principal:
     return await authenticator.authenticate(connection.scope, scope)
 
 
-def key_recheck(connection: HTTPConnection, scope: Scope) -> KeyRecheck:
-    """Return how a long-lived connection checks again that its key is still valid."""
+def key_recheck(connection: HTTPConnection, scope: Scope, principal: Principal) -> KeyRecheck:
+    """Return how a long-lived connection of `principal` checks again that its key is valid."""
     authenticator = services_of(connection).authenticator
     if authenticator is None:
         return KeyRecheck(math.inf, None)
     check = partial(authenticator.recheck, connection.scope, scope)
-    return KeyRecheck(authenticator.trusted_seconds, check)
+    return KeyRecheck(authenticator.trusted_seconds, check, principal.key_id)
+
+
+async def spend_images(request: Request, principal: Principal, images: int) -> None:
+    """Count the images of a request in the limits of the caller. Raises RateLimited."""
+    authenticator = services_of(request).authenticator
+    if authenticator is not None:
+        await authenticator.spend_images(request.scope, principal, images)
+
+
+async def reserve_email(request: Request, address: str) -> None:
+    """Count an e-mail to `address` in its limit. Raises RateLimited."""
+    authenticator = services_of(request).authenticator
+    if authenticator is not None and address:
+        await authenticator.reserve_email(address)
 
 
 def count_image(request: Request, principal: Principal, size: int) -> None:

@@ -26,7 +26,7 @@ DETAILS: dict[type[errors.GlimpseError], str] = {
     errors.UnknownModel: "There is no such model. Known models: colours@3cde192ffdf4.",
     errors.Unauthenticated: "The API key is not valid.",
     errors.Forbidden: "This needs a key with the scope 'admin'.",
-    errors.RateLimited: "The key has used its 600 requests in 60 seconds. Retry in 17 seconds.",
+    errors.RateLimited: "The tenant has used its 600 requests in 60 seconds. Retry in 17 seconds.",
     errors.Conflict: "This service requires no keys (API_KEYS=off), and has none.",
     errors.Unavailable: "The records database does not answer.",
     PrivateAddress: "The URL leads to an address that is not public.",

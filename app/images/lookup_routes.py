@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field, field_validator
 
-from app.auth.requires import requires
+from app.auth.requires import requires, spend_images
 from app.auth.route import AuthenticatedRoute
 from app.http.json_body import JsonBody
 from app.http.openapi import refusals
@@ -87,6 +87,7 @@ async def look_up_images(
     services = services_of(request)
     hashes = dict.fromkeys(lookup.image_hashes)
     model = await resolved_model(request, principal, lookup.model)
+    await spend_images(request, principal, len(hashes))
     keys = [services.images.key(principal.tenant, each, model) for each in hashes]
     found = await look_up(services.backend, keys)
     return ImageLookupResult(

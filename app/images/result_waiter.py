@@ -1,6 +1,7 @@
 """Waits for results. All clients that wait for one image share one poll of the store."""
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass
 
 import structlog
@@ -12,7 +13,20 @@ from core.ports import RecordStore
 
 log = structlog.get_logger(__name__)
 
+MAX_WAITS_PER_KEY = 250  # concurrent, in one process
 FIRST_INTERVAL, LONGEST_INTERVAL, GROWTH = 0.01, 0.25, 1.5  # seconds, seconds, factor
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """How long a client waits for a result, in seconds.
+
+    `receive` is that of its request, whose body has been read. `key_id` is its API key, if any.
+    """
+
+    seconds: float = 0
+    receive: Receive | None = None
+    key_id: str = ""
 
 
 @dataclass(slots=True)
@@ -27,6 +41,7 @@ class ResultWaiter:
     def __init__(self, records: RecordStore) -> None:
         self._records = records
         self._polls: dict[RecordKey, _Poll] = {}
+        self._by_key: Counter[str] = Counter()
         self._stopping = asyncio.Event()
 
     @property
@@ -35,20 +50,24 @@ class ResultWaiter:
         return len(self._polls)
 
     async def until_terminal(
-        self, key: RecordKey, seconds: float, receive: Receive | None = None
+        self, key: RecordKey, seconds: float, receive: Receive | None = None, key_id: str = ""
     ) -> Record | None:
         """The record, once its status is terminal.
 
-        None after `seconds`, if the record is deleted, after `stop`, or if the client disconnects.
+        None after `seconds`, if the record is deleted, after `stop`, if the client disconnects, or
+        at once if the API key `key_id` has `MAX_WAITS_PER_KEY` waits.
         `receive` is that of a request whose body has been read.
         """
         if self._stopping.is_set() or seconds <= 0:
+            return None
+        if key_id and self._by_key[key_id] >= MAX_WAITS_PER_KEY:
             return None
         poll = self._polls.get(key)
         if poll is None:
             poll = _Poll(asyncio.create_task(self._poll(key)))
             self._polls[key] = poll
         poll.waiters += 1
+        self._by_key[key_id] += 1
         disconnect = asyncio.create_task(_until_disconnect(receive)) if receive else None
         try:
             await asyncio.wait(
@@ -61,6 +80,9 @@ class ResultWaiter:
             if disconnect:
                 disconnect.cancel()
             poll.waiters -= 1
+            self._by_key[key_id] -= 1
+            if not self._by_key[key_id]:
+                del self._by_key[key_id]
             if poll.waiters == 0:
                 poll.task.cancel()
             if self._polls.get(key) is poll and (poll.task.done() or poll.waiters == 0):

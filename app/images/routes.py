@@ -24,8 +24,9 @@ from app.images.openapi import (
     results,
 )
 from app.images.responses import image_response
+from app.images.result_waiter import Wait
 from app.images.selection import selection_of
-from app.images.service import UNKNOWN_IMAGE, check_hash
+from app.images.service import NO_WAIT, UNKNOWN_IMAGE, check_hash
 from app.images.upload import accept_upload, classify_stored, location_of
 from app.services import services_of
 from app.streams.openapi import STREAM_REFUSALS, stream_of
@@ -101,9 +102,8 @@ async def get_image(request: Request, principal: Principal) -> Response:
     services = services_of(request)
     selection = selection_of(request)
     wait = _wait(request)
-    result = await services.images.find(
-        principal.tenant, image_hash, selection, wait or 0, request.receive
-    )
+    waiting = Wait(wait, request.receive, principal.key_id) if wait else NO_WAIT
+    result = await services.images.find(principal.tenant, image_hash, selection, waiting)
     return image_response(
         result,
         location=location_of(request, result, selection),
@@ -133,7 +133,7 @@ async def stream_image(
     bind_image(key)
     topic = ViewedKey(key, selection.view)
     source = StreamSource(services.streams, services.image_poller, topic, UNKNOWN_IMAGE)
-    return await open_stream(source, key_recheck(request, Scope.READ), last_event_id)
+    return await open_stream(source, key_recheck(request, Scope.READ, principal), last_event_id)
 
 
 @router.post(

@@ -6,11 +6,10 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 import structlog
-from starlette.types import Receive
 
 from app.images.representation import Representation, represent
 from app.images.result_cache import CACHE_ENTRIES, CACHE_SECONDS, ResultCache
-from app.images.result_waiter import ResultWaiter
+from app.images.result_waiter import ResultWaiter, Wait
 from app.images.selection import Selection
 from app.images.submission import Submissions, SubmittedImage
 from app.images.view import View
@@ -30,6 +29,7 @@ log = structlog.get_logger(__name__)
 
 CLOSE_SECONDS = 2.0
 LINK_VALIDITY = timedelta(minutes=15)
+NO_WAIT = Wait()
 UNKNOWN_IMAGE = "No such image, or not under this model."
 
 
@@ -63,38 +63,36 @@ class ImageService:
         key: RecordKey,
         upload: Upload,
         view: View,
-        wait: float,
-        receive: Receive,
+        wait: Wait,
     ) -> tuple[Representation, bool]:
-        """Submit an image, and wait for its result for at most `wait` seconds.
+        """Submit an image, and wait for its result.
 
         Returns the `view` of the record, and whether it was terminal before. Releases the upload
         once it is stored, so that a client that waits holds no bytes. The wait ends if the client
-        disconnects, as `receive` reports. Raises UnsupportedImage, InvalidImage, Unavailable.
+        disconnects. Raises UnsupportedImage, InvalidImage, Unavailable.
         Stores nothing of a refused image.
         """
         image = SubmittedImage(key, upload.data, accepted_type(upload.data))
-        return await self._submit(image, view, wait, receive, upload.release)
+        return await self._submit(image, view, wait, upload.release)
 
     async def classify_stored(
-        self, key: RecordKey, view: View, wait: float, receive: Receive
+        self, key: RecordKey, view: View, wait: Wait
     ) -> tuple[Representation, bool]:
         """Same as `submit`, for an image that the service has. Raises NotFound if it has not."""
-        return await self._submit(SubmittedImage(key, None), view, wait, receive)
+        return await self._submit(SubmittedImage(key, None), view, wait)
 
     async def find(
         self,
         tenant: str,
         image_hash: str,
         selection: Selection,
-        wait: float = 0,
-        receive: Receive | None = None,
+        wait: Wait = NO_WAIT,
     ) -> Representation:
-        """The selected view of a record, after waiting for its result for at most `wait` seconds.
+        """The selected view of a record, after waiting for its result.
 
         Without a model, the record is that of the default model, or else of another one. Then it
         has no entity tag: the image may get a result of the default model. The wait ends if the
-        client disconnects, as `receive` reports. Raises NotFound, UnknownModel, InvalidRequest.
+        client disconnects. Raises NotFound, UnknownModel, InvalidRequest.
         """
         view = selection.view
         if selection.model:
@@ -110,8 +108,8 @@ class ImageService:
             if record is not None and selection.model:
                 await self._models.resolve(tenant, selection.model)
                 record = None
-        if record is not None and wait > 0 and not record.status.terminal:
-            ended = await self.waiter.until_terminal(record.key, wait, receive)
+        if record is not None and wait.seconds > 0 and not record.status.terminal:
+            ended = await self._until_terminal(record.key, wait)
             record = ended or await self._backend.records.get(record.key)
         if record is None:
             raise NotFound(UNKNOWN_IMAGE)
@@ -192,8 +190,7 @@ class ImageService:
         self,
         image: SubmittedImage,
         view: View,
-        wait: float,
-        receive: Receive,
+        wait: Wait,
         on_stored: Callable[[], None] = lambda: None,
     ) -> tuple[Representation, bool]:
         key = image.key
@@ -204,11 +201,14 @@ class ImageService:
         record = await self._submissions.submit(image)
         on_stored()
         known = record.status.terminal
-        if wait > 0 and not record.status.terminal:
+        if wait.seconds > 0 and not record.status.terminal:
             # If the image is deleted in between, the response is the record that was accepted.
-            record = await self.waiter.until_terminal(key, wait, receive) or record
+            record = await self._until_terminal(key, wait) or record
         self._metrics.uploaded(record.status, cached=False)
         return self._represent(record, view), known
+
+    async def _until_terminal(self, key: RecordKey, wait: Wait) -> Record | None:
+        return await self.waiter.until_terminal(key, wait.seconds, wait.receive, wait.key_id)
 
     async def _under_another_model(self, key: RecordKey) -> Record | None:
         """The image's newest success under any model, or else its newest record."""

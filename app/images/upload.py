@@ -9,6 +9,7 @@ from app.audit_log import audited
 from app.auth.requires import count_image
 from app.images.representation import Representation, image_path
 from app.images.responses import image_response
+from app.images.result_waiter import Wait
 from app.images.selection import Selection, resolved_model, selection_of
 from app.services import services_of
 from app.uploads.image_upload import read_named_upload, read_upload
@@ -55,7 +56,7 @@ async def accept_upload(
         count_image(request, principal, size)
         key = RecordKey(principal.tenant, upload.image_hash, model)
         result, cached = await services.images.submit(
-            key, upload, selection.view, wait, request.receive
+            key, upload, selection.view, Wait(wait, request.receive, principal.key_id)
         )
     location = locate(request, result, selection)
     response = image_response(result, location=location, wait=applied_wait)
@@ -80,7 +81,7 @@ async def classify_stored(
     key = services.images.key(principal.tenant, image_hash, model)
     count_image(request, principal, 0)
     result, cached = await services.images.classify_stored(
-        key, selection.view, wait, request.receive
+        key, selection.view, Wait(wait, request.receive, principal.key_id)
     )
     location = location_of(request, result, selection)
     response = image_response(result, location=location, wait=applied_wait)

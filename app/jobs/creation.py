@@ -184,12 +184,13 @@ class JobCreator:
 
         Raises IdempotencyKeyReused if another request has used the key.
         """
-        if not order.options.idempotency_key:
+        if not (order.options.idempotency_key or order.retry_of):
             return None
         existing = await self._backend.jobs.get(JobKey(order.principal.tenant, _job_id(order)))
         if existing is None:
             return None
-        _check_request(existing, order)
+        if not order.retry_of:  # items of the other job may have ended since
+            _check_request(existing, order)
         return existing if existing.sealed else None
 
     async def _complete(

@@ -275,7 +275,7 @@ async def get_job_results(
 @requires(Scope.JOBS)
 async def retry_job(request: Request, principal: Principal, job_id: JobId) -> Response:
     began, services = time.perf_counter(), services_of(request)
-    created = await services.jobs.retry(principal, job_id)
+    created = await services.jobs.retry(request, principal, job_id)
     return _accepted(services, principal, created, began)
 
 

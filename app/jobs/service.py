@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from starlette.requests import Request
 
+from app.auth.requires import reserve_email, spend_images
 from app.batches.bucket import BatchSize, ObjectPrefix
 from app.batches.item import BatchItem
 from app.batches.reader import BatchKind, BatchReader
@@ -80,13 +81,16 @@ class JobService:
         if prefix:
             where = ObjectPrefix.parse(prefix)
             self._batches.check_import(where)
-            existing = await self._creator.find_created(order)
-            if existing is not None:
-                return Created(existing, skipped=batch.skipped)
+        existing = await self._creator.find_created(order)
+        if existing is not None:
+            return Created(existing, skipped=batch.skipped)
+        if prefix:
             before = BatchSize(len(items), sum(slot.image_sizes))
             imported = await self._batches.fetch(where, before, principal.tenant, slot)
             order = replace(order, imported=imported)
         slot.close()
+        await reserve_email(request, options.notify_email)
+        await spend_images(request, principal, len(order.all_items))
         return replace(await self._creator.create(order), skipped=batch.skipped)
 
     def _check_email(self, options: JobOptions) -> None:
@@ -127,11 +131,12 @@ class JobService:
         # Cancelling has updated the counts, for the notification.
         return await self._backend.jobs.get(job.key) or after
 
-    async def retry(self, principal: Principal, job_id: str) -> Created:
+    async def retry(self, request: Request, principal: Principal, job_id: str) -> Created:
         """A new job for the items of an ended job that did not begin, or that may succeed now.
 
         It has the model, the priority and the name of that job. The same call again returns the
-        same job. Raises Conflict if the job has not ended, or no item may be retried.
+        same job. Raises Conflict if the job has not ended, or no item may be retried, and
+        RateLimited.
         """
         job = await self.find(principal, job_id)
         if not job.status.terminal:
@@ -144,6 +149,10 @@ class JobService:
             raise Conflict("No image of the job can be retried: each succeeded, or is at fault.")
         options = JobOptions(priority=job.priority, name=job.name)
         order = JobOrder(principal, job.model, again, options, retry_of=job.key.id)
+        existing = await self._creator.find_created(order)
+        if existing is not None:
+            return Created(existing)
+        await spend_images(request, principal, len(again))
         return await self._creator.create(order)
 
     async def results(

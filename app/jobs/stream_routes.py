@@ -52,7 +52,7 @@ async def stream_job(
     services = services_of(request)
     job = await services.jobs.find(principal, job_id)
     source = StreamSource(services.streams, services.job_poller, job.key, NO_SUCH_JOB)
-    return await open_stream(source, key_recheck(request, Scope.JOBS), last_event_id)
+    return await open_stream(source, key_recheck(request, Scope.JOBS, principal), last_event_id)
 
 
 @socket_requires(Scope.JOBS)
@@ -66,10 +66,11 @@ async def follow(websocket: WebSocket, principal: Principal) -> None:
         return await services.jobs.cancel(await authenticate(websocket, Scope.JOBS), job.key.id)
 
     with ExitStack() as stack:
-        stack.enter_context(services.streams.reserve("websocket"))
+        recheck = key_recheck(websocket, Scope.JOBS, principal)
+        stack.enter_context(services.streams.reserve("websocket", recheck.key_id))
         subscription = stack.enter_context(services.job_poller.subscribe(job.key))
         after = event_id(websocket.query_params.get("last_event_id"))
-        events = EventSequence(subscription, key_recheck(websocket, Scope.JOBS), after)
+        events = EventSequence(subscription, recheck, after)
         await events.open(NO_SUCH_JOB)  # if the client has the last event, the socket closes
         await websocket.accept()
         socket = JobSocket(websocket, events, subscription, cancel)

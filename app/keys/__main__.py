@@ -5,6 +5,7 @@
     python -m app.keys list [--tenant T] [--json]
     python -m app.keys rotate ID [--overlap 24h]
     python -m app.keys revoke ID
+    python -m app.keys limits TENANT [--rate-limit 600/minute] [--daily-quota N]
 
 `create` and `rotate` write only the key to standard output. If that ends up in a log, as in a
 Cloud Run job, write the key to a file: `--output FILE`.
@@ -26,7 +27,7 @@ from core.clock import Clock, rfc3339, utc_now
 from core.domain.api_keys import ApiKey
 from core.domain.key_tokens import KeyHasher, display
 from core.domain.principals import scopes_of
-from core.domain.rate_limits import Rate
+from core.domain.rate_limits import Rate, TenantLimits
 from core.domain.records import PUBLIC_TENANT
 from core.errors import GlimpseError
 from core.observability.logs import configure_logging
@@ -40,7 +41,7 @@ async def run(settings: Settings, arguments: argparse.Namespace, clock: Clock = 
     Raises GlimpseError, ValueError and OSError.
     """
     async with open_access(settings, clock) as access:
-        keys = Keys(access.keys, KeyHasher(access.secret), clock)
+        keys = Keys(access.keys, KeyHasher(*access.secrets), clock)
         match arguments.command:
             case "create":
                 now = clock()
@@ -62,6 +63,10 @@ async def run(settings: Settings, arguments: argparse.Namespace, clock: Clock = 
                 await keys.revoke(arguments.id)
                 seconds = settings.key_cache_seconds
                 return f"Revoked {arguments.id}: every process refuses it within {seconds:g} s."
+            case "limits":
+                if arguments.rate_limit is not None or arguments.daily_quota is not None:
+                    await keys.set_limits(arguments.tenant, _tenant_limits(arguments))
+                return _described(arguments.tenant, await keys.limits(arguments.tenant), settings)
             case _:
                 found = await keys.list(arguments.tenant)
                 now = clock()
@@ -69,6 +74,25 @@ async def run(settings: Settings, arguments: argparse.Namespace, clock: Clock = 
                     documents = [Key.of(key, now).model_dump(mode="json") for key in found]
                     return json.dumps(documents, indent=2)
                 return table(found, now) if found else "There are no keys: make key NAME=…"
+
+
+def _tenant_limits(arguments: argparse.Namespace) -> TenantLimits:
+    rate, quota = arguments.rate_limit or "default", arguments.daily_quota or "default"
+    if quota != "default" and not quota.isdecimal():
+        raise ValueError("a daily quota is a number or 'default'")
+    return TenantLimits(
+        None if rate == "default" else Rate.parse(rate), None if quota == "default" else int(quota)
+    )
+
+
+def _described(tenant: str, limits: TenantLimits, settings: Settings) -> str:
+    rate = limits.rate or f"{settings.rate_limit} (RATE_LIMIT)"
+    quota = limits.daily_quota
+    if quota is None:
+        quota_text = f"{settings.daily_quota or 'none'} (DAILY_QUOTA)"
+    else:
+        quota_text = str(quota or "none")
+    return f"All keys of tenant {tenant!r} together: rate {rate}, daily quota {quota_text}."
 
 
 def table(keys: Sequence[ApiKey], now: datetime) -> str:
@@ -143,7 +167,9 @@ def _parser() -> argparse.ArgumentParser:
         "--tenant", default=PUBLIC_TENANT, help="the tenant whose images it sees: %(default)s"
     )
     create.add_argument(
-        "--scopes", default="classify,read", help="some of classify, read, jobs, admin; or all"
+        "--scopes",
+        default="classify,read",
+        help="some of classify, read, jobs, admin, operator; or all",
     )
     create.add_argument(
         "--expires", default="", help="such as 90d, or a date or time; default: never"
@@ -162,6 +188,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     revoke = commands.add_parser("revoke", help="revoke a key")
     revoke.add_argument("id", metavar="ID")
+    limits = commands.add_parser("limits", help="show or replace the limits of a tenant")
+    limits.add_argument("tenant", metavar="TENANT")
+    limits.add_argument("--rate-limit", help="such as 600/minute, or default: the service's")
+    limits.add_argument("--daily-quota", help="a number, 0 for none, or default: the service's")
     return parser
 
 

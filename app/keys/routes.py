@@ -93,7 +93,9 @@ class KeyRotation(JsonBody):
     "",
     status_code=201,
     summary="Create a key",
-    description="Creates a key for the caller's tenant. Only this response contains its text.",
+    description="Creates a key for the caller's tenant. It has at most the limits and the expiry "
+    "of the caller's key, and the scope `operator` only if that key has it. Only this response "
+    "contains its text.",
     responses={**_BODY, **_KEYS_OFF},
 )
 @requires(Scope.ADMIN)
@@ -109,7 +111,8 @@ async def create_key(
             expires_at=None if new.expires is None else moment(new.expires, now),
             rate=None if new.rate_limit is None else Rate.parse(new.rate_limit),
             daily_quota=new.daily_quota,
-        )
+        ),
+        creator=await authenticator.access.keys.get(principal.key_id),
     )
     return IssuedKey.of(issued.key, now, key=issued.text)
 

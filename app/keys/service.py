@@ -1,22 +1,24 @@
 """Creates, rotates and revokes keys, for the routes and the command."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from core.clock import Clock, utc_now
+from core.clock import Clock, rfc3339, utc_now
 from core.domain import api_keys
 from core.domain.api_keys import ApiKey
 from core.domain.key_tokens import KEY_ID, KeyHasher
 from core.domain.principals import Scope
-from core.domain.rate_limits import MAX_DAILY_QUOTA, Rate
-from core.errors import Conflict, InvalidRequest, NotFound
+from core.domain.rate_limits import MAX_DAILY_QUOTA, Rate, TenantLimits
+from core.domain.records import TENANT
+from core.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from core.ports import KeyStore
 
 log = structlog.get_logger(__name__)
 
+MAX_KEYS = 1_000  # active keys of a tenant
 LONGEST_OVERLAP = timedelta(days=30)
 DEFAULT_OVERLAP = timedelta(hours=24)
 _DURATION = re.compile(r"([1-9][0-9]{0,5})([smhd])")
@@ -52,9 +54,17 @@ class Keys:
         self._hasher = hasher
         self._clock = clock
 
-    async def create(self, wanted: Wanted) -> Issued:
-        """Create a key. Raises InvalidRequest if a part of `wanted` is invalid."""
+    async def create(self, wanted: Wanted, creator: ApiKey | None = None) -> Issued:
+        """Create a key, with at most the limits, the expiry and the scopes of its `creator`.
+
+        Raises InvalidRequest if a part of `wanted` is invalid, Forbidden if the creator may not
+        grant it, and Conflict if the tenant has too many keys.
+        """
         now = self._clock()
+        if creator is not None:
+            wanted = _granted_by(creator, wanted)
+        if sum(key.active(now) for key in await self._store.keys(wanted.tenant)) >= MAX_KEYS:
+            raise Conflict(f"The tenant has {MAX_KEYS} active keys, the most that are allowed.")
         if wanted.expires_at is not None and wanted.expires_at <= now:
             raise InvalidRequest("The key would already be expired.")
         if not 0 <= (wanted.daily_quota or 0) <= MAX_DAILY_QUOTA:
@@ -83,6 +93,22 @@ class Keys:
             scopes=[s.value for s in sorted(key.scopes)],
         )
         return Issued(key, token.text)
+
+    async def limits(self, tenant: str) -> TenantLimits:
+        """The limits of a tenant. None: that of the service applies."""
+        return await self._store.limits(tenant)
+
+    async def set_limits(self, tenant: str, limits: TenantLimits) -> None:
+        """Replace the limits of a tenant. Raises InvalidRequest.
+
+        They take effect within `KEY_CACHE_SECONDS`.
+        """
+        if not TENANT.fullmatch(tenant):
+            raise InvalidRequest("The tenant is malformed.")
+        if not 0 <= (limits.daily_quota or 0) <= MAX_DAILY_QUOTA:
+            raise InvalidRequest(f"The daily quota must be between 0 and {MAX_DAILY_QUOTA}.")
+        await self._store.set_limits(tenant, limits)
+        log.info("tenant limits set", tenant=tenant, quota=limits.daily_quota)
 
     async def list(self, tenant: str | None = None) -> list[ApiKey]:
         """Return the keys, oldest first, including expired and revoked ones."""
@@ -119,6 +145,35 @@ class Keys:
         if key is None or (tenant is not None and key.tenant != tenant):
             raise NotFound(_UNKNOWN)
         return key
+
+
+def _granted_by(creator: ApiKey, wanted: Wanted) -> Wanted:
+    """`wanted` with the creator's limits and expiry where it has none.
+
+    Raises Forbidden if it has more than its creator.
+    """
+    if Scope.OPERATOR in wanted.scopes and Scope.OPERATOR not in creator.scopes:
+        raise _exceeds("scopes", "the scope 'operator'")
+    if creator.expires_at is not None:
+        if wanted.expires_at is None:
+            wanted = replace(wanted, expires_at=creator.expires_at)
+        elif wanted.expires_at > creator.expires_at:
+            raise _exceeds("expires", f"an expiry after {rfc3339(creator.expires_at)}")
+    if creator.rate is not None:
+        rate = wanted.rate or creator.rate
+        if rate.count * creator.rate.seconds > creator.rate.count * rate.seconds:
+            raise _exceeds("rate_limit", f"a rate above {creator.rate}")
+        wanted = replace(wanted, rate=rate)
+    if creator.daily_quota:
+        quota = creator.daily_quota if wanted.daily_quota is None else wanted.daily_quota
+        if not 0 < quota <= creator.daily_quota:
+            raise _exceeds("daily_quota", f"a daily quota above {creator.daily_quota}")
+        wanted = replace(wanted, daily_quota=quota)
+    return wanted
+
+
+def _exceeds(field: str, what: str) -> Forbidden:
+    return Forbidden(f"The creating key may not grant {what}.", extra={"field": field})
 
 
 def duration(text: str) -> timedelta:

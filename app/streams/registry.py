@@ -1,6 +1,7 @@
 """The open streams of one process: their number, their longest duration and their shutdown."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from typing import Generic, Protocol, TypeVar
 from app.metrics import StreamMetrics
 from app.streams.events import Event
 from app.streams.poller import Poller
-from core.errors import Unavailable, overloaded
+from core.errors import RateLimited, Unavailable, overloaded
 
+KEY_SHARE = 4  # a key has at most a quarter of the streams
 STREAM_SECONDS = 3300.0  # the longest stream: Cloud Run ends a request after an hour
 
 K = TypeVar("K", bound=Hashable)
@@ -44,6 +46,7 @@ class StreamRegistry:
         self._seconds = seconds
         self._metrics = metrics
         self._reserved = 0
+        self._by_key: Counter[str] = Counter()
         self._open: set[Stream] = set()
         self._stopping = False
         self._stop_pollers: list[Callable[[], None]] = []
@@ -63,18 +66,32 @@ class StreamRegistry:
         return self._reserved
 
     @contextmanager
-    def reserve(self, transport: str) -> Iterator[None]:
-        """Reserve a place for one stream. Raises Overloaded; Unavailable during shutdown."""
+    def reserve(self, transport: str, key_id: str = "") -> Iterator[None]:
+        """Reserve a place for one stream of a key, if any.
+
+        Raises Overloaded, RateLimited if the key has a quarter of all places, and Unavailable
+        during shutdown.
+        """
         if self._stopping:
             raise Unavailable("The service is shutting down. Retry the request.")
         if self._reserved >= self._max_streams:
             raise overloaded()
+        most = max(1, self._max_streams // KEY_SHARE)
+        if key_id and self._by_key[key_id] >= most:
+            raise RateLimited(
+                f"The key has {most} open streams, the most that a key may have. Close one first.",
+                retry_after=1,
+            )
         self._reserved += 1
+        self._by_key[key_id] += 1
         self._metrics.opened(transport)
         try:
             yield
         finally:
             self._reserved -= 1
+            self._by_key[key_id] -= 1
+            if not self._by_key[key_id]:
+                del self._by_key[key_id]
             self._metrics.closed(transport)
 
     @contextmanager

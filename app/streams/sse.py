@@ -83,10 +83,10 @@ async def open_stream(
 
     It is 204 if the client has the last event: browsers then stop reconnecting.
 
-    Raises NotFound, Overloaded and Unavailable.
+    Raises NotFound, RateLimited, Overloaded and Unavailable.
     """
     with ExitStack() as stack:
-        stack.enter_context(source.streams.reserve("sse"))
+        stack.enter_context(source.streams.reserve("sse", recheck.key_id))
         subscription = stack.enter_context(source.poller.subscribe(source.key))
         events = EventSequence(subscription, recheck, after)
         if not await events.open(source.absent):

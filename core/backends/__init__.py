@@ -49,12 +49,12 @@ class Backend:
 
 @dataclass(frozen=True)
 class Access:
-    """The ports for API keys. `secret` is the one with which keys are hashed."""
+    """The ports for API keys. `secrets` are those with which keys are hashed, newest first."""
 
     keys: KeyStore
     allowances: AllowanceStore
     usage: UsageStore
-    secret: bytes = field(repr=False)
+    secrets: tuple[bytes, ...] = field(repr=False)
 
 
 class BackendOpener(Protocol):

@@ -2,6 +2,7 @@
 
 import hmac
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -56,13 +57,16 @@ class ApiKey:
         """Whether the key is neither revoked nor expired at `now`."""
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
 
-    def good_until(self, digest: bytes, now: datetime) -> datetime | None:
-        """When the secret with this digest ends; None where it is not valid at `now`.
+    def good_until(self, digests: Sequence[bytes], now: datetime) -> datetime | None:
+        """When the secret with one of these digests ends; None if none is valid at `now`.
 
-        Makes both comparisons, in constant time, whichever of them matches.
+        Makes every comparison, in constant time, whichever of them matches.
         """
-        current = hmac.compare_digest(self.digest, digest)
-        previous = hmac.compare_digest(self.previous_digest or bytes(len(digest)), digest)
+        before = self.previous_digest or bytes(len(self.digest))
+        current, previous = (
+            sum(hmac.compare_digest(stored, digest) for digest in digests) > 0
+            for stored in (self.digest, before)
+        )
         end = self.expires_at or datetime.max.replace(tzinfo=now.tzinfo)
         if not current:
             if not previous or self.previous_digest is None or self.previous_expires_at is None:

@@ -14,6 +14,7 @@ class Scope(StrEnum):
     READ = "read"  # results, images, usage
     JOBS = "jobs"  # create, watch and cancel jobs
     ADMIN = "admin"  # delete images, keys, dead letters; usage of the whole tenant
+    OPERATOR = "operator"  # what spans tenants, such as metrics
 
 
 ALL_SCOPES = frozenset(Scope)

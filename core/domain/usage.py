@@ -1,6 +1,7 @@
 """The usage of each API key, by day."""
 
-from dataclasses import dataclass
+import secrets
+from dataclasses import dataclass, field
 from datetime import date
 
 
@@ -32,3 +33,15 @@ class Usage:
             self.bytes + other.bytes,
             self.refused + other.refused,
         )
+
+
+def _new_id() -> str:
+    return secrets.token_hex(8)
+
+
+@dataclass(frozen=True, slots=True)
+class UsageBatch:
+    """Counts that one process adds. A store adds a batch once, however often it gets its id."""
+
+    usage: Usage
+    id: str = field(default_factory=_new_id)

@@ -7,7 +7,9 @@ https://cloud.google.com/logging/docs/structured-logging
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TextIO, cast
 
@@ -19,6 +21,38 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from core.domain.messages import ClassifyImage, EmbedImage, MakeThumbnail, Message
 from core.domain.records import RecordKey
 from core.observability.tracing import current_trace_id
+
+MAX_401_LINES = 20  # a minute, for each event
+
+
+class LimitUnauthenticated:
+    """Processor for structlog that limits the lines about requests without a valid key (401).
+
+    Otherwise they could fill the log. The first line of a minute has the number of lines with the
+    same event that were omitted before it.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._ends = 0.0
+        self._written: Counter[str] = Counter()
+        self._omitted: Counter[str] = Counter()
+
+    def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+        """Raises structlog.DropEvent for a line that is omitted."""
+        if event.get("status") != 401:
+            return event
+        now, name = self._clock(), event["event"]
+        if now >= self._ends:
+            self._ends = now + 60
+            self._written.clear()
+        if self._written[name] >= MAX_401_LINES:
+            self._omitted[name] += 1
+            raise structlog.DropEvent
+        self._written[name] += 1
+        if omitted := self._omitted.pop(name, 0):
+            event["omitted_before"] = omitted
+        return event
 
 
 class _BestEffort:
@@ -52,6 +86,7 @@ def configure_logging(
     file = file or sys.stdout
     number = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Processor] = [
+        LimitUnauthenticated(),
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

@@ -184,6 +184,15 @@ def add_headers(scope: MutableMapping[str, Any], headers: Iterable[tuple[bytes, 
     state[_ADDED] = (*state.get(_ADDED, ()), *headers)
 
 
+def set_headers(scope: MutableMapping[str, Any], headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """As `add_headers`, and replace those with the same names that were added before."""
+    state = scope.setdefault("state", {})
+    headers = tuple(headers)
+    names = {name for name, _ in headers}
+    kept = tuple(pair for pair in state.get(_ADDED, ()) if pair[0] not in names)
+    state[_ADDED] = (*kept, *headers)
+
+
 def stream_started(scope: MutableMapping[str, Any]) -> None:
     """End the measured duration of this request here, although its response continues."""
     scope.setdefault("state", {})[_STARTED] = time.perf_counter()

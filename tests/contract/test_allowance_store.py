@@ -66,3 +66,30 @@ async def test_concurrent_processes_never_exceed_the_limit(
             )
             counts += [grant.count for grant in grants]
     assert sum(counts) == 10
+
+
+async def test_spent_units_beyond_a_rate_count_in_the_next_windows(
+    allowances: AllowanceStore, clock: MovableClock
+) -> None:
+    limit = Limit("rate", 10, 60)
+    grant = await allowances.reserve("key1", limit, 25)
+    assert (grant.count, grant.left, grant.owed, grant.refused) == (0, 0, 15, False)
+    clock.move(60)
+    grant = await allowances.reserve("key1", limit)
+    assert (grant.count, grant.left, grant.owed) == (0, 0, 5)
+    clock.move(60)
+    grants = [await allowances.reserve("key1", limit) for _ in range(6)]
+    assert [grant.count for grant in grants] == [1, 1, 1, 1, 1, 0]
+    clock.move(120)
+    assert sum(await taken(allowances, limit)) == 10
+
+
+async def test_strict_limit_refuses_more_than_what_is_left_and_counts_nothing(
+    allowances: AllowanceStore,
+) -> None:
+    quota = Limit("day", 10, DAY, strict=True)
+    grant = await allowances.reserve("key1", quota, 11)
+    assert (grant.refused, grant.left) == (True, 10)
+    grant = await allowances.reserve("key1", quota, 9)
+    assert (grant.refused, grant.count, grant.left) == (False, 1, 0)
+    assert (await allowances.reserve("key1", quota, 1)).refused

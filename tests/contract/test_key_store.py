@@ -10,7 +10,7 @@ from core.backends import Access, open_access
 from core.domain import api_keys
 from core.domain.api_keys import ApiKey
 from core.domain.principals import ALL_SCOPES, Scope
-from core.domain.rate_limits import Rate
+from core.domain.rate_limits import Rate, TenantLimits
 from core.ports import KeyStore
 from core.settings import Settings
 from tests.support.clock import MovableClock
@@ -43,7 +43,7 @@ async def stored(keys: KeyStore, key_id: str) -> ApiKey:
 
 
 def good(key: ApiKey, digest: bytes, at: datetime) -> bool:
-    return key.good_until(digest, at) is not None
+    return key.good_until([digest], at) is not None
 
 
 async def test_unknown_key_is_none_and_refuses_changes(keys: KeyStore, clock: MovableClock) -> None:
@@ -178,6 +178,18 @@ async def test_two_processes_share_one_store(
     async with open_access(settings, clock) as other:
         await access.keys.create(new_key(clock))
         assert await other.keys.get("key000000001") == new_key(clock)
-        assert other.secret == access.secret
+        assert other.secrets[0] == access.secrets[0]
         await other.keys.change("key000000001", api_keys.revoke())
         assert (await stored(access.keys, "key000000001")).revoked_at is not None
+
+
+async def test_limits_of_a_tenant_are_replaced_and_belong_to_it(
+    access: Access, settings: Settings
+) -> None:
+    assert await access.keys.limits("acme") == TenantLimits()
+    await access.keys.set_limits("acme", TenantLimits(Rate(5, 60), 100))
+    async with open_access(settings) as other:
+        assert await other.keys.limits("acme") == TenantLimits(Rate(5, 60), 100)
+        await other.keys.set_limits("acme", TenantLimits(daily_quota=0))
+    assert await access.keys.limits("acme") == TenantLimits(None, 0)
+    assert await access.keys.limits("other") == TenantLimits()

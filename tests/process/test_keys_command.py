@@ -80,6 +80,20 @@ async def test_key_is_created_listed_rotated_and_revoked(command: Command, tmp_p
         assert key.scopes == {Scope.READ, Scope.CLASSIFY}
 
 
+def test_limits_of_a_tenant_are_shown_and_replaced(command: Command) -> None:
+    shown = command("limits", "acme").stderr
+    assert "rate 600/minute (RATE_LIMIT), daily quota none (DAILY_QUOTA)" in shown
+    shown = command("limits", "acme", "--rate-limit", "5/second", "--daily-quota", "100").stderr
+    assert "rate 5/second, daily quota 100." in shown
+    assert command("limits", "acme").stderr == shown
+    shown = command("limits", "acme", "--rate-limit", "default", "--daily-quota", "0").stderr
+    assert "rate 600/minute (RATE_LIMIT), daily quota none." in shown
+    for wrong in (("--rate-limit", "5"), ("--daily-quota", "many"), ("--daily-quota", "-1")):
+        refused = command("limits", "acme", *wrong)
+        assert refused.returncode != 0, wrong
+        assert "Traceback" not in refused.stderr
+
+
 def test_key_can_be_written_to_a_private_file(command: Command, tmp_path: Path) -> None:
     file = tmp_path / "key"
     done = command("create", "job", "--output", str(file))

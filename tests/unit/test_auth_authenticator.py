@@ -17,7 +17,7 @@ from core.backends import Access, open_access
 from core.domain.api_keys import USE_NOTE_INTERVAL
 from core.domain.principals import ALL_SCOPES, Principal, Scope
 from core.domain.rate_limits import DAY, Rate
-from core.errors import Forbidden, RateLimited, Unauthenticated
+from core.errors import Forbidden, RateLimited, Unauthenticated, Unavailable
 from core.settings import Settings
 from tests.support.clock import MovableClock
 from tests.support.faults import Watched
@@ -269,3 +269,45 @@ async def test_closing_does_not_wait_long_for_a_hanging_store_of_usage(
     await setup.authenticate(await setup.issue())
     async with asyncio.timeout(10):
         await setup.authenticator.close()
+
+
+async def test_usage_is_exact_if_some_counts_cannot_be_written(setup: Setup) -> None:
+    """Those that were written are not written again."""
+    first, second = await setup.issue(), await setup.issue()
+    for issued in (first, second):
+        await setup.authenticate(issued)
+    added: list[str] = []
+
+    async def lost(call: str, after: bool) -> None:
+        added.append(call)
+        if after and len(added) == 4:
+            raise Unavailable("The response is lost.")
+
+    setup.authenticator.access = replace(
+        setup.access, usage=Watched("usage", setup.access.usage, lost)
+    )
+    with pytest.raises(Unavailable):
+        await setup.authenticator.write_usage()
+    setup.authenticator.access = setup.access
+    await setup.authenticate(first)
+    await setup.authenticator.write_usage()
+    rows = await setup.access.usage.read("acme", setup.clock().date())
+    assert {row.key_id: row.requests for row in rows} == {first.key.id: 2, second.key.id: 1}
+
+
+async def test_keys_stay_valid_while_their_secret_is_listed(setup: Setup) -> None:
+    old, new = b"o" * 32, b"n" * 32
+    setup.access = replace(setup.access, secrets=(old,))
+    setup.authenticator = setup.another()
+    setup.keys = Keys(setup.access.keys, setup.authenticator.hasher, setup.clock)
+    issued = await setup.issue()
+    setup.access = replace(setup.access, secrets=(new, old))
+    setup.authenticator = setup.another()
+    await setup.authenticate(issued)
+    keys = Keys(setup.access.keys, setup.authenticator.hasher, setup.clock)
+    rotated = await keys.rotate(issued.key.id, timedelta(hours=1))
+    await setup.authenticate(rotated)
+    setup.access = replace(setup.access, secrets=(new,))
+    setup.authenticator = setup.another()
+    await setup.authenticate(rotated)
+    await setup.assert_refused(issued)

@@ -14,7 +14,7 @@ import pytest
 from app.auth import authenticator
 from app.keys.service import Issued
 from core.domain.principals import Scope
-from core.domain.rate_limits import DAY, Rate
+from core.domain.rate_limits import DAY, Limit, Rate, TenantLimits
 from core.errors import Unavailable
 from tests.support.api import Api, api_settings, bearer, open_api
 from tests.support.clock import MovableClock
@@ -68,6 +68,7 @@ async def test_rate_is_enforced_and_reported_until_the_end_of_its_window(
             assert answer.headers["retry-after"] == "40"
             assert answer.headers["ratelimit"] == '"rate";r=0;t=40'
             assert problem["violated-policies"] == ["rate"]
+            assert "The tenant has used its 20 requests in 60 seconds" in problem["detail"]
         clock.move(float(answer.headers["retry-after"]))
         answer = await ask(api, issued)
         assert answer.status_code == 404
@@ -87,24 +88,137 @@ async def test_daily_quota_is_enforced_until_midnight(
         assert statuses == [404, 404, 404, 429]
         assert answer.headers["ratelimit-policy"] == '"rate";q=600;w=60, "day";q=3;w=86400'
         assert answer.json()["violated-policies"] == ["day"]
+        assert answer.json()["resets_at"] == "2026-11-22T00:00:00.000Z"
+        assert "resets at 2026-11-22T00:00:00.000Z" in answer.json()["detail"]
         clock.move(float(answer.headers["retry-after"]))
         assert clock().date() == datetime(2026, 11, 22, tzinfo=UTC).date()
         assert (await ask(api, issued)).status_code == 404
 
 
-async def test_limits_of_a_key_override_those_of_the_service(
+async def test_keys_of_a_tenant_share_its_limits(
+    tmp_path: Path, colour_bundle: Path, clock: MovableClock
+) -> None:
+    async with limited(tmp_path, colour_bundle, clock, rate_limit="4/minute") as (api,):
+        first, second = await api.issue("acme"), await api.issue("acme")
+        other = await api.issue("other")
+        answers = [await ask(api, issued) for issued in (first, second, first, second, first)]
+        assert [answer.status_code for answer in answers] == [404] * 4 + [429]
+        assert (await ask(api, second)).status_code == 429
+        assert (await ask(api, other)).status_code == 404
+
+
+async def test_key_has_its_own_limits_beside_those_of_its_tenant(
+    tmp_path: Path, colour_bundle: Path, clock: MovableClock
+) -> None:
+    async with limited(tmp_path, colour_bundle, clock, rate_limit="8/minute") as (api,):
+        own, other = await api.issue("acme", rate=Rate(5, 60)), await api.issue("acme")
+        for _ in range(5):
+            answer = await ask(api, own)
+            assert answer.status_code == 404
+        assert answer.headers["ratelimit-policy"] == '"key-rate";q=5;w=60, "rate";q=8;w=60'
+        assert answer.headers["ratelimit"].startswith('"key-rate";r=0;')
+        problem = assert_problem(await ask(api, own), 429, "rate_limited")
+        assert problem["violated-policies"] == ["key-rate"]
+        assert problem["detail"].startswith("The key has used its 5 requests")
+        assert [(await ask(api, other)).status_code for _ in range(4)] == [404, 404, 404, 429]
+
+
+async def test_limits_of_a_tenant_override_those_of_the_service(
     tmp_path: Path, colour_bundle: Path, clock: MovableClock
 ) -> None:
     settings: dict[str, Any] = {"rate_limit": "2/minute", "daily_quota": 2}
     async with limited(tmp_path, colour_bundle, clock, **settings) as (api,):
-        own = await api.issue("acme", rate=Rate(5, 1), daily_quota=0)
-        for _ in range(5):
-            answer = await ask(api, own)
-            assert answer.status_code == 404
-        assert answer.headers["ratelimit-policy"] == '"rate";q=5;w=1'
-        assert (await ask(api, own)).status_code == 429
-        other = await api.issue("acme")
-        assert (await ask(api, other)).status_code == 404
+        await api.authenticator.access.keys.set_limits("acme", TenantLimits(Rate(5, 60), 0))
+        issued = await api.issue("acme")
+        answers = [await ask(api, issued) for _ in range(6)]
+        assert [answer.status_code for answer in answers] == [404] * 5 + [429]
+        assert answers[0].headers["ratelimit-policy"] == '"rate";q=5;w=60'
+
+
+async def look_up(api: Api, issued: Issued, images: int) -> httpx.Response:
+    hashes = [f"{number:064x}" for number in range(images)]
+    return await api.client.post(
+        "/api/v1/images/lookup", json={"image_hashes": hashes}, headers=bearer(issued)
+    )
+
+
+async def test_images_of_a_request_count_in_the_rate_and_later_windows(
+    tmp_path: Path, colour_bundle: Path, clock: MovableClock
+) -> None:
+    async with limited(tmp_path, colour_bundle, clock, rate_limit="20/minute") as (api,):
+        issued = await api.issue("acme")
+        answer = await look_up(api, issued, 12)
+        assert answer.status_code == 200
+        assert answer.headers["ratelimit"] == '"rate";r=8;t=48'
+        answer = await look_up(api, issued, 30)
+        assert answer.status_code == 200
+        assert answer.headers["ratelimit"] == '"rate";r=0;t=108'
+        answer = await ask(api, issued)
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "108")
+        clock.move(60)
+        assert (await ask(api, issued)).status_code == 429
+        clock.move(60)
+        answer = await ask(api, issued)
+        assert answer.headers["ratelimit"] == '"rate";r=17;t=48'
+
+
+async def test_request_with_more_images_than_the_quota_has_left_is_refused(
+    tmp_path: Path, colour_bundle: Path, clock: MovableClock
+) -> None:
+    settings: dict[str, Any] = {"rate_limit": "off", "daily_quota": 10}
+    async with limited(tmp_path, colour_bundle, clock, **settings) as (api,):
+        issued = await api.issue("acme")
+        problem = assert_problem(await look_up(api, issued, 11), 429, "rate_limited")
+        assert problem["violated-policies"] == ["day"]
+        assert problem["resets_at"] == "2026-11-22T00:00:00.000Z"
+        answer = await look_up(api, issued, 9)
+        assert answer.status_code == 200
+        assert answer.headers["ratelimit"].startswith('"day";r=0;')
+        assert (await ask(api, issued)).status_code == 429
+
+
+async def test_repeated_creation_of_a_job_counts_its_images_once(
+    tmp_path: Path, colour_bundle: Path, clock: MovableClock
+) -> None:
+    settings: dict[str, Any] = {"rate_limit": "off", "daily_quota": 20}
+    async with limited(tmp_path, colour_bundle, clock, **settings) as (api,):
+        issued = await api.issue("acme")
+        hashes = [f"{number:064x}" for number in range(10)]
+        for left in (10, 9):
+            answer = await api.client.post(
+                "/api/v1/jobs/batch-predict",
+                json={"image_hashes": hashes},
+                headers={**bearer(issued), "Idempotency-Key": "a"},
+            )
+            assert answer.status_code == 202
+            assert answer.headers["ratelimit"].startswith(f'"day";r={left};')
+
+
+async def test_address_gets_a_limited_number_of_emails(
+    tmp_path: Path, colour_bundle: Path, clock: MovableClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(authenticator, "EMAIL_LIMIT", Limit("email", 2, DAY, strict=True))
+    mail: dict[str, Any] = {
+        "smtp_url": "smtp://mail.example.org",
+        "email_from": "glimpse@example.org",
+        "email_domains": ("example.com",),
+    }
+    async with limited(tmp_path, colour_bundle, clock, rate_limit="off", **mail) as (api,):
+        first, second = await api.issue("acme"), await api.issue("other")
+
+        async def create(issued: Issued, address: str) -> httpx.Response:
+            return await api.client.post(
+                "/api/v1/jobs/batch-predict",
+                params={"notify_email": address},
+                json={"image_hashes": ["0" * 64]},
+                headers=bearer(issued),
+            )
+
+        for issued in (first, second):
+            assert (await create(issued, "a@example.com")).status_code == 202
+        problem = assert_problem(await create(first, "A@example.com"), 429, "rate_limited")
+        assert problem["field"] == "notify_email"
+        assert (await create(first, "b@example.com")).status_code == 202
 
 
 async def test_response_without_limits_has_no_rate_limit_headers(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from starlette.types import Message
 
+from app.images import result_waiter
 from app.images.result_waiter import ResultWaiter
 from core.backends import open_backend
 from core.clock import utc_now
@@ -126,3 +127,19 @@ async def test_unavailable_store_is_polled_again(tmp_path: Path, colour_bundle: 
     with pytest.raises(Unavailable):
         await store.get(KEY)
     assert await ResultWaiter(store).until_terminal(KEY, 0.1) is None
+
+
+async def test_waits_of_one_key_are_limited(
+    records: RecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(result_waiter, "MAX_WAITS_PER_KEY", 2)
+    waiter = ResultWaiter(records)
+    waits = [asyncio.create_task(waiter.until_terminal(KEY, 30, key_id="one")) for _ in range(2)]
+    await polling(waiter)
+    async with asyncio.timeout(10):
+        assert await waiter.until_terminal(KEY, 30, key_id="one") is None
+    others = [asyncio.create_task(waiter.until_terminal(KEY, 30, key_id=k)) for k in ("", "other")]
+    await asyncio.sleep(0)
+    await finish(records)
+    assert all(await asyncio.gather(*waits, *others))
+    assert not waiter._by_key

@@ -17,6 +17,7 @@ import pytest
 from starlette.types import Message
 
 from app.images import service
+from app.images.result_waiter import Wait
 from app.images.selection import Selection
 from app.images.submission import Submissions, SubmittedImage
 from app.uploads.image_upload import Upload
@@ -384,7 +385,7 @@ async def test_disconnect_ends_the_wait_of_an_upload(api: Api) -> None:
         async with asyncio.timeout(PATIENCE):
             images = api.services.images
             result, known = await images.submit(
-                api.key(HASH), upload, images.default_view, HOUR, disconnected
+                api.key(HASH), upload, images.default_view, Wait(HOUR, disconnected)
             )
     assert (result.status.terminal, known) == (False, False)
 

@@ -10,6 +10,7 @@ import pytest
 import structlog
 
 from core.domain.records import RecordKey
+from core.observability import logs
 from core.observability.logs import image_context
 from core.observability.tracing import make_current, parent_from, unrecorded_span
 from tests.support.logs import configure, lines, restored_logging
@@ -41,6 +42,26 @@ class FullDisk(io.StringIO):
 
     def flush(self) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_lines_about_unauthenticated_requests_are_limited() -> None:
+    now = [1000.0]
+    limit = logs.LimitUnauthenticated(lambda: now[0])
+
+    def written(event: str, status: int = 401) -> dict[str, object] | None:
+        try:
+            return dict(limit(None, "info", {"event": event, "status": status}))
+        except structlog.DropEvent:
+            return None
+
+    kept = [written("request") for _ in range(logs.MAX_401_LINES + 5)]
+    assert kept[logs.MAX_401_LINES :] == [None] * 5
+    assert None not in kept[: logs.MAX_401_LINES]
+    assert written("request refused") is not None
+    assert all(written("request", 403) for _ in range(100))
+    now[0] += 60
+    assert written("request") == {"event": "request", "status": 401, "omitted_before": 5}
+    assert written("request") == {"event": "request", "status": 401}
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])

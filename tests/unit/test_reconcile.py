@@ -24,7 +24,7 @@ from core.domain.records import (
     want,
 )
 from core.domain.transitions import Transition
-from core.domain.usage import Usage
+from core.domain.usage import Usage, UsageBatch
 from core.errors import Unavailable
 from core.ports import BlobStore
 from core.settings import Settings
@@ -263,7 +263,8 @@ async def test_old_request_counts_are_purged(
     today = clock().date()
     kept = Usage("acme", "key1", today, 1)
     async with open_usage(settings) as usage:
-        await usage.add([kept, Usage("acme", "key1", today - timedelta(days=1), 1)])
+        await usage.add(UsageBatch(kept))
+        await usage.add(UsageBatch(Usage("acme", "key1", today - timedelta(days=1), 1)))
         clock.move(399 * 24 * 3600)
         assert await worker.reconcile() == {}
         clock.move(24 * 3600)

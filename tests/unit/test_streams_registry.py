@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 
 from app.metrics import StreamMetrics
 from app.streams.registry import StreamRegistry
-from core.errors import Overloaded, Unavailable
+from core.errors import Overloaded, RateLimited, Unavailable
 
 
 class Stream:
@@ -31,6 +31,17 @@ async def test_finished_stream_frees_its_place() -> None:
     with streams.reserve("sse"), streams.reserve("sse"):
         pass
     assert len(streams) == 0
+
+
+async def test_key_has_at_most_a_quarter_of_the_streams() -> None:
+    streams = registry(max_streams=8)
+    with streams.reserve("sse", "one"), streams.reserve("websocket", "one"):
+        with pytest.raises(RateLimited), streams.reserve("sse", "one"):
+            pass
+        with streams.reserve("sse", "other"), streams.reserve("sse"), streams.reserve("sse"):
+            assert len(streams) == 5
+    with streams.reserve("sse", "one"):
+        pass
 
 
 async def test_stream_finishes_after_its_longest_duration() -> None:

@@ -26,7 +26,7 @@ from core.backends.embedded.publisher import SqlitePublisher
 from core.backends.embedded.queue_store import QueueStore
 from core.backends.embedded.records import SqliteRecordStore
 from core.backends.embedded.webhooks import SqliteWebhookStore
-from core.backends.key_secret import local_key_secret
+from core.backends.key_secret import local_key_secrets
 from core.backends.links import LinkSigner, shared_secret
 from core.clock import Clock, utc_now
 from core.ports import UsageStore
@@ -73,13 +73,13 @@ async def open_usage(settings: Settings, clock: Clock = utc_now) -> AsyncIterato
 @asynccontextmanager
 async def open_access(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Access]:
     """Keys, limits and usage, in a separate file. Raises Unavailable."""
-    secret = await asyncio.to_thread(local_key_secret, settings)
+    secrets = await asyncio.to_thread(local_key_secrets, settings)
     async with _open(settings, KEYS, keys.SCHEMA) as database:
         yield Access(
             SqliteKeyStore(database, clock),
             SqliteAllowanceStore(database, clock),
             SqliteUsageStore(database),
-            secret,
+            secrets,
         )
 
 

@@ -1,8 +1,7 @@
 """API keys, their limits and their usage in SQLite."""
 
 import sqlite3
-from collections.abc import Sequence
-from datetime import date
+from datetime import date, timedelta
 from typing import Any
 
 from core.backends.embedded.database import Database, Schema
@@ -16,11 +15,26 @@ from core.backends.embedded.timestamps import (
 from core.clock import Clock, utc_now
 from core.domain.api_keys import ApiKey
 from core.domain.principals import Scope
-from core.domain.rate_limits import Allowance, Grant, Limit, Rate, reserve
-from core.domain.usage import Usage
+from core.domain.rate_limits import Allowance, Grant, Limit, Rate, TenantLimits, reserve
+from core.domain.usage import Usage, UsageBatch
+
+_TENANT_LIMITS = """
+    CREATE TABLE tenant_limits (
+        tenant      TEXT PRIMARY KEY,
+        rate        TEXT,
+        daily_quota INTEGER
+    ) WITHOUT ROWID
+"""
+# The last batch of usage of each process, which that process may send again.
+_USAGE_BATCHES = """
+    CREATE TABLE usage_batches (
+        id TEXT PRIMARY KEY,
+        at INTEGER NOT NULL
+    ) WITHOUT ROWID
+"""
 
 SCHEMA = Schema(
-    version=1,
+    version=2,
     statements=(
         """
         CREATE TABLE api_keys (
@@ -42,10 +56,11 @@ SCHEMA = Schema(
         """,
         """
         CREATE TABLE allowances (
-            key_id     TEXT NOT NULL,
+            key_id     TEXT NOT NULL,               -- of a key, or `tenant:` and its name
             limit_name TEXT NOT NULL,
             window     INTEGER NOT NULL,            -- seconds since 1970
             taken      INTEGER NOT NULL,
+            owed       INTEGER NOT NULL DEFAULT 0,
             PRIMARY KEY (key_id, limit_name)
         ) WITHOUT ROWID
         """,
@@ -61,7 +76,16 @@ SCHEMA = Schema(
             PRIMARY KEY (tenant, day, key_id)
         ) WITHOUT ROWID
         """,
+        _TENANT_LIMITS,
+        _USAGE_BATCHES,
     ),
+    upgrades={
+        1: (
+            "ALTER TABLE allowances ADD COLUMN owed INTEGER NOT NULL DEFAULT 0",
+            _TENANT_LIMITS,
+            _USAGE_BATCHES,
+        )
+    },
 )
 
 _COLUMNS = (
@@ -87,6 +111,9 @@ _ADD = """
 """
 
 
+_BATCH_AGE = timedelta(hours=1)  # longer than a process sends a batch again
+
+
 class SqliteKeyStore(SqliteStore[str, ApiKey]):
     """`core.ports.KeyStore`. `create` is fsynced."""
 
@@ -106,6 +133,24 @@ class SqliteKeyStore(SqliteStore[str, ApiKey]):
 
         return await self._database.read(select)
 
+    async def limits(self, tenant: str) -> TenantLimits:
+        def select(connection: sqlite3.Connection) -> TenantLimits:
+            row = connection.execute(
+                "SELECT rate, daily_quota FROM tenant_limits WHERE tenant = ?", (tenant,)
+            ).fetchone()
+            rate, quota = row or (None, None)
+            return TenantLimits(None if rate is None else Rate.parse(rate), quota)
+
+        return await self._database.read(select)
+
+    async def set_limits(self, tenant: str, limits: TenantLimits) -> None:
+        row = (tenant, None if limits.rate is None else str(limits.rate), limits.daily_quota)
+
+        def replace(connection: sqlite3.Connection) -> None:
+            connection.execute("REPLACE INTO tenant_limits VALUES (?, ?, ?)", row)
+
+        await self._database.write(replace, durable=True)
+
     def _select(self, connection: sqlite3.Connection, key: str) -> ApiKey | None:
         row = connection.execute(f"{_SELECT} WHERE id = ?", (key,)).fetchone()
         return None if row is None else _key_of(row)
@@ -121,18 +166,19 @@ class SqliteAllowanceStore:
         self._database = database
         self._clock = clock
 
-    async def reserve(self, key_id: str, limit: Limit) -> Grant:
+    async def reserve(self, owner: str, limit: Limit, spent: int = 0) -> Grant:
         def reserve_share(connection: sqlite3.Connection) -> Grant:
             row = connection.execute(
-                "SELECT window, taken FROM allowances WHERE key_id = ? AND limit_name = ?",
-                (key_id, limit.name),
+                "SELECT window, taken, owed FROM allowances WHERE key_id = ? AND limit_name = ?",
+                (owner, limit.name),
             ).fetchone()
-            after, grant = reserve(None if row is None else Allowance(*row), limit, self._clock())
-            if grant.count:
+            before = None if row is None else Allowance(*row)
+            after, grant = reserve(before, limit, self._clock(), spent)
+            if after != before and not grant.refused:
                 connection.execute(
-                    "REPLACE INTO allowances (key_id, limit_name, window, taken)"
-                    " VALUES (?, ?, ?, ?)",
-                    (key_id, limit.name, after.window, after.taken),
+                    "REPLACE INTO allowances (key_id, limit_name, window, taken, owed)"
+                    " VALUES (?, ?, ?, ?, ?)",
+                    (owner, limit.name, after.window, after.taken, after.owed),
                 )
             return grant
 
@@ -142,17 +188,24 @@ class SqliteAllowanceStore:
 class SqliteUsageStore:
     """`core.ports.UsageStore`."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, clock: Clock = utc_now) -> None:
         self._database = database
+        self._clock = clock
 
-    async def add(self, counts: Sequence[Usage]) -> None:
-        rows = [
-            (u.tenant, u.day.isoformat(), u.key_id, u.requests, u.images, u.bytes, u.refused)
-            for u in counts
-        ]
+    async def add(self, batch: UsageBatch) -> None:
+        u, now = batch.usage, self._clock()
+        row = (u.tenant, u.day.isoformat(), u.key_id, u.requests, u.images, u.bytes, u.refused)
 
         def add(connection: sqlite3.Connection) -> None:
-            connection.executemany(_ADD, rows)
+            connection.execute(
+                "DELETE FROM usage_batches WHERE at < ?", (to_micros(now - _BATCH_AGE),)
+            )
+            added = connection.execute(
+                "INSERT INTO usage_batches VALUES (?, ?) ON CONFLICT DO NOTHING",
+                (batch.id, to_micros(now)),
+            )
+            if added.rowcount == 1:
+                connection.execute(_ADD, row)
 
         await self._database.write(add, durable=False)
 

@@ -23,7 +23,7 @@ from core.backends.google.objects import CloudObjectSource
 from core.backends.google.publisher import PubSubPublisher
 from core.backends.google.records import DatastoreRecordStore
 from core.backends.google.webhooks import DatastoreWebhookStore
-from core.backends.key_secret import local_key_secret
+from core.backends.key_secret import local_key_secrets
 from core.clock import Clock, utc_now
 from core.ports import UsageStore
 from core.settings import Settings
@@ -80,13 +80,13 @@ async def open_usage(settings: Settings, clock: Clock = utc_now) -> AsyncIterato
 @asynccontextmanager
 async def open_access(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Access]:
     """Keys, limits and usage in Datastore. Raises Unavailable where there are no credentials."""
-    secret = await asyncio.to_thread(local_key_secret, settings)
+    secrets = await asyncio.to_thread(local_key_secrets, settings)
     async with _open_datastore(settings, "key store", clock) as datastore:
         yield Access(
             DatastoreKeyStore(datastore, clock),
             DatastoreAllowanceStore(datastore, clock),
             DatastoreUsageStore(datastore),
-            secret,
+            secrets,
         )
 
 

@@ -1,14 +1,14 @@
 """API keys, their limits and their usage in Datastore.
 
 Keys and allowances are in a separate namespace, because a key is looked up before its tenant is
-known: `ApiKey/{id}` and `Allowance/{id}:{limit}`. Usage is in the namespace of the tenant, as
-`Usage/{day}:{key}:{shard}`: processes that count the same key write different entities.
+known: `ApiKey/{id}`, `TenantLimits/{tenant}` and `Allowance/{owner}:{limit}`. Usage is in the
+namespace of the tenant, as `Usage/{day}:{key}:{shard}`: processes that count the same key write
+different entities.
 """
 
 import asyncio
 import json
 import random
-from collections.abc import Sequence
 from datetime import date
 from itertools import groupby
 from typing import Any
@@ -30,13 +30,15 @@ from core.backends.google.store import DatastoreStore
 from core.clock import Clock, utc_now
 from core.domain.api_keys import ApiKey
 from core.domain.principals import Scope
-from core.domain.rate_limits import Allowance, Grant, Limit, Rate, reserve
-from core.domain.usage import Usage
+from core.domain.rate_limits import Allowance, Grant, Limit, Rate, TenantLimits, reserve
+from core.domain.usage import Usage, UsageBatch
 
 KEY_KIND, ALLOWANCE_KIND, USAGE_KIND = "ApiKey", "Allowance", "Usage"
+LIMITS_KIND = "TenantLimits"
 # The name of a tenant has no underscore.
 ACCESS = "_access"
 SHARDS, WRITERS = 16, 8
+REMEMBERED = 64  # ids of the last batches that a shard has added, which may be sent again
 
 
 class DatastoreKeyStore(DatastoreStore[str, ApiKey]):
@@ -58,6 +60,31 @@ class DatastoreKeyStore(DatastoreStore[str, ApiKey]):
         found = [_key_of(entity) for entity in await self._datastore.query(ACCESS, query)]
         return sorted(found, key=lambda key: (key.created_at, key.id))
 
+    async def limits(self, tenant: str) -> TenantLimits:
+        entity = await self._datastore.find(self._limits_key(tenant))
+        if entity is None:
+            return TenantLimits()
+        fields = entity.properties
+        return TenantLimits(
+            Rate.parse(fields["rate"].string_value) if "rate" in fields else None,
+            fields["daily_quota"].integer_value if "daily_quota" in fields else None,
+        )
+
+    async def set_limits(self, tenant: str, limits: TenantLimits) -> None:
+        entity = RawEntity(key=self._limits_key(tenant))
+        if limits.rate is not None:
+            set_text(entity.properties["rate"], str(limits.rate))
+        if limits.daily_quota is not None:
+            set_number(entity.properties["daily_quota"], limits.daily_quota)
+
+        async def replace(transaction: bytes) -> tuple[None, list[Any]]:
+            return None, [RawMutation(upsert=entity)]
+
+        await self._datastore.transact(replace)
+
+    def _limits_key(self, tenant: str) -> Any:
+        return self._keys.path(self._keys.namespace(ACCESS), (LIMITS_KIND, tenant))
+
     def _raw_key(self, key: str) -> Any:
         return self._keys.path(self._keys.namespace(ACCESS), (KEY_KIND, key))
 
@@ -75,22 +102,27 @@ class DatastoreAllowanceStore:
         self._datastore = datastore
         self._clock = clock
 
-    async def reserve(self, key_id: str, limit: Limit) -> Grant:
+    async def reserve(self, owner: str, limit: Limit, spent: int = 0) -> Grant:
         keys = self._datastore.keys
-        raw_key = keys.path(keys.namespace(ACCESS), (ALLOWANCE_KIND, f"{key_id}:{limit.name}"))
+        raw_key = keys.path(keys.namespace(ACCESS), (ALLOWANCE_KIND, f"{owner}:{limit.name}"))
 
         async def reserve_share(transaction: bytes) -> tuple[Grant, list[Any]]:
             entity = await self._datastore.find_in(raw_key, transaction)
             before = None
             if entity is not None:
                 fields = entity.properties
-                before = Allowance(fields["window"].integer_value, fields["taken"].integer_value)
-            after, grant = reserve(before, limit, self._clock())
-            if not grant.count:
+                before = Allowance(
+                    fields["window"].integer_value,
+                    fields["taken"].integer_value,
+                    fields["owed"].integer_value if "owed" in fields else 0,
+                )
+            after, grant = reserve(before, limit, self._clock(), spent)
+            if after == before or grant.refused:
                 return grant, []
             entity = RawEntity(key=raw_key)
             set_number(entity.properties["window"], after.window)
             set_number(entity.properties["taken"], after.taken)
+            set_number(entity.properties["owed"], after.owed)
             return grant, [RawMutation(upsert=entity)]
 
         return await self._datastore.transact(reserve_share)
@@ -107,8 +139,28 @@ class DatastoreUsageStore:
         # Old days get no new counts, so one query for each day is enough.
         self._purged_before: date | None = None
 
-    async def add(self, counts: Sequence[Usage]) -> None:
-        await asyncio.gather(*(self._add(usage) for usage in counts))
+    async def add(self, batch: UsageBatch) -> None:
+        usage = batch.usage
+        # A tenant may have counts only; without this, `purge` would not find them.
+        await self._datastore.register(usage.tenant)
+        keys = self._datastore.keys
+        name = f"{usage.day.isoformat()}:{usage.key_id}:{self._shard}"
+        raw_key = keys.path(keys.namespace(usage.tenant), (USAGE_KIND, name))
+
+        async def add(transaction: bytes) -> tuple[None, list[Any]]:
+            before = await self._datastore.find_in(raw_key, transaction)
+            batches = [] if before is None else _batches_of(before)
+            if batch.id in batches:
+                return None, []
+            after = usage if before is None else usage + _usage_of(before, usage.tenant)
+            entity = RawEntity(key=raw_key)
+            for field in ("requests", "images", "bytes", "refused"):
+                set_number(entity.properties[field], getattr(after, field))
+            set_text(entity.properties["batches"], " ".join([*batches[-REMEMBERED:], batch.id]))
+            return None, [RawMutation(upsert=entity)]
+
+        async with self._writers:
+            await self._datastore.transact(add)
 
     async def read(self, tenant: str, since: date) -> list[Usage]:
         query = query_for(USAGE_KIND, (KEY, ">=", self._first_key(tenant, since)))
@@ -132,24 +184,6 @@ class DatastoreUsageStore:
         """Sorts before the keys of the tenant's counts of this day."""
         keys = self._datastore.keys
         return keys.path(keys.namespace(tenant), (USAGE_KIND, day.isoformat()))
-
-    async def _add(self, usage: Usage) -> None:
-        # A tenant may have counts only; without this, `purge` would not find them.
-        await self._datastore.register(usage.tenant)
-        keys = self._datastore.keys
-        name = f"{usage.day.isoformat()}:{usage.key_id}:{self._shard}"
-        raw_key = keys.path(keys.namespace(usage.tenant), (USAGE_KIND, name))
-
-        async def add(transaction: bytes) -> tuple[None, list[Any]]:
-            before = await self._datastore.find_in(raw_key, transaction)
-            after = usage if before is None else usage + _usage_of(before, usage.tenant)
-            entity = RawEntity(key=raw_key)
-            for field in ("requests", "images", "bytes", "refused"):
-                set_number(entity.properties[field], getattr(after, field))
-            return None, [RawMutation(upsert=entity)]
-
-        async with self._writers:
-            await self._datastore.transact(add)
 
 
 def _by_day(usage: Usage) -> tuple[date, str]:
@@ -175,6 +209,12 @@ def _usage_of(entity: Any, tenant: str) -> Usage:
         fields["bytes"].integer_value,
         fields["refused"].integer_value,
     )
+
+
+def _batches_of(entity: Any) -> list[str]:
+    fields = entity.properties
+    batches: list[str] = fields["batches"].string_value.split() if "batches" in fields else []
+    return batches
 
 
 _TIMES = ("expires_at", "revoked_at", "last_used_at", "rotated_at", "previous_expires_at")
