@@ -201,7 +201,6 @@ async def test_address_gets_a_limited_number_of_emails(
     mail: dict[str, Any] = {
         "smtp_url": "smtp://mail.example.org",
         "email_from": "glimpse@example.org",
-        "email_domains": ("example.com",),
     }
     async with limited(tmp_path, colour_bundle, clock, rate_limit="off", **mail) as (api,):
         first, second = await api.issue("acme"), await api.issue("other")
@@ -215,10 +214,10 @@ async def test_address_gets_a_limited_number_of_emails(
             )
 
         for issued in (first, second):
-            assert (await create(issued, "a@example.com")).status_code == 202
-        problem = assert_problem(await create(first, "A@example.com"), 429, "rate_limited")
+            assert (await create(issued, "a@example.org")).status_code == 202
+        problem = assert_problem(await create(first, "A@example.org"), 429, "rate_limited")
         assert problem["field"] == "notify_email"
-        assert (await create(first, "b@example.com")).status_code == 202
+        assert (await create(first, "b@example.org")).status_code == 202
 
 
 async def test_response_without_limits_has_no_rate_limit_headers(
