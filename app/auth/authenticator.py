@@ -39,7 +39,7 @@ WRITE_SECONDS = 10.0  # interval between writes of usage counts; a killed proces
 CLOSE_SECONDS = 3.0
 SHARE_SECONDS = 2.0  # longest wait of a request for the next share of its limit
 MAX_VERIFIED_KEYS = 10_000
-EMAIL_LIMIT = Limit("email", 100, DAY, strict=True)  # to one address
+EMAIL_LIMIT = Limit("email", 100, DAY, strict=True, divided=False)  # to one address
 MAX_REFUSED_KEYS = 4_096
 IDLE_TIME = timedelta(hours=1)  # longer than any request lasts
 _TICKET_OF = "glimpse.ticket_of"  # in a request's scope: the id of the key of its ticket

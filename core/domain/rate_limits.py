@@ -47,13 +47,14 @@ class Limit:
     """`quota` units in each window of `seconds`. Windows start at multiples of that, in UTC.
 
     A unit is a request, or a further image of one. `strict`: a request with more images than what
-    remains is refused.
+    remains is refused. `divided`: processes reserve shares of it.
     """
 
     name: str
     quota: int
     seconds: int
     strict: bool = False
+    divided: bool = True
 
     def window(self, now: float) -> int:
         """The start of the window that includes `now`; both in seconds since 1970."""
@@ -111,7 +112,7 @@ def reserve(
     owed += max(0, spent - left)
     taken += min(spent, left)
     left = max(0, limit.quota - taken)
-    count = min(left, max(1, left // _SHARES))
+    count = min(left, max(1, left // _SHARES)) if limit.divided else 0
     return Allowance(window, taken + count, owed), Grant(window, count, left - count, owed)
 
 

@@ -197,7 +197,9 @@ async def test_repeated_creation_of_a_job_counts_its_images_once(
 async def test_address_gets_a_limited_number_of_emails(
     tmp_path: Path, colour_bundle: Path, clock: MovableClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(authenticator, "EMAIL_LIMIT", Limit("email", 2, DAY, strict=True))
+    monkeypatch.setattr(
+        authenticator, "EMAIL_LIMIT", Limit("email", 2, DAY, strict=True, divided=False)
+    )
     mail: dict[str, Any] = {
         "smtp_url": "smtp://mail.example.org",
         "email_from": "glimpse@example.org",
