@@ -51,6 +51,7 @@ from app.page.routes import page_routes
 from app.services import Services
 from app.streams import ticket_routes
 from app.streams.registry import STREAM_SECONDS, StreamRegistry
+from app.uploads.image_source import open_image_fetcher
 from app.uploads.limiter import UploadLimiter, upload_limits
 from app.webhooks import routes as webhook_routes
 from app.webhooks.service import Webhooks
@@ -200,6 +201,7 @@ async def _open_services(
         open_authenticator(settings, clock) as authenticator,
         open_audit(settings, dropped, clock) as audit,
         _open_models(settings, bundle) as models,
+        open_image_fetcher(enabled=settings.image_urls) as image_fetcher,
     ):
         resolver = PublicResolver(allow_private=settings.webhook_allow_private)
         streams = StreamRegistry(settings.max_streams, STREAM_SECONDS, metrics.streams)
@@ -214,6 +216,7 @@ async def _open_services(
             jobs=JobService(settings, backend, models, metrics, clock),
             webhooks=Webhooks(backend, resolver, clock),
             uploads=UploadLimiter(upload_limits(settings)),
+            image_fetcher=image_fetcher,
             streams=streams,
             success_headers=success_headers(settings),
             image_poller=streams.poller(

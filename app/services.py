@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from app.jobs.service import JobService
     from app.models.catalogue import ModelCatalogue
     from app.streams.registry import StreamRegistry
+    from app.uploads.image_source import ImageFetcher
     from app.uploads.limiter import UploadLimiter
     from app.webhooks.service import Webhooks
     from core.backends import Backend
@@ -47,6 +48,7 @@ class Services:
     jobs: JobService
     webhooks: Webhooks
     uploads: UploadLimiter
+    image_fetcher: ImageFetcher
     streams: StreamRegistry
     success_headers: RawHeaders
     image_poller: ImagePoller
