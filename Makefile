@@ -178,6 +178,10 @@ audit: setup $(AUDIT_VENV)/.complete ## Check the locked packages for known vuln
 figures: setup ## Compute the tables and charts of docs/cost.md and docs/scale.md
 	@$(BIN)/python -m docs.figures
 
+.PHONY: screenshots
+screenshots: setup ## Take the pictures of the page and of the terminal in docs/images; needs Chromium
+	@$(BIN)/python -m docs.figures.screenshots
+
 .PHONY: model
 model: ## Create a bundle from a Hugging Face model: make model HF=<id or folder> [LABELS=<file> for zero-shot]
 	@test -n "$(HF)" || { echo 'usage: make model HF=google/vit-base-patch16-224'; exit 2; }

@@ -1,39 +1,96 @@
-"""`/docs` and `/openapi.json`."""
+"""`/docs` with its assets, and `/openapi.json`.
 
-import base64
+The page is Swagger UI (app/http/swagger). It works without other hosts, under a content policy that
+permits none.
+"""
+
+import asyncio
+import gzip
 import hashlib
+import html
 import json
-import re
+from importlib.resources import files
 
 from fastapi import APIRouter, Request, Response
-from fastapi.openapi.docs import get_swagger_ui_html
 
-from app.http.compression import compressed
+from app.http.compression import accepts_gzip, compressed
+from app.http.responses import etag_matches
+from core.errors import NotFound
 from core.http.route_access import public
 
-_ASSETS = "https://cdn.jsdelivr.net"
-_ICON = "https://fastapi.tiangolo.com"
 _METHODS = ["GET", "HEAD"]
-_INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
+_ASSETS = {
+    "swagger-ui-bundle.js": "text/javascript",
+    "swagger-ui.css": "text/css",
+    "start.js": "text/javascript",
+}
+# Paths are relative: PUBLIC_URL may have a path.
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<link rel="icon" href="data:,">
+<link rel="stylesheet" href="docs/assets/swagger-ui.css">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="docs/assets/swagger-ui-bundle.js"></script>
+<script src="docs/assets/start.js"></script>
+</body>
+</html>
+"""
+CONTENT_POLICY = "; ".join(
+    [
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    ]
+)
 
 
 def docs_routes(title: str) -> APIRouter:
-    """Return the routes. FastAPI's own do not send a content security policy."""
+    """Return the routes. FastAPI's own load Swagger UI from another host."""
     router = APIRouter(include_in_schema=False)
-    page = get_swagger_ui_html(
-        openapi_url="openapi.json",  # relative: PUBLIC_URL may have a path
-        title=title,
-        swagger_ui_parameters={"persistAuthorization": False},
-    )
-    policy = content_policy(bytes(page.body))
+    page = _PAGE.format(title=html.escape(title)).encode()
+    folder = files("app.http") / "swagger"
+    assets = {name: (folder / name).read_bytes() for name in _ASSETS}
+    etags = {name: f'"{hashlib.sha256(body).hexdigest()[:32]}"' for name, body in assets.items()}
+    zipped: dict[str, bytes] = {}
     encoded = b""
 
     @router.api_route("/docs", methods=_METHODS)
     @public
     async def docs() -> Response:
         return Response(
-            page.body, media_type="text/html", headers={"Content-Security-Policy": policy}
+            page, media_type="text/html", headers={"Content-Security-Policy": CONTENT_POLICY}
         )
+
+    @router.api_route("/docs/assets/{name}", methods=_METHODS)
+    @public
+    async def asset(request: Request, name: str) -> Response:
+        body = assets.get(name)
+        if body is None:
+            raise NotFound("The documentation has no such file.")
+        headers = {
+            "ETag": f"W/{etags[name]}",  # weak: of the content, compressed or not
+            "Cache-Control": "no-cache",
+            "Vary": "Accept-Encoding",
+        }
+        if etag_matches(request.headers.get("if-none-match", ""), etags[name]):
+            return Response(status_code=304, headers=headers)
+        if accepts_gzip(request):
+            headers["Content-Encoding"] = "gzip"
+            if name not in zipped:
+                zipped[name] = await asyncio.to_thread(gzip.compress, body)
+            body = zipped[name]
+        return Response(body, media_type=_ASSETS[name], headers=headers)
 
     @router.api_route("/openapi.json", methods=_METHODS)
     @public
@@ -43,23 +100,3 @@ def docs_routes(title: str) -> APIRouter:
         return await compressed(request, Response(encoded, media_type="application/json"))
 
     return router
-
-
-def content_policy(page: bytes) -> str:
-    """Return a policy that allows Swagger UI and, by its hash, the page's inline script."""
-    scripts = [
-        f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'"
-        for script in _INLINE_SCRIPT.findall(page)
-    ]
-    return "; ".join(
-        [
-            "default-src 'none'",
-            f"script-src {_ASSETS} {' '.join(scripts)}",
-            f"style-src {_ASSETS} 'unsafe-inline'",
-            f"img-src 'self' data: {_ICON}",
-            "connect-src 'self'",
-            "base-uri 'none'",
-            "form-action 'none'",
-            "frame-ancestors 'none'",
-        ]
-    )

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, FilePayload, Page, expect
+from playwright.sync_api import Browser, FilePayload, Page, Route, expect
 
-from tests.support.pictures import picture
-from tests.support.stack import Stack
+from tests.support.bundles import write_colour_bundle
+from tests.support.pictures import picture, sha256
+from tests.support.stack import Stack, until
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)
 HOSTILE = '<img src=x onerror="document.title=1">.png'
@@ -105,13 +106,14 @@ def test_a_folder_becomes_a_job(visit: Visit, tmp_path: Path) -> None:
     with page.expect_download() as saved:
         page.get_by_role("button", name="CSV").click()
     text = Path(saved.value.path()).read_text()
-    assert text.count("\n") == 26
+    assert text.count("\n") == 27
     assert "many/0.png" in text or json.dumps("many/0.png")[1:-1] in text
 
 
 def test_every_view_opens(visit: Visit) -> None:
     for view, words in (
         ("/models", "colours@"),
+        ("/history", "History"),
         ("/operate", "records: ok"),
         ("/jobs", "New job"),
         ("/", "What is in this picture?"),
@@ -122,7 +124,7 @@ def test_every_view_opens(visit: Visit) -> None:
 
 def test_the_page_fits_a_small_screen(visit: Visit) -> None:
     visit.page.set_viewport_size({"width": 320, "height": 640})
-    for view in ("/", "/jobs", "/models", "/operate"):
+    for view in ("/", "/history", "/jobs", "/models", "/operate"):
         page = visit.open(view)
         expect(page.locator("main h1")).to_be_visible()
         page.wait_for_timeout(200)
@@ -135,3 +137,168 @@ def test_a_service_that_is_down_is_said(visit: Visit, tmp_path: Path) -> None:
     page.route("**/api/**", lambda route: route.abort())
     choose(page, "Choose photos", photo(tmp_path, "red.png", RED))
     expect(page.locator("article [role=alert]")).to_contain_text("does not answer")
+
+
+# --- History and jobs -----------------------------------------------------------------------------
+
+
+def label(visit: Visit, folder: Path, name: str, colour: tuple[int, int, int]) -> str:
+    """Label a photo in the page; its hash."""
+    page = visit.open()
+    file = photo(folder, name, colour)
+    choose(page, "Choose photos", file)
+    expect(page.locator(".best").first).to_be_visible()
+    return sha256(file.read_bytes())
+
+
+def test_history_shows_filters_and_deletes_images(visit: Visit, tmp_path: Path) -> None:
+    image_hash = label(visit, tmp_path, "blue.png", BLUE)
+    page = visit.open("/history")
+    tile = page.locator(f".tile:has(a[href='#/images/{image_hash}'])")
+    expect(tile).to_contain_text("blue")
+    expect(tile.locator("img")).to_be_visible()
+    assert tile.locator("img").evaluate("image => image.naturalWidth") == 40
+    page.get_by_label("Label", exact=True).fill("red")
+    page.get_by_label("Label", exact=True).press("Enter")
+    expect(tile).to_have_count(0)
+    page.get_by_label("Label", exact=True).fill("blue")
+    page.get_by_label("Label", exact=True).press("Enter")
+    page.get_by_label("Confidence").select_option("0.5")
+    expect(tile).to_be_visible()
+    page.on("dialog", lambda dialog: dialog.accept())
+    tile.get_by_role("button", name="Delete").click()
+    expect(tile).to_have_count(0)
+    page.get_by_role("button", name="Refresh").click()
+    expect(page.locator(".grid")).to_have_attribute("aria-busy", "false")
+    expect(tile).to_have_count(0)
+
+
+def made_job(visit: Visit, image_hash: str) -> str:
+    """A completed job with a success and a failure that may be retried."""
+    body = {"name": "<b>Summer</b>", "image_hashes": [image_hash, secrets.token_hex(32)]}
+    answer = visit.page.request.post(f"{visit.base}/api/v1/jobs/batch-predict", data=body)
+    job_id: str = answer.json()["job_id"]
+    job = f"{visit.base}/api/v1/jobs/{job_id}"
+    until(lambda: visit.page.request.get(job).json()["completed_at"], "the job ends")
+    return job_id
+
+
+def test_failed_items_come_first_and_are_retried(visit: Visit, tmp_path: Path) -> None:
+    job_id = made_job(visit, label(visit, tmp_path, "red.png", RED))
+    page = visit.open(f"/jobs/{job_id}")
+    expect(page.locator("h1")).to_have_text("<b>Summer</b>")
+    titles = page.locator("main h2")
+    expect(titles.first).to_have_text("Failed items")
+    expect(page.locator("main")).to_contain_text("has no image with this hash")
+    page.get_by_role("button", name="Retry failed").click()
+    expect(page.locator("main")).to_contain_text("A retry of")
+    expect(page.locator("main")).to_contain_text("1 of 1")
+    assert page.url != f"{visit.base}/#/jobs/{job_id}"
+
+
+def test_refused_file_of_a_folder_is_named_with_the_reason(visit: Visit, tmp_path: Path) -> None:
+    photo(tmp_path / "shelf", "a.png", RED)
+    (tmp_path / "shelf/broken.png").write_bytes(b"broken" + secrets.token_bytes(4))
+    page = visit.open("/jobs")
+    page.locator("input[type=file][aria-label='Choose a folder']").set_input_files(
+        tmp_path / "shelf"
+    )
+    row = page.locator("tr", has_text="shelf/broken.png").first
+    expect(row).to_contain_text("not a", timeout=60_000)
+    expect(page.locator("h1")).to_have_text("shelf")
+
+
+# --- Accessibility, documentation -----------------------------------------------------------------
+
+
+def test_axe_finds_nothing(visit: Visit, tmp_path: Path) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    image_hash = label(visit, tmp_path, "red.png", RED)
+    job_id = made_job(visit, image_hash)
+    model = visit.page.request.get(f"{visit.base}/api/v1/models").json()["models"][0]["id"]
+    for view, ready in (
+        ("", ".best"),
+        ("/history", ".tile img"),
+        (f"/images/{image_hash}", ".best"),
+        ("/jobs", "tbody tr"),
+        (f"/jobs/{job_id}", "tbody tr"),
+        ("/models", "tbody tr"),
+        (f"/models/{model}", ".chip"),
+        ("/operate", "main h2"),
+    ):
+        page = visit.open(view) if view else visit.page
+        expect(page.locator(ready).first).to_be_visible()
+        results = axe.run(page)
+        assert results.violations_count == 0, f"{view}: {results.generate_report()}"
+
+
+def test_documentation_works_without_other_hosts(visit: Visit) -> None:
+    visit.page.goto(f"{visit.base}/docs")
+    operation = visit.page.locator("#operations-images-list_images")
+    expect(operation).to_contain_text("List images")
+    operation.locator("button").first.click()
+    expect(operation).to_contain_text("min_confidence")
+    operation.get_by_role("button", name="Try it out").click()
+    operation.get_by_role("button", name="Execute").click()
+    expect(operation.locator(".live-responses-table").first).to_contain_text("next_cursor")
+
+
+# --- Many photos, a service that ends, keys -------------------------------------------------------
+
+
+def test_folder_of_a_thousand_photos(visit: Visit, tmp_path: Path) -> None:
+    for number in range(1000):
+        photo(tmp_path / "thousand", f"{number:04}.png", RED if number % 2 else BLUE)
+    page = visit.open("/jobs")
+    page.locator("input[type=file][aria-label='Choose a folder']").set_input_files(
+        tmp_path / "thousand"
+    )
+    expect(page.locator("main")).to_contain_text("1000 succeeded", timeout=200_000)
+    expect(page.locator("main")).to_contain_text("The first 300 of 1000")
+
+
+@pytest.fixture
+def keyed(browser: Browser, tmp_path: Path) -> Iterator[tuple[Stack, Visit]]:
+    """A service that requires keys, and a visit of its page."""
+    model = write_colour_bundle(tmp_path / "model")
+    with Stack(tmp_path / "stack", model, api_keys="required") as stack:
+        context = browser.new_context()
+        visit = Visit(context.new_page(), f"http://127.0.0.1:{stack.api_port}")
+        yield stack, visit
+        context.close()
+
+
+def test_page_asks_for_a_key_and_survives_a_restart_of_the_service(
+    keyed: tuple[Stack, Visit], tmp_path: Path
+) -> None:
+    stack, visit = keyed
+    page = visit.open("/history")
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+    page.get_by_label("API key").fill(stack.make_key("--scopes", "all"))
+    page.locator("form").get_by_role("button", name="Sign in").click()
+    expect(page.locator("main")).to_contain_text("No images")
+    for number in range(60):
+        photo(tmp_path / "many", f"{number}.png", RED)
+    uploads: list[str] = []
+
+    def stop_in_the_middle(route: Route) -> None:
+        uploads.append(route.request.url)
+        if len(uploads) == 20:
+            stack.kill("api")
+        route.continue_()
+
+    page.route("**/api/v1/images", stop_in_the_middle)
+    page = visit.page
+    page.goto(f"{visit.base}/#/jobs")
+    page.locator("input[type=file][aria-label='Choose a folder']").set_input_files(
+        tmp_path / "many"
+    )
+
+    def killed() -> bool:
+        page.wait_for_timeout(50)  # the browser's events arrive meanwhile
+        return len(uploads) >= 20
+
+    until(killed, "the service is killed")
+    stack.start("api")
+    expect(page.locator("main")).to_contain_text("60 succeeded", timeout=60_000)
+    assert not [each for each in visit.complaints if "ERR_CONNECTION" not in each]

@@ -160,6 +160,7 @@ async def test_every_route_is_documented(tmp_path: Path, colour_bundle: Path) ->
             ("GET", path)
             for path in ("/", "/docs", "/openapi.json", "/metrics", "/page/{path:path}")
         ),
+        ("GET", "/docs/assets/{name}"),
         ("GET", "/local/blobs/{tenant}/{image_hash}"),
     }
 

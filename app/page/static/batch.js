@@ -1,71 +1,116 @@
 // @ts-check
 /** Many files as one job: hash, look up, send what is missing, then name everything by hash. */
-import { Problem, call, json, send, sha256 } from "./api.js";
+import { Problem, call, send, sha256 } from "./api.js";
+
+/**
+ * An image of a job. `refused` is why the service does not accept its bytes.
+ * @typedef {{hash: string, path: string, refused: string}} Sent
+ */
 
 const AT_ONCE = 4;
 const MOST = 1000;
 
 /**
  * @param {{file: File, path: string}[]} images
- * @param {string} model empty for the default one
+ * @param {{model?: string, name?: string}} options empty ones are left to the service
  * @param {(word: string, done: number, total: number) => void} progress
  * @returns {Promise<string>} the job's id
  */
-export async function createJob(images, model, progress) {
+export async function createJob(images, options, progress) {
+  if (images.length === 0) throw new Error("No images were found among these files.");
   if (images.length > MOST) {
     throw new Error(`A job has at most ${MOST} images; these are ${images.length}. Use the command line: glimpse label.`);
   }
-  const hashes = await uploadMissing(images, model, progress);
-  const created = await call(
-    "POST",
-    "/api/v1/jobs/batch-predict",
-    { image_hashes: hashes.map((hash, n) => ({ image_hash: hash, metadata: { file: images[n].path } })), ...(model ? { model } : {}) },
-    { "idempotency-key": crypto.randomUUID?.() ?? String(Math.random()) },
-  );
+  const sent = await uploadMissing(images, options.model ?? "", progress);
+  const chosen = Object.fromEntries(Object.entries(options).filter(([, value]) => value));
+  const body = {
+    ...chosen,
+    image_hashes: sent.map(({ hash, path, refused }) => ({
+      image_hash: hash, metadata: { file: path, ...(refused ? { refused } : {}) },
+    })),
+  };
+  // The same key with each attempt: only one job is created.
+  const headers = { "idempotency-key": crypto.randomUUID?.() ?? String(Math.random()) };
+  const created = await persistent(() => call("POST", "/api/v1/jobs/batch-predict", body, headers));
   return created.job_id;
 }
 
 /**
- * The hash of each image, all of them known to the service afterwards.
+ * The images, each known to the service afterwards or refused by it. Without a hash of the browser's
+ * (see `sha256`), a refused file has no name for the service, and is left out.
  * @param {{file: File, path: string}[]} images
  * @param {string} model
  * @param {(word: string, done: number, total: number) => void} progress
- * @returns {Promise<string[]>}
+ * @returns {Promise<Sent[]>}
  */
 async function uploadMissing(images, model, progress) {
-  /** @type {string[]} */
-  const hashes = new Array(images.length);
+  /** @type {Sent[]} */
+  const found = images.map(({ path }) => ({ hash: "", path, refused: "" }));
   let done = 0;
   await each(images, async ({ file }, n) => {
-    hashes[n] = (await sha256(file)) ?? "";
+    found[n].hash = (await sha256(file)) ?? "";
     progress("Hashing", ++done, images.length);
   });
-  const known = hashes.every((hash) => hash !== "")
-    ? await json("/api/v1/images/lookup", {
-        method: "POST",
-        headers: { "content-type": "application/json" },
-        body: JSON.stringify({ image_hashes: [...new Set(hashes)], ...(model ? { model } : {}) }),
-      })
-    : { missing: null };
-  const missing = known.missing === null ? null : new Set(known.missing);
-  const sending = images.map((image, n) => ({ ...image, n })).filter(({ n }) => missing === null || missing.delete(hashes[n]));
+  const hashes = [...new Set(found.map(({ hash }) => hash))];
+  const looked = hashes.includes("")
+    ? null
+    : await persistent(() => call("POST", "/api/v1/images/lookup", { image_hashes: hashes, ...(model ? { model } : {}) }));
+  const missing = looked && new Set(looked.missing);
+  const sending = images.map((image, n) => ({ ...image, n })).filter(({ n }) => !missing || missing.delete(found[n].hash));
+  /** @type {Map<string, string>} */
+  const refused = new Map();
   let sent = 0;
   await each(sending, async ({ file, n }) => {
     try {
-      const answer = await send("/api/v1/images", {
+      const answer = await persistent(() => send("/api/v1/images", {
         method: "POST", query: { model }, body: file, headers: { "content-type": "application/octet-stream" },
-      });
-      hashes[n] = (await answer.json()).image_hash;
+      }));
+      found[n].hash = (await answer.json()).image_hash;
     } catch (error) {
-      // A file that is no image fails its item only; the job says why.
-      if (!(error instanceof Problem) || ![413, 415, 422].includes(error.status) || !hashes[n]) throw error;
-      hashes[n] = "";
+      // A file that is no image fails its item only.
+      if (!(error instanceof Problem) || ![413, 415, 422].includes(error.status)) throw error;
+      refused.set(found[n].hash, error.message.slice(0, 300));
     }
     progress("Uploading", ++sent, sending.length);
   });
-  const usable = hashes.filter((hash) => hash !== "");
-  if (usable.length === 0) throw new Error("None of these files is an image that the service accepts.");
-  return usable;
+  const named = found
+    .filter(({ hash }) => hash !== "")
+    .map((one) => ({ ...one, refused: refused.get(one.hash) ?? "" }));
+  if (named.every(({ refused: why }) => why)) {
+    throw new Error("None of these files is an image that the service accepts.");
+  }
+  return named;
+}
+
+/**
+ * The folder that all files are in, as a name for their job.
+ * @param {{path: string}[]} images
+ */
+export function folderOf(images) {
+  const [first = "", ...others] = new Set(images.map(({ path }) => (path.includes("/") ? path.split("/")[0] : "")));
+  return others.length === 0 ? first.slice(0, 200) : "";
+}
+
+const PATIENCE = 60_000;
+
+/**
+ * Run a request again while the service does not answer or is busy, for a minute.
+ * @template T
+ * @param {() => Promise<T>} request
+ * @returns {Promise<T>}
+ */
+async function persistent(request) {
+  const until = performance.now() + PATIENCE;
+  for (let wait = 500; ; wait = Math.min(5000, 2 * wait)) {
+    try {
+      return await request();
+    } catch (error) {
+      const again = error instanceof Problem && [0, 408, 429, 502, 503, 504].includes(error.status);
+      if (!again || performance.now() > until) throw error;
+      const pause = error.retryAfter === null ? wait : 1000 * error.retryAfter;
+      await new Promise((resolve) => setTimeout(resolve, pause));
+    }
+  }
 }
 
 /**

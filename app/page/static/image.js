@@ -4,6 +4,7 @@ import { useEffect, useState } from "preact/hooks";
 
 import { json, send } from "./api.js";
 import { Action, Failure, Labels, State, html, useLoaded, when } from "./ui.js";
+import { Thumbnail } from "./thumbnail.js";
 import { Requests } from "./try.js";
 
 /** @param {{hash: string, go: (path: string) => void}} props */
@@ -25,7 +26,7 @@ export function ImagePage({ hash, go }) {
             <div class="row" style="margin-top:.75rem">
               <button type="button" onClick=${found.reload}>Refresh</button>
               <${Action} kind="danger" confirm="Delete this image and its results?"
-                run=${async () => { await send(`/api/v1/images/${hash}`, { method: "DELETE" }); go("/"); }}>Delete<//>
+                run=${async () => { await send(`/api/v1/images/${hash}`, { method: "DELETE" }); go("/history"); }}>Delete<//>
             </div></div></article>`
       : null}`;
 }
@@ -49,5 +50,5 @@ function Original({ hash, label }) {
       if (made) URL.revokeObjectURL(made);
     };
   }, [hash]);
-  return address ? html`<div><img src=${address} alt=${label} /></div>` : html`<div></div>`;
+  return html`<div>${address ? html`<img src=${address} alt=${label} />` : html`<${Thumbnail} hash=${hash} label=${label} />`}</div>`;
 }

@@ -4,7 +4,7 @@ import { useEffect, useState } from "preact/hooks";
 
 import { follow, json, send } from "./api.js";
 import { Action, Failure, State, html, looksLikeImage, percent, short, useLoaded, when } from "./ui.js";
-import { createJob } from "./batch.js";
+import { createJob, folderOf } from "./batch.js";
 import { Pick } from "./try.js";
 
 /** @param {{go: (path: string) => void}} props */
@@ -12,11 +12,14 @@ export function Jobs({ go }) {
   const found = useLoaded(() => json("/api/v1/jobs", { query: { limit: 50 } }), []);
   const [error, setError] = useState(/** @type {unknown} */ (null));
   const [progress, setProgress] = useState(/** @type {any} */ (null));
+  const [name, setName] = useState("");
   /** @param {{file: File, path: string}[]} files */
   const start = async (files) => {
     setError(null);
     try {
-      go(`/jobs/${await createJob(files.filter(looksLikeImage), "", (word, done, total) => setProgress({ word, done, total }))}`);
+      const images = files.filter(looksLikeImage);
+      const options = { name: name.trim() || folderOf(images) };
+      go(`/jobs/${await createJob(images, options, (word, done, total) => setProgress({ word, done, total }))}`);
     } catch (failed) {
       setError(failed);
     } finally {
@@ -25,7 +28,8 @@ export function Jobs({ go }) {
   };
   return html`<h1>Jobs</h1>
     <section class="card"><h2>New job</h2>
-      <div class="row">
+      <div class="row end">
+        <label class="field">Name<input value=${name} maxlength="200" placeholder="the folder's" onInput=${(/** @type {any} */ event) => setName(event.target.value)} /></label>
         <${Pick} label="Choose a folder" folder onFiles=${start} />
         <${Pick} label="Choose photos" onFiles=${start} />
       </div>
@@ -38,7 +42,7 @@ export function Jobs({ go }) {
       ? html`<div class="scroll card"><table>
           <thead><tr><th scope="col">Job</th><th scope="col">Status</th><th scope="col">Progress</th><th scope="col" class="number">Images</th><th scope="col" class="number">Failed</th><th scope="col">Created</th></tr></thead>
           <tbody>${found.value.jobs.map((/** @type {any} */ job) => html`<tr key=${job.job_id}>
-            <td><a href=${`#/jobs/${job.job_id}`}>${short(job.job_id)}</a></td>
+            <td><a href=${`#/jobs/${job.job_id}`}>${job.name || short(job.job_id)}</a></td>
             <td><${State} state=${job.status} /></td>
             <td><progress max="100" value=${job.progress} aria-label=${`${job.progress} percent`}></progress></td>
             <td class="number">${job.total}</td><td class="number">${job.failed}</td><td>${when(job.created_at)}</td></tr>`)}</tbody></table></div>`
@@ -46,8 +50,8 @@ export function Jobs({ go }) {
     <button type="button" onClick=${found.reload}>Refresh</button>`;
 }
 
-/** @param {{id: string}} props */
-export function JobPage({ id }) {
+/** @param {{id: string, go: (path: string) => void}} props */
+export function JobPage({ id, go }) {
   const [job, setJob] = useState(/** @type {any} */ (null));
   const [error, setError] = useState(/** @type {unknown} */ (null));
   useEffect(() => {
@@ -63,7 +67,8 @@ export function JobPage({ id }) {
     return () => stop.abort();
   }, [id]);
   const done = Boolean(job?.completed_at);
-  return html`<h1>Job</h1><p class="mono">${id}</p>
+  const retry = async () => go(`/jobs/${(await json(`/api/v1/jobs/${id}/retry`, { method: "POST" })).job_id}`);
+  return html`<h1>${job?.name || "Job"}</h1><p class="mono">${id}</p>
     <${Failure} error=${error} />
     ${job
       ? html`<section class="card" aria-live="polite">
@@ -71,9 +76,11 @@ export function JobPage({ id }) {
           <progress max=${job.total} value=${job.succeeded + job.failed} aria-label="Progress"></progress>
           <p><span class="good">${job.succeeded} succeeded</span> · <span class="bad">${job.failed} failed</span>${job.cancelled ? ` · ${job.cancelled} cancelled` : ""}</p>
           ${job.error ? html`<p class="bad">${job.error.detail}</p>` : null}
+          ${job.retry_of ? html`<p class="small">A retry of <a href=${`#/jobs/${job.retry_of}`}>${short(job.retry_of)}</a></p>` : null}
           <p class="small soft">${job.type} · model ${job.model} · priority ${job.priority} · created ${when(job.created_at)}</p>
           <div class="row">
             ${done ? null : html`<${Action} kind="danger" confirm="Cancel this job?" run=${async () => setJob(await json(`/api/v1/jobs/${id}`, { method: "DELETE" }))}>Cancel<//>`}
+            ${done && job.succeeded < job.total ? html`<${Action} kind="primary" run=${retry}>Retry failed<//>` : null}
             ${job.type === "batch-predict" ? html`<${Action} run=${() => download(id, "text/csv", "csv")}>CSV<//><${Action} run=${() => download(id, "application/x-ndjson", "ndjson")}>NDJSON<//>` : null}
           </div></section>
         <${Results} id=${id} stamp=${done ? 1 : Math.floor((job.succeeded + job.failed) / Math.max(1, job.total / 10))} />`
@@ -95,8 +102,9 @@ function Results({ id, stamp }) {
   const common = [...labels].sort((a, b) => b[1] - a[1]).slice(0, 10);
   return html`
     ${failed.length
-      ? html`<section class="card"><h2>Failed items</h2><div class="scroll"><table><tbody>
-          ${failed.slice(0, 200).map((/** @type {any} */ each) => html`<tr key=${each.index}><td>${nameOf(each)}</td><td class="bad">${each.error?.detail}</td></tr>`)}
+      ? html`<section class="card"><h2>Failed items</h2><div class="scroll"><table>
+          <thead><tr><th scope="col">File</th><th scope="col">Reason</th></tr></thead><tbody>
+          ${failed.slice(0, 200).map((/** @type {any} */ each) => html`<tr key=${each.index}><td>${each.image_hash ? html`<a href=${`#/images/${each.image_hash}`}>${nameOf(each)}</a>` : nameOf(each)}</td><td class="bad">${each.metadata?.refused || each.error?.detail}</td></tr>`)}
         </tbody></table></div></section>`
       : null}
     ${common.length

@@ -9,6 +9,7 @@ import { Try } from "./try.js";
 
 /** Views that most visits do not need are loaded with their first use. */
 const VIEWS = {
+  history: () => import("./history.js").then((module) => module.History),
   images: () => import("./image.js").then((module) => module.ImagePage),
   jobs: () => import("./jobs.js").then((module) => module.Jobs),
   job: () => import("./jobs.js").then((module) => module.JobPage),
@@ -16,7 +17,7 @@ const VIEWS = {
   model: () => import("./models.js").then((module) => module.ModelPage),
   operate: () => import("./operate.js").then((module) => module.Operate),
 };
-const TABS = [["/", "Try"], ["/jobs", "Jobs"], ["/models", "Models"], ["/operate", "Operate"]];
+const TABS = [["/", "Try"], ["/history", "History"], ["/jobs", "Jobs"], ["/models", "Models"], ["/operate", "Operate"]];
 
 const path = () => location.hash.slice(1) || "/";
 /** @param {string} to */
@@ -29,7 +30,7 @@ function routeOf(at) {
   if (first === "images" && /^[0-9a-f]{64}$/i.test(name)) return ["images", { hash: name.toLowerCase() }];
   if (first === "jobs" && name) return ["job", { id: name }];
   if (first === "models" && name) return ["model", { name }];
-  if (first === "jobs" || first === "models" || first === "operate") return [first, {}];
+  if (first === "history" || first === "jobs" || first === "models" || first === "operate") return [first, {}];
   return ["try", {}];
 }
 
@@ -64,7 +65,7 @@ function App() {
     </div></header>
     <main id="main" tabindex="-1">
       ${signIn && !key ? html`<${SignIn} onDone=${() => setSignIn(false)} />` : null}
-      ${view === "try" ? html`<${Try} key=${key} go=${go} />` : html`<${Later} key=${view + key} view=${view} props=${{ ...props, go }} />`}
+      ${view === "try" ? html`<${Try} key=${key} go=${go} />` : html`<${Later} key=${view + JSON.stringify(props) + key} view=${view} props=${{ ...props, go }} />`}
     </main>`;
 }
 

@@ -8,7 +8,7 @@ export function Models() {
   return html`<h1>Models</h1>
     <${Failure} error=${found.error} />
     <div class="scroll card"><table>
-      <thead><tr><th scope="col">Model</th><th scope="col" class="number">Labels</th><th scope="col">Input</th><th scope="col"></th></tr></thead>
+      <thead><tr><th scope="col">Model</th><th scope="col" class="number">Labels</th><th scope="col">Input</th><th scope="col">Default</th></tr></thead>
       <tbody>${(found.value?.models ?? []).map((/** @type {any} */ each) => html`<tr key=${each.id}>
         <td><a href=${`#/models/${encodeURIComponent(each.id)}`}>${each.id}</a></td>
         <td class="number">${each.label_count}</td><td>${each.input ? `${each.input.width} × ${each.input.height}` : "any size"}</td>

@@ -37,7 +37,7 @@ function Keys() {
           <label class="field">Scopes<input value=${scopes} onInput=${(/** @type {any} */ event) => setScopes(event.target.value)} /></label>
           <label class="field">Expires<input value=${expires} placeholder="never, or 90d" onInput=${(/** @type {any} */ event) => setExpires(event.target.value)} /></label>
           <${Action} kind="primary" run=${make}>Make a key<//></div>
-        <div class="scroll"><table><thead><tr><th scope="col">Name</th><th scope="col">Key</th><th scope="col">Scopes</th><th scope="col">Limits</th><th scope="col">Expires</th><th scope="col">Last used</th><th scope="col"></th></tr></thead>
+        <div class="scroll"><table><thead><tr><th scope="col">Name</th><th scope="col">Key</th><th scope="col">Scopes</th><th scope="col">Limits</th><th scope="col">Expires</th><th scope="col">Last used</th><th scope="col">Actions</th></tr></thead>
         <tbody>${found.value.keys.map((/** @type {any} */ key) => html`<tr key=${key.id}>
           <td>${key.name}</td><td class="mono">${key.prefix}…</td><td>${key.scopes.join(" ")}</td><td>${[key.rate_limit, key.daily_quota ? `${key.daily_quota} a day` : ""].filter(Boolean).join(", ")}</td>
           <td>${when(key.expires_at)}</td><td>${when(key.last_used_at)}</td>
@@ -71,7 +71,7 @@ function Webhooks() {
     ${secret ? html`<div class="notice" role="status"><p>The secret is shown once. Copy it now.</p><div class="row"><code>${secret}</code><${Copy} text=${secret} /><button type="button" onClick=${() => setSecret("")}>Done</button></div></div>` : null}
     ${found.value
       ? html`<div class="row"><label class="field">URL<input type="url" value=${url} placeholder="https://example.com/hooks" onInput=${(/** @type {any} */ event) => setUrl(event.target.value)} /></label><${Action} kind="primary" run=${make}>Add<//></div>
-        <div class="scroll"><table><thead><tr><th scope="col">URL</th><th scope="col">Events</th><th scope="col">Last delivery</th><th scope="col"></th></tr></thead><tbody>
+        <div class="scroll"><table><thead><tr><th scope="col">URL</th><th scope="col">Events</th><th scope="col">Last delivery</th><th scope="col">Actions</th></tr></thead><tbody>
         ${found.value.webhooks.map((/** @type {any} */ hook) => html`<tr key=${hook.id}><td>${hook.url}${hook.enabled ? "" : html` <span class="bad">disabled</span>`}</td><td>${hook.events.join(" ")}</td>
           <td>${hook.last_delivery ? html`<span class=${(hook.last_delivery.status ?? 0) >= 200 && hook.last_delivery.status < 300 ? "good" : "bad"}>${hook.last_delivery.status ?? hook.last_delivery.error}</span> ${when(hook.last_delivery.at)}` : "none"}</td>
           <td><${Action} run=${async () => { await call("POST", `/api/v1/webhooks/${hook.id}/test`, undefined); setTimeout(found.reload, 1500); }}>Test<//>
@@ -85,7 +85,7 @@ function DeadLetters() {
   return html`<section class="card"><h2>Dead letters</h2><${Failure} error=${found.error} />
     ${found.value && found.value.dead_letters.length === 0 ? html`<p class="soft">None.</p>` : null}
     ${found.value?.dead_letters.length
-      ? html`<div class="scroll"><table><thead><tr><th scope="col">Image</th><th scope="col">Reason</th><th scope="col">Since</th><th scope="col"></th></tr></thead><tbody>
+      ? html`<div class="scroll"><table><thead><tr><th scope="col">Image</th><th scope="col">Reason</th><th scope="col">Since</th><th scope="col">Actions</th></tr></thead><tbody>
         ${found.value.dead_letters.map((/** @type {any} */ letter) => html`<tr key=${letter.id}><td class="mono">${letter.image_hash ? short(letter.image_hash) : short(letter.id)}</td><td>${letter.error.code}: ${letter.error.detail}</td><td>${when(letter.dead_lettered_at)}</td>
           <td>${letter.resolved_at ? "resolved" : html`<${Action} run=${async () => { await call("POST", `/api/v1/dead-letters/${letter.id}/replay`, undefined); found.reload(); }}>Replay<//>`}</td></tr>`)}
         </tbody></table></div>`

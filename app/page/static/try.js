@@ -4,7 +4,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 
 import { base, follow, json, send, sha256 } from "./api.js";
 import { Copy, Failure, Labels, State, chosenFiles, droppedFiles, html, looksLikeImage } from "./ui.js";
-import { createJob } from "./batch.js";
+import { createJob, folderOf } from "./batch.js";
 
 const AT_ONCE = 4;
 export const MANY = 20; // more files than this become a job
@@ -64,7 +64,7 @@ export function Try({ go }) {
     }
     if (images.length > MANY) {
       try {
-        const job = await createJob(images, model, (word, done, total) => setProgress({ word, done, total }));
+        const job = await createJob(images, { model, name: folderOf(images) }, (word, done, total) => setProgress({ word, done, total }));
         go(`/jobs/${job}`);
       } catch (failed) {
         setError(failed);

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, Any
@@ -55,11 +56,19 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None
             sys.stdout.write("\t".join(printable(each) for each in row) + "\n")
         return
     table = Table()
-    for name in columns:
-        table.add_column(name)
+    for number, name in enumerate(columns):
+        # The first column has the id, which must stay in one piece.
+        table.add_column(name, no_wrap=number == 0, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(printable(each)) for each in row))
+        table.add_row(*(Text(_local(each)) for each in row))
     console.print(table)
+
+
+def _local(value: object) -> str:
+    """A cell of a table; times are those of the reader, to the minute."""
+    if isinstance(value, datetime):
+        return value.astimezone().strftime("%Y-%m-%d %H:%M")
+    return printable(value)
 
 
 def show_json(document: Any) -> None:
