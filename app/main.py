@@ -40,27 +40,29 @@ from app.jobs import routes as job_routes
 from app.jobs import stream_routes as job_stream_routes
 from app.jobs.events import job_event
 from app.jobs.service import JobService
+from app.jobs.training import TrainingService
 from app.keys import routes as key_routes
 from app.keys import usage_routes
 from app.metrics import ApiMetrics
 from app.model import check_model, read_model
 from app.models import routes as model_routes
 from app.models.catalogue import BundleModels, ModelCatalogue, ModelRef
+from app.models.trained import TrainedModels
 from app.openapi import DESCRIPTION, TAGS, install_openapi
 from app.page.routes import page_routes
 from app.services import Services
 from app.streams import ticket_routes
 from app.streams.registry import STREAM_SECONDS, StreamRegistry
-from app.uploads.image_source import open_image_fetcher
 from app.uploads.limiter import UploadLimiter, upload_limits
 from app.webhooks import routes as webhook_routes
 from app.webhooks.service import Webhooks
-from core.backends import BackendOpener, open_backend
+from core.backends import Backend, BackendOpener, open_backend
 from core.backends.bundles import open_bundles
 from core.backends.traces import open_tracer_provider
 from core.bundles.python_bundle import AnyBundle
 from core.clock import Clock, utc_now
 from core.domain.principals import Scope
+from core.domain.records import PUBLIC_TENANT
 from core.http.allowed_hosts import AllowedHosts
 from core.http.cross_origin import SameOriginOnly
 from core.http.health import Check, health_routes
@@ -200,8 +202,7 @@ async def _open_services(
         opener(settings, clock) as backend,
         open_authenticator(settings, clock) as authenticator,
         open_audit(settings, dropped, clock) as audit,
-        _open_models(settings, bundle) as models,
-        open_image_fetcher(enabled=settings.image_urls) as image_fetcher,
+        _open_models(settings, bundle, backend) as (models, trained_models),
     ):
         resolver = PublicResolver(allow_private=settings.webhook_allow_private)
         streams = StreamRegistry(settings.max_streams, STREAM_SECONDS, metrics.streams)
@@ -211,12 +212,13 @@ async def _open_services(
             bundle=bundle,
             backend=backend,
             models=models,
+            trained_models=trained_models,
             images=ImageService(settings, backend, models, metrics, clock),
             thumbnails=Thumbnails(backend, enabled=settings.makes_thumbnails),
             jobs=JobService(settings, backend, models, metrics, clock),
+            trainings=TrainingService(settings, backend, models, clock),
             webhooks=Webhooks(backend, resolver, clock),
             uploads=UploadLimiter(upload_limits(settings)),
-            image_fetcher=image_fetcher,
             streams=streams,
             success_headers=success_headers(settings),
             image_poller=streams.poller(
@@ -240,14 +242,19 @@ async def _open_services(
 
 
 @asynccontextmanager
-async def _open_models(settings: Settings, bundle: AnyBundle) -> AsyncIterator[ModelCatalogue]:
-    """The catalogue. `bundle` is the default model's."""
+async def _open_models(
+    settings: Settings, bundle: AnyBundle, backend: Backend
+) -> AsyncIterator[tuple[ModelCatalogue, TrainedModels]]:
+    """The catalogue, and its trained models. `bundle` is the default model's."""
     extra = settings.extra_model_uris
     bundles = open_bundles(settings, extra)
     source = BundleModels(extra, bundles)
     try:
         await source.open()
-        yield ModelCatalogue(await asyncio.to_thread(ModelRef.of_bundle, bundle), [source])
+        default = await asyncio.to_thread(ModelRef.of_bundle, bundle)
+        bundled = ModelCatalogue(default, [source])
+        trained = TrainedModels(backend, partial(bundled.find, PUBLIC_TENANT))
+        yield ModelCatalogue(default, [source, trained]), trained
     finally:
         await asyncio.to_thread(bundles.close)
         await source.close()

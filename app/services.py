@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from app.images.thumbnails import Thumbnails
     from app.jobs.events import JobPoller
     from app.jobs.service import JobService
+    from app.jobs.training import TrainingService
     from app.models.catalogue import ModelCatalogue
+    from app.models.trained import TrainedModels
     from app.streams.registry import StreamRegistry
-    from app.uploads.image_source import ImageFetcher
     from app.uploads.limiter import UploadLimiter
     from app.webhooks.service import Webhooks
     from core.backends import Backend
@@ -43,12 +44,13 @@ class Services:
     bundle: AnyBundle
     backend: Backend
     models: ModelCatalogue
+    trained_models: TrainedModels
     images: ImageService
     thumbnails: Thumbnails
     jobs: JobService
+    trainings: TrainingService
     webhooks: Webhooks
     uploads: UploadLimiter
-    image_fetcher: ImageFetcher
     streams: StreamRegistry
     success_headers: RawHeaders
     image_poller: ImagePoller

@@ -35,6 +35,7 @@ log = structlog.get_logger(__name__)
 
 MEDIA_TYPES = ("application/zip", "application/x-zip-compressed")
 AT_ONCE = 4  # archives that one process spools
+MAX_DOCUMENT = 4 * 1024 * 1024  # 10,000 examples with long labels
 WRITE_BYTES = 1024 * 1024  # written at once
 
 
@@ -84,6 +85,31 @@ async def read_zip(
             await asyncio.to_thread(file.close)
 
 
+async def read_zip_with_document(
+    request: Request,
+    slot: UploadSlot,
+    limits: BatchLimits,
+    spool: ZipSpool,
+    store: Store,
+    *,
+    name: str,
+) -> bytes:
+    """Same as `read_zip`, of an archive in which the entry `name` is a document.
+
+    Returns the document, or b"" if there is none.
+    """
+    with spool.room():
+        file = await in_thread(spool.open)
+        try:
+            await _write_body(request, slot, limits, file)
+            entries = await in_thread(partial(ZipEntries, file, limits, name))
+            document = await in_thread(entries.read_document)
+            await store_entries(entries, slot, store)
+            return document
+        finally:
+            await asyncio.to_thread(file.close)
+
+
 async def store_entries(entries: "ZipEntries", slot: UploadSlot, store: Store) -> None:
     """Read each image, and pass it to `store`."""
     for entry in entries.images:
@@ -117,12 +143,16 @@ class ZipEntries:
     unpack to, as declared.
     """
 
-    def __init__(self, file: IO[bytes], limits: BatchLimits) -> None:
-        """Raises MalformedBody, and BatchTooLarge if the archive has more than a batch may."""
+    def __init__(self, file: IO[bytes], limits: BatchLimits, document: str = "") -> None:
+        """The entry `document` is no image.
+
+        Raises MalformedBody, and BatchTooLarge if the archive has more than a batch may.
+        """
         self._limits = limits
         self._file = file
         entries = read_directory(file)
-        files = [entry for entry in entries if not entry.is_folder]
+        self._documents = [entry for entry in entries if document and entry.name == document]
+        files = [entry for entry in entries if not entry.is_folder and entry not in self._documents]
         self.images = [entry for entry in files if not is_clutter(entry.name)]
         self.skipped = len(files) - len(self.images)
         check_count(len(self.images), limits.max_items)
@@ -134,9 +164,23 @@ class ZipEntries:
         if self.unpacked_bytes > limits.max_bytes:
             raise limits.too_large()
 
+    def read_document(self) -> bytes:
+        """The document, or b"". Raises MalformedBody, OSError."""
+        found = bytearray()
+        for entry in self._documents[:1]:
+            try:
+                for part in unpacked(self._file, entry):
+                    found += part
+                    if len(found) > MAX_DOCUMENT:
+                        raise MalformedBody(f"{entry.name} has more than {MAX_DOCUMENT} bytes.")
+            except DamagedEntry as fault:
+                raise MalformedBody(f"{entry.name} cannot be read. {fault}") from fault
+        return bytes(found)
+
     def read(self, entry: ZipEntry) -> BatchItem:
         """The entry's image, or an item with an error. Raises OSError."""
         item = BatchItem.empty(display_name(entry.name), self._limits.max_image_bytes)
+        item.path = entry.name.replace("\\", "/")
         try:
             for part in unpacked(self._file, entry):
                 if not item.add(part):

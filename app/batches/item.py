@@ -38,14 +38,16 @@ _CAPTIONS = frozenset(
 class BatchItem:
     """An image of a batch, which a manifest names by its hash, or whose bytes the batch contains.
 
-    `name` is for display only. `image_hash` is SHA-256 in hex, and empty if the image could not be
-    read to its end. `error` says why the image is not accepted.
+    `name` is for display only. `path` is where the image is in an archive, with slashes.
+    `image_hash` is SHA-256 in hex, and empty if the image could not be read to its end. `error`
+    says why the image is not accepted.
     """
 
     name: str = ""
     image_hash: str = ""
     metadata: Mapping[str, object] = field(default_factory=dict)
     error: GlimpseError | None = None
+    path: str = ""
     _buffer: ImageBuffer | None = field(default=None, repr=False, compare=False)
 
     @classmethod

@@ -6,13 +6,19 @@ The images are checked and stored one by one while the batch is read.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 
 from starlette.requests import Request
 
-from app.batches.archive import MEDIA_TYPES, ZipSpool, read_zip
+from app.batches.archive import (
+    MAX_DOCUMENT,
+    MEDIA_TYPES,
+    ZipSpool,
+    read_zip,
+    read_zip_with_document,
+)
 from app.batches.bucket import FIELD, BatchSize, BucketReader, ObjectPrefix
 from app.batches.form import MAX_MANIFEST_BYTES, read_form
 from app.batches.item import BatchItem
@@ -23,6 +29,7 @@ from app.images.header import inspect_header
 from app.uploads.limiter import UploadSlot
 from app.uploads.multipart import is_form
 from core.backends import Backend
+from core.domain.policy import MAX_EXAMPLES
 from core.domain.records import blob_name
 from core.errors import InvalidRequest, UnsupportedMediaType
 from core.imaging.formats import accepted_type
@@ -32,7 +39,7 @@ JSON = "application/json"
 ACCEPTED = ("multipart/form-data", MEDIA_TYPES[0], JSON)
 # What clients send if their user names no type: none, the default of RFC 9110, 8.3, or curl's.
 _UNLABELLED = ("", "application/octet-stream", "application/x-www-form-urlencoded")
-_DOCUMENT_LIMITS = BatchLimits(MAX_MANIFEST_BYTES, MAX_MANIFEST_BYTES)
+EXAMPLES_FILE = "examples.json"  # in a zip: labelled images by their hashes, and options
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +116,30 @@ class BatchReader:
             manifest = parse_manifest(document)
             return Batch(await storer.finish(), manifest, skipped)
 
+    async def read_examples(
+        self, request: Request, tenant: str, slot: UploadSlot, kind: BatchKind | None = None
+    ) -> tuple[list[BatchItem], bytes]:
+        """Read images in folders, whose items have paths, and the JSON document beside them.
+
+        The body is a zip, or the document alone. Images are stored as by `read`, whose errors this
+        raises.
+        """
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind is not None:
+            media_type = kind.media_type(media_type)
+        if media_type == JSON:
+            return [], await _read_document(request, slot, MAX_DOCUMENT)
+        if media_type not in MEDIA_TYPES:
+            raise UnsupportedMediaType(
+                "Send a zip or a JSON document.", extra={"accepted": [MEDIA_TYPES[0], JSON]}
+            )
+        limits = replace(self._limits, max_items=MAX_EXAMPLES)
+        async with self._storer(tenant, slot) as storer:
+            document = await read_zip_with_document(
+                request, slot, limits, self._spool, storer.store, name=EXAMPLES_FILE
+            )
+            return await storer.finish(), document
+
     def check_import(self, where: ObjectPrefix) -> None:
         """Raise InvalidRequest if clients may not import from that bucket."""
         if self._backend == "embedded":
@@ -148,8 +179,10 @@ class BatchReader:
         await self._blobs.put(blob_name(tenant, item.image_hash), item.data, content_type)
 
 
-async def _read_document(request: Request, slot: UploadSlot) -> bytes:
+async def _read_document(
+    request: Request, slot: UploadSlot, most: int = MAX_MANIFEST_BYTES
+) -> bytes:
     document = bytearray()
-    async for chunk in slot.read(request, MAX_MANIFEST_BYTES, _DOCUMENT_LIMITS.too_large):
+    async for chunk in slot.read(request, most, BatchLimits(most, most).too_large):
         document += chunk
     return bytes(document)

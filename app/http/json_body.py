@@ -35,12 +35,6 @@ class JsonBody(BaseModel):
         return value
 
 
-def is_json(request: Request) -> bool:
-    """Whether the headers call the request's body JSON."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    return media_type == JSON or _JSON_SUFFIX.fullmatch(media_type) is not None
-
-
 def check_content_type(request: Request) -> None:
     """Raise UnsupportedMediaType if the request has a body that its headers do not call JSON.
 
@@ -50,7 +44,8 @@ def check_content_type(request: Request) -> None:
     """
     if request.method == "PATCH":
         return
-    if is_json(request):
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type == JSON or _JSON_SUFFIX.fullmatch(media_type):
         return
     if has_body(request.scope):
         raise UnsupportedMediaType(NOT_JSON, extra={"accepted": [JSON]})

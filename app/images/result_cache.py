@@ -32,3 +32,9 @@ class ResultCache:
         """Remove the image's results under every model."""
         for model in self._models:
             self._results.pop(RecordKey(tenant, image_hash, model), None)
+
+    def drop_model(self, tenant: str, model: str) -> None:
+        """Remove the tenant's results under a model."""
+        of_model = [key for key in self._results if (key.tenant, key.model) == (tenant, model)]
+        for key in of_model:
+            self._results.pop(key, None)

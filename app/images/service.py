@@ -165,6 +165,10 @@ class ImageService:
                 self._cache.drop_image(tenant, key.image_hash)
         log.info("deleted")
 
+    def forget_model(self, tenant: str, model: str) -> None:
+        """Answer no longer with the results of a model that is deleted."""
+        self._cache.drop_model(tenant, model)
+
     def key(self, tenant: str, image_hash: str, model: str = "") -> RecordKey:
         """The key of an image under the model with the id `model`, by default the default one.
 

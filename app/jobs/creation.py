@@ -23,7 +23,7 @@ from core.backends import Backend
 from core.clock import Clock, rfc3339, utc_now
 from core.concurrency import for_each
 from core.domain import jobs
-from core.domain.jobs import ItemState, Job, JobItem, JobKey, check_count
+from core.domain.jobs import FIT_NAME, ItemState, Job, JobItem, JobKey, Training, check_count
 from core.domain.messages import RunJob
 from core.domain.policy import MAX_JOB_ITEMS, DeliveryPolicy, JobPolicy
 from core.domain.principals import Principal
@@ -65,6 +65,16 @@ class JobOrder:
     @property
     def all_items(self) -> Sequence[BatchItem]:
         return [*self.items, *self.imported]
+
+    @property
+    def total(self) -> int:
+        """The number of the job's items."""
+        return len(self.all_items)
+
+    @property
+    def training(self) -> Training | None:
+        """The model that the job trains, if it does."""
+        return None
 
     @property
     def request_fingerprint(self) -> str:
@@ -145,7 +155,7 @@ class JobCreator:
             key,
             order.principal.key_id,
             order.model,
-            len(order.all_items),
+            order.total,
             now,
             priority=options.priority or Priority.NORMAL,
             fingerprint=order.fingerprint,
@@ -154,6 +164,7 @@ class JobCreator:
             notify_email=options.notify_email,
             name=options.name,
             retry_of=order.retry_of,
+            training=order.training,
             policy=self._policy,
         )
         if await self._backend.jobs.create(job):
@@ -176,7 +187,7 @@ class JobCreator:
                 extra={"job_id": key.id},
             )
         # Another request was interrupted, or is about to seal the job.
-        items = await self._backend.jobs.items(key, MAX_JOB_ITEMS)
+        items = await self._backend.jobs.items(key, existing.counts.total)
         return await self._complete(existing, order, items)
 
     async def find_created(self, order: JobOrder) -> Job | None:
@@ -197,7 +208,11 @@ class JobCreator:
         self, job: Job, order: JobOrder, existing: Sequence[JobItem] = ()
     ) -> Created:
         """Add items and records, seal the job, and publish it. `existing` are items it has."""
-        items, records = await self._items(job, order, existing)
+        records: dict[RecordKey, Record | None] = {}
+        if order.training is not None:
+            items = _training_items(order)
+        else:
+            items, records = await self._items(job, order, existing)
         await self._backend.jobs.add_items(job.key, items)
         request = partial(self._request_image, job)
         await for_each(records.items(), lambda found: request(*found), AT_ONCE)
@@ -275,6 +290,18 @@ class JobCreator:
                 return
             record = await store.get(key)  # another process has changed it
         raise Unavailable("Other requests are changing an image of the batch. Try again.")
+
+
+def _training_items(order: JobOrder) -> list[JobItem]:
+    """The items of a training: the images, then the fit. An image may have failed already."""
+    items = []
+    for position, each in enumerate(order.all_items):
+        item = JobItem(position, each.image_hash, each.name, each.metadata)
+        if each.error is not None:
+            error = RecordError(each.error.code, each.error.detail, False)
+            item = replace(item, state=ItemState.FAILED, error=error)
+        items.append(item)
+    return [*items, JobItem(len(items), "", FIT_NAME)]
 
 
 def _job_id(order: JobOrder) -> str:

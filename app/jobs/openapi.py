@@ -9,12 +9,14 @@ from app.batches.manifest import BatchManifest
 from app.http.openapi import query_parameter
 from app.images.openapi import MODEL
 from app.jobs.options import IDEMPOTENCY_KEY
+from app.jobs.training import TrainingRequest
 from app.streams.events import Event, Kind, encoded
 from core.domain.job_document import job_path
 from core.domain.jobs import MAX_NAME
 from core.domain.messages import JOB_ID
 from core.domain.policy import MAX_JOB_ITEMS
 from core.domain.priority import Priority
+from core.domain.trained_models import MODEL_NAME
 
 # `JobService.find` checks the value.
 JobId = Annotated[str, Path(json_schema_extra={"pattern": f"^{JOB_ID.pattern}$"})]
@@ -61,6 +63,17 @@ FORM_BODY = _body("multipart/form-data", {"$ref": _REF.format(model="BatchUpload
 # Not application/zip: generators of Python clients know no other type for bytes.
 ZIP_BODY = _body("application/octet-stream", {"type": "string", "format": "binary"})
 MANIFEST_BODY = _body(JSON, {"$ref": _REF.format(model="BatchManifest")})
+_TRAINING_PARAMETERS = [
+    query_parameter("name", "The name of the model", pattern=f"^{MODEL_NAME.pattern}$"),
+    query_parameter("base", "The base model; by default the default model", minLength=1),
+    query_parameter("activate", "Whether to activate the version", enum=["true", "false"]),
+    *(each for each in BATCH_PARAMETERS if each["name"] not in ("model", "name")),
+]
+TRAINING_BODY = {
+    **_body(JSON, {"$ref": _REF.format(model="TrainingRequest")}),
+    "parameters": _TRAINING_PARAMETERS,
+}
+TRAINING_ZIP_BODY = {**ZIP_BODY, "parameters": _TRAINING_PARAMETERS}
 
 
 def _schemas() -> dict[str, Any]:
@@ -84,7 +97,14 @@ def _schemas() -> dict[str, Any]:
             },
         },
     }
-    return {**definitions, "BatchManifest": manifest, "BatchUpload": form}
+    training = TrainingRequest.model_json_schema(ref_template=_REF)
+    definitions |= training.pop("$defs", {})
+    return {
+        **definitions,
+        "BatchManifest": manifest,
+        "BatchUpload": form,
+        "TrainingRequest": training,
+    }
 
 
 SCHEMAS = _schemas()
@@ -104,6 +124,7 @@ _RUNNING: dict[str, Any] = {
     "cancelled": 0,
     "priority": "normal",
     "model": "default@0123456789ab",
+    "trained_model": None,
     "created_at": "2026-11-21T09:30:00.125Z",
     "started_at": "2026-11-21T09:30:00.310Z",
     "completed_at": None,

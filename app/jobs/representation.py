@@ -155,7 +155,8 @@ def _state_of(job: Job, result: ItemResult) -> tuple[ItemStatus, RecordError | N
     if item.state is ItemState.FAILED:
         return ItemStatus.FAILED, item.error
     if item.state is ItemState.SUCCEEDED:
-        if record is None or record.status is not Status.SUCCESS:
+        deleted = record is None or record.status is not Status.SUCCESS
+        if deleted and job.training is None:  # the items of a training have no records
             return ItemStatus.FAILED, _DELETED
         return ItemStatus.SUCCEEDED, None
     if job.status.terminal:

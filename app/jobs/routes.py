@@ -22,7 +22,16 @@ from app.images.openapi import VIEW
 from app.images.view import View, view_of
 from app.jobs import schemas
 from app.jobs.creation import Created
-from app.jobs.openapi import EXAMPLE_PATH, FORM_BODY, JSON, MANIFEST_BODY, ZIP_BODY, JobId
+from app.jobs.openapi import (
+    EXAMPLE_PATH,
+    FORM_BODY,
+    JSON,
+    MANIFEST_BODY,
+    TRAINING_BODY,
+    TRAINING_ZIP_BODY,
+    ZIP_BODY,
+    JobId,
+)
 from app.jobs.representation import (
     ItemStatus,
     ResultFormat,
@@ -45,7 +54,7 @@ NDJSON, CSV = "application/x-ndjson", "text/csv"
 _FORMATS = {JSON: ResultFormat.JSON, NDJSON: ResultFormat.NDJSON, CSV: ResultFormat.CSV}
 DEFAULT_JOBS, MAX_JOBS = 50, 200
 DEFAULT_RESULTS, MAX_RESULTS = 100, MAX_JOB_ITEMS
-_ITEM_POSITION = re.compile(r"[0-9]{1,4}")
+_ITEM_POSITION = re.compile(r"[0-9]{1,5}")
 _VARY = (b"vary", b"Accept")
 
 _ACCEPTED: Responses = {
@@ -133,6 +142,49 @@ async def _create(
     return _accepted(services, principal, created, began)
 
 
+@router.post(
+    "/train-model",
+    status_code=202,
+    summary="Train a model on your own labels",
+    description="Send the hashes of images that the service has, with a label for each: 2 to 100 "
+    "labels with at least 5 images each, at most 10,000 images. Images with the label `none` teach "
+    "the model what is none of the others. The job embeds each image under the base model, then "
+    "fits the new version. See `GET /api/v1/models/{model_id}` for its figures.\n\n"
+    "A body of type `application/zip` is taken as by the route below this one.",
+    responses={**_ACCEPTED, **_CREATION_REFUSALS, **refusals(errors.Conflict)},
+    openapi_extra=TRAINING_BODY,
+)
+@requires(Scope.JOBS)
+async def train_model(request: Request, principal: Principal) -> Response:
+    return await _train(request, principal)
+
+
+@router.post(
+    "/train-model/zip",
+    status_code=202,
+    summary="Train a model on the folders of a zip",
+    description="The body is a zip with a folder for each label. A file `examples.json` at its top "
+    "may be a `TrainingRequest` with more images, by their hashes. Otherwise the same as "
+    "`POST /api/v1/jobs/train-model`.",
+    responses={**_ACCEPTED, **_CREATION_REFUSALS, **refusals(errors.Conflict)},
+    openapi_extra=TRAINING_ZIP_BODY,
+)
+@requires(Scope.JOBS)
+async def train_model_zip(request: Request, principal: Principal) -> Response:
+    return await _train(request, principal, BatchKind.ZIP)
+
+
+async def _train(request: Request, principal: Principal, kind: BatchKind | None = None) -> Response:
+    began, services = time.perf_counter(), services_of(request)
+    with services.uploads.slot() as slot:
+        try:
+            created = await services.trainings.create(request, principal, slot, kind)
+        finally:  # also if the training is refused
+            for size in slot.image_sizes:
+                count_image(request, principal, size)
+    return _accepted(services, principal, created, began)
+
+
 @router.get(
     "",
     summary="List jobs",
@@ -152,7 +204,7 @@ async def list_jobs(
         JobStatus | None, EMPTY_IS_MISSING, Query(description="Only with this status")
     ] = None,
     type_: Annotated[
-        Literal["batch-predict"] | None,
+        Literal["batch-predict", "train-model"] | None,
         EMPTY_IS_MISSING,
         Query(alias="type", description="Only of this type"),
     ] = None,

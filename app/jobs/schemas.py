@@ -55,7 +55,10 @@ class Job(BaseModel):
     failed: int = Field(ge=0)
     cancelled: int = Field(ge=0, description="Images that were not finished when the job ended")
     priority: Priority
-    model: str = Field(description="The identity of the model")
+    model: str = Field(description="The identity of the model; in a training, of its base model")
+    trained_model: str | None = Field(
+        description="The identity of the version that a training has made"
+    )
     created_at: Timestamp
     started_at: Timestamp | None
     completed_at: Timestamp | None

@@ -125,7 +125,8 @@ class JobService:
         if after is None:
             job = await self.find(principal, job_id)
             if job.status is not JobStatus.CANCELLED:
-                raise Conflict(f"The job has ended. Its status is {job.status}.")
+                ended = "has ended" if job.status.terminal else "is storing its model"
+                raise Conflict(f"The job {ended}. Its status is {job.status}.")
             return job
         self._metrics.job_cancelled()
         # Cancelling has updated the counts, for the notification.
@@ -141,6 +142,8 @@ class JobService:
         job = await self.find(principal, job_id)
         if not job.status.terminal:
             raise Conflict(f"The job has not ended. Its status is {job.status}.")
+        if job.training is not None:
+            raise Conflict("A training cannot be retried. Train again: its embeddings are kept.")
         found = await self._backend.jobs.items(job.key, MAX_JOB_ITEMS)
         again = [
             BatchItem(item.name, item.image_hash, item.metadata) for item in found if item.may_retry

@@ -23,8 +23,9 @@ class ModelRef:
 
     `id` is the identity that records have (`name@digest`). `width` and `height` are the size of the
     network's input; a bundle in Python has none, and may have no labels in advance. `card` is the
-    model card as Markdown, empty if there is none. `more` has further members of the model's JSON
-    document.
+    model card as Markdown, empty if there is none. `embeds`: it has an embedding, so models can be
+    trained on it. `trained`: it is a model of the tenant. `more` has further members of the model's
+    JSON document.
     """
 
     id: str
@@ -35,6 +36,8 @@ class ModelRef:
     width: int | None
     height: int | None
     card: str = ""
+    embeds: bool = False
+    trained: bool = False
     more: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -50,6 +53,7 @@ class ModelRef:
             None if size is None else size.width,
             None if size is None else size.height,
             read_card(bundle.folder),
+            embeds=isinstance(bundle, Bundle) and bundle.manifest.outputs.embedding is not None,
         )
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from core.clock import rfc3339
-from core.domain.jobs import Job
+from core.domain.jobs import Job, Training
 from core.domain.records import RecordError
 
 
@@ -32,6 +32,7 @@ def job_document(job: Job, public_url: str) -> dict[str, Any]:
         "cancelled": job.cancelled_items,
         "priority": job.priority,
         "model": job.model,
+        "trained_model": (job.training and job.training.model) or None,
         "created_at": rfc3339(job.created_at),
         "started_at": job.started_at and rfc3339(job.started_at),
         "completed_at": job.completed_at and rfc3339(job.completed_at),
@@ -51,12 +52,22 @@ def error_document(error: RecordError) -> dict[str, Any]:
 
 def _summary(job: Job) -> str:
     counts = job.counts
+    if job.training is not None:
+        return _training_summary(job, job.training)
     parts = [f"{counts.succeeded} of {images(counts.total)} classified"]
     if counts.failed:
         parts.append(f"{counts.failed} failed")
     if job.cancelled_items:
         parts.append(f"{job.cancelled_items} not begun")
     return ", ".join(parts) + "."
+
+
+def _training_summary(job: Job, training: Training) -> str:
+    if not training.model:
+        return f"{job.counts.completed} of {images(job.fit_position)} embedded, no model trained."
+    text = f"Trained {training.model} on {images(job.counts.succeeded - 1)}."
+    text += f" Accuracy: {100 * training.accuracy:.1f} %."
+    return f"{text} {job.counts.failed} failed." if job.counts.failed else text
 
 
 def images(count: int) -> str:

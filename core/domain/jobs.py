@@ -25,6 +25,7 @@ from core.errors import BatchTooLarge
 
 BATCH_PREDICT, TRAIN_MODEL = "batch-predict", "train-model"
 JOB_TYPES = (BATCH_PREDICT, TRAIN_MODEL)
+FIT_NAME = "fit"  # of the last item of a training
 CANCELLED = "cancelled"  # error code: the job ended before the image was classified
 DEADLINE_EXCEEDED = "deadline_exceeded"
 EXPIRED = "expired"

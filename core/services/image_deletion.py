@@ -12,7 +12,7 @@ import structlog
 from core.backends import Backend
 from core.clock import Clock, utc_now
 from core.domain.deletions import Deletion
-from core.domain.records import ImageKey, thumbnail_name
+from core.domain.records import ImageKey, embedding_name, thumbnail_name
 from core.errors import Conflict, Unavailable
 
 log = structlog.get_logger(__name__)
@@ -47,7 +47,10 @@ async def _delete_image(backend: Backend, image: ImageKey, clock: Clock) -> None
 async def complete_deletion(backend: Backend, deletion: Deletion) -> None:
     """Delete what the image has besides its records, and end the deletion. Raises Unavailable."""
     await backend.blobs.delete(deletion.image.blob_name)
-    await backend.blobs.delete(thumbnail_name(*deletion.image))
+    tenant, image_hash = deletion.image
+    await backend.blobs.delete(thumbnail_name(tenant, image_hash))
+    for base in await backend.models.bases(tenant):
+        await backend.blobs.delete(embedding_name(tenant, base, image_hash))
     await backend.records.end_deletion(deletion)
 
 

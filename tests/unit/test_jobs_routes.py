@@ -736,6 +736,7 @@ async def test_job_shows_its_progress(tmp_path: Path, colour_bundle: Path) -> No
             "cancelled": 0,
             "priority": "high",
             "model": api.services.model,
+            "trained_model": None,
             "created_at": "2026-11-21T09:30:00.123Z",
             "started_at": None,
             "completed_at": None,
@@ -1089,7 +1090,7 @@ async def test_results_are_filtered_by_status_and_label(api: Api) -> None:
 
 @pytest.mark.parametrize(
     "query",
-    ["limit=0", "limit=1001", "limit=0000000011000", "cursor=x", "cursor=LTE", "cursor=OTk5OTk"],
+    ["limit=0", "limit=1001", "limit=0000000011000", "cursor=x", "cursor=LTE", "cursor=OTk5OTk5"],
 )
 async def test_invalid_result_parameters_are_refused(api: Api, query: str) -> None:
     job_id = await create(api, RED)

@@ -15,6 +15,7 @@ from core.domain.dead_letters import DeadLetter, letter_id, tenant_of
 from core.domain.messages import ClassifyImage
 from core.domain.principals import Scope
 from core.domain.records import RecordKey, Status
+from core.domain.trained_models import ModelKey, ModelVersion, add_version, new_model
 from core.domain.webhooks import WebhookKey
 from tests.support.api import LABELS, Api, api_settings, bearer, open_api, routes_of
 from tests.support.batches import archive
@@ -166,6 +167,53 @@ async def models(world: World, path: str) -> None:
     answers = [await world.ask(key, "GET", path) for key in (world.ada, world.bob)]
     assert [each.status_code for each in answers] == [200, 200]
     assert answers[0].json() == answers[1].json()
+
+
+async def ada_trains(world: World) -> ModelKey:
+    """Ada's tenant has a trained model. Only its entry is needed here."""
+    key, store = ModelKey("ada", "moods"), world.api.services.backend.models
+    now = utc_now()
+    await store.create(new_model(key, now))
+    identity, base = "moods@0123456789ab", world.api.services.model
+    version = ModelVersion(identity, "a" * 32, base, now, 10, 2, 0.9, (0.8, 1.0), 0.9)
+    assert await store.change(key, add_version(version, activate=True))
+    return key
+
+
+async def trained_models(world: World, method: str, path: str, **options: Any) -> None:
+    key = await ada_trains(world)
+    before = await world.api.services.backend.models.get(key)
+    theirs, unknown = f"/api/v1/models/moods{path}", f"/api/v1/models/other{path}"
+    await world.same_refusal(method, theirs, unknown, **options)
+    assert await world.api.services.backend.models.get(key) == before
+
+
+async def making_trainings(world: World, path: str) -> None:
+    """The job, its model and its base are the caller's own; Ada's model is no base for Bob."""
+    await ada_trains(world)
+    examples = [{"image_hash": f"{n:064x}", "label": f"{n % 2}"} for n in range(10)]
+    body = {"name": "moods", "examples": examples}
+    answer = await world.ask(world.bob, "POST", JOBS + path, json={**body, "base": "moods"})
+    assert answer.json()["code"] == "unknown_model"
+    answer = await world.ask(world.bob, "POST", JOBS + path, json=body)
+    assert answer.status_code == 202
+    job = f"{JOBS}/{answer.json()['job_id']}"
+    assert (await world.ask(world.ada, "GET", job)).status_code == 404
+    assert await world.api.services.backend.models.bases("ada") == []
+
+
+async def refusing_trainings(world: World) -> None:
+    """The images of a refused zip are stored for the caller, and for nobody else."""
+    data = picture(4711)
+    headers = {"Content-Type": "application/zip"}
+    content = archive({"red/1.jpg": data})
+    answer = await world.ask(
+        world.bob, "POST", f"{JOBS}/train-model/zip?name=x", content=content, headers=headers
+    )
+    assert answer.status_code == 422
+    blobs = world.api.services.backend.blobs
+    assert await blobs.exists(f"bob/{sha256(data)}")
+    assert not await blobs.exists(f"ada/{sha256(data)}")
 
 
 async def usage(world: World) -> None:
@@ -359,6 +407,15 @@ CASES: dict[tuple[str, str], Callable[[World], Awaitable[None]]] = {
     ("GET", V1 + "/{image_hash}/thumbnail"): lambda w: thumbnails(w, "GET"),
     ("HEAD", V1 + "/{image_hash}/thumbnail"): lambda w: thumbnails(w, "HEAD"),
     ("POST", V1 + "/lookup"): looking_up,
+    ("POST", JOBS + "/train-model"): lambda w: making_trainings(w, "/train-model"),
+    ("POST", JOBS + "/train-model/zip"): refusing_trainings,
+    ("DELETE", "/api/v1/models/{model_id}"): lambda w: trained_models(w, "DELETE", ""),
+    ("POST", "/api/v1/models/{model_id}/activate"): lambda w: trained_models(
+        w, "POST", "/activate", json={"version": "moods@0123456789ab"}
+    ),
+    ("POST", "/api/v1/models/{model_id}/corrections"): lambda w: trained_models(
+        w, "POST", "/corrections", json={"corrections": [{"image_hash": HASH, "label": "owl"}]}
+    ),
     ("POST", JOBS + "/batch-predict"): lambda w: making_jobs(w, "/batch-predict"),
     ("POST", JOBS + "/batch-predict/hashes"): lambda w: making_jobs(w, "/batch-predict/hashes"),
     ("POST", JOBS + "/batch-predict/zip"): making_zip_jobs,
