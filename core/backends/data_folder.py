@@ -11,7 +11,7 @@ from core.errors import Unavailable
 # Patterns of everything that Glimpse writes into a data folder.
 FILES = (
     *("records.db*", "queue.db*", "keys.db*", "webhooks.db*", "models.db*"),
-    *("queue.lock", "blobs", "spool"),
+    *("queue.lock", "queue.sock", "blobs", "spool"),
     *("link.key*", "key.secret*", "push.secret*", "model-cache"),
     *("emulators", "glimpse.log*", "glimpse.pid"),
 )

@@ -23,6 +23,7 @@ from core.backends.embedded.models import SqliteModelStore
 from core.backends.embedded.publisher import SqlitePublisher
 from core.backends.embedded.records import SCHEMA as RECORDS
 from core.backends.embedded.records import SqliteRecordStore
+from core.backends.embedded.wake_up import WakeUpSender
 from core.backends.embedded.webhooks import SCHEMA as WEBHOOKS
 from core.backends.embedded.webhooks import SqliteWebhookStore
 from core.backends.links import KEY_BYTES, LinkSigner, shared_secret
@@ -197,8 +198,10 @@ async def test_transitions_of_trained_models_are_durable(tmp_path: Path) -> None
 async def test_publication_is_durable(tmp_path: Path) -> None:
     clock = MovableClock()
     async with observed(tmp_path / "queue.db", queue_store.SCHEMA) as database:
-        publisher = SqlitePublisher(queue_store.QueueStore(database), clock)
+        wake_up = WakeUpSender(tmp_path)
+        publisher = SqlitePublisher(queue_store.QueueStore(database), wake_up, clock)
         assert await database.syncs(publisher.publish(ClassifyImage(KEY)))
+        wake_up.close()
 
 
 async def test_dead_letters_are_durable_and_their_resolution_is_not(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from core.backends.embedded.models import SqliteModelStore
 from core.backends.embedded.publisher import SqlitePublisher
 from core.backends.embedded.queue_store import QueueStore
 from core.backends.embedded.records import SqliteRecordStore
+from core.backends.embedded.wake_up import WakeUpSender
 from core.backends.embedded.webhooks import SqliteWebhookStore
 from core.backends.key_secret import local_key_secrets
 from core.backends.links import LinkSigner, shared_secret
@@ -51,10 +52,12 @@ async def open_backend(settings: Settings, clock: Clock = utc_now) -> AsyncItera
         blobs = FileBlobStore(settings.data_dir / "blobs", links, clock)
         stack.push_async_callback(blobs.close)
         await blobs.remove_abandoned()
+        wake_up = await asyncio.to_thread(WakeUpSender, settings.data_dir)
+        stack.callback(wake_up.close)
         yield Backend(
             SqliteRecordStore(database, clock),
             blobs,
-            SqlitePublisher(store, clock),
+            SqlitePublisher(store, wake_up, clock),
             SqliteDeadLetterStore(database, clock),
             SqliteJobStore(database, clock, settings.jobs),
             SqliteWebhookStore(webhook_db, clock),

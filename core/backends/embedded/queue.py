@@ -35,6 +35,7 @@ from core.backends.embedded.queue_store import (
     Slots,
     Unreachable,
 )
+from core.backends.embedded.wake_up import receiving
 from core.backends.local_scheduler import running_scheduler
 from core.backends.push_client import ConnectFailed, NoResponse, PushClient
 from core.backends.push_secret import local_push_secret
@@ -53,7 +54,8 @@ CHANNELS_OF = {
     lane: tuple(channel for channel in ALL_CHANNELS if channel.lane is lane) for lane in Lane
 }
 # All in seconds.
-POLL_INTERVAL = 0.01  # between two looks for publications of other processes, when idle
+POLL_INTERVAL = 0.01  # between two looks for publications of other processes
+IDLE_POLL_INTERVAL = 1.0  # if publishers wake the queue. Then it is a safety net
 MAX_POLL_INTERVAL = 0.05  # when pushes end so often that the queue is never idle
 MIN_PROBE_DELAY = 0.1  # before an unreachable worker is tried again; it doubles each time
 MAX_PROBE_DELAY = 5.0
@@ -90,6 +92,7 @@ class PushQueue:
         sizes: Mapping[Lane, int],
         clock: Clock = utc_now,
     ) -> None:
+        self.idle_poll_interval = POLL_INTERVAL
         self._store = store
         self._client = client
         self._policies = policies
@@ -97,7 +100,8 @@ class PushQueue:
         self._clock = clock
         self._in_flight: Counter[Lane] = Counter()
         self._rounds = 0  # in which messages were leased, for `service_order`
-        self._push_ended = asyncio.Event()
+        self._woken = False  # a poll is due
+        self._event = asyncio.Event()  # a push has ended, or a message was published
         self._stopping = False
         self._pushes: set[asyncio.Task[None]] = set()
         self._outcomes: list[Outcome] = []
@@ -110,7 +114,12 @@ class PushQueue:
     def stop(self) -> None:
         """Begin no more deliveries. `run` returns when those in flight have ended."""
         self._stopping = True
-        self._push_ended.set()
+        self._event.set()
+
+    def wake(self) -> None:
+        """Poll soon: there may be new messages."""
+        self._woken = True
+        self._event.set()
 
     async def run(self, grace: float) -> None:
         """Deliver until `stop`, then wait up to `grace` seconds for the pushes in flight.
@@ -135,13 +144,16 @@ class PushQueue:
     # --- Leasing messages and recording outcomes --------------------------------------------------
 
     async def _step(self) -> None:
-        self._push_ended.clear()
-        now = asyncio.get_running_loop().time()
-        if self._due and now - self._polled_at > MAX_POLL_INTERVAL:
+        self._event.clear()
+        since_poll = asyncio.get_running_loop().time() - self._polled_at
+        if (self._due and since_poll > MAX_POLL_INTERVAL) or (
+            self._woken and since_poll > POLL_INTERVAL
+        ):
             await self._poll()
         slots = self._free_slots()
         if self._outcomes or slots:
             leased = await self._record_and_lease(slots)
+            self._woken = True  # refused messages have new due times
             for message in leased:
                 self._in_flight[message.channel.lane] += 1
                 task = asyncio.create_task(self._deliver(message))
@@ -155,7 +167,7 @@ class PushQueue:
                     self._version = -1
                     for channel in CHANNELS_OF[lane]:
                         self._due.pop(channel, None)
-        elif not await self._wait_for_push():
+        elif not await self._wait_for_event():
             await self._poll()
 
     async def _record_and_lease(self, slots: Sequence[Slots]) -> list[Message]:
@@ -194,9 +206,9 @@ class PushQueue:
         first = service_order(known, self._rounds)[0]
         return (first, *(each for each in channels if each is not first))
 
-    async def _wait_for_push(self) -> bool:
-        """Wait for a push to end. Return False when it is time to poll instead."""
-        seconds: float | None = POLL_INTERVAL
+    async def _wait_for_event(self) -> bool:
+        """Wait for a push to end or for a wake-up. Return False when it is time to poll instead."""
+        seconds: float | None = self._seconds_to_poll()
         if self._failed_connects:
             # No delivery may begin, so there is no need to poll.
             seconds = None
@@ -206,12 +218,23 @@ class PushQueue:
         elif all(self._in_flight[lane] >= size for lane, size in self._sizes.items()):
             seconds = None
         try:
-            await asyncio.wait_for(self._push_ended.wait(), seconds)
+            await asyncio.wait_for(self._event.wait(), seconds)
         except TimeoutError:
             return False
         return True
 
+    def _seconds_to_poll(self) -> float:
+        """The time until the next poll or the next message that is due, whichever is first."""
+        if self._woken:
+            return POLL_INTERVAL
+        if not self._due:
+            return self.idle_poll_interval
+        wait = (min(self._due.values()) - self._clock()).total_seconds()
+        # A message that is due already waits for a slot of its lane, which the end of a push frees.
+        return min(max(wait, POLL_INTERVAL), self.idle_poll_interval)
+
     async def _poll(self) -> None:
+        self._woken = False
         self._polled_at = asyncio.get_running_loop().time()
         version, due = await self._store.due_times(self._version)
         if due is not None:
@@ -255,7 +278,7 @@ class PushQueue:
                 outcome = self._refused(message, f"HTTP {status}")
         self._in_flight[message.channel.lane] -= 1
         self._outcomes.append(outcome)
-        self._push_ended.set()
+        self._event.set()
 
     def _refused(self, message: Message, reason: str) -> Outcome:
         policy = self._policies(message.channel)
@@ -374,8 +397,11 @@ async def serve(settings: Settings) -> None:
             loop.add_signal_handler(signal_, queue.stop)
         log.info("queue started", to=settings.push_url, concurrency=settings.push_concurrency)
         try:
-            async with running_scheduler(client, settings):
-                await queue.run(settings.shutdown_seconds)
+            with receiving(settings.data_dir, queue.wake) as woken:
+                if woken:
+                    queue.idle_poll_interval = IDLE_POLL_INTERVAL
+                async with running_scheduler(client, settings):
+                    await queue.run(settings.shutdown_seconds)
         finally:
             log.info("queue stopped")
 

@@ -1,0 +1,121 @@
+"""Publishers wake the queue process; polling is the safety net."""
+
+import asyncio
+import stat
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from core.backends.embedded import open_queue_store
+from core.backends.embedded.publisher import SqlitePublisher
+from core.backends.embedded.queue import PushQueue, lane_sizes
+from core.backends.embedded.queue_store import QueueStore
+from core.backends.embedded.wake_up import NAME, WakeUpSender, receiving
+from core.backends.push_client import PushClient
+from core.clock import utc_now
+from core.domain.messages import ClassifyImage
+from core.domain.records import RecordKey
+from core.settings import Settings
+from tests.support.scripted_worker import ScriptedWorker, first_then, until
+
+MESSAGE = ClassifyImage(RecordKey("public", "ab" * 32, "colours@0123456789ab"))
+LONG = "a" * 60  # three of these make a path that is too long for the address of a socket
+
+
+@pytest.fixture
+async def worker() -> AsyncIterator[ScriptedWorker]:
+    async with ScriptedWorker() as listening:
+        yield listening
+
+
+@pytest.fixture
+def settings(tmp_path: Path, worker: ScriptedWorker) -> Settings:
+    return Settings(data_dir=tmp_path / "data", worker_port=worker.port, max_backoff_seconds=6)
+
+
+@pytest.fixture
+async def store(settings: Settings) -> AsyncIterator[QueueStore]:
+    async with open_queue_store(settings) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("parts", [("data",), (LONG, LONG, LONG)])
+async def test_datagram_wakes_the_receiver(tmp_path: Path, parts: tuple[str, ...]) -> None:
+    folder = tmp_path.joinpath(*parts)
+    folder.mkdir(parents=True)
+    woken = asyncio.Event()
+    sender = WakeUpSender(folder)
+    sender.send()  # without a receiver
+    (folder / NAME).touch()  # as a killed process leaves it
+    with receiving(folder, woken.set) as possible:
+        assert possible
+        assert stat.S_ISSOCK((folder / NAME).stat().st_mode)
+        for _ in range(2):
+            for _ in range(1000):  # more than the socket's buffer has room for
+                sender.send()
+            await asyncio.wait_for(woken.wait(), 10)
+            woken.clear()
+            await asyncio.sleep(0)
+    assert not (folder / NAME).exists()
+    sender.send()
+    sender.close()
+
+
+async def test_folder_without_sockets_is_reported() -> None:
+    """Some file systems have no sockets. The queue polls often then."""
+    with receiving(Path("/proc/self/net"), lambda: None) as possible:
+        assert not possible
+
+
+async def test_wake_up_delivers_before_the_next_poll(
+    store: QueueStore, settings: Settings, worker: ScriptedWorker
+) -> None:
+    sender = WakeUpSender(settings.data_dir)
+    publisher = SqlitePublisher(store, sender)
+    async with PushClient(settings.worker_url) as client:
+        queue = PushQueue(store, client, settings.channel_delivery, lane_sizes(4, 4))
+        queue.idle_poll_interval = 1000
+        task = asyncio.create_task(queue.run(20))
+        with receiving(settings.data_dir, queue.wake):
+            for number in range(1, 4):
+                await asyncio.sleep(0.1)  # the queue is idle
+                await publisher.publish(MESSAGE)
+                await until(lambda number=number: len(worker.deliveries) == number, seconds=20)
+        queue.stop()
+        await task
+    sender.close()
+
+
+async def test_message_is_delivered_when_it_is_due_without_a_wake_up(
+    store: QueueStore, settings: Settings, worker: ScriptedWorker
+) -> None:
+    """A refused one after its backoff of 0.1 s, and one that is due later."""
+    worker.answer = first_then(503, 204)
+    now = utc_now()
+    await store.publish(MESSAGE.channel, MESSAGE.attributes(), b"", now)
+    later = now + timedelta(seconds=1)
+    await store.publish(MESSAGE.channel, MESSAGE.attributes(), b"", later)
+    async with PushClient(settings.worker_url) as client:
+        queue = PushQueue(store, client, settings.channel_delivery, lane_sizes(4, 4))
+        queue.idle_poll_interval = 1000
+        task = asyncio.create_task(queue.run(20))
+        await until(lambda: len(worker.deliveries) == 4, seconds=20)
+        queue.stop()
+        await task
+    assert [each.attempt for each in worker.deliveries] == [1, 2, 1, 2]
+
+
+async def test_lost_datagram_delays_a_message_until_the_next_poll(
+    store: QueueStore, settings: Settings, worker: ScriptedWorker
+) -> None:
+    async with PushClient(settings.worker_url) as client:
+        queue = PushQueue(store, client, settings.channel_delivery, lane_sizes(4, 4))
+        queue.idle_poll_interval = 0.3
+        task = asyncio.create_task(queue.run(20))
+        await asyncio.sleep(0.1)
+        await store.publish(MESSAGE.channel, MESSAGE.attributes(), b"", utc_now())
+        await until(lambda: len(worker.deliveries) == 1, seconds=20)
+        queue.stop()
+        await task
