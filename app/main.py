@@ -122,6 +122,7 @@ def create_app(
     async def refresh() -> None:
         services: Services = app.state.services
         await metrics.refresh_backlog(services.backend.publisher)
+        await metrics.refresh_free_space(services.backend.blobs)
 
     app = FastAPI(
         title="Glimpse",

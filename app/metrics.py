@@ -9,13 +9,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from core.domain.jobs import JobStatus
 from core.domain.records import Status
 from core.errors import GlimpseError
-from core.observability.metrics import BacklogCollector, jobs_ended
-from core.ports import Publisher
+from core.observability.metrics import BacklogCollector, FreeSpaceCollector, jobs_ended
+from core.ports import BlobStore, Publisher
 
 log = structlog.get_logger(__name__)
 
 TRANSPORTS = ("sse", "websocket")
-BACKLOG_SECONDS = 1.0  # longest wait of a scrape for the queue's depth
+BACKLOG_SECONDS = 1.0  # longest wait of a scrape for the queue's depth, and for the free space
 
 
 class ApiMetrics:
@@ -36,6 +36,8 @@ class ApiMetrics:
         self.streams = StreamMetrics(registry)
         self._queue = BacklogCollector()
         registry.register(self._queue)
+        self._disk = FreeSpaceCollector()
+        registry.register(self._disk)
 
     def uploaded(self, status: Status, *, cached: bool) -> None:
         """Count an upload. `cached`: the result came from the process's cache."""
@@ -53,6 +55,15 @@ class ApiMetrics:
         except (GlimpseError, TimeoutError) as error:
             self._queue.backlog = None
             log.warning("queue depth unknown", reason=str(error))
+
+    async def refresh_free_space(self, blobs: BlobStore) -> None:
+        """Look up the free space. On failure, and where storage grows, the metric is omitted."""
+        try:
+            async with asyncio.timeout(BACKLOG_SECONDS):
+                self._disk.free = await blobs.free_bytes()
+        except (GlimpseError, TimeoutError) as error:
+            self._disk.free = None
+            log.warning("free space unknown", reason=str(error))
 
 
 class StreamMetrics:

@@ -61,6 +61,12 @@ class Unavailable(GlimpseError):
         super().__init__(detail, retry_after=retry_after, extra=extra)
 
 
+class DiskFull(Unavailable):
+    """The disk of the data folder has no space for more images."""
+
+    code, title = "disk_full", "Disk full"
+
+
 class Overloaded(Unavailable):
     """The process is at capacity."""
 
@@ -212,6 +218,15 @@ class BundleUnavailable(BundleError):
     """
 
     code, title = "bundle_unavailable", "Model bundle unavailable"
+
+
+FULL_RETRY_AFTER = 30  # seconds
+
+
+def disk_full() -> DiskFull:
+    """An error for clients and for `/ready`."""
+    detail = "disk full: DATA_DIR has no space for more images."
+    return DiskFull(detail, retry_after=FULL_RETRY_AFTER)
 
 
 RETRY_AFTER = (1, 5)  # seconds, at random between these, so that clients do not retry together

@@ -138,7 +138,16 @@ class BlobStore(Protocol):
         """A link that reads the blob without other credentials until it expires."""
         ...
 
-    async def ping(self) -> None: ...
+    async def free_bytes(self) -> int | None:
+        """The free space, or None where storage grows."""
+        ...
+
+    async def ping(self) -> None:
+        """Return if the store answers and has space for an upload.
+
+        Else raise Unavailable, or DiskFull.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)

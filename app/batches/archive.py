@@ -26,8 +26,9 @@ from app.batches.zip_format import (
     unpacked,
 )
 from app.uploads.limiter import UploadSlot
+from core.disk_space import is_full
 from core.domain.jobs import check_count
-from core.errors import InvalidImage, MalformedBody, Unavailable, overloaded
+from core.errors import InvalidImage, MalformedBody, Unavailable, disk_full, overloaded
 
 T = TypeVar("T")
 
@@ -195,4 +196,6 @@ async def in_thread(work: Callable[[], T]) -> T:
         return await asyncio.to_thread(work)
     except OSError as error:
         log.error("batch not spooled", reason=f"{type(error).__name__}: {error.strerror}")
+        if is_full(error):
+            raise disk_full() from error
         raise Unavailable("The service cannot keep the batch while it reads it.") from error

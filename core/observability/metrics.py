@@ -117,3 +117,16 @@ class BacklogCollector:
             "Time since the oldest of them was published",
             self.backlog.oldest_age,
         )
+
+
+class FreeSpaceCollector:
+    """The free space of the disk at its last lookup. Without one, it exposes no series."""
+
+    def __init__(self) -> None:
+        self.free: int | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        if self.free is not None:
+            yield GaugeMetricFamily(
+                "glimpse_disk_free_bytes", "Free space on the disk of DATA_DIR", self.free
+            )

@@ -21,9 +21,10 @@ import structlog
 from core.backends.blob_names import MISSING, split_name
 from core.backends.links import LinkSigner
 from core.clock import Clock, utc_now
+from core.disk_space import RESERVE, free_bytes, is_full
 from core.domain.records import IMAGE_HASH
 from core.durable_files import sync_folder, write_whole
-from core.errors import NotFound, Unavailable
+from core.errors import NotFound, Unavailable, disk_full
 
 log = structlog.get_logger(__name__)
 
@@ -43,7 +44,15 @@ class FileBlobStore:
     is, and callers end records and delete data because a blob is missing.
     """
 
-    def __init__(self, folder: Path, links: LinkSigner, clock: Clock = utc_now) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        links: LinkSigner,
+        clock: Clock = utc_now,
+        free: Callable[[Path], int] = free_bytes,
+    ) -> None:
+        """`free` returns the free bytes of a folder's disk."""
+        self._free = free
         self._folder = folder.absolute()  # for processes with another working directory
         self._links = links
         self._clock = clock
@@ -55,7 +64,7 @@ class FileBlobStore:
 
         The content type is not kept: readers detect it from the bytes.
         """
-        await self._run(_put, self._folder, self._path(name), data)
+        await self._run(self._put, self._path(name), data)
 
     async def get(self, name: str) -> bytes:
         data = await self._run(_read, self._folder, self._path(name))
@@ -77,7 +86,14 @@ class FileBlobStore:
         return self._links.url(name, self._clock() + expires_in)
 
     async def ping(self) -> None:
-        await self._run(_check_access, self._folder)
+        def check() -> None:
+            _check_access(self._folder)
+            self._check_space()
+
+        await self._run(check)
+
+    async def free_bytes(self) -> int | None:
+        return await self._run(self._free, self._folder)
 
     async def remove_abandoned(self) -> int:
         """Delete the temporary files of processes that died, and return their number."""
@@ -87,6 +103,14 @@ class FileBlobStore:
         self._closed = True
         # In a thread, because it waits for the writes that run.
         await asyncio.to_thread(self._threads.shutdown)
+
+    def _put(self, path: Path, data: bytes | bytearray) -> None:
+        self._check_space(len(data))
+        _put(self._folder, path, data)
+
+    def _check_space(self, size: int = 0) -> None:
+        if self._free(self._folder) < RESERVE + size:
+            raise disk_full()
 
     def _path(self, name: str) -> Path:
         folder, last = split_name(name)
@@ -102,6 +126,8 @@ class FileBlobStore:
             return await loop.run_in_executor(self._threads, lambda: work(*args, **kwargs))
         except OSError as error:
             log.error("image storage failed", reason=f"{type(error).__name__}: {error.strerror}")
+            if is_full(error):
+                raise disk_full() from error
             raise Unavailable("The image storage does not answer.") from error
 
 

@@ -11,6 +11,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -18,7 +19,8 @@ from typing import Any, TypeVar
 
 import structlog
 
-from core.errors import Unavailable
+from core.disk_space import free_bytes, is_full
+from core.errors import Unavailable, disk_full
 
 log = structlog.get_logger(__name__)
 
@@ -26,6 +28,7 @@ T = TypeVar("T")
 Operation = Callable[[sqlite3.Connection], T]
 
 BUSY_SECONDS = 5.0  # wait for the lock of another process; then the caller gets Unavailable
+_LEAST_FREE = 1024 * 1024  # bytes. With less, I/O errors of SQLite count as a full disk
 MAX_BATCH = 256  # functions in one transaction, so that none takes too long
 
 
@@ -303,9 +306,25 @@ def translated(error: BaseException, path: Path) -> BaseException:
     if not isinstance(error, sqlite3.Error | OSError):
         return error
     log.error("database failed", database=path.stem, reason=f"{type(error).__name__}: {error}")
-    unavailable = Unavailable(f"The {path.stem} database does not answer.")
+    unavailable = (
+        disk_full()
+        if _is_full(error, path)
+        else Unavailable(f"The {path.stem} database does not answer.")
+    )
     unavailable.__cause__ = error
     return unavailable
+
+
+def _is_full(error: sqlite3.Error | OSError, path: Path) -> bool:
+    """Whether the disk is full. SQLite may report that as an I/O error."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
+    if code == sqlite3.SQLITE_FULL or is_full(error):
+        return True
+    if code not in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
+        return False
+    with suppress(OSError):
+        return free_bytes(path.parent) < _LEAST_FREE
+    return False
 
 
 def _begin(connection: sqlite3.Connection) -> None:

@@ -100,7 +100,7 @@ class PushQueue:
         self._clock = clock
         self._in_flight: Counter[Lane] = Counter()
         self._rounds = 0  # in which messages were leased, for `service_order`
-        self._woken = False  # a poll is due
+        self._woken = True  # a poll is due
         self._event = asyncio.Event()  # a push has ended, or a message was published
         self._stopping = False
         self._pushes: set[asyncio.Task[None]] = set()

@@ -41,6 +41,9 @@ class CloudBlobStore:
         self._links = links
         self._calls = BlockingCalls("image storage", THREADS, DEADLINE)
 
+    async def free_bytes(self) -> int | None:
+        return None
+
     async def put(self, name: str, data: bytes | bytearray, content_type: str) -> None:
         """Store `data`. Do nothing if the blob exists: its name is the hash of its bytes."""
         split_name(name)
