@@ -48,7 +48,7 @@ async def publish_to_push(folder: Path, messages: int) -> list[float]:
     arrived: dict[str, float] = {}
 
     async with ScriptedWorker() as worker:
-        settings = Settings(_env_file=None, data_dir=folder, worker_port=worker.port)  # type: ignore[call-arg]
+        settings = Settings(_env_file=None, data_dir=folder, worker_port=worker.port)
         environment = {**os.environ, "DATA_DIR": str(folder), "WORKER_PORT": str(worker.port)}
         with subprocess.Popen(  # noqa: ASYNC220 - at once
             [sys.executable, "-m", "core.backends.embedded.queue"], cwd=ROOT, env=environment

@@ -79,14 +79,14 @@ async def test_upload_is_refused_until_there_is_space(api: Api, disk: Disk, path
     image = picture()
     upload = {"files": {"img": image}} if path == "/what/fast" else {"content": image}
     disk.free = RESERVE + len(image) - 1  # the image does not fit
-    refused = await api.client.post(path, **upload)  # type: ignore[arg-type]
+    refused = await api.client.post(path, **upload)
     problem = assert_problem(refused, 503, "disk_full")
     assert problem["detail"].startswith("disk full")
     assert int(refused.headers["retry-after"]) >= 10
     assert api.traces().blobs == NOTHING.blobs
     assert api.messages() == []
     disk.free += 1
-    assert (await api.client.post(path, **upload)).status_code == 202  # type: ignore[arg-type]
+    assert (await api.client.post(path, **upload)).status_code == 202
 
 
 async def test_free_space_is_a_metric(api: Api, disk: Disk) -> None:

@@ -82,7 +82,7 @@ async def test_wake_up_delivers_before_the_next_poll(
             for number in range(1, 4):
                 await asyncio.sleep(0.1)  # the queue is idle
                 await publisher.publish(MESSAGE)
-                await until(lambda number=number: len(worker.deliveries) == number, seconds=20)
+                await until(lambda: len(worker.deliveries) == number, seconds=20)  # noqa: B023
         queue.stop()
         await task
     sender.close()
