@@ -86,7 +86,7 @@ def test_services_and_demo_import_only_what_make_run_installs() -> None:
         for name in found - own - sys.stdlib_module_names
         if modules.get(name, name).lower() not in installed
     }
-    # Packages of settings that `make run` does not need: push tokens, HEIC. OpenTelemetry.s API is a namespace.
+    # OpenTelemetry's API is a namespace. The others are for push tokens and HEIC.
     assert missing <= {"jwt", "opentelemetry", "pillow_heif"}, missing
 
 
