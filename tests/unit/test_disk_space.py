@@ -43,7 +43,8 @@ class Disk:
 
 
 @pytest.fixture
-def disk() -> Disk:
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    monkeypatch.setattr("core.http.health.KEEP_FAILURE_SECONDS", 0.0)
     return Disk(RESERVE - 1)
 
 
