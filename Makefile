@@ -118,6 +118,12 @@ lint-terraform:
 lint-checkov:
 	$(CHECKOV_VENV)/bin/checkov --config-file terraform/.checkov.yaml
 
+.PHONY: terraform
+terraform: setup ## Apply, change, and destroy the Terraform with its real providers, without an account
+	.ci/terraform
+	.ci/terraform --newest
+	GLIMPSE_TERRAFORM_PROVIDERS=registry $(BIN)/python -m pytest tests/terraform/test_apply.py
+
 # checkov pins about sixty packages exactly, so it has its own environment.
 $(CHECKOV_VENV)/.complete: terraform/tools/requirements-checkov.txt
 	$(PYTHON) -m venv --clear $(CHECKOV_VENV)

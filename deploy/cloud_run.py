@@ -106,8 +106,7 @@ class CloudRun:
     def add_revision(self, name: str, image: str) -> Revision:
         """Create a revision of `image` without traffic, and wait until it is ready.
 
-        The service must exist. If its newest revision already is what the template describes, Cloud
-        Run creates none and this returns the newest.
+        The service must exist.
 
         The revision gets no tag here: gcloud would write the revision's name into the template, and
         each later `terraform plan` would remove it.
@@ -161,11 +160,12 @@ class CloudRun:
         self, name: str, verb: str, *options: str, repeat: bool = True
     ) -> tuple[Service, CommandFailed | None]:
         """The service after a change, and gcloud's failure, which says nothing about the change."""
-        run = self._repeated if repeat else self._json
+        failed: CommandFailed | None = None
         try:
-            return service_of(name, run("run", "services", verb, name, *options)), None
+            (self._repeated if repeat else self._json)("run", "services", verb, name, *options)
         except CommandFailed as error:
-            return self.describe(name), error
+            failed = error
+        return self.describe(name), failed
 
     def command(self, *words: str) -> list[str]:
         where = (f"--project={self.project}", f"--region={self.region}")

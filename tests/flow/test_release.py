@@ -231,7 +231,12 @@ def test_settings_of_an_apply_come_into_service_without_new_images(
         service["status"]["latestReadyRevisionName"] = changed
     code, said = ended(start(cloud, *arguments))
     assert code == 0, said
-    assert traffic(cloud) == NEW
+    for name in SERVICES:
+        (target,) = cloud.services[name]["status"]["traffic"]
+        serving = cloud.revisions[target["revisionName"]]
+        assert {"name": "LOG_LEVEL", "value": "debug"} in serving.template["spec"]["containers"][0][
+            "env"
+        ]
     assert images(cloud) == {name: image(name, 1) for name in SERVICES}
 
 

@@ -8,6 +8,7 @@ scenarios run with the real gcloud where `GLIMPSE_TEST_GCLOUD=real`.
 import http.client
 import json
 import os
+import secrets
 import sys
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,11 @@ def main() -> None:
             for target in spec["traffic"]:
                 if target.pop("latestRevision", False):
                     target["revisionName"] = status["latestReadyRevisionName"]
-        spec["template"].get("metadata", {}).pop("name", None)
         if image := options.get("image"):
+            metadata = spec["template"].setdefault("metadata", {})
+            metadata.pop("name", None)
+            # So that each update makes a revision.
+            metadata["labels"] = {"client.knative.dev/nonce": secrets.token_hex(5)}
             spec["template"]["spec"]["containers"][0]["image"] = image
         spec["traffic"] = retarget(spec["traffic"], options)
         sent = call("PUT", f"{base}/services/{name}", service)
@@ -83,7 +87,8 @@ def main() -> None:
         if "error" in done:
             sys.exit(f"ERROR: (gcloud.run.services.{verb}) {done['error']['message']}")
         service = call("GET", f"{base}/services/{name}")
-    print(json.dumps(service))
+    # update-traffic shows the targets, in a form of its own, and not the service.
+    print(json.dumps([{"key": name}] if verb == "update-traffic" else service))
 
 
 if __name__ == "__main__":

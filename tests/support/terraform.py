@@ -17,9 +17,14 @@ def copy_of_tree(folder: Path) -> Path:
     return Path(shutil.copytree(TERRAFORM, folder / "terraform", ignore=ignored))
 
 
+def terraform_binary() -> str:
+    """The path of Terraform. Skips the test without it."""
+    return shutil.which("terraform") or TERRAFORM_BINARY.absent()
+
+
 def terraform(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run Terraform in `folder`. Skips the test without the binary."""
-    binary = shutil.which("terraform") or TERRAFORM_BINARY.absent()
+    binary = terraform_binary()
     # Tests do not use a developer's configuration or a provider in development.
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("TF_")

@@ -103,7 +103,10 @@ def test_commands_are_those_of_this_repository() -> None:
                 assert find_spec(module) is not None, name
             case [script, *_] if script.startswith(".ci/"):
                 assert os.access(ROOT / script, os.X_OK), name
-    assert {"make", "python3", ".ci/run", ".ci/terraform"} <= seen
+    assert {"make", "python3", ".ci/run"} <= seen
+    assert {"terraform", "test-export"} <= {
+        shlex.split(c)[1] for _, c in commands() if c.startswith("make ")
+    }
 
 
 def test_every_python_that_is_promised_is_tested() -> None:

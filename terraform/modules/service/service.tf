@@ -93,11 +93,14 @@ resource "google_cloud_run_v2_service" "this" {
 
   lifecycle {
     # Deploys replace the image and shift traffic between revisions (docs/operations/google-cloud.md); an apply
-    # must not take either back. client and client_version name the tool that did it last.
+    # must not take either back. client and client_version name the tool that changed the service last, and gcloud
+    # adds labels and annotations to the template.
     ignore_changes = [
       client,
       client_version,
+      template[0].annotations,
       template[0].containers[0].image,
+      template[0].labels,
       traffic,
     ]
 
