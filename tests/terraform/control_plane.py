@@ -1,10 +1,10 @@
 """A stand-in for the part of Google's control plane that `terraform apply` calls.
 
-It checks each request against Google's discovery documents, which the package google-api-python-client
-ships: path, method, query and body. A request that these do not allow is an answer 400 and an entry in
+It checks each request against Google's discovery documents, which google-api-python-client ships:
+path, method, query and body. A request that these do not allow is an answer 400 and an entry in
 `refused`. Then it keeps resources in memory. Beyond that it has only the rules that Terraform code
-can break: references that protect a resource from deletion, names that stay reserved, limits, APIs and
-metrics that need time, and values that a proto3 API omits.
+can break: references that protect a resource from deletion, names that stay reserved, limits, APIs
+and metrics that need time, and values that a proto3 API omits.
 
 It is no evidence of what Google does otherwise.
 """
@@ -103,7 +103,7 @@ class Api:
         return max(found, key=lambda method: len(method.path.pattern), default=None)
 
     def problems(self, schema: Body, value: Any, where: str) -> Iterator[str]:
-        """What the schema does not allow. Keys become camelCase in place, as Google accepts both."""
+        """What the schema does not allow. Keys become camelCase, as Google accepts both forms."""
         if "$ref" in schema:
             schema = self.schemas[schema["$ref"]]
         kind = schema.get("type")
@@ -167,7 +167,7 @@ def _omitted(schema: Body, key: str, value: Any) -> bool:
     if key == "enabled":  # a wrapper, which tells false from absent
         return False
     if schema.get("enum") and value == schema["enum"][0]:
-        return value.endswith("_UNSPECIFIED")
+        return bool(value.endswith("_UNSPECIFIED"))
     return value in ("", 0, False, []) or (value == {} and "$ref" not in schema) or value == "0"
 
 
@@ -421,7 +421,8 @@ class ControlPlane:
         checked = CHECKS.get(kind)
         if checked is not None:
             checked(self, new)
-        new = {**DEFAULTS.get(kind, lambda plane, name, body: {})(self, name, new), **new}
+        if fill := DEFAULTS.get(kind):
+            new = {**fill(self, name, new), **new}
         if kind.startswith("compute."):
             keep = ("id", "creationTimestamp")
             new |= {
