@@ -22,9 +22,8 @@ ROLES = {
     "google_service_account_iam_member.github": "roles/iam.workloadIdentityUser",
     "google_service_account_iam_member.push_token": "roles/iam.serviceAccountTokenCreator",
     "google_service_account_iam_member.signer": "roles/iam.serviceAccountTokenCreator",
-    "google_storage_bucket_iam_member.api": "roles/storage.objectUser",
     "google_storage_bucket_iam_member.reader": "roles/storage.objectViewer",
-    "google_storage_bucket_iam_member.worker": "roles/storage.objectViewer",
+    "google_storage_bucket_iam_member.writer": "roles/storage.objectUser",
 }
 
 

@@ -95,11 +95,12 @@ def test_the_services_accept_a_model_from_a_bucket(
 """
     folder = modules["settings"].folder.parent
     given = outputs(tmp_path, ROOT_MODULE.format(modules=folder, public_url="", more=more))
-    for each, extra in (
-        (given["api"], ()),
-        *((each, ("gs://other-models/a", "models/default")) for each in given["workers"].values()),
-    ):
+    for each in (given["api"], *given["workers"].values()):
         environment = {name.lower(): value for name, value in each.items()}
         settings = Settings(_env_file=None, **environment)
-        assert settings.model_uris == ("gs://example-models/2026/vit", *extra)
+        assert settings.model_uris == (
+            "gs://example-models/2026/vit",
+            "gs://other-models/a",
+            "models/default",
+        )
         assert not settings.emulated_buckets

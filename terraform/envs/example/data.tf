@@ -2,11 +2,12 @@
 module "images" {
   source = "../../modules/images"
 
-  project_id          = module.project.project_id
-  name                = module.names.bucket
-  location            = var.region
-  api_account         = module.api.account
-  worker_accounts     = local.worker_accounts
+  project_id = module.project.project_id
+  name       = module.names.bucket
+  location   = var.region
+  # A deletion that was interrupted is completed by interactive; batch stores what training makes.
+  writers             = { api = module.api.account, interactive = local.worker_accounts.interactive, batch = local.worker_accounts.batch }
+  readers             = { notify = local.worker_accounts.notify }
   coldline_after_days = var.images.coldline_after_days
   delete_after_days   = var.images.delete_after_days
   soft_delete_days    = var.images.soft_delete_days

@@ -48,15 +48,18 @@ resource "google_storage_bucket" "images" {
   }
 }
 
-# Creating, reading, listing and deleting objects, in this bucket alone.
-resource "google_storage_bucket_iam_member" "api" {
+# Creating, reading, listing and deleting objects, in this bucket alone: images, thumbnails, and what training
+# makes.
+resource "google_storage_bucket_iam_member" "writer" {
+  for_each = var.writers
+
   bucket = google_storage_bucket.images.name
   role   = "roles/storage.objectUser"
-  member = "serviceAccount:${var.api_account}"
+  member = "serviceAccount:${each.value}"
 }
 
-resource "google_storage_bucket_iam_member" "worker" {
-  for_each = var.worker_accounts
+resource "google_storage_bucket_iam_member" "reader" {
+  for_each = var.readers
 
   bucket = google_storage_bucket.images.name
   role   = "roles/storage.objectViewer"

@@ -3,7 +3,7 @@ output "bucket" {
   value       = google_storage_bucket.images.name
 
   depends_on = [
-    google_storage_bucket_iam_member.api,
-    google_storage_bucket_iam_member.worker,
+    google_storage_bucket_iam_member.reader,
+    google_storage_bucket_iam_member.writer,
   ]
 }

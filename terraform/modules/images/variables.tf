@@ -18,13 +18,13 @@ variable "location" {
   type        = string
 }
 
-variable "api_account" {
-  description = "E-mail of the API's account: stores, reads, lists and deletes images"
-  type        = string
+variable "writers" {
+  description = "E-mails of the accounts that store, read, list and delete objects, by service"
+  type        = map(string)
 }
 
-variable "worker_accounts" {
-  description = "E-mails of the workers' accounts, by service: they read and list images"
+variable "readers" {
+  description = "E-mails of the accounts that only read and list objects, by service"
   type        = map(string)
 }
 

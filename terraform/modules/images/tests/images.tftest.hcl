@@ -1,11 +1,11 @@
 mock_provider "google" {}
 
 variables {
-  project_id      = "example-project"
-  name            = "example-project-glimpse-images"
-  location        = "europe-west1"
-  api_account     = "api@example.iam.gserviceaccount.com"
-  worker_accounts = { batch = "batch@example.iam.gserviceaccount.com" }
+  project_id = "example-project"
+  name       = "example-project-glimpse-images"
+  location   = "europe-west1"
+  writers    = { batch = "batch@example.iam.gserviceaccount.com" }
+  readers    = { notify = "notify@example.iam.gserviceaccount.com" }
 }
 
 run "private" {
@@ -17,8 +17,8 @@ run "private" {
   }
 
   assert {
-    condition     = google_storage_bucket_iam_member.worker["batch"].role == "roles/storage.objectViewer"
-    error_message = "The worker only reads."
+    condition     = google_storage_bucket_iam_member.reader["notify"].role == "roles/storage.objectViewer" && google_storage_bucket_iam_member.writer["batch"].role == "roles/storage.objectUser"
+    error_message = "A service that only reads cannot write."
   }
 
   assert {
