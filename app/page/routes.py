@@ -5,6 +5,7 @@ of this origin only, and the one inline script, the import map, by its hash.
 """
 
 import base64
+import gzip
 import hashlib
 import mimetypes
 import re
@@ -14,6 +15,7 @@ from importlib.resources.abc import Traversable
 
 from fastapi import APIRouter, Request, Response
 
+from app.http.compression import accepts_gzip
 from app.http.responses import etag_matches
 from core.errors import NotFound
 from core.http.route_access import public
@@ -28,6 +30,7 @@ class Asset:
     """A file of the page, in memory."""
 
     body: bytes
+    zipped: bytes
     media_type: str
     etag: str
 
@@ -35,7 +38,8 @@ class Asset:
 def _asset(body: bytes, name: str) -> Asset:
     suffix = name[name.rfind(".") :]
     kind = _TYPES.get(suffix) or mimetypes.guess_type(name)[0] or "text/plain"
-    return Asset(body, kind, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+    etag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'  # weak: of the content, compressed or not
+    return Asset(body, gzip.compress(body), kind, etag)
 
 
 def read_assets() -> dict[str, Asset]:
@@ -83,10 +87,18 @@ def page_routes() -> APIRouter:
 
     def answer(request: Request, asset: Asset, headers: dict[str, str]) -> Response:
         # A file is checked with each visit: an update of the service is an update of the page.
-        headers = {"ETag": asset.etag, "Cache-Control": "no-cache", **headers}
-        if etag_matches(request.headers.get("if-none-match", ""), asset.etag):
+        headers = {
+            "ETag": asset.etag,
+            "Cache-Control": "no-cache",
+            "Vary": "Accept-Encoding",
+            **headers,
+        }
+        if etag_matches(request.headers.get("if-none-match", ""), asset.etag.removeprefix("W/")):
             return Response(status_code=304, headers=headers)
-        return Response(asset.body, media_type=asset.media_type, headers=headers)
+        if not accepts_gzip(request):
+            return Response(asset.body, media_type=asset.media_type, headers=headers)
+        headers["Content-Encoding"] = "gzip"
+        return Response(asset.zipped, media_type=asset.media_type, headers=headers)
 
     @router.api_route("/", methods=_METHODS)
     @public

@@ -72,6 +72,10 @@ async def test_a_file_is_sent_once_and_confirmed_after_that(api: Api) -> None:
     etag = first.headers["etag"]
     again = await api.client.get("/page/style.css", headers={"If-None-Match": etag})
     assert (again.status_code, again.content) == (304, b"")
+    plain = await api.client.get("/page/style.css", headers={"Accept-Encoding": "identity"})
+    assert "content-encoding" not in plain.headers
+    assert (first.headers["content-encoding"], first.content) == ("gzip", plain.content)
+    assert int(first.headers["content-length"]) < len(plain.content) / 2
     other = await api.client.get("/page/style.css", headers={"If-None-Match": '"other"'})
     assert other.status_code == 200
     head = await api.client.head("/")
