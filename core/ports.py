@@ -65,7 +65,11 @@ class RecordStore(Store[RecordKey, Record], Protocol):
         ...
 
     async def stale(self, before: datetime, limit: int) -> Sequence[Record]:
-        """At most `limit` non-terminal records last updated before `before`, oldest first."""
+        """At most `limit` non-terminal records last updated before `before`, oldest first.
+
+        If there are more, they are taken in turns from the tenants, so that no tenant with many
+        delays the others.
+        """
         ...
 
     async def of_image(self, tenant: str, image_hash: str) -> Sequence[Record]:
@@ -252,7 +256,10 @@ class JobStore(Store[JobKey, Job], Protocol):
         ...
 
     async def due(self, now: datetime, limit: int) -> Sequence[Job]:
-        """At most `limit` jobs of all tenants whose `wake_at` is not after `now`, oldest first."""
+        """At most `limit` jobs of all tenants whose `wake_at` is not after `now`, oldest first.
+
+        If there are more, they are taken in turns from the tenants.
+        """
         ...
 
     async def delete(self, key: JobKey) -> bool:

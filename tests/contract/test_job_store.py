@@ -269,7 +269,8 @@ async def test_completed_item_stays_as_it_is(store: JobStore, clock: MovableCloc
 async def test_failed_item_is_repaired_after_the_end_of_its_job(
     store: JobStore, clock: MovableClock
 ) -> None:
-    job = await running(store, job_of(clock), [JobItem(n, "a" * 64) for n in range(2)])
+    items = [JobItem(n, "a" * 64) for n in range(2)]
+    job = await running(store, job_of(clock, total=2), items)
     await store.complete_items(job.key, {0: replace(BROKEN, retryable=True), 1: BROKEN})
     ended = await store.refresh_counts(job.key)
     assert ended is not None

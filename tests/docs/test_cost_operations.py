@@ -58,7 +58,8 @@ async def test_one_new_image_makes_the_operations_that_are_charged(
         # The way of one image, as app/images/submission.py and worker/tasks/classify_image.py go.
         assert await store.get(key) is None
         assert await store.create(new_record(key, utc_now()))
-        assert await store.get(key) is not None
+        assert await store.deletion(key.image) is None
+        assert (await store.get_with_deletion(key))[0] is not None
         assert await store.change(key, advance(Status.PENDING, Status.QUEUED))
         claim = await claimed(store, key, settings.lease)
         assert claim is not None

@@ -165,7 +165,9 @@ class SqliteJobStore(SqliteStore[JobKey, Job]):
     async def due(self, now: datetime, limit: int) -> Sequence[Job]:
         def select(connection: sqlite3.Connection) -> Sequence[Job]:
             rows = connection.execute(
-                "SELECT document FROM jobs WHERE wake_at <= ? ORDER BY wake_at LIMIT ?",
+                "SELECT document FROM (SELECT document, wake_at, row_number() OVER"
+                " (PARTITION BY tenant ORDER BY wake_at) AS turn FROM jobs WHERE wake_at <= ?"
+                " ORDER BY turn, wake_at LIMIT ?) ORDER BY wake_at",
                 (to_micros(now), limit),
             )
             return [job_of_text(text) for (text,) in rows]

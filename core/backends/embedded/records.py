@@ -159,9 +159,10 @@ _UPDATE = (
 )
 # SQLite uses the partial index only if the condition repeats that of the index word for word.
 _STALE = (
-    f"SELECT {_COLUMNS} FROM records"  # noqa: S608
+    f"SELECT {_COLUMNS} FROM (SELECT *, row_number() OVER"  # noqa: S608
+    " (PARTITION BY tenant ORDER BY updated_at) AS turn FROM records"
     " WHERE status IN ('pending', 'queued', 'running') AND updated_at < ?"
-    " ORDER BY updated_at LIMIT ?"
+    " ORDER BY turn, updated_at LIMIT ?) ORDER BY updated_at"
 )
 # Each list reads one index, in the order of the sort keys.
 _LIST_BY_AGE = (

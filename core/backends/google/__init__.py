@@ -74,7 +74,7 @@ async def open_backend(settings: Settings, clock: Clock = utc_now) -> AsyncItera
 async def open_usage(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[UsageStore]:
     """Usage in Datastore. Raises Unavailable where there are no credentials."""
     async with _open_datastore(settings, "usage store", clock) as datastore:
-        yield DatastoreUsageStore(datastore)
+        yield DatastoreUsageStore(datastore, clock)
 
 
 @asynccontextmanager
@@ -85,7 +85,7 @@ async def open_access(settings: Settings, clock: Clock = utc_now) -> AsyncIterat
         yield Access(
             DatastoreKeyStore(datastore, clock),
             DatastoreAllowanceStore(datastore, clock),
-            DatastoreUsageStore(datastore),
+            DatastoreUsageStore(datastore, clock),
             secrets,
         )
 

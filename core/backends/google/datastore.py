@@ -210,9 +210,13 @@ class Datastore:
 
     async def query(self, tenant: str, query: Any) -> list[Any]:
         """All entities of the tenant that `query` finds. Raises Unavailable."""
+        return await self.query_namespace(self.keys.namespace(tenant), query)
+
+    async def query_namespace(self, namespace: str, query: Any) -> list[Any]:
+        """All entities of the namespace that `query` finds. Raises Unavailable."""
         with translated(self.part):
             self._check_open()
-            return await self._query(self.keys.namespace(tenant), query, retry=RETRY)
+            return await self._query(namespace, query, retry=RETRY)
 
     async def query_in(self, tenant: str, query: Any, transaction: bytes) -> list[Any]:
         """Like `query`, in a transaction of `transact`."""

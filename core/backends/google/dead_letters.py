@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from core.backends.google.datastore import Datastore
+from core.backends.google.due_index import DueIndex
 from core.backends.google.entities import (
     RawEntity,
     moment_of,
@@ -20,6 +22,7 @@ from core.backends.google.entities import (
 )
 from core.backends.google.queries import query_for
 from core.backends.google.store import DatastoreStore
+from core.clock import Clock, utc_now
 from core.domain.dead_letters import DeadLetter, LetterFilter, LetterKey
 from core.domain.sort_keys import bound
 
@@ -30,7 +33,12 @@ _ALL, _ALL_BY_CODE, _OPEN, _OPEN_BY_CODE = "all", "all_by_code", "open", "open_b
 class DatastoreDeadLetterStore(DatastoreStore[LetterKey, DeadLetter]):
     """`core.ports.DeadLetterStore`."""
 
+    def __init__(self, datastore: Datastore, clock: Clock = utc_now) -> None:
+        super().__init__(datastore, clock)
+        self._kept = DueIndex(datastore, "letters", clock)
+
     async def add(self, letter: DeadLetter) -> bool:
+        await self._kept.note(letter.tenant, letter.died_at)
         entity = _entity_of(letter, self._raw_key(letter.key))
         return await self._datastore.insert(entity, letter.tenant)
 
@@ -49,11 +57,15 @@ class DatastoreDeadLetterStore(DatastoreStore[LetterKey, DeadLetter]):
         return await self._delete(key)
 
     async def purge(self, before: datetime, limit: int) -> int:
-        purged = 0
-        for tenant in await self._datastore.tenants():
+        async def of_tenant(tenant: str, limit: int) -> tuple[int, datetime | None]:
             older = _between(_ALL, bound(before), "~", keys_only=True)
-            purged += await self._datastore.delete_found(tenant, older, limit - purged)
-        return purged
+            purged = await self._datastore.delete_found(tenant, older, limit)
+            # The sort keys have the newest letter first.
+            oldest = query_for(KIND, order=_ALL, descending=True, limit=1)
+            left = await self._datastore.query(tenant, oldest)
+            return purged, moment_of(left[0].properties["died_at"]) if left else None
+
+        return await self._kept.purge(before, limit, of_tenant)
 
     async def ping(self) -> None:
         await self._datastore.ping()

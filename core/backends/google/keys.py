@@ -9,7 +9,7 @@ different entities.
 import asyncio
 import json
 import random
-from datetime import date
+from datetime import UTC, date, datetime, time
 from itertools import groupby
 from typing import Any
 
@@ -17,6 +17,7 @@ from core.backends.google.datastore import (
     Datastore,
     RawMutation,
 )
+from core.backends.google.due_index import DueIndex
 from core.backends.google.entities import (
     RawEntity,
     moment_of,
@@ -131,8 +132,9 @@ class DatastoreAllowanceStore:
 class DatastoreUsageStore:
     """`core.ports.UsageStore`."""
 
-    def __init__(self, datastore: Datastore) -> None:
+    def __init__(self, datastore: Datastore, clock: Clock = utc_now) -> None:
         self._datastore = datastore
+        self._kept = DueIndex(datastore, "usage", clock)
         # Few shards, chosen at random: processes rarely conflict, and a read adds up few entities.
         self._shard = random.randrange(SHARDS)
         self._writers = asyncio.Semaphore(WRITERS)
@@ -143,6 +145,7 @@ class DatastoreUsageStore:
         usage = batch.usage
         # A tenant may have counts only; without this, `purge` would not find them.
         await self._datastore.register(usage.tenant)
+        await self._kept.note(usage.tenant, _midnight(usage.day))
         keys = self._datastore.keys
         name = f"{usage.day.isoformat()}:{usage.key_id}:{self._shard}"
         raw_key = keys.path(keys.namespace(usage.tenant), (USAGE_KIND, name))
@@ -171,12 +174,17 @@ class DatastoreUsageStore:
     async def purge(self, before: date, limit: int) -> int:
         if before == self._purged_before:
             return 0
-        purged = 0
-        for tenant in await self._datastore.tenants():
+
+        async def of_tenant(tenant: str, limit: int) -> tuple[int, datetime | None]:
             older = (KEY, "<", self._first_key(tenant, before))
             query = query_for(USAGE_KIND, older, keys_only=True)
-            purged += await self._datastore.delete_found(tenant, query, limit - purged)
-        if purged < limit:
+            purged = await self._datastore.delete_found(tenant, query, limit)
+            oldest = query_for(USAGE_KIND, order=KEY, limit=1)
+            left = await self._datastore.query(tenant, oldest)
+            return purged, _midnight(_usage_of(left[0], tenant).day) if left else None
+
+        purged = await self._kept.purge(_midnight(before), limit, of_tenant)
+        if not purged and not await self._kept.due(_midnight(before)):
             self._purged_before = before
         return purged
 
@@ -184,6 +192,10 @@ class DatastoreUsageStore:
         """Sorts before the keys of the tenant's counts of this day."""
         keys = self._datastore.keys
         return keys.path(keys.namespace(tenant), (USAGE_KIND, day.isoformat()))
+
+
+def _midnight(day: date) -> datetime:
+    return datetime.combine(day, time(), UTC)
 
 
 def _by_day(usage: Usage) -> tuple[date, str]:

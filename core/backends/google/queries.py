@@ -30,10 +30,11 @@ def query_for(
     kind: str,
     *conditions: tuple[str, str, Any],
     order: str = "",
+    descending: bool = False,
     limit: int | None = None,
     keys_only: bool = False,
 ) -> Any:
-    """The query for entities of `kind` that meet all conditions, ascending by `order`.
+    """The query for entities of `kind` that meet all conditions, sorted by `order`.
 
     A condition is a property, an operator (see `_OPERATORS`) and a value: a text, a time or a key.
     With `keys_only`, the entities found have no properties.
@@ -46,7 +47,9 @@ def query_for(
         every = CompositeFilter.pb()(op=CompositeFilter.Operator.AND, filters=filters)
         query.filter.CopyFrom(_RawFilter(composite_filter=every))
     if order:
-        query.order.add(property={"name": order}, direction=PropertyOrder.Direction.ASCENDING)
+        directions = PropertyOrder.Direction
+        direction = directions.DESCENDING if descending else directions.ASCENDING
+        query.order.add(property={"name": order}, direction=direction)
     if limit is not None:
         query.limit.value = limit
     if keys_only:

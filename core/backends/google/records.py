@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from heapq import nsmallest
 from typing import Any
 
-from core.backends.google.datastore import RawMutation
+from core.backends.google.datastore import Datastore, RawMutation
+from core.backends.google.due_index import RESOLUTION, DueIndex
 from core.backends.google.entities import (
     BY_AGE,
     BY_MODEL,
@@ -23,10 +23,12 @@ from core.backends.google.entities import (
 )
 from core.backends.google.queries import KEY, query_for
 from core.backends.google.store import DatastoreStore
+from core.clock import Clock, utc_now
 from core.domain import deletions
 from core.domain.deletions import Deletion
 from core.domain.record_lists import PageBuilder, RecordFilter, RecordPage
-from core.domain.records import ImageKey, Record, RecordKey
+from core.domain.records import ImageKey, Record, RecordKey, Status
+from core.domain.transitions import Transition
 from core.errors import Conflict, NotFound
 
 
@@ -39,7 +41,20 @@ class DatastoreRecordStore(DatastoreStore[RecordKey, Record]):
         found = (record_of(entity, self._keys) for entity in entities)
         return {record.key: record for record in found}
 
+    def __init__(self, datastore: Datastore, clock: Clock = utc_now) -> None:
+        super().__init__(datastore, clock)
+        self._unfinished = DueIndex(datastore, "records", clock)
+        self._due_deletions = DueIndex(datastore, "deletions", clock)
+
+    async def change(self, key: RecordKey, transition: Transition[Record]) -> Record | None:
+        after = await super().change(key, transition)
+        if after is not None and after.status is Status.PENDING:  # again, after it had ended
+            await self._unfinished.note(key.tenant, after.updated_at)
+        return after
+
     async def create(self, record: Record) -> bool:
+        if not record.status.terminal:
+            await self._unfinished.note(record.key.tenant, record.updated_at)
         entity = entity_of(record, self._keys.record(record.key))
         return await self._datastore.insert(entity, record.key.tenant)
 
@@ -61,14 +76,15 @@ class DatastoreRecordStore(DatastoreStore[RecordKey, Record]):
         return page.page()
 
     async def stale(self, before: datetime, limit: int) -> Sequence[Record]:
-        """As the port says, with one query per tenant: a query covers one namespace."""
-        found: list[Record] = []
-        for tenant in await self._datastore.tenants():
-            older = (UNFINISHED, "<", before)
-            query = query_for(RECORD_KIND, older, order=UNFINISHED, limit=limit)
+        """As the port says, with a query for each tenant that the index names."""
+
+        async def of_tenant(tenant: str) -> list[tuple[datetime, Record]]:
+            query = query_for(RECORD_KIND, order=UNFINISHED, limit=limit)
             entities = await self._datastore.query(tenant, query)
-            found += [record_of(entity, self._keys) for entity in entities]
-        return nsmallest(limit, found, key=lambda record: record.updated_at)
+            records = [record_of(entity, self._keys) for entity in entities]
+            return [(record.updated_at, record) for record in records]
+
+        return await self._unfinished.collect(before, limit, of_tenant)
 
     async def of_image(self, tenant: str, image_hash: str) -> Sequence[Record]:
         of_image = (KEY, "ancestor", self._keys.image(tenant, image_hash))
@@ -88,6 +104,7 @@ class DatastoreRecordStore(DatastoreStore[RecordKey, Record]):
             return after, [put, *(RawMutation(delete=each.key) for each in records)]
 
         await self._datastore.register(image.tenant)
+        await self._due_deletions.note(image.tenant, self._clock() + deletions.LEASE)
         return await self._datastore.transact(begin)
 
     async def end_deletion(self, deletion: Deletion) -> bool:
@@ -115,13 +132,15 @@ class DatastoreRecordStore(DatastoreStore[RecordKey, Record]):
         return record, deletion
 
     async def due_deletions(self, now: datetime, limit: int) -> Sequence[Deletion]:
-        """As the port says, with one query per tenant: a query covers one namespace."""
-        found: list[Deletion] = []
-        query = query_for(DELETION_KIND, (WAKE_AT, "<=", now), order=WAKE_AT, limit=limit)
-        for tenant in await self._datastore.tenants():
+        """As the port says, with a query for each tenant that the index names."""
+
+        async def of_tenant(tenant: str) -> list[tuple[datetime, Deletion]]:
+            query = query_for(DELETION_KIND, order=WAKE_AT, limit=limit)
             entities = await self._datastore.query(tenant, query)
-            found += [deletion_of(entity, self._keys) for entity in entities]
-        return nsmallest(limit, found, key=lambda deletion: deletion.wake_at)
+            found = [deletion_of(entity, self._keys) for entity in entities]
+            return [(deletion.wake_at, deletion) for deletion in found]
+
+        return await self._due_deletions.collect(now + RESOLUTION, limit, of_tenant)
 
     async def clean_up_deletion(self, image: ImageKey) -> Deletion | None:
         async def clean_up(transaction: bytes) -> tuple[Deletion | None, list[Any]]:
