@@ -80,7 +80,7 @@ def test_a_bill_by_hand() -> None:
         "API": 5.3,  # 200,000 s x (0.000024 + 0.0000025)
         "Cloud Run requests": 1.6,  # 4 million at 0.40
         "Datastore writes": 3.6,  # 40 x 0.09
-        "Datastore reads": 2.1,  # 70 x 0.03
+        "Datastore reads": 2.7,  # 90 x 0.03
         "Cloud Storage operations": 5.4,  # 1000 x (0.005 + 0.0004)
         "Cloud Storage, a month": 2.2,  # 110 GB x 0.020
         "Pub/Sub": 0.0728,  # 2e9 bytes of a TiB, x 40
@@ -118,7 +118,7 @@ def test_each_price_counts_once() -> None:
     work = cost.bundled_work(MEASURED)
     before = cost.total(work)
     for field, units in (
-        ("reads", 7e6),
+        ("reads", 9e6),
         ("writes", 4e6),
         ("requests", 4e6),
         ("class_a", 1e6),
