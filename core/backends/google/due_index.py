@@ -8,7 +8,8 @@ work, and work of a later time costs nothing until then.
 
 A writer notes the moment before it stores the work. A process remembers for a short time what it
 has noted, so that most writes cost nothing. Only the reader of the index raises a mark, to the
-moment of the next work that it finds, and not far while writers may still rely on the old one.
+moment of the next work that it finds, and not beyond the present while writers may still rely on
+the old one.
 """
 
 import zlib
@@ -35,7 +36,8 @@ SHARDS = 8
 MAX_TENANTS = 200  # that one run of a reader visits, those that have waited the longest
 AT_ONCE = 16
 REMEMBERED = timedelta(seconds=30)  # that a process does not note the same again
-QUIET = timedelta(seconds=120)  # since the last note; before, a mark is raised by at most this
+QUIET = timedelta(seconds=60)  # since the last note; before, a mark is raised to the present only
+SKEW = timedelta(seconds=5)  # by which clocks may differ
 MAX_REMEMBERED = 10_000  # tenants
 _MOMENT, _NOTED_AT, _DUE = "moment", "noted_at", "due"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -103,9 +105,9 @@ class DueIndex:
                 return None, []
             if following is None and quiet:
                 return None, [RawMutation(delete=before.key)]
-            moment = following or now + QUIET
+            moment = following or now - SKEW
             if not quiet:
-                moment = min(moment, now + QUIET)
+                moment = min(moment, now - SKEW)
             if moment <= mark.moment:
                 return None, []
             after = Mark(mark.tenant, moment, mark.noted_at)
