@@ -350,8 +350,10 @@ class ControlPlane:
             new = copy.deepcopy(old)
             for path in mask.split(","):
                 _set(new, body, [camel(part) for part in path.split(".")])
-        else:
+        elif call.method.id.startswith(("compute.", "storage.")):
             new = {**old, **body}
+        else:  # without a mask, the body is the whole resource
+            new = {**body, "generation": old.get("generation", 0)}
         self.resources[name] = self._filled(call, name, new, old)
         return self._done(call, name)
 
