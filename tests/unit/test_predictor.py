@@ -226,7 +226,10 @@ def test_requirements_are_checked(tmp_path: Path, lines: str, reason: str) -> No
     assert reason in raised.value.detail
 
 
-def test_modules_beside_the_predictor_belong_to_their_bundle(tmp_path: Path) -> None:
+def test_modules_beside_the_predictor_belong_to_their_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.dont_write_bytecode", False)
     code = "import helper\n" + predicting("[{'output': helper.NAME}]")
     found = []
     for name in ("one", "two"):
@@ -234,6 +237,7 @@ def test_modules_beside_the_predictor_belong_to_their_bundle(tmp_path: Path) -> 
         (folder / "helper.py").write_text(f"NAME = {name!r}\n")
         found.append(classifier_of(folder))
     assert [each.classify(WHITE).output for each in found] == ['"one"', '"two"']
+    assert not list(tmp_path.rglob("__pycache__")), "the folder may be read-only"
 
 
 @pytest.mark.parametrize(

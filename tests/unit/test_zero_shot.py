@@ -53,9 +53,10 @@ def image_tower(batch: str | int = "batch") -> onnx.ModelProto:
 
 
 def text_tower() -> onnx.ModelProto:
-    """The sum of the vectors of a text's words. Words that name no colour are zero."""
+    """The sum of the vectors of a text's words, of different lengths. Other words are zero."""
     words = ["a", "photo", "of", *COLOURS]
     table = np.array([COLOURS.get(word, (0, 0, 0)) for word in words], np.float32)
+    table *= np.arange(1, len(words) + 1, dtype=np.float32)[:, np.newaxis]
     return model_of(
         helper.make_graph(
             [
