@@ -106,7 +106,7 @@ async def get_image(request: Request, principal: Principal) -> Response:
     result = await services.images.find(principal.tenant, image_hash, selection, waiting)
     return image_response(
         result,
-        location=location_of(request, result, selection),
+        location="" if result.status.terminal else location_of(request, result, selection),
         wait=wait,
         success=services.success_headers,
         if_none_match=", ".join(request.headers.getlist("if-none-match")) or None,

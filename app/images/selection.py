@@ -30,11 +30,11 @@ class Selection:
 
 def selection_of(request: Request) -> Selection:
     """The selection in the query of `request`. Raises InvalidRequest."""
-    default = services_of(request).images.default_view
+    default = services_of(request).images.default_selection
     if not request.scope["query_string"]:
-        return Selection("", default)
+        return default
     query = request.query_params
-    return Selection(model_of(query), view_of(query, default))
+    return Selection(model_of(query), view_of(query, default.view))
 
 
 def model_of(query: QueryParams) -> str:

@@ -36,7 +36,8 @@ UNKNOWN_IMAGE = "No such image, or not under this model."
 class ImageService:
     """Images, each under one or several models.
 
-    `default_view` is the view of requests that select none.
+    `default_view` is the view of requests that select none, and `default_selection` what they
+    select.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class ImageService:
         clock: Clock = utc_now,
     ) -> None:
         self.default_view = View.default(settings)
+        self.default_selection = Selection("", self.default_view)
         self.waiter = ResultWaiter(backend.records)
         self._settings = settings
         self._backend = backend

@@ -58,7 +58,8 @@ async def accept_upload(
         result, cached = await services.images.submit(
             key, upload, selection.view, Wait(wait, request.receive, principal.key_id)
         )
-    location = locate(request, result, selection)
+    # Only a 202 has a location.
+    location = "" if result.status.terminal else locate(request, result, selection)
     response = image_response(result, location=location, wait=applied_wait)
     return audited(
         response, services.audit, principal, result, cached=cached, size=size, began=began
@@ -83,6 +84,6 @@ async def classify_stored(
     result, cached = await services.images.classify_stored(
         key, selection.view, Wait(wait, request.receive, principal.key_id)
     )
-    location = location_of(request, result, selection)
+    location = "" if result.status.terminal else location_of(request, result, selection)
     response = image_response(result, location=location, wait=applied_wait)
     return audited(response, services.audit, principal, result, cached=cached, size=0, began=began)
