@@ -2,9 +2,10 @@
 
     make abuse ABUSE_ARGS="--inputs 20000 --seed 7 --markdown figures.md"
 
-First it uploads hostile images, and follows each one until its record ends. Then it sends requests
-that schemathesis generates from the OpenAPI documents of both services. Exits with 1 if a promise
-is broken, and prints the seed that generates the same inputs again.
+First it uploads hostile images, and follows each one until its record ends. Then it uploads odd
+pictures, whose labels must be those of what a viewer shows. Then it sends requests that
+schemathesis generates from the OpenAPI documents of both services. Exits with 1 if a promise is
+broken, and prints the seed that generates the same inputs again.
 """
 
 import argparse
@@ -20,7 +21,9 @@ from rich.table import Table
 from tests.abuse import experiment, schema
 from tests.abuse.experiment import Abuse, Outcome
 from tests.abuse.hostile import hostile_images
+from tests.abuse.odd import odd_pictures
 from tests.abuse.processes import MEBIBYTE
+from tests.abuse.viewer import compare
 from tests.support.bundles import write_colour_bundle
 from tests.support.stack import Stack
 
@@ -87,6 +90,20 @@ def main() -> None:
         progress.update(bar, total=images.inputs)  # duplicates are sent once
         tables["Hostile images"] = image_rows(images)
         wrong += images.wrong
+        pictures = list(odd_pictures())
+        bar = progress.add_task("odd pictures", total=len(pictures))
+        with Stack(folder / "odd", bundle, **experiment.SETTINGS) as stack:
+            odd = compare(
+                stack,
+                pictures,
+                lambda sent, bar=bar: progress.update(bar, completed=sent),  # type: ignore[misc]
+            )
+        tables["Odd pictures"] = [
+            ("seen as a viewer shows them", str(odd.seen)),
+            ("refused with a reason", str(odd.refused)),
+            ("wrong", str(len(odd.wrong))),
+        ]
+        wrong += odd.wrong
         for service in schema.SERVICES:
             bar = progress.add_task(f"requests to the {service}", total=None)
             with Stack(folder / service, bundle) as stack:

@@ -21,12 +21,12 @@ SENDERS = 4
 BACKLOG = 64  # accepted images that have not ended; at more, senders wait
 END_SECONDS = 300.0  # seconds from the last upload until every record ends
 ANSWER_SECONDS = 60.0
-# The resident bytes that no input may exceed. A picture of 50 megapixels, the limit, has 200 MB in
-# RGBA, and a decoder holds up to three such buffers.
+# The resident bytes that no input may exceed. A picture of 64 megapixels, the limit, has 256 MB in
+# RGBA, and a decoder holds up to four such buffers.
 MOST_MEMORY = {
     "api": 600 * MEBIBYTE,
     "worker": 400 * MEBIBYTE,
-    "worker's children": 1200 * MEBIBYTE,
+    "worker's children": 1500 * MEBIBYTE,
 }
 # The stack's own delivery is quick: a lease of two seconds would end during a large picture. Longer
 # than production's: a busy machine may take ten times as long over a picture at the limit.
@@ -201,13 +201,20 @@ class Abuse:
                 self._wrong(f"{name} took {peak / MEBIBYTE:.0f} MiB")
 
     def _judge_what_is_stored(self) -> None:
-        """Check that records and blobs exist only for images that ended, and no messages."""
+        """Check that records and blobs exist only for images that ended, and no messages.
+
+        An image that succeeded has a thumbnail as well.
+        """
         folder = self._stack.folder / "data"
         accepted = sum(self._outcome.ended.values())
-        blobs = sum(1 for path in (folder / "blobs").rglob("*") if path.is_file())
+        files = [path for path in (folder / "blobs").rglob("*") if path.is_file()]
+        thumbnails = sum(1 for path in files if path.parent.name == "thumbnails")
+        blobs = len(files) - thumbnails
         records = _rows(folder / "records.db", "records")
         if (records, blobs) != (accepted, accepted):
             self._wrong(f"{accepted} images ended, but {records} records and {blobs} blobs")
+        if thumbnails != self._outcome.ended["success"]:
+            self._wrong(f"{thumbnails} thumbnails of {self._outcome.ended['success']} images")
         ends = (
             time.monotonic() + 60
         )  # the queue records the last acknowledgement after the response

@@ -19,7 +19,7 @@ from tests.support.pictures import encode, picture
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF")
 MEGABYTE = 1_000_000
-LIMIT_SIDE = 7_071  # its square is just below the default limit of 50 megapixels
+LIMIT_SIDE = 8_000  # its square is the default limit of 64 megapixels
 FILL = ("flipped header", "flipped body", "spliced")
 
 

@@ -185,6 +185,14 @@ def jpegs() -> Iterator[Odd]:
         )
     for missing in (1, 2):
         yield Odd(f"jpeg without its last {missing} bytes", lambda n=missing: good()[:-n], shown())  # type: ignore[misc]
+    for width, height in ((333, 217), (999, 777)):
+        for options in ({}, {"progressive": True}, {"restart_marker_blocks": 3}):
+            draw = partial(encode, scene((width, height)), "JPEG", quality=92, **options)
+            yield Odd(
+                f"jpeg of {width} x {height} without its end, {options}",
+                lambda draw=draw: draw()[:-2],  # type: ignore[misc]
+                shown(draw),
+            )
     progressive = partial(_plain, "JPEG", quality=92, progressive=True)
     yield Odd("jpeg progressive without its end", lambda: progressive()[:-2], shown(progressive))
     grey = partial(_grey, "JPEG", quality=92)
@@ -565,10 +573,10 @@ def tiff(**options: object) -> bytes:
 
 
 def tiffs() -> Iterator[Odd]:
-    large = (600, 20_000)
+    large = (300, 20_000)
     yield Odd(
         "tiff with a strip for each of 20,000 rows",
-        lambda: tiff(image=scene(large), strip_size=1800),
+        lambda: tiff(image=scene(large), strip_size=900),
         partial(scene, large),
     )
     for compression in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "zstd"):

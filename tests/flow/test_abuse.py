@@ -7,6 +7,8 @@ import pytest
 
 from tests.abuse.experiment import SETTINGS, Abuse
 from tests.abuse.hostile import hostile_images
+from tests.abuse.odd import odd_pictures
+from tests.abuse.viewer import compare
 from tests.support.stack import Stack
 
 INPUTS = 400
@@ -26,3 +28,11 @@ def test_hostile_images_are_refused_or_end(tmp_path: Path, colour_bundle: Path) 
     assert outcome.refused.total() > INPUTS / 10
     assert outcome.ended["success"] > INPUTS / 20
     assert outcome.ended["error undecodable_image"] > INPUTS / 20
+
+
+@pytest.mark.timeout(400)
+def test_odd_pictures_are_seen_as_a_viewer_shows_them(tmp_path: Path, colour_bundle: Path) -> None:
+    with Stack(tmp_path, colour_bundle, **SETTINGS) as stack:
+        outcome = compare(stack, odd_pictures())
+    assert outcome.wrong == []
+    assert outcome.seen > 90 and outcome.refused > 20

@@ -197,14 +197,17 @@ class Decoder(ABC):
         canvas = image.size if encoded.frame is None else encoded.size
         target, whole = self._sizes(canvas, swap)
         size: tuple[float, float] = canvas
+        least: tuple[int, int] | None = None
         if encoded.reducible:
-            most = int(whole[0] * _REDUCING_GAP), int(whole[1] * _REDUCING_GAP)
-            drafted = image.draft(None, most)
+            least = int(whole[0] * _REDUCING_GAP), int(whole[1] * _REDUCING_GAP)
+            drafted = image.draft(None, least)
             if drafted is not None:  # the box excludes the padding of part of a pixel
                 size = drafted[1][2:]
         profile = encoded.profile or image.info.get("icc_profile")
         grey = image.mode in _GREY_MODES or image.mode.startswith(("I", "F"))
-        pixels = _on_canvas(encoded, _resizable(encoded, _loaded(encoded, image, data), data))
+        pixels = _on_canvas(
+            encoded, _resizable(encoded, _loaded(encoded, image, data, least), data)
+        )
         left, top = (whole[0] - target[0]) / 2, (whole[1] - target[1]) / 2
         left = math.ceil(left) if orientation in _REVERSES_X else math.floor(left)
         top = math.ceil(top) if orientation in _REVERSES_Y else math.floor(top)
@@ -339,15 +342,20 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     return image
 
 
-def _loaded(encoded: EncodedImage, image: ImageFile.ImageFile, data: bytes) -> Image.Image:
-    """The decoded image. Raises OSError and others if its pixels are damaged or incomplete."""
+def _loaded(
+    encoded: EncodedImage, image: ImageFile.ImageFile, data: bytes, least: tuple[int, int] | None
+) -> Image.Image:
+    """The decoded image. Raises OSError and others if its pixels are damaged or incomplete.
+
+    `least` is the size below which a JPEG is not reduced.
+    """
     if encoded.lossless_jpeg and encoded.jfif and image.mode == "RGB":
         image.draft("YCbCr", None)  # libjpeg converts the colours of no lossless image
     try:
         image.load()
     except OSError:
         if isinstance(image, JpegImagePlugin.JpegImageFile) and END_OF_IMAGE not in data:
-            return _jpeg_without_end(image, data)
+            return _jpeg_without_end(data, least)
         raise
     return image
 
@@ -455,20 +463,19 @@ def _on_white(image: Image.Image) -> Image.Image:
     return page
 
 
-def _jpeg_without_end(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
+def _jpeg_without_end(data: bytes, least: tuple[int, int] | None) -> Image.Image:
     """A JPEG that lacks its last marker, and no pixels. Raises OSError if it lacks more.
 
     libjpeg takes an end that is added for the end of all pixels, and fills the missing ones with
     grey. So it gets a few more bytes but no end: it then stops behind the last complete row.
     """
-    size, scale = image.size, image.decoderconfig[0] if image.decoderconfig else 1
     if all_scans_present(data):
         retried = _open(data + END_OF_IMAGE)
-        retried.draft(None, size if scale > 1 else None)
+        retried.draft(None, least)
         retried.load()
         return retried
     retried = _open(data + _MISSING_END)
-    retried.draft(None, size if scale > 1 else None)
+    retried.draft(None, least)
     colour = _NOT_DECODED[retried.mode]
     pixels = Image.new(retried.mode, retried.size, colour)
     retried.im = pixels.im
