@@ -22,6 +22,8 @@ from core.settings import Settings, load_settings
 
 PHOTOS = ("cat.jpg", "coffee.jpg", "rocket.jpg")
 FOLDER = Path(__file__).resolve().parents[1] / "examples"
+RETRYABLE = (httpx2.codes.TOO_MANY_REQUESTS, httpx2.codes.SERVICE_UNAVAILABLE)
+RETRY_SECONDS = 60.0  # longest time for the retries of one request
 RESULT_SECONDS = 60.0  # longest time until an image has a result
 # Only `make run` knows which backend runs. A batch needs the scope `jobs` as well.
 KEY_REQUIRED = """\
@@ -31,6 +33,33 @@ For compose:
   export GLIMPSE_API_KEY="$(docker compose --file compose/compose.yaml exec -T api \\
     python -m app.keys create demo --scopes classify,read,jobs)"
 Then run make demo again."""
+
+
+class _Retrying(httpx2.HTTPTransport):
+    """Repeats a request that gets 429 or 503, after the time that `Retry-After` says."""
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        deadline = time.monotonic() + RETRY_SECONDS
+        while True:
+            response = super().handle_request(request)
+            if response.status_code not in RETRYABLE:
+                return response
+            after = response.headers.get("retry-after", "")
+            wait = float(after) if after.isdigit() else 1.0
+            if time.monotonic() + wait > deadline:
+                return response
+            response.close()
+            time.sleep(wait)
+
+
+def _reason(response: httpx2.Response) -> str:
+    """The status of a refusal, and what the service says about it."""
+    response.read()
+    try:
+        detail = response.json()["detail"]
+    except (ValueError, KeyError, TypeError):
+        detail = response.reason_phrase
+    return f"{response.status_code}: {detail}"
 
 
 @dataclass(frozen=True)
@@ -102,7 +131,9 @@ def main() -> None:
         table.add_column(column, no_wrap=column != "labels")
     failed = False
     try:
-        with httpx2.Client(base_url=url, timeout=30, headers=_key(), trust_env=False) as client:
+        with httpx2.Client(
+            base_url=url, timeout=30, headers=_key(), trust_env=False, transport=_Retrying()
+        ) as client:
             for file, photo in track(
                 list(photos()), "classifying", console=console, transient=True
             ):
@@ -120,9 +151,9 @@ def main() -> None:
             console.print(table)
             failed |= not show_batch(client, [FOLDER / name for name in PHOTOS], console)
     except httpx2.HTTPStatusError as refused:
-        if refused.response.status_code != httpx2.codes.UNAUTHORIZED:
-            raise
-        sys.exit(KEY_REQUIRED)
+        if refused.response.status_code == httpx2.codes.UNAUTHORIZED:
+            sys.exit(KEY_REQUIRED)
+        sys.exit(f"The demonstration ended: {url} answered {_reason(refused.response)}")
     except httpx2.TransportError:
         sys.exit(
             f"Glimpse is not running: nothing answers at {url}, and no process uses "

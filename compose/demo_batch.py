@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import secrets
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -61,7 +62,9 @@ def show_batch(client: httpx2.Client, paths: Sequence[Path], console: Console) -
     """Upload a batch and follow it to its end. Returns whether the job ended as expected."""
     images = [*crops(paths, IMAGES), *((f"note-{n}.jpg", b"a note") for n in range(BROKEN))]
     upload = [("imgs", image) for image in images]
-    created = client.post("/api/v1/jobs/batch-predict", files=upload).raise_for_status().json()
+    once = {"Idempotency-Key": secrets.token_hex(16)}  # a repeated request creates no second job
+    answer = client.post("/api/v1/jobs/batch-predict", files=upload, headers=once)
+    created = answer.raise_for_status().json()
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,10 +1,15 @@
 """`make demo` on real processes with the bundled model prints what the README shows."""
 
+import json
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+import pytest
 
 from compose.demo import PHOTOS
 from compose.demo_batch import BROKEN, IMAGES
@@ -58,6 +63,46 @@ def test_demo_names_the_key_that_it_needs(tmp_path: Path, colour_bundle: Path) -
         key = stack.make_key("--scopes", said[1])
         accepted = demo(stack.environment, GLIMPSE_API_KEY=key)
     assert accepted.returncode == 0, accepted.stdout + accepted.stderr
+
+
+class _Busy(BaseHTTPRequestHandler):
+    """Refuses with 503: `refusals` times, then with the status `then`."""
+
+    refusals, then, seen = 2, 418, 0
+
+    def do_POST(self) -> None:
+        kind = type(self)
+        kind.seen += 1
+        self.rfile.read(int(self.headers["content-length"]))
+        busy = kind.seen <= kind.refusals
+        body = json.dumps({"detail": "Busy." if busy else "A teapot."}).encode()
+        self.send_response(503 if busy else kind.then)
+        self.send_header("Retry-After", "1" if kind.refusals < 10 else "3600")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's name
+        """Write nothing."""
+
+
+@pytest.mark.parametrize(
+    ("refusals", "attempts", "said"), [(2, 3, "418: A teapot."), (1000, 1, "503: Busy.")]
+)
+def test_demo_retries_as_the_service_says_and_ends_with_a_sentence(
+    tmp_path: Path, colour_bundle: Path, refusals: int, attempts: int, said: str
+) -> None:
+    """A wait of an hour is too long."""
+    busy = type("Busy", (_Busy,), {"refusals": refusals})
+    with ThreadingHTTPServer(("127.0.0.1", 0), busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        stack = Stack(tmp_path, colour_bundle)  # not started
+        done = demo(stack.environment, API_PORT=str(server.server_port))
+        server.shutdown()
+    assert done.returncode == 1
+    url = f"http://127.0.0.1:{server.server_port}"
+    assert done.stderr == f"The demonstration ended: {url} answered {said}\n"
+    assert busy.seen == attempts
 
 
 def test_demo_reports_a_service_that_is_not_running(tmp_path: Path, colour_bundle: Path) -> None:
