@@ -8,6 +8,7 @@ import threading
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,7 +94,7 @@ def test_demo_retries_as_the_service_says_and_ends_with_a_sentence(
     tmp_path: Path, colour_bundle: Path, refusals: int, attempts: int, said: str
 ) -> None:
     """A wait of an hour is too long."""
-    busy = type("Busy", (_Busy,), {"refusals": refusals})
+    busy: Any = type("Busy", (_Busy,), {"refusals": refusals})
     with ThreadingHTTPServer(("127.0.0.1", 0), busy) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         stack = Stack(tmp_path, colour_bundle)  # not started
