@@ -53,7 +53,12 @@ module "api" {
   execution_environment = "EXECUTION_ENVIRONMENT_GEN1"
 
   environment = module.settings.api
-  secrets     = { KEY_SECRET = module.secrets.versions["api-keys"] }
+  secrets = {
+    KEY_SECRET = {
+      secret  = module.secrets.versions["api-keys"].secret
+      version = coalesce(var.key_secret_read_version, module.secrets.versions["api-keys"].version)
+    }
+  }
   signs_links = true
 
   ingress   = local.behind_load_balancer ? "INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER" : "INGRESS_TRAFFIC_ALL"

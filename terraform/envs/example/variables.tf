@@ -169,6 +169,17 @@ variable "key_secret_version" {
   default     = 1
 }
 
+variable "key_secret_read_version" {
+  description = "Version of the secret that the API reads, after you added one with several values to rotate it; null for the version that Terraform made"
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.key_secret_read_version == null ? true : can(regex("^[1-9][0-9]*$", var.key_secret_read_version))
+    error_message = "The number of a version."
+  }
+}
+
 variable "email" {
   description = "Mail server for jobs' notifications: a secret of this project whose value is SMTP_URL, its version, the sender, and the domains that e-mail may go to (none: the sender's own; * any); null sends none"
   type = object({
