@@ -134,6 +134,8 @@ async def test_models_are_listed_and_read(
                 "labels": list(COLOURS),
                 "categories": {},
                 "card": "# Other\nA test model.\n",
+                # Of trained models only.
+                **dict.fromkeys(("base", "versions", "active_version", "corrections")),
             }
         assert (await api.client.get(f"/api/v1/models/{first['name']}")).json()["card"] is None
         refused = assert_problem(await api.client.get("/api/v1/models/cats"), 404, "not_found")
