@@ -208,7 +208,7 @@ class Abuse:
         folder = self._stack.folder / "data"
         accepted = sum(self._outcome.ended.values())
         files = [path for path in (folder / "blobs").rglob("*") if path.is_file()]
-        thumbnails = sum(1 for path in files if path.parent.name == "thumbnails")
+        thumbnails = sum(1 for path in files if "thumbnails" in path.parts)
         blobs = len(files) - thumbnails
         records = _rows(folder / "records.db", "records")
         if (records, blobs) != (accepted, accepted):
