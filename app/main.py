@@ -53,6 +53,7 @@ from app.page.routes import page_routes
 from app.services import Services
 from app.streams import ticket_routes
 from app.streams.registry import STREAM_SECONDS, StreamRegistry
+from app.uploads.image_source import open_image_fetcher
 from app.uploads.limiter import UploadLimiter, upload_limits
 from app.webhooks import routes as webhook_routes
 from app.webhooks.service import Webhooks
@@ -204,6 +205,7 @@ async def _open_services(
         open_authenticator(settings, clock) as authenticator,
         open_audit(settings, dropped, clock) as audit,
         _open_models(settings, bundle, backend) as (models, trained_models),
+        open_image_fetcher(enabled=settings.image_urls) as image_fetcher,
     ):
         resolver = PublicResolver(allow_private=settings.webhook_allow_private)
         streams = StreamRegistry(settings.max_streams, STREAM_SECONDS, metrics.streams)
@@ -220,6 +222,7 @@ async def _open_services(
             trainings=TrainingService(settings, backend, models, clock),
             webhooks=Webhooks(backend, resolver, clock),
             uploads=UploadLimiter(upload_limits(settings)),
+            image_fetcher=image_fetcher,
             streams=streams,
             success_headers=success_headers(settings),
             image_poller=streams.poller(

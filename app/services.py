@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from app.models.catalogue import ModelCatalogue
     from app.models.trained import TrainedModels
     from app.streams.registry import StreamRegistry
+    from app.uploads.image_source import ImageFetcher
     from app.uploads.limiter import UploadLimiter
     from app.webhooks.service import Webhooks
     from core.backends import Backend
@@ -51,6 +52,7 @@ class Services:
     trainings: TrainingService
     webhooks: Webhooks
     uploads: UploadLimiter
+    image_fetcher: ImageFetcher
     streams: StreamRegistry
     success_headers: RawHeaders
     image_poller: ImagePoller

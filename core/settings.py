@@ -312,6 +312,13 @@ class Settings(BaseSettings):
             "bytes for each pixel",
         ),
     ] = 120_000_000
+    image_urls: Annotated[
+        bool,
+        Field(
+            description="Whether clients may send the URL of an image, which the API fetches from "
+            "public addresses"
+        ),
+    ] = True
     max_batch_bytes: Annotated[
         int, Field(ge=1, description="Largest batch of images, in bytes, packed or unpacked")
     ] = 256 * 1024 * 1024

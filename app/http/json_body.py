@@ -35,6 +35,12 @@ class JsonBody(BaseModel):
         return value
 
 
+def is_json(request: Request) -> bool:
+    """Whether the headers call the request's body JSON."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return media_type == JSON or _JSON_SUFFIX.fullmatch(media_type) is not None
+
+
 def check_content_type(request: Request) -> None:
     """Raise UnsupportedMediaType if the request has a body that its headers do not call JSON.
 
@@ -44,8 +50,7 @@ def check_content_type(request: Request) -> None:
     """
     if request.method == "PATCH":
         return
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type == JSON or _JSON_SUFFIX.fullmatch(media_type):
+    if is_json(request):
         return
     if has_body(request.scope):
         raise UnsupportedMediaType(NOT_JSON, extra={"accepted": [JSON]})

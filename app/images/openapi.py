@@ -10,9 +10,11 @@ from app.http.parameters import HASH_PATTERN, HASH_SCHEMA
 from app.images.representation import content_path, image_path
 from app.images.schemas import Image
 from app.streams.events import Event, Kind, encoded
+from app.uploads.image_source import ImageUrl
 from app.uploads.image_upload import FIELD
 from core import errors
 from core.domain.records import MAX_LABELS
+from core.outbound.http_client import PrivateAddress
 
 _HASH_TEXT = "The SHA-256 of the image's bytes, in hexadecimal"
 _MODEL_TEXT = "The id or name of a model (`GET /api/v1/models`), by default that of the service"
@@ -81,6 +83,9 @@ UPLOAD_REFUSALS = refusals(
 LOOKUP_REFUSALS = refusals(
     errors.NotFound, errors.InvalidRequest, errors.UnknownModel, errors.Unavailable
 )
+URL_REFUSALS = refusals(
+    errors.InvalidRequest, PrivateAddress, errors.UnsupportedMediaType, errors.UnsupportedImage
+)
 PUT_REFUSALS = refusals(
     errors.UploadTooSlow,
     errors.UnsupportedImage,
@@ -129,13 +134,21 @@ SCHEMAS = {
         "description": "A form with an image.",
         "required": [FIELD],
         "properties": {FIELD: {"type": "string", "format": "binary", "description": "The image"}},
-    }
+    },
+    "ImageUrl": ImageUrl.model_json_schema(),
 }
 _FORM = {"multipart/form-data": {"schema": {"$ref": "#/components/schemas/ImageUpload"}}}
 
 FORM_BODY = {
     "requestBody": {"required": True, "content": _FORM},
     "parameters": [MODEL, *VIEW],
+}
+URL_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ImageUrl"}}},
+    },
+    "parameters": [MODEL, *VIEW, PREFER],
 }
 WAITING_FORM_BODY = {**FORM_BODY, "parameters": [MODEL, *VIEW, PREFER]}
 # One media type: generated clients send the first one of several, whatever the file is.

@@ -18,6 +18,8 @@ from app.images.openapi import (
     RAW_BODY,
     READ_MODEL,
     UPLOAD_REFUSALS,
+    URL_BODY,
+    URL_REFUSALS,
     VIEW,
     WAITING_FORM_BODY,
     ImageHash,
@@ -49,8 +51,9 @@ router = APIRouter(prefix="/api/v1/images", tags=["images"], route_class=Authent
     description="Send a form with the field `img`. A known image gets its result (200), a new one "
     "is accepted (202). With `Prefer: wait=n`, the response waits for the result.\n\n"
     "A body of any other content type is taken as the bytes of the image: "
-    "`curl --data-binary @cat.jpg`. `PUT /api/v1/images/{image_hash}` documents that form for "
-    "generated clients.",
+    "`curl --data-binary @cat.jpg`. JSON has the image's `url`, or its bytes as `base64`. "
+    "`PUT /api/v1/images/{image_hash}` and `POST /api/v1/images/from-url` document these forms "
+    "for generated clients.",
     responses={**results(EXAMPLE_PATH), **UPLOAD_REFUSALS},
     openapi_extra=WAITING_FORM_BODY,
 )
@@ -58,6 +61,23 @@ router = APIRouter(prefix="/api/v1/images", tags=["images"], route_class=Authent
 async def upload_image(request: Request, principal: Principal) -> Response:
     wait = _wait(request)
     return await accept_upload(request, principal, wait=wait or 0, applied_wait=wait)
+
+
+@hot_router.post(
+    "/from-url",
+    summary="Classify an image at a URL",
+    description="The service fetches the image, from public addresses alone, within 15 seconds and "
+    "the limit of bytes, and then treats it like an upload. Redirects are followed and checked. "
+    '`POST /api/v1/images` takes the same JSON, and `{"base64": …}` as well.',
+    responses={**results(EXAMPLE_PATH), **UPLOAD_REFUSALS, **URL_REFUSALS},
+    openapi_extra=URL_BODY,
+)
+@requires(Scope.CLASSIFY)
+async def classify_url(request: Request, principal: Principal) -> Response:
+    wait = _wait(request)
+    return await accept_upload(
+        request, principal, wait=wait or 0, applied_wait=wait, from_json=True
+    )
 
 
 @hot_router.put(

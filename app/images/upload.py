@@ -7,11 +7,13 @@ from fastapi import Request, Response
 
 from app.audit_log import audited
 from app.auth.requires import count_image
+from app.http.json_body import is_json
 from app.images.representation import Representation, image_path
 from app.images.responses import image_response
 from app.images.result_waiter import Wait
 from app.images.selection import Selection, resolved_model, selection_of
 from app.services import services_of
+from app.uploads.image_source import read_image_source
 from app.uploads.image_upload import read_named_upload, read_upload
 from core.domain.principals import Principal
 from core.domain.records import RecordKey
@@ -35,12 +37,14 @@ async def accept_upload(
     locate: Locate = location_of,
     form_only: bool = False,
     image_hash: str | None = None,
+    from_json: bool = False,
 ) -> Response:
     """Read the image, submit it, and return its result or a 202.
 
     Waits for the result for at most `wait` seconds. `applied_wait` is reported to the client as its
     preference. `locate` returns the location of the result. With `form_only`, the image must be in
-    a form. With `image_hash`, it must be a raw body that has this hash.
+    a form. With `image_hash`, it must be a raw body that has this hash. With `from_json`,
+    the body must be JSON that names the image.
     """
     began = time.perf_counter()
     services = services_of(request)
@@ -48,7 +52,9 @@ async def accept_upload(
     model = await resolved_model(request, principal, selection.model)
     limit = services.settings.max_image_bytes
     with services.uploads.slot() as slot:
-        if image_hash is None:
+        if from_json or (image_hash is None and not form_only and is_json(request)):
+            upload = await read_image_source(request, limit, slot, services.image_fetcher)
+        elif image_hash is None:
             upload = await read_upload(request, limit, slot, form_only=form_only)
         else:
             upload = await read_named_upload(request, limit, slot, image_hash)

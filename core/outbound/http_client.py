@@ -2,16 +2,17 @@
 
 The resolver looks up a host once, requires that all its addresses are public, and the client
 connects to one of those. The last check happens where the socket is created, so that no connection
-bypasses it, whatever form the address had in the URL. The client follows no redirects, uses no
-proxy and keeps no cookies. Compare imgproxy's advisory GHSA-j2hp-6m75-v4j4.
+bypasses it, whatever form the address had in the URL. The client uses no proxy and keeps no
+cookies. It follows redirects of GET requests alone, each of which is checked like the first URL.
+Compare imgproxy's advisory GHSA-j2hp-6m75-v4j4.
 """
 
 import asyncio
 import re
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import aiohttp
@@ -23,6 +24,8 @@ from core.outbound.addresses import is_public
 
 MAX_URL_LENGTH = 2048
 RESOLVER_THREADS = 8
+MAX_REDIRECTS = 5  # of a GET request
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 CONNECT_SECONDS = 5.0
 READ_BUFFER = 4096  # bytes of a response's body that may arrive before the client closes it unread
 # What a C library reads as an IPv4 address, and the URL Standard too ("ends in a number").
@@ -39,17 +42,17 @@ class NoResponse(Exception):
     """The request got no response; the text says why, without addresses of the network."""
 
 
-def parse_url(text: str, *, allow_private: bool) -> URL:
+def parse_url(text: str, *, allow_private: bool, plain_http: bool = False) -> URL:
     """The URL as the client reads it. Raises InvalidRequest, and PrivateAddress for an IP address.
 
-    `allow_private` also accepts `http` and private addresses.
+    `allow_private` also accepts `http` and private addresses, `plain_http` accepts `http`.
     """
     try:
         url = URL(text)
         host, port = url.host or "", url.port
     except ValueError:
         raise _invalid("is not a URL") from None
-    schemes = ("https", "http") if allow_private else ("https",)
+    schemes = ("https", "http") if allow_private or plain_http else ("https",)
     if len(text) > MAX_URL_LENGTH:
         raise _invalid(f"has more than {MAX_URL_LENGTH} characters")
     if any(ord(each) <= 0x20 or ord(each) == 0x7F for each in text):
@@ -143,7 +146,7 @@ def _look_up(host: str, port: int, family: int) -> list[Any]:
 
 
 class PublicClient:
-    """Sends POST requests to URLs that users choose. Made by `open_public_client`."""
+    """Sends requests to URLs that users choose. Made by `open_public_client`."""
 
     def __init__(
         self, session: aiohttp.ClientSession, seconds: float, *, allow_private: bool
@@ -155,12 +158,43 @@ class PublicClient:
     async def post(self, text: str, body: bytes, headers: Mapping[str, str]) -> int:
         """The response's status. Raises PrivateAddress, InvalidRequest and NoResponse."""
         url = parse_url(text, allow_private=self._allow_private)
-        try:
+        with self._explained():
             async with self._session.post(
                 url, data=body, headers=headers, allow_redirects=False
             ) as response:
                 response.close()  # without waiting for the body
                 return response.status
+
+    async def get(self, text: str, headers: Mapping[str, str]) -> AsyncIterator[bytes]:
+        """The body of the response in chunks, all of it within the client's time.
+
+        Follows at most `MAX_REDIRECTS`, and checks each address as the first one. Raises
+        PrivateAddress, InvalidRequest, and NoResponse, also for a status other than 200.
+        """
+        with self._explained():
+            async with asyncio.timeout(self._seconds):
+                for _ in range(1 + MAX_REDIRECTS):
+                    url = parse_url(text, allow_private=self._allow_private, plain_http=True)
+                    async with self._session.get(
+                        url, headers=headers, allow_redirects=False
+                    ) as response:
+                        location = response.headers.get("Location")
+                        if response.status in _REDIRECTS and location:
+                            text = str(url.join(URL(location)).with_fragment(None))
+                            response.close()
+                            continue
+                        if response.status != 200:
+                            raise NoResponse(f"status {response.status}")
+                        async for chunk in response.content.iter_any():
+                            yield chunk
+                        return
+                raise NoResponse(f"more than {MAX_REDIRECTS} redirects")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Raise NoResponse for the errors of a request."""
+        try:
+            yield
         except TimeoutError as error:
             raise NoResponse(f"no answer within {self._seconds:g} s") from error
         except aiohttp.ClientConnectorDNSError as error:
@@ -175,9 +209,12 @@ class PublicClient:
 
 @asynccontextmanager
 async def open_public_client(
-    seconds: float, *, allow_private: bool, user_agent: str
+    seconds: float, *, allow_private: bool, user_agent: str, read_buffer: int = READ_BUFFER
 ) -> AsyncIterator[PublicClient]:
-    """A client whose requests take at most `seconds` each."""
+    """A client whose requests take at most `seconds` each.
+
+    `read_buffer` is how many bytes of a response may wait until they are read.
+    """
 
     def create_socket(address: Any) -> socket.socket:
         family, kind, protocol, _, target = address
@@ -202,7 +239,7 @@ async def open_public_client(
                 total=seconds, sock_connect=min(seconds, CONNECT_SECONDS)
             ),
             auto_decompress=False,
-            read_bufsize=READ_BUFFER,
+            read_bufsize=read_buffer,
             trust_env=False,
         ) as session:
             yield PublicClient(session, seconds, allow_private=allow_private)

@@ -50,6 +50,7 @@ V1 = "/api/v1/images"
 OPERATIONS = {
     ("GET", V1): "list_images",
     ("POST", V1): "upload_image",
+    ("POST", f"{V1}/from-url"): "classify_url",
     ("GET", f"{V1}/{{image_hash}}"): "get_image",
     ("PUT", f"{V1}/{{image_hash}}"): "put_image",
     ("DELETE", f"{V1}/{{image_hash}}"): "delete_image",
