@@ -11,7 +11,7 @@ from email.header import decode_header, make_header
 from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
-MAX_HEADER = 8 * 1024  # bytes
+MAX_HEADER = 4096 + 128  # bytes; a path has at most 4,096
 
 _PARAMETER = re.compile(
     rb";[ \t]*([!#$%&'*+.^_`|~0-9A-Za-z-]+)[ \t]*=[ \t]*(\"(?:[^\"\\]|\\.)*\"|[^;]*)", re.DOTALL
