@@ -218,7 +218,7 @@ async def _open_services(
             trained_models=trained_models,
             images=ImageService(settings, backend, models, metrics, clock),
             thumbnails=Thumbnails(backend, enabled=settings.makes_thumbnails),
-            jobs=JobService(settings, backend, models, metrics, clock),
+            jobs=JobService(settings, backend, models, metrics, resolver=resolver, clock=clock),
             trainings=TrainingService(settings, backend, models, clock),
             webhooks=Webhooks(backend, resolver, clock),
             uploads=UploadLimiter(upload_limits(settings)),

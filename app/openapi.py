@@ -8,6 +8,7 @@ from fastapi.routing import APIRoute
 from app.http.openapi import header, refusals
 from app.images import openapi as images
 from app.jobs import openapi as jobs
+from app.openapi_details import set_details
 from core import errors
 from core.domain.principals import Scope
 from core.http.openapi import extend_openapi
@@ -106,6 +107,7 @@ def _add_security(app: FastAPI, schema: dict[str, Any], keys_required: bool) -> 
             for status, response in _AUTHENTICATION.items():
                 operation["responses"].setdefault(str(status), response)
             _add_headers(operation)
+            set_details(f"{method} {route.path_format}", operation, scope)
 
 
 def _add_headers(operation: dict[str, Any]) -> None:

@@ -18,6 +18,8 @@ from app.http.parameters import HASH_SCHEMA, Sha256
 from core.domain.jobs import MAX_NAME, check_count
 from core.domain.policy import MAX_JOB_ITEMS
 from core.domain.priority import Priority
+from core.domain.webhooks import JobEvent
+from core.outbound.http_client import MAX_URL_LENGTH
 
 MAX_METADATA_BYTES = 2048  # of one image, as compact JSON
 MAX_ALL_METADATA_BYTES = 512 * 1024
@@ -78,6 +80,14 @@ class BatchManifest(BaseModel):
     ] = None
     priority: Annotated[Priority | None, Field(description="`normal` by default")] = None
     not_before: Annotated[str | None, Field(description="The earliest start (RFC 3339)")] = None
+    webhook: Annotated[
+        str | None,
+        Field(max_length=MAX_URL_LENGTH, description="A URL to send the events of the job to"),
+    ] = None
+    webhook_events: Annotated[
+        frozenset[JobEvent] | None,
+        Field(min_length=1, description="The events to send to `webhook`; all by default"),
+    ] = None
     notify_email: Annotated[
         str | None, Field(description="The address that is notified when the job ends")
     ] = None

@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter, Request, Response
 
+from app.http.ranges import ranged_response
 from app.services import services_of
 from core.domain.records import blob_name
 from core.errors import NotFound
@@ -31,12 +32,16 @@ async def blob(request: Request, tenant: str, image_hash: str) -> Response:
     links.verify(name, expires, request.query_params.get("signature", ""), now)
     data = await services.backend.blobs.get(name)
     remaining = max(0, int(int(expires) - now.timestamp()))
-    return Response(
+    media_type = sniff(data) or "application/octet-stream"
+    extension = media_type.partition("/")[2] if media_type.startswith("image/") else "bin"
+    return ranged_response(
+        request,
         data,
-        media_type=sniff(data) or "application/octet-stream",
-        headers={
+        media_type,
+        f'"{image_hash}"',
+        {
             "Cache-Control": f"private, max-age={remaining}",
-            "Content-Disposition": "inline",
+            "Content-Disposition": f'inline; filename="{image_hash}.{extension}"',
             # The bytes are a client's: a browser must not treat them as a page of this origin.
             "Content-Security-Policy": "default-src 'none'; sandbox",
         },

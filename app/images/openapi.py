@@ -54,6 +54,20 @@ MIN_CONFIDENCE = query_parameter(
     maximum=1,
 )
 VIEW = [LABELS, MIN_CONFIDENCE]
+WEBHOOK = [
+    query_parameter(
+        "webhook",
+        "An https URL with a public address. The upload is then a job of one image as well, whose "
+        "events are sent to it: `Link` has the job, `Webhook-Secret` what signs the events",
+        format="uri",
+    ),
+    {
+        "name": "webhook_events",
+        "in": "query",
+        "schema": {"type": "array", "items": {"$ref": "#/components/schemas/JobEvent"}},
+        "description": "The events to send to `webhook`; all by default",
+    },
+]
 PREFER = {
     "name": "Prefer",
     "in": "header",
@@ -148,9 +162,9 @@ URL_BODY = {
         "required": True,
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ImageUrl"}}},
     },
-    "parameters": [MODEL, *VIEW, PREFER],
+    "parameters": [MODEL, *VIEW, *WEBHOOK, PREFER],
 }
-WAITING_FORM_BODY = {**FORM_BODY, "parameters": [MODEL, *VIEW, PREFER]}
+WAITING_FORM_BODY = {**FORM_BODY, "parameters": [MODEL, *VIEW, *WEBHOOK, PREFER]}
 # One media type: generated clients send the first one of several, whatever the file is.
 RAW_BODY = {
     "requestBody": {
@@ -158,7 +172,7 @@ RAW_BODY = {
         "description": "The bytes of the image. The service reads the format from them.",
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     },
-    "parameters": [IMAGE_HASH, MODEL, *VIEW, PREFER],
+    "parameters": [IMAGE_HASH, MODEL, *VIEW, *WEBHOOK, PREFER],
 }
 
 EXAMPLE_HASH = "7f83b1657ff1fc53b92dc18148a1d65dfc2d4b1fa3d677284addd200126d9069"

@@ -60,7 +60,7 @@ router = APIRouter(prefix="/api/v1/images", tags=["images"], route_class=Authent
 @requires(Scope.CLASSIFY)
 async def upload_image(request: Request, principal: Principal) -> Response:
     wait = _wait(request)
-    return await accept_upload(request, principal, wait=wait or 0, applied_wait=wait)
+    return await accept_upload(request, principal, wait=wait or 0, applied_wait=wait, webhooks=True)
 
 
 @hot_router.post(
@@ -76,7 +76,7 @@ async def upload_image(request: Request, principal: Principal) -> Response:
 async def classify_url(request: Request, principal: Principal) -> Response:
     wait = _wait(request)
     return await accept_upload(
-        request, principal, wait=wait or 0, applied_wait=wait, from_json=True
+        request, principal, wait=wait or 0, applied_wait=wait, from_json=True, webhooks=True
     )
 
 
@@ -100,6 +100,7 @@ async def put_image(request: Request, principal: Principal) -> Response:
         wait=wait or 0,
         applied_wait=wait,
         image_hash=image_hash,
+        webhooks=True,
     )
 
 

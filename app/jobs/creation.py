@@ -23,12 +23,22 @@ from core.backends import Backend
 from core.clock import Clock, rfc3339, utc_now
 from core.concurrency import for_each
 from core.domain import jobs
-from core.domain.jobs import FIT_NAME, ItemState, Job, JobItem, JobKey, Training, check_count
+from core.domain.jobs import (
+    FIT_NAME,
+    ItemState,
+    Job,
+    JobItem,
+    JobKey,
+    JobWebhook,
+    Training,
+    check_count,
+)
 from core.domain.messages import RunJob
 from core.domain.policy import MAX_JOB_ITEMS, DeliveryPolicy, JobPolicy
 from core.domain.principals import Principal
 from core.domain.priority import Priority
 from core.domain.records import Record, RecordError, RecordKey, Status, new_record, retry, touch
+from core.domain.webhooks import new_secret, secret_text
 from core.errors import GlimpseError, IdempotencyKeyReused, InvalidRequest, NotUploaded, Unavailable
 from core.services.job_images import request_image
 from core.services.publishing import publish
@@ -93,6 +103,10 @@ class JobOrder:
             sent.append({"name": options.name})
         if options.model:
             sent.append({"model": options.model})
+        if options.webhook:
+            sent.append(
+                {"webhook": options.webhook, "events": sorted(options.webhook_events or ())}
+            )
         return _digest(sent)
 
     @property
@@ -164,6 +178,7 @@ class JobCreator:
             notify_email=options.notify_email,
             name=options.name,
             retry_of=order.retry_of,
+            webhook=_webhook(options),
             training=order.training,
             policy=self._policy,
         )
@@ -290,6 +305,14 @@ class JobCreator:
                 return
             record = await store.get(key)  # another process has changed it
         raise Unavailable("Other requests are changing an image of the batch. Try again.")
+
+
+def _webhook(options: JobOptions) -> JobWebhook | None:
+    """The job's own webhook, with a new secret."""
+    if not options.webhook:
+        return None
+    events = frozenset(map(str, options.webhook_events or ()))
+    return JobWebhook(options.webhook, events, secret_text(new_secret()))
 
 
 def _training_items(order: JobOrder) -> list[JobItem]:

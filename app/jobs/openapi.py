@@ -17,6 +17,7 @@ from core.domain.messages import JOB_ID
 from core.domain.policy import MAX_JOB_ITEMS
 from core.domain.priority import Priority
 from core.domain.trained_models import MODEL_NAME
+from core.domain.webhooks import JobEvent
 
 # `JobService.find` checks the value.
 JobId = Annotated[str, Path(json_schema_extra={"pattern": f"^{JOB_ID.pattern}$"})]
@@ -34,6 +35,18 @@ BATCH_PARAMETERS = [
     },
     query_parameter("not_before", "The earliest start of the job", format="date-time"),
     query_parameter("name", "A name for lists and e-mail", minLength=1, maxLength=MAX_NAME),
+    query_parameter(
+        "webhook",
+        "An https URL with a public address. The events of this job are sent to it, beside those "
+        "to the webhooks of the tenant. The response has the secret that signs them",
+        format="uri",
+    ),
+    {
+        "name": "webhook_events",
+        "in": "query",
+        "schema": {"type": "array", "items": {"$ref": _REF.format(model=JobEvent.__name__)}},
+        "description": "The events to send to `webhook`; all by default",
+    },
     query_parameter("notify_email", "The address to notify when the job has ended", format="email"),
     {
         "name": "Cancel-After",

@@ -4,12 +4,14 @@ import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
 from app.batches.manifest import BatchManifest
 from app.http.timestamps import parse_time
 from core.domain.jobs import MAX_NAME
 from core.domain.priority import Priority
+from core.domain.webhooks import JobEvent
 from core.errors import InvalidRequest
 from core.outbound.mail_address import domain_of
 
@@ -22,7 +24,7 @@ _DURATION = re.compile(
     re.ASCII,
 )
 IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
-_IN_QUERY = ("model", "priority", "not_before", "notify_email", "name")
+_IN_QUERY = ("model", "priority", "not_before", "notify_email", "name", "webhook")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -37,12 +39,17 @@ class JobOptions:
     idempotency_key: str = ""
     name: str = ""
     model: str = ""
+    webhook: str = ""
+    webhook_events: frozenset[JobEvent] | None = None
 
 
 def options_of(request: Request, now: datetime) -> JobOptions:
     """The options in the query and the headers. Raises InvalidRequest."""
     query = request.query_params
-    model, priority, moment, email, name = (_once(query.getlist(each), each) for each in _IN_QUERY)
+    model, priority, moment, email, name, webhook = (
+        _once(query.getlist(each), each) for each in _IN_QUERY
+    )
+    events = query.getlist("webhook_events")
     cancel_after = _once(request.headers.getlist("cancel-after"), "Cancel-After")
     key = _once(request.headers.getlist("idempotency-key"), "Idempotency-Key")
     if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
@@ -55,7 +62,20 @@ def options_of(request: Request, now: datetime) -> JobOptions:
         cancel_after=None if cancel_after is None else _duration(cancel_after),
         idempotency_key=key or "",
         name="" if name is None else _name(name),
+        webhook=webhook or "",
+        webhook_events=_events(events) if events else None,
     )
+
+
+def webhook_options(query: QueryParams) -> JobOptions | None:
+    """The webhook in the query of an upload; None without one. Raises InvalidRequest."""
+    webhook = _once(query.getlist("webhook"), "webhook")
+    events = query.getlist("webhook_events")
+    if webhook is None and not events:
+        return None
+    if not webhook:
+        raise _invalid("webhook_events", "needs the parameter webhook")
+    return JobOptions(webhook=webhook, webhook_events=_events(events) if events else None)
 
 
 def with_manifest(options: JobOptions, manifest: BatchManifest, now: datetime) -> JobOptions:
@@ -69,6 +89,8 @@ def with_manifest(options: JobOptions, manifest: BatchManifest, now: datetime) -
         "not_before": (options.not_before, manifest.not_before),
         "notify_email": (options.notify_email or None, manifest.notify_email),
         "name": (options.name or None, manifest.name),
+        "webhook": (options.webhook or None, manifest.webhook),
+        "webhook_events": (options.webhook_events, manifest.webhook_events),
     }
     for option, (in_query, in_document) in both.items():
         if in_query is not None and in_document is not None:
@@ -83,6 +105,12 @@ def with_manifest(options: JobOptions, manifest: BatchManifest, now: datetime) -
         options = replace(options, notify_email=_email(manifest.notify_email))
     if manifest.name is not None:
         options = replace(options, name=_name(manifest.name))
+    if manifest.webhook is not None:
+        options = replace(options, webhook=manifest.webhook)
+    if manifest.webhook_events is not None:
+        options = replace(options, webhook_events=manifest.webhook_events)
+    if options.webhook_events is not None and not options.webhook:
+        raise _invalid("webhook_events", "needs the parameter webhook")
     delay = timedelta(0) if options.not_before is None else options.not_before - now
     if options.cancel_after is not None and options.cancel_after <= delay:
         raise _invalid("Cancel-After", "ends before the job may begin")
@@ -127,6 +155,14 @@ def _name(text: str) -> str:
     if not 1 <= len(name) <= MAX_NAME or _CONTROL.search(name):
         raise _invalid("name", f"must have 1 to {MAX_NAME} characters, without line breaks")
     return name
+
+
+def _events(values: list[str]) -> frozenset[JobEvent]:
+    """Parse events that are given several times, or separated by commas."""
+    names = [name.strip() for value in values for name in value.split(",")]
+    if not names or any(name not in list(JobEvent) for name in names):
+        raise _invalid("webhook_events", f"must be some of {', '.join(JobEvent)}")
+    return frozenset(map(JobEvent, names))
 
 
 def _duration(text: str) -> timedelta:

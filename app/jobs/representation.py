@@ -73,7 +73,8 @@ def accepted_document(job: Job, public_url: str, skipped: int = 0) -> dict[str, 
     path = public_url + job_path(job.key.id)
     files = f", {skipped} other {'file' if skipped == 1 else 'files'} skipped" if skipped else ""
     accepted = f"{images(job.counts.total)} accepted{files}."
-    return {
+    secret = {"webhook_secret": job.webhook.secret} if job.webhook else {}
+    return secret | {
         "job_id": job.key.id,
         "status": job.status,
         "skipped": skipped,

@@ -28,6 +28,9 @@ class AcceptedJob(BaseModel):
     message: str = Field(examples=["2 images accepted. Poll poll_url or stream stream_url."])
     poll_url: str
     stream_url: str
+    webhook_secret: str = Field(
+        default="", description="Signs the events for `webhook`; missing without one"
+    )
 
 
 class JobError(BaseModel):

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
 from app.auth.requires import reserve_email, spend_images
@@ -10,7 +11,7 @@ from app.batches.bucket import BatchSize, ObjectPrefix
 from app.batches.item import BatchItem
 from app.batches.reader import BatchKind, BatchReader
 from app.jobs.creation import Created, JobCreator, JobOrder, all_items
-from app.jobs.options import JobOptions, options_of, with_manifest
+from app.jobs.options import JobOptions, options_of, webhook_options, with_manifest
 from app.metrics import ApiMetrics
 from app.models.catalogue import ModelCatalogue
 from app.uploads.limiter import UploadSlot
@@ -20,7 +21,8 @@ from core.domain.jobs import ItemState, Job, JobFilter, JobItem, JobKey, JobStat
 from core.domain.policy import MAX_JOB_ITEMS
 from core.domain.principals import Principal, Scope
 from core.domain.records import Record, RecordKey
-from core.errors import Conflict, Forbidden, NotFound
+from core.errors import Conflict, Forbidden, InvalidRequest, NotFound
+from core.outbound.http_client import CHECK_SECONDS, PrivateAddress, PublicResolver
 from core.outbound.mail_address import check_address
 from core.services import job_completion
 from core.settings import Settings
@@ -46,8 +48,11 @@ class JobService:
         backend: Backend,
         models: ModelCatalogue,
         metrics: ApiMetrics,
+        *,
+        resolver: PublicResolver,
         clock: Clock = utc_now,
     ) -> None:
+        self._resolver = resolver
         self._email_domains = settings.email_domains
         self._backend = backend
         self._models = models
@@ -70,11 +75,11 @@ class JobService:
         """
         now = self._clock()
         options = options_of(request, now)
-        self._check_email(options)
+        await self._check_receivers(options)
         await self._models.resolve(principal.tenant, options.model)  # before images are stored
         batch = await self._batches.read(request, principal.tenant, slot, kind)
         options = with_manifest(options, batch.manifest, now)
-        self._check_email(options)
+        await self._check_receivers(options)
         items, prefix = all_items(batch), batch.manifest.gs_prefix
         model = await self._models.resolve(principal.tenant, options.model)
         order = JobOrder(principal, model.id, items, options, prefix or "")
@@ -93,9 +98,35 @@ class JobService:
         await spend_images(request, principal, len(order.all_items))
         return replace(await self._creator.create(order), skipped=batch.skipped)
 
-    def _check_email(self, options: JobOptions) -> None:
+    async def upload_options(self, query: QueryParams) -> JobOptions | None:
+        """The options of the job that an upload with a webhook is as well; None without one.
+
+        Raises InvalidRequest and PrivateAddress.
+        """
+        options = webhook_options(query)
+        if options is not None:
+            await self._check_receivers(options)
+        return options
+
+    async def create_for_upload(
+        self, principal: Principal, image_hash: str, model: str, options: JobOptions
+    ) -> Job:
+        """A job of one image that is stored, which notifies the webhook in `options`.
+
+        Raises Unavailable.
+        """
+        items = [BatchItem("", image_hash)]
+        return (await self._creator.create(JobOrder(principal, model, items, options))).job
+
+    async def _check_receivers(self, options: JobOptions) -> None:
+        """Raise InvalidRequest or PrivateAddress for an address that may not be notified."""
         if options.notify_email:
             check_address(options.notify_email, self._email_domains)
+        if options.webhook:
+            try:
+                await self._resolver.check(options.webhook, CHECK_SECONDS)
+            except (InvalidRequest, PrivateAddress) as error:
+                raise type(error)(error.detail, extra={"field": "webhook"}) from None
 
     async def find(self, principal: Principal, job_id: str) -> Job:
         """Raises NotFound, also if another tenant has the job, and Forbidden if another key has."""

@@ -24,14 +24,13 @@ from core.domain.webhooks import (
     new_webhook_id,
     secret_text,
 )
-from core.outbound.http_client import PublicResolver
+from core.outbound.http_client import CHECK_SECONDS, PublicResolver
 from core.services.publishing import publish
 
 log = structlog.get_logger(__name__)
 
 DEFAULT_OVERLAP = timedelta(hours=24)
 LONGEST_OVERLAP = timedelta(days=7)
-CHECK_SECONDS = 3.0  # longest lookup of a URL's host
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,23 @@ class Training:
 
 
 @dataclass(frozen=True, slots=True)
+class JobWebhook:
+    """A receiver of the events of one job. Empty `events`: all.
+
+    `secret` is the text with which its events are signed. `status` is that of the receiver's last
+    answer, None before the first.
+    """
+
+    url: str
+    events: frozenset[str] = frozenset()
+    secret: str = field(default="", repr=False)
+    status: int | None = None
+
+    def wants(self, event: str) -> bool:
+        return not self.events or event in self.events
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """`owner` is the id of the API key that created the job, empty without keys.
 
@@ -140,6 +157,7 @@ class Job:
     notify_email: str = ""
     name: str = ""
     retry_of: str = ""
+    webhook: JobWebhook | None = None
     training: Training | None = None
 
     @property
@@ -241,6 +259,7 @@ def new_job(
     name: str = "",
     training: Training | None = None,
     retry_of: str = "",
+    webhook: JobWebhook | None = None,
     policy: JobPolicy = POLICY,
 ) -> Job:
     """A job whose items are not stored yet. With `training`, it trains a model."""
@@ -262,6 +281,7 @@ def new_job(
         name=name,
         retry_of=retry_of,
         training=training,
+        webhook=webhook,
     )
 
 
@@ -281,6 +301,14 @@ def seal(job: Job, now: datetime, policy: JobPolicy = POLICY) -> Job | None:
         return None
     wake = job.not_before or now + _seconds(policy.announce_after)
     return replace(job, sealed=True, updated_at=now, wake_at=_first(job, wake))
+
+
+@transition(durable=False)
+def note_webhook(job: Job, now: datetime, status: int | None) -> Job | None:
+    """Note the status of the last answer of the job's own webhook."""
+    if job.webhook is None or job.webhook.status == status:
+        return None
+    return replace(job, webhook=replace(job.webhook, status=status))
 
 
 @transition(durable=True)

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -180,10 +181,15 @@ def signature(secret: bytes, message_id: str, timestamp: int, body: bytes) -> st
 
 def signed_headers(webhook: Webhook, message_id: str, body: bytes, now: datetime) -> dict[str, str]:
     """The headers that identify and sign a message: one signature for each valid secret."""
+    return signed_by(webhook.secrets_at(now), message_id, body, now)
+
+
+def signed_by(
+    secrets_: Sequence[bytes], message_id: str, body: bytes, now: datetime
+) -> dict[str, str]:
+    """The headers that identify a message and sign it by each of the secrets."""
     timestamp = int(now.timestamp())
-    signatures = [
-        signature(secret, message_id, timestamp, body) for secret in webhook.secrets_at(now)
-    ]
+    signatures = [signature(secret, message_id, timestamp, body) for secret in secrets_]
     return {
         ID_HEADER: message_id,
         TIME_HEADER: str(timestamp),

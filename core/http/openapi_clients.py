@@ -27,6 +27,8 @@ def adapt_to_generators(document: Schema) -> None:
     for name, each in schemas.items():
         if name not in bodies:
             _allow_new_members(each)
+    _drop_unused(document)
+    _name_parameter_enums(document)
     _name_enum_values(schemas)
 
 
@@ -106,6 +108,28 @@ def _allow_new_members(schema: Schema) -> None:
     """
     if schema.get("type") == "object":
         schema.setdefault("additionalProperties", True)
+
+
+def _drop_unused(document: Schema) -> None:
+    """FastAPI defines the types of parameters that are not documented. Clients would have them."""
+    schemas: Schema = document["components"]["schemas"]
+    used = {part["$ref"] for part in _parts(document) if isinstance(part.get("$ref"), str)}
+    for name in [each for each in schemas if f"#/components/schemas/{each}" not in used]:
+        del schemas[name]
+
+
+def _name_parameter_enums(document: Schema) -> None:
+    """Generators name inline enumerations by rules of their own, which a new one may change."""
+    schemas: Schema = document["components"]["schemas"]
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            for parameter in operation.get("parameters", ()):
+                schema = parameter["schema"]
+                if "enum" in schema:
+                    words = f"{operation['operationId']}_{parameter['name']}".split("_")
+                    name = "".join(map(str.capitalize, words))
+                    schemas[name] = {"type": schema.pop("type"), "enum": schema.pop("enum")}
+                    schema["$ref"] = f"#/components/schemas/{name}"
 
 
 def _name_enum_values(schemas: Schema) -> None:

@@ -90,6 +90,9 @@ def _invalid(rule: str) -> InvalidRequest:
     return InvalidRequest(f"The URL {rule}.", extra={"field": "url"})
 
 
+CHECK_SECONDS = 3.0  # longest lookup of the host of a URL that a client sets
+
+
 class PublicResolver(AbstractResolver):
     """Resolves names in its own threads, so that a slow name server delays nothing else.
 

@@ -75,9 +75,9 @@ class Tools:
 
     @cached_property
     def python_client(self) -> Path:
-        program = self.folder / PYTHON_CLIENT / "bin" / "openapi-python-client"
+        program = self.folder / PYTHON_CLIENT.replace("==", "-") / "bin" / "openapi-python-client"
         if not program.exists():
-            self._install(sys.executable, "-m", "venv", self.folder / PYTHON_CLIENT)
+            self._install(sys.executable, "-m", "venv", program.parents[1])
             pip = program.with_name("pip")
             self._install(pip, "install", "--quiet", PYTHON_CLIENT)
         return program

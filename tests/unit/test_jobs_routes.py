@@ -26,6 +26,7 @@ from core.domain.principals import Scope
 from core.domain.priority import Priority
 from core.domain.records import PUBLIC_TENANT, Annotation, RecordError, Status, complete, fail
 from core.domain.transitions import Transition
+from core.domain.webhooks import parse_secret
 from core.errors import Unavailable
 from core.settings import Settings
 from tests.support.api import LEASE, NOTHING, Api, api_settings, bearer, eventually, open_api
@@ -838,6 +839,98 @@ async def test_path_for_one_kind_of_body_refuses_others(api: Api, path: str, kin
     assert nothing_created(api)
 
 
+HOOK = "https://93.184.215.14/own"  # an address: no name server is needed
+
+
+async def test_job_has_a_webhook_of_its_own(api: Api) -> None:
+    query = f"?webhook={HOOK}&webhook_events=job.failed,job.completed"
+    answer = await api.client.post(CREATE + query, files=files(RED))
+    assert answer.status_code == 202
+    body = answer.json()
+    stored = (await job(api, body["job_id"])).webhook
+    assert stored is not None
+    assert (stored.url, stored.secret) == (HOOK, body["webhook_secret"])
+    assert stored.events == frozenset({"job.failed", "job.completed"})
+    assert len(parse_secret(stored.secret)) >= 24
+    assert stored.secret not in repr(stored)
+    shown = (await api.client.get(f"{JOBS}/{body['job_id']}")).text
+    assert stored.secret not in shown and HOOK not in shown
+    # A document can name it as well.
+    answer = await by_hash(api, sha256(RED), document={"webhook": HOOK})
+    stored = (await job(api, answer.json()["job_id"])).webhook
+    assert stored is not None and stored.events == frozenset()
+
+
+async def test_repeated_request_gets_the_same_secret(api: Api) -> None:
+    secrets = set()
+    for _ in range(2):
+        answer = await api.client.post(
+            f"{CREATE}?webhook={HOOK}", files=files(RED), headers={"Idempotency-Key": "a"}
+        )
+        secrets.add(answer.json()["webhook_secret"])
+    assert len(secrets) == 1
+    answer = await api.client.post(
+        f"{CREATE}?webhook={HOOK}2", files=files(RED), headers={"Idempotency-Key": "a"}
+    )
+    assert_problem(answer, 422, "idempotency_key_reused")
+
+
+@pytest.mark.parametrize("known", [False, True])
+async def test_upload_with_a_webhook_is_a_job_of_one_image(api: Api, known: bool) -> None:
+    if known:
+        await api.client.post("/api/v1/images", content=RED)
+        await api.finish_submissions()
+        await api.succeed(sha256(RED))
+    for method, path in (("POST", ""), ("PUT", f"/{sha256(RED)}")):
+        url = f"/api/v1/images{path}?webhook={HOOK}&webhook_events=job.completed"
+        answer = await api.client.request(method, url, content=RED)
+        assert answer.status_code == (200 if known else 202)
+        assert answer.json()["image_hash"] == sha256(RED)
+        job_id = answer.headers["link"].partition(">")[0].rpartition("/")[2]
+        created = await job(api, job_id)
+        assert created.webhook is not None and created.sealed
+        assert created.webhook.secret == answer.headers["webhook-secret"]
+        assert created.webhook.url == HOOK
+        assert created.webhook.events == frozenset({"job.completed"})
+        assert [item.image_hash for item in await items(api, job_id)] == [sha256(RED)]
+        assert created.model == api.services.model
+
+
+async def test_upload_without_a_webhook_is_no_job(api: Api) -> None:
+    answer = await api.client.post("/api/v1/images?labels=1", content=RED)
+    assert answer.status_code == 202
+    assert "link" not in answer.headers
+    assert api.rows("jobs") == 0
+
+
+@pytest.mark.parametrize("query", ["webhook=https://127.0.0.1/", "webhook_events=job.failed"])
+async def test_upload_with_an_invalid_webhook_stores_nothing(api: Api, query: str) -> None:
+    answer = await api.client.post(f"/api/v1/images?{query}", content=RED)
+    assert answer.status_code == 422
+    assert api.traces() == NOTHING
+    assert api.rows("jobs") == 0
+
+
+@pytest.mark.parametrize(
+    ("query", "code", "field"),
+    [
+        ("webhook=https://127.0.0.1/", "private_address", "webhook"),
+        ("webhook=http://93.184.215.14/", "invalid_request", "webhook"),
+        ("webhook=mail", "invalid_request", "webhook"),
+        (f"webhook={HOOK}&webhook={HOOK}", "invalid_request", "webhook"),
+        (f"webhook={HOOK}&webhook_events=job.done", "invalid_request", "webhook_events"),
+        (f"webhook={HOOK}&webhook_events=", "invalid_request", "webhook_events"),
+        ("webhook_events=job.failed", "invalid_request", "webhook_events"),
+    ],
+)
+async def test_invalid_webhook_is_refused_and_nothing_is_stored(
+    api: Api, query: str, code: str, field: str
+) -> None:
+    answer = await api.client.post(f"{CREATE}?{query}", files=files(RED))
+    assert assert_problem(answer, 422, code)["field"] == field
+    assert nothing_created(api)
+
+
 async def test_405_lists_the_methods_of_a_job(api: Api) -> None:
     response = await api.client.put(f"{JOBS}/{UNKNOWN[:32]}")
     assert_problem(response, 405, "method_not_allowed")
@@ -1109,6 +1202,13 @@ async def test_results_stream_as_lines_and_csv(api: Api) -> None:
     excel = await api.client.get(f"{JOBS}/{job_id}/results?format=csv-excel")
     assert excel.content == b"\xef\xbb\xbf" + plain.content
     assert excel.headers["content-type"] == "text/csv; charset=utf-8"
+    for format_ in ("csv", "ndjson"):
+        alias = await api.client.get(f"{JOBS}/{job_id}/results/{format_}?status=failed")
+        same = await api.client.get(f"{JOBS}/{job_id}/results?format={format_}&status=failed")
+        assert (alias.content, alias.headers["content-type"]) == (
+            same.content,
+            same.headers["content-type"],
+        )
     # A parameter takes precedence over the header. A link in a page cannot set headers.
     response = await api.client.get(
         f"{JOBS}/{job_id}/results?format=json", headers={"Accept": "text/csv"}

@@ -19,7 +19,7 @@ from blockbuster import blockbuster_ctx
 from core.backends import Backend, open_backend
 from core.clock import Clock
 from core.domain import jobs, webhooks
-from core.domain.jobs import Counts, Job, JobKey, JobStatus, new_job, new_job_id
+from core.domain.jobs import Counts, Job, JobKey, JobStatus, JobWebhook, new_job, new_job_id
 from core.domain.messages import Notify
 from core.domain.webhooks import (
     JOB_EVENTS,
@@ -67,12 +67,16 @@ async def worker(tmp_path: Path) -> AsyncIterator[RunningWorker]:
 
 
 async def finished_job(
-    worker: RunningWorker, end: JobStatus = JobStatus.COMPLETED, notify_email: str = ""
+    worker: RunningWorker,
+    end: JobStatus = JobStatus.COMPLETED,
+    notify_email: str = "",
+    webhook: JobWebhook | None = None,
 ) -> Job:
     """A job without items, which ends with its first count."""
     store, now = worker.backend.jobs, worker.context.clock()
     key = JobKey(TENANT, new_job_id())
-    assert await store.create(new_job(key, "", worker.model, 0, now, notify_email=notify_email))
+    new = new_job(key, "", worker.model, 0, now, notify_email=notify_email, webhook=webhook)
+    assert await store.create(new)
     assert await store.change(key, jobs.seal())
     completes = end is JobStatus.COMPLETED
     job = await store.change(key, jobs.update_counts(Counts(0)) if completes else jobs.cancel())
@@ -201,6 +205,94 @@ async def test_receiver_can_verify_the_webhook(worker: RunningWorker) -> None:
     assert event["timestamp"] == event["data"]["completed_at"]
     assert len(request.body) < 1000
     assert count(worker, "webhook", "delivered") == 1
+
+
+async def test_job_notifies_its_own_webhook_of_the_events_that_it_chose(
+    worker: RunningWorker,
+) -> None:
+    for events, targets in (
+        (frozenset[str](), ["webhook"]),
+        (frozenset({"job.completed"}), ["webhook"]),
+        (frozenset({"job.failed"}), []),
+    ):
+        before = len(published(worker))
+        own = JobWebhook("https://93.184.215.14/own", events, secret_text(new_secret()))
+        job = await finished_job(worker, webhook=own)
+        await push(worker, Notify(TENANT, job.key.id, "job.completed"))
+        assert [message["target"] for message in published(worker)[before:]] == targets
+
+
+async def own_webhook(worker: RunningWorker, port: int) -> tuple[Job, Notify]:
+    own = JobWebhook(f"http://127.0.0.1:{port}/own", frozenset(), secret_text(new_secret()))
+    job = await finished_job(worker, webhook=own)
+    return job, Notify(TENANT, job.key.id, "job.completed", "webhook")
+
+
+async def test_receiver_of_one_job_verifies_with_the_secret_of_the_job(
+    worker: RunningWorker,
+) -> None:
+    receiver = Receiver()
+    async with listening(receiver.serve) as port:
+        job, message = await own_webhook(worker, port)
+        for _ in range(2):
+            assert (await push(worker, message)).status_code == 204
+    assert job.webhook is not None
+    first, second = receiver.requests
+    event = standardwebhooks.Webhook(job.webhook.secret).verify(first.body.decode(), first.headers)
+    assert event["data"]["job_id"] == job.key.id
+    assert first.headers["webhook-id"] == second.headers["webhook-id"]
+    assert first.body == second.body
+    assert job.webhook.secret.encode() not in first.body
+    assert count(worker, "webhook", "delivered") == 2
+
+
+async def test_dead_letter_says_what_the_receiver_answered(worker: RunningWorker) -> None:
+    """Of a webhook of the tenant, and of one job. The queue knows only that it was refused."""
+    receiver = Receiver(status(418))
+    async with listening(receiver.serve) as port:
+        job, message = await own_webhook(worker, port)
+        webhook = await create_webhook(worker, port)
+        for each in (message, Notify(TENANT, job.key.id, "job.completed", webhook.id)):
+            assert (await push(worker, each)).status_code == 503
+            await push(worker, each, "/generate_annotations_dlq")
+    letters = await worker.letters(TENANT)
+    assert len(letters) == 2
+    for letter in letters:
+        said = (letter.code, letter.detail)
+        assert said == ("receiver_refused", "The receiver answered 418.")
+
+
+async def test_receiver_of_one_job_that_answers_410_is_not_asked_again(
+    worker: RunningWorker,
+) -> None:
+    receiver = Receiver(status(410))
+    async with listening(receiver.serve) as port:
+        _, message = await own_webhook(worker, port)
+        assert (await push(worker, message)).status_code == 204
+    (letter,) = await worker.letters(TENANT)
+    assert (letter.code, letter.detail) == ("receiver_gone", "The receiver answered 410 Gone.")
+
+
+async def test_silent_receiver_of_one_job_causes_a_retry(worker: RunningWorker) -> None:
+    with closed_port() as port:
+        _, message = await own_webhook(worker, port)
+        assert (await push(worker, message)).status_code == 503
+
+
+async def test_private_receiver_of_one_job_is_refused(tmp_path: Path) -> None:
+    """Also if its name had a public address when the job was created."""
+    receiver = Receiver()
+    async with (
+        running_worker(settings_for(tmp_path, webhook_allow_private=False)) as worker,
+        listening(receiver.serve) as port,
+    ):
+        own = JobWebhook(f"https://127.0.0.1:{port}/", frozenset(), secret_text(new_secret()))
+        job = await finished_job(worker, webhook=own)
+        message = Notify(TENANT, job.key.id, "job.completed", "webhook")
+        assert (await push(worker, message)).status_code == 204
+        assert receiver.connections == 0
+        (letter,) = await worker.letters(TENANT)
+        assert letter.code == "private_address"
 
 
 async def test_repeated_delivery_has_the_same_id_and_body(worker: RunningWorker) -> None:

@@ -68,6 +68,8 @@ OPERATIONS = {
     ("GET", "/api/v1/jobs/{job_id}"): "get_job",
     ("DELETE", "/api/v1/jobs/{job_id}"): "cancel_job",
     ("GET", "/api/v1/jobs/{job_id}/results"): "get_job_results",
+    ("GET", "/api/v1/jobs/{job_id}/results/csv"): "get_results_csv",
+    ("GET", "/api/v1/jobs/{job_id}/results/ndjson"): "get_results_ndjson",
     ("POST", "/api/v1/jobs/{job_id}/retry"): "retry_job",
     ("POST", "/api/v1/tickets"): "create_ticket",
     ("GET", f"{V1}/{{image_hash}}/thumbnail"): "get_thumbnail",
@@ -487,3 +489,151 @@ async def test_example_of_an_error_is_what_the_service_answers(
         answer = await provoke(api)
     problem = assert_problem(answer, kind.status, kind.code)
     assert problem["detail"] == DETAILS[kind]
+
+
+# Of a route, what it answers there: method, path as documented, request, status, code.
+ROUTE_EXAMPLES: list[tuple[str, str, dict[str, Any], int, str]] = [
+    ("GET", f"{V1}/{{image_hash}}", {"url": f"{V1}/cat"}, 422, "invalid_request"),
+    ("GET", f"{V1}/{{image_hash}}", {}, 404, "not_found"),
+    ("PUT", f"{V1}/{{image_hash}}", {"url": f"{V1}/cat", "content": b"x"}, 422, "invalid_request"),
+    ("GET", "/what/status/{image_hash}", {"url": "/what/status/x"}, 422, "invalid_request"),
+    ("GET", V1, {"params": {"limit": 500}}, 422, "invalid_request"),
+    ("POST", V1, {"files": {"other": b"x"}}, 422, "invalid_request"),
+    ("POST", f"{V1}/lookup", {"json": {}}, 422, "invalid_request"),
+    ("GET", "/api/v1/jobs", {"params": {"limit": 500}}, 422, "invalid_request"),
+    ("GET", "/api/v1/jobs/{job_id}", {}, 404, "not_found"),
+    ("GET", "/api/v1/jobs/{job_id}/results", {}, 404, "not_found"),
+    ("GET", "/api/v1/jobs/{job_id}/stream", {}, 404, "not_found"),
+    ("DELETE", "/api/v1/jobs/{job_id}", {}, 404, "not_found"),
+    ("POST", "/api/v1/jobs/batch-predict", {"json": {}}, 422, "invalid_request"),
+    ("POST", "/api/v1/jobs/batch-predict/hashes", {"json": {}}, 422, "invalid_request"),
+    ("GET", "/api/v1/webhooks/{webhook_id}", {}, 404, "not_found"),
+    ("POST", "/api/v1/webhooks", {"json": {}}, 422, "invalid_request"),
+    ("GET", "/api/v1/dead-letters/{id}", {}, 404, "not_found"),
+    (
+        "GET",
+        "/api/v1/dead-letters/{id}",
+        {"url": "/api/v1/dead-letters/x"},
+        422,
+        "invalid_request",
+    ),
+    ("GET", "/api/v1/dead-letters", {"params": {"limit": 0}}, 422, "invalid_request"),
+    ("GET", "/api/v1/models/{model_id}", {}, 404, "not_found"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "request_", "status", "code"), ROUTE_EXAMPLES)
+async def test_example_of_an_error_belongs_to_its_route(
+    schema: dict[str, Any],
+    tmp_path: Path,
+    colour_bundle: Path,
+    method: str,
+    path: str,
+    request_: dict[str, Any],
+    status: int,
+    code: str,
+) -> None:
+    url = re.sub(r"\{(\w+)\}", lambda found: "0" * (64 if "hash" in found[1] else 32), path)
+    options = {"url": url, **request_}
+    async with open_api(api_settings(tmp_path, colour_bundle)) as api:
+        answer = await api.client.request(method, **options)
+    detail = assert_problem(answer, status, code)["detail"]
+    operation = schema["paths"][path][method.lower()]
+    examples = operation["responses"][str(status)]["content"]["application/problem+json"]
+    assert examples["examples"][code]["value"]["detail"] == detail
+
+
+async def test_example_of_a_missing_scope_names_the_scope_of_the_route(
+    schema: dict[str, Any], tmp_path: Path, colour_bundle: Path
+) -> None:
+    async with open_api(api_settings(tmp_path, colour_bundle, api_keys="required")) as api:
+        for path, scope in ((f"{V1}/{{image_hash}}", "read"), ("/api/v1/keys", "admin")):
+            key = await api.issue("acme", Scope.JOBS)
+            url = path.replace("{image_hash}", "0" * 64)
+            answer = await api.client.get(url, headers=bearer(key))
+            examples = schema["paths"][path]["get"]["responses"]["403"]["content"]
+            example = examples["application/problem+json"]["examples"]["forbidden"]["value"]
+            assert example["detail"] == answer.json()["detail"]
+            assert repr(scope) in example["detail"]
+
+
+# --- Generators of clients ------------------------------------------------------------------------
+
+
+def test_operations_take_one_kind_of_body(schema: dict[str, Any]) -> None:
+    """Generated clients send the first of several, whatever their user has."""
+    kinds = {
+        where: list(operation["requestBody"]["content"])
+        for where, operation in operations(schema)
+        if "requestBody" in operation
+    }
+    assert all(len(each) == 1 for each in kinds.values()), kinds
+    assert len(kinds) >= 12
+
+
+def test_responses_allow_new_members_and_requests_do_not(schema: dict[str, Any]) -> None:
+    bodies = {
+        content["schema"]["$ref"].rpartition("/")[2]
+        for _, operation in operations(schema)
+        for content in operation.get("requestBody", {}).get("content", {}).values()
+        if "$ref" in content["schema"]
+    }
+    schemas = schema["components"]["schemas"]
+    forms = {"ImageUpload", "BatchUpload"}
+    inner = {ref.rpartition("/")[2] for name in bodies for ref in every(schemas[name], "$ref")}
+    for name, each in schema["components"]["schemas"].items():
+        if each.get("type") == "object" and name not in forms | (inner - bodies):
+            assert each.get("additionalProperties") is (name not in bodies), name
+
+
+def test_enumerations_are_named_and_their_constants_are_unique(schema: dict[str, Any]) -> None:
+    """Go has one name space for the constants of a package."""
+    schemas = schema["components"]["schemas"]
+    constants = [
+        name
+        for each in schemas.values()
+        for name in each.get("x-enum-varnames", [str(v).upper() for v in each.get("enum", ())])
+    ]
+    assert len(set(constants)) == len(constants) > 30
+    assert "JOB_STATUS_PENDING" in constants
+    named = len([each for each in schemas.values() if "enum" in each])
+    assert len(list(every(schema, "enum"))) == named
+
+
+def test_no_schema_is_named_like_the_constructor_of_another(schema: dict[str, Any]) -> None:
+    """Go's clients have a function NewKey for a schema Key."""
+    names = set(schema["components"]["schemas"])
+    assert not {f"New{name}" for name in names} & names
+
+
+def test_problem_declares_the_members_that_the_service_sends(schema: dict[str, Any]) -> None:
+    """Missing members are missing, never null: generated clients would refuse null."""
+    members = schema["components"]["schemas"]["Problem"]["properties"]
+    sources = [*ROOT.glob("app/**/*.py"), *ROOT.glob("core/http/*.py"), *ROOT.glob("core/**/*.py")]
+    extra = re.compile(r"\bextra=\{(.*?)\}", re.DOTALL)
+    sent = {
+        name
+        for path in sources
+        for found in extra.findall(path.read_text())
+        for name in re.findall(r'"([a-z_-]+)":', found)
+    }
+    assert sent - {"checks"} <= set(members)
+    assert {"max_bytes", "accepted", "violated-policies", "computed_hash"} <= sent
+    assert not list(every(schema["components"]["schemas"]["Problem"], "anyOf"))
+
+
+def test_security_servers_and_headers_are_declared(schema: dict[str, Any]) -> None:
+    assert schema["servers"] == [{"url": "/"}]
+    public = {where for where, operation in operations(schema) if operation["security"] == []}
+    assert public == {"GET /health", "GET /ready", "GET /started"}
+    headers = set(schema["components"]["headers"])
+    assert headers == {"RateLimit", "RateLimit-Policy", "Preference-Applied"}
+    for where, operation in operations(schema):
+        if where in public:
+            continue
+        responses = operation["responses"]
+        assert "WWW-Authenticate" in responses["401"]["headers"], where
+        for status, response in responses.items():
+            assert ("RateLimit" in response["headers"]) is (status != "401"), where
+        waits = any(each["name"] == "Prefer" for each in operation.get("parameters", ()))
+        assert ("Preference-Applied" in responses.get("200", {}).get("headers", ())) is waits

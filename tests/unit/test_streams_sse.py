@@ -576,6 +576,17 @@ async def test_stream_of_a_finished_image_has_one_event(
         assert event.event == "complete"
 
 
+async def test_first_event_carries_the_time_to_reconnect(served: Api) -> None:
+    """In a block of its own, some clients report it as an empty event."""
+    image = await uploaded(served)
+    await served.succeed(sha256(image))
+    text = (await served.client.get(path_of(image))).text
+    (block,) = text.strip().split("\n\n")
+    assert [line.partition(":")[0] for line in block.splitlines()] == [
+        *("retry", "id", "event", "data"),
+    ]
+
+
 def test_events_are_encoded_as_the_standard_parses_them() -> None:
     assert encode(Event(7, Kind.UPDATE, b"{}")) == b"id: 7\nevent: update\ndata: {}\n\n"
     assert encode(Event(None, Kind.FAILED, b"a\nb")) == b"event: failed\ndata: a\ndata: b\n\n"

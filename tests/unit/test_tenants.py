@@ -116,6 +116,15 @@ def form() -> dict[str, Any]:
     return {"files": {"img": ("cat.jpg", IMAGE)}}
 
 
+async def images_by_url(world: World) -> None:
+    """The bytes are stored as those of an upload. A URL that is refused stores nothing."""
+    before = world.api.traces()
+    body = {"url": f"https://127.0.0.1{V1}/{HASH}/content"}
+    answer = await world.ask(world.bob, "POST", f"{V1}/from-url", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (422, "private_address")
+    assert world.api.traces() == before
+
+
 async def results(world: World, method: str, path: str) -> None:
     await world.same_refusal(method, path.format(HASH), path.format(UNKNOWN))
 
@@ -389,6 +398,7 @@ async def metrics(world: World) -> None:
 # Each route that requires a key, with its test. A new route fails the test below until it is here.
 CASES: dict[tuple[str, str], Callable[[World], Awaitable[None]]] = {
     ("POST", V1): lambda w: uploads_are_separate(w, V1, content=IMAGE),
+    ("POST", V1 + "/from-url"): images_by_url,
     ("POST", "/what/fast"): lambda w: uploads_are_separate(w, "/what/fast", **form()),
     ("POST", "/what/slow"): lambda w: uploads_are_separate(w, "/what/slow", **form()),
     ("GET", "/what/status/{image_hash}"): lambda w: results(w, "GET", "/what/status/{}"),
@@ -423,6 +433,12 @@ CASES: dict[tuple[str, str], Callable[[World], Awaitable[None]]] = {
     ("GET", JOBS + "/{job_id}"): lambda w: others_jobs(w, "GET", JOBS + "/{}"),
     ("DELETE", JOBS + "/{job_id}"): lambda w: others_jobs(w, "DELETE", JOBS + "/{}"),
     ("POST", JOBS + "/{job_id}/retry"): lambda w: others_jobs(w, "POST", JOBS + "/{}/retry"),
+    ("GET", JOBS + "/{job_id}/results/csv"): lambda w: others_jobs(
+        w, "GET", JOBS + "/{}/results/csv"
+    ),
+    ("GET", JOBS + "/{job_id}/results/ndjson"): lambda w: others_jobs(
+        w, "GET", JOBS + "/{}/results/ndjson"
+    ),
     ("GET", JOBS + "/{job_id}/results"): lambda w: others_jobs(w, "GET", JOBS + "/{}/results"),
     ("GET", "/api/v1/keys"): listing_keys,
     ("POST", "/api/v1/keys"): making_keys,

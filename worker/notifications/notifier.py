@@ -11,13 +11,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from email.utils import parseaddr
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 import structlog
 
 from core.backends import Backend
 from core.clock import Clock, rfc3339, utc_now
 from core.domain.job_document import job_document
-from core.domain.jobs import Job, JobKey
+from core.domain.jobs import Job, JobKey, note_webhook
 from core.domain.messages import Notify
 from core.domain.policy import NOTIFICATION_CONCURRENCY
 from core.domain.webhooks import (
@@ -29,6 +30,8 @@ from core.domain.webhooks import (
     disable,
     message_id,
     note_delivery,
+    parse_secret,
+    signed_by,
     signed_headers,
 )
 from core.errors import InvalidRequest, MalformedEnvelope, Unavailable
@@ -49,7 +52,7 @@ from worker.notifications.receiver_limits import WAIT_SECONDS, ReceiverLimits
 
 log = structlog.get_logger(__name__)
 
-EMAIL, WEBHOOK = "email", "webhook"  # labels of a metric; the first is also a message's target
+EMAIL, WEBHOOK = "email", "webhook"  # labels of a metric, and targets of messages
 DELIVERED, DROPPED, REFUSED, FAILED, GONE = "delivered", "dropped", "refused", "failed", "gone"
 NO_RESPONSE = "no_answer"  # the public error code of a delivery that failed in the network
 WEBHOOK_SECONDS = 15.0  # for a receiver to answer
@@ -89,6 +92,8 @@ class Notifier:
             await self._fan_out(message)
         elif message.target == EMAIL:
             await self._deliver_email(message)
+        elif message.target == WEBHOOK:
+            await self._deliver_to_own_webhook(message)
         elif WEBHOOK_ID.fullmatch(message.target):
             await self._deliver_webhook(message)
         else:
@@ -103,6 +108,8 @@ class Notifier:
         targets = [webhook.id for webhook in webhooks if webhook.wants(event)]
         if job.notify_email:
             targets.append(EMAIL)
+        if job.webhook is not None and job.webhook.wants(event):
+            targets.append(WEBHOOK)  # the job's own
         for target in targets:
             await publish(self.backend.publisher, replace(message, target=target))
         log.info("notifications published", event_=event.value, receivers=len(targets))
@@ -147,6 +154,50 @@ class Notifier:
                 log.info("webhook delivered", webhook=webhook.id, status=status)
             else:
                 self._fail(webhook, f"it answered {status}")
+
+    async def _deliver_to_own_webhook(self, message: Notify) -> None:
+        """Deliver the event of a job to the job's own webhook."""
+        job = await self._job(message)
+        if job is None or job.webhook is None:
+            self.metrics.notified(WEBHOOK, DROPPED)
+            return
+        event = Event(message.event)
+        ended = rfc3339(job.completed_at or job.updated_at)
+        body = _body(event, ended, job_document(job, self.settings.public_url))
+        id_, now = message_id(message.job, event), self.clock()
+        headers = {
+            "Content-Type": "application/json",
+            **signed_by([parse_secret(job.webhook.secret)], id_, body, now),
+        }
+        status = None
+        async with self.limits.slot(f"{WEBHOOK}:{urlsplit(job.webhook.url).netloc}"):
+            try:
+                status = await self.client.post(job.webhook.url, body, headers)
+                reason = f"it answered {status}"
+            except NoResponse as error:
+                reason = str(error)
+            except (PrivateAddress, InvalidRequest) as error:
+                self.metrics.notified(WEBHOOK, REFUSED)
+                log.error("webhook refused", job=job.key.id, code=error.code, detail=error.detail)
+                raise Undeliverable(error.code, error.detail) from None
+        await self._note_status(job, status)
+        if status is not None and 200 <= status < 300:
+            self.metrics.notified(WEBHOOK, DELIVERED)
+            log.info("webhook delivered", job=job.key.id, status=status)
+            return
+        if status == 410:
+            self.metrics.notified(WEBHOOK, GONE)
+            raise Undeliverable("receiver_gone", "The receiver answered 410 Gone.")
+        self.metrics.notified(WEBHOOK, FAILED)
+        log.warning("webhook not delivered", job=job.key.id, reason=reason)
+        raise Unavailable(f"The webhook was not delivered: {reason}.")
+
+    async def _note_status(self, job: Job, status: int | None) -> None:
+        try:
+            await self.backend.jobs.change(job.key, note_webhook(status))
+        except Unavailable as error:
+            # The answer to the queue depends on the delivery alone.
+            log.warning("delivery not stored", job=job.key.id, reason=error.detail)
 
     async def _post(self, webhook: Webhook, event: Event, id_: str, body: bytes) -> int:
         """The response's status."""

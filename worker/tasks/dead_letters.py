@@ -26,11 +26,13 @@ from core.domain.messages import (
     RunJob,
 )
 from core.domain.records import Record, RecordError, Status, fail_unleased
+from core.domain.webhooks import WEBHOOK_ID, WebhookKey
 from core.errors import MalformedEnvelope, Unavailable
 from core.observability.tracing import span
 from core.services.job_completion import fail
 from worker.context import WorkerContext
 from worker.metrics import DELETED_IMAGE
+from worker.notifications.notifier import WEBHOOK
 from worker.tasks.classify_image import DELETED
 from worker.tasks.embed_image import complete_embedding
 from worker.tasks.job_items import complete_item
@@ -41,7 +43,7 @@ log = structlog.get_logger(__name__)
 UNREADABLE, UNKNOWN_IMAGE, FINISHED_IMAGE = "unreadable", "unknown_image", "finished_image"
 FINISHED_JOB, BEGUN_JOB = "finished_job", "begun_job"
 
-EXHAUSTED = "delivery_exhausted"
+EXHAUSTED, RECEIVER_REFUSED = "delivery_exhausted", "receiver_refused"
 MAX_REASON = 200  # characters of the queue's reason
 _MIN_TIME, _MAX_TIME = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 
@@ -62,7 +64,7 @@ async def handle_dead_letter(message: Message, envelope: PushEnvelope, ctx: Work
         case RunJob() | FitModel():
             await _handle_job(message, envelope, ctx)
         case Notify() | MakeThumbnail():
-            reason = _queue_reason(envelope)
+            reason = await _receiver_reason(message, ctx) or _queue_reason(envelope)
             letter = letter_of(envelope, reason, ctx.clock())
             await ctx.backend.dead_letters.add(letter)
             _report(letter, reason, ctx)
@@ -175,6 +177,27 @@ def _image_reason(
     if record is None:
         return RecordError("not_found", "There is no record of this image.", retryable=True)
     return record.error or _queue_reason(envelope)
+
+
+async def _receiver_reason(
+    message: Notify | MakeThumbnail, ctx: WorkerContext
+) -> RecordError | None:
+    """What the receiver of a webhook answered last, which the queue does not know."""
+    if not isinstance(message, Notify):
+        return None
+    if message.target == WEBHOOK:
+        job = await ctx.backend.jobs.get(JobKey(message.tenant, message.job))
+        status = job.webhook.status if job is not None and job.webhook is not None else None
+    elif WEBHOOK_ID.fullmatch(message.target):
+        webhook = await ctx.backend.webhooks.get(WebhookKey(message.tenant, message.target))
+        delivery = webhook.last_delivery if webhook is not None else None
+        known = delivery is not None and delivery.event == message.event
+        status = delivery.status if delivery is not None and known else None
+    else:
+        return None
+    if status is None:
+        return None
+    return RecordError(RECEIVER_REFUSED, f"The receiver answered {status}.", retryable=True)
 
 
 def _queue_reason(envelope: PushEnvelope) -> RecordError:

@@ -71,7 +71,7 @@ public class RoundTrip {
     JobsApi jobs = new JobsApi(CLIENT);
 
     Image image = upload(images, "1.jpg");
-    check(image.getStatus() == Status.SUCCESS, "upload", image);
+    check(image.getStatus() == Status.STATUS_SUCCESS, "upload", image);
     check(!image.getAnnotations().isEmpty(), "labels");
     byte[] data = Files.readAllBytes(FOLDER.resolve("2.jpg"));
     String hash = HexFormat.of().formatHex(MessageDigest.getInstance("SHA-256").digest(data));
@@ -84,11 +84,11 @@ public class RoundTrip {
                 .build());
     check(image.getImageHash().equals(hash), "put", image);
     image = images.getImage(ImagesApi.APIGetImageRequest.newBuilder().imageHash(hash).build());
-    check(image.getStatus() == Status.SUCCESS, "get", image);
+    check(image.getStatus() == Status.STATUS_SUCCESS, "get", image);
 
     String three = job(jobs, null, "1.jpg", "2.jpg", "3.jpg");
     Job state = get(jobs, three);
-    for (int tries = 0; state.getStatus() != JobStatus.COMPLETED && tries < 300; tries++) {
+    for (int tries = 0; state.getStatus() != JobStatus.JOB_STATUS_COMPLETED && tries < 300; tries++) {
       Thread.sleep(100);
       state = get(jobs, three);
     }
@@ -105,7 +105,7 @@ public class RoundTrip {
     check(true, "job from a zip");
     String later = job(jobs, OffsetDateTime.now().plusDays(1), "3.jpg");
     state = jobs.cancelJob(JobsApi.APICancelJobRequest.newBuilder().jobId(later).build());
-    check(state.getStatus() == JobStatus.CANCELLED, "cancel", state);
+    check(state.getStatus() == JobStatus.JOB_STATUS_CANCELLED, "cancel", state);
 
     Problem refused = problem(415, () -> upload(images, "text.txt"));
     check(refused.getCode() == ProblemCode.UNSUPPORTED_IMAGE, "415", refused);

@@ -37,19 +37,19 @@ def part(name: str) -> File:
 
 
 image = upload_image.sync(client=client, body=ImageUpload(img=part("1.jpg")), prefer="wait=30")
-check(image.status == Status.SUCCESS and image.annotations, "upload", image)
+check(image.status == Status.STATUS_SUCCESS and image.annotations, "upload", image)
 data = (folder / "2.jpg").read_bytes()
 image_hash = hashlib.sha256(data).hexdigest()
 image = put_image.sync(image_hash, client=client, body=File(BytesIO(data)), prefer="wait=30")
 check(image.image_hash == image_hash, "put", image)
 image = get_image.sync(image_hash, client=client)
-check(image.status == Status.SUCCESS, "get", image)
+check(image.status == Status.STATUS_SUCCESS, "get", image)
 
 three = BatchUpload(imgs=[part(f"{number}.jpg") for number in (1, 2, 3)])
 accepted = create_job.sync(client=client, body=three)
 for _ in range(300):
     job = get_job.sync(accepted.job_id, client=client)
-    if job.status == JobStatus.COMPLETED:
+    if job.status == JobStatus.JOB_STATUS_COMPLETED:
         break
     time.sleep(0.1)
 check(job.succeeded == 3, "job of three", job)
@@ -60,7 +60,7 @@ check(create_zip_job.sync_detailed(client=client, body=body).status_code == 202,
 tomorrow = datetime.now(UTC) + timedelta(days=1)
 later = create_job.sync(client=client, body=BatchUpload(imgs=[part("3.jpg")]), not_before=tomorrow)
 job = cancel_job.sync(later.job_id, client=client)
-check(job.status == JobStatus.CANCELLED, "cancel", job)
+check(job.status == JobStatus.JOB_STATUS_CANCELLED, "cancel", job)
 
 for name, status, code in (
     ("text.txt", 415, "unsupported_image"),
