@@ -1,13 +1,15 @@
 """Models, keys, webhooks, dead letters and usage."""
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from glimpse_client import webhook_signatures
+from glimpse_client import training, webhook_signatures
 from glimpse_client.drivers import AsyncDriver, BlockingDriver
 from glimpse_client.flows import Flow, nothing, request
 from glimpse_client.types import (
     DeadLetter,
+    Job,
     Key,
     Model,
     Page,
@@ -164,8 +166,33 @@ class Models:
         return self._driver.run(models_flow())
 
     def get(self, name: str) -> Model:
-        """A model with its labels."""
+        """A model with its labels; `raw` has the versions of a trained one."""
         return self._driver.run(model_flow(name))
+
+    def train(
+        self,
+        folder: str | Path,
+        name: str,
+        *,
+        base: str | None = None,
+        activate: bool = True,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Train a version of the model `name` on the folders of `folder`, which are the labels.
+
+        Returns the job; `client.jobs.wait` waits for it. Raises ApiError, ConnectionFailed,
+        OSError, and ValueError if there are no folders.
+        """
+        flow = training.train_flow(Path(folder), name, base, activate, idempotency_key)
+        return self._driver.run(flow)
+
+    def activate(self, version: str) -> None:
+        """Let the name of a trained model mean the version with this id."""
+        self._driver.run(training.activate_flow(version))
+
+    def delete(self, name: str) -> None:
+        """Delete a trained model, or a version by its id, with its results."""
+        self._driver.run(training.delete_flow(name))
 
 
 class Keys:
@@ -290,6 +317,27 @@ class AsyncModels:
     async def get(self, name: str) -> Model:
         """As `Models.get`."""
         return await self._driver.run(model_flow(name))
+
+    async def train(
+        self,
+        folder: str | Path,
+        name: str,
+        *,
+        base: str | None = None,
+        activate: bool = True,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """As `Models.train`."""
+        flow = training.train_flow(Path(folder), name, base, activate, idempotency_key)
+        return await self._driver.run(flow)
+
+    async def activate(self, version: str) -> None:
+        """As `Models.activate`."""
+        await self._driver.run(training.activate_flow(version))
+
+    async def delete(self, name: str) -> None:
+        """As `Models.delete`."""
+        await self._driver.run(training.delete_flow(name))
 
 
 class AsyncKeys:

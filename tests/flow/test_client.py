@@ -20,6 +20,7 @@ from tests.support.bundles import write_slow_bundle
 from tests.support.pictures import picture
 from tests.support.signals import heard
 from tests.support.stack import Stack, until
+from tests.support.training import pictures
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 ROUNDS = 120  # about 0.05 s for a picture
@@ -204,3 +205,28 @@ def test_login_stores_a_profile_for_its_owner_alone(stack: Stack, tmp_path: Path
     file = tmp_path / "config/glimpse/profiles.json"
     assert file.stat().st_mode & 0o777 == 0o600
     assert json.loads(file.read_text())["profiles"]["default"]["api_key"] == "glp_of_mine"
+
+
+def test_folder_becomes_a_model_by_command(stack: Stack, tmp_path: Path) -> None:
+    folder = tmp_path / "sorted"
+    for number, (data, label) in enumerate(pictures(6).items()):
+        file = folder / label / f"{number}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+    done = glimpse(stack, tmp_path, "models", "train", str(folder), "--name", "moods")
+    assert done.returncode == 0, done.stderr
+    version = done.stdout.strip()
+    assert version.startswith("moods@")
+    assert "Accuracy: 100.0 %." in done.stderr
+    labelled = glimpse(
+        stack, tmp_path, "label", str(folder / "cool" / "9.jpg"), "--model", "moods", "--json"
+    )
+    assert labelled.returncode == 0, labelled.stderr
+    assert '"cool"' in labelled.stdout
+    assert glimpse(stack, tmp_path, "models", "activate", version).returncode == 0
+    with Glimpse(url(stack)) as client:
+        job = client.models.train(folder, "moods", activate=False)
+        (job,) = client.jobs.wait(job).jobs
+        assert job.raw["trained_model"] == version  # the same images make the same version
+    assert glimpse(stack, tmp_path, "models", "delete", "moods").returncode == 0
+    assert glimpse(stack, tmp_path, "models", "show", "moods").returncode != 0

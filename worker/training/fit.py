@@ -68,7 +68,8 @@ def _sorted(examples: TrainingSet) -> TrainingSet:
     """The examples by hash, normalised, in the memory of the given ones."""
     order = np.argsort(np.array(examples.hashes))
     embeddings = examples.embeddings
-    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    # `np.linalg.norm` would copy all embeddings.
+    lengths = np.sqrt(np.einsum("ij,ij->i", embeddings, embeddings))[:, None]
     embeddings /= np.maximum(lengths, np.float32(1e-12))
     _reorder(embeddings, order)
     hashes = [examples.hashes[row] for row in order]

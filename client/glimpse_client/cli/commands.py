@@ -268,8 +268,61 @@ def list_models(ctx: Context, as_json: bool) -> None:
 @click.argument("name")
 @pass_context
 def show_model(ctx: Context, name: str) -> None:
-    """Show a model as JSON, with its labels."""
+    """Show a model as JSON, with its labels, and the figures of a trained one."""
     show_json(dict(ctx.client.models.get(name).raw))
+
+
+@models.command("train")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--name", required=True, help="The model's name. An existing one gets a version.")
+@click.option("--base", help="The base model; by default the default model.")
+@click.option("--activate/--no-activate", default=True, help="Use the new version; default.")
+@click.option("--no-wait", is_flag=True, help="Do not wait for the end.")
+@pass_context
+def train_model(
+    ctx: Context, folder: Path, name: str, base: str | None, activate: bool, no_wait: bool
+) -> None:
+    """Train a model on FOLDER, which has a folder with images for each label.
+
+    Prints the identity of the new version, or with --no-wait the id of the job.
+    """
+    job = ctx.client.models.train(folder, name, base=base, activate=activate)
+    if no_wait:
+        click.echo(job.id)
+        return
+    ctx.say(f"Job {job.id} trains the model.")
+    (job,) = ctx.client.jobs.wait(job).jobs
+    trained = job.raw.get("trained_model")
+    if not trained:
+        ctx.say(job.error.detail if job.error else f"The job is {job.status}.")
+        raise SystemExit(SOME_FAILED)
+    ctx.say(str(job.raw.get("result")))
+    for advice in _advice(ctx, name, str(trained)):
+        ctx.say(advice)
+    click.echo(trained)
+
+
+def _advice(ctx: Context, name: str, version: str) -> list[str]:
+    versions = ctx.client.models.get(name).raw.get("versions") or []
+    return [text for each in versions if each["id"] == version for text in each["advice"]]
+
+
+@models.command("activate")
+@click.argument("version")
+@pass_context
+def activate_model(ctx: Context, version: str) -> None:
+    """Let the name of a trained model mean VERSION, an id such as birds@3cde192ffdf4."""
+    ctx.client.models.activate(version)
+    ctx.say(f"{version} is active.")
+
+
+@models.command("delete")
+@click.argument("name")
+@pass_context
+def delete_model(ctx: Context, name: str) -> None:
+    """Delete a trained model, or a version by its id, with its results."""
+    ctx.client.models.delete(name)
+    ctx.say(f"{name} is deleted.")
 
 
 @cli.group()
