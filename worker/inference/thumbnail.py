@@ -21,8 +21,7 @@ def reduced_to_thumbnail(image: Image.Image) -> Image.Image:
 
 
 def encoded_thumbnail(image: Image.Image) -> bytes:
-    """An RGB image as WebP."""
-    image.info = {}  # Pillow would copy the colour profile, which may be large
+    """An RGB image as WebP. Pillow writes metadata only on request, so there is none."""
     output = io.BytesIO()
     image.save(output, "WEBP", quality=QUALITY, method=EFFORT)
     return output.getvalue()
