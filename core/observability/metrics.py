@@ -27,7 +27,7 @@ METRICS_PATH = "/metrics"
 UNMATCHED = "unmatched"  # the label for a request without a route
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _OTHER = "_OTHER"  # clients can send any method, and each would add a series
-LAG_INTERVAL = 0.5  # seconds between two samples of the event loop
+LAG_INTERVAL = 2.0  # seconds between two samples of the event loop
 # Seconds, from a cached response to the longest wait for a result, and of the loop's delays.
 REQUEST_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30)
 LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
