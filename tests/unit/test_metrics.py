@@ -134,7 +134,8 @@ async def test_openmetrics_is_served_on_request(tmp_path: Path, colour_bundle: P
     }
 
 
-async def test_blocked_event_loop_is_measured() -> None:
+async def test_blocked_event_loop_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.observability.metrics.LAG_INTERVAL", 0.5)
     metrics = ServiceMetrics()
 
     async def seen() -> bool:
