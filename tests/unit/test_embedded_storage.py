@@ -2,11 +2,12 @@
 
 import asyncio
 import os
+import sqlite3
 import stat
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -14,6 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from core.backends import Backend, open_access, open_backend
+from core.backends.embedded import records
 from core.backends.links import LinkSigner, shared_secret
 from core.domain.webhooks import (
     JOB_EVENTS,
@@ -224,3 +226,21 @@ async def test_a_closed_backend_is_unavailable(settings: Settings) -> None:
         await backend.records.ping()
     with pytest.raises(Unavailable):
         await backend.publisher.ping()
+
+
+def test_each_list_of_records_searches_one_index_by_its_order() -> None:
+    """Without this, a page by a label would read all records for each one that it shows."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        for statement in records.SCHEMA.statements:
+            connection.execute(statement)
+        for text in (
+            records._LIST_BY_AGE,
+            records._LIST_BY_MODEL,
+            records._LIST_BY_STATUS,
+            records._LIST_BY_TERM,
+        ):
+            values = ["a"] * text.count("?")
+            plan = connection.execute(f"EXPLAIN QUERY PLAN {text}", values).fetchall()
+            steps = [step[3] for step in plan]
+            assert "sort_key>? AND sort_key<?" in steps[0]
+            assert all(step.endswith("(tenant=? AND sort_key=?)") for step in steps[1:]), steps

@@ -178,9 +178,13 @@ _LIST_BY_STATUS = (
     " WHERE tenant = ? AND status = ? AND status <> 'success'"
     " AND sort_key > ? AND sort_key < ? ORDER BY sort_key"
 )
+# Without the unary plus, SQLite would search records by the bounds instead of the one sort key.
 _LIST_BY_TERM = (
-    f"SELECT {_COLUMNS} FROM record_terms JOIN records USING (tenant, sort_key)"  # noqa: S608
-    " WHERE tenant = ? AND term = ? AND sort_key > ? AND sort_key < ? ORDER BY sort_key"
+    f"SELECT {_COLUMNS} FROM"  # noqa: S608
+    " (SELECT tenant AS owner, sort_key AS position FROM record_terms"
+    " WHERE tenant = ? AND term = ? AND sort_key > ? AND sort_key < ?)"
+    " CROSS JOIN records INDEXED BY records_by_age"
+    " ON tenant = owner AND sort_key = +position ORDER BY position"
 )
 _INSERT_TERM = (
     "INSERT INTO record_terms (tenant, term, sort_key) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
