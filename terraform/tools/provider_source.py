@@ -1,4 +1,4 @@
-"""Write `provider_names.json` anew: `python -m terraform.tools.provider_source FOLDER`.
+"""Write `provider_names.json` again: `python -m terraform.tools.provider_source FOLDER`.
 
 FOLDER is `package/` of the npm package @cdktf/provider-google, whose generated code carries the
 provider's schema; it is the last one there will be, for provider 6.50:

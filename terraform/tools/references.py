@@ -1,7 +1,7 @@
 """What `terraform validate` would say of references, without a provider.
 
 Every name that an expression uses is declared, every argument of a module call is a variable of
-that module, every variable that needs a value gets one, nothing is declared for nobody, and nothing
+that module, every variable that needs a value gets one, every declaration is used, and nothing
 depends on itself.
 """
 
@@ -18,7 +18,7 @@ _OWN = {"resource", "data", "ephemeral"}
 
 
 def problems(modules: list[Module]) -> Iterator[str]:
-    """One line for each reference that leads nowhere, and each declaration that nobody uses."""
+    """One line for each reference that leads nowhere, and each unused declaration."""
     by_folder = {module.folder: module for module in modules}
     for module in modules:
         yield from (f"{module.folder.name}: {problem}" for problem in _of(module, by_folder))

@@ -104,7 +104,7 @@ def load_module(folder: Path) -> Module:
 
 @lru_cache(maxsize=512)
 def _document(text: str) -> dict[str, Any]:
-    """Parsed once for the same text: parsing takes most of a check's time. Nobody changes it."""
+    """Parsed once for the same text, because parsing takes most of a check's time. Read-only."""
     return dict(hcl2.loads(text))
 
 

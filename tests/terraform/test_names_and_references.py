@@ -104,7 +104,7 @@ MISTAKES = {
         "var.sample_rate",
         "var.sample_rate is not declared",
     ),
-    "variable that nobody uses": (
+    "unused variable": (
         "modules/edge/backend.tf",
         "var.log_sample_rate",
         "1",

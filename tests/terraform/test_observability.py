@@ -183,7 +183,7 @@ def test_alerts_and_charts_use_metrics_that_exist(
     module = modules["observability"]
     used = user_metrics(str(module.locals["charts"])) | user_metrics(str(module.locals["alerts"]))
     assert used <= made
-    assert made <= used, "a metric that nobody looks at"
+    assert made <= used, "a metric that is not used"
 
 
 def test_the_dashboard_follows_an_image(modules: dict[str, Module]) -> None:

@@ -43,7 +43,7 @@ def cloud(**changes: Any) -> Settings:
 
 @pytest.fixture
 def service_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Application default credentials: a key file, of a key that nobody trusts."""
+    """Application default credentials: a key file, of a key that no service trusts."""
     pem = KEY.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,

@@ -259,7 +259,7 @@ def test_transparent_palette_becomes_white(format_: str, transparency: int | byt
 @pytest.mark.parametrize("format_", ["PNG", "WEBP", "AVIF"])
 def test_alpha_is_composited_on_white(format_: str) -> None:
     image = Image.new("RGBA", (64, 64), (200, 0, 0, 255))
-    image.paste((0, 0, 0, 0), (32, 0, 64, 64))  # black that nobody can see
+    image.paste((0, 0, 0, 0), (32, 0, 64, 64))  # invisible black
     pixels = seen(encode(image, format_))
     assert near(pixels[:, :12], (200, 0, 0), 16)
     assert near(pixels[:, 20:], WHITE, 16)

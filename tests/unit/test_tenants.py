@@ -212,7 +212,7 @@ async def making_trainings(world: World, path: str) -> None:
 
 
 async def refusing_trainings(world: World) -> None:
-    """The images of a refused zip are stored for the caller, and for nobody else."""
+    """The images of a refused zip are stored for the caller only."""
     data = picture(4711)
     headers = {"Content-Type": "application/zip"}
     content = archive({"red/1.jpg": data})

@@ -29,7 +29,7 @@ variable "service" {
 }
 
 variable "requests_per_minute" {
-  description = "Requests that one address may make in a minute before it is told 429"
+  description = "Requests that one address may make in a minute before it gets 429"
   type        = number
   default     = 600
 

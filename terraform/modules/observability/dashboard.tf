@@ -94,7 +94,7 @@ locals {
       ]
     },
     {
-      title = "Who is told of jobs"
+      title = "Notifications of jobs"
       unit  = "notifications"
       lines = [
         { filter = "${local.worker_is} AND ${local.user_metric}/webhooks_delivered\"", aligner = "ALIGN_DELTA", reducer = "REDUCE_SUM", by = [], name = "webhooks" },

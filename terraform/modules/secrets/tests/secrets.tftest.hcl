@@ -1,5 +1,5 @@
 mock_provider "google" {}
-# Not mocked: Terraform cannot mock ephemeral values, and this provider needs nobody's permission.
+# Not mocked: Terraform cannot mock ephemeral values, and this provider needs no permission.
 provider "random" {}
 
 variables {

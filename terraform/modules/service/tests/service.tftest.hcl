@@ -29,12 +29,12 @@ run "private_by_default" {
 
   assert {
     condition     = google_cloud_run_v2_service.this.invoker_iam_disabled == false && length(google_cloud_run_v2_service_iam_member.invoker) == 0
-    error_message = "Nobody may call it unless they are named."
+    error_message = "Only named members may call it."
   }
 
   assert {
     condition     = google_cloud_run_v2_service.this.deletion_protection
-    error_message = "It is protected unless somebody says otherwise."
+    error_message = "It is protected by default."
   }
 
   assert {
