@@ -32,8 +32,8 @@ _RECORDS = """
     WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < ?1),
          made (n, hash, at) AS (SELECT n, lower(hex(randomblob(32))), ?2 + 1000000 * n FROM numbers)
     SELECT 'public', hash, ?3, 'success',
-           json_array(json_object('index', 1, 'label', 'label ' || n % 1000, 'confidence', 0.7),
-                      json_object('index', 2, 'label', 'label ' || n % 999, 'confidence', 0.2)),
+           json_array(json_object('index', 1, 'label', 'label ' || (n % 1000), 'confidence', 0.7),
+                      json_object('index', 2, 'label', 'label ' || (n % 999), 'confidence', 0.2)),
            json_array(json_object('index', 1, 'label', 'all', 'confidence', 0.99)),
            1, 1, 1, at, at, at,
            printf('%016d', 9999999999999999 - at) || '-' || substr(hash, -20) || substr(?3, -12)
