@@ -30,7 +30,7 @@ from core.backends.links import KEY_BYTES, LinkSigner, shared_secret
 from core.domain import api_keys, dead_letters, jobs, records, trained_models, webhooks
 from core.domain.api_keys import ApiKey
 from core.domain.dead_letters import DeadLetter, letter_id
-from core.domain.jobs import Counts, JobItem, JobKey, new_job
+from core.domain.jobs import Counts, JobItem, JobKey, JobWebhook, Training, new_job
 from core.domain.messages import ClassifyImage
 from core.domain.principals import ALL_SCOPES
 from core.domain.priority import Priority
@@ -264,6 +264,21 @@ async def test_job_transitions_but_counts_are_durable(tmp_path: Path) -> None:
         assert await store.change(failing.key, jobs.seal())
         assert await changes.synced(jobs.fail(ERROR))
         assert await changes.synced(jobs.retry())
+        training = new_job(
+            JobKey(KEY.tenant, f"{4:032x}"),
+            "",
+            KEY.model,
+            2,
+            clock(),
+            training=Training("pets"),
+            webhook=JobWebhook("https://example.org/"),
+        )
+        assert await store.create(training)
+        changes.key = training.key
+        assert await store.change(training.key, jobs.seal())
+        assert await store.change(training.key, jobs.start())
+        assert await changes.synced(jobs.decide_model("pets@0123456789ab", 0.9))
+        assert not await changes.synced(jobs.note_webhook(500))
         assert changes.applied == transitions_in(jobs)
         assert await syncs(store.delete(key))
 
@@ -307,7 +322,7 @@ async def test_blob_is_synced_before_its_name_and_its_name_before_the_answer(
 ) -> None:
     data, name = b"an image, as far as storage knows", f"{KEY.tenant}/{KEY.image_hash}"
     root = tmp_path / "blobs"
-    store = FileBlobStore(root, LinkSigner(b"secret", ""))
+    store = FileBlobStore(root, LinkSigner(b"secret", ""), free=lambda _: 1 << 40)
     path = store.file(name)
     assert path is not None
     folders = [path.parent, path.parent.parent, root, tmp_path]
