@@ -71,8 +71,9 @@ def test_urgent_image_overtakes_a_large_job(tmp_path: Path, backend: dict[str, s
         before = len(classified(stack))
         assert stack.result(sha256(urgent))["status"] == "success"
         assert job_of(stack, job_id)["progress"] < 90, "the job was too quick to be in the way"
-        done = classified(stack)
-        assert done.index(sha256(urgent)) - before <= FEW
+        # The worker logs a result after it has stored it.
+        until(lambda: sha256(urgent) in classified(stack), "the worker has logged it")
+        assert classified(stack).index(sha256(urgent)) - before <= FEW
         assert stack.api.delete(f"/api/v1/jobs/{job_id}").status_code == 200
 
 

@@ -22,7 +22,6 @@ def two_apis(folder: Path, bundle: Path, **settings: str) -> Iterator[tuple[Stac
     shared = {
         "API_KEYS": "required",
         "RATE_LIMIT": "off",
-        "DAILY_QUOTA": "30",
         "KEY_CACHE_SECONDS": str(CACHE_SECONDS),
         "DATA_DIR": str(folder / "data"),
         **settings,
@@ -71,8 +70,8 @@ def not_at_midnight() -> None:
 def test_two_processes_are_one_service_to_a_key(apis: tuple[Stack, Stack]) -> None:
     first, second = apis
     not_at_midnight()
-    admin = first.make_key("--tenant", "acme", "--scopes", "all", "--daily-quota", "0")
-    key = first.make_key("--tenant", "acme", "--scopes", "read")
+    admin = first.make_key("--tenant", "acme", "--scopes", "all")
+    key = first.make_key("--tenant", "acme", "--scopes", "read", "--daily-quota", "30")
 
     # One quota for both processes.
     statuses = [ask((first, second)[n % 2], key).status_code for n in range(40)]

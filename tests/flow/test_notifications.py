@@ -23,7 +23,6 @@ HOOKS, JOBS = "/api/v1/webhooks", "/api/v1/jobs"
 QUICK = {
     "WEBHOOK_ALLOW_PRIVATE": "true",
     "MAX_BACKOFF_SECONDS": "0.1",  # seconds for images; half a second for notifications
-    "EMAIL_FROM": "Glimpse <glimpse@example.com>",
 }
 
 
@@ -111,7 +110,12 @@ def test_whoever_wants_to_hear_of_a_job_does_though_everything_dies(
         }.items()
     }
     mail = world.listen(mail_server(mailbox))
-    settings = {**QUICK, "SMTP_URL": f"smtp://127.0.0.1:{mail}", "LEASE_SECONDS": "1"}
+    settings = {
+        **QUICK,
+        "SMTP_URL": f"smtp://127.0.0.1:{mail}",
+        "EMAIL_FROM": "Glimpse <glimpse@example.com>",
+        "LEASE_SECONDS": "1",
+    }
     with Stack(tmp_path, colour_bundle, **settings) as stack:
         hooks = {name: hook(stack, port) for name, port in ports.items() if name != "failures"}
         hook(stack, ports["failures"], events=["job.failed"])

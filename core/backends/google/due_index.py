@@ -22,9 +22,11 @@ from cachetools import LRUCache
 
 from core.backends.google.datastore import Datastore, RawMutation
 from core.backends.google.entities import RawEntity, moment_of, set_time
+from core.backends.google.entity_locks import EntityLocks
 from core.backends.google.queries import query_for
 from core.clock import Clock
 from core.concurrency import for_each
+from core.errors import Unavailable
 
 T = TypeVar("T")
 
@@ -35,6 +37,7 @@ RESOLUTION = timedelta(microseconds=1)  # of times in Datastore
 SHARDS = 8
 MAX_TENANTS = 200  # that one run of a reader visits, those that have waited the longest
 AT_ONCE = 16
+LOCK_SECONDS = 8.0  # as long as a transaction
 REMEMBERED = timedelta(seconds=30)  # that a process does not note the same again
 QUIET = timedelta(seconds=60)  # since the last note; before, a mark is raised to the present only
 SKEW = timedelta(seconds=5)  # by which clocks may differ
@@ -59,14 +62,28 @@ class DueIndex:
         self._datastore = datastore
         self._work = work
         self._clock = clock
+        self._locks = EntityLocks()
         self._noted: LRUCache[str, tuple[datetime, datetime]] = LRUCache(MAX_REMEMBERED)
 
     async def note(self, tenant: str, moment: datetime) -> None:
         """Note that the tenant gets work that is due at `moment`. Raises Unavailable."""
+        if self._is_noted(tenant, moment):
+            return
+        try:
+            async with self._locks.lock(tenant, LOCK_SECONDS):
+                # Another request of this process may have noted it meanwhile.
+                if not self._is_noted(tenant, moment):
+                    await self._lower(tenant, moment)
+        except TimeoutError:
+            raise Unavailable(f"The {self._datastore.part} does not answer.") from None
+
+    def _is_noted(self, tenant: str, moment: datetime) -> bool:
         now = self._clock()
         lowest, noted_at = self._noted.get(tenant, (moment, _EPOCH))
-        if lowest <= moment and now - REMEMBERED < noted_at <= now:
-            return
+        return lowest <= moment and now - REMEMBERED < noted_at <= now
+
+    async def _lower(self, tenant: str, moment: datetime) -> None:
+        now = self._clock()
 
         async def lower(transaction: bytes) -> tuple[datetime, list[Any]]:
             before = await self._datastore.find_in(self._key(tenant), transaction)
