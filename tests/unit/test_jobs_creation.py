@@ -11,6 +11,7 @@ from app.jobs.options import JobOptions
 from core.clock import utc_now
 from core.domain.principals import ANONYMOUS
 from core.domain.priority import Priority
+from core.domain.webhooks import JobEvent
 from core.errors import InvalidImage
 
 NOW = utc_now()
@@ -22,6 +23,8 @@ OPTIONS = JobOptions(
     cancel_after=timedelta(hours=1),
     idempotency_key="key",
     name="Summer",
+    webhook="https://example.org/one",
+    webhook_events=frozenset({JobEvent.COMPLETED}),
 )
 ORDER = JobOrder(ANONYMOUS, "colours@0123456789ab", [IMAGE], OPTIONS, "gs://photos/", [IMAGE])
 OTHER_OPTIONS = {
@@ -31,6 +34,8 @@ OTHER_OPTIONS = {
     "notify_email": "bob@example.org",
     "cancel_after": timedelta(hours=2),
     "name": "Autumn",
+    "webhook": "https://example.org/other",
+    "webhook_events": frozenset({JobEvent.FAILED}),
 }
 
 

@@ -25,7 +25,7 @@ from core.errors import Unavailable
 from core.settings import Settings
 from tests.support.clock import MovableClock
 from tests.support.pictures import picture
-from tests.support.worker import RunningWorker, running_worker, settings_in
+from tests.support.worker import RunningWorker, push_headers, running_worker, settings_in
 from worker.errors import InferenceFailed
 from worker.tasks.classify_image import MAX_CLAIMS
 
@@ -47,7 +47,10 @@ class Outage:
         if self.status:
             return self.status
         transport = httpx.ASGITransport(self._worker.app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://worker") as client:
+        settings = self._worker.context.settings
+        async with httpx.AsyncClient(
+            transport=transport, base_url=settings.worker_url, headers=push_headers(settings)
+        ) as client:
             return (await client.post(path, content=body)).status_code
 
 
