@@ -29,6 +29,7 @@ OPEN = {
         "/",  # the page, which sends its key with each request
         "/page/{path:path}",
         "/docs",
+        "/docs/assets/{name}",  # the script and style of that page
         "/openapi.json",
         "/health",
         "/started",

@@ -11,7 +11,7 @@ import pytest
 
 from app.http.middleware import unread_body
 from app.http.server import OTHER_FILES, raise_file_limit
-from tests.support.api import NOTHING, Traces, api_settings, eventually, serve_api
+from tests.support.api import NOTHING, Traces, eventually
 from tests.support.connections import PATIENCE, Served, eventually_in_flight, serving
 from tests.support.pictures import picture, sha256
 
@@ -26,8 +26,8 @@ async def served(
     tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Served]:
     monkeypatch.setattr(unread_body, "LINGER_PAUSE_SECONDS", 0.5)
-    async with serve_api(api_settings(tmp_path, colour_bundle)) as (api, port):
-        yield Served(api, port)
+    async with serving(tmp_path, colour_bundle, max_image_bytes=LIMIT) as served:
+        yield served
 
 
 @pytest.mark.parametrize(("path", "type_"), [("/what/fast", FORM), ("/api/v1/images", "image/png")])
