@@ -42,7 +42,7 @@ async def slow_client(
                 if number % 25 == 0:
                     writer.write(b"POST /what/fast HTTP/1.1\r\nHost:")  # and no more
                 else:
-                    head = b"POST /%b HTTP/1.1\r\nHost: a\r\n%bContent-Length: %d\r\n\r\n"
+                    head = b"POST /%b HTTP/1.1\r\nHost: localhost\r\n%bContent-Length: %d\r\n\r\n"
                     target = (b"what/fast", FORM) if form else (b"api/v1/images", b"")
                     writer.write(head % (*target, length) + (PART if form else b""))
                 outcomes[await sent_slowly(reader, writer, piece, number, ends, draw)] += 1
