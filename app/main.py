@@ -167,9 +167,11 @@ def create_app(
     install_unknown_path(app)
     app.add_middleware(DecodeRequestBody)
     app.add_middleware(HeadAsGet)
-    app.add_middleware(CloseOnUnreadBody)
-    app.add_middleware(RespondWhenCancelled)
     app.add_middleware(SameOriginOnly, allowed=settings.origins)
+    if settings.api_hosts:
+        app.add_middleware(AllowedHosts, hosts=settings.api_hosts, setting="ALLOWED_HOSTS")
+    app.add_middleware(CloseOnUnreadBody)  # around all that refuses requests
+    app.add_middleware(RespondWhenCancelled)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -180,8 +182,6 @@ def create_app(
             else ("*",),
             expose_headers=_CORS_RESPONSE_HEADERS,
         )
-    if settings.api_hosts:
-        app.add_middleware(AllowedHosts, hosts=settings.api_hosts, setting="ALLOWED_HOSTS")
     if prefix := urlsplit(settings.public_url).path:
         app.add_middleware(PathPrefix, prefix=prefix)
     app.add_middleware(

@@ -34,8 +34,10 @@ class Connection:
         self.writer.write(data)
         await self.writer.drain()
 
-    async def head(self, path: str = "/api/v1/images", **headers: str | int) -> None:
-        lines = [f"POST {path} HTTP/1.1", "Host: localhost"]
+    async def head(
+        self, path: str = "/api/v1/images", host: str = "localhost", **headers: str | int
+    ) -> None:
+        lines = [f"POST {path} HTTP/1.1", f"Host: {host}"]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         await self.send(("\r\n".join(lines) + "\r\n\r\n").encode())
 

@@ -112,6 +112,24 @@ async def test_refused_client_that_pauses_is_disconnected(
         assert await client.closed()
 
 
+@pytest.mark.parametrize(
+    ("headers", "status", "code"),
+    [
+        ({"host": "evil.example"}, 400, "invalid_host"),
+        ({"origin": "https://evil.example"}, 403, "cross_origin_request"),
+    ],
+)
+async def test_refused_host_or_origin_closes_the_connection(
+    served: Served, headers: dict[str, str], status: int, code: str
+) -> None:
+    async with served.connect() as client:
+        await client.head(content_length=LIMIT, content_type="image/png", **headers)
+        response = await client.response()
+        assert (response.status, response.code) == (status, code)
+        assert response.headers["connection"] == "close"
+        assert await client.closed()
+
+
 async def test_refusal_after_the_whole_body_keeps_the_connection(served: Served) -> None:
     async with served.connect() as client:
         for _ in range(2):
