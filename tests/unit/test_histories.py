@@ -288,16 +288,24 @@ class Histories(RuleBasedStateMachine):
         if not letters:
             return
         letter = letters[draw % len(letters)]
-        for image in self.known:
-            image.may_restart |= image.key.image_hash == letter["image_hash"]
+        self._is_replayed(letter)
         client = self.world.apis[0].client
         answer = await client.post(f"/api/v1/dead-letters/{letter['id']}/replay")
         assert answer.status_code in (200, 409, 503), answer.text
 
+    def _is_replayed(self, letter: dict[str, Any]) -> None:
+        for image in self.known:
+            image.may_restart |= image.key.image_hash == letter["image_hash"]
+
     async def _letters(self) -> list[dict[str, Any]]:
         answer = await self.world.apis[0].client.get("/api/v1/dead-letters")
-        letters: list[dict[str, Any]] = answer.json()["dead_letters"]
-        return letters
+        return sorted(answer.json()["dead_letters"], key=self._place)
+
+    def _place(self, letter: dict[str, Any]) -> tuple[Any, ...]:
+        """Orders the letters of one moment as a repetition does: their ids vary."""
+        hashes = [image.key.image_hash for image in self.known]
+        image = letter["image_hash"]
+        return (letter["dead_lettered_at"], hashes.index(image) if image in hashes else -1)
 
     def _begun(self, draw: int) -> Message | None:
         """A message in flight; due messages are leased first."""

@@ -18,6 +18,7 @@ from core.backends.embedded.queue_store import DeadLettered, Message
 from core.clock import rfc3339
 from core.domain.channels import JOBS
 from core.domain.jobs import Job, JobItem, JobKey, JobStatus, new_job, new_job_id, seal
+from core.domain.messages import KIND, RunJob
 from core.domain.policy import SCHEDULE_PATH
 from core.domain.records import Status, new_record
 from tests.unit import test_histories
@@ -28,6 +29,7 @@ __all__ = ["world"]  # the fixture
 pytestmark = pytest.mark.timeout(900)  # like `test_histories`
 
 MOST_JOBS = 4
+RUN_JOB = RunJob("public", new_job_id()).attributes()[KIND]
 UNCLASSIFIED = {"cancelled", "expired", "upload_lost", "delivery_exhausted", "image_missing"}
 
 
@@ -39,6 +41,7 @@ class Batch:
     images: Sequence[Image]
     seen: Job | None = None
     cancelled: bool = False  # and the client has the answer
+    may_restart: bool = False  # this step may replay the dead letter of the message that runs it
 
 
 class JobHistories(Histories):
@@ -79,7 +82,7 @@ class JobHistories(Histories):
             "/api/v1/jobs/batch-predict",
             files=[("imgs", (f"{n}.jpg", image.data)) for n, image in enumerate(images)],
             params=parameters,
-            headers={"Cancel-After": str(cut_off)} if cut_off else {},
+            headers={"Cancel-After": f"{cut_off}s"} if cut_off else {},
         )
         assert answer.status_code == 202, answer.text
         for image in images:
@@ -183,6 +186,20 @@ class JobHistories(Histories):
         self.cancelled_images.clear()  # the letter may be of any of them
         await super()._replay(draw)
 
+    def _is_replayed(self, letter: dict[str, Any]) -> None:
+        super()._is_replayed(letter)
+        attributes = letter["attributes"]
+        if attributes.get(KIND) == RUN_JOB:
+            for batch in self.batches:
+                batch.may_restart |= batch.key.id == attributes["job"]
+
+    def _place(self, letter: dict[str, Any]) -> tuple[Any, ...]:
+        attributes = letter["attributes"]
+        jobs = [batch.key.id for batch in self.batches]
+        number = jobs.index(attributes["job"]) if attributes.get("job") in jobs else -1
+        rest = [attributes.get(name, "") for name in (KIND, "position", "event")]
+        return (*super()._place(letter), number, *rest)
+
     async def _push(self, message: Message) -> httpx.Response:
         for image in self.known:
             image.may_restart |= image.in_a_job  # the job may retry the record
@@ -233,6 +250,7 @@ class JobHistories(Histories):
 
     async def _look_at(self, batch: Batch) -> None:
         seen, job = batch.seen, await self.jobs.get(batch.key)
+        restarted, batch.may_restart = batch.may_restart, False
         batch.seen = job
         if job is None:
             assert seen is not None
@@ -256,8 +274,13 @@ class JobHistories(Histories):
             assert (job.revision == seen.revision) == (
                 (job.status, job.counts) == (seen.status, seen.counts)
             )
-            if seen.status.terminal:
-                assert job.status is seen.status, "a final state changed"
+            if seen.status.terminal and job.status is not seen.status:
+                # A job that could not be run begins again when its dead letter is replayed.
+                assert restarted, "a final state changed"
+                assert seen.status is JobStatus.FAILED
+                assert seen.error is not None
+                assert seen.error.retryable
+                assert job.status is JobStatus.PENDING
 
     @invariant()
     def nothing_runs_after_its_cancellation(self) -> None:
@@ -296,6 +319,35 @@ class JobHistories(Histories):
         await super()._forget()
         for job in await self.jobs.due(self.clock() + timedelta(days=1000), 1000):
             await self.jobs.delete(job.key)
+
+
+def test_job_that_could_not_be_run_begins_again_by_a_replay_only() -> None:
+    """The message that runs it uses up its deliveries. `TestJobHistories` drew this history."""
+    history = JobHistories()
+
+    def status() -> JobStatus:
+        history.jobs_move_forward()
+        (batch,) = history.batches
+        assert batch.seen is not None
+        return batch.seen.status
+
+    try:
+        history.first_job(delay=0, begun=False)
+        assert status() is JobStatus.PENDING
+        history.all_deliveries_fail()
+        history.everything_is_delivered()
+        assert status() is JobStatus.FAILED
+        history.schedule(at_once=2)
+        history.reconcile(at_once=1)
+        assert status() is JobStatus.FAILED
+        history.replay_a_dead_letter(draw=0)
+        assert status() is JobStatus.PENDING
+        history.replay_a_dead_letter(draw=0)
+        history.everything_is_delivered()
+        history.everything_is_delivered()
+        assert status() is JobStatus.COMPLETED
+    finally:
+        history.teardown()
 
 
 TestJobHistories = JobHistories.TestCase
