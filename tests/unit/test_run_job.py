@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import secrets
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -250,9 +251,26 @@ async def test_job_completes_after_a_fault_in_any_call(
     worker: RunningWorker, clock: MovableClock, after: bool
 ) -> None:
     """Each call of a port fails once, before or after its effect, and the queue delivers again."""
+    expected = {
+        "jobs.start", "jobs.items", "records.get_many", "publisher.publish", "jobs.complete_item",
+        "jobs.refresh_counts", "records.claim", "jobs.get", "records.complete", "records.fail",
+    }  # fmt: skip
+    failed: set[str] = set()
+    # Concurrent calls change their order between jobs, so one round may miss a call.
+    for _ in range(5):
+        failed |= await _calls_that_failed_once(worker, clock, after)
+        if failed >= expected:
+            break
+    assert failed >= expected
+
+
+async def _calls_that_failed_once(
+    worker: RunningWorker, clock: MovableClock, after: bool
+) -> set[str]:
+    """Run a job for each number of a call, and let that call fail."""
     failed = set()
     for number in itertools.count(1):
-        new, known, bad = [*pictures(2), b"%d" % number]
+        new, known, bad = [*pictures(2), b"bad " + secrets.token_bytes(8)]
         await finished_record(worker, known, None)
         key = await submit_job(worker, [new, known, bad, new])
         fault = FaultAt(number, after)
@@ -272,10 +290,7 @@ async def test_job_completes_after_a_fault_in_any_call(
         assert (await worker.record(key_of(worker, new))).status is Status.SUCCESS
         if not fault.failed:
             break
-    assert failed >= {
-        "jobs.start", "jobs.items", "records.get_many", "publisher.publish", "jobs.complete_item",
-        "jobs.refresh_counts", "records.claim", "jobs.get", "records.complete", "records.fail",
-    }  # fmt: skip
+    return failed
 
 
 async def deliver_until_acknowledged(
