@@ -133,7 +133,7 @@ def _entries(directory: bytes, shift: int) -> Iterator[ZipEntry]:
         numbers = []
         for number in (size, packed_size, offset):
             if number == _IN_FIELD_32 and len(large) >= 8:
-                number, large = int.from_bytes(large[:8], "little"), large[8:]  # noqa: PLW2901
+                number, large = int.from_bytes(large[:8], "little"), large[8:]  # noqa: PLW2901 - consumed
             numbers.append(number)
         size, packed_size, offset = numbers
         yield ZipEntry(
@@ -189,7 +189,7 @@ def _inflated(packed: Iterator[bytes]) -> Iterator[bytes]:
         for part in packed:
             while part and not inflater.eof:
                 yield inflater.decompress(part, UNPACK_BYTES)
-                part = inflater.unconsumed_tail  # noqa: PLW2901
+                part = inflater.unconsumed_tail  # noqa: PLW2901 - the rest is inflated next
         while not inflater.eof and (rest := inflater.decompress(b"", UNPACK_BYTES)):
             yield rest
     except zlib.error:

@@ -115,10 +115,7 @@ class RunJob:
         return channels.JOBS
 
     def attributes(self) -> dict[str, str]:
-        attributes = {KIND: "run_job", "tenant": self.tenant, "job": self.job}
-        if self.traceparent:
-            attributes["traceparent"] = self.traceparent
-        return attributes
+        return _job_attributes("run_job", self)
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, str]) -> "RunJob":
@@ -177,10 +174,7 @@ class FitModel:
         return channels.JOBS
 
     def attributes(self) -> dict[str, str]:
-        attributes = {KIND: "fit_model", "tenant": self.tenant, "job": self.job}
-        if self.traceparent:
-            attributes["traceparent"] = self.traceparent
-        return attributes
+        return _job_attributes("fit_model", self)
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, str]) -> "FitModel":
@@ -279,6 +273,13 @@ def message_of(attributes: Mapping[str, str]) -> Message:
         case "notify":
             return Notify.from_attributes(attributes)
     raise MalformedEnvelope("The attribute kind is unknown.")
+
+
+def _job_attributes(kind: str, message: "RunJob | FitModel") -> dict[str, str]:
+    attributes = {KIND: kind, "tenant": message.tenant, "job": message.job}
+    if message.traceparent:
+        attributes["traceparent"] = message.traceparent
+    return attributes
 
 
 def _job_of(attributes: Mapping[str, str]) -> tuple[str, str]:
