@@ -51,8 +51,11 @@ class AuthenticatedRoute(APIRoute):
         options["generate_unique_id_function"] = operation_id
         super().__init__(path, endpoint, **options)
         if self.body_field is not None:
-            example: dict[type[GlimpseError], str] = {UnsupportedMediaType: NOT_JSON}
-            self.responses = {**refusals(UnsupportedMediaType, examples=example), **self.responses}
+            example: dict[type[GlimpseError], str] = {
+                UnsupportedMediaType: NOT_JSON,
+                BodyTooLarge: _too_large(self._max_body_size),
+            }
+            self.responses = {**refusals(*example, examples=example), **self.responses}
         self.parameters = declared_parameters(self)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -89,13 +92,17 @@ async def _with_limited_body(handle: Handler, request: Request, max_bytes: int) 
             if isinstance(error.__cause__, (ClientDisconnect, GlimpseError)):
                 raise error.__cause__ from None
             if error.status_code == 413:
-                raise BodyTooLarge(f"The body has more than {max_bytes} bytes.") from None
+                raise BodyTooLarge(_too_large(max_bytes)) from None
             raise invalid_fields([{"type": "json_invalid", "loc": ("body",), "msg": ""}]) from None
 
     limiter = RequestBodyLimitMiddleware(app, max_body_size=max_bytes)
     await limiter(request.scope, request.receive, _send_nothing)
     assert response is not None
     return response
+
+
+def _too_large(max_bytes: int) -> str:
+    return f"The body has more than {max_bytes} bytes."
 
 
 async def _send_nothing(message: Message) -> None:

@@ -34,7 +34,7 @@ async def _authenticator(request: Request) -> Authenticator:
 
 KeyAuthenticator = Annotated[Authenticator, Depends(_authenticator)]
 _KEYS_OFF = refusals(errors.Conflict)
-_BODY = refusals(errors.InvalidRequest, errors.BodyTooLarge)
+_BODY = refusals(errors.InvalidRequest)
 
 
 class KeyCreation(JsonBody):

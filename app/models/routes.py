@@ -127,6 +127,8 @@ async def activate_model(
     summary="Correct labels of a trained model",
     response_model=schemas.CorrectionCount,
     responses=refusals(errors.NotFound, errors.InvalidRequest, errors.Conflict, errors.Unavailable),
+    # Fits MAX_CORRECTIONS with the longest labels, where each character is two JSON escapes.
+    max_body_size=2 << 20,
 )
 @requires(Scope.JOBS)
 async def correct_model(

@@ -61,6 +61,9 @@ class Activation(JsonBody):
     version: Annotated[str, Field(pattern=f"^{MODEL.pattern}$")]
 
 
+MAX_CORRECTIONS = 1000
+
+
 class Correction(BaseModel):
     """The right label of an image."""
 
@@ -71,7 +74,7 @@ class Correction(BaseModel):
 class Corrections(JsonBody):
     """Right labels of images that the model got wrong."""
 
-    corrections: Annotated[list[Correction], Field(min_length=1, max_length=1000)]
+    corrections: Annotated[list[Correction], Field(min_length=1, max_length=MAX_CORRECTIONS)]
 
 
 class CorrectionCount(BaseModel):

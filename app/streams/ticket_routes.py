@@ -51,7 +51,7 @@ router = APIRouter(prefix="/api/v1/tickets", tags=["streams"], route_class=Authe
     description="For `EventSource` and `WebSocket` in browsers, which send no headers: the query "
     "parameter `ticket` replaces the key, for one stream and one minute. A stream that is open "
     "stays open. The ticket permits what the key permits.",
-    responses=refusals(errors.InvalidRequest, errors.BodyTooLarge, errors.Unavailable),
+    responses=refusals(errors.InvalidRequest, errors.Unavailable),
 )
 @requires(Scope.READ)
 async def create_ticket(

@@ -35,7 +35,7 @@ Events = Annotated[
 ]
 Description = Annotated[str, Field(max_length=200, description="A note of your own")]
 
-_BODY = refusals(errors.InvalidRequest, PrivateAddress, errors.BodyTooLarge, errors.Unavailable)
+_BODY = refusals(errors.InvalidRequest, PrivateAddress, errors.Unavailable)
 _FOUND = refusals(errors.NotFound, errors.InvalidRequest, errors.Unavailable)
 
 
@@ -177,7 +177,7 @@ async def update_webhook(
     "/{webhook_id}/rotate",
     summary="Give a webhook a new secret",
     description="Events carry signatures of both secrets until `overlap_seconds` have passed.",
-    responses={**_FOUND, **refusals(errors.InvalidRequest, errors.BodyTooLarge)},
+    responses={**_FOUND, **refusals(errors.InvalidRequest)},
 )
 @requires(Scope.ADMIN)
 async def rotate_webhook_secret(

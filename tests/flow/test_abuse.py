@@ -1,6 +1,5 @@
 """A few hundred hostile images through real processes; `make abuse` sends thousands (P4, P7)."""
 
-import random
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ from tests.abuse.experiment import SETTINGS, Abuse
 from tests.abuse.hostile import hostile_images
 from tests.abuse.odd import odd_pictures
 from tests.abuse.viewer import compare
+from tests.support.seeds import drawn_seed
 from tests.support.stack import Stack
 
 INPUTS = 400
@@ -16,8 +16,7 @@ INPUTS = 400
 
 @pytest.mark.timeout(400)
 def test_hostile_images_are_refused_or_end(tmp_path: Path, colour_bundle: Path) -> None:
-    seed = random.randrange(10**6)
-    print(f"images drawn from seed {seed}")
+    seed = drawn_seed("images")
     with Stack(tmp_path, colour_bundle, **SETTINGS) as stack:
         outcome = Abuse(stack).run(hostile_images(INPUTS, seed))
     assert outcome.wrong == []

@@ -1,11 +1,11 @@
 """Both services respond as their OpenAPI documents describe; `make abuse` runs longer (P7)."""
 
-import random
 from pathlib import Path
 
 import pytest
 
 from tests.abuse import schema
+from tests.support.seeds import drawn_seed
 from tests.support.stack import Stack
 
 EXAMPLES = 12
@@ -13,8 +13,7 @@ EXAMPLES = 12
 
 @pytest.mark.timeout(300)
 def test_every_response_is_as_documented(tmp_path: Path, colour_bundle: Path) -> None:
-    seed = random.randrange(10**6)
-    print(f"requests generated from seed {seed}")
+    seed = drawn_seed("requests")
     with Stack(tmp_path, colour_bundle) as stack:
         for service in schema.SERVICES:
             outcome = schema.attack(stack, service, EXAMPLES, seed)

@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.bundles import write_slow_bundle
 from tests.support.pictures import picture, sha256
+from tests.support.seeds import drawn_seed
 from tests.support.stack import Stack, until
 from worker.inference.protocol import MAX_BATCH
 
@@ -130,8 +131,7 @@ def stored_results(stack: Stack) -> Counter[str]:
 def test_job_completes_although_every_process_is_killed(
     tmp_path: Path, slow_bundle: Path, backend: dict[str, str]
 ) -> None:
-    seed = random.randrange(10**6)
-    print(f"drawn from seed {seed}")
+    seed = drawn_seed("images")
     items = ITEMS[backend.get("BACKEND", "embedded")]
     wanted, draw = batch(seed, items), random.Random(seed)
     settings = {**backend, "WORKER_CONCURRENCY": str(PROCESSES)}
@@ -200,8 +200,7 @@ def test_job_completes_although_every_process_is_killed(
 def test_after_a_cancel_no_item_begins(
     tmp_path: Path, slow_bundle: Path, backend: dict[str, str]
 ) -> None:
-    seed = random.randrange(10**6)
-    print(f"drawn from seed {seed}")
+    seed = drawn_seed("images")
     draw = random.Random(seed)
     settings = {**backend, "WORKER_CONCURRENCY": "1"}
     with Stack(tmp_path / "stack", slow_bundle, **settings) as stack:

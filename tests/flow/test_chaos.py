@@ -1,11 +1,11 @@
 """A short chaos experiment. `make chaos` runs a long one."""
 
-import random
 from pathlib import Path
 
 import pytest
 
 from tests.chaos.experiment import LEAST_ACCEPTED, LEAST_FAULTS, Experiment, prepared
+from tests.support.seeds import drawn_seed
 
 SECONDS = 12.0
 
@@ -16,8 +16,7 @@ def test_what_was_accepted_survives_a_storm(
     tmp_path: Path, colour_bundle: Path, backend: str
 ) -> None:
     """Nothing is lost, repeated or changed after its end, and no 5xx occurs other than 503."""
-    seed = random.randrange(10**6)
-    print(f"faults drawn from seed {seed}")
+    seed = drawn_seed("faults")
     with prepared(backend, tmp_path, colour_bundle, seed) as (stack, emulators, rate):
 
         def show(phase: str, share: float) -> None:

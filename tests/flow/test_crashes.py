@@ -11,6 +11,7 @@ import pytest
 
 from tests.flow.absence import images_wait_for_an_absent_worker
 from tests.support.pictures import picture, sha256
+from tests.support.seeds import drawn_seed
 from tests.support.stack import Stack
 
 IMAGES = 300
@@ -33,8 +34,7 @@ def backend(request: pytest.FixtureRequest) -> dict[str, str]:
 def test_kill_9_at_random_moments_loses_nothing(
     tmp_path: Path, colour_bundle: Path, backend: dict[str, str]
 ) -> None:
-    seed = random.randrange(10**6)
-    print(f"kill times drawn from seed {seed}")
+    seed = drawn_seed("kill times")
     images = {sha256(i): i for i in (picture(seed=n, size=(48, 48)) for n in range(IMAGES))}
     accepted: list[str] = []
     with Stack(tmp_path, colour_bundle, **backend) as stack:

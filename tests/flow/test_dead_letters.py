@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.pictures import picture, sha256
+from tests.support.seeds import drawn_seed
 from tests.support.stack import Stack
 
 IMAGES = 30
@@ -36,8 +37,7 @@ def blob(stack: Stack, image: bytes) -> Path:
 def test_letters_are_kept_once_whoever_is_killed_and_replayed_to_success(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
-    seed = random.randrange(10**6)
-    print(f"kill times drawn from seed {seed}")
+    seed = drawn_seed("kill times")
     draw = random.Random(seed)
     images = {sha256(image): image for image in (picture(n, size=(48, 48)) for n in range(IMAGES))}
     settings = {"DELIVERY_ATTEMPTS": 3, "MAX_BACKOFF_SECONDS": 0.3, "SHUTDOWN_SECONDS": 1}

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.pictures import picture, sha256
+from tests.support.seeds import drawn_seed
 from tests.support.stack import Stack
 
 ROUNDS = 4
@@ -116,8 +117,7 @@ class Load:
 async def test_sigterm_at_random_moments_leaves_nobody_hanging_and_loses_nothing(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
-    seed = random.randrange(10**6)
-    print(f"\nmoments drawn from seed {seed}")
+    seed = drawn_seed("moments")
     draw = random.Random(seed)
     settings = {"SHUTDOWN_SECONDS": 3, "LOG_LEVEL": "debug", "STALE_SECONDS": 20}
     # Only a shutdown may end an upload: on a busy machine every client is slow.

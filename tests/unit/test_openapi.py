@@ -571,6 +571,15 @@ def test_operations_take_one_kind_of_body(schema: dict[str, Any]) -> None:
     assert len(kinds) >= 12
 
 
+def test_operations_with_a_body_document_its_limit_and_its_type(schema: dict[str, Any]) -> None:
+    missing = {
+        where: {"413", "415"} - operation["responses"].keys()
+        for where, operation in operations(schema)
+        if "requestBody" in operation
+    }
+    assert not any(missing.values()), missing
+
+
 def test_responses_allow_new_members_and_requests_do_not(schema: dict[str, Any]) -> None:
     bodies = {
         content["schema"]["$ref"].rpartition("/")[2]

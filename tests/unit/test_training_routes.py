@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from app.models.schemas import MAX_CORRECTIONS
 from core.domain.jobs import JobKey
 from core.domain.messages import ClassifyImage, EmbedImage, FitModel, RunJob
 from core.domain.principals import Scope
@@ -295,6 +296,20 @@ async def test_corrections_change_the_next_training(service: Service) -> None:
     supports = {each["label"]: each["support"] for each in model["versions"][0]["labels"]}
     assert supports == {"cool": 7, "warm": 6}
     assert model["corrections"] == 2
+
+
+async def test_body_with_the_most_and_longest_corrections_fits(service: Service) -> None:
+    await service.train(5)
+    label = "\N{OWL}" * 100
+    corrections = [
+        {"image_hash": f"{number:064x}", "label": label} for number in range(MAX_CORRECTIONS)
+    ]
+    answer = await service.api.client.post(
+        f"{MODELS}/moods/corrections",
+        content=json.dumps({"corrections": corrections}),  # escapes what is not ASCII
+        headers={"Content-Type": "application/json"},
+    )
+    assert (answer.status_code, answer.json()) == (200, {"corrections": MAX_CORRECTIONS})
 
 
 async def test_deletion_of_a_version_deletes_its_results(service: Service) -> None:
