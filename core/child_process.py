@@ -1,6 +1,7 @@
 """What a child process does about its parent, and what it gives up."""
 
 import ctypes
+import os
 import resource
 import shutil
 import signal
@@ -10,6 +11,9 @@ from functools import cache
 
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38  # prctl(2)
 _TRY_SECONDS = 10.0
+# The search paths of the dynamic loader. Without them, an interpreter in an unusual folder, or the
+# libraries of a GPU, may not be found.
+_LIBRARY_PATHS = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 
 
 def end_with_parent(number: int = signal.SIGTERM) -> None:
@@ -35,6 +39,11 @@ def restrict_process(address_space: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
 
 
+def bare_environment() -> dict[str, str]:
+    """The environment of a child that reads files of strangers: only where libraries are."""
+    return {name: os.environ[name] for name in _LIBRARY_PATHS if name in os.environ}
+
+
 @cache
 def without_network() -> tuple[str, ...]:
     """The beginning of a command that runs without a network; empty if that is impossible. Blocks.
@@ -50,7 +59,7 @@ def without_network() -> tuple[str, ...]:
         # The command is constant.
         done = subprocess.run(  # noqa: S603
             [*command, sys.executable, "-c", ""],
-            env={},
+            env=bare_environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_TRY_SECONDS,

@@ -132,12 +132,13 @@ async def test_process_that_decodes_has_no_secrets_and_no_privileges(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SECRET", "of the worker")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))  # where Python's libraries may be
     async with pool_of(tmp_path) as (_, classifier):
         await classifier.classify(RED)
         (child,) = classifier_processes()
         folder = Path("/proc") / str(child.pid)
         # Python itself sets LC_CTYPE where no locale is set (PEP 538), which proc(5) does not show.
-        assert (folder / "environ").read_bytes() == b""
+        assert (folder / "environ").read_bytes() == f"LD_LIBRARY_PATH={tmp_path}\0".encode()
         assert "NoNewPrivs:\t1" in (folder / "status").read_text()
         limits = (folder / "limits").read_text()
         (space,) = [line.split()[3] for line in limits.splitlines() if "address space" in line]

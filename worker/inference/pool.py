@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeAlias
 import structlog
 
 from core.bundles.python_bundle import AnyBundle
-from core.child_process import without_network
+from core.child_process import bare_environment, without_network
 from core.domain.records import MAX_LABELS, Annotation, Classification
 from core.errors import Unavailable
 from core.settings import Settings
@@ -392,7 +392,11 @@ def spawn_process(settings: Settings, connection: socket.socket) -> Process:
     ]
     # The arguments are this interpreter and numbers from the settings.
     return subprocess.Popen(  # noqa: S603
-        command, cwd=ROOT, env={}, pass_fds=[descriptor], stdin=subprocess.DEVNULL
+        command,
+        cwd=ROOT,
+        env=bare_environment(),
+        pass_fds=[descriptor],
+        stdin=subprocess.DEVNULL,
     )
 
 
