@@ -56,7 +56,7 @@ purge: $(INSTALLED) ## Stop Glimpse and delete its data: images, results, messag
 	@$(BIN)/python -m compose purge
 
 .PHONY: demo
-demo: $(INSTALLED) ## Send a few photos to the running service and show the labels
+demo: $(INSTALLED) ## Send photos to the running service, show the labels, and train a small model
 	@$(BIN)/python -m compose.demo
 
 .PHONY: key

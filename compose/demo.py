@@ -1,4 +1,4 @@
-"""Demonstrates Glimpse: `make demo` sends a few photos to the running service, then a batch.
+"""Demonstrates Glimpse: `make demo` sends photos to the running service, a batch, and a training.
 
 `examples/README.md` names the sources of the photos.
 """
@@ -18,6 +18,7 @@ from rich.table import Table
 
 from compose.data_dir_lock import holder_url
 from compose.demo_batch import NOT_SURE, show_batch
+from compose.demo_training import show_training
 from core.settings import Settings, load_settings
 
 PHOTOS = ("cat.jpg", "coffee.jpg", "rocket.jpg")
@@ -25,7 +26,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "examples"
 RETRYABLE = (httpx2.codes.TOO_MANY_REQUESTS, httpx2.codes.SERVICE_UNAVAILABLE)
 RETRY_SECONDS = 60.0  # longest time for the retries of one request
 RESULT_SECONDS = 60.0  # longest time until an image has a result
-# Only `make run` knows which backend runs. A batch needs the scope `jobs` as well.
+# Only `make run` knows which backend runs. Jobs need the scope `jobs` as well.
 KEY_REQUIRED = """\
 Glimpse requires an API key of the backend that make run has named. For embedded (or emulator):
   export GLIMPSE_API_KEY="$(BACKEND=embedded make --silent key NAME=demo SCOPES=classify,read,jobs)"
@@ -150,6 +151,7 @@ def main() -> None:
                 )
             console.print(table)
             failed |= not show_batch(client, [FOLDER / name for name in PHOTOS], console)
+            failed |= not show_training(client, console)
     except httpx2.HTTPStatusError as refused:
         if refused.response.status_code == httpx2.codes.UNAUTHORIZED:
             sys.exit(KEY_REQUIRED)

@@ -58,13 +58,13 @@ def crops(paths: Sequence[Path], count: int) -> Iterator[tuple[str, bytes]]:
         yield f"{number:03d}.jpg", file.getvalue()
 
 
-def show_batch(client: httpx2.Client, paths: Sequence[Path], console: Console) -> bool:
-    """Upload a batch and follow it to its end. Returns whether the job ended as expected."""
-    images = [*crops(paths, IMAGES), *((f"note-{n}.jpg", b"a note") for n in range(BROKEN))]
-    upload = [("imgs", image) for image in images]
-    once = {"Idempotency-Key": secrets.token_hex(16)}  # a repeated request creates no second job
-    answer = client.post("/api/v1/jobs/batch-predict", files=upload, headers=once)
-    created = answer.raise_for_status().json()
+def follow(
+    client: httpx2.Client, created: dict[str, str], name: str, items: int, console: Console
+) -> dict[str, object]:
+    """Show the live updates of a job to its end; its last document.
+
+    `created` is the response to the creation of the job, and `items` how many items it has.
+    """
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -76,11 +76,22 @@ def show_batch(client: httpx2.Client, paths: Sequence[Path], console: Console) -
     job: dict[str, object] = {}
     with bar, client.stream("GET", created["stream_url"], timeout=60) as stream:
         stream.raise_for_status()
-        task = bar.add_task("one job", total=len(images), failed=0)
+        task = bar.add_task(name, total=items, failed=0)
         for event in events(stream.iter_lines()):
             job = event.data
             completed = int(str(job["succeeded"])) + int(str(job["failed"]))
             bar.update(task, completed=completed, failed=job["failed"])
+    return job
+
+
+def show_batch(client: httpx2.Client, paths: Sequence[Path], console: Console) -> bool:
+    """Upload a batch and follow it to its end. Returns whether the job ended as expected."""
+    images = [*crops(paths, IMAGES), *((f"note-{n}.jpg", b"a note") for n in range(BROKEN))]
+    upload = [("imgs", image) for image in images]
+    once = {"Idempotency-Key": secrets.token_hex(16)}  # a repeated request creates no second job
+    answer = client.post("/api/v1/jobs/batch-predict", files=upload, headers=once)
+    created = answer.raise_for_status().json()
+    job = follow(client, created, "one job", len(images), console)
     labels: Counter[str] = Counter()
     results = client.get(
         f"{created['poll_url']}/results", headers={"Accept": "application/x-ndjson"}

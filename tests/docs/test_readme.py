@@ -11,7 +11,7 @@ import httpx
 import pytest
 from dotenv import dotenv_values
 
-from compose import settings_docs
+from compose import demo_training, settings_docs
 from compose.demo import PHOTOS, photos
 from compose.demo_batch import BROKEN, IMAGES, NOT_SURE
 from core.bundles.bundle import read_bundle
@@ -263,3 +263,8 @@ def test_the_demo_shows_what_the_bundled_model_says() -> None:
     assert frequent
     assert set(frequent) <= {*bundle.labels, NOT_SURE}
     assert f"{IMAGES + BROKEN}/{IMAGES + BROKEN} {BROKEN} failed" in shown
+    # The training's figures depend on the processor, but each row has all drawings of its label.
+    matrix = [row for row in cells if len(row) == 1 + len(demo_training.LABELS)]
+    assert tuple(row[0] for row in matrix) == tuple(demo_training.LABELS)
+    for row in matrix:
+        assert sum(int(count.replace("·", "0")) for count in row[1:]) == demo_training.IMAGES

@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 
+from compose import demo_training
 from compose.demo import PHOTOS
 from compose.demo_batch import BROKEN, IMAGES
+from core.bundles.bundle import write_sums
 from core.settings import DEFAULT_BUNDLE
+from tests.support.bundles import write_colour_bundle
 from tests.support.stack import ROOT, Stack, free_port
 
 WIDTH = 80  # columns of a default terminal, and of the block in the README
@@ -32,7 +35,7 @@ def demo(environment: Mapping[str, str], **more: str) -> subprocess.CompletedPro
     )
 
 
-def test_demo_shows_every_photo_and_a_job_in_80_columns(tmp_path: Path) -> None:
+def test_demo_shows_photos_a_job_and_a_training_in_80_columns(tmp_path: Path) -> None:
     with Stack(tmp_path, DEFAULT_BUNDLE) as stack:
         done = demo(stack.environment)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -53,10 +56,31 @@ def test_demo_shows_every_photo_and_a_job_in_80_columns(tmp_path: Path) -> None:
     frequent = [row for row in cells if len(row) == 2]
     assert frequent
     assert 0 < sum(int(number) for _, number in frequent) <= IMAGES
+    labels, each = tuple(demo_training.LABELS), demo_training.IMAGES
+    images = len(labels) * each
+    assert re.search(
+        rf"^training ━+ {images + 1}/{images + 1} 0 failed ", done.stdout, re.MULTILINE
+    )
+    assert re.search(r"^Model shapes@[0-9a-f]{12}: accuracy \d+% ", done.stdout, re.MULTILINE)
+    matrix = [row for row in cells if len(row) == 1 + len(labels)]
+    assert tuple(row[0] for row in matrix) == labels
+    counts = [[int(count.replace("·", "0")) for count in row[1:]] for row in matrix]
+    assert [sum(row) for row in counts] == [each] * len(labels)
+    # Shapes are easy: a table that was transposed or mixed up would not have this diagonal.
+    assert sum(row[index] for index, row in enumerate(counts)) > 0.8 * images
+    said = re.findall(r"^A new drawing of a (\w+): (.+)$", done.stdout, re.MULTILINE)
+    assert tuple(label for label, _ in said) == labels
+    assert sum(label in answer for label, answer in said) >= 3
 
 
-def test_demo_names_the_key_that_it_needs(tmp_path: Path, colour_bundle: Path) -> None:
-    with Stack(tmp_path, colour_bundle, API_KEYS="required") as stack:
+def test_demo_names_the_key_that_it_needs(tmp_path: Path) -> None:
+    """The default model has no embedding to train on, which is no failure either."""
+    bundle = write_colour_bundle(tmp_path / "colours")
+    manifest = json.loads((bundle / "model.json").read_text())
+    del manifest["outputs"]["embedding"]
+    (bundle / "model.json").write_text(json.dumps(manifest))
+    write_sums(bundle)
+    with Stack(tmp_path, bundle, API_KEYS="required") as stack:
         refused = demo(stack.environment)
         assert refused.returncode == 1
         said = re.search(r"make --silent key NAME=demo SCOPES=([\w,]+)", refused.stderr)
@@ -64,6 +88,7 @@ def test_demo_names_the_key_that_it_needs(tmp_path: Path, colour_bundle: Path) -
         key = stack.make_key("--scopes", said[1])
         accepted = demo(stack.environment, GLIMPSE_API_KEY=key)
     assert accepted.returncode == 0, accepted.stdout + accepted.stderr
+    assert "Training is left out: base has no embedding" in accepted.stdout
 
 
 class _Busy(BaseHTTPRequestHandler):
