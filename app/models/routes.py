@@ -35,6 +35,7 @@ class ModelSummary(BaseModel):
     name: str
     default: bool = Field(description="Whether requests without `model` use it")
     label_count: int
+    trained: bool = Field(description="Whether it is trained on labels of the tenant")
     threshold: float | None = Field(
         description="The confidence from which the best label counts as confident"
     )
@@ -171,6 +172,7 @@ def _summary(model: ModelRef, default: ModelRef) -> dict[str, Any]:
         "name": model.name,
         "default": model.id == default.id,
         "label_count": len(model.labels),
+        "trained": model.trained,
         "threshold": model.threshold,
         "input": model.width and {"width": model.width, "height": model.height},
     }

@@ -208,11 +208,84 @@ def test_refused_file_of_a_folder_is_named_with_the_reason(visit: Visit, tmp_pat
     expect(page.locator("h1")).to_have_text("shelf")
 
 
+# --- Training -------------------------------------------------------------------------------------
+
+
+def sorted_folder(folder: Path) -> Path:
+    """Pictures in a folder for each label. One picture of `warm` is blue: a wrong label."""
+    for number in range(6):
+        photo(folder, f"warm/{number}.png", RED)
+        photo(folder, f"cool/{number}.png", BLUE)
+    photo(folder, "warm/wrong.png", BLUE)
+    return folder
+
+
+def train(visit: Visit, folder: Path) -> str:
+    """Train a model in the page on a folder of folders, and return its name."""
+    page = visit.open("/models")
+    name = f"moods-{secrets.token_hex(3)}"
+    page.get_by_label("Name of the model").fill(name)
+    page.locator("input[aria-label='Choose a folder of folders']").set_input_files(folder)
+    page.get_by_role("button", name="Train", exact=True).click()
+    expect(page.locator("h1")).to_have_text(name, timeout=60_000)
+    return name
+
+
+def test_model_is_trained_corrected_and_trained_again(visit: Visit, tmp_path: Path) -> None:
+    name = train(visit, sorted_folder(tmp_path / "moods"))
+    page = visit.page
+    first = page.locator("main > section").first.get_attribute("aria-label")
+    matrix = page.get_by_role("region", name="Confusion matrix")
+    expect(matrix.locator("tbody tr")).to_have_text(["cool60", "warm16"])
+    mistake = page.get_by_role("list", name="Worst mistakes").locator("li")
+    expect(mistake).to_have_count(1)
+    assert mistake.locator("img").evaluate("image => image.naturalWidth") == 40
+    expect(mistake.get_by_label("Right label")).to_have_value("cool")
+    mistake.get_by_role("button", name="Correct").click()
+    expect(mistake).to_contain_text("Corrected to cool")
+    expect(page.locator("main")).to_contain_text("1 correction is used in the next training")
+    page.get_by_role("button", name="Train again").click()
+    versions = page.locator("main > section").filter(has_text="accuracy, 95 %")
+    expect(versions).to_have_count(2, timeout=60_000)
+    expect(versions.first.locator(".matrix tbody tr")).to_have_text(["cool70", "warm06"])
+    expect(versions.first).to_contain_text("None.")
+    page.get_by_role("button", name=f"Activate {first}").click()
+    expect(versions.last.locator("strong.good")).to_have_text("active")
+    page.on("dialog", lambda dialog: dialog.accept())
+    versions.first.get_by_role("button", name="Delete").click()
+    expect(versions).to_have_count(1)
+    page.get_by_role("link", name="Try this model").click()
+    expect(page.get_by_label("Model")).to_have_value(name)
+    choose(page, "Choose photos", photo(tmp_path, "red.png", RED))
+    expect(page.locator(".best")).to_have_text("warm")
+
+
+def test_pictures_are_sorted_by_keyboard(visit: Visit, tmp_path: Path) -> None:
+    page = visit.open("/models")
+    page.get_by_label("Label 1", exact=True).fill("warm")
+    page.get_by_label("Label 2", exact=True).fill("cool")
+    files = [photo(tmp_path, f"{number}.png", RED) for number in range(6)]
+    choose(page, "Add pictures to warm", *files)
+    cards = page.locator(".label")
+    expect(cards.first).to_contain_text("6 pictures")
+    menu = page.get_by_label("Label of 0.png")
+    menu.focus()
+    menu.press("c")  # selects “cool”
+    expect(cards.nth(0)).to_contain_text("5 pictures")
+    expect(cards.nth(1)).to_contain_text("1 picture, 4 more needed")
+    page.get_by_label("Name of the model").fill("moods")
+    page.get_by_role("button", name="Train", exact=True).press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("“cool” needs at least 5 pictures and has 1")
+    page.get_by_label("Label of 0.png").select_option("Remove")
+    expect(cards.nth(1)).to_contain_text("0 pictures")
+
+
 # --- Accessibility, documentation -----------------------------------------------------------------
 
 
 def test_axe_finds_nothing(visit: Visit, tmp_path: Path) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    trained = train(visit, sorted_folder(tmp_path / "moods"))
     image_hash = label(visit, tmp_path, "red.png", RED)
     job_id = made_job(visit, image_hash)
     model = visit.page.request.get(f"{visit.base}/api/v1/models").json()["models"][0]["id"]
@@ -224,6 +297,7 @@ def test_axe_finds_nothing(visit: Visit, tmp_path: Path) -> None:
         (f"/jobs/{job_id}", "tbody tr"),
         ("/models", "tbody tr"),
         (f"/models/{model}", ".chip"),
+        (f"/models/{trained}", ".tile img"),
         ("/operate", "main h2"),
     ):
         page = visit.open(view) if view else visit.page

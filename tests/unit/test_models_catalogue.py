@@ -124,6 +124,7 @@ async def test_models_are_listed_and_read(
             "name": "other",
             "default": False,
             "label_count": len(COLOURS),
+            "trained": False,
             "threshold": None,
             "input": {"width": 8, "height": 8},
         }

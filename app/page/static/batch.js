@@ -8,7 +8,7 @@ import { Problem, call, send, sha256 } from "./api.js";
  */
 
 const AT_ONCE = 4;
-const MOST = 1000;
+const MOST = 1000; // images of a job, and hashes of a lookup
 
 /**
  * @param {{file: File, path: string}[]} images
@@ -21,7 +21,12 @@ export async function createJob(images, options, progress) {
   if (images.length > MOST) {
     throw new Error(`A job has at most ${MOST} images; these are ${images.length}. Use the command line: glimpse label.`);
   }
-  const sent = await uploadMissing(images, options.model ?? "", progress);
+  // Without a hash of the browser's (see `sha256`), a refused file has no name for the service, and
+  // is left out.
+  const sent = (await uploadMissing(images, options.model ?? "", progress)).filter(({ hash }) => hash !== "");
+  if (sent.every(({ refused }) => refused)) {
+    throw new Error("None of these files is an image that the service accepts.");
+  }
   const chosen = Object.fromEntries(Object.entries(options).filter(([, value]) => value));
   const body = {
     ...chosen,
@@ -36,14 +41,13 @@ export async function createJob(images, options, progress) {
 }
 
 /**
- * The images, each known to the service afterwards or refused by it. Without a hash of the browser's
- * (see `sha256`), a refused file has no name for the service, and is left out.
+ * The images in their order, each known to the service afterwards or refused by it.
  * @param {{file: File, path: string}[]} images
  * @param {string} model
  * @param {(word: string, done: number, total: number) => void} progress
  * @returns {Promise<Sent[]>}
  */
-async function uploadMissing(images, model, progress) {
+export async function uploadMissing(images, model, progress) {
   /** @type {Sent[]} */
   const found = images.map(({ path }) => ({ hash: "", path, refused: "" }));
   let done = 0;
@@ -52,10 +56,7 @@ async function uploadMissing(images, model, progress) {
     progress("Hashing", ++done, images.length);
   });
   const hashes = [...new Set(found.map(({ hash }) => hash))];
-  const looked = hashes.includes("")
-    ? null
-    : await persistent(() => call("POST", "/api/v1/images/lookup", { image_hashes: hashes, ...(model ? { model } : {}) }));
-  const missing = looked && new Set(looked.missing);
+  const missing = hashes.includes("") ? null : await lookUp(hashes, model);
   const sending = images.map((image, n) => ({ ...image, n })).filter(({ n }) => !missing || missing.delete(found[n].hash));
   /** @type {Map<string, string>} */
   const refused = new Map();
@@ -73,13 +74,24 @@ async function uploadMissing(images, model, progress) {
     }
     progress("Uploading", ++sent, sending.length);
   });
-  const named = found
-    .filter(({ hash }) => hash !== "")
-    .map((one) => ({ ...one, refused: refused.get(one.hash) ?? "" }));
-  if (named.every(({ refused: why }) => why)) {
-    throw new Error("None of these files is an image that the service accepts.");
+  return found.map((one) => ({ ...one, refused: refused.get(one.hash) ?? "" }));
+}
+
+/**
+ * The hashes of images that the service does not have.
+ * @param {string[]} hashes
+ * @param {string} model
+ * @returns {Promise<Set<string>>}
+ */
+async function lookUp(hashes, model) {
+  /** @type {Set<string>} */
+  const missing = new Set();
+  for (let start = 0; start < hashes.length; start += MOST) {
+    const body = { image_hashes: hashes.slice(start, start + MOST), ...(model ? { model } : {}) };
+    const found = await persistent(() => call("POST", "/api/v1/images/lookup", body));
+    for (const each of found.missing) missing.add(each);
   }
-  return named;
+  return missing;
 }
 
 /**
@@ -99,7 +111,7 @@ const PATIENCE = 60_000;
  * @param {() => Promise<T>} request
  * @returns {Promise<T>}
  */
-async function persistent(request) {
+export async function persistent(request) {
   const until = performance.now() + PATIENCE;
   for (let wait = 500; ; wait = Math.min(5000, 2 * wait)) {
     try {

@@ -3,7 +3,7 @@
 import { useEffect, useState } from "preact/hooks";
 
 import { follow, json, send } from "./api.js";
-import { Action, Failure, State, html, looksLikeImage, percent, short, useLoaded, when } from "./ui.js";
+import { Action, Failure, Progress, State, html, looksLikeImage, percent, short, useLoaded, when } from "./ui.js";
 import { createJob, folderOf } from "./batch.js";
 import { Pick } from "./try.js";
 
@@ -33,7 +33,7 @@ export function Jobs({ go }) {
         <${Pick} label="Choose a folder" folder onFiles=${start} />
         <${Pick} label="Choose photos" onFiles=${start} />
       </div>
-      ${progress ? html`<p role="status">${progress.word} ${progress.done} of ${progress.total} <progress max=${progress.total} value=${progress.done} aria-label=${progress.word}></progress></p>` : null}
+      ${progress ? html`<${Progress} ...${progress} />` : null}
       <${Failure} error=${error} />
     </section>
     <${Failure} error=${found.error} />
@@ -76,6 +76,7 @@ export function JobPage({ id, go }) {
           <progress max=${job.total} value=${job.succeeded + job.failed} aria-label="Progress"></progress>
           <p><span class="good">${job.succeeded} succeeded</span> · <span class="bad">${job.failed} failed</span>${job.cancelled ? ` · ${job.cancelled} cancelled` : ""}</p>
           ${job.error ? html`<p class="bad">${job.error.detail}</p>` : null}
+          ${job.trained_model ? html`<p>The model <a href=${`#/models/${encodeURIComponent(job.trained_model.split("@")[0])}`}>${job.trained_model}</a> is trained.</p>` : null}
           ${job.retry_of ? html`<p class="small">A retry of <a href=${`#/jobs/${job.retry_of}`}>${short(job.retry_of)}</a></p>` : null}
           <p class="small soft">${job.type} · model ${job.model} · priority ${job.priority} · created ${when(job.created_at)}</p>
           <div class="row">

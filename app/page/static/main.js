@@ -31,7 +31,7 @@ function routeOf(at) {
   if (first === "jobs" && name) return ["job", { id: name }];
   if (first === "models" && name) return ["model", { name }];
   if (first === "history" || first === "jobs" || first === "models" || first === "operate") return [first, {}];
-  return ["try", {}];
+  return ["try", { model: new URLSearchParams(at.split("?")[1]).get("model") ?? "" }];
 }
 
 function App() {
@@ -65,7 +65,7 @@ function App() {
     </div></header>
     <main id="main" tabindex="-1">
       ${signIn && !key ? html`<${SignIn} onDone=${() => setSignIn(false)} />` : null}
-      ${view === "try" ? html`<${Try} key=${key} go=${go} />` : html`<${Later} key=${view + JSON.stringify(props) + key} view=${view} props=${{ ...props, go }} />`}
+      ${view === "try" ? html`<${Try} key=${props.model + key} model=${props.model} go=${go} />` : html`<${Later} key=${view + JSON.stringify(props) + key} view=${view} props=${{ ...props, go }} />`}
     </main>`;
 }
 

@@ -3,7 +3,7 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 
 import { base, follow, json, send, sha256 } from "./api.js";
-import { Copy, Failure, Labels, State, chosenFiles, droppedFiles, html, looksLikeImage } from "./ui.js";
+import { Copy, Failure, Labels, Progress, State, chosenFiles, droppedFiles, html, looksLikeImage } from "./ui.js";
 import { createJob, folderOf } from "./batch.js";
 
 const AT_ONCE = 4;
@@ -29,15 +29,15 @@ export const MANY = 20; // more files than this become a job
 
 let nextId = 1;
 
-/** @param {{go: (path: string) => void}} props */
-export function Try({ go }) {
+/** @param {{model: string, go: (path: string) => void}} props `model` is selected at first; "" is the default one */
+export function Try({ model: selected, go }) {
   const [shown, setShown] = useState(/** @type {Shown[]} */ ([]));
   const [error, setError] = useState(/** @type {unknown} */ (null));
   const [over, setOver] = useState(false);
   const [camera, setCamera] = useState(false);
   const [progress, setProgress] = useState(/** @type {{done: number, total: number, word: string} | null} */ (null));
   const [models, setModels] = useState(/** @type {any[]} */ ([]));
-  const [model, setModel] = useState("");
+  const [model, setModel] = useState(selected);
   const [labels, setLabels] = useState("");
   const [least, setLeast] = useState("");
   const stop = useRef(new AbortController());
@@ -45,7 +45,10 @@ export function Try({ go }) {
   const busy = useRef(0);
 
   useEffect(() => {
-    json("/api/v1/models", { signal: stop.current.signal }).then((found) => setModels(found.models), () => undefined);
+    json("/api/v1/models", { signal: stop.current.signal }).then((found) => {
+      setModels(found.models);
+      if (selected === found.models[0].id) setModel("");
+    }, () => undefined);
     return () => stop.current.abort();
   }, []);
   const options = { model, labels, min_confidence: least === "" ? "" : String(Number(least) / 100) };
@@ -125,7 +128,7 @@ export function Try({ go }) {
         ? html`<label class="field">Model
             <select value=${model} onChange=${(/** @type {any} */ event) => setModel(event.target.value)}>
               <option value="">${models[0].name} (default)</option>
-              ${models.slice(1).map((each) => html`<option value=${each.id}>${each.name}</option>`)}
+              ${models.slice(1).map((each) => html`<option value=${each.trained ? each.name : each.id}>${each.name}</option>`)}
             </select></label>`
         : null}
       <label class="field">Labels
@@ -134,17 +137,20 @@ export function Try({ go }) {
         <input type="number" min="0" max="100" placeholder="default" value=${least} onChange=${(/** @type {any} */ event) => setLeast(event.target.validity.valid ? event.target.value : "")} /></label>
     </div>
     <${Failure} error=${error} />
-    ${progress ? html`<p role="status">${progress.word} ${progress.done} of ${progress.total} <progress max=${progress.total} value=${progress.done} aria-label=${progress.word}></progress></p>` : null}
+    ${progress ? html`<${Progress} ...${progress} />` : null}
     <div class="results" aria-live="polite" aria-relevant="additions text">
       ${shown.map((each) => html`<${Result} key=${each.id} shown=${each} />`)}
     </div>`;
 }
 
-/** @param {{label: string, folder?: boolean, onFiles: (files: {file: File, path: string}[]) => void}} props */
-export function Pick({ label, folder = false, onFiles }) {
+/**
+ * A button that chooses files. `name` is for screen readers where several have one label.
+ * @param {{label: string, name?: string, folder?: boolean, onFiles: (files: {file: File, path: string}[]) => void}} props
+ */
+export function Pick({ label, name = label, folder = false, onFiles }) {
   const input = useRef(/** @type {HTMLInputElement | null} */ (null));
-  return html`<button type="button" class=${folder ? "" : "primary"} onClick=${() => input.current?.click()}>${label}</button>
-    <input ref=${input} class="hidden" type="file" multiple tabindex="-1" aria-label=${label}
+  return html`<button type="button" class=${folder || name !== label ? "" : "primary"} aria-label=${name} onClick=${() => input.current?.click()}>${label}</button>
+    <input ref=${input} class="hidden" type="file" multiple tabindex="-1" aria-label=${name}
       accept=${folder ? undefined : "image/*,.heic,.heif,.avif,.tif,.tiff,.bmp"}
       webkitdirectory=${folder}
       onChange=${(/** @type {any} */ event) => {

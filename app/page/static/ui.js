@@ -22,6 +22,15 @@ export function State({ state }) {
   return html`<span class=${`state ${state}`}><span class="dot" aria-hidden="true"></span>${state}</span>`;
 }
 
+/**
+ * How far something is. A screen reader says what it does, not each number.
+ * @param {{word: string, done: number, total: number}} props
+ */
+export function Progress({ word, done, total }) {
+  return html`<p class="row"><span role="status">${word} …</span>
+    <progress max=${total} value=${done} aria-label=${word}></progress><span class="small soft">${done} of ${total}</span></p>`;
+}
+
 /** A refusal, said to everyone. @param {{error: unknown}} props */
 export function Failure({ error }) {
   if (!error) return null;
