@@ -32,7 +32,7 @@ class Service:
         return (self.rest / self.mean) ** 2
 
     def draw(self, source: random.Random) -> float:
-        return self.fixed + self.rest * _exponential(source)
+        return self.fixed + self.rest * exponential(source)
 
 
 @dataclass(frozen=True)
@@ -161,14 +161,14 @@ class _Arrivals:
 
     def next(self) -> float | None:
         while True:
-            self._now += _exponential(self._source) / self._highest
+            self._now += exponential(self._source) / self._highest
             if self._now >= self._seconds:
                 return None
             if self._source.random() * self._highest < self._rate(self._now):
                 return self._now
 
 
-def _exponential(source: random.Random) -> float:
+def exponential(source: random.Random) -> float:
     """Of mean 1. By our own formula, so that every Python draws the same."""
     return -math.log(1.0 - source.random())
 

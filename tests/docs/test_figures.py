@@ -6,7 +6,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from docs.figures import cost, measured, scale
+from core.domain.policy import MAX_JOB_ITEMS, DeliveryPolicy
+from docs.figures import channels, cost, measured, scale
 from docs.figures.page import DOCS, filled
 from docs.figures.queueing import Scaling, Service, erlang_c, mean_wait, quantile, simulate
 
@@ -33,6 +34,7 @@ def test_pictures_are_whole_and_have_words_for_who_cannot_see_them() -> None:
     labels = {
         scale.LOAD_PICTURE.name: {"1 slot", "4 slots", "16 slots", "64 slots", "aim"},
         scale.BURST_PICTURE.name: {start.label for start in scale.STARTS},
+        scale.CHANNELS_PICTURE.name: set(scale.WAYS),
     }
     for name, svg in scale.pictures(MEASURED).items():
         texts: dict[str, set[str]] = {"title": set(), "desc": set(), "text": set()}
@@ -54,6 +56,11 @@ def test_assumptions_stand_in_the_text() -> None:
     assert f"{cost.API_NEW:g} s for the upload and {scale.PUSH:g} s for the push" in scales
     assert f"busy for {100 * scale.BUSY:g} %" in scales
     assert f"have {scale.IN_FLIGHT} requests in flight" in scales
+    assert f"{channels.LOW_IMAGES:,} images of low priority" in scales
+    assert f"each {MAX_JOB_ITEMS:,} images, {channels.RECEIVERS} receivers" in scales
+    assert f"takes {channels.RECEIVER_SECONDS:g} s to respond" in scales
+    assert f"upload {channels.SINGLE_RATE:g} single images a second" in scales
+    assert f"[{channels.HOLD_SECONDS:g} s]" in scales
 
 
 def test_a_page_without_its_markers_is_refused() -> None:
@@ -136,23 +143,84 @@ def test_a_known_image_asks_nothing_of_queue_worker_and_storage() -> None:
         assert cost.total(work) < cost.total(cost.bundled_work(MEASURED)) / 10
 
 
-def test_instances_are_those_that_terraform_makes() -> None:
-    """A worker's instance holds a slot for each CPU; the bill has one slot."""
+def terraform_variables() -> dict[str, str]:
+    """The declaration of each variable of the example."""
     variables = DOCS.parent / "terraform/envs/example/variables.tf"
     if not variables.exists():
         pytest.skip("no Terraform in this checkout")
-    sizes = {
-        name: {
-            key: float(value) for key, value in re.findall(r'(\w+) += optional\(\w+, "?(\d+)', body)
-        }
-        for name, body in re.findall(
-            r'^variable "(\w+)" {\n(.*?)^}', variables.read_text(), re.M | re.S
-        )
-    }
+    return dict(re.findall(r'^variable "(\w+)" {\n(.*?)^}', variables.read_text(), re.M | re.S))
+
+
+def numbers(declaration: str) -> dict[str, float]:
+    """The default of each number in it."""
+    found = re.findall(r'(\w+) += optional\(\w+, "?(\d+)', declaration)
+    return {name: float(value) for name, value in found}
+
+
+def test_instances_are_those_that_terraform_makes() -> None:
+    """A worker's instance holds a slot for each CPU; the bill has one slot."""
+    sizes = {name: numbers(body) for name, body in terraform_variables().items()}
     work = cost.bundled_work(MEASURED)
     assert (sizes["api"]["cpu"], sizes["api"]["memory"]) == (work.cpus, work.api_memory)
     assert sizes["api"]["concurrency"] == scale.IN_FLIGHT
     assert sizes["worker"]["memory"] / sizes["worker"]["cpu"] == work.worker_memory / work.cpus
+
+
+# --- Channels ------------------------------------------------------------------------------------
+WORK = channels.ImageWork(cpu=0.01, waits=0.1)
+
+
+def test_services_are_those_that_terraform_makes() -> None:
+    worker = terraform_variables()["worker"]
+    for name, service in (
+        ("interactive", channels.INTERACTIVE),
+        ("batch", channels.BATCH),
+        ("notify", channels.NOTIFY),
+    ):
+        (body,) = re.findall(rf"\b{name} = optional\(object\({{(.*?)}}\), {{}}\)", worker, re.S)
+        size = numbers(body)
+        assert size["cpu"] == service.cpus
+        assert size["concurrency"] == service.concurrency
+        assert size["max_instances"] == service.instances
+
+
+def test_single_uploads_do_not_wait_for_jobs_and_slow_receivers() -> None:
+    """The promise of the page: less than two seconds each, transport included."""
+    together = scale.beside_jobs(MEASURED, "one service").seconds()
+    apart = scale.beside_jobs(MEASURED, "three services").seconds()
+    assert len(apart) == len(together) > 500
+    way = cost.API_NEW + scale.PUSH
+    assert way + max(apart) < scale.AIM_SECONDS == 2.0
+    assert way + max(together) > scale.AIM_SECONDS
+
+
+@pytest.mark.parametrize("services", [channels.THREE_SERVICES, channels.ONE_SERVICE])
+def test_idle_services_add_no_wait(services: tuple[channels.CloudRun, ...]) -> None:
+    result = channels.simulate(services, WORK, low=0)
+    assert min(result.seconds()) > WORK.cpu + WORK.waits / 2
+    assert quantile(result.seconds(), 0.5) < WORK.cpu + 1.2 * WORK.waits
+    assert (result.refused_uploads, result.images_done, result.notifications_done) == (0, 0.0, 0.0)
+
+
+def test_images_and_notifications_take_the_time_of_their_slots() -> None:
+    """One instance with one request at a time: one image after the other, and 20 receivers."""
+    batch = replace(channels.BATCH, instances=1, concurrency=1)
+    notify = replace(channels.NOTIFY, instances=1, concurrency=1)
+    services = (channels.INTERACTIVE, batch, notify)
+    result = channels.simulate(services, WORK, low=MAX_JOB_ITEMS)
+    alone = MAX_JOB_ITEMS * (WORK.cpu + WORK.waits)
+    assert alone * 0.95 < result.images_done
+    notified = result.notifications_done - result.images_done
+    assert notified >= channels.RECEIVERS * channels.RECEIVER_SECONDS
+
+
+def test_refused_push_is_repeated_after_the_backoff() -> None:
+    """A service with one request, which a notification holds longer than Cloud Run waits."""
+    one = replace(channels.ONE_SERVICE[0], instances=1, concurrency=1)
+    result = channels.simulate((one,), WORK, low=MAX_JOB_ITEMS)
+    assert result.refused_uploads > 0
+    assert len(result.uploads) == len(channels.simulate(channels.THREE_SERVICES, WORK, 0).uploads)
+    assert max(result.seconds()) > channels.HOLD_SECONDS + DeliveryPolicy().min_backoff
 
 
 # --- Queueing ------------------------------------------------------------------------------------
