@@ -140,12 +140,12 @@ def create_app(
     )
     # Routes of `include_router` are matched twice for each request, so they are added directly.
     for router in (
-        image_routes.hot_router,
+        image_routes.hot_router,  # first: routes are matched in this order
+        what_routes.router,
         image_routes.router,
         list_routes.router,
         lookup_routes.router,
         thumbnail_routes.router,
-        what_routes.router,
         job_routes.router,
         job_stream_routes.router,
         ticket_routes.router,

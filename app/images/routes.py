@@ -45,6 +45,37 @@ hot_router = APIRouter(prefix="/api/v1/images", tags=["images"], route_class=Req
 router = APIRouter(prefix="/api/v1/images", tags=["images"], route_class=AuthenticatedRoute)
 
 
+# The first route to match is the cheapest, and a cached result is what clients request most.
+@hot_router.head("/{image_hash}", include_in_schema=False)
+@hot_router.get(
+    "/{image_hash}",
+    summary="Get an image and its result",
+    description="A `success` never changes: it has an `ETag` and may be cached. Other responses "
+    "may not be cached.",
+    responses={
+        **results(EXAMPLE_PATH, cacheable=True),
+        304: {"description": "The client has the current result (`If-None-Match`)."},
+        **LOOKUP_REFUSALS,
+    },
+    openapi_extra={"parameters": [IMAGE_HASH, READ_MODEL, *VIEW, PREFER, IF_NONE_MATCH]},
+)
+@requires(Scope.READ)
+async def get_image(request: Request, principal: Principal) -> Response:
+    image_hash = request.path_params["image_hash"]
+    services = services_of(request)
+    selection = selection_of(request)
+    wait = _wait(request)
+    waiting = Wait(wait, request.receive, principal.key_id) if wait else NO_WAIT
+    result = await services.images.find(principal.tenant, image_hash, selection, waiting)
+    return image_response(
+        result,
+        location="" if result.status.terminal else location_of(request, result, selection),
+        wait=wait,
+        success=services.success_headers,
+        if_none_match=", ".join(request.headers.getlist("if-none-match")) or None,
+    )
+
+
 @hot_router.post(
     "",
     summary="Upload an image",
@@ -101,36 +132,6 @@ async def put_image(request: Request, principal: Principal) -> Response:
         applied_wait=wait,
         image_hash=image_hash,
         webhooks=True,
-    )
-
-
-@hot_router.head("/{image_hash}", include_in_schema=False)
-@hot_router.get(
-    "/{image_hash}",
-    summary="Get an image and its result",
-    description="A `success` never changes: it has an `ETag` and may be cached. Other responses "
-    "may not be cached.",
-    responses={
-        **results(EXAMPLE_PATH, cacheable=True),
-        304: {"description": "The client has the current result (`If-None-Match`)."},
-        **LOOKUP_REFUSALS,
-    },
-    openapi_extra={"parameters": [IMAGE_HASH, READ_MODEL, *VIEW, PREFER, IF_NONE_MATCH]},
-)
-@requires(Scope.READ)
-async def get_image(request: Request, principal: Principal) -> Response:
-    image_hash = request.path_params["image_hash"]
-    services = services_of(request)
-    selection = selection_of(request)
-    wait = _wait(request)
-    waiting = Wait(wait, request.receive, principal.key_id) if wait else NO_WAIT
-    result = await services.images.find(principal.tenant, image_hash, selection, waiting)
-    return image_response(
-        result,
-        location="" if result.status.terminal else location_of(request, result, selection),
-        wait=wait,
-        success=services.success_headers,
-        if_none_match=", ".join(request.headers.getlist("if-none-match")) or None,
     )
 
 
