@@ -49,6 +49,7 @@ from tests.support.jobs import complete_item, running_job
 from tests.support.metrics import samples
 from tests.support.pictures import photo, picture, sha256
 from tests.support.records import claimed
+from tests.support.settings import isolated_settings
 from tests.support.stack import ROOT, Stack, free_port
 
 CONNECTIONS = 16
@@ -450,7 +451,7 @@ def _settings(stack: Stack) -> Settings:
     """The settings of the processes of the stack."""
     given = {name.lower(): text for name, text in stack.environment.items()}
     values: dict[str, Any] = {name: given[name] for name in Settings.model_fields if name in given}
-    return Settings(_env_file=None, **values)
+    return isolated_settings(**values)
 
 
 async def _finished(stack: Stack) -> None:

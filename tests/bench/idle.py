@@ -20,8 +20,9 @@ import psutil
 from core.backends import open_backend
 from core.domain.messages import ClassifyImage
 from core.domain.records import RecordKey
-from core.settings import DEFAULT_BUNDLE, Settings
+from core.settings import DEFAULT_BUNDLE
 from tests.support.scripted_worker import ScriptedWorker, until
+from tests.support.settings import isolated_settings
 from tests.support.stack import ROOT, Stack
 
 SETTLE_SECONDS = 10.0
@@ -48,7 +49,7 @@ async def publish_to_push(folder: Path, messages: int) -> list[float]:
     arrived: dict[str, float] = {}
 
     async with ScriptedWorker() as worker:
-        settings = Settings(_env_file=None, data_dir=folder, worker_port=worker.port)
+        settings = isolated_settings(data_dir=folder, worker_port=worker.port)
         environment = {**os.environ, "DATA_DIR": str(folder), "WORKER_PORT": str(worker.port)}
         with subprocess.Popen(  # noqa: ASYNC220 - at once
             [sys.executable, "-m", "core.backends.embedded.queue"], cwd=ROOT, env=environment

@@ -21,7 +21,7 @@ from core.backends.embedded import records as store
 from core.backends.embedded.timestamps import to_micros
 from core.domain.record_lists import RecordFilter
 from core.domain.records import Status
-from core.settings import Settings
+from tests.support.settings import isolated_settings
 
 MODEL = "colours@0123456789ab"
 PAGE, ROUNDS = 50, 200
@@ -64,7 +64,7 @@ async def measure(backend: Backend, wanted: RecordFilter) -> float:
 
 async def run(count: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
-        settings = Settings(_env_file=None, data_dir=Path(folder))
+        settings = isolated_settings(data_dir=Path(folder))
         async with open_backend(settings):
             pass
         await asyncio.to_thread(fill, Path(folder) / "records.db", count)

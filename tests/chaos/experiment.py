@@ -28,6 +28,7 @@ from tests.chaos.load import Client, Ledger, Watcher
 from tests.chaos.push_proxy import PushProxy
 from tests.chaos.stepping_clock import set_offset
 from tests.support.emulators import free_addresses, own_corner
+from tests.support.settings import isolated_settings
 from tests.support.stack import MODULES, ROOT, Stack, free_port
 
 CLIENTS = 8
@@ -289,7 +290,7 @@ class Experiment:
             for name, value in self._stack.environment.items()
             if name.lower() in known
         }
-        settings = Settings(_env_file=None, **values)
+        settings = isolated_settings(**values)
 
         async def unfinished() -> list[Record]:
             async with open_backend(settings) as backend:

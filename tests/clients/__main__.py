@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.main import create_app
-from core.settings import Settings
 from tests.clients.tools import Failed, Missing, Tools, run
 from tests.support.pictures import picture
+from tests.support.settings import isolated_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ROOT / "tests" / "clients" / "programs"
@@ -313,7 +313,7 @@ def main() -> int:
         folder = Path(temporary)
         write_files(folder)
         document = folder / "openapi.json"
-        document.write_text(json.dumps(create_app(Settings(_env_file=None)).openapi()))
+        document.write_text(json.dumps(create_app(isolated_settings()).openapi()))
         with service(folder) if not arguments.url else _running(arguments.url) as url:
             bench = Bench(Tools(CACHE / "tools"), document, CACHE / "generated", folder, url)
             bench.folder.mkdir(parents=True, exist_ok=True)

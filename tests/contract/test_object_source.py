@@ -12,6 +12,7 @@ from core.errors import NotFound, Unavailable
 from core.ports import ObjectSource, StoredObject
 from core.settings import Settings
 from tests.support.buckets import fill, remove
+from tests.support.settings import isolated_settings
 
 DATA = os.urandom(300_000)
 
@@ -104,7 +105,7 @@ async def test_closed_source_is_unavailable(emulator_settings: Settings, bucket:
 async def test_backend_has_no_source_unless_a_bucket_is_allowed(
     emulator_settings: Settings, tmp_path: Path
 ) -> None:
-    embedded = Settings(_env_file=None, data_dir=tmp_path, import_buckets=("photos",))
+    embedded = isolated_settings(data_dir=tmp_path, import_buckets=("photos",))
     for settings in (emulator_settings, embedded):
         async with open_backend(settings) as backend:
             assert backend.objects is None

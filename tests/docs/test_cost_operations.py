@@ -11,10 +11,10 @@ from core.backends.google.datastore import Datastore
 from core.backends.google.records import DatastoreRecordStore
 from core.clock import utc_now
 from core.domain.records import Annotation, RecordKey, Status, advance, complete, new_record
-from core.settings import Settings
 from docs.figures import cost, scale
 from docs.figures.measured import read_measured
 from tests.support.records import claimed
+from tests.support.settings import isolated_settings
 
 
 class Counting(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]  # grpc has no types
@@ -44,7 +44,7 @@ async def test_one_new_image_makes_the_operations_that_are_charged(
     counting = Counting()
     address = emulator_addresses["DATASTORE_EMULATOR_HOST"]
     prefix = f"cost-{uuid.uuid4().hex[:8]}-"
-    settings = Settings(_env_file=None)
+    settings = isolated_settings()
     key = RecordKey("public", "ab" * 32, "model@0123456789ab")
     async with (
         grpc.aio.insecure_channel(address, interceptors=[counting]) as channel,

@@ -11,6 +11,7 @@ from core.domain.webhooks import JOB_EVENTS, Event, Webhook, new_secret, rotate,
 from core.domain.webhooks import signed_headers as sign
 from core.settings import Settings
 from tests.support.api import routes_of
+from tests.support.settings import isolated_settings
 from tests.support.stack import ROOT
 
 PAGE = (ROOT / "docs/notifications.md").read_text()
@@ -65,7 +66,7 @@ def test_every_event_and_setting_is_named() -> None:
 
 
 def test_every_route_is_named() -> None:
-    app = create_app(Settings(_env_file=None, host="127.0.0.1"))
+    app = create_app(isolated_settings(host="127.0.0.1"))
     there = {(m, path) for m, path, _ in routes_of(app) if path.startswith("/api/v1/webhooks")}
     cells = re.findall(r"^\| (`(?:GET|POST|PATCH|DELETE) .*?`) \|", PAGE, re.MULTILINE)
     named = {

@@ -17,6 +17,7 @@ from compose.demo_batch import BROKEN, IMAGES, NOT_SURE
 from core.bundles.bundle import read_bundle
 from core.settings import DEFAULT_BUNDLE, REMOVED, Settings, unknown_names
 from tests.support.pictures import picture, sha256
+from tests.support.settings import isolated_settings
 from tests.support.stack import ROOT, Stack
 from worker.inference.classifier import Classifier
 
@@ -41,7 +42,7 @@ def test_env_example_is_current_and_valid(tmp_path: Path) -> None:
     assert text == settings_docs.env_example(), "run python -m compose.settings_docs"
     uncommented = re.sub(r"^# (?=[A-Z_]+=)", "", text, flags=re.MULTILINE)
     (tmp_path / ".env").write_text(uncommented)
-    assert Settings(_env_file=tmp_path / ".env").delivery == Settings(_env_file=None).delivery
+    assert Settings(_env_file=tmp_path / ".env").delivery == isolated_settings().delivery
     assert not unknown_names(dotenv_values(tmp_path / ".env"))
 
 

@@ -25,6 +25,7 @@ from tests.support.api import Api, api_settings, open_api
 from tests.support.buckets import fill, remove
 from tests.support.pictures import picture, png_header, sha256
 from tests.support.problems import assert_problem
+from tests.support.settings import isolated_settings
 from tests.support.stack import Stack
 
 CREATE = "/api/v1/jobs/batch-predict"
@@ -78,7 +79,7 @@ async def test_a_bucket_is_classified_once(
     pictures = {f"2026/{n:02d}.jpg": picture(seed=n, size=(40, 40)) for n in range(20)}
     bad = {"2026/03.txt": b"no picture", "2026/05-cut.jpg": picture(99, size=(40, 40))[:-200]}
     stored = {**pictures, **bad, "2026/copy/1.jpg": pictures["2026/00.jpg"], "2025/x.jpg": RED}
-    settings = Settings(_env_file=None, **{k.lower(): v for k, v in emulator_corner.items()})  # type: ignore[arg-type]
+    settings = isolated_settings(**{k.lower(): v for k, v in emulator_corner.items()})
     await fill(settings, bucket, stored)
     names = sorted(name for name in stored if name.startswith("2026/"))
     with Stack(tmp_path, colour_bundle, **emulator_corner, IMPORT_BUCKETS=bucket) as stack:

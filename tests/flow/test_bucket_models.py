@@ -10,12 +10,12 @@ import httpx
 import pytest
 
 from core.bundles.bundle import read_bundle
-from core.settings import Settings
 from tests.support.buckets import fill_bundle
 from tests.support.bundles import write_colour_bundle
 from tests.support.emulators import running_storage
 from tests.support.pictures import picture, sha256
 from tests.support.scripted_storage import URI, scripted_storage
+from tests.support.settings import isolated_settings
 from tests.support.stack import Stack, free_port, until
 
 RED = picture(1, (200, 30, 30), (16, 16))
@@ -37,7 +37,7 @@ def environment(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
 
 def upload(environment: dict[str, str], bucket: str, folder: str, bundle: Path) -> str:
     host = environment["STORAGE_EMULATOR_HOST"]
-    settings = Settings(_env_file=None, storage_emulator_host=host)
+    settings = isolated_settings(storage_emulator_host=host)
     return asyncio.run(fill_bundle(settings, bucket, folder, bundle))
 
 

@@ -15,6 +15,7 @@ from core.domain.records import RecordKey
 from core.settings import Settings
 from tests.flow.absence import images_wait_for_an_absent_worker
 from tests.support.pictures import picture, sha256
+from tests.support.settings import isolated_settings
 from tests.support.stack import Stack
 
 pytestmark = pytest.mark.timeout(240)
@@ -34,7 +35,7 @@ def stack(
 def settings_of(stack: Stack) -> Settings:
     values: dict[str, Any] = {name.lower(): value for name, value in stack.environment.items()}
     names = Settings.model_fields.keys() & values.keys()
-    return Settings(_env_file=None, **{name: values[name] for name in names})
+    return isolated_settings(**{name: values[name] for name in names})
 
 
 def test_worker_down_then_back(stack: Stack) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from compose import docker
-from core.settings import DEFAULT_BUNDLE, Settings
+from core.settings import DEFAULT_BUNDLE
+from tests.support.settings import isolated_settings
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **uris: Any) -> dic
     monkeypatch.setattr(docker, "MOUNTS", tmp_path / "bundles/.compose.json")
     (tmp_path / "bundles/vit").mkdir(parents=True)
     (tmp_path / "mine").mkdir()
-    file = docker.write_mounts(Settings(_env_file=None, **uris))
+    file = docker.write_mounts(isolated_settings(**uris))
     assert file in [Path(part) for part in docker.command("up", more=[file])]
     services = json.loads(file.read_text())["services"]
     assert services["api"] == services["worker"]

@@ -13,7 +13,7 @@ from core.backends.google.endpoints import (
 )
 from core.clock import utc_now
 from core.errors import NotFound, Unavailable
-from core.settings import Settings
+from tests.support.settings import isolated_settings
 
 NAME = f"public/{'a' * 64}"
 
@@ -23,7 +23,7 @@ async def test_a_missing_bucket_is_not_a_missing_image(
 ) -> None:
     """Otherwise a wrong setting would end every image as `image_missing`."""
     values: dict[str, Any] = {k.lower(): v for k, v in emulator_addresses.items()}
-    settings = Settings(_env_file=None, backend="emulator", data_dir=tmp_path, **values)
+    settings = isolated_settings(backend="emulator", data_dir=tmp_path, **values)
     endpoints: Endpoints = await open_endpoints(settings, utc_now)
     blobs = CloudBlobStore(endpoints.storage_client(), f"none-{os.getpid()}", endpoints.links)
     try:

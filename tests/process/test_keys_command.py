@@ -11,9 +11,9 @@ import pytest
 from app.keys.service import duration
 from core.backends import open_access
 from core.domain.principals import Scope
-from core.settings import Settings
 from tests.support.api import api_settings, open_api
 from tests.support.commands import run_module
+from tests.support.settings import isolated_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = re.compile(r"glp_[0-9a-z]{12}[0-9A-Za-z]{51}\n")
@@ -74,7 +74,7 @@ async def test_key_is_created_listed_rotated_and_revoked(command: Command, tmp_p
     assert revoked.returncode == 0
     assert "within 30 s" in revoked.stderr
     assert "revoked" in command("list").stdout
-    async with open_access(Settings(_env_file=None, data_dir=tmp_path / "data")) as access:
+    async with open_access(isolated_settings(data_dir=tmp_path / "data")) as access:
         key = await access.keys.get(key_id)
         assert key is not None
         assert key.scopes == {Scope.READ, Scope.CLASSIFY}

@@ -22,6 +22,7 @@ from tests.support.bundles import write_slow_bundle
 from tests.support.pictures import picture, sha256
 from tests.support.records import claimed
 from tests.support.scripted_worker import until
+from tests.support.settings import isolated_settings
 from tests.support.stack import free_port
 from tests.support.worker import envelope, push_headers, settings_in
 
@@ -119,7 +120,7 @@ async def test_what_cannot_be_finished_is_given_up(tmp_path: Path, stop: signal.
         assert record is not None
         assert record.status is Status.RUNNING
         assert not record.leased(utc_now())
-        claim = await claimed(process.backend.records, process.key, Settings(_env_file=None).lease)
+        claim = await claimed(process.backend.records, process.key, isolated_settings().lease)
         assert claim is not None
         assert claim.attempt == 2
 

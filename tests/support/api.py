@@ -38,6 +38,7 @@ from core.ports import RecordStore
 from core.settings import Settings
 from tests.support.records import claimed
 from tests.support.server import serving
+from tests.support.settings import isolated_settings
 
 LEASE = timedelta(seconds=30)
 LABELS = (Annotation(1, "red", 0.75), Annotation(2, "grey", 0.25))
@@ -188,7 +189,7 @@ def api_settings(tmp_path: Path, bundle: Path, **changes: object) -> Settings:
         "model_uri": str(bundle),
         **changes,
     }
-    return Settings(_env_file=None, **values)  # type: ignore[arg-type]
+    return isolated_settings(**values)
 
 
 @asynccontextmanager

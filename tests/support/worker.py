@@ -35,6 +35,7 @@ from tests.support.bundles import write_colour_bundle
 from tests.support.classifiers import spawn_thread
 from tests.support.faults import Happening, watched
 from tests.support.pictures import picture, sha256
+from tests.support.settings import isolated_settings
 from tests.support.training import fit_in_thread
 from worker.context import WorkerContext
 from worker.inference.pool import Spawn
@@ -55,7 +56,7 @@ def settings_in(folder: Path, **changes: object) -> Settings:
     }
     if not Path(values["model_uri"]).exists():
         write_colour_bundle(Path(values["model_uri"]))
-    return Settings(_env_file=None, **values)
+    return isolated_settings(**values)
 
 
 @dataclass

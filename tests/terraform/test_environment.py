@@ -8,6 +8,7 @@ import pytest
 from core.domain.channels import ALL_CHANNELS
 from core.settings import Settings
 from terraform.tools.tree import Module, code
+from tests.support.settings import isolated_settings
 from tests.support.terraform import outputs
 
 KNOWN = {name.upper() for name in Settings.model_fields}
@@ -68,12 +69,12 @@ def test_the_services_accept_their_environment(
     assert set(given["workers"]) == {"interactive", "batch", "notify"}
     for each in (given["api"], *given["workers"].values()):
         environment = {name.lower(): value for name, value in each.items()}
-        settings = Settings(_env_file=None, **environment)
+        settings = isolated_settings(**environment)
         assert settings.backend == "gcp"
         assert settings.push_authentication == "iam"
         assert settings.log_format == "json"
         for channel in ALL_CHANNELS:
-            ours = Settings(_env_file=None).channel_delivery(channel)
+            ours = isolated_settings().channel_delivery(channel)
             assert settings.channel_delivery(channel) == ours
         assert settings.topic_prefix == "glimpse"
         assert settings.google_cloud_project == "example-project"
@@ -97,7 +98,7 @@ def test_the_services_accept_a_model_from_a_bucket(
     given = outputs(tmp_path, ROOT_MODULE.format(modules=folder, public_url="", more=more))
     for each in (given["api"], *given["workers"].values()):
         environment = {name.lower(): value for name, value in each.items()}
-        settings = Settings(_env_file=None, **environment)
+        settings = isolated_settings(**environment)
         assert settings.model_uris == (
             "gs://example-models/2026/vit",
             "gs://other-models/a",

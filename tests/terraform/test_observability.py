@@ -10,8 +10,8 @@ import pytest
 
 from core.domain.channels import CHANNELS, IMAGES, NOTIFICATIONS
 from core.domain.priority import Priority
-from core.settings import Settings
 from terraform.tools.tree import Module, code, nested, plain
+from tests.support.settings import isolated_settings
 from tests.support.stack import ROOT
 
 LEVELS = {"debug", "info", "warning", "error", "exception", "log"}
@@ -156,7 +156,7 @@ def test_every_channel_has_an_alert_the_urgent_ones_a_strict_one(
     assert images == sorted(images)
     assert len(set(images)) == 3
     # A receiver that is down for all deliveries of its message is no backlog of ours.
-    patience = Settings(_env_file=None).notification_delivery
+    patience = isolated_settings().notification_delivery
     assert seconds[NOTIFICATIONS.name] > sum(map(patience.backoff, range(1, patience.attempts)))
 
 

@@ -24,8 +24,8 @@ from core.domain.channels import (
 )
 from core.domain.policy import NOTIFICATION_CONCURRENCY, DeliveryPolicy
 from core.domain.priority import Priority
-from core.settings import Settings
 from terraform.tools.tree import Module, code, nested, plain
+from tests.support.settings import isolated_settings
 from tests.support.terraform import outputs
 from worker.notifications.notifier import WEBHOOK_SECONDS
 
@@ -71,7 +71,7 @@ SERVICES = {
 
 def deliveries() -> dict[str, dict[str, Any]]:
     """What each channel's subscription must have, dead letters among them."""
-    settings = Settings(_env_file=None)
+    settings = isolated_settings()
     numbers = ("attempts", "min_backoff", "max_backoff", "ack_deadline", "retention")
     return {
         channel.name: {
@@ -189,7 +189,7 @@ def test_the_scheduler_calls_both_paths(modules: dict[str, Module]) -> None:
 
 def test_a_notification_fits_in_a_delivery() -> None:
     """Its receiver is waited for, and then the answer goes to Pub/Sub."""
-    settings = Settings(_env_file=None)
+    settings = isolated_settings()
     assert settings.notification_delivery.ack_deadline >= 2 * WEBHOOK_SECONDS
 
 

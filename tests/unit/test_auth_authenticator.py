@@ -21,6 +21,7 @@ from core.errors import Forbidden, RateLimited, Unauthenticated, Unavailable
 from core.settings import Settings
 from tests.support.clock import MovableClock
 from tests.support.faults import Watched
+from tests.support.settings import isolated_settings
 
 
 @dataclass
@@ -76,7 +77,7 @@ class Setup:
 
 @pytest.fixture
 async def setup(tmp_path: Path) -> AsyncIterator[Setup]:
-    settings = Settings(_env_file=None, data_dir=tmp_path, api_keys="required", rate_limit="off")
+    settings = isolated_settings(data_dir=tmp_path, api_keys="required", rate_limit="off")
     setup = Setup(settings)
     async with open_access(settings, setup.clock) as access:
         setup.start(access)

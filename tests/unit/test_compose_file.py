@@ -9,10 +9,11 @@ import yaml
 from compose.emulators import missing
 from core.settings import Settings
 from tests.support.images import COMPOSE, services, stages
+from tests.support.settings import isolated_settings
 
 SERVICES = services()
 STAGES = stages()
-DEFAULTS = Settings(_env_file=None)
+DEFAULTS = isolated_settings()
 BUILT = ("storage", "set-up", "worker", "api", "scheduler")
 EMULATORS = {"datastore": 8181, "pubsub": 8085, "storage": 9023}
 # Settings that compose.yaml does not pass on, and the reason.
@@ -42,7 +43,7 @@ def test_values_are_valid_settings_with_the_addresses_of_the_containers() -> Non
     given = {k.lower(): v for k, v in environment("api").items() if v is not None}
     for name in ("log_format", "allowed_hosts"):
         given[name] = re.sub(rf"^\$\{{{name.upper()}:-(.+)\}}$", r"\1", given[name])
-    settings = Settings(_env_file=None, **given)  # type: ignore[arg-type]  # text, as in a process
+    settings = isolated_settings(**given)  # text, as in a process
     assert settings.backend == "emulator"
     assert settings.datastore_emulator_host == f"datastore:{EMULATORS['datastore']}"
     assert settings.pubsub_emulator_host == f"pubsub:{EMULATORS['pubsub']}"

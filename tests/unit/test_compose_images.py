@@ -8,12 +8,13 @@ import pytest
 from core.bundles.bundle import LABELS_FILE, MANIFEST_FILE, MODEL_FILE, SUMS_FILE
 from core.settings import Settings
 from tests.support.images import DOCKERFILE, Stage, admitted, exec_form, stages
+from tests.support.settings import isolated_settings
 from tests.support.stack import ROOT
 
 STAGES = stages()
 FINAL = ("api", "worker", "development")
 SERVICES = {"api": "app", "worker": "worker"}
-DEFAULTS = Settings(_env_file=None)
+DEFAULTS = isolated_settings()
 
 
 @pytest.fixture(params=FINAL)
@@ -123,7 +124,7 @@ def test_environment_names_settings_and_ports_agree() -> None:
         if not name.startswith(("PYTHON", "PIP_")):
             assert name.lower() in Settings.model_fields, name
     values = {k.lower(): v for k, v in runtime.items() if k.lower() in Settings.model_fields}
-    settings = Settings(_env_file=None, **values)  # type: ignore[arg-type]  # text, as in a process
+    settings = isolated_settings(**values)  # text, as in a process
     assert settings.host == "0.0.0.0"
     assert (settings.api_port, settings.worker_port) == (DEFAULTS.api_port, DEFAULTS.worker_port)
     for name, port in (("api", settings.api_port), ("worker", settings.worker_port)):

@@ -21,8 +21,8 @@ from core.domain.priority import Priority
 from core.domain.record_lists import RecordFilter
 from core.domain.records import Annotation, RecordKey, claim
 from core.errors import Unavailable
-from core.settings import Settings
 from tests.support.records import delete_image
+from tests.support.settings import isolated_settings
 
 SCHEMA = Schema(1, ("CREATE TABLE words (word TEXT PRIMARY KEY)",))
 # What `PRAGMA synchronous` returns: https://sqlite.org/pragma.html#pragma_synchronous
@@ -288,7 +288,7 @@ async def test_data_of_version_3_stays_readable(tmp_path: Path) -> None:
 
     await database.write(fill, durable=True)
     await database.close()
-    async with open_backend(Settings(_env_file=None, data_dir=tmp_path / "data")) as backend:
+    async with open_backend(isolated_settings(data_dir=tmp_path / "data")) as backend:
         record = await backend.records.get(key)
         assert record is not None
         assert record.annotations == (Annotation(1, "red", 0.75),)
@@ -331,7 +331,7 @@ async def test_data_of_version_5_stays_readable(tmp_path: Path) -> None:
         durable=True,
     )
     await database.close()
-    async with open_backend(Settings(_env_file=None, data_dir=tmp_path / "data")) as backend:
+    async with open_backend(isolated_settings(data_dir=tmp_path / "data")) as backend:
         record = await backend.records.get(key)
         assert record is not None
         assert (record.attempts, record.claims, record.priority) == (3, 0, Priority.LOW)
@@ -350,7 +350,7 @@ async def test_data_of_other_versions_is_refused(tmp_path: Path, version: int) -
     await (await Database.open(tmp_path / "data" / "records.db", other)).close()
     needed = f"schema version {version}, this release needs {records.SCHEMA.version}"
     with pytest.raises(Unavailable, match=needed):
-        async with open_backend(Settings(_env_file=None, data_dir=tmp_path / "data")):
+        async with open_backend(isolated_settings(data_dir=tmp_path / "data")):
             pass
 
 

@@ -20,6 +20,7 @@ from core.errors import BundleError, BundleUnavailable
 from core.settings import Settings
 from tests.support.bundles import write_colour_bundle
 from tests.support.scripted_storage import URI, WEIGHTS, ScriptedStorage, scripted_storage
+from tests.support.settings import isolated_settings
 
 SMALL = ["SHA256SUMS", "model.json", "labels.txt"]
 
@@ -262,7 +263,7 @@ async def test_the_error_names_missing_credentials(
     monkeypatch.setenv("NO_GCE_CHECK", "true")
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
-    opened = open_bundles(Settings(_env_file=None, data_dir=tmp_path, model_uri=URI), (URI,))
+    opened = open_bundles(isolated_settings(data_dir=tmp_path, model_uri=URI), (URI,))
     said = await unavailable(opened)
     opened.close()
     assert URI in said

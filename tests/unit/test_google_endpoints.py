@@ -30,6 +30,7 @@ from core.backends.google.signed_links import IamLinks
 from core.clock import utc_now
 from core.errors import Unavailable
 from core.settings import Settings
+from tests.support.settings import isolated_settings
 
 ACCOUNT = "api@demo.iam.gserviceaccount.com"
 KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -38,7 +39,7 @@ NAME = f"public/{'a' * 64}"
 
 def cloud(**changes: Any) -> Settings:
     values = {"bucket": "b-c", "push_audience": "a", "push_service_account": "s", **changes}
-    return Settings(_env_file=None, backend="gcp", **values)
+    return isolated_settings(backend="gcp", **values)
 
 
 @pytest.fixture
@@ -87,9 +88,9 @@ async def test_gcp_leads_to_google_whatever_the_environment_says() -> None:
 def test_buckets_beside_the_backends_own_are_where_the_settings_say(tmp_path: Path) -> None:
     for settings, url in (
         (cloud(), STORAGE_URL),
-        (Settings(_env_file=None, backend="emulator"), "http://127.0.0.1:9"),  # the environment's
+        (isolated_settings(backend="emulator"), "http://127.0.0.1:9"),  # the environment's
         (
-            Settings(_env_file=None, storage_emulator_host="http://127.0.0.1:1"),
+            isolated_settings(storage_emulator_host="http://127.0.0.1:1"),
             "http://127.0.0.1:1",
         ),
     ):
@@ -110,7 +111,7 @@ async def test_without_credentials_the_start_says_so(
 
 
 async def test_emulators_are_called_without_credentials(tmp_path: Path) -> None:
-    settings = Settings(_env_file=None, backend="emulator", data_dir=tmp_path)
+    settings = isolated_settings(backend="emulator", data_dir=tmp_path)
     endpoints = await open_endpoints(settings, utc_now)
     assert endpoints.credentials is None
     assert endpoints.local_links is not None
@@ -298,9 +299,9 @@ def test_subscriptions_follow_the_delivery_policy() -> None:
 def test_what_google_would_refuse_is_refused_at_the_start(
     wrong: dict[str, Any], message: str
 ) -> None:
-    Settings(_env_file=None, backend="emulator")
+    isolated_settings(backend="emulator")
     with pytest.raises(ValidationError, match=message):
-        Settings(_env_file=None, backend="emulator", **wrong)
+        isolated_settings(backend="emulator", **wrong)
 
 
 def test_gcp_needs_a_bucket() -> None:

@@ -9,6 +9,7 @@ from app.main import create_app
 from core.hosts import is_loopback
 from core.http.startup_security import InsecureSettings, check_api, check_worker
 from core.settings import Settings
+from tests.support.settings import isolated_settings
 
 SECRET = "k" * 32
 GCP = {
@@ -20,7 +21,7 @@ GCP = {
 
 
 def settings(**values: Any) -> Settings:
-    return Settings(_env_file=None, **{"host": "127.0.0.1", **values})
+    return isolated_settings(**{"host": "127.0.0.1", **values})
 
 
 @pytest.mark.parametrize(

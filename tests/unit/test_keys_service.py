@@ -15,15 +15,15 @@ from core.domain.key_tokens import KeyHasher
 from core.domain.principals import ALL_SCOPES, Scope
 from core.domain.rate_limits import Rate, TenantLimits
 from core.errors import Conflict, Forbidden, InvalidRequest
-from core.settings import Settings
 from tests.support.clock import MovableClock
+from tests.support.settings import isolated_settings
 
 ADMIN = frozenset({Scope.ADMIN})
 
 
 @pytest.fixture
 async def keys(tmp_path: Path) -> AsyncIterator[Keys]:
-    async with open_access(Settings(_env_file=None, data_dir=tmp_path)) as access:
+    async with open_access(isolated_settings(data_dir=tmp_path)) as access:
         yield Keys(access.keys, KeyHasher(*access.secrets), MovableClock())
 
 

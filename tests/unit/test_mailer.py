@@ -22,6 +22,7 @@ from core.outbound.mail_server import MailServer
 from core.settings import Settings
 from tests.support.mail import Mailbox, mail_server
 from tests.support.receivers import closed_port, listening
+from tests.support.settings import isolated_settings
 from worker.notifications.job_email import job_email
 from worker.notifications.mailer import EmailRefused, Mailer
 
@@ -316,7 +317,7 @@ def test_address_must_be_in_an_allowed_domain() -> None:
 
 
 def settings(tmp_path: Path, **changes: Any) -> Settings:
-    return Settings(_env_file=None, data_dir=tmp_path, **changes)
+    return isolated_settings(data_dir=tmp_path, **changes)
 
 
 def test_default_domain_is_that_of_the_sender(tmp_path: Path) -> None:

@@ -35,11 +35,11 @@ from core.domain.records import (
 )
 from core.errors import UndecodableImage
 from core.outbound.http_client import PrivateAddress
-from core.settings import Settings
 from tests.support.api import Api, api_settings, bearer, open_api, routes_of
 from tests.support.clock import MovableClock
 from tests.support.pictures import picture, png_header
 from tests.support.problems import assert_problem
+from tests.support.settings import isolated_settings
 from tests.unit.test_preprocessing import preprocessor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,9 +114,7 @@ UNNAMED = (
 @pytest.fixture(scope="module")
 def schema() -> dict[str, Any]:
     # As it is sent: null members, which FastAPI removes from a model, are a difference.
-    document: dict[str, Any] = json.loads(
-        json.dumps(create_app(Settings(_env_file=None)).openapi())
-    )
+    document: dict[str, Any] = json.loads(json.dumps(create_app(isolated_settings()).openapi()))
     return document
 
 

@@ -24,6 +24,7 @@ from core.settings import Settings
 from tests.support.problems import assert_problem
 from tests.support.receivers import listening
 from tests.support.scripted_worker import until
+from tests.support.settings import isolated_settings
 from tests.support.worker import envelope, running_worker, settings_in
 from worker.push.token import KEYS_SECONDS, PushTokenVerifier, SigningKeys
 
@@ -508,9 +509,9 @@ PUSH: dict[str, Any] = {"push_audience": AUDIENCE, "push_service_account": ACCOU
 )
 @pytest.mark.parametrize("absent", ["push_audience", "push_service_account"])
 def test_audience_and_service_account_are_required(values: dict[str, Any], absent: str) -> None:
-    assert Settings(_env_file=None, **values, **PUSH).verifies_pushes
+    assert isolated_settings(**values, **PUSH).verifies_pushes
     with pytest.raises(ValidationError, match="PUSH_AUDIENCE and PUSH_SERVICE_ACCOUNT"):
-        Settings(_env_file=None, **values, **{**PUSH, absent: ""})
+        isolated_settings(**values, **{**PUSH, absent: ""})
 
 
 def test_gcp_always_verifies_tokens() -> None:

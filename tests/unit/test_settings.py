@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from core.settings import DEFAULT_BUNDLE, REMOVED, Settings, load_settings
+from tests.support.settings import isolated_settings
 
 
 @pytest.fixture(autouse=True)
@@ -85,12 +86,12 @@ def test_dotenv_may_set_variables_of_compose_and_opentelemetry(tmp_path: Path) -
 def test_unknown_names_in_the_environment_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("API_PROT", "HEADER_SECONDS", "SOMETHING_ELSE"):
         monkeypatch.setenv(name, "1")
-    assert load_settings() == Settings(_env_file=None)
+    assert load_settings() == isolated_settings()
 
 
 def test_unknown_argument_is_an_error() -> None:
     with pytest.raises(ValidationError, match="header_seconds"):
-        Settings(_env_file=None, header_seconds=3)  # type: ignore[call-arg]
+        isolated_settings(header_seconds=3)
 
 
 def test_removed_settings_are_gone() -> None:
