@@ -39,17 +39,18 @@ from core.clock import utc_now
 from core.domain.messages import ClassifyImage
 from core.domain.policy import MAX_JOB_ITEMS
 from core.domain.records import PUBLIC_TENANT, RecordKey, complete, new_record
-from core.settings import DEFAULT_BUNDLE, Settings
+from core.settings import DEFAULT_BUNDLE
 from tests.bench import load
 from tests.bench.machine import machine
+from tests.bench.processes import family, settings_of
 from tests.bench.streams import open_streams
+from tests.bench.training import measure_training
 from tests.support.bundles import write_colour_bundle
 from tests.support.emulators import free_addresses, own_corner, running_emulators
 from tests.support.jobs import complete_item, running_job
 from tests.support.metrics import samples
 from tests.support.pictures import photo, picture, sha256
 from tests.support.records import claimed
-from tests.support.settings import isolated_settings
 from tests.support.stack import ROOT, Stack, free_port
 
 CONNECTIONS = 16
@@ -100,7 +101,7 @@ class Bench:
 
     def _answers(self, folder: str, suffix: str, **settings: str) -> None:
         image = photo(0)
-        with self._stack(folder, self.colours, **settings) as stack:
+        with self.stack(folder, self.colours, **settings) as stack:
             key: dict[str, Any] = (
                 {"X_API_Key": stack.make_key("--scopes", "all")} if settings else {}
             )
@@ -148,7 +149,7 @@ class Bench:
     def accepting(self) -> None:
         """Uploads of new images until their 202, while the worker and the queue are stopped."""
         count = 300 if self.quick else 1500
-        with self._stack("accepting", self.colours) as stack:
+        with self.stack("accepting", self.colours) as stack:
             self._leave(stack, "api")
             self._pin(stack, "api")
             for size, name in ((2, "2 KB"), (110, "110 KB")):
@@ -162,9 +163,7 @@ class Bench:
                 timing = f"p50 {seen.percentile(50):.0f}, p99 {seen.percentile(99):.0f} ms"
                 figure = f"{seen.statuses[202] / seen.seconds:.0f} images/s ({timing})"
                 figure += f", {refused} refused" if refused else ""
-                self._row(
-                    f"new image of {name} to its 202, c={CONNECTIONS}", figure, target="300/s"
-                )
+                self.row(f"new image of {name} to its 202, c={CONNECTIONS}", figure, target="300/s")
 
     def working(self) -> None:
         """The worker's images per second against a bare loop on the same core."""
@@ -176,7 +175,7 @@ class Bench:
             (pictures / f"{number:04}.jpg").write_bytes(image)
         ours, theirs = [], []
         for round_ in range(self.rounds):
-            with self._stack(f"working-{round_}", self.bundle, WORKER_CONCURRENCY=1) as stack:
+            with self.stack(f"working-{round_}", self.bundle, WORKER_CONCURRENCY=1) as stack:
                 self._leave(stack, "worker")
                 pushes = self._prepare(stack, images)
                 self._pin(stack, "worker")
@@ -193,7 +192,7 @@ class Bench:
         images = [picture(seed=n, size=(16, 16)) for n in range(count)]
         rates = []
         for round_ in range(self.rounds):
-            with self._stack(f"pipeline-{round_}", self.colours, PUSH_CONCURRENCY=16) as stack:
+            with self.stack(f"pipeline-{round_}", self.colours, PUSH_CONCURRENCY=16) as stack:
                 began = time.perf_counter()
                 seen = load.run(
                     stack.api_port, [load.multipart("/what/fast", i) for i in images], CONNECTIONS
@@ -203,7 +202,7 @@ class Bench:
                 rates.append(count / (time.perf_counter() - began))
                 last = stack.result(sha256(images[-1]))
                 assert last["status"] == "success"
-        self._row(
+        self.row(
             f"pipeline, {count} images, no-op model",
             f"{statistics.median(rates):.0f} images/s end to end",
             target="420/s (Celery)",
@@ -220,7 +219,7 @@ class Bench:
             accepted, ended = [], []
             for round_ in range(self.rounds):
                 name = f"batch-{work.split()[0]}-{round_}"
-                with self._stack(name, bundle, PUSH_CONCURRENCY=16) as stack:
+                with self.stack(name, bundle, PUSH_CONCURRENCY=16) as stack:
                     began = time.perf_counter()
                     upload = [("imgs", (f"{n}.jpg", data)) for n, data in enumerate(files)]
                     job = stack.api.post("/api/v1/jobs/batch-predict", files=upload).json()
@@ -231,23 +230,25 @@ class Bench:
                     ended.append(time.perf_counter() - began)
                     assert job["succeeded"] == count, job
             seconds = statistics.median(ended)
-            self._row(
+            self.row(
                 f"a job of {count}, {work}",
                 f"{seconds:.1f} s, {60 / seconds:.1f} a minute, {count / seconds:.0f} images/s;"
                 f" 202 after {statistics.median(accepted):.1f} s",
             )
 
+    def training(self) -> None:
+        """Training of a model, and classification by it."""
+        measure_training(self)
+
     def footprint(self) -> None:
         """Memory of each process, and the time from start to ready."""
-        with self._stack("footprint", self.bundle) as stack:
+        with self.stack("footprint", self.bundle) as stack:
             for number in range(20):
                 stack.upload(photo(number))
             stack.results([sha256(photo(number)) for number in range(20)])
             for name, process in stack.processes.items():
-                resident = sum(each.memory_info().rss for each in _family(process.pid)) / 1e6
-                self._row(
-                    f"memory, {name}", f"{resident:.0f} MB", target="120 MB" * (name == "api")
-                )
+                resident = sum(each.memory_info().rss for each in family(process.pid)) / 1e6
+                self.row(f"memory, {name}", f"{resident:.0f} MB", target="120 MB" * (name == "api"))
             for name in ("api", "worker"):
                 times = []
                 for _ in range(self.rounds):
@@ -256,13 +257,13 @@ class Bench:
                     stack.start(name)
                     times.append(time.perf_counter() - began)
                 seconds = statistics.median(times)
-                self._row(f"start to ready, {name}", f"{seconds:.2f} s", target="1.5 s")
+                self.row(f"start to ready, {name}", f"{seconds:.2f} s", target="1.5 s")
 
     def responsiveness(self) -> None:
         """The latency of `GET /health`, and so the lag of the event loop, under large uploads."""
         images = [_padded(n, 9_900_000) for n in range(4)]
         requests = [load.multipart("/what/fast", image) for image in images]
-        with self._stack("responsiveness", self.bundle) as stack:
+        with self.stack("responsiveness", self.bundle) as stack:
             photos = [load.multipart("/what/fast", photo(n)) for n in range(400)]
             with ThreadPoolExecutor(2) as pool:
                 large = pool.submit(load.run, stack.api_port, requests, 4, 2 * self.seconds)
@@ -271,13 +272,13 @@ class Bench:
                 for name, port in (("API", stack.api_port), ("worker", stack.worker_port)):
                     seen = load.run(port, health, 1, self.seconds)
                     timing = f"p50 {seen.percentile(50):.1f}, p99 {seen.percentile(99):.1f} ms"
-                    self._row(f"{name} /health under 10 MB uploads and inference", timing)
+                    self.row(f"{name} /health under 10 MB uploads and inference", timing)
                 large.result()
                 small.result()
 
     def streaming(self) -> None:
         """The cost of a thousand streams on one API process, idle and busy."""
-        with self._stack("streaming", self.colours) as stack:
+        with self.stack("streaming", self.colours) as stack:
             self._leave(stack, "api")
             self._pin(stack, "api")
             os.sched_setaffinity(0, self.load_core)
@@ -292,7 +293,7 @@ class Bench:
         model = read_bundle(self.colours).identity
         keys = [RecordKey(PUBLIC_TENANT, f"{n:064x}", model) for n in range(count)]
         paths = [f"/api/v1/images/{key.image_hash}/stream" for key in keys]
-        async with open_backend(_settings(stack)) as backend:
+        async with open_backend(settings_of(stack)) as backend:
             for key in keys:
                 await backend.records.create(new_record(key, utc_now()))
             async with open_streams(stack.api_port, paths[:20]):
@@ -300,13 +301,13 @@ class Bench:
             before = process.memory_info().rss
             async with open_streams(stack.api_port, paths) as readers:
                 held = process.memory_info().rss - before
-                self._row(
+                self.row(
                     f"{count} streams of as many images, memory",
                     f"{held / count / 1e3:.0f} KB each",
                 )
                 meter = _Meter(process, stack)
                 await asyncio.sleep(seconds)
-                self._row(f"{count} streams of as many images, quiet", meter.read())
+                self.row(f"{count} streams of as many images, quiet", meter.read())
                 meter = _Meter(process, stack)
                 began, late = time.monotonic(), []
                 for number, (key, reader) in enumerate(zip(keys, readers, strict=True)):
@@ -319,7 +320,7 @@ class Bench:
                 await asyncio.gather(*(reader.over.wait() for reader in readers))
                 delays = [1000 * (reader.last_at - ended) for ended, reader in late]
                 figures += f"; p50 {statistics.median(delays):.0f} ms from an end to its event"
-                self._row(f"{count} streams, {count / seconds:.0f} images end a second", figures)
+                self.row(f"{count} streams, {count / seconds:.0f} images end a second", figures)
             key_ = await running_job(backend, count)
             async with open_streams(
                 stack.api_port, [f"/api/v1/jobs/{key_.id}/stream"] * count
@@ -332,13 +333,13 @@ class Bench:
                 await asyncio.gather(*(reader.over.wait() for reader in all_))
                 events = sum(reader.events for reader in all_) / count
                 figures += f"; {events:.0f} events each"
-                self._row(
+                self.row(
                     f"{count} streams of one job, {count / seconds:.0f} items a second", figures
                 )
 
     # --- helpers ---------------------------------------------------------------------------------
 
-    def _stack(self, name: str, bundle: Path, **settings: object) -> Stack:
+    def stack(self, name: str, bundle: Path, **settings: object) -> Stack:
         corner = own_corner(self.emulators) if self.emulators else {}
         return Stack(self.folder / name, bundle, LOG_LEVEL="warning", **corner, **settings)
 
@@ -348,7 +349,7 @@ class Bench:
             stack.stop(other)
 
     def _pin(self, stack: Stack, name: str) -> None:
-        for process in _family(stack.processes[name].pid):
+        for process in family(stack.processes[name].pid):
             for thread in process.threads():
                 os.sched_setaffinity(thread.id, self.server_core)
             os.sched_setaffinity(process.pid, self.server_core)
@@ -376,7 +377,7 @@ class Bench:
 
     def _bare_loop(self, pictures: Path) -> float:
         output, _ = self._spawn("loop", str(self.bundle), str(pictures)).communicate()
-        return float(output)
+        return float(output.split()[0])
 
     def _prepare(self, stack: Stack, images: list[bytes]) -> list[bytes]:
         """Store the images as the API does, and return the pushes that request classification."""
@@ -384,7 +385,7 @@ class Bench:
         keys = [RecordKey(PUBLIC_TENANT, sha256(image), model) for image in images]
 
         async def store() -> None:
-            async with open_backend(_settings(stack)) as backend:
+            async with open_backend(settings_of(stack)) as backend:
                 for key, image in zip(keys, images, strict=True):
                     await backend.records.create(new_record(key, utc_now()))
                     await backend.blobs.put(key.blob_name, image, "image/jpeg")
@@ -408,7 +409,7 @@ class Bench:
         self, name: str, ours: list[float], theirs: list[float], unit: str, target: str
     ) -> None:
         subject, baseline = statistics.median(ours), statistics.median(theirs)
-        self._row(
+        self.row(
             name,
             f"{subject:.0f} {unit}",
             f"{baseline:.0f} {unit}",
@@ -416,7 +417,7 @@ class Bench:
             target,
         )
 
-    def _row(
+    def row(
         self, name: str, figure: str, baseline: str = "", ratio: str = "", target: str = ""
     ) -> None:
         if self.emulators:
@@ -447,25 +448,12 @@ class _Meter:
         return time.monotonic(), times.user + times.system, looks
 
 
-def _settings(stack: Stack) -> Settings:
-    """The settings of the processes of the stack."""
-    given = {name.lower(): text for name, text in stack.environment.items()}
-    values: dict[str, Any] = {name: given[name] for name in Settings.model_fields if name in given}
-    return isolated_settings(**values)
-
-
 async def _finished(stack: Stack) -> None:
     """Wait until every record is final. Polling costs little compared with what is measured."""
-    async with open_backend(_settings(stack)) as backend:
+    async with open_backend(settings_of(stack)) as backend:
         # Another process completes the records, so there is no event to wait for.
         while await backend.records.stale(utc_now() + timedelta(days=1), 1):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-
-
-def _family(pid: int) -> list[psutil.Process]:
-    """A process and its children."""
-    process = psutil.Process(pid)
-    return [process, *process.children(recursive=True)]
 
 
 def _padded(number: int, size: int) -> bytes:
@@ -493,7 +481,7 @@ def main() -> None:
     parser.add_argument("--backend", choices=("embedded", "emulator"), default="embedded")
     parser.add_argument(
         "--only",
-        help="comma-separated: answers,accepting,working,pipeline,batches,footprint,"
+        help="comma-separated: answers,accepting,working,pipeline,batches,training,footprint,"
         "responsiveness,streaming",
     )
     parser.add_argument("--markdown", type=Path, help="also write the table to this file")
@@ -514,6 +502,7 @@ def main() -> None:
             bench.working,
             bench.pipeline,
             bench.batches,
+            bench.training,
             bench.footprint,
             bench.responsiveness,
             # This measures the API alone. An emulator would add its own time.

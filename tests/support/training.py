@@ -3,6 +3,7 @@
 import asyncio
 import io
 from collections.abc import AsyncIterator, Mapping
+from datetime import datetime
 
 from core.backends import Backend
 from core.clock import Clock
@@ -40,11 +41,13 @@ async def stored_training(
     name: str = "moods",
     activate: bool = True,
     tenant: str = "public",
+    deadline: datetime | None = None,
 ) -> JobKey:
     """Store the images and a sealed training job with base `model`; no message."""
     key = JobKey(tenant, jobs.new_job_id())
     training = Training(name, activate)
-    job = jobs.new_job(key, "", model, len(examples) + 1, clock(), training=training)
+    total = len(examples) + 1
+    job = jobs.new_job(key, "", model, total, clock(), training=training, deadline=deadline)
     assert await backend.jobs.create(job)
     items = []
     for position, (data, label) in enumerate(examples.items()):

@@ -1,10 +1,11 @@
 """A training job in the worker, from its message to the model, and where it can be interrupted."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
@@ -23,11 +24,13 @@ from core.domain.records import (
 from core.domain.trained_models import ModelKey, ModelVersion, TrainedModel, new_model
 from core.domain.training_report import report_of_bytes
 from core.errors import Unavailable
+from tests.support.bundles import write_colour_bundle
 from tests.support.clock import MovableClock
 from tests.support.faults import FaultAt
 from tests.support.pictures import picture, sha256
 from tests.support.training import BLUE, RED, fit_in_thread, pictures, stored_training
 from tests.support.worker import RunningWorker, running_worker, settings_in
+from worker.inference import head_file
 
 KEY = ModelKey("public", "moods")
 
@@ -55,6 +58,24 @@ async def model_of(worker: RunningWorker, key: ModelKey = KEY) -> TrainedModel:
     return model
 
 
+async def stored(
+    worker: RunningWorker, examples: int | Mapping[bytes, str] = 5, **options: Any
+) -> JobKey:
+    """`stored_training` of these images, or of as many drawn ones for each of two labels."""
+    images = pictures(examples) if isinstance(examples, int) else examples
+    return await stored_training(
+        worker.backend, images, worker.model, worker.context.clock, **options
+    )
+
+
+async def embed_all(worker: RunningWorker, key: JobKey) -> None:
+    """Run the job, and deliver the messages of its images, but not that of the fit."""
+    await worker.send(RunJob(key.tenant, key.id))
+    for message in worker.published():
+        if isinstance(message, EmbedImage) and message.job == key.id:
+            await worker.send(message)
+
+
 async def deliver(worker: RunningWorker, key: JobKey, rounds: int = 20) -> list[Message]:
     """Deliver the job's messages until no new one is published; the messages."""
     delivered: list[Message] = [RunJob(key.tenant, key.id)]
@@ -77,8 +98,7 @@ async def deliver(worker: RunningWorker, key: JobKey, rounds: int = 20) -> list[
 
 
 async def train(worker: RunningWorker, each: int = 6, name: str = "moods") -> JobKey:
-    clock = worker.context.clock
-    key = await stored_training(worker.backend, pictures(each), worker.model, clock, name=name)
+    key = await stored(worker, each, name=name)
     await deliver(worker, key)
     return key
 
@@ -99,8 +119,7 @@ async def test_training_makes_an_active_version(worker: RunningWorker) -> None:
 
 
 async def test_each_image_is_one_message_and_the_fit_is_the_last(worker: RunningWorker) -> None:
-    clock = worker.context.clock
-    key = await stored_training(worker.backend, pictures(5), worker.model, clock)
+    key = await stored(worker, 5)
     messages = await deliver(worker, key)
     kinds = [type(each) for each in messages]
     assert kinds == [RunJob, *[EmbedImage] * 10, FitModel]
@@ -145,8 +164,7 @@ async def test_classification_stores_the_embedding(worker: RunningWorker) -> Non
 
 async def test_training_again_computes_only_new_embeddings(worker: RunningWorker) -> None:
     await train(worker, 5)
-    clock = worker.context.clock
-    again = await stored_training(worker.backend, pictures(6), worker.model, clock)
+    again = await stored(worker, 6)
     messages = await deliver(worker, again)
     assert sum(isinstance(each, EmbedImage) for each in messages) == 2  # one more of each label
     assert (await job_of(worker, again)).status is JobStatus.COMPLETED
@@ -154,9 +172,8 @@ async def test_training_again_computes_only_new_embeddings(worker: RunningWorker
 
 
 async def test_two_trainings_of_one_name_give_two_versions(worker: RunningWorker) -> None:
-    clock, backend = worker.context.clock, worker.backend
-    first = await stored_training(backend, pictures(5), worker.model, clock)
-    second = await stored_training(backend, pictures(7), worker.model, clock)
+    first = await stored(worker, 5)
+    second = await stored(worker, 7)
     await asyncio.gather(deliver(worker, first), deliver(worker, second))
     versions = (await model_of(worker)).versions
     assert {each.job for each in versions} == {first.id, second.id}
@@ -176,8 +193,7 @@ async def test_same_training_set_is_the_same_version(worker: RunningWorker) -> N
 async def test_version_can_wait_for_its_activation(worker: RunningWorker) -> None:
     await train(worker, 5)
     first = (await model_of(worker)).active
-    clock, backend = worker.context.clock, worker.backend
-    key = await stored_training(backend, pictures(7), worker.model, clock, activate=False)
+    key = await stored(worker, 7, activate=False)
     await deliver(worker, key)
     model = await model_of(worker)
     assert (len(model.versions), model.active) == (2, first)
@@ -185,7 +201,7 @@ async def test_version_can_wait_for_its_activation(worker: RunningWorker) -> Non
 
 async def test_broken_image_fails_its_item_and_is_left_out(worker: RunningWorker) -> None:
     examples = {**pictures(6), b"no picture at all": "warm"}
-    key = await stored_training(worker.backend, examples, worker.model, worker.context.clock)
+    key = await stored(worker, examples)
     await deliver(worker, key)
     job = await job_of(worker, key)
     assert (job.status, job.counts.failed) == (JobStatus.COMPLETED, 1)
@@ -197,7 +213,7 @@ async def test_broken_image_fails_its_item_and_is_left_out(worker: RunningWorker
 
 async def test_too_few_images_after_failures_fail_the_job(worker: RunningWorker) -> None:
     examples = {**pictures(5, {"warm": RED}), b"broken 1": "cool", b"broken 2": "cool"}
-    key = await stored_training(worker.backend, examples, worker.model, worker.context.clock)
+    key = await stored(worker, examples)
     await deliver(worker, key)
     job = await job_of(worker, key)
     assert job.status is JobStatus.FAILED
@@ -209,11 +225,8 @@ async def test_too_few_images_after_failures_fail_the_job(worker: RunningWorker)
 
 async def test_deleted_image_is_left_out_of_the_fit(worker: RunningWorker) -> None:
     examples = pictures(6)
-    key = await stored_training(worker.backend, examples, worker.model, worker.context.clock)
-    await worker.send(RunJob("public", key.id))
-    for message in worker.published():
-        if isinstance(message, EmbedImage):
-            await worker.send(message)
+    key = await stored(worker, examples)
+    await embed_all(worker, key)
     victim = sha256(next(iter(examples)))
     await worker.backend.blobs.delete(blob_name("public", victim))
     await worker.backend.blobs.delete(embedding_name("public", worker.model, victim))
@@ -223,11 +236,8 @@ async def test_deleted_image_is_left_out_of_the_fit(worker: RunningWorker) -> No
 
 async def test_lost_embedding_is_computed_again_for_the_fit(worker: RunningWorker) -> None:
     examples = pictures(6)
-    key = await stored_training(worker.backend, examples, worker.model, worker.context.clock)
-    await worker.send(RunJob("public", key.id))
-    for message in worker.published():
-        if isinstance(message, EmbedImage):
-            await worker.send(message)
+    key = await stored(worker, examples)
+    await embed_all(worker, key)
     victim = sha256(next(iter(examples)))
     await worker.backend.blobs.delete(embedding_name("public", worker.model, victim))
     await worker.send(FitModel("public", key.id))
@@ -238,7 +248,7 @@ async def test_embedding_of_an_image_that_was_deleted_meanwhile_is_not_kept(
     worker: RunningWorker,
 ) -> None:
     examples = pictures(5)
-    key = await stored_training(worker.backend, examples, worker.model, worker.context.clock)
+    key = await stored(worker, examples)
     await worker.send(RunJob("public", key.id))
     message = next(each for each in worker.published() if isinstance(each, EmbedImage))
     name = embedding_name("public", worker.model, message.key.image_hash)
@@ -255,8 +265,7 @@ async def test_embedding_of_an_image_that_was_deleted_meanwhile_is_not_kept(
 
 
 async def test_fit_before_all_images_are_embedded_does_nothing(worker: RunningWorker) -> None:
-    clock = worker.context.clock
-    key = await stored_training(worker.backend, pictures(5), worker.model, clock)
+    key = await stored(worker, 5)
     await worker.send(RunJob("public", key.id))
     assert (await worker.send(FitModel("public", key.id))).status_code == 204
     assert (await job_of(worker, key)).status is JobStatus.RUNNING
@@ -265,13 +274,13 @@ async def test_fit_before_all_images_are_embedded_does_nothing(worker: RunningWo
 
 async def test_cancelled_job_leaves_no_model(worker: RunningWorker) -> None:
     """The job is cancelled after the fit, before the decision."""
-    clock, backend = worker.context.clock, worker.backend
-    key = await stored_training(backend, pictures(5), worker.model, clock)
-    stored: list[str] = []
+    backend = worker.backend
+    key = await stored(worker, 5)
+    heads: list[str] = []
 
     async def cancel(call: str, done: bool) -> None:
         if call == "jobs.decide_model" and not done:
-            stored.extend(
+            heads.extend(
                 str(each.relative_to(worker.context.settings.data_dir))
                 for each in worker.context.settings.data_dir.glob("blobs/public/heads/*")
             )
@@ -281,7 +290,7 @@ async def test_cancelled_job_leaves_no_model(worker: RunningWorker) -> None:
         await deliver(worker, key)
     assert (await job_of(worker, key)).status is JobStatus.CANCELLED
     assert await backend.models.get(KEY) is None
-    assert stored
+    assert heads
     data_dir = worker.context.settings.data_dir
     assert not list(data_dir.glob("blobs/public/heads/*"))
     assert not list(data_dir.glob("blobs/public/reports/*"))
@@ -291,8 +300,8 @@ async def test_cancelled_training_keeps_the_same_version_of_an_earlier_one(
     worker: RunningWorker,
 ) -> None:
     await train(worker)
-    clock, backend = worker.context.clock, worker.backend
-    again = await stored_training(backend, pictures(6), worker.model, clock)
+    backend = worker.backend
+    again = await stored(worker, 6)
 
     async def cancel(call: str, done: bool) -> None:
         if call == "jobs.decide_model" and not done:
@@ -307,7 +316,7 @@ async def test_cancelled_training_keeps_the_same_version_of_an_earlier_one(
 async def test_decided_job_can_only_complete(worker: RunningWorker, clock: MovableClock) -> None:
     """The worker ends after the decision; the deadline passes; a client cancels in vain."""
     backend = worker.backend
-    key = await stored_training(backend, pictures(5), worker.model, clock)
+    key = await stored(worker, 5)
 
     async def crash(call: str, done: bool) -> None:
         if call.startswith("models.") and await decided(worker, key):
@@ -330,11 +339,8 @@ async def decided(worker: RunningWorker, key: JobKey) -> bool:
 async def test_scheduler_repeats_a_fit_whose_message_was_lost(
     worker: RunningWorker, clock: MovableClock
 ) -> None:
-    key = await stored_training(worker.backend, pictures(5), worker.model, clock)
-    await worker.send(RunJob("public", key.id))
-    for message in worker.published():
-        if isinstance(message, EmbedImage):
-            await worker.send(message)
+    key = await stored(worker, 5)
+    await embed_all(worker, key)
     clock.move(worker.context.job_policy.stale_after + 1)
     assert await worker.schedule() == {"run": 1}
     fits = len([each for each in worker.published() if isinstance(each, FitModel)])
@@ -346,8 +352,7 @@ async def test_scheduler_repeats_a_fit_whose_message_was_lost(
 
 
 async def test_deadline_ends_a_training(worker: RunningWorker, clock: MovableClock) -> None:
-    backend = worker.backend
-    key = await stored_training(backend, pictures(5), worker.model, clock)
+    key = await stored(worker, 5)
     job = await job_of(worker, key)
     assert job.training is not None
     late = replace(job, deadline=clock() + timedelta(seconds=5))
@@ -364,12 +369,8 @@ async def test_model_appears_once_whichever_call_fails(tmp_path: Path, after: bo
     while True:
         fault = FaultAt(number, after)
         async with running_worker(settings_in(tmp_path / f"{number}")) as worker:
-            clock, backend = worker.context.clock, worker.backend
-            key = await stored_training(backend, pictures(2), worker.model, clock)
-            await worker.send(RunJob("public", key.id))
-            for message in worker.published():
-                if isinstance(message, EmbedImage):
-                    await worker.send(message)
+            key = await stored(worker, 2)
+            await embed_all(worker, key)
             fit = FitModel("public", key.id)
             with worker.watching(fault):
                 first = await worker.send(fit)
@@ -396,12 +397,8 @@ async def test_deliveries_of_one_fit_share_it(tmp_path: Path) -> None:
 
     async with running_worker(settings_in(tmp_path)) as worker:
         worker.app.state.context = replace(worker.context, fit=counting)
-        clock, backend = worker.context.clock, worker.backend
-        key = await stored_training(backend, pictures(5), worker.model, clock)
-        await worker.send(RunJob("public", key.id))
-        for message in worker.published():
-            if isinstance(message, EmbedImage):
-                await worker.send(message)
+        key = await stored(worker, 5)
+        await embed_all(worker, key)
         fit = FitModel("public", key.id)
         answers = await asyncio.gather(*(worker.send(fit) for _ in range(5)))
         assert [each.status_code for each in answers] == [204] * 5
@@ -446,6 +443,75 @@ async def test_head_of_a_newer_format_asks_for_another_worker(worker: RunningWor
     assert (await worker.record(key)).status is Status.PENDING
 
 
+async def test_newer_worker_takes_the_message_that_an_older_one_refused(
+    worker: RunningWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The older release refuses the head's format, and its claim must not keep the other away."""
+
+    class NewerHeader(head_file.HeadHeader):
+        format: Literal[1, 2] = 2  # type: ignore[assignment]
+
+    await train(worker)
+    data = await worker.backend.blobs.get(head_name("public", (await model_of(worker)).active))
+    newer = data.replace(b'"format":1', b'"format":2')
+    identity = f"moods@{sha256(newer)[:12]}"
+    await worker.backend.blobs.put(head_name("public", identity), newer, "x/y")
+    key = await worker.submit(picture(5), model=identity)
+    assert (await worker.push(key)).status_code == 503
+    monkeypatch.setattr(head_file, "HeadHeader", NewerHeader)
+    async with running_worker(settings_in(tmp_path)) as other:
+        assert (await other.push(key)).status_code == 204
+    record = await worker.record(key)
+    assert (record.status, record.attempts) == (Status.SUCCESS, 1)
+    assert record.annotations[0].label == "warm"
+
+
+async def test_embedding_of_another_base_is_not_used(tmp_path: Path) -> None:
+    """Each base has its own embeddings of the same images."""
+    other = write_colour_bundle(tmp_path / "other", "other", sharpness=10.0)
+    settings = settings_in(tmp_path, extra_model_uris=(str(other),))
+    async with running_worker(settings) as worker:
+        bases = worker.context.models.identities
+        assert len(bases) == 2
+        names = []
+        for base in bases:
+            name = base.partition("@")[0]
+            key = await stored_training(
+                worker.backend, pictures(5), base, worker.context.clock, name=f"on-{name}"
+            )
+            messages = await deliver(worker, key)
+            assert sum(isinstance(each, EmbedImage) for each in messages) == 10
+            names.append(f"on-{name}")
+        data = picture(77, RED)
+        for name, base in zip(names, bases, strict=True):
+            model = await model_of(worker, ModelKey("public", name))
+            key_ = await worker.submit(data, model=model.active)
+            await worker.push(key_)
+            kept = embedding_name("public", base, key_.image_hash)
+            assert await worker.backend.blobs.exists(kept)
+
+
+async def test_deadline_during_a_fit_leaves_nothing(tmp_path: Path) -> None:
+    clock = MovableClock()
+
+    async def slow(chunks: AsyncIterator[bytes]) -> bytes:
+        output = await fit_in_thread(chunks)
+        clock.move(61)
+        return output
+
+    async with running_worker(settings_in(tmp_path), clock) as worker:
+        worker.app.state.context = replace(worker.context, fit=slow)
+        key = await stored(worker, deadline=clock() + timedelta(seconds=60))
+        await embed_all(worker, key)
+        assert (await worker.send(FitModel("public", key.id))).status_code == 204
+        assert not await decided(worker, key)
+        assert await worker.schedule() == {"cancel": 1}
+        assert (await job_of(worker, key)).status is JobStatus.CANCELLED
+        assert await worker.backend.models.get(KEY) is None
+        blobs = worker.context.settings.data_dir / "blobs/public"
+        assert not [*blobs.glob("heads/*"), *blobs.glob("reports/*")]
+
+
 async def test_model_of_another_tenant_is_not_used(worker: RunningWorker) -> None:
     await train(worker)
     model = (await model_of(worker)).active
@@ -457,8 +523,7 @@ async def test_model_of_another_tenant_is_not_used(worker: RunningWorker) -> Non
 
 
 async def test_dead_letter_of_an_image_lets_the_fit_go_on(worker: RunningWorker) -> None:
-    clock = worker.context.clock
-    key = await stored_training(worker.backend, pictures(6), worker.model, clock)
+    key = await stored(worker, 6)
     await worker.send(RunJob("public", key.id))
     first, *others = [each for each in worker.published() if isinstance(each, EmbedImage)]
     for message in others:
@@ -474,7 +539,7 @@ async def test_dead_letter_of_an_image_lets_the_fit_go_on(worker: RunningWorker)
 async def test_dead_letter_of_a_fit_fails_the_job(
     worker: RunningWorker, clock: MovableClock
 ) -> None:
-    key = await stored_training(worker.backend, pictures(5), worker.model, clock)
+    key = await stored(worker, 5)
     await worker.send(RunJob("public", key.id))
     clock.move(60)
     assert (await worker.dead_letter(FitModel("public", key.id))).status_code == 204
