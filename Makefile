@@ -124,6 +124,10 @@ terraform: setup ## Apply, change, and destroy the Terraform with its real provi
 	.ci/terraform --newest
 	GLIMPSE_TERRAFORM_PROVIDERS=registry $(BIN)/python -m pytest tests/terraform/test_apply.py
 
+.PHONY: releases
+releases: setup ## Release and roll back with the real gcloud, against a stand-in for Cloud Run
+	GLIMPSE_TEST_GCLOUD=real $(BIN)/python -m pytest tests/flow/test_release.py tests/flow/test_release_under_load.py
+
 # checkov pins about sixty packages exactly, so it has its own environment.
 $(CHECKOV_VENV)/.complete: terraform/tools/requirements-checkov.txt
 	$(PYTHON) -m venv --clear $(CHECKOV_VENV)

@@ -17,13 +17,19 @@ MONTH = 730 * 3600  # seconds
 
 @dataclass(frozen=True)
 class Prices:
-    """US dollars a unit. `cpu` and `memory` are request-based, `*_always` instance-based."""
+    """US dollars a unit.
+
+    `cpu` and `memory` are request-based, `*_always` instance-based. `*_idle` is request-based too,
+    for an instance of `min_instances` while it has no request.
+    """
 
     cpu: float = 0.000024  # vCPU-second
     memory: float = 0.0000025  # GiB-second
     requests: float = 0.40 / MILLION
     cpu_always: float = 0.000018
     memory_always: float = 0.000002
+    cpu_idle: float = 0.0000025
+    memory_idle: float = 0.0000025
     reads: float = 0.03 / 100_000
     writes: float = 0.09 / 100_000
     class_a: float = 0.005 / 1000  # writing an object
@@ -33,12 +39,20 @@ class Prices:
     balanced: float = 0.008 / GIB  # byte through the load balancer
     balancer: float = 18.25  # month
     logged: float = 0.50 / GIB  # byte
+    scheduled: float = 0.10  # Cloud Scheduler job and month
+    secret: float = 0.06  # active version of a secret, a month
 
 
 IOWA = Prices()
 # Cloud Run has two lists of prices; the dearer one is 1.4 times the other, requests apart.
 FRANKFURT = replace(
-    IOWA, cpu=0.0000336, memory=0.0000035, cpu_always=0.0000252, memory_always=0.0000028
+    IOWA,
+    cpu=0.0000336,
+    memory=0.0000035,
+    cpu_always=0.0000252,
+    memory_always=0.0000028,
+    cpu_idle=0.0000035,
+    memory_idle=0.0000035,
 )
 # A database in several regions of a continent.
 TWO_REGIONS = replace(IOWA, reads=0.06 / 100_000, writes=0.18 / 100_000)
@@ -122,6 +136,41 @@ def image_of_a_job(worker_seconds: float, memory: float = 1.0) -> Work:
         # The audit line, the push and `classified`.
         logged_bytes=3 * LINE_BYTES,
     )
+
+
+THUMBNAIL_BYTES = 8_000
+THUMBNAIL_SECONDS = 0.002  # of a core, to scale and encode a decoded image
+# While the worker stores the thumbnail, it completes the record. So this adds no wait.
+THUMBNAIL = Work(worker_seconds=THUMBNAIL_SECONDS, stored_objects=1, stored_bytes=THUMBNAIL_BYTES)
+THUMBNAIL_LOAD = Work(
+    api_seconds=API_POLL,
+    api_requests=1,
+    read_objects=1,
+    balanced_bytes=THUMBNAIL_BYTES,
+    logged_bytes=LINE_BYTES,
+)
+
+
+@dataclass(frozen=True)
+class Service:
+    """A Cloud Run service of the Terraform with the size of its instances. `memory` is in GiB."""
+
+    name: str
+    work: str
+    cpus: float
+    memory: float
+
+    def month(self, cpu: float, memory: float) -> float:
+        """Dollars for an instance that exists for a month, at these prices."""
+        return MONTH * (self.cpus * cpu + self.memory * memory)
+
+
+SERVICES = (
+    Service("api", "requests of clients", 1, 1),
+    Service("interactive", "single uploads, dead letters, scheduled calls", 2, 2),
+    Service("batch", "jobs and their images, training", 2, 2),
+    Service("notify", "webhooks, e-mail", 1, 1),
+)
 
 
 # A client that hashes first requests the result by hash; it is in the process's memory.
@@ -235,6 +284,8 @@ def tables(measured: Measured) -> dict[str, str]:
         "worker-time": _worker_time_table(),
         "models": _model_table(measured),
         "regions": _region_table(work),
+        "thumbnails": _thumbnail_table(),
+        "services": _service_table(),
         "fixed": _fixed_table(),
         "billing": _billing(),
     }
@@ -264,6 +315,8 @@ def _price_table() -> str:
             row("", "million requests", "requests", MILLION),
             row("Cloud Run, instance-based", "vCPU-second", "cpu_always", 1),
             row("", "GiB-second", "memory_always", 1),
+            row("Cloud Run, idle minimum instance", "vCPU-second", "cpu_idle", 1),
+            row("", "GiB-second", "memory_idle", 1),
             row("Datastore", "100,000 reads", "reads", 100_000),
             row("", "100,000 writes", "writes", 100_000),
             row("Cloud Storage", "1,000 written", "class_a", 1000),
@@ -273,6 +326,8 @@ def _price_table() -> str:
             row("Load balancer", "GiB", "balanced", GIB),
             row("", "month", "balancer", 1),
             row("Logs", "GiB", "logged", GIB),
+            row("Cloud Scheduler", "job and month", "scheduled", 1),
+            row("Secret Manager", "version and month", "secret", 1),
         ],
     )
 
@@ -350,10 +405,36 @@ def _region_table(work: Work) -> str:
     )
 
 
-def _fixed_table() -> str:
-    def always(memory: float) -> float:
-        return MONTH * (IOWA.cpu_always + memory * IOWA.memory_always)
+def _thumbnail_table() -> str:
+    made, loaded = bill(THUMBNAIL), bill(THUMBNAIL_LOAD)
+    return table(
+        ["a million thumbnails", "each", "US$"],
+        [
+            *([f"made: {line.part}", line.units, _dollars(line.dollars)] for line in made),
+            ["**made, together**", "", f"**{_dollars(total(THUMBNAIL))}**"],
+            *([f"loaded: {line.part}", line.units, _dollars(line.dollars)] for line in loaded),
+            ["**loaded, together**", "", f"**{_dollars(total(THUMBNAIL_LOAD))}**"],
+        ],
+    )
 
+
+def _service_table() -> str:
+    rows = [
+        [
+            f"`{service.name}`",
+            service.work,
+            f"{service.cpus:g} vCPU, {service.memory:g} GiB",
+            _dollars(3600 * (service.cpus * IOWA.cpu + service.memory * IOWA.memory)),
+            _dollars(service.month(IOWA.cpu_idle, IOWA.memory_idle)),
+            _dollars(service.month(IOWA.cpu_always, IOWA.memory_always)),
+        ]
+        for service in SERVICES
+    ]
+    head = ["service", "work", "instance", "a busy hour, US$", "idle for a month, US$"]
+    return table([*head, "never stopped for a month, US$"], rows)
+
+
+def _fixed_table() -> str:
     stream = MONTH * (IOWA.cpu + IOWA.memory)
     looks = MONTH / 60
     # Billed by tenths of a second, of two CPUs and two GiB; a query for each part of the index.
@@ -362,10 +443,10 @@ def _fixed_table() -> str:
         ["a month", "US$"],
         [
             ["load balancer", _dollars(IOWA.balancer)],
-            ["an API instance that never stops (1 vCPU, 1 GiB)", _dollars(always(1.0))],
-            ["a worker instance that never stops (1 vCPU, 1 GiB)", _dollars(always(1.0))],
             ["an API instance that always holds a stream open", _dollars(stream)],
             ["the schedule's look each minute, any number of tenants", _dollars(schedule)],
+            ["Cloud Scheduler, two jobs", _dollars(2 * IOWA.scheduled)],
+            ["Secret Manager, the secret behind the API keys", _dollars(IOWA.secret)],
         ],
     )
 

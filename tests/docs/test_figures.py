@@ -166,6 +166,29 @@ def test_instances_are_those_that_terraform_makes() -> None:
     assert sizes["worker"]["memory"] / sizes["worker"]["cpu"] == work.worker_memory / work.cpus
 
 
+def test_priced_services_are_those_that_terraform_makes() -> None:
+    declared = terraform_variables()
+    found = {"api": numbers(declared["api"])} | {
+        name: numbers(body)
+        for name, body in re.findall(
+            r"(\w+) = optional\(object\({(.*?)}\), {}\)", declared["worker"], re.S
+        )
+    }
+    assert {each.name: (each.cpus, each.memory) for each in cost.SERVICES} == {
+        name: (size["cpu"], size["memory"]) for name, size in found.items()
+    }
+    assert {size["min_instances"] for size in found.values()} == {0}
+
+
+def test_instances_by_hand() -> None:
+    """2 vCPU and 2 GiB for 2,628,000 seconds."""
+    (batch,) = (each for each in cost.SERVICES if each.name == "batch")
+    assert batch.month(cost.IOWA.cpu_idle, cost.IOWA.memory_idle) == pytest.approx(26.28)
+    assert batch.month(cost.IOWA.cpu_always, cost.IOWA.memory_always) == pytest.approx(105.12)
+    # 1000 x 0.005, 8 GB x 0.020, and 2,000 s x (0.000024 + 0.0000025)
+    assert cost.total(cost.THUMBNAIL) == pytest.approx(5.0 + 0.16 + 0.053)
+
+
 # --- Channels ------------------------------------------------------------------------------------
 WORK = channels.ImageWork(cpu=0.01, waits=0.1)
 

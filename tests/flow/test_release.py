@@ -1,15 +1,13 @@
 """Releases against real processes of Glimpse, with a stand-in for Cloud Run's API.
 
-The commands go through a small `gcloud` of the tests. With `GLIMPSE_TEST_GCLOUD=real` they go
-through the real one, which takes about a second of CPU time for each command.
+The commands go through a small `gcloud` of the tests. With `make releases` they go through the real
+one, which takes about a second of CPU time for each command.
 """
 
 import os
 import re
-import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,23 +17,18 @@ import pytest
 
 from deploy.cloud_run import TAG, CloudRun
 from deploy.smoke import SmokeFailed, Target, random_image, smoke
-from tests.support import cloud_run, gcloud
+from tests.support import cloud_run
 from tests.support.cloud_run import Fault
 from tests.support.pictures import sha256
+from tests.support.releases import REAL, ended, image, install_gcloud, start
 from tests.support.requirements import GCLOUD
-from tests.support.stack import ROOT, Stack, until
+from tests.support.stack import Stack, until
 
-REAL = os.environ.get("GLIMPSE_TEST_GCLOUD") == "real"
-REGISTRY = "europe-west1-docker.pkg.dev/p/glimpse"
 PLACEHOLDER = "us-docker.pkg.dev/cloudrun/container/hello"
 SERVICES = ("interactive", "notify", "api")
 WORKERS = SERVICES[:2]
 OLD = {name: {"00001": 100} for name in SERVICES}
 NEW = {name: {"00002": 100} for name in SERVICES}
-
-
-def image(name: str, version: int) -> str:
-    return f"{REGISTRY}/{'api' if name == 'api' else 'worker'}@sha256:{version:064d}"
 
 
 @pytest.fixture(scope="module")
@@ -53,34 +46,9 @@ def cloud(tmp_path: Path, stack: Stack) -> Iterator[cloud_run.CloudRun]:
         for version in (1, 2):
             fake.backends[image(name, version)] = str(stack.api.base_url)
         fake.create(name, image(name, 1), "internal" if name in WORKERS else "all")
-    if not REAL:
-        gcloud.install(tmp_path / "bin")
-    elif shutil.which("gcloud") is None:
-        GCLOUD.absent()
+    install_gcloud(fake)
     yield fake
     fake.close()
-
-
-def start(cloud: cloud_run.CloudRun, *arguments: str) -> subprocess.Popen[str]:
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("CLOUDSDK_")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "deploy.release", f"--journal={cloud.folder / 'j'}", *arguments],
-        cwd=ROOT,
-        env={
-            **ours,
-            **cloud.environment,
-            "PATH": f"{cloud.folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
-            "GITHUB_STEP_SUMMARY": str(cloud.folder / "summary.md"),
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    out, errors = process.communicate(timeout=300)
-    return process.returncode, out + errors
 
 
 def options(*more: str, version: int = 2, action: str = "run") -> list[str]:

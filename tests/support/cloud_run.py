@@ -61,6 +61,10 @@ class CloudRun:
     backends: dict[str, str] = field(default_factory=dict)
     ready_seconds: float = 0.1
     token: str = "good"
+    # Starts the process of an image before requests go to it, and adds it to `backends`.
+    start: Callable[[str], None] | None = None
+    # Stops the process of an image that no longer gets requests. Cloud Run does so minutes later.
+    stop: Callable[[str], None] | None = None
     faults: list[Fault] = field(default_factory=list)
     # Called before each request with method, path and body.
     on_request: Callable[[str, str, Document | None], None] | None = None
@@ -252,7 +256,9 @@ class CloudRun:
         return copy.deepcopy(service)
 
     def _finish(self, name: str, revision: str | None, operation: str) -> None:
+        self._start(name, revision)
         with self.lock:
+            before = self._serving(name)
             if revision is not None:
                 ready = self.revisions[revision].ready = (
                     self.revisions[revision].image in self.backends
@@ -265,6 +271,26 @@ class CloudRun:
                 if problem
                 else {"response": copy.deepcopy(self.services[name])}
             )
+            idle = before - self._serving(name)
+        for image in idle:
+            if self.stop is not None:
+                self.stop(image)
+
+    def _start(self, name: str, revision: str | None) -> None:
+        """Start a new revision, and those that the specification sends requests to."""
+        if self.start is None:
+            return
+        with self.lock:
+            traffic = self.services[name]["spec"]["traffic"]
+            names = {revision, *(target.get("revisionName") for target in traffic)} - {None}
+            images = {self.revisions[each].image for each in names if each in self.revisions}
+        for image in images:
+            self.start(image)
+
+    def _serving(self, name: str) -> set[str]:
+        """The images of the revisions that get requests at the address of the service."""
+        traffic = self.services[name]["status"]["traffic"]
+        return {self.revisions[t["revisionName"]].image for t in traffic if t.get("percent")}
 
     def _conclude(self, name: str) -> str | None:
         """Let the status follow the specification as far as it can. Returns what is wrong."""
@@ -330,10 +356,13 @@ class _Handler(BaseHTTPRequestHandler):
     def body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("content-length") or 0))
 
-    def reply(self, status: int, kind: str, data: bytes) -> None:
+    def reply(self, status: int, kind: str, data: bytes, location: str = "") -> None:
         self.send_response(status)
-        self.send_header("content-type", kind)
-        self.send_header("content-length", str(len(data)))
+        if location:
+            self.send_header("location", location)
+        if status != 204:
+            self.send_header("content-type", kind)
+            self.send_header("content-length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
 
@@ -364,15 +393,16 @@ class _Front(_Handler):
         parts = urlsplit(backend)
         line = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=60)
         headers = {"host": parts.netloc}
-        for name in ("content-type", "authorization", "x-serverless-authorization"):
+        for name in ("content-type", "authorization", "x-serverless-authorization", "prefer"):
             if value := self.headers.get(name):
                 headers[name] = value
         try:
             line.request(self.command, self.path, body, headers)
             answer = line.getresponse()
             kind = answer.getheader("content-type") or "application/json"
-            return self.reply(answer.status, kind, answer.read())
-        except OSError as error:
+            location = answer.getheader("location") or ""
+            return self.reply(answer.status, kind, answer.read(), location)
+        except (OSError, http.client.HTTPException) as error:
             return self.reply(503, "text/plain", str(error).encode())
         finally:
             line.close()

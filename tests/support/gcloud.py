@@ -2,7 +2,7 @@
 
 It does what the real one does to a service, through the same API: read it, change it, send it back
 with its version, wait for the operation, and end with 1 if the service is not ready. The same
-scenarios run with the real gcloud where `GLIMPSE_TEST_GCLOUD=real`.
+scenarios run with the real gcloud by `make releases`.
 """
 
 import http.client

@@ -675,13 +675,14 @@ def _check_run(plane: ControlPlane, body: Body) -> None:
         for variable in container.get("env") or []:
             reference = variable.get("valueSource", {}).get("secretKeyRef")
             if reference:
-                policy = plane.policies.get(
-                    f"projects/{PROJECT}/secrets/{reference['secret'].rpartition('/')[2]}", {}
-                )
-                if template["serviceAccount"] not in json.dumps(policy):
+                secret = f"projects/{PROJECT}/secrets/{reference['secret'].rpartition('/')[2]}"
+                if template["serviceAccount"] not in json.dumps(plane.policies.get(secret, {})):
                     raise Refused(
                         400, f"{template['serviceAccount']} may not read {reference['secret']}"
                     )
+                version = f"{secret}/versions/{reference['version']}"
+                if reference["version"] != "latest" and version not in plane.resources:
+                    raise Refused(400, f"Secret {version} was not found")
 
 
 CHECKS: dict[str, Callable[[ControlPlane, Body], None]] = {

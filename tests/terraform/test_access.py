@@ -127,6 +127,17 @@ def test_github_is_one_workflow_of_one_repository_branch_and_environment(
     assert f"environment: {environment}\n" in file.read_text()
 
 
+def test_services_that_receive_images_may_store_thumbnails(modules: dict[str, Module]) -> None:
+    """They also store embeddings. Only creation, and not `objectViewer`, is enough for either."""
+    policy = str(modules["policy"].locals["channels"])
+    services = re.findall(r"classify_path, service = \\*\"(\w+)", policy)
+    assert set(services) == {"interactive", "batch"}
+    images = modules["example"].of("module")["images"].body
+    writers = {name for name in images["writers"] if not name.startswith("__")}
+    assert set(services) <= writers
+    assert "api" in writers  # uploads
+
+
 def test_each_secret_has_one_reader(modules: dict[str, Module]) -> None:
     """The workers cannot read KEY_SECRET, and only one service can read SMTP_URL."""
     secrets = modules["example"].of("module")["secrets"].body

@@ -47,9 +47,12 @@ FULL: dict[str, Any] = {
     "extra_model_uris": ["gs://example-more/a"],
     "email": {"secret": "mail-server", "from": "glimpse@example.com"},
     "metrics": True,
+    "thumbnails": True,
     "images": {"coldline_after_days": 60, "delete_after_days": 400},
     "worker": {"notify": {"min_instances": 1}},
 }
+# Each apply takes a minute on two cores.
+pytestmark = pytest.mark.timeout(1800)
 UNPROTECTED = {"deletion_protection": False, "force_destroy_images": True}
 
 
@@ -183,18 +186,45 @@ def test_minimal_installation(install: Installation, plane: ControlPlane) -> Non
     assert done.code == 1
     assert "Refused: set" in done.text
     assert len(plane.resources) == made  # nothing is gone
+    # The bucket with its images is protected too, and first.
+    install.applied(**MINIMAL, deletion_protection=False)
+    done = install("destroy", "-auto-approve")
+    assert done.code == 1
+    assert "Refused: set" in done.text
+    assert len(plane.resources) == made
     install.applied(**MINIMAL, **UNPROTECTED)
     done = install("destroy", "-auto-approve")
     assert done.code == 0, done.errors
 
 
+def key_version(plane: ControlPlane) -> str:
+    """The version of the secret behind the API keys that the API reads."""
+    (name,) = (name for name in plane.named("/services/") if name.endswith("/glimpse-api"))
+    (container,) = plane.resources[name]["template"]["containers"]
+    (found,) = (each for each in container["env"] if each["name"] == "KEY_SECRET")
+    return str(found["valueSource"]["secretKeyRef"]["version"])
+
+
 def test_every_variable_goes_on_and_off_and_on(install: Installation, plane: ControlPlane) -> None:
     install.init()
     install.applied(**FULL)
+    # A version of the API's secret that was added by hand, to rotate it.
+    done = install.apply(**FULL, key_secret_read_version="2")
+    assert "versions/2 was not found" in done.text
+    secret = f"projects/{PROJECT}/secrets/glimpse-api-keys"
+    plane.refused.clear()
+    plane.resources[f"{secret}/versions/2"] = {"name": f"{secret}/versions/2", "state": "ENABLED"}
+    rotated = {**FULL, "key_secret_read_version": "2"}
+    assert install.changes(**rotated) == [
+        "update module.api.google_cloud_run_v2_service.this",
+    ]
+    install.applied(**rotated)
+    assert key_version(plane) == "2"
     planned = install.changes(**MINIMAL)
     # The domain, the e-mail address and GitHub replace nothing of Pub/Sub.
     assert not [change for change in planned if "delete" in change and "queue" in change], planned
     install.applied(**MINIMAL)
+    assert key_version(plane) == "1"
     install.applied(**FULL)
     # Another region would replace everything: refused before anything is deleted.
     made = set(plane.resources)

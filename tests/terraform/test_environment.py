@@ -87,6 +87,18 @@ def test_the_services_accept_their_environment(
     assert concurrency == {"interactive": "2", "batch": "4", "notify": "1"}
 
 
+@pytest.mark.parametrize("thumbnails", [False, True])
+def test_thumbnails_are_a_choice(
+    modules: dict[str, Module], tmp_path: Path, thumbnails: bool
+) -> None:
+    more = f"thumbnails = {str(thumbnails).lower()}"
+    folder = modules["settings"].folder.parent
+    given = outputs(tmp_path, ROOT_MODULE.format(modules=folder, public_url="", more=more))
+    for each in (given["api"], *given["workers"].values()):
+        environment = {name.lower(): value for name, value in each.items()}
+        assert Settings(_env_file=None, **environment).makes_thumbnails is thumbnails
+
+
 def test_the_services_accept_a_model_from_a_bucket(
     modules: dict[str, Module], tmp_path: Path
 ) -> None:

@@ -104,7 +104,7 @@ def test_commands_are_those_of_this_repository() -> None:
             case [script, *_] if script.startswith(".ci/"):
                 assert os.access(ROOT / script, os.X_OK), name
     assert {"make", "python3", ".ci/run"} <= seen
-    assert {"terraform", "test-export"} <= {
+    assert {"releases", "terraform", "test-export"} <= {
         shlex.split(c)[1] for _, c in commands() if c.startswith("make ")
     }
 

@@ -22,6 +22,7 @@ module "settings" {
   api_streams      = var.api.streams
   api_keys         = var.api_keys
   metrics          = var.metrics
+  thumbnails       = var.thumbnails
   email            = var.email
   import_buckets   = module.buckets.import_buckets
   model_uri        = module.buckets.model_uri

@@ -140,7 +140,7 @@ variable "worker" {
 }
 
 variable "model_uri" {
-  description = "Model: gs://bucket/folder of a bucket that exists already, or a folder of the images; null for the one they bring. A container's disk is its memory, so worker.memory holds a bucket's model once more"
+  description = "Model: gs://bucket/folder of a bucket that exists already, or a folder of the images; null for the one they bring. A container's disk is its memory, so each worker's memory holds a bucket's model once more"
   type        = string
   default     = null
 }
@@ -153,6 +153,12 @@ variable "extra_model_uris" {
 
 variable "metrics" {
   description = "Whether both services answer /metrics; the API's would be as public as the API"
+  type        = bool
+  default     = false
+}
+
+variable "thumbnails" {
+  description = "Whether the workers make a thumbnail of each image, and the API serves it; docs/cost.md has the price"
   type        = bool
   default     = false
 }

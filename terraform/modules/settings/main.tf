@@ -22,6 +22,7 @@ locals {
     LOG_LEVEL  = var.log_level
     TRACES     = "gcp"
     METRICS    = tostring(var.metrics)
+    THUMBNAILS = tostring(var.thumbnails)
   }
 
   # Only where e-mail is sent.

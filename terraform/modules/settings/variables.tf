@@ -130,6 +130,12 @@ variable "metrics" {
   default     = false
 }
 
+variable "thumbnails" {
+  description = "Whether the workers make a thumbnail of each image, and the API serves it"
+  type        = bool
+  default     = false
+}
+
 variable "log_level" {
   description = "Least severity to log: debug, info, warning or error"
   type        = string
@@ -149,5 +155,13 @@ variable "extra" {
   validation {
     condition     = alltrue([for name in keys(var.extra) : can(regex("^[A-Z][A-Z0-9_]*$", name))])
     error_message = "Settings are named in capitals."
+  }
+
+  # They come with a grant, or with a secret that must not be in the environment as plain text.
+  validation {
+    condition = length(setintersection(keys(var.extra), [
+      "BUCKET", "DATASTORE_DATABASE", "EXTRA_MODEL_URIS", "IMPORT_BUCKETS", "KEY_SECRET", "MODEL_URI", "SMTP_URL", "THUMBNAILS",
+    ])) == 0
+    error_message = "Use the variable of that name instead: model_uri, extra_model_uris, import_buckets, thumbnails, email. Terraform sets BUCKET, DATASTORE_DATABASE and KEY_SECRET."
   }
 }

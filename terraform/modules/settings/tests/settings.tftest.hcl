@@ -32,6 +32,24 @@ run "private_by_default" {
     condition     = output.api.METRICS == "false"
     error_message = "By default, the API shows no metrics."
   }
+
+  assert {
+    condition     = output.api.THUMBNAILS == "false"
+    error_message = "By default, nothing is stored besides the images."
+  }
+}
+
+run "thumbnails" {
+  command = plan
+
+  variables {
+    thumbnails = true
+  }
+
+  assert {
+    condition     = output.api.THUMBNAILS == "true" && alltrue([for worker in output.workers : worker.THUMBNAILS == "true"])
+    error_message = "The workers make thumbnails, and the API serves them."
+  }
 }
 
 run "worker_cores" {
@@ -227,6 +245,14 @@ run "lower_case_setting" {
   command = plan
   variables {
     extra = { log_level = "debug" }
+  }
+  expect_failures = [var.extra]
+}
+
+run "a_bucket_without_its_grant" {
+  command = plan
+  variables {
+    extra = { IMPORT_BUCKETS = "photos" }
   }
   expect_failures = [var.extra]
 }
