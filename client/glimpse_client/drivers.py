@@ -52,6 +52,13 @@ def refusal(response: Response) -> ApiError:
     return error_for(response.status, problem, retry_after(response.headers))
 
 
+def _check_stream(answer: httpx2.Response) -> None:
+    """Raises ConnectionFailed if the body is no event stream, as that of some proxies."""
+    kind = answer.headers.get("content-type", "")
+    if not kind.startswith("text/event-stream"):
+        raise ConnectionFailed(f"the stream has the content type {kind!r}")
+
+
 class _Attempts:
     """Counts the attempts of one request and decides about the next."""
 
@@ -156,8 +163,9 @@ class BlockingDriver:
                         source.response.read()
                         delay = attempts.after_answer(read_response(source.response)) or 0.0
                     else:
-                        attempts = _Attempts(self._policy, Request("GET", path))
+                        _check_stream(source.response)
                         for event in source:
+                            attempts = _Attempts(self._policy, Request("GET", path))
                             document = cursor.take(event)
                             if document is not None:
                                 yield document
@@ -253,8 +261,9 @@ class AsyncDriver:
                         await source.response.aread()
                         delay = attempts.after_answer(read_response(source.response)) or 0.0
                     else:
-                        attempts = _Attempts(self._policy, Request("GET", path))
+                        _check_stream(source.response)
                         async for event in source:
+                            attempts = _Attempts(self._policy, Request("GET", path))
                             document = cursor.take(event)
                             if document is not None:
                                 yield document

@@ -46,6 +46,14 @@ class BadRequest(ApiError):
     """400 or another 4xx without a class of its own."""
 
 
+class MalformedBody(BadRequest):
+    """The body is not JSON, or not a form."""
+
+
+class InvalidHost(BadRequest):
+    """The service does not answer under this host name."""
+
+
 class Unauthenticated(ApiError):
     """401: the API key is missing, wrong, expired or revoked."""
 
@@ -54,12 +62,24 @@ class Forbidden(ApiError):
     """403: the key does not have the scope that the request needs."""
 
 
+class CrossOriginRequest(Forbidden):
+    """A web page of another origin sent the request."""
+
+
 class NotFound(ApiError):
     """404: the image, job, model or route does not exist."""
 
 
+class UnknownPath(NotFound):
+    """The service has no such route: its version differs, or the address is not Glimpse."""
+
+
 class Conflict(ApiError):
     """409: the current state does not permit the change."""
+
+
+class UploadTooSlow(ApiError):
+    """408: the bytes arrived too slowly."""
 
 
 class TooLarge(ApiError):
@@ -94,6 +114,18 @@ class NotUploaded(Invalid):
     """The request names the hash of an image that is not stored."""
 
 
+class UnknownModel(Invalid):
+    """The service has no model with this name or id."""
+
+
+class HashMismatch(Invalid):
+    """The bytes do not have the hash that the request names."""
+
+
+class PrivateAddress(Invalid):
+    """The URL leads to an address that is not public."""
+
+
 class IdempotencyKeyReused(Invalid):
     """The idempotency key belongs to an earlier request with another body."""
 
@@ -110,10 +142,24 @@ class Overloaded(ServiceUnavailable):
     """The service is at capacity."""
 
 
+class InternalError(ServiceUnavailable):
+    """The service has a fault."""
+
+
+class DiskFull(ServiceUnavailable):
+    """The service has no space for more images."""
+
+
+class ModelUnavailable(ServiceUnavailable):
+    """The service cannot load the model at the moment."""
+
+
 _BY_CODE: dict[str, type[ApiError]] = {
     "unauthenticated": Unauthenticated,
     "forbidden": Forbidden,
+    "cross_origin_request": CrossOriginRequest,
     "not_found": NotFound,
+    "unknown_path": UnknownPath,
     "conflict": Conflict,
     "image_too_large": ImageTooLarge,
     "batch_too_large": BatchTooLarge,
@@ -123,9 +169,18 @@ _BY_CODE: dict[str, type[ApiError]] = {
     "invalid_image": InvalidImage,
     "undecodable_image": InvalidImage,
     "invalid_request": Invalid,
+    "invalid_host": InvalidHost,
+    "malformed_body": MalformedBody,
+    "unknown_model": UnknownModel,
+    "hash_mismatch": HashMismatch,
+    "private_address": PrivateAddress,
+    "upload_too_slow": UploadTooSlow,
     "not_uploaded": NotUploaded,
     "idempotency_key_reused": IdempotencyKeyReused,
     "rate_limited": RateLimited,
+    "internal_error": InternalError,
+    "disk_full": DiskFull,
+    "model_unavailable": ModelUnavailable,
     "overloaded": Overloaded,
     "unavailable": ServiceUnavailable,
 }

@@ -17,7 +17,7 @@ from glimpse_client.flows import (
     nothing,
     request,
 )
-from glimpse_client.sources import Content, Source, source_of
+from glimpse_client.sources import Content, Source, is_url, source_of
 from glimpse_client.types import Image, Page, image_of
 
 IMAGES = "/api/v1/images"
@@ -52,28 +52,43 @@ def classify_flow(
 ) -> Flow[Image]:
     """Hash, look up, upload if unknown, wait for the result.
 
-    With a model, the look-up also starts the classification of an image that the service has.
+    With a model, the look-up also starts the classification of an image that the service has. The
+    service fetches an image at a URL itself.
     """
     began: float = yield Clock()
-    source: Source = yield Call(lambda: source_of(image))
-    image_hash: str = yield Call(source.sha256)
     params = views(model, labels, min_confidence)
-    path = path_of(image_hash)
-    known = ("POST", f"{path}/classify") if model else ("GET", path)
-    response: Response = yield Request(*known, params=params, expect=frozenset({404}))
-    found = None if response.status == 404 else image_of(response.document)
-    if found is None or (found.error is not None and found.error.retryable):
-        response = yield Request(
-            *("POST", IMAGES),
-            params=params,
-            source=source,
-            headers={"content-type": "application/octet-stream", **_prefer(wait)},
+    if is_url(image):
+        response: Response = yield Request(
+            "POST", f"{IMAGES}/from-url", params=params, json={"url": image}, headers=_prefer(wait)
         )
         found = image_of(response.document, uploaded=True)
+    else:
+        found = yield from _classify_bytes_flow(image, model, params, wait)
     if found.done or wait <= 0:
         return found
     now: float = yield Clock()
     return (yield from wait_flow(found, params, wait - (now - began)))
+
+
+def _classify_bytes_flow(
+    image: Content, model: str | None, params: Mapping[str, Any], wait: float
+) -> Generator[Effect, Any, Image]:
+    """The state of the image, which is uploaded if the service does not know it."""
+    source: Source = yield Call(lambda: source_of(image))
+    image_hash: str = yield Call(source.sha256)
+    path = path_of(image_hash)
+    known = ("POST", f"{path}/classify") if model else ("GET", path)
+    response: Response = yield Request(*known, params=params, expect=frozenset({404}))
+    found = None if response.status == 404 else image_of(response.document)
+    if found is not None and not (found.error is not None and found.error.retryable):
+        return found
+    response = yield Request(
+        *("POST", IMAGES),
+        params=params,
+        source=source,
+        headers={"content-type": "application/octet-stream", **_prefer(wait)},
+    )
+    return image_of(response.document, uploaded=True)
 
 
 def wait_flow(
@@ -179,9 +194,10 @@ class Images:
         min_confidence: float | None = None,
         wait: float = DEFAULT_WAIT,
     ) -> Image:
-        """The labels of an image: a path, bytes, an open file or a Pillow image.
+        """The labels of an image: a path, bytes, an open file, a Pillow image or a URL.
 
         The client hashes the bytes first and uploads them only if the service does not know them.
+        The service fetches a URL (`https:`, `http:`, `data:`), from public addresses only.
         `model` is a name or an id. `labels` (1 to 20) and `min_confidence` (0 to 1) select which
         labels the result has. `wait` is in seconds; with 0 the image returned may have no result
         yet. An image that cannot be classified is returned with its `error`.

@@ -482,6 +482,27 @@ class AsyncJobs:
             )
         )
 
+    async def create_from(
+        self,
+        sources: Iterable[tuple[Source, str]],
+        *,
+        options: Options | None = None,
+        idempotency_key: str | None = None,
+        progress: Progress = _silent,
+        created: Callable[[Job], None] = lambda _: None,
+    ) -> Batch:
+        """As `Jobs.create_from`."""
+        return await self._driver.run(
+            create_flow(
+                sources=sources,
+                hashes=(),
+                options=options or Options(),
+                idempotency_key=idempotency_key,
+                progress=progress,
+                created=created,
+            )
+        )
+
     async def get(self, job_id: str) -> Job:
         """As `Jobs.get`."""
         return await self._driver.run(get_flow(job_id))

@@ -126,6 +126,14 @@ class LazyFile(io.RawIOBase):
             self._file = None
 
 
+URL_SCHEMES = ("https://", "http://", "data:")
+
+
+def is_url(image: object) -> bool:
+    """Whether `image` is the address of an image: `https:`, `http:` or `data:`."""
+    return isinstance(image, str) and image[:8].lower().startswith(URL_SCHEMES)
+
+
 Content = str | Path | bytes | bytearray | memoryview | IO[bytes] | PillowImage
 
 

@@ -138,6 +138,7 @@ class Model:
     id: str
     name: str
     default: bool = False
+    trained: bool = False
     labels: tuple[str, ...] = ()
     raw: Document = field(default_factory=dict, repr=False, compare=False)
 
@@ -311,6 +312,7 @@ def model_of(document: Document) -> Model:
         id=str(document.get("id") or document.get("name")),
         name=str(document.get("name") or ""),
         default=bool(document.get("default")),
+        trained=bool(document.get("trained")),
         labels=tuple(labels) if isinstance(labels, list) else (),
         raw=document,
     )

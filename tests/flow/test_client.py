@@ -134,6 +134,7 @@ def test_label_prints_data_on_standard_output_alone(
         if colour in COLOURS:
             assert (row["label"], row["status"]) == (colour, "success")
     assert "1 of 17 images failed." in done.stderr
+    assert "  broken.jpg: " in done.stderr
     few = [str(photos / "blue/02.png"), str(photos / "green/01.png")]
     done = glimpse(stack, tmp_path, "label", *few, "--ndjson")
     assert done.returncode == 0, done.stderr
@@ -166,7 +167,11 @@ def test_exit_codes(stack: Stack, photos: Path, tmp_path: Path) -> None:
     assert done.returncode == 6
     assert "does not answer" in done.stdout
     assert glimpse(stack, tmp_path, "doctor").returncode == 0
-    assert glimpse(stack, tmp_path, "label", photo, "--dry-run").stderr.startswith("1 images")
+    assert "_GLIMPSE_COMPLETE" in glimpse(stack, tmp_path, "completion", "bash").stdout
+    assert (
+        glimpse(stack, tmp_path, "label", photo, "--dry-run").stderr
+        == "1 image would be labelled.\n"
+    )
 
 
 def test_an_interrupted_label_leaves_the_job_running(stack: Stack, tmp_path: Path) -> None:

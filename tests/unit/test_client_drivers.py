@@ -1,6 +1,7 @@
 """The client against faults at the socket: nothing lost, nothing twice, errors by code."""
 
 import asyncio
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,17 @@ async def test_the_asynchronous_client_retries_as_well() -> None:
         assert len(service.seen) == 3
 
 
+@pytest.mark.parametrize("part", ["images", "jobs", "models", "keys", "webhooks", "dead_letters"])
+def test_asynchronous_client_has_the_same_methods(part: str) -> None:
+    def methods(client: Any) -> dict[str, list[str]]:
+        of = getattr(client, part)
+        names = [name for name in dir(of) if not name.startswith("_")]
+        return {name: list(inspect.signature(getattr(of, name)).parameters) for name in names}
+
+    with Glimpse("http://127.0.0.1:9") as client:
+        assert methods(client) == methods(AsyncGlimpse("http://127.0.0.1:9"))
+
+
 def test_retries_end() -> None:
     with ScriptedService(Drop()) as service, Glimpse(service.url, retries=AT_ONCE) as client:
         with pytest.raises(ConnectionFailed, match=f"GET /api/v1/images/{HASH}"):
@@ -157,6 +169,28 @@ def test_a_known_image_is_not_uploaded() -> None:
         image = client.images.classify(b"bytes")
     assert (image.label, image.uploaded) == ("tabby cat", False)
     assert [each.method for each in service.seen] == ["GET"]
+
+
+def test_result_is_polled_if_the_stream_is_none() -> None:
+    # A proxy sends a page of its own, or breaks off before the first event.
+    page = Reply(200, body=b"<html>", headers={"content-type": "text/html"})
+    broken = Reply(200, body=b"id: 1", headers={"content-type": "text/event-stream"}, cut=2)
+    for streams in ([page], [broken] * 4):
+        script = (problem(404, "not_found"), Reply(202, PENDING), *streams, Reply(200, DONE))
+        with ScriptedService(*script) as service, Glimpse(service.url, retries=AT_ONCE) as client:
+            assert client.images.classify(b"bytes").label == "tabby cat"
+        assert len(service.seen) == len(script)
+
+
+@pytest.mark.parametrize("url", ["https://example.com/a.jpg", "HTTP://example.com/a", "data:,x"])
+def test_service_fetches_an_image_at_a_url(url: str) -> None:
+    script = (Reply(202, PENDING), Reply(204), Reply(200, DONE))
+    with ScriptedService(*script) as service, Glimpse(service.url) as client:
+        assert client.images.classify(url, model="m", labels=1).label == "tabby cat"
+    first = service.seen[0]
+    assert (first.method, first.path) == ("POST", "/api/v1/images/from-url?model=m&labels=1")
+    assert json.loads(first.body) == {"url": url}
+    assert first.headers["prefer"] == "wait=30"
 
 
 def test_view_is_requested_at_every_step() -> None:

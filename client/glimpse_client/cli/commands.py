@@ -108,10 +108,10 @@ def label(
     dry_run: bool,
     format_: str | None,
 ) -> None:
-    """Label photos: files, folders, or - for standard input.
+    """Label photos: files, folders, URLs, or - for standard input.
 
-    Photos that the service knows are not uploaded. A few photos are labelled one by one, more as
-    jobs, which go on if you press Ctrl-C.
+    The service fetches URLs, from public addresses only. Photos that the service knows are not
+    uploaded. A few photos are labelled one by one, more as jobs, which go on if you press Ctrl-C.
     """
     choice = Choice(model, labels, min_confidence, priority, wait, name)
     chosen = Format(format_ or _format_of(output))
@@ -259,9 +259,10 @@ def list_models(ctx: Context, as_json: bool) -> None:
         show_json([each.raw for each in found])
         return
     show_table(
-        ["model", "name", "default"],
-        [[each.id, each.name, "yes" if each.default else ""] for each in found],
-    )
+        ["model", "name", "kind", "default"],
+        [[each.id, each.name, "your own" if each.trained else "of the service",
+          "yes" if each.default else ""] for each in found],
+    )  # fmt: skip
 
 
 @models.command("show")

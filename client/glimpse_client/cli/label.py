@@ -1,4 +1,4 @@
-"""`glimpse label`: labels of photos, folders and standard input."""
+"""`glimpse label`: labels of photos, folders, URLs and standard input."""
 
 import io
 import sys
@@ -14,25 +14,28 @@ from rich.progress import TaskID
 
 from glimpse_client.cli.context import Context
 from glimpse_client.cli.exit_codes import SOME_FAILED
-from glimpse_client.cli.output import Format, Writer, open_output, progress_bar
+from glimpse_client.cli.output import Format, Writer, open_output, printable, progress_bar
 from glimpse_client.errors import ApiError, GlimpseError, Invalid, TooLarge, Unsupported
 from glimpse_client.images import DEFAULT_WAIT
 from glimpse_client.jobs import Batch, Options
-from glimpse_client.sources import HEIC_SUFFIXES, Found, Source, find_images
+from glimpse_client.sources import HEIC_SUFFIXES, Found, Source, find_images, is_url
 from glimpse_client.types import Annotation, Image, JobResult
 
 COLUMNS = ("file", "label", "confidence", "categories", "status", "error")
 WINDOW = 1000  # files in memory at a time, and images of one job
 SINGLE = 8  # up to so many images are uploaded one by one: each is labelled before all batches
 AT_ONCE = 4
+SHOWN_FAILED = 5  # images that the last message names
+LONGEST_NAME = 200  # of a URL in the output: a `data:` URL has the image itself
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """An image to label: its name in the output, and its source or why it has none."""
+    """An image to label: its name in the output, and its source or URL, or why it has none."""
 
     name: str
     source: Source | None = None
+    url: str | None = None
     refused: str | None = None
 
 
@@ -133,6 +136,8 @@ def wanted_images(paths: Sequence[str], recursive: bool, skipped: Skipped) -> It
     for each in paths:
         if each == "-":
             yield Wanted("-", Source("-", data=sys.stdin.buffer.read()))
+        elif is_url(each):
+            yield Wanted(each if len(each) <= LONGEST_NAME else f"{each[:LONGEST_NAME]}…", url=each)
         else:
             try:
                 found_files = find_images([each], recursive=recursive, also=HEIC_SUFFIXES)
@@ -203,6 +208,10 @@ class Running:
         self._choice = choice
         self._hashes: dict[str, str] = {}
         self._refused: dict[str, str] = {}
+        # A job has no URLs: the service fetches each of them for a request of its own.
+        urls = [wanted for wanted in window if wanted.url is not None]
+        self._fetched = {each.name: each for each in _one_by_one(ctx, urls, choice, _no_bar)}
+        window = [wanted for wanted in window if wanted.url is None]
         sources = []
         with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
             for wanted, outcome in zip(window, pool.map(_readable, window), strict=True):
@@ -240,11 +249,18 @@ class Running:
                     by_name[name] = result
         for wanted in self._window:
             found = by_name.get(wanted.name)
-            if found is not None:
+            if wanted.url is not None:
+                advance(1, "")
+                yield self._fetched[wanted.name]
+            elif found is not None:
                 yield from_result(wanted.name, found)
             else:
                 reason = self._refused.get(wanted.name, "the service has no result")
                 yield Labelled(wanted.name, "error", error=reason)
+
+
+def _no_bar(count: int, note: str) -> None:
+    return None
 
 
 def _readable(wanted: Wanted) -> str | None:
@@ -288,7 +304,7 @@ def _single(ctx: Context, wanted: Wanted, choice: Choice) -> Labelled:
         return Labelled(wanted.name, "error", error=wanted.refused)
     try:
         image: Image = ctx.client.images.classify(
-            _content(wanted.source),
+            wanted.url or _content(wanted.source),
             model=choice.model,
             labels=choice.labels,
             min_confidence=choice.min_confidence,
@@ -319,7 +335,8 @@ def _content(source: Source | None) -> Path | bytes:
 
 def _concerns_request(error: ApiError) -> bool:
     """Whether an option is wrong rather than the image."""
-    return error.code in ("invalid_request", "unknown_model")
+    about_image = error.problem.get("field") == "url"
+    return error.code in ("invalid_request", "unknown_model") and not about_image
 
 
 def run_label(
@@ -336,10 +353,11 @@ def run_label(
     images = wanted_images(paths, recursive, skipped)
     if dry_run:
         count = sum(1 for _ in images)
-        ctx.say(f"{count} images would be labelled.")
+        ctx.say(f"{count} {'image' if count == 1 else 'images'} would be labelled.")
         _say_skipped(ctx, skipped)
         return 0
     failed = total = 0
+    named: list[Labelled] = []
     bar = progress_bar(ctx.console)
     try:
         with open_output(output) as out, bar:
@@ -352,6 +370,8 @@ def run_label(
             for each in label_images(ctx, images, choice, advance):
                 total += 1
                 failed += not each.good
+                if not each.good and len(named) < SHOWN_FAILED:
+                    named.append(each)
                 writer.write(each.row(), each.document())
             bar.stop()
             writer.close()
@@ -363,6 +383,10 @@ def run_label(
         raise click.UsageError("No images found. Use -r to search folders inside folders.")
     if failed:
         ctx.say(f"{failed} of {total} images failed.")
+        for each in named:
+            ctx.say(f"  {printable(each.name)}: {printable(each.error or each.status)}")
+        if failed > len(named):
+            ctx.say(f"  and {failed - len(named)} more")
         return SOME_FAILED
     return 0
 
