@@ -85,14 +85,14 @@ def test_hostile_names_are_shown_as_text(visit: Visit, tmp_path: Path) -> None:
     assert page.title() == "Glimpse"
 
 
-def test_what_is_no_image_says_so(visit: Visit) -> None:
+def test_file_that_is_no_image_shows_the_reason(visit: Visit) -> None:
     page = visit.open()
     broken = FilePayload(name="a.png", mimeType="image/png", buffer=b"no image at all")
     page.locator("input[type=file][aria-label='Choose photos']").set_input_files(broken)
     expect(page.locator("article [role=alert]")).to_contain_text("not a")
 
 
-def test_a_folder_becomes_a_job(visit: Visit, tmp_path: Path) -> None:
+def test_folder_is_uploaded_as_a_job(visit: Visit, tmp_path: Path) -> None:
     page = visit.open("/jobs")
     for n in range(25):
         photo(tmp_path / "many", f"{n}.png", RED if n % 5 else BLUE)
@@ -132,7 +132,7 @@ def test_the_page_fits_a_small_screen(visit: Visit) -> None:
         assert width <= 320, view
 
 
-def test_a_service_that_is_down_is_said(visit: Visit, tmp_path: Path) -> None:
+def test_page_reports_an_unreachable_service(visit: Visit, tmp_path: Path) -> None:
     page = visit.open()
     page.route("**/api/**", lambda route: route.abort())
     choose(page, "Choose photos", photo(tmp_path, "red.png", RED))
@@ -183,7 +183,7 @@ def made_job(visit: Visit, image_hash: str) -> str:
     return job_id
 
 
-def test_failed_items_come_first_and_are_retried(visit: Visit, tmp_path: Path) -> None:
+def test_failed_items_are_listed_first_and_can_be_retried(visit: Visit, tmp_path: Path) -> None:
     job_id = made_job(visit, label(visit, tmp_path, "red.png", RED))
     page = visit.open(f"/jobs/{job_id}")
     expect(page.locator("h1")).to_have_text("<b>Summer</b>")

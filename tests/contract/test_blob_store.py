@@ -73,7 +73,7 @@ async def test_tenants_have_separate_blobs(blobs: BlobStore) -> None:
     assert await blobs.exists(NAME)
 
 
-async def test_what_is_derived_from_images_has_names_of_its_own(blobs: BlobStore) -> None:
+async def test_derived_blobs_have_separate_names(blobs: BlobStore) -> None:
     image_hash = sha256(DATA)
     names = [
         NAME,

@@ -54,9 +54,7 @@ async def test_tenant_with_many_due_jobs_does_not_delay_others(
     assert Counter(job.key.tenant for job in due) == {"big": 2, "small": 1}
 
 
-async def test_work_that_becomes_due_later_is_found_then(
-    backend: Backend, clock: MovableClock
-) -> None:
+async def test_work_is_found_once_it_is_due(backend: Backend, clock: MovableClock) -> None:
     """Also after runs that found nothing, and work of a tenant that had none left."""
     records, jobs = backend.records, backend.jobs
     await records.create(new_record(key_of("acme", 1), clock()))

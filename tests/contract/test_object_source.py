@@ -75,7 +75,7 @@ async def test_object_is_returned_unchanged(
 
 
 @pytest.mark.parametrize("most", [0, 1, 8192, 100_000, len(DATA) - 1])
-async def test_larger_object_is_cut_one_byte_after_the_limit(
+async def test_larger_object_is_read_one_byte_beyond_the_limit(
     objects: ObjectSource, emulator_settings: Settings, bucket: str, most: int
 ) -> None:
     await fill(emulator_settings, bucket, {"large": DATA})

@@ -35,7 +35,7 @@ async def test_read_starts_at_a_day_and_returns_one_tenant(access: Access) -> No
     assert await access.usage.read("acme", LATER) == []
 
 
-async def test_batch_that_is_sent_again_counts_once(access: Access, settings: Settings) -> None:
+async def test_repeated_batch_counts_once(access: Access, settings: Settings) -> None:
     """The first response may be lost. Meanwhile, others may add to the same counts."""
     batch = UsageBatch(Usage("acme", "key1", DAY, 3, 2, 10, 1))
     await access.usage.add(batch)

@@ -30,7 +30,7 @@ def test_pictures_are_current() -> None:
         assert f"](images/{name})" in scale.PAGE.read_text()
 
 
-def test_pictures_are_whole_and_have_words_for_who_cannot_see_them() -> None:
+def test_charts_are_complete_and_have_alternative_text() -> None:
     labels = {
         scale.LOAD_PICTURE.name: {"1 slot", "4 slots", "16 slots", "64 slots", "aim"},
         scale.BURST_PICTURE.name: {start.label for start in scale.STARTS},
@@ -46,7 +46,7 @@ def test_pictures_are_whole_and_have_words_for_who_cannot_see_them() -> None:
         assert "nan" not in svg
 
 
-def test_assumptions_stand_in_the_text() -> None:
+def test_assumptions_are_in_the_text() -> None:
     costs, scales = cost.PAGE.read_text(), scale.PAGE.read_text()
     assert round(cost.WORKER_WAITS / 0.015) == 7
     assert "seven\n  requests" in costs
@@ -109,7 +109,7 @@ def test_a_bill_of_a_job_by_hand() -> None:
         assert lines[part] == round(alone[part], 4)
 
 
-def test_assumptions_about_jobs_stand_in_the_text() -> None:
+def test_assumptions_about_jobs_are_in_the_text() -> None:
     text = cost.PAGE.read_text()
     assert f"{cost.API_IN_BATCH:g} s for an image's share" in text
     assert round(cost.JOB_WAITS / 0.015) == 5
@@ -286,7 +286,7 @@ def test_same_seed_same_figures() -> None:
     assert first != simulate(20.0, EXPONENTIAL, 4, 50.0, seed=4)
 
 
-def test_every_image_that_arrives_is_finished_and_the_first_comes_first() -> None:
+def test_every_image_is_classified_in_order_of_arrival() -> None:
     outcome = simulate(50.0, CONSTANT, 2, 60.0)  # far more than two slots can do
     assert len(outcome.latency) == pytest.approx(3000, rel=0.1)
     assert outcome.arrived == sorted(outcome.arrived)
@@ -303,7 +303,7 @@ def test_a_changing_rate_is_followed() -> None:
     assert len(outcome.arrived) - early == pytest.approx(500, rel=0.15)
 
 
-def test_places_come_after_their_delay_and_not_beyond_the_most() -> None:
+def test_instances_start_after_their_delay_up_to_the_maximum() -> None:
     scaling = Scaling(most=7, step=3, interval=1.0, delay=4.0)
     outcome = simulate(200.0, CONSTANT, 1, 30.0, scaling=scaling)
     assert outcome.slots == [(0.0, 1), (5.0, 4), (5.0, 7)]

@@ -95,7 +95,7 @@ def test_paths_named_in_the_architecture_exist() -> None:
     assert not missing
 
 
-def test_each_threat_that_is_answered_names_a_test_that_there_is() -> None:
+def test_each_mitigated_threat_names_an_existing_test() -> None:
     text = (ROOT / "docs/threat-model.md").read_text()
     answered = text.partition("## Threats")[2].partition("## Limits of the protection")[0]
     rows = [line for line in answered.splitlines() if line.startswith("| ") and "---" not in line]
@@ -239,7 +239,7 @@ def test_example_answer_is_that_of_the_example_photo(stack: Stack) -> None:
         assert shown == answered[: len(shown)]
 
 
-def test_the_demo_shows_what_the_bundled_model_says() -> None:
+def test_demo_shows_the_labels_of_the_bundled_model() -> None:
     shown = README.partition("<!-- demo: begin -->")[2].partition("<!-- demo: end -->")[0]
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines()]
     labels: dict[str, list[str]] = {}

@@ -136,7 +136,7 @@ def test_another_name_and_another_identity(source: Path, exported: Path, tmp_pat
     assert bundle.identity != read_bundle(exported).identity
 
 
-def test_a_network_that_wants_bgr_is_turned_inside(tmp_path: Path) -> None:
+def test_channel_order_bgr_is_folded_into_the_network(tmp_path: Path) -> None:
     shape: dict[str, Any] = {
         "image_size": 64,
         "hidden_sizes": [16, 16, 16],
@@ -162,7 +162,7 @@ def test_a_network_that_wants_bgr_is_turned_inside(tmp_path: Path) -> None:
     )
 
 
-def test_a_classifier_of_many_labels_at_once_gives_probabilities(tmp_path: Path) -> None:
+def test_multi_label_classifier_gives_probabilities(tmp_path: Path) -> None:
     shape: dict[str, Any] = {
         "image_size": 32,
         "embed_dim": 16,
@@ -217,7 +217,7 @@ def empty(folder: Path) -> Path:
         (empty, r"no usable config\.json"),
     ],
 )
-def test_what_cannot_be_exported_says_why_and_leaves_nothing(
+def test_failed_export_gives_the_reason_and_leaves_no_files(
     make: Callable[[Path], Path], why: str, tmp_path: Path
 ) -> None:
     source = make(tmp_path / "source")
@@ -241,7 +241,7 @@ def test_a_model_beyond_two_gigabytes_is_refused(
         export(str(source), tmp_path / "bundle")
 
 
-def test_preprocessing_that_no_manifest_says_is_refused(tmp_path: Path) -> None:
+def test_preprocessing_without_a_manifest_form_is_refused(tmp_path: Path) -> None:
     # LayoutLMv2's processor turns RGB to BGR and has no setting that tells.
     processor = PROCESSOR | {"image_processor_type": "LayoutLMv2ImageProcessor", "apply_ocr": False}
     model = ViTForImageClassification(ViTConfig(**VIT, **NAMED))

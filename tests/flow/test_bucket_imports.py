@@ -139,7 +139,7 @@ async def test_a_form_may_bring_more(api: Api, settings: Settings, bucket: str) 
     assert found[3].image_hash == found[1].image_hash
 
 
-async def test_a_bucket_that_is_not_allowed_is_not_touched(
+async def test_bucket_that_is_not_allowed_is_not_read(
     api: Api, settings: Settings, bucket: str
 ) -> None:
     """Neither another bucket that the account can read, nor the bucket of all images."""
@@ -152,7 +152,9 @@ async def test_a_bucket_that_is_not_allowed_is_not_touched(
         assert "IMPORT_BUCKETS" in problem["detail"]
 
 
-async def test_nothing_there_is_said(api: Api, settings: Settings, bucket: str) -> None:
+async def test_empty_prefix_is_refused_with_the_reason(
+    api: Api, settings: Settings, bucket: str
+) -> None:
     for _ in range(2):
         problem = assert_problem(await ask(api, f"gs://{bucket}/a"), 422, "invalid_request")
         assert problem["field"] == "gs_prefix"
@@ -246,7 +248,7 @@ async def test_what_changes_while_it_is_read_fails_alone(settings: Settings, buc
 # --- Repeated creation ----------------------------------------------------------------------------
 
 
-async def test_the_same_key_is_the_same_job_whatever_became_of_the_bucket(
+async def test_idempotency_key_returns_the_job_after_the_bucket_changed(
     api: Api, settings: Settings, bucket: str
 ) -> None:
     await fill(settings, bucket, {"a/1": RED})
@@ -267,7 +269,7 @@ async def test_the_same_key_is_the_same_job_whatever_became_of_the_bucket(
 
 
 @pytest.mark.parametrize("changed", [False, True], ids=["unchanged", "changed"])
-async def test_a_creation_that_broke_off_goes_on_with_what_it_began(
+async def test_interrupted_creation_continues_with_its_first_listing(
     settings: Settings, bucket: str, changed: bool
 ) -> None:
     """A job must not contain items of two states of a bucket."""

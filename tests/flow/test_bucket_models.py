@@ -85,7 +85,7 @@ def test_an_image_is_labelled_by_a_model_out_of_a_bucket(
         assert messages(stack, "worker").count("model loaded") == 2
 
 
-def test_a_model_that_is_not_there_yet_is_waited_for(
+def test_service_waits_for_a_model_that_is_missing(
     tmp_path: Path, colour_bundle: Path, storage_url: str, bucket: str
 ) -> None:
     environment = {"STORAGE_EMULATOR_HOST": storage_url}
@@ -112,7 +112,7 @@ def test_a_model_that_is_not_there_yet_is_waited_for(
             assert "Traceback" not in stack.log(name)
 
 
-def test_a_storage_that_is_down_is_waited_for(tmp_path: Path, colour_bundle: Path) -> None:
+def test_service_waits_for_a_storage_that_is_down(tmp_path: Path, colour_bundle: Path) -> None:
     environment = {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{free_port()}"}
     url = environment["STORAGE_EMULATOR_HOST"]
     with running_storage(tmp_path / "storage", url):

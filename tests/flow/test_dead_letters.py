@@ -34,7 +34,7 @@ def blob(stack: Stack, image: bytes) -> Path:
 
 
 @pytest.mark.timeout(240)
-def test_letters_are_kept_once_whoever_is_killed_and_replayed_to_success(
+def test_dead_letters_are_kept_once_and_replayed_although_processes_are_killed(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
     seed = drawn_seed("kill times")

@@ -115,7 +115,7 @@ class _Busy(BaseHTTPRequestHandler):
 @pytest.mark.parametrize(
     ("refusals", "attempts", "said"), [(2, 3, "418: A teapot."), (1000, 1, "503: Busy.")]
 )
-def test_demo_retries_as_the_service_says_and_ends_with_a_sentence(
+def test_demo_honours_retry_after_and_ends_with_one_sentence(
     tmp_path: Path, colour_bundle: Path, refusals: int, attempts: int, said: str
 ) -> None:
     """A wait of an hour is too long."""

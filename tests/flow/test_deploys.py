@@ -114,7 +114,7 @@ class Load:
 
 
 @pytest.mark.timeout(300)
-async def test_sigterm_at_random_moments_leaves_nobody_hanging_and_loses_nothing(
+async def test_sigterm_at_random_moments_answers_every_request_and_loses_nothing(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
     seed = drawn_seed("moments")

@@ -74,7 +74,7 @@ def timed(call: Callable[[], httpx.Response]) -> tuple[httpx.Response, float]:
 
 @pytest.mark.parametrize("how", ["stopped", "hanging"])
 @pytest.mark.parametrize("name", ["datastore", "storage", "pubsub"])
-def test_a_service_that_is_down_is_503_until_it_is_back(
+def test_response_is_503_while_a_service_is_down(
     stack: Stack, emulators: RunningEmulators, name: str, how: str
 ) -> None:
     image = picture(seed=hash((name, how)) % 2**32)

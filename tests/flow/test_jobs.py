@@ -78,7 +78,7 @@ def test_urgent_image_overtakes_a_large_job(tmp_path: Path, backend: dict[str, s
 
 
 @pytest.mark.timeout(300)
-def test_a_delayed_job_begins_in_time_though_everything_was_restarted(
+def test_delayed_job_starts_on_time_although_all_processes_restart(
     tmp_path: Path, colour_bundle: Path, backend: dict[str, str]
 ) -> None:
     with Stack(tmp_path, colour_bundle, **backend) as stack:

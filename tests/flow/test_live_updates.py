@@ -40,7 +40,7 @@ async def ready(client: AsyncClient) -> bool:
         return False
 
 
-async def test_a_stream_goes_on_in_another_process(tmp_path: Path, colour_bundle: Path) -> None:
+async def test_stream_continues_in_another_process(tmp_path: Path, colour_bundle: Path) -> None:
     image = picture(seed=6)
     path = f"/api/v1/images/{sha256(image)}/stream"
     with Stack(tmp_path, colour_bundle) as stack:

@@ -94,7 +94,7 @@ def ids(receiver: Receiver) -> set[str]:
 
 
 @pytest.mark.timeout(240)
-def test_whoever_wants_to_hear_of_a_job_does_though_everything_dies(
+def test_job_events_are_delivered_although_processes_are_killed(
     tmp_path: Path, colour_bundle: Path, world: World
 ) -> None:
     good, failures, gone, mailbox = Receiver(), Receiver(), Receiver(status(410)), Mailbox()
@@ -156,7 +156,7 @@ def test_whoever_wants_to_hear_of_a_job_does_though_everything_dies(
 
 
 @pytest.mark.timeout(180)
-def test_a_dead_receiver_becomes_a_dead_letter_that_can_be_sent_again(
+def test_unreachable_receiver_leads_to_a_dead_letter_that_can_be_replayed(
     tmp_path: Path, colour_bundle: Path, world: World
 ) -> None:
     receiver = Receiver(status(503))
@@ -187,7 +187,7 @@ def test_a_dead_receiver_becomes_a_dead_letter_that_can_be_sent_again(
 
 
 @pytest.mark.timeout(180)
-def test_a_job_is_told_about_on_the_emulators_too(
+def test_job_events_are_delivered_on_emulators(
     tmp_path: Path, colour_bundle: Path, world: World, own_corner: dict[str, str]
 ) -> None:
     receiver = Receiver()

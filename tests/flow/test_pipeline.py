@@ -113,7 +113,7 @@ def test_two_hundred_simultaneous_uploads_make_one_inference(stack: Stack) -> No
     assert stack.classifications(image_hash) == 1
 
 
-def test_deleted_image_is_unknown_and_can_come_again(stack: Stack) -> None:
+def test_deleted_image_is_unknown_and_can_be_uploaded_again(stack: Stack) -> None:
     image = picture(seed=7)
     stack.upload(image)
     stack.result(sha256(image))

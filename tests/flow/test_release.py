@@ -182,7 +182,7 @@ def test_release_behind_a_load_balancer_tests_the_public_address(
     assert "cannot be tested before it is in service" in summary(cloud)
 
 
-def test_settings_of_an_apply_come_into_service_without_new_images(
+def test_release_activates_applied_settings_without_new_images(
     cloud: cloud_run.CloudRun,
 ) -> None:
     """After `terraform apply`, each service has a revision without traffic."""
@@ -353,7 +353,9 @@ def test_roll_back_waits_for_the_gcloud_of_a_killed_release(cloud: cloud_run.Clo
     assert_rolled_back(cloud, 1, said)
 
 
-def test_everything_that_is_missing_is_one_list(cloud: cloud_run.CloudRun, stack: Stack) -> None:
+def test_missing_requirements_are_reported_in_one_list(
+    cloud: cloud_run.CloudRun, stack: Stack
+) -> None:
     api = cloud.services["api"]
     api["spec"]["template"]["spec"]["containers"][0]["env"] = [
         {"name": "API_KEYS", "value": "required"}

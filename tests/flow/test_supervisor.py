@@ -163,7 +163,7 @@ def test_unknown_host_is_not_reported_as_a_port_in_use(tmp_path: Path, colour_bu
     assert "another program uses it" not in log
 
 
-def test_part_that_cannot_restart_says_what_is_missing(tmp_path: Path) -> None:
+def test_supervisor_names_what_a_part_needs_to_restart(tmp_path: Path) -> None:
     """As after a deleted environment, and after a package that was removed while Glimpse runs."""
     for argv, missing in (
         (("/no/such/python", "-m", "app"), "cannot start: /no/such/python: No such file"),

@@ -51,7 +51,7 @@ async def test_one_of_several_processes_fetches(settings: Settings, cloud: Scrip
     assert cloud.asked.count(WEIGHTS) == 1
 
 
-async def test_a_process_that_dies_during_a_fetch_blocks_no_other(
+async def test_killed_fetch_does_not_block_other_processes(
     settings: Settings, cloud: ScriptedStorage, bundles: Bundles
 ) -> None:
     cloud.endless = True

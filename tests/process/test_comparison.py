@@ -7,7 +7,7 @@ import sys
 from tests.support.stack import ROOT
 
 
-def test_without_redis_it_says_what_to_install() -> None:
+def test_comparison_without_redis_names_what_to_install() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--quick"],
         cwd=ROOT,

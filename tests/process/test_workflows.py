@@ -64,7 +64,7 @@ def test_terraform_is_validated_and_tested(terraform: Path) -> None:
     ],
     ids=["format", "test", "missing variable"],
 )
-def test_terraform_that_is_wrong_is_refused(terraform: Path, file: str, wrong: str) -> None:
+def test_invalid_terraform_is_refused(terraform: Path, file: str, wrong: str) -> None:
     (terraform / file).write_text(wrong)
     assert run_terraform(terraform).returncode != 0
 

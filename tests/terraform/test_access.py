@@ -101,7 +101,7 @@ def test_all_callers_of_the_worker_use_that_account_and_audience(
     assert "module.names.push_audience" in str(modules["example"].of("module")["queue"].body)
 
 
-def test_each_has_an_account_of_its_own(modules: dict[str, Module]) -> None:
+def test_each_service_has_a_separate_account(modules: dict[str, Module]) -> None:
     accounts = [name for name in resources(modules) if name.startswith("google_service_account.")]
     # this: one for each service.
     assert sorted(accounts) == [

@@ -205,7 +205,9 @@ def key_version(plane: ControlPlane) -> str:
     return str(found["valueSource"]["secretKeyRef"]["version"])
 
 
-def test_every_variable_goes_on_and_off_and_on(install: Installation, plane: ControlPlane) -> None:
+def test_every_variable_can_be_switched_on_off_and_on(
+    install: Installation, plane: ControlPlane
+) -> None:
     install.init()
     install.applied(**FULL)
     # A version of the API's secret that was added by hand, to rotate it.
@@ -323,9 +325,7 @@ SEEDS: dict[str, tuple[str, str, str, str]] = {
     os.environ.get("GLIMPSE_TERRAFORM_SEEDS") != "all", reason="set GLIMPSE_TERRAFORM_SEEDS=all"
 )
 @pytest.mark.parametrize("fault", SEEDS)
-def test_a_fault_that_is_seeded_again_is_found(
-    install: Installation, plane: ControlPlane, fault: str
-) -> None:
+def test_seeded_fault_is_found(install: Installation, plane: ControlPlane, fault: str) -> None:
     """Each step is one that the tests above take without an error."""
     file, old, new, step = SEEDS[fault]
     install.replace(file, old, new)

@@ -160,7 +160,7 @@ def test_every_channel_has_an_alert_the_urgent_ones_a_strict_one(
     assert seconds[NOTIFICATIONS.name] > sum(map(patience.backoff, range(1, patience.attempts)))
 
 
-def test_a_dead_receiver_alarms_nobody_about_images(modules: dict[str, Module]) -> None:
+def test_unreachable_receiver_raises_no_alert_about_images(modules: dict[str, Module]) -> None:
     found = alerts(modules)
     for name in ("dead_letters", "worker_errors"):
         assert "${local.work_is}" in found[name]["filter"]
@@ -197,13 +197,13 @@ def test_the_dashboard_follows_an_image(modules: dict[str, Module]) -> None:
     assert "jsonencode" in code(resource.body["dashboard_json"])
 
 
-def test_alerts_tell_whom_the_variable_names(modules: dict[str, Module]) -> None:
+def test_alerts_notify_the_addresses_of_the_variable(modules: dict[str, Module]) -> None:
     policy = modules["observability"].of("resource")["google_monitoring_alert_policy.this"].body
     assert policy["notification_channels"] == "${local.channels}"
     assert "documentation" in dict(nested(policy))
 
 
-def test_an_alert_watches_the_dead_letters_own_subscription(modules: dict[str, Module]) -> None:
+def test_alert_watches_the_subscription_of_dead_letters(modules: dict[str, Module]) -> None:
     """Pub/Sub gives up no dead letter, so no other alert reports one that is not recorded."""
     letters = str(modules["observability"].locals["undelivered_letters"])
     assert "local.letters_are" in letters

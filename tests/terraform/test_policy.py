@@ -39,7 +39,7 @@ PATHS = {
 }
 
 
-def test_the_numbers_stand_in_the_module(modules: dict[str, Module]) -> None:
+def test_policy_numbers_are_in_the_module(modules: dict[str, Module]) -> None:
     """Read as text, so that it holds where Terraform is not installed."""
     stated = modules["policy"].locals
     assert {name: stated[name] for name in asdict(DeliveryPolicy())} == asdict(DeliveryPolicy())
@@ -139,7 +139,9 @@ def test_topics_and_subscriptions_have_the_codes_names(modules: dict[str, Module
 @pytest.mark.parametrize(
     ("name", "policy"), [("channel", "each.value"), ("dead_letters", "var.policy.dead_letters")]
 )
-def test_subscriptions_obey_the_policy(modules: dict[str, Module], name: str, policy: str) -> None:
+def test_subscriptions_follow_the_policy(
+    modules: dict[str, Module], name: str, policy: str
+) -> None:
     body = resource(modules, f"google_pubsub_subscription.{name}")
     blocks = dict(nested(body))
     assert body["ack_deadline_seconds"] == f"${{{policy}.ack_deadline}}"
@@ -151,7 +153,7 @@ def test_subscriptions_obey_the_policy(modules: dict[str, Module], name: str, po
     assert endpoint == f"${{var.worker_urls[{policy}.service]}}${{{policy}.path}}"
 
 
-def test_every_channel_ends_in_the_dead_letters(modules: dict[str, Module]) -> None:
+def test_every_channel_has_a_dead_letter_topic(modules: dict[str, Module]) -> None:
     for part in ("topic.channel", "subscription.channel", "subscription_iam_member.agent"):
         each = resource(modules, f"google_pubsub_{part}")["for_each"]
         assert each == "${var.policy.channels}"
@@ -217,7 +219,7 @@ def test_notify_has_more_slots_than_notifications_that_wait(modules: dict[str, M
     assert body["for_each"] == "${local.workers}"
 
 
-def test_nobody_waits_for_the_worker_longer_than_the_queue(modules: dict[str, Module]) -> None:
+def test_worker_timeout_is_the_ack_deadline(modules: dict[str, Module]) -> None:
     worker = modules["example"].of("module")["worker"].body
     assert worker["timeout_seconds"] == "${module.policy.ack_deadline}"
 

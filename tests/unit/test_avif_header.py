@@ -84,7 +84,7 @@ def test_boxes_that_libavif_spends_gigabytes_on_are_not_parsed() -> None:
 
 
 @pytest.mark.parametrize("where", range(8))
-def test_no_damage_raises_anything_but_a_refusal(where: int) -> None:
+def test_damaged_header_raises_only_refusals(where: int) -> None:
     data = still((64, 48), "RGBA")
     step = len(data) // 8
     for at in range(where * step, (where + 1) * step):

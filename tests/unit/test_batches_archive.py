@@ -75,7 +75,7 @@ async def test_invalid_entries_fail_alone(tmp_path: Path) -> None:
     assert "neither stored nor deflated" in details[2]
 
 
-async def test_entry_that_is_too_large_fails_alone_whatever_it_declares(tmp_path: Path) -> None:
+async def test_entry_above_the_limit_fails_alone_for_any_declared_size(tmp_path: Path) -> None:
     data = archive([("bomb", bytes(80_000)), ("empty", b""), ("image", b"x")])
     for lie in (data, patched(data, CENTRAL, 24, "<I", 10), patched(data, LOCAL, 22, "<I", 10)):
         stored, _ = await read_batch(lie, tmp_path, ZIP)

@@ -11,7 +11,7 @@ QUEUED = httpx.Response(202, json={"status": "queued"})
 SUCCESS = httpx.Response(200, json={"status": "success", "label": "cat"})
 
 
-def test_an_end_that_is_taken_back_is_a_change() -> None:
+def test_reversed_terminal_status_is_a_violation() -> None:
     ledger = Ledger()
     ledger.note(SUCCESS, IMAGE, asked=time.monotonic())
     ledger.note(QUEUED, IMAGE, asked=time.monotonic())

@@ -81,7 +81,7 @@ def test_a_fault_is_retried(fault: Step) -> None:
     assert len(service.seen) == 2
 
 
-async def test_the_asynchronous_client_retries_as_well() -> None:
+async def test_asynchronous_client_retries() -> None:
     with ScriptedService(Drop(), problem(503), Reply(200, DONE)) as service:
         async with AsyncGlimpse(service.url, retries=AT_ONCE) as client:
             assert (await client.images.get(HASH)).label == "tabby cat"
@@ -281,7 +281,7 @@ def test_model_of_a_job_is_looked_up_and_requested() -> None:
     assert service.seen[1].path == "/api/v1/jobs/batch-predict?model=m"
 
 
-def test_a_wait_that_is_over_says_what_is_known() -> None:
+def test_timeout_of_a_wait_reports_the_last_status() -> None:
     script = (problem(404, "not_found"), Reply(202, PENDING))
     with ScriptedService(*script) as service:
         client = Glimpse(service.url, retries=RetryPolicy(retries=0))
@@ -341,7 +341,7 @@ def test_a_stream_that_breaks_off_is_continued(tmp_path: Path) -> None:
     assert [each.headers.get("last-event-id") for each in service.seen] == [None, "1", "1"]
 
 
-async def test_many_flows_at_once_end_with_the_first_error() -> None:
+async def test_concurrent_flows_end_with_the_first_error() -> None:
     with ScriptedService(problem(401, "unauthenticated")) as service:
         async with AsyncGlimpse(service.url, retries=AT_ONCE) as client:
             with pytest.raises(Unauthenticated):

@@ -85,7 +85,7 @@ def test_the_same_rows_are_shown_and_written() -> None:
     assert all(cell in shown for row in [columns, *rows] for cell in row)
 
 
-def test_labels_are_compared_whatever_their_order() -> None:
+def test_labels_are_compared_in_any_order() -> None:
     labels = digest_labels({"a": "cat", "b": "dog"})
     assert labels == digest_labels({"b": "dog", "a": "cat"})
     assert labels != digest_labels({"a": "dog", "b": "cat"})
@@ -98,7 +98,7 @@ def job(status: str, succeeded: int, failed: int) -> dict[str, object]:
     return {"status": status, "total": 10, "succeeded": succeeded, "failed": failed}
 
 
-def test_a_job_has_ended_when_it_says_so() -> None:
+def test_job_has_ended_when_its_status_is_terminal() -> None:
     assert left_of(job("pending", 0, 0)) == 10
     assert left_of(job("running", 4, 1)) == 5
     assert left_of(job("running", 10, 0)) == 1
@@ -114,7 +114,7 @@ def test_a_job_that_ends_otherwise_is_no_figure(ended: dict[str, object]) -> Non
 # --- The same for everyone -----------------------------------------------------------------------
 
 
-def test_each_contender_is_told_from_the_others() -> None:
+def test_contenders_are_distinguished() -> None:
     assert len({each.name for each in CONTENDERS}) == len(CONTENDERS)
     assert len({each.subject for each in CONTENDERS}) == len(CONTENDERS)
     # Ratios are to the first, so that one is ours.

@@ -63,7 +63,7 @@ def test_it_passes_both_ways_and_each_end_of_a_way(
     thread.join(10)
 
 
-def test_a_cut_takes_what_is_connected_and_lets_nobody_connect_until_it_is_mended(
+def test_cut_closes_connections_and_refuses_new_ones_until_restored(
     line: CuttableLine, far_end: socket.socket, port: int
 ) -> None:
     with connected(port) as near:
@@ -92,6 +92,6 @@ def test_what_breaks_behind_it_breaks_before_it(
         assert ended(near)
 
 
-def test_where_nobody_is_behind_it_the_connection_ends(port: int) -> None:
+def test_connection_ends_if_no_server_listens(port: int) -> None:
     with CuttableLine(port, free_port()), connected(port) as near:
         assert ended(near)

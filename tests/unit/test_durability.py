@@ -153,7 +153,7 @@ async def test_key_transitions_that_grant_or_end_access_are_durable(tmp_path: Pa
         assert changes.applied == transitions_in(api_keys)
 
 
-async def test_webhook_transitions_but_notes_of_deliveries_are_durable(tmp_path: Path) -> None:
+async def test_webhook_transitions_except_notes_of_deliveries_are_durable(tmp_path: Path) -> None:
     clock = MovableClock()
     secret, url = bytes(32), "https://example.com/hooks"
     webhook = Webhook(f"wh_{1:024x}", "acme", "", url, JOB_EVENTS, secret, clock())
@@ -230,7 +230,7 @@ async def test_dead_letters_are_durable_and_their_resolution_is_not(tmp_path: Pa
         assert await syncs(store.purge(clock.move(1), 10))
 
 
-async def test_job_transitions_but_counts_are_durable(tmp_path: Path) -> None:
+async def test_job_transitions_except_counts_are_durable(tmp_path: Path) -> None:
     clock = MovableClock()
     key, at_once = JobKey(KEY.tenant, f"{1:032x}"), timedelta(0)
     other = JobKey(KEY.tenant, f"{2:032x}")

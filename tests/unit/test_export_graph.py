@@ -131,7 +131,7 @@ def test_a_failed_export_leaves_the_earlier_bundle(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_a_folder_that_is_no_bundle_is_not_replaced(tmp_path: Path) -> None:
+def test_folder_without_a_bundle_is_not_replaced(tmp_path: Path) -> None:
     out = tmp_path / "photos"
     out.mkdir()
     (out / "holiday.jpg").write_bytes(b"irreplaceable")

@@ -55,7 +55,7 @@ def test_a_source_without_a_letter_needs_a_name() -> None:
         bundle_name("///")
 
 
-def test_labels_are_in_numeric_order_whatever_the_order_of_the_keys() -> None:
+def test_labels_are_in_numeric_order_for_any_order_of_the_keys() -> None:
     names = {str(i): f"label {i}" for i in range(11)}
     shuffled = dict(sorted(names.items()))  # "10" comes before "2"
     assert label_list(shuffled) == [f"label {i}" for i in range(11)]
@@ -146,7 +146,7 @@ def test_convnext_stretches_from_384_on() -> None:
     assert (rule.height, rule.resize.method) == (384, "stretch")
 
 
-def test_a_square_stretch_with_a_crop_keeps_proportions_and_says_so() -> None:
+def test_square_stretch_with_a_crop_keeps_proportions_and_is_reported() -> None:
     rule = preprocessing(
         processor(
             "DeiTImageProcessor",

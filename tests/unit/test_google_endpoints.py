@@ -66,7 +66,7 @@ def service_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("service_account")
-async def test_gcp_leads_to_google_whatever_the_environment_says() -> None:
+async def test_gcp_backend_ignores_emulator_variables() -> None:
     endpoints = await open_endpoints(cloud(), utc_now)
     assert endpoints.project == "from-credentials"
     assert endpoints.credentials is not None
@@ -99,7 +99,7 @@ def test_buckets_beside_the_backends_own_are_where_the_settings_say(tmp_path: Pa
         client.close()
 
 
-async def test_without_credentials_the_start_says_so(
+async def test_start_without_credentials_gives_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -121,7 +121,7 @@ async def test_emulators_are_called_without_credentials(tmp_path: Path) -> None:
     client.close()
 
 
-def test_a_service_that_is_back_is_used_within_seconds() -> None:
+def test_recovered_service_is_used_within_seconds() -> None:
     assert dict(CHANNEL_OPTIONS)["grpc.max_reconnect_backoff_ms"] <= 2000
 
 

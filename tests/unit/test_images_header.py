@@ -108,7 +108,7 @@ def test_format_that_is_not_accepted_is_named(data: bytes, name: str) -> None:
         accepted_type(data)
 
 
-def test_jpeg_has_a_limit_of_its_own() -> None:
+def test_jpeg_has_a_separate_limit() -> None:
     """A JPEG is reduced while it is decoded. A lossless one is not."""
     limits = PixelLimits(other=20 * 20, jpeg=40 * 40)
     inspect_header(picture(size=(40, 40)), "image/jpeg", limits)

@@ -798,7 +798,7 @@ async def test_unknown_job_is_not_found(api: Api, method: str, job_id: str) -> N
 @pytest.mark.parametrize(
     "kind", ["application/zip", "application/octet-stream", "application/x-www-form-urlencoded", ""]
 )
-async def test_zip_has_a_path_of_its_own(api: Api, kind: str) -> None:
+async def test_zip_has_a_separate_path(api: Api, kind: str) -> None:
     """Whatever the client calls it. curl sends the type of a form."""
     headers = {"Content-Type": kind} if kind else {}
     body = archive({"a.png": RED, "b.png": BLUE})
@@ -842,7 +842,7 @@ async def test_path_for_one_kind_of_body_refuses_others(api: Api, path: str, kin
 HOOK = "https://93.184.215.14/own"  # an address: no name server is needed
 
 
-async def test_job_has_a_webhook_of_its_own(api: Api) -> None:
+async def test_job_has_a_separate_webhook(api: Api) -> None:
     query = f"?webhook={HOOK}&webhook_events=job.failed,job.completed"
     answer = await api.client.post(CREATE + query, files=files(RED))
     assert answer.status_code == 202

@@ -22,7 +22,7 @@ def test_allocation_above_the_limit_fails() -> None:
         allocate(512 * MIB)
 
 
-def test_allocation_below_the_limit_passes_whatever_the_process_has_already() -> None:
+def test_allocation_below_the_limit_passes_beside_earlier_memory() -> None:
     held = np.zeros(256 * MIB, np.uint8)
     with memory_limit(128 * MIB):
         assert allocate(64 * MIB)

@@ -246,7 +246,7 @@ async def test_receiver_of_one_job_verifies_with_the_secret_of_the_job(
     assert count(worker, "webhook", "delivered") == 2
 
 
-async def test_dead_letter_says_what_the_receiver_answered(worker: RunningWorker) -> None:
+async def test_dead_letter_contains_the_status_of_the_receiver(worker: RunningWorker) -> None:
     """Of a webhook of the tenant, and of one job. The queue knows only that it was refused."""
     receiver = Receiver(status(418))
     async with listening(receiver.serve) as port:

@@ -70,6 +70,6 @@ def test_not_public(address: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "example.com", "127.1", "0x7f000001", "2130706433", "1.2.3"])
-def test_what_is_no_address_is_said_to_be_none(text: str) -> None:
+def test_text_without_an_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="address"):
         is_public(text)

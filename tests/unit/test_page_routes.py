@@ -34,7 +34,7 @@ def imports_of(module: Path) -> set[str]:
     return set(_IMPORT.findall(module.read_text()))
 
 
-async def test_the_page_runs_under_a_policy_of_its_own(api: Api) -> None:
+async def test_page_has_a_separate_content_security_policy(api: Api) -> None:
     answer = await api.client.get("/")
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
@@ -92,7 +92,7 @@ async def test_the_page_can_be_left_out(tmp_path: Path, colour_bundle: Path) -> 
         assert (await api.client.get("/docs")).status_code == 200
 
 
-def test_nothing_comes_from_other_hosts() -> None:
+def test_page_loads_nothing_from_other_hosts() -> None:
     for file in (*MODULES, STATIC / "style.css", STATIC / "index.html"):
         for address in re.findall(r"https?://[^\s\"'`)]+", file.read_text()):
             said = ("https://example.com", "https://w3c.github.io/", "http://www.w3.org/")

@@ -141,7 +141,7 @@ def test_images_are_reduced_and_upright(tmp_path: Path) -> None:
 # --- The folder -----------------------------------------------------------------------------------
 
 
-def test_identity_depends_on_every_file_but_the_card(tmp_path: Path) -> None:
+def test_identity_depends_on_every_file_except_the_card(tmp_path: Path) -> None:
     folder = write_python_bundle(tmp_path / "bundle")
 
     def identity() -> str:

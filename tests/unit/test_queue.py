@@ -591,7 +591,7 @@ async def test_outcomes_survive_a_database_that_does_not_answer(
 
 
 @pytest.mark.usefixtures("short_waits")
-async def test_outcomes_that_cannot_be_recorded_at_the_stop_lead_to_another_delivery(
+async def test_outcomes_not_recorded_at_the_stop_are_delivered_again(
     store: QueueStore, settings: Settings, worker: ScriptedWorker
 ) -> None:
     gate = asyncio.Event()

@@ -264,7 +264,9 @@ async def test_new_attempt_is_sent_to_a_client_that_has_seen_the_error(served: A
 # --- Frequency and cost ---------------------------------------------------------------------------
 
 
-async def test_updates_come_at_most_twice_a_second_and_the_last_event_at_once(served: Api) -> None:
+async def test_updates_are_sent_at_most_twice_a_second_and_the_last_event_immediately(
+    served: Api,
+) -> None:
     """Other clients connect meanwhile, so that the record is looked up far more often."""
     image = await uploaded(served)
     times: list[float] = []

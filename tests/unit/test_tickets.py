@@ -31,5 +31,5 @@ def test_changed_ticket_is_refused(field: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "gtk_", "gtk_-..", "gtk_-.9999999999999.0", "é", "\n" * 9])
-def test_text_that_is_no_ticket_is_refused(text: str) -> None:
+def test_invalid_ticket_is_refused(text: str) -> None:
     assert SIGNER.key_id(text, PATH, NOW) is None

@@ -196,7 +196,7 @@ def test_head_survives_its_file() -> None:
     np.testing.assert_array_equal(again.probabilities(embedding), head.probabilities(embedding))
 
 
-def test_identity_covers_everything_that_decides_the_answer() -> None:
+def test_identity_covers_everything_that_affects_the_result() -> None:
     head, _ = fit_head(_examples(each=8))
     variants = [
         head,
@@ -233,7 +233,7 @@ def test_head_refuses_an_embedding_of_another_size() -> None:
         head.probabilities(np.zeros(23, np.float32))
 
 
-def test_answer_is_confident_from_the_threshold_of_its_own_label() -> None:
+def test_result_is_confident_from_the_threshold_of_its_label() -> None:
     weights = np.array([[1, -1], [-1, 1]], np.float32)
     head = Head(BASE, ("a", "b"), weights, np.zeros(2, np.float32), 1.0, (0.5, 0.99))
     first = head.classify(np.array([1, 0], np.float32), count=2)

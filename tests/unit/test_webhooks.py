@@ -106,7 +106,7 @@ def test_malformed_webhook_is_refused(changes: dict[str, object]) -> None:
         a_webhook(**changes)
 
 
-def test_enabled_webhook_wants_its_events() -> None:
+def test_enabled_webhook_receives_its_events() -> None:
     hook = a_webhook(events=frozenset({Event.JOB_FAILED}))
     assert hook.wants(Event.JOB_FAILED)
     assert not hook.wants(Event.JOB_COMPLETED)

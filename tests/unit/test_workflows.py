@@ -74,7 +74,7 @@ def test_workflows_grant_nothing_and_do_not_pile_up(name: str) -> None:
     assert "pull_request_target" not in workflow(name)["on"]
 
 
-def test_a_release_is_never_cut_off_by_the_next() -> None:
+def test_release_is_not_cancelled_by_the_next() -> None:
     assert workflow("deploy.yml")["concurrency"]["cancel-in-progress"] is False
 
 
@@ -109,7 +109,7 @@ def test_commands_are_those_of_this_repository() -> None:
     }
 
 
-def test_every_python_that_is_promised_is_tested() -> None:
+def test_every_supported_python_is_tested() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (oldest,) = re.findall(r">=(3\.\d+)", project["requires-python"])
     (shipped,) = re.findall(r"^FROM python:(3\.\d+)", DOCKERFILE.read_text(), re.M)
