@@ -42,9 +42,9 @@ _COLUMNS = (
 _ROW = f"INTO dead_letters ({_COLUMNS}, sort_key) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT = f"INSERT {_ROW} ON CONFLICT DO NOTHING"
 _REPLACE = f"REPLACE {_ROW}"
-_GET = f"SELECT {_COLUMNS} FROM dead_letters WHERE tenant = ? AND id = ?"  # noqa: S608
+_GET = f"SELECT {_COLUMNS} FROM dead_letters WHERE tenant = ? AND id = ?"
 _LIST = (
-    f"SELECT {_COLUMNS} FROM dead_letters"  # noqa: S608
+    f"SELECT {_COLUMNS} FROM dead_letters"
     " WHERE tenant = ?1 AND sort_key > ?2 AND sort_key < ?3"
     " AND (?4 = '' OR code = ?4) AND (?5 OR resolved_at IS NULL) ORDER BY sort_key LIMIT ?6"
 )

@@ -55,29 +55,29 @@ _KEY = "tenant = ? AND id = ?"
 _ITEMS_OF = "tenant = ? AND job = ?"
 _ITEM = "position, image_hash, name, metadata, state, error"
 # ruff's S608 warns of values in SQL text; these are constants.
-_GET = f"SELECT document FROM jobs WHERE {_KEY}"  # noqa: S608
+_GET = f"SELECT document FROM jobs WHERE {_KEY}"
 _INSERT = (
     "INSERT INTO jobs (tenant, id, sort_key, status, type, owner, sealed, wake_at, document)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 )
-_UPDATE = f"UPDATE jobs SET status = ?, sealed = ?, wake_at = ?, document = ? WHERE {_KEY}"  # noqa: S608
+_UPDATE = f"UPDATE jobs SET status = ?, sealed = ?, wake_at = ?, document = ? WHERE {_KEY}"
 _LIST = (
     "SELECT document FROM jobs WHERE tenant = ?1 AND sealed = 1 AND sort_key > ?2"
     " AND (?3 = '' OR status = ?3) AND (?4 = '' OR type = ?4) AND (?5 IS NULL OR owner = ?5)"
     " ORDER BY sort_key LIMIT ?6"
 )
 _INSERT_ITEM = (
-    f"INSERT INTO job_items (tenant, job, {_ITEM})"  # noqa: S608
+    f"INSERT INTO job_items (tenant, job, {_ITEM})"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 )
 _ITEMS = (
-    f"SELECT {_ITEM} FROM job_items WHERE {_ITEMS_OF} AND position > ?"  # noqa: S608
+    f"SELECT {_ITEM} FROM job_items WHERE {_ITEMS_OF} AND position > ?"
     " AND state LIKE ? ORDER BY position LIMIT ?"
 )
-_OPEN = f"SELECT 1 FROM job_items WHERE {_ITEMS_OF} AND state = 'open' LIMIT 1"  # noqa: S608
-_COUNT = f"SELECT state, count(*) FROM job_items WHERE {_ITEMS_OF} GROUP BY state"  # noqa: S608
-_GET_ITEM = f"SELECT {_ITEM} FROM job_items WHERE {_ITEMS_OF} AND position = ?"  # noqa: S608
-_UPDATE_ITEM = f"UPDATE job_items SET state = ?, error = ? WHERE {_ITEMS_OF} AND position = ?"  # noqa: S608
+_OPEN = f"SELECT 1 FROM job_items WHERE {_ITEMS_OF} AND state = 'open' LIMIT 1"
+_COUNT = f"SELECT state, count(*) FROM job_items WHERE {_ITEMS_OF} GROUP BY state"
+_GET_ITEM = f"SELECT {_ITEM} FROM job_items WHERE {_ITEMS_OF} AND position = ?"
+_UPDATE_ITEM = f"UPDATE job_items SET state = ?, error = ? WHERE {_ITEMS_OF} AND position = ?"
 KEYS_A_QUERY = 400  # SQLite takes 32,766 values; each key has two
 
 
@@ -112,7 +112,7 @@ class SqliteJobStore(SqliteStore[JobKey, Job]):
                 chunk = keys[begin : begin + KEYS_A_QUERY]
                 marks = ", ".join(["(?, ?)"] * len(chunk))
                 rows = connection.execute(
-                    f"SELECT document FROM jobs WHERE (tenant, id) IN (VALUES {marks})",  # noqa: S608
+                    f"SELECT document FROM jobs WHERE (tenant, id) IN (VALUES {marks})",
                     [value for key in chunk for value in _key_of(key)],
                 )
                 for (document,) in rows:
@@ -176,10 +176,8 @@ class SqliteJobStore(SqliteStore[JobKey, Job]):
 
     async def delete(self, key: JobKey) -> bool:
         def delete(connection: sqlite3.Connection) -> bool:
-            connection.execute(f"DELETE FROM job_items WHERE {_ITEMS_OF}", _key_of(key))  # noqa: S608
-            return (
-                connection.execute(f"DELETE FROM jobs WHERE {_KEY}", _key_of(key)).rowcount == 1  # noqa: S608
-            )
+            connection.execute(f"DELETE FROM job_items WHERE {_ITEMS_OF}", _key_of(key))
+            return connection.execute(f"DELETE FROM jobs WHERE {_KEY}", _key_of(key)).rowcount == 1
 
         return await self._database.write(delete, durable=True)
 

@@ -93,15 +93,12 @@ _COLUMNS = (
     " rotated_at, previous_digest, previous_expires_at, rate, daily_quota"
 )
 # ruff's S608 warns of values in SQL text; these are constants.
-_SELECT = f"SELECT {_COLUMNS} FROM api_keys"  # noqa: S608
+_SELECT = f"SELECT {_COLUMNS} FROM api_keys"
 _INSERT = (
-    f"INSERT INTO api_keys ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+    f"INSERT INTO api_keys ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
     " ON CONFLICT DO NOTHING"
 )
-_REPLACE = (
-    f"REPLACE INTO api_keys ({_COLUMNS})"  # noqa: S608
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-)
+_REPLACE = f"REPLACE INTO api_keys ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _ADD = """
     INSERT INTO usage (tenant, day, key_id, requests, images, bytes, refused)
     VALUES (?, ?, ?, ?, ?, ?, ?)

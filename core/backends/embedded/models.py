@@ -52,7 +52,7 @@ class SqliteModelStore(SqliteStore[ModelKey, TrainedModel]):
         return await self._database.read(select)
 
     async def delete(self, key: ModelKey) -> bool:
-        return await self._delete_row(f"DELETE FROM models WHERE {_KEY}", _key_of(key))  # noqa: S608
+        return await self._delete_row(f"DELETE FROM models WHERE {_KEY}", _key_of(key))
 
     async def add_base(self, tenant: str, base: str) -> None:
         statement = "INSERT INTO bases VALUES (?, ?) ON CONFLICT DO NOTHING"
@@ -68,12 +68,12 @@ class SqliteModelStore(SqliteStore[ModelKey, TrainedModel]):
         return await self._database.read(select)
 
     def _select(self, connection: sqlite3.Connection, key: ModelKey) -> TrainedModel | None:
-        statement = f"SELECT document FROM models WHERE {_KEY}"  # noqa: S608
+        statement = f"SELECT document FROM models WHERE {_KEY}"
         row = connection.execute(statement, _key_of(key)).fetchone()
         return None if row is None else model_of_text(row[0])
 
     def _update(self, connection: sqlite3.Connection, state: TrainedModel) -> None:
-        statement = f"UPDATE models SET document = ? WHERE {_KEY}"  # noqa: S608
+        statement = f"UPDATE models SET document = ? WHERE {_KEY}"
         connection.execute(statement, (text_of_model(state), *_key_of(state.key)))
 
 

@@ -227,7 +227,7 @@ class QueueStore:
 
         def expire(connection: sqlite3.Connection) -> list[Message]:
             rows = connection.execute(
-                f"SELECT {_MESSAGE}, attempts FROM messages"  # noqa: S608 - constants, as below
+                f"SELECT {_MESSAGE}, attempts FROM messages"
                 " WHERE leased = 0 AND published_at < ? AND channel = ?",
                 (cutoff, channel.name),
             ).fetchall()
@@ -250,7 +250,7 @@ def _lease(connection: sqlite3.Connection, slots: Slots, now: datetime) -> list[
     for channel in slots.channels:
         if len(rows) < slots.count:
             rows += connection.execute(
-                f"SELECT {_MESSAGE}, attempts + 1 FROM messages"  # noqa: S608 - constants
+                f"SELECT {_MESSAGE}, attempts + 1 FROM messages"
                 " WHERE leased = 0 AND channel = ? AND due_at <= ? ORDER BY due_at LIMIT ?",
                 (channel.name, to_micros(now), slots.count - len(rows)),
             ).fetchall()

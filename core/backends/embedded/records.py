@@ -60,7 +60,7 @@ _LIST_INDEXES = (
 def _add_terms(column: str, kind: str, tier: int) -> str:
     """Adds the terms of existing successes, as `terms_of` makes them."""
     return (
-        "INSERT OR IGNORE INTO record_terms"  # noqa: S608 - constants
+        "INSERT OR IGNORE INTO record_terms"
         f" SELECT tenant, '{kind}/{tier}:' || json_extract(each.value, '$.label'), sort_key"
         f" FROM records, json_each(records.{column}) AS each"
         f" WHERE json_extract(each.value, '$.confidence') >= {TIERS[tier]}"
@@ -142,45 +142,45 @@ _COLUMNS = (
     " output"
 )
 # ruff's S608 warns of values in SQL text; these are constants.
-_SELECT = f"SELECT {_COLUMNS} FROM records WHERE {_KEY}"  # noqa: S608
+_SELECT = f"SELECT {_COLUMNS} FROM records WHERE {_KEY}"
 # An array in one parameter: one statement, prepared once, for any number of keys.
 _SELECT_MANY = (
-    f"SELECT {_COLUMNS} FROM records WHERE tenant = ? AND model = ?"  # noqa: S608
+    f"SELECT {_COLUMNS} FROM records WHERE tenant = ? AND model = ?"
     " AND image_hash IN (SELECT value FROM json_each(?))"
 )
 _INSERT = (
-    f"INSERT INTO records ({_COLUMNS}, sort_key)"  # noqa: S608
+    f"INSERT INTO records ({_COLUMNS}, sort_key)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 )
 _UPDATE = (
-    "UPDATE records SET status = ?, annotations = ?, error = ?, attempts = ?, token = ?,"  # noqa: S608
+    "UPDATE records SET status = ?, annotations = ?, error = ?, attempts = ?, token = ?,"
     " lease_expires_at = ?, created_at = ?, updated_at = ?, submitted_at = ?, priority = ?,"
     f" job = ?, categories = ?, confident = ?, claims = ?, output = ? WHERE {_KEY}"
 )
 # SQLite uses the partial index only if the condition repeats that of the index word for word.
 _STALE = (
-    f"SELECT {_COLUMNS} FROM (SELECT *, row_number() OVER"  # noqa: S608
+    f"SELECT {_COLUMNS} FROM (SELECT *, row_number() OVER"
     " (PARTITION BY tenant ORDER BY updated_at) AS turn FROM records"
     " WHERE status IN ('pending', 'queued', 'running') AND updated_at < ?"
     " ORDER BY turn, updated_at LIMIT ?) ORDER BY updated_at"
 )
 # Each list reads one index, in the order of the sort keys.
 _LIST_BY_AGE = (
-    f"SELECT {_COLUMNS} FROM records INDEXED BY records_by_age"  # noqa: S608
+    f"SELECT {_COLUMNS} FROM records INDEXED BY records_by_age"
     " WHERE tenant = ? AND sort_key > ? AND sort_key < ? ORDER BY sort_key"
 )
 _LIST_BY_MODEL = (
-    f"SELECT {_COLUMNS} FROM records INDEXED BY records_by_model"  # noqa: S608
+    f"SELECT {_COLUMNS} FROM records INDEXED BY records_by_model"
     " WHERE tenant = ? AND model = ? AND sort_key > ? AND sort_key < ? ORDER BY sort_key"
 )
 _LIST_BY_STATUS = (
-    f"SELECT {_COLUMNS} FROM records INDEXED BY records_by_status"  # noqa: S608
+    f"SELECT {_COLUMNS} FROM records INDEXED BY records_by_status"
     " WHERE tenant = ? AND status = ? AND status <> 'success'"
     " AND sort_key > ? AND sort_key < ? ORDER BY sort_key"
 )
 # Without the unary plus, SQLite would search records by the bounds instead of the one sort key.
 _LIST_BY_TERM = (
-    f"SELECT {_COLUMNS} FROM"  # noqa: S608
+    f"SELECT {_COLUMNS} FROM"
     " (SELECT tenant AS owner, sort_key AS position FROM record_terms"
     " WHERE tenant = ? AND term = ? AND sort_key > ? AND sort_key < ?)"
     " CROSS JOIN records INDEXED BY records_by_age"
@@ -191,10 +191,10 @@ _INSERT_TERM = (
 )
 _DELETE_TERM = "DELETE FROM record_terms WHERE tenant = ? AND term = ? AND sort_key = ?"
 _DELETION = "tenant, image_hash, token, stage, wake_at"
-_PUT_DELETION = f"REPLACE INTO deletions ({_DELETION}) VALUES (?, ?, ?, ?, ?)"  # noqa: S608
-_SELECT_IMAGE = f"SELECT {_COLUMNS} FROM records WHERE tenant = ? AND image_hash = ?"  # noqa: S608
+_PUT_DELETION = f"REPLACE INTO deletions ({_DELETION}) VALUES (?, ?, ?, ?, ?)"
+_SELECT_IMAGE = f"SELECT {_COLUMNS} FROM records WHERE tenant = ? AND image_hash = ?"
 
-_SELECT_MODEL = f"SELECT {_COLUMNS} FROM records WHERE tenant = ? AND model = ? LIMIT ?"  # noqa: S608
+_SELECT_MODEL = f"SELECT {_COLUMNS} FROM records WHERE tenant = ? AND model = ? LIMIT ?"
 
 
 class SqliteRecordStore(SqliteStore[RecordKey, Record]):
@@ -276,7 +276,7 @@ class SqliteRecordStore(SqliteStore[RecordKey, Record]):
         )
 
     async def due_deletions(self, now: datetime, limit: int) -> Sequence[Deletion]:
-        statement = f"SELECT {_DELETION} FROM deletions WHERE wake_at <= ? ORDER BY wake_at LIMIT ?"  # noqa: S608
+        statement = f"SELECT {_DELETION} FROM deletions WHERE wake_at <= ? ORDER BY wake_at LIMIT ?"
 
         def select(connection: sqlite3.Connection) -> Sequence[Deletion]:
             rows = connection.execute(statement, (to_micros(now), limit)).fetchall()
@@ -306,7 +306,7 @@ class SqliteRecordStore(SqliteStore[RecordKey, Record]):
             rows = connection.execute(_SELECT_MODEL, (tenant, model, limit)).fetchall()
             for record in map(_record_of, rows):
                 connection.executemany(_DELETE_TERM, _term_rows(record))
-                connection.execute(f"DELETE FROM records WHERE {_KEY}", _key_of(record.key))  # noqa: S608
+                connection.execute(f"DELETE FROM records WHERE {_KEY}", _key_of(record.key))
             return len(rows)
 
         return await self._database.write(delete, durable=True)
@@ -335,7 +335,7 @@ def _delete_records(connection: sqlite3.Connection, image: ImageKey) -> int:
 
 def _select_deletion(connection: sqlite3.Connection, image: ImageKey) -> Deletion | None:
     row = connection.execute(
-        f"SELECT {_DELETION} FROM deletions WHERE tenant = ? AND image_hash = ?",  # noqa: S608
+        f"SELECT {_DELETION} FROM deletions WHERE tenant = ? AND image_hash = ?",
         image,
     ).fetchone()
     return None if row is None else _deletion_of(row)

@@ -42,7 +42,7 @@ _COLUMNS = (
     " delivered_at, delivered_event, delivered_status, delivered_error"
 )
 # ruff's S608 warns of values in SQL text; these are constants.
-_SELECT = f"SELECT {_COLUMNS} FROM webhooks WHERE tenant = ?"  # noqa: S608
+_SELECT = f"SELECT {_COLUMNS} FROM webhooks WHERE tenant = ?"
 _VALUES = "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT = f"INSERT INTO webhooks ({_COLUMNS}) {_VALUES} ON CONFLICT DO NOTHING"
 _REPLACE = f"REPLACE INTO webhooks ({_COLUMNS}) {_VALUES}"
