@@ -12,9 +12,11 @@ from app.batches.item import BatchItem
 from app.batches.manifest import BatchManifest
 from app.batches.reader import BatchKind, BatchReader
 from app.http.json_body import JsonBody, parse_json
+from app.http.parameters import Sha256
 from app.jobs.creation import Created, JobCreator, JobOrder
 from app.jobs.options import options_of, with_manifest
 from app.models.catalogue import ModelCatalogue
+from app.models.labels import check_label
 from app.uploads.limiter import UploadSlot
 from core.backends import Backend
 from core.clock import Clock, utc_now
@@ -22,15 +24,13 @@ from core.domain.jobs import Training
 from core.domain.policy import MAX_EXAMPLES
 from core.domain.principals import Principal
 from core.domain.priority import Priority
-from core.domain.records import IMAGE_HASH
-from core.domain.trained_models import MAX_VERSIONS, MODEL_NAME, ModelKey, TrainedModel
+from core.domain.trained_models import MAX_VERSIONS, MODEL_NAME, ModelKey
 from core.errors import BatchTooLarge, Conflict, InvalidRequest
 from core.outbound.mail_address import check_address
 from core.settings import Settings
 
 MIN_LABELS, MAX_LABELS = 2, 100
 MIN_IMAGES = 5  # of a label
-MAX_LABEL = 100  # characters
 _SHOWN = 5  # hashes or labels that a refusal names
 
 
@@ -39,7 +39,7 @@ class Example(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    image_hash: Annotated[str, Field(pattern=f"^{IMAGE_HASH.pattern}$")]
+    image_hash: Sha256
     label: str
 
 
@@ -158,7 +158,8 @@ class TrainingService:
         model = await self._backend.models.get(ModelKey(tenant, options.name))
         if model is not None and model.full:
             raise Conflict(f"The model has {MAX_VERSIONS} versions. Delete one of them.")
-        examples = check_examples(with_corrections(merged(sent), model))
+        corrections = {} if model is None else model.corrections
+        examples = check_examples(with_corrections(merged(sent), corrections), corrections)
         wanted = Training(options.name, _first(activate, document.activate))
         order = TrainingOrder(
             principal, base_id, sent, replace(options, model=base), examples=examples, wanted=wanted
@@ -216,27 +217,26 @@ def merged(items: Sequence[BatchItem]) -> list[BatchItem]:
     return found
 
 
-def with_corrections(items: Sequence[BatchItem], model: TrainedModel | None) -> list[BatchItem]:
-    """The items with the corrections of the model, whose images are added if they are missing."""
-    if model is None:
-        return list(items)
+def with_corrections(items: Sequence[BatchItem], corrections: Mapping[str, str]) -> list[BatchItem]:
+    """The items with the corrected labels, by image hash. Images that are missing are added."""
     corrected = [
-        _with_label(item, model.corrections[item.image_hash])
-        if item.image_hash in model.corrections
-        else item
+        _with_label(item, corrections[item.image_hash]) if item.image_hash in corrections else item
         for item in items
     ]
     known = {item.image_hash for item in items}
     more = [
         _with_label(BatchItem(image_hash=image_hash), label)
-        for image_hash, label in model.corrections.items()
+        for image_hash, label in corrections.items()
         if image_hash not in known
     ]
     return [*corrected, *more]
 
 
-def check_examples(items: list[BatchItem]) -> list[BatchItem]:
-    """The items. Raises InvalidRequest, which names the labels that are wrong and the counts."""
+def check_examples(items: list[BatchItem], corrections: Mapping[str, str]) -> list[BatchItem]:
+    """The items, to which the `corrections` have been applied.
+
+    Raises InvalidRequest, which names the labels that are wrong and the counts.
+    """
     if len(items) > MAX_EXAMPLES:
         raise _invalid("examples", f"are {len(items)}; at most {MAX_EXAMPLES} are allowed")
     counts = Counter(str(item.metadata["label"]) for item in items)
@@ -252,18 +252,12 @@ def check_examples(items: list[BatchItem]) -> list[BatchItem]:
     few = {label: good[label] for label in sorted(counts) if good[label] < MIN_IMAGES}
     if few:
         shown = ", ".join(f"{label!r} has {count}" for label, count in _few(few))
-        raise _invalid("examples", f"need {MIN_IMAGES} images of each label: {shown}", too_few=few)
+        rule = f"need {MIN_IMAGES} images of each label: {shown}"
+        if corrected := sorted(few.keys() & set(corrections.values())):
+            named = ", ".join(repr(label) for label in corrected[:_SHOWN])
+            rule += f" (corrections of the model use {named})"
+        raise _invalid("examples", rule, too_few=few)
     return items
-
-
-def check_label(label: str) -> None:
-    """Raise InvalidRequest unless the text can be a label."""
-    if not label.strip():
-        raise _invalid("label", "is empty")
-    if len(label) > MAX_LABEL:
-        raise _invalid("label", f"has {len(label)} characters; at most {MAX_LABEL} are allowed")
-    if not label.isprintable():
-        raise _invalid("label", f"has characters that cannot be printed: {label!r}")
 
 
 def _item(example: Example) -> BatchItem:

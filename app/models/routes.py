@@ -10,6 +10,7 @@ from app.auth.route import AuthenticatedRoute
 from app.http.openapi import refusals
 from app.models import schemas
 from app.models.catalogue import ModelRef
+from app.models.labels import check_label
 from app.services import services_of
 from core import errors
 from core.domain.principals import Principal, Scope
@@ -138,7 +139,12 @@ async def correct_model(
     model_id: TrainedName,
     body: schemas.Corrections,
 ) -> dict[str, int]:
-    """The next training of the model uses these labels, whatever labels it is given."""
+    """The next training of the model uses these labels, whatever labels it is given.
+
+    A label that the model does not have yet needs five images in that training.
+    """
+    for each in body.corrections:
+        check_label(each.label)
     corrections = {each.image_hash: each.label for each in body.corrections}
     models = services_of(request).trained_models
     return {"corrections": await models.correct(principal.tenant, model_id, corrections)}

@@ -5,10 +5,10 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 
 from app.http.json_body import JsonBody
+from app.http.parameters import Sha256
 from app.http.timestamps import Timestamp
-from core.domain.records import IMAGE_HASH, MODEL
-
-ImageHash = Annotated[str, Field(pattern=f"^{IMAGE_HASH.pattern}$")]
+from app.models.labels import MAX_LABEL
+from core.domain.records import MODEL
 
 
 class LabelFigures(BaseModel):
@@ -67,8 +67,8 @@ MAX_CORRECTIONS = 1000
 class Correction(BaseModel):
     """The right label of an image."""
 
-    image_hash: ImageHash
-    label: Annotated[str, Field(min_length=1, max_length=100)]
+    image_hash: Sha256
+    label: Annotated[str, Field(min_length=1, max_length=MAX_LABEL)]
 
 
 class Corrections(JsonBody):

@@ -298,6 +298,49 @@ async def test_corrections_change_the_next_training(service: Service) -> None:
     assert model["corrections"] == 2
 
 
+async def test_correction_can_name_a_new_label(service: Service) -> None:
+    """The training says where a label with too few images comes from, and later ones have five."""
+    await service.train(6)
+    images = await service.store({picture(500 + n, GREEN): "fresh" for n in range(5)})
+    path = f"{MODELS}/moods/corrections"
+    one = {"corrections": [{**images[0], "image_hash": images[0]["image_hash"].upper()}]}
+    assert (await service.api.client.post(path, json=one)).json() == {"corrections": 1}
+    body = {"name": "moods", "examples": await service.store(pictures(6))}
+    refused = await service.api.client.post(TRAIN, json=body)
+    assert refused.status_code == 422
+    assert "'fresh' has 1 (corrections of the model use 'fresh')" in refused.json()["detail"]
+    answer = await service.api.client.post(path, json={"corrections": images})
+    assert answer.json() == {"corrections": 5}
+    await service.train(6)
+    assert (await service.get(f"{MODELS}/moods"))["labels"] == ["cool", "fresh", "warm"]
+
+
+async def test_correction_of_an_image_that_is_not_stored_fails_its_item(service: Service) -> None:
+    await service.train(6)
+    path = f"{MODELS}/moods/corrections"
+    corrections = labelled(2, "warm", 7)
+    assert (
+        await service.api.client.post(path, json={"corrections": corrections})
+    ).status_code == 200
+    job = await service.get(f"{JOBS}/{await service.train(6)}")
+    assert (job["status"], job["failed"], job["succeeded"]) == ("completed", 2, 13)
+    assert (await service.get(f"{MODELS}/moods"))["versions"][0]["images"] == 12
+
+
+@pytest.mark.parametrize("label", ["", "  ", "a" * 101, "tab\tulator"])
+async def test_correction_to_what_cannot_be_a_label_is_refused(
+    service: Service, label: str
+) -> None:
+    """Such a correction would refuse every training from then on."""
+    await service.train(5)
+    corrections = [*labelled(1, "warm", 7), *labelled(1, label, 8)]
+    path = f"{MODELS}/moods/corrections"
+    answer = await service.api.client.post(path, json={"corrections": corrections})
+    assert answer.status_code == 422, answer.text
+    assert "label" in json.dumps(answer.json())
+    assert (await service.get(f"{MODELS}/moods"))["corrections"] == 0
+
+
 async def test_body_with_the_most_and_longest_corrections_fits(service: Service) -> None:
     await service.train(5)
     label = "\N{OWL}" * 100
