@@ -25,6 +25,8 @@ from core.settings import Settings, load_settings
 
 START_SECONDS = 120.0  # longest time until an emulator responds, on a busy machine
 STOP_SECONDS = 10.0  # longest time until an emulator has stopped
+# Names no entity. A lookup of it reads like any other.
+ABSENT = b'{"keys": [{"path": [{"kind": "Check", "name": "absent"}]}]}'
 _JAVA = ("-Xmx512m", "-XX:+UseSerialGC")
 
 
@@ -33,17 +35,34 @@ class EmulatorsMissing(Exception):
 
 
 @dataclass(frozen=True)
+class Check:
+    """A request that a working process answers: a POST of JSON if it has a body, else a GET."""
+
+    url: str
+    body: bytes | None = None
+
+
+@dataclass(frozen=True)
 class Emulator:
-    """One process. When it is ready, it responds to GET / with 200."""
+    """One process. When it is ready, it responds to GET / with 200.
+
+    `read` is the path and the body of a request that reads, if GET / does not show a hang.
+    """
 
     name: str
     argv: tuple[str, ...]
     host: str
     port: int
+    read: tuple[str, bytes] | None = None
 
     @property
     def url(self) -> str:
         return f"http://{self.host}:{self.port}/"
+
+    @property
+    def check(self) -> Check:
+        """A request that fails if the emulator hangs."""
+        return Check(self.url + self.read[0], self.read[1]) if self.read else Check(self.url)
 
     def is_ready(self) -> bool:
         try:
@@ -202,6 +221,9 @@ class RunningEmulators:
 
 
 def _datastore(jar: Path | None, folder: Path, host: str, port: int) -> Emulator:
+    # Imported here, so that `missing` does not load Google's libraries.
+    from core.backends.google.endpoints import DEMO_PROJECT
+
     data = folder / "datastore"
     command = (
         "java",
@@ -211,14 +233,13 @@ def _datastore(jar: Path | None, folder: Path, host: str, port: int) -> Emulator
         "com.google.cloud.datastore.emulator.CloudDatastore",
     )
     if not (data / "WEB-INF").is_dir():
-        # Imported here, so that `missing` does not load Google's libraries.
-        from core.backends.google.endpoints import DEMO_PROJECT
-
         data.parent.mkdir(parents=True, exist_ok=True)
         create = (*command, "create", f"--project_id={DEMO_PROJECT}", str(data))
         subprocess.run(create, check=True, capture_output=True, timeout=START_SECONDS)
     start = ("start", f"--host={host}", f"--port={port}", "--consistency=1.0", str(data))
-    return Emulator("datastore", (*command, *start), host, port)
+    # Its threads may block each other, and GET / still gets a response.
+    read = (f"v1/projects/{DEMO_PROJECT}:lookup", ABSENT)
+    return Emulator("datastore", (*command, *start), host, port, read)
 
 
 def _pubsub(jar: Path | None, host: str, port: int) -> Emulator:

@@ -5,19 +5,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from compose.choice import CannotRun
-from compose.emulators import EmulatorsMissing, emulators
+from compose.emulators import Check, EmulatorsMissing, emulators
 from core.settings import Settings
 
 
 @dataclass(frozen=True)
 class Program:
-    """One process. `address` must be free before it starts. `setting` changes the address."""
+    """One process. `address` must be free before it starts. `setting` changes the address.
+
+    A process that does not respond to `check` hangs, and is restarted.
+    """
 
     name: str
     argv: tuple[str, ...]
     address: tuple[str, int] | None = None
     setting: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
+    check: Check | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ def _emulators(settings: Settings) -> tuple[Program, ...]:
     except EmulatorsMissing as error:
         raise CannotRun(f"The emulators cannot run here. {error}") from None
     return tuple(
-        Program(e.name, e.argv, (e.host, e.port), f"{e.name.upper()}_EMULATOR_HOST") for e in wanted
+        Program(e.name, e.argv, (e.host, e.port), f"{e.name.upper()}_EMULATOR_HOST", check=e.check)
+        for e in wanted
     )
 
 

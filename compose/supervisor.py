@@ -24,6 +24,7 @@ import httpx2
 
 from compose.choice import CannotRun
 from compose.data_dir_lock import DataDirError, held, opened_log
+from compose.emulators import Check
 from compose.install import in_use
 from compose.programs import Plan, Program, plan
 from compose.terminal import shortened
@@ -38,6 +39,9 @@ RESTART_DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds. After another early exit,
 DEFAULT_URL = "http://127.0.0.1:8080"  # of the client
 EARLY_SECONDS = 20.0  # a process that ran longer than this restarts with the first delay
 FIRST_POLL, LAST_POLL = 0.2, 2.0  # seconds between two requests for `/ready`
+CHECK_INTERVAL = 10.0  # seconds between two checks of a process that may hang
+CHECK_SECONDS = 10.0  # longest time for the response to a check
+FAILED_CHECKS = 3  # in a row, after which a process hangs
 _COLOURS = {"api": 36, "worker": 32, "queue": 35, "scheduler": 35, "set-up": 33}
 _DEFAULT_COLOUR = 37
 _EMULATOR_COLOUR = 34
@@ -191,8 +195,11 @@ class Supervisor:
         output = asyncio.create_task(self._forward(program.name, process.stdout))
         ended = asyncio.create_task(process.wait())
         stopping = asyncio.create_task(until.wait())
-        await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        hanging = asyncio.create_task(_hang(program.check))
+        await asyncio.wait({ended, stopping, hanging}, return_when=asyncio.FIRST_COMPLETED)
         if not ended.done():
+            if not stopping.done():
+                self.show("glimpse", f"{program.name} does not respond: stopping it")
             process.terminate()
             done, _ = await asyncio.wait({ended}, timeout=self.stop_seconds)
             if not done:
@@ -201,6 +208,7 @@ class Supervisor:
                 )
                 process.kill()
         stopping.cancel()
+        hanging.cancel()
         status = await ended
         # Child processes that it leaves would keep its port and its end of the pipe open.
         with suppress(ProcessLookupError, PermissionError):
@@ -225,6 +233,34 @@ def _json_line(name: str, line: str) -> str:
     """A line of text in the form of the services' JSON lines."""
     now = datetime.now(UTC).isoformat()
     return json.dumps({"message": line, "severity": "INFO", "service": name, "time": now})
+
+
+async def _hang(check: Check | None) -> None:
+    """Return when several checks in a row get no response in time. Only timeouts count.
+
+    The checks begin with the first response: a process that starts is not one that hangs.
+    """
+    if check is None:
+        await asyncio.Event().wait()  # until this task is cancelled
+        return
+    failed, responded = 0, False
+    # Without proxies of the environment, which do not lead to this machine.
+    async with httpx2.AsyncClient(trust_env=False, timeout=CHECK_SECONDS) as client:
+        while failed < FAILED_CHECKS:
+            await asyncio.sleep(CHECK_INTERVAL)
+            try:
+                await client.request(
+                    "GET" if check.body is None else "POST",
+                    check.url,
+                    content=check.body,
+                    headers={"Content-Type": "application/json"},
+                )
+            except httpx2.TimeoutException:
+                failed += responded
+            except httpx2.TransportError:
+                failed = 0  # for example, no process listens: the supervisor sees its end
+            else:
+                failed, responded = 0, True
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

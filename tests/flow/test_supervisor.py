@@ -16,6 +16,7 @@ import httpx
 import psutil
 import pytest
 
+from compose.emulators import Check
 from compose.programs import Plan, Program
 from compose.supervisor import Supervisor
 from tests.support import stack
@@ -180,6 +181,62 @@ def test_supervisor_names_what_a_part_needs_to_restart(tmp_path: Path) -> None:
         assert last.startswith("glimpse | worker ends repeatedly (")
         assert missing in last
         assert "run make stop, make clean, then make run" in last
+
+
+def test_process_that_hangs_is_restarted(tmp_path: Path) -> None:
+    """One that is still starting is not."""
+    port, seen = free_port(), tmp_path / "seen"
+    server = (
+        "import http.server, os, signal, time\n"
+        f"seen = open({str(seen)!r}, 'a'); print(os.getpid(), file=seen, flush=True)\n"
+        "class Handler(http.server.BaseHTTPRequestHandler):\n"
+        "    def do_POST(self):\n"
+        "        self.rfile.read(int(self.headers['Content-Length']))\n"
+        "        self.send_response(200); self.end_headers()\n"
+        "        print('checked', file=seen, flush=True)\n"
+        f"slow = http.server.HTTPServer(('127.0.0.1', {port}), Handler)\n"
+        "time.sleep(1.5)  # the port is open, and nothing responds\n"
+        "slow.serve_forever()\n"
+    )
+    program = Program(
+        "datastore",
+        (sys.executable, "-c", server),
+        check=Check(f"http://127.0.0.1:{port}/read", b"{}"),
+    )
+    lines: list[str] = []
+
+    async def scenario() -> list[str]:
+        supervisor = Supervisor(Plan("a plan", (program,)), 1, lines.append)
+        task = asyncio.create_task(supervisor.run())
+        try:
+            first = await seen_lines(2)
+            os.kill(int(first[0]), signal.SIGSTOP)
+            restarted = await seen_lines(len(first) + 2, beyond="checked")
+        finally:
+            supervisor.stop.set()
+            await task
+        return restarted
+
+    async def seen_lines(number: int, beyond: str = "") -> list[str]:
+        for _ in range(600):
+            found = seen.read_text().split() if seen.exists() else []
+            pids = [line for line in found if line != "checked"]
+            if len(found) >= number and (not beyond or (len(pids) > 1 and found[-1] == beyond)):
+                return found
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"{seen} has {found}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("compose.supervisor.CHECK_INTERVAL", 0.05)
+        patch.setattr("compose.supervisor.CHECK_SECONDS", 0.3)
+        patch.setattr("compose.supervisor.RESTART_DELAYS", (0.01,))
+        asyncio.run(scenario())
+    glimpse = [line for line in lines if line.startswith("glimpse")]
+    assert glimpse == [
+        "glimpse   | datastore does not respond: stopping it",
+        "glimpse   | datastore did not stop in 1 s: killing it",
+        "glimpse   | datastore ended (signal 9): restarting it in 0.01 s",
+    ]
 
 
 def test_invalid_setting_is_named(tmp_path: Path, colour_bundle: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from compose.emulators import missing
+from compose.emulators import ABSENT, missing
 from core.settings import Settings
 from tests.support.images import COMPOSE, services, stages
 from tests.support.settings import isolated_settings
@@ -113,6 +113,21 @@ def test_emulators_listen_on_their_ports(name: str, port: int) -> None:
     command = " ".join(SERVICES[name]["command"])
     assert f"0.0.0.0:{port}" in command or f"--host=0.0.0.0 --port={port}" in command
     assert f"http://127.0.0.1:{port}/" in " ".join(SERVICES[name]["healthcheck"]["test"])
+
+
+def test_container_of_a_hanging_datastore_ends() -> None:
+    """By the lookup that the supervisor sends, too."""
+    from core.backends.google.endpoints import DEMO_PROJECT
+
+    kind, command = SERVICES["datastore"]["healthcheck"]["test"]
+    assert kind == "CMD-SHELL"
+    assert f"/v1/projects/{DEMO_PROJECT}:lookup" in command
+    assert f"--data '{ABSENT.decode()}'" in command
+    # 28 is curl's status after --max-time. Docker would otherwise end curl before.
+    assert "|| { [ $$? = 28 ] && kill 1; exit 1; }" in command
+    (seconds,) = re.findall(r"--max-time (\d+)", command)
+    assert int(seconds) < int(SERVICES["datastore"]["healthcheck"]["timeout"].removesuffix("s"))
+    assert SERVICES["datastore"]["restart"] == "on-failure"
 
 
 def test_emulators_have_the_project_of_the_services() -> None:
