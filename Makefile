@@ -118,6 +118,19 @@ lint-terraform:
 lint-checkov:
 	$(CHECKOV_VENV)/bin/checkov --config-file terraform/.checkov.yaml
 
+# Not part of `make lint`, because it needs npm. The packages have the types of the vendored modules.
+PAGE_TYPES := .page-types
+$(PAGE_TYPES)/.complete: Makefile
+	npm install --silent --no-audit --no-fund --ignore-scripts --prefix $(PAGE_TYPES) typescript@7.0.2 preact@11.2.0 htm@3.1.1
+	@touch $@
+
+.PHONY: lint-page
+lint-page: ## Check the types of the page's scripts (needs npm)
+	@if command -v npm > /dev/null; then \
+	  $(MAKE) --no-print-directory $(PAGE_TYPES)/.complete && \
+	  $(PAGE_TYPES)/node_modules/.bin/tsc --project app/page/tsconfig.json; \
+	else echo 'lint-page: skipped, because npm is not installed.'; fi
+
 .PHONY: terraform
 terraform: setup ## Apply, change, and destroy the Terraform with its real providers, without an account
 	.ci/terraform
@@ -221,5 +234,5 @@ test-export: $(EXPORT_VENV)/.complete ## Test the exporters (installs PyTorch)
 
 .PHONY: clean
 clean: ## Delete installed and generated files, but not DATA_DIR
-	rm -rf $(VENV) $(POETRY_VENV) $(EXPORT_VENV) $(CHECKOV_VENV) $(FUZZ_VENV) $(AUDIT_VENV) benchmarks/.venvs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(POETRY_VENV) $(EXPORT_VENV) $(CHECKOV_VENV) $(FUZZ_VENV) $(AUDIT_VENV) $(PAGE_TYPES) benchmarks/.venvs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +

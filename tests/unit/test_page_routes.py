@@ -105,6 +105,13 @@ def test_vendored_modules_are_those_of_their_packages() -> None:
         assert f"`{name}`" in (STATIC / "vendor/README.md").read_text()
 
 
+def test_types_are_those_of_the_vendored_modules() -> None:
+    vendored = re.findall(r"(\w+) (\d[\d.]+), `dist", (STATIC / "vendor/README.md").read_text())
+    assert {name for name, _ in vendored} == {"preact", "htm"}
+    makefile = (Path(__file__).parents[2] / "Makefile").read_text()
+    assert all(f" {name}@{version}" in makefile for name, version in vendored)
+
+
 def test_the_first_load_is_small() -> None:
     seen: set[Path] = set()
 
