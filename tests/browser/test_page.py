@@ -85,6 +85,27 @@ def test_hostile_names_are_shown_as_text(visit: Visit, tmp_path: Path) -> None:
     assert page.title() == "Glimpse"
 
 
+def test_policy_blocks_inline_scripts(visit: Visit) -> None:
+    page = visit.open()
+    expect(page.locator("h1")).to_be_visible()
+    with page.expect_console_message(lambda message: "Content Security Policy" in message.text):
+        page.evaluate(f"document.body.insertAdjacentHTML('beforeend', '{HOSTILE}')")
+    assert page.title() == "Glimpse"
+    assert all("Content Security Policy" in each for each in visit.complaints)
+    visit.complaints.clear()
+
+
+def test_theme_is_that_of_the_reader(visit: Visit) -> None:
+    page = visit.open()
+    expect(page.locator("h1")).to_be_visible()
+    ground, ink = (
+        sum(page.evaluate(f"getComputedStyle(document.body).{of}.match(/\\d+/g).map(Number)"))
+        for of in ("backgroundColor", "color")
+    )
+    dark = page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+    assert (ground < ink) == dark
+
+
 def test_file_that_is_no_image_shows_the_reason(visit: Visit) -> None:
     page = visit.open()
     broken = FilePayload(name="a.png", mimeType="image/png", buffer=b"no image at all")
@@ -211,11 +232,14 @@ def test_refused_file_of_a_folder_is_named_with_the_reason(visit: Visit, tmp_pat
 # --- Training -------------------------------------------------------------------------------------
 
 
+COOL = "<b>cool"
+
+
 def sorted_folder(folder: Path) -> Path:
     """Pictures in a folder for each label. One picture of `warm` is blue: a wrong label."""
     for number in range(6):
         photo(folder, f"warm/{number}.png", RED)
-        photo(folder, f"cool/{number}.png", BLUE)
+        photo(folder, f"{COOL}/{number}.png", BLUE)
     photo(folder, "warm/wrong.png", BLUE)
     return folder
 
@@ -236,18 +260,18 @@ def test_model_is_trained_corrected_and_trained_again(visit: Visit, tmp_path: Pa
     page = visit.page
     first = page.locator("main > section").first.get_attribute("aria-label")
     matrix = page.get_by_role("region", name="Confusion matrix")
-    expect(matrix.locator("tbody tr")).to_have_text(["cool60", "warm16"])
+    expect(matrix.locator("tbody tr")).to_have_text([f"{COOL}60", "warm16"])
     mistake = page.get_by_role("list", name="Worst mistakes").locator("li")
     expect(mistake).to_have_count(1)
     assert mistake.locator("img").evaluate("image => image.naturalWidth") == 40
-    expect(mistake.get_by_label("Right label")).to_have_value("cool")
+    expect(mistake.get_by_label("Right label")).to_have_value(COOL)
     mistake.get_by_role("button", name="Correct").click()
-    expect(mistake).to_contain_text("Corrected to cool")
+    expect(mistake).to_contain_text(f"Corrected to {COOL}")
     expect(page.locator("main")).to_contain_text("1 correction is used in the next training")
     page.get_by_role("button", name="Train again").click()
     versions = page.locator("main > section").filter(has_text="accuracy, 95 %")
     expect(versions).to_have_count(2, timeout=60_000)
-    expect(versions.first.locator(".matrix tbody tr")).to_have_text(["cool70", "warm06"])
+    expect(versions.first.locator(".matrix tbody tr")).to_have_text([f"{COOL}70", "warm06"])
     expect(versions.first).to_contain_text("None.")
     page.get_by_role("button", name=f"Activate {first}").click()
     expect(versions.last.locator("strong.good")).to_have_text("active")
@@ -351,6 +375,7 @@ def test_page_asks_for_a_key_and_survives_a_restart_of_the_service(
     page.get_by_label("API key").fill(stack.make_key("--scopes", "all"))
     page.locator("form").get_by_role("button", name="Sign in").click()
     expect(page.locator("main")).to_contain_text("No images")
+    assert page.evaluate("[localStorage.length, sessionStorage.length]") == [0, 1]
     for number in range(60):
         photo(tmp_path / "many", f"{number}.png", RED)
     uploads: list[str] = []
@@ -376,3 +401,19 @@ def test_page_asks_for_a_key_and_survives_a_restart_of_the_service(
     stack.start("api")
     expect(page.locator("main")).to_contain_text("60 succeeded", timeout=60_000)
     assert not [each for each in visit.complaints if "ERR_CONNECTION" not in each]
+
+
+def test_refusal_says_what_to_do(keyed: tuple[Stack, Visit], tmp_path: Path) -> None:
+    stack, visit = keyed
+    photo_of_key = photo(tmp_path, "red.png", RED)
+    for arguments, advice in (
+        (("--scopes", "read"), "Your key does not permit this: it needs the scope “classify”."),
+        (("--scopes", "read,classify", "--daily-quota", "1"), "Your key has used its limit."),
+    ):
+        key = stack.make_key(*arguments)
+        page = visit.open()
+        page.evaluate("key => sessionStorage.setItem('glimpse-key', key)", key)
+        page.reload()
+        expect(page.locator("h1")).to_be_visible()
+        choose(page, "Choose photos", photo_of_key)
+        expect(page.locator("article [role=alert]")).to_contain_text(advice)

@@ -86,14 +86,20 @@ export async function send(path, options = {}) {
 }
 
 /**
- * The JSON of an answer; null where there is no body.
+ * The JSON of an answer; null where there is no body. An answer that is cut off is a Problem.
  * @param {string} path
  * @param {Parameters<typeof send>[1]} [options]
  * @returns {Promise<any>}
  */
 export async function json(path, options = {}) {
   const answer = await send(path, options);
-  return answer.status === 204 ? null : answer.json();
+  if (answer.status === 204) return null;
+  try {
+    return await answer.json();
+  } catch (error) {
+    if (options.signal?.aborted) throw error;
+    throw new Problem(0, { detail: "The answer of the service was cut off." });
+  }
 }
 
 /**

@@ -1,6 +1,6 @@
 // @ts-check
 /** Many files as one job: hash, look up, send what is missing, then name everything by hash. */
-import { Problem, call, send, sha256 } from "./api.js";
+import { Problem, call, json, sha256 } from "./api.js";
 
 /**
  * An image of a job. `refused` is why the service does not accept its bytes.
@@ -63,10 +63,10 @@ export async function uploadMissing(images, model, progress) {
   let sent = 0;
   await each(sending, async ({ file, n }) => {
     try {
-      const answer = await persistent(() => send("/api/v1/images", {
+      const image = await persistent(() => json("/api/v1/images", {
         method: "POST", query: { model }, body: file, headers: { "content-type": "application/octet-stream" },
       }));
-      found[n].hash = (await answer.json()).image_hash;
+      found[n].hash = image.image_hash;
     } catch (error) {
       // A file that is no image fails its item only.
       if (!(error instanceof Problem) || ![413, 415, 422].includes(error.status)) throw error;

@@ -4,7 +4,6 @@ import { useEffect, useRef, useState } from "preact/hooks";
 
 import { base, follow, json, send, sha256 } from "./api.js";
 import { Copy, Failure, Labels, Progress, State, chosenFiles, droppedFiles, html, looksLikeImage } from "./ui.js";
-import { createJob, folderOf } from "./batch.js";
 
 const AT_ONCE = 4;
 export const MANY = 20; // more files than this become a job
@@ -67,6 +66,7 @@ export function Try({ model: selected, go }) {
     }
     if (images.length > MANY) {
       try {
+        const { createJob, folderOf } = await import("./batch.js");
         const job = await createJob(images, { model, name: folderOf(images) }, (word, done, total) => setProgress({ word, done, total }));
         go(`/jobs/${job}`);
       } catch (failed) {
@@ -219,11 +219,10 @@ async function classify(shown, update, signal) {
       note = `Known: nothing was uploaded, ${took} ms.`;
     } else {
       update({ id: shown.id, state: "sending" });
-      const uploaded = await send("/api/v1/images", {
+      image = await json("/api/v1/images", {
         method: "POST", query, body: shown.file, signal,
         headers: { "content-type": "application/octet-stream" },
       });
-      image = await uploaded.json();
     }
     update({ id: shown.id, state: image.status, image, note });
     if (image.status !== "success" && image.status !== "error") {
