@@ -124,11 +124,18 @@ def address_problems(url: str) -> Iterator[str]:
 
 
 def key_problems(target: Target) -> Iterator[str]:
-    """Whether the key may do what the smoke test does. The image of this name does not exist."""
+    """Whether the key may do what the smoke test does. The upload is empty, so it is refused.
+
+    The image of this name does not exist.
+    """
     unknown = f"{IMAGES}/{'0' * 64}"
-    for method, scope in (("GET", "read"), ("DELETE", "admin")):
+    for method, path, scope in (
+        ("GET", unknown, "read"),
+        ("POST", IMAGES, "classify"),
+        ("DELETE", unknown, "admin"),
+    ):
         try:
-            answer = target.request(method, unknown)
+            answer = target.request(method, path, b"" if method == "POST" else None)
         except SmokeFailed as error:
             yield str(error)
             return

@@ -10,11 +10,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from deploy import preflight
 from deploy.cloud_run import TAG, CloudRun
 from deploy.smoke import SmokeFailed, Target, random_image, smoke
 from tests.support import cloud_run
@@ -25,8 +27,8 @@ from tests.support.requirements import GCLOUD
 from tests.support.stack import Stack, until
 
 PLACEHOLDER = "us-docker.pkg.dev/cloudrun/container/hello"
-SERVICES = ("interactive", "notify", "api")
-WORKERS = SERVICES[:2]
+WORKERS = ("interactive", "batch", "notify")
+SERVICES = (*WORKERS, "api")
 OLD = {name: {"00001": 100} for name in SERVICES}
 NEW = {name: {"00002": 100} for name in SERVICES}
 
@@ -39,7 +41,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, colour_bundle: Path) -> Iter
 
 @pytest.fixture
 def cloud(tmp_path: Path, stack: Stack) -> Iterator[cloud_run.CloudRun]:
-    """Three services of version 1. Images of version 2 work, those of version 3 never start."""
+    """Four services of version 1. Images of version 2 work, those of version 3 never start."""
     fake = cloud_run.CloudRun(tmp_path)
     fake.backends[PLACEHOLDER] = "placeholder"
     for name in SERVICES:
@@ -85,7 +87,7 @@ def assert_rolled_back(cloud: cloud_run.CloudRun, code: int, said: str) -> None:
     assert traffic(cloud) == OLD, said
     # A later `terraform apply` starts the image that works, and no tag keeps a revision warm.
     assert images(cloud) == {name: image(name, 1) for name in SERVICES}, said
-    assert [cloud.tags(name) for name in SERVICES] == [[], [], []]
+    assert not any(cloud.tags(name) for name in SERVICES)
     assert not (cloud.folder / "j").exists()
 
 
@@ -94,10 +96,10 @@ def test_release_moves_the_workers_first_and_then_the_api(cloud: cloud_run.Cloud
     assert code == 0, said
     assert traffic(cloud) == NEW
     order = re.findall(r"`(\w+)-00002-\w+` gets the", summary(cloud))
-    assert order == ["interactive", "notify", "api"]
-    assert [cloud.tags(name) for name in SERVICES] == [[], [], []]
+    assert order == ["interactive", "batch", "notify", "api"]
+    assert not any(cloud.tags(name) for name in SERVICES)
     assert not (cloud.folder / "j").exists()
-    assert summary(cloud).startswith("## Release of api, notify, interactive\n\n- ")
+    assert summary(cloud).startswith("## Release of api, notify, batch, interactive\n\n- ")
     assert all(image(name, 2) in summary(cloud) for name in SERVICES)
     assert summary(cloud).count("works") == 3
     # Terraform would remove a revision's name in each later plan.
@@ -163,7 +165,7 @@ def test_failure_after_the_move_rolls_the_api_back_before_the_workers(
     code, said = release(cloud, "--timeout=3")
     assert_rolled_back(cloud, code, said)
     back = re.findall(r"`(\w+)` has its traffic back", summary(cloud))
-    assert back == ["api", "notify", "interactive"]
+    assert back == ["api", "notify", "batch", "interactive"]
     assert re.search(r"`api-\S+` gets the requests", summary(cloud))
 
 
@@ -210,18 +212,18 @@ def test_release_activates_applied_settings_without_new_images(
 
 def test_refusals_are_repeated(cloud: cloud_run.CloudRun) -> None:
     """A conflict, too many requests, an unavailable service: on creation, and on a move."""
-    statuses = dict(zip(SERVICES, (409, 429, 503), strict=True))
+    statuses = dict(zip(SERVICES, (409, 429, 503, 409), strict=True))
     cloud.faults = [Fault("PUT", f"/services/{name}$", statuses[name]) for name in SERVICES]
 
     def refuse(method: str, path: str, body: dict[str, Any] | None) -> None:
-        if cloud.traffic("interactive") == {"00002": 100} and len(cloud.faults) == 3:
+        if cloud.traffic("interactive") == {"00002": 100} and len(cloud.faults) == 4:
             cloud.faults += [Fault("PUT", "/services/notify$", 409), Fault("PUT", "/api$", 429)]
 
     cloud.on_request = refuse
     code, said = release(cloud)
     assert code == 0, said
     assert traffic(cloud) == NEW
-    assert len(cloud.faults) == 5
+    assert len(cloud.faults) == 6
     assert all(fault.times == 0 for fault in cloud.faults)
 
 
@@ -391,6 +393,25 @@ def test_domain_without_an_address_is_missing(cloud: cloud_run.CloudRun) -> None
     assert code == 2
     assert "labels.invalid has no address: create the A record" in said
     assert traffic(cloud) == OLD
+
+
+def test_check_names_the_scopes_that_a_key_lacks(
+    stack: Stack, tmp_path: Path, colour_bundle: Path
+) -> None:
+    settings = {"DATA_DIR": stack.environment["DATA_DIR"], "API_KEYS": "required"}
+    with ExitStack() as opened:
+        secured = Stack(tmp_path, colour_bundle, **settings)
+        opened.callback(secured.__exit__)
+        secured.start("api")
+        url = str(secured.api.base_url)
+        lacking = list(preflight.key_problems(Target(url, secured.make_key("--scopes=read"))))
+        (wrong,) = preflight.key_problems(Target(url, "glimpse_wrong"))
+        complete = secured.make_key("--scopes=classify,read,admin")
+        assert list(preflight.key_problems(Target(url, complete))) == []
+    assert len(lacking) == 2
+    assert "needs the scope classify" in lacking[0]
+    assert "needs the scope admin" in lacking[1]
+    assert "does not accept the key" in wrong
 
 
 def test_service_that_does_not_exist_is_missing(cloud: cloud_run.CloudRun) -> None:

@@ -74,8 +74,10 @@ def test_every_label_is_a_field_of_its_line(counted: dict[str, dict[str, Any]]) 
 
 
 def message_and_field(modules: dict[str, Module], metric: str) -> tuple[str, str]:
-    body = modules["observability"].of("resource")[f"google_logging_metric.{metric}"].body
-    (message,) = re.findall(r'jsonPayload\.message=\\*"([^"\\]+)', body["filter"])
+    module = modules["observability"]
+    body = module.of("resource")["google_logging_metric.measured"].body
+    lines = module.locals["measured"][metric]["lines"]
+    (message,) = re.findall(r'jsonPayload\.message=\\*"([^"\\]+)', lines)
     (field,) = re.findall(r"EXTRACT\(jsonPayload\.(\w+)\)", body["value_extractor"])
     return message, field
 
@@ -89,12 +91,12 @@ def test_the_time_of_a_classification_is_in_its_line(modules: dict[str, Module])
 def test_the_time_of_an_upload_is_in_its_line(modules: dict[str, Module]) -> None:
     """And so is what tells it from batches and reads."""
     message, field = message_and_field(modules, "upload_time")
-    body = modules["observability"].of("resource")["google_logging_metric.upload_time"].body
-    filters = set(re.findall(r"jsonPayload\.(\w+)", body["filter"])) - {"message"}
+    lines = modules["observability"].locals["measured"]["upload_time"]["lines"]
+    filters = set(re.findall(r"jsonPayload\.(\w+)", lines)) - {"message"}
     (fields,) = [fields for said, fields, _ in LINES["api"] if said == message]
     assert filters == {"method", "path"}
     assert {field, *filters} <= fields
-    (batches,) = re.findall(r'NOT jsonPayload\.path:\\*"([^"\\]+)', body["filter"])
+    (batches,) = re.findall(r'NOT jsonPayload\.path:\\*"([^"\\]+)', lines)
     assert batches in "/api/v1/jobs/batch-predict"
     assert not any(batches in path for path in ("/api/v1/images", "/what/fast", "/what/slow"))
 
@@ -175,7 +177,8 @@ def user_metrics(text: str) -> set[str]:
 def test_alerts_and_charts_use_metrics_that_exist(
     modules: dict[str, Module], counted: dict[str, dict[str, Any]]
 ) -> None:
-    made = {*counted} | {
+    measured = {name for name in modules["observability"].locals["measured"] if name[:2] != "__"}
+    made = {*counted, *measured} | {
         plain(block.body["name"]).rpartition("/")[2]
         for name, block in modules["observability"].of("resource").items()
         if name.startswith("google_logging_metric.") and "for_each" not in block.body

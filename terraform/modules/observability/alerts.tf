@@ -148,13 +148,12 @@ locals {
 # A policy can name only metrics that exist, and a new metric may take ten minutes until it does.
 resource "time_sleep" "metrics" {
   create_duration = "${var.propagation_seconds}s"
-  triggers        = { metrics = join(",", concat(keys(local.counted), ["classification_time", "scheduler_failed", "upload_time"])) }
+  triggers        = { metrics = join(",", concat(keys(local.counted), keys(local.measured), ["scheduler_failed"])) }
 
   depends_on = [
-    google_logging_metric.classification_time,
     google_logging_metric.counted,
+    google_logging_metric.measured,
     google_logging_metric.scheduler_failed,
-    google_logging_metric.upload_time,
   ]
 }
 

@@ -154,5 +154,5 @@ resource "google_monitoring_dashboard" "this" {
     }
   })
 
-  depends_on = [google_logging_metric.classification_time, google_logging_metric.counted, google_logging_metric.upload_time]
+  depends_on = [google_logging_metric.counted, google_logging_metric.measured]
 }

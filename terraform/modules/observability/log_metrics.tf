@@ -30,6 +30,20 @@ locals {
     emails_sent            = { lines = local.worker_lines, message = "e-mail sent", label = null, means = "Notifications that a mail server accepted" }
     expired                = { lines = local.worker_expired_lines, message = "record ended", label = null, means = "Records that failed because their retention had ended" }
   }
+
+  # Lines whose field `milliseconds` is measured, by the metric's name.
+  measured = {
+    classification_time = {
+      lines = "${local.worker_lines} AND jsonPayload.message=\"classified\""
+      means = "Milliseconds from the message's arrival at the worker to the stored result"
+    }
+    # Cloud Run's own latencies include streams of live updates, which last up to an hour. A batch takes as long
+    # as its sender.
+    upload_time = {
+      lines = "${local.api_lines} AND jsonPayload.message=\"request\" AND jsonPayload.method=\"POST\" AND NOT jsonPayload.path:\"/jobs/\""
+      means = "Milliseconds from the beginning of an image's upload to the answer"
+    }
+  }
 }
 
 resource "google_logging_metric" "counted" {
@@ -59,36 +73,13 @@ resource "google_logging_metric" "counted" {
   )
 }
 
-resource "google_logging_metric" "classification_time" {
+resource "google_logging_metric" "measured" {
+  for_each = local.measured
+
   project         = var.project_id
-  name            = "${var.prefix}/classification_time"
-  description     = "Milliseconds from the message's arrival at the worker to the stored result"
-  filter          = "${local.worker_lines} AND jsonPayload.message=\"classified\""
-  value_extractor = "EXTRACT(jsonPayload.milliseconds)"
-
-  metric_descriptor {
-    metric_kind = "DELTA"
-    value_type  = "DISTRIBUTION"
-    unit        = "ms"
-  }
-
-  # From 1 ms to 100 s, each a third wider than the one before.
-  bucket_options {
-    exponential_buckets {
-      num_finite_buckets = 40
-      growth_factor      = 1.333
-      scale              = 1
-    }
-  }
-}
-
-# Cloud Run's own latencies have streams of live updates in them, which last as long as they may. The
-# API's line has not; and a whole batch takes as long as its sender does.
-resource "google_logging_metric" "upload_time" {
-  project         = var.project_id
-  name            = "${var.prefix}/upload_time"
-  description     = "Milliseconds from the beginning of an image's upload to the answer"
-  filter          = "${local.api_lines} AND jsonPayload.message=\"request\" AND jsonPayload.method=\"POST\" AND NOT jsonPayload.path:\"/jobs/\""
+  name            = "${var.prefix}/${each.key}"
+  description     = each.value.means
+  filter          = each.value.lines
   value_extractor = "EXTRACT(jsonPayload.milliseconds)"
 
   metric_descriptor {
