@@ -25,7 +25,7 @@ from tests.support.releases import REAL, Instances, ended, image, install_gcloud
 from tests.support.stack import Stack
 
 CLIENTS = 4
-JOB_IMAGES = 40
+JOB_IMAGES = 20
 OLD, BROKEN, NEW = 1, 2, 3
 # Each inference adds a line to a file. It takes long enough that each move meets some.
 PREDICTOR = """
@@ -37,14 +37,17 @@ class Predictor:
         with open({file!r}, "a") as file:
             for image in images:
                 file.write("{name}:" + hashlib.sha256(image.tobytes()).hexdigest() + "\\n")
-        time.sleep(0.05)
+        time.sleep(0.2)
         return [{{"labels": {{"image": 1.0}}}} for _ in images]
 """
 
 
 @dataclass
 class Load:
-    """Clients that send new images until `stopping`, and repeat what the API refuses with 503."""
+    """Clients that send new images until `stopping`, one after the other.
+
+    A client repeats an upload that is refused with 503, and waits for the labels of each image.
+    """
 
     client: httpx.AsyncClient
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
@@ -55,8 +58,11 @@ class Load:
     async def run(self, wait: bool) -> None:
         while not self.stopping.is_set():
             self.sent += 1
-            await self._upload(small_image(self.sent), wait)
-            await asyncio.sleep(0.3)
+            data = small_image(self.sent)
+            await self._upload(data, wait)
+            if data in self.accepted:
+                await ends(self.client, self.accepted[data], "success", "error")
+            await asyncio.sleep(0.1)
 
     async def _upload(self, data: bytes, wait: bool) -> None:
         headers = {"content-type": "image/png"} | ({"prefer": "wait=10"} if wait else {})
