@@ -13,6 +13,7 @@ HEADER_SIZES = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
 # Pillow decodes run lengths in Python, at about a megabyte a second.
 MAX_RUN_LENGTH_BYTES = 4 * 2**20
 
+_BIT_FIELDS = (3, 6)
 _RUN_LENGTHS = (1, 2)  # compressions RLE8 and RLE4
 _HEADER_BYTES = 4_096  # the longest header, with its colours
 _COMPRESSIONS = {4: "JPEG", 5: "PNG", 11: "CMYK", 12: "CMYK", 13: "CMYK"}
@@ -37,8 +38,12 @@ def read_bmp(data: bytes | bytearray) -> EncodedImage:
             size = image.size
     except OSError as error:
         if "Unsupported" in str(error):
+            bits = int.from_bytes(head[24:26] if head[14] == 12 else head[28:30], "little")
+            compression = int.from_bytes(head[30:34], "little") if head[14] >= 40 else 0
+            fields = ", with bit fields of an unusual layout," if compression in _BIT_FIELDS else ""
             raise UnsupportedImage(
-                "The BMP has a compression or a number of bits that is not supported."
+                f"The BMP has {bits} bits a pixel{fields} and compression {compression}, which is "
+                "not supported."
             ) from None
         raise broken_header("BMP") from None
     except Exception:  # noqa: BLE001 - a hostile header makes a parser raise anything

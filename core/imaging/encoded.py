@@ -30,8 +30,9 @@ class EncodedImage:
 
     `size` is the width and height of the canvas in pixels, as stored. `frame` is the first frame's
     box (left, top, right, bottom) in it, and None if the frame covers the canvas. `parts`, joined,
-    are a file without metadata that decodes to the same pixels. `colour_key` is the colour that is
-    transparent, in samples of `depth` bits. `profile` is an ICC profile, which may be broken.
+    are a file without metadata that decodes to the same pixels. A sample has `depth` bits. In a
+    TIFF, samples may be `signed`, and the smallest may be white (`white_is_zero`). `colour_key` is
+    the colour that is transparent. `profile` is an ICC profile, which may be broken.
     `orientation` is that of EXIF (1 to 8), and None if the decoder knows it. `reducible` tells
     whether the decoder can reduce the image while it decodes.
     """
@@ -41,6 +42,8 @@ class EncodedImage:
     frame: tuple[int, int, int, int] | None = None
     colour_key: tuple[int, ...] | None = None
     depth: int = 8
+    signed: bool = False
+    white_is_zero: bool = False
     profile: bytes | None = None
     gamma: float | None = None
     orientation: int | None = 1

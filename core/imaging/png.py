@@ -1,6 +1,7 @@
 """Reads the chunks of a PNG file (https://www.w3.org/TR/png-3/)."""
 
 import contextlib
+import re
 import zlib
 from collections.abc import Iterator
 
@@ -14,6 +15,7 @@ MAX_CHUNKS = 100_000  # a PNG of 20 MB in chunks of 1 kB is valid
 
 _GREY, _RGB, _PALETTE = 0, 2, 3
 _DEPTHS = {_GREY: (1, 2, 4, 8, 16), _RGB: (8, 16), _PALETTE: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+_ESSENTIAL = re.compile(rb"PLTE|IDAT")
 _END = b"\0\0\0\0IEND\xae\x42\x60\x82"
 _XMP_KEY = b"XML:com.adobe.xmp\0"
 _RAW_EXIF_KEYS = (b"Raw profile type exif\0", b"Raw profile type APP1\0")
@@ -34,6 +36,7 @@ def read_png(data: bytes | bytearray, *, header_only: bool = False) -> EncodedIm
     parts: list[Part] = [(0, 33)]
     chunks: dict[bytes, bytes] = {}
     texts: list[bytes] = []
+    palette = b""
     pixels = False
     for kind, at, end in _chunks(data):
         if kind == b"IDAT":
@@ -41,17 +44,19 @@ def read_png(data: bytes | bytearray, *, header_only: bool = False) -> EncodedIm
             if header_only:
                 break
             _extend(parts, at, end)
-        elif kind == b"PLTE" and not pixels:
-            parts.append((at, end))
+        elif kind == b"PLTE" and not pixels and colour == _PALETTE:
+            palette = bytes(data[at + 8 : end - 4])[: 3 << depth]
         elif kind in _TEXTS and len(texts) < _MAX_TEXTS:
             texts.append(bytes(data[at + 8 : end - 4]))
         elif kind in _READ and _intact(data, at, end) and (not pixels or kind == b"eXIf"):
             chunks.setdefault(kind, bytes(data[at + 8 : end - 4]))
-    if not pixels:
+    if not pixels or (colour == _PALETTE and len(palette) < 3):
         raise broken_header("PNG")
     transparency = chunks.get(b"tRNS")
-    if transparency and colour == _PALETTE:
-        parts.insert(_palette_end(parts), _chunk(b"tRNS", transparency[:256]))
+    if colour == _PALETTE:
+        parts.insert(1, _chunk(b"PLTE", palette[: len(palette) // 3 * 3]))
+        if transparency:
+            parts.insert(2, _chunk(b"tRNS", transparency[: len(palette) // 3]))
     return EncodedImage(
         size=(width, height),
         parts=(*parts, _END),
@@ -66,6 +71,7 @@ def read_png(data: bytes | bytearray, *, header_only: bool = False) -> EncodedIm
 def _chunks(data: bytes | bytearray) -> Iterator[tuple[bytes, int, int]]:
     """The kind of each chunk behind the header, and where it begins and ends."""
     at, pixels = 33, False
+    search = _Search(data)
     for number in range(MAX_CHUNKS):
         if not pixels and number >= MAX_HEADER_CHUNKS:
             raise TooManyParts
@@ -73,15 +79,18 @@ def _chunks(data: bytes | bytearray) -> Iterator[tuple[bytes, int, int]]:
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
         if len(kind) < 4 or kind == b"IEND":
             return
-        pixels = pixels or kind == b"IDAT"
         if kind == b"IDAT":
+            pixels = True
             yield kind, at, min(end, len(data))
-        elif end > len(data) or not kind.isalpha():
-            if pixels:
-                return
-            end = _next_essential(data, at + 8)
-        else:
+        elif kind.isalpha() and _ends_at(data, at, end, search, pixels=pixels):
             yield kind, at, end
+        else:  # a wrong length, or bytes between chunks
+            hidden = search.next(at + 8 if kind.isalpha() else at, len(data))
+            if hidden is None:
+                if pixels:
+                    return
+                raise broken_header("PNG")
+            end = hidden
         at = end
     raise TooManyParts
 
@@ -112,18 +121,62 @@ def _extend(parts: list[Part], begin: int, end: int) -> None:
         parts.append((begin, end))
 
 
-def _next_essential(data: bytes | bytearray, at: int) -> int:
-    """Where the next palette or pixels begin. A chunk with a wrong length hid it."""
-    found = [data.find(kind, at) - 4 for kind in (b"PLTE", b"IDAT")]
-    following = [each for each in found if each >= at]
-    if not following:
-        raise broken_header("PNG")
-    return min(following)
+def _ends_at(
+    data: bytes | bytearray, at: int, end: int, search: "_Search", *, pixels: bool
+) -> bool:
+    """Whether the length of the chunk at `at` is right. Its checksum may be wrong nevertheless.
+
+    `pixels` tells whether the chunk follows pixels.
+    """
+    if end > len(data):
+        return False
+    if _intact(data, at, end):
+        return True
+    following = data[end + 4 : end + 8]
+    if len(following) == 4 and not following.isalpha():
+        return False
+    # The type of the next chunk ends at `end + 8`.
+    return pixels or search.next(at + 8, end + 7) is None
 
 
-def _palette_end(parts: list[Part]) -> int:
-    """Where in `parts` the transparency of a palette belongs: before the pixels."""
-    return min(2, len(parts))
+class _Search:
+    """Finds palettes and pixels that a wrong length hides. Raises TooManyParts."""
+
+    def __init__(self, data: bytes | bytearray) -> None:
+        self._data = data
+        self._left = MAX_HEADER_CHUNKS
+
+    def next(self, begin: int, stop: int) -> int | None:
+        """Where the next such chunk begins between two offsets, or None."""
+        data = self._data
+        for found in _ESSENTIAL.finditer(data, begin + 4, stop):
+            self._left -= 1
+            if self._left < 0:
+                raise TooManyParts
+            end = found.end() + 4 + int.from_bytes(data[found.start() - 4 : found.start()], "big")
+            if end >= len(data) or data[end + 4 : end + 8].isalpha():
+                return found.start() - 4
+        return None
+
+
+def without_checksum(data: bytes) -> bytes | None:
+    """`data`, as `EncodedImage.without_metadata` returns it, without the checksum of its pixels.
+
+    The decoder then returns the pixels of an encoder that writes a wrong one (RFC 1950, Adler-32).
+    None if the checksum of a chunk says that the pixels were damaged later.
+    """
+    at, last = 33, None
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] == b"IDAT":
+            if end > len(data) or not _intact(data, at, end):
+                return None
+            last = at, end
+        at = end
+    if last is None or last[1] - last[0] < 12 + 4:
+        return None
+    at, end = last
+    return data[:at] + _chunk(b"IDAT", data[at + 8 : end - 8]) + data[end:]
 
 
 def _colour_key(content: bytes | None, colour: int, depth: int) -> tuple[int, ...] | None:

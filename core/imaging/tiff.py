@@ -16,7 +16,11 @@ from core.imaging.encoded import EncodedImage, TooManyParts, broken_header
 MAX_TAGS = 4_096
 MAX_VALUES = 400_000  # of one tag: an image of 65,535 rows has four strips a row at most
 
-_WIDTH, _HEIGHT, _COMPRESSION, _ORIENTATION = 256, 257, 259, 274
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _ORIENTATION = 256, 257, 258, 259, 274
+_PHOTOMETRIC, _SAMPLES, _SAMPLE_FORMAT = 262, 277, 339
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2  # of the photometric interpretation
+_SIGNED, _FLOAT = 2, 3  # of the sample format
+_SHORT = 3  # the type of a field
 _STRIP_OFFSETS, _STRIP_SIZES, _TILE_OFFSETS, _TILE_SIZES = 273, 279, 324, 325
 _SUBFILE, _SUB_DIRECTORIES, _PROFILE, _DNG_VERSION = 254, 330, 34_675, 50_706
 _PIXEL_TAGS = frozenset(
@@ -35,6 +39,7 @@ _TYPE_SIZES = {
 }
 _COMPRESSIONS = {
     34712: "JPEG 2000",
+    50001: "WebP",
     50002: "JPEG XL",
     52546: "JPEG XL",
     34892: "lossy JPEG",
@@ -85,6 +90,10 @@ def read_tiff(data: bytes | bytearray, *, header_only: bool = False) -> EncodedI
     width, height = numbers.get(_WIDTH, 0), numbers.get(_HEIGHT, 0)
     orientation = numbers.get(_ORIENTATION, 1)
     profile = entries.get(_PROFILE)
+    if _PHOTOMETRIC not in entries:  # libtiff assumes the same
+        colours = _RGB if numbers.get(_SAMPLES, 1) >= 3 else _BLACK_IS_ZERO
+        value = colours.to_bytes(2, layout.order)
+        entries[_PHOTOMETRIC] = _Entry(_PHOTOMETRIC, _SHORT, 1, value)
     pixels = [entry for tag, entry in sorted(entries.items()) if tag in _PIXEL_TAGS]
     if header_only:
         pixels = [_first_value(each) if each.tag in _LONG_LISTS else each for each in pixels]
@@ -94,6 +103,9 @@ def read_tiff(data: bytes | bytearray, *, header_only: bool = False) -> EncodedI
     return EncodedImage(
         size=(width, height),
         parts=parts,
+        depth=numbers.get(_BITS, 1),
+        signed=numbers.get(_SAMPLE_FORMAT) == _SIGNED,
+        white_is_zero=numbers.get(_PHOTOMETRIC) == _WHITE_IS_ZERO,
         profile=None if profile is None else profile.value,
         orientation=orientation if 1 <= orientation <= 8 else 1,
     )
@@ -102,17 +114,30 @@ def read_tiff(data: bytes | bytearray, *, header_only: bool = False) -> EncodedI
 def check_tiff(data: bytes | bytearray) -> EncodedImage:
     """The first page, whose variety the decoder knows. Raises as `read_tiff` does."""
     image = read_tiff(data, header_only=True)
+    if 0 in image.size:
+        return image
     try:
         with TiffImageFile(io.BytesIO(image.without_metadata(data))):
             return image
     except Image.DecompressionBombError:
         return image
     except (KeyError, SyntaxError, OSError):
-        raise UnsupportedImage(
-            "The TIFF has a compression, a number of bits or a colour space that is not supported."
-        ) from None
+        raise UnsupportedImage(_variety(data)) from None
     except Exception:  # noqa: BLE001 - a hostile header makes a parser raise anything
         raise broken_header("TIFF") from None
+
+
+def _variety(data: bytes | bytearray) -> str:
+    """Names the tags of a TIFF that the decoder refuses."""
+    layout = _layout(data)
+    entries = _entries(data, layout)
+    numbers = {tag: _number(entry, layout.order) for tag, entry in entries.items()}
+    kind = {_SIGNED: "signed ", _FLOAT: "floating-point "}.get(numbers.get(_SAMPLE_FORMAT, 1), "")
+    return (
+        f"The TIFF has {numbers.get(_SAMPLES, 1)} {kind}samples of {numbers.get(_BITS, 1)} bits a "
+        f"pixel, colour space {numbers.get(_PHOTOMETRIC)}, and compression "
+        f"{numbers.get(_COMPRESSION, 1)} (TIFF 6.0). This combination is not supported."
+    )
 
 
 def _layout(data: bytes | bytearray) -> _Layout:

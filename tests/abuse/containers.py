@@ -3,7 +3,7 @@
 import io
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from PIL import Image
 
@@ -30,6 +30,13 @@ def png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
 
 def png_of(chunks: list[tuple[bytes, bytes]]) -> bytes:
     return PNG_SIGNATURE + b"".join(png_chunk(*chunk) for chunk in chunks)
+
+
+def png_changed(data: bytes, kind: bytes, change: Callable[[bytes], bytes]) -> bytes:
+    """`data`, with other content in its chunks of one kind, and right checksums."""
+    return png_of(
+        [(k, change(content) if k == kind else content) for k, content in png_chunks(data)]
+    )
 
 
 def png_of_size(

@@ -318,12 +318,18 @@ def pngs() -> Iterator[Odd]:
             partial(keyed_png, 16, colour, near=True),
             partial(_keyed_shown, 16, near=True),
         )
+    text = c.png_chunk(b"tEXt", b"key\0abc")
     broken_sum = struct.pack(">I", 4) + b"tEXt" + b"a\0bc" + b"nope"
     for name, chunk in (
         ("a wrong checksum of a text", broken_sum),
         ("a wrong checksum of a profile", struct.pack(">I", 4) + b"iCCP" + b"a\0\0c" + b"nope"),
         ("a wrong checksum of a transparent colour", struct.pack(">I", 6) + b"tRNS" + bytes(10)),
         ("a text that claims to be longer", struct.pack(">I", 90_000) + b"tEXt" + b"a\0bcdefg"),
+        *(
+            (f"a text that claims {length} of 7 bytes", struct.pack(">I", length) + text[4:])
+            for length in (0, 3, 8, 12, 100, 2**31 - 1, 2**32 - 1)
+        ),
+        ("bytes between chunks", b"junk!"),
     ):
         yield Odd(f"png with {name}", raw(chunk), scene)
     for name, chunks in (
@@ -348,6 +354,7 @@ def pngs() -> Iterator[Odd]:
     yield Odd("png with a broken last text", with_chunk((b"tEXt", b""), last=True), scene)
     yield Odd("png without its end", lambda: good()[:-12], scene)
     yield Odd("png with bytes behind its end", lambda: good() + b"junk" * 99, scene)
+    yield from _odd_pixel_chunks(good)
     yield Odd(
         "png with a transparent palette",
         lambda: encode(_with_hole().quantize(64), "PNG"),
@@ -364,6 +371,36 @@ def pngs() -> Iterator[Odd]:
         with_chunk((b"gAMA", struct.pack(">I", 100_000))),
         partial(_converted, profile(gamma=1.0)),
     )
+
+
+def _odd_pixel_chunks(good: Callable[[], bytes]) -> Iterator[Odd]:
+    def pixels(
+        change: Callable[[bytes], bytes], make: Callable[[], bytes] = good
+    ) -> Callable[[], bytes]:
+        """`make`, with other content in its chunk of pixels."""
+        return lambda: c.png_changed(make(), b"IDAT", change)
+
+    def paletted() -> bytes:
+        return encode(scene().quantize(200), "PNG")
+
+    def shown() -> Image.Image:
+        return scene().quantize(200).convert("RGB")
+
+    yield Odd("png with a wrong checksum of its pixels", pixels(lambda z: z[:-4] + b"nope"), scene)
+    yield Odd("png without a checksum of its pixels", pixels(lambda z: z[:-4]), scene)
+    yield Odd("png with bytes behind its pixels", pixels(lambda z: z + bytes(50)), scene)
+    for name, change in (
+        ("a palette of 300 colours", lambda colours: colours + bytes(900 - len(colours))),
+        ("a palette that ends within a colour", lambda colours: colours + b"\0"),
+    ):
+        make = partial(c.png_changed, paletted(), b"PLTE", change)
+        yield Odd(f"png with {name}", make, shown)
+    at = paletted().index(b"PLTE")
+    size = int.from_bytes(paletted()[at - 4 : at], "big")
+    wrong_sum = c.patched(paletted(), at + 4 + size, b"nope")
+    yield Odd("png with a wrong checksum of its palette", lambda: wrong_sum, shown)
+    without = paletted()[: at - 4] + paletted()[at + 8 + size :]
+    yield Odd("png without its palette", lambda: without, None, 422)
 
 
 def _converted_alpha(icc: bytes) -> Image.Image:
@@ -608,6 +645,8 @@ def tiffs() -> Iterator[Odd]:
             lambda: scene().convert("L").convert("RGB"),
         )
 
+    yield from _odd_samples()
+
     def turned() -> bytes:
         tags = TiffImagePlugin.ImageFileDirectory_v2()
         tags[274] = 6
@@ -642,6 +681,89 @@ def tiffs() -> Iterator[Odd]:
         None,
         415,
     )
+
+
+def _tiff_of(strips: list[bytes], **tags: int | tuple[int, ...]) -> bytes:
+    """A TIFF written by hand. Each of `tags` is `t` and a number; -1 leaves a tag out."""
+    width, height = SIZE
+    values: dict[int, tuple[int, ...]] = {
+        256: (width,), 257: (height,), 258: (8,), 259: (1,), 262: (1,), 277: (1,), 278: (height,),
+    }  # fmt: skip
+    for name, value in tags.items():
+        values[int(name[1:])] = value if isinstance(value, tuple) else (value,)
+    offsets = tuple(8 + sum(map(len, strips[:number])) for number in range(len(strips)))
+    values |= {273: offsets, 279: tuple(map(len, strips))}
+    values = {tag: value for tag, value in sorted(values.items()) if value != (-1,)}
+    body = b"".join(strips)
+    at = 8 + len(body)
+    table, more, more_at = struct.pack("<H", len(values)), b"", at + 2 + 12 * len(values) + 4
+    for tag, value in values.items():
+        content = struct.pack(f"<{len(value)}I", *value)
+        if len(content) > 4:
+            content, more = struct.pack("<I", more_at + len(more)), more + content
+        table += struct.pack("<HHI", tag, 4, len(value)) + content
+    return b"II*\0" + struct.pack("<I", at) + body + table + bytes(4) + more
+
+
+def _odd_samples() -> Iterator[Odd]:
+    colours = np.asarray(scene())
+    shades = np.asarray(scene().convert("L"))
+
+    def shown() -> Image.Image:
+        return scene().convert("L").convert("RGB")
+
+    twelve = (shades.astype(np.uint16) << 4).reshape(-1, 2)
+    high, low = twelve[:, 0], twelve[:, 1]
+    packed = np.stack([high >> 4, (high & 15) << 4 | low >> 8, low & 255], axis=-1)
+    wide = shades.astype("<u2") * 257
+    for name, data, tags in (
+        ("12 bits", packed.astype(np.uint8).tobytes(), {"t258": 12}),
+        (
+            "16 bits whose white is 0",
+            (65_535 - wide).astype("<u2").tobytes(),
+            {"t258": 16, "t262": 0},
+        ),
+        ("8 bits whose white is 0", (255 - shades).tobytes(), {"t262": 0}),
+        ("no colour space", shades.tobytes(), {"t262": -1}),
+    ):
+        yield Odd(f"tiff of {name}", partial(_tiff_of, [data], **tags), shown)
+    stretched = (shades / shades.max() * 255).astype(np.uint8)
+    yield Odd(
+        "tiff of 32 bits",
+        partial(_tiff_of, [(stretched.astype("<u4") << 24 | 0xFFFFFF).tobytes()], t258=32),
+        lambda: Image.fromarray(stretched).convert("RGB"),
+    )
+    three = {"t258": (8, 8, 8), "t262": 2, "t277": 3}
+    planes = [(colours[..., plane].astype("<u2") * 257).tobytes() for plane in range(3)]
+    yield Odd(
+        "tiff of three planes with 16 bits",
+        partial(_tiff_of, planes, **three | {"t258": (16, 16, 16), "t284": 2}),
+        scene,
+    )
+    yield Odd(
+        "tiff of colours with no colour space",
+        partial(_tiff_of, [colours.tobytes()], **three | {"t262": -1}),
+        scene,
+    )
+    luma = np.asarray(scene().convert("YCbCr"))
+    blocks = luma.reshape(SIZE[1] // 2, 2, SIZE[0] // 2, 2, 3)
+    four = blocks[..., 0].transpose(0, 2, 1, 3).reshape(*blocks.shape[:1], blocks.shape[2], 4)
+    mean = blocks[..., 1:].mean(axis=(1, 3)).astype(np.uint8)
+    yield Odd(
+        "tiff of YCbCr with fewer colour samples",
+        partial(
+            _tiff_of,
+            [np.concatenate([four, mean], axis=-1).tobytes()],
+            **three | {"t262": 6, "t530": (2, 2)},
+        ),
+        scene,
+    )
+    for name, tags in (
+        ("samples of 64 bits", {"t258": 64, "t339": 3}),
+        ("WebP", three | {"t259": 50_001}),
+    ):
+        yield Odd(f"tiff of {name}", partial(_tiff_of, [bytes(9)], **tags), None, 415)
+    yield Odd("tiff without a width", partial(_tiff_of, [bytes(9)], t256=0), None, 422)
 
 
 def _directory(data: bytes) -> int:

@@ -35,6 +35,7 @@ from core.imaging.formats import check_size, read_image
 from core.imaging.heic import register_heic_decoder
 from core.imaging.jpeg import END_OF_IMAGE, all_scans_present
 from core.imaging.limits import PixelLimits
+from core.imaging.png import without_checksum
 from worker.inference.colour import ColourConverter, correct_gamma, lab_to_rgb
 from worker.inference.thumbnail import encoded_thumbnail, reduced_to_thumbnail
 
@@ -42,6 +43,9 @@ from worker.inference.thumbnail import encoded_thumbnail, reduced_to_thumbnail
 Image.MAX_IMAGE_PIXELS = None
 # Classifier processes already use every core, and each thread of the decoder needs memory.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+# libtiff reads uncompressed pixels as well. Pillow's own reader takes planes of 16 bits for planes
+# of 8 bits, and cannot read YCbCr with fewer colour samples.
+TiffImagePlugin.READ_LIBTIFF = True
 
 # Importing these plugins registers them, so that Pillow does not import all forty for a WebP.
 _FORMATS: Final = [
@@ -356,6 +360,10 @@ def _loaded(
     except OSError:
         if isinstance(image, JpegImagePlugin.JpegImageFile) and END_OF_IMAGE not in data:
             return _jpeg_without_end(data, least)
+        if isinstance(image, PngImagePlugin.PngImageFile) and (rest := without_checksum(data)):
+            retried = _open(rest)
+            retried.load()
+            return retried
         raise
     return image
 
@@ -375,7 +383,7 @@ def _resizable(encoded: EncodedImage, image: Image.Image, data: bytes) -> Image.
     if encoded.colour_key is not None:
         return _with_colour_key(image, encoded.colour_key, encoded.depth, data)
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_eight_bits(np.asarray(image)))
+        return Image.fromarray(_eight_bits(np.asarray(image), encoded))
     if image.has_transparency_data:
         return _with_alpha(image)
     if image.mode == "LAB":
@@ -391,18 +399,25 @@ def _with_alpha(image: Image.Image) -> Image.Image:
     return with_alpha
 
 
-def _eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Samples of 16 or 32 bits as 8 bits. Pillow would clip them at 255.
+def _eight_bits(values: NDArray[Any], encoded: EncodedImage) -> NDArray[np.uint8]:
+    """Samples of 10 to 32 bits as 8 bits. Pillow would clip them at 255.
 
-    Integers have 16 bits unless one needs more. Floating-point samples end at 1, or at the largest.
+    Integers have 16 bits unless the file says fewer, or one needs more. Floating-point samples end
+    at 1, or at the largest.
     """
     if values.dtype.kind == "f":
         values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0).clip(0)
-        return np.asarray(values * (255 / max(1.0, values.max(initial=0.0))), np.uint8)
-    values = values.clip(0).astype(np.int64 if values.dtype.itemsize > 2 else np.uint16)
-    largest = int(values.max(initial=0))
-    step = 256 if largest <= 0xFFFF else largest // 256 + 1
-    return np.asarray(values // step, np.uint8)
+        bytes_ = np.asarray(values * (255 / max(1.0, values.max(initial=0.0))), np.uint8)
+    else:
+        if encoded.depth == 32 and not encoded.signed:
+            values = values.view(np.uint32)  # Pillow reads them as signed
+        values = values.clip(0).astype(np.int64 if values.dtype.itemsize > 2 else np.uint16)
+        largest = int(values.max(initial=0))
+        step = 1 << (encoded.depth if 8 < encoded.depth < 16 else 16) - 8
+        if largest > 0xFFFF:
+            step = largest // 256 + 1
+        bytes_ = np.asarray((values // step).clip(0, 255), np.uint8)
+    return 255 - bytes_ if encoded.white_is_zero else bytes_
 
 
 def _with_colour_key(
