@@ -28,6 +28,7 @@ _END_RECORD = struct.Struct("<4s4H2IH")
 _END64_RECORD = struct.Struct("<4sQ2H2I4Q")
 _LOCATOR = struct.Struct("<4sIQI")
 _MAX_COMMENT = 0xFFFF
+_UNICODE_PATH_VERSION = b"\1"
 _ZIP64_FIELD, _UNICODE_PATH_FIELD = 0x0001, 0x7075
 _IN_FIELD_16, _IN_FIELD_32 = 0xFFFF, 0xFFFFFFFF
 
@@ -147,13 +148,14 @@ def _extra_fields(extra: bytes) -> Iterator[tuple[int, bytes]]:
     at = 0
     while at + 4 <= len(extra):
         kind, size = struct.unpack_from("<HH", extra, at)
-        yield kind, extra[at + 4 : at + 4 + size]
+        if at + 4 + size <= len(extra):
+            yield kind, extra[at + 4 : at + 4 + size]
         at += 4 + size
 
 
 def _name(raw: bytes, flags: int, fields: dict[int, bytes]) -> str:
     path = fields.get(_UNICODE_PATH_FIELD, b"")  # Info-ZIP's, with a checksum of the other name
-    if len(path) > 5 and int.from_bytes(path[1:5], "little") == zlib.crc32(raw):
+    if path[:5] == _UNICODE_PATH_VERSION + zlib.crc32(raw).to_bytes(4, "little"):
         return path[5:].decode(errors="replace")
     if flags & _UTF8:
         return raw.decode(errors="replace")

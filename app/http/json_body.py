@@ -1,6 +1,7 @@
 """JSON request bodies: what every declared body has in common."""
 
 import re
+from codecs import BOM_UTF8
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -59,7 +60,7 @@ def check_content_type(request: Request) -> None:
 def parse_json(body: bytes, model: type[Model]) -> Model:
     """Parse `body`; an empty one counts as `{}`. Raises InvalidRequest, which names the fields."""
     try:
-        return model.model_validate_json(body or b"{}")
+        return model.model_validate_json(body.removeprefix(BOM_UTF8) or b"{}")
     except ValidationError as invalid:
         if (count := invalid.error_count()) > MAX_ERRORS:
             message = f"The document has {count} errors"

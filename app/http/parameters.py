@@ -11,6 +11,8 @@ from app.http.timestamps import DATE_TIME, parse_time
 
 _DIGITS = re.compile(r"[0-9]{1,9}")
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+# https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
+IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
 
 def _only_digits(value: object) -> object:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import Path
 
 from app.http.openapi import Responses, examples, header, query_parameter, refusals
-from app.http.parameters import HASH_PATTERN, HASH_SCHEMA
+from app.http.parameters import HASH_PATTERN, HASH_SCHEMA, IDEMPOTENCY_KEY
 from app.images.representation import content_path, image_path
 from app.images.schemas import Image
 from app.streams.events import Event, Kind, encoded
@@ -66,6 +66,13 @@ WEBHOOK = [
         "in": "query",
         "schema": {"type": "array", "items": {"$ref": "#/components/schemas/JobEvent"}},
         "description": "The events to send to `webhook`; all by default",
+    },
+    {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "schema": {"type": "string", "pattern": f"^{IDEMPOTENCY_KEY.pattern}$"},
+        "description": "Uploads of one image with the same key and the same `webhook` are one job, "
+        "whose events are sent once. Without a `webhook`, repeating an upload changes nothing.",
     },
 ]
 PREFER = {

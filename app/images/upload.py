@@ -65,7 +65,7 @@ async def accept_upload(
     limit = services.settings.max_image_bytes
     notice = None
     if webhooks and request.scope["query_string"]:
-        notice = await services.jobs.upload_options(request.query_params)
+        notice = await services.jobs.upload_options(request)
     with services.uploads.slot() as slot:
         if from_json or (image_hash is None and not form_only and is_json(request)):
             upload = await read_image_source(request, limit, slot, services.image_fetcher)
@@ -74,6 +74,8 @@ async def accept_upload(
         else:
             upload = await read_named_upload(request, limit, slot, image_hash)
         size = len(upload.data)
+        if notice is not None:
+            await services.jobs.check_upload(principal, upload.image_hash, model, notice)
         count_image(request, principal, size)
         key = RecordKey(principal.tenant, upload.image_hash, model)
         result, cached = await services.images.submit(

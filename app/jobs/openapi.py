@@ -7,8 +7,8 @@ from fastapi import Path
 from app.batches.form import FIELD, MANIFEST_FIELD
 from app.batches.manifest import BatchManifest
 from app.http.openapi import query_parameter
+from app.http.parameters import IDEMPOTENCY_KEY
 from app.images.openapi import MODEL
-from app.jobs.options import IDEMPOTENCY_KEY
 from app.jobs.training import TrainingRequest
 from app.streams.events import Event, Kind, encoded
 from core.domain.job_document import job_path

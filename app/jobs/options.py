@@ -4,10 +4,10 @@ import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
 from app.batches.manifest import BatchManifest
+from app.http.parameters import IDEMPOTENCY_KEY
 from app.http.timestamps import parse_time
 from core.domain.jobs import MAX_NAME
 from core.domain.priority import Priority
@@ -23,7 +23,6 @@ _DURATION = re.compile(
     rf"(?:P(?=.))?(?:{_NUMBER}D)? ?(?:T(?=.))?(?:{_NUMBER}H)? ?(?:{_NUMBER}M)? ?(?:{_NUMBER}S)?",
     re.ASCII,
 )
-IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
 _IN_QUERY = ("model", "priority", "not_before", "notify_email", "name", "webhook")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -51,31 +50,41 @@ def options_of(request: Request, now: datetime) -> JobOptions:
     )
     events = query.getlist("webhook_events")
     cancel_after = _once(request.headers.getlist("cancel-after"), "Cancel-After")
-    key = _once(request.headers.getlist("idempotency-key"), "Idempotency-Key")
-    if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
-        raise _invalid("Idempotency-Key", "must have 1 to 255 printable ASCII characters")
     return JobOptions(
         model=model or "",
         priority=None if priority is None else _priority(priority),
         not_before=None if moment is None else _moment(moment, now),
         notify_email="" if email is None else _email(email),
         cancel_after=None if cancel_after is None else _duration(cancel_after),
-        idempotency_key=key or "",
+        idempotency_key=_idempotency_key(request),
         name="" if name is None else _name(name),
         webhook=webhook or "",
         webhook_events=_events(events) if events else None,
     )
 
 
-def webhook_options(query: QueryParams) -> JobOptions | None:
-    """The webhook in the query of an upload; None without one. Raises InvalidRequest."""
+def webhook_options(request: Request) -> JobOptions | None:
+    """The options of an upload with a webhook; None without one. Raises InvalidRequest."""
+    query = request.query_params
     webhook = _once(query.getlist("webhook"), "webhook")
     events = query.getlist("webhook_events")
     if webhook is None and not events:
         return None
     if not webhook:
         raise _invalid("webhook_events", "needs the parameter webhook")
-    return JobOptions(webhook=webhook, webhook_events=_events(events) if events else None)
+    return JobOptions(
+        model=_once(query.getlist("model"), "model") or "",
+        idempotency_key=_idempotency_key(request),
+        webhook=webhook,
+        webhook_events=_events(events) if events else None,
+    )
+
+
+def _idempotency_key(request: Request) -> str:
+    key = _once(request.headers.getlist("idempotency-key"), "Idempotency-Key")
+    if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
+        raise _invalid("Idempotency-Key", "must have 1 to 255 printable ASCII characters")
+    return key or ""
 
 
 def with_manifest(options: JobOptions, manifest: BatchManifest, now: datetime) -> JobOptions:

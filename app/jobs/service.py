@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 
-from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
 from app.auth.requires import reserve_email, spend_images
@@ -98,12 +97,12 @@ class JobService:
         await spend_images(request, principal, len(order.all_items))
         return replace(await self._creator.create(order), skipped=batch.skipped)
 
-    async def upload_options(self, query: QueryParams) -> JobOptions | None:
+    async def upload_options(self, request: Request) -> JobOptions | None:
         """The options of the job that an upload with a webhook is as well; None without one.
 
         Raises InvalidRequest and PrivateAddress.
         """
-        options = webhook_options(query)
+        options = webhook_options(request)
         if options is not None:
             await self._check_receivers(options)
         return options
@@ -113,10 +112,18 @@ class JobService:
     ) -> Job:
         """A job of one image that is stored, which notifies the webhook in `options`.
 
-        Raises Unavailable.
+        Under an Idempotency-Key, the same upload gets the same job. Raises IdempotencyKeyReused,
+        Unavailable.
         """
-        items = [BatchItem("", image_hash)]
-        return (await self._creator.create(JobOrder(principal, model, items, options))).job
+        order = JobOrder(principal, model, [BatchItem("", image_hash)], options)
+        return (await self._creator.create(order)).job
+
+    async def check_upload(
+        self, principal: Principal, image_hash: str, model: str, options: JobOptions
+    ) -> None:
+        """Raise IdempotencyKeyReused if another upload or job has used the key in `options`."""
+        order = JobOrder(principal, model, [BatchItem("", image_hash)], options)
+        await self._creator.find_created(order)
 
     async def _check_receivers(self, options: JobOptions) -> None:
         """Raise InvalidRequest or PrivateAddress for an address that may not be notified."""

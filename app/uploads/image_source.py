@@ -127,15 +127,17 @@ async def read_image_source(
 
 def _decoded(source: ImageSource) -> bytes:
     """The bytes in Base64, or in a `data:` URL (RFC 2397). Raises InvalidRequest."""
-    if source.url is None:
-        return _base64(source.base64 or "", "base64")
-    begin = _DATA_URL.match(source.url[:1000])
+    field = "base64" if source.url is None else "url"
+    text = source.base64 if source.url is None else source.url
+    if text is None or text[:5].lower() != "data:":  # browsers return a `data:` URL for Base64
+        return _base64(text or "", field)
+    begin = _DATA_URL.match(text[:1000])
     if begin is None:
-        raise _invalid("The data URL has no comma.")
-    data = source.url[begin.end() :]
-    content = _base64(data, "url") if begin[1] else unquote_to_bytes(data)
+        raise InvalidRequest("The data URL has no comma.", extra={"field": field})
+    data = text[begin.end() :]
+    content = _base64(data, field) if begin[1] else unquote_to_bytes(data)
     if not content:
-        raise _invalid("The data URL is empty.")
+        raise InvalidRequest("The data URL is empty.", extra={"field": field})
     return content
 
 

@@ -144,7 +144,8 @@ def kotlin(bench: Bench) -> str:
     pom = (PROGRAMS / "kotlin" / "pom.xml").read_text()
     pom = pom.replace("<dependencies/>", f"<dependencies>{dependencies}</dependencies>")
     (out / "pom.xml").write_text(pom.replace("$kotlin_version", version))
-    run("mvn", "-q", "-B", "compile", folder=out)
+    # The compiler would leave a daemon behind.
+    run("mvn", "-q", "-B", "-Dkotlin.compiler.daemon=false", "compile", folder=out)
     if not any((out / "target" / "classes").rglob("ImagesApi.class")):
         raise Failed("Maven compiled no client.")
     return "compiles"

@@ -225,6 +225,8 @@ def unicode_path(name: bytes, shown: str) -> bytes:
         (written("Müller.jpg".encode("cp437")), "Müller.jpg"),
         (written(b"M.jpg", extra=unicode_path(b"M.jpg", "Ω.jpg")), "Ω.jpg"),
         (written(b"M.jpg", extra=unicode_path(b"other", "Ω.jpg")), "M.jpg"),
+        (written(b"M.jpg", extra=unicode_path(b"M.jpg", "Ω.jpg")[:-4]), "M.jpg"),
+        (written(b"M.jpg", extra=unicode_path(b"M.jpg", "Ω.jpg").replace(b"\1", b"\2")), "M.jpg"),
         (written(b"\xff\xfe.jpg", flags=0x800), "\ufffd\ufffd.jpg"),
         (written(b"a.jpg", extra=b"\x75\x70\xff\xff\1"), "a.jpg"),
         (written(b"a.jpg", extra=b"\1"), "a.jpg"),

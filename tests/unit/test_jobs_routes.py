@@ -896,6 +896,35 @@ async def test_upload_with_a_webhook_is_a_job_of_one_image(api: Api, known: bool
         assert created.model == api.services.model
 
 
+@pytest.mark.parametrize(("method", "path"), [("POST", ""), ("PUT", f"/{sha256(RED)}")])
+async def test_repeated_upload_with_a_webhook_is_one_job(api: Api, method: str, path: str) -> None:
+    jobs = []
+    for key in ("a", "a", "b", None, None):
+        headers = {} if key is None else {"Idempotency-Key": key}
+        url = f"/api/v1/images{path}?webhook={HOOK}"
+        answer = await api.client.request(method, url, content=RED, headers=headers)
+        jobs.append((answer.headers["link"], answer.headers["webhook-secret"]))
+    assert jobs[0] == jobs[1]
+    assert len(set(jobs)) == 4
+    assert api.rows("jobs") == 4
+
+
+async def test_upload_under_the_key_of_another_upload_stores_nothing(api: Api) -> None:
+    url, headers = f"/api/v1/images?webhook={HOOK}", {"Idempotency-Key": "a"}
+    await api.client.post(url, content=RED, headers=headers)
+    before = api.traces()
+    answers = [
+        await api.client.post(url, content=BLUE, headers=headers),
+        await api.client.post(f"{url}2", content=RED, headers=headers),
+        await api.client.post(url, content=RED, headers={"Idempotency-Key": "\x7f"}),
+    ]
+    assert assert_problem(answers[0], 422, "idempotency_key_reused")["job_id"]
+    assert_problem(answers[1], 422, "idempotency_key_reused")
+    assert assert_problem(answers[2], 422, "invalid_request")["field"] == "Idempotency-Key"
+    assert api.traces() == before
+    assert api.rows("jobs") == 1
+
+
 async def test_upload_without_a_webhook_is_no_job(api: Api) -> None:
     answer = await api.client.post("/api/v1/images?labels=1", content=RED)
     assert answer.status_code == 202

@@ -41,11 +41,12 @@ async def api(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
         {"base64": ENCODED.rstrip("=")},
         {"base64": base64.urlsafe_b64encode(RED).decode()},
         {"base64": "\n".join(ENCODED[at : at + 76] for at in range(0, len(ENCODED), 76))},
+        {"base64": f"data:image/jpeg;base64,{ENCODED}"},
         {"url": f"data:image/jpeg;base64,{ENCODED}"},
         {"url": f"DATA:;charset=x;base64,{ENCODED}"},
         {"url": "data:image/jpeg," + "".join(f"%{byte:02x}" for byte in RED)},
     ],
-    ids=["base64", "no padding", "url-safe", "lines", "data url", "no type", "percent"],
+    ids=["base64", "no padding", "url-safe", "lines", "browser", "data url", "no type", "percent"],
 )
 async def test_image_in_json_is_an_upload(api: Api, document: dict[str, str]) -> None:
     response = await api.client.post(IMAGES, json=document)
