@@ -7,7 +7,7 @@ their pixels. Each one here comes with what a viewer shows of it, or with the st
 import io
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -683,26 +683,29 @@ def tiffs() -> Iterator[Odd]:
     )
 
 
-def _tiff_of(strips: list[bytes], **tags: int | tuple[int, ...]) -> bytes:
-    """A TIFF written by hand. Each of `tags` is `t` and a number; -1 leaves a tag out."""
+def _tiff_of(strips: list[bytes], tags: "Mapping[int, _TagValue]") -> bytes:
+    """A grey TIFF, unless `tags` say otherwise. The value -1 leaves a tag out."""
     width, height = SIZE
     values: dict[int, tuple[int, ...]] = {
         256: (width,), 257: (height,), 258: (8,), 259: (1,), 262: (1,), 277: (1,), 278: (height,),
     }  # fmt: skip
-    for name, value in tags.items():
-        values[int(name[1:])] = value if isinstance(value, tuple) else (value,)
+    for tag, value in tags.items():
+        values[tag] = value if isinstance(value, tuple) else (value,)
     offsets = tuple(8 + sum(map(len, strips[:number])) for number in range(len(strips)))
     values |= {273: offsets, 279: tuple(map(len, strips))}
     values = {tag: value for tag, value in sorted(values.items()) if value != (-1,)}
     body = b"".join(strips)
     at = 8 + len(body)
     table, more, more_at = struct.pack("<H", len(values)), b"", at + 2 + 12 * len(values) + 4
-    for tag, value in values.items():
-        content = struct.pack(f"<{len(value)}I", *value)
+    for tag, numbers in values.items():
+        content = struct.pack(f"<{len(numbers)}I", *numbers)
         if len(content) > 4:
             content, more = struct.pack("<I", more_at + len(more)), more + content
-        table += struct.pack("<HHI", tag, 4, len(value)) + content
+        table += struct.pack("<HHI", tag, 4, len(numbers)) + content
     return b"II*\0" + struct.pack("<I", at) + body + table + bytes(4) + more
+
+
+_TagValue = int | tuple[int, ...]
 
 
 def _odd_samples() -> Iterator[Odd]:
@@ -717,32 +720,32 @@ def _odd_samples() -> Iterator[Odd]:
     packed = np.stack([high >> 4, (high & 15) << 4 | low >> 8, low & 255], axis=-1)
     wide = shades.astype("<u2") * 257
     for name, data, tags in (
-        ("12 bits", packed.astype(np.uint8).tobytes(), {"t258": 12}),
+        ("12 bits", packed.astype(np.uint8).tobytes(), {258: 12}),
         (
             "16 bits whose white is 0",
             (65_535 - wide).astype("<u2").tobytes(),
-            {"t258": 16, "t262": 0},
+            {258: 16, 262: 0},
         ),
-        ("8 bits whose white is 0", (255 - shades).tobytes(), {"t262": 0}),
-        ("no colour space", shades.tobytes(), {"t262": -1}),
+        ("8 bits whose white is 0", (255 - shades).tobytes(), {262: 0}),
+        ("no colour space", shades.tobytes(), {262: -1}),
     ):
-        yield Odd(f"tiff of {name}", partial(_tiff_of, [data], **tags), shown)
+        yield Odd(f"tiff of {name}", partial(_tiff_of, [data], tags), shown)
     stretched = (shades / shades.max() * 255).astype(np.uint8)
     yield Odd(
         "tiff of 32 bits",
-        partial(_tiff_of, [(stretched.astype("<u4") << 24 | 0xFFFFFF).tobytes()], t258=32),
+        partial(_tiff_of, [(stretched.astype("<u4") << 24 | 0xFFFFFF).tobytes()], {258: 32}),
         lambda: Image.fromarray(stretched).convert("RGB"),
     )
-    three = {"t258": (8, 8, 8), "t262": 2, "t277": 3}
+    three: dict[int, _TagValue] = {258: (8, 8, 8), 262: 2, 277: 3}
     planes = [(colours[..., plane].astype("<u2") * 257).tobytes() for plane in range(3)]
     yield Odd(
         "tiff of three planes with 16 bits",
-        partial(_tiff_of, planes, **three | {"t258": (16, 16, 16), "t284": 2}),
+        partial(_tiff_of, planes, three | {258: (16, 16, 16), 284: 2}),
         scene,
     )
     yield Odd(
         "tiff of colours with no colour space",
-        partial(_tiff_of, [colours.tobytes()], **three | {"t262": -1}),
+        partial(_tiff_of, [colours.tobytes()], three | {262: -1}),
         scene,
     )
     luma = np.asarray(scene().convert("YCbCr"))
@@ -754,16 +757,17 @@ def _odd_samples() -> Iterator[Odd]:
         partial(
             _tiff_of,
             [np.concatenate([four, mean], axis=-1).tobytes()],
-            **three | {"t262": 6, "t530": (2, 2)},
+            three | {262: 6, 530: (2, 2)},
         ),
         scene,
     )
-    for name, tags in (
-        ("samples of 64 bits", {"t258": 64, "t339": 3}),
-        ("WebP", three | {"t259": 50_001}),
-    ):
-        yield Odd(f"tiff of {name}", partial(_tiff_of, [bytes(9)], **tags), None, 415)
-    yield Odd("tiff without a width", partial(_tiff_of, [bytes(9)], t256=0), None, 422)
+    refused: dict[str, Mapping[int, _TagValue]] = {
+        "samples of 64 bits": {258: 64, 339: 3},
+        "WebP": three | {259: 50_001},
+    }
+    for name, unread in refused.items():
+        yield Odd(f"tiff of {name}", partial(_tiff_of, [bytes(9)], unread), None, 415)
+    yield Odd("tiff without a width", partial(_tiff_of, [bytes(9)], {256: 0}), None, 422)
 
 
 def _directory(data: bytes) -> int:
