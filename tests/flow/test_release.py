@@ -27,6 +27,8 @@ from tests.support.requirements import GCLOUD
 from tests.support.stack import Stack, until
 
 PLACEHOLDER = "us-docker.pkg.dev/cloudrun/container/hello"
+# The real gcloud takes a second or two for each of about a hundred commands.
+pytestmark = [pytest.mark.timeout(600)] if REAL else []
 WORKERS = ("interactive", "batch", "notify")
 SERVICES = (*WORKERS, "api")
 OLD = {name: {"00001": 100} for name in SERVICES}
