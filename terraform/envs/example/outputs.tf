@@ -1,15 +1,15 @@
 output "api_url" {
-  description = "Where the API is"
+  description = "Address of the API"
   value       = var.domain == null ? module.api.url : local.public_url
 }
 
 output "dns" {
-  description = "The record that the domain needs; null without a domain"
+  description = "DNS record that the domain needs; null without a domain"
   value       = var.domain == null ? null : "${var.domain}. A ${module.edge[0].address}"
 }
 
 output "dashboard" {
-  description = "Where to look first"
+  description = "Address of the dashboard"
   value       = module.observability.dashboard
 }
 
@@ -55,7 +55,7 @@ output "GCP_DEPLOYER" {
 }
 
 output "GCP_REGISTRY" {
-  description = "Where images are pushed to, as host/project/repository"
+  description = "Registry that images are pushed to, as host/project/repository"
   value       = module.delivery.registry
 }
 
@@ -70,6 +70,6 @@ output "WORKER_SERVICES" {
 }
 
 output "API_URL" {
-  description = "Where a release asks an API that only the load balancer reaches; null where it has an address of its own"
+  description = "Address at which a release tests an API that only the load balancer reaches; null if the API has its own address"
   value       = local.behind_load_balancer ? local.public_url : null
 }

@@ -5,7 +5,7 @@ variable "project_id" {
 }
 
 variable "region" {
-  description = "Region of everything: services, records, images, messages"
+  description = "Region of the services, records, images and messages"
   type        = string
   default     = "europe-west1"
 
@@ -29,7 +29,7 @@ variable "region" {
 }
 
 variable "name" {
-  description = "Prefix of every name; separates installations in one project"
+  description = "Prefix of every name, which separates installations in one project"
   type        = string
   default     = "glimpse"
 }
@@ -42,19 +42,19 @@ variable "domain" {
 }
 
 variable "keep_run_address" {
-  description = "Whether the API answers at its run.app address too although it has a domain: releases then try a new revision before it takes traffic, and the throttle can be walked around"
+  description = "Whether an API with a domain also serves its run.app address. Releases can then test a new revision before it gets traffic, but clients can bypass the rate limit"
   type        = bool
   default     = false
 }
 
 variable "public" {
-  description = "Whether anybody on the internet reaches the API (which asks for a key); otherwise only api_invokers do"
+  description = "Whether everyone on the internet can reach the API, which then requires a key; otherwise only api_invokers can"
   type        = bool
   default     = false
 }
 
 variable "api_invokers" {
-  description = "Who may call an API that is not public, as IAM members such as user:ada@example.com"
+  description = "IAM members that may call an API that is not public, such as user:ada@example.com"
   type        = list(string)
   default     = []
 
@@ -65,13 +65,13 @@ variable "api_invokers" {
 }
 
 variable "api_keys" {
-  description = "Whether callers of the API need a key of its own: required or off"
+  description = "Whether the API requires a key: required or off"
   type        = string
   default     = "required"
 
   validation {
     condition     = var.api_keys == "required" || !var.public
-    error_message = "A public API asks for keys."
+    error_message = "A public API requires keys."
   }
 }
 
@@ -140,19 +140,19 @@ variable "worker" {
 }
 
 variable "model_uri" {
-  description = "Model: gs://bucket/folder of a bucket that exists already, or a folder of the images; null for the one they bring. A container's disk is its memory, so each worker's memory holds a bucket's model once more"
+  description = "Model: gs://bucket/folder of an existing bucket, or a folder of the container image; null for the default model. A container's disk is its memory, so a model from a bucket takes memory of each worker twice"
   type        = string
   default     = null
 }
 
 variable "extra_model_uris" {
-  description = "Further models that requests may name, likewise, such as the one before, while a new one comes into service"
+  description = "Other models that requests may name, in the same form, such as the previous one while a new one comes into service"
   type        = list(string)
   default     = []
 }
 
 variable "metrics" {
-  description = "Whether both services answer /metrics; the API's would be as public as the API"
+  description = "Whether the services serve /metrics. Those of the API are as public as the API"
   type        = bool
   default     = false
 }
@@ -170,7 +170,7 @@ variable "extra_settings" {
 }
 
 variable "key_secret_version" {
-  description = "Raise it to make a new secret behind the API keys: every key given out becomes void"
+  description = "Increase it to create a new secret behind the API keys. Every existing key becomes invalid"
   type        = number
   default     = 1
 }
@@ -187,7 +187,7 @@ variable "key_secret_read_version" {
 }
 
 variable "email" {
-  description = "Mail server for jobs' notifications: a secret of this project whose value is SMTP_URL, its version, the sender, and the domains that e-mail may go to (none: the sender's own; * any); null sends none"
+  description = "Mail server for jobs' notifications: a secret of this project whose value is SMTP_URL, its version, the sender, and the domains that e-mail may go to (empty: the domain of the sender; *: every domain); null sends none"
   type = object({
     secret          = string
     version         = optional(string, "latest")
@@ -198,7 +198,7 @@ variable "email" {
 }
 
 variable "import_buckets" {
-  description = "Buckets that exist already and that jobs may take images from (gs_prefix), anybody's who may make jobs"
+  description = "Existing buckets that jobs may import images from (gs_prefix). Every client that may create jobs can read them"
   type        = list(string)
   default     = []
 }
@@ -217,13 +217,13 @@ variable "force_destroy_images" {
 }
 
 variable "point_in_time_recovery" {
-  description = "Whether any state of the records of the last 7 days can be restored; costs storage"
+  description = "Whether each state of the records of the last 7 days can be restored. It costs storage"
   type        = bool
   default     = true
 }
 
 variable "images" {
-  description = "Days after which images move to a cheaper class or are deleted (null for never), and in which a deleted one can be restored"
+  description = "Days after which images move to a cheaper class or are deleted (null: never), and days for which a deleted image can be restored"
   type = object({
     coldline_after_days = optional(number)
     delete_after_days   = optional(number)
@@ -271,7 +271,7 @@ variable "notification_channels" {
 }
 
 variable "runbook_url" {
-  description = "Where docs/operations/alerts.md can be read; null takes it from github_repository"
+  description = "URL of docs/operations/alerts.md; null derives it from github_repository"
   type        = string
   default     = null
 }

@@ -5,13 +5,13 @@ variable "model_uri" {
 }
 
 variable "extra_model_uris" {
-  description = "Further models that requests may name, likewise"
+  description = "Other models that requests may name, in the same form"
   type        = list(string)
   default     = []
 }
 
 variable "import_buckets" {
-  description = "Buckets that exist already and whose objects the API may list and read, for jobs"
+  description = "Existing buckets whose objects the API may list and read, for jobs"
   type        = list(string)
   default     = []
 }

@@ -9,7 +9,7 @@ variable "billing_account" {
 }
 
 variable "project_number" {
-  description = "Number of the project whose costs count"
+  description = "Number of the project whose costs the budget counts"
   type        = string
 }
 

@@ -1,5 +1,5 @@
 output "registry" {
-  description = "Where images are pushed to, as host/project/repository"
+  description = "Registry that images are pushed to, as host/project/repository"
   value       = "${google_artifact_registry_repository.images.location}-docker.pkg.dev/${var.project_id}/${google_artifact_registry_repository.images.repository_id}"
 }
 

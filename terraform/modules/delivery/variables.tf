@@ -4,7 +4,7 @@ variable "project_id" {
 }
 
 variable "region" {
-  description = "Region of the registry, that of the services"
+  description = "Region of the registry and of the services"
   type        = string
 }
 
@@ -24,12 +24,12 @@ variable "deployer_name" {
 }
 
 variable "prefix" {
-  description = "What the pool's name begins with"
+  description = "Prefix of the name of the workload identity pool"
   type        = string
 }
 
 variable "keep_versions" {
-  description = "Versions of each image that are kept whatever their age: so far back a roll-back can go"
+  description = "Versions of each image that are kept at any age. A roll-back can go back that far"
   type        = number
   default     = 20
 

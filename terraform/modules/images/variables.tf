@@ -14,7 +14,7 @@ variable "name" {
 }
 
 variable "location" {
-  description = "Region of the images, that of the services"
+  description = "Region of the images and of the services"
   type        = string
 }
 
@@ -40,7 +40,7 @@ variable "coldline_after_days" {
 }
 
 variable "delete_after_days" {
-  description = "Days after which an image is deleted; its labels stay. Null keeps it"
+  description = "Days after which an image is deleted; its labels stay. Null: never"
   type        = number
   default     = null
 
@@ -51,7 +51,7 @@ variable "delete_after_days" {
 }
 
 variable "soft_delete_days" {
-  description = "Days in which a deleted image can be restored; 0 turns that off"
+  description = "Days for which a deleted image can be restored; 0 turns this off"
   type        = number
   default     = 7
 

@@ -34,7 +34,7 @@ output "registry" {
 }
 
 output "prefix" {
-  description = "What other names begin with, those of topics and subscriptions among them"
+  description = "Prefix of the other names, also of topics and subscriptions"
   value       = var.name
 }
 

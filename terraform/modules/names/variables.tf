@@ -9,7 +9,7 @@ variable "project_id" {
 }
 
 variable "name" {
-  description = "Prefix of every name; separates installations in one project"
+  description = "Prefix of every name, which separates installations in one project"
   type        = string
 
   # The longest name is NAME-interactive, of a service account, which has at most 30 characters.

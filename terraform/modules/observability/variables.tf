@@ -4,7 +4,7 @@ variable "project_id" {
 }
 
 variable "prefix" {
-  description = "What the metrics' and policies' names begin with"
+  description = "Prefix of the names of metrics and alert policies"
   type        = string
 }
 
@@ -61,7 +61,7 @@ variable "notification_channels" {
 }
 
 variable "runbook_url" {
-  description = "Where docs/operations/alerts.md can be read; alerts link to its sections. Null leaves the links out"
+  description = "URL of docs/operations/alerts.md, to whose sections alerts link. Null: no links"
   type        = string
   default     = null
 

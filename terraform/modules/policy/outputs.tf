@@ -1,5 +1,5 @@
 output "attempts" {
-  description = "Deliveries of a message before it is a dead letter"
+  description = "Deliveries of a message before it becomes a dead letter"
   value       = local.attempts
 }
 
@@ -9,7 +9,7 @@ output "min_backoff" {
 }
 
 output "max_backoff" {
-  description = "Most seconds between two deliveries"
+  description = "Longest time between two deliveries, in seconds"
   value       = local.max_backoff
 }
 
@@ -24,7 +24,7 @@ output "lease" {
 }
 
 output "retention" {
-  description = "Seconds that an undelivered message is kept"
+  description = "Time that an undelivered message is kept, in seconds"
   value       = local.retention
 }
 
@@ -34,7 +34,7 @@ output "stale_after" {
 }
 
 output "dead_letter_retention" {
-  description = "Seconds that a dead letter is kept"
+  description = "Time that a dead letter is kept, in seconds"
   value       = local.dead_letter_retention
 }
 
@@ -69,11 +69,11 @@ output "reconcile_schedule" {
 }
 
 output "schedule_path" {
-  description = "Where the worker looks for jobs that are due"
+  description = "Path of the worker's search for due jobs"
   value       = local.schedule_path
 }
 
 output "schedule" {
-  description = "How often it does: every minute, the least that Cloud Scheduler knows"
+  description = "Cron schedule of that call: every minute, the shortest interval of Cloud Scheduler"
   value       = "* * * * *"
 }

@@ -4,7 +4,7 @@ locals {
 
   dead_letters = "${var.names.prefix}-${var.policy.dead_letters.name}"
 
-  # Everybody publishes to every channel.
+  # Every service publishes to every channel.
   publishers = {
     for pair in setproduct(keys(var.policy.channels), keys(var.publishers)) :
     "${pair[0]}/${pair[1]}" => { channel = pair[0], account = var.publishers[pair[1]] }

@@ -1,5 +1,5 @@
 output "topic_prefix" {
-  description = "What the topics' names begin with, once the services may publish to them"
+  description = "Prefix of the topics' names, after the services may publish to them"
   value       = var.names.prefix
 
   depends_on = [google_pubsub_topic_iam_member.publisher, google_pubsub_topic_iam_member.viewer]

@@ -70,7 +70,7 @@ variable "policy" {
 }
 
 variable "publishers" {
-  description = "E-mails of the accounts that publish and look whether the topics are there, by any name"
+  description = "E-mails of the accounts that publish messages and check whether the topics exist, by any name"
   type        = map(string)
 }
 

@@ -14,7 +14,7 @@ variable "name" {
 }
 
 variable "location" {
-  description = "Region of the database, that of the services; it cannot be changed"
+  description = "Region of the database and of the services; it cannot be changed"
   type        = string
 }
 
@@ -30,7 +30,7 @@ variable "delete_protection" {
 }
 
 variable "point_in_time_recovery" {
-  description = "Whether any state of the last 7 days can be read and restored; costs storage"
+  description = "Whether each state of the last 7 days can be read and restored. It costs storage"
   type        = bool
   default     = true
 }

@@ -4,12 +4,12 @@ variable "project_id" {
 }
 
 variable "prefix" {
-  description = "What the secrets' names begin with"
+  description = "Prefix of the names of secrets"
   type        = string
 }
 
 variable "secrets" {
-  description = "Secrets to make, and the name of the one reader of each. A higher version makes a new value"
+  description = "Secrets to create, and the name of the one reader of each. A higher version creates a new value"
   type = map(object({
     version = optional(number, 1)
     reader  = string
@@ -27,7 +27,7 @@ variable "secrets" {
 }
 
 variable "given" {
-  description = "Secrets of this project that exist already: by a name for this module, the secret's name, the version to read, and the one reader"
+  description = "Existing secrets of this project. For each, by a name of your choice: the secret's name, the version to read, and its one reader"
   type = map(object({
     secret  = string
     version = string

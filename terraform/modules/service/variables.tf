@@ -19,7 +19,7 @@ variable "name" {
 }
 
 variable "description" {
-  description = "What the service does, for people in the console"
+  description = "Purpose of the service, for the console"
   type        = string
 }
 
@@ -49,7 +49,7 @@ variable "memory" {
 }
 
 variable "cpu_idle" {
-  description = "Whether an instance has CPU only while it answers (and is billed for it), or always"
+  description = "Whether an instance has CPU (and is billed for it) only during requests"
   type        = bool
 }
 
@@ -75,7 +75,7 @@ variable "min_instances" {
 }
 
 variable "max_instances" {
-  description = "Most instances at once; also a limit on what they cost"
+  description = "Largest number of instances, which also limits the cost"
   type        = number
 
   validation {
@@ -85,7 +85,7 @@ variable "max_instances" {
 }
 
 variable "timeout_seconds" {
-  description = "Longest that one request may take"
+  description = "Longest time of a request, in seconds"
   type        = number
 
   validation {
@@ -119,7 +119,7 @@ variable "secrets" {
 }
 
 variable "ingress" {
-  description = "From where it can be reached at all"
+  description = "Networks that can reach it"
   type        = string
 
   validation {
@@ -138,19 +138,19 @@ variable "audiences" {
 }
 
 variable "public" {
-  description = "Whether anybody may call it; otherwise only the invokers"
+  description = "Whether every caller is admitted; otherwise only the invokers"
   type        = bool
   default     = false
 }
 
 variable "invokers" {
-  description = "Who may call it, as IAM members, by any name"
+  description = "IAM members that may call it, by any name"
   type        = map(string)
   default     = {}
 
   validation {
     condition     = alltrue([for member in values(var.invokers) : !contains(["allUsers", "allAuthenticatedUsers"], member)])
-    error_message = "To let everybody in, set public."
+    error_message = "To admit every caller, set public."
   }
 }
 

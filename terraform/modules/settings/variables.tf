@@ -27,7 +27,7 @@ variable "database" {
 }
 
 variable "queue" {
-  description = "What the names of topics and subscriptions begin with, and who pushes with which audience"
+  description = "Prefix of topics and subscriptions, and the account and audience of pushes"
   type = object({
     topic_prefix  = string
     push_audience = string
@@ -36,7 +36,7 @@ variable "queue" {
 }
 
 variable "public_url" {
-  description = "What links in answers begin with; empty makes them relative"
+  description = "Base URL of links in responses. Empty: links are relative"
   type        = string
   default     = ""
 
@@ -47,7 +47,7 @@ variable "public_url" {
 }
 
 variable "worker_cpus" {
-  description = "CPUs of an instance of each worker, by service: an instance classifies so many images at once"
+  description = "CPUs of an instance of each worker, by service. An instance classifies as many images at once"
   type        = map(number)
 
   validation {
@@ -67,7 +67,7 @@ variable "api_streams" {
 }
 
 variable "email" {
-  description = "Sender of e-mail, and the domains that it goes to (none: the sender's own; * any); null where none is sent"
+  description = "Sender of e-mail, and the domains that e-mail may go to (empty: the domain of the sender; *: every domain); null sends none"
   type = object({
     from            = string
     allowed_domains = optional(list(string), [])
@@ -81,7 +81,7 @@ variable "email" {
 }
 
 variable "model_uri" {
-  description = "Model of both services: gs://bucket/folder, or a folder of the images; null for the one they bring"
+  description = "Model of the services: gs://bucket/folder, or a folder of the container image; null for the default model"
   type        = string
   default     = null
 
@@ -92,7 +92,7 @@ variable "model_uri" {
 }
 
 variable "extra_model_uris" {
-  description = "Further models that requests may name, likewise"
+  description = "Other models that requests may name, in the same form"
   type        = list(string)
   default     = []
 
@@ -103,7 +103,7 @@ variable "extra_model_uris" {
 }
 
 variable "import_buckets" {
-  description = "Buckets that jobs may take images from, anybody's who may make jobs"
+  description = "Buckets that jobs may import images from. Every client that may create jobs can read them"
   type        = list(string)
   default     = []
 
@@ -114,7 +114,7 @@ variable "import_buckets" {
 }
 
 variable "api_keys" {
-  description = "Whether callers of the API need a key: required or off"
+  description = "Whether the API requires a key: required or off"
   type        = string
   default     = "required"
 
@@ -125,7 +125,7 @@ variable "api_keys" {
 }
 
 variable "metrics" {
-  description = "Whether both services answer /metrics; the API's would be as public as the API"
+  description = "Whether the services serve /metrics. Those of the API are as public as the API"
   type        = bool
   default     = false
 }
@@ -137,7 +137,7 @@ variable "thumbnails" {
 }
 
 variable "log_level" {
-  description = "Least severity to log: debug, info, warning or error"
+  description = "Lowest severity that is logged: debug, info, warning or error"
   type        = string
   default     = "info"
 

@@ -82,7 +82,7 @@ run "secrets_are_references" {
   }
 }
 
-run "everybody_is_not_an_invoker" {
+run "all_users_are_no_invoker" {
   command = plan
   variables {
     invokers = { all = "allUsers" }
