@@ -11,7 +11,7 @@ from core.settings import Settings
 from tests.support.settings import isolated_settings
 from tests.support.stack import Stack
 
-SAMPLE_SECONDS = 0.02
+SAMPLE_SECONDS = 0.05
 
 
 def settings_of(stack: Stack) -> Settings:
@@ -44,9 +44,9 @@ def _seconds(process: psutil.Process) -> float:
 class WorkerWatch:
     """Samples the worker and its children in a thread, while the context is open.
 
-    `usual` and `peak` are their resident memory in bytes, before and at most. `fit_began` is when
-    the process of a fit was first seen, in `time.perf_counter` seconds, and `fit_seconds` its
-    processor time.
+    `usual` and `peak` are their memory in bytes, before and at most, where each page that several
+    processes share counts once (PSS). `fit_began` is when the process of a fit was first seen, in
+    `time.perf_counter` seconds, and `fit_seconds` its processor time.
     """
 
     def __init__(self, stack: Stack) -> None:
@@ -73,15 +73,15 @@ class WorkerWatch:
             self._sample()
 
     def _sample(self) -> int:
-        resident = 0
+        used = 0
         for process in family(self._pid):
             with contextlib.suppress(psutil.NoSuchProcess):
-                resident += process.memory_info().rss
+                used += process.memory_full_info().pss
                 if self._fits_model(process):
                     self.fit_began = self.fit_began or time.perf_counter()
                     self.fit_seconds = max(self.fit_seconds, _seconds(process))
-        self.peak = max(self.peak, resident)
-        return resident
+        self.peak = max(self.peak, used)
+        return used
 
     def _fits_model(self, process: psutil.Process) -> bool:
         # A new child has the command of its parent until it starts its own.

@@ -133,6 +133,8 @@ def test_figures_of_a_small_confusion() -> None:
     )
     assert report.confusion == ((4, 2), (0, 4))
     assert report.accuracy == pytest.approx(0.8)
+    # As of two thirds as many images, whose answers were independent.
+    assert report.accuracy_interval == pytest.approx(wilson_interval(8 / 1.5, 10 / 1.5))
     apple, pear = report.labels
     assert (apple.precision, apple.recall, apple.f1) == pytest.approx((1, 4 / 6, 0.8))
     assert (pear.precision, pear.recall, pear.f1) == pytest.approx((4 / 6, 1, 0.8))
@@ -160,6 +162,29 @@ def test_at_most_twenty_mistakes_are_kept() -> None:
     hashes = [f"{row:064x}" for row in range(51)]
     report = measure(["a", "b"], hashes, classes, probabilities, thresholds=(0, 0), folds=3)
     assert len(report.mistakes) == 20
+
+
+def test_interval_has_the_accuracy_on_new_images_in_nine_of_ten_trainings() -> None:
+    """Drawn labels that overlap, few examples, and many new images of the same kind."""
+    inside = 0
+    new = _overlapping(2000, seed=999)
+    for seed in range(200):
+        head, report = fit_head(_overlapping(6, seed))
+        features = new.embeddings / np.linalg.norm(new.embeddings, axis=1, keepdims=True)
+        found = (features @ head.weights + head.bias).argmax(axis=1)
+        low, high = report.accuracy_interval
+        inside += low <= (found == new.classes).mean() <= high
+    assert inside >= 180
+
+
+def _overlapping(each: int, seed: int) -> TrainingSet:
+    """`each` examples of four labels, around centres that are the same for each seed."""
+    centres = np.random.default_rng(0).normal(size=(4, 16))
+    draw = np.random.default_rng(seed)
+    classes = np.repeat(np.arange(4), each)
+    embeddings = (centres[classes] + 1.6 * draw.normal(size=(len(classes), 16))).astype(np.float32)
+    hashes = [f"{row:064x}" for row in range(len(classes))]
+    return TrainingSet("colours@0123456789ab", tuple("abcd"), hashes, classes, embeddings)
 
 
 def test_fit_separates_labels_and_reports_on_unseen_images() -> None:

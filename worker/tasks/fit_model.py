@@ -33,7 +33,7 @@ from worker.context import WorkerContext
 from worker.inference.head_file import MEDIA_TYPE, identity_of_head
 from worker.tasks.embed_image import ensure_embedding
 from worker.tasks.job_items import complete_item
-from worker.training.client import header_of, image_of, result_of
+from worker.training.wire import header_of, image_of, result_of
 
 log = structlog.get_logger(__name__)
 

@@ -1,6 +1,6 @@
 """The process of one fit: reads examples from standard input, and writes the head and the report.
 
-`worker.training.client` has the format and starts it.
+`worker.training.wire` has the format, and `worker.training.client` starts the process.
 """
 
 import contextlib
@@ -15,8 +15,8 @@ import numpy as np
 from core.child_process import end_with_parent
 from core.domain.training_report import bytes_of_report
 from worker.inference.head import NUMBER, bytes_of_head
-from worker.training.client import IMAGE, SIZE
 from worker.training.fit import TrainingSet, fit_head
+from worker.training.wire import IMAGE, SIZE
 
 NICENESS = 5  # classifications go first
 
