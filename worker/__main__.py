@@ -1,15 +1,20 @@
 """`python -m worker`: serve until SIGTERM or SIGINT."""
 
+import contextlib
 import math
+import sys
 
 import uvicorn
 
 from core.backends import BackendOpener, open_backend
 from core.clock import Clock, utc_now
+from core.http.server import BaseServer
 from core.http.startup_security import InsecureSettings, check_worker
 from core.observability.logs import configure_logging
 from core.settings import Settings, load_settings
 from worker.main import create_app
+
+STARTUP_FAILED = 3  # the exit status of uvicorn's own command
 
 
 def main() -> None:
@@ -27,7 +32,7 @@ def main() -> None:
 
 def serve(settings: Settings, clock: Clock = utc_now, opener: BackendOpener = open_backend) -> None:
     """Run the worker until SIGTERM or SIGINT."""
-    uvicorn.run(
+    config = uvicorn.Config(
         create_app(settings, clock, opener),
         host=settings.host,
         port=settings.port or settings.worker_port,
@@ -39,6 +44,11 @@ def serve(settings: Settings, clock: Clock = utc_now, opener: BackendOpener = op
         log_config=None,
         timeout_graceful_shutdown=math.ceil(settings.shutdown_seconds),
     )
+    server = BaseServer(config)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        sys.exit(STARTUP_FAILED)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from app.http.middleware.unread_body import SHORT_LINGER_SECONDS
 from app.http.protocol import ConnectionLimits, HttpProtocol, http_protocol
 from app.http.websocket_protocol import MESSAGE_BYTES, PING_SECONDS, PONG_SECONDS, SocketProtocol
+from core.http.server import BaseServer
 from core.settings import Settings
 
 EXIT_SECONDS = 0.5  # from the last response until uvicorn notices that it is done
@@ -24,7 +25,7 @@ def max_connections(settings: Settings) -> int:
     return settings.max_streams + OTHER_CONNECTIONS
 
 
-class Server(uvicorn.Server):
+class Server(BaseServer):
     """Ends waits and streams at shutdown, before uvicorn waits for their responses."""
 
     def __init__(self, settings: Settings, app: FastAPI) -> None:
@@ -57,11 +58,10 @@ class Server(uvicorn.Server):
         )
 
     async def on_tick(self, counter: int) -> bool:
-        if counter % 10 == 0:  # once a second
-            now = asyncio.get_running_loop().time()
-            for connection in list(self.server_state.connections):
-                if isinstance(connection, HttpProtocol):
-                    connection.check(now)
+        now = asyncio.get_running_loop().time()
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, HttpProtocol):
+                connection.check(now)
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

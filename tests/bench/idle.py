@@ -1,7 +1,8 @@
 """What an idle Glimpse costs, and how soon a message is pushed: `python -m tests.bench.idle`.
 
 The processes of `make run` on the embedded backend idle for `--seconds`. Then messages are
-published one by one, at random moments, to a queue process whose worker is scripted.
+published one by one, at random moments, to a queue process whose worker is scripted. The time of a
+publication, which ends with an fsync, is shown apart from the time until its push.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -44,9 +46,16 @@ def cpu_by_process(stack: Stack, seconds: float) -> dict[str, float]:
     }
 
 
-async def publish_to_push(folder: Path, messages: int) -> list[float]:
-    """Milliseconds from the start of each publication until the worker has the push."""
-    arrived: dict[str, float] = {}
+@dataclass(frozen=True)
+class Waits:
+    """Milliseconds of each message, in order."""
+
+    publication: list[float]
+    push: list[float]  # from the end of the publication until the worker has the push
+
+
+async def publish_to_push(folder: Path, messages: int) -> Waits:
+    loop = asyncio.get_running_loop()
 
     async with ScriptedWorker() as worker:
         settings = isolated_settings(data_dir=folder, worker_port=worker.port)
@@ -56,19 +65,35 @@ async def publish_to_push(folder: Path, messages: int) -> list[float]:
         ) as queue:
             try:
                 async with open_backend(settings) as backend:
-                    begun = {}
-                    for number in range(messages):
+                    # The first message waits for the start of the queue process.
+                    await backend.publisher.publish(ClassifyImage(_key(0)))
+                    await until(lambda: len(worker.deliveries) == 1)
+                    times = []
+                    for number in range(1, messages + 1):
                         await asyncio.sleep(random.uniform(0.05, 0.15))
-                        key = RecordKey("public", f"{number:064x}", "m@0123456789ab")
-                        begun[key.image_hash] = asyncio.get_running_loop().time()
-                        await backend.publisher.publish(ClassifyImage(key))
-                    await until(lambda: len(worker.deliveries) >= messages)
+                        begun = loop.time()
+                        await backend.publisher.publish(ClassifyImage(_key(number)))
+                        times.append((begun, loop.time()))
+                    await until(lambda: len(worker.deliveries) > messages)
                     arrived = {each.image_hash: each.at for each in worker.deliveries}
             finally:
                 queue.terminate()
-    # Without the first ones, for which the queue process may still start.
-    skipped = messages // 10
-    return [1000 * (arrived[each] - at) for each, at in list(begun.items())[skipped:]]
+    return Waits(
+        publication=[1000 * (end - begun) for begun, end in times],
+        push=[
+            1000 * (arrived[_key(number).image_hash] - end)
+            for number, (_, end) in enumerate(times, 1)
+        ],
+    )
+
+
+def _key(number: int) -> RecordKey:
+    return RecordKey("public", f"{number:064x}", "m@0123456789ab")
+
+
+def _described(waits: list[float]) -> str:
+    quantiles = statistics.quantiles(waits, n=20)
+    return f"median {quantiles[9]:.1f} ms, 95 % {quantiles[18]:.1f} ms, longest {max(waits):.1f} ms"
 
 
 def main() -> None:
@@ -83,8 +108,8 @@ def main() -> None:
             print(f"{name}: {share:.2f} % of a core")
         print(f"all: {sum(shares.values()):.2f} % of a core")
         waits = asyncio.run(publish_to_push(Path(folder) / "queue", given.messages))
-    quantiles = statistics.quantiles(waits, n=20)
-    print(f"publish to push: median {quantiles[9]:.1f} ms, 95 % {quantiles[18]:.1f} ms")
+    print(f"publication: {_described(waits.publication)}")
+    print(f"from there to push: {_described(waits.push)}")
 
 
 if __name__ == "__main__":

@@ -336,6 +336,43 @@ async def test_a_busy_queue_notices_new_messages(
     assert order.index(5000) < 400
 
 
+@pytest.mark.parametrize("method", ["due_times", "record_and_lease"])
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_wake_up_during_a_step_is_not_lost(
+    store: QueueStore,
+    settings: Settings,
+    worker: ScriptedWorker,
+    when: str,
+    method: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A message that is published while the queue reads or writes does not wait for a poll."""
+    step = getattr(store, method)
+    async with running(store, settings) as queue:
+        queue.idle_poll_interval = 3600.0
+        published = False
+
+        async def publish_another() -> None:
+            nonlocal published
+            if not published:
+                published = True
+                await publish(store, 2)
+                queue.wake()
+
+        async def interleaved(*arguments: object) -> object:
+            if when == "before":
+                await publish_another()
+            result = await step(*arguments)
+            if when == "after":
+                await publish_another()
+            return result
+
+        monkeypatch.setattr(store, method, interleaved)
+        await publish(store, 1)
+        queue.wake()
+        await until(lambda: len(worker.deliveries) == 2, seconds=20)
+
+
 async def test_messages_from_before_the_clock_was_set_back_are_delivered(
     store: QueueStore, settings: Settings, worker: ScriptedWorker
 ) -> None:
