@@ -71,7 +71,7 @@ def read_avif(data: bytes | bytearray) -> tuple[EncodedImage, bool]:
     """
     header = read_avif_header(data)
     if not header.sizes:
-        raise broken_header("AVIF")
+        raise broken_header("AVIF" if is_avif(data) else "HEIC")
     items = _read_items(data)
     if items is not None and items.primary is not None:
         _check_matrix(items, items.primary)

@@ -10,9 +10,6 @@ from core.imaging.encoded import EncodedImage, broken_header
 # The sizes of the headers that follow the file header, which begin with the width and the height.
 HEADER_SIZES = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
 
-# Pillow decodes run lengths in Python, at about a megabyte a second.
-MAX_RUN_LENGTH_BYTES = 4 * 2**20
-
 _BIT_FIELDS = (3, 6)
 _RUN_LENGTHS = (1, 2)  # compressions RLE8 and RLE4
 _HEADER_BYTES = 4_096  # the longest header, with its colours
@@ -28,11 +25,6 @@ def read_bmp(data: bytes | bytearray) -> EncodedImage:
     head = bytes(data[:_HEADER_BYTES])
     if head[14] >= 40 and (name := _COMPRESSIONS.get(int.from_bytes(head[30:34], "little"))):
         raise UnsupportedImage(f"The BMP contains {name} data, which is not supported.")
-    if head[14] >= 40 and head[30] in _RUN_LENGTHS and len(data) > MAX_RUN_LENGTH_BYTES:
-        raise UnsupportedImage(
-            f"The BMP is compressed by run lengths and has more than {MAX_RUN_LENGTH_BYTES} bytes, "
-            "which is not supported."
-        )
     try:
         with BmpImageFile(io.BytesIO(head)) as image:
             size = image.size
@@ -48,4 +40,5 @@ def read_bmp(data: bytes | bytearray) -> EncodedImage:
         raise broken_header("BMP") from None
     except Exception:  # noqa: BLE001 - a hostile header makes a parser raise anything
         raise broken_header("BMP") from None
-    return EncodedImage(size=size, parts=((0, len(data)),))
+    run_lengths = head[14] >= 40 and int.from_bytes(head[30:34], "little") in _RUN_LENGTHS
+    return EncodedImage(size=size, parts=((0, len(data)),), run_lengths=run_lengths)

@@ -34,7 +34,8 @@ class EncodedImage:
     TIFF, samples may be `signed`, and the smallest may be white (`white_is_zero`). `colour_key` is
     the colour that is transparent. `profile` is an ICC profile, which may be broken.
     `orientation` is that of EXIF (1 to 8), and None if the decoder knows it. `reducible` tells
-    whether the decoder can reduce the image while it decodes.
+    whether the decoder can reduce the image while it decodes. `run_lengths` tells that it is a BMP
+    in RLE8 or RLE4.
     """
 
     size: tuple[int, int]
@@ -49,6 +50,7 @@ class EncodedImage:
     orientation: int | None = 1
     reducible: bool = False
     lossless_jpeg: bool = False
+    run_lengths: bool = False
     jfif: bool = False
 
     def without_metadata(self, data: bytes | bytearray) -> bytes:

@@ -581,8 +581,7 @@ def bmps() -> Iterator[Odd]:
 
     for alpha in (0, 255):
         yield Odd(f"bmp of 32 bits with alpha {alpha}", partial(fields, alpha), scene)
-    yield Odd("bmp of run lengths", run_length_bmp, lambda: scene().convert("L").convert("RGB"))
-    yield Odd("bmp of many run lengths", partial(run_length_bmp, 5 * 2**20), None, 415)
+    yield from _run_lengths()
     yield Odd(
         "bmp that contains a JPEG",
         lambda: c.patched(encode(scene(), "BMP"), 30, b"\4\0\0\0"),
@@ -593,14 +592,63 @@ def bmps() -> Iterator[Odd]:
 
 
 def run_length_bmp(size: int = 0) -> bytes:
-    """Pixel by pixel, so that it is larger than without compression; at least `size` bytes."""
-    width, height = 400, 300
-    shades = np.asarray(scene((width, height)).convert("L"))[::-1]
-    rows = (b"".join(b"\1" + bytes((value,)) for value in row.tolist()) + b"\0\0" for row in shades)
-    body = (b"".join(rows) + b"\0\1").ljust(size, b"\0")
-    table = b"".join(bytes((shade, shade, shade, 0)) for shade in range(255)) + b"\xff\xff\xfe\0"
-    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(body), 0, 0, 256, 0)
-    return b"BM" + struct.pack("<IHHI", 1078 + len(body), 0, 0, 1078) + head + table + body
+    """RLE8, pixel by pixel: larger than without compression. It has at least `size` bytes."""
+    image = scene((400, 300)).convert("L")
+    rows = (
+        b"".join(b"\1" + bytes((value,)) for value in row.tolist()) + b"\0\0"
+        for row in np.asarray(image)[::-1]
+    )
+    return _coded_bmp(image, 1, (b"".join(rows) + b"\0\1").ljust(size, b"\0"))
+
+
+def _coded_bmp(image: Image.Image, compression: int, body: bytes) -> bytes:
+    """A BMP with these run lengths. `image` has shades, or a palette of 16 colours."""
+    width, height = image.size
+    bits = 8 if image.mode == "L" else 4
+    palette = image.getpalette() or [level for shade in range(256) for level in (shade,) * 3]
+    table = b"".join(
+        bytes((*palette[3 * each : 3 * each + 3][::-1], 0)) for each in range(1 << bits)
+    )
+    head = struct.pack(
+        "<IiiHHIIiiII", 40, width, height, 1, bits, compression, len(body), 0, 0, 0, 0
+    )
+    start = 14 + len(head) + len(table)
+    return b"BM" + struct.pack("<IHHI", start + len(body), 0, 0, start) + head + table + body
+
+
+def _run_lengths() -> Iterator[Odd]:
+    shades, sixteen = scene().convert("L"), scene().quantize(16)
+    lines = np.asarray(shades)[::-1]
+    literal = b"".join(b"\0" + bytes((SIZE[0],)) + row.tobytes() + b"\0\0" for row in lines)
+    nibbles = [row.reshape(-1, 2) for row in np.asarray(sixteen)[::-1]]
+    packed = [(pairs[:, 0] << 4 | pairs[:, 1]).astype(np.uint8) for pairs in nibbles]
+    four = b"".join(
+        b"".join(b"\2" + bytes((value,)) for value in row.tolist()) + b"\0\0" for row in packed
+    )
+    four_literal = b"".join(b"\0" + bytes((SIZE[0],)) + row.tobytes() + b"\0\0" for row in packed)
+    # 10 pixels of shade 200 from (20, 30), seen from the lower left; the rest is left out.
+    sparse = Image.new("RGB", SIZE, "black")
+    sparse.paste((200,) * 3, (20, SIZE[1] - 31, 30, SIZE[1] - 30))
+    skipping = b"\0\2\x14\x1e\x0a\xc8\0\1"
+
+    def grey() -> Image.Image:
+        return shades.convert("RGB")
+
+    for name, image, compression, body, shown in (
+        ("literal runs", shades, 1, literal + b"\0\1", grey),
+        ("runs without their end", shades, 1, literal[:-2], grey),
+        ("runs that exceed their rows", shades, 1, literal.replace(b"\0\0", b"\x50\x07\0\0"), grey),
+        ("runs of 4 bits", sixteen, 2, four + b"\0\1", lambda: sixteen.convert("RGB")),
+        ("literal runs of 4 bits", sixteen, 2, four_literal, lambda: sixteen.convert("RGB")),
+        ("runs that skip pixels", shades, 1, skipping, lambda: sparse),
+    ):
+        yield Odd(f"bmp of {name}", partial(_coded_bmp, image, compression, body), shown)
+    for size in (0, 5 * 2**20):
+        yield Odd(
+            f"bmp of runs, at least {size} bytes",
+            partial(run_length_bmp, size),
+            lambda: scene((400, 300)).convert("L").convert("RGB"),
+        )
 
 
 def tiff(**options: object) -> bytes:

@@ -37,6 +37,7 @@ from core.imaging.jpeg import END_OF_IMAGE, all_scans_present
 from core.imaging.limits import PixelLimits
 from core.imaging.png import without_checksum
 from worker.inference.colour import ColourConverter, correct_gamma, lab_to_rgb
+from worker.inference.run_lengths import without_run_lengths
 from worker.inference.thumbnail import encoded_thumbnail, reduced_to_thumbnail
 
 # The settings replace Pillow's own limit.
@@ -87,8 +88,7 @@ _REVERSES_X: Final = frozenset({2, 3, 7, 8})
 _REVERSES_Y: Final = frozenset({3, 4, 6, 7})
 
 # The reads that decoding one image may take. A PNG chunk takes three or four, and a PNG of 20 MB in
-# chunks of 1 kB is valid. A TIFF may have a strip for each row and channel. Pillow reads the run
-# lengths of a BMP one by one.
+# chunks of 1 kB is valid. A TIFF may have a strip for each row and channel.
 _MAX_READS: Final = 150_000
 _MAX_STRIP_READS: Final = 1_000_000
 
@@ -183,6 +183,8 @@ class Decoder(ABC):
         # Pillow's parsers raise many types of error for broken files (OSError, SyntaxError,
         # struct.error, zlib.error, ...).
         try:
+            if encoded.run_lengths:
+                data = without_run_lengths(data)
             with _open(data) as image:
                 # A decoder may declare another size than the container.
                 check_size(dataclasses.replace(encoded, size=image.size), self._max_pixels)
@@ -336,11 +338,7 @@ def _upright(reduced: Image.Image, orientation: int) -> Image.Image:
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:
-    most = _MAX_READS
-    if data.startswith(b"BM"):
-        most = len(data)
-    elif data.startswith((b"II", b"MM")):
-        most = _MAX_STRIP_READS
+    most = _MAX_STRIP_READS if data.startswith((b"II", b"MM")) else _MAX_READS
     image = Image.open(BoundedReader(data, most), formats=_FORMATS)
     assert isinstance(image, ImageFile.ImageFile)
     return image
