@@ -21,7 +21,7 @@ RESULT_DELETED = "result_deleted"  # error code: the image was deleted after it 
 
 COLUMNS = (
     *("index", "image_hash", "name", "status", "label", "confidence"),
-    *("annotations", "error_code", "error_detail", "metadata"),
+    *("annotations", "error_code", "error_detail", "metadata", "output"),
 )
 # Characters with which spreadsheets begin a formula:
 # https://owasp.org/www-community/attacks/CSV_Injection
@@ -133,6 +133,7 @@ def _row(document: dict[str, Any]) -> tuple[object, ...]:
         error.get("code"),
         _text(error.get("detail")),
         _json(document["metadata"]) if document["metadata"] else "",
+        "" if document["output"] is None else _json(document["output"]),
     )
 
 

@@ -1278,7 +1278,9 @@ async def test_csv_cells_are_not_formulas(api: Api, name: str, cell: str) -> Non
     job_id = response.json()["job_id"]
     claim = await claimed(api.records, api.key(sha256(RED)), LEASE)
     assert claim is not None
-    await api.records.change(claim.key, complete(claim, [Annotation(1, name, 1.0)]))
+    output = json.dumps({"note": name})
+    end = complete(claim, [Annotation(1, name, 1.0)], output=output)
+    await api.records.change(claim.key, end)
     key = JobKey(PUBLIC_TENANT, job_id)
     await api.services.backend.jobs.complete_item(key, 0, None, timedelta(0))
     response = await api.client.get(f"{JOBS}/{job_id}/results", headers={"Accept": "text/csv"})
@@ -1288,6 +1290,7 @@ async def test_csv_cells_are_not_formulas(api: Api, name: str, cell: str) -> Non
         assert not [each for each in cells if each.startswith(tuple("=+-@"))]
     assert ";" not in row["annotations"]
     assert json.loads(row["annotations"])[0]["label"] == name
+    assert json.loads(row["output"]) == {"note": name}
 
 
 async def test_unavailable_store_is_503_before_the_response_begins(
