@@ -15,13 +15,15 @@ log = structlog.get_logger(__name__)
 
 
 def read_model(settings: Settings) -> AnyBundle:
-    """The bundle of `MODEL_URI`, without its weights. Blocks.
+    """The bundle of `MODEL_URI` with its card, without its weights. Blocks.
 
     Raises BundleUnavailable if it cannot be read now, and BundleError if it is invalid.
     """
     bundles = open_bundles(settings, (settings.model_uri,))
     try:
-        return bundles.manifest(settings.model_uri)
+        bundle = bundles.manifest(settings.model_uri)
+        bundles.card(settings.model_uri, bundle)
+        return bundle
     finally:
         bundles.close()
 

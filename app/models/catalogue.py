@@ -179,4 +179,6 @@ class BundleModels:
 
 
 def _model_at(bundles: Bundles, uri: str) -> ModelRef:
-    return ModelRef.of_bundle(bundles.manifest(uri))
+    bundle = bundles.manifest(uri)
+    bundles.card(uri, bundle)
+    return ModelRef.of_bundle(bundle)

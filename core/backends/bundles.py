@@ -32,6 +32,16 @@ class Bundles:
             return read_any_bundle(uri)
         return self._cached().manifest(place)
 
+    def card(self, uri: str, bundle: AnyBundle) -> None:
+        """Fetch the model card of `bundle`, which is that of `uri`, into `bundle.folder`.
+
+        Does nothing for a local folder, and nothing if there is no card that can be read.
+        """
+        place = BucketFolder.of(uri)
+        if place is not None:
+            assert isinstance(bundle, Bundle), "bundles in buckets are not in Python"
+            self._cached().card(place, bundle)
+
     def weights(self, uri: str, bundle: AnyBundle) -> None:
         """Fetch the weights of `bundle`, which is that of `uri`, into `bundle.folder`.
 

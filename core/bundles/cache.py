@@ -20,6 +20,8 @@ from typing import BinaryIO, Protocol
 import structlog
 
 from core.bundles.bundle import (
+    CARD_FILE,
+    MAX_CARD_BYTES,
     MODEL_FILE,
     SUMS_FILE,
     Bundle,
@@ -96,6 +98,20 @@ class BundleCache:
             return read_bundle(home)
         except BundleError as error:
             raise BundleError(f"{place}: {error.detail}") from error
+
+    def card(self, place: BucketFolder, bundle: Bundle) -> None:
+        """Fetch the model card of `bundle`, which came from `place`, into its folder.
+
+        The card decides no answer, so it has no checksum. If there is none, or if it cannot be
+        read, that is only logged.
+        """
+        path = bundle.folder / CARD_FILE
+        try:
+            data = self._objects.read(place, CARD_FILE, MAX_CARD_BYTES)
+            with _disk_errors(path):
+                _store(path, data)
+        except BundleError as error:
+            log.info("model card not fetched", uri=str(place), reason=error.detail)
 
     def weights(self, place: BucketFolder, bundle: Bundle) -> None:
         """Fetch the weights of `bundle`, which came from `place`, into its folder.

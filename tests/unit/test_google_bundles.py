@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from app.model import read_model
+from app.models.catalogue import ModelRef
 from core.backends.bundles import Bundles, open_bundles
 from core.bundles import cache
-from core.bundles.bundle import Bundle, read_bundle, verify_bundle, write_sums
+from core.bundles.bundle import Bundle, read_bundle, read_card, verify_bundle, write_sums
 from core.errors import BundleError, BundleUnavailable
 from core.settings import Settings
 from tests.support.bundles import write_colour_bundle
@@ -79,6 +81,36 @@ async def test_the_manifest_is_fetched_without_the_weights(
     assert cloud.asked == SMALL
     assert files(settings) == set(SMALL)
     assert bundle.folder.parent == settings.data_dir.absolute() / "model-cache"
+
+
+async def test_the_card_is_fetched_at_each_start(bundles: Bundles, cloud: ScriptedStorage) -> None:
+    """The card of a bundle may change without its identity: the next start shows the new one."""
+    bundle = await manifest(bundles)
+    for text in ("# Colours", "# Six colours"):
+        (cloud.bundle / "MODEL_CARD.md").write_text(text)
+        await asyncio.to_thread(bundles.card, URI, bundle)
+        assert read_card(bundle.folder) == text
+    assert (await manifest(bundles)).identity == bundle.identity
+
+
+@pytest.mark.parametrize("status", [None, 403], ids=["missing", "forbidden"])
+async def test_a_bundle_is_served_without_a_card_that_cannot_be_read(
+    bundles: Bundles, cloud: ScriptedStorage, status: int | None
+) -> None:
+    if status:
+        cloud.status["MODEL_CARD.md"] = status
+    bundle = await manifest(bundles)
+    await asyncio.to_thread(bundles.card, URI, bundle)
+    assert read_card(bundle.folder) == ""
+    verify_bundle(await complete(bundles))
+
+
+async def test_the_model_of_a_bucket_is_shown_with_its_card(
+    cloud: ScriptedStorage, settings: Settings
+) -> None:
+    (cloud.bundle / "MODEL_CARD.md").write_text("# Colours")
+    bundle = await asyncio.to_thread(read_model, settings)
+    assert ModelRef.of_bundle(bundle).card == "# Colours"
 
 
 async def test_the_weights_are_fetched_on_demand(
