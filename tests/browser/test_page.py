@@ -95,6 +95,19 @@ def test_policy_blocks_inline_scripts(visit: Visit) -> None:
     visit.complaints.clear()
 
 
+def test_file_dropped_beside_the_drop_area_keeps_the_page(visit: Visit) -> None:
+    page = visit.open()
+    expect(page.locator("h1")).to_be_visible()
+    # A browser opens a dropped file unless a listener cancels the event.
+    for name in ("dragover", "drop"):
+        cancelled = page.evaluate(
+            "name => !document.querySelector('h1').dispatchEvent("
+            "new DragEvent(name, { bubbles: true, cancelable: true }))",
+            name,
+        )
+        assert cancelled, name
+
+
 def test_theme_is_that_of_the_reader(visit: Visit) -> None:
     page = visit.open()
     expect(page.locator("h1")).to_be_visible()
@@ -141,6 +154,8 @@ def test_every_view_opens(visit: Visit) -> None:
     ):
         page = visit.open(view)
         expect(page.locator("main")).to_contain_text(words)
+        name = "" if view == "/" else f"{view[1:].capitalize()} · "
+        expect(page).to_have_title(f"{name}Glimpse")
 
 
 def test_the_page_fits_a_small_screen(visit: Visit) -> None:
@@ -282,26 +297,43 @@ def test_model_is_trained_corrected_and_trained_again(visit: Visit, tmp_path: Pa
     expect(page.get_by_label("Model")).to_have_value(name)
     choose(page, "Choose photos", photo(tmp_path, "red.png", RED))
     expect(page.locator(".best")).to_have_text("warm")
+    page.goto(f"{visit.base}/#/models/{name}")
+    page.get_by_role("button", name="Delete the model").click()
+    expect(page.locator("h1")).to_have_text("Models")
+    expect(page.locator("tbody tr", has_text="colours@")).to_be_visible()
+    expect(page.locator("tbody")).not_to_contain_text(name)
 
 
-def test_pictures_are_sorted_by_keyboard(visit: Visit, tmp_path: Path) -> None:
+def test_pictures_are_sorted_by_keyboard_and_pointer(visit: Visit, tmp_path: Path) -> None:
     page = visit.open("/models")
     page.get_by_label("Label 1", exact=True).fill("warm")
     page.get_by_label("Label 2", exact=True).fill("cool")
-    files = [photo(tmp_path, f"{number}.png", RED) for number in range(6)]
+    files = [photo(tmp_path, f"{number}.png", RED) for number in range(7)]
     choose(page, "Add pictures to warm", *files)
     cards = page.locator(".label")
-    expect(cards.first).to_contain_text("6 pictures")
+    expect(cards.first).to_contain_text("7 pictures")
+    page.evaluate(
+        """() => {
+            const transfer = new DataTransfer();
+            transfer.items.add(new File(["x"], "dropped.png", { type: "image/png" }));
+            const event = { bubbles: true, cancelable: true, dataTransfer: transfer };
+            document.querySelectorAll(".label")[1].dispatchEvent(new DragEvent("drop", event));
+        }"""
+    )
+    expect(cards.nth(1)).to_contain_text("1 picture, 4 more needed")
+    page.get_by_label("Label of dropped.png").select_option("Remove")
     menu = page.get_by_label("Label of 0.png")
     menu.focus()
     menu.press("c")  # selects “cool”
-    expect(cards.nth(0)).to_contain_text("5 pictures")
+    expect(cards.nth(0)).to_contain_text("6 pictures")
     expect(cards.nth(1)).to_contain_text("1 picture, 4 more needed")
+    page.locator(".previews li", has=page.get_by_label("Label of 1.png")).drag_to(cards.nth(1))
+    expect(cards.nth(1)).to_contain_text("2 pictures, 3 more needed")
     page.get_by_label("Name of the model").fill("moods")
     page.get_by_role("button", name="Train", exact=True).press("Enter")
-    expect(page.get_by_role("alert")).to_contain_text("“cool” needs at least 5 pictures and has 1")
+    expect(page.get_by_role("alert")).to_contain_text("“cool” needs at least 5 pictures and has 2")
     page.get_by_label("Label of 0.png").select_option("Remove")
-    expect(cards.nth(1)).to_contain_text("0 pictures")
+    expect(cards.nth(1)).to_contain_text("1 picture")
 
 
 # --- Accessibility, documentation -----------------------------------------------------------------
@@ -417,3 +449,26 @@ def test_refusal_says_what_to_do(keyed: tuple[Stack, Visit], tmp_path: Path) -> 
         expect(page.locator("h1")).to_be_visible()
         choose(page, "Choose photos", photo_of_key)
         expect(page.locator("article [role=alert]")).to_contain_text(advice)
+
+
+def test_key_is_made_with_limits_rotated_and_revoked(keyed: tuple[Stack, Visit]) -> None:
+    stack, visit = keyed
+    page = visit.open("/operate")
+    page.get_by_label("API key").fill(stack.make_key("--scopes", "all"))
+    page.locator("form").get_by_role("button", name="Sign in").click()
+    part = page.locator("section", has=page.get_by_role("heading", name="Keys"))
+    part.get_by_label("Name").fill("<i>camera</i>")
+    part.get_by_label("Rate limit").fill("5/minute")
+    part.get_by_label("Requests a day").fill("100")
+    part.get_by_role("button", name="Make a key").click()
+    row = part.locator("tr", has_text="<i>camera</i>")
+    expect(row).to_contain_text("5/minute, 100 a day")
+    first = part.locator("code").inner_text()
+    assert first.startswith("glp_")
+    part.get_by_role("button", name="Rotate <i>camera</i>").click()
+    expect(part.locator("code")).not_to_have_text(first)
+    part.get_by_role("button", name="Done").click()
+    expect(part.locator("code")).to_have_count(0)
+    page.on("dialog", lambda dialog: dialog.accept())
+    part.get_by_role("button", name="Revoke <i>camera</i>").click()
+    expect(row).to_contain_text("inactive")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from glimpse_client import RetryPolicy, client
 from glimpse_client.cli import commands, label, profiles
 from glimpse_client.cli.context import Context
 
@@ -65,6 +66,15 @@ def test_exit_code_says_how_the_service_answered(
     assert err == ("" if code == 0 else "Error: Because.\n")
 
 
+def test_service_that_does_not_answer_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(client, "RetryPolicy", lambda: RetryPolicy(retries=0))
+    with ScriptedService(Drop()) as service:
+        assert run(monkeypatch, "--url", service.url, "images", "get", HASH) == 6
+    assert f"Does Glimpse run at {service.url}? glimpse doctor" in capsys.readouterr().err
+
+
 def test_exit_code_of_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> int:
         raise KeyboardInterrupt
@@ -119,6 +129,20 @@ def test_urls_beside_a_job_are_requests_of_their_own(
     assert [each.name for each in found] == [*(f"{n}.jpg" for n in range(9)), URL]
     assert [each.status for each in found] == [*["error"] * 9, "success"]
     assert [seen.path for seen in service.seen] == ["/api/v1/images/from-url"]
+
+
+def test_images_are_counted_for_the_progress_bar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.jpg", "b.HEIC", "notes.txt", "below/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    monkeypatch.setattr(label, "heic_decoder", lambda: None)
+    paths = [str(tmp_path), str(tmp_path / "notes.txt"), "-", URL]
+    assert label.count_images(paths, recursive=False) == 4
+    assert label.count_images(paths, recursive=True) == 5
+    monkeypatch.setattr(label, "heic_decoder", lambda: bytes)
+    assert label.count_images(paths, recursive=True) == 6
 
 
 def test_heic_without_a_decoder_is_named(

@@ -117,7 +117,7 @@ function Results({ id, stamp }) {
       <thead><tr><th scope="col">File</th><th scope="col">Status</th><th scope="col">Label</th><th scope="col" class="number">Confidence</th></tr></thead>
       <tbody>${items.slice(0, 300).map((/** @type {any} */ each) => html`<tr key=${each.index}>
         <td>${each.image_hash ? html`<a href=${`#/images/${each.image_hash}`}>${nameOf(each)}</a>` : nameOf(each)}</td>
-        <td><${State} state=${each.status} /></td><td>${each.confident === false ? "not sure" : each.annotations?.[0]?.label ?? ""}</td>
+        <td><${State} state=${each.status} /></td><td>${each.confident === false ? "not sure" : each.annotations?.[0]?.label ?? each.metadata?.label ?? ""}</td>
         <td class="number">${each.annotations?.length ? percent(each.annotations[0].confidence) : ""}</td></tr>`)}</tbody></table></div>
       ${items.length > 300 ? html`<p class="soft">The first 300 of ${items.length}. CSV and NDJSON have all of them.</p>` : null}</section>`;
 }

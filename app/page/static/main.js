@@ -19,6 +19,8 @@ const VIEWS = {
 };
 const TABS = [["/", "Try"], ["/history", "History"], ["/jobs", "Jobs"], ["/models", "Models"], ["/operate", "Operate"]];
 
+const TITLES = { try: "", history: "History", images: "Image", jobs: "Jobs", job: "Job", models: "Models", model: "Model", operate: "Operate" };
+
 const path = () => location.hash.slice(1) || "/";
 /** @param {string} to */
 const go = (to) => { location.hash = to; };
@@ -55,6 +57,7 @@ function App() {
     };
   }, []);
   const [view, props] = routeOf(at);
+  useEffect(() => { document.title = TITLES[view] ? `${TITLES[view]} · Glimpse` : "Glimpse"; }, [view]);
   return html`
     <a class="skip" href="#main" onClick=${(/** @type {Event} */ event) => { event.preventDefault(); document.querySelector("main")?.focus(); }}>Skip to the content</a>
     <header class="top"><div>
@@ -98,6 +101,9 @@ function SignIn({ onDone }) {
     <div class="row"><label class="field">API key<input type="password" autocomplete="off" value=${text} onInput=${(/** @type {any} */ event) => setText(event.target.value)} /></label>
       <button class="primary" type="submit">Sign in</button></div></form>`;
 }
+
+// A file that is dropped beside a place for files would replace the page.
+for (const name of ["dragover", "drop"]) addEventListener(name, (event) => event.preventDefault());
 
 const root = /** @type {HTMLElement} */ (document.getElementById("app"));
 root.textContent = "";

@@ -22,9 +22,12 @@ function Keys() {
   const [name, setName] = useState("");
   const [scopes, setScopes] = useState("classify read jobs");
   const [expires, setExpires] = useState("");
+  const [rate, setRate] = useState("");
+  const [quota, setQuota] = useState("");
   const [shown, setShown] = useState("");
   const make = async () => {
-    const body = { name, scopes: scopes.split(/[\s,]+/).filter(Boolean), ...(expires ? { expires } : {}) };
+    const chosen = Object.entries({ expires, rate_limit: rate, daily_quota: Number(quota) }).filter(([, value]) => value);
+    const body = { name, scopes: scopes.split(/[\s,]+/).filter(Boolean), ...Object.fromEntries(chosen) };
     setShown((await call("POST", "/api/v1/keys", body)).key);
     setName("");
     found.reload();
@@ -33,17 +36,19 @@ function Keys() {
     <${Failure} error=${found.error} />
     ${shown ? html`<div class="notice" role="status"><p>The key is shown once. Copy it now.</p><div class="row"><code>${shown}</code><${Copy} text=${shown} /><button type="button" onClick=${() => setShown("")}>Done</button></div></div>` : null}
     ${found.value
-      ? html`<div class="row"><label class="field">Name<input value=${name} onInput=${(/** @type {any} */ event) => setName(event.target.value)} /></label>
+      ? html`<div class="row end"><label class="field">Name<input value=${name} onInput=${(/** @type {any} */ event) => setName(event.target.value)} /></label>
           <label class="field">Scopes<input value=${scopes} onInput=${(/** @type {any} */ event) => setScopes(event.target.value)} /></label>
           <label class="field">Expires<input value=${expires} placeholder="never, or 90d" onInput=${(/** @type {any} */ event) => setExpires(event.target.value)} /></label>
+          <label class="field">Rate limit<input value=${rate} placeholder="the service's, or 600/minute" onInput=${(/** @type {any} */ event) => setRate(event.target.value)} /></label>
+          <label class="field">Requests a day<input type="number" min="1" value=${quota} placeholder="no limit" onInput=${(/** @type {any} */ event) => setQuota(event.target.value)} /></label>
           <${Action} kind="primary" run=${make}>Make a key<//></div>
         <div class="scroll"><table><thead><tr><th scope="col">Name</th><th scope="col">Key</th><th scope="col">Scopes</th><th scope="col">Limits</th><th scope="col">Expires</th><th scope="col">Last used</th><th scope="col">Actions</th></tr></thead>
         <tbody>${found.value.keys.map((/** @type {any} */ key) => html`<tr key=${key.id}>
           <td>${key.name}</td><td class="mono">${key.prefix}…</td><td>${key.scopes.join(" ")}</td><td>${[key.rate_limit, key.daily_quota ? `${key.daily_quota} a day` : ""].filter(Boolean).join(", ")}</td>
           <td>${when(key.expires_at)}</td><td>${when(key.last_used_at)}</td>
           <td>${key.active
-            ? html`<${Action} run=${async () => { setShown((await call("POST", `/api/v1/keys/${key.id}/rotate`, {})).key); found.reload(); }}>Rotate<//>
-                <${Action} kind="danger" confirm=${`Revoke the key ${key.name}?`} run=${async () => { await send(`/api/v1/keys/${key.id}`, { method: "DELETE" }); found.reload(); }}>Revoke<//>`
+            ? html`<${Action} label=${`Rotate ${key.name}`} run=${async () => { setShown((await call("POST", `/api/v1/keys/${key.id}/rotate`, {})).key); found.reload(); }}>Rotate<//>
+                <${Action} kind="danger" label=${`Revoke ${key.name}`} confirm=${`Revoke the key ${key.name}?`} run=${async () => { await send(`/api/v1/keys/${key.id}`, { method: "DELETE" }); found.reload(); }}>Revoke<//>`
             : html`<span class="soft">inactive</span>`}</td></tr>`)}</tbody></table></div>`
       : null}</section>`;
 }

@@ -142,12 +142,17 @@ export function Trainer({ model, onTrained }) {
   };
 
   const title = model ? "Add pictures and train again" : "Train on your own labels";
-  return html`<section class="card" aria-label=${title}><h2>${title}</h2>
+  /** @param {DragEvent} event */
+  const drop = async (event) => {
+    event.preventDefault();
+    if (event.dataTransfer && !event.dataTransfer.getData(DRAGGED)) addFolders(await droppedFiles(event.dataTransfer));
+  };
+  return html`<section class="card" aria-label=${title} onDrop=${drop}><h2>${title}</h2>
     <p class="soft">Sort pictures into labels: at least ${LEAST} for each label, better 20 or more. Pictures with the label “none” teach the model what is none of the others.</p>
     <div class="row end">
       ${model ? null : html`<label class="field">Name of the model<input value=${name} maxlength="63" placeholder="birds" onInput=${(/** @type {any} */ event) => setName(event.target.value)} /></label>`}
       <${Pick} label="Choose a folder of folders" folder onFiles=${addFolders} />
-      <span class="small soft">Each folder is a label.</span>
+      <span class="small soft">Or drop it here. Each folder is a label.</span>
     </div>
     <ul class="labels" aria-label="Labels">
       ${labels.map((label, n) => html`<${LabelCard} key=${label.id} label=${label} number=${n + 1} labels=${labels} move=${move} before=${again ? supportOf(newest, label.name) : 0}
@@ -206,6 +211,7 @@ function LabelCard({ label, number, labels, before, move, rename, add, remove })
   /** @param {DragEvent} event */
   const drop = async (event) => {
     event.preventDefault();
+    event.stopPropagation(); // not for the whole section
     setOver(false);
     const transfer = event.dataTransfer;
     const moved = Number(transfer?.getData(DRAGGED));

@@ -25,7 +25,7 @@ from glimpse_client.cli.output import (
     show_table,
 )
 from glimpse_client.client import VERSION, Glimpse
-from glimpse_client.errors import ApiError, GlimpseError, NotFound
+from glimpse_client.errors import ApiError, ConnectionFailed, GlimpseError, NotFound
 from glimpse_client.images import DEFAULT_WAIT
 from glimpse_client.types import Job
 
@@ -170,6 +170,14 @@ def show(ctx: Context, job_id: str, as_json: bool) -> None:
 @pass_context
 def watch(ctx: Context, job_id: str, as_json: bool) -> None:
     """Follow a job until it ends."""
+    job = _watched(ctx, job_id)
+    _show_job(job, as_json)
+    if job.failed or job.status != "completed":
+        sys.exit(SOME_FAILED)
+
+
+def _watched(ctx: Context, job_id: str) -> Job:
+    """Follow a job with a progress bar until it ends."""
     ctx.jobs_created(job_id)
     job = ctx.client.jobs.get(job_id)
     with progress_bar(ctx.console) as bar:
@@ -177,10 +185,7 @@ def watch(ctx: Context, job_id: str, as_json: bool) -> None:
         for job in ctx.client.jobs.watch(job_id):
             note = f"{job.failed} failed" if job.failed else ""
             bar.update(task, completed=job.succeeded + job.failed, note=note)
-    job = ctx.client.jobs.get(job_id)
-    _show_job(job, as_json)
-    if job.failed or job.status != "completed":
-        sys.exit(SOME_FAILED)
+    return ctx.client.jobs.get(job_id)
 
 
 @jobs.command()
@@ -292,7 +297,7 @@ def train_model(
         click.echo(job.id)
         return
     ctx.say(f"Job {job.id} trains the model.")
-    (job,) = ctx.client.jobs.wait(job).jobs
+    job = _watched(ctx, job.id)
     trained = job.raw.get("trained_model")
     if not trained:
         ctx.say(job.error.detail if job.error else f"The job is {job.status}.")
@@ -634,6 +639,9 @@ def run() -> None:
         sys.exit(exit_code(error))
     except GlimpseError as error:
         click.echo(f"Error: {printable(error)}", err=True)
+        if isinstance(error, ConnectionFailed) and ctx is not None:
+            hint = f"Does Glimpse run at {ctx.obj.chosen().url}? glimpse doctor checks it."
+            click.echo(hint, err=True)
         sys.exit(exit_code(error))
     except BrokenPipeError:
         # The reader of a pipe has gone, as in `glimpse images list | head`.

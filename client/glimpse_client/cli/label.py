@@ -1,7 +1,9 @@
 """`glimpse label`: labels of photos, folders, URLs and standard input."""
 
+import contextlib
 import io
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -163,6 +165,18 @@ def _wanted_file(
         return Wanted(found.name, refused=f"cannot be decoded: {error}")
 
 
+def count_images(paths: Sequence[str], recursive: bool) -> int:
+    """The number of images of the arguments, without opening a file. Blocks."""
+    decodable = HEIC_SUFFIXES if heic_decoder() is not None else frozenset()
+    total = 0
+    for each in paths:
+        if each == "-" or is_url(each) or not Path(each).is_dir():
+            total += 1
+        else:
+            total += sum(1 for _ in find_images([each], recursive=recursive, also=decodable))
+    return total
+
+
 def windows(images: Iterable[Wanted], size: int) -> Iterator[list[Wanted]]:
     """`images` in lists of at most `size`."""
     source = iter(images)
@@ -211,7 +225,6 @@ class Running:
         # A job has no URLs: the service fetches each of them for a request of its own.
         urls = [wanted for wanted in window if wanted.url is not None]
         self._fetched = {each.name: each for each in _one_by_one(ctx, urls, choice, _no_bar)}
-        window = [wanted for wanted in window if wanted.url is None]
         sources = []
         with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
             for wanted, outcome in zip(window, pool.map(_readable, window), strict=True):
@@ -256,6 +269,7 @@ class Running:
                 yield from_result(wanted.name, found)
             else:
                 reason = self._refused.get(wanted.name, "the service has no result")
+                advance(wanted.name in self._refused, "")
                 yield Labelled(wanted.name, "error", error=reason)
 
 
@@ -366,6 +380,12 @@ def run_label(
             def advance(count: int, note: str) -> None:
                 bar.update(task, advance=count, note=note)
 
+            def show_total() -> None:
+                with contextlib.suppress(OSError):  # labelling the file reports it
+                    bar.update(task, total=count_images(paths, recursive))
+
+            # Folders may be on a slow disk, so the first images do not wait for the count.
+            threading.Thread(target=show_total, daemon=True).start()
             writer = Writer(format_, COLUMNS, out)
             for each in label_images(ctx, images, choice, advance):
                 total += 1
