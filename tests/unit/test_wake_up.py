@@ -1,6 +1,7 @@
 """Publishers wake the queue process; polling is the safety net."""
 
 import asyncio
+import errno
 import stat
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -67,6 +68,31 @@ async def test_folder_without_sockets_is_reported() -> None:
     """Some file systems have no sockets. The queue polls often then."""
     with receiving(Path("/proc/self/net"), lambda: None) as possible:
         assert not possible
+
+
+async def test_socket_of_a_killed_process_in_a_read_only_folder_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may write to a folder of any mode, so the call fails instead."""
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / NAME).touch()
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with receiving(tmp_path, lambda: None) as possible:
+        assert not possible
+
+
+async def test_folder_that_becomes_read_only_does_not_prevent_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with receiving(tmp_path, lambda: None) as possible:
+        assert possible
+        monkeypatch.setattr(Path, "unlink", refuse)
 
 
 async def test_wake_up_delivers_before_the_next_poll(

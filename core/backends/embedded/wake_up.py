@@ -8,7 +8,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import structlog
@@ -46,15 +46,18 @@ def receiving(folder: Path, wake: Callable[[], None]) -> Iterator[bool]:
     """
     loop = asyncio.get_running_loop()
     path = folder / NAME
-    path.unlink(missing_ok=True)  # of a queue process that was killed
-    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+    with (
+        ExitStack() as opened,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver,
+    ):
         receiver.setblocking(False)
         try:
-            receiver.bind(_address(folder, opened))
-        except OSError as error:
+            path.unlink(missing_ok=True)  # of a queue process that was killed
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            opened.callback(os.close, descriptor)
+            receiver.bind(_address(folder, descriptor))
+        except OSError as error:  # also a folder that is read-only at this moment
             log.warning("the queue polls often: no socket", reason=str(error.strerror or error))
-            os.close(opened)
             yield False
             return
 
@@ -69,8 +72,8 @@ def receiving(folder: Path, wake: Callable[[], None]) -> Iterator[bool]:
             yield True
         finally:
             loop.remove_reader(receiver)
-            path.unlink(missing_ok=True)
-            os.close(opened)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def _address(folder: Path, opened: int) -> str:
