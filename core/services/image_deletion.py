@@ -6,6 +6,7 @@ A process that dies leaves the deletion to the reconciler, or to the next upload
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -19,6 +20,8 @@ log = structlog.get_logger(__name__)
 
 DELETE_SECONDS = 20.0  # less than the lease of a deletion
 WAIT_SECONDS = 3.0  # for a deletion by another process
+# A deletion that is not completed keeps its lease: other requests for the image wait for its end.
+RETRY_PAUSES = (0.1, 0.3, 1.0)  # seconds
 MIN_POLL_SECONDS, MAX_POLL_SECONDS = 0.02, 0.25
 
 
@@ -27,11 +30,7 @@ async def delete_image(backend: Backend, image: ImageKey, clock: Clock = utc_now
 
     If another process is deleting the image, waits until it has.
     """
-    try:
-        async with asyncio.timeout(DELETE_SECONDS):
-            await _delete_image(backend, image, clock)
-    except TimeoutError:
-        raise Unavailable("The image is not deleted yet. Try again.") from None
+    await _in_time(_delete_image(backend, image, clock))
 
 
 async def _delete_image(backend: Backend, image: ImageKey, clock: Clock) -> None:
@@ -45,13 +44,32 @@ async def _delete_image(backend: Backend, image: ImageKey, clock: Clock) -> None
 
 
 async def complete_deletion(backend: Backend, deletion: Deletion) -> None:
-    """Delete what the image has besides its records, and end the deletion. Raises Unavailable."""
-    await backend.blobs.delete(deletion.image.blob_name)
-    tenant, image_hash = deletion.image
-    await backend.blobs.delete(thumbnail_name(tenant, image_hash))
-    for base in await backend.models.bases(tenant):
-        await backend.blobs.delete(embedding_name(tenant, base, image_hash))
-    await backend.records.end_deletion(deletion)
+    """Delete what the image has besides its records, and end the deletion.
+
+    Repeats either step after a transient error. Raises Unavailable.
+    """
+    await _retry(lambda: _delete_blobs(backend, deletion.image))
+    # From its end on, an upload may store the bytes. So an end without an answer is repeated alone.
+    await _retry(lambda: backend.records.end_deletion(deletion))
+
+
+async def _delete_blobs(backend: Backend, image: ImageKey) -> None:
+    await backend.blobs.delete(image.blob_name)
+    await backend.blobs.delete(thumbnail_name(*image))
+    for base in await backend.models.bases(image.tenant):
+        await backend.blobs.delete(embedding_name(image.tenant, base, image.image_hash))
+
+
+async def _retry(step: Callable[[], Awaitable[object]]) -> None:
+    for pause in RETRY_PAUSES:
+        try:
+            await step()
+        except Unavailable as unavailable:
+            log.warning("deletion is tried again", reason=unavailable.detail)
+            await asyncio.sleep(pause)
+        else:
+            return
+    await step()
 
 
 async def wait_for_deletion(backend: Backend, image: ImageKey, clock: Clock = utc_now) -> int:
@@ -77,12 +95,25 @@ async def wait_for_deletion(backend: Backend, image: ImageKey, clock: Clock = ut
 
 async def process_due_deletion(backend: Backend, deletion: Deletion) -> None:
     """Take the next step of a deletion that is due. Raises Unavailable."""
+    await _in_time(_process_due_deletion(backend, deletion))
+
+
+async def _process_due_deletion(backend: Backend, deletion: Deletion) -> None:
     if deletion.in_progress:
         await _take_over(backend, deletion.image)
         return
     again = await backend.records.clean_up_deletion(deletion.image)
     if again is not None:
         await complete_deletion(backend, again)
+
+
+async def _in_time(work: Awaitable[None]) -> None:
+    """Do the work, or raise Unavailable before the lease of the deletion expires."""
+    try:
+        async with asyncio.timeout(DELETE_SECONDS):
+            await work
+    except TimeoutError:
+        raise Unavailable("The image is not deleted yet. Try again.") from None
 
 
 async def _take_over(backend: Backend, image: ImageKey) -> None:

@@ -15,7 +15,17 @@ from core.domain import deletions
 from core.domain.channels import Channel
 from core.domain.deletions import Deletion, Stage
 from core.domain.messages import ClassifyImage, Message
-from core.domain.records import Annotation, Record, RecordKey, Status, advance, complete, new_record
+from core.domain.records import (
+    Annotation,
+    Record,
+    RecordKey,
+    Status,
+    advance,
+    complete,
+    embedding_name,
+    new_record,
+    thumbnail_name,
+)
 from core.errors import Conflict, NotFound, Unavailable
 from core.ports import Publisher
 from core.services.image_deletion import delete_image, process_due_deletion
@@ -28,6 +38,7 @@ from tests.support.records import claimed
 from worker.tasks.reconcile import MAX_RECORDS, reconcile
 
 MODEL = "m@0123456789ab"
+BASES = ("base@0123456789ab", "other@0123456789ab")  # models with embeddings of the images
 POLL = "records.deletion"
 EMULATED_ORDERS = 12
 UPLOAD, DELETE = "upload", "delete"
@@ -115,6 +126,7 @@ def services(
 ) -> Services:
     for pause in ("MIN_POLL_SECONDS", "MAX_POLL_SECONDS"):
         monkeypatch.setattr(f"core.services.image_deletion.{pause}", 0)
+    monkeypatch.setattr("core.services.image_deletion.RETRY_PAUSES", (0, 0))
     messages = Messages()
     publisher: Publisher = messages
     return Services(replace(backend, publisher=publisher), messages, clock, settings)
@@ -238,6 +250,107 @@ async def test_death_of_one_service_leaves_nothing_half_done(
             await services.check(image, run)
         elif not await services.backend.records.get(image.key):
             assert not await services.backend.blobs.exists(image.key.blob_name), run.calls
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("call", ["blobs.delete", "models.bases", "records.end_deletion"])
+async def test_transient_error_does_not_leave_a_deletion_in_progress(
+    services: Services, call: str, after: bool
+) -> None:
+    """Otherwise, uploads and deletions of the image would wait for its lease."""
+    image = services.next_image()
+    await services.upload(services.backend, image)
+    failed = 0
+
+    async def fail_once(name: str, ended: bool) -> None:
+        nonlocal failed
+        if (name, ended) == (call, after) and not failed:
+            failed += 1
+            raise Unavailable("A fault was injected.")
+
+    faulty = watched(services.backend, fail_once)
+    await delete_image(faulty, image.key.image, services.clock)
+    assert failed
+    deletion = await services.backend.records.deletion(image.key.image)
+    assert deletion is not None
+    assert not deletion.in_progress
+    assert not await services.backend.blobs.exists(image.key.blob_name)
+    assert await services.upload(services.backend, image)
+
+
+async def test_upload_after_a_deletion_whose_end_was_not_confirmed_is_kept(
+    services: Services,
+) -> None:
+    """The deletion tries again, but deletes no bytes of an upload that was accepted since."""
+    image = services.next_image()
+    await services.upload(services.backend, image)
+    accepted: list[Record] = []
+
+    async def upload_and_fail(name: str, ended: bool) -> None:
+        if (name, ended) == ("records.end_deletion", True) and not accepted:
+            accepted.append(await services.upload(services.backend, image))
+            raise Unavailable("The answer is lost.")
+
+    faulty = watched(services.backend, upload_and_fail)
+    await delete_image(faulty, image.key.image, services.clock)
+    assert accepted
+    assert await services.backend.records.get(image.key)
+    assert await services.backend.blobs.exists(image.key.blob_name)
+
+
+# --- What belongs to an image ---------------------------------------------------------------------
+
+
+def names_of(image: SubmittedImage, bases: Sequence[str] = BASES) -> list[str]:
+    """The blobs that an image may have."""
+    tenant, image_hash = image.key.image
+    embeddings = [embedding_name(tenant, base, image_hash) for base in bases]
+    return [image.key.blob_name, thumbnail_name(tenant, image_hash), *embeddings]
+
+
+async def store_everything(services: Services, image: SubmittedImage) -> None:
+    assert image.data is not None
+    for base in BASES:
+        await services.backend.models.add_base("public", base)
+    for name in names_of(image):
+        await services.backend.blobs.put(name, image.data, "image/jpeg")
+
+
+async def stored_names(services: Services, image: SubmittedImage) -> list[str]:
+    return [each for each in names_of(image) if await services.backend.blobs.exists(each)]
+
+
+async def by_request(services: Services, image: SubmittedImage) -> None:
+    await store_everything(services, image)
+    await delete_image(services.backend, image.key.image, services.clock)
+
+
+async def after_a_death(services: Services, image: SubmittedImage) -> None:
+    """The process of the deletion dies, and the reconciler completes it."""
+    await store_everything(services, image)
+    await services.backend.records.begin_deletion(image.key.image, has_blob=True)
+    await services.reconcile()
+
+
+async def after_the_deletion(services: Services, image: SubmittedImage) -> None:
+    """A worker that was busy with the image stores a thumbnail and embeddings afterwards."""
+    await delete_image(services.backend, image.key.image, services.clock)
+    await store_everything(services, image)
+    services.clock.move(deletions.CLEAN_UP_AFTER.total_seconds())
+    await services.reconcile()
+
+
+@pytest.mark.parametrize("delete", [by_request, after_a_death, after_the_deletion])
+async def test_deletion_leaves_no_thumbnail_and_no_embedding(
+    services: Services, delete: Before
+) -> None:
+    image, other = services.next_image(), services.next_image()
+    for each in (image, other):
+        await services.upload(services.backend, each)
+    await store_everything(services, other)
+    await delete(services, image)
+    assert await stored_names(services, image) == []
+    assert await stored_names(services, other) == names_of(other)
 
 
 # --- The store ------------------------------------------------------------------------------------

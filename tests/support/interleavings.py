@@ -52,7 +52,7 @@ async def run_in_order(
 
     `poll` is the call that a waiting actor repeats. No other actor's calls depend on those whose
     names begin with `alone`, so their order makes no difference. The actor `dies[0]` dies before
-    its call with the number `dies[1]`.
+    its call with the number `dies[1]`, so that this call and all later ones fail.
     """
     run, tasks = Run(), dict[str, _Task]()
 
@@ -64,7 +64,7 @@ async def run_in_order(
             if after:
                 return
             calls += 1
-            if dies == (name, calls):
+            if dies[0] == name and calls >= dies[1]:
                 raise Death("The process dies.")
             if call.startswith(alone):
                 return
