@@ -158,6 +158,7 @@ class Record:
     threshold: empty and None if the model has no categories or no threshold.
     `output` is JSON that the predictor of a bundle in Python returned, or empty.
     `submitted_at` is when the current attempt began: at the creation, or at the last retry.
+    `republished_at` is when the reconciler last published the attempt's message again, or None.
     `error` is why the record ended as `error`; before its end, why the last delivery failed.
     `priority` is the most urgent that was asked for. `job` is the id of the job that alone asked
     for the image; it is empty once a client or a second job has asked as well.
@@ -179,6 +180,7 @@ class Record:
     priority: Priority = Priority.HIGH
     job: str = ""
     claims: int = 0
+    republished_at: datetime | None = None
 
     @property
     def sort_key(self) -> str:
@@ -192,6 +194,17 @@ class Record:
             and self.lease_expires_at is not None
             and now < self.lease_expires_at <= now + MAX_LEASE
         )
+
+    def may_republish(self, now: datetime, stale_after: timedelta) -> bool:
+        """Whether the reconciler may publish the message of a stale record again at `now`.
+
+        Its message may only wait behind others, or be refused for hours. Therefore the time between
+        two publications doubles: it is as long as the attempt had lasted at the first of them.
+        """
+        if self.republished_at is None:
+            return True
+        wait = max(stale_after, self.republished_at - self.submitted_at)
+        return self.republished_at + wait <= now
 
     @property
     def may_retry(self) -> bool:
@@ -242,8 +255,8 @@ def new_record(
 # --- Transitions. ---------------------------------------------------------------------------------
 #
 # What a client reads from an answer is durable. A power loss may undo the newest `advance`,
-# `claim`, `release` and `touch`: it ends every process that acts on them, and the queue delivers
-# the message again.
+# `claim`, `release`, `touch` and `republish`: it ends every process that acts on them, and the
+# queue delivers the message again.
 
 
 @transition(durable=False)
@@ -400,6 +413,7 @@ def retry(
         updated_at=now,
         submitted_at=now,
         claims=0,
+        republished_at=None,
         priority=priority,
         job=job,
     )
@@ -430,6 +444,20 @@ def touch(record: Record, now: datetime, before: datetime) -> Record | None:
     if record.status.terminal or record.leased(now) or record.updated_at >= before:
         return None
     return replace(record, updated_at=now)
+
+
+@transition(durable=False)
+def republish(
+    record: Record, now: datetime, before: datetime, stale_after: timedelta
+) -> Record | None:
+    """Note that the caller publishes the message again.
+
+    Refused where `touch` is, and before `may_republish` allows it.
+    """
+    touched = touch(before)(record, now)
+    if touched is None or not record.may_republish(now, stale_after):
+        return None
+    return replace(touched, republished_at=now)
 
 
 def _failed(record: Record, now: datetime, error: RecordError) -> Record:

@@ -361,6 +361,36 @@ async def test_claims_count_unless_they_are_released_for_another_reason(
     assert (await stored(store, key_of())).claims == 0
 
 
+async def test_record_is_republished_at_doubling_intervals_of_its_attempt(
+    store: RecordStore, clock: MovableClock
+) -> None:
+    """Also by concurrent reconcilers: only one is granted it."""
+    key, stale_after = key_of(), timedelta(seconds=600)
+    await created(store, clock, key)
+    assert (await stored(store, key)).republished_at is None
+    for age in (600, 1200, 2400):
+        began = (await stored(store, key)).submitted_at
+        clock.now = began + timedelta(seconds=age - 1)
+        early = records.republish(clock(), stale_after)
+        assert age == 600 or await store.change(key, early) is None
+        clock.move(1)
+        again = records.republish(clock(), stale_after)
+        granted = await asyncio.gather(*(store.change(key, again) for _ in range(4)))
+        assert [each is not None for each in granted].count(True) == 1
+        record = await stored(store, key)
+        assert (record.republished_at, record.updated_at) == (clock(), clock())
+    clock.move(LEASE.total_seconds())
+    claim = await claimed(store, key, LEASE)
+    assert claim is not None
+    assert await store.change(key, records.republish(clock.move(9000), stale_after))
+    claim = await claimed(store, key, LEASE)
+    assert claim is not None
+    assert await store.change(key, records.republish(clock.move(1), stale_after)) is None  # leased
+    assert await store.change(key, records.fail(claim, RETRYABLE))
+    assert await store.change(key, records.retry())
+    assert (await stored(store, key)).republished_at is None
+
+
 async def test_released_record_can_be_claimed_at_once(
     store: RecordStore, clock: MovableClock
 ) -> None:

@@ -239,9 +239,12 @@ async def test_older_schema_is_upgraded_step_by_step(tmp_path: Path) -> None:
         await Database.open(tmp_path / "words.db", torn)
 
 
+NEW_IN_6_TO_9 = ("claims", "output", "republished_at")  # columns of records
+
+
 def statements_of_version_3() -> list[str]:
     """Version 3 had no categories, confidence, lists, claims; other sort keys; duplicates."""
-    new = ("categories", "confident", "sort_key         TEXT", "claims", "output")
+    new = ("categories", "confident", "sort_key         TEXT", *NEW_IN_6_TO_9)
     statements = []
     for statement in records.SCHEMA.statements:
         if any(new in statement for new in ("record_terms", "INDEX records_by", "deletions")):
@@ -309,9 +312,10 @@ async def test_data_of_version_3_stays_readable(tmp_path: Path) -> None:
 
 def statements_of_version_5() -> list[str]:
     """Version 5 did not count claims, and had no outputs and no deletions."""
-    new = ("claims", "output")
     return [
-        "\n".join(line for line in statement.splitlines() if not line.strip().startswith(new))
+        "\n".join(
+            line for line in statement.splitlines() if not line.strip().startswith(NEW_IN_6_TO_9)
+        )
         for statement in records.SCHEMA.statements
         if "deletions" not in statement
     ]
@@ -335,7 +339,7 @@ async def test_data_of_version_5_stays_readable(tmp_path: Path) -> None:
         record = await backend.records.get(key)
         assert record is not None
         assert (record.attempts, record.claims, record.priority) == (3, 0, Priority.LOW)
-        assert record.output == ""
+        assert (record.output, record.republished_at) == ("", None)
         claimed = await backend.records.change(key, claim(timedelta(seconds=30)))
         assert claimed is not None
         assert (claimed.attempts, claimed.claims) == (4, 1)

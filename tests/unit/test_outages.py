@@ -5,6 +5,7 @@ the next message is due.
 """
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from datetime import datetime, timedelta
@@ -68,13 +69,21 @@ class Simulation:
         for key in self.keys:
             await self.worker.backend.publisher.publish(ClassifyImage(key))
 
-    async def run(self, duration: timedelta) -> None:
-        """Let the queue deliver, and move the clock, until no message is left or time is over."""
+    async def run(self, duration: timedelta, *, reconciling: bool = False) -> None:
+        """Let the queue deliver, and move the clock, until no message is left or time is over.
+
+        With `reconciling`, the reconciler runs as often as the scheduler calls it.
+        """
         until = self.clock() + duration
+        interval = timedelta(seconds=self.worker.context.settings.delivery.reconcile_interval)
+        next_run = self.clock() + interval
         while self.clock() < until and await self._messages():
             due = await self._next_due()
             if due is not None and due > self.clock():
-                self.clock.now = min(due, until)
+                self.clock.now = min(due, until, next_run if reconciling else until)
+            if reconciling and self.clock() >= next_run:
+                await self.worker.reconcile()
+                next_run = self.clock() + interval
             await asyncio.sleep(0.005)
 
     async def _messages(self) -> int:
@@ -177,6 +186,21 @@ async def test_hours_of_refusals_lose_nothing(simulation: Simulation, broken: Br
         assert simulation.client.deliveries > 50 * IMAGES
         assert not any(status.terminal for status in await simulation.statuses())
     await simulation.run(DAY)
+    assert await simulation.statuses() == {Status.SUCCESS}
+    assert await simulation.worker.letters() == []
+
+
+async def test_hours_of_saturation_pile_up_no_messages(simulation: Simulation) -> None:
+    """P4: the reconciler publishes a waiting record again and again, but ever less often."""
+    delivery = simulation.worker.context.settings.delivery
+    await simulation.store_images(1)
+    with saturated(simulation):
+        await simulation.publish()
+        await simulation.run(OUTAGE, reconciling=True)
+        waiting = len(simulation.worker.published())
+    doublings = math.log2(OUTAGE.total_seconds() / delivery.stale_after)
+    assert 1 < waiting <= 2 + doublings
+    await simulation.run(DAY, reconciling=True)
     assert await simulation.statuses() == {Status.SUCCESS}
     assert await simulation.worker.letters() == []
 

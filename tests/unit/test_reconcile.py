@@ -93,6 +93,57 @@ async def test_stale_record_is_published_once_per_period(
     assert await worker.reconcile() == {"republished": 1}
 
 
+async def test_waiting_record_is_published_at_doubling_intervals(
+    worker: RunningWorker, clock: MovableClock
+) -> None:
+    """A message may be refused for hours. A record whose message is lost is repaired still."""
+    key = await worker.submit()
+    began, published = clock(), list[float]()
+    for _ in range(24 * 12):
+        clock.move(300)
+        if await worker.reconcile() == {"republished": 1}:
+            published.append((clock() - began).total_seconds() / 60)
+    assert published == [15, 30, 60, 120, 240, 480, 960]
+    assert (await worker.record(key)).status is Status.PENDING
+
+
+async def test_record_expires_between_two_publications(
+    worker: RunningWorker, settings: Settings, clock: MovableClock
+) -> None:
+    key = await worker.submit()
+    clock.move(settings.delivery.retention - 1)
+    assert await worker.reconcile() == {"republished": 1}
+    clock.move(602)
+    assert await worker.reconcile() == {"expired": 1}
+    assert (await worker.record(key)).status is Status.ERROR
+
+
+async def test_retry_begins_the_intervals_again(worker: RunningWorker, clock: MovableClock) -> None:
+    key = await worker.submit()
+    for minutes in (60, 60):
+        clock.move(60 * minutes)
+        assert await worker.reconcile() == {"republished": 1}
+    await worker.dead_letter(key)
+    assert await worker.backend.records.change(key, retry())
+    clock.move(601)
+    assert await worker.reconcile() == {"republished": 1}
+
+
+async def test_waiting_records_delay_no_other_record(
+    worker: RunningWorker, clock: MovableClock
+) -> None:
+    waiting = [await worker.submit(image) for image in pictures(150)]
+    clock.move(3600)
+    assert await worker.reconcile() == {"republished": 100}
+    assert await worker.reconcile() == {"republished": 50}
+    clock.move(1)
+    other = await worker.submit(picture(1000))
+    clock.move(601)
+    assert await worker.reconcile() == {"waiting": 150, "republished": 1}
+    assert worker.published()[-1] == ClassifyImage(other)
+    assert len(worker.published()) == len(waiting) + 1
+
+
 async def test_published_message_has_the_priority_of_the_record(
     worker: RunningWorker, clock: MovableClock
 ) -> None:
@@ -349,7 +400,8 @@ async def test_record_that_changes_meanwhile_is_unchanged(
         assert await worker.backend.records.change(claim.key, release(claim))
         clock.move(1)
 
-    with worker.watching(Once("records.touch", 1, claim_and_release)):
+    marks = "records.touch" if job else "records.republish"
+    with worker.watching(Once(marks, 1, claim_and_release)):
         await worker.reconcile()
     record = await worker.record(key)
     assert record.updated_at == clock() - timedelta(seconds=1)

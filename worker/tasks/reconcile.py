@@ -17,7 +17,7 @@ from core.backends import Backend
 from core.domain.jobs import JobKey
 from core.domain.messages import ClassifyImage
 from core.domain.policy import DeliveryPolicy
-from core.domain.records import UPLOAD_LOST, Record, RecordError, fail_unleased, touch
+from core.domain.records import UPLOAD_LOST, Record, RecordError, fail_unleased, republish, touch
 from core.errors import Unavailable
 from core.observability.logs import image_context
 from core.observability.tracing import new_trace
@@ -57,7 +57,8 @@ async def reconcile(
     - `lost`: failed, because the image is not stored
     - `expired`: failed, because the record is older than any message in the queue
     - `cancelled`: failed, because the only job that requested the image is over
-    - `waiting`: left to the unfinished job that requested the image
+    - `waiting`: left to the unfinished job that requested the image, or to the message that was
+      published last (`Record.may_republish`)
     - `skipped`: changed by another process since the read
     - `deleted`: deletions of images that were completed, cleaned up or forgotten
     - `purged`: dead letters whose retention has ended
@@ -68,15 +69,20 @@ async def reconcile(
     for _ in range(MAX_PAGES):
         records = await backend.records.stale(before, limit)
         over = await _jobs_over(backend, records, now)
-        waiting = [record for record in records if record.job and not over[_job_key(record)]]
-        # The job itself publishes these again. Mark them, so that the next page has other records.
+        waiting = [
+            record
+            for record in records
+            if (not over[_job_key(record)] if record.job else _waits(record, policy, now))
+        ]
+        # Mark them, so that the next page has other records.
         marks = await asyncio.gather(*(_mark(record, backend, before) for record in waiting))
         failures += [failure for failure in marks if failure is not None]
         counts["waiting"] += len(waiting)
+        left = {record.key for record in waiting}
         for record in records:
             if len(failures) >= MAX_FAILURES:
                 raise failures[0]
-            if record.job and not over[_job_key(record)]:
+            if record.key in left:
                 continue
             # The trace of the lost message is lost too, so this starts a new one.
             with image_context(record.key), new_trace("reconcile record"):
@@ -128,6 +134,16 @@ async def _jobs_over(
     return {key: key not in found or found[key].over(now) for key in keys}
 
 
+def _is_expired(record: Record, policy: DeliveryPolicy, now: datetime) -> bool:
+    return now - record.submitted_at > timedelta(seconds=policy.retention)
+
+
+def _waits(record: Record, policy: DeliveryPolicy, now: datetime) -> bool:
+    """Whether the record is left to its last message. Hours of refusals would pile up others."""
+    early = not record.may_republish(now, timedelta(seconds=policy.stale_after))
+    return early and not _is_expired(record, policy, now)
+
+
 async def _mark(record: Record, backend: Backend, before: datetime) -> Unavailable | None:
     """Mark the record as reconciled; the failure, if any."""
     try:
@@ -144,14 +160,15 @@ async def _reconcile_record(
     if record.job:
         return await _fail(record, backend, "cancelled", CANCELLED, before)
     age = now - record.submitted_at
-    if age > timedelta(seconds=policy.retention):
+    if _is_expired(record, policy, now):
         detail = f"The image was not classified within {policy.retention:g} seconds."
         return await _fail(record, backend, "expired", RecordError("expired", detail, True), before)
     if not await backend.blobs.exists(record.key.blob_name):
         detail = "The upload was interrupted, or the image was deleted: upload it again."
         return await _fail(record, backend, "lost", RecordError(UPLOAD_LOST, detail, True), before)
     # Of several reconcilers, only the one that marks the record publishes its message.
-    if await backend.records.change(record.key, touch(before)) is None:
+    again = republish(before, timedelta(seconds=policy.stale_after))
+    if await backend.records.change(record.key, again) is None:
         return "skipped"
     await publish(backend.publisher, ClassifyImage(record.key, priority=record.priority))
     log.warning("record republished", status=record.status, age_seconds=round(age.total_seconds()))

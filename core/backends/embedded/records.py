@@ -75,7 +75,7 @@ TERMS_OF_EXISTING = tuple(
     for tier in range(len(TIERS))
 )
 SCHEMA = Schema(
-    version=8,
+    version=9,
     upgrades={
         3: (
             "ALTER TABLE records ADD COLUMN categories TEXT NOT NULL DEFAULT '[]'",
@@ -97,6 +97,7 @@ SCHEMA = Schema(
         5: ("ALTER TABLE records ADD COLUMN claims INTEGER NOT NULL DEFAULT 0",),
         6: _DELETIONS,
         7: ("ALTER TABLE records ADD COLUMN output TEXT NOT NULL DEFAULT ''",),
+        8: ("ALTER TABLE records ADD COLUMN republished_at INTEGER",),
     },
     statements=(
         *dead_letters.TABLE,
@@ -122,6 +123,7 @@ SCHEMA = Schema(
             sort_key         TEXT NOT NULL DEFAULT '',
             claims           INTEGER NOT NULL DEFAULT 0,
             output           TEXT NOT NULL DEFAULT '',  -- JSON, or empty
+            republished_at   INTEGER,
             PRIMARY KEY (tenant, image_hash, model)
         ) WITHOUT ROWID
         """,
@@ -139,7 +141,7 @@ _KEY = "tenant = ? AND image_hash = ? AND model = ?"
 _COLUMNS = (
     "tenant, image_hash, model, status, annotations, error, attempts, token, lease_expires_at,"
     " created_at, updated_at, submitted_at, priority, job, categories, confident, claims,"
-    " output"
+    " output, republished_at"
 )
 # ruff's S608 warns of values in SQL text; these are constants.
 _SELECT = f"SELECT {_COLUMNS} FROM records WHERE {_KEY}"
@@ -150,12 +152,13 @@ _SELECT_MANY = (
 )
 _INSERT = (
     f"INSERT INTO records ({_COLUMNS}, sort_key)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 )
 _UPDATE = (
     "UPDATE records SET status = ?, annotations = ?, error = ?, attempts = ?, token = ?,"
     " lease_expires_at = ?, created_at = ?, updated_at = ?, submitted_at = ?, priority = ?,"
-    f" job = ?, categories = ?, confident = ?, claims = ?, output = ? WHERE {_KEY}"
+    f" job = ?, categories = ?, confident = ?, claims = ?, output = ?,"
+    f" republished_at = ? WHERE {_KEY}"
 )
 # SQLite uses the partial index only if the condition repeats that of the index word for word.
 _STALE = (
@@ -404,6 +407,7 @@ def _state_of(record: Record) -> tuple[object, ...]:
         record.confident,
         record.claims,
         record.output,
+        micros_or_null(record.republished_at),
     )
 
 
@@ -427,7 +431,7 @@ def _record_of(row: tuple[Any, ...], key: RecordKey | None = None) -> Record:
     """`key` is the row's, if the caller has it: making one costs as much as reading the row."""
     tenant, image_hash, model, status, annotations, error, *rest = row
     attempts, token, lease, created, updated, submitted, priority, job, *rest = rest
-    categories, confident, claims, output = rest
+    categories, confident, claims, output, republished = rest
     return Record(
         key=key or RecordKey(tenant, image_hash, model),
         status=Status(status),
@@ -445,4 +449,5 @@ def _record_of(row: tuple[Any, ...], key: RecordKey | None = None) -> Record:
         confident=None if confident is None else bool(confident),
         claims=claims,
         output=output,
+        republished_at=moment_or_none(republished),
     )

@@ -110,8 +110,7 @@ def entity_of(record: Record, key: Any) -> Any:
         set_text(fields["job"], record.job)
     if record.claims:
         set_number(fields["claims"], record.claims)
-    if record.lease_expires_at is not None:
-        set_time(fields["lease_expires_at"], record.lease_expires_at)
+    _set_optional_times(fields, record)
     if not record.status.terminal:
         fields[UNFINISHED].timestamp_value.FromDatetime(record.updated_at)
     sort_key = record.sort_key
@@ -123,6 +122,12 @@ def entity_of(record: Record, key: Any) -> Any:
         for term in terms_of(record):
             terms.add(string_value=f"{hashed_term(term)}:{sort_key}")
     return entity
+
+
+def _set_optional_times(fields: Any, record: Record) -> None:
+    for name in ("lease_expires_at", "republished_at"):
+        if (moment := getattr(record, name)) is not None:
+            set_time(fields[name], moment)
 
 
 def hashed_term(term: str) -> str:
@@ -155,6 +160,7 @@ def record_of(entity: Any, keys: Keys) -> Record:
         else Priority.HIGH,
         job=fields["job"].string_value if "job" in fields else "",
         claims=fields["claims"].integer_value if "claims" in fields else 0,
+        republished_at=moment_of(fields["republished_at"]) if "republished_at" in fields else None,
     )
 
 
