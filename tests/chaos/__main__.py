@@ -46,6 +46,8 @@ def rows(outcome: Outcome) -> list[tuple[str, str]]:
         *((f"  {name}", str(count)) for name, count in sorted(outcome.injected.items())),
         ("images accepted", str(outcome.accepted)),
         ("jobs accepted", str(outcome.jobs)),
+        ("images deleted while they waited", str(outcome.deleted)),
+        ("dead letters of jobs replayed", str(outcome.replayed["replayed"])),
         ("images lost", str(len(outcome.lost))),
         ("results stored twice", str(len(outcome.duplicates))),
         ("final states that changed", str(len(outcome.changed))),

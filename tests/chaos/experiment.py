@@ -22,6 +22,8 @@ from core.domain.jobs import JobKey
 from core.domain.records import Record
 from core.settings import Settings
 from tests.chaos.batches import Batcher, JobLedger
+from tests.chaos.dead_letters import Replayer, ReplayLedger, replay_all
+from tests.chaos.deletions import Deleter, DeletionLedger
 from tests.chaos.emulators import ChaosEmulators, running_behind_lines
 from tests.chaos.faults import Fault, faults
 from tests.chaos.load import Client, Ledger, Watcher
@@ -32,23 +34,26 @@ from tests.support.settings import isolated_settings
 from tests.support.stack import MODULES, ROOT, Stack, free_port
 
 CLIENTS = 8
+DELETERS = 3
 PORT_FAULTS = 0.02  # share of port calls that fail; fifteen times as many are delayed
 PUSH_FAULTS = 0.02  # share of pushes with each kind of fault
 LONGEST_LULL = 1.0  # seconds between two faults
 # The faults continue until enough had an effect: a restart takes long on a busy machine.
 LEAST_FAULTS, LEAST_ACCEPTED = 4, 3
 LONGEST_OVERTIME = 120.0  # seconds
-SECOND_WORKER = "worker-2"
+SECOND_WORKER, SECOND_API = "worker-2", "api-2"
 CALM_SECONDS = 240.0  # seconds for accepted images to end after the faults
 
 
 WORKERS = ("worker", SECOND_WORKER)
+APIS = ("api", SECOND_API)
 
 
 class ChaosStack(Stack):
-    """A stack of faulty services, two of them workers, whose queue pushes through a proxy.
+    """A stack of two faulty processes of each service, whose queue pushes through a proxy.
 
-    With one worker, no other process would take over the claims of a frozen one.
+    With one worker, no other process would take over the claims of a frozen one. With one API
+    process, uploads and deletions of an image would wait for each other.
     """
 
     def __init__(self, folder: Path, bundle: Path, seed: int, **settings: object) -> None:
@@ -57,8 +62,8 @@ class ChaosStack(Stack):
         self.clock = folder / "clock"
         set_offset(self.clock, 0.0)
         self.proxy_port = free_port()
-        self.second_port = free_port()
-        self.names.append(SECOND_WORKER)
+        self._second_ports = {SECOND_WORKER: free_port(), SECOND_API: free_port()}
+        self.names += self._second_ports
         self.environment |= {
             "CHAOS_RATE": str(PORT_FAULTS),
             "CHAOS_SEED": str(seed),
@@ -75,12 +80,14 @@ class ChaosStack(Stack):
         }
 
     def launch(self, name: str) -> "subprocess.Popen[bytes]":
-        service = "worker" if name in WORKERS else name
-        faulty = service in ("api", "worker")
+        service = name.removesuffix("-2")
+        faulty = name in WORKERS + APIS
         module = ("tests.chaos.service", service) if faulty else (MODULES[name],)
         environment = dict(self.environment)
         if name == SECOND_WORKER:
-            environment["WORKER_PORT"] = str(self.second_port)
+            environment["WORKER_PORT"] = str(self.port_of(name))
+        if name == SECOND_API:
+            environment["API_PORT"] = str(self.port_of(name))
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.chaos.humble", *module],
             cwd=ROOT,
@@ -93,7 +100,11 @@ class ChaosStack(Stack):
         return process
 
     def port_of(self, name: str) -> int | None:
-        return self.second_port if name == SECOND_WORKER else super().port_of(name)
+        return self._second_ports.get(name) or super().port_of(name)
+
+    @property
+    def api_urls(self) -> list[str]:
+        return [f"http://127.0.0.1:{self.port_of(name)}" for name in APIS]
 
     def _keep(self, name: str, process: "subprocess.Popen[bytes]") -> None:
         assert process.stdout is not None
@@ -111,6 +122,8 @@ class Outcome:
     rate: float  # uploads per second that got a response during the faults
     accepted: int
     jobs: int
+    deleted: int
+    replayed: Counter[str]
     injected: Counter[str]
     answers: Counter[int]
     longest_seconds: float
@@ -164,6 +177,8 @@ class Experiment:
         self._rest: list[Fault] = []
         self.ledger = Ledger()
         self.jobs = JobLedger()
+        self.deletions = DeletionLedger()
+        self.replays = ReplayLedger()
 
     def run(self) -> Outcome:
         stack = self._stack
@@ -177,6 +192,7 @@ class Experiment:
             self._look_again()
             wrong = self.ledger.wrong + proxy.wrong + self._service_errors()
             wrong += self.jobs.check(stack.api)
+            wrong += self.deletions.check(stack.api) + self.replays.wrong
             injected += proxy.injected
         return Outcome(
             seconds=self._seconds,
@@ -187,7 +203,14 @@ class Experiment:
             answers=answers,
             longest_seconds=self.ledger.longest,
             lost=self._lost(),
-            duplicates=[h for h, count in self._stored().items() if count > 1],
+            duplicates=[
+                h
+                for h, count in self._stored().items()
+                # An image that was deleted and uploaded again has a second result.
+                if count > 1 and h not in self.deletions.expected
+            ],
+            deleted=self.deletions.deleted,
+            replayed=self.replays.outcomes,
             changed=self.ledger.changed,
             stuck=stuck,
             wrong=wrong,
@@ -197,22 +220,27 @@ class Experiment:
 
     def _storm(self, proxy: PushProxy) -> Counter[str]:
         over = threading.Event()
+        urls = self._stack.api_urls
         clients: list[threading.Thread] = [
-            Watcher(str(self._stack.api.base_url), self.ledger, over)
+            Watcher(urls[0], self.ledger, over),
+            Batcher(urls, self.jobs, self._rate / 20, self._seed, over),
+            Replayer(urls, self.replays, over),
         ]
-        clients += [
-            Client(str(self._stack.api.base_url), self.ledger, n, self._rate / CLIENTS, over)
-            for n in range(CLIENTS)
-        ]
-        jobs = Batcher(str(self._stack.api.base_url), self.jobs, self._rate / 20, self._seed, over)
-        clients.append(jobs)
+        for n in range(CLIENTS):
+            url = urls[n % len(urls)]
+            clients.append(Client(url, self.ledger, n, self._rate / CLIENTS, over))
+        for n in range(DELETERS):
+            rate = self._rate / 4 / DELETERS
+            clients.append(Deleter(urls, self.deletions, n, rate, over))
         self._began = time.monotonic()
         for client in clients:
             client.start()
         injected: Counter[str] = Counter()
         try:
             ends = self._began + self._seconds
-            kinds = faults(self._stack, self._stack.clock, self._draw, self._emulators)
+            kinds = faults(
+                self._stack, self._stack.clock, self._draw, self._emulators, self._messages_lost
+            )
             while (left := ends - time.monotonic()) > 0 or self._too_calm(injected, -left):
                 # Each kind once, in random order, before a kind repeats.
                 self._rest = self._rest or self._draw.sample(kinds, len(kinds))
@@ -228,10 +256,14 @@ class Experiment:
         proxy.calm()
         set_offset(self._stack.clock, 0.0)
         self._stack.environment["CHAOS_RATE"] = "0"
-        for name in ("api", *WORKERS):
+        for name in (*APIS, *WORKERS):
             self._stack.stop(name)
             self._stack.start(name, timeout=120)
         return injected
+
+    def _messages_lost(self) -> None:
+        with self.replays.lock:
+            self.jobs.unrepaired |= self.replays.jobs
 
     def _too_calm(self, injected: Counter[str], overtime: float) -> bool:
         """Whether the time is over but too few faults had an effect."""
@@ -248,6 +280,11 @@ class Experiment:
             for image_hash in left:
                 self._ask(image_hash)
             time.sleep(0.2)
+        with httpx.Client(timeout=60) as http:
+            while replay_all(http, self._stack.api_urls[0], self.replays):
+                self._progress("replaying dead letters", 0.5)
+                assert time.monotonic() < ends, "dead letters of jobs cannot be replayed"
+                time.sleep(0.2)
         while (open_jobs := self.jobs.unfinished()) and time.monotonic() < ends:
             self._progress("waiting for jobs", 0.5)
             for job_id in open_jobs:
@@ -319,7 +356,7 @@ class Experiment:
         """Responses of 5xx other than 503 in the logs of the services."""
         return [
             f"{name}: {line['status']} to {line['path']}"
-            for name in ("api", *WORKERS)
+            for name in (*APIS, *WORKERS)
             for line in self._lines(name)
             if line["message"] == "request" and line["status"] >= 500 and line["status"] != 503
         ]

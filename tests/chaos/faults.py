@@ -30,9 +30,16 @@ class Fault:
 
 
 def faults(
-    stack: Stack, clock: Path, draw: random.Random, emulators: ChaosEmulators | None
+    stack: Stack,
+    clock: Path,
+    draw: random.Random,
+    emulators: ChaosEmulators | None,
+    messages_lost: Callable[[], None],
 ) -> list[Fault]:
-    """The faults of this backend. Emulators have their own files and clock."""
+    """The faults of this backend. Emulators have their own files and clock.
+
+    Calls `messages_lost` after the messages of the queue were lost.
+    """
     found = [
         Fault("kill -9 a classifier process", partial(_kill_classifier, stack, draw)),
         Fault("step the clock", partial(_step, clock, draw)),
@@ -48,7 +55,9 @@ def faults(
         found.append(Fault("no image folder", partial(_take_away, stack, data / "blobs", draw)))
     else:
         for name in ("datastore", "storage", "pubsub"):
-            found.append(Fault(f"restart {name}", partial(_restart, stack, emulators, name)))
+            found.append(
+                Fault(f"restart {name}", partial(_restart, stack, emulators, name, messages_lost))
+            )
             found.append(Fault(f"freeze {name}", partial(_hang, emulators, name, draw)))
     return found
 
@@ -97,15 +106,20 @@ def _take_away(stack: Stack, folder: Path, draw: random.Random) -> None:
     """Files in the folder can be neither read nor written."""
     # Two steps, not one: a process that stores an image in between creates the folder again.
     aside = folder.with_name("aside")
-    with standing_still(psutil.Process(stack.processes["api"].pid)):
+    with standing_still(*_apis(stack)):
         folder.rename(aside)
         folder.write_bytes(b"")
     try:
         time.sleep(draw.uniform(0.2, LONGEST_OUTAGE))
     finally:
-        with standing_still(psutil.Process(stack.processes["api"].pid)):
+        with standing_still(*_apis(stack)):
             folder.unlink()
             aside.rename(folder)
+
+
+def _apis(stack: Stack) -> list[psutil.Process]:
+    found = [process for name, process in stack.processes.items() if name.startswith("api")]
+    return [psutil.Process(process.pid) for process in found]
 
 
 def _forbid(data: Path, draw: random.Random) -> None:
@@ -121,11 +135,14 @@ def _forbid(data: Path, draw: random.Random) -> None:
             folder.chmod(mode)
 
 
-def _restart(stack: Stack, emulators: ChaosEmulators, name: str) -> None:
+def _restart(
+    stack: Stack, emulators: ChaosEmulators, name: str, messages_lost: Callable[[], None]
+) -> None:
     with emulators.stopped(name):
         time.sleep(0.5)
     if name == "pubsub":
         stack.set_up()  # it stores nothing on disk; Google's service does
+        messages_lost()
 
 
 def _hang(emulators: ChaosEmulators, name: str, draw: random.Random) -> None:

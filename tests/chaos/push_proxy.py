@@ -1,4 +1,7 @@
-"""A proxy between the queue and the worker that duplicates, delays, corrupts and loses pushes."""
+"""A proxy between the queue and the worker that duplicates, delays, corrupts and loses pushes.
+
+It also delivers some messages of jobs as dead letters (`tests.chaos.dead_letters`).
+"""
 
 import asyncio
 import random
@@ -9,6 +12,9 @@ from typing import Self
 
 import aiohttp
 from aiohttp import web
+
+from core.domain.policy import ACKNOWLEDGING_STATUS, DEAD_LETTER_PATH
+from tests.chaos.dead_letters import JobDeadLetters, dead_letter
 
 LONGEST_DELAY = 1.0  # seconds; different delays change the order of pushes
 ATTEMPTS_SECONDS = 30.0
@@ -25,6 +31,7 @@ class PushProxy:
         self._port = port
         self._worker_urls = worker_urls
         self._rate = rate
+        self._dead_letters: JobDeadLetters | None = JobDeadLetters()
         self._draw = random.Random(seed)
         self._loop = asyncio.new_event_loop()
         self._started = threading.Event()
@@ -44,6 +51,7 @@ class PushProxy:
     def calm(self) -> None:
         """Stop injecting faults."""
         self._rate = 0.0
+        self._dead_letters = None
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -68,6 +76,8 @@ class PushProxy:
         body = await request.read()
         path = request.path_qs
         headers = {"Authorization": request.headers.get("Authorization", "")}
+        if (status := await self._as_dead_letter(headers, body)) is not None:
+            return web.Response(status=status)
         kind = self._kind()
         if kind:
             self.injected[f"push {kind}"] += 1
@@ -83,6 +93,18 @@ class PushProxy:
         if kind == "answer lost" and request.transport is not None:
             request.transport.abort()
         return web.Response(status=status)
+
+    async def _as_dead_letter(self, headers: dict[str, str], body: bytes) -> int | None:
+        """The worker's status for the message as a dead letter; None if it is not to become one."""
+        letters = self._dead_letters
+        message = letters.select(body) if letters else None
+        if letters is None or message is None:
+            return None
+        status = await self._forward(DEAD_LETTER_PATH, headers, dead_letter(body))
+        if status in ACKNOWLEDGING_STATUS:
+            letters.done(message)
+            self.injected["push dead-lettered"] += 1
+        return status
 
     def _kind(self) -> str:
         place = self._draw.random()
