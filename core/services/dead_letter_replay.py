@@ -149,11 +149,17 @@ async def _new_attempt(backend: Backend, letter: DeadLetter, message: ClassifyIm
 
 
 async def _messages(backend: Backend, message: ClassifyImage) -> list[ClassifyImage]:
-    """The messages of a new attempt: one for each item of the job that failed with this image."""
+    """The messages of a new attempt: one for each item of the job that has not succeeded with it.
+
+    Open items are included: a worker may be about to end one with the error of the old attempt.
+    """
     message = replace(message, traceparent="")
     if not message.job:
         return [message]
     job = JobKey(message.tenant, message.job)
-    failed = await backend.jobs.items(job, MAX_JOB_ITEMS, state=ItemState.FAILED)
-    positions = {each.position for each in failed if each.image_hash == message.key.image_hash}
+    positions = {
+        each.position
+        for each in await backend.jobs.items(job, MAX_JOB_ITEMS)
+        if each.image_hash == message.key.image_hash and each.state is not ItemState.SUCCEEDED
+    }
     return [replace(message, position=each) for each in sorted(positions | {message.position})]

@@ -164,9 +164,31 @@ async def test_replay_repairs_every_item_of_the_image(
         assert await counted.records.change(key, complete(claim, [Annotation(1, "red", 1.0)]))
     assert await replay(counted, "public", letter.id) is Replay.REPLAYED
     assert [replace(each, traceparent="") for each in counting.messages] == [
-        ClassifyImage(key, job=job.id, position=position) for position in (0, 2)
+        ClassifyImage(key, job=job.id, position=position) for position in (0, 2, 3)
     ]
     assert await resolved(counted, letter)
+
+
+async def test_replay_reaches_an_item_that_fails_by_the_old_attempt_afterwards(
+    counted: Backend, counting: Counting, settings: Settings, clock: MovableClock
+) -> None:
+    """A worker has read the record's error for it, and stores that after the replay."""
+    key, _ = await died(counted, clock)
+    job = JobKey("public", new_job_id())
+    await counted.jobs.create(new_job(job, "", MODEL, 2, clock()))
+    await counted.jobs.add_items(job, [JobItem(n, key.image_hash) for n in range(2)])
+    assert await counted.jobs.change(job, seal())
+    letter = await kept(counted, clock, ClassifyImage(key, job=job.id, position=0))
+    await counted.jobs.complete_item(job, 0, ERROR, timedelta())
+    assert await replay(counted, "public", letter.id) is Replay.REPLAYED
+    await counted.jobs.complete_item(job, 1, ERROR, timedelta())
+    await succeed(counted, settings, key)
+    for message in counting.messages:
+        assert isinstance(message, ClassifyImage)
+        await counted.jobs.complete_item(job, message.position, None, timedelta())
+    after = await counted.jobs.refresh_counts(job) or await counted.jobs.get(job)
+    assert after is not None
+    assert (after.counts.succeeded, after.counts.failed) == (2, 0)
 
 
 async def test_replay_of_a_job_that_could_not_run_begins_a_new_attempt(

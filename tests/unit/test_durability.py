@@ -119,6 +119,8 @@ async def test_record_transitions_that_clients_rely_on_are_durable(tmp_path: Pat
         assert not await changes.synced(records.advance(Status.PENDING, Status.QUEUED))
         clock.move(1)
         assert not await changes.synced(records.touch(clock()))
+        clock.move(1)
+        assert not await changes.synced(records.republish(clock(), MINUTE))
         assert not await changes.synced(records.claim(MINUTE))
         clock.move(61)
         claim = await claimed(store, KEY, MINUTE)
