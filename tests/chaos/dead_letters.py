@@ -42,6 +42,7 @@ class JobDeadLetters:
             message = message_of(envelope.message.attributes)
         except MalformedEnvelope:
             return None
+        known: Message
         match message:
             case ClassifyImage() if message.job and message.position in POSITIONS:
                 known = ClassifyImage(message.key, job=message.job, position=message.position)
