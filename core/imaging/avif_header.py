@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from core.errors import UnsupportedImage
+from core.imaging.code_points import profile_of
 from core.imaging.encoded import EncodedImage, Part, TooManyParts, broken_header
 
 MAX_BOXES = 1_000  # libavif's own files have about 20
@@ -78,6 +79,7 @@ def read_avif(data: bytes | bytearray) -> tuple[EncodedImage, bool]:
     image = EncodedImage(
         size=max(header.sizes, key=lambda size: size[0] * size[1] or 2**64),
         parts=_repaired(data, items),
+        profile=None if items is None else _code_points_profile(items),
         orientation=None,
     )
     return image, header.tracks
@@ -182,6 +184,23 @@ def _check_matrix(items: _Items, item: int) -> None:
             raise UnsupportedImage(
                 f"The AVIF's matrix coefficients are {name}, which the decoder cannot convert."
             )
+
+
+def _code_points_profile(items: _Items) -> bytes | None:
+    """A profile of the primary image's code points. An ICC profile, which Pillow reads, wins."""
+    found: bytes | None = None
+    for index in items.of_item.get(items.primary or 0, ()):
+        if not 0 < index <= len(items.properties):
+            continue
+        kind, begin, end = items.properties[index - 1]
+        if kind != b"colr":
+            continue
+        if items.data[begin : begin + 4] != b"nclx":
+            return None
+        if end - begin >= 8:
+            numbers = (items.data[begin + 4 : begin + 6], items.data[begin + 6 : begin + 8])
+            found = profile_of(*(int.from_bytes(each, "big") for each in numbers))
+    return found
 
 
 def _subsampled(items: _Items, item: int) -> bool:

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterator
 
 from core.errors import UnsupportedImage
+from core.imaging.code_points import profile_of
 from core.imaging.encoded import EncodedImage, Part, TooManyParts, broken_header, orientation_of
 from core.imaging.limits import MAX_TEXT_CHUNK
 
@@ -19,7 +20,8 @@ _ESSENTIAL = re.compile(rb"PLTE|IDAT")
 _END = b"\0\0\0\0IEND\xae\x42\x60\x82"
 _XMP_KEY = b"XML:com.adobe.xmp\0"
 _RAW_EXIF_KEYS = (b"Raw profile type exif\0", b"Raw profile type APP1\0")
-_READ = frozenset({b"tRNS", b"iCCP", b"sRGB", b"gAMA", b"eXIf"})
+_READ = frozenset({b"tRNS", b"cICP", b"iCCP", b"sRGB", b"gAMA", b"eXIf"})
+_COLOURS = frozenset({b"cICP", b"iCCP", b"sRGB"})  # each of them overrides gAMA
 _TEXTS, _MAX_TEXTS = (b"iTXt", b"zTXt"), 64
 _SRGB_GAMMA = 0.45455
 _GAMMA_TOLERANCE = 0.05  # a difference that libpng does not correct
@@ -62,8 +64,8 @@ def read_png(data: bytes | bytearray, *, header_only: bool = False) -> EncodedIm
         parts=(*parts, _END),
         colour_key=_colour_key(transparency, colour, depth),
         depth=depth,
-        profile=_profile(chunks.get(b"iCCP")),
-        gamma=None if b"iCCP" in chunks or b"sRGB" in chunks else _gamma(chunks.get(b"gAMA")),
+        profile=_profile(chunks),
+        gamma=None if chunks.keys() & _COLOURS else _gamma(chunks.get(b"gAMA")),
         orientation=orientation_of(_exif(chunks.get(b"eXIf"), texts), _xmp(texts)),
     )
 
@@ -189,8 +191,15 @@ def _colour_key(content: bytes | None, colour: int, depth: int) -> tuple[int, ..
     )
 
 
-def _profile(content: bytes | None) -> bytes | None:
-    """The ICC profile; None if its compression is unknown or broken."""
+def _profile(chunks: dict[bytes, bytes]) -> bytes | None:
+    """The ICC profile; None if its compression is unknown or broken.
+
+    Code points (`cICP`) come before it (PNG, 4.3).
+    """
+    points = chunks.get(b"cICP", b"")
+    if len(points) == 4 and points[2:] == b"\0\1":
+        return profile_of(points[0], points[1])
+    content = chunks.get(b"iCCP")
     if content is None:
         return None
     _, _, rest = content.partition(b"\0")

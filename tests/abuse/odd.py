@@ -366,6 +366,17 @@ def pngs() -> Iterator[Odd]:
         lambda: encode(_with_hole(), "PNG", icc_profile=swapped),
         lambda: _flattened(_converted_alpha(swapped)),
     )
+    for name, points, icc in (
+        ("display p3", b"\x0c\x04\0\1", profile("display p3")),
+        ("linear samples", b"\1\x08\0\1", profile(gamma=1.0)),
+    ):
+        yield Odd(
+            f"png in {name} (cICP), and with a profile of other colours",
+            with_chunk((b"cICP", points), (b"iCCP", b"ICC\0\0" + zlib.compress(swapped))),
+            partial(_converted, icc),
+        )
+    for name, points in (("unknown", b"\x63\x63\0\1"), ("short", b"\x0c")):
+        yield Odd(f"png with {name} code points", with_chunk((b"cICP", points)), scene)
     yield Odd(
         "png with linear samples (gAMA)",
         with_chunk((b"gAMA", struct.pack(">I", 100_000))),
@@ -528,6 +539,13 @@ def avif_with_matrix(number: int) -> bytes:
     return c.patched(data, at, struct.pack(">H", number))
 
 
+def avif_in_display_p3() -> bytes:
+    """An AVIF whose code points declare the primaries of P3 and the exponent 2.2."""
+    data = _plain("AVIF", quality=95, subsampling="4:4:4")
+    at = data.index(b"colrnclx") + 8
+    return c.patched(data, at, struct.pack(">HH", 12, 4))
+
+
 def avif_alpha_without_size() -> bytes:
     """The alpha image has no `ispe` of its own, as encoders wrote it until 2021."""
     data = bytearray(encode(_with_hole(), "AVIF", quality=95, subsampling="4:4:4"))
@@ -551,6 +569,9 @@ def avifs() -> Iterator[Odd]:
     yield Odd("avif whose alpha has no size", avif_alpha_without_size, _hole_shown)
     for number in (0, 3, 10, 11, 13, 14, 99):
         yield Odd(f"avif with matrix {number}", partial(avif_with_matrix, number), None, 415)
+    yield Odd(
+        "avif in display p3 (nclx)", avif_in_display_p3, partial(_converted, profile("display p3"))
+    )
     yield Odd(
         "avif in display p3",
         partial(_plain, "AVIF", quality=95, subsampling="4:4:4", icc_profile=profile("display p3")),
