@@ -187,11 +187,8 @@ class JobCreator:
         existing = await self._backend.jobs.get(key)
         if existing is None:
             raise Unavailable("The job is being deleted. Try again.")
-        if existing.sealed and order.retry_of:
-            return Created(existing)  # items of the other job may have ended since
-        _check_request(existing, order)
-        if existing.sealed:
-            return Created(existing)
+        if (created := _created(existing, order)) is not None:
+            return Created(created)
         if existing.status.terminal:
             raise Unavailable("The job is being deleted. Try again.")
         if existing.fingerprint != job.fingerprint:
@@ -208,16 +205,12 @@ class JobCreator:
     async def find_created(self, order: JobOrder) -> Job | None:
         """The sealed job that the same request under the same Idempotency-Key has created.
 
-        Raises IdempotencyKeyReused if another request has used the key.
+        Raises IdempotencyKeyReused if another request has used the key, and Unavailable.
         """
         if not (order.options.idempotency_key or order.retry_of):
             return None
         existing = await self._backend.jobs.get(JobKey(order.principal.tenant, _job_id(order)))
-        if existing is None:
-            return None
-        if not order.retry_of:  # items of the other job may have ended since
-            _check_request(existing, order)
-        return existing if existing.sealed else None
+        return None if existing is None else _created(existing, order)
 
     async def _complete(
         self, job: Job, order: JobOrder, existing: Sequence[JobItem] = ()
@@ -334,6 +327,13 @@ def _job_id(order: JobOrder) -> str:
     if not key:
         return jobs.new_job_id()
     return jobs.job_id_for(order.principal.tenant, order.principal.key_id, key)
+
+
+def _created(existing: Job, order: JobOrder) -> Job | None:
+    """The existing job, or None if it is not sealed. Raises IdempotencyKeyReused, Unavailable."""
+    if not (order.retry_of and existing.sealed):  # items of the other job may have ended since
+        _check_request(existing, order)
+    return existing if existing.sealed else None
 
 
 def _check_request(existing: Job, order: JobOrder) -> None:
