@@ -76,7 +76,7 @@ class PushProxy:
         body = await request.read()
         path = request.path_qs
         headers = {"Authorization": request.headers.get("Authorization", "")}
-        if (status := await self._as_dead_letter(headers, body)) is not None:
+        if (status := await self._as_dead_letter(request.query_string, headers, body)) is not None:
             return web.Response(status=status)
         kind = self._kind()
         if kind:
@@ -94,13 +94,15 @@ class PushProxy:
             request.transport.abort()
         return web.Response(status=status)
 
-    async def _as_dead_letter(self, headers: dict[str, str], body: bytes) -> int | None:
+    async def _as_dead_letter(self, query: str, headers: dict[str, str], body: bytes) -> int | None:
         """The worker's status for the message as a dead letter; None if it is not to become one."""
         letters = self._dead_letters
         message = letters.select(body) if letters else None
         if letters is None or message is None:
             return None
-        status = await self._forward(DEAD_LETTER_PATH, headers, dead_letter(body))
+        # The emulator's pushes have the secret of the worker in the query.
+        path = f"{DEAD_LETTER_PATH}?{query}"
+        status = await self._forward(path, headers, dead_letter(body))
         if status in ACKNOWLEDGING_STATUS:
             letters.done(message)
             self.injected["push dead-lettered"] += 1
