@@ -607,6 +607,26 @@ def test_enumerations_are_named_and_their_constants_are_unique(schema: dict[str,
     assert len(list(every(schema, "enum"))) == named
 
 
+def test_members_and_parameters_have_what_generators_understand(schema: dict[str, Any]) -> None:
+    """No title, which would name an inline schema, no list as a default, no name of pydantic's."""
+
+    def members(node: Any) -> Iterator[dict[str, Any]]:
+        if isinstance(node, dict):
+            yield from (each for each in node.get("properties", {}).values())
+            if isinstance(node.get("schema"), dict):
+                yield node["schema"]
+            node = list(node.values())
+        for each in node if isinstance(node, list) else ():
+            yield from members(each)
+
+    found = list(members(schema))
+    assert len(found) > 200
+    assert not [each for each in found if isinstance(each.get("title"), str)]
+    assert not [each for each in found if isinstance(each.get("default"), list)]
+    assert not [each for each in found if {"ge", "le", "gt", "lt"} & each.keys()]
+    assert [each for each in found if "maximum" in each]
+
+
 def test_no_schema_is_named_like_the_constructor_of_another(schema: dict[str, Any]) -> None:
     """Go's clients have a function NewKey for a schema Key."""
     names = set(schema["components"]["schemas"])
