@@ -30,7 +30,7 @@ def run(asked: str) -> int:
         docker.BUNDLES.chmod(0o755)  # the user of the containers reads it
         print(f"The page will be at http://127.0.0.1:{settings.api_port}", flush=True)
         mounts = docker.write_mounts(settings)
-        docker.replace_process("up", "--build", "--remove-orphans", more=[mounts])
+        docker.replace_process("up", "--build", "--remove-orphans", more=mounts)
     with data_dir_lock.held(settings.data_dir, settings.api_url), in_use(Path(sys.prefix)):
         return asyncio.run(supervise(settings))
 

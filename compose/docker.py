@@ -30,8 +30,8 @@ def missing() -> list[str]:
     return []
 
 
-def write_mounts(settings: Settings) -> Path:
-    """Write a compose file that mounts the local model bundles of the settings.
+def write_mounts(settings: Settings) -> list[Path]:
+    """Write a compose file that mounts the local model bundles of the settings, if any need it.
 
     The containers get them, read-only, at their paths on this machine. `compose.yaml` mounts the
     folder `bundles`, and the image of the worker has the default bundle.
@@ -44,6 +44,9 @@ def write_mounts(settings: Settings) -> Path:
         and folder != DEFAULT_BUNDLE.resolve()
         and not folder.is_relative_to(BUNDLES.resolve())
     }
+
+    if not mounted:
+        return []
 
     def paths(uris: Iterable[str]) -> str:
         return ",".join(mounted.get(uri, uri) for uri in uris)
@@ -59,7 +62,7 @@ def write_mounts(settings: Settings) -> Path:
     ]
     service = {"environment": environment, "volumes": volumes}
     MOUNTS.write_text(json.dumps({"services": {"api": service, "worker": service}}, indent=2))
-    return MOUNTS
+    return [MOUNTS]
 
 
 def command(*arguments: str, more: Iterable[Path] = ()) -> list[str]:

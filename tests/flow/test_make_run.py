@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from compose.emulators import missing
+from core.settings import DEFAULT_BUNDLE
 from tests.support.emulators import free_addresses
 from tests.support.images import COMPOSE
 from tests.support.pictures import picture
@@ -260,6 +261,7 @@ def test_backend_that_cannot_run_is_explained(glimpse: Installation, asked: str)
 
 def test_docker_engine_runs_compose_yaml(glimpse: Installation) -> None:
     """A script in place of Docker records its arguments."""
+    glimpse.environment["MODEL_URI"] = str(DEFAULT_BUNDLE)  # others are mounted
     path, calls_file = Path(empty_path(glimpse.folder)), glimpse.folder / "calls"
     docker = path / "docker"
     docker.write_text(

@@ -33,15 +33,19 @@ def test_engine_is_probed(
     assert all(expected in sentence for expected, sentence in zip(lacks, found, strict=True))
 
 
-def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **uris: Any) -> dict[str, object]:
+def mounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **uris: Any
+) -> dict[str, object] | None:
     """What the containers of the services get for these models."""
     monkeypatch.setattr(docker, "BUNDLES", tmp_path / "bundles")
     monkeypatch.setattr(docker, "MOUNTS", tmp_path / "bundles/.compose.json")
     (tmp_path / "bundles/vit").mkdir(parents=True)
     (tmp_path / "mine").mkdir()
-    file = docker.write_mounts(isolated_settings(**uris))
-    assert file in [Path(part) for part in docker.command("up", more=[file])]
-    services = json.loads(file.read_text())["services"]
+    files = docker.write_mounts(isolated_settings(**uris))
+    assert files == [part for part in map(Path, docker.command("up", more=files)) if part in files]
+    if not files:
+        return None
+    services = json.loads(files[0].read_text())["services"]
     assert services["api"] == services["worker"]
     return dict(services["worker"])
 
@@ -52,6 +56,7 @@ def test_containers_mount_the_folders_of_models(
     mine, vit = str(tmp_path / "mine"), str(tmp_path / "bundles/vit")
     extra = (mine, vit, "gs://bucket/folder", str(tmp_path / "absent"))
     service = mounted(tmp_path, monkeypatch, model_uri=mine, extra_model_uris=extra)
+    assert service is not None
     assert service["volumes"] == [
         {"type": "bind", "source": mine, "target": mine, "read_only": True}
     ]
@@ -62,6 +67,7 @@ def test_relative_folder_is_one_of_the_project(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = mounted(tmp_path, monkeypatch, extra_model_uris=("examples",))
+    assert service is not None
     assert service["environment"] == {"EXTRA_MODEL_URIS": str(docker.ROOT / "examples")}
 
 
@@ -70,4 +76,4 @@ def test_default_model_and_bundles_need_no_mount(
 ) -> None:
     extra = (str(tmp_path / "bundles/vit"), "gs://bucket/folder")
     service = mounted(tmp_path, monkeypatch, model_uri=str(DEFAULT_BUNDLE), extra_model_uris=extra)
-    assert service == {"environment": {}, "volumes": []}
+    assert service is None
