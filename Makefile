@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Poetry only exports the lock. pip installs it with hashes, so any package index is safe.
 POETRY_VENV := .poetry
-POETRY_PINS := poetry==2.5.1 poetry-plugin-export==1.10.1
+POETRY_PINS := compose/requirements-poetry.txt
 CHECKOV_VENV := .checkov-venv
 CODE := app worker core models client compose deploy docs terraform tests benchmarks
 
@@ -18,9 +18,9 @@ help: ## Show this list
 .PHONY: setup
 setup: $(VENV)/.complete ## Install the locked dependencies and the development tools into .venv
 
-$(POETRY_VENV)/.complete: Makefile
+$(POETRY_VENV)/.complete: $(POETRY_PINS)
 	$(PYTHON) -m venv --clear $(POETRY_VENV)
-	$(POETRY_VENV)/bin/pip install --quiet --disable-pip-version-check $(POETRY_PINS)
+	$(POETRY_VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes --requirement $(POETRY_PINS)
 	@touch $@
 
 $(VENV)/.complete: poetry.lock pyproject.toml $(POETRY_VENV)/.complete
