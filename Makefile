@@ -72,7 +72,7 @@ keys: $(INSTALLED) ## List the API keys
 smoke: $(INSTALLED) ## Upload a new image to a running Glimpse and wait for its labels: make smoke URL=<address>
 	@$(BIN)/python -m deploy.smoke $(or $(URL),http://127.0.0.1:8080)
 
-# One worker for each core: tests/support/distribution.py assigns the tests. Our files are UTF-8 in
+# tests/support/distribution.py says how many workers there are, and assigns the tests. Our files are UTF-8 in
 # every locale.
 PYTEST := PYTHONUTF8=1 $(BIN)/python -m pytest --numprocesses=auto
 

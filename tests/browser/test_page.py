@@ -376,6 +376,7 @@ def test_documentation_works_without_other_hosts(visit: Visit) -> None:
 # --- Many photos, a service that ends, keys -------------------------------------------------------
 
 
+@pytest.mark.parametrize("visit", ["light"], indirect=True)  # the theme changes nothing here
 def test_folder_of_a_thousand_photos(visit: Visit, tmp_path: Path) -> None:
     for number in range(1000):
         photo(tmp_path / "thousand", f"{number:04}.png", RED if number % 2 else BLUE)

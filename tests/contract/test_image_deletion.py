@@ -40,7 +40,7 @@ from worker.tasks.reconcile import MAX_RECORDS, reconcile
 MODEL = "m@0123456789ab"
 BASES = ("base@0123456789ab", "other@0123456789ab")  # models with embeddings of the images
 POLL = "records.deletion"
-EMULATED_ORDERS = 12
+EMULATED_ORDERS, EMULATED_ORDERS_OF_A_DEATH = 12, 4
 UPLOAD, DELETE = "upload", "delete"
 
 
@@ -94,11 +94,15 @@ class Services:
         }
         return await run_in_order(self.backend, actors, order, POLL, "publisher.", dies)
 
-    def orders(self, new_run: Callable[[Sequence[int]], Awaitable[Run]]) -> AsyncIterator[Run]:
+    def orders(
+        self,
+        new_run: Callable[[Sequence[int]], Awaitable[Run]],
+        emulated: int = EMULATED_ORDERS,
+    ) -> AsyncIterator[Run]:
         """Every order; on an emulator, which takes a second for each, some."""
         if self.settings.backend == "embedded":
             return every_order(new_run)
-        return some_orders(new_run, EMULATED_ORDERS)
+        return some_orders(new_run, emulated)
 
     async def check(self, image: SubmittedImage, run: Run) -> bool:
         """All or nothing is stored; whether the image is."""
@@ -231,9 +235,8 @@ async def test_death_of_one_service_leaves_nothing_half_done(
             runs.append((image, run))
             return run
 
-        return any(
-            [isinstance(run.outcomes[dying], Death) async for run in services.orders(new_run)]
-        )
+        orders = services.orders(new_run, EMULATED_ORDERS_OF_A_DEATH)
+        return any([isinstance(run.outcomes[dying], Death) async for run in orders])
 
     number = 1
     while await all_orders(number):
