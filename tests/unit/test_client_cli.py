@@ -9,7 +9,9 @@ import pytest
 from glimpse_client import RetryPolicy, client
 from glimpse_client.cli import commands, label, profiles
 from glimpse_client.cli.context import Context
+from glimpse_client.jobs import Jobs
 
+from tests.support.pictures import picture
 from tests.support.scripted_service import Drop, Reply, ScriptedService, Step
 
 HASH = "0" * 64
@@ -81,6 +83,21 @@ def test_exit_code_of_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(commands, "run_label", interrupt)
     assert run(monkeypatch, "label", "photo.jpg") == 130
+
+
+def test_interruption_while_a_job_is_created_names_the_list_of_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The service may have the job already."""
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Jobs, "create_from", interrupt)
+    for number in range(100):
+        (tmp_path / f"{number}.png").write_bytes(picture(number, size=(8, 8)))
+    assert run(monkeypatch, "label", str(tmp_path)) == 130
+    assert "glimpse jobs list" in capsys.readouterr().err
 
 
 def test_url_is_labelled_among_files(

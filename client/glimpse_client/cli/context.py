@@ -21,6 +21,7 @@ class Context:
     console: Console = field(default_factory=messages)
     running_jobs: list[str] = field(default_factory=list)
     _client: Glimpse | None = None
+    _may_have_created: bool = False
 
     def chosen(self) -> profiles.Profile:
         """Address and key: options, then the environment, then the profile, then this machine."""
@@ -49,6 +50,10 @@ class Context:
         if self._client is not None:
             self._client.close()
 
+    def creating_jobs(self) -> None:
+        """Note that the service may have a job whose id is not known yet."""
+        self._may_have_created = True
+
     def jobs_created(self, job_id: str) -> None:
         """Note a job, to say how to return to it if the command is interrupted."""
         self.running_jobs.append(job_id)
@@ -57,6 +62,8 @@ class Context:
         """Say how to return to the jobs that go on without this command."""
         for job_id in self.running_jobs:
             self.say(f"Job {job_id} goes on. To return: glimpse jobs watch {job_id}")
+        if self._may_have_created and not self.running_jobs:
+            self.say("If the service has a job of this command, glimpse jobs list shows it.")
 
     def say(self, text: str) -> None:
         """A message on standard error."""

@@ -236,6 +236,7 @@ class Running:
         self._batch: Batch | None = None
         self.job_ids: list[str] = []
         if sources:
+            ctx.creating_jobs()
             self._batch = ctx.client.jobs.create_from(
                 sources, options=options, created=lambda job: ctx.jobs_created(job.id)
             )
