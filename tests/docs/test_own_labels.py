@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.pictures import picture
+from tests.support.requirements import CURL
 from tests.support.stack import ROOT, Stack, until
 from tests.support.training import BLUE, GREEN, RED
 
@@ -74,6 +76,8 @@ def test_commands_train_a_model_and_use_it(stack: Stack, folder: Path) -> None:
 
 @pytest.mark.timeout(300)
 def test_curl_trains_a_model_and_uses_it(stack: Stack, folder: Path) -> None:
+    if shutil.which("curl") is None:
+        CURL.absent()
     pack, train, show, classify = [line for line in LINES if not line.startswith("glimpse ")]
     run(pack, stack, folder)
     job = json.loads(run(train, stack, folder))

@@ -43,6 +43,7 @@ CHROMIUM = Requirement("a browser", "install chromium")
 TERRAFORM = Requirement("Terraform", "install version 1.11 or newer")
 GIT = Requirement("git and a checkout", "install git, and clone the repository", False)
 SHA256SUM = Requirement("sha256sum", "install GNU coreutils", False)
+CURL = Requirement("curl", "install curl", False)
 MOUNTS = Requirement("a small disk", "run as root, where tmpfs can be mounted", False)
 ORDINARY_USER = Requirement("an ordinary user", "run as another user than root", False)
 
