@@ -9,7 +9,7 @@ What it assumes of Google's services:
 - A push goes to the instance with the fewest requests. If all are full, Cloud Run holds it for up
   to ten seconds and then refuses it.
 - The pushes in flight of a channel start at one, grow by one with each acknowledgement, and halve
-  with each refusal. A refused message comes again after the backoff of its policy.
+  with each refusal. The queue delivers a refused message again after the backoff of its policy.
 """
 
 import heapq

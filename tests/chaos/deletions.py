@@ -172,7 +172,7 @@ class Deleter(threading.Thread):
         """The status, or 0 if the connection broke."""
         url = f"{self._draw.choice(self._base_urls)}{path}"
         try:
-            answer = http.request(method, url, **request)  # type: ignore[arg-type]
+            answer = http.request(method, url, **request)  # type: ignore[arg-type]  # any of its options
         except httpx.TransportError:
             return 0
         if answer.status_code not in (200, 202, 204, 404, 503):

@@ -449,7 +449,7 @@ async def test_newer_worker_takes_the_message_that_an_older_one_refused(
     """The older release refuses the head's format, and its claim must not keep the other away."""
 
     class NewerHeader(head_file.HeadHeader):
-        format: Literal[1, 2] = 2  # type: ignore[assignment]
+        format: Literal[1, 2] = 2  # type: ignore[assignment]  # a later release widens it
 
     await train(worker)
     data = await worker.backend.blobs.get(head_name("public", (await model_of(worker)).active))
