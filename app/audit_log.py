@@ -10,7 +10,6 @@ import asyncio
 import json
 import logging
 import queue
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -28,6 +27,7 @@ from core.clock import Clock, rfc3339, utc_now
 from core.domain.jobs import Job
 from core.domain.principals import Principal
 from core.domain.records import Record, Status
+from core.observability.logs import write_lines
 from core.observability.tracing import current_trace_id
 from core.settings import Settings
 
@@ -69,13 +69,12 @@ class AuditLog:
         dropped: Counter,
         *,
         clock: Clock = utc_now,
-        write: Write | None = None,
+        write: Write = write_lines,
         capacity: int = CAPACITY,
     ) -> None:
         self.clock = clock
         self._dropped = dropped
-        # structlog's logger: its lock keeps these lines apart from those of other threads.
-        self._output = _Output(write or structlog.PrintLogger(sys.stdout).msg, dropped)
+        self._output = _Output(write, dropped)
         as_json = settings.log_format == "json"
         self._output.setFormatter(_JsonFormatter(settings) if as_json else _TextFormatter())
         self._queue: queue.Queue[Entry | None] = queue.Queue(capacity)

@@ -7,6 +7,7 @@ https://cloud.google.com/logging/docs/structured-logging
 
 import logging
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -55,6 +56,20 @@ class LimitUnauthenticated:
         return event
 
 
+# Threads share the output, and a long write to a pipe is not atomic.
+_output_lock = threading.Lock()
+
+
+def write_lines(lines: str) -> None:
+    """Write one or more whole lines to standard output, never inside a line of another thread.
+
+    Raises OSError if the output fails.
+    """
+    with _output_lock:
+        sys.stdout.write(lines + "\n")
+        sys.stdout.flush()
+
+
 class _BestEffort:
     """A text file that ignores failures to write. Only the log line is lost.
 
@@ -66,7 +81,7 @@ class _BestEffort:
         self._file = file
 
     def write(self, text: str) -> int:
-        with suppress(OSError):
+        with suppress(OSError), _output_lock:
             return self._file.write(text)
         return 0
 
@@ -109,13 +124,15 @@ def configure_logging(
                 colors=file.isatty(), exception_formatter=structlog.dev.plain_traceback
             )
         ]
+    output = cast(TextIO, _BestEffort(file))
     structlog.configure(
         processors=[*shared, *final],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _BestEffort(file))),
+        # `PrintLogger` writes the end of a line by itself, so that another line may come between.
+        logger_factory=structlog.WriteLoggerFactory(output),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(file)
+    handler = logging.StreamHandler(output)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

@@ -1,5 +1,6 @@
 """Logs in the format of a process, for the duration of a test."""
 
+import io
 import json
 import logging
 from collections.abc import AsyncIterator, Iterator
@@ -10,8 +11,18 @@ import pytest
 import structlog
 from opentelemetry.trace import INVALID_SPAN
 
+from core.observability import logs
 from core.observability.logs import configure_logging
 from core.observability.tracing import make_current
+
+
+class ExclusiveFile(io.StringIO):
+    """A file that takes whole lines only, and only from a thread that holds the lock."""
+
+    def write(self, text: str) -> int:
+        assert text.endswith("\n")
+        assert logs._output_lock.locked()
+        return super().write(text)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from app.audit_log import AuditLog, Entry, dropped_counter
 from core.errors import Unavailable
 from tests.support.api import Api, api_settings, bearer, open_api
 from tests.support.clock import MovableClock
+from tests.support.logs import ExclusiveFile, configure, restored_logging
 from tests.support.pictures import picture, sha256
 
 MODEL = "m@0123456789ab"
@@ -132,13 +133,16 @@ async def test_each_image_of_a_batch_leaves_one_line(tmp_path: Path, colour_bund
 
 
 async def test_lines_are_written_to_standard_output_at_every_level(
-    tmp_path: Path, colour_bundle: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("sys.stdout", output := ExclusiveFile())
     image = picture(2)
     settings = api_settings(tmp_path, colour_bundle, log_level="error")
-    async with open_api(settings) as api:
-        await api.client.post("/what/fast", files={"img": image})
-    written = [line for line in capsys.readouterr().out.splitlines() if "[audit" in line]
+    with restored_logging():
+        configure("api", "console", "error")
+        async with open_api(settings) as api:
+            await api.client.post("/what/fast", files={"img": image})
+    written = [line for line in output.getvalue().splitlines() if "[audit" in line]
     assert len(written) == 1, "lines are written at shutdown at the latest"
     assert f"image_hash={sha256(image)}" in written[0] and "status=pending" in written[0]
 

@@ -13,7 +13,7 @@ from core.domain.records import RecordKey
 from core.observability import logs
 from core.observability.logs import image_context
 from core.observability.tracing import make_current, parent_from, unrecorded_span
-from tests.support.logs import configure, lines, restored_logging
+from tests.support.logs import ExclusiveFile, configure, lines, restored_logging
 
 KEY = RecordKey("public", "a" * 64, "colours@0123456789ab")
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -73,6 +73,25 @@ def test_failure_to_write_a_line_is_ignored(
     configure("api", log_format, "info")
     structlog.get_logger("test").info("accepted")
     logging.getLogger("uvicorn.error").info("Started")
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_lines_of_several_threads_do_not_mix(
+    log_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each kind of line is one write, under the same lock."""
+    file = ExclusiveFile()
+    monkeypatch.setattr("sys.stdout", file)
+    configure("api", log_format, "info")
+    structlog.get_logger("test").info("accepted")
+    logging.getLogger("uvicorn.error").info("Started")
+    logs.write_lines("first\nsecond")
+    assert [
+        word in line
+        for word, line in zip(
+            ("accepted", "Started", "first", "second"), file.getvalue().splitlines(), strict=True
+        )
+    ] == [True] * 4
 
 
 def test_lines_of_the_standard_library_have_the_same_fields(
