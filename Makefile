@@ -106,7 +106,7 @@ lint-boundaries:
 	$(BIN)/lint-imports
 
 lint-files:
-	$(BIN)/hadolint compose/Dockerfile
+	$(BIN)/hadolint compose/Dockerfile compose/base/Dockerfile
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec compose/compose.yaml
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from deploy import base_image
 from deploy.release import argument_parser
 from tests.support.images import DOCKERFILE, stages
 from tests.support.stack import ROOT
@@ -153,6 +154,21 @@ def test_images_are_built_for_the_services_and_released_by_digest() -> None:
         assert found["Release"]["env"][f"{name.upper()}_DIGEST"] == digest
 
 
+def test_images_are_built_on_the_pinned_base_image() -> None:
+    """`deploy.base_image` refuses one without a digest, and then the step fails."""
+    found = deploy_steps()
+    base = found["Find the pinned base image"]
+    command = "python3 -m deploy.base_image | sed 's/^/argument=/' >> \"$GITHUB_OUTPUT\""
+    assert (base["id"], base["run"]) == ("base", command)
+    # The shell has pipefail, so the exit code of the module is that of the step.
+    assert workflow("deploy.yml")["defaults"]["run"]["shell"] == "bash"
+    builds = [s for s in found.values() if "docker/build-push-action@" in s.get("uses", "")]
+    assert len(builds) == 2
+    for build in builds:
+        assert build["with"]["build-args"] == "${{ steps.base.outputs.argument }}"
+        assert list(found).index(base["name"]) < list(found).index(build["name"])
+
+
 def test_release_is_started_with_options_that_it_has() -> None:
     found = deploy_steps()
     values = {name: name.lower() for name in VARIABLES}
@@ -175,6 +191,16 @@ def test_release_is_started_with_options_that_it_has() -> None:
     assert list(found)[-1] == "Roll back an interrupted release"
     condition = found["Roll back an interrupted release"]["if"]
     assert condition == "failure() || cancelled()"
+
+
+def test_dependabot_updates_the_digest_of_the_base_image() -> None:
+    updates = yaml.safe_load((ROOT / ".github/dependabot.yml").read_text())["updates"]
+    (docker,) = (update for update in updates if update["package-ecosystem"] == "docker")
+    assert ROOT / docker["directory"].strip("/") == (ROOT / base_image.PINNED).parent
+    (ignored,) = docker["ignore"]
+    assert ignored["dependency-name"] == "python"
+    updates_of_the_tag = {f"version-update:semver-{part}" for part in ("major", "minor", "patch")}
+    assert set(ignored["update-types"]) == updates_of_the_tag
 
 
 def test_dependabot_looks_where_something_is() -> None:
