@@ -2,11 +2,13 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 
 from app.http.server import Server
 from app.main import create_app
+from app.streams.poller import Poller
 from core.settings import Settings
 from tests.support.api import Api, eventually, serve_api
 from tests.support.server import serving
@@ -42,6 +44,22 @@ async def released(api: Api) -> bool:
 
 async def opened(api: Api, streams: int) -> bool:
     return len(api.services.streams) == streams
+
+
+async def sending(server: Server) -> bool:
+    """Whether a client does not read what is being sent to it."""
+    connections = server.server_state.connections
+    return any(each.transport.get_write_buffer_size() > 0 for each in connections)
+
+
+async def polled(poller: Poller[Any, Any, Any], times: int) -> None:
+    """Wait until the poller has begun so many more lookups."""
+    wanted = poller._lookups + times
+
+    async def reached() -> bool:
+        return poller._lookups >= wanted
+
+    await eventually(reached)
 
 
 async def connected(server: Server, connections: int) -> bool:

@@ -7,6 +7,8 @@ from typing import NoReturn
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.clock import LoopClock
+
 # A busy machine may take any time over one example, and that is no fault of what is tested. The
 # rest is as hypothesis has it, which in CI draws the same examples each time.
 settings.register_profile(
@@ -26,6 +28,11 @@ def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess.Popen, "__del__", lambda _: None)
     for name in ("fork", "posix_spawn", "system"):
         monkeypatch.setattr(os, name, refused)
+
+
+@pytest.fixture
+async def loop_clock() -> LoopClock:
+    return LoopClock()
 
 
 @pytest.fixture(scope="session")

@@ -75,7 +75,7 @@ class Bucket:
     async def read(self, bucket: str, name: str, max_bytes: int) -> bytes:
         self.reading += 1
         self.most_reading = max(self.most_reading, self.reading)
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
         self.reading -= 1
         if name not in self.stored:
             raise NotFound("There is no such object.")

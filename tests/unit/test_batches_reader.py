@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import time
 import tracemalloc
 import zipfile
 from collections.abc import AsyncIterator, Sequence
@@ -47,6 +46,7 @@ from tests.support.batches import (
     refused_batch,
     request,
 )
+from tests.support.clock import turns
 from tests.support.pictures import picture, sha256
 from tests.support.sender import Sender
 
@@ -155,18 +155,19 @@ async def test_batch_without_room_is_refused_and_releases_everything(tmp_path: P
 
 
 class Clock:
-    """The clock of the limiter, which checks it every millisecond."""
+    """The clock of the limiter, which checks it in each turn of the event loop."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self._loop = asyncio.get_running_loop()
 
     def __call__(self) -> float:
         return self.seconds
 
     def work(self) -> None:
-        """Block this thread for `SLOW` seconds of this clock."""
+        """Block this thread, which is not that of the loop, for `SLOW` seconds of this clock."""
         self.seconds += SLOW
-        time.sleep(0.01)
+        asyncio.run_coroutine_threadsafe(turns(10), self._loop).result(60)
 
 
 class SlowClient(Sender):
@@ -178,7 +179,7 @@ class SlowClient(Sender):
 
     async def __call__(self) -> Message:
         self.clock.seconds += 1
-        await asyncio.sleep(0.01)
+        await turns(10)
         return await super().__call__()
 
 
@@ -207,13 +208,13 @@ class SlowSpool(ZipSpool):
 
 
 @pytest.fixture
-def clock() -> Clock:
+async def clock() -> Clock:
     return Clock()
 
 
 @pytest.fixture
 def uploads(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> UploadLimiter:
-    monkeypatch.setattr(limiter, "CHECK_SECONDS", 0.001)
+    monkeypatch.setattr(limiter, "CHECK_SECONDS", 0.0)
     return UploadLimiter(
         UploadLimits(max_bytes=10**6, grace_seconds=GRACE, min_bytes_per_second=10**9),
         clock,

@@ -9,6 +9,7 @@ from app.batches.item import BatchItem
 from app.batches.storing import AT_ONCE, BatchStorer
 from app.uploads.limiter import UploadLimiter, UploadLimits, UploadSlot
 from core.errors import InvalidImage, Unavailable
+from tests.support.clock import turns
 from tests.support.pictures import sha256
 
 
@@ -114,8 +115,7 @@ async def test_store_waits_until_there_is_room(
             await storer.store(image(b"%03d" % number + bytes(size - 3), slot))
 
     sending = asyncio.create_task(send())
-    for _ in range(50):
-        await asyncio.sleep(0)
+    await turns()
     assert storage.now == most
     assert slot.bytes_reserved == most * size
     storage.resume.set()
@@ -132,6 +132,6 @@ async def test_close_cancels_images_that_are_being_stored(slot: UploadSlot) -> N
     await asyncio.sleep(0)
     await storer.close()
     storage.resume.set()
-    await asyncio.sleep(0.01)
+    await turns()
     assert storage.stored == []
     assert slot.bytes_reserved == 0

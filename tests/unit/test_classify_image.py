@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
 import pytest
 
 from core.bundles.bundle import read_bundle
@@ -25,7 +26,7 @@ from core.domain.records import (
 from core.errors import Unavailable
 from core.ports import BlobStore
 from tests.support.bundles import write_colour_bundle, write_slow_bundle
-from tests.support.clock import MovableClock
+from tests.support.clock import MovableClock, turns
 from tests.support.faults import Once, watched
 from tests.support.loop_errors import loop_errors
 from tests.support.pictures import picture
@@ -95,6 +96,20 @@ async def test_concurrent_deliveries_cause_one_inference(slow_worker: RunningWor
     assert (record.status, record.attempts) == (Status.SUCCESS, 1)
 
 
+async def waiting_delivery(worker: RunningWorker, key: RecordKey) -> "asyncio.Task[httpx.Response]":
+    """A delivery that has found more than once that another worker owns the record."""
+    looked = 0
+
+    async def count(call: str, after: bool) -> None:
+        nonlocal looked
+        looked += after and call == "records.get"
+
+    with worker.watching(count):
+        pushing = asyncio.create_task(worker.push(key))
+        await until(lambda: looked >= 2)
+    return pushing
+
+
 async def test_duplicate_waits_for_the_result_of_another_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,8 +118,7 @@ async def test_duplicate_waits_for_the_result_of_another_worker(
         key = await worker.submit()
         claim = await claimed(worker.backend.records, key, MINUTE)
         assert claim is not None
-        pushing = asyncio.create_task(worker.push(key))
-        await asyncio.sleep(0.1)
+        pushing = await waiting_delivery(worker, key)
         assert not pushing.done()
         assert await worker.backend.records.change(
             claim.key, complete(claim, [Annotation(1, "by hand", 1.0)])
@@ -121,8 +135,7 @@ async def test_duplicate_claims_the_record_that_another_worker_releases(
         key = await worker.submit()
         claim = await claimed(worker.backend.records, key, MINUTE)
         assert claim is not None
-        pushing = asyncio.create_task(worker.push(key))
-        await asyncio.sleep(0.1)
+        pushing = await waiting_delivery(worker, key)
         assert await worker.backend.records.change(claim.key, release(claim))
         assert (await pushing).status_code == 204
         assert (await worker.record(key)).attempts == 2
@@ -215,7 +228,7 @@ async def test_queued_delivery_neither_claims_nor_reads_its_image(
         async with worker.no_free_slot():
             pushing = asyncio.create_task(worker.push(key))
             await until(worker.queued)
-            await asyncio.sleep(0.05)
+            await turns()
             assert calls == []
             record = await worker.record(key)
             assert (record.status, record.token) == (Status.PENDING, 0)

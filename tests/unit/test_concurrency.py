@@ -6,6 +6,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from core.concurrency import for_each, in_background
+from tests.support.clock import turns
 
 
 async def test_background_work_runs_until_the_context_ends() -> None:
@@ -35,7 +36,7 @@ async def test_failing_work_ends_alone_and_is_logged() -> None:
         raise LookupError("gone")
 
     async def work() -> None:
-        await asyncio.sleep(0.01)
+        await turns()
         done.set()
 
     with capture_logs() as lines:

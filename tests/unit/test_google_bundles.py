@@ -7,7 +7,7 @@ and counting what was asked for. `tests/contract/test_bundles.py` has the emulat
 import asyncio
 import random
 import stat
-import time
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -387,15 +387,24 @@ async def test_close_stops_a_download(
     bundle = await manifest(bundles)
     unlink = Path.unlink
 
+    deleting, go_on = threading.Event(), threading.Event()
+
     def slowly(path: Path, missing_ok: bool = False) -> None:
-        time.sleep(0.3)
+        deleting.set()
+        assert go_on.wait(60)
         unlink(path, missing_ok)
 
     monkeypatch.setattr(Path, "unlink", slowly)
     cloud.endless = True
     fetching = asyncio.create_task(asyncio.to_thread(bundles.weights, URI, bundle))
     await cloud.reading.wait()
-    await asyncio.to_thread(bundles.close)
+    closing = asyncio.create_task(asyncio.to_thread(bundles.close))
+    assert await asyncio.to_thread(deleting.wait, 60)
+    for _ in range(20):
+        await asyncio.to_thread(int)
+    assert not closing.done()
+    go_on.set()
+    await closing
     # Already now, because the process may end before the thread does.
     assert files(settings) == set(SMALL)
     with pytest.raises(BundleUnavailable, match="the process stops"):

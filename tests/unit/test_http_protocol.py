@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from app.http.server import HEAD_SECONDS
 from tests.support.api import NOTHING, api_settings, serve_api
+from tests.support.clock import LoopClock, turns
 from tests.support.connections import (
     PATIENCE,
     Connection,
@@ -101,7 +103,7 @@ async def test_offer_of_http2_is_ignored_and_the_body_is_read(
         with contextlib.suppress(ConnectionError):  # it may close before the last piece
             for begin in range(0, len(request), size):
                 await client.send(request[begin : begin + size])
-                await asyncio.sleep(0.001)
+                await turns(3)  # so that the server reads the piece by itself
         response = await client.response()
         assert (response.status, response.headers["connection"]) == (202, "close")
         assert json.loads(response.body)["image_hash"] == sha256(image)
@@ -123,7 +125,7 @@ async def test_offer_of_http2_without_a_body_keeps_the_connection(served: Served
 async def test_request_inside_the_body_of_an_offer_is_not_answered(served: Served) -> None:
     async with served.connect() as client:
         await client.send(f"{POST}Content-Length: {len(NEXT)}\r\n\r\n".encode())
-        await asyncio.sleep(0.05)
+        await turns()
         await client.send(NEXT)
         assert (await client.response()).status == 415
         assert await client.closed()
@@ -241,14 +243,13 @@ async def head_of(client: Connection) -> str:
 
 
 async def test_idle_connection_stays_open_longer_than_a_head_may_take(
-    tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
+    served: Served, loop_clock: LoopClock
 ) -> None:
-    monkeypatch.setattr("app.http.server.HEAD_SECONDS", 0.5)
-    async with serving(tmp_path, colour_bundle) as served, served.connect() as client:
-        for pause in (2.5, 0):  # the server checks once a second
+    async with served.connect() as client:
+        for _ in range(2):
             await client.send(HEALTH)
             assert "\r\nkeep-alive: timeout=65\r\n" in await head_of(client)
-            await asyncio.sleep(pause)
+            await loop_clock.move(HEAD_SECONDS + 5)
 
 
 async def test_idle_connection_closes_after_its_time(tmp_path: Path, colour_bundle: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from app.http.middleware import unread_body
 from app.http.server import OTHER_FILES, raise_file_limit
 from tests.support.api import NOTHING, Traces, eventually
+from tests.support.clock import LoopClock
 from tests.support.connections import PATIENCE, Served, eventually_in_flight, serving
 from tests.support.pictures import picture, sha256
 
@@ -76,7 +77,7 @@ async def test_unannounced_excess_is_refused_while_it_arrives(
 
 
 async def test_client_that_still_sends_gets_its_response(
-    served: Served, monkeypatch: pytest.MonkeyPatch
+    served: Served, loop_clock: LoopClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Closing at once would reset the connection, and could discard the response."""
     monkeypatch.setattr(unread_body, "LINGER_PAUSE_SECONDS", PATIENCE)
@@ -84,7 +85,7 @@ async def test_client_that_still_sends_gets_its_response(
         await client.head(content_length=ELEVEN_MIB, content_type="image/png")
         for _ in range(11):
             await client.send(bytes(2**20))
-            await asyncio.sleep(0.13)  # in all longer than the shorter time
+            await loop_clock.move(0.13)  # in all longer than the shorter time
         assert (await client.response()).status == 413
 
 
@@ -159,7 +160,7 @@ async def test_disconnected_client_leaves_no_trace(
     async with served.connect() as client:
         await client.head(content_type=type_, content_length=50_000)
         await client.send(PART + picture()[:20_000])
-        await asyncio.sleep(0.05)
+        await eventually_in_flight(served, 1)
     output = ""
 
     async def logged() -> bool:

@@ -16,6 +16,7 @@ from core.domain.records import RecordKey, Status, complete, new_record
 from core.errors import Unavailable
 from core.ports import RecordStore
 from tests.support.api import LABELS, api_settings, eventually
+from tests.support.clock import turns
 from tests.support.records import claimed, delete_image
 
 KEY = RecordKey("public", "a" * 64, "colours@0123456789ab")
@@ -77,7 +78,7 @@ async def test_disconnect_ends_the_wait(records: RecordStore) -> None:
     disconnected = asyncio.create_task(waiter.until_terminal(KEY, 30, messages.get))
     await polling(waiter)
     await messages.put({"type": "http.request", "body": b"", "more_body": False})
-    await asyncio.sleep(0.05)
+    await turns()
     assert not disconnected.done()
     await messages.put({"type": "http.disconnect"})
     async with asyncio.timeout(10):
@@ -94,7 +95,7 @@ async def test_poll_ends_with_its_last_waiter(
     waits = [asyncio.create_task(waiter.until_terminal(KEY, 30)) for _ in range(2)]
     await polling(waiter)
     waits[0].cancel()
-    await asyncio.sleep(0.05)
+    await turns()
     assert waiter.polls == 1
     assert not waits[1].done()
     waits[1].cancel()

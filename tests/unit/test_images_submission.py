@@ -39,6 +39,7 @@ from core.errors import Unavailable
 from core.imaging import jpeg
 from core.settings import Settings
 from tests.support.api import LEASE, Api, Traces, api_settings, open_api
+from tests.support.clock import turns
 from tests.support.connections import PATIENCE
 from tests.support.faults import watched
 from tests.support.pictures import picture, sha256
@@ -63,6 +64,12 @@ def locked(database: Path) -> Iterator[None]:
 
 async def until_stored(api: Api) -> None:
     await until(lambda: api.traces().blobs > 0)
+
+
+async def until_submitting(api: Api, uploads: int) -> None:
+    """Wait until the bodies of so many uploads are read and their images are being submitted."""
+    await until(lambda: api.services.uploads.in_flight == uploads)
+    await turns()
 
 
 @pytest.fixture
@@ -136,7 +143,7 @@ async def test_deletion_waits_for_an_upload_in_progress(api: Api) -> None:
         await asyncio.wait({deletion}, timeout=0.2)
         assert not deletion.done()
         second = asyncio.create_task(api.client.post(V1, content=IMAGE))
-        await asyncio.sleep(0.1)
+        await until_submitting(api, 2)
     responses = await asyncio.gather(first, second, deletion)
     assert [response.status_code for response in responses] == [202, 202, 204]
     assert (await api.client.get(f"{V1}/{HASH}")).status_code == 404
@@ -156,7 +163,7 @@ async def test_upload_after_a_deletion_does_not_share_an_earlier_submission(
             await until_stored(api)
             assert (await another.client.delete(f"{V1}/{HASH}")).status_code == 204
             after = asyncio.create_task(api.client.post(V1, content=IMAGE))
-            await asyncio.sleep(0.1)
+            await until_submitting(api, 2)
         responses = await asyncio.gather(before, after)
         assert [response.status_code for response in responses] == [202, 202]
         assert (await api.client.get(f"{V1}/{HASH}")).status_code == 202

@@ -31,7 +31,7 @@ from core.errors import Unavailable
 from core.settings import Settings
 from tests.support.api import LEASE, NOTHING, Api, api_settings, bearer, eventually, open_api
 from tests.support.batches import BOUNDARY, FORM, archive, cut, form, manifest, part
-from tests.support.clock import MovableClock
+from tests.support.clock import MovableClock, turns
 from tests.support.metrics import samples, series
 from tests.support.pictures import picture, png_header, sha256
 from tests.support.problems import assert_problem
@@ -1380,7 +1380,7 @@ async def test_concurrent_cancellation_and_completion_have_one_outcome(api: Api)
         job_id = await create(api, *(picture(draw.randrange(10**6), size=(8, 8)) for _ in range(3)))
 
         async def cancel(job_id: str = job_id) -> int:
-            await asyncio.sleep(draw.uniform(0, 0.01))
+            await turns(draw.randrange(200))
             return (await api.client.delete(f"{JOBS}/{job_id}")).status_code
 
         status, made = await asyncio.gather(cancel(), run(api, job_id))

@@ -14,6 +14,8 @@ import pytest
 from starlette.routing import WebSocketRoute
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.frames import Frame, Opcode
+from websockets.protocol import Event
 
 from app.streams import events, send_timeout
 from core.backends import Backend
@@ -31,12 +33,15 @@ from tests.support.live_streams import (
     PATIENCE,
     connected,
     opened,
+    polled,
     released,
+    sending,
     serve_streams,
     stoppable,
 )
 from tests.support.metrics import samples, series
 from tests.support.problems import assert_problem
+from tests.support.scripted_worker import until
 
 
 @pytest.fixture
@@ -132,7 +137,7 @@ async def test_client_with_a_bad_connection_misses_and_repeats_no_event(
 
     async def work() -> None:
         for position in draw.sample(range(40), 40):
-            await asyncio.sleep(draw.uniform(0, 0.2))
+            await polled(served.services.job_poller, draw.randrange(3))
             await complete_item(backend, key, position, broken=draw.random() < 0.1)
 
     working = asyncio.create_task(work())
@@ -372,12 +377,13 @@ async def test_invalid_frames_close_the_connection_without_an_error_log(
     for early in (b"", b"\xff" * 100):
         reader, writer = await asyncio.open_connection("127.0.0.1", served.client.base_url.port)
         writer.write(head)
-        await asyncio.sleep(0.002)  # a separate packet, before the handshake is complete
+        await asyncio.sleep(0)  # a separate packet, before the handshake is complete
         writer.write(early)
-        await asyncio.sleep(0.3)
-        writer.write(b"\xff" * 100)
         async with asyncio.timeout(PATIENCE):
-            with suppress(ConnectionError):  # a reset, with unread bytes of this test
+            # A reset, with unread bytes of this test, may discard the response.
+            with suppress(ConnectionError, asyncio.IncompleteReadError):
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(b"\xff" * 100)
                 await reader.read()
         writer.close()
         await eventually(lambda: released(served))
@@ -466,6 +472,17 @@ def mute_socket(api: Api, key: JobKey) -> socket.socket:
     return mute
 
 
+class PingCounter(ClientConnection):
+    """Counts the pings of the server, which the library answers."""
+
+    pings = 0
+
+    def process_event(self, event: Event) -> None:
+        if isinstance(event, Frame) and event.opcode is Opcode.PING:
+            self.pings += 1
+        super().process_event(event)
+
+
 async def flood(api: Api, key: JobKey) -> None:
     """End the job with an event of several megabytes."""
     long = RecordError("long", "x" * 8_000_000, retryable=False)
@@ -475,16 +492,17 @@ async def flood(api: Api, key: JobKey) -> None:
 async def test_client_that_does_not_answer_pings_is_dropped(
     tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.http.server.PING_SECONDS", 0.05)
-    monkeypatch.setattr("app.http.server.PONG_SECONDS", 0.05)
+    monkeypatch.setattr("app.http.server.PING_SECONDS", 0.25)
+    monkeypatch.setattr("app.http.server.PONG_SECONDS", 1.0)
     async with serve_api(api_settings(tmp_path, colour_bundle)) as (api, _):
         key = await running_job(backend_of(api))
         with mute_socket(api, key):
             await eventually(lambda: opened(api, 1))
             await eventually(lambda: released(api))
-        async with connect(socket_of(api, key.id)) as ws:  # it answers pings
+        async with connect(socket_of(api, key.id), create_connection=PingCounter) as ws:
+            assert isinstance(ws, PingCounter)
             await ws.recv()
-            await asyncio.sleep(0.3)
+            await until(lambda: ws.pings >= 6)  # it answers them, for longer than one may take
             assert len(api.services.streams) == 1
 
 
@@ -518,7 +536,7 @@ async def test_shutdown_closes_sockets_without_waiting_for_their_clients(
         stack.enter_context(mute_socket(api, other))
         await eventually(lambda: opened(api, 11))
         await flood(api, other)
-        await asyncio.sleep(1)  # until it is being sent
+        await eventually(lambda: sending(server))
         server.should_exit = True
         for ws in sockets:
             with pytest.raises(ConnectionClosed):

@@ -20,6 +20,7 @@ from core.errors import InvalidRequest, Unavailable
 from core.outbound.mail_address import check_address
 from core.outbound.mail_server import MailServer
 from core.settings import Settings
+from tests.support.clock import LoopClock
 from tests.support.mail import Mailbox, mail_server
 from tests.support.receivers import closed_port, listening
 from tests.support.settings import isolated_settings
@@ -119,7 +120,7 @@ async def test_unreachable_silent_and_invalid_servers_are_unavailable() -> None:
                 await a_mailer(port, 0.3).send(a_message())
 
 
-async def test_time_limit_covers_the_whole_session() -> None:
+async def test_time_limit_covers_the_whole_session(loop_clock: LoopClock) -> None:
     """Each reply comes in time, and all of them together do not."""
     replies = [
         b"220 hello",
@@ -133,14 +134,14 @@ async def test_time_limit_covers_the_whole_session() -> None:
 
     async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for reply in replies:
-            await asyncio.sleep(0.1)
+            await loop_clock.move(10)
             writer.write(reply + b"\r\n")
             await writer.drain()
             await reader.readuntil(b"\r\n.\r\n" if reply.startswith(b"354") else b"\r\n")
 
     async with listening(slow) as port:
         with pytest.raises(Unavailable):
-            await a_mailer(port, 0.35).send(a_message())
+            await a_mailer(port, 35).send(a_message())
 
 
 # --- TLS ------------------------------------------------------------------------------------------

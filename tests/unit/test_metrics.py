@@ -1,7 +1,6 @@
 """Metrics for Prometheus, also of two applications in one process."""
 
 import asyncio
-import time
 from pathlib import Path
 
 import grpc.aio
@@ -16,6 +15,7 @@ from core.backends.google.publisher import PubSubPublisher
 from core.domain.records import RecordKey
 from core.observability.metrics import ServiceMetrics
 from tests.support.api import api_settings, eventually, open_api
+from tests.support.clock import LoopClock
 from tests.support.faults import watched
 from tests.support.metrics import samples, series
 from tests.support.pictures import picture
@@ -134,8 +134,7 @@ async def test_openmetrics_is_served_on_request(tmp_path: Path, colour_bundle: P
     }
 
 
-async def test_blocked_event_loop_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.observability.metrics.LAG_INTERVAL", 0.5)
+async def test_blocked_event_loop_is_measured(loop_clock: LoopClock) -> None:
     metrics = ServiceMetrics()
 
     async def seen() -> bool:
@@ -144,11 +143,11 @@ async def test_blocked_event_loop_is_measured(monkeypatch: pytest.MonkeyPatch) -
     watching = asyncio.create_task(metrics.sample_event_loop_lag())
     try:
         await asyncio.sleep(0)
-        time.sleep(1)  # noqa: ASYNC251 - blocks the loop on purpose
+        await loop_clock.move(100)  # as if something blocked the loop
         await eventually(seen)
     finally:
         watching.cancel()
-    assert exposed(metrics)["glimpse_event_loop_lag_seconds_sum"] > 0.4
+    assert 97 < exposed(metrics)["glimpse_event_loop_lag_seconds_sum"] < 200
 
 
 def test_requests_in_flight_are_counted() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -148,12 +149,15 @@ SHORT_PAUSES = Retries(read=0.02, max_read=0.02, load=0.01, max_load=0.01)
 
 
 async def ready(registry: ModelRegistry) -> None:
-    """Wait until the default model is usable. The timeout of the test limits the wait."""
-    while True:
-        try:
-            return await registry.check()
-        except (BundleError, ModelUnavailable):
-            await asyncio.sleep(0.01)
+    """Wait until the default model is usable."""
+
+    async def usable() -> bool:
+        with suppress(BundleError, ModelUnavailable):
+            await registry.check()
+            return True
+        return False
+
+    await until(usable)
 
 
 def appear(folder: Path) -> None:
@@ -211,7 +215,9 @@ async def test_readable_bundles_are_not_read_again(bundles: list[str], loads: Lo
     await asyncio.to_thread(shutil.move, away, bundles[1])
     await until(lambda: len(registry.identities) >= 3)
     seen = len(read)
-    await asyncio.sleep(0.2)
+    assert registry._retrying is not None
+    async with asyncio.timeout(30):
+        await registry._retrying
     assert len(read) == seen
     await registry.close()
 

@@ -21,6 +21,7 @@ from core.outbound.http_client import (
     open_public_client,
     parse_url,
 )
+from tests.support.clock import LoopClock
 from tests.support.receivers import OK, Receiver, SilentReceiver, closed_port, listening, status
 from tests.support.scripted_worker import until
 
@@ -237,13 +238,13 @@ async def test_silent_receiver_times_out() -> None:
             await client.post(f"http://127.0.0.1:{port}/", b"{}", {})
 
 
-async def test_receiver_that_sends_endless_headers_times_out() -> None:
+async def test_receiver_that_sends_endless_headers_times_out(loop_clock: LoopClock) -> None:
     async def dripping(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n")
         for number in range(1000):
             writer.write(b"x-%d: y\r\n" % number)
             await writer.drain()
-            await asyncio.sleep(0.02)
+            await loop_clock.move(0.02)
 
     async with listening(dripping) as port, a_client(seconds=0.3) as client:
         with pytest.raises(NoResponse):

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from core.errors import Forbidden, Unauthenticated, Unavailable
 from core.settings import Settings
+from tests.support.clock import LoopClock
 from tests.support.problems import assert_problem
 from tests.support.receivers import listening
 from tests.support.scripted_worker import until
@@ -407,16 +408,15 @@ async def test_cached_key_does_not_wait_for_a_fetch(
         await unknown
 
 
-async def test_fetch_has_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_fetch_has_a_time_limit(loop_clock: LoopClock) -> None:
     """Also for a server that sends one byte after the other, which no read timeout ends."""
-    monkeypatch.setattr("worker.push.token.FETCH_SECONDS", 0.3)
 
     async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")
         while True:
             writer.write(b" ")
             await writer.drain()
-            await asyncio.sleep(0.02)
+            await loop_clock.move(0.02)
 
     async with listening(drip) as port:
         keys = SigningKeys(f"http://127.0.0.1:{port}/")

@@ -4,7 +4,7 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from core.backends.embedded.queue import PushQueue, lane_sizes
 from core.backends.embedded.queue_store import (
     Acknowledged,
     DeadLettered,
+    Message,
     Outcome,
     QueueStore,
     Refused,
@@ -35,6 +36,7 @@ from core.domain.policy import (
 from core.domain.priority import Priority
 from core.domain.records import RecordKey
 from core.settings import Settings
+from tests.support.clock import turns
 from tests.support.scripted_worker import Delivery, ScriptedWorker, always, first_then, until
 
 MODEL = "colours@0123456789ab"
@@ -105,6 +107,13 @@ async def publish(
     store: QueueStore, number: int = 1, channel: Channel = HIGH, age: timedelta = timedelta(0)
 ) -> str:
     return await store.publish(channel, message(number).attributes(), b"", utc_now() - age)
+
+
+async def polled(queue: PushQueue, times: int) -> None:
+    """Wait until the queue has looked for messages this many times."""
+    for _ in range(times):
+        before = queue._polled_at
+        await until(lambda: queue._polled_at > before)  # noqa: B023
 
 
 async def emptied(store: QueueStore) -> None:
@@ -190,7 +199,7 @@ async def test_a_missed_ack_deadline_is_a_refusal(
 
     async def slow_at_first(delivery: Delivery) -> int:
         if delivery.attempt == 1:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         return 204
 
     worker.answer = slow_at_first
@@ -317,7 +326,7 @@ async def test_a_busy_queue_notices_new_messages(
     """The queue polls for new messages although pushes end so often that it is never idle."""
 
     async def answer_soon(delivery: Delivery) -> int:
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(0)
         return 204
 
     def arrived() -> bool:
@@ -394,7 +403,7 @@ async def test_a_full_lane_does_not_delay_another(
 
     async def hang(delivery: Delivery) -> int:
         if delivery.path == NOTIFICATIONS_PATH:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         return 204
 
     worker.answer = hang
@@ -441,21 +450,24 @@ class CountingClient(PushClient):
 
 
 async def test_a_push_that_cannot_connect_does_not_count_as_an_attempt(
-    store: QueueStore, settings: Settings, worker: ScriptedWorker
+    store: QueueStore,
+    settings: Settings,
+    worker: ScriptedWorker,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     await worker.__aexit__(None, None, None)
     for number in range(20):
         await publish(store, number)
-    patient = settings.model_copy(update={"max_backoff_seconds": 0.3})
+    monkeypatch.setattr("core.backends.embedded.queue.MIN_PROBE_DELAY", 0.02)
+    patient = settings.model_copy(update={"max_backoff_seconds": 0.06})
     async with CountingClient(settings.worker_url) as client:
         queue = PushQueue(store, client, patient.channel_delivery, sizes_of(patient))
         task = asyncio.create_task(queue.run(20))
-        # Four pushes begin together. Then there is one probe at a time, after 0.1, 0.2, 0.3, 0.3 …
-        # seconds: about eight in two seconds. Without delays there would be hundreds.
+        # Four pushes begin together. Then there is one probe at a time, after 20, 40, 60, 60 …
+        # milliseconds. Without delays that grow, twelve requests would take less time.
         began = asyncio.get_running_loop().time()
-        await until(lambda: client.posts >= 6)
-        await asyncio.sleep(1.5)
-        assert client.posts <= 8 + (asyncio.get_running_loop().time() - began) / 0.3
+        await until(lambda: client.posts >= 12)
+        assert client.posts <= 8 + (asyncio.get_running_loop().time() - began) / 0.06
         assert len(await waiting(store)) == 20
         await worker.__aenter__()
         await emptied(store)
@@ -472,15 +484,15 @@ async def test_pushes_in_flight_are_limited(
 
     async def answer_when_open(delivery: Delivery) -> int:
         await gate.wait()
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
         return 204
 
     worker.answer = answer_when_open
     for number in range(30):
         await publish(store, number)
-    async with running(store, settings):
+    async with running(store, settings) as queue:
         await until(lambda: worker.in_flight == 4)
-        await asyncio.sleep(0.2)
+        await polled(queue, 5)
         assert len(worker.deliveries) == 4
         gate.set()
         await emptied(store)
@@ -539,8 +551,17 @@ async def test_the_queue_expires_old_messages(
         await until(expired)
     # A dead letter does not expire: the queue has the only copy until the worker stores it.
     brief = DeliveryPolicy(attempts=1, min_backoff=0, max_backoff=0, retention=1e-9)
+    expiries = 0
+    expire = store.expire
+
+    async def counted(channel: Channel, age: timedelta, now: datetime) -> Sequence[Message]:
+        nonlocal expiries
+        expiries += 1
+        return await expire(channel, age, now)
+
+    monkeypatch.setattr(store, "expire", counted)
     async with running(store, settings, dead_letters=brief):
-        await asyncio.sleep(0.2)
+        await until(lambda: expiries >= 5 * len(ALL_CHANNELS))
     assert await expired()
 
 
@@ -559,7 +580,7 @@ async def test_a_stopping_queue_waits_for_deliveries_and_begins_none(
     async with running(store, settings) as queue:
         await until(lambda: worker.in_flight == 4)
         queue.stop()
-        await asyncio.sleep(0.05)
+        await turns()
         gate.set()
     assert len(worker.deliveries) == 4
     assert [row[1:] for row in await waiting(store)] == [(0, 0)] * 6
@@ -569,7 +590,7 @@ async def test_a_delivery_cancelled_by_the_stop_is_repeated(
     store: QueueStore, settings: Settings, worker: ScriptedWorker
 ) -> None:
     async def hang(delivery: Delivery) -> int:
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()
         return 204
 
     worker.answer = hang

@@ -9,6 +9,7 @@ from app.auth.requires import KeyRecheck
 from app.streams.events import Event, EventSequence, Kind, deleted_event, event_id
 from app.streams.poller import Signal, Subscription
 from core.errors import Forbidden, NotFound, Unavailable
+from tests.support.clock import turns
 
 PATIENCE = 10.0
 NO_KEY = KeyRecheck(math.inf, None)
@@ -61,9 +62,9 @@ async def test_update_is_delayed_and_replaced_by_a_newer_one(
     assert await soon(events) is first
     subscription.publish(update(2))
     waiting = asyncio.create_task(soon(events))
-    await asyncio.sleep(0.05)
+    await turns()
     subscription.publish(third := update(3))
-    await asyncio.sleep(0.05)
+    await turns()
     assert not waiting.done()
     clock.seconds += 0.6
     assert await waiting is third
@@ -74,7 +75,7 @@ async def test_last_event_is_not_delayed(subscription: Subscription[Event], cloc
     await soon(events)
     subscription.publish(update(2))
     waiting = asyncio.create_task(soon(events))
-    await asyncio.sleep(0.05)
+    await turns()
     subscription.publish(end := last(3))
     assert await waiting is end
     assert await soon(events) is Signal.CLOSED
@@ -90,7 +91,7 @@ async def test_update_with_a_lower_id_is_skipped_and_the_last_event_is_not(
     clock.seconds += 1
     subscription.publish(update(id_))
     waiting = asyncio.create_task(soon(events))
-    await asyncio.sleep(0.05)
+    await turns()
     assert not waiting.done()
     subscription.publish(end := last(id_, Kind.FAILED))
     assert await waiting is end

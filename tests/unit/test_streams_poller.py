@@ -10,6 +10,7 @@ import pytest
 
 from app.streams.poller import BATCH_SECONDS, POLL_SECONDS, Poller, Signal, Subscription
 from core.errors import Unavailable
+from tests.support.clock import turns
 
 PATIENCE = 10.0
 INTERVAL = 0.05  # seconds between lookups
@@ -38,8 +39,9 @@ class Store:
     async def looked(self, times: int) -> None:
         """Return after `times` more lookups have finished."""
         wanted = len(self.lookups) + times
-        while len(self.lookups) < wanted:  # noqa: ASYNC110 - there is no event for a count
-            await asyncio.sleep(0.001)
+        while len(self.lookups) < wanted:
+            self.asked.clear()
+            await self.asked.wait()
         await asyncio.sleep(0)
 
 
@@ -132,7 +134,7 @@ async def test_new_subscribers_in_quick_succession_share_lookups(store: Store) -
     with ExitStack() as stack:
         for number in range(60):
             stack.enter_context(poller.subscribe(str(number)))
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0)
         assert len(store.lookups) <= (now() - began) / BATCH_SECONDS + 2
 
 
@@ -212,15 +214,15 @@ async def test_subscribers_in_any_order_leave_nothing_behind(
 
     async def subscribe() -> None:
         key = draw.choice("ab")
-        await asyncio.sleep(draw.uniform(0, 0.2))
+        await turns(draw.randrange(500))
         with poller.subscribe(key) as subscription:
             if draw.random() < 0.7:
                 assert await value_of(subscription) == store.values[key]
-            await asyncio.sleep(draw.uniform(0, 0.1))
+            await turns(draw.randrange(300))
 
     tasks = [asyncio.create_task(subscribe()) for _ in range(200)]
     for task in draw.sample(tasks, 60):
-        await asyncio.sleep(0.001)
+        await turns(draw.randrange(10))
         task.cancel()
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     assert {type(o) for o in outcomes} <= {type(None), asyncio.CancelledError}, outcomes

@@ -36,7 +36,9 @@ from tests.support.live_streams import (
     PATIENCE,
     connected,
     opened,
+    polled,
     released,
+    sending,
     serve_streams,
     stoppable,
 )
@@ -218,7 +220,7 @@ async def test_client_with_a_bad_connection_misses_and_repeats_no_event(
 
     async def work() -> None:
         for _ in range(8):
-            await asyncio.sleep(draw.uniform(0.2, 0.9))
+            await polled(served.services.image_poller, draw.randrange(1, 4))
             await move(served, image)
         await served.succeed(sha256(image))
 
@@ -311,7 +313,6 @@ async def test_many_streams_of_many_images_share_each_lookup(served: Api) -> Non
         before = await scraped(served)
         assert before[series("glimpse_live_streams", transport="sse")] == 100
         assert len(served.services.image_poller) == 5
-        await asyncio.sleep(2.2)
         await eventually(lambda: polled_twice(served, before))
         lookups, keys = await lookups_since(served, before)
         assert lookups <= (time.monotonic() - began) / 0.5 + 1
@@ -390,7 +391,7 @@ async def test_store_outage_delays_events_and_loses_none(
             refused = await served.client.get(path_of(image))
             assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
             assert refused.headers["retry-after"]
-            await asyncio.sleep(1.2)
+            await polled(served.services.image_poller, 2)
             database.execute("ALTER TABLE elsewhere RENAME TO records")
         await finish(served, *claims)
         assert [event.event async for event in events] == ["complete"]
@@ -497,7 +498,7 @@ async def test_shutdown_closes_streams_without_waiting_for_their_clients(
         stack.enter_context(mute_client(api, other))
         await eventually(lambda: opened(api, 21))
         await flood(api, other)
-        await asyncio.sleep(1)  # until it is being sent
+        await eventually(lambda: sending(server))
         server.should_exit = True
         async with asyncio.timeout(PATIENCE):
             ends = await asyncio.gather(*(rest(stream) for stream in streams))

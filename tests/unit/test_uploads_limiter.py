@@ -1,7 +1,6 @@
 """The limiter bounds uploads and their bytes, and refuses slow clients."""
 
 import asyncio
-import time
 from collections.abc import Sequence
 
 import pytest
@@ -11,6 +10,7 @@ from starlette.types import Message
 from app.uploads import limiter
 from app.uploads.limiter import CHUNK_BYTES, UploadLimiter, UploadLimits, UploadSlot
 from core.errors import BodyTooLarge, GlimpseError, Overloaded, Unavailable, UploadTooSlow
+from tests.support.clock import LoopClock, turns
 
 LIMITS = UploadLimits(max_uploads=3, max_bytes=1000, grace_seconds=60, min_bytes_per_second=1)
 
@@ -81,7 +81,7 @@ class Client:
 
     async def __call__(self) -> Message:
         self.clock.seconds += self.seconds
-        await asyncio.sleep(0.01)  # ten checks of the limiter
+        await turns(10)  # ten checks of the limiter
         if not self.chunks:
             await asyncio.Event().wait()
         self.sent += 1
@@ -100,7 +100,7 @@ async def read(slot: UploadSlot, client: Client) -> list[bytes]:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    monkeypatch.setattr(limiter, "CHECK_SECONDS", 0.001)
+    monkeypatch.setattr(limiter, "CHECK_SECONDS", 0.0)
     return Clock()
 
 
@@ -192,7 +192,7 @@ async def test_time_in_which_the_service_works_does_not_count(clock: Clock) -> N
         request = Request({"type": "http", "method": "POST", "headers": []}, client)
         async for _ in slot.read(request, 10**6, too_large):
             clock.seconds += 1000
-            await asyncio.to_thread(time.sleep, 0.01)
+            await turns(10)
 
 
 async def test_interruption_ends_with_the_body(clock: Clock) -> None:
@@ -201,12 +201,12 @@ async def test_interruption_ends_with_the_body(clock: Clock) -> None:
     with uploads.slot() as slot:
         await read(slot, Client(clock, 1, [b"x"]))
         uploads.stop(0)
-        await asyncio.sleep(0.02)
+        await turns()
 
 
 @pytest.mark.parametrize("chunks", [(), [b"x"] * 10**6], ids=["silent", "sending"])
 async def test_stop_refuses_uploads_that_still_arrive(
-    clock: Clock, chunks: Sequence[bytes]
+    clock: Clock, loop_clock: LoopClock, chunks: Sequence[bytes]
 ) -> None:
     uploads = strict(clock)
 
@@ -216,9 +216,10 @@ async def test_stop_refuses_uploads_that_still_arrive(
 
     slow = asyncio.create_task(upload(Client(clock, 0, chunks)))
     fast = asyncio.create_task(upload(Client(clock, 0, [b"x"] * 3)))
-    await asyncio.sleep(0.005)
+    await turns(1)
     uploads.stop(1)
     assert await fast == [b"x"] * 3
+    await loop_clock.move(1)
     with pytest.raises(Unavailable, match="shutting down"):
         await slow
     with pytest.raises(Unavailable, match="shutting down"):  # an upload that begins later
@@ -244,7 +245,7 @@ async def test_cancellation_by_the_server_stays_a_cancellation(clock: Clock) -> 
 
     for interrupted in (False, True):
         task = asyncio.create_task(upload())
-        await asyncio.sleep(0.02)
+        await turns()
         if interrupted:
             uploads._stop()
         task.cancel()

@@ -42,6 +42,11 @@ async def store(settings: Settings) -> AsyncIterator[QueueStore]:
         yield opened
 
 
+def idle(queue: PushQueue) -> bool:
+    """Whether the queue has no message, and waits for a wake-up or for its next poll."""
+    return not (queue._woken or queue._due or queue._pushes)
+
+
 @pytest.mark.parametrize("parts", [("data",), (LONG, LONG, LONG)])
 async def test_datagram_wakes_the_receiver(tmp_path: Path, parts: tuple[str, ...]) -> None:
     folder = tmp_path.joinpath(*parts)
@@ -106,7 +111,7 @@ async def test_wake_up_delivers_before_the_next_poll(
         task = asyncio.create_task(queue.run(20))
         with receiving(settings.data_dir, queue.wake):
             for number in range(1, 4):
-                await asyncio.sleep(0.1)  # the queue is idle
+                await until(lambda: idle(queue))
                 await publisher.publish(MESSAGE)
                 await until(lambda: len(worker.deliveries) == number, seconds=20)  # noqa: B023
         queue.stop()
@@ -140,7 +145,7 @@ async def test_lost_datagram_delays_a_message_until_the_next_poll(
         queue = PushQueue(store, client, settings.channel_delivery, lane_sizes(4, 4))
         queue.idle_poll_interval = 0.3
         task = asyncio.create_task(queue.run(20))
-        await asyncio.sleep(0.1)
+        await until(lambda: idle(queue))
         await store.publish(MESSAGE.channel, MESSAGE.attributes(), b"", utc_now())
         await until(lambda: len(worker.deliveries) == 1, seconds=20)
         queue.stop()

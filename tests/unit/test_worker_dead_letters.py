@@ -1,6 +1,5 @@
 """Messages that used up their deliveries (P4)."""
 
-import asyncio
 import base64
 import sqlite3
 from collections.abc import AsyncIterator
@@ -177,16 +176,18 @@ async def test_unreadable_letter_is_kept(worker: RunningWorker) -> None:
     assert len(await worker.letters()) == 1
 
 
-async def test_late_letter_does_not_fail_a_later_attempt(worker: RunningWorker) -> None:
+async def test_late_letter_does_not_fail_a_later_attempt(tmp_path: Path) -> None:
     """The queue may deliver the letter again after its replay."""
-    key = await worker.submit()
-    died = rfc3339(worker.context.clock() + timedelta(milliseconds=1))
-    assert (await worker.dead_letter(key, publishTime=died)).status_code == 204
-    await asyncio.sleep(0.005)
-    assert await worker.backend.records.change(key, retry())
-    assert (await worker.dead_letter(key, publishTime=died)).status_code == 204
-    assert (await worker.record(key)).status is Status.PENDING
-    assert len(await worker.letters()) == 1
+    clock = MovableClock()
+    async with running_worker(settings_in(tmp_path), clock) as worker:
+        key = await worker.submit()
+        died = rfc3339(clock() + timedelta(milliseconds=1))
+        assert (await worker.dead_letter(key, publishTime=died)).status_code == 204
+        clock.move(0.005)
+        assert await worker.backend.records.change(key, retry())
+        assert (await worker.dead_letter(key, publishTime=died)).status_code == 204
+        assert (await worker.record(key)).status is Status.PENDING
+        assert len(await worker.letters()) == 1
 
 
 async def test_letter_is_kept_before_its_record_fails(worker: RunningWorker) -> None:
