@@ -5,11 +5,13 @@ and four seconds, during which the process does nothing else. The API therefore 
 needs: `ispe`, the dimensions of each image item. Boxes are those of ISO/IEC 14496-12 and 23008-12.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from core.errors import UnsupportedImage
+from core.imaging.av1_header import SEARCHED_BYTES, ColourConfig, read_colour_config
 from core.imaging.code_points import profile_of
 from core.imaging.encoded import EncodedImage, Part, TooManyParts, broken_header
 
@@ -74,12 +76,17 @@ def read_avif(data: bytes | bytearray) -> tuple[EncodedImage, bool]:
     if not header.sizes:
         raise broken_header("AVIF" if is_avif(data) else "HEIC")
     items = _read_items(data)
+    profile: bytes | None = None
     if items is not None and items.primary is not None:
-        _check_matrix(items, items.primary)
+        config = read_colour_config(_coded_data(items)) if is_avif(data) else None
+        points = _code_points(items, config)
+        if is_avif(data):
+            _check_matrix(items, config, points)
+        profile = None if points is None else points.profile()
     image = EncodedImage(
         size=max(header.sizes, key=lambda size: size[0] * size[1] or 2**64),
         parts=_repaired(data, items),
-        profile=None if items is None else _code_points_profile(items),
+        profile=profile,
         orientation=None,
     )
     return image, header.tracks
@@ -92,8 +99,11 @@ _MATRICES = {
     11: "SMPTE ST 2085",
     13: "chromaticity-derived with constant luminance",
     14: "ICtCp",
+    17: "YCgCo-Ro",  # the decoder gives 8 bits a sample, for which it takes 9
 }
-_IDENTITY, _YCGCO, _FIRST_UNKNOWN = 0, 8, 16
+_IDENTITY, _YCGCO, _YCGCO_RE, _FIRST_UNKNOWN = 0, 8, 16, 18
+_YCGCO_RE_DEPTH = 10  # for 8 bits a sample
+_SUBSAMPLED_IDENTITY = "identity with subsampled colours"
 _FULL_RANGE = 0x80
 _ALPHA = (b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha", b"urn:mpeg:hevc:2015:auxid:1")
 
@@ -114,6 +124,13 @@ class _Items:
     counts: dict[int, int] = field(default_factory=dict)  # where their number is
     wide: bool = False  # whether an index takes two bytes
     parents: tuple[tuple[int, int], ...] = ()  # offsets of the boxes that contain `ipma`
+    boxes: dict[bytes, tuple[int, int]] = field(default_factory=dict)  # content of those in `meta`
+
+    def each(self, item: int) -> Iterator[tuple[bytes, int, int]]:
+        """The type and the offsets of an item's properties."""
+        for index in self.of_item.get(item, ()):
+            if 0 < index <= len(self.properties):
+                yield self.properties[index - 1]
 
     def find(self, item: int, kind: bytes) -> tuple[int, int, int] | None:
         """The index and the offsets of an item's first property of a type."""
@@ -131,6 +148,7 @@ def _read_items(data: bytes | bytearray) -> _Items | None:
             continue
         items = _Items(data, (reader.start, end))
         for inner, at, inner_end in reader.boxes(begin + _FULL_BOX, end):
+            items.boxes.setdefault(inner, (at, inner_end))
             if inner == b"pitm":
                 items.primary = reader.number(at + 4, 2 if reader.number(at, 1) == 0 else 4)
             elif inner == b"iprp":
@@ -162,54 +180,132 @@ def _read_associations(reader: "_BoxReader", items: _Items, at: int, end: int) -
         items.counts[item], items.ends[item] = count_at, at
 
 
-def _check_matrix(items: _Items, item: int) -> None:
+class _CodePoints(NamedTuple):
+    """Code points of ITU-T H.273, and whether an ICC profile comes before them."""
+
+    primaries: int
+    transfer: int
+    matrix: int
+    full_range: bool
+    overridden: bool
+
+    def profile(self) -> bytes | None:
+        return None if self.overridden else profile_of(self.primaries, self.transfer)
+
+
+def _code_points(items: _Items, config: ColourConfig | None) -> _CodePoints | None:
+    """Those of the primary image: of its `nclx` box, or else of its AV1 sequence header."""
+    data, other_profile = items.data, False
+    points: tuple[int, int, int, bool] | None = None
+    if config is not None:
+        points = config.primaries, config.transfer, config.matrix, config.full_range
+    for kind, begin, end in items.each(items.primary or 0):
+        if kind != b"colr":
+            continue
+        if data[begin : begin + 4] != b"nclx":
+            other_profile = True
+        elif end - begin >= 11:
+            numbers = (int.from_bytes(data[at : at + 2], "big") for at in range(begin + 4, end, 2))
+            primaries, transfer, matrix = itertools.islice(numbers, 3)
+            points = primaries, transfer, matrix, bool(data[begin + 10] & _FULL_RANGE)
+    return None if points is None else _CodePoints(*points, overridden=other_profile)
+
+
+def _check_matrix(items: _Items, config: ColourConfig | None, points: _CodePoints | None) -> None:
     """Raise UnsupportedImage if the colours are coded in a way that libavif cannot convert."""
-    data = items.data
-    for index in items.of_item.get(item, ()):
-        if not 0 < index <= len(items.properties):
-            continue
-        kind, begin, end = items.properties[index - 1]
-        if kind != b"colr" or data[begin : begin + 4] != b"nclx" or end - begin < 11:
-            continue
-        matrix = int.from_bytes(data[begin + 8 : begin + 10], "big")
-        full = bool(data[begin + 10] & _FULL_RANGE)
+    name: str | None = None
+    if points is not None:
+        matrix = points.matrix
         name = _MATRICES.get(matrix)
         if matrix >= _FIRST_UNKNOWN:
             name = f"number {matrix}"
-        elif matrix == _YCGCO and not full:
+        elif matrix == _YCGCO and not points.full_range:
             name = "YCgCo with limited range"
-        elif matrix == _IDENTITY and _subsampled(items, item):
-            name = "identity with subsampled colours"
-        if name is not None:
-            raise UnsupportedImage(
-                f"The AVIF's matrix coefficients are {name}, which the decoder cannot convert."
-            )
+        elif matrix == _YCGCO_RE and not (
+            points.full_range and _depth(items, config) == _YCGCO_RE_DEPTH
+        ):
+            name = "YCgCo-Re, not with 10 bits in full range"
+        elif matrix == _IDENTITY and _subsampled(items, config):
+            name = _SUBSAMPLED_IDENTITY
+    if config is not None and not config.valid:
+        name = _SUBSAMPLED_IDENTITY
+    if name is not None:
+        raise UnsupportedImage(
+            f"The AVIF's matrix coefficients are {name}, which the decoder cannot convert."
+        )
 
 
-def _code_points_profile(items: _Items) -> bytes | None:
-    """A profile of the primary image's code points. An ICC profile, which Pillow reads, wins."""
-    found: bytes | None = None
-    for index in items.of_item.get(items.primary or 0, ()):
-        if not 0 < index <= len(items.properties):
-            continue
-        kind, begin, end = items.properties[index - 1]
-        if kind != b"colr":
-            continue
-        if items.data[begin : begin + 4] != b"nclx":
-            return None
-        if end - begin >= 8:
-            numbers = (items.data[begin + 4 : begin + 6], items.data[begin + 6 : begin + 8])
-            found = profile_of(*(int.from_bytes(each, "big") for each in numbers))
-    return found
-
-
-def _subsampled(items: _Items, item: int) -> bool:
+def _subsampled(items: _Items, config: ColourConfig | None) -> bool:
     """Whether the coded colours have fewer samples than pixels (AV1 in ISOBMFF, `av1C`)."""
-    found = items.find(item, b"av1C")
-    if found is None or found[2] - found[1] < 3:
-        return False
-    flags = items.data[found[1] + 2]
+    if config is not None:
+        return config.subsampled
+    flags = _configuration_flags(items)
     return not flags & 0x10 and bool(flags & 0x0C)  # not monochrome, and chroma_subsampling_x or _y
+
+
+def _depth(items: _Items, config: ColourConfig | None) -> int:
+    if config is not None:
+        return config.depth
+    flags = _configuration_flags(items)
+    return 8 if not flags & 0x40 else 12 if flags & 0x20 else 10
+
+
+def _configuration_flags(items: _Items) -> int:
+    """The third byte of the primary image's `av1C`; 0 if there is none."""
+    found = items.find(items.primary or 0, b"av1C")
+    return 0 if found is None or found[2] - found[1] < 3 else items.data[found[1] + 2]
+
+
+def _coded_data(items: _Items) -> bytes:
+    """The first bytes of the primary image's data, or of its first tile's if it is a grid.
+
+    Empty if they are not where they are expected: the decoder then decides.
+    """
+    reader = _BoxReader(items.data)
+    item = items.primary or 0
+    at, end = items.boxes.get(b"iref", (0, 0))
+    id_size = 2 if reader.number(at, 1) == 0 else 4
+    for kind, begin, _ in reader.boxes(at + _FULL_BOX, end):
+        if kind == b"dimg" and reader.number(begin, id_size) == items.primary:
+            item = reader.number(begin + id_size + 2, id_size)  # behind the number of references
+            break
+    coded = bytearray()
+    for begin, size in _extents(reader, items, item):
+        coded += items.data[begin : begin + min(size, SEARCHED_BYTES - len(coded))]
+        if len(coded) >= SEARCHED_BYTES:
+            break
+    return bytes(coded)
+
+
+def _extents(reader: "_BoxReader", items: _Items, wanted: int) -> Iterator[tuple[int, int]]:
+    """Offset and size of the parts of an item's data (ISO/IEC 14496-12, 8.11.3, `iloc`)."""
+    at, end = items.boxes.get(b"iloc", (0, 0))
+    version = reader.number(at, 1)
+    id_size = 2 if version < 2 else 4
+    widths = reader.number(at + 4, 2)
+    offset_size, size_size, base_size = widths >> 12, widths >> 8 & 15, widths >> 4 & 15
+    index_size = 0 if version == 0 else widths & 15
+    count, at = reader.number(at + 6, id_size), at + 6 + id_size
+    for _ in range(min(count, MAX_BOXES)):
+        item, at = reader.number(at, id_size), at + id_size
+        method = 0 if version == 0 else reader.number(at, 2) & 15
+        at += 2 if version == 0 else 4
+        base, at = reader.number(at, base_size), at + base_size
+        parts, at = reader.number(at, 2), at + 2
+        if at > end or item == wanted:
+            break
+        at += parts * (index_size + offset_size + size_size)
+    else:
+        return
+    start, stop = (0, len(items.data)) if method == 0 else items.boxes.get(b"idat", (0, 0))
+    if item != wanted or method > 1:
+        return
+    for _ in range(min(parts, MAX_BOXES)):
+        at += index_size
+        begin = start + base + reader.number(at, offset_size)
+        size = reader.number(at + offset_size, size_size) or stop
+        yield begin, max(0, min(size, stop - begin))
+        at += offset_size + size_size
 
 
 def _repaired(data: bytes | bytearray, items: _Items | None) -> tuple[Part, ...]:

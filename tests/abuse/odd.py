@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageCms, TiffImagePlugin
 
 from tests.abuse import containers as c
+from tests.support import avif
 from tests.support.pictures import encode
 
 SIZE = (96, 72)
@@ -546,6 +547,11 @@ def avif_in_display_p3() -> bytes:
     return c.patched(data, at, struct.pack(">HH", 12, 4))
 
 
+def _avif_in_av1(layout: str, points: avif.Points, *, tiles: int = 0, **options: bool) -> bytes:
+    """An AVIF without `nclx`, whose sequence header declares these code points."""
+    return avif.avif_of(avif.Coded.of(layout).with_colours(points, **options), tiles=tiles)
+
+
 def avif_alpha_without_size() -> bytes:
     """The alpha image has no `ispe` of its own, as encoders wrote it until 2021."""
     data = bytearray(encode(_with_hole(), "AVIF", quality=95, subsampling="4:4:4"))
@@ -569,6 +575,27 @@ def avifs() -> Iterator[Odd]:
     yield Odd("avif whose alpha has no size", avif_alpha_without_size, _hole_shown)
     for number in (0, 3, 10, 11, 13, 14, 99):
         yield Odd(f"avif with matrix {number}", partial(avif_with_matrix, number), None, 415)
+    for number in (0, 3, 8, 10, 11, 13, 14, 16, 17, 99):
+        points = (9, 13, number)
+        yield Odd(
+            f"avif with matrix {number} in its sequence header alone",
+            partial(_avif_in_av1, "4:2:0", points, full_range=False),
+            None,
+            415,
+        )
+    yield Odd(
+        "avif grid whose tiles alone declare a matrix",
+        partial(_avif_in_av1, "4:2:0", (9, 13, 14), tiles=2),
+        None,
+        415,
+    )
+    yield Odd(
+        "avif in display p3 by its sequence header",
+        partial(_avif_in_av1, "4:4:4", (12, 4, 6)),
+        lambda: _converted(
+            profile("display p3"), Image.linear_gradient("L").resize(avif.SIZE).convert("RGB")
+        ),
+    )
     yield Odd(
         "avif in display p3 (nclx)", avif_in_display_p3, partial(_converted, profile("display p3"))
     )

@@ -12,6 +12,7 @@ from core.domain.records import RecordKey
 from tests.abuse import containers as c
 from tests.abuse.hostile import Hostile, crafted
 from tests.fuzz.targets import BOUNDARY, TARGETS
+from tests.support.avif import Coded, avif_of
 from tests.support.batches import archive, nameless, patched
 from tests.support.pictures import encode, picture
 
@@ -135,6 +136,8 @@ def _pictures() -> list[bytes]:
         )
     ]
     turned = c.jpeg_segment(0xE1, b"Exif\0\0" + c.exif([(0x0112, 3, 1, b"\6\0")]))
+    coded = Coded.of("4:2:0")
+    honest += [avif_of(coded), avif_of(coded, tiles=2, method=1, extents=3)]
     hostile = (each for each in crafted() if each.family in ("animation", "exif", "dimensions"))
     few: list[Hostile] = list(itertools.islice(hostile, 0, None, 12))
     bad = [data for each in few if 0 < len(data := each.make()) <= _LARGEST]
