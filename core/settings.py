@@ -428,6 +428,13 @@ class Settings(BaseSettings):
     datastore_database: Annotated[
         str, Field(description="Datastore database. If empty, the default database")
     ] = ""
+    datastore_keys_database: Annotated[
+        str,
+        Field(
+            description="Datastore database of API keys and limits, which only the API has to "
+            "reach. If empty, DATASTORE_DATABASE"
+        ),
+    ] = ""
     bucket: Annotated[
         str, Field(min_length=3, max_length=63, description="Cloud Storage bucket for images")
     ] = "glimpse-images"

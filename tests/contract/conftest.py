@@ -16,7 +16,8 @@ from tests.support.clock import MovableClock
 
 # A real project to test as well; `docs/operations/google-cloud.md` has its requirements.
 PROJECT = os.environ.get("GLIMPSE_TEST_GCP_PROJECT", "")
-# `firestore`: the emulators, with that of Firestore instead of that of Datastore.
+# `firestore`: the emulators, with that of Firestore instead of that of Datastore, and two named
+# databases. Those of the Datastore emulator do not separate: a query finds the entities of all.
 BACKENDS = ["embedded", "emulator", "firestore", *(["gcp"] if PROJECT else [])]
 
 
@@ -35,7 +36,8 @@ def settings(
             return corner
         wait_for_locks(monkeypatch)
         address = request.getfixturevalue("firestore_address")
-        return corner.model_copy(update={"datastore_emulator_host": address})
+        named = {"datastore_database": "records", "datastore_keys_database": "keys"}
+        return corner.model_copy(update={"datastore_emulator_host": address, **named})
     if request.param == "gcp":
         prefix = f"test-{secrets.token_hex(6)}."
         monkeypatch.setattr("core.backends.google.NAMESPACE_PREFIX", prefix)
@@ -73,6 +75,7 @@ def cloud_settings(tmp_path: Path) -> Settings:
         bucket=os.environ.get("GLIMPSE_TEST_GCP_BUCKET", f"{PROJECT}-glimpse-test"),
         topic_prefix=os.environ.get("GLIMPSE_TEST_GCP_TOPIC_PREFIX", "glimpse-test"),
         datastore_database=os.environ.get("GLIMPSE_TEST_GCP_DATABASE", ""),
+        datastore_keys_database=os.environ.get("GLIMPSE_TEST_GCP_KEYS_DATABASE", ""),
         signing_service_account=os.environ.get("GLIMPSE_TEST_GCP_SIGNER", ""),
         key_secret=SecretStr(secrets.token_hex(32)),
         push_audience="unused",

@@ -96,6 +96,17 @@ async def served(
     scripted: ScriptedDatastore, part: str = "record store"
 ) -> AsyncIterator[Datastore]:
     """A client of `scripted`, over gRPC."""
+    async with (
+        serving(scripted) as address,
+        grpc.aio.insecure_channel(address) as channel,
+        Datastore(channel, PROJECT, part) as database,
+    ):
+        yield database
+
+
+@asynccontextmanager
+async def serving(scripted: ScriptedDatastore) -> AsyncIterator[str]:
+    """The address of a server of `scripted`, as host:port."""
     requests: dict[str, tuple[Any, Handler]] = {
         "Lookup": (LookupRequest, scripted.lookup),
         "RunQuery": (RunQueryRequest, scripted.run_query),
@@ -123,10 +134,6 @@ async def served(
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
-        async with (
-            grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
-            Datastore(channel, PROJECT, part) as database,
-        ):
-            yield database
+        yield f"127.0.0.1:{port}"
     finally:
         await server.stop(None)  # cancels the requests that still wait for a response

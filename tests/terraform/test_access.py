@@ -11,8 +11,8 @@ ROLES = {
     "google_artifact_registry_repository_iam_member.deployer": "roles/artifactregistry.writer",
     "google_cloud_run_v2_service_iam_member.deployer": "roles/run.developer",
     "google_cloud_run_v2_service_iam_member.invoker": "roles/run.invoker",
-    "google_project_iam_member.records": "roles/datastore.user",
     "google_project_iam_member.traces": "roles/cloudtrace.agent",
+    "google_project_iam_member.user": "roles/datastore.user",
     "google_pubsub_subscription_iam_member.agent": "roles/pubsub.subscriber",
     "google_pubsub_topic_iam_member.agent": "roles/pubsub.publisher",
     "google_pubsub_topic_iam_member.publisher": "roles/pubsub.publisher",
@@ -47,11 +47,35 @@ def test_grants_add_and_never_replace(modules: dict[str, Module]) -> None:
     assert not [name for name in resources(modules) if re.search(r"_iam_(binding|policy)\.", name)]
 
 
-def test_the_role_on_records_ends_at_one_database(modules: dict[str, Module]) -> None:
-    grant = resources(modules)["google_project_iam_member.records"].body
+def test_the_role_on_entities_ends_at_one_database(modules: dict[str, Module]) -> None:
+    grant = resources(modules)["google_project_iam_member.user"].body
     expression = dict(nested(grant))["condition"]["expression"]
-    assert "resource.name ==" in expression
-    assert "databases/${var.name}" in expression
+    database = "projects/${var.project_id}/databases/${var.name}"
+    assert plain(expression).replace("\\", "") == f'resource.name == "{database}"'
+
+
+def test_only_the_api_reaches_the_database_of_the_keys(modules: dict[str, Module]) -> None:
+    """The workers cannot make a key or raise a limit. `test_apply` reads the project's policy."""
+    parts = modules["example"].of("module")
+    databases = {
+        name: part.body for name, part in parts.items() if "modules/database" in part.body["source"]
+    }
+    assert set(databases) == {"records", "keys"}
+    keys = databases["keys"]
+    accounts = {name: value for name, value in keys["accounts"].items() if name[:2] != "__"}
+    assert accounts == {"api": "${module.api.account}"}
+    names = modules["names"].of("output")
+    assert keys["name"] == "${module.names.keys_database}"
+    assert names["keys_database"].body["value"] != names["database"].body["value"]
+    # The API uses it, and the workers do not know its name.
+    settings = modules["settings"]
+    users = [part for part, values in settings.locals.items() if "keys_database" in str(values)]
+    assert users == ["api"]
+    assert parts["settings"].body["keys_database"] == "${module.keys.database}"
+    # A destroy refuses both, or deletes both.
+    for argument in ("delete_protection", "point_in_time_recovery", "location"):
+        assert keys[argument] == databases["records"][argument]
+    assert "module.keys" in str(modules["example"].of("resource")["terraform_data.guard"].body)
 
 
 def test_nothing_is_public(modules: dict[str, Module]) -> None:

@@ -182,6 +182,9 @@ def test_minimal_installation(install: Installation, plane: ControlPlane) -> Non
     install.applied(**MINIMAL)
     made = len(plane.resources)
     assert made > 60
+    workers = {"glimpse-interactive", "glimpse-batch", "glimpse-notify"}
+    assert accounts_of(plane, "glimpse") == {"glimpse-api", *workers}
+    assert accounts_of(plane, "glimpse-keys") == {"glimpse-api"}
     done = install("destroy", "-auto-approve")
     assert done.code == 1
     assert "Refused: set" in done.text
@@ -195,6 +198,22 @@ def test_minimal_installation(install: Installation, plane: ControlPlane) -> Non
     install.applied(**MINIMAL, **UNPROTECTED)
     done = install("destroy", "-auto-approve")
     assert done.code == 0, done.errors
+
+
+def accounts_of(plane: ControlPlane, database: str) -> set[str]:
+    """The accounts to which the project's policy gives the entities of this database."""
+    ours = f'resource.name == "projects/{PROJECT}/databases/{database}"'
+    found = set()
+    for binding in plane.policies[f"projects/{PROJECT}"]["bindings"]:
+        assert binding["role"] in ("roles/cloudtrace.agent", "roles/datastore.user")
+        if binding["role"] == "roles/datastore.user":
+            condition = binding["condition"]["expression"]
+            assert condition.startswith('resource.name == "projects/')
+            if condition == ours:
+                found |= {
+                    member.partition(":")[2].partition("@")[0] for member in binding["members"]
+                }
+    return found
 
 
 def key_version(plane: ControlPlane) -> str:

@@ -26,6 +26,7 @@ module "settings" {{
   policy      = module.policy
   bucket      = module.names.bucket
   database    = module.names.database
+  keys_database = module.names.keys_database
   public_url  = "{public_url}"
   worker_cpus = {{ interactive = 2, batch = 4, notify = 1 }}
   api_streams = 160
@@ -83,6 +84,9 @@ def test_the_services_accept_their_environment(
             if name in Settings.model_fields:
                 assert str(getattr(settings, name)).removesuffix(".0").lower() == value.lower()
     assert given["api"]["PUBLIC_URL"] == public_url
+    assert given["api"]["DATASTORE_DATABASE"] == "glimpse"
+    assert given["api"]["DATASTORE_KEYS_DATABASE"] == "glimpse-keys"
+    assert not [each for each in given["workers"].values() if "DATASTORE_KEYS_DATABASE" in each]
     concurrency = {name: each["WORKER_CONCURRENCY"] for name, each in given["workers"].items()}
     assert concurrency == {"interactive": "2", "batch": "4", "notify": "1"}
 

@@ -186,11 +186,11 @@ def test_references_in_text_are_none(tree: Path) -> None:
 def test_the_command_fails_for_a_wrong_name(tree: Path) -> None:
     command = [sys.executable, "-m", "terraform.tools.check", str(tree)]
     assert subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode == 0
-    file = tree / "modules/records/database.tf"
+    file = tree / "modules/database/database.tf"
     file.write_text(file.read_text().replace("location_id", "location"))
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "records/database.tf: resource.google_firestore_database.records" in done.stderr
+    assert "database/database.tf: resource.google_firestore_database.this" in done.stderr
 
 
 def test_the_command_fails_for_an_empty_folder(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ Only `endpoints` depends on which of the two it is.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Protocol
 
 from core.backends import Access, Backend
 from core.backends.google.blobs import CloudBlobStore
@@ -73,49 +74,57 @@ async def open_backend(settings: Settings, clock: Clock = utc_now) -> AsyncItera
 @asynccontextmanager
 async def open_usage(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[UsageStore]:
     """Usage in Datastore. Raises Unavailable where there are no credentials."""
-    async with _open_datastore(settings, "usage store", clock) as datastore:
-        yield DatastoreUsageStore(datastore, clock)
+    async with _databases(settings, clock) as open_datastore:
+        yield DatastoreUsageStore(await open_datastore("usage store"), clock)
 
 
 @asynccontextmanager
 async def open_access(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Access]:
-    """Keys, limits and usage in Datastore. Raises Unavailable where there are no credentials."""
+    """Keys, limits and usage in Datastore. Raises Unavailable where there are no credentials.
+
+    Keys and limits may have a separate database: IAM can keep the worker out of a database, and not
+    out of a namespace. Usage is in the database of the worker, which deletes old counts.
+    """
     secrets = await asyncio.to_thread(local_key_secrets, settings)
-    async with _open_datastore(settings, "key store", clock) as datastore:
+    async with _databases(settings, clock) as open_datastore:
+        keys = await open_datastore("key store", settings.datastore_keys_database)
         yield Access(
-            DatastoreKeyStore(datastore, clock),
-            DatastoreAllowanceStore(datastore, clock),
-            DatastoreUsageStore(datastore, clock),
+            DatastoreKeyStore(keys, clock),
+            DatastoreAllowanceStore(keys, clock),
+            DatastoreUsageStore(await open_datastore("usage store"), clock),
             secrets,
         )
 
 
+class _DatastoreOpener(Protocol):
+    async def __call__(self, part: str, database: str = "") -> Datastore: ...
+
+
 @asynccontextmanager
-async def _open_datastore(settings: Settings, part: str, clock: Clock) -> AsyncIterator[Datastore]:
-    """The database alone. `part` names it in errors."""
+async def _databases(settings: Settings, clock: Clock) -> AsyncIterator[_DatastoreOpener]:
+    """What `_datastore_opener` returns, without the rest of the backend."""
     endpoints = await open_endpoints(settings, clock)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(endpoints.links.close)
-        open_datastore = _datastore_opener(stack, endpoints, settings)
-        yield await open_datastore(part)
+        yield _datastore_opener(stack, endpoints, settings)
 
 
 def _datastore_opener(
     stack: AsyncExitStack, endpoints: Endpoints, settings: Settings
-) -> Callable[[str], Awaitable[Datastore]]:
-    """A function that opens the database for a store, whose name errors use.
+) -> _DatastoreOpener:
+    """A function that opens a database for a store, whose name errors use.
 
-    All databases share one channel; `stack` closes them.
+    An empty `database` is DATASTORE_DATABASE. All share one channel; `stack` closes them.
     """
     channel = endpoints.datastore_channel()
     stack.push_async_callback(channel.close)
 
-    async def open_datastore(part: str) -> Datastore:
+    async def open_datastore(part: str, database: str = "") -> Datastore:
         datastore = Datastore(
             channel,
             endpoints.project,
             part,
-            database=settings.datastore_database,
+            database=database or settings.datastore_database,
             namespace_prefix=NAMESPACE_PREFIX,
         )
         return await stack.enter_async_context(datastore)

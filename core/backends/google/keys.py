@@ -1,9 +1,10 @@
 """API keys, their limits and their usage in Datastore.
 
-Keys and allowances are in a separate namespace, because a key is looked up before its tenant is
-known: `ApiKey/{id}`, `TenantLimits/{tenant}` and `Allowance/{owner}:{limit}`. Usage is in the
-namespace of the tenant, as `Usage/{day}:{key}:{shard}`: processes that count the same key write
-different entities.
+Keys and limits are in a separate namespace, because a key is looked up before its tenant is known:
+`ApiKey/{id}`, `TenantLimits/{tenant}` and `Allowance/{owner}:{limit}`. They may also be in a
+separate database, which only the API reaches, so no transaction here has entities of both
+databases. Usage is in the database of the records, in the namespace of the tenant, as
+`Usage/{day}:{key}:{shard}`: processes that count the same key write different entities.
 """
 
 import asyncio

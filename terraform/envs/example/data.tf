@@ -1,4 +1,4 @@
-# Stored data: images, records, secrets. And the buckets that the services read.
+# Stored data: images, records, keys, secrets. And the buckets that the services read.
 module "images" {
   source = "../../modules/images"
 
@@ -26,7 +26,7 @@ module "buckets" {
 }
 
 module "records" {
-  source = "../../modules/records"
+  source = "../../modules/database"
 
   project_id             = module.project.project_id
   name                   = module.names.database
@@ -34,6 +34,21 @@ module "records" {
   accounts               = merge({ api = module.api.account }, local.worker_accounts)
   delete_protection      = var.deletion_protection
   point_in_time_recovery = var.point_in_time_recovery
+}
+
+# API keys and limits. Only the API reaches them: the workers cannot make keys, and cannot raise limits.
+module "keys" {
+  source = "../../modules/database"
+
+  project_id             = module.project.project_id
+  name                   = module.names.keys_database
+  location               = var.region
+  accounts               = { api = module.api.account }
+  delete_protection      = var.deletion_protection
+  point_in_time_recovery = var.point_in_time_recovery
+
+  # The free tier covers one database of a project, the first one.
+  depends_on = [module.records]
 }
 
 module "secrets" {

@@ -1,6 +1,6 @@
 # Refuses a destroy, or a change that would replace everything, before anything is deleted. It depends on
 # every module, so Terraform destroys it first. Without it, deletion protection of the services and of the
-# database would stop a destroy in the middle, after the registry, the messages and the alerts are gone.
+# databases would stop a destroy in the middle, after the registry, the messages and the alerts are gone.
 resource "terraform_data" "guard" {
   # A destroy-time provisioner reads only what the state has: an apply has to change it first.
   input = {
@@ -20,6 +20,7 @@ resource "terraform_data" "guard" {
     module.delivery,
     module.edge,
     module.images,
+    module.keys,
     module.observability,
     module.project,
     module.queue,

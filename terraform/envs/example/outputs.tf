@@ -23,6 +23,11 @@ output "database" {
   value       = module.records.database
 }
 
+output "keys_database" {
+  description = "Datastore database of the API keys"
+  value       = module.keys.database
+}
+
 output "dead_letter_subscription" {
   description = "Subscription of the dead letters"
   value       = module.queue.dead_letter_subscription

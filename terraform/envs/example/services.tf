@@ -17,6 +17,7 @@ module "settings" {
   policy           = module.policy
   bucket           = module.images.bucket
   database         = module.records.database
+  keys_database    = module.keys.database
   public_url       = local.public_url
   worker_cpus      = { for service, worker in local.workers : service => worker.cpu }
   api_streams      = var.api.streams

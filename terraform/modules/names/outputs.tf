@@ -28,6 +28,11 @@ output "database" {
   value       = var.name
 }
 
+output "keys_database" {
+  description = "Datastore database of the API keys"
+  value       = "${var.name}-keys"
+}
+
 output "registry" {
   description = "Artifact Registry repository of the images of API and worker"
   value       = var.name

@@ -49,6 +49,8 @@ locals {
   api = {
     API_KEYS   = var.api_keys
     PUBLIC_URL = var.public_url
+    # The workers have neither its name nor a grant.
+    DATASTORE_KEYS_DATABASE = var.keys_database
     # Without keys it is Cloud Run's IAM that asks who calls.
     ALLOW_PUBLIC = tostring(var.api_keys == "off")
     # Each holds one of the requests that an instance takes at once.

@@ -26,6 +26,11 @@ variable "database" {
   type        = string
 }
 
+variable "keys_database" {
+  description = "Datastore database of the API keys and limits, which only the API reaches"
+  type        = string
+}
+
 variable "queue" {
   description = "Prefix of topics and subscriptions, and the account and audience of pushes"
   type = object({
@@ -160,8 +165,8 @@ variable "extra" {
   # They come with a grant, or with a secret that must not be in the environment as plain text.
   validation {
     condition = length(setintersection(keys(var.extra), [
-      "BUCKET", "DATASTORE_DATABASE", "EXTRA_MODEL_URIS", "IMPORT_BUCKETS", "KEY_SECRET", "MODEL_URI", "SMTP_URL", "THUMBNAILS",
+      "BUCKET", "DATASTORE_DATABASE", "DATASTORE_KEYS_DATABASE", "EXTRA_MODEL_URIS", "IMPORT_BUCKETS", "KEY_SECRET", "MODEL_URI", "SMTP_URL", "THUMBNAILS",
     ])) == 0
-    error_message = "Use the variable of that name instead: model_uri, extra_model_uris, import_buckets, thumbnails, email. Terraform sets BUCKET, DATASTORE_DATABASE and KEY_SECRET."
+    error_message = "Use the variable of that name instead: model_uri, extra_model_uris, import_buckets, thumbnails, email. Terraform sets BUCKET, DATASTORE_DATABASE, DATASTORE_KEYS_DATABASE and KEY_SECRET."
   }
 }

@@ -1,9 +1,10 @@
 variables {
-  project_id  = "example-project"
-  bucket      = "example-bucket"
-  database    = "glimpse"
-  worker_cpus = { interactive = 2, batch = 4 }
-  api_streams = 160
+  project_id    = "example-project"
+  bucket        = "example-bucket"
+  database      = "glimpse"
+  keys_database = "glimpse-keys"
+  worker_cpus   = { interactive = 2, batch = 4 }
+  api_streams   = 160
   policy = {
     attempts     = 10
     max_backoff  = 120
@@ -17,6 +18,20 @@ variables {
     topic_prefix  = "glimpse"
     push_audience = "https://worker.internal"
     push_account  = "push@example-project.iam.gserviceaccount.com"
+  }
+}
+
+run "keys_for_the_api_only" {
+  command = plan
+
+  assert {
+    condition     = output.api.DATASTORE_DATABASE == "glimpse" && output.api.DATASTORE_KEYS_DATABASE == "glimpse-keys"
+    error_message = "The API uses both databases."
+  }
+
+  assert {
+    condition     = alltrue([for worker in values(output.workers) : worker.DATASTORE_DATABASE == "glimpse" && !contains(keys(worker), "DATASTORE_KEYS_DATABASE")])
+    error_message = "The workers do not use the database of the keys."
   }
 }
 

@@ -11,17 +11,17 @@ run "protected" {
   command = plan
 
   assert {
-    condition     = google_firestore_database.records.type == "DATASTORE_MODE" && google_firestore_database.records.delete_protection_state == "DELETE_PROTECTION_ENABLED"
+    condition     = google_firestore_database.this.type == "DATASTORE_MODE" && google_firestore_database.this.delete_protection_state == "DELETE_PROTECTION_ENABLED"
     error_message = "Datastore mode, protected."
   }
 
   assert {
-    condition     = google_firestore_database.records.deletion_policy == "ABANDON"
+    condition     = google_firestore_database.this.deletion_policy == "ABANDON"
     error_message = "A destroy leaves a protected database alone."
   }
 
   assert {
-    condition     = google_project_iam_member.records["api"].condition[0].expression == "resource.name == \"projects/example-project/databases/glimpse\""
+    condition     = google_project_iam_member.user["api"].condition[0].expression == "resource.name == \"projects/example-project/databases/glimpse\""
     error_message = "The role ends at this database."
   }
 }
@@ -34,7 +34,7 @@ run "unprotected" {
   }
 
   assert {
-    condition     = google_firestore_database.records.deletion_policy == "DELETE"
+    condition     = google_firestore_database.this.deletion_policy == "DELETE"
     error_message = "Without protection a destroy deletes it."
   }
 }

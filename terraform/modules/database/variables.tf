@@ -19,7 +19,7 @@ variable "location" {
 }
 
 variable "accounts" {
-  description = "E-mails of the accounts that read and write records, by any name"
+  description = "E-mails of the accounts that read and write entities, by any name"
   type        = map(string)
 }
 

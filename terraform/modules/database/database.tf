@@ -1,10 +1,10 @@
-resource "google_firestore_database" "records" {
+resource "google_firestore_database" "this" {
   project     = var.project_id
   name        = var.name
   location_id = var.location
   type        = "DATASTORE_MODE"
 
-  # A conflict sends the later one back at once, which suits short transactions on one record.
+  # A conflict sends the later one back at once, which suits short transactions on one entity.
   concurrency_mode            = "OPTIMISTIC"
   app_engine_integration_mode = "DISABLED"
 
@@ -19,7 +19,7 @@ resource "google_firestore_database" "records" {
 }
 
 # Datastore has no roles on a database: a condition holds the project's role to this one.
-resource "google_project_iam_member" "records" {
+resource "google_project_iam_member" "user" {
   for_each = var.accounts
 
   project = var.project_id
