@@ -38,6 +38,11 @@ run "only_a_project" {
   }
 
   assert {
+    condition     = output.database == "glimpse" && output.keys_database == "glimpse-keys"
+    error_message = "Records and API keys have separate databases."
+  }
+
+  assert {
     condition     = output.GCP_REGISTRY == "europe-west1-docker.pkg.dev/example-project/glimpse"
     error_message = "Images go to the project's registry."
   }
