@@ -72,7 +72,10 @@ def check(folder: Path) -> tuple[Bundle | PythonBundle, Classification]:
 
 def write_manifest(folder: Path) -> None:
     """Write a `model.json` with what the network declares. Raises BundleError."""
-    labels = len((folder / LABELS_FILE).read_text(encoding="utf-8").splitlines())
+    try:
+        labels = len((folder / LABELS_FILE).read_text(encoding="utf-8").splitlines())
+    except UnicodeDecodeError:
+        raise BundleError(f"{folder / LABELS_FILE} is not UTF-8.") from None
     try:
         session = ort.InferenceSession(str(folder / MODEL_FILE), providers=["CPUExecutionProvider"])
     except Exception as error:
@@ -80,7 +83,16 @@ def write_manifest(folder: Path) -> None:
     inputs = session.get_inputs()
     if len(inputs) != 1 or len(inputs[0].shape) != 4:
         raise BundleError(f"{folder / MODEL_FILE} has no single input of four dimensions.")
+    if inputs[0].type != "tensor(float)":
+        raise BundleError(
+            f"{folder / MODEL_FILE}: the input {inputs[0].name} is a {inputs[0].type}, not float32."
+        )
     shape = list(inputs[0].shape)
+    if isinstance(shape[0], int) and shape[0] != 1:
+        raise BundleError(
+            f"{folder / MODEL_FILE} has a fixed batch of {shape[0]}. Export it with a batch of 1, "
+            "or with a free batch."
+        )
     layout = "NHWC" if shape[3] == 3 else "NCHW"
     sides = shape[1:3] if layout == "NHWC" else shape[2:]
     height, width = (side if isinstance(side, int) else DEFAULT_SIDE for side in sides)
@@ -113,7 +125,12 @@ def _kind(session: ort.InferenceSession, picture: tuple[int, ...], scores: str) 
     """`probabilities` if the scores of noise are not negative and sum to 1, else `logits`."""
     name = session.get_inputs()[0].name
     noise = np.random.default_rng(0).normal(size=(1, *picture)).astype(np.float32)
-    (found,) = session.run([scores], {name: noise})
+    try:
+        (found,) = session.run([scores], {name: noise})
+    except Exception as error:
+        raise BundleError(
+            f"The network fails on an input of {' x '.join(map(str, noise.shape))}."
+        ) from error
     values = np.asarray(found, np.float64)
     sums_to_one = abs(float(values.sum()) - 1) < 1e-3
     return "probabilities" if values.min() >= 0 and sums_to_one else "logits"
@@ -143,6 +160,8 @@ def main() -> None:
         bundle, found = check(folder.resolve())
     except GlimpseError as error:
         raise SystemExit(error.detail) from None
+    except OSError as error:
+        raise SystemExit(f"{error.filename}: {error.strerror}.") from None
     best = f"{found.best} ({found.annotations[0].confidence:.0%})" if found.best else "no label"
     output = f", output {found.output[:60]}" if found.output else ""
     sys.stdout.write(

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from core.bundles.bundle import Bundle, read_bundle
 from core.errors import BundleError, GlimpseError
@@ -86,6 +87,9 @@ def test_python_bundle_is_summed(tmp_path: Path) -> None:
         ("no folder", "is not a folder."),
         ("no labels", "has no labels.txt: one label a line"),
         ("few labels", "has no output with 2 numbers, one for each line of labels.txt."),
+        ("labels in Latin-1", "labels.txt is not UTF-8."),
+        ("integers", "the input picture is a tensor(uint8), not float32."),
+        ("two images", "has a fixed batch of 2."),
         ("no network", "ONNX Runtime cannot load it."),
         ("wrong manifest", "model.json or its labels are invalid: mean: "),
         ("wrong output", "outputs are "),
@@ -104,12 +108,30 @@ def test_fault_is_named_in_one_line(tmp_path: Path, fault: str, reason: str) -> 
     assert isinstance(raised.value, BundleError) or fault in ("exception", "wrong number")
 
 
+def declare(folder: Path, kind: int, shape: list[int | str]) -> None:
+    """Let the network declare another input, which a Cast turns into the one that it needs."""
+    model = onnx.load(folder / "model.onnx")
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("picture", kind, shape))
+    cast = helper.make_node("Cast", ["picture"], ["pixels"], to=TensorProto.FLOAT)
+    model.graph.node.insert(0, cast)
+    onnx.save(model, folder / "model.onnx")
+
+
 def make_faulty(folder: Path, fault: str) -> None:
     match fault:
         case "empty":
             folder.mkdir()
         case "no folder":
             pass
+        case "labels in Latin-1":
+            bare(folder)
+            (folder / "labels.txt").write_bytes(b"caf\xe9\n" * len(COLOURS))
+        case "integers":
+            bare(folder)
+            declare(folder, TensorProto.UINT8, ["batch", 3, 8, 8])
+        case "two images":
+            bare(folder)
+            declare(folder, TensorProto.FLOAT, [2, 3, 8, 8])
         case "no labels":
             bare(folder)
             (folder / "labels.txt").unlink()

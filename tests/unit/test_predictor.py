@@ -91,6 +91,8 @@ def test_prediction_may_be_an_object(tmp_path: Path) -> None:
         ("[{'labels': {'a': -0.1}}]", "a confidence that is not a number from 0 to 1."),
         ("[{'labels': {'a': '0.5'}}]", "a value of the type str as a confidence."),
         ("[{'labels': {'a': True}}]", "a value of the type bool as a confidence."),
+        ("[{'labels': {'a': __import__('numpy').complex64(0.5)}}]", "complex64 as a confidence."),
+        ("[{'labels': {'\\ud800': 0.5}}]", "a label that is not a text of 1 to 200 characters."),
         ("[{'labels': {1: 0.5}}]", "a label that is not a text of 1 to 200 characters."),
         ("[{'labels': {' ': 0.5}}]", "a label that is not a text of 1 to 200 characters."),
         ("[{'labels': {'a' * 201: 0.5}}]", "a label that is not a text of 1 to 200 characters."),

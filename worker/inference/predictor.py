@@ -37,6 +37,7 @@ MAX_OUTPUT_BYTES: Final = 64 * 1024
 MAX_LABEL: Final = 200  # characters
 # What one call of a predictor may allocate. Its model was loaded before.
 PREDICT_BYTES: Final = 2 * 2**30
+_REAL: Final = (int, float, np.integer, np.floating)
 
 
 class Predictor(Protocol):
@@ -132,11 +133,11 @@ class PythonClassifier:
         if not isinstance(labels, Mapping):
             _fail(f"returned {_kind(labels)} as labels, not a dictionary")
         for label, confidence in labels.items():
-            if not isinstance(label, str) or not label.strip() or len(label) > MAX_LABEL:
+            if not isinstance(label, str) or not label.strip() or not _storable(label):
                 _fail(f"returned a label that is not a text of 1 to {MAX_LABEL} characters")
             if self._known and label not in self._known:
                 _fail("returned a label that labels.txt does not list")
-            if isinstance(confidence, bool) or not isinstance(confidence, int | float | np.number):
+            if isinstance(confidence, bool) or not isinstance(confidence, _REAL):
                 _fail(f"returned {_kind(confidence)} as a confidence")
             if not 0 <= confidence <= 1:  # which no NaN is
                 _fail("returned a confidence that is not a number from 0 to 1")
@@ -218,6 +219,15 @@ def _importing_from(folder: Path) -> Iterator[None]:
             file = getattr(sys.modules[name], "__file__", None)
             if file is not None and Path(file).is_relative_to(folder):
                 del sys.modules[name]
+
+
+def _storable(label: str) -> bool:
+    """Whether a label is short enough, and valid Unicode: no store accepts a lone surrogate."""
+    try:
+        label.encode()
+    except UnicodeEncodeError:
+        return False
+    return len(label) <= MAX_LABEL
 
 
 def _json(output: Any) -> str:
