@@ -48,7 +48,8 @@ def write_bundle(
 ) -> Bundle:
     """Write the files that decide a bundle's identity, and read it back."""
     (folder / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
-    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    document = manifest.model_dump_json(indent=2, exclude_none=True)
+    (folder / MANIFEST_FILE).write_text(document + "\n", encoding="utf-8")
     (folder / LABELS_FILE).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
     if categories:
         write_json(folder / CATEGORIES_FILE, categories)

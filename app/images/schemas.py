@@ -41,8 +41,9 @@ class Image(BaseModel):
         "confidence in whole percent, then the narrower first; empty if the model has none"
     )
     confident: bool | None = Field(
-        description="Whether the best label reaches the model's threshold. If not, show the result "
-        "as not sure. Null before success, and if the model has no threshold"
+        description="Whether the best label reaches the model's threshold, or its narrowest "
+        "category reaches the model's threshold for categories. If not, show the result as not "
+        "sure. Null before success, and if the model has no threshold"
     )
     output: Any = Field(
         description="What the predictor of a bundle in Python returned beside labels, else null"

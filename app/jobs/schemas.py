@@ -91,7 +91,7 @@ class JobResult(BaseModel):
     annotations: list[Annotation]
     categories: list[Annotation]
     confident: bool | None = Field(
-        description="Whether the best label reaches the model's threshold; null if there is none"
+        description="As in the result of an image; null if the model has no threshold"
     )
     output: Any = Field(
         description="What the predictor of a bundle in Python returned beside labels, else null"

@@ -77,7 +77,9 @@ class OutputSpec(Frozen):
 class BundleManifest(Frozen):
     """`model.json`. A pixel value v in 0..255 enters the network as (v * rescale - mean) / std.
 
-    `threshold` is the confidence from which the best label counts as confident.
+    The best label counts as confident if its confidence is at least `threshold`, or if that of its
+    narrowest category is at least `category_threshold`: the label is then at worst a close relative
+    of the right one, such as another breed of dog.
     """
 
     name: ModelName
@@ -89,6 +91,7 @@ class BundleManifest(Frozen):
     outputs: OutputSpec
     opset: PositiveInt | None = None
     threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    category_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
 @dataclass(frozen=True)

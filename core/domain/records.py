@@ -154,8 +154,8 @@ class Record:
     `claims` counts those since `submitted_at` that the image itself may have ended: it is how a
     poisonous image is found. A claim that is released for another reason does not count.
 
-    `categories` are broader labels, and `confident` is whether the best label reaches the model's
-    threshold: empty and None if the model has no categories or no threshold.
+    `categories` are broader labels, and `confident` is whether the best label is probably right by
+    the model's thresholds: empty and None if the model has no categories or no threshold.
     `output` is JSON that the predictor of a bundle in Python returned, or empty.
     `submitted_at` is when the current attempt began: at the creation, or at the last retry.
     `republished_at` is when the reconciler last published the attempt's message again, or None.

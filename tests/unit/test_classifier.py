@@ -255,3 +255,26 @@ def test_best_label_is_confident_from_the_threshold_on(
     best = load(write_colour_bundle(tmp_path, sharpness=2.0)).classify(BLUE).annotations[0]
     edit(tmp_path, threshold=best.confidence + margin)
     assert load(tmp_path).classify(BLUE).confident is confident
+
+
+@pytest.mark.parametrize(("margin", "confident"), [(-1e-6, True), (1e-6, False)])
+def test_label_below_the_threshold_is_confident_if_its_narrowest_category_is(
+    tmp_path: Path, margin: float, confident: bool
+) -> None:
+    every = ("red", "green", "blue", "white", "black")
+    categories = {label: ["anything"] for label in every} | {
+        label: ["dark", "anything"] for label in ("blue", "black")
+    }
+    folder = categorized(tmp_path, categories)
+    found = load(folder).classify(BLUE)
+    shares = {note.label: note.confidence for note in found.categories}
+    assert found.annotations[0].label == "blue"
+    assert found.annotations[0].confidence < shares["dark"] < shares["anything"]
+    edit(folder, threshold=1.0, category_threshold=shares["dark"] + margin)
+    assert load(folder).classify(BLUE).confident is confident
+
+
+def test_category_threshold_needs_a_category_of_the_best_label(tmp_path: Path) -> None:
+    folder = categorized(tmp_path, {"red": ["warm"]})
+    edit(folder, threshold=1.0, category_threshold=0.01)
+    assert load(folder).classify(BLUE).confident is False

@@ -136,15 +136,29 @@ class Classifier:
 
     def _classification(self, scores: NDArray[np.float64]) -> Classification:
         best = np.argsort(-scores, kind="stable")[: self._count]
-        threshold = self.bundle.manifest.threshold
         return Classification(
             annotations=tuple(
                 Annotation(index, self.bundle.labels[label], float(scores[label]))
                 for index, label in enumerate(best, start=1)
             ),
             categories=self._categories.best(scores),
-            confident=None if threshold is None else bool(scores[best[0]] >= threshold),
+            confident=self._confident(scores, int(best[0])),
         )
+
+    def _confident(self, scores: NDArray[np.float64], best: int) -> bool | None:
+        """Whether the label `best` or its narrowest category reaches its threshold.
+
+        None if the bundle has no threshold.
+        """
+        manifest = self.bundle.manifest
+        if manifest.threshold is None:
+            return None
+        if scores[best] >= manifest.threshold:
+            return True
+        category_threshold = manifest.category_threshold
+        if category_threshold is None:
+            return False
+        return self._categories.narrowest(scores, best) >= category_threshold
 
     def _check_signature(self) -> None:
         """Compare names, types and shapes of the network with the manifest. Raises BundleError."""
@@ -196,6 +210,11 @@ class _CategoryIndex:
         self._members = np.zeros((len(self._names), len(bundle.labels)))
         for row, name in enumerate(self._names):
             self._members[row, members[name]] = 1
+
+    def narrowest(self, scores: NDArray[np.float64], label: int) -> float:
+        """The probability of the narrowest category of `label`; 0 if it has none."""
+        rows = np.flatnonzero(self._members[:, label])
+        return float(min(self._members[rows[0]] @ scores, 1.0)) if rows.size else 0.0
 
     def best(self, scores: NDArray[np.float64]) -> tuple[Annotation, ...]:
         """The most likely categories, most likely first; those below 0.5 % are left out.
