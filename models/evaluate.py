@@ -36,8 +36,9 @@ WARM_UP = 10
 class Evaluation:
     """What `models.evaluate` measures. Shares are in percent, times in milliseconds.
 
-    `confident` is the share of photos whose best label reaches the bundle's threshold, and
-    `confident_right` the share of those that are right; None without a threshold.
+    `confident` is the share of photos whose answer is confident by the bundle's thresholds, and
+    `confident_right` the share of those that are right; None without a threshold. `confident_close`
+    is the share of those that are right or name a close relative; None if the photos name none.
     """
 
     bundle: str
@@ -54,14 +55,19 @@ class Evaluation:
     photo_ms: Timing
     machine: str
     onnxruntime: str
+    confident_close: float | None = None
 
 
 @dataclass(frozen=True)
 class Answers:
-    """The bundle's answers, in the order of the photos; arrays as in `models.metrics`."""
+    """The bundle's answers, in the order of the photos; arrays as in `models.metrics`.
+
+    `close` marks best labels that are right or name a close relative; None if the photos name none.
+    """
 
     labels: list[str]
     hits: np.ndarray
+    close: np.ndarray | None
     confidence: np.ndarray
     confident: np.ndarray
     inference_ms: np.ndarray
@@ -93,7 +99,11 @@ def classify(bundle: Bundle, photos: Sequence[Photo], progress: Progress | None 
         labels.append(found.annotations[0].label)
         if progress and bar is not None:
             progress.advance(bar)
-    return Answers(labels, hits, confidence, confident, inference, whole)
+    close = None
+    if any(photo.relatives for photo in photos):
+        pairs = zip(labels, photos, strict=True)
+        close = np.array([label in photo.labels | photo.relatives for label, photo in pairs])
+    return Answers(labels, hits, close, confidence, confident, inference, whole)
 
 
 def evaluation(bundle: Bundle, answers: Answers) -> Evaluation:
@@ -111,7 +121,8 @@ def evaluation(bundle: Bundle, answers: Answers) -> Evaluation:
         mean_confidence=round(100 * float(answers.confidence.mean()), 2),
         calibration_error=round(calibration_error(answers.confidence, right), 2),
         confident=None if without_threshold else round(100 * float(confident.mean()), 2),
-        confident_right=round(100 * float(right[confident].mean()), 2) if confident.any() else None,
+        confident_right=_share(right[confident]),
+        confident_close=None if answers.close is None else _share(answers.close[confident]),
         inference_ms=_rounded(timing(answers.inference_ms)),
         photo_ms=_rounded(timing(answers.photo_ms)),
         machine=_machine(),
@@ -130,6 +141,7 @@ def show(result: Evaluation, console: Console) -> None:
         ("expected calibration error", f"{result.calibration_error:.2f} points"),
         ("confident", _percent(result.confident)),
         ("right where confident", _percent(result.confident_right)),
+        ("right or a close relative", _percent(result.confident_close)),
         ("inference, one thread", _times(result.inference_ms)),
         ("with decoding and resizing", _times(result.photo_ms)),
         ("model.onnx", f"{result.onnx_bytes / 1e6:.2f} MB"),
@@ -149,6 +161,11 @@ def _machine() -> str:
         lines = []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def _share(hits: np.ndarray) -> float | None:
+    """In percent; None without photos."""
+    return round(100 * float(hits.mean()), 2) if hits.size else None
 
 
 def _rounded(times: Timing) -> Timing:

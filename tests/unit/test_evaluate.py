@@ -86,8 +86,21 @@ def test_bundle_is_measured_on_photos(photos: Path, bundle_folder: Path) -> None
     assert result.top1 == pytest.approx(80)
     assert result.top5 == pytest.approx(80)  # of a red photo, blue is the last of six labels
     assert (result.confident, result.confident_right) == (100, 80)
+    assert result.confident_close is None
     assert result.onnx_bytes == (bundle_folder / "model.onnx").stat().st_size
     assert 0 < result.inference_ms.median <= result.photo_ms.median
+
+
+def test_close_relatives_are_counted_apart_from_right_labels(
+    photos: Path, bundle_folder: Path
+) -> None:
+    # The photos show red, green, blue, red and white.
+    columns = ["red", "blue\tgreen; grey", "grey\tred", "", "white"]
+    listing = "".join(f"{number}.jpg\t{labels}\n" for number, labels in enumerate(columns))
+    (photos / "photos.tsv").write_text(listing)
+    bundle = read_bundle(bundle_folder)
+    result = evaluation(bundle, classify(bundle, read_photos(photos)))
+    assert (result.confident_right, result.confident_close) == (40, 60)
 
 
 def test_bundle_without_a_threshold_has_no_confident_share(photos: Path, tmp_path: Path) -> None:
