@@ -268,7 +268,7 @@ class _AuditTask(BackgroundTask):
 
 def audited(
     response: Response,
-    audit: AuditLog | None,
+    audit: AuditLog,
     principal: Principal,
     result: AuditedResult,
     *,
@@ -281,15 +281,14 @@ def audited(
     `cached`: the result existed before the upload. `size` is in bytes, `began` on the clock of
     `time.perf_counter`.
     """
-    if audit is not None:
-        values = (principal, result, cached, size, current_trace_id())
-        response.background = _AuditTask(audit, began, values)
+    values = (principal, result, cached, size, current_trace_id())
+    response.background = _AuditTask(audit, began, values)
     return response
 
 
 def audited_job(
     response: Response,
-    audit: AuditLog | None,
+    audit: AuditLog,
     principal: Principal,
     job: Job,
     images: Mapping[str, Record | None],
@@ -297,29 +296,28 @@ def audited_job(
     began: float,
 ) -> Response:
     """Same as `audited`, with a line for each image that `job` was created for."""
-    if audit is not None:
-        trace = current_trace_id()
+    trace = current_trace_id()
 
-        async def add() -> None:
-            for image_hash, record in images.items():
-                cached = record is not None and record.status.terminal and not record.may_retry
-                status = Status.PENDING if record is None or record.may_retry else record.status
-                entry = Entry(
-                    audit.clock(),
-                    principal.tenant,
-                    principal.key_id,
-                    image_hash,
-                    job.model,
-                    status,
-                    cached,
-                    0,
-                    time.perf_counter() - began,
-                    trace,
-                    job.key.id,
-                )
-                audit.add(entry)
+    async def add() -> None:
+        for image_hash, record in images.items():
+            cached = record is not None and record.status.terminal and not record.may_retry
+            status = Status.PENDING if record is None or record.may_retry else record.status
+            entry = Entry(
+                audit.clock(),
+                principal.tenant,
+                principal.key_id,
+                image_hash,
+                job.model,
+                status,
+                cached,
+                0,
+                time.perf_counter() - began,
+                trace,
+                job.key.id,
+            )
+            audit.add(entry)
 
-        response.background = BackgroundTask(add)
+    response.background = BackgroundTask(add)
     return response
 
 
@@ -334,11 +332,8 @@ def dropped_counter(registry: CollectorRegistry) -> Counter:
 @asynccontextmanager
 async def open_audit(
     settings: Settings, dropped: Counter, clock: Clock = utc_now
-) -> AsyncIterator[AuditLog | None]:
-    """Open the audit log, or return None if the settings turn it off."""
-    if not settings.audit_log:
-        yield None
-        return
+) -> AsyncIterator[AuditLog]:
+    """Open the audit log. It writes every line before it closes."""
     audit = AuditLog(settings, dropped, clock=clock)
     audit.start()
     try:

@@ -37,7 +37,7 @@ class Services:
     """The parts that `app.main` opens at the start and closes at the end.
 
     `bundle` is the default model's. `success_headers` are the caching headers of
-    results. `authenticator` is None if `API_KEYS` is `off`, and `audit` if `AUDIT_LOG` is off.
+    results. `authenticator` is None if `API_KEYS` is `off`.
     """
 
     settings: Settings
@@ -58,7 +58,7 @@ class Services:
     image_poller: ImagePoller
     job_poller: JobPoller
     authenticator: Authenticator | None
-    audit: AuditLog | None
+    audit: AuditLog
 
     @property
     def model(self) -> str:

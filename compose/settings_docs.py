@@ -32,7 +32,7 @@ GROUPS = (
         "api_keys",
     ),
     Group("Limits", "For those who size the API: its memory and its clients.", "max_image_bytes"),
-    Group("Retention", "For those who answer for stored data.", "result_max_age_seconds"),
+    Group("Retention", "For those who answer for stored data.", "retention_days"),
     Group(
         "Delivery",
         "For those who run the queue. With Pub/Sub, DELIVERY_ATTEMPTS must be from 5 to 100 and "

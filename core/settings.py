@@ -61,10 +61,9 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 # A century: a cleanup subtracts a retention from the current date, and no date is before year 1.
 MOST_DAYS = 36_500
-RetentionSeconds = Annotated[float, Field(gt=0, le=MOST_DAYS * 24 * 3600)]
+DAY_SECONDS = 24 * 3600
 DailyQuota = Annotated[int, Field(ge=0, le=MAX_DAILY_QUOTA)]
 _DELIVERY = DeliveryPolicy()
-_JOBS = JobPolicy()
 # Of at most 255 characters, some are the channel's name.
 # https://cloud.google.com/pubsub/docs/pubsub-basics#resource_names
 _RESOURCE_PREFIX = r"^[A-Za-z][A-Za-z0-9._~%+-]{2,199}$"
@@ -76,12 +75,17 @@ FOREIGN_PREFIXES = ("COMPOSE_", "DOCKER_", "OTEL_")
 
 # Settings of earlier versions, and what replaces each.
 REMOVED = {
+    "AUDIT_LOG": "the API always writes audit lines. A log system can drop those with log=audit",
     "CLASSIFY_SECONDS": "an image may take two thirds of LEASE_SECONDS, and at least 20 seconds",
+    "DEAD_LETTER_RETENTION_SECONDS": "RETENTION_DAYS applies to jobs and dead letters",
     "DUPLICATE_WAIT_SECONDS": "it is always 5 seconds",
     "HEADER_SECONDS": "it is always 10 seconds",
     "JOB_REFRESH_SECONDS": "it is always half a second",
+    "JOB_RETENTION_SECONDS": "RETENTION_DAYS applies to jobs and dead letters",
+    "K_SERVICE": "Cloud Run sets it in the environment",
     "LINK_SECONDS": "a signed link is always valid for 15 minutes",
     "MAX_CONNECTIONS": "the limit is MAX_STREAMS and 1,000 more",
+    "MAX_JPEG_PIXELS": "a JPEG may have 15/8 as many pixels as MAX_IMAGE_PIXELS",
     "MAX_UPLOADS_IN_FLIGHT": "MAX_UPLOAD_BYTES_IN_FLIGHT bounds the memory of uploads",
     "MAX_WAIT_SECONDS": "`Prefer: wait` always allows up to 30 seconds",
     "MIN_BACKOFF_SECONDS": "the first wait is MAX_BACKOFF_SECONDS divided by 300",
@@ -91,11 +95,14 @@ REMOVED = {
     "NOTIFICATION_CONCURRENCY": "it is always 16",
     "NOTIFICATION_MAX_BACKOFF_SECONDS": "a notification waits five times as long as an image",
     "NOTIFICATION_MIN_BACKOFF_SECONDS": "a notification waits five times as long as an image",
+    "PUSH_CONCURRENCY": "the queue delivers 16 images at once, or twice WORKER_CONCURRENCY",
     "PUSH_KEYS_URL": "the worker always asks Google for the keys",
     "RESULT_CACHE_ENTRIES": "a process always caches up to 10,000 results",
     "RESULT_CACHE_SECONDS": "a process always caches a result for 60 seconds",
+    "RESULT_MAX_AGE_SECONDS": "caches always keep a finished result for one hour",
     "RETENTION_SECONDS": "an undelivered message is always kept for 7 days",
     "SCHEDULE_SECONDS": "it is always one second",
+    "SIGNING_SERVICE_ACCOUNT": "use credentials that impersonate the account",
     "SLOW_WAIT_SECONDS": "`/what/slow` always waits up to 20 seconds",
     "STREAM_SECONDS": "a stream of live updates always ends after 55 minutes",
     "UPLOAD_GRACE_SECONDS": "MIN_UPLOAD_BYTES_PER_SECOND applies after 10 seconds",
@@ -137,9 +144,6 @@ class Settings(BaseSettings):
         Port | None,
         Field(description="Port of a service that runs alone, API or worker. Cloud Run sets it"),
     ] = None
-    k_service: Annotated[
-        str, Field(description="Name of the Cloud Run service. Cloud Run sets it")
-    ] = ""
     data_dir: Annotated[
         Path, Field(description="Folder for the data that Glimpse keeps on this machine")
     ] = Path(".data")
@@ -300,18 +304,10 @@ class Settings(BaseSettings):
         int,
         Field(
             ge=1,
-            description="Largest image, in pixels (width times height). A classifier process needs "
-            "20 bytes for each pixel while it decodes an image",
+            description="Largest image, in pixels (width times height). A JPEG may have 15/8 as "
+            "many. A classifier process needs 20 bytes for each while it decodes an image",
         ),
     ] = 64_000_000
-    max_jpeg_pixels: Annotated[
-        int,
-        Field(
-            ge=1,
-            description="Largest JPEG, in pixels. The decoder reduces it, and needs at most 10 "
-            "bytes for each pixel",
-        ),
-    ] = 120_000_000
     image_urls: Annotated[
         bool,
         Field(
@@ -347,19 +343,14 @@ class Settings(BaseSettings):
     ] = 65
 
     # --- Retention --------------------------------------------------------------------------------
-    result_max_age_seconds: Annotated[
-        int,
+    retention_days: Annotated[
+        float,
         Field(
-            ge=0, description="`max-age` of a finished result. Browsers and CDNs cache it that long"
+            gt=0,
+            le=MOST_DAYS,
+            description="Days that a finished job, its items, and a dead letter are kept",
         ),
-    ] = 3600
-    job_retention_seconds: Annotated[
-        RetentionSeconds,
-        Field(description="Time that a finished job and its items are kept"),
-    ] = _JOBS.retention
-    dead_letter_retention_seconds: Annotated[
-        RetentionSeconds, Field(description="Time that a dead letter is kept, replayed or not")
-    ] = _DELIVERY.dead_letter_retention
+    ] = 30
 
     # --- Delivery ---------------------------------------------------------------------------------
     delivery_attempts: Annotated[
@@ -387,13 +378,13 @@ class Settings(BaseSettings):
         ),
     ] = _DELIVERY.lease
     stale_seconds: Annotated[
-        RetentionSeconds,
-        Field(description="Time without progress after which a record or a job is reconciled"),
+        float,
+        Field(
+            gt=0,
+            le=MOST_DAYS * DAY_SECONDS,
+            description="Time without progress after which a record or a job is reconciled",
+        ),
     ] = _DELIVERY.stale_after
-    push_concurrency: Annotated[
-        int,
-        Field(ge=1, le=1000, description="Images that the embedded queue delivers at once"),
-    ] = 16
 
     # --- Notifications ----------------------------------------------------------------------------
     webhook_allow_private: Annotated[
@@ -450,10 +441,6 @@ class Settings(BaseSettings):
         str,
         Field(pattern=_RESOURCE_PREFIX, description="Prefix of topic and subscription names"),
     ] = "glimpse"
-    signing_service_account: Annotated[
-        str,
-        Field(description="Service account that signs links to images. If empty, that of the API"),
-    ] = ""
 
     # --- Google's emulators -----------------------------------------------------------------------
     datastore_emulator_host: Annotated[
@@ -487,9 +474,6 @@ class Settings(BaseSettings):
         Literal["debug", "info", "warning", "error"],
         Field(description="Lowest severity that is logged: `debug`, `info`, `warning`, or `error`"),
     ] = "info"
-    audit_log: Annotated[
-        bool, Field(description="Whether the API logs a line for each image that a client sends")
-    ] = True
     traces: Annotated[
         Literal["off", "otlp", "gcp"],
         Field(
@@ -575,7 +559,7 @@ class Settings(BaseSettings):
             ack_deadline=self.ack_deadline_seconds,
             lease=self.lease_seconds,
             stale_after=self.stale_seconds,
-            dead_letter_retention=self.dead_letter_retention_seconds,
+            dead_letter_retention=self.retention_days * DAY_SECONDS,
         )
 
     @property
@@ -589,11 +573,13 @@ class Settings(BaseSettings):
 
     @property
     def jobs(self) -> JobPolicy:
-        return JobPolicy(retention=self.job_retention_seconds, stale_after=self.stale_seconds)
+        return JobPolicy(
+            retention=self.retention_days * DAY_SECONDS, stale_after=self.stale_seconds
+        )
 
     @property
     def pixel_limits(self) -> PixelLimits:
-        return PixelLimits(self.max_image_pixels, self.max_jpeg_pixels)
+        return PixelLimits.of(self.max_image_pixels)
 
     @property
     def classify_seconds(self) -> float:
@@ -689,7 +675,8 @@ class Settings(BaseSettings):
     @property
     def on_cloud_run(self) -> bool:
         """Whether Cloud Run runs this process: https://cloud.google.com/run/docs/container-contract"""
-        return bool(self.k_service)
+        # Not a setting: a line of `.env` must not turn off the check of a signature.
+        return bool(os.environ.get("K_SERVICE"))
 
     @property
     def api_url(self) -> str:

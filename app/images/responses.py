@@ -8,6 +8,8 @@ from app.images.representation import Representation
 from core.settings import Settings
 
 RETRY_AFTER = "1"  # seconds
+# A result never changes. The bound is for deleted images: caches keep a result this long.
+MAX_AGE = 3600  # seconds
 
 
 def success_headers(settings: Settings) -> RawHeaders:
@@ -20,7 +22,7 @@ def success_headers(settings: Settings) -> RawHeaders:
         who, more = b"private", [(b"vary", b"Authorization, X-API-Key")]
     else:
         who, more = b"public", []
-    value = b"%b, max-age=%d, immutable" % (who, settings.result_max_age_seconds)
+    value = b"%b, max-age=%d, immutable" % (who, MAX_AGE)
     return [(b"cache-control", value), *more]
 
 

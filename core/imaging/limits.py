@@ -1,6 +1,6 @@
 """Limits on image files. No setting changes those that are constants."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from core.errors import InvalidImage
 
@@ -22,6 +22,11 @@ class PixelLimits(NamedTuple):
 
     other: int
     jpeg: int
+
+    @classmethod
+    def of(cls, pixels: int) -> Self:
+        """At most `pixels`, or 15/8 as many in a JPEG, which needs half the memory for each."""
+        return cls(other=pixels, jpeg=pixels * 15 // 8)
 
 
 def check_sides(width: int, height: int) -> None:

@@ -192,7 +192,7 @@ class Bench:
         images = [picture(seed=n, size=(16, 16)) for n in range(count)]
         rates = []
         for round_ in range(self.rounds):
-            with self.stack(f"pipeline-{round_}", self.colours, PUSH_CONCURRENCY=16) as stack:
+            with self.stack(f"pipeline-{round_}", self.colours) as stack:
                 began = time.perf_counter()
                 seen = load.run(
                     stack.api_port, [load.multipart("/what/fast", i) for i in images], CONNECTIONS
@@ -219,7 +219,7 @@ class Bench:
             accepted, ended = [], []
             for round_ in range(self.rounds):
                 name = f"batch-{work.split()[0]}-{round_}"
-                with self.stack(name, bundle, PUSH_CONCURRENCY=16) as stack:
+                with self.stack(name, bundle) as stack:
                     began = time.perf_counter()
                     upload = [("imgs", (f"{n}.jpg", data)) for n, data in enumerate(files)]
                     job = stack.api.post("/api/v1/jobs/batch-predict", files=upload).json()

@@ -52,7 +52,7 @@ def measure_training(bench: "Bench") -> None:
     count = 100 if bench.quick else 1000
     photos = _photos(count)
     for round_ in range(bench.rounds):
-        settings = {"PUSH_CONCURRENCY": 16, "EXTRA_MODEL_URIS": str(bench.colours)}
+        settings = {"EXTRA_MODEL_URIS": str(bench.colours)}
         with bench.stack(f"training-{round_}", bench.bundle, **settings) as stack:
             rate, bare = _bare_loops(bench, photos)
             classified = _classify(stack, photos)

@@ -69,8 +69,6 @@ class ChaosStack(Stack):
             "CHAOS_SEED": str(seed),
             "CHAOS_CLOCK": str(self.clock),
             "STALE_SECONDS": "5",
-            # Short backoff: a message is delivered again while its first worker is still frozen.
-            "PUSH_CONCURRENCY": "48",
             # Shorter than a freeze, so that the other worker takes over.
             "LEASE_SECONDS": "2",
             "ACK_DEADLINE_SECONDS": "2" if "BACKEND" not in settings else "10",

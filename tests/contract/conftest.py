@@ -76,7 +76,6 @@ def cloud_settings(tmp_path: Path) -> Settings:
         topic_prefix=os.environ.get("GLIMPSE_TEST_GCP_TOPIC_PREFIX", "glimpse-test"),
         datastore_database=os.environ.get("GLIMPSE_TEST_GCP_DATABASE", ""),
         datastore_keys_database=os.environ.get("GLIMPSE_TEST_GCP_KEYS_DATABASE", ""),
-        signing_service_account=os.environ.get("GLIMPSE_TEST_GCP_SIGNER", ""),
         key_secret=SecretStr(secrets.token_hex(32)),
         push_audience="unused",
         push_service_account="unused",

@@ -63,7 +63,7 @@ def test_urgent_image_overtakes_a_large_job(tmp_path: Path, backend: dict[str, s
     number = 300 if backend else 1000
     images = [picture(seed=n, size=(48, 48)) for n in range(number)]
     urgent = picture(seed=5000)
-    settings = {**backend, "WORKER_CONCURRENCY": "1", "PUSH_CONCURRENCY": str(PUSHES)}
+    settings = {**backend, "WORKER_CONCURRENCY": "1"}
     with Stack(tmp_path / "stack", bundle, **settings) as stack:
         job_id = created(stack, images, priority="low")
         until(lambda: len(classified(stack)) >= 20, "the job is on its way", PATIENCE)

@@ -147,15 +147,6 @@ async def test_lines_are_written_to_standard_output_at_every_level(
     assert f"image_hash={sha256(image)}" in written[0] and "status=pending" in written[0]
 
 
-async def test_audit_log_can_be_turned_off(
-    tmp_path: Path, colour_bundle: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    async with open_api(api_settings(tmp_path, colour_bundle, audit_log=False)) as api:
-        answer = await api.client.post("/what/fast", files={"img": picture()})
-        assert answer.status_code == 202
-    assert "[audit" not in capsys.readouterr().out
-
-
 @pytest.fixture
 def dropped() -> Counter:
     return dropped_counter(CollectorRegistry())

@@ -19,9 +19,7 @@ EMULATORS = {"datastore": 8181, "pubsub": 8085, "storage": 9023}
 # Settings that compose.yaml does not pass on, and the reason.
 FIXED_BY_THE_IMAGE = {"host", "api_port", "worker_port", "port", "data_dir"}
 NOT_FOR_EMULATORS = {
-    "push_concurrency",  # of the embedded queue
-    *("push_auth", "push_audience", "push_service_account", "k_service"),
-    "signing_service_account",
+    *("push_auth", "push_audience", "push_service_account"),
 }
 
 

@@ -164,17 +164,22 @@ def deadline() -> float:
     return signed_links.DEADLINE
 
 
+class ServiceAccount(AnonymousCredentials):
+    """Credentials that act as `ACCOUNT`, as those that impersonate it do."""
+
+    service_account_email = ACCOUNT
+
+
 @pytest.fixture
 async def links(
     iam: Iam, deadline: float, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[IamLinks]:
     monkeypatch.setattr(signed_links, "DEADLINE", deadline)
-    nobody = AnonymousCredentials()
+    account = ServiceAccount()  # type: ignore[no-untyped-call]
     links = IamLinks(
-        nobody,
-        authorized_session(nobody, IamLinks.THREADS),
+        account,
+        authorized_session(account, IamLinks.THREADS),
         "images",
-        ACCOUNT,
         iam_url=iam.url,
         storage_url=STORAGE_URL,
     )
@@ -243,7 +248,7 @@ async def test_a_request_to_iam_that_hangs_frees_its_thread(
 async def test_credentials_that_are_no_service_accounts_sign_nothing(iam: Iam) -> None:
     nobody = AnonymousCredentials()
     links = IamLinks(
-        nobody, authorized_session(nobody, 1), "b", "", iam_url=iam.url, storage_url=STORAGE_URL
+        nobody, authorized_session(nobody, 1), "b", iam_url=iam.url, storage_url=STORAGE_URL
     )
     with pytest.raises(Unavailable):
         await links.url(NAME, timedelta(minutes=15))

@@ -75,24 +75,28 @@ def test_api_with_insecure_settings_may_not_start(values: dict[str, Any], what_t
         create_app(settings(**values))
 
 
-def test_worker_requires_push_tokens() -> None:
+def test_worker_requires_push_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     check_worker(settings())
     check_worker(settings(host="0.0.0.0", allow_public=True))
-    check_worker(settings(**GCP, host="0.0.0.0", k_service="worker"))
     push = {"push_auth": "oidc", "push_audience": "a", "push_service_account": "b"}
     check_worker(settings(host="0.0.0.0", **push))
     with pytest.raises(InsecureSettings, match="PUSH_AUTH"):
         check_worker(settings(host="0.0.0.0", api_keys="required"))
+    monkeypatch.setenv("K_SERVICE", "worker")
+    check_worker(settings(**GCP, host="0.0.0.0"))
 
 
 @pytest.mark.parametrize("values", [{}, {"push_auth": "iam"}, {"backend": "embedded"}])
-def test_worker_may_rely_on_cloud_run_only_there(values: dict[str, Any]) -> None:
+def test_worker_may_rely_on_cloud_run_only_there(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     iam = {**GCP, "push_auth": "iam", **values}
-    check_worker(settings(**iam, k_service="worker"))
     with pytest.raises(InsecureSettings, match="PUSH_AUTH=oidc"):
         check_worker(settings(**iam))
     with pytest.raises(InsecureSettings, match="PUSH_AUTH=oidc"):
         check_worker(settings(**iam, allow_public=True))
+    monkeypatch.setenv("K_SERVICE", "worker")
+    check_worker(settings(**iam))
 
 
 def test_secret_settings_are_never_shown(

@@ -378,6 +378,5 @@ async def test_audit_names_the_model_of_the_result(
 
 
 async def audit_written(services: Services) -> None:
-    assert services.audit is not None
     await services.audit.close()
     services.audit.start()

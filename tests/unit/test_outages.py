@@ -123,7 +123,7 @@ async def simulation(
     ):
         made = Simulation(worker, store, clock)
         client = cast(PushClient, made.client)
-        queue = PushQueue(store, client, settings.channel_delivery, lane_sizes(4, 4), clock)
+        queue = PushQueue(store, client, settings.channel_delivery, lane_sizes(4), clock)
         running = asyncio.create_task(queue.run(5))
         try:
             yield made

@@ -480,10 +480,10 @@ async def test_worker_accepts_a_removed_signature_only_with_iam_on_cloud_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("worker.push.auth.GOOGLE_KEYS_URL", server.url)
+    monkeypatch.setenv("K_SERVICE", k_service)
     settings = settings_in(
         tmp_path,
         push_auth=push_auth,
-        k_service=k_service,
         push_audience=AUDIENCE,
         push_service_account=ACCOUNT,
     )

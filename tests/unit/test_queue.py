@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from core.backends.embedded import database, open_queue_store, queue
-from core.backends.embedded.queue import PushQueue, lane_sizes
+from core.backends.embedded.queue import PushQueue, image_pushes, lane_sizes
 from core.backends.embedded.queue_store import (
     Acknowledged,
     DeadLettered,
@@ -24,7 +24,7 @@ from core.backends.embedded.queue_store import (
 )
 from core.backends.push_client import PushClient
 from core.clock import utc_now
-from core.domain.channels import ALL_CHANNELS, DEAD_LETTERS, IMAGES, NOTIFICATIONS, Channel, Lane
+from core.domain.channels import ALL_CHANNELS, DEAD_LETTERS, IMAGES, NOTIFICATIONS, Channel
 from core.domain.messages import ClassifyImage, PushEnvelope
 from core.domain.policy import (
     CLASSIFY_PATH,
@@ -70,7 +70,6 @@ def settings(worker: ScriptedWorker, tmp_path: Path) -> Settings:
         max_backoff_seconds=3,
         lease_seconds=1,
         ack_deadline_seconds=20,
-        push_concurrency=4,
     )
 
 
@@ -90,7 +89,7 @@ async def running(
         return policies.get(channel.name.replace("-", "_")) or settings.channel_delivery(channel)
 
     async with PushClient(settings.worker_url) as client:
-        queue = PushQueue(store, client, policy, sizes_of(settings))
+        queue = PushQueue(store, client, policy, lane_sizes(4))
         task = asyncio.create_task(queue.run(grace))
         try:
             yield queue
@@ -99,8 +98,9 @@ async def running(
             await task
 
 
-def sizes_of(settings: Settings) -> dict[Lane, int]:
-    return lane_sizes(settings.push_concurrency, NOTIFICATION_CONCURRENCY)
+@pytest.mark.parametrize(("processes", "images"), [(1, 16), (8, 16), (9, 18), (64, 128)])
+def test_every_classifier_process_has_a_next_image(processes: int, images: int) -> None:
+    assert image_pushes(processes) == images
 
 
 async def publish(
@@ -461,7 +461,7 @@ async def test_a_push_that_cannot_connect_does_not_count_as_an_attempt(
     monkeypatch.setattr("core.backends.embedded.queue.MIN_PROBE_DELAY", 0.02)
     patient = settings.model_copy(update={"max_backoff_seconds": 0.06})
     async with CountingClient(settings.worker_url) as client:
-        queue = PushQueue(store, client, patient.channel_delivery, sizes_of(patient))
+        queue = PushQueue(store, client, patient.channel_delivery, lane_sizes(4))
         task = asyncio.create_task(queue.run(20))
         # Four pushes begin together. Then there is one probe at a time, after 20, 40, 60, 60 …
         # milliseconds. Without delays that grow, twelve requests would take less time.

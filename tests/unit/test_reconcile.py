@@ -277,7 +277,7 @@ async def test_images_whose_existence_is_unknown_delay_no_other_record(
 ) -> None:
     buried = await worker.submit(picture(0))
     await worker.dead_letter(buried)
-    clock.move(settings.dead_letter_retention_seconds)
+    clock.move(settings.delivery.dead_letter_retention)
     keys = list[RecordKey]()  # oldest first
     for seed in range(1, 20):
         keys.append(await worker.submit(picture(seed)))

@@ -106,7 +106,7 @@ async def test_wake_up_delivers_before_the_next_poll(
     sender = WakeUpSender(settings.data_dir)
     publisher = SqlitePublisher(store, sender)
     async with PushClient(settings.worker_url) as client:
-        queue = PushQueue(store, client, settings.channel_delivery, lane_sizes(4, 4))
+        queue = PushQueue(store, client, settings.channel_delivery, lane_sizes(4))
         queue.idle_poll_interval = 1000
         task = asyncio.create_task(queue.run(20))
         with receiving(settings.data_dir, queue.wake):
@@ -129,7 +129,7 @@ async def test_message_is_delivered_when_it_is_due_without_a_wake_up(
     later = now + timedelta(seconds=1)
     await store.publish(MESSAGE.channel, MESSAGE.attributes(), b"", later)
     async with PushClient(settings.worker_url) as client:
-        queue = PushQueue(store, client, settings.channel_delivery, lane_sizes(4, 4))
+        queue = PushQueue(store, client, settings.channel_delivery, lane_sizes(4))
         queue.idle_poll_interval = 1000
         task = asyncio.create_task(queue.run(20))
         await until(lambda: len(worker.deliveries) == 4, seconds=20)
@@ -142,7 +142,7 @@ async def test_lost_datagram_delays_a_message_until_the_next_poll(
     store: QueueStore, settings: Settings, worker: ScriptedWorker
 ) -> None:
     async with PushClient(settings.worker_url) as client:
-        queue = PushQueue(store, client, settings.channel_delivery, lane_sizes(4, 4))
+        queue = PushQueue(store, client, settings.channel_delivery, lane_sizes(4))
         queue.idle_poll_interval = 0.3
         task = asyncio.create_task(queue.run(20))
         await until(lambda: idle(queue))

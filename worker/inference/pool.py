@@ -386,7 +386,6 @@ def spawn_process(settings: Settings, connection: socket.socket) -> Process:
         *(sys.executable, "-m", "worker.inference.process", str(descriptor)),
         *("--capacity", str(settings.loaded_models)),
         *("--max-pixels", str(settings.max_image_pixels)),
-        *("--max-jpeg-pixels", str(settings.max_jpeg_pixels)),
         *("--labels-per-image", str(MAX_LABELS)),
         *(("--thumbnails",) if settings.makes_thumbnails else ()),
     ]

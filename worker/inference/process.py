@@ -318,7 +318,6 @@ def main() -> None:
     parser.add_argument("descriptor", type=int, help="an inherited stream socket")
     parser.add_argument("--capacity", type=int, required=True)
     parser.add_argument("--max-pixels", type=int, required=True)
-    parser.add_argument("--max-jpeg-pixels", type=int, required=True)
     parser.add_argument("--labels-per-image", type=int, required=True)
     parser.add_argument("--thumbnails", action="store_true")
     args = parser.parse_args()
@@ -326,11 +325,11 @@ def main() -> None:
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     end_with_parent(signal.SIGKILL)  # even during an inference
-    decoding = max_decoding_bytes(PixelLimits(args.max_pixels, args.max_jpeg_pixels))
-    restrict_process(ADDRESS_SPACE + decoding)
+    limits = PixelLimits.of(args.max_pixels)
+    restrict_process(ADDRESS_SPACE + max_decoding_bytes(limits))
     models = Models(
         args.capacity,
-        PixelLimits(args.max_pixels, args.max_jpeg_pixels),
+        limits,
         args.labels_per_image,
         memory_limit=memory_limit,
         thumbnails=args.thumbnails,

@@ -66,12 +66,17 @@ RETRY_DELAY = 1.0  # before a database that does not answer is tried again
 Policies = Callable[[Channel], DeliveryPolicy]
 
 
-def lane_sizes(images: int, notifications: int) -> dict[Lane, int]:
+def image_pushes(classifier_processes: int) -> int:
+    """How many images to deliver at once: each process has a second one to continue with."""
+    return max(16, 2 * classifier_processes)
+
+
+def lane_sizes(images: int) -> dict[Lane, int]:
     """How many deliveries of each lane may be in flight."""
     return {
         Lane.IMAGES: images,
         Lane.JOBS: 2,
-        Lane.NOTIFICATIONS: notifications,
+        Lane.NOTIFICATIONS: NOTIFICATION_CONCURRENCY,
         Lane.DEAD_LETTERS: 4,
     }
 
@@ -391,11 +396,11 @@ async def serve(settings: Settings) -> None:
         open_queue_store(settings) as store,
         PushClient(settings.push_url, secret) as client,
     ):
-        sizes = lane_sizes(settings.push_concurrency, NOTIFICATION_CONCURRENCY)
+        sizes = lane_sizes(image_pushes(settings.classifier_processes))
         queue = PushQueue(store, client, settings.channel_delivery, sizes)
         for signal_ in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_, queue.stop)
-        log.info("queue started", to=settings.push_url, concurrency=settings.push_concurrency)
+        log.info("queue started", to=settings.push_url, concurrency=sizes[Lane.IMAGES])
         try:
             with receiving(settings.data_dir, queue.wake) as woken:
                 if woken:

@@ -180,7 +180,6 @@ def _cloud(settings: Settings, clock: Clock) -> Endpoints:
             credentials,
             authorized_session(credentials, IamLinks.THREADS),
             settings.bucket,
-            settings.signing_service_account,
             iam_url=IAM_URL,
             storage_url=STORAGE_URL,
         ),

@@ -51,12 +51,11 @@ class IamLinks:
         credentials: Credentials,
         session: AuthorizedSession,
         bucket: str,
-        account: str,
         *,
         iam_url: str,
         storage_url: str,
     ) -> None:
-        self._signer = IamSigner(credentials, session, account, iam_url)
+        self._signer = IamSigner(credentials, session, iam_url)
         self._storage_url = storage_url
         # The client only names the object. It never sends a request.
         self._bucket = storage.Client(project="unused", credentials=credentials).bucket(bucket)
@@ -89,12 +88,10 @@ class IamSigner(Signing):
     https://cloud.google.com/iam/docs/reference/credentials/rest/v1/projects.serviceAccounts/signBlob
     """
 
-    def __init__(
-        self, credentials: Credentials, session: AuthorizedSession, account: str, iam_url: str
-    ) -> None:
+    def __init__(self, credentials: Credentials, session: AuthorizedSession, iam_url: str) -> None:
         self._credentials = credentials
         self._session = session
-        self._account = account
+        self._account = ""
         self._iam_url = iam_url
 
     def prepare(self) -> None:

@@ -8,8 +8,6 @@ locals {
   retention    = 604800 # seconds an undelivered message is kept
   stale_after  = 600    # seconds until a record is stale
 
-  dead_letter_retention = 2592000 # seconds a dead letter is kept
-
   # A receiver of notifications may be down for hours.
   notification_attempts    = 100
   notification_min_backoff = 10

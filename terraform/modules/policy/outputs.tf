@@ -33,11 +33,6 @@ output "stale_after" {
   value       = local.stale_after
 }
 
-output "dead_letter_retention" {
-  description = "Time that a dead letter is kept, in seconds"
-  value       = local.dead_letter_retention
-}
-
 output "reconcile_interval" {
   description = "Seconds between two searches for stale records"
   value       = local.reconcile_interval

@@ -16,8 +16,6 @@ locals {
     LEASE_SECONDS        = tostring(var.policy.lease)
     STALE_SECONDS        = tostring(var.policy.stale_after)
 
-    DEAD_LETTER_RETENTION_SECONDS = tostring(var.policy.dead_letter_retention)
-
     LOG_FORMAT = "json"
     LOG_LEVEL  = var.log_level
     TRACES     = "gcp"

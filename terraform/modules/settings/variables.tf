@@ -11,8 +11,6 @@ variable "policy" {
     ack_deadline = number
     lease        = number
     stale_after  = number
-
-    dead_letter_retention = number
   })
 }
 

@@ -11,8 +11,6 @@ variables {
     ack_deadline = 60
     lease        = 30
     stale_after  = 600
-
-    dead_letter_retention = 2592000
   }
   queue = {
     topic_prefix  = "glimpse"
