@@ -15,6 +15,7 @@ from app import VERSION
 from app.audit_log import dropped_counter, open_audit
 from app.auth.authenticator import open_authenticator
 from app.auth.requires import requires
+from app.batches.reader import BatchReader
 from app.dead_letters import routes as dead_letter_routes
 from app.http.docs_page import docs_routes
 from app.http.middleware.head import HeadAsGet
@@ -38,6 +39,7 @@ from app.images.service import ImageService
 from app.images.thumbnails import Thumbnails
 from app.jobs import routes as job_routes
 from app.jobs import stream_routes as job_stream_routes
+from app.jobs.creation import JobCreator
 from app.jobs.events import job_event
 from app.jobs.service import JobService
 from app.jobs.training import TrainingService
@@ -208,6 +210,8 @@ async def _open_services(
         open_image_fetcher(enabled=settings.image_urls) as image_fetcher,
     ):
         resolver = PublicResolver(allow_private=settings.webhook_allow_private)
+        batches = BatchReader(settings, backend)
+        creator = JobCreator(backend, clock, settings.jobs, settings.delivery)
         streams = StreamRegistry(settings.max_streams, STREAM_SECONDS, metrics.streams)
         services = Services(
             settings=settings,
@@ -218,8 +222,19 @@ async def _open_services(
             trained_models=trained_models,
             images=ImageService(settings, backend, models, metrics, clock),
             thumbnails=Thumbnails(backend, enabled=settings.makes_thumbnails),
-            jobs=JobService(settings, backend, models, metrics, resolver=resolver, clock=clock),
-            trainings=TrainingService(settings, backend, models, clock),
+            jobs=JobService(
+                settings,
+                backend,
+                models,
+                metrics,
+                batches=batches,
+                creator=creator,
+                resolver=resolver,
+                clock=clock,
+            ),
+            trainings=TrainingService(
+                settings, backend, models, batches=batches, creator=creator, clock=clock
+            ),
             webhooks=Webhooks(backend, resolver, clock),
             uploads=UploadLimiter(upload_limits(settings)),
             image_fetcher=image_fetcher,

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "poetry.lock"
@@ -46,20 +46,17 @@ class CannotInstall(Exception):
     """The environment was not installed. The text tells the user why."""
 
 
-def requirements(
-    lock: Mapping[str, Any], groups: Iterable[str] = GROUPS, extras: Iterable[str] = EXTRAS
-) -> list[str]:
-    """The locked packages of some groups and extras, as lines of a requirements file with hashes.
+def requirements(lock: Mapping[str, Any]) -> list[str]:
+    """The locked packages of `GROUPS` and `EXTRAS`, as lines of a requirements file with hashes.
 
     https://pip.pypa.io/en/stable/topics/secure-installs/#hash-checking-mode
     """
     lines = []
-    wanted, chosen = set(groups), frozenset(extras)
     for package in lock["package"]:
-        found = [group for group in package["groups"] if group in wanted]
+        found = [group for group in package["groups"] if group in GROUPS]
         if not found:
             continue
-        markers = [_marker(package.get("markers", ""), group, chosen) for group in found]
+        markers = [_marker(package.get("markers", ""), group) for group in found]
         condition = "" if "" in markers else " or ".join(f"({each})" for each in markers)
         hashes = " ".join(f"--hash={file['hash']}" for file in package["files"])
         pin = f"{package['name']}=={package['version']}"
@@ -67,10 +64,10 @@ def requirements(
     return lines
 
 
-def _marker(markers: str | Mapping[str, str], group: str, extras: frozenset[str]) -> str:
+def _marker(markers: str | Mapping[str, str], group: str) -> str:
     """The marker for a group. pip knows no extras here, so each is replaced by a constant."""
     text = markers if isinstance(markers, str) else markers.get(group, "")
-    return _EXTRA.sub(lambda extra: _TRUE if extra[1] in extras else _FALSE, text)
+    return _EXTRA.sub(lambda extra: _TRUE if extra[1] in EXTRAS else _FALSE, text)
 
 
 def lock_digest() -> str:

@@ -1,4 +1,4 @@
-"""Cleans, shrinks, measures and runs an ONNX graph, for every exporter."""
+"""Cleans, folds and runs an ONNX graph, for every exporter."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 # A protocol buffer has at most 2 GiB, and a bundle has no second file for weights.
 MAX_MODEL_BYTES = 2_000_000_000
@@ -84,64 +84,11 @@ def _spatial_pads(pad: onnx.NodeProto, constants: Mapping[str, np.ndarray]) -> l
     return [*numbers[2:4], *numbers[6:8]]
 
 
-def with_half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Store kernels and matrices as float16, each with a Cast to float32 in front of its users.
-
-    Halves the file. Arithmetic stays float32: ONNX Runtime folds the casts when it loads the model.
-    Vectors (biases) stay float32, they are small. Raises ValueError if a weight overflows.
-    """
-    halved = onnx.ModelProto()
-    halved.CopyFrom(model)
-    graph = halved.graph
-    casts = []
-    for tensor in graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2:
-            continue
-        weights = numpy_helper.to_array(tensor)
-        if np.abs(weights).max() > np.finfo(np.float16).max:
-            raise ValueError(f"{tensor.name} does not fit into float16")
-        name, stored = tensor.name, f"{tensor.name}.float16"
-        tensor.CopyFrom(numpy_helper.from_array(weights.astype(np.float16), stored))
-        casts.append(
-            helper.make_node("Cast", [stored], [name], name=f"Cast_{name}", to=TensorProto.FLOAT)
-        )
-    nodes = [*casts, *graph.node]
-    graph.ClearField("node")
-    graph.node.extend(nodes)
-    return halved
-
-
 def opset(model: onnx.ModelProto) -> int:
     """The version of the default operator set."""
     return int(
         next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     )
-
-
-def multiply_accumulates(model: onnx.ModelProto) -> int:
-    """Multiply-accumulates for one picture in Conv, Gemm and MatMul nodes.
-
-    Sizes come from ONNX's own shape inference with the batch axis set to 1.
-    """
-    single = onnx.ModelProto()
-    single.CopyFrom(model)
-    for value in (*single.graph.input, *single.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = 1
-    graph = onnx.shape_inference.infer_shapes(single, strict_mode=True, data_prop=True).graph
-    shapes: dict[str, list[int]] = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        shapes[value.name] = [axis.dim_value for axis in value.type.tensor_type.shape.dim]
-    total = 0
-    for node in graph.node:
-        if node.op_type not in ("Conv", "Gemm", "MatMul"):
-            continue
-        outputs = int(np.prod(shapes[node.output[0]], dtype=np.int64))
-        if node.op_type == "Conv":
-            total += outputs * int(np.prod(shapes[node.input[1]][1:], dtype=np.int64))
-        else:
-            transposed = any(a.name == "transA" and a.i for a in node.attribute)
-            total += outputs * shapes[node.input[0]][-2 if transposed else -1]
-    return total
 
 
 def run(model: onnx.ModelProto, pixels: np.ndarray, outputs: Sequence[str]) -> list[Any]:

@@ -4,26 +4,18 @@ The page is Swagger UI (app/http/swagger). It works without other hosts, under a
 permits none.
 """
 
-import asyncio
-import gzip
-import hashlib
 import html
 import json
 from importlib.resources import files
 
 from fastapi import APIRouter, Request, Response
 
-from app.http.compression import accepts_gzip, compressed
-from app.http.responses import etag_matches
+from app.http.compression import compressed
+from app.http.static_files import StaticFile
 from core.errors import NotFound
 from core.http.route_access import public
 
-_METHODS = ["GET", "HEAD"]
-_ASSETS = {
-    "swagger-ui-bundle.js": "text/javascript",
-    "swagger-ui.css": "text/css",
-    "start.js": "text/javascript",
-}
+_ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "start.js")
 # Paths are relative: PUBLIC_URL may have a path.
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -60,39 +52,25 @@ def docs_routes(title: str) -> APIRouter:
     router = APIRouter(include_in_schema=False)
     page = _PAGE.format(title=html.escape(title)).encode()
     folder = files("app.http") / "swagger"
-    assets = {name: (folder / name).read_bytes() for name in _ASSETS}
-    etags = {name: f'"{hashlib.sha256(body).hexdigest()[:32]}"' for name, body in assets.items()}
-    zipped: dict[str, bytes] = {}
+    assets = {name: StaticFile((folder / name).read_bytes(), name) for name in _ASSETS}
     encoded = b""
 
-    @router.api_route("/docs", methods=_METHODS)
+    @router.get("/docs")
     @public
     async def docs() -> Response:
         return Response(
             page, media_type="text/html", headers={"Content-Security-Policy": CONTENT_POLICY}
         )
 
-    @router.api_route("/docs/assets/{name}", methods=_METHODS)
+    @router.get("/docs/assets/{name}")
     @public
     async def asset(request: Request, name: str) -> Response:
-        body = assets.get(name)
-        if body is None:
+        found = assets.get(name)
+        if found is None:
             raise NotFound("The documentation has no such file.")
-        headers = {
-            "ETag": f"W/{etags[name]}",  # weak: of the content, compressed or not
-            "Cache-Control": "no-cache",
-            "Vary": "Accept-Encoding",
-        }
-        if etag_matches(request.headers.get("if-none-match", ""), etags[name]):
-            return Response(status_code=304, headers=headers)
-        if accepts_gzip(request):
-            headers["Content-Encoding"] = "gzip"
-            if name not in zipped:
-                zipped[name] = await asyncio.to_thread(gzip.compress, body)
-            body = zipped[name]
-        return Response(body, media_type=_ASSETS[name], headers=headers)
+        return await found.response(request)
 
-    @router.api_route("/openapi.json", methods=_METHODS)
+    @router.get("/openapi.json")
     @public
     async def schema(request: Request) -> Response:
         nonlocal encoded

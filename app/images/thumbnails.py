@@ -1,8 +1,5 @@
 """Finds the thumbnails that workers have stored, and asks for those that are missing."""
 
-import time
-from collections.abc import Callable
-
 from cachetools import TTLCache
 
 from core.backends import Backend
@@ -20,16 +17,10 @@ MAX_REQUESTS = 10_000
 class Thumbnails:
     """The thumbnails of one process's clients."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        *,
-        enabled: bool,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, backend: Backend, *, enabled: bool) -> None:
         self._backend = backend
         self._enabled = enabled
-        self._requested: TTLCache[str, bool] = TTLCache(MAX_REQUESTS, REQUEST_SECONDS, monotonic)
+        self._requested: TTLCache[str, bool] = TTLCache(MAX_REQUESTS, REQUEST_SECONDS)
 
     async def find(self, key: RecordKey) -> bytes | None:
         """The image's thumbnail as WebP, or None while a worker makes it.

@@ -15,8 +15,8 @@ from app.metrics import ApiMetrics
 from app.models.catalogue import ModelCatalogue
 from app.uploads.limiter import UploadSlot
 from core.backends import Backend
-from core.clock import Clock, utc_now
-from core.domain.jobs import ItemState, Job, JobFilter, JobItem, JobKey, JobStatus
+from core.clock import Clock
+from core.domain.jobs import Job, JobFilter, JobItem, JobKey, JobStatus
 from core.domain.policy import MAX_JOB_ITEMS
 from core.domain.principals import Principal, Scope
 from core.domain.records import Record, RecordKey
@@ -48,8 +48,10 @@ class JobService:
         models: ModelCatalogue,
         metrics: ApiMetrics,
         *,
+        batches: BatchReader,
+        creator: JobCreator,
         resolver: PublicResolver,
-        clock: Clock = utc_now,
+        clock: Clock,
     ) -> None:
         self._resolver = resolver
         self._email_domains = settings.email_domains
@@ -58,8 +60,8 @@ class JobService:
         self._metrics = metrics
         self._clock = clock
         self._policy = settings.jobs
-        self._batches = BatchReader(settings, backend)
-        self._creator = JobCreator(backend, clock, settings.jobs, settings.delivery)
+        self._batches = batches
+        self._creator = creator
 
     async def create(
         self,
@@ -196,11 +198,9 @@ class JobService:
         await spend_images(request, principal, len(again))
         return await self._creator.create(order)
 
-    async def results(
-        self, job: Job, limit: int, after: int = -1, state: ItemState | None = None
-    ) -> Sequence[ItemResult]:
-        """At most `limit` items after the position `after`, in `state`, with their records."""
-        items = await self._backend.jobs.items(job.key, limit, after, state)
+    async def results(self, job: Job, limit: int, after: int = -1) -> Sequence[ItemResult]:
+        """At most `limit` items after the position `after`, with their records."""
+        items = await self._backend.jobs.items(job.key, limit, after)
         keys = {
             item.image_hash: RecordKey(job.key.tenant, item.image_hash, job.model)
             for item in items
@@ -233,12 +233,10 @@ class JobService:
             after = page[-1].item.position
         return found[:limit]
 
-    async def all_results(
-        self, job: Job, state: ItemState | None = None
-    ) -> AsyncIterator[Sequence[ItemResult]]:
-        """Every item in order, or those in `state`, in pages."""
+    async def all_results(self, job: Job) -> AsyncIterator[Sequence[ItemResult]]:
+        """Every item in order, in pages."""
         after = -1
-        while page := await self.results(job, PAGE, after, state):
+        while page := await self.results(job, PAGE, after):
             yield page
             if len(page) < PAGE:
                 return

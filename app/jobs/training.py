@@ -19,7 +19,7 @@ from app.models.catalogue import ModelCatalogue
 from app.models.labels import check_label
 from app.uploads.limiter import UploadSlot
 from core.backends import Backend
-from core.clock import Clock, utc_now
+from core.clock import Clock
 from core.domain.jobs import Training
 from core.domain.policy import MAX_EXAMPLES
 from core.domain.principals import Principal
@@ -112,14 +112,17 @@ class TrainingService:
         settings: Settings,
         backend: Backend,
         models: ModelCatalogue,
-        clock: Clock = utc_now,
+        *,
+        batches: BatchReader,
+        creator: JobCreator,
+        clock: Clock,
     ) -> None:
         self._email_domains = settings.email_domains
         self._backend = backend
         self._models = models
         self._clock = clock
-        self._batches = BatchReader(settings, backend)
-        self._creator = JobCreator(backend, clock, settings.jobs, settings.delivery)
+        self._batches = batches
+        self._creator = creator
 
     async def create(
         self,

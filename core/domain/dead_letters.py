@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from core.domain.records import PUBLIC_TENANT, TENANT
-from core.domain.sort_keys import bound, sort_key
+from core.domain.sort_keys import bounds, sort_key
 from core.domain.transitions import transition
 
 LETTER_ID = re.compile(r"[0-9a-f]{32}")
@@ -73,14 +73,8 @@ class LetterFilter:
     resolved: bool = False
 
     def bounds(self, after: str = "") -> tuple[str, str]:
-        """The sort keys to select lie between these two texts, which are both excluded.
-
-        `after` is the sort key that ended the page before.
-        """
-        low = after
-        if self.before is not None:
-            low = max(low, bound(self.before))
-        return low, "~" if self.since is None else bound(self.since)
+        """As `core.domain.sort_keys.bounds`."""
+        return bounds(self.since, self.before, after)
 
 
 @transition(durable=False)

@@ -24,7 +24,6 @@ from core.domain.transitions import transition
 from core.errors import BatchTooLarge
 
 BATCH_PREDICT, TRAIN_MODEL = "batch-predict", "train-model"
-JOB_TYPES = (BATCH_PREDICT, TRAIN_MODEL)
 FIT_NAME = "fit"  # of the last item of a training
 CANCELLED = "cancelled"  # error code: the job ended before the image was classified
 DEADLINE_EXCEEDED = "deadline_exceeded"
@@ -468,7 +467,7 @@ class Action(StrEnum):
     WAIT = "wait"
     RUN = "run"  # publish `RunJob`: to begin, or because there was no progress
     CANCEL = "cancel"  # the deadline has passed
-    EXPIRE = "expire"  # the job exceeds `JobPolicy.longest`
+    EXPIRE = "expire"  # the job exceeds `JobPolicy.max_duration`
     ANNOUNCE = "announce"
     DELETE = "delete"  # the retention is over, or the job was never sealed
 

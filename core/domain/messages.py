@@ -8,7 +8,7 @@ import binascii
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -103,8 +103,10 @@ class ClassifyImage:
 
 
 @dataclass(frozen=True, slots=True)
-class RunJob:
-    """Asks to publish the open items of a job and to complete the items with known results."""
+class _JobMessage:
+    """Asks for a step of a job, which `kind` names."""
+
+    kind: ClassVar[str]
 
     tenant: str
     job: str
@@ -115,14 +117,31 @@ class RunJob:
         return channels.JOBS
 
     def attributes(self) -> dict[str, str]:
-        return _job_attributes("run_job", self)
+        attributes = {KIND: self.kind, "tenant": self.tenant, "job": self.job}
+        if self.traceparent:
+            attributes["traceparent"] = self.traceparent
+        return attributes
 
     @classmethod
-    def from_attributes(cls, attributes: Mapping[str, str]) -> "RunJob":
+    def from_attributes(cls, attributes: Mapping[str, str]) -> Self:
         """Raises MalformedEnvelope."""
-        if attributes.get(KIND) != "run_job":
-            raise MalformedEnvelope("The message does not start a job.")
+        if attributes.get(KIND) != cls.kind:
+            raise MalformedEnvelope(f"The message is not of the kind {cls.kind}.")
         return cls(*_job_of(attributes), attributes.get("traceparent", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class RunJob(_JobMessage):
+    """Asks to publish the open items of a job and to complete the items with known results."""
+
+    kind = "run_job"
+
+
+@dataclass(frozen=True, slots=True)
+class FitModel(_JobMessage):
+    """Asks to fit the model of a training job whose images are all embedded."""
+
+    kind = "fit_model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,29 +178,6 @@ class EmbedImage:
         if not same.job:
             raise MalformedEnvelope("The attribute job is missing.")
         return cls(same.key, same.job, same.position, same.priority, same.traceparent)
-
-
-@dataclass(frozen=True, slots=True)
-class FitModel:
-    """Asks to fit the model of a training job whose images are all embedded."""
-
-    tenant: str
-    job: str
-    traceparent: str = ""
-
-    @property
-    def channel(self) -> Channel:
-        return channels.JOBS
-
-    def attributes(self) -> dict[str, str]:
-        return _job_attributes("fit_model", self)
-
-    @classmethod
-    def from_attributes(cls, attributes: Mapping[str, str]) -> "FitModel":
-        """Raises MalformedEnvelope."""
-        if attributes.get(KIND) != "fit_model":
-            raise MalformedEnvelope("The message does not ask for a fit.")
-        return cls(*_job_of(attributes), attributes.get("traceparent", ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,13 +269,6 @@ def message_of(attributes: Mapping[str, str]) -> Message:
         case "notify":
             return Notify.from_attributes(attributes)
     raise MalformedEnvelope("The attribute kind is unknown.")
-
-
-def _job_attributes(kind: str, message: "RunJob | FitModel") -> dict[str, str]:
-    attributes = {KIND: kind, "tenant": message.tenant, "job": message.job}
-    if message.traceparent:
-        attributes["traceparent"] = message.traceparent
-    return attributes
 
 
 def _job_of(attributes: Mapping[str, str]) -> tuple[str, str]:

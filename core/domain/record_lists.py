@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from core.domain.records import Annotation, Record, Status
-from core.domain.sort_keys import bound
+from core.domain.sort_keys import bounds
 
 # Labels and categories with a lower confidence have no term, except the best one.
 MIN_CONFIDENCE = 0.01
@@ -50,14 +50,8 @@ class RecordFilter:
         return _term("category", tier, self.category)
 
     def bounds(self, after: str = "") -> tuple[str, str]:
-        """The sort keys to select lie between these two texts, which are both excluded.
-
-        `after` is the sort key that ended the page before.
-        """
-        low = after
-        if self.before is not None:
-            low = max(low, bound(self.before))
-        return low, "~" if self.since is None else bound(self.since)
+        """As `core.domain.sort_keys.bounds`."""
+        return bounds(self.since, self.before, after)
 
     def matches(self, record: Record) -> bool:
         """Whether the list has the record. The tenant and the times are not compared."""

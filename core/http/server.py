@@ -10,7 +10,11 @@ _TICKS_OF_UVICORN = 10  # in this interval
 
 
 class BaseServer(uvicorn.Server):
-    """Wakes once a second, and at once when it should exit. uvicorn itself polls every 100 ms."""
+    """Wakes once a second, and at once when it should exit. uvicorn itself polls every 100 ms.
+
+    uvicorn has no option for that interval, so this replaces `main_loop`, and `should_exit`, which
+    a program may set to stop a server.
+    """
 
     _should_exit = False
     _loop: asyncio.AbstractEventLoop | None = None

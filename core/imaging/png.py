@@ -10,7 +10,6 @@ from core.imaging.code_points import profile_of
 from core.imaging.encoded import EncodedImage, Part, TooManyParts, broken_header, orientation_of
 from core.imaging.limits import MAX_TEXT_CHUNK
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_HEADER_CHUNKS = 4_000  # before the pixels
 MAX_CHUNKS = 100_000  # a PNG of 20 MB in chunks of 1 kB is valid
 

@@ -25,11 +25,12 @@ def domain_of(address: str) -> str:
     return found["domain"].lower()
 
 
-def check_address(address: str, domains: Collection[str], field: str = "notify_email") -> None:
+def check_address(address: str, domains: Collection[str]) -> None:
     """Raise InvalidRequest unless the service may send e-mail to `address`.
 
     `domains` is as in `Settings.email_domains`: empty if the service sends no e-mail, `*` for any.
     """
+    field = "notify_email"
     if not domains:
         raise InvalidRequest("This service sends no e-mail.", extra={"field": field})
     try:

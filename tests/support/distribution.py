@@ -68,7 +68,11 @@ _sharing: dict[str, bool] = {}
 
 
 def scheduler(config: pytest.Config, log: Any) -> Any:
-    """An xdist scheduler that hands out units of work in the order in which they were collected."""
+    """An xdist scheduler that hands out units of work in the order in which they were collected.
+
+    It sets a private method: the documented way, groups by mark and `--dist loadgroup`, would add
+    the group to the name of every test.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     config.option.loadscopereorder = False

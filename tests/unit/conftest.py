@@ -2,12 +2,15 @@
 
 import os
 import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support.clock import LoopClock
+from tests.support.api import Api, api_settings, open_api
+from tests.support.clock import LoopClock, MovableClock
 
 # A busy machine may take any time over one example, and that is no fault of what is tested. The
 # rest is as hypothesis has it, which in CI draws the same examples each time.
@@ -28,6 +31,18 @@ def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess.Popen, "__del__", lambda _: None)
     for name in ("fork", "posix_spawn", "system"):
         monkeypatch.setattr(os, name, refused)
+
+
+@pytest.fixture
+def clock() -> MovableClock:
+    return MovableClock()
+
+
+@pytest.fixture
+async def api(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
+    """The API with its default settings. A test file may define another one."""
+    async with open_api(api_settings(tmp_path, colour_bundle)) as running:
+        yield running
 
 
 @pytest.fixture

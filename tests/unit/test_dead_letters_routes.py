@@ -1,29 +1,21 @@
 """`/api/v1/dead-letters`: pages, filters, replays and deletions (P4, P7)."""
 
 import base64
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
 from core.domain.dead_letters import DeadLetter, letter_id, resolve
 from core.domain.messages import ClassifyImage
 from core.domain.records import RecordError, Status, fail_unleased, retry
-from tests.support.api import Api, api_settings, open_api
+from tests.support.api import Api
 from tests.support.pictures import picture, sha256
 from tests.support.records import claimed, delete_image
 
 URL = "/api/v1/dead-letters"
 UNKNOWN = "ab" * 16
 DIED = datetime(2026, 11, 21, 9, 30, 0, 125_000, tzinfo=UTC)
-
-
-@pytest.fixture
-async def api(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
-    async with open_api(api_settings(tmp_path, colour_bundle)) as opened:
-        yield opened
 
 
 async def letter_in(api: Api, number: int = 1, **changes: object) -> DeadLetter:

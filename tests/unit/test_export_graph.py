@@ -10,10 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 from core.bundles.bundle import BundleManifest, read_bundle
 from models.bundle_writer import new_folder, write_bundle
 from models.onnx_graph import (
-    multiply_accumulates,
     opset,
     run,
-    with_half_weights,
     without_traces,
 )
 from tests.support.bundles import write_colour_bundle
@@ -71,32 +69,6 @@ def test_traces_of_the_exporter_go_and_the_function_stays(model: onnx.ModelProto
     )
     onnx.checker.check_model(cleaned, full_check=True)
     assert np.array_equal(run(cleaned, pixels(2), OUTPUTS)[0], run(model, pixels(2), OUTPUTS)[0])
-
-
-def test_half_weights_halve_the_file_and_hardly_change_the_result(model: onnx.ModelProto) -> None:
-    halved = with_half_weights(model)
-    onnx.checker.check_model(halved, full_check=True)
-    kinds = {tensor.name: tensor.data_type for tensor in halved.graph.initializer}
-    assert kinds == {
-        "kernel.float16": TensorProto.FLOAT16,
-        "bias": TensorProto.FLOAT,
-        "matrix.float16": TensorProto.FLOAT16,
-    }
-    want, got = run(model, pixels(3), OUTPUTS)[0], run(halved, pixels(3), OUTPUTS)[0]
-    assert got.dtype == np.float32
-    assert 0 < np.abs(want - got).max() < 1e-2 * np.abs(want).max()
-
-
-def test_a_weight_beyond_float16_is_refused() -> None:
-    with pytest.raises(ValueError, match="kernel does not fit"):
-        with_half_weights(convolution(np.full((4, 3, 3, 3), 1e5)))
-
-
-def test_multiply_accumulates_are_of_one_picture(model: onnx.ModelProto) -> None:
-    # The convolution has 4 * 4 * 4 outputs of 3 * 3 * 3 products, the matrix 5 outputs of 64.
-    expected = 64 * 27 + 5 * 64
-    assert multiply_accumulates(model) == expected
-    assert multiply_accumulates(with_half_weights(model)) == expected
 
 
 def test_opset_is_that_of_the_default_domain(model: onnx.ModelProto) -> None:

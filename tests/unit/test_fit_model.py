@@ -36,11 +36,6 @@ KEY = ModelKey("public", "moods")
 
 
 @pytest.fixture
-def clock() -> MovableClock:
-    return MovableClock()
-
-
-@pytest.fixture
 async def worker(tmp_path: Path, clock: MovableClock) -> AsyncIterator[RunningWorker]:
     async with running_worker(settings_in(tmp_path), clock) as running:
         yield running

@@ -2,21 +2,13 @@
 
 import gzip
 import json
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
-from tests.support.api import Api, api_settings, open_api
+from tests.support.api import Api
 from tests.support.pictures import picture, sha256
 
 JOBS = "/api/v1/jobs"
-
-
-@pytest.fixture
-async def api(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
-    async with open_api(api_settings(tmp_path, colour_bundle)) as api:
-        yield api
 
 
 async def results_url(api: Api) -> str:

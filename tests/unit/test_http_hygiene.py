@@ -17,12 +17,6 @@ HASH = sha256(IMAGE)
 STRICT = "default-src 'none'; frame-ancestors 'none'"
 
 
-@pytest.fixture
-async def api(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
-    async with open_api(api_settings(tmp_path, colour_bundle)) as api:
-        yield api
-
-
 async def test_every_response_has_the_security_headers(api: Api) -> None:
     """Also refusals, and responses for unknown paths."""
     tried = [(m, re.sub(r"\{\w+\}", HASH, path)) for m, path, _ in routes_of(api.app)]

@@ -1,6 +1,5 @@
 """Undeclared query parameters are refused, with a suggestion."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,6 @@ IMAGE = picture()
 ITEM = f"/api/v1/images/{sha256(IMAGE)}"
 JOBS = "/api/v1/jobs"
 FORM: dict[str, Any] = {"files": {"imgs": ("a.jpg", IMAGE)}}
-
-
-@pytest.fixture
-async def api(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
-    async with open_api(api_settings(tmp_path, colour_bundle)) as api:
-        yield api
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,11 @@
 import gzip
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from app.http.json_body import MAX_BYTES
-from tests.support.api import NOTHING, Api, api_settings, open_api
+from tests.support.api import NOTHING, Api
 from tests.support.batches import FORM, form, part
 from tests.support.pictures import picture, sha256
 from tests.support.problems import assert_problem
@@ -17,12 +16,6 @@ IMAGE = picture()
 JSON = "application/json"
 IMAGES, LOOKUP, JOBS = "/api/v1/images", "/api/v1/images/lookup", "/api/v1/jobs/batch-predict"
 DOCUMENT = json.dumps({"image_hashes": [sha256(IMAGE)]}).encode()
-
-
-@pytest.fixture
-async def api(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
-    async with open_api(api_settings(tmp_path, colour_bundle)) as api:
-        yield api
 
 
 def coded(kind: str, coding: str = "gzip") -> dict[str, str]:

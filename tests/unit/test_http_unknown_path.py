@@ -1,20 +1,11 @@
 """Paths without a route have a code of their own, and often a suggestion."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 
-from tests.support.api import Api, api_settings, open_api
+from tests.support.api import Api
 from tests.support.problems import assert_problem
 
 ITEM = f"/api/v1/images/{'0' * 64}"
-
-
-@pytest.fixture
-async def api(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
-    async with open_api(api_settings(tmp_path, colour_bundle)) as api:
-        yield api
 
 
 @pytest.mark.parametrize(

@@ -2,24 +2,16 @@
 
 import json
 import re
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from core.http.validation_messages import message_of
-from tests.support.api import Api, api_settings, open_api
+from tests.support.api import Api
 from tests.support.problems import assert_problem
 
 HASH = "0" * 64
 JOBS, HOOKS, LOOKUP = "/api/v1/jobs", "/api/v1/webhooks", "/api/v1/images/lookup"
-
-
-@pytest.fixture
-async def api(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
-    async with open_api(api_settings(tmp_path, colour_bundle)) as api:
-        yield api
 
 
 @pytest.mark.parametrize(

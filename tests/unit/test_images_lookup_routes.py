@@ -1,6 +1,5 @@
 """`POST /api/v1/images/lookup`."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,6 @@ from tests.support.records import claimed
 LOOKUP = "/api/v1/images/lookup"
 IMAGES = [picture(n, size=(8, 8)) for n in range(6)]
 HASHES = [sha256(image) for image in IMAGES]
-
-
-@pytest.fixture
-async def api(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
-    async with open_api(api_settings(tmp_path, colour_bundle)) as opened:
-        yield opened
 
 
 async def lookup(api: Api, *hashes: str, **more: Any) -> dict[str, Any]:

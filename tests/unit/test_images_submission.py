@@ -72,12 +72,6 @@ async def until_submitting(api: Api, uploads: int) -> None:
     await turns()
 
 
-@pytest.fixture
-async def api(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
-    async with open_api(api_settings(tmp_path, colour_bundle)) as api:
-        yield api
-
-
 async def test_200_concurrent_uploads_of_a_new_image_are_submitted_once(api: Api) -> None:
     routes = ["/what/fast", V1]
     posts = [api.client.post(routes[i % 2], files={"img": (f"{i}.jpg", IMAGE)}) for i in range(200)]

@@ -49,12 +49,6 @@ ZIP = {"Content-Type": "application/zip"}
 
 
 @pytest.fixture
-async def api(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
-    async with open_api(api_settings(tmp_path, colour_bundle)) as opened:
-        yield opened
-
-
-@pytest.fixture
 async def keyed(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
     async with open_api(api_settings(tmp_path, colour_bundle, api_keys="required")) as opened:
         yield opened

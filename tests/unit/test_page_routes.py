@@ -3,10 +3,7 @@
 import gzip
 import hashlib
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
-
-import pytest
 
 from app.page import routes
 from tests.support.api import Api, api_settings, open_api
@@ -22,12 +19,6 @@ VENDORED = {
 }
 FIRST_LOAD = 60_000  # bytes, compressed, without pictures
 _IMPORT = re.compile(r"""(?:from|import)\s*\(?["']([^"']+)["']""")
-
-
-@pytest.fixture
-async def api(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
-    async with open_api(api_settings(tmp_path, colour_bundle)) as running:
-        yield running
 
 
 def imports_of(module: Path) -> set[str]:

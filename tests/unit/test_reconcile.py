@@ -53,11 +53,6 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def clock() -> MovableClock:
-    return MovableClock()
-
-
-@pytest.fixture
 async def worker(settings: Settings, clock: MovableClock) -> AsyncIterator[RunningWorker]:
     async with running_worker(settings, clock) as running:
         yield running

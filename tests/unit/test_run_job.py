@@ -43,11 +43,6 @@ from tests.support.worker_jobs import (
 
 
 @pytest.fixture
-def clock() -> MovableClock:
-    return MovableClock()
-
-
-@pytest.fixture
 async def worker(
     tmp_path: Path, clock: MovableClock, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[RunningWorker]:

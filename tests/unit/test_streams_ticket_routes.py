@@ -25,11 +25,6 @@ OTHER_STREAM = f"/api/v1/images/{'0' * 64}/stream"
 
 
 @pytest.fixture
-def clock() -> MovableClock:
-    return MovableClock()
-
-
-@pytest.fixture
 async def api(tmp_path: Path, colour_bundle: Path, clock: MovableClock) -> AsyncIterator[Api]:
     settings = api_settings(tmp_path, colour_bundle, api_keys="required", key_cache_seconds=0.2)
     async with open_api(settings, clock) as opened:

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,6 @@ IMAGES = "/api/v1/images"
 RED = picture(1)
 ENCODED = base64.b64encode(RED).decode()
 LIMITS = UploadLimits(max_bytes=2**30, min_bytes_per_second=1)
-
-
-@pytest.fixture
-async def api(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
-    async with open_api(api_settings(tmp_path, colour_bundle)) as opened:
-        yield opened
 
 
 # --- In JSON --------------------------------------------------------------------------------------

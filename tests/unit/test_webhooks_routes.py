@@ -4,7 +4,6 @@ import asyncio
 import json
 import sqlite3
 import threading
-from collections.abc import AsyncIterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,12 +23,6 @@ from tests.support.problems import assert_problem
 
 URL = "/api/v1/webhooks"
 HOOK = "https://93.184.215.14/hooks?token=abc"  # an address: no name server is needed
-
-
-@pytest.fixture
-async def api(tmp_path: Path, colour_bundle: Path) -> AsyncIterator[Api]:
-    async with open_api(api_settings(tmp_path, colour_bundle)) as opened:
-        yield opened
 
 
 async def made(api: Api, **body: Any) -> dict[str, Any]:

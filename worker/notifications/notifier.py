@@ -34,7 +34,7 @@ from core.domain.webhooks import (
     signed_by,
     signed_headers,
 )
-from core.errors import InvalidRequest, MalformedEnvelope, Unavailable
+from core.errors import GlimpseError, InvalidRequest, MalformedEnvelope, Unavailable
 from core.outbound.http_client import (
     NoResponse,
     PrivateAddress,
@@ -153,7 +153,7 @@ class Notifier:
                 self.metrics.notified(WEBHOOK, DELIVERED)
                 log.info("webhook delivered", webhook=webhook.id, status=status)
             else:
-                self._fail(webhook, f"it answered {status}")
+                self._fail(f"it answered {status}", webhook=webhook.id)
 
     async def _deliver_to_own_webhook(self, message: Notify) -> None:
         """Deliver the event of a job to the job's own webhook."""
@@ -177,9 +177,7 @@ class Notifier:
             except NoResponse as error:
                 reason = str(error)
             except (PrivateAddress, InvalidRequest) as error:
-                self.metrics.notified(WEBHOOK, REFUSED)
-                log.error("webhook refused", job=job.key.id, code=error.code, detail=error.detail)
-                raise Undeliverable(error.code, error.detail) from None
+                self._refuse(error, job=job.key.id)
         await self._note_status(job, status)
         if status is not None and 200 <= status < 300:
             self.metrics.notified(WEBHOOK, DELIVERED)
@@ -188,9 +186,7 @@ class Notifier:
         if status == 410:
             self.metrics.notified(WEBHOOK, GONE)
             raise Undeliverable("receiver_gone", "The receiver answered 410 Gone.")
-        self.metrics.notified(WEBHOOK, FAILED)
-        log.warning("webhook not delivered", job=job.key.id, reason=reason)
-        raise Unavailable(f"The webhook was not delivered: {reason}.")
+        self._fail(reason, job=job.key.id)
 
     async def _note_status(self, job: Job, status: int | None) -> None:
         try:
@@ -209,12 +205,10 @@ class Notifier:
             return await self.client.post(webhook.url, body, headers)
         except NoResponse as error:
             await self._note(webhook, Delivery(self.clock(), event, error=NO_RESPONSE))
-            self._fail(webhook, str(error))
+            self._fail(str(error), webhook=webhook.id)
         except (PrivateAddress, InvalidRequest) as error:
             await self._note(webhook, Delivery(self.clock(), event, error=error.code))
-            self.metrics.notified(WEBHOOK, REFUSED)
-            log.error("webhook refused", webhook=webhook.id, code=error.code, detail=error.detail)
-            raise Undeliverable(error.code, error.detail) from None
+            self._refuse(error, webhook=webhook.id)
 
     async def _note(self, webhook: Webhook, delivery: Delivery) -> None:
         """Store the delivery for the webhook's owner, unless it repeats what is stored."""
@@ -227,10 +221,15 @@ class Notifier:
             # The answer to the queue depends on the delivery alone.
             log.warning("delivery not stored", webhook=webhook.id, reason=error.detail)
 
-    def _fail(self, webhook: Webhook, reason: str) -> NoReturn:
+    def _fail(self, reason: str, **receiver: str) -> NoReturn:
         self.metrics.notified(WEBHOOK, FAILED)
-        log.warning("webhook not delivered", webhook=webhook.id, reason=reason)
+        log.warning("webhook not delivered", reason=reason, **receiver)
         raise Unavailable(f"The webhook was not delivered: {reason}.")
+
+    def _refuse(self, error: GlimpseError, **receiver: str) -> NoReturn:
+        self.metrics.notified(WEBHOOK, REFUSED)
+        log.error("webhook refused", code=error.code, detail=error.detail, **receiver)
+        raise Undeliverable(error.code, error.detail) from None
 
     # --- E-mail -----------------------------------------------------------------------------------
 

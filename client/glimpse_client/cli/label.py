@@ -220,7 +220,6 @@ class Running:
         self._ctx = ctx
         self._window = window
         self._choice = choice
-        self._hashes: dict[str, str] = {}
         self._refused: dict[str, str] = {}
         # A job has no URLs: the service fetches each of them for a request of its own.
         urls = [wanted for wanted in window if wanted.url is not None]
@@ -234,7 +233,6 @@ class Running:
                     sources.append((wanted.source, wanted.name))
         options = Options(model=choice.model, priority=choice.priority, name=choice.name)
         self._batch: Batch | None = None
-        self.job_ids: list[str] = []
         if sources:
             ctx.creating_jobs()
             self._batch = ctx.client.jobs.create_from(
