@@ -1,4 +1,4 @@
-"""What a child process does about its parent, and what it gives up."""
+"""Ends a child process with its parent, and restricts its privileges and memory."""
 
 import ctypes
 import os
@@ -23,7 +23,7 @@ def end_with_parent(number: int = signal.SIGTERM) -> None:
 
 
 def restrict_process(address_space: int) -> None:
-    """Call this in a child that reads files of strangers. Linux only, but for the core dumps.
+    """Call this in a child that reads files of strangers. Linux only, except for the core dumps.
 
     The process can gain no privileges, not even by a program with the set-user-ID bit
     (`no_new_privs`). It can map at most `address_space` bytes (RLIMIT_AS), and leaves no core dump,

@@ -68,7 +68,7 @@ def docs_routes(title: str) -> APIRouter:
         found = assets.get(name)
         if found is None:
             raise NotFound("The documentation has no such file.")
-        return await found.response(request)
+        return await found.response(request, {})
 
     @router.get("/openapi.json")
     @public

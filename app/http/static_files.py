@@ -8,7 +8,6 @@ import gzip
 import hashlib
 from collections.abc import Mapping
 from pathlib import PurePath
-from types import MappingProxyType
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,7 +15,6 @@ from starlette.responses import Response
 from app.http.compression import accepts_gzip
 from app.http.responses import etag_matches
 
-NO_HEADERS = MappingProxyType[str, str]({})
 # Not from the machine's table, which may differ.
 _TYPES = {
     ".js": "text/javascript",
@@ -35,10 +33,8 @@ class StaticFile:
         self._etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
         self._compressed = b""
 
-    async def response(
-        self, request: Request, headers: Mapping[str, str] | None = None
-    ) -> Response:
-        """The file with `headers`, or 304."""
+    async def response(self, request: Request, headers: Mapping[str, str]) -> Response:
+        """The file with `headers`, or 304 if the client has it."""
         common = {
             "ETag": f"W/{self._etag}",  # weak: of the content, compressed or not
             "Cache-Control": "no-cache",

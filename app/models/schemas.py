@@ -56,7 +56,7 @@ class ModelVersion(BaseModel):
 
 
 class Activation(JsonBody):
-    """The version that requests by the model's name shall use."""
+    """The version that requests by the model's name use."""
 
     version: Annotated[str, Field(pattern=f"^{MODEL.pattern}$")]
 

@@ -74,6 +74,6 @@ def page_routes() -> APIRouter:
         found = assets.get(path)
         if found is None:
             raise NotFound("The page has no such file.")
-        return await found.response(request)
+        return await found.response(request, {})
 
     return router

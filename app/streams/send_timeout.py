@@ -8,7 +8,7 @@ SHUTDOWN_SEND_SECONDS = 1.0
 
 
 class SendTimedOut(Exception):
-    """The client does not read what it is sent."""
+    """The client does not read the bytes that the service sends."""
 
 
 class SendTimeout:

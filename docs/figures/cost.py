@@ -35,7 +35,7 @@ class Prices:
     class_a: float = 0.005 / 1000  # writing an object
     class_b: float = 0.0004 / 1000  # reading one
     stored: float = 0.020  # GB-month
-    messages: float = 40 / TIB  # byte, published and delivered alike
+    messages: float = 40 / TIB  # byte, published or delivered
     balanced: float = 0.008 / GIB  # byte through the load balancer
     balancer: float = 18.25  # month
     logged: float = 0.50 / GIB  # byte

@@ -42,7 +42,7 @@ def read_examples(stream: BinaryIO) -> TrainingSet:
 
 
 def fit_stream(stream: BinaryIO) -> bytes:
-    """What the process writes for what it reads."""
+    """Fit the examples in `stream`. Returns the output of the process (`worker.training.wire`)."""
     head, report = fit_head(read_examples(stream))
     data = bytes_of_head(head)
     return SIZE.pack(len(data)) + data + bytes_of_report(report)
