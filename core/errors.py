@@ -51,14 +51,8 @@ class Unavailable(GlimpseError):
 
     status, code, title = 503, "unavailable", "Temporarily unavailable"
 
-    def __init__(
-        self,
-        detail: str,
-        *,
-        retry_after: int | None = 1,
-        extra: Mapping[str, object] | None = None,
-    ) -> None:
-        super().__init__(detail, retry_after=retry_after, extra=extra)
+    def __init__(self, detail: str, *, retry_after: int | None = 1) -> None:
+        super().__init__(detail, retry_after=retry_after)
 
 
 class DiskFull(Unavailable):

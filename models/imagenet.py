@@ -49,9 +49,9 @@ def write_labels(labels: Sequence[Label], file: Path = LABELS_FILE) -> None:
     file.write_text("".join(rows), encoding="utf-8")
 
 
-def read_rules(file: Path = RULES_FILE) -> dict[str, Rule]:
+def read_rules() -> dict[str, Rule]:
     """The rule of each category. In `n02084071 dog`, only the id is used."""
-    document = tomllib.loads(file.read_text(encoding="utf-8"))
+    document = tomllib.loads(RULES_FILE.read_text(encoding="utf-8"))
     return {
         name: Rule(
             frozenset(each.split()[0] for each in rule["below"]),

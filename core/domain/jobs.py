@@ -249,7 +249,6 @@ def new_job(
     total: int,
     now: datetime,
     *,
-    type_: str = BATCH_PREDICT,
     priority: Priority = Priority.NORMAL,
     fingerprint: str = "",
     not_before: datetime | None = None,
@@ -265,7 +264,7 @@ def new_job(
     return Job(
         key=key,
         owner=owner,
-        type=type_ if training is None else TRAIN_MODEL,
+        type=BATCH_PREDICT if training is None else TRAIN_MODEL,
         model=model,
         priority=priority,
         counts=Counts(total),

@@ -35,8 +35,8 @@ async def fail(backend: Backend, key: JobKey, policy: JobPolicy, error: RecordEr
     return await _end(backend, key, jobs.fail(error, policy), policy)
 
 
-async def announce(backend: Backend, job: Job, policy: JobPolicy) -> bool:
-    """Announce the end of the job. Return False if the scheduler has to do it.
+async def announce(backend: Backend, job: Job, policy: JobPolicy) -> None:
+    """Announce the end of the job. If a store does not answer, the scheduler does it later.
 
     The counts are refreshed first: the last ones may lack items that ended since.
     """
@@ -50,8 +50,6 @@ async def announce(backend: Backend, job: Job, policy: JobPolicy) -> bool:
     except Unavailable as unavailable:
         # The job has ended nevertheless, so a retry by the caller would not announce it.
         log.warning("job's end not announced yet", job=job.key.id, reason=unavailable.detail)
-        return False
-    return True
 
 
 async def _end(

@@ -26,17 +26,15 @@ log = structlog.get_logger(__name__)
 MAX_JOBS = 200  # of one run, so that it ends in time
 
 
-async def process_due_jobs(
-    ctx: WorkerContext, now: datetime, limit: int = MAX_JOBS
-) -> dict[str, int]:
-    """Process at most `limit` due jobs; how many jobs each action was applied to.
+async def process_due_jobs(ctx: WorkerContext, now: datetime) -> dict[str, int]:
+    """Process at most `MAX_JOBS` due jobs; how many jobs each action was applied to.
 
     Raises Unavailable: the remaining jobs stay due until the next run. An action that failed is
     repeated later.
     """
     counts: Counter[str] = Counter()
     store, policy = ctx.backend.jobs, ctx.job_policy
-    for due in await store.due(now, limit):
+    for due in await store.due(now, MAX_JOBS):
         job = await store.change(due.key, jobs.reschedule(due.wake_at, policy))
         if job is None:
             continue  # another worker processes it, or it changed since the read

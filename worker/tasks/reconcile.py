@@ -110,12 +110,12 @@ async def reconcile(
     return dict(counts)
 
 
-async def purge_usage(usage: UsageStore, now: datetime, limit: int = MAX_COUNTS) -> int:
-    """Delete at most `limit` counts that are older than `USAGE_DAYS`; the number deleted.
+async def purge_usage(usage: UsageStore, now: datetime) -> int:
+    """Delete at most `MAX_COUNTS` counts that are older than `USAGE_DAYS`; the number deleted.
 
     Raises Unavailable: the next run deletes the remaining counts.
     """
-    purged = await usage.purge(now.date() - timedelta(days=USAGE_DAYS), limit)
+    purged = await usage.purge(now.date() - timedelta(days=USAGE_DAYS), MAX_COUNTS)
     if purged:
         log.info("usage purged", rows=purged)
     return purged

@@ -5,6 +5,7 @@ renames it.
 """
 
 import asyncio
+import contextlib
 import errno
 import os
 import secrets
@@ -95,9 +96,9 @@ class FileBlobStore:
     async def free_bytes(self) -> int | None:
         return await self._run(self._free, self._folder)
 
-    async def remove_abandoned(self) -> int:
-        """Delete the temporary files of processes that died, and return their number."""
-        return await self._run(_remove_abandoned, self._folder, time.time() - ABANDONED_SECONDS)
+    async def remove_abandoned(self) -> None:
+        """Delete the temporary files of processes that died."""
+        await self._run(_remove_abandoned, self._folder, time.time() - ABANDONED_SECONDS)
 
     async def close(self) -> None:
         self._closed = True
@@ -195,13 +196,8 @@ def _make_folder(folder: Path, root: Path) -> None:
     sync_folder(folder.parent)
 
 
-def _remove_abandoned(root: Path, before: float) -> int:
-    removed = 0
+def _remove_abandoned(root: Path, before: float) -> None:
     for temporary in chain.from_iterable(root.glob(f"{each}/{TEMPORARY}*") for each in _FOLDERS):
-        try:
+        with contextlib.suppress(FileNotFoundError):  # another process removes them as well
             if temporary.stat().st_mtime < before:
                 temporary.unlink()
-                removed += 1
-        except FileNotFoundError:
-            continue  # another process removes them as well
-    return removed

@@ -26,7 +26,6 @@ from google.cloud.datastore_v1.services.datastore.transports import DatastoreGrp
 from google.cloud.datastore_v1.types import (
     BeginTransactionRequest,
     CommitRequest,
-    CommitResponse,
     LookupRequest,
     LookupResponse,
     Mutation,
@@ -354,7 +353,7 @@ class Datastore:
             raise Unavailable(f"The {self.part} does not answer.")
         return response.found[0].entity if response.found else None
 
-    async def _commit(self, mutations: Sequence[Any], transaction: bytes = b"") -> Any:
+    async def _commit(self, mutations: Sequence[Any], transaction: bytes = b"") -> None:
         mode = CommitRequest.Mode
         raw = CommitRequest.pb()(
             **self._database,
@@ -364,10 +363,7 @@ class Datastore:
         if transaction:
             raw.transaction = transaction
         timeout = REQUEST_SECONDS + MUTATION_SECONDS * len(mutations)
-        response = await self._client.commit(
-            request=CommitRequest.wrap(raw), retry=None, timeout=timeout
-        )
-        return CommitResponse.pb(response)
+        await self._client.commit(request=CommitRequest.wrap(raw), retry=None, timeout=timeout)
 
     async def _query(
         self, namespace: str, query: Any, options: Any = None, retry: AsyncRetry | None = None
