@@ -160,6 +160,7 @@ def _stack(batch: Batch, folder: Path) -> Stack:
         folder,
         batch.bundle,
         LOG_LEVEL="warning",
+        THUMBNAILS="false",  # the others make none
         WORKER_CONCURRENCY=WORKERS,
         MAX_BACKOFF_SECONDS=policy.max_backoff,
         LEASE_SECONDS=policy.lease,

@@ -11,7 +11,7 @@ from tests.abuse.viewer import compare
 from tests.support.seeds import drawn_seed
 from tests.support.stack import Stack
 
-INPUTS = 400
+INPUTS = 240
 
 
 @pytest.mark.timeout(400)

@@ -8,7 +8,7 @@ from tests.abuse import schema
 from tests.support.seeds import drawn_seed
 from tests.support.stack import Stack
 
-EXAMPLES = 12
+EXAMPLES = 8
 
 
 @pytest.mark.timeout(300)

@@ -21,9 +21,9 @@ from tests.support.stack import Stack, until
 from worker.inference.protocol import MAX_BATCH
 
 # Several pages of a job's items for both backends. The emulators take a second for thirty.
-ITEMS = {"embedded": 1000, "emulator": 400}
+ITEMS = {"embedded": 500, "emulator": 300}
 # Jobs, and images in each: enough that no job ends before its cancellation.
-CANCELLED = {"embedded": (4, 500), "emulator": (2, 100)}
+CANCELLED = {"embedded": (3, 300), "emulator": (2, 100)}
 TERMINAL = {"completed", "failed", "cancelled"}
 PROCESSES = 2  # workers
 PATIENCE = 240.0  # seconds, for a job on the emulators of a busy machine

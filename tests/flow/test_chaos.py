@@ -7,7 +7,7 @@ import pytest
 from tests.chaos.experiment import LEAST_ACCEPTED, LEAST_FAULTS, Experiment, prepared
 from tests.support.seeds import drawn_seed
 
-SECONDS = 12.0
+SECONDS = 8.0
 
 
 @pytest.mark.timeout(500)

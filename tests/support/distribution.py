@@ -1,6 +1,6 @@
 """How a run spreads over several pytest-xdist workers, and what the workers share.
 
-`make test` starts one worker a core. Each rule holds for one process as well.
+`make test` starts three workers for two cores. Each rule holds for one process as well.
 """
 
 import fcntl
@@ -29,12 +29,15 @@ FOLDER = "GLIMPSE_TEST_RUN"  # names the folder that the workers of one run shar
 
 
 def workers() -> int:
-    """How many workers `-n auto` starts: one for each core that this process may use."""
+    """How many workers `-n auto` starts: three for two cores that this process may use.
+
+    Tests of whole services wait for a third of their time.
+    """
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS
         cores = os.cpu_count() or 1
-    return min(cores, MOST_WORKERS)
+    return min(cores + cores // 2, MOST_WORKERS)
 
 
 def unit_of_work(nodeid: str) -> str:

@@ -4,9 +4,12 @@ Supports the instructions that these files use, and fails on others. `unpack` co
 stage as a build does, so that a test can run the command of an image with exactly its files.
 """
 
+import functools
 import json
+import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -109,14 +112,18 @@ def admitted(path: str) -> bool:
     """
     kept = True
     parts = [path, *map(str, PurePosixPath(path).parents)]
-    for line in IGNORE.read_text().splitlines():
-        rule = line.strip()
-        if not rule or rule.startswith("#"):
-            continue
-        pattern = _pattern(rule.removeprefix("!"))
+    for pattern, admits in _rules():
         if any(pattern.fullmatch(part) for part in parts):
-            kept = rule.startswith("!")
+            kept = admits
     return kept
+
+
+@functools.cache
+def _rules() -> list[tuple[re.Pattern[str], bool]]:
+    """The patterns of .dockerignore, and whether each one admits what it matches."""
+    lines = [line.strip() for line in IGNORE.read_text().splitlines()]
+    rules = [line for line in lines if line and not line.startswith("#")]
+    return [(_pattern(rule.removeprefix("!")), rule.startswith("!")) for rule in rules]
 
 
 def unpack(stage: Stage, folder: Path) -> Path:
@@ -132,7 +139,7 @@ def unpack(stage: Stage, folder: Path) -> Path:
 
 def _copy(source: str, target: Path, into_folder: bool) -> None:
     origin = ROOT / source
-    files = [origin] if origin.is_file() else [p for p in origin.rglob("*") if p.is_file()]
+    files = [origin] if origin.is_file() else list(_files(origin))
     files = [file for file in files if admitted(str(file.relative_to(ROOT)))]
     assert files, f"COPY {source}: nothing there, or nothing that .dockerignore admits"
     for file in files:
@@ -142,6 +149,15 @@ def _copy(source: str, target: Path, into_folder: bool) -> None:
             place = target / file.name if into_folder or target.is_dir() else target
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(file, place)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The files of a folder, without those of environments, which have tens of thousands."""
+    for place, folders, names in os.walk(folder):
+        if "pyvenv.cfg" in names:
+            folders.clear()
+            continue
+        yield from (Path(place, name) for name in names)
 
 
 def _pattern(rule: str) -> re.Pattern[str]:
