@@ -8,7 +8,10 @@ declares, and ImageNet's usual normalisation, for you to correct.
 import argparse
 import io
 import json
+import multiprocessing
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +71,17 @@ def check(folder: Path) -> tuple[Bundle | PythonBundle, Classification]:
     found = Classifier(bundle, **options).classify(_picture())
     write_sums(folder)
     return read_bundle(folder), found
+
+
+def check_apart(folder: Path) -> tuple[Bundle | PythonBundle, Classification]:
+    """As `check`, in another process for a bundle in Python: its predictor may end its process."""
+    if not (folder / PREDICTOR_FILE).exists():
+        return check(folder)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(check, folder).result()
+        except BrokenProcessPool:
+            raise BundleError(f"{folder / PREDICTOR_FILE} ended its process.") from None
 
 
 def write_manifest(folder: Path) -> None:
@@ -157,7 +171,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder: Path = parser.parse_args().folder
     try:
-        bundle, found = check(folder.resolve())
+        bundle, found = check_apart(folder.resolve())
     except GlimpseError as error:
         raise SystemExit(error.detail) from None
     except OSError as error:
