@@ -53,6 +53,8 @@ MEAN, DEVIATION = 127.0, 128.0
 # (measured), and no image is faster.
 FLOAT_CONVOLUTIONS = 3
 PRECISION = 0.8
+# From this confidence of its narrowest category on, the best label is at worst a close relative.
+CATEGORY_THRESHOLD = 0.99
 LEAST_AGREEMENT = 0.97
 MAX_PIXELS = 64_000_000
 PHOTO_TYPES = (".jpeg", ".jpg", ".png", ".webp")
@@ -91,6 +93,7 @@ def bundle_manifest(
         outputs=OutputSpec(scores=OUTPUTS[0], kind="logits", embedding=OUTPUTS[1]),
         opset=version,
         threshold=threshold,
+        category_threshold=None if threshold is None else CATEGORY_THRESHOLD,
     )
 
 
@@ -124,8 +127,8 @@ def calibrate(
     """Fit ranges, temperature and threshold.
 
     SystemExit if int8 names another label than float32 for too many photos of the first set. The
-    temperature fits all photos together. The threshold is the least that gives `PRECISION` at
-    first place on each set by itself.
+    temperature fits the sets in which each photo has a right label. The threshold is the least that
+    gives `PRECISION` at first place on each set by itself, where a close relative counts as right.
     """
     exact = float_graph(variant)
     ranges = activation_ranges(exact, tensors(variant, calibration_photos))
@@ -134,12 +137,19 @@ def calibrate(
     results = [_logits(model, variant, photos) for photos in fit]
     references = [_logits(exact, variant, photos) for photos in fit]
     right = [np.array([[name in x.labels for name in names] for x in photos]) for photos in fit]
+    close = [
+        np.array([[name in x.labels | x.relatives for name in names] for x in photos])
+        for photos in fit
+    ]
     pairs = zip(results, references, strict=True)
     agreement = tuple(float((a.argmax(1) == b.argmax(1)).mean()) for a, b in pairs)
     if agreement[0] < LEAST_AGREEMENT:
         raise SystemExit(f"int8 agrees with float32 on {agreement[0]:.1%} of the photos only")
-    degrees = temperature(np.concatenate(results), np.concatenate(right))
-    thresholds = [_threshold(*each, degrees) for each in zip(results, right, strict=True)]
+    labelled = [each for each in zip(results, right, strict=True) if each[1].any(axis=1).all()]
+    if not labelled:
+        raise SystemExit("a set is needed in which each photo has a right label")
+    degrees = temperature(*(np.concatenate(each) for each in zip(*labelled, strict=True)))
+    thresholds = [_threshold(*each, degrees) for each in zip(results, close, strict=True)]
     return Calibration(
         variant=variant,
         temperature=degrees,
