@@ -90,8 +90,7 @@ async def get_image(request: Request, principal: Principal) -> Response:
 )
 @requires(Scope.CLASSIFY)
 async def upload_image(request: Request, principal: Principal) -> Response:
-    wait = _wait(request)
-    return await accept_upload(request, principal, wait=wait or 0, applied_wait=wait, webhooks=True)
+    return await accept_upload(request, principal, prefer=_wait(request), webhooks=True)
 
 
 @hot_router.post(
@@ -105,9 +104,8 @@ async def upload_image(request: Request, principal: Principal) -> Response:
 )
 @requires(Scope.CLASSIFY)
 async def classify_url(request: Request, principal: Principal) -> Response:
-    wait = _wait(request)
     return await accept_upload(
-        request, principal, wait=wait or 0, applied_wait=wait, from_json=True, webhooks=True
+        request, principal, prefer=_wait(request), from_json=True, webhooks=True
     )
 
 
@@ -124,14 +122,8 @@ async def classify_url(request: Request, principal: Principal) -> Response:
 async def put_image(request: Request, principal: Principal) -> Response:
     image_hash = request.path_params["image_hash"].lower()
     check_hash(image_hash)
-    wait = _wait(request)
     return await accept_upload(
-        request,
-        principal,
-        wait=wait or 0,
-        applied_wait=wait,
-        image_hash=image_hash,
-        webhooks=True,
+        request, principal, prefer=_wait(request), image_hash=image_hash, webhooks=True
     )
 
 
@@ -169,8 +161,7 @@ async def stream_image(
 )
 @requires(Scope.CLASSIFY)
 async def classify_image(request: Request, principal: Principal, image_hash: ImageHash) -> Response:
-    wait = _wait(request)
-    return await classify_stored(request, principal, image_hash, wait=wait or 0, applied_wait=wait)
+    return await classify_stored(request, principal, image_hash, prefer=_wait(request))
 
 
 @router.head("/{image_hash}/content", include_in_schema=False)

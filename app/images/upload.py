@@ -42,8 +42,8 @@ async def accept_upload(
     request: Request,
     principal: Principal,
     *,
+    prefer: float | None = None,
     wait: float = 0,
-    applied_wait: float | None = None,
     locate: Locate = location_of,
     form_only: bool = False,
     image_hash: str | None = None,
@@ -52,11 +52,11 @@ async def accept_upload(
 ) -> Response:
     """Read the image, submit it, and return its result or a 202.
 
-    Waits for the result for at most `wait` seconds. `applied_wait` is reported to the client as its
-    preference. `locate` returns the location of the result. With `form_only`, the image must be in
-    a form. With `image_hash`, it must be a raw body that has this hash. With `from_json`,
-    the body must be JSON that names the image. With `webhooks`, the query may name a webhook: the
-    upload is then a job of one image as well.
+    Waits for the result for at most `prefer` seconds, which the response reports as the client's
+    preference, or else for `wait` seconds. `locate` returns the location of the result. With
+    `form_only`, the image must be in a form. With `image_hash`, it must be a raw body that has this
+    hash. With `from_json`, the body must be JSON that names the image. With `webhooks`, the query
+    may name a webhook: the upload is then a job of one image as well.
     """
     began = time.perf_counter()
     services = services_of(request)
@@ -79,11 +79,11 @@ async def accept_upload(
         count_image(request, principal, size)
         key = RecordKey(principal.tenant, upload.image_hash, model)
         result, cached = await services.images.submit(
-            key, upload, selection.view, Wait(wait, request.receive, principal.key_id)
+            key, upload, selection.view, Wait(prefer or wait, request.receive, principal.key_id)
         )
     # Only a 202 has a location.
     location = "" if result.status.terminal else locate(request, result, selection)
-    response = image_response(result, location=location, wait=applied_wait)
+    response = image_response(result, location=location, wait=prefer)
     if notice is not None:
         job = await services.jobs.create_for_upload(principal, result.image_hash, model, notice)
         response.raw_headers += notice_headers(job, services.settings.public_url)
@@ -97,8 +97,7 @@ async def classify_stored(
     principal: Principal,
     image_hash: str,
     *,
-    wait: float = 0,
-    applied_wait: float | None = None,
+    prefer: float | None,
 ) -> Response:
     """Same as `accept_upload`, for an image that the service has."""
     began = time.perf_counter()
@@ -108,8 +107,8 @@ async def classify_stored(
     key = services.images.key(principal.tenant, image_hash, model)
     count_image(request, principal, 0)
     result, cached = await services.images.classify_stored(
-        key, selection.view, Wait(wait, request.receive, principal.key_id)
+        key, selection.view, Wait(prefer or 0, request.receive, principal.key_id)
     )
     location = "" if result.status.terminal else location_of(request, result, selection)
-    response = image_response(result, location=location, wait=applied_wait)
+    response = image_response(result, location=location, wait=prefer)
     return audited(response, services.audit, principal, result, cached=cached, size=0, began=began)

@@ -43,6 +43,7 @@ from app.jobs.representation import (
     result_document,
 )
 from app.jobs.service import ItemResult, JobService
+from app.jobs.training import TrainingService
 from app.services import Services, services_of
 from core import errors
 from core.domain.job_document import job_document, job_path
@@ -96,7 +97,7 @@ router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"], route_class=Authenticat
 )
 @requires(Scope.JOBS)
 async def create_job(request: Request, principal: Principal) -> Response:
-    return await _create(request, principal)
+    return await _create(request, principal, services_of(request).jobs)
 
 
 @router.post(
@@ -110,7 +111,7 @@ async def create_job(request: Request, principal: Principal) -> Response:
 )
 @requires(Scope.JOBS)
 async def create_zip_job(request: Request, principal: Principal) -> Response:
-    return await _create(request, principal, BatchKind.ZIP)
+    return await _create(request, principal, services_of(request).jobs, BatchKind.ZIP)
 
 
 @router.post(
@@ -126,16 +127,19 @@ async def create_zip_job(request: Request, principal: Principal) -> Response:
 )
 @requires(Scope.JOBS)
 async def create_hashes_job(request: Request, principal: Principal) -> Response:
-    return await _create(request, principal, BatchKind.MANIFEST)
+    return await _create(request, principal, services_of(request).jobs, BatchKind.MANIFEST)
 
 
 async def _create(
-    request: Request, principal: Principal, kind: BatchKind | None = None
+    request: Request,
+    principal: Principal,
+    service: JobService | TrainingService,
+    kind: BatchKind | None = None,
 ) -> Response:
     began, services = time.perf_counter(), services_of(request)
     with services.uploads.slot() as slot:
         try:
-            created = await services.jobs.create(request, principal, slot, kind)
+            created = await service.create(request, principal, slot, kind)
         finally:  # also if the batch is refused
             for size in slot.image_sizes:
                 count_image(request, principal, size)
@@ -156,7 +160,7 @@ async def _create(
 )
 @requires(Scope.JOBS)
 async def train_model(request: Request, principal: Principal) -> Response:
-    return await _train(request, principal)
+    return await _create(request, principal, services_of(request).trainings)
 
 
 @router.post(
@@ -171,18 +175,7 @@ async def train_model(request: Request, principal: Principal) -> Response:
 )
 @requires(Scope.JOBS)
 async def train_model_zip(request: Request, principal: Principal) -> Response:
-    return await _train(request, principal, BatchKind.ZIP)
-
-
-async def _train(request: Request, principal: Principal, kind: BatchKind | None = None) -> Response:
-    began, services = time.perf_counter(), services_of(request)
-    with services.uploads.slot() as slot:
-        try:
-            created = await services.trainings.create(request, principal, slot, kind)
-        finally:  # also if the training is refused
-            for size in slot.image_sizes:
-                count_image(request, principal, size)
-    return _accepted(services, principal, created, began)
+    return await _create(request, principal, services_of(request).trainings, BatchKind.ZIP)
 
 
 @router.get(
