@@ -1,6 +1,5 @@
 """Clients that delete images while they wait, also against uploads of the same image."""
 
-import random
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -9,7 +8,7 @@ from enum import StrEnum
 
 import httpx
 
-from tests.chaos.load import PATIENCE
+from tests.chaos.load import PATIENCE, Sender
 from tests.support.pictures import picture, sha256
 
 SETTLE_SECONDS = 60.0  # for the messages of the last uploads
@@ -77,7 +76,7 @@ _ALLOWED = {
 }
 
 
-class Deleter(threading.Thread):
+class Deleter(Sender):
     """Uploads an image and deletes it at once; half of the time, against another upload of it.
 
     Each request goes to one of several API processes.
@@ -91,14 +90,9 @@ class Deleter(threading.Thread):
         rate: float,
         stop: threading.Event,
     ) -> None:
-        """`rate` is in images per second. The images of each `number` differ."""
-        super().__init__(name=f"deleter-{number}", daemon=True)
+        super().__init__("deleter", number, rate, stop)
         self._base_urls = base_urls
         self._ledger = ledger
-        self._number = number
-        self._pause = 1 / rate
-        self._stop_event = stop
-        self._draw = random.Random(number)
 
     def run(self) -> None:
         first = 700_000_000 + self._number * 1_000_000

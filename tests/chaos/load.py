@@ -82,7 +82,19 @@ class Watcher(threading.Thread):
                     ask(http, self._ledger, image_hash)
 
 
-class Client(threading.Thread):
+class Sender(threading.Thread):
+    """Sends requests for new images until `stop` is set; `rate` is in images per second."""
+
+    def __init__(self, kind: str, number: int, rate: float, stop: threading.Event) -> None:
+        """The images of each `number` differ."""
+        super().__init__(name=f"{kind}-{number}", daemon=True)
+        self._number = number
+        self._pause = 1 / rate
+        self._stop_event = stop
+        self._draw = random.Random(number)
+
+
+class Client(Sender):
     """Uploads new images and sometimes known ones, and polls.
 
     It retries after a 503 or a broken connection.
@@ -91,14 +103,9 @@ class Client(threading.Thread):
     def __init__(
         self, base_url: str, ledger: Ledger, number: int, rate: float, stop: threading.Event
     ) -> None:
-        """`rate` is in new images per second."""
-        super().__init__(name=f"client-{number}", daemon=True)
+        super().__init__("client", number, rate, stop)
         self._base_url = base_url
         self._ledger = ledger
-        self._number = number
-        self._pause = 1 / rate
-        self._stop_event = stop
-        self._draw = random.Random(number)
 
     def run(self) -> None:
         sent: list[bytes] = []
