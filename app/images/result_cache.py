@@ -14,8 +14,9 @@ class ResultCache:
     """Holds successes only: they never change, while an error may be retried."""
 
     def __init__(self, entries: int, seconds: float) -> None:
-        """Keep at most `entries`, each for `seconds`."""
-        self._results: TTLCache[RecordKey, Representation] = TTLCache(entries, seconds)
+        """Keep at most `entries`, each for `seconds`; no entries means no cache."""
+        self._results: TTLCache[RecordKey, Representation] = TTLCache(max(entries, 1), seconds)
+        self._enabled = entries > 0
         self._models: set[str] = set()
 
     def get(self, key: RecordKey) -> Representation | None:
@@ -23,7 +24,7 @@ class ResultCache:
 
     def put(self, key: RecordKey, result: Representation) -> None:
         small = len(result.body) <= MAX_CACHED_BYTES
-        if small and result.status is Status.SUCCESS:
+        if self._enabled and small and result.status is Status.SUCCESS:
             self._results[key] = result
             self._models.add(key.model)
 

@@ -48,3 +48,10 @@ def test_number_of_entries_is_bounded() -> None:
     for key in keys:
         cache.put(key, result(key.image_hash))
     assert sum(cache.get(key) is not None for key in keys) == 2
+
+
+def test_no_entries_means_no_cache() -> None:
+    cache = ResultCache(0, 60)
+    key = RecordKey("acme", IMAGE, OLD)
+    cache.put(key, result())
+    assert cache.get(key) is None
