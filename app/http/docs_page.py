@@ -6,6 +6,8 @@ permits none.
 
 import html
 import json
+from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
 
 from fastapi import APIRouter, Request, Response
@@ -47,12 +49,18 @@ CONTENT_POLICY = "; ".join(
 )
 
 
+@cache
+def _read_assets() -> Mapping[str, StaticFile]:
+    """The files of Swagger UI by name. Blocks in the first call."""
+    folder = files("app.http") / "swagger"
+    return {name: StaticFile((folder / name).read_bytes(), name) for name in _ASSETS}
+
+
 def docs_routes(title: str) -> APIRouter:
     """Return the routes. FastAPI's own load Swagger UI from another host."""
     router = APIRouter(include_in_schema=False)
     page = _PAGE.format(title=html.escape(title)).encode()
-    folder = files("app.http") / "swagger"
-    assets = {name: StaticFile((folder / name).read_bytes(), name) for name in _ASSETS}
+    assets = _read_assets()
     encoded = b""
 
     @router.get("/docs")

@@ -7,6 +7,8 @@ of this origin only, and the one inline script, the import map, by its hash.
 import base64
 import hashlib
 import re
+from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
@@ -19,8 +21,9 @@ from core.http.route_access import public
 _INLINE = re.compile(rb"<script type=\"importmap\">(.*?)</script>", re.DOTALL)
 
 
-def read_assets() -> dict[str, StaticFile]:
-    """Every file of the page, by its path below `/page/`. Blocks; called once at the start."""
+@cache
+def read_assets() -> Mapping[str, StaticFile]:
+    """Every file of the page, by its path below `/page/`. Blocks in the first call."""
     found: dict[str, StaticFile] = {}
 
     def walk(folder: Traversable, above: str) -> None:
@@ -58,7 +61,7 @@ def content_policy(index: bytes) -> str:
 def page_routes() -> APIRouter:
     """The page's routes."""
     router = APIRouter(include_in_schema=False)
-    assets = read_assets()
+    assets = dict(read_assets())
     index = assets.pop("index.html")
     policy = content_policy(index.body)
 
