@@ -36,6 +36,7 @@ from core.domain.records import (
 from core.http.route_access import access_of, every_route
 from core.ports import RecordStore
 from core.settings import Settings
+from tests.support.data_folders import begin_data_folder
 from tests.support.records import claimed
 from tests.support.server import serving
 from tests.support.settings import isolated_settings
@@ -195,6 +196,7 @@ async def open_api(
     settings: Settings, clock: Clock = utc_now, opener: BackendOpener = open_backend
 ) -> AsyncIterator[Api]:
     """The API without a network: the client calls the application directly."""
+    begin_data_folder(settings)
     app = create_app(settings, clock, opener)
     transport = httpx.ASGITransport(app)
     async with (
@@ -207,6 +209,7 @@ async def open_api(
 @asynccontextmanager
 async def serve_api(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[tuple[Api, int]]:
     """The API on a free port, and the port."""
+    begin_data_folder(settings)
     app = create_app(settings, clock)
     # A failing test must not hang.
     server = Server(settings.model_copy(update={"shutdown_seconds": 5.0}), app)

@@ -11,6 +11,7 @@ from app.main import create_app
 from app.streams.poller import Poller
 from core.settings import Settings
 from tests.support.api import Api, eventually, serve_api
+from tests.support.data_folders import begin_data_folder
 from tests.support.server import serving
 
 PATIENCE = 30.0  # seconds
@@ -27,6 +28,7 @@ async def serve_streams(settings: Settings) -> AsyncIterator[Api]:
 @asynccontextmanager
 async def stoppable(settings: Settings) -> AsyncIterator[tuple[Server, Api]]:
     """As `serve_api`, and gives the server, which stops as slowly as the settings allow."""
+    begin_data_folder(settings)
     server = Server(settings, app := create_app(settings))
     async with (
         serving(server) as port,

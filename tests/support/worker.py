@@ -33,6 +33,7 @@ from core.domain.records import Record, RecordKey, new_record
 from core.settings import Settings
 from tests.support.bundles import write_colour_bundle
 from tests.support.classifiers import spawn_thread
+from tests.support.data_folders import begin_data_folder
 from tests.support.faults import Happening, watched
 from tests.support.pictures import picture, sha256
 from tests.support.settings import isolated_settings
@@ -190,6 +191,7 @@ async def running_worker(
     opener: BackendOpener = open_backend,
     spawn: Spawn = spawn_thread,
 ) -> AsyncIterator[RunningWorker]:
+    begin_data_folder(settings)
     app = create_app(settings, clock, opener, spawn, fit_in_thread)
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)
