@@ -11,13 +11,19 @@ from hypothesis import HealthCheck, settings
 
 from tests.support.api import Api, api_settings, open_api
 from tests.support.clock import LoopClock, MovableClock
+from tests.support.seeds import VARIABLE
 
-# A busy machine may take any time over one example, and that is no fault of what is tested. The
-# rest is as hypothesis has it, which in CI draws the same examples each time.
+# Examples are the same in every run, as in `tests/support/seeds.py`. A busy machine may take any
+# time over one of them, and that is no fault of what is tested.
 settings.register_profile(
-    "patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "repeatable",
+    settings(),
+    derandomize=os.environ.get(VARIABLE) != "random",
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
 )
-settings.load_profile("patient")
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)
