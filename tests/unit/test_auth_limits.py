@@ -343,14 +343,15 @@ async def test_counts_are_written_at_shutdown(
 
 
 async def test_counts_that_cannot_be_written_are_kept(
-    tmp_path: Path, colour_bundle: Path, clock: MovableClock
+    tmp_path: Path, colour_bundle: Path, clock: MovableClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with limited(tmp_path, colour_bundle, clock, rate_limit="off") as (api,):
         issued = await api.issue("acme")
         await ask(api, issued)
         with closing(sqlite3.connect(api.settings.data_dir / "keys.db")) as other:
             other.execute("BEGIN IMMEDIATE")  # longer than the timeout of the store
-            with pytest.raises(Unavailable):
+            with monkeypatch.context() as patch, pytest.raises(Unavailable):
+                patch.setattr("core.backends.embedded.database.BUSY_SECONDS", 0.1)
                 await api.authenticator.write_usage()
             assert (await ask(api, issued)).status_code == 404
         assert [row["requests"] for row in await usage(api, issued)] == [3]

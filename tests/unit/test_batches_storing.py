@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from app.batches import storing
 from app.batches.item import BatchItem
 from app.batches.storing import AT_ONCE, BatchStorer
 from app.uploads.limiter import UploadLimiter, UploadLimits, UploadSlot
@@ -77,7 +78,10 @@ async def test_invalid_image_fails_alone_with_its_duplicates(slot: UploadSlot) -
     assert slot.bytes_reserved == 0
 
 
-async def test_lasting_storage_failure_ends_the_batch(slot: UploadSlot) -> None:
+async def test_lasting_storage_failure_ends_the_batch(
+    slot: UploadSlot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storing, "PAUSES", (0.0, 0.0, 0.0))
     storer = BatchStorer(Storage(), slot, 10**6)
     with pytest.raises(Unavailable):
         for number in range(100):
@@ -87,7 +91,10 @@ async def test_lasting_storage_failure_ends_the_batch(slot: UploadSlot) -> None:
     assert slot.bytes_reserved == 0
 
 
-async def test_transient_storage_failure_is_retried(slot: UploadSlot) -> None:
+async def test_transient_storage_failure_is_retried(
+    slot: UploadSlot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storing, "PAUSES", (0.0, 0.0, 0.0))
     storage, faults = Storage(), iter([Unavailable("The storage does not answer.")])
 
     async def store(image: BatchItem) -> None:

@@ -11,6 +11,7 @@ from core.backends import open_backend
 from core.domain.records import RecordKey, Status
 from core.errors import Unavailable
 from tests.support.classifiers import held_classifiers
+from tests.support.clock import turns
 from tests.support.problems import assert_problem
 from tests.support.scripted_worker import until
 from tests.support.worker import (
@@ -87,7 +88,7 @@ async def test_second_cancellation_does_not_interrupt_the_release(
         pushing.cancel()
         await asyncio.sleep(0)
         draining = asyncio.create_task(worker.context.claims.wait_until_released())
-        await asyncio.wait((draining,), timeout=0.05)
+        await turns()
         assert not draining.done(), "shutdown waits for the release"
         proceed.set()
         assert_problem(await pushing, 503, "unavailable")
@@ -113,7 +114,7 @@ async def test_shutdown_waits_for_the_release_of_claims(tmp_path: Path) -> None:
             pushing.cancel()
             await releasing.wait()
         stopping = asyncio.create_task(stack.pop_all().aclose())
-        await asyncio.wait((stopping,), timeout=0.3)
+        await turns()
         assert not stopping.done()
         proceed.set()
         await stopping

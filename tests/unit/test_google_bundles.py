@@ -16,6 +16,9 @@ import pytest
 from app.model import read_model
 from app.models.catalogue import ModelRef
 from core.backends.bundles import Bundles, open_bundles
+from core.backends.google import bundles as bundle_objects
+from core.backends.google import objects
+from core.backends.google.blobs import RETRY
 from core.bundles import cache
 from core.bundles.bundle import Bundle, read_bundle, read_card, verify_bundle, write_sums
 from core.errors import BundleError, BundleUnavailable
@@ -276,12 +279,14 @@ async def test_the_error_of_a_forbidden_bucket_names_the_role(
 
 @pytest.mark.parametrize("status", [400, 401, 429, 500, 503])
 async def test_the_error_names_a_failing_storage(
-    bundles: Bundles, cloud: ScriptedStorage, status: int
+    bundles: Bundles, cloud: ScriptedStorage, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cloud.status["SHA256SUMS"] = status
-    assert await unavailable(bundles) == (
-        f"{URI}/SHA256SUMS cannot be fetched. The model storage does not answer."
-    )
+    with monkeypatch.context() as patch:
+        patch.setattr(objects, "RETRY", RETRY.with_timeout(0.5))
+        assert await unavailable(bundles) == (
+            f"{URI}/SHA256SUMS cannot be fetched. The model storage does not answer."
+        )
     cloud.status.clear()
     verify_bundle(await complete(bundles))
 
@@ -334,8 +339,11 @@ def set_weights(cloud: ScriptedStorage, size: int) -> None:
 # --- Interrupted downloads. -----------------------------------------------------------------------
 
 
-async def test_an_interrupted_download_resumes(bundles: Bundles, cloud: ScriptedStorage) -> None:
+async def test_an_interrupted_download_resumes(
+    bundles: Bundles, cloud: ScriptedStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It resumes more often than Google's client retries."""
+    monkeypatch.setattr(bundle_objects, "RETRY", RETRY.with_delay(0.01, 0.1, 2.0))
     set_weights(cloud, 8000)
     bundle = await manifest(bundles)
     cloud.breaks_after = 400
@@ -346,11 +354,15 @@ async def test_an_interrupted_download_resumes(bundles: Bundles, cloud: Scripted
 
 
 async def test_a_download_without_progress_fails(
-    bundles: Bundles, cloud: ScriptedStorage, settings: Settings
+    bundles: Bundles, cloud: ScriptedStorage, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = await manifest(bundles)
     cloud.status[WEIGHTS] = 503
-    with pytest.raises(BundleUnavailable, match=f"{URI}/{WEIGHTS} cannot be fetched"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(BundleUnavailable, match=f"{URI}/{WEIGHTS} cannot be fetched"),
+    ):
+        patch.setattr(bundle_objects, "RETRY", RETRY.with_timeout(0.5))
         await asyncio.to_thread(bundles.weights, URI, bundle)
     assert files(settings) == set(SMALL)
     cloud.status.clear()

@@ -378,7 +378,7 @@ async def test_request_without_an_answer_is_given_up(
 ) -> None:
     monkeypatch.setattr(datastore, "REQUEST_SECONDS", 0.1)
     monkeypatch.setattr(datastore, "TRANSACTION_SECONDS", 0.5)
-    async with served(FailingDatastore(name)) as database, asyncio.timeout(5):
+    async with served(FailingDatastore(name)) as database, asyncio.timeout(30):
         with pytest.raises(Unavailable):
             await work(database)
 
@@ -388,7 +388,7 @@ async def test_transaction_that_is_aborted_for_too_long_is_given_up(
 ) -> None:
     monkeypatch.setattr(datastore, "TRANSACTION_SECONDS", 0.1)
     scripted = AbortingDatastore(aborted=10_000)
-    async with served(scripted) as database, asyncio.timeout(5):
+    async with served(scripted) as database, asyncio.timeout(30):
         with pytest.raises(Unavailable):
             await transact(database)
     assert 1 <= scripted.calls["Commit"] < datastore.ATTEMPTS
@@ -397,11 +397,12 @@ async def test_transaction_that_is_aborted_for_too_long_is_given_up(
 async def test_close_gives_up_a_rollback_without_an_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(datastore, "REQUEST_SECONDS", 60.0)
     monkeypatch.setattr(datastore, "ROLLBACK_SECONDS", 0.1)
     scripted = FailingDatastore("Rollback")
 
     async def refuse(transaction: bytes) -> tuple[None, list[Any]]:
         return None, []
 
-    async with asyncio.timeout(5), served(scripted) as database:
+    async with asyncio.timeout(30), served(scripted) as database:
         await database.transact(refuse)

@@ -26,7 +26,7 @@ async def test_every_get_answers_head(tmp_path: Path, colour_bundle: Path) -> No
             if method != "GET" or "{" in path.replace("{image_hash}", "").replace("{job_id}", ""):
                 continue
             url = path.format(image_hash=sha256(IMAGE), job_id=job.id)
-            async with asyncio.timeout(5), api.client.stream("GET", url) as get:
+            async with asyncio.timeout(30), api.client.stream("GET", url) as get:
                 head = await api.client.head(url)
             assert head.status_code == get.status_code, url
             assert head.content == b""
@@ -49,7 +49,7 @@ async def test_head_of_a_stream_ends_and_frees_its_place(
 ) -> None:
     async with serve_streams(api_settings(tmp_path, colour_bundle, max_streams=1)) as api:
         job = await running_job(api.services.backend)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             for _ in range(3):
                 answer = await api.client.head(f"/api/v1/jobs/{job.id}/stream")
                 assert answer.status_code == 200

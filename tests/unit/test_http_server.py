@@ -12,7 +12,7 @@ import pytest
 from app.http.middleware import unread_body
 from app.http.server import OTHER_FILES, raise_file_limit
 from tests.support.api import NOTHING, Traces, eventually
-from tests.support.clock import LoopClock
+from tests.support.clock import LoopClock, turns
 from tests.support.connections import PATIENCE, Served, eventually_in_flight, serving
 from tests.support.pictures import picture, sha256
 
@@ -104,12 +104,13 @@ async def test_bytes_that_are_discarded_are_limited(
 
 
 async def test_refused_client_that_pauses_is_disconnected(
-    served: Served, monkeypatch: pytest.MonkeyPatch
+    served: Served, loop_clock: LoopClock
 ) -> None:
-    monkeypatch.setattr(unread_body, "LINGER_SECONDS", 10 * PATIENCE)
     async with served.connect() as client:
         await client.head(content_length=ELEVEN_MIB, content_type="image/png")
         assert (await client.response()).status == 413
+        await turns()
+        await loop_clock.move(unread_body.LINGER_PAUSE_SECONDS)
         assert await client.closed()
 
 
@@ -278,7 +279,7 @@ async def test_client_that_waits_for_a_result_holds_no_slot(
 
 @pytest.mark.parametrize(("path", "type_"), [("/what/fast", FORM), ("/api/v1/images", "image/png")])
 async def test_missing_body_is_refused(
-    tmp_path: Path, colour_bundle: Path, path: str, type_: str
+    tmp_path: Path, colour_bundle: Path, loop_clock: LoopClock, path: str, type_: str
 ) -> None:
     async with serving(tmp_path, colour_bundle) as served, served.connect() as client:
         limit_uploads(served, grace_seconds=0.2)
@@ -286,6 +287,8 @@ async def test_missing_body_is_refused(
         response = await client.response()
         assert (response.status, response.code) == (408, "upload_too_slow")
         assert response.headers["connection"] == "close"
+        await turns()
+        await loop_clock.move(unread_body.LINGER_PAUSE_SECONDS)
         assert await client.closed()
 
 

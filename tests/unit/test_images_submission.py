@@ -112,10 +112,13 @@ async def test_disconnect_of_one_client_does_not_cancel_the_others(api: Api) -> 
     assert api.traces() == Traces(1, 1, 1)
 
 
-async def test_failed_publish_is_503_and_the_next_upload_succeeds(api: Api) -> None:
+async def test_failed_publish_is_503_and_the_next_upload_succeeds(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The record stays `pending`, so the next upload publishes it."""
     queue = api.settings.data_dir / "queue.db"
-    with locked(queue):
+    with locked(queue), monkeypatch.context() as patch:
+        patch.setattr("core.backends.embedded.database.BUSY_SECONDS", 0.1)
         response = await api.client.post(V1, content=IMAGE)
         assert_problem(response, 503, "unavailable")
         assert response.headers["retry-after"] == "1"
@@ -134,7 +137,7 @@ async def test_deletion_waits_for_an_upload_in_progress(api: Api) -> None:
         first = asyncio.create_task(api.client.post(V1, content=IMAGE))
         await until_stored(api)
         deletion = asyncio.create_task(api.client.delete(f"{V1}/{HASH}"))
-        await asyncio.wait({deletion}, timeout=0.2)
+        await turns()
         assert not deletion.done()
         second = asyncio.create_task(api.client.post(V1, content=IMAGE))
         await until_submitting(api, 2)

@@ -568,9 +568,15 @@ async def failing_api(
     ],
 )
 async def test_interrupted_creation_continues(
-    tmp_path: Path, colour_bundle: Path, port: str, call: str, after: bool
+    tmp_path: Path,
+    colour_bundle: Path,
+    port: str,
+    call: str,
+    after: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The job is not visible before."""
+    monkeypatch.setattr("app.batches.storing.PAUSES", (0.0, 0.0, 0.0))
     plan = {call: after}
     async with failing_api(tmp_path, colour_bundle, **{port: plan}) as api:
         images = files(RED, BLUE, RED, b"bad")

@@ -229,7 +229,7 @@ async def test_threads_of_the_resolver_end_with_the_client(
     async with listening(Receiver().serve) as port, a_client() as client:
         await client.post(f"http://localhost:{port}/", b"{}", {})
         assert resolving()
-    await until(lambda: not resolving(), 10)
+    await until(lambda: not resolving())
 
 
 async def test_silent_receiver_times_out() -> None:

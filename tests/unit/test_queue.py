@@ -644,10 +644,10 @@ async def test_outcomes_survive_a_database_that_does_not_answer(
                 failed = "queue database unavailable; retrying"
                 await until(lambda: [line["event"] for line in lines].count(failed) >= 2)
                 assert worker.in_flight == 0
-            await until(lambda: len(worker.deliveries) >= 6, seconds=10)
+            await until(lambda: len(worker.deliveries) >= 6)
             await emptied(store)
             await publish(store, 4)
-            await until(lambda: len(worker.deliveries) >= 7, seconds=10)
+            await until(lambda: len(worker.deliveries) >= 7)
     deliveries = sorted((int(d.image_hash, 16), d.attempt) for d in worker.deliveries)
     assert deliveries == [(0, 1), (1, 1), (1, 2), (2, 1), (3, 1), (3, 2), (4, 1)]
 
@@ -698,7 +698,7 @@ async def test_expiry_continues_after_a_database_that_does_not_answer(
                 failed = "message expiry failed"
                 await until(lambda: failed in [line["event"] for line in lines])
             await publish(store, 2, age=timedelta(hours=2))
-            await until(lambda: len(worker.to(DEAD_LETTER_PATH)) == 2, seconds=10)
+            await until(lambda: len(worker.to(DEAD_LETTER_PATH)) == 2)
     reasons = {line["reason"] for line in lines if line["event"] == "dead letter"}
     assert reasons == {"older than the retention"}
 

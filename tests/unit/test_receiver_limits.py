@@ -48,17 +48,17 @@ async def test_failing_receiver_gets_one_delivery_at_a_time_until_one_succeeds()
 
 
 async def test_delivery_that_waits_for_its_receiver_holds_no_slot_of_the_total() -> None:
-    limits = ReceiverLimits(total=2, per_receiver=1, wait_seconds=30)
+    limits = ReceiverLimits(total=2, per_receiver=1, wait_seconds=60)
     async with AsyncExitStack() as waiting, limits.slot("slow"):
         queued = asyncio.create_task(waiting.enter_async_context(limits.slot("slow")))
         await asyncio.sleep(0)
-        async with asyncio.timeout(5), limits.slot("fast"):
+        async with asyncio.timeout(30), limits.slot("fast"):
             assert not queued.done()
         queued.cancel()
 
 
 async def test_delivery_cancelled_while_it_waits_for_the_total_returns_its_slot() -> None:
-    limits = ReceiverLimits(total=1, per_receiver=1, wait_seconds=30)
+    limits = ReceiverLimits(total=1, per_receiver=1, wait_seconds=60)
     delivered = asyncio.Event()
 
     async def deliver() -> None:
@@ -70,7 +70,7 @@ async def test_delivery_cancelled_while_it_waits_for_the_total_returns_its_slot(
         await asyncio.sleep(0)
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await second
     assert delivered.is_set()
 
