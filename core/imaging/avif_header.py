@@ -5,6 +5,7 @@ and four seconds, during which the process does nothing else. The API therefore 
 needs: `ispe`, the dimensions of each image item. Boxes are those of ISO/IEC 14496-12 and 23008-12.
 """
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -105,6 +106,8 @@ _IDENTITY, _YCGCO, _YCGCO_RE, _FIRST_UNKNOWN = 0, 8, 16, 18
 _YCGCO_RE_DEPTH = 10  # for 8 bits a sample
 _SUBSAMPLED_IDENTITY = "identity with subsampled colours"
 _FULL_RANGE = 0x80
+_MAJOR_BRANDS = frozenset({*_BRANDS, b"mif1", b"msf1"})  # those that Pillow knows
+_METADATA_ITEMS = frozenset({b"Exif", b"mime"})
 _ALPHA = (b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha", b"urn:mpeg:hevc:2015:auxid:1")
 
 
@@ -131,6 +134,16 @@ class _Items:
         for index in self.of_item.get(item, ()):
             if 0 < index <= len(self.properties):
                 yield self.properties[index - 1]
+
+    def configuration(self, item: int) -> int:
+        """The flags in the third byte of an item's `av1C`; 0 if it has none."""
+        found = self.find(item, b"av1C")
+        return 0 if found is None or found[2] - found[1] < 3 else self.data[found[1] + 2]
+
+    def depth(self, item: int) -> int:
+        """The bits of an item's samples, as its `av1C` declares them."""
+        flags = self.configuration(item)
+        return 8 if not flags & 0x40 else 12 if flags & 0x20 else 10
 
     def find(self, item: int, kind: bytes) -> tuple[int, int, int] | None:
         """The index and the offsets of an item's first property of a type."""
@@ -214,6 +227,7 @@ def _code_points(items: _Items, config: ColourConfig | None) -> _CodePoints | No
 def _check_matrix(items: _Items, config: ColourConfig | None, points: _CodePoints | None) -> None:
     """Raise UnsupportedImage if the colours are coded in a way that libavif cannot convert."""
     name: str | None = None
+    depth = items.depth(items.primary or 0) if config is None else config.depth
     if points is not None:
         matrix = points.matrix
         name = _MATRICES.get(matrix)
@@ -221,9 +235,7 @@ def _check_matrix(items: _Items, config: ColourConfig | None, points: _CodePoint
             name = f"number {matrix}"
         elif matrix == _YCGCO and not points.full_range:
             name = "YCgCo with limited range"
-        elif matrix == _YCGCO_RE and not (
-            points.full_range and _depth(items, config) == _YCGCO_RE_DEPTH
-        ):
+        elif matrix == _YCGCO_RE and not (points.full_range and depth == _YCGCO_RE_DEPTH):
             name = "YCgCo-Re, not with 10 bits in full range"
         elif matrix == _IDENTITY and _subsampled(items, config):
             name = _SUBSAMPLED_IDENTITY
@@ -239,21 +251,8 @@ def _subsampled(items: _Items, config: ColourConfig | None) -> bool:
     """Whether the coded colours have fewer samples than pixels (AV1 in ISOBMFF, `av1C`)."""
     if config is not None:
         return config.subsampled
-    flags = _configuration_flags(items)
+    flags = items.configuration(items.primary or 0)
     return not flags & 0x10 and bool(flags & 0x0C)  # not monochrome, and chroma_subsampling_x or _y
-
-
-def _depth(items: _Items, config: ColourConfig | None) -> int:
-    if config is not None:
-        return config.depth
-    flags = _configuration_flags(items)
-    return 8 if not flags & 0x40 else 12 if flags & 0x20 else 10
-
-
-def _configuration_flags(items: _Items) -> int:
-    """The third byte of the primary image's `av1C`; 0 if there is none."""
-    found = items.find(items.primary or 0, b"av1C")
-    return 0 if found is None or found[2] - found[1] < 3 else items.data[found[1] + 2]
 
 
 def _coded_data(items: _Items) -> bytes:
@@ -265,10 +264,11 @@ def _coded_data(items: _Items) -> bytes:
     item = items.primary or 0
     at, end = items.boxes.get(b"iref", (0, 0))
     id_size = 2 if reader.number(at, 1) == 0 else 4
-    for kind, begin, _ in reader.boxes(at + _FULL_BOX, end):
-        if kind == b"dimg" and reader.number(begin, id_size) == items.primary:
-            item = reader.number(begin + id_size + 2, id_size)  # behind the number of references
-            break
+    with contextlib.suppress(TooManyBoxes):
+        for kind, begin, _ in reader.boxes(at + _FULL_BOX, end):
+            if kind == b"dimg" and reader.number(begin, id_size) == items.primary:
+                item = reader.number(begin + id_size + 2, id_size)  # behind their number
+                break
     coded = bytearray()
     for begin, size in _extents(reader, items, item):
         coded += items.data[begin : begin + min(size, SEARCHED_BYTES - len(coded))]
@@ -309,14 +309,58 @@ def _extents(reader: "_BoxReader", items: _Items, wanted: int) -> Iterator[tuple
 
 
 def _repaired(data: bytes | bytearray, items: _Items | None) -> tuple[Part, ...]:
-    """The file. Where its alpha image has no `ispe`, that of the primary image is added.
+    """The file, without what the decoder refuses although it is not needed for the pixels.
 
-    Encoders left it out until 2021, and libavif refuses the file. The new `meta` goes to the end,
-    so that the offsets in the file stay right.
+    Where an alpha image has no `ispe`, that of the primary image is added. Encoders left it out
+    until 2021, and libavif refuses the file. The new `meta` goes to the end, so that the offsets in
+    the file stay right.
     """
-    whole: tuple[Part, ...] = ((0, len(data)),)
-    if items is None or items.primary is None:
-        return whole
+    replaced = _replaced(data, items)
+    meta = b""
+    if items is not None and (grown := _with_alpha_sizes(items, replaced)):
+        meta = grown
+        replaced[items.meta[0] + 4] = b"free"
+    parts: list[Part] = []
+    at = 0
+    for begin in sorted(replaced):
+        parts += [(at, begin), replaced[begin]]
+        at = begin + len(replaced[begin])
+    return (*parts, (at, len(data)), meta)
+
+
+def _replaced(data: bytes | bytearray, items: _Items | None) -> dict[int, bytes]:
+    """Bytes to replace, by their offset: the types of items and properties to ignore."""
+    replaced: dict[int, bytes] = {}
+    if not is_avif(data):
+        return replaced
+    if bytes(data[8:12]) not in _MAJOR_BRANDS:
+        replaced[8] = _BRANDS[0]
+    if items is None:
+        return replaced
+    # libavif reads EXIF and XMP, and refuses the file if they are broken. The orientation is not
+    # taken from there, but from `irot` and `imir`.
+    at, end = items.boxes.get(b"iinf", (0, 0))
+    reader = _BoxReader(data)
+    with contextlib.suppress(TooManyBoxes):
+        for kind, begin, _ in reader.boxes(at + _FULL_BOX + (4 if data[at] else 2), end):
+            type_at = begin + _FULL_BOX + (4 if reader.number(begin, 1) < 3 else 6)
+            if kind == b"infe" and bytes(data[type_at : type_at + 4]) in _METADATA_ITEMS:
+                replaced[type_at] = b"skip"
+    # libavif refuses a file whose `pixi` names other depths than its `av1C`.
+    for item in items.of_item:
+        found = items.find(item, b"pixi")
+        if found is not None and items.find(item, b"av1C") is not None:
+            _, begin, end = found
+            if set(data[begin + _FULL_BOX + 1 : end]) - {items.depth(item)}:
+                replaced[begin - 4] = b"skip"
+    return replaced
+
+
+def _with_alpha_sizes(items: _Items, replaced: dict[int, bytes]) -> bytes | None:
+    """`meta` with a size for each alpha image. None if all have one, or if it cannot be added."""
+    data = items.data
+    if items.primary is None:
+        return None
     size = items.find(items.primary, b"ispe")
     missing = [
         item
@@ -328,19 +372,22 @@ def _repaired(data: bytes | bytearray, items: _Items | None) -> tuple[Part, ...]
         and items.data[items.counts[item]] < 255
     ]
     if size is None or not missing or (not items.wide and size[0] > 0x7F):
-        return whole
+        return None
     begin, end = items.meta
     entry = size[0].to_bytes(2 if items.wide else 1, "big")
     meta = bytearray(data[begin:end])
+    for at, value in replaced.items():
+        if begin <= at < end:
+            meta[at - begin : at - begin + len(value)] = value
     for item in sorted(missing, key=lambda each: -items.ends[each]):  # from the end
         meta[items.counts[item] - begin] += 1
         meta[items.ends[item] - begin : items.ends[item] - begin] = entry
     grown = len(entry) * len(missing)
     for box, box_end in items.parents:
         if int.from_bytes(data[box : box + 4], "big") != box_end - box:
-            return whole  # a 64-bit size, or one that ends with the file
+            return None  # a 64-bit size, or one that ends with the file
         meta[box - begin : box - begin + 4] = (box_end - box + grown).to_bytes(4, "big")
-    return ((0, begin + 4), b"free", (begin + 8, len(data)), bytes(meta))
+    return bytes(meta)
 
 
 class _BoxReader:

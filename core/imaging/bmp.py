@@ -5,13 +5,13 @@ import io
 from PIL.BmpImagePlugin import BmpImageFile
 
 from core.errors import UnsupportedImage
-from core.imaging.encoded import EncodedImage, broken_header
+from core.imaging.encoded import EncodedImage, Part, broken_header
 
 # The sizes of the headers that follow the file header, which begin with the width and the height.
 HEADER_SIZES = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
 
 _BIT_FIELDS = (3, 6)
-_RUN_LENGTHS = (1, 2)  # compressions RLE8 and RLE4
+_RUN_LENGTHS = {1: 8, 2: 4}  # the bits a pixel of the compressions RLE8 and RLE4
 _HEADER_BYTES = 4_096  # the longest header, with its colours
 _COMPRESSIONS = {4: "JPEG", 5: "PNG", 11: "CMYK", 12: "CMYK", 13: "CMYK"}
 
@@ -23,22 +23,32 @@ def is_bmp(data: bytes | bytearray) -> bool:
 def read_bmp(data: bytes | bytearray) -> EncodedImage:
     """Raises InvalidImage, and UnsupportedImage for varieties that are not decoded."""
     head = bytes(data[:_HEADER_BYTES])
-    if head[14] >= 40 and (name := _COMPRESSIONS.get(int.from_bytes(head[30:34], "little"))):
+    short = head[14] < 40  # without a compression and a number of colours
+    bits = int.from_bytes(head[24:26] if head[14] == 12 else head[28:30], "little")
+    compression = 0 if short else int.from_bytes(head[30:34], "little")
+    if name := _COMPRESSIONS.get(compression):
         raise UnsupportedImage(f"The BMP contains {name} data, which is not supported.")
+    if bits != _RUN_LENGTHS.get(compression, bits):
+        raise _unsupported(bits, compression)
+    parts: tuple[Part, ...] = ((0, len(data)),)
+    if not short and bits <= 8 and int.from_bytes(head[46:50], "little") > 1 << bits:
+        most = (1 << bits).to_bytes(4, "little")  # browsers ignore the further colours as well
+        head, parts = head[:46] + most + head[50:], ((0, 46), most, (50, len(data)))
     try:
         with BmpImageFile(io.BytesIO(head)) as image:
             size = image.size
     except OSError as error:
         if "Unsupported" in str(error):
-            bits = int.from_bytes(head[24:26] if head[14] == 12 else head[28:30], "little")
-            compression = int.from_bytes(head[30:34], "little") if head[14] >= 40 else 0
-            fields = ", with bit fields of an unusual layout," if compression in _BIT_FIELDS else ""
-            raise UnsupportedImage(
-                f"The BMP has {bits} bits a pixel{fields} and compression {compression}, which is "
-                "not supported."
-            ) from None
+            raise _unsupported(bits, compression) from None
         raise broken_header("BMP") from None
     except Exception:  # noqa: BLE001 - a hostile header makes a parser raise anything
         raise broken_header("BMP") from None
-    run_lengths = head[14] >= 40 and int.from_bytes(head[30:34], "little") in _RUN_LENGTHS
-    return EncodedImage(size=size, parts=((0, len(data)),), run_lengths=run_lengths)
+    return EncodedImage(size=size, parts=parts, run_lengths=compression in _RUN_LENGTHS)
+
+
+def _unsupported(bits: int, compression: int) -> UnsupportedImage:
+    fields = ", with bit fields of an unusual layout," if compression in _BIT_FIELDS else ""
+    return UnsupportedImage(
+        f"The BMP has {bits} bits a pixel{fields} and compression {compression}, which is not "
+        "supported."
+    )

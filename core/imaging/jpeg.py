@@ -43,6 +43,7 @@ def read_jpeg(data: bytes | bytearray) -> EncodedImage:
             at += 2
             continue
         begin, end = at + 4, at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        end = max(end, begin) if marker in _METADATA else end  # libjpeg reads lengths below 2 as 2
         if marker == _END or end < begin or end > len(data):
             raise broken
         if marker == _START_OF_SCAN:

@@ -18,6 +18,7 @@ MAX_VALUES = 400_000  # of one tag: an image of 65,535 rows has four strips a ro
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _ORIENTATION = 256, 257, 258, 259, 274
 _PHOTOMETRIC, _SAMPLES, _SAMPLE_FORMAT = 262, 277, 339
+_FILL_ORDER, _ROWS_PER_STRIP, _PLANAR, _PREDICTOR, _SUBSAMPLING = 266, 278, 284, 317, 530
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2  # of the photometric interpretation
 _SIGNED, _FLOAT = 2, 3  # of the sample format
 _SHORT = 3  # the type of a field
@@ -30,6 +31,18 @@ _PIXEL_TAGS = frozenset(
         *(332, 334, 338, 339, 347, *range(512, 522), 529, 530, 531, 532),
     }
 )
+# Tags with one value. libtiff reads none of a file in which one of them has several.
+_SINGLE = frozenset(
+    {
+        *(_WIDTH, _HEIGHT, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _SAMPLES, _ROWS_PER_STRIP),
+        *(_PLANAR, 292, 293, _PREDICTOR, 322, 323),
+    }
+)
+# Values that TIFF 6.0 does not define, or that are larger than any image. The default holds.
+_VALID = {_FILL_ORDER: range(1, 3), _PLANAR: range(1, 3), _ROWS_PER_STRIP: range(1, 2**32)}
+_FAX = frozenset({2, 3, 4})  # compressions of 1 bit a sample
+_PREDICTED = frozenset({5, 8, 32_946, 34_925, 50_000})  # compressions that allow a predictor
+_DIFFERENCES, _FLOAT_DIFFERENCES = 2, 3  # the predictors
 _LONG_LISTS = frozenset({_STRIP_OFFSETS, _STRIP_SIZES, _TILE_OFFSETS, _TILE_SIZES})
 _TYPE_SIZES = {
     **dict.fromkeys((1, 2, 6, 7), 1),
@@ -94,7 +107,11 @@ def read_tiff(data: bytes | bytearray, *, header_only: bool = False) -> EncodedI
         colours = _RGB if numbers.get(_SAMPLES, 1) >= 3 else _BLACK_IS_ZERO
         value = colours.to_bytes(2, layout.order)
         entries[_PHOTOMETRIC] = _Entry(_PHOTOMETRIC, _SHORT, 1, value)
-    pixels = [entry for tag, entry in sorted(entries.items()) if tag in _PIXEL_TAGS]
+    pixels = [
+        _first_value(entry) if tag in _SINGLE else entry
+        for tag, entry in sorted(entries.items())
+        if tag in _PIXEL_TAGS and numbers.get(tag, 0) in _VALID.get(tag, range(2**64))
+    ]
     if header_only:
         pixels = [_first_value(each) if each.tag in _LONG_LISTS else each for each in pixels]
     body_end = 0 if header_only else len(data)
@@ -116,6 +133,8 @@ def check_tiff(data: bytes | bytearray) -> EncodedImage:
     image = read_tiff(data, header_only=True)
     if 0 in image.size:
         return image
+    if not _coding_known(data):
+        raise UnsupportedImage(_variety(data))
     try:
         with TiffImageFile(io.BytesIO(image.without_metadata(data))):
             return image
@@ -127,17 +146,36 @@ def check_tiff(data: bytes | bytearray) -> EncodedImage:
         raise broken_header("TIFF") from None
 
 
+def _coding_known(data: bytes | bytearray) -> bool:
+    """Whether libtiff knows how the samples are coded. Pillow does not look at these tags."""
+    numbers = _numbers(data)
+    bits, compression = numbers.get(_BITS, 1), numbers.get(_COMPRESSION, 1)
+    if compression in _FAX and bits != 1:
+        return False
+    if compression not in _PREDICTED:
+        return True
+    predictor = numbers.get(_PREDICTOR, 1)
+    if predictor == _FLOAT_DIFFERENCES:
+        return numbers.get(_SAMPLE_FORMAT) == _FLOAT
+    return predictor == 1 or (predictor == _DIFFERENCES and bits in (8, 16, 32, 64))
+
+
 def _variety(data: bytes | bytearray) -> str:
     """Names the tags of a TIFF that the decoder refuses."""
-    layout = _layout(data)
-    entries = _entries(data, layout)
-    numbers = {tag: _number(entry, layout.order) for tag, entry in entries.items()}
+    numbers = _numbers(data)
     kind = {_SIGNED: "signed ", _FLOAT: "floating-point "}.get(numbers.get(_SAMPLE_FORMAT, 1), "")
     return (
         f"The TIFF has {numbers.get(_SAMPLES, 1)} {kind}samples of {numbers.get(_BITS, 1)} bits a "
-        f"pixel, colour space {numbers.get(_PHOTOMETRIC)}, and compression "
-        f"{numbers.get(_COMPRESSION, 1)} (TIFF 6.0). This combination is not supported."
+        f"pixel, colour space {numbers.get(_PHOTOMETRIC)}, compression "
+        f"{numbers.get(_COMPRESSION, 1)}, and predictor {numbers.get(_PREDICTOR, 1)} (TIFF 6.0). "
+        "This combination is not supported."
     )
+
+
+def _numbers(data: bytes | bytearray) -> dict[int, int]:
+    """The first value of each tag in the first directory."""
+    layout = _layout(data)
+    return {tag: _number(each, layout.order) for tag, each in _entries(data, layout).items()}
 
 
 def _layout(data: bytes | bytearray) -> _Layout:

@@ -212,6 +212,12 @@ def jpegs() -> Iterator[Odd]:
         ("a broken Photoshop segment", 0xED, b"Photoshop 3.0\x008BIM\xff\xff\xff"),
     ):
         yield Odd(f"jpeg with {name}", with_segment(marker, content), shown())
+    for length in (0, 1):
+        yield Odd(
+            f"jpeg whose JFIF segment declares {length} bytes",
+            lambda n=length: c.patched(good(), 4, struct.pack(">H", n)),  # type: ignore[misc]
+            shown(),
+        )
     yield Odd("jpeg with fill bytes", lambda: c.jpeg_with(good(), b"\xff" * 30), shown())
     yield Odd(
         "jpeg with bytes between segments", lambda: good()[:20] + b"abc" + good()[20:], shown()
@@ -552,6 +558,14 @@ def _avif_in_av1(layout: str, points: avif.Points, *, tiles: int = 0, **options:
     return avif.avif_of(avif.Coded.of(layout).with_colours(points, **options), tiles=tiles)
 
 
+def _avif_with_lost_xmp() -> bytes:
+    packet = b"<x:xmpmeta>" + bytes(500)
+    data = _plain("AVIF", quality=95, subsampling="4:4:4", xmp=packet)
+    place = struct.pack(">II", data.index(packet), len(packet))
+    assert place in data
+    return data.replace(place, struct.pack(">II", 2**30, len(packet)))
+
+
 def avif_alpha_without_size() -> bytes:
     """The alpha image has no `ispe` of its own, as encoders wrote it until 2021."""
     data = bytearray(encode(_with_hole(), "AVIF", quality=95, subsampling="4:4:4"))
@@ -596,6 +610,21 @@ def avifs() -> Iterator[Odd]:
             profile("display p3"), Image.linear_gradient("L").resize(avif.SIZE).convert("RGB")
         ),
     )
+    still = partial(_plain, "AVIF", quality=95, subsampling="4:4:4")
+
+    def changed(before: bytes, after: bytes, **options: object) -> Callable[[], bytes]:
+        data = still(**options)
+        assert before in data
+        return lambda: data.replace(before, after, 1)
+
+    exif = b"Exif\0\0" + c.exif([(0x0131, 2, 4, b"abc\0")])
+    for name, make in (
+        ("another major brand", changed(b"ftypavif", b"ftypMA1B")),
+        ("a wrong depth in its summary", changed(b"pixi\0\0\0\0\3\x08", b"pixi\0\0\0\0\3\x0a")),
+        ("broken EXIF", changed(b"II*\0", b"JJJJ", exif=exif)),
+        ("XMP outside of the file", _avif_with_lost_xmp),
+    ):
+        yield Odd(f"avif with {name}", make, scene)
     yield Odd(
         "avif in display p3 (nclx)", avif_in_display_p3, partial(_converted, profile("display p3"))
     )
@@ -631,12 +660,31 @@ def bmps() -> Iterator[Odd]:
         yield Odd(f"bmp of 32 bits with alpha {alpha}", partial(fields, alpha), scene)
     yield from _run_lengths()
     yield Odd(
+        "bmp with more colours than its pixels can have",
+        _bmp_with_300_colours,
+        lambda: scene().quantize(200).convert("RGB"),
+    )
+    yield Odd(
+        "bmp of runs with 24 bits",
+        lambda: c.patched(encode(scene(), "BMP"), 30, b"\1\0\0\0"),
+        None,
+        415,
+    )
+    yield Odd(
         "bmp that contains a JPEG",
         lambda: c.patched(encode(scene(), "BMP"), 30, b"\4\0\0\0"),
         None,
         415,
     )
     yield Odd("bmp cut in its header", lambda: encode(scene(), "BMP")[:30], None, 422)
+
+
+def _bmp_with_300_colours() -> bytes:
+    data = encode(scene().quantize(200), "BMP")
+    start = int.from_bytes(data[10:14], "little")
+    more = bytes(4 * 300 - (start - 54))
+    data = c.patched(data, 46, struct.pack("<I", 300))
+    return c.patched(data, 10, struct.pack("<I", start + len(more)))[:start] + more + data[start:]
 
 
 def run_length_bmp(size: int = 0) -> bytes:
@@ -857,6 +905,28 @@ def _odd_samples() -> Iterator[Odd]:
         ),
         scene,
     )
+    grey, packed_grey = shades.tobytes(), zlib.compress(shades.tobytes())
+    for name, more in (
+        ("two widths", {256: (SIZE[0], 1)}),
+        ("strips of no rows", {278: 0}),
+        ("an unknown arrangement of its planes", {284: 9}),
+    ):
+        yield Odd(f"tiff with {name}", partial(_tiff_of, [grey], more), shown)
+    half = np.stack([shades // 2, np.full_like(shades, 128)], axis=-1)
+    yield Odd(
+        "tiff of shades multiplied by their alpha",
+        partial(_tiff_of, [half.tobytes()], {258: (8, 8), 277: 2, 338: 1}),
+        lambda: _flattened(
+            Image.merge("LA", [scene().convert("L"), Image.new("L", SIZE, 128)]).convert("RGBA")
+        ),
+    )
+    for name, more in (
+        ("an unknown predictor", {259: 8, 317: 9}),
+        ("a predictor for 1 bit", {258: 1, 259: 8, 317: 2}),
+        ("a predictor of floating-point samples for integers", {259: 8, 317: 3}),
+        ("the compression of a fax for 8 bits", {259: 4}),
+    ):
+        yield Odd(f"tiff with {name}", partial(_tiff_of, [packed_grey], more), None, 415)
     refused: dict[str, Mapping[int, _TagValue]] = {
         "samples of 64 bits": {258: 64, 339: 3},
         "WebP": three | {259: 50_001},

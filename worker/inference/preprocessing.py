@@ -390,6 +390,8 @@ def _resizable(encoded: EncodedImage, image: Image.Image, data: bytes) -> Image.
 
 
 def _with_alpha(image: Image.Image) -> Image.Image:
+    if image.mode == "La":  # premultiplied alpha, which Pillow converts to LA alone
+        image = image.convert("LA")
     with_alpha = image if image.mode == "RGBA" else image.convert("RGBA")
     # Programs that know no transparency leave zeros in the fourth byte of a BMP.
     if image.format == "BMP" and with_alpha.getchannel("A").getextrema() == (0, 0):
