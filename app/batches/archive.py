@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
-MEDIA_TYPES = ("application/zip", "application/x-zip-compressed")
+MEDIA_TYPES = ("application/zip", "application/x-zip-compressed", "application/x-zip")
 AT_ONCE = 4  # archives that one process spools
 MAX_DOCUMENT = 4 * 1024 * 1024  # 10,000 examples with long labels
 WRITE_BYTES = 1024 * 1024  # written at once

@@ -20,6 +20,7 @@ _ESCAPED = re.compile(rb"\\([\"\\])")
 _BROWSER_ESCAPES = {"%22": '"', "%0D": "\r", "%0A": "\n", "%0d": "\r", "%0a": "\n"}
 _BROWSER_ESCAPE = re.compile("|".join(_BROWSER_ESCAPES))
 _ENCODED_WORDS = re.compile(r"(?:=\?[^?\s]+\?[bBqQ]\?[^?]*\?=\s*)+")
+_REPLACEMENT = "\ufffd"
 _UNRESERVED = re.compile(r"(?:[A-Za-z0-9_.~-]|%[0-9A-Fa-f]{2})*%[0-9A-Fa-f]{2}[A-Za-z0-9_.~%-]*")
 
 
@@ -40,12 +41,20 @@ def read_disposition(header: bytes, *, from_browser: bool) -> PartName:
         parameters.setdefault(key.decode().lower(), _unquoted(value))
     field = parameters.get("name", b"").decode(errors="replace")
     extended = _extended(parameters)
-    if extended is not None:
+    # A `filename*` in an unknown charset is ignored if there is another name (RFC 6266, 4.3).
+    undecoded = not extended or _REPLACEMENT in extended
+    if "filename" not in parameters or (extended is not None and not undecoded):
         return PartName(field, extended)
-    if "filename" not in parameters:
-        return PartName(field, None)
-    name = parameters["filename"].decode(errors="replace")
+    name = _text(parameters["filename"])
     return PartName(field, _decoded(name, from_browser=from_browser))
+
+
+def _text(value: bytes) -> str:
+    """UTF-8, or the Latin-1 of older clients, which browsers read as Windows-1252."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("cp1252", errors="replace")
 
 
 def _unquoted(value: bytes) -> bytes:
@@ -73,7 +82,7 @@ def _extended(parameters: dict[str, bytes]) -> str | None:
     if not parts:
         return None
     whole = b"".join(parts)
-    return _percent_decoded(whole) if encoded else whole.decode(errors="replace")
+    return _percent_decoded(whole) if encoded else _text(whole)
 
 
 def _percent_decoded(value: bytes) -> str:

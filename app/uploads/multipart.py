@@ -82,6 +82,10 @@ def is_form(content_type: str) -> bool:
 
 
 def _malformed(error: MultipartError) -> MalformedBody:
+    if "line break" in str(error):
+        return MalformedBody(
+            "The lines of the form end with LF. They must end with CR LF (RFC 2046)."
+        )
     return MalformedBody(f"The form cannot be parsed: {error}.")
 
 

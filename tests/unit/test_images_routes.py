@@ -413,9 +413,9 @@ async def test_result_of_another_process_has_the_same_representation(
 async def test_cached_result_needs_no_store(
     tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for entries, expected in ((10, 200), (0, 404)):
-        monkeypatch.setattr("app.images.service.CACHE_ENTRIES", entries)
-        async with open_api(api_settings(tmp_path / str(entries), colour_bundle)) as api:
+    for seconds, expected in ((60.0, 200), (0.0, 404)):
+        monkeypatch.setattr("app.images.service.CACHE_SECONDS", seconds)
+        async with open_api(api_settings(tmp_path / str(seconds), colour_bundle)) as api:
             await post(api, V1)
             await api.finish_submissions()
             await api.succeed(HASH)

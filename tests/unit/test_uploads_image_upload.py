@@ -180,6 +180,11 @@ async def test_unparsable_forms_are_malformed(body: bytes, content_type: str) ->
     assert isinstance(await refusal(body, content_type), MalformedBody)
 
 
+async def test_form_whose_lines_end_with_lf_is_told_so() -> None:
+    body = form(part(b"bytes")).replace(b"\r\n", b"\n")
+    assert "must end with CR LF" in (await refusal(body, FORM)).detail
+
+
 async def test_empty_raw_body_is_invalid() -> None:
     assert isinstance(await refusal(b"", "image/png"), InvalidRequest)
 
