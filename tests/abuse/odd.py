@@ -382,6 +382,12 @@ def pngs() -> Iterator[Odd]:
             with_chunk((b"cICP", points), (b"iCCP", b"ICC\0\0" + zlib.compress(swapped))),
             partial(_converted, icc),
         )
+    for name, transfer in (("PQ", 16), ("HLG", 18)):
+        yield Odd(
+            f"png in {name} (cICP)",
+            partial(_in_high_range, transfer, b"\1" + bytes((transfer, 0, 1))),
+            _bright_scene,
+        )
     for name, points in (("unknown", b"\x63\x63\0\1"), ("short", b"\x0c")):
         yield Odd(f"png with {name} code points", with_chunk((b"cICP", points)), scene)
     yield Odd(
@@ -389,6 +395,30 @@ def pngs() -> Iterator[Odd]:
         with_chunk((b"gAMA", struct.pack(">I", 100_000))),
         partial(_converted, profile(gamma=1.0)),
     )
+
+
+def _bright_scene() -> Image.Image:
+    """The scene with a white part."""
+    image = scene().copy()
+    image.paste("white", (12, 12, 21, 21))
+    return image
+
+
+def _in_high_range(transfer: int, points: bytes) -> bytes:
+    """The bright scene with these code points, whose white part is five times as bright."""
+    values = np.asarray(_bright_scene()) / 255
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    light = 203 * linear  # candela a square metre
+    light[12:21, 12:21] *= 5
+    if transfer == 16:  # SMPTE ST 2084
+        power = (np.clip(light, 0, None) / 10_000) ** (1305 / 8192)
+        signal = ((107 / 128 + 2413 / 128 * power) / (1 + 2392 / 128 * power)) ** (2523 / 32)
+    else:  # BT.2100, table 5
+        shade = np.clip(light / 1_000, 0, 1) ** (1 / 1.2)
+        logarithm = 0.17883277 * np.log(np.maximum(12 * shade - 0.28466892, 1e-9)) + 0.55991073
+        signal = np.where(shade <= 1 / 12, np.sqrt(3 * shade), logarithm)
+    image = Image.fromarray(np.rint(signal * 255).clip(0, 255).astype(np.uint8))
+    return c.png_with(encode(image, "PNG"), (b"cICP", points))
 
 
 def _odd_pixel_chunks(good: Callable[[], bytes]) -> Iterator[Odd]:
