@@ -13,6 +13,7 @@ from opentelemetry import trace
 from core.errors import Unavailable
 from core.http.route_access import public
 from core.observability.metrics import METRICS_PATH, ServiceMetrics
+from core.observability.tracing import record_with
 from core.settings import Settings
 
 if TYPE_CHECKING:
@@ -107,7 +108,8 @@ class Observability:
             log.error("traces are off", wanted=settings.traces, reason=reason)
             return None
         if provider is not None:
-            trace.set_tracer_provider(provider)
+            trace.set_tracer_provider(provider)  # for the spans of libraries
+            record_with(provider)
         return provider
 
 
