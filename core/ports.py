@@ -76,11 +76,12 @@ class RecordStore(Store[RecordKey, Record], Protocol):
         """The image's records under every model."""
         ...
 
-    async def begin_deletion(self, image: ImageKey, *, has_blob: bool) -> Deletion:
+    async def begin_deletion(self, image: ImageKey, owner: str, *, has_blob: bool) -> Deletion:
         """Delete the image's records under every model, and note that its bytes are next.
 
         One transaction, durably. Raises NotFound where there is no record and `has_blob` is false,
-        and Conflict while another process deletes the image.
+        and Conflict while another process deletes the image. A repeated call with the same `owner`
+        (`deletions.new_owner`) returns the deletion that the first one began.
         """
         ...
 
@@ -100,10 +101,11 @@ class RecordStore(Store[RecordKey, Record], Protocol):
         """At most `limit` deletions of all tenants whose `wake_at` is not after `now`."""
         ...
 
-    async def clean_up_deletion(self, image: ImageKey) -> Deletion | None:
+    async def clean_up_deletion(self, image: ImageKey, owner: str) -> Deletion | None:
         """Apply `deletions.clean_up` in a transaction, where the deletion is due.
 
-        Returns the deletion if the caller must delete the image's bytes once more, and end it.
+        Returns the deletion if the caller must delete the image's bytes once more, and end it. So
+        does a repeated call with the same `owner`.
         """
         ...
 

@@ -18,11 +18,12 @@ from app.models.catalogue import ModelCatalogue
 from app.uploads.image_upload import Upload
 from core.backends import Backend
 from core.clock import Clock, utc_now
-from core.domain.records import IMAGE_HASH, MODEL, Record, RecordKey, Status
-from core.errors import InvalidRequest, NotFound
+from core.domain.deletions import new_owner
+from core.domain.records import IMAGE_HASH, MODEL, ImageKey, Record, RecordKey, Status
+from core.errors import InvalidRequest, NotFound, Unavailable
 from core.imaging.formats import accepted_type
 from core.observability.logs import bind_image
-from core.services.image_deletion import delete_image
+from core.services.image_deletion import complete_unconfirmed, delete_image
 from core.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -59,6 +60,7 @@ class ImageService:
         self._clock = clock
         self._cache = ResultCache(CACHE_ENTRIES, CACHE_SECONDS)
         self._submissions = Submissions(backend, settings.pixel_limits, clock, settings.delivery)
+        self._completions: set[asyncio.Task[None]] = set()  # of deletions without an answer
 
     async def submit(
         self,
@@ -155,17 +157,26 @@ class ImageService:
     async def delete(self, tenant: str, image_hash: str) -> None:
         """Delete the tenant's image and its results under every model.
 
-        If this fails after its first write, another process completes the deletion. Raises
-        NotFound, InvalidRequest, Unavailable.
+        If this fails after its first write, this process completes the deletion in the background,
+        or another process does. Raises NotFound, InvalidRequest, Unavailable.
         """
         key = self.key(tenant, image_hash)
         bind_image(key)
+        owner = new_owner()
         async with self._submissions.deleting(key.blob_name):
             try:
-                await delete_image(self._backend, key.image, self._clock)
+                await delete_image(self._backend, key.image, self._clock, owner)
+            except Unavailable:
+                self._complete_later(key.image, owner)
+                raise
             finally:
                 self._cache.drop_image(tenant, key.image_hash)
         log.info("deleted")
+
+    def _complete_later(self, image: ImageKey, owner: str) -> None:
+        task = asyncio.create_task(complete_unconfirmed(self._backend, image, owner, self._clock))
+        self._completions.add(task)
+        task.add_done_callback(self._completions.discard)
 
     def forget_model(self, tenant: str, model: str) -> None:
         """Answer no longer with the results of a model that is deleted."""
@@ -187,6 +198,9 @@ class ImageService:
     async def close(self) -> None:
         """Finish the submissions that have begun, for at most `CLOSE_SECONDS`."""
         self.stop()
+        for task in self._completions:  # another process completes these deletions
+            task.cancel()
+        await asyncio.gather(*self._completions, return_exceptions=True)
         try:
             await asyncio.wait_for(self._submissions.close(), CLOSE_SECONDS)
         except TimeoutError:

@@ -60,7 +60,7 @@ async def test_work_is_found_once_it_is_due(backend: Backend, clock: MovableCloc
     await records.create(new_record(key_of("acme", 1), clock()))
     job = new_job(JobKey("acme", new_job_id()), "", MODEL, 1, clock())
     await jobs.create(job)
-    await records.begin_deletion(key_of("acme", 2).image, has_blob=True)
+    await records.begin_deletion(key_of("acme", 2).image, "owner", has_blob=True)
     for _ in range(3):
         assert await records.stale(clock() - timedelta(seconds=600), 10) == []
         assert await jobs.due(clock(), 10) == []

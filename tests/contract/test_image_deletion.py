@@ -28,7 +28,12 @@ from core.domain.records import (
 )
 from core.errors import Conflict, NotFound, Unavailable
 from core.ports import Publisher
-from core.services.image_deletion import delete_image, process_due_deletion
+from core.services.image_deletion import (
+    DELETE_SECONDS,
+    complete_unconfirmed,
+    delete_image,
+    process_due_deletion,
+)
 from core.settings import Settings
 from tests.support.clock import MovableClock
 from tests.support.faults import Once, watched
@@ -42,6 +47,20 @@ BASES = ("base@0123456789ab", "other@0123456789ab")  # models with embeddings of
 POLL = "records.deletion"
 EMULATED_ORDERS, EMULATED_ORDERS_OF_A_DEATH = 12, 4
 UPLOAD, DELETE = "upload", "delete"
+OWNER, OTHER = "00000000000000aa", "00000000000000bb"  # calls that begin a deletion
+
+
+class Lost:
+    """The first answer of one method is lost, after the call took effect."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.answers = 0
+
+    async def __call__(self, name: str, ended: bool) -> None:
+        if (name, ended) == (self.name, True) and not self.answers:
+            self.answers += 1
+            raise Unavailable("The answer is lost.")
 
 
 class Messages:
@@ -131,6 +150,7 @@ def services(
     for pause in ("MIN_POLL_SECONDS", "MAX_POLL_SECONDS"):
         monkeypatch.setattr(f"core.services.image_deletion.{pause}", 0)
     monkeypatch.setattr("core.services.image_deletion.RETRY_PAUSES", (0, 0))
+    monkeypatch.setattr("core.services.image_deletion.UNCONFIRMED_PAUSES", (0, 0))
     messages = Messages()
     publisher: Publisher = messages
     return Services(replace(backend, publisher=publisher), messages, clock, settings)
@@ -256,7 +276,9 @@ async def test_death_of_one_service_leaves_nothing_half_done(
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("call", ["blobs.delete", "models.bases", "records.end_deletion"])
+@pytest.mark.parametrize(
+    "call", ["records.begin_deletion", "blobs.delete", "models.bases", "records.end_deletion"]
+)
 async def test_transient_error_does_not_leave_a_deletion_in_progress(
     services: Services, call: str, after: bool
 ) -> None:
@@ -279,6 +301,69 @@ async def test_transient_error_does_not_leave_a_deletion_in_progress(
     assert not deletion.in_progress
     assert not await services.backend.blobs.exists(image.key.blob_name)
     assert await services.upload(services.backend, image)
+
+
+def without_answers(services: Services, call: str) -> Backend:
+    """The backend after which `call` takes effect each time, and each answer is lost."""
+
+    async def fail(name: str, ended: bool) -> None:
+        if (name, ended) == (call, True):
+            raise Unavailable("The answer is lost.")
+
+    return watched(services.backend, fail)
+
+
+@pytest.mark.parametrize("call", ["records.begin_deletion", "blobs.delete", "records.end_deletion"])
+async def test_deletion_without_an_answer_is_completed_afterwards(
+    services: Services, call: str
+) -> None:
+    """Uploads and deletions of the image need not wait for its lease."""
+    image = services.next_image()
+    await services.upload(services.backend, image)
+    faulty = without_answers(services, call)
+    with pytest.raises(Unavailable):
+        await delete_image(faulty, image.key.image, services.clock, OWNER)
+    await complete_unconfirmed(services.backend, image.key.image, OWNER, services.clock)
+    deletion = await services.backend.records.deletion(image.key.image)
+    assert deletion is not None
+    assert not deletion.in_progress
+    assert deletion.token == 1
+    assert not await services.backend.blobs.exists(image.key.blob_name)
+    with pytest.raises(NotFound):
+        await delete_image(services.backend, image.key.image, services.clock)
+    assert await services.upload(services.backend, image)
+
+
+async def test_deletion_that_has_not_begun_does_not_begin_afterwards(services: Services) -> None:
+    """An upload was accepted since the deletion failed."""
+    image = services.next_image()
+    await services.upload(services.backend, image)
+
+    async def fail(name: str, ended: bool) -> None:
+        if name == "records.begin_deletion":
+            raise Unavailable("A fault was injected.")
+
+    with pytest.raises(Unavailable):
+        faulty = watched(services.backend, fail)
+        await delete_image(faulty, image.key.image, services.clock, OWNER)
+    assert await services.upload(services.backend, image)
+    await complete_unconfirmed(services.backend, image.key.image, OWNER, services.clock)
+    assert await services.backend.records.get(image.key) is not None
+    assert await services.backend.blobs.exists(image.key.blob_name)
+
+
+@pytest.mark.parametrize("seconds", [0.0, deletions.LEASE.total_seconds() - DELETE_SECONDS + 1])
+async def test_deletion_is_left_to_others_when_its_lease_is_about_to_expire(
+    services: Services, seconds: float
+) -> None:
+    image = services.next_image()
+    await services.upload(services.backend, image)
+    await services.backend.records.begin_deletion(image.key.image, OWNER, has_blob=True)
+    services.clock.move(seconds)
+    await complete_unconfirmed(services.backend, image.key.image, OWNER, services.clock)
+    deletion = await services.backend.records.deletion(image.key.image)
+    assert deletion is not None
+    assert deletion.in_progress is bool(seconds)
 
 
 async def test_upload_after_a_deletion_whose_end_was_not_confirmed_is_kept(
@@ -331,7 +416,7 @@ async def by_request(services: Services, image: SubmittedImage) -> None:
 async def after_a_death(services: Services, image: SubmittedImage) -> None:
     """The process of the deletion dies, and the reconciler completes it."""
     await store_everything(services, image)
-    await services.backend.records.begin_deletion(image.key.image, has_blob=True)
+    await services.backend.records.begin_deletion(image.key.image, OWNER, has_blob=True)
     await services.reconcile()
 
 
@@ -364,16 +449,61 @@ async def test_one_of_two_deletions_waits_for_the_other(
 ) -> None:
     records, image = services.backend.records, services.next_image()
     await services.upload(services.backend, image)
-    first = await records.begin_deletion(image.key.image, has_blob=True)
-    assert first == Deletion(image.key.image, 1, Stage.DELETING, clock() + deletions.LEASE)
+    first = await records.begin_deletion(image.key.image, OWNER, has_blob=True)
+    assert first == Deletion(image.key.image, 1, Stage.DELETING, clock() + deletions.LEASE, OWNER)
     with pytest.raises(Conflict):
-        await records.begin_deletion(image.key.image, has_blob=True)
+        await records.begin_deletion(image.key.image, OTHER, has_blob=True)
     clock.move(deletions.LEASE.total_seconds())
-    second = await records.begin_deletion(image.key.image, has_blob=True)
+    second = await records.begin_deletion(image.key.image, OTHER, has_blob=True)
     assert second.token == 2
     assert not await records.end_deletion(first)
     assert await records.end_deletion(second)
     assert not await records.end_deletion(second)
+
+
+async def test_repeated_beginning_of_a_deletion_is_recognised(
+    services: Services, clock: MovableClock
+) -> None:
+    """Its answer was lost. The record of an upload that waits for the deletion stays."""
+    records, image = services.backend.records, services.next_image()
+    assert await records.create(new_record(image.key, clock()))
+    first = await records.begin_deletion(image.key.image, OWNER, has_blob=False)
+    assert await records.create(new_record(image.key, clock()))
+    clock.move(1)
+    assert await records.begin_deletion(image.key.image, OWNER, has_blob=False) == first
+    assert await records.get(image.key) is not None
+    assert await records.end_deletion(first)
+    assert (await records.begin_deletion(image.key.image, OWNER, has_blob=False)).token == 2
+
+
+async def test_repeated_clean_up_of_a_deletion_is_recognised(
+    services: Services, clock: MovableClock
+) -> None:
+    records, image = services.backend.records, services.next_image()
+    await records.end_deletion(await records.begin_deletion(image.key.image, OWNER, has_blob=True))
+    clock.move(deletions.CLEAN_UP_AFTER.total_seconds())
+    first = await records.clean_up_deletion(image.key.image, OTHER)
+    assert first is not None
+    assert (first.stage, first.token) == (Stage.CLEANING, 2)
+    clock.move(1)
+    assert await records.clean_up_deletion(image.key.image, OTHER) == first
+    assert await records.clean_up_deletion(image.key.image, OWNER) is None
+
+
+async def test_clean_up_without_an_answer_does_not_block_the_image(
+    services: Services, clock: MovableClock
+) -> None:
+    image = services.next_image()
+    await services.upload(services.backend, image)
+    await delete_image(services.backend, image.key.image, clock)
+    clock.move(deletions.CLEAN_UP_AFTER.total_seconds())
+    (due,) = await services.backend.records.due_deletions(clock(), 10)
+    lost = Lost("records.clean_up_deletion")
+    await process_due_deletion(watched(services.backend, lost), due)
+    assert lost.answers == 1
+    deletion = await services.backend.records.deletion(image.key.image)
+    assert deletion is not None
+    assert deletion.stage is Stage.CLEANED
 
 
 async def test_due_deletion_is_cleaned_up_and_forgotten(

@@ -77,7 +77,7 @@ async def test_unknown_record_is_none_and_refuses_changes(
     assert not await store.change(key, records.want(Priority.HIGH))
     assert not await store.change(key, records.touch(clock.move(1)))
     with pytest.raises(NotFound):
-        await store.begin_deletion(key.image, has_blob=False)
+        await store.begin_deletion(key.image, "owner", has_blob=False)
     assert await store.deletion(key.image) is None
     assert await store.get_with_deletion(key) == (None, None)
     assert await store.stale(clock.move(1), 10) == []

@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 from core.domain import records
-from core.domain.deletions import Deletion
+from core.domain.deletions import Deletion, new_owner
 from core.domain.records import Claim, ImageKey, RecordKey
 from core.ports import RecordStore
 
@@ -16,6 +16,6 @@ async def claimed(store: RecordStore, key: RecordKey, lease: timedelta) -> Claim
 
 async def delete_image(store: RecordStore, image: ImageKey) -> Deletion:
     """Delete the image's records, as another process does; its bytes are the caller's."""
-    deletion = await store.begin_deletion(image, has_blob=True)
+    deletion = await store.begin_deletion(image, new_owner(), has_blob=True)
     assert await store.end_deletion(deletion)
     return deletion

@@ -136,7 +136,7 @@ async def test_record_transitions_that_clients_rely_on_are_durable(tmp_path: Pat
         assert claim is not None
         assert await changes.synced(records.complete(claim, [Annotation(1, "red", 0.75)]))
         assert changes.applied == transitions_in(records)
-        assert await database.syncs(store.begin_deletion(KEY.image, has_blob=True))
+        assert await database.syncs(store.begin_deletion(KEY.image, "owner", has_blob=True))
         deletion = await store.deletion(KEY.image)
         assert deletion is not None
         assert await database.syncs(store.end_deletion(deletion))

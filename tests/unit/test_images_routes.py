@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,11 +12,15 @@ from typing import Any
 import httpx
 import pytest
 
-from core.clock import utc_now
+from core.backends import Backend, open_backend
+from core.clock import Clock, utc_now
 from core.domain.records import ImageKey, Status, complete, new_record
+from core.errors import Unavailable
 from core.imaging.formats import sniff
+from core.settings import Settings
 from tests.support.api import LABELS, NOTHING, Api, Traces, api_settings, eventually, open_api
 from tests.support.bundles import write_colour_bundle
+from tests.support.faults import watched
 from tests.support.logs import json_logs
 from tests.support.pictures import picture, png_header, sha256
 from tests.support.problems import assert_problem
@@ -582,6 +587,38 @@ async def test_delete_removes_blob_records_and_cached_result(api: Api) -> None:
     assert_problem(await api.client.get(link), 404, "not_found")
     assert_problem(await api.client.delete(ITEM), 404, "not_found")
     assert (await post(api, V1)).status_code == 202
+
+
+async def test_deletion_without_an_answer_is_completed_in_the_background(
+    tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store has begun it. A new upload need not wait until the lease expires."""
+    monkeypatch.setattr("core.services.image_deletion.RETRY_PAUSES", ())
+    monkeypatch.setattr("core.services.image_deletion.UNCONFIRMED_PAUSES", (0,))
+    failures = 0
+
+    async def lose_answer(name: str, ended: bool) -> None:
+        nonlocal failures
+        if (name, ended) == ("records.begin_deletion", True):
+            failures += 1
+            raise Unavailable("The answer is lost.")
+
+    @asynccontextmanager
+    async def opener(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Backend]:
+        async with open_backend(settings, clock) as backend:
+            yield watched(backend, lose_answer)
+
+    async with open_api(api_settings(tmp_path, colour_bundle), opener=opener) as api:
+        await post(api, V1)
+        await api.finish_submissions()
+        assert_problem(await api.client.delete(ITEM), 503, "unavailable")
+        assert failures == 1
+
+        async def deleted() -> bool:
+            return replace(api.traces(), messages=0) == NOTHING
+
+        await eventually(deleted)
+        assert (await post(api, V1)).status_code == 202
 
 
 # --- The rest -------------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ _DELETIONS = (
     """,
     "CREATE INDEX due_deletions ON deletions (wake_at)",
 )
+_DELETION_OWNERS = ("ALTER TABLE deletions ADD COLUMN owner TEXT NOT NULL DEFAULT ''",)
 _LIST_INDEXES = (
     "CREATE INDEX records_by_age ON records (tenant, sort_key)",
     "CREATE INDEX records_by_model ON records (tenant, model, sort_key)",
@@ -75,7 +76,7 @@ TERMS_OF_EXISTING = tuple(
     for tier in range(len(TIERS))
 )
 SCHEMA = Schema(
-    version=9,
+    version=10,
     upgrades={
         3: (
             "ALTER TABLE records ADD COLUMN categories TEXT NOT NULL DEFAULT '[]'",
@@ -98,6 +99,7 @@ SCHEMA = Schema(
         6: _DELETIONS,
         7: ("ALTER TABLE records ADD COLUMN output TEXT NOT NULL DEFAULT ''",),
         8: ("ALTER TABLE records ADD COLUMN republished_at INTEGER",),
+        9: _DELETION_OWNERS,
     },
     statements=(
         *dead_letters.TABLE,
@@ -134,6 +136,7 @@ SCHEMA = Schema(
         _TERMS,
         *_LIST_INDEXES,
         *_DELETIONS,
+        *_DELETION_OWNERS,
     ),
 )
 
@@ -193,8 +196,8 @@ _INSERT_TERM = (
     "INSERT INTO record_terms (tenant, term, sort_key) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 )
 _DELETE_TERM = "DELETE FROM record_terms WHERE tenant = ? AND term = ? AND sort_key = ?"
-_DELETION = "tenant, image_hash, token, stage, wake_at"
-_PUT_DELETION = f"REPLACE INTO deletions ({_DELETION}) VALUES (?, ?, ?, ?, ?)"
+_DELETION = "tenant, image_hash, token, stage, wake_at, owner"
+_PUT_DELETION = f"REPLACE INTO deletions ({_DELETION}) VALUES (?, ?, ?, ?, ?, ?)"
 _SELECT_IMAGE = f"SELECT {_COLUMNS} FROM records WHERE tenant = ? AND image_hash = ?"
 
 _SELECT_MODEL = f"SELECT {_COLUMNS} FROM records WHERE tenant = ? AND model = ? LIMIT ?"
@@ -245,11 +248,14 @@ class SqliteRecordStore(SqliteStore[RecordKey, Record]):
 
         return await self._database.read(select)
 
-    async def begin_deletion(self, image: ImageKey, *, has_blob: bool) -> Deletion:
+    async def begin_deletion(self, image: ImageKey, owner: str, *, has_blob: bool) -> Deletion:
         def begin(connection: sqlite3.Connection) -> Deletion:
-            after = deletions.begin(_select_deletion(connection, image), image, self._clock())
+            before = _select_deletion(connection, image)
+            after = deletions.begin(before, image, self._clock(), owner)
             if after is None:
                 raise Conflict("The image is being deleted.")
+            if after is before:
+                return after
             if not _delete_records(connection, image) and not has_blob:
                 raise NotFound("No such image.")
             _put_deletion(connection, after)
@@ -287,13 +293,15 @@ class SqliteRecordStore(SqliteStore[RecordKey, Record]):
 
         return await self._database.read(select)
 
-    async def clean_up_deletion(self, image: ImageKey) -> Deletion | None:
+    async def clean_up_deletion(self, image: ImageKey, owner: str) -> Deletion | None:
         def clean_up(connection: sqlite3.Connection) -> Deletion | None:
             now, before = self._clock(), _select_deletion(connection, image)
+            if before is not None and before.begun_by(owner):
+                return before
             if before is None or before.in_progress or before.wake_at > now:
                 return None
             recorded = connection.execute(_SELECT_IMAGE, image).fetchone() is not None
-            after = deletions.clean_up(before, now, recorded=recorded)
+            after = deletions.clean_up(before, now, owner, recorded=recorded)
             if after is None:
                 connection.execute(
                     "DELETE FROM deletions WHERE tenant = ? AND image_hash = ?", image
@@ -345,13 +353,15 @@ def _select_deletion(connection: sqlite3.Connection, image: ImageKey) -> Deletio
 
 
 def _put_deletion(connection: sqlite3.Connection, deletion: Deletion) -> None:
-    row = (*deletion.image, deletion.token, deletion.stage, to_micros(deletion.wake_at))
+    wake_at = to_micros(deletion.wake_at)
+    row = (*deletion.image, deletion.token, deletion.stage, wake_at, deletion.owner)
     connection.execute(_PUT_DELETION, row)
 
 
 def _deletion_of(row: tuple[Any, ...]) -> Deletion:
-    tenant, image_hash, token, stage, wake_at = row
-    return Deletion(ImageKey(tenant, image_hash), token, Stage(stage), from_micros(wake_at))
+    tenant, image_hash, token, stage, wake_at, owner = row
+    image = ImageKey(tenant, image_hash)
+    return Deletion(image, token, Stage(stage), from_micros(wake_at), owner)
 
 
 def _list_query(wanted: RecordFilter) -> tuple[str, tuple[str, ...]]:

@@ -241,27 +241,27 @@ class Datastore:
         against that reader.
         """
 
-        # What a commit without an answer would have written, and the result.
-        unanswered: tuple[T, Sequence[Any]] | None = None
+        # What each commit without an answer would have written, and its result. Such a commit may
+        # take effect as late as during the next attempt, which it then aborts.
+        unanswered: list[tuple[T, Sequence[Any]]] = []
 
         async def attempt() -> T:
-            nonlocal unanswered
             transaction = await self._begin()
             committed = False
             try:
-                if unanswered is not None:
-                    if await self._applied(unanswered[1], _inside(transaction)):
-                        return unanswered[0]
-                    unanswered = None
+                for result, mutations in unanswered:
+                    if await self._applied(mutations, _inside(transaction)):
+                        return result
                 result, mutations = await operation(transaction)
                 if mutations:
-                    unanswered = (result, mutations)
-                    await self._commit(mutations, transaction)
+                    unanswered.append((result, mutations))
+                    try:
+                        await self._commit(mutations, transaction)
+                    except Aborted:
+                        unanswered.pop()  # this one has not taken effect
+                        raise
                     committed = True
                 return result
-            except Aborted:
-                unanswered = None
-                raise
             finally:
                 if not committed:
                     self._roll_back_later(transaction)

@@ -169,6 +169,7 @@ def entity_of_deletion(deletion: Deletion, key: Any) -> Any:
     entity = RawEntity(key=key)
     set_text(entity.properties["stage"], deletion.stage)
     set_number(entity.properties["token"], deletion.token)
+    set_text(entity.properties["owner"], deletion.owner)
     entity.properties[WAKE_AT].timestamp_value.FromDatetime(deletion.wake_at)
     return entity
 
@@ -182,6 +183,7 @@ def deletion_of(entity: Any, keys: Keys) -> Deletion:
         fields["token"].integer_value,
         Stage(fields["stage"].string_value),
         moment_of(fields[WAKE_AT]),
+        fields["owner"].string_value if "owner" in fields else "",
     )
 
 

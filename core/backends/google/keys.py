@@ -10,6 +10,7 @@ databases. Usage is in the database of the records, in the namespace of the tena
 import asyncio
 import json
 import random
+import secrets
 from datetime import UTC, date, datetime, time
 from itertools import groupby
 from typing import Any
@@ -107,6 +108,8 @@ class DatastoreAllowanceStore:
     async def reserve(self, owner: str, limit: Limit, spent: int = 0) -> Grant:
         keys = self._datastore.keys
         raw_key = keys.path(keys.namespace(ACCESS), (ALLOWANCE_KIND, f"{owner}:{limit.name}"))
+        # Another process may reserve the same share. Its commit must not pass for this one.
+        caller = secrets.token_hex(8)
 
         async def reserve_share(transaction: bytes) -> tuple[Grant, list[Any]]:
             entity = await self._datastore.find_in(raw_key, transaction)
@@ -125,6 +128,7 @@ class DatastoreAllowanceStore:
             set_number(entity.properties["window"], after.window)
             set_number(entity.properties["taken"], after.taken)
             set_number(entity.properties["owed"], after.owed)
+            set_text(entity.properties["caller"], caller)
             return grant, [RawMutation(upsert=entity)]
 
         return await self._datastore.transact(reserve_share)

@@ -91,12 +91,14 @@ class DatastoreRecordStore(DatastoreStore[RecordKey, Record]):
         entities = await self._datastore.query(tenant, query_for(RECORD_KIND, of_image))
         return [record_of(entity, self._keys) for entity in entities]
 
-    async def begin_deletion(self, image: ImageKey, *, has_blob: bool) -> Deletion:
+    async def begin_deletion(self, image: ImageKey, owner: str, *, has_blob: bool) -> Deletion:
         async def begin(transaction: bytes) -> tuple[Deletion, list[Any]]:
             before = await self._deletion_in(image, transaction)
-            after = deletions.begin(before, image, self._clock())
+            after = deletions.begin(before, image, self._clock(), owner)
             if after is None:
                 raise Conflict("The image is being deleted.")
+            if after is before:
+                return after, []
             records = await self._records_in(image, transaction)
             if not records and not has_blob:
                 raise NotFound("No such image.")
@@ -142,13 +144,15 @@ class DatastoreRecordStore(DatastoreStore[RecordKey, Record]):
 
         return await self._due_deletions.collect(now + RESOLUTION, limit, of_tenant)
 
-    async def clean_up_deletion(self, image: ImageKey) -> Deletion | None:
+    async def clean_up_deletion(self, image: ImageKey, owner: str) -> Deletion | None:
         async def clean_up(transaction: bytes) -> tuple[Deletion | None, list[Any]]:
             now, before = self._clock(), await self._deletion_in(image, transaction)
+            if before is not None and before.begun_by(owner):
+                return before, []
             if before is None or before.in_progress or before.wake_at > now:
                 return None, []
             recorded = bool(await self._records_in(image, transaction))
-            after = deletions.clean_up(before, now, recorded=recorded)
+            after = deletions.clean_up(before, now, owner, recorded=recorded)
             if after is None:
                 return None, [RawMutation(delete=self._keys.deletion(image))]
             update = RawMutation(update=self._deletion_entity(after))
