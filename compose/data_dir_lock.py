@@ -46,20 +46,22 @@ def log_file(data_dir: Path) -> Path:
 
 
 @contextmanager
-def held(data_dir: Path, url: str = "") -> Iterator[None]:
-    """Hold the lock. Other processes find the id of this one, and `url`, in the pid file.
+def held(data_dir: Path, url: str = "", way: str = "") -> Iterator[None]:
+    """Hold the lock. Other processes find the id of this one, `url` and `way` in the pid file.
 
+    With a `way`, of `compose.choice`, a program that replaces this process holds the lock too.
     Creates the folder, and makes it private. Raises AlreadyRunning or UnusableDataDir.
     """
-    with _held(data_dir, url, create=True):
+    with _held(data_dir, url, way, create=True):
         yield
 
 
 @contextmanager
-def _held(data_dir: Path, url: str = "", *, create: bool) -> Iterator[None]:
+def _held(data_dir: Path, url: str = "", way: str = "", *, create: bool) -> Iterator[None]:
     with _acquire(data_dir, create) as file:
+        os.set_inheritable(file.fileno(), bool(way))
         file.truncate(0)
-        file.write(f"{os.getpid()}\n{url}\n")
+        file.write(f"{os.getpid()}\n{url}\n{way}\n")
         file.flush()
         yield
         file.truncate(0)
@@ -107,6 +109,14 @@ def holder_url(data_dir: Path) -> str:
     return "".join(_lines_of_holder(data_dir)[1:2])
 
 
+def holder_way(data_dir: Path) -> str:
+    """The way in which the holder of the lock runs Glimpse, if it has said so.
+
+    Raises UnusableDataDir.
+    """
+    return "".join(_lines_of_holder(data_dir)[2:3])
+
+
 def _lines_of_holder(data_dir: Path) -> list[str]:
     """The lines that the process that holds the lock has written. Empty if none does."""
     with _usable(data_dir):
@@ -117,7 +127,7 @@ def _lines_of_holder(data_dir: Path) -> list[str]:
     with file:
         if _lock(file.fileno(), fcntl.LOCK_SH):
             return []
-        return file.read().split()
+        return file.read().splitlines()
 
 
 def stop_holder(data_dir: Path, seconds: float) -> bool:
@@ -128,7 +138,8 @@ def stop_holder(data_dir: Path, seconds: float) -> bool:
     process = holder(data_dir)
     if process is None:
         return False
-    os.kill(process, signal.SIGTERM)
+    with suppress(ProcessLookupError):  # it has ended, and its child processes hold the lock
+        os.kill(process, signal.SIGTERM)
     deadline = time.monotonic() + seconds
     while holder(data_dir) == process:
         if time.monotonic() > deadline:

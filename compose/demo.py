@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from compose.data_dir_lock import holder_url
+from compose.data_dir_lock import DataDirError, holder_url
 from compose.demo_batch import NOT_SURE, show_batch
 from compose.demo_training import show_training
 from core.settings import Settings, load_settings
@@ -123,8 +123,17 @@ def _api_url(settings: Settings) -> str:
 
 
 def main() -> None:
-    settings = load_settings()
-    url = _api_url(settings)
+    try:
+        settings = load_settings()
+        demonstrate(settings, _api_url(settings))
+    except DataDirError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("\nThe demonstration was interrupted. Its images and jobs stay.")
+
+
+def demonstrate(settings: Settings, url: str) -> None:
+    """Show the three parts. Exits with a sentence if the service refuses or does not answer."""
     console = Console()
     table = Table(title=f"What is in these images? ({url})")
     # In 80 columns, only labels need a second line.
@@ -161,6 +170,8 @@ def main() -> None:
             f"Glimpse is not running: nothing answers at {url}, and no process uses "
             f"{settings.data_dir.resolve()}. Start it in another terminal: make run"
         )
+    except (ValueError, LookupError):  # no JSON, or another document
+        sys.exit(f"The program that answers at {url} is not Glimpse.")
     sys.exit(int(failed))
 
 

@@ -75,12 +75,16 @@ def follow(
     )
     job: dict[str, object] = {}
     with bar, client.stream("GET", created["stream_url"], timeout=60) as stream:
+        if stream.is_error:
+            stream.read()  # a closed stream has no text for the error
         stream.raise_for_status()
         task = bar.add_task(name, total=items, failed=0)
         for event in events(stream.iter_lines()):
             job = event.data
             completed = int(str(job["succeeded"])) + int(str(job["failed"]))
             bar.update(task, completed=completed, failed=job["failed"])
+    if not job:  # the service has closed the stream before its first event
+        job = client.get(created["poll_url"]).raise_for_status().json()
     return job
 
 

@@ -216,6 +216,8 @@ def main() -> None:
         install(given.kind, given.environment, given.requirements)
     except CannotInstall as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("\nThe installation was interrupted. The next make run continues it.")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from core.domain.jobs import ItemState, Job, JobFilter, JobItem, JobKey
 from core.domain.messages import Message
 from core.domain.rate_limits import Grant, Limit, TenantLimits
 from core.domain.record_lists import RecordFilter, RecordPage
-from core.domain.records import ImageKey, Record, RecordError, RecordKey
+from core.domain.records import Claim, ImageKey, Record, RecordError, RecordKey
 from core.domain.trained_models import ModelKey, TrainedModel
 from core.domain.transitions import Transition
 from core.domain.usage import Usage, UsageBatch
@@ -74,6 +74,10 @@ class RecordStore(Store[RecordKey, Record], Protocol):
 
     async def of_image(self, tenant: str, image_hash: str) -> Sequence[Record]:
         """The image's records under every model."""
+        ...
+
+    async def discard(self, claim: Claim) -> bool:
+        """Delete the record that is claimed, durably; False where `records.discardable` refuses."""
         ...
 
     async def begin_deletion(self, image: ImageKey, owner: str, *, has_blob: bool) -> Deletion:

@@ -460,6 +460,15 @@ def republish(
     return replace(touched, republished_at=now)
 
 
+def discardable(record: Record, claim: Claim) -> bool:
+    """Whether the holder of `claim` may delete the record of an image that is deleted.
+
+    True if one job alone asked for the image: it created the record while the image was deleted.
+    The record of a client belongs to an upload that is about to store the bytes.
+    """
+    return bool(record.job) and _holds(claim, record)
+
+
 def _failed(record: Record, now: datetime, error: RecordError) -> Record:
     return replace(record, status=Status.ERROR, error=error, lease_expires_at=None, updated_at=now)
 

@@ -580,6 +580,25 @@ async def test_delete_image_removes_all_models_of_one_tenant(
     assert await store.deletion(other_tenant.image) is None
 
 
+async def test_claimed_record_is_discarded_if_one_job_alone_asked_for_it(
+    store: RecordStore, clock: MovableClock
+) -> None:
+    mine, shared, clients = key_of(1), key_of(2), key_of(3)
+    for key, job in ((mine, JOB), (shared, JOB), (clients, "")):
+        assert await store.create(new_record(key, clock(), job=job))
+    claims = {key: await claimed(store, key, LEASE) for key in (mine, shared, clients)}
+    assert await store.change(shared, records.want(Priority.HIGH))
+    discarded = {key: await store.discard(claim) for key, claim in claims.items() if claim}
+    assert discarded == {mine: True, shared: False, clients: False}
+    assert await store.get(mine) is None
+    claim = claims[mine]
+    assert claim is not None
+    assert not await store.discard(claim)
+    assert await store.create(new_record(mine, clock.move(1), job=JOB))
+    assert await claimed(store, mine, LEASE)
+    assert not await store.discard(claim)  # the claim of the earlier record
+
+
 async def test_delete_model_removes_the_results_of_one_model_of_one_tenant(
     store: RecordStore, clock: MovableClock
 ) -> None:

@@ -212,6 +212,9 @@ async def write_records(database: Datastore, clock: MovableClock) -> Recorded:
     assert await store.change(KEY, records.retry())
     claim = records.claim_of(await store.change(KEY, records.claim(MINUTE)))
     assert await store.change(KEY, records.complete(claim, [Annotation(1, "red", 0.75)]))
+    other = RecordKey(TENANT, "cd" * 32, KEY.model)
+    assert await store.create(new_record(other, clock(), job="a" * 32))
+    assert await store.discard(records.claim_of(await store.change(other, records.claim(MINUTE))))
     deletion = await store.begin_deletion(KEY.image, OWNER, has_blob=False)
     assert await store.get(KEY) is None
     assert await store.end_deletion(deletion)

@@ -23,8 +23,8 @@ from core.domain.records import (
     fail_unleased,
 )
 from tests.support.clock import MovableClock
-from tests.support.faults import FaultAt, Once
-from tests.support.jobs import job_of, states
+from tests.support.faults import FaultAt, Once, watched
+from tests.support.jobs import create_job, job_of, states
 from tests.support.pictures import sha256
 from tests.support.records import delete_image
 from tests.support.worker import (
@@ -162,6 +162,27 @@ async def test_missing_image_fails_its_item(worker: RunningWorker) -> None:
     await delete_image(worker.backend.records, ImageKey("public", sha256(deleted)))
     await worker.run_job(key)
     assert await states(worker.backend, key) == ["image_missing", "open"]
+
+
+async def test_image_deleted_while_its_job_is_created_leaves_nothing_behind(
+    worker: RunningWorker,
+) -> None:
+    """P5: the deletion ends between the storage of the bytes and the creation of the record."""
+    image, kept = pictures(2)
+    deleted = ImageKey("public", sha256(image))
+
+    async def delete() -> None:
+        await worker.backend.blobs.delete(deleted.blob_name)
+        await delete_image(worker.backend.records, deleted)
+
+    creating = watched(worker.backend, Once("records.create", 1, delete))
+    key = await create_job(creating, worker.model, [image, kept], worker.context.clock())
+    assert await worker.backend.records.of_image(*deleted)
+    await worker.run_job(key)
+    for message in worker.published():
+        await deliver(worker, message)
+    assert await states(worker.backend, key) == ["image_missing", "succeeded"]
+    assert not await worker.backend.records.of_image(*deleted)
 
 
 async def test_image_deleted_before_its_message_arrives_fails_its_item(

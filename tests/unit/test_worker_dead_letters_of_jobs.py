@@ -79,6 +79,45 @@ async def test_replay_repairs_the_job(worker: RunningWorker, clock: MovableClock
     assert repaired.revision > job.revision
 
 
+@pytest.mark.parametrize("skew", [0, 20], ids=["clocks agree", "the clock of the API is late"])
+async def test_letter_that_is_made_again_does_not_fail_the_replayed_attempt(
+    worker: RunningWorker, clock: MovableClock, skew: float
+) -> None:
+    """The worker stopped after it had kept the letter, and the queue made another one."""
+    (image,) = pictures(1)
+    key = await submit_job(worker, [image])
+    await worker.run_job(key)
+    (message,) = worker.published()
+    await worker.dead_letter(message)
+    (letter,) = await worker.letters()
+    clock.move(1 - skew)
+    assert await replay(worker.backend, "public", letter.id) is Replay.REPLAYED
+    clock.move(1 + skew)
+    assert (await worker.dead_letter(message)).status_code == 204
+    assert not (await worker.record(key_of(worker, image))).status.terminal
+    await deliver(worker, worker.published()[-1])
+    assert await states(worker.backend, key) == ["succeeded"]
+    assert (await job_of(worker.backend, key)).counts == Counts(1, 1)
+
+
+@pytest.mark.parametrize("started", [False, True])
+async def test_letter_that_is_made_again_does_not_fail_the_replayed_job(
+    worker: RunningWorker, clock: MovableClock, started: bool
+) -> None:
+    key = await submit_job(worker, pictures(2))
+    message = RunJob(key.tenant, key.id)
+    await worker.dead_letter(message)
+    (letter,) = await worker.letters()
+    clock.move(1)
+    assert await replay(worker.backend, "public", letter.id) is Replay.REPLAYED
+    if started:
+        await worker.run_job(key)
+    clock.move(1)
+    assert (await worker.dead_letter(message)).status_code == 204
+    expected = JobStatus.RUNNING if started else JobStatus.PENDING
+    assert (await job_of(worker.backend, key)).status is expected
+
+
 async def test_dead_job_runs_after_its_replay(worker: RunningWorker, clock: MovableClock) -> None:
     key = await submit_job(worker, pictures(2))
     assert (await worker.dead_letter(RunJob(key.tenant, key.id))).status_code == 204

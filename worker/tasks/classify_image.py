@@ -174,8 +174,11 @@ async def _classify_claimed(
 
         outcome = await infer(claim.key, classify, ctx)
     if outcome is MISSING and await records.deletion(claim.key.image) is not None:
-        # The message is older than the deletion, and a new upload has created the record: it stores
-        # the bytes and publishes its own message next. The claim is released.
+        # A job created the record while the image was deleted, and nothing of the image is left.
+        # Or the message is older than the deletion, and a new upload has created the record: it
+        # stores the bytes and publishes its own message next. The claim is released.
+        if await records.discard(claim):
+            log.info("record of a deleted image discarded")
         raise NotFound(MISSING.detail)
     with span("store result"):
         if isinstance(outcome, RecordError):

@@ -105,12 +105,14 @@ async def _handle_image(
         log.info("dead letter of a finished image", status=record.status)
         return None
     with span("keep dead letter"):
-        await letters.add(letter)
+        letter = await _keep(letter, ctx)
     error = _exhausted("The image was not classified", reason, letter)
     # This delivery may be late or repeated, and must not fail an attempt that started later.
-    with span("fail record"):
-        end = fail_unleased(error, submitted_by=letter.died_at)
-        failed = await records.change(message.key, end)
+    failed = None
+    if letter.resolved_at is None:
+        with span("fail record"):
+            end = fail_unleased(error, submitted_by=letter.died_at)
+            failed = await records.change(message.key, end)
     if failed is not None:
         _report(letter, error, ctx)
         return error
@@ -119,7 +121,8 @@ async def _handle_image(
         ctx.metrics.dead_letter(UNKNOWN_IMAGE)
         log.error("dead letter of an unknown image", letter=letter.id, model=message.key.model)
         return reason
-    if record.status.terminal or record.submitted_at > letter.died_at:
+    later = letter.resolved_at is not None or record.submitted_at > letter.died_at
+    if record.status.terminal or later:
         ctx.metrics.dead_letter(FINISHED_IMAGE)
         log.info("dead letter of an earlier attempt", letter=letter.id, status=record.status)
         return record.error if record.status.terminal else error
@@ -143,10 +146,13 @@ async def _handle_job(
     backend, key = ctx.backend, JobKey(message.tenant, message.job)
     reason = _queue_reason(envelope)
     letter = letter_of(envelope, reason, ctx.clock())
+    letter = await backend.dead_letters.get(letter.key) or letter
     job = await backend.jobs.get(key)
     outcome = ""
     if job is None or job.status in (JobStatus.COMPLETED, JobStatus.CANCELLED):
         outcome = FINISHED_JOB
+    elif letter.resolved_at is not None:
+        outcome = BEGUN_JOB  # by a replay
     elif job.started_at is not None and job.started_at > letter.died_at:
         outcome = BEGUN_JOB  # by a later message of the scheduler
     if outcome:
@@ -160,6 +166,17 @@ async def _handle_job(
     if job is not None:
         ctx.metrics.job_ended(job.status)
     _report(letter, error, ctx)
+
+
+async def _keep(letter: DeadLetter, ctx: WorkerContext) -> DeadLetter:
+    """Store the letter; the stored one.
+
+    A queue may deliver a letter again, or make it again of the same message, after a replay of the
+    first one has begun a new attempt. Therefore the first time of death counts.
+    """
+    if await ctx.backend.dead_letters.add(letter):
+        return letter
+    return await ctx.backend.dead_letters.get(letter.key) or letter
 
 
 def _report(letter: DeadLetter, error: RecordError, ctx: WorkerContext) -> None:

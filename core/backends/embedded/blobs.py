@@ -33,6 +33,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 THREADS = 8
+# For a blob that is not found. The folder may come back between the first look and its check.
+LOOKS = 2
 TEMPORARY = ".draft-"  # prefix of temporary files
 _FOLDERS = ("*/*", "*/thumbnails/*", "*/embeddings/*/*")  # that hold blobs
 ABANDONED_SECONDS = 3600.0  # no live process takes an hour to write one upload
@@ -152,28 +154,32 @@ def _holds(path: Path, data: bytes | bytearray) -> bool:
 
 
 def _read(root: Path, path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        _check_exists(root)
-        return None
+    for _ in range(LOOKS):
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            _check_exists(root)
+    return None
 
 
 def _exists(root: Path, path: Path) -> bool:
-    if path.is_file():
-        return True
-    _check_exists(root)
+    for _ in range(LOOKS):
+        if path.is_file():
+            return True
+        _check_exists(root)
     return False
 
 
 def _delete(root: Path, path: Path) -> bool:
-    try:
-        path.unlink()
-    except FileNotFoundError:
-        _check_exists(root)
-        return False
-    sync_folder(path.parent)
-    return True
+    for _ in range(LOOKS):
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            _check_exists(root)
+        else:
+            sync_folder(path.parent)
+            return True
+    return False
 
 
 def _check_exists(root: Path) -> None:

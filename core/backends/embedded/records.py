@@ -24,7 +24,16 @@ from core.domain.record_lists import (
     RecordPage,
     terms_of,
 )
-from core.domain.records import Annotation, ImageKey, Record, RecordError, RecordKey, Status
+from core.domain.records import (
+    Annotation,
+    Claim,
+    ImageKey,
+    Record,
+    RecordError,
+    RecordKey,
+    Status,
+    discardable,
+)
 from core.errors import Conflict, NotFound
 
 _TERMS = """
@@ -247,6 +256,17 @@ class SqliteRecordStore(SqliteStore[RecordKey, Record]):
             ]
 
         return await self._database.read(select)
+
+    async def discard(self, claim: Claim) -> bool:
+        def delete(connection: sqlite3.Connection) -> bool:
+            record = self._select(connection, claim.key)
+            if record is None or not discardable(record, claim):
+                return False
+            # It has no terms, because it is not a success.
+            connection.execute(f"DELETE FROM records WHERE {_KEY}", _key_of(claim.key))
+            return True
+
+        return await self._database.write(delete, durable=True)
 
     async def begin_deletion(self, image: ImageKey, owner: str, *, has_blob: bool) -> Deletion:
         def begin(connection: sqlite3.Connection) -> Deletion:

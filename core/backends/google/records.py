@@ -27,7 +27,7 @@ from core.clock import Clock, utc_now
 from core.domain import deletions
 from core.domain.deletions import Deletion
 from core.domain.record_lists import PageBuilder, RecordFilter, RecordPage
-from core.domain.records import ImageKey, Record, RecordKey, Status
+from core.domain.records import Claim, ImageKey, Record, RecordKey, Status, discardable
 from core.domain.transitions import Transition
 from core.errors import Conflict, NotFound
 
@@ -90,6 +90,17 @@ class DatastoreRecordStore(DatastoreStore[RecordKey, Record]):
         of_image = (KEY, "ancestor", self._keys.image(tenant, image_hash))
         entities = await self._datastore.query(tenant, query_for(RECORD_KIND, of_image))
         return [record_of(entity, self._keys) for entity in entities]
+
+    async def discard(self, claim: Claim) -> bool:
+        key = self._keys.record(claim.key)
+
+        async def delete(transaction: bytes) -> tuple[bool, list[Any]]:
+            entity = await self._datastore.find_in(key, transaction)
+            if entity is None or not discardable(self._state_of(entity), claim):
+                return False, []
+            return True, [RawMutation(delete=key)]
+
+        return await self._datastore.transact(delete)
 
     async def begin_deletion(self, image: ImageKey, owner: str, *, has_blob: bool) -> Deletion:
         async def begin(transaction: bytes) -> tuple[Deletion, list[Any]]:
