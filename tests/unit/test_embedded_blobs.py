@@ -1,6 +1,7 @@
 """Blobs whose folder is missing for a moment, as a disk that is mounted again."""
 
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,15 +23,15 @@ async def store(tmp_path: Path) -> AsyncIterator[FileBlobStore]:
 
 
 @pytest.fixture
-def missing(tmp_path: Path) -> Callable[[], None]:
+def missing(tmp_path: Path) -> Callable[[], object]:
     """Takes the folder away. Returns a function that brings it back."""
     folder, away = tmp_path / "blobs", tmp_path / "away"
     folder.rename(away)
-    return lambda: away.rename(folder)
+    return partial(away.rename, folder)
 
 
 async def test_missing_folder_is_unavailable(
-    store: FileBlobStore, missing: Callable[[], None]
+    store: FileBlobStore, missing: Callable[[], object]
 ) -> None:
     for call in (store.exists(NAME), store.get(NAME), store.delete(NAME)):
         with pytest.raises(Unavailable):
@@ -42,7 +43,7 @@ async def test_missing_folder_is_unavailable(
 @pytest.mark.parametrize("method", ["exists", "get", "delete"])
 async def test_folder_that_comes_back_before_its_check_has_the_blob(
     store: FileBlobStore,
-    missing: Callable[[], None],
+    missing: Callable[[], object],
     method: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

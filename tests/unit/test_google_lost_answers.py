@@ -33,6 +33,7 @@ from core.domain.api_keys import ApiKey
 from core.domain.dead_letters import DeadLetter, letter_id
 from core.domain.jobs import Counts, JobItem, JobKey, JobWebhook, Training, new_job
 from core.domain.principals import ALL_SCOPES
+from core.domain.priority import Priority
 from core.domain.rate_limits import Grant, Limit, Rate, TenantLimits
 from core.domain.records import Annotation, RecordError, RecordKey, Status, new_record
 from core.domain.transitions import Transition
@@ -135,7 +136,7 @@ class LosingDatastore(ScriptedDatastore):
         )
 
 
-def _value_of(entity: Any, name: str) -> object:
+def _value_of(entity: Any, name: str) -> Any:
     return _plain(entity.properties[name]) if name != KEY_PROPERTY else _path(entity.key)
 
 
@@ -154,7 +155,8 @@ def _path(key: Any) -> tuple[tuple[str, str], ...]:
 
 
 def _meets(entity: Any, condition: Any) -> bool:
-    name, limit = condition.property.name, _plain(condition.value)
+    name = condition.property.name
+    limit: Any = _plain(condition.value)
     if name != KEY_PROPERTY and name not in entity.properties:
         return False
     value: Any = _value_of(entity, name)
@@ -162,13 +164,14 @@ def _meets(entity: Any, condition: Any) -> bool:
     if operator == "HAS_ANCESTOR":
         assert isinstance(limit, tuple)
         return bool(value[: len(limit)] == limit)
-    return {
+    met: dict[str, bool] = {
         "LESS_THAN": value < limit,
         "LESS_THAN_OR_EQUAL": value <= limit,
         "GREATER_THAN": value > limit,
         "GREATER_THAN_OR_EQUAL": value >= limit,
         "EQUAL": value == limit,
-    }[operator]
+    }
+    return met[operator]
 
 
 class Recorded:
@@ -196,8 +199,8 @@ Script = Callable[[Datastore, MovableClock], Awaitable[Recorded]]
 
 async def write_records(database: Datastore, clock: MovableClock) -> Recorded:
     store = Recorded(DatastoreRecordStore(database, clock))
-    assert await store.create(new_record(KEY, clock(), records.Priority.LOW, "a" * 32))
-    assert await store.change(KEY, records.want(records.Priority.HIGH))
+    assert await store.create(new_record(KEY, clock(), Priority.LOW, "a" * 32))
+    assert await store.change(KEY, records.want(Priority.HIGH))
     assert await store.change(KEY, records.advance(Status.PENDING, Status.QUEUED))
     clock.move(1)
     assert await store.change(KEY, records.touch(clock()))
