@@ -200,6 +200,30 @@ def drawn_picture(size: tuple[int, int]) -> Image.Image:
     return picture
 
 
+def check_outputs(difference: float) -> None:
+    """Check the `largest_difference` of an exported graph. Raises NotExportable."""
+    if not difference <= TOLERANCE:
+        raise NotExportable(
+            f"the ONNX file differs from the original by {difference:.1e} of the largest value; "
+            f"{TOLERANCE:.0e} is allowed"
+        )
+
+
+def check_preprocessing(bundle: Bundle, processor: Any, rule: Preprocessing) -> None:
+    """Check that the bundle preprocesses images as `processor` does. Raises NotExportable."""
+    levels = level_difference(bundle, processor, rule)
+    if not levels <= LEVEL_TOLERANCE:
+        raise NotExportable(
+            f"a manifest cannot say what {type(processor).__name__} does: its pixels differ by "
+            f"{levels:.1f} levels on average"
+        )
+
+
+def source_name(source: str) -> str:
+    """The name of a folder, or a hub id."""
+    return Path(source).resolve().name if Path(source).is_dir() else source
+
+
 def export(
     source: str, out: Path | None, name: str | None = None, cache: Path | None = None
 ) -> Bundle:
@@ -207,8 +231,7 @@ def export(
 
     Without `out` the bundle goes to `bundles/` and its name.
     """
-    folder_source = Path(source).is_dir()
-    chosen = bundle_name(name or (Path(source).resolve().name if folder_source else source))
+    chosen = bundle_name(name or source_name(source))
     out = out or Path("bundles") / chosen
     model, processor = load(source, cache)
     labels = label_list(model.config.id2label)
@@ -221,11 +244,7 @@ def export(
     names: list[str] = [kind, "embedding"] if network.has_embedding else [kind]
     graph, batch = graph_of(network, rule, names)
     difference = largest_difference(network, graph, rule, names, (1,) if batch else (1, 3))
-    if not difference <= TOLERANCE:
-        raise NotExportable(
-            f"the ONNX file differs from the original by {difference:.1e} of the largest value; "
-            f"{TOLERANCE:.0e} is allowed"
-        )
+    check_outputs(difference)
     described = manifest(
         chosen,
         rule,
@@ -236,17 +255,12 @@ def export(
     )
     with new_folder(out) as folder:
         bundle = write_bundle(folder, graph, described, labels)
-        levels = level_difference(bundle, processor, rule)
-        if not levels <= LEVEL_TOLERANCE:
-            raise NotExportable(
-                f"a manifest cannot say what {type(processor).__name__} does: its pixels differ by "
-                f"{levels:.1f} levels on average"
-            )
+        check_preprocessing(bundle, processor, rule)
         card = render_card(
             chosen,
             rule,
             labels,
-            source=Path(source).resolve().name if folder_source else source,
+            source=source_name(source),
             revision=getattr(model.config, "_commit_hash", None),
             licence=stated_licence(card_of(source, cache)),
             difference=difference,
@@ -310,22 +324,31 @@ def _unreachable(error: BaseException) -> bool:
     return isinstance(error, kinds) or "couldn't connect" in str(error).lower()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("source", help="a hub id such as google/vit-base-patch16-224, or a folder")
+def arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the command line, with the options of every exporter. Silences the libraries."""
     parser.add_argument(
         "--out", type=Path, help="folder of the new bundle; bundles/NAME by default"
     )
     parser.add_argument("--name", help="the bundle's name; derived from the source by default")
     parser.add_argument("--cache", type=Path, help="where downloads are kept")
-    args = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
+    return parser.parse_args()
+
+
+def print_summary(bundle: Bundle) -> None:
+    size = folder_bytes(bundle.folder) / 1e6
+    print(f"{bundle.identity}: {size:.1f} MB, {len(bundle.labels)} labels")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("source", help="a hub id such as google/vit-base-patch16-224, or a folder")
+    args = arguments(parser)
     try:
         bundle = export(args.source, args.out, args.name, args.cache)
     except (NotExportable, FileExistsError) as error:
         raise SystemExit(str(error)) from error
-    size = folder_bytes(bundle.folder) / 1e6
-    print(f"{bundle.identity}: {size:.1f} MB, {len(bundle.labels)} labels")
+    print_summary(bundle)
     print(f"Use it with MODEL_URI={bundle.folder}, or from a bucket of yours:")
     print(f"  gcloud storage cp -r {bundle.folder} gs://BUCKET/models/")
     print(f"  MODEL_URI=gs://BUCKET/models/{bundle.folder.name}")

@@ -18,14 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from core.bundles.bundle import Bundle, read_bundle
-from models.bundle_writer import folder_bytes, new_folder, write_bundle
+from models.bundle_writer import new_folder, write_bundle
 from models.export_huggingface import (
-    LEVEL_TOLERANCE,
-    TOLERANCE,
+    arguments,
     card_of,
+    check_outputs,
+    check_preprocessing,
     explained,
     graph_of,
-    level_difference,
+    print_summary,
+    source_name,
 )
 from models.export_manifest import (
     NotExportable,
@@ -135,8 +137,7 @@ def export(
     """
     labels = read_labels(labels_file)
     prompts = prompts_of(labels, template)
-    folder_source = Path(source).is_dir()
-    stem = Path(source).resolve().name if folder_source else source
+    stem = source_name(source)
     chosen = bundle_name(name or f"{stem}-{labels_file.stem}")
     out = out or Path("bundles") / chosen
     model, processor, tokenizer = load(source, cache)
@@ -152,23 +153,14 @@ def export(
         bias=None if bias is None else float(bias.detach()),
     )
     difference = largest_difference(model, tower, folded, tokens)
-    if not difference <= TOLERANCE:
-        raise NotExportable(
-            f"the ONNX file differs from the original by {difference:.1e} of the largest value; "
-            f"{TOLERANCE:.0e} is allowed"
-        )
+    check_outputs(difference)
     kind: Literal["logits", "probabilities"] = "logits" if bias is None else "probabilities"
     described = manifest(
         chosen, rule, opset=opset(folded), batch=batch, kind=kind, embedding=EMBEDDING
     )
     with new_folder(out) as folder:
         bundle = write_bundle(folder, folded, described, labels)
-        levels = level_difference(bundle, processor, rule)
-        if not levels <= LEVEL_TOLERANCE:
-            raise NotExportable(
-                f"a manifest cannot say what {type(processor).__name__} does: its pixels differ by "
-                f"{levels:.1f} levels on average"
-            )
+        check_preprocessing(bundle, processor, rule)
         card = render_card(
             chosen,
             rule,
@@ -198,13 +190,7 @@ def main() -> None:
     parser.add_argument(
         "--template", default=DEFAULT_TEMPLATE, help="the text, with {} for a label"
     )
-    parser.add_argument(
-        "--out", type=Path, help="folder of the new bundle; bundles/NAME by default"
-    )
-    parser.add_argument("--name", help="the bundle's name; derived from the source by default")
-    parser.add_argument("--cache", type=Path, help="where downloads are kept")
-    args = parser.parse_args()
-    transformers.utils.logging.set_verbosity_error()
+    args = arguments(parser)
     try:
         bundle = export(
             args.source,
@@ -216,8 +202,7 @@ def main() -> None:
         )
     except (NotExportable, FileExistsError) as error:
         raise SystemExit(str(error)) from error
-    size = folder_bytes(bundle.folder) / 1e6
-    print(f"{bundle.identity}: {size:.1f} MB, {len(bundle.labels)} labels")
+    print_summary(bundle)
     print(f"Use it with EXTRA_MODEL_URIS={bundle.folder}")
 
 

@@ -30,6 +30,7 @@ from glimpse_client.images import DEFAULT_WAIT
 from glimpse_client.types import Job
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 class Formats:
@@ -138,11 +139,7 @@ def jobs() -> None:
 @pass_context
 def list_jobs(ctx: Context, status: str | None, limit: int, format_: str | None) -> None:
     """List jobs, newest first."""
-    found = []
-    for job in ctx.client.jobs.list(status=status):
-        found.append(job)
-        if len(found) == limit:
-            break
+    found = list(islice(ctx.client.jobs.list(status=status), limit))
     if format_:
         columns = ["job_id", "name", "status", "total", "failed"]
         _documents(format_, [job.raw for job in found], columns)
@@ -157,7 +154,7 @@ def list_jobs(ctx: Context, status: str | None, limit: int, format_: str | None)
 
 @jobs.command()
 @click.argument("job_id")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @pass_context
 def show(ctx: Context, job_id: str, as_json: bool) -> None:
     """Show a job."""
@@ -166,7 +163,7 @@ def show(ctx: Context, job_id: str, as_json: bool) -> None:
 
 @jobs.command()
 @click.argument("job_id")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @pass_context
 def watch(ctx: Context, job_id: str, as_json: bool) -> None:
     """Follow a job until it ends."""
@@ -255,7 +252,7 @@ def models() -> None:
 
 
 @models.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @pass_context
 def list_models(ctx: Context, as_json: bool) -> None:
     """List the models that you can use."""
@@ -427,7 +424,7 @@ def keys() -> None:
 
 
 @keys.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @pass_context
 def list_keys(ctx: Context, as_json: bool) -> None:
     """List keys."""
@@ -478,7 +475,7 @@ def webhooks() -> None:
 
 
 @webhooks.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @pass_context
 def list_webhooks(ctx: Context, as_json: bool) -> None:
     """List webhooks."""
@@ -527,7 +524,7 @@ def dead_letters() -> None:
 
 
 @dead_letters.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @pass_context
 def list_dead_letters(ctx: Context, as_json: bool) -> None:
     """List dead letters, newest first."""
@@ -554,7 +551,7 @@ def replay(ctx: Context, letter_ids: tuple[str, ...]) -> None:
 @cli.command()
 @click.option("--days", type=click.IntRange(1, 366), help="How far back; 30 by default.")
 @click.option("--all-keys", is_flag=True, help="Of every key of the tenant (scope admin).")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @pass_context
 def usage(ctx: Context, days: int | None, all_keys: bool, as_json: bool) -> None:
     """Show requests, images and bytes by day."""
@@ -584,7 +581,7 @@ def login(ctx: Context, check: bool) -> None:
 
 
 @cli.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @pass_context
 def doctor(ctx: Context, as_json: bool) -> None:
     """Check the address, the key, the versions and the clock, and say what is wrong."""
