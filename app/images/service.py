@@ -127,11 +127,15 @@ class ImageService:
         record under another model. Raises NotFound, UnknownModel, InvalidRequest.
         """
         if model:
-            return await self.key_under(tenant, image_hash, model)
-        key = self.key(tenant, image_hash)
+            key = await self.key_under(tenant, image_hash, model)
+        else:
+            key = self.key(tenant, image_hash)
         if self._cache.get(key) is not None or await self._backend.records.get(key) is not None:
             return key
         record = await self._under_another_model(key)
+        if record is not None and model:
+            await self._models.resolve(tenant, model)
+            record = None
         if record is None:
             raise NotFound(UNKNOWN_IMAGE)
         return record.key

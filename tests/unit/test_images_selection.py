@@ -244,7 +244,7 @@ async def test_unknown_model_is_refused_with_the_known_ones(
         assert (problem["field"], problem["known"]) == ("model", known_models)
     assert api.traces() == NOTHING
     await known(api)
-    for path in READS:
+    for path in (*READS, f"{ITEM}/stream"):
         response = await api.client.get(f"{path}?model={model}")
         assert assert_problem(response, 422, "unknown_model")["known"] == known_models
 

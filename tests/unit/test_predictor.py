@@ -82,6 +82,10 @@ def test_prediction_may_be_an_object(tmp_path: Path) -> None:
         ("[]", "returned 0 predictions for 1 images."),
         ("[{'labels': {'a': 1}}] * 2", "returned 2 predictions for 1 images."),
         ("['cat']", "returned a value of the type str, not a prediction."),
+        (
+            "[type('Lazy', (), {'labels': property(lambda self: 1 / 0), 'output': None})()]",
+            "a prediction that raised ZeroDivisionError.",
+        ),
         ("[{'label': 'cat'}]", "members other than labels and output."),
         ("[{}]", "without labels and without output."),
         ("[{'labels': ['cat']}]", "the type list as labels, not a dictionary."),

@@ -100,7 +100,14 @@ class PythonClassifier:
                 _fail(f"returned {_kind(found)}, not a list of predictions")
             if len(found) != len(tensors):
                 _fail(f"returned {len(found)} predictions for {len(tensors)} images")
-            return [self._classification(each) for each in found]
+            try:
+                return [self._classification(each) for each in found]
+            except PredictionFailed:
+                raise
+            except Exception as error:  # of a property or a mapping of the predictor's own
+                raise PredictionFailed(
+                    f"The predictor returned a prediction that raised {type(error).__name__}."
+                ) from error
 
     def embed(self, tensors: Sequence[Image.Image]) -> list[NDArray[np.float32]]:
         """Raises InferenceFailed: a predictor has no embedding."""
