@@ -74,6 +74,7 @@ def test_default_bundles_card_is_current_and_the_bundle_within_its_limits() -> N
     card = (DEFAULT_BUNDLE / CARD_FILE).read_text(encoding="utf-8")
     assert card == render(BUNDLE, CALIBRATION, evaluations)
     assert {each.bundle for each in evaluations.values()} == {BUNDLE.identity}
+    assert BUNDLE.manifest.threshold == CALIBRATION["threshold"]
     first, second, varied, held_out = evaluations.values()
     assert first.photos >= 1000
     assert first.top1 >= 89
