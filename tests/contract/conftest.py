@@ -19,6 +19,8 @@ PROJECT = os.environ.get("GLIMPSE_TEST_GCP_PROJECT", "")
 # `firestore`: the emulators, with that of Firestore instead of that of Datastore, and two named
 # databases. Those of the Datastore emulator do not separate: a query finds the entities of all.
 BACKENDS = ["embedded", "emulator", "firestore", *(["gcp"] if PROJECT else [])]
+# For what both emulators do alike: blobs and messages.
+WITHOUT_FIRESTORE = [name for name in BACKENDS if name != "firestore"]
 
 
 @pytest.fixture
@@ -27,22 +29,31 @@ def clock() -> MovableClock:
 
 
 @pytest.fixture(params=BACKENDS)
+def backend_name(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
 def settings(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    backend_name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Settings:
-    if request.param in ("emulator", "firestore"):
+    if backend_name in ("emulator", "firestore"):
         corner: Settings = request.getfixturevalue("emulator_settings")
-        if request.param == "emulator":
+        if backend_name == "emulator":
             return corner
         wait_for_locks(monkeypatch)
         address = request.getfixturevalue("firestore_address")
         named = {"datastore_database": "records", "datastore_keys_database": "keys"}
         return corner.model_copy(update={"datastore_emulator_host": address, **named})
-    if request.param == "gcp":
+    if backend_name == "gcp":
         prefix = f"test-{secrets.token_hex(6)}."
         monkeypatch.setattr("core.backends.google.NAMESPACE_PREFIX", prefix)
         return cloud_settings(tmp_path)
-    return Settings(backend=request.param, data_dir=tmp_path / "data")
+    return Settings(backend="embedded", data_dir=tmp_path / "data")
 
 
 def wait_for_locks(monkeypatch: pytest.MonkeyPatch) -> None:

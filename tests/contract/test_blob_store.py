@@ -10,10 +10,17 @@ from core.backends import Backend
 from core.domain.records import embedding_name, head_name, report_name, thumbnail_name
 from core.errors import NotFound
 from core.ports import BlobStore
+from tests.contract.conftest import WITHOUT_FIRESTORE
 from tests.support.pictures import sha256
 
 DATA = os.urandom(100_000)
 NAME = f"public/{sha256(DATA)}"
+
+
+@pytest.fixture(params=WITHOUT_FIRESTORE)
+def backend_name(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
 
 
 @pytest.fixture

@@ -11,8 +11,15 @@ from core.domain.priority import Priority
 from core.domain.records import RecordKey
 from core.errors import Unavailable
 from core.settings import Settings
+from tests.contract.conftest import WITHOUT_FIRESTORE
 
 JOB = "5" * 32
+
+
+@pytest.fixture(params=WITHOUT_FIRESTORE)
+def backend_name(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
 
 
 def message(number: int, priority: Priority = Priority.HIGH) -> ClassifyImage:

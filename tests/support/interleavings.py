@@ -1,8 +1,12 @@
-"""Runs concurrent tasks in every order of their calls to the ports of a backend."""
+"""Runs concurrent tasks in every order of their calls to the ports of a backend.
+
+Two calls in a row by different tasks to different ports have the same effect in both orders, so
+only one of the two is run.
+"""
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from core.backends import Backend
@@ -55,6 +59,7 @@ async def run_in_order(
     its call with the number `dies[1]`, so that this call and all later ones fail.
     """
     run, tasks = Run(), dict[str, _Task]()
+    could = set[str]()  # the actors that could have gone on instead of the last one
 
     def opened(name: str) -> Backend:
         calls = 0
@@ -94,6 +99,9 @@ async def run_in_order(
         if not live:
             break
         able = [each for each in live if each.polls < MAX_POLLS] or live
+        waited, could = could, {each.name for each in able}
+        if run.calls:
+            able = [each for each in able if not _is_repetition(each, run, waited)] or able
         number = len(run.choices)
         choice = min(order[number], len(able) - 1) if number < len(order) else 0
         run.choices.append((choice, len(able)))
@@ -103,6 +111,13 @@ async def run_in_order(
         chosen.turn.set()
     run.outcomes = {name: each.task.result() for name, each in tasks.items()}
     return run
+
+
+def _is_repetition(next_one: _Task, run: Run, waited: Collection[str]) -> bool:
+    """Whether another run makes this call before the last one of `run`, with the same effect."""
+    actor, call = run.calls[-1]
+    port, last_port = (each.partition(".")[0] for each in (next_one.call, call))
+    return next_one.name in waited and next_one.name > actor and port != last_port
 
 
 async def every_order(

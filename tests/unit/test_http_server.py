@@ -104,8 +104,9 @@ async def test_bytes_that_are_discarded_are_limited(
 
 
 async def test_refused_client_that_pauses_is_disconnected(
-    served: Served, loop_clock: LoopClock
+    served: Served, loop_clock: LoopClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(unread_body, "LINGER_SECONDS", 10 * PATIENCE)
     async with served.connect() as client:
         await client.head(content_length=ELEVEN_MIB, content_type="image/png")
         assert (await client.response()).status == 413
