@@ -22,6 +22,7 @@ from core.domain.records import Classification, Status, release
 from core.errors import BundleError, NotFound, Unavailable, UndecodableImage
 from core.settings import Settings
 from tests.support.bundles import write_slow_bundle
+from tests.support.clock import turns
 from tests.support.pictures import encode, picture, sha256
 from tests.support.predictors import write_python_bundle
 from tests.support.records import claimed
@@ -215,7 +216,7 @@ async def test_only_the_hanging_image_of_a_batch_fails(tmp_path: Path) -> None:
                 asyncio.create_task(classifier.classify(image))
                 for image in (BLACK, WHITE, BLACK, BLACK, BLACK)
             ]
-            await asyncio.sleep(0.1)
+            await turns()
         before = classifier_processes()
         found = await asyncio.gather(*asked, return_exceptions=True)
         assert [isinstance(each, ClassifierLost) for each in found] == [
@@ -229,7 +230,7 @@ async def test_cancelled_request_is_not_repeated(tmp_path: Path) -> None:
     async with pool_of(tmp_path, FOREVER, classify_seconds=1000) as (_, classifier):
         leaving = [asyncio.create_task(classifier.classify(WHITE)) for _ in range(2)]
         staying = asyncio.create_task(classifier.classify(BLACK))
-        await asyncio.sleep(0.1)
+        await turns()
         for task in leaving:
             task.cancel()
         classifier_processes()[0].kill()
@@ -239,11 +240,11 @@ async def test_cancelled_request_is_not_repeated(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
 async def test_only_the_image_in_work_fails_in_a_crash(tmp_path: Path, how: signal.Signals) -> None:
-    async with pool_of(tmp_path, FOREVER, classify_seconds=3) as (_, classifier):
+    async with pool_of(tmp_path, FOREVER, classify_seconds=60) as (_, classifier):
         crashing = asyncio.create_task(classifier.classify(WHITE))
         await asyncio.sleep(0)
         behind = [asyncio.create_task(classifier.classify(BLACK)) for _ in range(5)]
-        await asyncio.sleep(0.3)
+        await turns()
         classifier_processes()[0].send_signal(how)
         with pytest.raises(ClassifierLost):
             await crashing
@@ -268,7 +269,7 @@ async def test_fast_model_prefetches_more_images_than_a_slow_one(
 async def test_cancelled_caller_does_not_affect_others(tmp_path: Path) -> None:
     async with pool_of(tmp_path, rounds=300) as (_, classifier):
         leaving = asyncio.create_task(classifier.classify(WHITE))
-        await asyncio.sleep(0.05)
+        await turns()
         leaving.cancel()
         notes = await asyncio.gather(*(classifier.classify(image) for image in (BLACK, WHITE)))
         assert notes[0] != notes[1]
@@ -286,7 +287,7 @@ async def test_each_load_reports_a_broken_bundle(tmp_path: Path) -> None:
 async def test_close_ends_busy_processes(tmp_path: Path) -> None:
     async with pool_of(tmp_path, FOREVER, worker_concurrency=2) as (pool, classifier):
         hanging = asyncio.create_task(classifier.classify(WHITE))
-        await asyncio.sleep(0.1)
+        await turns()
         assert len(classifier_processes()) == 2
         await pool.close()
         with pytest.raises(Unavailable, match="stopping"):

@@ -141,7 +141,7 @@ async def test_a_killed_queue_loses_nothing(
     environment: dict[str, str], settings: Settings, worker: ScriptedWorker
 ) -> None:
     async def hang(delivery: Delivery) -> int:
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()
         return 204
 
     worker.answer = hang
