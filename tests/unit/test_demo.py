@@ -1,5 +1,6 @@
 """The demonstration, against a service that refuses, ends or is another program."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,9 @@ Handler = Callable[[httpx2.Request], httpx2.Response]
 
 
 def full(request: httpx2.Request) -> httpx2.Response:
-    return httpx2.Response(503, json=FULL, headers={"Retry-After": "1"})
+    # In parts, as from a network: a response that is closed before it is read has no text.
+    parts = iter([json.dumps(FULL).encode()])
+    return httpx2.Response(503, content=parts, headers={"Retry-After": "1"})
 
 
 def full_of_streams(request: httpx2.Request) -> httpx2.Response:
