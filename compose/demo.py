@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from compose.choice import asked_backend
 from compose.data_dir_lock import DataDirError, holder_url
 from compose.demo_batch import NOT_SURE, show_batch
 from compose.demo_training import show_training
-from core.settings import Settings, load_settings
+from core.settings import ENV_FILE, Settings, load_settings
 
 PHOTOS = ("cat.jpg", "coffee.jpg", "rocket.jpg")
 FOLDER = Path(__file__).resolve().parents[1] / "examples"
@@ -123,6 +124,8 @@ def _api_url(settings: Settings) -> str:
 
 
 def main() -> None:
+    if asked_backend(os.environ, Path(ENV_FILE)) == "compose":
+        os.environ["BACKEND"] = "emulator"  # the backend of the containers
     try:
         settings = load_settings()
         demonstrate(settings, _api_url(settings))

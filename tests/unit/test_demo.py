@@ -73,6 +73,14 @@ def test_unusable_data_folder_is_one_sentence(
         demo.main()
 
 
+def test_backend_of_make_run_may_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setenv("BACKEND", "compose")
+    monkeypatch.setattr(demo, "demonstrate", lambda settings, url: shown.append(settings.backend))
+    demo.main()
+    assert shown == ["emulator"]
+
+
 def test_interruption_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
