@@ -330,9 +330,7 @@ def dropped_counter(registry: CollectorRegistry) -> Counter:
 
 
 @asynccontextmanager
-async def open_audit(
-    settings: Settings, dropped: Counter, clock: Clock = utc_now
-) -> AsyncIterator[AuditLog]:
+async def open_audit(settings: Settings, dropped: Counter, clock: Clock) -> AsyncIterator[AuditLog]:
     """Open the audit log. It writes every line before it closes."""
     audit = AuditLog(settings, dropped, clock=clock)
     audit.start()

@@ -429,7 +429,7 @@ def _end(share: Share) -> datetime:
 
 @asynccontextmanager
 async def open_authenticator(
-    settings: Settings, clock: Clock = utc_now
+    settings: Settings, clock: Clock
 ) -> AsyncIterator[Authenticator | None]:
     """Open the authenticator, or return None if the settings require no keys."""
     if not settings.keys_required:

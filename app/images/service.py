@@ -17,7 +17,7 @@ from app.metrics import ApiMetrics
 from app.models.catalogue import ModelCatalogue
 from app.uploads.image_upload import Upload
 from core.backends import Backend
-from core.clock import Clock, utc_now
+from core.clock import Clock
 from core.domain.deletions import new_owner
 from core.domain.records import IMAGE_HASH, MODEL, ImageKey, Record, RecordKey, Status
 from core.errors import InvalidRequest, NotFound, Unavailable
@@ -47,7 +47,7 @@ class ImageService:
         backend: Backend,
         models: ModelCatalogue,
         metrics: ApiMetrics,
-        clock: Clock = utc_now,
+        clock: Clock,
     ) -> None:
         self.default_view = View.default(settings)
         self.default_selection = Selection("", self.default_view)

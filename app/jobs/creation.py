@@ -20,7 +20,7 @@ from app.images.lookup import look_up
 from app.images.submission import untouched
 from app.jobs.options import JobOptions
 from core.backends import Backend
-from core.clock import Clock, rfc3339, utc_now
+from core.clock import Clock, rfc3339
 from core.concurrency import for_each
 from core.domain import jobs
 from core.domain.jobs import (
@@ -47,7 +47,6 @@ log = structlog.get_logger(__name__)
 
 AT_ONCE = 16  # records that are written concurrently
 ATTEMPTS = 4  # to change a record that others change concurrently
-DEFAULT_DELIVERY = DeliveryPolicy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +148,9 @@ class JobCreator:
     def __init__(
         self,
         backend: Backend,
-        clock: Clock = utc_now,
-        policy: JobPolicy = jobs.POLICY,
-        delivery: DeliveryPolicy = DEFAULT_DELIVERY,
+        clock: Clock,
+        policy: JobPolicy,
+        delivery: DeliveryPolicy,
     ) -> None:
         self._backend = backend
         self._clock = clock

@@ -7,7 +7,7 @@ import structlog
 
 from core import errors
 from core.backends import Backend
-from core.clock import Clock, utc_now
+from core.clock import Clock
 from core.domain import webhooks
 from core.domain.jobs import new_job_id
 from core.domain.messages import Notify
@@ -44,7 +44,7 @@ class Issued:
 class Webhooks:
     """The webhooks of one store. Methods see those of one tenant."""
 
-    def __init__(self, backend: Backend, resolver: PublicResolver, clock: Clock = utc_now) -> None:
+    def __init__(self, backend: Backend, resolver: PublicResolver, clock: Clock) -> None:
         self._store = backend.webhooks
         self._publisher = backend.publisher
         self._resolver = resolver

@@ -273,7 +273,7 @@ def _body(event: Event, timestamp: str, data: dict[str, object]) -> bytes:
 
 @asynccontextmanager
 async def open_notifier(
-    settings: Settings, backend: Backend, metrics: WorkerMetrics, clock: Clock = utc_now
+    settings: Settings, backend: Backend, metrics: WorkerMetrics, clock: Clock
 ) -> AsyncIterator[Notifier]:
     """The notifier, with its own HTTP client."""
     # The wait for a slot and the delivery together end before the queue's deadline.

@@ -70,7 +70,7 @@ async def open_backend(settings: Settings, clock: Clock = utc_now) -> AsyncItera
 async def open_usage(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[UsageStore]:
     """The usage store, in the file of the keys. Raises Unavailable."""
     async with _open(settings, KEYS, keys.SCHEMA) as database:
-        yield SqliteUsageStore(database)
+        yield SqliteUsageStore(database, clock)
 
 
 @asynccontextmanager
@@ -81,7 +81,7 @@ async def open_access(settings: Settings, clock: Clock = utc_now) -> AsyncIterat
         yield Access(
             SqliteKeyStore(database, clock),
             SqliteAllowanceStore(database, clock),
-            SqliteUsageStore(database),
+            SqliteUsageStore(database, clock),
             secrets,
         )
 

@@ -12,7 +12,7 @@ from core.backends.embedded.timestamps import (
     moment_or_none,
     to_micros,
 )
-from core.clock import Clock, utc_now
+from core.clock import Clock
 from core.domain.api_keys import ApiKey
 from core.domain.principals import Scope
 from core.domain.rate_limits import Allowance, Grant, Limit, Rate, TenantLimits, reserve
@@ -159,7 +159,7 @@ class SqliteKeyStore(SqliteStore[str, ApiKey]):
 class SqliteAllowanceStore:
     """`core.ports.AllowanceStore`. A power loss may undo the newest shares."""
 
-    def __init__(self, database: Database, clock: Clock = utc_now) -> None:
+    def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
 
@@ -185,7 +185,7 @@ class SqliteAllowanceStore:
 class SqliteUsageStore:
     """`core.ports.UsageStore`."""
 
-    def __init__(self, database: Database, clock: Clock = utc_now) -> None:
+    def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
 
