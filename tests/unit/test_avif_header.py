@@ -10,7 +10,8 @@ from PIL import Image
 
 from app.images.header import inspect_header
 from core.errors import InvalidImage, UnsupportedImage
-from core.imaging.avif_header import MAX_BOXES, is_avif, is_avif_sequence, read_avif_header
+from core.imaging.avif_header import is_avif, is_avif_sequence, read_avif_header
+from core.imaging.avif_items import MAX_BOXES
 from core.imaging.formats import accepted_type
 from tests.abuse.containers import avif_of_empty_extents, boxes
 
