@@ -3,6 +3,12 @@
 `examples/README.md` names the sources of the photos.
 """
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # While the packages load, Ctrl-C ends the process without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import hashlib
 import os
 import sys
@@ -124,6 +130,8 @@ def _api_url(settings: Settings) -> str:
 
 
 def main() -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if asked_backend(os.environ, Path(ENV_FILE)) == "compose":
         os.environ["BACKEND"] = "emulator"  # the backend of the containers
     try:

@@ -23,11 +23,10 @@ INTERRUPTED = """
 import os, runpy, signal, sys
 class Interrupting:
     def find_spec(self, name, path=None, target=None):
-        if name == "compose.commands":
+        if name == sys.argv[2]:
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Interrupting())
-sys.argv = ["compose", "stop"]
-runpy.run_module("compose", run_name="__main__")
+runpy.run_module(sys.argv[1], run_name="__main__")
 """
 
 
@@ -88,11 +87,14 @@ def test_stop_ends_a_build_of_the_images(tmp_path: Path, environment: dict[str, 
     assert call("stop", environment).stdout.startswith("Nothing was running: ")
 
 
+@pytest.mark.parametrize(
+    ("module", "package"), [("compose", "compose.commands"), ("compose.demo", "httpx2")]
+)
 def test_interrupt_while_the_packages_load_prints_no_traceback(
-    environment: dict[str, str],
+    environment: dict[str, str], module: str, package: str
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED],
+        [sys.executable, "-c", INTERRUPTED, module, package],
         cwd=ROOT,
         env=environment,
         capture_output=True,
