@@ -137,7 +137,7 @@ async def test_client_with_a_bad_connection_misses_and_repeats_no_event(
 
     async def work() -> None:
         for position in draw.sample(range(40), 40):
-            await polled(served.services.job_poller, draw.randrange(3))
+            await polled(served.services.job_poller, int(draw.random() < 0.2))
             await complete_item(backend, key, position, broken=draw.random() < 0.1)
 
     working = asyncio.create_task(work())
