@@ -1,6 +1,7 @@
 """Dead letters of job items, of jobs and of notifications (P4)."""
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,30 @@ async def test_letter_that_is_made_again_does_not_fail_the_replayed_attempt(
     await deliver(worker, worker.published()[-1])
     assert await states(worker.backend, key) == ["succeeded"]
     assert (await job_of(worker.backend, key)).counts == Counts(1, 1)
+
+
+async def test_replay_that_overtakes_the_letter_is_not_failed(
+    worker: RunningWorker, clock: MovableClock
+) -> None:
+    """It replays the letter as soon as it is kept. The clock of the queue is ahead."""
+    (image,) = pictures(1)
+    key = await submit_job(worker, [image])
+    await worker.run_job(key)
+    (message,) = worker.published()
+
+    async def overtake() -> None:
+        (letter,) = await worker.letters()
+        clock.move(1)
+        assert await replay(worker.backend, "public", letter.id) is Replay.REPLAYED
+
+    died = rfc3339(clock() + timedelta(seconds=20))
+    with worker.watching(Once("records.fail_unleased", 1, overtake)):
+        await worker.dead_letter(message, publishTime=died)
+    assert not (await worker.record(key_of(worker, image))).status.terminal
+    again = worker.published()[-1]
+    assert (await worker.dead_letter(message, publishTime=died)).status_code == 204
+    await deliver(worker, again)
+    assert await states(worker.backend, key) == ["succeeded"]
 
 
 @pytest.mark.parametrize("started", [False, True])

@@ -107,11 +107,13 @@ async def _handle_image(
     with span("keep dead letter"):
         letter = await _keep(letter, ctx)
     error = _exhausted("The image was not classified", reason, letter)
-    # This delivery may be late or repeated, and must not fail an attempt that started later.
+    # This delivery may be late or repeated, and must not fail an attempt that started later: for
+    # example by a replay, as soon as the letter is kept. The clock of the queue may be ahead.
+    latest = letter.died_at if record is None else min(letter.died_at, record.submitted_at)
     failed = None
     if letter.resolved_at is None:
         with span("fail record"):
-            end = fail_unleased(error, submitted_by=letter.died_at)
+            end = fail_unleased(error, submitted_by=latest)
             failed = await records.change(message.key, end)
     if failed is not None:
         _report(letter, error, ctx)
