@@ -13,7 +13,7 @@ from core.domain.records import ImageKey, RecordError, fail
 from core.errors import Unavailable
 from core.services.dead_letter_replay import Replay, replay
 from tests.support.clock import MovableClock
-from tests.support.faults import Once
+from tests.support.faults import Once, watched
 from tests.support.jobs import job_of, states
 from tests.support.pictures import sha256
 from tests.support.records import claimed, delete_image
@@ -143,6 +143,25 @@ async def test_letter_that_is_made_again_does_not_fail_the_replayed_job(
     assert (await job_of(worker.backend, key)).status is expected
 
 
+async def test_replay_that_overtakes_the_letter_of_a_job_is_not_undone(
+    worker: RunningWorker, clock: MovableClock
+) -> None:
+    """It replays the letter as soon as it is kept."""
+    key = await submit_job(worker, pictures(2))
+    replayed: list[Replay] = []
+
+    async def overtake(name: str, after: bool) -> None:
+        if name == "dead_letters.add" and after:
+            (letter,) = await worker.letters()
+            clock.move(1)
+            replayed.append(await replay(worker.backend, "public", letter.id))
+
+    with worker.watching(overtake):
+        await worker.dead_letter(RunJob(key.tenant, key.id))
+    assert replayed == [Replay.REPLAYED]
+    assert (await job_of(worker.backend, key)).status is JobStatus.PENDING
+
+
 async def test_dead_job_runs_after_its_replay(worker: RunningWorker, clock: MovableClock) -> None:
     key = await submit_job(worker, pictures(2))
     assert (await worker.dead_letter(RunJob(key.tenant, key.id))).status_code == 204
@@ -233,20 +252,24 @@ async def test_late_letter_of_a_restarted_job_changes_nothing(
 async def test_letter_of_a_job_that_has_moved_on_is_resolved(
     worker: RunningWorker, clock: MovableClock, outcome: str
 ) -> None:
-    """The first delivery kept the letter and failed; the job has changed before the second."""
+    """A replay began the job again, and stopped before it resolved the letter."""
     key = await submit_job(worker, pictures(1))
     message, died = RunJob(key.tenant, key.id), rfc3339(clock())
+    assert (await worker.dead_letter(message, publishTime=died)).status_code == 204
+    (letter,) = await worker.letters()
 
-    async def fail() -> None:
+    async def stop() -> None:
         raise Unavailable("A fault was injected.")
 
-    with worker.watching(Once("jobs.fail", 1, fail)):
-        assert (await worker.dead_letter(message, publishTime=died)).status_code == 503
-    (letter,) = await worker.letters()
+    with pytest.raises(Unavailable):
+        await replay(
+            watched(worker.backend, Once("dead_letters.resolve", 1, stop)), "public", letter.id
+        )
+    assert await worker.letters() == [letter]
+    clock.move(31)
     if outcome == "cancelled":
         await cancel_job(worker, key)
     else:
-        clock.move(31)
         await worker.run_job(key)
     before = await job_of(worker.backend, key)
     assert (await worker.dead_letter(message, publishTime=died)).status_code == 204

@@ -162,11 +162,12 @@ async def _handle_job(
         ctx.metrics.dead_letter(outcome)
         log.info("dead letter of a job that has moved on", letter=letter.id, outcome=outcome)
         return
-    await backend.dead_letters.add(letter)
     error = _exhausted("The job was not run", reason, letter)
+    # First, because a replay may start the job again as soon as the letter is kept.
     job = await fail(backend, key, ctx.job_policy, error)
     if job is not None:
         ctx.metrics.job_ended(job.status)
+    await backend.dead_letters.add(letter)
     _report(letter, error, ctx)
 
 
