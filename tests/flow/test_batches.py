@@ -21,7 +21,7 @@ from tests.support.stack import Stack, until
 from worker.inference.protocol import MAX_BATCH
 
 # Several pages of a job's items for both backends. The emulators take a second for thirty.
-ITEMS = {"embedded": 500, "emulator": 300}
+ITEMS = {"embedded": 1000, "emulator": 300}
 # Jobs, and images in each: enough that no job ends before its cancellation.
 CANCELLED = {"embedded": (3, 300), "emulator": (2, 100)}
 TERMINAL = {"completed", "failed", "cancelled"}

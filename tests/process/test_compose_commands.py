@@ -25,6 +25,7 @@ class Interrupting:
     def find_spec(self, name, path=None, target=None):
         if name == sys.argv[2]:
             os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the test may run with it ignored
 sys.meta_path.insert(0, Interrupting())
 runpy.run_module(sys.argv[1], run_name="__main__")
 """
