@@ -78,6 +78,10 @@ async def submit(
         if image.data is not None:
             with span("store image"):
                 await backend.blobs.put(image.key.blob_name, image.data, image.content_type)
+        # The reconciler may have read the record of a slow upload before the bytes were stored, and
+        # may be about to declare the image lost. If the record cannot be touched, it has done so.
+        if untouched(record, clock(), policy) and not await _touched(backend, image.key, clock):
+            continue
         message_id = await publish(backend.publisher, ClassifyImage(image.key))
         # Another process may have deleted the image in between, and what this upload has stored.
         stored, deletion = await backend.records.get_with_deletion(image.key)
@@ -90,6 +94,10 @@ async def submit(
             )
             return record
     raise _changed_concurrently()
+
+
+async def _touched(backend: Backend, key: RecordKey, clock: Clock) -> bool:
+    return await backend.records.change(key, records.touch(clock())) is not None
 
 
 async def _check_known(backend: Backend, key: RecordKey) -> None:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 
@@ -27,6 +28,7 @@ from core.domain.deletions import Deletion
 from core.domain.priority import Priority
 from core.domain.records import (
     PUBLIC_TENANT,
+    UPLOAD_LOST,
     Record,
     RecordError,
     RecordKey,
@@ -39,7 +41,7 @@ from core.errors import Unavailable
 from core.imaging import jpeg
 from core.settings import Settings
 from tests.support.api import LEASE, Api, Traces, api_settings, open_api
-from tests.support.clock import turns
+from tests.support.clock import MovableClock, turns
 from tests.support.connections import PATIENCE
 from tests.support.faults import watched
 from tests.support.pictures import picture, sha256
@@ -355,6 +357,38 @@ async def test_headers_are_inspected_and_blobs_written_in_threads(
     assert on_loop == {}
     assert elsewhere["headers"] >= len(pictures)
     assert elsewhere["disk"] > 0
+
+
+@pytest.mark.parametrize("call", ["blobs.put", "publisher.publish"])
+async def test_reconciler_does_not_end_an_upload_that_is_accepted(
+    tmp_path: Path, colour_bundle: Path, call: str
+) -> None:
+    """P1. It has found no bytes of a slow upload, and ends the record before or after they come."""
+    movable = MovableClock()
+    settings = api_settings(tmp_path, colour_bundle)
+    refused: list[bool] = []
+
+    @asynccontextmanager
+    async def opener(settings: Settings, clock: Clock) -> AsyncIterator[Backend]:
+        async with open_backend(settings, clock) as backend:
+
+            async def happens(called: str, after: bool) -> None:
+                if called == "blobs.put" and not after and not refused:
+                    movable.move(settings.delivery.stale_after + 1)
+                if called == call and not after and not refused:
+                    stale = movable() - timedelta(seconds=settings.delivery.stale_after)
+                    error = RecordError(UPLOAD_LOST, "The upload was interrupted.", True)
+                    end = fail_unleased(error, untouched_since=stale)
+                    key = RecordKey(PUBLIC_TENANT, HASH, api.key(HASH).model)
+                    refused.append(await backend.records.change(key, end) is None)
+
+            yield watched(backend, happens)
+
+    async with open_api(settings, movable, opener) as api:
+        assert (await api.client.post(V1, content=IMAGE)).status_code == 202
+        await api.finish_submissions()
+        assert (await api.client.get(f"{V1}/{HASH}")).json()["status"] == "queued"
+    assert refused == [call == "publisher.publish"]
 
 
 async def test_running_record_without_blob_is_stored_again(api: Api) -> None:
