@@ -108,10 +108,7 @@ class ImageService:
             return cached
         record = await self._backend.records.get(key)
         if record is None:
-            record = await self._under_another_model(key)
-            if record is not None and selection.model:
-                await self._models.resolve(tenant, selection.model)
-                record = None
+            record = await self._under_another_model(key, selection.model)
         if record is not None and wait.seconds > 0 and not record.status.terminal:
             ended = await self._until_terminal(record.key, wait)
             record = ended or await self._backend.records.get(record.key)
@@ -132,10 +129,7 @@ class ImageService:
             key = self.key(tenant, image_hash)
         if self._cache.get(key) is not None or await self._backend.records.get(key) is not None:
             return key
-        record = await self._under_another_model(key)
-        if record is not None and model:
-            await self._models.resolve(tenant, model)
-            record = None
+        record = await self._under_another_model(key, model)
         if record is None:
             raise NotFound(UNKNOWN_IMAGE)
         return record.key
@@ -234,9 +228,16 @@ class ImageService:
     async def _until_terminal(self, key: RecordKey, wait: Wait) -> Record | None:
         return await self.waiter.until_terminal(key, wait.seconds, wait.receive, wait.key_id)
 
-    async def _under_another_model(self, key: RecordKey) -> Record | None:
-        """The image's newest success under any model, or else its newest record."""
+    async def _under_another_model(self, key: RecordKey, model: str) -> Record | None:
+        """The image's newest success under any model, or else its newest record.
+
+        None if the request names a `model`, to which the answer has to belong. Raises UnknownModel
+        if nothing has a model of that name and the image is known.
+        """
         records = await self._backend.records.of_image(key.tenant, key.image_hash)
+        if records and model:
+            await self._models.resolve(key.tenant, model)
+            return None
         return max(records, key=_preference, default=None)
 
     def _represent(self, record: Record, view: View) -> Representation:

@@ -80,7 +80,7 @@ async def submit(
                 await backend.blobs.put(image.key.blob_name, image.data, image.content_type)
         # The reconciler may have read the record of a slow upload before the bytes were stored, and
         # may be about to declare the image lost. If the record cannot be touched, it has done so.
-        if untouched(record, clock(), policy) and not await _touched(backend, image.key, clock):
+        if untouched(record, clock(), policy) and not await _touch(backend, image.key, clock):
             continue
         message_id = await publish(backend.publisher, ClassifyImage(image.key))
         # Another process may have deleted the image in between, and what this upload has stored.
@@ -96,7 +96,8 @@ async def submit(
     raise _changed_concurrently()
 
 
-async def _touched(backend: Backend, key: RecordKey, clock: Clock) -> bool:
+async def _touch(backend: Backend, key: RecordKey, clock: Clock) -> bool:
+    """Keep the reconciler from ending the record for now; whether this was in time."""
     return await backend.records.change(key, records.touch(clock())) is not None
 
 
@@ -147,7 +148,7 @@ async def ensure_record(
                 return record, True
         elif record.status is Status.PENDING and untouched(record, clock(), policy):
             # The reconciler may be about to declare lost the image that this upload stores.
-            await backend.records.change(image.key, records.touch(clock()))
+            await _touch(backend, image.key, clock)
         else:
             return record, False
         # Another process has created the record, or this one has changed it. Look again.

@@ -172,6 +172,9 @@ def jpegs() -> Iterator[Odd]:
     def shown(data: Callable[[], bytes] = good) -> Callable[[], Image.Image]:
         return lambda: Image.open(io.BytesIO(data())).convert("RGB")
 
+    def with_jfif_length(length: int) -> bytes:
+        return c.patched(good(), 4, struct.pack(">H", length))
+
     def with_segment(marker: int, content: bytes) -> Callable[[], bytes]:
         return lambda: c.jpeg_with(good(), c.jpeg_segment(marker, content))
 
@@ -215,7 +218,7 @@ def jpegs() -> Iterator[Odd]:
     for length in (0, 1):
         yield Odd(
             f"jpeg whose JFIF segment declares {length} bytes",
-            lambda n=length: c.patched(good(), 4, struct.pack(">H", n)),  # type: ignore[misc]
+            partial(with_jfif_length, length),
             shown(),
         )
     yield Odd("jpeg with fill bytes", lambda: c.jpeg_with(good(), b"\xff" * 30), shown())

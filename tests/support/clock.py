@@ -27,7 +27,7 @@ class LoopClock:
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self._time, self._ahead = loop.time, 0.0
-        loop.time = self  # type: ignore[method-assign]
+        loop.time = self  # type: ignore[method-assign]  # asyncio has no setter
 
     def __call__(self) -> float:
         return self._time() + self._ahead

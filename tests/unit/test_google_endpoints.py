@@ -175,7 +175,7 @@ async def links(
     iam: Iam, deadline: float, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[IamLinks]:
     monkeypatch.setattr(signed_links, "DEADLINE", deadline)
-    account = ServiceAccount()  # type: ignore[no-untyped-call]
+    account = ServiceAccount()  # type: ignore[no-untyped-call]  # google-auth has no types
     links = IamLinks(
         account,
         authorized_session(account, IamLinks.THREADS),

@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -109,11 +110,15 @@ async def publish(
     return await store.publish(channel, message(number).attributes(), b"", utc_now() - age)
 
 
+def _polled_after(queue: PushQueue, moment: float) -> bool:
+    return queue._polled_at > moment
+
+
 async def polled(queue: PushQueue, times: int) -> None:
     """Wait until the queue has looked for messages this many times."""
     for _ in range(times):
         before = queue._polled_at
-        await until(lambda: queue._polled_at > before)  # noqa: B023
+        await until(partial(_polled_after, queue, before))
 
 
 async def emptied(store: QueueStore) -> None:
