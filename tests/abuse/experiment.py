@@ -15,6 +15,7 @@ import httpx
 from tests.abuse.hostile import Hostile
 from tests.abuse.processes import MEBIBYTE, MemoryWatch
 from tests.support.pictures import sha256
+from tests.support.plain_http import NO_TLS
 from tests.support.stack import Stack
 
 SENDERS = 4
@@ -31,6 +32,7 @@ MOST_MEMORY = {
 # The stack's own delivery is quick: a lease of two seconds would end during a large picture. Longer
 # than production's: a busy machine may take ten times as long over a picture at the limit.
 SETTINGS = {
+    "WORKER_CONCURRENCY": 0,  # one classifier process for each core
     "LEASE_SECONDS": 90,  # seconds, of which classification may take 60
     "ACK_DEADLINE_SECONDS": 180,
     "DELIVERY_ATTEMPTS": 10,
@@ -84,7 +86,7 @@ class Abuse:
         limits = httpx.Limits(max_connections=SENDERS + 1)
         with (
             httpx.Client(
-                base_url=stack.api.base_url, timeout=ANSWER_SECONDS, limits=limits
+                base_url=stack.api.base_url, timeout=ANSWER_SECONDS, limits=limits, verify=NO_TLS
             ) as http,
             ThreadPoolExecutor(SENDERS) as senders,
         ):

@@ -50,6 +50,7 @@ from tests.support.emulators import free_addresses, own_corner, running_emulator
 from tests.support.jobs import complete_item, running_job
 from tests.support.metrics import samples
 from tests.support.pictures import photo, picture, sha256
+from tests.support.plain_http import NO_TLS
 from tests.support.records import claimed
 from tests.support.stack import ROOT, Stack, free_port
 
@@ -346,7 +347,8 @@ class Bench:
 
     def stack(self, name: str, bundle: Path, **settings: object) -> Stack:
         corner = own_corner(self.emulators) if self.emulators else {}
-        return Stack(self.folder / name, bundle, LOG_LEVEL="warning", **corner, **settings)
+        settings = {"LOG_LEVEL": "warning", "WORKER_CONCURRENCY": 0, **corner, **settings}
+        return Stack(self.folder / name, bundle, **settings)
 
     def _leave(self, stack: Stack, name: str) -> None:
         """Stop every other process of the stack."""
@@ -471,7 +473,7 @@ def _wait_for(port: int) -> None:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         try:
-            httpx.get(f"http://127.0.0.1:{port}/result")
+            httpx.get(f"http://127.0.0.1:{port}/result", verify=NO_TLS)
         except httpx.TransportError:
             time.sleep(0.05)
         else:

@@ -102,7 +102,8 @@ def main() -> None:
     parser.add_argument("--messages", type=int, default=300)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        with Stack(Path(folder) / "stack", DEFAULT_BUNDLE, LOG_LEVEL="warning") as stack:
+        settings = {"LOG_LEVEL": "warning", "WORKER_CONCURRENCY": 0}
+        with Stack(Path(folder) / "stack", DEFAULT_BUNDLE, **settings) as stack:
             shares = cpu_by_process(stack, given.seconds)
         for name, share in shares.items():
             print(f"{name}: {share:.2f} % of a core")

@@ -11,6 +11,7 @@ import httpx
 
 from tests.chaos.load import PATIENCE
 from tests.support.pictures import picture
+from tests.support.plain_http import NO_TLS
 
 NEW, BROKEN = 10, 2
 TOTAL = NEW + BROKEN + 1  # one image is a duplicate
@@ -105,7 +106,7 @@ class Batcher(threading.Thread):
 
     def run(self) -> None:
         number = 0
-        with httpx.Client(timeout=60) as http:
+        with httpx.Client(timeout=60, verify=NO_TLS) as http:
             while not self._stop_event.is_set():
                 number += 1
                 job_id = self._until_taken(http, number)

@@ -24,6 +24,7 @@ from core.domain.messages import (
 )
 from core.errors import MalformedEnvelope
 from tests.chaos.load import PATIENCE
+from tests.support.plain_http import NO_TLS
 
 POSITIONS = (0, 5)  # of the items of each job whose messages become dead letters
 DEAD_JOBS = 3  # of so many jobs, one becomes a dead letter itself
@@ -88,7 +89,7 @@ class Replayer(threading.Thread):
         self._stop_event = stop
 
     def run(self) -> None:
-        with httpx.Client(timeout=60) as http:
+        with httpx.Client(timeout=60, verify=NO_TLS) as http:
             for base_url in cycle(self._base_urls):
                 replay_all(http, base_url, self._ledger)
                 if self._stop_event.wait(PATIENCE):

@@ -10,6 +10,7 @@ import httpx
 
 from tests.chaos.load import PATIENCE, Sender
 from tests.support.pictures import picture, sha256
+from tests.support.plain_http import NO_TLS
 
 SETTLE_SECONDS = 60.0  # for the messages of the last uploads
 
@@ -96,7 +97,7 @@ class Deleter(Sender):
 
     def run(self) -> None:
         first = 700_000_000 + self._number * 1_000_000
-        with httpx.Client(timeout=60) as http:
+        with httpx.Client(timeout=60, verify=NO_TLS) as http:
             for seed in range(first, first + 1_000_000):
                 self._one_image(http, picture(seed, size=(32, 32)))
                 if self._stop_event.wait(self._pause):
@@ -130,7 +131,7 @@ class Deleter(Sender):
         def upload() -> int:
             nonlocal began
             began = time.monotonic()
-            with httpx.Client(timeout=60) as other:
+            with httpx.Client(timeout=60, verify=NO_TLS) as other:
                 return self._upload(other, image)
 
         def upload_until_accepted() -> None:

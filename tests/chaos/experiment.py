@@ -30,6 +30,7 @@ from tests.chaos.load import Client, Ledger, Watcher
 from tests.chaos.push_proxy import PushProxy
 from tests.chaos.stepping_clock import set_offset
 from tests.support.emulators import free_addresses, own_corner
+from tests.support.plain_http import NO_TLS
 from tests.support.settings import isolated_settings
 from tests.support.stack import MODULES, ROOT, Stack, free_port
 
@@ -278,7 +279,7 @@ class Experiment:
             for image_hash in left:
                 self._ask(image_hash)
             time.sleep(0.2)
-        with httpx.Client(timeout=60) as http:
+        with httpx.Client(timeout=60, verify=NO_TLS) as http:
             while replay_all(http, self._stack.api_urls[0], self.replays):
                 self._progress("replaying dead letters", 0.5)
                 assert time.monotonic() < ends, "dead letters of jobs cannot be replayed"

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from tests.support.pictures import picture, sha256
+from tests.support.plain_http import NO_TLS
 
 PATIENCE = 0.2  # seconds before a client tries again
 
@@ -74,7 +75,7 @@ class Watcher(threading.Thread):
         self._stop_event = stop
 
     def run(self) -> None:
-        with httpx.Client(base_url=self._base_url, timeout=60) as http:
+        with httpx.Client(base_url=self._base_url, timeout=60, verify=NO_TLS) as http:
             while not self._stop_event.wait(PATIENCE):
                 for image_hash in self._ledger.unfinished:
                     if self._stop_event.is_set():
@@ -109,7 +110,7 @@ class Client(Sender):
 
     def run(self) -> None:
         sent: list[bytes] = []
-        with httpx.Client(base_url=self._base_url, timeout=60) as http:
+        with httpx.Client(base_url=self._base_url, timeout=60, verify=NO_TLS) as http:
             while not self._stop_event.is_set():
                 image = picture(seed=self._number * 1_000_000 + len(sent), size=(32, 32))
                 sent.append(image)

@@ -31,7 +31,8 @@ def test_hostile_images_are_refused_or_end(tmp_path: Path, colour_bundle: Path) 
 
 @pytest.mark.timeout(400)
 def test_odd_pictures_are_seen_as_a_viewer_shows_them(tmp_path: Path, colour_bundle: Path) -> None:
-    with Stack(tmp_path, colour_bundle, **SETTINGS) as stack:
+    # It uploads one picture after the other.
+    with Stack(tmp_path, colour_bundle, **{**SETTINGS, "WORKER_CONCURRENCY": 1}) as stack:
         outcome = compare(stack, odd_pictures())
     assert outcome.wrong == []
     assert outcome.seen > 90 and outcome.refused > 20

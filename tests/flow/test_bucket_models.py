@@ -14,6 +14,7 @@ from tests.support.buckets import fill_bundle
 from tests.support.bundles import write_colour_bundle
 from tests.support.emulators import running_storage
 from tests.support.pictures import picture, sha256
+from tests.support.plain_http import NO_TLS
 from tests.support.scripted_storage import URI, scripted_storage
 from tests.support.settings import isolated_settings
 from tests.support.stack import Stack, free_port, until
@@ -158,7 +159,7 @@ async def test_a_worker_stops_in_the_middle_of_a_download(
 
 
 def _client(stack: Stack) -> httpx.Client:
-    return httpx.Client(base_url=f"http://127.0.0.1:{stack.worker_port}", timeout=60)
+    return httpx.Client(base_url=f"http://127.0.0.1:{stack.worker_port}", timeout=60, verify=NO_TLS)
 
 
 def _alive(worker: httpx.Client) -> bool:

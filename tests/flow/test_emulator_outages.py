@@ -13,6 +13,7 @@ from compose.emulators import RunningEmulators
 from core.http.problems import MEDIA_TYPE
 from tests.support.emulators import addresses_in, free_addresses, own_corner, running_emulators
 from tests.support.pictures import picture, sha256
+from tests.support.plain_http import NO_TLS
 from tests.support.stack import Stack, until
 
 # The timeouts of the clients are three to eight seconds. This allows for a busy machine.
@@ -103,7 +104,7 @@ def test_response_is_503_while_a_service_is_down(
 
 def fails_alone(port: int, check: str) -> bool:
     """Whether this port alone makes the service unready."""
-    ready = httpx.get(f"http://127.0.0.1:{port}/ready", timeout=60)
+    ready = httpx.get(f"http://127.0.0.1:{port}/ready", timeout=60, verify=NO_TLS)
     if ready.status_code == 200:
         return False  # a report is kept for some seconds
     assert ready.status_code == 503

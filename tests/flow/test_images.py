@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from tests.support.images import Stage, stages, unpack
+from tests.support.plain_http import NO_TLS
 from tests.support.stack import free_port, until
 
 STAGES = stages()
@@ -53,7 +54,7 @@ def healthy(stage: Stage, environment: dict[str, str]) -> bool:
 
 
 def ready(port: int) -> bool:
-    return httpx.get(f"http://127.0.0.1:{port}/ready", timeout=30).status_code == 200
+    return httpx.get(f"http://127.0.0.1:{port}/ready", timeout=30, verify=NO_TLS).status_code == 200
 
 
 @pytest.mark.parametrize("name", ["api", "worker"])

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.support.plain_http import NO_TLS
 from tests.support.stack import Stack
 
 CACHE_SECONDS = 1.0
@@ -54,7 +55,11 @@ def apis(
 def ask(stack: Stack, key: str, method: str = "GET", path: str = UNKNOWN) -> httpx.Response:
     headers = {"Authorization": f"Bearer {key}"}
     return httpx.request(
-        method, f"http://127.0.0.1:{stack.api_port}{path}", headers=headers, timeout=60
+        method,
+        f"http://127.0.0.1:{stack.api_port}{path}",
+        headers=headers,
+        timeout=60,
+        verify=NO_TLS,
     )
 
 

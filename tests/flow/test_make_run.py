@@ -24,6 +24,7 @@ from core.settings import DEFAULT_BUNDLE
 from tests.support.emulators import free_addresses
 from tests.support.images import COMPOSE
 from tests.support.pictures import picture
+from tests.support.plain_http import NO_TLS
 from tests.support.requirements import EMULATORS
 from tests.support.stack import ROOT, free_port, until
 
@@ -103,7 +104,7 @@ def empty_path(folder: Path) -> str:
 
 def labels(glimpse: Installation) -> dict[str, object]:
     url = f"http://127.0.0.1:{glimpse.environment['API_PORT']}/what/slow"
-    answer = httpx.post(url, files={"img": ("p.jpg", picture(seed=5))}, timeout=60)
+    answer = httpx.post(url, files={"img": ("p.jpg", picture(seed=5))}, timeout=60, verify=NO_TLS)
     assert answer.status_code == 200, answer.text
     return dict(answer.json())
 
@@ -315,7 +316,9 @@ def test_emulators_run_as_plain_processes(glimpse: Installation) -> None:
             time.sleep(0.2)
         url = f"http://127.0.0.1:{glimpse.environment['API_PORT']}/what/slow"
         while True:
-            answer = httpx.post(url, files={"img": ("q.jpg", picture(seed=6))}, timeout=60)
+            answer = httpx.post(
+                url, files={"img": ("q.jpg", picture(seed=6))}, timeout=60, verify=NO_TLS
+            )
             if answer.status_code == 200:
                 break
             assert time.monotonic() < deadline, answer.text

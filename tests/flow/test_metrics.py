@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.metrics import families, samples, series
 from tests.support.pictures import picture, sha256
+from tests.support.plain_http import NO_TLS
 from tests.support.stack import ROOT, TIMEOUT, Stack, until
 
 REQUESTS = "glimpse_http_requests_total"
@@ -23,7 +24,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, colour_bundle: Path) -> Iter
 
 def exposition(stack: Stack, service: str) -> str:
     port = {"api": stack.api_port, "worker": stack.worker_port}[service]
-    answer = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30)
+    answer = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30, verify=NO_TLS)
     assert answer.headers["content-type"].startswith("text/plain; version=")
     return answer.text
 
@@ -123,7 +124,10 @@ def test_documentation_lists_every_metric(stack: Stack) -> None:
     stack.upload(image)
     stack.result(sha256(image))
     worker = httpx.Client(
-        base_url=f"http://127.0.0.1:{stack.worker_port}", headers=stack.push_headers(), timeout=30
+        base_url=f"http://127.0.0.1:{stack.worker_port}",
+        headers=stack.push_headers(),
+        timeout=30,
+        verify=NO_TLS,
     )
     with worker:
         worker.post("/generate_annotations_dlq", content=b"?")

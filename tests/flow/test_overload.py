@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tests.support.pictures import picture
+from tests.support.plain_http import NO_TLS
 from tests.support.slow_clients import IMAGE, PATIENCE
 from tests.support.stack import ROOT, Stack
 
@@ -26,7 +27,9 @@ BOUND = ROOM * 9 // 8 + 160 * 2**20 + 256 * 300 * 2**10
 async def fast_clients(base: str, ends: float, outcomes: Counter[int]) -> None:
     """Small uploads over separate connections. Raises without a response."""
     limits = httpx.Limits(max_keepalive_connections=0)
-    async with httpx.AsyncClient(base_url=base, timeout=PATIENCE, limits=limits) as client:
+    async with httpx.AsyncClient(
+        base_url=base, timeout=PATIENCE, limits=limits, verify=NO_TLS
+    ) as client:
         seed = 0
         while time.monotonic() < ends:
             seed += 1
@@ -40,7 +43,9 @@ async def fast_clients(base: str, ends: float, outcomes: Counter[int]) -> None:
 
 async def health(base: str, ends: float, times: list[float]) -> None:
     limits = httpx.Limits(max_keepalive_connections=0)
-    async with httpx.AsyncClient(base_url=base, timeout=PATIENCE, limits=limits) as client:
+    async with httpx.AsyncClient(
+        base_url=base, timeout=PATIENCE, limits=limits, verify=NO_TLS
+    ) as client:
         while time.monotonic() < ends:
             began = time.perf_counter()
             assert (await client.get("/health")).status_code == 204
@@ -89,7 +94,7 @@ async def test_500_slow_clients_with_10_mib_each_do_not_grow_memory(
         output, _ = await crowd.communicate()
         slow = json.loads(output)
         # Afterwards it serves as before, when it has seen that five hundred clients disconnected.
-        async with httpx.AsyncClient(base_url=base, timeout=PATIENCE) as client:
+        async with httpx.AsyncClient(base_url=base, timeout=PATIENCE, verify=NO_TLS) as client:
             ends = time.monotonic() + PATIENCE
             answer = await client.post("/what/fast", files={"img": picture(10**6)})
             while answer.status_code == 503 and time.monotonic() < ends:

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tests.support.pictures import encode, picture, sha256
+from tests.support.plain_http import NO_TLS
 from tests.support.stack import Stack, until
 
 
@@ -95,7 +96,9 @@ def test_two_hundred_simultaneous_uploads_make_one_inference(stack: Stack) -> No
     image = picture(seed=6, colour=(240, 240, 240))
     image_hash = sha256(image)
     limits = httpx.Limits(max_connections=200)
-    with httpx.Client(base_url=stack.api.base_url, timeout=60, limits=limits) as client:
+    with httpx.Client(
+        base_url=stack.api.base_url, timeout=60, limits=limits, verify=NO_TLS
+    ) as client:
 
         def post(_: int) -> int:
             while True:

@@ -20,6 +20,7 @@ from PIL import Image
 
 from tests.support.cloud_run import CloudRun
 from tests.support.pictures import picture, sha256
+from tests.support.plain_http import NO_TLS
 from tests.support.predictors import write_python_bundle
 from tests.support.releases import REAL, Instances, ended, image, install_gcloud, start
 from tests.support.stack import Stack
@@ -176,7 +177,7 @@ async def test_release_and_roll_back_lose_no_image_and_classify_none_twice(
     """First, a release fails when its API is in service. Then another release is good."""
     url = cloud.urls["api", ""]
     in_jobs = [[small_image(10**6 * k + n) for n in range(JOB_IMAGES)] for k in (1, 2)]
-    async with httpx.AsyncClient(base_url=url, timeout=90) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=90, verify=NO_TLS) as client:
         load = Load(client)
         clients = [asyncio.create_task(load.run(wait=number == 0)) for number in range(CLIENTS)]
         jobs = [await create_job(client, in_jobs[0])]

@@ -20,6 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 from app.main import create_app
 from tests.support.api import api_settings, routes_of
 from tests.support.pictures import sha256
+from tests.support.plain_http import NO_TLS
 from tests.support.stack import Stack
 
 
@@ -75,7 +76,7 @@ def test_no_secret_and_no_byte_of_an_image_is_in_any_log(
         assert stack.api.post(f"/api/v1/webhooks/{hook['id']}/test").status_code == 202
 
         def send(method: str, path: str, headers: dict[str, str], **body: Any) -> None:
-            with httpx.Client(base_url=stack.api.base_url, timeout=60) as client:
+            with httpx.Client(base_url=stack.api.base_url, timeout=60, verify=NO_TLS) as client:
                 client.request(method, path, headers=headers, **body)
 
         forged = {"Authorization": f"Bearer glp_{marks['forged']}", "Cookie": marks["forged"]}
@@ -107,6 +108,7 @@ def test_no_secret_and_no_byte_of_an_image_is_in_any_log(
                     headers=headers,
                     content=json.dumps({"message": {"data": marks["q"]}}),
                     timeout=60,
+                    verify=NO_TLS,
                 )
         names = list(stack.processes)
         for name in names:

@@ -20,6 +20,7 @@ from compose.emulators import Check
 from compose.programs import Plan, Program
 from compose.supervisor import Supervisor
 from tests.support import stack
+from tests.support.plain_http import NO_TLS
 from tests.support.signals import heard
 from tests.support.stack import ROOT, free_port
 
@@ -111,7 +112,9 @@ def test_closed_output_does_not_stop_glimpse(tmp_path: Path, colour_bundle: Path
         os.close(write)
         wait_for(tmp_path / "data", "ready: http://127.0.0.1", log="glimpse.log")
         os.close(read)
-        with httpx.Client(base_url=f"http://127.0.0.1:{ports['API_PORT']}", timeout=30) as client:
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{ports['API_PORT']}", timeout=30, verify=NO_TLS
+        ) as client:
             for _ in range(2000):
                 assert client.get(f"/what/status/{'0' * 64}").status_code == 404
         children = psutil.Process(process.pid).children()
@@ -254,6 +257,8 @@ def _polls(folder: Path) -> int:
 
 def _answers(port: int) -> bool:
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/ready", timeout=5).status_code == 200
+        return (
+            httpx.get(f"http://127.0.0.1:{port}/ready", timeout=5, verify=NO_TLS).status_code == 200
+        )
     except httpx.TransportError:
         return False

@@ -12,6 +12,7 @@ import pytest
 from tests.support.bundles import write_colour_bundle
 from tests.support.collector import Collector, Seen
 from tests.support.pictures import picture, sha256
+from tests.support.plain_http import NO_TLS
 from tests.support.stack import Stack, free_port, until
 
 DELIVERY = "process glimpse-images-high-push"
@@ -203,6 +204,7 @@ def test_duplicate_delivery_is_in_the_same_trace(stack: Stack, collector: Collec
         # The trace is another, as from Cloud Run.
         headers={"traceparent": f"00-{TRACE}-{CLIENT_SPAN}-01", **stack.push_headers()},
         timeout=60,
+        verify=NO_TLS,
     )
     assert answer.status_code == 204
     spans = collector.wait(lambda spans: any("duplicates" in span.name for span in spans))
@@ -264,7 +266,9 @@ def test_reconciled_image_starts_a_new_trace(tmp_path: Path, colour_bundle: Path
             ours = {"traceparent": f"00-{TRACE}-{CLIENT_SPAN}-01", **stack.push_headers()}
 
             def republished() -> bool:
-                return bool(httpx.post(url, headers=ours, timeout=60).json()["republished"])
+                return bool(
+                    httpx.post(url, headers=ours, timeout=60, verify=NO_TLS).json()["republished"]
+                )
 
             until(republished, "the record is stale")
             stack.start("queue")

@@ -19,6 +19,7 @@ import pytest
 
 from app import VERSION
 from tests.support.pictures import picture
+from tests.support.plain_http import NO_TLS
 from tests.support.stack import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +50,12 @@ def running(
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline, "not ready in time"
             try:
-                if httpx.get(f"http://127.0.0.1:{port}/ready", timeout=5).status_code == 200:
+                if (
+                    httpx.get(
+                        f"http://127.0.0.1:{port}/ready", timeout=5, verify=NO_TLS
+                    ).status_code
+                    == 200
+                ):
                     break
             except httpx.TransportError:
                 time.sleep(0.05)
@@ -75,7 +81,7 @@ def test_memory_stays_small_under_uploads(tmp_path: Path, colour_bundle: Path) -
     port = free_port()
     with (
         running(tmp_path, colour_bundle, port) as process,
-        httpx.Client(timeout=PATIENCE) as client,
+        httpx.Client(timeout=PATIENCE, verify=NO_TLS) as client,
     ):
         for seed in range(20):
             image = picture(seed, size=(800, 600))
@@ -91,7 +97,9 @@ def test_sigterm_answers_waiting_clients(tmp_path: Path, colour_bundle: Path) ->
     def wait() -> None:
         url = f"http://127.0.0.1:{port}/api/v1/images"
         headers = {"prefer": "wait=30"}
-        responses.append(httpx.post(url, content=picture(), headers=headers, timeout=PATIENCE))
+        responses.append(
+            httpx.post(url, content=picture(), headers=headers, timeout=PATIENCE, verify=NO_TLS)
+        )
 
     with running(tmp_path, colour_bundle, port) as process:
         waiter = threading.Thread(target=wait)
@@ -126,6 +134,7 @@ def test_refused_keys_are_logged_with_the_forwarded_address(
             f"http://127.0.0.1:{port}/api/v1/usage",
             headers={"X-Forwarded-For": "203.0.113.9", "X-API-Key": "glp_no"},
             timeout=PATIENCE,
+            verify=NO_TLS,
         )
         assert response.status_code == 401
         process.send_signal(signal.SIGTERM)

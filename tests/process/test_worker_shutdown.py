@@ -20,6 +20,7 @@ from core.domain.records import RecordKey, Status, new_record
 from core.settings import Settings
 from tests.support.bundles import write_slow_bundle
 from tests.support.pictures import picture, sha256
+from tests.support.plain_http import NO_TLS
 from tests.support.records import claimed
 from tests.support.scripted_worker import until
 from tests.support.settings import isolated_settings
@@ -86,7 +87,9 @@ async def started(tmp_path: Path, rounds: int, shutdown_seconds: float) -> Async
         try:
             base = f"http://127.0.0.1:{port}"
             headers = push_headers(settings)
-            async with httpx.AsyncClient(base_url=base, headers=headers, timeout=100) as client:
+            async with httpx.AsyncClient(
+                base_url=base, headers=headers, timeout=100, verify=NO_TLS
+            ) as client:
                 process = Process(popen, client, backend, key)
                 await until(process.ready)
                 yield process

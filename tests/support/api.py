@@ -37,6 +37,7 @@ from core.http.route_access import access_of, every_route
 from core.ports import RecordStore
 from core.settings import Settings
 from tests.support.data_folders import begin_data_folder
+from tests.support.plain_http import NO_TLS
 from tests.support.records import claimed
 from tests.support.server import serving
 from tests.support.settings import isolated_settings
@@ -215,6 +216,6 @@ async def serve_api(settings: Settings, clock: Clock = utc_now) -> AsyncIterator
     server = Server(settings.model_copy(update={"shutdown_seconds": 5.0}), app)
     async with (
         serving(server) as port,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60, verify=NO_TLS) as client,
     ):
         yield Api(app, client, app.state.services, settings), port

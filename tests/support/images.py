@@ -121,9 +121,14 @@ def admitted(path: str) -> bool:
 @functools.cache
 def _rules() -> list[tuple[re.Pattern[str], bool]]:
     """The patterns of .dockerignore, and whether each one admits what it matches."""
-    lines = [line.strip() for line in IGNORE.read_text().splitlines()]
-    rules = [line for line in lines if line and not line.startswith("#")]
-    return [(_pattern(rule.removeprefix("!")), rule.startswith("!")) for rule in rules]
+    return [(_pattern(rule.removeprefix("!")), rule.startswith("!")) for rule in _lines()]
+
+
+@functools.cache
+def _lines() -> list[str]:
+    """The lines of .dockerignore that are rules."""
+    lines = (line.strip() for line in IGNORE.read_text().splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def unpack(stage: Stage, folder: Path) -> Path:
@@ -152,12 +157,19 @@ def _copy(source: str, target: Path, into_folder: bool) -> None:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """The files of a folder, without those of environments, which have tens of thousands."""
+    """The files of a folder, without those of folders that .dockerignore excludes.
+
+    Excluded are environments and caches, which have tens of thousands of files.
+    """
     for place, folders, names in os.walk(folder):
-        if "pyvenv.cfg" in names:
-            folders.clear()
-            continue
+        inside = PurePosixPath(Path(place).relative_to(ROOT).as_posix())
+        folders[:] = [name for name in folders if _may_have_admitted(str(inside / name))]
         yield from (Path(place, name) for name in names)
+
+
+def _may_have_admitted(folder: str) -> bool:
+    """Whether .dockerignore admits a folder, or a path in it by a rule of its own."""
+    return admitted(folder) or any(rule.startswith((f"!{folder}/", "!**")) for rule in _lines())
 
 
 def _pattern(rule: str) -> re.Pattern[str]:

@@ -12,6 +12,7 @@ from app.streams.poller import Poller
 from core.settings import Settings
 from tests.support.api import Api, eventually, serve_api
 from tests.support.data_folders import begin_data_folder
+from tests.support.plain_http import NO_TLS
 from tests.support.server import serving
 
 PATIENCE = 30.0  # seconds
@@ -32,7 +33,9 @@ async def stoppable(settings: Settings) -> AsyncIterator[tuple[Server, Api]]:
     server = Server(settings, app := create_app(settings))
     async with (
         serving(server) as port,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as client,
+        httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, verify=NO_TLS
+        ) as client,
     ):
         yield server, Api(app, client, app.state.services, settings)
 

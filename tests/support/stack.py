@@ -17,6 +17,7 @@ import httpx
 from core.backends import push_secret
 from core.settings import REMOVED
 from tests.support.distribution import share_of
+from tests.support.plain_http import NO_TLS
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = {
@@ -57,11 +58,21 @@ def until(condition: Callable[[], object], what: str, timeout: float = TIMEOUT) 
         time.sleep(0.05)
 
 
+def is_ready(port: int) -> bool:
+    """Whether a service answers, and is ready."""
+    try:
+        url = f"http://127.0.0.1:{port}/ready"
+        return httpx.get(url, timeout=5, verify=NO_TLS).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 class Stack:
     """The processes of one Glimpse on free ports, with data and logs in `folder`.
 
-    `settings` are environment variables. The defaults make retries quick. With `BACKEND=emulator`,
-    the stack creates topics and subscriptions on the Pub/Sub emulator.
+    `settings` are environment variables. The defaults make retries quick, and give the worker one
+    classifier process, as on a machine with one core. With `BACKEND=emulator`, the stack creates
+    topics and subscriptions on the Pub/Sub emulator.
     """
 
     def __init__(self, folder: Path, bundle: Path, **settings: object) -> None:
@@ -76,6 +87,7 @@ class Stack:
             "WORKER_PORT": str(self.worker_port),
             "MODEL_URI": str(bundle),
             "LOG_FORMAT": "json",
+            "WORKER_CONCURRENCY": "1",
             "MAX_BACKOFF_SECONDS": "1",
             "LEASE_SECONDS": "2",
             "ACK_DEADLINE_SECONDS": "10",
@@ -86,7 +98,8 @@ class Stack:
         absent = "queue" if self.on_emulators else "scheduler"
         self.names = [name for name in MODULES if name != absent]
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.api = httpx.Client(base_url=f"http://127.0.0.1:{self.api_port}", timeout=60)
+        url = f"http://127.0.0.1:{self.api_port}"
+        self.api = httpx.Client(base_url=url, timeout=60, verify=NO_TLS)
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -147,11 +160,8 @@ class Stack:
         while time.monotonic() < deadline:
             if self.processes[name].poll() is not None:
                 break
-            try:
-                if httpx.get(f"http://127.0.0.1:{port}/ready", timeout=5).status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
+            if is_ready(port):
+                return
             time.sleep(0.05)
         raise AssertionError(f"{name} did not become ready:\n{self.log(name)[-4000:]}")
 

@@ -17,6 +17,7 @@ from app.services import Services
 from core.backends.embedded import database
 from tests.support.api import api_settings, eventually
 from tests.support.pictures import picture
+from tests.support.plain_http import NO_TLS
 
 PATIENCE = 30.0
 
@@ -92,7 +93,9 @@ async def test_request_that_cannot_finish_is_answered_503(
     monkeypatch.setattr(database, "BUSY_SECONDS", 60.0)  # longer than this test
     async with (
         serving(tmp_path, colour_bundle, shutdown_seconds=1) as (server, port),
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as client,
+        httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, verify=NO_TLS
+        ) as client,
     ):
         with closing(sqlite3.connect(tmp_path / "data" / "records.db")) as other:
             other.execute("BEGIN IMMEDIATE")  # locks the database

@@ -44,6 +44,7 @@ from tests.support.live_streams import (
 )
 from tests.support.metrics import samples, series
 from tests.support.pictures import picture, sha256
+from tests.support.plain_http import NO_TLS
 from tests.support.records import claimed
 
 UNKNOWN = "0" * 64
@@ -300,7 +301,7 @@ async def test_many_streams_of_many_images_share_each_lookup(served: Api) -> Non
         limits = httpx.Limits(max_connections=200)
         base = served.client.base_url
         client = await stack.enter_async_context(
-            httpx.AsyncClient(base_url=base, limits=limits, timeout=PATIENCE)
+            httpx.AsyncClient(base_url=base, limits=limits, timeout=PATIENCE, verify=NO_TLS)
         )
         readers = [
             await stack.enter_async_context(reading(client, path_of(image)))

@@ -25,6 +25,7 @@ from tests.support.faults import watched
 from tests.support.logs import json_logs
 from tests.support.metrics import samples, series
 from tests.support.pictures import picture, sha256
+from tests.support.plain_http import NO_TLS
 from tests.support.problems import assert_problem
 from tests.support.server import serving
 from tests.support.worker import envelope, push_headers, settings_in
@@ -189,7 +190,7 @@ async def test_error_during_a_response_of_the_worker_breaks_the_connection(
     async with (
         json_logs("worker"),
         serving(uvicorn.Server(config)) as port,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", verify=NO_TLS) as client,
     ):
         with pytest.raises(httpx.RemoteProtocolError):
             await client.get("/broken", headers={"Traceparent": TRACEPARENT})
