@@ -2,12 +2,12 @@
 
 import asyncio
 import io
+import sqlite3
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from benchmarks.batch import WORKERS, Batch, Seen, Survived, digest_labels
 from benchmarks.peers import surroundings
 from benchmarks.processes import family_memory
 from core.backends import open_backend
-from core.clock import utc_now
+from core.backends.embedded import RECORDS
 from core.domain.policy import DeliveryPolicy
 from core.domain.records import PUBLIC_TENANT
 from core.settings import Settings
@@ -31,6 +31,9 @@ POLL_SECONDS = 0.025
 RUN_SECONDS = 120.0
 
 JOBS = "/api/v1/jobs/batch-predict"
+
+# The condition of the partial index `unfinished_records`, which alone is read.
+_COUNT_UNFINISHED = "SELECT count(*) FROM records WHERE status IN ('pending', 'queued', 'running')"
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,9 @@ class Glimpse:
 def _progress(stack: Stack, batch: Batch, job: str) -> Iterator[Callable[[], int]]:
     """A function that returns the number of images without a result.
 
-    It requests the job over HTTP. Without a job it reads the records, which costs little.
+    It requests the job over HTTP. Without a job it counts the unfinished records in the store, as
+    the client of the peers counts keys in Redis: reading the records would take a tenth of the
+    processors that the services share.
     """
     if job:
 
@@ -116,14 +121,14 @@ def _progress(stack: Stack, batch: Batch, job: str) -> Iterator[Callable[[], int
 
         yield ask
         return
-    with asyncio.Runner() as runner:
-        opened = open_backend(_settings(stack))
-        backend = runner.run(opened.__aenter__())
-        try:
-            count, later = len(batch.hashes), timedelta(days=1)
-            yield lambda: len(runner.run(backend.records.stale(utc_now() + later, count)))
-        finally:
-            runner.run(opened.__aexit__(None, None, None))
+    with closing(sqlite3.connect(_settings(stack).data_dir / RECORDS)) as records:
+        records.execute("PRAGMA query_only = ON")
+
+        def count() -> int:
+            (left,) = records.execute(_COUNT_UNFINISHED).fetchone()
+            return int(left)
+
+        yield count
 
 
 def _wait(left: Callable[[], int], until: int, patience: float) -> tuple[int, float]:

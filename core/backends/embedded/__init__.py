@@ -33,7 +33,7 @@ from core.clock import Clock, utc_now
 from core.ports import UsageStore
 from core.settings import Settings
 
-KEYS, WEBHOOKS = "keys.db", "webhooks.db"
+KEYS, RECORDS, WEBHOOKS = "keys.db", "records.db", "webhooks.db"
 
 
 @asynccontextmanager
@@ -45,7 +45,7 @@ async def open_backend(settings: Settings, clock: Clock = utc_now) -> AsyncItera
     secret = await asyncio.to_thread(_prepare, settings.data_dir)
     links = LinkSigner(secret, settings.public_url)
     async with AsyncExitStack() as stack:
-        database = await stack.enter_async_context(_open(settings, "records.db", records.SCHEMA))
+        database = await stack.enter_async_context(_open(settings, RECORDS, records.SCHEMA))
         store = await stack.enter_async_context(open_queue_store(settings))
         webhook_db = await stack.enter_async_context(_open(settings, WEBHOOKS, webhooks.SCHEMA))
         model_db = await stack.enter_async_context(_open(settings, "models.db", models.SCHEMA))
