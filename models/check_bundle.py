@@ -10,8 +10,7 @@ import io
 import json
 import multiprocessing
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from core.bundles.bundle import (
     SUMS_FILE,
     Bundle,
     read_bundle,
+    read_labels,
     write_sums,
 )
 from core.bundles.python_bundle import (
@@ -38,17 +38,23 @@ from core.bundles.python_bundle import (
 from core.domain.records import MAX_LABELS, Classification
 from core.errors import BundleError, GlimpseError
 from worker.inference.classifier import Classifier
+from worker.inference.memory_limit import memory_limit
 from worker.inference.predictor import PythonClassifier
+from worker.inference.preprocessing import MemoryLimit, no_memory_limit
 
 MAX_PIXELS = 50_000_000
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 DEFAULT_SIDE = 224
+# To import and load a predictor, and for one prediction.
+PREDICTOR_SECONDS = 150.0
 
 
-def check(folder: Path) -> tuple[Bundle | PythonBundle, Classification]:
+def check(
+    folder: Path, limit: MemoryLimit = no_memory_limit
+) -> tuple[Bundle | PythonBundle, Classification]:
     """Check and sum the bundle; also what it says about a generated picture.
 
-    Raises GlimpseError, whose detail names the fault.
+    `limit` bounds the memory of a prediction. Raises GlimpseError, whose detail names the fault.
     """
     if not folder.is_dir():
         raise BundleError(f"{folder} is not a folder.")
@@ -65,7 +71,7 @@ def check(folder: Path) -> tuple[Bundle | PythonBundle, Classification]:
     bundle = read_any_bundle(folder)
     options: dict[str, Any] = {"max_pixels": MAX_PIXELS, "labels_per_image": MAX_LABELS}
     if isinstance(bundle, PythonBundle):
-        found = PythonClassifier(bundle, **options).classify(_picture())
+        found = PythonClassifier(bundle, memory_limit=limit, **options).classify(_picture())
         write_python_sums(folder)
         return read_python_bundle(folder), found
     found = Classifier(bundle, **options).classify(_picture())
@@ -73,23 +79,47 @@ def check(folder: Path) -> tuple[Bundle | PythonBundle, Classification]:
     return read_bundle(folder), found
 
 
-def check_apart(folder: Path) -> tuple[Bundle | PythonBundle, Classification]:
-    """As `check`, in another process for a bundle in Python: its predictor may end its process."""
-    if not (folder / PREDICTOR_FILE).exists():
+def check_apart(
+    folder: Path, seconds: float = PREDICTOR_SECONDS
+) -> tuple[Bundle | PythonBundle, Classification]:
+    """As `check`, in another process for a bundle in Python, with its limits on time and memory.
+
+    A predictor may end its process, or never return.
+    """
+    file = folder / PREDICTOR_FILE
+    if not file.exists():
         return check(folder)
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            return pool.submit(check, folder).result()
-        except BrokenProcessPool:
-            raise BundleError(f"{folder / PREDICTOR_FILE} ended its process.") from None
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_send_outcome, args=(folder, theirs))
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(seconds):
+            raise BundleError(f"{file}: a prediction took longer than {seconds:g} s.")
+        outcome = ours.recv()
+    except EOFError:
+        raise BundleError(f"{file} ended its process.") from None
+    finally:
+        process.kill()
+        process.join()
+    if isinstance(outcome, Exception):
+        raise outcome
+    bundle, found = outcome
+    return bundle, found
+
+
+def _send_outcome(folder: Path, connection: Connection) -> None:
+    """Send the result of `check`, or its error."""
+    try:
+        connection.send(check(folder, memory_limit))
+    except (GlimpseError, OSError) as error:
+        connection.send(error)
 
 
 def write_manifest(folder: Path) -> None:
     """Write a `model.json` with what the network declares. Raises BundleError."""
-    try:
-        labels = len((folder / LABELS_FILE).read_text(encoding="utf-8").splitlines())
-    except UnicodeDecodeError:
-        raise BundleError(f"{folder / LABELS_FILE} is not UTF-8.") from None
+    labels = len(read_labels(folder))
     try:
         session = ort.InferenceSession(str(folder / MODEL_FILE), providers=["CPUExecutionProvider"])
     except Exception as error:

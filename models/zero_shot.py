@@ -17,11 +17,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from core.domain.records import MAX_LABEL_LENGTH
 from models.export_manifest import NotExportable
 from models.onnx_graph import opset
 
 DEFAULT_TEMPLATE = "a photo of a {}"
-MAX_LABEL = 200  # characters
 LOGITS, PROBABILITIES, EMBEDDING = "logits", "probabilities", "embedding"
 _MIN_OPSET = 13  # of ReduceSum with its axes as an input
 _EPSILON = 1e-12  # of a norm, so that no image is divided by zero
@@ -30,7 +30,7 @@ _EPSILON = 1e-12  # of a norm, so that no image is divided by zero
 def read_labels(file: Path) -> list[str]:
     """The labels of a file, one a line. Raises NotExportable."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise NotExportable(f"{file} cannot be read as UTF-8") from error
     labels = [" ".join(line.split()) for line in lines if line.strip()]
@@ -39,8 +39,8 @@ def read_labels(file: Path) -> list[str]:
     for label in labels:
         if labels.count(label) > 1:
             raise NotExportable(f"{file} has the label {label!r} twice")
-        if len(label) > MAX_LABEL:
-            raise NotExportable(f"{file} has a label of more than {MAX_LABEL} characters")
+        if len(label) > MAX_LABEL_LENGTH:
+            raise NotExportable(f"{file} has a label of more than {MAX_LABEL_LENGTH} characters")
     return labels
 
 

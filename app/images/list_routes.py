@@ -18,10 +18,9 @@ from app.services import services_of
 from core import errors
 from core.domain.principals import Principal, Scope
 from core.domain.record_lists import MIN_CONFIDENCE, RecordFilter
-from core.domain.records import MAX_LABELS, MODEL, Status
+from core.domain.records import MAX_LABEL_LENGTH, MAX_LABELS, MODEL, Status
 
 DEFAULT_IMAGES, MAX_IMAGES = 50, 200
-MAX_LABEL = 200  # characters
 
 
 class ImageList(BaseModel):
@@ -35,10 +34,10 @@ class Selection(BaseModel):
     """Which images a request is about."""
 
     label: Annotated[
-        str, Field(max_length=MAX_LABEL, description="Only images with this label")
+        str, Field(max_length=MAX_LABEL_LENGTH, description="Only images with this label")
     ] = ""
     category: Annotated[
-        str, Field(max_length=MAX_LABEL, description="Only images with this category")
+        str, Field(max_length=MAX_LABEL_LENGTH, description="Only images with this category")
     ] = ""
     min_confidence: Annotated[
         float,

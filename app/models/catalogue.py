@@ -2,14 +2,14 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import structlog
 
 from core.backends.bundles import Bundles, retry_delays
-from core.bundles.bundle import Bundle, read_card
-from core.bundles.python_bundle import AnyBundle
+from core.bundles.bundle import read_card
+from core.bundles.python_bundle import AnyBundle, PythonManifest
 from core.errors import BundleError, BundleUnavailable, Unavailable, UnknownModel
 
 log = structlog.get_logger(__name__)
@@ -22,10 +22,10 @@ class ModelRef:
     """A model that can classify images, as far as the API knows it.
 
     `id` is the identity that records have (`name@digest`). `width` and `height` are the size of the
-    network's input; a bundle in Python has none, and may have no labels in advance. `card` is the
-    model card as Markdown, empty if there is none. `embeds`: it has an embedding, so models can be
-    trained on it. `trained`: it is a model of the tenant. `more` has further members of the model's
-    JSON document.
+    network's input; a bundle in Python has none, and may have no labels in advance. `threshold` and
+    `category_threshold` are those of `BundleManifest`. `card` is the model card as Markdown, empty
+    if there is none. `embeds`: it has an embedding, so models can be trained on it. `trained`: it
+    is a model of the tenant. `more` has further members of the model's JSON document.
     """
 
     id: str
@@ -35,6 +35,7 @@ class ModelRef:
     threshold: float | None
     width: int | None
     height: int | None
+    category_threshold: float | None = None
     card: str = ""
     embeds: bool = False
     trained: bool = False
@@ -43,17 +44,25 @@ class ModelRef:
     @classmethod
     def of_bundle(cls, bundle: AnyBundle) -> "ModelRef":
         """The model of a bundle. Blocks: it reads the card."""
-        size = bundle.manifest.input if isinstance(bundle, Bundle) else None
-        return cls(
+        manifest = bundle.manifest
+        model = cls(
             bundle.identity,
-            bundle.manifest.name,
+            manifest.name,
             bundle.labels,
             bundle.categories,
-            bundle.manifest.threshold,
-            None if size is None else size.width,
-            None if size is None else size.height,
-            read_card(bundle.folder),
-            embeds=isinstance(bundle, Bundle) and bundle.manifest.outputs.embedding is not None,
+            manifest.threshold,
+            width=None,
+            height=None,
+            card=read_card(bundle.folder),
+        )
+        if isinstance(manifest, PythonManifest):
+            return model
+        return replace(
+            model,
+            width=manifest.input.width,
+            height=manifest.input.height,
+            category_threshold=manifest.category_threshold,
+            embeds=manifest.outputs.embedding is not None,
         )
 
 

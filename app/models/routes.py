@@ -38,7 +38,12 @@ class ModelSummary(BaseModel):
     label_count: int
     trained: bool = Field(description="Whether it is trained on labels of the tenant")
     threshold: float | None = Field(
-        description="The confidence from which the best label counts as confident"
+        description="The confidence from which the best label counts as confident. Null if the "
+        "model has none, or one for each label"
+    )
+    category_threshold: float | None = Field(
+        description="The best label also counts as confident if its narrowest category has at "
+        "least this confidence. Null if only the label decides"
     )
     input: InputSize | None = Field(
         description="Null for a model in Python, which gets images of any size"
@@ -180,5 +185,6 @@ def _summary(model: ModelRef, default: ModelRef) -> dict[str, Any]:
         "label_count": len(model.labels),
         "trained": model.trained,
         "threshold": model.threshold,
+        "category_threshold": model.category_threshold,
         "input": model.width and {"width": model.width, "height": model.height},
     }

@@ -133,13 +133,20 @@ class JobResult:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model: `labels` is empty in a list, where the service leaves them out."""
+    """A model. `labels` is empty in a list, where the service leaves them out.
+
+    A result is confident if its best label reaches `threshold`, or if the narrowest category of
+    that label reaches `category_threshold`. They are None if the model has none; a trained model
+    has a threshold for each label, in `raw`.
+    """
 
     id: str
     name: str
     default: bool = False
     trained: bool = False
     labels: tuple[str, ...] = ()
+    threshold: float | None = None
+    category_threshold: float | None = None
     raw: Document = field(default_factory=dict, repr=False, compare=False)
 
 
@@ -314,6 +321,8 @@ def model_of(document: Document) -> Model:
         default=bool(document.get("default")),
         trained=bool(document.get("trained")),
         labels=tuple(labels) if isinstance(labels, list) else (),
+        threshold=document.get("threshold"),
+        category_threshold=document.get("category_threshold"),
         raw=document,
     )
 

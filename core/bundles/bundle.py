@@ -14,10 +14,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from core.domain.records import MAX_LABEL_LENGTH
 from core.errors import BundleError
 
 MODEL_FILE, MANIFEST_FILE, LABELS_FILE = "model.onnx", "model.json", "labels.txt"
@@ -93,6 +94,12 @@ class BundleManifest(Frozen):
     threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     category_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
 
+    @model_validator(mode="after")
+    def _check_thresholds(self) -> Self:
+        if self.category_threshold is not None and self.threshold is None:
+            raise ValueError("category_threshold needs a threshold")
+        return self
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -113,22 +120,33 @@ def read_bundle(uri: str | Path) -> Bundle:
     folder = Path(uri)
     try:
         manifest = BundleManifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
-        labels = tuple((folder / LABELS_FILE).read_text(encoding="utf-8").splitlines())
     except OSError as error:
         raise BundleError(f"{folder} is not a model bundle: {error.strerror}.") from error
-    except (ValidationError, UnicodeDecodeError) as error:
-        reason = first_error(error) if isinstance(error, ValidationError) else "not UTF-8."
-        raise BundleError(
-            f"{folder / MANIFEST_FILE} or its labels are invalid: {reason}"
-        ) from error
-    if not labels or not all(label.strip() for label in labels):
-        raise BundleError(f"{folder / LABELS_FILE} needs one label a line.")
+    except ValidationError as error:
+        raise BundleError(f"{folder / MANIFEST_FILE} is invalid: {first_error(error)}") from error
+    labels = read_labels(folder)
     categories = _categories(folder, labels)
     sums = recorded_sums(folder) or _computed_sums(folder)
     if categories and CATEGORIES_FILE not in sums:
         raise BundleError(f"{folder / SUMS_FILE} does not list {CATEGORIES_FILE}.")
     identity = f"{manifest.name}@{digest_of(sums)[:12]}"
     return Bundle(folder, manifest, labels, identity, categories)
+
+
+def read_labels(folder: Path) -> tuple[str, ...]:
+    """The labels in `labels.txt`, which may begin with a byte order mark. Raises BundleError."""
+    file = folder / LABELS_FILE
+    try:
+        labels = tuple(file.read_text(encoding="utf-8-sig").splitlines())
+    except OSError as error:
+        raise BundleError(f"{file}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{file} is not UTF-8.") from error
+    if not labels or not all(label.strip() for label in labels):
+        raise BundleError(f"{file} needs one label a line.")
+    if max(map(len, labels)) > MAX_LABEL_LENGTH:
+        raise BundleError(f"{file} has a label of more than {MAX_LABEL_LENGTH} characters.")
+    return labels
 
 
 def read_card(folder: Path) -> str:

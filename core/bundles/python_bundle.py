@@ -30,6 +30,7 @@ from core.bundles.bundle import (
     file_sum,
     first_error,
     read_bundle,
+    read_labels,
 )
 from core.errors import BundleError
 
@@ -69,7 +70,10 @@ def read_any_bundle(uri: str | Path) -> AnyBundle:
     if not (folder / PREDICTOR_FILE).exists():
         return read_bundle(folder)
     if (folder / MODEL_FILE).exists():
-        raise BundleError(f"{folder} has both {PREDICTOR_FILE} and {MODEL_FILE}. Delete one.")
+        raise BundleError(
+            f"{folder} has both {PREDICTOR_FILE} and {MODEL_FILE}. Delete one, or rename "
+            f"{MODEL_FILE} if the predictor reads it."
+        )
     return read_python_bundle(folder)
 
 
@@ -84,7 +88,8 @@ def read_python_bundle(folder: Path) -> PythonBundle:
     recorded = _recorded(folder)
     sums = recorded if recorded is not None else sums_of(folder)
     identity = f"{manifest.name}@{hashlib.sha256(_text(sums).encode()).hexdigest()[:12]}"
-    return PythonBundle(folder, manifest, _labels(folder), identity)
+    labels = read_labels(folder) if (folder / LABELS_FILE).exists() else ()
+    return PythonBundle(folder, manifest, labels, identity)
 
 
 def verify_python_bundle(bundle: PythonBundle) -> None:
@@ -153,15 +158,3 @@ def _recorded(folder: Path) -> dict[str, str] | None:
             raise BundleError(f"{folder / SUMS_FILE} has an invalid line.")
         sums[found[2]] = found[1]
     return sums
-
-
-def _labels(folder: Path) -> tuple[str, ...]:
-    try:
-        labels = tuple((folder / LABELS_FILE).read_text(encoding="utf-8").splitlines())
-    except FileNotFoundError:
-        return ()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{folder / LABELS_FILE} cannot be read as UTF-8.") from error
-    if not labels or not all(label.strip() for label in labels):
-        raise BundleError(f"{folder / LABELS_FILE} needs one label a line.")
-    return labels

@@ -167,3 +167,36 @@ def test_threshold_is_a_probability(tmp_path: Path, threshold: float, valid: boo
     else:
         with pytest.raises(BundleError, match="threshold"):
             read_bundle(folder)
+
+
+def test_category_threshold_needs_a_threshold(tmp_path: Path) -> None:
+    folder = write_colour_bundle(tmp_path)
+    path = folder / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"category_threshold": 0.9}))
+    write_sums(folder)
+    with pytest.raises(BundleError, match="category_threshold needs a threshold"):
+        read_bundle(folder)
+
+
+def test_byte_order_mark_is_not_part_of_the_first_label(tmp_path: Path) -> None:
+    """Editors on Windows write one."""
+    folder = write_colour_bundle(tmp_path)
+    text = (folder / "labels.txt").read_text().replace("\n", "\r\n")
+    (folder / "labels.txt").write_text(text, encoding="utf-8-sig", newline="")
+    write_sums(folder)
+    assert read_bundle(folder).labels == tuple(COLOURS)
+
+
+@pytest.mark.parametrize(("length", "valid"), [(200, True), (201, False)])
+def test_label_that_no_list_can_filter_by_is_refused(
+    tmp_path: Path, length: int, valid: bool
+) -> None:
+    """The parameter `label` of the list of images has the same limit."""
+    folder = write_colour_bundle(tmp_path)
+    (folder / "labels.txt").write_text("\n".join(["x" * length, *list(COLOURS)[1:]]))
+    write_sums(folder)
+    if valid:
+        assert read_bundle(folder).labels[0] == "x" * length
+    else:
+        with pytest.raises(BundleError, match="a label of more than 200 characters"):
+            read_bundle(folder)

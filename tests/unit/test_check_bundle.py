@@ -91,7 +91,8 @@ def test_python_bundle_is_summed(tmp_path: Path) -> None:
         ("integers", "the input picture is a tensor(uint8), not float32."),
         ("two images", "has a fixed batch of 2."),
         ("no network", "ONNX Runtime cannot load it."),
-        ("wrong manifest", "model.json or its labels are invalid: mean: "),
+        ("two files", "model.onnx has weights in another file. Save the network as one file."),
+        ("wrong manifest", "model.json is invalid: mean: "),
         ("wrong output", "outputs are "),
         ("exception", "The predictor raised ValueError."),
         ("wrong number", "The predictor returned 2 predictions for 1 images."),
@@ -141,6 +142,11 @@ def make_faulty(folder: Path, fault: str) -> None:
         case "no network":
             bare(folder)
             (folder / "model.onnx").write_bytes(b"x")
+        case "two files":
+            bare(folder)
+            model = onnx.load(folder / "model.onnx")
+            where = {"save_as_external_data": True, "location": "model.onnx.data"}
+            onnx.save_model(model, folder / "model.onnx", **where, size_threshold=50)
         case "wrong manifest" | "wrong output":
             write_colour_bundle(folder)
             document = json.loads((folder / "model.json").read_text())
@@ -164,11 +170,19 @@ def make_faulty(folder: Path, fault: str) -> None:
     [
         ("__import__('os')._exit(0)", "predictor.py ended its process."),
         ("int('x')", "The predictor raised ValueError."),
+        ("[{'output': len(bytearray(3 * 2**30))}]", "The predictor raised MemoryError."),
     ],
 )
 def test_predictor_that_ends_its_process_is_a_fault(tmp_path: Path, code: str, reason: str) -> None:
     with pytest.raises(GlimpseError, match=reason):
         check_apart(write_python_bundle(tmp_path / "bundle", predicting(code)))
+
+
+def test_predictor_that_takes_too_long_is_a_fault(tmp_path: Path) -> None:
+    expression = "__import__('time').sleep(15) or [{'output': 1}]"
+    folder = write_python_bundle(tmp_path, predicting(expression))
+    with pytest.raises(BundleError, match="took longer than 3 s"):
+        check_apart(folder, 3)
 
 
 def test_bundle_in_python_is_checked_apart(tmp_path: Path) -> None:

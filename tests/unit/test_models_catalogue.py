@@ -1,15 +1,17 @@
 """The catalogue of models, and `/api/v1/models`."""
 
+import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from glimpse_client.types import model_of
 
 from app.models import catalogue
 from app.models.catalogue import BundleModels, ModelCatalogue, ModelRef
 from core.backends.bundles import Bundles
-from core.bundles.bundle import read_bundle
+from core.bundles.bundle import read_bundle, write_sums
 from core.bundles.python_bundle import AnyBundle
 from core.errors import BundleError, BundleUnavailable, Unavailable, UnknownModel
 from tests.support.api import api_settings, eventually, open_api
@@ -126,6 +128,7 @@ async def test_models_are_listed_and_read(
             "label_count": len(COLOURS),
             "trained": False,
             "threshold": None,
+            "category_threshold": None,
             "input": {"width": 8, "height": 8},
         }
         for name in (second["id"], "other"):
@@ -141,6 +144,24 @@ async def test_models_are_listed_and_read(
         assert (await api.client.get(f"/api/v1/models/{first['name']}")).json()["card"] is None
         refused = assert_problem(await api.client.get("/api/v1/models/cats"), 404, "not_found")
         assert refused["known"] == [first["id"], second["id"]]
+
+
+async def test_model_shows_the_thresholds_that_decide_whether_a_result_is_confident(
+    tmp_path: Path, colour_bundle: Path
+) -> None:
+    folder = write_colour_bundle(tmp_path / "sure", name="sure")
+    manifest = json.loads((folder / "model.json").read_text())
+    manifest |= {"threshold": 0.9, "category_threshold": 0.99}
+    (folder / "model.json").write_text(json.dumps(manifest))
+    write_sums(folder)
+    settings = api_settings(tmp_path, colour_bundle, extra_model_uris=(str(folder),))
+    async with open_api(settings) as api:
+        listed = (await api.client.get("/api/v1/models")).json()["models"][1]
+        shown = (await api.client.get("/api/v1/models/sure")).json()
+        for found in (listed, shown):
+            assert (found["threshold"], found["category_threshold"]) == (0.9, 0.99)
+            model = model_of(found)
+            assert (model.threshold, model.category_threshold) == (0.9, 0.99)
 
 
 async def test_service_starts_without_an_extra_bundle(tmp_path: Path, colour_bundle: Path) -> None:

@@ -76,6 +76,8 @@ def test_prediction_may_be_an_object(tmp_path: Path) -> None:
     [
         ("1 / 0", "raised ZeroDivisionError."),
         ("exit(3)", "raised SystemExit."),
+        # The base class of a panic in Rust, which is no Exception either.
+        ("(_ for _ in ()).throw(BaseException)", "raised BaseException."),
         ("[b'secret'][images]", "raised TypeError."),
         ("None", "returned a value of the type NoneType, not a list of predictions."),
         ("'ab'", "returned a value of the type str, not a list of predictions."),
@@ -188,6 +190,12 @@ def classifier_of(folder: Path) -> PythonClassifier:
         ("def x(:", "raised SyntaxError: "),
         ("import no_such_module", "raised ModuleNotFoundError: No module named 'no_such_module'"),
         ("raise SystemExit(1)", "raised SystemExit: 1 when"),
+        ("raise BaseException('panic')", "raised BaseException: panic when"),
+        (
+            "class Predictor:\n    def load(self, folder): raise BaseException('panic')\n"
+            "    def predict(self, i): pass",
+            "Predictor.load raised BaseException: panic",
+        ),
         ("x = 1", "has no class Predictor"),
         ("Predictor = 1", "has no class Predictor"),
         ("class Predictor:\n    def load(self, folder): pass", "has no method predict"),

@@ -54,6 +54,11 @@ class Classifier:
         try:
             self._session = _session(bundle.folder / MODEL_FILE)
         except Exception as error:
+            if "External data" in str(error):
+                raise BundleError(
+                    f"{bundle.identity}: {MODEL_FILE} has weights in another file. Save the "
+                    "network as one file."
+                ) from error
             raise BundleError(f"{bundle.identity}: ONNX Runtime cannot load the model.") from error
         self._check_signature()
         self._warm_up()

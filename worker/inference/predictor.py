@@ -25,7 +25,7 @@ from core.bundles.python_bundle import (
     PythonBundle,
     verify_python_bundle,
 )
-from core.domain.records import MAX_LABELS, Annotation, Classification
+from core.domain.records import MAX_LABEL_LENGTH, MAX_LABELS, Annotation, Classification
 from core.errors import BundleError
 from core.imaging.limits import PixelLimits
 from worker.errors import InferenceFailed, PredictionFailed
@@ -34,7 +34,6 @@ from worker.inference.steps import timed
 from worker.inference.thumbnail import encoded_thumbnail
 
 MAX_OUTPUT_BYTES: Final = 64 * 1024
-MAX_LABEL: Final = 200  # characters
 # What one call of a predictor may allocate. Its model was loaded before.
 PREDICT_BYTES: Final = 2 * 2**30
 _REAL: Final = (int, float, np.integer, np.floating)
@@ -94,7 +93,9 @@ class PythonClassifier:
             try:
                 with self._memory_limit(PREDICT_BYTES):
                     found = self._predictor.predict(list(tensors))
-            except (Exception, SystemExit) as error:
+            # Libraries also raise errors that are no Exception: a panic of a library in Rust, or an
+            # exit. The process ignores SIGINT, so it gets no KeyboardInterrupt of its own.
+            except BaseException as error:
                 raise PredictionFailed(f"The predictor raised {type(error).__name__}.") from error
             if not isinstance(found, Sequence) or isinstance(found, str | bytes):
                 _fail(f"returned {_kind(found)}, not a list of predictions")
@@ -141,7 +142,7 @@ class PythonClassifier:
             _fail(f"returned {_kind(labels)} as labels, not a dictionary")
         for label, confidence in labels.items():
             if not isinstance(label, str) or not label.strip() or not _storable(label):
-                _fail(f"returned a label that is not a text of 1 to {MAX_LABEL} characters")
+                _fail(f"returned a label that is not a text of 1 to {MAX_LABEL_LENGTH} characters")
             if self._known and label not in self._known:
                 _fail("returned a label that labels.txt does not list")
             if isinstance(confidence, bool) or not isinstance(confidence, _REAL):
@@ -195,7 +196,7 @@ def _load(bundle: PythonBundle) -> Predictor:
     with _importing_from(bundle.folder):
         try:
             spec.loader.exec_module(module)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             raise BundleError(f"{file} raised {_named(error)} when it was imported.") from error
         made = getattr(module, "Predictor", None)
         if not isinstance(made, type):
@@ -206,7 +207,7 @@ def _load(bundle: PythonBundle) -> Predictor:
         try:
             predictor: Predictor = made()
             predictor.load(bundle.folder)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             raise BundleError(f"{file}: Predictor.load raised {_named(error)}.") from error
     return predictor
 
@@ -234,7 +235,7 @@ def _storable(label: str) -> bool:
         label.encode()
     except UnicodeEncodeError:
         return False
-    return len(label) <= MAX_LABEL
+    return len(label) <= MAX_LABEL_LENGTH
 
 
 def _json(output: Any) -> str:

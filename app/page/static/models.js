@@ -35,7 +35,7 @@ export function ModelPage({ name, go }) {
   const labels = html`<section class="card"><h2>Labels</h2><ul class="chips">${model.labels.map((/** @type {string} */ each) => html`<li class="chip">${each}</li>`)}</ul></section>`;
   if (!model.versions) {
     return html`<h1>${model.name}</h1><p class="mono">${model.id}</p><${TryIt} name=${model.id} />
-      ${model.threshold === null ? null : html`<p>Below ${percent(model.threshold)} an answer is “not sure”.</p>`}${labels}`;
+      ${model.threshold === null ? null : html`<p>${rule(model)}</p>`}${labels}`;
   }
   const remove = async () => {
     await send(`/api/v1${addressOf(model.name)}`, { method: "DELETE", expect: [404] });
@@ -48,6 +48,13 @@ export function ModelPage({ name, go }) {
     ${labels}
     <p><${Action} kind="danger" confirm=${`Delete the model ${model.name} with all of its versions and their results? The images stay.`} run=${remove}>Delete the model<//></p>`;
 }
+
+/**
+ * When the page shows an answer of the model as "not sure".
+ * @param {{threshold: number, category_threshold: number | null}} model
+ */
+const rule = ({ threshold, category_threshold: category }) =>
+  `Below ${percent(threshold)} an answer is “not sure”${category === null ? "" : `, unless its narrowest category has at least ${percent(category)}`}.`;
 
 /** @param {{name: string}} props */
 const TryIt = ({ name }) => html`<p><a class="button" href=${`#/?model=${encodeURIComponent(name)}`}>Try this model</a></p>`;
