@@ -17,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from core.domain.records import MAX_LABEL_LENGTH
+from core.bundles.bundle import MAX_LABEL_LENGTH
 from models.export_manifest import NotExportable
 from models.onnx_graph import opset
 

@@ -10,7 +10,7 @@ from core.outbound.http_client import PrivateAddress
 # The detail of each error in an example.
 DETAILS: dict[type[errors.GlimpseError], str] = {
     errors.MalformedBody: "The form ends before its closing boundary.",
-    errors.NotFound: "No such image, or not under this model.",
+    errors.NotFound: "There is no such image, or it has no result of this model.",
     errors.UploadTooSlow: "The upload is slower than 16384 bytes per second.",
     errors.Overloaded: "The service is at capacity. Retry later.",
     errors.ImageTooLarge: "The image is larger than 20971520 bytes.",

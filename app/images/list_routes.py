@@ -16,9 +16,10 @@ from app.images.representation import encode
 from app.images.schemas import Image
 from app.services import services_of
 from core import errors
+from core.bundles.bundle import MAX_LABEL_LENGTH
 from core.domain.principals import Principal, Scope
 from core.domain.record_lists import MIN_CONFIDENCE, RecordFilter
-from core.domain.records import MAX_LABEL_LENGTH, MAX_LABELS, MODEL, Status
+from core.domain.records import MAX_LABELS, MODEL, Status
 
 DEFAULT_IMAGES, MAX_IMAGES = 50, 200
 

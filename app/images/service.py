@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 CLOSE_SECONDS = 2.0
 LINK_VALIDITY = timedelta(minutes=15)
 NO_WAIT = Wait()
-UNKNOWN_IMAGE = "No such image, or not under this model."
+UNKNOWN_IMAGE = "There is no such image, or it has no result of this model."
 
 
 class ImageService:

@@ -64,4 +64,4 @@ def _confidence(values: list[str]) -> float:
 
 
 def _invalid(name: str, rule: str) -> InvalidRequest:
-    return InvalidRequest(f"The parameter {name} must be {rule}, once.", extra={"field": name})
+    return InvalidRequest(f"Give the parameter {name} once, as {rule}.", extra={"field": name})

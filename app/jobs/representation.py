@@ -21,7 +21,7 @@ RESULT_DELETED = "result_deleted"  # error code: the image was deleted after it 
 
 COLUMNS = (
     *("index", "image_hash", "name", "status", "label", "confidence"),
-    *("annotations", "error_code", "error_detail", "metadata", "output"),
+    *("annotations", "error_code", "error_detail", "metadata", "output", "confident", "categories"),
 )
 # Characters with which spreadsheets begin a formula:
 # https://owasp.org/www-community/attacks/CSV_Injection
@@ -134,6 +134,8 @@ def _row(document: dict[str, Any]) -> tuple[object, ...]:
         _text(error.get("detail")),
         _json(document["metadata"]) if document["metadata"] else "",
         "" if document["output"] is None else _json(document["output"]),
+        "" if document["confident"] is None else _json(document["confident"]),
+        _json(document["categories"]) if document["categories"] else "",
     )
 
 

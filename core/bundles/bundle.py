@@ -18,7 +18,6 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from core.domain.records import MAX_LABEL_LENGTH
 from core.errors import BundleError
 
 MODEL_FILE, MANIFEST_FILE, LABELS_FILE = "model.onnx", "model.json", "labels.txt"
@@ -29,6 +28,7 @@ REQUIRED_FILES = (MODEL_FILE, MANIFEST_FILE, LABELS_FILE)
 SUMMED_FILES = (*REQUIRED_FILES, CATEGORIES_FILE)
 
 MAX_CARD_BYTES = 256 * 1024
+MAX_LABEL_LENGTH = 200  # characters
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 

@@ -25,7 +25,6 @@ PUBLIC_TENANT = "public"
 # lease of any policy, because the clock of the machine that granted it may be ahead.
 MAX_LEASE = timedelta(seconds=2 * MAX_ACK_DEADLINE)
 MAX_LABELS = 20  # labels that a record stores
-MAX_LABEL_LENGTH = 200  # characters
 UPLOAD_LOST = "upload_lost"  # error code: the image was never stored
 GAVE_UP = "gave_up"  # error code: too many claims ended without a result
 

@@ -1256,7 +1256,11 @@ async def test_results_stream_as_lines_and_csv(api: Api) -> None:
     assert [int(row["index"]) for row in rows] == list(range(450))
     assert rows[0]["error_code"] == "unsupported_image"
     assert (rows[1]["label"], float(rows[1]["confidence"])) == ("red", 0.75)
-    assert json.loads(rows[1]["annotations"]) == pages[1]["annotations"]
+    for name in ("annotations", "categories", "confident"):
+        assert json.loads(rows[1][name]) == pages[1][name]
+        assert rows[0][name] == ""
+    assert pages[1]["categories"]
+    assert pages[1]["confident"] is True
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from packaging.requirements import InvalidRequirement, Requirement
 from PIL import Image
 
+from core.bundles.bundle import MAX_LABEL_LENGTH
 from core.bundles.python_bundle import (
     PREDICTOR_FILE,
     REQUIREMENTS_FILE,
     PythonBundle,
     verify_python_bundle,
 )
-from core.domain.records import MAX_LABEL_LENGTH, MAX_LABELS, Annotation, Classification
+from core.domain.records import MAX_LABELS, Annotation, Classification
 from core.errors import BundleError
 from core.imaging.limits import PixelLimits
 from worker.errors import InferenceFailed, PredictionFailed
