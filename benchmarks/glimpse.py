@@ -109,8 +109,8 @@ def _progress(stack: Stack, batch: Batch, job: str) -> Iterator[Callable[[], int
     """A function that returns the number of images without a result.
 
     It requests the job over HTTP. Without a job it counts the unfinished records in the store, as
-    the client of the peers counts keys in Redis: reading the records would take a tenth of the
-    processors that the services share.
+    the client of the peers counts keys in Redis: reading the records would take a millisecond an
+    image from the processors that the services share.
     """
     if job:
 

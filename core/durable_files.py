@@ -8,10 +8,14 @@ def write_temporary(data: bytes | bytearray, temporary: Path, mode: int = 0o666)
     """Write and fsync `temporary`, which must not exist. Raises OSError and then leaves no file."""
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        # No file object: it would make three more system calls.
+        try:
+            written = os.write(descriptor, data)
+            while written < len(data):
+                written += os.write(descriptor, data[written:])
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

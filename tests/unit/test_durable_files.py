@@ -28,6 +28,15 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_is_whole_if_the_system_writes_it_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, bytes(data)[:3]))
+    write_temporary(bytearray(b"0123456789"), tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == b"0123456789"
+
+
 @pytest.mark.usefixtures("full_disk")
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "file"

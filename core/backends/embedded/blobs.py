@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import errno
 import os
-import secrets
+import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -137,12 +137,19 @@ class FileBlobStore:
 def _put(root: Path, path: Path, data: bytes | bytearray) -> None:
     folder = path.parent
     if not _holds(path, data):
-        _make_folder(folder, root)
-        temporary = folder / f"{TEMPORARY}{secrets.token_hex(8)}"
         # Replacing an equal blob is harmless: the name is the hash of the content.
-        write_whole(data, temporary, path)
+        try:
+            write_whole(data, _temporary(folder), path)
+        except FileNotFoundError:
+            _make_folder(folder, root)
+            write_whole(data, _temporary(folder), path)
     # Even if the blob exists: the process that wrote it may have died before this line.
     sync_folder(folder)
+
+
+def _temporary(folder: Path) -> Path:
+    # Unique, but no secret: another system call for random bytes would add nothing.
+    return folder / f"{TEMPORARY}{random.getrandbits(64):016x}"
 
 
 def _holds(path: Path, data: bytes | bytearray) -> bool:
