@@ -34,7 +34,7 @@ from core.settings import Settings
 log = structlog.get_logger(__name__)
 
 CAPACITY = 10_000  # entries in the queue
-GATHER_SECONDS = 0.1  # in which entries gather before they are written
+GATHER_SECONDS = 0.1  # how long entries gather before they are written
 BATCH = 1_000  # entries in one write
 CLOSE_SECONDS = 2.0
 

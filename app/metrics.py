@@ -57,7 +57,7 @@ class ApiMetrics:
             log.warning("queue depth unknown", reason=str(error))
 
     async def refresh_free_space(self, blobs: BlobStore) -> None:
-        """Look up the free space. On failure, and where storage grows, the metric is omitted."""
+        """Look up the free space. On failure, and if storage grows, the metric is omitted."""
         try:
             async with asyncio.timeout(BACKLOG_SECONDS):
                 self._disk.free = await blobs.free_bytes()

@@ -1,4 +1,4 @@
-"""The details of errors in the examples of routes, where those of other routes would not fit.
+"""The details of errors in the examples of routes for which those of other routes do not fit.
 
 `tests/unit/test_openapi.py` provokes them. `app.http.openapi.DETAILS` has those of all routes.
 """

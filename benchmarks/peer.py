@@ -18,7 +18,7 @@ from benchmarks.redis_server import RedisServer
 from tests.support.stack import ROOT
 
 START_SECONDS = 60.0
-RUN_SECONDS = 120.0  # without a new result, after which the run fails
+RUN_SECONDS = 120.0  # a run fails after this time without a new result
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from compose.install import in_use
 from compose.supervisor import supervise
 from core.settings import ENV_FILE, Settings, load_settings
 
-LINES = 200  # of the log that `logs` starts with
-STOP_SECONDS = 30.0  # for the emulators, which stop after the services
+LINES = 200  # lines of the log that `logs` prints first
+STOP_SECONDS = 30.0  # time limit for the emulators, which stop after the services
 
 
 def run(asked: str) -> int:

@@ -61,7 +61,7 @@ def crops(paths: Sequence[Path], count: int) -> Iterator[tuple[str, bytes]]:
 def follow(
     client: httpx2.Client, created: dict[str, str], name: str, items: int, console: Console
 ) -> dict[str, object]:
-    """Show the live updates of a job to its end; its last document.
+    """Show the live updates of a job to its end. Returns its last document.
 
     `created` is the response to the creation of the job, and `items` how many items it has.
     """

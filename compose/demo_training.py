@@ -19,9 +19,9 @@ from rich.table import Table
 from compose.demo_batch import NOT_SURE, follow
 
 NAME = "shapes"
-IMAGES = 12  # of each label, to train on
+IMAGES = 12  # training images for each label
 SIZE = 160  # pixels
-WAIT_SECONDS = 20  # for the label of a new image
+WAIT_SECONDS = 20  # longest wait for the label of a new image
 NEW = 1000  # seeds from here on are of images that the model was not trained on
 
 Point: TypeAlias = tuple[float, float]

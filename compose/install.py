@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "poetry.lock"
-GROUPS, EXTRAS = ("main", "cli"), ("worker",)  # of poetry.lock, for `runtime`
+GROUPS, EXTRAS = ("main", "cli"), ("worker",)  # what `runtime` installs from poetry.lock
 # Names in the environment: which lock its packages come from, and whether a supervisor uses it.
 RUNTIME_MARK, DEVELOPMENT_MARK, IN_USE = ".runtime", ".complete", ".in-use"
 _EXTRA = re.compile(r'extra == "([^"]+)"')
 _TRUE, _FALSE = 'python_version >= "0"', 'python_version < "0"'
 _BAR = 24  # characters
-_LAST_LINES = 25  # of pip's output, shown if it fails
+_LAST_LINES = 25  # lines of pip's output that are shown if it fails
 TITLES = {
     "runtime": "Installing what Glimpse needs into {folder}: about 250 MB, usually under a minute.",
     "development": "Installing the development tools into {folder}: about 700 MB, usually one to "

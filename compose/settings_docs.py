@@ -137,7 +137,7 @@ def _default(name: str) -> str:
         case SecretStr():
             return default.get_secret_value()
         case _:
-            return str(default).removeprefix(f"{ROOT}/")  # of MODEL_URI
+            return str(default).removeprefix(f"{ROOT}/")  # the default of MODEL_URI
 
 
 def main() -> None:

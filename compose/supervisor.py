@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 _MISSING = re.compile(r"(?:ModuleNotFoundError|ImportError|Error while finding module).*")
 REPAIR = "Its packages are incomplete: run make stop, make clean, then make run"
 RESTART_DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds. After another early exit, all processes stop
-DEFAULT_URL = "http://127.0.0.1:8080"  # of the client
+DEFAULT_URL = "http://127.0.0.1:8080"  # the client's default
 EARLY_SECONDS = 20.0  # a process that ran longer than this restarts with the first delay
 FIRST_POLL, LAST_POLL = 0.2, 2.0  # seconds between two requests for `/ready`
 CHECK_INTERVAL = 10.0  # seconds between two checks of a process that may hang
@@ -101,7 +101,7 @@ class Supervisor:
         self.stop = asyncio.Event()
         self.started = asyncio.Event()
         self.failed = False
-        self._last_lines: dict[str, str] = {}  # of the output of each program
+        self._last_lines: dict[str, str] = {}  # the last lines of each program's output
         self._write = write
         self._services_ended = asyncio.Event()
         self._width = max(len(name) for name in ("glimpse", *(p.name for p in plan.programs)))

@@ -36,9 +36,9 @@ class Store(Protocol[K_contra, T]):
     async def change(self, key: K_contra, transition: Transition[T]) -> T | None:
         """Apply a transition in a transaction, durably if it says so.
 
-        The state after it, or None where it is refused or nothing is stored under `key`. What is
-        written survives the death of every process in any case; a power loss may undo the newest
-        writes that are not durable.
+        Returns the state after it, or None if it is refused or if nothing is stored under `key`.
+        What is written survives the death of every process. A power loss may undo the newest writes
+        that are not durable.
         """
         ...
 
@@ -54,7 +54,7 @@ class RecordStore(Store[RecordKey, Record], Protocol):
         ...
 
     async def create(self, record: Record) -> bool:
-        """Store a new record, durably; False where the key already exists."""
+        """Store a new record, durably. Returns False if the key already exists."""
         ...
 
     async def list(self, wanted: RecordFilter, limit: int, after: str = "") -> RecordPage:
@@ -77,20 +77,26 @@ class RecordStore(Store[RecordKey, Record], Protocol):
         ...
 
     async def discard(self, claim: Claim) -> bool:
-        """Delete the record that is claimed, durably; False where `records.discardable` refuses."""
+        """Delete the record that is claimed, durably.
+
+        Returns False if `records.discardable` refuses.
+        """
         ...
 
     async def begin_deletion(self, image: ImageKey, owner: str, *, has_blob: bool) -> Deletion:
         """Delete the image's records under every model, and note that its bytes are next.
 
-        One transaction, durably. Raises NotFound where there is no record and `has_blob` is false,
+        One transaction, durably. Raises NotFound if there is no record and `has_blob` is false,
         and Conflict while another process deletes the image. A repeated call with the same `owner`
         (`deletions.new_owner`) returns the deletion that the first one began.
         """
         ...
 
     async def end_deletion(self, deletion: Deletion) -> bool:
-        """Note that the image's bytes are deleted; False where another deletion has begun since."""
+        """Note that the image's bytes are deleted.
+
+        Returns False if another deletion has begun since.
+        """
         ...
 
     async def deletion(self, image: ImageKey) -> Deletion | None:
@@ -106,7 +112,7 @@ class RecordStore(Store[RecordKey, Record], Protocol):
         ...
 
     async def clean_up_deletion(self, image: ImageKey, owner: str) -> Deletion | None:
-        """Apply `deletions.clean_up` in a transaction, where the deletion is due.
+        """Apply `deletions.clean_up` in a transaction, if the deletion is due.
 
         Returns the deletion if the caller must delete the image's bytes once more, and end it. So
         does a repeated call with the same `owner`.
@@ -114,7 +120,7 @@ class RecordStore(Store[RecordKey, Record], Protocol):
         ...
 
     async def delete_model(self, tenant: str, model: str, limit: int) -> int:
-        """Delete at most `limit` of the tenant's records under this model; the number deleted."""
+        """Delete at most `limit` of the tenant's records under this model. Returns how many."""
         ...
 
     async def ping(self) -> None:
@@ -128,20 +134,20 @@ class BlobStore(Protocol):
     async def put(self, name: str, data: bytes | bytearray, content_type: str) -> None: ...
 
     async def get(self, name: str) -> bytes:
-        """The bytes. Raises NotFound where there is no such blob."""
+        """The bytes. Raises NotFound if there is no such blob."""
         ...
 
     def file(self, name: str) -> Path | None:
         """The path of the blob's file, which other local processes may read.
 
-        None where blobs are not files. Checks nothing: the file may not exist.
+        None if blobs are not files. Checks nothing: the file may not exist.
         """
         ...
 
     async def exists(self, name: str) -> bool: ...
 
     async def delete(self, name: str) -> bool:
-        """Delete the blob; False where there is none."""
+        """Delete the blob. Returns False if there is none."""
         ...
 
     async def signed_url(self, name: str, expires_in: timedelta) -> str:
@@ -149,7 +155,7 @@ class BlobStore(Protocol):
         ...
 
     async def free_bytes(self) -> int | None:
-        """The free space, or None where storage grows."""
+        """The free space, or None if storage grows."""
         ...
 
     async def ping(self) -> None:
@@ -174,7 +180,7 @@ class ObjectSource(Protocol):
     async def list(self, bucket: str, prefix: str, limit: int) -> Sequence[StoredObject]:
         """At most `limit` objects whose names start with `prefix`, ordered by name.
 
-        Without the names that end in a slash, which stand for folders. Raises NotFound where there
+        Without the names that end in a slash, which stand for folders. Raises NotFound if there
         is no such bucket.
         """
         ...
@@ -182,7 +188,7 @@ class ObjectSource(Protocol):
     async def read(self, bucket: str, name: str, max_bytes: int) -> bytes:
         """The object's bytes as stored; of a larger object the first `max_bytes + 1`.
 
-        Raises NotFound where there is no such object.
+        Raises NotFound if there is no such object.
         """
         ...
 
@@ -205,13 +211,13 @@ class Publisher(Protocol):
         ...
 
     async def publish(self, message: Message) -> str:
-        """Publish the message, durably; its id in the queue."""
+        """Publish the message, durably. Returns its id in the queue."""
         ...
 
     async def ping(self) -> None: ...
 
     async def backlog(self) -> Backlog | None:
-        """The backlog of the image channels, or None where Cloud Monitoring has it."""
+        """The backlog of the image channels, or None if Cloud Monitoring has it."""
         ...
 
 
@@ -219,7 +225,7 @@ class JobStore(Store[JobKey, Job], Protocol):
     """Jobs and their items (`core.domain.jobs`)."""
 
     async def create(self, job: Job) -> bool:
-        """Store a new job, durably; False where the id exists."""
+        """Store a new job, durably. Returns False if the id exists."""
         ...
 
     async def add_items(self, key: JobKey, items: Sequence[JobItem]) -> None:
@@ -255,7 +261,7 @@ class JobStore(Store[JobKey, Job], Protocol):
         ...
 
     async def refresh_counts(self, key: JobKey, interval: timedelta = timedelta(0)) -> Job | None:
-        """Count the items, where `jobs.count_is_due`; the job, if that changed it.
+        """Count the items if `jobs.count_is_due`. Returns the job if that changed it.
 
         A count without open items completes the job.
         """
@@ -269,7 +275,7 @@ class JobStore(Store[JobKey, Job], Protocol):
         ...
 
     async def delete(self, key: JobKey) -> bool:
-        """Delete the job and its items, durably; False where there is none."""
+        """Delete the job and its items, durably. Returns False if there is none."""
         ...
 
     async def ping(self) -> None: ...
@@ -279,7 +285,7 @@ class DeadLetterStore(Store[LetterKey, DeadLetter], Protocol):
     """Dead letters by tenant, until they are deleted or purged (`core.domain.dead_letters`)."""
 
     async def add(self, letter: DeadLetter) -> bool:
-        """Store a new letter, durably; False where its key exists, and nothing changes."""
+        """Store a new letter, durably. Returns False and changes nothing if its key exists."""
         ...
 
     async def list(self, wanted: LetterFilter, limit: int, after: str = "") -> Sequence[DeadLetter]:
@@ -287,11 +293,14 @@ class DeadLetterStore(Store[LetterKey, DeadLetter], Protocol):
         ...
 
     async def delete(self, key: LetterKey) -> bool:
-        """Delete the letter, durably; False where there is none."""
+        """Delete the letter, durably. Returns False if there is none."""
         ...
 
     async def purge(self, before: datetime, limit: int) -> int:
-        """Delete at most `limit` letters of all tenants that died before `before`; the number."""
+        """Delete at most `limit` letters that died before `before`, of all tenants.
+
+        Returns how many.
+        """
         ...
 
     async def ping(self) -> None:
@@ -303,7 +312,10 @@ class WebhookStore(Store[WebhookKey, Webhook], Protocol):
     """Webhooks by tenant, with their secrets (`core.domain.webhooks`)."""
 
     async def create(self, webhook: Webhook, most: int) -> bool:
-        """Store a new webhook, durably; False where its key exists or the tenant has `most`."""
+        """Store a new webhook, durably.
+
+        Returns False if its key exists or the tenant has `most`.
+        """
         ...
 
     async def list(self, tenant: str) -> list[Webhook]:
@@ -311,7 +323,7 @@ class WebhookStore(Store[WebhookKey, Webhook], Protocol):
         ...
 
     async def delete(self, key: WebhookKey) -> bool:
-        """Delete the webhook, durably; False where there is none."""
+        """Delete the webhook, durably. Returns False if there is none."""
         ...
 
 
@@ -319,7 +331,7 @@ class ModelStore(Store[ModelKey, TrainedModel], Protocol):
     """Trained models by tenant (`core.domain.trained_models`)."""
 
     async def create(self, model: TrainedModel) -> bool:
-        """Store a new model, durably; False where its key exists."""
+        """Store a new model, durably. Returns False if its key exists."""
         ...
 
     async def list(self, tenant: str) -> Sequence[TrainedModel]:
@@ -327,7 +339,7 @@ class ModelStore(Store[ModelKey, TrainedModel], Protocol):
         ...
 
     async def delete(self, key: ModelKey) -> bool:
-        """Delete the model, durably; False where there is none."""
+        """Delete the model, durably. Returns False if there is none."""
         ...
 
     async def add_base(self, tenant: str, base: str) -> None:
@@ -339,14 +351,14 @@ class ModelStore(Store[ModelKey, TrainedModel], Protocol):
         ...
 
 
-# --- What the API needs where API keys are on. ----------------------------------------------------
+# --- What the API needs if API keys are required. ----------------------------------------------
 
 
 class KeyStore(Store[str, ApiKey], Protocol):
     """API keys, by id (`core.domain.api_keys`)."""
 
     async def create(self, key: ApiKey) -> bool:
-        """Store a new key, durably; False where the id exists."""
+        """Store a new key, durably. Returns False if the id exists."""
         ...
 
     async def keys(self, tenant: str | None = None) -> list[ApiKey]:
@@ -385,5 +397,5 @@ class UsageStore(Protocol):
         ...
 
     async def purge(self, before: date, limit: int) -> int:
-        """Delete at most `limit` counts of all tenants, of days before this; the number deleted."""
+        """Delete at most `limit` counts of all tenants, of days before this. Returns how many."""
         ...

@@ -128,7 +128,7 @@ def calibrate(
 
     SystemExit if int8 names another label than float32 for too many photos of the first set. The
     temperature fits the sets in which each photo has a right label. The threshold is the least that
-    gives `PRECISION` at first place on each set by itself, where a close relative counts as right.
+    gives `PRECISION` at first place on each set by itself; a close relative counts as right.
     """
     exact = float_graph(variant)
     ranges = activation_ranges(exact, tensors(variant, calibration_photos))

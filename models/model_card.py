@@ -24,7 +24,7 @@ CARD_FILE = "MODEL_CARD.md"
 
 # Top-1 accuracy on ImageNet's validation set in percent, float32 and int8, as published:
 # https://github.com/tensorflow/tpu/blob/master/models/official/efficientnet/lite/README.md
-NO_LABEL = 73  # of the varied photos that the threshold was fitted on
+NO_LABEL = 73  # photos of the varied set that show nothing with a label
 PUBLISHED = {"lite0": (75.1, 74.4), "lite1": (76.7, 75.9), "lite2": (77.6, 77.0)}
 
 

@@ -23,8 +23,8 @@ from models.onnx_graph import opset
 
 DEFAULT_TEMPLATE = "a photo of a {}"
 LOGITS, PROBABILITIES, EMBEDDING = "logits", "probabilities", "embedding"
-_MIN_OPSET = 13  # of ReduceSum with its axes as an input
-_EPSILON = 1e-12  # of a norm, so that no image is divided by zero
+_MIN_OPSET = 13  # the first opset in which ReduceSum has its axes as an input
+_EPSILON = 1e-12  # added to a norm, so that no image is divided by zero
 
 
 def read_labels(file: Path) -> list[str]:

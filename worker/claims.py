@@ -29,7 +29,7 @@ class Claims:
     async def claim(
         self, records: RecordStore, key: RecordKey, lease: timedelta
     ) -> AsyncIterator[Claim | None]:
-        """Claim the record for the block; None if the store refuses the claim.
+        """Claim the record for the block. The claim is None if the store refuses it.
 
         Releases the claim if the block raises, so that the next delivery does not wait until the
         lease expires. The record keeps the reason, in case this was the last delivery.

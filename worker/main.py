@@ -42,8 +42,8 @@ from worker.training.client import Fit, fit_in_process
 
 log = structlog.get_logger(__name__)
 
-MODEL_SECONDS = 10.0  # that the start waits for the default model
-RELEASE_SECONDS = 2.0  # that the shutdown waits for the claims of cancelled requests
+MODEL_SECONDS = 10.0  # how long the start waits for the default model
+RELEASE_SECONDS = 2.0  # how long the shutdown waits for the claims of cancelled requests
 
 
 def create_app(

@@ -55,7 +55,7 @@ class WorkerMetrics:
         self._jobs = jobs_ended(registry)
         items = Counter(
             "glimpse_job_items",
-            "Completed items of jobs, where duplicates in a job count once",
+            "Completed items of jobs; duplicates in a job count once",
             ["outcome"],
             registry=registry,
         )

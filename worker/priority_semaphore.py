@@ -51,7 +51,7 @@ class PrioritySemaphore:
             self._taken += 1
 
     def _grant_next(self) -> bool:
-        """Grant a slot to the next waiter; False if there is none."""
+        """Grant a slot to the next waiter. Returns False if there is none."""
         self._turns += 1
         for queue in service_order(
             [queue for queue in self._queues.values() if queue], self._turns

@@ -39,7 +39,7 @@ WRITE_SECONDS = 10.0  # interval between writes of usage counts; a killed proces
 CLOSE_SECONDS = 3.0
 SHARE_SECONDS = 2.0  # longest wait of a request for the next share of its limit
 MAX_VERIFIED_KEYS = 10_000
-EMAIL_LIMIT = Limit("email", 100, DAY, strict=True, divided=False)  # to one address
+EMAIL_LIMIT = Limit("email", 100, DAY, strict=True, divided=False)  # for each address
 MAX_REFUSED_KEYS = 4_096
 IDLE_TIME = timedelta(hours=1)  # longer than any request lasts
 _TICKET_OF = "glimpse.ticket_of"  # in a request's scope: the id of the key of its ticket
@@ -312,7 +312,10 @@ class Authenticator:
             done.exception()  # mark it as retrieved: every waiting request may have been cancelled
 
     async def _refill(self, state: KeyState, share: Share, now: float) -> bool:
-        """Reserve a new share and consume one request of it; False if the limit is exhausted."""
+        """Reserve a new share and consume one request of it.
+
+        Returns False if the limit is exhausted.
+        """
         async with share.lock:
             if share.consume(now):
                 return True
@@ -348,7 +351,7 @@ class Authenticator:
                 share.refill(grant)
 
     async def _reserve(self, share: Share, spent: int = 0) -> Grant | None:
-        """The answer of the store; None if it fails or does not answer in time."""
+        """The answer of the store, or None if it fails or does not answer in time."""
         try:
             async with asyncio.timeout(SHARE_SECONDS):
                 return await self.access.allowances.reserve(share.owner, share.limit, spent)
@@ -364,7 +367,7 @@ class Authenticator:
         state.stored_used_at = used
 
     def _evict(self) -> None:
-        """Drop verified keys that must be looked up again, and states of keys out of use."""
+        """Drop verified keys that must be looked up again, and states of unused keys."""
         now = self._monotonic()
         for digest in [digest for digest, key in self._verified.items() if key.until < now]:
             del self._verified[digest]

@@ -27,11 +27,11 @@ class Share:
         self.available = 0  # units that this process may still let through; below 0: used too many
         self.remaining = 0  # units that no process had reserved at the last refill
         self.owed = 0  # units that count in later windows
-        self.end = 0.0  # of the window
+        self.end = 0.0  # the end of the window
         self.lock = asyncio.Lock()
 
     def consume(self, now: float) -> bool:
-        """Consume one request; False if the share must be refilled first."""
+        """Consume one request. Returns False if the share must be refilled first."""
         if self.available > 0 and now < self.end:
             self.available -= 1
             return True
@@ -111,7 +111,7 @@ class KeyState:
         self._own = LimitShares(key.id, "key-")
         self._day = 0
         self._counts = [0, 0, 0, 0]  # requests, images, bytes, refused
-        self._unwritten: list[UsageBatch] = []  # of earlier days, or of failed writes
+        self._unwritten: list[UsageBatch] = []  # of earlier days, or whose write failed
         self.update(key)
 
     def update(self, key: ApiKey) -> None:

@@ -21,7 +21,7 @@ from core.domain.priority import Priority
 from core.domain.webhooks import JobEvent
 from core.outbound.http_client import MAX_URL_LENGTH
 
-MAX_METADATA_BYTES = 2048  # of one image, as compact JSON
+MAX_METADATA_BYTES = 2048  # for each image, as compact JSON
 MAX_ALL_METADATA_BYTES = 512 * 1024
 
 _ENTRIES = {

@@ -15,7 +15,7 @@ from app.http.negotiation import quality_of
 
 MIN_BYTES = 1400  # fit into one packet uncompressed
 LEVEL = 5
-THREAD_BYTES = 32 * 1024  # from here on, compressing would block the event loop for milliseconds
+THREAD_BYTES = 32 * 1024  # compressing this much would block the event loop for milliseconds
 _KINDS = ("application/json", "application/x-ndjson", "text/csv", "application/problem+json")
 
 

@@ -15,7 +15,7 @@ JSON = "application/json"
 NOT_JSON = f"This route takes JSON: send the header Content-Type: {JSON}."
 _JSON_SUFFIX = re.compile(r"application/[^/]+\+json")  # RFC 6839
 MAX_BYTES = 16 * 1024
-MAX_MEMBERS = 100  # of a body; none has as many fields
+MAX_MEMBERS = 100  # more than any valid body has
 # Above this number of errors none is reported in detail: pydantic builds all of them or none, and
 # meanwhile the event loop waits.
 MAX_ERRORS = 2000

@@ -48,7 +48,7 @@ def _quality(parameters: Sequence[str]) -> float:
 
 
 def preferred_wait(values: Iterable[str], longest: float) -> float | None:
-    """Return the seconds of `wait=n`, at most `longest`; None if there is no valid one.
+    """Return the seconds of `wait=n`, at most `longest`, or None if there is no valid one.
 
     `values` are those of every `Prefer` header. The first `wait` counts; unknown and malformed
     preferences are ignored, as the RFC requires.

@@ -57,7 +57,7 @@ class HttpProtocol(HttpToolsProtocol):
     _head_since: float | None = None  # on the loop's clock, while a head is expected
     _idle_bytes = 0  # received since the last progress
     _parsing = b""
-    _unparsed = b""  # what follows
+    _unparsed = b""  # the bytes after the current request
     _progress = False
     _ignoring = False  # the connection closes: further bytes are not read
     _stopping = False

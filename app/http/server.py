@@ -13,10 +13,10 @@ from app.http.websocket_protocol import MESSAGE_BYTES, PING_SECONDS, PONG_SECOND
 from core.http.server import BaseServer
 from core.settings import Settings
 
-EXIT_SECONDS = 0.5  # from the last response until uvicorn notices that it is done
+EXIT_SECONDS = 0.5  # time that uvicorn needs after the last response to notice that it is done
 HEAD_SECONDS = 10.0  # the time for the headers of a request
 KEEP_ALIVE_MARGIN = 1  # seconds
-OTHER_CONNECTIONS = 1000  # besides those of streams
+OTHER_CONNECTIONS = 1000  # connections that are not streams
 OTHER_FILES = 200  # file descriptors of databases, blobs and others
 
 

@@ -6,7 +6,7 @@ from app.images.representation import Representation
 from core.domain.records import RecordKey, Status
 
 CACHE_ENTRIES = 10_000
-MAX_CACHED_BYTES = 16 * 1024  # of a result; the output of a bundle in Python may have 64 KiB
+MAX_CACHED_BYTES = 16 * 1024  # larger results are not cached: an output may have 64 KiB
 CACHE_SECONDS = 60.0  # also how long a process may answer with the result of a deleted image
 
 

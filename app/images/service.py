@@ -60,7 +60,7 @@ class ImageService:
         self._clock = clock
         self._cache = ResultCache(CACHE_ENTRIES, CACHE_SECONDS)
         self._submissions = Submissions(backend, settings.pixel_limits, clock, settings.delivery)
-        self._completions: set[asyncio.Task[None]] = set()  # of deletions without an answer
+        self._completions: set[asyncio.Task[None]] = set()  # of deletions whose answer was lost
 
     async def submit(
         self,

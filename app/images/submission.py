@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 
 ADVANCE_TIMEOUT = 5.0  # seconds
 NOT_STORED = "The service has no image with this hash. Upload the image."
-ATTEMPTS = 4  # to submit an image whose record others change concurrently
+ATTEMPTS = 4  # attempts to submit an image whose record others change
 DEFAULT_POLICY = DeliveryPolicy()
 
 _Shared = tuple[RecordKey, bool]  # an image, and whether its bytes are submitted
@@ -97,7 +97,7 @@ async def submit(
 
 
 async def _touch(backend: Backend, key: RecordKey, clock: Clock) -> bool:
-    """Keep the reconciler from ending the record for now; whether this was in time."""
+    """Keep the reconciler from ending the record for now. Returns whether this was in time."""
     return await backend.records.change(key, records.touch(clock())) is not None
 
 

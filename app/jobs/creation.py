@@ -46,7 +46,7 @@ from core.services.publishing import publish
 log = structlog.get_logger(__name__)
 
 AT_ONCE = 16  # records that are written concurrently
-ATTEMPTS = 4  # to change a record that others change concurrently
+ATTEMPTS = 4  # attempts to change a record that others change
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from core.outbound.mail_address import check_address
 from core.settings import Settings
 
 MIN_LABELS, MAX_LABELS = 2, 100
-MIN_IMAGES = 5  # of a label
+MIN_IMAGES = 5  # for each label
 _SHOWN = 5  # hashes or labels that a refusal names
 
 

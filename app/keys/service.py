@@ -148,7 +148,7 @@ class Keys:
 
 
 def _granted_by(creator: ApiKey, wanted: Wanted) -> Wanted:
-    """`wanted` with the creator's limits and expiry where it has none.
+    """`wanted` with the creator's limits and expiry if it has none.
 
     Raises Forbidden if it has more than its creator.
     """

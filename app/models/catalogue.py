@@ -14,7 +14,7 @@ from core.errors import BundleError, BundleUnavailable, Unavailable, UnknownMode
 
 log = structlog.get_logger(__name__)
 
-FIRST_READ_SECONDS = 5.0  # that the start waits for the manifests of EXTRA_MODEL_URIS
+FIRST_READ_SECONDS = 5.0  # how long the start waits for the bundles of EXTRA_MODEL_URIS
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 CACHED_REPORTS = 256
 AT_ONCE = 8  # reports that are read concurrently
-RESULTS_AT_ONCE = 500  # that one step deletes
+RESULTS_AT_ONCE = 500  # results deleted in one step
 NO_SUCH_MODEL = "There is no such trained model."
 
 

@@ -77,7 +77,7 @@ class EventSequence:
         self._first: Event | None = None
 
     async def open(self, absent: str) -> bool:
-        """Wait for the first state; False if the client already has the last event.
+        """Wait for the first state. Returns False if the client already has the last event.
 
         Raises NotFound with the detail `absent`, and Unavailable if the store does not answer or
         the service shuts down.
@@ -163,5 +163,5 @@ def encoded(document: Mapping[str, object]) -> bytes:
 
 
 def event_id(text: str | None) -> int | None:
-    """Parse the id of the last event that a client has seen; None if it is malformed."""
+    """Parse the id of the last event that a client has seen, or None if it is malformed."""
     return int(text) if text is not None and _ID.fullmatch(text) else None

@@ -35,7 +35,7 @@ log = structlog.get_logger(__name__)
 NORMAL, POLICY_VIOLATION, INTERNAL_ERROR, SERVICE_RESTART = 1000, 1008, 1011, 1012
 HTTP_STATUS = 4000  # plus an HTTP status
 PONG = b'{"id":null,"event":"pong","data":null}'
-MAX_REFUSALS = 10  # of messages, in one connection
+MAX_REFUSALS = 10  # refused messages after which a connection is closed
 
 
 class JobSocket:

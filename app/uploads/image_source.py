@@ -23,11 +23,11 @@ from core.outbound.http_client import (
     open_public_client,
 )
 
-FETCH_SECONDS = 15.0  # for the response and its redirects
-MAX_FETCHES = 16  # at once in one process
+FETCH_SECONDS = 15.0  # time limit of a fetch with its redirects
+MAX_FETCHES = 16  # concurrent fetches of one process
 READ_BUFFER = 64 * 1024
 USER_AGENT = "Glimpse-Images/1"
-_OVERHEAD = 64 * 1024  # of the JSON, besides the image
+_OVERHEAD = 64 * 1024  # bytes of the JSON without the image
 _DATA_URL = re.compile(r"data:[^,;]*(?:;[^,;]*)*?(;base64)?,", re.IGNORECASE)
 
 

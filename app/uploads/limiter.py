@@ -20,8 +20,8 @@ from core.errors import GlimpseError, Unavailable, UploadTooSlow, overloaded
 from core.http.content_length import announced_bytes
 from core.settings import Settings
 
-CHECK_SECONDS = 0.25  # between two checks for slow clients
-CHUNK_BYTES = 64 * 1024  # that are processed before other tasks of the event loop run
+CHECK_SECONDS = 0.25  # interval between checks for slow clients
+CHUNK_BYTES = 64 * 1024  # processed before other tasks of the event loop run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,8 +252,8 @@ class BodyReader:
         self._monotonic = slot.limiter.monotonic
         self._max_bytes = max_bytes
         self._too_large = too_large
-        self._message = b""  # of more than one chunk
-        self._position = 0  # of its next chunk
+        self._message = b""  # a message that is larger than one chunk
+        self._position = 0  # where its next chunk begins
         self._more = True
 
     def __aiter__(self) -> Self:

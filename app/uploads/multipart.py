@@ -13,7 +13,7 @@ from core.errors import MalformedBody
 
 FORM = "multipart/form-data"
 MAX_BOUNDARY = 256  # characters; RFC 2046 allows 70
-MAX_HEADERS = 32  # of one part
+MAX_HEADERS = 32  # header fields of a part
 
 
 class FormParser:

@@ -104,7 +104,7 @@ def rotate_webhook_flow(id_: str, overlap: int | None) -> Flow[Webhook]:
 
 
 def test_webhook_flow(id_: str) -> Flow[str]:
-    """Send a test; the id of its message."""
+    """Send a test. Returns the id of its message."""
     return (
         yield from request(
             "POST",
@@ -261,7 +261,7 @@ class Webhooks:
         return self._driver.run(rotate_webhook_flow(id_, overlap_seconds))
 
     def test(self, id_: str) -> str:
-        """Send a test delivery; the id of its message."""
+        """Send a test delivery. Returns the id of its message."""
         return self._driver.run(test_webhook_flow(id_))
 
     def delete(self, id_: str) -> None:

@@ -58,7 +58,7 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A blocking function, to be run where it does not block others."""
+    """A blocking function, to be run in a thread that may block."""
 
     function: Callable[[], Any]
 

@@ -39,7 +39,7 @@ from glimpse_client.sources import Content, Source, find_images, source_of
 from glimpse_client.types import Job, JobResult, Page, job_of, result_of
 
 JOBS = "/api/v1/jobs"
-MOST_IMAGES = 1000  # of one job
+MOST_IMAGES = 1000  # in one job
 # What Cloud Run accepts as one HTTP/1 request is 32 MiB; the rest is for the form's own bytes.
 MAX_REQUEST_BYTES = 30 * 1024 * 1024
 HASHES_AT_ONCE = 4

@@ -26,7 +26,7 @@ class RetryPolicy:
     longest_retry_after: float = 60.0
 
     def delay(self, attempt: int, retry_after: float | None) -> float | None:
-        """Seconds before the next attempt; None if there is none. `attempt` counts from 1."""
+        """Seconds before the next attempt, or None if there is none. `attempt` counts from 1."""
         if attempt > self.retries:
             return None
         if retry_after is not None:

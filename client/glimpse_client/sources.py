@@ -138,7 +138,7 @@ Content = str | Path | bytes | bytearray | memoryview | IO[bytes] | PillowImage
 
 
 def source_of(image: Content) -> Source:
-    """A source out of what `classify` accepts.
+    """The source for what `classify` accepts.
 
     A Pillow image becomes a PNG (lossless). Raises TypeError for anything else, OSError.
     """

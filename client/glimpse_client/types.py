@@ -248,7 +248,7 @@ def _error(value: object) -> ImageError | None:
 
 
 def image_of(document: Document, *, uploaded: bool = False) -> Image:
-    """An image out of its JSON document."""
+    """The image that a JSON document describes."""
     return Image(
         hash=str(document["image_hash"]),
         status=str(document["status"]),
@@ -268,7 +268,7 @@ def image_of(document: Document, *, uploaded: bool = False) -> Image:
 
 
 def job_of(document: Document) -> Job:
-    """A job out of its JSON document, or out of the shorter one that its creation answers."""
+    """The job that a JSON document describes, in full or as the response to its creation."""
     return Job(
         id=str(document["job_id"]),
         type=str(document.get("type") or ""),
@@ -313,7 +313,7 @@ def result_of(document: Document, names: Mapping[str, Sequence[str]]) -> JobResu
 
 
 def model_of(document: Document) -> Model:
-    """A model out of its JSON document."""
+    """The model that a JSON document describes."""
     labels = document.get("labels")
     return Model(
         id=str(document.get("id") or document.get("name")),
@@ -328,7 +328,7 @@ def model_of(document: Document) -> Model:
 
 
 def key_of(document: Document) -> Key:
-    """An API key out of its JSON document."""
+    """The API key that a JSON document describes."""
     return Key(
         id=str(document["id"]),
         name=str(document.get("name") or ""),
@@ -344,7 +344,7 @@ def key_of(document: Document) -> Key:
 
 
 def webhook_of(document: Document) -> Webhook:
-    """A webhook out of its JSON document."""
+    """The webhook that a JSON document describes."""
     return Webhook(
         id=str(document["id"]),
         url=str(document.get("url") or ""),
@@ -359,7 +359,7 @@ def webhook_of(document: Document) -> Webhook:
 
 
 def dead_letter_of(document: Document) -> DeadLetter:
-    """A dead letter out of its JSON document."""
+    """The dead letter that a JSON document describes."""
     return DeadLetter(
         id=str(document["id"]),
         image_hash=document.get("image_hash"),
@@ -373,7 +373,7 @@ def dead_letter_of(document: Document) -> DeadLetter:
 
 
 def usage_of(document: Document) -> Usage:
-    """A day's counts out of their JSON document."""
+    """The counts of a day that a JSON document describes."""
     return Usage(
         day=date.fromisoformat(str(document["day"])),
         key_id=str(document["key_id"]),

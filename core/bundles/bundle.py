@@ -46,7 +46,7 @@ class Frozen(BaseModel):
 
 
 class InputSpec(Frozen):
-    """The picture tensor: float32, RGB. `batch` is the fixed batch size, or null where free."""
+    """The picture tensor: float32, RGB. `batch` is the fixed batch size, or null if it is free."""
 
     name: str
     layout: Literal["NCHW", "NHWC"] = "NCHW"

@@ -39,9 +39,9 @@ from core.errors import BundleError, BundleUnavailable
 log = structlog.get_logger(__name__)
 
 SMALL_FILE_BYTES = 4 * 1024 * 1024  # the limit for each file but the weights
-FETCH_SECONDS = 900.0  # for the weights, including the wait for another process
+FETCH_SECONDS = 900.0  # time limit for the weights, with the wait for another process
 LOCK_POLL_SECONDS = 0.2
-CLOSE_SECONDS = 3.0  # for fetches to stop and delete their temporary files
+CLOSE_SECONDS = 3.0  # time limit for fetches to stop and delete their temporary files
 PART, LOCK = f"{MODEL_FILE}.part", f"{MODEL_FILE}.lock"
 
 

@@ -21,7 +21,7 @@ class ApiKey:
     """One key. `digest` is the keyed hash of its current secret.
 
     After a rotation the previous secret is valid until `previous_expires_at`. `rate` and
-    `daily_quota` are limits of this key; None means those of the service. Raises ValueError where a
+    `daily_quota` are limits of this key; None means those of the service. Raises ValueError if a
     field is malformed.
     """
 
@@ -58,7 +58,7 @@ class ApiKey:
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
 
     def good_until(self, digests: Sequence[bytes], now: datetime) -> datetime | None:
-        """When the secret with one of these digests ends; None if none is valid at `now`.
+        """When the secret with one of these digests ends, or None if none is valid at `now`.
 
         Makes every comparison, in constant time, whichever of them matches.
         """

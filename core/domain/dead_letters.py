@@ -29,7 +29,7 @@ class LetterKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """`attempts` counts deliveries; 0 where the queue did not say.
+    """`attempts` counts deliveries; 0 if the queue did not say.
 
     `code` and `detail` describe the last failure. `published_at` is when the message was first
     published, `died_at` when it used up its deliveries, `resolved_at` when the letter was replayed

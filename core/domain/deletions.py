@@ -20,7 +20,7 @@ from enum import StrEnum
 from core.domain.policy import DeliveryPolicy
 from core.domain.records import ImageKey
 
-LEASE = timedelta(minutes=1)  # that a process has to complete a deletion
+LEASE = timedelta(minutes=1)  # the time that a process has to complete a deletion
 # Then bytes without a record are deleted once more: an upload may have died after it stored them.
 CLEAN_UP_AFTER = timedelta(minutes=15)
 # As long as a message about the image may wait in the queue.
@@ -69,7 +69,7 @@ def new_owner() -> str:
 def begin(before: Deletion | None, image: ImageKey, now: datetime, owner: str) -> Deletion | None:
     """A deletion that the caller has to complete. None while another process completes one.
 
-    Returns `before` where `owner` has begun it: the transition is repeated.
+    Returns `before` if `owner` has begun it: the transition is repeated.
     """
     if before is not None and before.begun_by(owner):
         return before

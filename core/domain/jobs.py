@@ -24,7 +24,7 @@ from core.domain.transitions import transition
 from core.errors import BatchTooLarge
 
 BATCH_PREDICT, TRAIN_MODEL = "batch-predict", "train-model"
-FIT_NAME = "fit"  # of the last item of a training
+FIT_NAME = "fit"  # the name of the last item of a training
 CANCELLED = "cancelled"  # error code: the job ended before the image was classified
 DEADLINE_EXCEEDED = "deadline_exceeded"
 EXPIRED = "expired"
@@ -54,7 +54,7 @@ class ItemState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class JobKey:
-    """Identifies a job. Raises ValueError where a part is malformed."""
+    """Identifies a job. Raises ValueError if a part is malformed."""
 
     tenant: str
     id: str
@@ -193,7 +193,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class JobItem:
-    """One image of a job. `image_hash` is empty where there was no image to hash."""
+    """One image of a job. `image_hash` is empty if there was no image to hash."""
 
     position: int
     image_hash: str
@@ -325,7 +325,7 @@ def start(job: Job, now: datetime, policy: JobPolicy = POLICY) -> Job | None:
 
 
 def count_is_due(job: Job, now: datetime, interval: timedelta, *, any_open: bool) -> bool:
-    """Whether to count the items again: once per `interval`, and at once where no item is open.
+    """Whether to count the items again: once per `interval`, and at once if no item is open.
 
     Also at once for a job that was cancelled, because no later event would count its last items.
     """
@@ -340,7 +340,7 @@ def update_counts(
     interval: timedelta = timedelta(),
     policy: JobPolicy = POLICY,
 ) -> Job | None:
-    """Set the newest count of the items. Completes the job where no item is open.
+    """Set the newest count of the items. Completes the job if no item is open.
 
     Refused if it is not due (`count_is_due`), if nothing has changed, or if one of the numbers is
     older than the job's. Items that a worker was classifying when the job was cancelled still
@@ -433,7 +433,7 @@ def reschedule(job: Job, now: datetime, seen: datetime, policy: JobPolicy = POLI
     """Set the next `wake_at`, for a scheduler that acts on the job. `seen` is the one that it read.
 
     Refused if `wake_at` has changed since: of several schedulers, one acts. The next time is soon,
-    in case this one fails. It doubles where the job is to be run: a job may only wait behind
+    in case this one fails. It doubles if the job is to be run: a job may only wait behind
     others, and each time publishes it again. An unsealed job fails, so that it is not sealed later.
     """
     if job.wake_at != seen or job.wake_at > now:
@@ -522,7 +522,7 @@ def _seconds(seconds: float) -> timedelta:
 
 
 def check_count(images: int, most: int) -> None:
-    """Raise BatchTooLarge where there are more than `most`."""
+    """Raise BatchTooLarge if there are more than `most`."""
     if images > most:
         raise BatchTooLarge(
             f"A batch has at most {most} images. Send more in several batches.",

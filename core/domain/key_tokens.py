@@ -64,7 +64,7 @@ class KeyHasher:
         return [hashlib.blake2b(text, key=key, digest_size=32).digest() for key in keys]
 
     def key_id(self, text: bytes) -> str | None:
-        """The id in a key text; None where the form or the tag is wrong."""
+        """The id in a key text, or None if the form or the tag is wrong."""
         if len(text) != _LENGTH or not _TOKEN.fullmatch(text):
             return None
         tags = [_tag(text[:-_TAG], key).encode() for key in self._tag_keys]

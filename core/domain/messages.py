@@ -80,7 +80,7 @@ class ClassifyImage:
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, str]) -> "ClassifyImage":
-        """Raises MalformedEnvelope where an attribute is missing or malformed."""
+        """Raises MalformedEnvelope if an attribute is missing or malformed."""
         if attributes.get(KIND, "classify") != "classify":
             raise MalformedEnvelope("The message does not name an image.")
         try:
@@ -293,7 +293,7 @@ class PushedMessage(BaseModel):
 
 
 class PushEnvelope(BaseModel):
-    """`deliveryAttempt` exists only where the subscription has a dead-letter policy."""
+    """`deliveryAttempt` exists only if the subscription has a dead-letter policy."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -303,7 +303,7 @@ class PushEnvelope(BaseModel):
 
     @classmethod
     def parse(cls, body: bytes) -> "PushEnvelope":
-        """Raises MalformedEnvelope where the body is not an envelope."""
+        """Raises MalformedEnvelope if the body is not an envelope."""
         try:
             envelope = cls.model_validate_json(body)
             envelope.message.payload()

@@ -13,7 +13,7 @@ ACKNOWLEDGING_STATUS = frozenset({102, 200, 201, 202, 204})
 MAX_ACK_DEADLINE = 600.0  # seconds
 MAX_BACKOFF = 600.0  # seconds
 MAX_ATTEMPTS = 100
-BACKOFF_RATIO = 300  # of the longest wait between deliveries to the first one
+BACKOFF_RATIO = 300  # the longest wait between deliveries, divided by the first one
 NOTIFICATION_CONCURRENCY = 16  # notifications that a queue or a worker delivers at once
 
 CLASSIFY_PATH = "/generate_annotations"
@@ -109,4 +109,4 @@ class JobPolicy:
 
 MAX_JOB_ITEMS = 1000  # images of a batch
 MAX_EXAMPLES = 10_000  # images of a training
-MAX_POSITION = MAX_EXAMPLES  # of an item: after the examples, the fit is the last item
+MAX_POSITION = MAX_EXAMPLES  # the last item of a training is the fit, after the examples

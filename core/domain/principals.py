@@ -14,7 +14,7 @@ class Scope(StrEnum):
     READ = "read"  # results, images, usage
     JOBS = "jobs"  # create, watch and cancel jobs
     ADMIN = "admin"  # delete images, keys, dead letters; usage of the whole tenant
-    OPERATOR = "operator"  # what spans tenants, such as metrics
+    OPERATOR = "operator"  # data of all tenants, such as metrics
 
 
 ALL_SCOPES = frozenset(Scope)
@@ -33,14 +33,14 @@ class Principal:
     scopes: frozenset[Scope]
 
 
-# Every caller, where API keys are off.
+# Every caller, if API keys are not required.
 ANONYMOUS = Principal(PUBLIC_TENANT, "", ALL_SCOPES)
 
 
 def scopes_of(names: Iterable[str]) -> frozenset[Scope]:
     """The scopes with these names; `all` means every scope.
 
-    Raises ValueError where a name is unknown or there is no name.
+    Raises ValueError if a name is unknown or there is no name.
     """
     wanted = {name.strip() for name in names if name.strip()}
     if wanted == {"all"}:

@@ -31,7 +31,7 @@ class Rate:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises ValueError where the text does not have this form."""
+        """Raises ValueError if the text does not have this form."""
         found = _RATE.fullmatch(text.strip())
         if found is None:
             raise ValueError("a rate has the form 600/minute; second and hour are known too")

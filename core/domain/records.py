@@ -45,7 +45,7 @@ class Status(StrEnum):
 class RecordKey:
     """Identifies a record. `image_hash` is SHA-256 in lower-case hex.
 
-    Raises ValueError where a part is malformed.
+    Raises ValueError if a part is malformed.
     """
 
     tenant: str
@@ -263,7 +263,7 @@ def new_record(
 def advance(record: Record, now: datetime, from_: Status, to: Status) -> Record | None:
     """Move the status from `from_` to `to`. Refused in any other status.
 
-    Raises ValueError where `to` does not follow `from_`.
+    Raises ValueError if `to` does not follow `from_`.
     """
     if (from_, to) not in _ADVANCES:
         raise ValueError(f"no transition from {from_} to {to}")
@@ -452,7 +452,7 @@ def republish(
 ) -> Record | None:
     """Note that the caller publishes the message again.
 
-    Refused where `touch` is, and before `may_republish` allows it.
+    Refused if `touch` is refused, and before `may_republish` allows it.
     """
     touched = touch(before)(record, now)
     if touched is None or not record.may_republish(now, stale_after):
@@ -474,7 +474,7 @@ def _failed(record: Record, now: datetime, error: RecordError) -> Record:
 
 
 def _holds(claim: Claim, record: Record) -> bool:
-    # The token alone is not enough: tokens start again where a record was deleted and created.
+    # The token alone is not enough: tokens start again if a record is deleted and created.
     return (
         record.status is Status.RUNNING
         and record.key == claim.key

@@ -40,7 +40,7 @@ class TicketSigner:
         return Ticket(text, datetime.fromtimestamp(end, UTC))
 
     def key_id(self, text: str, path: str, now: datetime) -> str | None:
-        """The id of the ticket's key; None if the ticket is not valid for `path` at `now`."""
+        """The id of the ticket's key, or None if the ticket is not valid for `path` at `now`."""
         found = _TICKET.fullmatch(text)
         if found is None:
             return None

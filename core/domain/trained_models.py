@@ -20,7 +20,7 @@ MAX_CORRECTIONS = 1000
 
 @dataclass(frozen=True, slots=True)
 class ModelKey:
-    """Identifies a trained model. Raises ValueError where a part is malformed."""
+    """Identifies a trained model. Raises ValueError if a part is malformed."""
 
     tenant: str
     name: str

@@ -18,7 +18,7 @@ P = ParamSpec("P")
 class Transition(Generic[T]):
     """A step from one state to the next.
 
-    `step` takes the state and the time. It returns the next state, or None where it refuses. It is
+    `step` takes the state and the time. It returns the next state, or None if it refuses. It is
     pure: a store may call it more than once. Where `durable` is set, the new state is on disk
     (fsynced) before the store returns; otherwise a power loss may undo it. `name` is for logs and
     tests.

@@ -22,7 +22,7 @@ from core.domain.transitions import transition
 WEBHOOK_ID = re.compile(r"wh_[0-9a-f]{24}")
 DESCRIPTION = re.compile(r"[^\x00-\x1f\x7f]{0,200}")
 MAX_URL_LENGTH = 2048
-MAX_WEBHOOKS = 20  # of one tenant
+MAX_WEBHOOKS = 20  # for each tenant
 # Each note is a write, so one of several deliveries with the same outcome is noted in this time.
 NOTE_INTERVAL = timedelta(minutes=1)
 DISABLED_BY_OWNER = "It was turned off."
@@ -96,7 +96,7 @@ class Webhook:
 
     After a rotation, messages carry a signature by each secret until `previous_expires_at`. A
     webhook is enabled while `disabled_at` is None. `last_delivery` is to the current URL. Raises
-    ValueError where a field is malformed.
+    ValueError if a field is malformed.
     """
 
     id: str
@@ -220,7 +220,7 @@ def rotate(webhook: Webhook, now: datetime, secret: bytes, overlap: timedelta) -
 def update(webhook: Webhook, now: datetime, change: Change) -> Webhook:
     """Apply `change`. A new URL clears the last delivery, which was to the old one.
 
-    Raises ValueError where a field is malformed.
+    Raises ValueError if a field is malformed.
     """
     after = webhook
     if change.enabled is True:

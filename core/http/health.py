@@ -125,7 +125,7 @@ def health_routes(checks: Callable[[], Mapping[str, Check]]) -> APIRouter:
 
 
 def _not_ready(report: Mapping[str, str]) -> Response | None:
-    """The 503 that names the failing checks; None if there are none."""
+    """The 503 that names the failing checks, or None if there are none."""
     failing = [name for name, outcome in report.items() if outcome != "ok"]
     if not failing:
         return None

@@ -68,7 +68,7 @@ def _members(part: Schema) -> Iterator[Schema]:
     properties = part.get("properties")
     if isinstance(properties, dict):
         yield from (each for each in properties.values() if isinstance(each, dict))
-    if isinstance(part.get("schema"), dict):  # of a parameter
+    if isinstance(part.get("schema"), dict):  # the schema of a parameter
         yield part["schema"]
 
 

@@ -14,7 +14,7 @@ from core.errors import InvalidImage
 # A part of a file without metadata: the offsets of a slice of the file, or bytes to insert.
 Part = tuple[int, int] | bytes
 
-# Adobe's metadata names the orientation where EXIF does not.
+# Adobe's metadata names the orientation if EXIF does not.
 _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])")
 _ORIENTATION_TAG = 0x0112  # https://exiftool.org/TagNames/EXIF.html
 _MAX_TAGS = 1_000

@@ -191,7 +191,7 @@ def _colour_key(content: bytes | None, colour: int, depth: int) -> tuple[int, ..
 
 
 def _profile(chunks: dict[bytes, bytes]) -> bytes | None:
-    """The ICC profile; None if its compression is unknown or broken.
+    """The ICC profile, or None if its compression is unknown or broken.
 
     Code points (`cICP`) come before it (PNG, 4.3).
     """

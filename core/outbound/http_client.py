@@ -24,7 +24,7 @@ from core.outbound.addresses import is_public
 
 MAX_URL_LENGTH = 2048
 RESOLVER_THREADS = 8
-MAX_REDIRECTS = 5  # of a GET request
+MAX_REDIRECTS = 5  # for a GET request
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 CONNECT_SECONDS = 5.0
 READ_BUFFER = 4096  # bytes of a response's body that may arrive before the client closes it unread

@@ -22,8 +22,8 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-DELETE_SECONDS = 20.0  # less than the lease of a deletion
-WAIT_SECONDS = 3.0  # for a deletion by another process
+DELETE_SECONDS = 20.0  # shorter than the lease of a deletion
+WAIT_SECONDS = 3.0  # longest wait for a deletion by another process
 # A deletion that is not completed keeps its lease: other requests for the image wait for its end.
 RETRY_PAUSES = (0.1, 0.3, 1.0)  # seconds
 # Before each look for a deletion that may have begun: together less than the lease.

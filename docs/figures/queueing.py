@@ -148,7 +148,7 @@ def simulate(
 
 
 class _Arrivals:
-    """A Poisson process; one with a changing rate is thinned out of a faster one."""
+    """A Poisson process. For a changing rate, it drops some arrivals of a faster process."""
 
     def __init__(
         self, rate: float | Rate, highest: float, seconds: float, source: random.Random

@@ -14,7 +14,7 @@ MAX_PROFILES = 32  # transforms that a process keeps; phones and editors use few
 # Many files have a variant of the sRGB profile, for which no conversion is needed.
 _SAME = 2
 _MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
-_STEPS = 9  # of each channel in the colours that are compared
+_STEPS = 9  # values of each channel in the colours that are compared
 
 
 class ColourConverter:

@@ -9,7 +9,7 @@ from core.domain.records import Annotation, Classification
 from core.errors import BundleError
 from worker.inference.head_file import HeadHeader, pack_head, unpack_head
 
-NUMBER = np.dtype("<f4")  # of embeddings and heads in files and messages
+NUMBER = np.dtype("<f4")  # the type of embeddings and heads in files and messages
 
 Matrix = NDArray[np.float32]
 

@@ -31,7 +31,7 @@ from worker.inference.steps import Step
 
 log = structlog.get_logger(__name__)
 
-LOAD_SECONDS = 120.0  # to read and warm up a large model from a slow disk
+LOAD_SECONDS = 120.0  # enough to read a large model from a slow disk and to warm it up
 FIRST_PAUSE, LAST_PAUSE = 0.1, 5.0  # seconds before a process that ended is replaced
 ENDED = "The process that classified the image ended."
 ROOT = Path(__file__).resolve().parents[2]
@@ -375,7 +375,7 @@ def spawn_process(settings: Settings, connection: socket.socket) -> Process:
     """The `Spawn` of a service: `worker.inference.process`, which inherits the socket.
 
     A decoder that a hostile image takes over finds no secrets in its environment, and no network
-    where the system allows that (`core.child_process`).
+    if the system allows that (`core.child_process`).
     """
     descriptor = connection.fileno()
     isolation = without_network()

@@ -106,7 +106,7 @@ class PythonClassifier:
                 return [self._classification(each) for each in found]
             except PredictionFailed:
                 raise
-            except Exception as error:  # of a property or a mapping of the predictor's own
+            except Exception as error:  # raised by a property or a mapping of the prediction
                 raise PredictionFailed(
                     f"The predictor returned a prediction that raised {type(error).__name__}."
                 ) from error

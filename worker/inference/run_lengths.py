@@ -9,12 +9,12 @@ import struct
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_ESCAPES = 400_000  # besides the ends of rows; they take a few seconds
+MAX_ESCAPES = 400_000  # not counting the ends of rows; so many take a few seconds
 
 _INFO = struct.Struct("<IiiHHIIiiII")
 _FILE_HEADER = 14
 _FOUR_BITS = 2  # the compression RLE4
-_END_OF_ROW, _END, _DELTA = 0, 1, 2  # what follows a count of zero
+_END_OF_ROW, _END, _DELTA = 0, 1, 2  # the codes that follow a count of zero
 
 
 def without_run_lengths(data: bytes) -> bytes:

@@ -20,7 +20,7 @@ from core.outbound.mail_server import MailServer
 
 log = structlog.get_logger(__name__)
 
-SECONDS = 20.0  # for one message, from the connection to the server's final reply
+SECONDS = 20.0  # time limit for a message, from the connection to the server's last reply
 QUIT_SECONDS = 1.0
 
 

@@ -55,7 +55,7 @@ log = structlog.get_logger(__name__)
 EMAIL, WEBHOOK = "email", "webhook"  # labels of a metric, and targets of messages
 DELIVERED, DROPPED, REFUSED, FAILED, GONE = "delivered", "dropped", "refused", "failed", "gone"
 NO_RESPONSE = "no_answer"  # the public error code of a delivery that failed in the network
-WEBHOOK_SECONDS = 15.0  # for a receiver to answer
+WEBHOOK_SECONDS = 15.0  # time limit for the answer of a receiver
 USER_AGENT = "Glimpse-Webhooks/1"
 
 

@@ -26,7 +26,7 @@ REMOVED_SIGNATURE = "SIGNATURE_REMOVED_BY_GOOGLE"
 LEEWAY = 30.0  # seconds by which clocks may differ
 MAX_TOKEN = 8192  # characters
 FETCH_SECONDS = 3.0
-KEYS_SECONDS = 3600.0  # that fetched keys stay valid
+KEYS_SECONDS = 3600.0  # how long fetched keys stay valid
 UNKNOWN_KEY_PAUSE = 60.0  # seconds between a fetch and the next one for an unknown key
 FAILURE_PAUSE = 5.0  # seconds between a failed fetch and the next one
 

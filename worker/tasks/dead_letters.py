@@ -84,7 +84,7 @@ async def keep_unreadable(
 async def _handle_image(
     message: ClassifyImage, envelope: PushEnvelope, ctx: WorkerContext
 ) -> RecordError | None:
-    """Fail the record, unless it succeeded; its error, or None for success.
+    """Fail the record, unless it succeeded. Returns its error, or None for success.
 
     Raises Unavailable while a worker owns the record, because that worker may still succeed.
     """

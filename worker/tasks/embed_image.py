@@ -69,7 +69,7 @@ async def complete_embedding(
 
 
 async def publish_embeddings(items: Sequence[JobItem], job: Job, ctx: WorkerContext) -> int:
-    """Publish a message for each image without an embedding; the number of messages.
+    """Publish a message for each image without an embedding. Returns the number of messages.
 
     Completes the items of the others.
     """

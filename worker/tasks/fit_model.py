@@ -41,7 +41,7 @@ PAGE_SIZE = 500  # items
 AT_ONCE = 16  # embeddings that are read concurrently
 CHUNK = 64  # embeddings in memory
 FEWEST = 2  # images of a label, so that one can be left out
-REPLY_SECONDS = 5.0  # before the end of the ack deadline, to answer while the fit goes on
+REPLY_SECONDS = 5.0  # the answer is sent this long before the ack deadline, while the fit goes on
 
 
 class _TooFewImages(Exception):
@@ -114,7 +114,7 @@ async def _items(job: Job, ctx: WorkerContext) -> list[JobItem]:
 
 
 async def _fit_and_decide(job: Job, items: Sequence[JobItem], ctx: WorkerContext) -> Job | None:
-    """Fit a head and decide on it; the job, or None if it is over."""
+    """Fit a head and decide on it. Returns the job, or None if it is over."""
     assert job.training is not None
     examples = [
         Example(item.image_hash, str(item.metadata["label"]))

@@ -23,7 +23,7 @@ from worker.context import WorkerContext
 
 log = structlog.get_logger(__name__)
 
-MAX_JOBS = 200  # of one run, so that it ends in time
+MAX_JOBS = 200  # jobs of one run, so that it ends in time
 
 
 async def process_due_jobs(ctx: WorkerContext, now: datetime) -> dict[str, int]:
@@ -52,7 +52,7 @@ async def process_due_jobs(ctx: WorkerContext, now: datetime) -> dict[str, int]:
 
 
 async def _apply(action: Action, job: Job, backend: Backend, policy: JobPolicy) -> Job | None:
-    """Apply the action; the job if this ended it."""
+    """Apply the action. Returns the job if this ended it."""
     match action:
         case Action.RUN:
             await publish(backend.publisher, RunJob(job.key.tenant, job.key.id))

@@ -30,9 +30,9 @@ log = structlog.get_logger(__name__)
 
 # Of one run, so that it ends in time.
 MAX_RECORDS, MAX_LETTERS, MAX_COUNTS = 100, 500, 500
-USAGE_DAYS = 400  # that the request counts of a key are kept
-MAX_FAILURES = 10  # after this many, the store does not answer, rather than single records
-MAX_PAGES = 10  # of MAX_RECORDS; a job that starts later can have a thousand records
+USAGE_DAYS = 400  # how long the request counts of a key are kept
+MAX_FAILURES = 10  # so many failures mean that the store does not answer
+MAX_PAGES = 10  # pages of MAX_RECORDS; a job that starts later can have a thousand records
 OUTCOMES = (
     "republished",
     "lost",
@@ -111,7 +111,7 @@ async def reconcile(
 
 
 async def purge_usage(usage: UsageStore, now: datetime) -> int:
-    """Delete at most `MAX_COUNTS` counts that are older than `USAGE_DAYS`; the number deleted.
+    """Delete at most `MAX_COUNTS` counts that are older than `USAGE_DAYS`. Returns how many.
 
     Raises Unavailable: the next run deletes the remaining counts.
     """
@@ -145,7 +145,7 @@ def _waits(record: Record, policy: DeliveryPolicy, now: datetime) -> bool:
 
 
 async def _mark(record: Record, backend: Backend, before: datetime) -> Unavailable | None:
-    """Mark the record as reconciled; the failure, if any."""
+    """Mark the record as reconciled. Returns the failure, if any."""
     try:
         await backend.records.change(record.key, touch(before))
     except Unavailable as unavailable:
@@ -156,7 +156,7 @@ async def _mark(record: Record, backend: Backend, before: datetime) -> Unavailab
 async def _reconcile_record(
     record: Record, backend: Backend, policy: DeliveryPolicy, now: datetime, before: datetime
 ) -> str:
-    """Publish the record's message or fail the record; which of `OUTCOMES` that is."""
+    """Publish the record's message or fail the record. Returns one of `OUTCOMES`."""
     if record.job:
         return await _fail(record, backend, "cancelled", CANCELLED, before)
     age = now - record.submitted_at
@@ -178,7 +178,7 @@ async def _reconcile_record(
 async def _fail(
     record: Record, backend: Backend, outcome: str, error: RecordError, before: datetime
 ) -> str:
-    """Fail the record unless it changed since the read; `outcome`, or `skipped`."""
+    """Fail the record unless it changed since the read. Returns `outcome`, or `skipped`."""
     # A client's request clears the record's job and leaves `updated_at`, so both are compared.
     end = fail_unleased(error, untouched_since=before, only_for=record.job)
     if await backend.records.change(record.key, end) is None:

@@ -56,7 +56,7 @@ async def run_job(message: RunJob, ctx: WorkerContext) -> None:
 
 
 async def _publish_items(items: Iterable[JobItem], job: Job, ctx: WorkerContext) -> int:
-    """Publish or complete each item; the number of messages published."""
+    """Publish or complete each item. Returns the number of published messages."""
     keys = {item.position: _record_key(item, job) for item in items}
     found = await ctx.backend.records.get_many([key for key in keys.values() if key])
     outcomes: dict[int, RecordError | None] = {}

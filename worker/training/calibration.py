@@ -10,7 +10,7 @@ Probabilities = NDArray[np.float64]
 COLDEST, HOTTEST = 0.05, 20.0  # temperatures
 PRECISION = 0.9  # share of the confident answers that should be right
 ENOUGH = 20  # answers with a label, from which on it has its own threshold
-CERTAIN = 0.99  # the threshold where no lower one reaches the precision
+CERTAIN = 0.99  # the threshold if no lower one reaches the precision
 BINS = 10
 
 

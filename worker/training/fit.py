@@ -34,7 +34,7 @@ class TrainingSet:
 def fit_head(examples: TrainingSet) -> tuple[Head, TrainingReport]:
     """Fit a head to all examples, and report how folds of them classify what they left out.
 
-    The result does not depend on the order of the examples. Raises ValueError where a label has
+    The result does not depend on the order of the examples. Raises ValueError if a label has
     fewer than two examples.
     """
     examples = _sorted(examples)

@@ -11,7 +11,7 @@ LARGE = 2000  # examples from which on the fewest folds are precise enough
 def count_folds(classes: Classes) -> int:
     """How many folds to use: fewer for many examples, and no more than the rarest label has.
 
-    Raises ValueError where a label has fewer than two examples.
+    Raises ValueError if a label has fewer than two examples.
     """
     rarest = int(np.bincount(classes).min())
     if rarest < 2:

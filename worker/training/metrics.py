@@ -12,8 +12,8 @@ from worker.training.logistic import Classes
 MAX_MISTAKES = 20
 MAX_CONFUSIONS = 5  # pairs of labels that the advice names
 FEW_IMAGES = 20  # below this, a label's figures say little
-CONFUSED_SHARE, CONFUSED_IMAGES = 0.1, 3  # of the images of a pair, from which on it is confused
-_Z = 1.959964  # of the normal distribution's central 95 %
+CONFUSED_SHARE, CONFUSED_IMAGES = 0.1, 3  # a pair of labels is confused from these figures on
+_Z = 1.959964  # the central 95 % of the normal distribution are within this
 # Cross-validation classifies images by models that share most of their training images, so its
 # answers are not independent, and their accuracy varies more than a share of as many draws (Bengio
 # and Grandvalet, 2004). The variance was up to 1.5 times as large on photos of clothing.

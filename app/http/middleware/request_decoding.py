@@ -8,7 +8,7 @@ from core.errors import MalformedBody, UnsupportedMediaType
 from core.http.problems import response_for
 
 GZIP = ("gzip", "x-gzip")  # the second is the same coding (RFC 9110, 8.4.1.3)
-PIECE_BYTES = 64 * 1024  # that are decoded at a time: a megabyte of gzip can contain a gigabyte
+PIECE_BYTES = 64 * 1024  # decoded at a time: a megabyte of gzip can contain a gigabyte
 _WITHOUT_BODY = ("GET", "HEAD", "OPTIONS")
 _FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 _WINDOW_GZIP = 31  # zlib's notation for gzip
@@ -53,7 +53,7 @@ class _GzipReader:
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._decoder = zlib.decompressobj(_WINDOW_GZIP)
-        self._rest = b""  # of the compressed bytes that have arrived
+        self._rest = b""  # compressed bytes that have arrived and are not decoded
         self._more = True
 
     async def receive(self) -> Message:

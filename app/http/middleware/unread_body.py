@@ -8,7 +8,7 @@ from core.http.content_length import has_body
 
 # As nginx's `lingering_time` and `lingering_timeout`: in all, and between two pieces of the body.
 LINGER_SECONDS, LINGER_PAUSE_SECONDS = 30.0, 5.0
-SHORT_LINGER_SECONDS = 1.0  # when the service is at capacity, and when it shuts down
+SHORT_LINGER_SECONDS = 1.0  # used while the service is at capacity or shuts down
 LINGER_BYTES = 64 * 1024 * 1024
 _WITHOUT_BODY = ("GET", "HEAD", "OPTIONS")
 

@@ -28,7 +28,7 @@ WINDOW = 1000  # files in memory at a time, and images of one job
 SINGLE = 8  # up to so many images are uploaded one by one: each is labelled before all batches
 AT_ONCE = 4
 SHOWN_FAILED = 5  # images that the last message names
-LONGEST_NAME = 200  # of a URL in the output: a `data:` URL has the image itself
+LONGEST_NAME = 200  # longer URLs are cut in the output: a `data:` URL contains the image
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,7 +361,7 @@ def run_label(
     output: str | None,
     dry_run: bool,
 ) -> int:
-    """The command; its exit code."""
+    """Run the command. Returns its exit code."""
     skipped = Skipped()
     images = wanted_images(paths, recursive, skipped)
     if dry_run:

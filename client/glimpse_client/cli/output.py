@@ -133,7 +133,7 @@ def open_output(file: str | None) -> Any:
 
 
 def progress_bar(console: Console) -> Progress:
-    """A bar on the console of messages; hidden where that is no terminal."""
+    """A bar on the console of messages; hidden if that is no terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

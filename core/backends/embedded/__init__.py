@@ -40,7 +40,7 @@ KEYS, RECORDS, WEBHOOKS = "keys.db", "records.db", "webhooks.db"
 async def open_backend(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Backend]:
     """The ports on `settings.data_dir`, which is created if absent.
 
-    Raises Unavailable where the folder or a database in it cannot be used.
+    Raises Unavailable if the folder or a database in it cannot be used.
     """
     secret = await asyncio.to_thread(_prepare, settings.data_dir)
     links = LinkSigner(secret, settings.public_url)

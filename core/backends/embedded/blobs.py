@@ -36,7 +36,7 @@ THREADS = 8
 # For a blob that is not found. The folder may come back between the first look and its check.
 LOOKS = 2
 TEMPORARY = ".draft-"  # prefix of temporary files
-_FOLDERS = ("*/*", "*/thumbnails/*", "*/embeddings/*/*")  # that hold blobs
+_FOLDERS = ("*/*", "*/thumbnails/*", "*/embeddings/*/*")  # folders that contain blobs
 ABANDONED_SECONDS = 3600.0  # no live process takes an hour to write one upload
 
 

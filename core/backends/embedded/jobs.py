@@ -216,7 +216,7 @@ class SqliteJobStore(SqliteStore[JobKey, Job]):
 def _complete_item(
     connection: sqlite3.Connection, key: JobKey, position: int, error: RecordError | None
 ) -> bool:
-    """False where there is no such item."""
+    """Returns False if there is no such item."""
     place = (*_key_of(key), position)
     row = connection.execute(_GET_ITEM, place).fetchone()
     if row is None:

@@ -108,7 +108,7 @@ _ADD = """
 """
 
 
-_BATCH_AGE = timedelta(hours=1)  # longer than a process sends a batch again
+_BATCH_AGE = timedelta(hours=1)  # longer than a process repeats a batch
 
 
 class SqliteKeyStore(SqliteStore[str, ApiKey]):

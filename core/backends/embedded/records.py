@@ -356,7 +356,7 @@ class SqliteRecordStore(SqliteStore[RecordKey, Record]):
 
 
 def _delete_records(connection: sqlite3.Connection, image: ImageKey) -> int:
-    """Delete the image's records and their terms; the number of records."""
+    """Delete the image's records and their terms. Returns the number of records."""
     rows = connection.execute(_SELECT_IMAGE, image).fetchall()
     for record in map(_record_of, rows):
         connection.executemany(_DELETE_TERM, _term_rows(record))

@@ -34,7 +34,7 @@ class SqliteStore(ABC, Generic[K, T]):
         return await self._database.write(apply, durable=transition.durable)
 
     async def _delete_row(self, statement: str, values: Sequence[object]) -> bool:
-        """Run a DELETE durably; False where it deletes no row."""
+        """Run a DELETE durably. Returns False if it deletes no row."""
 
         def delete(connection: sqlite3.Connection) -> bool:
             return connection.execute(statement, values).rowcount == 1

@@ -52,7 +52,7 @@ def receiving(folder: Path, wake: Callable[[], None]) -> Iterator[bool]:
     ):
         receiver.setblocking(False)
         try:
-            path.unlink(missing_ok=True)  # of a queue process that was killed
+            path.unlink(missing_ok=True)  # the socket of a queue process that was killed
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             opened.callback(os.close, descriptor)
             receiver.bind(_address(folder, descriptor))

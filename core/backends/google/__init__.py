@@ -29,7 +29,7 @@ from core.clock import Clock, utc_now
 from core.ports import UsageStore
 from core.settings import Settings
 
-NAMESPACE_PREFIX = ""  # of each tenant's Datastore namespace. Tests in a shared database set it
+NAMESPACE_PREFIX = ""  # prefix of all namespaces. Tests that share a database set it
 
 
 @asynccontextmanager
@@ -37,7 +37,7 @@ async def open_backend(settings: Settings, clock: Clock = utc_now) -> AsyncItera
     """The ports, with one client each, created in the running loop and closed at the end.
 
     Sends no request, so that a process can start while a service is down; readiness reports that.
-    Raises Unavailable where there are no credentials.
+    Raises Unavailable if there are no credentials.
     """
     endpoints = await open_endpoints(settings, clock)
     async with AsyncExitStack() as stack:
@@ -73,14 +73,14 @@ async def open_backend(settings: Settings, clock: Clock = utc_now) -> AsyncItera
 
 @asynccontextmanager
 async def open_usage(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[UsageStore]:
-    """Usage in Datastore. Raises Unavailable where there are no credentials."""
+    """Usage in Datastore. Raises Unavailable if there are no credentials."""
     async with _databases(settings, clock) as open_datastore:
         yield DatastoreUsageStore(await open_datastore("usage store"), clock)
 
 
 @asynccontextmanager
 async def open_access(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Access]:
-    """Keys, limits and usage in Datastore. Raises Unavailable where there are no credentials.
+    """Keys, limits and usage in Datastore. Raises Unavailable if there are no credentials.
 
     Keys and limits may have a separate database: IAM can keep the worker out of a database, and not
     out of a namespace. Usage is in the database of the worker, which deletes old counts.

@@ -50,7 +50,7 @@ T = TypeVar("T")
 # runs in the background.
 REQUEST_SECONDS, TRANSACTION_SECONDS, ROLLBACK_SECONDS = 3.0, 8.0, 3.0
 MUTATION_SECONDS = 0.01  # added to the timeout of a commit for each mutation
-ATTEMPTS = 12  # of a transaction that conflicts or transient errors end
+ATTEMPTS = 12  # attempts of a transaction that fails by a conflict or a transient error
 # In a lookup, and in a commit: https://cloud.google.com/datastore/docs/concepts/limits
 MAX_KEYS, MAX_MUTATIONS = 1000, 500
 MAX_INSERTS = 200  # in a commit, so that it takes no longer than a request may
@@ -126,7 +126,7 @@ class Datastore:
         return await self._lookup_all(keys, _inside(transaction))
 
     async def insert(self, entity: Any, tenant: str) -> bool:
-        """Insert an entity of `tenant`; False where its key exists. Raises Unavailable."""
+        """Insert an entity of `tenant`. Returns False if its key exists. Raises Unavailable."""
         mutations = [RawMutation(insert=entity)]
         sent = False
 
@@ -153,7 +153,7 @@ class Datastore:
             await self._repeat(register)
 
     async def insert_together(self, entities: Sequence[Any]) -> bool:
-        """Insert entities in one transaction; False where a key exists. Raises Unavailable.
+        """Insert entities in one transaction. Returns False if a key exists. Raises Unavailable.
 
         It reads nothing, so it locks nothing that others read.
         """
@@ -178,7 +178,7 @@ class Datastore:
     async def insert_missing(self, entities: Sequence[Any]) -> None:
         """Insert the entities whose key does not exist, of a registered tenant.
 
-        Not in one transaction: where it raises Unavailable, some may be inserted. Entities that
+        Not in one transaction: if it raises Unavailable, some may be inserted. Entities that
         exist must not be deleted meanwhile.
         """
         for begin in range(0, len(entities), MAX_INSERTS):
@@ -196,7 +196,7 @@ class Datastore:
         await self._repeat(delete)
 
     async def delete_found(self, tenant: str, query: Any, limit: int) -> int:
-        """Delete at most `limit` entities that `query`, for keys, finds; the number deleted."""
+        """Delete at most `limit` entities that `query`, for keys, finds. Returns how many."""
         deleted = 0
         while deleted < limit:
             query.limit.value = min(limit - deleted, MAX_MUTATIONS)
@@ -237,7 +237,7 @@ class Datastore:
 
         The first part of what it returns is the result. It may run more than once, and must be
         right then too, as a compare-and-set is. Raises Unavailable. A separate request begins the
-        transaction: where the first read begins it, the Firestore emulator locks the entity
+        transaction: if the first read begins it, the Firestore emulator locks the entity
         against that reader.
         """
 
@@ -307,7 +307,7 @@ class Datastore:
                 return await operation()
 
     async def _insert_all(self, entities: Sequence[Any]) -> bool:
-        """False where one exists: then the others may be inserted or not."""
+        """Returns False if one exists: then the others may be inserted or not."""
 
         async def insert() -> bool:
             try:

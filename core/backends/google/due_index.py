@@ -31,16 +31,18 @@ from core.errors import Unavailable
 T = TypeVar("T")
 
 KIND = "Due"
-RESOLUTION = timedelta(microseconds=1)  # of times in Datastore
+RESOLUTION = timedelta(microseconds=1)  # the precision of times in Datastore
 # Of an index whose entries grow with the time, against one hot spot:
 # https://cloud.google.com/datastore/docs/best-practices
 SHARDS = 8
-MAX_TENANTS = 200  # that one run of a reader visits, those that have waited the longest
+MAX_TENANTS = 200  # tenants that one run of a reader visits; the oldest marks come first
 AT_ONCE = 16
-LOCK_SECONDS = 8.0  # as long as a transaction
-REMEMBERED = timedelta(seconds=30)  # that a process does not note the same again
-QUIET = timedelta(seconds=60)  # since the last note; before, a mark is raised to the present only
-SKEW = timedelta(seconds=5)  # by which clocks may differ
+LOCK_SECONDS = 8.0  # the time limit of a transaction
+REMEMBERED = timedelta(seconds=30)  # how long a process remembers what it has noted
+QUIET = timedelta(
+    seconds=60
+)  # after the last note, a mark is raised at most to the present for so long
+SKEW = timedelta(seconds=5)  # the largest difference between clocks
 MAX_REMEMBERED = 10_000  # tenants
 _MOMENT, _NOTED_AT, _DUE = "moment", "noted_at", "due"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -109,7 +111,7 @@ class DueIndex:
         return sorted(marks, key=lambda mark: mark.moment)[:MAX_TENANTS]
 
     async def settle(self, mark: Mark, following: datetime | None) -> None:
-        """Raise a mark to the moment of the tenant's next work; None: the tenant has none left.
+        """Raise a mark to the moment of the tenant's next work, or drop it if that is None.
 
         Does nothing if a writer has noted something since the mark was read. Raises Unavailable.
         """
@@ -164,7 +166,7 @@ class DueIndex:
         limit: int,
         of_tenant: Callable[[str, int], Awaitable[tuple[int, datetime | None]]],
     ) -> int:
-        """Purge at most `limit` pieces of what is older than this moment; the number purged.
+        """Purge at most `limit` pieces of what is older than this moment. Returns how many.
 
         `of_tenant` purges at most so many of a tenant. It returns their number, and the moment of
         the oldest one that is left, or None. Raises Unavailable.

@@ -5,7 +5,7 @@ built-in indexes of Datastore answer every query, so an operator creates none: b
 range of keys for items, by a range of one property for jobs. Like a dead letter, a job has one
 property for each way to list it. https://cloud.google.com/datastore/docs/concepts/indexes
 
-Completing an item writes no other entity. Items have no ancestor: where there are entity groups (in
+Completing an item writes no other entity. Items have no ancestor: if there are entity groups (in
 the Datastore emulator), all items of a job would be one group, and their transactions would wait
 for each other. The job is written when its items are counted, at most once per
 `MIN_REFRESH_INTERVAL`, and when it ends.
@@ -163,7 +163,10 @@ class DatastoreJobStore(DatastoreStore[JobKey, Job]):
                 yield
 
     async def _complete(self, key: JobKey, outcomes: Mapping[int, RecordError | None]) -> bool:
-        """Complete those of these items that are open, in one transaction; False if none exists."""
+        """Complete those of these items that are open, in one transaction.
+
+        Returns False if none exists.
+        """
         keys = [self._item_key(key, position) for position in outcomes]
 
         async def complete(transaction: bytes) -> tuple[bool, Sequence[Any]]:

@@ -45,7 +45,7 @@ class DatastoreStore(ABC, Generic[K, T]):
     async def _delete(
         self, key: K, dependents: Callable[[Any], Sequence[Any]] = lambda entity: ()
     ) -> bool:
-        """Delete the entity and those with the keys `dependents`; False where there is none."""
+        """Delete the entity and its `dependents`, by their keys. Returns False if there is none."""
         raw_key = self._raw_key(key)
 
         async def delete(transaction: bytes) -> tuple[bool, list[Any]]:

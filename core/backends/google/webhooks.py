@@ -23,7 +23,7 @@ from core.domain.webhooks import Delivery, Event, Webhook, WebhookKey
 from core.errors import Unavailable
 
 KIND, SLOT_KIND, SLOT = "Webhook", "WebhookSlot", "slot"
-ROUNDS = 8  # of insertions that lose their slot to a concurrent one
+ROUNDS = 8  # attempts of an insertion that loses its slot to a concurrent one
 _EVERY = query_for(KIND)
 _TIMES = ("rotated_at", "previous_expires_at", "disabled_at")
 
