@@ -6,7 +6,7 @@ from fastapi import FastAPI
 
 from app.http.server import Server, max_connections, raise_file_limit
 from app.main import create_app
-from app.model import wait_for_model
+from app.models.default_bundle import wait_for_model
 from core.backends import BackendOpener, open_backend
 from core.clock import Clock, utc_now
 from core.errors import BundleError

@@ -46,9 +46,9 @@ from app.jobs.training import TrainingService
 from app.keys import routes as key_routes
 from app.keys import usage_routes
 from app.metrics import ApiMetrics
-from app.model import check_model, read_model
 from app.models import routes as model_routes
 from app.models.catalogue import BundleModels, ModelCatalogue, ModelRef
+from app.models.default_bundle import check_model, read_model
 from app.models.trained import TrainedModels
 from app.openapi import DESCRIPTION, TAGS, install_openapi
 from app.page.routes import page_routes

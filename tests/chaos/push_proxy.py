@@ -95,7 +95,7 @@ class PushProxy:
         return web.Response(status=status)
 
     async def _as_dead_letter(self, query: str, headers: dict[str, str], body: bytes) -> int | None:
-        """The worker's status for the message as a dead letter; None if it is not to become one."""
+        """The worker's status for the message as a dead letter, or None if it is none."""
         letters = self._dead_letters
         message = letters.select(body) if letters else None
         if letters is None or message is None:

@@ -55,7 +55,7 @@ async def test_tenant_with_many_due_jobs_does_not_delay_others(
 
 
 async def test_work_is_found_once_it_is_due(backend: Backend, clock: MovableClock) -> None:
-    """Also after runs that found nothing, and work of a tenant that had none left."""
+    """The first run finds nothing, or the tenant has had no work left."""
     records, jobs = backend.records, backend.jobs
     await records.create(new_record(key_of("acme", 1), clock()))
     job = new_job(JobKey("acme", new_job_id()), "", MODEL, 1, clock())

@@ -364,7 +364,7 @@ async def test_claims_count_unless_they_are_released_for_another_reason(
 async def test_record_is_republished_at_doubling_intervals_of_its_attempt(
     store: RecordStore, clock: MovableClock
 ) -> None:
-    """Also by concurrent reconcilers: only one is granted it."""
+    """Of concurrent reconcilers, only one may republish."""
     key, stale_after = key_of(), timedelta(seconds=600)
     await created(store, clock, key)
     assert (await stored(store, key)).republished_at is None

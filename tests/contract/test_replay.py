@@ -146,7 +146,7 @@ async def test_replay_of_an_item_publishes_its_message(
 async def test_replay_repairs_every_item_of_the_image(
     counted: Backend, counting: Counting, clock: MovableClock, begun: str
 ) -> None:
-    """Also if another request has begun the new attempt, or the image has succeeded since."""
+    """Another request may have begun the new attempt, or the image may have succeeded since."""
     key, _ = await died(counted, clock)
     job = JobKey("public", new_job_id())
     await counted.jobs.create(new_job(job, "", MODEL, 4, clock()))

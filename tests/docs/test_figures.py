@@ -80,7 +80,7 @@ def test_measured_figures_are_those_of_the_benchmarks() -> None:
 
 # --- Cost ----------------------------------------------------------------------------------------
 def test_a_bill_by_hand() -> None:
-    """With round numbers, each line worked out here."""
+    """The numbers are round, and each line is calculated here."""
     work = replace(cost.new_image(0.5), api_seconds=0.2)
     assert {line.part: round(line.dollars, 4) for line in cost.bill(work)} == {
         "worker": 13.25,  # 500,000 s x (0.000024 + 0.0000025)

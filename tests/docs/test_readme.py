@@ -1,4 +1,4 @@
-"""What README and the other pages say is what there is."""
+"""The README and the other pages are true."""
 
 import json
 import re

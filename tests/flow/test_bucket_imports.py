@@ -229,7 +229,9 @@ def meddling(before_reading: Callable[[], Awaitable[None]]) -> Opener:
     return opener
 
 
-async def test_what_changes_while_it_is_read_fails_alone(settings: Settings, bucket: str) -> None:
+async def test_object_that_changes_during_the_import_fails_alone(
+    settings: Settings, bucket: str
+) -> None:
     small = png_header(16, 16)
     await fill(settings, bucket, {"gone": RED, "grown": small, "shrunk": BLUE, "stays": GREEN})
 

@@ -102,7 +102,7 @@ def test_processes_end_with_a_killed_supervisor(tmp_path: Path, colour_bundle: P
 
 
 def test_closed_output_does_not_stop_glimpse(tmp_path: Path, colour_bundle: Path) -> None:
-    """As after `make run | head`, or a closed terminal. The output exceeds the pipe's buffer."""
+    """The reader ends, as `head` or a closed terminal does. The output exceeds the buffer."""
     ports = {"API_PORT": free_port(), "WORKER_PORT": free_port()}
     read, write = os.pipe()
     with (
@@ -169,7 +169,7 @@ def test_unknown_host_is_not_reported_as_a_port_in_use(tmp_path: Path, colour_bu
 
 
 def test_supervisor_names_what_a_part_needs_to_restart(tmp_path: Path) -> None:
-    """As after a deleted environment, and after a package that was removed while Glimpse runs."""
+    """The environment was deleted, or a package was removed while Glimpse runs."""
     for argv, missing in (
         (("/no/such/python", "-m", "app"), "cannot start: /no/such/python: No such file"),
         ((sys.executable, "-c", "import no_such_package"), "No module named 'no_such_package'"),

@@ -345,7 +345,7 @@ def test_no_span_is_exported_with_traces_off(tmp_path: Path, colour_bundle: Path
 def test_log_lines_of_both_services_name_the_trace_for_cloud_logging(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
-    """With traces off too, the trace finds all lines about an image."""
+    """The log lines about an image have its trace even if no span is exported."""
     with Stack(tmp_path, colour_bundle, GOOGLE_CLOUD_PROJECT="a-project") as stack:
         image = picture(seed=1)
         stack.upload(image)

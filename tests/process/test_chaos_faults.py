@@ -42,7 +42,7 @@ def storing(folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
 def test_images_are_taken_away_and_given_back_while_others_come(
     tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also if time passes between the two steps."""
+    """Time may pass between the two steps."""
     write_bytes, rename = Path.write_bytes, Path.rename
 
     def write_late(path: Path, data: bytes) -> int:

@@ -36,7 +36,7 @@ def test_engine_is_probed(
 def mounted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **uris: Any
 ) -> dict[str, object] | None:
-    """What the containers of the services get for these models."""
+    """The settings that the containers of the services get for these models."""
     monkeypatch.setattr(docker, "BUNDLES", tmp_path / "bundles")
     monkeypatch.setattr(docker, "MOUNTS", tmp_path / "bundles/.compose.json")
     (tmp_path / "bundles/vit").mkdir(parents=True)

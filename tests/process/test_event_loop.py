@@ -1,4 +1,4 @@
-"""P6: the event loop never blocks. A detector raises where a blocking call is made on it."""
+"""P6: the event loop never blocks. A detector raises if a blocking call is made on it."""
 
 import asyncio
 import secrets
@@ -29,7 +29,7 @@ def detector() -> Iterator[BlockBuster]:
         yield blockbuster
 
 
-async def test_the_detector_detects(tmp_path: Path, detector: BlockBuster) -> None:
+async def test_detector_raises_on_a_blocking_call(tmp_path: Path, detector: BlockBuster) -> None:
     (tmp_path / "model.json").write_text("{}")
     detector.activate()
     with pytest.raises(BlockingError):
@@ -59,7 +59,7 @@ async def test_no_request_makes_a_blocking_call(tmp_path: Path, detector: BlockB
                 await client.aclose()
 
 
-async def test_looking_for_a_model_in_a_bucket_makes_no_blocking_call(
+async def test_lookup_of_a_model_in_a_bucket_makes_no_blocking_call(
     tmp_path: Path, colour_bundle: Path, storage_url: str, detector: BlockBuster
 ) -> None:
     model, bucket = "colours", f"models-{secrets.token_hex(4)}"

@@ -42,7 +42,7 @@ def command(tmp_path: Path) -> Iterator[Command]:
 async def test_command_creates_the_first_key(
     command: Command, tmp_path: Path, colour_bundle: Path
 ) -> None:
-    """Without a key, no client can create one by the routes."""
+    """The routes that create keys need a key themselves."""
     key = command.made("laptop", "--tenant", "acme", "--scopes", "all")
     async with open_api(api_settings(tmp_path, colour_bundle, api_keys="required")) as api:
         answer = await api.client.get("/api/v1/keys", headers={"X-API-Key": key})

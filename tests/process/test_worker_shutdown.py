@@ -98,7 +98,7 @@ async def started(tmp_path: Path, rounds: int, shutdown_seconds: float) -> Async
             popen.wait()
 
 
-async def test_what_is_claimed_is_finished(tmp_path: Path) -> None:
+async def test_claimed_image_is_finished_before_shutdown(tmp_path: Path) -> None:
     async with started(tmp_path, rounds=800, shutdown_seconds=60) as process:
         pushing = asyncio.create_task(process.push())
         await until(process.running)
@@ -111,7 +111,9 @@ async def test_what_is_claimed_is_finished(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-async def test_what_cannot_be_finished_is_given_up(tmp_path: Path, stop: signal.Signals) -> None:
+async def test_inference_that_cannot_finish_is_released(
+    tmp_path: Path, stop: signal.Signals
+) -> None:
     """The inference would take hours. Neither the lease nor the process may last that long."""
     async with started(tmp_path, rounds=10**7, shutdown_seconds=1) as process:
         pushing = asyncio.create_task(process.push())

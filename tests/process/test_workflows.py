@@ -13,7 +13,7 @@ from tests.support.stack import ROOT
 
 
 @pytest.mark.parametrize("module", ["deploy.release", "deploy.smoke"])
-def test_what_runs_on_a_bare_machine_needs_no_package(module: str) -> None:
+def test_module_that_runs_before_the_installation_needs_no_package(module: str) -> None:
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {module}"
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False

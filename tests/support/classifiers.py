@@ -17,7 +17,7 @@ _open.set()
 
 @contextlib.contextmanager
 def held_classifiers() -> Iterator[None]:
-    """Meanwhile, no classifier thread answers."""
+    """No classifier thread answers during the block."""
     _open.clear()
     try:
         yield

@@ -33,7 +33,7 @@ def free_addresses() -> dict[str, str]:
 
 
 def addresses_in(corner: Mapping[str, str]) -> dict[str, str]:
-    """Where the emulators of a corner are, as `free_addresses` has it."""
+    """The addresses of a corner's emulators, as `free_addresses` returns them."""
     return {name: value for name, value in corner.items() if name.endswith("_HOST")}
 
 

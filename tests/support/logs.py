@@ -41,7 +41,7 @@ def restored_logging() -> Iterator[None]:
 
 
 def configure(service: str, log_format: str, level: str, project: str = "") -> None:
-    """As in a process, except that loggers of modules do not keep the output of one test."""
+    """Log as a process does, but without loggers of modules that keep the output of one test."""
     configure_logging(service, log_format, level, project)
     structlog.configure(cache_logger_on_first_use=False)
 

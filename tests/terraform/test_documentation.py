@@ -66,7 +66,7 @@ def test_the_remote_state_is_a_bucket() -> None:
     assert set(backend["terraform"][0]["backend"][0]) == {'"gcs"'}
 
 
-def test_what_github_needs_is_an_output() -> None:
+def test_variables_of_the_github_workflow_are_outputs() -> None:
     (example,) = (module for module in MODULES if module.folder.name == "example")
     wanted = {
         "GCP_PROJECT",

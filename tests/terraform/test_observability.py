@@ -89,7 +89,7 @@ def test_the_time_of_a_classification_is_in_its_line(modules: dict[str, Module])
 
 
 def test_the_time_of_an_upload_is_in_its_line(modules: dict[str, Module]) -> None:
-    """And so is what tells it from batches and reads."""
+    """The line also has the fields that separate it from batches and reads."""
     message, field = message_and_field(modules, "upload_time")
     lines = modules["observability"].locals["measured"]["upload_time"]["lines"]
     filters = set(re.findall(r"jsonPayload\.(\w+)", lines)) - {"message"}

@@ -1,4 +1,4 @@
-"""What holds for every unit test."""
+"""Fixtures and rules of every unit test."""
 
 import os
 import subprocess

@@ -185,7 +185,7 @@ def test_headers_of_pillows_video_are_read() -> None:
         b"\x0a\x7f" + b"\xff" * 600,
     ],
 )
-def test_what_is_no_header_is_left_to_the_decoder(data: bytes) -> None:
+def test_data_without_a_header_is_left_to_the_decoder(data: bytes) -> None:
     assert read_colour_config(data) is None
 
 

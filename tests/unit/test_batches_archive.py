@@ -254,7 +254,7 @@ async def test_zip_behind_other_data_and_with_a_comment_is_read(tmp_path: Path) 
 
 
 async def test_zip64_is_read(tmp_path: Path) -> None:
-    """As writers that stream make it, however small it is."""
+    """Programs that write a zip as a stream make such entries of any size."""
     large = struct.pack("<HHQQQ", 1, 24, 5, 5, 0)
     content, listed = written(b"a.jpg", extra=large)
     listed = listed[:20] + b"\xff" * 8 + listed[28:42] + b"\xff" * 4 + listed[46:]

@@ -99,7 +99,7 @@ async def test_objects_are_read_in_order() -> None:
 
 
 async def test_objects_that_change_after_the_listing_fail_alone() -> None:
-    """And release what was reserved for the listed size."""
+    """The limiter gets back what was reserved for the listed size."""
     listed = {"gone": 10, "grown": 10, "shrunk": 10, "emptied": 10, "kept": 10}
     contents = {"grown": b"x" * 11, "shrunk": b"x" * 9, "emptied": b"", "kept": b"x" * 10}
     stored = await read(Bucket(listed, contents))

@@ -127,7 +127,7 @@ def test_a_key_is_never_made_twice(fault: Step) -> None:
         assert len(service.seen) == 1
 
 
-def test_what_was_refused_is_safe_to_repeat() -> None:
+def test_refused_request_is_repeated() -> None:
     script = (problem(503, **{"retry-after": "0"}), Reply(201, KEY))
     with ScriptedService(*script) as service, Glimpse(service.url, retries=AT_ONCE) as client:
         assert client.keys.create("n").text == "glp_x"

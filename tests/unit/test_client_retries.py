@@ -59,7 +59,7 @@ def test_retry_after_is_a_number_or_a_date(value: str, seconds: float | None) ->
         (501, False, False),
     ],
 )
-def test_what_is_not_idempotent_is_repeated_only_after_a_refusal(
+def test_request_that_is_not_idempotent_is_repeated_only_after_a_refusal(
     status: int, idempotent: bool, other: bool
 ) -> None:
     assert may_repeat(status, idempotent=True) is idempotent

@@ -47,7 +47,7 @@ def test_one_of_two_signatures_is_enough() -> None:
         lambda headers: headers.pop("Webhook-Id"),
     ],
 )
-def test_what_is_changed_is_refused(break_it: object) -> None:
+def test_changed_signature_is_refused(break_it: object) -> None:
     headers = signed()
     break_it(headers)  # type: ignore[operator]
     with pytest.raises(InvalidSignature):

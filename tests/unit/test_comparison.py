@@ -43,7 +43,7 @@ def test_figures_are_the_medians_of_the_runs() -> None:
     assert figures.jobs_per_minute == 30
 
 
-def test_what_was_sent_as_one_has_no_latencies() -> None:
+def test_tasks_of_one_call_have_no_latencies() -> None:
     figures = table.medians(10, [seen(1.0, 2.0)])
     assert (figures.p50, figures.p99) == (None, None)
 

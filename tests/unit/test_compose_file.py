@@ -114,7 +114,7 @@ def test_emulators_listen_on_their_ports(name: str, port: int) -> None:
 
 
 def test_container_of_a_hanging_datastore_ends() -> None:
-    """By the lookup that the supervisor sends, too."""
+    """The lookup is the one that the supervisor sends."""
     from core.backends.google.endpoints import DEMO_PROJECT
 
     kind, command = SERVICES["datastore"]["healthcheck"]["test"]
@@ -158,7 +158,7 @@ def test_stopping_service_has_enough_time() -> None:
         assert int(SERVICES[name]["stop_grace_period"].rstrip("s")) > DEFAULTS.shutdown_seconds
 
 
-def test_what_must_last_is_in_named_volumes() -> None:
+def test_durable_data_is_in_named_volumes() -> None:
     volumes = yaml.safe_load(COMPOSE.read_text())["volumes"]
     mounted = {
         v.split(":")[0] for s in SERVICES.values() for v in s.get("volumes", []) if v == str(v)

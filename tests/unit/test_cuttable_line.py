@@ -82,7 +82,7 @@ def test_cut_closes_connections_and_refuses_new_ones_until_restored(
             assert near.recv(5) == b"again"
 
 
-def test_what_breaks_behind_it_breaks_before_it(
+def test_end_of_the_far_connection_ends_the_near_one(
     line: CuttableLine, far_end: socket.socket, port: int
 ) -> None:
     with connected(port) as near:

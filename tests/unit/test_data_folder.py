@@ -13,7 +13,7 @@ from core.errors import Unavailable
 
 @pytest.fixture(autouse=True)
 def open_umask() -> Iterator[None]:
-    """As on a machine whose users share their files."""
+    """The umask is that of a machine whose users share their files."""
     before = os.umask(0)
     yield
     os.umask(before)
@@ -39,7 +39,7 @@ def test_access_of_other_users_is_removed(tmp_path: Path, before: int) -> None:
 
 
 def test_folder_of_other_programs_keeps_its_mode(tmp_path: Path) -> None:
-    """For example /tmp, or a home folder."""
+    """Such a folder is /tmp or a home folder."""
     folder = tmp_path / "shared"
     folder.mkdir(0o755)
     (folder / "thesis.txt").touch()

@@ -229,7 +229,7 @@ async def test_a_closed_backend_is_unavailable(settings: Settings) -> None:
 
 
 def test_each_list_of_records_searches_one_index_by_its_order() -> None:
-    """Without this, a page by a label would read all records for each one that it shows."""
+    """Otherwise a page by a label would read all records for each one that it shows."""
     with closing(sqlite3.connect(":memory:")) as connection:
         for statement in records.SCHEMA.statements:
             connection.execute(statement)

@@ -240,7 +240,9 @@ def test_mobilevit_takes_bgr_and_never_normalises() -> None:
         ),
     ],
 )
-def test_what_a_manifest_cannot_say_is_refused(changes: dict[str, Any], why: str) -> None:
+def test_processor_that_no_manifest_can_describe_is_refused(
+    changes: dict[str, Any], why: str
+) -> None:
     with pytest.raises(NotExportable, match=why):
         preprocessing(processor(**changes))
 

@@ -116,7 +116,7 @@ async def test_a_lasting_failure_is_not_retried(
 async def test_a_request_that_hangs_frees_its_thread(
     bucket: ScriptedBucket, store: CloudBlobStore, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a limit for each request, a thread would wait for a minute."""
+    """Each request has a time limit. Otherwise a thread would wait for a minute."""
     monkeypatch.setattr(blobs, "TIMEOUT", (0.1, 0.1))
     monkeypatch.setattr(blobs, "RETRY", blobs.RETRY.with_timeout(0.1))
     bucket.answering.clear()

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from app.model import read_model
 from app.models.catalogue import ModelRef
+from app.models.default_bundle import read_model
 from core.backends.bundles import Bundles, open_bundles
 from core.backends.google import bundles as bundle_objects
 from core.backends.google import objects

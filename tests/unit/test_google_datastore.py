@@ -333,7 +333,7 @@ async def test_commit_that_took_effect_without_an_answer_is_recognised(
 
 @pytest.mark.parametrize("ours", [True, False])
 async def test_insertion_without_an_answer_is_recognised(ours: bool) -> None:
-    """Unless another caller has inserted the key meanwhile."""
+    """An insertion by another caller is recognised, too."""
     scripted = SilentDatastore(grpc.StatusCode.UNAVAILABLE)
     async with served(scripted) as database:
         await database.register("public")

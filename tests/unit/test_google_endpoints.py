@@ -160,12 +160,12 @@ async def iam() -> AsyncIterator[Iam]:
 
 @pytest.fixture
 def deadline() -> float:
-    """Seconds for each link, which a test may override by `parametrize`."""
+    """The time limit for a link in seconds. Tests may override it by `parametrize`."""
     return signed_links.DEADLINE
 
 
 class ServiceAccount(AnonymousCredentials):
-    """Credentials that act as `ACCOUNT`, as those that impersonate it do."""
+    """Credentials that impersonate `ACCOUNT`."""
 
     service_account_email = ACCOUNT
 
@@ -217,7 +217,7 @@ async def test_links_are_signed_by_iam(iam: Iam, links: IamLinks) -> None:
 
 
 @pytest.mark.parametrize("status", [403, 429, 500, 503])
-async def test_an_iam_that_refuses_is_503(iam: Iam, links: IamLinks, status: int) -> None:
+async def test_refusal_by_iam_is_503(iam: Iam, links: IamLinks, status: int) -> None:
     iam.status = status
     with pytest.raises(Unavailable, match="signing service"):
         await links.url(NAME, timedelta(minutes=15))
@@ -225,10 +225,10 @@ async def test_an_iam_that_refuses_is_503(iam: Iam, links: IamLinks, status: int
 
 
 @pytest.mark.parametrize("deadline", [0.3])
-async def test_a_caller_does_not_wait_for_an_iam_that_hangs(
+async def test_caller_does_not_wait_while_iam_hangs(
     iam: Iam, links: IamLinks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor for a free thread, when all of them wait for IAM."""
+    """It does not wait for a free thread either, while all of them wait for IAM."""
     monkeypatch.setattr(signed_links, "TIMEOUT", (60.0, 60.0))
     iam.answering.clear()
     calls = [links.url(NAME, timedelta(minutes=15)) for _ in range(IamLinks.THREADS + 1)]
@@ -238,7 +238,7 @@ async def test_a_caller_does_not_wait_for_an_iam_that_hangs(
 
 
 @pytest.mark.parametrize("deadline", [60.0])
-async def test_a_request_to_iam_that_hangs_frees_its_thread(
+async def test_hanging_request_to_iam_frees_its_thread(
     iam: Iam, links: IamLinks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(signed_links, "TIMEOUT", (0.1, 0.1))
@@ -304,7 +304,7 @@ def test_subscriptions_follow_the_delivery_policy() -> None:
     ],
     ids=str,
 )
-def test_what_google_would_refuse_is_refused_at_the_start(
+def test_settings_that_google_would_refuse_are_refused_at_the_start(
     wrong: dict[str, Any], message: str
 ) -> None:
     isolated_settings(backend="emulator")

@@ -1,4 +1,4 @@
-"""In which database keys, limits and usage are stored."""
+"""The databases of keys, limits and usage."""
 
 from collections import defaultdict
 from datetime import date

@@ -132,7 +132,7 @@ async def test_a_forbidden_bucket_is_unavailable(cloud: tuple[Cloud, CloudObject
     ],
     ids=["object", "listing"],
 )
-async def test_what_never_ends_frees_its_thread_after_the_deadline(
+async def test_call_without_an_end_frees_its_thread_after_the_deadline(
     cloud: tuple[Cloud, CloudObjectSource],
     call: Callable[[CloudObjectSource], Awaitable[object]],
 ) -> None:

@@ -18,7 +18,7 @@ STRICT = "default-src 'none'; frame-ancestors 'none'"
 
 
 async def test_every_response_has_the_security_headers(api: Api) -> None:
-    """Also refusals, and responses for unknown paths."""
+    """This includes refusals, and responses for unknown paths."""
     tried = [(m, re.sub(r"\{\w+\}", HASH, path)) for m, path, _ in routes_of(api.app)]
     tried += [("GET", "/no/such/page"), ("PUT", "/what/fast"), ("OPTIONS", "/what/fast")]
     for method, path in tried:
@@ -120,7 +120,7 @@ async def test_other_origins_may_not_call_by_default(api: Api) -> None:
 async def test_headers_that_pages_may_send_are_a_setting(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
-    """By default, those of tracing libraries and of old HTTP clients as well."""
+    """The default includes the headers of tracing libraries and of old HTTP clients."""
     for given, asked, allowed in (
         ({}, "baggage,sentry-trace,tracestate,x-requested-with,cache-control", True),
         ({}, "range,if-range,idempotency-key,cancel-after,x-api-key", True),

@@ -215,7 +215,7 @@ async def test_surplus_connection_is_refused_but_health_is_served(
 async def test_connections_beyond_twice_the_limit_are_dropped(
     tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even refusals cost something: the surplus that gets one is limited, too."""
+    """A refusal costs memory too, so the number of refused connections is limited."""
     monkeypatch.setattr("app.http.server.OTHER_CONNECTIONS", 1)
     async with contextlib.AsyncExitStack() as stack:
         served = await stack.enter_async_context(serving(tmp_path, colour_bundle, max_streams=1))

@@ -69,7 +69,7 @@ async def test_every_route_of_the_api_refuses_unknown_parameters(api: Api) -> No
 
 
 async def test_declared_parameters_are_accepted(api: Api) -> None:
-    """Of the function, of a dependency, of a model, and of `openapi_extra`."""
+    """Parameters come from the function, a dependency, a model, and `openapi_extra`."""
     for url in (
         f"{JOBS}?limit=1&status=&type=batch-predict&cursor=",
         f"{ITEM}?model={api.services.model}",

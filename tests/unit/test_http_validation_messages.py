@@ -62,7 +62,7 @@ async def test_error_names_the_field_and_what_is_allowed(
 
 
 async def test_messages_have_no_patterns_and_no_terms_of_the_library(api: Api) -> None:
-    """For every declared body and every parameter of the service."""
+    """The test covers every declared body and every parameter of the service."""
     document = (await api.client.get("/openapi.json")).json()
     wrong: list[Any] = [None, 1, "", "\ud800", "x" * 5000, [], [1], {}, {"x": 1}, True, -1, 1e300]
     seen = 0

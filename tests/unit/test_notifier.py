@@ -247,7 +247,7 @@ async def test_receiver_of_one_job_verifies_with_the_secret_of_the_job(
 
 
 async def test_dead_letter_contains_the_status_of_the_receiver(worker: RunningWorker) -> None:
-    """Of a webhook of the tenant, and of one job. The queue knows only that it was refused."""
+    """The webhook is one of the tenant, or of a job. The queue knows only that it was refused."""
     receiver = Receiver(status(418))
     async with listening(receiver.serve) as port:
         job, message = await own_webhook(worker, port)
@@ -280,7 +280,7 @@ async def test_silent_receiver_of_one_job_causes_a_retry(worker: RunningWorker) 
 
 
 async def test_private_receiver_of_one_job_is_refused(tmp_path: Path) -> None:
-    """Also if its name had a public address when the job was created."""
+    """Its name had a public address when the job was created."""
     receiver = Receiver()
     async with (
         running_worker(settings_for(tmp_path, webhook_allow_private=False)) as worker,
@@ -483,7 +483,7 @@ async def test_unreachable_and_silent_receivers_cause_a_retry(
 async def test_webhook_to_a_private_address_becomes_a_dead_letter(
     tmp_path: Path,
 ) -> None:
-    """Also if it was created while that was allowed, or if its name resolves differently now."""
+    """It was created while that was allowed, or its name resolves differently now."""
     receiver = Receiver()
     hosts = ["127.0.0.1", "localhost", "[::1]", "127.1", "[::ffff:127.0.0.1]", "[64:ff9b::7f00:1]"]
     settings = settings_for(tmp_path, webhook_allow_private=False)

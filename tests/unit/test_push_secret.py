@@ -90,7 +90,7 @@ async def test_worker_serves_the_host_of_its_push_endpoint(tmp_path: Path) -> No
 
 
 async def test_page_of_another_origin_cannot_call_the_worker(worker: RunningWorker) -> None:
-    """Even with the secret: it may have leaked into a page's address."""
+    """The secret does not help: it may have leaked into the address of a page."""
     for headers in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
         for path in PATHS:
             answer = await worker.client.post(path, content=b"{}", headers=headers)

@@ -409,7 +409,7 @@ async def test_cached_key_does_not_wait_for_a_fetch(
 
 
 async def test_fetch_has_a_time_limit(loop_clock: LoopClock) -> None:
-    """Also for a server that sends one byte after the other, which no read timeout ends."""
+    """A server that sends single bytes slowly is not ended by a read timeout."""
 
     async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")

@@ -1,7 +1,7 @@
 """The transitions under random interleavings of claimants, on pure records and in SQLite.
 
 Promise P2: one stored result. Promise P3: the status only moves forward, an old token ends nothing,
-and a terminal status stays, except by a new attempt out of a retryable error.
+and a terminal status stays, except by a new attempt after a retryable error.
 """
 
 import asyncio

@@ -267,7 +267,7 @@ async def test_new_attempt_is_sent_to_a_client_that_has_seen_the_error(served: A
 async def test_updates_are_sent_at_most_twice_a_second_and_the_last_event_immediately(
     served: Api,
 ) -> None:
-    """Other clients connect meanwhile, so that the record is looked up far more often."""
+    """Other clients connect at the same time, so that the record is looked up far more often."""
     image = await uploaded(served)
     times: list[float] = []
 
@@ -485,7 +485,7 @@ async def test_stream_ends_after_its_longest_duration_and_can_be_resumed(
 async def test_shutdown_closes_streams_without_waiting_for_their_clients(
     tmp_path: Path, colour_bundle: Path, short: Callable[[Any, str, float], None]
 ) -> None:
-    """Also that of a client that does not read. The shutdown timeout here is an hour."""
+    """One client does not read. The shutdown timeout here is an hour."""
     short(send_timeout, "SEND_SECONDS", 3600.0)
     settings = api_settings(tmp_path, colour_bundle, shutdown_seconds=3600.0)
     async with AsyncExitStack() as stack:
@@ -579,7 +579,7 @@ async def test_stream_of_a_finished_image_has_one_event(
 
 
 async def test_first_event_carries_the_time_to_reconnect(served: Api) -> None:
-    """In a block of its own, some clients report it as an empty event."""
+    """Some clients report a block without data as an empty event."""
     image = await uploaded(served)
     await served.succeed(sha256(image))
     text = (await served.client.get(path_of(image))).text

@@ -1,4 +1,4 @@
-"""What the suites rest on: how tests are distributed, shared and skipped."""
+"""The support code of the suites: how tests are distributed, shared and skipped."""
 
 import threading
 from collections.abc import Iterator
@@ -93,7 +93,7 @@ def test_an_exclusive_test_runs_alone_and_is_not_passed_by(tmp_path: Path) -> No
     assert events == ["exclusive", "ordinary"]
 
 
-def test_what_was_skipped_is_one_line() -> None:
+def test_skipped_tests_are_summarised_in_one_line() -> None:
     assert summary([]) == ""
     reasons = ["Skipped: needs a", "Skipped: needs b", "Skipped: needs a"]
     assert summary(reasons) == "3 skipped: 2 x needs a; 1 x needs b"

@@ -233,7 +233,7 @@ async def usage(world: World) -> None:
 
 
 async def listing_letters(world: World) -> None:
-    """Also with a cursor of Ada's list."""
+    """Bob also sends a cursor of Ada's list."""
     listed = (await world.ask(world.ada, "GET", LETTERS + "?limit=1")).json()
     assert [letter["id"] for letter in listed["dead_letters"]] == [world.letter.id]
     for query in ("", "?resolved=true", f"?cursor={listed['next_cursor']}"):
@@ -299,7 +299,7 @@ async def making_zip_jobs(world: World) -> None:
 
 
 async def listing_jobs(world: World) -> None:
-    """Also with a cursor of Ada's list."""
+    """Bob also sends a cursor of Ada's list."""
     job_id = await adas_job(world)
     listed = (await world.ask(world.ada, "GET", f"{JOBS}?limit=1")).json()
     assert [job["job_id"] for job in listed["jobs"]] == [job_id]

@@ -38,7 +38,7 @@ def test_thumbnail_is_small_and_keeps_the_proportions(
 
 
 def test_thumbnail_shows_the_whole_upright_image() -> None:
-    """Also the margins that the network does not see."""
+    """It includes the margins that the network does not see."""
     image = Image.new("RGB", (600, 300), BLUE)
     image.paste(RED, (0, 0, 100, 300))
     exif = Image.Exif()

@@ -71,7 +71,7 @@ def test_fit_is_deterministic() -> None:
 
 
 def test_bias_learns_the_shares_of_the_labels() -> None:
-    """Without informative features, the probabilities are the labels' shares."""
+    """If no feature is informative, the probabilities are the labels' shares."""
     features = np.zeros((100, 4), np.float32)
     labels = np.repeat(np.array([0, 1]), [80, 20])
     logits = fit_logistic([(features, labels)], 2, 1.0).logits(features[:1])[0]

@@ -196,7 +196,7 @@ async def test_time_in_which_the_service_works_does_not_count(clock: Clock) -> N
 
 
 async def test_interruption_ends_with_the_body(clock: Clock) -> None:
-    """What follows, as storing the image, is not interrupted."""
+    """Later steps, such as storing the image, are not interrupted."""
     uploads = strict(clock)
     with uploads.slot() as slot:
         await read(slot, Client(clock, 1, [b"x"]))
@@ -236,7 +236,7 @@ async def test_stop_interrupts_work_between_chunks(clock: Clock) -> None:
 
 
 async def test_cancellation_by_the_server_stays_a_cancellation(clock: Clock) -> None:
-    """Also if the limiter interrupts the upload at the same time."""
+    """The limiter may interrupt the upload at the same time."""
     uploads = strict(clock)
 
     async def upload() -> None:

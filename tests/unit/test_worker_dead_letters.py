@@ -103,7 +103,7 @@ async def test_large_payload_is_truncated(worker: RunningWorker) -> None:
 
 
 async def test_repeated_delivery_is_one_letter(worker: RunningWorker) -> None:
-    """Also with another message id, for example when Pub/Sub forwards a message twice."""
+    """The message id may differ, for example when Pub/Sub forwards a message twice."""
     key = await worker.submit()
     for id_ in ("1", "1", "2"):
         assert (await worker.dead_letter(key, messageId=id_)).status_code == 204

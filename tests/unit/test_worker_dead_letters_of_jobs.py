@@ -84,7 +84,7 @@ async def test_replay_repairs_the_job(worker: RunningWorker, clock: MovableClock
 async def test_letter_that_is_made_again_does_not_fail_the_replayed_attempt(
     worker: RunningWorker, clock: MovableClock, skew: float
 ) -> None:
-    """The worker stopped after it had kept the letter, and the queue made another one."""
+    """The worker stopped after it had stored the letter, and the queue made another one."""
     (image,) = pictures(1)
     key = await submit_job(worker, [image])
     await worker.run_job(key)
@@ -104,7 +104,7 @@ async def test_letter_that_is_made_again_does_not_fail_the_replayed_attempt(
 async def test_replay_that_overtakes_the_letter_is_not_failed(
     worker: RunningWorker, clock: MovableClock
 ) -> None:
-    """It replays the letter as soon as it is kept. The clock of the queue is ahead."""
+    """The replay happens as soon as the letter is stored. The clock of the queue is ahead."""
     (image,) = pictures(1)
     key = await submit_job(worker, [image])
     await worker.run_job(key)
@@ -146,7 +146,7 @@ async def test_letter_that_is_made_again_does_not_fail_the_replayed_job(
 async def test_replay_that_overtakes_the_letter_of_a_job_is_not_undone(
     worker: RunningWorker, clock: MovableClock
 ) -> None:
-    """It replays the letter as soon as it is kept."""
+    """The replay happens as soon as the letter is stored."""
     key = await submit_job(worker, pictures(2))
     replayed: list[Replay] = []
 

@@ -1,4 +1,4 @@
-"""What linters of .github cannot see: that it fits this repository, and its own rules."""
+"""Rules for .github that its linters do not check, and its fit to this repository."""
 
 import os
 import re

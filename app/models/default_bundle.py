@@ -42,7 +42,7 @@ def wait_for_model(settings: Settings, sleep: Callable[[float], None] = time.sle
                 log.error("waiting for the model", uri=settings.model_uri, reason=error.detail)
                 logged = error.detail
             sleep(pause)
-    raise AssertionError("`pauses` does not end")
+    raise AssertionError("`retry_delays` does not end")
 
 
 async def check_model(bundle: AnyBundle) -> None:

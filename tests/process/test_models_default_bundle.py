@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.model import read_model, wait_for_model
+from app.models.default_bundle import read_model, wait_for_model
 from core.bundles.bundle import read_bundle
 from core.errors import BundleError
 from core.settings import Settings
