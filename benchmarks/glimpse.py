@@ -169,7 +169,6 @@ def _stack(batch: Batch, folder: Path) -> Stack:
         WORKER_CONCURRENCY=WORKERS,
         MAX_BACKOFF_SECONDS=policy.max_backoff,
         LEASE_SECONDS=policy.lease,
-        ACK_DEADLINE_SECONDS=policy.ack_deadline,
     )
 
 

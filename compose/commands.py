@@ -14,6 +14,7 @@ from compose import data_dir_lock, docker, emulators
 from compose.choice import CannotRun, asked_backend, choose
 from compose.install import in_use
 from compose.supervisor import supervise
+from core.domain.policy import SHUTDOWN_SECONDS
 from core.settings import ENV_FILE, Settings, load_settings
 
 LINES = 200  # lines of the log that `logs` prints first
@@ -43,7 +44,7 @@ def stop(asked: str) -> int:
     stopped = []
     composed = _is_compose(settings.data_dir)
     if (asked != "compose" or composed) and data_dir_lock.stop_holder(
-        settings.data_dir, settings.shutdown_seconds + STOP_SECONDS
+        settings.data_dir, SHUTDOWN_SECONDS + STOP_SECONDS
     ):
         stopped.append("docker compose" if composed else "processes")
     if _containers(asked):

@@ -35,8 +35,8 @@ GROUPS = (
     Group("Retention", "For those who answer for stored data.", "retention_days"),
     Group(
         "Delivery",
-        "For those who run the queue. With Pub/Sub, DELIVERY_ATTEMPTS must be from 5 to 100 and "
-        "ACK_DEADLINE_SECONDS from 10 to 600. On Google Cloud, Terraform sets these numbers.",
+        "For those who run the queue. With Pub/Sub, DELIVERY_ATTEMPTS must be from 5 to 100. On "
+        "Google Cloud, Terraform sets these numbers.",
         "delivery_attempts",
     ),
     Group(

@@ -29,6 +29,7 @@ from compose.install import in_use
 from compose.programs import Plan, Program, plan
 from compose.terminal import shortened
 from core.child_process import end_with_parent
+from core.domain.policy import SHUTDOWN_SECONDS
 from core.settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -321,7 +322,7 @@ async def supervise(settings: Settings) -> int:
         json_lines = settings.log_format == "json"
         supervisor = Supervisor(
             programs,
-            settings.shutdown_seconds + 2,
+            SHUTDOWN_SECONDS + 2,
             write,
             json_lines=json_lines,
             short=sys.stdout.isatty() and settings.log_level != "debug",

@@ -27,7 +27,15 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from core.bundles.location import BUCKET_NAME, BucketFolder
 from core.domain.channels import NOTIFICATIONS, Channel
 from core.domain.key_tokens import MIN_SECRET_BYTES
-from core.domain.policy import BACKOFF_RATIO, DeliveryPolicy, JobPolicy
+from core.domain.policy import (
+    BACKOFF_RATIO,
+    MAX_ACK_DEADLINE,
+    MIN_ACK_DEADLINE,
+    MIN_PUBSUB_ATTEMPTS,
+    STALE_SECONDS,
+    DeliveryPolicy,
+    JobPolicy,
+)
 from core.domain.rate_limits import MAX_DAILY_QUOTA, Rate
 from core.domain.records import MAX_LABELS
 from core.hosts import LOOPBACK_HOSTS, host_of, is_loopback
@@ -58,7 +66,6 @@ def _key_secrets(secret: SecretStr | None) -> SecretStr | None:
 
 ModelUri = Annotated[str, AfterValidator(_model_uri)]
 Port = Annotated[int, Field(ge=1, le=65535)]
-Seconds = Annotated[float, Field(gt=0)]
 # A century: a cleanup subtracts a retention from the current date, and no date is before year 1.
 MOST_DAYS = 36_500
 DAY_SECONDS = 24 * 3600
@@ -75,6 +82,7 @@ FOREIGN_PREFIXES = ("COMPOSE_", "DOCKER_", "OTEL_")
 
 # Settings of earlier versions, and what replaces each.
 REMOVED = {
+    "ACK_DEADLINE_SECONDS": "a delivery may take twice LEASE_SECONDS, from 10 to 600 seconds",
     "AUDIT_LOG": "the API always writes audit lines. A log system can drop those with log=audit",
     "CLASSIFY_SECONDS": "an image may take two thirds of LEASE_SECONDS, and at least 20 seconds",
     "DEAD_LETTER_RETENTION_SECONDS": "RETENTION_DAYS applies to jobs and dead letters",
@@ -83,12 +91,14 @@ REMOVED = {
     "JOB_REFRESH_SECONDS": "it is always half a second",
     "JOB_RETENTION_SECONDS": "RETENTION_DAYS applies to jobs and dead letters",
     "K_SERVICE": "Cloud Run sets it in the environment",
+    "KEY_CACHE_SECONDS": "a process always caches a verified key for 30 seconds",
     "LINK_SECONDS": "a signed link is always valid for 15 minutes",
     "MAX_CONNECTIONS": "the limit is MAX_STREAMS and 1,000 more",
     "MAX_JPEG_PIXELS": "a JPEG may have 15/8 as many pixels as MAX_IMAGE_PIXELS",
     "MAX_UPLOADS_IN_FLIGHT": "MAX_UPLOAD_BYTES_IN_FLIGHT bounds the memory of uploads",
     "MAX_WAIT_SECONDS": "`Prefer: wait` always allows up to 30 seconds",
     "MIN_BACKOFF_SECONDS": "the first wait is MAX_BACKOFF_SECONDS divided by 300",
+    "MIN_UPLOAD_BYTES_PER_SECOND": "an upload always needs 16 KiB a second after 10 seconds",
     "MODEL_CACHE_DIR": "DATA_DIR holds the bundles from `gs://`, in `model-cache`",
     "NAMESPACE_PREFIX": "DATASTORE_DATABASE separates installations that share a project",
     "NOTIFICATION_ATTEMPTS": "a notification has four times DELIVERY_ATTEMPTS",
@@ -102,10 +112,12 @@ REMOVED = {
     "RESULT_MAX_AGE_SECONDS": "caches always keep a finished result for one hour",
     "RETENTION_SECONDS": "an undelivered message is always kept for 7 days",
     "SCHEDULE_SECONDS": "it is always one second",
+    "SHUTDOWN_SECONDS": "a stopping service always has 8 seconds",
     "SIGNING_SERVICE_ACCOUNT": "use credentials that impersonate the account",
     "SLOW_WAIT_SECONDS": "`/what/slow` always waits up to 20 seconds",
+    "STALE_SECONDS": "what makes no progress is always reconciled after 10 minutes",
     "STREAM_SECONDS": "a stream of live updates always ends after 55 minutes",
-    "UPLOAD_GRACE_SECONDS": "MIN_UPLOAD_BYTES_PER_SECOND applies after 10 seconds",
+    "UPLOAD_GRACE_SECONDS": "an upload always needs 16 KiB a second after 10 seconds",
     "USAGE_RETENTION_DAYS": "usage counts are always kept for 400 days",
     "WEBHOOK_SECONDS": "a receiver always has 15 seconds to answer",
 }
@@ -154,9 +166,6 @@ class Settings(BaseSettings):
             description="Base URL of the links in responses. If empty, links are relative",
         ),
     ] = ""
-    shutdown_seconds: Annotated[
-        Seconds, Field(description="Time that a stopping service has to finish its work")
-    ] = 8
 
     # --- Models -----------------------------------------------------------------------------------
     model_uri: Annotated[
@@ -224,14 +233,6 @@ class Settings(BaseSettings):
         ),
         AfterValidator(_key_secrets),
     ] = None
-    key_cache_seconds: Annotated[
-        Seconds,
-        Field(
-            le=60,
-            description="Time that a process caches a verified key. A revoked key may work that "
-            "long",
-        ),
-    ] = 30
     rate_limit: Annotated[
         str,
         Field(
@@ -321,9 +322,6 @@ class Settings(BaseSettings):
     max_upload_bytes_in_flight: Annotated[
         int, Field(ge=1, description="Bytes of uploads that one API process holds in memory")
     ] = 128 * 1024 * 1024
-    min_upload_bytes_per_second: Annotated[
-        int, Field(ge=1, description="Slowest upload that is accepted, after its first 10 seconds")
-    ] = 16 * 1024
     max_streams: Annotated[
         int,
         Field(
@@ -367,24 +365,14 @@ class Settings(BaseSettings):
             "each wait doubles. A notification waits five times as long, and at most 600 s"
         ),
     ] = _DELIVERY.max_backoff
-    ack_deadline_seconds: Annotated[
-        float, Field(description="Time that the worker has to answer one delivery")
-    ] = _DELIVERY.ack_deadline
     lease_seconds: Annotated[
         float,
         Field(
             description="Time that a worker holds an image before another may claim it. "
-            "Classification may take two thirds of it, and at least 20 seconds"
+            "Classification may take two thirds of it, and at least 20 seconds. A delivery may "
+            "take twice as long, and from 10 to 600 seconds"
         ),
     ] = _DELIVERY.lease
-    stale_seconds: Annotated[
-        float,
-        Field(
-            gt=0,
-            le=MOST_DAYS * DAY_SECONDS,
-            description="Time without progress after which a record or a job is reconciled",
-        ),
-    ] = _DELIVERY.stale_after
 
     # --- Notifications ----------------------------------------------------------------------------
     webhook_allow_private: Annotated[
@@ -520,8 +508,8 @@ class Settings(BaseSettings):
         # On Google Cloud only the service that sends e-mail can read SMTP_URL.
         if self.email_from and self.mail_server is None and self.backend != "gcp":
             raise ValueError("EMAIL_FROM needs SMTP_URL")
-        if self.backend != "embedded":
-            self._check_pubsub_bounds()
+        if self.backend != "embedded" and self.delivery_attempts < MIN_PUBSUB_ATTEMPTS:
+            raise ValueError("Pub/Sub needs DELIVERY_ATTEMPTS between 5 and 100")
         if self.bucket in self.import_buckets:
             # A tenant could import the images of another.
             raise ValueError(
@@ -536,15 +524,6 @@ class Settings(BaseSettings):
             raise ValueError(f"{reason} needs PUSH_AUDIENCE and PUSH_SERVICE_ACCOUNT")
         return self
 
-    def _check_pubsub_bounds(self) -> None:
-        """Raise ValueError for a number that Pub/Sub would refuse later, with a longer message."""
-        for name, value, least, most in (
-            ("DELIVERY_ATTEMPTS", self.delivery_attempts, 5, 100),
-            ("ACK_DEADLINE_SECONDS", self.ack_deadline_seconds, 10, 600),
-        ):
-            if not least <= value <= most:
-                raise ValueError(f"Pub/Sub needs {name} between {least} and {most}")
-
     @property
     def makes_thumbnails(self) -> bool:
         return self.backend != "gcp" if self.thumbnails is None else self.thumbnails
@@ -556,9 +535,9 @@ class Settings(BaseSettings):
             attempts=self.delivery_attempts,
             min_backoff=self.max_backoff_seconds / BACKOFF_RATIO,
             max_backoff=self.max_backoff_seconds,
-            ack_deadline=self.ack_deadline_seconds,
+            ack_deadline=min(MAX_ACK_DEADLINE, max(MIN_ACK_DEADLINE, 2 * self.lease_seconds)),
             lease=self.lease_seconds,
-            stale_after=self.stale_seconds,
+            stale_after=STALE_SECONDS,
             dead_letter_retention=self.retention_days * DAY_SECONDS,
         )
 
@@ -573,9 +552,7 @@ class Settings(BaseSettings):
 
     @property
     def jobs(self) -> JobPolicy:
-        return JobPolicy(
-            retention=self.retention_days * DAY_SECONDS, stale_after=self.stale_seconds
-        )
+        return JobPolicy(retention=self.retention_days * DAY_SECONDS, stale_after=STALE_SECONDS)
 
     @property
     def pixel_limits(self) -> PixelLimits:

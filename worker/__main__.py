@@ -1,13 +1,13 @@
 """`python -m worker`: serve until SIGTERM or SIGINT."""
 
 import contextlib
-import math
 import sys
 
 import uvicorn
 
 from core.backends import BackendOpener, open_backend
 from core.clock import Clock, utc_now
+from core.domain.policy import SHUTDOWN_SECONDS
 from core.http.server import BaseServer
 from core.http.startup_security import InsecureSettings, check_worker
 from core.observability.logs import configure_logging
@@ -42,7 +42,7 @@ def serve(settings: Settings, clock: Clock = utc_now, opener: BackendOpener = op
         access_log=False,
         proxy_headers=False,  # nothing depends on the address of the caller
         log_config=None,
-        timeout_graceful_shutdown=math.ceil(settings.shutdown_seconds),
+        timeout_graceful_shutdown=round(SHUTDOWN_SECONDS),
     )
     server = BaseServer(config)
     with contextlib.suppress(KeyboardInterrupt):

@@ -23,7 +23,7 @@ from app.auth.key_state import KeyState, Share, TenantState
 from core.backends import Access, open_access
 from core.clock import Clock, rfc3339, utc_now
 from core.concurrency import in_background
-from core.domain.api_keys import USE_NOTE_INTERVAL, ApiKey, note_use
+from core.domain.api_keys import KEY_CACHE_SECONDS, USE_NOTE_INTERVAL, ApiKey, note_use
 from core.domain.key_tokens import KeyHasher
 from core.domain.principals import Principal, Scope
 from core.domain.rate_limits import DAY, Grant, Limit, TenantLimits
@@ -69,7 +69,9 @@ class Authenticator:
         settings: Settings,
         clock: Clock = utc_now,
         monotonic: Callable[[], float] = time.monotonic,
+        trusted_seconds: float = KEY_CACHE_SECONDS,
     ) -> None:
+        """A process accepts a key for `trusted_seconds` after it has verified the key."""
         self.access = access
         self.hasher = KeyHasher(*access.secrets)
         self.tickets = TicketSigner(access.secrets[0])
@@ -77,11 +79,10 @@ class Authenticator:
         self._rate = settings.rate
         self.clock = clock
         self._monotonic = monotonic
+        self.trusted_seconds = trusted_seconds
         # By digest, so that no key's text stays in memory longer than its request.
         self._verified: dict[bytes, _VerifiedKey] = {}
-        self._refused: TTLCache[bytes, str] = TTLCache(
-            MAX_REFUSED_KEYS, settings.key_cache_seconds, monotonic
-        )
+        self._refused: TTLCache[bytes, str] = TTLCache(MAX_REFUSED_KEYS, trusted_seconds, monotonic)
         self._lookups: dict[str, asyncio.Task[_StoredKey]] = {}
         self._states: dict[str, KeyState] = {}
         self._tenants: dict[str, TenantState] = {}
@@ -148,11 +149,6 @@ class Authenticator:
                 retry_after=seconds,
                 extra={"field": "notify_email", "violated-policies": [EMAIL_LIMIT.name]},
             )
-
-    @property
-    def trusted_seconds(self) -> float:
-        """How long a process accepts a key after it verified the key."""
-        return self._settings.key_cache_seconds
 
     async def recheck(self, scope: MutableMapping[str, Any], required: Scope) -> None:
         """Check the key of an open connection again, without counting a request.
@@ -276,7 +272,7 @@ class Authenticator:
         end: datetime | None,
         now: datetime,
     ) -> KeyState:
-        """Trust the key under `digest` for `KEY_CACHE_SECONDS`, at most until `end`."""
+        """Trust the key under `digest` for `trusted_seconds`, at most until `end`."""
         tenant = self._tenants.setdefault(key.tenant, TenantState(key.tenant))
         tenant.apply(stored.limits, self._rate, self._settings.daily_quota)
         state = self._states.get(key.id)
@@ -284,7 +280,7 @@ class Authenticator:
             state = self._states[key.id] = KeyState(key, tenant)
         else:
             state.update(key)
-        trusted = self._settings.key_cache_seconds
+        trusted = self.trusted_seconds
         if end is not None:
             trusted = min(trusted, (end - now).total_seconds())
         self._verified[digest] = _VerifiedKey(state, self._monotonic() + trusted)

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from app.http.middleware.unread_body import SHORT_LINGER_SECONDS
 from app.http.protocol import ConnectionLimits, HttpProtocol, http_protocol
 from app.http.websocket_protocol import MESSAGE_BYTES, PING_SECONDS, PONG_SECONDS, SocketProtocol
+from core.domain.policy import SHUTDOWN_SECONDS
 from core.http.server import BaseServer
 from core.settings import Settings
 
@@ -28,9 +29,11 @@ def max_connections(settings: Settings) -> int:
 class Server(BaseServer):
     """Ends waits and streams at shutdown, before uvicorn waits for their responses."""
 
-    def __init__(self, settings: Settings, app: FastAPI) -> None:
+    def __init__(
+        self, settings: Settings, app: FastAPI, shutdown_seconds: float = SHUTDOWN_SECONDS
+    ) -> None:
         self._app = app
-        self._seconds = settings.shutdown_seconds
+        self._seconds = shutdown_seconds
         idle = settings.keep_alive_seconds
         limits = ConnectionLimits(max_connections(settings), HEAD_SECONDS, idle)
         super().__init__(
@@ -53,7 +56,7 @@ class Server(BaseServer):
                 forwarded_allow_ips=list(settings.trusted_proxies),
                 # Later than announced: a request may be on its way.
                 timeout_keep_alive=idle + KEEP_ALIVE_MARGIN,
-                timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
+                timeout_graceful_shutdown=round(shutdown_seconds),
             )
         )
 

@@ -24,7 +24,7 @@ from app.keys.representation import Key
 from app.keys.service import Issued, Keys, Wanted, duration, moment
 from core.backends import open_access
 from core.clock import Clock, rfc3339, utc_now
-from core.domain.api_keys import ApiKey
+from core.domain.api_keys import KEY_CACHE_SECONDS, ApiKey
 from core.domain.key_tokens import KeyHasher, display
 from core.domain.principals import scopes_of
 from core.domain.rate_limits import Rate, TenantLimits
@@ -61,8 +61,8 @@ async def run(settings: Settings, arguments: argparse.Namespace, clock: Clock = 
                 return _deliver(issued, settings, arguments.output)
             case "revoke":
                 await keys.revoke(arguments.id)
-                seconds = settings.key_cache_seconds
-                return f"Revoked {arguments.id}: every process refuses it within {seconds:g} s."
+                seconds = f"{KEY_CACHE_SECONDS:g} s"
+                return f"Revoked {arguments.id}: every process refuses it within {seconds}."
             case "limits":
                 if arguments.rate_limit is not None or arguments.daily_quota is not None:
                     await keys.set_limits(arguments.tenant, _tenant_limits(arguments))

@@ -20,6 +20,7 @@ from core.errors import GlimpseError, Unavailable, UploadTooSlow, overloaded
 from core.http.content_length import announced_bytes
 from core.settings import Settings
 
+MIN_UPLOAD_BYTES_PER_SECOND = 16 * 1024  # 128 kbit/s, as slow as mobile networks get
 CHECK_SECONDS = 0.25  # interval between checks for slow clients
 CHUNK_BYTES = 64 * 1024  # processed before other tasks of the event loop run
 
@@ -41,7 +42,7 @@ class UploadLimits:
 def upload_limits(settings: Settings) -> UploadLimits:
     return UploadLimits(
         max_bytes=settings.max_upload_bytes_in_flight,
-        min_bytes_per_second=settings.min_upload_bytes_per_second,
+        min_bytes_per_second=MIN_UPLOAD_BYTES_PER_SECOND,
     )
 
 

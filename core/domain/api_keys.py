@@ -13,6 +13,7 @@ from core.domain.records import TENANT
 from core.domain.transitions import transition
 
 NAME = re.compile(r"[^\x00-\x1f\x7f]{1,100}")
+KEY_CACHE_SECONDS = 30.0  # that a process trusts a verified key: a revoked one may work that long
 USE_NOTE_INTERVAL = timedelta(minutes=1)  # the resolution of `last_used_at`
 
 

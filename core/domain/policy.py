@@ -10,10 +10,16 @@ from dataclasses import dataclass, replace
 # The answers that acknowledge a push; anything else is a refusal and leads to another delivery.
 ACKNOWLEDGING_STATUS = frozenset({102, 200, 201, 202, 204})
 
-MAX_ACK_DEADLINE = 600.0  # seconds
+# Seconds: https://cloud.google.com/pubsub/docs/lease-management
+MIN_ACK_DEADLINE = 10.0
+MAX_ACK_DEADLINE = 600.0
 MAX_BACKOFF = 600.0  # seconds
+MIN_PUBSUB_ATTEMPTS = 5
 MAX_ATTEMPTS = 100
 BACKOFF_RATIO = 300  # the longest wait between deliveries, divided by the first one
+# Without progress for so long, a record or a job is reconciled. An upload must take less than half.
+STALE_SECONDS = 600.0
+SHUTDOWN_SECONDS = 8.0  # for a stopping service to finish its work; Cloud Run kills it after 10
 NOTIFICATION_CONCURRENCY = 16  # notifications that a queue or a worker delivers at once
 
 CLASSIFY_PATH = "/generate_annotations"
@@ -43,7 +49,7 @@ class DeliveryPolicy:
     ack_deadline: float = 60.0
     lease: float = 30.0
     retention: float = 7 * 24 * 3600.0
-    stale_after: float = 600.0
+    stale_after: float = STALE_SECONDS
     dead_letter_retention: float = 30 * 24 * 3600.0
 
     def __post_init__(self) -> None:
@@ -103,7 +109,7 @@ class JobPolicy:
     retention: float = 30 * 24 * 3600.0
     max_duration: float = 7 * 24 * 3600.0
     seal_timeout: float = 3600.0
-    stale_after: float = 600.0
+    stale_after: float = STALE_SECONDS
     announce_after: float = 30.0
 
 

@@ -34,7 +34,6 @@ MOST_MEMORY = {
 SETTINGS = {
     "WORKER_CONCURRENCY": 0,  # one classifier process for each core
     "LEASE_SECONDS": 90,  # seconds, of which classification may take 60
-    "ACK_DEADLINE_SECONDS": 180,
     "DELIVERY_ATTEMPTS": 10,
     "MAX_BACKOFF_SECONDS": 2,
 }

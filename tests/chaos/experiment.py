@@ -31,6 +31,7 @@ from tests.chaos.push_proxy import PushProxy
 from tests.chaos.stepping_clock import set_offset
 from tests.support.emulators import free_addresses, own_corner
 from tests.support.plain_http import NO_TLS
+from tests.support.process import with_constants
 from tests.support.settings import isolated_settings
 from tests.support.stack import MODULES, ROOT, Stack, free_port
 
@@ -69,10 +70,9 @@ class ChaosStack(Stack):
             "CHAOS_RATE": str(PORT_FAULTS),
             "CHAOS_SEED": str(seed),
             "CHAOS_CLOCK": str(self.clock),
-            "STALE_SECONDS": "5",
-            # Shorter than a freeze, so that the other worker takes over.
+            **with_constants(STALE_SECONDS=5, MIN_ACK_DEADLINE=10 if "BACKEND" in settings else 2),
+            # A delivery may take 4 s. Both are shorter than a freeze: the other worker takes over.
             "LEASE_SECONDS": "2",
-            "ACK_DEADLINE_SECONDS": "2" if "BACKEND" not in settings else "10",
             # A fault is no reason to give up: what must end `success` has to be tried until then.
             "DELIVERY_ATTEMPTS": "100",
             "PUSH_ENDPOINT": f"http://127.0.0.1:{self.proxy_port}",
@@ -88,7 +88,7 @@ class ChaosStack(Stack):
         if name == SECOND_API:
             environment["API_PORT"] = str(self.port_of(name))
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.humble", *module],
+            [sys.executable, "-m", "tests.chaos.humble", *self.starter(), *module],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,

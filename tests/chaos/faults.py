@@ -73,7 +73,7 @@ def _freeze(stack: Stack, name: str, draw: random.Random) -> None:
         process.suspend()
         try:
             # A worker stays frozen until another one may have taken over its work.
-            least = 2.5 if name.startswith("worker") else 0.2
+            least = 4.5 if name.startswith("worker") else 0.2
             time.sleep(draw.uniform(least, LONGEST_PAUSE))
         finally:
             process.resume()

@@ -40,7 +40,7 @@ def backend(request: pytest.FixtureRequest) -> dict[str, str]:
     corner: dict[str, str] = request.getfixturevalue("own_corner")
     # Pub/Sub counts a push that finds no worker as a delivery; the embedded queue does not.
     # The deadline includes the wait for one of the emulator's two pushes.
-    return {**corner, "DELIVERY_ATTEMPTS": "100", "ACK_DEADLINE_SECONDS": "600"}
+    return {**corner, "DELIVERY_ATTEMPTS": "100", "LEASE_SECONDS": "300"}
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def test_dead_letters_are_kept_once_and_replayed_although_processes_are_killed(
     seed = drawn_seed("kill times")
     draw = random.Random(seed)
     images = {sha256(image): image for image in (picture(n, size=(48, 48)) for n in range(IMAGES))}
-    settings = {"DELIVERY_ATTEMPTS": 3, "MAX_BACKOFF_SECONDS": 0.3, "SHUTDOWN_SECONDS": 1}
+    settings = {"DELIVERY_ATTEMPTS": 3, "MAX_BACKOFF_SECONDS": 0.3}
     with Stack(tmp_path, colour_bundle, **settings) as stack:
         stack.stop("worker")
         for image in images.values():

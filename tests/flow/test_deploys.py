@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.pictures import picture, sha256
+from tests.support.process import with_constants
 from tests.support.seeds import drawn_seed
 from tests.support.stack import Stack
 
@@ -119,9 +120,9 @@ async def test_sigterm_at_random_moments_answers_every_request_and_loses_nothing
 ) -> None:
     seed = drawn_seed("moments")
     draw = random.Random(seed)
-    settings = {"SHUTDOWN_SECONDS": 3, "LOG_LEVEL": "debug", "STALE_SECONDS": 20}
     # Only a shutdown may end an upload: on a busy machine every client is slow.
-    stack = Stack(tmp_path, colour_bundle, **settings, MIN_UPLOAD_BYTES_PER_SECOND=1)
+    short = with_constants(SHUTDOWN_SECONDS=3, STALE_SECONDS=20, MIN_UPLOAD_BYTES_PER_SECOND=1)
+    stack = Stack(tmp_path, colour_bundle, **short, LOG_LEVEL="debug")
     with stack:
         load = Load(stack.api_port, draw)
         kinds = ["fast"] * 6 + ["wait"] * 4 + ["slow"] * 4 + ["slowest"] * 2

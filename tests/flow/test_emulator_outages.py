@@ -14,6 +14,7 @@ from core.http.problems import MEDIA_TYPE
 from tests.support.emulators import addresses_in, free_addresses, own_corner, running_emulators
 from tests.support.pictures import picture, sha256
 from tests.support.plain_http import NO_TLS
+from tests.support.process import with_constants
 from tests.support.stack import Stack, until
 
 # The timeouts of the clients are three to eight seconds. This allows for a busy machine.
@@ -174,7 +175,8 @@ def test_messages_that_a_queue_lost_are_published_again(
     tmp_path: Path, colour_bundle: Path, emulators: RunningEmulators, corner: dict[str, str]
 ) -> None:
     """Pub/Sub's emulator loses its messages when it stops. The reconciler publishes them again."""
-    settings = {**corner, "GOOGLE_CLOUD_PROJECT": "test-lost-messages", "STALE_SECONDS": 3}
+    short = with_constants(STALE_SECONDS=3)
+    settings = {**corner, "GOOGLE_CLOUD_PROJECT": "test-lost-messages", **short}
     images = [picture(seed=700 + n) for n in range(5)]
     with Stack(tmp_path, colour_bundle, **settings) as stack:
         stack.stop("worker")

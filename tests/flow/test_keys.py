@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from tests.support.plain_http import NO_TLS
+from tests.support.process import with_constants
 from tests.support.stack import Stack
 
-CACHE_SECONDS = 1.0
 MOST_SECONDS = 120  # seconds that the requests take on a busy machine
 UNKNOWN = f"/api/v1/images/{'0' * 64}"
 
@@ -23,7 +23,7 @@ def two_apis(folder: Path, bundle: Path, **settings: str) -> Iterator[tuple[Stac
     shared = {
         "API_KEYS": "required",
         "RATE_LIMIT": "off",
-        "KEY_CACHE_SECONDS": str(CACHE_SECONDS),
+        **with_constants(KEY_CACHE_SECONDS=1),
         "DATA_DIR": str(folder / "data"),
         **settings,
     }

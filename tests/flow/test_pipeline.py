@@ -21,7 +21,7 @@ def stack(
 ) -> Iterator[Stack]:
     corner = {} if request.param == "embedded" else request.getfixturevalue("emulator_corner")
     # No process is killed here. A lease that expires on a busy machine would repeat an inference.
-    settings = {**corner, "LEASE_SECONDS": 60, "ACK_DEADLINE_SECONDS": 60}
+    settings = {**corner, "LEASE_SECONDS": 60}
     with Stack(tmp_path_factory.mktemp("stack"), colour_bundle, **settings) as running:
         yield running
 

@@ -22,6 +22,7 @@ from tests.support.cloud_run import CloudRun
 from tests.support.pictures import picture, sha256
 from tests.support.plain_http import NO_TLS
 from tests.support.predictors import write_python_bundle
+from tests.support.process import with_constants
 from tests.support.releases import REAL, Instances, ended, image, install_gcloud, start
 from tests.support.stack import Stack
 
@@ -124,9 +125,7 @@ def versions(tmp_path: Path, cloud: CloudRun, inferences: Path) -> Iterator[dict
         "RATE_LIMIT": "off",
         # No lease expires while a worker that got SIGTERM completes its claims.
         "LEASE_SECONDS": 60,
-        "ACK_DEADLINE_SECONDS": 90,
-        "STALE_SECONDS": 300,
-        "SHUTDOWN_SECONDS": 25,
+        **with_constants(SHUTDOWN_SECONDS=25),
     }
     with ExitStack() as opened:
         stacks = {

@@ -13,6 +13,7 @@ from tests.support.bundles import write_colour_bundle
 from tests.support.collector import Collector, Seen
 from tests.support.pictures import picture, sha256
 from tests.support.plain_http import NO_TLS
+from tests.support.process import with_constants
 from tests.support.stack import Stack, free_port, until
 
 DELIVERY = "process glimpse-images-high-push"
@@ -252,7 +253,7 @@ def test_deliveries_and_dead_letter_are_in_the_trace_of_the_image(
 def test_reconciled_image_starts_a_new_trace(tmp_path: Path, colour_bundle: Path) -> None:
     with Collector() as collector:
         # Long enough for a new message to arrive before the next one is published.
-        settings = {**exporting_to(collector.url), "STALE_SECONDS": 5}
+        settings = {**exporting_to(collector.url), **with_constants(STALE_SECONDS=5)}
         with Stack(tmp_path, colour_bundle, **settings) as stack:
             stack.stop("queue")
             stack.upload(picture(seed=1))

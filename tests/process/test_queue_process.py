@@ -21,6 +21,7 @@ from core.domain.messages import ClassifyImage
 from core.domain.policy import CLASSIFY_PATH, DEAD_LETTER_PATH, RECONCILE_PATH, SCHEDULE_PATH
 from core.domain.records import RecordKey
 from core.settings import Settings
+from tests.support.process import with_constants
 from tests.support.scripted_worker import Delivery, ScriptedWorker, always, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,6 +60,7 @@ async def start(environment: dict[str, str], module: str = "queue", *arguments: 
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
+        "tests.support.process",
         f"core.backends.embedded.{module}",
         *arguments,
         cwd=environment["DATA_DIR"].rpartition("/")[0],  # a folder without an .env file
@@ -252,7 +254,7 @@ async def test_log_lines_about_an_image_have_its_hash(
 async def test_the_queue_process_calls_the_scheduled_paths(
     environment: dict[str, str], worker: ScriptedWorker
 ) -> None:
-    async with queue_process(environment | {"STALE_SECONDS": "2"}) as process:
+    async with queue_process(environment | with_constants(STALE_SECONDS=2)) as process:
         await until(lambda: len(worker.to(RECONCILE_PATH)) >= 2)
         worker.answer_to_calls = always(500)
         before = {path: len(worker.to(path)) for path in (RECONCILE_PATH, SCHEDULE_PATH)}

@@ -21,6 +21,7 @@ from core.settings import Settings
 from tests.support.bundles import write_slow_bundle
 from tests.support.pictures import picture, sha256
 from tests.support.plain_http import NO_TLS
+from tests.support.process import with_constants
 from tests.support.records import claimed
 from tests.support.scripted_worker import until
 from tests.support.settings import isolated_settings
@@ -74,15 +75,14 @@ async def started(tmp_path: Path, rounds: int, shutdown_seconds: float) -> Async
         "MODEL_URI": str(bundle),
         "WORKER_PORT": str(port),
         "LEASE_SECONDS": "600",
-        "ACK_DEADLINE_SECONDS": "600",
-        "SHUTDOWN_SECONDS": str(shutdown_seconds),
+        **with_constants(SHUTDOWN_SECONDS=shutdown_seconds),
         "PYTHONPATH": str(ROOT),
     }
     async with open_backend(settings) as backend:
         key = RecordKey("public", sha256(WHITE), read_bundle(bundle).identity)
         await backend.records.create(new_record(key, utc_now()))
         await backend.blobs.put(key.blob_name, WHITE, "image/jpeg")
-        command = [sys.executable, "-m", "worker"]
+        command = [sys.executable, "-m", "tests.support.process", "worker"]
         popen = subprocess.Popen(command, env=environment, cwd=tmp_path)  # noqa: ASYNC220 - at once
         try:
             base = f"http://127.0.0.1:{port}"

@@ -213,7 +213,7 @@ async def serve_api(settings: Settings, clock: Clock = utc_now) -> AsyncIterator
     begin_data_folder(settings)
     app = create_app(settings, clock)
     # A failing test must not hang.
-    server = Server(settings.model_copy(update={"shutdown_seconds": 5.0}), app)
+    server = Server(settings, app, shutdown_seconds=5)
     async with (
         serving(server) as port,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60, verify=NO_TLS) as client,

@@ -30,7 +30,7 @@ async def serve_streams(settings: Settings) -> AsyncIterator[Api]:
 async def stoppable(settings: Settings) -> AsyncIterator[tuple[Server, Api]]:
     """As `serve_api`, and gives the server, which stops as slowly as the settings allow."""
     begin_data_folder(settings)
-    server = Server(settings, app := create_app(settings))
+    server = Server(settings, app := create_app(settings), shutdown_seconds=3600)
     async with (
         serving(server) as port,
         httpx.AsyncClient(

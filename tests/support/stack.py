@@ -18,6 +18,7 @@ from core.backends import push_secret
 from core.settings import REMOVED
 from tests.support.distribution import share_of
 from tests.support.plain_http import NO_TLS
+from tests.support.process import VARIABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = {
@@ -90,7 +91,6 @@ class Stack:
             "WORKER_CONCURRENCY": "1",
             "MAX_BACKOFF_SECONDS": "1",
             "LEASE_SECONDS": "2",
-            "ACK_DEADLINE_SECONDS": "10",
             **{name: str(value) for name, value in settings.items()},
         }
         self.on_emulators = self.environment.get("BACKEND") == "emulator"
@@ -141,12 +141,16 @@ class Stack:
         """Start a process that writes its output to its log."""
         with self.log_file(name).open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", MODULES[name]],
+                [sys.executable, "-m", *self.starter(), MODULES[name]],
                 cwd=ROOT,
                 env=self.environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
+
+    def starter(self) -> list[str]:
+        """The module that runs a process, if a test changes constants."""
+        return ["tests.support.process"] if VARIABLE in self.environment else []
 
     def port_of(self, name: str) -> int | None:
         """The port where a process serves HTTP, if it does."""

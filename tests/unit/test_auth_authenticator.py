@@ -14,7 +14,7 @@ from app.auth import authenticator as module
 from app.auth.authenticator import Authenticator
 from app.keys.service import Issued, Keys, Wanted
 from core.backends import Access, open_access
-from core.domain.api_keys import USE_NOTE_INTERVAL
+from core.domain.api_keys import KEY_CACHE_SECONDS, USE_NOTE_INTERVAL
 from core.domain.principals import ALL_SCOPES, Principal, Scope
 from core.domain.rate_limits import DAY, Rate
 from core.errors import Forbidden, RateLimited, Unauthenticated, Unavailable
@@ -128,7 +128,7 @@ async def test_refused_key_is_looked_up_once_in_the_cache_time(setup: Setup) -> 
     for _ in range(3):
         await setup.assert_refused(issued)
     assert setup.calls["keys.get"] == 1
-    setup.move(setup.settings.key_cache_seconds)
+    setup.move(KEY_CACHE_SECONDS)
     await setup.assert_refused(issued)
     assert setup.calls["keys.get"] == 2
 
@@ -224,8 +224,7 @@ async def test_states_of_unused_keys_are_dropped(setup: Setup) -> None:
 
 async def test_state_of_a_trusted_key_is_kept_however_long_it_is_unused(setup: Setup) -> None:
     """Its next request counts in that state."""
-    setup.settings = setup.settings.model_copy(update={"key_cache_seconds": 3 * DAY})
-    setup.authenticator = setup.another()
+    setup.authenticator.trusted_seconds = 3 * DAY
     issued = await setup.issue()
     await setup.authenticate(issued)
     setup.move(2 * DAY)

@@ -172,10 +172,9 @@ async def test_invented_key_causes_no_lookup(tmp_path: Path, colour_bundle: Path
 async def test_revocation_takes_effect_at_once_here_and_later_in_other_processes(
     tmp_path: Path, colour_bundle: Path
 ) -> None:
-    settings = api_settings(
-        tmp_path, colour_bundle, api_keys="required", key_cache_seconds=0.2, rate_limit="off"
-    )
+    settings = api_settings(tmp_path, colour_bundle, api_keys="required", rate_limit="off")
     async with open_api(settings) as api, open_api(settings) as other:
+        other.authenticator.trusted_seconds = 0.2
         admin, victim = await api.issue("acme"), await api.issue("acme", Scope.READ)
         for process in (api, other):
             answer = await process.client.get(PATH, headers=bearer(victim))
@@ -192,10 +191,9 @@ async def test_revocation_takes_effect_at_once_here_and_later_in_other_processes
 
 async def test_expired_key_is_refused(tmp_path: Path, colour_bundle: Path) -> None:
     clock = MovableClock()
-    settings = api_settings(
-        tmp_path, colour_bundle, api_keys="required", key_cache_seconds=0.05, rate_limit="off"
-    )
+    settings = api_settings(tmp_path, colour_bundle, api_keys="required", rate_limit="off")
     async with open_api(settings, clock) as api:
+        api.authenticator.trusted_seconds = 0.05
         issued = await api.issue("acme", expires_at=clock() + timedelta(hours=1))
         clock.move(3599)
         answer = await api.client.get(PATH, headers=bearer(issued))

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from compose.emulators import ABSENT, missing
+from core.domain.policy import SHUTDOWN_SECONDS
 from core.settings import Settings
 from tests.support.images import COMPOSE, services, stages
 from tests.support.settings import isolated_settings
@@ -54,10 +55,7 @@ def test_values_are_valid_settings_with_the_addresses_of_the_containers() -> Non
 
 def test_delivery_settings_have_no_values() -> None:
     """The containers get them from the environment, or use the defaults."""
-    delivery = [
-        *("DELIVERY_ATTEMPTS", "MAX_BACKOFF_SECONDS", "STALE_SECONDS"),
-        *("ACK_DEADLINE_SECONDS", "LEASE_SECONDS"),
-    ]
+    delivery = ["DELIVERY_ATTEMPTS", "MAX_BACKOFF_SECONDS", "LEASE_SECONDS"]
     for name in BUILT:
         assert {environment(name)[key] for key in delivery} == {None}
 
@@ -155,7 +153,7 @@ def test_containers_reap_processes_and_gain_no_privileges(name: str) -> None:
 
 def test_stopping_service_has_enough_time() -> None:
     for name in ("api", "worker"):
-        assert int(SERVICES[name]["stop_grace_period"].rstrip("s")) > DEFAULTS.shutdown_seconds
+        assert int(SERVICES[name]["stop_grace_period"].rstrip("s")) > SHUTDOWN_SECONDS
 
 
 def test_durable_data_is_in_named_volumes() -> None:

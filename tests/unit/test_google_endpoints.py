@@ -297,7 +297,6 @@ def test_subscriptions_follow_the_delivery_policy() -> None:
     ("wrong", "message"),
     [
         ({"delivery_attempts": 4}, "DELIVERY_ATTEMPTS between 5 and 100"),
-        ({"ack_deadline_seconds": 5, "lease_seconds": 2}, "ACK_DEADLINE_SECONDS between 10"),
         ({"topic_prefix": "1"}, "topic_prefix"),
         ({"pubsub_emulator_host": "http://localhost:8085"}, "pubsub_emulator_host"),
         ({"storage_emulator_host": "localhost:9023"}, "storage_emulator_host"),

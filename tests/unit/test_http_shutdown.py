@@ -15,6 +15,7 @@ from app.http.server import Server
 from app.main import create_app
 from app.services import Services
 from core.backends.embedded import database
+from core.domain.policy import SHUTDOWN_SECONDS
 from tests.support.api import api_settings, eventually
 from tests.support.pictures import picture
 from tests.support.plain_http import NO_TLS
@@ -24,10 +25,10 @@ PATIENCE = 30.0
 
 @asynccontextmanager
 async def serving(
-    tmp_path: Path, bundle: Path, **settings: object
+    tmp_path: Path, bundle: Path, seconds: float = SHUTDOWN_SECONDS
 ) -> AsyncIterator[tuple[Server, int]]:
-    chosen = api_settings(tmp_path, bundle, **settings)
-    server = Server(chosen, create_app(chosen))
+    settings = api_settings(tmp_path, bundle)
+    server = Server(settings, create_app(settings), seconds)
     listener = socket.create_server(("127.0.0.1", 0))
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
@@ -92,7 +93,7 @@ async def test_request_that_cannot_finish_is_answered_503(
     """The store hangs for longer than a shutdown may take."""
     monkeypatch.setattr(database, "BUSY_SECONDS", 60.0)  # longer than this test
     async with (
-        serving(tmp_path, colour_bundle, shutdown_seconds=1) as (server, port),
+        serving(tmp_path, colour_bundle, seconds=1) as (server, port),
         httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, verify=NO_TLS
         ) as client,

@@ -439,8 +439,9 @@ async def test_socket_closes_when_its_key_is_revoked(
     tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events, "HEARTBEAT_SECONDS", 0.1)
-    settings = api_settings(tmp_path, colour_bundle, api_keys="required", key_cache_seconds=0.3)
+    settings = api_settings(tmp_path, colour_bundle, api_keys="required")
     async with serve_api(settings) as (api, _):
+        api.authenticator.trusted_seconds = 0.3
         ada = await api.issue("ada", Scope.JOBS)
         key = await running_job(backend_of(api), tenant="ada", owner=ada.key.id)
         async with connect(socket_of(api, key.id), additional_headers=bearer(ada)) as ws:
@@ -510,7 +511,7 @@ async def test_client_that_does_not_read_is_dropped(
     tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(send_timeout, "SEND_SECONDS", 1.0)
-    settings = api_settings(tmp_path, colour_bundle, shutdown_seconds=3600.0)
+    settings = api_settings(tmp_path, colour_bundle)
     async with stoppable(settings) as (server, api):
         key = await running_job(backend_of(api))
         with mute_socket(api, key):
@@ -524,7 +525,7 @@ async def test_shutdown_closes_sockets_without_waiting_for_their_clients(
     tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(send_timeout, "SEND_SECONDS", 3600.0)
-    settings = api_settings(tmp_path, colour_bundle, shutdown_seconds=3600.0)
+    settings = api_settings(tmp_path, colour_bundle)
     async with AsyncExitStack() as stack:
         server, api = await stack.enter_async_context(stoppable(settings))
         key, other = await running_job(backend_of(api)), await running_job(backend_of(api))

@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -69,8 +70,7 @@ def settings(worker: ScriptedWorker, tmp_path: Path) -> Settings:
         worker_port=worker.port,
         delivery_attempts=3,
         max_backoff_seconds=3,
-        lease_seconds=1,
-        ack_deadline_seconds=20,
+        lease_seconds=10,
     )
 
 
@@ -200,7 +200,7 @@ async def test_refused_messages_are_retried_with_backoff(
 async def test_a_missed_ack_deadline_is_a_refusal(
     store: QueueStore, settings: Settings, worker: ScriptedWorker
 ) -> None:
-    short = settings.model_copy(update={"ack_deadline_seconds": 0.3, "lease_seconds": 0.3})
+    short = replace(settings.delivery, ack_deadline=0.3, lease=0.3)
 
     async def slow_at_first(delivery: Delivery) -> int:
         if delivery.attempt == 1:
@@ -209,7 +209,7 @@ async def test_a_missed_ack_deadline_is_a_refusal(
 
     worker.answer = slow_at_first
     await publish(store)
-    async with running(store, short):
+    async with running(store, settings, images_high=short):
         await until(lambda: len(worker.deliveries) >= 2)
         worker.answer = always(204)
         await emptied(store)
@@ -600,7 +600,7 @@ async def test_a_delivery_cancelled_by_the_stop_is_repeated(
 
     worker.answer = hang
     await publish(store)
-    async with asyncio.timeout(settings.ack_deadline_seconds / 2):
+    async with asyncio.timeout(settings.delivery.ack_deadline / 2):
         async with running(store, settings, grace=0.05):
             await until(lambda: worker.in_flight == 1)
     worker.answer = always(204)

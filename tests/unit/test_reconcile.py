@@ -49,7 +49,7 @@ from worker.tasks.reconcile import MAX_FAILURES, reconcile
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return settings_in(tmp_path, stale_seconds=600, max_backoff_seconds=60)
+    return settings_in(tmp_path, max_backoff_seconds=60)
 
 
 @pytest.fixture

@@ -156,18 +156,15 @@ def test_rate_limit_can_be_off(monkeypatch: pytest.MonkeyPatch) -> None:
         ("API_KEYS", "maybe"),
         ("ALLOW_PUBLIC", "perhaps"),
         ("KEY_SECRET", "short"),
-        ("KEY_CACHE_SECONDS", "61"),
         ("RATE_LIMIT", "600"),
         ("RATE_LIMIT", "0/minute"),
         ("DAILY_QUOTA", "-1"),
         ("DAILY_QUOTA", str(10**20)),
         ("LOG_LEVEL", "loud"),
-        ("STALE_SECONDS", "0"),
-        ("STALE_SECONDS", "nan"),
+        ("LEASE_SECONDS", "nan"),
         ("RETENTION_DAYS", "0"),
         ("RETENTION_DAYS", "inf"),
         ("RETENTION_DAYS", "36501"),
-        ("SHUTDOWN_SECONDS", "inf"),
     ],
 )
 def test_invalid_value_stops_the_start_and_is_named(
@@ -207,8 +204,8 @@ def test_port_applies_to_a_service_that_runs_alone(monkeypatch: pytest.MonkeyPat
     [
         ({"DELIVERY_ATTEMPTS": "0"}, "attempts"),
         ({"MAX_BACKOFF_SECONDS": "601"}, "max_backoff"),
-        ({"LEASE_SECONDS": "90"}, "lease"),
-        ({"ACK_DEADLINE_SECONDS": "601"}, "ack_deadline"),
+        ({"LEASE_SECONDS": "0"}, "lease"),
+        ({"LEASE_SECONDS": "601"}, "lease"),
     ],
 )
 def test_contradictory_delivery_settings_are_refused(
@@ -226,6 +223,16 @@ def test_delivery_settings_reach_the_policy(monkeypatch: pytest.MonkeyPatch) -> 
     settings = load_settings()
     assert settings.delivery.attempts == 7
     assert settings.delivery.lease == settings.lease.total_seconds() == 12
+
+
+@pytest.mark.parametrize(
+    ("lease", "deadline"), [("2", 10), ("30", 60), ("300", 600), ("450", 600), ("600", 600)]
+)
+def test_delivery_may_take_twice_the_lease_within_the_bounds_of_pubsub(
+    lease: str, deadline: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEASE_SECONDS", lease)
+    assert load_settings().delivery.ack_deadline == deadline
 
 
 def test_notifications_are_delivered_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -487,7 +487,7 @@ async def test_shutdown_closes_streams_without_waiting_for_their_clients(
 ) -> None:
     """One client does not read. The shutdown timeout here is an hour."""
     short(send_timeout, "SEND_SECONDS", 3600.0)
-    settings = api_settings(tmp_path, colour_bundle, shutdown_seconds=3600.0)
+    settings = api_settings(tmp_path, colour_bundle)
     async with AsyncExitStack() as stack:
         server, api = await stack.enter_async_context(stoppable(settings))
         image, other = await uploaded(api), await uploaded(api, 1)
@@ -546,10 +546,9 @@ async def test_stream_ends_when_its_key_is_revoked(
     tmp_path: Path, colour_bundle: Path, short: Callable[[Any, str, float], None]
 ) -> None:
     short(stream_events, "HEARTBEAT_SECONDS", 0.1)
-    settings = api_settings(
-        tmp_path, colour_bundle, api_keys="required", key_cache_seconds=0.3, rate_limit="4/hour"
-    )
+    settings = api_settings(tmp_path, colour_bundle, api_keys="required", rate_limit="4/hour")
     async with serve_api(settings) as (api, _):
+        api.authenticator.trusted_seconds = 0.3
         ada = await api.issue("ada")
         image = picture()
         await api.client.post("/api/v1/images", content=image, headers=bearer(ada))

@@ -26,8 +26,9 @@ OTHER_STREAM = f"/api/v1/images/{'0' * 64}/stream"
 
 @pytest.fixture
 async def api(tmp_path: Path, colour_bundle: Path, clock: MovableClock) -> AsyncIterator[Api]:
-    settings = api_settings(tmp_path, colour_bundle, api_keys="required", key_cache_seconds=0.2)
+    settings = api_settings(tmp_path, colour_bundle, api_keys="required")
     async with open_api(settings, clock) as opened:
+        opened.authenticator.trusted_seconds = 0.2
         yield opened
 
 
@@ -96,8 +97,9 @@ async def test_socket_with_a_ticket_stays_open_when_the_ticket_ends(
 ) -> None:
     """The key is checked while the socket is open, and it may cancel the job."""
     monkeypatch.setattr(stream_events, "HEARTBEAT_SECONDS", 0.05)
-    settings = api_settings(tmp_path, colour_bundle, api_keys="required", key_cache_seconds=0.1)
+    settings = api_settings(tmp_path, colour_bundle, api_keys="required")
     async with serve_api(settings, clock) as (api, _):
+        api.authenticator.trusted_seconds = 0.1
         ada = await api.issue("ada")
         key = await running_job(api.services.backend, tenant="ada", owner=ada.key.id)
         made = await ticket(api, ada, f"/api/v1/ws/jobs/{key.id}")

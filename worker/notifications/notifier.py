@@ -277,7 +277,8 @@ async def open_notifier(
 ) -> AsyncIterator[Notifier]:
     """The notifier, with its own HTTP client."""
     # The wait for a slot and the delivery together end before the queue's deadline.
-    longest, wait = settings.ack_deadline_seconds / 2, settings.ack_deadline_seconds / 4
+    deadline = settings.delivery.ack_deadline
+    longest, wait = deadline / 2, deadline / 4
     mailer = None
     if settings.mail_server is not None:
         greeting = domain_of(parseaddr(settings.email_from)[1])

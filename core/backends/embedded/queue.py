@@ -42,7 +42,12 @@ from core.backends.push_secret import local_push_secret
 from core.clock import Clock, rfc3339, utc_now
 from core.concurrency import in_background
 from core.domain.channels import ALL_CHANNELS, CHANNELS, DEAD_LETTERS, Channel, Lane
-from core.domain.policy import ACKNOWLEDGING_STATUS, NOTIFICATION_CONCURRENCY, DeliveryPolicy
+from core.domain.policy import (
+    ACKNOWLEDGING_STATUS,
+    NOTIFICATION_CONCURRENCY,
+    SHUTDOWN_SECONDS,
+    DeliveryPolicy,
+)
 from core.domain.priority import service_order
 from core.errors import Unavailable
 from core.observability.logs import configure_logging
@@ -406,7 +411,7 @@ async def serve(settings: Settings) -> None:
                 if woken:
                     queue.idle_poll_interval = IDLE_POLL_INTERVAL
                 async with running_scheduler(client, settings):
-                    await queue.run(settings.shutdown_seconds)
+                    await queue.run(SHUTDOWN_SECONDS)
         finally:
             log.info("queue stopped")
 

@@ -3,8 +3,8 @@ locals {
   attempts     = 100    # deliveries before a message is a dead letter
   min_backoff  = 2      # seconds after the first refusal; doubles each time
   max_backoff  = 600    # seconds at most between two deliveries
-  ack_deadline = 60     # seconds the worker has to answer one delivery
   lease        = 30     # seconds one worker owns a record
+  ack_deadline = 60     # seconds the worker has to answer one delivery: twice the lease, as in core/settings.py
   retention    = 604800 # seconds an undelivered message is kept
   stale_after  = 600    # seconds until a record is stale
 

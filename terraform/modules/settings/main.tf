@@ -10,11 +10,9 @@ locals {
     PUSH_AUDIENCE        = var.queue.push_audience
     PUSH_SERVICE_ACCOUNT = var.queue.push_account
 
-    DELIVERY_ATTEMPTS    = tostring(var.policy.attempts)
-    MAX_BACKOFF_SECONDS  = tostring(var.policy.max_backoff)
-    ACK_DEADLINE_SECONDS = tostring(var.policy.ack_deadline)
-    LEASE_SECONDS        = tostring(var.policy.lease)
-    STALE_SECONDS        = tostring(var.policy.stale_after)
+    DELIVERY_ATTEMPTS   = tostring(var.policy.attempts)
+    MAX_BACKOFF_SECONDS = tostring(var.policy.max_backoff)
+    LEASE_SECONDS       = tostring(var.policy.lease)
 
     LOG_FORMAT = "json"
     LOG_LEVEL  = var.log_level

@@ -6,11 +6,9 @@ variable "project_id" {
 variable "policy" {
   description = "How messages are delivered: the outputs of module policy"
   type = object({
-    attempts     = number
-    max_backoff  = number
-    ack_deadline = number
-    lease        = number
-    stale_after  = number
+    attempts    = number
+    max_backoff = number
+    lease       = number
   })
 }
 

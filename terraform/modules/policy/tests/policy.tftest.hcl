@@ -26,6 +26,11 @@ run "order" {
   }
 
   assert {
+    condition     = output.ack_deadline == min(600, max(10, 2 * output.lease))
+    error_message = "The worker expects twice the lease."
+  }
+
+  assert {
     condition     = output.retention > output.attempts * output.max_backoff
     error_message = "Messages are kept longer than all their attempts take."
   }

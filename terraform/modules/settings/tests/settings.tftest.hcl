@@ -6,11 +6,9 @@ variables {
   worker_cpus   = { interactive = 2, batch = 4 }
   api_streams   = 160
   policy = {
-    attempts     = 10
-    max_backoff  = 120
-    ack_deadline = 60
-    lease        = 30
-    stale_after  = 600
+    attempts    = 10
+    max_backoff = 120
+    lease       = 30
   }
   queue = {
     topic_prefix  = "glimpse"
