@@ -1,8 +1,8 @@
 """The clients: `Glimpse` blocks, `AsyncGlimpse` is for asyncio."""
 
 import os
-from types import TracebackType
-from typing import Self
+from copy import copy
+from typing import Any, Self
 
 import httpx2
 
@@ -12,6 +12,7 @@ from glimpse_client.drivers import AsyncDriver, BlockingDriver
 from glimpse_client.flows import Flow, Request, Response
 from glimpse_client.images import AsyncImages, Images
 from glimpse_client.jobs import AsyncJobs, Jobs
+from glimpse_client.methods import async_blocking, blocking
 from glimpse_client.retries import RetryPolicy
 from glimpse_client.types import Usage
 
@@ -23,35 +24,25 @@ CONNECTIONS = 32
 VERSION = "0.1.0"
 
 
-def _headers(api_key: str | None) -> dict[str, str]:
+def _arguments(url: str, api_key: str | None, timeout: float) -> dict[str, Any]:
+    """The arguments of httpx2's client."""
     headers = {"user-agent": f"glimpse-client/{VERSION}", "accept": "application/json"}
-    if api_key:
-        headers["authorization"] = f"Bearer {api_key}"
-    return headers
+    if key := api_key or os.environ.get("GLIMPSE_API_KEY"):
+        headers["authorization"] = f"Bearer {key}"
+    return {
+        "base_url": url,
+        "headers": headers,
+        "timeout": httpx2.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout)),
+        # Connections expire before the service closes an idle one.
+        "limits": httpx2.Limits(
+            max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS, keepalive_expiry=4.0
+        ),
+        "follow_redirects": True,
+    }
 
 
 def _url(url: str | None) -> str:
     return (url or os.environ.get("GLIMPSE_URL") or DEFAULT_URL).rstrip("/")
-
-
-def _key(api_key: str | None) -> str | None:
-    return api_key or os.environ.get("GLIMPSE_API_KEY") or None
-
-
-def _timeout(seconds: float) -> httpx2.Timeout:
-    return httpx2.Timeout(seconds, connect=min(CONNECT_SECONDS, seconds))
-
-
-def _limits() -> httpx2.Limits:
-    # Below the time after which the service closes an idle connection.
-    return httpx2.Limits(
-        max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS, keepalive_expiry=4.0
-    )
-
-
-def _ready_flow() -> Flow[Response]:
-    response: Response = yield Request("GET", "/ready", expect=frozenset({503}))
-    return response
 
 
 class Glimpse:
@@ -72,13 +63,7 @@ class Glimpse:
         http: httpx2.Client | None = None,
     ) -> None:
         self.url = _url(url)
-        self._http = http or httpx2.Client(
-            base_url=self.url,
-            headers=_headers(_key(api_key)),
-            timeout=_timeout(timeout),
-            limits=_limits(),
-            follow_redirects=True,
-        )
+        self._http = http or httpx2.Client(**_arguments(self.url, api_key, timeout))
         self._open(retries or RetryPolicy())
 
     def _open(self, policy: RetryPolicy) -> None:
@@ -90,20 +75,22 @@ class Glimpse:
         self.webhooks = administration.Webhooks(self._driver)
         self.dead_letters = administration.DeadLetters(self._driver)
 
-    def with_options(self, *, retries: RetryPolicy) -> "Glimpse":
+    def with_options(self, *, retries: RetryPolicy) -> Self:
         """This client with other retries, on the same connections. Close only one of them."""
-        other = Glimpse.__new__(Glimpse)
-        other.url, other._http = self.url, self._http
+        other = copy(self)
         other._open(retries)
         return other
 
-    def usage(self, *, days: int | None = None, all_keys: bool = False) -> list[Usage]:
+    @blocking
+    def usage(self, *, days: int | None = None, all_keys: bool = False) -> Flow[list[Usage]]:
         """The requests, images and bytes of this key by day; with `all_keys` of the tenant."""
-        return self._driver.run(usage_flow(days, all_keys))
+        return usage_flow(days, all_keys)
 
-    def ready(self) -> Response:
+    @blocking
+    def ready(self) -> Flow[Response]:
         """The answer of `/ready`: 200, or 503 with the parts that fail."""
-        return self._driver.run(_ready_flow())
+        response: Response = yield Request("GET", "/ready", expect=frozenset({503}))
+        return response
 
     def close(self) -> None:
         """Close the connections."""
@@ -112,12 +99,7 @@ class Glimpse:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 
@@ -134,13 +116,7 @@ class AsyncGlimpse:
         http: httpx2.AsyncClient | None = None,
     ) -> None:
         self.url = _url(url)
-        self._http = http or httpx2.AsyncClient(
-            base_url=self.url,
-            headers=_headers(_key(api_key)),
-            timeout=_timeout(timeout),
-            limits=_limits(),
-            follow_redirects=True,
-        )
+        self._http = http or httpx2.AsyncClient(**_arguments(self.url, api_key, timeout))
         self._open(retries or RetryPolicy())
 
     def _open(self, policy: RetryPolicy) -> None:
@@ -152,20 +128,14 @@ class AsyncGlimpse:
         self.webhooks = administration.AsyncWebhooks(self._driver)
         self.dead_letters = administration.AsyncDeadLetters(self._driver)
 
-    def with_options(self, *, retries: RetryPolicy) -> "AsyncGlimpse":
+    def with_options(self, *, retries: RetryPolicy) -> Self:
         """As `Glimpse.with_options`."""
-        other = AsyncGlimpse.__new__(AsyncGlimpse)
-        other.url, other._http = self.url, self._http
+        other = copy(self)
         other._open(retries)
         return other
 
-    async def usage(self, *, days: int | None = None, all_keys: bool = False) -> list[Usage]:
-        """As `Glimpse.usage`."""
-        return await self._driver.run(usage_flow(days, all_keys))
-
-    async def ready(self) -> Response:
-        """As `Glimpse.ready`."""
-        return await self._driver.run(_ready_flow())
+    usage = async_blocking(Glimpse.usage)
+    ready = async_blocking(Glimpse.ready)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -174,10 +144,5 @@ class AsyncGlimpse:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exception: object) -> None:
         await self.close()

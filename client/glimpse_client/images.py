@@ -1,9 +1,9 @@
 """Images: classify, look up, list, read, delete, watch."""
 
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from glimpse_client.drivers import AsyncDriver, BlockingDriver
 from glimpse_client.errors import WaitTimeout
 from glimpse_client.flows import (
     Call,
@@ -16,6 +16,18 @@ from glimpse_client.flows import (
     Sleep,
     nothing,
     request,
+)
+from glimpse_client.methods import (
+    AsyncResource,
+    Pages,
+    Resource,
+    Stream,
+    async_blocking,
+    async_paged,
+    async_streamed,
+    blocking,
+    paged,
+    streamed,
 )
 from glimpse_client.sources import Content, Source, is_url, source_of
 from glimpse_client.types import Image, Page, image_of
@@ -42,28 +54,20 @@ def views(model: str | None, labels: int | None, min_confidence: float | None) -
     return {"model": model, "labels": labels, "min_confidence": min_confidence}
 
 
-def classify_flow(
-    image: Content,
-    *,
-    model: str | None = None,
-    labels: int | None = None,
-    min_confidence: float | None = None,
-    wait: float = DEFAULT_WAIT,
-) -> Flow[Image]:
+def classify_flow(image: Content, params: Mapping[str, Any], wait: float) -> Flow[Image]:
     """Hash, look up, upload if unknown, wait for the result.
 
     With a model, the look-up also starts the classification of an image that the service has. The
     service fetches an image at a URL itself.
     """
     began: float = yield Clock()
-    params = views(model, labels, min_confidence)
     if is_url(image):
         response: Response = yield Request(
             "POST", f"{IMAGES}/from-url", params=params, json={"url": image}, headers=_prefer(wait)
         )
         found = image_of(response.document, uploaded=True)
     else:
-        found = yield from _classify_bytes_flow(image, model, params, wait)
+        found = yield from _classify_bytes_flow(image, params, wait)
     if found.done or wait <= 0:
         return found
     now: float = yield Clock()
@@ -71,13 +75,13 @@ def classify_flow(
 
 
 def _classify_bytes_flow(
-    image: Content, model: str | None, params: Mapping[str, Any], wait: float
+    image: Content, params: Mapping[str, Any], wait: float
 ) -> Generator[Effect, Any, Image]:
     """The state of the image, which is uploaded if the service does not know it."""
     source: Source = yield Call(lambda: source_of(image))
     image_hash: str = yield Call(source.sha256)
     path = path_of(image_hash)
-    known = ("POST", f"{path}/classify") if model else ("GET", path)
+    known = ("POST", f"{path}/classify") if params["model"] else ("GET", path)
     response: Response = yield Request(*known, params=params, expect=frozenset({404}))
     found = None if response.status == 404 else image_of(response.document)
     if found is not None and not (found.error is not None and found.error.retryable):
@@ -119,20 +123,8 @@ def wait_flow(
         yield Sleep(min(1.0, max(0.05, ends - now)))
 
 
-def get_flow(
-    image_hash: str,
-    *,
-    model: str | None = None,
-    labels: int | None = None,
-    min_confidence: float | None = None,
-) -> Flow[Image]:
-    """One image."""
-    params = views(model, labels, min_confidence)
-    return (yield from request("GET", path_of(image_hash), image_of, params=params))
-
-
 def list_flow(
-    filters: Mapping[str, Any], cursor: str | None, limit: int | None
+    filters: Mapping[str, Any], cursor: str | None, limit: int | None = None
 ) -> Flow[Page[Image]]:
     """One page of the tenant's images."""
 
@@ -140,7 +132,7 @@ def list_flow(
         return Page([image_of(each) for each in document["images"]], document.get("next_cursor"))
 
     params = {**filters, "cursor": cursor, "limit": limit}
-    return (yield from request("GET", IMAGES, page, params=params))
+    return request("GET", IMAGES, page, params=params)
 
 
 def thumbnail_flow(image_hash: str, wait: float) -> Flow[bytes]:
@@ -168,23 +160,14 @@ def lookup_flow(hashes: Sequence[str], model: str | None = None) -> Flow[set[str
     return missing
 
 
-def bytes_flow(path: str) -> Flow[bytes]:
-    """The body of an answer."""
-    response: Response = yield Request("GET", path)
-    return response.body
+def _state(document: Mapping[str, Any]) -> Image | None:
+    return image_of(document) if "image_hash" in document else None
 
 
-def delete_flow(image_hash: str) -> Flow[None]:
-    """Delete an image and its results."""
-    return (yield from request("DELETE", path_of(image_hash), nothing))
-
-
-class Images:
+class Images(Resource):
     """`client.images`."""
 
-    def __init__(self, driver: BlockingDriver) -> None:
-        self._driver = driver
-
+    @blocking
     def classify(
         self,
         image: Content,
@@ -193,7 +176,7 @@ class Images:
         labels: int | None = None,
         min_confidence: float | None = None,
         wait: float = DEFAULT_WAIT,
-    ) -> Image:
+    ) -> Flow[Image]:
         """The labels of an image: a path, bytes, an open file, a Pillow image or a URL.
 
         The client hashes the bytes first and uploads them only if the service does not know them.
@@ -204,12 +187,9 @@ class Images:
 
         Raises WaitTimeout, ApiError, ConnectionFailed, OSError, TypeError.
         """
-        return self._driver.run(
-            classify_flow(
-                image, model=model, labels=labels, min_confidence=min_confidence, wait=wait
-            )
-        )
+        return classify_flow(image, views(model, labels, min_confidence), wait)
 
+    @blocking
     def get(
         self,
         image_hash: str,
@@ -217,130 +197,66 @@ class Images:
         model: str | None = None,
         labels: int | None = None,
         min_confidence: float | None = None,
-    ) -> Image:
+    ) -> Flow[Image]:
         """An image by the SHA-256 of its bytes. Raises NotFound."""
-        return self._driver.run(
-            get_flow(image_hash, model=model, labels=labels, min_confidence=min_confidence)
-        )
+        params = views(model, labels, min_confidence)
+        return request("GET", path_of(image_hash), image_of, params=params)
 
+    @blocking
     def page(
-        self, *, cursor: str | None = None, limit: int | None = None, **filters: Any
-    ) -> Page[Image]:
+        self, /, *, cursor: str | None = None, limit: int | None = None, **filters: Any
+    ) -> Flow[Page[Image]]:
         """One page of the tenant's images, newest first. Filters as in `list`."""
-        return self._driver.run(list_flow(filters, cursor, limit))
+        return list_flow(filters, cursor, limit)
 
-    def list(self, **filters: Any) -> Iterator[Image]:
+    @paged
+    def list(self, /, **filters: Any) -> Pages[Image]:
         """All of the tenant's images, newest first.
 
         Filters: `label` and `category` with `min_confidence`, `status`, `model`, and the times
         `after` and `before`.
         """
-        cursor = None
-        while True:
-            page = self._driver.run(list_flow(filters, cursor, None))
-            yield from page.items
-            cursor = page.next_cursor
-            if cursor is None:
-                return
+        return [partial(list_flow, filters)]
 
-    def thumbnail(self, image_hash: str, *, wait: float = THUMBNAIL_WAIT) -> bytes:
+    @blocking
+    def thumbnail(self, image_hash: str, *, wait: float = THUMBNAIL_WAIT) -> Flow[bytes]:
         """A WebP of at most 256 pixels a side. Raises NotFound if there is none, and WaitTimeout.
 
         `wait` is in seconds: the service makes a missing thumbnail first.
         """
-        return self._driver.run(thumbnail_flow(image_hash, wait))
+        return thumbnail_flow(image_hash, wait)
 
-    def missing(self, hashes: Sequence[str], *, model: str | None = None) -> set[str]:
+    @blocking
+    def missing(self, hashes: Sequence[str], *, model: str | None = None) -> Flow[set[str]]:
         """The hashes of images whose bytes the service does not have."""
-        return self._driver.run(lookup_flow(hashes, model))
+        return lookup_flow(hashes, model)
 
-    def delete(self, image_hash: str) -> None:
+    @blocking
+    def delete(self, image_hash: str) -> Flow[None]:
         """Delete the image, its thumbnail and its results."""
-        self._driver.run(delete_flow(image_hash))
+        return request("DELETE", path_of(image_hash), nothing)
 
-    def content(self, image_hash: str) -> bytes:
+    @blocking
+    def content(self, image_hash: str) -> Flow[bytes]:
         """The bytes of the image."""
-        return self._driver.run(bytes_flow(f"{path_of(image_hash)}/content"))
+        response: Response = yield Request("GET", f"{path_of(image_hash)}/content")
+        return response.body
 
-    def watch(self, image_hash: str, *, model: str | None = None) -> Iterator[Image]:
+    @streamed
+    def watch(self, image_hash: str, *, model: str | None = None) -> Sequence[Stream[Image]]:
         """The states of an image as they change, until it is done."""
-        for document in self._driver.events(f"{path_of(image_hash)}/stream", {"model": model}):
-            if "image_hash" in document:
-                yield image_of(document)
+        return [Stream(f"{path_of(image_hash)}/stream", _state, {"model": model})]
 
 
-class AsyncImages:
-    """`client.images` of the asynchronous client: the same methods."""
+class AsyncImages(AsyncResource):
+    """`client.images` of the asynchronous client."""
 
-    def __init__(self, driver: AsyncDriver) -> None:
-        self._driver = driver
-
-    async def classify(
-        self,
-        image: Content,
-        *,
-        model: str | None = None,
-        labels: int | None = None,
-        min_confidence: float | None = None,
-        wait: float = DEFAULT_WAIT,
-    ) -> Image:
-        """As `Images.classify`."""
-        return await self._driver.run(
-            classify_flow(
-                image, model=model, labels=labels, min_confidence=min_confidence, wait=wait
-            )
-        )
-
-    async def get(
-        self,
-        image_hash: str,
-        *,
-        model: str | None = None,
-        labels: int | None = None,
-        min_confidence: float | None = None,
-    ) -> Image:
-        """As `Images.get`."""
-        return await self._driver.run(
-            get_flow(image_hash, model=model, labels=labels, min_confidence=min_confidence)
-        )
-
-    async def page(
-        self, *, cursor: str | None = None, limit: int | None = None, **filters: Any
-    ) -> Page[Image]:
-        """As `Images.page`."""
-        return await self._driver.run(list_flow(filters, cursor, limit))
-
-    async def list(self, **filters: Any) -> AsyncIterator[Image]:
-        """As `Images.list`."""
-        cursor = None
-        while True:
-            page = await self._driver.run(list_flow(filters, cursor, None))
-            for each in page.items:
-                yield each
-            cursor = page.next_cursor
-            if cursor is None:
-                return
-
-    async def thumbnail(self, image_hash: str, *, wait: float = THUMBNAIL_WAIT) -> bytes:
-        """As `Images.thumbnail`."""
-        return await self._driver.run(thumbnail_flow(image_hash, wait))
-
-    async def missing(self, hashes: Sequence[str], *, model: str | None = None) -> set[str]:
-        """As `Images.missing`."""
-        return await self._driver.run(lookup_flow(hashes, model))
-
-    async def delete(self, image_hash: str) -> None:
-        """As `Images.delete`."""
-        await self._driver.run(delete_flow(image_hash))
-
-    async def content(self, image_hash: str) -> bytes:
-        """As `Images.content`."""
-        return await self._driver.run(bytes_flow(f"{path_of(image_hash)}/content"))
-
-    async def watch(self, image_hash: str, *, model: str | None = None) -> AsyncIterator[Image]:
-        """As `Images.watch`."""
-        async for document in self._driver.events(
-            f"{path_of(image_hash)}/stream", {"model": model}
-        ):
-            if "image_hash" in document:
-                yield image_of(document)
+    classify = async_blocking(Images.classify)
+    get = async_blocking(Images.get)
+    page = async_blocking(Images.page)
+    list = async_paged(Images.list)
+    thumbnail = async_blocking(Images.thumbnail)
+    missing = async_blocking(Images.missing)
+    delete = async_blocking(Images.delete)
+    content = async_blocking(Images.content)
+    watch = async_streamed(Images.watch)

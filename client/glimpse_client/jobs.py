@@ -6,20 +6,12 @@ behaves like one.
 
 import json
 import secrets
-from collections.abc import (
-    AsyncIterator,
-    Callable,
-    Generator,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from glimpse_client.drivers import AsyncDriver, BlockingDriver
 from glimpse_client.errors import WaitTimeout
 from glimpse_client.flows import (
     Call,
@@ -35,6 +27,18 @@ from glimpse_client.flows import (
     request,
 )
 from glimpse_client.images import lookup_flow
+from glimpse_client.methods import (
+    AsyncResource,
+    Pages,
+    Resource,
+    Stream,
+    async_blocking,
+    async_paged,
+    async_streamed,
+    blocking,
+    paged,
+    streamed,
+)
 from glimpse_client.sources import Content, Source, find_images, source_of
 from glimpse_client.types import Job, JobResult, Page, job_of, result_of
 
@@ -245,21 +249,11 @@ def import_flow(prefix: str, options: Options, idempotency_key: str | None) -> F
 
 def get_flow(job_id: str) -> Flow[Job]:
     """One job."""
-    return (yield from request("GET", f"{JOBS}/{job_id}", job_of))
-
-
-def cancel_flow(job_id: str) -> Flow[Job]:
-    """Cancel a job. Raises Conflict once it has ended."""
-    return (yield from request("DELETE", f"{JOBS}/{job_id}", job_of))
-
-
-def retry_flow(job_id: str) -> Flow[Job]:
-    """A job of the failed items. Raises Conflict if there is nothing to retry."""
-    return (yield from request("POST", f"{JOBS}/{job_id}/retry", job_of))
+    return request("GET", f"{JOBS}/{job_id}", job_of)
 
 
 def list_flow(
-    status: str | None, type_: str | None, cursor: str | None, limit: int | None
+    status: str | None, type_: str | None, cursor: str | None, limit: int | None = None
 ) -> Flow[Page[Job]]:
     """One page of jobs, newest first."""
 
@@ -267,14 +261,11 @@ def list_flow(
         return Page([job_of(each) for each in document["jobs"]], document.get("next_cursor"))
 
     params = {"status": status, "type": type_, "cursor": cursor, "limit": limit}
-    return (yield from request("GET", JOBS, page, params=params))
+    return request("GET", JOBS, page, params=params)
 
 
 def results_flow(
-    job_id: str,
-    names: Mapping[str, Sequence[str]],
-    cursor: str | None,
-    params: Mapping[str, Any],
+    job_id: str, names: Mapping[str, Sequence[str]], params: Mapping[str, Any], cursor: str | None
 ) -> Flow[Page[JobResult]]:
     """One page of a job's results, in their order."""
 
@@ -282,14 +273,8 @@ def results_flow(
         results = [result_of(each, names) for each in document["results"]]
         return Page(results, document.get("next_cursor"))
 
-    return (
-        yield from request(
-            "GET",
-            f"{JOBS}/{job_id}/results",
-            page,
-            params={**params, "cursor": cursor, "limit": RESULTS_AT_ONCE},
-        )
-    )
+    params = {**params, "cursor": cursor, "limit": RESULTS_AT_ONCE}
+    return request("GET", f"{JOBS}/{job_id}/results", page, params=params)
 
 
 def wait_flow(job_id: str, seconds: float | None) -> Flow[Job]:
@@ -321,12 +306,14 @@ def _names(job: Job | Batch | str) -> Mapping[str, tuple[str, ...]]:
     return job.names if isinstance(job, Batch) else {}
 
 
-class Jobs:
+def _state(document: Mapping[str, Any]) -> Job | None:
+    return job_of(document) if "job_id" in document else None
+
+
+class Jobs(Resource):
     """`client.jobs`."""
 
-    def __init__(self, driver: BlockingDriver) -> None:
-        self._driver = driver
-
+    @blocking
     def create(
         self,
         images: str | Path | Iterable[str | Path | Content] = (),
@@ -338,7 +325,7 @@ class Jobs:
         idempotency_key: str | None = None,
         progress: Progress = _silent,
         created: Callable[[Job], None] = lambda _: None,
-    ) -> Batch:
+    ) -> Flow[Batch]:
         """Make jobs of images: paths, folders, bytes, hashes that the service knows, or a bucket.
 
         Sends only bytes that the service does not have, and the same bytes once. `progress` gets
@@ -349,18 +336,17 @@ class Jobs:
         """
         chosen = options or Options()
         if gs_prefix is not None:
-            return self._driver.run(import_flow(gs_prefix, chosen, idempotency_key))
-        return self._driver.run(
-            create_flow(
-                sources=gather(_several(images), recursive=recursive),
-                hashes=hashes,
-                options=chosen,
-                idempotency_key=idempotency_key,
-                progress=progress,
-                created=created,
-            )
+            return import_flow(gs_prefix, chosen, idempotency_key)
+        return create_flow(
+            sources=gather(_several(images), recursive=recursive),
+            hashes=hashes,
+            options=chosen,
+            idempotency_key=idempotency_key,
+            progress=progress,
+            created=created,
         )
 
+    @blocking
     def create_from(
         self,
         sources: Iterable[tuple[Source, str]],
@@ -369,51 +355,48 @@ class Jobs:
         idempotency_key: str | None = None,
         progress: Progress = _silent,
         created: Callable[[Job], None] = lambda _: None,
-    ) -> Batch:
+    ) -> Flow[Batch]:
         """As `create`, of sources with their local names."""
-        return self._driver.run(
-            create_flow(
-                sources=sources,
-                hashes=(),
-                options=options or Options(),
-                idempotency_key=idempotency_key,
-                progress=progress,
-                created=created,
-            )
+        return create_flow(
+            sources=sources,
+            hashes=(),
+            options=options or Options(),
+            idempotency_key=idempotency_key,
+            progress=progress,
+            created=created,
         )
 
-    def get(self, job_id: str) -> Job:
+    @blocking
+    def get(self, job_id: str) -> Flow[Job]:
         """A job. Raises NotFound."""
-        return self._driver.run(get_flow(job_id))
+        return get_flow(job_id)
 
-    def list(self, *, status: str | None = None, type: str | None = None) -> Iterator[Job]:  # noqa: A002
+    @paged
+    def list(self, *, status: str | None = None, type: str | None = None) -> Pages[Job]:  # noqa: A002
         """All jobs, newest first."""
-        cursor = None
-        while True:
-            page = self._driver.run(list_flow(status, type, cursor, None))
-            yield from page.items
-            cursor = page.next_cursor
-            if cursor is None:
-                return
+        return [partial(list_flow, status, type)]
 
+    @blocking
     def page(
         self, *, status: str | None = None, cursor: str | None = None, limit: int | None = None
-    ) -> Page[Job]:
+    ) -> Flow[Page[Job]]:
         """One page of jobs, newest first."""
-        return self._driver.run(list_flow(status, None, cursor, limit))
+        return list_flow(status, None, cursor, limit)
 
-    def wait(self, job: Job | Batch | str, *, timeout: float | None = None) -> Batch:
+    @blocking
+    def wait(self, job: Job | Batch | str, *, timeout: float | None = None) -> Flow[Batch]:
         """Wait until every job is done; `timeout` is in seconds for each. Raises WaitTimeout."""
-        done = [self._driver.run(wait_flow(each, timeout)) for each in _ids(job)]
+        done: list[Job] = []
+        for each in _ids(job):
+            done.append((yield from wait_flow(each, timeout)))
         return Batch(tuple(done), _names(job), job.uploaded if isinstance(job, Batch) else 0)
 
-    def watch(self, job: Job | Batch | str) -> Iterator[Job]:
+    @streamed
+    def watch(self, job: Job | Batch | str) -> Sequence[Stream[Job]]:
         """The states of each job as they change, one job after the other, until all are done."""
-        for each in _ids(job):
-            for document in self._driver.events(f"{JOBS}/{each}/stream", {}):
-                if "job_id" in document:
-                    yield job_of(document)
+        return [Stream(f"{JOBS}/{each}/stream", _state, {}) for each in _ids(job)]
 
+    @paged
     def results(
         self,
         job: Job | Batch | str,
@@ -421,150 +404,43 @@ class Jobs:
         labels: int | None = None,
         min_confidence: float | None = None,
         status: str | None = None,
-    ) -> Iterator[JobResult]:
+    ) -> Pages[JobResult]:
         """The results, in order. Those of a running job have the states of that moment.
 
         `labels` (1 to 20) and `min_confidence` (0 to 1) select which labels they have. `status` is
         `succeeded` or `failed`, for these results only.
         """
         params = {"labels": labels, "min_confidence": min_confidence, "status": status}
-        for each in _ids(job):
-            cursor = None
-            while True:
-                page = self._driver.run(results_flow(each, _names(job), cursor, params))
-                yield from page.items
-                cursor = page.next_cursor
-                if cursor is None:
-                    break
+        return [partial(results_flow, each, _names(job), params) for each in _ids(job)]
 
-    def cancel(self, job: Job | Batch | str) -> Sequence[Job]:
+    @blocking
+    def cancel(self, job: Job | Batch | str) -> Flow[Sequence[Job]]:
         """Cancel the jobs. Work that has not started does not start."""
-        return [self._driver.run(cancel_flow(each)) for each in _ids(job)]
+        cancelled: list[Job] = []
+        for each in _ids(job):
+            cancelled.append((yield from request("DELETE", f"{JOBS}/{each}", job_of)))
+        return cancelled
 
-    def retry(self, job: Job | str) -> Job:
+    @blocking
+    def retry(self, job: Job | str) -> Flow[Job]:
         """A new job of the images of `job` that failed and may succeed now, or did not start.
 
         Raises Conflict if the job has not ended, or has no such image.
         """
-        return self._driver.run(retry_flow(*_ids(job)))
+        (job_id,) = _ids(job)
+        return request("POST", f"{JOBS}/{job_id}/retry", job_of)
 
 
-class AsyncJobs:
-    """`client.jobs` of the asynchronous client: the same methods."""
+class AsyncJobs(AsyncResource):
+    """`client.jobs` of the asynchronous client."""
 
-    def __init__(self, driver: AsyncDriver) -> None:
-        self._driver = driver
-
-    async def create(
-        self,
-        images: str | Path | Iterable[str | Path | Content] = (),
-        *,
-        hashes: Sequence[str] = (),
-        gs_prefix: str | None = None,
-        recursive: bool = True,
-        options: Options | None = None,
-        idempotency_key: str | None = None,
-        progress: Progress = _silent,
-        created: Callable[[Job], None] = lambda _: None,
-    ) -> Batch:
-        """As `Jobs.create`."""
-        chosen = options or Options()
-        if gs_prefix is not None:
-            return await self._driver.run(import_flow(gs_prefix, chosen, idempotency_key))
-        return await self._driver.run(
-            create_flow(
-                sources=gather(_several(images), recursive=recursive),
-                hashes=hashes,
-                options=chosen,
-                idempotency_key=idempotency_key,
-                progress=progress,
-                created=created,
-            )
-        )
-
-    async def create_from(
-        self,
-        sources: Iterable[tuple[Source, str]],
-        *,
-        options: Options | None = None,
-        idempotency_key: str | None = None,
-        progress: Progress = _silent,
-        created: Callable[[Job], None] = lambda _: None,
-    ) -> Batch:
-        """As `Jobs.create_from`."""
-        return await self._driver.run(
-            create_flow(
-                sources=sources,
-                hashes=(),
-                options=options or Options(),
-                idempotency_key=idempotency_key,
-                progress=progress,
-                created=created,
-            )
-        )
-
-    async def get(self, job_id: str) -> Job:
-        """As `Jobs.get`."""
-        return await self._driver.run(get_flow(job_id))
-
-    async def list(
-        self,
-        *,
-        status: str | None = None,
-        type: str | None = None,  # noqa: A002
-    ) -> AsyncIterator[Job]:
-        """As `Jobs.list`."""
-        cursor = None
-        while True:
-            page = await self._driver.run(list_flow(status, type, cursor, None))
-            for each in page.items:
-                yield each
-            cursor = page.next_cursor
-            if cursor is None:
-                return
-
-    async def page(
-        self, *, status: str | None = None, cursor: str | None = None, limit: int | None = None
-    ) -> Page[Job]:
-        """As `Jobs.page`."""
-        return await self._driver.run(list_flow(status, None, cursor, limit))
-
-    async def wait(self, job: Job | Batch | str, *, timeout: float | None = None) -> Batch:  # noqa: ASYNC109
-        """As `Jobs.wait`."""
-        done = [await self._driver.run(wait_flow(each, timeout)) for each in _ids(job)]
-        return Batch(tuple(done), _names(job), job.uploaded if isinstance(job, Batch) else 0)
-
-    async def watch(self, job: Job | Batch | str) -> AsyncIterator[Job]:
-        """As `Jobs.watch`."""
-        for each in _ids(job):
-            async for document in self._driver.events(f"{JOBS}/{each}/stream", {}):
-                if "job_id" in document:
-                    yield job_of(document)
-
-    async def results(
-        self,
-        job: Job | Batch | str,
-        *,
-        labels: int | None = None,
-        min_confidence: float | None = None,
-        status: str | None = None,
-    ) -> AsyncIterator[JobResult]:
-        """As `Jobs.results`."""
-        params = {"labels": labels, "min_confidence": min_confidence, "status": status}
-        for each in _ids(job):
-            cursor = None
-            while True:
-                page = await self._driver.run(results_flow(each, _names(job), cursor, params))
-                for item in page.items:
-                    yield item
-                cursor = page.next_cursor
-                if cursor is None:
-                    break
-
-    async def cancel(self, job: Job | Batch | str) -> Sequence[Job]:
-        """As `Jobs.cancel`."""
-        return [await self._driver.run(cancel_flow(each)) for each in _ids(job)]
-
-    async def retry(self, job: Job | str) -> Job:
-        """As `Jobs.retry`."""
-        return await self._driver.run(retry_flow(*_ids(job)))
+    create = async_blocking(Jobs.create)
+    create_from = async_blocking(Jobs.create_from)
+    get = async_blocking(Jobs.get)
+    list = async_paged(Jobs.list)
+    page = async_blocking(Jobs.page)
+    wait = async_blocking(Jobs.wait)
+    watch = async_streamed(Jobs.watch)
+    results = async_paged(Jobs.results)
+    cancel = async_blocking(Jobs.cancel)
+    retry = async_blocking(Jobs.retry)

@@ -6,11 +6,11 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from glimpse_client.flows import Call, Flow, Request, Response, nothing, request
+from glimpse_client.flows import Call, Flow, Request, Response
 from glimpse_client.sources import Source, find_images
 from glimpse_client.types import Job, job_of
 
-JOBS, MODELS = "/api/v1/jobs", "/api/v1/models"
+JOBS = "/api/v1/jobs"
 
 
 def train_flow(
@@ -34,18 +34,6 @@ def train_flow(
             source=Source(archive.name, archive),
         )
     return job_of({"type": "train-model", **response.document})
-
-
-def activate_flow(version: str) -> Flow[None]:
-    """Let the name of the model mean this version."""
-    name = version.partition("@")[0]
-    path = f"{MODELS}/{name}/activate"
-    return (yield from request("POST", path, nothing, json={"version": version}))
-
-
-def delete_flow(name: str) -> Flow[None]:
-    """Delete a trained model, or a version of it by its id."""
-    return (yield from request("DELETE", f"{MODELS}/{name}", nothing))
 
 
 def _pack(folder: Path, archive: Path) -> None:
