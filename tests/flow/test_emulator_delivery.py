@@ -73,7 +73,7 @@ async def test_set_up_again_changes_what_differs_and_loses_nothing(stack: Stack)
     stack.stop("worker")
     image = picture(seed=300)
     assert stack.upload(image).status_code == 202
-    changed = settings_of(stack).model_copy(update={"lease_seconds": 10.0})
+    changed = settings_of(stack).model_copy(update={"lease_seconds": 20.0})
     await provision(changed)
     await provision(settings_of(stack))
     stack.start("worker")

@@ -54,22 +54,15 @@ class SqliteDeadLetterStore(SqliteStore[LetterKey, DeadLetter]):
     """`core.ports.DeadLetterStore`. `add`, `delete` and `purge` are fsynced."""
 
     async def add(self, letter: DeadLetter) -> bool:
-        def insert(connection: sqlite3.Connection) -> bool:
-            return connection.execute(_INSERT, _row_of(letter)).rowcount == 1
-
-        return await self._database.write(insert, durable=True)
+        return await self._write_row(_INSERT, _row_of(letter))
 
     async def list(self, wanted: LetterFilter, limit: int, after: str = "") -> Sequence[DeadLetter]:
         low, high = wanted.bounds(after)
         values = (wanted.tenant, low, high, wanted.code, wanted.resolved, limit)
-
-        def select(connection: sqlite3.Connection) -> Sequence[DeadLetter]:
-            return [_letter_of(row) for row in connection.execute(_LIST, values)]
-
-        return await self._database.read(select)
+        return await self._read_rows(_LIST, values, _letter_of)
 
     async def delete(self, key: LetterKey) -> bool:
-        return await self._delete_row("DELETE FROM dead_letters WHERE tenant = ? AND id = ?", key)
+        return await self._write_row("DELETE FROM dead_letters WHERE tenant = ? AND id = ?", key)
 
     async def purge(self, before: datetime, limit: int) -> int:
         def purge(connection: sqlite3.Connection) -> int:

@@ -5,10 +5,9 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
-from typing import Any
 
 from core.backends.embedded.database import Database
-from core.backends.embedded.store import SqliteStore
+from core.backends.embedded.store import Row, SqliteStore
 from core.backends.embedded.timestamps import to_micros
 from core.clock import Clock, utc_now
 from core.domain import jobs
@@ -74,6 +73,11 @@ _ITEMS = (
     f"SELECT {_ITEM} FROM job_items WHERE {_ITEMS_OF} AND position > ?"
     " AND state LIKE ? ORDER BY position LIMIT ?"
 )
+_DUE = (
+    "SELECT document FROM (SELECT document, wake_at, row_number() OVER"
+    " (PARTITION BY tenant ORDER BY wake_at) AS turn FROM jobs WHERE wake_at <= ?"
+    " ORDER BY turn, wake_at LIMIT ?) ORDER BY wake_at"
+)
 _OPEN = f"SELECT 1 FROM job_items WHERE {_ITEMS_OF} AND state = 'open' LIMIT 1"
 _COUNT = f"SELECT state, count(*) FROM job_items WHERE {_ITEMS_OF} GROUP BY state"
 _GET_ITEM = f"SELECT {_ITEM} FROM job_items WHERE {_ITEMS_OF} AND position = ?"
@@ -93,11 +97,7 @@ class SqliteJobStore(SqliteStore[JobKey, Job]):
     async def create(self, job: Job) -> bool:
         row = (*_key_of(job.key), job.sort_key, job.status, job.type, job.owner)
         rest = (job.sealed, to_micros(job.wake_at), text_of_job(job))
-
-        def insert(connection: sqlite3.Connection) -> bool:
-            return connection.execute(_INSERT, (*row, *rest)).rowcount == 1
-
-        return await self._database.write(insert, durable=True)
+        return await self._write_row(_INSERT, (*row, *rest))
 
     async def add_items(self, key: JobKey, items: Sequence[JobItem]) -> None:
         rows = [(*_key_of(key), *_row_of(item)) for item in items]
@@ -115,30 +115,20 @@ class SqliteJobStore(SqliteStore[JobKey, Job]):
                     f"SELECT document FROM jobs WHERE (tenant, id) IN (VALUES {marks})",
                     [value for key in chunk for value in _key_of(key)],
                 )
-                for (document,) in rows:
-                    job = job_of_text(document)
-                    found[job.key] = job
+                found |= {job.key: job for job in map(_job_of, rows)}
             return found
 
         return await self._database.read(select)
 
     async def list(self, wanted: JobFilter, limit: int, after: str = "") -> Sequence[Job]:
         values = (wanted.tenant, after, wanted.status, wanted.type, wanted.owner, limit)
-
-        def select(connection: sqlite3.Connection) -> Sequence[Job]:
-            return [job_of_text(text) for (text,) in connection.execute(_LIST, values)]
-
-        return await self._database.read(select)
+        return await self._read_rows(_LIST, values, _job_of)
 
     async def items(
         self, key: JobKey, limit: int, after: int = -1, state: ItemState | None = None
     ) -> Sequence[JobItem]:
         values = (*_key_of(key), after, state or "%", limit)
-
-        def select(connection: sqlite3.Connection) -> Sequence[JobItem]:
-            return [_item_of(row) for row in connection.execute(_ITEMS, values)]
-
-        return await self._database.read(select)
+        return await self._read_rows(_ITEMS, values, _item_of)
 
     async def complete_item(
         self, key: JobKey, position: int, error: RecordError | None, interval: timedelta
@@ -163,16 +153,7 @@ class SqliteJobStore(SqliteStore[JobKey, Job]):
         )
 
     async def due(self, now: datetime, limit: int) -> Sequence[Job]:
-        def select(connection: sqlite3.Connection) -> Sequence[Job]:
-            rows = connection.execute(
-                "SELECT document FROM (SELECT document, wake_at, row_number() OVER"
-                " (PARTITION BY tenant ORDER BY wake_at) AS turn FROM jobs WHERE wake_at <= ?"
-                " ORDER BY turn, wake_at LIMIT ?) ORDER BY wake_at",
-                (to_micros(now), limit),
-            )
-            return [job_of_text(text) for (text,) in rows]
-
-        return await self._database.read(select)
+        return await self._read_rows(_DUE, (to_micros(now), limit), _job_of)
 
     async def delete(self, key: JobKey) -> bool:
         def delete(connection: sqlite3.Connection) -> bool:
@@ -186,7 +167,7 @@ class SqliteJobStore(SqliteStore[JobKey, Job]):
 
     def _select(self, connection: sqlite3.Connection, key: JobKey) -> Job | None:
         row = connection.execute(_GET, _key_of(key)).fetchone()
-        return None if row is None else job_of_text(row[0])
+        return None if row is None else _job_of(row)
 
     def _update(self, connection: sqlite3.Connection, state: Job) -> None:
         row = (state.status, state.sealed, to_micros(state.wake_at), text_of_job(state))
@@ -231,6 +212,10 @@ def _key_of(key: JobKey) -> tuple[str, str]:
     return (key.tenant, key.id)
 
 
+def _job_of(row: Row) -> Job:
+    return job_of_text(row[0])
+
+
 def _row_of(item: JobItem) -> tuple[object, ...]:
     return (
         item.position,
@@ -246,7 +231,7 @@ def _error_json(error: RecordError | None) -> str | None:
     return None if error is None else json.dumps(asdict(error))
 
 
-def _item_of(row: tuple[Any, ...]) -> JobItem:
+def _item_of(row: Row) -> JobItem:
     position, image_hash, name, metadata, state, error = row
     return JobItem(
         position=position,

@@ -115,20 +115,11 @@ class SqliteKeyStore(SqliteStore[str, ApiKey]):
     """`core.ports.KeyStore`. `create` is fsynced."""
 
     async def create(self, key: ApiKey) -> bool:
-        def insert(connection: sqlite3.Connection) -> bool:
-            return connection.execute(_INSERT, _row_of(key)).rowcount == 1
-
-        return await self._database.write(insert, durable=True)
+        return await self._write_row(_INSERT, _row_of(key))
 
     async def keys(self, tenant: str | None = None) -> list[ApiKey]:
-        def select(connection: sqlite3.Connection) -> list[ApiKey]:
-            rows = connection.execute(
-                f"{_SELECT} WHERE tenant = ? OR ? IS NULL ORDER BY created_at, id",
-                (tenant, tenant),
-            )
-            return [_key_of(row) for row in rows.fetchall()]
-
-        return await self._database.read(select)
+        statement = f"{_SELECT} WHERE tenant = ?1 OR ?1 IS NULL ORDER BY created_at, id"
+        return await self._read_rows(statement, (tenant,), _key_of)
 
     async def limits(self, tenant: str) -> TenantLimits:
         def select(connection: sqlite3.Connection) -> TenantLimits:
@@ -142,11 +133,7 @@ class SqliteKeyStore(SqliteStore[str, ApiKey]):
 
     async def set_limits(self, tenant: str, limits: TenantLimits) -> None:
         row = (tenant, None if limits.rate is None else str(limits.rate), limits.daily_quota)
-
-        def replace(connection: sqlite3.Connection) -> None:
-            connection.execute("REPLACE INTO tenant_limits VALUES (?, ?, ?)", row)
-
-        await self._database.write(replace, durable=True)
+        await self._write_row("REPLACE INTO tenant_limits VALUES (?, ?, ?)", row)
 
     def _select(self, connection: sqlite3.Connection, key: str) -> ApiKey | None:
         row = connection.execute(f"{_SELECT} WHERE id = ?", (key,)).fetchone()

@@ -221,11 +221,8 @@ class SqliteRecordStore(SqliteStore[RecordKey, Record]):
         return await self._database.read(lambda connection: _select_many(connection, keys))
 
     async def create(self, record: Record) -> bool:
-        def insert(connection: sqlite3.Connection) -> bool:
-            row = (*_key_of(record.key), *_state_of(record), record.sort_key)
-            return connection.execute(_INSERT, row).rowcount == 1
-
-        return await self._database.write(insert, durable=True)
+        row = (*_key_of(record.key), *_state_of(record), record.sort_key)
+        return await self._write_row(_INSERT, row)
 
     async def list(self, wanted: RecordFilter, limit: int, after: str = "") -> RecordPage:
         statement, values = _list_query(wanted)
@@ -243,19 +240,10 @@ class SqliteRecordStore(SqliteStore[RecordKey, Record]):
         return await self._database.read(select)
 
     async def stale(self, before: datetime, limit: int) -> Sequence[Record]:
-        def select(connection: sqlite3.Connection) -> Sequence[Record]:
-            rows = connection.execute(_STALE, (to_micros(before), limit)).fetchall()
-            return [_record_of(row) for row in rows]
-
-        return await self._database.read(select)
+        return await self._read_rows(_STALE, (to_micros(before), limit), _record_of)
 
     async def of_image(self, tenant: str, image_hash: str) -> Sequence[Record]:
-        def select(connection: sqlite3.Connection) -> list[Record]:
-            return [
-                _record_of(row) for row in connection.execute(_SELECT_IMAGE, (tenant, image_hash))
-            ]
-
-        return await self._database.read(select)
+        return await self._read_rows(_SELECT_IMAGE, (tenant, image_hash), _record_of)
 
     async def discard(self, claim: Claim) -> bool:
         def delete(connection: sqlite3.Connection) -> bool:
@@ -306,12 +294,7 @@ class SqliteRecordStore(SqliteStore[RecordKey, Record]):
 
     async def due_deletions(self, now: datetime, limit: int) -> Sequence[Deletion]:
         statement = f"SELECT {_DELETION} FROM deletions WHERE wake_at <= ? ORDER BY wake_at LIMIT ?"
-
-        def select(connection: sqlite3.Connection) -> Sequence[Deletion]:
-            rows = connection.execute(statement, (to_micros(now), limit)).fetchall()
-            return [_deletion_of(row) for row in rows]
-
-        return await self._database.read(select)
+        return await self._read_rows(statement, (to_micros(now), limit), _deletion_of)
 
     async def clean_up_deletion(self, image: ImageKey, owner: str) -> Deletion | None:
         def clean_up(connection: sqlite3.Connection) -> Deletion | None:

@@ -2,8 +2,8 @@
 
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Generic, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
 
 from core.backends.embedded.database import Database
 from core.clock import Clock, utc_now
@@ -11,6 +11,8 @@ from core.domain.transitions import Transition
 
 K = TypeVar("K")
 T = TypeVar("T")
+R = TypeVar("R")
+Row = tuple[Any, ...]
 
 
 class SqliteStore(ABC, Generic[K, T]):
@@ -33,13 +35,23 @@ class SqliteStore(ABC, Generic[K, T]):
 
         return await self._database.write(apply, durable=transition.durable)
 
-    async def _delete_row(self, statement: str, values: Sequence[object]) -> bool:
-        """Run a DELETE durably. Returns False if it deletes no row."""
+    async def _write_row(self, statement: str, values: Sequence[object]) -> bool:
+        """Run an INSERT or DELETE durably. Returns whether it changed a row."""
 
-        def delete(connection: sqlite3.Connection) -> bool:
+        def write(connection: sqlite3.Connection) -> bool:
             return connection.execute(statement, values).rowcount == 1
 
-        return await self._database.write(delete, durable=True)
+        return await self._database.write(write, durable=True)
+
+    async def _read_rows(
+        self, statement: str, values: Sequence[object], convert: Callable[[Row], R]
+    ) -> list[R]:
+        """The rows of a SELECT, each as what `convert` makes of it."""
+
+        def read(connection: sqlite3.Connection) -> list[R]:
+            return [convert(row) for row in connection.execute(statement, values)]
+
+        return await self._database.read(read)
 
     @abstractmethod
     def _select(self, connection: sqlite3.Connection, key: K) -> T | None: ...

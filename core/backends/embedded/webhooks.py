@@ -61,14 +61,10 @@ class SqliteWebhookStore(SqliteStore[WebhookKey, Webhook]):
         return await self._database.write(insert, durable=True)
 
     async def list(self, tenant: str) -> list[Webhook]:
-        def select(connection: sqlite3.Connection) -> list[Webhook]:
-            rows = connection.execute(f"{_SELECT} ORDER BY created_at, id", (tenant,)).fetchall()
-            return [_webhook_of(row) for row in rows]
-
-        return await self._database.read(select)
+        return await self._read_rows(f"{_SELECT} ORDER BY created_at, id", (tenant,), _webhook_of)
 
     async def delete(self, key: WebhookKey) -> bool:
-        return await self._delete_row("DELETE FROM webhooks WHERE tenant = ? AND id = ?", key)
+        return await self._write_row("DELETE FROM webhooks WHERE tenant = ? AND id = ?", key)
 
     def _select(self, connection: sqlite3.Connection, key: WebhookKey) -> Webhook | None:
         row = connection.execute(f"{_SELECT} AND id = ?", key).fetchone()
