@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.bundles import write_slow_bundle
 from tests.support.pictures import picture, sha256
+from tests.support.process import with_constants
 from tests.support.seeds import drawn_seed
 from tests.support.stack import Stack, until
 from worker.inference.protocol import MAX_BATCH
@@ -40,7 +41,7 @@ def backend(request: pytest.FixtureRequest) -> dict[str, str]:
     corner: dict[str, str] = request.getfixturevalue("own_corner")
     # Pub/Sub counts a push that finds no worker as a delivery; the embedded queue does not.
     # The deadline includes the wait for one of the emulator's two pushes.
-    return {**corner, "DELIVERY_ATTEMPTS": "100", "LEASE_SECONDS": "300"}
+    return {**corner, "DELIVERY_ATTEMPTS": "100", **with_constants(MIN_ACK_DEADLINE=600)}
 
 
 @pytest.fixture

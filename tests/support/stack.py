@@ -120,7 +120,7 @@ class Stack:
     def set_up(self) -> None:
         """Create topics, the bucket, and subscriptions that push to this stack's worker."""
         done = subprocess.run(
-            [sys.executable, "-m", "compose.emulator_setup"],
+            [sys.executable, "-m", *self.starter(), "compose.emulator_setup"],
             cwd=ROOT,
             env=self.environment,
             capture_output=True,
