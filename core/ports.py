@@ -278,8 +278,6 @@ class JobStore(Store[JobKey, Job], Protocol):
         """Delete the job and its items, durably. Returns False if there is none."""
         ...
 
-    async def ping(self) -> None: ...
-
 
 class DeadLetterStore(Store[LetterKey, DeadLetter], Protocol):
     """Dead letters by tenant, until they are deleted or purged (`core.domain.dead_letters`)."""
@@ -301,10 +299,6 @@ class DeadLetterStore(Store[LetterKey, DeadLetter], Protocol):
 
         Returns how many.
         """
-        ...
-
-    async def ping(self) -> None:
-        """Return if the store answers, else raise Unavailable."""
         ...
 
 

@@ -81,8 +81,6 @@ class ClassifyImage:
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, str]) -> "ClassifyImage":
         """Raises MalformedEnvelope if an attribute is missing or malformed."""
-        if attributes.get(KIND, "classify") != "classify":
-            raise MalformedEnvelope("The message does not name an image.")
         try:
             key = RecordKey(attributes["tenant"], attributes["image_hash"], attributes["model"])
         except KeyError as missing:
@@ -125,8 +123,6 @@ class _JobMessage:
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, str]) -> Self:
         """Raises MalformedEnvelope."""
-        if attributes.get(KIND) != cls.kind:
-            raise MalformedEnvelope(f"The message is not of the kind {cls.kind}.")
         return cls(*_job_of(attributes), attributes.get("traceparent", ""))
 
 
@@ -172,9 +168,7 @@ class EmbedImage:
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, str]) -> "EmbedImage":
         """Raises MalformedEnvelope."""
-        if attributes.get(KIND) != "embed":
-            raise MalformedEnvelope("The message does not ask for an embedding.")
-        same = ClassifyImage.from_attributes({**attributes, KIND: "classify"})
+        same = ClassifyImage.from_attributes(attributes)
         if not same.job:
             raise MalformedEnvelope("The attribute job is missing.")
         return cls(same.key, same.job, same.position, same.priority, same.traceparent)
@@ -209,8 +203,6 @@ class Notify:
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, str]) -> "Notify":
         """Raises MalformedEnvelope."""
-        if attributes.get(KIND) != "notify":
-            raise MalformedEnvelope("The message is not a notification.")
         event, target = attributes.get("event", ""), attributes.get("target", "")
         if not (EVENT.fullmatch(event) and _TARGET.fullmatch(target)):
             raise MalformedEnvelope("The attribute event or target is malformed.")
@@ -253,22 +245,22 @@ class MakeThumbnail:
 Message = ClassifyImage | EmbedImage | MakeThumbnail | RunJob | FitModel | Notify
 
 
+_KINDS: Mapping[str, type[Message]] = {
+    "classify": ClassifyImage,
+    "embed": EmbedImage,
+    "make_thumbnail": MakeThumbnail,
+    RunJob.kind: RunJob,
+    FitModel.kind: FitModel,
+    "notify": Notify,
+}
+
+
 def message_of(attributes: Mapping[str, str]) -> Message:
     """The message with these attributes. Raises MalformedEnvelope."""
-    match attributes.get(KIND, "classify"):
-        case "classify":
-            return ClassifyImage.from_attributes(attributes)
-        case "make_thumbnail":
-            return MakeThumbnail.from_attributes(attributes)
-        case "embed":
-            return EmbedImage.from_attributes(attributes)
-        case "run_job":
-            return RunJob.from_attributes(attributes)
-        case "fit_model":
-            return FitModel.from_attributes(attributes)
-        case "notify":
-            return Notify.from_attributes(attributes)
-    raise MalformedEnvelope("The attribute kind is unknown.")
+    kind = _KINDS.get(attributes.get(KIND, "classify"))
+    if kind is None:
+        raise MalformedEnvelope("The attribute kind is unknown.")
+    return kind.from_attributes(attributes)
 
 
 def _job_of(attributes: Mapping[str, str]) -> tuple[str, str]:
@@ -316,16 +308,21 @@ class PushEnvelope(BaseModel):
 
     def image_message(self) -> ClassifyImage | EmbedImage | MakeThumbnail:
         """The message of a channel for images. Raises MalformedEnvelope."""
-        attributes = self.message.attributes
-        match attributes.get(KIND):
-            case "make_thumbnail":
-                return MakeThumbnail.from_attributes(attributes)
-            case "embed":
-                return EmbedImage.from_attributes(attributes)
-        return ClassifyImage.from_attributes(attributes)
+        message = message_of(self.message.attributes)
+        if not isinstance(message, ClassifyImage | EmbedImage | MakeThumbnail):
+            raise MalformedEnvelope("The message does not name an image.")
+        return message
 
     def job_message(self) -> RunJob | FitModel:
         """The message of the channel of jobs. Raises MalformedEnvelope."""
-        if self.message.attributes.get(KIND) == "fit_model":
-            return FitModel.from_attributes(self.message.attributes)
-        return RunJob.from_attributes(self.message.attributes)
+        message = message_of(self.message.attributes)
+        if not isinstance(message, RunJob | FitModel):
+            raise MalformedEnvelope("The message does not ask for a step of a job.")
+        return message
+
+    def notification(self) -> Notify:
+        """The message of the channel of notifications. Raises MalformedEnvelope."""
+        message = message_of(self.message.attributes)
+        if not isinstance(message, Notify):
+            raise MalformedEnvelope("The message is not a notification.")
+        return message

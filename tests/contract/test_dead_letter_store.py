@@ -180,7 +180,3 @@ async def test_tenants_are_separate(letters: DeadLetterStore, clock: MovableCloc
     # Letters of two tenants may have the same id.
     assert await letters.add(replace(theirs, id=mine.id))
     assert await letters.get(LetterKey("public", mine.id)) == mine
-
-
-async def test_ping(letters: DeadLetterStore) -> None:
-    await letters.ping()

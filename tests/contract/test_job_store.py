@@ -569,7 +569,3 @@ async def test_job_with_a_thousand_items(store: JobStore, clock: MovableClock) -
     assert (after.status, after.counts) == (JobStatus.RUNNING, Counts(total, 0, 20))
     assert await store.delete(job.key)
     assert await store.items(job.key, 1) == []
-
-
-async def test_ping(store: JobStore) -> None:
-    await store.ping()

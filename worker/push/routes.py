@@ -10,7 +10,6 @@ from core.domain.messages import (
     EmbedImage,
     FitModel,
     MakeThumbnail,
-    Notify,
     PushEnvelope,
     message_of,
 )
@@ -122,7 +121,7 @@ async def run(request: Request) -> Response:
 )
 async def send_notification(request: Request) -> Response:
     envelope = PushEnvelope.parse(await read_body(request))
-    message, ctx = Notify.from_attributes(envelope.message.attributes), context_of(request)
+    message, ctx = envelope.notification(), context_of(request)
     with delivery_span(request, envelope, message, ctx), refuse_on_shutdown():
         await notify(message, envelope, ctx)
     return Response(status_code=204)

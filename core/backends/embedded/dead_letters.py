@@ -74,11 +74,6 @@ class SqliteDeadLetterStore(SqliteStore[LetterKey, DeadLetter]):
 
         return await self._database.write(purge, durable=True)
 
-    async def ping(self) -> None:
-        await self._database.read(
-            lambda connection: connection.execute("SELECT 1 FROM dead_letters")
-        )
-
     def _select(self, connection: sqlite3.Connection, key: LetterKey) -> DeadLetter | None:
         row = connection.execute(_GET, key).fetchone()
         return None if row is None else _letter_of(row)

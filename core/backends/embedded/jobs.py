@@ -162,9 +162,6 @@ class SqliteJobStore(SqliteStore[JobKey, Job]):
 
         return await self._database.write(delete, durable=True)
 
-    async def ping(self) -> None:
-        await self._database.read(lambda connection: connection.execute("SELECT 1 FROM jobs"))
-
     def _select(self, connection: sqlite3.Connection, key: JobKey) -> Job | None:
         row = connection.execute(_GET, _key_of(key)).fetchone()
         return None if row is None else _job_of(row)

@@ -67,9 +67,6 @@ class DatastoreDeadLetterStore(DatastoreStore[LetterKey, DeadLetter]):
 
         return await self._kept.purge(before, limit, of_tenant)
 
-    async def ping(self) -> None:
-        await self._datastore.ping()
-
     def _raw_key(self, key: LetterKey) -> Any:
         return self._keys.path(self._keys.namespace(key.tenant), (KIND, key.id))
 

@@ -152,9 +152,6 @@ class DatastoreJobStore(DatastoreStore[JobKey, Job]):
         await self._datastore.delete_found(key.tenant, items, MAX_POSITION + 1)
         return await self._delete(key)
 
-    async def ping(self) -> None:
-        await self._datastore.ping()
-
     @asynccontextmanager
     async def _lock(self, key: JobKey) -> AsyncIterator[None]:
         """Serializes the changes of one job in this process. Raises Unavailable."""
