@@ -151,12 +151,8 @@ class BundleModels:
             await asyncio.gather(self._reading, return_exceptions=True)
 
     async def find(self, tenant: str, name_or_id: str) -> ModelRef | None:
-        models = await self.list(tenant)
-        for model in models:
-            if name_or_id == model.id:
-                return model
-        for model in models:
-            if name_or_id == model.name:
+        for model in await self.list(tenant):
+            if name_or_id in (model.id, model.name):
                 return model
         if any(isinstance(each, BundleUnavailable) for each in self._found.values()):
             raise Unavailable("A model of the service cannot be read now. Retry later.")

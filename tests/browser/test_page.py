@@ -336,6 +336,25 @@ def test_pictures_are_sorted_by_keyboard_and_pointer(visit: Visit, tmp_path: Pat
     expect(cards.nth(1)).to_contain_text("1 picture")
 
 
+# --- Models of the service ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("visit", ["light"], indirect=True)
+def test_page_of_a_model_says_when_an_answer_is_not_sure(visit: Visit) -> None:
+    page = visit.open("/models/sure")
+    expect(page.locator("main")).to_contain_text(
+        "Below 90 % an answer is “not sure”, unless its narrowest category has at least 99 %."
+    )
+
+
+@pytest.mark.parametrize("visit", ["light"], indirect=True)
+def test_output_of_a_python_bundle_is_shown_beside_its_labels(visit: Visit, tmp_path: Path) -> None:
+    page = visit.open("/?model=brightness")
+    choose(page, "Choose photos", photo(tmp_path, "red.png", RED))
+    expect(page.locator(".best")).to_have_text("dark")
+    expect(page.locator(".bars + pre")).to_contain_text('"size"')
+
+
 # --- Accessibility, documentation -----------------------------------------------------------------
 
 

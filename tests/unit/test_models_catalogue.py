@@ -1,6 +1,8 @@
 """The catalogue of models, and `/api/v1/models`."""
 
+import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +97,34 @@ async def test_bundle_is_read_once_it_is_available(other_bundle: Path, retries: 
     await eventually(read)
     found = await source.find("ada", "other")
     assert found is not None and found.card.startswith("# Other")
+    await source.close()
+
+
+async def test_start_does_not_wait_for_a_slow_bundle(
+    other_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue, "FIRST_READ_SECONDS", 0.0)
+    readable = threading.Event()
+
+    class SlowBundles(Bundles):
+        def manifest(self, uri: str) -> AnyBundle:
+            assert readable.wait(30)
+            return super().manifest(uri)
+
+    source = BundleModels([str(other_bundle)], SlowBundles())
+    try:
+        async with asyncio.timeout(5):
+            await source.open()
+        assert await source.list("ada") == []
+        with pytest.raises(Unavailable):
+            await source.find("ada", "other")
+    finally:
+        readable.set()
+
+    async def read() -> bool:
+        return bool(await source.list("ada"))
+
+    await eventually(read)
     await source.close()
 
 

@@ -45,8 +45,10 @@ export function Failure({ error }) {
  */
 export function Labels({ image }) {
   const labels = image.annotations ?? [];
+  const output =
+    (image.output ?? null) === null ? null : html`<pre>${JSON.stringify(image.output, null, 2)}</pre>`;
   if (labels.length === 0) {
-    if (image.output) return html`<pre>${JSON.stringify(image.output, null, 2)}</pre>`;
+    if (output) return output;
     return image.status === "success" ? html`<p class="soft">No label has this confidence.</p>` : null;
   }
   const [best] = labels;
@@ -67,7 +69,8 @@ export function Labels({ image }) {
           <span class="number">${percent(each.confidence)}</span>
         </li>`,
       )}
-    </ul>`;
+    </ul>
+    ${output}`;
 }
 
 /**
