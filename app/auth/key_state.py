@@ -54,7 +54,7 @@ class Share:
 
     def seconds_left(self, now: float) -> int:
         """The seconds until the window ends, and with it those that are owed."""
-        later = self.owed // self.limit.quota * self.limit.seconds
+        later = self.owed // self.limit.quota * self.limit.seconds if self.owed else 0
         return max(0, math.ceil(self.end - now) + later)
 
 
@@ -100,7 +100,7 @@ class KeyState:
     """One key in one process."""
 
     __slots__ = (
-        *("_counts", "_day", "_own", "_policy", "_tenant", "_unwritten"),
+        *("_counts", "_day", "_own", "_policy", "_remaining", "_tenant", "_unwritten"),
         *("key", "principal", "shares", "stored_used_at", "used_at"),
     )
 
@@ -122,16 +122,17 @@ class KeyState:
         self.shares = (*self._own.shares, *self._tenant.shares)
         limits = [share.limit for share in self.shares]
         self._policy = ", ".join(f'"{x.name}";q={x.quota};w={x.seconds}' for x in limits).encode()
+        self._remaining = ", ".join(f'"{x.name}";r=%d;t=%d' for x in limits).encode()
 
     def headers(self, now: float) -> RawHeaders:
         """`RateLimit-Policy` and `RateLimit` of draft-ietf-httpapi-ratelimit-headers."""
         if not self.shares:
             return ()
-        states = [
-            b'"%b";r=%d;t=%d' % (share.limit.name.encode(), share.left, share.seconds_left(now))
-            for share in self.shares
-        ]
-        return ((b"ratelimit-policy", self._policy), (b"ratelimit", b", ".join(states)))
+        values: list[int] = []
+        for share in self.shares:
+            values += (share.left, share.seconds_left(now))
+        remaining = self._remaining % tuple(values)
+        return ((b"ratelimit-policy", self._policy), (b"ratelimit", remaining))
 
     def idle(self, since: datetime) -> bool:
         """Whether the key was last used before `since`, and nothing here is still needed."""

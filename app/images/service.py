@@ -102,6 +102,12 @@ class ImageService:
         if selection.model:
             key = await self.key_under(tenant, image_hash, selection.model)
         else:
+            # Before the key is made, whose checks take longer than all of this.
+            if view is self.default_view:
+                cached = self._cache.find(tenant, image_hash.lower(), self._default_model)
+                if cached is not None:
+                    bind_image(ImageKey(tenant, cached.image_hash))
+                    return cached
             key = self.key(tenant, image_hash)
         bind_image(key)
         if view is self.default_view and (cached := self._cache.get(key)) is not None:

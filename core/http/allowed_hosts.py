@@ -1,5 +1,7 @@
 """Serves only requests for known hosts: against DNS rebinding, and poisoned links and caches."""
 
+from functools import lru_cache
+
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core.errors import InvalidHost
@@ -8,6 +10,7 @@ from core.http.problems import response_for
 
 # Load balancers and supervisors use an IP address.
 _ANY_HOST = ("/health", "/started", "/ready")
+_HOSTS_KEPT = 16
 
 
 class AllowedHosts:
@@ -22,6 +25,8 @@ class AllowedHosts:
         self._names = {host.lower() for host in hosts if not host.startswith("*.")}
         self._suffixes = tuple(host[1:].lower() for host in hosts if host.startswith("*."))
         self._all = "*" in hosts
+        # Clients name few hosts, and each request has one.
+        self._serves = lru_cache(_HOSTS_KEPT)(self._is_served)
         self._detail = f"This service does not serve that host. An operator can add it: {setting}."
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -37,7 +42,8 @@ class AllowedHosts:
         if self._all or scope["path"] in _ANY_HOST:
             return True
         named = [value for name, value in scope["headers"] if name == b"host"]
-        if len(named) != 1:
-            return False
-        host = host_of(named[0].decode("latin-1"))
+        return len(named) == 1 and self._serves(named[0])
+
+    def _is_served(self, authority: bytes) -> bool:
+        host = host_of(authority.decode("latin-1"))
         return host in self._names or (bool(self._suffixes) and host.endswith(self._suffixes))

@@ -20,7 +20,7 @@ from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from core.domain.messages import ClassifyImage, EmbedImage, MakeThumbnail, Message
-from core.domain.records import RecordKey
+from core.domain.records import ImageKey, RecordKey
 from core.observability.tracing import current_trace_id
 
 MAX_401_LINES = 20  # a minute, for each event
@@ -54,6 +54,15 @@ class LimitUnauthenticated:
         if omitted := self._omitted.pop(name, 0):
             event["omitted_before"] = omitted
         return event
+
+
+class _Lines:
+    debug = True  # as structlog does before its configuration
+
+
+def writes_debug_lines() -> bool:
+    """Whether `configure_logging` was called with the level `debug`, or not yet."""
+    return _Lines.debug
 
 
 # Threads share the output, and a long write to a pipe is not atomic.
@@ -125,6 +134,7 @@ def configure_logging(
             )
         ]
     output = cast(TextIO, _BestEffort(file))
+    _Lines.debug = number <= logging.DEBUG
     structlog.configure(
         processors=[*shared, *final],
         wrapper_class=structlog.make_filtering_bound_logger(number),
@@ -152,7 +162,7 @@ def image_context(key: RecordKey) -> Iterator[None]:
         yield
 
 
-def bind_image(key: RecordKey) -> None:
+def bind_image(key: RecordKey | ImageKey) -> None:
     """As `image_context`, until the request ends. The line about the request has the image too.
 
     `RequestContext` clears it at the start of the next request.
@@ -172,7 +182,7 @@ def bind_message(message: Message) -> None:
     structlog.contextvars.bind_contextvars(**_fields_of(message))
 
 
-def _fields(key: RecordKey) -> dict[str, str]:
+def _fields(key: RecordKey | ImageKey) -> dict[str, str]:
     return {"image_hash": key.image_hash, "tenant": key.tenant}
 
 

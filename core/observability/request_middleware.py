@@ -10,6 +10,7 @@ from opentelemetry.trace import Span, SpanKind
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.http.problems import RESPONSE_STARTED, answer_unexpected, unanswered
+from core.observability.logs import writes_debug_lines
 from core.observability.metrics import METRICS_PATH, UNMATCHED
 from core.observability.setup import Observability
 from core.observability.tracing import (
@@ -93,13 +94,16 @@ class RequestContext:
             # The duration of a stream depends on its subject, so its time ends at its start.
             self._finish(span, method, scope, status, state.get(_STARTED, ended) - began)
             read = method in ("GET", "HEAD") or scope["path"] in self._quiet
-            (log.debug if read and status < 400 else log.info)(
-                "request",
-                method=method,
-                path=scope["path"],
-                status=status,
-                milliseconds=round(1000 * (ended - began), 1),
-            )
+            quiet = read and status < 400
+            # structlog's loggers look up the configuration for each line, even if they drop it.
+            if not quiet or writes_debug_lines():
+                (log.debug if quiet else log.info)(
+                    "request",
+                    method=method,
+                    path=scope["path"],
+                    status=status,
+                    milliseconds=round(1000 * (ended - began), 1),
+                )
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A WebSocket counts as a GET request with status 101 until it is closed, or refused."""
@@ -188,9 +192,10 @@ def set_headers(scope: MutableMapping[str, Any], headers: Iterable[tuple[bytes, 
     """As `add_headers`, and replace those with the same names that were added before."""
     state = scope.setdefault("state", {})
     headers = tuple(headers)
-    names = {name for name, _ in headers}
-    kept = tuple(pair for pair in state.get(_ADDED, ()) if pair[0] not in names)
-    state[_ADDED] = (*kept, *headers)
+    if before := state.get(_ADDED):
+        names = {name for name, _ in headers}
+        headers = (*(pair for pair in before if pair[0] not in names), *headers)
+    state[_ADDED] = headers
 
 
 def stream_started(scope: MutableMapping[str, Any]) -> None:

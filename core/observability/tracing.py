@@ -7,6 +7,7 @@ does for an image beside the model.
 """
 
 import random
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -26,6 +27,27 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 NO_PARENT = Context()
 _PROPAGATOR = TraceContextTextMapPropagator()
+_ids_lock = threading.Lock()
+
+
+class _NewTrace(NonRecordingSpan):
+    """The first span of a trace that is not recorded.
+
+    It gets its ids when something needs them. Most requests neither log a line nor publish.
+    """
+
+    def __init__(self) -> None:
+        self._ids: SpanContext | None = None
+
+    def get_span_context(self) -> SpanContext:
+        if self._ids is None:
+            with _ids_lock:
+                if self._ids is None:  # no other thread was faster
+                    self._ids = _new_ids()
+        return self._ids
+
+    def __repr__(self) -> str:
+        return f"_NewTrace({self.get_span_context()!r})"
 
 
 class _Recorder:
@@ -56,13 +78,15 @@ def start_span(
     if tracer is None:
         return unrecorded_span(parent)
     started = tracer.start_span(name, parent, kind, links=links)
-    return started if started.get_span_context().is_valid else _unrecorded_root()
+    return started if started.get_span_context().is_valid else _NewTrace()
 
 
 def unrecorded_span(parent: Context) -> Span:
     """The span of `parent` or, without one, of a new trace. It records nothing."""
+    if parent is NO_PARENT:
+        return _NewTrace()
     span_context = trace.get_current_span(parent).get_span_context()
-    return NonRecordingSpan(span_context) if span_context.is_valid else _unrecorded_root()
+    return NonRecordingSpan(span_context) if span_context.is_valid else _NewTrace()
 
 
 def make_current(current: Span) -> None:
@@ -125,10 +149,10 @@ def current_trace_id() -> str:
     return trace.format_trace_id(span_context.trace_id) if span_context.is_valid else ""
 
 
-def _unrecorded_root() -> Span:
+def _new_ids() -> SpanContext:
     # Not cryptographic: the ids must be unique, but they are no secret.
     trace_id, span_id = random.getrandbits(128) or 1, random.getrandbits(64) or 1
-    return NonRecordingSpan(SpanContext(trace_id, span_id, is_remote=False))
+    return SpanContext(trace_id, span_id, is_remote=False)
 
 
 @contextmanager

@@ -30,12 +30,14 @@ def restored_logging() -> Iterator[None]:
     """Restore the global state of logging and tracing."""
     root = logging.getLogger()
     handlers, level, configuration = root.handlers[:], root.level, structlog.get_config()
+    debug = logs._Lines.debug
     try:
         yield
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
         structlog.configure(**configuration)
+        logs._Lines.debug = debug
         structlog.contextvars.clear_contextvars()
         make_current(INVALID_SPAN)
 

@@ -91,6 +91,13 @@ async def test_successful_reads_are_not_logged_at_info(capsys: pytest.CaptureFix
     assert [line["status"] for line in requests] == [404]
 
 
+async def test_successful_reads_are_logged_at_debug(capsys: pytest.CaptureFixture[str]) -> None:
+    async with json_logs("api", "debug"):
+        await ask()
+    (request,) = [line for line in lines(capsys) if line["message"] == "request"]
+    assert (request["severity"], request["status"]) == ("DEBUG", 200)
+
+
 async def test_log_context_ends_with_the_request(capsys: pytest.CaptureFixture[str]) -> None:
     async with json_logs("api"):
         await ask("POST")

@@ -59,6 +59,13 @@ def test_without_an_sdk_steps_continue_the_current_trace() -> None:
     assert current_traceparent() == TRACEPARENT
 
 
+def test_new_trace_without_an_sdk_keeps_its_ids() -> None:
+    make_current(start_span("GET", SpanKind.SERVER))
+    traceparent = current_traceparent()
+    assert traceparent == current_traceparent()
+    assert traceparent.split("-")[1] == current_trace_id()
+
+
 def test_without_an_sdk_new_trace_is_another_one_for_its_context() -> None:
     make_current(unrecorded_span(parent_from(TRACEPARENT)))
     with new_trace("another"):
