@@ -73,8 +73,8 @@ smoke: $(INSTALLED) ## Upload a new image to a running Glimpse and wait for its 
 	@$(BIN)/python -m deploy.smoke $(or $(URL),http://127.0.0.1:8080)
 
 # tests/support/distribution.py says how many workers there are, and assigns the tests. Our files are UTF-8 in
-# every locale.
-PYTEST := PYTHONUTF8=1 $(BIN)/python -m pytest --numprocesses=auto
+# every locale. Each worker and each process that a test starts would compile the same files without bytecode.
+PYTEST := PYTHONUTF8=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses=auto
 
 .PHONY: test
 test: setup ## Check style, types, and boundaries, then run all tests

@@ -1,5 +1,10 @@
 """`python -m app`: the API in one process."""
 
+from core.gc_pause import begin_gc_pause, end_gc_pause
+
+if __name__ == "__main__":
+    begin_gc_pause()
+
 import contextlib
 
 from fastapi import FastAPI
@@ -39,6 +44,7 @@ def serve(settings: Settings, clock: Clock = utc_now, opener: BackendOpener = op
 
 
 def _run(settings: Settings, app: FastAPI) -> None:
+    end_gc_pause()
     raise_file_limit(max_connections(settings))
     with contextlib.suppress(KeyboardInterrupt):
         Server(settings, app).run()

@@ -1,5 +1,6 @@
 """Fixtures and rules that hold for every suite."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,17 @@ def forget_the_users_settings() -> None:
     for name in list(os.environ):
         if name.upper() in ours or name.startswith("OTEL_") or name.lower().endswith("_proxy"):
             del os.environ[name]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Modules and tests stay until the end of the run: no garbage collection scans them."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

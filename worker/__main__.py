@@ -1,5 +1,10 @@
 """`python -m worker`: serve until SIGTERM or SIGINT."""
 
+from core.gc_pause import begin_gc_pause, end_gc_pause
+
+if __name__ == "__main__":
+    begin_gc_pause()
+
 import contextlib
 import sys
 
@@ -45,6 +50,7 @@ def serve(settings: Settings, clock: Clock = utc_now, opener: BackendOpener = op
         timeout_graceful_shutdown=round(SHUTDOWN_SECONDS),
     )
     server = BaseServer(config)
+    end_gc_pause()
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
     if not server.started:

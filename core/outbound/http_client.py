@@ -10,23 +10,24 @@ Compare imgproxy's advisory GHSA-j2hp-6m75-v4j4.
 import asyncio
 import re
 import socket
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any
 
-import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from core.errors import GlimpseError, InvalidRequest
 from core.outbound.addresses import is_public
 
+if TYPE_CHECKING:
+    from aiohttp import ClientSession
+    from aiohttp.abc import ResolveResult
+
 MAX_URL_LENGTH = 2048
 RESOLVER_THREADS = 8
 MAX_REDIRECTS = 5  # for a GET request
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-CONNECT_SECONDS = 5.0
 READ_BUFFER = 4096  # bytes of a response's body that may arrive before the client closes it unread
 # What a C library reads as an IPv4 address, and the URL Standard too ("ends in a number").
 _SHORT_ADDRESS = re.compile(r"^(?!\d+\.\d+\.\d+\.\d+$)(?:[^:]*\.)?(?:\d+|0[xX][0-9a-fA-F]*)\.?$")
@@ -93,7 +94,7 @@ def _invalid(rule: str) -> InvalidRequest:
 CHECK_SECONDS = 3.0  # longest lookup of the host of a URL that a client sets
 
 
-class PublicResolver(AbstractResolver):
+class PublicResolver:
     """Resolves names in its own threads, so that a slow name server delays nothing else.
 
     `allow_private` accepts every address.
@@ -105,7 +106,7 @@ class PublicResolver(AbstractResolver):
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
+    ) -> "list[ResolveResult]":
         """Every address of `host`. Raises OSError, and PrivateAddress if any is not public."""
         found = await asyncio.get_running_loop().run_in_executor(
             self._threads, _look_up, host, port, family
@@ -151,18 +152,21 @@ def _look_up(host: str, port: int, family: int) -> list[Any]:
 class PublicClient:
     """Sends requests to URLs that users choose. Made by `open_public_client`."""
 
-    def __init__(
-        self, session: aiohttp.ClientSession, seconds: float, *, allow_private: bool
-    ) -> None:
-        self._session = session
+    def __init__(self, seconds: float, *, allow_private: bool, user_agent: str, read_buffer: int):
         self._seconds = seconds
         self._allow_private = allow_private
+        self._user_agent = user_agent
+        self._read_buffer = read_buffer
+        self._opening = asyncio.Lock()
+        self._session: ClientSession | None = None
+        self._opened = AsyncExitStack()
 
     async def post(self, text: str, body: bytes, headers: Mapping[str, str]) -> int:
         """The response's status. Raises PrivateAddress, InvalidRequest and NoResponse."""
         url = parse_url(text, allow_private=self._allow_private)
+        session = await self._open_session()
         with self._explained():
-            async with self._session.post(
+            async with session.post(
                 url, data=body, headers=headers, allow_redirects=False
             ) as response:
                 response.close()  # without waiting for the body
@@ -174,13 +178,12 @@ class PublicClient:
         Follows at most `MAX_REDIRECTS`, and checks each address as the first one. Raises
         PrivateAddress, InvalidRequest, and NoResponse, also for a status other than 200.
         """
+        session = await self._open_session()
         with self._explained():
             async with asyncio.timeout(self._seconds):
                 for _ in range(1 + MAX_REDIRECTS):
                     url = parse_url(text, allow_private=self._allow_private, plain_http=True)
-                    async with self._session.get(
-                        url, headers=headers, allow_redirects=False
-                    ) as response:
+                    async with session.get(url, headers=headers, allow_redirects=False) as response:
                         location = response.headers.get("Location")
                         if response.status in _REDIRECTS and location:
                             text = str(url.join(URL(location)).with_fragment(None))
@@ -193,21 +196,57 @@ class PublicClient:
                         return
                 raise NoResponse(f"more than {MAX_REDIRECTS} redirects")
 
+    async def close(self) -> None:
+        await self._opened.aclose()
+
+    async def _open_session(self) -> "ClientSession":
+        """The session, which the first request opens."""
+        async with self._opening:
+            if self._session is None:
+                open_session = await asyncio.to_thread(_import_aiohttp)
+                resolver = PublicResolver(allow_private=self._allow_private)
+                self._opened.push_async_callback(resolver.close)
+                self._session = await self._opened.enter_async_context(
+                    open_session(
+                        resolver.resolve,
+                        self._create_socket,
+                        seconds=self._seconds,
+                        user_agent=self._user_agent,
+                        read_buffer=self._read_buffer,
+                    )
+                )
+        return self._session
+
+    def _create_socket(self, address: Any) -> socket.socket:
+        family, kind, protocol, _, target = address
+        if not (self._allow_private or is_public(str(target[0]))):
+            raise _private()
+        return socket.socket(family, kind, protocol)
+
     @contextmanager
     def _explained(self) -> Iterator[None]:
         """Raise NoResponse for the errors of a request."""
+        from core.outbound.http_session import network_failure
+
         try:
             yield
         except TimeoutError as error:
             raise NoResponse(f"no answer within {self._seconds:g} s") from error
-        except aiohttp.ClientConnectorDNSError as error:
-            raise NoResponse("the name cannot be resolved") from error
-        except aiohttp.ClientSSLError as error:
-            raise NoResponse("TLS failed") from error
-        except aiohttp.ClientConnectorError as error:
-            raise NoResponse("no connection") from error
-        except (aiohttp.ClientError, UnicodeError, ValueError) as error:
-            raise NoResponse(f"no answer: {type(error).__name__}") from error
+        except Exception as error:
+            if reason := network_failure(error):
+                raise NoResponse(reason) from error
+            raise
+
+
+def _import_aiohttp() -> "Callable[..., ClientSession]":
+    """Import what opens a session. Call it in a thread, for the first request.
+
+    aiohttp takes a seventh of the time in which a service starts, and most processes send no
+    request to a URL of a user.
+    """
+    from core.outbound.http_session import open_session
+
+    return open_session
 
 
 @asynccontextmanager
@@ -218,33 +257,10 @@ async def open_public_client(
 
     `read_buffer` is how many bytes of a response may wait until they are read.
     """
-
-    def create_socket(address: Any) -> socket.socket:
-        family, kind, protocol, _, target = address
-        if not (allow_private or is_public(str(target[0]))):
-            raise _private()
-        return socket.socket(family, kind, protocol)
-
-    resolver = PublicResolver(allow_private=allow_private)
-    connector = aiohttp.TCPConnector(
-        limit=0,  # callers limit their requests
-        resolver=resolver,
-        use_dns_cache=False,
-        force_close=True,  # an address that was public a minute ago is resolved again
-        socket_factory=create_socket,
+    client = PublicClient(
+        seconds, allow_private=allow_private, user_agent=user_agent, read_buffer=read_buffer
     )
     try:
-        async with aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": user_agent},
-            timeout=aiohttp.ClientTimeout(
-                total=seconds, sock_connect=min(seconds, CONNECT_SECONDS)
-            ),
-            auto_decompress=False,
-            read_bufsize=read_buffer,
-            trust_env=False,
-        ) as session:
-            yield PublicClient(session, seconds, allow_private=allow_private)
+        yield client
     finally:
-        await resolver.close()
+        await client.close()

@@ -11,6 +11,7 @@ from tests.unit.test_google_boundaries import VENDOR
 
 # FastAPI depends on OpenTelemetry's API. The SDK and the exporters are separate packages.
 TELEMETRY = {"opentelemetry.sdk", "opentelemetry.exporter", "opentelemetry.proto"}
+SLOW = {"aiohttp"}  # the first request to a URL of a user imports it
 
 
 @pytest.mark.parametrize("service", ["app.main", "worker.main"])
@@ -32,7 +33,7 @@ async def main():
 asyncio.run(main())
 loaded = {{name.split(".")[0] for name in sys.modules}}
 loaded |= {{".".join(name.split(".")[:2]) for name in sys.modules}}
-print(sorted(loaded & {VENDOR | TELEMETRY!r}))
+print(sorted(loaded & {VENDOR | TELEMETRY | SLOW!r}))
 """
     done = subprocess.run(
         [sys.executable, "-c", program],

@@ -21,6 +21,7 @@ from tests.support.plain_http import NO_TLS
 from tests.support.process import VARIABLE
 
 ROOT = Path(__file__).resolve().parents[2]
+PRODUCTION = Path(__file__).with_name("production")  # hides packages that no image contains
 MODULES = {
     "worker": "worker",
     "queue": "core.backends.embedded.queue",
@@ -143,7 +144,7 @@ class Stack:
             return subprocess.Popen(
                 [sys.executable, "-m", *self.starter(), MODULES[name]],
                 cwd=ROOT,
-                env=self.environment,
+                env={**self.environment, "PYTHONPATH": str(PRODUCTION)},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )

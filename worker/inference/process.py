@@ -7,6 +7,11 @@ wakes the worker once for all of them. A slow network gains nothing from a batch
 would wait for each other. The batch size therefore depends on the time that one image takes.
 """
 
+from core.gc_pause import begin_gc_pause, end_gc_pause
+
+if __name__ == "__main__":
+    begin_gc_pause()
+
 import argparse
 import base64
 import contextlib
@@ -334,6 +339,7 @@ def main() -> None:
         memory_limit=memory_limit,
         thumbnails=args.thumbnails,
     )
+    end_gc_pause()
     with contextlib.suppress(ConnectionError):
         serve(socket.socket(fileno=args.descriptor), models)
 
