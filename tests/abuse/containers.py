@@ -1,5 +1,6 @@
 """Assembles invalid and extreme image files that no encoder writes."""
 
+import base64
 import io
 import struct
 import zlib
@@ -44,14 +45,24 @@ def png_of_size(
 ) -> bytes:
     """A PNG that declares `width` x `height` and contains `rows` rows of zeros."""
     samples = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
-    row = bytes(1 + (width * depth * samples + 7) // 8)
-    packer, pixels = zlib.compressobj(9), io.BytesIO()
-    for _ in range(rows):
-        pixels.write(packer.compress(row))
-    pixels.write(packer.flush())
+    row = 1 + (width * depth * samples + 7) // 8  # bytes
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
     palette = [(b"PLTE", bytes(3))] if colour == 3 else []
-    return png_of([(b"IHDR", head), *palette, (b"IDAT", pixels.getvalue()), (b"IEND", b"")])
+    pixels = compressed_zeros(row * rows)
+    return png_of([(b"IHDR", head), *palette, (b"IDAT", pixels), (b"IEND", b"")])
+
+
+def compressed_zeros(count: int) -> bytes:
+    """A zlib stream (RFC 1950) of `count` zeros, made of one compressed block again and again.
+
+    Compressing half a gigabyte takes seconds.
+    """
+    size = 2**20
+    packer = zlib.compressobj(9, wbits=-15)
+    block = packer.compress(bytes(size)) + packer.flush(zlib.Z_FULL_FLUSH)
+    end = packer.compress(bytes(count % size)) + packer.flush()
+    adler32 = count % 65_521 << 16 | 1
+    return b"\x78\xda" + block * (count // size) + end + struct.pack(">I", adler32)
 
 
 def png_with(data: bytes, *extra: tuple[bytes, bytes], last: bool = False) -> bytes:
@@ -163,6 +174,24 @@ def avif_declared_smaller(size: tuple[int, int], **options: str) -> bytes:
     data, declared = file.getvalue(), struct.pack(">II", *size)
     assert declared in data
     return data.replace(declared, struct.pack(">II", 64, 64))
+
+
+# `avif_declared_smaller((16_000, 16_000))`, compressed: encoding it takes nine seconds.
+_COMPRESSED_AVIF = (
+    "c-muNU{FXasVqn=%S>Yc0uY^>nP!-qnV9D5Xy^nKdYzkElE?r7iWw<6MNl?FL1uCZ0~+8f$SlbPvlxL`E;A=T8N_h`"
+    "@fjhajKT~IJX3*ejm*rvG`LzRASaax%1bOWFm%q($p_n&m03_!0HnP$3zGAJv`A)gK`PWf2PhUO$gIc&2{3bTZ~!Tu"
+    "#4<zYMtL5PkZ^K-PElTRP6g0pUIw-XppbZGK`zWsK!>p~GBvXRHO<XUNh}d!;Nq75URVF~?;<8CUJj#XNdcwg!-tI;"
+    "Sp@tQfSMD}p9@^86}@%iBvS^{D@T$~b!IehY|OpCeQI3(3l%}RsRqhU&o^-8PJD6Nh+88t&C~9Pz&qb(@eG}b&NpY5"
+    "WbB^(%X9Vm4$B7-j#(Dp6(_Q}6dw0m@yqG+;)~7+szyad_YIQIpNlAG`tG%3pWBTiVzMf4Hw1~k=$$^Hu<csWcloxX"
+    "8$4zjDFo-nE53;C-<4#(b6fw-O&vyUf=ZU{lOH~A%gS6KJTq+06u(oKR>}T-Kg-}MJ9Bxtfi9zk)79fI-R51WJ+UJA"
+    "0bMLfBFmC#EM97t*PLE|MP}x^g3ukZjoM2Y`YyKp*8BA2^W+utI#zPJ_<fx^PkqJXc*fv{;S*Y;Q8F4Oqfs&%C8JR?"
+    "8YQDqG8!d=HA<ps=#eKw*Kpc}d<Ot)xPwI"
+)
+
+
+def avif_of_256_megapixels() -> bytes:
+    """An AVIF that declares 64 by 64 pixels and is encoded with 16,000 by 16,000."""
+    return zlib.decompress(base64.b85decode(_COMPRESSED_AVIF))
 
 
 def avif_of_empty_extents(items: int = 3_000) -> bytes:

@@ -67,10 +67,25 @@ def attack(
             operation = found.ok()
             outcome.operations += 1
             for mode in MODES:
+                if mode is GenerationMode.NEGATIVE and not _has_invalid_requests(operation):
+                    continue
                 _attack_operation(
                     operation, mode, examples // len(MODES), session, outcome, draw, progress
                 )
     return outcome
+
+
+def _has_invalid_requests(operation: "APIOperation[Any, Any, Any, Any]") -> bool:
+    """Whether requests can be invalid: not if the only input is any text in the path.
+
+    Hypothesis would draw hundreds of requests before it gives up.
+    """
+    description = operation.definition.raw
+    inputs = [(each["in"], each["schema"].keys()) for each in description.get("parameters", [])]
+    return "requestBody" in description or any(
+        place != "path" or keys - {"type", "title", "description", "examples"}
+        for place, keys in inputs
+    )
 
 
 def _attack_operation(
