@@ -5,43 +5,50 @@ with its version, wait for the operation, and end with 1 if the service is not r
 scenarios run with the real gcloud by `make releases`.
 """
 
-import http.client
+# A release calls it about seventy times. These imports take 8 ms of CPU time; `http.client`,
+# `pathlib` and `typing` would take 30 ms more.
+import _socket
 import json
 import os
-import secrets
 import sys
-from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any
 
 
-def install(folder: Path) -> None:
+def install(folder: "Path") -> None:
     """A command `gcloud` in `folder`."""
+    import py_compile
+
     folder.mkdir(parents=True, exist_ok=True)
-    command = folder / "gcloud"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "{__file__}" "$@"\n')
+    program, command = folder / "gcloud.pyc", folder / "gcloud"
+    py_compile.compile(__file__, str(program), doraise=True)
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "{program}" "$@"\n')
     command.chmod(0o755)
 
 
-def call(method: str, path: str, body: Any = None) -> Any:
-    token = Path(os.environ["CLOUDSDK_AUTH_ACCESS_TOKEN_FILE"]).read_text()
-    line = http.client.HTTPConnection("127.0.0.1", int(os.environ["CLOUDSDK_PROXY_PORT"]))
-    line.request(
-        method,
-        path,
-        json.dumps(body) if body is not None else None,
-        {"authorization": f"Bearer {token}", "content-type": "application/json"},
-    )
-    answer = line.getresponse()
-    document = json.loads(answer.read())
-    if answer.status != 200:
+def call(method: str, path: str, body: "Any" = None) -> "Any":
+    with open(os.environ["CLOUDSDK_AUTH_ACCESS_TOKEN_FILE"]) as file:  # noqa: PTH123 - see above
+        token = file.read()
+    sent = json.dumps(body) if body is not None else ""
+    line = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
+    line.connect(("127.0.0.1", int(os.environ["CLOUDSDK_PROXY_PORT"])))
+    request = f"{method} {path} HTTP/1.0\r\nauthorization: Bearer {token}\r\n"
+    line.sendall(f"{request}content-length: {len(sent)}\r\n\r\n{sent}".encode("ascii"))
+    answer = b""
+    while part := line.recv(65_536):
+        answer += part
+    head, _, content = answer.partition(b"\r\n\r\n")
+    status, document = int(head.split()[1]), json.loads(content)
+    if status != 200:
         error = document["error"]
-        sys.exit(f"ERROR: (gcloud.run) {error['status']}: {error['message']} ({answer.status})")
+        sys.exit(f"ERROR: (gcloud.run) {error['status']}: {error['message']} ({status})")
     return document
 
 
-def retarget(traffic: list[dict[str, Any]], options: dict[str, str]) -> list[dict[str, Any]]:
+def retarget(traffic: "list[dict[str, Any]]", options: dict[str, str]) -> "list[dict[str, Any]]":
     """The traffic with the changes that the options describe."""
     if split := options.get("to-revisions"):
         tagged = [{k: v for k, v in t.items() if k != "percent"} for t in traffic if t.get("tag")]
@@ -78,7 +85,7 @@ def main() -> None:
             metadata = spec["template"].setdefault("metadata", {})
             metadata.pop("name", None)
             # So that each update makes a revision.
-            metadata["labels"] = {"client.knative.dev/nonce": secrets.token_hex(5)}
+            metadata["labels"] = {"client.knative.dev/nonce": os.urandom(5).hex()}
             spec["template"]["spec"]["containers"][0]["image"] = image
         spec["traffic"] = retarget(spec["traffic"], options)
         sent = call("PUT", f"{base}/services/{name}", service)
