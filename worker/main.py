@@ -132,8 +132,10 @@ def create_app(
     )
     extend_openapi(app)
     install_problem_handlers(app)
-    # One by one: FastAPI would match an included router twice for each request.
-    app.router.routes.extend([*hot_router.routes, *router.routes])
+    # One by one: FastAPI would match an included router twice for each request. The hot routes are
+    # before those of FastAPI's documentation, because Starlette tries routes in order.
+    app.router.routes[:0] = hot_router.routes
+    app.router.routes.extend(router.routes)
     app.include_router(health_routes(checks))
     observability.add_metrics_route(app)
     return app

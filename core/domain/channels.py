@@ -20,7 +20,7 @@ class Lane(StrEnum):
     DEAD_LETTERS = "dead-letters"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Channel:
     """`name` is part of the names of topic and subscription; messages are POSTed to `path`."""
 

@@ -4,6 +4,8 @@ The domain decides, stores apply: a transition is a pure step from one state to 
 `change` of a store runs it in a transaction (`core.ports`).
 """
 
+from __future__ import annotations  # those of nested functions cost time in each call
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime

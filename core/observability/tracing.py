@@ -9,7 +9,7 @@ does for an image beside the model.
 import random
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from opentelemetry import context, trace
 from opentelemetry.context import Context
@@ -26,6 +26,7 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 NO_PARENT = Context()
+_UNRECORDED = nullcontext(trace.INVALID_SPAN)  # it has no state, so every `span` can return it
 _PROPAGATOR = TraceContextTextMapPropagator()
 _ids_lock = threading.Lock()
 
@@ -60,6 +61,11 @@ _recorder = _Recorder()
 def record_with(provider: TracerProvider | None) -> None:
     """Record the spans of this process with `provider` from now on, or no spans."""
     _recorder.tracer = None if provider is None else provider.get_tracer("glimpse")
+
+
+def records_spans() -> bool:
+    """Whether this process records spans."""
+    return _recorder.tracer is not None
 
 
 def parent_from(traceparent: str) -> Context:
@@ -98,15 +104,10 @@ def make_current(current: Span) -> None:
     context.attach(trace.set_span_in_context(current, NO_PARENT))
 
 
-@contextmanager
-def span(name: str, kind: SpanKind = SpanKind.INTERNAL) -> Iterator[Span]:
+def span(name: str, kind: SpanKind = SpanKind.INTERNAL) -> AbstractContextManager[Span]:
     """A child of the current span for the duration of the context."""
     tracer = _recorder.tracer
-    if tracer is None:
-        yield trace.get_current_span()
-        return
-    with _use(tracer.start_span(name, kind=kind)) as child:
-        yield child
+    return _UNRECORDED if tracer is None else _use(tracer.start_span(name, kind=kind))
 
 
 @contextmanager

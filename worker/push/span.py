@@ -9,7 +9,7 @@ from opentelemetry.trace import Link, Span, SpanKind
 
 from core.domain.messages import ClassifyImage, EmbedImage, MakeThumbnail, Message, PushEnvelope
 from core.observability.logs import bind_message
-from core.observability.tracing import fail, make_current, parent_from, start_span
+from core.observability.tracing import fail, make_current, parent_from, records_spans, start_span
 from core.ports import Publisher
 from worker.context import WorkerContext
 
@@ -27,14 +27,14 @@ def delivery_span(
     """
     subscription = envelope.subscription.rpartition("/")[2]
     parent, links = parent_from(message.traceparent), []
-    if trace.get_current_span(parent).get_span_context().is_valid:
+    if not trace.get_current_span(parent).get_span_context().is_valid:
+        # Without the publisher's trace context, the span continues the request's.
+        parent = context.get_current()
+    elif records_spans():
         caller = parent_from(request.headers.get("traceparent", ""))
         caller_context = trace.get_current_span(caller).get_span_context()
         if caller_context.is_valid:
             links.append(Link(caller_context))
-    else:
-        # Without the publisher's trace context, the span continues the request's.
-        parent = context.get_current()
     span = start_span(f"process {subscription}", SpanKind.CONSUMER, parent, links)
     make_current(span)
     bind_message(message)

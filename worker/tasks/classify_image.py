@@ -192,9 +192,12 @@ async def _classify_claimed(
                 output=outcome.output,
             )
         found = b"" if isinstance(outcome, RecordError) else outcome.thumbnail
-        stored, _ = await asyncio.gather(
-            records.change(claim.key, end), keep_thumbnail(claim.key, found, ctx.backend.blobs)
-        )
+        if found:
+            stored, _ = await asyncio.gather(
+                records.change(claim.key, end), keep_thumbnail(claim.key, found, ctx.backend.blobs)
+            )
+        else:
+            stored = await records.change(claim.key, end)
     timing = {
         "attempt": claim.attempt,
         "milliseconds": round(1000 * (time.perf_counter() - began), 1),

@@ -118,8 +118,8 @@ class FileBlobStore:
     def _path(self, name: str) -> Path:
         folder, last = split_name(name)
         # Images and embeddings are many, so they are spread over 256 folders.
-        place = self._folder / folder
-        return place / last[:2] / last if IMAGE_HASH.fullmatch(last) else place / last
+        spread = (last[:2],) if IMAGE_HASH.fullmatch(last) else ()
+        return self._folder.joinpath(folder, *spread, last)
 
     async def _run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self._closed:

@@ -156,14 +156,14 @@ class PushQueue:
     async def _step(self) -> None:
         self._event.clear()
         since_poll = asyncio.get_running_loop().time() - self._polled_at
-        if (self._due and since_poll > MAX_POLL_INTERVAL) or (
+        longest = MAX_POLL_INTERVAL if self._due else self.idle_poll_interval
+        if since_poll > max(longest, MAX_POLL_INTERVAL) or (
             self._woken and since_poll > POLL_INTERVAL
         ):
             await self._poll()
         slots = self._free_slots()
         if self._outcomes or slots:
             leased = await self._record_and_lease(slots)
-            self._woken = True  # refused messages have new due times
             for message in leased:
                 self._in_flight[message.channel.lane] += 1
                 task = asyncio.create_task(self._deliver(message))
@@ -174,7 +174,7 @@ class PushQueue:
                 lane = each.channels[0].lane
                 if taken[lane] < each.count:
                     # The lane has no more due messages: poll for the next due time.
-                    self._version = -1
+                    self._version, self._woken = -1, True
                     for channel in CHANNELS_OF[lane]:
                         self._due.pop(channel, None)
         elif not await self._wait_for_event():
@@ -183,24 +183,29 @@ class PushQueue:
     async def _record_and_lease(self, slots: Sequence[Slots]) -> list[Message]:
         outcomes, self._outcomes = self._outcomes, []
         try:
-            return await self._store.record_and_lease(outcomes, slots, self._clock())
+            leased = await self._store.record_and_lease(outcomes, slots, self._clock())
         except BaseException:
             self._outcomes = outcomes + self._outcomes  # for the next step
             raise
+        if not all(isinstance(outcome, Acknowledged) for outcome in outcomes):
+            self._woken = True  # refused messages have new due times
+        return leased
 
     def _free_slots(self) -> list[Slots]:
         """The deliveries that may begin now, for lanes that have due messages."""
         now = self._clock()
-        due = [channel for channel in ALL_CHANNELS if channel in self._due]
-        due = [channel for channel in due if self._due[channel] <= now]
-        if not due:
+        waiting: dict[Lane, list[Channel]] = {}
+        for channel in ALL_CHANNELS:
+            due = self._due.get(channel)
+            if due is not None and due <= now:
+                waiting.setdefault(channel.lane, []).append(channel)
+        if not waiting:
             return []
         if self._failed_connects:
             # One message at a time probes whether the worker is back.
             probing = bool(self._pushes) or asyncio.get_running_loop().time() < self._probe_at
-            return [] if probing else [Slots(1, CHANNELS_OF[due[0].lane])]
-        waiting = {lane: [channel for channel in due if channel.lane is lane] for lane in Lane}
-        free = {lane: self._sizes[lane] - self._in_flight[lane] for lane in Lane if waiting[lane]}
+            return [] if probing else [Slots(1, CHANNELS_OF[next(iter(waiting))])]
+        free = {lane: self._sizes[lane] - self._in_flight[lane] for lane in waiting}
         if not any(free.values()):
             return []
         self._rounds += 1
@@ -228,7 +233,9 @@ class PushQueue:
         elif all(self._in_flight[lane] >= size for lane, size in self._sizes.items()):
             seconds = None
         try:
-            await asyncio.wait_for(self._event.wait(), seconds)
+            # Not `wait_for`, which creates a task for each call.
+            async with asyncio.timeout(seconds):
+                await self._event.wait()
         except TimeoutError:
             return False
         return True

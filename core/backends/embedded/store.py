@@ -1,5 +1,7 @@
 """What the SQLite stores share: reading one object by its key, and changing it."""
 
+from __future__ import annotations  # those of nested functions cost time in each call
+
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
