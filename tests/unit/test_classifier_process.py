@@ -77,6 +77,15 @@ def test_waiting_images_run_as_a_batch_and_are_answered_in_order(
     assert labels([reply for group in groups for reply in group]) == asked
 
 
+def test_folder_that_holds_another_model_by_now_is_not_loaded(tmp_path: Path) -> None:
+    folder = write_colour_bundle(tmp_path / "changed")
+    name = name_of(folder)
+    write_colour_bundle(folder, sharpness=5.0)
+    models = Models(2, max_pixels=10**6, labels_per_image=3)
+    ((reply,),) = models.answers([Frame(IMAGE, name, PHOTOS["red"])])
+    assert "the folder now holds colours@" in reply["error"][1]
+
+
 def test_result_does_not_depend_on_the_batch(models: Models, name: bytes) -> None:
     frames = [Frame(IMAGE, name, photo) for photo in PHOTOS.values()]
     (together,) = models.answers(frames)

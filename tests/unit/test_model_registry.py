@@ -12,7 +12,7 @@ import pytest
 from core.backends.bundles import Bundles
 from core.bundles.bundle import read_bundle, write_sums
 from core.bundles.python_bundle import AnyBundle
-from core.errors import BundleError, ModelUnavailable
+from core.errors import BundleError, BundleUnavailable, ModelUnavailable
 from tests.support.bundles import write_colour_bundle
 from tests.support.classifiers import spawn_thread
 from tests.support.loop_errors import loop_errors
@@ -242,6 +242,57 @@ async def test_failed_load_is_repeated_at_growing_intervals(
             moments.append(now)
     pauses = [later - earlier for earlier, later in pairwise(moments)]
     assert pauses == [10, 20, 40, 80, 160, 300, 300, 300]
+
+
+async def test_unavailable_storage_is_tried_at_the_shortest_interval(bundles: list[str]) -> None:
+    """A try costs nothing, and the first one after the outage succeeds."""
+    now, tries = 0.0, []
+
+    async def load(bundle: AnyBundle) -> RemoteClassifier:
+        tries.append(now)
+        raise BundleUnavailable("The storage does not answer.")
+
+    registry = ModelRegistry(bundles[:1], Bundles(), 1, load, monotonic=lambda: now)
+    await registry.open()
+    await registry.close()
+    while now < 50:
+        now += 1
+        with pytest.raises(ModelUnavailable):
+            await registry.check()
+    assert tries == [0, 10, 20, 30, 40, 50]
+
+
+async def test_success_resets_the_interval_of_failed_loads(
+    bundles: list[str], loads: Loads
+) -> None:
+    now, broken = 0.0, True
+    tries = 0
+
+    async def load(bundle: AnyBundle) -> RemoteClassifier:
+        nonlocal tries
+        if bundle.manifest.name == "b":
+            tries += 1
+            if broken:
+                raise BundleError("The weights are damaged.")
+        return await loads(bundle)
+
+    registry = ModelRegistry(bundles[:2], Bundles(), 1, load, monotonic=lambda: now)
+    await registry.open()
+    a, b = map(identity, bundles[:2])
+    for moment in (0, 10):
+        now = moment
+        with pytest.raises(ModelUnavailable):
+            await registry.classifier(b)
+    now, broken = 30, False
+    await registry.classifier(b)
+    await registry.classifier(a)  # unloads b
+    broken = True
+    for moment, expected in ((30, 4), (39, 4), (40, 5)):
+        now = moment
+        with pytest.raises(ModelUnavailable):
+            await registry.classifier(b)
+        assert tries == expected, moment
+    await registry.close()
 
 
 async def test_closed_registry_does_not_retry(tmp_path: Path, loads: Loads) -> None:

@@ -240,6 +240,34 @@ def test_requirements_are_checked(tmp_path: Path, lines: str, reason: str) -> No
     assert reason in raised.value.detail
 
 
+def test_installed_prerelease_meets_a_requirement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.inference.predictor.version", lambda name: "2.0rc1")
+    folder = write_python_bundle(tmp_path)
+    (folder / "requirements.txt").write_text("pillow>=1.5")
+    assert classifier_of(folder)
+
+
+def test_folder_with_too_many_files_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_python_bundle(tmp_path)
+    monkeypatch.setattr("core.bundles.python_bundle.MAX_FILES", 3)
+    assert read_python_bundle(folder)
+    (folder / "one-more.txt").touch()
+    with pytest.raises(BundleError, match="has more than 3 files"):
+        read_python_bundle(folder)
+
+
+def test_file_name_with_a_line_break_is_refused(tmp_path: Path) -> None:
+    """A line of SHA256SUMS cannot contain it."""
+    folder = write_python_bundle(tmp_path)
+    (folder / "a\nb.txt").touch()
+    with pytest.raises(BundleError, match="a file whose name has a line break"):
+        read_python_bundle(folder)
+
+
 def test_modules_beside_the_predictor_belong_to_their_bundle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -217,9 +217,9 @@ class _CategoryIndex:
             self._members[row, members[name]] = 1
 
     def narrowest(self, scores: NDArray[np.float64], label: int) -> float:
-        """The probability of the narrowest category of `label`; 0 if it has none."""
+        """The summed scores of the narrowest category of `label`; 0 if it has none."""
         rows = np.flatnonzero(self._members[:, label])
-        return float(min(self._members[rows[0]] @ scores, 1.0)) if rows.size else 0.0
+        return float(self._members[rows[0]] @ scores) if rows.size else 0.0
 
     def best(self, scores: NDArray[np.float64]) -> tuple[Annotation, ...]:
         """The most likely categories, most likely first; those below 0.5 % are left out.
