@@ -6,7 +6,6 @@ import random
 import secrets
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
@@ -20,29 +19,6 @@ CROP = 192  # pixels
 BROKEN = 3  # files that are not images: each fails its item, not the job
 COMMON = 6  # labels in the table
 NOT_SURE = "not sure"  # shown instead of a label below the model's threshold
-
-
-@dataclass(frozen=True)
-class Event:
-    """A server-sent event; `data` is its JSON."""
-
-    name: str
-    data: dict[str, object]
-
-
-def events(lines: Iterator[str]) -> Iterator[Event]:
-    """The events in the lines of a stream (WHATWG HTML, 9.2.6), without heartbeats."""
-    name, data = "message", ""
-    for line in lines:
-        field, _, value = line.partition(":")
-        if not line:
-            if data:
-                yield Event(name, json.loads(data))
-            name, data = "message", ""
-        elif field == "event":
-            name = value.strip()
-        elif field == "data":
-            data += value.removeprefix(" ")
 
 
 def crops(paths: Sequence[Path], count: int) -> Iterator[tuple[str, bytes]]:
@@ -74,13 +50,13 @@ def follow(
         console=console,
     )
     job: dict[str, object] = {}
-    with bar, client.stream("GET", created["stream_url"], timeout=60) as stream:
-        if stream.is_error:
-            stream.read()  # a closed stream has no text for the error
-        stream.raise_for_status()
+    with bar, client.sse(created["stream_url"], timeout=60) as stream:
+        if stream.response.is_error:
+            stream.response.read()  # a closed stream has no text for the error
+        stream.response.raise_for_status()
         task = bar.add_task(name, total=items, failed=0)
-        for event in events(stream.iter_lines()):
-            job = event.data
+        for event in stream:
+            job = json.loads(event.data)
             completed = int(str(job["succeeded"])) + int(str(job["failed"]))
             bar.update(task, completed=completed, failed=job["failed"])
     if not job:  # the service has closed the stream before its first event

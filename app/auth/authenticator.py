@@ -69,9 +69,7 @@ class Authenticator:
         settings: Settings,
         clock: Clock = utc_now,
         monotonic: Callable[[], float] = time.monotonic,
-        trusted_seconds: float = KEY_CACHE_SECONDS,
     ) -> None:
-        """A process accepts a key for `trusted_seconds` after it has verified the key."""
         self.access = access
         self.hasher = KeyHasher(*access.secrets)
         self.tickets = TicketSigner(access.secrets[0])
@@ -79,10 +77,12 @@ class Authenticator:
         self._rate = settings.rate
         self.clock = clock
         self._monotonic = monotonic
-        self.trusted_seconds = trusted_seconds
+        self.trusted_seconds = KEY_CACHE_SECONDS
         # By digest, so that no key's text stays in memory longer than its request.
         self._verified: dict[bytes, _VerifiedKey] = {}
-        self._refused: TTLCache[bytes, str] = TTLCache(MAX_REFUSED_KEYS, trusted_seconds, monotonic)
+        self._refused: TTLCache[bytes, str] = TTLCache(
+            MAX_REFUSED_KEYS, KEY_CACHE_SECONDS, monotonic
+        )
         self._lookups: dict[str, asyncio.Task[_StoredKey]] = {}
         self._states: dict[str, KeyState] = {}
         self._tenants: dict[str, TenantState] = {}

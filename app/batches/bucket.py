@@ -63,16 +63,14 @@ class BatchSize:
     bytes_: int = 0
 
 
+@dataclass(frozen=True, slots=True)
 class BucketReader:
     """Reads the objects of one batch. `slot` reserves their bytes."""
 
-    def __init__(
-        self, source: ObjectSource, where: ObjectPrefix, slot: UploadSlot, limits: BatchLimits
-    ) -> None:
-        self._source = source
-        self._where = where
-        self._slot = slot
-        self._limits = limits
+    source: ObjectSource
+    where: ObjectPrefix
+    slot: UploadSlot
+    limits: BatchLimits
 
     async def read(self, before: BatchSize, store: Store) -> None:
         """Pass each object to `store`, in the order of their names.
@@ -81,7 +79,7 @@ class BucketReader:
         Overloaded and Unavailable.
         """
         objects = await self._list(before)
-        most = self._limits.max_image_bytes
+        most = self.limits.max_image_bytes
         ahead: deque[tuple[int, asyncio.Task[BatchItem]]] = deque()
         reserved = 0
 
@@ -99,7 +97,7 @@ class BucketReader:
                 # Reserves no more than one image of the largest size.
                 while ahead and (len(ahead) >= AT_ONCE or reserved + size > most):
                     await store_first()
-                self._slot.reserve(size)
+                self.slot.reserve(size)
                 reserved += size
                 ahead.append((size, asyncio.create_task(self._read(each))))
             while ahead:
@@ -110,11 +108,11 @@ class BucketReader:
             await asyncio.gather(*(task for _, task in ahead), return_exceptions=True)
 
     async def _list(self, before: BatchSize) -> Sequence[StoredObject]:
-        where, limits = self._where, self._limits
+        where, limits = self.where, self.limits
         try:
             # One more than the limit shows that there are more.
             most = limits.max_items - before.items + 1
-            objects = await self._source.list(where.bucket, where.prefix, most)
+            objects = await self.source.list(where.bucket, where.prefix, most)
         except NotFound as error:
             raise InvalidRequest(error.detail, extra={"field": FIELD}) from None
         if not objects:
@@ -127,14 +125,14 @@ class BucketReader:
 
     async def _read(self, stored: StoredObject) -> BatchItem:
         """The object's image, or an item with an error. The slot has reserved the listed size."""
-        name = relative_name(stored.name, self._where)
-        item = BatchItem.empty(name, self._limits.max_image_bytes)
-        if stored.size > self._limits.max_image_bytes:
-            return item.fail(image_too_large(self._limits.max_image_bytes))
+        name = relative_name(stored.name, self.where)
+        item = BatchItem.empty(name, self.limits.max_image_bytes)
+        if stored.size > self.limits.max_image_bytes:
+            return item.fail(image_too_large(self.limits.max_image_bytes))
         try:
             data = b""
             if stored.size:
-                data = await self._source.read(self._where.bucket, stored.name, stored.size)
+                data = await self.source.read(self.where.bucket, stored.name, stored.size)
             if len(data) > stored.size:
                 raise Conflict("The object changed while it was read.")
         except (NotFound, Conflict) as error:  # deleted or replaced since it was listed
@@ -142,7 +140,7 @@ class BucketReader:
         else:
             await asyncio.to_thread(item.add, data)  # hashes
             item.finish()
-        self._slot.release(stored.size - len(item.data))
+        self.slot.release(stored.size - len(item.data))
         return item
 
 

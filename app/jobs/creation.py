@@ -142,27 +142,21 @@ def all_items(batch: Batch) -> list[BatchItem]:
     return [*listed, *(item for item in batch.items if item.image_hash not in hashes)]
 
 
+@dataclass(frozen=True, slots=True)
 class JobCreator:
     """Creates the jobs of one process."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        clock: Clock,
-        policy: JobPolicy,
-        delivery: DeliveryPolicy,
-    ) -> None:
-        self._backend = backend
-        self._clock = clock
-        self._policy = policy
-        self._delivery = delivery
+    backend: Backend
+    clock: Clock
+    policy: JobPolicy
+    delivery: DeliveryPolicy
 
     async def create(self, order: JobOrder) -> Created:
         """The job, sealed: it will run even if this process ends now.
 
         Raises IdempotencyKeyReused, and Unavailable, after which the same request continues.
         """
-        now, options = self._clock(), order.options
+        now, options = self.clock(), order.options
         key = JobKey(order.principal.tenant, _job_id(order))
         job = jobs.new_job(
             key,
@@ -179,11 +173,11 @@ class JobCreator:
             retry_of=order.retry_of,
             webhook=_webhook(options),
             training=order.training,
-            policy=self._policy,
+            policy=self.policy,
         )
-        if await self._backend.jobs.create(job):
+        if await self.backend.jobs.create(job):
             return await self._complete(job, order)
-        existing = await self._backend.jobs.get(key)
+        existing = await self.backend.jobs.get(key)
         if existing is None:
             raise Unavailable("The job is being deleted. Try again.")
         if (created := _created(existing, order)) is not None:
@@ -198,7 +192,7 @@ class JobCreator:
                 extra={"job_id": key.id},
             )
         # Another request was interrupted, or is about to seal the job.
-        items = await self._backend.jobs.items(key, existing.counts.total)
+        items = await self.backend.jobs.items(key, existing.counts.total)
         return await self._complete(existing, order, items)
 
     async def find_created(self, order: JobOrder) -> Job | None:
@@ -208,7 +202,7 @@ class JobCreator:
         """
         if not (order.options.idempotency_key or order.retry_of):
             return None
-        existing = await self._backend.jobs.get(JobKey(order.principal.tenant, _job_id(order)))
+        existing = await self.backend.jobs.get(JobKey(order.principal.tenant, _job_id(order)))
         return None if existing is None else _created(existing, order)
 
     async def _complete(
@@ -220,12 +214,12 @@ class JobCreator:
             items = _training_items(order)
         else:
             items, records = await self._items(job, order, existing)
-        await self._backend.jobs.add_items(job.key, items)
+        await self.backend.jobs.add_items(job.key, items)
         request = partial(self._request_image, job)
         await for_each(records.items(), lambda found: request(*found), AT_ONCE)
-        sealed = await self._backend.jobs.change(job.key, jobs.seal(self._policy))
+        sealed = await self.backend.jobs.change(job.key, jobs.seal(self.policy))
         if sealed is None:  # another request with the same key has sealed it
-            sealed = await self._backend.jobs.get(job.key)
+            sealed = await self.backend.jobs.get(job.key)
         if sealed is None or not sealed.sealed:
             raise Unavailable("The job took too long to create. Try again.")
         log.info("job accepted", job=job.key.id, images=len(items), priority=job.priority)
@@ -236,10 +230,10 @@ class JobCreator:
         """If this fails, the scheduler starts the job, because it is sealed."""
         try:
             if job.not_before is None:
-                await publish(self._backend.publisher, RunJob(job.key.tenant, job.key.id))
+                await publish(self.backend.publisher, RunJob(job.key.tenant, job.key.id))
             elif 0 < sum(item.state is ItemState.FAILED for item in items) < len(items):
                 # The job may start much later.
-                await self._backend.jobs.refresh_counts(job.key)
+                await self.backend.jobs.refresh_counts(job.key)
         except GlimpseError as error:
             log.warning("job starts later", job=job.key.id, reason=error.detail)
 
@@ -253,7 +247,7 @@ class JobCreator:
             for item in order.all_items
             if item.image_hash and item.error is None
         }
-        present = await look_up(self._backend, list(keys.values()))
+        present = await look_up(self.backend, list(keys.values()))
         stored = {item.position: item for item in existing}
         items: list[JobItem] = []
         records: dict[RecordKey, Record | None] = {}
@@ -273,9 +267,9 @@ class JobCreator:
 
     async def _request_image(self, job: Job, key: RecordKey, record: Record | None) -> None:
         """Ensure that the image has a record which the job's message can bring to its end."""
-        store = self._backend.records
+        store = self.backend.records
         for _ in range(ATTEMPTS):
-            now = self._clock()
+            now = self.clock()
             if record is None:
                 done = await store.create(new_record(key, now, job.priority, job.key.id))
             elif job.not_before is not None:
@@ -287,8 +281,8 @@ class JobCreator:
                 again = retry(job.priority, job.key.id)
                 done = await store.change(key, again) is not None
             elif not record.serves(job.priority, job.key.id):
-                done = await request_image(self._backend, record, job, now)
-            elif record.status is Status.PENDING and untouched(record, now, self._delivery):
+                done = await request_image(self.backend, record, job, now)
+            elif record.status is Status.PENDING and untouched(record, now, self.delivery):
                 # The reconciler may be about to declare the image lost.
                 done = await store.change(key, touch(now)) is not None
             else:

@@ -1,8 +1,11 @@
 """The options of a job: query parameters, headers, or fields of the batch's JSON document."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
 
 from starlette.requests import Request
 
@@ -92,32 +95,20 @@ def with_manifest(options: JobOptions, manifest: BatchManifest, now: datetime) -
 
     Raises InvalidRequest, also for an option that is set in both.
     """
-    both = {
-        "model": (options.model or None, manifest.model),
-        "priority": (options.priority, manifest.priority),
-        "not_before": (options.not_before, manifest.not_before),
-        "notify_email": (options.notify_email or None, manifest.notify_email),
-        "name": (options.name or None, manifest.name),
-        "webhook": (options.webhook or None, manifest.webhook),
-        "webhook_events": (options.webhook_events, manifest.webhook_events),
+    values = {name: getattr(manifest, name) for name in (*_IN_QUERY, "webhook_events")}
+    values = {name: value for name, value in values.items() if value is not None}
+    for name in values:
+        if getattr(options, name) not in (None, ""):
+            raise _invalid(name, "is given twice, as a parameter and in the document")
+    parsers: dict[str, Callable[[str], Any]] = {
+        "not_before": partial(_moment, now=now),
+        "notify_email": _email,
+        "name": _name,
     }
-    for option, (in_query, in_document) in both.items():
-        if in_query is not None and in_document is not None:
-            raise _invalid(option, "is given twice, as a parameter and in the document")
-    if manifest.model is not None:
-        options = replace(options, model=manifest.model)
-    if manifest.priority is not None:
-        options = replace(options, priority=manifest.priority)
-    if manifest.not_before is not None:
-        options = replace(options, not_before=_moment(manifest.not_before, now))
-    if manifest.notify_email is not None:
-        options = replace(options, notify_email=_email(manifest.notify_email))
-    if manifest.name is not None:
-        options = replace(options, name=_name(manifest.name))
-    if manifest.webhook is not None:
-        options = replace(options, webhook=manifest.webhook)
-    if manifest.webhook_events is not None:
-        options = replace(options, webhook_events=manifest.webhook_events)
+    for name, parse in parsers.items():
+        if name in values:
+            values[name] = parse(values[name])
+    options = replace(options, **values)
     if options.webhook_events is not None and not options.webhook:
         raise _invalid("webhook_events", "needs the parameter webhook")
     delay = timedelta(0) if options.not_before is None else options.not_before - now

@@ -38,30 +38,18 @@ class ItemResult:
     record: Record | None
 
 
+@dataclass(frozen=True, slots=True)
 class JobService:
     """Jobs, each under one model."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        backend: Backend,
-        models: ModelCatalogue,
-        metrics: ApiMetrics,
-        *,
-        batches: BatchReader,
-        creator: JobCreator,
-        resolver: PublicResolver,
-        clock: Clock,
-    ) -> None:
-        self._resolver = resolver
-        self._email_domains = settings.email_domains
-        self._backend = backend
-        self._models = models
-        self._metrics = metrics
-        self._clock = clock
-        self._policy = settings.jobs
-        self._batches = batches
-        self._creator = creator
+    settings: Settings
+    backend: Backend
+    models: ModelCatalogue
+    metrics: ApiMetrics
+    batches: BatchReader
+    creator: JobCreator
+    resolver: PublicResolver
+    clock: Clock
 
     async def create(
         self,
@@ -74,30 +62,30 @@ class JobService:
 
         Raises what `options_of`, `check_address`, `BatchReader` and `JobCreator.create` raise.
         """
-        now = self._clock()
+        now = self.clock()
         options = options_of(request, now)
         await self._check_receivers(options)
-        await self._models.resolve(principal.tenant, options.model)  # before images are stored
-        batch = await self._batches.read(request, principal.tenant, slot, kind)
+        await self.models.resolve(principal.tenant, options.model)  # before images are stored
+        batch = await self.batches.read(request, principal.tenant, slot, kind)
         options = with_manifest(options, batch.manifest, now)
         await self._check_receivers(options)
         items, prefix = all_items(batch), batch.manifest.gs_prefix
-        model = await self._models.resolve(principal.tenant, options.model)
+        model = await self.models.resolve(principal.tenant, options.model)
         order = JobOrder(principal, model.id, items, options, prefix or "")
         if prefix:
             where = ObjectPrefix.parse(prefix)
-            self._batches.check_import(where)
-        existing = await self._creator.find_created(order)
+            self.batches.check_import(where)
+        existing = await self.creator.find_created(order)
         if existing is not None:
             return Created(existing, skipped=batch.skipped)
         if prefix:
             before = BatchSize(len(items), sum(slot.image_sizes))
-            imported = await self._batches.fetch(where, before, principal.tenant, slot)
+            imported = await self.batches.fetch(where, before, principal.tenant, slot)
             order = replace(order, imported=imported)
         slot.close()
         await reserve_email(request, options.notify_email)
         await spend_images(request, principal, len(order.all_items))
-        return replace(await self._creator.create(order), skipped=batch.skipped)
+        return replace(await self.creator.create(order), skipped=batch.skipped)
 
     async def upload_options(self, request: Request) -> JobOptions | None:
         """The options of the job that an upload with a webhook is as well; None without one.
@@ -118,22 +106,22 @@ class JobService:
         Unavailable.
         """
         order = JobOrder(principal, model, [BatchItem("", image_hash)], options)
-        return (await self._creator.create(order)).job
+        return (await self.creator.create(order)).job
 
     async def check_upload(
         self, principal: Principal, image_hash: str, model: str, options: JobOptions
     ) -> None:
         """Raise IdempotencyKeyReused if another upload or job has used the key in `options`."""
         order = JobOrder(principal, model, [BatchItem("", image_hash)], options)
-        await self._creator.find_created(order)
+        await self.creator.find_created(order)
 
     async def _check_receivers(self, options: JobOptions) -> None:
         """Raise InvalidRequest or PrivateAddress for an address that may not be notified."""
         if options.notify_email:
-            check_address(options.notify_email, self._email_domains)
+            check_address(options.notify_email, self.settings.email_domains)
         if options.webhook:
             try:
-                await self._resolver.check(options.webhook, CHECK_SECONDS)
+                await self.resolver.check(options.webhook, CHECK_SECONDS)
             except (InvalidRequest, PrivateAddress) as error:
                 raise type(error)(error.detail, extra={"field": "webhook"}) from None
 
@@ -143,7 +131,7 @@ class JobService:
             key = JobKey(principal.tenant, job_id)
         except ValueError:
             raise _no_such_job() from None
-        job = await self._backend.jobs.get(key)
+        job = await self.backend.jobs.get(key)
         if job is None or not job.sealed:
             raise _no_such_job()
         if job.owner != principal.key_id and Scope.ADMIN not in principal.scopes:
@@ -156,21 +144,21 @@ class JobService:
         """The jobs of the caller's key, or, for an administrator, of the tenant."""
         owner = None if Scope.ADMIN in principal.scopes else principal.key_id
         filter_ = JobFilter(principal.tenant, status, type_, owner)
-        return await self._backend.jobs.list(filter_, limit, after)
+        return await self.backend.jobs.list(filter_, limit, after)
 
     async def cancel(self, principal: Principal, job_id: str) -> Job:
         """The job, cancelled: no more images begin. Raises Conflict if it ended otherwise."""
         job = await self.find(principal, job_id)
-        after = await job_completion.cancel(self._backend, job.key, self._policy)
+        after = await job_completion.cancel(self.backend, job.key, self.settings.jobs)
         if after is None:
             job = await self.find(principal, job_id)
             if job.status is not JobStatus.CANCELLED:
                 ended = "has ended" if job.status.terminal else "is storing its model"
                 raise Conflict(f"The job {ended}. Its status is {job.status}.")
             return job
-        self._metrics.job_cancelled()
+        self.metrics.job_cancelled()
         # Cancelling has updated the counts, for the notification.
-        return await self._backend.jobs.get(job.key) or after
+        return await self.backend.jobs.get(job.key) or after
 
     async def retry(self, request: Request, principal: Principal, job_id: str) -> Created:
         """A new job for the items of an ended job that did not begin, or that may succeed now.
@@ -184,7 +172,7 @@ class JobService:
             raise Conflict(f"The job has not ended. Its status is {job.status}.")
         if job.training is not None:
             raise Conflict("A training cannot be retried. Train again: its embeddings are kept.")
-        found = await self._backend.jobs.items(job.key, MAX_JOB_ITEMS)
+        found = await self.backend.jobs.items(job.key, MAX_JOB_ITEMS)
         again = [
             BatchItem(item.name, item.image_hash, item.metadata) for item in found if item.may_retry
         ]
@@ -192,21 +180,21 @@ class JobService:
             raise Conflict("No image of the job can be retried: each succeeded, or is at fault.")
         options = JobOptions(priority=job.priority, name=job.name)
         order = JobOrder(principal, job.model, again, options, retry_of=job.key.id)
-        existing = await self._creator.find_created(order)
+        existing = await self.creator.find_created(order)
         if existing is not None:
             return Created(existing)
         await spend_images(request, principal, len(again))
-        return await self._creator.create(order)
+        return await self.creator.create(order)
 
     async def results(self, job: Job, limit: int, after: int = -1) -> Sequence[ItemResult]:
         """At most `limit` items after the position `after`, with their records."""
-        items = await self._backend.jobs.items(job.key, limit, after)
+        items = await self.backend.jobs.items(job.key, limit, after)
         keys = {
             item.image_hash: RecordKey(job.key.tenant, item.image_hash, job.model)
             for item in items
             if item.image_hash
         }
-        records = await self._backend.records.get_many(list(keys.values()))
+        records = await self.backend.records.get_many(list(keys.values()))
         return [
             ItemResult(item, records.get(keys[item.image_hash]) if item.image_hash else None)
             for item in items

@@ -104,25 +104,16 @@ class TrainingOrder(JobOrder):
         return self.request_fingerprint
 
 
+@dataclass(frozen=True, slots=True)
 class TrainingService:
     """The training jobs of one process."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        backend: Backend,
-        models: ModelCatalogue,
-        *,
-        batches: BatchReader,
-        creator: JobCreator,
-        clock: Clock,
-    ) -> None:
-        self._email_domains = settings.email_domains
-        self._backend = backend
-        self._models = models
-        self._clock = clock
-        self._batches = batches
-        self._creator = creator
+    settings: Settings
+    backend: Backend
+    models: ModelCatalogue
+    batches: BatchReader
+    creator: JobCreator
+    clock: Clock
 
     async def create(
         self,
@@ -135,7 +126,7 @@ class TrainingService:
 
         Raises InvalidRequest, UnknownModel, Conflict, and the errors of `JobService.create`.
         """
-        now, tenant = self._clock(), principal.tenant
+        now, tenant = self.clock(), principal.tenant
         options = options_of(request, now)
         if options.model:
             raise _invalid("model", "is not an option of a training: its base model is `base`")
@@ -145,7 +136,7 @@ class TrainingService:
             await self._check_name(tenant, options.name)
         await self._base(tenant, base)
         try:
-            images, body = await self._batches.read_examples(request, tenant, slot, kind)
+            images, body = await self.batches.read_examples(request, tenant, slot, kind)
         except BatchTooLarge as error:
             if "max_items" not in error.extra:
                 raise
@@ -153,12 +144,12 @@ class TrainingService:
         document = parse_json(body, TrainingRequest)
         options = with_manifest(options, _manifest(document), now)
         if options.notify_email:
-            check_address(options.notify_email, self._email_domains)
+            check_address(options.notify_email, self.settings.email_domains)
         await self._check_name(tenant, options.name)
         base = base or document.base or ""
         base_id = await self._base(tenant, base)
         sent = [*labelled(images), *(_item(each) for each in document.examples)]
-        model = await self._backend.models.get(ModelKey(tenant, options.name))
+        model = await self.backend.models.get(ModelKey(tenant, options.name))
         if model is not None and model.full:
             raise Conflict(f"The model has {MAX_VERSIONS} versions. Delete one of them.")
         corrections = {} if model is None else model.corrections
@@ -169,12 +160,12 @@ class TrainingService:
         )
         slot.close()
         # Before any embedding exists: the deletion of an image looks for embeddings by base.
-        await self._backend.models.add_base(tenant, base_id)
-        return await self._creator.create(order)
+        await self.backend.models.add_base(tenant, base_id)
+        return await self.creator.create(order)
 
     async def _base(self, tenant: str, base: str) -> str:
         """The identity of the base model. Raises UnknownModel, InvalidRequest."""
-        found = await self._models.resolve(tenant, base)
+        found = await self.models.resolve(tenant, base)
         if not found.embeds:
             raise _invalid("base", f"has no embedding to train on: {found.id}")
         return found.id
@@ -182,7 +173,7 @@ class TrainingService:
     async def _check_name(self, tenant: str, name: str) -> None:
         if not MODEL_NAME.fullmatch(name):
             raise _invalid("name", "must have 1 to 63 lower-case letters, digits and inner dashes")
-        taken = await self._models.find(tenant, name)
+        taken = await self.models.find(tenant, name)
         if taken is not None and not taken.trained:
             raise _invalid("name", "is that of a model of the service")
 

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -186,25 +187,23 @@ class BundleCache:
             yield
 
 
+@dataclass(frozen=True, slots=True)
 class _StoppableFile:
     """A file that refuses writes after the deadline, or when the process stops."""
 
-    def __init__(
-        self, file: BinaryIO, place: BucketFolder, until: float, stopped: threading.Event
-    ) -> None:
-        self._file = file
-        self._place = place
-        self._until = until
-        self._stopped = stopped
+    file: BinaryIO
+    place: BucketFolder
+    until: float
+    stopped: threading.Event
 
     def write(self, data: bytes, /) -> int:
-        _check(self._place, self._until, self._stopped)
+        _check(self.place, self.until, self.stopped)
         # Translated here, so that a full disk is not reported as a failure of the storage.
-        with _disk_errors(Path(self._file.name)):
-            return self._file.write(data)
+        with _disk_errors(Path(self.file.name)):
+            return self.file.write(data)
 
     def tell(self) -> int:
-        return self._file.tell()
+        return self.file.tell()
 
 
 def _check(place: BucketFolder, until: float, stopped: threading.Event) -> None:

@@ -10,7 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from core.errors import GlimpseError
 from core.http.openapi_clients import adapt_to_generators
-from core.http.problems import MEDIA_TYPE
+from core.http.problems import MEDIA_TYPE, problem_document
 
 Responses = dict[int | str, dict[str, Any]]
 Schema = dict[str, Any]
@@ -96,23 +96,13 @@ def refusals(
         if examples is not None:
             content = response["content"][MEDIA_TYPE]
             content.setdefault("examples", {})[kind.code] = {
-                "value": _example(kind, examples[kind])
+                "value": problem_document(kind.status, kind.code, kind.title, examples[kind])
             }
         if kind.status in (429, 503):
             response["headers"] = {"Retry-After": header("Seconds until a retry", "1")}
         if kind.status == 401:
             response["headers"] = {"WWW-Authenticate": header("The scheme of a key", "Bearer")}
     return responses
-
-
-def _example(kind: type[GlimpseError], detail: str) -> dict[str, object]:
-    return {
-        "type": f"urn:glimpse:problem:{kind.code}",
-        "title": kind.title,
-        "status": kind.status,
-        "detail": detail,
-        "code": kind.code,
-    }
 
 
 def header(description: str, example: str) -> dict[str, Any]:

@@ -71,24 +71,21 @@ class TrainedModels:
         return head
 
 
+@dataclass(frozen=True, slots=True)
 class TrainedClassifier:
-    """A trained model for one image."""
+    """A trained model for one image.
 
-    def __init__(
-        self,
-        head: TrainedHead,
-        base: RemoteClassifier,
-        embedding: Callable[[Awaitable[bytes | Path], list[Step]], Awaitable[bytes]],
-    ) -> None:
-        """`embedding` gives the image's embedding, stored or computed from the image's bytes."""
-        self._head = head
-        self._base = base
-        self._embedding = embedding
+    `embedding` gives the image's embedding, stored or computed from the image's bytes.
+    """
+
+    head: TrainedHead
+    base: RemoteClassifier
+    embedding: Callable[[Awaitable[bytes | Path], list[Step]], Awaitable[bytes]]
 
     async def classify(self, image: Awaitable[bytes | Path], steps: list[Step]) -> Classification:
         """The most likely labels. `image` is only awaited if its embedding is not stored.
 
         Raises the errors of `RemoteClassifier.classify`.
         """
-        embedding = await self._embedding(image, steps)
-        return await self._base.classify_embedding(self._head.id, self._head.path, embedding, steps)
+        embedding = await self.embedding(image, steps)
+        return await self.base.classify_embedding(self.head.id, self.head.path, embedding, steps)

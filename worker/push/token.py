@@ -10,6 +10,7 @@ https://cloud.google.com/run/docs/troubleshooting#signature-removed
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import jwt
@@ -84,6 +85,7 @@ class SigningKeys:
             self._next_fetch = time.monotonic() + pause
 
 
+@dataclass(frozen=True, slots=True)
 class PushTokenVerifier:
     """Accepts tokens of one service account for one audience.
 
@@ -92,18 +94,10 @@ class PushTokenVerifier:
     verified.
     """
 
-    def __init__(
-        self,
-        keys: SigningKeys,
-        audience: str,
-        service_account: str,
-        *,
-        signature_optional: bool = False,
-    ) -> None:
-        self._keys = keys
-        self._audience = audience
-        self._service_account = service_account
-        self._signature_optional = signature_optional
+    keys: SigningKeys
+    audience: str
+    service_account: str
+    signature_optional: bool = False
 
     async def verify(self, authorization: str) -> None:
         """Return if the Authorization header has a valid token of the service account.
@@ -116,14 +110,14 @@ class PushTokenVerifier:
         if scheme.lower() != "bearer" or not token or len(token) > MAX_TOKEN:
             raise Unauthenticated("A push requires a bearer token.")
         signed, _, signature = token.rpartition(".")
-        if self._signature_optional and signature == REMOVED_SIGNATURE:
+        if self.signature_optional and signature == REMOVED_SIGNATURE:
             self._check(self._claims(f"{signed}.", None))
             return
         try:
             key_id = jwt.get_unverified_header(token).get("kid", "")
         except jwt.PyJWTError:
             raise Unauthenticated("The token is malformed.") from None
-        key = await self._keys.get(key_id)
+        key = await self.keys.get(key_id)
         if key is None:
             raise Unauthenticated("The token is signed with an unknown key.")
         self._check(self._claims(token, key))
@@ -135,7 +129,7 @@ class PushTokenVerifier:
                 token,
                 key or "",
                 algorithms=[ALGORITHM],
-                audience=self._audience,
+                audience=self.audience,
                 issuer=ISSUERS,
                 leeway=LEEWAY,
                 options={
@@ -158,7 +152,7 @@ class PushTokenVerifier:
     def _check(self, claims: dict[str, Any]) -> None:
         if claims["email_verified"] is not True:
             raise Forbidden("The e-mail address of the token is not verified.")
-        if claims["email"] != self._service_account:
+        if claims["email"] != self.service_account:
             log.warning(
                 "push refused", reason="another account", account=str(claims["email"])[:100]
             )
