@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import socket
 import stat
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -66,6 +67,24 @@ async def test_datagram_wakes_the_receiver(tmp_path: Path, parts: tuple[str, ...
             await asyncio.sleep(0)
     assert not (folder / NAME).exists()
     sender.send()
+    sender.close()
+
+
+async def test_publications_of_one_moment_share_a_datagram(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the address of a socket must be short
+    sender = WakeUpSender(tmp_path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.setblocking(False)
+        receiver.bind(NAME)
+        for _ in range(2):
+            for _ in range(3):
+                sender.send_soon()
+            await asyncio.sleep(0)
+            receiver.recv(1)
+            with pytest.raises(BlockingIOError):
+                receiver.recv(1)
     sender.close()
 
 

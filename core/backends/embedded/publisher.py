@@ -23,7 +23,7 @@ class SqlitePublisher:
     async def publish(self, message: Message) -> str:
         now = self._clock()
         id_ = await self._store.publish(message.channel, message.attributes(), b"", now)
-        self._wake_up.send()
+        self._wake_up.send_soon()
         return id_
 
     async def ping(self) -> None:

@@ -27,6 +27,20 @@ class WakeUpSender:
         self._socket.setblocking(False)
         self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         self._address = _address(folder, self._folder)
+        self._due = False
+
+    def send_soon(self) -> None:
+        """Send one datagram for all calls in this iteration of the event loop.
+
+        One fsync stores the messages of several callers, which continue together.
+        """
+        if not self._due:
+            self._due = True
+            asyncio.get_running_loop().call_soon(self._send_due)
+
+    def _send_due(self) -> None:
+        self._due = False
+        self.send()
 
     def send(self) -> None:
         # Without a queue process, there is no socket. A full buffer already wakes it.
