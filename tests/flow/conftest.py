@@ -17,20 +17,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="module")
-def emulator_corner(emulator_addresses: dict[str, str]) -> Iterator[dict[str, str]]:
+def emulator_corner(
+    emulator_addresses: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
     """Settings for a stack on the shared emulators, separate from other modules."""
-    yield from _corner(emulator_addresses)
+    yield from _corner(emulator_addresses, tmp_path_factory)
 
 
 @pytest.fixture
-def own_corner(emulator_addresses: dict[str, str]) -> Iterator[dict[str, str]]:
+def own_corner(
+    emulator_addresses: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
     """Settings for a stack on the shared emulators, separate from other tests."""
-    yield from _corner(emulator_addresses)
+    yield from _corner(emulator_addresses, tmp_path_factory)
 
 
-def _corner(addresses: dict[str, str]) -> Iterator[dict[str, str]]:
+def _corner(addresses: dict[str, str], folders: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A corner with its own storage emulator.
+
+    For each upload, that emulator writes the metadata of all its objects, those of other tests
+    included. It starts in a tenth of a second.
+    """
     from tests.support import emulators
 
-    corner = emulators.own_corner(addresses)
-    yield corner
-    emulators.delete_subscriptions(corner)
+    with emulators.running_storage(folders.mktemp("storage")) as url:
+        corner = emulators.own_corner({**addresses, "STORAGE_EMULATOR_HOST": url})
+        yield corner
+        emulators.delete_subscriptions(corner)

@@ -264,14 +264,14 @@ class Stack:
         self, hashes: Iterable[str], timeout: float = TIMEOUT
     ) -> dict[str, dict[str, object]]:
         """Wait for the results of these images, by hash."""
-        waiting, finished = set(hashes), {}
+        finished: dict[str, dict[str, object]] = {}
         deadline = time.monotonic() + timeout
-        while waiting and time.monotonic() < deadline:
-            for image_hash in list(waiting):
-                answer = self.api.get(f"/what/status/{image_hash}")
-                if answer.status_code == 200:
-                    finished[image_hash] = answer.json()
-                    waiting.discard(image_hash)
-            time.sleep(0.05)
-        assert not waiting, f"{len(waiting)} images have no result within {timeout:g} s"
+        # One after another: most images end while the test waits for the first ones.
+        for image_hash in dict.fromkeys(hashes):
+            while (answer := self.api.get(f"/what/status/{image_hash}")).status_code != 200:
+                assert time.monotonic() < deadline, (
+                    f"{image_hash} has no result within {timeout:g} s, {len(finished)} others have"
+                )
+                time.sleep(0.05)
+            finished[image_hash] = answer.json()
         return finished
