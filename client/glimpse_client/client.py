@@ -1,8 +1,10 @@
 """The clients: `Glimpse` blocks, `AsyncGlimpse` is for asyncio."""
 
 import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from copy import copy
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import httpx2
 
@@ -22,6 +24,8 @@ CONNECT_SECONDS = 5.0
 DEFAULT_TIMEOUT = 60.0
 CONNECTIONS = 32
 VERSION = "0.1.0"
+
+H = TypeVar("H", httpx2.Client, httpx2.AsyncClient)
 
 
 def _arguments(url: str, api_key: str | None, timeout: float) -> dict[str, Any]:
@@ -45,13 +49,10 @@ def _url(url: str | None) -> str:
     return (url or os.environ.get("GLIMPSE_URL") or DEFAULT_URL).rstrip("/")
 
 
-class Glimpse:
-    """A blocking client. Use it as a context manager, or call `close`. Safe for several threads.
+class _Client(ABC, Generic[H]):
+    """What both clients share. `H` is the client of httpx2 that they use."""
 
-    `url` is the service's address (`GLIMPSE_URL`, else this machine), `api_key` the key
-    (`GLIMPSE_API_KEY`, else none). `timeout` is in seconds for each wait of a request. `http` is a
-    client of httpx2 to use instead of the default one; its base URL and headers are yours to set.
-    """
+    _http_type: Callable[..., H]
 
     def __init__(
         self,
@@ -60,11 +61,33 @@ class Glimpse:
         api_key: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
         retries: RetryPolicy | None = None,
-        http: httpx2.Client | None = None,
+        http: H | None = None,
     ) -> None:
+        """`url` is the service's address (`GLIMPSE_URL`, else this machine), `api_key` the key
+        (`GLIMPSE_API_KEY`, else none).
+
+        `timeout` is in seconds for each wait of a request. `http` is a client of httpx2 to use
+        instead of the default one; its base URL and headers are yours to set.
+        """
         self.url = _url(url)
-        self._http = http or httpx2.Client(**_arguments(self.url, api_key, timeout))
+        self._http: H = http or self._http_type(**_arguments(self.url, api_key, timeout))
         self._open(retries or RetryPolicy())
+
+    @abstractmethod
+    def _open(self, policy: RetryPolicy) -> None:
+        """Create the parts of the client, which retry as `policy` says."""
+
+    def with_options(self, *, retries: RetryPolicy) -> Self:
+        """This client with other retries, on the same connections. Close only one of them."""
+        other = copy(self)
+        other._open(retries)
+        return other
+
+
+class Glimpse(_Client[httpx2.Client]):
+    """A blocking client. Use it as a context manager, or call `close`. Safe for several threads."""
+
+    _http_type = httpx2.Client
 
     def _open(self, policy: RetryPolicy) -> None:
         self._driver = BlockingDriver(self._http, policy)
@@ -74,12 +97,6 @@ class Glimpse:
         self.keys = administration.Keys(self._driver)
         self.webhooks = administration.Webhooks(self._driver)
         self.dead_letters = administration.DeadLetters(self._driver)
-
-    def with_options(self, *, retries: RetryPolicy) -> Self:
-        """This client with other retries, on the same connections. Close only one of them."""
-        other = copy(self)
-        other._open(retries)
-        return other
 
     @blocking
     def usage(self, *, days: int | None = None, all_keys: bool = False) -> Flow[list[Usage]]:
@@ -103,21 +120,10 @@ class Glimpse:
         self.close()
 
 
-class AsyncGlimpse:
-    """The client for asyncio: the same methods, each awaited. Arguments as for `Glimpse`."""
+class AsyncGlimpse(_Client[httpx2.AsyncClient]):
+    """The client for asyncio: the methods of `Glimpse`, each awaited."""
 
-    def __init__(
-        self,
-        url: str | None = None,
-        *,
-        api_key: str | None = None,
-        timeout: float = DEFAULT_TIMEOUT,
-        retries: RetryPolicy | None = None,
-        http: httpx2.AsyncClient | None = None,
-    ) -> None:
-        self.url = _url(url)
-        self._http = http or httpx2.AsyncClient(**_arguments(self.url, api_key, timeout))
-        self._open(retries or RetryPolicy())
+    _http_type = httpx2.AsyncClient
 
     def _open(self, policy: RetryPolicy) -> None:
         self._driver = AsyncDriver(self._http, policy)
@@ -127,12 +133,6 @@ class AsyncGlimpse:
         self.keys = administration.AsyncKeys(self._driver)
         self.webhooks = administration.AsyncWebhooks(self._driver)
         self.dead_letters = administration.AsyncDeadLetters(self._driver)
-
-    def with_options(self, *, retries: RetryPolicy) -> Self:
-        """As `Glimpse.with_options`."""
-        other = copy(self)
-        other._open(retries)
-        return other
 
     usage = async_blocking(Glimpse.usage)
     ready = async_blocking(Glimpse.ready)

@@ -138,17 +138,20 @@ class DueIndex:
         self,
         before: datetime,
         limit: int,
-        of_tenant: Callable[[str], Awaitable[Sequence[tuple[datetime, T]]]],
+        query: Any,
+        work_of: Callable[[Any], T],
+        due_at: Callable[[T], datetime],
     ) -> list[T]:
         """At most `limit` pieces of work before this moment, taken in turns from the tenants.
 
-        Sorted by their moments. `of_tenant` returns the tenant's first work with the moments, in
-        their order: all of it, or at least `limit` pieces. Raises Unavailable.
+        Sorted by their moments. `query` finds a tenant's first work, in the order of the moments:
+        all of it, or at least `limit` pieces. `work_of` reads an entity. Raises Unavailable.
         """
         found: list[Sequence[tuple[datetime, T]]] = []
 
         async def visit(mark: Mark) -> None:
-            work = await of_tenant(mark.tenant)
+            entities = await self._datastore.query(mark.tenant, query)
+            work = [(due_at(each), each) for each in map(work_of, entities)]
             due = [each for each in work if each[0] < before]
             if due:
                 found.append(due)

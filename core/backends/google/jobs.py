@@ -15,6 +15,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import Any
 
 from core.backends.google.datastore import (
@@ -137,14 +138,9 @@ class DatastoreJobStore(DatastoreStore[JobKey, Job]):
 
     async def due(self, now: datetime, limit: int) -> Sequence[Job]:
         """As the port says, with a query for each tenant that the index names."""
-
-        async def of_tenant(tenant: str) -> list[tuple[datetime, Job]]:
-            query = query_for(JOB_KIND, order=_WAKE_AT, limit=limit)
-            entities = await self._datastore.query(tenant, query)
-            found = [job_of_text(_text(entity)) for entity in entities]
-            return [(job.wake_at, job) for job in found]
-
-        return await self._due.collect(now + RESOLUTION, limit, of_tenant)
+        query = query_for(JOB_KIND, order=_WAKE_AT, limit=limit)
+        moment = attrgetter("wake_at")
+        return await self._due.collect(now + RESOLUTION, limit, query, self._state_of, moment)
 
     async def delete(self, key: JobKey) -> bool:
         """As the port says. Items first: after a crash, the scheduler finds the job again."""

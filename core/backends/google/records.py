@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from core.backends.google.datastore import Datastore, RawMutation
@@ -77,14 +79,9 @@ class DatastoreRecordStore(DatastoreStore[RecordKey, Record]):
 
     async def stale(self, before: datetime, limit: int) -> Sequence[Record]:
         """As the port says, with a query for each tenant that the index names."""
-
-        async def of_tenant(tenant: str) -> list[tuple[datetime, Record]]:
-            query = query_for(RECORD_KIND, order=UNFINISHED, limit=limit)
-            entities = await self._datastore.query(tenant, query)
-            records = [record_of(entity, self._keys) for entity in entities]
-            return [(record.updated_at, record) for record in records]
-
-        return await self._unfinished.collect(before, limit, of_tenant)
+        query = query_for(RECORD_KIND, order=UNFINISHED, limit=limit)
+        moment = attrgetter("updated_at")
+        return await self._unfinished.collect(before, limit, query, self._state_of, moment)
 
     async def of_image(self, tenant: str, image_hash: str) -> Sequence[Record]:
         of_image = (KEY, "ancestor", self._keys.image(tenant, image_hash))
@@ -146,14 +143,9 @@ class DatastoreRecordStore(DatastoreStore[RecordKey, Record]):
 
     async def due_deletions(self, now: datetime, limit: int) -> Sequence[Deletion]:
         """As the port says, with a query for each tenant that the index names."""
-
-        async def of_tenant(tenant: str) -> list[tuple[datetime, Deletion]]:
-            query = query_for(DELETION_KIND, order=WAKE_AT, limit=limit)
-            entities = await self._datastore.query(tenant, query)
-            found = [deletion_of(entity, self._keys) for entity in entities]
-            return [(deletion.wake_at, deletion) for deletion in found]
-
-        return await self._due_deletions.collect(now + RESOLUTION, limit, of_tenant)
+        query = query_for(DELETION_KIND, order=WAKE_AT, limit=limit)
+        work_of, moment = partial(deletion_of, keys=self._keys), attrgetter("wake_at")
+        return await self._due_deletions.collect(now + RESOLUTION, limit, query, work_of, moment)
 
     async def clean_up_deletion(self, image: ImageKey, owner: str) -> Deletion | None:
         async def clean_up(transaction: bytes) -> tuple[Deletion | None, list[Any]]:
