@@ -1,5 +1,7 @@
 """Jobs and items as JSON texts, for stores that keep them in that form."""
 
+from functools import lru_cache
+
 from pydantic import TypeAdapter
 
 from core.domain.jobs import Job, JobItem
@@ -11,6 +13,8 @@ def text_of_job(job: Job) -> str:
     return _JOB.dump_json(job).decode()
 
 
+# A worker reads the same text for most items of a job. A job is immutable.
+@lru_cache(maxsize=64)
 def job_of_text(text: str) -> Job:
     """The inverse of `text_of_job`."""
     return _JOB.validate_json(text)
