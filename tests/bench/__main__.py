@@ -42,7 +42,7 @@ from core.domain.records import PUBLIC_TENANT, RecordKey, complete, new_record
 from core.settings import DEFAULT_BUNDLE
 from tests.bench import load
 from tests.bench.machine import machine
-from tests.bench.processes import family, settings_of
+from tests.bench.processes import family
 from tests.bench.streams import open_streams
 from tests.bench.training import measure_training
 from tests.support.bundles import write_colour_bundle
@@ -299,7 +299,7 @@ class Bench:
         model = read_bundle(self.colours).identity
         keys = [RecordKey(PUBLIC_TENANT, f"{n:064x}", model) for n in range(count)]
         paths = [f"/api/v1/images/{key.image_hash}/stream" for key in keys]
-        async with open_backend(settings_of(stack)) as backend:
+        async with open_backend(stack.settings) as backend:
             for key in keys:
                 await backend.records.create(new_record(key, utc_now()))
             async with open_streams(stack.api_port, paths[:20]):
@@ -392,7 +392,7 @@ class Bench:
         keys = [RecordKey(PUBLIC_TENANT, sha256(image), model) for image in images]
 
         async def store() -> None:
-            async with open_backend(settings_of(stack)) as backend:
+            async with open_backend(stack.settings) as backend:
                 for key, image in zip(keys, images, strict=True):
                     await backend.records.create(new_record(key, utc_now()))
                     await backend.blobs.put(key.blob_name, image, "image/jpeg")
@@ -457,7 +457,7 @@ class _Meter:
 
 async def _finished(stack: Stack) -> None:
     """Wait until every record is final. Polling costs little compared with what is measured."""
-    async with open_backend(settings_of(stack)) as backend:
+    async with open_backend(stack.settings) as backend:
         # Another process completes the records, so there is no event to wait for.
         while await backend.records.stale(utc_now() + timedelta(days=1), 1):  # noqa: ASYNC110
             await asyncio.sleep(0.02)

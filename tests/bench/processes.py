@@ -3,22 +3,13 @@
 import contextlib
 import threading
 import time
-from typing import Any, Self
+from typing import Self
 
 import psutil
 
-from core.settings import Settings
-from tests.support.settings import isolated_settings
 from tests.support.stack import Stack
 
 SAMPLE_SECONDS = 0.05
-
-
-def settings_of(stack: Stack) -> Settings:
-    """The settings of the processes of the stack."""
-    given = {name.lower(): text for name, text in stack.environment.items()}
-    values: dict[str, Any] = {name: given[name] for name in Settings.model_fields if name in given}
-    return isolated_settings(**values)
 
 
 def family(pid: int) -> list[psutil.Process]:

@@ -19,7 +19,7 @@ from core.backends import open_backend
 from core.bundles.bundle import read_bundle
 from core.concurrency import for_each
 from core.domain.records import PUBLIC_TENANT, embedding_name
-from tests.bench.processes import WorkerWatch, processor_seconds, settings_of
+from tests.bench.processes import WorkerWatch, processor_seconds
 from tests.support.pictures import encode, photo, sha256
 from tests.support.stack import ROOT, Stack
 from worker.tasks.embeddings import MEDIA_TYPE
@@ -245,7 +245,7 @@ async def _store_embeddings(
     They are as long as those of the base model.
     """
     draw = np.random.default_rng(count)
-    async with open_backend(settings_of(stack)) as backend:
+    async with open_backend(stack.settings) as backend:
         name = embedding_name(PUBLIC_TENANT, base, known)
         length = len(np.frombuffer(await backend.blobs.get(name), "<f4"))
         centres = draw.normal(size=(LABELS, length))

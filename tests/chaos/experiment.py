@@ -20,7 +20,6 @@ from core.backends import open_backend
 from core.clock import utc_now
 from core.domain.jobs import JobKey
 from core.domain.records import Record
-from core.settings import Settings
 from tests.chaos.batches import Batcher, JobLedger
 from tests.chaos.dead_letters import Replayer, ReplayLedger, replay_all
 from tests.chaos.deletions import Deleter, DeletionLedger
@@ -32,7 +31,6 @@ from tests.chaos.stepping_clock import set_offset
 from tests.support.emulators import free_addresses, own_corner
 from tests.support.plain_http import NO_TLS
 from tests.support.process import with_constants
-from tests.support.settings import isolated_settings
 from tests.support.stack import MODULES, ROOT, Stack, free_port
 
 CLIENTS = 8
@@ -320,13 +318,7 @@ class Experiment:
         Does not count records of a job whose creation was interrupted: a request with the same
         Idempotency-Key may continue it for an hour.
         """
-        known = Settings.model_fields
-        values: dict[str, Any] = {
-            name.lower(): value
-            for name, value in self._stack.environment.items()
-            if name.lower() in known
-        }
-        settings = isolated_settings(**values)
+        settings = self._stack.settings
 
         async def unfinished() -> list[Record]:
             async with open_backend(settings) as backend:

@@ -14,7 +14,7 @@ from tests.support.pictures import picture, sha256
 from tests.support.seeds import drawn_seed
 from tests.support.stack import Stack
 
-IMAGES = {"embedded": 300, "emulator": 150}  # the emulators store thirty a second
+IMAGES = {"embedded": 300, "emulator": 100}  # the emulators store thirty a second
 UPLOADING_SECONDS = (
     10.0  # seconds over which the uploads are spread, so that kills happen among them
 )

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,10 +11,8 @@ from core.backends.google.provision import provision
 from core.bundles.bundle import read_bundle
 from core.domain.messages import ClassifyImage
 from core.domain.records import RecordKey
-from core.settings import Settings
 from tests.flow.absence import images_wait_for_an_absent_worker
 from tests.support.pictures import picture, sha256
-from tests.support.settings import isolated_settings
 from tests.support.stack import Stack
 
 pytestmark = pytest.mark.timeout(240)
@@ -32,12 +29,6 @@ def stack(
         yield running
 
 
-def settings_of(stack: Stack) -> Settings:
-    values: dict[str, Any] = {name.lower(): value for name, value in stack.environment.items()}
-    names = Settings.model_fields.keys() & values.keys()
-    return isolated_settings(**{name: values[name] for name in names})
-
-
 def test_worker_down_then_back(stack: Stack) -> None:
     images_wait_for_an_absent_worker(stack)
 
@@ -47,7 +38,7 @@ async def test_duplicates_make_one_result(stack: Stack) -> None:
     assert stack.upload(image).status_code == 202
     model = read_bundle(stack.environment["MODEL_URI"]).identity
     key = RecordKey("public", sha256(image), model)
-    async with open_backend(settings_of(stack)) as backend:
+    async with open_backend(stack.settings) as backend:
         for _ in range(20):
             await backend.publisher.publish(ClassifyImage(key))
     result = stack.result(key.image_hash)
@@ -73,9 +64,9 @@ async def test_set_up_again_changes_what_differs_and_loses_nothing(stack: Stack)
     stack.stop("worker")
     image = picture(seed=300)
     assert stack.upload(image).status_code == 202
-    changed = settings_of(stack).model_copy(update={"lease_seconds": 20.0})
+    changed = stack.settings.model_copy(update={"lease_seconds": 20.0})
     await provision(changed)
-    await provision(settings_of(stack))
+    await provision(stack.settings)
     stack.start("worker")
     assert stack.result(sha256(image))["status"] == "success"
 

@@ -60,7 +60,7 @@ def test_urgent_image_overtakes_a_large_job(tmp_path: Path, backend: dict[str, s
     # The model is so slow that most of the job is left when the urgent image has ended.
     bundle = write_slow_bundle(tmp_path / "slow", rounds=500)
     # The emulators process thirty images per second.
-    number = 300 if backend else 1000
+    number = 200 if backend else 1000
     images = [picture(seed=n, size=(48, 48)) for n in range(number)]
     urgent = picture(seed=5000)
     settings = {**backend, "WORKER_CONCURRENCY": "1"}

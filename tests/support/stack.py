@@ -1,5 +1,6 @@
 """Real processes over HTTP: starts, kills, and restarts the API, the worker, and the queue."""
 
+import asyncio
 import json
 import os
 import secrets
@@ -9,16 +10,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
 
 from core.backends import push_secret
-from core.settings import REMOVED
+from core.settings import REMOVED, Settings
 from tests.support.distribution import share_of
 from tests.support.plain_http import NO_TLS
 from tests.support.process import VARIABLE
+from tests.support.settings import isolated_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCTION = Path(__file__).with_name("production")  # hides packages that no image contains
@@ -118,8 +121,28 @@ class Stack:
         for name in list(self.processes):
             self.stop(name)
 
+    @property
+    def settings(self) -> Settings:
+        """The settings of the processes."""
+        given = {name.lower(): text for name, text in self.environment.items()}
+        values: dict[str, Any] = {n: given[n] for n in Settings.model_fields if n in given}
+        return isolated_settings(**values)
+
     def set_up(self) -> None:
-        """Create topics, the bucket, and subscriptions that push to this stack's worker."""
+        """Create topics, the bucket, and subscriptions that push to this stack's worker.
+
+        This process has loaded Google's libraries already. It does the work itself, unless
+        constants differ. It uses a thread, because the event loop of a test may be running.
+        """
+        if VARIABLE in self.environment:
+            self._set_up_in_a_process()
+            return
+        from compose.emulator_setup import set_up
+
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, set_up(self.settings, SET_UP_SECONDS)).result()
+
+    def _set_up_in_a_process(self) -> None:
         done = subprocess.run(
             [sys.executable, "-m", *self.starter(), "compose.emulator_setup"],
             cwd=ROOT,
