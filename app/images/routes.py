@@ -4,6 +4,7 @@ from fastapi import APIRouter, Request, Response
 
 from app.auth.requires import key_recheck, requires
 from app.auth.route import AuthenticatedRoute
+from app.http.asgi import header_values
 from app.http.negotiation import preferred_wait
 from app.images.events import ViewedKey
 from app.images.openapi import (
@@ -72,7 +73,7 @@ async def get_image(request: Request, principal: Principal) -> Response:
         location="" if result.status.terminal else location_of(request, result, selection),
         wait=wait,
         success=services.success_headers,
-        if_none_match=", ".join(request.headers.getlist("if-none-match")) or None,
+        if_none_match=", ".join(header_values(request.scope, b"if-none-match")) or None,
     )
 
 
@@ -202,5 +203,5 @@ async def delete_image(request: Request, principal: Principal, image_hash: Image
 
 
 def _wait(request: Request) -> float | None:
-    values = request.headers.getlist("prefer")
+    values = header_values(request.scope, b"prefer")
     return preferred_wait(values, MAX_WAIT_SECONDS) if values else None
