@@ -183,22 +183,23 @@ def _manifest(hashes: Iterable[str]) -> bytes:
 
 def _job_request(part: Sequence[Item], missing: set[str], options: Options, key: str) -> Request:
     """The request that makes a job of `part`: a form if bytes have to be sent, else hashes."""
-    headers = {"idempotency-key": key}
-    if options.cancel_after:
-        headers["cancel-after"] = options.cancel_after
-    path = f"{JOBS}/batch-predict"
     known = [item.hash for item in part if item.hash not in missing]
     if len(known) == len(part):
-        return Request(
-            "POST", path, params=options.params(), headers=headers, json={"image_hashes": known}
-        )
+        return _creation(options, key, json={"image_hashes": known})
     files = [FormFile("imgs", item.names[0], item.source) for item in part if item.hash in missing]
     if known:
         document = Source("manifest.json", data=_manifest(known))
         files.append(FormFile("manifest", document.name, document, "application/json"))
-    return Request(
-        "POST", path, params=options.params(), headers=headers, files=files, timeout=300.0
-    )
+    return _creation(options, key, files=files, timeout=300.0)
+
+
+def _creation(options: Options, key: str, **body: Any) -> Request:
+    """The request that creates a job under an idempotency key."""
+    headers = {"idempotency-key": key}
+    if options.cancel_after:
+        headers["cancel-after"] = options.cancel_after
+    path = f"{JOBS}/batch-predict"
+    return Request("POST", path, params=options.params(), headers=headers, **body)
 
 
 def create_flow(
@@ -233,17 +234,8 @@ def create_flow(
 
 def import_flow(prefix: str, options: Options, idempotency_key: str | None) -> Flow[Batch]:
     """A job of the images below `gs://bucket/prefix`."""
-    headers = {"idempotency-key": idempotency_key or secrets.token_hex(16)}
-    if options.cancel_after:
-        headers["cancel-after"] = options.cancel_after
-    response: Response = yield Request(
-        "POST",
-        f"{JOBS}/batch-predict",
-        params=options.params(),
-        headers=headers,
-        json={"gs_prefix": prefix},
-        timeout=300.0,
-    )
+    key = idempotency_key or secrets.token_hex(16)
+    response: Response = yield _creation(options, key, json={"gs_prefix": prefix}, timeout=300.0)
     return Batch((job_of(response.document),))
 
 

@@ -102,18 +102,6 @@ class ClassifierPool:
         least_busy = min(self._members, key=_Member.open_requests)
         return await least_busy.ask(frame, self._settings.classify_seconds, steps)
 
-    async def classify_embedding(
-        self, model: str, head: Path, embedding: bytes, steps: list[Step]
-    ) -> Classification:
-        """What the trained model `model` says about an embedding; `head` is its head's file.
-
-        Raises InferenceFailed, and ClassifierLost.
-        """
-        name = json.dumps([model, str(head)]).encode()
-        found = await self.ask(Frame(EMBEDDING, name, embedding), steps)
-        assert isinstance(found, Classification)
-        return found
-
     async def close(self) -> None:
         """End all processes. Open requests raise Unavailable."""
         await asyncio.gather(*(member.close() for member in self._members))
@@ -150,8 +138,14 @@ class RemoteClassifier:
     async def classify_embedding(
         self, model: str, head: Path, embedding: bytes, steps: list[Step]
     ) -> Classification:
-        """As `ClassifierPool.classify_embedding`, in the pool that has loaded this model."""
-        return await self._pool.classify_embedding(model, head, embedding, steps)
+        """What the trained model `model` says about an embedding; `head` is its head's file.
+
+        Raises InferenceFailed, and ClassifierLost.
+        """
+        name = json.dumps([model, str(head)]).encode()
+        found = await self._pool.ask(Frame(EMBEDDING, name, embedding), steps)
+        assert isinstance(found, Classification)
+        return found
 
     def _frame(self, image: bytes | Path) -> Frame:
         kind, data = (FILE, os.fsencode(image)) if isinstance(image, Path) else (IMAGE, image)

@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import webbrowser
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -256,14 +257,10 @@ def models() -> None:
 @pass_context
 def list_models(ctx: Context, as_json: bool) -> None:
     """List the models that you can use."""
-    found = ctx.client.models.list()
-    if as_json:
-        show_json([each.raw for each in found])
-        return
-    show_table(
-        ["model", "name", "kind", "default"],
-        [[each.id, each.name, "your own" if each.trained else "of the service",
-          "yes" if each.default else ""] for each in found],
+    _show_list(
+        as_json, ctx.client.models.list(), ["model", "name", "kind", "default"],
+        lambda each: [each.id, each.name, "your own" if each.trained else "of the service",
+                      "yes" if each.default else ""],
     )  # fmt: skip
 
 
@@ -428,14 +425,10 @@ def keys() -> None:
 @pass_context
 def list_keys(ctx: Context, as_json: bool) -> None:
     """List keys."""
-    found = ctx.client.keys.list()
-    if as_json:
-        show_json([each.raw for each in found])
-        return
-    show_table(
-        ["key", "name", "scopes", "active", "expires"],
-        [[k.id, k.name, " ".join(k.scopes), "yes" if k.active else "no", k.expires_at or ""]
-         for k in found],
+    _show_list(
+        as_json, ctx.client.keys.list(), ["key", "name", "scopes", "active", "expires"],
+        lambda k: [k.id, k.name, " ".join(k.scopes), "yes" if k.active else "no",
+                   k.expires_at or ""],
     )  # fmt: skip
 
 
@@ -479,14 +472,10 @@ def webhooks() -> None:
 @pass_context
 def list_webhooks(ctx: Context, as_json: bool) -> None:
     """List webhooks."""
-    found = ctx.client.webhooks.list()
-    if as_json:
-        show_json([each.raw for each in found])
-        return
-    show_table(
-        ["webhook", "url", "events", "enabled", "last status"],
-        [[w.id, w.url, " ".join(w.events), "yes" if w.enabled else "no",
-          (w.last_delivery or {}).get("status") or ""] for w in found],
+    _show_list(
+        as_json, ctx.client.webhooks.list(), ["webhook", "url", "events", "enabled", "last status"],
+        lambda w: [w.id, w.url, " ".join(w.events), "yes" if w.enabled else "no",
+                   (w.last_delivery or {}).get("status") or ""],
     )  # fmt: skip
 
 
@@ -528,14 +517,11 @@ def dead_letters() -> None:
 @pass_context
 def list_dead_letters(ctx: Context, as_json: bool) -> None:
     """List dead letters, newest first."""
-    found = list(ctx.client.dead_letters.list())
-    if as_json:
-        show_json([each.raw for each in found])
-        return
-    show_table(
+    _show_list(
+        as_json, list(ctx.client.dead_letters.list()),
         ["dead letter", "image", "reason", "since", "resolved"],
-        [[d.id, d.image_hash or "", d.error.code if d.error else "", d.dead_lettered_at or "",
-          d.resolved_at or ""] for d in found],
+        lambda d: [d.id, d.image_hash or "", d.error.code if d.error else "",
+                   d.dead_lettered_at or "", d.resolved_at or ""],
     )  # fmt: skip
 
 
@@ -555,13 +541,11 @@ def replay(ctx: Context, letter_ids: tuple[str, ...]) -> None:
 @pass_context
 def usage(ctx: Context, days: int | None, all_keys: bool, as_json: bool) -> None:
     """Show requests, images and bytes by day."""
-    rows = ctx.client.usage(days=days, all_keys=all_keys)
-    if as_json:
-        show_json([each.raw for each in rows])
-        return
-    show_table(
+    _show_list(
+        as_json,
+        ctx.client.usage(days=days, all_keys=all_keys),
         ["day", "key", "requests", "images", "bytes", "refused"],
-        [[u.day, u.key_id, u.requests, u.images, u.bytes, u.refused] for u in rows],
+        lambda u: [u.day, u.key_id, u.requests, u.images, u.bytes, u.refused],
     )
 
 
@@ -604,6 +588,16 @@ def completion(shell: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None
     click.echo(kind(cli, {}, "glimpse", "_GLIMPSE_COMPLETE").source())
+
+
+def _show_list(
+    as_json: bool, found: list[Any], columns: list[str], row: Callable[[Any], list[object]]
+) -> None:
+    """Print what was found: as JSON, or a table in which `row` makes a line of each."""
+    if as_json:
+        show_json([each.raw for each in found])
+    else:
+        show_table(columns, [row(each) for each in found])
 
 
 def _documents(format_: str, documents: list[Any], columns: list[str]) -> None:
