@@ -91,7 +91,7 @@ class Comparison:
 
 
 def sync_milliseconds(folder: Path) -> float:
-    """The seconds that a durable write of 4 KB takes: the median of twenty."""
+    """The milliseconds that a durable write of 4 KB takes: the median of twenty."""
     times = []
     with (folder / "sync").open("wb") as file:
         for _ in range(20):

@@ -106,14 +106,14 @@ class TrainedModels:
         model = await store.change(key, trained_models.begin_deletion(id_))
         if model is None:
             raise NotFound(NO_SUCH_MODEL)
-        doomed = [each.id for each in model.versions if each.deleting and id_ in ("", each.id)]
-        for each in doomed:
+        deleted = [each.id for each in model.versions if each.deleting and id_ in ("", each.id)]
+        for each in deleted:
             await self._delete_version(tenant, each)
             model = await store.change(key, trained_models.end_deletion(each)) or model
         if not model.versions:
             await store.delete(key)
         log.info("model deleted", model=id_ or name, tenant=tenant)
-        return doomed
+        return deleted
 
     async def _delete_version(self, tenant: str, id_: str) -> None:
         blobs, records = self._backend.blobs, self._backend.records

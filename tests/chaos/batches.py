@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from tests.chaos.load import PATIENCE
+from tests.chaos.load import RETRY_SECONDS
 from tests.support.pictures import picture
 from tests.support.plain_http import NO_TLS
 
@@ -55,7 +55,7 @@ class JobLedger:
         wrong, ends = list(self.wrong), time.monotonic() + REPAIR_SECONDS
         for job_id in self.cancelled:
             while (found := self._wrong_with(http, job_id)) and time.monotonic() < ends:
-                time.sleep(PATIENCE)
+                time.sleep(RETRY_SECONDS)
             wrong += found
         return wrong
 
@@ -135,7 +135,7 @@ class Batcher(threading.Thread):
             if answer is not None and answer.status_code != 503:
                 self._ledger.wrong.append(f"{answer.status_code} to a batch: {answer.text[:200]}")
                 return ""
-            self._stop_event.wait(PATIENCE)
+            self._stop_event.wait(RETRY_SECONDS)
         return ""
 
     def _cancel(self, http: httpx.Client, job_id: str) -> None:
@@ -149,7 +149,7 @@ class Batcher(threading.Thread):
                 with self._ledger.lock:
                     self._ledger.cancelled[job_id] = answer.status_code == 200
                 return
-            self._stop_event.wait(PATIENCE)
+            self._stop_event.wait(RETRY_SECONDS)
         # The response is lost, so both outcomes are right.
         with self._ledger.lock:
             del self._ledger.cancelled[job_id]

@@ -23,7 +23,7 @@ from core.domain.messages import (
     message_of,
 )
 from core.errors import MalformedEnvelope
-from tests.chaos.load import PATIENCE
+from tests.chaos.load import RETRY_SECONDS
 from tests.support.plain_http import NO_TLS
 
 POSITIONS = (0, 5)  # of the items of each job whose messages become dead letters
@@ -92,7 +92,7 @@ class Replayer(threading.Thread):
         with httpx.Client(timeout=60, verify=NO_TLS) as http:
             for base_url in cycle(self._base_urls):
                 replay_all(http, base_url, self._ledger)
-                if self._stop_event.wait(PATIENCE):
+                if self._stop_event.wait(RETRY_SECONDS):
                     return
 
 

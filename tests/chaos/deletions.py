@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import httpx
 
-from tests.chaos.load import PATIENCE, Sender
+from tests.chaos.load import RETRY_SECONDS, Sender
 from tests.support.pictures import picture, sha256
 from tests.support.plain_http import NO_TLS
 
@@ -51,7 +51,7 @@ class DeletionLedger:
                 if time.monotonic() > ends:
                     wrong.append(f"{image_hash}: {expected} expected, {found} found")
                     break
-                time.sleep(PATIENCE)
+                time.sleep(RETRY_SECONDS)
         letters = http.get("/api/v1/dead-letters").json()["dead_letters"]
         wrong += [
             f"{each['image_hash']}: deleted, and a dead letter {each['error']['code']}"
@@ -157,7 +157,7 @@ class Deleter(Sender):
             status = step()
             if status in wanted:
                 return status
-            self._stop_event.wait(PATIENCE)
+            self._stop_event.wait(RETRY_SECONDS)
         return 0
 
     def _upload(self, http: httpx.Client, image: bytes) -> int:

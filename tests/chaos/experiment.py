@@ -86,7 +86,7 @@ class ChaosStack(Stack):
         if name == SECOND_API:
             environment["API_PORT"] = str(self.port_of(name))
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.humble", *self.starter(), *module],
+            [sys.executable, "-m", "tests.chaos.unprivileged", *self.starter(), *module],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,
@@ -213,7 +213,7 @@ class Experiment:
             wrong=wrong,
         )
 
-    # --- The storm --------------------------------------------------------------------------------
+    # --- The faults -------------------------------------------------------------------------------
 
     def _storm(self, proxy: PushProxy) -> Counter[str]:
         over = threading.Event()

@@ -12,7 +12,7 @@ import httpx
 from tests.support.pictures import picture, sha256
 from tests.support.plain_http import NO_TLS
 
-PATIENCE = 0.2  # seconds before a client tries again
+RETRY_SECONDS = 0.2  # before a client tries again
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Watcher(threading.Thread):
 
     def run(self) -> None:
         with httpx.Client(base_url=self._base_url, timeout=60, verify=NO_TLS) as http:
-            while not self._stop_event.wait(PATIENCE):
+            while not self._stop_event.wait(RETRY_SECONDS):
                 for image_hash in self._ledger.unfinished:
                     if self._stop_event.is_set():
                         break
@@ -123,7 +123,7 @@ class Client(Sender):
 
     def _until_taken(self, http: httpx.Client, image: bytes) -> None:
         while self._try(http, image) not in (200, 202):
-            if self._stop_event.wait(PATIENCE):
+            if self._stop_event.wait(RETRY_SECONDS):
                 return
 
     def _try(self, http: httpx.Client, image: bytes) -> int:

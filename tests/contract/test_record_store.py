@@ -602,22 +602,22 @@ async def test_claimed_record_is_discarded_if_one_job_alone_asked_for_it(
 async def test_delete_model_removes_the_results_of_one_model_of_one_tenant(
     store: RecordStore, clock: MovableClock
 ) -> None:
-    doomed = [key_of(number, model="birds@abcdef012345") for number in range(1, 4)]
+    deleted = [key_of(number, model="birds@abcdef012345") for number in range(1, 4)]
     kept = [
         key_of(),
         key_of(model="birds@abcdef012346"),
         key_of(model="bird@abcdef012345"),
         key_of(tenant="acme", model="birds@abcdef012345"),
     ]
-    for key in (*doomed, *kept):
+    for key in (*deleted, *kept):
         await created(store, clock, key)
-    claim = await claimed(store, doomed[0], LEASE)
+    claim = await claimed(store, deleted[0], LEASE)
     assert claim is not None
     assert await store.change(claim.key, records.complete(claim, RESULT))
     assert await store.delete_model("public", "birds@abcdef012345", limit=2) == 2
     assert await store.delete_model("public", "birds@abcdef012345", limit=2) == 1
     assert await store.delete_model("public", "birds@abcdef012345", limit=2) == 0
-    assert await store.get_many(doomed) == {}
+    assert await store.get_many(deleted) == {}
     assert set(await store.get_many(kept)) == set(kept)
     found = await store.list(RecordFilter("public"), 10)
     assert {record.key for record in found.records} == set(kept[:3])

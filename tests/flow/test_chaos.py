@@ -12,9 +12,7 @@ SECONDS = 8.0
 
 @pytest.mark.timeout(500)
 @pytest.mark.parametrize("backend", ["embedded", "emulator"])
-def test_accepted_images_survive_a_storm_of_faults(
-    tmp_path: Path, colour_bundle: Path, backend: str
-) -> None:
+def test_accepted_images_survive_faults(tmp_path: Path, colour_bundle: Path, backend: str) -> None:
     """Nothing is lost, repeated or changed after its end, and no 5xx occurs other than 503."""
     seed = drawn_seed("faults")
     with prepared(backend, tmp_path, colour_bundle, seed) as (stack, emulators, rate):

@@ -1,4 +1,4 @@
-"""`python -m tests.chaos.humble MODULE [ARGUMENT...]`: run a module that obeys file modes.
+"""`python -m tests.chaos.unprivileged MODULE [ARGUMENT...]`: run a module that obeys file modes.
 
 Root can write to any folder. Without two capabilities it cannot. A process that cannot drop them
 was not root. https://man7.org/linux/man-pages/man7/capabilities.7.html
