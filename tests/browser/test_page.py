@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, FilePayload, Page, Route, expect
 
 from tests.support.bundles import write_colour_bundle
 from tests.support.pictures import picture, sha256
-from tests.support.stack import Stack, until
+from tests.support.stack import ROOT, Stack, until
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)
 HOSTILE = '<img src=x onerror="document.title=1">.png'
@@ -40,9 +40,13 @@ class Visit:
         return self.page
 
 
-@pytest.fixture(params=["light", "dark"])
+# Only the style sheet depends on the theme, so most tests run with one.
+both_themes = pytest.mark.parametrize("visit", ["light", "dark"], indirect=True)
+
+
+@pytest.fixture
 def visit(request: pytest.FixtureRequest, browser: Browser, stack: Stack) -> Iterator[Visit]:
-    context = browser.new_context(color_scheme=request.param)
+    context = browser.new_context(color_scheme=getattr(request, "param", "light"))
     base = f"http://127.0.0.1:{stack.api_port}"
     visit = Visit(context.new_page(), base)
     yield visit
@@ -108,6 +112,14 @@ def test_file_dropped_beside_the_drop_area_keeps_the_page(visit: Visit) -> None:
         assert cancelled, name
 
 
+def test_only_the_style_sheet_depends_on_the_theme() -> None:
+    scripts = list((ROOT / "app/page/static").glob("*.js"))
+    assert len(scripts) > 5
+    assert not [each.name for each in scripts if "color-scheme" in each.read_text()]
+    assert "prefers-color-scheme" in (ROOT / "app/page/static/style.css").read_text()
+
+
+@both_themes
 def test_theme_is_that_of_the_reader(visit: Visit) -> None:
     page = visit.open()
     expect(page.locator("h1")).to_be_visible()
@@ -339,7 +351,6 @@ def test_pictures_are_sorted_by_keyboard_and_pointer(visit: Visit, tmp_path: Pat
 # --- Models of the service ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("visit", ["light"], indirect=True)
 def test_page_of_a_model_says_when_an_answer_is_not_sure(visit: Visit) -> None:
     page = visit.open("/models/sure")
     expect(page.locator("main")).to_contain_text(
@@ -347,7 +358,6 @@ def test_page_of_a_model_says_when_an_answer_is_not_sure(visit: Visit) -> None:
     )
 
 
-@pytest.mark.parametrize("visit", ["light"], indirect=True)
 def test_output_of_a_python_bundle_is_shown_beside_its_labels(visit: Visit, tmp_path: Path) -> None:
     page = visit.open("/?model=brightness")
     choose(page, "Choose photos", photo(tmp_path, "red.png", RED))
@@ -358,6 +368,7 @@ def test_output_of_a_python_bundle_is_shown_beside_its_labels(visit: Visit, tmp_
 # --- Accessibility, documentation -----------------------------------------------------------------
 
 
+@both_themes
 def test_axe_finds_nothing(visit: Visit, tmp_path: Path) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     trained = train(visit, sorted_folder(tmp_path / "moods"))
@@ -395,7 +406,6 @@ def test_documentation_works_without_other_hosts(visit: Visit) -> None:
 # --- Many photos, a service that ends, keys -------------------------------------------------------
 
 
-@pytest.mark.parametrize("visit", ["light"], indirect=True)  # the theme changes nothing here
 def test_folder_of_a_thousand_photos(visit: Visit, tmp_path: Path) -> None:
     for number in range(1000):
         photo(tmp_path / "thousand", f"{number:04}.png", RED if number % 2 else BLUE)

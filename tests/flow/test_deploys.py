@@ -56,7 +56,7 @@ class Load:
             except asyncio.CancelledError:
                 stopping = True
                 await request
-            await asyncio.sleep(0 if stopping else self.draw.uniform(0, 0.05))
+            await asyncio.sleep(0 if stopping else self.draw.uniform(0, 0.3))
 
     async def _request(self, kind: str) -> None:
         self.seed += 1

@@ -18,9 +18,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 MOST_WORKERS = 8  # each may run a service's three processes, and all share one set of emulators
-# The order of the folders: what is quick and says most comes first. Within `flow` the longest come
-# first, so that no worker begins one when the others have nothing left.
-ORDER = ("unit", "terraform", "docs", "process", "flow", "browser", "contract")
+# The order of the folders: what is quick and says most comes first. Then what is long, so that no
+# worker begins it when the others have nothing left: `browser` is one unit of work, and within
+# `flow` the longest come first. The units of `contract` are short.
+ORDER = ("unit", "terraform", "docs", "process", "browser", "flow", "contract")
 BACKENDS = re.compile(r"\[(?:.*-)?(embedded|emulator|firestore|gcp)\b")
 FOLDER = "GLIMPSE_TEST_RUN"  # names the folder that the workers of one run share
 
