@@ -54,7 +54,7 @@ CONTENDERS: Final[Sequence[Contender]] = (
     Contender(
         "Glimpse, job of stored images",
         Glimpse(HASHES),
-        "2 classifier processes; one request with all hashes",
+        "2 classifier processes, no thumbnails; one request with all hashes",
         "one HTTP request; images lie on disk beforehand; a record and an item of the job for each",
         _SYNCED,
         _LEASE,
@@ -62,7 +62,7 @@ CONTENDERS: Final[Sequence[Contender]] = (
     Contender(
         "Glimpse, job as a zip",
         Glimpse(ZIP),
-        "2 classifier processes; one request with all images",
+        "2 classifier processes, no thumbnails; one request with all images",
         "the upload, SHA-256, the header's inspection and storage of every image as well",
         _SYNCED,
         _LEASE,
@@ -70,7 +70,7 @@ CONTENDERS: Final[Sequence[Contender]] = (
     Contender(
         "Glimpse, single uploads",
         Glimpse(SINGLES),
-        f"2 classifier processes; a request an image, over {CONNECTIONS} connections",
+        f"2 classifier processes, no thumbnails; a request an image over {CONNECTIONS} connections",
         "an HTTP request, SHA-256, inspection and storage of every image as well",
         _SYNCED,
         _LEASE,
