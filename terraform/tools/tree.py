@@ -87,8 +87,12 @@ class Module:
 
 def load(root: Path = TERRAFORM) -> list[Module]:
     """Every module under `root`, in the order of their paths."""
-    folders = {file.parent for file in root.rglob("*.tf") if ".terraform" not in file.parts}
-    return [load_module(folder) for folder in sorted(folders)]
+    return [load_module(folder) for folder in folders(root)]
+
+
+def folders(root: Path = TERRAFORM) -> list[Path]:
+    """The folder of every module under `root`, sorted."""
+    return sorted({file.parent for file in root.rglob("*.tf") if ".terraform" not in file.parts})
 
 
 def load_module(folder: Path) -> Module:

@@ -8,11 +8,15 @@ import pytest
 
 from core.domain.policy import DeliveryPolicy
 from terraform.tools import tables
-from terraform.tools.tree import TERRAFORM, Module, load, nested, plain
+from terraform.tools.tree import TERRAFORM, Module, folders, nested, plain
 from tests.support.stack import ROOT
 
-MODULES = load()
-names = pytest.mark.parametrize("module", MODULES, ids=lambda module: module.folder.name)
+names = pytest.mark.parametrize("module", [folder.name for folder in folders()], indirect=True)
+
+
+@pytest.fixture
+def module(request: pytest.FixtureRequest, modules: dict[str, Module]) -> Module:
+    return modules[request.param]
 
 
 @names
@@ -49,8 +53,8 @@ def test_versions_are_pinned(module: Module) -> None:
         assert providers["google"] == "~> 7.0"
 
 
-def test_one_file_to_copy_and_one_value_to_give() -> None:
-    (example,) = (module for module in MODULES if module.folder.name == "example")
+def test_one_file_to_copy_and_one_value_to_give(modules: dict[str, Module]) -> None:
+    example = modules["example"]
     variables = example.of("variable")
     required = [name for name, block in variables.items() if "default" not in block.body]
     assert required == ["project_id"]
@@ -66,8 +70,8 @@ def test_the_remote_state_is_a_bucket() -> None:
     assert set(backend["terraform"][0]["backend"][0]) == {'"gcs"'}
 
 
-def test_variables_of_the_github_workflow_are_outputs() -> None:
-    (example,) = (module for module in MODULES if module.folder.name == "example")
+def test_variables_of_the_github_workflow_are_outputs(modules: dict[str, Module]) -> None:
+    example = modules["example"]
     wanted = {
         "GCP_PROJECT",
         "GCP_REGION",
@@ -81,9 +85,9 @@ def test_variables_of_the_github_workflow_are_outputs() -> None:
     assert wanted <= set(example.of("output"))
 
 
-def test_the_list_of_modules_is_whole() -> None:
+def test_the_list_of_modules_is_whole(modules: dict[str, Module]) -> None:
     text = (TERRAFORM / "README.md").read_text()
-    for module in MODULES:
+    for module in modules.values():
         if module.folder.parent.name == "modules":
             assert f"(modules/{module.folder.name}/README.md)" in text
 
@@ -93,15 +97,15 @@ def test_no_secret_and_no_state_can_be_committed() -> None:
     assert {"*.tfstate", "*.tfstate.*", "*.tfvars", ".terraform/"} <= set(ignored)
 
 
-def test_images_outlive_their_messages() -> None:
-    (images,) = (module for module in MODULES if module.folder.name == "images")
+def test_images_outlive_their_messages(modules: dict[str, Module]) -> None:
+    images = modules["images"]
     validation = json.dumps(images.of("variable")["delete_after_days"].body["validation"])
     least = int(re.search(r">= (\d+)", validation)[1])  # type: ignore[index]
     assert least * 24 * 3600 > DeliveryPolicy().retention
 
 
-def test_the_lock_holds_every_provider_at_an_allowed_version() -> None:
-    (example,) = (module for module in MODULES if module.folder.name == "example")
+def test_the_lock_holds_every_provider_at_an_allowed_version(modules: dict[str, Module]) -> None:
+    example = modules["example"]
     text = (example.folder / ".terraform.lock.hcl").read_text()
     locked = {
         plain(address).removeprefix("registry.terraform.io/hashicorp/"): body
