@@ -84,7 +84,8 @@ class World:
     images: int = 0
 
     def wait(self, step: Coroutine[Any, Any, T]) -> T:
-        return self.runner.run(step)
+        # Not `Runner.run`, which sets a handler of SIGINT for each of 20,000 steps.
+        return self.runner.get_loop().run_until_complete(step)
 
 
 WORLD: list[World] = []  # hypothesis creates the machines, so they cannot get a fixture
