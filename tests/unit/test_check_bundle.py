@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from core.bundles.bundle import Bundle, read_bundle
 from core.errors import BundleError, GlimpseError
-from models.check_bundle import check, check_apart
+from models.check_bundle import check
 from tests.support.bundles import COLOURS, write_colour_bundle, write_network
 from tests.support.predictors import predicting, write_python_bundle
 
@@ -163,29 +163,3 @@ def make_faulty(folder: Path, fault: str) -> None:
         case "requirement":
             write_python_bundle(folder)
             (folder / "requirements.txt").write_text("no-such-package\n")
-
-
-@pytest.mark.parametrize(
-    ("code", "reason"),
-    [
-        ("__import__('os')._exit(0)", "predictor.py ended its process."),
-        ("int('x')", "The predictor raised ValueError."),
-        ("[{'output': len(bytearray(3 * 2**30))}]", "The predictor raised MemoryError."),
-    ],
-)
-def test_predictor_that_ends_its_process_is_a_fault(tmp_path: Path, code: str, reason: str) -> None:
-    with pytest.raises(GlimpseError, match=reason):
-        check_apart(write_python_bundle(tmp_path / "bundle", predicting(code)))
-
-
-def test_predictor_that_takes_too_long_is_a_fault(tmp_path: Path) -> None:
-    expression = "__import__('time').sleep(15) or [{'output': 1}]"
-    folder = write_python_bundle(tmp_path, predicting(expression))
-    with pytest.raises(BundleError, match="took longer than 3 s"):
-        check_apart(folder, 3)
-
-
-def test_bundle_in_python_is_checked_apart(tmp_path: Path) -> None:
-    bundle, found = check_apart(write_python_bundle(tmp_path / "bundle"))
-    assert bundle.identity.startswith("brightness@")
-    assert json.loads(found.output) == {"size": [640, 480]}
