@@ -88,6 +88,7 @@ def glimpse(tmp_path: Path, colour_bundle: Path) -> Installation:
         "YES": "1",
         "DATA_DIR": str(tmp_path / "data"),
         "MODEL_URI": str(colour_bundle),
+        "WORKER_CONCURRENCY": "1",
         "API_PORT": str(free_port()),
         "WORKER_PORT": str(free_port()),
         **free_addresses(),

@@ -34,6 +34,7 @@ def supervisor(
         **os.environ,
         "DATA_DIR": str(folder / "data"),
         "MODEL_URI": str(bundle),
+        "WORKER_CONCURRENCY": "1",
         **{name: str(value) for name, value in settings.items()},
     }
     with (folder / "log").open("wb") as log:
