@@ -38,7 +38,7 @@ async def fast_clients(base: str, ends: float, outcomes: Counter[int]) -> None:
             if answer.status_code == 503:
                 assert answer.json()["code"] == "overloaded"
                 assert int(answer.headers["retry-after"]) >= 1
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.1)
 
 
 async def health(base: str, ends: float, times: list[float]) -> None:
