@@ -3,16 +3,18 @@
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from pydantic import SecretStr
 
 from core.backends import Access, Backend, open_access, open_backend
 from core.settings import Settings
 from tests.support.clock import MovableClock
+from tests.support.plain_http import NO_TLS
 
 # A real project to test as well; `docs/operations/google-cloud.md` has its requirements.
 PROJECT = os.environ.get("GLIMPSE_TEST_GCP_PROJECT", "")
@@ -68,13 +70,30 @@ def wait_for_locks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "TRANSACTION_SECONDS", 60.0)
 
 
+@pytest.fixture(scope="session")
+def own_storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a storage emulator that no other process uses."""
+    from tests.support.emulators import running_storage
+
+    with running_storage(tmp_path_factory.mktemp("storage")) as url:
+        yield url
+
+
 @pytest.fixture
-def emulator_settings(emulator_addresses: dict[str, str], tmp_path: Path) -> Settings:
+def emulator_settings(
+    emulator_addresses: dict[str, str], own_storage: str, tmp_path: Path
+) -> Iterator[Settings]:
+    """Settings for one test. Afterwards, the storage is empty.
+
+    For each upload and deletion, the emulator writes the metadata of all objects.
+    """
     from tests.support.emulators import own_corner
 
-    values: dict[str, Any] = {k.lower(): v for k, v in own_corner(emulator_addresses).items()}
+    corner = own_corner({**emulator_addresses, "STORAGE_EMULATOR_HOST": own_storage})
+    values: dict[str, Any] = {name.lower(): value for name, value in corner.items()}
     # No server listens there: the flow tests cover the delivery of messages.
-    return Settings(data_dir=tmp_path / "data", push_endpoint="http://127.0.0.1:9", **values)
+    yield Settings(data_dir=tmp_path / "data", push_endpoint="http://127.0.0.1:9", **values)
+    httpx.get(f"{own_storage}/wipe", timeout=60, verify=NO_TLS).raise_for_status()
 
 
 def cloud_settings(tmp_path: Path) -> Settings:
