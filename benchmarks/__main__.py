@@ -33,8 +33,14 @@ from tests.support.bundles import write_colour_bundle
 from tests.support.pictures import photo, picture
 
 CORES = 2
-ABOUT = ("who", "set up as", "the clock includes", "a power loss takes", "kill -9 of the workers")
-SURVIVAL = ("who", "results missing", "last result, s after the kill")
+ABOUT = (
+    "contender",
+    "set up as",
+    "the clock includes",
+    "a power loss takes",
+    "kill -9 of the workers",
+)
+SURVIVAL = ("contender", "results missing", "last result, s after the kill")
 
 
 class Comparison:
@@ -72,11 +78,11 @@ class Comparison:
             raise RuntimeError("The contenders do not agree about what is in the pictures.")
         return seen
 
-    def survive(self, batch: Batch, patience: float) -> dict[str, Survived]:
+    def survive(self, batch: Batch, timeout: float) -> dict[str, Survived]:
         survived = {}
         bar = self.progress.add_task("kill -9", total=len(self.contenders))
         for contender in self.contenders:
-            ended = contender.subject.survive(batch, self._folder(), patience)
+            ended = contender.subject.survive(batch, self._folder(), timeout)
             survived[contender.name] = ended
             self._say(batch, f"{contender.name}: {ended.missing} missing")
             self.progress.advance(bar)
@@ -136,7 +142,7 @@ def arguments() -> argparse.Namespace:
         "--kill", action="store_true", help="also kill the workers half way, and count what comes"
     )
     parser.add_argument(
-        "--patience", type=float, default=60, help="seconds without a result that end --kill"
+        "--timeout", type=float, default=60, help="seconds without a result that end --kill"
     )
     parser.add_argument("--markdown", type=Path, help="also write the tables to this file")
     args = parser.parse_args()
@@ -183,8 +189,8 @@ def main() -> None:
                 figures = {name: table.medians(args.images, runs) for name, runs in seen.items()}
                 tables.append((title, table.COLUMNS, table.rows(figures)))
                 if args.kill and task == CLASSIFY:
-                    survived = comparison.survive(batch, args.patience)
-                    after = f"Workers killed half way, after {args.patience:g} s without a result"
+                    survived = comparison.survive(batch, args.timeout)
+                    after = f"Workers killed half way, after {args.timeout:g} s without a result"
                     tables.append((after, SURVIVAL, table.survival_rows(survived)))
         about: list[tuple[str, ...]] = [
             (c.name, c.setup, c.clock, c.power_loss, c.killed) for c in contenders

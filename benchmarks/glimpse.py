@@ -64,7 +64,7 @@ class Glimpse:
                 _checked(stack, batch),
             )
 
-    def survive(self, batch: Batch, folder: Path, patience: float) -> Survived:
+    def survive(self, batch: Batch, folder: Path, timeout: float) -> Survived:
         """Kill the worker when half of the results are stored, and start it again."""
         with _stack(batch, folder) as stack:
             self._prepare(stack, batch)
@@ -74,7 +74,7 @@ class Glimpse:
                 stack.kill("worker")
                 killed = time.perf_counter()
                 stack.start("worker")
-                missing, ended = _wait(progress, 0, patience)
+                missing, ended = _wait(progress, 0, timeout)
             return Survived(missing, max(0.0, ended - killed))
 
     def _prepare(self, stack: Stack, batch: Batch) -> None:
@@ -131,13 +131,13 @@ def _progress(stack: Stack, batch: Batch, job: str) -> Iterator[Callable[[], int
         yield count
 
 
-def _wait(left: Callable[[], int], until: int, patience: float) -> tuple[int, float]:
-    """Return once at most `until` are left, or nothing has ended for `patience` seconds.
+def _wait(left: Callable[[], int], until: int, timeout: float) -> tuple[int, float]:
+    """Return once at most `until` are left, or nothing has ended for `timeout` seconds.
 
     Returns how many are left, and the time of the last result.
     """
     now_left, seen = left(), time.perf_counter()
-    while now_left > until and time.perf_counter() < seen + patience:
+    while now_left > until and time.perf_counter() < seen + timeout:
         time.sleep(POLL_SECONDS)
         before, now_left = now_left, left()
         if now_left < before:

@@ -47,11 +47,11 @@ class Peer:
                 _checked(batch, seen["returned"]),
             )
 
-    def survive(self, batch: Batch, folder: Path, patience: float) -> Survived:
+    def survive(self, batch: Batch, folder: Path, timeout: float) -> Survived:
         """Kill the workers when half of the results are stored, and start them again."""
         with self._running(batch, folder) as (_, run):
             run.start_workers()
-            with run.client(patience) as client:
+            with run.client(timeout) as client:
                 assert client.stdout
                 json.loads(client.stdout.readline())
                 kill(run.workers)
@@ -128,11 +128,11 @@ class _Run:
             time.sleep(0.05)
 
     @contextmanager
-    def client(self, patience: float) -> Iterator["subprocess.Popen[bytes]"]:
+    def client(self, timeout: float) -> Iterator["subprocess.Popen[bytes]"]:
         with subprocess.Popen(
             [
                 *(self._bin / "python", "-m", "benchmarks.peers.client", self._peer.framework),
-                *(str(self._batch.listing), f"{patience:g}"),
+                *(str(self._batch.listing), f"{timeout:g}"),
             ],
             cwd=self._folder,
             env=self._environment,

@@ -9,7 +9,7 @@ from rich.table import Table
 from benchmarks.batch import Seen, Survived
 
 COLUMNS = (
-    "who",
+    "contender",
     "images/s",
     "jobs of 1,000 a minute",
     "of the first",

@@ -1,6 +1,6 @@
 """The client of one run: sends every task, and waits for every result.
 
-    python -m benchmarks.peers.client celery HASHES PATIENCE
+    python -m benchmarks.peers.client celery HASHES TIMEOUT
 
 Runs in the environment of its framework. Prints one JSON object per line: `{"event": "half"}` when
 half of the results are stored, and its figures at the end. It asks Redis a few times a second which
@@ -65,10 +65,10 @@ def submitter(framework: str) -> Submitter:
     return TaskiqSubmitter()
 
 
-def run(peer: Submitter, image_hashes: Sequence[str], patience: float) -> dict[str, Any]:
+def run(peer: Submitter, image_hashes: Sequence[str], timeout: float) -> dict[str, Any]:
     """Times in seconds since the first task was sent.
 
-    The run ends after `patience` seconds without a new result. `missing` counts missing results.
+    The run ends after `timeout` seconds without a new result. `missing` counts missing results.
     """
     redis = Redis.from_url(surroundings.redis_url())
     warm = peer.send([image_hashes[n % len(image_hashes)] for n in range(WARM_UPS)])
@@ -79,7 +79,7 @@ def run(peer: Submitter, image_hashes: Sequence[str], patience: float) -> dict[s
     sent = peer.send(image_hashes)
     accepted = time.perf_counter()
     missing, half, ended = _wait(
-        redis, [peer.result_key(each) for each in sent.ids], patience, tell=True
+        redis, [peer.result_key(each) for each in sent.ids], timeout, tell=True
     )
     returned = [] if missing else peer.results(sent.ids)
     return {
@@ -93,12 +93,12 @@ def run(peer: Submitter, image_hashes: Sequence[str], patience: float) -> dict[s
 
 
 def _wait(
-    redis: "Redis[bytes]", keys: Sequence[str], patience: float, tell: bool = False
+    redis: "Redis[bytes]", keys: Sequence[str], timeout: float, tell: bool = False
 ) -> tuple[int, float, float]:
     """The number of missing keys, and the times when half of the keys and the last one appeared."""
     missing, seen = len(keys), time.perf_counter()
     half = 0.0
-    while missing and time.perf_counter() < seen + patience:
+    while missing and time.perf_counter() < seen + timeout:
         left = len(keys) - redis.exists(*keys)
         if left < missing:
             missing, seen = left, time.perf_counter()
@@ -115,11 +115,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("framework", choices=("celery", "rq", "taskiq"))
     parser.add_argument("hashes", type=Path, help="a file with one image hash a line")
-    parser.add_argument("patience", type=float, help="seconds")
+    parser.add_argument("timeout", type=float, help="seconds")
     args = parser.parse_args()
     peer = submitter(args.framework)
     try:
-        seen = run(peer, args.hashes.read_text().split(), args.patience)
+        seen = run(peer, args.hashes.read_text().split(), args.timeout)
     finally:
         peer.close()
     print(json.dumps(seen), flush=True)

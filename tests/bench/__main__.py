@@ -46,7 +46,7 @@ from tests.bench.processes import family
 from tests.bench.streams import open_streams
 from tests.bench.training import measure_training
 from tests.support.bundles import write_colour_bundle
-from tests.support.emulators import free_addresses, own_corner, running_emulators
+from tests.support.emulators import free_addresses, own_namespace, running_emulators
 from tests.support.jobs import complete_item, running_job
 from tests.support.metrics import samples
 from tests.support.pictures import photo, picture, sha256
@@ -346,8 +346,8 @@ class Bench:
     # --- helpers ---------------------------------------------------------------------------------
 
     def stack(self, name: str, bundle: Path, **settings: object) -> Stack:
-        corner = own_corner(self.emulators) if self.emulators else {}
-        settings = {"LOG_LEVEL": "warning", "WORKER_CONCURRENCY": 0, **corner, **settings}
+        namespace = own_namespace(self.emulators) if self.emulators else {}
+        settings = {"LOG_LEVEL": "warning", "WORKER_CONCURRENCY": 0, **namespace, **settings}
         return Stack(self.folder / name, bundle, **settings)
 
     def _leave(self, stack: Stack, name: str) -> None:

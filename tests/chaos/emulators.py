@@ -45,9 +45,9 @@ class ChaosEmulators:
 
 
 @contextmanager
-def running_behind_lines(folder: Path, corner: Mapping[str, str]) -> Iterator[ChaosEmulators]:
-    """The emulators at the addresses in `corner`."""
-    addresses = addresses_in(corner)
+def running_behind_lines(folder: Path, namespace: Mapping[str, str]) -> Iterator[ChaosEmulators]:
+    """The emulators at the addresses in `namespace`."""
+    addresses = addresses_in(namespace)
     reached, behind = addresses[ADDRESS], free_port()
     addresses[ADDRESS] = f"127.0.0.1:{behind}"
     with (

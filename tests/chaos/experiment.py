@@ -28,7 +28,7 @@ from tests.chaos.faults import Fault, faults
 from tests.chaos.load import Client, Ledger, Watcher
 from tests.chaos.push_proxy import PushProxy
 from tests.chaos.stepping_clock import set_offset
-from tests.support.emulators import free_addresses, own_corner
+from tests.support.emulators import free_addresses, own_namespace
 from tests.support.plain_http import NO_TLS
 from tests.support.process import with_constants
 from tests.support.stack import MODULES, ROOT, Stack, free_port
@@ -143,10 +143,10 @@ def prepared(
     if backend == "embedded":
         yield ChaosStack(folder / "stack", bundle, seed), None, 20.0
         return
-    corner = own_corner(free_addresses())
-    with running_behind_lines(folder / "emulators", corner) as emulators:
+    namespace = own_namespace(free_addresses())
+    with running_behind_lines(folder / "emulators", namespace) as emulators:
         # The emulators are much slower than the embedded backend.
-        yield ChaosStack(folder / "stack", bundle, seed, **corner), emulators, 6.0
+        yield ChaosStack(folder / "stack", bundle, seed, **namespace), emulators, 6.0
 
 
 class Experiment:

@@ -44,13 +44,13 @@ def settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Settings:
     if backend_name in ("emulator", "firestore"):
-        corner: Settings = request.getfixturevalue("emulator_settings")
+        namespace: Settings = request.getfixturevalue("emulator_settings")
         if backend_name == "emulator":
-            return corner
+            return namespace
         wait_for_locks(monkeypatch)
         address = request.getfixturevalue("firestore_address")
         named = {"datastore_database": "records", "datastore_keys_database": "keys"}
-        return corner.model_copy(update={"datastore_emulator_host": address, **named})
+        return namespace.model_copy(update={"datastore_emulator_host": address, **named})
     if backend_name == "gcp":
         prefix = f"test-{secrets.token_hex(6)}."
         monkeypatch.setattr("core.backends.google.NAMESPACE_PREFIX", prefix)
@@ -62,7 +62,7 @@ def wait_for_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Raise the timeout of transactions for Firestore's emulator.
 
     Two that meet there wait for two seconds, until one of them is aborted, and may meet again
-    when that one comes back: by chance four times, and that is longer than a client's patience.
+    when that one comes back: by chance four times, and that is longer than a client's timeout.
     """
     from core.backends.google import datastore, jobs
 
@@ -87,10 +87,10 @@ def emulator_settings(
 
     For each upload and deletion, the emulator writes the metadata of all objects.
     """
-    from tests.support.emulators import own_corner
+    from tests.support.emulators import own_namespace
 
-    corner = own_corner({**emulator_addresses, "STORAGE_EMULATOR_HOST": own_storage})
-    values: dict[str, Any] = {name.lower(): value for name, value in corner.items()}
+    namespace = own_namespace({**emulator_addresses, "STORAGE_EMULATOR_HOST": own_storage})
+    values: dict[str, Any] = {name.lower(): value for name, value in namespace.items()}
     # No server listens there: the flow tests cover the delivery of messages.
     yield Settings(data_dir=tmp_path / "data", push_endpoint="http://127.0.0.1:9", **values)
     httpx.get(f"{own_storage}/wipe", timeout=60, verify=NO_TLS).raise_for_status()

@@ -17,23 +17,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="module")
-def emulator_corner(
+def emulator_namespace(
     emulator_addresses: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, str]]:
     """Settings for a stack on the shared emulators, separate from other modules."""
-    yield from _corner(emulator_addresses, tmp_path_factory)
+    yield from _namespace(emulator_addresses, tmp_path_factory)
 
 
 @pytest.fixture
-def own_corner(
+def own_namespace(
     emulator_addresses: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, str]]:
     """Settings for a stack on the shared emulators, separate from other tests."""
-    yield from _corner(emulator_addresses, tmp_path_factory)
+    yield from _namespace(emulator_addresses, tmp_path_factory)
 
 
-def _corner(addresses: dict[str, str], folders: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A corner with its own storage emulator.
+def _namespace(
+    addresses: dict[str, str], folders: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
+    """A namespace with its own storage emulator.
 
     For each upload, that emulator writes the metadata of all its objects, those of other tests
     included. It starts in a tenth of a second.
@@ -41,6 +43,6 @@ def _corner(addresses: dict[str, str], folders: pytest.TempPathFactory) -> Itera
     from tests.support import emulators
 
     with emulators.running_storage(folders.mktemp("storage")) as url:
-        corner = emulators.own_corner({**addresses, "STORAGE_EMULATOR_HOST": url})
-        yield corner
-        emulators.delete_subscriptions(corner)
+        namespace = emulators.own_namespace({**addresses, "STORAGE_EMULATOR_HOST": url})
+        yield namespace
+        emulators.delete_subscriptions(namespace)

@@ -27,7 +27,7 @@ ITEMS = {"embedded": 1000, "emulator": 220}
 CANCELLED = {"embedded": (3, 300), "emulator": (2, 100)}
 TERMINAL = {"completed", "failed", "cancelled"}
 PROCESSES = 2  # workers
-PATIENCE = 240.0  # seconds, for a job on the emulators of a busy machine
+TIMEOUT = 240.0  # seconds, for a job on the emulators of a busy machine
 # Faults happen at a percentage of a job. The model is slow, so the rest takes seconds on any
 # machine, and the test sees the percentage in time.
 ROUNDS = 100
@@ -38,10 +38,10 @@ def backend(request: pytest.FixtureRequest) -> dict[str, str]:
     """Settings that choose the backend."""
     if request.param == "embedded":
         return {}
-    corner: dict[str, str] = request.getfixturevalue("own_corner")
+    namespace: dict[str, str] = request.getfixturevalue("own_namespace")
     # Pub/Sub counts a push that finds no worker as a delivery; the embedded queue does not.
     # The deadline includes the wait for one of the emulator's two pushes.
-    return {**corner, "DELIVERY_ATTEMPTS": "100", **with_constants(MIN_ACK_DEADLINE=600)}
+    return {**namespace, "DELIVERY_ATTEMPTS": "100", **with_constants(MIN_ACK_DEADLINE=600)}
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def submit(stack: Stack, files: list[bytes], **headers: str) -> dict[str, Any]:
     upload = [("imgs", (f"{n:04d}.jpg", data)) for n, data in enumerate(files)]
     path = "/api/v1/jobs/batch-predict"
     # The emulators store thirty images a second, and fewer on a busy machine.
-    create = partial(stack.api.post, path, files=upload, headers=headers, timeout=PATIENCE)
+    create = partial(stack.api.post, path, files=upload, headers=headers, timeout=TIMEOUT)
     return document(stack.retry(create), 202)
 
 
@@ -96,9 +96,9 @@ def document(answer: httpx.Response, status: int) -> dict[str, Any]:
     return body
 
 
-def progress(stack: Stack, job_id: str, patience: float = PATIENCE) -> Iterator[dict[str, Any]]:
+def progress(stack: Stack, job_id: str, timeout: float = TIMEOUT) -> Iterator[dict[str, Any]]:
     """The states of the job until it ends."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         job = job_of(stack, job_id)
         yield job

@@ -43,10 +43,10 @@ def bucket() -> str:
 
 @pytest.fixture
 async def settings(
-    tmp_path: Path, colour_bundle: Path, own_corner: dict[str, str], bucket: str
+    tmp_path: Path, colour_bundle: Path, own_namespace: dict[str, str], bucket: str
 ) -> Settings:
-    corner = {name.lower(): value for name, value in own_corner.items()}
-    chosen = api_settings(tmp_path, colour_bundle, **corner, import_buckets=bucket)
+    namespace = {name.lower(): value for name, value in own_namespace.items()}
+    chosen = api_settings(tmp_path, colour_bundle, **namespace, import_buckets=bucket)
     # No service listens there. This test is not about messages.
     await provision(chosen, pushing=False)
     return chosen
@@ -74,15 +74,15 @@ async def items(api: Api, answer: httpx.Response) -> list[JobItem]:
 
 
 async def test_a_bucket_is_classified_once(
-    tmp_path: Path, colour_bundle: Path, emulator_corner: dict[str, str], bucket: str
+    tmp_path: Path, colour_bundle: Path, emulator_namespace: dict[str, str], bucket: str
 ) -> None:
     pictures = {f"2026/{n:02d}.jpg": picture(seed=n, size=(40, 40)) for n in range(20)}
     bad = {"2026/03.txt": b"no picture", "2026/05-cut.jpg": picture(99, size=(40, 40))[:-200]}
     stored = {**pictures, **bad, "2026/copy/1.jpg": pictures["2026/00.jpg"], "2025/x.jpg": RED}
-    settings = isolated_settings(**{k.lower(): v for k, v in emulator_corner.items()})
+    settings = isolated_settings(**{k.lower(): v for k, v in emulator_namespace.items()})
     await fill(settings, bucket, stored)
     names = sorted(name for name in stored if name.startswith("2026/"))
-    with Stack(tmp_path, colour_bundle, **emulator_corner, IMPORT_BUCKETS=bucket) as stack:
+    with Stack(tmp_path, colour_bundle, **emulator_namespace, IMPORT_BUCKETS=bucket) as stack:
         answer = stack.api.post(CREATE, json={"gs_prefix": f"gs://{bucket}/2026/"})
         assert answer.status_code == 202, answer.text
         job = ended(stack, answer.json()["job_id"])

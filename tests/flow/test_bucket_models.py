@@ -33,7 +33,7 @@ def environment(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
     if request.param == "embedded":
         yield {"STORAGE_EMULATOR_HOST": request.getfixturevalue("storage_url")}
     else:
-        yield request.getfixturevalue("emulator_corner")
+        yield request.getfixturevalue("emulator_namespace")
 
 
 def upload(environment: dict[str, str], bucket: str, folder: str, bundle: Path) -> str:

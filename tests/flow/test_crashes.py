@@ -25,9 +25,9 @@ def backend(request: pytest.FixtureRequest) -> dict[str, str]:
     """Settings that choose the backend."""
     if request.param == "embedded":
         return {}
-    corner: dict[str, str] = request.getfixturevalue("emulator_corner")
+    namespace: dict[str, str] = request.getfixturevalue("emulator_namespace")
     # Pub/Sub counts a push that finds no worker as a delivery; the embedded queue does not.
-    return {**corner, "DELIVERY_ATTEMPTS": "100"}
+    return {**namespace, "DELIVERY_ATTEMPTS": "100"}
 
 
 @pytest.mark.timeout(300)

@@ -22,7 +22,7 @@ from tests.support.stack import Stack
 ROUNDS = 4
 # Pieces of an image, twenty per second: the slowest uploads take longer than a shutdown.
 PIECES = {"slow": (10, 60), "slowest": (240, 240)}
-PATIENCE = 60.0  # seconds until a missing response counts as a hang
+TIMEOUT = 60.0  # seconds until a missing response counts as a hang
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Load:
             # A connection that breaks during an upload may still have a response.
             with contextlib.suppress(ConnectionError):
                 await self._send(writer, kind, image, answer.trace, reading)
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 lines = (await reading).decode().split("\r\n")
                 answer.status = int(lines[0].split()[1])
                 answer.headers = dict(line.lower().split(": ", 1) for line in lines[1:] if line)

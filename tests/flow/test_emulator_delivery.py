@@ -20,11 +20,13 @@ pytestmark = pytest.mark.timeout(240)
 
 @pytest.fixture(scope="module")
 def stack(
-    tmp_path_factory: pytest.TempPathFactory, colour_bundle: Path, emulator_corner: dict[str, str]
+    tmp_path_factory: pytest.TempPathFactory,
+    colour_bundle: Path,
+    emulator_namespace: dict[str, str],
 ) -> Iterator[Stack]:
     # Pub/Sub counts a push that finds no worker as a delivery; the embedded queue does not.
     # A lease must not expire on a busy machine: that would be a second attempt.
-    settings = {**emulator_corner, "DELIVERY_ATTEMPTS": 100, "LEASE_SECONDS": 10}
+    settings = {**emulator_namespace, "DELIVERY_ATTEMPTS": 100, "LEASE_SECONDS": 10}
     with Stack(tmp_path_factory.mktemp("stack"), colour_bundle, **settings) as running:
         yield running
 
@@ -72,9 +74,9 @@ async def test_set_up_again_changes_what_differs_and_loses_nothing(stack: Stack)
 
 
 def test_a_message_that_always_fails_ends_as_an_error_and_is_replayed_on_request(
-    tmp_path: Path, colour_bundle: Path, own_corner: dict[str, str]
+    tmp_path: Path, colour_bundle: Path, own_namespace: dict[str, str]
 ) -> None:
-    settings = {**own_corner, "DELIVERY_ATTEMPTS": 5, "MAX_BACKOFF_SECONDS": 0.3}
+    settings = {**own_namespace, "DELIVERY_ATTEMPTS": 5, "MAX_BACKOFF_SECONDS": 0.3}
     with Stack(tmp_path, colour_bundle, **settings) as stack:
         # A worker without the API's model refuses every delivery.
         stack.stop("worker")

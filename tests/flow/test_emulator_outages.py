@@ -11,7 +11,7 @@ import pytest
 
 from compose.emulators import RunningEmulators
 from core.http.problems import MEDIA_TYPE
-from tests.support.emulators import addresses_in, free_addresses, own_corner, running_emulators
+from tests.support.emulators import addresses_in, free_addresses, own_namespace, running_emulators
 from tests.support.pictures import picture, sha256
 from tests.support.plain_http import NO_TLS
 from tests.support.process import with_constants
@@ -25,17 +25,17 @@ pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
-def corner() -> dict[str, str]:
-    return own_corner(free_addresses())
+def namespace() -> dict[str, str]:
+    return own_namespace(free_addresses())
 
 
 @pytest.fixture(scope="module")
 def emulators(
-    tmp_path_factory: pytest.TempPathFactory, corner: dict[str, str]
+    tmp_path_factory: pytest.TempPathFactory, namespace: dict[str, str]
 ) -> Iterator[RunningEmulators]:
     """Emulators for this module, because it stops them."""
     folder = tmp_path_factory.mktemp("emulators")
-    with running_emulators(folder, addresses_in(corner)) as running:
+    with running_emulators(folder, addresses_in(namespace)) as running:
         yield running
 
 
@@ -44,10 +44,10 @@ def stack(
     tmp_path_factory: pytest.TempPathFactory,
     colour_bundle: Path,
     emulators: RunningEmulators,
-    corner: dict[str, str],
+    namespace: dict[str, str],
 ) -> Iterator[Stack]:
     # A lease must not expire on a busy machine: that would be a second attempt.
-    settings = {**corner, "DELIVERY_ATTEMPTS": 100, "LEASE_SECONDS": 10}
+    settings = {**namespace, "DELIVERY_ATTEMPTS": 100, "LEASE_SECONDS": 10}
     with Stack(tmp_path_factory.mktemp("stack"), colour_bundle, **settings) as running:
         yield running
 
@@ -172,11 +172,11 @@ def test_a_failed_publish_leaves_nothing_stuck(
 
 
 def test_messages_that_a_queue_lost_are_published_again(
-    tmp_path: Path, colour_bundle: Path, emulators: RunningEmulators, corner: dict[str, str]
+    tmp_path: Path, colour_bundle: Path, emulators: RunningEmulators, namespace: dict[str, str]
 ) -> None:
     """Pub/Sub's emulator loses its messages when it stops. The reconciler publishes them again."""
     short = with_constants(STALE_SECONDS=3)
-    settings = {**corner, "GOOGLE_CLOUD_PROJECT": "test-lost-messages", **short}
+    settings = {**namespace, "GOOGLE_CLOUD_PROJECT": "test-lost-messages", **short}
     images = [picture(seed=700 + n) for n in range(5)]
     with Stack(tmp_path, colour_bundle, **settings) as stack:
         stack.stop("worker")

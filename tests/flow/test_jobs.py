@@ -11,7 +11,7 @@ from tests.support.bundles import write_slow_bundle
 from tests.support.pictures import picture, sha256
 from tests.support.stack import Stack, until
 
-PATIENCE = 120.0
+TIMEOUT = 120.0
 PUSHES = 16
 # The most images before an urgent one, with any polling interval of the queue: the pushes in flight
 # when it arrives, a turn in which the least urgent go first, and those that arrive with it.
@@ -23,9 +23,9 @@ def backend(request: pytest.FixtureRequest) -> dict[str, str]:
     """Settings that choose the backend."""
     if request.param == "embedded":
         return {}
-    corner: dict[str, str] = request.getfixturevalue("own_corner")
+    namespace: dict[str, str] = request.getfixturevalue("own_namespace")
     # Pub/Sub counts a push that finds no worker as a delivery; the embedded queue does not.
-    return {**corner, "DELIVERY_ATTEMPTS": "100"}
+    return {**namespace, "DELIVERY_ATTEMPTS": "100"}
 
 
 def created(stack: Stack, images: list[bytes], cancel_after: str = "", **options: str) -> str:
@@ -66,7 +66,7 @@ def test_urgent_image_overtakes_a_large_job(tmp_path: Path, backend: dict[str, s
     settings = {**backend, "WORKER_CONCURRENCY": "1"}
     with Stack(tmp_path / "stack", bundle, **settings) as stack:
         job_id = created(stack, images, priority="low")
-        until(lambda: len(classified(stack)) >= 20, "the job is on its way", PATIENCE)
+        until(lambda: len(classified(stack)) >= 20, "the job is on its way", TIMEOUT)
         assert stack.upload(urgent).status_code == 202
         before = len(classified(stack))
         assert stack.result(sha256(urgent))["status"] == "success"
@@ -96,7 +96,7 @@ def test_delayed_job_starts_on_time_although_all_processes_restart(
         else:
             pytest.fail("the restarts took too long to show anything")
         assert (status, early) == ("pending", set())
-        until(lambda: job_of(stack, job_id)["status"] == "completed", "its end", PATIENCE)
+        until(lambda: job_of(stack, job_id)["status"] == "completed", "its end", TIMEOUT)
         job = job_of(stack, job_id)
         assert job["succeeded"] == 5
         assert datetime.fromisoformat(job["started_at"]) >= begins.replace(microsecond=0)
@@ -112,17 +112,17 @@ def test_nothing_of_a_job_begins_after_its_deadline(
     with Stack(tmp_path / "stack", bundle, WORKER_CONCURRENCY=1, **backend) as stack:
         job_id = created(stack, images, cancel_after="15s")
         deadline = datetime.fromisoformat(job_of(stack, job_id)["deadline"])
-        until(lambda: "job items published" in stack.log("worker"), "its messages", PATIENCE)
+        until(lambda: "job items published" in stack.log("worker"), "its messages", TIMEOUT)
         stack.kill("worker")
         ran = len(classified(stack))
         time.sleep(max(0.0, (deadline - datetime.now(UTC)).total_seconds() + 0.5))
         stack.start("worker")
-        until(lambda: job_of(stack, job_id)["status"] == "cancelled", "its end", PATIENCE)
+        until(lambda: job_of(stack, job_id)["status"] == "cancelled", "its end", TIMEOUT)
         job = job_of(stack, job_id)
         assert job["error"]["code"] == "deadline_exceeded"
         assert job["succeeded"] + job["cancelled"] == job["total"] == 60
         assert job["cancelled"] > 0, "the job was too quick to be cut off"
-        until(lambda: all(image_ended(stack, image) for image in images), "all end", PATIENCE)
+        until(lambda: all(image_ended(stack, image) for image in images), "all end", TIMEOUT)
         assert len(classified(stack)) == ran
 
 

@@ -47,7 +47,7 @@ def apis(
 ) -> Iterator[tuple[Stack, Stack]]:
     settings = {}
     if request.param == "emulator":
-        settings = request.getfixturevalue("own_corner")
+        settings = request.getfixturevalue("own_namespace")
     with two_apis(tmp_path / "two", colour_bundle, **settings) as both:
         yield both
 

@@ -12,7 +12,7 @@ from tests.support.event_streams import everything, reading
 from tests.support.pictures import picture, sha256
 from tests.support.stack import Stack, free_port
 
-PATIENCE = 60.0
+TIMEOUT = 60.0
 
 
 @asynccontextmanager
@@ -23,8 +23,8 @@ async def another_api(stack: Stack) -> AsyncIterator[AsyncClient]:
     process = stack.launch("api")
     stack.environment["API_PORT"] = first
     try:
-        async with AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as client:
-            async with asyncio.timeout(PATIENCE):
+        async with AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=TIMEOUT) as client:
+            async with asyncio.timeout(TIMEOUT):
                 while not await ready(client):  # noqa: ASYNC110 - another process sets no event
                     await asyncio.sleep(0.05)
             yield client
@@ -48,7 +48,7 @@ async def test_stream_continues_in_another_process(tmp_path: Path, colour_bundle
         assert stack.upload(image).status_code == 202
         async with (
             another_api(stack) as other,
-            AsyncClient(base_url=str(stack.api.base_url), timeout=PATIENCE) as client,
+            AsyncClient(base_url=str(stack.api.base_url), timeout=TIMEOUT) as client,
         ):
             broken = False
             async with reading(client, path) as reader:

@@ -188,11 +188,11 @@ def test_unreachable_receiver_leads_to_a_dead_letter_that_can_be_replayed(
 
 @pytest.mark.timeout(180)
 def test_job_events_are_delivered_on_emulators(
-    tmp_path: Path, colour_bundle: Path, world: World, own_corner: dict[str, str]
+    tmp_path: Path, colour_bundle: Path, world: World, own_namespace: dict[str, str]
 ) -> None:
     receiver = Receiver()
     port = world.listen(listening(receiver.serve))
-    settings = {**QUICK, **own_corner}
+    settings = {**QUICK, **own_namespace}
     with Stack(tmp_path, colour_bundle, **settings) as stack:
         webhook = hook(stack, port)
         job_id = batch(stack, 3)

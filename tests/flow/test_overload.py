@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.pictures import picture
 from tests.support.plain_http import NO_TLS
-from tests.support.slow_clients import IMAGE, PATIENCE
+from tests.support.slow_clients import IMAGE, TIMEOUT
 from tests.support.stack import ROOT, Stack
 
 CLIENTS = 500
@@ -28,7 +28,7 @@ async def fast_clients(base: str, ends: float, outcomes: Counter[int]) -> None:
     """Small uploads over separate connections. Raises without a response."""
     limits = httpx.Limits(max_keepalive_connections=0)
     async with httpx.AsyncClient(
-        base_url=base, timeout=PATIENCE, limits=limits, verify=NO_TLS
+        base_url=base, timeout=TIMEOUT, limits=limits, verify=NO_TLS
     ) as client:
         seed = 0
         while time.monotonic() < ends:
@@ -44,7 +44,7 @@ async def fast_clients(base: str, ends: float, outcomes: Counter[int]) -> None:
 async def health(base: str, ends: float, times: list[float]) -> None:
     limits = httpx.Limits(max_keepalive_connections=0)
     async with httpx.AsyncClient(
-        base_url=base, timeout=PATIENCE, limits=limits, verify=NO_TLS
+        base_url=base, timeout=TIMEOUT, limits=limits, verify=NO_TLS
     ) as client:
         while time.monotonic() < ends:
             began = time.perf_counter()
@@ -94,8 +94,8 @@ async def test_500_slow_clients_with_10_mib_each_do_not_grow_memory(
         output, _ = await crowd.communicate()
         slow = json.loads(output)
         # Afterwards it serves as before, when it has seen that five hundred clients disconnected.
-        async with httpx.AsyncClient(base_url=base, timeout=PATIENCE, verify=NO_TLS) as client:
-            ends = time.monotonic() + PATIENCE
+        async with httpx.AsyncClient(base_url=base, timeout=TIMEOUT, verify=NO_TLS) as client:
+            ends = time.monotonic() + TIMEOUT
             answer = await client.post("/what/fast", files={"img": picture(10**6)})
             while answer.status_code == 503 and time.monotonic() < ends:
                 await asyncio.sleep(0.2)

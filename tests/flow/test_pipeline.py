@@ -19,9 +19,9 @@ from tests.support.stack import Stack, until
 def stack(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, colour_bundle: Path
 ) -> Iterator[Stack]:
-    corner = {} if request.param == "embedded" else request.getfixturevalue("emulator_corner")
+    namespace = {} if request.param == "embedded" else request.getfixturevalue("emulator_namespace")
     # No process is killed here. A lease that expires on a busy machine would repeat an inference.
-    settings = {**corner, "LEASE_SECONDS": 60}
+    settings = {**namespace, "LEASE_SECONDS": 60}
     with Stack(tmp_path_factory.mktemp("stack"), colour_bundle, **settings) as running:
         yield running
 

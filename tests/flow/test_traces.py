@@ -44,8 +44,8 @@ def stack(
     colour_bundle: Path,
     collector: Collector,
 ) -> Iterator[Stack]:
-    corner = {} if backend == "embedded" else request.getfixturevalue("emulator_corner")
-    settings = {**corner, **exporting_to(collector.url)}
+    namespace = {} if backend == "embedded" else request.getfixturevalue("emulator_namespace")
+    settings = {**namespace, **exporting_to(collector.url)}
     with Stack(tmp_path_factory.mktemp("stack"), colour_bundle, **settings) as running:
         yield running
 
@@ -93,7 +93,9 @@ def names(tree_: Tree) -> set[tuple[str, str]]:
 
 
 def expected(stack: Stack, route: str = "POST /what/fast") -> Tree:
-    prefix = stack.environment.get("TOPIC_PREFIX", "glimpse")  # an own corner's on emulators
+    prefix = stack.environment.get(
+        "TOPIC_PREFIX", "glimpse"
+    )  # each namespace on the emulators has another
     topic = f"{prefix}-images-high"
     steps = ("claim record", "read image", "decode", "infer", "store result")
     worker: Tree = {("glimpse-worker", step): {} for step in steps}

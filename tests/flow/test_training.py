@@ -13,7 +13,7 @@ from tests.support.stack import Stack, until
 from tests.support.training import BLUE, RED, pictures
 
 JOBS, MODELS = "/api/v1/jobs", "/api/v1/models"
-PATIENCE = 120.0
+TIMEOUT = 120.0
 
 
 @pytest.fixture(params=["embedded", "emulator"])
@@ -21,8 +21,8 @@ def backend(request: pytest.FixtureRequest) -> dict[str, str]:
     """Settings that choose the backend."""
     if request.param == "embedded":
         return {}
-    corner: dict[str, str] = request.getfixturevalue("own_corner")
-    return {**corner, "DELIVERY_ATTEMPTS": "100"}
+    namespace: dict[str, str] = request.getfixturevalue("own_namespace")
+    return {**namespace, "DELIVERY_ATTEMPTS": "100"}
 
 
 def trained(stack: Stack, each: int, name: str = "moods") -> str:
@@ -46,7 +46,7 @@ def job_of(stack: Stack, job_id: str) -> dict[str, Any]:
 
 
 def ended(stack: Stack, job_id: str) -> dict[str, Any]:
-    until(lambda: job_of(stack, job_id)["completed_at"], "the training ends", PATIENCE)
+    until(lambda: job_of(stack, job_id)["completed_at"], "the training ends", TIMEOUT)
     return job_of(stack, job_id)
 
 

@@ -23,7 +23,7 @@ from tests.support.plain_http import NO_TLS
 from tests.support.stack import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 60.0
+TIMEOUT = 60.0
 
 
 def environment(tmp_path: Path, bundle: Path, **settings: object) -> dict[str, str]:
@@ -45,7 +45,7 @@ def running(
         text=True,
     )
     try:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while True:
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline, "not ready in time"
@@ -81,7 +81,7 @@ def test_memory_stays_small_under_uploads(tmp_path: Path, colour_bundle: Path) -
     port = free_port()
     with (
         running(tmp_path, colour_bundle, port) as process,
-        httpx.Client(timeout=PATIENCE, verify=NO_TLS) as client,
+        httpx.Client(timeout=TIMEOUT, verify=NO_TLS) as client,
     ):
         for seed in range(20):
             image = picture(seed, size=(800, 600))
@@ -98,7 +98,7 @@ def test_sigterm_answers_waiting_clients(tmp_path: Path, colour_bundle: Path) ->
         url = f"http://127.0.0.1:{port}/api/v1/images"
         headers = {"prefer": "wait=30"}
         responses.append(
-            httpx.post(url, content=picture(), headers=headers, timeout=PATIENCE, verify=NO_TLS)
+            httpx.post(url, content=picture(), headers=headers, timeout=TIMEOUT, verify=NO_TLS)
         )
 
     with running(tmp_path, colour_bundle, port) as process:
@@ -111,8 +111,8 @@ def test_sigterm_answers_waiting_clients(tmp_path: Path, colour_bundle: Path) ->
             if '"accepted"' in line:
                 break
         process.send_signal(signal.SIGTERM)
-        waiter.join(PATIENCE)
-        output, _ = process.communicate(timeout=PATIENCE)
+        waiter.join(TIMEOUT)
+        output, _ = process.communicate(timeout=TIMEOUT)
     # A shutdown that waits for the client would take too long, and cancel it with 503.
     assert [response.status_code for response in responses] == [202]
     assert "Traceback" not in output
@@ -133,12 +133,12 @@ def test_refused_keys_are_logged_with_the_forwarded_address(
         response = httpx.get(
             f"http://127.0.0.1:{port}/api/v1/usage",
             headers={"X-Forwarded-For": "203.0.113.9", "X-API-Key": "glp_no"},
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
             verify=NO_TLS,
         )
         assert response.status_code == 401
         process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=PATIENCE)
+        output, _ = process.communicate(timeout=TIMEOUT)
     lines = [json.loads(line) for line in output.splitlines()]
     (refusal,) = [line for line in lines if line["message"] == "request refused"]
     assert refusal["client"] == client
@@ -175,7 +175,7 @@ def run(environ: dict[str, str], folder: Path) -> subprocess.CompletedProcess[st
         env=environ,
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
         check=False,
     )
 

@@ -36,7 +36,7 @@ from worker.inference.protocol import MAX_BATCH
 
 ROOT = Path(__file__).resolve().parents[2]
 FOREVER = 10**7  # rounds of the slow bundle: hours, inside one native call
-PATIENCE = 3.0  # seconds per image; only an image that hangs needs them
+TIMEOUT = 3.0  # seconds per image; only an image that hangs needs them
 RED = picture(1)
 BLACK = encode(Image.new("RGB", (16, 16)), "PNG")  # without a bright pixel, which would take time
 WHITE = picture(7, (250, 250, 250))
@@ -100,7 +100,7 @@ class Predictor:
     settings = settings_in(tmp_path, model_uri=str(folder), worker_concurrency=1)
     pool = ClassifierPool(settings, spawn_process)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Settings, "classify_seconds", PATIENCE)
+        patch.setattr(Settings, "classify_seconds", TIMEOUT)
         await pool.start()
         try:
             classifier = await pool.load(read_any_bundle(folder))
@@ -195,12 +195,12 @@ async def test_broken_image_fails_alone(tmp_path: Path) -> None:
 
 
 async def test_only_the_hanging_image_fails(tmp_path: Path) -> None:
-    async with pool_of(tmp_path, FOREVER, classify_seconds=PATIENCE) as (_, classifier):
+    async with pool_of(tmp_path, FOREVER, classify_seconds=TIMEOUT) as (_, classifier):
         (before,) = classifier_processes()
         hanging = asyncio.create_task(classifier.classify(WHITE))
         await asyncio.sleep(0)
         behind = [asyncio.create_task(classifier.classify(BLACK)) for _ in range(5)]
-        with pytest.raises(ClassifierLost, match=f"longer than {PATIENCE:g} s"):
+        with pytest.raises(ClassifierLost, match=f"longer than {TIMEOUT:g} s"):
             await hanging
         assert len(await asyncio.gather(*behind)) == 5
         (after,) = classifier_processes()
@@ -209,7 +209,7 @@ async def test_only_the_hanging_image_fails(tmp_path: Path) -> None:
 
 
 async def test_only_the_hanging_image_of_a_batch_fails(tmp_path: Path) -> None:
-    async with pool_of(tmp_path, FOREVER, classify_seconds=PATIENCE) as (_, classifier):
+    async with pool_of(tmp_path, FOREVER, classify_seconds=TIMEOUT) as (_, classifier):
         await classifier.classify(BLACK)  # a measured model runs batches
         with standing_still(*classifier_processes()):
             asked = [
@@ -222,7 +222,7 @@ async def test_only_the_hanging_image_of_a_batch_fails(tmp_path: Path) -> None:
         assert [isinstance(each, ClassifierLost) for each in found] == [
             *(False, True, False, False, False)
         ]
-        assert f"longer than {PATIENCE:g} s" in str(found[1])
+        assert f"longer than {TIMEOUT:g} s" in str(found[1])
         assert classifier_processes() != before
 
 
@@ -241,7 +241,7 @@ async def test_cancelled_request_is_not_repeated(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
 async def test_only_the_image_in_work_fails_in_a_crash(tmp_path: Path, how: signal.Signals) -> None:
     # Each image of the batch is tried again by itself. The white one then takes too long.
-    async with pool_of(tmp_path, FOREVER, classify_seconds=PATIENCE) as (_, classifier):
+    async with pool_of(tmp_path, FOREVER, classify_seconds=TIMEOUT) as (_, classifier):
         crashing = asyncio.create_task(classifier.classify(WHITE))
         await asyncio.sleep(0)
         behind = [asyncio.create_task(classifier.classify(BLACK)) for _ in range(5)]
@@ -341,7 +341,7 @@ async def test_image_that_crashes_classifiers_ends_as_error(
 ) -> None:
     """The image is delivered again, because the machine may be at fault, but not without limit."""
     uri = str(write_slow_bundle(tmp_path / "slow", FOREVER))
-    monkeypatch.setattr(Settings, "classify_seconds", PATIENCE)
+    monkeypatch.setattr(Settings, "classify_seconds", TIMEOUT)
     settings = settings_in(tmp_path, model_uri=uri, worker_concurrency=1)
     async with running_worker(settings, spawn=spawn_process) as worker:
         key = await worker.submit(WHITE)

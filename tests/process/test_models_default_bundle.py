@@ -13,7 +13,7 @@ from app.models.default_bundle import read_model, wait_for_model
 from core.bundles.bundle import read_bundle
 from core.errors import BundleError
 from core.settings import Settings
-from tests.process.test_app import PATIENCE, environment, run
+from tests.process.test_app import TIMEOUT, environment, run
 from tests.support.api import open_api
 from tests.support.buckets import fill_bundle, remove
 from tests.support.signals import heard
@@ -115,6 +115,6 @@ def test_waiting_process_can_be_stopped(
     assert "waiting for the model" in line
     assert f"there is no bucket {settings.model_uri.split('/')[2]}" in line
     process.send_signal(number)
-    rest, _ = process.communicate(timeout=PATIENCE)
+    rest, _ = process.communicate(timeout=TIMEOUT)
     assert "Traceback" not in rest
     assert process.returncode in (0, -number)

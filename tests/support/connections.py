@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.support.api import Api, api_settings, eventually, serve_api
 
-PATIENCE = 30.0  # seconds for a response on a busy machine
+TIMEOUT = 30.0  # seconds for a response on a busy machine
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Connection:
         await self.send(b"%x\r\n%b\r\n" % (len(data), data))
 
     async def response(self) -> RawResponse:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             head = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
         body = await self.reader.readexactly(int(headers["content-length"]))
@@ -54,7 +54,7 @@ class Connection:
     async def closed(self) -> bool:
         """Whether the server closes the connection without sending another byte."""
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 return await self.reader.read() == b""
         except ConnectionResetError:
             return True

@@ -32,12 +32,12 @@ def free_addresses() -> dict[str, str]:
     }
 
 
-def addresses_in(corner: Mapping[str, str]) -> dict[str, str]:
-    """The addresses of a corner's emulators, as `free_addresses` returns them."""
-    return {name: value for name, value in corner.items() if name.endswith("_HOST")}
+def addresses_in(namespace: Mapping[str, str]) -> dict[str, str]:
+    """The addresses of a namespace's emulators, as `free_addresses` returns them."""
+    return {name: value for name, value in namespace.items() if name.endswith("_HOST")}
 
 
-def own_corner(addresses: Mapping[str, str]) -> dict[str, str]:
+def own_namespace(addresses: Mapping[str, str]) -> dict[str, str]:
     """Settings for one test on shared emulators: a project of its own, since they take any.
 
     Bucket and topics have names of their own as well, so that nothing works by a default.
@@ -47,7 +47,7 @@ def own_corner(addresses: Mapping[str, str]) -> dict[str, str]:
         "BACKEND": "emulator",
         "GOOGLE_CLOUD_PROJECT": f"test-{unique}",
         "BUCKET": f"images-{unique}",
-        "TOPIC_PREFIX": f"corner-{unique}",
+        "TOPIC_PREFIX": f"topics-{unique}",
         **addresses,
     }
 
@@ -93,8 +93,8 @@ async def first_messages(
         yield first
 
 
-def delete_subscriptions(corner: Mapping[str, str]) -> None:
-    """Delete every subscription of a corner's project, with the messages that are left in it.
+def delete_subscriptions(namespace: Mapping[str, str]) -> None:
+    """Delete every subscription of a namespace's project, with the messages that are left in it.
 
     The emulator pushes such a message again every second, in a thread of its own, for as long as
     the subscription exists.
@@ -103,8 +103,8 @@ def delete_subscriptions(corner: Mapping[str, str]) -> None:
     from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
     from google.pubsub_v1.types import DeleteSubscriptionRequest
 
-    project = f"projects/{corner['GOOGLE_CLOUD_PROJECT']}"
-    with grpc.insecure_channel(corner["PUBSUB_EMULATOR_HOST"]) as channel:
+    project = f"projects/{namespace['GOOGLE_CLOUD_PROJECT']}"
+    with grpc.insecure_channel(namespace["PUBSUB_EMULATOR_HOST"]) as channel:
         subscriber = SubscriberClient(transport=SubscriberGrpcTransport(channel=channel))
         for each in subscriber.list_subscriptions(project=project, timeout=60):
             subscriber.delete_subscription(DeleteSubscriptionRequest(subscription=each.name))

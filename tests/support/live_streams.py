@@ -15,7 +15,7 @@ from tests.support.data_folders import begin_data_folder
 from tests.support.plain_http import NO_TLS
 from tests.support.server import serving
 
-PATIENCE = 30.0  # seconds
+TIMEOUT = 30.0  # seconds
 
 
 @asynccontextmanager
@@ -34,7 +34,7 @@ async def stoppable(settings: Settings) -> AsyncIterator[tuple[Server, Api]]:
     async with (
         serving(server) as port,
         httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, verify=NO_TLS
+            base_url=f"http://127.0.0.1:{port}", timeout=TIMEOUT, verify=NO_TLS
         ) as client,
     ):
         yield server, Api(app, client, app.state.services, settings)

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 IMAGE = 10 * 2**20
-PATIENCE = 30.0  # seconds until a missing response counts as a hang
+TIMEOUT = 30.0  # seconds until a missing response counts as a hang
 
 FORM = b"Content-Type: multipart/form-data; boundary=b\r\n"
 PART = b'--b\r\nContent-Disposition: form-data; name="img"\r\n\r\n'
@@ -69,9 +69,9 @@ async def sent_slowly(
                 return "still sending"
             if number % 25:
                 writer.write(piece)
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(TIMEOUT):
                     await writer.drain()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             return (await answer).split()[1].decode()
     finally:
         answer.cancel()

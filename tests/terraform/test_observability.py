@@ -162,8 +162,8 @@ def test_every_channel_has_an_alert_the_urgent_ones_a_strict_one(
     assert images == sorted(images)
     assert len(set(images)) == 3
     # A receiver that is down for all deliveries of its message is no backlog of ours.
-    patience = isolated_settings().notification_delivery
-    assert seconds[NOTIFICATIONS.name] > sum(map(patience.backoff, range(1, patience.attempts)))
+    delivery = isolated_settings().notification_delivery
+    assert seconds[NOTIFICATIONS.name] > sum(map(delivery.backoff, range(1, delivery.attempts)))
 
 
 def test_unreachable_receiver_raises_no_alert_about_images(modules: dict[str, Module]) -> None:

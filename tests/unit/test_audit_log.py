@@ -22,7 +22,7 @@ from tests.support.pictures import picture, sha256
 
 MODEL = "m@0123456789ab"
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
-PATIENCE = 30.0  # seconds
+TIMEOUT = 30.0  # seconds
 
 
 def an_entry(number: int = 0, **changes: Any) -> Entry:
@@ -181,7 +181,7 @@ class Output:
     def __call__(self, text: str) -> None:
         self.writes += 1
         self.writing.set()
-        assert self._unblocked.wait(PATIENCE), "the test does not unblock the output"
+        assert self._unblocked.wait(TIMEOUT), "the test does not unblock the output"
         if self._failures:
             self._failures -= 1
             raise OSError("no space left on device")
@@ -197,7 +197,7 @@ async def test_entries_beyond_the_capacity_are_counted_and_dropped(
     output = Output(blocked=True)
     async with audit_log(tmp_path, dropped, output, capacity=3) as audit:
         audit.add(an_entry(0))
-        assert await asyncio.to_thread(output.writing.wait, PATIENCE)
+        assert await asyncio.to_thread(output.writing.wait, TIMEOUT)
         for number in range(1, 6):
             audit.add(an_entry(number))
         assert dropped._value.get() == 2
@@ -240,7 +240,7 @@ async def test_close_writes_the_remaining_entries_of_a_full_queue(
     output = Output(blocked=True)
     async with audit_log(tmp_path, dropped, output, capacity=2) as audit:
         audit.add(an_entry(0))
-        assert await asyncio.to_thread(output.writing.wait, PATIENCE)
+        assert await asyncio.to_thread(output.writing.wait, TIMEOUT)
         audit.add(an_entry(1))
         audit.add(an_entry(2))
         asyncio.get_running_loop().call_later(0.05, output.unblock)
@@ -254,11 +254,11 @@ async def test_close_gives_up_on_an_output_that_hangs(
     monkeypatch.setattr(module, "CLOSE_SECONDS", 0.05)
     output = Output(blocked=True)
     try:
-        async with asyncio.timeout(PATIENCE / 2):
+        async with asyncio.timeout(TIMEOUT / 2):
             async with audit_log(tmp_path, dropped, output) as audit:
                 for number in range(3):
                     audit.add(an_entry(number))
-                assert await asyncio.to_thread(output.writing.wait, PATIENCE)
+                assert await asyncio.to_thread(output.writing.wait, TIMEOUT)
         assert dropped._value.get() == 3
     finally:
         output.unblock()
@@ -274,7 +274,7 @@ async def test_output_that_hangs_does_not_delay_requests(
             for seed in range(3):
                 answer = await api.client.post("/what/fast", files={"img": picture(seed)})
                 assert answer.status_code == 202
-                assert await asyncio.to_thread(output.writing.wait, PATIENCE)
+                assert await asyncio.to_thread(output.writing.wait, TIMEOUT)
             assert output.lines == []
         finally:
             output.unblock()

@@ -72,9 +72,9 @@ def test_ratios_are_to_the_first() -> None:
 def test_the_same_rows_are_shown_and_written() -> None:
     rows = table.survival_rows({"first": Survived(0, 12.4), "other": Survived(2, 0.6)})
     assert rows == [("first", "0", "12"), ("other", "2", "1")]
-    columns = ("who", "missing", "last")
+    columns = ("contender", "missing", "last")
     assert table.in_markdown(columns, rows) == [
-        "| who | missing | last |",
+        "| contender | missing | last |",
         "| --- | --- | --- |",
         "| first | 0 | 12 |",
         "| other | 2 | 1 |",

@@ -263,13 +263,13 @@ def test_subscriptions_follow_the_delivery_policy() -> None:
         _env_file=None,
         backend="emulator",
         push_endpoint="http://worker:8081",
-        topic_prefix="corner",
+        topic_prefix="other",
         delivery_attempts=20,
     )
     made = {each.name: each for each in subscriptions(settings, "demo", "s3cret")}
     root, policy = "projects/demo", settings.delivery
     assert {name: each.push_config.push_endpoint for name, each in made.items()} == {
-        f"{root}/subscriptions/corner-{name}-push": f"http://worker:8081{path}?token=s3cret"
+        f"{root}/subscriptions/other-{name}-push": f"http://worker:8081{path}?token=s3cret"
         for name, path in {
             "images-high": "/generate_annotations",
             "images-normal": "/generate_annotations",
@@ -288,7 +288,7 @@ def test_subscriptions_follow_the_delivery_policy() -> None:
         if name.endswith("dead-letters-push"):
             assert not dead.dead_letter_topic
         else:
-            assert dead.dead_letter_topic == f"{root}/topics/corner-dead-letters"
+            assert dead.dead_letter_topic == f"{root}/topics/other-dead-letters"
             patient = name.endswith("notifications-push")
             assert dead.max_delivery_attempts == (80 if patient else 20)
 

@@ -12,7 +12,7 @@ from app.http.server import HEAD_SECONDS, KEEP_ALIVE_MARGIN
 from tests.support.api import NOTHING, api_settings, serve_api
 from tests.support.clock import LoopClock, turns
 from tests.support.connections import (
-    PATIENCE,
+    TIMEOUT,
     Connection,
     Served,
     eventually_in_flight,
@@ -65,7 +65,7 @@ async def test_endless_headers_are_refused(served: Served, where: str) -> None:
                 await asyncio.sleep(0)
         received = b""
         with contextlib.suppress(ConnectionError):
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 received = await client.reader.read()
         # A reset may discard the response of a client that still sends.
         assert not received or b" 431 " in received.partition(b"\r\n")[0]
@@ -152,7 +152,7 @@ async def test_a_byte_after_a_response_does_not_extend_the_time(
         await client.send(then)
         await turns()
         await loop_clock.move(HEAD_SECONDS)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             rest = await client.reader.read()
         assert rest == b"" or b" 408 " in rest.partition(b"\r\n")[0]
 
@@ -236,7 +236,7 @@ HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 async def head_of(client: Connection) -> str:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         return (await client.reader.readuntil(b"\r\n\r\n")).decode()
 
 
@@ -313,7 +313,7 @@ async def test_http_1_0_client_gets_no_chunks(served: Served, accept: str) -> No
         head = await head_of(client)
         assert "connection: close" in head
         assert "transfer-encoding" not in head
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             body = await client.reader.read()
     start = {"text/csv": b"index,", "application/x-ndjson": b'{"index"', "text/event-stream": b"re"}
     assert body.startswith(start[accept])

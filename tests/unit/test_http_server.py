@@ -13,7 +13,7 @@ from app.http.middleware import unread_body
 from app.http.server import OTHER_FILES, raise_file_limit
 from tests.support.api import NOTHING, Traces, eventually
 from tests.support.clock import LoopClock, turns
-from tests.support.connections import PATIENCE, Served, eventually_in_flight, serving
+from tests.support.connections import TIMEOUT, Served, eventually_in_flight, serving
 from tests.support.pictures import picture, sha256
 
 LIMIT = 10 * 2**20
@@ -80,7 +80,7 @@ async def test_client_that_still_sends_gets_its_response(
     served: Served, loop_clock: LoopClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Closing at once would reset the connection, and could discard the response."""
-    monkeypatch.setattr(unread_body, "LINGER_PAUSE_SECONDS", PATIENCE)
+    monkeypatch.setattr(unread_body, "LINGER_PAUSE_SECONDS", TIMEOUT)
     async with served.connect() as client:
         await client.head(content_length=ELEVEN_MIB, content_type="image/png")
         for _ in range(11):
@@ -93,8 +93,8 @@ async def test_bytes_that_are_discarded_are_limited(
     tmp_path: Path, colour_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unread_body, "LINGER_BYTES", 2**20)
-    monkeypatch.setattr(unread_body, "LINGER_SECONDS", PATIENCE)
-    monkeypatch.setattr(unread_body, "LINGER_PAUSE_SECONDS", PATIENCE)
+    monkeypatch.setattr(unread_body, "LINGER_SECONDS", TIMEOUT)
+    monkeypatch.setattr(unread_body, "LINGER_PAUSE_SECONDS", TIMEOUT)
     async with serving(tmp_path, colour_bundle) as served, served.connect() as client:
         await client.head(content_length=10**9, content_type="image/png")
         assert (await client.response()).status == 413
@@ -106,7 +106,7 @@ async def test_bytes_that_are_discarded_are_limited(
 async def test_refused_client_that_pauses_is_disconnected(
     served: Served, loop_clock: LoopClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unread_body, "LINGER_SECONDS", 10 * PATIENCE)
+    monkeypatch.setattr(unread_body, "LINGER_SECONDS", 10 * TIMEOUT)
     async with served.connect() as client:
         await client.head(content_length=ELEVEN_MIB, content_type="image/png")
         assert (await client.response()).status == 413

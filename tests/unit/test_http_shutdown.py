@@ -20,7 +20,7 @@ from tests.support.api import api_settings, eventually
 from tests.support.pictures import picture
 from tests.support.plain_http import NO_TLS
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 
 
 @asynccontextmanager
@@ -60,7 +60,7 @@ async def test_request_that_was_sent_before_the_shutdown_is_answered(
             (connection,) = server.server_state.connections
             assert isinstance(connection, HttpProtocol)
             connection.shutdown()
-            client.settimeout(PATIENCE)
+            client.settimeout(TIMEOUT)
             response = await asyncio.to_thread(_everything, client)
         assert response.startswith(b"HTTP/1.1 204")
         assert b"connection: close" in response
@@ -79,7 +79,7 @@ async def test_idle_connection_does_not_delay_the_shutdown(
     async with serving(tmp_path, colour_bundle) as (server, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         server.should_exit = True
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             assert await reader.read() == b""
         writer.close()
 
@@ -95,7 +95,7 @@ async def test_request_that_cannot_finish_is_answered_503(
     async with (
         serving(tmp_path, colour_bundle, seconds=1) as (server, port),
         httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, verify=NO_TLS
+            base_url=f"http://127.0.0.1:{port}", timeout=TIMEOUT, verify=NO_TLS
         ) as client,
     ):
         with closing(sqlite3.connect(tmp_path / "data" / "records.db")) as other:

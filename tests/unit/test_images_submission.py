@@ -42,7 +42,7 @@ from core.imaging import jpeg
 from core.settings import Settings
 from tests.support.api import LEASE, Api, Traces, api_settings, open_api
 from tests.support.clock import MovableClock, turns
-from tests.support.connections import PATIENCE
+from tests.support.connections import TIMEOUT
 from tests.support.faults import watched
 from tests.support.pictures import picture, sha256
 from tests.support.problems import assert_problem
@@ -422,7 +422,7 @@ async def test_disconnect_ends_the_wait_of_an_upload(api: Api) -> None:
 
     with api.services.uploads.slot() as slot:
         upload = Upload(bytearray(IMAGE), HASH, slot)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             images = api.services.images
             result, known = await images.submit(
                 api.key(HASH), upload, images.default_view, Wait(HOUR, disconnected)

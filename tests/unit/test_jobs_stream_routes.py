@@ -30,7 +30,7 @@ from tests.support.api import Api, api_settings, bearer, eventually, serve_api, 
 from tests.support.event_streams import Received, everything, reading
 from tests.support.jobs import MODEL, complete_item, job_of, running_job
 from tests.support.live_streams import (
-    PATIENCE,
+    TIMEOUT,
     connected,
     opened,
     polled,
@@ -66,7 +66,7 @@ async def messages(ws: ClientConnection) -> list[dict[str, Any]]:
     """Every message until the server closes the socket."""
     received = []
     with suppress(ConnectionClosed):  # raised for any code but 1000
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while True:
                 received.append(json.loads(await ws.recv()))
     return received
@@ -158,7 +158,7 @@ async def test_client_with_a_bad_connection_misses_and_repeats_no_event(
 
 
 async def next_event(api: Api, key: JobKey, last_id: str, *, socket_: bool) -> Received:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         if socket_:
             query = f"?last_event_id={last_id}" if last_id else ""
             async with connect(socket_of(api, key.id, query)) as ws:
@@ -379,7 +379,7 @@ async def test_invalid_frames_close_the_connection_without_an_error_log(
         writer.write(head)
         await asyncio.sleep(0)  # a separate packet, before the handshake is complete
         writer.write(early)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             # A reset, with unread bytes of this test, may discard the response.
             with suppress(ConnectionError, asyncio.IncompleteReadError):
                 await reader.readuntil(b"\r\n\r\n")
@@ -541,10 +541,10 @@ async def test_shutdown_closes_sockets_without_waiting_for_their_clients(
         server.should_exit = True
         for ws in sockets:
             with pytest.raises(ConnectionClosed):
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(TIMEOUT):
                     await ws.recv()
             assert ws.close_code == 1012
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             await eventually(lambda: connected(server, 0))
 
 

@@ -11,7 +11,7 @@ from app.streams.poller import Signal, Subscription
 from core.errors import Forbidden, NotFound, Unavailable
 from tests.support.clock import turns
 
-PATIENCE = 10.0
+TIMEOUT = 10.0
 NO_KEY = KeyRecheck(math.inf, None)
 
 
@@ -42,7 +42,7 @@ def clock() -> Clock:
 
 
 async def soon(events: EventSequence) -> Event | Signal:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         return await events.next()
 
 

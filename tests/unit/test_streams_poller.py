@@ -12,7 +12,7 @@ from app.streams.poller import BATCH_SECONDS, POLL_SECONDS, Poller, Signal, Subs
 from core.errors import Unavailable
 from tests.support.clock import turns
 
-PATIENCE = 10.0
+TIMEOUT = 10.0
 INTERVAL = 0.05  # seconds between lookups
 
 
@@ -66,7 +66,7 @@ async def poller(store: Store) -> AsyncIterator[Poller[str, int, State]]:
     assert not [t for t in asyncio.all_tasks() if "Poller" in repr(t.get_coro())]
 
 
-async def value_of(subscription: Subscription[State], seconds: float = PATIENCE) -> int | Signal:
+async def value_of(subscription: Subscription[State], seconds: float = TIMEOUT) -> int | Signal:
     state = await subscription.next(seconds)
     return state.value if isinstance(state, State) else state
 
@@ -97,7 +97,7 @@ async def test_a_thousand_subscribers_share_one_lookup_per_interval(store: Store
     async def subscribe(key: str) -> None:
         with poller.subscribe(key) as subscription:
             assert await value_of(subscription) == int(key)
-            state = await subscription.next(PATIENCE)
+            state = await subscription.next(TIMEOUT)
             assert isinstance(state, State)
             described[id(state)] += 1
 
@@ -142,7 +142,7 @@ async def test_no_state_is_older_than_its_subscription(store: Store) -> None:
     poller = Poller(store.look_up, State, interval=3600)
     store.answering.clear()
     with poller.subscribe("a") as first:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             await store.asked.wait()
         store.values["a"] = 9  # after the store was read, before it responds
         with poller.subscribe("a") as second:

@@ -33,7 +33,7 @@ from tests.support.api import (
 )
 from tests.support.event_streams import Received, everything, reading
 from tests.support.live_streams import (
-    PATIENCE,
+    TIMEOUT,
     connected,
     opened,
     polled,
@@ -189,7 +189,7 @@ async def test_reconnect_repeats_no_event_and_gets_204_after_the_last(
         async with served.client.stream("GET", path, **options) as response:  # type: ignore[arg-type]
             assert response.status_code == 200
             text = ""
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 async for piece in response.aiter_text():
                     text += piece
                     if text.count(":") >= 8:  # longer than the poller's interval
@@ -286,7 +286,7 @@ async def test_updates_are_sent_at_most_twice_a_second_and_the_last_event_immedi
         async with reading(served.client, path_of(image)) as reader:
             await anext(reader.events())
     await served.succeed(sha256(image))
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         last = await following
     assert last.event == "complete"
     # A delay on the way to a client delays later updates at least as much: none may be early.
@@ -301,7 +301,7 @@ async def test_many_streams_of_many_images_share_each_lookup(served: Api) -> Non
         limits = httpx.Limits(max_connections=200)
         base = served.client.base_url
         client = await stack.enter_async_context(
-            httpx.AsyncClient(base_url=base, limits=limits, timeout=PATIENCE, verify=NO_TLS)
+            httpx.AsyncClient(base_url=base, limits=limits, timeout=TIMEOUT, verify=NO_TLS)
         )
         readers = [
             await stack.enter_async_context(reading(client, path_of(image)))
@@ -501,7 +501,7 @@ async def test_shutdown_closes_streams_without_waiting_for_their_clients(
         await flood(api, other)
         await eventually(lambda: sending(server))
         server.should_exit = True
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             ends = await asyncio.gather(*(rest(stream) for stream in streams))
             await eventually(lambda: connected(server, 0))
         assert all(event.event == "update" for end in ends for event in end)
@@ -561,7 +561,7 @@ async def test_stream_ends_when_its_key_is_revoked(
             await eventually(lambda: heard(reader, 12))
             assert not waiting.done()
             assert await api.authenticator.access.keys.change(ada.key.id, revoke())
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 (end,) = await waiting
         assert (end.event, end.data["code"]) == ("failed", "unauthenticated")
 
