@@ -45,8 +45,6 @@ async def make_thumbnail(message: MakeThumbnail, ctx: WorkerContext) -> None:
 
 async def keep_thumbnail(key: RecordKey, thumbnail: bytes, blobs: BlobStore) -> None:
     """Store the thumbnail of a classified image. A failure is logged: it is made on demand."""
-    if not thumbnail:
-        return
     try:
         await store_thumbnail(key, thumbnail, blobs)
     except GlimpseError as error:
