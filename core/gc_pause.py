@@ -12,6 +12,10 @@ def begin_gc_pause() -> None:
 
 
 def end_gc_pause() -> None:
-    """Collect garbage from now on, without the objects that exist already."""
+    """Collect garbage from now on, without the objects that exist already.
+
+    A full collection would visit all of them, and pause an event loop for 50 ms:
+    https://docs.python.org/3/library/gc.html#gc.freeze
+    """
     gc.freeze()
     gc.enable()

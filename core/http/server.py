@@ -1,10 +1,11 @@
 """uvicorn for both services: an idle process sleeps."""
 
 import asyncio
-import gc
 from contextlib import suppress
 
 import uvicorn
+
+from core.gc_pause import end_gc_pause
 
 TICK_SECONDS = 1.0  # uvicorn updates the Date header at this interval
 _TICKS_OF_UVICORN = 10  # in this interval
@@ -36,9 +37,7 @@ class BaseServer(uvicorn.Server):
     async def main_loop(self) -> None:
         self._woken = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        # What exists now lives until the end. A full collection would visit all of it, and pause
-        # the loop for 50 ms. https://docs.python.org/3/library/gc.html#gc.freeze
-        gc.freeze()
+        end_gc_pause()  # what the application has created at its start stays, too
         ticks = 0
         while not await self.on_tick(ticks):
             with suppress(TimeoutError):
